@@ -1,0 +1,110 @@
+"""Start and stop SignalWire audio streams from asyncio, never twice.
+
+>>> async with StreamsClient(space="example", project="...", token="...") as client:  # doctest: +SKIP
+...     stream = await client.conferences.start_stream(conference_sid, url="wss://rx.example.com/audio")
+...     await client.conferences.stop_stream(conference_sid, stream)
+"""
+
+from signalwire_streams.client import StreamsClient
+from signalwire_streams.errors import (
+    ApiError,
+    AuthenticationError,
+    BadRequestError,
+    CircuitOpenError,
+    ClientStateError,
+    InvalidRequestError,
+    MalformedResponseError,
+    NotFoundError,
+    PermissionDeniedError,
+    Phase,
+    RateLimitedError,
+    ServerError,
+    StreamOutcomeUnknown,
+    StreamsError,
+    TransportError,
+    UnprocessableError,
+)
+from signalwire_streams.models import (
+    Action,
+    AnsweredBy,
+    Attempt,
+    Call,
+    CallbackMethod,
+    CallDirection,
+    CallStatus,
+    CallStream,
+    Codec,
+    Conference,
+    ConferenceStatus,
+    ConferenceStream,
+    Event,
+    Kind,
+    Lane,
+    Page,
+    Participant,
+    ParticipantStatus,
+    StartCallStream,
+    StartConferenceStream,
+    StreamStatus,
+    Track,
+)
+from signalwire_streams.resilience.policy import BreakerPolicy, RateLimit, RetryPolicy, Timeouts
+from signalwire_streams.resources import Listing
+from signalwire_streams.transport.clock import Clock
+from signalwire_streams.transport.middleware import Middleware, Send
+from signalwire_streams.transport.pacing import Pacer
+from signalwire_streams.wire.exchange import Exchange, Outcome, Reply
+
+__all__ = [
+    "Action",
+    "AnsweredBy",
+    "ApiError",
+    "Attempt",
+    "AuthenticationError",
+    "BadRequestError",
+    "BreakerPolicy",
+    "Call",
+    "CallDirection",
+    "CallStatus",
+    "CallStream",
+    "CallbackMethod",
+    "CircuitOpenError",
+    "ClientStateError",
+    "Clock",
+    "Codec",
+    "Conference",
+    "ConferenceStatus",
+    "ConferenceStream",
+    "Event",
+    "Exchange",
+    "InvalidRequestError",
+    "Kind",
+    "Lane",
+    "Listing",
+    "MalformedResponseError",
+    "Middleware",
+    "NotFoundError",
+    "Outcome",
+    "Pacer",
+    "Page",
+    "Participant",
+    "ParticipantStatus",
+    "PermissionDeniedError",
+    "Phase",
+    "RateLimit",
+    "RateLimitedError",
+    "Reply",
+    "RetryPolicy",
+    "Send",
+    "ServerError",
+    "StartCallStream",
+    "StartConferenceStream",
+    "StreamOutcomeUnknown",
+    "StreamStatus",
+    "StreamsClient",
+    "StreamsError",
+    "Timeouts",
+    "Track",
+    "TransportError",
+    "UnprocessableError",
+]

@@ -1,0 +1,147 @@
+"""`StreamsClient`: puts the floors together and owns their lifetime."""
+
+import os
+from asyncio import Semaphore
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import NoReturn, Self
+
+import aiohttp
+
+from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models.checks import check_count
+from signalwire_streams.resilience.breaker import Breaker
+from signalwire_streams.resilience.budget import RetryBudget
+from signalwire_streams.resilience.pace import Pace
+from signalwire_streams.resilience.policy import BreakerPolicy, RateLimit, RetryPolicy, Timeouts
+from signalwire_streams.resources import Calls, Conferences
+from signalwire_streams.transport.breaking import Break
+from signalwire_streams.transport.clock import Clock
+from signalwire_streams.transport.http import HttpSender
+from signalwire_streams.transport.line import Line
+from signalwire_streams.transport.middleware import Middleware, chain
+from signalwire_streams.transport.pacing import LocalPacer, Pacer, Turns
+from signalwire_streams.transport.retrying import OnAttempt, Retry
+from signalwire_streams.transport.sessions import SessionManager, user_agent
+from signalwire_streams.wire.account import Account, find_account
+
+_ENVIRONMENT = {"space": "SIGNALWIRE_SPACE", "project": "SIGNALWIRE_PROJECT_ID", "token": "SIGNALWIRE_API_TOKEN"}
+
+
+class StreamsClient:
+    """The asyncio client for SignalWire's audio streams.
+
+    Use it as ``async with StreamsClient(...) as client``, or call `aclose` when done. One client serves any
+    number of calls at once, from one event loop.
+
+    Attributes:
+        conferences: the conferences and their streams.
+        calls: the calls and their streams.
+    """
+
+    conferences: Conferences
+    calls: Calls
+
+    def __init__(
+        self,
+        *,
+        space: str | None = None,
+        project: str | None = None,
+        token: str | None = None,
+        base_url: str | None = None,
+        session: aiohttp.ClientSession | None = None,
+        connections: int = 256,
+        retry: RetryPolicy | None = None,
+        timeouts: Timeouts | None = None,
+        rate_limit: RateLimit | None = None,
+        breaker: BreakerPolicy | None = None,
+        pacer: Pacer | None = None,
+        on_attempt: OnAttempt | None = None,
+        middlewares: Sequence[Middleware] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        """Prepare a client; nothing is opened before the first request.
+
+        Args:
+            space: the Space's name (``example``) or host (``example.signalwire.com``).
+            project: the Project ID, which the API also calls AccountSid.
+            token: an API token of the project.
+            base_url: instead of ``space``: an https address, or plain http on this very machine.
+            session: an aiohttp session to borrow; it is never closed here. Its middlewares are not used, and
+                it must not have ``auth`` of its own.
+            connections: how many connections may be open at once.
+            retry: how often and how long calls are tried.
+            timeouts: how long one attempt may take.
+            rate_limit: the Space's limit and this client's share of it.
+            breaker: when to stop asking a Space that keeps failing.
+            pacer: instead of ``rate_limit``: a pacer that several clients share.
+            on_attempt: called with each `Attempt` as it ends, for metrics and logs.
+            middlewares: put around each call, outside of the retry.
+            clock: where time, waiting and chance come from; for tests.
+
+        Raises:
+            InvalidRequestError: something is missing or can't be right; the message says what to write.
+        """
+        if pacer is not None and rate_limit is not None:
+            raise InvalidRequestError("pass rate_limit= or pacer=, not both: a pacer has the limit within it")
+        check_count(connections, "connections")
+        account = find_account(space=space, base_url=base_url, project=project, token=token)
+        clock = clock or Clock()
+        sessions = SessionManager(connections, session)
+        around: Sequence[Middleware] = (
+            *middlewares,
+            Retry(retry or RetryPolicy(), RetryBudget(), clock, on_attempt),
+            Break(Breaker(breaker or BreakerPolicy()), clock),
+            Turns(Semaphore(sessions.slots), pacer or LocalPacer(Pace(rate_limit or RateLimit()), clock), clock),
+        )
+        sender = HttpSender(sessions, account.origin, _headers(account), timeouts or Timeouts(), clock)
+        self._account = account
+        self._line = Line(sessions, chain(around, sender))
+        self.conferences = Conferences(self._line, account)
+        self.calls = Calls(self._line, account)
+
+    @classmethod
+    def from_env(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """Make a client from ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN``.
+
+        Args:
+            environment: where to look them up; the process's own by default.
+
+        Raises:
+            InvalidRequestError: some are not set; the message names them all.
+        """
+        found = os.environ if environment is None else environment
+        missing = [name for name in _ENVIRONMENT.values() if not found.get(name)]
+        if missing:
+            raise InvalidRequestError(f"set {', '.join(missing)} in the environment (see your Space's API page)")
+        return cls(**{argument: found[name] for argument, name in _ENVIRONMENT.items()})  # type: ignore[arg-type]
+
+    async def aclose(self) -> None:
+        """Take no new calls, give those under way five seconds to end, then close the connections."""
+        await self._line.aclose()
+
+    async def __aenter__(self) -> Self:
+        self._line.sessions.check()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError("StreamsClient is asynchronous: write 'async with StreamsClient(...) as client:'")
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing; it is here so that ``__enter__`` can explain itself."""
+
+    def __repr__(self) -> str:
+        return f"StreamsClient({self._account.origin!r}, project={self._account.sid!r})"
+
+
+def _headers(account: Account) -> Mapping[str, str]:
+    return {
+        "Authorization": account.authorization,
+        "Accept": "application/json",
+        "User-Agent": user_agent(),
+    }

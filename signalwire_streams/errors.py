@@ -1,0 +1,182 @@
+"""The exception tree: everything this package raises on purpose.
+
+::
+
+    StreamsError
+    ├── InvalidRequestError        (ValueError)    the caller wrote something wrong; nothing was sent
+    ├── ClientStateError           (RuntimeError)  the client is closed, or belongs to another event loop
+    ├── TransportError                             no answer came that could be believed
+    │   └── CircuitOpenError                       the Space kept failing; not even tried
+    ├── MalformedResponseError                     an answer came, and it is not the API's
+    ├── ApiError                                   the Space refused
+    │   ├── BadRequestError        400
+    │   ├── AuthenticationError    401
+    │   ├── PermissionDeniedError  403
+    │   ├── NotFoundError          404
+    │   ├── UnprocessableError     422
+    │   ├── RateLimitedError       429, or code 20429
+    │   └── ServerError            5xx, or code 20504
+    └── StreamOutcomeUnknown                       the stream may be running, and nobody can tell
+
+Every message is one line. No message and no attribute holds an API token, a bearer token or a custom
+parameter's value. The errors pickle, so that they can cross a process boundary.
+"""
+
+from enum import StrEnum
+from typing import Literal
+
+from attrs import define
+
+Sent = Literal["no", "maybe", "yes"]
+"""Whether the Space received the request: certainly not, perhaps, or certainly (it answered)."""
+
+
+class Phase(StrEnum):
+    """How far one attempt got before it ended."""
+
+    QUEUED = "queued"
+    """Waiting for a connection slot, for the pacer or for an open gate. Nothing was sent."""
+    CONNECTING = "connecting"
+    """Getting a connection: DNS, TCP, TLS, or a kept-alive one that turned out dead. Nothing was sent."""
+    WRITING = "writing"
+    """The request was being written. The Space may have all of it, or a part."""
+    WAITING = "waiting"
+    """The request is out; no status line came back yet."""
+    ANSWERED = "answered"
+    """A status line came back (the body may still have been lost)."""
+
+
+@define(eq=False, slots=False, str=False)
+class StreamsError(Exception):
+    """The root of every error of this package.
+
+    Attributes:
+        message: one line that can be shown to a person.
+        sent: whether the Space received the request, over all attempts of the call.
+        attempts: how many attempts the call made.
+        retry_after: seconds to wait before another try, when the Space or the client knows.
+        request_id: the Space's own id of the answer, for its support.
+    """
+
+    message: str
+    sent: Sent = "no"
+    attempts: int = 0
+    retry_after: float | None = None
+    request_id: str | None = None
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@define(eq=False, slots=False, str=False)
+class InvalidRequestError(StreamsError, ValueError):
+    """The caller wrote something that can't be right; the message says what to write instead."""
+
+
+@define(eq=False, slots=False, str=False)
+class ClientStateError(StreamsError, RuntimeError):
+    """The client can't be used now: it is closed, or it belongs to another event loop."""
+
+
+@define(eq=False, slots=False, str=False)
+class TransportError(StreamsError):
+    """No answer came that could be believed.
+
+    Attributes:
+        phase: how far the last attempt got.
+    """
+
+    phase: Phase = Phase.QUEUED
+
+
+@define(eq=False, slots=False, str=False)
+class CircuitOpenError(TransportError):
+    """Too many recent requests failed, so this one was not tried; ``retry_after`` says when one will be."""
+
+
+@define(eq=False, slots=False, str=False)
+class MalformedResponseError(StreamsError):
+    """The answer is not one that the API gives: not HTTP, not JSON, or a page to follow on another host.
+
+    Attributes:
+        status: the HTTP status, where there was a readable one.
+    """
+
+    status: int | None = None
+
+
+@define(eq=False, slots=False, str=False)
+class ApiError(StreamsError):
+    """The Space answered, and refused.
+
+    Source: https://signalwire.com/docs/compatibility-api/rest/error-codes
+
+    Attributes:
+        status: the HTTP status.
+        code: the platform's own error code, such as 20404.
+        errors: the sentences of the answer, from either of the API's error shapes.
+        more_info: the address of the platform's page about the code.
+    """
+
+    status: int = 0
+    code: int | None = None
+    errors: tuple[str, ...] = ()
+    more_info: str | None = None
+
+
+@define(eq=False, slots=False, str=False)
+class BadRequestError(ApiError):
+    """400: the request can't be processed."""
+
+
+@define(eq=False, slots=False, str=False)
+class AuthenticationError(ApiError):
+    """401: the project id or the API token is wrong."""
+
+
+@define(eq=False, slots=False, str=False)
+class PermissionDeniedError(ApiError):
+    """403: the token lacks a scope, or the feature is off for this Space."""
+
+
+@define(eq=False, slots=False, str=False)
+class NotFoundError(ApiError):
+    """404: no such conference, call or stream."""
+
+
+@define(eq=False, slots=False, str=False)
+class UnprocessableError(ApiError):
+    """422: a field was refused; ``errors`` says which."""
+
+
+@define(eq=False, slots=False, str=False)
+class RateLimitedError(ApiError):
+    """429 or code 20429, and waiting did not help or would take too long."""
+
+
+@define(eq=False, slots=False, str=False)
+class ServerError(ApiError):
+    """5xx or code 20504: the Space failed."""
+
+
+@define(eq=False, slots=False, str=False)
+class StreamOutcomeUnknown(StreamsError):  # noqa: N818  (it names a state of the world, not a fault)
+    """A start was sent, and whether the stream runs can't be told.
+
+    The API has no way to look a stream up, so the client says what it knows instead of guessing. With a
+    ``name`` it is safe to start again **under that same name**: a stream that already runs is then refused
+    as a duplicate (documented for conferences). Without a name, a second start may make a second stream.
+
+    Attributes:
+        target: the sid of the conference or call.
+        name: the Name that was sent, or None.
+        phase: how far the attempt got that made the outcome unknown.
+        status: the HTTP status of the last answer, if there was one.
+        accepted: True when the Space answered 2xx but the answer could not be read: the stream runs.
+    """
+
+    target: str = ""
+    name: str | None = None
+    phase: Phase = Phase.WAITING
+    status: int | None = None
+    accepted: bool = False

@@ -1,0 +1,44 @@
+"""What travels: immutable values and the vendor's vocabularies. No behaviour beyond validation."""
+
+from signalwire_streams.models.attempts import Action, Attempt, Event, Kind, Lane
+from signalwire_streams.models.calls import Call
+from signalwire_streams.models.conferences import Conference, Participant
+from signalwire_streams.models.enums import (
+    AnsweredBy,
+    CallbackMethod,
+    CallDirection,
+    CallStatus,
+    Codec,
+    ConferenceStatus,
+    ParticipantStatus,
+    StreamStatus,
+    Track,
+)
+from signalwire_streams.models.pages import Page
+from signalwire_streams.models.requests import StartCallStream, StartConferenceStream
+from signalwire_streams.models.streams import CallStream, ConferenceStream
+
+__all__ = [
+    "Action",
+    "AnsweredBy",
+    "Attempt",
+    "Call",
+    "CallDirection",
+    "CallStatus",
+    "CallStream",
+    "CallbackMethod",
+    "Codec",
+    "Conference",
+    "ConferenceStatus",
+    "ConferenceStream",
+    "Event",
+    "Kind",
+    "Lane",
+    "Page",
+    "Participant",
+    "ParticipantStatus",
+    "StartCallStream",
+    "StartConferenceStream",
+    "StreamStatus",
+    "Track",
+]

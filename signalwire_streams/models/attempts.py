@@ -1,0 +1,103 @@
+"""What is known of one attempt to get an answer from the Space."""
+
+from enum import Enum, StrEnum, auto
+
+from attrs import frozen
+
+from signalwire_streams.errors import Phase, Sent
+
+
+class Kind(StrEnum):
+    """What an exchange does at the Space; it decides what may be sent again."""
+
+    READ = "read"
+    STOP = "stop"
+    CONFERENCE_START = "named start on a conference"
+    CALL_START = "named start on a call"
+    UNNAMED_START = "unnamed start"
+
+    @property
+    def is_start(self) -> bool:
+        """Whether doing it twice could make two streams."""
+        return self not in {Kind.READ, Kind.STOP}
+
+
+class Lane(Enum):
+    """Who goes first where requests have to wait."""
+
+    INTERACTIVE = auto()
+    BULK = auto()
+
+
+class Event(StrEnum):
+    """How one attempt ended, as far as deciding what to do next needs it."""
+
+    DONE = "answered"
+    UNSENT = "could not connect"
+    STALE = "the kept-alive connection was dead"
+    UNUSABLE = "the connection can't be used"
+    EXPIRED = "not sent in time"
+    BREAKER_OPEN = "not tried, the Space kept failing"
+    BROKEN = "no answer came"
+    MALFORMED = "the answer can't be read"
+    ACCEPTED = "accepted, but the answer can't be read"
+    REDIRECTED = "redirected"
+    REJECTED = "refused"
+    DENIED = "access refused"
+    DUPLICATE_NAME = "refused as a duplicate name"
+    GONE = "nothing there to stop"
+    TRY_AGAIN = "asked to try again"
+    THROTTLED = "too many requests"
+    UNAVAILABLE = "unavailable"
+    SERVER_FAULT = "the Space failed"
+    CANCELLED = "cancelled"
+
+
+class Action(StrEnum):
+    """What is done after an attempt."""
+
+    FINISH = "finish"
+    RETRY = "retry"
+    RETRY_UNSENT = "retry, nothing was sent"
+    RETRY_NOW = "retry at once"
+    RETRY_ONCE = "retry at once, one time"
+    RESEND = "send again under the same name"
+    WAIT_FOR_GATE = "wait until the Space takes requests again"
+    ALREADY_STARTED = "it runs already"
+    ALREADY_STOPPED = "it is stopped already"
+    BY_NAME = "it runs, known by its name"
+    FAIL = "fail"
+    UNKNOWN = "the outcome is unknown"
+
+
+@frozen(kw_only=True)
+class Attempt:
+    """One attempt, as ``on_attempt`` hears of it. It holds no secret.
+
+    Attributes:
+        kind: what the exchange does.
+        target: the sid of the conference or call, or the path of a list.
+        name: the stream's Name, for a start.
+        number: counted from 1 within the call.
+        event: how the attempt ended.
+        phase: how far it got.
+        sent: whether the Space received this attempt.
+        status: the HTTP status, if one came.
+        code: the platform's error code, if one came.
+        seconds: how long the attempt took, its waiting for a slot and for the pacer included.
+        action: what is done next.
+        wait: seconds until then.
+    """
+
+    kind: Kind
+    target: str
+    name: str | None
+    number: int
+    event: Event
+    phase: Phase
+    sent: Sent
+    status: int | None
+    code: int | None
+    seconds: float
+    action: Action
+    wait: float

@@ -1,0 +1,168 @@
+"""What a caller can get wrong, each with a sentence that says what to write instead.
+
+Every check raises `InvalidRequestError` before anything is sent. Messages never repeat a query string, a
+user and password in a URL, a parameter's value or a token.
+"""
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from signalwire_streams.errors import InvalidRequestError
+
+MAX_PARAMETERS = 99
+"""``Parameter1`` to ``Parameter99``. Source: https://signalwire.com/docs/compatibility-api/rest/streams"""
+
+_HANDLE = re.compile(r"[^\s/\\?#%]+")
+_WORD = TypeVar("_WORD", bound=StrEnum)
+
+
+def public_url(url: str) -> str:
+    """Give the part of a URL that may be shown: no query, no fragment, no user and password."""
+    bare = re.split(r"[?#]", url, maxsplit=1)[0]
+    return re.sub(r"//[^/@]*@", "//", bare)
+
+
+def check_handle(value: object, what: str) -> str:
+    """Check a sid or a stream's name: it becomes one segment of a URL path.
+
+    Args:
+        value: what the caller gave.
+        what: how to call it in the message, for example ``conference_sid``.
+
+    Returns:
+        The value itself.
+    """
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{what} must be a str, not {type(value).__name__}")
+    if not value:
+        raise InvalidRequestError(f"{what} is empty: write the one that the API or your dashboard shows")
+    if not _HANDLE.fullmatch(value) or not value.isprintable() or ".." in value or value == ".":
+        raise InvalidRequestError(
+            f"{what} {value!r} can't be part of a path: write it without blanks, '/', '\\', '?', '#', '%', '..'"
+        )
+    return value
+
+
+def check_stream_url(value: object) -> str:
+    """Check ``Url``: wss only and without a query string, as the API demands.
+
+    Source: https://signalwire.com/docs/compatibility-api/rest/streams ("The only supported protocol is wss")
+    """
+    url = _text(value, "url", "the wss:// address of your WebSocket server")
+    shown = public_url(url)
+    if any(character.isspace() or not character.isprintable() for character in url):
+        raise InvalidRequestError(f"url {shown!r} holds blanks or control characters: percent-encode them")
+    if "?" in url:
+        raise InvalidRequestError(
+            f"url {shown!r} has a query string, which SignalWire refuses: pass the values as parameters={{...}}"
+        )
+    if "#" in url:
+        raise InvalidRequestError(f"url {shown!r} has a fragment: write it without the '#' and what follows")
+    if url.startswith("/"):  # "Absolute or relative URL" says the API; what it is relative to, it does not
+        return url
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise InvalidRequestError(f"url {shown!r} has no scheme: write 'wss://{shown}'")
+    if scheme.lower() != "wss":
+        host = public_url(f"//{rest}").removeprefix("//")
+        raise InvalidRequestError(f"url starts with {scheme}://, and SignalWire takes wss only: write 'wss://{host}'")
+    return _check_host(url, shown)
+
+
+def _check_host(url: str, shown: str) -> str:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host:
+        raise InvalidRequestError(f"url {shown!r} names no host: write it as 'wss://host/path'")
+    if parts.username is not None:
+        raise InvalidRequestError(
+            f"url {shown!r} carries a user and password: pass authorization_bearer_token=... instead"
+        )
+    return url
+
+
+def check_callback_url(value: object) -> str:
+    """Check ``StatusCallback``: an absolute http or https URL."""
+    url = _text(value, "status_callback", "the https:// address that should hear of the stream")
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme.lower() in {"http", "https"} and bool(parts.hostname) and url.isprintable()
+    except ValueError:
+        good = False
+    if not good or " " in url:
+        raise InvalidRequestError(
+            f"status_callback {public_url(url)!r} is no http(s) address: write it as 'https://host/path'"
+        )
+    return url
+
+
+def check_parameters(value: object) -> Mapping[str, str]:
+    """Check the custom parameters: at most 99, names not empty, names and values of type str."""
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError(f"parameters must be a mapping of names to values, not {type(value).__name__}")
+    if len(value) > MAX_PARAMETERS:
+        raise InvalidRequestError(
+            f"{len(value)} parameters are too many: SignalWire takes {MAX_PARAMETERS}; join some into one value"
+        )
+    for name, text in value.items():
+        if not isinstance(name, str) or not name.strip():
+            raise InvalidRequestError("a parameter has an empty name: give each value a name of its own")
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"parameter {name!r} is of type {type(text).__name__}: write its value as a str")
+    return dict(value)
+
+
+def check_bearer_token(value: object) -> str:
+    """Check the bearer token: it becomes a header of the WebSocket upgrade, so visible ASCII only."""
+    token = _text(value, "authorization_bearer_token", "the token that your WebSocket server expects")
+    if not all("!" <= character <= "~" for character in token):
+        raise InvalidRequestError(
+            "authorization_bearer_token holds blanks or is not ASCII: write the bare token, without 'Bearer'"
+        )
+    return token
+
+
+def check_flag(value: object, what: str) -> bool:
+    """Check a switch: True or False, not a word for it."""
+    if not isinstance(value, bool):
+        raise InvalidRequestError(f"{what} must be True or False, not {value!r}")
+    return value
+
+
+def check_deadline(value: object) -> float | None:
+    """Check the seconds that a call may take: a number above 0, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise InvalidRequestError(f"deadline must be seconds above 0, not {value!r}")
+    return value
+
+
+def check_count(value: object, what: str, *, least: int = 1) -> int:
+    """Check a whole number that may not be too small."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidRequestError(f"{what} must be a whole number of {least} or more, not {value!r}")
+    return value
+
+
+def check_word(value: object, vocabulary: type[_WORD], what: str) -> _WORD:
+    """Check a word against one of the vendor's vocabularies."""
+    for word in vocabulary:
+        if word == value:
+            return word
+    choices = ", ".join(repr(word.value) for word in vocabulary)
+    raise InvalidRequestError(f"{what} {value!r} is unknown: write one of {choices}")
+
+
+def _text(value: object, what: str, wanted: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{what} must be a str, not {type(value).__name__}")
+    if not value.strip():
+        raise InvalidRequestError(f"{what} is empty: write {wanted}")
+    return value

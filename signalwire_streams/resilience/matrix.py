@@ -1,0 +1,62 @@
+"""The retry matrix: what happened, times what was asked for, gives what is done.
+
+Starting a stream is a POST without an idempotency key. So what may be repeated depends on whether the Space
+can have carried it out, and on whether it can tell a repetition (by the stream's Name).
+"""
+
+from collections.abc import Mapping
+
+from signalwire_streams.models import Action, Event, Kind
+
+_Row = tuple[Action, Action, Action]
+_EVERYWHERE: Mapping[Action, _Row] = {action: (action, action, action) for action in Action}
+
+#                           idempotent     named start       unnamed start
+_MAY_HAVE_HAPPENED: _Row = (Action.RETRY, Action.RESEND, Action.UNKNOWN)
+
+MATRIX: Mapping[Event, _Row] = {
+    Event.DONE: _EVERYWHERE[Action.FINISH],
+    # The Space never saw it.
+    Event.UNSENT: _EVERYWHERE[Action.RETRY_UNSENT],
+    Event.STALE: (Action.RETRY_NOW, Action.RETRY_NOW, Action.RETRY_ONCE),
+    Event.UNUSABLE: _EVERYWHERE[Action.FAIL],
+    Event.EXPIRED: _EVERYWHERE[Action.FAIL],
+    Event.BREAKER_OPEN: _EVERYWHERE[Action.FAIL],
+    # The Space may have carried it out.
+    Event.BROKEN: _MAY_HAVE_HAPPENED,
+    Event.MALFORMED: _MAY_HAVE_HAPPENED,
+    Event.SERVER_FAULT: _MAY_HAVE_HAPPENED,
+    # The Space did carry it out.
+    Event.ACCEPTED: (Action.RETRY, Action.BY_NAME, Action.UNKNOWN),
+    # The Space refused it.
+    Event.REDIRECTED: _EVERYWHERE[Action.FAIL],
+    Event.REJECTED: _EVERYWHERE[Action.FAIL],
+    Event.DENIED: _EVERYWHERE[Action.FAIL],
+    Event.DUPLICATE_NAME: _EVERYWHERE[Action.FAIL],
+    Event.GONE: _EVERYWHERE[Action.FAIL],
+    # The Space did not take it up.
+    Event.TRY_AGAIN: _EVERYWHERE[Action.RETRY],
+    Event.UNAVAILABLE: _EVERYWHERE[Action.RETRY],
+    Event.THROTTLED: _EVERYWHERE[Action.WAIT_FOR_GATE],
+}
+
+AMBIGUOUS = frozenset({Event.BROKEN, Event.MALFORMED, Event.SERVER_FAULT, Event.ACCEPTED})
+"""After one of these, the request may have been carried out."""
+
+_COLUMNS = {Kind.READ: 0, Kind.STOP: 0, Kind.CONFERENCE_START: 1, Kind.CALL_START: 1, Kind.UNNAMED_START: 2}
+
+
+def action_for(kind: Kind, event: Event, *, ambiguous_before: bool) -> Action:
+    """Look up what is done.
+
+    Args:
+        kind: what was asked for.
+        event: what happened.
+        ambiguous_before: whether an earlier attempt of the same call may have been carried out. Then a
+            refusal as a duplicate, or as "nothing there to stop", proves that it was.
+    """
+    if ambiguous_before and event is Event.DUPLICATE_NAME:
+        return Action.ALREADY_STARTED
+    if ambiguous_before and event is Event.GONE:
+        return Action.ALREADY_STOPPED
+    return MATRIX[event][_COLUMNS[kind]]

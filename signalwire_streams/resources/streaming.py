@@ -1,0 +1,112 @@
+"""Starting and stopping streams, the same on conferences and on calls."""
+
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+from attrs import evolve, frozen
+
+from signalwire_streams.errors import InvalidRequestError, NotFoundError
+from signalwire_streams.models import (
+    Action,
+    CallStream,
+    ConferenceStream,
+    StartCallStream,
+    StartConferenceStream,
+    StreamStatus,
+)
+from signalwire_streams.models.checks import check_handle
+from signalwire_streams.transport.line import Line
+from signalwire_streams.wire import exchanges
+from signalwire_streams.wire.account import Account
+from signalwire_streams.wire.answers import read_stream
+from signalwire_streams.wire.exchange import Exchange, Outcome
+from signalwire_streams.wire.failures import failure_of
+
+_Stream = TypeVar("_Stream", ConferenceStream, CallStream)
+_SUCCEEDED = frozenset({Action.FINISH, Action.ALREADY_STARTED, Action.ALREADY_STOPPED, Action.BY_NAME})
+
+
+async def settle(line: Line, exchange: Exchange) -> Outcome:
+    """Perform an exchange, and raise what kept it from succeeding.
+
+    Raises:
+        StreamsError: the typed error of the call.
+    """
+    outcome = await line.perform(exchange)
+    if outcome.action not in _SUCCEEDED:
+        raise failure_of(exchange, outcome)
+    return outcome
+
+
+@frozen
+class Streams(Generic[_Stream]):
+    """The streams of conferences, or of calls.
+
+    Attributes:
+        line: the way to the Space.
+        account: who asks.
+        collection: ``Conferences`` or ``Calls``.
+        model: what a stream of theirs is.
+        target_field: under which name the model has its conference or call.
+    """
+
+    line: Line
+    account: Account
+    collection: str
+    model: type[_Stream]
+    target_field: str
+
+    async def start(self, request: StartConferenceStream | StartCallStream, deadline: float | None) -> _Stream:
+        """Start a stream, under a generated name where the caller gave none."""
+        if request.name is None and not request.unnamed:
+            request = evolve(request, name=exchanges.generate_name())
+        exchange = exchanges.start(self.account, request, deadline=deadline)
+        outcome = await settle(self.line, exchange)
+        known: Mapping[str, object] = {self.target_field: request.target}
+        if outcome.reply is None or outcome.action is not Action.FINISH:
+            stream = read_stream({"name": request.name}, self.model, known)
+        else:
+            stream = read_stream(outcome.reply.document, self.model, known)
+        return evolve(
+            stream,
+            name=stream.name if stream.name is not None else request.name,
+            ambiguous=outcome.ambiguous,
+            already_started=outcome.action is Action.ALREADY_STARTED,
+        )
+
+    async def stop(self, target: str, stream: _Stream | str, deadline: float | None) -> _Stream:
+        """Stop a stream, given as itself, its sid or its name."""
+        if isinstance(stream, str):
+            return await self._stop_by(target, check_handle(stream, "stream"), stream, deadline)
+        if not isinstance(stream, self.model):
+            raise InvalidRequestError(
+                f"stream is a {type(stream).__name__}: pass a {self.model.__name__}, a sid or a name"
+            )
+        if getattr(stream, self.target_field) != target:
+            raise InvalidRequestError(f"the stream belongs to another {self.target_field}: pass that one")
+        handles = [stream.sid, stream.name]
+        if stream.ambiguous:  # then the sid may be that of the refused second stream, and the name is the handle
+            handles.reverse()
+        return await self._stop_first(target, stream, [handle for handle in handles if handle], deadline)
+
+    async def _stop_first(self, target: str, stream: _Stream, handles: list[str], deadline: float | None) -> _Stream:
+        if not handles:
+            raise InvalidRequestError(
+                "the stream has neither sid nor name, so it can't be stopped: end its call instead"
+            )
+        try:
+            return await self._stop_by(target, handles[0], stream, deadline)
+        except NotFoundError:
+            if not stream.ambiguous or len(handles) == 1:
+                raise
+        return await self._stop_by(target, handles[1], stream, deadline)
+
+    async def _stop_by(self, target: str, handle: str, stream: _Stream | str, deadline: float | None) -> _Stream:
+        exchange = exchanges.stop(self.account, self.collection, target, handle, deadline=deadline)
+        outcome = await settle(self.line, exchange)
+        known: Mapping[str, object] = {self.target_field: target}
+        if outcome.reply is not None and outcome.action is Action.FINISH:
+            return read_stream(outcome.reply.document, self.model, known)
+        # It is stopped, as a repeated stop was told; what is known of it is what was known before.
+        before = stream if not isinstance(stream, str) else read_stream({"sid": stream}, self.model, known)
+        return evolve(before, status=StreamStatus.STOPPED)

@@ -1,0 +1,32 @@
+"""The circuit breaker as a middleware: it fails fast while the Space keeps failing."""
+
+from attrs import define
+
+from signalwire_streams.errors import Phase
+from signalwire_streams.models import Event
+from signalwire_streams.resilience.breaker import Breaker
+from signalwire_streams.transport.clock import Clock
+from signalwire_streams.transport.middleware import Send
+from signalwire_streams.wire.exchange import Exchange, Outcome
+
+
+@define(eq=False)
+class Break:
+    """Lets an exchange through unless the breaker is open."""
+
+    breaker: Breaker
+    clock: Clock
+
+    async def __call__(self, exchange: Exchange, send: Send) -> Outcome:
+        """Send, or answer at once that it is not tried."""
+        admission = self.breaker.admit(self.clock.now())
+        if admission.wait:
+            exchange.progress.phase = Phase.QUEUED
+            return Outcome(event=Event.BREAKER_OPEN, phase=Phase.QUEUED, retry_after=admission.wait)
+        try:
+            outcome = await send(exchange)
+        except BaseException:
+            self.breaker.abandon(admission)
+            raise
+        self.breaker.record(admission, outcome.event, self.clock.now())
+        return outcome

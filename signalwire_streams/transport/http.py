@@ -1,0 +1,182 @@
+"""One attempt over aiohttp, from an exchange to an outcome. Nothing that aiohttp raises gets out of here.
+
+aiohttp's exceptions can't tell "not sent" from "maybe sent": a dead kept-alive connection and a request that
+was read and then reset raise the same class. So the body is handed over as a payload that notes when it is
+written, and the phase decides.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import BytesPayload
+from attrs import define, field
+from yarl import URL
+
+from signalwire_streams.errors import Phase
+from signalwire_streams.models import Event, Kind
+from signalwire_streams.resilience.policy import Timeouts
+from signalwire_streams.transport.clock import Clock
+from signalwire_streams.transport.sessions import SessionManager
+from signalwire_streams.wire.exchange import Exchange, Outcome, Progress, Reply
+from signalwire_streams.wire.headers import retry_after
+from signalwire_streams.wire.replies import event_of, read_reply
+
+_FORM = "application/x-www-form-urlencoded"
+_REFUSAL_LIMIT = 64 * 1024
+_ANSWER_LIMIT = 16 * 1024 * 1024
+_ONE_WRITE = 64 * 1024
+_REFUSED = 300
+_PROXY_AUTH = 407
+
+_UNUSABLE = (
+    aiohttp.ClientConnectorCertificateError,
+    aiohttp.ServerFingerprintMismatch,
+    aiohttp.InvalidURL,
+    aiohttp.NonHttpUrlClientError,
+    ValueError,  # aiohttp's word for a session whose own settings contradict the request's
+)
+
+
+class _NotedPayload(BytesPayload):
+    """A body that notes how far its writing got."""
+
+    def __init__(self, body: bytes, progress: Progress) -> None:
+        super().__init__(body, content_type=_FORM)
+        self._progress = progress
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        transport = writer.transport
+        if transport is not None and not transport.is_closing():
+            self._progress.phase = Phase.WRITING
+        await super().write_with_length(writer, content_length)
+        # A small body leaves in one write together with its headers, and that write either took bytes or closed
+        # the transport on the spot: then the kernel took none, and the kept-alive connection was dead.
+        dead = transport is None or (transport.is_closing() and len(self._value) <= _ONE_WRITE)
+        self._progress.phase = Phase.CONNECTING if dead else Phase.WAITING
+
+
+class _SilentResendError(aiohttp.ClientError):
+    """What aiohttp would repeat a GET for by itself, unseen by the retry and its counting."""
+
+
+async def _no_silent_resend(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    try:
+        return await handler(request)
+    except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _SilentResendError(str(error)) from error
+
+
+@define(eq=False)
+class HttpSender:
+    """Sends one exchange, once.
+
+    Attributes:
+        sessions: where the aiohttp session comes from.
+        origin: scheme, host and port of the Space.
+        headers: what every request carries, the authorisation among it.
+        timeouts: how long an attempt may take.
+        clock: where the time comes from.
+    """
+
+    sessions: SessionManager
+    origin: str
+    headers: Mapping[str, str] = field(repr=False)
+    timeouts: Timeouts
+    clock: Clock
+    _timeout: aiohttp.ClientTimeout = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._timeout = aiohttp.ClientTimeout(
+            total=None,
+            connect=self.timeouts.connect,
+            sock_connect=self.timeouts.connect,
+            sock_read=self.timeouts.read,
+        )
+
+    async def __call__(self, exchange: Exchange) -> Outcome:
+        """Send the exchange and say how it ended."""
+        progress = exchange.progress
+        if not self.sessions.usable:
+            progress.phase = Phase.QUEUED
+            return Outcome(event=Event.UNUSABLE, phase=Phase.QUEUED, detail="the client was closed meanwhile")
+        progress.phase = Phase.CONNECTING
+        left = progress.deadline_at - self.clock.now()
+        heard: list[aiohttp.ClientResponse] = []
+        try:
+            async with asyncio.timeout(min(self.timeouts.attempt, left)):
+                reply = await self._exchange(exchange, heard)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            if not heard:
+                return _without_reply(exchange.kind, progress.phase, error)
+            reply = read_reply(heard[0].status, heard[0].headers, b"", complete=False)
+        return Outcome(
+            event=event_of(exchange.kind, reply),
+            phase=Phase.ANSWERED,
+            reply=reply,
+            retry_after=retry_after(reply.headers) if reply.status >= _REFUSED else None,
+        )
+
+    async def _exchange(self, exchange: Exchange, heard: list[aiohttp.ClientResponse]) -> Reply:
+        progress = exchange.progress
+        async with self.sessions.session().request(
+            exchange.method,
+            URL(self.origin + exchange.path, encoded=True),
+            data=None if exchange.body is None else _NotedPayload(exchange.body, progress),
+            headers={**self.headers, **exchange.headers} if exchange.headers else self.headers,
+            timeout=self._timeout,
+            allow_redirects=False,
+            raise_for_status=False,
+            auto_decompress=True,
+            # The session's own middlewares are left out: one that repeats a POST would double a stream.
+            middlewares=(_no_silent_resend,) if exchange.kind is Kind.READ else (),
+        ) as response:
+            progress.phase = Phase.ANSWERED
+            heard.append(response)
+            body, complete = await _read_body(response)
+            return read_reply(response.status, response.headers, body, complete=complete)
+
+
+async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
+    """Read what there is of a body, and say whether that is all of it."""
+    limit = _REFUSAL_LIMIT if response.status >= _REFUSED else _ANSWER_LIMIT
+    pieces = bytearray()
+    try:
+        async for piece in response.content.iter_any():
+            pieces += piece
+            if len(pieces) > limit:
+                response.close()
+                return bytes(pieces[:limit]), False
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return bytes(pieces), False
+    return bytes(pieces), True
+
+
+def _without_reply(kind: Kind, phase: Phase, error: Exception) -> Outcome:
+    return Outcome(event=_event_of_error(kind, phase, error), phase=phase, detail=_in_words(error))
+
+
+def _event_of_error(kind: Kind, phase: Phase, error: Exception) -> Event:
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return Event.UNUSABLE if error.status == _PROXY_AUTH else Event.UNSENT
+    if isinstance(error, _UNUSABLE):
+        return Event.UNUSABLE
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return Event.UNSENT
+    if isinstance(error, aiohttp.ClientResponseError):
+        return Event.MALFORMED
+    if phase is not Phase.CONNECTING or kind is Kind.READ:
+        return Event.BROKEN
+    return Event.UNSENT if isinstance(error, TimeoutError) else Event.STALE
+
+
+def _in_words(error: Exception) -> str:
+    """Describe an error of aiohttp's; its ``repr`` would show the request's headers."""
+    words = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    kind = "timeout" if isinstance(error, TimeoutError) else type(error).__name__.removeprefix("_")
+    return f"{kind}: {words}" if words else kind

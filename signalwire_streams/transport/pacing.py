@@ -1,0 +1,197 @@
+"""Waiting for a turn: a connection slot first, then the pacer's leave, then the request goes at once.
+
+In that order, because a leave that is held while something else is waited for would let requests bunch up
+afterwards, and a bunch is what breaks the Space's limit.
+"""
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+from attrs import define, field
+
+from signalwire_streams.errors import Phase
+from signalwire_streams.models import Event, Kind, Lane
+from signalwire_streams.resilience.pace import Pace
+from signalwire_streams.transport.clock import Clock
+from signalwire_streams.transport.middleware import Send
+from signalwire_streams.wire.exchange import Exchange, Outcome
+from signalwire_streams.wire.headers import advertised_limit
+
+_TICK = 0.004
+
+
+class Pacer(Protocol):
+    """Decides when a request may go out. One is shared by everything that shares a Space's limit."""
+
+    async def acquire(self, lane: Lane, patience: float) -> float:
+        """Wait until one POST may go out.
+
+        Args:
+            lane: interactive requests go before bulk ones.
+            patience: seconds that the caller will wait.
+
+        Returns:
+            0 when the request may go now, and is counted; otherwise the seconds it would have had to wait,
+            when that is more than the caller's patience, and nothing is counted.
+        """
+        ...
+
+    async def pass_gate(self, patience: float) -> float:
+        """Wait while the Space takes no requests at all; for reads, which the limit does not count."""
+        ...
+
+    def throttled(self, sent_at: float, retry_after: float | None) -> None:
+        """Hear that the Space refused a request, sent at that time of the client's clock, as too many."""
+        ...
+
+    def served(self, advertised: int | None) -> None:
+        """Hear that the Space took a request, and which limit its headers told, if any."""
+        ...
+
+
+@define(eq=False)
+class LocalPacer:
+    """Paces the requests of one process.
+
+    Attributes:
+        pace: the decisions.
+        clock: where time and waiting come from.
+    """
+
+    pace: Pace
+    clock: Clock
+    _waiting: dict[Lane, deque[asyncio.Future[None]]] = field(init=False)
+    _pump: asyncio.Task[None] | None = field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self._waiting = {lane: deque() for lane in Lane}
+
+    async def acquire(self, lane: Lane, patience: float) -> float:
+        """See `Pacer.acquire`."""
+        now = self.clock.now()
+        ahead = len(self._waiting[Lane.INTERACTIVE])
+        if lane is Lane.BULK:
+            ahead += len(self._waiting[Lane.BULK])
+        if not ahead and not self.pace.take(now):
+            return 0.0
+        least = max(self.pace.gate_wait(now), ahead / self.pace.rate)
+        if least >= patience:
+            return least
+        return await self._turn(lane, patience)
+
+    async def _turn(self, lane: Lane, patience: float) -> float:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[lane].append(turn)
+        if self._pump is None:
+            self._pump = asyncio.create_task(self._serve())
+        try:
+            async with asyncio.timeout(patience):
+                await turn
+        except TimeoutError:
+            if not _granted(turn):
+                return patience
+        except asyncio.CancelledError:
+            if _granted(turn):
+                self.pace.give_back()
+            raise
+        return 0.0
+
+    async def _serve(self) -> None:
+        """Grant turns, interactive ones first, until nobody waits."""
+        try:
+            while (waiting := self._next()) is not None:
+                wait = self.pace.take(self.clock.now())
+                if wait:
+                    await self.clock.sleep(max(wait, _TICK))
+                    continue
+                waiting.popleft().set_result(None)
+        finally:
+            self._pump = None
+
+    def _next(self) -> deque[asyncio.Future[None]] | None:
+        for waiting in self._waiting.values():
+            while waiting and waiting[0].done():  # its owner gave up
+                del waiting[0]
+            if waiting:
+                return waiting
+        return None
+
+    async def pass_gate(self, patience: float) -> float:
+        """See `Pacer.pass_gate`."""
+        wait = self.pace.gate_wait(self.clock.now())
+        if not wait:
+            return 0.0
+        if wait >= patience:
+            return wait
+        await self.clock.sleep(wait)
+        return await self.pass_gate(patience - wait)
+
+    def throttled(self, sent_at: float, retry_after: float | None) -> None:
+        """See `Pacer.throttled`."""
+        self.pace.throttled(self.clock.now(), sent_at, retry_after)
+
+    def served(self, advertised: int | None) -> None:
+        """See `Pacer.served`."""
+        self.pace.served()
+        if advertised is not None:
+            self.pace.advertised(advertised)
+
+
+def _granted(turn: asyncio.Future[None]) -> bool:
+    return turn.done() and not turn.cancelled()
+
+
+@define(eq=False)
+class Turns:
+    """The middleware that makes an exchange wait for its turn.
+
+    Attributes:
+        slots: how many exchanges may be under way at once, at most as many as the pool has connections.
+        pacer: who gives leave.
+        clock: where the time comes from.
+    """
+
+    slots: asyncio.Semaphore
+    pacer: Pacer
+    clock: Clock
+
+    async def __call__(self, exchange: Exchange, send: Send) -> Outcome:
+        """Wait for a turn, then send; or say that there was none in time."""
+        progress = exchange.progress
+        progress.phase = Phase.QUEUED
+        if not await self._slot(progress.deadline_at):
+            return _expired("no connection became free in time", None)
+        try:
+            patience = progress.deadline_at - self.clock.now()
+            if exchange.kind is Kind.READ:
+                missed = await self.pacer.pass_gate(patience)
+            else:
+                missed = await self.pacer.acquire(exchange.lane, patience)
+            if missed:
+                return _expired("the pacer would have held it longer than the call may take", missed)
+            sent_at = self.clock.now()
+            outcome = await send(exchange)
+        finally:
+            self.slots.release()
+        self._report(outcome, sent_at)
+        return outcome
+
+    async def _slot(self, deadline_at: float) -> bool:
+        if not self.slots.locked():
+            return await self.slots.acquire()
+        try:
+            async with asyncio.timeout(deadline_at - self.clock.now()):
+                return await self.slots.acquire()
+        except TimeoutError:
+            return False
+
+    def _report(self, outcome: Outcome, sent_at: float) -> None:
+        if outcome.event is Event.THROTTLED:
+            self.pacer.throttled(sent_at, outcome.retry_after)
+        elif outcome.reply is not None:
+            self.pacer.served(advertised_limit(outcome.reply.headers))
+
+
+def _expired(why: str, retry_after: float | None) -> Outcome:
+    return Outcome(event=Event.EXPIRED, phase=Phase.QUEUED, detail=why, retry_after=retry_after)

@@ -1,0 +1,91 @@
+"""The retry middleware: sends again what may be sent again, and says what came of the call."""
+
+import logging
+from asyncio import CancelledError
+from collections.abc import Callable
+
+from attrs import define, evolve
+
+from signalwire_streams.errors import Phase
+from signalwire_streams.models import Action, Attempt, Event
+from signalwire_streams.resilience.budget import RetryBudget
+from signalwire_streams.resilience.policy import RetryPolicy
+from signalwire_streams.resilience.retrying import Decision, Retrying
+from signalwire_streams.transport.clock import Clock
+from signalwire_streams.transport.middleware import Send
+from signalwire_streams.wire.exchange import Exchange, Outcome
+
+_LOG = logging.getLogger("signalwire_streams")
+
+OnAttempt = Callable[[Attempt], object]
+"""Hears of each attempt as it ends."""
+
+
+@define(eq=False)
+class Retry:
+    """Repeats an exchange as the retry matrix allows.
+
+    Attributes:
+        policy: how often and how long.
+        budget: the allowance that all calls of a client share.
+        clock: where time, waiting and chance come from.
+        on_attempt: hears of each attempt, the telemetry hook.
+    """
+
+    policy: RetryPolicy
+    budget: RetryBudget
+    clock: Clock
+    on_attempt: OnAttempt | None = None
+
+    async def __call__(self, exchange: Exchange, send: Send) -> Outcome:
+        """Send until the call is decided."""
+        now = self.clock.now
+        progress = exchange.progress
+        deadline = self.policy.deadline if exchange.deadline is None else exchange.deadline
+        progress.deadline_at = now() + deadline
+        retrying = Retrying(self.policy, exchange.kind, self.budget, self.clock.random, progress.deadline_at)
+        number = 0
+        while True:
+            number += 1
+            began = now()
+            try:
+                outcome = await send(exchange)
+            except CancelledError:
+                self._tell(exchange, _cancelled(progress.phase), number, began, Decision(Action.FAIL))
+                raise
+            before = retrying.ambiguous
+            decision = retrying.decide(outcome.event, now(), outcome.retry_after)
+            self._tell(exchange, outcome, number, began, decision)
+            if decision.is_final:
+                return evolve(outcome, action=decision.action, attempts=number, ambiguous=before, sent=progress.sent)
+            if decision.wait:
+                progress.phase = Phase.QUEUED
+                await self.clock.sleep(decision.wait)
+
+    def _tell(self, exchange: Exchange, outcome: Outcome, number: int, began: float, decision: Decision) -> None:
+        sent = exchange.progress.note_attempt()
+        if self.on_attempt is None:
+            return
+        reply = outcome.reply
+        attempt = Attempt(
+            kind=exchange.kind,
+            target=exchange.target,
+            name=exchange.name,
+            number=number,
+            event=outcome.event,
+            phase=outcome.phase,
+            sent=sent,
+            status=reply.status if reply is not None else None,
+            code=reply.problem.code if reply is not None and reply.problem is not None else None,
+            seconds=self.clock.now() - began,
+            action=decision.action,
+            wait=decision.wait,
+        )
+        try:
+            self.on_attempt(attempt)
+        except Exception:  # noqa: BLE001  (a broken hook must not lose a stream that was just started)
+            _LOG.exception("on_attempt failed; the call goes on without it")
+
+
+def _cancelled(phase: Phase) -> Outcome:
+    return Outcome(event=Event.CANCELLED, phase=phase)

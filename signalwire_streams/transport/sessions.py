@@ -1,0 +1,98 @@
+"""The aiohttp session: made late, in the running loop, or borrowed and never closed."""
+
+import asyncio
+import platform
+from importlib.metadata import version
+
+import aiohttp
+from attrs import define, field
+
+from signalwire_streams.errors import ClientStateError, InvalidRequestError
+
+_KEEPALIVE = 10.0
+
+
+@define(eq=False)
+class SessionManager:
+    """Owns one ``aiohttp.ClientSession``, or borrows the caller's.
+
+    Attributes:
+        connections: how many connections may be open at once.
+        borrowed: the caller's session, which is never closed here.
+    """
+
+    connections: int
+    borrowed: aiohttp.ClientSession | None = None
+    _owned: aiohttp.ClientSession | None = field(init=False, default=None)
+    _loop: asyncio.AbstractEventLoop | None = field(init=False, default=None)
+    _closed: bool = field(init=False, default=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.borrowed is None:
+            return
+        if not isinstance(self.borrowed, aiohttp.ClientSession):
+            raise InvalidRequestError(f"session must be an aiohttp.ClientSession, not {type(self.borrowed).__name__}")
+        if self.borrowed.auth is not None:
+            raise InvalidRequestError(
+                "the session has auth= of its own, which clashes with the Space's: make it without auth="
+            )
+
+    def check(self) -> None:
+        """Check that requests can be made here and now.
+
+        Raises:
+            ClientStateError: the client is closed, belongs to another event loop, or its session is closed.
+        """
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            raise ClientStateError("this client is closed: make a new StreamsClient")
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise ClientStateError(
+                "this client belongs to another event loop: make one StreamsClient inside each asyncio.run()"
+            )
+        if self.borrowed is not None and self.borrowed.closed:
+            raise ClientStateError("the session that was handed to this client is closed: keep it open, or pass none")
+
+    def session(self) -> aiohttp.ClientSession:
+        """Give the session to use, making it when there is none yet. Call `check` before."""
+        if self.borrowed is not None:
+            return self.borrowed
+        if self._owned is None:
+            self._owned = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self.connections, keepalive_timeout=_KEEPALIVE),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._owned
+
+    @property
+    def slots(self) -> int:
+        """How many exchanges may be under way at once: never more than the pool has connections."""
+        connector = self.borrowed.connector if self.borrowed is not None else None
+        if connector is None or not connector.limit:  # 0 is aiohttp's word for no limit
+            return self.connections
+        return min(self.connections, connector.limit)
+
+    @property
+    def usable(self) -> bool:
+        """Whether a further attempt can be made; between two attempts the client may have been closed."""
+        session = self.borrowed or self._owned
+        return session is None or not session.closed
+
+    def refuse_new(self) -> None:
+        """Refuse every request from now on."""
+        self._closed = True
+
+    async def close(self) -> None:
+        """Close the session if it is ours."""
+        if self._owned is not None:
+            await self._owned.close()
+
+
+def user_agent() -> str:
+    """Say who is asking: this package, aiohttp and Python, each with its version."""
+    return (
+        f"signalwire-streams/{version('signalwire-streams')} "
+        f"aiohttp/{aiohttp.__version__} Python/{platform.python_version()}"
+    )

@@ -1,0 +1,1 @@
+"""Values to HTTP and back, without I/O: paths, form fields, JSON, error bodies."""

@@ -1,0 +1,175 @@
+"""JSON to values: tolerant, because a started stream must never be lost to an unreadable detail.
+
+A key that is missing or of the wrong type becomes None, a word that no vocabulary knows stays a ``str``, a
+key that nobody knows is kept in ``extra``. Only an id must be there.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from functools import partial
+from operator import eq
+from typing import Any, TypeVar
+
+from attrs import fields
+from cattrs import Converter
+from cattrs.gen import make_dict_structure_fn, override
+
+from signalwire_streams.errors import MalformedResponseError
+from signalwire_streams.models import (
+    AnsweredBy,
+    Call,
+    CallDirection,
+    CallStatus,
+    CallStream,
+    Conference,
+    ConferenceStatus,
+    ConferenceStream,
+    Page,
+    Participant,
+    ParticipantStatus,
+    StreamStatus,
+)
+
+_Value = TypeVar("_Value")
+
+_RENAMES = {
+    "from_": "from",
+    "date_created_text": "date_created",
+    "date_updated_text": "date_updated",
+    "start_time_text": "start_time",
+    "end_time_text": "end_time",
+}
+# What the client knows of a stream, and no answer says.
+_OURS = {"extra", "ambiguous", "already_started"}
+
+
+def _text(value: object, _: object) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool):  # ids and codes come as numbers too
+        return str(value)
+    return value if isinstance(value, str) else None
+
+
+def _flag(value: object, _: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _whole(value: object, _: object) -> int | None:
+    number = _real(value, _)
+    return int(number) if number is not None else None
+
+
+def _real(value: object, _: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if abs(number) < float("inf") else None
+
+
+def _mapping(value: object, _: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _word(vocabulary: type[StrEnum], value: object, _: object) -> StrEnum | str | None:
+    if not isinstance(value, str):
+        return None
+    words: Mapping[str, StrEnum] = vocabulary._value2member_map_  # type: ignore[assignment]
+    return words.get(value, value)
+
+
+def _structure(inner: Callable[[Any, Any], _Value], known: frozenset[str], value: Any, kind: Any) -> _Value:  # noqa: ANN401
+    extra = {key: entry for key, entry in value.items() if key not in known}
+    return inner({**value, "extra": extra}, kind)
+
+
+def _answer_converter() -> Converter:
+    converter = Converter()
+    for hint, hook in (
+        (str | None, _text),
+        (bool | None, _flag),
+        (int | None, _whole),
+        (float | None, _real),
+        (Mapping[str, object], _mapping),
+    ):
+        converter.register_structure_hook_func(partial(eq, hint), hook)
+    for vocabulary in (
+        StreamStatus,
+        ConferenceStatus,
+        ParticipantStatus,
+        CallStatus,
+        CallDirection,
+        AnsweredBy,
+    ):
+        converter.register_structure_hook_func(partial(eq, vocabulary | str | None), partial(_word, vocabulary))
+    for model in (ConferenceStream, CallStream, Conference, Participant, Call):
+        overrides: dict[str, Any] = {
+            attribute.name: override(
+                rename=_RENAMES.get(attribute.name), omit=attribute.name in {"ambiguous", "already_started"}
+            )
+            for attribute in fields(model)
+        }
+        known = frozenset(_RENAMES.get(name, name) for name in overrides if name not in _OURS)
+        inner = make_dict_structure_fn(model, converter, **overrides)
+        converter.register_structure_hook(model, partial(_structure, inner, known))
+    return converter
+
+
+_CONVERTER = _answer_converter()
+
+
+def read_sid(document: object) -> str | None:
+    """Find the stream's id in an answer, or None."""
+    sid = document.get("sid") if isinstance(document, dict) else None
+    return sid if isinstance(sid, str) and sid else None
+
+
+def read_stream(document: object, model: type[_Value], asked: Mapping[str, object]) -> _Value:
+    """Structure the answer to a start or a stop.
+
+    Args:
+        document: the decoded JSON; `read_sid` found an id in it.
+        model: `ConferenceStream` or `CallStream`.
+        asked: what is known without the answer, the target's sid among it; it goes before the answer.
+    """
+    return _CONVERTER.structure({**(document if isinstance(document, dict) else {}), **asked}, model)
+
+
+def read_item(document: object, model: type[_Value]) -> _Value:
+    """Structure one conference, call or participant.
+
+    Raises:
+        MalformedResponseError: it is no JSON object, or has no id.
+    """
+    key = "call_sid" if model is Participant else "sid"
+    if not isinstance(document, dict) or not isinstance(document.get(key), str) or not document[key]:
+        raise MalformedResponseError(
+            f"the Space answered with a {model.__name__.lower()} that has no {key}", sent="yes"
+        )
+    return _CONVERTER.structure(document, model)
+
+
+def read_page(document: object, model: type[_Value], key: str) -> Page[_Value]:
+    """Structure one page of a list.
+
+    Args:
+        document: the decoded JSON.
+        model: what the list holds.
+        key: under which key the list is.
+
+    Raises:
+        MalformedResponseError: there is no list, or an item in it has no id.
+    """
+    items = document.get(key) if isinstance(document, dict) else None
+    if not isinstance(document, dict) or not isinstance(items, list):
+        raise MalformedResponseError(f"the Space answered with a page that has no list of {key}", sent="yes")
+    return Page(
+        items=tuple(read_item(item, model) for item in items),
+        uri=_text(document.get("uri"), None),
+        first_page_uri=_text(document.get("first_page_uri"), None),
+        next_page_uri=_text(document.get("next_page_uri"), None),
+        previous_page_uri=_text(document.get("previous_page_uri"), None),
+        page=_whole(document.get("page"), None),
+        page_size=_whole(document.get("page_size"), None),
+    )

@@ -1,0 +1,121 @@
+"""The values that pass between the floors: an exchange goes down, an outcome comes up."""
+
+from collections.abc import Mapping
+
+from attrs import define, field, frozen
+
+from signalwire_streams.errors import Phase, Sent
+from signalwire_streams.models import Action, Event, Kind, Lane
+from signalwire_streams.wire.problems import Problem
+
+
+@define(eq=False)
+class Progress:
+    """How far a call is, readable from outside while it runs and after it was cancelled.
+
+    Attributes:
+        phase: how far the attempt under way got.
+        sent: whether the Space received any attempt so far.
+        deadline_at: when the call gives up, on the client's clock.
+    """
+
+    phase: Phase = Phase.QUEUED
+    sent: Sent = "no"
+    deadline_at: float = float("inf")
+
+    def note_attempt(self) -> Sent:
+        """Add the attempt under way to what was sent, and say what was sent of it."""
+        sent = _SENT[self.phase]
+        if sent == "yes" or self.sent == "no":
+            self.sent = sent
+        return sent
+
+
+_SENT: Mapping[Phase, Sent] = {
+    Phase.QUEUED: "no",
+    Phase.CONNECTING: "no",
+    Phase.WRITING: "maybe",
+    Phase.WAITING: "maybe",
+    Phase.ANSWERED: "yes",
+}
+
+
+@frozen(kw_only=True, eq=False)
+class Exchange:
+    """One request to the Space, spelled out: the same bytes go out on each attempt.
+
+    Attributes:
+        method: the HTTP method.
+        path: path and query from the host's root, percent-encoded.
+        body: the form, encoded once.
+        kind: what it does, which decides what may be repeated.
+        verb: what it does in words, for messages.
+        target: the sid of the conference or call, or the path of a list.
+        name: the stream's Name, for a start.
+        lane: who goes first where requests wait.
+        deadline: seconds that the whole call may take; None for the policy's own.
+        headers: further headers, for middlewares to fill.
+        secrets: what must not show up in an error, should the Space repeat it.
+        progress: how far the call is.
+    """
+
+    method: str
+    path: str
+    kind: Kind
+    verb: str
+    target: str
+    body: bytes | None = field(default=None, repr=False)
+    name: str | None = None
+    lane: Lane = Lane.INTERACTIVE
+    deadline: float | None = None
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    progress: Progress = field(factory=Progress, repr=False)
+
+
+@frozen(kw_only=True, eq=False)
+class Reply:
+    """What the Space answered.
+
+    Attributes:
+        status: the HTTP status.
+        headers: case-insensitive.
+        body: as far as it was read.
+        complete: False when the body broke off or was too long.
+        document: the JSON in the body, or None where there is none.
+        problem: what the body says went wrong, for an answer that is not a 2xx.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    complete: bool
+    document: object = field(repr=False)
+    problem: Problem | None = field(default=None, repr=False)
+
+
+@frozen(kw_only=True, eq=False)
+class Outcome:
+    """How an exchange ended: first one attempt, then, above the retry, the whole call.
+
+    Attributes:
+        event: how the last attempt ended.
+        phase: how far the last attempt got.
+        reply: the Space's answer, if one came.
+        detail: the evidence in words where there is no answer, without secrets.
+        retry_after: seconds that the Space, or the client's own guard, asks to wait.
+        action: what came of the call: FINISH, ALREADY_STARTED, ALREADY_STOPPED, BY_NAME, FAIL or UNKNOWN.
+        attempts: how many attempts the call made.
+        ambiguous: whether an attempt before the last may have done it.
+        sent: whether the Space received the request, over all attempts.
+    """
+
+    event: Event
+    phase: Phase
+    reply: Reply | None = None
+    detail: str = ""
+    retry_after: float | None = None
+    action: Action | None = None
+    attempts: int = 1
+    ambiguous: bool = False
+    sent: Sent = "no"

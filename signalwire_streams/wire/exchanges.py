@@ -1,0 +1,110 @@
+"""What the resources ask for, spelled as exchanges: the one place where the API's paths are written.
+
+Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams and .../streams
+"""
+
+from collections.abc import Mapping
+from secrets import token_hex
+
+from attrs import evolve
+
+from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models import Kind, StartCallStream, StartConferenceStream
+from signalwire_streams.models.checks import check_deadline
+from signalwire_streams.wire.account import Account
+from signalwire_streams.wire.exchange import Exchange, Progress
+from signalwire_streams.wire.forms import STOP, query, start_form
+
+MAX_PAGE_SIZE = 1000
+"""Source: https://signalwire.com/docs/compatibility-api/rest/overview (pagination)"""
+
+Start = StartConferenceStream | StartCallStream
+
+
+def generate_name() -> str:
+    """Make a Name that no other start has."""
+    return f"sws-{token_hex(12)}"
+
+
+def start(account: Account, request: Start, *, deadline: float | None) -> Exchange:
+    """Spell a start.
+
+    Args:
+        account: who asks.
+        request: what for, with its name already decided.
+        deadline: seconds for the whole call, or None for the policy's own.
+    """
+    if isinstance(request, StartConferenceStream):
+        collection, noun, kind = "Conferences", "conference", Kind.CONFERENCE_START
+    else:
+        collection, noun, kind = "Calls", "call", Kind.CALL_START
+    token = request.authorization_bearer_token
+    return Exchange(
+        method="POST",
+        path=account.path(collection, request.target, "Streams"),
+        kind=kind if request.name is not None else Kind.UNNAMED_START,
+        verb=f"start a stream on {noun}",
+        target=request.target,
+        body=start_form(request),
+        name=request.name,
+        deadline=check_deadline(deadline),
+        secrets=(*account.secrets, *((token,) if token else ()), *request.parameters.values()),
+    )
+
+
+def stop(account: Account, collection: str, target: str, handle: str, *, deadline: float | None) -> Exchange:
+    """Spell a stop.
+
+    Args:
+        account: who asks.
+        collection: ``Conferences`` or ``Calls``.
+        target: the sid of the conference or call.
+        handle: the stream's sid or name.
+        deadline: seconds for the whole call, or None for the policy's own.
+    """
+    return Exchange(
+        method="POST",
+        path=account.path(collection, target, "Streams", handle),
+        kind=Kind.STOP,
+        verb=f"stop stream {handle} on {'conference' if collection == 'Conferences' else 'call'}",
+        target=target,
+        body=STOP,
+        name=handle,
+        deadline=check_deadline(deadline),
+        secrets=account.secrets,
+    )
+
+
+def read(account: Account, *segments: str) -> Exchange:
+    """Spell the reading of one conference or call."""
+    return _read(account, account.path(*segments), "/".join(segments))
+
+
+def read_list(account: Account, *segments: str, filters: Mapping[str, object], page_size: int | None) -> Exchange:
+    """Spell the reading of a list's first page.
+
+    Raises:
+        InvalidRequestError: the page size is not one that the API takes.
+    """
+    if page_size is not None and (isinstance(page_size, bool) or not 1 <= page_size <= MAX_PAGE_SIZE):
+        raise InvalidRequestError(f"page_size must be from 1 to {MAX_PAGE_SIZE}, not {page_size!r}")
+    path = account.path(*segments) + query({**filters, "PageSize": page_size})
+    return _read(account, path, "/".join(segments))
+
+
+def read_next(account: Account, uri: str, target: str) -> Exchange:
+    """Spell the reading of a further page, whose address the Space gave; it is followed as it stands.
+
+    Raises:
+        MalformedResponseError: the address leads to another host.
+    """
+    return _read(account, account.same_host_path(uri), target)
+
+
+def _read(account: Account, path: str, target: str) -> Exchange:
+    return Exchange(method="GET", path=path, kind=Kind.READ, verb="read", target=target, secrets=account.secrets)
+
+
+def again(exchange: Exchange) -> Exchange:
+    """Spell an exchange anew, for another call with a progress of its own."""
+    return evolve(exchange, progress=Progress())

@@ -1,0 +1,102 @@
+"""Reading what an error body says, in any of the platform's shapes."""
+
+import re
+from collections.abc import Iterable
+from urllib.parse import quote, quote_plus
+
+from attrs import frozen
+
+_MAX_TEXT = 300
+_SHORT = 3
+
+# How the duplicate of a name is worded over HTTP is not documented; the callback says "Duplicated stream name".
+_DUPLICATE_NAME = re.compile(
+    r"duplicate\w*\s+(stream\s+)?name|\bname\b.{0,40}\b(already|taken|in use|unique)", re.IGNORECASE
+)
+_ALREADY_STOPPED = re.compile(
+    r"\balready\b.{0,20}\b(stopped|ended|completed)|\bnot (running|in.progress)", re.IGNORECASE
+)
+
+
+@frozen
+class Problem:
+    """What an error body says.
+
+    Attributes:
+        sentences: the messages as they came; `presentable` makes them fit to be shown.
+        code: the platform's error code.
+        more_info: the address of the platform's page about the code, as it came.
+        is_api: whether the body has a shape of the API, and not a proxy's.
+    """
+
+    sentences: tuple[str, ...] = ()
+    code: int | None = None
+    more_info: str | None = None
+    is_api: bool = False
+
+    @property
+    def says_duplicate_name(self) -> bool:
+        """Whether it refuses a start because a stream of that name is there already."""
+        return any(_DUPLICATE_NAME.search(sentence) for sentence in self.sentences)
+
+    @property
+    def says_already_stopped(self) -> bool:
+        """Whether it refuses a stop because there is nothing left to stop."""
+        return any(_ALREADY_STOPPED.search(sentence) for sentence in self.sentences)
+
+
+def read_problem(document: object) -> Problem:
+    """Read an error body.
+
+    The shapes: ``{code, message, more_info, status}``; ``{errors: [str]}`` (422 of conference streams);
+    ``{errors: [{code, message}]}`` (elsewhere on the platform). Anything else gives an empty problem.
+
+    Args:
+        document: the decoded JSON, or None.
+    """
+    if not isinstance(document, dict):
+        return Problem()
+    sentences: list[str] = []
+    code = _number(document.get("code"))
+    message = document.get("message")
+    if isinstance(message, str):
+        sentences.append(message)
+    errors = document.get("errors")
+    for entry in errors if isinstance(errors, list) else ():
+        if isinstance(entry, str):
+            sentences.append(entry)
+        elif isinstance(entry, dict):
+            code = _number(entry.get("code")) if code is None else code
+            sentences.append(str(entry.get("message", entry.get("detail", ""))))
+    more_info = document.get("more_info")
+    return Problem(
+        sentences=tuple(sentence for sentence in sentences if sentence.strip()),
+        code=code,
+        more_info=more_info if isinstance(more_info, str) else None,
+        is_api=code is not None or bool(sentences),
+    )
+
+
+def _number(value: object) -> int | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < _MAX_TEXT:
+        return int(value)
+    return None
+
+
+def presentable(text: str, secrets: Iterable[str]) -> str:
+    """Make foreign text fit to be shown: no secret, no line break, no control character, not endless.
+
+    Secrets go first, whole and in their URL-encoded spelling, since cutting the text could leave half of one.
+    A secret of three characters or fewer is replaced only where it stands as a word of its own, since it would
+    otherwise tear other words apart.
+    """
+    spellings = {spelling for secret in secrets for spelling in (secret, quote_plus(secret), quote(secret, safe=""))}
+    for secret in sorted(spellings, key=len, reverse=True):
+        if len(secret) > _SHORT:
+            text = text.replace(secret, "***")
+        elif secret.strip():
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+    flat = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return flat if len(flat) <= _MAX_TEXT else flat[: _MAX_TEXT - 1] + "…"

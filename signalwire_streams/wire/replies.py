@@ -1,0 +1,84 @@
+"""Bytes to a reply, and a reply to the event that decides what is done next."""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from signalwire_streams.models import Event, Kind
+from signalwire_streams.wire.answers import read_sid
+from signalwire_streams.wire.exchange import Reply
+from signalwire_streams.wire.headers import retry_after
+from signalwire_streams.wire.problems import Problem, read_problem
+
+# Source: https://signalwire.com/docs/compatibility-api/rest/error-codes
+_TOO_MANY_REQUESTS = 20429
+_INTERNAL_ERROR = 20504
+
+_BY_STATUS = {
+    HTTPStatus.UNAUTHORIZED: Event.DENIED,
+    HTTPStatus.FORBIDDEN: Event.DENIED,
+    HTTPStatus.REQUEST_TIMEOUT: Event.TRY_AGAIN,
+    HTTPStatus.TOO_EARLY: Event.TRY_AGAIN,
+    HTTPStatus.TOO_MANY_REQUESTS: Event.THROTTLED,
+}
+_BY_CODE = {_TOO_MANY_REQUESTS: Event.THROTTLED, _INTERNAL_ERROR: Event.SERVER_FAULT}
+_OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
+
+
+def read_reply(status: int, headers: Mapping[str, str], body: bytes, *, complete: bool) -> Reply:
+    """Make a reply of what came over the wire.
+
+    Args:
+        status: the HTTP status.
+        headers: case-insensitive.
+        body: as far as it was read.
+        complete: False when the body broke off or was too long to be read whole.
+    """
+    document = _decode(body) if complete and body else None
+    problem = read_problem(document) if status >= _REDIRECT else None
+    return Reply(status=status, headers=headers, body=body, complete=complete, document=document, problem=problem)
+
+
+def _decode(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):  # broken, not UTF-8, a number without end, or nested without end
+        return None
+
+
+def event_of(kind: Kind, reply: Reply) -> Event:
+    """Tell what an answer means for an exchange of this kind.
+
+    Args:
+        kind: what was asked for.
+        reply: what was answered.
+    """
+    status = reply.status
+    if _OK <= status < _REDIRECT:
+        readable = isinstance(reply.document, dict) and (kind is Kind.READ or read_sid(reply.document) is not None)
+        return Event.DONE if readable else Event.ACCEPTED
+    problem = reply.problem or Problem()
+    if status < _OK or status >= _NO_STATUS:
+        return Event.MALFORMED
+    if problem.code in _BY_CODE:
+        return _BY_CODE[problem.code]
+    if status in _BY_STATUS:
+        return _BY_STATUS[HTTPStatus(status)]
+    if status >= _FAULT:
+        return _fault(status, reply, problem)
+    return Event.REDIRECTED if status < _REFUSED else _refusal(kind, status, problem)
+
+
+def _fault(status: int, reply: Reply, problem: Problem) -> Event:
+    # A 503 in the API's own words, or one that says when to come back, was refused before it was processed.
+    # A bare one comes from a proxy, and the Space behind it may have done the work.
+    said = problem.is_api or retry_after(reply.headers) is not None
+    return Event.UNAVAILABLE if status == HTTPStatus.SERVICE_UNAVAILABLE and said else Event.SERVER_FAULT
+
+
+def _refusal(kind: Kind, status: int, problem: Problem) -> Event:
+    if kind.is_start and problem.says_duplicate_name:
+        return Event.DUPLICATE_NAME
+    if kind is Kind.STOP and (status == HTTPStatus.NOT_FOUND or problem.says_already_stopped):
+        return Event.GONE
+    return Event.REJECTED
