@@ -160,5 +160,5 @@ class Calls:
             "EndTime<": moment(end_time_before, "end_time_before"),
             "EndTime>": moment(end_time_after, "end_time_after"),
         }
-        first = exchanges.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size)
-        return Listing(self._line, self._account, first, Call, "calls")
+        first = exchanges.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size, key="calls")
+        return Listing(self._line, self._account, first, Call)

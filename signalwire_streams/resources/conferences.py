@@ -162,8 +162,8 @@ class Conferences:
             "DateUpdated<": day(date_updated_before, "date_updated_before"),
             "DateUpdated>": day(date_updated_after, "date_updated_after"),
         }
-        first = exchanges.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size)
-        return Listing(self._line, self._account, first, Conference, "conferences")
+        first = exchanges.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size, key="conferences")
+        return Listing(self._line, self._account, first, Conference)
 
     def participants(
         self,
@@ -186,6 +186,6 @@ class Conferences:
         sid = check_handle(conference_sid, "conference_sid")
         filters: Mapping[str, object] = {"Muted": muted, "Hold": hold}
         first = exchanges.read_list(
-            self._account, _COLLECTION, sid, "Participants", filters=filters, page_size=page_size
+            self._account, _COLLECTION, sid, "Participants", filters=filters, page_size=page_size, key="participants"
         )
-        return Listing(self._line, self._account, first, Participant, "participants")
+        return Listing(self._line, self._account, first, Participant)

@@ -30,7 +30,6 @@ class Listing(Generic[_Item]):
     _account: Account
     _first: Exchange
     _model: type[_Item]
-    _key: str
 
     async def __aiter__(self) -> AsyncIterator[_Item]:
         async for page in self.pages():
@@ -47,11 +46,13 @@ class Listing(Generic[_Item]):
         exchange, seen = exchanges.again(self._first), {self._first.path}
         while True:
             outcome = await settle(self._line, exchange)
-            page = read_page(outcome.reply.document if outcome.reply is not None else None, self._model, self._key)
+            page = read_page(
+                outcome.reply.document if outcome.reply is not None else None, self._model, exchange.expects
+            )
             yield page
             if not page.next_page_uri:
                 return
-            exchange = exchanges.read_next(self._account, page.next_page_uri, self._first.target)
+            exchange = exchanges.read_next(self._account, self._first, page.next_page_uri)
             if exchange.path in seen:
                 raise MalformedResponseError("the Space's pages lead in a circle: the list has no end")
             seen.add(exchange.path)

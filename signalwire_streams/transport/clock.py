@@ -5,6 +5,8 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
+from typing import Self
+
 from attrs import frozen
 
 
@@ -21,3 +23,18 @@ class Clock:
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     random: Callable[[], float] = random.random
+
+    @classmethod
+    def instant(cls) -> Self:
+        """Make a clock for tests, on which waiting takes no time: `sleep` moves `now` on and returns."""
+        skipped = 0.0
+
+        def now() -> float:
+            return time.monotonic() + skipped
+
+        async def sleep(seconds: float) -> None:
+            nonlocal skipped
+            skipped += seconds
+            await asyncio.sleep(0)
+
+        return cls(now=now, sleep=sleep)

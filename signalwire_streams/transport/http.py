@@ -116,7 +116,7 @@ class HttpSender:
                 return _without_reply(exchange.kind, progress.phase, error)
             reply = read_reply(heard[0].status, heard[0].headers, b"", complete=False)
         return Outcome(
-            event=event_of(exchange.kind, reply),
+            event=event_of(exchange, reply),
             phase=Phase.ANSWERED,
             reply=reply,
             retry_after=retry_after(reply.headers) if reply.status >= _REFUSED else None,

@@ -119,17 +119,17 @@ def _answer_converter() -> Converter:
 _CONVERTER = _answer_converter()
 
 
-def read_sid(document: object) -> str | None:
-    """Find the stream's id in an answer, or None."""
-    sid = document.get("sid") if isinstance(document, dict) else None
-    return sid if isinstance(sid, str) and sid else None
+def has_key(document: object, key: str) -> bool:
+    """Tell whether an answer has what it is read for: an id that is not empty, or a list."""
+    found = document.get(key) if isinstance(document, dict) else None
+    return isinstance(found, list) or (isinstance(found, str) and bool(found))
 
 
 def read_stream(document: object, model: type[_Value], asked: Mapping[str, object]) -> _Value:
     """Structure the answer to a start or a stop.
 
     Args:
-        document: the decoded JSON; `read_sid` found an id in it.
+        document: the decoded JSON.
         model: `ConferenceStream` or `CallStream`.
         asked: what is known without the answer, the target's sid among it; it goes before the answer.
     """
@@ -143,7 +143,7 @@ def read_item(document: object, model: type[_Value]) -> _Value:
         MalformedResponseError: it is no JSON object, or has no id.
     """
     key = "call_sid" if model is Participant else "sid"
-    if not isinstance(document, dict) or not isinstance(document.get(key), str) or not document[key]:
+    if not isinstance(document, dict) or not has_key(document, key):
         raise MalformedResponseError(
             f"the Space answered with a {model.__name__.lower()} that has no {key}", sent="yes"
         )

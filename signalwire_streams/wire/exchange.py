@@ -47,6 +47,7 @@ class Exchange:
     Attributes:
         method: the HTTP method.
         path: path and query from the host's root, percent-encoded.
+        expects: the key that a readable answer has: an id, or the items of a list.
         body: the form, encoded once.
         kind: what it does, which decides what may be repeated.
         verb: what it does in words, for messages.
@@ -64,6 +65,7 @@ class Exchange:
     kind: Kind
     verb: str
     target: str
+    expects: str = "sid"
     body: bytes | None = field(default=None, repr=False)
     name: str | None = None
     lane: Lane = Lane.INTERACTIVE

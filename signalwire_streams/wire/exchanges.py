@@ -80,7 +80,9 @@ def read(account: Account, *segments: str) -> Exchange:
     return _read(account, account.path(*segments), "/".join(segments))
 
 
-def read_list(account: Account, *segments: str, filters: Mapping[str, object], page_size: int | None) -> Exchange:
+def read_list(
+    account: Account, *segments: str, filters: Mapping[str, object], page_size: int | None, key: str
+) -> Exchange:
     """Spell the reading of a list's first page.
 
     Raises:
@@ -89,20 +91,28 @@ def read_list(account: Account, *segments: str, filters: Mapping[str, object], p
     if page_size is not None and (isinstance(page_size, bool) or not 1 <= page_size <= MAX_PAGE_SIZE):
         raise InvalidRequestError(f"page_size must be from 1 to {MAX_PAGE_SIZE}, not {page_size!r}")
     path = account.path(*segments) + query({**filters, "PageSize": page_size})
-    return _read(account, path, "/".join(segments))
+    return _read(account, path, "/".join(segments), key)
 
 
-def read_next(account: Account, uri: str, target: str) -> Exchange:
+def read_next(account: Account, first: Exchange, uri: str) -> Exchange:
     """Spell the reading of a further page, whose address the Space gave; it is followed as it stands.
 
     Raises:
         MalformedResponseError: the address leads to another host.
     """
-    return _read(account, account.same_host_path(uri), target)
+    return _read(account, account.same_host_path(uri), first.target, first.expects)
 
 
-def _read(account: Account, path: str, target: str) -> Exchange:
-    return Exchange(method="GET", path=path, kind=Kind.READ, verb="read", target=target, secrets=account.secrets)
+def _read(account: Account, path: str, target: str, expects: str) -> Exchange:
+    return Exchange(
+        method="GET",
+        path=path,
+        kind=Kind.READ,
+        verb="read",
+        target=target,
+        expects=expects,
+        secrets=account.secrets,
+    )
 
 
 def again(exchange: Exchange) -> Exchange:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 from signalwire_streams.models import Event, Kind
-from signalwire_streams.wire.answers import read_sid
-from signalwire_streams.wire.exchange import Reply
+from signalwire_streams.wire.answers import has_key
+from signalwire_streams.wire.exchange import Exchange, Reply
 from signalwire_streams.wire.headers import retry_after
 from signalwire_streams.wire.problems import Problem, read_problem
 
@@ -46,17 +46,16 @@ def _decode(body: bytes) -> object:
         return None
 
 
-def event_of(kind: Kind, reply: Reply) -> Event:
-    """Tell what an answer means for an exchange of this kind.
+def event_of(exchange: Exchange, reply: Reply) -> Event:
+    """Tell what an answer means for an exchange.
 
     Args:
-        kind: what was asked for.
+        exchange: what was asked for.
         reply: what was answered.
     """
     status = reply.status
     if _OK <= status < _REDIRECT:
-        readable = isinstance(reply.document, dict) and (kind is Kind.READ or read_sid(reply.document) is not None)
-        return Event.DONE if readable else Event.ACCEPTED
+        return Event.DONE if has_key(reply.document, exchange.expects) else Event.ACCEPTED
     problem = reply.problem or Problem()
     if status < _OK or status >= _NO_STATUS:
         return Event.MALFORMED
@@ -66,7 +65,7 @@ def event_of(kind: Kind, reply: Reply) -> Event:
         return _BY_STATUS[HTTPStatus(status)]
     if status >= _FAULT:
         return _fault(status, reply, problem)
-    return Event.REDIRECTED if status < _REFUSED else _refusal(kind, status, problem)
+    return Event.REDIRECTED if status < _REFUSED else _refusal(exchange.kind, status, problem)
 
 
 def _fault(status: int, reply: Reply, problem: Problem) -> Event:
