@@ -77,7 +77,7 @@ def stop(account: Account, collection: str, target: str, handle: str, *, deadlin
 
 def read(account: Account, *segments: str) -> Exchange:
     """Spell the reading of one conference or call."""
-    return _read(account, account.path(*segments), "/".join(segments))
+    return _read(account, account.path(*segments), "/".join(segments), "sid")
 
 
 def read_list(
