@@ -1,0 +1,31 @@
+"""The console script ``signalwire-streams``, which is also ``python -m signalwire_streams``."""
+
+import sys
+
+_OF_THE_EXTRA = {"click", "rich"}
+_MISUSE = 2
+_INTERRUPTED = 130
+
+
+def main() -> int:
+    """Run the command line on the process's arguments.
+
+    Returns:
+        The exit code: 0 all well, 1 something failed, 2 misuse, 130 interrupted.
+    """
+    try:
+        # Only the command line needs click and rich, so whoever has not installed them hears of it here.
+        from signalwire_streams.cli.program import run  # noqa: PLC0415  (see above)
+
+        return run()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _OF_THE_EXTRA:
+            raise
+        sys.stderr.write("error: the command line needs more packages: pip install 'signalwire-streams[cli]'\n")
+        return _MISUSE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

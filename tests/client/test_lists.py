@@ -1,0 +1,175 @@
+"""Reading conferences, calls and participants, page by page."""
+
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from signalwire_streams import (
+    AuthenticationError,
+    CallStatus,
+    ConferenceStatus,
+    InvalidRequestError,
+    MalformedResponseError,
+    StreamsClient,
+)
+from signalwire_streams.simulator import SimulatedSpace
+
+
+async def test_listing_pages_by_itself(client_for: Any) -> None:
+    """All conferences come, page after page, each page read once and only when it is needed."""
+    async with SimulatedSpace(conferences=25) as space:
+        client = client_for(space)
+        listing = client.conferences.list(page_size=10, status="in-progress")
+        sids = [conference.sid async for conference in listing]
+
+        assert sids == space.conference_sids
+        assert space.requests.count("list-conferences") == 3
+        first = [page async for page in listing.pages()][0]
+        assert (len(first.items), first.page, first.page_size) == (10, 0, 10)
+        assert first.next_page_uri is not None
+        async for _ in listing:
+            break
+        assert space.requests.count("list-conferences") == 7
+
+
+async def test_what_a_conference_says(space: SimulatedSpace, client: StreamsClient) -> None:
+    """A conference has its fields under Python's names, dates among them."""
+    conference = await client.conferences.get(space.conference_sids[0])
+
+    assert conference.sid == space.conference_sids[0]
+    assert conference.status is ConferenceStatus.IN_PROGRESS
+    assert conference.account_sid == space.project
+    assert isinstance(conference.date_created, datetime)
+    assert isinstance(conference.date_updated, datetime)
+    assert conference.extra == {}
+    assert set(conference.subresource_uris) == {"participants", "recordings"}
+
+
+async def test_what_a_call_says(space: SimulatedSpace, client: StreamsClient) -> None:
+    """A call has its fields under Python's names, ``from`` as ``from_``."""
+    calls = [call async for call in client.calls.list(status="in-progress")]
+    call = await client.calls.get(space.call_sids[0])
+
+    assert {item.sid for item in calls} >= set(space.call_sids)
+    assert call.status is CallStatus.IN_PROGRESS
+    assert call.from_
+    assert call.to
+    assert isinstance(call.start_time, datetime)
+    assert call.end_time is None
+    assert isinstance(call.date_created, datetime)
+    assert isinstance(call.date_updated, datetime)
+    assert call.extra == {}
+
+
+async def test_participants(space: SimulatedSpace, client: StreamsClient) -> None:
+    """Who is in a conference can be listed."""
+    sid = space.conference_sids[0]
+    participants = [participant async for participant in client.conferences.participants(sid, muted=False)]
+
+    assert len(participants) == 2
+    assert {participant.conference_sid for participant in participants} == {sid}
+    assert isinstance(participants[0].date_created, datetime)
+    assert isinstance(participants[0].date_updated, datetime)
+    assert participants[0].muted is False
+
+
+async def test_filters_as_the_api_wants_them(space: SimulatedSpace, client: StreamsClient) -> None:
+    """Days, moments and switches are written as each list documents them."""
+    _ = [
+        conference
+        async for conference in client.conferences.list(
+            friendly_name="sales", date_created_after=date(2018, 9, 25), date_updated_before="2030-01-01"
+        )
+    ]
+    assert dict(space.requests[-1].query) == {
+        "FriendlyName": "sales",
+        "DateCreated>": "2018-09-25",
+        "DateUpdated<": "2030-01-01",
+    }
+    _ = [
+        call
+        async for call in client.calls.list(
+            from_="+15550100", start_time_after=datetime(2018, 9, 25, 20, tzinfo=UTC), page_size=5
+        )
+    ]
+    assert dict(space.requests[-1].query) == {
+        "From": "+15550100",
+        "StartTime>": "Tue, 25 Sep 2018 20:00:00 GMT",
+        "PageSize": "5",
+    }
+    for page_size in (0, 1001, True):
+        with pytest.raises(InvalidRequestError, match="page_size"):
+            client.conferences.list(page_size=page_size)
+    with pytest.raises(InvalidRequestError, match="time zone"):
+        client.calls.list(start_time=datetime(2018, 9, 25))  # noqa: DTZ001
+
+
+async def test_a_list_with_the_wrong_token(space: SimulatedSpace, client_for: Any) -> None:
+    """A wrong token is told as such, with what to check."""
+    client = client_for(space, token="wrong")
+
+    with pytest.raises(AuthenticationError, match="check the project id"):
+        async for _ in client.calls.list():
+            pass
+
+
+PAGES = [
+    ({"conferences": [], "next_page_uri": "https://elsewhere.example/Conferences"}, "another host"),
+    ({"conferences": [], "next_page_uri": "//elsewhere.example/Conferences"}, "another host"),
+    ({"conferences": [], "next_page_uri": "/a b"}, "blanks"),
+    ({"conferences": [], "next_page_uri": "/again"}, "circle"),
+    ({"conferences": [{"status": "in-progress"}]}, "no sid"),
+    ({"conferences": [7]}, "no sid"),
+    ({"conferences": None}, "can't be read"),
+    ({}, "can't be read"),
+]
+
+
+@pytest.mark.parametrize(("page", "words"), PAGES)
+async def test_pages_that_lead_astray(page: dict[str, Any], words: str, space: SimulatedSpace, client_for: Any) -> None:
+    """A page on another host, without end or without sense ends in a typed error, and no request leaves the host."""
+    asked: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        asked.append(request.path)
+        return web.json_response(page)
+
+    server = web.Server(answer)
+    runner = web.ServerRunner(server)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        client = client_for(space, base_url=site.name)
+        with pytest.raises(MalformedResponseError, match=words):
+            async for _ in client.conferences.list():
+                pass
+    finally:
+        await runner.cleanup()
+    assert len(asked) <= 3
+
+
+async def test_an_absolute_next_page_on_the_same_host(space: SimulatedSpace, client_for: Any) -> None:
+    """A next page that is given with scheme and host is followed where it is the same ones."""
+    asked: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        asked.append(request.path_qs)
+        following = f"http://{request.host}/next?PageToken=PA%20x" if len(asked) == 1 else None
+        return web.json_response({"calls": [], "next_page_uri": following})
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        client = client_for(space, base_url=f"{site.name}/prefix/")
+        assert [call async for call in client.calls.list()] == []
+    finally:
+        await runner.cleanup()
+    assert asked == [
+        f"/prefix/api/laml/2010-04-01/Accounts/{space.project}/Calls",
+        "/next?PageToken=PA%20x",
+    ]

@@ -1,0 +1,236 @@
+"""What goes wrong before a byte of the request is out, on real sockets."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+import trustme
+from aiohttp.abc import AbstractResolver, ResolveResult
+from attrs import define, field
+
+from signalwire_streams import Attempt, Phase, StreamsClient, StreamsError, Timeouts, TransportError
+from signalwire_streams.simulator import SimulatedSpace
+
+URL = "wss://rx.example.com/audio"
+KINDS = ("read", "stop", "named", "unnamed")
+ONE_AND_THREE_MORE = 4
+
+
+async def perform(client: StreamsClient, kind: str, sid: str = "a-conference") -> object:
+    if kind == "read":
+        return await client.conferences.get(sid)
+    if kind == "stop":
+        return await client.conferences.stop_stream(sid, "a-stream")
+    return await client.conferences.start_stream(sid, url=URL, unnamed=kind == "unnamed")
+
+
+@define
+class RawServer:
+    """A socket that counts its connections and does as it is told with each."""
+
+    treat: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+    port: int = 0
+    connections: int = 0
+    received: bytearray = field(factory=bytearray)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        await self.treat(reader, writer)
+        writer.close()
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            await writer.wait_closed()
+
+
+@asynccontextmanager
+async def raw_server(
+    treat: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[RawServer]:
+    raw = RawServer(treat)
+    server = await asyncio.start_server(raw.serve, "127.0.0.1", 0, ssl=tls)
+    raw.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield raw
+
+
+async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    raw: socket.socket = writer.get_extra_info("socket")
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+class NoSuchHost(AbstractResolver):
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        raise OSError(-2, f"{host} has no address")
+
+    async def close(self) -> None: ...
+
+
+class SlowResolver(NoSuchHost):
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        await asyncio.Event().wait()
+        return []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_refused(space: SimulatedSpace, client: StreamsClient, kind: str) -> None:
+    """A refused connection is tried one time and three more, whatever was asked for; nothing was sent."""
+    async with space.refusing():
+        with pytest.raises(TransportError) as caught:
+            await perform(client, kind)
+
+    assert caught.value.attempts == ONE_AND_THREE_MORE
+    assert (caught.value.sent, caught.value.phase) == ("no", Phase.CONNECTING)
+    assert len(space.requests) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_it_goes_on_once_connections_are_taken_again(space: SimulatedSpace, client_for: Any, kind: str) -> None:
+    """A call that could not connect goes through, once, when it can."""
+    refusing = space.refusing()
+    await refusing.__aenter__()
+    closing: list[object] = []
+
+    def reopen(attempt: Attempt) -> None:
+        closing.append(attempt)
+
+    client = client_for(space, on_attempt=reopen)
+    call = asyncio.ensure_future(perform(client, "unnamed" if kind == "stop" else kind, space.conference_sids[0]))
+    while not closing:
+        await asyncio.sleep(0)
+    await refusing.__aexit__(None, None, None)
+    await call
+
+    assert len(space.requests) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("resolver", "words"), [(NoSuchHost(), "no address"), (SlowResolver(), "timeout")])
+async def test_dns(kind: str, resolver: AbstractResolver, words: str, client_for: Any, space: SimulatedSpace) -> None:
+    """A host that has no address, or whose address does not come in time, was certainly not sent anything."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=resolver)) as session:
+        client = client_for(space, base_url="https://space.example", session=session, timeouts=Timeouts(connect=0.02))
+        with pytest.raises(TransportError, match=words) as caught:
+            await perform(client, kind)
+
+    assert (caught.value.sent, caught.value.attempts) == ("no", ONE_AND_THREE_MORE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("treat", [reset, hang_up])
+async def test_tls_handshake_broken(kind: str, treat: Any, client_for: Any, space: SimulatedSpace) -> None:
+    """A connection that breaks during the TLS handshake is tried again: nothing was sent."""
+    async with raw_server(treat) as server:
+        client = client_for(space, base_url=f"https://127.0.0.1:{server.port}")
+        with pytest.raises(TransportError) as caught:
+            await perform(client, kind)
+
+    assert caught.value.sent == "no"
+    assert server.connections == ONE_AND_THREE_MORE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_bad_certificate(kind: str, client_for: Any, space: SimulatedSpace) -> None:
+    """A certificate that nobody vouches for is final at once, and says so."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    async with raw_server(hang_up, tls) as server:
+        client = client_for(space, base_url=f"https://127.0.0.1:{server.port}")
+        with pytest.raises(TransportError, match="certificate") as caught:
+            await perform(client, kind)
+
+    assert (caught.value.sent, caught.value.attempts) == ("no", 1)
+
+
+@pytest.mark.parametrize(("answer", "attempts"), [("407 Proxy Authentication Required", 1), ("502 Bad Gateway", 4)])
+async def test_proxy(answer: str, attempts: int, client_for: Any, space: SimulatedSpace) -> None:
+    """A proxy that wants a password is final; one that can't reach the Space yet is tried again."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n".encode())
+        await writer.drain()
+
+    async with (
+        raw_server(refuse) as proxy,
+        aiohttp.ClientSession(proxy=f"http://127.0.0.1:{proxy.port}") as session,
+    ):
+        client = client_for(space, base_url="https://space.example", session=session)
+        with pytest.raises(TransportError) as caught:
+            await perform(client, "named")
+
+    assert (caught.value.sent, caught.value.attempts) == ("no", attempts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_dead_kept_alive_connection(space: SimulatedSpace, client_for: Any, kind: str) -> None:
+    """A kept-alive connection that the Space has reset costs an attempt, and never a second request."""
+    attempts: list[Attempt] = []
+    client = client_for(space, on_attempt=attempts.append)
+    sid = space.conference_sids[0]
+    stream = await client.conferences.start_stream(sid, url=URL, name="warm")
+    before, attempts[:] = len(space.requests), []
+
+    assert space.reset_idle_connections() == 1
+    if kind == "stop":
+        await client.conferences.stop_stream(sid, stream)
+    else:
+        await perform(client, kind, sid)
+
+    assert len(space.requests) - before == 1
+    assert len(attempts) == 2
+    assert attempts[0].sent == ("maybe" if kind == "read" and attempts[0].phase != Phase.CONNECTING else "no")
+    assert space.streams.doubled() == []
+
+
+@pytest.mark.parametrize("unnamed", [False, True])
+async def test_reset_in_the_middle_of_writing(space: SimulatedSpace, client_for: Any, unnamed: bool) -> None:
+    """A request of which a part was written may have been carried out, and is treated so."""
+    attempts: list[Attempt] = []
+    client = client_for(space, on_attempt=attempts.append)
+    space.faults.add("reset", times=1, read_body=False)
+    parameters = {f"parameter-{number}": "x" * 9_000 for number in range(99)}
+    sid = space.conference_sids[0]
+    try:
+        await client.conferences.start_stream(sid, url=URL, unnamed=unnamed, parameters=parameters)
+    except StreamsError as error:
+        assert unnamed
+        assert error.sent == "maybe"
+
+    assert attempts[0].phase in {Phase.WRITING, Phase.WAITING}
+    assert space.requests.count("start-conference-stream") == (1 if unnamed else 2)
+    assert len(space.streams.alive()) == (0 if unnamed else 1)
+
+
+async def test_the_same_bytes_go_out_each_time(client_for: Any, space: SimulatedSpace) -> None:
+    """Every attempt of a start carries the same body, name included."""
+    bodies: list[bytes] = []
+
+    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        bodies.append(await reader.readexactly(length))
+
+    async with raw_server(hear) as server:
+        client = client_for(space, base_url=f"http://127.0.0.1:{server.port}")
+        with pytest.raises(StreamsError):
+            await client.conferences.start_stream("a", url=URL, parameters={"a": "b"}, track="both_tracks")
+
+    assert len(bodies) == 3
+    assert len(set(bodies)) == 1
+    assert b"Name=sws-" in bodies[0]

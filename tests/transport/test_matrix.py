@@ -1,0 +1,235 @@
+"""The retry matrix, on real sockets. What counts is what the server received and holds."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import pytest
+from attrs import field, frozen
+
+from signalwire_streams import RetryPolicy, StreamOutcomeUnknown, StreamsClient, StreamsError, Timeouts
+from signalwire_streams.simulator import SimulatedSpace
+
+URL = "wss://rx.example.com/audio"
+READ, STOP, NAMED, CALL, UNNAMED = "read", "stop", "named start", "named start on a call", "unnamed start"
+OPERATIONS = {
+    READ: "get-conference",
+    STOP: "stop-conference-stream",
+    NAMED: "start-conference-stream",
+    CALL: "start-call-stream",
+    UNNAMED: "start-conference-stream",
+}
+
+
+@frozen
+class Expect:
+    """How the call ends, how many requests the Space received, and how many streams it then holds."""
+
+    result: str
+    received: int
+    running: int
+
+
+@frozen
+class Row:
+    happened: str
+    faults: tuple[Mapping[str, Any], ...]
+    expect: Mapping[str, Expect]
+    space: Mapping[str, Any] = field(factory=dict)
+
+
+def fault(kind: str, **options: Any) -> Mapping[str, Any]:
+    return {"kind": kind, "times": 1, **options}
+
+
+def started_at_once_or(
+    result: str, *, call: str = "", unnamed: str = "", twice: int = 2, once: int = 1
+) -> dict[str, Expect]:
+    """Expect every start to end alike, after ``twice`` requests."""
+    return {
+        READ: Expect("done", twice, 0),
+        STOP: Expect("done", twice, 0),
+        NAMED: Expect(result, twice, 1),
+        CALL: Expect(call or result, twice, 1),
+        UNNAMED: Expect(unnamed or result, twice, once),
+    }
+
+
+def ambiguous(*, carried_out: bool, named: str = "ambiguous") -> dict[str, Expect]:
+    """Expect what may have happened to be repeated only where repeating can't double anything."""
+    left = int(carried_out)
+    return {
+        READ: Expect("done", 2, 0),
+        STOP: Expect("done", 2, 0),
+        NAMED: Expect(named, 2, 1),
+        CALL: Expect("unknown", 1, left),
+        UNNAMED: Expect("unknown", 1, left),
+    }
+
+
+def refused(error: str) -> dict[str, Expect]:
+    """Expect an answer that is final, whatever was asked for."""
+    return {
+        kind: Expect("done" if kind == STOP and error == "gone" else error, 1, 1 if kind == STOP else 0)
+        for kind in OPERATIONS
+    }
+
+
+ACCEPTED = {
+    READ: Expect("done", 2, 0),
+    STOP: Expect("done", 2, 0),
+    NAMED: Expect("by name", 1, 1),
+    CALL: Expect("by name", 1, 1),
+    UNNAMED: Expect("unknown, accepted", 1, 1),
+}
+ROWS = [
+    Row("reset before it was carried out", (fault("reset"),), ambiguous(carried_out=False)),
+    Row("reset after it was carried out", (fault("reset", created=True),), ambiguous(carried_out=True)),
+    Row(
+        "reset after it was carried out, duplicates refused over HTTP",
+        (fault("reset", created=True),),
+        ambiguous(carried_out=True, named="already started"),
+        {"duplicate_names": "http-error"},
+    ),
+    Row("connection ended before it was carried out", (fault("disconnect"),), ambiguous(carried_out=False)),
+    Row("connection ended after it", (fault("disconnect", created=True),), ambiguous(carried_out=True)),
+    Row("no answer, not carried out", (fault("hang"),), ambiguous(carried_out=False)),
+    Row("no answer, carried out", (fault("hang", created=True),), ambiguous(carried_out=True)),
+    Row("garbage", (fault("garbage"),), ambiguous(carried_out=False)),
+    Row("garbage after it", (fault("garbage", created=True),), ambiguous(carried_out=True)),
+    Row("headers cut", (fault("cut-headers", created=True),), ambiguous(carried_out=True)),
+    Row("2xx, body cut", (fault("cut-body"),), ACCEPTED),
+    Row("2xx, no sid", (fault("no-sid"),), ACCEPTED),
+    Row("2xx, nothing in it", (fault("empty"),), ACCEPTED),
+    Row("2xx, broken JSON", (fault("not-json"),), ACCEPTED),
+    Row("2xx, a page of HTML", (fault("html", created=True),), ACCEPTED),
+    Row("2xx, right but called text/plain", (fault("wrong-content-type"),), started_at_once_or("done", twice=1)),
+    Row("301", (fault("redirect", status=301, location="/elsewhere"),), refused("ApiError 301")),
+    Row("303", (fault("redirect", status=303, location="/elsewhere"),), refused("ApiError 303")),
+    Row("307", (fault("redirect", location="/elsewhere"),), refused("ApiError 307")),
+    *(
+        Row(str(status), (fault("status", status=status, body="api", code=code),), refused(f"{error} {status}"))
+        for status, code, error in (
+            (400, 10000, "BadRequestError"),
+            (401, 20003, "AuthenticationError"),
+            (403, 10003, "PermissionDeniedError"),
+            (409, 10000, "ApiError"),
+            (422, 21402, "UnprocessableError"),
+        )
+    ),
+    Row("408", (fault("status", status=408),), started_at_once_or("done")),
+    Row("425", (fault("status", status=425),), started_at_once_or("done")),
+    Row("429", (fault("throttle"),), started_at_once_or("done")),
+    Row("429 with Retry-After", (fault("throttle", retry_after=3),), started_at_once_or("done")),
+    Row("code 20429 under 400", (fault("throttle", status=400, code=20429),), started_at_once_or("done")),
+    Row("503 in the API's words", (fault("503-api"),), started_at_once_or("done")),
+    Row("503 with Retry-After", (fault("503", retry_after=1),), started_at_once_or("done")),
+    Row("bare 503", (fault("503"),), ambiguous(carried_out=False)),
+    Row("bare 503 after it", (fault("503", created=True),), ambiguous(carried_out=True)),
+    Row("500", (fault("500"),), ambiguous(carried_out=False)),
+    Row("500 after it", (fault("500", created=True),), ambiguous(carried_out=True)),
+    Row("502 after it", (fault("502", created=True),), ambiguous(carried_out=True)),
+    Row("504 after it", (fault("504", created=True),), ambiguous(carried_out=True)),
+    Row(
+        "code 20504 under 400",
+        (fault("status", status=400, body="api", code=20504, created=True),),
+        ambiguous(carried_out=True),
+    ),
+]
+
+
+async def perform(client: StreamsClient, space: SimulatedSpace, kind: str, stream: Any) -> tuple[object, str]:
+    """Make the call; give its result and the sid that it was about."""
+    conference, call = space.conference_sids[0], space.call_sids[0]
+    calls: Mapping[str, tuple[Callable[[], Awaitable[object]], str]] = {
+        READ: (lambda: client.conferences.get(conference), conference),
+        STOP: (lambda: client.conferences.stop_stream(conference, stream), conference),
+        NAMED: (lambda: client.conferences.start_stream(conference, url=URL), conference),
+        CALL: (lambda: client.calls.start_stream(call, url=URL), call),
+        UNNAMED: (lambda: client.conferences.start_stream(conference, url=URL, unnamed=True), conference),
+    }
+    make, target = calls[kind]
+    try:
+        return await make(), target
+    except StreamsError as error:
+        return error, target
+
+
+def in_words(result: object) -> str:
+    if isinstance(result, StreamOutcomeUnknown):
+        return "unknown, accepted" if result.accepted else "unknown"
+    if isinstance(result, StreamsError):
+        return f"{type(result).__name__} {getattr(result, 'status', '')}".strip()
+    if getattr(result, "already_started", False):
+        return "already started"
+    if getattr(result, "ambiguous", False):
+        return "ambiguous"
+    return "by name" if getattr(result, "sid", "") is None else "done"
+
+
+@pytest.mark.parametrize("kind", OPERATIONS)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.happened)
+async def test_the_server_sees_what_the_matrix_promises(row: Row, kind: str, client_for: Any) -> None:
+    """After each thing that can happen, the Space has received and holds exactly what the matrix says."""
+    async with SimulatedSpace(conferences=1, calls=1, **row.space) as space:
+        client = client_for(space, timeouts=Timeouts(read=0.05))
+        stream = await client.conferences.start_stream(space.conference_sids[0], url=URL) if kind == STOP else None
+        before = space.requests.count(OPERATIONS[kind])
+        for rule in row.faults:
+            space.faults.add(rule["kind"], on=OPERATIONS[kind], **{key: rule[key] for key in rule if key != "kind"})
+
+        result, target = await perform(client, space, kind, stream)
+
+        expect = row.expect[kind]
+        received = space.requests.count(OPERATIONS[kind]) - before
+        running = len(space.streams.alive_on(target))
+        assert (in_words(result), received, running) == (expect.result, expect.received, expect.running)
+        assert space.streams.doubled() == []
+        if isinstance(result, StreamsError):
+            assert result.attempts == expect.received
+            assert "\n" not in str(result)
+
+
+@pytest.mark.parametrize("kind", [READ, NAMED, CALL, UNNAMED])
+async def test_404_is_final(space: SimulatedSpace, client: StreamsClient, kind: str) -> None:
+    """A conference or call that is not there is said so after one request."""
+    space.faults.add("status", status=404, body="api", code=20404)
+
+    result, _ = await perform(client, space, kind, None)
+
+    assert in_words(result) == "NotFoundError 404"
+    assert len(space.requests) == 1
+
+
+async def test_a_first_stop_of_nothing_is_an_error(space: SimulatedSpace, client: StreamsClient) -> None:
+    """A stop that was not sent before and finds nothing says so."""
+    result, _ = await perform(client, space, STOP, "not-there")
+
+    assert in_words(result) == "NotFoundError 404"
+    assert space.requests.count("stop-conference-stream") == 1
+
+
+async def test_a_duplicate_at_the_first_attempt_is_refused(client_for: Any) -> None:
+    """A name that somebody else's stream has is an error, not a success."""
+    async with SimulatedSpace(conferences=1, duplicate_names="http-error") as space:
+        client = client_for(space)
+        sid = space.conference_sids[0]
+        await client.conferences.start_stream(sid, url=URL, name="audit")
+
+        with pytest.raises(StreamsError) as caught:
+            await client.conferences.start_stream(sid, url=URL, name="audit")
+
+        assert in_words(caught.value) == "UnprocessableError 422"
+        assert len(space.streams.alive()) == 1
+
+
+async def test_call_starts_are_sent_again_where_the_policy_says_so(client_for: Any) -> None:
+    """With the switch on, a named start on a call is repeated like one on a conference."""
+    async with SimulatedSpace(conferences=1, calls=1) as space:
+        client = client_for(space, retry=RetryPolicy(resend_call_starts=True))
+        space.faults.add("reset", created=True, times=1)
+
+        result, target = await perform(client, space, CALL, None)
+
+        assert in_words(result) == "ambiguous"
+        assert space.requests.count("start-call-stream") == 2
+        assert len(space.streams.alive_on(target)) == 1

@@ -1,0 +1,248 @@
+"""The aiohttp session's life: made late, shared, borrowed, closed."""
+
+import asyncio
+import importlib.metadata
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from signalwire_streams import (
+    ClientStateError,
+    Clock,
+    InvalidRequestError,
+    StreamsClient,
+    StreamsError,
+    Timeouts,
+    TransportError,
+)
+from signalwire_streams.simulator import SimulatedSpace
+
+URL = "wss://rx.example.com/audio"
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
+
+
+async def test_nothing_is_opened_before_the_first_request() -> None:
+    """A client can be made outside of any task, and closing an unused one is nothing."""
+    before = open_descriptors()
+    client = StreamsClient(space="example", project="p", token="t")
+
+    assert open_descriptors() == before
+    await client.aclose()
+    await client.aclose()
+
+
+def test_a_client_can_be_made_outside_of_a_loop_and_used_inside() -> None:
+    """Making a client needs no running loop."""
+    client = StreamsClient(space="example", project="p", token="t")
+
+    async def use() -> None:
+        async with client:
+            pass
+
+    asyncio.run(use())
+
+
+async def test_use_after_close(space: SimulatedSpace, client: StreamsClient) -> None:
+    """A closed client says so, before anything is sent."""
+    await client.aclose()
+
+    with pytest.raises(ClientStateError, match="closed"):
+        await client.conferences.get(space.conference_sids[0])
+    with pytest.raises(ClientStateError, match="closed"):
+        async with client:
+            pass
+    assert len(space.requests) == 0
+
+
+def test_use_from_another_loop() -> None:
+    """A client belongs to the loop that first used it, and says so in another."""
+    client = StreamsClient(space="example", project="p", token="t")
+
+    async def enter() -> None:
+        await client.__aenter__()
+
+    asyncio.run(enter())
+    with pytest.raises(ClientStateError, match="another event loop"):
+        asyncio.run(enter())
+
+
+def test_plain_with() -> None:
+    """A forgotten ``async`` is explained."""
+    with pytest.raises(TypeError, match="async with"), StreamsClient(space="example", project="p", token="t"):
+        pass
+
+
+async def test_a_borrowed_session_is_used_and_left_open(space: SimulatedSpace, client_for: Any) -> None:
+    """The caller's session carries the requests and outlives the client."""
+    async with aiohttp.ClientSession() as session:
+        client = client_for(space, session=session)
+        await client.conferences.get(space.conference_sids[0])
+        await client.aclose()
+
+        assert not session.closed
+        assert space.connections_open == 1
+
+
+async def test_a_borrowed_session_that_is_closed(space: SimulatedSpace, client_for: Any) -> None:
+    """A session that the caller closed is named as the reason."""
+    session = aiohttp.ClientSession()
+    client = client_for(space, session=session)
+    await session.close()
+
+    with pytest.raises(ClientStateError, match="session that was handed"):
+        await client.conferences.get(space.conference_sids[0])
+
+
+async def test_unfit_sessions_are_refused() -> None:
+    """A session with credentials of its own, or something that is no session, is refused with a reason."""
+    with pytest.warns(DeprecationWarning):
+        session = aiohttp.ClientSession(auth=aiohttp.BasicAuth("a", "b"))
+    async with session:
+        with pytest.raises(InvalidRequestError, match="auth"):
+            StreamsClient(space="example", project="p", token="t", session=session)
+    with pytest.raises(InvalidRequestError, match=r"aiohttp\.ClientSession"):
+        StreamsClient(space="example", project="p", token="t", session="session")  # type: ignore[arg-type]
+
+
+async def test_a_borrowed_session_cannot_spoil_a_start(space: SimulatedSpace, client_for: Any) -> None:
+    """Middlewares that repeat, raise_for_status and default headers of the session change nothing."""
+
+    async def repeat(
+        request: aiohttp.ClientRequest, handler: Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
+    ) -> aiohttp.ClientResponse:
+        (await handler(request)).close()
+        return await handler(request)
+
+    async with aiohttp.ClientSession(
+        middlewares=(repeat,), raise_for_status=True, headers={"Authorization": "Basic bm9ib2R5Og=="}
+    ) as session:
+        client = client_for(space, session=session)
+        space.faults.add("503-api", times=1)
+        await client.conferences.start_stream(space.conference_sids[0], url=URL)
+
+    assert space.requests.count("start-conference-stream") == 2
+    assert len(space.streams) == 1
+
+
+async def test_a_small_pool_is_not_overrun(space: SimulatedSpace, client_for: Any) -> None:
+    """More calls than connections wait their turn instead of timing out in the pool."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=2)) as session:
+        client = client_for(space, session=session)
+        sids = space.conference_sids * 40
+        await asyncio.gather(*(client.conferences.get(sid) for sid in sids))
+
+    assert len(space.requests) == len(sids)
+    assert space.connections_opened == 2
+
+
+@pytest.mark.parametrize("body", ["api", "html"])
+async def test_a_refused_attempt_gives_its_connection_back(space: SimulatedSpace, client_for: Any, body: str) -> None:
+    """With a pool of one, an answer that is not wanted does not block the retry."""
+    client = client_for(space, connections=1)
+    space.faults.add("status", status=503, body=body, retry_after=0, times=2, headers={"X-Padding": "x" * 4000})
+    await client.conferences.start_stream(space.conference_sids[0], url=URL)
+
+    assert space.requests.count("start-conference-stream") == 3
+
+
+async def test_closing_waits_for_calls_under_way(space: SimulatedSpace, client_for: Any) -> None:
+    """`aclose` lets a call that is under way end."""
+    hold = asyncio.Event()
+    slow = SimulatedSpace(conferences=1, sleep=lambda _: hold.wait())  # type: ignore[arg-type,return-value]
+    async with slow:
+        slow.faults.add("latency", seconds=1)
+        client = client_for(slow)
+        start = asyncio.create_task(client.conferences.start_stream(slow.conference_sids[0], url=URL))
+        await slow.requests.wait_for(1)
+        closing = asyncio.create_task(client.aclose())
+        await asyncio.sleep(0)
+        hold.set()
+        await closing
+
+        assert (await start).sid is not None
+
+
+async def test_closing_cuts_calls_that_do_not_end(
+    space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that outlasts the drain is cut, and a start among them is honestly unknown."""
+    monkeypatch.setattr("signalwire_streams.transport.line._DRAIN", 0.01)
+    space.faults.add("hang", created=True)
+    client = client_for(space)
+    start = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
+    await space.requests.wait_for(1)
+    await client.aclose()
+
+    with pytest.raises(StreamsError) as caught:
+        await start
+    assert type(caught.value).__name__ == "StreamOutcomeUnknown"
+    assert space.requests.count() == 1
+
+
+async def test_nothing_is_left_after_failures(space: SimulatedSpace, nothing_left: None) -> None:
+    """After calls that failed in every way, no task, connection or descriptor is left."""
+    before = open_descriptors()
+    for kind in ("reset", "disconnect", "hang", "garbage", "cut-headers", "cut-body", "500", "redirect"):
+        space.faults.add(kind, one_in=3)
+    async with StreamsClient(
+        base_url=space.base_url,
+        project=space.project,
+        token=space.token,
+        clock=Clock.instant(),
+        timeouts=Timeouts(read=0.05),
+    ) as client:
+        starts = (client.conferences.start_stream(space.conference_sids[n % 3], url=URL) for n in range(120))
+        results = await asyncio.gather(*starts, return_exceptions=True)
+        assert all(isinstance(result, StreamsError) or not isinstance(result, BaseException) for result in results)
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+    space.close_idle_connections()
+    assert space.connections_open <= sum(1 for request in space.requests if request.fault == "hang")
+    await space.close()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert open_descriptors() <= before
+
+
+async def test_cancelling_leaves_nothing(space: SimulatedSpace, nothing_left: None) -> None:
+    """A cancelled call re-raises, closes its connection and leaves no task."""
+    space.faults.add("hang")
+    async with StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client:
+        start = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
+        await space.requests.wait_for(1)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        assert space.requests.count() == 1
+
+
+async def test_user_agent(space: SimulatedSpace, client: StreamsClient) -> None:
+    """The Space sees which version is asking."""
+    await client.conferences.get(space.conference_sids[0])
+
+    agent = space.requests[0].headers["User-Agent"]
+    assert agent.startswith(f"signalwire-streams/{importlib.metadata.version('signalwire-streams')} aiohttp/")
+
+
+async def test_a_session_of_another_kind_of_trouble(
+    space: SimulatedSpace, client_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What aiohttp refuses about a session is told as an error of ours, once, with nothing sent."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    async with aiohttp.ClientSession(trust_env=True) as session:
+        client = client_for(space, session=session)
+        with pytest.raises(TransportError, match="AUTH") as caught:
+            await client.conferences.start_stream(space.conference_sids[0], url=URL)
+
+    assert (caught.value.sent, caught.value.attempts) == ("no", 1)
+    assert "else" not in repr(caught.value)
