@@ -1,0 +1,30 @@
+"""A SignalWire Space that lives in this process: the other side of tests and benchmarks.
+
+It imports nothing of the client half of this package and spells the wire itself, so that a mistake in the client
+cannot pass unseen.
+
+```python
+async with SimulatedSpace(conferences=200, calls=20) as space:
+    space.faults.add("reset", on="start", created=True, times=1)
+    ...  # talk to space.base_url with space.project and space.token
+    assert space.streams.doubled() == []
+```
+"""
+
+from signalwire_streams.simulator.fault_kinds import FaultKind, FaultSettings
+from signalwire_streams.simulator.faults import FaultRule, Faults
+from signalwire_streams.simulator.journal import Journal, ReceivedRequest
+from signalwire_streams.simulator.space import SimulatedSpace
+from signalwire_streams.simulator.streams import Stream, StreamBook
+
+__all__ = [
+    "FaultKind",
+    "FaultRule",
+    "FaultSettings",
+    "Faults",
+    "Journal",
+    "ReceivedRequest",
+    "SimulatedSpace",
+    "Stream",
+    "StreamBook",
+]

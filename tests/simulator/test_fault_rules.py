@@ -1,0 +1,177 @@
+"""Which requests run into a fault: scopes, counters, order, refused rules."""
+
+import random
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from signalwire_streams.simulator import FaultKind, Faults
+
+from .peer import simulated
+
+START, STOP, CALL_START = "start-conference-stream", "stop-conference-stream", "start-call-stream"
+
+
+def faults(seed: int = 0) -> Faults:
+    return Faults(random.Random(seed))  # noqa: S311 - reproducible on purpose
+
+
+def test_times_is_the_next_so_many() -> None:
+    rules = faults()
+    rule = rules.add("500", times=2)
+    assert [rules.trip(START, "a") is rule for _ in range(4)] == [True, True, False, False]
+    assert rule.hits == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("one_in", [1, 2, 10])
+def test_one_in_is_exact_and_the_same_under_one_seed(one_in: int, seed: int) -> None:
+    """Every so manieth request, from an offset that the seed gives."""
+    first, second = faults(seed), faults(seed)
+    first.add("500", one_in=one_in)
+    second.add("500", one_in=one_in)
+    tripped = [first.trip(START, "a") is not None for _ in range(100)]
+    assert tripped == [second.trip(START, "a") is not None for _ in range(100)]
+    places = [place for place, hit in enumerate(tripped) if hit]
+    assert len(places) == 100 // one_in
+    assert {later - earlier for earlier, later in pairwise(places)} <= {one_in}
+
+
+def test_the_seed_moves_the_offset() -> None:
+    offsets = set()
+    for seed in range(20):
+        rules = faults(seed)
+        rules.add("500", one_in=10)
+        offsets.add(next(place for place in range(10) if rules.trip(START, "a")))
+    assert len(offsets) > 3
+
+
+def test_per_target_counts_each_conference_or_call() -> None:
+    rules = faults()
+    rules.add("500", per_target=1)
+    assert [rules.trip(START, sid) is not None for sid in ("a", "b", "a", "b", "c")] == [True, True, False, False, True]
+
+
+def test_target_picks_one_conference_or_call() -> None:
+    rules = faults()
+    rules.add("500", target="a")
+    assert rules.trip(START, "b") is None
+    assert rules.trip(START, "a") is not None
+    assert rules.trip("list-conferences", None) is None
+
+
+@pytest.mark.parametrize(
+    ("scope", "operations"),
+    [
+        ("start", {START, CALL_START}),
+        ("stop", {STOP, "stop-call-stream"}),
+        ("list", {"list-conferences", "list-participants", "list-calls"}),
+        ("get", {"get-conference", "get-call"}),
+        ("end-conference", {"end-conference"}),
+        ("unknown", {"unknown"}),
+        (
+            "any",
+            {
+                START,
+                STOP,
+                CALL_START,
+                "stop-call-stream",
+                "list-conferences",
+                "list-participants",
+                "list-calls",
+                "get-conference",
+                "get-call",
+                "end-conference",
+            },
+        ),
+    ],
+)
+def test_on_names_operations(scope: str, operations: set[str]) -> None:
+    assert faults().add("500", on=scope).operations == operations
+
+
+def test_the_first_rule_takes_the_request_and_later_ones_do_not_count_it() -> None:
+    rules = faults()
+    first = rules.add("500", times=2)
+    second = rules.add("502", one_in=1, times=1)
+    assert [rules.trip(START, "a") for _ in range(4)] == [first, first, second, None]
+
+
+def test_rules_can_be_removed_and_cleared() -> None:
+    rules = faults()
+    rule = rules.add("500")
+    rules.add("502")
+    rule.remove()
+    rule.remove()
+    tripped = rules.trip(START, "a")
+    assert tripped is not None
+    assert tripped.kind is FaultKind.PROXY_502
+    rules.clear()
+    assert len(rules) == 0
+    assert rules.trip(START, "a") is None
+
+
+def test_connections_trip_only_their_own_rules() -> None:
+    rules = faults()
+    rules.add("500")
+    connect = rules.add("reset-on-connect", times=1)
+    assert rules.trip_connection() is True
+    assert rules.trip_connection() is False
+    assert connect.hits == 1
+    rules.clear()
+    rules.add(FaultKind.RESET_ON_CONNECT)
+    assert rules.trip(START, "a") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "sentence"),
+    [
+        ("slow", {}, "'slow' is no kind of fault; there are .*latency"),
+        ("500", {"on": "starts"}, "on='starts' is no scope; write one of any, .*start"),
+        ("500", {"times": 0}, "times must be at least 1, not 0"),
+        ("500", {"one_in": -1}, "one_in must be at least 1"),
+        ("500", {"per_target": 0}, "per_target must be at least 1"),
+        ("500", {"status": 500}, "status is no setting of '500', which takes body"),
+        ("empty", {"body": "api"}, "body is no setting of 'empty', which takes no settings"),
+        ("latency", {}, r"'latency' needs seconds=\.\.\."),
+        ("latency", {"seconds": -1}, "seconds must be a number of seconds, not -1"),
+        ("status", {}, r"'status' needs status=\.\.\."),
+        ("status", {"status": 99}, "status must be an HTTP status from 200 to 599"),
+        ("status", {"status": 500, "body": "json"}, "body must be 'api', 'html' or 'empty'"),
+        ("throttle", {"code": "20429"}, "code must be an error code"),
+        ("throttle", {"retry_after": [1]}, "retry_after must be seconds or the header's text"),
+        ("throttle", {"headers": "X-A: b"}, "headers must be a mapping"),
+        ("hang", {"read_body": 1}, "read_body must be True or False"),
+        ("redirect", {"location": 1}, "location must be a text"),
+        ("duplicate-name", {"as_": "error"}, "as_ must be 'http-error' or 'stream-error'"),
+        ("duplicate-name", {"on": "stop"}, "'duplicate-name' happens to starts"),
+        ("duplicate-name", {"on": "nonsense"}, "'duplicate-name' happens to starts"),
+        ("duplicate-name", {"created": True}, "'duplicate-name' starts nothing"),
+        ("reset-on-connect", {"on": "start"}, "leave out on, use times or one_in"),
+        ("reset-on-connect", {"target": "a", "created": False}, "leave out target, created"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_says_what_to_write(kind: str, given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        faults().add(kind, **given)
+
+
+async def test_a_space_spoils_the_same_requests_under_the_same_seed() -> None:
+    async def run() -> list[int]:
+        async with simulated(seed=7) as peer:
+            rule = peer.space.faults.add("503", on="start", one_in=4)
+            statuses = [(await peer.start()).status for _ in range(12)]
+            assert rule.hits == statuses.count(503) == 3
+            return statuses
+
+    assert await run() == await run()
+
+
+async def test_strangers_and_other_paths_run_into_faults_like_everyone() -> None:
+    """A proxy in front knows no tokens; what is no operation of the API is left alone."""
+    async with simulated() as peer:
+        peer.space.faults.add("502")
+        reply = await peer.send("GET", peer.path("Conferences"), headers={"Authorization": ""})
+        assert reply.status == 502
+        assert (await peer.get("Rooms")).status == 404

@@ -1,0 +1,150 @@
+"""What the Space received: the entries, the counters, waiting, the busiest window."""
+
+import asyncio
+import tracemalloc
+
+import pytest
+from hypothesis import given, strategies as st
+
+from signalwire_streams.simulator import Journal
+
+from .peer import Clock, simulated
+
+
+async def test_an_entry_tells_everything_but_secrets() -> None:
+    clock = Clock(50.0)
+    async with simulated(monotonic=clock) as peer:
+        sid = peer.space.conference_sids[0]
+        reply = await peer.start(Name="a b", AuthorizationBearerToken="bearer-of-audio")
+        await peer.stop("a b")
+        await peer.get("Calls", query={"Status": "queued"})
+        start, stop, listing = peer.space.requests
+        assert start.method == "POST"
+        assert start.path == peer.path("Conferences", sid, "Streams")
+        assert (start.operation, start.target_sid, start.stream_sid) == ("start-conference-stream", sid, None)
+        assert start.fields["AuthorizationBearerToken"] == "bearer-of-audio"
+        assert "bearer-of-audio" not in repr(start)
+        assert set(start.headers) == {"User-Agent", "Content-Type"}
+        assert (start.answered, start.created, start.fault) == (200, reply.json["sid"], None)
+        assert (start.received_at, start.connection) == (50.0, 1)
+        assert (stop.operation, stop.stream_sid, stop.created) == ("stop-conference-stream", "a b", None)
+        assert stop.path.endswith("/a%20b")
+        assert (listing.operation, listing.target_sid, listing.query) == (
+            "list-calls",
+            None,
+            {"Status": "queued"},
+        )
+        assert peer.space.token not in repr(list(peer.space.requests))
+
+
+async def test_the_journal_reads_like_a_list() -> None:
+    async with simulated() as peer:
+        await peer.start()
+        await peer.get("Calls")
+        assert len(peer.space.requests) == 2
+        assert peer.space.requests[-1].operation == "list-calls"
+        assert [request.method for request in peer.space.requests[:1]] == ["POST"]
+        assert [request.method for request in peer.space.requests] == ["POST", "GET"]
+
+
+async def test_requests_are_counted_by_operation_and_target() -> None:
+    async with simulated(conferences=2) as peer:
+        first, second = peer.space.conference_sids
+        await peer.start(first)
+        await peer.start(first)
+        await peer.start(second)
+        await peer.get("Conferences")
+        requests = peer.space.requests
+        assert requests.count() == 4
+        assert requests.count("start-conference-stream") == 3
+        assert requests.count("start-conference-stream", first) == 2
+        assert requests.count(target=second) == 1
+        assert requests.count("start-call-stream") == 0
+        assert requests.counts() == {"start-conference-stream": 3, "list-conferences": 1}
+
+
+async def test_a_body_that_breaks_off_is_noted() -> None:
+    async with simulated() as peer:
+        _, writer = await asyncio.open_connection("127.0.0.1", peer.space.port)
+        path = peer.path("Conferences", peer.space.conference_sids[0], "Streams")
+        writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nUrl=".encode())
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        await peer.space.requests.wait_for()
+        [request] = peer.space.requests
+        assert (request.answered, request.fields, request.created) == (None, {}, None)
+
+
+async def test_waiting_ends_with_the_request_it_waits_for() -> None:
+    async with simulated() as peer:
+        waiting = asyncio.create_task(peer.space.requests.wait_for(2, "start-conference-stream"))
+        await peer.start()
+        await peer.get("Calls")
+        assert not waiting.done()
+        await peer.start()
+        await waiting
+        await peer.space.requests.wait_for(2, "start-conference-stream")
+
+
+async def test_waiting_in_vain_says_what_came_instead() -> None:
+    async with simulated() as peer:
+        await peer.get("Calls")
+        sentence = "waited 0 s for 1 of start-call-stream for x; received 1 list-calls"
+        with pytest.raises(TimeoutError, match=sentence):
+            await peer.space.requests.wait_for(1, "start-call-stream", "x", timeout=0)
+        with pytest.raises(TimeoutError, match="for 5 of any operation; received 1 list-calls"):
+            await peer.space.requests.wait_for(5, timeout=0)
+    async with simulated() as peer:
+        with pytest.raises(TimeoutError, match="received nothing"):
+            await peer.space.requests.wait_for(timeout=0)
+
+
+async def test_without_keeping_only_counters_stay() -> None:
+    async with simulated(keep_requests=False, rate_limit=None) as peer:
+        await peer.get("Conferences")
+        await peer.start()
+        assert len(peer.space.requests) == 0
+        assert peer.space.requests.counts() == {"list-conferences": 1, "start-conference-stream": 1}
+        assert peer.space.requests.busiest_window() == 1
+        await peer.space.requests.wait_for(1, "start-conference-stream", timeout=0)
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(50_000):
+                peer.space.requests.tally("start-conference-stream", "a")
+                peer.space.requests.post_arrived(1.0)
+            grown = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+        assert grown < 600_000
+
+
+async def test_the_busiest_window_counts_every_post() -> None:
+    """Those that were refused or spoiled too; reading is not counted."""
+    clock = Clock()
+    async with simulated(monotonic=clock, rate_limit=3) as peer:
+        peer.space.faults.add("500", times=1)
+        for _ in range(4):
+            await peer.start()
+        await peer.get("Conferences")
+        clock.now += 9.9
+        await peer.start()
+        clock.now += 0.2
+        await peer.start()
+        assert peer.space.requests.busiest_window() == 5
+        assert peer.space.requests.busiest_window(0.1) == 4
+
+
+@given(
+    gaps=st.lists(st.integers(min_value=0, max_value=8), max_size=50),
+    seconds=st.integers(min_value=1, max_value=20),
+)
+def test_no_window_is_busier_than_the_busiest(gaps: list[int], seconds: int) -> None:
+    journal, moments, now = Journal(), list[float](), 0.0
+    for gap in gaps:
+        now += gap
+        moments.append(now)
+        journal.post_arrived(now)
+    counted = max((sum(0 <= later - start < seconds for later in moments) for start in moments), default=0)
+    assert journal.busiest_window(seconds) == counted
