@@ -1,0 +1,65 @@
+"""What is checked before a change lands: `nox` runs it all, `nox --session tests` one part."""
+
+import shutil
+from pathlib import Path
+
+import nox
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+nox.needs_version = ">=2025.2"
+nox.options.sessions = ["lint", "types", "tests", "wheel"]
+nox.options.error_on_external_run = True
+
+
+def dependencies(group: str) -> list[str]:
+    """Give the requirements of a dependency group."""
+    return list(nox.project.dependency_groups(PROJECT, group))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests on all cores and hold the client half to complete branch coverage."""
+    session.install("--editable", ".[cli]", *dependencies("test"))
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+        return
+    session.run("pytest", "--numprocesses", "auto", "--cov", "--cov-report", "term:skip-covered")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install(*dependencies("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of everything, and that the public face is typed to the last name."""
+    session.install("--editable", ".[cli]", *dependencies("types"))
+    session.run("mypy")
+    session.run("pyright", "--verifytypes", "signalwire_streams", "--ignoreexternal")
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, and use it where nothing else is: without the extras, then with them."""
+    session.install("build")
+    built = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(built, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(built))
+    [wheel_file] = built.glob("*.whl")
+    session.install(str(wheel_file))
+    session.chdir(session.create_tmp())
+    session.run("python", "-c", "import signalwire_streams, signalwire_streams.simulator")
+    session.run("python", "-m", "signalwire_streams", success_codes=[2])
+    session.install(f"signalwire-streams[cli] @ {wheel_file.resolve().as_uri()}")
+    session.run("signalwire-streams", "demo")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Compare the cost of a start with that of a hand-written loop, as ratios taken in one run."""
+    session.install("--editable", ".", *dependencies("bench"))
+    session.run("python", "benchmarks/cost_of_a_start.py", *session.posargs)

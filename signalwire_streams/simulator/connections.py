@@ -48,8 +48,8 @@ class Connection(web.RequestHandler):
         self._book = book
         self._gone: asyncio.Future[None] = loop.create_future()
         self._wire: asyncio.Transport | None = None
-        self.busy = False
-        self.number = 0
+        self.busy: bool = False
+        self.number: int = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Enter the book."""

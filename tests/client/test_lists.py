@@ -1,5 +1,6 @@
 """Reading conferences, calls and participants, page by page."""
 
+from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -9,12 +10,18 @@ from aiohttp import web
 from signalwire_streams import (
     AuthenticationError,
     CallStatus,
+    Conference,
     ConferenceStatus,
     InvalidRequestError,
     MalformedResponseError,
+    Page,
     StreamsClient,
 )
 from signalwire_streams.simulator import SimulatedSpace
+
+
+async def drained(pages: AsyncIterator[Page[Conference]]) -> list[Page[Conference]]:
+    return [page async for page in pages]
 
 
 async def test_listing_pages_by_itself(client_for: Any) -> None:
@@ -26,7 +33,7 @@ async def test_listing_pages_by_itself(client_for: Any) -> None:
 
         assert sids == space.conference_sids
         assert space.requests.count("list-conferences") == 3
-        first = [page async for page in listing.pages()][0]
+        first = (await drained(listing.pages()))[0]
         assert (len(first.items), first.page, first.page_size) == (10, 0, 10)
         assert first.next_page_uri is not None
         async for _ in listing:

@@ -182,9 +182,10 @@ async def test_mistakes_end_before_the_network(
             await client.conferences.stop_stream(space.conference_sids[0], sid)
         with pytest.raises(InvalidRequestError, match="sid"):
             await client.calls.get(sid)
-    for only_on_conferences in ({"codec": "PCMU"}, {"realtime": True}):
+    only_on_conferences: tuple[dict[str, Any], ...] = ({"codec": "PCMU"}, {"realtime": True})
+    for argument in only_on_conferences:
         with pytest.raises(InvalidRequestError, match="conference streams only"):
-            await client.calls.start_stream("a-call", url=URL, **only_on_conferences)  # type: ignore[arg-type]
+            await client.calls.start_stream("a-call", url=URL, **argument)
     assert len(space.requests) == 0
     assert space.connections_opened == 0
 
@@ -246,9 +247,11 @@ async def test_dates_that_are_none_lose_no_stream(client_for: Any) -> None:
 async def test_a_closed_client_in_between_attempts(space: SimulatedSpace, client_for: Any) -> None:
     """A call whose client is closed between two attempts ends with what is known, not with aiohttp's words."""
     closing: list[asyncio.Task[None]] = []
-    client = client_for(
-        space, on_attempt=lambda _: closing.append(asyncio.ensure_future(client._line.sessions.close()))
-    )
+
+    def close(_: object) -> None:
+        closing.append(asyncio.ensure_future(client._line.sessions.close()))
+
+    client: StreamsClient = client_for(space, on_attempt=close)
     space.faults.add("reset", created=True)
 
     with pytest.raises(StreamOutcomeUnknown, match="closed meanwhile"):

@@ -101,7 +101,7 @@ async def test_a_borrowed_session_that_is_closed(space: SimulatedSpace, client_f
 
 async def test_unfit_sessions_are_refused() -> None:
     """A session with credentials of its own, or something that is no session, is refused with a reason."""
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="auth"):
         session = aiohttp.ClientSession(auth=aiohttp.BasicAuth("a", "b"))
     async with session:
         with pytest.raises(InvalidRequestError, match="auth"):

@@ -1,0 +1,65 @@
+"""Two thousand starts on a Space that loses and refuses one in ten: nothing doubled, nothing lost, nothing untyped."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from signalwire_streams import ConferenceStream, StreamOutcomeUnknown, StreamsClient, StreamsError
+from signalwire_streams.simulator import SimulatedSpace
+
+URL = "wss://rx.example.com/audio"
+CONFERENCES = 2_000
+WORKERS = 64
+
+
+async def start_all(client: StreamsClient, sids: list[str]) -> dict[str, ConferenceStream | StreamsError]:
+    outcomes: dict[str, ConferenceStream | StreamsError] = {}
+
+    async def work(left: Iterator[str]) -> None:
+        for sid in left:
+            try:
+                outcomes[sid] = await client.conferences.start_stream(sid, url=URL, name=f"record-{sid}")
+            except StreamsError as error:
+                outcomes[sid] = error
+
+    left = iter(sids)
+    await asyncio.gather(*(work(left) for _ in range(WORKERS)))
+    return outcomes
+
+
+@pytest.mark.parametrize("duplicate_names", ["stream-error", "http-error"])
+async def test_a_storm_of_faults(duplicate_names: Any, client_for: Any) -> None:
+    """Each start ends started, already started or with a typed error, and no name ever has two streams."""
+    asyncio.get_running_loop().set_debug(False)  # debug mode takes most of the time of 5,000 requests
+    async with SimulatedSpace(conferences=CONFERENCES, participants=0, duplicate_names=duplicate_names) as space:
+        space.faults.add("reset", on="start", created=True, one_in=10)
+        space.faults.add("503", on="start", one_in=10)
+        client = client_for(space)
+        outcomes = await start_all(client, space.conference_sids)
+
+        alive = Counter((stream.target_sid, stream.name) for stream in space.streams.alive())
+        assert len(outcomes) == CONFERENCES
+        assert max(alive.values()) == 1
+        assert space.streams.doubled() == []
+        for sid, outcome in outcomes.items():
+            if isinstance(outcome, ConferenceStream):
+                assert alive[sid, f"record-{sid}"] == 1
+            else:
+                assert isinstance(outcome, StreamOutcomeUnknown)
+                assert outcome.name == f"record-{sid}"
+        started = sum(isinstance(outcome, ConferenceStream) for outcome in outcomes.values())
+        repeated = space.requests.count("start-conference-stream") - CONFERENCES
+        assert started > CONFERENCES * 0.9
+        assert repeated > 0
+
+        # What an unknown outcome advises: start again under the same name, on a Space that has calmed down.
+        space.faults.clear()
+        unknown = [sid for sid, outcome in outcomes.items() if not isinstance(outcome, ConferenceStream)]
+        for sid, outcome in (await start_all(client, unknown)).items():
+            told_a_duplicate = isinstance(outcome, StreamsError) and "Duplicated stream name" in str(outcome)
+            assert isinstance(outcome, ConferenceStream) or told_a_duplicate, sid
+        assert len(space.streams.alive()) == CONFERENCES
+        assert space.streams.doubled() == []

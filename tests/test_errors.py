@@ -1,0 +1,196 @@
+"""The exception tree: its relations, its words, and its way across process boundaries."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from attrs import fields
+
+from signalwire_streams import errors
+from signalwire_streams.errors import (
+    ApiError,
+    AuthenticationError,
+    BadRequestError,
+    CircuitOpenError,
+    ClientStateError,
+    InvalidRequestError,
+    MalformedResponseError,
+    NotFoundError,
+    PermissionDeniedError,
+    Phase,
+    RateLimitedError,
+    ServerError,
+    StreamOutcomeUnknown,
+    StreamsError,
+    TransportError,
+    UnprocessableError,
+)
+
+COMMON: dict[str, Any] = {
+    "message": "read Calls: HTTP 503 (3 attempts)",
+    "sent": "maybe",
+    "attempts": 3,
+    "retry_after": 1.5,
+    "request_id": "req-1",
+}
+OF_AN_ANSWER: dict[str, Any] = {
+    "status": 422,
+    "code": 21402,
+    "errors": ("Url is invalid", "Name is too long"),
+    "more_info": "https://signalwire.com/docs/compatibility-api/reference/errors",
+}
+OF_UNKNOWN: dict[str, Any] = {
+    "target": "b3877c40-da60-4998-90ad-b792e98472cf",
+    "name": "room-7",
+    "phase": Phase.WAITING,
+    "status": 502,
+    "accepted": True,
+}
+
+EXAMPLES: tuple[StreamsError, ...] = (
+    StreamsError(**COMMON),
+    InvalidRequestError(**COMMON),
+    ClientStateError(**COMMON),
+    TransportError(**COMMON, phase=Phase.WRITING),
+    CircuitOpenError(**COMMON, phase=Phase.QUEUED),
+    MalformedResponseError(**COMMON, status=200),
+    *(
+        kind(**COMMON, **OF_AN_ANSWER)
+        for kind in (
+            ApiError,
+            BadRequestError,
+            AuthenticationError,
+            PermissionDeniedError,
+            NotFoundError,
+            UnprocessableError,
+            RateLimitedError,
+            ServerError,
+        )
+    ),
+    StreamOutcomeUnknown(**COMMON, **OF_UNKNOWN),
+)
+COPIERS: dict[str, Callable[[StreamsError], StreamsError]] = {
+    **{
+        f"pickle {protocol}": lambda error, protocol=protocol: pickle.loads(pickle.dumps(error, protocol))  # type: ignore[misc]  # noqa: S301
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+}
+
+
+def known(error: StreamsError) -> dict[str, object]:
+    return {attribute.name: getattr(error, attribute.name) for attribute in fields(type(error))}
+
+
+def each(error: StreamsError) -> str:
+    return type(error).__name__
+
+
+def test_every_class_of_the_tree_is_tested_here() -> None:
+    """The examples of this file leave out no error class."""
+    classes = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, StreamsError)}
+    assert classes == {type(error) for error in EXAMPLES}
+
+
+@pytest.mark.parametrize("how", COPIERS.values(), ids=COPIERS)
+@pytest.mark.parametrize("error", EXAMPLES, ids=each)
+def test_a_copy_knows_all_that_the_original_knows(
+    error: StreamsError, how: Callable[[StreamsError], StreamsError]
+) -> None:
+    """An error that crosses a process boundary, or is copied, keeps its class and every attribute."""
+    twin = how(error)
+    assert type(twin) is type(error)
+    assert twin is not error
+    assert known(twin) == known(error)
+    assert str(twin) == str(error)
+
+
+@pytest.mark.parametrize("how", COPIERS.values(), ids=COPIERS)
+def test_a_copy_keeps_what_was_learnt_after_the_error_was_made(how: Callable[[StreamsError], StreamsError]) -> None:
+    """Attributes that were set later survive copying as well."""
+    error = ApiError("HTTP 400", status=400)
+    error.sent, error.attempts, error.retry_after, error.request_id = "yes", 4, 2.0, "req-9"
+    twin = how(error)
+    assert known(twin) == known(error)
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=each)
+def test_what_is_shown_is_the_message(error: StreamsError) -> None:
+    """``str`` of an error is its one line, whatever else it carries."""
+    assert str(error) == COMMON["message"]
+    assert f"{error}".splitlines() == [COMMON["message"]]
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=each)
+def test_repr_names_the_class_and_the_evidence(error: StreamsError) -> None:
+    """``repr`` of an error is one line with its class and its attributes."""
+    shown = repr(error)
+    assert shown.startswith(f"{type(error).__name__}(message=")
+    assert "request_id='req-1'" in shown
+    assert len(shown.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "parents"),
+    [
+        (StreamsError, (Exception,)),
+        (InvalidRequestError, (StreamsError, ValueError)),
+        (ClientStateError, (StreamsError, RuntimeError)),
+        (TransportError, (StreamsError,)),
+        (CircuitOpenError, (TransportError,)),
+        (MalformedResponseError, (StreamsError,)),
+        (ApiError, (StreamsError,)),
+        (BadRequestError, (ApiError,)),
+        (AuthenticationError, (ApiError,)),
+        (PermissionDeniedError, (ApiError,)),
+        (NotFoundError, (ApiError,)),
+        (UnprocessableError, (ApiError,)),
+        (RateLimitedError, (ApiError,)),
+        (ServerError, (ApiError,)),
+        (StreamOutcomeUnknown, (StreamsError,)),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_the_tree(kind: type[StreamsError], parents: tuple[type[Exception], ...]) -> None:
+    """Each error can be caught as its parents in the tree, and as the built-in class it resembles."""
+    assert kind.__bases__ == parents
+
+
+@pytest.mark.parametrize("kind", [StreamOutcomeUnknown, MalformedResponseError, TransportError, ApiError])
+def test_the_branches_do_not_catch_each_other(kind: type[StreamsError]) -> None:
+    """An unknown outcome, an unreadable answer, no answer and a refusal are four different things."""
+    others = {StreamOutcomeUnknown, MalformedResponseError, TransportError, ApiError} - {kind}
+    assert not issubclass(kind, tuple(others))
+    assert not issubclass(kind, ValueError | RuntimeError | OSError)
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=each)
+def test_errors_can_be_raised_from_another(error: StreamsError) -> None:
+    """An error takes a cause and a traceback like any exception."""
+    cause = OSError("reset")
+    with pytest.raises(StreamsError) as caught:
+        raise error from cause
+    assert caught.value is error
+    assert error.__cause__ is cause
+
+
+def test_equal_words_do_not_make_equal_errors() -> None:
+    """Two errors are the same only when they are one object, so they can be kept in a set."""
+    one, other = StreamsError("x"), StreamsError("x")
+    assert one != other
+    assert len({one, other}) == 2
+
+
+@pytest.mark.parametrize("kind", [type(error) for error in EXAMPLES], ids=lambda kind: kind.__name__)
+def test_an_error_without_evidence_claims_none(kind: type[StreamsError]) -> None:
+    """A bare error says that nothing was sent, after no attempt, and knows no time to wait."""
+    error = kind("x")
+    assert (error.sent, error.attempts, error.retry_after, error.request_id) == ("no", 0, None, None)
+
+
+def test_the_phases_in_their_order() -> None:
+    """The phases of an attempt are told in the order in which they are passed."""
+    assert [phase.value for phase in Phase] == ["queued", "connecting", "writing", "waiting", "answered"]

@@ -1,0 +1,61 @@
+"""The house stands: imports go down only, and each library is used where it belongs."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import signalwire_streams
+
+PACKAGE = Path(signalwire_streams.__file__).parent
+FLOORS = {
+    "errors": 0,
+    "models": 1,
+    "wire": 2,
+    "resilience": 2,
+    "transport": 3,
+    "resources": 4,
+    "client": 5,
+    "__init__": 6,
+    "cli": 7,
+    "__main__": 8,
+}
+APART = {"simulator"}
+ONLY_IN = {"aiohttp": {"transport", "client", "simulator"}, "cattrs": {"wire"}, "yarl": {"transport"}}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path: Path) -> None:
+    """A module imports from its own room or from a floor below."""
+    room = room_of(path)
+    for module in imports_of(path):
+        top, _, rest = module.partition(".")
+        if top != "signalwire_streams":
+            assert room in ONLY_IN.get(top, {room}), f"{room} imports {top}"
+            continue
+        target = rest.partition(".")[0] or "__init__"
+        if room in APART or target in APART:
+            assert room in {target, "cli"}, f"{room} imports {target}"
+        elif target != room:
+            assert FLOORS[target] < FLOORS[room], f"{room} imports {target}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_stay_small(path: Path) -> None:
+    """A module is one thing, and short enough to be read."""
+    assert len(path.read_text().splitlines()) <= 300

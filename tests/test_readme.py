@@ -1,0 +1,70 @@
+"""What the README says is what happens."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from signalwire_streams import StreamsClient
+from signalwire_streams.simulator import FaultKind, SimulatedSpace
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+
+
+def test_the_first_two_blocks_are_the_two_commands() -> None:
+    """The two commands stand first, each the only line of its block."""
+    assert [language for language, _ in BLOCKS[:2]] == ["sh", "sh"]
+    for _, command in BLOCKS[:2]:
+        assert len(command.splitlines()) == 1
+    assert "demo" in BLOCKS[0][1]
+    assert "tests" in BLOCKS[1][1]
+
+
+async def test_the_first_program_runs(
+    space: SimulatedSpace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first program starts and stops a stream on each conference."""
+    monkeypatch.setenv("SIGNALWIRE_SPACE", space.base_url)
+    monkeypatch.setenv("SIGNALWIRE_PROJECT_ID", space.project)
+    monkeypatch.setenv("SIGNALWIRE_API_TOKEN", space.token)
+    code = PYTHON[0].replace('StreamsClient(space="example", project="…", token="…")', "StreamsClient.from_env()")
+    code = code.replace("asyncio.run(main())", "").replace('"…"', '"token"')
+    scope: dict[str, Any] = {}
+    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+
+    await scope["main"]()
+
+    assert len(space.streams) == 3
+    assert space.streams.alive() == []
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+async def test_the_example_test_passes() -> None:
+    """The example of a user's own test holds for a service that starts a stream on each conference."""
+
+    async def record_everything(client: StreamsClient) -> None:
+        async for conference in client.conferences.list(status="in-progress"):
+            await client.conferences.start_stream(conference.sid, url="wss://rx.example.com/a")
+
+    [code] = [code for code in PYTHON if "SimulatedSpace" in code]
+    scope: dict[str, Any] = {"my_service": SimpleNamespace(record_everything=record_everything)}
+    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+
+    await scope["test_my_service_records_each_conference_once"]()
+
+
+def test_all_examples_compile() -> None:
+    """Every example in Python is Python."""
+    for code in PYTHON:
+        compile(code, "<README>", "exec")
+
+
+def test_every_fault_is_named() -> None:
+    """The README lists every kind of fault that the Space knows."""
+    text = README.read_text()
+
+    assert [kind.value for kind in FaultKind if f"`{kind.value}`" not in text] == []

@@ -1,0 +1,189 @@
+"""What stands around an exchange: the telemetry hook, a caller's own middlewares, the breaker."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from signalwire_streams import (
+    Action,
+    Attempt,
+    BreakerPolicy,
+    CircuitOpenError,
+    Clock,
+    Event,
+    Exchange,
+    Kind,
+    Outcome,
+    Phase,
+    RetryPolicy,
+    Send,
+    StreamOutcomeUnknown,
+    StreamsClient,
+    StreamsError,
+)
+from signalwire_streams.simulator import SimulatedSpace
+
+URL = "wss://rx.example.com/audio"
+
+
+async def test_on_attempt_hears_of_every_attempt(space: SimulatedSpace, client_for: Any) -> None:
+    """Each attempt is told with how it ended, how far it got and what is done next."""
+    attempts: list[Attempt] = []
+    client = client_for(space, on_attempt=attempts.append)
+    space.faults.add("503-api", times=1)
+    space.faults.add("reset", created=True, times=1)
+    sid = space.conference_sids[0]
+    await client.conferences.start_stream(sid, url=URL, name="told")
+
+    assert [attempt.number for attempt in attempts] == [1, 2, 3]
+    assert [attempt.event for attempt in attempts] == [Event.UNAVAILABLE, Event.BROKEN, Event.DONE]
+    assert [attempt.action for attempt in attempts] == [Action.RETRY, Action.RESEND, Action.FINISH]
+    assert [attempt.phase for attempt in attempts] == [Phase.ANSWERED, Phase.WAITING, Phase.ANSWERED]
+    assert [attempt.sent for attempt in attempts] == ["yes", "maybe", "yes"]
+    assert [attempt.status for attempt in attempts] == [503, None, 200]
+    assert attempts[0].code is not None
+    assert {(attempt.kind, attempt.target, attempt.name) for attempt in attempts} == {
+        (Kind.CONFERENCE_START, sid, "told")
+    }
+    assert attempts[0].wait > 0
+    assert all(attempt.seconds >= 0 for attempt in attempts)
+
+
+async def test_a_broken_hook_loses_no_stream(
+    space: SimulatedSpace, client_for: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hook that raises is logged, and the start goes on."""
+
+    def broken(attempt: Attempt) -> None:
+        raise LookupError("no such metric")
+
+    client = client_for(space, on_attempt=broken)
+    stream = await client.conferences.start_stream(space.conference_sids[0], url=URL)
+
+    assert stream.sid == space.streams[0].sid
+    assert "no such metric" in caplog.text
+    caplog.clear()
+
+
+async def test_a_cancelled_attempt_is_told(space: SimulatedSpace, client_for: Any) -> None:
+    """A call that is cancelled after it was written tells how far it got, and re-raises."""
+    attempts: list[Attempt] = []
+    exchanges: list[Exchange] = []
+
+    async def keep(exchange: Exchange, send: Send) -> Outcome:
+        exchanges.append(exchange)
+        return await send(exchange)
+
+    client = client_for(space, on_attempt=attempts.append, middlewares=[keep])
+    space.faults.add("hang", created=True)
+    start = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
+    await space.requests.wait_for(1)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+
+    assert [(attempt.event, attempt.phase, attempt.sent) for attempt in attempts] == [
+        (Event.CANCELLED, Phase.WAITING, "maybe")
+    ]
+    assert exchanges[0].progress.sent == "maybe"
+
+
+async def test_own_middlewares_stand_outside_of_the_retry(space: SimulatedSpace, client_for: Any) -> None:
+    """A caller's middlewares see each call once, the first one outermost, and may change what goes and comes."""
+    seen: list[str] = []
+
+    async def outer(exchange: Exchange, send: Send) -> Outcome:
+        seen.append("outer")
+        outcome = await send(evolve(exchange, headers={"Traceparent": "00-1-2-01"}))
+        seen.append(f"outer got {outcome.action} after {outcome.attempts}")
+        return outcome
+
+    async def inner(exchange: Exchange, send: Send) -> Outcome:
+        seen.append(f"inner {exchange.headers['Traceparent']}")
+        return await send(exchange)
+
+    client = client_for(space, middlewares=[outer, inner])
+    space.faults.add("503-api", times=1)
+    await client.conferences.start_stream(space.conference_sids[0], url=URL)
+
+    assert seen == ["outer", "inner 00-1-2-01", "outer got finish after 2"]
+
+
+async def test_a_middleware_may_answer_by_itself(space: SimulatedSpace, client_for: Any) -> None:
+    """An outcome that a middleware makes up is treated as what it says."""
+
+    async def refuse(exchange: Exchange, send: Send) -> Outcome:
+        return Outcome(event=Event.UNUSABLE, phase=Phase.QUEUED, detail="closed on Sundays")
+
+    client = client_for(space, middlewares=[refuse])
+    with pytest.raises(StreamsError, match="closed on Sundays"):
+        await client.conferences.start_stream(space.conference_sids[0], url=URL)
+    assert len(space.requests) == 0
+
+
+async def test_the_breaker_opens_and_closes(space: SimulatedSpace, client_for: Any) -> None:
+    """A Space that keeps failing is left alone for a while, then one probe decides."""
+    clock = Clock.instant()
+    client = client_for(space, clock=clock, retry=RetryPolicy(attempts=1), breaker=BreakerPolicy(outcomes=4, pause=5))
+    sid = space.conference_sids[0]
+    rule = space.faults.add("500")
+    for _ in range(4):
+        with pytest.raises(StreamsError):
+            await client.conferences.get(sid)
+    with pytest.raises(CircuitOpenError) as caught:
+        await client.conferences.start_stream(sid, url=URL)
+    assert caught.value.sent == "no"
+    assert caught.value.retry_after == pytest.approx(5, abs=1)
+    assert len(space.requests) == 4
+
+    await clock.sleep(5)
+    with pytest.raises(StreamsError, match="500"):
+        await client.conferences.get(sid)
+    with pytest.raises(CircuitOpenError):
+        await client.conferences.get(sid)
+
+    await clock.sleep(5)
+    rule.remove()
+    space.faults.add("hang", times=1)
+    probe = asyncio.create_task(client.conferences.get(sid))
+    await space.requests.wait_for(6)
+    with pytest.raises(CircuitOpenError):
+        await client.conferences.get(sid)
+    probe.cancel()
+    await asyncio.wait([probe])
+
+    assert (await client.conferences.get(sid)).sid == sid
+    assert (await client.conferences.start_stream(sid, url=URL)).sid is not None
+
+
+async def test_an_unknown_start_stays_unknown_when_the_breaker_opens(space: SimulatedSpace, client_for: Any) -> None:
+    """When what may be running can't be asked about again, the caller is told that it may be running."""
+    client = client_for(space, breaker=BreakerPolicy(outcomes=1))
+    space.faults.add("reset", created=True)
+
+    with pytest.raises(StreamOutcomeUnknown) as caught:
+        await client.conferences.start_stream(space.conference_sids[0], url=URL, name="perhaps")
+
+    assert caught.value.sent == "maybe"
+    assert len(space.streams.alive()) == 1
+
+
+async def test_a_ruined_retry_stays_unknown(space: SimulatedSpace, client_for: Any) -> None:
+    """A refusal of the second attempt does not prove that the first did nothing."""
+    client: StreamsClient = client_for(space)
+    space.faults.add("reset", created=True, times=1)
+    space.faults.add("status", status=404, body="api", code=20404, times=1)
+
+    with pytest.raises(StreamOutcomeUnknown, match="404") as caught:
+        await client.conferences.start_stream(space.conference_sids[0], url=URL, name="perhaps")
+
+    assert (caught.value.status, caught.value.attempts, caught.value.sent) == (404, 2, "yes")
+    assert len(space.streams.alive()) == 1
+
+
+def test_the_log_is_quiet_by_itself() -> None:
+    """The package logs under its own name and adds no handlers."""
+    assert logging.getLogger("signalwire_streams").handlers == []

@@ -1,0 +1,203 @@
+"""Waiting for a turn: who goes first, who gives up, and what a cancelled one gives back."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from signalwire_streams import Clock, InvalidRequestError, Lane, RateLimit, RateLimitedError, RetryPolicy, StreamsClient
+from signalwire_streams.resilience.pace import Pace
+from signalwire_streams.simulator import SimulatedSpace
+from signalwire_streams.transport.pacing import LocalPacer
+
+URL = "wss://rx.example.com/audio"
+
+
+class Stopwatch:
+    """A clock that moves only when something sleeps, and lets the test decide when a sleep ends."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        await asyncio.sleep(0)
+
+    def clock(self) -> Clock:
+        return Clock(now=lambda: self.time, sleep=self.sleep)
+
+
+def pacer(**limit: Any) -> tuple[LocalPacer, Stopwatch]:
+    watch = Stopwatch()
+    return LocalPacer(Pace(RateLimit(**limit)), watch.clock()), watch
+
+
+async def test_a_burst_goes_at_once_and_the_rest_at_the_rate() -> None:
+    """After the burst, requests go out evenly."""
+    paced, watch = pacer(requests=100, window=10.0, share=1.0, burst=10)
+    went: list[float] = []
+
+    async def one() -> None:
+        assert await paced.acquire(Lane.BULK, 60) == 0
+        went.append(watch.time)
+
+    await asyncio.gather(*(one() for _ in range(100)))
+
+    assert went[:10] == [0.0] * 10
+    assert went == sorted(went)
+    assert went[-1] == pytest.approx(90 / 9, rel=0.01)
+
+
+async def test_interactive_requests_go_before_bulk_ones() -> None:
+    """Among those who wait, an interactive request goes first, however late it comes."""
+    paced, _ = pacer(requests=20, window=10.0, share=1.0, burst=1)
+    order: list[str] = []
+
+    async def one(lane: Lane, name: str) -> None:
+        await paced.acquire(lane, 1000)
+        order.append(name)
+
+    await paced.acquire(Lane.BULK, 60)
+    bulk = [asyncio.create_task(one(Lane.BULK, f"bulk {n}")) for n in range(3)]
+    await asyncio.sleep(0)
+    interactive = asyncio.create_task(one(Lane.INTERACTIVE, "interactive"))
+    await asyncio.gather(interactive, *bulk)
+
+    assert order == ["interactive", "bulk 0", "bulk 1", "bulk 2"]
+
+
+async def test_who_would_wait_too_long_is_told_at_once() -> None:
+    """A wait that is longer than the caller's patience is not begun, and takes nothing."""
+    paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
+    await paced.acquire(Lane.BULK, 60)
+    paced.throttled(0.0, 30.0)
+
+    assert await paced.acquire(Lane.INTERACTIVE, 5) == 30
+    assert await paced.pass_gate(5) == 30
+    assert watch.time == 0
+    assert await paced.pass_gate(60) == 0
+    assert watch.time == 30
+
+
+async def test_a_read_waits_for_the_gate_only() -> None:
+    """Reads are not counted by the limit, and wait only while the Space takes nothing at all."""
+    paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
+    for _ in range(10):
+        assert await paced.pass_gate(1) == 0
+    assert await paced.acquire(Lane.BULK, 1) == 0
+    assert watch.time == 0
+
+
+async def test_patience_ends_a_wait_that_was_begun() -> None:
+    """A turn that does not come within the caller's patience is given up, and the next in line gets it."""
+    watch = Stopwatch()
+    held = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        await held.wait()
+        watch.time += seconds
+
+    paced = LocalPacer(
+        Pace(RateLimit(requests=20, window=10.0, share=1.0, burst=1)), Clock(now=lambda: watch.time, sleep=sleep)
+    )
+    await paced.acquire(Lane.BULK, 60)
+    waiting = asyncio.create_task(paced.acquire(Lane.BULK, 0.01))
+    patient = asyncio.create_task(paced.acquire(Lane.BULK, 60))
+
+    assert await waiting == 0.01
+    held.set()
+    assert await patient == 0
+
+
+@pytest.mark.parametrize("after_the_grant", [False, True])
+async def test_a_cancelled_turn_is_given_back(after_the_grant: bool) -> None:
+    """Who is cancelled while waiting costs nobody a turn, even when the turn had just been granted."""
+    paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
+    await paced.acquire(Lane.BULK, 60)
+    waiting = asyncio.create_task(paced.acquire(Lane.BULK, 60))
+    await asyncio.sleep(0)
+    if after_the_grant:
+        while not paced._waiting[Lane.BULK][0].done():
+            await asyncio.sleep(0)
+            if not paced._waiting[Lane.BULK]:
+                break
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    before = watch.time
+
+    assert await paced.acquire(Lane.BULK, 60) == 0
+    assert watch.time - before <= 1.0
+
+
+async def test_a_lying_space_is_found_out(client_for: Any) -> None:
+    """A Space that takes a third of what it says is met with fewer and fewer requests, until all are started."""
+    asyncio.get_running_loop().set_debug(False)
+    clock = Clock.instant()
+    async with SimulatedSpace(
+        conferences=300, participants=0, rate_limit=100, window=10.0, advertised_limit=300, monotonic=clock.now
+    ) as space:
+        client = client_for(
+            space,
+            clock=clock,
+            rate_limit=RateLimit(requests=300, window=10.0),
+            retry=RetryPolicy(throttle_waits=50, deadline=10_000, unsent_attempts=50),
+        )
+        starts = [client.conferences.start_stream(sid, url=URL) for sid in space.conference_sids]
+        await asyncio.gather(*starts)
+
+        assert len(space.streams.alive()) == 300
+        assert space.requests.count("start-conference-stream") > 300
+
+
+async def test_headers_lower_the_rate(client_for: Any) -> None:
+    """A Space that says it takes fewer is not asked for more, so nothing is refused."""
+    clock = Clock.instant()
+    async with SimulatedSpace(conferences=150, participants=0, rate_limit=60, monotonic=clock.now) as space:
+        client = client_for(space, clock=clock, rate_limit=RateLimit(burst=1))
+        for sid in space.conference_sids:
+            await client.conferences.start_stream(sid, url=URL)
+
+        assert space.requests.count() == 150
+        assert space.requests.busiest_window(10.0) <= 60
+
+
+async def test_too_many_requests_for_ever(space: SimulatedSpace, client_for: Any) -> None:
+    """A Space that never takes the request ends it after six waits."""
+    client = client_for(space, retry=RetryPolicy(deadline=1_000))
+    space.faults.add("throttle", retry_after=2)
+
+    with pytest.raises(RateLimitedError) as caught:
+        await client.conferences.start_stream(space.conference_sids[0], url=URL)
+
+    assert (caught.value.attempts, caught.value.retry_after, caught.value.sent) == (7, 2, "yes")
+    assert space.requests.count() == 7
+
+
+async def test_a_pacer_of_ones_own(space: SimulatedSpace, client_for: Any) -> None:
+    """A shared pacer takes the place of the local one, and hears what the Space says."""
+    heard: list[object] = []
+
+    class Shared:
+        async def acquire(self, lane: Lane, patience: float) -> float:
+            heard.append(lane)
+            return 0.0
+
+        async def pass_gate(self, patience: float) -> float:
+            heard.append("gate")
+            return 0.0
+
+        def throttled(self, sent_at: float, retry_after: float | None) -> None:
+            heard.append(retry_after)
+
+        def served(self, advertised: int | None) -> None:
+            heard.append(advertised)
+
+    client = client_for(space, pacer=Shared())
+    space.faults.add("throttle", retry_after=2, times=1)
+    await client.conferences.start_stream(space.conference_sids[0], url=URL)
+    await client.conferences.get(space.conference_sids[0])
+
+    assert heard == [Lane.INTERACTIVE, 2.0, Lane.INTERACTIVE, 13_800, "gate", 13_800]
+    with pytest.raises(InvalidRequestError, match="not both"):
+        StreamsClient(space="example", project="p", token="t", pacer=Shared(), rate_limit=RateLimit())
