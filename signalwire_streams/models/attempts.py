@@ -84,7 +84,8 @@ class Attempt:
         sent: whether the Space received this attempt.
         status: the HTTP status, if one came.
         code: the platform's error code, if one came.
-        seconds: how long the attempt took, its waiting for a slot and for the pacer included.
+        queued: seconds that it waited for a connection slot and for the pacer.
+        seconds: how long it then took.
         action: what is done next.
         wait: seconds until then.
     """
@@ -98,6 +99,7 @@ class Attempt:
     sent: Sent
     status: int | None
     code: int | None
+    queued: float
     seconds: float
     action: Action
     wait: float

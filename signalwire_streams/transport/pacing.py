@@ -170,7 +170,7 @@ class Turns:
                 missed = await self.pacer.acquire(exchange.lane, patience)
             if missed:
                 return _expired("the pacer would have held it longer than the call may take", missed)
-            sent_at = self.clock.now()
+            progress.turn_at = sent_at = self.clock.now()
             outcome = await send(exchange)
         finally:
             self.slots.release()

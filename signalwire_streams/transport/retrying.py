@@ -48,6 +48,7 @@ class Retry:
         while True:
             number += 1
             began = now()
+            progress.turn_at = None
             try:
                 outcome = await send(exchange)
             except CancelledError:
@@ -67,6 +68,9 @@ class Retry:
         if self.on_attempt is None:
             return
         reply = outcome.reply
+        now = self.clock.now()
+        turn_at = exchange.progress.turn_at
+        turn_at = now if turn_at is None else turn_at
         attempt = Attempt(
             kind=exchange.kind,
             target=exchange.target,
@@ -77,7 +81,8 @@ class Retry:
             sent=sent,
             status=reply.status if reply is not None else None,
             code=reply.problem.code if reply is not None and reply.problem is not None else None,
-            seconds=self.clock.now() - began,
+            queued=turn_at - began,
+            seconds=now - turn_at,
             action=decision.action,
             wait=decision.wait,
         )

@@ -17,11 +17,13 @@ class Progress:
         phase: how far the attempt under way got.
         sent: whether the Space received any attempt so far.
         deadline_at: when the call gives up, on the client's clock.
+        turn_at: when the attempt under way had its turn, or None while it waits for one.
     """
 
     phase: Phase = Phase.QUEUED
     sent: Sent = "no"
     deadline_at: float = float("inf")
+    turn_at: float | None = None
 
     def note_attempt(self) -> Sent:
         """Add the attempt under way to what was sent, and say what was sent of it."""

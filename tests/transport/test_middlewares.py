@@ -49,7 +49,7 @@ async def test_on_attempt_hears_of_every_attempt(space: SimulatedSpace, client_f
         (Kind.CONFERENCE_START, sid, "told")
     }
     assert attempts[0].wait > 0
-    assert all(attempt.seconds >= 0 for attempt in attempts)
+    assert all(attempt.seconds > 0 and attempt.queued >= 0 for attempt in attempts)
 
 
 async def test_a_broken_hook_loses_no_stream(
