@@ -108,5 +108,6 @@ class Streams(Generic[_Stream]):
         if outcome.reply is not None and outcome.action is Action.FINISH:
             return read_stream(outcome.reply.document, self.model, known)
         # It is stopped, as a repeated stop was told; what is known of it is what was known before.
-        before = stream if not isinstance(stream, str) else read_stream({"sid": stream}, self.model, known)
+        # A bare handle may be a sid or a name, so it is neither repeated as the one nor as the other.
+        before = read_stream({}, self.model, known) if isinstance(stream, str) else stream
         return evolve(before, status=StreamStatus.STOPPED)

@@ -136,7 +136,7 @@ async def test_a_repeated_stop_that_finds_nothing_is_a_success(space: SimulatedS
 
     other = await client.conferences.start_stream(sid, url=URL)
     by_sid = await client.conferences.stop_stream(sid, str(other.sid))
-    assert (by_sid.sid, by_sid.status) == (other.sid, StreamStatus.STOPPED)
+    assert (by_sid.conference_sid, by_sid.status) == (sid, StreamStatus.STOPPED)
 
 
 async def test_streams_are_not_mixed_up(space: SimulatedSpace, client: StreamsClient) -> None:
