@@ -16,10 +16,11 @@ FLOORS = {
     "resilience": 2,
     "transport": 3,
     "resources": 4,
-    "client": 5,
-    "__init__": 6,
-    "cli": 7,
-    "__main__": 8,
+    "bulk": 5,
+    "client": 6,
+    "__init__": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 APART = {"simulator"}
 ONLY_IN = {"aiohttp": {"transport", "client", "simulator"}, "cattrs": {"wire"}, "yarl": {"transport"}}

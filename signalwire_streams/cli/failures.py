@@ -1,0 +1,56 @@
+"""What goes wrong, as a person or a program reads it: one line on stderr, one JSON object on stdout."""
+
+from collections.abc import Mapping
+from typing import IO, Any
+
+import click
+from attrs import asdict
+
+from signalwire_streams import InvalidRequestError, StreamsError
+from signalwire_streams.cli.output import clean, write_json
+
+FAILED, MISUSE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
+"""The exit codes; the last two are 128 and the signal's number, as a shell has it."""
+
+
+class Failure(click.ClickException):
+    """What kept a command from succeeding, on its way to the user.
+
+    Args:
+        message: one line for a person.
+        facts: the same for a program, or None when the command was not asked for JSON.
+    """
+
+    exit_code = FAILED
+
+    def __init__(self, message: str, facts: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self._facts = facts
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Say it."""
+        click.echo(f"error: {clean(self.message)}", file=file, err=file is None)
+        if self._facts is not None:
+            write_json(self._facts)
+
+
+class Misuse(Failure):
+    """What the user wrote can't be right; nothing was sent."""
+
+    exit_code = MISUSE
+
+
+def failure_of(error: StreamsError, *, as_json: bool) -> Failure:
+    """Make a failure of what the library raised; none of its attributes is a secret."""
+    facts = {"error": type(error).__name__, "status": None, "code": None, **asdict(error)}
+    kind = Misuse if isinstance(error, InvalidRequestError) else Failure
+    return kind(str(error), facts if as_json else None)
+
+
+def say_misuse(error: click.UsageError) -> None:
+    """Say in one line what is wrong with the command line, and where to read how it goes."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return
+    hint = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
+    click.echo(f"error: {clean(error.format_message())}{hint}", err=True)

@@ -1,0 +1,95 @@
+"""What starting and stopping a stream have in common on conferences and on calls."""
+
+import asyncio
+import shlex
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+import click
+from attrs import asdict, define, field
+
+from signalwire_streams import Attempt, CallStream, ConferenceStream, StreamsClient
+from signalwire_streams.cli.account import Account
+from signalwire_streams.cli.output import clean, write_aligned, write_json
+
+Noun = Literal["conference", "call"]
+Stream = ConferenceStream | CallStream
+
+
+@define(eq=False)
+class Start:
+    """One start from the command line.
+
+    Attributes:
+        account: where it goes.
+        noun: what the stream is started on.
+        target: the sid of that.
+        send: calls the client.
+    """
+
+    account: Account
+    noun: Noun
+    target: str
+    send: Callable[[StreamsClient], Awaitable[Stream]]
+    _attempts: list[Attempt] = field(factory=list, init=False)
+
+    def run(self) -> None:
+        """Start the stream and say how it is stopped."""
+        self.account.perform(self._work, self._attempts.append)
+
+    async def _work(self, client: StreamsClient) -> None:
+        try:
+            stream = await self.send(client)
+        except asyncio.CancelledError:
+            self._warn()
+            raise
+        # A sid that came after a repeated attempt may be that of the refused second stream; the name is sure.
+        handle = stream.name if stream.ambiguous and stream.name else stream.sid or stream.name
+        stop = self._stop_command(handle) if handle else None
+        if self.account.as_json:
+            write_json({**_facts(stream), "stop_command": stop})
+            return
+        click.echo(f"Started a stream on {self.noun} {clean(self.target)}.")
+        _write(stream)
+        if stop is not None:
+            click.echo(f"Stop it with:\n  {stop}")
+
+    def _warn(self) -> None:
+        """Say what an interrupted start may have left behind; nothing, if nothing was sent."""
+        if all(attempt.sent == "no" for attempt in self._attempts):
+            return
+        name = self._attempts[-1].name
+        way = f"stop it with: {self._stop_command(name)}" if name else f"end the {self.noun} to stop it"
+        click.echo(f"interrupted: the stream may be running; {way}", err=True)
+
+    def _stop_command(self, handle: str) -> str:
+        words = ["signalwire-streams", f"{self.noun}s", "stop-stream", *self.account.options]
+        if self.target.startswith("-") or handle.startswith("-"):
+            words.append("--")
+        return shlex.join([*words, self.target, handle])
+
+
+def stop(account: Account, noun: Noun, target: str, send: Callable[[StreamsClient], Awaitable[Stream]]) -> None:
+    """Stop a stream and say so."""
+
+    async def work(client: StreamsClient) -> None:
+        stream = await send(client)
+        if account.as_json:
+            write_json(_facts(stream))
+            return
+        click.echo(f"Stopped a stream on {noun} {clean(target)}.")
+        _write(stream)
+
+    account.perform(work)
+
+
+def _write(stream: Stream) -> None:
+    facts = (("sid", stream.sid), ("name", stream.name), ("status", stream.status))
+    write_aligned([(label, clean(value or "-")) for label, value in facts], indent="  ")
+
+
+def _facts(stream: Stream) -> dict[str, object]:
+    """Give the fields that the client knows; others could repeat a secret of the start."""
+    facts = asdict(stream, filter=lambda attribute, _: attribute.name != "extra")
+    moment = stream.date_updated
+    return {**facts, "date_updated": moment.isoformat() if moment is not None else None}

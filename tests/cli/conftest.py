@@ -1,0 +1,39 @@
+"""A Space, and a shell whose environment leads to it."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from signalwire_streams.simulator import SimulatedSpace
+
+from .shell import Shell, credentials
+
+
+@pytest.fixture
+async def space() -> AsyncIterator[SimulatedSpace]:
+    async with SimulatedSpace(conferences=3, calls=2) as space:
+        yield space
+
+
+@pytest.fixture
+def bare_shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """A shell without credentials."""
+    for name in ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return Shell(capsys, monkeypatch)
+
+
+@pytest.fixture
+def offline_shell(bare_shell: Shell) -> Shell:
+    """A shell whose environment leads nowhere: a command that sent something would fail with 1, not with 2."""
+    bare_shell.set(
+        {"SIGNALWIRE_SPACE": "http://127.0.0.1:9", "SIGNALWIRE_PROJECT_ID": "p", "SIGNALWIRE_API_TOKEN": "t"}
+    )
+    return bare_shell
+
+
+@pytest.fixture
+def shell(bare_shell: Shell, space: SimulatedSpace) -> Shell:
+    """A shell whose environment leads to the Space."""
+    bare_shell.set(credentials(space))
+    return bare_shell

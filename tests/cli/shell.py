@@ -1,0 +1,122 @@
+"""Running the command line: in this process where that will do, as a process of its own where it won't."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from attrs import frozen
+
+from signalwire_streams.cli.program import run
+from signalwire_streams.simulator import SimulatedSpace
+
+PATIENCE = 20.0
+URL = "wss://audio.example.com/live"
+
+
+@frozen
+class Ran:
+    """What came of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[str]:
+        """The lines on stdout, without bold type and trailing blanks."""
+        return [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in self.out.splitlines()]
+
+    @property
+    def json(self) -> Any:
+        """The one JSON object on stdout."""
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        """The JSON objects on stdout, one per line."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+def credentials(space: SimulatedSpace) -> dict[str, str]:
+    """The environment that leads to a simulated Space."""
+    return {
+        "SIGNALWIRE_SPACE": space.base_url,
+        "SIGNALWIRE_PROJECT_ID": space.project,
+        "SIGNALWIRE_API_TOKEN": space.token,
+    }
+
+
+@frozen
+class Shell:
+    """Runs commands in a thread of this process, so that the test's own loop goes on serving the Space."""
+
+    capture: pytest.CaptureFixture[str]
+    environment: pytest.MonkeyPatch
+
+    async def __call__(self, *arguments: str) -> Ran:
+        """Run a command."""
+        async with asyncio.timeout(PATIENCE):
+            code = await asyncio.to_thread(run, arguments)
+        captured = self.capture.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    def pretend_terminal(self, columns: int) -> None:
+        """Let stdout pass for a terminal of that width."""
+        self.environment.setattr(sys.stdout, "isatty", lambda: True)
+        self.set({"COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"})
+
+    def set(self, environment: Mapping[str, str]) -> None:
+        """Set environment variables for the commands to come."""
+        for name, value in environment.items():
+            self.environment.setenv(name, value)
+
+
+@asynccontextmanager
+async def process(
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    python: Sequence[str] = ("-m", "signalwire_streams"),
+    program: str = sys.executable,
+    stdout: int = asyncio.subprocess.PIPE,
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a command as a process, which does not outlive the block."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SIGNALWIRE_")}
+    child = await asyncio.create_subprocess_exec(
+        program,
+        *python,
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=asyncio.subprocess.PIPE,
+        env={**clean, **(environment or {})},
+    )
+    try:
+        yield child
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.communicate()
+
+
+async def end_of(child: asyncio.subprocess.Process, number: signal.Signals | None = None) -> Ran:
+    """Wait for a process to end, after a signal if one is given."""
+    if number is not None:
+        child.send_signal(number)
+    async with asyncio.timeout(PATIENCE):
+        out, err = await child.communicate()
+    assert child.returncode is not None
+    return Ran(child.returncode, (out or b"").decode(), err.decode())
+
+
+async def line_of(child: asyncio.subprocess.Process) -> str:
+    """Read one line of a process's stdout."""
+    assert child.stdout is not None
+    async with asyncio.timeout(PATIENCE):
+        return (await child.stdout.readline()).decode()

@@ -1,0 +1,93 @@
+"""``demo``: its claims hold, and it says so when they don't."""
+
+import asyncio
+import signal
+import sys
+
+import pytest
+
+from signalwire_streams.cli import demo
+from signalwire_streams.cli.demo_run import WORKERS, for_each, simulated_space
+from signalwire_streams.simulator import SimulatedSpace
+
+from .shell import Shell, end_of, line_of, process
+
+
+@pytest.mark.parametrize(("conferences", "seed"), [(13, 2), (200, 3)])
+async def test_every_stream_is_started_once_and_stopped(bare_shell: Shell, conferences: int, seed: int) -> None:
+    ran = await bare_shell("demo", "--conferences", str(conferences), "--seed", str(seed), "--json")
+    assert (ran.code, ran.err) == (0, "")
+    facts = ran.json
+    assert facts["ok"] is True
+    for name in ("conferences", "found", "started", "stopped", "streams_created"):
+        assert facts[name] == conferences, name
+    assert (facts["streams_alive"], facts["streams_doubled"], facts["failures"]) == (0, 0, [])
+    assert facts["retries"] == sum(facts["retries_by_event"].values()) > 0
+    assert {"no answer came", "unavailable", "too many requests"} == set(facts["retries_by_event"])
+    assert facts["started_by_repeated_attempt"] > 0
+    assert facts["streams_refused_as_duplicates"] > 0
+    # One request more than the calls and their repetitions for each page of the list.
+    assert facts["attempts"] == 2 * conferences + facts["retries"] + -(-conferences // 50)
+    for name in ("start_seconds", "stop_seconds"):
+        ordered = [facts[name][key] for key in ("p50", "p95", "p99", "max")]
+        assert ordered == sorted(ordered)
+        assert ordered[0] > 0
+
+
+async def test_a_person_gets_a_table(bare_shell: Shell) -> None:
+    ran = await bare_shell("demo", "--conferences", "12")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("Simulating a Space with 12 live conferences")
+    assert "12 of 12" in ran.out
+    assert max(map(len, ran.out.splitlines())) < 80
+    assert "Every conference got its stream exactly once" in ran.out
+    assert "\x1b" not in ran.out
+
+
+async def test_a_terminal_gets_it_within_eighty_columns(bare_shell: Shell) -> None:
+    bare_shell.pretend_terminal(80)
+    ran = await bare_shell("demo", "--conferences", "1")
+    assert ran.code == 0
+    assert max(map(len, ran.rows)) <= 80
+    assert "…" not in ran.out
+    assert "streams doubled" in ran.out
+
+
+async def test_a_stream_that_is_not_started_is_told(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(conferences: int, seed: int) -> SimulatedSpace:
+        space = simulated_space(conferences, seed)
+        space.faults.clear()
+        space.faults.add("status", on="start", status=403, times=1)
+        return space
+
+    monkeypatch.setattr(demo, "simulated_space", refusing)
+    ran = await bare_shell("demo", "--conferences", "3")
+    assert ran.code == 1
+    assert "2 of 3" in ran.out
+    assert "Something went wrong" in ran.out
+    assert ran.err.startswith("error: start a stream on conference")
+    assert (await bare_shell("demo", "--conferences", "1", "--json")).json["ok"] is False
+
+
+async def test_the_work_is_bounded_and_done_once() -> None:
+    under_way, most, seen = 0, 0, list[int]()
+
+    async def work(item: int) -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0)
+        seen.append(item)
+        under_way -= 1
+
+    await for_each(range(100), work)
+    assert sorted(seen) == list(range(100))
+    assert most == WORKERS
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT for a child")
+async def test_an_interrupted_demo_ends_quietly() -> None:
+    async with process("demo", "--conferences", "1000") as child:
+        await line_of(child)
+        ran = await end_of(child, signal.SIGINT)
+    assert (ran.code, ran.err) == (130, "")

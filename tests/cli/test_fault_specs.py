@@ -1,0 +1,62 @@
+"""Fault rules as they are written on the command line."""
+
+from typing import Any
+
+import pytest
+
+from signalwire_streams.cli.fault_specs import read_fault
+from signalwire_streams.simulator import FaultKind, SimulatedSpace
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "options"),
+    [
+        ("reset", "reset", {}),
+        ("reset:on=start,created=true,one_in=10", "reset", {"on": "start", "created": True, "one_in": 10}),
+        ("503:on=start,times=1", "503", {"on": "start", "times": 1}),
+        ("latency:seconds=0.2", "latency", {"seconds": 0.2}),
+        ("hang:read_body=false,per_target=2", "hang", {"read_body": False, "per_target": 2}),
+        (
+            "throttle:retry_after=1.5,code=20429,status=429",
+            "throttle",
+            {"retry_after": "1.5", "code": 20429, "status": 429},
+        ),
+        ("status:status=418,body=empty,target=x", "status", {"status": 418, "body": "empty", "target": "x"}),
+        ("redirect:location=https://a.b/c:d=e", "redirect", {"location": "https://a.b/c:d=e"}),
+        ("duplicate-name:as=stream-error", "duplicate-name", {"as_": "stream-error"}),
+    ],
+)
+def test_a_spec_is_a_kind_and_its_options(spec: str, kind: str, options: dict[str, Any]) -> None:
+    fault = read_fault(spec)
+    assert (fault.kind, fault.options) == (kind, options)
+    space = SimulatedSpace()
+    fault.add_to(space.faults)
+    assert len(space.faults) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("503:", "'' is no option"),
+        ("503:times", "'times' is no option: write it as key=value"),
+        ("503:times=", "'times=' is no option"),
+        ("503:when=now", "'when' is no option: write one of on, target"),
+        ("503:times=2.5", "times must be a whole number, not '2.5'"),
+        ("503:times=-1", "times must be a whole number"),
+        ("503:created=maybe", "created must be true or false"),
+        ("latency:seconds=soon", "seconds must be a number of seconds"),
+        ("latency:seconds=inf", "seconds must be a number of seconds"),
+        ("latency:seconds=-1", "seconds must be a number of seconds"),
+        ("503:times=1,times=2", "times is given twice"),
+    ],
+)
+def test_a_spec_that_is_spelled_wrongly_is_refused(spec: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=r"option|must be|twice") as caught:
+        read_fault(spec)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", FaultKind)
+def test_every_kind_can_be_written(kind: FaultKind) -> None:
+    needs = {FaultKind.LATENCY: ":seconds=1", FaultKind.STATUS: ":status=500"}
+    read_fault(f"{kind}{needs.get(kind, '')}").add_to(SimulatedSpace().faults)

@@ -1,0 +1,73 @@
+"""The program as a whole: its help, its version, and what it says when its extra is not installed."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from .shell import Shell, end_of, process
+
+COMMANDS = [
+    ("conferences", "list"),
+    ("conferences", "start-stream"),
+    ("conferences", "stop-stream"),
+    ("calls", "list"),
+    ("calls", "start-stream"),
+    ("calls", "stop-stream"),
+    ("simulate",),
+    ("demo",),
+]
+
+
+async def test_the_version_is_the_packages(bare_shell: Shell) -> None:
+    ran = await bare_shell("--version")
+    assert (ran.code, ran.out) == (0, f"signalwire-streams, version {version('signalwire-streams')}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_each_help_has_an_example_and_names_the_environment(bare_shell: Shell, command: tuple[str, ...]) -> None:
+    ran = await bare_shell(*command, "--help")
+    assert (ran.code, ran.err) == (0, "")
+    assert f"  signalwire-streams {' '.join(command)}" in ran.out.partition("Example")[2]
+    for name in ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"):
+        assert name in ran.out
+
+
+async def test_a_call_is_offered_no_codec(bare_shell: Shell) -> None:
+    ran = await bare_shell("calls", "start-stream", "--help")
+    assert "codec" not in ran.out
+    assert "realtime" not in ran.out
+
+
+@pytest.mark.parametrize("group", [(), ("conferences",), ("calls",)])
+async def test_no_command_gets_the_help_as_misuse(bare_shell: Shell, group: tuple[str, ...]) -> None:
+    ran = await bare_shell(*group)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("Usage: ")
+
+
+async def test_an_unknown_command_is_misuse(bare_shell: Shell) -> None:
+    ran = await bare_shell("conference")
+    assert (ran.code, len(ran.err.splitlines())) == (2, 1)
+    assert ran.err.startswith("error: No such command 'conference'")
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+async def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; from signalwire_streams.__main__ import main; sys.exit(main())"
+    )
+    async with process(python=("-c", code)) as child:
+        ran = await end_of(child)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == "error: the command line needs more packages: pip install 'signalwire-streams[cli]'\n"
+
+
+def test_the_package_does_not_import_its_command_line() -> None:
+    code = (
+        "import sys, signalwire_streams, signalwire_streams.simulator;"
+        "print(sorted({'click', 'rich', 'signalwire_streams.cli'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=20)  # noqa: S603
+    assert done.stdout == "[]\n"

@@ -1,0 +1,169 @@
+"""``start-stream`` and ``stop-stream``, on conferences and on calls."""
+
+import io
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from signalwire_streams import Codec, Track
+from signalwire_streams.simulator import SimulatedSpace
+
+from .shell import URL, Ran, Shell
+
+
+async def test_a_conference_stream_is_started_and_stopped_by_the_command_that_is_shown(
+    shell: Shell, space: SimulatedSpace
+) -> None:
+    [conference, *_] = space.conference_sids
+    ran = await shell("conferences", "start-stream", conference, "--url", URL, "--name", "audit-1")
+    assert (ran.code, ran.err) == (0, "")
+    [stream] = space.streams.alive()
+    assert stream.sid in ran.out
+    assert "audit-1" in ran.out
+    assert "queued" in ran.out
+    stop = shlex.split(ran.out.splitlines()[-1])
+    assert stop == ["signalwire-streams", "conferences", "stop-stream", conference, stream.sid]
+    stopped = await shell(*stop[1:])
+    assert (stopped.code, stopped.err) == (0, "")
+    assert "stopped" in stopped.out
+    assert space.streams.alive() == []
+
+
+async def test_a_call_stream_is_started_and_stopped_by_its_name(shell: Shell, space: SimulatedSpace) -> None:
+    [call, *_] = space.call_sids
+    assert (await shell("calls", "start-stream", call, "--url", URL, "--name", "audit-1")).code == 0
+    assert [stream.target_sid for stream in space.streams.alive()] == [call]
+    ran = await shell("calls", "stop-stream", call, "audit-1", "--json")
+    assert ran.code == 0
+    assert (ran.json["status"], ran.json["call_sid"]) == ("stopped", call)
+    assert space.streams.alive() == []
+
+
+async def test_every_option_arrives(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("bearer-of-audio\n", encoding="utf-8")
+    ran = await shell(
+        *("conferences", "start-stream", space.conference_sids[0], "--url", URL, "--name", "n"),
+        *("--track", Track.INBOUND.value, "--codec", Codec.L16_24K.value, "--no-realtime", "--deadline", "10"),
+        *("--status-callback", "https://app.example.com/hear", "--status-callback-method", "GET"),
+        *("--parameter", "tenant=a=b", "--parameter", "empty=", "--bearer-token-file", str(token)),
+    )
+    assert (ran.code, ran.err) == (0, "")
+    [stream] = space.streams
+    assert (stream.track, stream.codec, stream.realtime) == ("inbound_track", "L16@24000h", False)
+    assert (stream.status_callback, stream.status_callback_method) == ("https://app.example.com/hear", "GET")
+    assert stream.parameters == {"tenant": "a=b", "empty": ""}
+    assert stream.authorization_bearer_token == "bearer-of-audio"
+
+
+async def test_the_bearer_token_is_read_from_standard_input(
+    shell: Shell, space: SimulatedSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("bearer-of-audio\n"))
+    ran = await shell("calls", "start-stream", space.call_sids[0], "--url", URL, "--bearer-token-file", "-")
+    assert ran.code == 0
+    assert space.streams[0].authorization_bearer_token == "bearer-of-audio"
+
+
+@pytest.mark.parametrize("group", ["conferences", "calls"])
+async def test_json_gives_the_stream_and_how_to_stop_it(shell: Shell, space: SimulatedSpace, group: str) -> None:
+    target = (space.conference_sids if group == "conferences" else space.call_sids)[0]
+    ran = await shell(group, "start-stream", target, "--url", URL, "--json", "--project", space.project)
+    facts = ran.json
+    [stream] = space.streams
+    assert facts["sid"] == stream.sid
+    assert facts["name"] == stream.name
+    assert facts["status"] == "queued"
+    assert facts["date_updated"].endswith("+00:00")
+    assert facts["ambiguous"] is facts["already_started"] is False
+    assert shlex.split(facts["stop_command"]) == [
+        *("signalwire-streams", group, "stop-stream", "--project", space.project, target, stream.sid)
+    ]
+    assert "extra" not in facts
+
+
+async def test_an_unnamed_stream_has_its_sid_alone(shell: Shell, space: SimulatedSpace) -> None:
+    ran = await shell("conferences", "start-stream", space.conference_sids[0], "--url", URL, "--unnamed", "--json")
+    assert ran.json["name"] is None
+    assert space.streams[0].name is None
+
+
+async def test_a_stream_that_a_repeated_attempt_met_is_stopped_by_its_name(shell: Shell, space: SimulatedSpace) -> None:
+    """The sid that the second attempt was told is that of a stream that never lived."""
+    space.faults.add("reset", on="start", created=True, times=1)
+    ran = await shell("conferences", "start-stream", space.conference_sids[0], "--url", URL, "--name", "-n", "--json")
+    assert ran.json["ambiguous"] is True
+    stop = shlex.split(ran.json["stop_command"])
+    assert stop[-3:] == ["--", space.conference_sids[0], "-n"]
+    assert (await shell(*stop[1:])).code == 0
+    assert space.streams.alive() == []
+
+
+async def test_an_unknown_outcome_is_a_failure_with_advice(shell: Shell, space: SimulatedSpace) -> None:
+    space.faults.add("reset", on="start", created=True)
+    ran = await shell("calls", "start-stream", space.call_sids[0], "--url", URL, "--name", "audit-1", "--json")
+    assert ran.code == 1
+    facts = ran.json
+    assert facts["error"] == "StreamOutcomeUnknown"
+    assert (facts["name"], facts["target"], facts["attempts"]) == ("audit-1", space.call_sids[0], 1)
+    assert facts["sent"] in {"maybe", "yes"}
+    assert ran.err == f"error: {facts['message']}\n"
+    assert "stop it by its name 'audit-1'" in ran.err
+
+
+@pytest.mark.parametrize("option", [("--codec", "PCMU"), ("--realtime",), ("--no-realtime",)])
+async def test_a_call_has_no_codec_and_no_realtime_switch(offline_shell: Shell, option: tuple[str, ...]) -> None:
+    ran = await offline_shell("calls", "start-stream", "sid", "--url", URL, *option)
+    _is_misuse(ran, f"--{option[0].removeprefix('--no-').removeprefix('--')} is for conference streams only")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("a/b", "--url", URL), "conference_sid 'a/b' can't be part of a path"),
+        (("sid", "--url", "ws://host/x"), "SignalWire takes wss only: write 'wss://host/x'"),
+        (("sid", "--url", f"{URL}?key=hush"), "has a query string"),
+        (("sid",), "Missing option '--url'"),
+        (("--url", URL), "Missing argument 'CONFERENCE_SID'"),
+        (("sid", "--url", URL, "--name", "n", "--unnamed"), "contradict"),
+        (("sid", "--url", URL, "--track", "left"), "'left' is not one of 'inbound_track'"),
+        (("sid", "--url", URL, "--codec", "MP3"), "'MP3' is not one of 'PCMU'"),
+        (("sid", "--url", URL, "--deadline", "0"), "deadline must be seconds above 0"),
+        (("sid", "--url", URL, "--deadline", "nan"), "deadline must be seconds above 0"),
+        (("sid", "--url", URL, "--parameter", "hush"), "write it as NAME=VALUE"),
+        (("sid", "--url", URL, "--parameter", "=hush"), "write it as NAME=VALUE"),
+        (("sid", "--url", URL, "--parameter", "a=hush", "--parameter", "a=hush"), "--parameter a is given twice"),
+        (("sid", "--url", URL, "--bearer-token-file", "hush"), "can't be read: No such file"),
+        (("sid", "--url", URL, "--bearer-token-file", "hush\0"), "can't be read"),
+        (("sid", "--url", URL, "--status-callback", "nowhere"), "no http(s) address"),
+    ],
+)
+async def test_what_cannot_be_right_is_refused_in_one_sentence(
+    offline_shell: Shell, arguments: tuple[str, ...], sentence: str
+) -> None:
+    ran = await offline_shell("conferences", "start-stream", *arguments)
+    _is_misuse(ran, sentence)
+    assert "hush" not in ran.err
+
+
+@pytest.mark.parametrize("content", [b"", b"two words", b"\xff\xfe"])
+async def test_a_file_without_a_token_is_misuse(offline_shell: Shell, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    ran = await offline_shell("conferences", "start-stream", "sid", "--url", URL, "--bearer-token-file", str(path))
+    _is_misuse(ran, "token")
+    assert "two words" not in ran.err
+
+
+async def test_stopping_what_is_not_there_is_a_failure(shell: Shell, space: SimulatedSpace) -> None:
+    ran = await shell("conferences", "stop-stream", space.conference_sids[0], "nothing", "--json")
+    assert (ran.code, ran.json["error"], ran.json["status"], ran.json["code"]) == (1, "NotFoundError", 404, 20404)
+
+
+def _is_misuse(ran: Ran, sentence: str) -> None:
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert sentence in ran.err
+    assert len(ran.err.splitlines()) == 1

@@ -1,0 +1,79 @@
+"""Checks that do not belong to one model: handles, deadlines and counts."""
+
+from urllib.parse import quote, unquote, urlsplit
+
+import pytest
+from hypothesis import example, given, settings, strategies as st
+
+from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models.checks import check_count, check_deadline, check_handle, public_url
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.text())
+@example("a/../b")
+@example("%2e%2e")
+@example("\u2025")
+@example("\uff0f")
+def test_any_text_is_one_path_segment_or_refused(text: str) -> None:
+    """A sid that passes comes back from a URL's path as exactly one segment; any other is refused."""
+    try:
+        handle = check_handle(text, "sid")
+    except InvalidRequestError as error:
+        assert str(error).isprintable()  # noqa: PT017
+        return
+    assert handle == text
+    path = urlsplit(f"https://host/Calls/{quote(handle, safe='@:')}/Streams").path
+    assert [unquote(segment) for segment in path.split("/")] == ["", "Calls", handle, "Streams"]
+    assert handle not in {"", ".", ".."}
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab.:@-_~!$&'()*+,;=é通", min_size=1).filter(lambda text: ".." not in text and text != "."))
+def test_plain_text_is_not_refused(text: str) -> None:
+    """What holds none of the dangerous characters is taken as it is."""
+    assert check_handle(text, "sid") == text
+
+
+@pytest.mark.parametrize("seconds", [1, 0.001, 45.0, 86_400, None])
+def test_a_deadline_above_zero_is_taken(seconds: float | None) -> None:
+    """A deadline is seconds, or None for the policy's own."""
+    assert check_deadline(seconds) == seconds
+
+
+@pytest.mark.parametrize("seconds", [0, -1, -0.5, float("inf"), float("-inf"), float("nan"), True, "5", [], b"1"])
+def test_a_deadline_that_is_no_time_is_refused(seconds: object) -> None:
+    """A deadline that is no number above 0 is refused."""
+    with pytest.raises(InvalidRequestError, match="deadline must be seconds above 0, not "):
+        check_deadline(seconds)
+
+
+@pytest.mark.parametrize(("count", "least"), [(1, 1), (0, 0), (10**9, 1)])
+def test_a_count_that_is_high_enough_is_taken(count: int, least: int) -> None:
+    """A count is a whole number that reaches the least one."""
+    assert check_count(count, "concurrency", least=least) == count
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.0, "3", True, None, float("nan")])
+def test_a_count_that_is_none_is_refused(count: object) -> None:
+    """A count that is too small or no whole number is refused by the name of its argument."""
+    with pytest.raises(InvalidRequestError, match=r"^concurrency must be a whole number of 1 or more, not "):
+        check_count(count, "concurrency")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://example.com/a?key=hush", "https://example.com/a"),
+        ("https://example.com/a#hush", "https://example.com/a"),
+        ("https://ada:hush@example.com/a", "https://example.com/a"),
+        ("https://ada@example.com/a", "https://example.com/a"),
+        ("https://ada:hush@example.com?k=hush@x", "https://example.com"),
+        ("https://example.com/a@b", "https://example.com/a@b"),
+        ("//ada:hush@example.com", "//example.com"),
+        ("", ""),
+    ],
+)
+def test_the_public_part_of_a_url(url: str, shown: str) -> None:
+    """Of a URL, what follows the host's path and what stands before the host is not shown."""
+    assert public_url(url) == shown

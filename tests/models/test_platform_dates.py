@@ -1,0 +1,120 @@
+"""Dates as the platform writes them, which are not always dates."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import example, given, settings, strategies as st
+
+from signalwire_streams.models.dates import parse_date
+
+READABLE = {
+    "documented, with a month of four letters": (
+        "Tue, 25 Sept 2018 20:00:00 +0000",
+        datetime(2018, 9, 25, 20, tzinfo=UTC),
+    ),
+    "documented, a day before": ("Mon, 24 Sept 2018 21:00:00 +0000", datetime(2018, 9, 24, 21, tzinfo=UTC)),
+    "documented, of a call": ("Wed, 19 Sep 2018 20:00:01 +0000", datetime(2018, 9, 19, 20, 0, 1, tzinfo=UTC)),
+    "a month in full": ("Tue, 25 September 2018 20:00:00 +0000", datetime(2018, 9, 25, 20, tzinfo=UTC)),
+    "June with four letters": ("Mon, 25 June 2018 20:00:00 +0000", datetime(2018, 6, 25, 20, tzinfo=UTC)),
+    "March in capitals": ("Sun, 25 MARCH 2018 20:00:00 +0000", datetime(2018, 3, 25, 20, tzinfo=UTC)),
+    "GMT": ("Tue, 25 Sep 2018 20:00:00 GMT", datetime(2018, 9, 25, 20, tzinfo=UTC)),
+    "no day of the week": ("25 Sep 2018 20:00:00 +0000", datetime(2018, 9, 25, 20, tzinfo=UTC)),
+    "another zone": (
+        "Tue, 25 Sep 2018 20:00:00 -0500",
+        datetime(2018, 9, 25, 20, tzinfo=timezone(-timedelta(hours=5))),
+    ),
+    "no zone, said as -0000": ("Tue, 25 Sep 2018 20:00:00 -0000", datetime(2018, 9, 25, 20, tzinfo=UTC)),
+    "no zone": ("Tue, 25 Sep 2018 20:00:00", datetime(2018, 9, 25, 20, tzinfo=UTC)),
+    "ISO 8601 in UTC": ("2018-09-25T20:00:00Z", datetime(2018, 9, 25, 20, tzinfo=UTC)),
+    "ISO 8601 with a fraction": ("2018-09-25T20:00:00.123456Z", datetime(2018, 9, 25, 20, 0, 0, 123456, tzinfo=UTC)),
+    "ISO 8601 with milliseconds": ("2018-09-25T20:00:00.123Z", datetime(2018, 9, 25, 20, 0, 0, 123000, tzinfo=UTC)),
+    "ISO 8601 with a zone": (
+        "2018-09-25T20:00:00+02:00",
+        datetime(2018, 9, 25, 20, tzinfo=timezone(timedelta(hours=2))),
+    ),
+    "ISO 8601 without a zone": ("2018-09-25T20:00:00", datetime(2018, 9, 25, 20, tzinfo=UTC)),
+    "ISO 8601, the day alone": ("2018-09-25", datetime(2018, 9, 25, tzinfo=UTC)),
+    "ISO 8601 with a blank": ("2018-09-25 20:00:00", datetime(2018, 9, 25, 20, tzinfo=UTC)),
+}
+
+
+@pytest.mark.parametrize(("text", "moment"), READABLE.values(), ids=READABLE)
+def test_readable_dates(text: str, moment: datetime) -> None:
+    """RFC 2822, with the documentation's own months, and ISO 8601 are read; without a zone they are UTC."""
+    read = parse_date(text)
+    assert read == moment
+    assert read is not None
+    assert read.utcoffset() == moment.utcoffset()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        " ",
+        "yesterday",
+        "Tue, 25 Foo 2018 20:00:00 +0000",
+        "Tue, 99 Sep 2018 20:00:00 +0000",
+        "Tue, 25 Sep 2018 25:61:61 +0000",
+        "2018-13-45",
+        "2018-09-25T20:00:00+99:00",
+        "Tue, 25 Sep 2018 20:00:00 +9999",
+        "0",
+        "Tue, ",
+        ",",
+        "1 Jan 99999999999999999999 00:00:00 +0000",
+        "\x00",
+        "\ud800",
+        "9" * 5000,
+    ],
+)
+def test_garbage_is_no_date(text: str | None) -> None:
+    """What can't be read as a date is None, since a stream is worth more than its date."""
+    assert parse_date(text) is None
+
+
+PIECES = st.sampled_from(
+    [
+        "Tue,",
+        "25",
+        "Sept",
+        "Sep",
+        "2018",
+        "20:00:00",
+        "+0000",
+        "-9999",
+        "GMT",
+        ":",
+        "-",
+        "T",
+        "Z",
+        "(",
+        ")",
+        ",",
+        ".",
+        "%",
+    ]
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.one_of(st.text(), st.lists(st.one_of(PIECES, st.text(max_size=3)), max_size=9).map(" ".join)))
+@example("((((((")
+@example('"')
+@example("1 1 1 1:1:1 +1")
+def test_no_text_is_too_odd(text: str) -> None:
+    """Any text is an aware date or None, and never an error."""
+    read = parse_date(text)
+    assert read is None or read.tzinfo is not None
+
+
+@settings(deadline=None)
+@given(st.integers(min_value=0, max_value=200_000_000_000))
+def test_what_was_written_is_read_back(seconds: int) -> None:
+    """A moment that is written in either format is read as that moment."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+    assert parse_date(format_datetime(moment)) == moment
+    assert parse_date(format_datetime(moment, usegmt=True)) == moment
+    assert parse_date(moment.isoformat()) == moment

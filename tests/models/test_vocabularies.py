@@ -1,0 +1,66 @@
+"""The vendor's fixed words, and the package's own, letter for letter."""
+
+from enum import StrEnum
+
+import pytest
+
+from signalwire_streams import models
+from signalwire_streams.models import (
+    AnsweredBy,
+    CallbackMethod,
+    CallDirection,
+    CallStatus,
+    Codec,
+    ConferenceStatus,
+    Kind,
+    Lane,
+    ParticipantStatus,
+    StreamStatus,
+    Track,
+)
+
+WORDS: dict[type[StrEnum], list[str]] = {
+    Track: ["inbound_track", "outbound_track", "both_tracks"],
+    Codec: ["PCMU", "PCMA", "L16", "L16@16000h", "L16@24000h"],
+    CallbackMethod: ["GET", "POST"],
+    StreamStatus: ["queued", "in-progress", "stopped"],
+    ConferenceStatus: ["init", "in-progress", "completed"],
+    ParticipantStatus: ["in-progress", "completed"],
+    CallStatus: ["queued", "ringing", "in-progress", "canceled", "completed", "busy", "failed", "no-answer"],
+    CallDirection: ["inbound", "outbound"],
+    AnsweredBy: ["human", "machine"],
+}
+
+
+@pytest.mark.parametrize(("vocabulary", "words"), WORDS.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_the_words_are_the_vendors(vocabulary: type[StrEnum], words: list[str]) -> None:
+    """Each vocabulary has the documented words and no other, and a member is its word."""
+    assert [member.value for member in vocabulary] == words
+    assert [f"{member}" for member in vocabulary] == words
+    assert all(member == member.value for member in vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_start"),
+    [
+        (Kind.READ, False),
+        (Kind.STOP, False),
+        (Kind.CONFERENCE_START, True),
+        (Kind.CALL_START, True),
+        (Kind.UNNAMED_START, True),
+    ],
+)
+def test_only_starts_can_be_doubled(kind: Kind, *, is_start: bool) -> None:
+    """Reads and stops may be done twice; starts may not."""
+    assert kind.is_start is is_start
+
+
+def test_who_goes_first() -> None:
+    """Interactive requests go before bulk ones, and there is nothing else."""
+    assert list(Lane) == [Lane.INTERACTIVE, Lane.BULK]
+
+
+def test_everything_that_is_offered_is_there() -> None:
+    """Each exported name of the models exists, once and in order."""
+    assert sorted(models.__all__) == sorted(set(models.__all__))
+    assert all(hasattr(models, name) for name in models.__all__)

@@ -1,0 +1,114 @@
+"""The numbers behind every decision: the defaults, and which numbers are refused."""
+
+from typing import Any
+
+import pytest
+from attrs import evolve
+from attrs.exceptions import FrozenInstanceError
+
+from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.resilience.policy import BreakerPolicy, RateLimit, RetryPolicy, Timeouts
+
+NAN, ENDLESS = float("nan"), float("inf")
+NO_COUNT = [-1, 1.5, "3", None, True, NAN, ENDLESS]
+NO_TIME = [0, -1, -0.1, "5", None, True, NAN, ENDLESS, -ENDLESS]
+NO_SHARE = [0, -0.1, 1.1, "half", None, True, NAN, ENDLESS]
+
+
+def test_the_defaults_that_the_project_stands_by() -> None:
+    """Each default is the one that the documentation promises."""
+    retry = RetryPolicy()
+    assert (retry.attempts, retry.unsent_attempts, retry.throttle_waits) == (3, 3, 6)
+    assert (retry.resends, retry.resend_window, retry.resend_call_starts) == (2, 30.0, False)
+    assert (retry.deadline, retry.wait_longest) == (45.0, 60.0)
+    assert (retry.wait_transient, retry.wait_throttled) == ((0.2, 5.0), (1.0, 20.0))
+    timeouts = Timeouts()
+    assert (timeouts.connect, timeouts.read, timeouts.attempt) == (5.0, 15.0, 20.0)
+    limit = RateLimit()
+    assert (limit.requests, limit.window, limit.share, limit.burst, limit.most) == (13_800, 10.0, 0.9, None, 12_420)
+    breaker = BreakerPolicy()
+    assert (breaker.outcomes, breaker.share, breaker.window, breaker.pause) == (20, 0.5, 30.0, 5.0)
+
+
+REFUSED: list[tuple[type[Any], str, list[Any]]] = [
+    (RetryPolicy, "attempts", [0, *NO_COUNT]),
+    (RetryPolicy, "unsent_attempts", NO_COUNT),
+    (RetryPolicy, "throttle_waits", NO_COUNT),
+    (RetryPolicy, "resends", NO_COUNT),
+    (RetryPolicy, "resend_window", NO_TIME),
+    (RetryPolicy, "deadline", NO_TIME),
+    (RetryPolicy, "wait_longest", NO_TIME),
+    (RetryPolicy, "wait_transient", [(2, 1), (-1, 1), (NAN, 1), (1, NAN), (0, ENDLESS), (-2, -1)]),
+    (RetryPolicy, "wait_throttled", [(2, 1), (-1, 1), (NAN, 1), (1, NAN), (0, ENDLESS), (-2, -1)]),
+    (Timeouts, "connect", NO_TIME),
+    (Timeouts, "read", NO_TIME),
+    (Timeouts, "attempt", NO_TIME),
+    (RateLimit, "requests", [0, *NO_COUNT]),
+    (RateLimit, "window", NO_TIME),
+    (RateLimit, "share", NO_SHARE),
+    (RateLimit, "burst", [0, -1, 12_421]),
+    (BreakerPolicy, "outcomes", [0, *NO_COUNT]),
+    (BreakerPolicy, "share", NO_SHARE),
+    (BreakerPolicy, "window", NO_TIME),
+    (BreakerPolicy, "pause", NO_TIME),
+]
+
+
+@pytest.mark.parametrize(
+    ("policy", "field", "values"), REFUSED, ids=[f"{policy.__name__}.{field}" for policy, field, _ in REFUSED]
+)
+def test_a_number_that_makes_no_sense_is_refused(policy: type[Any], field: str, values: list[object]) -> None:
+    """A nonsense number is refused by the name of its field, in a new policy as in a changed one."""
+    for value in values:
+        with pytest.raises(InvalidRequestError, match=f"^{field} must be ") as caught:
+            policy(**{field: value})
+        assert str(caught.value).isprintable()
+        with pytest.raises(InvalidRequestError):
+            evolve(policy(), **{field: value})
+
+
+TAKEN: list[tuple[type[Any], str, Any]] = [
+    (RetryPolicy, "attempts", 1),
+    (RetryPolicy, "unsent_attempts", 0),
+    (RetryPolicy, "throttle_waits", 0),
+    (RetryPolicy, "resends", 0),
+    (RetryPolicy, "deadline", 0.001),
+    (RetryPolicy, "wait_transient", (0, 0)),
+    (RetryPolicy, "wait_throttled", (3, 3)),
+    (RetryPolicy, "resend_call_starts", True),
+    (Timeouts, "connect", 1),
+    (RateLimit, "requests", 1),
+    (RateLimit, "share", 1),
+    (RateLimit, "share", 0.00001),
+    (RateLimit, "burst", 1),
+    (RateLimit, "burst", 12_420),
+    (BreakerPolicy, "outcomes", 1),
+    (BreakerPolicy, "share", 1.0),
+]
+
+
+@pytest.mark.parametrize(("policy", "field", "value"), TAKEN, ids=lambda value: getattr(value, "__name__", repr(value)))
+def test_a_number_at_the_edge_is_taken(policy: type[Any], field: str, value: object) -> None:
+    """The least and the most that make sense are taken."""
+    assert getattr(policy(**{field: value}), field) == value
+
+
+@pytest.mark.parametrize("policy", [RetryPolicy, Timeouts, RateLimit, BreakerPolicy])
+def test_a_policy_cannot_be_changed(policy: type[Any]) -> None:
+    """A policy is frozen, a value, and given by names."""
+    made = policy()
+    assert made == policy()
+    assert len({made, policy()}) == 1
+    with pytest.raises(FrozenInstanceError):
+        made.window = 1.0
+    with pytest.raises(TypeError):
+        policy(1)
+
+
+@pytest.mark.parametrize(
+    ("requests", "share", "most"),
+    [(13_800, 0.9, 12_420), (10, 0.9, 9), (1, 0.9, 1), (3, 0.5, 1), (100, 1, 100), (7, 0.999, 6)],
+)
+def test_the_share_is_rounded_down_to_at_least_one(requests: int, share: float, most: int) -> None:
+    """A client takes no request more than its share, except that it always may take one."""
+    assert RateLimit(requests=requests, share=share).most == most

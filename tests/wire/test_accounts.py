@@ -1,0 +1,243 @@
+"""Who is asking, and where: Spaces, base URLs, and paths below an account."""
+
+from base64 import b64decode
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
+from signalwire_streams.wire.account import Account, find_account
+
+TOKEN = "PThush-hush"
+PROJECT = "b3877c40-da60-4998-90ad-b792e98472af"
+
+
+def account(**settings: Any) -> Account:
+    known: dict[str, Any] = {"space": None, "base_url": None, "project": PROJECT, "token": TOKEN}
+    return find_account(**(known | settings))
+
+
+def refusal(**settings: Any) -> str:
+    with pytest.raises(InvalidRequestError) as caught:
+        account(**settings)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert "hush" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("space", "origin", "prefix"),
+    [
+        ("example", "https://example.signalwire.com", ""),
+        ("my-space-2", "https://my-space-2.signalwire.com", ""),
+        ("example.signalwire.com", "https://example.signalwire.com", ""),
+        ("api.example.org", "https://api.example.org", ""),
+        ("example.signalwire.com:8443", "https://example.signalwire.com:8443", ""),
+        ("localhost", "https://localhost", ""),
+        ("https://example.signalwire.com", "https://example.signalwire.com", ""),
+        ("https://example.signalwire.com/", "https://example.signalwire.com", ""),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080", ""),
+    ],
+)
+def test_a_space_is_a_name_a_host_or_an_address(space: str, origin: str, prefix: str) -> None:
+    """A Space may be given by its name, by its host or by its address."""
+    found = account(space=space)
+    assert (found.origin, found.prefix) == (origin, prefix)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "origin", "prefix"),
+    [
+        ("https://example.signalwire.com", "https://example.signalwire.com", ""),
+        ("https://example.signalwire.com/api/laml/2010-04-01", "https://example.signalwire.com", ""),
+        ("https://example.signalwire.com/api/laml/2010-04-01/", "https://example.signalwire.com", ""),
+        ("https://proxy.example.org/sw", "https://proxy.example.org", "/sw"),
+        ("https://proxy.example.org/sw/", "https://proxy.example.org", "/sw"),
+        ("https://proxy.example.org/sw/api/laml/2010-04-01", "https://proxy.example.org", "/sw"),
+        ("HTTPS://example.signalwire.com", "https://example.signalwire.com", ""),
+        ("http://localhost:8080", "http://localhost:8080", ""),
+        ("http://LOCALHOST", "http://LOCALHOST", ""),
+        ("http://127.0.0.1", "http://127.0.0.1", ""),
+        ("http://127.8.9.10:80", "http://127.8.9.10:80", ""),
+        ("http://[::1]:8080", "http://[::1]:8080", ""),
+    ],
+)
+def test_a_base_url_names_a_host_and_may_have_a_prefix(base_url: str, origin: str, prefix: str) -> None:
+    """A base URL is https, or http to this very machine; the API's own path at its end is no prefix."""
+    found = account(base_url=base_url)
+    assert (found.origin, found.prefix) == (origin, prefix)
+
+
+PLAIN_HTTP = [
+    "http://example.signalwire.com",
+    "http://10.0.0.1",
+    "http://0.0.0.0",
+    "http://localhost.example.org",
+    "http://127.0.0.1.example.org",
+    "http://[::2]",
+    "http://127.1",
+    "HTTP://example.org",
+]
+
+
+@pytest.mark.parametrize("url", PLAIN_HTTP)
+@pytest.mark.parametrize("argument", ["space", "base_url"])
+def test_plain_http_is_only_for_this_machine(argument: str, url: str) -> None:
+    """The token goes out readable to this machine alone."""
+    assert "plain http would send the token readable to all: write 'https://" in refusal(**{argument: url})
+
+
+URL_REFUSALS = {
+    "query": ("https://example.org/?token=hush", "leave out what follows the '?' or '#'"),
+    "fragment": ("https://example.org/#hush", "leave out what follows the '?' or '#'"),
+    "user and password": ("https://ada:hush@example.org", "pass project= and token= instead"),
+    "user alone": ("https://hush@example.org", "pass project= and token= instead"),
+    "a host after a backslash": ("http://localhost\\@example.org", "pass project= and token= instead"),
+    "no host": ("https:///x", "write its name, such as 'example', or 'https://host'"),
+    "no scheme": ("//example.org", "write 'https://example.org'"),
+    "another scheme": ("ftp://example.org", "write 'https://example.org'"),
+    "wss": ("wss://example.org", "write 'https://example.org'"),
+    "a word": ("example", "write its name, such as 'example', or 'https://host'"),
+    "a blank": ("https://example.org/my proxy", "write its name"),
+    "a line break": ("https://example.org\n", "write its name"),
+    "half an IPv6 address": ("https://[::1", "write its name"),
+    "a port that is none": ("https://example.org:http", "write its name"),
+}
+
+
+@pytest.mark.parametrize(("url", "advice"), URL_REFUSALS.values(), ids=URL_REFUSALS)
+def test_a_base_url_that_cannot_be_right_is_refused(url: str, advice: str) -> None:
+    """A base URL with more or less than an address is refused with what to write, and secrets are not repeated."""
+    assert advice in refusal(base_url=url)
+
+
+@pytest.mark.parametrize("space", ["my space", "ada:hush@example", "a?b", "a#b", "example\n", "::1"])
+def test_a_space_that_cannot_be_right_is_refused(space: str) -> None:
+    """A Space that is neither name nor host is refused."""
+    assert refusal(space=space)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"space": "example", "project": None}, "project is missing"),
+        ({"space": "example", "project": ""}, "project is missing"),
+        ({"space": "example", "token": None}, "token is missing"),
+        ({"space": "example", "token": ""}, "token is missing"),
+        ({"space": "example", "token": b"hush"}, "token is missing"),
+        ({"space": "example", "token": "hush hush"}, "token holds blanks or is not ASCII"),
+        ({"space": "example", "token": "hush\n"}, "token holds blanks or is not ASCII"),
+        ({"space": "example", "token": "hüsh"}, "token holds blanks or is not ASCII"),
+        ({"space": "example", "project": "a/b"}, "project 'a/b' can't be part of a path"),
+        ({"space": "example", "project": 7}, "project must be a str"),
+        ({"space": "example", "project": "abc:hush"}, "project holds a ':'"),
+        ({}, "pass either space='example'"),
+        ({"space": "", "base_url": ""}, "pass either space='example'"),
+        ({"space": "example", "base_url": "https://example.org"}, "one of the two"),
+    ],
+    ids=str,
+)
+def test_what_is_missing_or_cannot_be_right_is_refused(settings: dict[str, Any], words: str) -> None:
+    """Each missing or impossible setting is refused by its name; a token is never repeated."""
+    assert words in refusal(**settings)
+
+
+def test_the_authorization_is_basic() -> None:
+    """The user is the project id, and the password the API token."""
+    scheme, _, encoded = account(space="example").authorization.partition(" ")
+    assert scheme == "Basic"
+    assert b64decode(encoded).decode() == f"{PROJECT}:{TOKEN}"
+
+
+def test_the_token_is_not_shown() -> None:
+    """An account is shown without its token, which counts as a secret in both spellings."""
+    found = account(space="example")
+    assert PROJECT in repr(found)
+    assert "hush" not in repr(found)
+    assert found.secrets == (TOKEN, found.authorization[len("Basic ") :])
+
+
+@pytest.mark.parametrize(
+    ("segments", "path"),
+    [
+        (("Calls",), "Calls"),
+        (("Conferences", "b3877c40", "Streams", "b3877c40st"), "Conferences/b3877c40/Streams/b3877c40st"),
+        (("Calls", "a:b@c"), "Calls/a:b@c"),
+        (("Calls", "a/b"), "Calls/a%2Fb"),
+        (("Calls", "../x?y#z%"), "Calls/..%2Fx%3Fy%23z%25"),
+        (("Calls", "größe"), "Calls/gr%C3%B6%C3%9Fe"),
+        (("Calls", "a b;c&d=e+f"), "Calls/a%20b%3Bc%26d%3De%2Bf"),
+    ],
+)
+def test_paths_are_percent_encoded(segments: tuple[str, ...], path: str) -> None:
+    """Each segment stays one segment."""
+    assert account(space="example").path(*segments) == f"/api/laml/2010-04-01/Accounts/{PROJECT}/{path}"
+
+
+def test_a_path_has_the_proxys_prefix_and_the_project_encoded() -> None:
+    """A proxy's prefix goes in front of the API's path, and the project is a segment like another."""
+    found = account(base_url="https://proxy.example.org/sw", project="prøject")
+    assert found.path("Calls") == "/sw/api/laml/2010-04-01/Accounts/pr%C3%B8ject/Calls"
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("/api/x?Page=1&PageToken=PA5678", "/api/x?Page=1&PageToken=PA5678"),
+        ("https://example.signalwire.com/api/x?Page=1", "/api/x?Page=1"),
+        ("/api/%C3%B8?q=a%20b", "/api/%C3%B8?q=a%20b"),
+        ("/", "/"),
+    ],
+)
+def test_a_next_page_on_the_same_host_is_followed_as_it_stands(uri: str, path: str) -> None:
+    """The address of a next page goes out exactly as the Space wrote it."""
+    assert account(space="example").same_host_path(uri) == path
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://elsewhere.example.org/api/x",
+        "https://example.signalwire.com.example.org/api",
+        "https://example.signalwire.com@example.org/api",
+        "https://example.signalwire.com//example.org/api",
+        "https://example.signalwire.com:8443/api",
+        "https://example.signalwire.com",
+        "http://example.signalwire.com/api",
+        "//example.org/api",
+        "///example.org/api",
+        "api/x",
+        "?Page=1",
+        "",
+        "\\\\example.org",
+    ],
+)
+def test_a_next_page_elsewhere_is_not_followed(uri: str) -> None:
+    """The token goes to no other host, scheme or port than the caller's own."""
+    with pytest.raises(MalformedResponseError, match="another host, which is not followed"):
+        account(space="example").same_host_path(uri)
+
+
+@pytest.mark.parametrize("uri", ["/api/a b", "/api/\r\nX-Evil: 1", "/api/ø", "/api/\t", "/api/\x00", "/api/\u2028"])
+def test_a_next_page_that_cannot_be_sent_as_it_stands_is_not_followed(uri: str) -> None:
+    """An address with blanks, or beyond ASCII, is not mended but refused."""
+    with pytest.raises(MalformedResponseError, match="holds blanks or is not ASCII") as caught:
+        account(space="example").same_host_path(uri)
+    assert str(caught.value).isprintable()
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_whatever_a_space_points_to_stays_on_its_host(uri: str) -> None:
+    """Any text is a visible ASCII path below the origin, or refused."""
+    try:
+        path = account(space="example").same_host_path(uri)
+    except MalformedResponseError:
+        return
+    assert path.startswith("/")
+    assert not path.startswith("//")
+    assert path.isascii()
+    assert path.isprintable()
+    assert " " not in path

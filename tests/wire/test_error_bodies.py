@@ -1,0 +1,196 @@
+"""Error bodies in every shape of the platform, and making their text fit to be shown."""
+
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from signalwire_streams.wire.problems import Problem, presentable, read_problem
+
+DOCUMENTED = {
+    "code": 20003,
+    "message": "Authentication failed",
+    "more_info": "https://signalwire.com/docs/compatibility-api/reference/errors",
+    "status": 401,
+}
+
+SHAPES: dict[str, tuple[object, Problem]] = {
+    "code, message, more_info, status": (
+        DOCUMENTED,
+        Problem(
+            sentences=("Authentication failed",),
+            code=20003,
+            more_info="https://signalwire.com/docs/compatibility-api/reference/errors",
+            is_api=True,
+        ),
+    ),
+    "errors as sentences": (
+        {"errors": ["Validation error message", "Url is invalid"]},
+        Problem(sentences=("Validation error message", "Url is invalid"), is_api=True),
+    ),
+    "errors as objects": (
+        {"errors": [{"code": "20404", "message": "not here"}, {"code": 7, "message": "nor there"}]},
+        Problem(sentences=("not here", "nor there"), code=20404, is_api=True),
+    ),
+    "errors with details": ({"errors": [{"detail": "too long"}]}, Problem(sentences=("too long",), is_api=True)),
+    "both shapes at once": (
+        {"code": 1, "message": "first", "errors": ["second", {"code": 2, "message": "third"}]},
+        Problem(sentences=("first", "second", "third"), code=1, is_api=True),
+    ),
+    "code alone": ({"code": 20429}, Problem(code=20429, is_api=True)),
+    "code as text": ({"code": "20429", "message": "m"}, Problem(sentences=("m",), code=20429, is_api=True)),
+    "code of the first error that has one": (
+        {"errors": [{"message": "a"}, {"code": 3, "message": "b"}]},
+        Problem(sentences=("a", "b"), code=3, is_api=True),
+    ),
+    "blank sentences": ({"message": " ", "errors": ["", {"code": 1}, {}]}, Problem(code=1, is_api=True)),
+    "code of another type": ({"code": True}, Problem()),
+    "code that is no number": ({"code": "-1"}, Problem()),
+    "code in other digits": ({"code": "٢٠"}, Problem()),
+    "code without end": ({"code": "9" * 300}, Problem()),
+    "message of another type": ({"message": ["x"], "more_info": 7}, Problem()),
+    "errors of another type": ({"errors": {"url": ["bad"]}}, Problem()),
+    "errors that are numbers": ({"errors": [1, None, ["x"]]}, Problem()),
+    "nothing known": ({"error": {"reason": "x"}}, Problem()),
+    "an empty object": ({}, Problem()),
+    "nothing": (None, Problem()),
+    "a list": (["x"], Problem()),
+    "text": ("Bad Gateway", Problem()),
+}
+
+
+@pytest.mark.parametrize(("document", "problem"), SHAPES.values(), ids=SHAPES)
+def test_each_shape_of_an_error_body(document: object, problem: Problem) -> None:
+    """Each shape that the platform uses is read, and any other is an empty problem."""
+    assert read_problem(document) == problem
+
+
+@pytest.mark.parametrize(
+    ("sentence", "says"),
+    [
+        ("Duplicated stream name", True),
+        ("Duplicate name", True),
+        ("duplicated  stream   name: room-7", True),
+        ("A stream with that name already exists", True),
+        ("Name has already been taken", True),
+        ("Name is in use", True),
+        ("The name must be unique", True),
+        ("Duplicated stream ID", False),
+        ("Name is too long", False),
+        ("Nickname already taken", False),
+        ("Url is invalid", False),
+        ("The conference is already completed", False),
+    ],
+)
+def test_which_sentences_refuse_a_duplicate_name(sentence: str, *, says: bool) -> None:
+    """The callback's words for a duplicate name, and the usual ones, are recognised."""
+    assert Problem(sentences=("Something else", sentence)).says_duplicate_name is says
+
+
+@pytest.mark.parametrize(
+    ("sentence", "says"),
+    [
+        ("Stream is already stopped", True),
+        ("stream has already been stopped", True),
+        ("The call has already ended", True),
+        ("Already completed", True),
+        ("Call is not in-progress", True),
+        ("The stream is not running", True),
+        ("Stream not found", False),
+        ("Status is invalid", False),
+        ("Url is invalid", False),
+    ],
+)
+def test_which_sentences_say_that_it_is_stopped(sentence: str, *, says: bool) -> None:
+    """A refusal to stop what is stopped already is recognised by its words."""
+    assert Problem(sentences=(sentence,)).says_already_stopped is says
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("  two\r\nlines\tand\x00more  ", "two lines and more"),
+        ("a\u2028b\u2029c\x85d\x0be", "a b c d e"),
+        ("a\u202eb\ud800c", "a b c"),
+        ("", ""),
+        ("\n\n", ""),
+        ("größe 通話", "größe 通話"),
+    ],
+)
+def test_foreign_text_becomes_one_line(text: str, shown: str) -> None:
+    """Line breaks, control characters and whatever can't be printed become blanks."""
+    assert presentable(text, ()) == shown
+
+
+def test_foreign_text_does_not_go_on_for_ever() -> None:
+    """Long text is cut, and says so."""
+    assert presentable("x" * 300, ()) == "x" * 300
+    assert presentable("x" * 301, ()) == "x" * 299 + "…"
+
+
+SPELLINGS: dict[str, tuple[str, str]] = {
+    "as it is": ("PTa+b/c=d&e", "PTa+b/c=d&e"),
+    "as in a form": ("PTa+b/c d", quote_plus("PTa+b/c d")),
+    "as in a path": ("PTa+b/c d", quote("PTa+b/c d", safe="")),
+    "with umlauts in a form": ("größe", quote_plus("größe")),
+    "with a line break": ("two\nlines", "two\nlines"),
+}
+
+
+@pytest.mark.parametrize(("secret", "echo"), SPELLINGS.values(), ids=SPELLINGS)
+def test_a_secret_is_blotted_out_in_each_spelling(secret: str, echo: str) -> None:
+    """A secret that the Space repeats is not shown, neither bare nor URL-encoded."""
+    assert presentable(f"bad value {echo}, {echo}!", (secret,)) == "bad value ***, ***!"
+
+
+@pytest.mark.parametrize("before", range(285, 301))
+def test_a_secret_is_not_cut_in_half(before: int) -> None:
+    """A secret that stands where the text is cut leaves not even its beginning."""
+    shown = presentable("x" * before + "hush-hush-hush" + "y" * 50, ("hush-hush-hush",))
+    assert "h" not in shown
+    assert len(shown) <= 300
+
+
+@pytest.mark.parametrize(
+    ("secret", "text", "shown"),
+    [
+        ("7", "code 7 of 17", "code *** of 17"),
+        ("yes", "yes, yesterday", "***, yesterday"),
+        ("", "plain", "plain"),
+        (" ", "a b", "a b"),
+        ("a.b", "a.b axb", "*** axb"),
+        ("$", "a $ b", "a *** b"),
+    ],
+)
+def test_a_short_secret_does_not_tear_words_apart(secret: str, text: str, shown: str) -> None:
+    """A secret of up to three characters is replaced where it is a word of its own."""
+    assert presentable(text, (secret,)) == shown
+
+
+def test_a_secret_within_another_leaves_nothing_of_it() -> None:
+    """Longer secrets go first, so that the shorter one leaves no rest of them."""
+    assert presentable("hush-hush-very", ("hush", "hush-hush-very")) == "***"
+
+
+@settings(deadline=None)
+@given(st.text(), st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=3))
+def test_what_is_shown_is_one_short_line(text: str, secrets: list[str]) -> None:
+    """Any text becomes one printable line of at most 300 characters."""
+    shown = presentable(text, secrets)
+    assert shown.isprintable()
+    assert len(shown) <= 300
+
+
+@settings(deadline=None)
+@given(
+    around=st.text(st.sampled_from("xyz,\n ")),
+    secret=st.text(st.sampled_from("ABC+/&=% é\n"), min_size=4, max_size=12).filter(
+        lambda text: set("ABC") & set(text)
+    ),
+    spell=st.sampled_from([str, quote_plus, lambda text: quote(text, safe="")]),
+)
+def test_no_secret_gets_through(around: str, secret: str, spell: Callable[[str], str]) -> None:
+    """Wherever a secret stands in a text, and however it is spelled, nothing of it is shown."""
+    assert not set("ABC") & set(presentable(around + spell(secret) + around, (secret,)))

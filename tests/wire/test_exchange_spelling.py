@@ -1,0 +1,172 @@
+"""Exchanges: method, path, kind and words of all that the client can ask for."""
+
+import re
+from typing import Any
+
+import pytest
+
+from signalwire_streams.errors import InvalidRequestError, MalformedResponseError, Phase, Sent
+from signalwire_streams.models import Kind, StartCallStream, StartConferenceStream
+from signalwire_streams.wire import exchanges
+from signalwire_streams.wire.account import find_account
+from signalwire_streams.wire.exchange import Progress
+
+ACCOUNT = find_account(space="example", base_url=None, project="project", token="PThush")
+ROOT = "/api/laml/2010-04-01/Accounts/project"
+URL = "wss://audio.example.com/stream"
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "path", "verb"),
+    [
+        (
+            StartConferenceStream(conference_sid="conf", url=URL, name="room"),
+            Kind.CONFERENCE_START,
+            f"{ROOT}/Conferences/conf/Streams",
+            "start a stream on conference",
+        ),
+        (
+            StartCallStream(call_sid="call", url=URL, name="room"),
+            Kind.CALL_START,
+            f"{ROOT}/Calls/call/Streams",
+            "start a stream on call",
+        ),
+        (
+            StartConferenceStream(conference_sid="conf", url=URL, unnamed=True),
+            Kind.UNNAMED_START,
+            f"{ROOT}/Conferences/conf/Streams",
+            "start a stream on conference",
+        ),
+        (
+            StartCallStream(call_sid="call", url=URL, unnamed=True),
+            Kind.UNNAMED_START,
+            f"{ROOT}/Calls/call/Streams",
+            "start a stream on call",
+        ),
+    ],
+    ids=["conference", "call", "unnamed on a conference", "unnamed on a call"],
+)
+def test_a_start(request_: StartConferenceStream | StartCallStream, kind: Kind, path: str, verb: str) -> None:
+    """A start is a POST of its form to the streams of its target."""
+    exchange = exchanges.start(ACCOUNT, request_, deadline=None)
+    assert (exchange.method, exchange.path, exchange.kind) == ("POST", path, kind)
+    assert (exchange.verb, exchange.target, exchange.name) == (verb, request_.target, request_.name)
+    assert exchange.body is not None
+    assert exchange.body.startswith(b"Url=wss%3A%2F%2Faudio.example.com%2Fstream")
+    assert (b"Name=room" in exchange.body) is (request_.name is not None)
+    assert (exchange.expects, exchange.deadline) == ("sid", None)
+
+
+def test_a_start_names_its_secrets() -> None:
+    """The project's token, the bearer token and each parameter's value are known as secrets, and not shown."""
+    request = StartCallStream(
+        call_sid="call", url=URL, parameters={"card": "hush1", "pin": "hush2"}, authorization_bearer_token="hush3"
+    )
+    exchange = exchanges.start(ACCOUNT, request, deadline=1.0)
+    assert set(exchange.secrets) == {*ACCOUNT.secrets, "hush1", "hush2", "hush3"}
+    assert "hush" not in repr(exchange)
+    assert exchanges.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None).secrets == ACCOUNT.secrets
+
+
+@pytest.mark.parametrize(("collection", "noun"), [("Conferences", "conference"), ("Calls", "call")])
+def test_a_stop(collection: str, noun: str) -> None:
+    """A stop is a POST of one field to the stream, by its sid or its name."""
+    exchange = exchanges.stop(ACCOUNT, collection, "target", "room", deadline=3)
+    assert (exchange.method, exchange.path) == ("POST", f"{ROOT}/{collection}/target/Streams/room")
+    assert (exchange.kind, exchange.body, exchange.deadline) == (Kind.STOP, b"Status=stopped", 3)
+    assert exchange.verb == f"stop stream room on {noun}"
+    assert exchange.secrets == ACCOUNT.secrets
+
+
+def test_a_read() -> None:
+    """Reading one item is a GET without a body."""
+    exchange = exchanges.read(ACCOUNT, "Conferences", "conf")
+    assert (exchange.method, exchange.path, exchange.body) == ("GET", f"{ROOT}/Conferences/conf", None)
+    assert (exchange.kind, exchange.target, exchange.expects) == (Kind.READ, "Conferences/conf", "sid")
+
+
+def test_a_list() -> None:
+    """Reading a list is a GET with its filters; what it expects is the key of its items."""
+    exchange = exchanges.read_list(
+        ACCOUNT, "Calls", filters={"Status": "queued", "From": None}, page_size=1000, key="calls"
+    )
+    assert exchange.path == f"{ROOT}/Calls?Status=queued&PageSize=1000"
+    assert (exchange.kind, exchange.target, exchange.expects) == (Kind.READ, "Calls", "calls")
+
+
+@pytest.mark.parametrize("size", [1, 50, 1000, None])
+def test_a_page_size_that_the_api_takes(size: int | None) -> None:
+    """A page holds 1 to 1000 items, or as many as the API likes."""
+    path = exchanges.read_list(ACCOUNT, "Calls", filters={}, page_size=size, key="calls").path
+    assert path == f"{ROOT}/Calls" + (f"?PageSize={size}" if size else "")
+
+
+@pytest.mark.parametrize("size", [0, -1, 1001, True, False])
+def test_a_page_size_that_the_api_does_not_take(size: int) -> None:
+    """Any other page size is refused before anything is sent."""
+    with pytest.raises(InvalidRequestError, match=f"page_size must be from 1 to 1000, not {size}"):
+        exchanges.read_list(ACCOUNT, "Calls", filters={}, page_size=size, key="calls")
+
+
+def test_a_next_page() -> None:
+    """A next page is read at the address that the Space gave, and read for the same key."""
+    first = exchanges.read_list(ACCOUNT, "Calls", filters={}, page_size=None, key="calls")
+    following = exchanges.read_next(ACCOUNT, first, "/api/x?PageToken=PA1")
+    assert following.path == "/api/x?PageToken=PA1"
+    assert (following.target, following.expects, following.kind) == ("Calls", "calls", Kind.READ)
+    with pytest.raises(MalformedResponseError):
+        exchanges.read_next(ACCOUNT, first, "https://example.org/api/x?PageToken=PA1")
+
+
+@pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf"), True, "5"])
+def test_a_deadline_that_is_no_time_is_refused(deadline: Any) -> None:
+    """A deadline that is no time is refused on starts and on stops."""
+    with pytest.raises(InvalidRequestError, match="deadline"):
+        exchanges.start(ACCOUNT, StartCallStream(call_sid="c", url=URL), deadline=deadline)
+    with pytest.raises(InvalidRequestError, match="deadline"):
+        exchanges.stop(ACCOUNT, "Calls", "c", "s", deadline=deadline)
+
+
+def test_an_exchange_can_be_performed_again_from_the_beginning() -> None:
+    """An exchange spelled anew is the same request with a progress of its own."""
+    exchange = exchanges.read(ACCOUNT, "Calls", "c")
+    exchange.progress.phase, exchange.progress.sent = Phase.ANSWERED, "yes"
+    twin = exchanges.again(exchange)
+    assert twin is not exchange
+    assert (twin.path, twin.kind, twin.secrets) == (exchange.path, exchange.kind, exchange.secrets)
+    assert (twin.progress.phase, twin.progress.sent) == (Phase.QUEUED, "no")
+    assert exchange.progress.sent == "yes"
+
+
+def test_generated_names_differ_and_fit() -> None:
+    """A generated name is unlike any other and can be part of a path."""
+    names = {exchanges.generate_name() for _ in range(500)}
+    assert len(names) == 500
+    assert all(re.fullmatch(r"sws-[0-9a-f]{24}", name) for name in names)
+    for name in names:
+        StartCallStream(call_sid="c", url=URL, name=name)
+
+
+@pytest.mark.parametrize(
+    ("phases", "each", "overall"),
+    [
+        ([Phase.QUEUED], ["no"], "no"),
+        ([Phase.CONNECTING], ["no"], "no"),
+        ([Phase.WRITING], ["maybe"], "maybe"),
+        ([Phase.WAITING], ["maybe"], "maybe"),
+        ([Phase.ANSWERED], ["yes"], "yes"),
+        ([Phase.WAITING, Phase.CONNECTING], ["maybe", "no"], "maybe"),
+        ([Phase.ANSWERED, Phase.QUEUED, Phase.WAITING], ["yes", "no", "maybe"], "yes"),
+        ([Phase.CONNECTING, Phase.WAITING, Phase.ANSWERED], ["no", "maybe", "yes"], "yes"),
+        ([Phase.CONNECTING, Phase.QUEUED], ["no", "no"], "no"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_what_was_sent_over_all_attempts(phases: list[Phase], each: list[Sent], overall: Sent) -> None:
+    """What once was sent, surely or perhaps, is not unsaid by a later attempt that never left."""
+    progress = Progress()
+    said: list[Sent] = []
+    for phase in phases:
+        progress.phase = phase
+        said.append(progress.note_attempt())
+    assert (said, progress.sent) == (each, overall)

@@ -1,0 +1,412 @@
+"""From the outcome of a call to its error: the class, the one line, the evidence, and no secret."""
+
+import json
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from multidict import CIMultiDict
+
+from signalwire_streams.errors import (
+    ApiError,
+    AuthenticationError,
+    BadRequestError,
+    CircuitOpenError,
+    MalformedResponseError,
+    NotFoundError,
+    PermissionDeniedError,
+    Phase,
+    RateLimitedError,
+    Sent,
+    ServerError,
+    StreamOutcomeUnknown,
+    StreamsError,
+    TransportError,
+    UnprocessableError,
+)
+from signalwire_streams.models import Action, Event, StartCallStream, StartConferenceStream
+from signalwire_streams.wire import exchanges
+from signalwire_streams.wire.account import find_account
+from signalwire_streams.wire.exchange import Exchange, Outcome
+from signalwire_streams.wire.failures import failure_of
+from signalwire_streams.wire.replies import event_of, read_reply
+
+TOKEN = "PThush/hush+hush"
+BEARER = "bearer&hush=hush"
+VALUE = "4111 1111 1111 hush"
+ACCOUNT = find_account(space="example", base_url=None, project="project", token=TOKEN)
+NAMED = StartConferenceStream(
+    conference_sid="conf",
+    url="wss://audio.example.com/stream",
+    name="room-7",
+    parameters={"card": VALUE},
+    authorization_bearer_token=BEARER,
+)
+UNNAMED = StartCallStream(call_sid="call", url="wss://audio.example.com/stream", unnamed=True)
+HINT_401 = "check the project id, the API token and the Space"
+HINT_403 = "check the token's scopes"
+HINT_REDIRECT = "the API does not redirect: check the Space's name or base_url"
+
+
+def start() -> Exchange:
+    return exchanges.start(ACCOUNT, NAMED, deadline=None)
+
+
+def unnamed_start() -> Exchange:
+    return exchanges.start(ACCOUNT, UNNAMED, deadline=None)
+
+
+def read() -> Exchange:
+    return exchanges.read(ACCOUNT, "Calls", "call")
+
+
+def answered(
+    exchange: Exchange, status: int, body: object = b"", /, headers: dict[str, str] | None = None, **more: Any
+) -> StreamsError:
+    """Build the error of a call whose last attempt was answered so."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    reply = read_reply(status, CIMultiDict(headers or {}), content, complete=True)
+    known: dict[str, Any] = {
+        "event": event_of(exchange, reply),
+        "phase": Phase.ANSWERED,
+        "reply": reply,
+        "action": Action.FAIL,
+        "sent": "yes",
+    }
+    return failure_of(exchange, Outcome(**(known | more)))
+
+
+def unanswered(exchange: Exchange, event: Event, **more: Any) -> StreamsError:
+    """Build the error of a call whose last attempt was not answered."""
+    known: dict[str, Any] = {"phase": Phase.WAITING, "action": Action.FAIL, "sent": "maybe"}
+    return failure_of(exchange, Outcome(event=event, **(known | more)))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, b"", BadRequestError),
+        (401, b"", AuthenticationError),
+        (403, b"", PermissionDeniedError),
+        (404, b"", NotFoundError),
+        (422, b"", UnprocessableError),
+        (429, b"", RateLimitedError),
+        (500, b"", ServerError),
+        (502, b"", ServerError),
+        (503, b"", ServerError),
+        (503, {"code": 20001, "message": "x"}, ServerError),
+        (504, b"", ServerError),
+        (599, b"", ServerError),
+        (302, b"", ApiError),
+        (405, b"", ApiError),
+        (408, b"", ApiError),
+        (409, b"", ApiError),
+        (418, b"", ApiError),
+        (425, b"", ApiError),
+        (400, {"code": 20429}, RateLimitedError),
+        (503, {"code": 20429}, RateLimitedError),
+        (400, {"code": 20504}, ServerError),
+        (200, b"", MalformedResponseError),
+        (200, b"<html>", MalformedResponseError),
+        (199, b"", MalformedResponseError),
+        (600, b"", MalformedResponseError),
+    ],
+)
+def test_each_answer_has_its_class(status: int, body: object, kind: type[StreamsError]) -> None:
+    """The class of an error is that of the status, or of the platform's code where it says more."""
+    error = answered(read(), status, body)
+    assert type(error) is kind
+    assert isinstance(error, ApiError | MalformedResponseError)
+    assert (error.status, error.sent, error.attempts) == (status, "yes", 1)
+
+
+LINES: dict[str, tuple[StreamsError, str]] = {
+    "the documented shape": (
+        answered(start(), 400, {"code": 21402, "message": "Url is invalid", "status": 400}),
+        "start a stream on conference conf: HTTP 400 [code 21402]: Url is invalid",
+    ),
+    "sentences": (
+        answered(start(), 422, {"errors": ["Url is invalid", "Name is too long"]}),
+        "start a stream on conference conf: HTTP 422: Url is invalid; Name is too long",
+    ),
+    "objects": (
+        answered(start(), 400, {"errors": [{"code": "20001", "message": "Unknown"}]}),
+        "start a stream on conference conf: HTTP 400 [code 20001]: Unknown",
+    ),
+    "code alone": (
+        answered(read(), 400, {"code": 7}),
+        "read Calls/call: HTTP 400 [code 7], no content type body of 11 bytes",
+    ),
+    "HTML": (
+        answered(read(), 502, b"<html></html>", headers={"Content-Type": "text/html"}),
+        "read Calls/call: HTTP 502, text/html body of 13 bytes",
+    ),
+    "no body": (answered(read(), 503), "read Calls/call: HTTP 503, no body"),
+    "detail": (answered(read(), 503, detail="the body broke off"), "read Calls/call: HTTP 503: the body broke off"),
+    "401": (
+        answered(read(), 401, {"code": 20003, "message": "Authentication failed"}),
+        f"read Calls/call: HTTP 401 [code 20003]: Authentication failed; {HINT_401}",
+    ),
+    "403": (answered(read(), 403), f"read Calls/call: HTTP 403, no body; {HINT_403}"),
+    "redirect": (answered(read(), 302), f"read Calls/call: HTTP 302, no body; {HINT_REDIRECT}"),
+    "attempts": (answered(read(), 500, attempts=3), "read Calls/call: HTTP 500, no body (3 attempts)"),
+    "everything": (
+        answered(
+            read(),
+            429,
+            {"code": 20429, "message": "Too many requests"},
+            headers={"X-Request-Id": "req-1"},
+            retry_after=12.5,
+            attempts=7,
+        ),
+        "read Calls/call: HTTP 429 [code 20429]: Too many requests (7 attempts, retry after 12.5 s, request id req-1)",
+    ),
+    "a stop": (
+        answered(exchanges.stop(ACCOUNT, "Calls", "call", "room-7", deadline=None), 404),
+        "stop stream room-7 on call call: HTTP 404, no body",
+    ),
+    "unreadable": (
+        answered(read(), 200, b"<html>", headers={"Content-Type": "text/html"}),
+        "read Calls/call: accepted, but the answer can't be read: HTTP 200, text/html body of 6 bytes",
+    ),
+    "could not connect": (
+        unanswered(read(), Event.UNSENT, detail="refused", phase=Phase.CONNECTING, sent="no", attempts=4),
+        "read Calls/call: could not connect: refused (4 attempts, nothing was sent)",
+    ),
+    "no answer": (
+        unanswered(read(), Event.BROKEN, detail="timeout"),
+        "read Calls/call: no answer came: timeout (the Space may have received it)",
+    ),
+    "no answer, nothing known": (
+        unanswered(read(), Event.BROKEN),
+        "read Calls/call: no answer came (the Space may have received it)",
+    ),
+    "no answer, but one before": (unanswered(read(), Event.BROKEN, sent="yes"), "read Calls/call: no answer came"),
+    "not in time": (
+        unanswered(read(), Event.EXPIRED, detail="no connection", phase=Phase.QUEUED, sent="no", retry_after=0.25),
+        "read Calls/call: not sent in time: no connection (nothing was sent, retry after 0.25 s)",
+    ),
+    "breaker": (
+        unanswered(read(), Event.BREAKER_OPEN, phase=Phase.QUEUED, sent="no", retry_after=5.0, attempts=0),
+        "read Calls/call: not tried, the Space kept failing (nothing was sent, retry after 5 s)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("error", "line"), LINES.values(), ids=LINES)
+def test_each_error_reads_well(error: StreamsError, line: str) -> None:
+    """An error is one line: who wanted what, what came of it, a hint where there is one, and the evidence."""
+    assert str(error) == line
+
+
+def test_garbage_instead_of_http_is_malformed() -> None:
+    """An answer that is not HTTP has no status, and its control characters are not shown."""
+    error = unanswered(read(), Event.MALFORMED, detail="BadStatusLine: \x16\x03")
+    assert isinstance(error, MalformedResponseError)
+    assert error.status is None
+    assert str(error).endswith("the answer can't be read: BadStatusLine: (the Space may have received it)")
+
+
+@pytest.mark.parametrize(
+    ("event", "kind"),
+    [
+        (Event.UNSENT, TransportError),
+        (Event.STALE, TransportError),
+        (Event.UNUSABLE, TransportError),
+        (Event.EXPIRED, TransportError),
+        (Event.BROKEN, TransportError),
+        (Event.BREAKER_OPEN, CircuitOpenError),
+    ],
+)
+@pytest.mark.parametrize("phase", Phase)
+def test_each_way_of_getting_no_answer_has_its_class(event: Event, kind: type[TransportError], phase: Phase) -> None:
+    """Where no answer came the error tells how far the attempt got."""
+    error = unanswered(read(), event, phase=phase)
+    assert type(error) is kind
+    assert isinstance(error, TransportError)
+    assert error.phase is phase
+
+
+@pytest.mark.parametrize("sent", ["no", "maybe", "yes"])
+def test_an_error_carries_its_evidence(sent: Sent) -> None:
+    """Whether it was sent, how often, how long to wait and the request's id are attributes as well."""
+    for error in (
+        answered(read(), 503, headers={"X-Request-Id": "req-1"}, sent=sent, attempts=3, retry_after=2.0),
+        answered(read(), 200, headers={"X-Request-Id": "req-1"}, sent=sent, attempts=3, retry_after=2.0),
+        answered(
+            start(),
+            502,
+            headers={"X-Request-Id": "req-1"},
+            sent=sent,
+            attempts=3,
+            retry_after=2.0,
+            action=Action.UNKNOWN,
+        ),
+    ):
+        assert (error.sent, error.attempts, error.retry_after, error.request_id) == (sent, 3, 2.0, "req-1")
+    lost = unanswered(read(), Event.BROKEN, sent=sent, attempts=3, retry_after=2.0)
+    assert (lost.sent, lost.attempts, lost.retry_after, lost.request_id) == (sent, 3, 2.0, None)
+
+
+def test_a_refusal_carries_what_the_answer_says() -> None:
+    """The platform's code, its sentences and its page about the code are attributes."""
+    more_info = "https://signalwire.com/docs/compatibility-api/reference/errors"
+    error = answered(
+        start(), 422, {"code": 21402, "message": "Url\nis invalid", "errors": ["x"], "more_info": more_info}
+    )
+    assert isinstance(error, UnprocessableError)
+    assert (error.code, error.errors, error.more_info) == (21402, ("Url is invalid", "x"), more_info)
+    bare = answered(start(), 422)
+    assert isinstance(bare, UnprocessableError)
+    assert (bare.code, bare.errors, bare.more_info) == (None, (), None)
+
+
+UNKNOWN: dict[str, tuple[StreamsError, str]] = {
+    "named": (
+        unanswered(start(), Event.BROKEN, detail="timeout", action=Action.UNKNOWN, attempts=3),
+        (
+            "start a stream on conference conf: the stream may or may not be running (no answer came: timeout);"
+            " stop it by its name 'room-7', or start again under that name (3 attempts)"
+        ),
+    ),
+    "unnamed": (
+        unanswered(unnamed_start(), Event.BROKEN, detail="timeout", action=Action.UNKNOWN),
+        (
+            "start a stream on call call: the stream may or may not be running (no answer came: timeout);"
+            " it was sent without a name, so starting again may make a second one"
+        ),
+    ),
+    "answered with a fault": (
+        answered(unnamed_start(), 502, headers={"X-Request-Id": "req-1"}, action=Action.UNKNOWN),
+        (
+            "start a stream on call call: the stream may or may not be running (HTTP 502, no body);"
+            " it was sent without a name, so starting again may make a second one (request id req-1)"
+        ),
+    ),
+    "accepted": (
+        answered(unnamed_start(), 200, b"{", action=Action.UNKNOWN),
+        (
+            "start a stream on call call: the stream runs, but its id is lost"
+            " (HTTP 200, no content type body of 1 bytes);"
+            " it was sent without a name, so starting again may make a second one"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("error", "line"), UNKNOWN.values(), ids=UNKNOWN)
+def test_an_unknown_outcome_says_what_is_known_and_what_to_do(error: StreamsError, line: str) -> None:
+    """A start whose outcome can't be told says so, with the evidence and with what is safe to do."""
+    assert type(error) is StreamOutcomeUnknown
+    assert str(error) == line
+
+
+def test_an_unknown_outcome_carries_its_handle() -> None:
+    """The target, the name, how far it got and whether it was accepted are attributes."""
+    lost = UNKNOWN["named"][0]
+    assert isinstance(lost, StreamOutcomeUnknown)
+    assert (lost.target, lost.name, lost.phase, lost.status, lost.accepted) == (
+        "conf",
+        "room-7",
+        Phase.WAITING,
+        None,
+        False,
+    )
+    accepted = UNKNOWN["accepted"][0]
+    assert isinstance(accepted, StreamOutcomeUnknown)
+    assert (accepted.target, accepted.name, accepted.status, accepted.accepted) == ("call", None, 200, True)
+    assert accepted.phase is Phase.ANSWERED
+
+
+def test_an_accepted_start_with_a_name_can_be_unknown_as_well() -> None:
+    """An accepted start says that it runs, and under which name."""
+    error = answered(start(), 200, b"{", action=Action.UNKNOWN)
+    assert isinstance(error, StreamOutcomeUnknown)
+    assert error.accepted
+    assert "the stream runs, but its id is lost" in str(error)
+    assert "stop it by its name 'room-7'" in str(error)
+
+
+SECRETS = {
+    "the token": TOKEN,
+    "the authorization": ACCOUNT.authorization.removeprefix("Basic "),
+    "the bearer token": BEARER,
+    "a parameter's value": VALUE,
+}
+SPELLINGS = {"bare": str, "as in a form": quote_plus, "as in a path": lambda text: quote(text, safe="")}
+
+
+def told(error: StreamsError) -> str:
+    return repr((str(error), repr(error), error.args, vars(error)))
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+@pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
+def test_a_secret_that_the_space_repeats_is_not_told(secret: str, spell: Any) -> None:
+    """Neither message nor attribute of any error repeats a secret, wherever the answer has it."""
+    echo = spell(secret)
+    document = {
+        "code": 1,
+        "message": f"bad {echo}!",
+        "errors": [echo, {"message": echo}],
+        "more_info": f"https://x/?{echo}",
+    }
+    errors = [
+        answered(start(), 422, document),
+        answered(start(), 500, document, action=Action.UNKNOWN),
+        answered(start(), 502, b"<html>", headers={"Content-Type": f"text/{echo}"}),
+        answered(start(), 200, echo.encode(), headers={"Content-Type": f"text/{echo}"}),
+        unanswered(start(), Event.BROKEN, detail=f"reset by {echo}"),
+        unanswered(start(), Event.BROKEN, detail=f"reset by {echo}", action=Action.UNKNOWN),
+        unanswered(start(), Event.MALFORMED, detail=echo),
+    ]
+    for error in errors:
+        assert echo not in told(error)
+        assert secret not in told(error)
+        assert "hush" not in told(error)
+
+
+@pytest.mark.parametrize("before", range(270, 301, 3))
+def test_a_secret_that_would_be_cut_is_not_told(before: int) -> None:
+    """A secret at the very end of what is shown leaves not even its first letters."""
+    error = answered(start(), 400, {"message": "x" * before + TOKEN + "y" * 100, "more_info": "x" * before + BEARER})
+    assert "hus" not in told(error)
+    assert "PT" not in told(error)
+    assert "bear" not in told(error)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    status=st.integers(min_value=-5, max_value=700),
+    message=st.text(),
+    content_type=st.text(),
+    detail=st.text(),
+    request_id=st.text(),
+    json_body=st.booleans(),
+    action=st.sampled_from([Action.FAIL, Action.UNKNOWN]),
+)
+def test_whatever_is_answered_the_error_is_one_line(
+    *,
+    status: int,
+    message: str,
+    content_type: str,
+    detail: str,
+    request_id: str,
+    json_body: bool,
+    action: Action,
+) -> None:
+    """No answer can break the line of an error, nor make it endless."""
+    body: object = (
+        {"message": message, "errors": [message], "more_info": message}
+        if json_body
+        else message.encode("utf-8", "replace")
+    )
+    headers = {"Content-Type": content_type, "X-Request-Id": request_id}
+    for error in (
+        answered(start(), status, body, headers=headers, detail=detail, action=action),
+        unanswered(start(), Event.BROKEN, detail=detail, action=action),
+    ):
+        line = str(error)
+        assert line.isprintable()
+        assert len(line) < 1200

@@ -1,0 +1,86 @@
+"""The query of a list: days, moments, switches and words."""
+
+from datetime import UTC, date, datetime, timedelta, timezone
+from urllib.parse import parse_qsl
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models import CallStatus
+from signalwire_streams.wire.forms import day, moment, query
+
+EAST = timezone(timedelta(hours=9))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, None),
+        ("2018-09-25", "2018-09-25"),
+        (date(2018, 9, 25), "2018-09-25"),
+        (datetime(2018, 9, 25, 23, 59, tzinfo=UTC), "2018-09-25"),
+        (datetime(2018, 9, 25, 3, tzinfo=EAST), "2018-09-24"),
+    ],
+)
+def test_a_day_is_written_as_the_conferences_want_it(value: date | str | None, text: str | None) -> None:
+    """A day is ``YYYY-MM-DD``, counted in UTC; text goes as it is."""
+    assert day(value, "date_created") == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, None),
+        ("Wed, 19 Sep 2018 20:00:01 GMT", "Wed, 19 Sep 2018 20:00:01 GMT"),
+        (datetime(2018, 9, 19, 20, 0, 1, tzinfo=UTC), "Wed, 19 Sep 2018 20:00:01 GMT"),
+        (datetime(2018, 9, 20, 5, 0, 1, 999, tzinfo=EAST), "Wed, 19 Sep 2018 20:00:01 GMT"),
+    ],
+)
+def test_a_moment_is_written_as_the_calls_want_it(value: datetime | str | None, text: str | None) -> None:
+    """A moment is RFC 2822 in GMT; text goes as it is."""
+    assert moment(value, "start_time") == text
+
+
+def test_a_moment_without_a_zone_is_refused() -> None:
+    """A moment that could be any of two dozen is refused by the name of its filter."""
+    naive = datetime(2018, 9, 19, 20)  # noqa: DTZ001
+    with pytest.raises(InvalidRequestError, match=r"^start_time names no time zone: write it as datetime\("):
+        moment(naive, "start_time")
+    with pytest.raises(InvalidRequestError, match=r"^date_created names no time zone"):
+        day(naive, "date_created")
+
+
+@pytest.mark.parametrize(
+    ("filters", "text"),
+    [
+        ({}, ""),
+        ({"Status": None, "PageSize": None}, ""),
+        ({"Status": "in-progress"}, "?Status=in-progress"),
+        ({"Status": CallStatus.NO_ANSWER, "From": None}, "?Status=no-answer"),
+        (
+            {"DateCreated<": "2018-09-25", "DateCreated>": "2018-09-01"},
+            "?DateCreated%3C=2018-09-25&DateCreated%3E=2018-09-01",
+        ),
+        ({"StartTime>": "Wed, 19 Sep 2018 20:00:01 GMT"}, "?StartTime%3E=Wed%2C+19+Sep+2018+20%3A00%3A01+GMT"),
+        ({"To": "+13105678901"}, "?To=%2B13105678901"),
+        ({"Muted": True, "Hold": False}, "?Muted=true&Hold=false"),
+        ({"PageSize": 1000}, "?PageSize=1000"),
+        ({"FriendlyName": "Größe & co"}, "?FriendlyName=Gr%C3%B6%C3%9Fe+%26+co"),
+        ({"FriendlyName": ""}, "?FriendlyName="),
+    ],
+)
+def test_filters_become_a_query(filters: dict[str, object], text: str) -> None:
+    """What is None is left out, switches are true and false, and the rest is percent-encoded."""
+    assert query(filters) == text
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8"), min_size=1), st.text(st.characters(codec="utf-8")), min_size=1
+    )
+)
+def test_a_query_says_what_the_filters_say(filters: dict[str, str]) -> None:
+    """A server that decodes the query finds each filter as the caller wrote it."""
+    assert dict(parse_qsl(query(filters)[1:], keep_blank_values=True, strict_parsing=True)) == filters
