@@ -5,6 +5,7 @@
 ...     await client.conferences.stop_stream(conference_sid, stream)
 """
 
+from signalwire_streams.bulk import BulkError, BulkOutcome, BulkReport, BulkRun, BulkState
 from signalwire_streams.client import StreamsClient
 from signalwire_streams.errors import (
     ApiError,
@@ -63,6 +64,11 @@ __all__ = [
     "AuthenticationError",
     "BadRequestError",
     "BreakerPolicy",
+    "BulkError",
+    "BulkOutcome",
+    "BulkReport",
+    "BulkRun",
+    "BulkState",
     "Call",
     "CallDirection",
     "CallStatus",

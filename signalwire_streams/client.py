@@ -2,19 +2,25 @@
 
 import os
 from asyncio import Semaphore
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn, Self, TypeAlias, TypeVar
 
 import aiohttp
 
+from signalwire_streams.bulk.engine import Engine, Perform
+from signalwire_streams.bulk.run import BulkRun
+from signalwire_streams.bulk.starting import Both, Starting, Stopping
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
 from signalwire_streams.models.checks import check_count
+from signalwire_streams.resilience.adaptive import AdaptiveConcurrency, FixedConcurrency
 from signalwire_streams.resilience.breaker import Breaker
 from signalwire_streams.resilience.budget import RetryBudget
 from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.resilience.policy import BreakerPolicy, RateLimit, RetryPolicy, Timeouts
 from signalwire_streams.resources import Calls, Conferences
+from signalwire_streams.resources.streaming import Streams
 from signalwire_streams.transport.breaking import Break
 from signalwire_streams.transport.clock import Clock
 from signalwire_streams.transport.http import HttpSender
@@ -24,6 +30,10 @@ from signalwire_streams.transport.pacing import LocalPacer, Pacer, Turns
 from signalwire_streams.transport.retrying import OnAttempt, Retry
 from signalwire_streams.transport.sessions import SessionManager, user_agent
 from signalwire_streams.wire.account import Account, find_account
+
+_Item = TypeVar("_Item")
+_Start: TypeAlias = StartConferenceStream | StartCallStream
+_Stream: TypeAlias = ConferenceStream | CallStream
 
 _ENVIRONMENT = {"space": "SIGNALWIRE_SPACE", "project": "SIGNALWIRE_PROJECT_ID", "token": "SIGNALWIRE_API_TOKEN"}
 
@@ -97,8 +107,13 @@ class StreamsClient:
         sender = HttpSender(sessions, account.origin, _headers(account), timeouts or Timeouts(), clock)
         self._account = account
         self._line = Line(sessions, chain(around, sender))
-        self.conferences = Conferences(self._line, account)
-        self.calls = Calls(self._line, account)
+        self._clock = clock
+        self._streams = Both(
+            Streams(self._line, account, "Conferences", ConferenceStream, "conference_sid"),
+            Streams(self._line, account, "Calls", CallStream, "call_sid"),
+        )
+        self.conferences = Conferences(self._line, account, self._streams.conferences)
+        self.calls = Calls(self._line, account, self._streams.calls)
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -115,6 +130,52 @@ class StreamsClient:
         if missing:
             raise InvalidRequestError(f"set {', '.join(missing)} in the environment (see your Space's API page)")
         return cls(**{argument: found[name] for argument, name in _ENVIRONMENT.items()})  # type: ignore[arg-type]
+
+    def start_streams(
+        self,
+        requests: Iterable[_Start] | AsyncIterable[_Start],
+        *,
+        concurrency: int | None = None,
+    ) -> BulkRun[_Start]:
+        """Start many streams: ``async for outcome in client.start_streams(requests)``.
+
+        The starts go the same way as single ones, and give way to them. Each ends in one `BulkOutcome`; nothing
+        raises per item. A 401 or 403 ends the run early: what follows is not attempted.
+
+        Args:
+            requests: what to start, conferences and calls mixed as they come. Those without a name get one that
+                follows from the run and the target, so a target may come once.
+            concurrency: how many starts may be under way at once; found out while running when left out.
+        """
+        return self._bulk(requests, Starting(self._streams), concurrency, starting=True)
+
+    def stop_streams(
+        self,
+        streams: Iterable[_Stream] | AsyncIterable[_Stream],
+        *,
+        concurrency: int | None = None,
+    ) -> BulkRun[_Stream]:
+        """Stop many streams: ``async for outcome in client.stop_streams(streams)``.
+
+        Args:
+            streams: the streams as they were returned, or made by hand from what was kept, such as
+                ``ConferenceStream(conference_sid="...", name="...")``.
+            concurrency: how many stops may be under way at once; found out while running when left out.
+        """
+        return self._bulk(streams, Stopping(self._streams), concurrency, starting=False)
+
+    def _bulk(
+        self,
+        items: Iterable[_Item] | AsyncIterable[_Item],
+        perform: Perform[_Item],
+        concurrency: int | None,
+        *,
+        starting: bool,
+    ) -> BulkRun[_Item]:
+        limit = (
+            AdaptiveConcurrency() if concurrency is None else FixedConcurrency(check_count(concurrency, "concurrency"))
+        )
+        return BulkRun(Engine(items, perform, starting, limit, self._clock), self._clock)
 
     async def aclose(self) -> None:
         """Take no new calls, give those under way five seconds to end, then close the connections."""

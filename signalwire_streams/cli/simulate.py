@@ -24,30 +24,23 @@ _KINDS = textwrap.indent(textwrap.fill(", ".join(FaultKind), 72, break_on_hyphen
 _LIMIT = re.compile("[1-9][0-9]{0,8}")
 
 
-class _FaultType(click.ParamType[FaultSpec]):
-    name = "SPEC"
-
-    def convert(self, value: str | FaultSpec, param: click.Parameter | None, ctx: click.Context | None) -> FaultSpec:
-        if isinstance(value, FaultSpec):
-            return value
-        try:
-            return read_fault(value)
-        except ValueError as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
+def _faults(_: click.Context, __: click.Parameter, specs: Sequence[str]) -> list[FaultSpec]:
+    return [_fault(spec) for spec in specs]
 
 
-class _LimitType(click.ParamType[int | None]):
-    """A number of requests, or the word none."""
+def _fault(spec: str) -> FaultSpec:
+    try:
+        return read_fault(spec)
+    except ValueError as error:
+        raise click.BadParameter(f"{spec!r}: {error}") from None
 
-    name = "limit"
 
-    def convert(self, value: str | int | None, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        text = str(value)
-        if text in {"none", "None"}:
-            return None
-        if not _LIMIT.fullmatch(text):
-            self.fail(f"{text!r} is no limit: write a number above 0, or none", param, ctx)
-        return int(text)
+def _rate_limit(_: click.Context, __: click.Parameter, text: str) -> int | None:
+    if text == "none":
+        return None
+    if not _LIMIT.fullmatch(text):
+        raise click.BadParameter(f"{text!r} is no limit: write a number above 0, or none")
+    return int(text)
 
 
 @click.command(
@@ -83,13 +76,20 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Decides every id, number and fault.")
 @click.option(
     "--rate-limit",
-    type=_LimitType(),
+    callback=_rate_limit,
     metavar="N|none",
-    default=13_800,
+    default="13800",
     show_default=True,
     help="Requests that change something, in any 10 seconds.",
 )
-@click.option("--fault", "faults", type=_FaultType(), multiple=True, help="What goes wrong; see below. Repeatable.")
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    callback=_faults,
+    metavar="SPEC",
+    help="What goes wrong; see below. Repeatable.",
+)
 @click.option(
     "--duplicate-names",
     type=click.Choice(get_args(DuplicateNames)),

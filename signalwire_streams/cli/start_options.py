@@ -44,12 +44,16 @@ def _bearer_token(_: click.Context, __: click.Parameter, source: str | None) -> 
     if source is None:
         return None
     try:
-        text = sys.stdin.read() if source == _STANDARD_INPUT else Path(source).read_text(encoding="utf-8")
+        text = _standard_input() if source == _STANDARD_INPUT else Path(source).read_text(encoding="utf-8")
     except OSError as error:
         raise click.UsageError(f"--bearer-token-file can't be read: {error.strerror}") from None
     except ValueError:  # not UTF-8, or a name that no file can have
         raise click.UsageError("--bearer-token-file can't be read: write the name of a text file, or -") from None
     return text.strip()
+
+
+def _standard_input() -> str:
+    return sys.stdin.read() if sys.stdin is not None else ""  # None where the shell closed it
 
 
 def start_options(command: Callable[..., None]) -> Callable[..., None]:

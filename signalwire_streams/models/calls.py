@@ -59,8 +59,8 @@ class Call:
     audio_out_jitter_avg: int | None = None
     audio_out_lost: int | None = None
     uri: str | None = None
-    subresource_uris: Mapping[str, object] = field(factory=dict)
-    extra: Mapping[str, object] = field(factory=dict)
+    subresource_uris: Mapping[str, object] = field(factory=dict, hash=False)
+    extra: Mapping[str, object] = field(factory=dict, hash=False)
 
     @property
     def start_time(self) -> datetime | None:

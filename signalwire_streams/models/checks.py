@@ -15,14 +15,29 @@ from signalwire_streams.errors import InvalidRequestError
 MAX_PARAMETERS = 99
 """``Parameter1`` to ``Parameter99``. Source: https://signalwire.com/docs/compatibility-api/rest/streams"""
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _HANDLE = re.compile(r"[^\s/\\?#%]+")
+_YEAR = 366 * 24 * 3600
 _WORD = TypeVar("_WORD", bound=StrEnum)
 
 
 def public_url(url: str) -> str:
-    """Give the part of a URL that may be shown: no query, no fragment, no user and password."""
-    bare = re.split(r"[?#]", url, maxsplit=1)[0]
-    return re.sub(r"//[^/@]*@", "//", bare)
+    """Give the part of a URL that may be shown: no query, no fragment, no user and password.
+
+    Everything up to the last ``@`` goes, even where it may belong to the path or the query: a password that
+    was not encoded can hold anything.
+    """
+    before, at, rest = url.rpartition("@")
+    scheme, separator, _ = before.partition("://")
+    start = scheme + separator if at and separator and _SCHEME.fullmatch(scheme) else ""
+    return start + re.split(r"[?#]", rest, maxsplit=1)[0]
+
+
+def private_parts(url: str) -> tuple[str, ...]:
+    """Give the parts of a URL that may not be shown: its query, and its user with password."""
+    before, _, query = url.partition("?")
+    userinfo = before.partition("://")[2].rpartition("@")[0]
+    return tuple(part for part in (query, userinfo, userinfo.partition(":")[2]) if part)
 
 
 def check_handle(value: object, what: str) -> str:
@@ -61,40 +76,44 @@ def check_stream_url(value: object) -> str:
         )
     if "#" in url:
         raise InvalidRequestError(f"url {shown!r} has a fragment: write it without the '#' and what follows")
+    if url.startswith("//"):
+        raise InvalidRequestError(f"url names a host without a scheme: write 'wss://{shown.removeprefix('//')}'")
     if url.startswith("/"):  # "Absolute or relative URL" says the API; what it is relative to, it does not
         return url
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        raise InvalidRequestError(f"url {shown!r} has no scheme: write 'wss://{shown}'")
+    scheme, separator, _ = url.partition("://")
+    if not separator or not _SCHEME.fullmatch(scheme):
+        bare = re.sub(r"^[a-z]+:/*", "", shown)
+        raise InvalidRequestError(f"url {shown!r} does not start with a scheme and '://': write 'wss://{bare}'")
     if scheme.lower() != "wss":
-        host = public_url(f"//{rest}").removeprefix("//")
-        raise InvalidRequestError(f"url starts with {scheme}://, and SignalWire takes wss only: write 'wss://{host}'")
+        bare = shown.partition("://")[2]
+        raise InvalidRequestError(f"url starts with {scheme}://, and SignalWire takes wss only: write 'wss://{bare}'")
     return _check_host(url, shown)
 
 
 def _check_host(url: str, shown: str) -> str:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if not host:
-        raise InvalidRequestError(f"url {shown!r} names no host: write it as 'wss://host/path'")
-    if parts.username is not None:
+    if "@" in url.partition("://")[2].partition("/")[0]:
         raise InvalidRequestError(
             f"url {shown!r} carries a user and password: pass authorization_bearer_token=... instead"
         )
+    if not _has_host(url):
+        raise InvalidRequestError(
+            f"url {shown!r} has no host, or no port that can be: write it as 'wss://host:443/path'"
+        )
     return url
+
+
+def _has_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port is not False
+    except ValueError:
+        return False
 
 
 def check_callback_url(value: object) -> str:
     """Check ``StatusCallback``: an absolute http or https URL."""
     url = _text(value, "status_callback", "the https:// address that should hear of the stream")
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme.lower() in {"http", "https"} and bool(parts.hostname) and url.isprintable()
-    except ValueError:
-        good = False
+    good = url.lower().startswith(("http://", "https://")) and _has_host(url) and url.isprintable()
     if not good or " " in url:
         raise InvalidRequestError(
             f"status_callback {public_url(url)!r} is no http(s) address: write it as 'https://host/path'"
@@ -111,7 +130,9 @@ def check_parameters(value: object) -> Mapping[str, str]:
             f"{len(value)} parameters are too many: SignalWire takes {MAX_PARAMETERS}; join some into one value"
         )
     for name, text in value.items():
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str):
+            raise InvalidRequestError(f"a parameter's name is of type {type(name).__name__}: write it as a str")
+        if not name.strip():
             raise InvalidRequestError("a parameter has an empty name: give each value a name of its own")
         if not isinstance(text, str):
             raise InvalidRequestError(f"parameter {name!r} is of type {type(text).__name__}: write its value as a str")
@@ -139,8 +160,13 @@ def check_deadline(value: object) -> float | None:
     """Check the seconds that a call may take: a number above 0, or None."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise InvalidRequestError(f"deadline must be seconds above 0, not {value!r}")
+    return check_seconds(value, "deadline")
+
+
+def check_seconds(value: object, what: str) -> float:
+    """Check a number of seconds: above 0, and no longer than a year."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _YEAR:
+        raise InvalidRequestError(f"{what} must be a number of seconds above 0, and at most a year's")
     return value
 
 

@@ -110,7 +110,7 @@ class StartStream:
     track: Track | None = field(default=None, converter=optional(_track))
     status_callback: str | None = field(default=None, converter=optional(_callback), repr=_shown_url)
     status_callback_method: CallbackMethod | None = field(default=None, converter=optional(_callback_method))
-    parameters: Mapping[str, str] = field(factory=dict, converter=_parameters, repr=_shown_names)
+    parameters: Mapping[str, str] = field(factory=dict, converter=_parameters, repr=_shown_names, hash=False)
     authorization_bearer_token: str | None = field(default=None, converter=optional(_bearer_token), repr=False)
 
     def __attrs_post_init__(self) -> None:

@@ -9,7 +9,7 @@ from signalwire_streams.resilience.policy import BreakerPolicy
 
 _FAILED = frozenset({Event.UNSENT, Event.BROKEN, Event.MALFORMED, Event.SERVER_FAULT, Event.UNAVAILABLE})
 _SERVED = frozenset({Event.DONE, Event.ACCEPTED})
-_NOT_TRIED = frozenset({Event.EXPIRED, Event.BREAKER_OPEN})
+_NOT_TRIED = frozenset({Event.EXPIRED, Event.BREAKER_OPEN, Event.STALE, Event.UNUSABLE})
 _STEPS = 30
 
 

@@ -5,16 +5,19 @@ from typing import Any
 from attrs import Attribute, field, frozen
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models.checks import check_count
+from signalwire_streams.models.checks import check_count, check_flag, check_seconds
 
 
 def _count(_: object, attribute: "Attribute[Any]", value: object) -> None:
     check_count(value, attribute.name, least=attribute.metadata.get("least", 0))
 
 
-def _positive(_: object, attribute: "Attribute[Any]", value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise InvalidRequestError(f"{attribute.name} must be a number above 0, not {value!r}")
+def _seconds(_: object, attribute: "Attribute[Any]", value: object) -> None:
+    check_seconds(value, attribute.name)
+
+
+def _switch(_: object, attribute: "Attribute[Any]", value: object) -> None:
+    check_flag(value, attribute.name)
 
 
 def _share(_: object, attribute: "Attribute[Any]", value: object) -> None:
@@ -22,9 +25,10 @@ def _share(_: object, attribute: "Attribute[Any]", value: object) -> None:
         raise InvalidRequestError(f"{attribute.name} must be a part of the whole, above 0 and up to 1, not {value!r}")
 
 
-def _spread(_: object, attribute: "Attribute[Any]", value: tuple[float, float]) -> None:
-    base, cap = value
-    if not 0 <= base <= cap < float("inf"):
+def _spread(_: object, attribute: "Attribute[Any]", value: object) -> None:
+    numbers = value if isinstance(value, tuple) else ()
+    good = [isinstance(number, int | float) and not isinstance(number, bool) for number in numbers] == [True, True]
+    if not good or not 0 <= numbers[0] <= numbers[1] < float("inf"):
         raise InvalidRequestError(f"{attribute.name} must be (base, cap) in seconds with base <= cap, not {value!r}")
 
 
@@ -39,7 +43,8 @@ class RetryPolicy:
         attempts: attempts that may reach the Space, in all.
         unsent_attempts: further attempts after ones that certainly did not reach it.
         throttle_waits: how often a call waits because the Space said "too many requests".
-        resends: how often a named start is sent again once an attempt may have been carried out.
+        resends: how often a named start is sent again once an attempt may have been carried out. (Attempts that
+            the Space turned away with 429, or that did not reach it, carry nothing out and are not counted.)
         resend_window: seconds after the first such attempt in which it may be sent again.
         resend_call_starts: whether a named start on a **call** is sent again as well. That a Space refuses the
             second stream of one name is documented for conferences only, so the default is not to; the call
@@ -54,12 +59,12 @@ class RetryPolicy:
     unsent_attempts: int = field(default=3, validator=_count)
     throttle_waits: int = field(default=6, validator=_count)
     resends: int = field(default=2, validator=_count)
-    resend_window: float = field(default=30.0, validator=_positive)
-    resend_call_starts: bool = False
-    deadline: float = field(default=45.0, validator=_positive)
+    resend_window: float = field(default=30.0, validator=_seconds)
+    resend_call_starts: bool = field(default=False, validator=_switch)
+    deadline: float = field(default=45.0, validator=_seconds)
     wait_transient: tuple[float, float] = field(default=(0.2, 5.0), validator=_spread)
     wait_throttled: tuple[float, float] = field(default=(1.0, 20.0), validator=_spread)
-    wait_longest: float = field(default=60.0, validator=_positive)
+    wait_longest: float = field(default=60.0, validator=_seconds)
 
 
 @frozen(kw_only=True)
@@ -72,9 +77,9 @@ class Timeouts:
         attempt: the whole attempt, once it has a connection slot and the pacer's leave.
     """
 
-    connect: float = field(default=5.0, validator=_positive)
-    read: float = field(default=15.0, validator=_positive)
-    attempt: float = field(default=20.0, validator=_positive)
+    connect: float = field(default=5.0, validator=_seconds)
+    read: float = field(default=15.0, validator=_seconds)
+    attempt: float = field(default=20.0, validator=_seconds)
 
 
 @frozen(kw_only=True)
@@ -92,12 +97,12 @@ class RateLimit:
     """
 
     requests: int = field(default=13_800, validator=_count, metadata=_AT_LEAST_ONE)
-    window: float = field(default=10.0, validator=_positive)
+    window: float = field(default=10.0, validator=_seconds)
     share: float = field(default=0.9, validator=_share)
     burst: int | None = None
 
     def __attrs_post_init__(self) -> None:
-        if self.burst is not None and not 1 <= self.burst <= self.most:
+        if self.burst is not None and not 1 <= check_count(self.burst, "burst") <= self.most:
             raise InvalidRequestError(f"burst must be from 1 to {self.most} (the limit's share), not {self.burst!r}")
 
     @property
@@ -119,5 +124,5 @@ class BreakerPolicy:
 
     outcomes: int = field(default=20, validator=_count, metadata=_AT_LEAST_ONE)
     share: float = field(default=0.5, validator=_share)
-    window: float = field(default=30.0, validator=_positive)
-    pause: float = field(default=5.0, validator=_positive)
+    window: float = field(default=30.0, validator=_seconds)
+    pause: float = field(default=5.0, validator=_seconds)

@@ -69,15 +69,17 @@ class Retrying:
         if action is Action.RESEND and not self._may_resend():
             return Decision(Action.UNKNOWN)
         if action not in _AGAIN:
-            return Decision(self._end(action))
+            return Decision(self._end(action, event))
         wait = self._wait(action, retry_after)
         if not self._allowed(action, now, wait, retry_after):
-            return Decision(self._end(Action.FAIL))
+            return Decision(self._end(Action.FAIL, event))
         self._tries[action] = self._tries.get(action, 0) + 1
         return Decision(action, wait)
 
-    def _end(self, action: Action) -> Action:
-        """Never tell a caller less than is known: a start that may run does not just "fail"."""
+    def _end(self, action: Action, event: Event) -> Action:
+        """Never tell a caller less than is known: a start that may run does not just "fail", nor a stop that worked."""
+        if event is Event.ACCEPTED and self.kind is Kind.STOP:
+            return Action.ALREADY_STOPPED
         if action is Action.FAIL and self.ambiguous and self.kind.is_start:
             return Action.UNKNOWN
         return action

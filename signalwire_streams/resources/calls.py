@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from attrs import define, field
+from attrs import define
 
 from signalwire_streams.models import Call, CallbackMethod, CallStatus, CallStream, StartCallStream, Track
 from signalwire_streams.models.checks import check_handle
@@ -24,10 +24,7 @@ class Calls:
 
     _line: Line
     _account: Account
-    _streams: Streams[CallStream] = field(init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._streams = Streams(self._line, self._account, _COLLECTION, CallStream, "call_sid")
+    _streams: Streams[CallStream]
 
     async def start_stream(
         self,
@@ -89,7 +86,7 @@ class Calls:
             parameters={} if parameters is None else parameters,
             authorization_bearer_token=authorization_bearer_token,
         )
-        return await self._streams.start(request, deadline)
+        return await self._streams.start(request, deadline=deadline)
 
     async def stop_stream(
         self, call_sid: str, stream: CallStream | str, *, deadline: float | None = None
@@ -108,7 +105,7 @@ class Calls:
             ApiError: the Space refused.
             TransportError: the Space could not be reached; stopping again is safe.
         """
-        return await self._streams.stop(check_handle(call_sid, "call_sid"), stream, deadline)
+        return await self._streams.stop(check_handle(call_sid, "call_sid"), stream, deadline=deadline)
 
     async def get(self, call_sid: str) -> Call:
         """Read one call."""

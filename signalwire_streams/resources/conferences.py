@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import date
 
-from attrs import define, field
+from attrs import define
 
 from signalwire_streams.models import (
     CallbackMethod,
@@ -33,10 +33,7 @@ class Conferences:
 
     _line: Line
     _account: Account
-    _streams: Streams[ConferenceStream] = field(init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._streams = Streams(self._line, self._account, _COLLECTION, ConferenceStream, "conference_sid")
+    _streams: Streams[ConferenceStream]
 
     async def start_stream(
         self,
@@ -97,7 +94,7 @@ class Conferences:
             parameters={} if parameters is None else parameters,
             authorization_bearer_token=authorization_bearer_token,
         )
-        return await self._streams.start(request, deadline)
+        return await self._streams.start(request, deadline=deadline)
 
     async def stop_stream(
         self, conference_sid: str, stream: ConferenceStream | str, *, deadline: float | None = None
@@ -116,7 +113,7 @@ class Conferences:
             ApiError: the Space refused.
             TransportError: the Space could not be reached; stopping again is safe.
         """
-        return await self._streams.stop(check_handle(conference_sid, "conference_sid"), stream, deadline)
+        return await self._streams.stop(check_handle(conference_sid, "conference_sid"), stream, deadline=deadline)
 
     async def get(self, conference_sid: str) -> Conference:
         """Read one conference."""

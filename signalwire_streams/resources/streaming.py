@@ -10,8 +10,6 @@ from signalwire_streams.models import (
     Action,
     CallStream,
     ConferenceStream,
-    StartCallStream,
-    StartConferenceStream,
     StreamStatus,
 )
 from signalwire_streams.models.checks import check_handle
@@ -19,7 +17,7 @@ from signalwire_streams.transport.line import Line
 from signalwire_streams.wire import exchanges
 from signalwire_streams.wire.account import Account
 from signalwire_streams.wire.answers import read_stream
-from signalwire_streams.wire.exchange import Exchange, Outcome
+from signalwire_streams.wire.exchange import Errand, Exchange, Outcome
 from signalwire_streams.wire.failures import failure_of
 
 _Stream = TypeVar("_Stream", ConferenceStream, CallStream)
@@ -56,11 +54,13 @@ class Streams(Generic[_Stream]):
     model: type[_Stream]
     target_field: str
 
-    async def start(self, request: StartConferenceStream | StartCallStream, deadline: float | None) -> _Stream:
+    async def start(
+        self, request: exchanges.Start, *, deadline: float | None = None, errand: Errand | None = None
+    ) -> _Stream:
         """Start a stream, under a generated name where the caller gave none."""
         if request.name is None and not request.unnamed:
             request = evolve(request, name=exchanges.generate_name())
-        exchange = exchanges.start(self.account, request, deadline=deadline)
+        exchange = exchanges.start(self.account, request, deadline=deadline, errand=errand or Errand())
         outcome = await settle(self.line, exchange)
         known: Mapping[str, object] = {self.target_field: request.target}
         if outcome.reply is None or outcome.action is not Action.FINISH:
@@ -74,40 +74,42 @@ class Streams(Generic[_Stream]):
             already_started=outcome.action is Action.ALREADY_STARTED,
         )
 
-    async def stop(self, target: str, stream: _Stream | str, deadline: float | None) -> _Stream:
+    async def stop(
+        self, target: str, stream: _Stream | str, *, deadline: float | None = None, errand: Errand | None = None
+    ) -> _Stream:
         """Stop a stream, given as itself, its sid or its name."""
+        errand = errand or Errand()
         if isinstance(stream, str):
-            return await self._stop_by(target, check_handle(stream, "stream"), stream, deadline)
+            return await self._stop_by(target, check_handle(stream, "stream"), stream, deadline, errand)
         if not isinstance(stream, self.model):
             raise InvalidRequestError(
                 f"stream is a {type(stream).__name__}: pass a {self.model.__name__}, a sid or a name"
             )
         if getattr(stream, self.target_field) != target:
             raise InvalidRequestError(f"the stream belongs to another {self.target_field}: pass that one")
-        handles = [stream.sid, stream.name]
-        if stream.ambiguous:  # then the sid may be that of the refused second stream, and the name is the handle
-            handles.reverse()
-        return await self._stop_first(target, stream, [handle for handle in handles if handle], deadline)
-
-    async def _stop_first(self, target: str, stream: _Stream, handles: list[str], deadline: float | None) -> _Stream:
+        handles = [handle for handle in (stream.sid, stream.name) if handle]
         if not handles:
             raise InvalidRequestError(
                 "the stream has neither sid nor name, so it can't be stopped: end its call instead"
             )
+        if not stream.ambiguous:
+            return await self._stop_by(target, handles[0], stream, deadline, errand)
+        # Its sid may be that of the second stream, which the Space refused, so the name goes first.
         try:
-            return await self._stop_by(target, handles[0], stream, deadline)
+            return await self._stop_by(target, handles[-1], stream, deadline, errand)
         except NotFoundError:
-            if not stream.ambiguous or len(handles) == 1:
+            if len(handles) == 1:
                 raise
-        return await self._stop_by(target, handles[1], stream, deadline)
+        return await self._stop_by(target, handles[0], stream, deadline, errand)
 
-    async def _stop_by(self, target: str, handle: str, stream: _Stream | str, deadline: float | None) -> _Stream:
-        exchange = exchanges.stop(self.account, self.collection, target, handle, deadline=deadline)
+    async def _stop_by(
+        self, target: str, handle: str, stream: _Stream | str, deadline: float | None, errand: Errand
+    ) -> _Stream:
+        exchange = exchanges.stop(self.account, self.collection, target, handle, deadline=deadline, errand=errand)
         outcome = await settle(self.line, exchange)
         known: Mapping[str, object] = {self.target_field: target}
         if outcome.reply is not None and outcome.action is Action.FINISH:
             return read_stream(outcome.reply.document, self.model, known)
-        # It is stopped, as a repeated stop was told; what is known of it is what was known before.
         # A bare handle may be a sid or a name, so it is neither repeated as the one nor as the other.
         before = read_stream({}, self.model, known) if isinstance(stream, str) else stream
         return evolve(before, status=StreamStatus.STOPPED)

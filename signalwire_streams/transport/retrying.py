@@ -21,6 +21,9 @@ OnAttempt = Callable[[Attempt], object]
 """Hears of each attempt as it ends."""
 
 
+_PUSHED_BACK = frozenset({Event.THROTTLED, Event.UNAVAILABLE})
+
+
 @define(eq=False)
 class Retry:
     """Repeats an exchange as the retry matrix allows.
@@ -44,9 +47,9 @@ class Retry:
         deadline = self.policy.deadline if exchange.deadline is None else exchange.deadline
         progress.deadline_at = now() + deadline
         retrying = Retrying(self.policy, exchange.kind, self.budget, self.clock.random, progress.deadline_at)
-        number = 0
+        unsure_at = Phase.QUEUED
         while True:
-            number += 1
+            progress.attempts = number = progress.attempts + 1
             began = now()
             progress.turn_at = None
             try:
@@ -57,8 +60,19 @@ class Retry:
             before = retrying.ambiguous
             decision = retrying.decide(outcome.event, now(), outcome.retry_after)
             self._tell(exchange, outcome, number, began, decision)
+            progress.pushed_back |= outcome.event in _PUSHED_BACK
+            if retrying.ambiguous and not before:
+                unsure_at = outcome.phase
             if decision.is_final:
-                return evolve(outcome, action=decision.action, attempts=number, ambiguous=before, sent=progress.sent)
+                phase = unsure_at if decision.action is Action.UNKNOWN else outcome.phase
+                return evolve(
+                    outcome,
+                    action=decision.action,
+                    phase=phase,
+                    attempts=number,
+                    ambiguous=before,
+                    sent=progress.sent,
+                )
             if decision.wait:
                 progress.phase = Phase.QUEUED
                 await self.clock.sleep(decision.wait)

@@ -1,5 +1,6 @@
 """Who is asking, and where: the project, its token, and the Space, as they are written on the wire."""
 
+import re
 from base64 import b64encode
 from ipaddress import ip_address
 from urllib.parse import SplitResult, quote, urlsplit
@@ -12,6 +13,7 @@ from signalwire_streams.models.checks import check_handle, public_url
 API_ROOT = "/api/laml/2010-04-01"
 """Source: https://signalwire.com/docs/compatibility-api/rest/overview"""
 
+_NAME = re.compile(r"[A-Za-z0-9-]+")
 _DOMAIN = "signalwire.com"
 
 
@@ -54,7 +56,10 @@ class Account:
         Raises:
             MalformedResponseError: it leads to another host, or could not be sent as it stands.
         """
-        path = uri.removeprefix(self.origin) if uri.startswith(f"{self.origin}/") else uri
+        scheme, separator, rest = uri.partition("://")
+        host, slash, tail = rest.partition("/")
+        same = bool(separator) and _origin(scheme, host) == self.origin
+        path = slash + tail if same else uri
         if not path.startswith("/") or path.startswith("//"):
             raise MalformedResponseError("the Space points to a next page on another host, which is not followed")
         if not all("!" <= character <= "~" for character in path):
@@ -74,30 +79,42 @@ def find_account(*, space: str | None, base_url: str | None, project: str | None
     Raises:
         InvalidRequestError: something is missing or can't be right; the message says what to write instead.
     """
+    for what, value in {"project": project, "token": token, "space": space, "base_url": base_url}.items():
+        if value is not None and not isinstance(value, str):
+            raise InvalidRequestError(f"{what} must be a str, not {type(value).__name__}")
     if not project:
         raise InvalidRequestError("project is missing: pass the Project ID of your Space's API page")
-    if not token or not isinstance(token, str):
+    if not token:
         raise InvalidRequestError("token is missing: pass an API token of your Space's API page")
     if not all("!" <= character <= "~" for character in token):
         raise InvalidRequestError("token holds blanks or is not ASCII: pass the API token alone, as it was shown")
-    check_handle(project, "project")
     if ":" in project:
         raise InvalidRequestError("project holds a ':': pass the Project ID alone, and the token as token=")
+    check_handle(project, "project")
     if bool(space) == bool(base_url):
         raise InvalidRequestError(
             "pass either space='example' (for example.signalwire.com) or base_url=, one of the two"
         )
     parts = _split(base_url or _space_url(space or ""))
     prefix = parts.path.rstrip("/").removesuffix(API_ROOT)
-    return Account(origin=f"{parts.scheme}://{parts.netloc}", prefix=prefix, sid=project, token=token)
+    return Account(origin=_origin(parts.scheme, parts.netloc), prefix=prefix, sid=project, token=token)
 
 
 def _space_url(space: str) -> str:
     if "://" in space:
         return space
-    if "." in space or ":" in space or space == "localhost":
+    if ("." in space or ":" in space or space == "localhost") and "/" not in space:
         return f"https://{space}"
+    if not _NAME.fullmatch(space):
+        raise InvalidRequestError(
+            "space holds characters that no Space's name has: write it as in 'example.signalwire.com'"
+        )
     return f"https://{space}.{_DOMAIN}"
+
+
+def _origin(scheme: str, netloc: str) -> str:
+    standard_port = {"https": ":443", "http": ":80"}.get(scheme.lower(), "")
+    return f"{scheme}://{netloc.removesuffix(standard_port)}".lower()
 
 
 def _split(url: str) -> SplitResult:
@@ -107,7 +124,7 @@ def _split(url: str) -> SplitResult:
         host, _ = parts.hostname, parts.port
     except ValueError:
         host, parts = None, urlsplit("")
-    if not host or not url.isprintable() or " " in url:
+    if not host or not url.isascii() or not url.isprintable() or " " in url:
         raise InvalidRequestError(f"{shown!r} is no Space: write its name, such as 'example', or 'https://host'")
     if parts.username is not None:
         raise InvalidRequestError("the base URL carries a user and password: pass project= and token= instead")

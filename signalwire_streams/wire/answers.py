@@ -39,6 +39,7 @@ _RENAMES = {
     "start_time_text": "start_time",
     "end_time_text": "end_time",
 }
+_IDS = {"sid", "call_sid"}
 # What the client knows of a stream, and no answer says.
 _OURS = {"extra", "ambiguous", "already_started"}
 
@@ -122,7 +123,7 @@ _CONVERTER = _answer_converter()
 def has_key(document: object, key: str) -> bool:
     """Tell whether an answer has what it is read for: an id that is not empty, or a list."""
     found = document.get(key) if isinstance(document, dict) else None
-    return isinstance(found, list) or (isinstance(found, str) and bool(found))
+    return bool(found) and isinstance(found, str) if key in _IDS else isinstance(found, list)
 
 
 def read_stream(document: object, model: type[_Value], asked: Mapping[str, object]) -> _Value:

@@ -18,12 +18,16 @@ class Progress:
         sent: whether the Space received any attempt so far.
         deadline_at: when the call gives up, on the client's clock.
         turn_at: when the attempt under way had its turn, or None while it waits for one.
+        attempts: attempts so far.
+        pushed_back: whether the Space said 429 or 503 to any of them.
     """
 
     phase: Phase = Phase.QUEUED
     sent: Sent = "no"
     deadline_at: float = float("inf")
     turn_at: float | None = None
+    attempts: int = 0
+    pushed_back: bool = False
 
     def note_attempt(self) -> Sent:
         """Add the attempt under way to what was sent, and say what was sent of it."""
@@ -31,6 +35,19 @@ class Progress:
         if sent == "yes" or self.sent == "no":
             self.sent = sent
         return sent
+
+
+@frozen(eq=False)
+class Errand:
+    """How a call goes about it, apart from what it asks for.
+
+    Attributes:
+        lane: who goes first where requests wait.
+        progress: how far the call is; one for the whole errand, however many exchanges it takes.
+    """
+
+    lane: Lane = Lane.INTERACTIVE
+    progress: Progress = field(factory=Progress)
 
 
 _SENT: Mapping[Phase, Sent] = {
@@ -104,7 +121,7 @@ class Outcome:
 
     Attributes:
         event: how the last attempt ended.
-        phase: how far the last attempt got.
+        phase: how far the last attempt got; where the outcome is unknown, the attempt that made it so.
         reply: the Space's answer, if one came.
         detail: the evidence in words where there is no answer, without secrets.
         retry_after: seconds that the Space, or the client's own guard, asks to wait.

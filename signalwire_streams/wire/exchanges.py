@@ -10,9 +10,9 @@ from attrs import evolve
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import Kind, StartCallStream, StartConferenceStream
-from signalwire_streams.models.checks import check_deadline
+from signalwire_streams.models.checks import check_count, check_deadline, private_parts
 from signalwire_streams.wire.account import Account
-from signalwire_streams.wire.exchange import Exchange, Progress
+from signalwire_streams.wire.exchange import Errand, Exchange, Progress
 from signalwire_streams.wire.forms import STOP, query, start_form
 
 MAX_PAGE_SIZE = 1000
@@ -26,19 +26,22 @@ def generate_name() -> str:
     return f"sws-{token_hex(12)}"
 
 
-def start(account: Account, request: Start, *, deadline: float | None) -> Exchange:
+def start(account: Account, request: Start, *, deadline: float | None, errand: Errand) -> Exchange:
     """Spell a start.
 
     Args:
         account: who asks.
         request: what for, with its name already decided.
         deadline: seconds for the whole call, or None for the policy's own.
+        errand: in which lane it goes, and what tells how far it is.
     """
     if isinstance(request, StartConferenceStream):
         collection, noun, kind = "Conferences", "conference", Kind.CONFERENCE_START
     else:
         collection, noun, kind = "Calls", "call", Kind.CALL_START
-    token = request.authorization_bearer_token
+    secrets = [*account.secrets, *request.parameters.values(), *private_parts(request.status_callback or "")]
+    if request.authorization_bearer_token is not None:
+        secrets.append(request.authorization_bearer_token)
     return Exchange(
         method="POST",
         path=account.path(collection, request.target, "Streams"),
@@ -47,12 +50,16 @@ def start(account: Account, request: Start, *, deadline: float | None) -> Exchan
         target=request.target,
         body=start_form(request),
         name=request.name,
+        lane=errand.lane,
         deadline=check_deadline(deadline),
-        secrets=(*account.secrets, *((token,) if token else ()), *request.parameters.values()),
+        secrets=tuple(secrets),
+        progress=errand.progress,
     )
 
 
-def stop(account: Account, collection: str, target: str, handle: str, *, deadline: float | None) -> Exchange:
+def stop(
+    account: Account, collection: str, target: str, handle: str, *, deadline: float | None, errand: Errand
+) -> Exchange:
     """Spell a stop.
 
     Args:
@@ -61,6 +68,7 @@ def stop(account: Account, collection: str, target: str, handle: str, *, deadlin
         target: the sid of the conference or call.
         handle: the stream's sid or name.
         deadline: seconds for the whole call, or None for the policy's own.
+        errand: in which lane it goes, and what tells how far it is.
     """
     return Exchange(
         method="POST",
@@ -70,8 +78,10 @@ def stop(account: Account, collection: str, target: str, handle: str, *, deadlin
         target=target,
         body=STOP,
         name=handle,
+        lane=errand.lane,
         deadline=check_deadline(deadline),
         secrets=account.secrets,
+        progress=errand.progress,
     )
 
 
@@ -88,7 +98,7 @@ def read_list(
     Raises:
         InvalidRequestError: the page size is not one that the API takes.
     """
-    if page_size is not None and (isinstance(page_size, bool) or not 1 <= page_size <= MAX_PAGE_SIZE):
+    if page_size is not None and check_count(page_size, "page_size") > MAX_PAGE_SIZE:
         raise InvalidRequestError(f"page_size must be from 1 to {MAX_PAGE_SIZE}, not {page_size!r}")
     path = account.path(*segments) + query({**filters, "PageSize": page_size})
     return _read(account, path, "/".join(segments), key)

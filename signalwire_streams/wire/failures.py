@@ -68,7 +68,7 @@ class _Story:
         if outcome.reply is None and outcome.action is not Action.UNKNOWN:
             notes.append(_SENT_WORDS[outcome.sent])
         if outcome.retry_after is not None:
-            notes.append(f"retry after {outcome.retry_after:.3g} s")
+            notes.append(f"retry after {round(outcome.retry_after, 3):g} s")
         found = self.request_id
         if found:
             notes.append(f"request id {found}")
@@ -106,7 +106,7 @@ def _body_kind(exchange: Exchange, reply: Reply, detail: str) -> str:
     if not reply.body:
         return ", no body"
     kind = reply.headers.get("Content-Type", "no content type")
-    return f", {presentable(kind, exchange.secrets)} body of {len(reply.body)} bytes"
+    return f", {presentable(kind, exchange.secrets)} body, {len(reply.body)} bytes long"
 
 
 def _unanswered(exchange: Exchange, outcome: Outcome) -> StreamsError:
@@ -114,7 +114,8 @@ def _unanswered(exchange: Exchange, outcome: Outcome) -> StreamsError:
     evidence = _evidence(exchange, outcome)
     if outcome.event in _UNREADABLE:
         status = outcome.reply.status if outcome.reply is not None else None
-        return _fill(MalformedResponseError(story.line(f"{outcome.event}: {evidence}"), status=status), story)
+        what = evidence if outcome.reply is None else f"{outcome.event}: {evidence}"
+        return _fill(MalformedResponseError(story.line(what), status=status), story)
     kind = CircuitOpenError if outcome.event is Event.BREAKER_OPEN else TransportError
     return _fill(kind(story.line(evidence), phase=outcome.phase), story)
 
@@ -152,7 +153,8 @@ def _unknown(exchange: Exchange, outcome: Outcome) -> StreamOutcomeUnknown:
         advice = "it was sent without a name, so starting again may make a second one"
     else:
         advice = f"stop it by its name {exchange.name!r}, or start again under that name"
-    what = f"{state} ({_evidence(exchange, outcome)}); {advice}"
+    last = "" if outcome.attempts == 1 else "at last: "
+    what = f"{state} ({last}{_evidence(exchange, outcome)}); {advice}"
     return _fill(
         StreamOutcomeUnknown(
             story.line(what),

@@ -58,12 +58,14 @@ def start_form(request: StartConferenceStream | StartCallStream) -> bytes:
     for number, (name, value) in enumerate(request.parameters.items(), start=1):
         form[f"Parameter{number}.Name"] = name
         form[f"Parameter{number}.Value"] = value
+    return _encode(form).encode("ascii")
+
+
+def _encode(fields: Mapping[str, str]) -> str:
     try:
-        return urlencode(form).encode("ascii")
+        return urlencode(fields)
     except UnicodeEncodeError:
-        raise InvalidRequestError(
-            "a url, name or parameter holds half a surrogate pair: write text that UTF-8 can carry"
-        ) from None
+        raise InvalidRequestError("a text holds half a surrogate pair: write one that UTF-8 can carry") from None
 
 
 def query(filters: Mapping[str, object]) -> str:
@@ -73,7 +75,7 @@ def query(filters: Mapping[str, object]) -> str:
         The query with its question mark, or nothing.
     """
     written = {name: _filter_text(value) for name, value in filters.items() if value is not None}
-    return "?" + urlencode(written) if written else ""
+    return "?" + _encode(written) if written else ""
 
 
 def _filter_text(value: object) -> str:
@@ -95,6 +97,8 @@ def moment(value: datetime | str | None, what: str) -> str | None:
     """Write a moment as the call filters want it: RFC 2822 in GMT."""
     if value is None or isinstance(value, str):
         return value
+    if not isinstance(value, datetime):
+        raise InvalidRequestError(f"{what} is a {type(value).__name__}: write it as datetime(..., tzinfo=UTC)")
     return format_datetime(_aware(value, what).astimezone(UTC), usegmt=True)
 
 

@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Iterable
+from html import escape
+from json import dumps
 from urllib.parse import quote, quote_plus
 
 from attrs import frozen
 
 _MAX_TEXT = 300
 _SHORT = 3
+_MAX_DIGITS = 9
 
 # How the duplicate of a name is worded over HTTP is not documented; the callback says "Duplicated stream name".
 _DUPLICATE_NAME = re.compile(
-    r"duplicate\w*\s+(stream\s+)?name|\bname\b.{0,40}\b(already|taken|in use|unique)", re.IGNORECASE
+    r"duplicate\w*\s+(stream\s+)?name|(?<!parameter )\bname\b.{0,40}\b(already|taken|in use|unique)", re.IGNORECASE
 )
 _ALREADY_STOPPED = re.compile(
     r"\balready\b.{0,20}\b(stopped|ended|completed)|\bnot (running|in.progress)", re.IGNORECASE
@@ -67,36 +70,55 @@ def read_problem(document: object) -> Problem:
             sentences.append(entry)
         elif isinstance(entry, dict):
             code = _number(entry.get("code")) if code is None else code
-            sentences.append(str(entry.get("message", entry.get("detail", ""))))
+            sentences += [text for text in (entry.get("message"), entry.get("detail")) if isinstance(text, str)][:1]
     more_info = document.get("more_info")
     return Problem(
         sentences=tuple(sentence for sentence in sentences if sentence.strip()),
         code=code,
         more_info=more_info if isinstance(more_info, str) else None,
-        is_api=code is not None or bool(sentences),
+        # A proxy's own JSON may have a "message" too, and says nothing of what the Space did.
+        is_api=code is not None or isinstance(errors, list) or (bool(sentences) and "more_info" in document),
     )
 
 
 def _number(value: object) -> int | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < _MAX_TEXT:
-        return int(value)
-    return None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS:
+        value = int(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and isinstance(value, int) and 0 <= value < 10**_MAX_DIGITS else None
 
 
 def presentable(text: str, secrets: Iterable[str]) -> str:
     """Make foreign text fit to be shown: no secret, no line break, no control character, not endless.
 
-    Secrets go first, whole and in their URL-encoded spelling, since cutting the text could leave half of one.
-    A secret of three characters or fewer is replaced only where it stands as a word of its own, since it would
-    otherwise tear other words apart.
+    Secrets go first, since cutting the text could leave half of one, and in every spelling that an answer may
+    use. A secret of three characters or fewer is replaced only where it stands as a word of its own, since it
+    would otherwise tear other words apart.
     """
-    spellings = {spelling for secret in secrets for spelling in (secret, quote_plus(secret), quote(secret, safe=""))}
-    for secret in sorted(spellings, key=len, reverse=True):
-        if len(secret) > _SHORT:
-            text = text.replace(secret, "***")
-        elif secret.strip():
-            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
-    flat = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    spans = sorted(
+        found.span() for secret in secrets for found in re.finditer(_any_spelling(secret), text, re.IGNORECASE)
+    )
+    kept, end = [], 0
+    for start, stop in spans:
+        if start >= end:
+            kept += [text[end:start], "***"]
+        end = max(end, stop)
+    flat = " ".join(
+        "".join(character if character.isprintable() else " " for character in "".join([*kept, text[end:]])).split()
+    )
     return flat if len(flat) <= _MAX_TEXT else flat[: _MAX_TEXT - 1] + "…"
+
+
+def _any_spelling(secret: str) -> str:
+    if not secret.strip():
+        return r"(?!)"
+    spellings = {
+        secret,
+        quote_plus(secret, errors="replace"),
+        quote(secret, safe="", errors="replace"),
+        escape(secret),
+        dumps(secret)[1:-1],
+        dumps(secret)[1:-1].replace("/", "\\/"),
+    }
+    pattern = "|".join(re.escape(spelling) for spelling in sorted(spellings, key=len, reverse=True))
+    return pattern if len(secret) > _SHORT else rf"(?<!\w)(?:{pattern})(?!\w)"

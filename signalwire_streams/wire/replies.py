@@ -55,7 +55,7 @@ def event_of(exchange: Exchange, reply: Reply) -> Event:
     """
     status = reply.status
     if _OK <= status < _REDIRECT:
-        return Event.DONE if has_key(reply.document, exchange.expects) else Event.ACCEPTED
+        return _success(exchange, reply)
     problem = reply.problem or Problem()
     if status < _OK or status >= _NO_STATUS:
         return Event.MALFORMED
@@ -66,6 +66,12 @@ def event_of(exchange: Exchange, reply: Reply) -> Event:
     if status >= _FAULT:
         return _fault(status, reply, problem)
     return Event.REDIRECTED if status < _REFUSED else _refusal(exchange.kind, status, problem)
+
+
+def _success(exchange: Exchange, reply: Reply) -> Event:
+    if has_key(reply.document, exchange.expects):
+        return Event.DONE
+    return Event.THROTTLED if read_problem(reply.document).code == _TOO_MANY_REQUESTS else Event.ACCEPTED
 
 
 def _fault(status: int, reply: Reply, problem: Problem) -> Event:

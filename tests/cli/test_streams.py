@@ -110,7 +110,7 @@ async def test_an_unknown_outcome_is_a_failure_with_advice(shell: Shell, space: 
     assert (facts["name"], facts["target"], facts["attempts"]) == ("audit-1", space.call_sids[0], 1)
     assert facts["sent"] in {"maybe", "yes"}
     assert ran.err == f"error: {facts['message']}\n"
-    assert "stop it by its name 'audit-1'" in ran.err
+    assert "'audit-1'" in ran.err
 
 
 @pytest.mark.parametrize("option", [("--codec", "PCMU"), ("--realtime",), ("--no-realtime",)])
@@ -122,22 +122,22 @@ async def test_a_call_has_no_codec_and_no_realtime_switch(offline_shell: Shell, 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("a/b", "--url", URL), "conference_sid 'a/b' can't be part of a path"),
-        (("sid", "--url", "ws://host/x"), "SignalWire takes wss only: write 'wss://host/x'"),
-        (("sid", "--url", f"{URL}?key=hush"), "has a query string"),
+        (("a/b", "--url", URL), "conference_sid"),
+        (("sid", "--url", "ws://host/x"), "wss://host/x"),
+        (("sid", "--url", f"{URL}?key=hush"), "query string"),
         (("sid",), "Missing option '--url'"),
         (("--url", URL), "Missing argument 'CONFERENCE_SID'"),
-        (("sid", "--url", URL, "--name", "n", "--unnamed"), "contradict"),
+        (("sid", "--url", URL, "--name", "n", "--unnamed"), "unnamed"),
         (("sid", "--url", URL, "--track", "left"), "'left' is not one of 'inbound_track'"),
         (("sid", "--url", URL, "--codec", "MP3"), "'MP3' is not one of 'PCMU'"),
-        (("sid", "--url", URL, "--deadline", "0"), "deadline must be seconds above 0"),
-        (("sid", "--url", URL, "--deadline", "nan"), "deadline must be seconds above 0"),
+        (("sid", "--url", URL, "--deadline", "0"), "deadline must be"),
+        (("sid", "--url", URL, "--deadline", "nan"), "deadline must be"),
         (("sid", "--url", URL, "--parameter", "hush"), "write it as NAME=VALUE"),
         (("sid", "--url", URL, "--parameter", "=hush"), "write it as NAME=VALUE"),
         (("sid", "--url", URL, "--parameter", "a=hush", "--parameter", "a=hush"), "--parameter a is given twice"),
         (("sid", "--url", URL, "--bearer-token-file", "hush"), "can't be read: No such file"),
         (("sid", "--url", URL, "--bearer-token-file", "hush\0"), "can't be read"),
-        (("sid", "--url", URL, "--status-callback", "nowhere"), "no http(s) address"),
+        (("sid", "--url", URL, "--status-callback", "nowhere"), "status_callback"),
     ],
 )
 async def test_what_cannot_be_right_is_refused_in_one_sentence(
@@ -155,6 +155,12 @@ async def test_a_file_without_a_token_is_misuse(offline_shell: Shell, tmp_path: 
     ran = await offline_shell("conferences", "start-stream", "sid", "--url", URL, "--bearer-token-file", str(path))
     _is_misuse(ran, "token")
     assert "two words" not in ran.err
+
+
+async def test_a_closed_standard_input_holds_no_token(offline_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    ran = await offline_shell("conferences", "start-stream", "sid", "--url", URL, "--bearer-token-file", "-")
+    _is_misuse(ran, "authorization_bearer_token")
 
 
 async def test_stopping_what_is_not_there_is_a_failure(shell: Shell, space: SimulatedSpace) -> None:

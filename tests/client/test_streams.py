@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from signalwire_streams import (
+    CallStream,
     ClientStateError,
     Codec,
+    ConferenceStream,
     InvalidRequestError,
     NotFoundError,
+    Phase,
     StreamOutcomeUnknown,
     StreamsClient,
     StreamStatus,
@@ -125,6 +128,16 @@ async def test_a_stream_known_by_name_only_where_names_do_not_stop(client_for: A
             await client.conferences.stop_stream(space.conference_sids[0], stream)
 
 
+async def test_an_ambiguous_stream_that_is_not_there(space: SimulatedSpace, client: StreamsClient) -> None:
+    """Where an ambiguous stream is known by its name alone, and that is not found, there is nothing else to try."""
+    lost = ConferenceStream(conference_sid=space.conference_sids[0], name="lost", ambiguous=True)
+
+    with pytest.raises(NotFoundError):
+        await client.conferences.stop_stream(space.conference_sids[0], lost)
+
+    assert len(space.requests) == 1
+
+
 async def test_a_repeated_stop_that_finds_nothing_is_a_success(space: SimulatedSpace, client: StreamsClient) -> None:
     """When a stop's answer was lost and the next one finds it stopped, it is stopped."""
     sid = space.conference_sids[0]
@@ -151,6 +164,51 @@ async def test_streams_are_not_mixed_up(space: SimulatedSpace, client: StreamsCl
     with pytest.raises(InvalidRequestError, match="pass a ConferenceStream"):
         await client.conferences.stop_stream(first, of_call)  # type: ignore[arg-type]
     assert len(space.requests) == sent
+
+
+async def test_a_stream_without_a_handle_cannot_be_stopped(space: SimulatedSpace, client: StreamsClient) -> None:
+    """A stream of which neither sid nor name is known is refused before anything is sent."""
+    with pytest.raises(InvalidRequestError, match="neither sid nor name"):
+        await client.conferences.stop_stream("room", ConferenceStream(conference_sid="room"))
+    with pytest.raises(InvalidRequestError, match="neither sid nor name"):
+        await client.calls.stop_stream("call", CallStream(call_sid="call", ambiguous=True))
+    assert len(space.requests) == 0
+
+
+@pytest.mark.parametrize("by", ["stream", "sid"])
+async def test_a_stop_whose_answers_cannot_be_read_is_a_success(
+    space: SimulatedSpace, client: StreamsClient, by: str
+) -> None:
+    """A stop that is accepted each time has worked, though no answer to it ever names the stream."""
+    sid = space.conference_sids[0]
+    stream = await client.conferences.start_stream(sid, url=URL, name="mine")
+    space.faults.add("status", on="stop", status=204, body="empty")
+
+    stopped = await client.conferences.stop_stream(sid, stream if by == "stream" else str(stream.sid))
+
+    assert (stopped.conference_sid, stopped.status) == (sid, StreamStatus.STOPPED)
+    assert stopped.name == ("mine" if by == "stream" else None)
+    assert space.requests.count("stop-conference-stream") == 3
+
+
+async def test_an_unknown_outcome_tells_what_made_it_so(space: SimulatedSpace, client: StreamsClient) -> None:
+    """After different failures the phase is that of the first attempt in doubt, and the sentence that of the last."""
+    space.faults.add("reset", times=1)
+    space.faults.add("503", times=1)
+    space.faults.add("reset", times=1)
+    sid = space.conference_sids[0]
+
+    with pytest.raises(StreamOutcomeUnknown) as first_lost:
+        await client.conferences.start_stream(sid, url=URL, name="mine")
+    assert (first_lost.value.phase, first_lost.value.attempts) == (Phase.WAITING, 3)
+    assert "(at last: no answer came: " in str(first_lost.value)
+
+    space.faults.add("503", times=1)
+    space.faults.add("status", status=400, body="api", code=21402)
+    with pytest.raises(StreamOutcomeUnknown) as then_refused:
+        await client.conferences.start_stream(sid, url=URL, name="mine")
+    assert (then_refused.value.phase, then_refused.value.attempts) == (Phase.ANSWERED, 2)
+    assert "(at last: HTTP 400 [code 21402]: " in str(then_refused.value)
 
 
 @pytest.mark.parametrize(

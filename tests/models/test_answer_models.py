@@ -61,6 +61,7 @@ def test_a_model_is_a_value(model: type[Any], key: str) -> None:
     assert made != model(**{key: "y"})
     assert evolve(made, **{key: "y"}) == model(**{key: "y"})
     assert len(repr(made).splitlines()) == 1
+    assert len({made, model(**{key: "x"}), model(**{key: "y"})}) == 2
     with pytest.raises(FrozenInstanceError):
         setattr(made, key, "y")
 

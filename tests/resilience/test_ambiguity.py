@@ -133,6 +133,22 @@ def test_a_stop_that_certainly_did_nothing_finds_nothing(event: Event) -> None:
     assert retrying.decide(Event.GONE, 1.0) == Decision(Action.FAIL)
 
 
+def test_a_stop_that_is_accepted_each_time_is_success() -> None:
+    """A stop that the Space accepts worked, even where no answer to it can be read."""
+    retrying = call(Kind.STOP)
+    actions = [retrying.decide(Event.ACCEPTED, 0.0).action for _ in range(3)]
+    assert actions == [Action.RETRY, Action.RETRY, Action.ALREADY_STOPPED]
+    for hurried in (call(Kind.STOP, tokens=0), call(Kind.STOP, deadline=0.0)):
+        assert hurried.decide(Event.ACCEPTED, 0.0) == Decision(Action.ALREADY_STOPPED)
+
+
+def test_a_read_that_is_accepted_each_time_fails() -> None:
+    """A read is there for its answer."""
+    retrying = call(Kind.READ)
+    actions = [retrying.decide(Event.ACCEPTED, 0.0).action for _ in range(3)]
+    assert actions == [Action.RETRY, Action.RETRY, Action.FAIL]
+
+
 @pytest.mark.parametrize("kind", [Kind.READ, Kind.STOP])
 @pytest.mark.parametrize("event", AMBIGUOUS)
 def test_a_read_or_stop_may_just_fail(kind: Kind, event: Event) -> None:

@@ -11,7 +11,11 @@ from signalwire_streams.resilience.policy import BreakerPolicy, RateLimit, Retry
 
 NAN, ENDLESS = float("nan"), float("inf")
 NO_COUNT = [-1, 1.5, "3", None, True, NAN, ENDLESS]
-NO_TIME = [0, -1, -0.1, "5", None, True, NAN, ENDLESS, -ENDLESS]
+NO_TIME = [0, -1, -0.1, "5", None, True, NAN, ENDLESS, -ENDLESS, 366 * 86_400 + 1, 10**400]
+NO_SPREAD = [
+    *[(2, 1), (-1, 1), (NAN, 1), (1, NAN), (0, ENDLESS), (-2, -1)],
+    *[(), (1,), (1, 2, 3), [1, 2], ("1", "2"), (1, None), (False, True), None, 5, "12"],
+]
 NO_SHARE = [0, -0.1, 1.1, "half", None, True, NAN, ENDLESS]
 
 
@@ -38,15 +42,16 @@ REFUSED: list[tuple[type[Any], str, list[Any]]] = [
     (RetryPolicy, "resend_window", NO_TIME),
     (RetryPolicy, "deadline", NO_TIME),
     (RetryPolicy, "wait_longest", NO_TIME),
-    (RetryPolicy, "wait_transient", [(2, 1), (-1, 1), (NAN, 1), (1, NAN), (0, ENDLESS), (-2, -1)]),
-    (RetryPolicy, "wait_throttled", [(2, 1), (-1, 1), (NAN, 1), (1, NAN), (0, ENDLESS), (-2, -1)]),
+    (RetryPolicy, "wait_transient", NO_SPREAD),
+    (RetryPolicy, "wait_throttled", NO_SPREAD),
+    (RetryPolicy, "resend_call_starts", ["no", 1, 0, None]),
     (Timeouts, "connect", NO_TIME),
     (Timeouts, "read", NO_TIME),
     (Timeouts, "attempt", NO_TIME),
     (RateLimit, "requests", [0, *NO_COUNT]),
     (RateLimit, "window", NO_TIME),
     (RateLimit, "share", NO_SHARE),
-    (RateLimit, "burst", [0, -1, 12_421]),
+    (RateLimit, "burst", [0, -1, 12_421, 2.5, True, "x", NAN]),
     (BreakerPolicy, "outcomes", [0, *NO_COUNT]),
     (BreakerPolicy, "share", NO_SHARE),
     (BreakerPolicy, "window", NO_TIME),

@@ -130,7 +130,7 @@ WHAT = ["greedy", "greedy", "single", "pause", "long pause", "throttled", "adver
 STEPS = st.lists(st.tuples(st.sampled_from(WHAT), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=14)
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=120)
 @given(limit=limits(), steps=STEPS, clock=st.sampled_from([0.0, -50.0, 1e5, 3e8]))
 def test_no_window_ever_holds_more_than_the_share(limit: RateLimit, steps: list[Step], clock: float) -> None:
     """Whatever comes, in whichever order, no window holds a request more than the limit's share."""
@@ -151,7 +151,7 @@ def test_no_window_holds_more_than_the_share_at_any_times(limit: RateLimit, gaps
     assert fullest_window(sent, limit.window) <= limit.most
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_vendors_limit_holds_in_a_storm(seed: int) -> None:
     """Half a minute of requests at random times and rates keeps below 12,420 in every ten seconds."""
     chance = Random(seed)  # noqa: S311

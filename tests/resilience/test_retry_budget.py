@@ -52,16 +52,13 @@ def test_succeeding(tokens: int, spent: int, after: int) -> None:
 )
 @pytest.mark.parametrize("kind", [Kind.READ, Kind.STOP, Kind.CONFERENCE_START, Kind.CALL_START])
 def test_a_full_outage_is_not_answered_with_a_storm(kind: Kind, event: Event, cost: int, per_call: int) -> None:
-    """In a full outage ten thousand calls send 500 / cost requests more than one each, instead of several times."""
-    calls = 10_000
+    """In a full outage all calls together send 500 / cost requests more than one each, however many calls there are."""
+    calls = 600
     budget = RetryBudget()
     counts = [sends(budget, kind, event) for _ in range(calls)]
     assert counts[0] == per_call
-    assert counts[-1] == 1
+    assert set(counts[100:]) == {1}
     assert sum(counts) == calls + 500 // cost
-    assert sum(counts) / calls <= 1 + 500 / cost / calls
-    if cost == 14:
-        assert sum(counts) / calls < 1.004
 
 
 def test_after_an_outage_successes_fill_the_bucket() -> None:
@@ -79,7 +76,7 @@ def test_after_an_outage_successes_fill_the_bucket() -> None:
 def test_trouble_that_a_retry_heals_costs_nothing() -> None:
     """While each retry succeeds the bucket stays full, however many there are."""
     budget = RetryBudget()
-    assert {sends(budget, Kind.READ, Event.UNAVAILABLE, heals_after=1) for _ in range(10_000)} == {2}
+    assert {sends(budget, Kind.READ, Event.UNAVAILABLE, heals_after=1) for _ in range(2_000)} == {2}
     assert budget.tokens == 500
 
 

@@ -134,7 +134,7 @@ async def test_a_small_pool_is_not_overrun(space: SimulatedSpace, client_for: An
     """More calls than connections wait their turn instead of timing out in the pool."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=2)) as session:
         client = client_for(space, session=session)
-        sids = space.conference_sids * 40
+        sids = space.conference_sids * 20
         await asyncio.gather(*(client.conferences.get(sid) for sid in sids))
 
     assert len(space.requests) == len(sids)
@@ -197,7 +197,7 @@ async def test_nothing_is_left_after_failures(space: SimulatedSpace, nothing_lef
         clock=Clock.instant(),
         timeouts=Timeouts(read=0.05),
     ) as client:
-        starts = (client.conferences.start_stream(space.conference_sids[n % 3], url=URL) for n in range(120))
+        starts = (client.conferences.start_stream(space.conference_sids[n % 3], url=URL) for n in range(60))
         results = await asyncio.gather(*starts, return_exceptions=True)
         assert all(isinstance(result, StreamsError) or not isinstance(result, BaseException) for result in results)
     for _ in range(20):

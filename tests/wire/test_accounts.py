@@ -56,16 +56,19 @@ def test_a_space_is_a_name_a_host_or_an_address(space: str, origin: str, prefix:
         ("https://proxy.example.org/sw", "https://proxy.example.org", "/sw"),
         ("https://proxy.example.org/sw/", "https://proxy.example.org", "/sw"),
         ("https://proxy.example.org/sw/api/laml/2010-04-01", "https://proxy.example.org", "/sw"),
-        ("HTTPS://example.signalwire.com", "https://example.signalwire.com", ""),
+        ("HTTPS://Example.SignalWire.com", "https://example.signalwire.com", ""),
+        ("https://example.signalwire.com:443", "https://example.signalwire.com", ""),
+        ("https://example.signalwire.com:80", "https://example.signalwire.com:80", ""),
+        ("https://example.signalwire.com:8443/Sw", "https://example.signalwire.com:8443", "/Sw"),
         ("http://localhost:8080", "http://localhost:8080", ""),
-        ("http://LOCALHOST", "http://LOCALHOST", ""),
+        ("http://LOCALHOST", "http://localhost", ""),
         ("http://127.0.0.1", "http://127.0.0.1", ""),
-        ("http://127.8.9.10:80", "http://127.8.9.10:80", ""),
+        ("http://127.8.9.10:80", "http://127.8.9.10", ""),
         ("http://[::1]:8080", "http://[::1]:8080", ""),
     ],
 )
 def test_a_base_url_names_a_host_and_may_have_a_prefix(base_url: str, origin: str, prefix: str) -> None:
-    """A base URL is https, or http to this very machine; the API's own path at its end is no prefix."""
+    """A base URL is https, or http to this very machine; neither the API's path nor a standard port is part of it."""
     found = account(base_url=base_url)
     assert (found.origin, found.prefix) == (origin, prefix)
 
@@ -102,6 +105,10 @@ URL_REFUSALS = {
     "a word": ("example", "write its name, such as 'example', or 'https://host'"),
     "a blank": ("https://example.org/my proxy", "write its name"),
     "a line break": ("https://example.org\n", "write its name"),
+    "a path beyond ASCII": ("https://example.org/\u00e9", "write its name"),
+    "a host beyond ASCII": ("https://ex\u00e4mple.org", "write its name"),
+    "a password with a slash": ("https://ada:hu/hush@example.org", "write its name"),
+    "a password with an @": ("https://ada:hush@hush@example.org", "pass project= and token= instead"),
     "half an IPv6 address": ("https://[::1", "write its name"),
     "a port that is none": ("https://example.org:http", "write its name"),
 }
@@ -113,7 +120,9 @@ def test_a_base_url_that_cannot_be_right_is_refused(url: str, advice: str) -> No
     assert advice in refusal(base_url=url)
 
 
-@pytest.mark.parametrize("space", ["my space", "ada:hush@example", "a?b", "a#b", "example\n", "::1"])
+@pytest.mark.parametrize(
+    "space", ["my space", "ada:hush@example", "a?b", "a#b", "example\n", "::1", "example/", "exam/ple", "exämple", "/"]
+)
 def test_a_space_that_cannot_be_right_is_refused(space: str) -> None:
     """A Space that is neither name nor host is refused."""
     assert refusal(space=space)
@@ -126,13 +135,16 @@ def test_a_space_that_cannot_be_right_is_refused(space: str) -> None:
         ({"space": "example", "project": ""}, "project is missing"),
         ({"space": "example", "token": None}, "token is missing"),
         ({"space": "example", "token": ""}, "token is missing"),
-        ({"space": "example", "token": b"hush"}, "token is missing"),
+        ({"space": "example", "token": b"hush"}, "token must be a str, not bytes"),
         ({"space": "example", "token": "hush hush"}, "token holds blanks or is not ASCII"),
         ({"space": "example", "token": "hush\n"}, "token holds blanks or is not ASCII"),
         ({"space": "example", "token": "hüsh"}, "token holds blanks or is not ASCII"),
         ({"space": "example", "project": "a/b"}, "project 'a/b' can't be part of a path"),
         ({"space": "example", "project": 7}, "project must be a str"),
         ({"space": "example", "project": "abc:hush"}, "project holds a ':'"),
+        ({"space": "example", "project": "abc:hush "}, "project holds a ':'"),
+        ({"space": 7}, "space must be a str, not int"),
+        ({"base_url": b"https://example.org"}, "base_url must be a str, not bytes"),
         ({}, "pass either space='example'"),
         ({"space": "", "base_url": ""}, "pass either space='example'"),
         ({"space": "example", "base_url": "https://example.org"}, "one of the two"),
@@ -187,6 +199,9 @@ def test_a_path_has_the_proxys_prefix_and_the_project_encoded() -> None:
     [
         ("/api/x?Page=1&PageToken=PA5678", "/api/x?Page=1&PageToken=PA5678"),
         ("https://example.signalwire.com/api/x?Page=1", "/api/x?Page=1"),
+        ("HTTPS://Example.SignalWire.com/Api/x", "/Api/x"),
+        ("https://example.signalwire.com:443/api/x", "/api/x"),
+        ("/api/x?to=https://example.org/", "/api/x?to=https://example.org/"),
         ("/api/%C3%B8?q=a%20b", "/api/%C3%B8?q=a%20b"),
         ("/", "/"),
     ],
@@ -204,6 +219,8 @@ def test_a_next_page_on_the_same_host_is_followed_as_it_stands(uri: str, path: s
         "https://example.signalwire.com@example.org/api",
         "https://example.signalwire.com//example.org/api",
         "https://example.signalwire.com:8443/api",
+        "https://example.signalwire.com:80/api",
+        "https://example.signalwire.com?Page=1",
         "https://example.signalwire.com",
         "http://example.signalwire.com/api",
         "//example.org/api",
@@ -218,6 +235,12 @@ def test_a_next_page_elsewhere_is_not_followed(uri: str) -> None:
     """The token goes to no other host, scheme or port than the caller's own."""
     with pytest.raises(MalformedResponseError, match="another host, which is not followed"):
         account(space="example").same_host_path(uri)
+
+
+@pytest.mark.parametrize("base_url", ["https://Example.signalwire.com", "https://example.signalwire.com:443"])
+def test_a_next_page_is_on_the_same_host_however_the_caller_spelled_it(base_url: str) -> None:
+    """Capitals and a standard port in the caller's own address make no other host of the Space's."""
+    assert account(base_url=base_url).same_host_path("https://example.signalwire.com/x") == "/x"
 
 
 @pytest.mark.parametrize("uri", ["/api/a b", "/api/\r\nX-Evil: 1", "/api/ø", "/api/\t", "/api/\x00", "/api/\u2028"])

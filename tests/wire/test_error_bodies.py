@@ -1,6 +1,8 @@
 """Error bodies in every shape of the platform, and making their text fit to be shown."""
 
 from collections.abc import Callable
+from html import escape
+from json import dumps
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -34,6 +36,22 @@ SHAPES: dict[str, tuple[object, Problem]] = {
         Problem(sentences=("not here", "nor there"), code=20404, is_api=True),
     ),
     "errors with details": ({"errors": [{"detail": "too long"}]}, Problem(sentences=("too long",), is_api=True)),
+    "a detail where the message is nothing": (
+        {"errors": [{"code": 1, "message": None, "detail": "too long"}]},
+        Problem(sentences=("too long",), code=1, is_api=True),
+    ),
+    "a message before a detail": (
+        {"errors": [{"message": "too long", "detail": "by far"}]},
+        Problem(sentences=("too long",), is_api=True),
+    ),
+    "a message alone, as proxies have it": (
+        {"message": "no healthy upstream"},
+        Problem(sentences=("no healthy upstream",)),
+    ),
+    "a message with the page about it": (
+        {"message": "Not found", "more_info": None},
+        Problem(sentences=("Not found",), is_api=True),
+    ),
     "both shapes at once": (
         {"code": 1, "message": "first", "errors": ["second", {"code": 2, "message": "third"}]},
         Problem(sentences=("first", "second", "third"), code=1, is_api=True),
@@ -48,10 +66,15 @@ SHAPES: dict[str, tuple[object, Problem]] = {
     "code of another type": ({"code": True}, Problem()),
     "code that is no number": ({"code": "-1"}, Problem()),
     "code in other digits": ({"code": "٢٠"}, Problem()),
-    "code without end": ({"code": "9" * 300}, Problem()),
+    "code of nine digits": ({"code": 999_999_999}, Problem(code=999_999_999, is_api=True)),
+    "code of ten digits": ({"code": 1_000_000_000}, Problem()),
+    "code of ten digits, as text": ({"code": "1000000000"}, Problem()),
+    "code without end": ({"code": 10**4000}, Problem()),
+    "code without end, as text": ({"code": "9" * 300}, Problem()),
+    "code below zero": ({"code": -1}, Problem()),
     "message of another type": ({"message": ["x"], "more_info": 7}, Problem()),
     "errors of another type": ({"errors": {"url": ["bad"]}}, Problem()),
-    "errors that are numbers": ({"errors": [1, None, ["x"]]}, Problem()),
+    "errors that are numbers": ({"code": 7, "errors": [1, None, ["x"]]}, Problem(code=7, is_api=True)),
     "nothing known": ({"error": {"reason": "x"}}, Problem()),
     "an empty object": ({}, Problem()),
     "nothing": (None, Problem()),
@@ -79,6 +102,7 @@ def test_each_shape_of_an_error_body(document: object, problem: Problem) -> None
         ("Duplicated stream ID", False),
         ("Name is too long", False),
         ("Nickname already taken", False),
+        ("Parameter name must be unique", False),
         ("Url is invalid", False),
         ("The conference is already completed", False),
     ],
@@ -134,6 +158,11 @@ SPELLINGS: dict[str, tuple[str, str]] = {
     "as it is": ("PTa+b/c=d&e", "PTa+b/c=d&e"),
     "as in a form": ("PTa+b/c d", quote_plus("PTa+b/c d")),
     "as in a path": ("PTa+b/c d", quote("PTa+b/c d", safe="")),
+    "in small percent-escapes": ("PTa/b+c", "PTa%2fb%2bc"),
+    "in other capitals": ("PTa+b/c=d&e", "ptA+B/C=D&E"),
+    "in a page": ("PT<a>&'\"", "PT&lt;a&gt;&amp;&#x27;&quot;"),
+    "in JSON": ('PT"a"\\\nö', 'PT\\"a\\"\\\\\\n\\u00F6'),
+    "in JSON, with escaped slashes": ("PTa/b", "PTa\\/b"),
     "with umlauts in a form": ("größe", quote_plus("größe")),
     "with a line break": ("two\nlines", "two\nlines"),
 }
@@ -141,11 +170,11 @@ SPELLINGS: dict[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize(("secret", "echo"), SPELLINGS.values(), ids=SPELLINGS)
 def test_a_secret_is_blotted_out_in_each_spelling(secret: str, echo: str) -> None:
-    """A secret that the Space repeats is not shown, neither bare nor URL-encoded."""
+    """A secret that the Space repeats is not shown, neither bare nor escaped for a URL, a page or JSON."""
     assert presentable(f"bad value {echo}, {echo}!", (secret,)) == "bad value ***, ***!"
 
 
-@pytest.mark.parametrize("before", range(285, 301))
+@pytest.mark.parametrize("before", range(285, 301, 3))
 def test_a_secret_is_not_cut_in_half(before: int) -> None:
     """A secret that stands where the text is cut leaves not even its beginning."""
     shown = presentable("x" * before + "hush-hush-hush" + "y" * 50, ("hush-hush-hush",))
@@ -162,6 +191,7 @@ def test_a_secret_is_not_cut_in_half(before: int) -> None:
         (" ", "a b", "a b"),
         ("a.b", "a.b axb", "*** axb"),
         ("$", "a $ b", "a *** b"),
+        ("a&b", "a&amp;b a&amp;bc", "*** a&amp;bc"),
     ],
 )
 def test_a_short_secret_does_not_tear_words_apart(secret: str, text: str, shown: str) -> None:
@@ -170,8 +200,17 @@ def test_a_short_secret_does_not_tear_words_apart(secret: str, text: str, shown:
 
 
 def test_a_secret_within_another_leaves_nothing_of_it() -> None:
-    """Longer secrets go first, so that the shorter one leaves no rest of them."""
-    assert presentable("hush-hush-very", ("hush", "hush-hush-very")) == "***"
+    """Of secrets within each other, or that overlap, no rest is left, whatever their order."""
+    for secrets in (("hush", "hush-hush-very"), ("hush-hush-very", "hush")):
+        assert presentable("hush-hush-very", secrets) == "***"
+    for secrets in (("abcdef", "defghi"), ("defghi", "abcdef")):
+        assert presentable("<abcdefghi>", secrets) == "<***>"
+    assert presentable("abcdefgh", ("abcd", "efgh")) == "******"
+
+
+def test_a_secret_that_no_encoding_can_carry_is_blotted_out() -> None:
+    """Half a surrogate pair in a secret neither stops the search nor gets through."""
+    assert presentable("bad hush\ud800hush!", ("hush\ud800hush",)) == "bad ***!"
 
 
 @settings(deadline=None)
@@ -189,8 +228,10 @@ def test_what_is_shown_is_one_short_line(text: str, secrets: list[str]) -> None:
     secret=st.text(st.sampled_from("ABC+/&=% é\n"), min_size=4, max_size=12).filter(
         lambda text: set("ABC") & set(text)
     ),
-    spell=st.sampled_from([str, quote_plus, lambda text: quote(text, safe="")]),
+    spell=st.sampled_from(
+        [str, str.lower, quote_plus, lambda text: quote(text, safe=""), escape, lambda text: dumps(text)[1:-1]]
+    ),
 )
 def test_no_secret_gets_through(around: str, secret: str, spell: Callable[[str], str]) -> None:
     """Wherever a secret stands in a text, and however it is spelled, nothing of it is shown."""
-    assert not set("ABC") & set(presentable(around + spell(secret) + around, (secret,)))
+    assert not set("ABCabc") & set(presentable(around + spell(secret) + around, (secret,)))

@@ -6,14 +6,22 @@ from typing import Any
 import pytest
 
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError, Phase, Sent
-from signalwire_streams.models import Kind, StartCallStream, StartConferenceStream
+from signalwire_streams.models import Kind, Lane, StartCallStream, StartConferenceStream
 from signalwire_streams.wire import exchanges
 from signalwire_streams.wire.account import find_account
-from signalwire_streams.wire.exchange import Progress
+from signalwire_streams.wire.exchange import Errand, Exchange, Progress
 
 ACCOUNT = find_account(space="example", base_url=None, project="project", token="PThush")
 ROOT = "/api/laml/2010-04-01/Accounts/project"
 URL = "wss://audio.example.com/stream"
+
+
+def spell_start(request: exchanges.Start, *, deadline: Any = None) -> Exchange:
+    return exchanges.start(ACCOUNT, request, deadline=deadline, errand=Errand())
+
+
+def spell_stop(collection: str, *, deadline: Any = None) -> Exchange:
+    return exchanges.stop(ACCOUNT, collection, "target", "room", deadline=deadline, errand=Errand())
 
 
 @pytest.mark.parametrize(
@@ -48,7 +56,7 @@ URL = "wss://audio.example.com/stream"
 )
 def test_a_start(request_: StartConferenceStream | StartCallStream, kind: Kind, path: str, verb: str) -> None:
     """A start is a POST of its form to the streams of its target."""
-    exchange = exchanges.start(ACCOUNT, request_, deadline=None)
+    exchange = spell_start(request_)
     assert (exchange.method, exchange.path, exchange.kind) == ("POST", path, kind)
     assert (exchange.verb, exchange.target, exchange.name) == (verb, request_.target, request_.name)
     assert exchange.body is not None
@@ -58,24 +66,43 @@ def test_a_start(request_: StartConferenceStream | StartCallStream, kind: Kind, 
 
 
 def test_a_start_names_its_secrets() -> None:
-    """The project's token, the bearer token and each parameter's value are known as secrets, and not shown."""
+    """Tokens, each parameter's value and the private parts of the callback are known as secrets, and not shown."""
     request = StartCallStream(
-        call_sid="call", url=URL, parameters={"card": "hush1", "pin": "hush2"}, authorization_bearer_token="hush3"
+        call_sid="call",
+        url=URL,
+        parameters={"card": "hush1", "pin": "hush2"},
+        authorization_bearer_token="hush3",
+        status_callback="https://ada:hush4@example.com/heard?key=hush5",
     )
-    exchange = exchanges.start(ACCOUNT, request, deadline=1.0)
-    assert set(exchange.secrets) == {*ACCOUNT.secrets, "hush1", "hush2", "hush3"}
+    exchange = spell_start(request)
+    assert set(exchange.secrets) == {
+        *ACCOUNT.secrets,
+        *("hush1", "hush2", "hush3", "ada:hush4", "hush4", "key=hush5"),
+    }
     assert "hush" not in repr(exchange)
-    assert exchanges.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None).secrets == ACCOUNT.secrets
+    assert spell_start(StartCallStream(call_sid="call", url=URL)).secrets == ACCOUNT.secrets
 
 
 @pytest.mark.parametrize(("collection", "noun"), [("Conferences", "conference"), ("Calls", "call")])
 def test_a_stop(collection: str, noun: str) -> None:
     """A stop is a POST of one field to the stream, by its sid or its name."""
-    exchange = exchanges.stop(ACCOUNT, collection, "target", "room", deadline=3)
+    exchange = spell_stop(collection, deadline=3)
     assert (exchange.method, exchange.path) == ("POST", f"{ROOT}/{collection}/target/Streams/room")
     assert (exchange.kind, exchange.body, exchange.deadline) == (Kind.STOP, b"Status=stopped", 3)
     assert exchange.verb == f"stop stream room on {noun}"
     assert exchange.secrets == ACCOUNT.secrets
+
+
+def test_an_errand_says_how_it_goes() -> None:
+    """The lane and the progress of starts and stops are those of their errand, which may go on over several."""
+    errand = Errand(lane=Lane.BULK)
+    start = exchanges.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None, errand=errand)
+    stop = exchanges.stop(ACCOUNT, "Calls", "call", "room", deadline=None, errand=errand)
+    for exchange in (start, stop):
+        assert exchange.lane is Lane.BULK
+        assert exchange.progress is errand.progress
+    assert spell_stop("Calls").lane is Lane.INTERACTIVE
+    assert spell_stop("Calls").progress is not errand.progress
 
 
 def test_a_read() -> None:
@@ -101,10 +128,16 @@ def test_a_page_size_that_the_api_takes(size: int | None) -> None:
     assert path == f"{ROOT}/Calls" + (f"?PageSize={size}" if size else "")
 
 
-@pytest.mark.parametrize("size", [0, -1, 1001, True, False])
-def test_a_page_size_that_the_api_does_not_take(size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        *((size, "a whole number of 1 or more") for size in (0, -1, True, False, "50", 1.5)),
+        *((size, "from 1 to 1000") for size in (1001, 10**9)),
+    ],
+)
+def test_a_page_size_that_the_api_does_not_take(size: Any, words: str) -> None:
     """Any other page size is refused before anything is sent."""
-    with pytest.raises(InvalidRequestError, match=f"page_size must be from 1 to 1000, not {size}"):
+    with pytest.raises(InvalidRequestError, match=f"^page_size must be {words}, not {size!r}$"):
         exchanges.read_list(ACCOUNT, "Calls", filters={}, page_size=size, key="calls")
 
 
@@ -122,9 +155,9 @@ def test_a_next_page() -> None:
 def test_a_deadline_that_is_no_time_is_refused(deadline: Any) -> None:
     """A deadline that is no time is refused on starts and on stops."""
     with pytest.raises(InvalidRequestError, match="deadline"):
-        exchanges.start(ACCOUNT, StartCallStream(call_sid="c", url=URL), deadline=deadline)
+        spell_start(StartCallStream(call_sid="c", url=URL), deadline=deadline)
     with pytest.raises(InvalidRequestError, match="deadline"):
-        exchanges.stop(ACCOUNT, "Calls", "c", "s", deadline=deadline)
+        spell_stop("Calls", deadline=deadline)
 
 
 def test_an_exchange_can_be_performed_again_from_the_beginning() -> None:

@@ -65,7 +65,7 @@ def check_page(document: Any) -> None:
     assert all(isinstance(call, Call) for call in page.items)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(document=_DOCUMENTS)
 def test_no_json_is_too_odd(document: Any) -> None:
     """Any JSON is a stream, an item, a page and a problem, or refused as malformed."""

@@ -1,6 +1,7 @@
 """The query of a list: days, moments, switches and words."""
 
 from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
@@ -51,6 +52,21 @@ def test_a_moment_without_a_zone_is_refused() -> None:
         day(naive, "date_created")
 
 
+@pytest.mark.parametrize("value", [date(2018, 9, 19), 1_537_387_201, b"Wed, 19 Sep 2018"], ids=repr)
+def test_a_moment_of_another_type_is_refused(value: Any) -> None:
+    """A day, a number or bytes are no moment, and the refusal names their type."""
+    with pytest.raises(InvalidRequestError, match=rf"^start_time is a {type(value).__name__}: write it as datetime\("):
+        moment(value, "start_time")
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    """Text that no encoding can carry is refused as the caller's mistake, and not repeated."""
+    with pytest.raises(InvalidRequestError, match="half a surrogate pair") as caught:
+        query({"FriendlyName": "\ud83d"})
+    assert str(caught.value).isprintable()
+    assert caught.value.__cause__ is None
+
+
 @pytest.mark.parametrize(
     ("filters", "text"),
     [
@@ -75,7 +91,7 @@ def test_filters_become_a_query(filters: dict[str, object], text: str) -> None:
     assert query(filters) == text
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(
     st.dictionaries(
         st.text(st.characters(codec="utf-8"), min_size=1), st.text(st.characters(codec="utf-8")), min_size=1

@@ -39,6 +39,11 @@ API_ERROR = {"code": 20001, "message": "Unknown error", "more_info": "https://si
         (200, ["x"], Event.ACCEPTED),
         (200, "x", Event.ACCEPTED),
         (200, None, Event.ACCEPTED),
+        (200, {"sid": ["x"]}, Event.ACCEPTED),
+        (200, {"code": 20001, "message": "Unknown error"}, Event.ACCEPTED),
+        (200, {"code": 20429, "message": "Too many requests", "status": 429}, Event.THROTTLED),
+        (202, {"errors": [{"code": "20429", "message": "Too many requests"}]}, Event.THROTTLED),
+        (201, {"sid": "x", "code": 20429}, Event.DONE),
         (204, None, Event.ACCEPTED),
         (301, None, Event.REDIRECTED),
         (302, API_ERROR, Event.REDIRECTED),
@@ -64,6 +69,9 @@ API_ERROR = {"code": 20001, "message": "Unknown error", "more_info": "https://si
         (502, API_ERROR, Event.SERVER_FAULT),
         (503, None, Event.SERVER_FAULT),
         (503, ["x"], Event.SERVER_FAULT),
+        (503, {"message": "no healthy upstream"}, Event.SERVER_FAULT),
+        (503, {"message": "Unknown error", "more_info": "https://signalwire.com/x"}, Event.UNAVAILABLE),
+        (503, {"errors": ["Unknown error"]}, Event.UNAVAILABLE),
         (503, API_ERROR, Event.UNAVAILABLE),
         (504, API_ERROR, Event.SERVER_FAULT),
         (599, None, Event.SERVER_FAULT),
@@ -157,6 +165,7 @@ def test_only_a_stop_finds_nothing_to_stop(kind: Kind) -> None:
         ({"calls": []}, Event.DONE),
         ({"calls": [{"sid": "x"}]}, Event.DONE),
         ({"sid": "x"}, Event.ACCEPTED),
+        ({"calls": "x"}, Event.ACCEPTED),
         ({"calls": None}, Event.ACCEPTED),
         ({}, Event.ACCEPTED),
         ([], Event.ACCEPTED),
@@ -242,7 +251,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(
     status=st.integers(min_value=-10, max_value=1010),
     headers=st.dictionaries(

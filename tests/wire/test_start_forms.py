@@ -153,7 +153,7 @@ _STARTS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(_STARTS)
 def test_a_form_says_what_the_request_says(given_: dict[str, Any]) -> None:
     """A server that decodes the form of any valid start finds every value as the caller wrote it."""

@@ -311,7 +311,7 @@ def test_a_stream_is_known_without_any_answer(model: type[Any], asked: dict[str,
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, [], "x", 7, {}, {"sid": None}, {"sid": ""}, {"sid": 7}, {"call_sid": {}}], ids=repr
+    "wrong", [None, [], "x", 7, {}, {"sid": None}, {"sid": ""}, {"sid": 7}, {"sid": ["x"]}, {"call_sid": {}}], ids=repr
 )
 @pytest.mark.parametrize(("model", "key"), [(Conference, "sid"), (Participant, "call_sid"), (Call, "sid")])
 def test_an_item_without_an_id_is_malformed(model: type[Any], key: str, wrong: object) -> None:
@@ -389,6 +389,11 @@ def test_a_page_with_an_item_without_an_id_is_malformed(item: object) -> None:
         ({}, "sid", False),
         (None, "sid", False),
         (["sid"], "sid", False),
+        ({"sid": ["x"]}, "sid", False),
+        ({"sid": []}, "sid", False),
+        ({"call_sid": "x"}, "call_sid", True),
+        ({"call_sid": ["x"]}, "call_sid", False),
+        ({"calls": "x"}, "calls", False),
         ({"calls": []}, "calls", True),
         ({"calls": {}}, "calls", False),
     ],

@@ -1,0 +1,117 @@
+"""What a bulk run came to, in a few numbers that stay small however long the run is."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import exp, log
+from typing import Any
+
+from attrs import define, field, frozen
+
+from signalwire_streams.bulk.outcomes import SUCCEEDED, BulkOutcome, BulkState
+from signalwire_streams.errors import StreamsError
+
+_KEPT_FAILURES = 1_000
+_STEP = 0.02  # of the latencies' logarithm: percentiles are exact to two percent
+_LEAST_LATENCY = 1e-6
+
+
+class BulkError(ExceptionGroup[StreamsError]):
+    """Some items of a bulk run failed. It groups their errors and carries the ``report``."""
+
+    report: "BulkReport"
+
+    def derive(self, excs: Sequence[StreamsError]) -> "BulkError":  # type: ignore[override]
+        """Make the group of some of the errors; it keeps the report."""
+        group = BulkError(self.message, excs)
+        group.report = self.report
+        return group
+
+
+@frozen(kw_only=True)
+class BulkReport:
+    """What a bulk run came to.
+
+    Attributes:
+        counts: items by how they ended.
+        failures: the outcomes that did not succeed, the first thousand of them.
+        errors: how often each error's class and code came, most frequent first.
+        attempts: attempts that were made in all.
+        latencies: seconds by percentile (50, 95, 99 and 100), exact to two percent.
+        seconds: how long the run took.
+    """
+
+    counts: Mapping[BulkState, int]
+    failures: tuple[BulkOutcome[Any], ...]
+    errors: Mapping[str, int]
+    attempts: int
+    latencies: Mapping[int, float]
+    seconds: float
+
+    @property
+    def total(self) -> int:
+        """How many items there were."""
+        return sum(self.counts.values())
+
+    @property
+    def ok(self) -> bool:
+        """Whether every item succeeded."""
+        return all(state in SUCCEEDED for state, count in self.counts.items() if count)
+
+    def raise_if_failed(self) -> None:
+        """Raise unless every item succeeded.
+
+        Raises:
+            BulkError: it groups the errors of the first thousand failures and carries this report.
+        """
+        if self.ok:
+            return
+        failed = self.total - sum(self.counts.get(state, 0) for state in SUCCEEDED)
+        errors = [outcome.error for outcome in self.failures if outcome.error is not None]
+        group = BulkError(f"{failed} of {self.total} items failed", errors)
+        group.report = self
+        raise group
+
+
+@define(eq=False)
+class Tally:
+    """Counts outcomes as they come."""
+
+    counts: Counter[BulkState] = field(factory=Counter)
+    failures: list[BulkOutcome[Any]] = field(factory=list)
+    errors: Counter[str] = field(factory=Counter)
+    attempts: int = 0
+    slowest: float = 0.0
+    _latencies: Counter[int] = field(factory=Counter)
+
+    def add(self, outcome: BulkOutcome[Any]) -> None:
+        """Count one outcome."""
+        self.counts[outcome.state] += 1
+        self.attempts += outcome.attempts
+        if outcome.attempts:
+            self._latencies[int(log(max(outcome.seconds, _LEAST_LATENCY)) / _STEP)] += 1
+            self.slowest = max(self.slowest, outcome.seconds)
+        if outcome.error is not None:
+            code = getattr(outcome.error, "code", None)
+            self.errors[type(outcome.error).__name__ + (f" {code}" if code is not None else "")] += 1
+        if not outcome.ok and len(self.failures) < _KEPT_FAILURES:
+            self.failures.append(outcome)
+
+    def report(self, seconds: float) -> BulkReport:
+        """Sum up what was counted so far."""
+        return BulkReport(
+            counts=dict(self.counts),
+            failures=tuple(self.failures),
+            errors=dict(self.errors.most_common()),
+            attempts=self.attempts,
+            latencies={percent: self._percentile(percent) for percent in (50, 95, 99)} | {100: self.slowest},
+            seconds=seconds,
+        )
+
+    def _percentile(self, percent: int) -> float:
+        wanted = self._latencies.total() * percent / 100
+        seen = 0
+        for step in sorted(self._latencies):
+            seen += self._latencies[step]
+            if seen >= wanted:
+                return min(exp((step + 1) * _STEP), self.slowest)
+        return 0.0

@@ -1,0 +1,62 @@
+"""A bulk run, as its owner holds it."""
+
+from collections.abc import AsyncIterator
+from typing import Generic, TypeVar
+
+from attrs import define, field
+
+from signalwire_streams.bulk.engine import Engine
+from signalwire_streams.bulk.outcomes import BulkOutcome
+from signalwire_streams.bulk.report import BulkReport, Tally
+from signalwire_streams.errors import ClientStateError
+from signalwire_streams.transport.clock import Clock
+
+_Item = TypeVar("_Item")
+
+
+@define(eq=False)
+class BulkRun(Generic[_Item]):
+    """Many starts or stops: ``async for outcome in run``, then ``await run.report()``.
+
+    Outcomes come as the items end, in no particular order, one for each item. Leaving the loop early ends the
+    run: nothing more is taken in, what is under way gets five seconds to end, and the report tells the rest.
+    """
+
+    _engine: Engine[_Item]
+    _clock: Clock
+    _tally: Tally = field(init=False, factory=Tally)
+    _began_at: float | None = field(init=False, default=None)
+    _seconds: float | None = field(init=False, default=None)
+
+    async def __aiter__(self) -> AsyncIterator[BulkOutcome[_Item]]:
+        if self._began_at is not None:
+            raise ClientStateError("a run can be gone through once: make a new one")
+        self._began_at = self._clock.now()
+        try:
+            while (outcome := await self._engine.next()) is not None:
+                self._tally.add(outcome)
+                yield outcome
+        finally:
+            await self._end()
+
+    async def report(self) -> BulkReport:
+        """Sum the run up. Carries it out first where nobody went through it; ends it where somebody left it."""
+        if self._began_at is None:
+            async for _ in self:
+                pass
+        await self._end()
+        return self.so_far
+
+    @property
+    def so_far(self) -> BulkReport:
+        """What the run came to until now, for a display; without waiting for anything."""
+        seconds = self._seconds
+        if seconds is None:
+            seconds = 0.0 if self._began_at is None else self._clock.now() - self._began_at
+        return self._tally.report(seconds)
+
+    async def _end(self) -> None:
+        async for outcome in self._engine.close():
+            self._tally.add(outcome)
+        if self._seconds is None:
+            self._seconds = self._clock.now() - (self._began_at or self._clock.now())

@@ -1,0 +1,330 @@
+"""Bulk runs against a Space on a real socket."""
+
+import asyncio
+import gc
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from signalwire_streams import (
+    BreakerPolicy,
+    BulkError,
+    BulkOutcome,
+    BulkRun,
+    BulkState,
+    CallStream,
+    CircuitOpenError,
+    ClientStateError,
+    Clock,
+    ConferenceStream,
+    InvalidRequestError,
+    RetryPolicy,
+    StartCallStream,
+    StartConferenceStream,
+    StreamOutcomeUnknown,
+    StreamsClient,
+    TransportError,
+)
+from signalwire_streams.bulk.engine import Engine
+from signalwire_streams.resilience.adaptive import FixedConcurrency
+from signalwire_streams.simulator import SimulatedSpace
+from signalwire_streams.wire.exchange import Errand
+
+URL = "wss://rx.example.com/audio"
+
+
+def on_conferences(space: SimulatedSpace) -> list[StartConferenceStream]:
+    return [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
+
+
+def states(outcomes: list[BulkOutcome[Any]]) -> Counter[BulkState]:
+    return Counter(outcome.state for outcome in outcomes)
+
+
+async def test_conferences_and_calls_are_started_and_stopped(client_for: Any) -> None:
+    """Every item of a mixed input gets one outcome, and the streams that came of it can all be stopped."""
+    async with SimulatedSpace(conferences=20, calls=20) as space:
+        client: StreamsClient = client_for(space)
+        requests: list[StartConferenceStream | StartCallStream] = [*on_conferences(space)]
+        requests += [StartCallStream(call_sid=sid, url=URL) for sid in space.call_sids]
+
+        async def slowly() -> AsyncIterator[StartConferenceStream | StartCallStream]:
+            for request in requests:
+                await asyncio.sleep(0)
+                yield request
+
+        run = client.start_streams(slowly())
+        outcomes = [outcome async for outcome in run]
+        report = await run.report()
+
+        assert sorted(outcome.index for outcome in outcomes) == list(range(40))
+        assert all(outcome.item is requests[outcome.index] for outcome in outcomes)
+        assert states(outcomes) == report.counts == {BulkState.STARTED: 40}
+        assert (report.total, report.attempts, report.ok, report.failures) == (40, 40, True, ())
+        assert 0 < report.latencies[50] <= report.latencies[95] <= report.latencies[100]
+        assert report.seconds > 0
+        report.raise_if_failed()
+        assert len(space.streams.alive()) == 40
+
+        stopped = await client.stop_streams([o.stream for o in outcomes if o.stream is not None]).report()
+        assert stopped.counts == {BulkState.STOPPED: 40}
+        assert space.streams.alive() == []
+
+
+async def test_names_follow_from_the_run_and_the_target(client_for: Any) -> None:
+    """In one run a target has one name; explicit names stay, and unnamed items stay unnamed."""
+    async with SimulatedSpace(conferences=3) as space:
+        client = client_for(space)
+        first, second, third = space.conference_sids
+        requests = [
+            StartConferenceStream(conference_sid=first, url=URL),
+            StartConferenceStream(conference_sid=second, url=URL, name="mine"),
+            StartConferenceStream(conference_sid=third, url=URL, unnamed=True),
+            StartConferenceStream(conference_sid=third, url=URL, unnamed=True),
+            StartConferenceStream(conference_sid=first, url=URL),
+            StartConferenceStream(conference_sid=second, url=URL, name="mine"),
+        ]
+        outcomes = sorted([o async for o in client.start_streams(requests)], key=lambda o: o.index)
+
+        names = [o.stream.name if o.stream else None for o in outcomes]
+        assert names[0] is not None
+        assert names[0].startswith("sws-")
+        assert names[0].endswith(first)
+        assert names[1:4] == ["mine", None, None]
+        for twice in outcomes[4:]:
+            assert twice.state is BulkState.REJECTED
+            assert isinstance(twice.error, InvalidRequestError)
+        assert len(space.streams) == 4
+
+
+async def test_nothing_raises_per_item(client_for: Any) -> None:
+    """Refusals, lost answers and mistakes are outcomes; the report can raise them all together."""
+    async with SimulatedSpace(conferences=4) as space:
+        client = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        refused, unknown, unserved, fine = space.conference_sids
+        space.faults.add("status", status=422, body="api", code=21402, target=refused)
+        space.faults.add("reset", created=True, target=unknown)
+        space.faults.add("503-api", target=unserved)
+        items: list[Any] = [*on_conferences(space), "no request"]
+
+        run = client.start_streams(items)
+        outcomes = {outcome.index: outcome async for outcome in run}
+        report = await run.report()
+
+        assert [outcomes[index].state for index in range(5)] == [
+            BulkState.REJECTED,
+            BulkState.UNKNOWN,
+            BulkState.NOT_ATTEMPTED,
+            BulkState.STARTED,
+            BulkState.REJECTED,
+        ]
+        assert isinstance(outcomes[1].error, StreamOutcomeUnknown)
+        assert space.requests.count() == 4
+        assert not report.ok
+        assert report.errors["UnprocessableError 21402"] == 1
+        with pytest.raises(BulkError, match="4 of 5 items failed") as caught:
+            report.raise_if_failed()
+        assert caught.value.report is report
+        some, rest = caught.value.split(StreamOutcomeUnknown)
+        assert isinstance(some, BulkError)
+        assert isinstance(rest, BulkError)
+        assert some.report is rest.report is report
+        assert fine in {stream.target_sid for stream in space.streams.alive()}
+
+
+async def test_stops_that_fail(client_for: Any) -> None:
+    """A stop of nothing is rejected; one whose answers were lost is unknown; what is no stream is a mistake."""
+    async with SimulatedSpace(conferences=1, calls=1) as space:
+        client = client_for(space, retry=RetryPolicy(attempts=1))
+        sid = space.conference_sids[0]
+        space.faults.add("reset", target=sid)
+        items: list[Any] = [
+            CallStream(call_sid=space.call_sids[0], name="not-there"),
+            ConferenceStream(conference_sid=sid, name="perhaps"),
+            7,
+        ]
+        outcomes = {o.index: o async for o in client.stop_streams(items, concurrency=1)}
+
+        assert [outcomes[n].state for n in range(3)] == [BulkState.REJECTED, BulkState.UNKNOWN, BulkState.REJECTED]
+
+
+async def test_a_wrong_token_ends_a_run_early(space: SimulatedSpace, client_for: Any) -> None:
+    """After a 401 nothing more is sent; every item still has its outcome."""
+    client = client_for(space, token="wrong")
+    requests = [StartConferenceStream(conference_sid=f"room-{n}", url=URL) for n in range(100)]
+    run = client.start_streams(requests, concurrency=2)
+    outcomes = [outcome async for outcome in run]
+
+    assert states(outcomes)[BulkState.NOT_ATTEMPTED] >= 95
+    assert states(outcomes)[BulkState.REJECTED] == space.requests.count()
+    assert sorted(outcome.index for outcome in outcomes) == list(range(100))
+    with pytest.raises(BulkError):
+        (await run.report()).raise_if_failed()
+
+
+async def test_an_outage_is_waited_for(client_for: Any) -> None:
+    """While the breaker is open a run waits instead of failing item after item."""
+    async with SimulatedSpace(conferences=60) as space:
+        client = client_for(space, breaker=BreakerPolicy(outcomes=5, pause=0.5), retry=RetryPolicy(attempts=1))
+        space.faults.add("503-api", on="start", times=5)
+        report = await client.start_streams(on_conferences(space), concurrency=4).report()
+
+        assert report.counts[BulkState.STARTED] == 55
+        assert report.counts[BulkState.NOT_ATTEMPTED] == 5
+
+
+async def test_an_outage_without_end_is_not_waited_for_for_ever() -> None:
+    """After a minute of an open breaker an item is given up, as not attempted."""
+
+    async def never_served(item: str, errand: Errand) -> ConferenceStream:
+        raise CircuitOpenError("not tried, the Space kept failing", retry_after=5.0)
+
+    clock = Clock.instant()
+    run = BulkRun(Engine(["room"], never_served, starting=True, limit=FixedConcurrency(1), clock=clock), clock)
+    report = await run.report()
+
+    assert report.counts == {BulkState.NOT_ATTEMPTED: 1}
+    assert 60 < report.seconds < 75
+
+
+async def test_a_failing_input_yields_what_ended_and_then_raises(client_for: Any) -> None:
+    """When the input raises, the outcomes of what it gave come first."""
+    async with SimulatedSpace(conferences=5) as space:
+
+        def input_that_fails() -> Iterator[StartConferenceStream]:
+            yield from on_conferences(space)
+            raise LookupError("the database went away")
+
+        run = client_for(space).start_streams(input_that_fails())
+        outcomes: list[BulkOutcome[Any]] = []
+
+        async def go_through() -> None:
+            async for outcome in run:
+                outcomes.append(outcome)  # noqa: PERF401  (what came before the error is the point)
+
+        with pytest.raises(LookupError, match="went away"):
+            await go_through()
+        assert states(outcomes) == {BulkState.STARTED: 5}
+        assert (await run.report()).counts == {BulkState.STARTED: 5}
+
+
+async def test_leaving_early_leaves_nothing_running(client_for: Any) -> None:
+    """After a break nothing is taken in, what was under way ends, and the report says what became of all of it."""
+    async with SimulatedSpace(conferences=200) as space:
+        client = client_for(space)
+        taken = 0
+
+        def counted() -> Iterator[StartConferenceStream]:
+            nonlocal taken
+            for request in on_conferences(space):
+                taken += 1
+                yield request
+
+        run = client.start_streams(counted(), concurrency=8)
+        async for _ in run:
+            break
+        report = await run.report()
+
+        assert taken < 200
+        assert report.total == taken
+        assert len(space.streams.alive()) == report.counts[BulkState.STARTED]
+        await asyncio.sleep(0)
+        assert not [task for task in asyncio.all_tasks() if "carry_out" in repr(task) or "take_in" in repr(task)]
+
+
+async def test_what_does_not_end_is_cut_and_classified(
+    client_for: Any, monkeypatch: pytest.MonkeyPatch, space: SimulatedSpace
+) -> None:
+    """What outlasts the drain is unknown when it was sent, and not attempted when it was not."""
+    monkeypatch.setattr("signalwire_streams.bulk.engine._DRAIN", 0.01)
+    space.faults.add("hang", created=True)
+    client = client_for(space, connections=2)
+    run = client.start_streams(on_conferences(space), concurrency=3)
+
+    async def go_through() -> None:
+        async for _ in run:
+            pass
+
+    consumer = asyncio.create_task(go_through())
+    await space.requests.wait_for(2)
+    assert run.so_far.total == 0
+    consumer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await consumer
+    report = await run.report()
+
+    assert report.counts == {BulkState.UNKNOWN: 2, BulkState.NOT_ATTEMPTED: 1}
+    assert {type(outcome.error) for outcome in report.failures} == {StreamOutcomeUnknown, TransportError}
+
+
+async def test_a_slow_consumer_costs_no_memory(client_for: Any) -> None:
+    """While outcomes are not taken, no more items are taken in than the backlog holds."""
+    async with SimulatedSpace(conferences=400, participants=0) as space:
+        asyncio.get_running_loop().set_debug(False)
+        client = client_for(space)
+        taken = 0
+
+        def counted() -> Iterator[StartConferenceStream]:
+            nonlocal taken
+            for request in on_conferences(space):
+                taken += 1
+                yield request
+
+        run = client.start_streams(counted(), concurrency=8)
+        outcomes = aiter(run)
+        await anext(outcomes)
+        await space.requests.wait_for(70)
+        for _ in range(200):
+            await asyncio.sleep(0.001)
+        assert taken <= 64 + 8 + 2
+
+        rest = [outcome async for outcome in outcomes]
+        assert len(rest) == 399
+
+
+async def test_a_run_goes_once(space: SimulatedSpace, client: StreamsClient) -> None:
+    """A run that was gone through says so."""
+    run = client.start_streams(on_conferences(space))
+    assert run.so_far.seconds == 0
+    await run.report()
+
+    with pytest.raises(ClientStateError, match="once"):
+        async for _ in run:
+            pass
+    assert (await run.report()).total == 3
+    with pytest.raises(InvalidRequestError, match="concurrency"):
+        client.start_streams([], concurrency=0)
+
+
+async def test_an_empty_run(client: StreamsClient) -> None:
+    """A run over nothing is fine."""
+    report = await client.start_streams([]).report()
+
+    assert (report.total, report.ok, report.latencies[50]) == (0, True, 0.0)
+
+
+async def test_a_run_that_nobody_goes_through(client_for: Any, space: SimulatedSpace) -> None:
+    """A run that is only made does nothing."""
+    client_for(space).start_streams(on_conferences(space))
+    gc.collect()
+    await asyncio.sleep(0)
+
+    assert len(space.requests) == 0
+
+
+async def test_interactive_starts_go_before_a_run(client_for: Any) -> None:
+    """A single start in the middle of a run does not wait for the run to end."""
+    clock = Clock.instant()
+    async with SimulatedSpace(conferences=120, participants=0) as space:
+        client: StreamsClient = client_for(space, clock=clock)
+        run = client.start_streams(on_conferences(space)[:-1])
+        outcomes = aiter(run)
+        await anext(outcomes)
+        await client.conferences.start_stream(space.conference_sids[-1], url=URL, name="now")
+
+        received = [request.fields["Name"] for request in space.requests if request.method == "POST"]
+        assert "now" in received
+        assert len(received) < 120
+        _ = [outcome async for outcome in outcomes]

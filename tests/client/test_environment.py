@@ -1,0 +1,41 @@
+"""A client that finds the Space and its credentials in the environment."""
+
+import pytest
+
+from signalwire_streams import InvalidRequestError, StreamsClient
+from signalwire_streams.simulator import SimulatedSpace
+
+NAMES = ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN")
+
+
+def environment_of(space: SimulatedSpace) -> dict[str, str]:
+    return dict(zip(NAMES, (space.base_url, space.project, space.token), strict=True))
+
+
+@pytest.mark.parametrize(
+    "missing", [NAMES, NAMES[:1], NAMES[1:], (NAMES[0], NAMES[2])], ids=lambda names: f"{len(names)} missing"
+)
+@pytest.mark.parametrize("empty", [False, True], ids=["not set", "empty"])
+def test_all_that_is_missing_is_named(missing: tuple[str, ...], empty: bool) -> None:
+    """The refusal names each variable that is not set, or is empty, and none that is."""
+    environment = {name: "example" for name in NAMES if name not in missing}
+    if empty:
+        environment |= dict.fromkeys(missing, "")
+    with pytest.raises(InvalidRequestError) as caught:
+        StreamsClient.from_env(environment)
+    assert str(caught.value) == f"set {', '.join(missing)} in the environment (see your Space's API page)"
+
+
+async def test_a_client_of_a_mapping(space: SimulatedSpace) -> None:
+    """Where a mapping is handed over, it alone is looked at."""
+    async with StreamsClient.from_env(environment_of(space)) as client:
+        assert (await client.conferences.get(space.conference_sids[0])).sid == space.conference_sids[0]
+
+
+async def test_a_client_of_the_process(space: SimulatedSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is handed over, the process's own environment is looked at."""
+    for name, value in environment_of(space).items():
+        monkeypatch.setenv(name, value)
+    async with StreamsClient.from_env() as client:
+        assert repr(client) == f"StreamsClient({space.base_url!r}, project={space.project!r})"
+        assert (await client.calls.get(space.call_sids[0])).sid == space.call_sids[0]

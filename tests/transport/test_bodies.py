@@ -1,0 +1,105 @@
+"""Bodies that do not end, are too long or can't be unpacked, on real sockets: the status counts for what it says."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from signalwire_streams import (
+    MalformedResponseError,
+    StreamOutcomeUnknown,
+    StreamsClient,
+    StreamsError,
+    Timeouts,
+    UnprocessableError,
+)
+from signalwire_streams.simulator import SimulatedSpace
+
+URL = "wss://rx.example.com/audio"
+SID = b'{"sid": "b3877c40-da60-4998-90ad-b792e98472cf"}'
+REFUSAL = json.dumps({"code": 21402, "message": "Url is invalid", "padding": "x" * 70_000}).encode()
+ENDLESS: dict[str, tuple[str, bytes]] = {
+    "nothing of it": ("Content-Length: 10\r\n", b""),
+    "a part of it": (f"Content-Length: {len(SID) + 1}\r\n", SID),
+    "a chunk of it": ("Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n" % (len(SID), SID)),
+}
+SPOILED: dict[str, tuple[str, bytes]] = {
+    "not packed as it says": (f"Content-Encoding: gzip\r\nContent-Length: {len(SID)}\r\n", SID),
+    "larger than any answer": (f"Content-Length: {17 * 1024 * 1024}\r\n", b" " * 17 * 1024 * 1024),
+}
+each_bad_body = pytest.mark.parametrize(("head", "body"), (ENDLESS | SPOILED).values(), ids=ENDLESS | SPOILED)
+
+
+@asynccontextmanager
+async def answering(status: int, head: str, body: bytes) -> AsyncIterator[str]:
+    """Answer each request so, and keep the connection open; give the server's address."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(f"HTTP/1.1 {status} X\r\n{head}\r\n".encode() + body)
+            await writer.drain()
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.fixture
+def client_of(client_for: Any, space: SimulatedSpace) -> Any:
+    """Make clients that give an attempt a moment, though its answer may come for long."""
+    return lambda address: client_for(space, base_url=address, timeouts=Timeouts(attempt=0.3))
+
+
+async def error_of_a_start(client: StreamsClient) -> StreamsError:
+    with pytest.raises(StreamsError) as caught:
+        await client.conferences.start_stream("room", url=URL, unnamed=True)
+    return caught.value
+
+
+@each_bad_body
+async def test_an_accepted_start_runs_whatever_its_body(head: str, body: bytes, client_of: Any) -> None:
+    """A start that was accepted is held by its name where the body can't be read; without a name its id is lost."""
+    async with answering(200, head, body) as address:
+        client = client_of(address)
+        stream = await client.conferences.start_stream("room", url=URL, name="mine")
+        error = await error_of_a_start(client)
+
+    assert (stream.sid, stream.name) == (None, "mine")
+    assert isinstance(error, StreamOutcomeUnknown)
+    assert (error.accepted, error.status, error.attempts) == (True, 200, 1)
+
+
+async def test_a_read_is_tried_again(client_of: Any) -> None:
+    """A read whose body does not end is tried three times, and then malformed."""
+    async with answering(200, *ENDLESS["a part of it"]) as address:
+        with pytest.raises(MalformedResponseError) as caught:
+            await client_of(address).conferences.get("room")
+
+    assert (caught.value.status, caught.value.sent, caught.value.attempts) == (200, "yes", 3)
+
+
+@each_bad_body
+async def test_a_refusal_is_a_refusal_whatever_its_body(head: str, body: bytes, client_of: Any) -> None:
+    """A refusal whose body can't be read is final by its status alone."""
+    async with answering(422, head, body) as address:
+        error = await error_of_a_start(client_of(address))
+
+    assert isinstance(error, UnprocessableError)
+    assert (error.code, error.errors, error.attempts) == (None, (), 1)
+
+
+async def test_a_refusal_is_not_read_without_end(client_of: Any) -> None:
+    """Of a refusal no more than 64 KiB are read, and what was cut off there is not believed."""
+    async with answering(422, f"Content-Length: {len(REFUSAL)}\r\n", REFUSAL) as address:
+        error = await error_of_a_start(client_of(address))
+
+    assert isinstance(error, UnprocessableError)
+    assert error.code is None
+    assert f", {64 * 1024} bytes long" in str(error)
