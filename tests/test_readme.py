@@ -57,6 +57,17 @@ async def test_the_example_test_passes() -> None:
     await scope["test_my_service_records_each_conference_once"]()
 
 
+async def test_the_bulk_example_runs(space: SimulatedSpace, client: StreamsClient) -> None:
+    """The bulk example starts a stream on every live conference."""
+    [code] = [code for code in PYTHON if "start_streams" in code]
+    scope: dict[str, Any] = {}
+    exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+
+    await scope["record_every_live_conference"](client)
+
+    assert len(space.streams.alive()) == 3
+
+
 def test_all_examples_compile() -> None:
     """Every example in Python is Python."""
     for code in PYTHON:
