@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from signalwire_streams.errors import InvalidRequestError
 
@@ -37,7 +37,8 @@ def private_parts(url: str) -> tuple[str, ...]:
     """Give the parts of a URL that may not be shown: its query, and its user with password."""
     before, _, query = url.partition("?")
     userinfo = before.partition("://")[2].rpartition("@")[0]
-    return tuple(part for part in (query, userinfo, userinfo.partition(":")[2]) if part)
+    values = [value for _, value in parse_qsl(query)]
+    return tuple(part for part in (query, *values, userinfo, userinfo.partition(":")[2]) if part)
 
 
 def check_handle(value: object, what: str) -> str:
@@ -77,12 +78,12 @@ def check_stream_url(value: object) -> str:
     if "#" in url:
         raise InvalidRequestError(f"url {shown!r} has a fragment: write it without the '#' and what follows")
     if url.startswith("//"):
-        raise InvalidRequestError(f"url names a host without a scheme: write 'wss://{shown.removeprefix('//')}'")
+        raise InvalidRequestError(f"url has no scheme: write 'wss://{shown.lstrip('/') or 'host/path'}'")
     if url.startswith("/"):  # "Absolute or relative URL" says the API; what it is relative to, it does not
         return url
     scheme, separator, _ = url.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme):
-        bare = re.sub(r"^[a-z]+:/*", "", shown)
+        bare = re.sub(r"^(https?|wss?):|^[A-Za-z]+:(?=/)", "", shown, flags=re.IGNORECASE).lstrip("/") or "host/path"
         raise InvalidRequestError(f"url {shown!r} does not start with a scheme and '://': write 'wss://{bare}'")
     if scheme.lower() != "wss":
         bare = shown.partition("://")[2]

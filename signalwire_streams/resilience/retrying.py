@@ -44,6 +44,7 @@ class Retrying:
     random: Callable[[], float]
     deadline_at: float
     ambiguous_since: float | None = None
+    _accepted: bool = False
     _tries: dict[Action, int] = field(factory=dict)
     _spent: int = 0
 
@@ -64,21 +65,22 @@ class Retrying:
         if action in _DONE:
             self.budget.succeed(self._spent)
             return Decision(action)
+        self._accepted |= event is Event.ACCEPTED
         if event in AMBIGUOUS and self.ambiguous_since is None:
             self.ambiguous_since = now
         if action is Action.RESEND and not self._may_resend():
             return Decision(Action.UNKNOWN)
         if action not in _AGAIN:
-            return Decision(self._end(action, event))
+            return Decision(self._end(action))
         wait = self._wait(action, retry_after)
         if not self._allowed(action, now, wait, retry_after):
-            return Decision(self._end(Action.FAIL, event))
+            return Decision(self._end(Action.FAIL))
         self._tries[action] = self._tries.get(action, 0) + 1
         return Decision(action, wait)
 
-    def _end(self, action: Action, event: Event) -> Action:
+    def _end(self, action: Action) -> Action:
         """Never tell a caller less than is known: a start that may run does not just "fail", nor a stop that worked."""
-        if event is Event.ACCEPTED and self.kind is Kind.STOP:
+        if self._accepted and self.kind is Kind.STOP:
             return Action.ALREADY_STOPPED
         if action is Action.FAIL and self.ambiguous and self.kind.is_start:
             return Action.UNKNOWN

@@ -115,12 +115,9 @@ class HttpSender:
             if not heard:
                 return _without_reply(exchange.kind, progress.phase, error)
             reply = read_reply(heard[0].status, heard[0].headers, b"", complete=False)
-        return Outcome(
-            event=event_of(exchange, reply),
-            phase=Phase.ANSWERED,
-            reply=reply,
-            retry_after=retry_after(reply.headers) if reply.status >= _REFUSED else None,
-        )
+        event = event_of(exchange, reply)
+        wait = retry_after(reply.headers) if event is not Event.DONE else None
+        return Outcome(event=event, phase=Phase.ANSWERED, reply=reply, retry_after=wait)
 
     async def _exchange(self, exchange: Exchange, heard: list[aiohttp.ClientResponse]) -> Reply:
         progress = exchange.progress

@@ -73,9 +73,10 @@ class LocalPacer:
         ahead = len(self._waiting[Lane.INTERACTIVE])
         if lane is Lane.BULK:
             ahead += len(self._waiting[Lane.BULK])
-        if not ahead and not self.pace.take(now):
+        wait = self.pace.gate_wait(now) if ahead else self.pace.take(now)
+        if not (ahead or wait):
             return 0.0
-        least = max(self.pace.gate_wait(now), ahead / self.pace.rate)
+        least = max(wait, ahead / self.pace.rate)
         if least >= patience:
             return least
         return await self._turn(lane, patience)

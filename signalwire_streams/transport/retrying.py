@@ -45,7 +45,8 @@ class Retry:
         now = self.clock.now
         progress = exchange.progress
         deadline = self.policy.deadline if exchange.deadline is None else exchange.deadline
-        progress.deadline_at = now() + deadline
+        # An errand may take a second exchange; its deadline is that of the first.
+        progress.deadline_at = min(progress.deadline_at, now() + deadline)
         retrying = Retrying(self.policy, exchange.kind, self.budget, self.clock.random, progress.deadline_at)
         unsure_at = Phase.QUEUED
         while True:

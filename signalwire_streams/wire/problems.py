@@ -61,9 +61,6 @@ def read_problem(document: object) -> Problem:
         return Problem()
     sentences: list[str] = []
     code = _number(document.get("code"))
-    message = document.get("message")
-    if isinstance(message, str):
-        sentences.append(message)
     errors = document.get("errors")
     for entry in errors if isinstance(errors, list) else ():
         if isinstance(entry, str):
@@ -71,13 +68,15 @@ def read_problem(document: object) -> Problem:
         elif isinstance(entry, dict):
             code = _number(entry.get("code")) if code is None else code
             sentences += [text for text in (entry.get("message"), entry.get("detail")) if isinstance(text, str)][:1]
-    more_info = document.get("more_info")
+    message, more_info = document.get("message"), document.get("more_info")
+    said = [message] if isinstance(message, str) else []
+    sentences = [sentence for sentence in sentences if sentence.strip()]
     return Problem(
-        sentences=tuple(sentence for sentence in sentences if sentence.strip()),
+        sentences=tuple(sentence for sentence in [*said, *sentences] if sentence.strip()),
         code=code,
         more_info=more_info if isinstance(more_info, str) else None,
         # A proxy's own JSON may have a "message" too, and says nothing of what the Space did.
-        is_api=code is not None or isinstance(errors, list) or (bool(sentences) and "more_info" in document),
+        is_api=code is not None or bool(sentences) or (bool(said) and "more_info" in document),
     )
 
 
@@ -117,6 +116,7 @@ def _any_spelling(secret: str) -> str:
         quote_plus(secret, errors="replace"),
         quote(secret, safe="", errors="replace"),
         escape(secret),
+        escape(secret).replace("&#x27;", "&#39;"),
         dumps(secret)[1:-1],
         dumps(secret)[1:-1].replace("/", "\\/"),
     }

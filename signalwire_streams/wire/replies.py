@@ -35,7 +35,9 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes, *, complete
         complete: False when the body broke off or was too long to be read whole.
     """
     document = _decode(body) if complete and body else None
-    problem = read_problem(document) if status >= _REDIRECT else None
+    # Of an answer that is fine, nothing is asked; a 2xx may still carry the code for "too many requests".
+    fine = status < _REDIRECT and not (isinstance(document, dict) and document.keys() & {"code", "errors"})
+    problem = None if fine else read_problem(document)
     return Reply(status=status, headers=headers, body=body, complete=complete, document=document, problem=problem)
 
 
@@ -71,7 +73,8 @@ def event_of(exchange: Exchange, reply: Reply) -> Event:
 def _success(exchange: Exchange, reply: Reply) -> Event:
     if has_key(reply.document, exchange.expects):
         return Event.DONE
-    return Event.THROTTLED if read_problem(reply.document).code == _TOO_MANY_REQUESTS else Event.ACCEPTED
+    throttled = reply.problem is not None and reply.problem.code == _TOO_MANY_REQUESTS
+    return Event.THROTTLED if throttled else Event.ACCEPTED
 
 
 def _fault(status: int, reply: Reply, problem: Problem) -> Event:

@@ -99,14 +99,14 @@ def test_the_public_part_of_a_url(url: str, shown: str) -> None:
     ("url", "parts"),
     [
         ("https://example.com/a", ()),
-        ("https://example.com/a?key=hush", ("key=hush",)),
+        ("https://example.com/a?key=hush", ("key=hush", "hush")),
         ("https://ada@example.com/a", ("ada",)),
-        ("https://ada:hush@example.com/a?key=hush", ("key=hush", "ada:hush", "hush")),
+        ("https://ada:hush@example.com/a?key=hush", ("key=hush", "hush", "ada:hush", "hush")),
         ("https://ada:hu@sh@example.com/a", ("ada:hu@sh", "hu@sh")),
-        ("https://example.com/?to=a@b", ("to=a@b",)),
+        ("https://example.com/?to=a@b", ("to=a@b", "a@b")),
         ("", ()),
     ],
 )
 def test_the_private_parts_of_a_url(url: str, parts: tuple[str, ...]) -> None:
-    """A URL's query, its user with password, and the password alone are secrets."""
+    """A query, each value in it, the user with password, and the password alone are secrets."""
     assert private_parts(url) == parts

@@ -109,7 +109,7 @@ async def test_patience_ends_a_wait_that_was_begun() -> None:
         watch.time += seconds
 
     paced = LocalPacer(
-        Pace(RateLimit(requests=20, window=10.0, share=1.0, burst=1)), Clock(now=lambda: watch.time, sleep=sleep)
+        Pace(RateLimit(requests=2_000, window=10.0, share=1.0, burst=1)), Clock(now=lambda: watch.time, sleep=sleep)
     )
     await paced.acquire(Lane.BULK, 60)
     waiting = asyncio.create_task(paced.acquire(Lane.BULK, 0.01))
@@ -123,11 +123,20 @@ async def test_patience_ends_a_wait_that_was_begun() -> None:
 async def test_a_turn_in_the_very_moment_that_patience_ends() -> None:
     """Where the turn is granted while the timeout is already on its way, it is a turn, and counted."""
     times = iter([0.0, 0.0, 10.0])
-    pace = Pace(RateLimit(requests=20, window=10.0, share=1.0, burst=1))
+    pace = Pace(RateLimit(requests=10**12, window=10.0, share=1.0, burst=1))
     paced = LocalPacer(pace, Clock(now=lambda: next(times)))
     assert await paced.acquire(Lane.BULK, 60) == 0
     assert await paced.acquire(Lane.BULK, 1e-9) == 0
     assert pace.take(10.0) > 0
+
+
+async def test_no_patience_takes_nothing() -> None:
+    """Who can't wait at all, and would have to, is told so and takes no leave."""
+    paced, _ = pacer(requests=20, window=10.0, share=1.0, burst=1)
+    assert await paced.acquire(Lane.BULK, 0.0) == 0
+
+    assert await paced.acquire(Lane.BULK, 0.0) > 0
+    assert await paced.acquire(Lane.BULK, -1.0) > 0
 
 
 class NoSlots(asyncio.Semaphore):

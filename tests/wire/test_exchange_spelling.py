@@ -77,7 +77,7 @@ def test_a_start_names_its_secrets() -> None:
     exchange = spell_start(request)
     assert set(exchange.secrets) == {
         *ACCOUNT.secrets,
-        *("hush1", "hush2", "hush3", "ada:hush4", "hush4", "key=hush5"),
+        *("hush1", "hush2", "hush3", "ada:hush4", "hush4", "key=hush5", "hush5"),
     }
     assert "hush" not in repr(exchange)
     assert spell_start(StartCallStream(call_sid="call", url=URL)).secrets == ACCOUNT.secrets

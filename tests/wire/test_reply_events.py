@@ -224,8 +224,9 @@ def test_a_body_that_can_be_read_is_read() -> None:
 
 
 def test_only_a_refusal_has_a_problem() -> None:
-    """An answer of success is not searched for errors."""
-    assert reply(200, API_ERROR).problem is None
+    """An answer of success is not searched for errors, unless it carries an error's code."""
+    assert reply(200, {"sid": "stream", "message": "fine"}).problem is None
+    assert reply(200, API_ERROR).problem is not None
     assert reply(300, API_ERROR).problem is not None
 
 
