@@ -50,8 +50,10 @@ def program() -> None:
     """Start and stop SignalWire audio streams, never twice."""
 
 
-for command in (conferences, calls, simulate, demo):
-    program.add_command(command)
+program.add_command(conferences)
+program.add_command(calls)
+program.add_command(simulate)
+program.add_command(demo)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
