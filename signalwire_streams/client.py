@@ -3,13 +3,18 @@
 import os
 from asyncio import Semaphore
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from secrets import token_hex
 from types import TracebackType
 from typing import NoReturn, Self, TypeAlias, TypeVar
 
 import aiohttp
 
-from signalwire_streams.bulk.engine import Engine, Perform
-from signalwire_streams.bulk.run import BulkRun
+from signalwire_streams.bulk.engine import Engine, Note, Perform
+from signalwire_streams.bulk.journal import Journal
+from signalwire_streams.bulk.journaled import Book, JournaledStarting, JournaledStopping
+from signalwire_streams.bulk.run import BulkRun, Keeper
 from signalwire_streams.bulk.starting import Both, Starting, Stopping
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
@@ -108,6 +113,7 @@ class StreamsClient:
         self._account = account
         self._line = Line(sessions, chain(around, sender))
         self._clock = clock
+        self._retry = retry or RetryPolicy()
         self._streams = Both(
             Streams(self._line, account, "Conferences", ConferenceStream, "conference_sid"),
             Streams(self._line, account, "Calls", CallStream, "call_sid"),
@@ -136,6 +142,8 @@ class StreamsClient:
         requests: Iterable[_Start] | AsyncIterable[_Start],
         *,
         concurrency: int | None = None,
+        journal: Path | str | None = None,
+        resume: bool = False,
     ) -> BulkRun[_Start]:
         """Start many streams: ``async for outcome in client.start_streams(requests)``.
 
@@ -146,14 +154,30 @@ class StreamsClient:
             requests: what to start, conferences and calls mixed as they come. Those without a name get one that
                 follows from the run and the target, so a target may come once.
             concurrency: how many starts may be under way at once; found out while running when left out.
+            journal: a file to keep book in, so that a run that was killed can be gone on with. Each item is noted
+                before it is sent. The file holds no token and no parameter value.
+            resume: True to go on with the run of that journal: pass the same requests again. What runs is not
+                sent again; what may run is sent again under its name; what may run without a name, or on a call
+                (unless ``RetryPolicy.resend_call_starts``), is reported as unknown.
+
+        Raises:
+            InvalidRequestError: on going through the run, when the journal is there already, or is missing, or
+                belongs to another Space, project or kind of run, or to a process that still runs.
         """
-        return self._bulk(requests, Starting(self._streams), concurrency, starting=True)
+        starting = Starting(self._streams)
+        book = self._book(journal, "start", resume=resume)
+        if book is None:
+            return self._bulk(requests, starting, concurrency, starting=True)
+        journaled = JournaledStarting(starting, book, self._retry.resend_call_starts)
+        return self._bulk(requests, journaled, concurrency, starting=True, keeper=journaled, note=book.note)
 
     def stop_streams(
         self,
         streams: Iterable[_Stream] | AsyncIterable[_Stream],
         *,
         concurrency: int | None = None,
+        journal: Path | str | None = None,
+        resume: bool = False,
     ) -> BulkRun[_Stream]:
         """Stop many streams: ``async for outcome in client.stop_streams(streams)``.
 
@@ -161,8 +185,26 @@ class StreamsClient:
             streams: the streams as they were returned, or made by hand from what was kept, such as
                 ``ConferenceStream(conference_sid="...", name="...")``.
             concurrency: how many stops may be under way at once; found out while running when left out.
+            journal: a file to keep book in, as in `start_streams`.
+            resume: True to go on with the run of that journal.
         """
-        return self._bulk(streams, Stopping(self._streams), concurrency, starting=False)
+        stopping = Stopping(self._streams)
+        book = self._book(journal, "stop", resume=resume)
+        if book is None:
+            return self._bulk(streams, stopping, concurrency, starting=False)
+        journaled = JournaledStopping(stopping, book)
+        return self._bulk(streams, journaled, concurrency, starting=False, keeper=journaled, note=book.note)
+
+    def _book(self, journal: Path | str | None, doing: str, *, resume: bool) -> Book | None:
+        if journal is None:
+            if resume:
+                raise InvalidRequestError("resume=True needs the journal to go on with: pass journal='run.db'")
+            return None
+        account = self._account
+        whose = {"doing": doing, "origin": account.origin, "project": account.sid}
+        if resume:
+            return Book(partial(Journal.reopen, Path(journal), **whose))
+        return Book(partial(Journal.create, Path(journal), run=token_hex(4), **whose))
 
     def _bulk(
         self,
@@ -171,11 +213,13 @@ class StreamsClient:
         concurrency: int | None,
         *,
         starting: bool,
+        keeper: Keeper | None = None,
+        note: Note | None = None,
     ) -> BulkRun[_Item]:
         limit = (
             AdaptiveConcurrency() if concurrency is None else FixedConcurrency(check_count(concurrency, "concurrency"))
         )
-        return BulkRun(Engine(items, perform, starting, limit, self._clock), self._clock)
+        return BulkRun(Engine(items, perform, starting, limit, self._clock, note), self._clock, keeper)
 
     async def aclose(self) -> None:
         """Take no new calls, give those under way five seconds to end, then close the connections."""

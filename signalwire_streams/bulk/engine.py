@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from attrs import define, field
 
@@ -18,7 +18,7 @@ from signalwire_streams.errors import (
 )
 from signalwire_streams.models import CallStream, ConferenceStream, Lane
 from signalwire_streams.transport.clock import Clock
-from signalwire_streams.wire.exchange import Errand
+from signalwire_streams.wire.exchange import Errand, Progress
 
 _Item = TypeVar("_Item")
 
@@ -29,6 +29,10 @@ _LEAST_PAUSE = 0.05
 
 Perform = Callable[[_Item, Errand], Awaitable[ConferenceStream | CallStream]]
 """Carries out one item."""
+
+
+Note = Callable[[Progress, BulkOutcome[Any]], None]
+"""Hears of an outcome, and of the errand whose it is."""
 
 
 class Limit(Protocol):
@@ -57,6 +61,7 @@ class Engine(Generic[_Item]):
         starting: whether they are starts.
         limit: how many may be under way at once.
         clock: where time and waiting come from.
+        note: hears of each outcome of an item that was carried out, before it is handed over.
     """
 
     items: Iterable[_Item] | AsyncIterable[_Item]
@@ -64,6 +69,7 @@ class Engine(Generic[_Item]):
     starting: bool
     limit: Limit
     clock: Clock
+    note: Note | None = None
     _running: dict[asyncio.Task[None], None] = field(init=False, factory=dict)
     _backlog: deque[BulkOutcome[_Item]] = field(init=False, factory=deque)
     _changed: asyncio.Event = field(init=False, factory=asyncio.Event)
@@ -142,17 +148,18 @@ class Engine(Generic[_Item]):
         except asyncio.CancelledError:
             result = _cut(errand)
         self._learn(errand, result)
-        self._put(
-            BulkOutcome(
-                index=index,
-                item=item,
-                state=self._state(result),
-                stream=None if isinstance(result, StreamsError) else result,
-                error=result if isinstance(result, StreamsError) else None,
-                attempts=errand.progress.attempts,
-                seconds=self.clock.now() - began,
-            )
+        outcome = BulkOutcome(
+            index=index,
+            item=item,
+            state=self._state(result),
+            stream=None if isinstance(result, StreamsError) else result,
+            error=result if isinstance(result, StreamsError) else None,
+            attempts=errand.progress.attempts,
+            seconds=self.clock.now() - began,
         )
+        if self.note is not None:
+            self.note(errand.progress, outcome)
+        self._put(outcome)
 
     async def _until_served(self, item: _Item, errand: Errand, began: float) -> ConferenceStream | CallStream:
         """Carry out an item; while the breaker is open, wait for it instead of failing item after item."""

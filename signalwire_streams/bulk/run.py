@@ -1,7 +1,7 @@
 """A bulk run, as its owner holds it."""
 
 from collections.abc import AsyncIterator
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from attrs import define, field
 
@@ -14,6 +14,18 @@ from signalwire_streams.transport.clock import Clock
 _Item = TypeVar("_Item")
 
 
+class Keeper(Protocol):
+    """Keeps a journal of the run."""
+
+    def begin(self) -> None:
+        """Open the journal; the run begins."""
+        ...
+
+    def end(self) -> None:
+        """Write what waits and let go of the journal; the run has ended. Safe to repeat."""
+        ...
+
+
 @define(eq=False)
 class BulkRun(Generic[_Item]):
     """Many starts or stops: ``async for outcome in run``, then ``await run.report()``.
@@ -24,6 +36,7 @@ class BulkRun(Generic[_Item]):
 
     _engine: Engine[_Item]
     _clock: Clock
+    _keeper: Keeper | None = None
     _tally: Tally = field(init=False, factory=Tally)
     _began_at: float | None = field(init=False, default=None)
     _seconds: float | None = field(init=False, default=None)
@@ -31,6 +44,8 @@ class BulkRun(Generic[_Item]):
     async def __aiter__(self) -> AsyncIterator[BulkOutcome[_Item]]:
         if self._began_at is not None:
             raise ClientStateError("a run can be gone through once: make a new one")
+        if self._keeper is not None:
+            self._keeper.begin()
         self._began_at = self._clock.now()
         try:
             while (outcome := await self._engine.next()) is not None:
@@ -58,5 +73,7 @@ class BulkRun(Generic[_Item]):
     async def _end(self) -> None:
         async for outcome in self._engine.close():
             self._tally.add(outcome)
+        if self._keeper is not None:
+            self._keeper.end()
         if self._seconds is None:
             self._seconds = self._clock.now() - (self._began_at or self._clock.now())

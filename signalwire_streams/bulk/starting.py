@@ -8,6 +8,7 @@ from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
 from signalwire_streams.resources.streaming import Streams
 from signalwire_streams.wire.exchange import Errand
+from signalwire_streams.wire.exchanges import Start
 
 _DEADLINE = 300.0
 """Seconds for one item: longer than for a single call, since items may wait for the pacer by the thousand."""
@@ -35,10 +36,16 @@ class Starting:
     # Hashes instead of names, which would be most of the memory of a long run.
     _seen: set[int] = field(init=False, factory=set)
 
-    async def __call__(
-        self, request: StartConferenceStream | StartCallStream, errand: Errand
-    ) -> ConferenceStream | CallStream:
+    async def __call__(self, request: Start, errand: Errand) -> ConferenceStream | CallStream:
         """Start one stream."""
+        return await self.send(self.prepare(request, errand), errand)
+
+    def prepare(self, request: Start, errand: Errand) -> Start:
+        """Check a request and give it its name.
+
+        Raises:
+            InvalidRequestError: it is no request, or its target came before under the same name.
+        """
         if not isinstance(request, StartConferenceStream | StartCallStream):
             raise InvalidRequestError(
                 f"an item is a {type(request).__name__}: pass StartConferenceStream or StartCallStream"
@@ -47,11 +54,15 @@ class Starting:
             request = evolve(request, name=f"sws-{self.run}-{request.target}")
         if not errand.progress.attempts:
             self._check_once(request)
+        return request
+
+    async def send(self, request: Start, errand: Errand) -> ConferenceStream | CallStream:
+        """Start the stream of a request that was prepared."""
         if isinstance(request, StartConferenceStream):
             return await self.streams.conferences.start(request, deadline=_DEADLINE, errand=errand)
         return await self.streams.calls.start(request, deadline=_DEADLINE, errand=errand)
 
-    def _check_once(self, request: StartConferenceStream | StartCallStream) -> None:
+    def _check_once(self, request: Start) -> None:
         key = hash((request.target, request.name))
         if request.name is not None and key in self._seen:
             raise InvalidRequestError(

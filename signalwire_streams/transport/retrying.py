@@ -47,7 +47,14 @@ class Retry:
         deadline = self.policy.deadline if exchange.deadline is None else exchange.deadline
         # An errand may take a second exchange; its deadline is that of the first.
         progress.deadline_at = min(progress.deadline_at, now() + deadline)
-        retrying = Retrying(self.policy, exchange.kind, self.budget, self.clock.random, progress.deadline_at)
+        retrying = Retrying(
+            self.policy,
+            exchange.kind,
+            self.budget,
+            self.clock.random,
+            progress.deadline_at,
+            ambiguous_since=now() if progress.may_be_done else None,
+        )
         unsure_at = Phase.QUEUED
         while True:
             progress.attempts = number = progress.attempts + 1

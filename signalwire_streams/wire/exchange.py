@@ -20,6 +20,7 @@ class Progress:
         turn_at: when the attempt under way had its turn, or None while it waits for one.
         attempts: attempts so far.
         pushed_back: whether the Space said 429 or 503 to any of them.
+        may_be_done: whether an earlier call, of which only a journal tells, may have carried it out.
     """
 
     phase: Phase = Phase.QUEUED
@@ -28,6 +29,7 @@ class Progress:
     turn_at: float | None = None
     attempts: int = 0
     pushed_back: bool = False
+    may_be_done: bool = False
 
     def note_attempt(self) -> Sent:
         """Add the attempt under way to what was sent, and say what was sent of it."""

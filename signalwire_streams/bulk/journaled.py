@@ -1,0 +1,166 @@
+"""Starting and stopping with a journal: what is known of an item decides whether it is sent again."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from attrs import define, evolve, field, frozen
+
+from signalwire_streams.bulk.journal import INTENDED, Entry, Journal
+from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
+from signalwire_streams.bulk.starting import Starting, Stopping
+from signalwire_streams.errors import StreamOutcomeUnknown
+from signalwire_streams.models import CallStream, ConferenceStream, StartConferenceStream, StreamStatus
+from signalwire_streams.wire.exchange import Errand, Progress
+from signalwire_streams.wire.exchanges import Start
+
+_Stream: TypeAlias = ConferenceStream | CallStream
+
+_RUNS = frozenset({BulkState.STARTED, BulkState.ALREADY_STARTED})
+_DOUBTFUL = frozenset({INTENDED, BulkState.UNKNOWN})
+
+
+@frozen
+class _Key:
+    kind: str
+    target: str
+    name: str | None
+
+
+@define(eq=False)
+class Book:
+    """The journal of one run while it goes on.
+
+    Attributes:
+        opening: opens the journal, when the run begins.
+    """
+
+    opening: Callable[[], Journal]
+    journal: Journal = field(init=False)
+    _is_open: bool = field(init=False, default=False)
+    _rows: dict[Progress, int] = field(init=False, factory=dict)
+
+    def begin(self) -> None:
+        """Open the journal."""
+        self.journal = self.opening()
+        self._is_open = True
+
+    def end(self) -> None:
+        """Write what waits and let go of the journal."""
+        if self._is_open:
+            self._is_open = False
+            self.journal.close()
+
+    def known(self, key: _Key) -> Entry | None:
+        """Look up what an earlier part of the run left of an item."""
+        return self.journal.find(key.target, key.name)
+
+    def intend(self, key: _Key, progress: Progress) -> None:
+        """Note that an item is about to be sent."""
+        self._rows[progress] = self.journal.intend(key.kind, key.target, key.name)
+
+    def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
+        """Note what came of an item."""
+        row = self._rows.pop(progress, None)
+        if row is not None:
+            self.journal.settle(row, outcome)
+
+
+@define(eq=False)
+class JournaledStarting:
+    """Starts streams, and keeps book of it.
+
+    What runs already is not sent again. What may run is sent again under the same name, so that the Space can
+    tell; without a name, or on a call unless the policy says otherwise, it is reported and not sent again.
+
+    Attributes:
+        starting: how one stream is started.
+        book: the journal.
+        resend_call_starts: whether what may run on a call is sent again.
+    """
+
+    starting: Starting
+    book: Book
+    resend_call_starts: bool
+
+    def begin(self) -> None:
+        """Open the journal, and take the run's name from it."""
+        self.book.begin()
+        self.starting.run = self.book.journal.run
+
+    def end(self) -> None:
+        """Let go of the journal."""
+        self.book.end()
+
+    async def __call__(self, request: Start, errand: Errand) -> _Stream:
+        """Start one stream, unless it is known to run."""
+        named = self.starting.prepare(request, errand)
+        if errand.progress.attempts:  # the breaker sent it back before it was tried
+            return await self.starting.send(named, errand)
+        key = _Key("conference" if isinstance(named, StartConferenceStream) else "call", named.target, named.name)
+        entry = self.book.known(key)
+        if entry is not None and entry.state in _RUNS:
+            return _stream(key, entry)
+        if entry is not None and entry.state in _DOUBTFUL:
+            if named.name is None or (key.kind == "call" and not self.resend_call_starts):
+                raise _still_unknown(key)
+            errand.progress.may_be_done = True
+        self.book.intend(key, errand.progress)
+        return await self.starting.send(named, errand)
+
+
+@define(eq=False)
+class JournaledStopping:
+    """Stops streams, and keeps book of it. What is stopped is not sent again; everything else is.
+
+    Attributes:
+        stopping: how one stream is stopped.
+        book: the journal.
+    """
+
+    stopping: Stopping
+    book: Book
+
+    def begin(self) -> None:
+        """Open the journal."""
+        self.book.begin()
+
+    def end(self) -> None:
+        """Let go of the journal."""
+        self.book.end()
+
+    async def __call__(self, stream: _Stream, errand: Errand) -> _Stream:
+        """Stop one stream, unless it is known to be stopped."""
+        key = _key_of(stream)
+        if key is None or errand.progress.attempts:
+            return await self.stopping(stream, errand)
+        entry = self.book.known(key)
+        if entry is not None and entry.state == BulkState.STOPPED:
+            return evolve(stream, status=StreamStatus.STOPPED)
+        errand.progress.may_be_done = entry is not None
+        self.book.intend(key, errand.progress)
+        return await self.stopping(stream, errand)
+
+
+def _key_of(stream: object) -> _Key | None:
+    if isinstance(stream, ConferenceStream):
+        return _Key("conference", stream.conference_sid, stream.name or stream.sid)
+    if isinstance(stream, CallStream):
+        return _Key("call", stream.call_sid, stream.name or stream.sid)
+    return None
+
+
+def _stream(key: _Key, entry: Entry) -> _Stream:
+    if key.kind == "conference":
+        return ConferenceStream(conference_sid=key.target, sid=entry.sid, name=key.name, ambiguous=entry.ambiguous)
+    return CallStream(call_sid=key.target, sid=entry.sid, name=key.name, ambiguous=entry.ambiguous)
+
+
+def _still_unknown(key: _Key) -> StreamOutcomeUnknown:
+    why = "without a name" if key.name is None else "on a call, where a second one may not be refused"
+    return StreamOutcomeUnknown(
+        f"start a stream on {key.kind} {key.target}: an earlier part of this run may have started it {why}, "
+        "so it is not sent again",
+        sent="maybe",
+        target=key.target,
+        name=key.name,
+    )

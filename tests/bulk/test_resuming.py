@@ -1,0 +1,228 @@
+"""Runs that ended early, and are gone on with: nothing doubled, nothing lost, nothing claimed that is not known."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signalwire_streams import (
+    BreakerPolicy,
+    BulkState,
+    CallStream,
+    ConferenceStream,
+    InvalidRequestError,
+    RetryPolicy,
+    StartCallStream,
+    StartConferenceStream,
+    StreamOutcomeUnknown,
+    StreamsClient,
+)
+from signalwire_streams.simulator import SimulatedSpace
+
+URL = "wss://rx.example.com/audio"
+PART_OF_A_RUN = """
+import asyncio, json, sys
+from signalwire_streams import StartConferenceStream, StreamsClient
+
+async def main():
+    base_url, project, token, sids, journal = json.loads(sys.argv[1])
+    async with StreamsClient(base_url=base_url, project=project, token=token) as client:
+        requests = [StartConferenceStream(conference_sid=sid, url="wss://rx.example.com/audio") for sid in sids]
+        await client.start_streams(requests, journal=journal, resume=len(sys.argv) > 2).report()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def space() -> AsyncIterator[SimulatedSpace]:
+    async with SimulatedSpace(conferences=40, calls=5, participants=0) as running:
+        yield running
+
+
+def on_conferences(space: SimulatedSpace, **fields: Any) -> list[StartConferenceStream]:
+    return [StartConferenceStream(conference_sid=sid, url=URL, **fields) for sid in space.conference_sids]
+
+
+def list_of(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+async def leave_early(client: StreamsClient, requests: list[Any], journal: Path) -> int:
+    """Go through a part of a run."""
+    run = client.start_streams(requests, journal=journal, concurrency=4)
+    async for outcome in run:
+        if outcome.index >= 10:
+            break
+    return (await run.report()).counts[BulkState.STARTED]
+
+
+async def test_a_run_is_gone_on_with(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+    """What was started before the break is known and not sent again; the rest is started now."""
+    journal = tmp_path / "run.db"
+    started = await leave_early(client, on_conferences(space), journal)
+    assert 10 <= started < 40
+    sent = space.requests.count("start-conference-stream")
+
+    run = client.start_streams(on_conferences(space), journal=str(journal), resume=True)
+    outcomes = [outcome async for outcome in run]
+
+    assert (await run.report()).counts == {BulkState.STARTED: 40}
+    assert space.requests.count("start-conference-stream") == sent + 40 - started
+    assert {outcome.stream.sid for outcome in outcomes if outcome.stream} == {s.sid for s in space.streams.alive()}
+    assert len(space.streams.alive()) == 40
+
+    again = await client.start_streams(on_conferences(space), journal=journal, resume=True).report()
+    assert again.counts == {BulkState.STARTED: 40}
+    assert again.attempts == 0
+    assert len(space.streams) == 40
+
+
+@pytest.mark.parametrize("duplicate_names", ["stream-error", "http-error"])
+async def test_what_may_run_is_sent_again_under_its_name(client_for: Any, tmp_path: Path, duplicate_names: Any) -> None:
+    """A start whose answer was lost is found to run, or is started, under the name that the journal kept."""
+    async with SimulatedSpace(conferences=6, calls=2, duplicate_names=duplicate_names) as space:
+        client: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        requests: list[Any] = [*on_conferences(space)]
+        requests += [StartCallStream(call_sid=sid, url=URL) for sid in space.call_sids]
+        space.faults.add("reset", on="start", created=True, one_in=2)
+        first = await client.start_streams(requests, journal=tmp_path / "run.db").report()
+        assert first.counts[BulkState.UNKNOWN] == 4
+        unknown_calls = sum(isinstance(outcome.item, StartCallStream) for outcome in first.failures)
+        space.faults.clear()
+
+        second = await client.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
+
+        assert second.counts.get(BulkState.UNKNOWN, 0) == unknown_calls
+        assert all(isinstance(outcome.error, StreamOutcomeUnknown) for outcome in second.failures)
+        if duplicate_names == "http-error":
+            assert second.counts[BulkState.ALREADY_STARTED] == 4 - unknown_calls
+        assert len(space.streams.alive()) == 8
+        assert space.streams.doubled() == []
+
+        sent = space.requests.count()
+        willing: StreamsClient = client_for(space, retry=RetryPolicy(resend_call_starts=True))
+        third = await willing.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
+        assert third.ok
+        assert space.requests.count() == sent + unknown_calls
+        assert space.streams.doubled() == []
+
+
+async def test_what_may_run_without_a_name_is_reported(
+    space: SimulatedSpace, client: StreamsClient, tmp_path: Path
+) -> None:
+    """An unnamed start whose answer was lost is never sent again, and the report says that it may run."""
+    space.faults.add("reset", on="start", created=True, times=1)
+    requests = on_conferences(space, unnamed=True)[:3]
+    first = await client.start_streams(requests, journal=tmp_path / "run.db").report()
+    assert first.counts == {BulkState.STARTED: 2, BulkState.UNKNOWN: 1}
+
+    second = await client.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
+
+    assert second.counts == {BulkState.STARTED: 2, BulkState.UNKNOWN: 1}
+    assert space.requests.count() == 3
+    assert "not sent again" in str(second.failures[0].error)
+
+
+async def test_stops_are_gone_on_with(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+    """A stop that worked is not sent again; one that may have worked is, and finding nothing is then fine."""
+    streams: list[Any] = [await client.calls.start_stream(space.call_sids[0], url=URL)]
+    streams += [await client.conferences.start_stream(sid, url=URL) for sid in space.conference_sids[:3]]
+    space.faults.add("reset", on="stop", created=True, target=space.conference_sids[0])
+    first = await client.stop_streams(streams, journal=tmp_path / "stop.db").report()
+    assert first.counts == {BulkState.STOPPED: 3, BulkState.UNKNOWN: 1}
+    space.faults.clear()
+    sent = space.requests.count()
+
+    second = await client.stop_streams(streams, journal=tmp_path / "stop.db", resume=True).report()
+
+    assert second.counts == {BulkState.STOPPED: 4}
+    assert space.requests.count() == sent + 1
+    assert space.streams.alive() == []
+
+
+async def test_journals_are_checked_when_the_run_begins(
+    space: SimulatedSpace, client: StreamsClient, tmp_path: Path
+) -> None:
+    """A journal that is there already, is missing, or is not named, is a mistake, and nothing is sent."""
+    journal = tmp_path / "run.db"
+    with pytest.raises(InvalidRequestError, match="resume=True needs"):
+        client.start_streams([], resume=True)
+    with pytest.raises(InvalidRequestError, match="no journal"):
+        await client.start_streams(on_conferences(space), journal=journal, resume=True).report()
+    await client.start_streams([], journal=journal).report()
+    with pytest.raises(InvalidRequestError, match="there already"):
+        await client.start_streams(on_conferences(space), journal=journal).report()
+    with pytest.raises(InvalidRequestError, match="doing"):
+        await client.stop_streams([], journal=journal, resume=True).report()
+    assert len(space.requests) == 0
+
+
+async def test_mistakes_are_not_noted(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+    """What is no stream, or comes twice, is rejected and leaves what the journal knows as it is."""
+    requests: list[Any] = [*on_conferences(space)[:1], *on_conferences(space)[:1], "room"]
+    report = await client.start_streams(requests, journal=tmp_path / "run.db", concurrency=1).report()
+    assert report.counts == {BulkState.STARTED: 1, BulkState.REJECTED: 2}
+
+    stops: list[Any] = [
+        ConferenceStream(conference_sid=space.conference_sids[0]),
+        CallStream(call_sid=space.call_sids[0], name="not-there"),
+    ]
+    stopped = await client.stop_streams(stops, journal=tmp_path / "stop.db").report()
+    assert stopped.counts == {BulkState.REJECTED: 2}
+
+
+async def test_an_outage_is_noted_once(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+    """An item that the breaker sends back is noted once, and its end is what the journal keeps."""
+    client: StreamsClient = client_for(
+        space, breaker=BreakerPolicy(outcomes=3, pause=0.1), retry=RetryPolicy(attempts=1)
+    )
+    space.faults.add("503-api", on="start", times=3)
+    report = await client.start_streams(on_conferences(space), journal=tmp_path / "run.db", concurrency=4).report()
+    assert report.counts == {BulkState.STARTED: 37, BulkState.NOT_ATTEMPTED: 3}
+
+    streams = [ConferenceStream(conference_sid=stream.target_sid, sid=stream.sid) for stream in space.streams]
+    stops: list[Any] = [*streams, 7]
+    space.faults.add("503-api", on="stop", times=3)
+    stopped = await client.stop_streams(stops, journal=tmp_path / "stop.db", concurrency=4).report()
+    assert (stopped.counts[BulkState.STOPPED], stopped.counts[BulkState.REJECTED]) == (34, 1)
+
+    rest = await client.start_streams(on_conferences(space), journal=tmp_path / "run.db", resume=True).report()
+    assert rest.ok
+    assert space.streams.doubled() == []
+
+
+async def test_secrets_are_not_in_the_journal(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+    """Neither token nor parameter value reaches the file, not even through an error."""
+    requests = on_conferences(space, parameters={"card": "hush-value"}, authorization_bearer_token="hush-token")
+    space.faults.add("status", status=422, body="api", code=21402, one_in=2)
+    await client.start_streams(requests, journal=tmp_path / "run.db").report()
+
+    written = b"".join(path.read_bytes() for path in list_of(tmp_path))
+    assert b"hush" not in written
+    assert space.token.encode() not in written
+
+
+async def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
+    """After kill -9 in mid-run, twice, each conference has exactly one stream."""
+    asyncio.get_running_loop().set_debug(False)
+    async with SimulatedSpace(conferences=600, participants=0) as space:
+        space.faults.add("reset", on="start", created=True, one_in=10)
+        known = [space.base_url, space.project, space.token, space.conference_sids, str(tmp_path / "run.db")]
+        command = [sys.executable, "-c", PART_OF_A_RUN, json.dumps(known)]
+        for enough, resuming in ((150, []), (400, ["resume"]), (None, ["resume"])):
+            process = await asyncio.create_subprocess_exec(*command, *resuming, stderr=subprocess.PIPE)
+            if enough is not None:
+                await space.requests.wait_for(enough, timeout=30)
+                process.kill()
+            _, complaints = await process.communicate()
+            assert process.returncode == (0 if enough is None else -9), complaints
+
+        assert len(space.streams.alive()) == 600
+        assert {stream.target_sid for stream in space.streams.alive()} == set(space.conference_sids)
+        assert space.streams.doubled() == []
