@@ -1,7 +1,6 @@
 """`StreamsClient`: puts the floors together and owns their lifetime."""
 
 import os
-from asyncio import Semaphore
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from signalwire_streams.transport.middleware import Middleware, chain
 from signalwire_streams.transport.pacing import LocalPacer, Pacer, Turns
 from signalwire_streams.transport.retrying import OnAttempt, Retry
 from signalwire_streams.transport.sessions import SessionManager, user_agent
+from signalwire_streams.transport.slots import Slots
 from signalwire_streams.wire.account import Account, find_account
 
 _Item = TypeVar("_Item")
@@ -107,7 +107,7 @@ class StreamsClient:
             *middlewares,
             Retry(retry or RetryPolicy(), RetryBudget(), clock, on_attempt),
             Break(Breaker(breaker or BreakerPolicy()), clock),
-            Turns(Semaphore(sessions.slots), pacer or LocalPacer(Pace(rate_limit or RateLimit()), clock), clock),
+            Turns(Slots(sessions.slots), pacer or LocalPacer(Pace(rate_limit or RateLimit()), clock), clock),
         )
         sender = HttpSender(sessions, account.origin, _headers(account), timeouts or Timeouts(), clock)
         self._account = account

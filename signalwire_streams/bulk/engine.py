@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
 from attrs import define, field
@@ -75,17 +75,20 @@ class Engine(Generic[_Item]):
     _changed: asyncio.Event = field(init=False, factory=asyncio.Event)
     _intake: asyncio.Task[None] | None = field(init=False, default=None)
     _denied: StreamsError | None = field(init=False, default=None)
+    _broken: Exception | None = field(init=False, default=None)
 
     async def next(self) -> BulkOutcome[_Item] | None:
         """Give the next outcome, or None when all are given.
 
         Raises:
-            Exception: whatever the input raised, after all outcomes of what it gave before.
+            Exception: whatever the input, or a middleware or pacer of the caller's, raised; after all outcomes.
         """
         if self._intake is None:
             self._intake = asyncio.create_task(self._take_in())
             self._intake.add_done_callback(lambda _: self._changed.set())
         while not self._backlog:
+            if self._broken is not None and not self._running:
+                raise self._broken
             if self._intake.done() and not self._running:
                 await self._intake
                 return None
@@ -99,16 +102,29 @@ class Engine(Generic[_Item]):
         if self._intake is not None and not self._intake.done():
             self._intake.cancel()
             await asyncio.wait([self._intake])
-        if self._running:
-            await asyncio.wait(self._running, timeout=_DRAIN)
-        for task in self._running:
-            task.cancel()
+        try:
+            if self._running:
+                await asyncio.wait(self._running, timeout=_DRAIN)
+        finally:  # also when somebody does not want to wait for the drain
+            for task in self._running:
+                task.cancel()
         if self._running:
             await asyncio.wait(self._running)
         while self._backlog:
             yield self._backlog.popleft()
 
     async def _take_in(self) -> None:
+        try:
+            await self._take_all()
+        finally:
+            if isinstance(self.items, AsyncGenerator):
+                await self.items.aclose()
+
+    def _break_off(self, error: Exception) -> None:
+        self._broken = error
+        self._changed.set()
+
+    async def _take_all(self) -> None:
         index = 0
         async for item in _each(self.items):
             try:
@@ -117,6 +133,9 @@ class Engine(Generic[_Item]):
             except asyncio.CancelledError:
                 self._put(_not_tried(index, item, "the run ended before its turn"))
                 raise
+            if self._broken is not None:
+                self._put(_not_tried(index, item, "the run ended before its turn"))
+                return
             if self._denied is None:
                 task = asyncio.create_task(self._carry_out(index, item))
                 self._running[task] = None
@@ -147,6 +166,9 @@ class Engine(Generic[_Item]):
             result = error
         except asyncio.CancelledError:
             result = _cut(errand)
+        except Exception as error:  # noqa: BLE001  (a caller's middleware or pacer broke: the item keeps its outcome)
+            result = _cut(errand)
+            self._break_off(error)
         self._learn(errand, result)
         outcome = BulkOutcome(
             index=index,
@@ -192,11 +214,14 @@ def _cut(errand: Errand) -> StreamsError:
     progress.note_attempt()
     if progress.sent == "no":
         return TransportError("the run ended before this was sent", attempts=progress.attempts, phase=progress.phase)
+    called = f", which was sent as {progress.name!r}" if progress.name is not None else ""
     return StreamOutcomeUnknown(
-        "the run ended before the answer came",
+        f"the run ended before the answer about {progress.target} came{called}",
         sent=progress.sent,
         attempts=progress.attempts,
         phase=progress.phase,
+        target=progress.target,
+        name=progress.name,
     )
 
 

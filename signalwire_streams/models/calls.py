@@ -60,7 +60,7 @@ class Call:
     audio_out_lost: int | None = None
     uri: str | None = None
     subresource_uris: Mapping[str, object] = field(factory=dict, hash=False)
-    extra: Mapping[str, object] = field(factory=dict, hash=False)
+    extra: Mapping[str, object] = field(factory=dict, hash=False, repr=False)
 
     @property
     def start_time(self) -> datetime | None:

@@ -41,6 +41,11 @@ def private_parts(url: str) -> tuple[str, ...]:
     return tuple(part for part in (query, *values, userinfo, userinfo.partition(":")[2]) if part)
 
 
+def is_handle(value: str) -> bool:
+    """Tell whether a text can stand as one segment of a URL path."""
+    return bool(_HANDLE.fullmatch(value)) and value.isprintable() and ".." not in value and value != "."
+
+
 def check_handle(value: object, what: str) -> str:
     """Check a sid or a stream's name: it becomes one segment of a URL path.
 
@@ -55,7 +60,7 @@ def check_handle(value: object, what: str) -> str:
         raise InvalidRequestError(f"{what} must be a str, not {type(value).__name__}")
     if not value:
         raise InvalidRequestError(f"{what} is empty: write the one that the API or your dashboard shows")
-    if not _HANDLE.fullmatch(value) or not value.isprintable() or ".." in value or value == ".":
+    if not is_handle(value):
         raise InvalidRequestError(
             f"{what} {value!r} can't be part of a path: write it without blanks, '/', '\\', '?', '#', '%', '..'"
         )
@@ -97,9 +102,7 @@ def _check_host(url: str, shown: str) -> str:
             f"url {shown!r} carries a user and password: pass authorization_bearer_token=... instead"
         )
     if not _has_host(url):
-        raise InvalidRequestError(
-            f"url {shown!r} has no host, or no port that can be: write it as 'wss://host:443/path'"
-        )
+        raise InvalidRequestError("url has no host, or no port that can be: write it as 'wss://host:443/path'")
     return url
 
 

@@ -32,7 +32,7 @@ class Conference:
     region: str | None = None
     uri: str | None = None
     subresource_uris: Mapping[str, object] = field(factory=dict, hash=False)
-    extra: Mapping[str, object] = field(factory=dict, hash=False)
+    extra: Mapping[str, object] = field(factory=dict, hash=False, repr=False)
 
     @property
     def date_created(self) -> datetime | None:
@@ -70,7 +70,7 @@ class Participant:
     date_created_text: str | None = None
     date_updated_text: str | None = None
     uri: str | None = None
-    extra: Mapping[str, object] = field(factory=dict, hash=False)
+    extra: Mapping[str, object] = field(factory=dict, hash=False, repr=False)
 
     @property
     def date_created(self) -> datetime | None:

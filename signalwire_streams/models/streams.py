@@ -35,7 +35,7 @@ class _Stream:
     uri: str | None = None
     ambiguous: bool = False
     already_started: bool = False
-    extra: Mapping[str, object] = field(factory=dict, hash=False)
+    extra: Mapping[str, object] = field(factory=dict, hash=False, repr=False)
 
     @property
     def date_updated(self) -> datetime | None:

@@ -69,7 +69,7 @@ class Streams(Generic[_Stream]):
             stream = read_stream(outcome.reply.document, self.model, known)
         return evolve(
             stream,
-            name=stream.name if stream.name is not None else request.name,
+            name=request.name if request.name is not None else stream.name,
             ambiguous=outcome.ambiguous,
             already_started=outcome.action is Action.ALREADY_STARTED,
         )

@@ -6,6 +6,7 @@ written, and the phase decides.
 """
 
 import asyncio
+import select
 from collections.abc import Mapping
 
 import aiohttp
@@ -23,6 +24,8 @@ from signalwire_streams.wire.exchange import Exchange, Outcome, Progress, Reply
 from signalwire_streams.wire.headers import retry_after
 from signalwire_streams.wire.replies import event_of, read_reply
 
+# Where the operating system can tell that the other end sent its last byte.
+_GONE: int | None = getattr(select, "POLLRDHUP", None)
 _FORM = "application/x-www-form-urlencoded"
 _REFUSAL_LIMIT = 64 * 1024
 _ANSWER_LIMIT = 16 * 1024 * 1024
@@ -30,6 +33,7 @@ _ONE_WRITE = 64 * 1024
 _REFUSED = 300
 _PROXY_AUTH = 407
 
+_MAY_HAVE_ARRIVED = frozenset({Event.BROKEN, Event.MALFORMED})
 _UNUSABLE = (
     aiohttp.ClientConnectorCertificateError,
     aiohttp.ServerFingerprintMismatch,
@@ -48,13 +52,24 @@ class _NotedPayload(BytesPayload):
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         transport = writer.transport
-        if transport is not None and not transport.is_closing():
-            self._progress.phase = Phase.WRITING
+        if transport is None or transport.is_closing() or _peer_is_gone(transport):
+            raise aiohttp.ClientConnectionResetError("the other end closed the kept-alive connection")
+        self._progress.phase = Phase.WRITING
         await super().write_with_length(writer, content_length)
         # A small body leaves in one write together with its headers, and that write either took bytes or closed
         # the transport on the spot: then the kernel took none, and the kept-alive connection was dead.
-        dead = transport is None or (transport.is_closing() and len(self._value) <= _ONE_WRITE)
+        dead = transport.is_closing() and len(self._value) <= _ONE_WRITE
         self._progress.phase = Phase.CONNECTING if dead else Phase.WAITING
+
+
+def _peer_is_gone(transport: asyncio.WriteTransport) -> bool:
+    """Ask the kernel whether the other end has closed or reset a connection, which the loop may not know yet."""
+    connection = transport.get_extra_info("socket")
+    if _GONE is None or connection is None or connection.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(connection.fileno(), _GONE)
+    return bool(poll.poll(0))
 
 
 class _SilentResendError(aiohttp.ClientError):
@@ -90,8 +105,11 @@ class HttpSender:
     timeouts: Timeouts
     clock: Clock
     _timeout: aiohttp.ClientTimeout = field(init=False)
+    _form_headers: Mapping[str, str] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
+        # Said with each request, since a borrowed session may have another one as its default.
+        self._form_headers = {**self.headers, "Content-Type": _FORM}
         self._timeout = aiohttp.ClientTimeout(
             total=None,
             connect=self.timeouts.connect,
@@ -111,9 +129,15 @@ class HttpSender:
         try:
             async with asyncio.timeout(min(self.timeouts.attempt, left)):
                 reply = await self._exchange(exchange, heard)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if heard or task is None or task.cancelling():
+                raise
+            # Nobody cancelled this call: a borrowed session was closed, and aiohttp dropped who waited in its pool.
+            return _without_reply(exchange, aiohttp.ClientConnectionError("the session was closed"))
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             if not heard:
-                return _without_reply(exchange.kind, progress.phase, error)
+                return _without_reply(exchange, error)
             reply = read_reply(heard[0].status, heard[0].headers, b"", complete=False)
         event = event_of(exchange, reply)
         wait = retry_after(reply.headers) if event is not Event.DONE else None
@@ -121,11 +145,12 @@ class HttpSender:
 
     async def _exchange(self, exchange: Exchange, heard: list[aiohttp.ClientResponse]) -> Reply:
         progress = exchange.progress
+        headers = self.headers if exchange.body is None else self._form_headers
         async with self.sessions.session().request(
             exchange.method,
             URL(self.origin + exchange.path, encoded=True),
             data=None if exchange.body is None else _NotedPayload(exchange.body, progress),
-            headers={**self.headers, **exchange.headers} if exchange.headers else self.headers,
+            headers={**headers, **exchange.headers} if exchange.headers else headers,
             timeout=self._timeout,
             allow_redirects=False,
             raise_for_status=False,
@@ -154,8 +179,12 @@ async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
     return bytes(pieces), True
 
 
-def _without_reply(kind: Kind, phase: Phase, error: Exception) -> Outcome:
-    return Outcome(event=_event_of_error(kind, phase, error), phase=phase, detail=_in_words(error))
+def _without_reply(exchange: Exchange, error: Exception) -> Outcome:
+    progress = exchange.progress
+    event = _event_of_error(exchange.kind, progress.phase, error)
+    if exchange.kind is Kind.READ and event in _MAY_HAVE_ARRIVED:
+        progress.phase = Phase.WAITING  # a read has no body that could note its writing
+    return Outcome(event=event, phase=progress.phase, detail=_in_words(error))
 
 
 def _event_of_error(kind: Kind, phase: Phase, error: Exception) -> Event:
@@ -174,6 +203,8 @@ def _event_of_error(kind: Kind, phase: Phase, error: Exception) -> Event:
 
 def _in_words(error: Exception) -> str:
     """Describe an error of aiohttp's; its ``repr`` would show the request's headers."""
+    if isinstance(error, _SilentResendError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     words = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
     kind = "timeout" if isinstance(error, TimeoutError) else type(error).__name__.removeprefix("_")
     return f"{kind}: {words}" if words else kind

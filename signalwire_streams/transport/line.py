@@ -4,6 +4,7 @@ import asyncio
 
 from attrs import define, field
 
+from signalwire_streams.models import Action, Event
 from signalwire_streams.transport.middleware import Send
 from signalwire_streams.transport.sessions import SessionManager
 from signalwire_streams.wire.exchange import Exchange, Outcome
@@ -22,7 +23,7 @@ class Line:
 
     sessions: SessionManager
     send: Send
-    _under_way: int = field(init=False, default=0)
+    _under_way: set[asyncio.Timeout] = field(init=False, factory=set)
     _idle: asyncio.Event = field(init=False, factory=asyncio.Event)
 
     async def perform(self, exchange: Exchange) -> Outcome:
@@ -32,16 +33,22 @@ class Line:
             ClientStateError: the client is closed, or belongs to another event loop.
         """
         self.sessions.check()
-        self._under_way += 1
+        cut = asyncio.timeout(None)
         try:
-            return await self.send(exchange)
+            async with cut:
+                self._under_way.add(cut)
+                return await self.send(exchange)
+        except TimeoutError:
+            if not cut.expired():
+                raise
+            return _cut(exchange)
         finally:
-            self._under_way -= 1
+            self._under_way.discard(cut)
             if not self._under_way:
                 self._idle.set()
 
     async def aclose(self) -> None:
-        """Take no new calls, give those under way five seconds to end, then close the session."""
+        """Take no new calls, give those under way five seconds to end, cut the rest, close the session."""
         self.sessions.refuse_new()
         try:
             if self._under_way:
@@ -49,6 +56,21 @@ class Line:
                 async with asyncio.timeout(_DRAIN):
                     await self._idle.wait()
         except TimeoutError:
-            pass  # the connections are cut now; each call then ends by the rules for a lost answer
+            now = asyncio.get_running_loop().time()
+            for cut in self._under_way:
+                cut.reschedule(now)
         finally:
             await self.sessions.close()
+
+
+def _cut(exchange: Exchange) -> Outcome:
+    progress = exchange.progress
+    unknown = exchange.kind.is_start and progress.sent != "no"
+    return Outcome(
+        event=Event.UNUSABLE,
+        phase=progress.phase,
+        detail="the client was closed meanwhile",
+        action=Action.UNKNOWN if unknown else Action.FAIL,
+        attempts=progress.attempts,
+        sent=progress.sent,
+    )

@@ -5,7 +5,6 @@ afterwards, and a bunch is what breaks the Space's limit.
 """
 
 import asyncio
-from collections import deque
 from typing import Protocol
 
 from attrs import define, field
@@ -15,6 +14,7 @@ from signalwire_streams.models import Event, Kind, Lane
 from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.transport.clock import Clock
 from signalwire_streams.transport.middleware import Send
+from signalwire_streams.transport.slots import Slots, was_granted
 from signalwire_streams.wire.exchange import Exchange, Outcome
 from signalwire_streams.wire.headers import advertised_limit
 
@@ -61,11 +61,11 @@ class LocalPacer:
 
     pace: Pace
     clock: Clock
-    _waiting: dict[Lane, deque[asyncio.Future[None]]] = field(init=False)
+    _waiting: dict[Lane, dict[asyncio.Future[None], None]] = field(init=False)
     _pump: asyncio.Task[None] | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
-        self._waiting = {lane: deque() for lane in Lane}
+        self._waiting = {lane: {} for lane in Lane}
 
     async def acquire(self, lane: Lane, patience: float) -> float:
         """See `Pacer.acquire`."""
@@ -83,39 +83,42 @@ class LocalPacer:
 
     async def _turn(self, lane: Lane, patience: float) -> float:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[lane].append(turn)
+        self._waiting[lane][turn] = None
         if self._pump is None:
             self._pump = asyncio.create_task(self._serve())
         try:
             async with asyncio.timeout(patience):
                 await turn
         except TimeoutError:
-            if not _granted(turn):
+            if not was_granted(turn):
                 return patience
         except asyncio.CancelledError:
-            if _granted(turn):
+            if was_granted(turn):
                 self.pace.give_back()
             raise
+        finally:
+            self._waiting[lane].pop(turn, None)
         return 0.0
 
     async def _serve(self) -> None:
         """Grant turns, interactive ones first, until nobody waits."""
         try:
-            while (waiting := self._next()) is not None:
+            while (turn := self._next()) is not None:
                 wait = self.pace.take(self.clock.now())
                 if wait:
                     await self.clock.sleep(max(wait, _TICK))
-                    continue
-                waiting.popleft().set_result(None)
+                else:
+                    turn.set_result(None)
         finally:
             self._pump = None
 
-    def _next(self) -> deque[asyncio.Future[None]] | None:
+    def _next(self) -> asyncio.Future[None] | None:
         for waiting in self._waiting.values():
-            while waiting and waiting[0].done():  # its owner gave up
-                del waiting[0]
-            if waiting:
-                return waiting
+            while waiting:
+                turn = next(iter(waiting))
+                if not turn.done():
+                    return turn
+                del waiting[turn]
         return None
 
     async def pass_gate(self, patience: float) -> float:
@@ -139,10 +142,6 @@ class LocalPacer:
             self.pace.advertised(advertised)
 
 
-def _granted(turn: asyncio.Future[None]) -> bool:
-    return turn.done() and not turn.cancelled()
-
-
 @define(eq=False)
 class Turns:
     """The middleware that makes an exchange wait for its turn.
@@ -153,7 +152,7 @@ class Turns:
         clock: where the time comes from.
     """
 
-    slots: asyncio.Semaphore
+    slots: Slots
     pacer: Pacer
     clock: Clock
 
@@ -161,7 +160,7 @@ class Turns:
         """Wait for a turn, then send; or say that there was none in time."""
         progress = exchange.progress
         progress.phase = Phase.QUEUED
-        if not await self._slot(progress.deadline_at):
+        if not await self.slots.acquire(exchange.lane, progress.deadline_at - self.clock.now()):
             return _expired("no connection became free in time", None)
         try:
             patience = progress.deadline_at - self.clock.now()
@@ -177,15 +176,6 @@ class Turns:
             self.slots.release()
         self._report(outcome, sent_at)
         return outcome
-
-    async def _slot(self, deadline_at: float) -> bool:
-        if not self.slots.locked():
-            return await self.slots.acquire()
-        try:
-            async with asyncio.timeout(deadline_at - self.clock.now()):
-                return await self.slots.acquire()
-        except TimeoutError:
-            return False
 
     def _report(self, outcome: Outcome, sent_at: float) -> None:
         if outcome.event is Event.THROTTLED:

@@ -44,6 +44,7 @@ class Retry:
         """Send until the call is decided."""
         now = self.clock.now
         progress = exchange.progress
+        progress.target, progress.name = exchange.target, exchange.name
         deadline = self.policy.deadline if exchange.deadline is None else exchange.deadline
         # An errand may take a second exchange; its deadline is that of the first.
         progress.deadline_at = min(progress.deadline_at, now() + deadline)
@@ -56,6 +57,7 @@ class Retry:
             ambiguous_since=now() if progress.may_be_done else None,
         )
         unsure_at = Phase.QUEUED
+        last: Outcome | None = None
         while True:
             progress.attempts = number = progress.attempts + 1
             began = now()
@@ -65,6 +67,10 @@ class Retry:
             except CancelledError:
                 self._tell(exchange, _cancelled(progress.phase), number, began, Decision(Action.FAIL))
                 raise
+            if outcome.event is Event.EXPIRED and last is not None:
+                # What the Space said last is more telling than that there was no time left to ask again.
+                outcome = evolve(last, event=Event.EXPIRED, retry_after=outcome.retry_after or last.retry_after)
+            last = outcome
             before = retrying.ambiguous
             decision = retrying.decide(outcome.event, now(), outcome.retry_after)
             self._tell(exchange, outcome, number, began, decision)

@@ -26,6 +26,7 @@ class SessionManager:
     _owned: aiohttp.ClientSession | None = field(init=False, default=None)
     _loop: asyncio.AbstractEventLoop | None = field(init=False, default=None)
     _closed: bool = field(init=False, default=False)
+    _shut: bool = field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
         if self.borrowed is None:
@@ -70,22 +71,24 @@ class SessionManager:
     def slots(self) -> int:
         """How many exchanges may be under way at once: never more than the pool has connections."""
         connector = self.borrowed.connector if self.borrowed is not None else None
-        if connector is None or not connector.limit:  # 0 is aiohttp's word for no limit
+        if connector is None:
             return self.connections
-        return min(self.connections, connector.limit)
+        limits = (self.connections, connector.limit, connector.limit_per_host)
+        return min(limit for limit in limits if limit)  # 0 is aiohttp's word for no limit
 
     @property
     def usable(self) -> bool:
         """Whether a further attempt can be made; between two attempts the client may have been closed."""
         session = self.borrowed or self._owned
-        return session is None or not session.closed
+        return not self._shut and (session is None or not session.closed)
 
     def refuse_new(self) -> None:
         """Refuse every request from now on."""
         self._closed = True
 
     async def close(self) -> None:
-        """Close the session if it is ours."""
+        """Close the session if it is ours, and let no attempt begin any more."""
+        self._shut = True
         if self._owned is not None:
             await self._owned.close()
 

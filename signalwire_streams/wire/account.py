@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 from attrs import field, frozen
 
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
-from signalwire_streams.models.checks import check_handle, public_url
+from signalwire_streams.models.checks import is_handle, public_url
 
 API_ROOT = "/api/laml/2010-04-01"
 """Source: https://signalwire.com/docs/compatibility-api/rest/overview"""
@@ -90,7 +90,8 @@ def find_account(*, space: str | None, base_url: str | None, project: str | None
         raise InvalidRequestError("token holds blanks or is not ASCII: pass the API token alone, as it was shown")
     if ":" in project:
         raise InvalidRequestError("project holds a ':': pass the Project ID alone, and the token as token=")
-    check_handle(project, "project")
+    if not is_handle(project):
+        raise InvalidRequestError("project holds characters that no Project ID has: pass it as the API page shows it")
     if bool(space) == bool(base_url):
         raise InvalidRequestError(
             "pass either space='example' (for example.signalwire.com) or base_url=, one of the two"

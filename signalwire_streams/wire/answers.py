@@ -29,6 +29,7 @@ from signalwire_streams.models import (
     ParticipantStatus,
     StreamStatus,
 )
+from signalwire_streams.models.checks import is_handle
 
 _Value = TypeVar("_Value")
 
@@ -121,9 +122,12 @@ _CONVERTER = _answer_converter()
 
 
 def has_key(document: object, key: str) -> bool:
-    """Tell whether an answer has what it is read for: an id that is not empty, or a list."""
+    """Tell whether an answer has what it is read for: an id that can stand in a path, or a list."""
     found = document.get(key) if isinstance(document, dict) else None
-    return bool(found) and isinstance(found, str) if key in _IDS else isinstance(found, list)
+    if key not in _IDS:
+        return isinstance(found, list)
+    sid = _text(found, None)
+    return sid is not None and is_handle(sid)
 
 
 def read_stream(document: object, model: type[_Value], asked: Mapping[str, object]) -> _Value:

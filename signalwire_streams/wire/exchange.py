@@ -20,6 +20,8 @@ class Progress:
         turn_at: when the attempt under way had its turn, or None while it waits for one.
         attempts: attempts so far.
         pushed_back: whether the Space said 429 or 503 to any of them.
+        target: the sid that the call is about.
+        name: the stream's Name, for a start.
         may_be_done: whether an earlier call, of which only a journal tells, may have carried it out.
     """
 
@@ -30,6 +32,8 @@ class Progress:
     attempts: int = 0
     pushed_back: bool = False
     may_be_done: bool = False
+    target: str = ""
+    name: str | None = None
 
     def note_attempt(self) -> Sent:
         """Add the attempt under way to what was sent, and say what was sent of it."""

@@ -25,7 +25,7 @@ from signalwire_streams.errors import (
 from signalwire_streams.models import Action, Event
 from signalwire_streams.wire.exchange import Exchange, Outcome, Reply
 from signalwire_streams.wire.headers import request_id
-from signalwire_streams.wire.problems import Problem, presentable
+from signalwire_streams.wire.problems import TOO_MANY_REQUESTS, Problem, presentable
 
 _Error = TypeVar("_Error", bound=StreamsError)
 
@@ -78,7 +78,8 @@ class _Story:
     @property
     def request_id(self) -> str | None:
         reply = self.outcome.reply
-        return request_id(reply.headers) if reply is not None else None
+        found = request_id(reply.headers) if reply is not None else None
+        return presentable(found, self.exchange.secrets) if found is not None else None
 
 
 def _fill(error: _Error, story: _Story) -> _Error:
@@ -123,11 +124,11 @@ def _unanswered(exchange: Exchange, outcome: Outcome) -> StreamsError:
 def _refused(exchange: Exchange, outcome: Outcome, reply: Reply) -> ApiError:
     story = _Story(exchange, outcome)
     kind = _BY_STATUS.get(reply.status, ServerError if reply.status >= _FAULT else ApiError)
-    if outcome.event is Event.THROTTLED:
+    problem = reply.problem or Problem()
+    if reply.status == HTTPStatus.TOO_MANY_REQUESTS or problem.code == TOO_MANY_REQUESTS:
         kind = RateLimitedError
     elif outcome.event is Event.SERVER_FAULT:
         kind = ServerError
-    problem = reply.problem or Problem()
     secrets = exchange.secrets
     hint = _HINTS.get(HTTPStatus(reply.status), "") if reply.status in _HINTS else ""
     if outcome.event is Event.REDIRECTED:

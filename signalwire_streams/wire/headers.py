@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from math import isfinite
 
 from signalwire_streams.models.dates import parse_date
@@ -17,22 +18,24 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Read how long the Space asks to wait.
 
     ``retry-after-ms`` in milliseconds; ``Retry-After`` in seconds, whole or with a fraction, or as an HTTP date
-    measured against the response's own ``Date``, so that a wrong clock here does no harm.
+    measured against the response's own ``Date``, so that a wrong clock here does no harm. Of several the longest.
 
     Returns:
         Seconds, at least 0, or None where nothing readable is said.
     """
+    now = parse_date(headers.get("Date")) or datetime.now(UTC)
     milliseconds = _seconds(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    text = headers.get("Retry-After")
+    waits = [_wait(text, now) for name, text in headers.items() if name.lower() == "retry-after"]
+    waits.append(None if milliseconds is None else milliseconds / 1000)
+    return max((wait for wait in waits if wait is not None), default=None)
+
+
+def _wait(text: str, now: datetime) -> float | None:
     seconds = _seconds(text)
     if seconds is not None:
         return seconds
-    until, now = parse_date(text), parse_date(headers.get("Date"))
-    if until is None or now is None:
-        return None
-    return max(0.0, (until - now).total_seconds())
+    until = parse_date(text)
+    return None if until is None else max(0.0, (until - now).total_seconds())
 
 
 def _seconds(text: str | None) -> float | None:

@@ -1,16 +1,20 @@
 """Reading what an error body says, in any of the platform's shapes."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from json import dumps
 from urllib.parse import quote, quote_plus
 
 from attrs import frozen
 
+TOO_MANY_REQUESTS = 20429
+"""Source: https://signalwire.com/docs/compatibility-api/rest/error-codes"""
+
 _MAX_TEXT = 300
 _SHORT = 3
 _MAX_DIGITS = 9
+_FIRST_CODE = 10_000
 
 # How the duplicate of a name is worded over HTTP is not documented; the callback says "Duplicated stream name".
 _DUPLICATE_NAME = re.compile(
@@ -29,7 +33,7 @@ class Problem:
         sentences: the messages as they came; `presentable` makes them fit to be shown.
         code: the platform's error code.
         more_info: the address of the platform's page about the code, as it came.
-        is_api: whether the body has a shape of the API, and not a proxy's.
+        is_api: whether the body has the documented shape with a code of the platform, and is not a gateway's.
     """
 
     sentences: tuple[str, ...] = ()
@@ -75,9 +79,16 @@ def read_problem(document: object) -> Problem:
         sentences=tuple(sentence for sentence in [*said, *sentences] if sentence.strip()),
         code=code,
         more_info=more_info if isinstance(more_info, str) else None,
-        # A proxy's own JSON may have a "message" too, and says nothing of what the Space did.
-        is_api=code is not None or bool(sentences) or (bool(said) and "more_info" in document),
+        is_api=_is_documented(document),
     )
+
+
+def _is_documented(document: Mapping[str, object]) -> bool:
+    # A gateway's own JSON may have a code and a message too, and says nothing of what the Space did.
+    code = _number(document.get("code"))
+    if code is None or code < _FIRST_CODE or not isinstance(document.get("message"), str):
+        return False
+    return bool(document.keys() & {"more_info", "status"})
 
 
 def _number(value: object) -> int | None:
@@ -115,6 +126,7 @@ def _any_spelling(secret: str) -> str:
         secret,
         quote_plus(secret, errors="replace"),
         quote(secret, safe="", errors="replace"),
+        quote(secret, errors="replace"),
         escape(secret),
         escape(secret).replace("&#x27;", "&#39;"),
         dumps(secret)[1:-1],

@@ -8,10 +8,9 @@ from signalwire_streams.models import Event, Kind
 from signalwire_streams.wire.answers import has_key
 from signalwire_streams.wire.exchange import Exchange, Reply
 from signalwire_streams.wire.headers import retry_after
-from signalwire_streams.wire.problems import Problem, read_problem
+from signalwire_streams.wire.problems import TOO_MANY_REQUESTS, Problem, read_problem
 
 # Source: https://signalwire.com/docs/compatibility-api/rest/error-codes
-_TOO_MANY_REQUESTS = 20429
 _INTERNAL_ERROR = 20504
 
 _BY_STATUS = {
@@ -21,7 +20,7 @@ _BY_STATUS = {
     HTTPStatus.TOO_EARLY: Event.TRY_AGAIN,
     HTTPStatus.TOO_MANY_REQUESTS: Event.THROTTLED,
 }
-_BY_CODE = {_TOO_MANY_REQUESTS: Event.THROTTLED, _INTERNAL_ERROR: Event.SERVER_FAULT}
+_BY_CODE = {TOO_MANY_REQUESTS: Event.THROTTLED, _INTERNAL_ERROR: Event.SERVER_FAULT}
 _OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
 
@@ -73,7 +72,7 @@ def event_of(exchange: Exchange, reply: Reply) -> Event:
 def _success(exchange: Exchange, reply: Reply) -> Event:
     if has_key(reply.document, exchange.expects):
         return Event.DONE
-    throttled = reply.problem is not None and reply.problem.code == _TOO_MANY_REQUESTS
+    throttled = reply.problem is not None and reply.problem.code == TOO_MANY_REQUESTS
     return Event.THROTTLED if throttled else Event.ACCEPTED
 
 

@@ -19,8 +19,11 @@ from signalwire_streams import (
     ClientStateError,
     Clock,
     ConferenceStream,
+    Exchange,
     InvalidRequestError,
+    Outcome,
     RetryPolicy,
+    Send,
     StartCallStream,
     StartConferenceStream,
     StreamOutcomeUnknown,
@@ -257,6 +260,86 @@ async def test_what_does_not_end_is_cut_and_classified(
 
     assert report.counts == {BulkState.UNKNOWN: 2, BulkState.NOT_ATTEMPTED: 1}
     assert {type(outcome.error) for outcome in report.failures} == {StreamOutcomeUnknown, TransportError}
+
+
+async def test_what_is_cut_keeps_its_handle(
+    client_for: Any, monkeypatch: pytest.MonkeyPatch, space: SimulatedSpace
+) -> None:
+    """A start that was cut tells where and under which name it may run."""
+    monkeypatch.setattr("signalwire_streams.bulk.engine._DRAIN", 0.01)
+    space.faults.add("hang", created=True)
+    run = client_for(space).start_streams(on_conferences(space)[:1])
+    outcomes = aiter(run)
+    first = asyncio.ensure_future(anext(outcomes))
+    await space.requests.wait_for(1)
+    first.cancel()
+    await asyncio.wait([first])
+
+    [failure] = (await run.report()).failures
+    assert isinstance(failure.error, StreamOutcomeUnknown)
+    assert failure.error.target == space.conference_sids[0]
+    assert failure.error.name == space.requests[0].fields["Name"]
+
+
+async def test_a_middleware_that_breaks_ends_the_run(client_for: Any) -> None:
+    """An error that is not ours ends the run after the outcomes, and the item that met it keeps one."""
+    async with SimulatedSpace(conferences=30) as space:
+
+        async def breaks(exchange: Exchange, send: Send) -> Outcome:
+            if exchange.target == space.conference_sids[5]:
+                raise LookupError("no such tenant")
+            return await send(exchange)
+
+        run = client_for(space, middlewares=[breaks]).start_streams(on_conferences(space), concurrency=2)
+        with pytest.raises(LookupError, match="no such tenant"):
+            await run.report()
+        report = run.so_far
+
+        assert report.counts[BulkState.STARTED] == len(space.streams.alive())
+        assert report.counts[BulkState.NOT_ATTEMPTED] >= 1
+        assert report.total < 30
+
+
+async def test_the_source_is_closed(client_for: Any, space: SimulatedSpace) -> None:
+    """A run that is left early closes the generator it took its items from."""
+    closed = asyncio.Event()
+
+    async def source() -> AsyncIterator[StartConferenceStream]:
+        try:
+            while True:
+                for request in on_conferences(space):
+                    yield StartConferenceStream(conference_sid=request.conference_sid, url=URL, unnamed=True)
+        finally:
+            closed.set()
+
+    run = client_for(space).start_streams(source(), concurrency=1)
+    async for _ in run:
+        break
+    await run.report()
+
+    assert closed.is_set()
+
+
+async def test_who_does_not_wait_for_the_drain_leaves_nothing_running(client_for: Any, space: SimulatedSpace) -> None:
+    """A second cancellation during the drain cuts what is under way at once."""
+    space.faults.add("hang")
+    run = client_for(space).start_streams(on_conferences(space))
+
+    async def go_through() -> None:
+        async for _ in run:
+            pass
+
+    consumer = asyncio.create_task(go_through())
+    await space.requests.wait_for(3)
+    consumer.cancel()
+    await asyncio.sleep(0.01)
+    consumer.cancel()
+    await asyncio.wait([consumer])
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+    assert not [task for task in asyncio.all_tasks() if "carry_out" in repr(task)]
+    assert (await run.report()).counts == {BulkState.UNKNOWN: 3}
 
 
 async def test_a_slow_consumer_costs_no_memory(client_for: Any) -> None:

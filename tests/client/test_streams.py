@@ -9,11 +9,13 @@ import pytest
 from signalwire_streams import (
     CallStream,
     ClientStateError,
+    Clock,
     Codec,
     ConferenceStream,
     InvalidRequestError,
     NotFoundError,
     Phase,
+    RateLimitedError,
     StreamOutcomeUnknown,
     StreamsClient,
     StreamStatus,
@@ -290,6 +292,18 @@ async def test_a_call_is_cut_when_no_connection_becomes_free(space: SimulatedSpa
     assert caught.value.sent == "no"
     assert len(space.requests) == 1
     first.cancel()
+
+
+async def test_too_many_requests_until_the_deadline(space: SimulatedSpace, client_for: Any) -> None:
+    """When there is no time left to ask again, what the Space said last is what the caller is told."""
+    client = client_for(space, clock=Clock(now=Clock.instant().now, sleep=Clock.instant().sleep, random=lambda: 0.0))
+    space.faults.add("throttle")
+
+    with pytest.raises(RateLimitedError) as caught:
+        await client.conferences.start_stream(space.conference_sids[0], url=URL, deadline=0.5)
+
+    assert caught.value.status == 429
+    assert (caught.value.attempts, caught.value.sent) == (2, "yes")
 
 
 async def test_dates_that_are_none_lose_no_stream(client_for: Any) -> None:

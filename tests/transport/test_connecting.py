@@ -191,6 +191,39 @@ async def test_dead_kept_alive_connection(space: SimulatedSpace, client_for: Any
     assert space.streams.doubled() == []
 
 
+@pytest.mark.parametrize("kind", ["stop", "named", "unnamed"])
+async def test_a_kept_alive_connection_that_was_ended(space: SimulatedSpace, client_for: Any, kind: str) -> None:
+    """One that the Space has closed in an orderly way is noticed before a byte is written, too."""
+    attempts: list[Attempt] = []
+    client = client_for(space, on_attempt=attempts.append)
+    sid = space.conference_sids[0]
+    stream = await client.conferences.start_stream(sid, url=URL, name="warm")
+    before, attempts[:] = len(space.requests), []
+
+    assert space.close_idle_connections() == 1
+    if kind == "stop":
+        await client.conferences.stop_stream(sid, stream)
+    else:
+        await perform(client, kind, sid)
+
+    assert len(space.requests) - before == 1
+    assert all(attempt.sent == "no" for attempt in attempts[:-1])
+
+
+async def test_without_the_kernels_word(
+    space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the operating system can't tell, a dead connection may leave a start unknown, and never doubles it."""
+    monkeypatch.setattr("signalwire_streams.transport.http._GONE", None)
+    client = client_for(space)
+    sid = space.conference_sids[0]
+    await client.conferences.start_stream(sid, url=URL, name="warm")
+    space.reset_idle_connections()
+    await client.conferences.start_stream(sid, url=URL, unnamed=True)
+
+    assert space.requests.count("start-conference-stream") == 2
+
+
 @pytest.mark.parametrize("unnamed", [False, True])
 async def test_reset_in_the_middle_of_writing(space: SimulatedSpace, client_for: Any, unnamed: bool) -> None:
     """A request of which a part was written may have been carried out, and is treated so."""

@@ -1,7 +1,7 @@
 """Waiting for a turn: who goes first, who gives up, and what a cancelled one gives back."""
 
 import asyncio
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -19,7 +19,8 @@ from signalwire_streams.models import Event, Kind
 from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.simulator import SimulatedSpace
 from signalwire_streams.transport.pacing import LocalPacer, Turns
-from signalwire_streams.wire.exchange import Exchange, Outcome
+from signalwire_streams.transport.slots import Slots
+from signalwire_streams.wire.exchange import Exchange, Outcome, Progress
 
 URL = "wss://rx.example.com/audio"
 
@@ -139,26 +140,17 @@ async def test_no_patience_takes_nothing() -> None:
     assert await paced.acquire(Lane.BULK, -1.0) > 0
 
 
-class NoSlots(asyncio.Semaphore):
-    """Never free, and says so at once."""
-
-    def locked(self) -> bool:
-        return True
-
-    async def acquire(self) -> Literal[True]:
-        # Raised, not awaited: Python 3.11 does not trace what follows once a timeout was thrown into a wait.
-        raise TimeoutError
-
-
 async def test_without_a_connection_the_pacer_is_not_asked() -> None:
     """Who gets no connection in time takes no leave, and sends nothing."""
     paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
-    exchange = Exchange(method="POST", path="/x", kind=Kind.STOP, verb="ask", target="x")
+    exchange = Exchange(
+        method="POST", path="/x", kind=Kind.STOP, verb="ask", target="x", progress=Progress(deadline_at=0.0)
+    )
 
     async def send(_: Exchange) -> Outcome:
         raise AssertionError("it was sent")
 
-    outcome = await Turns(NoSlots(), paced, watch.clock())(exchange, send)
+    outcome = await Turns(Slots(0), paced, watch.clock())(exchange, send)
 
     assert (outcome.event, outcome.phase) == (Event.EXPIRED, Phase.QUEUED)
     assert outcome.detail == "no connection became free in time"
@@ -173,11 +165,9 @@ async def test_a_cancelled_turn_is_given_back(after_the_grant: bool) -> None:
     await paced.acquire(Lane.BULK, 60)
     waiting = asyncio.create_task(paced.acquire(Lane.BULK, 60))
     await asyncio.sleep(0)
+    [turn] = paced._waiting[Lane.BULK]
     if after_the_grant:
-        while not paced._waiting[Lane.BULK][0].done():
-            await asyncio.sleep(0)
-            if not paced._waiting[Lane.BULK]:
-                break
+        turn.set_result(None)  # as the pump does
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

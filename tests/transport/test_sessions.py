@@ -12,13 +12,20 @@ import pytest
 from signalwire_streams import (
     ClientStateError,
     Clock,
+    Exchange,
     InvalidRequestError,
+    Lane,
+    Outcome,
+    RateLimit,
+    Send,
     StreamsClient,
     StreamsError,
     Timeouts,
     TransportError,
 )
+from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.simulator import SimulatedSpace
+from signalwire_streams.transport.pacing import LocalPacer
 
 URL = "wss://rx.example.com/audio"
 
@@ -221,6 +228,77 @@ async def test_cancelling_leaves_nothing(space: SimulatedSpace, nothing_left: No
         with pytest.raises(asyncio.CancelledError):
             await start
         assert space.requests.count() == 1
+
+
+async def test_a_waiting_call_is_cut_when_the_client_closes(
+    space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that still waits for its turn when the drain ends is cut, and nothing of it is ever sent."""
+    monkeypatch.setattr("signalwire_streams.transport.line._DRAIN", 0.01)
+
+    class Never(LocalPacer):
+        async def acquire(self, lane: Lane, patience: float) -> float:
+            await asyncio.Event().wait()
+            return 0.0
+
+    clock = Clock()
+    client = client_for(space, pacer=Never(Pace(RateLimit()), clock), clock=clock)
+    start = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
+    await asyncio.sleep(0)
+    await client.aclose()
+
+    with pytest.raises(TransportError, match="closed meanwhile") as caught:
+        await start
+    assert caught.value.sent == "no"
+    assert space.connections_opened == 0
+
+
+async def test_a_timeout_of_the_callers_own_stays_one(space: SimulatedSpace, client_for: Any) -> None:
+    """A TimeoutError that a caller's middleware raises is not taken for the client's closing."""
+
+    async def impatient(exchange: Exchange, send: Send) -> Outcome:
+        raise TimeoutError("mine")
+
+    client = client_for(space, middlewares=[impatient])
+    with pytest.raises(TimeoutError, match="mine"):
+        await client.conferences.get(space.conference_sids[0])
+
+
+async def test_a_borrowed_pool_that_closes(space: SimulatedSpace, client_for: Any) -> None:
+    """When the owner closes a session, who waits in its pool gets an error of ours, and no cancellation."""
+    space.faults.add("hang", times=1)
+    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1))
+    room = f"{space.base_url}/api/laml/2010-04-01/Accounts/{space.project}/Conferences/{space.conference_sids[0]}"
+    holding = asyncio.ensure_future(session.get(room))
+    await space.requests.wait_for(1)
+    client = client_for(space, session=session)
+    start = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await session.close()
+
+    with pytest.raises(StreamsError) as caught:
+        await start
+    assert caught.value.sent == "no"
+    await asyncio.gather(holding, return_exceptions=True)
+
+
+async def test_a_borrowed_sessions_own_content_type_is_not_used(space: SimulatedSpace, client_for: Any) -> None:
+    """A form is called a form, whatever the session says by default."""
+    async with aiohttp.ClientSession(headers={"Content-Type": "application/json"}) as session:
+        await client_for(space, session=session).conferences.start_stream(space.conference_sids[0], url=URL)
+
+    assert space.requests[0].headers["Content-Type"] == "application/x-www-form-urlencoded"
+
+
+async def test_a_pool_with_a_limit_per_host_is_not_overrun(space: SimulatedSpace, client_for: Any) -> None:
+    """The limit for one host counts as well, since all requests go to one."""
+    connector = aiohttp.TCPConnector(limit=0, limit_per_host=2)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        client = client_for(space, session=session)
+        await asyncio.gather(*(client.conferences.get(sid) for sid in space.conference_sids * 5))
+
+    assert space.connections_opened == 2
 
 
 async def test_user_agent(space: SimulatedSpace, client: StreamsClient) -> None:

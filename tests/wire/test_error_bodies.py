@@ -29,20 +29,20 @@ SHAPES: dict[str, tuple[object, Problem]] = {
     ),
     "errors as sentences": (
         {"errors": ["Validation error message", "Url is invalid"]},
-        Problem(sentences=("Validation error message", "Url is invalid"), is_api=True),
+        Problem(sentences=("Validation error message", "Url is invalid")),
     ),
     "errors as objects": (
         {"errors": [{"code": "20404", "message": "not here"}, {"code": 7, "message": "nor there"}]},
-        Problem(sentences=("not here", "nor there"), code=20404, is_api=True),
+        Problem(sentences=("not here", "nor there"), code=20404),
     ),
-    "errors with details": ({"errors": [{"detail": "too long"}]}, Problem(sentences=("too long",), is_api=True)),
+    "errors with details": ({"errors": [{"detail": "too long"}]}, Problem(sentences=("too long",))),
     "a detail where the message is nothing": (
         {"errors": [{"code": 1, "message": None, "detail": "too long"}]},
-        Problem(sentences=("too long",), code=1, is_api=True),
+        Problem(sentences=("too long",), code=1),
     ),
     "a message before a detail": (
         {"errors": [{"message": "too long", "detail": "by far"}]},
-        Problem(sentences=("too long",), is_api=True),
+        Problem(sentences=("too long",)),
     ),
     "a message alone, as proxies have it": (
         {"message": "no healthy upstream"},
@@ -50,23 +50,23 @@ SHAPES: dict[str, tuple[object, Problem]] = {
     ),
     "a message with the page about it": (
         {"message": "Not found", "more_info": None},
-        Problem(sentences=("Not found",), is_api=True),
+        Problem(sentences=("Not found",)),
     ),
     "both shapes at once": (
         {"code": 1, "message": "first", "errors": ["second", {"code": 2, "message": "third"}]},
-        Problem(sentences=("first", "second", "third"), code=1, is_api=True),
+        Problem(sentences=("first", "second", "third"), code=1),
     ),
-    "code alone": ({"code": 20429}, Problem(code=20429, is_api=True)),
-    "code as text": ({"code": "20429", "message": "m"}, Problem(sentences=("m",), code=20429, is_api=True)),
+    "code alone": ({"code": 20429}, Problem(code=20429)),
+    "code as text": ({"code": "20429", "message": "m"}, Problem(sentences=("m",), code=20429)),
     "code of the first error that has one": (
         {"errors": [{"message": "a"}, {"code": 3, "message": "b"}]},
-        Problem(sentences=("a", "b"), code=3, is_api=True),
+        Problem(sentences=("a", "b"), code=3),
     ),
-    "blank sentences": ({"message": " ", "errors": ["", {"code": 1}, {}]}, Problem(code=1, is_api=True)),
+    "blank sentences": ({"message": " ", "errors": ["", {"code": 1}, {}]}, Problem(code=1)),
     "code of another type": ({"code": True}, Problem()),
     "code that is no number": ({"code": "-1"}, Problem()),
     "code in other digits": ({"code": "٢٠"}, Problem()),
-    "code of nine digits": ({"code": 999_999_999}, Problem(code=999_999_999, is_api=True)),
+    "code of nine digits": ({"code": 999_999_999}, Problem(code=999_999_999)),
     "code of ten digits": ({"code": 1_000_000_000}, Problem()),
     "code of ten digits, as text": ({"code": "1000000000"}, Problem()),
     "code without end": ({"code": 10**4000}, Problem()),
@@ -74,7 +74,7 @@ SHAPES: dict[str, tuple[object, Problem]] = {
     "code below zero": ({"code": -1}, Problem()),
     "message of another type": ({"message": ["x"], "more_info": 7}, Problem()),
     "errors of another type": ({"errors": {"url": ["bad"]}}, Problem()),
-    "errors that are numbers": ({"code": 7, "errors": [1, None, ["x"]]}, Problem(code=7, is_api=True)),
+    "errors that are numbers": ({"code": 7, "errors": [1, None, ["x"]]}, Problem(code=7)),
     "nothing known": ({"error": {"reason": "x"}}, Problem()),
     "an empty object": ({}, Problem()),
     "nothing": (None, Problem()),
@@ -235,3 +235,22 @@ def test_what_is_shown_is_one_short_line(text: str, secrets: list[str]) -> None:
 def test_no_secret_gets_through(around: str, secret: str, spell: Callable[[str], str]) -> None:
     """Wherever a secret stands in a text, and however it is spelled, nothing of it is shown."""
     assert not set("ABCabc") & set(presentable(around + spell(secret) + around, (secret,)))
+
+
+@pytest.mark.parametrize(
+    ("document", "is_api"),
+    [
+        ({"code": 20001, "message": "Unknown error", "more_info": "https://signalwire.com/x", "status": 503}, True),
+        ({"code": "20001", "message": "Unknown error", "status": 503}, True),
+        ({"code": 20001, "message": "Unknown error"}, False),
+        ({"code": 503, "message": "upstream timed out", "status": 503}, False),
+        ({"code": 14, "message": "upstream connect error", "details": []}, False),
+        ({"code": 20001, "message": None, "status": 503}, False),
+        ({"errors": ["upstream reset before response"]}, False),
+        ({"errors": []}, False),
+        ({"message": "no healthy upstream", "more_info": "https://gateway.example"}, False),
+    ],
+)
+def test_only_the_documented_shape_is_the_apis_own(document: object, is_api: bool) -> None:
+    """A gateway's JSON, which says nothing of what the Space did, is not taken for the API's words."""
+    assert read_problem(document).is_api is is_api

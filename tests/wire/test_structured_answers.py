@@ -311,7 +311,9 @@ def test_a_stream_is_known_without_any_answer(model: type[Any], asked: dict[str,
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, [], "x", 7, {}, {"sid": None}, {"sid": ""}, {"sid": 7}, {"sid": ["x"]}, {"call_sid": {}}], ids=repr
+    "wrong",
+    [None, [], "x", 7, {}, {"sid": None}, {"sid": ".."}, {"sid": ["x"]}, {"call_sid": {}}],
+    ids=repr,
 )
 @pytest.mark.parametrize(("model", "key"), [(Conference, "sid"), (Participant, "call_sid"), (Call, "sid")])
 def test_an_item_without_an_id_is_malformed(model: type[Any], key: str, wrong: object) -> None:
@@ -385,7 +387,9 @@ def test_a_page_with_an_item_without_an_id_is_malformed(item: object) -> None:
         ({"sid": "x"}, "sid", True),
         ({"sid": ""}, "sid", False),
         ({"sid": None}, "sid", False),
-        ({"sid": 7}, "sid", False),
+        ({"sid": 7}, "sid", True),
+        ({"sid": "a/b"}, "sid", False),
+        ({"sid": "\ud800"}, "sid", False),
         ({}, "sid", False),
         (None, "sid", False),
         (["sid"], "sid", False),
