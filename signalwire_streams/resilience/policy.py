@@ -86,7 +86,9 @@ class Timeouts:
 class RateLimit:
     """The Space's limit on POST, PUT and PATCH requests, and how much of it this client takes.
 
-    The limit belongs to the whole Space, all projects together.
+    The limit belongs to the whole Space, all projects together. Requests are spaced when they leave for a
+    connection; where connections are slow to open, some may arrive bunched, by at most the rate times the time
+    that takes. The part that is left free is for that as well.
     Source: https://signalwire.com/docs/platform/rate-limits (13,800 requests in 10 seconds)
 
     Attributes:
