@@ -46,15 +46,15 @@ def types(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """Build the wheel, and use it where nothing else is: without the extras, then with them."""
     session.install("build")
-    built = Path(session.create_tmp()) / "dist"
+    built = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(built, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(built))
     [wheel_file] = built.glob("*.whl")
     session.install(str(wheel_file))
-    session.chdir(session.create_tmp())
+    session.chdir(built.parent)
     session.run("python", "-c", "import signalwire_streams, signalwire_streams.simulator")
     session.run("python", "-m", "signalwire_streams", success_codes=[2])
-    session.install(f"signalwire-streams[cli] @ {wheel_file.resolve().as_uri()}")
+    session.install(f"signalwire-streams[cli] @ {wheel_file.as_uri()}")
     session.run("signalwire-streams", "demo")
 
 
