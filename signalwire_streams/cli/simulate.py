@@ -140,7 +140,7 @@ def simulate(
 async def _serve(space: SimulatedSpace, *, as_json: bool) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-    with contextlib.suppress(NotImplementedError):
+    with contextlib.suppress(NotImplementedError):  # Windows' loops take no signals; Ctrl-C reaches Python there
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, ended.set)
     try:

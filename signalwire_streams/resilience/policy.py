@@ -43,7 +43,8 @@ class RetryPolicy:
         attempts: attempts that may reach the Space, in all.
         unsent_attempts: further attempts after ones that certainly did not reach it.
         throttle_waits: how often a call waits because the Space said "too many requests".
-        resends: how often a named start is sent again once an attempt may have been carried out. (Attempts that
+        resends: how often a named start is sent again once an attempt may have been carried out; ``attempts``
+            limits it as well. (Attempts that
             the Space turned away with 429, or that did not reach it, carry nothing out and are not counted.)
         resend_window: seconds after the first such attempt in which it may be sent again.
         resend_call_starts: whether a named start on a **call** is sent again as well. That a Space refuses the

@@ -25,7 +25,7 @@ class Break:
             return Outcome(event=Event.BREAKER_OPEN, phase=Phase.QUEUED, retry_after=admission.wait)
         try:
             outcome = await send(exchange)
-        except BaseException:
+        except BaseException:  # a probe that was cancelled must not keep the breaker waiting for it for ever
             self.breaker.abandon(admission)
             raise
         self.breaker.record(admission, outcome.event, self.clock.now())
