@@ -19,7 +19,7 @@ def dependencies(group: str) -> list[str]:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests on all cores and hold the client half to complete branch coverage."""
-    session.install("--editable", ".[cli]", *dependencies("test"))
+    session.install("--editable", ".[cli,pytest]", *dependencies("test"))
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
@@ -37,7 +37,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of everything, and that the public face is typed to the last name."""
-    session.install("--editable", ".[cli]", *dependencies("types"))
+    session.install("--editable", ".[cli,pytest]", *dependencies("types"))
     session.run("mypy")
     session.run("pyright", "--verifytypes", "signalwire_streams", "--ignoreexternal")
 
@@ -60,6 +60,8 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Compare the cost of a start with that of a hand-written loop, as ratios taken in one run."""
+    """Measure what this package costs beside others, as ratios taken in one run; `-- --quick` only tries it out."""
     session.install("--editable", ".", *dependencies("bench"))
-    session.run("python", "benchmarks/cost_of_a_start.py", *session.posargs)
+    figures = Path(session.create_tmp()).resolve() / "figures.json"
+    session.run("python", "-m", "benchmarks", "--json", str(figures), *session.posargs)
+    session.log(f"every figure of every round: {figures}")

@@ -2,7 +2,7 @@
 
 import sys
 
-_OF_THE_EXTRA = {"click", "rich"}
+_OF_THE_EXTRA = {"click", "rich", "trustme"}
 _MISUSE = 2
 _INTERRUPTED = 130
 

@@ -13,12 +13,15 @@ import aiohttp
 from signalwire_streams.bulk.engine import Engine, Note, Perform
 from signalwire_streams.bulk.journal import Journal
 from signalwire_streams.bulk.journaled import Book, JournaledStarting, JournaledStopping
+from signalwire_streams.bulk.records import BulkJournal
 from signalwire_streams.bulk.run import BulkRun, Keeper
 from signalwire_streams.bulk.starting import Both, Starting, Stopping
+from signalwire_streams.bulk.store import Whose
+from signalwire_streams.bulk.undoing import Undoing
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
 from signalwire_streams.models.checks import check_count
-from signalwire_streams.resilience.adaptive import AdaptiveConcurrency, FixedConcurrency
+from signalwire_streams.resilience.adaptive import MOST, AdaptiveConcurrency, FixedConcurrency
 from signalwire_streams.resilience.breaker import Breaker
 from signalwire_streams.resilience.budget import RetryBudget
 from signalwire_streams.resilience.pace import Pace
@@ -28,6 +31,7 @@ from signalwire_streams.resources.streaming import Streams
 from signalwire_streams.transport.breaking import Break
 from signalwire_streams.transport.clock import Clock
 from signalwire_streams.transport.http import HttpSender
+from signalwire_streams.transport.limits import Limits
 from signalwire_streams.transport.line import Line
 from signalwire_streams.transport.middleware import Middleware, chain
 from signalwire_streams.transport.pacing import LocalPacer, Pacer, Turns
@@ -40,6 +44,7 @@ _Item = TypeVar("_Item")
 _Start: TypeAlias = StartConferenceStream | StartCallStream
 _Stream: TypeAlias = ConferenceStream | CallStream
 
+_BULK_DEADLINE = 300.0
 _ENVIRONMENT = {"space": "SIGNALWIRE_SPACE", "project": "SIGNALWIRE_PROJECT_ID", "token": "SIGNALWIRE_API_TOKEN"}
 
 
@@ -109,11 +114,14 @@ class StreamsClient:
             Break(Breaker(breaker or BreakerPolicy()), clock),
             Turns(Slots(sessions.slots), pacer or LocalPacer(Pace(rate_limit or RateLimit()), clock), clock),
         )
-        sender = HttpSender(sessions, account.origin, _headers(account), timeouts or Timeouts(), clock)
+        limits = Limits()
+        sender = HttpSender(sessions, account.origin, _headers(account), timeouts or Timeouts(), clock, limits)
         self._account = account
-        self._line = Line(sessions, chain(around, sender))
+        self._line = Line(sessions, chain(around, sender), limits)
         self._clock = clock
         self._retry = retry or RetryPolicy()
+        # Items of a run wait for the pacer together, so the last of them waits for all others.
+        self._patience = _BULK_DEADLINE + (0.0 if pacer is not None else 2 * MOST / (rate_limit or RateLimit()).rate)
         self._streams = Both(
             Streams(self._line, account, "Conferences", ConferenceStream, "conference_sid"),
             Streams(self._line, account, "Calls", CallStream, "call_sid"),
@@ -164,12 +172,50 @@ class StreamsClient:
             InvalidRequestError: on going through the run, when the journal is there already, or is missing, or
                 belongs to another Space, project or kind of run, or to a process that still runs.
         """
-        starting = Starting(self._streams)
+        starting = Starting(self._streams, self._patience)
         book = self._book(journal, "start", resume=resume)
         if book is None:
             return self._bulk(requests, starting, concurrency, starting=True)
         journaled = JournaledStarting(starting, book, self._retry.resend_call_starts)
         return self._bulk(requests, journaled, concurrency, starting=True, keeper=journaled, note=book.note)
+
+    def plan_streams(self, requests: Iterable[_Start], *, journal: Path | str) -> BulkJournal:
+        """Write down what a run is to start, and send nothing yet.
+
+        ``client.start_streams(requests, journal=journal, resume=True)`` then starts it. Should that be killed,
+        the journal alone tells what is left to start: `BulkJournal.requests`. Secrets are left out of it.
+
+        Args:
+            requests: what to start; all of it is read, and written in one piece.
+            journal: the file to make.
+
+        Raises:
+            InvalidRequestError: the file is there already or can't be made, an item is no request, or two of
+                them are one; nothing is left behind.
+            JournalError: the file can't be written.
+        """
+        path = Path(journal)
+        Journal.create(path, self._whose("start"), run=token_hex(4), plan=requests).close()
+        return BulkJournal(path)
+
+    def stop_run(self, journal: Path | str, *, concurrency: int | None = None) -> BulkRun[_Stream]:
+        """Stop what a journaled run of `start_streams` started: ``async for outcome in client.stop_run("run.db")``.
+
+        Streams are stopped by their sid, or by their name where only that is known. Those that have ended
+        meanwhile count as stopped. It can be repeated until nothing is left; the run can't be resumed after it.
+
+        Args:
+            journal: the run's file.
+            concurrency: how many stops may be under way at once; found out while running when left out.
+
+        Raises:
+            InvalidRequestError: on going through the run, when there is no such journal, or it belongs to another
+                Space, project or kind of run, or to a process that still runs.
+        """
+        path = Path(journal)
+        undoing = Undoing(Stopping(self._streams, self._patience), partial(Journal.reopen, path, self._whose("start")))
+        streams = BulkJournal(path).streams()
+        return self._bulk(streams, undoing, concurrency, starting=False, keeper=undoing, note=undoing.note)
 
     def stop_streams(
         self,
@@ -188,7 +234,7 @@ class StreamsClient:
             journal: a file to keep book in, as in `start_streams`.
             resume: True to go on with the run of that journal.
         """
-        stopping = Stopping(self._streams)
+        stopping = Stopping(self._streams, self._patience)
         book = self._book(journal, "stop", resume=resume)
         if book is None:
             return self._bulk(streams, stopping, concurrency, starting=False)
@@ -200,11 +246,12 @@ class StreamsClient:
             if resume:
                 raise InvalidRequestError("resume=True needs the journal to go on with: pass journal='run.db'")
             return None
-        account = self._account
-        whose = {"doing": doing, "origin": account.origin, "project": account.sid}
         if resume:
-            return Book(partial(Journal.reopen, Path(journal), **whose))
-        return Book(partial(Journal.create, Path(journal), run=token_hex(4), **whose))
+            return Book(partial(Journal.reopen, Path(journal), self._whose(doing)))
+        return Book(partial(Journal.create, Path(journal), self._whose(doing), run=token_hex(4)))
+
+    def _whose(self, doing: str) -> Whose:
+        return Whose(doing, self._account.origin, self._account.sid)
 
     def _bulk(
         self,

@@ -5,9 +5,13 @@
     StreamsError
     ├── InvalidRequestError        (ValueError)    the caller wrote something wrong; nothing was sent
     ├── ClientStateError           (RuntimeError)  the client is closed, or belongs to another event loop
+    ├── JournalError                               a bulk run's journal can't be read or written
     ├── TransportError                             no answer came that could be believed
-    │   └── CircuitOpenError                       the Space kept failing; not even tried
+    │   ├── CircuitOpenError                       the Space kept failing; not even tried
+    │   └── RunEndedError                          the bulk run ended before it was sent
     ├── MalformedResponseError                     an answer came, and it is not the API's
+    ├── JoinError                                  a stream that was to be started and received did not come
+    ├── MalformedFrameError                        a frame of the audio socket can't be read
     ├── ApiError                                   the Space refused
     │   ├── BadRequestError        400
     │   ├── AuthenticationError    401
@@ -17,6 +21,9 @@
     │   ├── RateLimitedError       429, or code 20429
     │   └── ServerError            5xx, or code 20504
     └── StreamOutcomeUnknown                       the stream may be running, and nobody can tell
+
+What only recordings can meet is beside them: `signalwire_streams.receiver.audio` adds ``UnknownEncodingError`` and
+``RecordingError``, which are `StreamsError` too.
 
 Every message is one line. No message and no attribute holds an API token, a bearer token or a custom
 parameter's value. The errors pickle, so that they can cross a process boundary.
@@ -79,6 +86,11 @@ class ClientStateError(StreamsError, RuntimeError):
 
 
 @define(eq=False, slots=False, str=False)
+class JournalError(StreamsError):
+    """The journal of a bulk run can't be read or written. What it could not note beforehand was not sent."""
+
+
+@define(eq=False, slots=False, str=False)
 class TransportError(StreamsError):
     """No answer came that could be believed.
 
@@ -95,6 +107,11 @@ class CircuitOpenError(TransportError):
 
 
 @define(eq=False, slots=False, str=False)
+class RunEndedError(TransportError):
+    """An item of a bulk run that was not sent, because the run ended before; it may be tried again."""
+
+
+@define(eq=False, slots=False, str=False)
 class MalformedResponseError(StreamsError):
     """The answer is not one that the API gives: not HTTP, not JSON, or a page to follow on another host.
 
@@ -103,6 +120,23 @@ class MalformedResponseError(StreamsError):
     """
 
     status: int | None = None
+
+
+@define(eq=False, slots=False, str=False)
+class JoinError(StreamsError):
+    """A stream that was to be started and received in one did not come; its ``__cause__`` may tell more.
+
+    Attributes:
+        leg: which leg failed: the ``start`` (the REST call), the ``socket`` (nobody dialled, or nothing began), the
+            ``callback`` (the Space told that the stream failed), or at the end the ``stop``.
+    """
+
+    leg: Literal["start", "socket", "callback", "stop"] = "start"
+
+
+@define(eq=False, slots=False, str=False)
+class MalformedFrameError(StreamsError):
+    """A frame of the audio socket that is not one; the message does not repeat it."""
 
 
 @define(eq=False, slots=False, str=False)

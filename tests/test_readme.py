@@ -1,6 +1,7 @@
 """What the README says is what happens."""
 
 import re
+import wave
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 
 from signalwire_streams import StreamsClient
-from signalwire_streams.simulator import FaultKind, SimulatedSpace
+from signalwire_streams.receiver import MediaReceiver
+from signalwire_streams.simulator import Certificates, FaultKind, SimulatedSpace, Tone
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -66,6 +68,52 @@ async def test_the_bulk_example_runs(space: SimulatedSpace, client: StreamsClien
     await scope["record_every_live_conference"](client)
 
     assert len(space.streams.alive()) == 3
+
+
+async def test_the_audio_examples_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples of the other end record what the Space says, on one conference and on many."""
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    for code in PYTHON:
+        if "MediaReceiver" in code:
+            exec(compile(code, "<README>", "exec"), scope)  # noqa: S102
+    certificates = Certificates.make()
+    receiver = MediaReceiver()
+    async with (
+        SimulatedSpace(conferences=4, audio=Tone(seconds=0.5), real_time=False, trust=certificates.trust) as space,
+        StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client,
+        receiver.serve(ssl_context=certificates.server) as url,
+    ):
+        first, *others = space.conference_sids
+        await scope["record_one"](client, receiver, url, first)
+        await scope["record_all"](client, receiver, url, others)
+        assert {stream.target_sid for stream in space.streams} == {first, *others}
+        sids = [stream.sid for stream in space.streams]
+    for sid in sids:
+        with wave.open(str(tmp_path / f"{sid}.wav")) as recording:
+            assert (recording.getnchannels(), recording.getframerate(), recording.getnframes()) == (2, 8000, 4000)
+
+
+def test_the_example_with_fixtures_passes(pytester: pytest.Pytester) -> None:
+    """The example of the fixtures holds for a service that stops what it starts."""
+    [code] = [code for code in PYTHON if "stream_receiver" in code]
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
+    pytester.makepyfile(
+        code,
+        my_service="""
+        from contextlib import asynccontextmanager
+
+        @asynccontextmanager
+        async def streaming(client, *, url, bearer_token):
+            async for conference in client.conferences.list():
+                sid = conference.sid
+                stream = await client.conferences.start_stream(sid, url=url, authorization_bearer_token=bearer_token)
+            yield
+            await client.conferences.stop_stream(sid, stream)
+        """,
+    )
+    done = pytester.runpytest_inprocess("-pno:signalwire_streams", "-psignalwire_streams.pytest_plugin", "-Werror")
+    done.assert_outcomes(passed=1)
 
 
 def test_all_examples_compile() -> None:

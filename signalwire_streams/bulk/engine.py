@@ -11,10 +11,12 @@ from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState, state_of
 from signalwire_streams.errors import (
     AuthenticationError,
     CircuitOpenError,
+    JournalError,
     PermissionDeniedError,
+    RateLimitedError,
+    RunEndedError,
     StreamOutcomeUnknown,
     StreamsError,
-    TransportError,
 )
 from signalwire_streams.models import CallStream, ConferenceStream, Lane
 from signalwire_streams.transport.clock import Clock
@@ -22,9 +24,11 @@ from signalwire_streams.wire.exchange import Errand, Progress
 
 _Item = TypeVar("_Item")
 
-_DRAIN = 5.0
+DRAIN = 5.0
+"""Seconds that what is under way gets when a run ends early."""
+
 _BACKLOG = 64
-_OUTAGE = 60.0
+_OUTAGE, _CROWD = 60.0, 300.0  # seconds that an item waits for a Space that is down, or too busy
 _LEAST_PAUSE = 0.05
 
 Perform = Callable[[_Item, Errand], Awaitable[ConferenceStream | CallStream]]
@@ -73,7 +77,8 @@ class Engine(Generic[_Item]):
     _running: dict[asyncio.Task[None], None] = field(init=False, factory=dict)
     _backlog: deque[BulkOutcome[_Item]] = field(init=False, factory=deque)
     _changed: asyncio.Event = field(init=False, factory=asyncio.Event)
-    _intake: asyncio.Task[None] | None = field(init=False, default=None)
+    _intake: asyncio.Future[None] | None = field(init=False, default=None)
+    _draining: asyncio.Task[None] | None = field(init=False, default=None)
     _denied: StreamsError | None = field(init=False, default=None)
     _broken: Exception | None = field(init=False, default=None)
 
@@ -90,28 +95,45 @@ class Engine(Generic[_Item]):
             if self._broken is not None and not self._running:
                 raise self._broken
             if self._intake.done() and not self._running:
-                await self._intake
+                if not self._intake.cancelled():
+                    await self._intake
                 return None
             await self._change()
         outcome = self._backlog.popleft()
         self._changed.set()
         return outcome
 
+    def drain(self, seconds: float) -> asyncio.Task[None]:
+        """Take in nothing more, and cut what is still under way after these seconds; `next` gives it all."""
+        if self._intake is None:
+            self._intake = asyncio.get_running_loop().create_future()
+        if self._draining is not None:
+            self._draining.cancel()
+        self._intake.cancel()
+        self._draining = asyncio.create_task(self._wind_up(self._intake, seconds))
+        return self._draining
+
     async def close(self) -> AsyncIterator[BulkOutcome[_Item]]:
-        """Take in nothing more, give what is under way five seconds, cut the rest; give what came of them."""
-        if self._intake is not None and not self._intake.done():
-            self._intake.cancel()
-            await asyncio.wait([self._intake])
+        """Drain, unless that is under way already, and give what came of it."""
+        draining = self._draining or self.drain(DRAIN)
         try:
-            if self._running:
-                await asyncio.wait(self._running, timeout=_DRAIN)
+            await asyncio.wait([draining])
         finally:  # also when somebody does not want to wait for the drain
-            for task in self._running:
-                task.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
+            self._cut()
         while self._backlog:
             yield self._backlog.popleft()
+
+    async def _wind_up(self, intake: asyncio.Future[None], seconds: float) -> None:
+        await asyncio.wait([intake])
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
+        if self._running:
+            self._cut()
+            await asyncio.wait(self._running)
+
+    def _cut(self) -> None:
+        for task in self._running:
+            task.cancel()
 
     async def _take_in(self) -> None:
         try:
@@ -165,9 +187,9 @@ class Engine(Generic[_Item]):
         except StreamsError as error:
             result = error
         except asyncio.CancelledError:
-            result = _cut(errand)
+            result = _cut(errand, starting=self.starting)
         except Exception as error:  # noqa: BLE001  (a caller's middleware or pacer broke: the item keeps its outcome)
-            result = _cut(errand)
+            result = _cut(errand, starting=self.starting)
             self._break_off(error)
         self._learn(errand, result)
         outcome = BulkOutcome(
@@ -184,19 +206,28 @@ class Engine(Generic[_Item]):
         self._put(outcome)
 
     async def _until_served(self, item: _Item, errand: Errand, began: float) -> ConferenceStream | CallStream:
-        """Carry out an item; while the breaker is open, wait for it instead of failing item after item."""
+        """Carry out an item; what the breaker or the Space's limit turned away waits, and has another turn.
+
+        Neither was carried out, and the limit is at its end for as many as are under way at once: more than the
+        shared allowance of retries can be paid for. An item that an earlier part of the run left in doubt, and
+        that this one could not send, waits as well.
+        """
         while True:
             try:
                 return await self.perform(item, errand)
-            except CircuitOpenError as error:
-                if self.clock.now() - began > _OUTAGE:
+            except (CircuitOpenError, RateLimitedError, StreamOutcomeUnknown) as error:
+                progress = errand.progress
+                if isinstance(error, StreamOutcomeUnknown) and (progress.sent != "no" or not progress.attempts):
                     raise
+                patience = _CROWD if isinstance(error, RateLimitedError) else _OUTAGE
                 pause = max(error.retry_after or 0.0, _LEAST_PAUSE)
+                if self.clock.now() + pause - began > patience:
+                    raise
             await self.clock.sleep(pause * (1 + self.clock.random()))
 
     def _learn(self, errand: Errand, result: ConferenceStream | CallStream | StreamsError) -> None:
         progress = errand.progress
-        if isinstance(result, AuthenticationError | PermissionDeniedError):
+        if isinstance(result, StreamsError) and _concerns_all(result):
             self._denied = result
         if progress.turn_at is not None:
             self.limit.answered(self.clock.now() - progress.turn_at, pushed_back=progress.pushed_back)
@@ -209,11 +240,21 @@ class Engine(Generic[_Item]):
         return BulkState.ALREADY_STARTED if result.already_started else BulkState.STARTED
 
 
-def _cut(errand: Errand) -> StreamsError:
+def _concerns_all(error: StreamsError) -> bool:
+    """Whether what one item met, the next ones will meet as well."""
+    if isinstance(error, StreamOutcomeUnknown):  # an earlier attempt left it so, and the last one was denied
+        return error.status in {401, 403}
+    return isinstance(error, AuthenticationError | PermissionDeniedError | JournalError)
+
+
+def _cut(errand: Errand, *, starting: bool) -> StreamsError:
     progress = errand.progress
-    progress.note_attempt()
-    if progress.sent == "no":
-        return TransportError("the run ended before this was sent", attempts=progress.attempts, phase=progress.phase)
+    under_way = progress.note_attempt()
+    if under_way == "no" and not (starting and progress.may_be_done):
+        attempts = max(progress.attempts - 1, 0)  # the last one only waited
+        return RunEndedError(
+            "the run ended before this was sent", sent=progress.sent, attempts=attempts, phase=progress.phase
+        )
     called = f", which was sent as {progress.name!r}" if progress.name is not None else ""
     return StreamOutcomeUnknown(
         f"the run ended before the answer about {progress.target} came{called}",
@@ -226,7 +267,7 @@ def _cut(errand: Errand) -> StreamsError:
 
 
 def _not_tried(index: int, item: _Item, why: str) -> BulkOutcome[_Item]:
-    return BulkOutcome(index=index, item=item, state=BulkState.NOT_ATTEMPTED, error=TransportError(why))
+    return BulkOutcome(index=index, item=item, state=BulkState.NOT_ATTEMPTED, error=RunEndedError(why))
 
 
 async def _each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:

@@ -1,46 +1,53 @@
 """The journal of a bulk run: what was about to be sent, and what came of it, in a file that survives a kill.
 
-SQLite from the standard library, in WAL mode: an intent is committed before its request goes out, and takes the
-outcomes that came meanwhile along, so that one commit serves both. A process that is killed loses at most
-outcomes that had no later intent; those items are then "intended", which is as good as unknown.
-
-The file can be read with any SQLite tool, also while the run goes on. It holds no token and no parameter value.
+An intent is committed before its request goes out; an outcome a tenth of a second later at most. So a process that
+is killed loses few outcomes, and their items are then "intended", which is as good as unknown.
 """
 
 import sqlite3
 from collections import Counter
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from attrs import define, field, frozen
+from attrs import asdict, define, field, frozen
 
-from signalwire_streams.bulk.outcomes import BulkOutcome
-from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.bulk.commits import Commits
+from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState, label_of
+from signalwire_streams.bulk.planning import Start, plan_rows
+from signalwire_streams.bulk.store import (
+    INDEX,
+    INTENDED,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Whose,
+    connect,
+    facts_of,
+    hold,
+    is_free,
+    now,
+    telling,
+)
+from signalwire_streams.errors import InvalidRequestError, JournalError
+from signalwire_streams.models import CallStream, ConferenceStream
 
-SCHEMA_VERSION = 1
+_Result = TypeVar("_Result")
 
-_SCHEMA = """
-CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE items (
-    id INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL CHECK (kind IN ('conference', 'call')),
-    target TEXT NOT NULL,
-    name TEXT,
-    state TEXT NOT NULL,
-    sid TEXT,
-    ambiguous INTEGER NOT NULL DEFAULT 0,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    error TEXT,
-    message TEXT,
-    changed TEXT NOT NULL
-);
-CREATE UNIQUE INDEX items_by_name ON items (target, name) WHERE name IS NOT NULL;
-CREATE INDEX items_by_state ON items (state);
-"""
-INTENDED = "intended"
-"""The state of an item whose request may have gone out, and of whose end the journal knows nothing."""
+_SETTLE = (
+    "UPDATE items SET state = ?, sid = ?, ambiguous = ?, attempts = attempts + ?, error = ?, message = ?, "
+    "changed = ? WHERE id = ?"
+)
+_INTEND = "INSERT INTO items (id, kind, target, name, state, changed) VALUES (?, ?, ?, ?, ?, ?)"
+_INTEND_AGAIN = "UPDATE items SET state = ?, changed = ? WHERE id = ?"
+_FIND = (
+    "SELECT id, state, sid, ambiguous FROM items "
+    "WHERE target = ? AND name IS ? AND id <= ? ORDER BY id LIMIT 1 OFFSET ?"
+)
+_FIND_STREAM = "SELECT id FROM items WHERE target = ? AND name IS ? AND sid IS ? ORDER BY id LIMIT 1"
+_PLAN = "INSERT INTO plan (kind, target, name, request) VALUES (?, ?, ?, ?)"
+_UNDO = "UPDATE items SET undone = ?, changed = ? WHERE id = ?"
 
 
 @frozen
@@ -75,57 +82,56 @@ class Journal:
     _lock: sqlite3.Connection
     _inherited: int = 0
     _looked_up: Counter[str] = field(init=False, factory=Counter)
-    _pending: list[tuple[str, str | None, int, int, str | None, str | None, str, int]] = field(init=False, factory=list)
+    _rows: int = field(init=False)
+    _commits: Commits = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._rows = self._inherited
+        self._commits = Commits(self.path, self._database)
 
     @classmethod
-    def create(cls, path: Path, *, run: str, doing: str, origin: str, project: str) -> Self:
-        """Begin the journal of a new run.
+    def create(cls, path: Path, whose: Whose, *, run: str, plan: Iterable[Start] | None = None) -> Self:
+        """Begin the journal of a new run, with all that it is to start where that is known.
 
         Raises:
-            InvalidRequestError: the file is there already, can't be made, or another process holds it.
+            InvalidRequestError: the file is there already, can't be made, or another process holds it; or two
+                requests of the plan are one.
+            JournalError: it can't be written.
         """
-        if path.exists():
-            raise InvalidRequestError(f"the journal {path} is there already: resume it, or choose another file")
-        lock = _hold(path)
-        database = _open(path)
-        with database:
-            database.executescript(_SCHEMA)
-            database.executemany(
-                "INSERT INTO run VALUES (?, ?)",
-                [
-                    ("schema", str(SCHEMA_VERSION)),
-                    ("run", run),
-                    ("doing", doing),
-                    ("origin", origin),
-                    ("project", project),
-                    ("began", _now()),
-                ],
-            )
+        facts = {
+            "schema": str(SCHEMA_VERSION),
+            "run": run,
+            **asdict(whose),
+            "began": now(),
+        }
+        with ExitStack() as undo, telling(path, "made"):
+            lock = undo.enter_context(closing(hold(path)))
+            if not is_free(path):
+                raise InvalidRequestError(f"the journal {path} is there already: resume it, or choose another file")
+            undo.callback(path.unlink, missing_ok=True)
+            database = undo.enter_context(closing(connect(path)))
+            _lay_out(database, facts, plan)
+            undo.pop_all()
         return cls(path, run, database, lock)
 
     @classmethod
-    def reopen(cls, path: Path, *, doing: str, origin: str, project: str) -> Self:
+    def reopen(cls, path: Path, whose: Whose) -> Self:
         """Go on with the journal of a run that ended early.
 
         Raises:
             InvalidRequestError: there is no such file, it is no journal of this version, it belongs to another
                 Space, project or kind of run, or another process holds it.
         """
-        if not path.exists():
-            raise InvalidRequestError(f"there is no journal {path}: begin the run without resuming")
-        lock = _hold(path)
-        database = _open(path)
-        try:
-            known = dict(database.execute("SELECT key, value FROM run"))
-        except sqlite3.DatabaseError:
-            known = {}
-        wanted = {"schema": str(SCHEMA_VERSION), "doing": doing, "origin": origin, "project": project}
-        wrong = [key for key, value in wanted.items() if known.get(key) != value]
-        if wrong:
-            database.close()
-            lock.close()
-            raise InvalidRequestError(f"{path} is no journal of such a run: its {', '.join(wrong)} differs")
-        last = database.execute("SELECT COALESCE(MAX(id), 0) FROM items").fetchone()[0]
+        with ExitStack() as undo, telling(path, "read"):
+            if not path.exists():
+                raise InvalidRequestError(f"there is no journal {path}: begin the run without resuming")
+            lock = undo.enter_context(closing(hold(path)))
+            database = undo.enter_context(closing(connect(path)))
+            known = facts_of(path, database)
+            whose.check(path, known)
+            database.execute(INDEX)
+            last = database.execute("SELECT COALESCE(MAX(id), 0) FROM items").fetchone()[0]
+            undo.pop_all()
         return cls(path, known["run"], database, lock, int(last))
 
     def __enter__(self) -> Self:
@@ -136,88 +142,116 @@ class Journal:
     ) -> None:
         self.close()
 
+    @property
+    def undone_since(self) -> str | None:
+        """When somebody began to stop what this run started, or None."""
+        return self._ask("SELECT value FROM run WHERE key = 'undone_since'", (), lambda row: row and str(row[0]))
+
+    def begin_undoing(self) -> None:
+        """Note that what this run started is to be stopped."""
+        with telling(self.path, "written"), self._database:
+            self._database.execute("INSERT OR IGNORE INTO run VALUES ('undone_since', ?)", (now(),))
+
     def find(self, target: str, name: str | None) -> Entry | None:
         """Look up what an earlier part of the run left of an item.
 
         Items without a name are told apart by their order only: the second call for a target gives its second.
         """
+        if not self._inherited:
+            return None
         skip = 0
         if name is None:
             skip = self._looked_up[target]
             self._looked_up[target] += 1
-        row = self._database.execute(
-            "SELECT id, state, sid, ambiguous FROM items WHERE target = ? AND name IS ? AND id <= ? "
-            "ORDER BY id LIMIT 1 OFFSET ?",
+        return self._ask(
+            _FIND,
             (target, name, self._inherited, skip),
-        ).fetchone()
-        return None if row is None else Entry(row[0], row[1], row[2], bool(row[3]))
+            lambda row: row and Entry(row[0], row[1], row[2], bool(row[3])),
+        )
 
-    def intend(self, kind: str, target: str, name: str | None) -> int:
-        """Note that an item is about to be sent; it is on the disk when this returns. Gives its row."""
-        with self._database:
-            self._write_pending()
-            cursor = self._database.execute(
-                "INSERT INTO items (kind, target, name, state, changed) VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT (target, name) WHERE name IS NOT NULL "
-                "DO UPDATE SET state = excluded.state, changed = excluded.changed RETURNING id",
-                (kind, target, name, INTENDED, _now()),
-            )
-            return int(cursor.fetchone()[0])
+    def find_stream(self, target: str, name: str | None, sid: str | None) -> int:
+        """Look up the row of a stream that this run started.
+
+        Raises:
+            JournalError: it is not there.
+        """
+        row = self._ask(_FIND_STREAM, (target, name, sid), lambda row: row)
+        if row is None:
+            raise JournalError(f"the journal {self.path} does not know the stream on {target} any more")
+        return int(row[0])
+
+    def new_row(self) -> int:
+        """Give the number of an item's row that is not there yet."""
+        self._rows += 1
+        return self._rows
+
+    async def intend(self, row: int, kind: str, target: str, name: str | None) -> None:
+        """Note that an item is about to be sent; it is on the disk when this returns.
+
+        Args:
+            row: the item's row, new or of an earlier part of the run.
+            kind: ``conference`` or ``call``.
+            target: the sid of that.
+            name: the stream's Name.
+
+        Raises:
+            JournalError: it can't be written.
+        """
+        if row > self._inherited:
+            await self._commits.committed(_INTEND, (row, kind, target, name, INTENDED, now()))
+        else:
+            await self._commits.committed(_INTEND_AGAIN, (INTENDED, now(), row))
 
     def settle(self, row: int, outcome: BulkOutcome[Any]) -> None:
-        """Note what came of an item; it is written with the next intent, or at the end."""
+        """Note what came of an item; it is written with the next commit."""
         stream, error = outcome.stream, outcome.error
-        self._pending.append(
+        self._commits.later(
+            _SETTLE,
             (
                 outcome.state.value,
                 stream.sid if stream is not None else None,
                 int(stream.ambiguous) if stream is not None else 0,
                 outcome.attempts,
-                type(error).__name__ if error is not None else None,
+                label_of(error) if error is not None else None,
                 str(error) if error is not None else None,
-                _now(),
+                now(),
                 row,
-            )
+            ),
         )
 
-    def flush(self) -> None:
-        """Write the outcomes that wait."""
-        with self._database:
-            self._write_pending()
+    async def intend_undoing(self, row: int) -> None:
+        """Note that an item's stream is about to be stopped; it is on the disk when this returns."""
+        await self._commits.committed(_UNDO, (INTENDED, now(), row))
+
+    def settle_undoing(self, row: int, outcome: BulkOutcome[ConferenceStream | CallStream]) -> None:
+        """Note what came of stopping an item's stream; how it was started stays as it is."""
+        undone = {BulkState.STOPPED: BulkState.STOPPED.value, BulkState.UNKNOWN: INTENDED}.get(outcome.state)
+        self._commits.later(_UNDO, (undone, now(), row))
 
     def close(self) -> None:
-        """Write what waits and let go of the file."""
-        self.flush()
-        self._database.close()
-        self._lock.close()
+        """Write what waits and let go of the file.
 
-    def _write_pending(self) -> None:
-        self._database.executemany(
-            "UPDATE items SET state = ?, sid = ?, ambiguous = ?, attempts = attempts + ?, error = ?, message = ?, "
-            "changed = ? WHERE id = ?",
-            self._pending,
-        )
-        self._pending.clear()
+        Raises:
+            JournalError: it can't be written; what waited stays "intended".
+        """
+        try:
+            self._commits.close()
+        finally:
+            self._database.close()
+            self._lock.close()
 
-
-def _open(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=5.0)
-    database.execute("PRAGMA journal_mode = WAL")
-    # NORMAL loses nothing when the process is killed; only a power cut can take the last commits.
-    database.execute("PRAGMA synchronous = NORMAL")
-    return database
+    def _ask(self, question: str, values: tuple[object, ...], read: Callable[[Any], _Result]) -> _Result:
+        with telling(self.path, "read"):
+            return read(self._database.execute(question, values).fetchone())
 
 
-def _hold(path: Path) -> sqlite3.Connection:
-    """Take the run for this process: a lock that ends with the process, however it ends."""
-    lock = sqlite3.connect(path.with_name(path.name + ".lock"), timeout=0.0, isolation_level=None)
-    try:
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError:
-        lock.close()
-        raise InvalidRequestError(f"another process runs the journal {path}: wait for it, or end it") from None
-    return lock
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def _lay_out(database: sqlite3.Connection, facts: Mapping[str, str], plan: Iterable[Start] | None) -> None:
+    """Make the tables, the run's facts and its plan in one transaction: they are there, or nothing is."""
+    with database:
+        database.execute("BEGIN")
+        for statement in SCHEMA:
+            database.execute(statement)
+        if plan is not None:
+            cursor = database.executemany(_PLAN, plan_rows(plan))
+            facts = {**facts, "planned": str(max(cursor.rowcount, 0))}
+        database.executemany("INSERT INTO run VALUES (?, ?)", facts.items())

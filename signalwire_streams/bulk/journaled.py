@@ -5,18 +5,20 @@ from typing import Any, TypeAlias
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams.bulk.journal import INTENDED, Entry, Journal
+from signalwire_streams.bulk.journal import Entry, Journal
 from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
+from signalwire_streams.bulk.planning import Start
 from signalwire_streams.bulk.starting import Starting, Stopping
-from signalwire_streams.errors import StreamOutcomeUnknown
+from signalwire_streams.bulk.store import INTENDED
+from signalwire_streams.errors import InvalidRequestError, StreamOutcomeUnknown
 from signalwire_streams.models import CallStream, ConferenceStream, StartConferenceStream, StreamStatus
 from signalwire_streams.wire.exchange import Errand, Progress
-from signalwire_streams.wire.exchanges import Start
 
 _Stream: TypeAlias = ConferenceStream | CallStream
 
 _RUNS = frozenset({BulkState.STARTED, BulkState.ALREADY_STARTED})
 _DOUBTFUL = frozenset({INTENDED, BulkState.UNKNOWN})
+_NO_NEWS = frozenset({BulkState.NOT_ATTEMPTED, BulkState.REJECTED})
 
 
 @frozen
@@ -54,15 +56,18 @@ class Book:
         """Look up what an earlier part of the run left of an item."""
         return self.journal.find(key.target, key.name)
 
-    def intend(self, key: _Key, progress: Progress) -> None:
+    async def intend(self, key: _Key, progress: Progress, entry: Entry | None) -> None:
         """Note that an item is about to be sent."""
-        self._rows[progress] = self.journal.intend(key.kind, key.target, key.name)
+        row = self.journal.new_row() if entry is None else entry.id
+        self._rows[progress] = row
+        await self.journal.intend(row, key.kind, key.target, key.name)
 
     def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
         """Note what came of an item."""
         row = self._rows.pop(progress, None)
-        if row is not None:
-            self.journal.settle(row, outcome)
+        if row is None or (progress.may_be_done and outcome.state in _NO_NEWS):
+            return  # what may have been done before is not undone by that
+        self.journal.settle(row, outcome)
 
 
 @define(eq=False)
@@ -85,7 +90,12 @@ class JournaledStarting:
     def begin(self) -> None:
         """Open the journal, and take the run's name from it."""
         self.book.begin()
-        self.starting.run = self.book.journal.run
+        journal = self.book.journal
+        since = journal.undone_since
+        if since is not None:
+            self.book.end()
+            raise InvalidRequestError(f"the streams of {journal.path} were stopped since {since}: begin a new run")
+        self.starting.run = journal.run
 
     def end(self) -> None:
         """Let go of the journal."""
@@ -104,7 +114,7 @@ class JournaledStarting:
             if named.name is None or (key.kind == "call" and not self.resend_call_starts):
                 raise _still_unknown(key)
             errand.progress.may_be_done = True
-        self.book.intend(key, errand.progress)
+        await self.book.intend(key, errand.progress, entry)
         return await self.starting.send(named, errand)
 
 
@@ -136,8 +146,8 @@ class JournaledStopping:
         entry = self.book.known(key)
         if entry is not None and entry.state == BulkState.STOPPED:
             return evolve(stream, status=StreamStatus.STOPPED)
-        errand.progress.may_be_done = entry is not None
-        self.book.intend(key, errand.progress)
+        errand.progress.may_be_done = entry is not None and entry.state in _DOUBTFUL
+        await self.book.intend(key, errand.progress, entry)
         return await self.stopping(stream, errand)
 
 

@@ -63,6 +63,12 @@ class BulkOutcome(Generic[_Item]):
         return self.state in SUCCEEDED
 
 
+def label_of(error: StreamsError) -> str:
+    """Give an error's class and, where the Space told one, its code: what errors are counted by."""
+    code = getattr(error, "code", None)
+    return type(error).__name__ + (f" {code}" if code is not None else "")
+
+
 def state_of(error: StreamsError, *, starting: bool) -> BulkState:
     """Tell how an item ended that ended in an error.
 

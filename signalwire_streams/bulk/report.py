@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from signalwire_streams.bulk.outcomes import SUCCEEDED, BulkOutcome, BulkState
+from signalwire_streams.bulk.outcomes import SUCCEEDED, BulkOutcome, BulkState, label_of
 from signalwire_streams.errors import StreamsError
 
 _KEPT_FAILURES = 1_000
@@ -91,8 +91,7 @@ class Tally:
             self._latencies[int(log(max(outcome.seconds, _LEAST_LATENCY)) / _STEP)] += 1
             self.slowest = max(self.slowest, outcome.seconds)
         if outcome.error is not None:
-            code = getattr(outcome.error, "code", None)
-            self.errors[type(outcome.error).__name__ + (f" {code}" if code is not None else "")] += 1
+            self.errors[label_of(outcome.error)] += 1
         if not outcome.ok and len(self.failures) < _KEPT_FAILURES:
             self.failures.append(outcome)
 

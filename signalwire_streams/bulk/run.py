@@ -1,11 +1,11 @@
 """A bulk run, as its owner holds it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Generic, Protocol, TypeVar
 
 from attrs import define, field
 
-from signalwire_streams.bulk.engine import Engine
+from signalwire_streams.bulk.engine import DRAIN, Engine
 from signalwire_streams.bulk.outcomes import BulkOutcome
 from signalwire_streams.bulk.report import BulkReport, Tally
 from signalwire_streams.errors import ClientStateError
@@ -41,7 +41,7 @@ class BulkRun(Generic[_Item]):
     _began_at: float | None = field(init=False, default=None)
     _seconds: float | None = field(init=False, default=None)
 
-    async def __aiter__(self) -> AsyncIterator[BulkOutcome[_Item]]:
+    async def __aiter__(self) -> AsyncGenerator[BulkOutcome[_Item], None]:
         if self._began_at is not None:
             raise ClientStateError("a run can be gone through once: make a new one")
         if self._keeper is not None:
@@ -53,6 +53,17 @@ class BulkRun(Generic[_Item]):
                 yield outcome
         finally:
             await self._end()
+
+    def drain(self, seconds: float = DRAIN) -> None:
+        """End the run early: take nothing more in, and cut what is under way after these seconds.
+
+        The loop goes on until that is done, so that it sees every outcome; a signal's handler may call this. A
+        second call shortens the first: ``drain(0)`` cuts at once.
+
+        Args:
+            seconds: for what is under way.
+        """
+        _ = self._engine.drain(seconds)
 
     async def report(self) -> BulkReport:
         """Sum the run up. Carries it out first where nobody went through it; ends it where somebody left it."""
@@ -71,9 +82,11 @@ class BulkRun(Generic[_Item]):
         return self._tally.report(seconds)
 
     async def _end(self) -> None:
-        async for outcome in self._engine.close():
-            self._tally.add(outcome)
-        if self._keeper is not None:
-            self._keeper.end()
-        if self._seconds is None:
-            self._seconds = self._clock.now() - (self._began_at or self._clock.now())
+        try:
+            async for outcome in self._engine.close():
+                self._tally.add(outcome)
+        finally:
+            if self._seconds is None:
+                self._seconds = self._clock.now() - (self._began_at or self._clock.now())
+            if self._keeper is not None:
+                self._keeper.end()

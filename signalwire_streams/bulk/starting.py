@@ -4,14 +4,11 @@ from secrets import token_hex
 
 from attrs import define, evolve, field, frozen
 
+from signalwire_streams.bulk.planning import Once, Start
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
+from signalwire_streams.models import CallStream, ConferenceStream, StartConferenceStream
 from signalwire_streams.resources.streaming import Streams
 from signalwire_streams.wire.exchange import Errand
-from signalwire_streams.wire.exchanges import Start
-
-_DEADLINE = 300.0
-"""Seconds for one item: longer than for a single call, since items may wait for the pacer by the thousand."""
 
 
 @frozen
@@ -28,13 +25,14 @@ class Starting:
 
     Attributes:
         streams: where to start them.
+        deadline: seconds for one item, its waiting for the pacer included.
         run: what the run is called; the same run and target give the same name.
     """
 
     streams: Both
+    deadline: float
     run: str = field(factory=lambda: token_hex(4))
-    # Hashes instead of names, which would be most of the memory of a long run.
-    _seen: set[int] = field(init=False, factory=set)
+    _once: Once = field(init=False, factory=Once)
 
     async def __call__(self, request: Start, errand: Errand) -> ConferenceStream | CallStream:
         """Start one stream."""
@@ -46,29 +44,17 @@ class Starting:
         Raises:
             InvalidRequestError: it is no request, or its target came before under the same name.
         """
-        if not isinstance(request, StartConferenceStream | StartCallStream):
-            raise InvalidRequestError(
-                f"an item is a {type(request).__name__}: pass StartConferenceStream or StartCallStream"
-            )
+        if not errand.progress.attempts:
+            self._once.check(request)
         if request.name is None and not request.unnamed:
             request = evolve(request, name=f"sws-{self.run}-{request.target}")
-        if not errand.progress.attempts:
-            self._check_once(request)
         return request
 
     async def send(self, request: Start, errand: Errand) -> ConferenceStream | CallStream:
         """Start the stream of a request that was prepared."""
         if isinstance(request, StartConferenceStream):
-            return await self.streams.conferences.start(request, deadline=_DEADLINE, errand=errand)
-        return await self.streams.calls.start(request, deadline=_DEADLINE, errand=errand)
-
-    def _check_once(self, request: Start) -> None:
-        key = hash((request.target, request.name))
-        if request.name is not None and key in self._seen:
-            raise InvalidRequestError(
-                f"{request.target} comes twice in this run: give each of its streams a name of its own"
-            )
-        self._seen.add(key)
+            return await self.streams.conferences.start(request, deadline=self.deadline, errand=errand)
+        return await self.streams.calls.start(request, deadline=self.deadline, errand=errand)
 
 
 @frozen
@@ -77,14 +63,17 @@ class Stopping:
 
     Attributes:
         streams: where to stop them.
+        deadline: seconds for one item, its waiting for the pacer included.
     """
 
     streams: Both
+    deadline: float
 
     async def __call__(self, stream: ConferenceStream | CallStream, errand: Errand) -> ConferenceStream | CallStream:
         """Stop one stream."""
+        deadline = self.deadline
         if isinstance(stream, ConferenceStream):
-            return await self.streams.conferences.stop(stream.conference_sid, stream, deadline=_DEADLINE, errand=errand)
+            return await self.streams.conferences.stop(stream.conference_sid, stream, deadline=deadline, errand=errand)
         if isinstance(stream, CallStream):
-            return await self.streams.calls.stop(stream.call_sid, stream, deadline=_DEADLINE, errand=errand)
+            return await self.streams.calls.stop(stream.call_sid, stream, deadline=deadline, errand=errand)
         raise InvalidRequestError(f"an item is a {type(stream).__name__}: pass ConferenceStream or CallStream")

@@ -4,14 +4,17 @@ import asyncio
 import functools
 import os
 from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import click
 from attrs import frozen
 
-from signalwire_streams import Attempt, InvalidRequestError, StreamsClient, StreamsError
+from signalwire_streams import InvalidRequestError, StreamsClient, StreamsError
 from signalwire_streams.cli.failures import failure_of
 
 _SPACE, _PROJECT, _TOKEN = "SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"
+
+_Result = TypeVar("_Result")
 
 ENVIRONMENT = f"""\b
 Environment:
@@ -39,8 +42,8 @@ class Account:
     as_json: bool
     options: tuple[str, ...] = ()
 
-    def client(self, on_attempt: Callable[[Attempt], object] | None) -> StreamsClient:
-        """Make a client.
+    def client(self, **options: Any) -> StreamsClient:  # noqa: ANN401  (the client's own)
+        """Make a client, with further options of its own.
 
         Raises:
             InvalidRequestError: something is missing, or can't be right.
@@ -50,25 +53,21 @@ class Account:
         missing = [name for name, value in found.items() if not value]
         if missing:
             raise InvalidRequestError(f"set {', '.join(missing)} in the environment: your Space's API page shows them")
-        return StreamsClient(space=self.space, project=self.project, token=token, on_attempt=on_attempt)
+        return StreamsClient(space=self.space, project=self.project, token=token, **options)
 
-    def perform(
-        self,
-        work: Callable[[StreamsClient], Awaitable[None]],
-        on_attempt: Callable[[Attempt], object] | None = None,
-    ) -> None:
-        """Do a piece of work with a client that is closed at its end, however it ends.
+    def perform(self, work: Callable[[StreamsClient], Awaitable[_Result]], **options: Any) -> _Result:  # noqa: ANN401
+        """Do a piece of work with a client, made with these options, that is closed at its end, however it ends.
 
         Raises:
             Failure: it did not succeed.
         """
 
-        async def with_client() -> None:
-            async with self.client(on_attempt) as client:
-                await work(client)
+        async def with_client() -> _Result:
+            async with self.client(**options) as client:
+                return await work(client)
 
         try:
-            asyncio.run(with_client())
+            return asyncio.run(with_client())
         except StreamsError as error:
             raise failure_of(error, as_json=self.as_json) from None
 

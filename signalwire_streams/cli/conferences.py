@@ -4,10 +4,9 @@ from typing import Unpack
 
 import click
 
-from signalwire_streams import Codec
 from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
 from signalwire_streams.cli.listings import list_conferences
-from signalwire_streams.cli.start_options import StartFields, start_options
+from signalwire_streams.cli.start_options import StartFields, conference_options, start_options
 from signalwire_streams.cli.streaming import Start, stop
 
 
@@ -30,8 +29,7 @@ Example:
 )
 @click.argument("conference_sid")
 @start_options
-@click.option("--codec", type=click.Choice([word.value for word in Codec]), help="How the audio is encoded.")
-@click.option("--realtime/--no-realtime", default=None, help="The API's StreamRealTime.")
+@conference_options
 @account_options
 def start_stream(
     account: Account, *, conference_sid: str, codec: str | None, realtime: bool | None, **fields: Unpack[StartFields]

@@ -2,18 +2,18 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import ceil
 from typing import Self
 
 import click
 from attrs import frozen
 
-from signalwire_streams import Attempt, Event, Kind
+from signalwire_streams import Attempt, BulkReport, Event, Kind
+from signalwire_streams.cli.demo_audio import CONFERENCES, Listening
 from signalwire_streams.cli.demo_run import Job
 from signalwire_streams.cli.output import bare_table, on_terminal, write_aligned, write_rich
 from signalwire_streams.simulator import SimulatedSpace
 
-_PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+_SECONDS = ("start_seconds", "stop_seconds")
 
 Section = tuple[str, Sequence[tuple[str, str]]]
 
@@ -24,6 +24,7 @@ class Report:
 
     Attributes:
         job: the client's account.
+        listening: what was heard.
         conferences: how many conferences there were to find.
         seed: the seed of the Space.
         created: the streams that ever ran.
@@ -33,6 +34,7 @@ class Report:
     """
 
     job: Job
+    listening: Listening
     conferences: int
     seed: int
     created: int
@@ -41,11 +43,12 @@ class Report:
     doubled: int
 
     @classmethod
-    def of(cls, job: Job, space: SimulatedSpace, conferences: int, seed: int) -> Self:
+    def of(cls, job: Job, listening: Listening, space: SimulatedSpace, conferences: int, seed: int) -> Self:
         """Ask the Space."""
         created = sum(stream.error is None for stream in space.streams)
         return cls(
             job=job,
+            listening=listening,
             conferences=conferences,
             seed=seed,
             created=created,
@@ -56,9 +59,13 @@ class Report:
 
     @property
     def is_good(self) -> bool:
-        """Whether each stream was started once and stopped, and none is left."""
+        """Whether each stream was started once and stopped, none is left, and nothing was misheard."""
+        return self._is_done and self.listening.is_good
+
+    @property
+    def _is_done(self) -> bool:
         job = self.job
-        counts = {len(job.found), len(job.started), len(job.stopped), self.created}
+        counts = {len(job.found), len(job.streams), job.stopped, self.created}
         return counts == {self.conferences} and not (self.alive or self.doubled or job.failures)
 
     def facts(self) -> Mapping[str, object]:
@@ -69,21 +76,21 @@ class Report:
             "seed": self.seed,
             "conferences": self.conferences,
             "found": len(job.found),
-            "started": len(job.started),
+            "started": len(job.streams),
             "started_by_repeated_attempt": self._repeated(is_start=True),
-            "stopped": len(job.stopped),
+            "stopped": job.stopped,
             "stopped_by_repeated_attempt": self._repeated(is_start=False),
             "attempts": len(job.attempts),
             "retries": len(job.repeats),
             "retries_by_event": dict(Counter(attempt.event for attempt in job.repeats)),
-            "start_seconds": _percentiles(job.start_seconds),
-            "stop_seconds": _percentiles(job.stop_seconds),
+            **{name: _percentiles(report) for name, report in zip(_SECONDS, job.reports, strict=True)},
             "seconds": round(job.seconds, 3),
             "streams_created": self.created,
             "streams_refused_as_duplicates": self.refused,
             "streams_alive": self.alive,
             "streams_doubled": self.doubled,
             "failures": job.failures,
+            "audio": self.listening.facts(),
         }
 
     def write(self) -> None:
@@ -101,15 +108,15 @@ class Report:
         job, wanted = self.job, len(self.job.found)
         client: Sequence[tuple[str, str]] = [
             ("live conferences found", f"{wanted:,}"),
-            ("streams started", f"{len(job.started):,} of {wanted:,}"),
+            ("streams started", f"{len(job.streams):,} of {wanted:,}"),
             ("  of them by a repeated attempt", f"{self._repeated(is_start=True):,}"),
-            ("streams stopped", f"{len(job.stopped):,} of {wanted:,}"),
+            ("streams stopped", f"{job.stopped:,} of {wanted:,}"),
             ("  of them by a repeated attempt", f"{self._repeated(is_start=False):,}"),
             ("attempts", f"{len(job.attempts):,}"),
             ("  followed by another one", f"{len(job.repeats):,}"),
             *((f"    {cause}", f"{count:,}") for cause, count in Counter(map(_in_words, job.repeats)).most_common()),
-            ("time to start a stream", _in_milliseconds(job.start_seconds)),
-            ("time to stop a stream", _in_milliseconds(job.stop_seconds)),
+            ("time to start a stream", _in_milliseconds(job.reports[0])),
+            ("time to stop a stream", _in_milliseconds(job.reports[1])),
             ("time for everything", f"{job.seconds:.1f} s"),
         ]
         space: Sequence[tuple[str, str]] = [
@@ -118,14 +125,28 @@ class Report:
             ("streams still running", f"{self.alive:,}"),
             ("streams doubled", f"{self.doubled:,}"),
         ]
-        return (("What the client did", client), ("What the Space counted", space))
+        heard, tracks = self.listening, CONFERENCES * 2
+        audio: Sequence[tuple[str, str]] = [
+            ("tracks recorded, to the sample", f"{heard.faithful:,} of {tracks:,}"),
+            ("frames of 20 ms", f"{heard.frames:,}"),
+            ("  lost", f"{heard.missing + heard.dropped:,}"),
+            ("jitter, at most", f"{heard.jitter:.1f} ms"),
+            ("streams still running", f"{heard.alive:,}"),
+        ]
+        return (
+            ("What the client did", client),
+            ("What the Space counted", space),
+            (f"What was heard on {CONFERENCES} conferences", audio),
+        )
 
     def _sentence(self) -> str:
-        if not self.is_good:
+        if not self._is_done:
             return "Something went wrong: this is not one stream per conference, each of them stopped."
+        if not self.listening.is_good:
+            return "Something went wrong: what was heard is not all that was said."
         return (
             f"Every conference got its stream exactly once, although {len(self.job.repeats):,} attempts failed,\n"
-            "and none was left running."
+            "what was heard is what was said, and none was left running."
         )
 
     def _repeated(self, *, is_start: bool) -> int:
@@ -145,19 +166,13 @@ def _in_words(attempt: Attempt) -> str:
     return f"HTTP {attempt.status}: {attempt.event}" if attempt.status is not None else str(attempt.event)
 
 
-def _percentiles(seconds: Sequence[float]) -> Mapping[str, float | None]:
-    ordered = sorted(seconds)
-    return {
-        name: round(ordered[ceil(share * len(ordered)) - 1], 4) if ordered else None
-        for name, share in _PERCENTILES.items()
-    }
+def _percentiles(report: BulkReport) -> Mapping[str, float]:
+    names = {100: "max"}
+    return {names.get(percent, f"p{percent}"): round(value, 4) for percent, value in report.latencies.items()}
 
 
-def _in_milliseconds(seconds: Sequence[float]) -> str:
-    found = _percentiles(seconds).items()
-    return (
-        ", ".join(f"{name} {value * 1000:.0f}" if value is not None else f"{name} -" for name, value in found) + " ms"
-    )
+def _in_milliseconds(report: BulkReport) -> str:
+    return ", ".join(f"{name} {value * 1000:.0f}" for name, value in _percentiles(report).items()) + " ms"
 
 
 def _indented(facts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

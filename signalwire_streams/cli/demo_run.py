@@ -1,30 +1,16 @@
 """The demo's job: a stream on every live conference, then none. It is meant to be read, and copied."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from attrs import define, field
 
-from signalwire_streams import Action, Attempt, ConferenceStream, StreamsClient, StreamsError, StreamStatus
+from signalwire_streams import Attempt, BulkReport, BulkRun, StartConferenceStream, StreamsClient, StreamStatus
+from signalwire_streams.cli.progress import REPEATED, Meter, Progress, shown
 from signalwire_streams.simulator import SimulatedSpace
 
-WORKERS = 16
-"""So many starts or stops are under way at once."""
-
 AUDIO_URL = "wss://audio.example.com/live"
-
-_Item = TypeVar("_Item")
-_AGAIN = {
-    Action.RETRY,
-    Action.RETRY_UNSENT,
-    Action.RETRY_NOW,
-    Action.RETRY_ONCE,
-    Action.RESEND,
-    Action.WAIT_FOR_GATE,
-}
 
 
 @define(eq=False)
@@ -32,72 +18,65 @@ class Job:
     """What the client did, as it saw it.
 
     Attributes:
+        as_json: whether the result will be written as JSON.
         found: the sids of the live conferences.
-        started: the streams, each as its start returned it.
-        stopped: the streams, each as its stop returned it.
-        failures: what went wrong in the end, in sentences.
+        streams: the streams, each as its start returned it.
+        stopped: how many stops returned a stopped stream.
+        reports: what the client says of the starts, and of the stops.
         attempts: every attempt, as ``on_attempt`` hears of it.
-        start_seconds: how long each successful start took, its repeated attempts included.
-        stop_seconds: the same of each successful stop.
         seconds: how long the whole job took.
     """
 
+    as_json: bool = False
     found: list[str] = field(factory=list)
-    started: list[ConferenceStream] = field(factory=list)
-    stopped: list[ConferenceStream] = field(factory=list)
-    failures: list[str] = field(factory=list)
+    streams: list[Any] = field(factory=list)
+    stopped: int = 0
+    reports: list[BulkReport] = field(factory=list)
     attempts: list[Attempt] = field(factory=list)
-    start_seconds: list[float] = field(factory=list)
-    stop_seconds: list[float] = field(factory=list)
     seconds: float = 0.0
+    _meter: Meter = field(init=False, factory=Meter)
 
     async def run(self, client: StreamsClient) -> None:
         """Find the live conferences, start a stream on each, then stop them all."""
         began = time.perf_counter()
-        self.found = [conference.sid async for conference in client.conferences.list(status="in-progress")]
+        self.found = [item.sid async for item in client.conferences.list(status="in-progress", page_size=1000)]
 
-        async def start(conference_sid: str) -> None:
-            async with self._timed(self.start_seconds):
-                self.started.append(await client.conferences.start_stream(conference_sid, url=AUDIO_URL))
+        starts = client.start_streams(StartConferenceStream(conference_sid=sid, url=AUDIO_URL) for sid in self.found)
+        async with self._shown("Starting", starts):
+            async for outcome in starts:
+                if outcome.stream is not None:
+                    self.streams.append(outcome.stream)
+        self.reports.append(await starts.report())
 
-        async def stop(stream: ConferenceStream) -> None:
-            async with self._timed(self.stop_seconds):
-                stopped = await client.conferences.stop_stream(stream.conference_sid, stream)
-                if stopped.status == StreamStatus.STOPPED:
-                    self.stopped.append(stopped)
+        stops = client.stop_streams(self.streams)
+        async with self._shown("Stopping", stops):
+            async for end in stops:
+                self.stopped += end.stream is not None and end.stream.status == StreamStatus.STOPPED
+        self.reports.append(await stops.report())
 
-        await for_each(self.found, start)
-        await for_each(self.started, stop)
         self.seconds = time.perf_counter() - began
+
+    def note(self, attempt: Attempt) -> None:
+        """Hear of an attempt."""
+        self.attempts.append(attempt)
+        self._meter.note(attempt)
 
     @property
     def repeats(self) -> list[Attempt]:
         """The attempts that were followed by another one of the same call."""
-        return [attempt for attempt in self.attempts if attempt.action in _AGAIN]
+        return [attempt for attempt in self.attempts if attempt.action in REPEATED]
 
-    @asynccontextmanager
-    async def _timed(self, seconds: list[float]) -> AsyncIterator[None]:
-        """Note how long a call took, or why it failed; one failure does not end the job."""
-        began = time.perf_counter()
-        try:
-            yield
-        except StreamsError as error:
-            self.failures.append(str(error))
-        else:
-            seconds.append(time.perf_counter() - began)
+    @property
+    def failures(self) -> list[str]:
+        """What went wrong in the end, in sentences."""
+        return [str(outcome.error) for report in self.reports for outcome in report.failures]
 
+    def _shown(self, title: str, run: BulkRun[Any]) -> AbstractAsyncContextManager[object]:
+        def look() -> Progress:
+            facts = f"{self._meter.rate:,.0f} requests/s", f"{self._meter.repeats:,} attempts repeated"
+            return Progress(title=title, done=run.so_far.total, total=len(self.found), facts=facts)
 
-async def for_each(items: Iterable[_Item], work: Callable[[_Item], Awaitable[None]]) -> None:
-    """Work on all items, a bounded number at a time: the workers share one iterator, so each takes the next item."""
-    shared = iter(items)
-
-    async def worker() -> None:
-        for item in shared:
-            await work(item)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(WORKERS):
-            group.create_task(worker())
+        return shown(look, as_json=self.as_json)
 
 
 def simulated_space(conferences: int, seed: int) -> SimulatedSpace:

@@ -9,8 +9,8 @@ from attrs import asdict
 from signalwire_streams import InvalidRequestError, StreamsError
 from signalwire_streams.cli.output import clean, write_json
 
-FAILED, MISUSE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
-"""The exit codes; the last two are 128 and the signal's number, as a shell has it."""
+FAILED, MISUSE, INTERRUPTED, PIPE_CLOSED, TERMINATED = 1, 2, 130, 141, 143
+"""The exit codes; the last three are 128 and the signal's number, as a shell has it."""
 
 
 class Failure(click.ClickException):

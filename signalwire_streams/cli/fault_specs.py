@@ -92,5 +92,8 @@ _READERS: Mapping[str, Callable[[str], object]] = {
     "retry_after": str,
     "location": str,
     "as": str,
+    "after": _whole,
+    "every": _whole,
+    "frames": _whole,
 }
 _NAMES = {"as": "as_"}  # a keyword of Python's

@@ -8,10 +8,13 @@ from typing import TextIO
 
 import click
 
+from signalwire_streams.cli.bulk.group import bulk
+from signalwire_streams.cli.callbacks import callbacks
 from signalwire_streams.cli.calls import calls
 from signalwire_streams.cli.conferences import conferences
 from signalwire_streams.cli.demo import demo
 from signalwire_streams.cli.failures import INTERRUPTED, PIPE_CLOSED, say_misuse
+from signalwire_streams.cli.listen.command import listen
 from signalwire_streams.cli.simulate import simulate
 
 _NAME = "signalwire-streams"
@@ -37,12 +40,14 @@ class _Program(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Without an account:
-  signalwire-streams demo        200 streams started and stopped under faults
+  signalwire-streams demo        1,000 streams started and stopped under faults
   signalwire-streams simulate    a Space of your own, on this machine
+  signalwire-streams listen      a WebSocket server that records streams
 
 \b
 Exit codes:
   0 all well    1 something failed    2 misuse    130 interrupted
+  141 the reader of a pipe left    143 told to end
 """,
 )
 @click.version_option(package_name=_NAME, prog_name=_NAME)
@@ -52,6 +57,9 @@ def program() -> None:
 
 program.add_command(conferences)
 program.add_command(calls)
+program.add_command(bulk)
+program.add_command(listen)
+program.add_command(callbacks)
 program.add_command(simulate)
 program.add_command(demo)
 

@@ -6,13 +6,14 @@ import re
 import signal
 import textwrap
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import click
 
 from signalwire_streams.cli.failures import Failure
 from signalwire_streams.cli.fault_specs import FaultSpec, read_fault
 from signalwire_streams.cli.output import clean, write_json
+from signalwire_streams.cli.simulated_audio import Sounding, audio_options, refuse_faults_of_nothing
 from signalwire_streams.simulator import FaultKind, SimulatedSpace
 
 DuplicateNames = Literal["stream-error", "http-error", "allow"]
@@ -51,6 +52,8 @@ A fault is KIND[:key=value[,key=value...]]. When it happens:
   created=true|false           whether the request is carried out nevertheless
 How it happens, for the kinds that can be told:
   seconds=0.2   status=418   retry_after=1   body=api|html|empty   code=20429
+  every=10, after=10 or frames=10, in media frames
+Those of callbacks take on=stream-started|stream-stopped|stream-error.
 
 \b
 Kinds:
@@ -61,6 +64,7 @@ Examples:
   signalwire-streams simulate --conferences 200
   signalwire-streams simulate --fault reset:on=start,created=true,one_in=10
   signalwire-streams simulate --fault 503:on=start,times=1 --fault latency:seconds=0.2
+  signalwire-streams simulate --audio speech.wav --trust authority.pem --fault frames-lost:every=50
 
 SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: they are printed.
 """,
@@ -97,6 +101,7 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
     show_default=True,
     help="What a second start of a name gets that is taken: a stream that never lives, a 422, or a second stream.",
 )
+@audio_options
 @click.option("--quiet-requests", is_flag=True, help="Count the requests, but do not keep them.")
 @click.option("--json", "as_json", is_flag=True, help="Write one line of JSON once it listens, and nothing else.")
 def simulate(
@@ -111,8 +116,11 @@ def simulate(
     duplicate_names: DuplicateNames,
     quiet_requests: bool,
     as_json: bool,
+    **sounding: Unpack[Sounding],
 ) -> None:
     """Simulate a Space on this machine: its REST API with conferences and calls.
+
+    With --audio it dials the WebSocket server of each stream that starts, and what is heard goes out in real time.
 
     It runs until Ctrl-C or SIGTERM. What it prints is all that a client needs; the token is good for nothing
     else. GET /_space/streams and /_space/requests tell what it really holds and received.
@@ -126,7 +134,9 @@ def simulate(
         rate_limit=rate_limit,
         duplicate_names=duplicate_names,
         keep_requests=not quiet_requests,
+        **sounding,
     )
+    refuse_faults_of_nothing([fault.kind for fault in faults], **sounding)
     try:
         for fault in faults:
             fault.add_to(space.faults)

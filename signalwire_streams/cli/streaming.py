@@ -35,7 +35,7 @@ class Start:
 
     def run(self) -> None:
         """Start the stream and say how it is stopped."""
-        self.account.perform(self._work, self._attempts.append)
+        self.account.perform(self._work, on_attempt=self._attempts.append)
 
     async def _work(self, client: StreamsClient) -> None:
         try:

@@ -12,6 +12,7 @@ class Kind(StrEnum):
 
     READ = "read"
     STOP = "stop"
+    STOP_BY_NAME = "stop by name"
     CONFERENCE_START = "named start on a conference"
     CALL_START = "named start on a call"
     UNNAMED_START = "unnamed start"
@@ -19,7 +20,12 @@ class Kind(StrEnum):
     @property
     def is_start(self) -> bool:
         """Whether doing it twice could make two streams."""
-        return self not in {Kind.READ, Kind.STOP}
+        return self is not Kind.READ and not self.is_stop
+
+    @property
+    def is_stop(self) -> bool:
+        """Whether it ends a stream."""
+        return self in {Kind.STOP, Kind.STOP_BY_NAME}
 
 
 class Lane(Enum):
@@ -46,6 +52,7 @@ class Event(StrEnum):
     DENIED = "access refused"
     DUPLICATE_NAME = "refused as a duplicate name"
     GONE = "nothing there to stop"
+    ENDED = "stopped already"
     TRY_AGAIN = "asked to try again"
     THROTTLED = "too many requests"
     UNAVAILABLE = "unavailable"

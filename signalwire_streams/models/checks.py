@@ -7,6 +7,7 @@ user and password in a URL, a parameter's value or a token.
 import re
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
@@ -17,6 +18,7 @@ MAX_PARAMETERS = 99
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _HANDLE = re.compile(r"[^\s/\\?#%]+")
+_PLAIN = re.compile(r"[0-9A-Za-z_-]+")
 _YEAR = 366 * 24 * 3600
 _WORD = TypeVar("_WORD", bound=StrEnum)
 
@@ -43,7 +45,14 @@ def private_parts(url: str) -> tuple[str, ...]:
 
 def is_handle(value: str) -> bool:
     """Tell whether a text can stand as one segment of a URL path."""
-    return bool(_HANDLE.fullmatch(value)) and value.isprintable() and ".." not in value and value != "."
+    return is_plain(value) or (
+        bool(_HANDLE.fullmatch(value)) and value.isprintable() and ".." not in value and value != "."
+    )
+
+
+def is_plain(text: str) -> bool:
+    """Tell whether a text stands for itself wherever a URL or a form has it; nearly all sids and names do."""
+    return _PLAIN.fullmatch(text) is not None
 
 
 def check_handle(value: object, what: str) -> str:
@@ -72,7 +81,12 @@ def check_stream_url(value: object) -> str:
 
     Source: https://signalwire.com/docs/compatibility-api/rest/streams ("The only supported protocol is wss")
     """
-    url = _text(value, "url", "the wss:// address of your WebSocket server")
+    return _check_stream_url(_text(value, "url", "the wss:// address of your WebSocket server"))
+
+
+# One address serves thousands of starts, and what is accepted holds no secret.
+@lru_cache(maxsize=256)
+def _check_stream_url(url: str) -> str:
     shown = public_url(url)
     if any(character.isspace() or not character.isprintable() for character in url):
         raise InvalidRequestError(f"url {shown!r} holds blanks or control characters: percent-encode them")
@@ -140,7 +154,13 @@ def check_parameters(value: object) -> Mapping[str, str]:
             raise InvalidRequestError("a parameter has an empty name: give each value a name of its own")
         if not isinstance(text, str):
             raise InvalidRequestError(f"parameter {name!r} is of type {type(text).__name__}: write its value as a str")
+        if not _is_encodable(name + text):
+            raise InvalidRequestError("a parameter holds half a surrogate pair: write texts that UTF-8 can carry")
     return dict(value)
+
+
+def _is_encodable(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check_bearer_token(value: object) -> str:

@@ -8,7 +8,9 @@ from signalwire_streams.models import Event
 from signalwire_streams.resilience.policy import BreakerPolicy
 
 _FAILED = frozenset({Event.UNSENT, Event.BROKEN, Event.MALFORMED, Event.SERVER_FAULT, Event.UNAVAILABLE})
-_SERVED = frozenset({Event.DONE, Event.ACCEPTED})
+_SERVED = frozenset(
+    {Event.DONE, Event.ACCEPTED, Event.REJECTED, Event.DENIED, Event.DUPLICATE_NAME, Event.GONE, Event.ENDED}
+)
 _NOT_TRIED = frozenset({Event.EXPIRED, Event.BREAKER_OPEN, Event.STALE, Event.UNUSABLE})
 _STEPS = 30
 
@@ -17,7 +19,8 @@ _STEPS = 30
 class Breaker:
     """A circuit breaker: closed, then open for a pause, then one probe decides. No clock of its own.
 
-    Refusals (4xx, 429) are the Space at work: they count neither for nor against it.
+    A refusal for good (most of 4xx) is the Space at work, and counts for it: else a run over conferences that are
+    gone, all of them 404, would end in a pause at the twentieth hiccup. "Too many requests" counts neither way.
     """
 
     policy: BreakerPolicy

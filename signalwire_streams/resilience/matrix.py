@@ -34,6 +34,7 @@ MATRIX: Mapping[Event, _Row] = {
     Event.DENIED: _EVERYWHERE[Action.FAIL],
     Event.DUPLICATE_NAME: _EVERYWHERE[Action.FAIL],
     Event.GONE: _EVERYWHERE[Action.FAIL],
+    Event.ENDED: _EVERYWHERE[Action.FAIL],
     # The Space did not take it up.
     Event.TRY_AGAIN: _EVERYWHERE[Action.RETRY],
     Event.UNAVAILABLE: _EVERYWHERE[Action.RETRY],
@@ -43,7 +44,14 @@ MATRIX: Mapping[Event, _Row] = {
 AMBIGUOUS = frozenset({Event.BROKEN, Event.MALFORMED, Event.SERVER_FAULT, Event.ACCEPTED})
 """After one of these, the request may have been carried out."""
 
-_COLUMNS = {Kind.READ: 0, Kind.STOP: 0, Kind.CONFERENCE_START: 1, Kind.CALL_START: 1, Kind.UNNAMED_START: 2}
+_COLUMNS = {
+    Kind.READ: 0,
+    Kind.STOP: 0,
+    Kind.STOP_BY_NAME: 0,
+    Kind.CONFERENCE_START: 1,
+    Kind.CALL_START: 1,
+    Kind.UNNAMED_START: 2,
+}
 
 
 def action_for(kind: Kind, event: Event, *, ambiguous_before: bool) -> Action:
@@ -53,10 +61,11 @@ def action_for(kind: Kind, event: Event, *, ambiguous_before: bool) -> Action:
         kind: what was asked for.
         event: what happened.
         ambiguous_before: whether an earlier attempt of the same call may have been carried out. Then a
-            refusal as a duplicate, or as "nothing there to stop", proves that it was.
+            refusal as a duplicate, or as stopped already, proves that it was. "No such stream" does so only of a
+            sid: nobody knows whether every Space finds streams by their names.
     """
     if ambiguous_before and event is Event.DUPLICATE_NAME:
         return Action.ALREADY_STARTED
-    if ambiguous_before and event is Event.GONE:
+    if ambiguous_before and (event is Event.ENDED or (event is Event.GONE and kind is Kind.STOP)):
         return Action.ALREADY_STOPPED
     return MATRIX[event][_COLUMNS[kind]]

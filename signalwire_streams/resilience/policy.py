@@ -113,6 +113,11 @@ class RateLimit:
         """The requests of this client that any window may hold."""
         return max(1, int(self.requests * self.share))
 
+    @property
+    def rate(self) -> float:
+        """The requests of this client per second, in the long run."""
+        return self.most / self.window
+
 
 @frozen(kw_only=True)
 class BreakerPolicy:

@@ -80,7 +80,7 @@ class Retrying:
 
     def _end(self, action: Action) -> Action:
         """Never tell a caller less than is known: a start that may run does not just "fail", nor a stop that worked."""
-        if self._accepted and self.kind is Kind.STOP:
+        if self._accepted and self.kind.is_stop:
             return Action.ALREADY_STOPPED
         if action is Action.FAIL and self.ambiguous and self.kind.is_start:
             return Action.UNKNOWN

@@ -62,17 +62,16 @@ class Streams(Generic[_Stream]):
             request = evolve(request, name=exchanges.generate_name())
         exchange = exchanges.start(self.account, request, deadline=deadline, errand=errand or Errand())
         outcome = await settle(self.line, exchange)
-        known: Mapping[str, object] = {self.target_field: request.target}
-        if outcome.reply is None or outcome.action is not Action.FINISH:
-            stream = read_stream({"name": request.name}, self.model, known)
-        else:
-            stream = read_stream(outcome.reply.document, self.model, known)
-        return evolve(
-            stream,
-            name=request.name if request.name is not None else stream.name,
-            ambiguous=outcome.ambiguous,
-            already_started=outcome.action is Action.ALREADY_STARTED,
-        )
+        known: dict[str, object] = {
+            self.target_field: request.target,
+            "ambiguous": outcome.ambiguous,
+            "already_started": outcome.action is Action.ALREADY_STARTED,
+        }
+        if request.name is not None:
+            known["name"] = request.name
+        # What refuses a second stream tells nothing of the first one.
+        reply = outcome.reply if outcome.action is Action.FINISH else None
+        return read_stream(None if reply is None else reply.document, self.model, known)
 
     async def stop(
         self, target: str, stream: _Stream | str, *, deadline: float | None = None, errand: Errand | None = None

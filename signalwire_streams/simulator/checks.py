@@ -16,7 +16,7 @@ from attrs import frozen
 
 from signalwire_streams.simulator.routes import TargetKind
 
-__all__ = ["Problem", "check_end_conference", "check_start", "check_stop", "parameters_of"]
+__all__ = ["Problem", "check_end_conference", "check_start", "check_stop", "is_ws_on_loopback", "parameters_of"]
 
 INVALID_ARGUMENT: Final = 10000
 INVALID_URL: Final = 21402
@@ -59,6 +59,12 @@ def _split(value: str) -> SplitResult | None:
         return urlsplit(value)
     except ValueError:
         return None
+
+
+def is_ws_on_loopback(url: str) -> bool:
+    """Tell whether an address is one of this machine's, without TLS, which no real Space dials."""
+    parts = _split(url)
+    return parts is not None and parts.scheme == "ws" and parts.hostname in {"127.0.0.1", "::1", "localhost"}
 
 
 @lru_cache(maxsize=1024)

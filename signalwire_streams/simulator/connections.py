@@ -121,7 +121,7 @@ class ResetOnConnect(asyncio.Protocol):
 
 @define(eq=False)
 class ConnectionBook:
-    """Every connection that is open, and how many there were.
+    """Every connection that is open, and how many there were; ``len()`` of it is how many are open now.
 
     Attributes:
         opened: connections accepted so far, those that were reset on connect included.
@@ -153,6 +153,20 @@ class ConnectionBook:
     def idle(self) -> list[Connection]:
         """List the connections on which no request is being served."""
         return [connection for connection in self._open if not connection.busy and not connection.ending]
+
+    def reset_idle(self) -> int:
+        """Send RST on each idle connection, before this returns; give how many there were."""
+        idle = self.idle()
+        for connection in idle:
+            connection.reset()
+        return len(idle)
+
+    def close_idle(self) -> int:
+        """Send FIN on each idle connection; give how many there were."""
+        idle = self.idle()
+        for connection in idle:
+            connection.finish()
+        return len(idle)
 
     async def close(self) -> None:
         """Drop every connection and wait until nothing serves any."""

@@ -14,7 +14,7 @@ DuplicateAnswer = Literal["http-error", "stream-error"]
 
 
 class FaultKind(StrEnum):
-    """What a fault does to a request, an answer or a connection."""
+    """What a fault does: to a request, an answer or a connection; to a stream's socket or frames; to a callback."""
 
     LATENCY = "latency"
     HANG = "hang"
@@ -38,6 +38,22 @@ class FaultKind(StrEnum):
     NOT_JSON = "not-json"
     REDIRECT = "redirect"
     DUPLICATE_NAME = "duplicate-name"
+    SOCKET_FIRST = "socket-first"
+    SOCKET_REFUSED = "socket-refused"
+    SOCKET_SLOW = "socket-slow"
+    SOCKET_DISTRUSTED = "socket-distrusted"
+    SOCKET_DROPPED = "socket-dropped"
+    NO_STOP = "no-stop"
+    FRAMES_LOST = "frames-lost"
+    FRAMES_DOUBLED = "frames-doubled"
+    FRAMES_REORDERED = "frames-reordered"
+    FRAMES_BROKEN = "frames-broken"
+    FRAMES_IN_BURSTS = "frames-in-bursts"
+    CALLBACK_LOST = "callback-lost"
+    CALLBACK_DOUBLED = "callback-doubled"
+    CALLBACK_LATE = "callback-late"
+    CALLBACK_REORDERED = "callback-reordered"
+    CALLBACK_BADLY_SIGNED = "callback-badly-signed"
 
 
 @frozen(kw_only=True)
@@ -46,7 +62,8 @@ class FaultSettings:
 
     Attributes:
         seconds: how long ``latency`` holds an answer back. The request stands in the journal before that, unless
-            the rule has created=False, which carries it out behind the delay.
+            the rule has created=False, which carries it out behind the delay. Also what ``socket-slow`` waits
+            between connection and upgrade, and ``callback-late`` before its first try.
         read_body: whether ``hang`` and ``reset`` take the request's body off the socket.
         status: the HTTP status of ``throttle``, ``status`` and ``redirect``.
         body: ``api`` for the API's JSON error body, ``html`` for a proxy's page, ``empty`` for nothing.
@@ -55,6 +72,9 @@ class FaultSettings:
         headers: more headers.
         location: where ``redirect`` points to.
         as_: how ``duplicate-name`` is told: ``http-error`` or ``stream-error``.
+        after: media frames that go out before ``socket-dropped``.
+        every: every so manieth media frame is lost, doubled, overtaken or broken.
+        frames: media frames that come together with ``frames-in-bursts``.
     """
 
     seconds: float = 0.0
@@ -66,6 +86,9 @@ class FaultSettings:
     headers: Mapping[str, str] = MappingProxyType({})
     location: str = "/"
     as_: DuplicateAnswer = "http-error"
+    after: int = 10
+    every: int = 10
+    frames: int = 10
 
 
 _STATUS_SETTINGS: Final = ("body", "code", "retry_after", "headers")
@@ -85,10 +108,25 @@ _KINDS: Final[Mapping[FaultKind, tuple[tuple[str, ...], FaultSettings]]] = Mappi
         FaultKind.API_503: (_STATUS_SETTINGS, FaultSettings(status=503, body="api")),
         FaultKind.REDIRECT: (("status", "location"), FaultSettings(status=307)),
         FaultKind.DUPLICATE_NAME: (("as_",), FaultSettings()),
+        FaultKind.SOCKET_SLOW: (("seconds",), FaultSettings()),
+        FaultKind.SOCKET_DROPPED: (("after",), FaultSettings()),
+        FaultKind.FRAMES_LOST: (("every",), FaultSettings()),
+        FaultKind.FRAMES_DOUBLED: (("every",), FaultSettings()),
+        FaultKind.FRAMES_REORDERED: (("every",), FaultSettings()),
+        FaultKind.FRAMES_BROKEN: (("every",), FaultSettings()),
+        FaultKind.FRAMES_IN_BURSTS: (("frames",), FaultSettings()),
+        FaultKind.CALLBACK_LATE: (("seconds",), FaultSettings()),
     }
 )
 _NO_SETTINGS: Final[tuple[tuple[str, ...], FaultSettings]] = ((), FaultSettings())
-_NEEDED: Final = MappingProxyType({FaultKind.LATENCY: "seconds", FaultKind.STATUS: "status"})
+_NEEDED: Final = MappingProxyType(
+    {
+        FaultKind.LATENCY: "seconds",
+        FaultKind.STATUS: "status",
+        FaultKind.SOCKET_SLOW: "seconds",
+        FaultKind.CALLBACK_LATE: "seconds",
+    }
+)
 
 
 def read_settings(kind: FaultKind, given: Mapping[str, Any]) -> FaultSettings:
@@ -114,6 +152,10 @@ def read_settings(kind: FaultKind, given: Mapping[str, Any]) -> FaultSettings:
 
 def _seconds(value: object) -> str | None:
     return None if isinstance(value, int | float) and value >= 0 else "a number of seconds"
+
+
+def _number(value: object) -> str | None:
+    return None if isinstance(value, int) and value >= 1 else "a whole number from 1"
 
 
 def _boolean(value: object) -> str | None:
@@ -160,5 +202,8 @@ _RULES: Final = MappingProxyType(
         "headers": _headers,
         "location": _text,
         "as_": _duplicate,
+        "after": _number,
+        "every": _number,
+        "frames": _number,
     }
 )

@@ -1,8 +1,8 @@
 """Fault rules: which request or connection runs into which fault (pure).
 
-Rules are tried in the order in which they were added. A request trips at most one rule, and only a request that no
-earlier rule has taken moves a later rule's counter: which requests are spoiled is exact and, under one seed, the same
-in each run.
+Rules are tried in the order in which they were added. A request, connection or callback trips at most one rule, and
+only one that no earlier rule has taken moves a later rule's counter: which are spoiled is exact and, under one seed,
+the same in each run. A stream that is dialled trips all the rules that apply to it.
 """
 
 import random
@@ -24,6 +24,12 @@ _SCOPES: Final = {
     "get": frozenset({"get-conference", "get-call"}),
     **{operation: frozenset({operation}) for operation in OPERATIONS},
 }
+_CALLBACKS: Final = frozenset({"stream-started", "stream-stopped", "stream-error"})
+_CALLBACK_SCOPES: Final = {"any": _CALLBACKS, **{event: frozenset({event}) for event in _CALLBACKS}}
+
+# A connection has no operation, and neither has the dialling of a stream; these stand for them.
+_CONNECT: Final = frozenset({"connect"})
+_DIAL: Final = frozenset({"dial"})
 
 # These spoil an answer that must exist first, so they carry the operation out unless told otherwise.
 _CARRIED_OUT: Final = frozenset(
@@ -34,6 +40,32 @@ _CARRIED_OUT: Final = frozenset(
         FaultKind.NO_SID,
         FaultKind.EMPTY,
         FaultKind.NOT_JSON,
+        FaultKind.SOCKET_FIRST,
+    }
+)
+
+_OF_STARTS: Final = frozenset({FaultKind.DUPLICATE_NAME, FaultKind.SOCKET_FIRST})
+_OF_SOCKETS: Final = frozenset(
+    {
+        FaultKind.SOCKET_REFUSED,
+        FaultKind.SOCKET_SLOW,
+        FaultKind.SOCKET_DISTRUSTED,
+        FaultKind.SOCKET_DROPPED,
+        FaultKind.NO_STOP,
+        FaultKind.FRAMES_LOST,
+        FaultKind.FRAMES_DOUBLED,
+        FaultKind.FRAMES_REORDERED,
+        FaultKind.FRAMES_BROKEN,
+        FaultKind.FRAMES_IN_BURSTS,
+    }
+)
+_OF_CALLBACKS: Final = frozenset(
+    {
+        FaultKind.CALLBACK_LOST,
+        FaultKind.CALLBACK_DOUBLED,
+        FaultKind.CALLBACK_LATE,
+        FaultKind.CALLBACK_REORDERED,
+        FaultKind.CALLBACK_BADLY_SIGNED,
     }
 )
 
@@ -91,10 +123,6 @@ class FaultRule:
         return True
 
 
-#: Connections have no operation; this stands for it in a reset-on-connect rule.
-_CONNECT: Final = frozenset({"connect"})
-
-
 @define(eq=False)
 class Faults:
     """The Space's fault rules."""
@@ -121,13 +149,15 @@ class Faults:
 
         Args:
             kind: what happens, a FaultKind or its text.
-            on: "start", "stop", "list", "get", "any" or one operation's name; "any" unless given.
+            on: "start", "stop", "list", "get", "any" or one operation's name; "any" unless given. For callbacks
+                "stream-started", "stream-stopped" or "stream-error".
             target: only requests for this conference or call.
             times: trip so often at most; times=1 is "the next one".
             one_in: trip on every so manieth matching request, from an offset drawn with the Space's seed.
             per_target: trip so often at most for each conference or call.
             created: True carries the operation out before the answer is spoiled, False carries nothing out. Unless
-                given, latency, cut-body, wrong-content-type, no-sid, empty and not-json carry it out, the others not.
+                given, latency, cut-body, wrong-content-type, no-sid, empty, not-json and socket-first carry it out, the
+                others not.
             **settings: what the kind takes, see FaultSettings.
 
         Raises:
@@ -139,7 +169,15 @@ class Faults:
                 raise ValueError(f"{name} must be at least 1, not {number}")
         read = read_settings(known, settings)
         if known is FaultKind.RESET_ON_CONNECT:
-            _refuse_request_scopes(on=on, target=target, per_target=per_target, created=created)
+            _refuse_scopes(
+                known, "before a request is known", on=on, target=target, per_target=per_target, created=created
+            )
+        elif known in _OF_SOCKETS:
+            _refuse_scopes(known, "to a stream that is dialled", on=on, created=created)
+        elif known is FaultKind.SOCKET_FIRST:
+            _refuse_scopes(known, "to a start that is carried out", created=created)
+        elif known in _OF_CALLBACKS:
+            _refuse_scopes(known, "to a callback", created=created)
         carried_out = known in _CARRIED_OUT if created is None else created
         if carried_out and known is FaultKind.DUPLICATE_NAME:
             raise ValueError("'duplicate-name' starts nothing: leave created out")
@@ -166,6 +204,14 @@ class Faults:
         """Find the rule that a request trips, and count it there."""
         return next((rule for rule in self._rules if rule.trip(operation, target)), None)
 
+    def trip_dialling(self, target: str) -> "list[FaultRule]":
+        """Find the rules that the dialling of a stream trips, and count it there: all that apply."""
+        return [rule for rule in self._rules if rule.trip("dial", target)]
+
+    def trip_callback(self, event: str, target: str) -> "FaultRule | None":
+        """Find the rule that a callback trips, and count it there."""
+        return self.trip(event, target)
+
     def trip_connection(self) -> bool:
         """Tell whether a new connection is to be reset before anything is read."""
         return any(rule.trip("connect", None) for rule in self._rules)
@@ -182,20 +228,20 @@ def _read_kind(kind: FaultKind | str) -> FaultKind:
 def _read_scope(kind: FaultKind, on: str | None) -> frozenset[str]:
     if kind is FaultKind.RESET_ON_CONNECT:
         return _CONNECT
-    if kind is FaultKind.DUPLICATE_NAME:
-        scope = _SCOPES.get("start" if on is None else on, frozenset())
-        if not scope or not scope <= _START:
-            raise ValueError(f"'duplicate-name' happens to starts: write on='start' or leave it out, not {on!r}")
-        return scope
-    scope = _SCOPES.get("any" if on is None else on, frozenset())
-    if not scope:
-        raise ValueError(f"on={on!r} is no scope; write one of {', '.join(sorted(_SCOPES))}")
+    if kind in _OF_SOCKETS:
+        return _DIAL
+    scopes, usual = _SCOPES, "any"
+    if kind in _OF_CALLBACKS:
+        scopes = _CALLBACK_SCOPES
+    elif kind in _OF_STARTS:
+        scopes, usual = {name: scope for name, scope in _SCOPES.items() if scope <= _START}, "start"
+    scope = scopes.get(usual if on is None else on)
+    if scope is None:
+        raise ValueError(f"on={on!r} is no scope of {kind.value!r}; write one of {', '.join(sorted(scopes))}")
     return scope
 
 
-def _refuse_request_scopes(**scopes: object) -> None:
+def _refuse_scopes(kind: FaultKind, when: str, **scopes: object) -> None:
     given = [name for name, value in scopes.items() if value is not None]
     if given:
-        raise ValueError(
-            f"'reset-on-connect' happens before a request is known: leave out {', '.join(given)}, use times or one_in"
-        )
+        raise ValueError(f"{kind.value!r} happens {when}: leave out {', '.join(given)}, use times or one_in")

@@ -84,6 +84,7 @@ class Gateway:
     _clock: Callable[[], float]
     _monotonic: Callable[[], float]
     _sleep: Callable[[float], Awaitable[None]]
+    _spoke: Callable[[str], Awaitable[None]]
     _closing: asyncio.Event = field(factory=asyncio.Event, init=False)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -120,7 +121,7 @@ class Gateway:
     async def _spoil(self, arrival: _Arrival, rule: FaultRule) -> web.StreamResponse:
         must_read = rule.created or rule.settings.read_body
         fields = await self._read(arrival) if must_read else Fields()
-        if rule.kind is FaultKind.LATENCY:
+        if rule.kind in {FaultKind.LATENCY, FaultKind.SOCKET_FIRST}:
             return await self._delay(arrival, rule, fields)
         carried_out = rule.created or rule.kind is FaultKind.DUPLICATE_NAME
         genuine = self._carry_out(arrival, fields) if carried_out else NOT_CARRIED_OUT
@@ -137,7 +138,10 @@ class Gateway:
             return self._give(arrival, fields, self._carry_out(arrival, fields))
         answer = self._carry_out(arrival, fields)
         self._note(arrival, fields, answered=answer.status, created=answer.created)
-        await self._pause(rule.settings.seconds)
+        if rule.kind is FaultKind.LATENCY:
+            await self._pause(rule.settings.seconds)
+        elif answer.created is not None:
+            await self._spoke(answer.created)
         return self._send(arrival, answer)
 
     async def _pause(self, seconds: float) -> None:

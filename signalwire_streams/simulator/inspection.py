@@ -1,6 +1,8 @@
 """What the Space really holds and received, for tests and tools: GET /_space, /_space/streams, /_space/requests.
 
-These are no part of the vendor's API: no authentication, no rate limit, no fault, and they leave no trace.
+These are no part of the vendor's API: no authentication, no rate limit, no fault, and they leave no trace. So they
+show no secrets: a bearer token and the values of custom parameters are hidden, and addresses have no user, password and
+query.
 """
 
 from collections.abc import Callable
@@ -10,15 +12,27 @@ from attrs import Attribute, asdict, define
 
 from signalwire_streams.simulator.answers import Answer, Json, api_error, json_answer
 from signalwire_streams.simulator.journal import Journal
+from signalwire_streams.simulator.shown import shown_address, shown_fields, shown_names
 from signalwire_streams.simulator.state import SpaceState
+from signalwire_streams.simulator.streams import Stream
 
 __all__ = ["PREFIX", "Inspection"]
 
 PREFIX: Final = "/_space"
 
 
-def _shown(attribute: "Attribute[Any]", _value: object) -> bool:
-    return attribute.name != "authorization_bearer_token"
+def _is_shown(attribute: "Attribute[Any]", _value: object) -> bool:
+    return attribute.name not in {"authorization_bearer_token", "heard"}
+
+
+def _stream(stream: Stream) -> Json:
+    callback = stream.status_callback
+    return {
+        **asdict(stream, filter=_is_shown),
+        "url": shown_address(stream.url),
+        "status_callback": None if callback is None else shown_address(callback),
+        "parameters": shown_names(stream.parameters),
+    }
 
 
 @define(eq=False)
@@ -54,18 +68,18 @@ class Inspection:
         }
 
     def _streams(self) -> Json:
-        """Show every stream ever started, but no bearer token; times are POSIX seconds."""
+        """Show every stream ever started, but no audio; times are POSIX seconds."""
         streams = self._state.streams
         return {
-            "streams": [asdict(stream, filter=_shown) for stream in streams],
+            "streams": [_stream(stream) for stream in streams],
             "alive": len(streams.alive()),
             "doubled": [list(pair) for pair in streams.doubled()],
         }
 
     def _requests(self) -> Json:
-        """Show the journal, bodies' fields included; times are seconds of the Space's monotonic clock."""
+        """Show the journal, the names of all fields included; times are seconds of the Space's monotonic clock."""
         return {
-            "requests": [asdict(request) for request in self._journal],
+            "requests": [{**asdict(request), "fields": shown_fields(request.fields)} for request in self._journal],
             "counts": self._journal.counts(),
             "busiest_window": self._journal.busiest_window(),
         }

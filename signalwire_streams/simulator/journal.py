@@ -8,12 +8,14 @@ from typing import overload
 
 from attrs import define, field, frozen
 
+from signalwire_streams.simulator.shown import shown_fields
+
 __all__ = ["Journal", "ReceivedRequest"]
 
 
 @frozen(kw_only=True)
 class ReceivedRequest:
-    """One request that reached the API.
+    """One request that reached the API. Its ``repr`` shows no bearer token, and of parameters only the names.
 
     Attributes:
         method: the HTTP method.
@@ -36,7 +38,7 @@ class ReceivedRequest:
     operation: str
     target_sid: str | None
     stream_sid: str | None
-    fields: Mapping[str, str] = field(repr=False)
+    fields: Mapping[str, str] = field(repr=lambda fields: repr(shown_fields(fields)))
     query: Mapping[str, str]
     headers: Mapping[str, str]
     received_at: float

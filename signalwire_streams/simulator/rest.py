@@ -16,6 +16,7 @@ from signalwire_streams.simulator.checks import (
     check_end_conference,
     check_start,
     check_stop,
+    is_ws_on_loopback,
     parameters_of,
 )
 from signalwire_streams.simulator.fields import Fields
@@ -59,6 +60,7 @@ class CompatibilityApi:
     _token: str = field(repr=False)
     _duplicate_names: DuplicateNames
     _streams_by_name: bool
+    _allow_ws: bool
     _credentials: str = field(init=False, repr=False)
     _operations: Mapping[str, Callable[[ApiRequest], Answer]] = field(init=False, repr=False)
 
@@ -142,7 +144,7 @@ class CompatibilityApi:
         target = self._state.find_target(route.target_kind, route.target_sid)
         if target is None:
             return _not_found()
-        problems = check_start(route.target_kind, values)
+        problems = check_start(route.target_kind, self._as_wss(values))
         if problems:
             return _invalid(route.target_kind, problems)
         if target.status != IN_PROGRESS:
@@ -172,6 +174,11 @@ class CompatibilityApi:
             return _wrong_state("Stream is already stopped")
         self._state.stop_stream(stream)
         return json_answer(self._spelling.stream(stream, status=stream.status))
+
+    def _as_wss(self, values: Mapping[str, str]) -> Mapping[str, str]:
+        """Let a loopback ws address pass for the wss one that the checks want, where that is allowed."""
+        url = values.get("Url", "")
+        return {**values, "Url": f"wss{url[2:]}"} if self._allow_ws and is_ws_on_loopback(url) else values
 
     def _conference(self, route: Route) -> Conference | None:
         return self._state.conferences.get(route.target_sid or "")

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +14,10 @@ from attrs import define, field
 from attrs.validators import ge, in_
 
 from signalwire_streams.simulator.answers import Spelling
+from signalwire_streams.simulator.audio.conversation import KEYS
+from signalwire_streams.simulator.audio.dialing import Dialling
+from signalwire_streams.simulator.audio.frames import Dialect, Speech
+from signalwire_streams.simulator.audio.sound import Sound
 from signalwire_streams.simulator.connections import Connection, ConnectionBook, ResetOnConnect
 from signalwire_streams.simulator.faults import Faults
 from signalwire_streams.simulator.gateway import Gateway
@@ -20,6 +25,8 @@ from signalwire_streams.simulator.inspection import Inspection
 from signalwire_streams.simulator.journal import Journal
 from signalwire_streams.simulator.limit import SpaceLimit
 from signalwire_streams.simulator.listener import Listener
+from signalwire_streams.simulator.notices import Notices
+from signalwire_streams.simulator.outside import Outside
 from signalwire_streams.simulator.rest import CompatibilityApi, DuplicateNames
 from signalwire_streams.simulator.state import IN_PROGRESS, SpaceState, new_sid
 from signalwire_streams.simulator.streams import StreamBook
@@ -53,6 +60,17 @@ class SimulatedSpace:
         streams_by_name: whether a stream can be stopped by its name over REST.
         sept: spell September "Sept", as the vendor's examples do.
         keep_requests: whether the journal keeps the requests; if not, it keeps counters.
+        audio: what is heard in conferences and calls. With it the Space dials the WebSocket server of each stream
+            that starts; without it streams live, and nobody is dialled.
+        real_time: whether audio goes out as it is spoken; if not, as fast as the other end takes it.
+        dialect: whose frames are sent.
+        trust: which certificates of servers that are dialled or called back are accepted; None for those of
+            well-known authorities.
+        bidirectional: whether streams play what they are sent, in its own time if ``real_time``, as those of cXML's
+            ``<Connect><Stream>`` do; each `Stream` tells what was heard.
+        callbacks: whether status callbacks are posted, signed with the signing key.
+        allow_ws: whether ``ws://`` addresses on loopback are taken and dialled, for clients that would send them;
+            the vendor takes wss only, and so does this package's client.
         clock: the clock of dates, in POSIX seconds.
         monotonic: the clock of the limit's window and of the journal, in seconds.
         sleep: how latency waits.
@@ -62,6 +80,7 @@ class SimulatedSpace:
         streams: every stream ever started.
         requests: the journal.
         faults: the fault rules.
+        connections: the connections to its REST API.
     """
 
     conferences: int = field(default=0, validator=ge(0))
@@ -81,6 +100,13 @@ class SimulatedSpace:
     streams_by_name: bool = True
     sept: bool = False
     keep_requests: bool = True
+    audio: Sound | None = None
+    real_time: bool = True
+    dialect: Dialect = "signalwire"
+    trust: ssl.SSLContext | None = field(default=None, repr=False)
+    bidirectional: bool = False
+    callbacks: bool = False
+    allow_ws: bool = False
     clock: Callable[[], float] = field(default=time.time, repr=False)
     monotonic: Callable[[], float] = field(default=time.monotonic, repr=False)
     sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, repr=False)
@@ -90,9 +116,10 @@ class SimulatedSpace:
     streams: StreamBook = field(init=False, repr=False)
     requests: Journal = field(init=False, repr=False)
     faults: Faults = field(init=False, repr=False)
+    connections: ConnectionBook = field(factory=ConnectionBook, init=False, repr=False)
     _state: SpaceState = field(init=False, repr=False)
     _gateway: Gateway = field(init=False, repr=False)
-    _connections: ConnectionBook = field(factory=ConnectionBook, init=False, repr=False)
+    _outside: Outside = field(init=False, repr=False)
     _server: web.Server | None = field(default=None, init=False, repr=False)
     _listener: Listener = field(init=False, repr=False)
 
@@ -110,6 +137,7 @@ class SimulatedSpace:
             self.add_conference()
         for _ in range(self.calls):
             self.add_call()
+        self._outside = Outside(self._state, self._dialling(), self._notices())
         self._gateway = self._assemble()
         self._listener = Listener(self._new_protocol)
 
@@ -138,7 +166,8 @@ class SimulatedSpace:
         """Stop listening and drop every connection; answers that hang are never given. Safe to repeat."""
         self._listener.stop()
         self._gateway.close()
-        await self._connections.close()
+        await self._outside.close()
+        await self.connections.close()
         await self._listener.wait_closed()
 
     @property
@@ -156,21 +185,6 @@ class SimulatedSpace:
     def call_sids(self) -> list[str]:
         """The calls' sids, in the order of creation, without the participants' call legs."""
         return [call.sid for call in self._state.calls.values() if call.conference_sid is None]
-
-    @property
-    def connections_opened(self) -> int:
-        """Connections accepted so far, those that were reset at once included."""
-        return self._connections.opened
-
-    @property
-    def connections_open(self) -> int:
-        """Connections that are open now."""
-        return len(self._connections)
-
-    @property
-    def connections_reset(self) -> int:
-        """Connections that the Space ended with RST, by whatever fault or method."""
-        return self._connections.resets
 
     def add_conference(
         self, status: str = IN_PROGRESS, friendly_name: str | None = None, participants: int | None = None
@@ -207,26 +221,22 @@ class SimulatedSpace:
         """Complete a call: its streams stop."""
         self._state.end_call(sid)
 
-    def reset_idle_connections(self) -> int:
-        """Send RST on each connection that serves no request, before this returns; give how many there were."""
-        idle = self._connections.idle()
-        for connection in idle:
-            connection.reset()
-        return len(idle)
+    async def press(self, target_sid: str, digits: str, milliseconds: int = 100) -> None:
+        """Let a caller of a conference or call press keys for so long: its streams tell of them.
 
-    def close_idle_connections(self) -> int:
-        """Send FIN on each connection that serves no request; give how many there were."""
-        idle = self._connections.idle()
-        for connection in idle:
-            connection.finish()
-        return len(idle)
+        Raises:
+            ValueError: one of them is no key.
+        """
+        if not digits or not set(digits) <= KEYS:
+            raise ValueError(f"{digits!r} are no keys: write them of 0 to 9, *, # and A to D")
+        await self._outside.press(target_sid, digits, milliseconds)
 
     @asynccontextmanager
     async def refusing(self) -> AsyncIterator[None]:
         """Refuse new connections for a block, and close idle ones; requests that are being served go on."""
         endpoint = self._listener.refuse(self.host, self.port)
-        idle = self._connections.idle()
-        self.close_idle_connections()
+        idle = self.connections.idle()
+        self.connections.close_idle()
         for connection in idle:
             await connection.wait_gone()
         # A client in this loop needs a turn to find its idle connections closed.
@@ -236,10 +246,31 @@ class SimulatedSpace:
         finally:
             await self._listener.listen(endpoint)
 
+    def _dialling(self) -> Dialling | None:
+        if self.audio is None:
+            return None
+        return Dialling(
+            speech=Speech(self.audio),
+            project=self.project,
+            real_time=self.real_time,
+            dialect=self.dialect,
+            trust=self.trust,
+            bidirectional=self.bidirectional,
+            faults=self.faults,
+            sleep=self.sleep,
+        )
+
+    def _notices(self) -> Notices | None:
+        if not self.callbacks:
+            return None
+        return Notices(self.project, self.signing_key, self.clock, self.sleep, self.trust, self.faults)
+
     def _assemble(self) -> Gateway:
         spelling = Spelling(self.project, self.sept)
         return Gateway(
-            api=CompatibilityApi(self._state, spelling, self.token, self.duplicate_names, self.streams_by_name),
+            api=CompatibilityApi(
+                self._state, spelling, self.token, self.duplicate_names, self.streams_by_name, self.allow_ws
+            ),
             journal=self.requests,
             faults=self.faults,
             limit=SpaceLimit(
@@ -253,10 +284,11 @@ class SimulatedSpace:
             clock=self.clock,
             monotonic=self.monotonic,
             sleep=self.sleep,
+            spoke=self._outside.spoke,
         )
 
     def _new_protocol(self) -> asyncio.BaseProtocol:
         if self.faults.trip_connection():
-            return ResetOnConnect(self._connections)
+            return ResetOnConnect(self.connections)
         server = cast(web.Server, self._server)
-        return Connection(server, self._connections, asyncio.get_running_loop())
+        return Connection(server, self.connections, asyncio.get_running_loop())

@@ -1,14 +1,19 @@
 """Every stream that was ever started on the Space, and what was alive at one time (pure)."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import overload
 
 from attrs import Factory, define, field
 
 from signalwire_streams.simulator.routes import TargetKind
+from signalwire_streams.simulator.shown import shown_address, shown_names
 
 __all__ = ["Stream", "StreamBook"]
+
+
+def _address(url: str | None) -> str:
+    return repr(None if url is None else shown_address(url))
 
 
 @define(eq=False, kw_only=True)
@@ -17,33 +22,43 @@ class Stream:
 
     ``name`` is None when the start gave none. ``error`` says why a stream that was answered with 200 never lived
     (a status callback's ``StreamError``, https://signalwire.com/docs/compatibility-api/rest/streams/).
-    ``created_at`` and ``stopped_at`` are POSIX seconds of the Space's clock.
+    ``created_at`` and ``stopped_at`` are POSIX seconds of the Space's clock. Of a bidirectional stream ``heard`` is
+    the audio that has been played, ``pressed`` the keys that were sent, and ``ignored`` counts what could not be
+    followed; on a one-way stream all that is sent is ignored. Its ``repr`` shows no bearer token, of parameters only
+    the names, and addresses without user, password and query.
     """
 
     sid: str
     target_kind: TargetKind
     target_sid: str
     created_at: float
-    url: str
+    url: str = field(repr=_address)
     name: str | None = None
     track: str = "both_tracks"
     codec: str | None = None
     realtime: bool | None = None
-    status_callback: str | None = None
+    status_callback: str | None = field(default=None, repr=_address)
     status_callback_method: str = "POST"
-    parameters: Mapping[str, str] = field(factory=dict, repr=False)
+    parameters: Mapping[str, str] = field(factory=dict, repr=lambda parameters: repr(shown_names(parameters)))
     authorization_bearer_token: str | None = field(default=None, repr=False)
     status: str = "queued"
     alive: bool = False
     error: str | None = None
     updated_at: float = Factory(lambda self: self.created_at, takes_self=True)
     stopped_at: float | None = None
+    heard: bytearray = field(factory=bytearray, init=False, repr=False)
+    pressed: str = field(default="", init=False)
+    ignored: int = field(default=0, init=False)
 
 
 @define(eq=False)
 class StreamBook(Sequence[Stream]):
-    """The streams in the order of their starts, with the peaks that tell a doubled one."""
+    """The streams in the order of their starts, with the peaks that tell a doubled one.
 
+    ``observer`` hears of each stream that starts or ends.
+    """
+
+    observer: Callable[[Stream], None] | None = None
     _all: list[Stream] = field(factory=list, init=False)
     _by_sid: dict[str, Stream] = field(factory=dict, init=False)
     _by_name: dict[tuple[str, str], list[Stream]] = field(factory=dict, init=False)
@@ -93,6 +108,8 @@ class StreamBook(Sequence[Stream]):
         if stream.error is None:
             stream.alive = True
             self._count_birth(stream)
+        if self.observer is not None:
+            self.observer(stream)
 
     def find(self, target_sid: str, sid: str) -> Stream | None:
         """Find a stream of one conference or call by its sid."""
@@ -118,6 +135,8 @@ class StreamBook(Sequence[Stream]):
             stream.updated_at = stream.stopped_at = now
             del self._alive[stream.target_sid][stream.sid]
             self._alive_named[stream.target_sid, stream.name] -= 1
+            if self.observer is not None:
+                self.observer(stream)
 
     def _count_birth(self, stream: Stream) -> None:
         target_sid, key = stream.target_sid, (stream.target_sid, stream.name)

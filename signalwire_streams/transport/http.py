@@ -19,6 +19,7 @@ from signalwire_streams.errors import Phase
 from signalwire_streams.models import Event, Kind
 from signalwire_streams.resilience.policy import Timeouts
 from signalwire_streams.transport.clock import Clock
+from signalwire_streams.transport.limits import Limit, Limits
 from signalwire_streams.transport.sessions import SessionManager
 from signalwire_streams.wire.exchange import Exchange, Outcome, Progress, Reply
 from signalwire_streams.wire.headers import retry_after
@@ -33,6 +34,8 @@ _ONE_WRITE = 64 * 1024
 _REFUSED = 300
 _PROXY_AUTH = 407
 
+_NO_TIMERS = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+
 _MAY_HAVE_ARRIVED = frozenset({Event.BROKEN, Event.MALFORMED})
 _UNUSABLE = (
     aiohttp.ClientConnectorCertificateError,
@@ -43,23 +46,47 @@ _UNUSABLE = (
 )
 
 
+@define(eq=False)
+class _Patience:
+    """How long the next step of an attempt may take.
+
+    Attributes:
+        limit: what ends the attempt.
+        read: seconds between two pieces of an answer.
+        at_most: when the attempt ends whatever it does.
+    """
+
+    limit: Limit
+    read: float
+    at_most: float = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.at_most = self.limit.ends_at
+
+    def allow(self, seconds: float) -> None:
+        """Allow the next step so many seconds, within the whole."""
+        self.limit.end_at(min(self.at_most, asyncio.get_running_loop().time() + seconds))
+
+
 class _NotedPayload(BytesPayload):
     """A body that notes how far its writing got."""
 
-    def __init__(self, body: bytes, progress: Progress) -> None:
+    def __init__(self, body: bytes, progress: Progress, patience: _Patience) -> None:
         super().__init__(body, content_type=_FORM)
         self._progress = progress
+        self._patience = patience
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         transport = writer.transport
         if transport is None or transport.is_closing() or _peer_is_gone(transport):
             raise aiohttp.ClientConnectionResetError("the other end closed the kept-alive connection")
         self._progress.phase = Phase.WRITING
-        await super().write_with_length(writer, content_length)
+        await writer.write(self._value[:content_length])
         # A small body leaves in one write together with its headers, and that write either took bytes or closed
         # the transport on the spot: then the kernel took none, and the kept-alive connection was dead.
         dead = transport.is_closing() and len(self._value) <= _ONE_WRITE
         self._progress.phase = Phase.CONNECTING if dead else Phase.WAITING
+        self._patience.allow(self._patience.read)
 
 
 def _peer_is_gone(transport: asyncio.WriteTransport) -> bool:
@@ -97,6 +124,7 @@ class HttpSender:
         headers: what every request carries, the authorisation among it.
         timeouts: how long an attempt may take.
         clock: where the time comes from.
+        limits: end the attempts whose time is up.
     """
 
     sessions: SessionManager
@@ -104,12 +132,13 @@ class HttpSender:
     headers: Mapping[str, str] = field(repr=False)
     timeouts: Timeouts
     clock: Clock
+    limits: Limits
     _timeout: aiohttp.ClientTimeout = field(init=False)
     _form_headers: Mapping[str, str] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        # Said with each request, since a borrowed session may have another one as its default.
         self._form_headers = {**self.headers, "Content-Type": _FORM}
+        # A read has no body that notes when it was written, so aiohttp's own timers tell its steps apart.
         self._timeout = aiohttp.ClientTimeout(
             total=None,
             connect=self.timeouts.connect,
@@ -127,8 +156,8 @@ class HttpSender:
         left = progress.deadline_at - self.clock.now()
         heard: list[aiohttp.ClientResponse] = []
         try:
-            async with asyncio.timeout(min(self.timeouts.attempt, left)):
-                reply = await self._exchange(exchange, heard)
+            with self.limits.within(min(self.timeouts.attempt, left)) as limit:
+                reply = await self._exchange(exchange, heard, _Patience(limit, self.timeouts.read))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if heard or task is None or task.cancelling():
@@ -143,15 +172,19 @@ class HttpSender:
         wait = retry_after(reply.headers) if event is not Event.DONE else None
         return Outcome(event=event, phase=Phase.ANSWERED, reply=reply, retry_after=wait)
 
-    async def _exchange(self, exchange: Exchange, heard: list[aiohttp.ClientResponse]) -> Reply:
+    async def _exchange(self, exchange: Exchange, heard: list[aiohttp.ClientResponse], patience: _Patience) -> Reply:
         progress = exchange.progress
-        headers = self.headers if exchange.body is None else self._form_headers
+        body, headers = None, self.headers
+        if exchange.body is not None:
+            body, headers = _NotedPayload(exchange.body, progress, patience), self._form_headers
+            patience.allow(self.timeouts.connect)
         async with self.sessions.session().request(
             exchange.method,
             URL(self.origin + exchange.path, encoded=True),
-            data=None if exchange.body is None else _NotedPayload(exchange.body, progress),
+            data=body,
             headers={**headers, **exchange.headers} if exchange.headers else headers,
-            timeout=self._timeout,
+            # Said with each request, since a borrowed session may have another one as its default.
+            timeout=self._timeout if body is None else _NO_TIMERS,
             allow_redirects=False,
             raise_for_status=False,
             auto_decompress=True,
@@ -160,23 +193,24 @@ class HttpSender:
         ) as response:
             progress.phase = Phase.ANSWERED
             heard.append(response)
-            body, complete = await _read_body(response)
-            return read_reply(response.status, response.headers, body, complete=complete)
+            content, complete = await _read_body(response, patience)
+            return read_reply(response.status, response.headers, content, complete=complete)
 
 
-async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
+async def _read_body(response: aiohttp.ClientResponse, patience: _Patience) -> tuple[bytes, bool]:
     """Read what there is of a body, and say whether that is all of it."""
     limit = _REFUSAL_LIMIT if response.status >= _REFUSED else _ANSWER_LIMIT
-    pieces = bytearray()
+    stream, body = response.content, bytearray()
     try:
-        async for piece in response.content.iter_any():
-            pieces += piece
-            if len(pieces) > limit:
+        while not stream.at_eof():
+            patience.allow(patience.read)
+            body += await stream.readany()
+            if len(body) > limit:
                 response.close()
-                return bytes(pieces[:limit]), False
+                return bytes(body[:limit]), False
     except (aiohttp.ClientError, TimeoutError, OSError):
-        return bytes(pieces), False
-    return bytes(pieces), True
+        return bytes(body), False
+    return bytes(body), True
 
 
 def _without_reply(exchange: Exchange, error: Exception) -> Outcome:
@@ -184,7 +218,7 @@ def _without_reply(exchange: Exchange, error: Exception) -> Outcome:
     event = _event_of_error(exchange.kind, progress.phase, error)
     if exchange.kind is Kind.READ and event in _MAY_HAVE_ARRIVED:
         progress.phase = Phase.WAITING  # a read has no body that could note its writing
-    return Outcome(event=event, phase=progress.phase, detail=_in_words(error))
+    return Outcome(event=event, phase=progress.phase, detail=_in_words(error, progress.phase))
 
 
 def _event_of_error(kind: Kind, phase: Phase, error: Exception) -> Event:
@@ -201,8 +235,10 @@ def _event_of_error(kind: Kind, phase: Phase, error: Exception) -> Event:
     return Event.UNSENT if isinstance(error, TimeoutError) else Event.STALE
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: Exception, phase: Phase) -> str:
     """Describe an error of aiohttp's; its ``repr`` would show the request's headers."""
+    if type(error) is TimeoutError:  # our own, which says nothing
+        return "timeout: no connection in time" if phase is Phase.CONNECTING else "timeout: no answer in time"
     if isinstance(error, _SilentResendError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     words = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)

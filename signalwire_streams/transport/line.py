@@ -5,6 +5,7 @@ import asyncio
 from attrs import define, field
 
 from signalwire_streams.models import Action, Event
+from signalwire_streams.transport.limits import Limit, Limits
 from signalwire_streams.transport.middleware import Send
 from signalwire_streams.transport.sessions import SessionManager
 from signalwire_streams.wire.exchange import Exchange, Outcome
@@ -19,11 +20,13 @@ class Line:
     Attributes:
         sessions: the aiohttp session's owner.
         send: the sender with all middlewares around it.
+        limits: end the calls that are cut.
     """
 
     sessions: SessionManager
     send: Send
-    _under_way: set[asyncio.Timeout] = field(init=False, factory=set)
+    limits: Limits
+    _under_way: set[Limit] = field(init=False, factory=set)
     _idle: asyncio.Event = field(init=False, factory=asyncio.Event)
 
     async def perform(self, exchange: Exchange) -> Outcome:
@@ -33,13 +36,13 @@ class Line:
             ClientStateError: the client is closed, or belongs to another event loop.
         """
         self.sessions.check()
-        cut = asyncio.timeout(None)
+        cut = self.limits.within(None)
         try:
-            async with cut:
+            with cut:
                 self._under_way.add(cut)
                 return await self.send(exchange)
         except TimeoutError:
-            if not cut.expired():
+            if not cut.expired:
                 raise
             return _cut(exchange)
         finally:
@@ -56,16 +59,16 @@ class Line:
                 async with asyncio.timeout(_DRAIN):
                     await self._idle.wait()
         except TimeoutError:
-            now = asyncio.get_running_loop().time()
             for cut in self._under_way:
-                cut.reschedule(now)
+                cut.expire()
         finally:
             await self.sessions.close()
+            self.limits.close()
 
 
 def _cut(exchange: Exchange) -> Outcome:
     progress = exchange.progress
-    unknown = exchange.kind.is_start and progress.sent != "no"
+    unknown = exchange.kind.is_start and (progress.note_attempt() != "no" or progress.may_be_done)
     return Outcome(
         event=Event.UNUSABLE,
         phase=progress.phase,

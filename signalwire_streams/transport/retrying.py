@@ -75,20 +75,16 @@ class Retry:
             decision = retrying.decide(outcome.event, now(), outcome.retry_after)
             self._tell(exchange, outcome, number, began, decision)
             progress.pushed_back |= outcome.event in _PUSHED_BACK
+            progress.may_be_done |= retrying.ambiguous
             if retrying.ambiguous and not before:
                 unsure_at = outcome.phase
             if decision.is_final:
                 phase = unsure_at if decision.action is Action.UNKNOWN else outcome.phase
-                return evolve(
-                    outcome,
-                    action=decision.action,
-                    phase=phase,
-                    attempts=number,
-                    ambiguous=before,
-                    sent=progress.sent,
+                return outcome.of_call(
+                    decision.action, phase=phase, attempts=number, ambiguous=before, sent=progress.sent
                 )
+            progress.phase = Phase.QUEUED
             if decision.wait:
-                progress.phase = Phase.QUEUED
                 await self.clock.sleep(decision.wait)
 
     def _tell(self, exchange: Exchange, outcome: Outcome, number: int, began: float, decision: Decision) -> None:

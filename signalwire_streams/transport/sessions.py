@@ -62,7 +62,8 @@ class SessionManager:
             return self.borrowed
         if self._owned is None:
             self._owned = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self.connections, keepalive_timeout=_KEEPALIVE),
+                # `Slots` keeps the count; the pool's own would be a second one.
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._owned

@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 from attrs import field, frozen
 
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
-from signalwire_streams.models.checks import is_handle, public_url
+from signalwire_streams.models.checks import is_handle, is_plain, public_url
 
 API_ROOT = "/api/laml/2010-04-01"
 """Source: https://signalwire.com/docs/compatibility-api/rest/overview"""
@@ -28,27 +28,34 @@ class Account:
         prefix: a path in front of the API, where a proxy puts one; otherwise empty.
         sid: the project id.
         token: the API token.
+        secrets: what must never be shown: the token, bare and as the header spells it.
     """
 
     origin: str
     prefix: str
     sid: str
     token: str = field(repr=False)
+    secrets: tuple[str, ...] = field(init=False, repr=False, eq=False)
+    _root: str = field(init=False, repr=False, eq=False)
+
+    @secrets.default
+    def _secrets(self) -> tuple[str, ...]:
+        return (self.token, self.authorization.removeprefix("Basic "))
+
+    @_root.default
+    def _path_of_all(self) -> str:
+        return f"{self.prefix}{API_ROOT}/Accounts/{quote(self.sid, safe='@:')}/"
 
     @property
     def authorization(self) -> str:
         """The value of the ``Authorization`` header."""
         return "Basic " + b64encode(f"{self.sid}:{self.token}".encode()).decode("ascii")
 
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """What must never be shown: the token, bare and as the header spells it."""
-        return (self.token, self.authorization.removeprefix("Basic "))
-
     def path(self, *segments: str) -> str:
         """Build a path below this account; each segment is percent-encoded."""
-        tail = "/".join(quote(segment, safe="@:") for segment in segments)
-        return f"{self.prefix}{API_ROOT}/Accounts/{quote(self.sid, safe='@:')}/{tail}"
+        return self._root + "/".join(
+            [segment if is_plain(segment) else quote(segment, safe="@:") for segment in segments]
+        )
 
     def same_host_path(self, uri: str) -> str:
         """Check an address that the Space gave, and give its path, exactly as the Space spelled it.

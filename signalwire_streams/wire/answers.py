@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import partial
 from operator import eq
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from attrs import fields
 from cattrs import Converter
@@ -42,7 +42,7 @@ _RENAMES = {
 }
 _IDS = {"sid", "call_sid"}
 # What the client knows of a stream, and no answer says.
-_OURS = {"extra", "ambiguous", "already_started"}
+_OURS = {"ambiguous": False, "already_started": False}
 
 
 def _text(value: object, _: object) -> str | None:
@@ -81,12 +81,11 @@ def _word(vocabulary: type[StrEnum], value: object, _: object) -> StrEnum | str 
     return words.get(value, value)
 
 
-def _structure(inner: Callable[[Any, Any], _Value], known: frozenset[str], value: Any, kind: Any) -> _Value:  # noqa: ANN401
-    extra = {key: entry for key, entry in value.items() if key not in known}
-    return inner({**value, "extra": extra}, kind)
+_Hooks: TypeAlias = Mapping[type, tuple[Callable[[Any, Any], Any], frozenset[str]]]
+"""For each model what structures it, and the keys that it knows."""
 
 
-def _answer_converter() -> Converter:
+def _answer_hooks() -> _Hooks:
     converter = Converter()
     for hint, hook in (
         (str | None, _text),
@@ -105,20 +104,24 @@ def _answer_converter() -> Converter:
         AnsweredBy,
     ):
         converter.register_structure_hook_func(partial(eq, vocabulary | str | None), partial(_word, vocabulary))
+    hooks: dict[type, tuple[Callable[[Any, Any], Any], frozenset[str]]] = {}
     for model in (ConferenceStream, CallStream, Conference, Participant, Call):
-        overrides: dict[str, Any] = {
-            attribute.name: override(
-                rename=_RENAMES.get(attribute.name), omit=attribute.name in {"ambiguous", "already_started"}
-            )
-            for attribute in fields(model)
-        }
-        known = frozenset(_RENAMES.get(name, name) for name in overrides if name not in _OURS)
-        inner = make_dict_structure_fn(model, converter, **overrides)
-        converter.register_structure_hook(model, partial(_structure, inner, known))
-    return converter
+        names = {attribute.name: _RENAMES.get(attribute.name, attribute.name) for attribute in fields(model)}
+        overrides: dict[str, Any] = {name: override(rename=key) for name, key in names.items()}
+        known = frozenset(key for name, key in names.items() if name not in _OURS and name != "extra")
+        hooks[model] = make_dict_structure_fn(model, converter, **overrides), known
+    return hooks
 
 
-_CONVERTER = _answer_converter()
+# Called by hand: looking a hook up takes the converter as long as the hook takes.
+_HOOKS = _answer_hooks()
+
+
+def _structure(document: Mapping[str, object], model: type[_Value], ours: Mapping[str, object]) -> _Value:
+    inner, known = _HOOKS[model]
+    extra = {key: entry for key, entry in document.items() if key not in known}
+    value: _Value = inner({**document, **ours, "extra": extra}, model)
+    return value
 
 
 def has_key(document: object, key: str) -> bool:
@@ -138,7 +141,7 @@ def read_stream(document: object, model: type[_Value], asked: Mapping[str, objec
         model: `ConferenceStream` or `CallStream`.
         asked: what is known without the answer, the target's sid among it; it goes before the answer.
     """
-    return _CONVERTER.structure({**(document if isinstance(document, dict) else {}), **asked}, model)
+    return _structure(document if isinstance(document, dict) else {}, model, {**_OURS, **asked})
 
 
 def read_item(document: object, model: type[_Value]) -> _Value:
@@ -152,7 +155,7 @@ def read_item(document: object, model: type[_Value]) -> _Value:
         raise MalformedResponseError(
             f"the Space answered with a {model.__name__.lower()} that has no {key}", sent="yes"
         )
-    return _CONVERTER.structure(document, model)
+    return _structure(document, model, {})
 
 
 def read_page(document: object, model: type[_Value], key: str) -> Page[_Value]:

@@ -3,6 +3,7 @@
 Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams and .../streams
 """
 
+import re
 from collections.abc import Mapping
 from secrets import token_hex
 
@@ -19,6 +20,9 @@ MAX_PAGE_SIZE = 1000
 """Source: https://signalwire.com/docs/compatibility-api/rest/overview (pagination)"""
 
 Start = StartConferenceStream | StartCallStream
+
+# SignalWire's sids are shaped like UUIDs, though not all of the documented ones are hexadecimal; Twilio's differ.
+_SID = re.compile("[0-9A-Za-z]{8}(-[0-9A-Za-z]{4}){3}-[0-9A-Za-z]{12}|[A-Z]{2}[0-9a-f]{32}")
 
 
 def generate_name() -> str:
@@ -39,9 +43,6 @@ def start(account: Account, request: Start, *, deadline: float | None, errand: E
         collection, noun, kind = "Conferences", "conference", Kind.CONFERENCE_START
     else:
         collection, noun, kind = "Calls", "call", Kind.CALL_START
-    secrets = [*account.secrets, *request.parameters.values(), *private_parts(request.status_callback or "")]
-    if request.authorization_bearer_token is not None:
-        secrets.append(request.authorization_bearer_token)
     return Exchange(
         method="POST",
         path=account.path(collection, request.target, "Streams"),
@@ -52,9 +53,20 @@ def start(account: Account, request: Start, *, deadline: float | None, errand: E
         name=request.name,
         lane=errand.lane,
         deadline=check_deadline(deadline),
-        secrets=tuple(secrets),
+        secrets=_secrets(account, request),
         progress=errand.progress,
     )
+
+
+def _secrets(account: Account, request: Start) -> tuple[str, ...]:
+    secrets = account.secrets
+    if request.parameters:
+        secrets += tuple(request.parameters.values())
+    if request.status_callback is not None:
+        secrets += private_parts(request.status_callback)
+    if request.authorization_bearer_token is not None:
+        secrets += (request.authorization_bearer_token,)
+    return secrets
 
 
 def stop(
@@ -73,7 +85,7 @@ def stop(
     return Exchange(
         method="POST",
         path=account.path(collection, target, "Streams", handle),
-        kind=Kind.STOP,
+        kind=Kind.STOP if _SID.fullmatch(handle) else Kind.STOP_BY_NAME,
         verb=f"stop stream {handle} on {'conference' if collection == 'Conferences' else 'call'}",
         target=target,
         body=STOP,

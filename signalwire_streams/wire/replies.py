@@ -86,6 +86,9 @@ def _fault(status: int, reply: Reply, problem: Problem) -> Event:
 def _refusal(kind: Kind, status: int, problem: Problem) -> Event:
     if kind.is_start and problem.says_duplicate_name:
         return Event.DUPLICATE_NAME
-    if kind is Kind.STOP and (status == HTTPStatus.NOT_FOUND or problem.says_already_stopped):
+    if kind.is_stop and problem.says_already_stopped:
+        return Event.ENDED
+    # A bare 404 may be anybody's, a proxy's for instance.
+    if kind.is_stop and status == HTTPStatus.NOT_FOUND and problem.is_api:
         return Event.GONE
     return Event.REJECTED

@@ -1,5 +1,6 @@
 """The journal of a bulk run: on the disk before the request is, and one process's at a time."""
 
+import asyncio
 import sqlite3
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from signalwire_streams import (
     BulkOutcome,
@@ -15,9 +17,10 @@ from signalwire_streams import (
     InvalidRequestError,
     StreamOutcomeUnknown,
 )
-from signalwire_streams.bulk.journal import INTENDED, Entry, Journal
+from signalwire_streams.bulk.journal import Entry, Journal
+from signalwire_streams.bulk.store import INTENDED, Whose
 
-RUN: dict[str, Any] = {"doing": "start", "origin": "https://example.signalwire.com", "project": "project"}
+RUN = Whose("start", "https://example.signalwire.com", "project")
 
 
 def outcome(state: BulkState, **fields: Any) -> BulkOutcome[object]:
@@ -31,11 +34,12 @@ def rows(path: Path) -> list[tuple[Any, ...]]:
     return found
 
 
-def test_an_intent_is_on_the_disk_at_once_and_an_outcome_with_the_next(tmp_path: Path) -> None:
+async def test_an_intent_is_on_the_disk_at_once_and_an_outcome_with_the_next(tmp_path: Path) -> None:
     """Another process sees an intent before the request goes out, and its outcome by the end."""
     path = tmp_path / "run.db"
-    with Journal.create(path, run="r1", **RUN) as journal:
-        first = journal.intend("conference", "room", "a")
+    with Journal.create(path, RUN, run="r1") as journal:
+        first = journal.new_row()
+        await journal.intend(first, "conference", "room", "a")
         assert rows(path) == [("conference", "room", "a", INTENDED, None, 0, 0, None)]
         journal.settle(
             first,
@@ -45,72 +49,126 @@ def test_an_intent_is_on_the_disk_at_once_and_an_outcome_with_the_next(tmp_path:
                 attempts=2,
             ),
         )
-        journal.intend("call", "leg", None)
+        await journal.intend(journal.new_row(), "call", "leg", None)
         assert rows(path)[0] == ("conference", "room", "a", "started", "s", 1, 2, None)
         # What is looked up is what an earlier part of the run left, not what this part wrote.
         assert journal.find("room", "a") is None
     assert rows(path)[1][:4] == ("call", "leg", None, INTENDED)
 
 
-def test_a_run_is_gone_on_with(tmp_path: Path) -> None:
+async def test_an_outcome_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outcome that no intent follows is written soon as well."""
+    monkeypatch.setattr("signalwire_streams.bulk.commits._AT_LEAST_EVERY", 0.0)
+    path = tmp_path / "run.db"
+    with Journal.create(path, RUN, run="r1") as journal:
+        row = journal.new_row()
+        await journal.intend(row, "conference", "room", "a")
+        journal.settle(row, outcome(BulkState.STARTED))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert rows(path)[0][3] == "started"
+
+
+async def test_intents_share_a_commit(tmp_path: Path) -> None:
+    """What comes together is written together, in its order; what was cancelled before that is not written."""
+    path = tmp_path / "run.db"
+    with Journal.create(path, RUN, run="r1") as journal:
+        intents = [
+            asyncio.ensure_future(journal.intend(journal.new_row(), "conference", f"room-{number}", "a"))
+            for number in range(5)
+        ]
+        await asyncio.sleep(0)
+        intents[2].cancel()
+        await asyncio.wait(intents)
+        assert [row[1] for row in rows(path)] == ["room-0", "room-1", "room-3", "room-4"]
+
+
+async def test_a_write_that_fails_is_told_and_outcomes_are_kept(tmp_path: Path) -> None:
+    """Each intent hears of it; outcomes are written as soon as that works again."""
+    path = tmp_path / "run.db"
+    with Journal.create(path, RUN, run="r1") as journal:
+        row = journal.new_row()
+        await journal.intend(row, "conference", "room", "a")
+        other = sqlite3.connect(path)
+        other.execute("CREATE TRIGGER full BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'full'); END")
+        other.commit()
+        journal.settle(row, outcome(BulkState.STARTED))
+        failures = await asyncio.gather(
+            *(journal.intend(journal.new_row(), "call", "leg", None) for _ in range(2)), return_exceptions=True
+        )
+        assert [str(failure) for failure in failures] == [f"the journal {path} can't be written: full"] * 2
+        other.execute("DROP TRIGGER full")
+        other.close()
+    assert rows(path) == [("conference", "room", "a", "started", None, 0, 0, None)]
+
+
+async def test_a_run_is_gone_on_with(tmp_path: Path) -> None:
     """A reopened journal knows its run; an item that is sent again keeps its row and counts its attempts."""
     path = tmp_path / "run.db"
-    with Journal.create(path, run="r1", **RUN) as journal:
-        row = journal.intend("conference", "room", "a")
+    with Journal.create(path, RUN, run="r1") as journal:
+        row = journal.new_row()
+        await journal.intend(row, "conference", "room", "a")
         error = StreamOutcomeUnknown("may be running", attempts=1)
         journal.settle(row, outcome(BulkState.UNKNOWN, error=error, attempts=1))
-    with Journal.reopen(path, **RUN) as journal:
+    with Journal.reopen(path, RUN) as journal:
         assert journal.run == "r1"
         assert journal.find("room", "a") == Entry(row, "unknown", None, False)
-        assert journal.intend("conference", "room", "a") == row
+        assert journal.new_row() > row
+        await journal.intend(row, "conference", "room", "a")
         journal.settle(row, outcome(BulkState.ALREADY_STARTED, attempts=1))
     assert rows(path) == [("conference", "room", "a", "already_started", None, 0, 2, None)]
 
 
-def test_unnamed_items_of_one_target_have_rows_of_their_own(tmp_path: Path) -> None:
+async def test_unnamed_items_of_one_target_have_rows_of_their_own(tmp_path: Path) -> None:
     """Nothing ties two unnamed items together."""
-    with Journal.create(tmp_path / "run.db", run="r1", **RUN) as journal:
-        rows = [journal.intend("conference", "room", None), journal.intend("conference", "room", None)]
-        assert rows[0] != rows[1]
-    with Journal.reopen(tmp_path / "run.db", **RUN) as journal:
+    with Journal.create(tmp_path / "run.db", RUN, run="r1") as journal:
+        rows = [journal.new_row(), journal.new_row()]
+        for row in rows:
+            await journal.intend(row, "conference", "room", None)
+    with Journal.reopen(tmp_path / "run.db", RUN) as journal:
         found = [journal.find("room", None) for _ in range(3)]
     assert found == [*(Entry(row, INTENDED, None, ambiguous=False) for row in rows), None]
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"doing": "stop"}, "doing"), ({"origin": "https://other"}, "origin"), ({"project": "other"}, "project")],
+    [
+        ({"doing": "stop"}, "a run that starts streams"),
+        ({"origin": "https://other"}, "the Space https://example"),
+        ({"project": "other"}, "the project project"),
+    ],
 )
 def test_a_journal_of_another_run_is_refused(tmp_path: Path, change: dict[str, str], words: str) -> None:
     """A run goes on with its own journal only."""
     path = tmp_path / "run.db"
-    Journal.create(path, run="r1", **RUN).close()
+    Journal.create(path, RUN, run="r1").close()
 
     with pytest.raises(InvalidRequestError, match=words):
-        Journal.reopen(path, **(RUN | change))
-    Journal.reopen(path, **RUN).close()
+        Journal.reopen(path, evolve(RUN, **change))
+    Journal.reopen(path, RUN).close()
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     """A file that is there is not begun anew, one that is missing or no journal is not gone on with."""
     path = tmp_path / "run.db"
     with pytest.raises(InvalidRequestError, match="no journal"):
-        Journal.reopen(path, **RUN)
+        Journal.reopen(path, RUN)
     sqlite3.connect(path).execute("CREATE TABLE other (x)").connection.close()
     with pytest.raises(InvalidRequestError, match="there already"):
-        Journal.create(path, run="r1", **RUN)
+        Journal.create(path, RUN, run="r1")
     with pytest.raises(InvalidRequestError, match="schema"):
-        Journal.reopen(path, **RUN)
+        Journal.reopen(path, RUN)
 
 
 def test_two_processes_on_one_file(tmp_path: Path) -> None:
     """While one process holds a journal another is told so; a killed one holds nothing."""
     path = tmp_path / "run.db"
     code = (
-        "import sys, pathlib\n"
+        "import asyncio, sys, pathlib\n"
         "from signalwire_streams.bulk.journal import Journal\n"
-        f"journal = Journal.create(pathlib.Path(sys.argv[1]), run='r1', **{RUN!r})\n"
-        "journal.intend('conference', 'room', 'a')\n"
+        "from signalwire_streams.bulk.store import Whose\n"
+        f"journal = Journal.create(pathlib.Path(sys.argv[1]), {RUN!r}, run='r1')\n"
+        "asyncio.run(journal.intend(journal.new_row(), 'conference', 'room', 'a'))\n"
         "print('held', flush=True)\n"
         "sys.stdin.read()\n"
     )
@@ -120,10 +178,10 @@ def test_two_processes_on_one_file(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(InvalidRequestError, match="another process"):
-            Journal.reopen(path, **RUN)
+            Journal.reopen(path, RUN)
         other.kill()
 
-    with Journal.reopen(path, **RUN) as journal:
+    with Journal.reopen(path, RUN) as journal:
         entry = journal.find("room", "a")
     assert entry is not None
     assert entry.state == INTENDED

@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,19 @@ import pytest
 
 from signalwire_streams import (
     BreakerPolicy,
+    BulkJournal,
     BulkState,
     CallStream,
     ConferenceStream,
     InvalidRequestError,
+    RateLimit,
     RetryPolicy,
     StartCallStream,
     StartConferenceStream,
     StreamOutcomeUnknown,
     StreamsClient,
 )
+from signalwire_streams.bulk.store import INTENDED
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -51,6 +54,13 @@ def on_conferences(space: SimulatedSpace, **fields: Any) -> list[StartConference
 
 def list_of(folder: Path) -> list[Path]:
     return list(folder.iterdir())
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Let the loop go round until something is so."""
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110  (another connection's view of a file raises no event)
+            await asyncio.sleep(0)
 
 
 async def leave_early(client: StreamsClient, requests: list[Any], journal: Path) -> int:
@@ -129,6 +139,28 @@ async def test_what_may_run_without_a_name_is_reported(
     assert "not sent again" in str(second.failures[0].error)
 
 
+async def test_what_may_run_stays_so_until_it_is_sent_again(client_for: Any, tmp_path: Path) -> None:
+    """A resumed run that ends before it sends a doubtful item again neither says nor writes that nothing runs."""
+    async with SimulatedSpace(conferences=2, duplicate_names="http-error") as space:
+        journal = tmp_path / "run.db"
+        space.faults.add("reset", on="start", created=True, times=1)
+        impatient: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        first = await impatient.start_streams(on_conferences(space)[:1], journal=journal).report()
+        assert first.counts == {BulkState.UNKNOWN: 1}
+
+        slow: StreamsClient = client_for(space, rate_limit=RateLimit(requests=1, window=3600, share=1.0))
+        await slow.conferences.start_stream(space.conference_sids[1], url=URL)
+        run = slow.start_streams(on_conferences(space)[:1], journal=journal, resume=True)
+        ended = asyncio.create_task(run.report())
+        await until(lambda: BulkJournal(journal).status().counts == {INTENDED: 1})
+        run.drain(0)
+        assert (await ended).counts == {BulkState.UNKNOWN: 1}
+
+        last = await client_for(space).start_streams(on_conferences(space)[:1], journal=journal, resume=True).report()
+        assert last.counts == {BulkState.ALREADY_STARTED: 1}
+        assert space.streams.doubled() == []
+
+
 async def test_stops_are_gone_on_with(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
     """A stop that worked is not sent again; one that may have worked is, and finding nothing is then fine."""
     streams: list[Any] = [await client.calls.start_stream(space.call_sids[0], url=URL)]
@@ -158,7 +190,7 @@ async def test_journals_are_checked_when_the_run_begins(
     await client.start_streams([], journal=journal).report()
     with pytest.raises(InvalidRequestError, match="there already"):
         await client.start_streams(on_conferences(space), journal=journal).report()
-    with pytest.raises(InvalidRequestError, match="doing"):
+    with pytest.raises(InvalidRequestError, match="starts streams"):
         await client.stop_streams([], journal=journal, resume=True).report()
     assert len(space.requests) == 0
 

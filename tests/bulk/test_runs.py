@@ -23,12 +23,12 @@ from signalwire_streams import (
     InvalidRequestError,
     Outcome,
     RetryPolicy,
+    RunEndedError,
     Send,
     StartCallStream,
     StartConferenceStream,
     StreamOutcomeUnknown,
     StreamsClient,
-    TransportError,
 )
 from signalwire_streams.bulk.engine import Engine
 from signalwire_streams.resilience.adaptive import FixedConcurrency
@@ -178,6 +178,26 @@ async def test_an_outage_is_waited_for(client_for: Any) -> None:
         assert report.counts[BulkState.NOT_ATTEMPTED] == 5
 
 
+async def test_a_crowd_is_waited_for(client_for: Any) -> None:
+    """What the Space's limit turns away is not given up, however many are turned away together."""
+    async with SimulatedSpace(conferences=30) as space:
+        space.faults.add("throttle", on="start", times=60, retry_after=2)
+        run = client_for(space, retry=RetryPolicy(throttle_waits=0)).start_streams(on_conferences(space))
+        assert (await run.report()).counts == {BulkState.STARTED: 30}
+        assert len(space.streams.alive()) == 30
+
+
+async def test_a_crowd_without_end_is_not_waited_for(client_for: Any, space: SimulatedSpace) -> None:
+    """After five minutes an item that is always turned away may be tried again by somebody else."""
+    space.faults.add("throttle", on="start", retry_after=20)
+    run = client_for(space).start_streams(on_conferences(space))
+    report = await run.report()
+    assert report.counts == {BulkState.NOT_ATTEMPTED: 3}
+    # Who comes to the closed gate of somebody else is not even told by the Space.
+    assert "RateLimitedError 20429" in report.errors
+    assert set(report.errors) <= {"RateLimitedError 20429", "TransportError"}
+
+
 async def test_an_outage_without_end_is_not_waited_for_for_ever() -> None:
     """After a minute of an open breaker an item is given up, as not attempted."""
 
@@ -189,7 +209,7 @@ async def test_an_outage_without_end_is_not_waited_for_for_ever() -> None:
     report = await run.report()
 
     assert report.counts == {BulkState.NOT_ATTEMPTED: 1}
-    assert 60 < report.seconds < 75
+    assert 50 < report.seconds < 70
 
 
 async def test_a_failing_input_yields_what_ended_and_then_raises(client_for: Any) -> None:
@@ -241,7 +261,7 @@ async def test_what_does_not_end_is_cut_and_classified(
     client_for: Any, monkeypatch: pytest.MonkeyPatch, space: SimulatedSpace
 ) -> None:
     """What outlasts the drain is unknown when it was sent, and not attempted when it was not."""
-    monkeypatch.setattr("signalwire_streams.bulk.engine._DRAIN", 0.01)
+    monkeypatch.setattr("signalwire_streams.bulk.engine.DRAIN", 0.01)
     space.faults.add("hang", created=True)
     client = client_for(space, connections=2)
     run = client.start_streams(on_conferences(space), concurrency=3)
@@ -259,14 +279,14 @@ async def test_what_does_not_end_is_cut_and_classified(
     report = await run.report()
 
     assert report.counts == {BulkState.UNKNOWN: 2, BulkState.NOT_ATTEMPTED: 1}
-    assert {type(outcome.error) for outcome in report.failures} == {StreamOutcomeUnknown, TransportError}
+    assert {type(outcome.error) for outcome in report.failures} == {StreamOutcomeUnknown, RunEndedError}
 
 
 async def test_what_is_cut_keeps_its_handle(
     client_for: Any, monkeypatch: pytest.MonkeyPatch, space: SimulatedSpace
 ) -> None:
     """A start that was cut tells where and under which name it may run."""
-    monkeypatch.setattr("signalwire_streams.bulk.engine._DRAIN", 0.01)
+    monkeypatch.setattr("signalwire_streams.bulk.engine.DRAIN", 0.01)
     space.faults.add("hang", created=True)
     run = client_for(space).start_streams(on_conferences(space)[:1])
     outcomes = aiter(run)
@@ -340,6 +360,56 @@ async def test_who_does_not_wait_for_the_drain_leaves_nothing_running(client_for
 
     assert not [task for task in asyncio.all_tasks() if "carry_out" in repr(task)]
     assert (await run.report()).counts == {BulkState.UNKNOWN: 3}
+
+
+async def test_a_drained_run_gives_every_outcome(client_for: Any) -> None:
+    """After a drain nothing is taken in, and the loop goes on until what was under way has ended."""
+    async with SimulatedSpace(conferences=50) as space:
+        run = client_for(space).start_streams(on_conferences(space), concurrency=4)
+        outcomes = []
+        async for outcome in run:
+            outcomes.append(outcome)
+            if len(outcomes) == 3:
+                run.drain()
+        assert states(outcomes) == (await run.report()).counts
+        assert 3 < len(outcomes) < 20
+        assert len(space.streams) == states(outcomes)[BulkState.STARTED]
+
+
+async def test_a_second_drain_cuts_at_once(client_for: Any, space: SimulatedSpace) -> None:
+    """What hangs is waited for, until somebody has had enough."""
+    space.faults.add("hang", created=True)
+    run = client_for(space).start_streams(on_conferences(space))
+    ended = asyncio.create_task(run.report())
+    await space.requests.wait_for(3)
+    run.drain()
+    await asyncio.sleep(0)
+    run.drain(0)
+    assert (await ended).counts == {BulkState.UNKNOWN: 3}
+
+
+async def test_what_was_taken_in_has_an_outcome(client_for: Any, space: SimulatedSpace) -> None:
+    """A run that is cut at the moment when it takes an item in still tells what became of it."""
+    taken = []
+    run: BulkRun[Any]
+
+    def items() -> Iterator[StartConferenceStream]:
+        for request in on_conferences(space):
+            taken.append(request)
+            run.drain(0)
+            yield request
+
+    run = client_for(space).start_streams(items())
+    report = await run.report()
+    assert report.total == len(taken)
+
+
+async def test_a_run_that_is_drained_before_it_began(client_for: Any, space: SimulatedSpace) -> None:
+    """It ends without having done anything."""
+    run = client_for(space).start_streams(on_conferences(space))
+    run.drain()
+    assert (await run.report()).total == 0
+    assert len(space.requests) == 0
 
 
 async def test_a_slow_consumer_costs_no_memory(client_for: Any) -> None:

@@ -58,5 +58,11 @@ def test_a_spec_that_is_spelled_wrongly_is_refused(spec: str, sentence: str) -> 
 
 @pytest.mark.parametrize("kind", FaultKind)
 def test_every_kind_can_be_written(kind: FaultKind) -> None:
-    needs = {FaultKind.LATENCY: ":seconds=1", FaultKind.STATUS: ":status=500"}
+    seconds = ":seconds=1"
+    needs = {
+        FaultKind.LATENCY: seconds,
+        FaultKind.STATUS: ":status=500",
+        FaultKind.SOCKET_SLOW: seconds,
+        FaultKind.CALLBACK_LATE: seconds,
+    }
     read_fault(f"{kind}{needs.get(kind, '')}").add_to(SimulatedSpace().faults)

@@ -4,12 +4,17 @@ import json
 import signal
 import socket
 import sys
+import wave
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from signalwire_streams import StreamsClient
 from signalwire_streams.cli.simulate import DuplicateNames
-from signalwire_streams.simulator import SimulatedSpace
+from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver
+from signalwire_streams.simulator import Certificates, SimulatedSpace
 
 from .shell import URL, Shell, end_of, line_of, process
 
@@ -40,6 +45,33 @@ async def test_it_announces_itself_serves_and_ends(bare_shell: Shell) -> None:
     assert refused.code == 1
     assert (ran.code, ran.out, ran.err) == (0, "", "")
     assert facts["project"] == SimulatedSpace(conferences=4, calls=5, seed=5).project
+
+
+@posix_only
+async def test_it_dials_and_speaks(tmp_path: Path) -> None:
+    """With --audio it is the other end of a receiver: faults and all."""
+    certificates = Certificates.make()
+    (tmp_path / "authority.pem").write_bytes(certificates.authority)
+    with wave.open(str(tmp_path / "speech.wav"), "wb") as file:
+        file.setparams((1, 2, 8_000, 0, "NONE", ""))
+        file.writeframes(bytes(range(160)) * 40)
+    receiver = MediaReceiver()
+    arguments = ("--audio", str(tmp_path / "speech.wav"), "--trust", str(tmp_path / "authority.pem"), "--blast")
+    faults = ("--fault", "frames-doubled:every=4", "--fault", "no-stop")
+    async with process("simulate", "--json", *arguments, *faults) as child, AsyncExitStack() as stack:
+        facts = json.loads(await line_of(child))
+        url = await stack.enter_async_context(receiver.serve(ssl_context=certificates.server))
+        client = await stack.enter_async_context(
+            StreamsClient(space=facts["base_url"], project=facts["project"], token=facts["token"])
+        )
+        [sid, *_] = [conference.sid async for conference in client.conferences.list()]
+        async with receiver.open(client.conferences, sid, url=url, codec="L16", track="inbound_track") as session:
+            heard = [event async for event in session if isinstance(event, MediaEvent)]
+        assert b"".join(event.payload for event in heard[:4]) == bytes(range(160)) * 8
+        assert (len(heard), session.statistics.of("inbound").duplicates) == (25, 5)
+        assert session.end_reason is EndReason.CLOSED
+        ran = await end_of(child, signal.SIGINT)
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
 
 
 @posix_only
@@ -84,6 +116,13 @@ async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell) -> None:
         (("--port", "70000"), "70000 is not in the range"),
         (("--conferences", "-1"), "-1 is not in the range"),
         (("--duplicate-names", "maybe"), "'maybe' is not one of 'stream-error'"),
+        (("--audio", __file__), "is no WAV file"),
+        (("--audio", "speach.wav"), "No such file or directory; write tone, silence or a WAV file"),
+        (("--trust", __file__), "holds no certificate in PEM"),
+        (("--trust", "no.pem"), "holds no certificate in PEM: No such file"),
+        (("--fault", "frames-lost:every=0", "--audio", "tone"), "every must be a whole number from 1"),
+        (("--fault", "frames-lost"), "nobody is dialled, so write --audio too"),
+        (("--fault", "callback-lost"), "nobody is called back, so write --callbacks too"),
     ],
 )
 async def test_what_cannot_be_meant_is_misuse(bare_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:

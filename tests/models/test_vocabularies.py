@@ -45,6 +45,7 @@ def test_the_words_are_the_vendors(vocabulary: type[StrEnum], words: list[str]) 
     [
         (Kind.READ, False),
         (Kind.STOP, False),
+        (Kind.STOP_BY_NAME, False),
         (Kind.CONFERENCE_START, True),
         (Kind.CALL_START, True),
         (Kind.UNNAMED_START, True),
@@ -53,6 +54,7 @@ def test_the_words_are_the_vendors(vocabulary: type[StrEnum], words: list[str]) 
 def test_only_starts_can_be_doubled(kind: Kind, *, is_start: bool) -> None:
     """Reads and stops may be done twice; starts may not."""
     assert kind.is_start is is_start
+    assert kind.is_stop is (kind in {Kind.STOP, Kind.STOP_BY_NAME})
 
 
 def test_who_goes_first() -> None:

@@ -8,16 +8,16 @@ from signalwire_streams.resilience.breaker import Admission, Breaker
 from signalwire_streams.resilience.policy import BreakerPolicy
 
 FAILED = [Event.UNSENT, Event.BROKEN, Event.MALFORMED, Event.SERVER_FAULT, Event.UNAVAILABLE]
-SERVED = [Event.DONE, Event.ACCEPTED]
-REFUSED = [
+SERVED = [
+    Event.DONE,
+    Event.ACCEPTED,
     Event.REJECTED,
     Event.DENIED,
     Event.DUPLICATE_NAME,
     Event.GONE,
-    Event.THROTTLED,
-    Event.TRY_AGAIN,
-    Event.REDIRECTED,
+    Event.ENDED,
 ]
+PUT_OFF = [Event.THROTTLED, Event.TRY_AGAIN, Event.REDIRECTED]
 NOT_TRIED = [Event.EXPIRED, Event.BREAKER_OPEN, Event.STALE, Event.UNUSABLE]
 
 
@@ -69,9 +69,9 @@ def test_half_of_the_outcomes_must_have_failed(successes: int, failures: int, se
     assert is_open(breaker, 100.0) is opens
 
 
-@pytest.mark.parametrize("event", [*REFUSED, Event.EXPIRED, Event.STALE, Event.UNUSABLE])
-def test_refusals_count_neither_for_nor_against(event: Event) -> None:
-    """4xx, 429 and what was not sent are no failures, and do not dilute the failures either."""
+@pytest.mark.parametrize("event", [*PUT_OFF, Event.EXPIRED, Event.STALE, Event.UNUSABLE])
+def test_what_is_put_off_counts_neither_for_nor_against(event: Event) -> None:
+    """429 and what was not sent are no failures, and do not dilute the failures either."""
     breaker = Breaker(BreakerPolicy())
     for _ in range(1000):
         pass_through(breaker, event, 100.0)
@@ -134,7 +134,7 @@ def test_a_probe_that_fails_opens_it_again(event: Event) -> None:
     assert breaker.admit(117.0).is_probe
 
 
-@pytest.mark.parametrize("event", [*SERVED, *REFUSED])
+@pytest.mark.parametrize("event", [*SERVED, *PUT_OFF])
 def test_a_probe_that_is_answered_closes_it(event: Event) -> None:
     """A Space that serves, or refuses in its own words, is at work again."""
     breaker = opened()
@@ -171,7 +171,7 @@ def test_abandoning_anything_else_does_nothing() -> None:
     assert breaker.admit(105.0) == Admission(wait=5.0)
 
 
-@pytest.mark.parametrize("event", [*FAILED, *SERVED, *REFUSED])
+@pytest.mark.parametrize("event", [*FAILED, *SERVED, *PUT_OFF])
 def test_requests_from_before_do_not_act_as_the_probe(event: Event) -> None:
     """What was under way when the breaker opened neither closes it nor prolongs its pause."""
     breaker = Breaker(BreakerPolicy())

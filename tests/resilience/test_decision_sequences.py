@@ -21,8 +21,8 @@ def possible(kind: Kind) -> list[Event]:
     never = {Event.CANCELLED}
     if kind not in STARTS:
         never.add(Event.DUPLICATE_NAME)
-    if kind is not Kind.STOP:
-        never.add(Event.GONE)
+    if not kind.is_stop:
+        never |= {Event.GONE, Event.ENDED}
     return [event for event in Event if event not in never]
 
 
@@ -90,7 +90,7 @@ def check(kind: Kind, policy: RetryPolicy, told: Told) -> None:
         assert kind in STARTS
         assert doubtful
     if told.end is Action.ALREADY_STOPPED:
-        assert kind is Kind.STOP
+        assert kind.is_stop
         assert doubtful
     for event, action in told:
         if event is Event.DONE:

@@ -6,6 +6,7 @@ import pytest
 
 from signalwire_streams.models import Action, Event, Kind
 from signalwire_streams.resilience.budget import RetryBudget
+from signalwire_streams.resilience.matrix import action_for
 from signalwire_streams.resilience.policy import RetryPolicy
 from signalwire_streams.resilience.retrying import Decision, Retrying
 
@@ -94,12 +95,31 @@ def test_a_duplicate_name_at_the_first_attempt_is_the_callers(kind: Kind) -> Non
 
 def test_nothing_to_stop_at_the_first_attempt_is_the_callers() -> None:
     """A stop of what is not there is refused."""
-    assert first_decision(Kind.STOP, Event.GONE).action is Action.FAIL
+    for kind in (Kind.STOP, Kind.STOP_BY_NAME):
+        for event in (Event.GONE, Event.ENDED):
+            assert first_decision(kind, event).action is Action.FAIL
+
+
+@pytest.mark.parametrize(
+    ("kind", "event", "action"),
+    [
+        (Kind.STOP, Event.GONE, Action.ALREADY_STOPPED),
+        (Kind.STOP, Event.ENDED, Action.ALREADY_STOPPED),
+        (Kind.STOP_BY_NAME, Event.GONE, Action.FAIL),
+        (Kind.STOP_BY_NAME, Event.ENDED, Action.ALREADY_STOPPED),
+    ],
+)
+def test_what_proves_that_a_stop_worked(kind: Kind, event: Event, action: Action) -> None:
+    """After a stop that may have worked: that it has ended, or that its sid is unknown; not that its name is."""
+    assert action_for(kind, event, ambiguous_before=True) is action
+
+
+STOPS = {Event.GONE, Event.ENDED}
 
 
 def test_the_table_leaves_out_nothing_that_can_happen() -> None:
-    """Every event has its row, except the two that have tests of their own and the end by cancelling."""
-    assert {row.event for row in ROWS.values()} | {Event.DUPLICATE_NAME, Event.GONE, Event.CANCELLED} == set(Event)
+    """Every event has its row, except those that have tests of their own and the end by cancelling."""
+    assert {row.event for row in ROWS.values()} | {Event.DUPLICATE_NAME, *STOPS, Event.CANCELLED} == set(Event)
 
 
 @pytest.mark.parametrize("event", [Event.STALE])

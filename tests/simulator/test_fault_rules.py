@@ -128,7 +128,7 @@ def test_connections_trip_only_their_own_rules() -> None:
     ("kind", "given", "sentence"),
     [
         ("slow", {}, "'slow' is no kind of fault; there are .*latency"),
-        ("500", {"on": "starts"}, "on='starts' is no scope; write one of any, .*start"),
+        ("500", {"on": "starts"}, "on='starts' is no scope of '500'; write one of any, .*start"),
         ("500", {"times": 0}, "times must be at least 1, not 0"),
         ("500", {"one_in": -1}, "one_in must be at least 1"),
         ("500", {"per_target": 0}, "per_target must be at least 1"),
@@ -145,8 +145,12 @@ def test_connections_trip_only_their_own_rules() -> None:
         ("hang", {"read_body": 1}, "read_body must be True or False"),
         ("redirect", {"location": 1}, "location must be a text"),
         ("duplicate-name", {"as_": "error"}, "as_ must be 'http-error' or 'stream-error'"),
-        ("duplicate-name", {"on": "stop"}, "'duplicate-name' happens to starts"),
-        ("duplicate-name", {"on": "nonsense"}, "'duplicate-name' happens to starts"),
+        ("duplicate-name", {"on": "stop"}, "is no scope of 'duplicate-name'; write one of start, start-call-stream"),
+        (
+            "duplicate-name",
+            {"on": "nonsense"},
+            "is no scope of 'duplicate-name'; write one of start, start-call-stream",
+        ),
         ("duplicate-name", {"created": True}, "'duplicate-name' starts nothing"),
         ("reset-on-connect", {"on": "start"}, "leave out on, use times or one_in"),
         ("reset-on-connect", {"target": "a", "created": False}, "leave out target, created"),

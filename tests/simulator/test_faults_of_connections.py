@@ -28,7 +28,7 @@ async def test_a_reset(*, created: bool) -> None:
             await peer.start()
         assert caught.value.errno == errno.ECONNRESET
         assert_journal(peer, "reset", None, created=created)
-        assert peer.space.connections_reset == 1
+        assert peer.space.connections.resets == 1
         assert (await peer.start()).status == 200
 
 
@@ -58,7 +58,7 @@ async def test_a_disconnect(*, created: bool) -> None:
         with pytest.raises(ServerDisconnectedError):
             await peer.start()
         assert_journal(peer, "disconnect", None, created=created)
-        assert peer.space.connections_reset == 0
+        assert peer.space.connections.resets == 0
 
 
 @CREATED
@@ -118,11 +118,11 @@ async def test_a_connection_is_reset_before_anything_is_read() -> None:
         for _ in range(2):
             with pytest.raises((ClientOSError, ServerDisconnectedError)):
                 await peer.start()
-        assert rule.hits == peer.space.connections_reset == 2
+        assert rule.hits == peer.space.connections.resets == 2
         assert len(peer.space.requests) == 0
         assert (await peer.start()).status == 200
-        assert peer.space.connections_opened == 3
-        assert peer.space.connections_open == 1
+        assert peer.space.connections.opened == 3
+        assert len(peer.space.connections) == 1
 
 
 @CREATED
@@ -188,5 +188,5 @@ async def test_a_request_over_the_limit_trips_no_fault() -> None:
 
 
 def test_every_kind_is_shown_here() -> None:
-    """A kind that is added needs a test here or among the faults of answers."""
-    assert len(FaultKind) == 22
+    """A kind that is added needs a test here, among the faults of answers, or in the receiver's `test_faults`."""
+    assert len(FaultKind) == 38

@@ -93,7 +93,7 @@ async def test_a_borrowed_session_is_used_and_left_open(space: SimulatedSpace, c
         await client.aclose()
 
         assert not session.closed
-        assert space.connections_open == 1
+        assert len(space.connections) == 1
 
 
 async def test_a_borrowed_session_that_is_closed(space: SimulatedSpace, client_for: Any) -> None:
@@ -145,7 +145,7 @@ async def test_a_small_pool_is_not_overrun(space: SimulatedSpace, client_for: An
         await asyncio.gather(*(client.conferences.get(sid) for sid in sids))
 
     assert len(space.requests) == len(sids)
-    assert space.connections_opened == 2
+    assert space.connections.opened == 2
 
 
 @pytest.mark.parametrize("body", ["api", "html"])
@@ -210,8 +210,8 @@ async def test_nothing_is_left_after_failures(space: SimulatedSpace, nothing_lef
     for _ in range(20):
         await asyncio.sleep(0)
 
-    space.close_idle_connections()
-    assert space.connections_open <= sum(1 for request in space.requests if request.fault == "hang")
+    space.connections.close_idle()
+    assert len(space.connections) <= sum(1 for request in space.requests if request.fault == "hang")
     await space.close()
     for _ in range(20):
         await asyncio.sleep(0)
@@ -250,7 +250,7 @@ async def test_a_waiting_call_is_cut_when_the_client_closes(
     with pytest.raises(TransportError, match="closed meanwhile") as caught:
         await start
     assert caught.value.sent == "no"
-    assert space.connections_opened == 0
+    assert space.connections.opened == 0
 
 
 async def test_a_timeout_of_the_callers_own_stays_one(space: SimulatedSpace, client_for: Any) -> None:
@@ -298,7 +298,7 @@ async def test_a_pool_with_a_limit_per_host_is_not_overrun(space: SimulatedSpace
         client = client_for(space, session=session)
         await asyncio.gather(*(client.conferences.get(sid) for sid in space.conference_sids * 5))
 
-    assert space.connections_opened == 2
+    assert space.connections.opened == 2
 
 
 async def test_user_agent(space: SimulatedSpace, client: StreamsClient) -> None:

@@ -83,12 +83,28 @@ def test_a_start_names_its_secrets() -> None:
     assert spell_start(StartCallStream(call_sid="call", url=URL)).secrets == ACCOUNT.secrets
 
 
+@pytest.mark.parametrize(
+    ("handle", "kind"),
+    [
+        ("b3877c40-da60-4998-90ad-b792e98472cf", Kind.STOP),
+        ("b3877c40-da60-4998-90ad-b792e98472st", Kind.STOP),
+        ("MZ0123456789abcdef0123456789abcdef", Kind.STOP),
+        ("audit-1", Kind.STOP_BY_NAME),
+        ("sws-1a2b3c4d-b3877c40-da60-4998-90ad-b792e98472cf", Kind.STOP_BY_NAME),
+    ],
+)
+def test_a_sid_is_told_from_a_name(handle: str, kind: Kind) -> None:
+    """What is shaped like a sid is one: of that, "no such stream" can be believed."""
+    exchange = exchanges.stop(ACCOUNT, "Calls", "target", handle, deadline=None, errand=Errand())
+    assert exchange.kind is kind
+
+
 @pytest.mark.parametrize(("collection", "noun"), [("Conferences", "conference"), ("Calls", "call")])
 def test_a_stop(collection: str, noun: str) -> None:
     """A stop is a POST of one field to the stream, by its sid or its name."""
     exchange = spell_stop(collection, deadline=3)
     assert (exchange.method, exchange.path) == ("POST", f"{ROOT}/{collection}/target/Streams/room")
-    assert (exchange.kind, exchange.body, exchange.deadline) == (Kind.STOP, b"Status=stopped", 3)
+    assert (exchange.kind, exchange.body, exchange.deadline) == (Kind.STOP_BY_NAME, b"Status=stopped", 3)
     assert exchange.verb == f"stop stream room on {noun}"
     assert exchange.secrets == ACCOUNT.secrets
 

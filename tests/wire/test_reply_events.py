@@ -140,16 +140,18 @@ def test_only_a_start_can_have_a_duplicate_name(kind: Kind) -> None:
 @pytest.mark.parametrize(
     ("status", "document", "event"),
     [
-        (404, None, Event.GONE),
-        (404, {"code": 20404, "message": "Not found"}, Event.GONE),
-        (400, {"message": "Stream is already stopped"}, Event.GONE),
-        (409, {"errors": ["stream not running"]}, Event.GONE),
+        (404, None, Event.REJECTED),
+        (404, {"message": "Not Found"}, Event.REJECTED),
+        (404, {"code": 20404, "message": "Not found", "more_info": "", "status": 404}, Event.GONE),
+        (400, {"message": "Stream is already stopped"}, Event.ENDED),
+        (409, {"errors": ["stream not running"]}, Event.ENDED),
         (422, {"errors": ["Status is invalid"]}, Event.REJECTED),
     ],
 )
 def test_nothing_there_to_stop(status: int, document: object, event: Event) -> None:
-    """A stop that finds nothing, or something that is stopped already, is told from other refusals."""
-    assert event_of(asking(Kind.STOP), reply(status, document)) is event
+    """A stop that finds nothing, or something that is stopped already, is told so by the API; a bare 404 by anybody."""
+    for kind in (Kind.STOP, Kind.STOP_BY_NAME):
+        assert event_of(asking(kind), reply(status, document)) is event
 
 
 @pytest.mark.parametrize("kind", [Kind.READ, *STARTS])

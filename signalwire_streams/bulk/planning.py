@@ -1,0 +1,124 @@
+"""What a run is to start, as its journal keeps it: everything about a request but its secrets."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self, TypeAlias
+
+from attrs import define, evolve, field, frozen
+
+from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models import StartCallStream, StartConferenceStream
+from signalwire_streams.models.checks import public_url
+
+Start: TypeAlias = StartConferenceStream | StartCallStream
+PlanRow: TypeAlias = tuple[str, str, str | None, str]
+"""Kind, target, name, and the rest as JSON."""
+
+_PUBLIC = ("url", "unnamed", "track", "codec", "realtime", "status_callback", "status_callback_method")
+_WITHHELD = "withheld"
+
+
+@frozen(kw_only=True)
+class PlannedRequest:
+    """A request as a journal keeps it, without its secrets.
+
+    Attributes:
+        request: what is to be started.
+        parameters: the names of the parameters whose values are left out.
+        bearer_token: whether an ``authorization_bearer_token`` is left out.
+        status_callback: whether a ``status_callback`` is left out, because it has a query or a password.
+    """
+
+    request: Start
+    parameters: tuple[str, ...] = ()
+    bearer_token: bool = False
+    status_callback: bool = False
+
+    @classmethod
+    def of(cls, request: Start) -> Self:
+        """Leave the secrets out of a request."""
+        callback = request.status_callback
+        is_private = callback is not None and public_url(callback) != callback
+        return cls(
+            request=evolve(
+                request,
+                parameters={},
+                authorization_bearer_token=None,
+                status_callback=None if is_private else callback,
+            ),
+            parameters=tuple(request.parameters),
+            bearer_token=request.authorization_bearer_token is not None,
+            status_callback=is_private,
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left out."""
+        return not self.left_out
+
+    @property
+    def left_out(self) -> Mapping[str, object]:
+        """What is left out, by name."""
+        left_out = {name: getattr(self, name) for name in ("parameters", "bearer_token", "status_callback")}
+        return {name: value for name, value in left_out.items() if value}
+
+
+@define(eq=False)
+class Once:
+    """Tells whether the items of a run are requests, and each another one."""
+
+    # Hashes instead of the items, which would be most of the memory of a long run.
+    _seen: set[int] = field(init=False, factory=set)
+
+    def check(self, request: object) -> None:
+        """Check the next item.
+
+        Raises:
+            InvalidRequestError: it is no request, or its target came before under the same name.
+        """
+        if not isinstance(request, StartConferenceStream | StartCallStream):
+            raise InvalidRequestError(
+                f"an item is a {type(request).__name__}: pass StartConferenceStream or StartCallStream"
+            )
+        if request.unnamed:
+            return
+        key = hash((request.target, request.name))
+        if key in self._seen:
+            raise InvalidRequestError(
+                f"{request.target} comes twice in this run: give each of its streams a name of its own"
+            )
+        self._seen.add(key)
+
+
+def plan_rows(requests: Iterable[Start]) -> Iterator[PlanRow]:
+    """Check requests and write them down.
+
+    Raises:
+        InvalidRequestError: one is no request, or comes twice.
+    """
+    once = Once()
+    for request in requests:
+        once.check(request)
+        yield _plan_row(request)
+
+
+def _plan_row(request: Start) -> PlanRow:
+    planned = PlannedRequest.of(request)
+    fields: dict[str, Any] = {name: getattr(planned.request, name) for name in _PUBLIC}
+    fields |= {"unnamed": request.unnamed or None, _WITHHELD: planned.left_out or None}
+    kind = "conference" if isinstance(request, StartConferenceStream) else "call"
+    kept = {name: value for name, value in fields.items() if value is not None}
+    return kind, request.target, request.name, json.dumps(kept)
+
+
+def planned_request(row: PlanRow) -> PlannedRequest:
+    """Read a request that was written down."""
+    kind, target, name, text = row
+    fields: dict[str, Any] = json.loads(text)
+    withheld: dict[str, Any] = fields.pop(_WITHHELD, {})
+    request: Start
+    if kind == "conference":
+        request = StartConferenceStream(conference_sid=target, name=name, **fields)
+    else:
+        request = StartCallStream(call_sid=target, name=name, **fields)
+    return PlannedRequest(request=request, **withheld | {"parameters": tuple(withheld.get("parameters", ()))})

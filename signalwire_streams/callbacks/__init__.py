@@ -1,0 +1,60 @@
+"""Status callbacks: verify them, read them, receive them.
+
+Within aiohttp, `CallbackReceiver` does all of it. Elsewhere, take the request as it came, verify it, and read it. In
+FastAPI or Starlette::
+
+    from urllib.parse import parse_qsl
+
+    from fastapi import BackgroundTasks, FastAPI, Request, Response
+    from signalwire_streams.callbacks import read_callback, verify_signature
+
+    STATUS_CALLBACK = "https://example.com/callbacks"  # as the platform was given it, without a query
+    app = FastAPI()
+
+
+    @app.post("/callbacks")
+    async def callbacks(request: Request, tasks: BackgroundTasks) -> Response:
+        query = request.scope["query_string"].decode("latin-1")  # as it came; a parsed one may differ
+        body = await request.body()
+        url = f"{STATUS_CALLBACK}?{query}" if query else STATUS_CALLBACK
+        if not verify_signature(url=url, headers=request.headers, body=body, keys=["PSK_..."]):
+            return Response(status_code=403)
+        tasks.add_task(on_callback, read_callback(parse_qsl(body.decode(), keep_blank_values=True)))
+        return Response(status_code=204)  # goes out first; the platform waits no longer than 5 seconds
+
+Callbacks that come by GET have no body: pass ``method="GET"``, and read ``parse_qsl(query, keep_blank_values=True)``.
+
+Where a signature does not fit that should, `explain_mismatch` tries what proxies usually change and says what to do.
+"""
+
+from signalwire_streams.callbacks.claims import SHA256_SIGNATURE_HEADER, SIGNATURE_HEADER
+from signalwire_streams.callbacks.dispatch import CallbackCounts, CallbackHandler
+from signalwire_streams.callbacks.events import (
+    CallbackEvent,
+    StreamErrored,
+    StreamStarted,
+    StreamStopped,
+    UnknownCallback,
+    read_callback,
+)
+from signalwire_streams.callbacks.explain import Explanation, explain_mismatch
+from signalwire_streams.callbacks.handler import CallbackReceiver
+from signalwire_streams.callbacks.signature import sign, verify_signature
+
+__all__ = [
+    "SHA256_SIGNATURE_HEADER",
+    "SIGNATURE_HEADER",
+    "CallbackCounts",
+    "CallbackEvent",
+    "CallbackHandler",
+    "CallbackReceiver",
+    "Explanation",
+    "StreamErrored",
+    "StreamStarted",
+    "StreamStopped",
+    "UnknownCallback",
+    "explain_mismatch",
+    "read_callback",
+    "sign",
+    "verify_signature",
+]

@@ -1,0 +1,1 @@
+"""``signalwire-streams bulk``: many streams from one command, with a journal that survives it."""

@@ -1,0 +1,1 @@
+"""``signalwire-streams listen``: a receiver that writes down what it hears."""

@@ -1,0 +1,286 @@
+"""The pytest plugin: a Space, and a receiver that its streams are directed to, as fixtures of your own suite.
+
+pytest finds it once ``signalwire-streams[pytest]`` is installed. Nothing happens until a test asks for a fixture:
+
+```python
+async def test_a_stream_is_heard(signalwire_space, stream_receiver, client):
+    async with stream_receiver.open(client.conferences, signalwire_space.conference_sids[0]) as session:
+        async for event in session:
+            break
+```
+
+The fixtures run in asyncio, by pytest-asyncio, or by anyio's plugin where pytest-asyncio is not installed.
+
+PYTEST_DONT_REWRITE: there is nothing to rewrite, and pytest would complain where it is imported already.
+"""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager
+from secrets import token_urlsafe
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+
+import pytest
+from attrs import define, field
+
+if TYPE_CHECKING:  # a run that does not use them pays for none of them
+    from signalwire_streams.receiver import MediaReceiver, StreamSession
+    from signalwire_streams.simulator import Certificates, SimulatedSpace
+
+__all__ = ["StreamReceiver", "signalwire_certificates", "signalwire_space", "stream_receiver"]
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+_GRACE, _PAUSE = 1.0, 0.01  # seconds for what is just ending to end, and between two looks at it
+_CUT_SHORT = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers."""
+    config.addinivalue_line(
+        "markers",
+        "signalwire_space(conferences=3, calls=3, allow_leaks=False, ...): what the fixture signalwire_space passes to"
+        " SimulatedSpace, and whether streams and sockets may be left running",
+    )
+    config.addinivalue_line(
+        "markers", "stream_receiver(bidirectional=False, ...): what the fixture stream_receiver passes to MediaReceiver"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Note whether the test got to its end; the report is left to others."""
+    if call.when != "teardown":
+        item.stash[_CUT_SHORT] = call.excinfo is not None
+
+
+def _async_fixture(function: _Function) -> _Function:
+    """Make an async fixture, by pytest-asyncio if it is there, since its strict mode wants to be asked."""
+    try:
+        from pytest_asyncio import fixture  # noqa: PLC0415
+    except ImportError:
+        return cast(_Function, pytest.fixture(function))
+    return cast(_Function, fixture(function))
+
+
+def _fail(sentence: str) -> NoReturn:
+    pytest.fail(sentence, pytrace=False)
+
+
+@define(eq=False)
+class _Watch:
+    """Looks at what a test left running, before the first of the fixtures closes anything.
+
+    Attributes:
+        lenient: whether it looks away.
+        space: the Space.
+        receiver: the receiver.
+        left: what was left, a line each; None before it looked.
+    """
+
+    lenient: bool
+    space: "SimulatedSpace | None" = None
+    receiver: "MediaReceiver | None" = None
+    left: list[str] | None = None
+
+    async def look(self) -> None:
+        """Give what is just ending a moment, then note what is left; once for all fixtures."""
+        if self.lenient or self.left is not None:
+            return
+        clock = asyncio.get_running_loop().time
+        until = clock() + _GRACE
+        while (left := list(self._running())) and clock() < until:  # noqa: ASYNC110  (nothing tells of all of it)
+            await asyncio.sleep(_PAUSE)
+        self.left = left
+
+    def why(self) -> str:
+        """Say what the Space knows of streams that do not come."""
+        if self.space is None:
+            return ""
+        if self.space.audio is None:
+            return ". This Space dials nobody, since it has audio=None"
+        failed = [
+            f"{stream.error} (stream {stream.sid} of {stream.target_kind} {stream.target_sid})"
+            for stream in self.space.streams
+            if stream.error is not None
+        ]
+        return f". The Space says: {', '.join(failed)}" if failed else ""
+
+    def _running(self) -> Iterator[str]:
+        targets = {}
+        for stream in self.space.streams if self.space is not None else ():
+            targets[stream.sid] = f"{stream.target_kind} {stream.target_sid}"
+            if stream.alive:
+                name = "without a name" if stream.name is None else f"named {stream.name!r}"
+                yield f"a stream still runs: {stream.sid}, {name}, on {targets[stream.sid]}"
+        for session in self.receiver.sessions if self.receiver is not None else ():
+            sid = session.stream_sid or "without a sid"
+            yield f"a socket is still open: of stream {sid}, on {targets.get(sid, 'nothing of this Space')}"
+        if self.receiver is not None and self.receiver.beginning:
+            yield f"a socket is still open: {self.receiver.beginning} on which no stream began"
+        if self.space is not None and len(self.space.connections):
+            yield f"a client is not closed: it has {len(self.space.connections)} connections to the Space open"
+
+
+@define(eq=False)
+class StreamReceiver:
+    """A receiver for a test to direct streams to.
+
+    Attributes:
+        url: where it is, for a start's ``url``.
+        bearer_token: what lets a stream in, for a start's ``authorization_bearer_token``.
+        receiver: the receiver itself.
+    """
+
+    url: str
+    bearer_token: str = field(repr=False)
+    receiver: "MediaReceiver"
+    _arrived: "asyncio.Queue[StreamSession]" = field(repr=False)
+    _watch: _Watch = field(repr=False)
+
+    def open(self, streams: Any, sid: str, **fields: Any) -> "AbstractAsyncContextManager[StreamSession]":  # noqa: ANN401  (see there)
+        """Start a stream and receive it, as `MediaReceiver.open` does, with this receiver's address.
+
+        Args:
+            streams: ``client.conferences`` or ``client.calls``.
+            sid: the conference or call.
+            fields: further arguments of `MediaReceiver.open`.
+        """
+        return self.receiver.open(streams, sid, **{"url": self.url, **fields})
+
+    async def next_stream(self, *, within: float = 15.0) -> "StreamSession":
+        """Wait for the next stream that somebody started with this address and token.
+
+        Args:
+            within: seconds.
+
+        Raises:
+            TimeoutError: none came.
+        """
+        __tracebackhide__ = True
+        try:
+            async with asyncio.timeout(within):
+                return await self._arrived.get()
+        except TimeoutError:
+            raise TimeoutError(
+                f"no stream came within {within:g} s: start it with url=stream_receiver.url and "
+                f"authorization_bearer_token=stream_receiver.bearer_token{self._watch.why()}"
+            ) from None
+
+
+def _arguments(request: pytest.FixtureRequest, marker: str, allowed: Iterable[str]) -> dict[str, Any]:
+    """Collect a marker's arguments; the closest to the test has the last word."""
+    given: dict[str, Any] = {}
+    for mark in reversed(list(request.node.iter_markers(marker))):
+        if mark.args:
+            _fail(f"@pytest.mark.{marker} takes no positional arguments: write name=value")
+        given |= mark.kwargs
+    known = sorted(allowed)
+    for name in given:
+        if name not in known:
+            _fail(f"@pytest.mark.{marker} knows no argument {name!r}: write one of {', '.join(known)}")
+    return given
+
+
+def _space_arguments(request: pytest.FixtureRequest) -> dict[str, Any]:
+    from signalwire_streams.simulator import SimulatedSpace  # noqa: PLC0415
+
+    return _arguments(request, "signalwire_space", {*inspect.signature(SimulatedSpace).parameters, "allow_leaks"})
+
+
+def _check_loops(request: pytest.FixtureRequest) -> None:
+    """Refuse a Space in another event loop than its test's: nothing would answer, and the test would hang."""
+    if not request.config.pluginmanager.has_plugin("asyncio"):
+        return
+    if "anyio_backend" in request.fixturenames:
+        # Which of the two sets a fixture up depends on the order in which they were found.
+        _fail(
+            "pytest-asyncio and anyio can't share these fixtures: for tests that anyio runs, give pytest -p no:asyncio"
+        )
+    marker = request.node.get_closest_marker("asyncio")
+    test = (marker and marker.kwargs.get("loop_scope")) or request.config.getini("asyncio_default_test_loop_scope")
+    fixtures = request.config.getini("asyncio_default_fixture_loop_scope") or "fixture-scope"
+    fixtures = "function" if fixtures == "fixture-scope" else fixtures
+    if test != fixtures:
+        _fail(
+            f"the test runs in the event loop of its {test}, and the Space would run in that of its {fixtures}: "
+            f'give the test loop_scope="{fixtures}", or set asyncio_default_fixture_loop_scope = "{test}"'
+        )
+
+
+@pytest.fixture
+def _signalwire_watch(request: pytest.FixtureRequest) -> Iterator[_Watch]:
+    """Report what the test left running; torn down last, so that one report names it all."""
+    _check_loops(request)
+    watch = _Watch(lenient=_space_arguments(request).get("allow_leaks", False))
+    yield watch
+    if not watch.left:
+        return
+    report = "\n  ".join(["when the test had ended:", *watch.left])
+    report += "\nStop it in the test, or mark that with @pytest.mark.signalwire_space(allow_leaks=True)."
+    if request.node.stash.get(_CUT_SHORT, False):
+        # A test that failed seldom tidies up: its own failure is the news, and this stands below it.
+        request.node.add_report_section("teardown", "signalwire_streams", report)
+    else:
+        _fail(report)
+
+
+@pytest.fixture(scope="session")
+def signalwire_certificates() -> "Certificates":
+    """An authority for this run: `.server` for servers of your own, which the Space then accepts."""
+    from signalwire_streams.simulator import Certificates  # noqa: PLC0415
+
+    try:
+        return Certificates.make()
+    except ModuleNotFoundError as error:
+        _fail(f"the fixtures of signalwire_streams need {error.name}: pip install 'signalwire-streams[pytest]'")
+
+
+@_async_fixture
+async def signalwire_space(
+    request: pytest.FixtureRequest,
+    signalwire_certificates: "Certificates",
+    _signalwire_watch: _Watch,
+) -> "AsyncIterator[SimulatedSpace]":
+    """A simulated Space with three conferences and three calls that dials, speaks and calls back.
+
+    ``@pytest.mark.signalwire_space(conferences=10, audio=None)`` passes other arguments to `SimulatedSpace`.
+    """
+    from signalwire_streams.simulator import SimulatedSpace, Tone  # noqa: PLC0415
+
+    usual: dict[str, Any] = {"conferences": 3, "calls": 3, "audio": Tone(), "callbacks": True}
+    given = usual | {"trust": signalwire_certificates.trust} | _space_arguments(request)
+    given.pop("allow_leaks", None)
+    async with SimulatedSpace(**given) as space:
+        _signalwire_watch.space = space
+        yield space
+        await _signalwire_watch.look()
+
+
+@_async_fixture
+async def stream_receiver(
+    request: pytest.FixtureRequest,
+    signalwire_space: "SimulatedSpace",  # noqa: ARG001  (it outlives the receiver that it dials)
+    signalwire_certificates: "Certificates",
+    _signalwire_watch: _Watch,
+) -> AsyncIterator[StreamReceiver]:
+    """A `StreamReceiver` on loopback that the Space trusts.
+
+    ``@pytest.mark.stream_receiver(bidirectional=True)`` passes other arguments to `MediaReceiver`.
+    """
+    from signalwire_streams.receiver import MediaReceiver  # noqa: PLC0415
+
+    drawn = {"handler", "bearer_tokens"}
+    given = _arguments(request, "stream_receiver", set(inspect.signature(MediaReceiver).parameters) - drawn)
+    arrived = asyncio.Queue["StreamSession"]()
+
+    async def keep(session: "StreamSession") -> None:
+        arrived.put_nowait(session)
+        await session.ended()
+
+    token = token_urlsafe(32)
+    receiver = _signalwire_watch.receiver = MediaReceiver(keep, bearer_tokens=token, **given)
+    async with receiver.serve(ssl_context=signalwire_certificates.server) as url:
+        yield StreamReceiver(url, token, receiver, arrived, _signalwire_watch)
+        await _signalwire_watch.look()
+        await receiver.aclose(deadline=0)  # what is left is not waited for again

@@ -1,0 +1,32 @@
+"""The audio of a stream: decoded, put in its place in time, and recorded.
+
+Pure Python, without dependencies. Everything but `WavRecorder` is pure.
+
+- `AudioFormat` decodes and encodes µ-law, A-law and 16-bit linear PCM.
+- `TrackTimeline` says where each frame of a track belongs, to the sample.
+- `WavRecorder` writes WAV files from frames as they come.
+"""
+
+from signalwire_streams.receiver.audio.errors import RecordingError, RecordingFullError, UnknownEncodingError
+from signalwire_streams.receiver.audio.formats import AudioFormat, ByteOrder, Encoding
+from signalwire_streams.receiver.audio.g711 import alaw_to_pcm, mulaw_to_pcm, pcm_to_alaw, pcm_to_mulaw
+from signalwire_streams.receiver.audio.timeline import TimelineStatistics, TrackTimeline
+from signalwire_streams.receiver.audio.wav import Layout, WavEncoding, WavRecorder
+
+__all__ = [
+    "AudioFormat",
+    "ByteOrder",
+    "Encoding",
+    "Layout",
+    "RecordingError",
+    "RecordingFullError",
+    "TimelineStatistics",
+    "TrackTimeline",
+    "UnknownEncodingError",
+    "WavEncoding",
+    "WavRecorder",
+    "alaw_to_pcm",
+    "mulaw_to_pcm",
+    "pcm_to_alaw",
+    "pcm_to_mulaw",
+]

@@ -1,0 +1,113 @@
+"""One audio socket, from its upgrade to its close."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from aiohttp import WebSocketError, WSCloseCode, WSMessage, WSMsgType, web
+from attrs import define, field
+
+from signalwire_streams.errors import MalformedFrameError
+from signalwire_streams.receiver.decoding import decode_event
+from signalwire_streams.receiver.events import AudioEvent, StartEvent, StopEvent
+from signalwire_streams.receiver.session import EndReason, StreamSession
+
+Handler: TypeAlias = Callable[[StreamSession], Awaitable[None]]
+"""What a user writes: ``async def handler(session)``."""
+
+_LOG = logging.getLogger("signalwire_streams.receiver")
+
+_CODES = {
+    EndReason.HANDLER_RETURNED: WSCloseCode.OK,
+    EndReason.HANDLER_FAILED: WSCloseCode.INTERNAL_ERROR,
+    EndReason.OVERFLOW: WSCloseCode.TRY_AGAIN_LATER,
+    EndReason.SHUTDOWN: WSCloseCode.GOING_AWAY,
+}
+
+
+@define(eq=False)
+class Delivery:
+    """What comes in over one socket.
+
+    Attributes:
+        socket: the socket, upgraded.
+        failure: why no stream began on it.
+    """
+
+    socket: web.WebSocketResponse
+    failure: str = field(init=False, default="")
+
+    async def begin(self, patience: float) -> StartEvent | None:
+        """Wait so many seconds for the start event; without one, or after what can't be read, close and say why."""
+        try:
+            async with asyncio.timeout(patience):
+                async for message in self.socket:
+                    event = _first_event(message)
+                    if isinstance(event, StartEvent):
+                        return event
+            self.failure = "it was closed before that"
+        except TimeoutError:
+            self.failure = f"nothing more came within {patience:g} s"
+        except MalformedFrameError as error:
+            self.failure = str(error)
+        _LOG.warning("a socket was opened, and no stream began on it: %s", self.failure)
+        await self.socket.close(code=WSCloseCode.POLICY_VIOLATION)
+        return None
+
+    async def carry(self, session: StreamSession, handler: Handler) -> None:
+        """Read the socket and run the handler side by side, until both have ended."""
+        handling = asyncio.create_task(_handle(handler, session))
+        reading = asyncio.create_task(self._read(session))
+        try:
+            await asyncio.wait({handling, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done() and reading.exception() is not None:
+                session.end(EndReason.FAILED)
+                _LOG.error("the receiver failed for stream %s", session.label, exc_info=reading.exception())
+            session.end(EndReason.HANDLER_RETURNED)  # unless there is a reason already
+            await self._hang_up(session, reading)
+            await asyncio.wait({handling})
+        finally:  # also when it is cut short
+            handling.cancel()
+            await asyncio.wait({handling})
+            await self._hang_up(session, reading)
+
+    async def _hang_up(self, session: StreamSession, reading: asyncio.Task[None]) -> None:
+        reading.cancel()
+        await asyncio.wait({reading})
+        if not self.socket.closed:
+            await self.socket.close(code=_CODES.get(session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
+
+    async def _read(self, session: StreamSession) -> None:
+        clock = asyncio.get_running_loop().time
+        async for message in self.socket:
+            if message.type is WSMsgType.ERROR:
+                session.end(EndReason.UNREADABLE if isinstance(message.data, WebSocketError) else EndReason.LOST)
+                return
+            try:
+                event = decode_event(message.data)
+            except MalformedFrameError:
+                session.statistics.malformed += 1
+                continue
+            if isinstance(event, StopEvent):
+                session.end(EndReason.STOPPED)
+                return
+            if not session.take(event, clock()):
+                session.end(EndReason.OVERFLOW)
+                return
+        lost = self.socket.close_code == WSCloseCode.ABNORMAL_CLOSURE
+        session.end(EndReason.LOST if lost else EndReason.CLOSED)
+
+
+def _first_event(message: WSMessage) -> AudioEvent:
+    if message.type is WSMsgType.ERROR:
+        raise MalformedFrameError("what came is no WebSocket message")
+    return decode_event(message.data)
+
+
+async def _handle(handler: Handler, session: StreamSession) -> None:
+    try:
+        await handler(session)
+    except Exception:  # noqa: BLE001  (whatever it is, it ends this session and no other)
+        session.end(EndReason.HANDLER_FAILED)
+        _LOG.exception("the handler of stream %s failed, so the stream is closed", session.label)

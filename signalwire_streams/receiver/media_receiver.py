@@ -1,0 +1,245 @@
+"""The receiver: an aiohttp handler, or a server of its own, that turns audio sockets into sessions."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from ssl import SSLContext
+from types import TracebackType
+from typing import Literal, Self
+
+from aiohttp import WSCloseCode, web
+
+from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models.checks import check_count, check_seconds, check_word
+from signalwire_streams.receiver.audio.formats import AudioFormat
+from signalwire_streams.receiver.backlog import Backlog, Overflow
+from signalwire_streams.receiver.delivery import Delivery, Handler
+from signalwire_streams.receiver.events import StartEvent
+from signalwire_streams.receiver.measures import StreamStatistics
+from signalwire_streams.receiver.opening import Opener
+from signalwire_streams.receiver.sending import Playback
+from signalwire_streams.receiver.session import EndReason, StreamSession
+from signalwire_streams.receiver.tokens import Doorkeeper, Tokens, bearer_token
+
+_LOG = logging.getLogger("signalwire_streams.receiver")
+_FAREWELL = 2.0  # seconds for the other end to answer that the socket is closed
+_GRACE = 1.0  # seconds for a handler to notice that its stream was closed
+
+
+class MediaReceiver(Opener):
+    """Receives streams, and hands each to a handler of yours.
+
+    It takes a route of an application of yours: ``app.router.add_get("/audio", receiver.handle)``. Or it serves by
+    itself: ``async with receiver.serve(port=8443, ssl_context=...) as url``.
+
+    A handler is ``async def handler(session)`` and goes through its session with ``async for``. When it raises, its
+    own stream is closed, and no other.
+
+    Attributes:
+        sessions: the streams that come in now.
+        beginning: how many sockets are open on which no stream has begun yet.
+        turned_away: how many upgrades were refused for their token, or the lack of one.
+    """
+
+    sessions: set[StreamSession]
+    beginning: int
+    turned_away: int
+
+    def __init__(
+        self,
+        handler: Handler | None = None,
+        *,
+        bearer_tokens: Tokens = (),
+        bidirectional: bool = False,
+        backlog: int = 500,
+        overflow: Overflow = Overflow.DROP_OLDEST,
+        start_timeout: float = 10.0,
+        frame_limit: int = 64 * 1024,
+        heartbeat: float | None = 30.0,
+        byte_order: Literal["little", "big"] = "little",
+    ) -> None:
+        """Prepare a receiver.
+
+        Args:
+            handler: called with each stream. Without one, no streams are taken but those of `open` and `open_many`.
+            bearer_tokens: which tokens may deliver one to the handler, checked before the upgrade: one, several, a
+                function (also an async one) that says so, or None to let everybody in who finds the address.
+            bidirectional: whether the streams play what they are sent.
+            backlog: media events that may wait for a slow handler; 50 a second come of each track.
+            overflow: what happens when more would have to wait.
+            start_timeout: seconds from the upgrade to the start event.
+            frame_limit: bytes that one message may have.
+            heartbeat: seconds between two pings that find out whether the other end is there; None sends none.
+            byte_order: of L16, which is not documented.
+
+        Raises:
+            InvalidRequestError: nobody could deliver a stream to the handler, or there is none to deliver it to.
+        """
+        _check_door(handler, bearer_tokens)
+        _check_settings(backlog, frame_limit, start_timeout, heartbeat, byte_order)
+        super().__init__()
+        self.sessions = set()
+        self.beginning = 0
+        self.turned_away = 0
+        self._handler = handler
+        self._doorkeeper = Doorkeeper.of(bearer_tokens)
+        self._bidirectional = bidirectional
+        self._most = backlog
+        self._overflow = check_word(overflow, Overflow, "overflow")
+        self._start_timeout = start_timeout
+        self._frame_limit = frame_limit
+        self._heartbeat = heartbeat
+        self._byte_order: Literal["little", "big"] = byte_order
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Receive one stream, until it ends and its handler has returned."""
+        socket = web.WebSocketResponse(
+            timeout=_FAREWELL, max_msg_size=self._frame_limit, heartbeat=self._heartbeat, compress=False
+        )
+        if not socket.can_prepare(request).ok:  # it is no WebSocket, so it spends no token
+            return web.Response(status=400)
+        token = bearer_token(request.headers.get("Authorization"))
+        joining = self._joinings.claim(token)
+        handler = self._handler if joining is None else joining.hold
+        if handler is None or (joining is None and not await self._doorkeeper.admits(token)):
+            self.turned_away += 1
+            return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
+        if self._closing.is_set():
+            return web.Response(status=503)
+        await socket.prepare(request)
+        delivery = Delivery(socket)
+        start = await self._begin(delivery)
+        if start is not None:
+            task = asyncio.create_task(self._carry(delivery, start, handler))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            if joining is not None:
+                task.add_done_callback(lambda _: joining.closed.set())
+            await asyncio.shield(task)
+        elif joining is not None:
+            joining.broke(delivery.failure or "the receiver was closed")
+        return socket
+
+    def _session(self, socket: web.WebSocketResponse, start: StartEvent) -> StreamSession:
+        media = start.media_format
+        audio_format = AudioFormat.from_start(
+            media.encoding, media.sample_rate, media.channels, byte_order=self._byte_order
+        )
+        playback = Playback(socket, start.stream_sid, audio_format, self._bidirectional)
+        return StreamSession(start, audio_format, playback, StreamStatistics(), Backlog(self._most), self._overflow)
+
+    async def _begin(self, delivery: Delivery) -> StartEvent | None:
+        """Wait for the start event, unless the receiver is closed before it comes."""
+        beginning = asyncio.create_task(delivery.begin(self._start_timeout))
+        closing = asyncio.create_task(self._closing.wait())
+        self.beginning += 1
+        try:
+            await asyncio.wait({beginning, closing}, return_when=asyncio.FIRST_COMPLETED)
+            if not closing.done():
+                return beginning.result()
+        finally:
+            self.beginning -= 1
+            closing.cancel()
+            beginning.cancel()
+            await asyncio.wait({beginning})
+        await delivery.socket.close(code=WSCloseCode.GOING_AWAY)
+        return None
+
+    async def _carry(self, delivery: Delivery, start: StartEvent, handler: Handler) -> None:
+        session = self._session(delivery.socket, start)
+        self.sessions.add(session)
+        try:
+            await delivery.carry(session, handler)
+        finally:
+            self.sessions.discard(session)
+
+    @asynccontextmanager
+    async def serve(
+        self, *, host: str = "127.0.0.1", port: int = 0, path: str = "/", ssl_context: SSLContext | None = None
+    ) -> AsyncIterator[str]:
+        """Serve by itself while the block runs, and close at its end.
+
+        Args:
+            host: the address to listen on.
+            port: 0 takes a free one.
+            path: where streams are taken.
+            ssl_context: the certificate; without one, something before this server must speak TLS, since
+                SignalWire dials wss only.
+
+        Yields:
+            The address, as a start's ``url`` has it.
+
+        Raises:
+            ClientStateError: the receiver was closed.
+        """
+        self._check_open()
+        application = web.Application()
+        application.router.add_get(path, self.handle)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, host, port, ssl_context=ssl_context)
+            await site.start()
+            shown = f"[{host}]" if ":" in host else host
+            yield f"{'ws' if ssl_context is None else 'wss'}://{shown}:{runner.addresses[0][1]}{path}"
+        finally:
+            await self.aclose()
+            await runner.cleanup()
+
+    async def aclose(self, deadline: float = 5.0) -> None:
+        """Take no new streams, let those that come in go on for so many seconds, then close them with code 1001.
+
+        Args:
+            deadline: seconds.
+        """
+        self._closing.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=deadline)
+        for session in self.sessions:
+            session.end(EndReason.SHUTDOWN)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_GRACE)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_GRACE)
+        if self._tasks:
+            _LOG.error("%d handlers go on although they were cancelled", len(self._tasks))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _check_settings(
+    backlog: int, frame_limit: int, start_timeout: float, heartbeat: float | None, byte_order: str
+) -> None:
+    check_count(backlog, "backlog")
+    check_count(frame_limit, "frame_limit")
+    check_seconds(start_timeout, "start_timeout")
+    if heartbeat is not None:
+        check_seconds(heartbeat, "heartbeat")
+    if byte_order not in {"little", "big"}:
+        raise InvalidRequestError(f"byte_order can't be {byte_order!r}: write 'little' or 'big'")
+
+
+def _check_door(handler: Handler | None, tokens: Tokens) -> None:
+    if handler is not None and not callable(handler):
+        raise InvalidRequestError(f"the handler is a {type(handler).__name__}: write async def handler(session)")
+    if tokens is not None and not callable(tokens) and not isinstance(tokens, Collection):
+        raise InvalidRequestError(f"bearer_tokens is a {type(tokens).__name__}: pass a token, several, or a function")
+    no_tokens = isinstance(tokens, Collection) and not isinstance(tokens, str) and not tokens
+    if handler is not None and no_tokens:
+        raise InvalidRequestError(
+            "a handler needs bearer_tokens=..., which says who may deliver a stream to it (None: everybody)"
+        )
+    if handler is None and not no_tokens:
+        raise InvalidRequestError(
+            "bearer_tokens=... lets streams in, and there is no handler: pass one, or leave the tokens out"
+        )

@@ -1,0 +1,160 @@
+"""What goes back to the Space over a bidirectional stream: audio in its own time, marks, keys.
+
+REST-started streams are receive-only as far as documented; bidirectional ones come from cXML
+(``<Connect><Stream>``). Nothing in the protocol tells which one a stream is, so the receiver is told.
+
+Source: https://signalwire.com/docs/compatibility-api/cxml/voice/stream
+"""
+
+import asyncio
+import json
+import time
+from base64 import b64encode
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Protocol
+
+from attrs import define, field
+
+from signalwire_streams.errors import InvalidRequestError, StreamsError, TransportError
+from signalwire_streams.receiver.audio.formats import AudioFormat
+
+_KEYS = frozenset("0123456789*#ABCD")
+_FRAME_MILLISECONDS = 20
+_AHEAD = 0.1  # seconds of audio that the Space may hold beyond what is playing
+
+
+class Socket(Protocol):
+    """The part of a WebSocket that sending needs."""
+
+    async def send_str(self, data: str) -> None:
+        """Send a text message."""
+        ...
+
+
+@define(eq=False)
+class Playback:
+    """The way back of one stream.
+
+    Attributes:
+        socket: where to send.
+        stream_sid: the stream's id, which every frame carries.
+        audio_format: how the audio is encoded that the Space plays: as that which it sends.
+        bidirectional: whether the Space plays what it is sent.
+        now: the time, in seconds.
+        sleep: waits so many seconds.
+    """
+
+    socket: Socket
+    stream_sid: str | None
+    audio_format: AudioFormat
+    bidirectional: bool
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _plays_until: float = field(init=False, default=float("-inf"))
+    _marks: dict[str, deque[asyncio.Future[None]]] = field(init=False, factory=dict)
+    _cleared: int = field(init=False, default=0)
+    _ended: bool = field(init=False, default=False)
+
+    async def play(self, audio: bytes) -> None:
+        """Send audio, encoded as the stream's own, no faster than it is played.
+
+        It goes out in frames of 20 ms, and returns when the Space holds no more than a tenth of a second beyond what
+        is playing, so that a loop of calls sends evenly. `clear` ends it, and what was not sent yet is not sent.
+
+        Args:
+            audio: raw audio without a header, of any length.
+
+        Raises:
+            UnknownEncodingError: nobody can tell how long the audio is; nothing was sent.
+            TransportError: the stream ended before all of it was sent.
+        """
+        step = self.audio_format.bytes_of(_FRAME_MILLISECONDS)
+        cleared = self._cleared
+        for begin in range(0, len(audio), step):
+            frame = audio[begin : begin + step]
+            await self._send("media", media={"payload": b64encode(frame).decode("ascii")})
+            seconds = _FRAME_MILLISECONDS / 1_000 * len(frame) / step
+            self._plays_until = max(self._plays_until, self.now()) + seconds
+            wait = self._plays_until - self.now() - _AHEAD
+            if wait > 0:
+                await self.sleep(wait)
+            if self._cleared != cleared:
+                return
+
+    async def mark(self, name: str) -> None:
+        """Wait until everything that was sent so far has been played, or was cleared.
+
+        Args:
+            name: what to call this point; it may be used again.
+
+        Raises:
+            TransportError: the stream ended before that.
+        """
+        played: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # It stays in its place when nobody waits for it any more: its echo comes all the same.
+        self._marks.setdefault(name, deque()).append(played)
+        try:
+            await self._send("mark", mark={"name": name})
+        except StreamsError:  # a cancellation comes too late: the frame is written, and its echo will come
+            self._forget(name, played)
+            raise
+        await played
+
+    async def clear(self) -> None:
+        """Let the Space forget the audio that it has not played yet; marks that wait for it come back at once."""
+        self._cleared += 1
+        await self._send("clear")
+        self._plays_until = self.now()
+
+    async def press(self, digits: str) -> None:
+        """Send keys, as if they were pressed.
+
+        Args:
+            digits: of ``0`` to ``9``, ``*``, ``#`` and ``A`` to ``D``.
+
+        Raises:
+            InvalidRequestError: one of them is no key.
+        """
+        unknown = next((digit for digit in digits if digit not in _KEYS), None)
+        if unknown is not None or not digits:
+            raise InvalidRequestError(f"{digits!r} are no keys: write them of 0 to 9, *, # and A to D")
+        for digit in digits:
+            await self._send("dtmf", dtmf={"digit": digit})
+
+    def echoed(self, name: str) -> None:
+        """Hear that a mark came back."""
+        if name in self._marks:
+            played = self._marks[name][0]
+            self._forget(name, played)
+            if not played.done():
+                played.set_result(None)
+
+    def end(self) -> None:
+        """Hear that the stream has ended: no mark comes back any more."""
+        self._ended = True
+        for waiting in self._marks.values():
+            for played in waiting:
+                if not played.done():
+                    played.set_exception(TransportError("the stream ended before the mark was played", sent="yes"))
+        self._marks.clear()
+
+    def _forget(self, name: str, played: "asyncio.Future[None]") -> None:
+        with suppress(KeyError, ValueError):  # the stream may have ended meanwhile
+            self._marks[name].remove(played)
+        if not self._marks.get(name):
+            self._marks.pop(name, None)
+
+    async def _send(self, event: str, **body: Mapping[str, str]) -> None:
+        if not self.bidirectional:
+            raise InvalidRequestError(
+                "this stream is one-way, so nothing can be sent: make it bidirectional (cXML <Connect><Stream>) and "
+                "pass bidirectional=True to the receiver"
+            )
+        if self._ended:
+            raise TransportError("the stream has ended, so nothing can be sent")
+        try:
+            await self.socket.send_str(json.dumps({"event": event, "streamSid": self.stream_sid, **body}))
+        except ConnectionError as error:
+            raise TransportError(f"the stream's connection broke while sending: {type(error).__name__}") from error

@@ -1,0 +1,297 @@
+"""No run claims what it can't know, and no journal loses what somebody knew."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signalwire_streams import (
+    BulkJournal,
+    BulkState,
+    ConferenceStream,
+    Exchange,
+    InvalidRequestError,
+    JournalError,
+    Outcome,
+    RateLimit,
+    RetryPolicy,
+    RunEndedError,
+    Send,
+    StartCallStream,
+    StartConferenceStream,
+    StreamsClient,
+)
+from signalwire_streams.bulk import journal as journal_module
+from signalwire_streams.bulk.store import hold
+from signalwire_streams.simulator import SimulatedSpace
+
+URL = "wss://rx.example.com/audio"
+
+
+def on_conferences(space: SimulatedSpace, **fields: Any) -> list[Any]:
+    return [StartConferenceStream(conference_sid=sid, url=URL, **fields) for sid in space.conference_sids]
+
+
+async def by_names(client: StreamsClient, space: SimulatedSpace) -> list[Any]:
+    """Start streams, and keep no more than their names."""
+    streams = []
+    for sid in space.conference_sids:
+        started = await client.conferences.start_stream(sid, url=URL)
+        streams.append(ConferenceStream(conference_sid=sid, name=started.name))
+    return streams
+
+
+async def test_a_name_that_is_unknown_is_no_proof_after_a_lost_stop_either(client_for: Any) -> None:
+    """Where names are no ids, a stop by name that was lost is not taken for one that worked."""
+    async with SimulatedSpace(conferences=2, streams_by_name=False) as space:
+        client: StreamsClient = client_for(space)
+        streams = await by_names(client, space)
+        space.faults.add("reset", on="stop", per_target=1)
+        report = await client.stop_streams(streams).report()
+        assert report.counts == {BulkState.REJECTED: 2}
+        assert len(space.streams.alive()) == 2
+
+
+async def test_what_was_refused_is_refused_again(client_for: Any, tmp_path: Path) -> None:
+    """A stop that found nothing by a name has not worked because it is repeated."""
+    async with SimulatedSpace(conferences=2, streams_by_name=False) as space:
+        client: StreamsClient = client_for(space)
+        streams = await by_names(client, space)
+        for resume in (False, True, True):
+            run = client.stop_streams(streams, journal=tmp_path / "stop.db", resume=resume)
+            assert (await run.report()).counts == {BulkState.REJECTED: 2}
+        assert len(space.streams.alive()) == 2
+
+
+async def test_a_proxy_that_knows_nothing_proves_nothing(
+    space: SimulatedSpace, client: StreamsClient, tmp_path: Path
+) -> None:
+    """A 404 that is not in the API's words says nothing of a stream."""
+    await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
+    space.faults.add("status", on="stop", status=404, body="html")
+    assert (await client.stop_run(tmp_path / "run.db").report()).counts == {BulkState.REJECTED: 3}
+    assert BulkJournal(tmp_path / "run.db").status().undone == 0
+    space.faults.clear()
+    assert (await client.stop_run(tmp_path / "run.db").report()).counts == {BulkState.STOPPED: 3}
+    assert space.streams.alive() == []
+
+
+async def test_a_name_that_has_ended_is_stopped(client_for: Any, tmp_path: Path) -> None:
+    """When the Space knows a name and says that its stream has stopped, nothing is left to do."""
+    async with SimulatedSpace(conferences=1) as space:
+        client: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        space.faults.add("reset", on="start", created=True)
+        await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
+        [alive] = space.streams.alive()
+        await client.conferences.stop_stream(alive.target_sid, alive.sid)
+        assert (await client.stop_run(tmp_path / "run.db").report()).counts == {BulkState.STOPPED: 1}
+
+
+async def test_a_mistake_does_not_undo_what_may_run(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+    """A resumed run that refuses an item by itself leaves in the journal that it may run."""
+
+    async def refuses(exchange: Exchange, send: Send) -> Outcome:
+        raise InvalidRequestError("not like that")
+
+    impatient: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+    space.faults.add("reset", on="start", created=True)
+    await impatient.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
+    space.faults.clear()
+
+    mistaken: StreamsClient = client_for(space, middlewares=[refuses])
+    run = mistaken.start_streams(on_conferences(space), journal=tmp_path / "run.db", resume=True)
+    assert (await run.report()).counts == {BulkState.REJECTED: 3}
+
+    assert len(list(BulkJournal(tmp_path / "run.db").streams())) == 3
+    assert (await impatient.stop_run(tmp_path / "run.db").report()).counts == {BulkState.STOPPED: 3}
+
+
+async def test_a_certain_refusal_is_no_doubt(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+    """What was turned away with 429 was not carried out, also when the run is cut while it waits."""
+    client: StreamsClient = client_for(space)
+    space.faults.add("throttle", on="start", retry_after=30)
+    requests = [StartCallStream(call_sid=sid, url=URL) for sid in space.call_sids]
+    waiting = asyncio.Event()
+
+    async def wait(seconds: float) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    client_of_patience: StreamsClient = client_for(space, clock=NoTime(wait))
+    run = client_of_patience.start_streams(requests, journal=tmp_path / "run.db", concurrency=1)
+    ended = asyncio.create_task(run.report())
+    await waiting.wait()
+    run.drain(0)
+    report = await ended
+    assert set(report.counts) == {BulkState.NOT_ATTEMPTED}
+    assert {type(outcome.error) for outcome in report.failures} == {RunEndedError}
+    space.faults.clear()
+    last = await client.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
+    assert last.counts == {BulkState.STARTED: 3}
+
+
+class NoTime:
+    """A clock whose waiting is up to the test."""
+
+    def __init__(self, sleep: Callable[[float], Any]) -> None:
+        self.sleep = sleep
+
+    def now(self) -> float:
+        return 0.0
+
+    def wall(self) -> float:
+        return 0.0
+
+    def random(self) -> float:
+        return 0.5
+
+
+async def test_a_resumed_run_with_a_wrong_token_ends_early(client_for: Any, tmp_path: Path) -> None:
+    """Items in doubt stay so, and are not all asked for with a token that is refused."""
+    async with SimulatedSpace(conferences=40) as space:
+        first: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        space.faults.add("reset", on="start", created=True)
+        await first.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
+        space.faults.clear()
+        sent = space.requests.count()
+        wrong: StreamsClient = client_for(space, token="wrong")
+        run = wrong.start_streams(on_conferences(space), journal=tmp_path / "run.db", resume=True, concurrency=2)
+        report = await run.report()
+        assert report.counts[BulkState.NOT_ATTEMPTED] > 30
+        assert space.requests.count() - sent < 5
+        last = (
+            await client_for(space)
+            .start_streams(on_conferences(space), journal=tmp_path / "run.db", resume=True)
+            .report()
+        )
+        assert last.ok
+        assert space.streams.doubled() == []
+
+
+async def test_items_in_doubt_wait_for_the_space_as_well(client_for: Any, tmp_path: Path) -> None:
+    """A resumed run whose breaker opens waits with all of its items."""
+    async with SimulatedSpace(conferences=30) as space:
+        first: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        space.faults.add("reset", on="start", created=True)
+        await first.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
+        space.faults.clear()
+        space.faults.add("503-api", on="start", times=25)
+        again: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1))
+        run = again.start_streams(on_conferences(space), journal=tmp_path / "run.db", resume=True, concurrency=1)
+        report = await run.report()
+        assert report.counts[BulkState.UNKNOWN] <= 25
+        assert report.counts[BulkState.STARTED] >= 5
+
+
+async def test_a_journal_that_somebody_else_just_made(
+    client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes second is told, and takes nothing away."""
+    path = tmp_path / "run.db"
+
+    def late(wanted: Path) -> Any:
+        monkeypatch.undo()
+        client.plan_streams([], journal=path)
+        return hold(wanted)
+
+    monkeypatch.setattr(journal_module, "hold", late)
+    with pytest.raises(InvalidRequestError, match="is there already"):
+        client.plan_streams([], journal=path)
+    assert BulkJournal(path).status().planned == 0
+
+
+async def test_a_run_that_was_killed_before_it_began(client: StreamsClient, tmp_path: Path) -> None:
+    """A journal with nothing in it says so, and can be used."""
+    (tmp_path / "run.db").touch()
+    with pytest.raises(InvalidRequestError, match="was not begun yet, and nothing was sent"):
+        BulkJournal(tmp_path / "run.db").status()
+    assert client.plan_streams([], journal=tmp_path / "run.db").status().planned == 0
+
+
+@pytest.mark.parametrize("damage", ["removed", "replaced"])
+async def test_a_journal_that_goes_away_ends_the_run(
+    space: SimulatedSpace, client: StreamsClient, tmp_path: Path, damage: str
+) -> None:
+    """Notes in a file that nobody will find are none."""
+    path = tmp_path / "run.db"
+    run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
+
+    async def go_through() -> None:
+        async for _ in run:
+            path.unlink(missing_ok=True)
+            if damage == "replaced":
+                path.write_text("mine")
+
+    with pytest.raises(JournalError, match="No such file" if damage == "removed" else "replaced the file"):
+        await go_through()
+
+
+async def test_links_lead_to_one_lock(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
+    """Whatever a journal is called, one process works on it."""
+    path, link = tmp_path / "run.db", tmp_path / "link.db"
+    client.plan_streams(on_conferences(space), journal=path)
+    link.symlink_to(path)
+    async for _ in client.start_streams(on_conferences(space), journal=path, resume=True, concurrency=1):
+        assert BulkJournal(link).status().held
+        with pytest.raises(InvalidRequestError, match="another process runs"):
+            await client.start_streams([], journal=link, resume=True).report()
+
+
+async def test_who_is_cancelled_twice_lets_go_of_the_journal(
+    client_for: Any, space: SimulatedSpace, tmp_path: Path
+) -> None:
+    """A run that is not even given its drain still closes its journal."""
+    space.faults.add("hang")
+    client: StreamsClient = client_for(space)
+    run = client.start_streams(on_conferences(space), journal=tmp_path / "run.db")
+
+    async def go_through() -> None:
+        async for _ in run:
+            pass
+
+    consumer = asyncio.create_task(go_through())
+    await space.requests.wait_for(3)
+    for _ in range(2):
+        consumer.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([consumer])
+    assert not BulkJournal(tmp_path / "run.db").status().held
+    assert run.so_far.total == 0
+
+
+async def test_a_journal_that_is_damaged(client: StreamsClient, tmp_path: Path) -> None:
+    """What is wrong with it is told, and not that it were of another version."""
+    journal = client.plan_streams([], journal=tmp_path / "run.db")
+    with journal.path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 2000)
+    with pytest.raises(JournalError, match="malformed"):
+        journal.status()
+
+
+async def test_a_folder_that_can_only_be_read(
+    client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal on a read-only disk can be looked into."""
+    journal = client.plan_streams([], journal=tmp_path / "run.db")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert journal.status().planned == 0
+
+
+async def test_a_name_that_no_file_can_have(client: StreamsClient) -> None:
+    """What the file system refuses is told in a sentence."""
+    for act in (
+        lambda: client.plan_streams([], journal="x" * 300),
+        lambda: BulkJournal("x" * 300).status(),
+    ):
+        with pytest.raises((InvalidRequestError, JournalError), match="can't be"):
+            act()
+
+
+async def test_a_slow_pace_fails_nobody(client_for: Any) -> None:
+    """Items wait for a pace that somebody chose, however slow it is."""
+    async with SimulatedSpace(conferences=40) as space:
+        client: StreamsClient = client_for(space, rate_limit=RateLimit(requests=1, share=1.0))
+        assert (await client.start_streams(on_conferences(space)).report()).counts == {BulkState.STARTED: 40}

@@ -1,0 +1,296 @@
+"""Runs whose journal knows beforehand what they are to start, and tells anybody how far they are."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from signalwire_streams import (
+    BreakerPolicy,
+    BulkJournal,
+    BulkState,
+    CallStream,
+    ConferenceStream,
+    InvalidRequestError,
+    JournalError,
+    PlannedRequest,
+    RetryPolicy,
+    StartCallStream,
+    StartConferenceStream,
+    StreamsClient,
+)
+from signalwire_streams.simulator import SimulatedSpace
+
+URL = "wss://rx.example.com/audio"
+
+
+def on_conferences(space: SimulatedSpace, **fields: Any) -> list[Any]:
+    return [StartConferenceStream(conference_sid=sid, url=URL, **fields) for sid in space.conference_sids]
+
+
+def all_bytes(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.iterdir())
+
+
+async def test_a_planned_run_is_gone_on_with_from_its_journal(
+    space: SimulatedSpace, client: StreamsClient, tmp_path: Path
+) -> None:
+    """Nothing is sent by planning; the journal alone then tells what there is to start."""
+    requests = [*on_conferences(space, codec="PCMU"), StartCallStream(call_sid=space.call_sids[0], url=URL)]
+    journal = client.plan_streams(iter(requests), journal=tmp_path / "run.db")
+    assert len(space.requests) == 0
+    assert journal.status().counts == {"waiting": 4}
+
+    first = client.start_streams(requests, journal=journal.path, resume=True, concurrency=1)
+    async for _ in first:
+        break
+    await first.report()
+    waiting = journal.status().counts["waiting"]
+    assert 0 < waiting < 4
+
+    planned = [planned.request for planned in BulkJournal(tmp_path / "run.db").requests()]
+    assert planned == requests
+    assert (await client.start_streams(planned, journal=journal.path, resume=True).report()).ok
+    status = journal.status()
+    assert (status.planned, status.counts, status.unfinished) == (4, {"started": 4}, 0)
+    assert (status.doing, status.origin, status.project) == ("start", space.base_url, space.project)
+    assert space.requests.count() == 4
+    assert {stream.name for stream in space.streams} == {f"sws-{status.run}-{request.target}" for request in requests}
+
+
+@pytest.mark.parametrize(
+    ("fields", "left_out"),
+    [
+        ({}, {}),
+        ({"track": "both_tracks", "realtime": False, "status_callback": "https://a.example/b"}, {}),
+        ({"name": "audit", "codec": "PCMA", "realtime": True, "status_callback_method": "GET"}, {}),
+        ({"unnamed": True}, {}),
+        ({"parameters": {"card": "hush-1", "pin": "hush-2"}}, {"parameters": ("card", "pin")}),
+        ({"authorization_bearer_token": "hush-3"}, {"bearer_token": True}),
+        ({"status_callback": "https://u:hush-4@a.example/b?key=hush-5"}, {"status_callback": True}),
+    ],
+)
+async def test_a_plan_holds_everything_but_secrets(
+    client: StreamsClient, tmp_path: Path, fields: dict[str, Any], left_out: dict[str, Any]
+) -> None:
+    """Each public field comes back as it was; of a secret only its name is kept."""
+    request = StartConferenceStream(conference_sid="room", url=URL, **fields)
+    [planned] = client.plan_streams([request], journal=tmp_path / "run.db").requests()
+
+    bare = evolve(request, parameters={}, authorization_bearer_token=None)
+    if "status_callback" in left_out:
+        bare = evolve(bare, status_callback=None)
+    assert planned == PlannedRequest(request=bare, **left_out)
+    assert planned.complete is not bool(left_out)
+    assert b"hush" not in all_bytes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ([StartConferenceStream(conference_sid="room", url=URL)] * 2, "room comes twice"),
+        (["room"], "an item is a str"),
+    ],
+)
+async def test_a_plan_that_is_wrong_leaves_nothing_behind(
+    client: StreamsClient, tmp_path: Path, items: list[Any], words: str
+) -> None:
+    """A mistake anywhere in a plan ends in its sentence, and the file can be used again."""
+    good = StartConferenceStream(conference_sid="other", url=URL)
+    with pytest.raises(InvalidRequestError, match=words):
+        client.plan_streams([good, *items], journal=tmp_path / "run.db")
+    assert client.plan_streams([good], journal=tmp_path / "run.db").status().planned == 1
+
+
+async def test_an_empty_plan(client: StreamsClient, tmp_path: Path) -> None:
+    """A run that is to start nothing is planned as such."""
+    journal = client.plan_streams([], journal=tmp_path / "run.db")
+    assert (journal.status().planned, journal.status().counts, list(journal.requests())) == (0, {}, [])
+
+
+async def test_what_a_run_started_is_stopped(client_for: Any, tmp_path: Path) -> None:
+    """By sid where it is known, by name where only that is; what has ended meanwhile counts as stopped."""
+    async with SimulatedSpace(conferences=6, calls=1, streams_by_name=True) as space:
+        client: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        space.faults.add("reset", on="start", target=space.conference_sids[0], created=True, times=1)
+        space.faults.add("status", on="start", target=space.conference_sids[1], status=422)
+        requests = [*on_conferences(space), StartCallStream(call_sid=space.call_sids[0], url=URL)]
+        report = await client.start_streams(requests, journal=tmp_path / "run.db").report()
+        assert report.counts == {BulkState.STARTED: 5, BulkState.UNKNOWN: 1, BulkState.REJECTED: 1}
+        journal = BulkJournal(tmp_path / "run.db")
+        space.faults.add("status", on="stop", target=space.conference_sids[2], status=404, body="api", created=True)
+
+        run = client.stop_run(tmp_path / "run.db")
+        outcomes = [outcome async for outcome in run]
+
+        assert (await run.report()).counts == {BulkState.STOPPED: 6}
+        assert {type(outcome.item) for outcome in outcomes} == {ConferenceStream, CallStream}
+        assert space.streams.alive() == []
+        status = journal.status()
+        assert (status.undone, status.counts) == (6, {"started": 5, "unknown": 1, "rejected": 1})
+        assert status.undone_since is not None
+        assert list(journal.streams()) == []
+        assert (await client.stop_run(tmp_path / "run.db").report()).total == 0
+        with pytest.raises(InvalidRequestError, match="were stopped since"):
+            await client.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
+
+
+async def test_a_name_that_is_not_found_is_no_proof(client_for: Any, tmp_path: Path) -> None:
+    """Nobody knows whether a stream that is known by its name only runs: that stays an error, and can be repeated."""
+    async with SimulatedSpace(conferences=2, streams_by_name=False) as space:
+        client: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        space.faults.add("reset", on="start", target=space.conference_sids[0], created=True)
+        await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
+
+        report = await client.stop_run(tmp_path / "run.db").report()
+
+        assert report.counts == {BulkState.STOPPED: 1, BulkState.REJECTED: 1}
+        [left] = BulkJournal(tmp_path / "run.db").streams()
+        assert (left.sid, left.name) == (None, space.streams.alive()[0].name)
+
+
+async def test_a_stop_whose_answer_was_lost_is_repeated(client_for: Any, tmp_path: Path) -> None:
+    """A stop that may have worked is noted as such, and sent again the next time; a failed one can be as well."""
+    async with SimulatedSpace(conferences=3) as space:
+        client: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1))
+        await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
+        space.faults.add("reset", on="stop", target=space.conference_sids[0], created=True)
+        space.faults.add("status", on="stop", target=space.conference_sids[1], status=422)
+        first = await client.stop_run(tmp_path / "run.db").report()
+        assert first.counts == {BulkState.STOPPED: 1, BulkState.UNKNOWN: 1, BulkState.REJECTED: 1}
+        undone = {item.target: item.undone for item in BulkJournal(tmp_path / "run.db").items()}
+        assert list(map(undone.get, space.conference_sids)) == ["intended", None, "stopped"]
+        space.faults.clear()
+
+        assert (await client.stop_run(tmp_path / "run.db").report()).counts == {BulkState.STOPPED: 2}
+        assert space.streams.alive() == []
+
+
+async def test_an_outage_while_stopping(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+    """A stop that the breaker sends back is noted once, and done when the Space is there again."""
+    await client_for(space).start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
+    client: StreamsClient = client_for(
+        space, breaker=BreakerPolicy(outcomes=2, pause=0.1), retry=RetryPolicy(attempts=1)
+    )
+    space.faults.add("503-api", on="stop", times=2)
+    report = await client.stop_run(tmp_path / "run.db", concurrency=1).report()
+    assert report.counts == {BulkState.STOPPED: 1, BulkState.UNKNOWN: 2}
+    assert (await client.stop_run(tmp_path / "run.db").report()).counts == {BulkState.STOPPED: 2}
+
+
+async def test_an_item_without_a_handle_is_told(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+    """A stream without name whose answer was lost can't be stopped by anyone, and the outcome says so."""
+    client: StreamsClient = client_for(space)
+    space.faults.add("reset", on="start", created=True, times=1)
+    await client.start_streams(on_conferences(space, unnamed=True)[:1], journal=tmp_path / "run.db").report()
+
+    [failure] = (await client.stop_run(tmp_path / "run.db").report()).failures
+
+    assert "neither sid nor name" in str(failure.error)
+
+
+async def test_only_runs_that_start_are_undone(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+    """The journal of stops has nothing to stop, and a file that is missing neither."""
+    await client.stop_streams([], journal=tmp_path / "stop.db").report()
+    with pytest.raises(InvalidRequestError, match="stops streams"):
+        await client.stop_run(tmp_path / "stop.db").report()
+    with pytest.raises(InvalidRequestError, match="there is no journal"):
+        await client.stop_run(tmp_path / "none.db").report()
+
+
+async def test_items_can_be_read_while_the_run_goes_on(
+    space: SimulatedSpace, client: StreamsClient, tmp_path: Path
+) -> None:
+    """Another reader sees what was noted so far, and that the run is held."""
+    journal = BulkJournal(tmp_path / "run.db")
+    with pytest.raises(InvalidRequestError, match="there is no journal"):
+        journal.status()
+    space.faults.add("status", on="start", status=404, code=20404, body="api", target=space.conference_sids[1])
+    async for _ in client.start_streams(on_conferences(space), journal=journal.path, concurrency=1):
+        assert journal.status().held
+    assert not journal.status().held
+    [item] = journal.items("rejected")
+    assert (item.kind, item.target, item.error) == ("conference", space.conference_sids[1], "NotFoundError 20404")
+    assert journal.status().errors == {"NotFoundError 20404": 1}
+    assert len(list(journal.items())) == 3
+    (tmp_path / "run.db.lock").unlink()
+    assert not journal.status().held
+
+
+async def test_a_file_that_is_no_journal(tmp_path: Path) -> None:
+    """Whatever else a file is, reading it as a journal ends in a sentence."""
+    (tmp_path / "text").write_text("nothing of the kind, and long enough to be looked into" * 40)
+    other = sqlite3.connect(tmp_path / "other")
+    other.execute("CREATE TABLE run (key, value)")
+    other.close()
+    for name in ("text", "other"):
+        with pytest.raises(InvalidRequestError, match="is no journal that this version can read"):
+            BulkJournal(tmp_path / name).status()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(JournalError, match="can't be read"):
+        BulkJournal(tmp_path / "folder").status()
+
+
+async def test_a_journal_where_none_can_be(client: StreamsClient, tmp_path: Path) -> None:
+    """A folder that is not there is a mistake, told before anything is sent."""
+    with pytest.raises(InvalidRequestError, match="folder that may be written"):
+        client.plan_streams([], journal=tmp_path / "no" / "run.db")
+    (tmp_path / "run.db.lock").write_text("something that is no lock of ours, " * 40)
+    with pytest.raises(InvalidRequestError, match="can't be opened"):
+        client.plan_streams([], journal=tmp_path / "run.db")
+
+
+async def test_a_full_disk_ends_a_run(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+    """What can't be noted is not sent; the run ends and says why."""
+    path = tmp_path / "run.db"
+    run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
+
+    async def go_through() -> None:
+        async for outcome in run:
+            if outcome.index == 0:
+                fill(path)
+
+    with pytest.raises(JournalError, match="can't be written"):
+        await go_through()
+
+    assert run.so_far.counts == {BulkState.STARTED: 1, BulkState.NOT_ATTEMPTED: 2}
+    assert space.requests.count() == 1
+
+
+async def test_a_full_disk_ends_the_stopping(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+    """A stop that can't be noted is not sent."""
+    path = tmp_path / "run.db"
+    await client.start_streams(on_conferences(space), journal=path).report()
+    fill(path)
+    run = client.stop_run(path)
+    with pytest.raises(JournalError, match="can't be written: full"):
+        await run.report()
+    assert run.so_far.counts == {BulkState.NOT_ATTEMPTED: 3}
+    assert len(space.streams.alive()) == 3
+
+
+async def test_a_journal_that_is_spoilt_while_stopping(
+    space: SimulatedSpace, client: StreamsClient, tmp_path: Path
+) -> None:
+    """A stop whose row can't be found is not sent."""
+    path = tmp_path / "run.db"
+    await client.start_streams(on_conferences(space), journal=path).report()
+    run = client.stop_run(path, concurrency=1)
+    async for _ in run:
+        database = sqlite3.connect(path)
+        database.execute("DROP INDEX IF EXISTS items_by_name")
+        with database:
+            database.execute("UPDATE items SET target = 'another'")
+        database.close()
+    assert (await run.report()).counts == {BulkState.STOPPED: 1, BulkState.NOT_ATTEMPTED: 2}
+
+
+def fill(path: Path) -> None:
+    """Let every write from here on fail, as on a full disk."""
+    database = sqlite3.connect(path)
+    with database:
+        database.execute("CREATE TRIGGER full BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'full'); END")
+        database.execute("CREATE TRIGGER fuller BEFORE UPDATE ON items BEGIN SELECT RAISE(ABORT, 'full'); END")
+    database.close()

@@ -1,0 +1,346 @@
+"""From accepted callbacks to the user's function."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from signalwire_streams.callbacks import (
+    CallbackEvent,
+    StreamErrored,
+    StreamStarted,
+    StreamStopped,
+    UnknownCallback,
+    read_callback,
+)
+from signalwire_streams.callbacks.dispatch import CallbackHandler, Dispatcher
+
+from .signing import fields
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+def event(kind: str, sid: str = "a", **others: str) -> CallbackEvent:
+    return read_callback(fields(f"stream-{kind}", sid, **others))
+
+
+def dispatcher(handler: CallbackHandler, **options: Any) -> Dispatcher:
+    settings: dict[str, Any] = {"pending": 100, "memory": 100, "drain": 60.0}
+    return Dispatcher(handler=handler, **(settings | options))
+
+
+class Heard:
+    """A handler that notes what it hears, and holds up what it is told to."""
+
+    def __init__(self, *held: str) -> None:
+        self.names: list[str] = []
+        self.gates = {sid: asyncio.Event() for sid in held}
+
+    async def __call__(self, event: CallbackEvent) -> None:
+        gate = self.gates.get(event.stream_sid or "")
+        if gate is not None:
+            await gate.wait()
+        self.names.append(f"{type(event).__name__.removeprefix('Stream')} {event.stream_sid}")
+
+
+async def settled() -> None:
+    """Let everything run that can run."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_in_order_per_stream_and_no_stream_holds_up_another() -> None:
+    """A stream whose handler is slow keeps its own order, and the others go on."""
+    heard = Heard("slow")
+    serving = dispatcher(heard)
+    for kind in ("started", "error", "stopped"):
+        for sid in ("slow", "quick"):
+            assert serving.offer(event(kind, sid))
+    await settled()
+
+    assert heard.names == ["Started quick", "Errored quick", "Stopped quick"]
+    heard.gates["slow"].set()
+    await serving.aclose()
+    assert heard.names[3:] == ["Started slow", "Errored slow", "Stopped slow"]
+    assert serving.counts.received == serving.counts.handled == 6
+
+
+async def test_a_lane_is_opened_again() -> None:
+    """A stream whose events were all served is served again when it has others."""
+    heard = Heard()
+    serving = dispatcher(heard)
+    serving.offer(event("started"))
+    await settled()
+    serving.offer(event("stopped"))
+    await serving.aclose()
+
+    assert heard.names == ["Started a", "Stopped a"]
+
+
+async def test_callbacks_without_a_stream_have_no_order() -> None:
+    """What names no stream is served at once, whatever else of that kind is under way."""
+    gate, names = asyncio.Event(), []
+
+    async def handler(event: CallbackEvent) -> None:
+        if type(event) is StreamStarted:
+            await gate.wait()
+        names.append(type(event))
+
+    serving = dispatcher(handler)
+    for kind in ("started", "stopped", "error"):
+        serving.offer(event(kind, ""))
+    await settled()
+
+    assert names == [StreamStopped, StreamErrored]
+    gate.set()
+    await serving.aclose()
+    assert names[2:] == [StreamStarted]
+
+
+async def test_duplicates() -> None:
+    """A callback that comes again is not handed on, also when its time is another one."""
+    heard = Heard()
+    serving = dispatcher(heard)
+    for again in (event("started"), event("started"), event("started", Timestamp="2026-11-21T10:15:03Z")):
+        assert serving.offer(again)
+    for error in ("general_error", "general_error", "codec_error"):
+        assert serving.offer(event("error", StreamError=error))
+    await serving.aclose()
+
+    assert heard.names == ["Started a", "Errored a", "Errored a"]
+    assert serving.counts.duplicates == 3
+    assert serving.counts.received == 6
+
+
+async def test_duplicates_without_a_stream() -> None:
+    """Where no stream is named, callbacks are the same when all they say is."""
+    seen: list[CallbackEvent] = []
+
+    async def handler(event: CallbackEvent) -> None:
+        seen.append(event)
+
+    serving = dispatcher(handler)
+    for told in ({"X": "1"}, {"X": "1"}, {"X": "2"}):
+        serving.offer(read_callback(told))
+        serving.offer(read_callback(fields("stream-error", "", **told)))
+    await serving.aclose()
+
+    assert serving.counts.duplicates == 2
+    assert [type(event) for event in seen].count(UnknownCallback) == 2
+    assert len(seen) == 4
+
+
+async def test_memory_is_bounded() -> None:
+    """What came long ago is forgotten, so that an endless run takes no endless memory."""
+    heard = Heard()
+    serving = dispatcher(heard, memory=2)
+    for sid in ("a", "b", "c", "a", "c"):
+        serving.offer(event("stopped", sid))
+    serving.offer(event("started", "b"))
+    await serving.aclose()
+
+    assert sorted(heard.names) == ["Started b", "Stopped a", "Stopped a", "Stopped b", "Stopped c"]
+    assert (serving.counts.duplicates, serving.counts.late) == (1, 0)
+
+
+@pytest.mark.parametrize("end", ["stopped", "error"])
+async def test_a_late_start_revives_nothing(end: str) -> None:
+    """A start that comes after the stream's end is counted, and not handed on."""
+    heard = Heard()
+    serving = dispatcher(heard)
+    assert serving.offer(event(end))
+    assert serving.offer(event("started"))
+    assert serving.offer(event("started", "b"))
+    await serving.aclose()
+
+    assert heard.names[1:] == ["Started b"]
+    assert serving.counts.late == 1
+
+
+async def test_a_refused_duplicate_ends_nothing() -> None:
+    """An error about a duplicate may carry the id of the stream that goes on, whose start is still to come."""
+    heard = Heard()
+    serving = dispatcher(heard)
+    serving.offer(event("error", StreamError="Duplicated stream ID"))
+    serving.offer(event("started"))
+    await serving.aclose()
+
+    assert heard.names == ["Errored a", "Started a"]
+
+
+async def test_an_end_of_no_stream_ends_none() -> None:
+    """Where the end names no stream, a start that names none either is no late one."""
+    heard = Heard()
+    serving = dispatcher(heard)
+    serving.offer(event("stopped", ""))
+    serving.offer(event("started", ""))
+    await serving.aclose()
+
+    assert sorted(heard.names) == ["Started None", "Stopped None"]
+
+
+async def test_overflow() -> None:
+    """When too many wait, a callback is to come again, and is then taken."""
+    heard = Heard("a", "b")
+    serving = dispatcher(heard, pending=2)
+    assert serving.offer(event("started", "a"))
+    assert serving.offer(event("started", "b"))
+    assert not serving.offer(event("started", "c"))
+    assert not serving.offer(event("stopped", "a"))
+    assert serving.offer(event("started", "a")), "a duplicate takes no place"
+    heard.gates["b"].set()
+    await settled()
+    assert serving.offer(event("started", "c"))
+    heard.gates["a"].set()
+    await serving.aclose()
+
+    assert sorted(heard.names) == ["Started a", "Started b", "Started c"]
+    assert serving.counts.overflowed == 2
+    assert serving.counts.handled == 3
+
+
+async def test_an_end_that_was_not_taken_ends_nothing() -> None:
+    """A stop that was turned away does not make the start a late one."""
+    heard = Heard("a", "b")
+    serving = dispatcher(heard, pending=1)
+    serving.offer(event("started", "a"))
+    assert not serving.offer(event("stopped", "b"))
+    heard.gates["a"].set()
+    await settled()
+    assert serving.offer(event("started", "b"))
+    heard.gates["b"].set()
+    await serving.aclose()
+
+    assert serving.counts.late == 0
+
+
+async def test_a_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """What a handler raises is logged, and the next event of the same stream is served."""
+    seen: list[str] = []
+
+    async def handler(event: CallbackEvent) -> None:
+        seen.append(type(event).__name__)
+        if len(seen) == 1:
+            raise LookupError("no such call")
+
+    serving = dispatcher(handler)
+    serving.offer(event("started"))
+    serving.offer(event("stopped"))
+    await serving.aclose()
+
+    assert seen == ["StreamStarted", "StreamStopped"]
+    assert (serving.counts.failed, serving.counts.handled) == (1, 1)
+    (record,) = [record for record in caplog.records if record.name == "signalwire_streams.callbacks"]
+    assert record.levelno == logging.ERROR
+    assert record.getMessage() == "the callback handler failed for StreamStarted of stream 'a'"
+    assert "no such call" in caplog.text
+
+
+async def test_a_handler_that_is_not_async(caplog: pytest.LogCaptureFixture) -> None:
+    """A function that gives nothing to wait for counts as one that fails."""
+    serving = dispatcher(lambda _: None)  # type: ignore[arg-type,return-value]
+    serving.offer(event("started"))
+    await serving.aclose()
+
+    assert serving.counts.failed == 1
+    assert "TypeError" in caplog.text
+
+
+async def test_a_cancellation_that_is_not_ours(caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that waits for something which is cancelled has failed, and its stream is served on."""
+    seen: list[str] = []
+
+    async def handler(event: CallbackEvent) -> None:
+        seen.append(type(event).__name__)
+        if len(seen) == 1:
+            waited = asyncio.get_running_loop().create_future()
+            waited.cancel()
+            await waited
+
+    serving = dispatcher(handler)
+    serving.offer(event("started"))
+    serving.offer(event("stopped"))
+    await serving.aclose()
+
+    assert seen == ["StreamStarted", "StreamStopped"]
+    assert serving.counts.failed == 1
+    assert "CancelledError" in caplog.text
+
+
+async def test_closing_waits_for_what_is_under_way() -> None:
+    """What was accepted before is served, what comes after is to come again."""
+    heard = Heard("a")
+    serving = dispatcher(heard)
+    serving.offer(event("started"))
+    serving.offer(event("stopped"))
+    closing = asyncio.create_task(serving.aclose())
+    await settled()
+    assert not closing.done()
+    assert not serving.offer(event("started", "b"))
+    heard.gates["a"].set()
+    await closing
+    await serving.aclose()
+
+    assert heard.names == ["Started a", "Stopped a"]
+    assert (serving.counts.dropped, serving.counts.overflowed) == (0, 1)
+
+
+async def test_closing_cuts_what_does_not_end() -> None:
+    """What outlasts the drain is cancelled, and with it what waits behind it."""
+    heard = Heard("a")
+    serving = dispatcher(heard, drain=0.001)
+    for kind in ("started", "error", "stopped"):
+        serving.offer(event(kind))
+    await serving.aclose()
+
+    assert heard.names == []
+    assert (serving.counts.dropped, serving.counts.failed, serving.counts.handled) == (3, 0, 0)
+
+
+async def test_closing_that_is_cancelled_cuts_at_once() -> None:
+    """Who does not want to wait for the drain leaves nothing running."""
+    serving = dispatcher(Heard("a"))
+    serving.offer(event("started"))
+    closing = asyncio.create_task(serving.aclose())
+    await settled()
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await settled()
+
+    assert serving.counts.dropped == 1
+
+
+async def test_a_handler_that_refuses_to_end() -> None:
+    """A handler that swallows its cancellation is not waited for without end."""
+    stubborn = asyncio.Event()
+
+    async def handler(_: CallbackEvent) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await stubborn.wait()
+
+    serving = dispatcher(handler, drain=0.001)
+    serving.offer(event("started"))
+    await serving.aclose()
+    stubborn.set()
+    await settled()
+
+    assert serving.counts.handled == 1
+
+
+async def test_closing_from_within() -> None:
+    """A handler may close what called it."""
+    done: list[str] = []
+
+    async def handler(event: CallbackEvent) -> None:
+        await serving.aclose()
+        done.append(type(event).__name__)
+
+    serving = dispatcher(handler)
+    serving.offer(event("stopped"))
+    await settled()
+
+    assert done == ["StreamStopped"]

@@ -1,0 +1,155 @@
+"""What a callback's fields say."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given, settings, strategies as st
+from multidict import MultiDict
+
+from signalwire_streams import InvalidRequestError, Track
+from signalwire_streams.callbacks import (
+    StreamErrored,
+    StreamStarted,
+    StreamStopped,
+    UnknownCallback,
+    read_callback,
+)
+
+from .signing import STARTED, fields
+
+
+def test_a_start() -> None:
+    """Each documented field has its place."""
+    event = read_callback(STARTED)
+
+    assert event == StreamStarted(
+        account_sid="b08dacad-85c6-40f7-83e5-f8ae3f1b8d3a",
+        conference_sid="6f3f1cb6-4b5c-4b1f-b0ad-3a2b4b0c2f11",
+        stream_sid="stream-1",
+        stream_name="audit 1 é+&=",
+        track=Track.BOTH,
+        timestamp_text="2026-11-21T10:15:00Z",
+        unique_id="u-1",
+    )
+    assert event.call_sid is None
+    assert event.timestamp == datetime(2026, 11, 21, 10, 15, tzinfo=UTC)
+    assert isinstance(event.track, Track)
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [("stream-started", StreamStarted), ("stream-stopped", StreamStopped), ("stream-error", StreamErrored)],
+)
+def test_each_event(word: str, kind: type[Any]) -> None:
+    """The event decides the type, from a mapping as from pairs."""
+    assert type(read_callback(fields(word))) is kind
+    assert type(read_callback(dict(fields(word)))) is kind
+    assert type(read_callback(MultiDict(fields(word)))) is kind
+
+
+def test_an_unknown_event() -> None:
+    """An event of a later day is kept with all its fields."""
+    event = read_callback(fields("stream-paused", StreamError="why", Reason="x", Blank=""))
+
+    assert isinstance(event, UnknownCallback)
+    assert (event.event, event.error, event.stream_sid) == ("stream-paused", "why", "stream-1")
+    assert event.extra == {"Reason": "x", "Blank": ""}
+    assert "Reason" not in repr(event)
+
+
+@pytest.mark.parametrize("nothing", [[], {}, [("StreamEvent", "")], [("", "")]])
+def test_no_fields(nothing: Any) -> None:
+    """A callback that says nothing is an unknown one."""
+    event = read_callback(nothing)
+
+    assert isinstance(event, UnknownCallback)
+    assert event.event is None
+    assert event.timestamp is None
+
+
+def test_an_error() -> None:
+    """What went wrong is told in the platform's words."""
+    event = read_callback(fields("stream-error", StreamError="connection_refused"))
+
+    assert isinstance(event, StreamErrored)
+    assert event.error == "connection_refused"
+    assert not event.is_duplicate
+    assert event.extra == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "duplicate"),
+    [
+        ("Duplicated stream ID", True),
+        ("Duplicated stream name", True),
+        ("duplicated_stream_name", True),
+        ("Duplicate stream name", True),
+        ("general_error", False),
+        (None, False),
+    ],
+)
+def test_refused_duplicates(error: str | None, duplicate: bool) -> None:
+    """A refused duplicate is told from a stream that broke, however the platform spells it."""
+    assert StreamErrored(error=error).is_duplicate is duplicate
+
+
+def test_a_word_beside_its_event() -> None:
+    """An error's word with an event that is none is not lost."""
+    assert read_callback(fields(StreamError="odd")).extra == {"StreamError": "odd"}
+    assert read_callback(fields(StreamError="")).extra == {}
+
+
+def test_unknown_words_and_dates() -> None:
+    """A word that is in no vocabulary stays, and so does a time that can't be read."""
+    event = read_callback(fields(StreamTrack="left_track", Timestamp="soon"))
+
+    assert event.track == "left_track"
+    assert event.timestamp_text == "soon"
+    assert event.timestamp is None
+
+
+def test_a_date_as_other_callbacks_write_it() -> None:
+    """RFC 2822 is read as well as ISO 8601."""
+    event = read_callback(fields(Timestamp="Tue, 25 Sept 2018 20:00:00 +0000"))
+
+    assert event.timestamp == datetime(2018, 9, 25, 20, tzinfo=UTC)
+
+
+def test_a_name_that_comes_twice() -> None:
+    """The first one counts, since what is added behind comes later."""
+    event = read_callback([*STARTED, ("StreamSid", "other"), ("X", "1"), ("X", "2")])
+
+    assert event.stream_sid == "stream-1"
+    assert event.extra == {"X": "1"}
+
+
+def test_events_are_values() -> None:
+    """Events are equal when they say the same, can be put into sets, and can't be changed."""
+    first, second = read_callback(fields(X="1")), read_callback(fields(X="1"))
+
+    assert first == second
+    assert len({first, second, read_callback(fields(X="2"))}) == 2
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        first.stream_sid = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [None, 5, "StreamSid=x", b"StreamSid=x", ["StreamSid"], {"StreamSid": ["x"]}, {"StreamSid": None}, {5: "x"}],
+)
+def test_misuse_is_told(wrong: Any) -> None:
+    """What are no fields is told, with what to write instead."""
+    with pytest.raises(InvalidRequestError, match="parse_qsl"):
+        read_callback(wrong)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.one_of(st.sampled_from([name for name, _ in STARTED]), st.text()), st.text()))
+def test_any_fields_are_an_event(told: dict[str, str]) -> None:
+    """No fields are so odd that reading them, or the time in them, fails."""
+    event = read_callback(told)
+
+    assert event.timestamp is None or event.timestamp.tzinfo is not None
+    assert hash(event) == hash(read_callback(list(told.items())))

@@ -1,0 +1,408 @@
+"""What a person is told about a signature that does not fit."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import attrs
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from signalwire_streams import InvalidRequestError
+from signalwire_streams.callbacks import (
+    SHA256_SIGNATURE_HEADER,
+    SIGNATURE_HEADER,
+    Explanation,
+    explain,
+    explain_mismatch,
+    verify_signature,
+)
+from signalwire_streams.callbacks.claims import MAX_BODY, Claim, SignedRequest, read_claims
+from signalwire_streams.callbacks.guesses import AddressGuess, address_guesses
+
+from .signing import FORM, JSON_BODY, KEY, STARTED, URL, form, form_signature, raw_signature
+
+SEEN = "http://127.0.0.1:8080/callbacks"
+
+
+def explained(signed: str = URL, seen: str = SEEN, /, **others: Any) -> Explanation:
+    """Explain a form that was signed for one address and seen at another, with whatever else is told."""
+    headers = {SIGNATURE_HEADER: form_signature(signed, STARTED), "Content-Type": FORM} | others.pop("headers", {})
+    told: dict[str, Any] = {"url": seen, "headers": headers, "body": form(STARTED), "keys": [KEY]}
+    return explain_mismatch(**(told | others))
+
+
+PROXIES = {
+    "TLS ends before": ("https://example.com/callbacks", "http://example.com/callbacks", {}, ["begins with https://"]),
+    "plain, and seen as TLS": ("http://example.com/callbacks", URL, {}, ["begins with http://"]),
+    "another host, forwarded": (
+        URL,
+        "https://inner/callbacks",
+        {"X-Forwarded-Host": "example.com"},
+        ["host is 'example.com', as in X-Forwarded-Host"],
+    ),
+    "another host, in the standard's words": (
+        URL,
+        SEEN,
+        {"Forwarded": "host=example.com;proto=https"},
+        ["begins with https://", "as in X-Forwarded-Host or Forwarded"],
+    ),
+    "another host, as it was asked for": (
+        "http://example.com/callbacks",
+        SEEN,
+        {"Host": "example.com"},
+        ["as in the Host header"],
+    ),
+    "another port": (
+        "https://example.com:8443/callbacks",
+        URL,
+        {"X-Forwarded-Port": "8443"},
+        ["host is 'example.com:8443'"],
+    ),
+    "a slash less": (f"{URL}/", URL, {}, ["ends with a slash"]),
+    "a slash more": (URL, f"{URL}/", {}, ["does not end with a slash"]),
+    "a prefix that was taken off": (
+        "https://example.com/api/callbacks",
+        URL,
+        {"X-Forwarded-Prefix": "/api/"},
+        ["begins with '/api'"],
+    ),
+    "a decoded path": ("https://example.com/a%20b", "https://example.com/a b", {}, ["encoded another way"]),
+    "an encoded path": ("https://example.com/a b", "https://example.com/a%20b", {}, ["encoded another way"]),
+    "a query that was added": (URL, f"{URL}?utm=1", {}, ["has no query"]),
+    "a query in another order": (f"{URL}?z=1&a=2&m=3", f"{URL}?a=2&m=3&z=1", {}, ["another order"]),
+    "a long query that was sorted": (f"{URL}?a=1&b=2&c=3&d=4&e=5", f"{URL}?e=5&d=4&c=3&b=2&a=1", {}, ["another order"]),
+    "a decoded query": (f"{URL}?a=b%2Fc", f"{URL}?a=b/c", {}, ["query is encoded another way"]),
+    "a query with blanks as %20": (f"{URL}?a=b+c", f"{URL}?a=b%20c", {}, ["query is encoded another way"]),
+    "a query with blanks as +": (f"{URL}?a=b%20c", f"{URL}?a=b+c", {}, ["query is encoded another way"]),
+    "an encoded query": (f"{URL}?a=b:c", f"{URL}?a=b%3Ac", {}, ["query is encoded another way"]),
+    "a query without signs of equality": (f"{URL}?a&b=1", f"{URL}?a=&b=1", {}, ["query is encoded another way"]),
+    "all at once": (
+        "https://example.com/api/callbacks/?b=1&a=2",
+        "http://10.0.0.7:8080/callbacks?a=2&b=1",
+        {"X-Forwarded-Host": "example.com", "X-Forwarded-Prefix": "/api"},
+        ["https://", "'example.com'", "slash", "'/api'", "another order"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("signed", "seen", "headers", "advice"), PROXIES.values(), ids=PROXIES)
+def test_what_proxies_change(signed: str, seen: str, headers: dict[str, str], advice: list[str]) -> None:
+    """The address that was signed is found, and what to change is said."""
+    explanation = explained(signed, seen, headers=headers)
+
+    assert not explanation.fits
+    assert explanation.url == signed
+    assert len(explanation.advice) == len(advice)
+    for words in advice:
+        assert any(words in sentence for sentence in explanation.advice), explanation.advice
+    assert explanation.guesses >= 1
+    assert explanation.advice[0] in str(explanation)
+    assert str(explanation).startswith("Refused: the signature does not fit. It would fit as 'http")
+
+
+@pytest.mark.parametrize(
+    ("signed", "candidate"),
+    [
+        ("https://example.com/hooks/v1/callbacks", "https://example.com/hooks/v1"),
+        ("https://example.com/hooks/v1/callbacks", "https://example.com/hooks/v1/callbacks"),
+        ("https://example.com/hooks", "https://u:secret@example.com/hooks#part"),
+        ("https://example.com/hooks?id=7", "https://example.com/hooks?id=7"),
+    ],
+)
+def test_addresses_that_are_suspected(signed: str, candidate: str) -> None:
+    """Candidates are tried whole, with the request's query, and before its path."""
+    explanation = explained(signed, candidates=["https://other.example/", candidate])
+
+    assert explanation.url == signed
+    assert "public_url" in explanation.advice[0]
+    assert "secret" not in str(explanation)
+    assert explained(signed).url is None
+
+
+def test_the_fewest_changes_come_first() -> None:
+    """What needs one change is tried before what needs two, so that the advice is the shortest that fits."""
+    request = SignedRequest(url=f"{SEEN}?a=1&b=2", headers={"Host": "example.com"}, body=b"", method="POST")
+    changes = [len(guess.changes) for guess in address_guesses(request, ())]
+
+    assert changes == sorted(changes)
+    assert changes[0] == 0
+    assert changes[-1] > 2
+
+
+def test_a_signature_that_fits() -> None:
+    """Where nothing is wrong, the explanation says so, and which spelling was signed."""
+    explanation = explained("https://example.com:443/callbacks?token=secret", f"{URL}?token=secret")
+
+    assert explanation.fits
+    assert explanation.url == "https://example.com:443/callbacks?token=secret"
+    assert str(explanation) == "The signature fits 'https://example.com:443/callbacks?token=***'."
+    assert explanation.advice == ()
+
+
+def with_json(body: bytes, signed: bytes, **headers: str) -> Explanation:
+    told = {SIGNATURE_HEADER: raw_signature(URL, signed), "Content-Type": "application/json"} | headers
+    return explain_mismatch(url=URL, headers=told, body=body, keys=[KEY])
+
+
+class TestWhatFrameworksChange:
+    """The address is right, and something else is not what was signed."""
+
+    @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+    @pytest.mark.parametrize("plain", [True, False])
+    def test_json_that_was_written_anew(self, separators: tuple[str, str], plain: bool) -> None:
+        """JSON that was read and written again has other blanks or other escapes."""
+        document = {"name": "é", "n": [1, 2]}
+        signed = json.dumps(document, separators=separators, ensure_ascii=plain).encode()
+        explanation = with_json(json.dumps(document, indent=2).encode(), signed)
+        assert explanation.url == URL
+        assert "raw bytes" in explanation.advice[0]
+
+    def test_a_line_break_at_the_end(self) -> None:
+        """A line break that was added or cut off is found."""
+        assert "raw bytes" in with_json(JSON_BODY + b"\r\n", JSON_BODY).advice[0]
+        assert "raw bytes" in with_json(JSON_BODY, JSON_BODY + b"\n").advice[0]
+
+    @pytest.mark.parametrize(
+        "body", [b"[" * 100_000, b'{"a":1e999}', b'{"a":"\\ud800"}', b"{\xff}", b"[" + b"9" * 5_000 + b"]"]
+    )
+    def test_json_that_is_odd(self, body: bytes) -> None:
+        """JSON that can't be read or written is not guessed at."""
+        assert with_json(body, b"{}").url is None
+
+    @pytest.mark.parametrize(
+        "names", [["CallSid"], ["CallSid", "StreamError"], ["CallSid", "ConferenceSid", "StreamError"]]
+    )
+    def test_blank_fields_that_were_dropped(self, names: list[str]) -> None:
+        """A framework that drops blank fields is found out."""
+        kept = [(name, value) for name, value in STARTED if name not in names]
+        signature = form_signature(URL, [*kept, *((name, "") for name in names)])
+        explanation = explained(URL, URL, body=form(kept), headers={SIGNATURE_HEADER: signature})
+        assert explanation.url == URL
+        assert f"({', '.join(names)})" in explanation.advice[0]
+
+    @pytest.mark.parametrize("kind", ["application/json", "text/plain; x", None])
+    def test_another_content_type(self, kind: str | None) -> None:
+        """A content type that was changed is found."""
+        explanation = explained(URL, URL, headers={"Content-Type": kind, "content-type": "text/plain"})
+        assert "Content-Type came more than once" in explanation.finding
+        assert "Content-Type" in explanation.advice[0]
+        assert explained(URL, URL, headers={"Content-Type": "application/json"}).url == URL
+
+    def test_another_method(self) -> None:
+        """A method that was told wrong is found, in either direction."""
+        explanation = explained(URL, URL, method="GET")
+        assert explanation.advice == ("It was signed as a POST: verify it as one.",)
+        headers = {SIGNATURE_HEADER: form_signature(URL, ())}
+        explanation = explained(URL, URL, headers=headers)
+        assert explanation.advice == ("It was signed as a GET: verify it as one, without a body.",)
+
+    @pytest.mark.parametrize("signed", [URL, f"{URL}?{form(STARTED).decode()}"])
+    def test_a_get_that_is_signed_as_a_form(self, signed: str) -> None:
+        """That a GET is signed by its address alone is an inference; this is how it would show if it were wrong."""
+        headers = {SIGNATURE_HEADER: form_signature(signed, STARTED)}
+        explanation = explain_mismatch(url=f"{URL}?{form(STARTED).decode()}", headers=headers, keys=[KEY], method="GET")
+        assert not explanation.fits
+        assert "choose POST" in explanation.advice[0]
+
+    def test_blanks_around_a_key(self) -> None:
+        """A key that was read from a file with its line break is found."""
+        explanation = explained(URL, URL, keys=[f"{KEY}\n"])
+        assert "line break" in explanation.advice[0]
+        assert explanation.url == URL
+
+    def test_a_wrong_signature_of_the_stronger_kind(self) -> None:
+        """A right SHA-1 signature beside a wrong SHA-256 one is pointed out, and still refused."""
+        explanation = explained(URL, URL, headers={SHA256_SIGNATURE_HEADER: "x"})
+        assert not explanation.fits
+        assert SHA256_SIGNATURE_HEADER in explanation.advice[0]
+
+    def test_a_body_and_an_address_at_once(self) -> None:
+        """One change of the address beside one of the rest is found as well."""
+        explanation = explained(URL, URL.replace("https", "http"), method="GET")
+        assert len(explanation.advice) == 2
+        assert explanation.url == URL
+
+
+class TestNothingFits:
+    """No guess fits: then there are hints, and what is certain comes first."""
+
+    def hints(self, **others: Any) -> str:
+        explanation = explained("https://elsewhere.example/", URL, **others)
+        assert not explanation.fits
+        assert explanation.url is None
+        assert "What to change:" in str(explanation)
+        return " ".join(explanation.advice)
+
+    def test_always(self) -> None:
+        """The usual causes that can't be seen from a request are named."""
+        hints = self.hints()
+        assert "Signing Key" in hints
+        assert "API tokens" in hints
+        assert "passed as StatusCallback as a candidate" in hints
+        assert "b08dacad-85c6-40f7-83e5-f8ae3f1b8d3a" in hints
+
+    def test_no_signature(self) -> None:
+        """A missing header is called that."""
+        explanation = explain_mismatch(url=URL, headers={}, body=form(STARTED), keys=[KEY])
+        assert explanation.finding == "Refused: there is no signature."
+        assert "takes that header off" in explanation.advice[0]
+        explanation = explain_mismatch(url=URL, headers={SIGNATURE_HEADER: ""}, body=form(STARTED), keys=[KEY])
+        assert explanation.finding == f"Refused: {SIGNATURE_HEADER} is empty."
+
+    @pytest.mark.parametrize("keys", [[], [""], None])
+    def test_no_key(self, keys: Any) -> None:
+        """A missing key is called that."""
+        assert "There is no key" in self.hints(keys=keys)
+        assert explained(URL, URL, keys=keys).finding == "Refused: there is no key."
+
+    def test_a_token_in_place_of_the_key(self) -> None:
+        """A key that looks like an API token is pointed out, and not shown."""
+        hints = self.hints(keys=["PT0123456789abcdef"])
+        assert "begins as API tokens do" in hints
+        assert "0123456789abcdef" not in hints
+
+    def test_a_body_that_was_read_before(self) -> None:
+        """A body that is shorter than announced was read by somebody else."""
+        hints = self.hints(body=b"", headers={"Content-Length": "120"})
+        assert "Content-Length says 120 bytes, and the body has 0" in hints
+        assert "Content-Length" not in self.hints(headers={"Content-Length": "9" * 5_000})
+
+    def test_a_body_that_is_too_large(self) -> None:
+        """A body that verification does not read is not read to explain it either."""
+        body = b"AccountSid=p-1&a=" + b"b" * MAX_BODY
+        explanation = explained("https://elsewhere.example/", URL, body=body)
+        assert "the body is too large" in explanation.finding
+        assert "p-1" not in str(explanation)
+
+    def test_the_advice_holds_on_the_command_line_too(self) -> None:
+        """It speaks of keys, candidates and methods, and not of a function's arguments."""
+        advice = self.hints(keys=[]) + self.hints(body=b"", headers={"Content-Length": "9"}, keys=[f"PT{KEY} "])
+        advice += " ".join(explained(URL, "/callbacks").advice + explained(URL, URL, method="GET").advice)
+        assert not re.search(r"\w+=|\[|\(\)", advice), advice
+
+    def test_an_address_that_is_not_absolute(self) -> None:
+        """Half an address is called that."""
+        explanation = explained("https://elsewhere.example/", "/callbacks?token=secret")
+        assert "not absolute" in explanation.advice[0]
+        assert explanation.tried == ("'/callbacks'",)
+
+    def test_a_get(self) -> None:
+        """A GET's project is found in its query."""
+        explanation = explain_mismatch(
+            url=f"{URL}?AccountSid=project-1", headers={SIGNATURE_HEADER: "x"}, keys=[KEY], method="get"
+        )
+        assert "'project-1'" in " ".join(explanation.advice)
+
+    @pytest.mark.parametrize(
+        "url", ["", "\ud800", "https://[/", "ftp://example.com/\udcff?a=\ud800", "http://a/\ud800"]
+    )
+    def test_odd_addresses(self, url: str) -> None:
+        """No address is so odd that explaining it fails."""
+        assert explained(URL, url).url is None
+
+
+STOPPED = "The search stopped early: there is more to guess than it may try."
+
+
+def test_no_more_is_guessed_than_can_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work is bounded, and where that ended the search the finding says so."""
+    all_of_it = explained("https://elsewhere.example/", f"{URL}?a=1&b=2&c=3")
+    monkeypatch.setattr(explain, "_MOST_WORK", 2_000_000)
+    less = explained("https://elsewhere.example/", f"{URL}?a=1&b=2&c=3")
+
+    assert all_of_it.guesses > less.guesses > 0
+    assert all_of_it.finding == "Refused: the signature does not fit."
+    assert less.finding == f"Refused: the signature does not fit. {STOPPED}"
+
+
+@pytest.mark.parametrize(
+    ("body", "query"),
+    [(b"a=%41" * 209_000 + b"&=", "a=1&b=2&c=3"), (b"a=" + b"x" * (MAX_BODY - 2), ""), (b"", "a=%2f&" * 10_000)],
+    ids=["a form that can't be read", "a form", "a query"],
+)
+def test_reading_is_part_of_the_work(body: bytes, query: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large body or a long query is read a few times at most, also where it holds nothing to compare."""
+    read: list[int] = []
+
+    def count(request: SignedRequest) -> tuple[Claim, ...]:
+        read.append(len(request.body) + len(request.url))
+        return read_claims(request)
+
+    monkeypatch.setattr(explain, "read_claims", count)
+    candidates = [f"https://{number}.example/" for number in range(20)]
+    explanation = explained("https://elsewhere.example/", f"{URL}?{query}", body=body, candidates=candidates)
+    assert explanation.finding.endswith(STOPPED)
+    assert sum(read) < 10 * MAX_BODY
+
+
+def test_a_query_that_no_server_would_take_is_not_written_anew() -> None:
+    request = SignedRequest(url=f"{URL}?{'b&a&' * 17_000}", headers={}, body=b"", method="POST")
+    assert len({guess.url.partition("?")[2] for guess in address_guesses(request, ())}) == 2
+
+
+def test_addresses_are_made_as_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many candidates there are, what is not tried costs nothing."""
+    monkeypatch.setattr(explain, "_MOST_WORK", 0)
+    made: list[AddressGuess] = []
+
+    def follow(*given: Any) -> Iterator[AddressGuess]:
+        for guess in address_guesses(*given):
+            made.append(guess)
+            yield guess
+
+    monkeypatch.setattr(explain, "address_guesses", follow)
+    explained(candidates=[f"https://{number}.example/" for number in range(100)])
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ({"url": None}, r"str\(url\)"),
+        ({"headers": None}, r"dict\(headers\)"),
+        ({"body": None}, "raw bytes"),
+        ({"keys": KEY}, r"keys=\[key\]"),
+        ({"candidates": URL}, r"\['https://host/path'\]"),
+        ({"candidates": ["example.com"]}, r"\['https://host/path'\]"),
+        ({"candidates": [5]}, r"\['https://host/path'\]"),
+        ({"candidates": None}, r"\['https://host/path'\]"),
+    ],
+)
+def test_misuse_is_told(wrong: dict[str, Any], hint: str) -> None:
+    """What a program got wrong is told, with what to write instead."""
+    told: dict[str, Any] = {"url": URL, "headers": {}, "keys": [KEY]} | wrong
+    with pytest.raises(InvalidRequestError, match=hint):
+        explain_mismatch(**told)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seen=st.sampled_from([URL, SEEN, f"{URL}/?token={KEY}&a=1", f"https://u:{KEY}@example.com/callbacks?{KEY}#{KEY}"]),
+    signed=st.sampled_from([URL, f"{URL}/", "https://elsewhere.example/"]),
+    headers=st.dictionaries(
+        st.sampled_from(
+            ["Host", "X-Forwarded-Host", "X-Forwarded-Prefix", "X-Forwarded-Proto", "Authorization", "Forwarded"]
+        ),
+        st.one_of(st.text(max_size=12), st.just("example.com"), st.just("https"), st.just(f"Basic {quote(KEY)}")),
+    ),
+    method=st.sampled_from(["POST", "GET"]),
+)
+def test_nothing_secret_is_told(seen: str, signed: str, headers: dict[str, str], method: str) -> None:
+    """No key and no signature, given or expected, is in an explanation; and it agrees with the verification."""
+    told: dict[str, Any] = {
+        "url": seen,
+        "headers": {SIGNATURE_HEADER: form_signature(signed, STARTED), **headers},
+        "body": form(STARTED),
+        "keys": [KEY, "PSK_other"],
+        "method": method,
+    }
+    explanation = explain_mismatch(**told)
+
+    assert explanation.fits is verify_signature(**told)
+    shown = f"{explanation}{explanation!r}{attrs.evolve(explanation, url=None)}"
+    for secret in (KEY, "PSK_other", form_signature(signed, STARTED), form_signature(seen, STARTED), STARTED[3][1]):
+        assert secret not in shown
+    assert shown.isprintable() or set(shown) - {"\n"} == {letter for letter in shown if letter.isprintable()}

@@ -1,0 +1,44 @@
+"""What the package offers, and what it is made of."""
+
+import ast
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from signalwire_streams import callbacks
+
+MODULES = sorted(Path(callbacks.__file__).parent.glob("*.py"))
+
+
+def test_names_are_there() -> None:
+    """Every public name exists, and is documented."""
+    assert all(hasattr(callbacks, name) for name in callbacks.__all__)
+    assert {
+        "CallbackReceiver",
+        "StreamErrored",
+        "StreamStarted",
+        "StreamStopped",
+        "UnknownCallback",
+        "explain_mismatch",
+        "read_callback",
+        "sign",
+        "verify_signature",
+    } <= set(callbacks.__all__)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_only_the_handler_knows_aiohttp(path: Path) -> None:
+    """Verifying and reading are pure, so that they serve any web framework."""
+    tree = ast.walk(ast.parse(path.read_text()))
+    imported = {node.module or "" for node in tree if isinstance(node, ast.ImportFrom)}
+
+    assert any(name.partition(".")[0] == "aiohttp" for name in imported) is (path.name == "handler.py")
+
+
+def test_the_example_compiles() -> None:
+    """The example for other frameworks is Python."""
+    text = (callbacks.__doc__ or "").partition("Starlette::")[2].partition("Callbacks that come by GET")[0]
+    names = compile(textwrap.dedent(text), "<example>", "exec").co_names
+
+    assert {"FastAPI", "verify_signature", "read_callback"} <= set(names)

@@ -1,0 +1,541 @@
+"""Callbacks over a real socket, from the platform's request to the user's function."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+import attrs
+import pytest
+import yarl
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from signalwire_streams import InvalidRequestError
+from signalwire_streams.callbacks import (
+    SHA256_SIGNATURE_HEADER,
+    SIGNATURE_HEADER,
+    CallbackEvent,
+    CallbackReceiver,
+    StreamErrored,
+    StreamStarted,
+    StreamStopped,
+    UnknownCallback,
+)
+
+from .signing import FORM, JSON_BODY, KEY, STARTED, fields, form, form_signature, raw_signature
+
+PUBLIC = "https://example.com/callbacks"
+
+
+async def ignore(_: CallbackEvent) -> None:
+    pass
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    """Give way to the server until something is reached."""
+    async with asyncio.timeout(5):
+        while not reached():  # noqa: ASYNC110  (what is counted has no event to wait for)
+            await asyncio.sleep(0)
+
+
+@attrs.define(eq=False)
+class Server:
+    """A server that takes callbacks, and a client that stands for the platform."""
+
+    receiver: CallbackReceiver
+    session: aiohttp.ClientSession
+    port: int
+    heard: asyncio.Queue[CallbackEvent]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/callbacks"
+
+    async def post(
+        self, pairs: Sequence[tuple[str, str]] = STARTED, *, signed: str | None = None, query: str = "", **headers: Any
+    ) -> int:
+        """Send a callback that is signed for an address, and give the answer's status."""
+        signature = form_signature((signed or self.url) + query, pairs)
+        told = {SIGNATURE_HEADER: signature, "Content-Type": FORM}
+        return await self.send(
+            form(pairs), query, told | {name.replace("_", "-"): value for name, value in headers.items()}
+        )
+
+    async def send(self, body: bytes | None, query: str, headers: dict[str, str], method: str = "POST") -> int:
+        url = yarl.URL(self.url + query, encoded=True)
+        async with self.session.request(method, url, data=body, headers=headers) as answer:
+            assert await answer.read() == b""
+            return answer.status
+
+    async def get(self, query: str, signed: str | None = None) -> int:
+        signature = form_signature(f"{signed or self.url}?{query}", ())
+        return await self.send(None, f"?{query}", {SIGNATURE_HEADER: signature}, "GET")
+
+
+@asynccontextmanager
+async def serving(*, middlewares: Sequence[Middleware] = (), **options: Any) -> AsyncIterator[Server]:
+    heard: asyncio.Queue[CallbackEvent] = asyncio.Queue()
+    async with CallbackReceiver(options.pop("handler", heard.put), **({"keys": [KEY]} | options)) as receiver:
+        app = web.Application(middlewares=middlewares)
+        app.router.add_route("*", "/callbacks", receiver.handle)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            async with aiohttp.ClientSession() as session:
+                yield Server(receiver, session, runner.addresses[0][1], heard)
+        finally:
+            await runner.cleanup()
+
+
+async def test_a_callback() -> None:
+    """A signed callback is answered 204, and the function hears of it."""
+    async with serving() as server:
+        assert await server.post() == 204
+        event = await server.heard.get()
+
+    assert isinstance(event, StreamStarted)
+    assert event.stream_name == "audit 1 é+&="
+    assert server.receiver.counts.received == server.receiver.counts.handled == 1
+
+
+async def test_a_callback_by_get() -> None:
+    """A callback's fields may come in the query, beside what the address brings itself."""
+    async with serving() as server:
+        assert await server.get("tenant=a%20b&" + urlencode(fields("stream-stopped"))) == 204
+        event = await server.heard.get()
+
+    assert isinstance(event, StreamStopped)
+    assert event.stream_name == "audit 1 é+&="
+    assert event.extra == {"tenant": "a b"}
+
+
+async def test_a_query_belongs_to_the_address() -> None:
+    """The query of a POST is signed, and is none of the callback's fields."""
+    async with serving() as server:
+        assert await server.post(query="?tenant=%41+b&StreamSid=other&x=") == 204
+        event = await server.heard.get()
+
+    assert event.stream_sid == "stream-1"
+    assert event.extra == {}
+
+
+async def test_a_hashed_body_and_the_stronger_signature() -> None:
+    """Forms that are signed in other ways are taken as well."""
+    async with serving() as server:
+        strong = raw_signature(server.url, form(STARTED), algorithm="sha256")
+        headers = {SHA256_SIGNATURE_HEADER: strong, "Content-Type": FORM}
+        assert await server.send(form(STARTED), "", headers) == 204
+        assert isinstance(await server.heard.get(), StreamStarted)
+
+
+REFUSALS: dict[str, tuple[Callable[[Server], Any], str]] = {
+    "no signature": (lambda server: server.send(form(STARTED), "", {"Content-Type": FORM}), "there is no signature"),
+    "a wrong signature": (lambda server: server.post(X_SignalWire_Signature="x"), "the signature does not fit"),
+    "another address": (lambda server: server.post(signed="https://evil.example/"), "the signature does not fit"),
+    "another key": (
+        lambda server: server.post(X_SignalWire_Signature=form_signature(server.url, STARTED, "PSK_other")),
+        "the signature does not fit",
+    ),
+    "another body": (
+        lambda server: server.post(fields(X="1"), X_SignalWire_Signature=form_signature(server.url, STARTED)),
+        "the signature does not fit",
+    ),
+    "a form by another name": (lambda server: server.post(Content_Type="text/plain"), "it is signed, and no form"),
+    "JSON, though signed": (
+        lambda server: server.send(
+            JSON_BODY,
+            "",
+            {"Content-Type": "application/json", SIGNATURE_HEADER: raw_signature(server.url, JSON_BODY)},
+        ),
+        "it is signed, and no form",
+    ),
+    "another method": (
+        lambda server: server.send(
+            form(STARTED), "", {"Content-Type": FORM, SIGNATURE_HEADER: form_signature(server.url, STARTED)}, "PUT"
+        ),
+        "the method is neither GET nor POST",
+    ),
+    "a GET with a body": (
+        lambda server: server.send(b"a=1", "", {SIGNATURE_HEADER: form_signature(server.url, ())}, "GET"),
+        "a GET brings a body",
+    ),
+    "a large body": (lambda server: server.post(fields(X="x" * 70_000)), "the body is too large"),
+}
+
+
+@pytest.mark.parametrize(("send", "reason"), REFUSALS.values(), ids=REFUSALS)
+async def test_refusals_look_all_the_same(
+    send: Callable[[Server], Any], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is wrong, the answer is a bare 403, nothing happens, and the reason is in the log only."""
+    caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
+    async with serving() as server:
+        assert await send(server) == 403
+        assert await server.post(query="?secret=1") == 204
+        await server.heard.get()
+
+    counts = server.receiver.counts
+    assert (counts.received, counts.refused, server.heard.qsize()) == (1, 1, 0)
+    (record,) = [record for record in caplog.records if record.name == "signalwire_streams.callbacks"]
+    assert record.getMessage() == f"a callback to '{server.url}' was refused: {reason}"
+    assert KEY not in caplog.text
+
+
+async def test_refused_answers_have_the_same_headers() -> None:
+    """Refusals of different reasons differ in nothing but their date."""
+    async with serving() as server:
+        answers = []
+        for signature in ("", "x", form_signature(server.url, STARTED)):
+            async with server.session.post(server.url, data=b"a=1", headers={SIGNATURE_HEADER: signature}) as answer:
+                answers.append({**answer.headers, "Date": ""})
+
+    assert answers[0] == answers[1] == answers[2]
+
+
+async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+async def test_a_large_body_that_does_not_say_so() -> None:
+    """A body without a length is read no further than its limit."""
+    async with serving(body_limit=100) as server:
+        body = form(STARTED)
+        headers = {"Content-Type": FORM, SIGNATURE_HEADER: form_signature(server.url, STARTED)}
+        async with server.session.post(server.url, data=chunks(body[:90], body[90:]), headers=headers) as answer:
+            assert answer.status == 403
+    async with serving(body_limit=len(body)) as server:
+        headers[SIGNATURE_HEADER] = form_signature(server.url, STARTED)
+        async with server.session.post(server.url, data=chunks(body[:90], body[90:]), headers=headers) as answer:
+            assert answer.status == 204
+
+
+async def raw_exchange(server: Server, *pieces: bytes, hang_up: bool = False) -> bytes:
+    """Write bytes to the server as they are, and give the first line of what it answers."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    head = b"POST /callbacks HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: %s\r\n" % (server.port, FORM.encode())
+    for piece in (head, *pieces):
+        writer.write(piece)
+        await writer.drain()
+    if hang_up:
+        writer.close()
+        await writer.wait_closed()
+        return b""
+    line = await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    return line
+
+
+async def test_a_body_that_says_it_is_large() -> None:
+    """A body that is announced as too large is not waited for."""
+    async with serving(body_timeout=600.0) as server, asyncio.timeout(5):
+        assert await raw_exchange(server, b"Content-Length: 1000000\r\n\r\n") == b"HTTP/1.1 403 Forbidden\r\n"
+
+
+async def test_a_slow_body(caplog: pytest.LogCaptureFixture) -> None:
+    """A body that does not come in time is not waited for."""
+    caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
+    async with serving(body_timeout=0.001) as server:
+        line = await raw_exchange(server, b"Content-Length: 10\r\n\r\na=1")
+
+    assert line == b"HTTP/1.1 403 Forbidden\r\n"
+    assert "the body did not come in time" in caplog.text
+
+
+async def test_a_body_that_breaks_off(caplog: pytest.LogCaptureFixture) -> None:
+    """A sender that hangs up in the middle of a body leaves a line in the log and nothing else."""
+    caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
+    async with serving() as server:
+        await raw_exchange(server, b"Content-Length: 10\r\n\r\na=1", hang_up=True)
+        await until(lambda: server.receiver.counts.refused == 1)
+
+    assert "the body could not be read" in caplog.text
+
+
+async def test_a_body_that_is_garbled(caplog: pytest.LogCaptureFixture) -> None:
+    """A body that breaks the rules of HTTP is refused, not answered with an error."""
+    caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
+    async with serving() as server:
+        line = await raw_exchange(server, b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\na=1")
+
+    assert line == b"HTTP/1.1 403 Forbidden\r\n"
+    assert "the body could not be read" in caplog.text
+
+
+async def test_a_middleware_may_have_read_the_body() -> None:
+    """A body that somebody read before is verified all the same, and within the same limit."""
+
+    @web.middleware
+    async def reading(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+        await request.read()
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    async with serving(middlewares=[reading]) as server:
+        assert await server.post() == 204
+        assert await server.post(fields(X="x" * 70_000)) == 403
+        large = form(fields(X="x" * 70_000))
+        headers = {"Content-Type": FORM, SIGNATURE_HEADER: form_signature(server.url, fields(X="x" * 70_000))}
+        async with server.session.post(server.url, data=chunks(large), headers=headers) as answer:
+            assert answer.status == 403
+
+
+class TestPublicAddress:
+    """What the platform signed is the address that it knows."""
+
+    @pytest.mark.parametrize(
+        ("public_url", "signed"),
+        [
+            (PUBLIC, PUBLIC),
+            ("https://example.com", PUBLIC),
+            ("https://example.com/", PUBLIC),
+            ("https://example.com/api", "https://example.com/api/callbacks"),
+            ("https://example.com/api/v1/stream-events", "https://example.com/api/v1/stream-events"),
+            ("https://u:p@example.com:443/callbacks", "https://example.com/callbacks"),
+            ("https://example.com/callbacks", "https://example.com:443/callbacks"),
+            ("https://example.com/callbacks/", "https://example.com/callbacks/"),
+        ],
+    )
+    async def test_configured(self, public_url: str, signed: str) -> None:
+        """The configured address is the whole one, or what a proxy takes off; the query is the request's."""
+        async with serving(public_url=public_url) as server:
+            assert await server.post(signed=signed) == 204
+            assert await server.post(fields("stream-stopped"), signed=signed, query="?a=%2f&b=+&") == 204
+            assert await server.get(urlencode(fields("stream-error")), signed=signed) == 204
+
+    async def test_a_fragment_stays_behind_the_query(self) -> None:
+        """A configured fragment may have been signed, behind the request's query."""
+        async with serving(public_url=f"{PUBLIC}#x") as server:
+            headers = {"Content-Type": FORM, SIGNATURE_HEADER: form_signature(f"{PUBLIC}?a=1#x", STARTED)}
+            assert await server.send(form(STARTED), "?a=1", headers) == 204
+            assert await server.post(fields("stream-stopped"), signed=PUBLIC, query="?a=1") == 204
+
+    async def test_configured_goes_before_all(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Where an address is configured, what a request says about its host does not count."""
+        caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
+        async with serving(public_url="https://u:secret@example.com/callbacks", trust_forwarded=True) as server:
+            assert await server.post() == 403
+            forwarded: dict[str, Any] = {"X_Forwarded_Host": "evil.example", "Host": "evil.example"}
+            assert await server.post(signed="https://evil.example/callbacks", **forwarded) == 403
+            assert await server.post(signed=PUBLIC, **forwarded) == 204
+
+        assert "'https://example.com/callbacks' or 'https://example.com/callbacks/callbacks'" in caplog.text
+        assert "secret" not in caplog.text + repr(server.receiver)
+
+    FORWARDED = pytest.mark.parametrize(
+        ("signed", "headers"),
+        [
+            (PUBLIC, {"X_Forwarded_Proto": "https", "X_Forwarded_Host": "example.com"}),
+            (PUBLIC, {"X_Forwarded_Proto": "HTTPS", "X_Forwarded_Host": "example.com, inner.example"}),
+            (PUBLIC, {"X_Forwarded_Proto": "https, http", "X_Forwarded_Host": "example.com:443"}),
+            (PUBLIC, {"X_Forwarded_Proto": "https", "Host": "example.com"}),
+            (
+                "https://example.com:8443/callbacks",
+                {"X_Forwarded_Proto": "https", "X_Forwarded_Host": "example.com", "X_Forwarded_Port": "8443"},
+            ),
+            (
+                "https://example.com:8443/callbacks",
+                {"X_Forwarded_Proto": "https", "X_Forwarded_Host": "example.com:8443", "X_Forwarded_Port": "80"},
+            ),
+            (
+                "https://example.com:8443/callbacks",
+                {"X_Forwarded_Proto": "https", "Host": "example.com", "X_Forwarded_Port": "8443"},
+            ),
+            ("https://[2001:db8::1]/callbacks", {"X_Forwarded_Proto": "https", "X_Forwarded_Host": "[2001:db8::1]"}),
+            (PUBLIC, {"Forwarded": "for=192.0.2.1;proto=https;host=example.com, for=10.0.0.1;proto=http;host=inner"}),
+            (PUBLIC, {"Forwarded": 'for="[::1]:5;proto=http" ; Proto="https"; HOST="example\\.com"'}),
+            (PUBLIC, {"Forwarded": "proto=http;host=example.com", "X_Forwarded_Proto": "https"}),
+        ],
+    )
+
+    @FORWARDED
+    async def test_forwarded_and_trusted(self, signed: str, headers: dict[str, Any]) -> None:
+        """Behind a proxy that can be trusted, the address is what the proxy was asked for."""
+        async with serving(trust_forwarded=True) as server:
+            assert await server.post(signed=signed, query="?a=%2F", **headers) == 204
+            assert await server.post(fields("stream-stopped"), **headers) == 403
+
+    @FORWARDED
+    async def test_forwarded_and_not_trusted(self, signed: str, headers: dict[str, Any]) -> None:
+        """Without trust, such headers are a sender's own invention."""
+        async with serving() as server:
+            assert await server.post(signed=signed, **headers) == 403
+            if "Host" not in headers:
+                assert await server.post(**headers) == 204
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            {"X_Forwarded_Proto": "gopher", "X_Forwarded_Host": "evil.example/?", "X_Forwarded_Port": "x"},
+            {"X_Forwarded_Proto": "", "X_Forwarded_Host": "u@evil.example", "X_Forwarded_Port": "123456"},
+            {"Forwarded": '"'},
+            {"Forwarded": ";;=,"},
+            {"Forwarded": 'for="proto=https;host=evil.example"'},
+        ],
+    )
+    async def test_forwarded_nonsense(self, headers: dict[str, Any]) -> None:
+        """What proxies say and can't be meant is left out."""
+        async with serving(trust_forwarded=True) as server:
+            assert await server.post(**headers) == 204
+
+    @pytest.mark.parametrize("host", ["a:b:c", "u@example.com", "", "exa mple.com"])
+    async def test_a_host_that_is_none(self, host: str) -> None:
+        """A `Host` that can't be one is refused, unless proxies that are believed say better."""
+        async with serving(trust_forwarded=True) as server:
+            assert await server.post(signed=f"http://{host}/callbacks", Host=host) == 403
+            assert await server.post(Host=host) == 403
+            assert (
+                await server.post(signed="http://example.com/callbacks", Host=host, X_Forwarded_Host="example.com")
+                == 204
+            )
+
+    @pytest.mark.parametrize("trust_forwarded", [False, True])
+    async def test_a_host_that_swallows_the_request(self, trust_forwarded: bool) -> None:
+        """Who overheard a callback can't make another one of it by writing its address into `Host`."""
+        async with serving(trust_forwarded=trust_forwarded) as server:
+            overheard = f"{server.url}?" + urlencode(fields("stream-started"))
+            forged = "?" + urlencode(fields("stream-stopped", "victim"))
+            for name in ("Host", "X-Forwarded-Host"):
+                headers = {
+                    SIGNATURE_HEADER: form_signature(overheard, ()),
+                    name: overheard.removeprefix("http://") + "#",
+                }
+                assert await server.send(None, forged, headers, "GET") == 403
+
+        assert server.heard.empty()
+
+    @pytest.mark.parametrize("target", ["http://{host}/callbacks?a=1", "/callbacks?a=1#&StreamSid=x"])
+    async def test_odd_targets(self, target: str) -> None:
+        """A request line may hold a whole address; a fragment, which HTTP knows not there, is none of the fields."""
+        async with serving() as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            signature = form_signature(f"{server.url}?a=1", ())
+            host = f"127.0.0.1:{server.port}"
+            lines = (f"GET {target.format(host=host)} HTTP/1.1", f"Host: {host}", f"{SIGNATURE_HEADER}: {signature}")
+            writer.write("\r\n".join((*lines, "", "")).encode())
+            line = await reader.readline()
+            writer.close()
+            await writer.wait_closed()
+            assert line == b"HTTP/1.1 204 No Content\r\n"
+            event = await server.heard.get()
+
+        assert (event.stream_sid, event.extra) == (None, {"a": "1"})
+
+
+async def test_user_and_password_of_the_address() -> None:
+    """A callback address with a password is signed with it, and the client sends it in a header."""
+    async with serving() as server:
+        signed = server.url.replace("http://", "http://u:p@")
+        assert await server.post(signed=signed, Authorization="Basic dTpw") == 204
+
+
+async def test_the_answer_does_not_wait_for_the_function() -> None:
+    """The function is called after the answer, in order per stream, and different streams at the same time."""
+    hold, order = asyncio.Event(), []
+
+    async def handler(event: CallbackEvent) -> None:
+        if event.stream_sid == "slow":
+            await hold.wait()
+        order.append((event.stream_sid, type(event)))
+
+    async with serving(handler=handler) as server:
+        for kind in ("started", "stopped"):
+            for sid in ("slow", "quick"):
+                assert await server.post(fields(f"stream-{kind}", sid)) == 204
+        assert order == [("quick", StreamStarted), ("quick", StreamStopped)]
+        hold.set()
+
+    assert order[2:] == [("slow", StreamStarted), ("slow", StreamStopped)]
+
+
+async def test_repeated_and_late_callbacks() -> None:
+    """A callback that comes again is answered well and dropped; so is a start after the end."""
+    async with serving() as server:
+        for kind in ("error", "error", "started"):
+            assert await server.post(fields(f"stream-{kind}", StreamError="")) == 204
+        assert isinstance(await server.heard.get(), StreamErrored)
+
+    counts = server.receiver.counts
+    assert (counts.received, counts.duplicates, counts.late, server.heard.qsize()) == (3, 1, 1, 0)
+
+
+async def test_too_many_wait() -> None:
+    """When too many wait, the platform is asked to try again, and the next try is taken."""
+    hold = asyncio.Event()
+
+    async def handler(_: CallbackEvent) -> None:
+        await hold.wait()
+
+    async with serving(handler=handler, pending=1) as server:
+        assert await server.post() == 204
+        assert await server.post(fields("stream-stopped")) == 503
+        hold.set()
+        await until(lambda: server.receiver.counts.handled == 1)
+        assert await server.post(fields("stream-stopped")) == 204
+
+    assert server.receiver.counts.overflowed == 1
+    assert server.receiver.counts.handled == 2
+
+
+async def test_closing() -> None:
+    """A receiver that closes lets what waits end, and asks for everything else to come again."""
+    async with serving() as server:
+        await server.receiver.aclose()
+        assert await server.post() == 503
+        assert await server.post(X_SignalWire_Signature="x") == 403
+
+    assert server.heard.empty()
+
+
+async def test_unknown_events_are_handed_on() -> None:
+    """What this version does not know reaches the function, too."""
+    async with serving() as server:
+        assert await server.post([("Any", "thing")]) == 204
+        assert isinstance(await server.heard.get(), UnknownCallback)
+
+
+async def test_keys_in_rotation() -> None:
+    """Each of several keys opens, and none is shown."""
+    async with serving(keys=["PSK_new", KEY]) as server:
+        assert await server.post() == 204
+
+    assert KEY not in repr(server.receiver)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ({"keys": []}, r"keys=\['PSK_\.\.\.'\]"),
+        ({"keys": [""]}, r"keys=\['PSK_\.\.\.'\]"),
+        ({"keys": KEY}, r"keys=\[key\]"),
+        ({"handler": None}, "async def handler"),
+        ({"public_url": "example.com/callbacks"}, "https://host/path"),
+        ({"public_url": "ftp://example.com/callbacks"}, "https://host/path"),
+        ({"public_url": "https:///callbacks"}, "https://host/path"),
+        ({"public_url": 5}, "https://host/path"),
+        ({"public_url": f"{PUBLIC} "}, "https://host/path"),
+        ({"public_url": f"{PUBLIC}?secret=1"}, "has a query: leave it out"),
+        ({"trust_forwarded": "yes"}, "True or False"),
+        ({"body_limit": 0}, "body_limit"),
+        ({"body_limit": 2_000_000}, "1048576"),
+        ({"body_timeout": 0}, "body_timeout"),
+        ({"pending": 0}, "pending"),
+        ({"memory": 0}, "memory"),
+        ({"drain": 0}, "drain"),
+    ],
+)
+def test_wrong_settings_are_told(wrong: dict[str, Any], hint: str) -> None:
+    """A receiver that can't work is not made, and the message says what to write."""
+    settings: dict[str, Any] = {"handler": ignore, "keys": [KEY]} | wrong
+    with pytest.raises(InvalidRequestError, match=hint) as caught:
+        CallbackReceiver(**settings)
+
+    assert "secret" not in str(caught.value)
+    assert KEY not in str(caught.value)

@@ -1,0 +1,127 @@
+"""Whatever is changed on the way, the request is refused."""
+
+from typing import Any
+
+import pytest
+from hypothesis import assume, example, given, settings, strategies as st
+
+from signalwire_streams.callbacks import SHA256_SIGNATURE_HEADER, SIGNATURE_HEADER, sign, verify_signature
+from signalwire_streams.callbacks.forms import read_form
+
+from .signing import FORM, JSON_BODY, KEY, STARTED, URL, form
+
+ADDRESS = f"{URL}?tenant=a%20b&x="
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+VALUES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+PAIRS = st.lists(st.tuples(NAMES, VALUES), max_size=8)
+BYTES = st.integers(min_value=0, max_value=255)
+
+
+def changed(original: bytes, at: int, byte: int) -> bytes:
+    at %= len(original)
+    return original[:at] + bytes([byte]) + original[at + 1 :]
+
+
+def covered(pairs: list[tuple[str, str]]) -> str:
+    """What a form's signature covers: it does not tell where a name ends and its value begins."""
+    return "".join(name + value for name, value in sorted(pairs, key=lambda pair: pair[0]))
+
+
+@settings(deadline=None)
+@given(PAIRS, st.booleans())
+@example([("a", "1"), ("b", ""), ("a", "0")], False)
+def test_what_is_signed_is_accepted(pairs: list[tuple[str, str]], labelled: bool) -> None:
+    """Any form that is signed is accepted as it stands."""
+    headers = {SIGNATURE_HEADER: sign(url=ADDRESS, fields=pairs, key=KEY)}
+    if labelled:
+        headers["Content-Type"] = FORM
+
+    assert verify_signature(url=ADDRESS, headers=headers, body=form(pairs), keys=["PSK_other", KEY])
+
+
+@settings(deadline=None)
+@given(PAIRS.filter(bool), st.data())
+def test_each_field_counts(pairs: list[tuple[str, str]], data: Any) -> None:
+    """A field that is changed, dropped, doubled or blanked is noticed."""
+    headers = {"Content-Type": FORM, SIGNATURE_HEADER: sign(url=ADDRESS, fields=pairs, key=KEY)}
+    at = data.draw(st.integers(min_value=0, max_value=len(pairs) - 1))
+    name, value = pairs[at]
+    other = data.draw(
+        st.sampled_from(
+            [[], [(name, value)] * 2, [(name, "")], [(name, value + "x")], [(name + "x", value)], [(name, value[::-1])]]
+        )
+    )
+    tampered = [*pairs[:at], *other, *pairs[at + 1 :]]
+    assume(covered(tampered) != covered(pairs))
+
+    assert not verify_signature(url=ADDRESS, headers=headers, body=form(tampered), keys=[KEY])
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(min_value=0), BYTES)
+def test_each_byte_of_a_form_counts(at: int, byte: int) -> None:
+    """A form whose names or values are others than the signed ones is refused."""
+    headers = {"Content-Type": FORM, SIGNATURE_HEADER: sign(url=ADDRESS, fields=STARTED, key=KEY)}
+    body = changed(form(STARTED), at, byte)
+    pairs = read_form(body)
+    assume(pairs is None or covered(list(pairs)) != covered(STARTED))
+
+    assert not verify_signature(url=ADDRESS, headers=headers, body=body, keys=[KEY])
+
+
+@pytest.mark.parametrize("header", [SIGNATURE_HEADER, SHA256_SIGNATURE_HEADER])
+@settings(deadline=None, max_examples=150)
+@given(at=st.integers(min_value=0), byte=BYTES)
+def test_each_byte_of_json_counts(header: str, at: int, byte: int) -> None:
+    """JSON is signed as it is written."""
+    algorithm: Any = "sha256" if header == SHA256_SIGNATURE_HEADER else "sha1"
+    headers = {header: sign(url=ADDRESS, body=JSON_BODY, key=KEY, algorithm=algorithm)}
+    body = changed(JSON_BODY, at, byte)
+    assume(body != JSON_BODY)
+
+    assert not verify_signature(url=ADDRESS, headers=headers, body=body, keys=[KEY])
+
+
+@pytest.mark.parametrize("body", [form(STARTED), JSON_BODY, b""])
+@settings(deadline=None, max_examples=120)
+@given(at=st.integers(min_value=0), byte=st.integers(min_value=33, max_value=126))
+def test_each_byte_of_the_address_counts(body: bytes, at: int, byte: int) -> None:
+    """An address that differs in any place is another one."""
+    method = "POST" if body else "GET"
+    pairs = read_form(body)
+    signature = sign(url=ADDRESS, fields=pairs, key=KEY) if pairs is not None else sign(url=ADDRESS, body=body, key=KEY)
+    headers = {SIGNATURE_HEADER: signature}
+    url = changed(ADDRESS.encode(), at, byte).decode()
+    assume(url != ADDRESS)
+
+    assert not verify_signature(url=url, headers=headers, body=body, keys=[KEY], method=method)
+
+
+@pytest.mark.parametrize("body", [form(STARTED), JSON_BODY])
+@settings(deadline=None, max_examples=120)
+@given(at=st.integers(min_value=0), byte=BYTES)
+def test_each_letter_of_the_signature_counts(body: bytes, at: int, byte: int) -> None:
+    """A signature is right as a whole or wrong, also where its last letter decodes to the same."""
+    pairs = read_form(body)
+    signature = sign(url=ADDRESS, fields=pairs, key=KEY) if pairs else sign(url=ADDRESS, body=body, key=KEY)
+    tampered = changed(signature.encode(), at, byte).decode("latin-1")
+    assume(tampered != signature)
+
+    assert not verify_signature(url=ADDRESS, headers={SIGNATURE_HEADER: tampered}, body=body, keys=[KEY])
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    url=st.text(max_size=40),
+    headers=st.dictionaries(
+        st.sampled_from(
+            [SIGNATURE_HEADER, SHA256_SIGNATURE_HEADER, "X-Twilio-Signature", "Content-Type", "Authorization"]
+        ),
+        st.one_of(st.text(max_size=20), st.just(FORM), st.just("application/json"), st.just("Basic dTpw")),
+    ),
+    body=st.one_of(st.binary(max_size=60), st.just(JSON_BODY), st.just(form(STARTED))),
+    method=st.sampled_from(["GET", "POST", "PUT"]),
+)
+def test_anything_else_is_refused(url: str, headers: dict[str, str], body: bytes, method: str) -> None:
+    """No request is so odd that it raises, and none passes by chance."""
+    assert not verify_signature(url=url, headers=headers, body=body, keys=[KEY], method=method)

@@ -1,0 +1,92 @@
+"""Callbacks that a simulated Space signs by itself are believed, and those of another one are not."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver, StreamErrored, StreamStarted, StreamStopped
+from signalwire_streams.simulator import SimulatedSpace, Tone
+
+
+@asynccontextmanager
+async def served(receiver: CallbackReceiver) -> AsyncIterator[str]:
+    application = web.Application()
+    application.router.add_route("*", "/callbacks", receiver.handle)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/callbacks"
+    finally:
+        await receiver.aclose()
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+@pytest.mark.parametrize("query", ["", "?tenant=a%20b"])
+async def test_a_stream_is_told_from_its_start_to_its_end(client_for: Any, method: str, query: str) -> None:
+    """Both methods, conferences and calls, with a query of one's own in the address."""
+    events = asyncio.Queue[CallbackEvent]()
+
+    async def heard(event: CallbackEvent) -> None:
+        events.put_nowait(event)
+
+    async with SimulatedSpace(conferences=1, calls=1, callbacks=True) as space:
+        receiver = CallbackReceiver(heard, keys=[space.signing_key])
+        async with served(receiver) as url:
+            client = client_for(space)
+            for streams, sid in (
+                (client.conferences, space.conference_sids[0]),
+                (client.calls, space.call_sids[0]),
+            ):
+                stream = await streams.start_stream(
+                    sid, url="wss://a.example/b", status_callback=url + query, status_callback_method=method
+                )
+                started = await events.get()
+                assert isinstance(started, StreamStarted)
+                assert (started.stream_sid, started.stream_name) == (stream.sid, stream.name)
+                assert sid in {started.conference_sid, started.call_sid}
+                assert started.timestamp is not None
+                await streams.stop_stream(sid, stream)
+                assert isinstance(await events.get(), StreamStopped)
+        assert (receiver.counts.handled, receiver.counts.refused) == (4, 0)
+
+
+async def test_another_key_is_refused_and_tried_three_times(client_for: Any) -> None:
+    async def heard(event: CallbackEvent) -> None:
+        raise AssertionError
+
+    async def at_once(seconds: float) -> None:
+        await asyncio.sleep(0)
+
+    async with SimulatedSpace(conferences=1, callbacks=True, sleep=at_once) as space:
+        receiver = CallbackReceiver(heard, keys=["PSK_another"])
+        async with served(receiver) as url:
+            await client_for(space).conferences.start_stream(
+                space.conference_sids[0], url="wss://a.example/b", status_callback=url
+            )
+            while receiver.counts.refused < 3:  # noqa: ASYNC110  (counters raise no event)
+                await asyncio.sleep(0)
+        assert receiver.counts.handled == 0
+
+
+async def test_an_address_that_nobody_answers_is_told(client_for: Any) -> None:
+    """A stream whose WebSocket server can't be reached ends in an error, and that is called back."""
+    events = asyncio.Queue[CallbackEvent]()
+
+    async def heard(event: CallbackEvent) -> None:
+        events.put_nowait(event)
+
+    async with SimulatedSpace(conferences=1, audio=Tone(), callbacks=True) as space:
+        async with served(CallbackReceiver(heard, keys=[space.signing_key])) as url:
+            await client_for(space).conferences.start_stream(
+                space.conference_sids[0], url="wss://127.0.0.1:9/nobody", status_callback=url
+            )
+            event = await events.get()
+        assert isinstance(event, StreamErrored)
+        assert event.error == "connection_refused"
+        assert space.streams.alive() == []

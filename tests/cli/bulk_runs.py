@@ -1,0 +1,93 @@
+"""What the tests of ``bulk`` share: files of targets, a Space that answers when it is told to, a run's files."""
+
+import asyncio
+import json
+import shlex
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field
+
+from signalwire_streams.simulator import SimulatedSpace
+
+from .shell import PATIENCE, Ran
+
+
+def ids_file(path: Path, ids: Iterable[str]) -> str:
+    """Write a file with one id per line, and give its name."""
+    path.write_text("".join(f"{sid}\n" for sid in ids), encoding="utf-8")
+    return str(path)
+
+
+def json_file(path: Path, lines: Iterable[Mapping[str, Any]]) -> str:
+    """Write a file with one JSON object per line, and give its name."""
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def files_in(folder: Path, suffix: str = "") -> list[Path]:
+    """Give the files of a folder that end so."""
+    return sorted(folder.glob(f"*{suffix}"))
+
+
+def bytes_in(folder: Path) -> bytes:
+    """Give all that the files of a folder hold, a journal's side files included."""
+    return b"".join(path.read_bytes() for path in files_in(folder))
+
+
+def offered(ran: Ran, verb: str) -> list[str]:
+    """Find the one command of that verb that the output offers, as the words behind the program's name."""
+    [line] = [line for line in ran.rows if line.startswith(f"  signalwire-streams bulk {verb} ")]
+    return shlex.split(line)[1:]
+
+
+def table(ran: Ran) -> dict[str, str]:
+    """Read the indented lines of a summary: what is counted, and what stands behind it."""
+    found = {}
+    for row in ran.rows:
+        name, gap, value = row.strip().partition("  ")
+        if row.startswith("  ") and gap:
+            found[name] = value.strip()
+    return found
+
+
+@define(eq=False)
+class Held:
+    """Holds answers back until it is told to let them go.
+
+    Attributes:
+        most: how many were held at once, at most.
+    """
+
+    most: int = 0
+    _now: int = 0
+    _free: asyncio.Event = field(init=False, factory=asyncio.Event)
+
+    async def __call__(self, seconds: float) -> None:
+        """Wait instead of these seconds."""
+        self._now += 1
+        self.most = max(self.most, self._now)
+        await self._free.wait()
+        self._now -= 1
+
+    def let_go(self) -> None:
+        """Hold nothing back any more."""
+        self._free.set()
+
+
+@asynccontextmanager
+async def held_space(**settings: Any) -> AsyncIterator[tuple[SimulatedSpace, Held]]:
+    """A Space that carries starts out at once, and answers none before it is told to."""
+    held = Held()
+    async with SimulatedSpace(participants=0, sleep=held, **settings) as space:
+        space.faults.add("latency", on="start", seconds=1)
+        yield space, held
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Let the loop go round until something is so."""
+    async with asyncio.timeout(PATIENCE):
+        while not true():  # noqa: ASYNC110  (a signal's handler and another process's file raise no event)
+            await asyncio.sleep(0)

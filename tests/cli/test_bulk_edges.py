@@ -1,0 +1,186 @@
+"""What bulk commands meet at the edges: foreign files, answers and values that nobody expects."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signalwire_streams import ApiError, RunEndedError, StreamsClient, TransportError
+from signalwire_streams.cli.bulk.conduct import Conduct
+from signalwire_streams.cli.bulk.lines import Line, read_lines
+from signalwire_streams.cli.bulk.requests import Defaults, Requests
+from signalwire_streams.cli.bulk.summary import _ADVICE
+from signalwire_streams.cli.progress import Meter
+from signalwire_streams.simulator import SimulatedSpace
+
+from .bulk_runs import bytes_in, ids_file, json_file, offered
+from .shell import URL, Ran, Shell
+
+TO_URL = ("--url", URL)
+RUN = ("--journal", "run.db")
+RESUME = ("bulk", "resume", "run.db")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that the commands run in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def is_misuse(ran: Ran, sentence: str) -> None:
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert sentence in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def read(text: str) -> list[tuple[int, Any]]:
+    return [
+        (line.number, line.fields if isinstance(line, Line) else line.why)
+        for line in read_lines(text, "conference_sid")
+    ]
+
+
+# Answers.
+
+
+async def test_a_status_that_has_no_error_of_its_own_comes_with_advice(
+    shell: Shell, space: SimulatedSpace, tmp_path: Path
+) -> None:
+    space.faults.add("status", on="start", status=409, body="api", times=1)
+    path = ids_file(tmp_path / "ids.txt", space.conference_sids)
+    ran = await shell("bulk", "start", path, *TO_URL, *RUN)
+    assert (ran.code, ran.err) == (1, "")
+    assert "  1 x ApiError" in ran.out
+    assert offered(ran, "resume") == list(RESUME)
+
+
+def test_there_is_advice_for_every_error_of_the_space_and_of_the_network() -> None:
+    families = (ApiError, TransportError)
+    kinds = {kind for family in families for kind in (family, *family.__subclasses__())} - {RunEndedError}
+    assert {kind.__name__ for kind in kinds} - set(_ADVICE) == set()
+
+
+# Secrets that are given again, and can't be right.
+
+
+async def begin_with_secrets(shell: Shell, space: SimulatedSpace, path: Path, **fields: Any) -> None:
+    space.faults.add("status", on="start", status=404, times=1)
+    source = json_file(path / "targets.jsonl", [{"conference_sid": space.conference_sids[0], **fields}])
+    assert (await shell("bulk", "start", source, *TO_URL, *RUN)).code == 1
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_a_status_callback_that_cannot_be_right_is_misuse(
+    shell: Shell, space: SimulatedSpace, tmp_path: Path, *, as_json: bool
+) -> None:
+    await begin_with_secrets(shell, space, tmp_path, status_callback="https://a.example.com/?key=hush")
+    options = ["--json"] if as_json else []
+    ran = await shell(*RESUME, "--status-callback", "a.example.com/?key=hush", *options)
+    assert ran.code == 2
+    assert "is no http(s) address" in ran.err
+    assert "hush" not in ran.err + ran.out
+    assert space.requests.count() == 1
+
+
+async def test_a_bearer_token_that_cannot_be_right_is_misuse(
+    shell: Shell, space: SimulatedSpace, tmp_path: Path
+) -> None:
+    await begin_with_secrets(shell, space, tmp_path, authorization_bearer_token="hush")
+    (tmp_path / "token").write_text("Bearer hush", encoding="utf-8")
+    ran = await shell(*RESUME, "--bearer-token-file", str(tmp_path / "token"))
+    is_misuse(ran, "authorization_bearer_token holds blanks or is not ASCII")
+    assert "hush" not in ran.err
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"parameters": {"pin": 5}},
+        {"name": ["hush"]},
+        {"name": {"hush": 1}},
+    ],
+)
+async def test_a_file_of_secrets_that_cannot_be_right_is_misuse(
+    shell: Shell, space: SimulatedSpace, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    await begin_with_secrets(shell, space, tmp_path, parameters={"pin": "hush"})
+    source = json_file(tmp_path / "again.jsonl", [{"conference_sid": space.conference_sids[0], **fields}])
+    ran = await shell(*RESUME, source)
+    assert (ran.code, ran.out) == (2, "")
+    assert "hush" not in ran.err
+    assert space.requests.count() == 1
+
+
+async def test_streams_without_a_name_get_their_own_secrets_back(
+    shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
+) -> None:
+    """Those of one target are told apart by their order, as the journal does it."""
+    space.faults.add("status", on="start", status=404, times=2)
+    lines = [
+        {"conference_sid": space.conference_sids[0], "unnamed": True, "parameters": {"side": f"hush-{number}"}}
+        for number in (1, 2)
+    ]
+    source = json_file(tmp_path / "targets.jsonl", lines)
+    await shell("bulk", "start", source, *TO_URL, *RUN)
+    assert (await shell(*RESUME, source)).code == 0
+    assert sorted(stream.parameters["side"] for stream in space.streams.alive()) == ["hush-1", "hush-2"]
+    assert b"hush" not in bytes_in(folder)
+
+
+# Values.
+
+
+async def test_a_rate_that_is_no_number_is_misuse(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
+    path = ids_file(tmp_path / "ids.txt", space.conference_sids)
+    is_misuse(await shell("bulk", "start", path, *TO_URL, *RUN, "--rate", "nan"), "nan")
+
+
+def test_a_rate_below_one_is_not_shown_as_none(client: StreamsClient) -> None:
+    conduct: Conduct[Any] = Conduct(
+        run=client.start_streams([]), title="Starting", total=1, meter=Meter(), limit=0.2, as_json=False
+    )
+    assert " of 0 requests/s" not in conduct._progress().line
+
+
+# Files.
+
+
+@pytest.mark.parametrize("text", ["conference_sid,name\nroom,n\n", '{"conference_sid": "room", "name": "n"}\n'])
+async def test_a_byte_order_mark_on_standard_input_is_no_part_of_the_text(
+    bare_shell: Shell, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"\ufeff{text}"))
+    ran = await bare_shell("bulk", "start", "-", *TO_URL, "--dry-run", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert (ran.json["target"], ran.json["name"]) == ("room", "n")
+
+
+@pytest.mark.parametrize(
+    ("header", "row"), [('"conference_sid","name"', '"room","n"'), ('"name","conference_sid"', '"n","room"')]
+)
+def test_the_names_of_csv_columns_may_be_quoted(header: str, row: str) -> None:
+    assert read(f"{header}\n{row}\n") == [(2, {"conference_sid": "room", "name": "n"})]
+
+
+def test_one_quoted_column_is_csv_too() -> None:
+    assert read('"call_sid"\n"leg"\n') == [(2, {"call_sid": "leg"})]
+
+
+def test_a_stream_without_a_name_does_not_forbid_one_with_a_name() -> None:
+    lines = [{"conference_sid": "room", "unnamed": True}, {"conference_sid": "room"}]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    requests = Requests.of(read_lines(text, "conference_sid"), Defaults({"url": URL}))
+    assert (len(requests.good), requests.bad) == (2, [])
+
+
+async def test_a_dry_run_shows_a_switch_that_is_off(bare_shell: Shell, tmp_path: Path) -> None:
+    path = ids_file(tmp_path / "ids.txt", ["room"])
+    ran = await bare_shell("bulk", "start", path, *TO_URL, "--dry-run", "--no-realtime")
+    assert ran.rows[0].split() == ["conference", "room", "sws-RUN-room", URL, "realtime=False"]

@@ -1,0 +1,392 @@
+"""Files of targets: what each line says, and what is wrong with the others, by number and in a sentence."""
+
+import csv
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from signalwire_streams import StartCallStream, StartConferenceStream
+from signalwire_streams.cli.bulk.lines import BadLine, Line, read_lines
+from signalwire_streams.cli.bulk.requests import Defaults, Requests
+
+URL = "wss://audio.example.com/live"
+CSV_COLUMNS = (
+    "conference_sid, call_sid, url, name, unnamed, track, codec, realtime, status_callback, "
+    "status_callback_method, authorization_bearer_token, parameters.NAME"
+)
+JSON_FIELDS = CSV_COLUMNS.replace(
+    "authorization_bearer_token, parameters.NAME", "parameters, authorization_bearer_token"
+)
+COUNT, WRONG = 6_000, 3_001
+NO_ID = "this is no id: write one id per line, or CSV whose first line names its columns"
+
+
+def read(text: str, sid_field: str = "conference_sid") -> list[tuple[int, Any]]:
+    """Give each line's number with its fields, or with the sentence about it."""
+    return [(line.number, line.fields if isinstance(line, Line) else line.why) for line in read_lines(text, sid_field)]
+
+
+def requests_of(text: str, **fields: Any) -> Requests:
+    """Make the requests of a file, each with the URL unless it says otherwise."""
+    parameters = fields.pop("parameters", {})
+    return Requests.of(read_lines(text, "conference_sid"), Defaults({"url": URL, **fields}, parameters))
+
+
+def only_bad(text: str, **fields: Any) -> BadLine:
+    """Give the one bad line of a file that has no good ones."""
+    requests = requests_of(text, **fields)
+    assert requests.good == []
+    [bad] = requests.bad
+    return bad
+
+
+@pytest.mark.parametrize("sid_field", ["conference_sid", "call_sid"])
+def test_each_bare_id_is_of_the_kind_that_was_asked_for(sid_field: str) -> None:
+    assert read("one\ntwo\n", sid_field) == [(1, {sid_field: "one"}), (2, {sid_field: "two"})]
+
+
+def test_blank_lines_and_comments_between_ids_are_passed_over_and_counted() -> None:
+    text = "\n# of today\none\n\n   \n  # of yesterday, too\n\ttwo  \n"
+    assert read(text) == [(3, {"conference_sid": "one"}), (7, {"conference_sid": "two"})]
+
+
+def test_the_last_id_needs_no_line_break_and_lines_may_end_as_on_windows() -> None:
+    assert read("one\r\n\r\ntwo") == [(1, {"conference_sid": "one"}), (3, {"conference_sid": "two"})]
+
+
+@pytest.mark.parametrize("text", ["", "\n", "   \r\n\t\n", "# nothing yet\n"])
+def test_a_file_may_have_no_ids(text: str) -> None:
+    assert read(text) == []
+
+
+@pytest.mark.parametrize("line", ["two,URL", "two;URL", "two,", ",", "sid;url"])
+def test_columns_without_names_are_no_ids(line: str) -> None:
+    assert read(f"one\n{line}\nthree\n") == [
+        (1, {"conference_sid": "one"}),
+        (2, NO_ID),
+        (3, {"conference_sid": "three"}),
+    ]
+
+
+@pytest.mark.parametrize("line", ["a b", "a/b", "..", "a?b", "a%20b", "a\0b"])
+def test_what_no_path_can_hold_is_no_id(line: str) -> None:
+    bad = only_bad(f"\n{line}\n")
+    assert bad.number == 2
+    assert bad.why.startswith("conference_sid ")
+    assert "can't be part of a path" in bad.why
+
+
+def test_a_json_line_says_what_a_request_has_and_null_says_nothing() -> None:
+    first = {
+        "conference_sid": "room",
+        "url": URL,
+        "name": "audit",
+        "track": "both_tracks",
+        "codec": "PCMU",
+        "realtime": False,
+        "status_callback": "https://app.example.com/hear",
+        "status_callback_method": "GET",
+        "parameters": {"tenant": "a,b"},
+        "authorization_bearer_token": "bearer",
+    }
+    second = {"call_sid": "leg", "name": None, "unnamed": True, "parameters": None}
+    text = f"{json.dumps(first)}\n\n   {json.dumps(second)}  \r\n"
+    assert read(text) == [(1, first), (3, {"call_sid": "leg", "unnamed": True})]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("{", "this is no JSON: Expecting property name enclosed in double quotes"),
+        ('{"conference_sid": "a"} {"conference_sid": "b"}', "this is no JSON: Extra data"),
+        ("room-2", "this is no JSON: Expecting value"),
+        ("# of today", "this is no JSON: Expecting value"),
+        ("[" * 100_000, "this is no JSON: it can not be read"),
+        ("9" * 5_000, "this is no JSON: it can not be read"),
+        ("5", 'this is no JSON object: write it as {"conference_sid": "..."}'),
+        ("null", 'this is no JSON object: write it as {"conference_sid": "..."}'),
+        ('["room"]', 'this is no JSON object: write it as {"conference_sid": "..."}'),
+        ('{"sid": "a"}', f"'sid' is unknown: write {JSON_FIELDS}"),
+        ('{"conference_sid": "a", "Url": null}', f"'Url' is unknown: write {JSON_FIELDS}"),
+    ],
+)
+def test_a_json_line_that_is_no_object_of_that_kind_is_told(line: str, sentence: str) -> None:
+    good = '{"conference_sid": "room"}'
+    assert read(f"{good}\n{line}\n{good}\n") == [
+        (1, {"conference_sid": "room"}),
+        (2, sentence),
+        (3, {"conference_sid": "room"}),
+    ]
+
+
+def test_a_sentence_about_a_json_line_does_not_repeat_it() -> None:
+    [(number, sentence)] = read('{"authorization_bearer_token": "hush", "parameters": {"pin": "hush"}')
+    assert number == 1
+    assert "hush" not in sentence
+
+
+def test_the_first_line_of_csv_names_the_columns_in_any_order() -> None:
+    text = "url, conference_sid ,name\nwss://a,room-1,x\nwss://b, room-2 ,y z\n"
+    assert read(text) == [
+        (2, {"url": "wss://a", "conference_sid": "room-1", "name": "x"}),
+        (3, {"url": "wss://b", "conference_sid": "room-2", "name": "y z"}),
+    ]
+
+
+def test_one_column_is_csv_too() -> None:
+    assert read("call_sid\nleg-1\nleg-2\n") == [(2, {"call_sid": "leg-1"}), (3, {"call_sid": "leg-2"})]
+
+
+def test_the_first_line_of_csv_alone_starts_nothing() -> None:
+    assert read("conference_sid,url\n") == []
+
+
+def test_blank_lines_and_empty_rows_of_csv_are_passed_over_and_counted() -> None:
+    assert read("\n\nconference_sid,name\n\nroom-1,\n,\n  , \nroom-2,n\n\n") == [
+        (5, {"conference_sid": "room-1"}),
+        (8, {"conference_sid": "room-2", "name": "n"}),
+    ]
+
+
+def test_rows_may_end_as_on_windows() -> None:
+    assert read("conference_sid,name\r\nroom-1,n\r\n\r\nroom-2,n\r\n") == [
+        (2, {"conference_sid": "room-1", "name": "n"}),
+        (4, {"conference_sid": "room-2", "name": "n"}),
+    ]
+
+
+def test_each_parameter_has_a_column_and_an_empty_cell_is_none() -> None:
+    text = "conference_sid,parameters.tenant,parameters.a.b\nroom-1, x ,\nroom-2,,y\nroom-3,,\n"
+    assert read(text) == [
+        (2, {"conference_sid": "room-1", "parameters": {"tenant": " x "}}),
+        (3, {"conference_sid": "room-2", "parameters": {"a.b": "y"}}),
+        (4, {"conference_sid": "room-3"}),
+    ]
+
+
+def test_switches_in_csv_are_true_or_false() -> None:
+    text = "conference_sid,unnamed,realtime\nroom-1,true,false\nroom-2, false ,\nroom-3,yes,\nroom-4,,TRUE\n"
+    assert read(text) == [
+        (2, {"conference_sid": "room-1", "unnamed": True, "realtime": False}),
+        (3, {"conference_sid": "room-2", "unnamed": False}),
+        (4, "unnamed must be true or false, not 'yes'"),
+        (5, "realtime must be true or false, not 'TRUE'"),
+    ]
+
+
+def test_a_quoted_cell_holds_commas_quotes_and_line_breaks() -> None:
+    """The row after a cell of several lines keeps the number that an editor shows for it."""
+    text = 'conference_sid,parameters.note\nroom-1,"a, ""b"""\nroom-2,"one\ntwo\n\nfour"\nroom-3,\nroom-4\n'
+    assert read(text) == [
+        (2, {"conference_sid": "room-1", "parameters": {"note": 'a, "b"'}}),
+        (3, {"conference_sid": "room-2", "parameters": {"note": "one\ntwo\n\nfour"}}),
+        (7, {"conference_sid": "room-3"}),
+        (8, "this line has 1 columns, and the first one names 2"),
+    ]
+
+
+@pytest.mark.parametrize("row", ["room", "room,a,b", "# a comment"])
+def test_a_row_has_as_many_cells_as_there_are_columns(row: str) -> None:
+    count = len(row.split(","))
+    assert read(f"conference_sid,name\n{row}\nroom-2,n\n") == [
+        (2, f"this line has {count} columns, and the first one names 2"),
+        (3, {"conference_sid": "room-2", "name": "n"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        ("conference_sid,urls", f"'urls' is unknown: write {CSV_COLUMNS}"),
+        ("conference_sid,Name", f"'Name' is unknown: write {CSV_COLUMNS}"),
+        ("conference_sid,", f"'' is unknown: write {CSV_COLUMNS}"),
+        ("conference_sid,parameters.", f"'parameters.' is unknown: write {CSV_COLUMNS}"),
+        ("conference_sid,parameters", "a parameter has a column of its own: write it as parameters.NAME"),
+        ("conference_sid,url,url", "the column url is there twice"),
+        ("conference_sid,parameters.a,parameters.a", "the column parameters.a is there twice"),
+    ],
+)
+def test_a_first_line_of_csv_that_cannot_be_right_is_all_that_is_told(header: str, sentence: str) -> None:
+    assert read(f"\n{header}\nroom-1,a,b\nroom-2\n") == [(2, sentence)]
+
+
+@pytest.mark.parametrize("last", ['room-3,"a"b', 'room-3,"never ends', 'room-3,"never\nends\n\n'])
+def test_a_row_that_is_no_csv_is_told_where_it_begins(last: str) -> None:
+    first, second = read(f'conference_sid,name\nroom-1,"a"\n{last}')
+    assert first == (2, {"conference_sid": "room-1", "name": "a"})
+    assert second[0] == 3
+    assert second[1].startswith("this is no CSV: " if '"a"b' in last else "a quote opens here and is never closed")
+
+
+def test_a_row_that_is_no_csv_costs_itself_and_no_more() -> None:
+    """The rows behind a broken one are read; those behind a quote that is never closed can't be, and that is told."""
+    lines = list(read_lines('conference_sid,name\nCF1,n\nCF2,"a"b\nCF3,n\nCF4,"open\nCF5,n\n', "conference_sid"))
+    assert [line.number for line in lines] == [2, 3, 4, 5]
+    assert [line.hides_more for line in lines if isinstance(line, BadLine)] == [False, True]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.text("ab,;\"'\n {#é☎", max_size=8), st.text("ab,;\"'\n {#é☎", max_size=8)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_whatever_a_writer_of_csv_wrote_is_read(rows: list[tuple[str, str]]) -> None:
+    written = io.StringIO(newline="")
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(["parameters.a", "conference_sid", "parameters.b"])
+    expected: list[tuple[int, Any]] = []
+    for index, (a, b) in enumerate(rows):
+        number = written.getvalue().count("\n") + 1
+        writer.writerow([a, f"room-{index}", b])
+        own = {name: cell for name, cell in (("a", a), ("b", b)) if cell.strip()}
+        expected.append((number, {"conference_sid": f"room-{index}"} | ({"parameters": own} if own else {})))
+    assert read(written.getvalue()) == expected
+
+
+def check_thousands(text: str, sentence: str) -> None:
+    """Check that of thousands of lines one is told, and all others are taken."""
+    requests = requests_of(text)
+    assert requests.bad == [BadLine(WRONG, sentence)]
+    assert len(requests.good) == COUNT - 1
+    assert "room-2999" in {request.target for request in requests.good}
+    assert f"room-{WRONG}" not in {request.target for request in requests.good}
+
+
+def thousands(good: str, bad: str, first: int = 1) -> str:
+    """Write thousands of lines, the one in the middle a bad one."""
+    numbers = range(first, first + COUNT)
+    return "".join(f"{bad if number == WRONG else good % number}\n" for number in numbers)
+
+
+def test_one_bad_line_of_thousands_of_ids() -> None:
+    check_thousands(thousands("room-%d", "room;3001"), NO_ID)
+
+
+def test_one_bad_line_of_thousands_of_json() -> None:
+    check_thousands(
+        thousands('{"conference_sid": "room-%d"}', '{"conference_sid": "room-3001"'),
+        "this is no JSON: Expecting ',' delimiter",
+    )
+
+
+def test_one_bad_line_of_thousands_of_csv() -> None:
+    check_thousands(
+        "conference_sid,track\n" + thousands("room-%d,both_tracks", "room-3001,left", first=2),
+        "track 'left' is unknown: write one of 'inbound_track', 'outbound_track', 'both_tracks'",
+    )
+
+
+def test_the_options_hold_for_every_line() -> None:
+    requests = requests_of("one\ntwo\n", track="both_tracks", codec="PCMU", name=None, parameters={"tenant": "a"})
+    assert requests.bad == []
+    assert requests.good == [
+        StartConferenceStream(
+            conference_sid=sid, url=URL, track="both_tracks", codec="PCMU", parameters={"tenant": "a"}
+        )
+        for sid in ("one", "two")
+    ]
+
+
+def test_a_line_says_otherwise_and_adds_its_parameters() -> None:
+    [request] = requests_of(
+        'conference_sid,url,realtime,parameters.tenant,parameters.line\nroom,"wss://b.example.com/x",false,b,1\n',
+        realtime=True,
+        parameters={"tenant": "a", "all": "0"},
+    ).good
+    assert request == StartConferenceStream(
+        conference_sid="room",
+        url="wss://b.example.com/x",
+        realtime=False,
+        parameters={"tenant": "b", "all": "0", "line": "1"},
+    )
+
+
+def test_a_call_gets_no_option_of_conferences() -> None:
+    text = '{"call_sid": "leg"}\n{"conference_sid": "room"}\n'
+    assert requests_of(text, codec="PCMU", realtime=True, track="both_tracks").good == [
+        StartCallStream(call_sid="leg", url=URL, track="both_tracks"),
+        StartConferenceStream(conference_sid="room", url=URL, codec="PCMU", realtime=True, track="both_tracks"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({}, "a line needs a conference_sid or a call_sid, and not both"),
+        ({"conference_sid": "a", "call_sid": "b"}, "a line needs a conference_sid or a call_sid, and not both"),
+        ({"conference_sid": ""}, "conference_sid is empty"),
+        ({"conference_sid": 5}, "conference_sid must be a str, not int"),
+        ({"conference_sid": "a", "url": "ws://host/x"}, "wss://host/x"),
+        ({"conference_sid": "a", "url": f"{URL}?key=hush"}, "has a query string"),
+        ({"conference_sid": "a", "url": True}, "url must be a str, not bool"),
+        ({"conference_sid": "a", "name": ["hush"]}, "name must be a str, not list"),
+        ({"conference_sid": "a", "name": "n", "unnamed": True}, "contradict each other"),
+        ({"conference_sid": "a", "unnamed": "true"}, "unnamed must be True or False"),
+        ({"conference_sid": "a", "track": "left"}, "track 'left' is unknown"),
+        ({"conference_sid": "a", "codec": "MP3"}, "codec 'MP3' is unknown"),
+        ({"conference_sid": "a", "realtime": 1}, "realtime must be True or False"),
+        ({"conference_sid": "a", "status_callback": "https://u:hush@"}, "is no http(s) address"),
+        ({"conference_sid": "a", "status_callback_method": "PUT"}, "status_callback_method 'PUT' is unknown"),
+        ({"conference_sid": "a", "parameters": ["hush"]}, "parameters must be a mapping"),
+        ({"conference_sid": "a", "parameters": {"pin": 5}}, "parameter 'pin' is of type int"),
+        ({"conference_sid": "a", "parameters": {" ": "hush"}}, "a parameter has an empty name"),
+        ({"conference_sid": "a", "authorization_bearer_token": "hush hush"}, "holds blanks or is not ASCII"),
+        ({"call_sid": "a", "codec": "PCMU"}, "codec is for conference streams only"),
+        ({"call_sid": "a", "realtime": False}, "realtime is for conference streams only"),
+    ],
+)
+def test_a_field_that_cannot_be_right_makes_its_line_a_bad_one(fields: dict[str, Any], sentence: str) -> None:
+    bad = only_bad(f"\n{json.dumps(fields)}\n")
+    assert bad.number == 2
+    assert sentence in bad.why
+    assert "hush" not in bad.why
+
+
+def test_without_a_url_for_all_each_line_needs_one() -> None:
+    requests = Requests.of(read_lines(f"conference_sid,url\none,\ntwo,{URL}\n", "call_sid"), Defaults({"url": None}))
+    assert requests.bad == [BadLine(2, "there is no url: pass --url, or give the line one")]
+    assert requests.good == [StartConferenceStream(conference_sid="two", url=URL)]
+
+
+def test_a_target_may_come_twice_under_two_names_only() -> None:
+    requests = requests_of("conference_sid,name\nroom,a\nroom,b\nroom,\nother,a\nroom,a\nroom,\n")
+    advice = "leave it out, or give each of its streams a name of its own"
+    assert requests.bad == [
+        BadLine(6, f"room is on line 2 already: {advice}"),
+        BadLine(7, f"room is on line 4 already: {advice}"),
+    ]
+    assert [(request.target, request.name) for request in requests.good] == [
+        ("room", "a"),
+        ("room", "b"),
+        ("room", None),
+        ("other", "a"),
+    ]
+
+
+def test_a_target_may_have_several_streams_without_a_name() -> None:
+    requests = requests_of("room\nroom\n", unnamed=True)
+    assert (len(requests.good), requests.bad) == (2, [])
+
+
+def test_bad_lines_of_every_kind_are_told_in_the_order_of_the_file() -> None:
+    requests = requests_of("a b\none\ntwo,three\none\n")
+    assert [(line.number, line.why.partition(":")[0]) for line in requests.bad] == [
+        (1, "conference_sid 'a b' can't be part of a path"),
+        (3, "this is no id"),
+        (4, "one is on line 2 already"),
+    ]
+    assert [request.target for request in requests.good] == ["one"]
+
+
+def test_no_secret_is_in_what_is_shown_of_them() -> None:
+    text = '{"conference_sid": "room", "parameters": {"pin": "hush"}, "authorization_bearer_token": "hush"}'
+    [line] = read_lines(text, "conference_sid")
+    defaults = Defaults({"url": URL, "authorization_bearer_token": "hush"}, {"key": "hush"})
+    assert repr(line) == "Line(number=1)"
+    assert "hush" not in repr(defaults) + repr(Requests.of([line], defaults).good)

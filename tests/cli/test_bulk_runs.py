@@ -1,0 +1,665 @@
+"""``bulk resume``, ``status`` and ``stop``: runs that were cut off in every way, their journals, and their secrets."""
+
+import asyncio
+import io
+import os
+import shlex
+import signal
+import sqlite3
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signalwire_streams import (
+    BulkJournal,
+    ConferenceStream,
+    RetryPolicy,
+    StartCallStream,
+    StartConferenceStream,
+    StreamsClient,
+)
+from signalwire_streams.simulator import SimulatedSpace
+
+from .bulk_runs import bytes_in, files_in, held_space, json_file, offered, table
+from .shell import PATIENCE, URL, Ran, Shell, credentials, end_of, process
+
+TO_URL = ("--url", URL)
+RUN = ("--journal", "run.db")
+START_ALL = ("bulk", "start", "--all-in-progress", *TO_URL, *RUN)
+RESUME, STATUS, STOP = ("bulk", "resume", "run.db"), ("bulk", "status", "run.db"), ("bulk", "stop", "run.db")
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals and pipes")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that the commands run in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def client_of(space: SimulatedSpace, **options: Any) -> StreamsClient:
+    return StreamsClient(base_url=space.base_url, project=space.project, token=space.token, **options)
+
+
+def is_misuse(ran: Ran, sentence: str) -> None:
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert sentence in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+async def news_of(child: Process) -> str:
+    """Read the line that a process writes on stderr next."""
+    assert child.stderr is not None
+    async with asyncio.timeout(PATIENCE):
+        return (await child.stderr.readline()).decode()
+
+
+async def is_gone_on_with(shell: Shell, space: SimulatedSpace, command: list[str]) -> Ran:
+    """Check that a run that was cut off is brought to its end, with no stream too few and none too many."""
+    space.faults.clear()
+    shell.set(credentials(space))
+    ran = await shell(*command)
+    assert (ran.code, ran.err) == (0, "")
+    assert sorted(stream.target_sid for stream in space.streams.alive()) == sorted(space.conference_sids)
+    assert space.streams.doubled() == []
+    return ran
+
+
+# Cut off, and gone on with.
+
+
+@posix_only
+async def test_a_killed_run_is_gone_on_with(bare_shell: Shell) -> None:
+    """What was sent is intended in the journal, and is sent again under its name: none is doubled, none is lost."""
+    async with SimulatedSpace(conferences=9, participants=0) as space:
+        space.faults.add("hang", on="start", created=True)
+        async with process(*START_ALL, "--concurrency", "4", environment=credentials(space)) as child:
+            await space.requests.wait_for(4, "start-conference-stream", timeout=PATIENCE)
+            killed = await end_of(child, signal.SIGKILL)
+        assert (killed.code, killed.out, killed.err) == (-signal.SIGKILL, "", "")
+        assert len(space.streams.alive()) == 4
+
+        told = await bare_shell(*STATUS)
+        assert (told.code, told.err) == (0, "")
+        assert table(told) == {"planned": "9", "waiting": "5", "intended": "4", "attempts": "0"}
+        assert offered(told, "stop") == list(STOP)
+
+        ran = await is_gone_on_with(bare_shell, space, offered(told, "resume"))
+        assert table(ran)["attempts"] == "9, 0 of them followed by another one"
+        assert "of them before" not in ran.out
+
+
+@posix_only
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_a_signal_lets_what_is_under_way_end(bare_shell: Shell, number: signal.Signals, code: int) -> None:
+    async with held_space(conferences=7) as (space, held):
+        async with process(*START_ALL, "--concurrency", "2", environment=credentials(space)) as child:
+            await space.requests.wait_for(2, "start-conference-stream", timeout=PATIENCE)
+            child.send_signal(number)
+            assert await news_of(child) == (
+                "Ending: 0 of 7, interrupted: 5 s for what is under way, interrupt again to cut it\n"
+            )
+            held.let_go()
+            ended = await end_of(child)
+        assert (ended.code, ended.err) == (code, "")
+        assert ended.out.startswith("Started 2 of 7 streams in ")
+        assert (table(ended)["started"], table(ended)["not tried yet"]) == ("2", "5")
+        assert "Most frequent errors" not in ended.out
+        assert space.requests.count("start-conference-stream") == 2
+
+        ran = await is_gone_on_with(bare_shell, space, offered(ended, "resume"))
+        assert (table(ran)["started"], table(ran)["of them before"]) == ("7", "2")
+        assert space.requests.count("start-conference-stream") == 7
+
+
+@posix_only
+async def test_a_second_signal_cuts_what_is_under_way(bare_shell: Shell) -> None:
+    """What was sent may be running, and the report says so; in JSON as well."""
+    async with held_space(conferences=5) as (space, _):
+        arguments = (*START_ALL, "--concurrency", "2", "--json")
+        async with process(*arguments, environment=credentials(space)) as child:
+            await space.requests.wait_for(2, "start-conference-stream", timeout=PATIENCE)
+            child.send_signal(signal.SIGINT)
+            assert (await news_of(child)).startswith("Ending: ")
+            ended = await end_of(child, signal.SIGINT)
+        assert (ended.code, ended.err) == (130, "")
+        *outcomes, last = ended.lines
+        unknown = [outcome for outcome in outcomes if outcome["state"] == "unknown"]
+        assert sorted(outcome["target"] for outcome in unknown) == sorted(space.conference_sids[:2])
+        assert {outcome["name"] for outcome in unknown} == {stream.name for stream in space.streams}
+        report = last["report"]
+        assert (report["ok"], report["interrupted"], report["planned"]) == (False, True, 5)
+        assert report["counts"]["unknown"] == 2
+        assert report["ended"] == len(outcomes) < 5
+
+        await is_gone_on_with(bare_shell, space, shlex.split(report["go_on"])[1:])
+
+
+@posix_only
+async def test_what_waited_for_its_turn_was_not_sent(bare_shell: Shell) -> None:
+    """A rate holds the second start back; two signals end the run, and nothing is claimed to be unknown."""
+    async with SimulatedSpace(conferences=3, participants=0) as space:
+        arguments = (*START_ALL, "--rate", "0.1", "--concurrency", "2")
+        async with process(*arguments, environment=credentials(space)) as child:
+            await space.requests.wait_for(1, "start-conference-stream", timeout=PATIENCE)
+            child.send_signal(signal.SIGINT)
+            assert (await news_of(child)).startswith("Ending: ")
+            ended = await end_of(child, signal.SIGINT)
+        assert ended.code == 130
+        assert "unknown" not in ended.out
+        assert (table(ended)["started"], table(ended)["not tried yet"]) == ("1", "2")
+        assert space.requests.count("start-conference-stream") == 1
+        await is_gone_on_with(bare_shell, space, offered(ended, "resume"))
+
+
+@posix_only
+async def test_a_signal_before_the_run_leaves_nothing(folder: Path) -> None:
+    async with SimulatedSpace(conferences=1) as space:
+        space.faults.add("hang", on="list")
+        async with process(*START_ALL, environment=credentials(space)) as child:
+            await space.requests.wait_for(1, "list-conferences", timeout=PATIENCE)
+            ran = await end_of(child, signal.SIGINT)
+    assert (ran.code, ran.out, ran.err) == (130, "", "")
+    assert files_in(folder) == []
+
+
+@posix_only
+async def test_a_reader_who_has_had_enough_ends_the_run(bare_shell: Shell) -> None:
+    """As in ``signalwire-streams bulk start ... --json | head``; what was started is in the journal."""
+    async with SimulatedSpace(conferences=12, participants=0) as space:
+        reading, writing = os.pipe()
+        os.close(reading)
+        arguments = (*START_ALL, "--json", "--concurrency", "1")
+        try:
+            async with process(*arguments, environment=credentials(space), stdout=writing) as child:
+                ran = await end_of(child)
+        finally:
+            os.close(writing)
+        assert (ran.code, ran.err) == (141, "")
+        assert BulkJournal("run.db").status().counts["started"] == len(space.streams.alive()) < 12
+        await is_gone_on_with(bare_shell, space, list(RESUME))
+
+
+@posix_only
+async def test_a_run_is_one_processs_at_a_time(bare_shell: Shell) -> None:
+    """While one works on it, everybody may look, and nobody may go on with it or stop it."""
+    async with held_space(conferences=3) as (space, held):
+        bare_shell.set(credentials(space))
+        async with process(*START_ALL, "--concurrency", "1", environment=credentials(space)) as child:
+            await space.requests.wait_for(1, "start-conference-stream", timeout=PATIENCE)
+            told = await bare_shell(*STATUS)
+            as_json = await bare_shell(*STATUS, "--json")
+            resumed, stopped = await bare_shell(*RESUME), await bare_shell(*STOP, "--json")
+            held.let_go()
+            ended = await end_of(child)
+        assert (told.code, told.rows[-1]) == (0, "A process works on it now.")
+        assert table(told) == {"planned": "3", "intended": "1", "waiting": "2", "attempts": "0"}
+        assert as_json.json["held"] is True
+        is_misuse(resumed, "another process runs the journal run.db: wait for it, or end it")
+        assert (stopped.code, stopped.json["error"]) == (2, "InvalidRequestError")
+        assert (ended.code, len(space.streams.alive())) == (0, 3)
+
+
+async def test_what_was_refused_is_tried_again(shell: Shell, space: SimulatedSpace) -> None:
+    rule = space.faults.add("status", on="start", status=422, target=space.conference_sids[1])
+    assert (await shell(*START_ALL)).code == 1
+    again = await shell(*RESUME)
+    assert (again.code, table(again)["rejected"], table(again)["of them before"]) == (1, "1", "2")
+    rule.remove()
+    ran = await is_gone_on_with(shell, space, offered(again, "resume"))
+    assert "resume" not in ran.out
+
+
+async def test_a_finished_run_has_nothing_left_to_send(shell: Shell, space: SimulatedSpace) -> None:
+    await shell(*START_ALL)
+    sent = space.requests.count()
+    ran = await shell(*RESUME)
+    assert (ran.code, ran.err) == (0, "")
+    assert table(ran) == {
+        "started": "3",
+        "of them before": "3",
+        "attempts": "0, 0 of them followed by another one",
+    }
+    as_json = await shell(*RESUME, "--json")
+    *outcomes, last = as_json.lines
+    assert {(outcome["state"], outcome["attempts"]) for outcome in outcomes} == {("started", 0)}
+    assert {outcome["sid"] for outcome in outcomes} == {stream.sid for stream in space.streams}
+    report = last["report"]
+    assert (report["ok"], report["earlier"], report["attempts"], report["go_on"]) == (True, 3, 0, None)
+    assert space.requests.count() == sent
+
+
+async def test_what_may_run_on_a_call_is_told_until_it_may_be_sent_again(shell: Shell, space: SimulatedSpace) -> None:
+    space.faults.add("reset", on="start", created=True, times=1)
+    assert (await shell(*START_ALL, "--kind", "call", "--concurrency", "1")).code == 1
+    sent = space.requests.count()
+    again = await shell(*RESUME)
+    assert (again.code, table(again)["unknown"], table(again)["of them before"]) == (1, "1", "1")
+    assert "so it is not sent again" in again.out
+    assert space.requests.count() == sent
+    ran = await shell(*RESUME, "--resend-call-starts")
+    assert (ran.code, table(ran)["started"]) == (0, "2")
+    assert (len(space.streams.alive()), space.streams.doubled()) == (2, [])
+
+
+async def test_a_wrong_token_leaves_a_run_to_go_on_with(shell: Shell, space: SimulatedSpace) -> None:
+    space.faults.add("status", on="start", status=404, times=3)
+    await shell(*START_ALL)
+    shell.set({"SIGNALWIRE_API_TOKEN": "PTwrong-and-hush"})
+    ran = await shell(*RESUME, "--concurrency", "1")
+    assert ran.code == 1
+    assert "  1 x AuthenticationError 20003\n" in ran.out
+    assert "hush" not in ran.out + ran.err
+    await is_gone_on_with(shell, space, offered(ran, "resume"))
+
+
+async def test_a_full_disk_ends_the_run_and_is_told(shell: Shell, space: SimulatedSpace) -> None:
+    """What can't be noted is not sent."""
+    space.faults.add("status", on="start", status=404, times=3)
+    await shell(*START_ALL)
+    database = sqlite3.connect("run.db")
+    with database:
+        database.execute("CREATE TRIGGER full BEFORE UPDATE ON items BEGIN SELECT RAISE(ABORT, 'full'); END")
+    database.close()
+    sent = space.requests.count()
+    ran, as_json = await shell(*RESUME), await shell(*RESUME, "--json")
+    assert (ran.code, ran.err) == (1, "error: the journal run.db can't be written: full\n")
+    assert table(ran)["not attempted"] == "3"
+    assert "make room on the disk, then go on." in ran.out
+    assert offered(ran, "resume") == list(RESUME)
+    *_, report, error = as_json.lines
+    assert (as_json.code, report["report"]["ok"], error["error"]) == (1, False, "JournalError")
+    assert space.requests.count() == sent
+
+
+# Whose run it is.
+
+
+async def test_a_journal_knows_its_space_and_project(shell: Shell, space: SimulatedSpace) -> None:
+    """Of the account, the token alone is needed."""
+    await shell(*START_ALL)
+    for name in ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID"):
+        shell.environment.delenv(name)
+    resumed, stopped = await shell(*RESUME), await shell(*STOP)
+    assert (resumed.code, stopped.code) == (0, 0)
+    assert space.streams.alive() == []
+
+
+@pytest.mark.parametrize("command", ["resume", "stop"])
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (("--project", "another"), "run.db belongs to the project "),
+        (("--space", "another"), "run.db belongs to the Space http://127.0.0.1:"),
+    ],
+)
+async def test_a_journal_of_another_account_is_refused(
+    shell: Shell, space: SimulatedSpace, command: str, option: tuple[str, str], sentence: str
+) -> None:
+    await shell(*START_ALL)
+    sent = space.requests.count()
+    ran = await shell("bulk", command, "run.db", *option)
+    is_misuse(ran, sentence)
+    assert ": use it there, not on " in ran.err
+    assert space.requests.count() == sent
+
+
+@pytest.mark.parametrize("command", ["resume", "stop"])
+async def test_without_a_token_nothing_is_done(shell: Shell, space: SimulatedSpace, command: str) -> None:
+    await shell(*START_ALL)
+    shell.environment.delenv("SIGNALWIRE_API_TOKEN")
+    ran = await shell("bulk", command, "run.db")
+    is_misuse(ran, "set SIGNALWIRE_API_TOKEN in the environment")
+    assert len(space.streams.alive()) == 3
+
+
+@pytest.mark.parametrize("command", ["resume", "status", "stop"])
+async def test_a_file_that_is_no_journal_is_told(shell: Shell, folder: Path, command: str) -> None:
+    (folder / "notes").write_text("nothing of the kind, and long enough to be looked into" * 40, encoding="utf-8")
+    is_misuse(await shell("bulk", command, "none.db"), "there is no journal none.db: name the file that the run wrote")
+    is_misuse(await shell("bulk", command, "notes"), "notes is no journal that this version can read")
+    broken = await shell("bulk", command, str(folder), "--json")
+    assert (broken.code, broken.json["error"]) == (1, "JournalError")
+    assert broken.err.startswith("error: the journal ")
+
+
+async def test_a_run_without_a_plan_is_its_programs_to_go_on_with(shell: Shell, space: SimulatedSpace) -> None:
+    """It can be looked at and stopped all the same."""
+    requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
+    async with client_of(space) as client:
+        await client.start_streams(requests, journal="run.db").report()
+    is_misuse(await shell(*RESUME), "run.db was begun by a program, which knows what is left: resume it there")
+    told = await shell(*STATUS)
+    assert table(told) == {"started": "3", "attempts": "3"}
+    assert "resume" not in told.out
+    assert (await shell(*offered(told, "stop"))).code == 0
+    assert space.streams.alive() == []
+
+
+async def test_the_journal_of_stops_is_only_looked_at(shell: Shell, space: SimulatedSpace) -> None:
+    await shell(*START_ALL)
+    streams = [ConferenceStream(conference_sid=stream.target_sid, sid=stream.sid) for stream in space.streams]
+    async with client_of(space) as client:
+        await client.stop_streams(streams, journal="stops.db").report()
+    told = await shell("bulk", "status", "stops.db")
+    assert (told.code, told.rows[-1]) == (0, "No process works on it now.")
+    assert f", to stop streams on {space.base_url}." in told.out
+    assert table(told)["stopped"] == "3"
+    is_misuse(await shell("bulk", "resume", "stops.db"), "was begun by a program")
+    is_misuse(await shell("bulk", "stop", "stops.db"), "stops.db is the journal of a run that stops streams")
+
+
+# Looked at.
+
+
+async def some_of_each(space: SimulatedSpace) -> Mapping[str, str]:
+    """Plan a run that leaves items in every state but one; give the targets by that."""
+    started, rejected, lost = space.conference_sids
+    space.faults.add("status", on="start", target=rejected, status=422, body="api")
+    space.faults.add("reset", on="start", target=lost, created=True)
+    requests: list[StartConferenceStream | StartCallStream] = [
+        StartConferenceStream(conference_sid=sid, url=URL, name="audit") for sid in space.conference_sids
+    ]
+    requests.append(StartCallStream(call_sid=space.call_sids[0], url=URL))
+    async with client_of(space, retry=RetryPolicy(attempts=1, resends=0)) as client:
+        client.plan_streams(requests, journal="run.db")
+        await client.start_streams(requests[:3], journal="run.db", resume=True, concurrency=1).report()
+    return {"started": started, "rejected": rejected, "unknown": lost}
+
+
+async def test_a_run_is_summed_up_from_its_journal(bare_shell: Shell, space: SimulatedSpace) -> None:
+    """Without any account."""
+    await some_of_each(space)
+    ran = await bare_shell(*STATUS)
+    assert (ran.code, ran.err) == (0, "")
+    status = BulkJournal("run.db").status()
+    began = status.began[:19].replace("T", " ")
+    assert ran.rows[0] == f"Run {status.run} began on {began} UTC, to start streams on {space.base_url}."
+    errors = ran.rows.index("Errors:")
+    assert {row.split()[0]: row.split()[1] for row in ran.rows[1:errors]} == {
+        "planned": "4",
+        "started": "1",
+        "rejected": "1",
+        "unknown": "1",
+        "waiting": "1",
+        "attempts": "3",
+    }
+    assert ran.rows[errors + 1 : errors + 3] == [f"  1 x  {label}" for label in status.errors]
+    assert [label.split()[0] for label in status.errors] == ["StreamOutcomeUnknown", "UnprocessableError"]
+    assert (offered(ran, "resume"), offered(ran, "stop")) == (list(RESUME), list(STOP))
+
+
+async def test_a_sum_is_given_in_json(bare_shell: Shell, space: SimulatedSpace) -> None:
+    await some_of_each(space)
+    facts = (await bare_shell(*STATUS, "--json")).json
+    status = BulkJournal("run.db").status()
+    assert facts == {
+        "run": status.run,
+        "doing": "start",
+        "origin": space.base_url,
+        "project": space.project,
+        "began": status.began,
+        "undone_since": None,
+        "planned": 4,
+        "counts": {"started": 1, "rejected": 1, "unknown": 1, "waiting": 1},
+        "undone": 0,
+        "attempts": 3,
+        "errors": status.errors,
+        "held": False,
+    }
+
+
+async def test_items_are_listed_by_their_state(bare_shell: Shell, space: SimulatedSpace) -> None:
+    targets = await some_of_each(space)
+    for state, target in targets.items():
+        ran = await bare_shell(*STATUS, "--list", state)
+        assert (ran.code, ran.err) == (0, "")
+        header, row = ran.rows
+        assert header.split() == ["KIND", "TARGET", "STATE", "SID", "NAME", "MESSAGE"]
+        assert row.split()[:3] == ["conference", target, state]
+        assert "audit" in row
+    both = await bare_shell(*STATUS, "--list", "started", "--list", "unknown")
+    assert [row.split()[1] for row in both.rows[1:]] == [targets["started"], targets["unknown"]]
+    none = await bare_shell(*STATUS, "--list", "stopped")
+    assert (none.code, len(none.rows)) == (0, 1)
+
+
+async def test_items_are_listed_in_json(bare_shell: Shell, space: SimulatedSpace) -> None:
+    targets = await some_of_each(space)
+    ran = await bare_shell(*STATUS, "--json", "--list", "rejected", "--list", "started")
+    started, rejected = ran.lines
+    assert started == {
+        "kind": "conference",
+        "target": targets["started"],
+        "name": "audit",
+        "state": "started",
+        "sid": space.streams[0].sid,
+        "ambiguous": False,
+        "attempts": 1,
+        "error": None,
+        "message": None,
+        "undone": None,
+    }
+    assert (rejected["target"], rejected["sid"]) == (targets["rejected"], None)
+    assert rejected["error"].startswith("UnprocessableError")
+    assert targets["rejected"] in rejected["message"]
+
+
+async def test_a_list_fits_a_terminal(bare_shell: Shell, space: SimulatedSpace) -> None:
+    await some_of_each(space)
+    bare_shell.pretend_terminal(80)
+    ran = await bare_shell(*STATUS, "--list", "rejected")
+    assert max(map(len, ran.rows)) <= 80
+    assert space.conference_sids[1] in ran.out
+
+
+async def test_an_unknown_state_is_misuse(bare_shell: Shell) -> None:
+    is_misuse(await bare_shell(*STATUS, "--list", "lost"), "'lost' is not one of 'started', 'already_started'")
+
+
+# Stopped.
+
+
+async def test_what_may_run_is_stopped_too_and_again_until_nothing_is_left(shell: Shell, space: SimulatedSpace) -> None:
+    """A stop that fails is told, and sent again by the command that is shown."""
+    await some_of_each(space)
+    space.faults.clear()
+    rule = space.faults.add("status", on="stop", target=space.conference_sids[0], status=403)
+    first = await shell(*STOP)
+    assert (first.code, first.err) == (1, "")
+    assert first.out.startswith("Stopped 1 of 2 streams in ")
+    assert "give it the scope in the dashboard." in first.out
+    told = await shell(*STATUS)
+    assert table(told)["stopped again"] == "1"
+    assert offered(told, "stop") == offered(first, "stop") == list(STOP)
+    assert "resume" not in told.out + first.out
+
+    rule.remove()
+    second = await shell(*offered(first, "stop"))
+    assert (second.code, table(second)["stopped"]) == (0, "1")
+    assert "Go on with it" not in second.out
+    assert space.streams.alive() == []
+    assert (await shell(*STATUS)).rows[-1] == "All that it started was stopped."
+
+    sent = space.requests.count()
+    third, as_json = await shell(*STOP), await shell(*STOP, "--json")
+    assert (third.code, third.out, third.err) == (0, "There is nothing left to stop.\n", "")
+    report = as_json.json["report"]
+    assert (as_json.code, report["ok"], report["planned"], report["go_on"]) == (0, True, 0, None)
+    assert space.requests.count() == sent
+
+
+async def test_a_run_that_was_stopped_is_not_gone_on_with(shell: Shell, space: SimulatedSpace) -> None:
+    await shell(*START_ALL)
+    assert (await shell(*STOP)).code == 0
+    sent = space.requests.count()
+    is_misuse(await shell(*RESUME), "the streams of run.db were stopped since 20")
+    as_json = await shell(*RESUME, "--json")
+    assert (as_json.code, as_json.json["error"]) == (2, "InvalidRequestError")
+    assert space.requests.count() == sent
+
+
+async def test_json_gives_each_stop_and_a_report(shell: Shell, space: SimulatedSpace) -> None:
+    await shell(*START_ALL)
+    ran = await shell(*STOP, "--json", "--rate", "1000", "--concurrency", "2")
+    *outcomes, last = ran.lines
+    assert (ran.code, ran.err) == (0, "")
+    assert {(outcome["state"], outcome["kind"]) for outcome in outcomes} == {("stopped", "conference")}
+    assert {outcome["sid"] for outcome in outcomes} == {stream.sid for stream in space.streams}
+    assert {outcome["name"] for outcome in outcomes} == {stream.name for stream in space.streams}
+    report = last["report"]
+    assert (report["ok"], report["counts"], report["planned"], report["go_on"]) == (True, {"stopped": 3}, 3, None)
+
+
+@posix_only
+async def test_stopping_that_was_cut_off_is_gone_on_with(shell: Shell, space: SimulatedSpace) -> None:
+    await shell(*START_ALL)
+    space.faults.add("hang", on="stop", created=True)
+    async with process(*STOP, "--concurrency", "1", environment=credentials(space)) as child:
+        await space.requests.wait_for(1, "stop-conference-stream", timeout=PATIENCE)
+        assert (await end_of(child, signal.SIGKILL)).out == ""
+    told = await shell(*STATUS)
+    assert "stopped again" in table(told)
+    assert "resume" not in told.out
+    space.faults.clear()
+    ran = await shell(*offered(told, "stop"))
+    assert (ran.code, table(ran)["stopped"]) == (0, "3")
+    assert space.streams.alive() == []
+
+
+# Its secrets.
+
+
+SECRETS = {
+    "parameters": {"pin": "hush-pin", "tenant": "hush-tenant"},
+    "authorization_bearer_token": "hush-bearer",
+    "status_callback": "https://user:hush-callback@app.example.com/hear?key=hush-key",
+}
+
+
+def secret_lines(space: SimulatedSpace) -> list[dict[str, Any]]:
+    """One line without a secret, one with all of them, and one with other ones, which has a name."""
+    first, second, third = space.conference_sids
+    return [
+        {"conference_sid": first, "status_callback": "https://app.example.com/hear"},
+        {"conference_sid": second, **SECRETS},
+        {"conference_sid": third, "name": "audit", "parameters": {"pin": "hush-other"}},
+    ]
+
+
+async def begin_with_secrets(shell: Shell, space: SimulatedSpace, path: Path) -> str:
+    """Begin a run with secrets that starts nothing; give the name of the file that they are in."""
+    source = json_file(path / "targets.jsonl", secret_lines(space))
+    space.faults.add("status", on="start", status=404, times=3)
+    ran = await shell("bulk", "start", source, *TO_URL, *RUN)
+    assert ran.code == 1
+    assert "hush" not in ran.out + ran.err
+    assert f"Go on with it (and give its secrets again):\n  {shlex.join(['signalwire-streams', *RESUME])}\n" in ran.out
+    return source
+
+
+def what_arrived(space: SimulatedSpace) -> dict[str, tuple[Any, ...]]:
+    return {
+        stream.target_sid: (stream.parameters, stream.authorization_bearer_token, stream.status_callback)
+        for stream in space.streams.alive()
+    }
+
+
+async def test_secrets_that_are_not_given_again_are_named(
+    shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
+) -> None:
+    """All of those of a request, and by the options that give them."""
+    await begin_with_secrets(shell, space, tmp_path)
+    sent = space.requests.count()
+    bare = await shell(*RESUME)
+    is_misuse(
+        bare,
+        f"the journal keeps no secrets, and {space.conference_sids[1]} had some: give them again with "
+        "--parameter pin=... --parameter tenant=... --bearer-token-file FILE --status-callback URL, "
+        "or name the FILE that they came from after the journal",
+    )
+    some = await shell(*RESUME, "--parameter", "tenant=hush", "--status-callback", "https://a.example.com/?hush")
+    is_misuse(some, "give them again with --parameter pin=... --bearer-token-file FILE, or name")
+    assert "hush" not in some.err
+    assert b"hush" not in bytes_in(folder)
+    assert space.requests.count() == sent
+    assert table(await shell(*STATUS))["attempts"] == "3"
+
+
+async def test_secrets_are_given_again_by_the_file_that_they_came_from(
+    shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
+) -> None:
+    source = await begin_with_secrets(shell, space, tmp_path)
+    ran = await shell(*RESUME, source)
+    assert (ran.code, ran.err) == (0, "")
+    first, second, third = space.conference_sids
+    assert what_arrived(space) == {
+        first: ({}, None, "https://app.example.com/hear"),
+        second: tuple(SECRETS.values()),
+        third: ({"pin": "hush-other"}, None, None),
+    }
+    assert b"hush" not in ran.out.encode() + bytes_in(folder)
+
+
+async def test_secrets_are_given_again_by_options(
+    shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
+) -> None:
+    """For all that had them, and for no other; a line of the FILE goes before them."""
+    await begin_with_secrets(shell, space, tmp_path)
+    (tmp_path / "token").write_text("hush-new-bearer", encoding="utf-8")
+    third = {"conference_sid": space.conference_sids[2], "parameters": {"pin": "hush-line", "more": "hush-more"}}
+    # What is wrong in the FILE started nothing, and has no secrets to give.
+    lines: list[dict[str, Any]] = [third, {"conference_sid": 5}, {"no-such-field": 1}, {"call_sid": "leg"}]
+    ran = await shell(
+        *(*RESUME, json_file(tmp_path / "some.jsonl", lines), "--bearer-token-file", str(tmp_path / "token")),
+        *("--parameter", "pin=hush-all", "--parameter", "tenant=hush-tenant", "--parameter", "other=hush-not-asked"),
+        *("--status-callback", "https://a.example.com/?hush"),
+    )
+    assert (ran.code, ran.err) == (0, "")
+    first, second, third_sid = space.conference_sids
+    assert what_arrived(space) == {
+        first: ({}, None, "https://app.example.com/hear"),
+        second: (
+            {"pin": "hush-all", "tenant": "hush-tenant"},
+            "hush-new-bearer",
+            "https://a.example.com/?hush",
+        ),
+        third_sid: ({"pin": "hush-line"}, None, None),
+    }
+    assert b"hush" not in ran.out.encode() + bytes_in(folder)
+
+
+async def test_the_file_of_secrets_is_read_as_any(
+    shell: Shell, space: SimulatedSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = await begin_with_secrets(shell, space, tmp_path)
+    is_misuse(await shell(*RESUME, "none.csv"), "none.csv can't be read: No such file")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hush"))
+    both = await shell(*RESUME, "-", "--bearer-token-file", "-")
+    is_misuse(both, "standard input can't be the FILE and the bearer token")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(Path(source).read_text(encoding="utf-8")))  # noqa: ASYNC240
+    assert (await shell(*RESUME, "-")).code == 0
+    assert len(space.streams.alive()) == 3
+
+
+async def test_a_journal_holds_no_secret_while_its_run_goes_on(bare_shell: Shell, tmp_path: Path, folder: Path) -> None:
+    async with held_space(conferences=3) as (space, held):
+        bare_shell.set(credentials(space))
+        source = json_file(tmp_path / "targets.jsonl", secret_lines(space))
+        going = asyncio.create_task(bare_shell("bulk", "start", source, *TO_URL, *RUN))
+        await space.requests.wait_for(3, "start-conference-stream", timeout=PATIENCE)
+        during = bytes_in(folder)
+        held.let_go()
+        ran = await going
+    found = during + bytes_in(folder) + (ran.out + ran.err).encode()
+    assert ran.code == 0
+    assert space.conference_sids[1].encode() in during
+    assert [secret for secret in ("hush", space.token) if secret.encode() in found] == []

@@ -1,0 +1,140 @@
+"""The end of a bulk run in words: what is counted, which errors are told, and which command does the rest."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signalwire_streams import (
+    BulkOutcome,
+    BulkReport,
+    BulkState,
+    NotFoundError,
+    RunEndedError,
+    StartConferenceStream,
+    StreamsError,
+)
+from signalwire_streams.cli.bulk.summary import Closing, bulk_command
+
+from .shell import URL
+
+ITEM = StartConferenceStream(conference_sid="room", url=URL)
+NO_LATENCIES = {50: 0.0, 95: 0.0, 99: 0.0, 100: 0.0}
+
+
+def report(counts: dict[BulkState, int], **fields: Any) -> BulkReport:
+    facts: dict[str, Any] = {
+        "failures": (),
+        "errors": {},
+        "attempts": sum(counts.values()),
+        "latencies": NO_LATENCIES,
+        "seconds": 1.0,
+    }
+    return BulkReport(counts=counts, **facts | fields)
+
+
+def closing(found: BulkReport, **fields: Any) -> Closing:
+    facts: dict[str, Any] = {
+        "doing": "start",
+        "planned": found.total,
+        "early": 0,
+        "repeats": 0,
+        "journal": Path("run.db"),
+        "options": (),
+        "interrupted": False,
+        "has_secrets": False,
+    }
+    return Closing(report=found, **facts | fields)
+
+
+def failure(error: StreamsError | None) -> BulkOutcome[StartConferenceStream]:
+    return BulkOutcome(index=0, item=ITEM, state=BulkState.REJECTED, error=error)
+
+
+def test_a_long_run_is_summed_up_in_round_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    latencies = {50: 0.0314, 95: 0.08, 99: 1.2, 100: 2.5}
+    found = report({BulkState.STARTED: 9_990, BulkState.ALREADY_STARTED: 10}, latencies=latencies, seconds=83.4)
+    closing(found, repeats=1_234, early=2_000).write()
+    assert capsys.readouterr().out == (
+        "Started 10,000 of 10,000 streams in 1 min 23 s.\n"
+        "  already started  10\n"
+        "  started          9,990\n"
+        "  of them before   2,000\n"
+        "  attempts         10,000, 1,234 of them followed by another one\n"
+        "  time for one     p50 31, p95 80, p99 1,200, max 2,500 ms\n"
+        "Its journal is run.db\n"
+        "Stop what it started:\n"
+        "  signalwire-streams bulk stop run.db\n"
+    )
+
+
+def test_what_was_not_taken_in_and_what_was_not_sent_are_one_number(capsys: pytest.CaptureFixture[str]) -> None:
+    """The other items that were not attempted have errors of their own."""
+    counts = {BulkState.STARTED: 1, BulkState.NOT_ATTEMPTED: 3}
+    found = report(counts, errors={"RunEndedError": 2, "TransportError": 1})
+    closing(found, planned=10).write()
+    out = capsys.readouterr().out
+    assert "  not attempted  1\n" in out
+    assert "  not tried yet  8\n" in out
+    assert "RunEndedError" not in out
+    assert "  1 x TransportError\n      No answer came: check the network, then go on.\n" in out
+
+
+def test_the_first_error_of_a_kind_is_its_example(capsys: pytest.CaptureFixture[str]) -> None:
+    failures = [failure(NotFoundError(message)) for message in ("no room\x1b[31m", "no other room")]
+    found = report({BulkState.REJECTED: 3}, failures=(failure(None), *failures), errors={"NotFoundError 20404": 2})
+    closing(found).write()
+    out = capsys.readouterr().out
+    assert "  2 x NotFoundError 20404\n      for example: no room [31m\n      There is no such conference" in out
+    assert "no other room" not in out
+
+
+def test_the_ten_most_frequent_errors_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also those of which no example was kept, which is so behind the first thousand failures."""
+    errors = {"RunEndedError": 60_000} | {f"NotFoundError {code}": 50_000 - code for code in range(12)}
+    closing(report({BulkState.REJECTED: sum(errors.values())}, errors=errors)).write()
+    told = [line for line in capsys.readouterr().out.splitlines() if " x " in line]
+    assert told == [f"  {50_000 - code:,} x NotFoundError {code}" for code in range(10)]
+
+
+@pytest.mark.parametrize(("doing", "verb"), [("start", "resume"), ("stop", "stop")])
+def test_the_same_command_goes_on_until_nothing_is_left(doing: str, verb: str) -> None:
+    done = BulkState.STARTED if doing == "start" else BulkState.STOPPED
+    options = ("--space", "example")
+    whole = closing(report({done: 2}), doing=doing, options=options)
+    early = closing(report({done: 2}), doing=doing, options=options, planned=3)
+    failed = closing(report({done: 2, BulkState.UNKNOWN: 1}), doing=doing, options=options)
+    assert whole.go_on is None
+    assert early.go_on == failed.go_on == f"signalwire-streams bulk {verb} --space example run.db"
+
+
+@pytest.mark.parametrize(("has_secrets", "told"), [(False, "Go on with it:\n"), (True, "Go on with it (and give its")])
+def test_it_is_said_whether_secrets_must_be_given_again(
+    capsys: pytest.CaptureFixture[str], *, has_secrets: bool, told: str
+) -> None:
+    waiting = report({BulkState.NOT_ATTEMPTED: 1}, failures=(failure(RunEndedError("not yet")),))
+    closing(waiting, has_secrets=has_secrets).write()
+    assert f"\n{told}" in capsys.readouterr().out
+
+
+def test_nothing_is_offered_to_be_stopped_where_nothing_was_done(capsys: pytest.CaptureFixture[str]) -> None:
+    closing(report({}), planned=3).write()
+    out = capsys.readouterr().out
+    assert "bulk resume run.db" in out
+    assert "bulk stop" not in out
+
+
+@pytest.mark.parametrize(
+    ("file", "spelled"),
+    [
+        ("run.db", "run.db"),
+        ("my run.db", "'my run.db'"),
+        ("$HOME.db", "'$HOME.db'"),
+        ("-run.db", "-- -run.db"),
+        ("a/-run.db", "a/-run.db"),
+    ],
+)
+def test_a_command_can_be_pasted_into_a_shell(file: str, spelled: str) -> None:
+    assert bulk_command("resume", ("--project", "p"), Path(file)) == (
+        f"signalwire-streams bulk resume --project p {spelled}"
+    )

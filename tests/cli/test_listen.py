@@ -1,0 +1,451 @@
+"""``listen``: a receiver in a process of its own, dialled over real sockets."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import sys
+import wave
+from array import array
+from base64 import b64encode
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from attrs import define
+
+from signalwire_streams import StreamsClient
+from signalwire_streams.simulator import SimulatedSpace, Tone
+
+from .bulk_runs import until
+from .shell import PATIENCE, Ran, Shell, end_of, line_of, process
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+pytestmark = posix_only
+
+BOTH = ("inbound", "outbound")
+LOUD = bytes(range(0x80, 0x80 + 80)) * 2  # 20 ms of µ-law
+SPEECH = b64encode(LOUD).decode()
+
+
+@define(eq=False)
+class Listener:
+    """A running ``listen --json``."""
+
+    child: asyncio.subprocess.Process
+    url: str
+    directory: Path
+
+    async def ended(self) -> Any:
+        """Wait for the next stream that ended, and give what is told of it."""
+        return json.loads(await line_of(self.child))
+
+    async def end(self, number: signal.Signals = signal.SIGINT) -> Ran:
+        """Tell it to end."""
+        return await end_of(self.child, number)
+
+
+@asynccontextmanager
+async def listening(
+    directory: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    python: Sequence[str] = ("-m", "signalwire_streams"),
+    everybody: bool = True,
+) -> AsyncIterator[Listener]:
+    """Run a listener while the block runs."""
+    options = ["--json", "--directory", str(directory), *(["--no-token"] if everybody else []), *arguments]
+    async with process("listen", *options, environment=environment, python=python) as child:
+        facts = json.loads(await line_of(child))
+        yield Listener(child, facts["url"], directory)
+
+
+@asynccontextmanager
+async def dialled(url: str, token: str | None = None) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    async with aiohttp.ClientSession() as session, session.ws_connect(url, headers=headers) as peer:
+        yield peer
+
+
+async def begin(
+    peer: aiohttp.ClientWebSocketResponse,
+    sid: str | None = "s-1",
+    tracks: Sequence[str] = BOTH,
+    encoding: str = "audio/x-mulaw",
+) -> None:
+    media = {"encoding": encoding, "sampleRate": 8000, "channels": 1}
+    start = {"streamSid": sid, "accountSid": "p", "tracks": tracks, "mediaFormat": media}
+    await peer.send_json(
+        {"event": "start", "sequenceNumber": "1", "start": {**start, "customParameters": {"a": "pin"}}}
+    )
+
+
+async def speak(peer: aiohttp.ClientWebSocketResponse, count: int = 5, tracks: Sequence[str | None] = BOTH) -> None:
+    for number in range(count):
+        for track in tracks:
+            media = {"track": track, "chunk": str(number + 1), "timestamp": str(number * 20), "payload": SPEECH}
+            await peer.send_json({"event": "media", "media": media})
+
+
+async def stop(peer: aiohttp.ClientWebSocketResponse) -> None:
+    await peer.send_json({"event": "stop", "sequenceNumber": "9"})
+    async with asyncio.timeout(PATIENCE):
+        await peer.receive()
+
+
+def files_in(directory: Path) -> list[Path]:
+    """Give all files, however deep."""
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+def sound_of(file: str | Path) -> tuple[int, "array[int]"]:
+    """Give a WAV file's channels and samples; reading it is the proof that it is whole."""
+    with wave.open(str(file)) as audio:
+        samples = array("h", audio.readframes(audio.getnframes()))
+        assert len(samples) == audio.getnframes() * audio.getnchannels()
+        return audio.getnchannels(), samples
+
+
+# What is recorded.
+
+
+async def test_a_stream_of_the_space_becomes_a_wav_file(tmp_path: Path) -> None:
+    """Over wss with a certificate made for the run, the right token, both tracks side by side, nothing lost."""
+    folder = tmp_path / "new" / "folder"
+    async with listening(
+        folder, "--self-signed", "--streams", "1", environment={"SIGNALWIRE_STREAMS_TOKEN": "t0ken"}, everybody=False
+    ) as listener:
+        trust = ssl.create_default_context(cafile=folder / "authority.pem")
+        async with (
+            SimulatedSpace(conferences=1, audio=Tone(seconds=0.5), real_time=False, trust=trust) as space,
+            StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client,
+        ):
+            stream = await client.conferences.start_stream(
+                space.conference_sids[0], url=listener.url, authorization_bearer_token="t0ken"
+            )
+            facts = await listener.ended()
+        ran = await end_of(listener.child)
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+    assert (facts["sid"], facts["end"], facts["error"]) == (stream.sid, "stopped", None)
+    assert facts["files"] == [str(folder / f"{stream.sid}.wav")]
+    assert facts["seconds"] == pytest.approx(0.5)
+    assert facts["peak_dbfs"] == pytest.approx(-10.4, abs=0.2)
+    for track in BOTH:
+        counted = dict(facts["tracks"][track])
+        assert (counted.pop("frames"), counted.pop("seconds"), counted.pop("file")) == (25, 0.5, facts["files"][0])
+        counted.pop("peak_dbfs")
+        assert set(counted.values()) == {0}
+    channels, samples = sound_of(facts["files"][0])
+    assert (channels, len(samples)) == (2, 8000)
+    assert samples[::2] != samples[1::2]
+
+
+async def test_each_track_can_have_a_file_of_its_own_with_the_codes_as_they_came(tmp_path: Path) -> None:
+    async with listening(tmp_path, "--mono", "--as-sent") as listener, dialled(listener.url) as peer:
+        await begin(peer)
+        await speak(peer)
+        await stop(peer)
+        facts = await listener.ended()
+    assert facts["files"] == [str(tmp_path / f"s-1-{track}.wav") for track in BOTH]
+    for file in map(Path, facts["files"]):
+        content = file.read_bytes()
+        assert content[20:22] == b"\x07\x00"
+        assert LOUD * 5 in content
+
+
+async def test_a_file_that_is_there_is_never_written_to(tmp_path: Path) -> None:
+    """Nor is one of a stream that goes on: two streams of one sid at the same time have two files."""
+    (tmp_path / "s-1.wav").write_bytes(b"precious")
+    async with listening(tmp_path) as listener, dialled(listener.url) as one, dialled(listener.url) as other:
+        for peer in (one, other):
+            await begin(peer)
+            await speak(peer)
+        for peer in (one, other):
+            await stop(peer)
+        files = [file for _ in range(2) for file in (await listener.ended())["files"]]
+    assert sorted(files) == [str(tmp_path / f"s-1-{number}.wav") for number in (2, 3)]
+    assert [len(sound_of(file)[1]) for file in files] == [1600, 1600]
+    assert (tmp_path / "s-1.wav").read_bytes() == b"precious"
+
+
+async def test_a_sid_never_leads_out_of_the_directory(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "here"
+    names = {
+        "../../outside": "outside",
+        "/etc/passwd": "etc-passwd",
+        "..": "stream",
+        "a\x00b\nc\x1b[31m": "a-b-c-31m",
+        "-rf": "rf",
+        "é" * 300: "stream-2",
+        "x" * 5000: "x" * 100,
+        "X-2": "X-2",
+        None: "stream-3",
+    }
+    told = []
+    async with listening(folder) as listener:
+        for sid in names:
+            async with dialled(listener.url) as peer:
+                await begin(peer, sid)
+                await stop(peer)
+                told.append(await listener.ended())
+    assert [facts["sid"] for facts in told] == list(names)
+    assert [facts["files"] for facts in told] == [[str(folder / f"{name}.wav")] for name in names.values()]
+    assert len(files_in(tmp_path)) == len(names)
+
+
+async def test_a_track_that_was_not_announced_is_not_lost(tmp_path: Path) -> None:
+    """It gets a file of its own, as do frames that name no track; made-up names do not fill the disk."""
+    others = ["../up", None, *(f"made-up-{number}" for number in range(20))]
+    async with listening(tmp_path) as listener, dialled(listener.url) as peer:
+        await begin(peer)
+        await speak(peer, tracks=[*BOTH, *others])
+        await stop(peer)
+        facts = await listener.ended()
+    assert facts["files"][:3] == [str(tmp_path / name) for name in ("s-1.wav", "s-1-up.wav", "s-1-unnamed.wav")]
+    assert len(facts["files"]) == len(files_in(tmp_path)) == 7
+    assert [len(sound_of(file)[1]) for file in facts["files"][1:]] == [800] * 6
+    assert facts["left_out"] == 16 * 5
+
+
+async def test_an_unknown_encoding_is_kept_as_it_comes(tmp_path: Path) -> None:
+    """There can be no WAV of it, and that is said."""
+    async with listening(tmp_path) as listener, dialled(listener.url) as peer:
+        await begin(peer, encoding="audio/\x1b[31mopus")
+        await speak(peer, tracks=["inbound"])
+        await stop(peer)
+        facts = await listener.ended()
+        ran = await listener.end()
+    assert ran.code == 0
+    assert "its encoding 'audio/ [31mopus' is not known, so no WAV can be made" in ran.err
+    assert facts["files"] == [str(tmp_path / "s-1-inbound.raw")]
+    assert (tmp_path / "s-1-inbound.raw").read_bytes() == LOUD * 5
+    assert (facts["seconds"], facts["peak_dbfs"], facts["tracks"]["inbound"]["frames"]) == (None, None, 5)
+
+
+# How streams end.
+
+
+async def test_a_peer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
+    async with listening(tmp_path) as listener, dialled(listener.url) as peer:
+        await begin(peer)
+        await speak(peer)
+        assert peer._conn is not None
+        assert peer._conn.transport is not None
+        peer._conn.transport.abort()  # as a process that is killed leaves it
+        facts = await listener.ended()
+    assert facts["end"] in {"connection lost", "closed"}
+    assert len(sound_of(facts["files"][0])[1]) == 1600
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_finishes_what_comes_in(tmp_path: Path, number: signal.Signals) -> None:
+    """The files are whole, each stream is told, and that is as good an end as any: exit code 0."""
+    async with listening(tmp_path) as listener, dialled(listener.url) as one, dialled(listener.url) as other:
+        for peer in (one, other):
+            await begin(peer)
+            await speak(peer, 200)
+        await until(lambda: len(files_in(tmp_path)) == 2)
+        ran = await listener.end(number)
+    assert (ran.code, ran.err) == (0, "")
+    assert [facts["end"] for facts in ran.lines] == ["shutdown"] * 2
+    for facts in ran.lines:
+        assert len(sound_of(facts["files"][0])[1]) == facts["tracks"]["inbound"]["frames"] * 320
+
+
+async def test_who_has_not_begun_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """The 10 seconds that a start may take are not waited for: nothing is said of a start that did not come."""
+    async with listening(tmp_path) as listener, dialled(listener.url):
+        ran = await listener.end()
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+
+
+async def test_it_can_end_by_itself(bare_shell: Shell, tmp_path: Path) -> None:
+    ran = await bare_shell("listen", "--no-token", "--directory", str(tmp_path), "--seconds", "0.01")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.rows[-1] == "Ended. Streams: 0, files: 0, audio: 0 s, lost frames: 0."
+
+
+# Who may come in.
+
+
+async def test_only_a_right_token_is_let_in(tmp_path: Path) -> None:
+    """There may be several, from a file as well; none of them is ever shown."""
+    (tmp_path / "tokens").write_text("t0ken-a\n t0ken-b \n")
+    environment = {"SIGNALWIRE_STREAMS_TOKEN": "t0ken-c"}
+    arguments = ("--bearer-token-file", str(tmp_path / "tokens"), "--streams", "2")
+    async with listening(tmp_path / "rec", *arguments, environment=environment, everybody=False) as listener:
+        for wrong in (None, "t0ken-c", "t0ken-a t0ken-b"):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+                async with dialled(listener.url, wrong):
+                    raise AssertionError
+            assert caught.value.status == 401
+        told = []
+        for right in ("t0ken-a", "t0ken-b"):
+            async with dialled(listener.url, right) as peer:
+                await begin(peer, right[-1])
+                await stop(peer)
+                told.append(await listener.ended())
+        ran = await end_of(listener.child)
+    assert [facts["sid"] for facts in told] == ["a", "b"]
+    assert ran.code == 0
+    for secret in ("t0ken", "pin"):
+        assert secret not in json.dumps(told) + ran.out + ran.err
+
+
+async def test_a_certificate_of_ones_own_is_shown(bare_shell: Shell, tmp_path: Path) -> None:
+    """And one that is no certificate is misuse, not a question about a password."""
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    trust = ssl.create_default_context(cafile=tmp_path / "authority.pem")
+    async with (
+        listening(tmp_path, "--cert", str(tmp_path / "both.pem"), "--path", "/audio") as listener,
+        aiohttp.ClientSession() as session,
+        session.ws_connect(listener.url, ssl=trust) as peer,
+    ):
+        await begin(peer)
+        await stop(peer)
+        assert (await listener.ended())["end"] == "stopped"
+    assert listener.url.startswith("wss://127.0.0.1:")
+    assert listener.url.endswith("/audio")
+    (tmp_path / "key.pem").write_text(
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"
+    )
+    for key in ("key.pem", "authority.pem"):
+        command = ("listen", "--no-token", "--cert", str(tmp_path / "both.pem"), "--key", str(tmp_path / key))
+        ran = await bare_shell(*command)
+        assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
+        assert "are no certificate and its key" in ran.err
+
+
+# What goes wrong.
+
+
+async def test_a_directory_that_takes_no_files_is_one_clear_sentence(bare_shell: Shell, tmp_path: Path) -> None:
+    """Said before anybody is let in."""
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file", tmp_path / "file" / "below"):
+        ran = await bare_shell("listen", "--no-token", "--directory", str(directory))
+        assert (ran.code, ran.out, len(ran.err.splitlines())) == (1, "", 1)
+        assert ran.err.startswith(f"error: can't write to {directory}: ")
+
+
+async def test_a_stream_that_cannot_be_recorded_leaves_the_others_alone(tmp_path: Path) -> None:
+    """It is closed as failed, and told; a later one is recorded; the exit code says that not all went well."""
+    folder = tmp_path / "folder"
+    async with listening(folder) as listener, dialled(listener.url) as before:
+        await begin(before, "before")
+        await until((folder / "before.wav").exists)
+        shutil.move(folder, tmp_path / "elsewhere")
+        async with dialled(listener.url) as unlucky:
+            await begin(unlucky, "unlucky")
+            async with asyncio.timeout(PATIENCE):
+                assert (await unlucky.receive()).data == aiohttp.WSCloseCode.INTERNAL_ERROR
+            failed = await listener.ended()
+        folder.mkdir()
+        async with dialled(listener.url) as after:
+            await begin(after, "after")
+            await speak(after)
+            await stop(after)
+            well = await listener.ended()
+        await speak(before)
+        await stop(before)
+        unhurt = await listener.ended()
+        ran = await listener.end()
+    assert (failed["end"], failed["files"]) == ("handler failed", [])
+    assert failed["error"].startswith(f"the recording {folder / 'unlucky.wav'} can't be made: ")
+    assert ran.err == f"error: unlucky is not recorded any further: {failed['error']}\n"
+    assert [facts["error"] for facts in (well, unhurt)] == [None, None]
+    assert len(sound_of(well["files"][0])[1]) == len(sound_of(tmp_path / "elsewhere" / "before.wav")[1]) == 1600
+    assert ran.code == 1
+
+
+@pytest.mark.parametrize("encoding", ["audio/x-mulaw", "audio/opus"])
+async def test_a_full_disk_is_one_clear_sentence(tmp_path: Path, encoding: str) -> None:
+    """A limit on the size of files stands for it."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from signalwire_streams.__main__ import main; sys.exit(main())"
+    )
+    async with listening(tmp_path, python=("-c", code)) as listener, dialled(listener.url) as peer:
+        await begin(peer, encoding=encoding)
+        with contextlib.suppress(ConnectionError):  # it may be closed before all is said
+            await speak(peer, 400)
+            await stop(peer)
+        facts = await listener.ended()
+        ran = await listener.end()
+    assert ran.code == 1
+    assert "can't be written" in facts["error"]
+    assert ran.err.splitlines()[-1] == f"error: s-1 is not recorded any further: {facts['error']}"
+
+
+async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ran = await bare_shell("listen", "--no-token", "--directory", str(tmp_path), "--port", str(port))
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith(f"error: can't listen on 127.0.0.1 port {port}: ")
+
+
+async def test_a_reader_who_has_had_enough_ends_it(tmp_path: Path) -> None:
+    """As in ``signalwire-streams listen --json | head -1``: what came is recorded nevertheless."""
+    reading, writing = os.pipe()
+    options = ("listen", "--json", "--no-token", "--directory", str(tmp_path))
+    async with process(*options, stdout=writing) as child:
+        os.close(writing)
+        with os.fdopen(reading, "rb") as lines:
+            facts = json.loads(await asyncio.to_thread(lines.readline))
+        async with dialled(facts["url"]) as peer:
+            await begin(peer)
+            await speak(peer)
+            await stop(peer)
+            ran = await end_of(child)
+    assert (ran.code, ran.err) == (141, "")
+    assert len(sound_of(tmp_path / "s-1.wav")[1]) == 1600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "set SIGNALWIRE_STREAMS_TOKEN, or name a --bearer-token-file"),
+        (("--no-token", "--bearer-token-file", "-"), "--no-token lets everybody in: leave it out"),
+        (("--bearer-token-file", "no-such-file"), "--bearer-token-file can't be read: No such file"),
+        (("--bearer-token-file", "\0"), "--bearer-token-file can't be read: write the name of a text file"),
+        (("--bearer-token-file", os.devnull), "--bearer-token-file holds no token"),
+        (("--no-token", "--key", "key.pem"), "--key has no --cert"),
+        (("--no-token", "--self-signed", "--cert", "x"), "--self-signed makes a certificate: leave it out"),
+        (("--no-token", "--cert", "no-such-file"), "--cert or --key can't be read: No such file"),
+        (("--no-token", "--path", "audio"), "'audio' is no path: write it as /audio"),
+        (("--no-token", "--path", "/{a}"), "'/{a}' is no path"),
+        (("--no-token", "--port", "70000"), "70000 is not in the range"),
+        (("--no-token", "--seconds", "nan"), "that is no number of seconds"),
+        (("--no-token", "--seconds", "0"), "0.0 is not in the range"),
+        (("--no-token", "--streams", "0"), "0 is not in the range"),
+        (("--no-token", "--byte-order", "middle"), "'middle' is not one of"),
+    ],
+)
+async def test_what_cannot_be_meant_is_misuse(bare_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:
+    bare_shell.environment.delenv("SIGNALWIRE_STREAMS_TOKEN", raising=False)
+    ran = await bare_shell("listen", *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert sentence in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+async def test_the_certificate_is_for_the_host_that_is_listened_on(tmp_path: Path) -> None:
+    """The name localhost and the loopback addresses are in it as well."""
+    async with listening(tmp_path, "--self-signed", "--host", "127.0.0.2") as listener:
+        trust = ssl.create_default_context(cafile=tmp_path / "authority.pem")
+        async with aiohttp.ClientSession() as session, session.ws_connect(listener.url, ssl=trust) as peer:
+            await begin(peer)
+            await stop(peer)
+            assert (await listener.ended())["end"] == "stopped"

@@ -1,0 +1,328 @@
+"""What ``listen`` shows: levels, the live table, and lines for people; and where each of them goes."""
+
+import asyncio
+import io
+import json
+import logging
+import math
+import random
+import signal
+import sys
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from signalwire_streams.cli.listen import screen as screens
+from signalwire_streams.cli.listen.hearing import Row
+from signalwire_streams.cli.listen.levels import LevelMeter, dbfs
+from signalwire_streams.cli.listen.screen import screen
+from signalwire_streams.cli.listen.table import Sight, bar, draw, spell_time
+from signalwire_streams.receiver.audio import AudioFormat
+
+from .shell import Shell, end_of, line_of, process
+from .test_listen import begin, dialled, posix_only, speak, stop
+
+LINEAR = AudioFormat("audio/x-L16", 8000)
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that leaves it to the streams whether they are terminals."""
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"COLUMNS": "80", "LINES": "20", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+
+
+# Levels.
+
+
+def linear(*samples: int) -> bytes:
+    pcm = array("h", samples)
+    if sys.byteorder == "big":
+        pcm.byteswap()
+    return pcm.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("samples", "level"),
+    [((0, 0), None), ((-32768, 5), 0.0), ((16384, -3), -6.02), ((1, 0), -90.31), ((), None)],
+)
+def test_a_level_is_that_of_the_greatest_sample(samples: tuple[int, ...], level: float | None) -> None:
+    meter = LevelMeter(LINEAR)
+    meter.hear(linear(*samples), 1.0)
+    assert meter.level(1.0) == (None if level is None else pytest.approx(level, abs=0.01))
+    assert meter.samples == len(samples)
+
+
+@pytest.mark.parametrize("encoding", ["audio/x-mulaw", "audio/x-alaw", "audio/x-L16"])
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_the_peak_is_exact_in_every_encoding(encoding: str, order: Any) -> None:
+    """As decoding shows it, whatever shortcut is taken; an odd byte at the end is no sample."""
+    source = random.Random(encoding)  # noqa: S311  (nothing is guarded here)
+    audio_format = AudioFormat(encoding, 8000, order)
+    for length in (1, 2, 3, 160, 161, 641):
+        payload = source.randbytes(length)
+        meter = LevelMeter(audio_format)
+        meter.hear(payload, 0.0)
+        decoded = array("h", audio_format.to_pcm(payload))
+        if sys.byteorder == "big":
+            decoded.byteswap()
+        assert meter.peak == max(map(abs, decoded), default=0)
+        assert meter.seconds == len(decoded) / 8000
+
+
+def test_a_level_rises_at_once_and_falls_slowly() -> None:
+    """20 decibels a second, and to nothing in the end; the peak stays."""
+    meter = LevelMeter(LINEAR)
+    meter.hear(linear(32767), 10.0)
+    meter.hear(linear(33), 10.5)
+    assert meter.level(10.5) == pytest.approx(-10, abs=0.01)
+    assert meter.level(12.0) == pytest.approx(-40, abs=0.01)
+    meter.hear(linear(16384), 12.0)
+    assert meter.level(12.0) == pytest.approx(-6, abs=0.05)
+    assert meter.level(100.0) is None
+    assert meter.peak == 32767
+
+
+def test_full_scale_is_zero_and_silence_has_no_level() -> None:
+    assert dbfs(1 << 15) == 0
+    assert dbfs(0) is None
+
+
+@pytest.mark.parametrize(
+    ("level", "drawn", "plain"),
+    [
+        (None, "········", "........"),
+        (-90.0, "········", "........"),
+        (-60.0, "········", "........"),
+        (-30.0, "████····", "####...."),
+        (-33.0, "███▋····", "####...."),
+        (0.0, "████████", "########"),
+        (3.0, "████████", "########"),
+    ],
+)
+def test_a_bar_is_as_long_as_it_is_loud(level: float | None, drawn: str, plain: str) -> None:
+    assert (bar(level), bar(level, plain=True)) == (drawn, plain)
+
+
+def test_a_bar_is_never_longer_than_eight() -> None:
+    assert {cell_len(bar(level / 10)) for level in range(-700, 50)} == {8}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "spelled"), [(0, "00:00"), (59.9, "00:59"), (61, "01:01"), (3_599, "59:59"), (36_061, "10:01:01")]
+)
+def test_a_time_is_spelled_as_clocks_do(seconds: float, spelled: str) -> None:
+    assert spell_time(seconds) == spelled
+
+
+# The table.
+
+
+def row(number: int, **fields: Any) -> Row:
+    facts: dict[str, Any] = {
+        "sid": f"{number:08}-dd84-439e-b154-5a137a1d5006",
+        "seconds": 3_661.0,
+        "levels": (("inbound", -12.0), ("outbound", None)),
+        "frames": 366_100,
+        "lost": 12,
+        "state": "recording",
+    }
+    return Row(**facts | fields)
+
+
+def drawn(rows: list[Row], *, width: int = 80, height: int = 20, plain: bool = False) -> list[str]:
+    written = io.StringIO()
+    sight = Sight(title="Listening", rows=rows, ended=4, seconds=75.0)
+    Console(file=written, width=width, color_system=None).print(draw(sight, width=width, height=height, plain=plain))
+    return [line.rstrip() for line in written.getvalue().splitlines()]
+
+
+def test_a_stream_is_a_line_with_all_there_is_to_see() -> None:
+    titles, stream, total = drawn([row(7)], width=100)
+    assert titles.split() == ["STREAM", "TIME", "LEVEL", "FRAMES", "LOST", "STATE"]
+    assert stream.split() == [
+        *("00000007-dd84-439e-b154-5a137a1d5006", "1:01:01"),
+        *("in", "██████▍·", "out", "········", "366,100", "12", "recording"),
+    ]
+    assert total == "Listening: 1 live, 4 ended, 1 min 15 s of audio"
+
+
+def test_a_narrow_terminal_cuts_the_sid_and_nothing_else() -> None:
+    _, stream, _ = drawn([row(7)])
+    assert stream.startswith("00000007-")
+    assert "…" in stream
+    assert stream.split()[1:] == ["1:01:01", "in", "██████▍·", "out", "········", "366,100", "12", "recording"]
+    assert cell_len(stream) <= 80
+
+
+@pytest.mark.parametrize("height", [1, 4, 5, 24])
+@pytest.mark.parametrize("count", [0, 1, 2, 100])
+@pytest.mark.parametrize("width", [120, 80, 60, 30])
+def test_the_table_fits_the_terminal(height: int, count: int, width: int) -> None:
+    """As far as one can: a stream, what is left out, and the sum are always there."""
+    lines = drawn([row(number) for number in range(count)], width=width, height=height)
+    assert len(lines) <= max(height - 1, 4)
+    assert max(map(cell_len, lines)) <= width
+    shown = sum(line.startswith("0000") for line in lines)
+    more = [int(line.split()[1]) for line in lines if line.startswith("and ")]
+    assert shown + sum(more) == count
+    assert lines[-1].startswith(f"Listening: {count} live")
+
+
+def test_a_stream_of_unknown_encoding_or_strange_tracks_has_its_line() -> None:
+    strange = row(1, seconds=None, levels=())
+    three = row(2, levels=(("left-of-the-room", -1.0), ("b", -61.0), ("c", -0.5)))
+    _, first, second, _ = drawn([strange, three], width=100, plain=True)
+    assert first.split()[1:] == ["-", "366,100", "12", "recording"]
+    assert second.split()[2:6] == ["left", "########", "b", "........"]
+
+
+def test_a_terminal_that_shows_ascii_only_gets_no_more() -> None:
+    lines = drawn([row(7), row(8, sid="ü" * 60, levels=(("ü", -6.0),))], width=60, plain=True)
+    assert "".join(lines).isascii()
+
+
+# Where it is shown.
+
+
+def pretend_terminal(monkeypatch: pytest.MonkeyPatch, *streams: str) -> None:
+    """Let stdout or stderr pass for a terminal."""
+    for name in streams:
+        monkeypatch.setattr(getattr(sys, name), "isatty", lambda: True)
+
+
+def looking() -> tuple[Any, asyncio.Event]:
+    """Give what says what is to be seen, and an event that comes when it was asked a few times."""
+    seen = asyncio.Event()
+    times = 0
+
+    def look() -> Sight:
+        nonlocal times
+        times += 1
+        if times > 2:
+            seen.set()
+        return Sight(title="Listening", rows=[row(7)], ended=times, seconds=1.0)
+
+    return look, seen
+
+
+async def test_a_terminal_gets_a_table_with_lines_above_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is gone at the end; the lines stay, whole, and without what a peer put in them."""
+    pretend_terminal(monkeypatch, "stdout", "stderr")
+    monkeypatch.setattr(screens, "_DRAWN_EVERY", 0.0)
+    look, seen = looking()
+    async with screen(look, as_json=False) as shown:
+        await seen.wait()
+        shown.say("it ended " * 20)
+        shown.warn("so\x1b[31m\nit is")
+        assert shown.has_table
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "it ended " * 20 in captured.err
+    assert "error: so [31m it is" in captured.err
+    assert "00000007-" in captured.err
+    assert captured.err.endswith("\x1b[1A\x1b[2K" * 3)
+
+
+@pytest.mark.parametrize(
+    ("terminals", "as_json"), [((), False), ((), True), (("stdout",), False), (("stdout", "stderr"), True)]
+)
+async def test_without_a_terminal_to_draw_on_there_are_lines_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminals: tuple[str, ...], *, as_json: bool
+) -> None:
+    """Also where JSON goes to the terminal, which a table would disturb."""
+    pretend_terminal(monkeypatch, *terminals)
+    look, seen = looking()
+    async with screen(look, as_json=as_json) as shown:
+        shown.say("it ended")
+        shown.warn("no")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("it ended\n", "error: no\n")
+    assert not seen.is_set()
+
+
+async def test_a_table_on_stderr_leaves_stdout_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in ``signalwire-streams listen > streams.txt``."""
+    pretend_terminal(monkeypatch, "stderr")
+    look, seen = looking()
+    monkeypatch.setattr(screens, "_DRAWN_EVERY", 0.0)
+    async with screen(look, as_json=False) as shown:
+        await seen.wait()
+        shown.say("it ended")
+    captured = capsys.readouterr()
+    assert captured.out == "it ended\n"
+    assert "00000007-" in captured.err
+
+
+async def test_what_the_receiver_logs_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """With what went wrong but no traceback, and only while somebody listens."""
+    log = logging.getLogger("signalwire_streams.receiver")
+    before = list(log.handlers)
+    async with screen(looking()[0], as_json=True):
+        log.warning("a stream %s", "did\x1b[2J not start")
+        try:
+            raise RuntimeError("boom")  # noqa: TRY301  (as a handler may)
+        except RuntimeError:
+            log.exception("the handler failed")
+        log.info("all is well")
+    assert log.handlers == before
+    assert capsys.readouterr().err == (
+        "error: a stream did [2J not start\nerror: the handler failed (RuntimeError: boom)\n"
+    )
+
+
+@posix_only
+async def test_a_person_gets_a_line_when_a_stream_begins_and_when_it_ends(tmp_path: Path) -> None:
+    """And one for all at the end; a sid can't clear the screen."""
+    async with process("listen", "--no-token", "--directory", str(tmp_path)) as child:
+        url = (await line_of(child)).split()[-1]
+        while "Ctrl-C" not in await line_of(child):
+            pass
+        async with dialled(url) as peer:
+            await begin(peer, "s\x1b[2J\n1")
+            await speak(peer)
+            began = await line_of(child)
+            await stop(peer)
+        ended = await line_of(child)
+        ran = await end_of(child, signal.SIGINT)
+    assert began == "s [2J 1 began: audio/x-mulaw at 8000 Hz, inbound and outbound\n"
+    assert ended == f"s [2J 1 ended (stopped): 0.1 s, peak -0.2 dBFS, 10 frames, 0 lost; {tmp_path / 's-2J-1.wav'}\n"
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == "Ended. Streams: 1, files: 1, audio: 0 s, lost frames: 0.\n"
+
+
+@posix_only
+async def test_what_is_lost_is_told(tmp_path: Path) -> None:
+    """Frames that never came, that came twice, and that came late, each by its own name."""
+    async with process("listen", "--json", "--no-token", "--directory", str(tmp_path)) as child:
+        url = json.loads(await line_of(child))["url"]
+        async with dialled(url) as peer:
+            await begin(peer)
+            for chunk in (1, 2, 2, 5, 4, 9):
+                media = {"track": "inbound", "chunk": str(chunk), "timestamp": str(chunk * 20), "payload": "gICAgA=="}
+                await peer.send_json({"event": "media", "media": media})
+            await peer.send_str("no JSON")
+            await stop(peer)
+        facts = json.loads(await line_of(child))
+    told = facts["tracks"]["inbound"]
+    assert (told["frames"], told["missing"], told["duplicates"], told["out_of_order"]) == (6, 4, 1, 1)
+    assert (told["dropped"], facts["malformed"]) == (0, 1)
+    assert math.isclose(told["peak_dbfs"], -0.172, abs_tol=0.01)
+
+
+async def test_the_help_has_an_example_and_names_the_environment(bare_shell: Shell) -> None:
+    ran = await bare_shell("listen", "--help")
+    assert (ran.code, ran.err) == (0, "")
+    assert "  signalwire-streams listen --" in ran.out.partition("Example")[2]
+    for name in ("SIGNALWIRE_STREAMS_TOKEN", "SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"):
+        assert name in ran.out

@@ -1,0 +1,434 @@
+"""How far a long command is: its numbers, its one line in a pipe, its two on a terminal, and how it ends early."""
+
+import asyncio
+import io
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console, Group
+
+from signalwire_streams import (
+    Action,
+    Attempt,
+    BulkOutcome,
+    BulkRun,
+    BulkState,
+    ConferenceStream,
+    Event,
+    Kind,
+    Phase,
+    RunEndedError,
+    StartConferenceStream,
+    StreamOutcomeUnknown,
+    StreamsClient,
+)
+from signalwire_streams.cli import progress
+from signalwire_streams.cli.bulk.conduct import Conduct, words
+from signalwire_streams.cli.progress import Meter, Progress, draw, shown, spell_seconds
+from signalwire_streams.simulator import SimulatedSpace
+
+from .bulk_runs import held_space, until
+from .shell import URL, Shell, credentials
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+FAR = Progress(title="Starting", done=1_234, total=10_000, facts=("97 of 1,242 requests/s", "3 repeated"), left=93.7)
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that leaves it to the streams whether they are terminals."""
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Put the handlers of signals back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def pretend_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stderr pass for a terminal."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+
+# What the meter counts.
+
+
+class Hands:
+    """A clock that is turned by hand."""
+
+    def __init__(self) -> None:
+        self.time = 1_000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def attempt(**fields: Any) -> Attempt:
+    facts: dict[str, Any] = {
+        "kind": Kind.CONFERENCE_START,
+        "target": "room",
+        "name": "audit",
+        "number": 1,
+        "event": Event.DONE,
+        "phase": Phase.ANSWERED,
+        "sent": "yes",
+        "status": 200,
+        "code": None,
+        "queued": 0.0,
+        "seconds": 0.1,
+        "action": Action.FINISH,
+        "wait": 0.0,
+    }
+    return Attempt(**facts | fields)
+
+
+def test_before_the_first_attempt_there_is_no_rate() -> None:
+    meter = Meter()
+    assert (meter.rate, meter.requests, meter.repeats) == (0.0, 0, 0)
+
+
+def test_the_rate_is_that_of_the_last_three_seconds() -> None:
+    clock = Hands()
+    meter = Meter(clock)
+    rates = []
+    for count in (30, 60, 90, 0, 0, 0):
+        for _ in range(count):
+            meter.note(attempt())
+        clock.time += 1
+        rates.append(meter.rate)
+    assert rates == [30, 45, 60, 50, 30, 0]
+    assert meter.requests == 180
+
+
+def test_a_rate_is_not_guessed_from_a_moment() -> None:
+    """Ten attempts in the first hundredth of a second are not a thousand a second."""
+    clock = Hands()
+    meter = Meter(clock)
+    for _ in range(10):
+        meter.note(attempt())
+    clock.time += 0.01
+    assert meter.rate == 10
+
+
+@pytest.mark.parametrize(
+    ("fields", "counted"),
+    [
+        ({}, 1),
+        ({"kind": Kind.STOP}, 1),
+        ({"sent": "maybe"}, 1),
+        ({"sent": "no"}, 0),
+        ({"kind": Kind.READ}, 0),
+    ],
+)
+def test_only_what_went_out_and_counts_for_the_spaces_limit_is_a_request(fields: dict[str, Any], counted: int) -> None:
+    meter = Meter()
+    meter.note(attempt(**fields))
+    assert (meter.requests, meter.rate) == (counted, counted)
+
+
+@pytest.mark.parametrize("action", Action)
+def test_what_another_attempt_follows_is_a_repeat(action: Action) -> None:
+    meter = Meter()
+    meter.note(attempt(action=action))
+    final = {
+        Action.FINISH,
+        Action.ALREADY_STARTED,
+        Action.ALREADY_STOPPED,
+        Action.BY_NAME,
+        Action.FAIL,
+        Action.UNKNOWN,
+    }
+    assert meter.repeats == (action not in final)
+
+
+# What is written of it.
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (0.4, "0 s"),
+        (0.6, "1 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (61, "1 min 1 s"),
+        (3_599.4, "59 min 59 s"),
+        (3_599.6, "1 h 0 min"),
+        (3_661, "1 h 1 min"),
+        (90_000, "25 h 0 min"),
+    ],
+)
+def test_a_duration_is_spelled_as_people_say_it(seconds: float, words: str) -> None:
+    assert spell_seconds(seconds) == words
+
+
+def test_all_of_it_is_one_line() -> None:
+    assert FAR.line == "Starting: 1,234 of 10,000, 97 of 1,242 requests/s, 3 repeated, 1 min 34 s left"
+    assert Progress(title="Ending", done=0, total=0, facts=()).line == "Ending: 0 of 0"
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        FAR,
+        Progress(title="Stopping", done=0, total=0, facts=()),
+        Progress(title="Starting", done=1_000_000, total=1_000_000, facts=("1,242 of 1,242 requests/s",), left=0.0),
+        Progress(title="Starting", done=5, total=10, facts=("and that is so" * 20,), left=86_399.0),
+    ],
+)
+@pytest.mark.parametrize("columns", [80, 60])
+def test_a_terminal_gets_two_lines_that_fit(look: Progress, columns: int) -> None:
+    written = io.StringIO()
+    Console(file=written, width=columns, color_system=None).print(draw(look))
+    bar, facts, *rest = written.getvalue().split("\n")
+    assert rest == [""]
+    assert max(cell_len(bar), cell_len(facts)) <= columns
+    assert bar.startswith(f"{look.title}  ")
+    assert f"  {look.done:,} of {look.total:,}" in bar
+    assert ("left" in bar) is (look.left is not None)
+    everything = ", ".join(look.facts)
+    assert facts.rstrip() == everything or (facts.endswith("…") and everything.startswith(facts[:-1]))
+
+
+# Where it is shown.
+
+
+def looking(times: int) -> tuple[Callable[[], Progress], asyncio.Event]:
+    """Give what says how far it is, and an event that comes when that was asked so often."""
+    enough = asyncio.Event()
+    done = 0
+
+    def look() -> Progress:
+        nonlocal done
+        done += 1
+        if done >= times:
+            enough.set()
+        return Progress(title="Starting", done=done, total=100, facts=("all well",))
+
+    return look, enough
+
+
+async def test_a_pipe_gets_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_WRITTEN_EVERY", 0.0)
+    look, enough = looking(3)
+    async with shown(look, as_json=False):
+        await enough.wait()
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[:3] == [f"Starting: {done} of 100, all well" for done in (1, 2, 3)]
+    assert captured.out == ""
+
+
+async def test_after_the_command_nothing_more_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_WRITTEN_EVERY", 0.0)
+    look, enough = looking(1)
+    before = asyncio.all_tasks()
+    async with shown(look, as_json=False):
+        await enough.wait()
+        assert len(asyncio.all_tasks() - before) == 1
+    assert asyncio.all_tasks() == before
+
+
+async def test_what_goes_wrong_in_the_command_is_not_covered_up(capsys: pytest.CaptureFixture[str]) -> None:
+    look, _ = looking(1)
+    with pytest.raises(RuntimeError, match="boom"):
+        async with shown(look, as_json=False):
+            raise RuntimeError("boom")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_beside_json_only_news_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, terminal: bool
+) -> None:
+    """Into a pipe, and where stdout is a terminal as well, on which a display would disturb it."""
+    monkeypatch.setattr(progress, "_WRITTEN_EVERY", 0.0)
+    if terminal:
+        pretend_terminal(monkeypatch)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    look, _ = looking(1)
+    async with shown(look, as_json=True) as show:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert capsys.readouterr().err == ""
+        show()
+    assert capsys.readouterr().err == "Starting: 1 of 100, all well\n"
+
+
+async def test_a_terminal_gets_a_display_that_is_gone_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend_terminal(monkeypatch)
+    monkeypatch.setattr(progress, "_DRAWN_EVERY", 0.0)
+    look, enough = looking(3)
+    async with shown(look, as_json=False) as show:
+        await enough.wait()
+        show()
+    captured = capsys.readouterr()
+    assert "3 of 100" in captured.err
+    assert "all well" in captured.err
+    assert captured.err.endswith("\x1b[1A\x1b[2K" * 2)
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_a_display_on_stderr_leaves_stdout_alone(
+    bare_shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, as_json: bool
+) -> None:
+    """As in ``signalwire-streams bulk start ... --json > outcomes.jsonl``."""
+    pretend_terminal(monkeypatch)
+    drawn: list[Progress] = []
+
+    def note(look: Progress) -> Group:
+        drawn.append(look)
+        return draw(look)
+
+    monkeypatch.setattr(progress, "draw", note)
+    monkeypatch.setattr(progress, "_DRAWN_EVERY", 0.01)
+    async with held_space(conferences=3) as (space, held):
+        bare_shell.set(credentials(space))
+        command = ["bulk", "start", "--all-in-progress", "--url", URL, "--journal", str(tmp_path / "run.db")]
+        going = asyncio.create_task(bare_shell(*command, *(["--json"] if as_json else [])))
+        await space.requests.wait_for(3, "start-conference-stream")
+        await until(lambda: len(drawn) > 1)
+        held.let_go()
+        ran = await going
+    assert ran.code == 0
+    assert "0 of 3" in ran.err
+    assert "requests/s" in ran.err
+    assert "\x1b" not in ran.out
+    if as_json:
+        assert [line.get("state") for line in ran.lines] == ["started"] * 3 + [None]
+    else:
+        assert ran.out.startswith("Started 3 of 3 streams in ")
+
+
+# How a run goes on, and how it ends early.
+
+
+def conduct(run: BulkRun[Any], total: int, *, as_json: bool = False) -> Conduct[Any]:
+    return Conduct(run=run, title="Starting", total=total, meter=Meter(), limit=1242.0, as_json=as_json)
+
+
+def starts_on(space: SimulatedSpace) -> list[StartConferenceStream]:
+    return [StartConferenceStream(conference_sid=sid, url=URL, name="audit") for sid in space.conference_sids]
+
+
+def outcome(state: BulkState, **fields: Any) -> BulkOutcome[Any]:
+    item = StartConferenceStream(conference_sid="room", url=URL)
+    return BulkOutcome(index=0, item=item, state=state, **{"attempts": 1} | fields)
+
+
+def test_a_run_shows_its_rate_its_repeats_and_its_outcomes(client: StreamsClient) -> None:
+    """The most frequent outcome first; before a second is over nobody guesses at the rest."""
+    going = conduct(client.start_streams([]), 1_000)
+    going.meter.note(attempt(action=Action.RETRY))
+    for state in (BulkState.NOT_ATTEMPTED, BulkState.STARTED, BulkState.STARTED):
+        going._note(outcome(state))
+    assert going._progress().line == (
+        "Starting: 3 of 1,000, 1 of 1,242 requests/s, 1 repeated, 2 started, 1 not attempted"
+    )
+
+
+def test_the_rest_is_guessed_from_what_this_part_of_the_run_did(client: StreamsClient) -> None:
+    """What an earlier part had done took this one no time."""
+    going = conduct(client.start_streams([]), 1_000)
+    going._began -= 20
+    assert going._progress().left is None
+    for attempts in (0, 0, 1, 1, 1, 1):
+        going._note(outcome(BulkState.STARTED, attempts=attempts))
+    assert going.early == 2
+    assert going._progress().left == pytest.approx(994 * 20 / 4, rel=0.1)
+
+
+async def test_a_run_is_gone_through_and_summed_up(client: StreamsClient, space: SimulatedSpace) -> None:
+    going = conduct(client.start_streams([*starts_on(space), *starts_on(space)[:1]]), 4)
+    report = await going.perform()
+    assert report.counts == {BulkState.STARTED: 3, BulkState.REJECTED: 1}
+    assert (going.stopped_by, going.error, going.exit_code) == (None, None, 1)
+    assert going._progress().done == 4
+
+
+@posix_only
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_a_signal_is_answered_at_once(
+    capsys: pytest.CaptureFixture[str], handlers: None, number: signal.Signals, code: int
+) -> None:
+    """It is said what happens now; what is under way ends, and nothing more is begun."""
+    async with held_space(conferences=4) as (space, held), client_of(space) as client:
+        going = conduct(client.start_streams(starts_on(space), concurrency=1), 4)
+        performing = asyncio.create_task(going.perform())
+        await space.requests.wait_for(1)
+        signal.raise_signal(number)
+        await until(lambda: going.stopped_by is number)
+        assert capsys.readouterr().err == (
+            "Ending: 0 of 4, interrupted: 5 s for what is under way, interrupt again to cut it\n"
+        )
+        held.let_go()
+        report = await performing
+    assert report.counts[BulkState.STARTED] == len(space.streams.alive()) == 1
+    assert going.exit_code == code
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@posix_only
+async def test_a_second_signal_cuts_it_and_the_first_one_counts(
+    capsys: pytest.CaptureFixture[str], handlers: None
+) -> None:
+    async with held_space(conferences=4) as (space, _), client_of(space) as client:
+        going = conduct(client.start_streams(starts_on(space), concurrency=2), 4, as_json=True)
+        performing = asyncio.create_task(going.perform())
+        await space.requests.wait_for(2)
+        signal.raise_signal(signal.SIGTERM)
+        await until(lambda: going.stopped_by is not None)
+        signal.raise_signal(signal.SIGINT)
+        report = await performing
+        assert len(space.streams.alive()) == 2
+    assert report.counts[BulkState.UNKNOWN] == 2
+    assert going.exit_code == 143
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    lost = [line for line in map(json.loads, captured.out.splitlines()) if line["state"] == "unknown"]
+    assert [(line["name"], line["error"]) for line in lost] == [("audit", "StreamOutcomeUnknown")] * 2
+
+
+async def test_an_outcome_in_json_has_the_name_that_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    """The stream's own, or the one that was sent; and no control character of a foreign message."""
+    async with SimulatedSpace() as space, client_of(space) as client:
+        going = conduct(client.start_streams([]), 3, as_json=True)
+        stream = ConferenceStream(conference_sid="room", sid="s", name="its own", ambiguous=True)
+        going._note(outcome(BulkState.STARTED, stream=stream, seconds=0.123456))
+        going._note(outcome(BulkState.UNKNOWN, error=StreamOutcomeUnknown("so\x1b[31m\nit is", name="sent")))
+        going._note(outcome(BulkState.NOT_ATTEMPTED, error=RunEndedError("not yet"), attempts=0))
+    started, unknown, waiting = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (started["name"], started["sid"], started["ambiguous"], started["seconds"]) == ("its own", "s", True, 0.1235)
+    assert (unknown["name"], unknown["error"]) == ("sent", "StreamOutcomeUnknown")
+    assert unknown["message"] == "so [31m it is"
+    assert (waiting["name"], waiting["attempts"], waiting["target"]) == (None, 0, "room")
+
+
+@pytest.mark.parametrize("state", BulkState)
+def test_a_state_is_spelled_as_people_say_it(state: BulkState) -> None:
+    assert words(state).replace(" ", "_") == state.value
+    assert "_" not in words(state)
+
+
+def client_of(space: SimulatedSpace) -> StreamsClient:
+    return StreamsClient(base_url=space.base_url, project=space.project, token=space.token)

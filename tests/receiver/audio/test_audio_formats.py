@@ -1,0 +1,199 @@
+"""What a start event says of its audio, and what follows from it."""
+
+import struct
+from typing import Any
+
+import pytest
+from attrs.exceptions import FrozenInstanceError
+from hypothesis import given, strategies as st
+
+from signalwire_streams.errors import InvalidRequestError, StreamsError
+from signalwire_streams.receiver.audio import AudioFormat, Encoding, UnknownEncodingError
+
+SPELLINGS = [
+    ("audio/x-mulaw", Encoding.MULAW),
+    ("AUDIO/X-MULAW", Encoding.MULAW),
+    ("audio/x-ulaw", Encoding.MULAW),
+    ("audio/PCMU", Encoding.MULAW),
+    ("audio/basic", Encoding.MULAW),
+    ("mulaw", Encoding.MULAW),
+    ("PCMU", Encoding.MULAW),
+    ("mu-law", Encoding.MULAW),
+    ("u-law", Encoding.MULAW),
+    ("audio/x-alaw", Encoding.ALAW),
+    ("audio/PCMA", Encoding.ALAW),
+    ("pcma", Encoding.ALAW),
+    ("a-law", Encoding.ALAW),
+    ("audio/x-L16", Encoding.L16),
+    ("audio/x-l16", Encoding.L16),
+    ("audio/L16", Encoding.L16),
+    (" audio/L16 ; rate=16000", Encoding.L16),
+    ("L16@24000h", Encoding.L16),
+    ("audio/opus", "audio/opus"),
+    ("audio/pcm", "audio/pcm"),
+    ("", ""),
+]
+KNOWN = [
+    AudioFormat("audio/x-mulaw"),
+    AudioFormat("audio/x-alaw"),
+    AudioFormat("audio/x-L16", 8000),
+    AudioFormat("audio/x-L16", 16000),
+    AudioFormat("audio/x-L16", 24000, "big"),
+]
+
+
+def each(audio: AudioFormat) -> str:
+    return f"{audio.encoding} {audio.sample_rate} {audio.byte_order}"
+
+
+@pytest.mark.parametrize(("text", "encoding"), SPELLINGS)
+def test_spellings(text: str, encoding: str) -> None:
+    """Usual spellings are taken for what they mean; any other text stays as it came."""
+    assert AudioFormat.from_start(text).encoding == AudioFormat(text).encoding == encoding
+    assert AudioFormat(text).is_known is isinstance(encoding, Encoding)
+
+
+@pytest.mark.parametrize(
+    ("told", "rate", "channels"),
+    [
+        (("audio/x-mulaw", 8000, 1), 8000, 1),
+        (("audio/x-L16", 24000, 1), 24000, 1),
+        (("audio/x-L16",), 8000, 1),
+        (("L16@16000h",), 16000, 1),
+        (("L16@24000h", 16000), 16000, 1),
+        (("audio/L16;rate=16000;channels=1",), 16000, 1),
+        (('audio/L16; rate="24000"',), 24000, 1),
+        (("audio/L16;rate=0",), 8000, 1),
+        (("audio/L16;rate=99999999999999999999",), 8000, 1),
+        (("audio/x-L16", 0, 0), 8000, 1),
+        (("audio/x-L16", -8000, -1), 8000, 1),
+        (("audio/x-L16", 1 << 63, 1 << 63), 8000, 1),
+        (("audio/x-L16", 48000, 2), 48000, 2),
+        ((None, None, None), 8000, 1),
+    ],
+)
+def test_rates_and_channels(told: tuple[Any, ...], rate: int, channels: int) -> None:
+    """A start event that leaves out or spoils its numbers still makes a format."""
+    audio = AudioFormat.from_start(*told)
+
+    assert (audio.sample_rate, audio.channels, audio.byte_order) == (rate, channels, "little")
+    assert AudioFormat.from_start(*told, byte_order="big").byte_order == "big"
+
+
+@given(st.none() | st.text(), st.none() | st.integers(), st.none() | st.integers())
+def test_any_start_event_makes_a_format(encoding: str | None, rate: int | None, channels: int | None) -> None:
+    """Nothing that a start event says raises."""
+    audio = AudioFormat.from_start(encoding, rate, channels)
+
+    assert audio == AudioFormat.from_start(encoding, rate, channels)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"sample_rate": 0}, "sample_rate"),
+        ({"sample_rate": -1}, "sample_rate"),
+        ({"sample_rate": 8000.0}, "sample_rate"),
+        ({"sample_rate": 1 << 20}, "sample_rate"),
+        ({"channels": 0}, "channels"),
+        ({"channels": 17}, "channels"),
+        ({"byte_order": "network"}, "byte_order"),
+        ({"byte_order": None}, "byte_order"),
+    ],
+)
+def test_what_is_written_wrong_is_told(wrong: dict[str, Any], name: str) -> None:
+    """A format that somebody writes must be right."""
+    with pytest.raises(InvalidRequestError, match=rf"^{name} can't be"):
+        AudioFormat("audio/x-L16", **wrong)
+
+
+def test_a_format_is_a_value() -> None:
+    """Equal formats are equal, and stay as they are."""
+    audio = AudioFormat("PCMU")
+
+    assert audio == AudioFormat(Encoding.MULAW, 8000)
+    assert {audio: 1}[AudioFormat("audio/x-mulaw")] == 1
+    with pytest.raises(FrozenInstanceError):
+        audio.channels = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("audio", "size", "silence", "bytes_of_20_ms"),
+    [
+        (AudioFormat("audio/x-mulaw"), 1, b"\xff", 160),
+        (AudioFormat("audio/x-alaw"), 1, b"\xd5", 160),
+        (AudioFormat("audio/x-L16", 8000), 2, b"\0\0", 320),
+        (AudioFormat("audio/x-L16", 16000), 2, b"\0\0", 640),
+        (AudioFormat("audio/x-L16", 24000), 2, b"\0\0", 960),
+        (AudioFormat("audio/x-L16", 11025), 2, b"\0\0", 442),
+        (AudioFormat("audio/x-L16", 16000, channels=2), 4, b"\0\0\0\0", 1280),
+        (AudioFormat("audio/x-mulaw", channels=2), 2, b"\xff\xff", 320),
+    ],
+)
+def test_sizes(audio: AudioFormat, size: int, silence: bytes, bytes_of_20_ms: int) -> None:
+    """Sizes follow from the encoding, the rate and the channels."""
+    assert audio.sample_size == size
+    assert audio.silence == silence
+    assert audio.bytes_of(20) == audio.samples_of(20) * size == bytes_of_20_ms
+
+
+def test_samples_are_counted_to_the_nearest_one() -> None:
+    """Also where a millisecond is no whole number of them."""
+    audio = AudioFormat("audio/x-L16", 11025)
+
+    assert [audio.samples_of(milliseconds) for milliseconds in (0, 1, 2, 40, -1)] == [0, 11, 22, 441, -11]
+
+
+def test_silence_sounds_like_nothing() -> None:
+    """µ-law has a zero, and A-law's silence is the least that it has."""
+    assert AudioFormat("audio/x-mulaw").to_pcm(b"\xff" * 3) == bytes(6)
+    assert AudioFormat("audio/x-alaw").to_pcm(b"\xd5") == struct.pack("<h", 8)
+
+
+def test_the_byte_order_is_a_choice() -> None:
+    """Linear PCM is little-endian, however L16 comes."""
+    assert AudioFormat("audio/x-L16", 16000).to_pcm(b"\x01\x02\x03\x04") == b"\x01\x02\x03\x04"
+    assert AudioFormat("audio/x-L16", 16000, "big").to_pcm(b"\x01\x02\x03\x04") == b"\x02\x01\x04\x03"
+
+
+@pytest.mark.parametrize("audio", KNOWN, ids=each)
+@given(payload=st.binary(max_size=200).map(lambda payload: payload.replace(b"\x7f", b"\xff")))
+def test_audio_survives_decoding_and_encoding(audio: AudioFormat, payload: bytes) -> None:
+    """All but µ-law's negative zero comes back, and only whole samples do."""
+    pcm = audio.to_pcm(payload)
+    whole = audio.whole(payload)
+
+    assert len(pcm) == 2 * (len(payload) // audio.sample_size)
+    assert audio.from_pcm(pcm) == whole == payload[: len(whole)]
+    assert audio.to_pcm(whole) == pcm
+    assert audio.from_pcm(pcm + b"\x01") == whole
+
+
+def test_only_whole_samples_of_all_channels_are_decoded() -> None:
+    """What is left of a sample is left out."""
+    audio = AudioFormat("audio/x-L16", 16000, channels=2)
+
+    assert audio.to_pcm(b"abcdefg") == audio.from_pcm(b"abcdefg") == audio.whole(b"abcdefg") == b"abcd"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda audio: audio.sample_size,
+        lambda audio: audio.silence,
+        lambda audio: audio.bytes_of(20),
+        lambda audio: audio.whole(b"12"),
+        lambda audio: audio.to_pcm(b"12"),
+        lambda audio: audio.from_pcm(b"12"),
+    ],
+)
+def test_an_unknown_encoding_is_told(use: Any) -> None:
+    """What can't be decoded is passed on as it came, and whoever tries is told so."""
+    audio = AudioFormat.from_start("audio/opus\n", 48000)
+
+    assert audio.samples_of(20) == 960
+    with pytest.raises(UnknownEncodingError) as caught:
+        use(audio)
+    assert isinstance(caught.value, StreamsError)
+    assert caught.value.encoding == "audio/opus\n"
+    assert str(caught.value) == r"audio encoded as 'audio/opus\n' can't be decoded: take the payloads as they come"

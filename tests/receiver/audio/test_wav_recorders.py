@@ -1,0 +1,338 @@
+"""Recordings of streams: what was heard is in the file, each track where it belongs."""
+
+import subprocess
+import sys
+import wave
+from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TypeAlias
+
+import pytest
+from attrs import frozen
+from hypothesis import given, settings, strategies as st
+
+from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.receiver.audio import (
+    AudioFormat,
+    RecordingError,
+    RecordingFullError,
+    UnknownEncodingError,
+    WavRecorder,
+)
+
+from .wavs import Wav, read_wav
+
+MULAW = AudioFormat("audio/x-mulaw")
+FORMATS = [
+    MULAW,
+    AudioFormat("audio/x-alaw"),
+    AudioFormat("audio/x-L16", 8000),
+    AudioFormat("audio/x-L16", 16000, "big"),
+    AudioFormat("audio/x-L16", 24000),
+]
+LAYOUTS: list[Any] = ["mono", "stereo"]
+ENCODINGS: list[Any] = ["pcm", "as sent"]
+
+Frame: TypeAlias = tuple[str, int, int, int]
+"""A track, a timestamp, a number, and a length in milliseconds."""
+
+
+def each(audio: AudioFormat) -> str:
+    return f"{audio.encoding} {audio.sample_rate} {audio.byte_order}"
+
+
+@frozen
+class Sound:
+    """Audio of which no two moments are alike, for each track."""
+
+    audio: AudioFormat
+
+    def of(self, track: str, begin: int, length: int) -> bytes:
+        """Give the payload of some milliseconds."""
+        seed = 7 if track == "inbound" else 11
+        first, last = self.audio.bytes_of(begin), self.audio.bytes_of(begin + length)
+        return bytes((seed * at + at // 251) % 256 for at in range(first, last))
+
+
+def kept(audio: AudioFormat, encoding: str, payload: bytes) -> bytes:
+    """Give what a recording has of a payload."""
+    if encoding == "pcm" or "L16" in audio.encoding:
+        return audio.to_pcm(payload)
+    return payload
+
+
+def heard(recorder: WavRecorder, track: str) -> tuple[Wav, bytes]:
+    wav = read_wav(recorder.files[track])
+    return wav, wav.channel(recorder.tracks.index(track)) if recorder.layout == "stereo" else wav.audio
+
+
+@pytest.mark.parametrize("audio", FORMATS, ids=each)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_heard_is_recorded(
+    tmp_path: Path, audio: AudioFormat, encoding: Literal["pcm", "as sent"], layout: Literal["mono", "stereo"]
+) -> None:
+    """Both tracks, in their places, and silence where nothing came."""
+    sound = Sound(audio)
+    with WavRecorder(tmp_path / "call.wav", audio, layout=layout, encoding=encoding) as recorder:
+        recorder.write("inbound", 0, 1, sound.of("inbound", 0, 20))
+        recorder.write("outbound", 40, 1, sound.of("outbound", 40, 20))
+        recorder.write("inbound", 20, 2, sound.of("inbound", 20, 20))
+        recorder.write("inbound", 80, 4, sound.of("inbound", 80, 20))
+
+    is_law = encoding == "as sent" and "law" in audio.encoding
+    silent = audio.silence if is_law else b"\0\0"
+    for track, parts in {"inbound": [(0, 40), (80, 20)], "outbound": [(40, 20)]}.items():
+        wav, recorded = heard(recorder, track)
+        end = 100 if layout == "stereo" or track == "inbound" else 60
+        expected = bytearray(silent * audio.samples_of(end))
+        for begin, length in parts:
+            at = audio.samples_of(begin) * len(silent)
+            part = kept(audio, encoding, sound.of(track, begin, length))
+            expected[at : at + len(part)] = part
+        assert recorded == bytes(expected)
+        assert wav.tag == ({"audio/x-mulaw": 7, "audio/x-alaw": 6}[audio.encoding] if is_law else 1)
+        assert (wav.channels, wav.sample_rate) == (2 if layout == "stereo" else 1, audio.sample_rate)
+
+
+def test_pcm_is_what_the_standard_library_reads(tmp_path: Path) -> None:
+    """Also while the recording goes on."""
+    with WavRecorder(tmp_path / "call.wav", MULAW) as recorder:
+        for read in (0, 1):
+            recorder.write("inbound", 0, read, b"\x80" * 160)
+            recorder.flush()
+            with wave.open(str(recorder.path)) as reader:
+                assert reader.getparams()[:3] == (2, 2, 8000)
+                assert reader.getnframes() == 160 * (read + 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "tracks", "files"),
+    [
+        ("call.wav", ("inbound", "outbound"), ["call-inbound.wav", "call-outbound.wav"]),
+        ("call", ("inbound", "outbound"), ["call-inbound", "call-outbound"]),
+        ("call.wav", ("outbound",), ["call.wav"]),
+        ("a.b.wav", ("x", "y", "z"), ["a.b-x.wav", "a.b-y.wav", "a.b-z.wav"]),
+    ],
+)
+def test_mono_has_a_file_for_each_track(tmp_path: Path, path: str, tracks: tuple[str, ...], files: list[str]) -> None:
+    """Named after the track, where there are several; all of them are there from the start."""
+    recorder = WavRecorder(tmp_path / path, MULAW, tracks, "mono")
+    with recorder:
+        assert sorted(file.name for file in tmp_path.iterdir()) == files
+        assert [file.name for file in recorder.files.values()] == files
+
+    assert all(read_wav(file).audio == b"" for file in recorder.files.values())
+
+
+def test_a_single_track_takes_frames_that_name_none(tmp_path: Path) -> None:
+    """With several, or of another track, they are ignored and counted."""
+    one = WavRecorder(tmp_path / "one.wav", MULAW, ("inbound",), "mono", "as sent")
+    two = WavRecorder(tmp_path / "two.wav", MULAW, encoding="as sent")
+    for recorder in (one, two):
+        with recorder:
+            recorder.write(None, 0, 1, b"ab")
+            recorder.write("sideband", 0, 1, b"cd")
+            recorder.write("inbound", 0, 2, b"ef")
+
+    assert (read_wav(one.path).audio, one.ignored) == (b"abef", 1)
+    assert (read_wav(two.path).channel(0), two.ignored) == (b"ef", 2)
+
+
+def test_a_track_that_begins_much_later_is_beside_the_other(tmp_path: Path) -> None:
+    """In one file or in two, though it is more than the longest gap."""
+    for layout in LAYOUTS:
+        recorder = WavRecorder(
+            tmp_path / f"{layout}.wav", MULAW, layout=layout, encoding="as sent", longest_gap=10, tolerance=5
+        )
+        with recorder:
+            for second in range(30):
+                recorder.write("inbound", 1000 * second, second + 1, b"i" * 8000)
+            recorder.write("outbound", 29_500, 1, b"o" * 160)
+        assert heard(recorder, "outbound")[1].strip(b"\xff") == b"o" * 160
+        assert heard(recorder, "outbound")[1].index(b"o") == 29_500 * 8
+        assert heard(recorder, "inbound")[1] == b"i" * 240_000
+
+
+def test_several_channels_are_kept_together(tmp_path: Path) -> None:
+    """The platform sends one, and mono files could hold more."""
+    audio = AudioFormat("audio/x-L16", 16000, channels=2)
+    with WavRecorder(tmp_path / "call.wav", audio, ("inbound",), "mono") as recorder:
+        recorder.write("inbound", 0, 1, b"abcdABCD" * 160 + b"xyz")
+        recorder.write("inbound", 20, 2, b"efghEFGH" * 160)
+
+    wav = read_wav(recorder.path)
+    assert wav.channels == 2
+    assert wav.audio == b"abcdABCD" * 160 + b"efghEFGH" * 160
+    assert recorder.statistics["inbound"].broken == 1
+
+
+def test_what_came_is_counted(tmp_path: Path) -> None:
+    """For each track, and it is there after the recording as well."""
+    recorder = WavRecorder(tmp_path / "call.wav", AudioFormat("audio/x-L16", 16000))
+    with recorder:
+        for timestamp, chunk, payload in [(0, 1, bytes(640)), (0, 1, bytes(640)), (40, 3, bytes(641)), (60, 4, b"")]:
+            recorder.write("inbound", timestamp, chunk, payload)
+
+    inbound, outbound = recorder.statistics["inbound"], recorder.statistics["outbound"]
+    assert (inbound.frames, inbound.duplicates, inbound.gaps, inbound.broken) == (2, 1, 1, 1)
+    assert outbound.frames == 0
+
+
+def test_a_recorder_is_used_between_its_beginning_and_its_end(tmp_path: Path) -> None:
+    """Before and after, it says so."""
+    recorder = WavRecorder(tmp_path / "call.wav", MULAW)
+
+    def check_closed() -> None:
+        for use in (
+            recorder.flush,
+            lambda: recorder.write("inbound", 0, 1, b"ab"),
+            lambda: recorder.write("sideband", 0, 1, b"ab"),
+        ):
+            with pytest.raises(RecordingError, match=r"call\.wav is not open: enter it first$"):
+                use()
+
+    check_closed()
+    recorder.close()
+    assert list(tmp_path.iterdir()) == []
+    with recorder, pytest.raises(RecordingError, match=r"call\.wav is open already$"):
+        recorder.open()
+    check_closed()
+    recorder.close()
+    with pytest.raises(InvalidRequestError, match="is there already"):
+        recorder.open()
+
+
+def test_no_file_is_left_when_another_cant_be_made(tmp_path: Path) -> None:
+    """All of a recording's files, or none."""
+    (tmp_path / "call-outbound.wav").write_bytes(b"precious")
+    recorder = WavRecorder(tmp_path / "call.wav", MULAW, layout="mono")
+
+    with pytest.raises(InvalidRequestError, match=r"call-outbound\.wav is there already"):
+        recorder.open()
+    assert [file.name for file in tmp_path.iterdir()] == ["call-outbound.wav"]
+    (tmp_path / "call-outbound.wav").unlink()
+    with recorder:
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
+    """What is after the end is refused, frame by frame."""
+    with WavRecorder(tmp_path / "call.wav", MULAW, encoding="as sent", most_bytes=400) as recorder:
+        recorder.write("inbound", 0, 1, b"i" * 160)
+        for timestamp in (20, 40, 1 << 62):
+            with pytest.raises(RecordingFullError, match="is full: it may hold 400 bytes"):
+                recorder.write("inbound", timestamp, None, b"i" * 160)
+        recorder.write("outbound", 0, 1, b"o" * 160)
+
+    assert heard(recorder, "inbound")[1] == b"i" * 160
+    assert heard(recorder, "outbound")[1] == b"o" * 160
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"path": ""}, "path can't be"),
+        ({"path": "/"}, "path can't be"),
+        ({"tracks": ()}, "tracks can't be"),
+        ({"tracks": ("inbound", "inbound")}, "tracks can't be"),
+        ({"tracks": ("inbound", "../../etc/passwd")}, "a track can't be called"),
+        ({"tracks": ("inbound", "")}, "a track can't be called"),
+        ({"tracks": ("inbound", 2)}, "a track can't be called"),
+        ({"tracks": ("a", "b", "c")}, "layout='stereo' takes two tracks"),
+        ({"tracks": ("inbound",)}, "layout='stereo' takes two tracks"),
+        ({"format": AudioFormat("audio/x-L16", channels=2)}, "layout='stereo' takes two tracks of one channel each"),
+        ({"layout": "quadro"}, "layout can't be 'quadro': it is one of 'mono', 'stereo'"),
+        ({"encoding": "mp3"}, "encoding can't be 'mp3': it is one of 'pcm', 'as sent'"),
+        ({"longest_gap": 0}, "longest_gap can't be"),
+        ({"tolerance": -1}, "tolerance can't be"),
+        ({"most_bytes": 0}, "most_bytes can't be"),
+    ],
+)
+def test_what_is_written_wrong_is_told(wrong: dict[str, Any], told: str) -> None:
+    """Before any file is made."""
+    with pytest.raises(InvalidRequestError, match=told):
+        WavRecorder(**{"path": "call.wav", "format": MULAW, **wrong})
+
+
+def test_an_unknown_encoding_cant_be_recorded() -> None:
+    """Whoever asks for it gets to know at once."""
+    with pytest.raises(UnknownEncodingError):
+        WavRecorder("call.wav", AudioFormat("audio/opus", 48000))
+
+
+KILLED = """
+import os, signal, sys
+from signalwire_streams.receiver.audio import AudioFormat, WavRecorder
+
+recorder = WavRecorder(sys.argv[1], AudioFormat("audio/x-L16", 16000))
+recorder.open()
+for chunk in range(500):
+    recorder.write("inbound", 20 * chunk, chunk + 1, bytes([chunk % 256]) * 640)
+    if chunk > 100:
+        recorder.write("outbound", 20 * (chunk - 100), chunk - 100, bytes([chunk % 256]) * 640)
+os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+"""
+
+
+def test_the_file_of_a_killed_process_can_be_played(tmp_path: Path) -> None:
+    """It lacks two seconds at most, on either track."""
+    path = tmp_path / "call.wav"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)  # noqa: S603
+
+    assert killed.returncode != 0
+    with wave.open(str(path)) as reader:
+        frames = reader.getnframes()
+        played = reader.readframes(frames)
+    assert 8 * 16000 <= frames <= 10 * 16000
+    assert len(played) == 4 * frames
+    for chunk in range(frames // 320):
+        assert played[chunk * 1280 : chunk * 1280 + 2] == bytes([chunk % 256]) * 2
+    assert played[1 * 1280 + 2 : 1 * 1280 + 4] == bytes([101]) * 2
+
+
+TRACKS = st.sampled_from(["inbound", "outbound"])
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[list[Frame], list[Frame]]:
+    """Give the frames of two tracks, and those that arrive: some are lost, repeated, or out of order."""
+    sent: list[Frame] = []
+    for track in ("inbound", "outbound"):
+        lengths = draw(st.lists(st.integers(1, 60), max_size=12))
+        begin = draw(st.integers(0, 3000))
+        begins = accumulate(lengths, initial=begin)
+        sent += [(track, at, chunk, length) for chunk, (at, length) in enumerate(zip(begins, lengths, strict=False), 1)]
+    return sent, draw(st.lists(st.sampled_from(sent), max_size=30)) if sent else []
+
+
+@settings(max_examples=25, deadline=None)
+@given(streams(), st.sampled_from(FORMATS), st.sampled_from(ENCODINGS), st.sampled_from(LAYOUTS))
+def test_what_arrives_is_what_is_recorded(
+    frames: tuple[list[Frame], list[Frame]],
+    audio: AudioFormat,
+    encoding: Literal["pcm", "as sent"],
+    layout: Literal["mono", "stereo"],
+) -> None:
+    """Whatever is lost, repeated or out of order: each frame is where it was, once, and all else is silence."""
+    _, arrived = frames
+    sound = Sound(audio)
+    with TemporaryDirectory() as folder:
+        recorder = WavRecorder(Path(folder) / "call.wav", audio, layout=layout, encoding=encoding, tolerance=0)
+        with recorder:
+            for track, timestamp, chunk, length in arrived:
+                recorder.write(track, timestamp, chunk, sound.of(track, timestamp, length))
+        recorded = {track: heard(recorder, track)[1] for track in recorder.tracks}
+    silent = kept(audio, encoding, audio.silence) if encoding == "as sent" else b"\0\0"
+    ends = {track: max((at + length for of, at, _, length in arrived if of == track), default=0) for track in recorded}
+    if layout == "stereo":
+        ends = dict.fromkeys(ends, max(ends.values()))
+    for track, found in recorded.items():
+        expected = bytearray(silent * audio.samples_of(ends[track]))
+        for of, timestamp, _, length in arrived:
+            if of == track:
+                at = audio.samples_of(timestamp) * len(silent)
+                part = kept(audio, encoding, sound.of(track, timestamp, length))
+                expected[at : at + len(part)] = part
+        assert found == bytes(expected)

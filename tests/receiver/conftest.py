@@ -1,0 +1,91 @@
+"""Certificates for loopback, and receivers that are served."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Any, TypeAlias
+
+import aiohttp
+import pytest
+import trustme
+
+from signalwire_streams.receiver import MediaReceiver, StreamSession
+
+Serve: TypeAlias = Callable[..., Any]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Let the loop go round until something is so."""
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110  (what the test looks at raises no event)
+            await asyncio.sleep(0)
+
+
+class Heard:
+    """A handler that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.sessions: list[StreamSession] = []
+        self.events: list[object] = []
+        self.ended: asyncio.Queue[StreamSession] = asyncio.Queue()
+
+    async def __call__(self, session: StreamSession) -> None:
+        self.sessions.append(session)
+        async for event in session:
+            self.events.append(event)
+        self.ended.put_nowait(session)
+
+    async def end(self) -> StreamSession:
+        """Wait for a session that has ended."""
+        async with asyncio.timeout(10):
+            return await self.ended.get()
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def certificate(authority: trustme.CA) -> ssl.SSLContext:
+    """What a server on loopback shows."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def trust(authority: trustme.CA) -> ssl.SSLContext:
+    """What accepts it."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Serve receivers without TLS; each is closed at the end of the test."""
+    async with AsyncExitStack() as stack:
+
+        async def start(receiver: MediaReceiver, **options: Any) -> str:
+            return await stack.enter_async_context(receiver.serve(**options))
+
+        yield start
+
+
+@pytest.fixture
+async def dial() -> AsyncIterator[Callable[..., Any]]:
+    """Dial a receiver by hand."""
+    async with aiohttp.ClientSession() as session, AsyncExitStack() as stack:
+
+        async def connect(url: str, token: str | None = None) -> aiohttp.ClientWebSocketResponse:
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            return await stack.enter_async_context(session.ws_connect(url, headers=headers))
+
+        yield connect

@@ -1,0 +1,454 @@
+"""Many joined starts: one run of starts, one of stops, and each stream comes as it begins."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from signalwire_streams import (
+    BulkOutcome,
+    BulkState,
+    CallStream,
+    Clock,
+    ConferenceStream,
+    InvalidRequestError,
+    JoinError,
+    RetryPolicy,
+    StartCallStream,
+    StartConferenceStream,
+    StreamOutcomeUnknown,
+    StreamsClient,
+)
+from signalwire_streams.errors import (
+    ClientStateError,
+    NotFoundError,
+    PermissionDeniedError,
+    RunEndedError,
+    UnprocessableError,
+)
+from signalwire_streams.receiver import EndReason, JoinedOutcome, MediaEvent, MediaReceiver
+from signalwire_streams.simulator import SimulatedSpace, Tone
+
+from .conftest import Heard, until
+
+
+@pytest.fixture
+async def space(trust: ssl.SSLContext) -> AsyncIterator[SimulatedSpace]:
+    """A Space that dials, and goes on speaking."""
+    async with SimulatedSpace(conferences=12, calls=3, audio=Tone(), trust=trust) as running:
+        yield running
+
+
+@pytest.fixture
+def receiver(heard: Heard) -> MediaReceiver:
+    return MediaReceiver(heard, bearer_tokens="nobody else's")
+
+
+@pytest.fixture
+async def url(receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext) -> str:
+    served: str = await serve(receiver, ssl_context=certificate)
+    return served
+
+
+def requests_to(space: SimulatedSpace, url: str, **fields: Any) -> list[StartConferenceStream | StartCallStream]:
+    fields = {"track": "inbound_track"} | fields
+    return [
+        *(StartConferenceStream(conference_sid=sid, url=url, **fields) for sid in space.conference_sids),
+        *(StartCallStream(call_sid=sid, url=url, **fields) for sid in space.call_sids),
+    ]
+
+
+async def test_many_are_started_heard_and_stopped(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str, heard: Heard
+) -> None:
+    """Each comes once with its own audio; after the block nothing runs, nothing is open, nothing was doubled."""
+    client: StreamsClient = client_for(space)
+    requests = requests_to(space, url)
+    outcomes: list[JoinedOutcome] = []
+    async with receiver.open_many(client, requests) as joined:
+        async for outcome in joined:
+            outcomes.append(outcome)
+            assert outcome.session is not None
+            async for event in outcome.session:
+                assert isinstance(event, MediaEvent)
+                break
+        assert len(space.streams.alive()) == 15
+    assert {outcome.request for outcome in outcomes} == set(requests)
+    sids = {outcome.session.stream_sid: outcome.request.target for outcome in outcomes if outcome.session}
+    assert sids == {stream.sid: stream.target_sid for stream in space.streams}
+    assert {outcome.session.end_reason for outcome in outcomes if outcome.session} == {EndReason.STOPPED}
+    assert (space.streams.alive(), space.streams.doubled(), receiver.sessions) == ([], [], set())
+    assert heard.sessions == []
+
+
+async def test_answers_that_are_lost(space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str) -> None:
+    """Lost answers to starts and stops double nothing and leave nothing, and requests may come one by one."""
+    space.faults.add("reset", on="start", created=True, one_in=2, per_target=1)
+    space.faults.add("reset", on="stop", created=True, one_in=2, per_target=1)
+    space.faults.add("503-api", on="stop", one_in=3, per_target=1)
+
+    # In no time at all so many failures would open the breaker.
+    client = client_for(space, clock=Clock())
+
+    async def one_by_one() -> AsyncIterator[StartConferenceStream]:
+        for sid in space.conference_sids[:6]:
+            yield StartConferenceStream(conference_sid=sid, url=url, name="mine", track="inbound_track")
+
+    async with receiver.open_many(client, one_by_one()) as joined:
+        assert [outcome.error async for outcome in joined] == [None] * 6
+        assert [outcome async for outcome in joined] == []
+    assert (space.streams.alive(), space.streams.doubled(), receiver.sessions) == ([], [], set())
+
+
+async def test_some_that_fail(space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str) -> None:
+    """Each failure says which leg it was; the others go on, and what may run is stopped."""
+    first, second, third, *_ = space.conference_sids
+    space.faults.add("socket-refused", target=second)
+    space.faults.add("reset", on="start", created=True, target=third)
+    client = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+    requests: list[Any] = [
+        StartConferenceStream(conference_sid=first, url=url, name="a"),
+        StartConferenceStream(conference_sid=first, url=url, name="a"),
+        StartConferenceStream(conference_sid=second, url=url),
+        StartConferenceStream(conference_sid=third, url=url, unnamed=True),
+        StartConferenceStream(conference_sid="nowhere", url=url),
+        StartConferenceStream(conference_sid=first, url=url, authorization_bearer_token="mine"),
+        "no request",
+    ]
+    async with receiver.open_many(client, requests, socket_timeout=0.3) as joined:
+        outcomes = [outcome async for outcome in joined]
+        assert {stream.target_sid for stream in space.streams.alive()} == {first, third}
+    assert space.streams.alive() == []
+
+    good = [outcome.request for outcome in outcomes if outcome.session is not None]
+    assert {request.target for request in good} == {first, third}
+    told = {str(outcome.request): outcome.error for outcome in outcomes if outcome.error is not None}
+    assert len(told) == 5
+    for request, match in (
+        (requests[1], "has an open stream of the name"),
+        (requests[5], "leave authorization_bearer_token out"),
+        (requests[6], "an item is a str: pass StartConferenceStream"),
+    ):
+        error = (
+            told[str(request)]
+            if request != requests[1]
+            else next(outcome.error for outcome in outcomes if outcome.request == request and outcome.error is not None)
+        )
+        assert isinstance(error, InvalidRequestError)
+        assert match in str(error)
+    unreachable, nowhere = told[str(requests[2])], told[str(requests[4])]
+    assert isinstance(unreachable, JoinError)
+    assert unreachable.leg == "socket"
+    assert isinstance(nowhere, JoinError)
+    assert nowhere.leg == "start"
+    assert isinstance(nowhere.__cause__, NotFoundError)
+
+
+async def test_whoever_leaves_early_leaves_nothing_behind(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
+) -> None:
+    """What was not sent is not sent any more, and what may run is stopped."""
+    asked: list[str] = []
+
+    async def endless() -> AsyncIterator[StartConferenceStream]:
+        number = 0
+        while True:
+            [*sids] = space.conference_sids
+            asked.append(sids[number % len(sids)])
+            yield StartConferenceStream(conference_sid=asked[-1], url=url, name=f"n{number}", track="inbound_track")
+            number += 1
+
+    async with receiver.open_many(client_for(space), endless(), concurrency=4) as joined:
+        async for outcome in joined:
+            assert outcome.session is not None
+            break
+    assert 0 < len(space.streams) <= len(asked)
+    assert (space.streams.alive(), receiver.sessions) == ([], set())
+
+
+async def test_requests_that_break_off(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
+) -> None:
+    """An error of the caller's own iterable comes through, after what was started before it was stopped."""
+
+    def broken() -> Any:
+        yield StartConferenceStream(conference_sid=space.conference_sids[0], url=url)
+        raise LookupError("no more of them")
+
+    async def use() -> None:
+        async with receiver.open_many(client_for(space), broken()) as joined:
+            async for _ in joined:
+                pass
+
+    with pytest.raises(LookupError, match="no more of them"):
+        await use()
+    assert space.streams.alive() == []
+
+
+async def test_some_that_can_not_be_stopped(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
+) -> None:
+    """They may still be running, so the block ends in their errors; the others are stopped."""
+    first = space.conference_sids[0]
+    space.faults.add("status", on="stop", status=422, target=first)
+
+    async def use() -> None:
+        async with receiver.open_many(client_for(space), requests_to(space, url)) as joined:
+            async for _ in joined:
+                pass
+
+    with pytest.raises(ExceptionGroup, match="1 streams could not be stopped") as caught:
+        await use()
+    [error] = caught.value.exceptions
+    assert isinstance(error, JoinError)
+    assert error.leg == "stop"
+    assert isinstance(error.__cause__, UnprocessableError)
+    assert receiver.sessions == set()
+
+
+async def test_a_token_that_is_withdrawn(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
+) -> None:
+    """403 ends the run of the stops early; every stream that was not stopped is told."""
+    space.faults.add("status", on="stop", status=403)
+
+    async def use() -> None:
+        async with receiver.open_many(client_for(space), requests_to(space, url)) as joined:
+            async for _ in joined:
+                pass
+
+    with pytest.raises(ExceptionGroup, match="15 streams could not be stopped") as caught:
+        await use()
+    causes = {type(error.__cause__) for error in caught.value.exceptions}
+    assert PermissionDeniedError in causes
+    assert causes <= {PermissionDeniedError, RunEndedError}
+    assert receiver.sessions == set()
+
+
+async def test_a_stream_that_ended_by_itself_is_not_stopped_again(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
+) -> None:
+    async with receiver.open_many(client_for(space), requests_to(space, url)) as joined:
+        async for outcome in joined:
+            space.end_conference(outcome.request.target) if isinstance(
+                outcome.request, StartConferenceStream
+            ) else space.end_call(outcome.request.target)
+            assert outcome.session is not None
+            await outcome.session.ended()
+        await until(lambda: not receiver.sessions)
+    assert space.requests.count("stop-conference-stream") == space.requests.count("stop-call-stream") == 0
+
+
+async def test_who_is_cancelled_leaves_nothing_behind(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
+) -> None:
+    begun = asyncio.Event()
+
+    async def use() -> None:
+        async with receiver.open_many(client_for(space), requests_to(space, url)) as joined:
+            async for _ in joined:
+                begun.set()
+
+    using = asyncio.ensure_future(use())
+    await begun.wait()
+    using.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    await until(lambda: not space.streams.alive() and not receiver.sessions)
+
+
+class Ending:
+    """A client whose starts tell nothing, and whose run of stops ends before it has stopped anything."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+        self.asked: list[ConferenceStream | CallStream] = []
+
+    def start_streams(self, requests: Any, *, concurrency: int | None) -> Any:
+        return Unknown(requests)
+
+    async def stop_streams(self, streams: Any) -> AsyncIterator[Any]:
+        async for stream in streams:
+            self.asked.append(stream)
+            if self.error is not None:
+                raise self.error
+            return
+            yield
+
+
+class Unknown:
+    def __init__(self, requests: Any) -> None:
+        self.requests = requests
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        async for request in self.requests:
+            error = StreamOutcomeUnknown("nobody knows", name=request.name)
+            yield BulkOutcome(index=0, item=request, state=BulkState.UNKNOWN, error=error)
+
+    def drain(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(None, RunEndedError), (ClientStateError("the client is closed"), ClientStateError)]
+)
+async def test_a_run_of_stops_that_ends_by_itself(
+    receiver: MediaReceiver, error: Exception | None, kind: type[Exception]
+) -> None:
+    """Each stream that was not stopped is told, by its name where only that is known."""
+    client = Ending(error)
+    requests: list[Any] = [
+        StartConferenceStream(conference_sid="room", url="wss://a.example/b", name="mine"),
+        StartCallStream(call_sid="call", url="wss://a.example/b", name="mine"),
+    ]
+
+    async def use() -> None:
+        async with receiver.open_many(client, requests, socket_timeout=0.01) as joined:
+            assert [type(outcome.error) async for outcome in joined] == [JoinError, JoinError]
+
+    with pytest.raises(ExceptionGroup, match="2 streams could not be stopped") as caught:
+        await use()
+    assert [type(each.__cause__) for each in caught.value.exceptions] == [kind, kind]
+    assert set(client.asked) <= {
+        ConferenceStream(conference_sid="room", sid="mine"),
+        CallStream(call_sid="call", sid="mine"),
+    }
+
+
+async def test_a_call_is_stopped_by_its_name(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
+) -> None:
+    """As the answer to its start was lost, and no socket came."""
+    [call, *_] = space.call_sids
+    space.faults.add("reset", on="start", created=True)
+    space.faults.add("socket-slow", seconds=4)
+    request = StartCallStream(call_sid=call, url=url)
+    client = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+    async with receiver.open_many(client, [request], socket_timeout=0.01) as joined:
+        [outcome] = [outcome async for outcome in joined]
+        assert isinstance(outcome.error, JoinError)
+        assert len(space.streams.alive()) == 1
+    assert space.streams.alive() == []
+
+
+async def test_a_run_without_end_forgets_what_has_ended(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
+) -> None:
+    """A stream that ended needs no memory."""
+    begun = asyncio.Event()
+    [first, *_] = space.conference_sids
+
+    async def one_after_the_other() -> AsyncIterator[StartConferenceStream]:
+        for _ in range(3):
+            begun.clear()
+            yield StartConferenceStream(conference_sid=first, url=url, name=f"n{len(space.streams)}")
+            await begun.wait()
+
+    async with receiver.open_many(client_for(space), one_after_the_other()) as joined:
+        async for outcome in joined:
+            assert outcome.session is not None
+            [stream] = space.streams.alive()
+            space._state.stop_stream(stream)
+            await outcome.session.ended()
+            await until(lambda: not receiver._joinings._by_name)
+            begun.set()
+    assert len(space.streams) == 3
+
+
+async def test_a_stream_that_ends_before_its_start_is_answered(
+    trust: ssl.SSLContext, client_for: Any, receiver: MediaReceiver, url: str
+) -> None:
+    """The socket tells that it came and went; the answer is waited for, and nothing is stopped."""
+    answer = asyncio.Event()
+
+    async def held(seconds: float) -> None:
+        await answer.wait()
+
+    async with SimulatedSpace(
+        conferences=1, audio=Tone(seconds=0.1), real_time=False, trust=trust, sleep=held
+    ) as space:
+        space.faults.add("latency", on="start", seconds=1)
+        [sid] = space.conference_sids
+        async with receiver.open_many(
+            client_for(space), [StartConferenceStream(conference_sid=sid, url=url)]
+        ) as joined:
+            async for outcome in joined:
+                assert outcome.session is not None
+                await outcome.session.ended()
+                assert outcome.session.end_reason is EndReason.STOPPED
+                answer.set()
+        assert space.requests.count("stop-conference-stream") == 0
+        assert receiver._joinings._by_name == {}
+
+
+async def test_an_error_of_the_requests_is_not_lost(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
+) -> None:
+    """Also when nobody goes through the outcomes."""
+
+    def broken() -> Any:
+        raise LookupError("no more of them")
+        yield
+
+    async def use() -> None:
+        async with receiver.open_many(client_for(space), broken()):
+            await asyncio.sleep(0)
+
+    with pytest.raises(LookupError, match="no more of them"):
+        await use()
+
+
+class Run:
+    def __init__(self, outcomes: Any) -> None:
+        self.outcomes = outcomes
+
+    def __aiter__(self) -> Any:
+        return self.outcomes
+
+    def drain(self) -> None:
+        pass
+
+
+async def test_a_run_of_starts_that_breaks_off(receiver: MediaReceiver) -> None:
+    """What was taken from the requests may run for all that is known, so it is stopped by its name."""
+
+    class Client(Ending):
+        def start_streams(self, requests: Any, *, concurrency: int | None) -> Any:
+            return Run(self.broken(requests))
+
+        async def broken(self, requests: Any) -> AsyncIterator[Any]:
+            async for _ in requests:
+                raise ClientStateError("the client is closed")
+            yield
+
+    client = Client(None)
+    request = StartConferenceStream(conference_sid="room", url="wss://a.example/b", name="mine")
+
+    async def use() -> None:
+        async with receiver.open_many(client, [request], socket_timeout=0.01) as joined:
+            assert [type(outcome.error) async for outcome in joined] == [JoinError]
+
+    with pytest.raises((ClientStateError, ExceptionGroup)):
+        await use()
+    assert [stream.sid for stream in client.asked] == ["mine"]
+
+
+async def test_what_goes_wrong_in_the_block_goes_before_what_goes_wrong_in_the_requests(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
+) -> None:
+    """A cancellation above all: the error of the requests is noted on it."""
+
+    def broken() -> Any:
+        raise LookupError("no more of them")
+        yield
+
+    async def use() -> None:
+        async with receiver.open_many(client_for(space), broken()) as joined:
+            await until(joined._running.done)  # type: ignore[attr-defined]
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await use()
+    assert caught.value.__notes__ == ["LookupError: no more of them"]

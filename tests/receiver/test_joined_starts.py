@@ -1,0 +1,573 @@
+"""Starting a stream and receiving it as one: three legs in any order, and nothing left behind."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from signalwire_streams import (
+    ClientStateError,
+    ConferenceStream,
+    InvalidRequestError,
+    JoinError,
+    RetryPolicy,
+    StartConferenceStream,
+    StreamOutcomeUnknown,
+    StreamsClient,
+)
+from signalwire_streams.callbacks import StreamErrored, StreamStarted, StreamStopped
+from signalwire_streams.errors import ApiError, BadRequestError, CircuitOpenError, NotFoundError, RateLimitedError
+from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver
+from signalwire_streams.simulator import SimulatedSpace, Tone
+
+from .conftest import Heard, until
+
+
+@pytest.fixture
+async def space(trust: ssl.SSLContext) -> AsyncIterator[SimulatedSpace]:
+    """A Space that dials, and speaks as fast as it is heard."""
+    async with SimulatedSpace(conferences=3, calls=2, audio=Tone(seconds=0.2), real_time=False, trust=trust) as running:
+        yield running
+
+
+@pytest.fixture
+async def endless(trust: ssl.SSLContext) -> AsyncIterator[SimulatedSpace]:
+    """A Space that dials, and goes on speaking."""
+    async with SimulatedSpace(conferences=3, calls=2, audio=Tone(), trust=trust) as running:
+        yield running
+
+
+@pytest.fixture
+def receiver(heard: Heard) -> MediaReceiver:
+    return MediaReceiver(heard, bearer_tokens="nobody else's")
+
+
+async def test_a_stream_is_started_heard_and_stopped(
+    endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
+) -> None:
+    """Within the block its audio comes in; after it nothing runs and nothing is open."""
+    url = await serve(receiver, ssl_context=certificate)
+    client = client_for(endless)
+    for streams, sid in ((client.conferences, endless.conference_sids[0]), (client.calls, endless.call_sids[0])):
+        async with receiver.open(streams, sid, url=url, track="inbound_track") as session:
+            assert len(endless.streams.alive_on(sid)) == 1
+            media = [event async for event, _ in zip_first(session, 3)]
+            assert [event.chunk for event in media if isinstance(event, MediaEvent)] == [1, 2, 3]
+            assert session.end_reason is None
+        assert session.end_reason is EndReason.STOPPED
+        assert endless.streams.alive() == []
+        assert receiver.sessions == set()
+
+
+async def zip_first(session: Any, most: int) -> AsyncIterator[Any]:
+    number = 0
+    async for event in session:
+        number += 1
+        yield event, number
+        if number == most:
+            return
+
+
+async def test_many_at_once(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
+) -> None:
+    """Each block gets its own stream's audio, to its end; the Space had stopped it by itself, which is fine."""
+    url = await serve(receiver, ssl_context=certificate)
+    client = client_for(space)
+
+    async def listen(sid: str) -> int:
+        async with receiver.open(client.conferences, sid, url=url, codec="L16@16000h") as session:
+            heard = [event async for event in session if isinstance(event, MediaEvent)]
+            assert session.start.stream_sid in {stream.sid for stream in space.streams if stream.target_sid == sid}
+            return sum(len(event.payload) for event in heard)
+
+    assert await asyncio.gather(*map(listen, space.conference_sids)) == [2 * 6400] * 3
+    assert space.streams.alive() == []
+
+
+async def test_a_start_that_is_refused(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
+) -> None:
+    """The REST leg's own error is the cause, and nothing is stopped, since nothing runs."""
+    url = await serve(receiver, ssl_context=certificate)
+    with pytest.raises(JoinError, match="was not started") as caught:
+        await receiver.open(client_for(space).conferences, "nowhere", url=url).__aenter__()
+    assert caught.value.leg == "start"
+    assert isinstance(caught.value.__cause__, NotFoundError)
+    assert space.requests.count("stop-conference-stream") == 0
+
+
+async def test_nobody_dials(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, certificate: ssl.SSLContext
+) -> None:
+    """A url that the Space can't reach is told as such, and the stream that runs is stopped."""
+    async with SimulatedSpace(conferences=1) as silent:
+        [sid] = silent.conference_sids
+        with pytest.raises(JoinError, match=r"nobody dialled within 0\.01 s") as caught:
+            async with receiver.open(
+                client_for(silent).conferences, sid, url="wss://rx.example.com/a", socket_timeout=0.01
+            ):
+                raise AssertionError
+        assert caught.value.leg == "socket"
+        assert len(silent.streams) == 1
+        assert silent.streams.alive() == []
+
+
+def told(kind: type[Any], sid: str, stream: str | None, name: str | None = "mine", **more: Any) -> Any:
+    return kind(conference_sid=sid, stream_sid=stream, stream_name=name, **more)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "why"),
+    [
+        (StreamErrored, {"error": "connection_refused"}, "connection_refused"),
+        (StreamErrored, {}, "an error without a name"),
+        (StreamStopped, {}, "it was stopped"),
+    ],
+)
+async def test_the_space_tells_that_it_failed(
+    client_for: Any, receiver: MediaReceiver, kind: type[Any], more: dict[str, str], why: str
+) -> None:
+    """A status callback of that very stream ends the waiting; those of others do not."""
+    async with SimulatedSpace(conferences=1) as silent:
+        [sid] = silent.conference_sids
+        opening = asyncio.ensure_future(
+            receiver.open(client_for(silent).conferences, sid, url="wss://rx.example.com/a", name="mine").__aenter__()
+        )
+        await until(lambda: bool(silent.streams.alive()))
+        stream = silent.streams[0].sid
+        await receiver.hear(told(kind, sid, stream, "another", **more))
+        await receiver.hear(told(kind, "elsewhere", stream, **more))
+        await receiver.hear(told(kind, sid, "an earlier stream", **more))
+        await receiver.hear(told(StreamStarted, sid, stream))
+        await receiver.hear(told(kind, sid, stream, **more))
+        await receiver.hear(told(kind, sid, stream, **more))
+        with pytest.raises(JoinError, match=why) as caught:
+            await opening
+        assert caught.value.leg == "callback"
+        assert silent.streams.alive() == []
+
+
+async def test_what_is_told_of_a_name_is_the_last_to_go_by(client_for: Any, receiver: MediaReceiver) -> None:
+    """Where nobody knows which stream a callback means, it is what is said once no socket came."""
+    async with SimulatedSpace(conferences=1) as silent:
+        [sid] = silent.conference_sids
+        silent.faults.add("reset", on="start", created=True)
+        client: StreamsClient = client_for(silent, retry=RetryPolicy(attempts=1, resends=0))
+        opening = asyncio.ensure_future(
+            receiver.open(
+                client.conferences, sid, url="wss://rx.example.com/a", name="mine", socket_timeout=0.1
+            ).__aenter__()
+        )
+        await until(lambda: bool(silent.streams.alive()))
+        await receiver.hear(told(StreamErrored, sid, silent.streams[0].sid, error="codec_error"))
+        with pytest.raises(JoinError, match="of a stream of that name: codec_error") as caught:
+            await opening
+        assert caught.value.leg == "callback"
+
+
+async def test_a_name_that_is_taken_by_oneself(client_for: Any, receiver: MediaReceiver) -> None:
+    """When an attempt is repeated, the Space refuses the second stream; that says nothing against the first one."""
+    async with SimulatedSpace(conferences=1) as silent:
+        [sid] = silent.conference_sids
+        silent.faults.add("reset", on="start", created=True, times=1)
+        opening = asyncio.ensure_future(
+            receiver.open(
+                client_for(silent).conferences, sid, url="wss://rx.example.com/a", name="mine", socket_timeout=0.1
+            ).__aenter__()
+        )
+        await until(lambda: len(silent.streams) == 2)
+        await receiver.hear(told(StreamErrored, sid, silent.streams[1].sid, error="Duplicated stream name"))
+        await asyncio.sleep(0)
+        assert not opening.done()
+        with pytest.raises(JoinError, match="Duplicated stream name"):
+            await opening
+        assert silent.streams.alive() == []
+
+
+async def test_the_socket_is_proof_enough(
+    endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
+) -> None:
+    """When the POST's answer is lost, the socket tells that the stream runs, and its name stops it."""
+    url = await serve(receiver, ssl_context=certificate)
+    endless.faults.add("reset", on="start", created=True)
+    client: StreamsClient = client_for(endless, retry=RetryPolicy(attempts=1, resends=0))
+    async with receiver.open(client.conferences, endless.conference_sids[0], url=url) as session:
+        assert session.start.stream_sid == endless.streams.alive()[0].sid
+    assert endless.streams.alive() == []
+
+
+async def test_neither_answer_nor_socket(client_for: Any, receiver: MediaReceiver) -> None:
+    """What nobody can tell is told so, and the stream is stopped by its name in case it runs."""
+    async with SimulatedSpace(conferences=1) as silent:
+        silent.faults.add("reset", on="start", created=True)
+        client: StreamsClient = client_for(silent, retry=RetryPolicy(attempts=1, resends=0))
+        with pytest.raises(JoinError, match="neither answer nor socket came") as caught:
+            async with receiver.open(
+                client.conferences, silent.conference_sids[0], url="wss://rx.example.com/a", socket_timeout=0.01
+            ):
+                raise AssertionError
+        assert isinstance(caught.value.__cause__, StreamOutcomeUnknown)
+        assert silent.streams.alive() == []
+
+
+async def test_the_socket_may_come_before_the_answer(
+    endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
+) -> None:
+    """The block begins with the socket, however long the answer takes."""
+    url = await serve(receiver, ssl_context=certificate)
+    endless.faults.add("hang", on="start", created=True, times=1)
+    client: StreamsClient = client_for(endless, retry=RetryPolicy(attempts=1, resends=0, deadline=0.4))
+    await client.conferences.get(endless.conference_sids[0])  # from here on there is a connection
+    async with receiver.open(client.conferences, endless.conference_sids[0], url=url) as session:
+        assert session.end_reason is None
+    assert endless.streams.alive() == []
+
+
+async def test_who_gives_up_leaves_nothing_behind(client_for: Any, receiver: MediaReceiver) -> None:
+    """A cancelled block still stops what it started."""
+    async with SimulatedSpace(conferences=1) as silent:
+        client = client_for(silent)
+        opening = asyncio.ensure_future(
+            receiver.open(client.conferences, silent.conference_sids[0], url="wss://rx.example.com/a").__aenter__()
+        )
+        await until(lambda: bool(silent.streams.alive()))
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await until(lambda: not silent.streams.alive())
+
+
+async def test_one_name_twice_on_one_conference(
+    endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
+) -> None:
+    """The second one is refused here: were it sent, its end would stop the first one by their common name."""
+    url = await serve(receiver, ssl_context=certificate)
+    streams, sid = client_for(endless).conferences, endless.conference_sids[0]
+    async with receiver.open(streams, sid, url=url, name="mine") as session:
+        with pytest.raises(InvalidRequestError, match="has an open stream of the name 'mine' here"):
+            await receiver.open(streams, sid, url=url, name="mine").__aenter__()
+        assert session.end_reason is None
+    assert len(endless.streams) == 1
+    assert endless.streams.alive() == []
+    async with receiver.open(streams, sid, url=url, name="mine"):
+        pass
+
+
+async def test_a_second_stream_that_was_refused_says_nothing_against_the_first(
+    client_for: Any, receiver: MediaReceiver
+) -> None:
+    """Whose sid such a callback carries is not documented."""
+    async with SimulatedSpace(conferences=1) as silent:
+        [sid] = silent.conference_sids
+        opening = asyncio.ensure_future(
+            receiver.open(
+                client_for(silent).conferences, sid, url="wss://rx.example.com/a", name="mine", socket_timeout=0.2
+            ).__aenter__()
+        )
+        await until(lambda: bool(silent.streams.alive()))
+        await receiver.hear(told(StreamErrored, sid, silent.streams[0].sid, error="Duplicated stream name"))
+        await asyncio.sleep(0)
+        assert not opening.done()
+        with pytest.raises(JoinError, match="Duplicated stream name"):
+            await opening
+
+
+async def awaited(silent: SimulatedSpace, receiver: MediaReceiver, client_for: Any) -> tuple[Any, str]:
+    """Open a stream that nobody dials for; give the opening and its token."""
+    opening = asyncio.ensure_future(
+        receiver.open(
+            client_for(silent).conferences,
+            silent.conference_sids[0],
+            url="wss://rx.example.com/a",
+            name="mine",
+            socket_timeout=60,
+        ).__aenter__()
+    )
+    await until(lambda: bool(silent.streams.alive()))
+    token = silent.streams[0].authorization_bearer_token
+    assert token is not None
+    return opening, token
+
+
+@pytest.mark.parametrize("first", ["garbage", "nothing", "too long"])
+async def test_a_socket_that_comes_and_breaks(client_for: Any, heard: Heard, serve: Any, dial: Any, first: str) -> None:
+    """No other will come, so that is told at once, and not that nobody dialled."""
+    receiver = MediaReceiver(frame_limit=100)
+    url = await serve(receiver)
+    async with SimulatedSpace(conferences=1) as silent:
+        opening, token = await awaited(silent, receiver, client_for)
+        peer = await dial(url, token)
+        if first == "nothing":
+            await peer.close()
+        else:
+            await peer.send_str("x" * (200 if first == "too long" else 10))
+        with pytest.raises(JoinError, match="its socket came, and no stream began on it") as caught:
+            await opening
+        assert caught.value.leg == "socket"
+        assert silent.streams.alive() == []
+
+
+async def test_what_is_no_websocket_spends_no_token(
+    client_for: Any, receiver: MediaReceiver, serve: Any, dial: Any
+) -> None:
+    url = await serve(receiver)
+    async with SimulatedSpace(conferences=1) as silent, aiohttp.ClientSession() as http:
+        opening, token = await awaited(silent, receiver, client_for)
+        async with http.get(url.replace("ws", "http"), headers={"Authorization": f"Bearer {token}"}) as response:
+            assert response.status == 400
+        peer = await dial(url, token)
+        await peer.send_json({"event": "start", "start": {"streamSid": "s"}})
+        assert (await opening).stream_sid == "s"
+        await peer.close()
+
+
+async def test_a_callback_between_upgrade_and_start(
+    client_for: Any, receiver: MediaReceiver, serve: Any, dial: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The callback is what is told, and the socket is closed in order."""
+    url = await serve(receiver)
+    async with SimulatedSpace(conferences=1) as silent:
+        opening, token = await awaited(silent, receiver, client_for)
+        peer = await dial(url, token)
+        await receiver.hear(told(StreamStopped, silent.conference_sids[0], silent.streams[0].sid))
+        await peer.send_json({"event": "start", "start": {"streamSid": "s"}})
+        assert (await peer.receive()).data == 1000
+        with pytest.raises(JoinError, match="it was stopped"):
+            await opening
+    assert "failed" not in caplog.text
+
+
+async def test_a_receiver_that_is_closed_opens_nothing(endless: SimulatedSpace, client_for: Any) -> None:
+    """Nothing is sent, and it serves no more either."""
+    receiver = MediaReceiver()
+    await receiver.aclose()
+    client = client_for(endless)
+    for context in (
+        receiver.open(client.conferences, endless.conference_sids[0], url="wss://a.example/b"),
+        receiver.open_many(client, []),
+        receiver.serve(),
+    ):
+        with pytest.raises(ClientStateError, match="this receiver is closed: make a new MediaReceiver"):
+            await context.__aenter__()
+    assert len(endless.requests) == 0
+
+
+async def test_fields_that_a_joined_start_does_not_take(endless: SimulatedSpace, client_for: Any) -> None:
+    """Nothing is sent, and nothing is waited for."""
+    receiver, streams, [sid, *_] = MediaReceiver(), client_for(endless).conferences, endless.conference_sids
+    with pytest.raises(InvalidRequestError, match="leave authorization_bearer_token out"):
+        await receiver.open(streams, sid, url="wss://a.example/b", authorization_bearer_token="t").__aenter__()
+    with pytest.raises(TypeError, match="bogus"):
+        await receiver.open(streams, sid, url="wss://a.example/b", bogus=1).__aenter__()
+    with pytest.raises(JoinError, match="can't be part of a path"):
+        await receiver.open(streams, "a/b", url="wss://a.example/b").__aenter__()
+    assert not receiver._joinings._by_name
+    assert not receiver._joinings._by_token
+    assert len(endless.requests) == 0
+
+
+async def test_an_answer_that_hangs_does_not_hold_the_stop_up(
+    endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
+) -> None:
+    """The stream is stopped by the sid that its socket told, while the start is still waiting."""
+    url = await serve(receiver, ssl_context=certificate)
+    endless.faults.add("hang", on="start", created=True, times=1)
+    client: StreamsClient = client_for(endless, retry=RetryPolicy(attempts=1, resends=0, deadline=2))
+    stopped_after = None
+
+    async def watch() -> None:
+        nonlocal stopped_after
+        await until(lambda: bool(endless.streams) and not endless.streams.alive())
+        stopped_after = endless.requests.count("stop-conference-stream")
+
+    watching = None
+    async with receiver.open(client.conferences, endless.conference_sids[0], url=url):
+        watching = asyncio.ensure_future(watch())
+    await watching
+    assert stopped_after == 1
+    # Since the start's own fate stayed unknown, its name was stopped too, in case there was a second stream.
+    assert endless.requests.count("stop-conference-stream") == 2
+
+
+async def test_an_answer_that_comes_after_the_stop(
+    trust: ssl.SSLContext, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
+) -> None:
+    """It tells that the stream that was stopped is the one that was started, so nothing more is stopped."""
+    url = await serve(receiver, ssl_context=certificate)
+
+    async def until_it_stopped(seconds: float) -> None:
+        await until(lambda: not held.streams.alive())
+
+    held = SimulatedSpace(conferences=1, audio=Tone(), trust=trust, sleep=until_it_stopped)
+    async with held as space:
+        space.faults.add("latency", on="start", seconds=1)
+        async with receiver.open(client_for(space).conferences, space.conference_sids[0], url=url):
+            pass
+        assert space.requests.count("stop-conference-stream") == 1
+
+
+async def test_what_is_told_first_is_what_counts(client_for: Any, heard: Heard, serve: Any, dial: Any) -> None:
+    """A callback that ended the waiting is not replaced by a socket that breaks after it."""
+    receiver = MediaReceiver(start_timeout=60)
+    url = await serve(receiver)
+    async with SimulatedSpace(conferences=1) as silent:
+        opening, token = await awaited(silent, receiver, client_for)
+        peer = await dial(url, token)
+        await receiver.hear(told(StreamStopped, silent.conference_sids[0], silent.streams[0].sid))
+        await peer.close()
+        with pytest.raises(JoinError, match="it was stopped"):
+            await opening
+    await until(lambda: not receiver.beginning)
+
+
+async def test_what_goes_wrong_in_the_block_goes_first(
+    endless: SimulatedSpace,
+    client_for: Any,
+    receiver: MediaReceiver,
+    serve: Any,
+    certificate: ssl.SSLContext,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A stop that fails as well is noted with it and logged, since the stream may still be running."""
+    url = await serve(receiver, ssl_context=certificate)
+    endless.faults.add("status", on="stop", status=403)
+    client = client_for(endless)
+
+    async def use(error: BaseException) -> None:
+        async with receiver.open(client.conferences, endless.conference_sids[0], url=url):
+            raise error
+
+    for error in (KeyError("mine"), asyncio.CancelledError()):
+        with pytest.raises(type(error)) as caught:
+            await use(error)
+        assert "may still be running" in caught.value.__notes__[0]
+        assert "may still be running" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("patience", [60.0, 0.0])
+async def test_a_space_that_takes_no_stops_just_now(
+    receiver: MediaReceiver, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """It is waited for, since nobody else will stop the stream; but not for ever."""
+    monkeypatch.setattr("signalwire_streams.receiver.joining._OUTAGE", patience)
+    monkeypatch.setattr("signalwire_streams.receiver.joining._LEAST_PAUSE", 0.001)
+    answers: list[Exception] = [
+        CircuitOpenError("not tried, the Space kept failing", retry_after=0.001),
+        RateLimitedError("too many requests", status=429),
+    ]
+
+    class Busy:
+        async def start_stream(self, sid: str, /, **fields: Any) -> Any:
+            return ConferenceStream(conference_sid=sid, sid="stream")
+
+        async def stop_stream(self, sid: str, stream: Any, /) -> Any:
+            if answers:
+                raise answers.pop(0)
+
+    with pytest.raises(JoinError, match="nobody dialled") as caught:
+        await receiver.open(Busy(), "room", url="wss://a", socket_timeout=0.01).__aenter__()
+    assert hasattr(caught.value, "__notes__") is not bool(patience)
+    assert len(answers) == (0 if patience else 1)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "ended"),
+    [
+        (NotFoundError("no such stream", status=404, code=20404), True),
+        (BadRequestError("stopped already", status=400, code=21220), True),
+        (BadRequestError("no", status=400, code=10000), False),
+    ],
+)
+async def test_a_stream_that_had_ended_before_anybody_dialled(
+    receiver: MediaReceiver, refusal: ApiError, ended: bool
+) -> None:
+    """When the Space says so of its sid, there is nothing left to stop, and the failed join is what is told."""
+
+    class Gone:
+        async def start_stream(self, sid: str, /, **fields: Any) -> Any:
+            return ConferenceStream(conference_sid=sid, sid="stream")
+
+        async def stop_stream(self, sid: str, stream: Any, /) -> Any:
+            raise refusal
+
+    with pytest.raises(JoinError, match="nobody dialled") as caught:
+        await receiver.open(Gone(), "room", url="wss://a", socket_timeout=0.01).__aenter__()
+    assert hasattr(caught.value, "__notes__") is not ended
+
+
+async def test_a_start_that_is_cut(receiver: MediaReceiver) -> None:
+    """A POST that somebody cancels may have been carried out: the stream is stopped by its name."""
+    stopped: list[Any] = []
+
+    class Cut:
+        async def start_stream(self, sid: str, /, **fields: Any) -> Any:
+            raise asyncio.CancelledError
+
+        async def stop_stream(self, sid: str, stream: Any, /) -> Any:
+            stopped.append(stream)
+
+    with pytest.raises(JoinError, match="neither answer nor socket"):
+        await receiver.open(Cut(), "room", url="wss://a", name="mine", socket_timeout=0.01).__aenter__()
+    assert stopped == ["mine"]
+
+
+async def test_a_stream_that_can_not_be_stopped_is_told(
+    endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
+) -> None:
+    """It may still be running, so the block ends in the stop's own error."""
+    url = await serve(receiver, ssl_context=certificate)
+    endless.faults.add("status", on="stop", status=403)
+
+    async def use() -> None:
+        async with receiver.open(client_for(endless).conferences, endless.conference_sids[0], url=url):
+            pass
+
+    with pytest.raises(Exception, match="HTTP 403"):
+        await use()
+    assert endless.requests.count("stop-conference-stream") == 1
+    assert receiver.sessions == set()  # its socket is closed all the same, which may end it, and may not
+
+
+async def test_a_token_opens_one_socket(
+    client_for: Any, receiver: MediaReceiver, serve: Any, dial: Any, heard: Heard
+) -> None:
+    """The token of a joined start lets its own stream in, once, and is gone when the block is."""
+    url = await serve(receiver)
+    async with SimulatedSpace(conferences=1) as silent:
+        client = client_for(silent)
+        opening = asyncio.ensure_future(
+            receiver.open(
+                client.conferences, silent.conference_sids[0], url="wss://rx.example.com/a", socket_timeout=5
+            ).__aenter__()
+        )
+        await until(lambda: bool(silent.streams.alive()))
+        token = silent.streams.alive()[0].authorization_bearer_token
+        peer = await dial(url, token)
+        with pytest.raises(Exception, match="401"):
+            await dial(url, token)
+        await peer.send_json({"event": "start", "start": {"streamSid": "s"}})
+        session = await opening
+        assert session.stream_sid == "s"
+        assert heard.sessions == []
+        await peer.close()
+
+
+async def test_more_streams_than_a_pool_usually_holds(
+    trust: ssl.SSLContext, client_for: Any, heard: Heard, serve: Any, certificate: ssl.SSLContext
+) -> None:
+    """The Space keeps as many calls out at once as there are streams."""
+    receiver = MediaReceiver(heard, bearer_tokens="t")
+    url = await serve(receiver, ssl_context=certificate)
+    asyncio.get_running_loop().set_debug(False)
+    async with SimulatedSpace(conferences=120, participants=0, audio=Tone(), trust=trust) as space:
+        run = client_for(space).start_streams(
+            StartConferenceStream(conference_sid=sid, url=url, authorization_bearer_token="t", track="inbound_track")
+            for sid in space.conference_sids
+        )
+        assert (await run.report()).ok
+        await until(lambda: len(receiver.sessions) == 120)

@@ -1,0 +1,158 @@
+"""The numbers of a stream: what is missing, what came twice or late, how evenly it came."""
+
+import random
+
+import pytest
+
+from signalwire_streams.receiver.events import MediaEvent
+from signalwire_streams.receiver.measures import StreamStatistics, TrackStatistics
+
+
+def counted(chunks: list[int | None], *, payload: bytes = b"12") -> TrackStatistics:
+    statistics = TrackStatistics()
+    for chunk in chunks:
+        statistics.note(MediaEvent(track="inbound", payload=payload, chunk=chunk), 0.0)
+    return statistics
+
+
+@pytest.mark.parametrize(
+    ("chunks", "missing", "gaps", "duplicates", "out_of_order"),
+    [
+        ([], 0, 0, 0, 0),
+        ([1, 2, 3], 0, 0, 0, 0),
+        ([7, 8], 0, 0, 0, 0),
+        ([1, 4, 5], 2, 1, 0, 0),
+        ([1, 1, 2, 2, 2], 0, 0, 3, 0),
+        ([1, 3, 2], 0, 1, 0, 1),
+        ([1, 3, 2, 2, 1], 0, 1, 2, 1),
+        ([1, 100, 37, 37], 97, 1, 1, 1),
+        ([1, 1000, 999, 999], 997, 1, 1, 1),
+        ([5, 4], 0, 0, 0, 1),
+        ([None, None], 0, 0, 0, 0),
+    ],
+)
+def test_chunk_numbers_tell_what_is_missing(
+    chunks: list[int | None], missing: int, gaps: int, duplicates: int, out_of_order: int
+) -> None:
+    statistics = counted(chunks)
+    found = (statistics.missing, statistics.gaps, statistics.duplicates, statistics.out_of_order)
+    assert found == (missing, gaps, duplicates, out_of_order)
+    assert (statistics.frames, statistics.bytes) == (len(chunks), 2 * len(chunks))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "missing", "misnumbered", "restarts"),
+    [
+        ([1, 3002, 3003], 3000, 0, 0),
+        ([1, 3003, 2, 3], 0, 1, 0),
+        ([1, 2, 1 << 62, 4, 5], 1, 1, 0),
+        ([1, 2, 1 << 62, 4, (1 << 62) + 1, 5], 1, 2, 0),
+        ([1, 2, 1 << 62, None, (1 << 62) + 1, 3], 0, 2, 0),
+        ([100, 36, 36, 101], 0, 2, 0),
+        ([100, 30, 30, 31, 32], 0, 1, 1),
+        ([100, 1, 2, 3, 5, 4], 0, 0, 1),
+        ([100, 1, 3, 4, 5], 0, 1, 1),
+        ([1 << 62, 1, 2, 3], 0, 0, 1),
+        ([5, 1 << 62, (1 << 62) + 1, 6, 7, 8], 0, 0, 2),
+    ],
+)
+def test_a_number_that_is_far_off_is_believed_if_the_next_one_follows(
+    chunks: list[int | None], missing: int, misnumbered: int, restarts: int
+) -> None:
+    """By itself it changes nothing, and where the numbers begin anew nothing is missing."""
+    statistics = counted(chunks)
+    assert (statistics.missing, statistics.misnumbered, statistics.restarts) == (missing, misnumbered, restarts)
+    assert statistics.duplicates == 0
+
+
+def test_after_a_restart_frames_are_told_apart_again() -> None:
+    statistics = counted([*range(1, 101), 1, 2, 2, 1, 5, 4])
+    found = (statistics.missing, statistics.gaps, statistics.duplicates, statistics.out_of_order)
+    assert found == (1, 1, 2, 1)
+
+
+def test_every_order_of_every_frame_adds_up() -> None:
+    """Whatever is lost, repeated or shuffled within the window, the counts are right."""
+    source = random.Random(1)  # noqa: S311  (nothing is guarded here)
+    for _ in range(200):
+        numbers = list(range(1, 41))
+        lost = set(source.sample(numbers[1:-1], source.randrange(5)))
+        sent = [number for number in numbers if number not in lost]
+        again = source.sample(sent, 3)
+        middle = sent[1:-1] + again
+        source.shuffle(middle)
+        statistics = counted([1, *middle, 40])
+        assert statistics.missing == len(lost)
+        assert statistics.duplicates == len(again)
+
+
+def test_arrival_is_measured() -> None:
+    """Lateness is against the least delayed frame; jitter is smoothed."""
+    statistics = TrackStatistics()
+    for slot, arrived in enumerate([10.000, 10.020, 10.070, 10.061]):
+        media = MediaEvent(track="inbound", payload=b"", chunk=slot + 1, timestamp=20 * slot)
+        statistics.note(media, arrived)
+    assert statistics.lateness == pytest.approx(1.0)
+    assert statistics.latest == pytest.approx(30.0)
+    assert statistics.jitter == pytest.approx(30 / 16 + (29 - 30 / 16) / 16)
+
+
+def test_a_repeated_frame_says_nothing_of_arrival() -> None:
+    statistics = TrackStatistics()
+    for arrived in (1.0, 5.0):
+        statistics.note(MediaEvent(track="inbound", payload=b"", chunk=1, timestamp=0), arrived)
+    assert statistics.latest == 0
+
+
+def heard(*transits: float, apart: float = 0.02, statistics: TrackStatistics | None = None) -> TrackStatistics:
+    """Hear frames of 20 ms that take so many milliseconds each."""
+    statistics = statistics or TrackStatistics()
+    for slot, transit in enumerate(transits, statistics.frames):
+        arrived = slot * apart
+        timestamp = round(arrived * 1000 - transit)
+        statistics.note(MediaEvent(track="inbound", payload=b"", chunk=slot + 1, timestamp=timestamp), arrived)
+    return statistics
+
+
+def test_a_delay_that_stays_is_forgotten() -> None:
+    """It counts for 10 to 20 seconds; what came to be less late counts at once."""
+    statistics = heard(*[0] * 700, 1500)
+    assert statistics.lateness == pytest.approx(1500)
+    assert heard(*[1500] * 499, statistics=statistics).lateness == pytest.approx(1500)
+    assert heard(*[1500] * 500, statistics=statistics).lateness == pytest.approx(0, abs=1e-6)
+    assert heard(-10, 20, statistics=statistics).lateness == pytest.approx(30)
+    assert heard(*[20] * 499, statistics=statistics).lateness == pytest.approx(30)
+    assert heard(*[20] * 1000, statistics=statistics).lateness == pytest.approx(0, abs=1e-6)
+    assert statistics.latest == pytest.approx(1500)
+
+
+def test_the_least_delayed_frame_may_begin_a_span() -> None:
+    statistics = heard(5, 5, -5, 5, apart=5.0)
+    assert statistics.lateness == pytest.approx(10)
+
+
+def test_a_pause_is_late_however_long() -> None:
+    """What was least delayed is remembered until frames come again."""
+    statistics = heard(0, 0)
+    statistics.note(MediaEvent(track="inbound", payload=b"", chunk=3, timestamp=40), 30.04)
+    assert statistics.lateness == pytest.approx(30_000)
+
+
+@pytest.mark.parametrize("absurd", [10.0**15, -(10.0**15), 60_001.0, -60_001.0])
+@pytest.mark.parametrize("first", [0, 5])
+def test_a_timestamp_that_jumps_absurdly_is_a_new_beginning(absurd: float, first: int) -> None:
+    """It adds neither lateness nor jitter, whether it goes on from there or not."""
+    statistics = heard(*[0] * first, absurd, *[0] * 5, *[absurd] * 5)
+    assert (statistics.lateness, statistics.latest, statistics.jitter) == pytest.approx((0, 0, 0))
+    assert heard(absurd + 10, statistics=statistics).lateness == pytest.approx(10)
+
+
+def test_tracks_are_kept_apart_and_are_few() -> None:
+    """A peer that makes up names of tracks fills no memory."""
+    statistics = StreamStatistics()
+    assert statistics.of("inbound") is statistics.of("inbound") is not statistics.of("outbound")
+    assert statistics.of(None) is statistics.of("")
+    for number in range(1000):
+        statistics.of(f"track-{number}").frames += 1
+    assert len(statistics.tracks) <= 9
+    assert sum(track.frames for track in statistics.tracks.values()) == 1000

@@ -1,0 +1,260 @@
+"""The way back over a bidirectional stream: audio in its own time, marks, keys."""
+
+import asyncio
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from signalwire_streams import InvalidRequestError, TransportError
+from signalwire_streams.receiver import MarkEvent, MediaReceiver, StreamSession
+from signalwire_streams.receiver.audio import AudioFormat, UnknownEncodingError
+from signalwire_streams.receiver.sending import Playback
+
+
+class Line:
+    """Takes what is sent, on a clock that moves when somebody waits."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.sent: list[Any] = []
+        self.waits: list[float] = []
+        self.time = 100.0
+        self.broken = broken
+
+    async def send_str(self, data: str) -> None:
+        if self.broken:
+            raise ConnectionResetError("gone")
+        self.sent.append(json.loads(data))
+
+    async def sleep(self, seconds: float) -> None:
+        self.waits.append(round(seconds, 6))
+        self.time += seconds
+        await asyncio.sleep(0)
+
+    def playback(self, *, bidirectional: bool = True) -> Playback:
+        audio_format = AudioFormat("audio/x-mulaw")
+        return Playback(self, "sid", audio_format, bidirectional, now=lambda: self.time, sleep=self.sleep)
+
+
+async def test_audio_goes_out_as_it_is_played() -> None:
+    """A tenth of a second goes ahead; from then on each piece waits for its time."""
+    line = Line()
+    playback = line.playback()
+    for _ in range(10):
+        await playback.play(b"\xff" * 160)
+    assert len(line.sent) == 10
+    payload = b64encode(b"\xff" * 160).decode()
+    assert line.sent[0] == {"event": "media", "streamSid": "sid", "media": {"payload": payload}}
+    assert line.waits == [pytest.approx(0.02)] * 5
+    line.time += 5
+    await playback.play(b"\xff" * 160)
+    assert len(line.waits) == 5
+
+
+async def test_audio_of_an_unknown_encoding_is_not_sent() -> None:
+    """How long it plays can't be told, so it could not go out in its time."""
+    line = Line()
+    playback = Playback(line, "sid", AudioFormat("audio/x-new"), True)
+    with pytest.raises(UnknownEncodingError):
+        await playback.play(b"123")
+    assert line.sent == []
+
+
+async def test_cleared_audio_is_not_waited_for() -> None:
+    line = Line()
+    playback = line.playback()
+    await playback.play(b"\xff" * 800)
+    await playback.clear()
+    await playback.play(b"\xff" * 160)
+    assert line.waits == []
+    assert [frame["event"] for frame in line.sent] == [*["media"] * 5, "clear", "media"]
+
+
+async def test_long_audio_goes_out_in_frames() -> None:
+    """As one frame it could neither be paced nor cleared; the last one is as long as what is left."""
+    line = Line()
+    await line.playback().play(bytes(250))
+    assert [len(b64decode(frame["media"]["payload"])) for frame in line.sent] == [160, 90]
+
+
+async def test_clear_ends_what_is_being_played() -> None:
+    """What was not sent yet is not sent."""
+    line = Line()
+    playback = line.playback()
+    playing: list[asyncio.Task[None]] = []
+
+    async def clear_then(seconds: float) -> None:
+        line.time += seconds
+        if len(line.sent) == 10:
+            await playback.clear()
+
+    playback.sleep = clear_then
+    playing.append(asyncio.ensure_future(playback.play(bytes(160 * 100))))
+    await playing[0]
+    assert [frame["event"] for frame in line.sent] == [*["media"] * 10, "clear"]
+
+
+async def test_a_stream_that_ends_ends_what_is_being_played() -> None:
+    line = Line()
+    playback = line.playback()
+
+    async def end_then(seconds: float) -> None:
+        playback.end()
+
+    playback.sleep = end_then
+    with pytest.raises(TransportError, match="the stream has ended"):
+        await playback.play(bytes(160 * 100))
+    assert len(line.sent) == 6
+
+
+async def test_a_mark_is_waited_for() -> None:
+    """A mark comes back when what was sent before it has been played; marks of one name in their order."""
+    line = Line()
+    playback = line.playback()
+    marks = [asyncio.ensure_future(playback.mark("a")) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert line.sent == [{"event": "mark", "streamSid": "sid", "mark": {"name": "a"}}] * 2
+    playback.echoed("b")
+    playback.echoed("a")
+    await asyncio.sleep(0)
+    assert [mark.done() for mark in marks] == [True, False]
+    playback.echoed("a")
+    await marks[1]
+    playback.echoed("a")
+
+
+async def test_a_mark_that_nobody_waits_for_any_more() -> None:
+    line = Line()
+    playback = line.playback()
+    ends: list[Callable[[], None]] = [lambda: playback.echoed("a"), playback.end]
+    for end in ends:
+        given_up = asyncio.ensure_future(playback.mark("a"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        end()
+        await asyncio.wait([given_up])
+        assert given_up.cancelled()
+        playback.echoed("a")
+        assert not playback._marks
+
+
+async def test_an_echo_belongs_to_its_own_mark() -> None:
+    """Also when nobody waits for the first of two of one name any more."""
+    line = Line()
+    playback = line.playback()
+    given_up = asyncio.ensure_future(playback.mark("a"))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    second = asyncio.ensure_future(playback.mark("a"))
+    await asyncio.sleep(0)
+    playback.echoed("a")
+    await asyncio.sleep(0)
+    assert not second.done()
+    playback.echoed("a")
+    await second
+    assert not playback._marks
+
+
+async def test_a_mark_that_could_not_be_sent_is_not_waited_for() -> None:
+    line = Line()
+    playback = line.playback()
+    playback.end()
+    with pytest.raises(TransportError):
+        await playback.mark("a")
+    assert not playback._marks
+
+
+async def test_a_stream_that_ends_lets_marks_go() -> None:
+    """Nobody waits for a mark of a stream that is over, and nothing more is sent."""
+    line = Line()
+    playback = line.playback()
+    mark = asyncio.ensure_future(playback.mark("a"))
+    await asyncio.sleep(0)
+    playback.end()
+    with pytest.raises(TransportError, match="ended before the mark"):
+        await mark
+    with pytest.raises(TransportError, match="has ended"):
+        await playback.play(b"\xff")
+
+
+async def test_keys() -> None:
+    line = Line()
+    playback = line.playback()
+    await playback.press("1#")
+    assert line.sent == [{"event": "dtmf", "streamSid": "sid", "dtmf": {"digit": digit}} for digit in ("1", "#")]
+    for wrong in ("", "x", "1 2", "12d"):
+        with pytest.raises(InvalidRequestError, match="are no keys"):
+            await playback.press(wrong)
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda playback: playback.play(b"\xff"),
+        lambda playback: playback.mark("a"),
+        lambda playback: playback.clear(),
+        lambda playback: playback.press("1"),
+    ],
+)
+async def test_a_one_way_stream_takes_nothing(send: Callable[[Playback], Any]) -> None:
+    """The reason is told here, since the Space would only ignore it."""
+    line = Line()
+    with pytest.raises(InvalidRequestError, match="one-way"):
+        await send(line.playback(bidirectional=False))
+    assert line.sent == []
+
+
+async def test_a_connection_that_breaks() -> None:
+    with pytest.raises(TransportError, match="broke while sending: ConnectionResetError"):
+        await Line(broken=True).playback().clear()
+
+
+async def test_marks_come_back_over_the_socket(serve: Any, dial: Any) -> None:
+    """The handler's own loop need not look for them, and gets them as well."""
+    played = asyncio.Event()
+
+    async def speak(session: StreamSession) -> None:
+        await session.playback.play(b"\xff" * 160)
+        marking = asyncio.create_task(session.playback.mark("end"))
+        events = [event async for event in session]
+        await marking
+        assert events == [MarkEvent(name="end")]
+        played.set()
+
+    peer = await dial(await serve(MediaReceiver(speak, bearer_tokens=None, bidirectional=True)))
+    await peer.send_json({"event": "start", "start": {"streamSid": "s", "mediaFormat": {"encoding": "audio/x-mulaw"}}})
+    assert (await peer.receive_json())["event"] == "media"
+    mark = await peer.receive_json()
+    await peer.send_json({"event": "mark", "mark": mark["mark"]})
+    await peer.send_json({"event": "stop"})
+    async with asyncio.timeout(5):
+        await played.wait()
+
+
+async def test_a_mark_that_is_given_up_while_it_is_sent_keeps_its_place() -> None:
+    """Its frame is written by then, so its echo will come, and belongs to no other mark."""
+    line, written = Line(), asyncio.Event()
+
+    class Slow:
+        async def send_str(self, data: str) -> None:
+            await line.send_str(data)
+            if not written.is_set():
+                written.set()
+                await asyncio.get_running_loop().create_future()
+
+    playback = line.playback()
+    playback.socket = Slow()
+    given_up = asyncio.ensure_future(playback.mark("a"))
+    await written.wait()
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    second = asyncio.ensure_future(playback.mark("a"))
+    await asyncio.sleep(0)
+    playback.echoed("a")
+    await asyncio.sleep(0)
+    assert not second.done()
+    playback.echoed("a")
+    await second

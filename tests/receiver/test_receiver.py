@@ -1,0 +1,541 @@
+"""Audio sockets that come in: who may, what is made of them, how they end."""
+
+import asyncio
+import json
+import socket
+import struct
+from base64 import b64encode
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from signalwire_streams import InvalidRequestError
+from signalwire_streams.receiver import (
+    DtmfEvent,
+    EndReason,
+    MediaEvent,
+    MediaReceiver,
+    Overflow,
+    StreamSession,
+    UnknownEvent,
+)
+
+from .conftest import Heard, until
+
+START = {
+    "event": "start",
+    "sequenceNumber": "1",
+    "start": {
+        "streamSid": "stream-1",
+        "tracks": ["inbound"],
+        "customParameters": {"card": "hush"},
+        "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
+    },
+}
+
+
+def media(chunk: int, payload: bytes = b"\xff" * 160) -> dict[str, Any]:
+    body = {"track": "inbound", "chunk": str(chunk), "timestamp": str(20 * (chunk - 1))}
+    return {
+        "event": "media",
+        "sequenceNumber": str(chunk + 1),
+        "media": {**body, "payload": b64encode(payload).decode()},
+    }
+
+
+async def begin(peer: aiohttp.ClientWebSocketResponse, **start: Any) -> None:
+    await peer.send_json({"event": "connected", "protocol": "Call", "version": "0.2.0"})
+    await peer.send_json({**START, "start": {**START["start"], **start}})  # type: ignore[dict-item]
+
+
+async def test_a_stream_is_handed_to_the_handler(heard: Heard, serve: Any, dial: Any) -> None:
+    """The handler gets what begins a stream, then its events in their order, until it stops."""
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens="t")), "t")
+    await begin(peer)
+    await peer.send_json(media(1))
+    await peer.send_json({"event": "dtmf", "dtmf": {"digit": "5"}})
+    await peer.send_json({"event": "new"})
+    await peer.send_json(media(2))
+    await peer.send_json({"event": "stop", "sequenceNumber": "9"})
+
+    session = await heard.end()
+
+    assert [type(event) for event in heard.events] == [MediaEvent, DtmfEvent, UnknownEvent, MediaEvent]
+    assert (session.stream_sid, session.end_reason) == ("stream-1", EndReason.STOPPED)
+    assert session.start.custom_parameters == {"card": "hush"}
+    assert (session.audio_format.encoding, session.audio_format.sample_rate) == ("audio/x-mulaw", 8000)
+    statistics = session.statistics
+    assert (statistics.tracks["inbound"].frames, statistics.unknown, statistics.malformed) == (2, 1, 0)
+    assert (await peer.receive()).data == 1000
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sent", "status"),
+    [
+        ("right", "right", 101),
+        ("right", "wrong", 401),
+        ("right", None, 401),
+        (["old", "right"], "old", 101),
+        (("old", "right"), "new", 401),
+        ({"right"}, "right", 101),
+        (lambda token: token == "right", "right", 101),
+        (lambda token: token == "right", "wrong", 401),
+        (lambda token: "yes", "wrong", 401),
+        (None, None, 101),
+        (None, "any", 101),
+    ],
+)
+async def test_who_may_deliver(heard: Heard, serve: Any, dial: Any, tokens: Any, sent: str | None, status: int) -> None:
+    """A token is checked before the upgrade; without a right one there is no WebSocket."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=tokens))
+    if status == 101:
+        peer = await dial(url, sent)
+        await peer.close()
+        return
+    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+        await dial(url, sent)
+    assert caught.value.status == status
+
+
+async def test_tokens_can_be_asked_for(heard: Heard, serve: Any, dial: Any) -> None:
+    async def known(token: str) -> bool:
+        await asyncio.sleep(0)
+        return token == "right"
+
+    url = await serve(MediaReceiver(heard, bearer_tokens=known))
+    await (await dial(url, "right")).close()
+    with pytest.raises(aiohttp.WSServerHandshakeError):
+        await dial(url, "wrong")
+
+
+@pytest.mark.parametrize("tokens", ["", [""], [7], ["right", None]])
+async def test_tokens_that_are_none(heard: Heard, tokens: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="a bearer token is empty or no str"):
+        MediaReceiver(heard, bearer_tokens=tokens)
+
+
+async def test_it_is_a_handler_of_an_application(heard: Heard, dial: Any) -> None:
+    """It serves beside whatever else an application serves."""
+    application = web.Application()
+    application.router.add_get("/audio", MediaReceiver(heard, bearer_tokens=None).handle)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        peer = await dial(f"ws://127.0.0.1:{runner.addresses[0][1]}/audio")
+        await begin(peer)
+        await peer.close()
+        assert (await heard.end()).end_reason is EndReason.CLOSED
+    finally:
+        await runner.cleanup()
+
+
+def reset(peer: aiohttp.ClientWebSocketResponse) -> None:
+    transport = peer._response.connection.transport  # type: ignore[union-attr]
+    assert transport is not None
+    raw = transport.get_extra_info("socket")
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+@pytest.mark.parametrize("how", ["close", "going away", "reset", "too long", "no WebSocket"])
+async def test_how_a_socket_ends(heard: Heard, serve: Any, dial: Any, how: str) -> None:
+    """Closing without a stop is ordinary; a connection that breaks and one that makes no sense are told apart."""
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None, frame_limit=1000)))
+    await begin(peer)
+    await peer.send_json(media(1))
+    match how:
+        case "close":
+            await peer.close()
+        case "going away":
+            await peer.close(code=1001)
+        case "reset":
+            await until(lambda: bool(heard.events))
+            reset(peer)
+        case "too long":
+            await peer.send_str("x" * 2000)
+        case _:
+            peer._response.connection.transport.write(b"\xff" * 40)
+    session = await heard.end()
+    assert len(heard.events) == 1
+    ends = {"reset": EndReason.LOST, "too long": EndReason.UNREADABLE, "no WebSocket": EndReason.UNREADABLE}
+    assert session.end_reason is ends.get(how, EndReason.CLOSED)
+
+
+async def test_frames_that_can_not_be_read_are_counted(heard: Heard, serve: Any, dial: Any) -> None:
+    """A broken frame costs itself and nothing else."""
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
+    await begin(peer)
+    for frame in ("no JSON", '{"event": "media", "media": {"payload": "!"}}', "[]"):
+        await peer.send_str(frame)
+    await peer.send_bytes(json.dumps(media(1)).encode())
+    await peer.close()
+    session = await heard.end()
+    assert session.statistics.malformed == 3
+    assert len(heard.events) == 1
+
+
+@pytest.mark.parametrize("first", ["nothing", "nonsense", "close"])
+async def test_a_stream_that_does_not_start(
+    heard: Heard, serve: Any, dial: Any, first: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who does not begin in time, or with nonsense, is closed, and no handler hears of it."""
+    patience = 0.01 if first == "nothing" else 60.0
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None, start_timeout=patience)))
+    if first == "nonsense":
+        await peer.send_str("hush")
+    elif first == "close":
+        await peer.close()
+        assert heard.sessions == []
+        return
+    assert (await peer.receive()).data == 1008
+    assert heard.sessions == []
+    assert "no stream began on it" in caplog.text
+    assert "hush" not in caplog.text
+
+
+async def test_a_slow_handler_loses_the_oldest_audio(serve: Any, dial: Any) -> None:
+    """Memory stays bounded, what is lost is counted, and keys are not lost; other streams are unharmed."""
+    go_on, ended = asyncio.Event(), asyncio.Queue[tuple[StreamSession, list[Any]]]()
+
+    async def slow(session: StreamSession) -> None:
+        if session.stream_sid == "slow":
+            await go_on.wait()
+        ended.put_nowait((session, [event async for event in session]))
+
+    url = await serve(MediaReceiver(slow, bearer_tokens=None, backlog=10))
+    slow_peer, quick_peer = await dial(url), await dial(url)
+    await begin(slow_peer, streamSid="slow")
+    await begin(quick_peer, streamSid="quick")
+    await slow_peer.send_json({"event": "dtmf", "dtmf": {"digit": "1"}})
+    for chunk in range(1, 101):
+        await slow_peer.send_json(media(chunk))
+    await quick_peer.send_json(media(1))
+    await quick_peer.close()
+    quick, events = await ended.get()
+    assert (quick.stream_sid, len(events)) == ("quick", 1)
+    await slow_peer.close()
+    go_on.set()
+    session, events = await ended.get()
+    assert [type(event) for event in events] == [DtmfEvent, *[MediaEvent] * 10]
+    assert events[-1].chunk == 100
+    assert session.statistics.tracks["inbound"].dropped == 90
+    assert session.end_reason is EndReason.CLOSED
+
+
+async def test_a_slow_handler_may_cost_its_stream(serve: Any, dial: Any) -> None:
+    """With the other policy the stream ends, with what waited."""
+    go_on, ended = asyncio.Event(), asyncio.Queue[tuple[StreamSession, list[Any]]]()
+
+    async def slow(session: StreamSession) -> None:
+        await go_on.wait()
+        ended.put_nowait((session, [event async for event in session]))
+
+    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, backlog=3, overflow=Overflow.CLOSE)))
+    await begin(peer)
+    for chunk in range(1, 6):
+        await peer.send_json(media(chunk))
+    assert (await peer.receive()).data == 1013
+    go_on.set()
+    session, events = await ended.get()
+    assert (session.end_reason, len(events)) == (EndReason.OVERFLOW, 3)
+    assert session.statistics.tracks["inbound"].dropped == 1
+
+
+async def test_a_handler_that_fails_ends_its_own_stream(
+    serve: Any, dial: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its error is logged, without audio and parameters; the others go on."""
+    ended = asyncio.Queue[StreamSession]()
+
+    async def fails(session: StreamSession) -> None:
+        if session.stream_sid == "bad":
+            ended.put_nowait(session)
+            raise LookupError("no such tenant")
+        async for _ in session:
+            pass
+        ended.put_nowait(session)
+
+    url = await serve(MediaReceiver(fails, bearer_tokens=None))
+    good, bad = await dial(url), await dial(url)
+    await begin(good, streamSid="good")
+    await begin(bad, streamSid="bad")
+    assert (await bad.receive()).data == 1011
+    assert (await ended.get()).end_reason is EndReason.HANDLER_FAILED
+    assert "no such tenant" in caplog.text
+    assert "hush" not in caplog.text
+    await good.close()
+    assert (await ended.get()).end_reason is EndReason.CLOSED
+
+
+async def test_a_handler_that_has_enough(serve: Any, dial: Any) -> None:
+    """When it returns, the stream's socket is closed."""
+    sessions: list[StreamSession] = []
+
+    async def one(session: StreamSession) -> None:
+        sessions.append(session)
+        async for _ in session:
+            return
+
+    peer = await dial(await serve(MediaReceiver(one, bearer_tokens=None)))
+    await begin(peer)
+    await peer.send_json(media(1))
+    assert (await peer.receive()).data == 1000
+    assert sessions[0].end_reason is EndReason.HANDLER_RETURNED
+
+
+async def test_closing_lets_streams_finish(heard: Heard, serve: Any, dial: Any) -> None:
+    """New ones are refused, those that come in may end in their time."""
+    receiver = MediaReceiver(heard, bearer_tokens=None)
+    url = await serve(receiver)
+    peer = await dial(url)
+    await begin(peer)
+    await until(lambda: bool(receiver.sessions))
+    closing = asyncio.create_task(receiver.aclose(10))
+    await asyncio.sleep(0)
+    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+        await dial(url)
+    assert caught.value.status == 503
+    await peer.send_json(media(1))
+    await peer.send_json({"event": "stop"})
+    assert (await peer.receive()).data == 1000
+    assert (await heard.end()).end_reason is EndReason.STOPPED
+    await closing
+    assert receiver.sessions == set()
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_closing_does_not_wait_for_ever(
+    serve: Any, dial: Any, stubborn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the deadline streams are closed with 1001, also when a handler does not care."""
+    monkeypatch.setattr("signalwire_streams.receiver.media_receiver._GRACE", 0.01)
+    sessions: list[StreamSession] = []
+
+    async def handler(session: StreamSession) -> None:
+        sessions.append(session)
+        async for _ in session:
+            pass
+        if stubborn:
+            await asyncio.Event().wait()
+
+    async with MediaReceiver(handler, bearer_tokens=None) as receiver:
+        peer = await dial(await serve(receiver))
+        await begin(peer)
+        await until(lambda: bool(sessions))
+        closed = asyncio.create_task(peer.receive())
+        await receiver.aclose(0)
+    assert (await closed).data == 1001
+    assert sessions[0].end_reason is EndReason.SHUTDOWN
+
+
+async def test_a_receiver_without_a_handler_takes_nobody(serve: Any, dial: Any) -> None:
+    """It is for the streams that it opens by itself."""
+    url = await serve(MediaReceiver())
+    for token in (None, "any"):
+        with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
+            await dial(url, token)
+
+
+async def test_a_door_that_makes_no_sense(heard: Heard) -> None:
+    """A handler that nobody could reach, or tokens for nobody, is refused in a sentence."""
+    nobodies: list[Any] = [(), [], set()]
+    for nobody in nobodies:
+        with pytest.raises(InvalidRequestError, match="a handler needs bearer_tokens"):
+            MediaReceiver(heard, bearer_tokens=nobody)
+    with pytest.raises(InvalidRequestError, match="there is no handler"):
+        MediaReceiver(bearer_tokens="token")
+    with pytest.raises(InvalidRequestError, match="there is no handler"):
+        MediaReceiver(bearer_tokens=None)
+
+
+async def test_a_socket_that_has_not_begun_does_not_hold_the_end_up(heard: Heard, serve: Any, dial: Any) -> None:
+    """Who has upgraded and said nothing yet is closed with 1001 when the receiver closes."""
+    receiver = MediaReceiver(heard, bearer_tokens=None, start_timeout=600)
+    peer = await dial(await serve(receiver))
+    closing = asyncio.ensure_future(receiver.aclose())
+    assert (await peer.receive()).data == aiohttp.WSCloseCode.GOING_AWAY
+    await closing
+    assert heard.sessions == []
+
+
+async def test_who_was_turned_away_is_counted(heard: Heard, serve: Any, dial: Any) -> None:
+    receiver = MediaReceiver(heard, bearer_tokens="right")
+    url = await serve(receiver)
+    for token in ("wrong", None):
+        with pytest.raises(aiohttp.WSServerHandshakeError):
+            await dial(url, token)
+    await dial(url, "right")
+    assert receiver.turned_away == 2
+
+
+async def test_an_address_of_the_sixth_version(heard: Heard, serve: Any, dial: Any) -> None:
+    """It stands in brackets, as addresses have it."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), host="::1")
+    assert url.startswith("ws://[::1]:")
+    await dial(url)
+
+
+@pytest.mark.parametrize(
+    ("frame", "limit"),
+    [(b"\x81\x7e\x01\x00" + b"x" * 256, 100), (b"\x81\x02\xff\xff", 1000), (b"\xc1\x02{}", 1000), (b"\x83\x00", 1000)],
+    ids=["too long", "no utf-8", "reserved bits", "reserved opcode"],
+)
+async def test_a_first_frame_that_breaks_the_rules(
+    heard: Heard, serve: Any, caplog: pytest.LogCaptureFixture, frame: bytes, limit: int
+) -> None:
+    """It is told as any other bad beginning, in one line."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None, frame_limit=limit))
+    port = int(url.rsplit(":", 1)[1].strip("/"))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    await reader.readuntil(b"\r\n\r\n")
+    head, body = (frame[:4], frame[4:]) if frame[1] == 0x7E else (frame[:2], frame[2:])
+    writer.write(bytes([head[0], head[1] | 0x80]) + head[2:] + bytes(4) + body)  # masked with nothing
+    await reader.read()
+    writer.close()
+    [record] = [record for record in caplog.records if record.name.startswith("signalwire_streams")]
+    assert record.levelname == "WARNING"
+    assert record.getMessage().endswith("no stream began on it: what came is no WebSocket message")
+    assert not [record for record in caplog.records if record.name == "aiohttp.server"]
+    assert heard.sessions == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"backlog": 0}, "backlog must be a whole number of 1 or more"),
+        ({"backlog": "5"}, "backlog must be a whole number"),
+        ({"frame_limit": 0}, "frame_limit must be a whole number"),
+        ({"start_timeout": -1}, "start_timeout must be a number of seconds above 0"),
+        ({"heartbeat": -1}, "heartbeat must be a number of seconds above 0"),
+        ({"overflow": "shut"}, "overflow 'shut' is unknown: write one of"),
+        ({"byte_order": "middle"}, "byte_order can't be 'middle': write 'little' or 'big'"),
+        ({"bearer_tokens": 5}, "bearer_tokens is a int: pass a token, several, or a function"),
+        ({"handler": "x"}, "the handler is a str: write async def handler"),
+    ],
+)
+def test_settings_that_can_not_be_meant(settings: dict[str, Any], match: str) -> None:
+    """Each is refused when the receiver is made, and not by the first stream."""
+
+    async def handler(session: StreamSession) -> None:
+        raise AssertionError
+
+    with pytest.raises(InvalidRequestError, match=match):
+        MediaReceiver(**({"handler": handler, "bearer_tokens": "t"} | settings))  # type: ignore[arg-type]
+
+
+def test_overflow_may_be_written_as_a_word() -> None:
+    receiver = MediaReceiver(overflow="close the stream", heartbeat=None)  # type: ignore[arg-type]
+    assert receiver._overflow is Overflow.CLOSE
+
+
+async def test_too_many_keys_close_the_stream(serve: Any, dial: Any) -> None:
+    """Keys are not dropped, and they do not fill the memory either."""
+    ended = asyncio.Queue[StreamSession]()
+
+    async def slow(session: StreamSession) -> None:
+        await session.ended()
+        ended.put_nowait(session)
+
+    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, backlog=5)))
+    await peer.send_json(START)
+    for number in range(6):
+        await peer.send_json({"event": "dtmf", "dtmf": {"digit": str(number)}})
+    session = await ended.get()
+    assert session.end_reason is EndReason.OVERFLOW
+    assert [event.digit async for event in session if isinstance(event, DtmfEvent)] == list("01234")
+    assert "digit" not in repr(session)
+
+
+async def test_unknown_events_are_dropped_before_they_fill_the_memory(serve: Any, dial: Any) -> None:
+    go_on, ended = asyncio.Event(), asyncio.Queue[list[Any]]()
+
+    async def slow(session: StreamSession) -> None:
+        await session.ended()
+        ended.put_nowait([event async for event in session])
+
+    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, backlog=3)))
+    await peer.send_json(START)
+    for number in range(10):
+        await peer.send_json({"event": "weather", "degrees": number})
+    await peer.send_json({"event": "stop"})
+    events = await ended.get()
+    assert [event.document["degrees"] for event in events] == [7, 8, 9]
+    assert not go_on.is_set()
+
+
+async def test_a_receiver_that_fails_says_so(
+    serve: Any, dial: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistake of this package's own does not pass for the handler's wish."""
+
+    def broken(self: StreamSession, event: Any, now: float) -> bool:
+        raise LookupError("no such row")
+
+    monkeypatch.setattr(StreamSession, "take", broken)
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
+    await peer.send_json(START)
+    await peer.send_json({"event": "mark", "mark": {"name": "a"}})
+    session = await heard.end()
+    assert session.end_reason is EndReason.FAILED
+    assert "the receiver failed for stream" in caplog.text
+
+
+@pytest.mark.parametrize("sid", ["../outside", "a\nb", "", "x" * 200, None])
+async def test_a_sid_that_could_be_a_path(serve: Any, dial: Any, heard: Heard, sid: str | None) -> None:
+    """The label is fit for the name of a file, whatever the other end calls its stream."""
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
+    await peer.send_json({"event": "start", "start": {"streamSid": sid}})
+    await peer.send_json({"event": "stop"})
+    session = await heard.end()
+    assert session.label.startswith("stream-")
+    assert session.label.replace("-", "").isalnum()
+
+
+async def test_who_is_admitted_while_it_closes_is_turned_away(heard: Heard, serve: Any, dial: Any) -> None:
+    """A token check that takes long does not let a stream in after the end."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def check(token: str) -> bool:
+        asked.set()
+        await answer.wait()
+        return True
+
+    receiver = MediaReceiver(heard, bearer_tokens=check)
+    dialling = asyncio.ensure_future(dial(await serve(receiver), "t"))
+    await asked.wait()
+    await receiver.aclose()
+    answer.set()
+    with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
+        await dialling
+
+
+async def test_a_handler_that_does_not_end(
+    serve: Any, dial: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is cancelled, waited for a moment, and left behind; that is logged."""
+    monkeypatch.setattr("signalwire_streams.receiver.media_receiver._GRACE", 0.01)
+    begun, end = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(session: StreamSession) -> None:
+        begun.set()
+        while not end.is_set():
+            try:
+                await end.wait()
+            except asyncio.CancelledError:
+                continue
+
+    receiver = MediaReceiver(stubborn, bearer_tokens=None)
+    peer = await dial(await serve(receiver))
+    await peer.send_json(START)
+    await begun.wait()
+    await receiver.aclose(0)
+    assert "1 handlers go on although they were cancelled" in caplog.text
+    end.set()
+    await until(lambda: not receiver.sessions)

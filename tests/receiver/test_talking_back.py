@@ -1,0 +1,188 @@
+"""The way back, to a Space that plays what it is sent: audio is heard, marks come back, keys are pressed."""
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from signalwire_streams.receiver import DtmfEvent, EndReason, MarkEvent, MediaReceiver, StreamSession
+from signalwire_streams.simulator import SimulatedSpace, Stream, Tone
+from signalwire_streams.simulator.audio.frames import Dialect
+
+from .conftest import Heard, until
+
+
+class Talking:
+    """A Space, a receiver, and a stream between them."""
+
+    def __init__(self, space: SimulatedSpace, session: StreamSession) -> None:
+        self.space = space
+        self.session = session
+
+    @property
+    def stream(self) -> Stream:
+        return self.space.streams[-1]
+
+
+@pytest.fixture
+async def talking(
+    trust: ssl.SSLContext, client_for: Any, heard: Heard, serve: Any, certificate: ssl.SSLContext
+) -> AsyncIterator[Any]:
+    """Make a Space that plays what it is sent, and a stream that goes on until the test ends."""
+    async with AsyncExitStack() as stack:
+
+        async def make(*, dialect: Dialect = "signalwire", real_time: bool = True, call: bool = False) -> Talking:
+            receiver = MediaReceiver(heard, bearer_tokens=None, bidirectional=True)
+            url = await serve(receiver, ssl_context=certificate)
+            space = SimulatedSpace(
+                conferences=1,
+                calls=1,
+                audio=Tone(),
+                trust=trust,
+                bidirectional=True,
+                dialect=dialect,
+                real_time=real_time,
+            )
+            await stack.enter_async_context(space)
+            client = client_for(space)
+            streams, [sid] = (client.calls, space.call_sids) if call else (client.conferences, space.conference_sids)
+            session = await stack.enter_async_context(receiver.open(streams, sid, url=url, track="inbound_track"))
+            return Talking(space, session)
+
+        yield make
+
+
+@pytest.mark.parametrize("dialect", ["signalwire", "twilio"])
+async def test_audio_is_heard_and_marks_come_back(talking: Any, dialect: Dialect) -> None:
+    """A mark is awaited until the audio before it was played, which takes as long as it lasts."""
+    there = await talking(dialect=dialect)
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    await there.session.playback.play(bytes(range(160)) * 10)
+    await there.session.playback.mark("said")
+    assert clock() - began >= 0.19
+    assert there.stream.heard == bytes(range(160)) * 10
+    assert there.stream.ignored == 0
+
+
+async def test_what_is_cleared_is_not_heard(talking: Any) -> None:
+    """The mark that waited for it comes back at once."""
+    there = await talking()
+    playback = there.session.playback
+    for _ in range(2):  # the second one finds the queue empty
+        saying = asyncio.ensure_future(playback.play(b"\x01" * 80_000))
+        marked = asyncio.ensure_future(playback.mark("never said"))
+        await asyncio.sleep(0)
+        await playback.clear()
+        await marked
+        saying.cancel()
+        await asyncio.wait({saying})
+    assert len(there.stream.heard) < 20_000
+    await playback.play(b"\x02" * 160)
+    await playback.mark("next")
+    assert there.stream.heard.endswith(b"\x02" * 160)
+
+
+async def test_marks_come_back_at_once_where_time_is_not_kept(talking: Any) -> None:
+    there = await talking(real_time=False)
+    marked = [asyncio.ensure_future(there.session.playback.mark(name)) for name in "abc"]
+    await asyncio.gather(*marked)
+    assert there.stream.ignored == 0
+
+
+@pytest.mark.parametrize("dialect", ["signalwire", "twilio"])
+async def test_keys_go_both_ways(talking: Any, dialect: Dialect) -> None:
+    """What a caller presses comes as events, and what is sent is pressed."""
+    there = await talking(dialect=dialect, call=True)
+    await there.session.playback.press("1*D")
+    await until(lambda: there.stream.pressed == "1*D")
+    [call] = there.space.call_sids
+    await there.space.press(there.space.conference_sids[0], "0")  # nobody streams that
+    await there.space.press(call, "42", milliseconds=80)
+    keys: list[Any] = []
+    async for event in there.session:
+        keys += [(event.digit, event.duration)] if isinstance(event, DtmfEvent) else []
+        if len(keys) == 2:
+            break
+    assert keys == [("4", 80), ("2", 80)]
+
+
+async def test_marks_are_events_too(talking: Any) -> None:
+    there = await talking()
+    await there.session.playback.mark("here")
+    async for event in there.session:
+        if isinstance(event, MarkEvent):
+            assert event.name == "here"
+            return
+
+
+async def test_what_are_no_keys(trust: ssl.SSLContext) -> None:
+    space = SimulatedSpace(conferences=1)
+    for wrong in ("", "E", "1 2"):
+        with pytest.raises(ValueError, match="are no keys: write them of 0 to 9"):
+            await space.press("sid", wrong)
+    await space.press("sid", "1")  # nothing is dialled here, so nobody hears of it
+
+
+NOT_TO_BE_FOLLOWED: list[Any] = [
+    None,
+    [],
+    {"event": "media", "media": {"payload": "AAAA"}},
+    {"event": "media", "streamSid": "another", "media": {"payload": "AAAA"}},
+    {"event": "media", "streamSid": "its own", "media": {"payload": "no base64!"}},
+    {"event": "media", "streamSid": "its own"},
+    {"event": "mark", "streamSid": "its own", "mark": {"name": 1}},
+    {"event": "dtmf", "streamSid": "its own", "dtmf": {"digit": "X"}},
+    {"event": "dance", "streamSid": "its own"},
+]
+GOOD = {"event": "clear", "streamSid": "its own"}
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+async def test_what_can_not_be_followed_is_ignored_and_counted(
+    trust: ssl.SSLContext, client_for: Any, certificate: ssl.SSLContext, bidirectional: bool
+) -> None:
+    """A Space follows only what is spelled as documented; on a one-way stream it follows nothing."""
+
+    async def send(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.receive()
+        start = json.loads((await socket.receive()).data)["start"]
+        for each in [*NOT_TO_BE_FOLLOWED, GOOD]:
+            if isinstance(each, dict) and each.get("streamSid") == "its own":
+                await socket.send_json(each | {"streamSid": start["streamSid"]})
+            else:
+                await socket.send_json(each)
+        await socket.send_str("no json")
+        async for _ in socket:
+            pass
+        return socket
+
+    application = web.Application()
+    application.router.add_get("/", send)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=certificate).start()
+    async with SimulatedSpace(conferences=1, audio=Tone(), trust=trust, bidirectional=bidirectional) as space:
+        await client_for(space).conferences.start_stream(
+            space.conference_sids[0], url=f"wss://127.0.0.1:{runner.addresses[0][1]}/"
+        )
+        expected = len(NOT_TO_BE_FOLLOWED) + 1 + (not bidirectional)
+        await until(lambda: space.streams[0].ignored == expected)
+        assert space.streams[0].heard == b""
+    await runner.cleanup()
+
+
+async def test_the_other_end_that_hangs_up(talking: Any) -> None:
+    """The stream ends with its socket."""
+    there = await talking()
+    await there.session.playback.socket.close()
+    await until(lambda: not there.stream.alive)
+    await there.session.ended()
+    assert there.session.end_reason is EndReason.CLOSED

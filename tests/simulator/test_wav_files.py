@@ -1,0 +1,61 @@
+"""WAV files that the Space can play, and those that it refuses when they are named."""
+
+import wave
+from array import array
+from pathlib import Path
+
+import pytest
+
+from signalwire_streams.simulator import SimulatedSpace, WavFile
+
+
+def written(path: Path, *, channels: int = 1, width: int = 2, rate: int = 8_000, audio: bytes = bytes(320)) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((channels, width, rate, 0, "NONE", ""))
+        file.writeframes(audio)
+    return path
+
+
+def test_a_file_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
+    """Before a Space has it, not when the first stream starts."""
+    with pytest.raises(FileNotFoundError, match=r"nonexistent\.wav"):
+        SimulatedSpace(audio=WavFile(tmp_path / "nonexistent.wav"))
+
+
+@pytest.mark.parametrize(("channels", "width"), [(1, 1), (1, 3), (3, 2)])
+def test_a_file_of_another_shape_is_refused(tmp_path: Path, channels: int, width: int) -> None:
+    path = written(tmp_path / "a.wav", channels=channels, width=width, audio=bytes(channels * width))
+    with pytest.raises(ValueError, match=r"a\.wav is no WAV file of 16-bit PCM with one or two channels$"):
+        WavFile(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"", "it ends too soon"), (b"no audio at all", "does not start with RIFF"), (b"RIFF\xff\0\0\0WAVE", "missing")],
+)
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    """In one sentence that names the file."""
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.wav is no WAV file: .*{sentence}"):
+        WavFile(tmp_path / "a.wav")
+
+
+def test_a_file_without_a_rate_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.wav")
+    path.write_bytes(path.read_bytes()[:24] + bytes(4) + path.read_bytes()[28:])
+    with pytest.raises(ValueError, match=r"a\.wav is no WAV file"):
+        WavFile(path)
+
+
+def test_only_the_header_is_read_at_once(tmp_path: Path) -> None:
+    """What was cut off is found out by nobody, and all whole samples before it are heard."""
+    path = written(tmp_path / "a.wav", audio=array("h", [7] * 100).tobytes())
+    path.write_bytes(path.read_bytes()[:-11])
+    assert list(WavFile(path).clip("inbound", 8_000).samples) == [7] * 94
+
+
+def test_a_file_that_was_replaced_is_checked_again(tmp_path: Path) -> None:
+    sound = WavFile(written(tmp_path / "a.wav"))
+    written(tmp_path / "a.wav", width=1)
+    with pytest.raises(ValueError, match="no WAV file of 16-bit PCM"):
+        sound.clip("inbound", 8_000)

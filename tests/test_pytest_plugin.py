@@ -1,0 +1,439 @@
+"""The pytest plugin, in suites as its users write them."""
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import TypeAlias
+
+import pytest
+import pytest_asyncio
+import trustme  # noqa: F401  (each suite forgets what it imported, and this can't be imported twice in a process)
+
+Suite: TypeAlias = Callable[..., pytest.RunResult]
+
+# By its module's name, since that works as well where nothing is installed, or something older.
+BY_MODULE = ("-p", "no:signalwire_streams", "-p", "signalwire_streams.pytest_plugin")
+# Each message once: where CI is set, pytest's summary repeats it whole.
+USUAL = ("-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:hypothesispytest", "-W", "error", "-rN")
+CONFTEST = """
+    import pytest_asyncio
+    from signalwire_streams import StreamsClient
+
+    @pytest_asyncio.fixture
+    async def client(signalwire_space):
+        space = signalwire_space
+        async with StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client:
+            yield client
+
+    @pytest_asyncio.fixture
+    async def start(signalwire_space, stream_receiver, client):
+        async def start(**fields):
+            return await client.conferences.start_stream(
+                signalwire_space.conference_sids[0],
+                url=stream_receiver.url,
+                authorization_bearer_token=stream_receiver.bearer_token,
+                **fields,
+            )
+
+        return start
+"""
+LEAVES_A_STREAM = """
+    async def test_it(stream_receiver, start):
+        await start(name="audit-1")
+        await stream_receiver.next_stream()
+"""
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> Suite:
+    """Run a module of tests, with warnings as errors."""
+    pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")
+    pytester.makeconftest(CONFTEST)
+
+    def run(code: str, *options: str) -> pytest.RunResult:
+        pytester.makepyfile(code)
+        return pytester.runpytest_inprocess(*USUAL, *BY_MODULE, *options)
+
+    return run
+
+
+@pytest.mark.parametrize("mode", ["auto", "strict"])
+def test_a_stream_is_started_heard_and_stopped(suite: Suite, mode: str) -> None:
+    """A stream of the client's comes in at the receiver, by a plain start and by `open`, and nothing is left."""
+    done = suite(
+        """
+        import pytest
+        from signalwire_streams.receiver import EndReason, MediaEvent
+
+        pytestmark = pytest.mark.asyncio
+
+        async def test_plain(signalwire_space, stream_receiver, client, start):
+            stream = await start(name="audit-1")
+            session = await stream_receiver.next_stream()
+            assert session.stream_sid == stream.sid
+            assert isinstance(await anext(aiter(session)), MediaEvent)
+            await client.conferences.stop_stream(signalwire_space.conference_sids[0], stream)
+            assert [event async for event in session][-1].track
+            assert session.end_reason is EndReason.STOPPED
+            assert len(signalwire_space.streams) == 1
+
+        async def test_joined(signalwire_space, stream_receiver, client):
+            async with stream_receiver.open(client.calls, signalwire_space.call_sids[2]) as session:
+                assert session in stream_receiver.receiver.sessions
+                assert isinstance(await anext(aiter(session)), MediaEvent)
+        """,
+        f"--asyncio-mode={mode}",
+    )
+    done.assert_outcomes(passed=2)
+
+
+def test_callbacks_come_signed(suite: Suite) -> None:
+    """A callback server of one's own shows a certificate of the run's authority, and is called back."""
+    done = suite(
+        """
+        import asyncio
+        from aiohttp import web
+        from signalwire_streams.callbacks import CallbackReceiver, StreamStarted, StreamStopped
+
+        async def test_it(signalwire_space, signalwire_certificates, client):
+            told = asyncio.Queue()
+            callbacks = CallbackReceiver(told.put, keys=[signalwire_space.signing_key])
+            application = web.Application()
+            application.router.add_post("/told", callbacks.handle)
+            runner = web.AppRunner(application)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=signalwire_certificates.server).start()
+            url = f"https://127.0.0.1:{runner.addresses[0][1]}/told"
+            sid = signalwire_space.call_sids[0]
+            stream = await client.calls.start_stream(sid, url="wss://127.0.0.1:1/", status_callback=url)
+            assert (await told.get()).stream_sid == stream.sid
+            await callbacks.aclose()
+            await runner.cleanup()
+            assert callbacks.counts.refused == 0
+        """
+    )
+    done.assert_outcomes(passed=1)
+
+
+def test_markers_pass_arguments(suite: Suite) -> None:
+    """Markers of module, class and function add up, and the closest has the last word."""
+    done = suite(
+        """
+        import pytest
+        from signalwire_streams.simulator import Silence
+
+        pytestmark = pytest.mark.signalwire_space(conferences=10, audio=Silence(), seed=7)
+
+        @pytest.mark.signalwire_space(conferences=1, calls=0)
+        class TestIt:
+            @pytest.mark.signalwire_space(audio=None)
+            async def test_space(self, signalwire_space):
+                space = signalwire_space
+                assert (len(space.conference_sids), space.call_sids, space.audio, space.seed) == (1, [], None, 7)
+                assert space.callbacks
+
+        @pytest.mark.signalwire_space(bidirectional=True)
+        @pytest.mark.stream_receiver(bidirectional=True, backlog=5)
+        async def test_receiver(signalwire_space, stream_receiver, client):
+            async with stream_receiver.open(client.conferences, signalwire_space.conference_sids[9]) as session:
+                await session.playback.play(bytes(160))
+        """
+    )
+    done.assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize(
+    ("marker", "sentence"),
+    [
+        (
+            "signalwire_space(conferance=1)",
+            "*signalwire_space knows no argument 'conferance': write one of advertised_limit, allow_leaks, *",
+        ),
+        ("signalwire_space(10)", "*signalwire_space takes no positional arguments: write name=value"),
+        ("stream_receiver(handler=print)", "*stream_receiver knows no argument 'handler': write one of backlog, *"),
+        ("stream_receiver(bearer_tokens=None)", "*stream_receiver knows no argument 'bearer_tokens': *"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(suite: Suite, marker: str, sentence: str) -> None:
+    """What a marker can't pass on is refused before anything runs."""
+    done = suite(f"import pytest\n@pytest.mark.{marker}\nasync def test_it(stream_receiver): ...")
+
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines([f"@pytest.mark.{sentence}"])
+    done.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_what_is_left_is_reported_once(suite: Suite, pytester: pytest.Pytester) -> None:
+    """A stream and its socket, each in its line, in one error of the teardown; no secrets."""
+    done = suite(
+        LEAVES_A_STREAM
+        + """
+        with open("token", "w") as file:
+            file.write(stream_receiver.bearer_token)
+    """
+    )
+    done.assert_outcomes(passed=1, errors=1)
+    done.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_it*",
+            "when the test had ended:",
+            "  a stream still runs: ????????-*, named 'audit-1', on conference ????????-*",
+            "  a socket is still open: of stream ????????-*, on conference ????????-*",
+            "Stop it in the test, or mark that with @pytest.mark.signalwire_space(allow_leaks=True).",
+        ],
+        consecutive=False,
+    )
+    assert str(done.stdout).count("still runs") == 1
+    assert (pytester.path / "token").read_text() not in str(done.stdout)
+
+
+def test_a_stream_that_nobody_hears_is_reported(suite: Suite) -> None:
+    """The Space alone tells of its streams too, a call's and one without a name among them."""
+    done = suite(
+        """
+        import pytest
+
+        @pytest.mark.signalwire_space(audio=None)
+        async def test_it(signalwire_space, client):
+            await client.calls.start_stream(signalwire_space.call_sids[0], url="wss://rx.example.com/a", unnamed=True)
+        """
+    )
+    done.assert_outcomes(passed=1, errors=1)
+    done.stdout.fnmatch_lines(["  a stream still runs: *, without a name, on call *"])
+    done.stdout.no_fnmatch_line("*socket*")
+
+
+def test_a_socket_of_somebody_else_is_reported(suite: Suite) -> None:
+    """What is open at the receiver is told, whoever opened it; what a user's fixture closes by then is not."""
+    done = suite(
+        """
+        import aiohttp, pytest
+
+        @pytest.fixture
+        async def session():  # the tests ask for it first, so it outlives the receiver
+            async with aiohttp.ClientSession() as session:
+                yield session
+
+        @pytest.fixture
+        async def socket(session, stream_receiver, signalwire_certificates):
+            socket = await session.ws_connect(
+                stream_receiver.url,
+                ssl=signalwire_certificates.trust,
+                headers={"Authorization": f"Bearer {stream_receiver.bearer_token}"},
+            )
+            await socket.send_json({"event": "start", "start": {}})
+            await stream_receiver.next_stream()
+            return socket
+
+        @pytest.fixture
+        async def closed(socket):
+            yield
+            await socket.close()
+
+        async def test_left(session, socket): ...
+
+        async def test_closed(session, closed): ...
+        """
+    )
+    done.assert_outcomes(passed=2, errors=1)
+    done.stdout.fnmatch_lines(
+        ["*at teardown of test_left*", "  a socket is still open: of stream without a sid, on nothing of this Space"]
+    )
+    done.stdout.no_fnmatch_line("*still runs*")
+
+
+def test_what_has_not_begun_and_who_is_not_closed_are_reported(suite: Suite) -> None:
+    """A socket without a stream on it, and a client that was left open."""
+    done = suite(
+        """
+        import aiohttp, pytest
+        from signalwire_streams import StreamsClient
+
+        @pytest.fixture
+        async def session():  # it outlives the receiver
+            async with aiohttp.ClientSession() as session:
+                yield session
+
+        kept = []
+
+        async def test_socket(session, stream_receiver, signalwire_certificates):
+            kept.append(await session.ws_connect(
+                stream_receiver.url,
+                ssl=signalwire_certificates.trust,
+                headers={"Authorization": f"Bearer {stream_receiver.bearer_token}"},
+            ))
+
+        async def test_client(session, signalwire_space):
+            space = signalwire_space
+            client = StreamsClient(
+                base_url=space.base_url, project=space.project, token=space.token, session=session
+            )
+            await client.conferences.get(space.conference_sids[0])
+        """
+    )
+    done.assert_outcomes(passed=2, errors=2)
+    done.stdout.fnmatch_lines_random(
+        [
+            "  a socket is still open: 1 on which no stream began",
+            "  a client is not closed: it has 1 connections to the Space open",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("ending", "outcome"), [("assert False", "failed"), ("pytest.xfail()", "xfailed"), ("pytest.skip()", "skipped")]
+)
+def test_the_first_failure_is_the_only_one(suite: Suite, ending: str, outcome: str) -> None:
+    """A test that did not get to its end gets no second error; what was left stands below its failure."""
+    done = suite("import pytest\n" + LEAVES_A_STREAM.replace("\n    ", "\n") + f"    {ending}\n")
+
+    done.assert_outcomes(**{outcome: 1})
+    if outcome == "failed":
+        done.stdout.fnmatch_lines(
+            ["E *assert False*", "*Captured signalwire_streams teardown*", "  a stream still runs: *"]
+        )
+
+
+def test_leaks_may_be_allowed(suite: Suite) -> None:
+    """The marker says that a test leaves something on purpose."""
+    done = suite(
+        "import pytest\npytestmark = pytest.mark.signalwire_space(allow_leaks=True)"
+        + LEAVES_A_STREAM.replace("\n    ", "\n")
+    )
+    done.assert_outcomes(passed=1)
+
+
+def test_a_stream_that_does_not_come(suite: Suite) -> None:
+    """The error says how to start it, and what the Space says."""
+    done = suite(
+        """
+        import pytest
+
+        async def test_nobody_asked(stream_receiver):
+            await stream_receiver.next_stream(within=0)
+
+        async def test_wrong_token(signalwire_space, stream_receiver, client):
+            [sid, *_] = signalwire_space.conference_sids
+            await client.conferences.start_stream(sid, url=stream_receiver.url, authorization_bearer_token="wrong")
+            while signalwire_space.streams.alive():
+                await asyncio.sleep(0)
+            await stream_receiver.next_stream(within=0)
+
+        @pytest.mark.signalwire_space(audio=None)
+        async def test_nobody_dials(stream_receiver):
+            await stream_receiver.next_stream(within=0)
+
+        class TestAnotherSpace:
+            @pytest.fixture
+            def signalwire_space(self):
+                return None
+
+            async def test_it(self, stream_receiver):
+                await stream_receiver.next_stream(within=0)
+        """.replace("import pytest", "import asyncio, pytest")
+    )
+    done.assert_outcomes(failed=4)
+    done.stdout.fnmatch_lines_random(
+        [
+            "E *no stream came within 0 s: start it with url=stream_receiver.url and *=stream_receiver.bearer_token",
+            "E *stream_receiver.bearer_token. The Space says: connection_refused (stream * of conference *)",
+            "E *stream_receiver.bearer_token. This Space dials nobody, since it has audio=None",
+        ]
+    )
+
+
+def test_without_trustme(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence says what to install."""
+    monkeypatch.setitem(sys.modules, "trustme", None)
+    done = suite("async def test_it(signalwire_space): ...")
+
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(
+        ["the fixtures of signalwire_streams need trustme: pip install 'signalwire-streams?pytest?'"]
+    )
+
+
+def test_without_pytest_asyncio(suite: Suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin loads, and pytest tells by itself that nobody runs an async fixture."""
+    monkeypatch.delattr(pytest_asyncio, "fixture")
+    monkeypatch.delitem(sys.modules, "signalwire_streams.pytest_plugin", raising=False)
+    pytester.makeini("[pytest]")
+    pytester.makeconftest("")
+    done = suite("def test_other(): ...\ndef test_it(signalwire_space): ...", "-p", "no:asyncio")
+
+    done.assert_outcomes(passed=1, errors=1)
+    done.stdout.fnmatch_lines(["*'test_it' requested an async fixture 'signalwire_space', with no plugin *"])
+
+
+@pytest.mark.parametrize(
+    ("fixtures", "tests", "marker", "outcome"),
+    [
+        ("session", "session", "", {"passed": 1}),
+        ("fixture-scope", "function", "", {"passed": 1}),
+        ("module", "function", "(loop_scope='module')", {"passed": 1}),
+        ("session", "function", "", {"errors": 1}),
+        ("function", "function", "(loop_scope='session')", {"errors": 1}),
+    ],
+)
+def test_the_space_runs_in_the_loop_of_the_test(
+    suite: Suite, fixtures: str, tests: str, marker: str, outcome: dict[str, int]
+) -> None:
+    """Any loop will do, as long as it is the test's; if not, a sentence says what to set."""
+    done = suite(
+        f"""
+        import pytest
+
+        @pytest.mark.asyncio{marker}
+        async def test_it(signalwire_space, stream_receiver, client):
+            async with stream_receiver.open(client.conferences, signalwire_space.conference_sids[0]) as session:
+                await anext(aiter(session))
+        """,
+        *("-o", f"asyncio_default_fixture_loop_scope={fixtures}", "-o", f"asyncio_default_test_loop_scope={tests}"),
+    )
+    done.assert_outcomes(**outcome)
+    if "errors" in outcome:
+        done.stdout.fnmatch_lines(["the test runs in the event loop of its *: give the test loop_scope=*"])
+
+
+def test_two_that_run_coroutines(suite: Suite) -> None:
+    """Where pytest-asyncio is there too, a test of anyio's is told what to do."""
+    done = suite(
+        """
+        import pytest
+
+        @pytest.fixture
+        def anyio_backend():
+            return "asyncio"
+
+        async def test_it(anyio_backend, signalwire_space): ...
+        """
+    )
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(["pytest-asyncio and anyio can't share these fixtures: *-p no:asyncio"])
+
+
+def test_markers_are_registered(suite: Suite) -> None:
+    """`pytest --markers` tells what there is."""
+    suite("", "--markers").stdout.fnmatch_lines(["@pytest.mark.signalwire_space(*", "@pytest.mark.stream_receiver(*"])
+
+
+@pytest.mark.parametrize("by", ["module", "entry point"])
+def test_a_suite_that_uses_nothing(pytester: pytest.Pytester, by: str) -> None:
+    """In a process of its own, nothing but the plugin is imported until a fixture is asked for."""
+    if by == "entry point" and not entry_points(group="pytest11", name="signalwire_streams"):
+        pytest.skip("the package is not installed, or an older one is")
+    pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")
+    pytester.makepyfile(
+        test_1="""
+        import sys
+
+        def test_nothing():
+            assert "signalwire_streams.pytest_plugin" in sys.modules
+            rooms = {"signalwire_streams.simulator", "signalwire_streams.receiver", "trustme", "cryptography"}
+            assert not rooms & set(sys.modules)
+        """,
+        test_2="async def test_something(stream_receiver): ...",
+    )
+    options = BY_MODULE if by == "module" else ()
+    done = pytester.runpytest_subprocess(*USUAL, *options)
+    done.assert_outcomes(passed=2)

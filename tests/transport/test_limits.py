@@ -1,0 +1,120 @@
+"""Time limits over one timer: they end what takes too long, and nothing else."""
+
+import asyncio
+
+import pytest
+
+from signalwire_streams.transport.limits import Limits
+
+
+@pytest.fixture
+def limits() -> Limits:
+    return Limits()
+
+
+async def forever() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def test_a_block_ends_when_its_time_is_up(limits: Limits) -> None:
+    with pytest.raises(TimeoutError), limits.within(0.001) as limit:
+        await forever()
+    assert limit.expired
+    assert not limits._running
+    await asyncio.sleep(0)  # the task is not cancelled any further
+
+
+async def test_a_block_that_is_quick_is_left_alone(limits: Limits) -> None:
+    with limits.within(60) as limit:
+        await asyncio.sleep(0)
+    assert not limit.expired
+    limits.close()
+
+
+async def test_the_shorter_of_two_ends_first_and_the_longer_goes_on(limits: Limits) -> None:
+    """A later limit that ends earlier is not held up by the timer of the first."""
+    with limits.within(60) as longer:
+        with pytest.raises(TimeoutError), limits.within(0.001):
+            await forever()
+        assert not longer.expired
+        with pytest.raises(TimeoutError), limits.within(0.001):
+            await forever()
+    limits.close()
+
+
+async def test_many_end(limits: Limits) -> None:
+    ended: list[int] = []
+
+    async def run(number: int) -> None:
+        try:
+            with limits.within(0.001 * number):
+                await forever()
+        except TimeoutError:
+            ended.append(number)
+
+    await asyncio.gather(*map(run, (5, 1, 9, 3, 7)))
+    assert sorted(ended) == [1, 3, 5, 7, 9]
+
+
+async def test_a_limit_can_be_moved(limits: Limits) -> None:
+    """It ends at the new time, be it earlier or later than the old one."""
+    clock = asyncio.get_running_loop().time
+
+    async def soon() -> None:
+        with limits.within(60) as limit:
+            limit.end_at(clock() + 0.001)
+            await forever()
+
+    with pytest.raises(TimeoutError):
+        await soon()
+    with limits.within(0.001) as limit:
+        limit.end_at(clock() + 60)
+        with pytest.raises(TimeoutError), limits.within(0.01):
+            await forever()
+        assert not limit.expired
+    limits.close()
+
+
+async def test_a_limit_can_be_ended_by_hand_and_only_once(limits: Limits) -> None:
+    limit = limits.within(None)
+
+    async def run() -> None:
+        with limit:
+            asyncio.get_running_loop().call_soon(limit.expire)
+            asyncio.get_running_loop().call_soon(limit.expire)
+            await forever()
+
+    with pytest.raises(TimeoutError):
+        await run()
+    assert limit.expired
+    await asyncio.sleep(0)
+
+
+async def test_who_else_cancels_is_not_disappointed(limits: Limits) -> None:
+    """Time that is up and a cancellation at once: the task is cancelled."""
+
+    async def run() -> None:
+        with limits.within(None) as limit:
+            asyncio.get_running_loop().call_soon(limit.expire)
+            await forever()
+
+    task = asyncio.ensure_future(run())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_an_error_of_the_block_comes_through(limits: Limits) -> None:
+    """Also when it is raised because the time was up."""
+
+    async def run() -> None:
+        with limits.within(0.001):
+            try:
+                await forever()
+            except asyncio.CancelledError:
+                raise LookupError from None
+
+    with pytest.raises(LookupError):
+        await run()
+    await asyncio.sleep(0)
