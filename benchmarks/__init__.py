@@ -1,0 +1,1 @@
+"""What this package costs, as ratios taken in one run: ``python -m benchmarks``."""

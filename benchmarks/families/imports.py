@@ -1,0 +1,55 @@
+"""What ``import signalwire_streams`` costs beside ``import aiohttp``, and what it brings along."""
+
+import json
+import os
+import subprocess
+import sys
+
+from benchmarks.figures import Rounds, Section
+from benchmarks.plan import Plan
+
+_TIMED = "import time; w, c = time.perf_counter(), time.process_time(); import {}; "
+_TIMES = "print(time.process_time() - c, time.perf_counter() - w)"
+_BROUGHT = "import json, sys, signalwire_streams; print(json.dumps(sorted(sys.modules)))"
+_UNWANTED = ("cli", "simulator", "receiver", "callbacks", "pytest_plugin")
+_UNWANTED_EXTRAS = ("click", "rich", "trustme", "pytest")
+_NAMES = ("aiohttp", "signalwire_streams")
+
+
+def measure(plan: Plan) -> list[Section]:
+    """Import in fresh processes, in turns."""
+    cpu, wall = Rounds(), Rounds()
+    for number in range(-1, plan.pick(full=21, quick=11)):  # the first round writes the byte code
+        for name in _NAMES:
+            used, waited = map(float, _python(_TIMED.format(name) + _TIMES).split())
+            if number >= 0:
+                cpu.add(f"import {name}", used * 1e3)
+                wall.add(f"import {name}", waited * 1e3)
+    return [
+        Section(
+            title="CPU of an import",
+            unit="ms",
+            series=cpu.series(),
+            yardstick="import aiohttp",
+            plotted=True,
+            notes=_rooms(),
+        ),
+        Section(title="Time of an import", unit="ms", series=wall.series(), yardstick="import aiohttp"),
+    ]
+
+
+def _rooms() -> tuple[str, str]:
+    modules = json.loads(_python(_BROUGHT))
+    own = {name.split(".")[1] for name in modules if name.startswith("signalwire_streams.")}
+    unwanted = [room for room in _UNWANTED if room in own] + [name for name in _UNWANTED_EXTRAS if name in modules]
+    return (
+        f"rooms that are imported: {', '.join(sorted(own))}",
+        f"imported, though nobody asked for it: {', '.join(unwanted) or 'nothing'}",
+    )
+
+
+def _python(program: str) -> str:
+    command = [sys.executable, "-c", program]
+    # Byte code may be written, as it is where a package is installed; or every import would compile this one again.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout  # noqa: S603

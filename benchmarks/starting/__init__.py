@@ -1,0 +1,1 @@
+"""Those who start streams, each in a child of its own."""
