@@ -3,136 +3,25 @@
 >>> async with StreamsClient(space="example", project="...", token="...") as client:  # doctest: +SKIP
 ...     stream = await client.conferences.start_stream(conference_sid, url="wss://rx.example.com/audio")
 ...     await client.conferences.stop_stream(conference_sid, stream)
+
+The names are in `signalwire_streams.names`, which is imported when the first of them is asked for. So who needs
+the receiver or a callback's signature alone does not pay for the client, and a pytest run pays for nothing.
 """
 
-from signalwire_streams.bulk import (
-    BulkError,
-    BulkJournal,
-    BulkOutcome,
-    BulkReport,
-    BulkRun,
-    BulkState,
-    JournalItem,
-    JournalStatus,
-    PlannedRequest,
-)
-from signalwire_streams.client import StreamsClient
-from signalwire_streams.errors import (
-    ApiError,
-    AuthenticationError,
-    BadRequestError,
-    CircuitOpenError,
-    ClientStateError,
-    InvalidRequestError,
-    JoinError,
-    JournalError,
-    MalformedFrameError,
-    MalformedResponseError,
-    NotFoundError,
-    PermissionDeniedError,
-    Phase,
-    RateLimitedError,
-    RunEndedError,
-    ServerError,
-    StreamOutcomeUnknown,
-    StreamsError,
-    TransportError,
-    UnprocessableError,
-)
-from signalwire_streams.models import (
-    Action,
-    AnsweredBy,
-    Attempt,
-    Call,
-    CallbackMethod,
-    CallDirection,
-    CallStatus,
-    CallStream,
-    Codec,
-    Conference,
-    ConferenceStatus,
-    ConferenceStream,
-    Event,
-    Kind,
-    Lane,
-    Page,
-    Participant,
-    ParticipantStatus,
-    StartCallStream,
-    StartConferenceStream,
-    StreamStatus,
-    Track,
-)
-from signalwire_streams.resilience.policy import BreakerPolicy, RateLimit, RetryPolicy, Timeouts
-from signalwire_streams.resources import Listing
-from signalwire_streams.transport.clock import Clock
-from signalwire_streams.transport.middleware import Middleware, Send
-from signalwire_streams.transport.pacing import Pacer
-from signalwire_streams.wire.exchange import Exchange, Outcome, Reply
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Action",
-    "AnsweredBy",
-    "ApiError",
-    "Attempt",
-    "AuthenticationError",
-    "BadRequestError",
-    "BreakerPolicy",
-    "BulkError",
-    "BulkJournal",
-    "BulkOutcome",
-    "BulkReport",
-    "BulkRun",
-    "BulkState",
-    "Call",
-    "CallDirection",
-    "CallStatus",
-    "CallStream",
-    "CallbackMethod",
-    "CircuitOpenError",
-    "ClientStateError",
-    "Clock",
-    "Codec",
-    "Conference",
-    "ConferenceStatus",
-    "ConferenceStream",
-    "Event",
-    "Exchange",
-    "InvalidRequestError",
-    "JoinError",
-    "JournalError",
-    "JournalItem",
-    "JournalStatus",
-    "Kind",
-    "Lane",
-    "Listing",
-    "MalformedFrameError",
-    "MalformedResponseError",
-    "Middleware",
-    "NotFoundError",
-    "Outcome",
-    "Pacer",
-    "Page",
-    "Participant",
-    "ParticipantStatus",
-    "PermissionDeniedError",
-    "Phase",
-    "PlannedRequest",
-    "RateLimit",
-    "RateLimitedError",
-    "Reply",
-    "RetryPolicy",
-    "RunEndedError",
-    "Send",
-    "ServerError",
-    "StartCallStream",
-    "StartConferenceStream",
-    "StreamOutcomeUnknown",
-    "StreamStatus",
-    "StreamsClient",
-    "StreamsError",
-    "Timeouts",
-    "Track",
-    "TransportError",
-    "UnprocessableError",
-]
+if TYPE_CHECKING:
+    from signalwire_streams.names import *  # noqa: F403  (all of them, and this is where they belong)
+    from signalwire_streams.names import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> object:
+        if name == "__all__" or not name.startswith("_"):  # others are what inspect and the like try everywhere
+            names = import_module("signalwire_streams.names")
+            if name == "__all__" or name in names.__all__:
+                return globals().setdefault(name, getattr(names, name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return [*globals(), *import_module("signalwire_streams.names").__all__]

@@ -75,17 +75,14 @@ class StreamsError(Exception):
         return self.message
 
 
-@define(eq=False, slots=False, str=False)
 class InvalidRequestError(StreamsError, ValueError):
     """The caller wrote something that can't be right; the message says what to write instead."""
 
 
-@define(eq=False, slots=False, str=False)
 class ClientStateError(StreamsError, RuntimeError):
     """The client can't be used now: it is closed, or it belongs to another event loop."""
 
 
-@define(eq=False, slots=False, str=False)
 class JournalError(StreamsError):
     """The journal of a bulk run can't be read or written. What it could not note beforehand was not sent."""
 
@@ -101,12 +98,10 @@ class TransportError(StreamsError):
     phase: Phase = Phase.QUEUED
 
 
-@define(eq=False, slots=False, str=False)
 class CircuitOpenError(TransportError):
     """Too many recent requests failed, so this one was not tried; ``retry_after`` says when one will be."""
 
 
-@define(eq=False, slots=False, str=False)
 class RunEndedError(TransportError):
     """An item of a bulk run that was not sent, because the run ended before; it may be tried again."""
 
@@ -134,7 +129,6 @@ class JoinError(StreamsError):
     leg: Literal["start", "socket", "callback", "stop"] = "start"
 
 
-@define(eq=False, slots=False, str=False)
 class MalformedFrameError(StreamsError):
     """A frame of the audio socket that is not one; the message does not repeat it."""
 
@@ -158,37 +152,30 @@ class ApiError(StreamsError):
     more_info: str | None = None
 
 
-@define(eq=False, slots=False, str=False)
 class BadRequestError(ApiError):
     """400: the request can't be processed."""
 
 
-@define(eq=False, slots=False, str=False)
 class AuthenticationError(ApiError):
     """401: the project id or the API token is wrong."""
 
 
-@define(eq=False, slots=False, str=False)
 class PermissionDeniedError(ApiError):
     """403: the token lacks a scope, or the feature is off for this Space."""
 
 
-@define(eq=False, slots=False, str=False)
 class NotFoundError(ApiError):
     """404: no such conference, call or stream."""
 
 
-@define(eq=False, slots=False, str=False)
 class UnprocessableError(ApiError):
     """422: a field was refused; ``errors`` says which."""
 
 
-@define(eq=False, slots=False, str=False)
 class RateLimitedError(ApiError):
     """429 or code 20429, and waiting did not help or would take too long."""
 
 
-@define(eq=False, slots=False, str=False)
 class ServerError(ApiError):
     """5xx or code 20504: the Space failed."""
 

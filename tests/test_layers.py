@@ -20,10 +20,11 @@ FLOORS = {
     "resources": 4,
     "bulk": 5,
     "client": 6,
-    "__init__": 7,
-    "cli": 8,
-    "pytest_plugin": 8,
-    "__main__": 9,
+    "names": 7,
+    "__init__": 8,
+    "cli": 9,
+    "pytest_plugin": 9,
+    "__main__": 10,
 }
 APART = {"simulator"}
 ONLY_IN = {

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import signalwire_streams
 
 
@@ -35,13 +37,35 @@ def test_names_are_sorted_and_there() -> None:
     } <= set(names)
 
 
-def test_importing_the_package_imports_no_more_than_it_needs() -> None:
-    """The command line, the simulator and the extras stay unloaded until they are asked for."""
-    code = (
-        "import sys, signalwire_streams\n"
-        "extras = {'click', 'rich', 'signalwire_streams.cli', 'signalwire_streams.simulator'}\n"
-        "print(sorted(extras & set(sys.modules)))"
-    )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+def test_a_name_that_is_not_there_is_told() -> None:
+    """A misspelt name is an AttributeError, as in any module; a private one too, and nothing is imported for it."""
+    for name in ("StreamClient", "_private", "__wrapped__"):
+        with pytest.raises(AttributeError, match=f"module 'signalwire_streams' has no attribute '{name}'"):
+            getattr(signalwire_streams, name)
 
-    assert shown.stdout.strip() == "[]"
+
+def test_names_are_completed() -> None:
+    """What an interactive session offers after the dot has all of them."""
+    assert set(signalwire_streams.__all__) <= set(dir(signalwire_streams))
+
+
+@pytest.mark.parametrize(
+    ("statement", "rooms"),
+    [
+        ("import signalwire_streams", set()),
+        ("from signalwire_streams.callbacks import verify_signature", {"callbacks", "errors", "models"}),
+        ("from signalwire_streams.receiver import MediaReceiver", {"receiver", "errors", "models"}),
+        (
+            "from signalwire_streams import StreamsClient",
+            {"names", "client", "bulk", "resources", "transport", "resilience", "wire", "errors", "models"},
+        ),
+    ],
+)
+def test_an_import_brings_what_it_needs_and_no_more(statement: str, rooms: set[str]) -> None:
+    """The command line, the simulator and the extras stay unloaded until they are asked for."""
+    code = f"{statement}\nimport sys; print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    modules = set(shown.stdout.split())
+
+    assert {name.split(".")[1] for name in modules if name.startswith("signalwire_streams.")} <= rooms
+    assert not modules & {"click", "rich", "trustme", "pytest"}

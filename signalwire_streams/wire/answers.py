@@ -6,7 +6,7 @@ key that nobody knows is kept in ``extra``. Only an id must be there.
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from operator import eq
 from typing import Any, TypeAlias, TypeVar
 
@@ -17,13 +17,9 @@ from cattrs.gen import make_dict_structure_fn, override
 from signalwire_streams.errors import MalformedResponseError
 from signalwire_streams.models import (
     AnsweredBy,
-    Call,
     CallDirection,
     CallStatus,
-    CallStream,
-    Conference,
     ConferenceStatus,
-    ConferenceStream,
     Page,
     Participant,
     ParticipantStatus,
@@ -81,11 +77,11 @@ def _word(vocabulary: type[StrEnum], value: object, _: object) -> StrEnum | str 
     return words.get(value, value)
 
 
-_Hooks: TypeAlias = Mapping[type, tuple[Callable[[Any, Any], Any], frozenset[str]]]
-"""For each model what structures it, and the keys that it knows."""
+_Hook: TypeAlias = Callable[[Any, Any], Any]
 
 
-def _answer_hooks() -> _Hooks:
+@cache
+def _converter() -> Converter:
     converter = Converter()
     for hint, hook in (
         (str | None, _text),
@@ -104,21 +100,24 @@ def _answer_hooks() -> _Hooks:
         AnsweredBy,
     ):
         converter.register_structure_hook_func(partial(eq, vocabulary | str | None), partial(_word, vocabulary))
-    hooks: dict[type, tuple[Callable[[Any, Any], Any], frozenset[str]]] = {}
-    for model in (ConferenceStream, CallStream, Conference, Participant, Call):
-        names = {attribute.name: _RENAMES.get(attribute.name, attribute.name) for attribute in fields(model)}
-        overrides: dict[str, Any] = {name: override(rename=key) for name, key in names.items()}
-        known = frozenset(key for name, key in names.items() if name not in _OURS and name != "extra")
-        hooks[model] = make_dict_structure_fn(model, converter, **overrides), known
-    return hooks
+    return converter
 
 
 # Called by hand: looking a hook up takes the converter as long as the hook takes.
-_HOOKS = _answer_hooks()
+_HOOKS: dict[type, tuple[_Hook, frozenset[str]]] = {}
+
+
+def _make_hook(model: type[Any]) -> tuple[_Hook, frozenset[str]]:
+    """Make what structures a model; with it go the keys that it knows."""
+    names = {attribute.name: _RENAMES.get(attribute.name, attribute.name) for attribute in fields(model)}
+    overrides: dict[str, Any] = {name: override(rename=key) for name, key in names.items()}
+    known = frozenset(key for name, key in names.items() if name not in _OURS and name != "extra")
+    _HOOKS[model] = hook = make_dict_structure_fn(model, _converter(), **overrides), known
+    return hook
 
 
 def _structure(document: Mapping[str, object], model: type[_Value], ours: Mapping[str, object]) -> _Value:
-    inner, known = _HOOKS[model]
+    inner, known = _HOOKS.get(model) or _make_hook(model)
     extra = {key: entry for key, entry in document.items() if key not in known}
     value: _Value = inner({**document, **ours, "extra": extra}, model)
     return value
