@@ -14,6 +14,7 @@ _OURS, _HAND = "MediaReceiver", "hand-written aiohttp + json"
 _RECEIVERS = (
     (_HAND, "benchmarks.hearing.by_hand:aiohttp"),
     (_OURS, "benchmarks.hearing.this_receiver:sessions"),
+    ("aiohttp that reads no frame", "benchmarks.hearing.by_hand:deaf"),
     ("websockets + json", "benchmarks.hearing.with_websockets:websockets"),
     ("FastAPI + uvicorn + json", "benchmarks.hearing.with_fastapi:fastapi"),
 )

@@ -2,13 +2,15 @@
 
 import json
 from base64 import b64decode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any, Self
 
 from aiohttp import WSMsgType, web
+from aiohttp.typedefs import Handler
 
-from benchmarks.hearing.hall import Ear, Hall, heard
+from benchmarks.hearing.hall import Ear, Hall, Receiver, heard
+from benchmarks.hearing.speaking import OCTETS
 
 
 class Conversation:
@@ -36,22 +38,42 @@ class Conversation:
             self._ear = self._stack.enter_context(self._hall.ear(frame["start"]["customParameters"]))
 
 
-@heard
+class Deaf(Conversation):
+    """Takes what aiohttp hands over, and reads none of the audio: what is left is the cost of the socket."""
+
+    _silence = bytes(OCTETS)
+
+    def take(self, text: str | bytes) -> None:
+        """Count a frame."""
+        if self._ear is None:
+            super().take(text)
+        else:
+            self._ear.hear(0, self._silence)
+
+
+def _route(conversation: Callable[[Hall], Conversation]) -> Receiver:
+    @asynccontextmanager
+    async def serve(hall: Hall) -> AsyncIterator[int]:
+        async def audio(request: web.Request) -> web.StreamResponse:
+            socket = web.WebSocketResponse()
+            await socket.prepare(request)
+            with conversation(hall) as taking:
+                async for message in socket:
+                    if message.type is WSMsgType.TEXT:
+                        taking.take(message.data)
+            return socket
+
+        async with _served(audio) as port:
+            yield port
+
+    return serve
+
+
 @asynccontextmanager
-async def aiohttp(hall: Hall) -> AsyncIterator[int]:
+async def _served(handler: Handler) -> AsyncIterator[int]:
     """Serve a route of an aiohttp application."""
-
-    async def audio(request: web.Request) -> web.StreamResponse:
-        socket = web.WebSocketResponse()
-        await socket.prepare(request)
-        with Conversation(hall) as conversation:
-            async for message in socket:
-                if message.type is WSMsgType.TEXT:
-                    conversation.take(message.data)
-        return socket
-
     application = web.Application()
-    application.router.add_get("/", audio)
+    application.router.add_get("/", handler)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     try:
@@ -59,3 +81,7 @@ async def aiohttp(hall: Hall) -> AsyncIterator[int]:
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
+
+
+aiohttp = heard(_route(Conversation))
+deaf = heard(_route(Deaf))
