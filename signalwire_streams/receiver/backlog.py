@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -29,9 +30,13 @@ class Backlog:
 
     Attributes:
         most: how much audio may wait, and how many keys and marks, in events.
+        is_awaited: whether somebody waits for the next event.
+        pull: reads on until something may have come; None while somebody else reads.
     """
 
     most: int
+    is_awaited: bool = field(init=False, default=False)
+    pull: Callable[[], Awaitable[None]] | None = field(init=False, default=None)
     _droppable: deque[Droppable] = field(init=False, factory=deque, repr=False)
     # Each with how many droppable ones came before it.
     _kept: deque[tuple[int, AudioEvent]] = field(init=False, factory=deque, repr=False)
@@ -51,7 +56,7 @@ class Backlog:
         self._droppable.append(event)
         waiting = self._waiter is not None
         if waiting:
-            self._wake()
+            self.wake()
         if len(self._droppable) <= self.most + waiting:
             return None
         self._went += 1
@@ -62,13 +67,13 @@ class Backlog:
         if len(self._kept) >= self.most:
             return False
         self._kept.append((self._came, event))
-        self._wake()
+        self.wake()
         return True
 
     def end(self) -> None:
         """Let nothing more come."""
         self._ended = True
-        self._wake()
+        self.wake()
 
     async def get(self) -> AudioEvent | None:
         """Give the next event, or None when the stream has ended and nothing waits.
@@ -76,15 +81,22 @@ class Backlog:
         Raises:
             ClientStateError: somebody else waits for it already.
         """
-        if self._waiter is not None:
+        if self.is_awaited:
             raise ClientStateError("a stream can be gone through by one loop at a time")
-        while (event := self.next()) is None and not self._ended:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+        self.is_awaited = True
+        try:
+            while (event := self.next()) is None and not self._ended:
+                await (self.pull or self._wait)()
+        finally:
+            self.is_awaited = False
         return event
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
 
     def next(self) -> AudioEvent | None:
         """Give the next event if one waits, else None."""
@@ -95,6 +107,7 @@ class Backlog:
         self._went += 1
         return self._droppable.popleft()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let whoever waits look again."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

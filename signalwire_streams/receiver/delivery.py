@@ -5,12 +5,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
-from aiohttp import WebSocketError, WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from attrs import define, field
 
 from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.receiver.decoding import decode_event
-from signalwire_streams.receiver.events import AudioEvent, StartEvent, StopEvent
+from signalwire_streams.receiver.events import AudioEvent, StartEvent
+from signalwire_streams.receiver.reading import Reading, receive
 from signalwire_streams.receiver.session import EndReason, StreamSession
 
 Handler: TypeAlias = Callable[[StreamSession], Awaitable[None]]
@@ -18,6 +19,7 @@ Handler: TypeAlias = Callable[[StreamSession], Awaitable[None]]
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 
+_CLOSED = {WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED}
 _CODES = {
     EndReason.HANDLER_RETURNED: WSCloseCode.OK,
     EndReason.HANDLER_FAILED: WSCloseCode.INTERNAL_ERROR,
@@ -42,7 +44,7 @@ class Delivery:
         """Wait so many seconds for the start event; without one, or after what can't be read, close and say why."""
         try:
             async with asyncio.timeout(patience):
-                async for message in self.socket:
+                while (message := await receive(self.socket)).type not in _CLOSED:
                     event = _first_event(message)
                     if isinstance(event, StartEvent):
                         return event
@@ -55,51 +57,30 @@ class Delivery:
         await self.socket.close(code=WSCloseCode.POLICY_VIOLATION)
         return None
 
-    async def carry(self, session: StreamSession, handler: Handler) -> None:
-        """Read the socket and run the handler side by side, until both have ended."""
+    async def carry(self, session: StreamSession, handler: Handler, reading: Reading) -> None:
+        """Run the handler while the socket is read, until both have ended."""
         handling = asyncio.create_task(_handle(handler, session))
-        reading = asyncio.create_task(self._read(session))
+        ended = asyncio.create_task(session.ended())
         try:
-            await asyncio.wait({handling, reading}, return_when=asyncio.FIRST_COMPLETED)
-            if reading.done() and reading.exception() is not None:
-                session.end(EndReason.FAILED)
-                _LOG.error("the receiver failed for stream %s", session.label, exc_info=reading.exception())
+            await asyncio.wait({handling, ended}, return_when=asyncio.FIRST_COMPLETED)
             session.end(EndReason.HANDLER_RETURNED)  # unless there is a reason already
             await self._hang_up(session, reading)
             await asyncio.wait({handling})
         finally:  # also when it is cut short
             handling.cancel()
-            await asyncio.wait({handling})
+            ended.cancel()
+            await asyncio.wait({handling, ended})
             await self._hang_up(session, reading)
 
-    async def _hang_up(self, session: StreamSession, reading: asyncio.Task[None]) -> None:
-        reading.cancel()
-        await asyncio.wait({reading})
+    async def _hang_up(self, session: StreamSession, reading: Reading) -> None:
+        await reading.end()
         if not self.socket.closed:
             await self.socket.close(code=_CODES.get(session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
 
-    async def _read(self, session: StreamSession) -> None:
-        clock = asyncio.get_running_loop().time
-        async for message in self.socket:
-            if message.type is WSMsgType.ERROR:
-                session.end(EndReason.UNREADABLE if isinstance(message.data, WebSocketError) else EndReason.LOST)
-                return
-            try:
-                event = decode_event(message.data)
-            except MalformedFrameError:
-                session.statistics.malformed += 1
-                continue
-            if isinstance(event, StopEvent):
-                session.end(EndReason.STOPPED)
-                return
-            if not session.take(event, clock()):
-                session.end(EndReason.OVERFLOW)
-                return
-        lost = self.socket.close_code == WSCloseCode.ABNORMAL_CLOSURE
-        session.end(EndReason.LOST if lost else EndReason.CLOSED)
 
-
-def _first_event(message: WSMessage) -> AudioEvent:
+def _first_event(message: WSMessage) -> AudioEvent | None:
+    if message.type is WSMsgType.PONG:
+        return None
     if message.type is WSMsgType.ERROR:
         raise MalformedFrameError("what came is no WebSocket message")
     return decode_event(message.data)

@@ -35,7 +35,8 @@ class TrackStatistics:
         dropped: frames that the receiver dropped because its owner was too slow.
         jitter: milliseconds; how unevenly frames arrive, smoothed as RFC 3550 does.
         lateness: milliseconds by which the last frame came later, by its timestamp, than the least delayed one of the
-            last 10 to 20 seconds. So a delay that stays counts no more after that time.
+            last 10 to 20 seconds. So a delay that stays counts no more after that time. A frame arrives when it is
+            read, which is up to 50 ms later when the handler has just become busy elsewhere.
         latest: the greatest lateness.
     """
 

@@ -18,6 +18,7 @@ from signalwire_streams.receiver.delivery import Delivery, Handler
 from signalwire_streams.receiver.events import StartEvent
 from signalwire_streams.receiver.measures import StreamStatistics
 from signalwire_streams.receiver.opening import Opener
+from signalwire_streams.receiver.reading import Lookout, Reading
 from signalwire_streams.receiver.sending import Playback
 from signalwire_streams.receiver.session import EndReason, StreamSession
 from signalwire_streams.receiver.tokens import Doorkeeper, Tokens, bearer_token
@@ -70,7 +71,8 @@ class MediaReceiver(Opener):
             overflow: what happens when more would have to wait.
             start_timeout: seconds from the upgrade to the start event.
             frame_limit: bytes that one message may have.
-            heartbeat: seconds between two pings that find out whether the other end is there; None sends none.
+            heartbeat: seconds of silence after which a ping finds out whether the other end is there, which has half
+                as long to answer; None sends none.
             byte_order: of L16, which is not documented.
 
         Raises:
@@ -90,13 +92,14 @@ class MediaReceiver(Opener):
         self._start_timeout = start_timeout
         self._frame_limit = frame_limit
         self._heartbeat = heartbeat
+        self._lookout = Lookout()
         self._byte_order: Literal["little", "big"] = byte_order
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Receive one stream, until it ends and its handler has returned."""
         socket = web.WebSocketResponse(
-            timeout=_FAREWELL, max_msg_size=self._frame_limit, heartbeat=self._heartbeat, compress=False
+            timeout=_FAREWELL, max_msg_size=self._frame_limit, autoping=False, compress=False
         )
         if not socket.can_prepare(request).ok:  # it is no WebSocket, so it spends no token
             return web.Response(status=400)
@@ -122,13 +125,15 @@ class MediaReceiver(Opener):
             joining.broke(delivery.failure or "the receiver was closed")
         return socket
 
-    def _session(self, socket: web.WebSocketResponse, start: StartEvent) -> StreamSession:
+    def _session(self, socket: web.WebSocketResponse, start: StartEvent) -> tuple[StreamSession, Reading]:
         media = start.media_format
         audio_format = AudioFormat.from_start(
             media.encoding, media.sample_rate, media.channels, byte_order=self._byte_order
         )
         playback = Playback(socket, start.stream_sid, audio_format, self._bidirectional)
-        return StreamSession(start, audio_format, playback, StreamStatistics(), Backlog(self._most), self._overflow)
+        backlog = Backlog(self._most)
+        session = StreamSession(start, audio_format, playback, StreamStatistics(), backlog, self._overflow)
+        return session, Reading(socket, session, backlog, self._heartbeat)
 
     async def _begin(self, delivery: Delivery) -> StartEvent | None:
         """Wait for the start event, unless the receiver is closed before it comes."""
@@ -148,10 +153,11 @@ class MediaReceiver(Opener):
         return None
 
     async def _carry(self, delivery: Delivery, start: StartEvent, handler: Handler) -> None:
-        session = self._session(delivery.socket, start)
+        session, reading = self._session(delivery.socket, start)
         self.sessions.add(session)
         try:
-            await delivery.carry(session, handler)
+            with self._lookout.over(reading):
+                await delivery.carry(session, handler, reading)
         finally:
             self.sessions.discard(session)
 

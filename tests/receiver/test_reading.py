@@ -1,0 +1,152 @@
+"""Who reads a socket when, and how it is found out that nobody is at its other end."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aiohttp
+import pytest
+
+from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver, StreamSession, reading
+
+from .conftest import Heard, until
+from .test_receiver import START, media
+
+
+@pytest.fixture
+async def deaf() -> Any:
+    """Dial as a peer that neither answers pings nor hides them."""
+    async with aiohttp.ClientSession() as session, AsyncExitStack() as stack:
+
+        async def dial(url: str) -> aiohttp.ClientWebSocketResponse:
+            return await stack.enter_async_context(session.ws_connect(url, autoping=False))
+
+        yield dial
+
+
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at once whether somebody reads."""
+    monkeypatch.setattr(reading, "_LOOK", 0.0)
+
+
+async def test_who_keeps_up_reads_the_socket_itself(
+    serve: Any, dial: Any, heard: Heard, quick_looks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a handler waits for events no other task is there that would have to hand them over."""
+    readers = set()
+    take = StreamSession.take
+
+    def noting(self: StreamSession, event: Any, now: float) -> bool:
+        readers.add(asyncio.current_task())
+        return take(self, event, now)
+
+    monkeypatch.setattr(StreamSession, "take", noting)
+    handling = []
+
+    async def handler(session: StreamSession) -> None:
+        handling.append(asyncio.current_task())
+        await heard(session)
+
+    peer = await dial(await serve(MediaReceiver(handler, bearer_tokens=None)))
+    await peer.send_json(START)
+    for chunk in range(1, 11):
+        await peer.send_json(media(chunk))
+        await until(lambda so_far=chunk: len(heard.events) == so_far)  # type: ignore[misc]
+    assert readers == set(handling)
+
+
+async def test_whoever_is_busy_elsewhere_has_it_read(
+    serve: Any, dial: Any, quick_looks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came meanwhile waits in its order, and who comes back soon reads by himself again."""
+    monkeypatch.setattr(reading, "_STAY", 0.0)
+    come_back, sessions, chunks = asyncio.Event(), [], []
+
+    async def handler(session: StreamSession) -> None:
+        sessions.append(session)
+        await come_back.wait()
+        async for event in session:
+            assert isinstance(event, MediaEvent)
+            chunks.append(event.chunk)
+
+    peer = await dial(await serve(MediaReceiver(handler, bearer_tokens=None)))
+    await peer.send_json(START)
+    for chunk in range(1, 6):
+        await peer.send_json(media(chunk))
+    await until(lambda: bool(sessions) and sessions[0].statistics.of("inbound").frames == 5)
+    come_back.set()
+    await until(lambda: len(chunks) == 5)
+    for chunk in range(6, 9):
+        await peer.send_json(media(chunk))
+        await until(lambda so_far=chunk: len(chunks) == so_far)  # type: ignore[misc]
+    await peer.close()
+    await until(lambda: sessions[0].end_reason is not None)
+    assert chunks == list(range(1, 9))
+
+
+async def test_giving_up_a_wait_loses_nothing(serve: Any, dial: Any) -> None:
+    """A loop that was cut by a time limit is gone on with by another one."""
+    chunks, cuts = [], 0
+
+    async def handler(session: StreamSession) -> None:
+        nonlocal cuts
+        while session.end_reason is None:
+            try:
+                async with asyncio.timeout(0):
+                    async for event in session:
+                        assert isinstance(event, MediaEvent)
+                        chunks.append(event.chunk)
+            except TimeoutError:
+                cuts += 1
+
+    peer = await dial(await serve(MediaReceiver(handler, bearer_tokens=None)))
+    await peer.send_json(START)
+    for chunk in range(1, 31):
+        await until(lambda so_far=cuts: cuts > so_far + 1)  # type: ignore[misc]
+        await peer.send_json(media(chunk))
+    await until(lambda: len(chunks) == 30)
+    assert chunks == list(range(1, 31))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_pings_are_answered(serve: Any, deaf: Any, heard: Heard, begun: bool) -> None:
+    """Also before the stream has begun; what answers none is not taken for a frame."""
+    peer = await deaf(await serve(MediaReceiver(heard, bearer_tokens=None)))
+    if begun:
+        await peer.send_json(START)
+    await peer.ping(b"there?")
+    message = await peer.receive()
+    assert (message.type, message.data) == (aiohttp.WSMsgType.PONG, b"there?")
+    await peer.pong()
+    await peer.send_json(START if not begun else media(1))
+    await peer.close()
+    assert (await heard.end()).end_reason is EndReason.CLOSED
+
+
+async def test_a_silent_peer_is_asked_and_given_up(serve: Any, deaf: Any, heard: Heard, quick_looks: None) -> None:
+    """A connection that died without a word does not stay for ever."""
+    peer = await deaf(await serve(MediaReceiver(heard, bearer_tokens=None, heartbeat=0.01)))
+    await peer.send_json(START)
+    assert (await peer.receive()).type is aiohttp.WSMsgType.PING
+    assert (await peer.receive()).type is aiohttp.WSMsgType.CLOSE
+    assert (await heard.end()).end_reason is EndReason.LOST
+
+
+async def test_a_silent_peer_that_answers_is_kept(
+    serve: Any, deaf: Any, dial: Any, heard: Heard, quick_looks: None
+) -> None:
+    """Each silence is asked about anew, on each of the sockets."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None, heartbeat=0.05))
+    peer, other = await deaf(url), await dial(url)
+    await peer.send_json(START)
+    await other.send_json(START)
+    await until(lambda: len(heard.sessions) == 2)
+    await other.close()
+    for _ in range(3):
+        message = await peer.receive()
+        assert message.type is aiohttp.WSMsgType.PING
+        await peer.pong(message.data)
+    await peer.send_json({"event": "stop"})
+    ended = {(await heard.end()).end_reason, (await heard.end()).end_reason}
+    assert ended == {EndReason.CLOSED, EndReason.STOPPED}
