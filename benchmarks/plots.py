@@ -12,7 +12,7 @@ from benchmarks.table import number
 
 _OURS, _OTHER, _INK = "#1f6f8b", "#c4cdd3", "#333333"
 _WIDTH, _BAR, _FRAME = 8.0, 0.32, 0.9  # inches
-_OWN_WORDS = ("this client", "MediaReceiver", "import signalwire_streams")
+_OWN_WORDS = ("this client", "MediaReceiver", "import signalwire_streams", "from signalwire_streams")
 
 
 def draw(family: str, sections: Sequence[Section], directory: Path) -> Path | None:

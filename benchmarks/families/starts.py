@@ -46,13 +46,13 @@ def measure(plan: Plan) -> list[Section]:
     contenders = [
         Contender(_on(name, loop), target, loop) for loop in plan.loops for name, target in _contenders(loop, plan)
     ]
-    rounds, passes, starts = plan.pick(full=(7, 6, 150), quick=(3, 1, 200))
+    rounds, passes, starts = plan.pick(full=(7, 2, 600), quick=(3, 1, 300))
     costs, rates = Rounds(), Rounds()
     with server() as there, ExitStack() as stack:
         children, notes = line_up(stack, contenders, base_url=there.base_url)
         for number in range(-1, rounds):  # the first round warms up, and opens the connections
             spent = dict.fromkeys(children, (0.0, 0.0))
-            # Many short turns: what slows the machine for a second then slows all contenders, not one.
+            # Short turns: what slows the machine for a second then slows all contenders, not one.
             for turn in range(passes):
                 for name, child in list(children.items()):
                     try:
