@@ -24,7 +24,6 @@ from signalwire_streams.models.checks import check_count
 from signalwire_streams.resilience.adaptive import MOST, AdaptiveConcurrency, FixedConcurrency
 from signalwire_streams.resilience.breaker import Breaker
 from signalwire_streams.resilience.budget import RetryBudget
-from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.resilience.policy import BreakerPolicy, RateLimit, RetryPolicy, Timeouts
 from signalwire_streams.resources import Calls, Conferences
 from signalwire_streams.resources.streaming import Streams
@@ -34,7 +33,7 @@ from signalwire_streams.transport.http import HttpSender
 from signalwire_streams.transport.limits import Limits
 from signalwire_streams.transport.line import Line
 from signalwire_streams.transport.middleware import Middleware, chain
-from signalwire_streams.transport.pacing import LocalPacer, Pacer, Turns
+from signalwire_streams.transport.pacing import Pacer, Turns, choose_pacer
 from signalwire_streams.transport.retrying import OnAttempt, Retry
 from signalwire_streams.transport.sessions import SessionManager, user_agent
 from signalwire_streams.transport.slots import Slots
@@ -112,7 +111,7 @@ class StreamsClient:
             *middlewares,
             Retry(retry or RetryPolicy(), RetryBudget(), clock, on_attempt),
             Break(Breaker(breaker or BreakerPolicy()), clock),
-            Turns(Slots(sessions.slots), pacer or LocalPacer(Pace(rate_limit or RateLimit()), clock), clock),
+            Turns(Slots(sessions.slots), choose_pacer(account.origin, pacer, rate_limit, clock), clock),
         )
         limits = Limits()
         sender = HttpSender(sessions, account.origin, _headers(account), timeouts or Timeouts(), clock, limits)

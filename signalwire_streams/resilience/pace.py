@@ -9,11 +9,27 @@ from attrs import define, field
 
 from signalwire_streams.resilience.policy import RateLimit
 
-_BURST_SHARE = 0.005
-_CUT = 0.7  # CUBIC's multiplicative decrease, and its growth constant: RFC 9438
+BURST_SHARE = 0.005
+"""The part of the limit that may go out at once, unless the caller says otherwise."""
+CUT = 0.7
+"""CUBIC's multiplicative decrease. Source: RFC 9438, which the growth constant is from as well."""
+LEAST_RATE = 0.5
+"""Requests per window that are let through in any case."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 20.0
+"""Seconds for which the gate closes when the Space did not say how long; it doubles from the first to the longest."""
 _GROWTH = 0.4
-_LEAST_RATE = 0.5
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 20.0
+
+
+def recovered_rate(before: float, elapsed: float) -> float:
+    """Give the rate that CUBIC allows some time after a cut; it goes on beyond the rate before.
+
+    Args:
+        before: requests per second before the cut.
+        elapsed: seconds since the cut.
+    """
+    turn: float = ((before * (1 - CUT)) / _GROWTH) ** (1 / 3)
+    grown: float = _GROWTH * (elapsed - turn) ** 3
+    return grown + before
 
 
 @define(eq=False)
@@ -35,7 +51,7 @@ class Pace:
     _filled_at: float = field(init=False, default=float("-inf"))
     _cut_at: float | None = field(init=False, default=None)
     _rate_before_cut: float = field(init=False, default=0.0)
-    _pause: float = field(init=False, default=_FIRST_PAUSE)
+    _pause: float = field(init=False, default=FIRST_PAUSE)
     _advertised: int = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -45,8 +61,8 @@ class Pace:
         self._tokens = self._burst
 
     def _aim_at(self, most: int, burst: int | None) -> None:
-        self._burst = float(burst or max(1, round(most * _BURST_SHARE)))
-        self._ceiling = max((most - self._burst) / self.limit.window, _LEAST_RATE / self.limit.window)
+        self._burst = float(burst or max(1, round(most * BURST_SHARE)))
+        self._ceiling = max((most - self._burst) / self.limit.window, LEAST_RATE / self.limit.window)
 
     def gate_wait(self, now: float) -> float:
         """Seconds until the gate is open; 0 when it is."""
@@ -86,17 +102,17 @@ class Pace:
         if self._cut_at is None or sent_at > self._cut_at:
             self._recover(now)
             self._rate_before_cut = self.rate
-            self.rate = max(self.rate * _CUT, _LEAST_RATE / self.limit.window)
+            self.rate = max(self.rate * CUT, LEAST_RATE / self.limit.window)
             self._cut_at = now
             pause = self._pause
-            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
             self.closed_until = max(self.closed_until, now + (pause if retry_after is None else 0.0))
         if retry_after is not None:
             self.closed_until = max(self.closed_until, now + retry_after)
 
     def served(self) -> None:
         """Note that the Space took a request: the next pause starts small again."""
-        self._pause = _FIRST_PAUSE
+        self._pause = FIRST_PAUSE
 
     def advertised(self, requests: int) -> None:
         """Follow the limit that the Space's headers tell. It can only lower the configured one."""
@@ -112,8 +128,7 @@ class Pace:
     def _recover(self, now: float) -> None:
         if self._cut_at is None:
             return
-        turn = ((self._rate_before_cut * (1 - _CUT)) / _GROWTH) ** (1 / 3)
-        grown = _GROWTH * (now - self._cut_at - turn) ** 3 + self._rate_before_cut
+        grown = recovered_rate(self._rate_before_cut, now - self._cut_at)
         self.rate = min(max(grown, self.rate), self._ceiling)
         if self.rate >= self._ceiling:
             self._cut_at = None

@@ -5,13 +5,14 @@ afterwards, and a bunch is what breaks the Space's limit.
 """
 
 import asyncio
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from attrs import define, field
 
 from signalwire_streams.errors import Phase
 from signalwire_streams.models import Event, Kind, Lane
 from signalwire_streams.resilience.pace import Pace
+from signalwire_streams.resilience.policy import RateLimit
 from signalwire_streams.transport.clock import Clock
 from signalwire_streams.transport.middleware import Send
 from signalwire_streams.transport.slots import Slots, was_granted
@@ -48,6 +49,22 @@ class Pacer(Protocol):
     def served(self, advertised: int | None) -> None:
         """Hear that the Space took a request, and which limit its headers told, if any."""
         ...
+
+
+@runtime_checkable
+class SpacePacer(Pacer, Protocol):
+    """A pacer that wants to know which Space it paces, since what it shares belongs to one."""
+
+    def join(self, origin: str) -> None:
+        """Hear the scheme, host and port of the Space that a client is made for."""
+        ...
+
+
+def choose_pacer(origin: str, pacer: Pacer | None, rate_limit: RateLimit | None, clock: Clock) -> Pacer:
+    """Take the caller's pacer, telling it the Space if it asks; or make one of this client's own."""
+    if isinstance(pacer, SpacePacer):
+        pacer.join(origin)
+    return pacer or LocalPacer(Pace(rate_limit or RateLimit()), clock)
 
 
 @define(eq=False)

@@ -1,10 +1,13 @@
 """Connection slots: how many exchanges may be under way at once, interactive ones first."""
 
 import asyncio
+from typing import TypeVar
 
 from attrs import define, field
 
 from signalwire_streams.models import Lane
+
+_Grant = TypeVar("_Grant")
 
 
 @define(eq=False)
@@ -55,6 +58,6 @@ class Slots:
         self.free += 1
 
 
-def was_granted(turn: asyncio.Future[None]) -> bool:
+def was_granted(turn: asyncio.Future[_Grant]) -> bool:
     """Tell whether a turn was given, be its owner still there or not."""
     return turn.done() and not turn.cancelled()
