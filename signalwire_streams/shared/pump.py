@@ -15,8 +15,8 @@ from signalwire_streams.shared.store import Leased, Store
 from signalwire_streams.shared.view import View
 from signalwire_streams.transport.clock import Clock
 
-_SOONEST, _LATEST = 0.004, 0.02
-"""Seconds between two leases when tokens are short: others ask as well, so nobody waits for a full batch for long."""
+_LATEST, _SOONEST = 10, 50
+"""Parts of a token's age to wait between two leases when tokens are short: others ask too, so nobody waits for long."""
 _LONGEST_NAP = 0.5
 _PROBE_EVERY = 0.25
 _SLOW_LEASES = 5
@@ -141,14 +141,14 @@ class Pump:
         left, self._left = self._left, None
         wanted, wait = self._outage.take_up_to(min(waiting, LEASE, burst, left or LEASE), asked_at)
         if not wanted:
-            return max(wait, _SOONEST)
+            return max(wait, law.age / _SOONEST)
         answer = await self._store.lease(space, self._view.rate(asked_at), burst, wanted)
         self._hear(answer)
         if answer.state is None:
             await self._store.found(space, law.rate, law.burst)
             return 0.0
         nap = self._accept(space, answer, wanted, asked_at + law.age)
-        return nap or (_LATEST if left else 0.0)
+        return nap or (law.age / _LATEST if left else 0.0)
 
     def _accept(self, space: str, answer: Leased, wanted: int, usable_until: float) -> float:
         if self._clock.now() > usable_until:
@@ -165,7 +165,8 @@ class Pump:
             return 0.0
         if answer.tokens:
             return 0.0
-        nap = max(min(answer.wait, _LATEST), answer.wait_for_one, _SOONEST)
+        age = self._view.law.age
+        nap = max(min(answer.wait, age / _LATEST), answer.wait_for_one, age / _SOONEST)
         # Clients that ask in step would always find the same one first.
         return min(nap * (0.75 + self._clock.random() / 2), _LONGEST_NAP)
 
@@ -188,7 +189,7 @@ class Pump:
             wait = self._outage.take(now)
             if not wait:
                 self.queue.grant(now + self._view.law.age)
-        return min(max(wait, _SOONEST), _LONGEST_NAP)
+        return min(max(wait, self._view.law.age / _SOONEST), _LONGEST_NAP)
 
     def _lose(self, space: str, why: str) -> None:
         """Note that Redis is away, and ask now and then whether it is back."""

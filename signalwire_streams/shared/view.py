@@ -100,6 +100,7 @@ class View:
         known = self._state or State(epoch=state.epoch)
         if state.forgot(known):
             self.news = evolve(self.news, lost=known)
+            self._closed_until = max(self._closed_until, known.closed_until - self._redis_is_ahead)
         if state.cuts > known.cuts:
             self._cut_seen_at = now
             self._served = False

@@ -1,0 +1,63 @@
+"""A Redis, and pacers that share a limit through it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import pytest
+
+from signalwire_streams import RateLimit
+from signalwire_streams.shared import RedisPacer
+from tests.shared.redis_server import BINARY, MISSING, RedisServer
+
+PacerFactory: TypeAlias = Callable[..., RedisPacer]
+ServerFactory: TypeAlias = Callable[..., RedisServer]
+
+
+@pytest.fixture
+def redis_server() -> Iterator[ServerFactory]:
+    """Start servers; each is ended with the test."""
+    if BINARY is None:
+        pytest.skip(MISSING)
+    started: list[RedisServer] = []
+    # Not tmp_path, whose name may be too long for a socket.
+    with TemporaryDirectory(prefix="redis-") as folder:
+
+        def start(*options: str) -> RedisServer:
+            place = Path(folder) / str(len(started))
+            place.mkdir()
+            started.append(RedisServer(place, options))
+            return started[-1].start()
+
+        yield start
+        for server in started:
+            server.kill()
+
+
+@pytest.fixture
+def redis(redis_server: ServerFactory) -> RedisServer:
+    return redis_server()
+
+
+@pytest.fixture
+async def pacer_for() -> AsyncIterator[PacerFactory]:
+    """Make pacers of a Redis for one Space; each is closed with the test."""
+    async with AsyncExitStack() as stack:
+
+        def make(redis: RedisServer, **options: Any) -> RedisPacer:
+            limit = RateLimit(requests=options.pop("requests", 1000), window=options.pop("window", 1.0), share=1.0)
+            pacer = RedisPacer(redis.url, **({"space": "example.signalwire.com", "rate_limit": limit} | options))
+            stack.push_async_callback(pacer.aclose)
+            return pacer
+
+        yield make
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait until something holds, five seconds at most."""
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110  (nothing tells of it)
+            await asyncio.sleep(0.005)

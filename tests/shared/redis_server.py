@@ -1,0 +1,73 @@
+"""A redis-server of a test's own."""
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from attrs import define, field
+
+BINARY = shutil.which("redis-server")
+MISSING = "there is no redis-server on this machine: install Debian's package redis-server to have these tests run"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@define(eq=False)
+class RedisServer:
+    """A redis-server on a socket of its own, without persistence; it is ended by its process and nothing else."""
+
+    folder: Path
+    options: Sequence[str] = ()
+    _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "redis.sock"
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    def start(self) -> Self:
+        assert BINARY is not None
+        settings = ["--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
+        self._process = subprocess.Popen(  # noqa: S603
+            [BINARY, *settings, "--dir", str(self.folder), "--logfile", str(self.folder / "log"), *self.options]
+        )
+        until = time.monotonic() + 10
+        while not self.answers():
+            assert self._process.poll() is None, (self.folder / "log").read_text()
+            assert time.monotonic() < until, "redis-server does not answer"
+            time.sleep(0.01)
+        return self
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.ask("PING"))
+        except OSError:
+            return False
+
+    def ask(self, *words: str) -> bytes:
+        """Send one command and give the answer as it came; enough for short ones."""
+        with socket.socket(socket.AF_UNIX) as talk:
+            talk.settimeout(5)
+            talk.connect(str(self.socket))
+            talk.sendall(
+                f"*{len(words)}\r\n".encode() + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in map(str.encode, words))
+            )
+            return talk.recv(65536)
+
+    def kill(self) -> None:
+        """End it at once, as a lost machine does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            self.socket.unlink(missing_ok=True)

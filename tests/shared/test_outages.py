@@ -1,0 +1,210 @@
+"""Redis goes away: requests wait, or each client goes on with its part; never is there a burst."""
+
+import asyncio
+import itertools
+import re
+import time
+from typing import Any
+
+import pytest
+
+from signalwire_streams import Clock, Lane
+from signalwire_streams.shared.store import Store
+from tests.shared.conftest import PacerFactory, ServerFactory, until
+from tests.shared.redis_server import RedisServer
+from tests.shared.test_law import fullest_window
+from tests.shared.test_sharing import drain
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "signalwire_streams.shared"]
+
+
+async def test_requests_wait_for_redis(
+    redis: RedisServer, pacer_for: PacerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While Redis is away requests wait, as long as they may; one line says that it went and one that it is back."""
+    pacer = pacer_for(redis)
+    await pacer.acquire(Lane.BULK, 10)
+    redis.kill()
+
+    assert await pacer.acquire(Lane.BULK, 0.3) == 0.3
+    waiting = [asyncio.create_task(pacer.acquire(Lane.BULK, 10)) for _ in range(3)]
+    assert await pacer.acquire(Lane.INTERACTIVE, 0.3) == 0.3
+    assert await pacer.pass_gate(1) == 0
+    redis.start()
+
+    assert await asyncio.gather(*waiting) == [0, 0, 0]
+    went, came = said(caplog)
+    assert re.fullmatch(rf"the Redis at {redis.url} is away \(.+\): requests wait for it, as long as .* allow", went)
+    assert re.fullmatch(rf"the Redis at {redis.url} is back after [0-9.]+ s: the limit is shared again", came)
+
+
+async def test_redis_may_come_later(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """A client that is started before its Redis waits for it."""
+    redis.kill()
+    pacer = pacer_for(redis)
+    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 10))
+    await until(lambda: pacer._outage.lasts)
+    assert not waiting.done()
+    redis.start()
+
+    assert await waiting == 0
+
+
+async def test_a_refusal_while_redis_is_away_is_told_later(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """What the Space said while Redis was away is told to the others once it is back."""
+    pacer = pacer_for(redis)
+    await pacer.acquire(Lane.BULK, 10)
+    redis.kill()
+    assert await pacer.acquire(Lane.BULK, 0.1) == 0.1
+    pacer.throttled(time.monotonic(), 30.0)
+    redis.start()
+    await until(lambda: not pacer._view.has_news)
+
+    assert await pacer_for(redis).pass_gate(1) == pytest.approx(30, abs=2)
+
+
+async def test_a_connection_that_was_closed_meanwhile_is_no_outage(
+    redis: RedisServer, pacer_for: PacerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Redis that closes idle connections is not away."""
+    pacer = pacer_for(redis)
+    for _ in range(3):
+        assert await pacer.acquire(Lane.BULK, 10) == 0
+        redis.ask("CLIENT", "KILL", "TYPE", "normal")
+        await asyncio.sleep(0.05)
+
+    assert said(caplog) == []
+
+
+async def test_clients_go_on_with_their_parts(
+    redis: RedisServer, pacer_for: PacerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis dies and comes back empty under load: the limit holds in every window, and requests go on meanwhile."""
+    asyncio.get_running_loop().set_debug(False)
+    pacers = [pacer_for(redis, requests=400, window=2.0, fallback_clients=3) for _ in range(3)]
+    draining = asyncio.create_task(drain(pacers, 4.5))
+    await asyncio.sleep(1.0)
+    redis.kill()
+    away_from = time.monotonic()
+    await asyncio.sleep(1.5)
+    away_until = time.monotonic()
+    redis.start()
+    times = sorted(itertools.chain(*await draining))
+
+    assert fullest_window(times, 2.0) <= 400
+    meanwhile = [one for one in times if away_from + 0.2 <= one <= away_until]
+    assert len(meanwhile) > 100
+    assert len([one for one in times if one > away_until + 0.5]) > 100
+    assert len(said(caplog)) == 6
+    assert f"the Redis at {redis.url} is away" in said(caplog)[0]
+    assert said(caplog)[0].endswith("this client goes on with its part of the limit, one of 3")
+
+
+async def test_clients_that_wait_do_not_burst_either(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """Redis dies, loses its memory, and comes back at once, twice: still no window holds more than the limit."""
+    asyncio.get_running_loop().set_debug(False)
+    pacers = [pacer_for(redis, requests=400, window=2.0) for _ in range(3)]
+    draining = asyncio.create_task(drain(pacers, 3.0))
+    for _ in range(2):
+        await asyncio.sleep(0.8)
+        redis.kill()
+        redis.start()
+    times = sorted(itertools.chain(*await draining))
+
+    assert fullest_window(times, 2.0) <= 400
+    assert len(times) > 200
+
+
+async def test_a_part_has_the_gate_and_the_refusals_too(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """A client that goes on by itself still waits at the gate, and slows down when it is refused."""
+    pacer = pacer_for(redis, requests=1000, fallback_clients=2)
+    await pacer.acquire(Lane.BULK, 10)
+    redis.kill()
+    assert await pacer.acquire(Lane.BULK, 10) == 0
+    began = time.monotonic()
+    pacer.throttled(began, 0.5)
+    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 10))
+    assert await pacer.acquire(Lane.BULK, 10) == 0
+
+    assert time.monotonic() - began >= 0.5
+    assert await waiting == 0
+    assert pacer._outage._pace is not None
+    assert pacer._outage._pace.rate < pacer._view.law.rate / 2
+
+
+async def test_a_client_that_was_on_its_own_returns_slowly(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """For a second after Redis is back a client takes no more than its part: others may not know yet."""
+    asyncio.get_running_loop().set_debug(False)
+    pacer = pacer_for(redis, requests=1000, window=10.0, fallback_clients=10)
+    await pacer.acquire(Lane.BULK, 10)
+    redis.kill()
+    assert await pacer.acquire(Lane.BULK, 10) == 0
+    redis.start()
+    await until(lambda: not pacer._outage.lasts)
+    back = time.monotonic()
+
+    [times] = await drain([pacer], 2.0)
+
+    assert len([one for one in times if one < back + 0.9]) <= 12
+    assert len([one for one in times if one > back + 1.1]) >= 50
+
+
+async def test_answers_that_come_too_late(
+    redis: RedisServer, pacer_for: PacerFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tokens that were too long on their way are not used; a Redis that is always late is as good as away."""
+    asked, late, skipped = 0, True, 0.0
+    ask = {name: getattr(Store, name) for name in ("lease", "look")}
+
+    def slowed(name: str) -> Any:
+        async def answer(store: Store, *words: object) -> object:
+            nonlocal asked, skipped
+            asked += 1
+            answered = await ask[name](store, *words)
+            if late:
+                skipped += 1.0
+            return answered
+
+        return answer
+
+    for name in ask:
+        monkeypatch.setattr(Store, name, slowed(name))
+    pacer = pacer_for(redis, clock=Clock(now=lambda: time.monotonic() + skipped))
+    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 10))
+    await until(lambda: asked >= 9)
+    assert not waiting.done()
+    assert "its answers come too late" in said(caplog)[0]
+
+    late = False
+    assert await waiting == 0
+    assert len(said(caplog)) == 2
+
+
+async def test_a_full_or_a_read_only_redis_may_recover(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """A Redis that can't write just now is waited for, as one that is away."""
+    redis.ask("CONFIG", "SET", "maxmemory", "1")
+    pacer = pacer_for(redis)
+    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 10))
+    await until(lambda: pacer._outage.lasts)
+    redis.ask("CONFIG", "SET", "maxmemory", "0")
+
+    assert await waiting == 0
+
+
+async def test_a_redis_that_comes_back_with_another_password(
+    redis_server: ServerFactory, pacer_for: PacerFactory
+) -> None:
+    """Who waits for a Redis that then refuses to be used is told so."""
+    redis = redis_server()
+    pacer = pacer_for(redis)
+    await pacer.acquire(Lane.BULK, 10)
+    redis.kill()
+    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 10))
+    await until(lambda: pacer._outage.lasts)
+    redis.options = ("--requirepass", "s3cret")
+    redis.start()
+
+    with pytest.raises(Exception, match="Authentication required"):
+        await waiting

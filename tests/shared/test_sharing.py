@@ -1,0 +1,144 @@
+"""Several clients on one limit, through a real Redis."""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+
+import pytest
+
+from signalwire_streams import InvalidRequestError, Lane, RateLimit, StreamsClient
+from signalwire_streams.shared import RedisPacer
+from signalwire_streams.simulator import SimulatedSpace
+from tests.shared.conftest import PacerFactory
+from tests.shared.redis_server import RedisServer
+from tests.shared.test_law import fullest_window
+
+URL = "wss://rx.example.com/audio"
+
+
+async def drain(pacers: Sequence[RedisPacer], seconds: float, each: int = 30) -> list[list[float]]:
+    """Take all that there is for so long, and tell when each pacer gave leave."""
+    now = asyncio.get_running_loop().time
+    ends_at = now() + seconds
+    went: list[list[float]] = [[] for _ in pacers]
+
+    async def ask(number: int) -> None:
+        while await pacers[number].acquire(Lane.BULK, max(0.01, ends_at - now())) == 0:
+            went[number].append(now())
+
+    await asyncio.gather(*(ask(number) for number in range(len(pacers)) for _ in range(each)))
+    return went
+
+
+async def test_three_clients_keep_to_one_limit_and_use_it(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """No window of all clients together holds more than the limit, most of it is used, and all get a fair part."""
+    asyncio.get_running_loop().set_debug(False)
+    pacers = [pacer_for(redis, requests=600, window=2.0) for _ in range(3)]
+
+    went = await drain(pacers, 4.0)
+
+    times = sorted(itertools.chain(*went))
+    assert fullest_window(times, 2.0) <= 600
+    assert len([time for time in times if time >= times[-1] - 2.0]) >= 510
+    assert min(map(len, went)) >= max(map(len, went)) / 2
+
+
+async def test_three_clients_of_a_space(redis: RedisServer) -> None:
+    """Ordinary clients share a limit by being handed a pacer each, and the Space refuses nothing."""
+    asyncio.get_running_loop().set_debug(False)
+    async with SimulatedSpace(conferences=300, rate_limit=200, window=1.0) as space:
+
+        async def start(sids: Sequence[str]) -> None:
+            limit = RateLimit(requests=200, window=1.0)
+            async with (
+                RedisPacer(redis.url, rate_limit=limit) as pacer,
+                StreamsClient(base_url=space.base_url, project=space.project, token=space.token, pacer=pacer) as client,
+            ):
+                await asyncio.gather(*(client.conferences.start_stream(sid, url=URL) for sid in sids))
+
+        await asyncio.gather(*(start(space.conference_sids[first::3]) for first in range(3)))
+
+        assert len(space.streams.alive()) == space.requests.count() == 300
+        assert space.requests.busiest_window(1.0) <= 200
+
+
+async def test_two_spaces_do_not_mix(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """Each Space has a limit of its own, under keys that name it and hold nothing secret."""
+    pacers = [pacer_for(redis, requests=20, window=100.0, space=f"{name}.signalwire.com") for name in ("one", "two")]
+
+    for pacer in pacers:
+        assert await pacer.acquire(Lane.BULK, 10.0) == 0
+
+    keys = redis.ask("KEYS", "*").decode().splitlines()
+    assert sorted(key for key in keys if key.startswith("s")) == [
+        f"signalwire-streams:{{{name}.signalwire.com}}:{what}"
+        for name in ("one", "two")
+        for what in ("state", "tokens")
+    ]
+
+
+async def test_a_pacer_learns_its_space_from_its_clients(redis: RedisServer) -> None:
+    """The Space is that of the first client; another Space needs another pacer, unless it is said to be the same."""
+    pacer = RedisPacer(redis.url)
+    with pytest.raises(InvalidRequestError, match="pass it to a StreamsClient"):
+        await pacer.acquire(Lane.BULK, 1.0)
+    for _ in range(2):
+        StreamsClient(space="example", project="p", token="t", pacer=pacer)
+    assert repr(pacer) == f"RedisPacer('{redis.url}', space='example.signalwire.com')"
+
+    with pytest.raises(InvalidRequestError, match=r"one RedisPacer for each Space.*other\.signalwire\.com"):
+        StreamsClient(space="other", project="p", token="t", pacer=pacer)
+
+    proxied = RedisPacer(redis.url, space="example.signalwire.com")
+    StreamsClient(base_url="https://proxy.example.com", project="p", token="t", pacer=proxied)
+    assert "example.signalwire.com" in repr(proxied)
+
+
+async def test_bulk_requests_leave_something_for_interactive_ones(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """While one client has thousands to send, another one's interactive request need not wait behind them."""
+    asyncio.get_running_loop().set_debug(False)
+    busy = pacer_for(redis, requests=2000, window=10.0)
+    quick = pacer_for(redis, requests=2000, window=10.0)
+    draining = asyncio.create_task(drain([busy], 1.0, each=100))
+    await asyncio.sleep(0.3)
+
+    assert (await quick.acquire(Lane.BULK, 0.001)) > 0
+    assert (await quick.acquire(Lane.INTERACTIVE, 0.05)) == 0
+    await draining
+
+
+async def test_interactive_requests_go_before_bulk_ones(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """Among those who wait in one client, an interactive request goes first, however late it comes."""
+    pacer = pacer_for(redis, requests=40, window=1.0)
+    order: list[str] = []
+
+    async def one(lane: Lane, name: str) -> None:
+        assert await pacer.acquire(lane, 10) == 0
+        order.append(name)
+
+    await drain([pacer], 0.1, each=3)
+    bulk = [asyncio.create_task(one(Lane.BULK, f"bulk {n}")) for n in range(3)]
+    await asyncio.sleep(0)
+    interactive = asyncio.create_task(one(Lane.INTERACTIVE, "interactive"))
+    await asyncio.gather(interactive, *bulk)
+
+    assert order == ["interactive", "bulk 0", "bulk 1", "bulk 2"]
+
+
+async def test_a_bucket_that_redis_does_not_know_begins_empty(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """Whoever comes first, or after a FLUSHALL, finds no burst, since nobody knows what went out before."""
+    asyncio.get_running_loop().set_debug(False)
+    pacers = [pacer_for(redis, requests=1000, window=10.0) for _ in range(3)]
+    now = asyncio.get_running_loop().time
+    began = now()
+
+    draining = asyncio.create_task(drain(pacers, 2.0))
+    for _ in range(8):
+        await asyncio.sleep(0.2)
+        redis.ask("FLUSHALL")
+    times = sorted(itertools.chain(*await draining))
+
+    law = pacers[0]._view.law
+    assert times[0] > began
+    for first, time in enumerate(times):
+        assert len(times) - first <= 1 + law.rate * (times[-1] - time + law.age) + law.burst

@@ -1,0 +1,117 @@
+"""Waiting for a turn: who gives up, what a cancelled one gives back, and when tokens lapse."""
+
+import asyncio
+import time
+
+import pytest
+
+from signalwire_streams import Clock, Lane
+from signalwire_streams.shared.store import Store
+from tests.shared.conftest import PacerFactory, until
+from tests.shared.redis_server import RedisServer
+
+
+async def test_who_would_wait_too_long_is_told_at_once(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """A wait that is longer than the caller's patience is not begun, and takes nothing."""
+    pacer = pacer_for(redis, requests=20, window=10.0)
+    assert await pacer.acquire(Lane.BULK, 10) == 0
+    pacer.throttled(0.0, 30.0)
+    began = time.monotonic()
+
+    assert await pacer.acquire(Lane.INTERACTIVE, 5) == pytest.approx(30, abs=0.1)
+    assert await pacer.pass_gate(5) == pytest.approx(30, abs=0.1)
+    assert time.monotonic() - began < 1
+
+
+async def test_too_many_before_one(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """Who comes after more requests than can go out in time is told so at once."""
+    pacer = pacer_for(redis, requests=20, window=10.0)
+    waiting = [asyncio.create_task(pacer.acquire(Lane.BULK, 60)) for _ in range(40)]
+    await asyncio.sleep(0)
+
+    assert await pacer.acquire(Lane.BULK, 5) > 5
+    for task in waiting:
+        task.cancel()
+
+
+async def test_patience_ends_a_wait_that_was_begun(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """A turn that does not come within the caller's patience is given up, and nobody else loses by it."""
+    pacer = pacer_for(redis, requests=10, window=4.0)
+    assert await pacer.acquire(Lane.BULK, 10) == 0
+
+    assert await pacer.acquire(Lane.BULK, 0.1) == 0.1
+    assert not pacer._pump.queue
+    assert await pacer.acquire(Lane.BULK, 10) == 0
+
+
+async def test_no_patience_takes_nothing(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """Who can't wait at all is told that there is a wait, and takes nothing."""
+    pacer = pacer_for(redis)
+
+    assert await pacer.acquire(Lane.BULK, 0.0) > 0
+    assert await pacer.acquire(Lane.BULK, -1.0) > 0
+    assert b"*0" in redis.ask("KEYS", "*")
+
+
+async def test_a_cancelled_request_gives_its_token_back(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """Who is cancelled costs nobody a turn, even when the turn had just been granted."""
+    pacer = pacer_for(redis, requests=100, window=60.0)
+    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 60))
+    await until(lambda: pacer._pump.queue)
+    pacer._pump.queue.grant(time.monotonic() + 60)  # as the pump does
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    assert await pacer.acquire(Lane.BULK, 0.0) == 0
+
+
+async def test_a_request_that_went_away_while_its_token_came(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """A token whose request was cancelled on the way is there for the next one, and counted once."""
+    pacer = pacer_for(redis, requests=100, window=60.0)
+    asking = asyncio.create_task(pacer.acquire(Lane.BULK, 60))
+    lease = Store.lease
+
+    async def lease_slowly(store: Store, *words: float) -> object:
+        answer = await lease(store, *words)  # type: ignore[arg-type]
+        if answer.tokens:
+            asking.cancel()
+            await asyncio.sleep(0.01)
+        return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "lease", lease_slowly)
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await until(lambda: pacer._pump._task is None)
+
+    assert await pacer.acquire(Lane.BULK, 0.0) == 0
+    assert await pacer.acquire(Lane.BULK, 0.0) > 0
+
+
+async def test_a_token_lapses(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """A token that was not used in time is never used: a late bunch could break the limit."""
+    late = 0.0
+    pacer = pacer_for(redis, clock=Clock(now=lambda: time.monotonic() + late))
+    for seconds in (5, 9, 7):
+        pacer._pump.give_back(time.monotonic() + seconds)
+
+    assert await pacer.acquire(Lane.BULK, 0.0) == 0
+    late = 8.0
+    assert await pacer.acquire(Lane.BULK, 0.0) == 0
+    assert await pacer.acquire(Lane.BULK, 0.0) > 0
+
+
+async def test_a_clock_that_is_off_does_not_matter(
+    redis: RedisServer, pacer_for: PacerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only Redis' clock counts: a client's wall clock is not even read."""
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    fast, slow = (pacer_for(redis, clock=Clock(now=lambda off=off: time.monotonic() + off)) for off in (0.0, 1e6))
+    assert await fast.acquire(Lane.BULK, 10) == await slow.acquire(Lane.BULK, 10) == 0
+
+    fast.throttled(time.monotonic(), 30.0)
+    await until(lambda: not fast._view.has_news)
+
+    assert await slow.acquire(Lane.BULK, 0.2) > 0
+    assert await slow.pass_gate(1.0) == pytest.approx(30, abs=1)
