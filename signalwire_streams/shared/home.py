@@ -10,13 +10,9 @@ from signalwire_streams.errors import ClientStateError
 
 @define(eq=False)
 class Home:
-    """The event loop and the process that a pacer was first used in.
+    """The event loop and the process that a pacer was first used in."""
 
-    Attributes:
-        closed: whether the pacer was closed.
-    """
-
-    closed: bool = field(init=False, default=False)
+    _closed: bool = field(init=False, default=False)
     _loop: asyncio.AbstractEventLoop | None = field(init=False, default=None)
     _process: int = field(init=False, factory=os.getpid)
 
@@ -26,7 +22,7 @@ class Home:
         Raises:
             ClientStateError: it is closed, or belongs to another event loop or process.
         """
-        if self.closed:
+        if self._closed:
             raise ClientStateError("this pacer is closed: make a new RedisPacer")
         loop = asyncio.get_running_loop()
         if self._loop is None:
@@ -40,5 +36,5 @@ class Home:
 
     def leave(self) -> bool:
         """Note that the pacer is closed; False when there is nothing to close (any more) in this loop and process."""
-        was_open, self.closed = not self.closed, True
+        was_open, self._closed = not self._closed, True
         return was_open and self._loop is asyncio.get_running_loop() and self._process == os.getpid()

@@ -2,11 +2,12 @@
 
 import asyncio
 import re
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.models import Lane
 from signalwire_streams.models.checks import check_count
 from signalwire_streams.resilience.policy import RateLimit
@@ -190,8 +191,8 @@ class RedisPacer:
 
     def _tell(self) -> None:
         # What became of a request must reach its caller, so nothing is raised here.
-        if self._space is not None and not self._home.closed:
-            self._pump.start(self._space)
+        with suppress(ClientStateError, InvalidRequestError):
+            self._pump.start(self._check())
 
     async def _look(self, space: str, patience: float) -> None:
         """Ask for the state, once for all who want to know it; nobody waits longer than they would."""

@@ -19,7 +19,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
-    AuthorizationError,
     ClusterDownError,
     InvalidResponse,
     OutOfMemoryError,
@@ -40,7 +39,6 @@ _LIFE = 24 * 3600
 """Seconds after which what nobody asks for is forgotten; what is asked for lives on."""
 _CONNECT, _ANSWER = 2.0, 1.0
 _MAY_PASS = (ReadOnlyError, OutOfMemoryError, ClusterDownError, TryAgainError)
-_NEVER_PASSES = (AuthenticationError, AuthorizationError, InvalidResponse)
 _Change: TypeAlias = Callable[[State, float], State]
 
 
@@ -195,17 +193,24 @@ class Store:
         # Outside of the handler: the library's error, whose text may hold anything, is not to be seen with this one.
         raise wrong
 
-    def _wrong(self, error: Exception) -> Exception:
+    def _wrong(self, error: BaseException) -> Exception:
+        chain = [error]
+        while cause := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(cause)
+        for one in chain:  # redis-py wraps what it meets while it connects
+            if isinstance(one, InvalidResponse):
+                return SharedPacerError(f"what answers at {self.address} is no Redis")
+            if isinstance(one, AuthenticationError):
+                return SharedPacerError(f"the Redis at {self.address} wants another user or password in its URL")
+            if isinstance(one, ssl.SSLError | ResponseError) and not isinstance(one, _MAY_PASS):
+                return SharedPacerError(f"the Redis at {self.address} can't be used: {self._shown(one)}")
+        return RedisAwayError(self._shown(error))
+
+    def _shown(self, error: BaseException) -> str:
         words = str(error).rpartition(" of pipeline caused error: ")[2] or type(error).__name__
         for secret in private_parts(self.url):
             words = words.replace(secret, "…")
-        words = " ".join(words.split())[:200]
-        refused = isinstance(error, ResponseError) and not isinstance(error, _MAY_PASS)
-        if isinstance(error, InvalidResponse):
-            return SharedPacerError(f"what answers at {self.address} is no Redis")
-        if refused or isinstance(error, _NEVER_PASSES) or _is_about_tls(error):
-            return SharedPacerError(f"the Redis at {self.address} can't be used: {words}")
-        return RedisAwayError(words)
+        return " ".join(words.split())[:200]
 
 
 def _client(url: str) -> "Redis | None":
@@ -222,14 +227,6 @@ def _client(url: str) -> "Redis | None":
     except (ValueError, TypeError):
         return None
     return client
-
-
-def _is_about_tls(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ssl.SSLError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 # The braces make a Redis cluster keep both keys in one place.

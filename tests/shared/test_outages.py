@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from signalwire_streams import Clock, Lane
+from signalwire_streams.shared import SharedPacerError
 from signalwire_streams.shared.store import Store
 from tests.shared.conftest import PacerFactory, ServerFactory, until
 from tests.shared.redis_server import RedisServer
@@ -206,5 +207,5 @@ async def test_a_redis_that_comes_back_with_another_password(
     redis.options = ("--requirepass", "s3cret")
     redis.start()
 
-    with pytest.raises(Exception, match="Authentication required"):
+    with pytest.raises(SharedPacerError, match="wants another user or password"):
         await waiting
