@@ -108,6 +108,7 @@ class RedisPacer:
             return
         if self._looking is not None:
             self._looking.cancel()
+            await asyncio.wait({self._looking})
         await self._pump.aclose()
         await self._store.aclose()
 

@@ -44,6 +44,7 @@ class Pump:
     _back: asyncio.Event = field(factory=asyncio.Event, init=False)
     _in_a_row: int = field(init=False, default=0)
     _left: int | None = field(init=False, default=None)
+    _closed: bool = field(init=False, default=False)
 
     def wait(self, space: str, lane: Lane) -> "asyncio.Future[float]":
         """Make a turn at the end of a lane; its result says until when its token may be used."""
@@ -79,6 +80,8 @@ class Pump:
 
     async def aclose(self) -> None:
         """End the tasks, and the waiting of all who wait."""
+        # Beside being cancelled they are told, since redis-py may take a cancellation for a connection that broke.
+        self._closed = True
         for task in (self._task, self._probing):
             if task is not None:
                 task.cancel()
@@ -87,7 +90,7 @@ class Pump:
 
     async def _run(self, space: str) -> None:
         try:
-            while self.queue or (self._view.has_news and not self._outage.lasts):
+            while self._has_work:
                 nap = await self._round(space)
                 if nap:
                     await self._clock.sleep(nap)
@@ -95,6 +98,10 @@ class Pump:
             self.queue.refuse(error)
         finally:
             self._task = None
+
+    @property
+    def _has_work(self) -> bool:
+        return not self._closed and bool(self.queue or (self._view.has_news and not self._outage.lasts))
 
     async def _round(self, space: str) -> float:
         """Do what can be done now; returns the seconds after which there may be more."""
@@ -196,19 +203,18 @@ class Pump:
         self._in_a_row = 0
         self._outage.begin(why, self._view, self._clock.now())
         self._back.clear()
-        if self._probing is None:
+        if self._probing is None and not self._closed:
             self._probing = asyncio.create_task(self._probe(space))
 
     async def _probe(self, space: str) -> None:
-        try:
-            while not await self._is_back(space):
-                await self._clock.sleep(_PROBE_EVERY)
-        finally:
-            self._probing = None
+        while not await self._is_back(space):
+            if self._closed:
+                return
+            await self._clock.sleep(_PROBE_EVERY)
+        self._probing = None
         self._outage.end(self._clock.now())
         self._back.set()
-        if self.queue or self._view.has_news:
-            self.start(space)
+        self.start(space)
 
     async def _is_back(self, space: str) -> bool:
         asked_at = self._clock.now()

@@ -107,11 +107,12 @@ class Store:
             pipe.time()
             pipe.eval(RedisLimitAtomicAction.SCRIPTS, 1, _tokens_key(space), 1 / rate, burst, tokens)
             text, time, (limited, left, empty_after, wait) = await pipe.execute()
-        if text is None or not limited:
-            return Leased(state=_read(text), redis_now=_seconds(time), tokens=tokens if text is not None else 0)
+            state, redis_now = _read(text), _seconds(time)
+        if state is None or not limited:
+            return Leased(state=state, redis_now=redis_now, tokens=tokens if state is not None else 0)
         return Leased(
-            state=_read(text),
-            redis_now=_seconds(time),
+            state=state,
+            redis_now=redis_now,
             left=max(0, left),
             wait=float(wait),
             wait_for_one=max(0.0, float(empty_after) - (burst - 1) / rate),
@@ -143,7 +144,7 @@ class Store:
             pipe.getex(_state_key(space), ex=_LIFE)
             pipe.time()
             text, time = await pipe.execute()
-        return Leased(state=_read(text), redis_now=_seconds(time))
+            return Leased(state=_read(text), redis_now=_seconds(time))
 
     async def change(self, space: str, change: _Change) -> Leased:
         """Change the state, whoever else does so at the same time; nothing happens where there is none.
@@ -202,7 +203,9 @@ class Store:
                 return SharedPacerError(f"what answers at {self.address} is no Redis")
             if isinstance(one, AuthenticationError):
                 return SharedPacerError(f"the Redis at {self.address} wants another user or password in its URL")
-            if isinstance(one, ssl.SSLError | ResponseError) and not isinstance(one, _MAY_PASS):
+            if isinstance(one, _MAY_PASS):
+                break
+            if isinstance(one, ssl.SSLError | ResponseError):
                 return SharedPacerError(f"the Redis at {self.address} can't be used: {self._shown(one)}")
         return RedisAwayError(self._shown(error))
 

