@@ -11,7 +11,8 @@ import pytest
 
 from signalwire_streams import RateLimit
 from signalwire_streams.shared import RedisPacer
-from tests.shared.redis_server import BINARY, MISSING, RedisServer
+
+from .redis_server import BINARY, MISSING, RedisServer
 
 PacerFactory: TypeAlias = Callable[..., RedisPacer]
 ServerFactory: TypeAlias = Callable[..., RedisServer]
@@ -48,8 +49,9 @@ async def pacer_for() -> AsyncIterator[PacerFactory]:
     async with AsyncExitStack() as stack:
 
         def make(redis: RedisServer, **options: Any) -> RedisPacer:
-            limit = RateLimit(requests=options.pop("requests", 1000), window=options.pop("window", 1.0), share=1.0)
-            pacer = RedisPacer(redis.url, **({"space": "example.signalwire.com", "rate_limit": limit} | options))
+            limit = RateLimit(requests=options.pop("requests", 1000), window=options.pop("window", 10.0), share=1.0)
+            settings: dict[str, Any] = {"space": "example.signalwire.com", "rate_limit": limit}
+            pacer = RedisPacer(redis.url, **(settings | options))
             stack.push_async_callback(pacer.aclose)
             return pacer
 

@@ -11,10 +11,11 @@ import pytest
 from signalwire_streams import Clock, Lane
 from signalwire_streams.shared import SharedPacerError
 from signalwire_streams.shared.store import Store
-from tests.shared.conftest import PacerFactory, ServerFactory, until
-from tests.shared.redis_server import RedisServer
-from tests.shared.test_law import fullest_window
-from tests.shared.test_sharing import drain
+
+from .conftest import PacerFactory, ServerFactory, until
+from .redis_server import RedisServer
+from .test_law import fullest_window
+from .test_sharing import drain
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -51,6 +52,15 @@ async def test_redis_may_come_later(redis: RedisServer, pacer_for: PacerFactory)
     redis.start()
 
     assert await waiting == 0
+
+
+async def test_a_read_needs_no_redis(redis: RedisServer, pacer_for: PacerFactory) -> None:
+    """Reads are not counted, so they do not wait for Redis, only for the gate as far as it is known."""
+    redis.kill()
+    pacer = pacer_for(redis)
+
+    assert await pacer.pass_gate(1) == 0
+    assert pacer._outage.lasts
 
 
 async def test_a_refusal_while_redis_is_away_is_told_later(redis: RedisServer, pacer_for: PacerFactory) -> None:
@@ -120,7 +130,7 @@ async def test_clients_that_wait_do_not_burst_either(redis: RedisServer, pacer_f
 
 async def test_a_part_has_the_gate_and_the_refusals_too(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """A client that goes on by itself still waits at the gate, and slows down when it is refused."""
-    pacer = pacer_for(redis, requests=1000, fallback_clients=2)
+    pacer = pacer_for(redis, requests=1000, window=2.0, fallback_clients=2)
     await pacer.acquire(Lane.BULK, 10)
     redis.kill()
     assert await pacer.acquire(Lane.BULK, 10) == 0

@@ -9,9 +9,10 @@ import pytest
 from signalwire_streams import InvalidRequestError, Lane, RateLimit, StreamsClient
 from signalwire_streams.shared import RedisPacer
 from signalwire_streams.simulator import SimulatedSpace
-from tests.shared.conftest import PacerFactory
-from tests.shared.redis_server import RedisServer
-from tests.shared.test_law import fullest_window
+
+from .conftest import PacerFactory
+from .redis_server import RedisServer
+from .test_law import fullest_window
 
 URL = "wss://rx.example.com/audio"
 

@@ -1,0 +1,113 @@
+"""The corners that the races of a real Redis reach too seldom."""
+
+import asyncio
+import importlib
+import importlib.util
+import logging
+
+import pytest
+
+import signalwire_streams.shared
+from signalwire_streams import Lane, RateLimit
+from signalwire_streams.shared import RedisPacer
+from signalwire_streams.shared.errors import RedisAwayError
+from signalwire_streams.shared.outage import Outage
+from signalwire_streams.shared.pump import Pump
+from signalwire_streams.shared.queue import Queue
+from signalwire_streams.shared.store import Store
+from signalwire_streams.shared.view import View
+
+
+async def test_a_queue_passes_over_who_is_on_the_way_out() -> None:
+    """A token goes to the first who still waits for it, and to nobody when nobody does."""
+    queue = Queue()
+    assert queue.head() == (Lane.BULK, 0)
+    assert not queue.grant(1.0)
+    turns = [queue.add(Lane.BULK) for _ in range(3)]
+    turns[0].cancel()
+    turns[2].cancel()
+
+    assert queue.grant(1.0)
+    assert not queue.grant(1.0)
+    assert turns[1].result() == 1.0
+    assert queue.head() == (Lane.BULK, 0)
+
+
+def test_an_outage_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However many find out that Redis is away, one line says so; and none that it is back when it was not away."""
+    caplog.set_level(logging.INFO)
+    outage = Outage("redis://x", None)
+    outage.end(0.0)
+    for _ in range(3):
+        outage.begin("why", View(RateLimit()), 1.0)
+    outage.end(2.0)
+
+    assert len(caplog.records) == 2
+    assert outage.take(3.0) == 0
+
+
+def test_the_import_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one of the extra's packages the import ends in a sentence."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    with pytest.raises(ImportError, match=r"pip install 'signalwire-streams\[shared\]'"):
+        importlib.reload(signalwire_streams.shared)
+
+
+async def test_a_turn_in_the_very_moment_that_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the turn is granted while the timeout is already on its way, it is a turn, and counted."""
+
+    def wait(pump: Pump, space: str, lane: Lane) -> "asyncio.Future[float]":
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[float] = loop.create_future()
+        loop.call_soon(turn.set_result, 1.0)
+        return turn
+
+    monkeypatch.setattr(Pump, "wait", wait)
+    pacer = RedisPacer("redis://localhost", space="example.signalwire.com")
+
+    assert await pacer.acquire(Lane.BULK, 1e-9) == 0
+
+
+@pytest.mark.parametrize("from_now_on", ["lease", "look"])
+async def test_a_cancellation_that_is_taken_for_a_lost_connection(
+    monkeypatch: pytest.MonkeyPatch, nothing_left: None, from_now_on: str
+) -> None:
+    """Closing ends the tasks even where a cancellation comes back as a connection that broke."""
+
+    async def hang(store: Store, *words: object) -> object:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise RedisAwayError("Timeout connecting to server") from None
+        raise AssertionError("it was not cancelled")
+
+    async def fail(store: Store, *words: object) -> object:
+        raise RedisAwayError("refused")
+
+    monkeypatch.setattr(Store, "look", hang)
+    monkeypatch.setattr(Store, "lease", hang if from_now_on == "lease" else fail)
+    pacer = RedisPacer("redis://localhost", space="example.signalwire.com")
+    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 60))
+    for _ in range(9):
+        await asyncio.sleep(0)
+
+    await pacer.aclose()
+
+    assert "closed" in str((await asyncio.gather(waiting, return_exceptions=True))[0])
+
+
+async def test_tokens_that_nobody_waits_for_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pump that finds tokens given back uses them before it asks for more."""
+
+    async def fail(store: Store, *words: object) -> object:
+        raise AssertionError("it asked for more")
+
+    monkeypatch.setattr(Store, "lease", fail)
+    pacer = RedisPacer("redis://localhost", space="example.signalwire.com")
+    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 60))
+    await asyncio.sleep(0)
+    pacer._pump.give_back(float("inf"))
+
+    assert await waiting == 0
+    await pacer.aclose()
