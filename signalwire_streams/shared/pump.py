@@ -207,14 +207,16 @@ class Pump:
             self._probing = asyncio.create_task(self._probe(space))
 
     async def _probe(self, space: str) -> None:
-        while not await self._is_back(space):
-            if self._closed:
-                return
+        while not (self._closed or await self._is_back(space)):
             await self._clock.sleep(_PROBE_EVERY)
+        self._go_on(space)
+
+    def _go_on(self, space: str) -> None:
         self._probing = None
-        self._outage.end(self._clock.now())
-        self._back.set()
-        self.start(space)
+        if not self._closed:
+            self._outage.end(self._clock.now())
+            self._back.set()
+            self.start(space)
 
     async def _is_back(self, space: str) -> bool:
         asked_at = self._clock.now()

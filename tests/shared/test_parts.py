@@ -75,7 +75,10 @@ async def test_a_cancellation_that_is_taken_for_a_lost_connection(
 ) -> None:
     """Closing ends the tasks even where a cancellation comes back as a connection that broke."""
 
+    hangs = asyncio.Event()
+
     async def hang(store: Store, *words: object) -> object:
+        hangs.set()
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -89,8 +92,7 @@ async def test_a_cancellation_that_is_taken_for_a_lost_connection(
     monkeypatch.setattr(Store, "lease", hang if from_now_on == "lease" else fail)
     pacer = RedisPacer("redis://localhost", space="example.signalwire.com")
     waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 60))
-    for _ in range(9):
-        await asyncio.sleep(0)
+    await hangs.wait()
 
     await pacer.aclose()
 
