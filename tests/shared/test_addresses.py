@@ -118,9 +118,10 @@ async def test_something_else_is_there(redis: RedisServer, pacer_for: PacerFacto
 async def test_what_answers_is_no_redis() -> None:
     """A web server where Redis should be is found out."""
 
-    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
         writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-        await writer.drain()
+        await reader.read()
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
