@@ -12,7 +12,7 @@ import aiohttp
 
 from signalwire_streams.bulk.engine import Engine, Note, Perform
 from signalwire_streams.bulk.journal import Journal
-from signalwire_streams.bulk.journaled import Book, JournaledStarting, JournaledStopping
+from signalwire_streams.bulk.journaled import JournaledStarting, JournaledStopping, Ledger, ledger_of
 from signalwire_streams.bulk.records import BulkJournal
 from signalwire_streams.bulk.run import BulkRun, Keeper
 from signalwire_streams.bulk.starting import Both, Starting, Stopping
@@ -56,10 +56,14 @@ class StreamsClient:
     Attributes:
         conferences: the conferences and their streams.
         calls: the calls and their streams.
+        origin: the Space's address.
+        project: the Project ID.
     """
 
     conferences: Conferences
     calls: Calls
+    origin: str
+    project: str
 
     def __init__(
         self,
@@ -115,7 +119,7 @@ class StreamsClient:
         )
         limits = Limits()
         sender = HttpSender(sessions, account.origin, _headers(account), timeouts or Timeouts(), clock, limits)
-        self._account = account
+        self.origin, self.project = account.origin, account.sid
         self._line = Line(sessions, chain(around, sender), limits)
         self._clock = clock
         self._retry = retry or RetryPolicy()
@@ -149,7 +153,7 @@ class StreamsClient:
         requests: Iterable[_Start] | AsyncIterable[_Start],
         *,
         concurrency: int | None = None,
-        journal: Path | str | None = None,
+        journal: Path | str | Ledger | None = None,
         resume: bool = False,
     ) -> BulkRun[_Start]:
         """Start many streams: ``async for outcome in client.start_streams(requests)``.
@@ -221,7 +225,7 @@ class StreamsClient:
         streams: Iterable[_Stream] | AsyncIterable[_Stream],
         *,
         concurrency: int | None = None,
-        journal: Path | str | None = None,
+        journal: Path | str | Ledger | None = None,
         resume: bool = False,
     ) -> BulkRun[_Stream]:
         """Stop many streams: ``async for outcome in client.stop_streams(streams)``.
@@ -240,17 +244,13 @@ class StreamsClient:
         journaled = JournaledStopping(stopping, book)
         return self._bulk(streams, journaled, concurrency, starting=False, keeper=journaled, note=book.note)
 
-    def _book(self, journal: Path | str | None, doing: str, *, resume: bool) -> Book | None:
-        if journal is None:
-            if resume:
-                raise InvalidRequestError("resume=True needs the journal to go on with: pass journal='run.db'")
-            return None
-        if resume:
-            return Book(partial(Journal.reopen, Path(journal), self._whose(doing)))
-        return Book(partial(Journal.create, Path(journal), self._whose(doing), run=token_hex(4)))
+    def _book(self, journal: Path | str | Ledger | None, doing: str, *, resume: bool) -> Ledger | None:
+        whose = self._whose(doing)
+        create = partial(Journal.create, whose=whose, run=token_hex(4))
+        return ledger_of(journal, resume=resume, create=create, reopen=partial(Journal.reopen, whose=whose))
 
     def _whose(self, doing: str) -> Whose:
-        return Whose(doing, self._account.origin, self._account.sid)
+        return Whose(doing, self.origin, self.project)
 
     def _bulk(
         self,
@@ -287,7 +287,7 @@ class StreamsClient:
         """Do nothing; it is here so that ``__enter__`` can explain itself."""
 
     def __repr__(self) -> str:
-        return f"StreamsClient({self._account.origin!r}, project={self._account.sid!r})"
+        return f"StreamsClient({self.origin!r}, project={self.project!r})"
 
 
 def _headers(account: Account) -> Mapping[str, str]:

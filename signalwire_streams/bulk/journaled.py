@@ -1,7 +1,9 @@
 """Starting and stopping with a journal: what is known of an item decides whether it is sent again."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 from attrs import define, evolve, field, frozen
 
@@ -22,10 +24,51 @@ _NO_NEWS = frozenset({BulkState.NOT_ATTEMPTED, BulkState.REJECTED})
 
 
 @frozen
-class _Key:
+class Key:
+    """What an item is known by.
+
+    Attributes:
+        kind: ``conference`` or ``call``.
+        target: the sid of that.
+        name: the stream's Name; for a stop its sid where it has no name.
+    """
+
     kind: str
     target: str
     name: str | None
+
+
+class Ledger(Protocol):
+    """Where a run keeps book of its items: a journal's file, or what several processes share."""
+
+    @property
+    def run(self) -> str:
+        """What the run is called; the names of its streams follow from it."""
+        ...
+
+    def begin(self) -> None:
+        """Open it; the run begins."""
+        ...
+
+    def end(self) -> None:
+        """Let go of it; the run has ended. Safe to repeat."""
+        ...
+
+    def known(self, key: Key, progress: Progress) -> Entry | None:
+        """Look up what an earlier part of the run left of an item."""
+        ...
+
+    async def intend(self, key: Key, progress: Progress, entry: Entry | None) -> None:
+        """Note that an item is about to be sent; it is safely kept when this returns.
+
+        Raises:
+            StreamsError: it could not be noted, or may not be sent.
+        """
+        ...
+
+    def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
+        """Note what came of an item."""
+        ...
 
 
 @define(eq=False)
@@ -41,10 +84,23 @@ class Book:
     _is_open: bool = field(init=False, default=False)
     _rows: dict[Progress, int] = field(init=False, factory=dict)
 
+    @property
+    def run(self) -> str:
+        """What the run is called."""
+        return self.journal.run
+
     def begin(self) -> None:
-        """Open the journal."""
+        """Open the journal.
+
+        Raises:
+            InvalidRequestError: what the run started was stopped since.
+        """
         self.journal = self.opening()
         self._is_open = True
+        since = self.journal.undone_since
+        if since is not None:
+            self.end()
+            raise InvalidRequestError(f"the streams of {self.journal.path} were stopped since {since}: begin a new run")
 
     def end(self) -> None:
         """Write what waits and let go of the journal."""
@@ -52,11 +108,11 @@ class Book:
             self._is_open = False
             self.journal.close()
 
-    def known(self, key: _Key) -> Entry | None:
+    def known(self, key: Key, _: Progress) -> Entry | None:
         """Look up what an earlier part of the run left of an item."""
         return self.journal.find(key.target, key.name)
 
-    async def intend(self, key: _Key, progress: Progress, entry: Entry | None) -> None:
+    async def intend(self, key: Key, progress: Progress, entry: Entry | None) -> None:
         """Note that an item is about to be sent."""
         row = self.journal.new_row() if entry is None else entry.id
         self._rows[progress] = row
@@ -68,6 +124,25 @@ class Book:
         if row is None or (progress.may_be_done and outcome.state in _NO_NEWS):
             return  # what may have been done before is not undone by that
         self.journal.settle(row, outcome)
+
+
+def ledger_of(
+    journal: Path | str | Ledger | None,
+    *,
+    resume: bool,
+    create: Callable[[Path], Journal],
+    reopen: Callable[[Path], Journal],
+) -> Ledger | None:
+    """Find out where a run is to keep book, from what the caller passed.
+
+    Raises:
+        InvalidRequestError: there is nothing to resume.
+    """
+    if journal is None and resume:
+        raise InvalidRequestError("resume=True needs the journal to go on with: pass journal='run.db'")
+    if journal is None or not isinstance(journal, Path | str):
+        return journal
+    return Book(partial(reopen if resume else create, Path(journal)))
 
 
 @define(eq=False)
@@ -84,18 +159,13 @@ class JournaledStarting:
     """
 
     starting: Starting
-    book: Book
+    book: Ledger
     resend_call_starts: bool
 
     def begin(self) -> None:
         """Open the journal, and take the run's name from it."""
         self.book.begin()
-        journal = self.book.journal
-        since = journal.undone_since
-        if since is not None:
-            self.book.end()
-            raise InvalidRequestError(f"the streams of {journal.path} were stopped since {since}: begin a new run")
-        self.starting.run = journal.run
+        self.starting.run = self.book.run
 
     def end(self) -> None:
         """Let go of the journal."""
@@ -106,8 +176,8 @@ class JournaledStarting:
         named = self.starting.prepare(request, errand)
         if errand.progress.attempts:  # the breaker sent it back before it was tried
             return await self.starting.send(named, errand)
-        key = _Key("conference" if isinstance(named, StartConferenceStream) else "call", named.target, named.name)
-        entry = self.book.known(key)
+        key = Key("conference" if isinstance(named, StartConferenceStream) else "call", named.target, named.name)
+        entry = self.book.known(key, errand.progress)
         if entry is not None and entry.state in _RUNS:
             return _stream(key, entry)
         if entry is not None and entry.state in _DOUBTFUL:
@@ -128,7 +198,7 @@ class JournaledStopping:
     """
 
     stopping: Stopping
-    book: Book
+    book: Ledger
 
     def begin(self) -> None:
         """Open the journal."""
@@ -143,7 +213,7 @@ class JournaledStopping:
         key = _key_of(stream)
         if key is None or errand.progress.attempts:
             return await self.stopping(stream, errand)
-        entry = self.book.known(key)
+        entry = self.book.known(key, errand.progress)
         if entry is not None and entry.state == BulkState.STOPPED:
             return evolve(stream, status=StreamStatus.STOPPED)
         errand.progress.may_be_done = entry is not None and entry.state in _DOUBTFUL
@@ -151,21 +221,21 @@ class JournaledStopping:
         return await self.stopping(stream, errand)
 
 
-def _key_of(stream: object) -> _Key | None:
+def _key_of(stream: object) -> Key | None:
     if isinstance(stream, ConferenceStream):
-        return _Key("conference", stream.conference_sid, stream.name or stream.sid)
+        return Key("conference", stream.conference_sid, stream.name or stream.sid)
     if isinstance(stream, CallStream):
-        return _Key("call", stream.call_sid, stream.name or stream.sid)
+        return Key("call", stream.call_sid, stream.name or stream.sid)
     return None
 
 
-def _stream(key: _Key, entry: Entry) -> _Stream:
+def _stream(key: Key, entry: Entry) -> _Stream:
     if key.kind == "conference":
         return ConferenceStream(conference_sid=key.target, sid=entry.sid, name=key.name, ambiguous=entry.ambiguous)
     return CallStream(call_sid=key.target, sid=entry.sid, name=key.name, ambiguous=entry.ambiguous)
 
 
-def _still_unknown(key: _Key) -> StreamOutcomeUnknown:
+def _still_unknown(key: Key) -> StreamOutcomeUnknown:
     why = "without a name" if key.name is None else "on a call, where a second one may not be refused"
     return StreamOutcomeUnknown(
         f"start a stream on {key.kind} {key.target}: an earlier part of this run may have started it {why}, "
