@@ -6,6 +6,7 @@
     ├── InvalidRequestError        (ValueError)    the caller wrote something wrong; nothing was sent
     ├── ClientStateError           (RuntimeError)  the client is closed, or belongs to another event loop
     ├── JournalError                               a bulk run's journal can't be read or written
+    ├── FleetError                                 the Redis that a fleet shares can't be used
     ├── TransportError                             no answer came that could be believed
     │   ├── CircuitOpenError                       the Space kept failing; not even tried
     │   └── RunEndedError                          the bulk run ended before it was sent
@@ -85,6 +86,11 @@ class ClientStateError(StreamsError, RuntimeError):
 
 class JournalError(StreamsError):
     """The journal of a bulk run can't be read or written. What it could not note beforehand was not sent."""
+
+
+@define(eq=False, slots=False, str=False)
+class FleetError(StreamsError):
+    """The Redis that a fleet shares can't be used. What it could not note beforehand was not sent."""
 
 
 @define(eq=False, slots=False, str=False)

@@ -23,16 +23,18 @@ FLOORS = {
     "client": 6,
     "names": 7,
     "__init__": 8,
-    "cli": 9,
-    "pytest_plugin": 9,
-    "__main__": 10,
+    "fleet": 9,
+    "cli": 10,
+    "pytest_plugin": 10,
+    "__main__": 11,
 }
 APART = {"simulator"}
 ONLY_IN = {
     "aiohttp": {"transport", "client", "receiver", "callbacks", "simulator"},
     "cattrs": {"wire"},
     "yarl": {"transport", "simulator"},
-    "redis": {"shared"},
+    "docket": {"fleet"},
+    "redis": {"fleet", "shared"},
     "throttled": {"shared"},
     "trustme": {"simulator"},
     "pytest": {"pytest_plugin"},

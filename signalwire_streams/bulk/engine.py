@@ -227,7 +227,7 @@ class Engine(Generic[_Item]):
 
     def _learn(self, errand: Errand, result: ConferenceStream | CallStream | StreamsError) -> None:
         progress = errand.progress
-        if isinstance(result, StreamsError) and _concerns_all(result):
+        if isinstance(result, StreamsError) and concerns_all(result):
             self._denied = result
         if progress.turn_at is not None:
             self.limit.answered(self.clock.now() - progress.turn_at, pushed_back=progress.pushed_back)
@@ -240,7 +240,7 @@ class Engine(Generic[_Item]):
         return BulkState.ALREADY_STARTED if result.already_started else BulkState.STARTED
 
 
-def _concerns_all(error: StreamsError) -> bool:
+def concerns_all(error: StreamsError) -> bool:
     """Whether what one item met, the next ones will meet as well."""
     if isinstance(error, StreamOutcomeUnknown):  # an earlier attempt left it so, and the last one was denied
         return error.status in {401, 403}

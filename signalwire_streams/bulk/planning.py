@@ -99,10 +99,11 @@ def plan_rows(requests: Iterable[Start]) -> Iterator[PlanRow]:
     once = Once()
     for request in requests:
         once.check(request)
-        yield _plan_row(request)
+        yield plan_row(request)
 
 
-def _plan_row(request: Start) -> PlanRow:
+def plan_row(request: Start) -> PlanRow:
+    """Write a request down, without its secrets."""
     planned = PlannedRequest.of(request)
     fields: dict[str, Any] = {name: getattr(planned.request, name) for name in _PUBLIC}
     fields |= {"unnamed": request.unnamed or None, _WITHHELD: planned.left_out or None}

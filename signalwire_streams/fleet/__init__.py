@@ -1,0 +1,37 @@
+"""Many hosts, one Space: runs that go on when a host dies.
+
+One process reaches the Space's limit by itself; a fleet is for surviving a lost host. It needs a Redis and
+``pip install 'signalwire-streams[fleet]'``.
+
+>>> async with Fleet("redis://localhost", space="example", project="...") as fleet:  # doctest: +SKIP
+...     run = await fleet.submit(requests)
+...     async for outcome in fleet.results(run):
+...         print(outcome.state)
+
+and on each host, with ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN`` set:
+
+>>> await run_worker("redis://localhost")  # doctest: +SKIP
+"""
+
+try:
+    import docket as _docket  # noqa: F401
+    import redis as _redis  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "signalwire_streams.fleet needs more packages: pip install 'signalwire-streams[fleet]'", name=error.name
+    ) from None
+
+from signalwire_streams.fleet.batches import Secrets
+from signalwire_streams.fleet.facts import FleetStatus, WorkerStatus
+from signalwire_streams.fleet.fleet import Fleet
+from signalwire_streams.fleet.running import run_worker
+from signalwire_streams.fleet.worker import FleetWorker
+
+__all__ = [
+    "Fleet",
+    "FleetStatus",
+    "FleetWorker",
+    "Secrets",
+    "WorkerStatus",
+    "run_worker",
+]

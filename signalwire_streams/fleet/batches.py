@@ -1,0 +1,136 @@
+"""Carrying out one batch, however often it is delivered: what is settled is let be, the rest is started."""
+
+from collections.abc import Callable, Mapping, Sequence
+from secrets import token_hex
+from typing import TypeAlias
+
+from attrs import define
+
+from signalwire_streams.bulk.engine import concerns_all
+from signalwire_streams.bulk.outcomes import BulkOutcome
+from signalwire_streams.bulk.planning import PlannedRequest, Start
+from signalwire_streams.client import StreamsClient
+from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.fleet.connection import Connection, command
+from signalwire_streams.fleet.facts import RunFacts, text_of
+from signalwire_streams.fleet.keys import Keys
+from signalwire_streams.fleet.leases import Leases
+from signalwire_streams.fleet.ledger import Batch, BatchLedger
+from signalwire_streams.fleet.records import Mark, read_batch
+from signalwire_streams.fleet.scripts import END
+from signalwire_streams.fleet.writer import Writer, script
+
+Secrets: TypeAlias = Callable[[PlannedRequest], Start]
+"""Gives a request the secrets that were left out of it."""
+
+
+class HandedBackError(Exception):
+    """A batch that is not done, and that the engine is to deliver again."""
+
+
+@define(eq=False)
+class Batches:
+    """Carries out batches.
+
+    Attributes:
+        client: starts the streams.
+        connection: the way to Redis.
+        writer: writes marks and outcomes.
+        leases: what this worker has in hand.
+        keys: what things are called.
+        name: what the worker is called.
+        secrets: gives requests their secrets back.
+        on_outcome: hears of each outcome.
+    """
+
+    client: StreamsClient
+    connection: Connection
+    writer: Writer
+    leases: Leases
+    keys: Keys
+    name: str
+    secrets: Secrets | None
+    on_outcome: Callable[[BulkOutcome[Start]], None]
+
+    async def carry_out(self, facts: RunFacts, number: int) -> bool:
+        """Carry out a batch.
+
+        Returns:
+            False when somebody else has it in hand now.
+
+        Raises:
+            HandedBackError: it is not done, and nobody has it in hand now.
+            FleetError: Redis can't be used.
+        """
+        batch = Batch(self.keys, facts.run, number, facts.keep)
+        owner = f"{self.name}.{token_hex(4)}"
+        ledger = BatchLedger(batch, owner, self.writer, {}, facts.ended)
+        lease = await self.leases.take(self.keys.lease(facts.run, number), owner, ledger.hand_back)
+        if lease is None:
+            return False
+        try:
+            done = await self._start(facts, number, ledger)
+        finally:
+            await self.leases.give_back(lease)
+        if not done:
+            raise HandedBackError(f"batch {number} of {facts.run} is left to others")
+        return True
+
+    async def _start(self, facts: RunFacts, number: int, ledger: BatchLedger) -> bool:
+        plan, marks = await self.connection.all(
+            [
+                command("get", self.keys.plan(facts.run, facts.plan, number)),
+                command("hgetall", self.keys.marks(facts.run, number)),
+            ]
+        )
+        if plan is None:
+            return True  # the run is older than Redis was told to keep it
+        ledger.marks = {int(index): Mark(text) for index, text in text_of(marks).items()}
+        first = number * facts.batch
+        planned = dict(enumerate(read_batch(plan), first))
+        left = {index: one for index, one in planned.items() if not ledger.marks.get(index, Mark()).is_settled}
+        requests = self._completed(left, ledger)
+        expected = ledger.expect(requests.items())
+        if ledger.ended is None and expected and not ledger.handed_back:
+            await self._run(facts, ledger, expected)
+        if ledger.ended is not None:
+            ledger.settle_rest(requests)
+        await ledger.written()
+        return await self._is_done(facts, number, len(planned))
+
+    async def _run(self, facts: RunFacts, ledger: BatchLedger, requests: Sequence[Start]) -> None:
+        run = self.client.start_streams(requests, concurrency=len(requests), journal=ledger)
+        async for outcome in run:
+            self.on_outcome(outcome)
+            if ledger.handed_back:
+                run.drain(0)
+            if outcome.error is not None and concerns_all(outcome.error):
+                ledger.ended = f"not tried, because of an earlier item: {outcome.error}"
+                await self.connection.one(script(END, (self.keys.run(facts.run),), "denied", ledger.ended))
+
+    def _completed(self, planned: Mapping[int, PlannedRequest], ledger: BatchLedger) -> dict[int, Start]:
+        """Give requests their secrets back; those that have to do without are refused."""
+        requests = {}
+        for index, one in planned.items():
+            if one.complete:
+                requests[index] = one.request
+                continue
+            try:
+                requests[index] = self._with_secrets(one)
+            except InvalidRequestError as error:
+                ledger.refuse(index, one.request, error)
+        return requests
+
+    def _with_secrets(self, planned: PlannedRequest) -> Start:
+        if self.secrets is None:
+            raise InvalidRequestError(
+                f"{planned.request.target} needs secrets that are not kept in Redis: give the workers secrets="
+            )
+        request = self.secrets(planned)
+        if (request.target, request.name) != (planned.request.target, planned.request.name):
+            raise InvalidRequestError(f"secrets= gave another request than that of {planned.request.target}")
+        return request
+
+    async def _is_done(self, facts: RunFacts, number: int, size: int) -> bool:
+        marks = text_of(await self.connection.one(command("hgetall", self.keys.marks(facts.run, number))))
+        return sum(Mark(text).is_settled for text in marks.values()) >= size

@@ -1,0 +1,76 @@
+"""Going through all of a run's marks: to settle what was not begun, or to find what may run."""
+
+from collections.abc import AsyncIterator, Sequence
+
+from attrs import define
+
+from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
+from signalwire_streams.bulk.planning import Start
+from signalwire_streams.errors import RunEndedError
+from signalwire_streams.fleet.connection import Connection, command
+from signalwire_streams.fleet.facts import RunFacts, text_of
+from signalwire_streams.fleet.keys import Keys
+from signalwire_streams.fleet.ledger import Batch, settling
+from signalwire_streams.fleet.records import Mark, read_batch
+from signalwire_streams.models import CallStream, ConferenceStream
+
+_AT_ONCE = 20  # batches read in one go
+
+
+@define(eq=False)
+class Ending:
+    """The end of a run that takes no further starts.
+
+    Attributes:
+        connection: the way to Redis.
+        keys: what things are called.
+        facts: the run's.
+        why: why it takes no further starts.
+    """
+
+    connection: Connection
+    keys: Keys
+    facts: RunFacts
+    why: str
+
+    async def settle(self) -> None:
+        """Write of all starts that were not begun that they were not attempted."""
+        async for number, requests, marks in self._batches():
+            batch = Batch(self.keys, self.facts.run, number, self.facts.keep)
+            left = [
+                settling(
+                    batch,
+                    "",
+                    BulkOutcome(
+                        index=index, item=request, state=BulkState.NOT_ATTEMPTED, error=RunEndedError(self.why)
+                    ),
+                )
+                for index, request in requests
+                if index not in marks
+            ]
+            if left:
+                await self.connection.all(left)
+
+    async def streams(self) -> AsyncIterator[tuple[int, ConferenceStream | CallStream]]:
+        """Give the streams that the run started, or may have started, and that were not stopped since."""
+        undone = text_of(await self.connection.one(command("hgetall", self.keys.undone(self.facts.run))))
+        async for _, requests, marks in self._batches():
+            for index, request in requests:
+                stream = marks.get(index, Mark()).stream_of(request)
+                if stream is not None and str(index) not in undone:
+                    yield index, stream
+
+    async def _batches(self) -> AsyncIterator[tuple[int, Sequence[tuple[int, Start]], dict[int, Mark]]]:
+        facts, keys = self.facts, self.keys
+        for first in range(0, facts.batches, _AT_ONCE):
+            numbers = range(first, min(first + _AT_ONCE, facts.batches))
+            plans = await self.connection.all(
+                [command("get", keys.plan(facts.run, facts.plan, number)) for number in numbers]
+            )
+            told = await self.connection.all([command("hgetall", keys.marks(facts.run, number)) for number in numbers])
+            for number, plan, marks in zip(numbers, plans, told, strict=True):
+                if plan is None:
+                    continue  # the run is about to be forgotten
+                requests = [planned.request for planned in read_batch(plan)]
+                found = {int(index): Mark(text) for index, text in text_of(marks).items()}
+                yield number, list(enumerate(requests, number * facts.batch)), found

@@ -1,0 +1,181 @@
+"""What Redis knows of a run and of the workers, as values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from signalwire_streams.bulk.store import INTENDED
+
+_SETTLED = frozenset({"started", "already_started", "rejected", "unknown", "not_attempted"})
+
+
+@frozen(kw_only=True)
+class WorkerStatus:
+    """What a worker tells of itself.
+
+    Attributes:
+        name: what it is called.
+        host: the machine it runs on.
+        pid: its process there.
+        since: when it began, in ISO 8601.
+        in_hand: batches that it works on.
+        ended: starts that ended with it since then.
+        rate: attempts per second that it made over the last few seconds.
+        draining: whether it takes nothing new.
+    """
+
+    name: str
+    host: str
+    pid: int
+    since: str
+    in_hand: int
+    ended: int
+    rate: float
+    draining: bool
+
+    @classmethod
+    def of(cls, name: str, facts: Mapping[str, str]) -> "WorkerStatus":
+        """Read what a worker told."""
+        return cls(
+            name=name,
+            host=facts.get("host", ""),
+            pid=int(facts.get("pid", 0)),
+            since=facts.get("since", ""),
+            in_hand=int(facts.get("in_hand", 0)),
+            ended=int(facts.get("ended", 0)),
+            rate=float(facts.get("rate", 0)),
+            draining=facts.get("draining") == "1",
+        )
+
+
+@frozen(kw_only=True)
+class FleetStatus:
+    """How far a run is.
+
+    Attributes:
+        run: what it is called; it is part of its streams' names.
+        began: when it was submitted, in ISO 8601.
+        planned: how many starts it has.
+        counts: starts by state: a `BulkState`'s text, ``intended`` (with a worker now, or with one that died) or
+            ``waiting`` (not begun).
+        attempts: attempts that were made in all.
+        errors: how often each error's class and code came, most frequent first.
+        ended: ``cancelled`` or ``denied`` where it takes no further starts, or None.
+        why: the reason of that in words, or None.
+        queued: whether all of it was handed to the workers; if not, repeat its submit.
+        undone: how many of its streams were stopped again.
+        workers: who works for this project now.
+    """
+
+    run: str
+    began: str
+    planned: int
+    counts: Mapping[str, int]
+    attempts: int
+    errors: Mapping[str, int]
+    ended: str | None
+    why: str | None
+    queued: bool
+    undone: int
+    workers: tuple[WorkerStatus, ...] = ()
+
+    @property
+    def done(self) -> int:
+        """How many starts have ended."""
+        return sum(count for state, count in self.counts.items() if state in _SETTLED)
+
+    @property
+    def over(self) -> bool:
+        """Whether every start has ended."""
+        return self.done >= self.planned
+
+    @property
+    def rate(self) -> float:
+        """Attempts per second that all workers made over the last few seconds, for all runs together."""
+        return sum(worker.rate for worker in self.workers)
+
+
+@frozen
+class RunFacts:
+    """What Redis has of a run.
+
+    Attributes:
+        run: what it is called.
+        fields: its fields, as text.
+    """
+
+    run: str
+    fields: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def of(cls, run: str, answer: Mapping[Any, Any]) -> "RunFacts | None":
+        """Read them; None where there is no such run, or not any more."""
+        fields = text_of(answer)
+        return cls(run, fields) if "digest" in fields else None
+
+    @property
+    def plan(self) -> str:
+        """Under which name its requests are kept."""
+        return self.fields["plan"]
+
+    @property
+    def planned(self) -> int:
+        """How many starts it has."""
+        return int(self.fields["planned"])
+
+    @property
+    def batch(self) -> int:
+        """How many starts a batch has."""
+        return int(self.fields["batch"])
+
+    @property
+    def batches(self) -> int:
+        """How many batches it has."""
+        return -(-self.planned // self.batch)
+
+    @property
+    def keep(self) -> int:
+        """How many seconds Redis keeps it."""
+        return int(self.fields["keep"])
+
+    @property
+    def ended(self) -> str | None:
+        """Why it takes no further starts, in words, or None."""
+        return self.fields.get("why") if "ended" in self.fields else None
+
+    def status(self, workers: tuple[WorkerStatus, ...]) -> FleetStatus:
+        """Sum it up."""
+        counts = {state: count for state, count in self._counts("c:").items() if count > 0}
+        waiting = self.planned - sum(counts.values())
+        errors = sorted(self._counts("e:").items(), key=lambda entry: (-entry[1], entry[0]))
+        return FleetStatus(
+            run=self.run,
+            began=self.fields["began"],
+            planned=self.planned,
+            counts=counts | ({"waiting": waiting} if waiting > 0 else {}),
+            attempts=int(self.fields.get("attempts", 0)),
+            errors=dict(errors),
+            ended=self.fields.get("ended"),
+            why=self.ended,
+            queued="queued" in self.fields,
+            undone=int(self.fields.get("undone", 0)),
+            workers=workers,
+        )
+
+    @property
+    def in_doubt(self) -> int:
+        """How many starts are with a worker now, or with one that died."""
+        return int(self.fields.get(f"c:{INTENDED}", 0))
+
+    def _counts(self, prefix: str) -> dict[str, int]:
+        return {name.removeprefix(prefix): int(value) for name, value in self.fields.items() if name.startswith(prefix)}
+
+
+def text_of(answer: Mapping[Any, Any]) -> dict[str, str]:
+    """Read a hash as text."""
+    return {_text(name): _text(value) for name, value in answer.items()}
+
+
+def _text(value: Any) -> str:  # noqa: ANN401  (Redis gives bytes or text)
+    return value.decode() if isinstance(value, bytes) else str(value)

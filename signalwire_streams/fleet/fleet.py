@@ -1,0 +1,259 @@
+"""`Fleet`: submits runs, follows them, and ends them, from any process that reaches the fleet's Redis."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from contextlib import AsyncExitStack
+from secrets import token_hex
+from types import TracebackType
+from typing import Any, Self
+
+from attrs import define, field
+from docket import Docket
+from redis.exceptions import RedisError
+
+from signalwire_streams.bulk.outcomes import BulkOutcome
+from signalwire_streams.bulk.planning import PlannedRequest, Start
+from signalwire_streams.bulk.run import BulkRun
+from signalwire_streams.client import StreamsClient
+from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
+from signalwire_streams.fleet.connection import Connection, check_url, command, connected, engine_url
+from signalwire_streams.fleet.ending import Ending
+from signalwire_streams.fleet.facts import FleetStatus, RunFacts, WorkerStatus, text_of
+from signalwire_streams.fleet.keys import Keys, check_run
+from signalwire_streams.fleet.planning import Submission
+from signalwire_streams.fleet.records import read_batch, read_index, read_outcome
+from signalwire_streams.fleet.scripts import END
+from signalwire_streams.fleet.stopping import StopLedger
+from signalwire_streams.fleet.tasks import TASK, start_batch
+from signalwire_streams.fleet.writer import Writer, script
+from signalwire_streams.models import CallStream, ConferenceStream
+from signalwire_streams.models.checks import check_seconds
+from signalwire_streams.wire.account import find_account
+
+_PATIENCE = 30.0
+_WEEK = 7 * 24 * 3600.0
+_AT_ONCE = 500
+_BLOCK = 1_000  # milliseconds
+_KEPT_BATCHES = 256
+
+
+def _kept(value: float) -> float:
+    return check_seconds(value, "keep")
+
+
+@define(eq=False)
+class Fleet:
+    """The runs of one project, shared by any number of hosts over one Redis.
+
+    Use it as ``async with Fleet("redis://...", space="example", project="...") as fleet``. It needs no API token:
+    the workers have it.
+
+    Attributes:
+        url: the Redis, such as ``redis://host:6379/0``.
+        space: the Space's name, host, or address.
+        project: the Project ID.
+        keep: seconds that Redis keeps a run, from its submit.
+
+    Raises:
+        InvalidRequestError: something can't be right.
+    """
+
+    url: str = field(converter=check_url, repr=False)
+    space: str = field(kw_only=True)
+    project: str = field(kw_only=True)
+    keep: float = field(default=_WEEK, kw_only=True, converter=_kept)
+    _keys: Keys = field(init=False)
+    _stack: AsyncExitStack = field(init=False, factory=AsyncExitStack)
+    _connection: Connection | None = field(init=False, default=None)
+    _docket: Docket = field(init=False)
+    _writer: Writer = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # The token is not used, but an account is checked as a whole.
+        account = find_account(space=self.space, base_url=None, project=self.project, token="none")  # noqa: S106
+        self._keys = Keys(account.origin, account.sid)
+
+    async def __aenter__(self) -> Self:
+        docket = Docket(name=self._keys.prefix, url=engine_url(self.url))
+        self._docket = await self._stack.enter_async_context(docket)
+        docket.register(start_batch, names=[TASK])
+        self._connection = await self._stack.enter_async_context(connected(self.url, docket, _PATIENCE))
+        self._writer = Writer(self._connection)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._connection = None
+        await self._writer.idle()
+        await self._stack.aclose()
+
+    async def submit(
+        self,
+        requests: Iterable[Start] | AsyncIterable[Start],
+        *,
+        name: str | None = None,
+        secrets_at_workers: bool = False,
+    ) -> str:
+        """Give a run to the workers. All of it is read and checked before any of it is started.
+
+        A submit that was killed, or that failed, can be repeated under the same name, with the same requests:
+        nothing is started twice. Requests without a name get one that follows from the run and the target.
+
+        Args:
+            requests: what to start, conferences and calls mixed as they come; any number of them.
+            name: what the run is called; a new one by default.
+            secrets_at_workers: True to leave bearer tokens, parameter values and callbacks with a query or password
+                out of what Redis keeps; the workers' ``secrets=`` then puts them back. Else they are refused.
+
+        Returns:
+            The run's name.
+
+        Raises:
+            InvalidRequestError: an item can't be submitted, or another run has that name; nothing was started.
+            FleetError: Redis can't be used; submit it again under the same name.
+        """
+        run = check_run(token_hex(4) if name is None else name)
+        connection = self._open()
+        submission = Submission(connection, self._docket, self._keys, run, round(self.keep), secrets_at_workers)
+        try:
+            await submission.submit(requests)
+        except (RedisError, OSError) as error:  # the engine's own
+            raise FleetError(f"Redis can't be used: {error}; submit {run!r} again") from None
+        return run
+
+    async def results(self, run: str) -> AsyncGenerator[BulkOutcome[Start], None]:
+        """Give the outcome of each start of a run, in the order of their ends, until the run is over.
+
+        It can be asked again, later and elsewhere, and then begins anew. The items are as Redis keeps them, without
+        their secrets; what a stream's answer had that this version does not know is left out.
+
+        Raises:
+            InvalidRequestError: there is no such run, or not any more.
+            FleetError: Redis can't be used.
+        """
+        connection = self._open()
+        facts = await self._facts(run)
+        kept: OrderedDict[int, list[PlannedRequest]] = OrderedDict()
+        last: Any = "0-0"
+        seen = 0
+        while seen < facts.planned:
+            reading = command("xread", {self._keys.outcomes(run): last}, count=_AT_ONCE, block=_BLOCK)
+            answer = await connection.one(reading)
+            if not answer:
+                facts = await self._facts(run)
+                continue
+            [(_, entries)] = answer.items() if isinstance(answer, dict) else answer
+            entries = entries[0] if isinstance(answer, dict) else entries
+            read = [read_index(fields[b"o"]) for _, fields in entries]
+            last = entries[-1][0]
+            await self._fetch(facts, {index // facts.batch for index, _ in read}, kept)
+            for index, outcome in read:
+                seen += 1
+                yield read_outcome(outcome, kept[index // facts.batch][index % facts.batch].request)
+            while len(kept) > _KEPT_BATCHES:
+                kept.popitem(last=False)
+
+    async def status(self, run: str) -> FleetStatus:
+        """Tell how far a run is, and who works.
+
+        Raises:
+            InvalidRequestError: there is no such run, or not any more.
+            FleetError: Redis can't be used.
+        """
+        facts = await self._facts(run)
+        return facts.status(await self.workers())
+
+    async def workers(self) -> tuple[WorkerStatus, ...]:
+        """Tell who works for this project now.
+
+        Raises:
+            FleetError: Redis can't be used.
+        """
+        connection = self._open()
+        members = await connection.one(command("smembers", self._keys.workers))
+        names = sorted(name.decode() if isinstance(name, bytes) else str(name) for name in members)
+        if not names:
+            return ()
+        told = await connection.all([command("hgetall", self._keys.worker(name)) for name in names])
+        gone = [name for name, facts in zip(names, told, strict=True) if not facts]
+        if gone:
+            await connection.one(command("srem", self._keys.workers, *gone))
+        return tuple(WorkerStatus.of(name, text_of(facts)) for name, facts in zip(names, told, strict=True) if facts)
+
+    async def cancel(self, run: str) -> FleetStatus:
+        """Take no further starts of a run. What was not begun is told to be not attempted; no worker is needed.
+
+        What a worker has sent already goes on to its end.
+
+        Raises:
+            InvalidRequestError: there is no such run, or not any more.
+            FleetError: Redis can't be used; cancel it again.
+        """
+        facts = await self._facts(run)
+        connection = self._open()
+        why = "the run was cancelled before its turn"
+        await connection.one(script(END, (self._keys.run(run),), "cancelled", why))
+        await Ending(connection, self._keys, facts, facts.ended or why).settle()
+        return await self.status(run)
+
+    def stop_streams(
+        self, run: str, client: StreamsClient, *, concurrency: int | None = None
+    ) -> BulkRun[ConferenceStream | CallStream]:
+        """Stop what a run started, or may have started: ``async for outcome in fleet.stop_streams(run, client)``.
+
+        The run is cancelled first, and what workers have under way is waited for as long as they live. Streams are
+        stopped by their sid, or by their name where only that is known. Those that have ended meanwhile count as
+        stopped. It can be repeated until nothing is left.
+
+        Args:
+            run: the run.
+            client: stops the streams, with its own token.
+            concurrency: how many stops may be under way at once; found out while running when left out.
+
+        Raises:
+            InvalidRequestError: the client is another project's; or, on going through the run, there is none.
+            FleetError: on going through the run, when Redis can't be used.
+        """
+        if (client.origin, client.project) != (self._keys.origin, self._keys.project):
+            raise InvalidRequestError("the client is of another Space or project than the fleet: pass one of its own")
+        self._open()
+        ledger = StopLedger(self._keys, run, self._writer)
+        return client.stop_streams(self._streams(run, ledger), journal=ledger, concurrency=concurrency)
+
+    async def _streams(self, run: str, ledger: StopLedger) -> AsyncGenerator[ConferenceStream | CallStream, None]:
+        await self.cancel(run)
+        facts = await self._facts(run)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _PATIENCE
+        while facts.in_doubt and loop.time() < until and await self.workers():
+            await asyncio.sleep(_BLOCK / 1_000)
+            facts = await self._facts(run)
+        ending = Ending(self._open(), self._keys, facts, "")
+        async for index, stream in ending.streams():
+            ledger.expect(index, stream)
+            yield stream
+
+    async def _facts(self, run: str) -> RunFacts:
+        answer = await self._open().one(command("hgetall", self._keys.run(check_run(run))))
+        facts = RunFacts.of(run, answer)
+        if facts is None:
+            raise InvalidRequestError(f"there is no run {run!r} of this project: name one that was submitted")
+        return facts
+
+    async def _fetch(self, facts: RunFacts, numbers: set[int], kept: "OrderedDict[int, list[PlannedRequest]]") -> None:
+        missing = sorted(numbers - kept.keys())
+        if not missing:
+            return
+        keys = [self._keys.plan(facts.run, facts.plan, number) for number in missing]
+        texts = await self._open().all([command("get", key) for key in keys])
+        for number, text in zip(missing, texts, strict=True):
+            if text is None:
+                raise InvalidRequestError(f"the run {facts.run!r} is older than Redis was told to keep it")
+            kept[number] = read_batch(text)
+
+    def _open(self) -> Connection:
+        if self._connection is None:
+            raise ClientStateError("the fleet is not open: write 'async with Fleet(...) as fleet:'")
+        return self._connection

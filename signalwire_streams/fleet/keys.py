@@ -1,0 +1,74 @@
+"""What things are called in Redis. All that belongs to one project of one Space begins with the same words."""
+
+from re import fullmatch
+
+from attrs import frozen
+
+from signalwire_streams.errors import InvalidRequestError
+
+BATCH = 25
+"""Starts per task: 1 of each would make the engine the bottleneck, and many would be in doubt when a host dies."""
+
+_VERSION = 1
+
+
+@frozen
+class Keys:
+    """The names of one project's things.
+
+    Attributes:
+        origin: the Space's address.
+        project: the Project ID.
+    """
+
+    origin: str
+    project: str
+
+    @property
+    def prefix(self) -> str:
+        """What all names begin with; the engine calls this project's queue so, and ours go on with ``our``."""
+        return f"sws-fleet-{_VERSION}:{self.origin.partition('://')[2]}:{self.project}"
+
+    @property
+    def workers(self) -> str:
+        """The set of workers."""
+        return f"{self.prefix}:our:workers"
+
+    def worker(self, name: str) -> str:
+        """What one worker tells of itself."""
+        return f"{self.prefix}:our:worker:{name}"
+
+    def run(self, run: str) -> str:
+        """A run's facts and counts."""
+        return f"{self.prefix}:our:run:{run}"
+
+    def plan(self, run: str, plan: str, batch: int) -> str:
+        """The requests of a batch."""
+        return f"{self.run(run)}:plan:{plan}:{batch}"
+
+    def marks(self, run: str, batch: int) -> str:
+        """The marks of a batch's starts."""
+        return f"{self.run(run)}:marks:{batch}"
+
+    def lease(self, run: str, batch: int) -> str:
+        """Who works on a batch."""
+        return f"{self.run(run)}:lease:{batch}"
+
+    def outcomes(self, run: str) -> str:
+        """A run's outcomes, in the order of their ends."""
+        return f"{self.run(run)}:outcomes"
+
+    def undone(self, run: str) -> str:
+        """Which streams of a run were stopped again."""
+        return f"{self.run(run)}:undone"
+
+
+def check_run(run: object) -> str:
+    """Check the name of a run: it becomes a part of its streams' names.
+
+    Raises:
+        InvalidRequestError: it can't be one.
+    """
+    if not isinstance(run, str) or not fullmatch(r"[0-9A-Za-z_-]{1,64}", run):
+        raise InvalidRequestError("a run's name has 1 to 64 letters, digits, '-' or '_': choose such a one")
+    return run

@@ -1,0 +1,226 @@
+"""The book that the starts of one batch are kept in: marks and outcomes in Redis, under one owner's name."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from attrs import define, evolve, field, frozen
+
+from signalwire_streams.bulk.journal import Entry
+from signalwire_streams.bulk.journaled import Key
+from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
+from signalwire_streams.bulk.planning import Start
+from signalwire_streams.bulk.store import INTENDED
+from signalwire_streams.errors import RunEndedError, StreamOutcomeUnknown, StreamsError
+from signalwire_streams.fleet.keys import Keys
+from signalwire_streams.fleet.records import Mark, error_label, intended, settled, write_outcome
+from signalwire_streams.fleet.scripts import INTEND, RELEASE, SETTLE
+from signalwire_streams.fleet.writer import Writer, script
+from signalwire_streams.models import StartConferenceStream
+from signalwire_streams.wire.exchange import Progress
+
+_NO_NEWS = frozenset({BulkState.NOT_ATTEMPTED, BulkState.REJECTED})
+
+
+@frozen
+class Batch:
+    """Which starts these are.
+
+    Attributes:
+        keys: what things are called.
+        run: the run.
+        number: the batch's place in it, from 0.
+        keep: seconds that Redis keeps what it hears of them.
+    """
+
+    keys: Keys
+    run: str
+    number: int
+    keep: int
+
+
+def key_of(request: Start) -> Key:
+    """Give what a start is known by."""
+    kind = "conference" if isinstance(request, StartConferenceStream) else "call"
+    return Key(kind, request.target, request.name)
+
+
+def settling(batch: Batch, believed: str, outcome: BulkOutcome[Any]) -> Any:  # noqa: ANN401  (a command)
+    """Spell how an outcome is written, provided that the mark is the one that is believed."""
+    keys, run = batch.keys, batch.run
+    return script(
+        SETTLE,
+        (keys.run(run), keys.marks(run, batch.number), keys.outcomes(run)),
+        outcome.index,
+        believed,
+        settled(outcome),
+        write_outcome(outcome),
+        outcome.state.value,
+        outcome.attempts,
+        error_label(outcome),
+        batch.keep,
+    )
+
+
+@define(eq=False)
+class BatchLedger:
+    """Keeps book of the starts of one batch, for one owner.
+
+    Before a start goes out its mark must be set from what the owner found to his own, in one step; whoever finds
+    another's mark there sends nothing, and writes no outcome.
+
+    Attributes:
+        batch: which starts these are.
+        owner: who carries them out; another one for each delivery.
+        writer: writes in Redis.
+        marks: the marks as they were found, by index.
+        ended: why the run takes no further starts, or None.
+        handed_back: whether the owner was cut, and leaves to others what he has not finished.
+        lost: starts that somebody else had taken over.
+    """
+
+    batch: Batch
+    owner: str
+    writer: Writer
+    marks: Mapping[int, Mark]
+    ended: str | None = None
+    handed_back: bool = field(init=False, default=False)
+    lost: set[int] = field(init=False, factory=set)
+    _waiting: dict[Key, deque[int]] = field(init=False, factory=dict)
+    _rows: dict[Progress, int] = field(init=False, factory=dict)
+    _tasks: dict[Progress, "asyncio.Task[Any]"] = field(init=False, factory=dict)
+    _own: set[int] = field(init=False, factory=set)
+    _writes: list["asyncio.Future[str]"] = field(init=False, factory=list)
+
+    def expect(self, starts: Iterable[tuple[int, Start]]) -> Sequence[Start]:
+        """Hear which starts will come, each with its index, and give them."""
+        requests = []
+        for index, request in starts:
+            self._waiting.setdefault(key_of(request), deque()).append(index)
+            requests.append(request)
+        return requests
+
+    @property
+    def run(self) -> str:
+        """What the run is called."""
+        return self.batch.run
+
+    def begin(self) -> None:
+        """Do nothing; what is to be known was read beforehand."""
+
+    def end(self) -> None:
+        """Do nothing; what is written is waited for with `written`."""
+
+    def known(self, key: Key, progress: Progress) -> Entry | None:
+        """See Ledger.known."""
+        index = self._waiting[key].popleft()
+        self._rows[progress] = index
+        return Entry(index, INTENDED, sid=None, ambiguous=False) if self._found(index).is_intended else None
+
+    async def intend(self, key: Key, progress: Progress, _: Entry | None) -> None:
+        """See Ledger.intend.
+
+        Raises:
+            RunEndedError: the run takes no further starts, or another worker has this one.
+            StreamOutcomeUnknown: the same, of a start that may have been sent before.
+        """
+        if self.handed_back:
+            raise RunEndedError("it is left to others")
+        index = self._rows[progress]
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks[progress] = task
+        found = self._found(index)
+        keys = (self.batch.keys.run(self.run), self.batch.keys.marks(self.run, self.batch.number))
+        answer = await self.writer.later(script(INTEND, keys, index, found.text, intended(self.owner), self.batch.keep))
+        if answer == "ok":
+            self._own.add(index)
+            return
+        if answer == "taken":
+            self.lost.add(index)
+            raise RunEndedError("another worker has taken this over")
+        self.ended = self.ended or "the run was ended before its turn"
+        raise self._not_sent(key, found)
+
+    def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
+        """See Ledger.note."""
+        index = self._rows.pop(progress, None)
+        self._tasks.pop(progress, None)
+        if index is None or index in self.lost:
+            return
+        error = outcome.error
+        if self.handed_back and isinstance(error, RunEndedError | StreamOutcomeUnknown):
+            if isinstance(error, RunEndedError) and not self._found(index).text:
+                self._release(index)
+            return
+        if progress.may_be_done and outcome.state in _NO_NEWS:
+            unknown = StreamOutcomeUnknown(
+                f"an earlier worker may have started it, and then: {error}",
+                sent="maybe",
+                attempts=outcome.attempts,
+                target=progress.target,
+                name=progress.name,
+            )
+            outcome = evolve(outcome, state=BulkState.UNKNOWN, error=unknown)
+        self._settle(index, outcome)
+
+    def settle_rest(self, requests: Mapping[int, Start]) -> None:
+        """Write of all starts that were not begun that they were not, or that nobody knows, since the run is over."""
+        for index, request in requests.items():
+            key = key_of(request)
+            if index in self._waiting.get(key, ()):
+                self._waiting[key].remove(index)
+                self.refuse(index, request, self._not_sent(key, self._found(index)))
+
+    def refuse(self, index: int, request: Start, error: StreamsError) -> None:
+        """Write of a start that it can't be carried out; one that may run already is not said to be refused."""
+        found = self._found(index)
+        if found.is_intended and not isinstance(error, StreamOutcomeUnknown):
+            error = _may_run(key_of(request), str(error))
+        state = BulkState.REJECTED
+        if isinstance(error, RunEndedError):
+            state = BulkState.NOT_ATTEMPTED
+        elif isinstance(error, StreamOutcomeUnknown):
+            state = BulkState.UNKNOWN
+        self._settle(index, BulkOutcome(index=index, item=request, state=state, error=error))
+
+    def hand_back(self) -> None:
+        """Cut what is under way at once, and leave it to others."""
+        self.handed_back = True
+        for task in self._tasks.values():
+            task.cancel()
+
+    async def written(self) -> None:
+        """Wait until all that was noted is in Redis.
+
+        Raises:
+            FleetError: it can't be written.
+        """
+        writes, self._writes = self._writes, []
+        await asyncio.gather(*writes)
+
+    def _found(self, index: int) -> Mark:
+        return self.marks.get(index, Mark())
+
+    def _not_sent(self, key: Key, found: Mark) -> StreamsError:
+        why = self.ended or "the run was ended before its turn"
+        return _may_run(key, why) if found.is_intended else RunEndedError(why)
+
+    def _settle(self, index: int, outcome: BulkOutcome[Any]) -> None:
+        believed = intended(self.owner) if index in self._own else self._found(index).text
+        self._writes.append(self.writer.later(settling(self.batch, believed, evolve(outcome, index=index))))
+
+    def _release(self, index: int) -> None:
+        # Also where the answer to the mark did not come any more: it may be there.
+        keys = (self.batch.keys.run(self.run), self.batch.keys.marks(self.run, self.batch.number))
+        self._writes.append(self.writer.later(script(RELEASE, keys, index, intended(self.owner))))
+
+
+def _may_run(key: Key, why: str) -> StreamOutcomeUnknown:
+    return StreamOutcomeUnknown(
+        f"start a stream on {key.kind} {key.target}: an earlier worker may have started it; {why}",
+        sent="maybe",
+        target=key.target,
+        name=key.name,
+    )

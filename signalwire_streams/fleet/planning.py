@@ -1,0 +1,147 @@
+"""Submitting: all of a run is read, checked and written down before the first of it is handed to the workers."""
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from datetime import UTC, datetime
+from hashlib import sha256
+from secrets import token_hex
+
+from attrs import define, evolve, field
+from docket import Docket
+
+from signalwire_streams.bulk.planning import Once, PlannedRequest, Start
+from signalwire_streams.errors import FleetError, InvalidRequestError
+from signalwire_streams.fleet.connection import Connection, command
+from signalwire_streams.fleet.facts import RunFacts
+from signalwire_streams.fleet.keys import BATCH, Keys
+from signalwire_streams.fleet.records import write_batch
+from signalwire_streams.fleet.scripts import PLAN
+from signalwire_streams.fleet.tasks import TASK
+from signalwire_streams.fleet.writer import reply_of, script
+
+_AT_ONCE = 40  # batches written in one go
+_TASKS_AT_ONCE = 500
+
+
+@define(eq=False)
+class Submission:
+    """Submits one run.
+
+    Attributes:
+        connection: the way to Redis.
+        docket: the engine's queue.
+        keys: what things are called.
+        run: what the run is called.
+        keep: seconds that Redis keeps it.
+        secrets_at_workers: whether secrets are left out instead of refused.
+    """
+
+    connection: Connection
+    docket: Docket
+    keys: Keys
+    run: str
+    keep: int
+    secrets_at_workers: bool
+    _plan: str = field(init=False, factory=lambda: token_hex(6))
+    _planned: int = field(init=False, default=0)
+    _batches: int = field(init=False, default=0)
+
+    async def submit(self, requests: Iterable[Start] | AsyncIterable[Start]) -> None:
+        """Write the run down, unless it is there already, and hand it to the workers, unless that was done.
+
+        Raises:
+            InvalidRequestError: an item can't be submitted, or another run has that name; nothing was started.
+            FleetError: Redis can't be used; repeat it.
+        """
+        try:
+            digest = await self._write(requests)
+            answer = await self._claim(digest)
+        except BaseException:
+            await self._discard()
+            raise
+        if answer != "ok":
+            await self._discard()
+        if answer == "other":
+            raise InvalidRequestError(
+                f"a run {self.run!r} with other requests is there already: choose another name for this one"
+            )
+        await self._queue()
+
+    async def _write(self, requests: Iterable[Start] | AsyncIterable[Start]) -> str:
+        digest = sha256()
+        load: list[tuple[str, str]] = []
+        async for batch in self._in_batches(requests):
+            text = write_batch(batch)
+            digest.update(text.encode())
+            load.append((self.keys.plan(self.run, self._plan, self._batches), text))
+            self._batches += 1
+            self._planned += len(batch)
+            if len(load) >= _AT_ONCE:
+                await self._put(load)
+                load = []
+        await self._put(load)
+        return digest.hexdigest()
+
+    async def _put(self, load: list[tuple[str, str]]) -> None:
+        if load:
+            await self.connection.all([command("set", key, text, ex=self.keep) for key, text in load])
+
+    async def _in_batches(self, requests: Iterable[Start] | AsyncIterable[Start]) -> AsyncIterator[list[Start]]:
+        once = Once()
+        batch: list[Start] = []
+        async for request in _each(requests):
+            once.check(request)
+            batch.append(self._fit(request))
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _fit(self, request: Start) -> Start:
+        left_out = PlannedRequest.of(request).left_out
+        if left_out and not self.secrets_at_workers:
+            raise InvalidRequestError(
+                f"the request for {request.target} has secrets ({', '.join(left_out)}), which Redis does not keep: "
+                "submit with secrets_at_workers=True, and give the workers secrets="
+            )
+        if request.name is None and not request.unnamed:
+            return evolve(request, name=f"sws-{self.run}-{request.target}")
+        return request
+
+    async def _claim(self, digest: str) -> str:
+        facts = {
+            "plan": self._plan,
+            "planned": self._planned,
+            "batch": BATCH,
+            "keep": self.keep,
+            "began": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
+        flat = [value for entry in facts.items() for value in entry]
+        return reply_of(await self.connection.one(script(PLAN, (self.keys.run(self.run),), self.keep, digest, *flat)))
+
+    async def _discard(self) -> None:
+        keys = [self.keys.plan(self.run, self._plan, number) for number in range(self._batches)]
+        for first in range(0, len(keys), _TASKS_AT_ONCE):
+            await self.connection.one(command("delete", *keys[first : first + _TASKS_AT_ONCE]))
+
+    async def _queue(self) -> None:
+        key = self.keys.run(self.run)
+        facts = RunFacts.of(self.run, await self.connection.one(command("hgetall", key)))
+        if facts is None or "queued" in facts.fields:
+            return
+        for first in range(0, facts.batches, _TASKS_AT_ONCE):
+            numbers = range(first, min(first + _TASKS_AT_ONCE, facts.batches))
+            calls = [self.docket.call(TASK, key=f"{self.run}:{number}")(self.run, number) for number in numbers]
+            failed = [one.schedule_exception for one in await self.docket.add_many(calls) if one.schedule_exception]
+            if failed:
+                raise FleetError(f"Redis took only a part of the run: {failed[0]}; submit it again")
+        await self.connection.one(command("hset", key, "queued", "1"))
+
+
+async def _each(requests: Iterable[Start] | AsyncIterable[Start]) -> AsyncIterator[Start]:
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            yield request
+    else:
+        for request in requests:
+            yield request

@@ -1,0 +1,72 @@
+"""The book that is kept while a run's streams are stopped."""
+
+from collections import deque
+from typing import Any
+
+from attrs import define, field
+
+from signalwire_streams.bulk.journal import Entry
+from signalwire_streams.bulk.journaled import Key
+from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
+from signalwire_streams.bulk.store import INTENDED
+from signalwire_streams.fleet.keys import Keys
+from signalwire_streams.fleet.scripts import UNDO
+from signalwire_streams.fleet.writer import Writer, script
+from signalwire_streams.models import CallStream, ConferenceStream
+from signalwire_streams.wire.exchange import Progress
+
+_KEEP = 7 * 24 * 3600
+
+
+@define(eq=False)
+class StopLedger:
+    """Keeps book of which streams were stopped.
+
+    A stream that the Space answered with its id did run, so when the Space does not know it any more, it has ended,
+    and that is all that was wanted. Of a stream that is known by its name only, "no such stream" is no proof.
+
+    Attributes:
+        keys: what things are called.
+        run: the run.
+        writer: writes in Redis.
+    """
+
+    keys: Keys
+    run: str
+    writer: Writer
+    _waiting: dict[Key, deque[int]] = field(init=False, factory=dict)
+    _rows: dict[Progress, int] = field(init=False, factory=dict)
+
+    def expect(self, index: int, stream: ConferenceStream | CallStream) -> None:
+        """Hear which stream comes next."""
+        handle = stream.name or stream.sid
+        if isinstance(stream, ConferenceStream):
+            key = Key("conference", stream.conference_sid, handle)
+        else:
+            key = Key("call", stream.call_sid, handle)
+        self._waiting.setdefault(key, deque()).append(index)
+
+    def begin(self) -> None:
+        """Do nothing."""
+
+    def end(self) -> None:
+        """Do nothing."""
+
+    def known(self, key: Key, progress: Progress) -> Entry:
+        """See Ledger.known: every one of them may have ended before."""
+        waiting = self._waiting[key]
+        index = self._rows[progress] = waiting.popleft()
+        if not waiting:
+            del self._waiting[key]
+        return Entry(index, INTENDED, sid=None, ambiguous=False)
+
+    async def intend(self, key: Key, progress: Progress, entry: Entry | None) -> None:
+        """Do nothing: a stop can be sent as often as it takes."""
+
+    def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
+        """See Ledger.note."""
+        index = self._rows.pop(progress, None)
+        if index is None or outcome.state is not BulkState.STOPPED:
+            return
+        keys = (self.keys.run(self.run), self.keys.undone(self.run))
+        _ = self.writer.later(script(UNDO, keys, index, _KEEP))  # the fleet waits for it when it is closed
