@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
-from typing import NoReturn, Self, TypeAlias, TypeVar
+from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 
 import aiohttp
 
@@ -133,11 +133,12 @@ class StreamsClient:
         self.calls = Calls(self._line, account, self._streams.calls)
 
     @classmethod
-    def from_env(cls, environment: Mapping[str, str] | None = None) -> Self:
+    def from_env(cls, environment: Mapping[str, str] | None = None, **options: Any) -> Self:  # noqa: ANN401  (see __init__)
         """Make a client from ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN``.
 
         Args:
             environment: where to look them up; the process's own by default.
+            options: what else a client takes, such as ``pacer=``.
 
         Raises:
             InvalidRequestError: some are not set; the message names them all.
@@ -146,7 +147,7 @@ class StreamsClient:
         missing = [name for name in _ENVIRONMENT.values() if not found.get(name)]
         if missing:
             raise InvalidRequestError(f"set {', '.join(missing)} in the environment (see your Space's API page)")
-        return cls(**{argument: found[name] for argument, name in _ENVIRONMENT.items()})  # type: ignore[arg-type]
+        return cls(**options | {argument: found[name] for argument, name in _ENVIRONMENT.items()})
 
     def start_streams(
         self,

@@ -14,6 +14,7 @@ from signalwire_streams.cli.calls import calls
 from signalwire_streams.cli.conferences import conferences
 from signalwire_streams.cli.demo import demo
 from signalwire_streams.cli.failures import INTERRUPTED, PIPE_CLOSED, say_misuse
+from signalwire_streams.cli.fleet.group import fleet
 from signalwire_streams.cli.listen.command import listen
 from signalwire_streams.cli.simulate import simulate
 
@@ -58,6 +59,7 @@ def program() -> None:
 program.add_command(conferences)
 program.add_command(calls)
 program.add_command(bulk)
+program.add_command(fleet)
 program.add_command(listen)
 program.add_command(callbacks)
 program.add_command(simulate)

@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
 from signalwire_streams.fleet.batches import Secrets
 from signalwire_streams.fleet.facts import FleetStatus, WorkerStatus
 from signalwire_streams.fleet.fleet import Fleet
-from signalwire_streams.fleet.running import run_worker
+from signalwire_streams.fleet.running import run_worker, stopped_by_signals
 from signalwire_streams.fleet.worker import FleetWorker
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "Secrets",
     "WorkerStatus",
     "run_worker",
+    "stopped_by_signals",
 ]

@@ -54,6 +54,7 @@ class Connection:
 
     client: Any
     patience: float
+    _is_away: bool = field(init=False, default=False)
 
     async def one(self, single: Command) -> Any:  # noqa: ANN401  (the command's own)
         """Carry out one command.
@@ -74,14 +75,18 @@ class Connection:
         pause = _FIRST_PAUSE
         while True:
             try:
-                return await self._once(commands)
+                answers = await self._once(commands)
             except (AuthenticationError, NoPermissionError) as error:
                 raise FleetError(f"Redis refuses this user or password: {_words(error)}") from None
             except (RedisError, OSError) as error:
                 if clock.time() + pause - began > self.patience:
                     raise FleetError(f"Redis can't be used: {_words(error)}") from None
-                if pause == _FIRST_PAUSE:
+                if not self._is_away:  # once, however many are waiting for it
+                    self._is_away = True
                     _LOG.warning("the fleet's Redis can't be used, and is asked again: %s", _words(error))
+            else:
+                self._is_away = False
+                return answers
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE)
 

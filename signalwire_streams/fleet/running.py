@@ -8,12 +8,13 @@ from signal import Signals
 from signalwire_streams.client import StreamsClient
 from signalwire_streams.fleet.batches import Secrets
 from signalwire_streams.fleet.worker import FleetWorker
+from signalwire_streams.transport.pacing import Pacer
 
 
 async def run_worker(
     url: str,
     *,
-    client: StreamsClient | None = None,
+    pacer: Pacer | None = None,
     concurrency: int = 200,
     lease: float = 15.0,
     drain: float = 25.0,
@@ -21,10 +22,11 @@ async def run_worker(
 ) -> None:
     """Be a worker of the fleet until SIGTERM or SIGINT comes; a second one hands back at once what is in hand.
 
+    Its client is made from ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN``.
+
     Args:
         url: the Redis that the fleet shares.
-        client: starts the streams, and is closed at the end; one made from the environment by default. Workers that
-            run at once have to share the Space's limit: pass a client with a pacer that does.
+        pacer: what the workers share the Space's limit by. Without one each would take it all by itself.
         concurrency: see `FleetWorker`.
         lease: see `FleetWorker`.
         drain: see `FleetWorker`.
@@ -34,8 +36,8 @@ async def run_worker(
         InvalidRequestError: something can't be right, or the environment lacks something.
         FleetError: Redis refuses the user or password.
     """
-    async with client or StreamsClient.from_env() as ours:
-        worker = FleetWorker(url, ours, concurrency=concurrency, lease=lease, drain=drain, secrets=secrets)
+    async with StreamsClient.from_env(pacer=pacer) as client:
+        worker = FleetWorker(url, client, concurrency=concurrency, lease=lease, drain=drain, secrets=secrets)
         with stopped_by_signals(worker):
             await worker.run()
 

@@ -23,15 +23,18 @@ _IN_PROGRESS = "in-progress"
 _PAGE_SIZE = 1_000
 
 
-@click.command(
-    short_help="Start a stream on each of many conferences or calls.",
-    epilog=f"""\b
+FILES = """\b
 FILE has one id per line; or it is CSV whose first line names its columns; or
 it has one JSON object per line. CSV and JSON can say more of each stream:
   conference_sid or call_sid, url, name, unnamed, track, codec, realtime,
   status_callback, status_callback_method, authorization_bearer_token,
   and parameters (JSON: an object; CSV: a column parameters.NAME for each)
+"""
 
+
+@click.command(
+    short_help="Start a stream on each of many conferences or calls.",
+    epilog=f"""{FILES}
 {ENVIRONMENT}
 \b
 Examples:
@@ -88,18 +91,18 @@ def start(
     knobs = Knobs(concurrency, rate, resend_call_starts)
     if file is not None:
         lines = read_lines(read_source(file), f"{kind}_sid")
-        requests = _checked(Requests.of(lines, defaults), file, account, skip_invalid=skip_invalid)
+        requests = checked(Requests.of(lines, defaults), file, account, skip_invalid=skip_invalid)
         if dry_run:
             write_dry_run(requests, as_json=account.as_json)
             return
 
     async def prepare(client: StreamsClient) -> Job | None:
-        found = requests if file is not None else await _live(client, kind, defaults)
+        found = requests if file is not None else await live(client, kind, defaults)
         if dry_run:
             write_dry_run(found, as_json=account.as_json)
             return None
         if not found:
-            _say_nothing_to_do(as_json=account.as_json)
+            say_nothing_to_do(as_json=account.as_json)
             return None
         path = client.plan_streams(found, journal=journal or _new_path()).path
         return Job(
@@ -113,7 +116,7 @@ def start(
     carry_out(account, knobs, prepare)
 
 
-def _checked(requests: Requests, file: str, account: Account, *, skip_invalid: bool) -> Sequence[Start]:
+def checked(requests: Requests, file: str, account: Account, *, skip_invalid: bool) -> Sequence[Start]:
     """Tell every bad line.
 
     Raises:
@@ -140,14 +143,16 @@ def _checked(requests: Requests, file: str, account: Account, *, skip_invalid: b
     return requests.good
 
 
-def _say_nothing_to_do(*, as_json: bool) -> None:
+def say_nothing_to_do(*, as_json: bool) -> None:
+    """Say that there is nothing to start."""
     if as_json:
         write_json({"report": {"ok": True, "planned": 0, "ended": 0}})
     else:
         click.echo("There is nothing to start.")
 
 
-async def _live(client: StreamsClient, kind: Kind, defaults: Defaults) -> Sequence[Start]:
+async def live(client: StreamsClient, kind: Kind, defaults: Defaults) -> Sequence[Start]:
+    """Make a request for each conference or call that is live now."""
     listing: AsyncIterator[Conference | Call]
     if kind == "conference":
         listing = aiter(client.conferences.list(status=_IN_PROGRESS, page_size=_PAGE_SIZE))

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from attrs import evolve, field, frozen
 
-from signalwire_streams import PlannedRequest
+from signalwire_streams import InvalidRequestError, PlannedRequest
 from signalwire_streams.cli.bulk.lines import Line, Read
 from signalwire_streams.cli.bulk.requests import Start
 
@@ -40,6 +40,17 @@ class Secrets:
         for one in planned:
             line = _next(left, one.request)
             yield one.request if one.complete else self._completed(one, line)
+
+    def given_to(self, planned: PlannedRequest) -> Start:
+        """Give a request what the options say, without a file.
+
+        Raises:
+            InvalidRequestError: something is missing.
+        """
+        try:
+            return planned.request if planned.complete else self._completed(planned, {})
+        except click.UsageError as error:
+            raise InvalidRequestError(error.message) from None
 
     def _completed(self, planned: PlannedRequest, line: Mapping[str, Any]) -> Start:
         request = planned.request

@@ -1,0 +1,88 @@
+"""Which Redis a command goes to, and the run of one command with the fleet there."""
+
+import asyncio
+import functools
+import os
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import click
+
+from signalwire_streams import InvalidRequestError, StreamsError
+from signalwire_streams.cli.account import Account
+from signalwire_streams.cli.failures import Misuse, failure_of
+
+if TYPE_CHECKING:
+    from signalwire_streams.fleet import Fleet
+
+_Result = TypeVar("_Result")
+
+_REDIS = "SIGNALWIRE_FLEET_REDIS"
+
+FLEET_ENVIRONMENT = f"""\b
+  {_REDIS}  the Redis that the fleet shares: redis://host:6379/0,
+                          rediss://user:password@host, unix:///path
+"""
+
+
+def redis_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--redis``, and hand the address to the command."""
+
+    @click.option(
+        "--redis",
+        "url_of_redis",
+        metavar="URL",
+        help=f"The Redis that the fleet shares; instead of {_REDIS}, where one with a password belongs.",
+    )
+    @functools.wraps(command)
+    def with_redis(*, url_of_redis: str | None, **fields: object) -> None:
+        if url_of_redis is not None and urlsplit(url_of_redis).password:
+            raise click.UsageError(f"others on this machine can read a command line: put the password into {_REDIS}")
+        command(url_of_redis=url_of_redis or os.environ.get(_REDIS), **fields)
+
+    return with_redis
+
+
+def the_fleet_room() -> Any:  # noqa: ANN401  (a module)
+    """Import what needs the extra.
+
+    Raises:
+        Misuse: it is not installed.
+    """
+    try:
+        return import_module("signalwire_streams.fleet")
+    except ModuleNotFoundError as error:
+        raise Misuse(str(error)) from None
+
+
+def check_redis(url: str | None) -> str:
+    """Check that an address was said.
+
+    Raises:
+        InvalidRequestError: it was not.
+    """
+    if not url:
+        raise InvalidRequestError(f"set {_REDIS} (or --redis) to the Redis that the fleet shares")
+    return url
+
+
+def with_fleet(account: Account, url: str | None, work: "Callable[[Fleet], Awaitable[_Result]]") -> _Result:
+    """Do a piece of work with the fleet of an account's project.
+
+    Raises:
+        Failure: it did not succeed.
+    """
+    room = the_fleet_room()
+
+    async def with_it() -> _Result:
+        if not account.space or not account.project:
+            raise InvalidRequestError("set SIGNALWIRE_SPACE (or --space) and SIGNALWIRE_PROJECT_ID (or --project)")
+        async with room.Fleet(check_redis(url), space=account.space, project=account.project) as fleet:
+            return await work(fleet)
+
+    try:
+        return asyncio.run(with_it())
+    except StreamsError as error:
+        raise failure_of(error, as_json=account.as_json) from None

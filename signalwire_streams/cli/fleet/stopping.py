@@ -1,0 +1,63 @@
+"""``signalwire-streams fleet stop``."""
+
+import click
+
+from signalwire_streams import BulkReport, StreamsClient
+from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
+from signalwire_streams.cli.bulk.conduct import Conduct, words
+from signalwire_streams.cli.bulk.running import Knobs, run_options
+from signalwire_streams.cli.failures import failure_of
+from signalwire_streams.cli.fleet.following import fleet_command
+from signalwire_streams.cli.fleet.redis import FLEET_ENVIRONMENT, check_redis, redis_option, the_fleet_room
+from signalwire_streams.cli.output import write_aligned, write_json
+from signalwire_streams.cli.progress import Meter, spell_seconds
+
+
+@click.command(epilog=f"{ENVIRONMENT}{FLEET_ENVIRONMENT}")
+@click.argument("run")
+@run_options
+@redis_option
+@account_options
+def stop(account: Account, *, url_of_redis: str | None, run: str, concurrency: int | None, rate: float | None) -> None:
+    """Stop every stream that a run started, or may have started; it takes no further starts.
+
+    Each is stopped by its sid, or by its name where only that is known. It can be repeated until nothing is left.
+    """
+    room = the_fleet_room()
+    knobs, meter = Knobs(concurrency, rate), Meter()
+
+    async def work(client: StreamsClient) -> int:
+        async with room.Fleet(check_redis(url_of_redis), space=client.origin, project=client.project) as fleet:
+            found = await fleet.cancel(run)
+            may_run = ("started", "already_started", "unknown", "intended")
+            total = sum(found.counts.get(state, 0) for state in may_run) - found.undone
+            conduct = Conduct(
+                run=fleet.stop_streams(run, client, concurrency=concurrency),
+                title="Stopping",
+                total=total,
+                meter=meter,
+                limit=knobs.limit.rate,
+                as_json=account.as_json,
+            )
+            report = await conduct.perform()
+        if conduct.error is not None:
+            raise failure_of(conduct.error, as_json=account.as_json)
+        _write(report, account, run)
+        return conduct.exit_code
+
+    code = account.perform(work, on_attempt=meter.note, rate_limit=knobs.limit)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def _write(report: BulkReport, account: Account, run: str) -> None:
+    if account.as_json:
+        counts, errors = dict(report.counts), dict(report.errors)
+        write_json({"report": {"ok": report.ok, "ended": report.total, "counts": counts, "errors": errors}})
+        return
+    stopped = report.total - sum(count for state, count in report.counts.items() if state != "stopped")
+    click.echo(f"Stopped {stopped:,} of {report.total:,} streams in {spell_seconds(report.seconds)}.")
+    if not report.ok:
+        write_aligned([(words(state), f"{count:,}") for state, count in sorted(report.counts.items())], indent="  ")
+        write_aligned([(f"{count:,} x", label) for label, count in report.errors.items()], indent="  ")
+        click.echo(f"Stop the rest:\n  {fleet_command('stop', account.options, run)}")

@@ -1,0 +1,97 @@
+"""``signalwire-streams fleet worker``."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from importlib import import_module
+from typing import Any
+
+import click
+
+from signalwire_streams import PlannedRequest, RetryPolicy, StartCallStream, StartConferenceStream, StreamsError
+from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
+from signalwire_streams.cli.bulk.running import Knobs, resend_option, run_options
+from signalwire_streams.cli.bulk.withheld import Secrets
+from signalwire_streams.cli.failures import failure_of
+from signalwire_streams.cli.fleet.redis import FLEET_ENVIRONMENT, check_redis, redis_option, the_fleet_room
+from signalwire_streams.cli.output import clean
+from signalwire_streams.cli.start_options import secret_options
+
+_AT_ONCE = 200
+
+
+@click.command(
+    epilog=f"""{ENVIRONMENT}{FLEET_ENVIRONMENT}
+\b
+Example:
+  signalwire-streams fleet worker --bearer-token-file token.txt
+""",
+)
+@click.option(
+    "--lease", type=float, default=15.0, show_default=True, help="Seconds after which a dead one is replaced."
+)
+@click.option("--drain", type=float, default=25.0, show_default=True, help="Seconds for what is in hand at SIGTERM.")
+@run_options
+@resend_option
+@secret_options
+@redis_option
+@account_options
+def worker(
+    account: Account,
+    *,
+    url_of_redis: str | None,
+    lease: float,
+    drain: float,
+    concurrency: int | None,
+    rate: float | None,
+    resend_call_starts: bool,
+    parameters: dict[str, str],
+    authorization_bearer_token: str | None,
+    status_callback: str | None,
+) -> None:
+    """Carry out what is submitted, together with all other workers, until SIGTERM or Ctrl-C.
+
+    Then it takes nothing new, finishes what it has in hand, and hands back what takes too long; a second signal
+    hands it all back at once. The workers share the Space's limit through Redis, or take --rate each.
+    """
+    room = the_fleet_room()
+    # The engine's own words are for its developers; a Redis that is away is told by ours.
+    logging.getLogger("docket").setLevel(logging.CRITICAL)
+    secrets = Secrets(parameters, authorization_bearer_token, status_callback)
+
+    async def work() -> None:
+        redis = check_redis(url_of_redis)
+        knobs = Knobs(concurrency, rate, resend_call_starts)
+        options: dict[str, Any] = {"retry": RetryPolicy(resend_call_starts=resend_call_starts)}
+        async with AsyncExitStack() as stack:
+            pacer = None if rate is not None else await _shared_pacer(stack, redis)
+            options |= {"rate_limit": knobs.limit} if pacer is None else {"pacer": pacer}
+            client = await stack.enter_async_context(account.client(**options))
+            at_once = concurrency or _AT_ONCE
+            one = room.FleetWorker(
+                redis, client, concurrency=at_once, lease=lease, drain=drain, secrets=_giving(secrets)
+            )
+            click.echo(f"Worker {clean(one.name)} works for {client.project} on {client.origin}.", err=True)
+            with room.stopped_by_signals(one):
+                await one.run()
+
+    try:
+        asyncio.run(work())
+    except StreamsError as error:
+        raise failure_of(error, as_json=account.as_json) from None
+
+
+async def _shared_pacer(stack: AsyncExitStack, url: str) -> Any:  # noqa: ANN401  (of another extra)
+    try:
+        shared: Any = import_module("signalwire_streams.shared")
+    except ImportError:
+        click.echo("each worker paces by itself: give each its --rate, so that all together keep the limit", err=True)
+        return None
+    return await stack.enter_async_context(shared.RedisPacer(url))
+
+
+def _giving(secrets: Secrets) -> Any:  # noqa: ANN401  (what a worker takes)
+    def give(planned: PlannedRequest) -> StartConferenceStream | StartCallStream:
+        return secrets.given_to(planned)
+
+    return give
