@@ -84,7 +84,6 @@ class FleetWorker:
         A signal's handler may call this. A second call hands everything back at once.
         """
         if self._stop.is_set():
-            self.drain = 0.0
             self._cut()
         self._stop.set()
 

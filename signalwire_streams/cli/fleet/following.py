@@ -21,6 +21,9 @@ from signalwire_streams.cli.progress import Progress, shown
 if TYPE_CHECKING:
     from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
 
+MAY_RUN = ("started", "already_started", "unknown", "intended")
+"""The states of starts whose streams may run."""
+
 _ASKED_EVERY = 0.5
 _SETTLING = 1.0
 _LIMIT = RateLimit().requests / RateLimit().window
@@ -155,7 +158,8 @@ def _write(found: "FleetStatus", options: Sequence[str]) -> None:
         click.echo("Its submit was cut off: submit it again with the same --run.")
     if not found.over and not found.workers:
         click.echo("No worker works now: start one with signalwire-streams fleet worker")
-    click.echo(f"Stop what it started:\n  {fleet_command('stop', options, found.run)}")
+    if sum(found.counts.get(state, 0) for state in MAY_RUN) > found.undone:
+        click.echo(f"Stop what it started:\n  {fleet_command('stop', options, found.run)}")
 
 
 def _write_workers(workers: "Sequence[WorkerStatus]", *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
 from signalwire_streams.cli.bulk.conduct import Conduct, words
 from signalwire_streams.cli.bulk.running import Knobs, run_options
 from signalwire_streams.cli.failures import failure_of
-from signalwire_streams.cli.fleet.following import fleet_command
+from signalwire_streams.cli.fleet.following import MAY_RUN, fleet_command
 from signalwire_streams.cli.fleet.redis import FLEET_ENVIRONMENT, check_redis, redis_option, the_fleet_room
 from signalwire_streams.cli.output import write_aligned, write_json
 from signalwire_streams.cli.progress import Meter, spell_seconds
@@ -29,8 +29,7 @@ def stop(account: Account, *, url_of_redis: str | None, run: str, concurrency: i
     async def work(client: StreamsClient) -> int:
         async with room.Fleet(check_redis(url_of_redis), space=client.origin, project=client.project) as fleet:
             found = await fleet.cancel(run)
-            may_run = ("started", "already_started", "unknown", "intended")
-            total = sum(found.counts.get(state, 0) for state in may_run) - found.undone
+            total = sum(found.counts.get(state, 0) for state in MAY_RUN) - found.undone
             conduct = Conduct(
                 run=fleet.stop_streams(run, client, concurrency=concurrency),
                 title="Stopping",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from signalwire_streams import PlannedRequest
 from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
 from signalwire_streams.cli.bulk.dry_run import write_dry_run
 from signalwire_streams.cli.bulk.lines import read_lines
@@ -85,6 +86,12 @@ def submit(
     if not found:
         say_nothing_to_do(as_json=account.as_json)
         return
+
+    if not (workers_have_secrets or all(PlannedRequest.of(request).complete for request in found)):
+        raise click.UsageError(
+            "Redis keeps no bearer tokens, parameter values or private callbacks: start the workers with the options "
+            "that give them, and write --workers-have-secrets"
+        )
 
     async def work(fleet: "Fleet") -> str:
         return await fleet.submit(found, name=run, secrets_at_workers=workers_have_secrets)

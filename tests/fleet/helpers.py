@@ -1,0 +1,51 @@
+"""What the tests of the fleet share."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+from signalwire_streams import BulkOutcome, StartCallStream, StartConferenceStream
+from signalwire_streams.fleet import Fleet
+from signalwire_streams.fleet.connection import Connection, command
+from signalwire_streams.fleet.facts import RunFacts
+
+URL = "wss://rx.example.com/audio"
+PATIENCE = 30.0
+
+
+def on_conferences(sids: Iterable[str], **fields: object) -> list[StartConferenceStream]:
+    return [StartConferenceStream(conference_sid=sid, url=URL, **fields) for sid in sids]  # type: ignore[arg-type]
+
+
+def on_calls(sids: Iterable[str], **fields: object) -> list[StartCallStream]:
+    return [StartCallStream(call_sid=sid, url=URL, **fields) for sid in sids]  # type: ignore[arg-type]
+
+
+async def all_results(fleet: Fleet, run: str) -> list[BulkOutcome[StartConferenceStream | StartCallStream]]:
+    """Give a run's outcomes in the order of its items."""
+    async with asyncio.timeout(PATIENCE):
+        return sorted([outcome async for outcome in fleet.results(run)], key=lambda outcome: outcome.index)
+
+
+async def until(holds: Callable[[], Awaitable[object]]) -> None:
+    """Wait until something holds that other processes or tasks bring about."""
+    async with asyncio.timeout(PATIENCE):
+        while not await holds():
+            await asyncio.sleep(0.01)
+
+
+def connection_of(fleet: Fleet) -> Connection:
+    connection = fleet._connection
+    assert connection is not None
+    return connection
+
+
+async def set_marks(fleet: Fleet, run: str, marks: dict[int, str]) -> None:
+    """Put marks there as a worker that died may have left them."""
+    connection = connection_of(fleet)
+    facts = RunFacts.of(run, await connection.one(command("hgetall", fleet._keys.run(run))))
+    assert facts is not None
+    for index, mark in marks.items():
+        key = fleet._keys.marks(run, index // facts.batch)
+        await connection.one(command("hset", key, str(index), mark))
+        if mark.startswith("i:"):
+            await connection.one(command("hincrby", fleet._keys.run(run), "c:intended", 1))

@@ -1,0 +1,412 @@
+"""Runs that are shared, from their submit to their end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from signalwire_streams import (
+    AuthenticationError,
+    BulkState,
+    ClientStateError,
+    Clock,
+    ConferenceStream,
+    InvalidRequestError,
+    NotFoundError,
+    PlannedRequest,
+    RunEndedError,
+    StartCallStream,
+    StartConferenceStream,
+    StreamsClient,
+)
+from signalwire_streams.fleet import Fleet
+from signalwire_streams.fleet.connection import command
+from signalwire_streams.simulator import SimulatedSpace
+
+from .conftest import Workers
+from .helpers import URL, all_results, connection_of, on_calls, on_conferences, until
+
+
+async def test_every_start_is_made_once(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """A run of conferences and calls is started by whoever works, each once, with the outcomes of a bulk run."""
+    workers()
+    workers()
+    requests = [*on_conferences(space.conference_sids), *on_calls(space.call_sids)]
+
+    run = await fleet.submit(requests, name="nightly")
+    outcomes = await all_results(fleet, run)
+
+    assert run == "nightly"
+    assert [outcome.state for outcome in outcomes] == [BulkState.STARTED] * 6
+    assert [outcome.item.target for outcome in outcomes] == [request.target for request in requests]
+    assert [outcome.stream.name for outcome in outcomes if outcome.stream] == [
+        f"sws-nightly-{request.target}" for request in requests
+    ]
+    assert {stream.sid for stream in space.streams} == {outcome.stream.sid for outcome in outcomes if outcome.stream}
+    assert all(outcome.attempts == 1 and outcome.seconds >= 0 for outcome in outcomes)
+
+
+async def test_results_can_be_asked_again_elsewhere(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """What became of a run can be asked again, and by who did not submit it."""
+    workers()
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    first = await all_results(fleet, run)
+
+    async with Fleet(fleet.url, space=space.base_url, project=space.project) as elsewhere:
+        second = await all_results(elsewhere, run)
+        status = await elsewhere.status(run)
+
+    assert second == first
+    assert status.counts == {"started": 3}
+    assert status.over
+    assert status.queued
+    assert (status.planned, status.attempts, status.errors, status.ended) == (3, 3, {}, None)
+
+
+async def test_results_come_while_the_run_goes_on(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """Who asks before anything was done gets each outcome when it is there."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    asking = asyncio.create_task(all_results(fleet, run))
+    await asyncio.sleep(0)
+
+    workers()
+
+    assert len(await asking) == 3
+
+
+async def test_more_than_one_batch_of_any_kind_of_input(fleet: Fleet, workers: Workers, space: SimulatedSpace) -> None:
+    """An input that comes by and by is taken as well as a list, however many batches it makes."""
+
+    async def trickle() -> AsyncIterator[StartConferenceStream]:
+        for number in range(60):
+            yield StartConferenceStream(conference_sid=space.conference_sids[0], url=URL, name=f"s{number}")
+
+    workers()
+    run = await fleet.submit(trickle())
+
+    outcomes = await all_results(fleet, run)
+    assert [outcome.item.name for outcome in outcomes] == [f"s{number}" for number in range(60)]
+    assert len(space.streams.alive()) == 60
+
+
+async def test_plans_of_long_runs_are_not_all_kept(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who follows a long run keeps the requests of a few batches only."""
+    monkeypatch.setattr("signalwire_streams.fleet.fleet._KEPT_BATCHES", 1)
+    monkeypatch.setattr("signalwire_streams.fleet.planning._AT_ONCE", 1)
+    workers()
+    sid = space.conference_sids[0]
+    requests = [StartConferenceStream(conference_sid=sid, url=URL, name=f"s{number}") for number in range(60)]
+
+    run = await fleet.submit(requests)
+
+    assert [outcome.item for outcome in await all_results(fleet, run)] == requests
+
+
+async def test_a_repeated_submit_starts_nothing_twice(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """The same run may be submitted as often as one likes, before and after its end."""
+    requests = on_conferences(space.conference_sids)
+    await fleet.submit(requests, name="nightly")
+    await fleet.submit(requests, name="nightly")
+    workers()
+    await all_results(fleet, "nightly")
+    await fleet.submit(requests, name="nightly")
+
+    assert len(await all_results(fleet, "nightly")) == 3
+    assert len(space.streams) == 3
+
+
+async def test_a_submit_that_was_killed_is_completed_by_the_next(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
+    """A run that was written down and not yet handed over is handed over by the same submit again."""
+    requests = on_conferences(space.conference_sids)
+    await fleet.submit(requests, name="nightly")
+    await connection_of(fleet).one(command("hdel", fleet._keys.run("nightly"), "queued"))
+    assert not (await fleet.status("nightly")).queued
+
+    await fleet.submit(requests, name="nightly")
+    workers()
+
+    assert len(await all_results(fleet, "nightly")) == 3
+    assert (await fleet.status("nightly")).queued
+    assert len(space.streams) == 3
+
+
+async def test_another_run_of_that_name_is_refused(space: SimulatedSpace, fleet: Fleet) -> None:
+    """A name stands for one run."""
+    requests = on_conferences(space.conference_sids)
+    await fleet.submit(requests, name="nightly")
+
+    with pytest.raises(InvalidRequestError, match="choose another name"):
+        await fleet.submit(requests[:2], name="nightly")
+
+    assert (await fleet.status("nightly")).planned == 3
+
+
+async def test_a_bad_item_leaves_nothing_behind(space: SimulatedSpace, fleet: Fleet) -> None:
+    """Nothing of a run is started, or kept, where an item can't be: neither a wrong one nor one that comes twice."""
+
+    def wrong() -> Iterator[Any]:
+        yield from (StartConferenceStream(conference_sid=f"c{number}", url=URL) for number in range(30))
+        yield "no request"
+
+    with pytest.raises(InvalidRequestError, match="an item is a str"):
+        await fleet.submit(wrong(), name="nightly")
+    with pytest.raises(InvalidRequestError, match="comes twice"):
+        await fleet.submit(on_conferences(["a", "a"]), name="nightly")
+
+    with pytest.raises(InvalidRequestError, match="no run 'nightly'"):
+        await fleet.status("nightly")
+    assert await connection_of(fleet).one(command("keys", f"{fleet._keys.prefix}:our:*")) == []
+
+
+async def test_a_refusal_is_told_as_it_was(fleet: Fleet, workers: Workers) -> None:
+    """An outcome has the error of its start, with all that it knows."""
+    workers()
+    run = await fleet.submit(on_conferences(["nowhere"]))
+
+    [outcome] = await all_results(fleet, run)
+
+    assert outcome.state is BulkState.REJECTED
+    assert isinstance(outcome.error, NotFoundError)
+    assert outcome.error.status == 404
+    assert (await fleet.status(run)).errors == {"NotFoundError 20404": 1}
+
+
+async def test_a_wrong_token_ends_the_run(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """A 401 ends the run for all workers; what was not begun is not attempted."""
+    sid = space.conference_sids[0]
+    requests = [StartConferenceStream(conference_sid=sid, url=URL, name=f"s{number}") for number in range(100)]
+    run = await fleet.submit(requests)
+    async with StreamsClient(base_url=space.base_url, project=space.project, token="wrong") as stranger:
+        workers(stranger, concurrency=1)
+        outcomes = await all_results(fleet, run)
+        await workers.end_all()
+
+    states = [outcome.state for outcome in outcomes]
+    assert set(states) == {BulkState.REJECTED, BulkState.NOT_ATTEMPTED}
+    assert states[25:] == [BulkState.NOT_ATTEMPTED] * 75
+    assert isinstance(outcomes[0].error, AuthenticationError)
+    assert isinstance(outcomes[99].error, RunEndedError)
+    status = await fleet.status(run)
+    assert status.ended == "denied"
+    assert "earlier item" in (status.why or "")
+    assert len(space.streams) == 0
+
+
+async def test_a_cancelled_run_ends_without_workers(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """Cancelling tells of all that was not begun; a worker that comes later sends none of it."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+
+    status = await fleet.cancel(run)
+    assert status.counts == {"not_attempted": 3}
+    assert status.over
+    assert (await fleet.cancel(run)).counts == {"not_attempted": 3}
+
+    workers()
+    other = await fleet.submit(on_calls(space.call_sids))
+    await all_results(fleet, other)
+    outcomes = await all_results(fleet, run)
+    assert [outcome.state for outcome in outcomes] == [BulkState.NOT_ATTEMPTED] * 3
+    assert all(isinstance(outcome.error, RunEndedError) for outcome in outcomes)
+    assert len(space.streams) == 3
+
+
+async def test_what_a_run_started_is_stopped(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, client: StreamsClient
+) -> None:
+    """Stopping stops all that the run started, counts what has ended meanwhile, and has nothing left to do then."""
+    workers()
+    run = await fleet.submit([*on_conferences(space.conference_sids), *on_calls(space.call_sids)])
+    first, *_ = await all_results(fleet, run)
+    assert isinstance(first.stream, ConferenceStream)
+    await client.conferences.stop_stream(first.stream.conference_sid, first.stream)
+
+    report = await fleet.stop_streams(run, client).report()
+    again = await fleet.stop_streams(run, client).report()
+
+    assert report.counts == {BulkState.STOPPED: 6}
+    assert again.total == 0
+    assert space.streams.alive() == []
+    assert (await fleet.status(run)).undone == 6
+
+
+async def test_a_stream_that_could_not_be_stopped_is_tried_again(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, client: StreamsClient
+) -> None:
+    """Only what was stopped is left out the next time."""
+    workers()
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    await all_results(fleet, run)
+    space.faults.add("status", on="stop", status=400, times=1)
+
+    first = await fleet.stop_streams(run, client, concurrency=1).report()
+    second = await fleet.stop_streams(run, client).report()
+
+    assert first.counts == {BulkState.STOPPED: 2, BulkState.REJECTED: 1}
+    assert second.counts == {BulkState.STOPPED: 1}
+
+
+async def test_a_client_of_another_project_stops_nothing(space: SimulatedSpace, fleet: Fleet) -> None:
+    """The client that stops is of the fleet's own project."""
+    async with StreamsClient(base_url=space.base_url, project="another", token="t") as stranger:
+        with pytest.raises(InvalidRequestError, match="another Space or project"):
+            fleet.stop_streams("nightly", stranger)
+
+
+class TestSecrets:
+    """Redis keeps no secrets."""
+
+    async def test_are_refused(self, fleet: Fleet) -> None:
+        """A request with a secret is refused, and the sentence says what to do, but not the secret."""
+        for fields in (
+            {"parameters": {"key": "hidden"}},
+            {"authorization_bearer_token": "hidden"},
+            {"status_callback": "https://example.com/?key=hidden"},
+        ):
+            with pytest.raises(InvalidRequestError, match="secrets_at_workers=True") as caught:
+                await fleet.submit(on_conferences(["c"], **fields))
+            assert "hidden" not in str(caught.value)
+
+    async def test_are_put_back_by_the_worker(self, space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+        """What was left out is given back where the start is made."""
+
+        def secrets(planned: PlannedRequest) -> StartConferenceStream | StartCallStream:
+            assert planned.parameters == ("key",)
+            return StartConferenceStream(
+                conference_sid=planned.request.target, url=URL, name=planned.request.name, parameters={"key": "hidden"}
+            )
+
+        workers(secrets=secrets)
+        requests = on_conferences(space.conference_sids, parameters={"key": "hidden"})
+        run = await fleet.submit(requests, secrets_at_workers=True)
+
+        outcomes = await all_results(fleet, run)
+        assert [outcome.state for outcome in outcomes] == [BulkState.STARTED] * 3
+        assert [outcome.item.parameters for outcome in outcomes] == [{}] * 3
+        assert [stream.parameters for stream in space.streams] == [{"key": "hidden"}] * 3
+
+    async def test_that_a_worker_lacks(self, space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+        """A worker without them refuses those starts, and makes the others."""
+        workers()
+        requests = on_conferences(space.conference_sids[:1], parameters={"key": "hidden"})
+        run = await fleet.submit([*requests, *on_calls(space.call_sids[:1])], secrets_at_workers=True)
+
+        first, second = await all_results(fleet, run)
+        assert first.state is BulkState.REJECTED
+        assert "give the workers secrets=" in str(first.error)
+        assert second.state is BulkState.STARTED
+
+    async def test_of_another_request_are_refused(self, space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+        """What gives the secrets back may not change what is started."""
+        workers(secrets=lambda _: StartConferenceStream(conference_sid="other", url=URL))
+        requests = on_conferences(space.conference_sids[:1], parameters={"key": "hidden"})
+        run = await fleet.submit(requests, secrets_at_workers=True)
+
+        [outcome] = await all_results(fleet, run)
+        assert outcome.state is BulkState.REJECTED
+        assert "another request" in str(outcome.error)
+
+
+async def test_workers_are_told_of(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """Who works can be asked, with the rate of the last seconds; who left is not told of, nor who vanished."""
+    first, second = workers(name="first", lease=0.2), workers(name="second", lease=0.2)
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    await all_results(fleet, run)
+
+    async def has_told() -> bool:
+        return sum(worker.ended for worker in await fleet.workers()) == 3
+
+    await until(has_told)
+    status = await fleet.status(run)
+    assert [worker.name for worker in status.workers] == ["first", "second"]
+    assert status.rate > 0
+    assert all(worker.pid and worker.host and not worker.draining for worker in status.workers)
+
+    await workers.end(first)
+    assert [worker.name for worker in await fleet.workers()] == ["second"]
+    await workers.end(second)
+    await connection_of(fleet).one(command("sadd", fleet._keys.workers, "vanished"))
+    assert await fleet.workers() == ()
+    assert await fleet.workers() == ()
+
+
+async def test_a_run_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """What is older than Redis was told to keep it is not started any more, and can't be asked."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    await connection_of(fleet).one(command("delete", fleet._keys.run(run)))
+    workers()
+    other = await fleet.submit(on_calls(space.call_sids))
+
+    assert len(await all_results(fleet, other)) == 3
+    with pytest.raises(InvalidRequestError, match="there is no run"):
+        await all_results(fleet, run)
+    assert len(space.streams) == 3
+
+
+async def test_a_plan_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """A run whose requests are gone can be ended, and says why it can't be told."""
+    workers()
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    await all_results(fleet, run)
+    waiting = await fleet.submit(on_calls(["nowhere"]), name="waiting")
+    await all_results(fleet, waiting)
+    for name in (run, waiting):
+        plans = await connection_of(fleet).one(command("keys", f"{fleet._keys.run(name)}:plan:*"))
+        await connection_of(fleet).one(command("delete", *plans))
+
+    await fleet.cancel(run)
+    with pytest.raises(InvalidRequestError, match="older than Redis was told to keep"):
+        await all_results(fleet, run)
+
+
+async def test_what_can_not_be_right_is_refused(space: SimulatedSpace, url: str) -> None:
+    """A fleet, a worker and a run's name are checked before anything is done."""
+    fleet = Fleet(url, space=space.base_url, project=space.project)
+    with pytest.raises(ClientStateError, match="async with"):
+        await fleet.submit([])
+    with pytest.raises(InvalidRequestError, match="not an address"):
+        Fleet("secret@host", space="example", project="p")
+    with pytest.raises(InvalidRequestError, match="keep"):
+        Fleet(url, space="example", project="p", keep=0)
+    async with fleet:
+        for name in ("", "a b", "a:b", 7):
+            with pytest.raises(InvalidRequestError, match="a run's name"):
+                await fleet.submit([], name=name)  # type: ignore[arg-type]
+
+
+async def test_an_empty_run_is_over(fleet: Fleet) -> None:
+    """A run of nothing has no outcomes, and has ended."""
+    run = await fleet.submit([])
+
+    assert await all_results(fleet, run) == []
+    assert (await fleet.status(run)).over
+
+
+async def test_a_broken_pacer_is_tried_again(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """What a caller's own part raises hands the batch back, and loses nothing of it."""
+    tries = []
+
+    async def middleware(exchange: Any, send: Any) -> Any:
+        tries.append(exchange)
+        if len(tries) == 1:
+            raise RuntimeError("broken")
+        return await send(exchange)
+
+    async with StreamsClient(
+        base_url=space.base_url,
+        project=space.project,
+        token=space.token,
+        middlewares=[middleware],
+        clock=Clock.instant(),
+    ) as client:
+        workers(client)
+        run = await fleet.submit(on_conferences(space.conference_sids))
+        outcomes = await all_results(fleet, run)
+        await workers.end_all()
+
+    assert len(outcomes) == 3
+    assert len(space.streams.alive()) >= 2
