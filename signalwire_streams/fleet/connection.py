@@ -106,11 +106,18 @@ def check_url(url: object) -> str:
     Raises:
         InvalidRequestError: it is none.
     """
-    if not isinstance(url, str) or urlsplit(url).scheme not in _SCHEMES or "://" not in url:
+    if not isinstance(url, str) or not _is_address(url):
         raise InvalidRequestError(
             "the fleet's Redis is not an address: write it as 'redis://host:6379/0', 'rediss://...' or 'unix:///path'"
         )
     return url
+
+
+def _is_address(url: str) -> bool:
+    try:
+        return urlsplit(url).scheme in _SCHEMES and "://" in url
+    except ValueError:
+        return False
 
 
 def engine_url(url: str) -> str:

@@ -92,7 +92,7 @@ class Workers:
 @pytest.fixture
 def url(request: pytest.FixtureRequest) -> str:
     """The engine's in-memory Redis, another one for each test."""
-    return f"memory://{request.node.name}"
+    return f"memory://{id(request)}"
 
 
 @pytest.fixture

@@ -368,8 +368,10 @@ async def test_what_can_not_be_right_is_refused(space: SimulatedSpace, url: str)
     fleet = Fleet(url, space=space.base_url, project=space.project)
     with pytest.raises(ClientStateError, match="async with"):
         await fleet.submit([])
-    with pytest.raises(InvalidRequestError, match="not an address"):
-        Fleet("secret@host", space="example", project="p")
+    for wrong in ("secret@host", "http://host", "redis://[secret", None):
+        with pytest.raises(InvalidRequestError, match="not an address") as caught:
+            Fleet(wrong, space="example", project="p")  # type: ignore[arg-type]
+        assert "secret" not in str(caught.value)
     with pytest.raises(InvalidRequestError, match="keep"):
         Fleet(url, space="example", project="p", keep=0)
     async with fleet:

@@ -38,11 +38,18 @@ def redis_option(command: Callable[..., None]) -> Callable[..., None]:
     )
     @functools.wraps(command)
     def with_redis(*, url_of_redis: str | None, **fields: object) -> None:
-        if url_of_redis is not None and urlsplit(url_of_redis).password:
+        if url_of_redis is not None and "@" in url_of_redis and not _has_no_password(url_of_redis):
             raise click.UsageError(f"others on this machine can read a command line: put the password into {_REDIS}")
         command(url_of_redis=url_of_redis or os.environ.get(_REDIS), **fields)
 
     return with_redis
+
+
+def _has_no_password(url: str) -> bool:
+    try:
+        return urlsplit(url).password is None
+    except ValueError:
+        return False
 
 
 def the_fleet_room() -> Any:  # noqa: ANN401  (a module)

@@ -1,0 +1,360 @@
+"""Batches that come a second time: what a worker that died, stalled or was cut off left of them."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from signalwire_streams import BulkState, RetryPolicy, StartConferenceStream, StreamOutcomeUnknown, StreamsClient
+from signalwire_streams.bulk.outcomes import BulkOutcome
+from signalwire_streams.errors import RunEndedError
+from signalwire_streams.fleet import Fleet
+from signalwire_streams.fleet.connection import command
+from signalwire_streams.fleet.leases import Lease, Leases
+from signalwire_streams.fleet.ledger import Batch, BatchLedger, key_of
+from signalwire_streams.fleet.records import Mark
+from signalwire_streams.fleet.scripts import HOLD
+from signalwire_streams.fleet.writer import Writer, script
+from signalwire_streams.simulator import SimulatedSpace
+from signalwire_streams.wire.exchange import Progress
+
+from .conftest import Workers
+from .helpers import URL, all_results, connection_of, on_calls, on_conferences, set_marks, until
+
+DEAD = "i:dead.1"
+
+
+@pytest.fixture
+async def space() -> AsyncIterator[SimulatedSpace]:
+    async with SimulatedSpace(conferences=3, calls=3, duplicate_names="http-error") as running:
+        yield running
+
+
+async def test_what_may_run_is_sent_again_under_its_name(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """Of a dead worker's starts on conferences those that run are found running, and the others are started."""
+    requests = on_conferences(space.conference_sids)
+    run = await fleet.submit(requests, name="nightly")
+    await set_marks(fleet, run, {0: DEAD, 1: DEAD})
+    await workers.client.conferences.start_stream(requests[0].target, url=URL, name=f"sws-nightly-{requests[0].target}")
+
+    workers()
+    outcomes = await all_results(fleet, run)
+
+    assert [outcome.state for outcome in outcomes] == [
+        BulkState.ALREADY_STARTED,
+        BulkState.STARTED,
+        BulkState.STARTED,
+    ]
+    assert [outcome.stream.ambiguous for outcome in outcomes if outcome.stream] == [True, True, False]
+    assert len(space.streams.alive()) == 3
+    assert (await fleet.status(run)).counts == {"already_started": 1, "started": 2}
+
+
+async def test_what_can_not_be_told_is_not_sent_again(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """A dead worker's starts on calls, and those without a name, are reported as unknown; the others are made."""
+    unnamed = [StartConferenceStream(conference_sid=space.conference_sids[0], url=URL, unnamed=True) for _ in range(3)]
+    run = await fleet.submit([*on_calls(space.call_sids), *unnamed])
+    await set_marks(fleet, run, {1: DEAD, 4: DEAD})
+
+    workers()
+    outcomes = await all_results(fleet, run)
+
+    states = [BulkState.STARTED, BulkState.UNKNOWN, BulkState.STARTED] * 2
+    assert [outcome.state for outcome in outcomes] == states
+    assert isinstance(outcomes[1].error, StreamOutcomeUnknown)
+    assert isinstance(outcomes[4].error, StreamOutcomeUnknown)
+    assert len(space.streams) == 4
+
+
+async def test_a_call_is_sent_again_where_the_policy_says_so(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, client_for: Callable[..., StreamsClient]
+) -> None:
+    """With ``resend_call_starts`` a dead worker's start on a call is sent again under its name."""
+    run = await fleet.submit(on_calls(space.call_sids))
+    await set_marks(fleet, run, {0: DEAD})
+
+    workers(client_for(space, retry=RetryPolicy(resend_call_starts=True)))
+    outcomes = await all_results(fleet, run)
+
+    assert [outcome.state for outcome in outcomes] == [BulkState.STARTED] * 3
+    assert len(space.streams) == 3
+
+
+async def test_what_is_settled_is_let_be(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """A batch that is delivered once more sends nothing that has ended."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    worker = workers()
+    await all_results(fleet, run)
+    sent = space.requests.count("start-conference-stream")
+
+    await worker._task(run, 0)
+
+    assert space.requests.count("start-conference-stream") == sent
+    assert (await fleet.status(run)).counts == {"started": 3}
+
+
+async def test_a_cancelled_run_says_what_may_run(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """What a dead worker may have sent of a run that was cancelled is unknown, and not sent again; it is stopped."""
+    run = await fleet.submit(on_conferences(space.conference_sids), name="nightly")
+    target = space.conference_sids[0]
+    await set_marks(fleet, run, {0: DEAD})
+    await workers.client.conferences.start_stream(target, url=URL, name=f"sws-nightly-{target}")
+    assert (await fleet.cancel(run)).counts == {"intended": 1, "not_attempted": 2}
+
+    report = await fleet.stop_streams(run, workers.client).report()
+    workers()
+    outcomes = await all_results(fleet, run)
+
+    assert report.counts == {BulkState.STOPPED: 1}
+    states = [BulkState.UNKNOWN, BulkState.NOT_ATTEMPTED, BulkState.NOT_ATTEMPTED]
+    assert [outcome.state for outcome in outcomes] == states
+    assert space.streams.alive() == []
+    assert len(space.streams) == 1
+
+
+async def test_stopping_waits_for_what_is_under_way(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker has sent when the run is stopped is stopped as well, once its answer is there."""
+    monkeypatch.setattr("signalwire_streams.fleet.fleet._BLOCK", 20)
+    space.faults.add("latency", on="start", seconds=0.2, created=True)
+    workers()
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    await until(lambda: _is_intended(fleet, run, 3))
+
+    report = await fleet.stop_streams(run, workers.client).report()
+
+    assert report.counts == {BulkState.STOPPED: 3}
+    assert space.streams.alive() == []
+
+
+async def _is_intended(fleet: Fleet, run: str, count: int) -> bool:
+    return (await fleet.status(run)).counts.get("intended") == count
+
+
+async def test_secrets_that_the_next_worker_lacks(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """What may run is not said to be refused by a worker that has no secrets for it."""
+    requests = on_conferences(space.conference_sids, parameters={"key": "hidden"})
+    run = await fleet.submit(requests, secrets_at_workers=True)
+    await set_marks(fleet, run, {0: DEAD})
+
+    workers()
+    outcomes = await all_results(fleet, run)
+
+    assert [outcome.state for outcome in outcomes] == [BulkState.UNKNOWN, BulkState.REJECTED, BulkState.REJECTED]
+
+
+async def test_a_batch_in_hand_is_waited_for(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """A batch that another worker has in hand is not touched until that one lets go of it."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    lease = fleet._keys.lease(run, 0)
+    await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
+
+    worker = workers(lease=0.08)
+    await until(lambda: _has_asked(worker, run))
+    assert space.requests.count("start-conference-stream") == 0
+    await connection_of(fleet).one(command("delete", lease))
+
+    assert len(await all_results(fleet, run)) == 3
+
+
+async def _has_asked(worker: object, run: str) -> bool:
+    await asyncio.sleep(0.05)
+    return True
+
+
+async def test_a_worker_that_ends_does_not_wait_for_a_batch(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
+    """A worker that waits for another's batch lets go of it when it is told to end."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    lease = fleet._keys.lease(run, 0)
+    await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
+    worker = workers(lease=0.08)
+    await _has_asked(worker, run)
+
+    await workers.end(worker)
+    await connection_of(fleet).one(command("delete", lease))
+    workers()
+
+    assert len(await all_results(fleet, run)) == 3
+    assert len(space.streams) == 3
+
+
+async def test_what_is_in_hand_is_finished_at_the_end(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """A worker that is told to end finishes what it has in hand, and takes nothing new."""
+    space.faults.add("latency", on="start", seconds=0.2, created=True)
+    worker = workers()
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    await until(lambda: _is_intended(fleet, run, 3))
+
+    await workers.end(worker)
+
+    assert (await fleet.status(run)).counts == {"started": 3}
+    later = await fleet.submit(on_calls(space.call_sids))
+    assert (await fleet.status(later)).counts == {"waiting": 3}
+
+
+@pytest.mark.parametrize("how", ["drain", "twice", "cancel"])
+async def test_what_takes_too_long_is_handed_back(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, how: str
+) -> None:
+    """A worker that may not wait hands back what it has in hand, at once; the next one doubles and loses nothing."""
+    space.faults.add("hang", on="start", created=True, times=3)
+    worker = workers(drain=0.1 if how == "drain" else 60)
+    requests = on_conferences(space.conference_sids)
+    run = await fleet.submit(requests)
+    await until(lambda: _are_streams(space, 3))
+
+    if how == "cancel":
+        task = workers.running.pop(worker)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    else:
+        worker.stop()
+        if how == "twice":
+            worker.stop()
+        await workers.running.pop(worker)
+    assert (await fleet.status(run)).counts == {"intended": 3}
+    workers()
+
+    outcomes = await all_results(fleet, run)
+    assert [outcome.state for outcome in outcomes] == [BulkState.ALREADY_STARTED] * 3
+    assert len(space.streams.alive()) == 3
+
+
+async def _are_streams(space: SimulatedSpace, count: int) -> bool:
+    return len(space.streams) == count
+
+
+class TestAnOwnerThatWasReplaced:
+    """Whoever lost a start to another worker does nothing more of it."""
+
+    @pytest.fixture
+    async def ledger(self, space: SimulatedSpace, fleet: Fleet) -> BatchLedger:
+        run = await fleet.submit(on_conferences(space.conference_sids))
+        writer = Writer(connection_of(fleet))
+        ledger = BatchLedger(Batch(fleet._keys, run, 0, 60), "old", writer, {})
+        ledger.expect(enumerate(on_conferences(space.conference_sids)))
+        return ledger
+
+    async def test_sends_nothing(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
+        """A mark that is another's now keeps its start from being sent, and from having an outcome."""
+        key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+        entry = ledger.known(key, progress)
+        await set_marks(fleet, ledger.run, {0: "i:new"})
+
+        with pytest.raises(RunEndedError, match="another worker") as caught:
+            await ledger.intend(key, progress, entry)
+        ledger.note(progress, BulkOutcome(index=0, item=None, state=BulkState.NOT_ATTEMPTED, error=caught.value))
+        await ledger.written()
+
+        assert ledger.lost == {0}
+        assert (await fleet.status(ledger.run)).counts == {"intended": 1, "waiting": 2}
+
+    async def test_settles_nothing(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
+        """An answer that comes after another worker took over is not written."""
+        key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+        await ledger.intend(key, progress, ledger.known(key, progress))
+        await connection_of(fleet).one(command("hset", fleet._keys.marks(ledger.run, 0), "0", "i:new"))
+
+        ledger.note(progress, BulkOutcome(index=0, item=None, state=BulkState.STARTED))
+        await ledger.written()
+
+        assert (await fleet.status(ledger.run)).counts == {"intended": 1, "waiting": 2}
+
+    async def test_hands_back_what_was_not_sent(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
+        """What was cut before it was sent is as good as new."""
+        key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+
+        async def cut() -> None:
+            await ledger.intend(key, progress, ledger.known(key, progress))
+            await asyncio.sleep(60)
+
+        task = asyncio.create_task(cut())
+        await until(lambda: _is_intended(fleet, ledger.run, 1))
+        ledger.hand_back()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        ledger.note(
+            progress, BulkOutcome(index=0, item=None, state=BulkState.NOT_ATTEMPTED, error=RunEndedError("cut"))
+        )
+        await ledger.written()
+
+        assert (await fleet.status(ledger.run)).counts == {"waiting": 3}
+        other, later = key_of(on_conferences(space.conference_sids)[1]), Progress()
+        entry = ledger.known(other, later)
+        with pytest.raises(RunEndedError, match="left to others"):
+            await ledger.intend(other, later, entry)
+
+    async def test_says_no_less_than_is_known(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
+        """A start that may have been sent before does not end as one that was not."""
+        ledger.marks = {0: Mark(DEAD)}
+        await set_marks(fleet, ledger.run, {0: DEAD})
+        key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress(may_be_done=True)
+        await ledger.intend(key, progress, ledger.known(key, progress))
+
+        ledger.note(
+            progress, BulkOutcome(index=0, item=None, state=BulkState.NOT_ATTEMPTED, error=RunEndedError("ended"))
+        )
+        await ledger.written()
+
+        assert (await fleet.status(ledger.run)).counts == {"unknown": 1, "waiting": 2}
+
+
+class TestLeases:
+    """A worker knows by its own clock when what it has in hand may be another's."""
+
+    async def test_a_stalled_worker_cuts_first(self, fleet: Fleet) -> None:
+        """After a pause that was too long, what is in hand is cut before anything else goes on."""
+        said: list[str] = []
+        leases = Leases(connection_of(fleet), 0.2, list)
+        leases.begin()
+        lease = await leases.take("lease", "me", lambda: said.append("cut"))
+        assert lease is not None
+        woken = asyncio.create_task(self._after(0.05, said))
+        await asyncio.sleep(0)
+
+        time.sleep(0.3)  # noqa: ASYNC251  (the pause itself)
+        await woken
+        await leases.end()
+
+        assert said == ["cut", "woken"]
+        assert lease.is_lost
+
+    @staticmethod
+    async def _after(seconds: float, said: list[str]) -> None:
+        await asyncio.sleep(seconds)
+        said.append("woken")
+
+    async def test_a_lease_that_is_another_s_is_lost(self, fleet: Fleet) -> None:
+        """A lease that Redis gave to another is cut at the next renewal; ours are renewed."""
+        leases = Leases(connection_of(fleet), 0.2, list)
+        lost = await leases.take("lost", "me", lambda: None)
+        kept = await leases.take("kept", "me too", lambda: None)
+        assert lost is not None
+        assert kept is not None
+        await connection_of(fleet).one(command("set", "lost", "other"))
+        held_at = kept.held_at
+
+        leases.begin()
+        await until(lambda: _holds(lost.is_lost and kept.held_at > held_at))
+        await leases.end()
+        assert not kept.is_lost
+        assert await leases.take("lost", "third", lambda: None) is None
+
+    async def test_ends_where_it_did_not_begin(self, fleet: Fleet) -> None:
+        """What was not begun can be ended; what is lost is lost once."""
+        cuts: list[int] = []
+        lease = Lease("key", "me", lambda: cuts.append(1), 0.0)
+        lease.lose()
+        lease.lose()
+        await Leases(connection_of(fleet), 1.0, list).end()
+
+        assert cuts == [1]
+
+
+async def _holds(what: bool) -> bool:
+    return what
