@@ -76,9 +76,9 @@ class Connection:
         while True:
             try:
                 answers = await self._once(commands)
-            except (AuthenticationError, NoPermissionError) as error:
-                raise FleetError(f"Redis refuses this user or password: {_words(error)}") from None
             except (RedisError, OSError) as error:
+                if _is_refusal(error):
+                    raise FleetError(f"Redis refuses this user or password: {_words(error)}") from None
                 if clock.time() + pause - began > self.patience:
                     raise FleetError(f"Redis can't be used: {_words(error)}") from None
                 if not self._is_away:  # once, however many are waiting for it
@@ -141,6 +141,13 @@ async def connected(url: str, docket: Docket, patience: float) -> AsyncIterator[
         yield Connection(client, patience)
     finally:
         await client.aclose()
+
+
+def _is_refusal(error: Exception) -> bool:
+    # Some of redis-py's versions raise a wrong password as a ConnectionError.
+    return isinstance(error, AuthenticationError | NoPermissionError) or any(
+        words in str(error) for words in ("invalid username-password", "Authentication required")
+    )
 
 
 def _words(error: Exception) -> str:

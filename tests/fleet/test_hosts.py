@@ -1,0 +1,245 @@
+"""Workers as processes of their own on a real Redis: killed, stalled, told to end; and a Redis that goes away."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from attrs import define, field
+
+from signalwire_streams import BulkState, FleetError, StartConferenceStream, StreamsClient
+from signalwire_streams.fleet import Fleet, FleetWorker, run_worker
+from signalwire_streams.simulator import SimulatedSpace
+
+from .conftest import RedisServer
+from .helpers import PATIENCE, URL, all_results, on_calls, on_conferences, until
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+PROCESS = """
+import asyncio, sys
+from signalwire_streams.fleet import run_worker
+
+asyncio.run(run_worker(sys.argv[1], lease=float(sys.argv[2]), concurrency=50, drain=10))
+"""
+
+
+@define(eq=False)
+class Hosts:
+    """Processes, each of them a worker."""
+
+    url: str
+    environment: dict[str, str]
+    running: list[asyncio.subprocess.Process] = field(factory=list)
+
+    async def __call__(self, lease: float = 1.0) -> asyncio.subprocess.Process:
+        words = [sys.executable, "-W", "ignore", "-c", PROCESS, self.url, str(lease)]
+        host = await asyncio.create_subprocess_exec(*words, env=os.environ | self.environment)
+        self.running.append(host)
+        return host
+
+    async def end(self) -> None:
+        for host in self.running:
+            if host.returncode is None:
+                host.kill()
+            await host.wait()
+
+
+@pytest.fixture
+def url(redis_server: RedisServer) -> str:
+    return redis_server.url
+
+
+@pytest.fixture
+async def space() -> AsyncIterator[SimulatedSpace]:
+    async with SimulatedSpace(conferences=200, calls=50, duplicate_names="http-error") as running:
+        yield running
+
+
+@pytest.fixture
+async def hosts(url: str, fleet: Fleet, space: SimulatedSpace) -> AsyncIterator[Hosts]:
+    environment = {
+        "SIGNALWIRE_SPACE": space.base_url,
+        "SIGNALWIRE_PROJECT_ID": space.project,
+        "SIGNALWIRE_API_TOKEN": space.token,
+    }
+    hosts = Hosts(url, environment)
+    yield hosts
+    await hosts.end()
+
+
+def working(fleet: Fleet, count: int) -> Callable[[], object]:
+    async def are_there() -> bool:
+        return len(await fleet.workers()) == count
+
+    return are_there
+
+
+async def some_done(fleet: Fleet, run: str) -> bool:
+    return (await fleet.status(run)).done > 20
+
+
+async def test_a_host_that_is_killed_costs_nothing(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
+    """A worker killed with -9 in mid-run: every conference has exactly one stream, and every start an outcome."""
+    space.faults.add("latency", on="start", seconds=0.1, created=True)
+    space.faults.add("reset", on="start", created=True, one_in=10)
+    victim, _ = await hosts(), await hosts()
+    await until(working(fleet, 2))
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    await until(lambda: some_done(fleet, run))
+
+    victim.kill()
+    await hosts()
+    outcomes = await all_results(fleet, run)
+
+    assert len(outcomes) == 200
+    assert {outcome.state for outcome in outcomes} <= {
+        BulkState.STARTED,
+        BulkState.ALREADY_STARTED,
+        BulkState.UNKNOWN,
+    }
+    assert len(space.streams.alive()) == 200
+    assert space.streams.doubled() == []
+
+
+async def test_calls_of_a_killed_host_are_not_doubled(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
+    """Where a second start may not be refused, what a dead worker had sent is reported and not sent again."""
+    space.faults.add("hang", on="start", created=True, times=10)
+    victim = await hosts()
+    run = await fleet.submit(on_calls(space.call_sids))
+
+    async def has_sent() -> bool:
+        return len(space.streams) == 50
+
+    await until(has_sent)
+    victim.kill()
+    await hosts()
+    outcomes = await all_results(fleet, run)
+
+    assert len(space.streams) == 50
+    assert sum(outcome.state is BulkState.UNKNOWN for outcome in outcomes) >= 10
+    assert {outcome.state for outcome in outcomes} <= {BulkState.STARTED, BulkState.UNKNOWN}
+
+
+async def test_a_host_that_was_stopped_sends_nothing_more(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
+    """A worker that SIGSTOP held for longer than its lease finds its batch another's, and lets it be."""
+    space.faults.add("hang", on="start", created=True, times=25)
+    sleeper = await hosts(lease=0.5)
+    run = await fleet.submit(on_conferences(space.conference_sids[:25]))
+
+    async def has_sent() -> bool:
+        return len(space.streams) == 25
+
+    await until(has_sent)
+    sleeper.send_signal(signal.SIGSTOP)
+    await hosts(lease=0.5)
+    outcomes = await all_results(fleet, run)
+    sent = space.requests.count("start-conference-stream")
+    await until(working(fleet, 1))
+    sleeper.send_signal(signal.SIGCONT)
+    await until(working(fleet, 2))
+    later = await fleet.submit(on_calls(space.call_sids))
+    await all_results(fleet, later)
+
+    assert [outcome.state for outcome in outcomes] == [BulkState.ALREADY_STARTED] * 25
+    assert space.requests.count("start-conference-stream") == sent == 50
+    assert len(space.streams.alive()) == 75
+    assert (await fleet.status(run)).counts == {"already_started": 25}
+
+
+async def test_sigterm_drains(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
+    """A worker that gets SIGTERM finishes what it has in hand, takes no more, and ends well."""
+    space.faults.add("latency", on="start", seconds=0.3, created=True)
+    host = await hosts()
+    await until(working(fleet, 1))
+    run = await fleet.submit(on_conferences(space.conference_sids))
+
+    async def has_begun() -> bool:
+        return bool((await fleet.status(run)).counts.get("intended"))
+
+    await until(has_begun)
+    host.terminate()
+    assert await host.wait() == 0
+    status = await fleet.status(run)
+    assert "intended" not in status.counts
+    assert status.counts["started"] + status.counts["waiting"] == 200
+    assert len(space.streams) == status.counts["started"]
+
+    await hosts()
+    await all_results(fleet, run)
+    assert len(space.streams.alive()) == 200
+    assert len(space.streams) == 200
+
+
+async def test_a_redis_that_comes_back_costs_nothing(
+    space: SimulatedSpace, fleet: Fleet, hosts: Hosts, redis_server: RedisServer
+) -> None:
+    """Redis killed and started again in mid-run: workers and readers wait for it, nothing is lost or doubled."""
+    space.faults.add("latency", on="start", seconds=0.1, created=True)
+    await hosts()
+    await hosts()
+    await until(working(fleet, 2))
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    reading = asyncio.create_task(all_results(fleet, run))
+    await until(lambda: some_done(fleet, run))
+
+    redis_server.kill()
+    redis_server.start()
+    outcomes = await reading
+
+    assert len(outcomes) == 200
+    assert {outcome.state for outcome in outcomes} <= {BulkState.STARTED, BulkState.ALREADY_STARTED}
+    assert len(space.streams.alive()) == 200
+    assert space.streams.doubled() == []
+
+
+async def test_redis_keeps_no_secrets(
+    space: SimulatedSpace, fleet: Fleet, hosts: Hosts, redis_server: RedisServer
+) -> None:
+    """Neither the API token nor a secret of a request is anywhere in what Redis has written."""
+    await hosts()
+    requests = [
+        StartConferenceStream(
+            conference_sid=sid,
+            url=URL,
+            authorization_bearer_token="hidden-token",
+            parameters={"shown": "hidden-value"},
+            status_callback="https://example.com/?key=hidden-key",
+        )
+        for sid in space.conference_sids[:3]
+    ]
+    run = await fleet.submit(requests, secrets_at_workers=True)
+    await all_results(fleet, run)
+
+    kept = redis_server.kept
+    assert space.conference_sids[0].encode() in kept
+    assert space.token.encode() not in kept
+    assert b"hidden" not in kept
+
+
+async def test_a_worker_in_this_process_ends_by_cancelling(
+    space: SimulatedSpace, fleet: Fleet, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run_worker` can be cancelled, as any coroutine."""
+    for name, value in hosts.environment.items():
+        monkeypatch.setenv(name, value)
+    task = asyncio.create_task(run_worker(fleet.url))
+    run = await fleet.submit(on_conferences(space.conference_sids[:3]))
+    await all_results(fleet, run)
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await fleet.workers() == ()
+
+
+async def test_a_wrong_password_is_told(
+    space: SimulatedSpace, client: StreamsClient, redis_server: RedisServer
+) -> None:
+    """Where Redis wants a password, a wrong one ends a worker and a submit at once, and is not repeated."""
+    url = redis_server.url.replace("unix://", "unix://user:hidden@")
+    with pytest.raises(FleetError, match="refuses this user or password") as caught:
+        async with asyncio.timeout(PATIENCE):
+            await FleetWorker(url, client).run()
+    assert "hidden" not in str(caught.value)
