@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from attrs import define, evolve, field, frozen
 
@@ -128,9 +128,7 @@ class BatchLedger:
         if self.handed_back:
             raise RunEndedError("it is left to others")
         index = self._rows[progress]
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks[progress] = task
+        self._tasks[progress] = cast("asyncio.Task[Any]", asyncio.current_task())
         found = self._found(index)
         keys = (self.batch.keys.run(self.run), self.batch.keys.marks(self.run, self.batch.number))
         answer = await self.writer.later(script(INTEND, keys, index, found.text, intended(self.owner), self.batch.keep))

@@ -29,7 +29,7 @@ async def all_results(fleet: Fleet, run: str) -> list[BulkOutcome[StartConferenc
 async def until(holds: Callable[[], Awaitable[object]]) -> None:
     """Wait until something holds that other processes or tasks bring about."""
     async with asyncio.timeout(PATIENCE):
-        while not await holds():
+        while not await holds():  # noqa: ASYNC110  (other processes set no event)
             await asyncio.sleep(0.01)
 
 

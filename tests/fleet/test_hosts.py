@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from attrs import define, field
@@ -69,7 +69,7 @@ async def hosts(url: str, fleet: Fleet, space: SimulatedSpace) -> AsyncIterator[
     await hosts.end()
 
 
-def working(fleet: Fleet, count: int) -> Callable[[], object]:
+def working(fleet: Fleet, count: int) -> Callable[[], Awaitable[bool]]:
     async def are_there() -> bool:
         return len(await fleet.workers()) == count
 
@@ -192,6 +192,18 @@ async def test_a_redis_that_comes_back_costs_nothing(
     assert {outcome.state for outcome in outcomes} <= {BulkState.STARTED, BulkState.ALREADY_STARTED}
     assert len(space.streams.alive()) == 200
     assert space.streams.doubled() == []
+
+
+async def test_a_worker_ends_without_redis(client: StreamsClient, fleet: Fleet, redis_server: RedisServer) -> None:
+    """A worker that is told to end while Redis is away ends."""
+    worker = FleetWorker(redis_server.url, client, lease=1.0, drain=1.0)
+    task = asyncio.create_task(worker.run())
+    await until(working(fleet, 1))
+
+    redis_server.kill()
+    worker.stop()
+    async with asyncio.timeout(PATIENCE):
+        await task
 
 
 async def test_redis_keeps_no_secrets(

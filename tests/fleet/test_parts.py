@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from signalwire_streams import (
     StreamOutcomeUnknown,
     StreamsError,
     TransportError,
+    fleet as fleet_room,
 )
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet.connection import Connection, command, engine_url
@@ -266,3 +268,13 @@ def test_what_is_missing_is_said_in_one_sentence() -> None:
     assert last == (
         "ModuleNotFoundError: signalwire_streams.fleet needs more packages: pip install 'signalwire-streams[fleet]'"
     )
+
+
+def test_the_room_itself_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence names the extra, and the error what was missing."""
+    monkeypatch.setitem(sys.modules, "docket", None)
+    path = Path(fleet_room.__file__)
+
+    with pytest.raises(ModuleNotFoundError, match="signalwire-streams\\[fleet\\]") as caught:
+        exec(compile(path.read_text(), str(path), "exec"), {"__name__": "signalwire_streams.fleet"})  # noqa: S102
+    assert caught.value.name == "docket"

@@ -14,7 +14,7 @@ from signalwire_streams.fleet.connection import command
 from signalwire_streams.fleet.leases import Lease, Leases
 from signalwire_streams.fleet.ledger import Batch, BatchLedger, key_of
 from signalwire_streams.fleet.records import Mark
-from signalwire_streams.fleet.scripts import HOLD
+from signalwire_streams.fleet.scripts import END, HOLD
 from signalwire_streams.fleet.writer import Writer, script
 from signalwire_streams.simulator import SimulatedSpace
 from signalwire_streams.wire.exchange import Progress
@@ -145,34 +145,46 @@ async def test_secrets_that_the_next_worker_lacks(space: SimulatedSpace, fleet: 
     assert [outcome.state for outcome in outcomes] == [BulkState.UNKNOWN, BulkState.REJECTED, BulkState.REJECTED]
 
 
-async def test_a_batch_in_hand_is_waited_for(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note each try to take a batch in hand."""
+    tries: list[str] = []
+    take = Leases.take
+
+    async def noting(self: Leases, key: str, owner: str, cut: Callable[[], None]) -> Lease | None:
+        lease = await take(self, key, owner, cut)
+        tries.append(key)
+        return lease
+
+    monkeypatch.setattr(Leases, "take", noting)
+    return tries
+
+
+async def test_a_batch_in_hand_is_waited_for(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, asked: list[str]
+) -> None:
     """A batch that another worker has in hand is not touched until that one lets go of it."""
     run = await fleet.submit(on_conferences(space.conference_sids))
     lease = fleet._keys.lease(run, 0)
     await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
 
-    worker = workers(lease=0.08)
-    await until(lambda: _has_asked(worker, run))
+    workers(lease=0.08)
+    await until(lambda: _holds(len(asked) > 1))
     assert space.requests.count("start-conference-stream") == 0
     await connection_of(fleet).one(command("delete", lease))
 
     assert len(await all_results(fleet, run)) == 3
 
 
-async def _has_asked(worker: object, run: str) -> bool:
-    await asyncio.sleep(0.05)
-    return True
-
-
 async def test_a_worker_that_ends_does_not_wait_for_a_batch(
-    space: SimulatedSpace, fleet: Fleet, workers: Workers
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, asked: list[str]
 ) -> None:
     """A worker that waits for another's batch lets go of it when it is told to end."""
     run = await fleet.submit(on_conferences(space.conference_sids))
     lease = fleet._keys.lease(run, 0)
     await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
     worker = workers(lease=0.08)
-    await _has_asked(worker, run)
+    await until(lambda: _holds(bool(asked)))
 
     await workers.end(worker)
     await connection_of(fleet).one(command("delete", lease))
@@ -264,6 +276,23 @@ class TestAnOwnerThatWasReplaced:
         await ledger.written()
 
         assert (await fleet.status(ledger.run)).counts == {"intended": 1, "waiting": 2}
+
+    async def test_sends_nothing_of_a_run_that_was_ended(
+        self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger
+    ) -> None:
+        """A run that is cancelled when a batch is about to be sent keeps it from being sent."""
+        requests = dict(enumerate(on_conferences(space.conference_sids)))
+        await connection_of(fleet).one(script(END, (fleet._keys.run(ledger.run),), "cancelled", "it was cancelled"))
+        key, progress = key_of(requests[0]), Progress()
+        entry = ledger.known(key, progress)
+
+        with pytest.raises(RunEndedError, match="ended before its turn") as caught:
+            await ledger.intend(key, progress, entry)
+        ledger.note(progress, BulkOutcome(index=0, item=None, state=BulkState.NOT_ATTEMPTED, error=caught.value))
+        ledger.settle_rest(requests)
+        await ledger.written()
+
+        assert (await fleet.status(ledger.run)).counts == {"not_attempted": 3}
 
     async def test_hands_back_what_was_not_sent(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
         """What was cut before it was sent is as good as new."""

@@ -20,19 +20,22 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.fleet import Fleet
+from signalwire_streams.fleet import Fleet, FleetWorker, stopped_by_signals
 from signalwire_streams.fleet.connection import command
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import URL, all_results, connection_of, on_calls, on_conferences, until
+from .helpers import URL, all_results, connection_of, on_calls, on_conferences, set_marks, until
 
 
 async def test_every_start_is_made_once(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     """A run of conferences and calls is started by whoever works, each once, with the outcomes of a bulk run."""
     workers()
     workers()
-    requests = [*on_conferences(space.conference_sids), *on_calls(space.call_sids)]
+    requests: list[StartConferenceStream | StartCallStream] = [
+        *on_conferences(space.conference_sids),
+        *on_calls(space.call_sids),
+    ]
 
     run = await fleet.submit(requests, name="nightly")
     outcomes = await all_results(fleet, run)
@@ -363,6 +366,56 @@ async def test_a_plan_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fle
         await all_results(fleet, run)
 
 
+async def test_a_batch_whose_plan_is_gone(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """A worker lets a batch be whose requests Redis has forgotten."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    plans = await connection_of(fleet).one(command("keys", f"{fleet._keys.run(run)}:plan:*"))
+    await connection_of(fleet).one(command("delete", *plans))
+    worker = workers()
+    other = await fleet.submit(on_calls(space.call_sids))
+    await all_results(fleet, other)
+
+    await workers.end(worker)
+    assert (await fleet.status(run)).counts == {"waiting": 3}
+
+
+async def test_streams_that_can_not_be_named_can_not_be_stopped(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, client: StreamsClient
+) -> None:
+    """What may run and has neither sid nor name is told, since only the end of its call stops it."""
+    requests = [StartConferenceStream(conference_sid=space.conference_sids[0], url=URL, unnamed=True)] * 2
+    run = await fleet.submit(requests)
+    await set_marks(fleet, run, {0: "i:dead", 1: "i:dead"})
+
+    report = await fleet.stop_streams(run, client).report()
+
+    assert report.counts == {BulkState.REJECTED: 2}
+    assert "neither sid nor name" in str(report.failures[0].error)
+
+
+async def test_signals_where_there_are_none(client: StreamsClient, url: str) -> None:
+    """A worker in a thread of its own is not stopped by signals, and works nevertheless."""
+
+    async def work() -> None:
+        worker = FleetWorker(url, client)
+        with stopped_by_signals(worker):
+            worker.stop()
+
+    await asyncio.to_thread(asyncio.run, work())
+
+
+async def test_an_engine_that_breaks_is_told(fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends the engine ends the worker, and is not hidden."""
+
+    async def broken(_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("docket.Worker.run_forever", broken)
+    worker = workers()
+    with pytest.raises(RuntimeError, match="broken"):
+        await workers.running.pop(worker)
+
+
 async def test_what_can_not_be_right_is_refused(space: SimulatedSpace, url: str) -> None:
     """A fleet, a worker and a run's name are checked before anything is done."""
     fleet = Fleet(url, space=space.base_url, project=space.project)
@@ -370,7 +423,7 @@ async def test_what_can_not_be_right_is_refused(space: SimulatedSpace, url: str)
         await fleet.submit([])
     for wrong in ("secret@host", "http://host", "redis://[secret", None):
         with pytest.raises(InvalidRequestError, match="not an address") as caught:
-            Fleet(wrong, space="example", project="p")  # type: ignore[arg-type]
+            Fleet(wrong, space="example", project="p")
         assert "secret" not in str(caught.value)
     with pytest.raises(InvalidRequestError, match="keep"):
         Fleet(url, space="example", project="p", keep=0)
