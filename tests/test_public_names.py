@@ -68,4 +68,4 @@ def test_an_import_brings_what_it_needs_and_no_more(statement: str, rooms: set[s
     modules = set(shown.stdout.split())
 
     assert {name.split(".")[1] for name in modules if name.startswith("signalwire_streams.")} <= rooms
-    assert not modules & {"click", "rich", "trustme", "pytest"}
+    assert not modules & {"click", "rich", "trustme", "pytest", "redis", "docket"}

@@ -1,0 +1,186 @@
+"""The fleet from the command line, against a real Redis and a Space on a socket."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define, field
+
+from signalwire_streams.cli.program import run as run_program
+from signalwire_streams.fleet import Fleet
+from signalwire_streams.simulator import SimulatedSpace
+
+from .conftest import RedisServer
+from .helpers import PATIENCE, URL, all_results, until
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+
+
+@define(eq=False)
+class Shell:
+    """Runs commands in a thread of this process, so that the test's own loop goes on serving the Space."""
+
+    capture: pytest.CaptureFixture[str]
+    environment: dict[str, str]
+    err: str = field(init=False, default="")
+
+    async def __call__(self, *arguments: str, code: int = 0) -> str:
+        async with asyncio.timeout(PATIENCE):
+            ended = await asyncio.to_thread(run_program, ["fleet", *arguments])
+        out, self.err = self.capture.readouterr()
+        assert ended == code, self.err
+        return out
+
+
+@pytest.fixture
+def url(redis_server: RedisServer) -> str:
+    return redis_server.url
+
+
+@pytest.fixture
+def shell(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, space: SimulatedSpace, url: str
+) -> Shell:
+    environment = {
+        "SIGNALWIRE_SPACE": space.base_url,
+        "SIGNALWIRE_PROJECT_ID": space.project,
+        "SIGNALWIRE_API_TOKEN": space.token,
+        "SIGNALWIRE_FLEET_REDIS": url,
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Shell(capsys, environment)
+
+
+@pytest.fixture
+async def worker(shell: Shell, tmp_path: Path, fleet: Fleet) -> AsyncIterator[asyncio.subprocess.Process]:
+    token = tmp_path / "token.txt"
+    token.write_text("hidden")
+    words = ["fleet", "worker", "--rate", "1000", "--bearer-token-file", str(token)]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "ignore", "-m", "signalwire_streams", *words),
+        env=os.environ | shell.environment,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+    async def works() -> bool:
+        return bool(await fleet.workers())
+
+    await until(works)
+    yield process
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+
+
+async def test_from_submit_to_stop(
+    shell: Shell, worker: asyncio.subprocess.Process, fleet: Fleet, space: SimulatedSpace
+) -> None:
+    """A run is submitted, followed, told, stopped; and the worker ends when it is told to."""
+    out = await shell("submit", "--all-in-progress", "--run", "nightly", "--url", URL)
+    assert out.startswith("Submitted 3 streams as run nightly.")
+    assert "signalwire-streams fleet stop nightly" in out
+
+    followed = await shell("status", "nightly", "--follow")
+    assert "started" in followed
+    assert "3 of 3" in shell.err
+    told = [json.loads(line) for line in (await shell("results", "nightly")).splitlines()]
+    assert {line["state"] for line in told} == {"started"}
+    assert {line["target"] for line in told} == set(space.conference_sids)
+    status: Any = json.loads(await shell("status", "nightly", "--json"))
+    assert (status["counts"], status["over"], len(status["workers"])) == ({"started": 3}, True, 1)
+    assert "works" in await shell("status")
+
+    assert (await shell("stop", "nightly")).startswith("Stopped 3 of 3 streams")
+    assert space.streams.alive() == []
+    again: Any = json.loads(await shell("stop", "nightly", "--json"))
+    assert again["report"] == {"ok": True, "ended": 0, "counts": {}, "errors": {}}
+    assert "stopped again" in await shell("status", "nightly")
+
+    worker.send_signal(signal.SIGTERM)
+    assert await worker.wait() == 0
+    assert "No worker works now." in await shell("status")
+
+
+async def test_secrets_stay_with_the_workers(
+    shell: Shell, worker: asyncio.subprocess.Process, fleet: Fleet, space: SimulatedSpace, tmp_path: Path
+) -> None:
+    """A submit with a secret is refused, unless the workers have it."""
+    targets = tmp_path / "targets.jsonl"
+    lines = [{"conference_sid": sid, "authorization_bearer_token": "hidden"} for sid in space.conference_sids]
+    targets.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    await shell("submit", str(targets), "--url", URL, code=2)
+    assert "--workers-have-secrets" in shell.err
+    assert "hidden" not in shell.err
+    submitted = json.loads(await shell("submit", str(targets), "--url", URL, "--workers-have-secrets", "--json"))
+    await all_results(fleet, submitted["run"])
+
+    assert [stream.authorization_bearer_token for stream in space.streams] == ["hidden"] * 3
+
+
+async def test_a_run_is_cancelled_without_workers(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
+    """A run that nobody works on can be looked at, and cancelled."""
+    targets = tmp_path / "targets.txt"
+    targets.write_text("\n".join(space.call_sids))
+    await shell("submit", str(targets), "--kind", "call", "--url", URL, "--run", "r")
+
+    out = await shell("status", "r", "--once")
+    assert "waiting" in out
+    assert "No worker works now" in out
+    assert "not attempted" in await shell("cancel", "r")
+    assert json.loads(await shell("cancel", "r", "--json"))["ended"] == "cancelled"
+    assert len(space.streams) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("status", "nowhere"), "there is no run 'nowhere'"),
+        (("status", "--redis", "redis://user:hidden@host"), "put the password into SIGNALWIRE_FLEET_REDIS"),
+        (("status", "--redis", "host"), "not an address"),
+        (("submit", "--url", URL), "name a FILE"),
+        (("submit", "--all-in-progress", "--kind", "call", "--codec", "L16"), "leave them out on calls"),
+        (("stop", "nowhere"), "there is no run 'nowhere'"),
+    ],
+)
+async def test_what_can_not_be_right(shell: Shell, arguments: tuple[str, ...], words: str) -> None:
+    """Misuse is told in one line, with exit code 2 and no secret."""
+    await shell(*arguments, code=2)
+
+    assert words in shell.err
+    assert "hidden" not in shell.err
+
+
+async def test_dry_runs_and_empty_ones(shell: Shell, tmp_path: Path) -> None:
+    """A dry run submits nothing, and neither does a file without targets."""
+    targets = tmp_path / "targets.txt"
+    targets.write_text("a\nb\n")
+    assert "2 streams would be started" in await shell("submit", str(targets), "--url", URL, "--dry-run")
+    targets.write_text("")
+    assert "nothing to start" in await shell("submit", str(targets), "--url", URL)
+
+
+async def test_no_redis_is_said(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that does not know the Redis says how to tell it."""
+    monkeypatch.delenv("SIGNALWIRE_FLEET_REDIS")
+    for command in ("status", "worker"):
+        await shell(command, code=2)
+        assert "set SIGNALWIRE_FLEET_REDIS (or --redis)" in shell.err
+
+
+async def test_a_missing_extra_is_said(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra the commands say what to install."""
+    monkeypatch.setitem(sys.modules, "docket", None)
+    monkeypatch.delitem(sys.modules, "signalwire_streams.fleet")
+    await shell("status", code=2)
+
+    assert shell.err == (
+        "error: signalwire_streams.fleet needs more packages: pip install 'signalwire-streams[fleet]'\n"
+    )
