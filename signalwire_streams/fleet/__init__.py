@@ -13,13 +13,12 @@ and on each host, with ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIG
 >>> await run_worker("redis://localhost")  # doctest: +SKIP
 """
 
-try:
-    import docket as _docket  # noqa: F401
-    import redis as _redis  # noqa: F401
-except ModuleNotFoundError as error:
+from importlib.util import find_spec
+
+if not (find_spec("docket") and find_spec("redis")):
     raise ModuleNotFoundError(
-        "signalwire_streams.fleet needs more packages: pip install 'signalwire-streams[fleet]'", name=error.name
-    ) from None
+        "signalwire_streams.fleet needs more packages: pip install 'signalwire-streams[fleet]'", name="docket"
+    )
 
 from signalwire_streams.fleet.batches import Secrets
 from signalwire_streams.fleet.facts import FleetStatus, WorkerStatus

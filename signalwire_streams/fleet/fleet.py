@@ -194,8 +194,9 @@ class Fleet:
         facts = await self._facts(run)
         connection = self._open()
         why = "the run was cancelled before its turn"
-        await connection.one(script(END, (self._keys.run(run),), "cancelled", why))
-        await Ending(connection, self._keys, facts, facts.ended or why).settle()
+        if not facts.status(()).over:
+            await connection.one(script(END, (self._keys.run(run),), "cancelled", why))
+            await Ending(connection, self._keys, facts, facts.ended or why).settle()
         return await self.status(run)
 
     def stop_streams(

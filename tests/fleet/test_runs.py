@@ -404,6 +404,15 @@ async def test_signals_where_there_are_none(client: StreamsClient, url: str) -> 
     await asyncio.to_thread(asyncio.run, work())
 
 
+async def test_the_rate_is_that_of_the_last_seconds(client: StreamsClient, url: str) -> None:
+    """What was attempted some time ago does not count."""
+    worker = FleetWorker(url, client)
+    now = asyncio.get_running_loop().time()
+    worker._recent.extend([(now - 60, 1_000), (now, 50)])
+
+    assert worker._rate() == 10
+
+
 async def test_an_engine_that_breaks_is_told(fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ends the engine ends the worker, and is not hidden."""
 
