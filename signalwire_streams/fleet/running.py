@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from signal import Signals
 
 from signalwire_streams.client import StreamsClient
 from signalwire_streams.fleet.batches import Secrets
 from signalwire_streams.fleet.worker import FleetWorker
+from signalwire_streams.shared import RedisPacer
 from signalwire_streams.transport.pacing import Pacer
 
 
@@ -26,7 +27,7 @@ async def run_worker(
 
     Args:
         url: the Redis that the fleet shares.
-        pacer: what the workers share the Space's limit by. Without one each would take it all by itself.
+        pacer: what the workers share the Space's limit by; a `RedisPacer` on the fleet's Redis by default.
         concurrency: see `FleetWorker`.
         lease: see `FleetWorker`.
         drain: see `FleetWorker`.
@@ -36,7 +37,10 @@ async def run_worker(
         InvalidRequestError: something can't be right, or the environment lacks something.
         FleetError: Redis refuses the user or password.
     """
-    async with StreamsClient.from_env(pacer=pacer) as client:
+    async with AsyncExitStack() as stack:
+        if pacer is None:
+            pacer = await stack.enter_async_context(RedisPacer(url))
+        client = await stack.enter_async_context(StreamsClient.from_env(pacer=pacer))
         worker = FleetWorker(url, client, concurrency=concurrency, lease=lease, drain=drain, secrets=secrets)
         with stopped_by_signals(worker):
             await worker.run()

@@ -1,12 +1,10 @@
 """A Redis of the test's own, workers that end with the test, and a fleet of a Space's project."""
 
 import asyncio
-import shutil
-import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import pytest
@@ -15,51 +13,21 @@ from attrs import define, field
 from signalwire_streams import StreamsClient
 from signalwire_streams.fleet import Fleet, FleetWorker
 from signalwire_streams.simulator import SimulatedSpace
+from tests.redis_server import BINARY, MISSING, RedisServer
 
-REDIS = shutil.which("redis-server")
-_UP_WITHIN = 200
-
-
-@define(eq=False)
-class RedisServer:
-    """A redis-server on a socket of its own, with its file beside it."""
-
-    folder: Path
-    _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
-
-    @property
-    def url(self) -> str:
-        return f"unix://{self.folder}/redis.sock"
-
-    @property
-    def kept(self) -> bytes:
-        """All that it has written to its file."""
-        return b"".join(path.read_bytes() for path in sorted((self.folder / "appendonlydir").iterdir()))
-
-    def start(self) -> None:
-        assert REDIS is not None
-        options = ["--port", "0", "--unixsocket", "redis.sock", "--dir", str(self.folder), "--save", ""]
-        options += ["--appendonly", "yes", "--maxmemory-policy", "noeviction", "--loglevel", "warning"]
-        self._process = subprocess.Popen([REDIS, *options], cwd=self.folder, stdout=subprocess.DEVNULL)  # noqa: S603
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+KEEPING = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")
 
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    if REDIS is None:
-        pytest.skip("there is no redis-server on this machine: apt-get install redis-server")
-    # A socket's path may have a hundred characters, and pytest's own folders have more.
-    folder = Path(tempfile.mkdtemp(prefix="sws"))
-    server = RedisServer(folder)
-    server.start()
-    yield server
-    server.kill()
-    shutil.rmtree(folder)
+    """A Redis set up as the README says."""
+    if BINARY is None:
+        pytest.skip(MISSING)
+    with TemporaryDirectory(prefix="redis-") as folder:  # not tmp_path, whose name may be too long for a socket
+        server = RedisServer(Path(folder), KEEPING)
+        server.start()
+        yield server
+        server.kill()
 
 
 Start: TypeAlias = Callable[..., FleetWorker]

@@ -15,8 +15,8 @@ from attrs import define, field
 from signalwire_streams.cli.program import run as run_program
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.simulator import SimulatedSpace
+from tests.redis_server import RedisServer
 
-from .conftest import RedisServer
 from .helpers import PATIENCE, URL, all_results, until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")

@@ -13,13 +13,13 @@ from signalwire_streams import BulkState, FleetError, StartConferenceStream, Str
 from signalwire_streams.fleet import Fleet, FleetWorker, run_worker
 from signalwire_streams.simulator import SimulatedSpace
 
-from .conftest import RedisServer
 from .helpers import PATIENCE, URL, all_results, on_calls, on_conferences, until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 PROCESS = """
 import asyncio, sys
 from signalwire_streams.fleet import run_worker
+from tests.redis_server import RedisServer
 
 asyncio.run(run_worker(sys.argv[1], lease=float(sys.argv[2]), concurrency=50, drain=10))
 """

@@ -12,7 +12,7 @@ import pytest
 from signalwire_streams import RateLimit
 from signalwire_streams.shared import RedisPacer
 
-from .redis_server import BINARY, MISSING, RedisServer
+from tests.redis_server import BINARY, MISSING, RedisServer
 
 PacerFactory: TypeAlias = Callable[..., RedisPacer]
 ServerFactory: TypeAlias = Callable[..., RedisServer]

@@ -13,7 +13,7 @@ from signalwire_streams import InvalidRequestError, Lane, RateLimit, StreamsClie
 from signalwire_streams.shared import RedisPacer, SharedPacerError
 
 from .conftest import PacerFactory, ServerFactory
-from .redis_server import RedisServer, free_port
+from tests.redis_server import RedisServer, free_port
 
 SECRET = "s3cret"
 

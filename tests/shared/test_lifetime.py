@@ -12,7 +12,7 @@ from signalwire_streams.shared import RedisPacer
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import PacerFactory, until
-from .redis_server import RedisServer
+from tests.redis_server import RedisServer
 
 
 def run(code: str) -> str:

@@ -13,7 +13,7 @@ from signalwire_streams.shared import SharedPacerError
 from signalwire_streams.shared.store import Store
 
 from .conftest import PacerFactory, ServerFactory, until
-from .redis_server import RedisServer
+from tests.redis_server import RedisServer
 from .test_law import fullest_window
 from .test_sharing import drain
 

@@ -10,7 +10,7 @@ from signalwire_streams.shared import RedisPacer
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import PacerFactory, until
-from .redis_server import RedisServer
+from tests.redis_server import RedisServer
 
 URL = "wss://rx.example.com/audio"
 

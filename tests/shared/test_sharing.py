@@ -11,7 +11,7 @@ from signalwire_streams.shared import RedisPacer
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import PacerFactory
-from .redis_server import RedisServer
+from tests.redis_server import RedisServer
 from .test_law import fullest_window
 
 URL = "wss://rx.example.com/audio"

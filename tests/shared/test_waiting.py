@@ -9,7 +9,7 @@ from signalwire_streams import Clock, Lane
 from signalwire_streams.shared.store import Store
 
 from .conftest import PacerFactory, until
-from .redis_server import RedisServer
+from tests.redis_server import RedisServer
 
 
 async def test_who_would_wait_too_long_is_told_at_once(redis: RedisServer, pacer_for: PacerFactory) -> None:

@@ -54,7 +54,7 @@ def worker(
     Then it takes nothing new, finishes what it has in hand, and hands back what takes too long; a second signal
     hands it all back at once. The workers share the Space's limit through Redis, or take --rate each.
     """
-    room = the_fleet_room()
+    room, shared = the_fleet_room(), import_module("signalwire_streams.shared")
     # The engine's own words are for its developers; a Redis that is away is told by ours.
     logging.getLogger("docket").setLevel(logging.CRITICAL)
     secrets = Secrets(parameters, authorization_bearer_token, status_callback)
@@ -64,8 +64,10 @@ def worker(
         knobs = Knobs(concurrency, rate, resend_call_starts)
         options: dict[str, Any] = {"retry": RetryPolicy(resend_call_starts=resend_call_starts)}
         async with AsyncExitStack() as stack:
-            pacer = None if rate is not None else await _shared_pacer(stack, redis)
-            options |= {"rate_limit": knobs.limit} if pacer is None else {"pacer": pacer}
+            if rate is None:
+                options["pacer"] = await stack.enter_async_context(shared.RedisPacer(redis))
+            else:
+                options["rate_limit"] = knobs.limit
             client = await stack.enter_async_context(account.client(**options))
             at_once = concurrency or _AT_ONCE
             one = room.FleetWorker(
@@ -79,15 +81,6 @@ def worker(
         asyncio.run(work())
     except StreamsError as error:
         raise failure_of(error, as_json=account.as_json) from None
-
-
-async def _shared_pacer(stack: AsyncExitStack, url: str) -> Any:  # noqa: ANN401  (of another extra)
-    try:
-        shared: Any = import_module("signalwire_streams.shared")
-    except ImportError:
-        click.echo("each worker paces by itself: give each its --rate, so that all together keep the limit", err=True)
-        return None
-    return await stack.enter_async_context(shared.RedisPacer(url))
 
 
 def _giving(secrets: Secrets) -> Any:  # noqa: ANN401  (what a worker takes)

@@ -21,7 +21,7 @@ def free_port() -> int:
 
 @define(eq=False)
 class RedisServer:
-    """A redis-server on a socket of its own, without persistence; it is ended by its process and nothing else."""
+    """A redis-server on a socket of its own, which keeps nothing unless it is told to; ended by its process's id."""
 
     folder: Path
     options: Sequence[str] = ()
@@ -34,6 +34,11 @@ class RedisServer:
     @property
     def url(self) -> str:
         return f"unix://{self.socket}"
+
+    @property
+    def kept(self) -> bytes:
+        """All that it has written to its files."""
+        return b"".join(path.read_bytes() for path in sorted((self.folder / "appendonlydir").iterdir()))
 
     def start(self) -> Self:
         assert BINARY is not None
