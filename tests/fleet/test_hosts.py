@@ -12,6 +12,7 @@ from attrs import define, field
 from signalwire_streams import BulkState, FleetError, StartConferenceStream, StreamsClient
 from signalwire_streams.fleet import Fleet, FleetWorker, run_worker
 from signalwire_streams.simulator import SimulatedSpace
+from tests.redis_server import RedisServer
 
 from .helpers import PATIENCE, URL, all_results, on_calls, on_conferences, until
 
@@ -19,7 +20,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no su
 PROCESS = """
 import asyncio, sys
 from signalwire_streams.fleet import run_worker
-from tests.redis_server import RedisServer
 
 asyncio.run(run_worker(sys.argv[1], lease=float(sys.argv[2]), concurrency=50, drain=10))
 """

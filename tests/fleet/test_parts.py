@@ -18,6 +18,7 @@ from signalwire_streams import (
     BulkOutcome,
     BulkState,
     CallStream,
+    ClientStateError,
     ConferenceStream,
     FleetError,
     Phase,
@@ -224,7 +225,7 @@ def test_the_engine_gets_enough_connections() -> None:
 
 async def test_the_submitter_s_task_does_nothing() -> None:
     """A process that only submits carries nothing out."""
-    with pytest.raises(NotImplementedError, match="no worker"):
+    with pytest.raises(ClientStateError, match="no worker"):
         await start_batch("run", 0)
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from signalwire_streams import RateLimit
 from signalwire_streams.shared import RedisPacer
-
 from tests.redis_server import BINARY, MISSING, RedisServer
 
 PacerFactory: TypeAlias = Callable[..., RedisPacer]

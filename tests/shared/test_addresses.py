@@ -11,9 +11,9 @@ import trustme
 
 from signalwire_streams import InvalidRequestError, Lane, RateLimit, StreamsClient, StreamsError
 from signalwire_streams.shared import RedisPacer, SharedPacerError
+from tests.redis_server import RedisServer, free_port
 
 from .conftest import PacerFactory, ServerFactory
-from tests.redis_server import RedisServer, free_port
 
 SECRET = "s3cret"
 

@@ -10,9 +10,9 @@ import pytest
 from signalwire_streams import ClientStateError, Lane, Pacer, StreamsClient
 from signalwire_streams.shared import RedisPacer
 from signalwire_streams.simulator import SimulatedSpace
+from tests.redis_server import RedisServer
 
 from .conftest import PacerFactory, until
-from tests.redis_server import RedisServer
 
 
 def run(code: str) -> str:

@@ -11,9 +11,9 @@ import pytest
 from signalwire_streams import Clock, Lane
 from signalwire_streams.shared import SharedPacerError
 from signalwire_streams.shared.store import Store
+from tests.redis_server import RedisServer
 
 from .conftest import PacerFactory, ServerFactory, until
-from tests.redis_server import RedisServer
 from .test_law import fullest_window
 from .test_sharing import drain
 

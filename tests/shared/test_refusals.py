@@ -8,9 +8,9 @@ import pytest
 from signalwire_streams import Lane, RateLimit, StreamsClient
 from signalwire_streams.shared import RedisPacer
 from signalwire_streams.simulator import SimulatedSpace
+from tests.redis_server import RedisServer
 
 from .conftest import PacerFactory, until
-from tests.redis_server import RedisServer
 
 URL = "wss://rx.example.com/audio"
 

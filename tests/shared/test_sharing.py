@@ -9,9 +9,9 @@ import pytest
 from signalwire_streams import InvalidRequestError, Lane, RateLimit, StreamsClient
 from signalwire_streams.shared import RedisPacer
 from signalwire_streams.simulator import SimulatedSpace
+from tests.redis_server import RedisServer
 
 from .conftest import PacerFactory
-from tests.redis_server import RedisServer
 from .test_law import fullest_window
 
 URL = "wss://rx.example.com/audio"

@@ -7,9 +7,9 @@ import pytest
 
 from signalwire_streams import Clock, Lane
 from signalwire_streams.shared.store import Store
+from tests.redis_server import RedisServer
 
 from .conftest import PacerFactory, until
-from tests.redis_server import RedisServer
 
 
 async def test_who_would_wait_too_long_is_told_at_once(redis: RedisServer, pacer_for: PacerFactory) -> None:
