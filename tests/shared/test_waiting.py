@@ -6,6 +6,7 @@ import time
 import pytest
 
 from signalwire_streams import Clock, Lane
+from signalwire_streams.shared.queue import Queue
 from signalwire_streams.shared.store import Store
 from tests.redis_server import RedisServer
 
@@ -52,6 +53,26 @@ async def test_no_patience_takes_nothing(redis: RedisServer, pacer_for: PacerFac
     assert await pacer.acquire(Lane.BULK, 0.0) > 0
     assert await pacer.acquire(Lane.BULK, -1.0) > 0
     assert b"*0" in redis.ask("KEYS", "*")
+
+
+async def test_a_token_that_lapsed_on_the_way_is_not_used(
+    redis: RedisServer, pacer_for: PacerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that stood still after a grant asks again, instead of sending all that it held at once."""
+    grants, stood_still = 0, 0.0
+    grant = Queue.grant
+
+    def standing_still(self: Queue, usable_until: float) -> bool:
+        nonlocal grants, stood_still
+        grants += 1
+        stood_still = 30.0
+        return grant(self, usable_until)
+
+    monkeypatch.setattr(Queue, "grant", standing_still)
+    pacer = pacer_for(redis, clock=Clock(now=lambda: time.monotonic() + stood_still))
+
+    assert await pacer.acquire(Lane.BULK, 60) == 0
+    assert grants == 2
 
 
 async def test_a_cancelled_request_gives_its_token_back(redis: RedisServer, pacer_for: PacerFactory) -> None:
