@@ -35,7 +35,8 @@ async def run_worker(
 
     Raises:
         InvalidRequestError: something can't be right, or the environment lacks something.
-        FleetError: Redis refuses the user or password.
+        SharedPacerError: Redis can't be reached at the start, or refuses the user or password.
+        FleetError: the same, with a pacer of the caller's own.
     """
     async with AsyncExitStack() as stack:
         if pacer is None:

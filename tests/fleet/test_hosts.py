@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from attrs import define, field
 
-from signalwire_streams import BulkState, FleetError, StartConferenceStream, StreamsClient
+from signalwire_streams import BulkState, Clock, FleetError, Pacer, RateLimit, StartConferenceStream, StreamsClient
 from signalwire_streams.fleet import Fleet, FleetWorker, run_worker
+from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.simulator import SimulatedSpace
+from signalwire_streams.transport.pacing import LocalPacer
 from tests.redis_server import RedisServer
 
 from .helpers import PATIENCE, URL, all_results, on_calls, on_conferences, until
@@ -230,13 +232,14 @@ async def test_redis_keeps_no_secrets(
     assert b"hidden" not in kept
 
 
+@pytest.mark.parametrize("pacer", [None, LocalPacer(Pace(RateLimit()), Clock())])
 async def test_a_worker_in_this_process_ends_by_cancelling(
-    space: SimulatedSpace, fleet: Fleet, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+    space: SimulatedSpace, fleet: Fleet, hosts: Hosts, monkeypatch: pytest.MonkeyPatch, pacer: Pacer | None
 ) -> None:
-    """`run_worker` can be cancelled, as any coroutine."""
+    """`run_worker` can be cancelled, as any coroutine; also with a pacer of the caller's own."""
     for name, value in hosts.environment.items():
         monkeypatch.setenv(name, value)
-    task = asyncio.create_task(run_worker(fleet.url))
+    task = asyncio.create_task(run_worker(fleet.url, pacer=pacer))
     run = await fleet.submit(on_conferences(space.conference_sids[:3]))
     await all_results(fleet, run)
 

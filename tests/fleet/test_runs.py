@@ -218,6 +218,16 @@ async def test_a_cancelled_run_ends_without_workers(space: SimulatedSpace, fleet
     assert len(space.streams) == 3
 
 
+async def test_what_redis_has_forgotten_is_passed_over(space: SimulatedSpace, fleet: Fleet) -> None:
+    """Where a part of a run's plan is gone, as its time was up, the rest can still be ended."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    connection = connection_of(fleet)
+    facts = await fleet._facts(run)
+    await connection.one(command("delete", fleet._keys.plan(run, facts.plan, 0)))
+
+    assert (await fleet.cancel(run)).counts == {"waiting": 3}
+
+
 async def test_what_a_run_started_is_stopped(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, client: StreamsClient
 ) -> None:

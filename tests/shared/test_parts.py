@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import importlib.util
 import logging
+import math
 
 import pytest
 
@@ -60,7 +61,7 @@ async def test_a_turn_in_the_very_moment_that_patience_ends(monkeypatch: pytest.
     def wait(pump: Pump, space: str, lane: Lane) -> "asyncio.Future[float]":
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[float] = loop.create_future()
-        loop.call_soon(turn.set_result, 1.0)
+        loop.call_soon(turn.set_result, math.inf)
         return turn
 
     monkeypatch.setattr(Pump, "wait", wait)
