@@ -6,19 +6,17 @@ from typing import TypeAlias
 
 from attrs import define
 
-from signalwire_streams.bulk.engine import concerns_all
 from signalwire_streams.bulk.outcomes import BulkOutcome
 from signalwire_streams.bulk.planning import PlannedRequest, Start
 from signalwire_streams.client import StreamsClient
-from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.errors import InvalidRequestError, StreamsError
 from signalwire_streams.fleet.connection import Connection, command
 from signalwire_streams.fleet.facts import RunFacts, text_of
 from signalwire_streams.fleet.keys import Keys
 from signalwire_streams.fleet.leases import Leases
 from signalwire_streams.fleet.ledger import Batch, BatchLedger
 from signalwire_streams.fleet.records import Mark, read_batch
-from signalwire_streams.fleet.scripts import END
-from signalwire_streams.fleet.writer import Writer, script
+from signalwire_streams.fleet.writer import Writer
 
 Secrets: TypeAlias = Callable[[PlannedRequest], Start]
 """Gives a request the secrets that were left out of it."""
@@ -41,6 +39,7 @@ class Batches:
         name: what the worker is called.
         secrets: gives requests their secrets back.
         on_outcome: hears of each outcome.
+        on_denied: hears that the Space refuses whatever this worker sends.
     """
 
     client: StreamsClient
@@ -51,6 +50,7 @@ class Batches:
     name: str
     secrets: Secrets | None
     on_outcome: Callable[[BulkOutcome[Start]], None]
+    on_denied: Callable[[StreamsError], None]
 
     async def carry_out(self, facts: RunFacts, number: int) -> bool:
         """Carry out a batch.
@@ -92,21 +92,22 @@ class Batches:
         requests = self._completed(left, ledger)
         expected = ledger.expect(requests.items())
         if ledger.ended is None and expected and not ledger.handed_back:
-            await self._run(facts, ledger, expected)
+            await self._run(ledger, expected)
         if ledger.ended is not None:
             ledger.settle_rest(requests)
         await ledger.written()
         return await self._is_done(facts, number, len(planned))
 
-    async def _run(self, facts: RunFacts, ledger: BatchLedger, requests: Sequence[Start]) -> None:
+    async def _run(self, ledger: BatchLedger, requests: Sequence[Start]) -> None:
         run = self.client.start_streams(requests, concurrency=len(requests), journal=ledger)
         async for outcome in run:
             self.on_outcome(outcome)
-            if ledger.handed_back:
+            if ledger.denied is not None:
+                run.drain()  # what is under way will be refused as well
+            elif ledger.handed_back:
                 run.drain(0)
-            if outcome.error is not None and concerns_all(outcome.error):
-                ledger.ended = f"not tried, because of an earlier item: {outcome.error}"
-                await self.connection.one(script(END, (self.keys.run(facts.run),), "denied", ledger.ended))
+        if ledger.denied is not None:
+            self.on_denied(ledger.denied)
 
     def _completed(self, planned: Mapping[int, PlannedRequest], ledger: BatchLedger) -> dict[int, Start]:
         """Give requests their secrets back; those that have to do without are refused."""

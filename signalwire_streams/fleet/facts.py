@@ -61,7 +61,7 @@ class FleetStatus:
             ``waiting`` (not begun).
         attempts: attempts that were made in all.
         errors: how often each error's class and code came, most frequent first.
-        ended: ``cancelled`` or ``denied`` where it takes no further starts, or None.
+        ended: ``cancelled`` where it takes no further starts, or None.
         why: the reason of that in words, or None.
         queued: whether all of it was handed to the workers; if not, repeat its submit.
         undone: how many of its streams were stopped again.

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from attrs import define, evolve, field, frozen
 
+from signalwire_streams.bulk.engine import concerns_all
 from signalwire_streams.bulk.journal import Entry
 from signalwire_streams.bulk.journaled import Key
 from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
@@ -77,6 +78,7 @@ class BatchLedger:
         marks: the marks as they were found, by index.
         ended: why the run takes no further starts, or None.
         handed_back: whether the owner was cut, and leaves to others what he has not finished.
+        denied: what the Space said, where it refuses whatever this worker sends; others may have a better token.
         lost: starts that somebody else had taken over.
     """
 
@@ -86,6 +88,7 @@ class BatchLedger:
     marks: Mapping[int, Mark]
     ended: str | None = None
     handed_back: bool = field(init=False, default=False)
+    denied: StreamsError | None = field(init=False, default=None)
     lost: set[int] = field(init=False, factory=set)
     _waiting: dict[Key, deque[int]] = field(init=False, factory=dict)
     _rows: dict[Progress, int] = field(init=False, factory=dict)
@@ -148,6 +151,11 @@ class BatchLedger:
         if index is None or index in self.lost:
             return
         error = outcome.error
+        if error is not None and concerns_all(error):
+            self.denied, self.handed_back = error, True
+            if not isinstance(error, StreamOutcomeUnknown) and not self._found(index).text:
+                self._release(index)
+            return
         if self.handed_back and isinstance(error, RunEndedError | StreamOutcomeUnknown):
             if isinstance(error, RunEndedError) and not self._found(index).text:
                 self._release(index)

@@ -16,6 +16,7 @@ from docket import Docket, ExponentialRetry, Worker
 
 from signalwire_streams.bulk.outcomes import BulkOutcome
 from signalwire_streams.client import StreamsClient
+from signalwire_streams.errors import StreamsError
 from signalwire_streams.fleet.batches import Batches, HandedBackError, Secrets
 from signalwire_streams.fleet.connection import Command, Connection, check_url, command, connected, engine_url
 from signalwire_streams.fleet.facts import RunFacts
@@ -73,6 +74,7 @@ class FleetWorker:
     secrets: Secrets | None = field(default=None, kw_only=True, repr=False)
     name: str = field(kw_only=True, factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{token_hex(2)}")
     _stop: asyncio.Event = field(init=False, factory=asyncio.Event)
+    _denied: StreamsError | None = field(init=False, default=None)
     _ended: int = field(init=False, default=0)
     _recent: deque[tuple[float, int]] = field(init=False, factory=deque)
     _since: str = field(init=False, factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -94,6 +96,8 @@ class FleetWorker:
 
         Raises:
             FleetError: Redis refuses the user or password.
+            AuthenticationError: the Space refuses the client's token; what this worker had in hand goes to others.
+            PermissionDeniedError: the same.
         """
         keys = Keys(self.client.origin, self.client.project)
         async with AsyncExitStack() as stack:
@@ -103,7 +107,9 @@ class FleetWorker:
             await connection.one(command("exists", keys.workers))
             leases = Leases(connection, self.lease, lambda: self._tell(keys))
             writer = Writer(connection)
-            self._batches = Batches(self.client, connection, writer, leases, keys, self.name, self.secrets, self._note)
+            self._batches = Batches(
+                self.client, connection, writer, leases, keys, self.name, self.secrets, self._note, self._give_up
+            )
             docket.register(self._task, names=[TASK])
             worker = await stack.enter_async_context(self._engine(docket))
             leases.begin()
@@ -142,8 +148,16 @@ class FleetWorker:
                 await asyncio.wait([working])
         if not working.cancelled():
             await working
+        if self._denied is not None:
+            raise self._denied
+
+    def _give_up(self, error: StreamsError) -> None:
+        self._denied = error
+        self._stop.set()
 
     def _cut(self) -> None:
+        # A Redis that is away is waited for no longer; what it does not hear expires there.
+        self._batches.connection.patience = 0.0
         for lease in list(self._batches.leases.in_hand.values()):
             lease.lose()
 

@@ -11,7 +11,7 @@ from attrs import define, field
 from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.receiver.decoding import decode_event
 from signalwire_streams.receiver.events import AudioEvent, StartEvent
-from signalwire_streams.receiver.reading import Reading, receive
+from signalwire_streams.receiver.reading import Reading
 from signalwire_streams.receiver.session import EndReason, StreamSession
 
 Handler: TypeAlias = Callable[[StreamSession], Awaitable[None]]
@@ -19,6 +19,7 @@ Handler: TypeAlias = Callable[[StreamSession], Awaitable[None]]
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 
+_FAREWELL = 3.0  # seconds for a farewell to be written and answered
 _CLOSED = {WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED}
 _CODES = {
     EndReason.HANDLER_RETURNED: WSCloseCode.OK,
@@ -34,23 +35,30 @@ class Delivery:
 
     Attributes:
         socket: the socket, upgraded.
+        transport: what it runs over.
         failure: why no stream began on it.
     """
 
     socket: web.WebSocketResponse
+    transport: asyncio.Transport
     failure: str = field(init=False, default="")
 
     async def begin(self, patience: float) -> StartEvent | None:
         """Wait so many seconds for the start event; without one, or after what can't be read, close and say why."""
         try:
             async with asyncio.timeout(patience):
-                while (message := await receive(self.socket)).type not in _CLOSED:
+                while (message := await self.socket.receive()).type not in _CLOSED:
+                    if message.type is WSMsgType.PING:
+                        await self.socket.pong(message.data)
+                        continue
                     event = _first_event(message)
                     if isinstance(event, StartEvent):
                         return event
             self.failure = "it was closed before that"
         except TimeoutError:
             self.failure = f"nothing more came within {patience:g} s"
+        except ConnectionError:
+            self.failure = "the connection broke"
         except MalformedFrameError as error:
             self.failure = str(error)
         _LOG.warning("a socket was opened, and no stream began on it: %s", self.failure)
@@ -74,8 +82,15 @@ class Delivery:
 
     async def _hang_up(self, session: StreamSession, reading: Reading) -> None:
         await reading.end()
-        if not self.socket.closed:
-            await self.socket.close(code=_CODES.get(session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
+        if session.end_reason is EndReason.LOST:
+            self.transport.abort()  # nobody reads a farewell, and whoever waits to send must hear of it
+        if self.socket.closed:
+            return
+        try:
+            async with asyncio.timeout(_FAREWELL):
+                await self.socket.close(code=_CODES.get(session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
+        except TimeoutError:
+            self.transport.abort()
 
 
 def _first_event(message: WSMessage) -> AudioEvent | None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from ssl import SSLContext
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 from aiohttp import WSCloseCode, web
 
@@ -112,7 +112,7 @@ class MediaReceiver(Opener):
         if self._closing.is_set():
             return web.Response(status=503)
         await socket.prepare(request)
-        delivery = Delivery(socket)
+        delivery = Delivery(socket, cast("asyncio.Transport", request.transport))  # upgraded, so it has one
         start = await self._begin(delivery)
         if start is not None:
             task = asyncio.create_task(self._carry(delivery, start, handler))

@@ -19,14 +19,7 @@ _LOG = logging.getLogger("signalwire_streams.receiver")
 _LOOK = 0.05  # seconds that frames may lie in a socket before somebody else reads it
 _STAY = 1.0  # seconds that it is read so at least, since whoever was busy once will be again
 _PONG = 0.5  # of a heartbeat: how long the other end may take to answer
-_TEXT, _PING = WSMsgType.TEXT, WSMsgType.PING
-
-
-async def receive(socket: web.WebSocketResponse) -> WSMessage:
-    """Give the next message; pings are answered and not given, pongs are."""
-    while (message := await socket.receive()).type is _PING:
-        await socket.pong(message.data)
-    return message
+_TEXT = WSMsgType.TEXT
 
 
 @define(eq=False)
@@ -52,6 +45,7 @@ class Reading:
     _ping: asyncio.Task[None] | None = field(init=False, default=None)
     _heard: float = field(init=False, default=0.0)
     _asked: float = field(init=False, default=float("-inf"))
+    _is_late: bool = field(init=False, default=False)
 
     def begin(self) -> None:
         """Let whoever waits for an event read."""
@@ -77,10 +71,13 @@ class Reading:
 
     def _ask(self, now: float, patience: float) -> None:
         if self._asked < self._heard:
-            self._asked = now
+            self._asked, self._is_late = now, False
             self._ping = asyncio.create_task(self._send_ping())
         elif now - self._asked >= patience:
-            self.session.end(EndReason.LOST)
+            # An answer may lie there unread where the loop was held up, so it is looked for once more.
+            if self._is_late:
+                self.session.end(EndReason.LOST)
+            self._is_late = True
 
     async def _send_ping(self) -> None:
         with contextlib.suppress(ConnectionError):  # who reads will hear of it
@@ -97,12 +94,16 @@ class Reading:
     async def _read(self) -> None:
         """Read one message."""
         try:
-            message = await receive(self.socket)
+            message = await self.socket.receive()
             now = self._heard = asyncio.get_running_loop().time()
             if message.type is _TEXT or message.type is WSMsgType.BINARY:
                 self._take(message.data, now)
+            elif message.type is WSMsgType.PING:
+                await self.socket.pong(message.data)
             elif message.type is not WSMsgType.PONG:
                 self._finish(message)
+        except ConnectionError:  # from the pong
+            self.session.end(EndReason.LOST)
         except Exception:  # noqa: BLE001  (whatever it is, it ends this session and no other)
             # It may be in a task of the user's, who can do nothing about it, and whose own errors would be blamed.
             self.session.end(EndReason.FAILED)

@@ -2,15 +2,19 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
-from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver, StreamSession, reading
+from signalwire_streams import TransportError
+from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver, StreamSession, delivery, reading
+from signalwire_streams.receiver.backlog import Backlog
 
 from .conftest import Heard, until
-from .test_receiver import START, media
+from .test_receiver import START, media, reset
 
 
 @pytest.fixture
@@ -129,7 +133,7 @@ async def test_a_silent_peer_is_asked_and_given_up(serve: Any, deaf: Any, heard:
     peer = await deaf(await serve(MediaReceiver(heard, bearer_tokens=None, heartbeat=0.01)))
     await peer.send_json(START)
     assert (await peer.receive()).type is aiohttp.WSMsgType.PING
-    assert (await peer.receive()).type is aiohttp.WSMsgType.CLOSE
+    assert (await peer.receive()).type in {aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR}
     assert (await heard.end()).end_reason is EndReason.LOST
 
 
@@ -150,3 +154,95 @@ async def test_a_silent_peer_that_answers_is_kept(
     await peer.send_json({"event": "stop"})
     ended = {(await heard.end()).end_reason, (await heard.end()).end_reason}
     assert ended == {EndReason.CLOSED, EndReason.STOPPED}
+
+
+async def flood(session: StreamSession) -> None:
+    """Send until nothing more is taken."""
+    while True:
+        await session.playback._send("media", media={"payload": "A" * 60_000})
+
+
+async def test_a_peer_that_takes_nothing_more_does_not_hold_its_stream(
+    serve: Any, deaf: Any, heard: Heard, quick_looks: None
+) -> None:
+    """Where a silent peer is given up, whoever waits to send to it hears of it, and nothing is left."""
+    told: list[TransportError] = []
+
+    async def handler(session: StreamSession) -> None:
+        sending = asyncio.create_task(flood(session))
+        await heard(session)
+        with pytest.raises(TransportError) as caught:
+            await sending
+        told.append(caught.value)
+
+    receiver = MediaReceiver(handler, bearer_tokens=None, bidirectional=True, heartbeat=0.05)
+    peer = await deaf(await serve(receiver))
+    await peer.send_json(START)
+    assert (await heard.end()).end_reason is EndReason.LOST
+    await until(lambda: not receiver.sessions)
+    assert told
+
+
+async def test_a_farewell_that_nobody_takes_is_given_up(serve: Any, deaf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that has enough is done, also where its peer takes nothing any more."""
+    monkeypatch.setattr(delivery, "_FAREWELL", 0.05)
+    blocked: list[tuple[StreamSession, asyncio.Task[None]]] = []
+
+    async def handler(session: StreamSession) -> None:
+        sending = asyncio.create_task(flood(session))
+        await asyncio.wait({sending}, timeout=0.5)
+        blocked.append((session, sending))
+
+    receiver = MediaReceiver(handler, bearer_tokens=None, bidirectional=True, heartbeat=None)
+    peer = await deaf(await serve(receiver))
+    await peer.send_json(START)
+    await until(lambda: bool(blocked) and not receiver.sessions)
+    [(session, sending)] = blocked
+    assert session.end_reason is EndReason.HANDLER_RETURNED
+    with pytest.raises(TransportError):
+        await sending
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_ping_that_can_not_be_answered_is_no_failure(
+    serve: Any, deaf: Any, heard: Heard, caplog: pytest.LogCaptureFixture, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer that asks and is gone before the answer has broken the connection, and no more."""
+
+    async def gone(self: web.WebSocketResponse, message: bytes = b"") -> None:
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(web.WebSocketResponse, "pong", gone)
+    receiver = MediaReceiver(heard, bearer_tokens=None)
+    peer = await deaf(await serve(receiver))
+    if begun:
+        await peer.send_json(START)
+    await peer.ping()
+    if begun:
+        assert (await heard.end()).end_reason is EndReason.LOST
+    else:
+        await until(lambda: "the connection broke" in caplog.text)
+    reset(peer)
+    assert "failed" not in caplog.text
+
+
+async def test_an_answer_that_lies_there_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that was held up looks once more before it gives a peer up."""
+    ended: list[EndReason] = []
+    session = SimpleNamespace(end_reason=None, end=ended.append)
+    looked_after = reading.Reading(None, session, Backlog(1), 1.0)  # type: ignore[arg-type]
+    looked_after.begin()
+    looked_after.backlog.is_awaited = True
+    monkeypatch.setattr(reading.Reading, "_send_ping", lambda _: asyncio.sleep(0))
+    now = asyncio.get_running_loop().time()
+    looked_after.look(now + 2)
+    looked_after.look(now + 10)
+    assert not ended
+    looked_after._heard = now + 10
+    looked_after.look(now + 10.05)
+    looked_after.look(now + 12)
+    looked_after.look(now + 14)
+    assert not ended
+    looked_after.look(now + 14.05)
+    assert ended == [EndReason.LOST]
+    await looked_after.end()

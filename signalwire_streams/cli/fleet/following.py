@@ -21,6 +21,7 @@ from signalwire_streams.cli.progress import Progress, shown
 if TYPE_CHECKING:
     from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
 
+_WENT_WELL = ("started", "already_started")
 MAY_RUN = ("started", "already_started", "unknown", "intended")
 """The states of starts whose streams may run."""
 
@@ -98,7 +99,7 @@ def status(account: Account, *, url_of_redis: str | None, run: str | None, follo
             write_json({**asdict(found), "over": found.over, "rate": round(found.rate, 1)})
         else:
             _write(found, account.options)
-        return found.ended != "denied"
+        return not found.over or sum(found.counts.get(state, 0) for state in _WENT_WELL) == found.planned
 
     if not with_fleet(account, url_of_redis, work):
         raise click.exceptions.Exit(FAILED)

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ import click
 
 from signalwire_streams import InvalidRequestError, StreamsError
 from signalwire_streams.cli.account import Account
+from signalwire_streams.cli.bulk.running import Knobs
 from signalwire_streams.cli.failures import Misuse, failure_of
 
 if TYPE_CHECKING:
@@ -73,6 +75,20 @@ def check_redis(url: str | None) -> str:
     if not url:
         raise InvalidRequestError(f"set {_REDIS} (or --redis) to the Redis that the fleet shares")
     return url
+
+
+async def paced_client(stack: AsyncExitStack, account: Account, redis: str, knobs: Knobs, **options: Any) -> Any:  # noqa: ANN401  (a client, and what it takes)
+    """Give a client that shares the Space's limit with all others of the fleet, or takes the rate that was said.
+
+    Raises:
+        SharedPacerError: the Redis can't be used.
+    """
+    if knobs.rate is None:
+        shared = import_module("signalwire_streams.shared")
+        options["pacer"] = await stack.enter_async_context(shared.RedisPacer(redis))
+    else:
+        options["rate_limit"] = knobs.limit
+    return await stack.enter_async_context(account.client(**options))
 
 
 def with_fleet(account: Account, url: str | None, work: "Callable[[Fleet], Awaitable[_Result]]") -> _Result:

@@ -1,14 +1,23 @@
 """``signalwire-streams fleet stop``."""
 
+import asyncio
+from contextlib import AsyncExitStack
+
 import click
 
-from signalwire_streams import BulkReport, StreamsClient
+from signalwire_streams import BulkReport, StreamsError
 from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
 from signalwire_streams.cli.bulk.conduct import Conduct, words
 from signalwire_streams.cli.bulk.running import Knobs, run_options
 from signalwire_streams.cli.failures import failure_of
 from signalwire_streams.cli.fleet.following import MAY_RUN, fleet_command
-from signalwire_streams.cli.fleet.redis import FLEET_ENVIRONMENT, check_redis, redis_option, the_fleet_room
+from signalwire_streams.cli.fleet.redis import (
+    FLEET_ENVIRONMENT,
+    check_redis,
+    paced_client,
+    redis_option,
+    the_fleet_room,
+)
 from signalwire_streams.cli.output import write_aligned, write_json
 from signalwire_streams.cli.progress import Meter, spell_seconds
 
@@ -26,8 +35,11 @@ def stop(account: Account, *, url_of_redis: str | None, run: str, concurrency: i
     room = the_fleet_room()
     knobs, meter = Knobs(concurrency, rate), Meter()
 
-    async def work(client: StreamsClient) -> int:
-        async with room.Fleet(check_redis(url_of_redis), space=client.origin, project=client.project) as fleet:
+    async def work() -> int:
+        redis = check_redis(url_of_redis)
+        async with AsyncExitStack() as stack:
+            client = await paced_client(stack, account, redis, knobs, on_attempt=meter.note)
+            fleet = await stack.enter_async_context(room.Fleet(redis, space=client.origin, project=client.project))
             found = await fleet.cancel(run)
             total = sum(found.counts.get(state, 0) for state in MAY_RUN) - found.undone
             conduct = Conduct(
@@ -44,7 +56,10 @@ def stop(account: Account, *, url_of_redis: str | None, run: str, concurrency: i
         _write(report, account, run)
         return conduct.exit_code
 
-    code = account.perform(work, on_attempt=meter.note, rate_limit=knobs.limit)
+    try:
+        code = asyncio.run(work())
+    except StreamsError as error:
+        raise failure_of(error, as_json=account.as_json) from None
     if code:
         raise click.exceptions.Exit(code)
 

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from contextlib import AsyncExitStack
-from importlib import import_module
 from typing import Any
 
 import click
@@ -13,7 +12,13 @@ from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
 from signalwire_streams.cli.bulk.running import Knobs, resend_option, run_options
 from signalwire_streams.cli.bulk.withheld import Secrets
 from signalwire_streams.cli.failures import failure_of
-from signalwire_streams.cli.fleet.redis import FLEET_ENVIRONMENT, check_redis, redis_option, the_fleet_room
+from signalwire_streams.cli.fleet.redis import (
+    FLEET_ENVIRONMENT,
+    check_redis,
+    paced_client,
+    redis_option,
+    the_fleet_room,
+)
 from signalwire_streams.cli.output import clean
 from signalwire_streams.cli.start_options import secret_options
 
@@ -54,7 +59,7 @@ def worker(
     Then it takes nothing new, finishes what it has in hand, and hands back what takes too long; a second signal
     hands it all back at once. The workers share the Space's limit through Redis, or take --rate each.
     """
-    room, shared = the_fleet_room(), import_module("signalwire_streams.shared")
+    room = the_fleet_room()
     # The engine's own words are for its developers; a Redis that is away is told by ours.
     logging.getLogger("docket").setLevel(logging.CRITICAL)
     secrets = Secrets(parameters, authorization_bearer_token, status_callback)
@@ -62,13 +67,9 @@ def worker(
     async def work() -> None:
         redis = check_redis(url_of_redis)
         knobs = Knobs(concurrency, rate, resend_call_starts)
-        options: dict[str, Any] = {"retry": RetryPolicy(resend_call_starts=resend_call_starts)}
+        retry = RetryPolicy(resend_call_starts=resend_call_starts)
         async with AsyncExitStack() as stack:
-            if rate is None:
-                options["pacer"] = await stack.enter_async_context(shared.RedisPacer(redis))
-            else:
-                options["rate_limit"] = knobs.limit
-            client = await stack.enter_async_context(account.client(**options))
+            client = await paced_client(stack, account, redis, knobs, retry=retry)
             at_once = concurrency or _AT_ONCE
             one = room.FleetWorker(
                 redis, client, concurrency=at_once, lease=lease, drain=drain, secrets=_giving(secrets)
