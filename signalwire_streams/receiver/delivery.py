@@ -86,11 +86,14 @@ class Delivery:
             self.transport.abort()  # nobody reads a farewell, and whoever waits to send must hear of it
         if self.socket.closed:
             return
+        code = _CODES.get(session.end_reason or EndReason.CLOSED, WSCloseCode.OK)
+        closing = asyncio.create_task(self.socket.close(code=code))
         try:
-            async with asyncio.timeout(_FAREWELL):
-                await self.socket.close(code=_CODES.get(session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
-        except TimeoutError:
-            self.transport.abort()
+            await asyncio.wait({closing}, timeout=_FAREWELL)
+        finally:  # not by cancelling, which aiohttp would pass on to whoever else waits to send
+            if not closing.done():
+                self.transport.abort()
+        await closing
 
 
 def _first_event(message: WSMessage) -> AudioEvent | None:
