@@ -21,7 +21,9 @@ else:
             names = import_module("signalwire_streams.names")
             if name == "__all__" or name in names.__all__:
                 return globals().setdefault(name, getattr(names, name))
+            if name in globals():  # a module that came along
+                return globals()[name]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return [*globals(), *import_module("signalwire_streams.names").__all__]
+        return sorted({*globals(), *import_module("signalwire_streams.names").__all__})

@@ -46,7 +46,17 @@ def test_a_name_that_is_not_there_is_told() -> None:
 
 def test_names_are_completed() -> None:
     """What an interactive session offers after the dot has all of them."""
-    assert set(signalwire_streams.__all__) <= set(dir(signalwire_streams))
+    offered = dir(signalwire_streams)
+    assert set(signalwire_streams.__all__) <= set(offered)
+    assert len(set(offered)) == len(offered)
+
+
+def test_modules_are_attributes() -> None:
+    """What comes along with the names is found at the first asking, as in any package."""
+    code = "import signalwire_streams as s; print(s.errors.ApiError is s.ApiError)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+
+    assert shown.stdout.strip() == "True"
 
 
 @pytest.mark.parametrize(
