@@ -57,6 +57,8 @@ def test_modules_are_attributes() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
 
     assert shown.stdout.strip() == "True"
+    found = getattr(signalwire_streams, "__getattr__")("errors")  # noqa: B009  (type checkers see no such function)
+    assert found is signalwire_streams.errors
 
 
 @pytest.mark.parametrize(

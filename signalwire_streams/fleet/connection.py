@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from signalwire_streams.errors import FleetError, InvalidRequestError
+from signalwire_streams.shared.store import client_of
 
 _LOG = logging.getLogger("signalwire_streams")
 
@@ -108,16 +109,18 @@ def check_url(url: object) -> str:
     """
     if not isinstance(url, str) or not _is_address(url):
         raise InvalidRequestError(
-            "the fleet's Redis is not an address: write it as 'redis://host:6379/0', 'rediss://...' or 'unix:///path'"
+            "the fleet's Redis is not an address, or has an option that can't be: write it as 'redis://host:6379/0', "
+            "'rediss://...' or 'unix:///path'"
         )
     return url
 
 
 def _is_address(url: str) -> bool:
     try:
-        return urlsplit(url).scheme in _SCHEMES and "://" in url
+        scheme = urlsplit(url).scheme
     except ValueError:
         return False
+    return "://" in url and (scheme == "memory" or (scheme in _SCHEMES and client_of(url) is not None))
 
 
 def engine_url(url: str) -> str:
@@ -126,6 +129,17 @@ def engine_url(url: str) -> str:
     if parts.scheme == "memory" or "max_connections" in parse_qs(parts.query):
         return url
     return f"{url}{'&' if parts.query else '?'}max_connections={_CONNECTIONS}"
+
+
+async def make_sure(url: str, patience: float) -> None:
+    """Make sure that a Redis answers; the engine itself would wait for it without end.
+
+    Raises:
+        FleetError: it does not answer within so many seconds, or refuses.
+    """
+    if urlsplit(url).scheme != "memory":
+        async with Redis.from_url(url, retry=None, socket_connect_timeout=patience, socket_timeout=patience) as client:
+            await Connection(client, patience).one(command("ping"))
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from signalwire_streams.bulk.planning import PlannedRequest, Start
 from signalwire_streams.bulk.run import BulkRun
 from signalwire_streams.client import StreamsClient
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
-from signalwire_streams.fleet.connection import Connection, check_url, command, connected, engine_url
+from signalwire_streams.fleet.connection import Connection, check_url, command, connected, engine_url, make_sure
 from signalwire_streams.fleet.ending import Ending
 from signalwire_streams.fleet.facts import FleetStatus, RunFacts, WorkerStatus, text_of
 from signalwire_streams.fleet.keys import Keys, check_run
@@ -31,7 +31,7 @@ from signalwire_streams.models import CallStream, ConferenceStream
 from signalwire_streams.models.checks import check_seconds
 from signalwire_streams.wire.account import find_account
 
-_PATIENCE = 30.0
+_PATIENCE, _AT_FIRST = 30.0, 3.0
 _WEEK = 7 * 24 * 3600.0
 _AT_ONCE = 500
 _BLOCK = 1_000  # milliseconds
@@ -75,6 +75,7 @@ class Fleet:
         self._keys = Keys(account.origin, account.sid)
 
     async def __aenter__(self) -> Self:
+        await make_sure(self.url, _AT_FIRST)
         docket = Docket(name=self._keys.prefix, url=engine_url(self.url))
         self._docket = await self._stack.enter_async_context(docket)
         docket.register(start_batch, names=[TASK])

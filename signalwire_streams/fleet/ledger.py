@@ -153,7 +153,7 @@ class BatchLedger:
         error = outcome.error
         if error is not None and concerns_all(error):
             self.denied, self.handed_back = error, True
-            if not isinstance(error, StreamOutcomeUnknown) and not self._found(index).text:
+            if not isinstance(error, StreamOutcomeUnknown):
                 self._release(index)
             return
         if self.handed_back and isinstance(error, RunEndedError | StreamOutcomeUnknown):

@@ -37,8 +37,12 @@ _RETRIES = (timedelta(milliseconds=100), timedelta(seconds=5))
 _LAST_WORDS = 5.0
 
 
-def _seconds(value: float) -> float:
-    return check_seconds(value, "lease and drain")
+def _lease(value: float) -> float:
+    return check_seconds(value, "lease")
+
+
+def _drain(value: float) -> float:
+    return check_seconds(value, "drain")
 
 
 def _count(value: int) -> int:
@@ -69,8 +73,8 @@ class FleetWorker:
     url: str = field(converter=check_url, repr=False)
     client: StreamsClient
     concurrency: int = field(default=200, kw_only=True, converter=_count)
-    lease: float = field(default=15.0, kw_only=True, converter=_seconds)
-    drain: float = field(default=25.0, kw_only=True, converter=_seconds)
+    lease: float = field(default=15.0, kw_only=True, converter=_lease)
+    drain: float = field(default=25.0, kw_only=True, converter=_drain)
     secrets: Secrets | None = field(default=None, kw_only=True, repr=False)
     name: str = field(kw_only=True, factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{token_hex(2)}")
     _stop: asyncio.Event = field(init=False, factory=asyncio.Event)
@@ -98,6 +102,7 @@ class FleetWorker:
             FleetError: Redis refuses the user or password.
             AuthenticationError: the Space refuses the client's token; what this worker had in hand goes to others.
             PermissionDeniedError: the same.
+            StreamOutcomeUnknown: the same, of a start that an earlier worker may have made.
         """
         keys = Keys(self.client.origin, self.client.project)
         async with AsyncExitStack() as stack:

@@ -81,7 +81,7 @@ class Store:
         if not isinstance(self.url, str):
             raise InvalidRequestError(f"url must be a str, not {type(self.url).__name__}")
         self.address = public_url(self.url)
-        client = _client(self.url)
+        client = client_of(self.url)
         if client is None:
             raise InvalidRequestError(
                 f"{self.address!r} is no address of a Redis, or has an option that can't be: write it as "
@@ -216,7 +216,8 @@ class Store:
         return " ".join(words.split())[:200]
 
 
-def _client(url: str) -> "Redis | None":
+def client_of(url: str) -> "Redis | None":
+    """Make a client, which connects when it is first used; None where the address, or an option in it, can't be."""
     try:
         client = Redis.from_url(
             url,

@@ -18,6 +18,7 @@ from signalwire_streams import (
     RunEndedError,
     StartCallStream,
     StartConferenceStream,
+    StreamOutcomeUnknown,
     StreamsClient,
 )
 from signalwire_streams.fleet import Fleet, FleetWorker, stopped_by_signals
@@ -177,6 +178,19 @@ async def test_a_refusal_is_told_as_it_was(fleet: Fleet, workers: Workers) -> No
     assert isinstance(outcome.error, NotFoundError)
     assert outcome.error.status == 404
     assert (await fleet.status(run)).errors == {"NotFoundError 20404": 1}
+
+
+async def test_a_wrong_token_leaves_a_doubtful_start_doubtful(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
+    """What an earlier worker may have started is no less so since a later one was refused."""
+    run = await fleet.submit(on_conferences(space.conference_sids[:1]))
+    await set_marks(fleet, run, {0: "i:dead"})
+    async with StreamsClient(base_url=space.base_url, project=space.project, token="wrong") as stranger:
+        refused = workers(stranger)
+        with pytest.raises(StreamOutcomeUnknown, match="401"):
+            await workers.running.pop(refused)
+    assert (await fleet.status(run)).counts == {"intended": 1}
 
 
 async def test_a_wrong_token_ends_its_worker_and_no_run(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:

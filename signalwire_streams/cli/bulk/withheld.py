@@ -49,8 +49,11 @@ class Secrets:
         """
         try:
             return planned.request if planned.complete else self._completed(planned, {})
-        except click.UsageError as error:
-            raise InvalidRequestError(error.message) from None
+        except click.UsageError:
+            raise InvalidRequestError(
+                f"{planned.request.target} needs secrets that are not kept in Redis ({', '.join(planned.left_out)}): "
+                "start all workers with the options that give them"
+            ) from None
 
     def _completed(self, planned: PlannedRequest, line: Mapping[str, Any]) -> Start:
         request = planned.request

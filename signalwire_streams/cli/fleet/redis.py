@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -60,6 +61,8 @@ def the_fleet_room() -> Any:  # noqa: ANN401  (a module)
     Raises:
         Misuse: it is not installed.
     """
+    # The engine's own words are for its developers; a Redis that is away is told by ours.
+    logging.getLogger("docket").setLevel(logging.CRITICAL)
     try:
         return import_module("signalwire_streams.fleet")
     except ModuleNotFoundError as error:

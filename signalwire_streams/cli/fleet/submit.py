@@ -18,7 +18,7 @@ from signalwire_streams.cli.output import write_json
 from signalwire_streams.cli.start_options import bulk_start_options, conference_options
 
 if TYPE_CHECKING:
-    from signalwire_streams.fleet import Fleet
+    from signalwire_streams.fleet import Fleet, FleetStatus
 
 
 @click.command(
@@ -93,10 +93,14 @@ def submit(
             "that give them, and write --workers-have-secrets"
         )
 
-    async def work(fleet: "Fleet") -> str:
-        return await fleet.submit(found, name=run, secrets_at_workers=workers_have_secrets)
+    async def work(fleet: "Fleet") -> "FleetStatus":
+        return await fleet.status(await fleet.submit(found, name=run, secrets_at_workers=workers_have_secrets))
 
-    name = with_fleet(account, url_of_redis, work)
+    submitted = with_fleet(account, url_of_redis, work)
+    name = submitted.run
+    if submitted.ended is not None or submitted.over:
+        state = submitted.ended or "over"
+        raise click.ClickException(f"the run {name} was submitted before and is {state}: choose another --run")
     if account.as_json:
         write_json({"run": name, "planned": len(found)})
         return

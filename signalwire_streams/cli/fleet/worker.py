@@ -1,7 +1,6 @@
 """``signalwire-streams fleet worker``."""
 
 import asyncio
-import logging
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -60,8 +59,6 @@ def worker(
     hands it all back at once. The workers share the Space's limit through Redis, or take --rate each.
     """
     room = the_fleet_room()
-    # The engine's own words are for its developers; a Redis that is away is told by ours.
-    logging.getLogger("docket").setLevel(logging.CRITICAL)
     secrets = Secrets(parameters, authorization_bearer_token, status_callback)
 
     async def work() -> None:
