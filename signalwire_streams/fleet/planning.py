@@ -54,10 +54,11 @@ class Submission:
         """
         try:
             digest = await self._write(requests)
-            answer = await self._claim(digest)
-        except BaseException:
+        except BaseException:  # also when it is cancelled: nothing points to what was written yet
             await self._discard()
             raise
+        # Without an answer to this, the plan may be the run's already. So it stays; if it is not, it expires.
+        answer = await self._claim(digest)
         if answer != "ok":
             await self._discard()
         if answer == "other":
@@ -120,6 +121,9 @@ class Submission:
         return reply_of(await self.connection.one(script(PLAN, (self.keys.run(self.run),), self.keep, digest, *flat)))
 
     async def _discard(self) -> None:
+        facts = RunFacts.of(self.run, await self.connection.one(command("hgetall", self.keys.run(self.run))))
+        if facts is not None and facts.plan == self._plan:
+            return  # claimed by a try whose answer was lost
         keys = [self.keys.plan(self.run, self._plan, number) for number in range(self._batches)]
         for first in range(0, len(keys), _TASKS_AT_ONCE):
             await self.connection.one(command("delete", *keys[first : first + _TASKS_AT_ONCE]))

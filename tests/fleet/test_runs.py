@@ -12,6 +12,7 @@ from signalwire_streams import (
     ClientStateError,
     Clock,
     ConferenceStream,
+    FleetError,
     InvalidRequestError,
     NotFoundError,
     PlannedRequest,
@@ -23,6 +24,7 @@ from signalwire_streams import (
 )
 from signalwire_streams.fleet import Fleet, FleetWorker, stopped_by_signals
 from signalwire_streams.fleet.connection import command
+from signalwire_streams.fleet.planning import Submission
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
@@ -178,6 +180,32 @@ async def test_a_refusal_is_told_as_it_was(fleet: Fleet, workers: Workers) -> No
     assert isinstance(outcome.error, NotFoundError)
     assert outcome.error.status == 404
     assert (await fleet.status(run)).errors == {"NotFoundError 20404": 1}
+
+
+@pytest.mark.parametrize("heard_at_last", [True, False])
+async def test_a_submit_whose_answer_is_lost_loses_no_start(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch, heard_at_last: bool
+) -> None:
+    """Redis has taken the run, and the answer to that was lost: asking again, or submitting again, finds all of it."""
+    claim = Submission._claim
+
+    async def unheard(self: Submission, digest: str) -> str:
+        await claim(self, digest)
+        if not heard_at_last:
+            raise FleetError("Redis can't be used")
+        return await claim(self, digest)
+
+    monkeypatch.setattr(Submission, "_claim", unheard)
+    requests = on_conferences(space.conference_sids)
+    if not heard_at_last:
+        with pytest.raises(FleetError):
+            await fleet.submit(requests, name="nightly")
+        monkeypatch.setattr(Submission, "_claim", claim)
+    run = await fleet.submit(requests, name="nightly")
+    workers()
+
+    assert {outcome.state for outcome in await all_results(fleet, run)} == {BulkState.STARTED}
+    assert len(space.streams) == 3
 
 
 async def test_a_wrong_token_leaves_a_doubtful_start_doubtful(
