@@ -64,7 +64,7 @@ class Batches:
         """
         batch = Batch(self.keys, facts.run, number, facts.keep)
         owner = f"{self.name}.{token_hex(4)}"
-        ledger = BatchLedger(batch, owner, self.writer, {}, facts.ended)
+        ledger = BatchLedger(batch, owner, self.writer, {}, ended=facts.ended)
         lease = await self.leases.take(self.keys.lease(facts.run, number), owner, ledger.hand_back)
         if lease is None:
             return False
@@ -88,6 +88,7 @@ class Batches:
         ledger.marks = {int(index): Mark(text) for index, text in text_of(marks).items()}
         first = number * facts.batch
         planned = dict(enumerate(read_batch(plan), first))
+        ledger.size = len(planned)
         left = {index: one for index, one in planned.items() if not ledger.marks.get(index, Mark()).is_settled}
         requests = self._completed(left, ledger)
         expected = ledger.expect(requests.items())
@@ -95,8 +96,7 @@ class Batches:
             await self._run(ledger, expected)
         if ledger.ended is not None:
             ledger.settle_rest(requests)
-        await ledger.written()
-        return await self._is_done(facts, number, len(planned))
+        return await ledger.written()
 
     async def _run(self, ledger: BatchLedger, requests: Sequence[Start]) -> None:
         run = self.client.start_streams(requests, concurrency=len(requests), journal=ledger)
@@ -131,7 +131,3 @@ class Batches:
         if (request.target, request.name) != (planned.request.target, planned.request.name):
             raise InvalidRequestError(f"secrets= gave another request than that of {planned.request.target}")
         return request
-
-    async def _is_done(self, facts: RunFacts, number: int, size: int) -> bool:
-        marks = text_of(await self.connection.one(command("hgetall", self.keys.marks(facts.run, number))))
-        return sum(Mark(text).is_settled for text in marks.values()) >= size

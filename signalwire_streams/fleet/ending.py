@@ -12,6 +12,7 @@ from signalwire_streams.fleet.facts import RunFacts, text_of
 from signalwire_streams.fleet.keys import Keys
 from signalwire_streams.fleet.ledger import Batch, settling
 from signalwire_streams.fleet.records import Mark, read_batch
+from signalwire_streams.fleet.steps import joined
 from signalwire_streams.models import CallStream, ConferenceStream
 
 _AT_ONCE = 20  # batches read in one go
@@ -49,7 +50,7 @@ class Ending:
                 if index not in marks
             ]
             if left:
-                await self.connection.all(left)
+                await self.connection.all([step for step, _ in joined(left)])
 
     async def streams(self) -> AsyncIterator[tuple[int, ConferenceStream | CallStream]]:
         """Give the streams that the run started, or may have started, and that were not stopped since."""

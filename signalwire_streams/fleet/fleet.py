@@ -24,9 +24,10 @@ from signalwire_streams.fleet.keys import Keys, check_run
 from signalwire_streams.fleet.planning import Submission
 from signalwire_streams.fleet.records import read_batch, read_index, read_outcome
 from signalwire_streams.fleet.scripts import END
+from signalwire_streams.fleet.steps import script
 from signalwire_streams.fleet.stopping import StopLedger
 from signalwire_streams.fleet.tasks import TASK, start_batch
-from signalwire_streams.fleet.writer import Writer, script
+from signalwire_streams.fleet.writer import Writer
 from signalwire_streams.models import CallStream, ConferenceStream
 from signalwire_streams.models.checks import check_seconds
 from signalwire_streams.wire.account import find_account

@@ -12,7 +12,7 @@ from attrs import define, field
 
 from signalwire_streams.fleet.connection import Command, Connection
 from signalwire_streams.fleet.scripts import HOLD, LET_GO, RENEW
-from signalwire_streams.fleet.writer import reply_of, script
+from signalwire_streams.fleet.steps import reply_of, script
 
 _MILLISECONDS = 1_000
 _RENEWALS = 4  # per lease

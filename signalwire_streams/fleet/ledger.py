@@ -17,7 +17,8 @@ from signalwire_streams.errors import RunEndedError, StreamOutcomeUnknown, Strea
 from signalwire_streams.fleet.keys import Keys
 from signalwire_streams.fleet.records import Mark, error_label, intended, settled, write_outcome
 from signalwire_streams.fleet.scripts import INTEND, RELEASE, SETTLE
-from signalwire_streams.fleet.writer import Writer, script
+from signalwire_streams.fleet.steps import Step
+from signalwire_streams.fleet.writer import Writer
 from signalwire_streams.models import StartConferenceStream
 from signalwire_streams.wire.exchange import Progress
 
@@ -33,12 +34,24 @@ class Batch:
         run: the run.
         number: the batch's place in it, from 0.
         keep: seconds that Redis keeps what it hears of them.
+        facts: the key of the run's facts.
+        outcomes: the key of the run's outcomes.
+        marks: the key of the marks of these.
     """
 
     keys: Keys
     run: str
     number: int
     keep: int
+    facts: str = field(init=False)
+    outcomes: str = field(init=False)
+    marks: str = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # Spelt once: every start of the batch asks for them, twice.
+        object.__setattr__(self, "facts", self.keys.run(self.run))
+        object.__setattr__(self, "outcomes", self.keys.outcomes(self.run))
+        object.__setattr__(self, "marks", self.keys.marks(self.run, self.number))
 
 
 def key_of(request: Start) -> Key:
@@ -47,12 +60,9 @@ def key_of(request: Start) -> Key:
     return Key(kind, request.target, request.name)
 
 
-def settling(batch: Batch, believed: str, outcome: BulkOutcome[Any]) -> Any:  # noqa: ANN401  (a command)
+def settling(batch: Batch, believed: str, outcome: BulkOutcome[Any]) -> Step:
     """Spell how an outcome is written, provided that the mark is the one that is believed."""
-    keys, run = batch.keys, batch.run
-    return script(
-        SETTLE,
-        (keys.run(run), keys.marks(run, batch.number), keys.outcomes(run)),
+    values = (
         outcome.index,
         believed,
         settled(outcome),
@@ -62,6 +72,7 @@ def settling(batch: Batch, believed: str, outcome: BulkOutcome[Any]) -> Any:  # 
         error_label(outcome),
         batch.keep,
     )
+    return Step(SETTLE, (batch.facts, batch.outcomes), batch.marks, values)
 
 
 @define(eq=False)
@@ -76,6 +87,7 @@ class BatchLedger:
         owner: who carries them out; another one for each delivery.
         writer: writes in Redis.
         marks: the marks as they were found, by index.
+        size: how many starts the batch has.
         ended: why the run takes no further starts, or None.
         handed_back: whether the owner was cut, and leaves to others what he has not finished.
         denied: what the Space said, where it refuses whatever this worker sends; others may have a better token.
@@ -86,6 +98,7 @@ class BatchLedger:
     owner: str
     writer: Writer
     marks: Mapping[int, Mark]
+    size: int = 0
     ended: str | None = None
     handed_back: bool = field(init=False, default=False)
     denied: StreamsError | None = field(init=False, default=None)
@@ -94,7 +107,8 @@ class BatchLedger:
     _rows: dict[Progress, int] = field(init=False, factory=dict)
     _tasks: dict[Progress, "asyncio.Task[Any]"] = field(init=False, factory=dict)
     _own: set[int] = field(init=False, factory=set)
-    _writes: list["asyncio.Future[str]"] = field(init=False, factory=list)
+    _settling: list["asyncio.Future[str]"] = field(init=False, factory=list)
+    _releasing: list["asyncio.Future[str]"] = field(init=False, factory=list)
 
     def expect(self, starts: Iterable[tuple[int, Start]]) -> Sequence[Start]:
         """Hear which starts will come, each with its index, and give them."""
@@ -133,8 +147,7 @@ class BatchLedger:
         index = self._rows[progress]
         self._tasks[progress] = cast("asyncio.Task[Any]", asyncio.current_task())
         found = self._found(index)
-        keys = (self.batch.keys.run(self.run), self.batch.keys.marks(self.run, self.batch.number))
-        answer = await self.writer.later(script(INTEND, keys, index, found.text, intended(self.owner), self.batch.keep))
+        answer = await self._step(INTEND, index, found.text, intended(self.owner), self.batch.keep)
         if answer == "ok":
             self._own.add(index)
             return
@@ -197,14 +210,16 @@ class BatchLedger:
         for task in self._tasks.values():
             task.cancel()
 
-    async def written(self) -> None:
-        """Wait until all that was noted is in Redis.
+    async def written(self) -> bool:
+        """Wait until all that was noted is in Redis, and tell whether every start of the batch is settled there.
 
         Raises:
             FleetError: it can't be written.
         """
-        writes, self._writes = self._writes, []
-        await asyncio.gather(*writes)
+        answers = await asyncio.gather(*self._settling)
+        await asyncio.gather(*self._releasing)
+        before = sum(mark.is_settled for mark in self.marks.values())
+        return before + answers.count("ok") >= self.size
 
     def _found(self, index: int) -> Mark:
         return self.marks.get(index, Mark())
@@ -215,12 +230,14 @@ class BatchLedger:
 
     def _settle(self, index: int, outcome: BulkOutcome[Any]) -> None:
         believed = intended(self.owner) if index in self._own else self._found(index).text
-        self._writes.append(self.writer.later(settling(self.batch, believed, evolve(outcome, index=index))))
+        self._settling.append(self.writer.later(settling(self.batch, believed, evolve(outcome, index=index))))
 
     def _release(self, index: int) -> None:
         # Also where the answer to the mark did not come any more: it may be there.
-        keys = (self.batch.keys.run(self.run), self.batch.keys.marks(self.run, self.batch.number))
-        self._writes.append(self.writer.later(script(RELEASE, keys, index, intended(self.owner))))
+        self._releasing.append(self._step(RELEASE, index, intended(self.owner)))
+
+    def _step(self, source: str, *values: object) -> "asyncio.Future[str]":
+        return self.writer.later(Step(source, (self.batch.facts,), self.batch.marks, values))
 
 
 def _may_run(key: Key, why: str) -> StreamOutcomeUnknown:

@@ -15,8 +15,8 @@ from signalwire_streams.fleet.facts import RunFacts
 from signalwire_streams.fleet.keys import BATCH, Keys
 from signalwire_streams.fleet.records import write_batch
 from signalwire_streams.fleet.scripts import PLAN
+from signalwire_streams.fleet.steps import reply_of, script
 from signalwire_streams.fleet.tasks import TASK
-from signalwire_streams.fleet.writer import reply_of, script
 
 _AT_ONCE = 40  # batches written in one go
 _TASKS_AT_ONCE = 500

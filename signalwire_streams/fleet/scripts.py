@@ -5,44 +5,92 @@ A start's mark is a field of its batch's hash: nothing (not sent), ``i:OWNER`` (
 another is, so that whoever was replaced can do no harm, and a step that is sent twice is done once.
 """
 
-INTEND = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 'gone' end
-if redis.call('HEXISTS', KEYS[1], 'ended') == 1 then return 'ended' end
-local mark = redis.call('HGET', KEYS[2], ARGV[1]) or ''
-if mark == ARGV[3] then return 'ok' end
-if mark ~= ARGV[2] then return 'taken' end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
-if mark == '' then redis.call('HINCRBY', KEYS[1], 'c:intended', 1) end
-redis.call('EXPIRE', KEYS[2], ARGV[4])
-return 'ok'
+_EACH = """
+local counted, kept = {}, {}
+local function count(name, more) counted[name] = (counted[name] or 0) + more end
+local function keep(key, seconds) kept[key] = seconds end
+local function each(shared, size, step)
+  local answers = {}
+  for i = 1, #KEYS - shared do
+    local own = {}
+    for j = 1, size do own[j] = ARGV[(i - 1) * size + j] end
+    answers[i] = step(KEYS[shared + i], own)
+  end
+  for name, more in pairs(counted) do redis.call('HINCRBY', KEYS[1], name, more) end
+  for key, seconds in pairs(kept) do redis.call('EXPIRE', key, seconds) end
+  return answers
+end
 """
-"""Keys: run, marks. Arguments: index, the mark that is believed, the new one, seconds to keep it."""
+"""What is done for many starts at once names the keys that they share first, the run's the very first, then one key
+for each start, and has the same number of arguments for each; it answers with a word for each."""
 
-SETTLE = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 'gone' end
-local mark = redis.call('HGET', KEYS[2], ARGV[1]) or ''
-if mark ~= ARGV[2] then return 'taken' end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
-redis.call('XADD', KEYS[3], '*', 'o', ARGV[4])
-if mark ~= '' then redis.call('HINCRBY', KEYS[1], 'c:intended', -1) end
-redis.call('HINCRBY', KEYS[1], 'c:' .. ARGV[5], 1)
-redis.call('HINCRBY', KEYS[1], 'attempts', ARGV[6])
-if ARGV[7] ~= '' then redis.call('HINCRBY', KEYS[1], 'e:' .. ARGV[7], 1) end
-redis.call('EXPIRE', KEYS[2], ARGV[8])
-redis.call('EXPIRE', KEYS[3], ARGV[8])
-return 'ok'
+INTEND = (
+    _EACH
+    + """
+if redis.call('EXISTS', KEYS[1]) == 0 then return each(1, 0, function() return 'gone' end) end
+if redis.call('HEXISTS', KEYS[1], 'ended') == 1 then return each(1, 0, function() return 'ended' end) end
+return each(1, 4, function(marks, own)
+  local mark = redis.call('HGET', marks, own[1]) or ''
+  if mark == own[3] then return 'ok' end
+  if mark ~= own[2] then return 'taken' end
+  redis.call('HSET', marks, own[1], own[3])
+  if mark == '' then count('c:intended', 1) end
+  keep(marks, own[4])
+  return 'ok'
+end)
 """
-"""Keys: run, marks, outcomes. Arguments: index, the mark that is believed, the new one, the outcome, its state, how
-many attempts it took, its error's label, seconds to keep it."""
+)
+"""Keys: run, marks of each. Arguments of each: index, the mark that is believed, the new one, seconds to keep it."""
 
-RELEASE = """
-local mark = redis.call('HGET', KEYS[2], ARGV[1]) or ''
-if mark ~= ARGV[2] then return 'taken' end
-redis.call('HDEL', KEYS[2], ARGV[1])
-redis.call('HINCRBY', KEYS[1], 'c:intended', -1)
-return 'ok'
+SETTLE = (
+    _EACH
+    + """
+if redis.call('EXISTS', KEYS[1]) == 0 then return each(2, 0, function() return 'gone' end) end
+return each(2, 8, function(marks, own)
+  local mark = redis.call('HGET', marks, own[1]) or ''
+  if mark == own[3] then return 'ok' end
+  if mark ~= own[2] then return 'taken' end
+  redis.call('HSET', marks, own[1], own[3])
+  redis.call('XADD', KEYS[2], '*', 'o', own[4])
+  if mark ~= '' then count('c:intended', -1) end
+  count('c:' .. own[5], 1)
+  count('attempts', tonumber(own[6]))
+  if own[7] ~= '' then count('e:' .. own[7], 1) end
+  keep(marks, own[8])
+  keep(KEYS[2], own[8])
+  return 'ok'
+end)
 """
-"""Keys: run, marks. Arguments: index, the mark that is believed."""
+)
+"""Keys: run, outcomes, marks of each. Arguments of each: index, the mark that is believed, the new one, the outcome,
+its state, how many attempts it took, its error's label, seconds to keep it."""
+
+RELEASE = (
+    _EACH
+    + """
+if redis.call('EXISTS', KEYS[1]) == 0 then return each(1, 0, function() return 'gone' end) end
+return each(1, 2, function(marks, own)
+  local mark = redis.call('HGET', marks, own[1]) or ''
+  if mark ~= own[2] then return 'taken' end
+  redis.call('HDEL', marks, own[1])
+  count('c:intended', -1)
+  return 'ok'
+end)
+"""
+)
+"""Keys: run, marks of each. Arguments of each: index, the mark that is believed."""
+
+UNDO = (
+    _EACH
+    + """
+return each(1, 2, function(undone, own)
+  if redis.call('HSET', undone, own[1], '1') == 1 then count('undone', 1) end
+  keep(undone, own[2])
+  return 'ok'
+end)
+"""
+)
+"""Keys: run, what was stopped again for each. Arguments of each: index, seconds to keep it."""
 
 END = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 'gone' end
@@ -65,13 +113,6 @@ redis.call('EXPIRE', KEYS[1], ARGV[1])
 return 'ok'
 """
 """Keys: run. Arguments: seconds to keep it, the plan's digest, the run's facts by name."""
-
-UNDO = """
-if redis.call('HSET', KEYS[2], ARGV[1], '1') == 1 then redis.call('HINCRBY', KEYS[1], 'undone', 1) end
-redis.call('EXPIRE', KEYS[2], ARGV[2])
-return 'ok'
-"""
-"""Keys: run, what was stopped again. Arguments: index, seconds to keep it."""
 
 HOLD = """
 local owner = redis.call('GET', KEYS[1])

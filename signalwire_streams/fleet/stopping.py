@@ -11,7 +11,8 @@ from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
 from signalwire_streams.bulk.store import INTENDED
 from signalwire_streams.fleet.keys import Keys
 from signalwire_streams.fleet.scripts import UNDO
-from signalwire_streams.fleet.writer import Writer, script
+from signalwire_streams.fleet.steps import Step
+from signalwire_streams.fleet.writer import Writer
 from signalwire_streams.models import CallStream, ConferenceStream
 from signalwire_streams.wire.exchange import Progress
 
@@ -68,5 +69,5 @@ class StopLedger:
         index = self._rows.pop(progress, None)
         if index is None or outcome.state is not BulkState.STOPPED:
             return
-        keys = (self.keys.run(self.run), self.keys.undone(self.run))
-        _ = self.writer.later(script(UNDO, keys, index, _KEEP))  # the fleet waits for it when it is closed
+        step = Step(UNDO, (self.keys.run(self.run),), self.keys.undone(self.run), (index, _KEEP))
+        _ = self.writer.later(step)  # the fleet waits for it when it is closed

@@ -2,33 +2,25 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from attrs import define, field
 
-from signalwire_streams.fleet.connection import Command, Connection, command
+from signalwire_streams.fleet.connection import Connection
+from signalwire_streams.fleet.steps import Step, joined, reply_of
 
 _AT_ONCE = 500
+_GATHERS = 0.01  # seconds; less than an answer of the Space takes, and a load costs as much as thirty steps in it
 
-_Waiting: TypeAlias = tuple[Command, asyncio.Future[str]]
-
-
-def script(source: str, keys: Sequence[str], *values: object) -> Command:
-    """Spell the run of a script."""
-    return command("eval", source, len(keys), *keys, *map(str, values))
-
-
-def reply_of(reply: Any) -> str:  # noqa: ANN401  (Redis gives bytes or text)
-    """Give the word that a script answered."""
-    return reply.decode() if isinstance(reply, bytes) else str(reply)
+_Waiting: TypeAlias = tuple[Step, asyncio.Future[str]]
 
 
 @define(eq=False)
 class Writer:
-    """Carries out scripts for many at once.
+    """Carries out steps for many at once.
 
-    While one load is on its way the next one gathers, so that a busy worker asks Redis no more often than an idle
-    one, and nobody waits longer than for one answer before his turn.
+    The first step goes out at once. While it is on its way, and a moment longer, the next ones gather and then go
+    out together, so that a busy worker asks Redis no more often than another.
 
     Attributes:
         connection: the way to Redis.
@@ -38,10 +30,10 @@ class Writer:
     _waiting: list[_Waiting] = field(init=False, factory=list)
     _serving: asyncio.Task[None] | None = field(init=False, default=None)
 
-    def later(self, one: Command) -> asyncio.Future[str]:
-        """Carry out a script; the future has its answer. If that is cancelled before its turn, nothing is done."""
+    def later(self, step: Step) -> asyncio.Future[str]:
+        """Carry out a step; the future has its answer. If that is cancelled before its turn, nothing is done."""
         answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiting.append((one, answered))
+        self._waiting.append((step, answered))
         if self._serving is None:
             self._serving = asyncio.create_task(self._serve())
         return answered
@@ -63,13 +55,10 @@ class Writer:
             while self._waiting:
                 load = [entry for entry in self._waiting[:_AT_ONCE] if not entry[1].cancelled()]
                 del self._waiting[:_AT_ONCE]
-                if not load:
-                    continue
-                replies = await self.connection.all([one for one, _ in load])
-                for (_, answered), reply in zip(load, replies, strict=True):
-                    if not answered.done():
-                        answered.set_result(reply_of(reply))
+                if load:
+                    await self._carry_out(load)
                 load = ()
+                await asyncio.sleep(_GATHERS)
         except BaseException as error:
             # Whoever waits must hear of it, whatever it is: nobody else would wake him.
             waiting, self._waiting = [*load, *self._waiting], []
@@ -82,3 +71,12 @@ class Writer:
                 raise
         finally:
             self._serving = None
+
+    async def _carry_out(self, load: Sequence[_Waiting]) -> None:
+        commands = joined([step for step, _ in load])
+        answers = await self.connection.all([command for command, _ in commands])
+        for (_, places), replies in zip(commands, answers, strict=True):
+            for place, reply in zip(places, replies, strict=True):
+                answered = load[place][1]
+                if not answered.done():
+                    answered.set_result(reply_of(reply))

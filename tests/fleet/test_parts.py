@@ -41,6 +41,7 @@ from signalwire_streams.fleet.records import (
     write_batch,
     write_outcome,
 )
+from signalwire_streams.fleet.steps import Step, joined
 from signalwire_streams.fleet.tasks import start_batch
 from signalwire_streams.fleet.writer import Writer
 from signalwire_streams.simulator import SimulatedSpace
@@ -50,6 +51,7 @@ from .helpers import URL, on_conferences
 CONFERENCE = StartConferenceStream(
     conference_sid="c", url=URL, name="n", codec="L16", realtime=True, track="both_tracks"
 )
+STEP = Step("script", ("run",), "marks", (0, "i:worker"))
 CALL = StartCallStream(call_sid="a", url=URL, unnamed=True, status_callback="https://example.com/hear")
 
 
@@ -136,6 +138,20 @@ class Broken:
             raise self.failures.pop(0)
         return b"there"
 
+    async def eval(self, *_: object) -> list[bytes]:
+        return [await self.get("key")]
+
+
+@define(eq=False)
+class Loads:
+    """A Redis that does whatever it is told, and counts how much of it comes at once."""
+
+    loads: list[int] = field(init=False, factory=list)
+
+    async def eval(self, _: str, keys: int, *__: object) -> list[bytes]:
+        self.loads.append(keys - 1)
+        return [b"ok"] * (keys - 1)
+
 
 async def test_a_redis_that_is_away_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     """It is said once that Redis is away, however often it is asked until it is back."""
@@ -162,13 +178,40 @@ async def test_a_redis_that_stays_away(failure: Exception, words: str) -> None:
         await Connection(Broken([failure]), 0.0).one(command("get", "key"))
 
 
+def test_steps_of_a_kind_are_one_command() -> None:
+    """Steps of one script on one run go together; the places say which answer is whose."""
+    steps = [
+        Step("one", ("run",), "marks:0", (0, "a")),
+        Step("two", ("run",), "marks:0", (1,)),
+        Step("one", ("run",), "marks:1", (25, "b")),
+        Step("one", ("other",), "marks:1", (26, "c")),
+    ]
+    assert joined(steps) == [
+        (command("eval", "one", 3, "run", "marks:0", "marks:1", "0", "a", "25", "b"), [0, 2]),
+        (command("eval", "two", 2, "run", "marks:0", "1"), [1]),
+        (command("eval", "one", 2, "other", "marks:1", "26", "c"), [3]),
+    ]
+
+
+async def test_a_busy_writer_asks_no_more_often() -> None:
+    """What comes while a load is on its way, and a moment longer, goes out as one."""
+    redis = Loads()
+    writer = Writer(Connection(redis, 0.0))
+    answers = [writer.later(STEP)]
+    for _ in range(3):  # one after the other, all within the moment that the first load's end gives
+        await answers[0]
+        answers.append(writer.later(STEP))
+    assert [await answer for answer in answers] == ["ok"] * 4
+    assert redis.loads == [1, 3]
+
+
 async def test_whoever_waits_hears_of_a_failure() -> None:
     """What can't be written is told to all that wait for it; the next one tries anew."""
     writer = Writer(Connection(Broken([WrongPassword("no")]), 0.0))
     with pytest.raises(FleetError):
-        await writer.later(command("get", "key"))
+        await writer.later(STEP)
     await asyncio.sleep(0)
-    assert await writer.later(command("get", "key")) == "there"
+    assert await writer.later(STEP) == "there"
     await writer.idle()
     await writer.idle()
 
@@ -177,14 +220,14 @@ async def test_what_nobody_waits_for_is_not_written() -> None:
     """A step that was cancelled before its turn is not done; closing gives up the rest."""
     redis = Broken([])
     writer = Writer(Connection(redis, 0.0))
-    writer.later(command("get", "key")).cancel()
+    writer.later(STEP).cancel()
     await writer.idle()
     assert redis.asked == 0
 
     waiting = Writer(Connection(Broken([NotThere("gone")] * 100), 60.0))
-    first = waiting.later(command("get", "key"))
+    first = waiting.later(STEP)
     await asyncio.sleep(0)
-    second = waiting.later(command("get", "key"))
+    second = waiting.later(STEP)
     second.cancel()
     await waiting.close()
     assert first.cancelled()
@@ -199,16 +242,16 @@ async def test_a_failure_that_nobody_heard() -> None:
         go_on: asyncio.Event = field(factory=asyncio.Event)
         failure: Exception | None = None
 
-        async def get(self, _: str) -> str:
+        async def eval(self, *_: object) -> list[str]:
             await self.go_on.wait()
             if self.failure is not None:
                 raise self.failure
-            return "text"
+            return ["text"]
 
     for failure in (None, WrongPassword("no")):
         slow = Slow(failure=failure)
         writer = Writer(Connection(slow, 0.0))
-        answer = writer.later(command("get", "key"))
+        answer = writer.later(STEP)
         await asyncio.sleep(0)
         answer.cancel()
         slow.go_on.set()

@@ -15,7 +15,8 @@ from signalwire_streams.fleet.leases import Lease, Leases
 from signalwire_streams.fleet.ledger import Batch, BatchLedger, key_of
 from signalwire_streams.fleet.records import Mark
 from signalwire_streams.fleet.scripts import END, HOLD
-from signalwire_streams.fleet.writer import Writer, script
+from signalwire_streams.fleet.steps import script
+from signalwire_streams.fleet.writer import Writer
 from signalwire_streams.simulator import SimulatedSpace
 from signalwire_streams.wire.exchange import Progress
 
