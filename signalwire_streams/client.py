@@ -33,7 +33,7 @@ from signalwire_streams.transport.http import HttpSender
 from signalwire_streams.transport.limits import Limits
 from signalwire_streams.transport.line import Line
 from signalwire_streams.transport.middleware import Middleware, chain
-from signalwire_streams.transport.pacing import Pacer, Turns, choose_pacer
+from signalwire_streams.transport.pacing import Pacer, SpacePacer, Turns, choose_pacer
 from signalwire_streams.transport.retrying import OnAttempt, Retry
 from signalwire_streams.transport.sessions import SessionManager, user_agent
 from signalwire_streams.transport.slots import Slots
@@ -58,12 +58,14 @@ class StreamsClient:
         calls: the calls and their streams.
         origin: the Space's address.
         project: the Project ID.
+        pacer: what its requests wait for.
     """
 
     conferences: Conferences
     calls: Calls
     origin: str
     project: str
+    pacer: Pacer
 
     def __init__(
         self,
@@ -111,11 +113,12 @@ class StreamsClient:
         account = find_account(space=space, base_url=base_url, project=project, token=token)
         clock = clock or Clock()
         sessions = SessionManager(connections, session)
+        self.pacer = choose_pacer(account.origin, pacer, rate_limit, clock)
         around: Sequence[Middleware] = (
             *middlewares,
             Retry(retry or RetryPolicy(), RetryBudget(), clock, on_attempt),
             Break(Breaker(breaker or BreakerPolicy()), clock),
-            Turns(Slots(sessions.slots), choose_pacer(account.origin, pacer, rate_limit, clock), clock),
+            Turns(Slots(sessions.slots), self.pacer, clock),
         )
         limits = Limits()
         sender = HttpSender(sessions, account.origin, _headers(account), timeouts or Timeouts(), clock, limits)
@@ -124,7 +127,8 @@ class StreamsClient:
         self._clock = clock
         self._retry = retry or RetryPolicy()
         # Items of a run wait for the pacer together, so the last of them waits for all others.
-        self._patience = _BULK_DEADLINE + (0.0 if pacer is not None else 2 * MOST / (rate_limit or RateLimit()).rate)
+        rate = pacer.rate if isinstance(pacer, SpacePacer) else (rate_limit or RateLimit()).rate
+        self._patience = _BULK_DEADLINE + 2 * MOST / rate
         self._streams = Both(
             Streams(self._line, account, "Conferences", ConferenceStream, "conference_sid"),
             Streams(self._line, account, "Calls", CallStream, "call_sid"),
@@ -292,8 +296,4 @@ class StreamsClient:
 
 
 def _headers(account: Account) -> Mapping[str, str]:
-    return {
-        "Authorization": account.authorization,
-        "Accept": "application/json",
-        "User-Agent": user_agent(),
-    }
+    return {"Authorization": account.authorization, "Accept": "application/json", "User-Agent": user_agent()}

@@ -63,6 +63,19 @@ class PlannedRequest:
         return {name: value for name, value in left_out.items() if value}
 
 
+def check_request(request: object) -> Start:
+    """Make sure that an item is a request.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    if not isinstance(request, StartConferenceStream | StartCallStream):
+        raise InvalidRequestError(
+            f"an item is a {type(request).__name__}: pass StartConferenceStream or StartCallStream"
+        )
+    return request
+
+
 @define(eq=False)
 class Once:
     """Tells whether the items of a run are requests, and each another one."""
@@ -70,16 +83,13 @@ class Once:
     # Hashes instead of the items, which would be most of the memory of a long run.
     _seen: set[int] = field(init=False, factory=set)
 
-    def check(self, request: object) -> None:
+    def check(self, item: object) -> None:
         """Check the next item.
 
         Raises:
             InvalidRequestError: it is no request, or its target came before under the same name.
         """
-        if not isinstance(request, StartConferenceStream | StartCallStream):
-            raise InvalidRequestError(
-                f"an item is a {type(request).__name__}: pass StartConferenceStream or StartCallStream"
-            )
+        request = check_request(item)
         if request.unnamed:
             return
         key = hash((request.target, request.name))
@@ -104,8 +114,13 @@ def plan_rows(requests: Iterable[Start]) -> Iterator[PlanRow]:
 
 def plan_row(request: Start) -> PlanRow:
     """Write a request down, without its secrets."""
-    planned = PlannedRequest.of(request)
-    fields: dict[str, Any] = {name: getattr(planned.request, name) for name in _PUBLIC}
+    return planned_row(PlannedRequest.of(request))
+
+
+def planned_row(planned: PlannedRequest) -> PlanRow:
+    """Write down a request whose secrets were left out."""
+    request = planned.request
+    fields: dict[str, Any] = {name: getattr(request, name) for name in _PUBLIC}
     fields |= {"unnamed": request.unnamed or None, _WITHHELD: planned.left_out or None}
     kind = "conference" if isinstance(request, StartConferenceStream) else "call"
     kept = {name: value for name, value in fields.items() if value is not None}

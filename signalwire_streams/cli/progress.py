@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from signalwire_streams import Action, Attempt, Kind
-from signalwire_streams.cli.output import on_terminal
+from signalwire_streams.cli.logs import telling
+from signalwire_streams.cli.output import clean, on_terminal
 
 _WINDOW = 3.0
 _DRAWN_EVERY, _WRITTEN_EVERY = 0.2, 5.0
@@ -138,9 +139,10 @@ def _write(progress: Progress) -> None:
 
 @contextmanager
 def _drawn(console: Console) -> Iterator[Show]:
-    with Live(
-        console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-    ) as live:
+    with (
+        Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False) as live,
+        telling("signalwire_streams", lambda text: console.print(Text(clean(text)), soft_wrap=True)),
+    ):
         yield lambda progress: live.update(draw(progress), refresh=True)
 
 

@@ -22,6 +22,7 @@ class WorkerStatus:
         in_hand: batches that it works on.
         ended: starts that ended with it since then.
         rate: attempts per second that it made over the last few seconds.
+        limit: requests per second that it and all others who share its pacer may make, or None where it shares none.
         draining: whether it takes nothing new.
     """
 
@@ -32,6 +33,7 @@ class WorkerStatus:
     in_hand: int
     ended: int
     rate: float
+    limit: float | None
     draining: bool
 
     @classmethod
@@ -45,6 +47,7 @@ class WorkerStatus:
             in_hand=int(facts.get("in_hand", 0)),
             ended=int(facts.get("ended", 0)),
             rate=float(facts.get("rate", 0)),
+            limit=float(facts["limit"]) if facts.get("limit") else None,
             draining=facts.get("draining") == "1",
         )
 
@@ -86,6 +89,11 @@ class FleetStatus:
         return sum(count for state, count in self.counts.items() if state in _SETTLED)
 
     @property
+    def unfinished(self) -> int:
+        """How many starts were not attempted, or end in nobody's knowledge: what `Fleet.resume` would try again."""
+        return self.counts.get("not_attempted", 0) + self.counts.get("unknown", 0)
+
+    @property
     def over(self) -> bool:
         """Whether every start has ended."""
         return self.done >= self.planned
@@ -94,6 +102,11 @@ class FleetStatus:
     def rate(self) -> float:
         """Attempts per second that all workers made over the last few seconds, for all runs together."""
         return sum(worker.rate for worker in self.workers)
+
+    @property
+    def limit(self) -> float | None:
+        """Requests per second that all workers may make, as they last heard; None where they share no limit."""
+        return max((worker.limit for worker in self.workers if worker.limit is not None), default=None)
 
 
 @frozen

@@ -1,30 +1,38 @@
 """`Fleet`: submits runs, follows them, and ends them, from any process that reaches the fleet's Redis."""
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from secrets import token_hex
 from types import TracebackType
 from typing import Any, Self
 
-from attrs import define, field
+from attrs import define, evolve, field
 from docket import Docket
 from redis.exceptions import RedisError
 
 from signalwire_streams.bulk.outcomes import BulkOutcome
-from signalwire_streams.bulk.planning import PlannedRequest, Start
+from signalwire_streams.bulk.planning import Start
 from signalwire_streams.bulk.run import BulkRun
 from signalwire_streams.client import StreamsClient
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
-from signalwire_streams.fleet.connection import Connection, check_url, command, connected, engine_url, make_sure
+from signalwire_streams.fleet.connection import (
+    Command,
+    Connection,
+    check_url,
+    command,
+    connected,
+    engine_url,
+    make_sure,
+)
 from signalwire_streams.fleet.ending import Ending
 from signalwire_streams.fleet.facts import FleetStatus, RunFacts, WorkerStatus, text_of
-from signalwire_streams.fleet.keys import Keys, check_run
-from signalwire_streams.fleet.planning import Submission
-from signalwire_streams.fleet.records import read_batch, read_index, read_outcome
+from signalwire_streams.fleet.keys import Keys, check_run, next_run
+from signalwire_streams.fleet.planning import Planned, Submission, fitted
+from signalwire_streams.fleet.reading import Reading
 from signalwire_streams.fleet.scripts import END
-from signalwire_streams.fleet.steps import script
+from signalwire_streams.fleet.steps import reply_of, script
 from signalwire_streams.fleet.stopping import StopLedger
 from signalwire_streams.fleet.tasks import TASK, start_batch
 from signalwire_streams.fleet.writer import Writer
@@ -34,9 +42,7 @@ from signalwire_streams.wire.account import find_account
 
 _PATIENCE, _AT_FIRST = 30.0, 3.0
 _WEEK = 7 * 24 * 3600.0
-_AT_ONCE = 500
-_BLOCK = 1_000  # milliseconds
-_KEPT_BATCHES = 256
+_LOOKS_AGAIN = 1.0
 
 
 def _kept(value: float) -> float:
@@ -117,15 +123,46 @@ class Fleet:
             FleetError: Redis can't be used; submit it again under the same name.
         """
         run = check_run(token_hex(4) if name is None else name)
-        connection = self._open()
-        submission = Submission(connection, self._docket, self._keys, run, round(self.keep), secrets_at_workers)
+        return await self._submit(run, fitted(requests, run, secrets_at_workers=secrets_at_workers))
+
+    async def resume(self, run: str, *, name: str | None = None) -> str | None:
+        """Give the workers what a run that is over left: what was not attempted, and what nobody knows the end of.
+
+        It becomes a run of its own, with the streams' names of the first: a conference's stream that runs already is
+        told as `already_started`, and not started again. A start on a call, or without a name, that nobody knows the
+        end of stays `unknown` (calls: unless the workers' ``RetryPolicy.resend_call_starts``). It can be repeated.
+
+        Args:
+            run: the run that is over.
+            name: what the new one is called; by default the same and a number, as in ``nightly-r2``.
+
+        Returns:
+            The new run's name, or None where nothing is left.
+
+        Raises:
+            InvalidRequestError: there is no such run, or it goes on, or its streams were stopped since.
+            FleetError: Redis can't be used; resume it again.
+        """
+        facts = await self._facts(run)
+        status = facts.status(())
+        if not status.over:
+            raise InvalidRequestError(f"the run {run!r} goes on: wait until it is over, or cancel it first")
+        if status.undone:
+            raise InvalidRequestError(f"streams of the run {run!r} were stopped since: submit a new one")
+        if not status.unfinished:
+            return None
+        left = Ending(self._open(), self._keys, facts, "").unfinished()
+        return await self._submit(check_run(next_run(run) if name is None else name), left)
+
+    async def _submit(self, run: str, requests: AsyncIterable[Planned]) -> str:
+        submission = Submission(self._open(), self._docket, self._keys, run, round(self.keep))
         try:
             await submission.submit(requests)
         except (RedisError, OSError) as error:  # the engine's own
             raise FleetError(f"Redis can't be used: {error}; submit {run!r} again") from None
         return run
 
-    async def results(self, run: str) -> AsyncGenerator[BulkOutcome[Start], None]:
+    def results(self, run: str) -> AsyncGenerator[BulkOutcome[Start], None]:
         """Give the outcome of each start of a run, in the order of their ends, until the run is over.
 
         It can be asked again, later and elsewhere, and then begins anew. The items are as Redis keeps them, without
@@ -135,27 +172,18 @@ class Fleet:
             InvalidRequestError: there is no such run, or not any more.
             FleetError: Redis can't be used.
         """
-        connection = self._open()
-        facts = await self._facts(run)
-        kept: OrderedDict[int, list[PlannedRequest]] = OrderedDict()
-        last: Any = "0-0"
-        seen = 0
-        while seen < facts.planned:
-            reading = command("xread", {self._keys.outcomes(run): last}, count=_AT_ONCE, block=_BLOCK)
-            answer = await connection.one(reading)
-            if not answer:
-                facts = await self._facts(run)
-                continue
-            [(_, entries)] = answer.items() if isinstance(answer, dict) else answer
-            entries = entries[0] if isinstance(answer, dict) else entries
-            read = [read_index(fields[b"o"]) for _, fields in entries]
-            last = entries[-1][0]
-            await self._fetch(facts, {index // facts.batch for index, _ in read}, kept)
-            for index, outcome in read:
-                seen += 1
-                yield read_outcome(outcome, kept[index // facts.batch][index % facts.batch].request)
-            while len(kept) > _KEPT_BATCHES:
-                kept.popitem(last=False)
+        return Reading(self._open(), self._keys, partial(self._facts, run)).outcomes()
+
+    async def runs(self) -> tuple[FleetStatus, ...]:
+        """Tell of all runs that Redis knows, in the order of their submits; without the workers.
+
+        Raises:
+            FleetError: Redis can't be used.
+        """
+        names = await self._members(command("zrange", self._keys.runs, 0, -1))
+        told = await self._told(names, self._keys.run, command("zrem", self._keys.runs))
+        found = (RunFacts.of(name, facts) for name, facts in told)
+        return tuple(facts.status(()) for facts in found if facts is not None)
 
     async def status(self, run: str) -> FleetStatus:
         """Tell how far a run is, and who works.
@@ -173,16 +201,9 @@ class Fleet:
         Raises:
             FleetError: Redis can't be used.
         """
-        connection = self._open()
-        members = await connection.one(command("smembers", self._keys.workers))
-        names = sorted(name.decode() if isinstance(name, bytes) else str(name) for name in members)
-        if not names:
-            return ()
-        told = await connection.all([command("hgetall", self._keys.worker(name)) for name in names])
-        gone = [name for name, facts in zip(names, told, strict=True) if not facts]
-        if gone:
-            await connection.one(command("srem", self._keys.workers, *gone))
-        return tuple(WorkerStatus.of(name, text_of(facts)) for name, facts in zip(names, told, strict=True) if facts)
+        names = sorted(await self._members(command("smembers", self._keys.workers)))
+        told = await self._told(names, self._keys.worker, command("srem", self._keys.workers))
+        return tuple(WorkerStatus.of(name, text_of(facts)) for name, facts in told)
 
     async def cancel(self, run: str) -> FleetStatus:
         """Take no further starts of a run. What was not begun is told to be not attempted; no worker is needed.
@@ -226,17 +247,32 @@ class Fleet:
         return client.stop_streams(self._streams(run, ledger), journal=ledger, concurrency=concurrency)
 
     async def _streams(self, run: str, ledger: StopLedger) -> AsyncGenerator[ConferenceStream | CallStream, None]:
+        await self._writer.idle()  # what was stopped a moment ago, too
         await self.cancel(run)
         facts = await self._facts(run)
         loop = asyncio.get_running_loop()
         until = loop.time() + _PATIENCE
         while facts.in_doubt and loop.time() < until and await self.workers():
-            await asyncio.sleep(_BLOCK / 1_000)
+            await asyncio.sleep(_LOOKS_AGAIN)
             facts = await self._facts(run)
         ending = Ending(self._open(), self._keys, facts, "")
         async for index, stream in ending.streams():
             ledger.expect(index, stream)
             yield stream
+
+    async def _members(self, listing: Command) -> list[str]:
+        return [reply_of(name) for name in await self._open().one(listing)]
+
+    async def _told(self, names: Sequence[str], key: Callable[[str], str], drop: Command) -> list[tuple[str, Any]]:
+        """Read what Redis knows of each name; those that it has forgotten are dropped from their list."""
+        if not names:
+            return []
+        connection = self._open()
+        told = dict(zip(names, await connection.all([command("hgetall", key(name)) for name in names]), strict=True))
+        gone = [name for name, facts in told.items() if not facts]
+        if gone:
+            await connection.one(evolve(drop, values=(*drop.values, *gone)))
+        return [(name, facts) for name, facts in told.items() if facts]
 
     async def _facts(self, run: str) -> RunFacts:
         answer = await self._open().one(command("hgetall", self._keys.run(check_run(run))))
@@ -244,17 +280,6 @@ class Fleet:
         if facts is None:
             raise InvalidRequestError(f"there is no run {run!r} of this project: name one that was submitted")
         return facts
-
-    async def _fetch(self, facts: RunFacts, numbers: set[int], kept: "OrderedDict[int, list[PlannedRequest]]") -> None:
-        missing = sorted(numbers - kept.keys())
-        if not missing:
-            return
-        keys = [self._keys.plan(facts.run, facts.plan, number) for number in missing]
-        texts = await self._open().all([command("get", key) for key in keys])
-        for number, text in zip(missing, texts, strict=True):
-            if text is None:
-                raise InvalidRequestError(f"the run {facts.run!r} is older than Redis was told to keep it")
-            kept[number] = read_batch(text)
 
     def _open(self) -> Connection:
         if self._connection is None:

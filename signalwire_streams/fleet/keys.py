@@ -34,6 +34,11 @@ class Keys:
         """The set of workers."""
         return f"{self.prefix}:our:workers"
 
+    @property
+    def runs(self) -> str:
+        """The runs, in the order of their submits."""
+        return f"{self.prefix}:our:runs"
+
     def worker(self, name: str) -> str:
         """What one worker tells of itself."""
         return f"{self.prefix}:our:worker:{name}"
@@ -72,3 +77,9 @@ def check_run(run: object) -> str:
     if not isinstance(run, str) or not fullmatch(r"[0-9A-Za-z_-]{1,64}", run):
         raise InvalidRequestError("a run's name has 1 to 64 letters, digits, '-' or '_': choose such a one")
     return run
+
+
+def next_run(run: str) -> str:
+    """Call the run that goes on with another: ``nightly-r2`` after ``nightly``, ``nightly-r3`` after that."""
+    found = fullmatch(r"(.+)-r([1-9][0-9]{0,3})", run)
+    return f"{run}-r2" if found is None else f"{found[1]}-r{int(found[2]) + 1}"

@@ -8,7 +8,7 @@ from attrs import fields_dict, frozen
 
 from signalwire_streams import errors
 from signalwire_streams.bulk.outcomes import SUCCEEDED, BulkOutcome, BulkState, label_of
-from signalwire_streams.bulk.planning import PlannedRequest, Start, plan_row, planned_request
+from signalwire_streams.bulk.planning import PlannedRequest, Start, planned_request, planned_row
 from signalwire_streams.errors import Phase, StreamsError
 from signalwire_streams.models import CallStream, ConferenceStream, StartConferenceStream
 
@@ -29,9 +29,9 @@ _MAY_RUN = SUCCEEDED | {BulkState.UNKNOWN}
 _PARTS = 4
 
 
-def write_batch(requests: Sequence[Start]) -> str:
-    """Write requests down, in their order, without their secrets."""
-    return json.dumps([plan_row(request) for request in requests], separators=(",", ":"))
+def write_batch(requests: Sequence[PlannedRequest]) -> str:
+    """Write requests down, in their order."""
+    return json.dumps([planned_row(request) for request in requests], separators=(",", ":"))
 
 
 def read_batch(text: bytes | str) -> list[PlannedRequest]:
@@ -125,6 +125,11 @@ class Mark:
     def is_settled(self) -> bool:
         """Whether the start has ended."""
         return self.text.startswith("f:")
+
+    @property
+    def state(self) -> str:
+        """How the start ended, as a `BulkState`'s text, or an empty one."""
+        return self.text.split(":", 2)[1] if self.is_settled else ""
 
     @property
     def is_intended(self) -> bool:

@@ -107,12 +107,14 @@ if digest then
   if digest == ARGV[2] then return 'known' end
   return 'other'
 end
-for i = 3, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = 5, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 redis.call('HSET', KEYS[1], 'digest', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('ZADD', KEYS[2], ARGV[3], ARGV[4])
 return 'ok'
 """
-"""Keys: run. Arguments: seconds to keep it, the plan's digest, the run's facts by name."""
+"""Keys: run, runs. Arguments: seconds to keep it, the plan's digest, when it is submitted, in seconds, what the run is
+called, the run's facts by name."""
 
 HOLD = """
 local owner = redis.call('GET', KEYS[1])

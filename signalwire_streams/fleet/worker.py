@@ -25,6 +25,7 @@ from signalwire_streams.fleet.leases import Leases
 from signalwire_streams.fleet.tasks import TASK
 from signalwire_streams.fleet.writer import Writer
 from signalwire_streams.models.checks import check_count, check_seconds
+from signalwire_streams.transport.pacing import SpacePacer
 
 _LOG = logging.getLogger("signalwire_streams")
 
@@ -33,6 +34,7 @@ _WINDOW = 5.0  # seconds that the rate is told over
 _LOOKS_FOR_WORK = timedelta(milliseconds=20)
 _RECONNECTS = timedelta(seconds=1)
 _KEEPS_TASKS = timedelta(minutes=1)
+_AHEAD = 10.0  # seconds' worth of what all workers send together that one of them takes in hand at most
 _RETRIES = (timedelta(milliseconds=100), timedelta(seconds=5))
 _LAST_WORDS = 5.0
 
@@ -126,10 +128,13 @@ class FleetWorker:
                 await writer.close()
 
     def _engine(self, docket: Docket) -> Worker:
+        at_once, pacer = self.concurrency, self.client.pacer
+        if isinstance(pacer, SpacePacer):
+            at_once = min(at_once, int(pacer.rate * _AHEAD))  # others could have it sooner, or it could time out
         return Worker(
             docket,
             name=self.name,
-            concurrency=max(1, self.concurrency // BATCH),
+            concurrency=max(1, at_once // BATCH),
             redelivery_timeout=timedelta(seconds=self.lease),
             reconnection_delay=_RECONNECTS,
             minimum_check_interval=_LOOKS_FOR_WORK,
@@ -192,6 +197,7 @@ class FleetWorker:
         return sum(attempts for _, attempts in self._recent) / _WINDOW
 
     def _tell(self, keys: Keys) -> Sequence[Command]:
+        pacer = self.client.pacer
         facts = {
             "host": socket.gethostname(),
             "pid": str(os.getpid()),
@@ -199,6 +205,7 @@ class FleetWorker:
             "in_hand": str(len(self._batches.leases.in_hand)),
             "ended": str(self._ended),
             "rate": f"{self._rate():.1f}",
+            "limit": f"{pacer.rate:.1f}" if isinstance(pacer, SpacePacer) else "",
             "draining": str(int(self._stop.is_set())),
         }
         key = keys.worker(self.name)

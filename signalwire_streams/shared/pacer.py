@@ -112,6 +112,11 @@ class RedisPacer:
         await self._pump.aclose()
         await self._store.aclose()
 
+    @property
+    def rate(self) -> float:
+        """Requests per second that all clients together may make now, as far as this one knows."""
+        return self._view.rate(self._clock.now())
+
     def join(self, origin: str) -> None:
         """Hear which Space a client is made for; `StreamsClient` calls it.
 

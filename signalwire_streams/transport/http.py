@@ -67,6 +67,11 @@ class _Patience:
         """Allow the next step so many seconds, within the whole."""
         self.limit.end_at(min(self.at_most, asyncio.get_running_loop().time() + seconds))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the step has taken longer than it may; where the process stood still, its timer has not rung yet."""
+        return self.limit.ends_at < asyncio.get_running_loop().time()
+
 
 class _NotedPayload(BytesPayload):
     """A body that notes how far its writing got."""
@@ -80,6 +85,9 @@ class _NotedPayload(BytesPayload):
         transport = writer.transport
         if transport is None or transport.is_closing() or _peer_is_gone(transport):
             raise aiohttp.ClientConnectionResetError("the other end closed the kept-alive connection")
+        if self._patience.is_over:
+            # Meanwhile somebody else may do in our place what we were to do.
+            raise aiohttp.ClientConnectionResetError("its time was over before it was written")
         self._progress.phase = Phase.WRITING
         await writer.write(self._value[:content_length])
         # A small body leaves in one write together with its headers, and that write either took bytes or closed

@@ -53,7 +53,12 @@ class Pacer(Protocol):
 
 @runtime_checkable
 class SpacePacer(Pacer, Protocol):
-    """A pacer that wants to know which Space it paces, since what it shares belongs to one."""
+    """A pacer that is shared beyond its process, and wants to know which Space it paces."""
+
+    @property
+    def rate(self) -> float:
+        """Requests per second that all who share it may make now, as far as it knows."""
+        ...
 
     def join(self, origin: str) -> None:
         """Hear the scheme, host and port of the Space that a client is made for."""

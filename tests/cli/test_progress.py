@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -280,10 +281,12 @@ async def test_a_terminal_gets_a_display_that_is_gone_at_the_end(
     look, enough = looking(3)
     async with shown(look, as_json=False) as show:
         await enough.wait()
+        logging.getLogger("signalwire_streams").warning("the \x1b[31mRedis is away")
         show()
     captured = capsys.readouterr()
     assert "3 of 100" in captured.err
     assert "all well" in captured.err
+    assert "\x1b[2Kthe [31mRedis is away\n" in captured.err  # above what is drawn, and without its control character
     assert captured.err.endswith("\x1b[1A\x1b[2K" * 2)
     assert captured.out == ""
 

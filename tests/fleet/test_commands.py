@@ -95,7 +95,13 @@ async def test_from_submit_to_stop(
     assert {line["target"] for line in told} == set(space.conference_sids)
     status: Any = json.loads(await shell("status", "nightly", "--json"))
     assert (status["counts"], status["over"], len(status["workers"])) == ({"started": 3}, True, 1)
-    assert "works" in await shell("status")
+    assert [line.split()[0] for line in (await shell("status")).splitlines()[:2]] == ["RUN", "nightly"]
+    overview: Any = json.loads(await shell("status", "--json"))
+    assert [run["run"] for run in overview["runs"]] == ["nightly"]
+    assert [found["limit"] for found in overview["workers"]] == [status["limit"]]
+    assert 900 < status["limit"] <= 1000
+    assert "Nothing is left" in await shell("resume", "nightly")
+    assert json.loads(await shell("resume", "nightly", "--json")) == {"run": None, "planned": 0}
 
     assert (await shell("stop", "nightly")).startswith("Stopped 3 of 3 streams")
     assert space.streams.alive() == []
@@ -106,6 +112,7 @@ async def test_from_submit_to_stop(
     worker.send_signal(signal.SIGTERM)
     assert await worker.wait() == 0
     assert "No worker works now." in await shell("status")
+    assert "There are no runs." not in await shell("status")
 
 
 async def test_secrets_stay_with_the_workers(
@@ -135,6 +142,9 @@ async def test_a_run_is_cancelled_without_workers(shell: Shell, space: Simulated
     assert "waiting" in out
     assert "No worker works now" in out
     assert "not attempted" in await shell("cancel", "r")
+    assert "signalwire-streams fleet resume r" in await shell("status", "r", "--once", code=1)
+    assert (await shell("resume", "r")).startswith(f"Submitted {len(space.call_sids)} streams as run r-r2.")
+    assert json.loads(await shell("resume", "r", "--run", "again", "--json"))["run"] == "again"
     assert json.loads(await shell("cancel", "r", "--json"))["ended"] == "cancelled"
     assert len(space.streams) == 0
 
@@ -156,6 +166,23 @@ async def test_what_can_not_be_right(shell: Shell, arguments: tuple[str, ...], w
 
     assert words in shell.err
     assert "hidden" not in shell.err
+
+
+async def test_results_that_nobody_works_on(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever waits for results is told that there is no worker."""
+
+    async def nothing(_: Fleet, run: str) -> AsyncIterator[None]:
+        assert run == "r"
+        return
+        yield
+
+    monkeypatch.setattr(Fleet, "results", nothing)
+    targets = tmp_path / "targets.txt"
+    targets.write_text("a\n")
+    await shell("submit", str(targets), "--url", URL, "--run", "r")
+
+    assert await shell("results", "r") == ""
+    assert shell.err == "No worker works now: start one with signalwire-streams fleet worker\n"
 
 
 async def test_dry_runs_and_empty_ones(shell: Shell, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from signalwire_streams import (
     ConferenceStream,
     FleetError,
     Phase,
+    PlannedRequest,
     RateLimitedError,
     StartCallStream,
     StartConferenceStream,
@@ -57,7 +58,8 @@ CALL = StartCallStream(call_sid="a", url=URL, unnamed=True, status_callback="htt
 
 def test_requests_are_kept_as_they_are() -> None:
     """What is not secret of a request comes back from Redis as it was."""
-    assert [planned.request for planned in read_batch(write_batch([CONFERENCE, CALL]))] == [CONFERENCE, CALL]
+    planned = [PlannedRequest.of(request) for request in (CONFERENCE, CALL)]
+    assert [one.request for one in read_batch(write_batch(planned))] == [CONFERENCE, CALL]
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ async def test_stopping_waits_for_what_is_under_way(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a worker has sent when the run is stopped is stopped as well, once its answer is there."""
-    monkeypatch.setattr("signalwire_streams.fleet.fleet._BLOCK", 20)
+    monkeypatch.setattr("signalwire_streams.fleet.fleet._LOOKS_AGAIN", 0.02)
     space.faults.add("latency", on="start", seconds=0.2, created=True)
     workers()
     run = await fleet.submit(on_conferences(space.conference_sids))

@@ -100,7 +100,7 @@ async def test_plans_of_long_runs_are_not_all_kept(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who follows a long run keeps the requests of a few batches only."""
-    monkeypatch.setattr("signalwire_streams.fleet.fleet._KEPT_BATCHES", 1)
+    monkeypatch.setattr("signalwire_streams.fleet.reading._KEPT_BATCHES", 1)
     monkeypatch.setattr("signalwire_streams.fleet.planning._AT_ONCE", 1)
     workers()
     sid = space.conference_sids[0]

@@ -216,6 +216,37 @@ async def test_a_kept_alive_connection_that_was_ended(space: SimulatedSpace, cli
     assert all(attempt.sent == "no" for attempt in attempts[:-1])
 
 
+class StandsStill(aiohttp.TCPConnector):
+    """A connector whose first connection is there when the whole process is stopped for a minute."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self._monkeypatch: pytest.MonkeyPatch | None = monkeypatch
+
+    async def connect(self, *arguments: Any, **options: Any) -> Any:
+        connection = await super().connect(*arguments, **options)
+        if self._monkeypatch is not None:
+            loop = asyncio.get_running_loop()
+            before = loop.time
+            self._monkeypatch.setattr(loop, "time", lambda: before() + 60)
+            self._monkeypatch = None
+        return connection
+
+
+async def test_a_process_that_stood_still(
+    space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request whose time was over before it was written is not written: others may have made it meanwhile."""
+    attempts: list[Attempt] = []
+    async with aiohttp.ClientSession(connector=StandsStill(monkeypatch)) as session:
+        client = client_for(space, session=session, on_attempt=attempts.append)
+        stream = await client.conferences.start_stream(space.conference_sids[0], url=URL)
+
+    assert [attempt.sent for attempt in attempts] == ["no", "yes"]
+    assert not stream.ambiguous
+    assert space.requests.count("start-conference-stream") == 1
+
+
 async def test_without_the_kernels_word(
     space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,23 +25,31 @@ def _number(_: click.Context, __: click.Parameter, value: float | None) -> float
     return value
 
 
-run_options: Decorator = adding(
-    (
-        click.option(
-            "--concurrency",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="So many at once; found out while running if left out.",
-        ),
-        click.option(
-            "--rate",
-            type=click.FloatRange(min=0.1, max=_MOST),
-            callback=_number,
-            metavar="N",
-            help=f"Requests per second at most; nine tenths of the Space's {_MOST:,.0f} if left out.",
-        ),
+def concurrency_option(default: int | None = None) -> Decorator:
+    """Make the option that says how many may be under way at once; without a default that is found out."""
+    text = "So many at once" + ("; found out while running if left out." if default is None else ".")
+    return click.option(
+        "--concurrency",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=default,
+        show_default=default is not None,
+        help=text,
     )
-)
+
+
+def rate_option(whose: str = "") -> Decorator:
+    """Make the option that says how fast to go, and who does that together."""
+    return click.option(
+        "--rate",
+        type=click.FloatRange(min=0.1, max=_MOST),
+        callback=_number,
+        metavar="N",
+        help=f"Requests per second at most{whose}; nine tenths of the Space's {_MOST:,.0f} if left out.",
+    )
+
+
+run_options: Decorator = adding((concurrency_option(), rate_option()))
 """Add the options that any run has."""
 
 resend_option: Decorator = click.option(

@@ -4,7 +4,7 @@ import click
 
 from signalwire_streams.cli.fleet.following import cancel, results, status
 from signalwire_streams.cli.fleet.stopping import stop
-from signalwire_streams.cli.fleet.submit import submit
+from signalwire_streams.cli.fleet.submit import resume, submit
 from signalwire_streams.cli.fleet.worker import worker
 
 
@@ -18,4 +18,5 @@ fleet.add_command(submit)
 fleet.add_command(status)
 fleet.add_command(results)
 fleet.add_command(cancel)
+fleet.add_command(resume)
 fleet.add_command(stop)

@@ -14,13 +14,16 @@ import click
 
 from signalwire_streams import InvalidRequestError, StreamsError
 from signalwire_streams.cli.account import Account
-from signalwire_streams.cli.bulk.running import Knobs
+from signalwire_streams.cli.bulk.running import Knobs, rate_option
 from signalwire_streams.cli.failures import Misuse, failure_of
 
 if TYPE_CHECKING:
     from signalwire_streams.fleet import Fleet
 
 _Result = TypeVar("_Result")
+
+shared_rate_option = rate_option(" of all workers and stops together, so say the same to all")
+"""Add the option that says how fast the whole fleet goes."""
 
 _REDIS = "SIGNALWIRE_FLEET_REDIS"
 
@@ -81,17 +84,14 @@ def check_redis(url: str | None) -> str:
 
 
 async def paced_client(stack: AsyncExitStack, account: Account, redis: str, knobs: Knobs, **options: Any) -> Any:  # noqa: ANN401  (a client, and what it takes)
-    """Give a client that shares the Space's limit with all others of the fleet, or takes the rate that was said.
+    """Give a client that shares the Space's limit, or the rate that was said, with all others of the fleet.
 
     Raises:
         SharedPacerError: the Redis can't be used.
     """
-    if knobs.rate is None:
-        shared = import_module("signalwire_streams.shared")
-        options["pacer"] = await stack.enter_async_context(shared.RedisPacer(redis))
-    else:
-        options["rate_limit"] = knobs.limit
-    return await stack.enter_async_context(account.client(**options))
+    shared = import_module("signalwire_streams.shared")
+    pacer = await stack.enter_async_context(shared.RedisPacer(redis, rate_limit=knobs.limit))
+    return await stack.enter_async_context(account.client(pacer=pacer, **options))
 
 
 def with_fleet(account: Account, url: str | None, work: "Callable[[Fleet], Awaitable[_Result]]") -> _Result:

@@ -8,23 +8,25 @@ import click
 from signalwire_streams import BulkReport, StreamsError
 from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
 from signalwire_streams.cli.bulk.conduct import Conduct, words
-from signalwire_streams.cli.bulk.running import Knobs, run_options
+from signalwire_streams.cli.bulk.running import Knobs, concurrency_option
 from signalwire_streams.cli.failures import failure_of
-from signalwire_streams.cli.fleet.following import MAY_RUN, fleet_command
 from signalwire_streams.cli.fleet.redis import (
     FLEET_ENVIRONMENT,
     check_redis,
     paced_client,
     redis_option,
+    shared_rate_option,
     the_fleet_room,
 )
+from signalwire_streams.cli.fleet.telling import MAY_RUN, fleet_command
 from signalwire_streams.cli.output import write_aligned, write_json
 from signalwire_streams.cli.progress import Meter, spell_seconds
 
 
 @click.command(epilog=f"{ENVIRONMENT}{FLEET_ENVIRONMENT}")
 @click.argument("run")
-@run_options
+@concurrency_option()
+@shared_rate_option
 @redis_option
 @account_options
 def stop(account: Account, *, url_of_redis: str | None, run: str, concurrency: int | None, rate: float | None) -> None:

@@ -1,4 +1,4 @@
-"""``signalwire-streams fleet submit``."""
+"""``signalwire-streams fleet submit`` and ``resume``."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,9 @@ from signalwire_streams.cli.bulk.lines import read_lines
 from signalwire_streams.cli.bulk.requests import Defaults, Requests, Start
 from signalwire_streams.cli.bulk.source import read_source
 from signalwire_streams.cli.bulk.start import FILES, Kind, checked, live, say_nothing_to_do
-from signalwire_streams.cli.fleet.following import fleet_command
 from signalwire_streams.cli.fleet.redis import FLEET_ENVIRONMENT, redis_option, with_fleet
-from signalwire_streams.cli.output import write_json
+from signalwire_streams.cli.fleet.telling import fleet_command
+from signalwire_streams.cli.output import clean, write_json
 from signalwire_streams.cli.start_options import bulk_start_options, conference_options
 
 if TYPE_CHECKING:
@@ -96,14 +96,41 @@ def submit(
     async def work(fleet: "Fleet") -> "FleetStatus":
         return await fleet.status(await fleet.submit(found, name=run, secrets_at_workers=workers_have_secrets))
 
+    _tell(with_fleet(account, url_of_redis, work), account)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--run", "name", metavar="NAME", help="What the new run is called; RUN with a number if left out.")
+@redis_option
+@account_options
+def resume(account: Account, *, url_of_redis: str | None, run: str, name: str | None) -> None:
+    """Give the workers what a run that is over left, as a new run: what was not attempted, and what is unknown.
+
+    A conference's stream that runs already is not started again.
+    """
+
+    async def work(fleet: "Fleet") -> "FleetStatus | None":
+        resumed = await fleet.resume(run, name=name)
+        return None if resumed is None else await fleet.status(resumed)
+
     submitted = with_fleet(account, url_of_redis, work)
+    if submitted is not None:
+        _tell(submitted, account)
+    elif account.as_json:
+        write_json({"run": None, "planned": 0})
+    else:
+        click.echo(f"Nothing is left of the run {clean(run)}.")
+
+
+def _tell(submitted: "FleetStatus", account: Account) -> None:
     name = submitted.run
     if submitted.ended is not None or submitted.over:
         state = submitted.ended or "over"
         raise click.ClickException(f"the run {name} was submitted before and is {state}: choose another --run")
     if account.as_json:
-        write_json({"run": name, "planned": len(found)})
+        write_json({"run": name, "planned": submitted.planned})
         return
-    click.echo(f"Submitted {len(found):,} streams as run {name}.")
+    click.echo(f"Submitted {submitted.planned:,} streams as run {name}.")
     click.echo(f"Follow it:\n  {fleet_command('status', account.options, name)}")
     click.echo(f"Stop what it started:\n  {fleet_command('stop', account.options, name)}")

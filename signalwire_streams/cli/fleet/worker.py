@@ -8,7 +8,7 @@ import click
 
 from signalwire_streams import PlannedRequest, RetryPolicy, StartCallStream, StartConferenceStream, StreamsError
 from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
-from signalwire_streams.cli.bulk.running import Knobs, resend_option, run_options
+from signalwire_streams.cli.bulk.running import Knobs, concurrency_option, resend_option
 from signalwire_streams.cli.bulk.withheld import Secrets
 from signalwire_streams.cli.failures import failure_of
 from signalwire_streams.cli.fleet.redis import (
@@ -16,6 +16,7 @@ from signalwire_streams.cli.fleet.redis import (
     check_redis,
     paced_client,
     redis_option,
+    shared_rate_option,
     the_fleet_room,
 )
 from signalwire_streams.cli.output import clean
@@ -35,7 +36,8 @@ Example:
     "--lease", type=float, default=15.0, show_default=True, help="Seconds after which a dead one is replaced."
 )
 @click.option("--drain", type=float, default=25.0, show_default=True, help="Seconds for what is in hand at SIGTERM.")
-@run_options
+@concurrency_option(_AT_ONCE)
+@shared_rate_option
 @resend_option
 @secret_options
 @redis_option
@@ -46,7 +48,7 @@ def worker(
     url_of_redis: str | None,
     lease: float,
     drain: float,
-    concurrency: int | None,
+    concurrency: int,
     rate: float | None,
     resend_call_starts: bool,
     parameters: dict[str, str],
@@ -56,7 +58,7 @@ def worker(
     """Carry out what is submitted, together with all other workers, until SIGTERM or Ctrl-C.
 
     Then it takes nothing new, finishes what it has in hand, and hands back what takes too long; a second signal
-    hands it all back at once. The workers share the Space's limit through Redis, or take --rate each.
+    hands it all back at once. The workers share the Space's limit, or the --rate, through Redis.
     """
     room = the_fleet_room()
     secrets = Secrets(parameters, authorization_bearer_token, status_callback)
@@ -67,9 +69,8 @@ def worker(
         retry = RetryPolicy(resend_call_starts=resend_call_starts)
         async with AsyncExitStack() as stack:
             client = await paced_client(stack, account, redis, knobs, retry=retry)
-            at_once = concurrency or _AT_ONCE
             one = room.FleetWorker(
-                redis, client, concurrency=at_once, lease=lease, drain=drain, secrets=_giving(secrets)
+                redis, client, concurrency=concurrency, lease=lease, drain=drain, secrets=_giving(secrets)
             )
             click.echo(f"Worker {clean(one.name)} works for {client.project} on {client.origin}.", err=True)
             with room.stopped_by_signals(one):

@@ -1,9 +1,8 @@
 """Where what happens is told: a live table on a terminal, lines in a pipe."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 import click
 from attrs import define, field
@@ -12,10 +11,10 @@ from rich.live import Live
 from rich.text import Text
 
 from signalwire_streams.cli.listen.table import Sight, draw
+from signalwire_streams.cli.logs import telling
 from signalwire_streams.cli.output import clean, on_terminal
 
 _DRAWN_EVERY = 0.25
-_LOG = logging.getLogger("signalwire_streams.receiver")
 
 
 @define(eq=False)
@@ -68,7 +67,8 @@ async def screen(look: Callable[[], Sight], *, as_json: bool) -> AsyncIterator[S
             )
             ticking = asyncio.create_task(_tick(live, look))
         shown = Screen(live)
-        stack.enter_context(_telling(shown))
+        # Its control characters are taken out, too.
+        stack.enter_context(telling("signalwire_streams.receiver", shown.warn))
         try:
             yield shown
         finally:
@@ -83,26 +83,3 @@ async def _tick(live: Live, look: Callable[[], Sight]) -> None:
         width, height = console.size
         live.update(draw(look(), width=width, height=height, plain=console.options.ascii_only), refresh=True)
         await asyncio.sleep(_DRAWN_EVERY)
-
-
-class _Teller(logging.Handler):
-    """Tells what the receiver logs, since nobody else would put it above the table and take control characters out."""
-
-    def __init__(self, screen: Screen) -> None:
-        super().__init__(logging.WARNING)
-        self._screen = screen
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        why = "" if error is None else f" ({type(error).__name__}: {error})"
-        self._screen.warn(record.getMessage() + why)
-
-
-@contextmanager
-def _telling(shown: Screen) -> Iterator[None]:
-    teller = _Teller(shown)
-    _LOG.addHandler(teller)
-    try:
-        yield
-    finally:
-        _LOG.removeHandler(teller)

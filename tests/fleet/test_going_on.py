@@ -1,0 +1,123 @@
+"""Going on with what a run left: a new run of what was not attempted, and of what nobody knows the end of."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from attrs import evolve
+
+from signalwire_streams import BulkState, InvalidRequestError, PlannedRequest, StartCallStream, StartConferenceStream
+from signalwire_streams.fleet import Fleet
+from signalwire_streams.fleet.connection import command
+from signalwire_streams.fleet.keys import next_run
+from signalwire_streams.simulator import SimulatedSpace
+
+from .conftest import Workers
+from .helpers import URL, all_results, connection_of, on_calls, on_conferences, set_marks
+
+DEAD = "i:dead.1"
+
+
+@pytest.fixture
+async def space() -> AsyncIterator[SimulatedSpace]:
+    async with SimulatedSpace(conferences=3, calls=3, duplicate_names="http-error") as running:
+        yield running
+
+
+@pytest.fixture
+async def nightly(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> str:
+    """A run that was cancelled after a worker had died over three of its six starts, one of which runs."""
+    run = await fleet.submit([*on_conferences(space.conference_sids), *on_calls(space.call_sids)], name="nightly")
+    await set_marks(fleet, run, {0: DEAD, 1: DEAD, 3: DEAD})
+    sid = space.conference_sids[0]
+    await workers.client.conferences.start_stream(sid, url=URL, name=f"sws-nightly-{sid}")
+    await fleet.cancel(run)
+    worker = workers()
+    await all_results(fleet, run)
+    assert (await fleet.status(run)).counts == {"unknown": 3, "not_attempted": 3}
+    await workers.end(worker)
+    return run
+
+
+async def test_what_is_left_is_started_once(
+    nightly: str, space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
+    """What runs already is found, what does not is started; a call that may have a stream gets no second one."""
+    assert (await fleet.status(nightly)).unfinished == 6
+    run = await fleet.resume(nightly)
+    assert run == "nightly-r2"
+    assert (await fleet.status(run)).counts == {"intended": 3, "waiting": 3}
+    assert await fleet.resume(nightly) == run  # as after one whose answer was lost
+
+    workers()
+    outcomes = await all_results(fleet, run)
+
+    assert [outcome.state for outcome in outcomes] == [
+        BulkState.ALREADY_STARTED,
+        BulkState.STARTED,
+        BulkState.STARTED,
+        BulkState.UNKNOWN,
+        BulkState.STARTED,
+        BulkState.STARTED,
+    ]
+    assert {stream.name for stream in space.streams} == {
+        f"sws-nightly-{sid}" for sid in (*space.conference_sids, *space.call_sids[1:])
+    }
+    assert space.streams.doubled() == []
+    assert [found.run for found in await fleet.runs()] == ["nightly", "nightly-r2"]
+
+    assert await fleet.resume(nightly) == run
+    assert await fleet.resume(run, name="last") == "last"
+    assert (await fleet.status("last")).planned == 1
+
+
+async def test_secrets_are_asked_for_again(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """What was left out of a run's requests is left out of the next one's, and the workers put it back."""
+    requests = on_conferences(space.conference_sids, parameters={"key": "hidden"})
+    run = await fleet.submit(requests, secrets_at_workers=True)
+    await fleet.cancel(run)
+    resumed = await fleet.resume(run)
+    assert resumed is not None
+
+    def give(planned: PlannedRequest) -> StartConferenceStream | StartCallStream:
+        assert planned.parameters == ("key",)
+        return evolve(planned.request, parameters={"key": "hidden"})
+
+    workers(secrets=give)
+    assert {outcome.state for outcome in await all_results(fleet, resumed)} == {BulkState.STARTED}
+    assert [stream.parameters for stream in space.streams] == [{"key": "hidden"}] * 3
+
+
+async def test_what_can_not_be_gone_on_with(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """A run that goes on, or was stopped since, is refused; of one that went well nothing is left."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    with pytest.raises(InvalidRequestError, match="wait until it is over, or cancel it"):
+        await fleet.resume(run)
+    workers()
+    await all_results(fleet, run)
+    assert await fleet.resume(run) is None
+
+    other = await fleet.submit(on_calls(space.call_sids))
+    await all_results(fleet, other)
+    _ = [outcome async for outcome in fleet.stop_streams(other, workers.client)]
+    with pytest.raises(InvalidRequestError, match="were stopped since: submit a new one"):
+        await fleet.resume(other)
+
+
+async def test_runs_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet) -> None:
+    """The list of runs has those that Redis still knows."""
+    assert await fleet.runs() == ()
+    await fleet.submit(on_conferences(space.conference_sids), name="old")
+    await fleet.submit(on_conferences(space.conference_sids), name="new")
+    await connection_of(fleet).one(command("delete", fleet._keys.run("old")))
+
+    assert [(found.run, found.planned, found.over) for found in await fleet.runs()] == [("new", 3, False)]
+    assert [found.run for found in await fleet.runs()] == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("run", "following"),
+    [("nightly", "nightly-r2"), ("nightly-r2", "nightly-r3"), ("2026-11-21", "2026-11-21-r2"), ("-r2", "-r2-r2")],
+)
+def test_the_name_of_the_next_run(run: str, following: str) -> None:
+    """It is the same with a number."""
+    assert next_run(run) == following
