@@ -61,7 +61,8 @@ class FleetWorker:
     Attributes:
         url: the Redis that the fleet shares, such as ``redis://host:6379/0``.
         client: starts the streams; its own pacer, its own token. It is not closed here.
-        concurrency: starts that may be under way at once, waiting for the pacer included.
+        concurrency: starts that may be under way at once, waiting for the pacer included; fewer where the limit that
+            all share is low.
         lease: seconds after which a worker that gives no sign of life loses what it has in hand. One that is only
             stopped for that long sends nothing more of it when it goes on.
         drain: seconds that what is in hand gets when the worker is told to end.

@@ -68,6 +68,7 @@ class Following:
 
 
 @click.command(
+    short_help="Show how far runs are, and who works.",
     epilog="""\b
 Examples:
   signalwire-streams fleet status nightly-1121
@@ -95,7 +96,7 @@ def status(account: Account, *, url_of_redis: str | None, run: str | None, follo
         raise click.exceptions.Exit(FAILED)
 
 
-@click.command()
+@click.command(short_help="Write the outcomes of a run as JSON.")
 @click.argument("run")
 @redis_option
 @account_options

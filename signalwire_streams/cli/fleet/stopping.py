@@ -23,7 +23,7 @@ from signalwire_streams.cli.output import write_aligned, write_json
 from signalwire_streams.cli.progress import Meter, spell_seconds
 
 
-@click.command(epilog=f"{ENVIRONMENT}{FLEET_ENVIRONMENT}")
+@click.command(short_help="Stop every stream that a run started.", epilog=f"{ENVIRONMENT}{FLEET_ENVIRONMENT}")
 @click.argument("run")
 @concurrency_option()
 @shared_rate_option

@@ -99,7 +99,7 @@ def submit(
     _tell(with_fleet(account, url_of_redis, work), account)
 
 
-@click.command()
+@click.command(short_help="Start what a run that is over left.")
 @click.argument("run")
 @click.option("--run", "name", metavar="NAME", help="What the new run is called; RUN with a number if left out.")
 @redis_option

@@ -26,6 +26,7 @@ _AT_ONCE = 200
 
 
 @click.command(
+    short_help="Carry out what is submitted.",
     epilog=f"""{ENVIRONMENT}{FLEET_ENVIRONMENT}
 \b
 Example:
