@@ -8,7 +8,7 @@ from signalwire_streams.cli.fleet.submit import resume, submit
 from signalwire_streams.cli.fleet.worker import worker
 
 
-@click.group()
+@click.group(short_help="Start streams from many hosts over one Redis.")
 def fleet() -> None:
     """Start streams from many hosts over one Redis, so that a run goes on when a host dies."""
 
