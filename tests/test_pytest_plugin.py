@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import pytest
 import pytest_asyncio
-import trustme  # noqa: F401  (each suite forgets what it imported, and this can't be imported twice in a process)
+import trustme  # noqa: F401  (a suite within a test forgets what it imported, and this can't be imported twice)
 
 Suite: TypeAlias = Callable[..., pytest.RunResult]
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trustme  # noqa: F401  (a suite within a test forgets what it imported, and this can't be imported twice)
 
 from signalwire_streams import StreamsClient
 from signalwire_streams.receiver import MediaReceiver

@@ -4,24 +4,39 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from importlib import import_module
+from typing import TextIO, cast
 
 import click
 
-from signalwire_streams.cli.bulk.group import bulk
-from signalwire_streams.cli.callbacks import callbacks
-from signalwire_streams.cli.calls import calls
-from signalwire_streams.cli.conferences import conferences
-from signalwire_streams.cli.demo import demo
 from signalwire_streams.cli.failures import INTERRUPTED, PIPE_CLOSED, say_misuse
-from signalwire_streams.cli.fleet.group import fleet
-from signalwire_streams.cli.listen.command import listen
-from signalwire_streams.cli.simulate import simulate
 
 _NAME = "signalwire-streams"
+_ROOMS = {
+    "bulk": "bulk.group",
+    "callbacks": "callbacks",
+    "calls": "calls",
+    "conferences": "conferences",
+    "demo": "demo",
+    "fleet": "fleet.group",
+    "listen": "listen.command",
+    "simulate": "simulate",
+}
 
 
 class _Program(click.Group):
+    """The commands, each imported when it is asked for: all of them together take half a second."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        """Name the commands."""
+        return list(_ROOMS)
+
+    def get_command(self, _: click.Context, name: str) -> click.Command | None:
+        """Fetch a command."""
+        if name not in _ROOMS:
+            return None
+        return cast("click.Command", getattr(import_module(f"signalwire_streams.cli.{_ROOMS[name]}"), name))
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command, and end quietly on Ctrl-C and where the reader has had enough, as in ``| head``.
 
@@ -54,16 +69,6 @@ Exit codes:
 @click.version_option(package_name=_NAME, prog_name=_NAME)
 def program() -> None:
     """Start and stop SignalWire audio streams, never twice."""
-
-
-program.add_command(conferences)
-program.add_command(calls)
-program.add_command(bulk)
-program.add_command(fleet)
-program.add_command(listen)
-program.add_command(callbacks)
-program.add_command(simulate)
-program.add_command(demo)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
