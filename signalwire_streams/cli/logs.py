@@ -11,9 +11,16 @@ class _Teller(logging.Handler):
         self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._tell(self._words(record))
+        except Exception:  # noqa: BLE001  (a display that broke is no matter of whoever logs)
+            self.handleError(record)
+
+    @staticmethod
+    def _words(record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
         why = "" if error is None else f" ({type(error).__name__}: {error})"
-        self._tell(record.getMessage() + why)
+        return record.getMessage() + why
 
 
 @contextmanager

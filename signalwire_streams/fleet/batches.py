@@ -62,10 +62,11 @@ class Batches:
             HandedBackError: it is not done, and nobody has it in hand now.
             FleetError: Redis can't be used.
         """
-        batch = Batch(self.keys, facts.run, number, facts.keep)
+        keys = self.keys.of(facts.run, facts.plan)
+        batch = Batch(keys, facts.run, number, facts.keep)
         owner = f"{self.name}.{token_hex(4)}"
         ledger = BatchLedger(batch, owner, self.writer, {}, ended=facts.ended)
-        lease = await self.leases.take(self.keys.lease(facts.run, number), owner, ledger.hand_back)
+        lease = await self.leases.take(keys.lease(number), owner, ledger.hand_back)
         if lease is None:
             return False
         try:
@@ -79,17 +80,17 @@ class Batches:
     async def _start(self, facts: RunFacts, number: int, ledger: BatchLedger) -> bool:
         plan, marks = await self.connection.all(
             [
-                command("get", self.keys.plan(facts.run, facts.plan, number)),
-                command("hgetall", self.keys.marks(facts.run, number)),
+                command("get", ledger.batch.keys.requests(number)),
+                command("hgetall", ledger.batch.marks),
             ]
         )
         if plan is None:
             return True  # the run is older than Redis was told to keep it
-        ledger.marks = {int(index): Mark(text) for index, text in text_of(marks).items()}
-        first = number * facts.batch
-        planned = dict(enumerate(read_batch(plan), first))
+        planned = dict(enumerate(read_batch(plan), number * facts.batch))
+        texts = text_of(marks)
+        ledger.marks = {index: Mark(texts.get(str(index), ""), one.may_run) for index, one in planned.items()}
         ledger.size = len(planned)
-        left = {index: one for index, one in planned.items() if not ledger.marks.get(index, Mark()).is_settled}
+        left = {index: one.request for index, one in planned.items() if not ledger.marks[index].is_settled}
         requests = self._completed(left, ledger)
         expected = ledger.expect(requests.items())
         if ledger.ended is None and expected and not ledger.handed_back:
@@ -128,6 +129,10 @@ class Batches:
                 f"{planned.request.target} needs secrets that are not kept in Redis: give the workers secrets="
             )
         request = self.secrets(planned)
-        if (request.target, request.name) != (planned.request.target, planned.request.name):
+        if _known_by(request) != _known_by(planned.request):
             raise InvalidRequestError(f"secrets= gave another request than that of {planned.request.target}")
         return request
+
+
+def _known_by(request: Start) -> tuple[str, str | None, bool]:
+    return request.target, request.name, request.unnamed

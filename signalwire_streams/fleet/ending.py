@@ -1,23 +1,37 @@
 """Going through all of a run's marks: to settle what was not begun, or to find what may run, or what is left."""
 
 from collections.abc import AsyncIterator, Sequence
+from typing import cast
 
-from attrs import define
+from attrs import define, frozen
 
 from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
-from signalwire_streams.bulk.planning import PlannedRequest
-from signalwire_streams.errors import RunEndedError
+from signalwire_streams.errors import InvalidRequestError, RunEndedError, StreamsError
 from signalwire_streams.fleet.connection import Connection, command
 from signalwire_streams.fleet.facts import RunFacts, text_of
-from signalwire_streams.fleet.keys import Keys
-from signalwire_streams.fleet.ledger import Batch, settling
-from signalwire_streams.fleet.planning import Planned
-from signalwire_streams.fleet.records import Mark, read_batch
-from signalwire_streams.fleet.steps import joined
+from signalwire_streams.fleet.keys import RunKeys
+from signalwire_streams.fleet.ledger import Batch, key_of, may_run, settling
+from signalwire_streams.fleet.records import Mark, Planned, read_batch
+from signalwire_streams.fleet.steps import Step, joined
 from signalwire_streams.models import CallStream, ConferenceStream
 
 _UNFINISHED = frozenset({BulkState.NOT_ATTEMPTED, BulkState.UNKNOWN})
 _AT_ONCE = 20  # batches read in one go
+
+
+@frozen
+class Found:
+    """A start of a run, and what is known of it.
+
+    Attributes:
+        index: its place in the run.
+        start: what was planned.
+        mark: its mark.
+    """
+
+    index: int
+    start: Planned
+    mark: Mark
 
 
 @define(eq=False)
@@ -26,62 +40,61 @@ class Ending:
 
     Attributes:
         connection: the way to Redis.
-        keys: what things are called.
+        keys: what the run's things are called.
         facts: the run's.
-        why: why it takes no further starts.
     """
 
     connection: Connection
-    keys: Keys
+    keys: RunKeys
     facts: RunFacts
-    why: str
 
-    async def settle(self) -> None:
-        """Write of all starts that were not begun that they were not attempted."""
-        async for number, requests, marks in self.batches():
+    async def settle(self, why: str) -> None:
+        """Write of all starts that were not begun that they were not attempted, or that nobody knows, and why."""
+        async for number, starts in self._batches():
             batch = Batch(self.keys, self.facts.run, number, self.facts.keep)
-            left = [
-                settling(
-                    batch,
-                    "",
-                    BulkOutcome(
-                        index=index, item=planned.request, state=BulkState.NOT_ATTEMPTED, error=RunEndedError(self.why)
-                    ),
-                )
-                for index, planned in requests
-                if index not in marks
-            ]
+            left = [_settling(batch, found, why) for found in starts if not found.mark.text]
             if left:
                 await self.connection.all([step for step, _ in joined(left)])
 
     async def streams(self) -> AsyncIterator[tuple[int, ConferenceStream | CallStream]]:
         """Give the streams that the run started, or may have started, and that were not stopped since."""
-        undone = text_of(await self.connection.one(command("hgetall", self.keys.undone(self.facts.run))))
-        async for _, requests, marks in self.batches():
-            for index, planned in requests:
-                stream = marks.get(index, Mark()).stream_of(planned.request)
-                if stream is not None and str(index) not in undone:
-                    yield index, stream
+        undone = text_of(await self.connection.one(command("hgetall", self.keys.undone)))
+        async for _, starts in self._batches():
+            for found in starts:
+                stream = found.mark.stream_of(found.start.request.request)
+                if stream is not None and str(found.index) not in undone:
+                    yield found.index, stream
 
     async def unfinished(self) -> AsyncIterator[Planned]:
         """Give the starts that were not attempted, and those that nobody knows the end of."""
-        async for _, requests, marks in self.batches():
-            for index, planned in requests:
-                mark = marks.get(index, Mark())
-                if mark.state in _UNFINISHED:
-                    yield Planned(planned, may_run=mark.state == BulkState.UNKNOWN)
+        async for _, starts in self._batches(whole=True):
+            for found in starts:
+                if found.mark.state in _UNFINISHED:
+                    yield Planned(found.start.request, may_run=found.mark.state == BulkState.UNKNOWN)
 
-    async def batches(self) -> AsyncIterator[tuple[int, Sequence[tuple[int, PlannedRequest]], dict[int, Mark]]]:
-        """Go through the run, batch by batch: its number, its requests by index, their marks."""
+    async def _batches(self, *, whole: bool = False) -> AsyncIterator[tuple[int, Sequence[Found]]]:
+        """Go through the run, batch by batch; where Redis has forgotten a part of it, only a whole run will do."""
         facts, keys = self.facts, self.keys
         for first in range(0, facts.batches, _AT_ONCE):
             numbers = range(first, min(first + _AT_ONCE, facts.batches))
-            plans = await self.connection.all(
-                [command("get", keys.plan(facts.run, facts.plan, number)) for number in numbers]
-            )
-            told = await self.connection.all([command("hgetall", keys.marks(facts.run, number)) for number in numbers])
+            plans = await self.connection.all([command("get", keys.requests(number)) for number in numbers])
+            told = await self.connection.all([command("hgetall", keys.marks(number)) for number in numbers])
             for number, plan, marks in zip(numbers, plans, told, strict=True):
+                if plan is None and not whole:
+                    continue
                 if plan is None:
-                    continue  # the run is about to be forgotten
-                found = {int(index): Mark(text) for index, text in text_of(marks).items()}
-                yield number, list(enumerate(read_batch(plan), number * facts.batch)), found
+                    raise InvalidRequestError(f"the run {facts.run!r} is older than Redis was told to keep it")
+                texts = text_of(marks)
+                starts = enumerate(read_batch(plan), number * facts.batch)
+                yield (
+                    number,
+                    [Found(index, start, Mark(texts.get(str(index), ""), start.may_run)) for index, start in starts],
+                )
+
+
+def _settling(batch: Batch, found: Found, why: str) -> Step:
+    request = found.start.request.request
+    state, error = BulkState.NOT_ATTEMPTED, cast("StreamsError", RunEndedError(why))
+    if found.mark.is_doubtful:
+        state, error = BulkState.UNKNOWN, may_run(key_of(request), why)
+    return settling(batch, "", BulkOutcome(index=found.index, item=request, state=state, error=error))

@@ -7,6 +7,9 @@ from attrs import field, frozen
 
 from signalwire_streams.bulk.store import INTENDED
 
+RESUMED, STOPPING = "resumed", "stopping"
+"""Facts of a run: what goes on with it, and that its streams are stopped again."""
+
 _SETTLED = frozenset({"started", "already_started", "rejected", "unknown", "not_attempted"})
 
 
@@ -66,8 +69,10 @@ class FleetStatus:
         errors: how often each error's class and code came, most frequent first.
         ended: ``cancelled`` where it takes no further starts, or None.
         why: the reason of that in words, or None.
-        queued: whether all of it was handed to the workers; if not, repeat its submit.
+        queued: whether all of it was handed to the workers; if that was cut off, repeat its submit, or its resume.
         undone: how many of its streams were stopped again.
+        stopping: whether its streams were stopped, or are being stopped.
+        resumed: the run that goes on with what this one left, or None.
         workers: who works for this project now.
     """
 
@@ -81,6 +86,8 @@ class FleetStatus:
     why: str | None
     queued: bool
     undone: int
+    stopping: bool
+    resumed: str | None
     workers: tuple[WorkerStatus, ...] = ()
 
     @property
@@ -173,6 +180,8 @@ class RunFacts:
             why=self.ended,
             queued="queued" in self.fields,
             undone=int(self.fields.get("undone", 0)),
+            stopping=STOPPING in self.fields,
+            resumed=self.fields.get(RESUMED),
             workers=workers,
         )
 

@@ -8,7 +8,7 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Any, Self
 
-from attrs import define, evolve, field
+from attrs import define, field
 from docket import Docket
 from redis.exceptions import RedisError
 
@@ -27,11 +27,12 @@ from signalwire_streams.fleet.connection import (
     make_sure,
 )
 from signalwire_streams.fleet.ending import Ending
-from signalwire_streams.fleet.facts import FleetStatus, RunFacts, WorkerStatus, text_of
+from signalwire_streams.fleet.facts import RESUMED, STOPPING, FleetStatus, RunFacts, WorkerStatus, text_of
 from signalwire_streams.fleet.keys import Keys, check_run, next_run
-from signalwire_streams.fleet.planning import Planned, Submission, fitted
+from signalwire_streams.fleet.planning import Submission, fitted
 from signalwire_streams.fleet.reading import Reading
-from signalwire_streams.fleet.scripts import END
+from signalwire_streams.fleet.records import Planned
+from signalwire_streams.fleet.scripts import END, NOTE, TAKE_BACK
 from signalwire_streams.fleet.steps import reply_of, script
 from signalwire_streams.fleet.stopping import StopLedger
 from signalwire_streams.fleet.tasks import TASK, start_batch
@@ -46,7 +47,7 @@ _LOOKS_AGAIN = 1.0
 
 
 def _kept(value: float) -> float:
-    return check_seconds(value, "keep")
+    return max(1.0, check_seconds(value, "keep"))
 
 
 @define(eq=False)
@@ -140,26 +141,35 @@ class Fleet:
             The new run's name, or None where nothing is left.
 
         Raises:
-            InvalidRequestError: there is no such run, or it goes on, or its streams were stopped since.
+            InvalidRequestError: there is no such run, or it goes on, or its streams were stopped since, or it was
+                resumed under another name.
             FleetError: Redis can't be used; resume it again.
         """
         facts = await self._facts(run)
         status = facts.status(())
         if not status.over:
             raise InvalidRequestError(f"the run {run!r} goes on: wait until it is over, or cancel it first")
-        if status.undone:
-            raise InvalidRequestError(f"streams of the run {run!r} were stopped since: submit a new one")
         if not status.unfinished:
             return None
-        left = Ending(self._open(), self._keys, facts, "").unfinished()
-        return await self._submit(check_run(next_run(run) if name is None else name), left)
+        new = check_run((status.resumed or next_run(run)) if name is None else name)
+        claim = script(NOTE, (self._keys.run(run),), RESUMED, new, STOPPING)
+        known = reply_of(await self._open().one(claim))
+        if known == "refused":
+            raise InvalidRequestError(f"streams of the run {run!r} were stopped since: submit a new one")
+        if known != new:
+            raise InvalidRequestError(f"the run {run!r} was resumed as {known!r}: go on with that one")
+        try:
+            return await self._submit(new, self._ending(facts).unfinished())
+        except InvalidRequestError:  # that name is taken
+            await self._open().one(script(TAKE_BACK, (self._keys.run(run),), RESUMED, new))
+            raise
 
     async def _submit(self, run: str, requests: AsyncIterable[Planned]) -> str:
         submission = Submission(self._open(), self._docket, self._keys, run, round(self.keep))
         try:
             await submission.submit(requests)
         except (RedisError, OSError) as error:  # the engine's own
-            raise FleetError(f"Redis can't be used: {error}; submit {run!r} again") from None
+            raise FleetError(f"Redis can't be used: {error}; say it again") from None
         return run
 
     def results(self, run: str) -> AsyncGenerator[BulkOutcome[Start], None]:
@@ -181,9 +191,8 @@ class Fleet:
             FleetError: Redis can't be used.
         """
         names = await self._members(command("zrange", self._keys.runs, 0, -1))
-        told = await self._told(names, self._keys.run, command("zrem", self._keys.runs))
-        found = (RunFacts.of(name, facts) for name, facts in told)
-        return tuple(facts.status(()) for facts in found if facts is not None)
+        found = (RunFacts.of(name, facts) for name, facts in await self._told(names, self._keys.run))
+        return tuple(sorted((facts.status(()) for facts in found if facts is not None), key=lambda run: run.began))
 
     async def status(self, run: str) -> FleetStatus:
         """Tell how far a run is, and who works.
@@ -202,8 +211,11 @@ class Fleet:
             FleetError: Redis can't be used.
         """
         names = sorted(await self._members(command("smembers", self._keys.workers)))
-        told = await self._told(names, self._keys.worker, command("srem", self._keys.workers))
-        return tuple(WorkerStatus.of(name, text_of(facts)) for name, facts in told)
+        told = await self._told(names, self._keys.worker)
+        gone = [name for name, facts in told if not facts]
+        if gone:
+            await self._open().one(command("srem", self._keys.workers, *gone))  # one that lives adds itself again
+        return tuple(WorkerStatus.of(name, text_of(facts)) for name, facts in told if facts)
 
     async def cancel(self, run: str) -> FleetStatus:
         """Take no further starts of a run. What was not begun is told to be not attempted; no worker is needed.
@@ -219,7 +231,7 @@ class Fleet:
         why = "the run was cancelled before its turn"
         if not facts.status(()).over:
             await connection.one(script(END, (self._keys.run(run),), "cancelled", why))
-            await Ending(connection, self._keys, facts, facts.ended or why).settle()
+            await self._ending(facts).settle(facts.ended or why)
         return await self.status(run)
 
     def stop_streams(
@@ -243,11 +255,13 @@ class Fleet:
         if (client.origin, client.project) != (self._keys.origin, self._keys.project):
             raise InvalidRequestError("the client is of another Space or project than the fleet: pass one of its own")
         self._open()
-        ledger = StopLedger(self._keys, run, self._writer)
+        ledger = StopLedger(run, self._writer)
         return client.stop_streams(self._streams(run, ledger), journal=ledger, concurrency=concurrency)
 
     async def _streams(self, run: str, ledger: StopLedger) -> AsyncGenerator[ConferenceStream | CallStream, None]:
         await self._writer.idle()  # what was stopped a moment ago, too
+        await self._facts(run)
+        await self._open().one(script(NOTE, (self._keys.run(run),), STOPPING, "1"))
         await self.cancel(run)
         facts = await self._facts(run)
         loop = asyncio.get_running_loop()
@@ -255,24 +269,22 @@ class Fleet:
         while facts.in_doubt and loop.time() < until and await self.workers():
             await asyncio.sleep(_LOOKS_AGAIN)
             facts = await self._facts(run)
-        ending = Ending(self._open(), self._keys, facts, "")
-        async for index, stream in ending.streams():
+        ledger.keys, ledger.keep = self._keys.of(run, facts.plan), facts.keep
+        async for index, stream in self._ending(facts).streams():
             ledger.expect(index, stream)
             yield stream
 
     async def _members(self, listing: Command) -> list[str]:
         return [reply_of(name) for name in await self._open().one(listing)]
 
-    async def _told(self, names: Sequence[str], key: Callable[[str], str], drop: Command) -> list[tuple[str, Any]]:
-        """Read what Redis knows of each name; those that it has forgotten are dropped from their list."""
+    async def _told(self, names: Sequence[str], key: Callable[[str], str]) -> list[tuple[str, Any]]:
         if not names:
             return []
-        connection = self._open()
-        told = dict(zip(names, await connection.all([command("hgetall", key(name)) for name in names]), strict=True))
-        gone = [name for name, facts in told.items() if not facts]
-        if gone:
-            await connection.one(evolve(drop, values=(*drop.values, *gone)))
-        return [(name, facts) for name, facts in told.items() if facts]
+        told = await self._open().all([command("hgetall", key(name)) for name in names])
+        return list(zip(names, told, strict=True))
+
+    def _ending(self, facts: RunFacts) -> Ending:
+        return Ending(self._open(), self._keys.of(facts.run, facts.plan), facts)
 
     async def _facts(self, run: str) -> RunFacts:
         answer = await self._open().one(command("hgetall", self._keys.run(check_run(run))))

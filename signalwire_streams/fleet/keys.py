@@ -36,7 +36,7 @@ class Keys:
 
     @property
     def runs(self) -> str:
-        """The runs, in the order of their submits."""
+        """The runs, by when they are forgotten."""
         return f"{self.prefix}:our:runs"
 
     def worker(self, name: str) -> str:
@@ -47,25 +47,47 @@ class Keys:
         """A run's facts and counts."""
         return f"{self.prefix}:our:run:{run}"
 
-    def plan(self, run: str, plan: str, batch: int) -> str:
+    def of(self, run: str, plan: str) -> "RunKeys":
+        """Give the names of one run's things."""
+        return RunKeys(self.run(run), plan)
+
+
+@frozen
+class RunKeys:
+    """The names of one run's things.
+
+    All but its facts have the name of its plan as well, which no other run has: one of the same name that is submitted
+    when this one is forgotten must not take what is left of it for its own.
+
+    Attributes:
+        facts: the run's facts and counts.
+        plan: the name of its plan.
+    """
+
+    facts: str
+    plan: str
+
+    def requests(self, batch: int) -> str:
         """The requests of a batch."""
-        return f"{self.run(run)}:plan:{plan}:{batch}"
+        return f"{self.facts}:{self.plan}:requests:{batch}"
 
-    def marks(self, run: str, batch: int) -> str:
+    def marks(self, batch: int) -> str:
         """The marks of a batch's starts."""
-        return f"{self.run(run)}:marks:{batch}"
+        return f"{self.facts}:{self.plan}:marks:{batch}"
 
-    def lease(self, run: str, batch: int) -> str:
+    def lease(self, batch: int) -> str:
         """Who works on a batch."""
-        return f"{self.run(run)}:lease:{batch}"
+        return f"{self.facts}:{self.plan}:lease:{batch}"
 
-    def outcomes(self, run: str) -> str:
-        """A run's outcomes, in the order of their ends."""
-        return f"{self.run(run)}:outcomes"
+    @property
+    def outcomes(self) -> str:
+        """The run's outcomes, in the order of their ends."""
+        return f"{self.facts}:{self.plan}:outcomes"
 
-    def undone(self, run: str) -> str:
-        """Which streams of a run were stopped again."""
-        return f"{self.run(run)}:undone"
+    @property
+    def undone(self) -> str:
+        """Which of its streams were stopped again."""
+        return f"{self.facts}:{self.plan}:undone"
 
 
 def check_run(run: object) -> str:

@@ -62,10 +62,11 @@ class Leases:
     _look: asyncio.TimerHandle | None = field(init=False, default=None)
     _renewing: asyncio.Task[None] | None = field(init=False, default=None)
 
-    def begin(self) -> None:
-        """Renew from now on."""
+    def begin(self) -> asyncio.Task[None]:
+        """Renew from now on; the task ends only where Redis refuses that, with the error."""
         self._renewing = asyncio.create_task(self._renew())
         self._look_later()
+        return self._renewing
 
     async def end(self) -> None:
         """Renew no more."""

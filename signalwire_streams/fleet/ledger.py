@@ -14,7 +14,7 @@ from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
 from signalwire_streams.bulk.planning import Start
 from signalwire_streams.bulk.store import INTENDED
 from signalwire_streams.errors import RunEndedError, StreamOutcomeUnknown, StreamsError
-from signalwire_streams.fleet.keys import Keys
+from signalwire_streams.fleet.keys import RunKeys
 from signalwire_streams.fleet.records import Mark, error_label, intended, settled, write_outcome
 from signalwire_streams.fleet.scripts import INTEND, RELEASE, SETTLE
 from signalwire_streams.fleet.steps import Step
@@ -30,28 +30,21 @@ class Batch:
     """Which starts these are.
 
     Attributes:
-        keys: what things are called.
+        keys: what the run's things are called.
         run: the run.
         number: the batch's place in it, from 0.
         keep: seconds that Redis keeps what it hears of them.
-        facts: the key of the run's facts.
-        outcomes: the key of the run's outcomes.
-        marks: the key of the marks of these.
     """
 
-    keys: Keys
+    keys: RunKeys
     run: str
     number: int
     keep: int
-    facts: str = field(init=False)
-    outcomes: str = field(init=False)
-    marks: str = field(init=False)
 
-    def __attrs_post_init__(self) -> None:
-        # Spelt once: every start of the batch asks for them, twice.
-        object.__setattr__(self, "facts", self.keys.run(self.run))
-        object.__setattr__(self, "outcomes", self.keys.outcomes(self.run))
-        object.__setattr__(self, "marks", self.keys.marks(self.run, self.number))
+    @property
+    def marks(self) -> str:
+        """The key of their marks."""
+        return self.keys.marks(self.number)
 
 
 def key_of(request: Start) -> Key:
@@ -72,7 +65,7 @@ def settling(batch: Batch, believed: str, outcome: BulkOutcome[Any]) -> Step:
         error_label(outcome),
         batch.keep,
     )
-    return Step(SETTLE, (batch.facts, batch.outcomes), batch.marks, values)
+    return Step(SETTLE, (batch.keys.facts, batch.keys.outcomes), batch.marks, values)
 
 
 @define(eq=False)
@@ -133,7 +126,7 @@ class BatchLedger:
         """See Ledger.known."""
         index = self._waiting[key].popleft()
         self._rows[progress] = index
-        return Entry(index, INTENDED, sid=None, ambiguous=False) if self._found(index).is_intended else None
+        return Entry(index, INTENDED, sid=None, ambiguous=False) if self._found(index).is_doubtful else None
 
     async def intend(self, key: Key, progress: Progress, _: Entry | None) -> None:
         """See Ledger.intend.
@@ -195,8 +188,8 @@ class BatchLedger:
     def refuse(self, index: int, request: Start, error: StreamsError) -> None:
         """Write of a start that it can't be carried out; one that may run already is not said to be refused."""
         found = self._found(index)
-        if found.is_intended and not isinstance(error, StreamOutcomeUnknown):
-            error = _may_run(key_of(request), str(error))
+        if found.is_doubtful and not isinstance(error, StreamOutcomeUnknown):
+            error = may_run(key_of(request), str(error))
         state = BulkState.REJECTED
         if isinstance(error, RunEndedError):
             state = BulkState.NOT_ATTEMPTED
@@ -216,17 +209,17 @@ class BatchLedger:
         Raises:
             FleetError: it can't be written.
         """
-        answers = await asyncio.gather(*self._settling)
-        await asyncio.gather(*self._releasing)
+        settling = len(self._settling)
+        answers = await asyncio.gather(*self._settling, *self._releasing)
         before = sum(mark.is_settled for mark in self.marks.values())
-        return before + answers.count("ok") >= self.size
+        return before + answers[:settling].count("ok") >= self.size
 
     def _found(self, index: int) -> Mark:
         return self.marks.get(index, Mark())
 
     def _not_sent(self, key: Key, found: Mark) -> StreamsError:
         why = self.ended or "the run was ended before its turn"
-        return _may_run(key, why) if found.is_intended else RunEndedError(why)
+        return may_run(key, why) if found.is_doubtful else RunEndedError(why)
 
     def _settle(self, index: int, outcome: BulkOutcome[Any]) -> None:
         believed = intended(self.owner) if index in self._own else self._found(index).text
@@ -237,10 +230,11 @@ class BatchLedger:
         self._releasing.append(self._step(RELEASE, index, intended(self.owner)))
 
     def _step(self, source: str, *values: object) -> "asyncio.Future[str]":
-        return self.writer.later(Step(source, (self.batch.facts,), self.batch.marks, values))
+        return self.writer.later(Step(source, (self.batch.keys.facts,), self.batch.marks, values))
 
 
-def _may_run(key: Key, why: str) -> StreamOutcomeUnknown:
+def may_run(key: Key, why: str) -> StreamOutcomeUnknown:
+    """Say of a start that is not made that it may have been made before."""
     return StreamOutcomeUnknown(
         f"start a stream on {key.kind} {key.target}: an earlier worker may have started it; {why}",
         sent="maybe",

@@ -1,38 +1,27 @@
 """Submitting: all of a run is read, checked and written down before the first of it is handed to the workers."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from secrets import token_hex
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 from docket import Docket
 
 from signalwire_streams.bulk.planning import Once, PlannedRequest, Start, check_request
 from signalwire_streams.errors import FleetError, InvalidRequestError
 from signalwire_streams.fleet.connection import Connection, command
 from signalwire_streams.fleet.facts import RunFacts
-from signalwire_streams.fleet.keys import BATCH, Keys
-from signalwire_streams.fleet.records import intended, write_batch
-from signalwire_streams.fleet.scripts import INTEND, PLAN
-from signalwire_streams.fleet.steps import Step, joined, reply_of, script
+from signalwire_streams.fleet.keys import BATCH, Keys, RunKeys
+from signalwire_streams.fleet.records import Planned, write_batch
+from signalwire_streams.fleet.scripts import NOTE, PLAN
+from signalwire_streams.fleet.steps import reply_of, script
 from signalwire_streams.fleet.tasks import TASK
 
+_LONGER = 3600  # seconds that requests outlive their run's facts, which point to them
 _AT_ONCE = 40  # batches written in one go
 _TASKS_AT_ONCE = 500
-
-
-@frozen
-class Planned:
-    """A start of a run that is to be submitted.
-
-    Attributes:
-        planned: what is to be started, without secrets.
-        may_run: whether an earlier run may have started it.
-    """
-
-    planned: PlannedRequest
-    may_run: bool = False
 
 
 @define(eq=False)
@@ -55,7 +44,10 @@ class Submission:
     _plan: str = field(init=False, factory=lambda: token_hex(6))
     _planned: int = field(init=False, default=0)
     _batches: int = field(init=False, default=0)
-    _doubtful: list[int] = field(init=False, factory=list)
+    _keys: RunKeys = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._keys = self.keys.of(self.run, self._plan)
 
     async def submit(self, requests: AsyncIterable[Planned]) -> None:
         """Write the run down, unless it is there already, and hand it to the workers, unless that was done.
@@ -67,12 +59,13 @@ class Submission:
         try:
             digest = await self._write(requests)
         except BaseException:  # also when it is cancelled: nothing points to what was written yet
-            await self._discard()
+            with suppress(FleetError):  # a Redis that is away is not waited for; what is there expires
+                await self._discard(Connection(self.connection.client, 0.0))
             raise
         # Without an answer to this, the plan may be the run's already. So it stays; if it is not, it expires.
         answer = await self._claim(digest)
         if answer != "ok":
-            await self._discard()
+            await self._discard(self.connection)
         if answer == "other":
             raise InvalidRequestError(
                 f"a run {self.run!r} with other requests is there already: choose another name for this one"
@@ -85,7 +78,7 @@ class Submission:
         async for batch in self._in_batches(requests):
             text = write_batch(batch)
             digest.update(text.encode())
-            load.append((self.keys.plan(self.run, self._plan, self._batches), text))
+            load.append((self._keys.requests(self._batches), text))
             self._batches += 1
             self._planned += len(batch)
             if len(load) >= _AT_ONCE:
@@ -96,16 +89,14 @@ class Submission:
 
     async def _put(self, load: list[tuple[str, str]]) -> None:
         if load:
-            await self.connection.all([command("set", key, text, ex=self.keep) for key, text in load])
+            await self.connection.all([command("set", key, text, ex=self.keep + _LONGER) for key, text in load])
 
-    async def _in_batches(self, requests: AsyncIterable[Planned]) -> AsyncIterator[list[PlannedRequest]]:
+    async def _in_batches(self, requests: AsyncIterable[Planned]) -> AsyncIterator[list[Planned]]:
         once = Once()
-        batch: list[PlannedRequest] = []
+        batch: list[Planned] = []
         async for one in requests:
-            once.check(one.planned.request)
-            if one.may_run:
-                self._doubtful.append(self._planned + len(batch))
-            batch.append(one.planned)
+            once.check(one.request.request)
+            batch.append(one)
             if len(batch) == BATCH:
                 yield batch
                 batch = []
@@ -123,40 +114,29 @@ class Submission:
         }
         flat = [value for entry in facts.items() for value in entry]
         keys = (self.keys.run(self.run), self.keys.runs)
-        plan = script(PLAN, keys, self.keep, digest, now.timestamp(), self.run, *flat)
+        since = now.timestamp()
+        plan = script(PLAN, keys, self.keep, digest, since + self.keep, self.run, since, *flat)
         return reply_of(await self.connection.one(plan))
 
-    async def _discard(self) -> None:
-        facts = RunFacts.of(self.run, await self.connection.one(command("hgetall", self.keys.run(self.run))))
+    async def _discard(self, connection: Connection) -> None:
+        facts = RunFacts.of(self.run, await connection.one(command("hgetall", self._keys.facts)))
         if facts is not None and facts.plan == self._plan:
             return  # claimed by a try whose answer was lost
-        keys = [self.keys.plan(self.run, self._plan, number) for number in range(self._batches)]
+        keys = [self._keys.requests(number) for number in range(self._batches)]
         for first in range(0, len(keys), _TASKS_AT_ONCE):
-            await self.connection.one(command("delete", *keys[first : first + _TASKS_AT_ONCE]))
+            await connection.one(command("delete", *keys[first : first + _TASKS_AT_ONCE]))
 
     async def _queue(self) -> None:
-        key = self.keys.run(self.run)
-        facts = RunFacts.of(self.run, await self.connection.one(command("hgetall", key)))
+        facts = RunFacts.of(self.run, await self.connection.one(command("hgetall", self._keys.facts)))
         if facts is None or "queued" in facts.fields:
             return
-        await self._mark(facts)
         for first in range(0, facts.batches, _TASKS_AT_ONCE):
             numbers = range(first, min(first + _TASKS_AT_ONCE, facts.batches))
             calls = [self.docket.call(TASK, key=f"{self.run}:{number}")(self.run, number) for number in numbers]
             failed = [one.schedule_exception for one in await self.docket.add_many(calls) if one.schedule_exception]
             if failed:
                 raise FleetError(f"Redis took only a part of the run: {failed[0]}; submit it again")
-        await self.connection.one(command("hset", key, "queued", "1"))
-
-    async def _mark(self, facts: RunFacts) -> None:
-        """Mark what may run already as if a worker had died over it: whoever carries it out knows what to do."""
-        steps = []
-        for index in self._doubtful:
-            values = (index, "", intended("an earlier run"), self.keep)
-            marks = self.keys.marks(self.run, index // facts.batch)
-            steps.append(Step(INTEND, (self.keys.run(self.run),), marks, values))
-        for first in range(0, len(steps), _TASKS_AT_ONCE):
-            await self.connection.all([one for one, _ in joined(steps[first : first + _TASKS_AT_ONCE])])
+        await self.connection.one(script(NOTE, (self._keys.facts,), "queued", "1"))
 
 
 async def fitted(

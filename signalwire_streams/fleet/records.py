@@ -27,16 +27,31 @@ _KEPT_OF_STREAMS = (
 )
 _MAY_RUN = SUCCEEDED | {BulkState.UNKNOWN}
 _PARTS = 4
+_ROW = 4
 
 
-def write_batch(requests: Sequence[PlannedRequest]) -> str:
-    """Write requests down, in their order."""
-    return json.dumps([planned_row(request) for request in requests], separators=(",", ":"))
+@frozen
+class Planned:
+    """A start of a run.
+
+    Attributes:
+        request: what is to be started, without secrets.
+        may_run: whether an earlier run may have started it.
+    """
+
+    request: PlannedRequest
+    may_run: bool = False
 
 
-def read_batch(text: bytes | str) -> list[PlannedRequest]:
-    """Read requests that were written down."""
-    return [planned_request((kind, target, name, rest)) for kind, target, name, rest in json.loads(text)]
+def write_batch(starts: Sequence[Planned]) -> str:
+    """Write starts down, in their order."""
+    rows = [(*planned_row(start.request), *([True] if start.may_run else [])) for start in starts]
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def read_batch(text: bytes | str) -> list[Planned]:
+    """Read starts that were written down."""
+    return [Planned(planned_request(tuple(row[:4])), may_run=len(row) > _ROW) for row in json.loads(text)]
 
 
 def write_outcome(outcome: BulkOutcome[Any]) -> str:
@@ -117,9 +132,11 @@ class Mark:
 
     Attributes:
         text: as it is in Redis; empty where there is none.
+        may_run: whether an earlier run may have made this start.
     """
 
     text: str = ""
+    may_run: bool = False
 
     @property
     def is_settled(self) -> bool:
@@ -132,13 +149,13 @@ class Mark:
         return self.text.split(":", 2)[1] if self.is_settled else ""
 
     @property
-    def is_intended(self) -> bool:
+    def is_doubtful(self) -> bool:
         """Whether it may have been sent, and nothing is known of its end."""
-        return self.text.startswith("i:")
+        return self.text.startswith("i:") or (self.may_run and not self.text)
 
     def stream_of(self, request: Start) -> ConferenceStream | CallStream | None:
         """Give the stream that it started, or may have started."""
-        if self.is_intended:
+        if self.is_doubtful:
             return _stream_on(request, {"name": request.name})
         parts = self.text.split(":", _PARTS - 1)
         if len(parts) < _PARTS or parts[1] not in _MAY_RUN:

@@ -28,10 +28,11 @@ INTEND = (
     _EACH
     + """
 if redis.call('EXISTS', KEYS[1]) == 0 then return each(1, 0, function() return 'gone' end) end
-if redis.call('HEXISTS', KEYS[1], 'ended') == 1 then return each(1, 0, function() return 'ended' end) end
+local ended = redis.call('HEXISTS', KEYS[1], 'ended') == 1
 return each(1, 4, function(marks, own)
   local mark = redis.call('HGET', marks, own[1]) or ''
   if mark == own[3] then return 'ok' end
+  if ended then return 'ended' end
   if mark ~= own[2] then return 'taken' end
   redis.call('HSET', marks, own[1], own[3])
   if mark == '' then count('c:intended', 1) end
@@ -83,6 +84,7 @@ end)
 UNDO = (
     _EACH
     + """
+if redis.call('EXISTS', KEYS[1]) == 0 then return each(1, 0, function() return 'gone' end) end
 return each(1, 2, function(undone, own)
   if redis.call('HSET', undone, own[1], '1') == 1 then count('undone', 1) end
   keep(undone, own[2])
@@ -107,14 +109,31 @@ if digest then
   if digest == ARGV[2] then return 'known' end
   return 'other'
 end
-for i = 5, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('DEL', KEYS[1])
+for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 redis.call('HSET', KEYS[1], 'digest', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[4])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[5])
 return 'ok'
 """
-"""Keys: run, runs. Arguments: seconds to keep it, the plan's digest, when it is submitted, in seconds, what the run is
-called, the run's facts by name."""
+"""Keys: run, runs. Arguments: seconds to keep it, the plan's digest, when it is forgotten, in seconds, what the run is
+called, now, the run's facts by name."""
+
+NOTE = """
+if redis.call('HEXISTS', KEYS[1], 'digest') == 0 then return 'gone' end
+if ARGV[3] and redis.call('HEXISTS', KEYS[1], ARGV[3]) == 1 then return 'refused' end
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
+return redis.call('HGET', KEYS[1], ARGV[1])
+"""
+"""Keys: run. Arguments: a fact's name, its value where it has none yet, a fact that must not be known. It answers with
+the value that the fact has then."""
+
+TAKE_BACK = """
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
+return 'ok'
+"""
+"""Keys: run. Arguments: a fact's name, the value that it had."""
 
 HOLD = """
 local owner = redis.call('GET', KEYS[1])

@@ -9,14 +9,12 @@ from signalwire_streams.bulk.journal import Entry
 from signalwire_streams.bulk.journaled import Key
 from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
 from signalwire_streams.bulk.store import INTENDED
-from signalwire_streams.fleet.keys import Keys
+from signalwire_streams.fleet.keys import RunKeys
 from signalwire_streams.fleet.scripts import UNDO
 from signalwire_streams.fleet.steps import Step
 from signalwire_streams.fleet.writer import Writer
 from signalwire_streams.models import CallStream, ConferenceStream
 from signalwire_streams.wire.exchange import Progress
-
-_KEEP = 7 * 24 * 3600
 
 
 @define(eq=False)
@@ -27,14 +25,16 @@ class StopLedger:
     and that is all that was wanted. Of a stream that is known by its name only, "no such stream" is no proof.
 
     Attributes:
-        keys: what things are called.
         run: the run.
         writer: writes in Redis.
+        keys: what the run's things are called; known when its first stream comes.
+        keep: seconds that Redis keeps what it hears of them.
     """
 
-    keys: Keys
     run: str
     writer: Writer
+    keys: RunKeys = field(init=False)
+    keep: int = field(init=False)
     _waiting: dict[Key, deque[int]] = field(init=False, factory=dict)
     _rows: dict[Progress, int] = field(init=False, factory=dict)
 
@@ -69,5 +69,5 @@ class StopLedger:
         index = self._rows.pop(progress, None)
         if index is None or outcome.state is not BulkState.STOPPED:
             return
-        step = Step(UNDO, (self.keys.run(self.run),), self.keys.undone(self.run), (index, _KEEP))
+        step = Step(UNDO, (self.keys.facts,), self.keys.undone, (index, self.keep))
         _ = self.writer.later(step)  # the fleet waits for it when it is closed

@@ -16,7 +16,7 @@ from docket import Docket, ExponentialRetry, Worker
 
 from signalwire_streams.bulk.outcomes import BulkOutcome
 from signalwire_streams.client import StreamsClient
-from signalwire_streams.errors import StreamsError
+from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsError
 from signalwire_streams.fleet.batches import Batches, HandedBackError, Secrets
 from signalwire_streams.fleet.connection import Command, Connection, check_url, command, connected, engine_url
 from signalwire_streams.fleet.facts import RunFacts
@@ -40,7 +40,17 @@ _LAST_WORDS = 5.0
 
 
 def _lease(value: float) -> float:
-    return check_seconds(value, "lease")
+    return max(0.05, check_seconds(value, "lease"))
+
+
+def _own_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{token_hex(2)}"
+
+
+def _name(value: str) -> str:
+    if not value or not value.isprintable():
+        raise InvalidRequestError("name must be a text that can be printed, such as the host's")
+    return value
 
 
 def _drain(value: float) -> float:
@@ -61,8 +71,8 @@ class FleetWorker:
     Attributes:
         url: the Redis that the fleet shares, such as ``redis://host:6379/0``.
         client: starts the streams; its own pacer, its own token. It is not closed here.
-        concurrency: starts that may be under way at once, waiting for the pacer included; fewer where the limit that
-            all share is low.
+        concurrency: starts that may be under way at once, waiting for the pacer included, in batches of 25; fewer,
+            but one batch at least, where the limit that all share is low when the worker begins.
         lease: seconds after which a worker that gives no sign of life loses what it has in hand. One that is only
             stopped for that long sends nothing more of it when it goes on.
         drain: seconds that what is in hand gets when the worker is told to end.
@@ -79,7 +89,7 @@ class FleetWorker:
     lease: float = field(default=15.0, kw_only=True, converter=_lease)
     drain: float = field(default=25.0, kw_only=True, converter=_drain)
     secrets: Secrets | None = field(default=None, kw_only=True, repr=False)
-    name: str = field(kw_only=True, factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{token_hex(2)}")
+    name: str = field(kw_only=True, converter=_name, factory=_own_name)
     _stop: asyncio.Event = field(init=False, factory=asyncio.Event)
     _denied: StreamsError | None = field(init=False, default=None)
     _ended: int = field(init=False, default=0)
@@ -120,9 +130,9 @@ class FleetWorker:
             )
             docket.register(self._task, names=[TASK])
             worker = await stack.enter_async_context(self._engine(docket))
-            leases.begin()
+            renewing = leases.begin()
             try:
-                await self._work(worker)
+                await self._work(worker, renewing)
             finally:
                 await leases.end()
                 await self._say_farewell(connection, keys)
@@ -143,12 +153,12 @@ class FleetWorker:
             dependencies=[ExponentialRetry.forever(delay=_RETRIES[0], maximum_delay=_RETRIES[1])],
         )
 
-    async def _work(self, worker: Worker) -> None:
+    async def _work(self, worker: Worker, renewing: asyncio.Task[None]) -> None:
         working = asyncio.create_task(worker.run_forever())
         stopping = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
+            await asyncio.wait([working, stopping, renewing], return_when=asyncio.FIRST_COMPLETED)
+            if not (working.done() or renewing.done()):
                 working.cancel()  # takes nothing new; its tasks go on to their ends
                 await asyncio.wait([working], timeout=self.drain)
         finally:
@@ -157,6 +167,8 @@ class FleetWorker:
                 self._cut()
                 working.cancel()
                 await asyncio.wait([working])
+        if renewing.done():
+            await renewing
         if not working.cancelled():
             await working
         if self._denied is not None:
@@ -173,7 +185,16 @@ class FleetWorker:
             lease.lose()
 
     async def _task(self, run: str, batch: int) -> None:
-        """Carry out one batch; the engine calls this."""
+        """Carry out one batch; the engine calls this, and again where it fails."""
+        try:
+            await self._carry_out(run, batch)
+        except (HandedBackError, FleetError):
+            raise
+        except Exception:
+            _LOG.exception("batch %d of %s failed, and is tried again", batch, run)
+            raise
+
+    async def _carry_out(self, run: str, batch: int) -> None:
         batches = self._batches
         while True:
             answer = await batches.connection.one(command("hgetall", batches.keys.run(run)))

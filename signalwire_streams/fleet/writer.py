@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from attrs import define, field
 
@@ -28,49 +28,53 @@ class Writer:
 
     connection: Connection
     _waiting: list[_Waiting] = field(init=False, factory=list)
+    _load: list[_Waiting] = field(init=False, factory=list)
     _serving: asyncio.Task[None] | None = field(init=False, default=None)
 
     def later(self, step: Step) -> asyncio.Future[str]:
         """Carry out a step; the future has its answer. If that is cancelled before its turn, nothing is done."""
         answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting.append((step, answered))
-        if self._serving is None:
-            self._serving = asyncio.create_task(self._serve())
+        self._go_on()
         return answered
 
     async def idle(self) -> None:
         """Wait until nothing waits any more."""
         while self._serving is not None:
             await asyncio.wait([self._serving])
+            await asyncio.sleep(0)  # its end is heard of in the loop's next turn
 
     async def close(self) -> None:
         """Give up what waits."""
         if self._serving is not None:
             self._serving.cancel()
-            await asyncio.wait([self._serving])
+            await self.idle()
 
-    async def _serve(self) -> None:
-        load: Sequence[_Waiting] = ()
-        try:
-            while self._waiting:
-                load = [entry for entry in self._waiting[:_AT_ONCE] if not entry[1].cancelled()]
-                del self._waiting[:_AT_ONCE]
-                if load:
-                    await self._carry_out(load)
-                load = ()
-                await asyncio.sleep(_GATHERS)
-        except BaseException as error:
-            # Whoever waits must hear of it, whatever it is: nobody else would wake him.
-            waiting, self._waiting = [*load, *self._waiting], []
-            for _, answered in waiting:
-                if isinstance(error, asyncio.CancelledError):
+    def _go_on(self) -> None:
+        if self._serving is None and self._waiting:
+            self._serving = asyncio.create_task(self._serve())
+            self._serving.add_done_callback(self._ended)
+
+    def _ended(self, serving: asyncio.Task[None]) -> None:
+        # Not in the task itself, which never begins where it is cancelled at once: whoever waits must hear of it.
+        self._serving = None
+        if serving.cancelled() or serving.exception() is not None:
+            left, self._load, self._waiting = [*self._load, *self._waiting], [], []
+            for _, answered in left:
+                if serving.cancelled():
                     answered.cancel()
                 elif not answered.done():
-                    answered.set_exception(error)
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            self._serving = None
+                    answered.set_exception(cast("BaseException", serving.exception()))
+        self._go_on()
+
+    async def _serve(self) -> None:
+        while self._waiting:
+            self._load = [entry for entry in self._waiting[:_AT_ONCE] if not entry[1].cancelled()]
+            del self._waiting[:_AT_ONCE]
+            if self._load:
+                await self._carry_out(self._load)
+            self._load = []
+            await asyncio.sleep(_GATHERS)
 
     async def _carry_out(self, load: Sequence[_Waiting]) -> None:
         commands = joined([step for step, _ in load])

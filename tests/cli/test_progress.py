@@ -31,6 +31,7 @@ from signalwire_streams import (
 )
 from signalwire_streams.cli import progress
 from signalwire_streams.cli.bulk.conduct import Conduct, words
+from signalwire_streams.cli.logs import telling
 from signalwire_streams.cli.progress import Meter, Progress, draw, shown, spell_seconds
 from signalwire_streams.simulator import SimulatedSpace
 
@@ -271,6 +272,15 @@ async def test_beside_json_only_news_is_written(
         assert capsys.readouterr().err == ""
         show()
     assert capsys.readouterr().err == "Starting: 1 of 100, all well\n"
+
+
+def test_a_display_that_broke_is_no_matter_of_whoever_logs(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: str) -> None:
+        raise BrokenPipeError
+
+    with telling("signalwire_streams", fail):
+        logging.getLogger("signalwire_streams").warning("Redis is away")
+    assert "BrokenPipeError" in capsys.readouterr().err
 
 
 async def test_a_terminal_gets_a_display_that_is_gone_at_the_end(

@@ -7,6 +7,7 @@ from signalwire_streams import BulkOutcome, StartCallStream, StartConferenceStre
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet.connection import Connection, command
 from signalwire_streams.fleet.facts import RunFacts
+from signalwire_streams.fleet.keys import BATCH, RunKeys
 
 URL = "wss://rx.example.com/audio"
 PATIENCE = 30.0
@@ -39,13 +40,18 @@ def connection_of(fleet: Fleet) -> Connection:
     return connection
 
 
+async def keys_of(fleet: Fleet, run: str) -> RunKeys:
+    """Tell what a run's things are called."""
+    facts = RunFacts.of(run, await connection_of(fleet).one(command("hgetall", fleet._keys.run(run))))
+    assert facts is not None
+    return fleet._keys.of(run, facts.plan)
+
+
 async def set_marks(fleet: Fleet, run: str, marks: dict[int, str]) -> None:
     """Put marks there as a worker that died may have left them."""
-    connection = connection_of(fleet)
-    facts = RunFacts.of(run, await connection.one(command("hgetall", fleet._keys.run(run))))
-    assert facts is not None
+    connection, keys = connection_of(fleet), await keys_of(fleet, run)
     for index, mark in marks.items():
-        key = fleet._keys.marks(run, index // facts.batch)
+        key = keys.marks(index // BATCH)
         await connection.one(command("hset", key, str(index), mark))
         if mark.startswith("i:"):
             await connection.one(command("hincrby", fleet._keys.run(run), "c:intended", 1))

@@ -144,7 +144,13 @@ async def test_a_run_is_cancelled_without_workers(shell: Shell, space: Simulated
     assert "not attempted" in await shell("cancel", "r")
     assert "signalwire-streams fleet resume r" in await shell("status", "r", "--once", code=1)
     assert (await shell("resume", "r")).startswith(f"Submitted {len(space.call_sids)} streams as run r-r2.")
-    assert json.loads(await shell("resume", "r", "--run", "again", "--json"))["run"] == "again"
+    assert "goes on as run r-r2" in await shell("status", "r", "--once", code=1)
+    await shell("resume", "r", "--run", "again", code=2)
+    assert "was resumed as 'r-r2'" in shell.err
+    submitting = ("submit", str(targets), "--kind", "call", "--url", URL, "--run", "r")
+    assert "submitted before" in await shell(*submitting, code=1)
+    again = json.loads(await shell("resume", "r", "--json"))
+    assert again == {"run": "r-r2", "planned": len(space.call_sids), "is_new": False}
     assert json.loads(await shell("cancel", "r", "--json"))["ended"] == "cancelled"
     assert len(space.streams) == 0
 

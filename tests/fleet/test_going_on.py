@@ -12,7 +12,7 @@ from signalwire_streams.fleet.keys import next_run
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import URL, all_results, connection_of, on_calls, on_conferences, set_marks
+from .helpers import URL, all_results, connection_of, keys_of, on_calls, on_conferences, set_marks
 
 DEAD = "i:dead.1"
 
@@ -45,7 +45,7 @@ async def test_what_is_left_is_started_once(
     assert (await fleet.status(nightly)).unfinished == 6
     run = await fleet.resume(nightly)
     assert run == "nightly-r2"
-    assert (await fleet.status(run)).counts == {"intended": 3, "waiting": 3}
+    assert (await fleet.status(run)).counts == {"waiting": 6}
     assert await fleet.resume(nightly) == run  # as after one whose answer was lost
 
     workers()
@@ -66,8 +66,61 @@ async def test_what_is_left_is_started_once(
     assert [found.run for found in await fleet.runs()] == ["nightly", "nightly-r2"]
 
     assert await fleet.resume(nightly) == run
+    with pytest.raises(InvalidRequestError, match="was resumed as 'nightly-r2': go on with that one"):
+        await fleet.resume(nightly, name="other")
+    assert (await fleet.status(nightly)).resumed == run
     assert await fleet.resume(run, name="last") == "last"
     assert (await fleet.status("last")).planned == 1
+
+
+async def test_what_nobody_knows_stays_so(nightly: str, space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """A run that goes on with another and is cancelled at once leaves what nobody knew to the next one."""
+    run = await fleet.resume(nightly)
+    assert run is not None
+    assert (await fleet.cancel(run)).counts == {"unknown": 3, "not_attempted": 3}
+    stopped = {stream.name async for _, stream in fleet._ending(await fleet._facts(run)).streams()}
+    assert stopped == {f"sws-nightly-{sid}" for sid in (*space.conference_sids[:2], space.call_sids[0])}
+
+    again = await fleet.resume(run)
+    assert again == "nightly-r3"
+    workers()
+    states = [outcome.state for outcome in await all_results(fleet, again)]
+    assert states[:4] == [BulkState.ALREADY_STARTED, BulkState.STARTED, BulkState.STARTED, BulkState.UNKNOWN]
+    assert space.streams.doubled() == []
+
+
+async def test_a_name_that_is_taken(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
+    """A run can't go on under another run's name, also where that has the same requests, and then can under its own."""
+    starts: list[StartConferenceStream | StartCallStream] = [
+        *on_conferences(space.conference_sids),
+        *on_calls(space.call_sids),
+    ]
+    await fleet.submit([evolve(start, name=f"sws-nightly-{start.target}") for start in starts], name="taken")
+    with pytest.raises(InvalidRequestError, match="other requests is there already"):
+        await fleet.resume(nightly, name="taken")
+
+    assert (await fleet.status(nightly)).resumed is None
+    assert await fleet.resume(nightly) == "nightly-r2"
+
+
+async def test_a_plan_that_is_not_whole(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
+    """Where Redis has forgotten a part of a run, nothing of it is gone on with."""
+    await connection_of(fleet).one(command("delete", (await keys_of(fleet, nightly)).requests(0)))
+    with pytest.raises(InvalidRequestError, match="older than Redis was told to keep it"):
+        await fleet.resume(nightly)
+    assert [found.run for found in await fleet.runs()] == ["nightly"]
+
+
+async def test_a_name_that_is_used_again(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """What is left in Redis of a run that it has forgotten is not taken for that of a new one of the same name."""
+    workers()
+    for _ in range(2):
+        run = await fleet.submit(on_conferences(space.conference_sids), name="weekly")
+        assert {outcome.state for outcome in await all_results(fleet, run)} == {BulkState.STARTED}
+        assert [outcome.ok async for outcome in fleet.stop_streams(run, workers.client)] == [True] * 3
+        await connection_of(fleet).one(command("delete", fleet._keys.run(run)))
+    assert len(space.streams) == 6
+    assert space.streams.alive() == []
 
 
 async def test_secrets_are_asked_for_again(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
@@ -96,9 +149,9 @@ async def test_what_can_not_be_gone_on_with(space: SimulatedSpace, fleet: Fleet,
     await all_results(fleet, run)
     assert await fleet.resume(run) is None
 
+    await workers.end_all()
     other = await fleet.submit(on_calls(space.call_sids))
-    await all_results(fleet, other)
-    _ = [outcome async for outcome in fleet.stop_streams(other, workers.client)]
+    assert [outcome async for outcome in fleet.stop_streams(other, workers.client)] == []
     with pytest.raises(InvalidRequestError, match="were stopped since: submit a new one"):
         await fleet.resume(other)
 

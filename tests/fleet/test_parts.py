@@ -35,6 +35,7 @@ from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet.connection import Connection, command, engine_url
 from signalwire_streams.fleet.records import (
     Mark,
+    Planned,
     read_batch,
     read_index,
     read_outcome,
@@ -58,8 +59,8 @@ CALL = StartCallStream(call_sid="a", url=URL, unnamed=True, status_callback="htt
 
 def test_requests_are_kept_as_they_are() -> None:
     """What is not secret of a request comes back from Redis as it was."""
-    planned = [PlannedRequest.of(request) for request in (CONFERENCE, CALL)]
-    assert [one.request for one in read_batch(write_batch(planned))] == [CONFERENCE, CALL]
+    starts = [Planned(PlannedRequest.of(CONFERENCE)), Planned(PlannedRequest.of(CALL), may_run=True)]
+    assert read_batch(write_batch(starts)) == starts
 
 
 @pytest.mark.parametrize(
@@ -234,6 +235,15 @@ async def test_what_nobody_waits_for_is_not_written() -> None:
     await waiting.close()
     assert first.cancelled()
     await waiting.close()
+
+
+async def test_a_writer_that_is_closed_at_once() -> None:
+    """Whoever waits hears of it, also where the writer did not come to begin."""
+    writer = Writer(Connection(Broken([]), 0.0))
+    answer = writer.later(STEP)
+    await writer.close()
+    assert answer.cancelled()
+    assert await writer.later(STEP) == "there"
 
 
 async def test_a_failure_that_nobody_heard() -> None:

@@ -21,7 +21,7 @@ from signalwire_streams.simulator import SimulatedSpace
 from signalwire_streams.wire.exchange import Progress
 
 from .conftest import Workers
-from .helpers import URL, all_results, connection_of, on_calls, on_conferences, set_marks, until
+from .helpers import URL, all_results, connection_of, keys_of, on_calls, on_conferences, set_marks, until
 
 DEAD = "i:dead.1"
 
@@ -166,7 +166,7 @@ async def test_a_batch_in_hand_is_waited_for(
 ) -> None:
     """A batch that another worker has in hand is not touched until that one lets go of it."""
     run = await fleet.submit(on_conferences(space.conference_sids))
-    lease = fleet._keys.lease(run, 0)
+    lease = (await keys_of(fleet, run)).lease(0)
     await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
 
     workers(lease=0.08)
@@ -182,7 +182,7 @@ async def test_a_worker_that_ends_does_not_wait_for_a_batch(
 ) -> None:
     """A worker that waits for another's batch lets go of it when it is told to end."""
     run = await fleet.submit(on_conferences(space.conference_sids))
-    lease = fleet._keys.lease(run, 0)
+    lease = (await keys_of(fleet, run)).lease(0)
     await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
     worker = workers(lease=0.08)
     await until(lambda: _holds(bool(asked)))
@@ -249,7 +249,7 @@ class TestAnOwnerThatWasReplaced:
     async def ledger(self, space: SimulatedSpace, fleet: Fleet) -> BatchLedger:
         run = await fleet.submit(on_conferences(space.conference_sids))
         writer = Writer(connection_of(fleet))
-        ledger = BatchLedger(Batch(fleet._keys, run, 0, 60), "old", writer, {})
+        ledger = BatchLedger(Batch(await keys_of(fleet, run), run, 0, 60), "old", writer, {})
         ledger.expect(enumerate(on_conferences(space.conference_sids)))
         return ledger
 
@@ -271,7 +271,7 @@ class TestAnOwnerThatWasReplaced:
         """An answer that comes after another worker took over is not written."""
         key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
         await ledger.intend(key, progress, ledger.known(key, progress))
-        await connection_of(fleet).one(command("hset", fleet._keys.marks(ledger.run, 0), "0", "i:new"))
+        await connection_of(fleet).one(command("hset", ledger.batch.marks, "0", "i:new"))
 
         ledger.note(progress, BulkOutcome(index=0, item=None, state=BulkState.STARTED))
         await ledger.written()
@@ -294,6 +294,17 @@ class TestAnOwnerThatWasReplaced:
         await ledger.written()
 
         assert (await fleet.status(ledger.run)).counts == {"not_attempted": 3}
+
+    async def test_a_mark_that_is_there_is_there(
+        self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger
+    ) -> None:
+        """A mark that was set when the run was ended, and whose answer was lost, is found when it is set again."""
+        key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+        await set_marks(fleet, ledger.run, {0: "i:old"})
+        await connection_of(fleet).one(script(END, (fleet._keys.run(ledger.run),), "cancelled", "it was cancelled"))
+
+        await ledger.intend(key, progress, ledger.known(key, progress))
+        assert not ledger.lost
 
     async def test_hands_back_what_was_not_sent(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
         """What was cut before it was sent is as good as new."""
@@ -341,7 +352,7 @@ class TestLeases:
         """After a pause that was too long, what is in hand is cut before anything else goes on."""
         said: list[str] = []
         leases = Leases(connection_of(fleet), 0.2, list)
-        leases.begin()
+        _ = leases.begin()
         lease = await leases.take("lease", "me", lambda: said.append("cut"))
         assert lease is not None
         woken = asyncio.create_task(self._after(0.05, said))
@@ -369,7 +380,7 @@ class TestLeases:
         await connection_of(fleet).one(command("set", "lost", "other"))
         held_at = kept.held_at
 
-        leases.begin()
+        _ = leases.begin()
         await until(lambda: _holds(lost.is_lost and kept.held_at > held_at))
         await leases.end()
         assert not kept.is_lost

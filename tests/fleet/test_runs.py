@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from signalwire_streams import (
     AuthenticationError,
@@ -24,6 +25,7 @@ from signalwire_streams import (
 )
 from signalwire_streams.fleet import Fleet, FleetWorker, stopped_by_signals
 from signalwire_streams.fleet.connection import command
+from signalwire_streams.fleet.leases import Leases
 from signalwire_streams.fleet.planning import Submission
 from signalwire_streams.simulator import SimulatedSpace
 
@@ -262,7 +264,7 @@ async def test_what_redis_has_forgotten_is_passed_over(space: SimulatedSpace, fl
     run = await fleet.submit(on_conferences(space.conference_sids))
     connection = connection_of(fleet)
     facts = await fleet._facts(run)
-    await connection.one(command("delete", fleet._keys.plan(run, facts.plan, 0)))
+    await connection.one(command("delete", fleet._keys.of(run, facts.plan).requests(0)))
 
     assert (await fleet.cancel(run)).counts == {"waiting": 3}
 
@@ -407,7 +409,7 @@ async def test_a_plan_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fle
     waiting = await fleet.submit(on_calls(["nowhere"]), name="waiting")
     await all_results(fleet, waiting)
     for name in (run, waiting):
-        plans = await connection_of(fleet).one(command("keys", f"{fleet._keys.run(name)}:plan:*"))
+        plans = await connection_of(fleet).one(command("keys", f"{fleet._keys.run(name)}*:requests:*"))
         await connection_of(fleet).one(command("delete", *plans))
 
     await fleet.cancel(run)
@@ -415,10 +417,42 @@ async def test_a_plan_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fle
         await all_results(fleet, run)
 
 
+async def test_a_worker_that_may_not_renew_ends(
+    fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that Redis refuses to let renew its leases ends with that; it would be believed to be dead."""
+
+    async def refuse(_: Leases) -> None:
+        raise FleetError("Redis refuses this user or password: no permission")
+
+    monkeypatch.setattr(Leases, "_renew", refuse)
+    worker = workers()
+    with pytest.raises(FleetError, match="no permission"):
+        await workers.running.pop(worker)
+
+
+async def test_a_batch_that_fails_is_told(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What breaks in a caller's own code is logged, and the batch is tried again."""
+    broken = [True]
+
+    def give(planned: PlannedRequest) -> StartConferenceStream | StartCallStream:
+        if broken:
+            broken.clear()
+            raise LookupError("no such secret yet")
+        return evolve(planned.request, parameters={"key": "hidden"})
+
+    run = await fleet.submit(on_conferences(space.conference_sids, parameters={"key": "x"}), secrets_at_workers=True)
+    workers(secrets=give)
+    assert {outcome.state for outcome in await all_results(fleet, run)} == {BulkState.STARTED}
+    assert f"batch 0 of {run} failed, and is tried again" in caplog.text
+
+
 async def test_a_batch_whose_plan_is_gone(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     """A worker lets a batch be whose requests Redis has forgotten."""
     run = await fleet.submit(on_conferences(space.conference_sids))
-    plans = await connection_of(fleet).one(command("keys", f"{fleet._keys.run(run)}:plan:*"))
+    plans = await connection_of(fleet).one(command("keys", f"{fleet._keys.run(run)}*:requests:*"))
     await connection_of(fleet).one(command("delete", *plans))
     worker = workers()
     other = await fleet.submit(on_calls(space.call_sids))
@@ -485,6 +519,10 @@ async def test_what_can_not_be_right_is_refused(space: SimulatedSpace, url: str)
         assert "secret" not in str(caught.value)
     with pytest.raises(InvalidRequestError, match="keep"):
         Fleet(url, space="example", project="p", keep=0)
+    async with StreamsClient(space="example", project="p", token="t") as client:
+        for name in ("", "two\nlines", "\ud800"):
+            with pytest.raises(InvalidRequestError, match="name must be a text"):
+                FleetWorker(url, client, name=name)
     async with fleet:
         for name in ("", "a b", "a:b", 7):
             with pytest.raises(InvalidRequestError, match="a run's name"):

@@ -1,6 +1,7 @@
 """``signalwire-streams fleet submit`` and ``resume``."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,8 +13,9 @@ from signalwire_streams.cli.bulk.lines import read_lines
 from signalwire_streams.cli.bulk.requests import Defaults, Requests, Start
 from signalwire_streams.cli.bulk.source import read_source
 from signalwire_streams.cli.bulk.start import FILES, Kind, checked, live, say_nothing_to_do
+from signalwire_streams.cli.failures import FAILED
 from signalwire_streams.cli.fleet.redis import FLEET_ENVIRONMENT, redis_option, with_fleet
-from signalwire_streams.cli.fleet.telling import fleet_command
+from signalwire_streams.cli.fleet.telling import fleet_command, write_status
 from signalwire_streams.cli.output import clean, write_json
 from signalwire_streams.cli.start_options import bulk_start_options, conference_options
 
@@ -93,10 +95,12 @@ def submit(
             "that give them, and write --workers-have-secrets"
         )
 
+    since = datetime.now(UTC)
+
     async def work(fleet: "Fleet") -> "FleetStatus":
         return await fleet.status(await fleet.submit(found, name=run, secrets_at_workers=workers_have_secrets))
 
-    _tell(with_fleet(account, url_of_redis, work), account)
+    _tell(with_fleet(account, url_of_redis, work), account, since)
 
 
 @click.command(short_help="Start what a run that is over left.")
@@ -109,6 +113,7 @@ def resume(account: Account, *, url_of_redis: str | None, run: str, name: str | 
 
     A conference's stream that runs already is not started again.
     """
+    since = datetime.now(UTC)
 
     async def work(fleet: "Fleet") -> "FleetStatus | None":
         resumed = await fleet.resume(run, name=name)
@@ -116,21 +121,24 @@ def resume(account: Account, *, url_of_redis: str | None, run: str, name: str | 
 
     submitted = with_fleet(account, url_of_redis, work)
     if submitted is not None:
-        _tell(submitted, account)
+        _tell(submitted, account, since)
     elif account.as_json:
         write_json({"run": None, "planned": 0})
     else:
         click.echo(f"Nothing is left of the run {clean(run)}.")
 
 
-def _tell(submitted: "FleetStatus", account: Account) -> None:
-    name = submitted.run
-    if submitted.ended is not None or submitted.over:
-        state = submitted.ended or "over"
-        raise click.ClickException(f"the run {name} was submitted before and is {state}: choose another --run")
+def _tell(submitted: "FleetStatus", account: Account, since: datetime) -> None:
+    """Tell what became of a submit: of a run that was there before, it only made sure that the workers have it."""
+    is_new = datetime.fromisoformat(submitted.began) >= since.replace(microsecond=since.microsecond // 1000 * 1000)
     if account.as_json:
-        write_json({"run": name, "planned": submitted.planned})
-        return
-    click.echo(f"Submitted {submitted.planned:,} streams as run {name}.")
-    click.echo(f"Follow it:\n  {fleet_command('status', account.options, name)}")
-    click.echo(f"Stop what it started:\n  {fleet_command('stop', account.options, name)}")
+        write_json({"run": submitted.run, "planned": submitted.planned, "is_new": is_new})
+    elif is_new:
+        click.echo(f"Submitted {submitted.planned:,} streams as run {submitted.run}.")
+        click.echo(f"Follow it:\n  {fleet_command('status', account.options, submitted.run)}")
+        click.echo(f"Stop what it started:\n  {fleet_command('stop', account.options, submitted.run)}")
+    else:
+        click.echo("This run was submitted before, and is not begun anew.")
+        write_status(submitted, account)
+    if not is_new and (submitted.ended is not None or submitted.unfinished):
+        raise click.exceptions.Exit(FAILED)

@@ -45,10 +45,12 @@ def write_status(found: "FleetStatus", account: Account) -> None:
     if found.ended is not None:
         click.echo(f"It takes no further starts: {clean(found.why)}.")
     if not found.queued:
-        click.echo("Its submit was cut off: submit it again with the same --run.")
+        click.echo("Not all of it is with the workers: if its submit or resume was cut off, repeat that as it was.")
     if not found.over and not found.workers:
         click.echo(NO_WORKER)
-    if found.over and found.unfinished and not found.undone:
+    if found.resumed is not None:
+        click.echo(f"What it left goes on as run {clean(found.resumed)}.")
+    elif found.over and found.unfinished and not found.stopping:
         click.echo(f"Start what is left:\n  {fleet_command('resume', account.options, found.run)}")
     if sum(found.counts.get(state, 0) for state in MAY_RUN) > found.undone:
         click.echo(f"Stop what it started:\n  {fleet_command('stop', account.options, found.run)}")
