@@ -23,7 +23,7 @@ class WorkerStatus:
         pid: its process there.
         since: when it began, in ISO 8601.
         in_hand: batches that it works on.
-        ended: starts that ended with it since then.
+        ended: starts that ended well with it since then.
         rate: attempts per second that it made over the last few seconds.
         limit: requests per second that it and all others who share its pacer may make, or None where it shares none.
         draining: whether it takes nothing new.
@@ -65,7 +65,7 @@ class FleetStatus:
         planned: how many starts it has.
         counts: starts by state: a `BulkState`'s text, ``intended`` (with a worker now, or with one that died) or
             ``waiting`` (not begun).
-        attempts: attempts that were made in all.
+        attempts: attempts that the starts that ended took, those of workers that died left out.
         errors: how often each error's class and code came, most frequent first.
         ended: ``cancelled`` where it takes no further starts, or None.
         why: the reason of that in words, or None.

@@ -220,7 +220,7 @@ class Fleet:
     async def cancel(self, run: str) -> FleetStatus:
         """Take no further starts of a run. What was not begun is told to be not attempted; no worker is needed.
 
-        What a worker has sent already goes on to its end.
+        What a worker has marked as begun goes on to its end.
 
         Raises:
             InvalidRequestError: there is no such run, or not any more.
