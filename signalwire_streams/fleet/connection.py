@@ -86,7 +86,9 @@ class Connection:
                     self._is_away = True
                     _LOG.warning("the fleet's Redis can't be used, and is asked again: %s", _words(error))
             else:
-                self._is_away = False
+                if self._is_away:
+                    self._is_away = False
+                    _LOG.warning("the fleet's Redis is back")
                 return answers
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE)

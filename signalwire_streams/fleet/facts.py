@@ -6,6 +6,7 @@ from typing import Any
 from attrs import field, frozen
 
 from signalwire_streams.bulk.store import INTENDED
+from signalwire_streams.errors import InvalidRequestError
 
 RESUMED, STOPPING = "resumed", "stopping"
 """Facts of a run: what goes on with it, and that its streams are stopped again."""
@@ -104,6 +105,20 @@ class FleetStatus:
     def over(self) -> bool:
         """Whether every start has ended."""
         return self.done >= self.planned
+
+    def check_over(self) -> None:
+        """Make sure that every start has ended.
+
+        Raises:
+            InvalidRequestError: it has not; the message says what to do.
+        """
+        if not self.over and self.ended is None:
+            raise InvalidRequestError(f"the run {self.run!r} goes on: wait until it is over, or cancel it first")
+        if not self.over:
+            raise InvalidRequestError(
+                f"workers have starts of the cancelled run {self.run!r} in hand, or had when they died: a worker ends "
+                "them"
+            )
 
     @property
     def rate(self) -> float:

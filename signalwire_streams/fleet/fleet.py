@@ -147,8 +147,7 @@ class Fleet:
         """
         facts = await self._facts(run)
         status = facts.status(())
-        if not status.over:
-            raise InvalidRequestError(f"the run {run!r} goes on: wait until it is over, or cancel it first")
+        status.check_over()
         if not status.unfinished:
             return None
         new = check_run((status.resumed or next_run(run)) if name is None else name)

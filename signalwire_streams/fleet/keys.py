@@ -10,6 +10,7 @@ BATCH = 25
 """Starts per task: 1 of each would make the engine the bottleneck, and many would be in doubt when a host dies."""
 
 _VERSION = 1
+_LONGEST = 64
 
 
 @frozen
@@ -102,6 +103,13 @@ def check_run(run: object) -> str:
 
 
 def next_run(run: str) -> str:
-    """Call the run that goes on with another: ``nightly-r2`` after ``nightly``, ``nightly-r3`` after that."""
+    """Call the run that goes on with another: ``nightly-r2`` after ``nightly``, ``nightly-r3`` after that.
+
+    Raises:
+        InvalidRequestError: that would be too long.
+    """
     found = fullmatch(r"(.+)-r([1-9][0-9]{0,3})", run)
-    return f"{run}-r2" if found is None else f"{found[1]}-r{int(found[2]) + 1}"
+    following = f"{run}-r2" if found is None else f"{found[1]}-r{int(found[2]) + 1}"
+    if len(following) > _LONGEST:
+        raise InvalidRequestError(f"{following!r} is too long for a run's name: say what the new run is to be called")
+    return following

@@ -145,6 +145,11 @@ async def test_what_can_not_be_gone_on_with(space: SimulatedSpace, fleet: Fleet,
     run = await fleet.submit(on_conferences(space.conference_sids))
     with pytest.raises(InvalidRequestError, match="wait until it is over, or cancel it"):
         await fleet.resume(run)
+    dead = await fleet.submit(on_calls(space.call_sids))
+    await set_marks(fleet, dead, {0: DEAD})
+    await fleet.cancel(dead)
+    with pytest.raises(InvalidRequestError, match="or had when they died: a worker ends them"):
+        await fleet.resume(dead)
     workers()
     await all_results(fleet, run)
     assert await fleet.resume(run) is None
@@ -174,3 +179,9 @@ async def test_runs_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet
 def test_the_name_of_the_next_run(run: str, following: str) -> None:
     """It is the same with a number."""
     assert next_run(run) == following
+
+
+def test_a_name_that_would_be_too_long() -> None:
+    """Then one is to be said."""
+    with pytest.raises(InvalidRequestError, match="too long for a run's name: say what"):
+        next_run("a" * 62)

@@ -162,7 +162,8 @@ async def test_a_redis_that_is_away_is_asked_again(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING, "signalwire_streams"):
         assert await connection.one(command("get", "key")) == b"there"
     assert [record.getMessage() for record in caplog.records] == [
-        "the fleet's Redis can't be used, and is asked again: gone"
+        "the fleet's Redis can't be used, and is asked again: gone",
+        "the fleet's Redis is back",
     ]
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MAY_RUN = ("started", "already_started", "unknown", "intended")
 """The states of starts whose streams may run."""
 
+_FEW = 10
+
 NO_WORKER = "No worker works now: start one with signalwire-streams fleet worker"
 
 
@@ -58,8 +60,9 @@ def write_status(found: "FleetStatus", account: Account) -> None:
 
 def speed(found: "FleetStatus") -> str:
     """Spell how fast the workers go."""
-    most = "" if found.limit is None else f" of {found.limit:,.0f}"
-    return f"{found.rate:,.0f}{most} requests/s"
+    digits = 1 if found.limit is not None and found.limit < _FEW else 0
+    most = "" if found.limit is None else f" of {found.limit:,.{digits}f}"
+    return f"{found.rate:,.{digits}f}{most} requests/s"
 
 
 def write_overview(runs: "Sequence[FleetStatus]", workers: "Sequence[WorkerStatus]", *, as_json: bool) -> None:
