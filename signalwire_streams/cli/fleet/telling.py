@@ -46,7 +46,7 @@ def write_status(found: "FleetStatus", account: Account) -> None:
         write_aligned([(f"{count:,} x", label) for label, count in list(found.errors.items())[:10]], indent="  ")
     if found.ended is not None:
         click.echo(f"It takes no further starts: {clean(found.why)}.")
-    if not found.queued:
+    if not found.queued and found.ended is None:
         click.echo("Not all of it is with the workers: if its submit or resume was cut off, repeat that as it was.")
     if not found.over and not found.workers:
         click.echo(NO_WORKER)
