@@ -59,7 +59,7 @@ class Ledger(Protocol):
         ...
 
     async def intend(self, key: Key, progress: Progress, entry: Entry | None) -> None:
-        """Note that an item is about to be sent; it is safely kept when this returns.
+        """Note that an item is about to be sent, as it has its turn; it is safely kept when this returns.
 
         Raises:
             StreamsError: it could not be noted, or may not be sent.
@@ -184,7 +184,8 @@ class JournaledStarting:
             if named.name is None or (key.kind == "call" and not self.resend_call_starts):
                 raise _still_unknown(key)
             errand.progress.may_be_done = True
-        await self.book.intend(key, errand.progress, entry)
+        # At its turn and not before, so that a process that dies leaves no doubt about what only waited.
+        errand.progress.before_sending = partial(self.book.intend, key, errand.progress, entry)
         return await self.starting.send(named, errand)
 
 

@@ -99,6 +99,7 @@ class BatchLedger:
     _waiting: dict[Key, deque[int]] = field(init=False, factory=dict)
     _rows: dict[Progress, int] = field(init=False, factory=dict)
     _tasks: dict[Progress, "asyncio.Task[Any]"] = field(init=False, factory=dict)
+    _asked: set[int] = field(init=False, factory=set)
     _own: set[int] = field(init=False, factory=set)
     _settling: list["asyncio.Future[str]"] = field(init=False, factory=list)
     _releasing: list["asyncio.Future[str]"] = field(init=False, factory=list)
@@ -126,6 +127,7 @@ class BatchLedger:
         """See Ledger.known."""
         index = self._waiting[key].popleft()
         self._rows[progress] = index
+        self._tasks[progress] = cast("asyncio.Task[Any]", asyncio.current_task())
         return Entry(index, INTENDED, sid=None, ambiguous=False) if self._found(index).is_doubtful else None
 
     async def intend(self, key: Key, progress: Progress, _: Entry | None) -> None:
@@ -138,8 +140,8 @@ class BatchLedger:
         if self.handed_back:
             raise RunEndedError("it is left to others")
         index = self._rows[progress]
-        self._tasks[progress] = cast("asyncio.Task[Any]", asyncio.current_task())
         found = self._found(index)
+        self._asked.add(index)
         answer = await self._step(INTEND, index, found.text, intended(self.owner), self.batch.keep)
         if answer == "ok":
             self._own.add(index)
@@ -227,7 +229,8 @@ class BatchLedger:
 
     def _release(self, index: int) -> None:
         # Also where the answer to the mark did not come any more: it may be there.
-        self._releasing.append(self._step(RELEASE, index, intended(self.owner)))
+        if index in self._asked:
+            self._releasing.append(self._step(RELEASE, index, intended(self.owner)))
 
     def _step(self, source: str, *values: object) -> "asyncio.Future[str]":
         return self.writer.later(Step(source, (self.batch.keys.facts,), self.batch.marks, values))

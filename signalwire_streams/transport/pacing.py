@@ -5,11 +5,12 @@ afterwards, and a bunch is what breaks the Space's limit.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Protocol, runtime_checkable
 
 from attrs import define, field
 
-from signalwire_streams.errors import Phase
+from signalwire_streams.errors import Phase, StreamsError
 from signalwire_streams.models import Event, Kind, Lane
 from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.resilience.policy import RateLimit
@@ -20,6 +21,7 @@ from signalwire_streams.wire.exchange import Exchange, Outcome
 from signalwire_streams.wire.headers import advertised_limit
 
 _TICK = 0.004
+_FRESH = 0.1  # seconds that a leave may be held for what is done before sending
 
 
 class Pacer(Protocol):
@@ -185,11 +187,10 @@ class Turns:
         if not await self.slots.acquire(exchange.lane, progress.deadline_at - self.clock.now()):
             return _expired("no connection became free in time", None)
         try:
-            patience = progress.deadline_at - self.clock.now()
-            if exchange.kind is Kind.READ:
-                missed = await self.pacer.pass_gate(patience)
-            else:
-                missed = await self.pacer.acquire(exchange.lane, patience)
+            missed = await self._turn(exchange)
+            prepare = progress.before_sending
+            if prepare is not None and not missed:
+                missed = await self._prepare(exchange, prepare)
             if missed:
                 return _expired("the pacer would have held it longer than the call may take", missed)
             progress.turn_at = sent_at = self.clock.now()
@@ -198,6 +199,23 @@ class Turns:
             self.slots.release()
         self._report(outcome, sent_at)
         return outcome
+
+    async def _turn(self, exchange: Exchange) -> float:
+        patience = exchange.progress.deadline_at - self.clock.now()
+        if exchange.kind is Kind.READ:
+            return await self.pacer.pass_gate(patience)
+        return await self.pacer.acquire(exchange.lane, patience)
+
+    async def _prepare(self, exchange: Exchange, prepare: Callable[[], Awaitable[None]]) -> float:
+        granted_at = self.clock.now()
+        exchange.progress.before_sending = None
+        try:
+            await prepare()
+        except StreamsError:
+            exchange.progress.attempts -= 1  # this one is not made
+            raise
+        # A leave that was held for long would be used in a window of others.
+        return await self._turn(exchange) if self.clock.now() - granted_at > _FRESH else 0.0
 
     def _report(self, outcome: Outcome, sent_at: float) -> None:
         if outcome.event is Event.THROTTLED:

@@ -3,7 +3,7 @@
 They are as frozen as ``attrs.frozen`` makes them, in the way that costs less when they are made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from attrs import define, field, frozen, setters
 
@@ -27,6 +27,8 @@ class Progress:
         name: the stream's Name, for a start.
         may_be_done: whether an attempt that has ended may have carried it out, be it one of an earlier call of which
             only a journal tells.
+        before_sending: what is done once, when the first attempt has its turn, before it goes out; whatever that raises
+            ends the call, and nothing is sent.
     """
 
     phase: Phase = Phase.QUEUED
@@ -38,6 +40,7 @@ class Progress:
     may_be_done: bool = False
     target: str = ""
     name: str | None = None
+    before_sending: Callable[[], Awaitable[None]] | None = None
 
     def note_attempt(self) -> Sent:
         """Add the attempt under way to what was sent, and say what was sent of it."""

@@ -15,8 +15,10 @@ from signalwire_streams import (
     ConferenceStream,
     FleetError,
     InvalidRequestError,
+    Lane,
     NotFoundError,
     PlannedRequest,
+    RateLimit,
     RunEndedError,
     StartCallStream,
     StartConferenceStream,
@@ -27,7 +29,9 @@ from signalwire_streams.fleet import Fleet, FleetWorker, stopped_by_signals
 from signalwire_streams.fleet.connection import command
 from signalwire_streams.fleet.leases import Leases
 from signalwire_streams.fleet.planning import Submission
+from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.simulator import SimulatedSpace
+from signalwire_streams.transport.pacing import LocalPacer
 
 from .conftest import Workers
 from .helpers import URL, all_results, connection_of, on_calls, on_conferences, set_marks, until
@@ -417,6 +421,36 @@ async def test_a_plan_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fle
         await all_results(fleet, run)
 
 
+async def test_what_only_waits_is_not_marked(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
+    """A start is marked when it has its turn, so that a worker that dies leaves no doubt about what only waited."""
+
+    class Held(LocalPacer):
+        """Gives leave for one start, and then for the others when it is told to."""
+
+        waiting = 0
+        opened = asyncio.Event()
+
+        async def acquire(self, lane: Lane, patience: float) -> float:
+            self.waiting += 1
+            if self.waiting > 1:
+                await self.opened.wait()
+            return 0.0
+
+    pacer = Held(Pace(RateLimit()), Clock())
+    async with StreamsClient(base_url=space.base_url, project=space.project, token=space.token, pacer=pacer) as client:
+        run = await fleet.submit(on_calls(space.call_sids))
+        worker = workers(client)
+
+        async def one_is_over() -> bool:
+            return pacer.waiting == 3 and (await fleet.status(run)).done == 1
+
+        await until(one_is_over)
+        assert (await fleet.status(run)).counts == {"started": 1, "waiting": 2}
+        pacer.opened.set()
+        assert {outcome.state for outcome in await all_results(fleet, run)} == {BulkState.STARTED}
+        await workers.end(worker)
+
+
 async def test_a_worker_that_may_not_renew_ends(
     fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -524,9 +558,9 @@ async def test_what_can_not_be_right_is_refused(space: SimulatedSpace, url: str)
             with pytest.raises(InvalidRequestError, match="name must be a text"):
                 FleetWorker(url, client, name=name)
     async with fleet:
-        for name in ("", "a b", "a:b", 7):
+        for wrong_name in ("", "a b", "a:b", 7):
             with pytest.raises(InvalidRequestError, match="a run's name"):
-                await fleet.submit([], name=name)  # type: ignore[arg-type]
+                await fleet.submit([], name=wrong_name)  # type: ignore[arg-type]
 
 
 async def test_an_empty_run_is_over(fleet: Fleet) -> None:

@@ -13,6 +13,7 @@ from signalwire_streams import (
     RateLimit,
     RateLimitedError,
     RetryPolicy,
+    RunEndedError,
     StreamsClient,
 )
 from signalwire_streams.models import Event, Kind
@@ -249,3 +250,56 @@ async def test_a_pacer_of_ones_own(space: SimulatedSpace, client_for: Any) -> No
     assert heard == [Lane.INTERACTIVE, 2.0, Lane.INTERACTIVE, 13_800, "gate", 13_800]
     with pytest.raises(InvalidRequestError, match="not both"):
         StreamsClient(space="example", project="p", token="t", pacer=Shared(), rate_limit=RateLimit())
+
+
+class Counting(LocalPacer):
+    """Gives leave to whoever asks, and counts."""
+
+    asked = 0
+
+    async def acquire(self, lane: Lane, patience: float) -> float:
+        self.asked += 1
+        return 0.0
+
+
+def start_with(progress: Progress) -> Exchange:
+    return Exchange(method="POST", path="/x", kind=Kind.CALL_START, verb="start", target="x", progress=progress)
+
+
+@pytest.mark.parametrize(("seconds", "turns"), [(0.0, 1), (0.5, 2)])
+async def test_a_leave_that_was_held_too_long_is_asked_for_again(seconds: float, turns: int) -> None:
+    """What is done before sending is done once, at the first turn; where it took long the turn is another one's."""
+    watch = Stopwatch()
+    paced = Counting(Pace(RateLimit()), watch.clock())
+    done: list[float] = []
+
+    async def prepare() -> None:
+        done.append(watch.time)
+        watch.time += seconds
+
+    async def send(_: Exchange) -> Outcome:
+        return Outcome(event=Event.DONE, phase=Phase.ANSWERED)
+
+    progress = Progress(before_sending=prepare)
+    for _ in range(2):
+        await Turns(Slots(1), paced, watch.clock())(start_with(progress), send)
+
+    assert done == [0.0]
+    assert paced.asked == turns + 1
+
+
+async def test_what_can_not_be_prepared_is_not_sent() -> None:
+    """It is no attempt."""
+    watch = Stopwatch()
+
+    async def prepare() -> None:
+        raise RunEndedError("another worker has it")
+
+    async def send(_: Exchange) -> Outcome:
+        raise AssertionError("it was sent")
+
+    progress = Progress(attempts=1, before_sending=prepare)
+    turns = Turns(Slots(1), Counting(Pace(RateLimit()), watch.clock()), watch.clock())
+    with pytest.raises(RunEndedError):
+        await turns(start_with(progress), send)
+    assert progress.attempts == 0
