@@ -327,8 +327,11 @@ class TestAnOwnerThatWasReplaced:
         assert (await fleet.status(ledger.run)).counts == {"waiting": 3}
         other, later = key_of(on_conferences(space.conference_sids)[1]), Progress()
         entry = ledger.known(other, later)
-        with pytest.raises(RunEndedError, match="left to others"):
+        with pytest.raises(RunEndedError, match="left to others") as caught:
             await ledger.intend(other, later, entry)
+        ledger.note(later, BulkOutcome(index=1, item=None, state=BulkState.NOT_ATTEMPTED, error=caught.value))
+        await ledger.written()
+        assert (await fleet.status(ledger.run)).counts == {"waiting": 3}
 
     async def test_says_no_less_than_is_known(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
         """A start that may have been sent before does not end as one that was not."""
