@@ -53,8 +53,8 @@ async def answering(status: int, head: str, body: bytes) -> AsyncIterator[str]:
 
 @pytest.fixture
 def client_of(client_for: Any, space: SimulatedSpace) -> Any:
-    """Make clients that give an attempt a moment, though its answer may come for long."""
-    return lambda address: client_for(space, base_url=address, timeouts=Timeouts(attempt=0.3))
+    """Make clients that wait a moment for each piece of an answer."""
+    return lambda address: client_for(space, base_url=address, timeouts=Timeouts(read=0.3))
 
 
 async def error_of_a_start(client: StreamsClient) -> StreamsError:
