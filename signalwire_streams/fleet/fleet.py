@@ -160,7 +160,8 @@ class Fleet:
         try:
             return await self._submit(new, self._ending(facts).unfinished())
         except InvalidRequestError:  # that name is taken
-            await self._open().one(script(TAKE_BACK, (self._keys.run(run),), RESUMED, new))
+            if status.resumed is None:
+                await self._open().one(script(TAKE_BACK, (self._keys.run(run),), RESUMED, new))
             raise
 
     async def _submit(self, run: str, requests: AsyncIterable[Planned]) -> str:
@@ -168,7 +169,7 @@ class Fleet:
         try:
             await submission.submit(requests)
         except (RedisError, OSError) as error:  # the engine's own
-            raise FleetError(f"Redis can't be used: {error}; say it again") from None
+            raise FleetError(f"Redis can't be used: {error}; repeat it for {run!r}") from None
         return run
 
     def results(self, run: str) -> AsyncGenerator[BulkOutcome[Start], None]:

@@ -135,7 +135,7 @@ class Submission:
             calls = [self.docket.call(TASK, key=f"{self.run}:{number}")(self.run, number) for number in numbers]
             failed = [one.schedule_exception for one in await self.docket.add_many(calls) if one.schedule_exception]
             if failed:
-                raise FleetError(f"Redis took only a part of the run: {failed[0]}; submit it again")
+                raise FleetError(f"Redis took only a part of the run: {failed[0]}; repeat it")
         await self.connection.one(script(NOTE, (self._keys.facts,), "queued", "1"))
 
 

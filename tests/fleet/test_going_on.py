@@ -101,6 +101,10 @@ async def test_a_name_that_is_taken(nightly: str, space: SimulatedSpace, fleet: 
 
     assert (await fleet.status(nightly)).resumed is None
     assert await fleet.resume(nightly) == "nightly-r2"
+    await connection_of(fleet).one(command("delete", (await keys_of(fleet, nightly)).requests(0)))
+    with pytest.raises(InvalidRequestError, match="older than Redis was told to keep it"):
+        await fleet.resume(nightly)
+    assert (await fleet.status(nightly)).resumed == "nightly-r2"
 
 
 async def test_a_plan_that_is_not_whole(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
