@@ -16,13 +16,14 @@ from signalwire_streams import InvalidRequestError, StreamsError
 from signalwire_streams.cli.account import Account
 from signalwire_streams.cli.bulk.running import Knobs, rate_option
 from signalwire_streams.cli.failures import Misuse, failure_of
+from signalwire_streams.cli.start_options import Decorator
 
 if TYPE_CHECKING:
     from signalwire_streams.fleet import Fleet
 
 _Result = TypeVar("_Result")
 
-shared_rate_option = rate_option(" of all workers and stops together, so say the same to all")
+shared_rate_option: Decorator = rate_option(" of all workers and stops together, so say the same to all")
 """Add the option that says how fast the whole fleet goes."""
 
 _REDIS = "SIGNALWIRE_FLEET_REDIS"
