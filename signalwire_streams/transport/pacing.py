@@ -208,12 +208,12 @@ class Turns:
 
     async def _prepare(self, exchange: Exchange, prepare: Callable[[], Awaitable[None]]) -> float:
         granted_at = self.clock.now()
-        exchange.progress.before_sending = None
         try:
             await prepare()
         except StreamsError:
-            exchange.progress.attempts -= 1  # this one is not made
+            exchange.progress.attempts -= 1  # this one is not made, and the next one is to be prepared as well
             raise
+        exchange.progress.before_sending = None
         # A leave that was held for long would be used in a window of others.
         return await self._turn(exchange) if self.clock.now() - granted_at > _FRESH else 0.0
 
