@@ -11,6 +11,8 @@ from signalwire_streams import Clock, StreamsClient
 from signalwire_streams.simulator import SimulatedSpace
 
 ClientFactory: TypeAlias = Callable[..., StreamsClient]
+ON_ITS_WAY = 0.002  # seconds that what was sent may take from one end of a socket to the other
+A_TURN = 0.000_01  # seconds that a turn of the loop takes, so that no wait is for ever
 
 
 @pytest.fixture
@@ -41,6 +43,29 @@ async def client_for() -> AsyncIterator[ClientFactory]:
 @pytest.fixture
 async def client(space: SimulatedSpace, client_for: ClientFactory) -> StreamsClient:
     return client_for(space)
+
+
+@pytest.fixture
+async def idle_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Let the loop's clock stand while anybody has something to do, and else go on at once to the next timer.
+
+    So a wait takes no time, and a machine that is slow makes nothing late. It is for tests whose sockets have both
+    of their ends in this process, where what was sent is there. The value is that clock for a client, whose waits
+    take as long on it as they say.
+    """
+    loop: Any = asyncio.get_running_loop()
+    look = loop._selector.select
+    now = loop.time()
+
+    def select(seconds: float | None) -> Any:
+        nonlocal now
+        happened = look(seconds and min(seconds, ON_ITS_WAY))
+        now += seconds if seconds and not happened else A_TURN
+        return happened
+
+    monkeypatch.setattr(loop._selector, "select", select)
+    monkeypatch.setattr(loop, "time", lambda: now)
+    return Clock(now=loop.time)
 
 
 @pytest.fixture

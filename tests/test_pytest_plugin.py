@@ -37,6 +37,11 @@ CONFTEST = """
 
         return start
 """
+HURRIED = """
+    from signalwire_streams import pytest_plugin
+
+    pytest_plugin._GRACE = 0.05  # what these tests leave does not end however long one waits
+"""
 LEAVES_A_STREAM = """
     async def test_it(stream_receiver, start):
         await start(name="audit-1")
@@ -50,7 +55,9 @@ def suite(pytester: pytest.Pytester) -> Suite:
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")
     pytester.makeconftest(CONFTEST)
 
-    def run(code: str, *options: str) -> pytest.RunResult:
+    def run(code: str, *options: str, hurried: bool = False) -> pytest.RunResult:
+        if hurried:
+            pytester.makeconftest(HURRIED + CONFTEST)
         pytester.makepyfile(code)
         return pytester.runpytest_inprocess(*USUAL, *BY_MODULE, *options)
 
@@ -170,7 +177,8 @@ def test_what_is_left_is_reported_once(suite: Suite, pytester: pytest.Pytester) 
         + """
         with open("token", "w") as file:
             file.write(stream_receiver.bearer_token)
-    """
+    """,
+        hurried=True,
     )
     done.assert_outcomes(passed=1, errors=1)
     done.stdout.fnmatch_lines(
@@ -196,7 +204,8 @@ def test_a_stream_that_nobody_hears_is_reported(suite: Suite) -> None:
         @pytest.mark.signalwire_space(audio=None)
         async def test_it(signalwire_space, client):
             await client.calls.start_stream(signalwire_space.call_sids[0], url="wss://rx.example.com/a", unnamed=True)
-        """
+        """,
+        hurried=True,
     )
     done.assert_outcomes(passed=1, errors=1)
     done.stdout.fnmatch_lines(["  a stream still runs: *, without a name, on call *"])
@@ -233,7 +242,8 @@ def test_a_socket_of_somebody_else_is_reported(suite: Suite) -> None:
         async def test_left(session, socket): ...
 
         async def test_closed(session, closed): ...
-        """
+        """,
+        hurried=True,
     )
     done.assert_outcomes(passed=2, errors=1)
     done.stdout.fnmatch_lines(
@@ -269,7 +279,8 @@ def test_what_has_not_begun_and_who_is_not_closed_are_reported(suite: Suite) -> 
                 base_url=space.base_url, project=space.project, token=space.token, session=session
             )
             await client.conferences.get(space.conference_sids[0])
-        """
+        """,
+        hurried=True,
     )
     done.assert_outcomes(passed=2, errors=2)
     done.stdout.fnmatch_lines_random(
@@ -285,7 +296,7 @@ def test_what_has_not_begun_and_who_is_not_closed_are_reported(suite: Suite) -> 
 )
 def test_the_first_failure_is_the_only_one(suite: Suite, ending: str, outcome: str) -> None:
     """A test that did not get to its end gets no second error; what was left stands below its failure."""
-    done = suite("import pytest\n" + LEAVES_A_STREAM.replace("\n    ", "\n") + f"    {ending}\n")
+    done = suite("import pytest\n" + LEAVES_A_STREAM.replace("\n    ", "\n") + f"    {ending}\n", hurried=True)
 
     done.assert_outcomes(**{outcome: 1})
     if outcome == "failed":

@@ -28,6 +28,7 @@ from signalwire_streams.callbacks import (
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, fields, form, form_signature, raw_signature
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
 PUBLIC = "https://example.com/callbacks"
 
 

@@ -11,6 +11,8 @@ from aiohttp import web
 from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver, StreamErrored, StreamStarted, StreamStopped
 from signalwire_streams.simulator import SimulatedSpace, Tone
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
+
 
 @asynccontextmanager
 async def served(receiver: CallbackReceiver) -> AsyncIterator[str]:

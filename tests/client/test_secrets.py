@@ -11,6 +11,7 @@ from aiohttp import web
 from signalwire_streams import Attempt, InvalidRequestError, StreamsClient, StreamsError, Timeouts
 from signalwire_streams.simulator import SimulatedSpace
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
 URL = "wss://rx.example.com/audio"
 BEARER, VALUE = "bearer-secret-0123456789", "parameter secret/ä"
 

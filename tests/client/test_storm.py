@@ -10,6 +10,7 @@ import pytest
 from signalwire_streams import ConferenceStream, StreamOutcomeUnknown, StreamsClient, StreamsError
 from signalwire_streams.simulator import SimulatedSpace
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
 URL = "wss://rx.example.com/audio"
 CONFERENCES = 1_000
 WORKERS = 64

@@ -250,14 +250,14 @@ async def test_mistakes_end_before_the_network(
     assert space.connections.opened == 0
 
 
-async def test_a_deadline_ends_a_call(space: SimulatedSpace, client_for: Any) -> None:
+async def test_a_deadline_ends_a_call(space: SimulatedSpace, client_for: Any, idle_clock: Clock) -> None:
     """A caller's deadline wins over everything; a start that was out by then is unknown."""
-    client = client_for(space)
+    client = client_for(space, clock=idle_clock)
     await client.conferences.get(space.conference_sids[0])  # from here on there is a connection
     space.faults.add("hang", created=True)
 
     with pytest.raises(StreamOutcomeUnknown) as caught:
-        await client.conferences.start_stream(space.conference_sids[0], url=URL, name="mine", deadline=0.2)
+        await client.conferences.start_stream(space.conference_sids[0], url=URL, name="mine", deadline=5)
 
     assert (caught.value.name, caught.value.attempts, caught.value.sent) == ("mine", 1, "maybe")
     assert caught.value.target == space.conference_sids[0]
@@ -280,15 +280,17 @@ async def test_a_retry_after_beyond_the_deadline_ends_at_once(space: SimulatedSp
     assert len(space.requests) == 1
 
 
-async def test_a_call_is_cut_when_no_connection_becomes_free(space: SimulatedSpace, client_for: Any) -> None:
+async def test_a_call_is_cut_when_no_connection_becomes_free(
+    space: SimulatedSpace, client_for: Any, idle_clock: Clock
+) -> None:
     """Waiting for a connection ends with the deadline, and nothing is sent."""
-    client = client_for(space, connections=1)
+    client = client_for(space, connections=1, clock=idle_clock)
     space.faults.add("hang", times=1)
     first = asyncio.create_task(client.conferences.get(space.conference_sids[0]))
     await space.requests.wait_for(1)
 
     with pytest.raises(TransportError, match="no connection became free") as caught:
-        await client.conferences.start_stream(space.conference_sids[1], url=URL, deadline=0.05)
+        await client.conferences.start_stream(space.conference_sids[1], url=URL, deadline=5)
 
     assert caught.value.sent == "no"
     assert len(space.requests) == 1

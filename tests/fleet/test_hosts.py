@@ -35,7 +35,7 @@ class Hosts:
     environment: dict[str, str]
     running: list[asyncio.subprocess.Process] = field(factory=list)
 
-    async def __call__(self, lease: float = 1.0) -> asyncio.subprocess.Process:
+    async def __call__(self, lease: float = 15.0) -> asyncio.subprocess.Process:
         words = [sys.executable, "-W", "ignore", "-c", PROCESS, self.url, str(lease)]
         host = await asyncio.create_subprocess_exec(*words, env=os.environ | self.environment)
         self.running.append(host)
@@ -86,13 +86,13 @@ async def test_a_host_that_is_killed_costs_nothing(space: SimulatedSpace, fleet:
     """A worker killed with -9 in mid-run: every conference has exactly one stream, and every start an outcome."""
     space.faults.add("latency", on="start", seconds=0.1, created=True)
     space.faults.add("reset", on="start", created=True, one_in=10)
-    victim, _ = await hosts(), await hosts()
+    victim, _ = await hosts(lease=2.0), await hosts(lease=2.0)
     await until(working(fleet, 2))
     run = await fleet.submit(on_conferences(space.conference_sids))
     await until(lambda: some_done(fleet, run))
 
     victim.kill()
-    await hosts()
+    await hosts(lease=2.0)
     outcomes = await all_results(fleet, run)
 
     assert len(outcomes) == 200
@@ -108,7 +108,7 @@ async def test_a_host_that_is_killed_costs_nothing(space: SimulatedSpace, fleet:
 async def test_calls_of_a_killed_host_are_not_doubled(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
     """Where a second start may not be refused, what a dead worker had sent is reported and not sent again."""
     space.faults.add("hang", on="start", created=True, times=10)
-    victim = await hosts()
+    victim = await hosts(lease=2.0)
     run = await fleet.submit(on_calls(space.call_sids))
 
     async def has_sent() -> bool:
@@ -116,7 +116,7 @@ async def test_calls_of_a_killed_host_are_not_doubled(space: SimulatedSpace, fle
 
     await until(has_sent)
     victim.kill()
-    await hosts()
+    await hosts(lease=2.0)
     outcomes = await all_results(fleet, run)
 
     assert len(space.streams) == 50
@@ -127,7 +127,7 @@ async def test_calls_of_a_killed_host_are_not_doubled(space: SimulatedSpace, fle
 async def test_a_host_that_was_stopped_sends_nothing_more(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
     """A worker that SIGSTOP held for longer than its lease finds its batch another's, and lets it be."""
     space.faults.add("hang", on="start", created=True, times=25)
-    sleeper = await hosts(lease=0.5)
+    sleeper = await hosts(lease=1.5)
     run = await fleet.submit(on_conferences(space.conference_sids[:25]))
 
     async def has_sent() -> bool:
@@ -135,7 +135,7 @@ async def test_a_host_that_was_stopped_sends_nothing_more(space: SimulatedSpace,
 
     await until(has_sent)
     sleeper.send_signal(signal.SIGSTOP)
-    await hosts(lease=0.5)
+    await hosts(lease=1.5)
     outcomes = await all_results(fleet, run)
     sent = space.requests.count("start-conference-stream")
     await until(working(fleet, 1))

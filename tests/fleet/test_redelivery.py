@@ -169,7 +169,7 @@ async def test_a_batch_in_hand_is_waited_for(
     lease = (await keys_of(fleet, run)).lease(0)
     await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
 
-    workers(lease=0.08)
+    workers(lease=4.0)
     await until(lambda: _holds(len(asked) > 1))
     assert space.requests.count("start-conference-stream") == 0
     await connection_of(fleet).one(command("delete", lease))
@@ -184,7 +184,7 @@ async def test_a_worker_that_ends_does_not_wait_for_a_batch(
     run = await fleet.submit(on_conferences(space.conference_sids))
     lease = (await keys_of(fleet, run)).lease(0)
     await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
-    worker = workers(lease=0.08)
+    worker = workers(lease=4.0)
     await until(lambda: _holds(bool(asked)))
 
     await workers.end(worker)
@@ -215,7 +215,7 @@ async def test_what_takes_too_long_is_handed_back(
 ) -> None:
     """A worker that may not wait hands back what it has in hand, at once; the next one doubles and loses nothing."""
     space.faults.add("hang", on="start", created=True, times=3)
-    worker = workers(drain=0.1 if how == "drain" else 60)
+    worker = workers(drain=0.1 if how == "drain" else 60, lease=2.0)
     requests = on_conferences(space.conference_sids)
     run = await fleet.submit(requests)
     await until(lambda: _are_streams(space, 3))
@@ -231,7 +231,7 @@ async def test_what_takes_too_long_is_handed_back(
             worker.stop()
         await workers.running.pop(worker)
     assert (await fleet.status(run)).counts == {"intended": 3}
-    workers()
+    workers(lease=2.0)
 
     outcomes = await all_results(fleet, run)
     assert [outcome.state for outcome in outcomes] == [BulkState.ALREADY_STARTED] * 3

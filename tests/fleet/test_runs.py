@@ -371,7 +371,7 @@ class TestSecrets:
 
 async def test_workers_are_told_of(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     """Who works can be asked, with the rate of the last seconds; who left is not told of, nor who vanished."""
-    first, second = workers(name="first", lease=0.2), workers(name="second", lease=0.2)
+    first, second = workers(name="first", lease=1.0), workers(name="second", lease=1.0)
     run = await fleet.submit(on_conferences(space.conference_sids))
     await all_results(fleet, run)
 

@@ -8,6 +8,8 @@ from signalwire_streams import ClientStateError
 from signalwire_streams.receiver.backlog import Backlog
 from signalwire_streams.receiver.events import AudioEvent, DtmfEvent, MarkEvent, MediaEvent, UnknownEvent
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
+
 
 def media(number: int) -> MediaEvent:
     return MediaEvent(track="inbound", payload=b"", chunk=number)

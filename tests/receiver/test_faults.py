@@ -16,6 +16,7 @@ from signalwire_streams.simulator import SimulatedSpace, Tone
 
 from .conftest import Heard, until
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
 SECONDS = 1.0
 FRAMES = 50
 

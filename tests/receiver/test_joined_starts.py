@@ -25,6 +25,8 @@ from signalwire_streams.simulator import SimulatedSpace, Tone
 
 from .conftest import Heard, until
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
+
 
 @pytest.fixture
 async def space(trust: ssl.SSLContext) -> AsyncIterator[SimulatedSpace]:

@@ -13,6 +13,8 @@ from signalwire_streams.receiver import MarkEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio import AudioFormat, UnknownEncodingError
 from signalwire_streams.receiver.sending import Playback
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
+
 
 class Line:
     """Takes what is sent, on a clock that moves when somebody waits."""

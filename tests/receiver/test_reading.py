@@ -16,6 +16,8 @@ from signalwire_streams.receiver.backlog import Backlog
 from .conftest import Heard, until
 from .test_receiver import START, media, reset
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
+
 
 @pytest.fixture
 async def deaf() -> Any:

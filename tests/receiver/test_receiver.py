@@ -24,6 +24,7 @@ from signalwire_streams.receiver import (
 
 from .conftest import Heard, until
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
 START = {
     "event": "start",
     "sequenceNumber": "1",

@@ -16,6 +16,8 @@ from signalwire_streams.simulator.audio.frames import Dialect
 
 from .conftest import Heard, until
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
+
 
 class Talking:
     """A Space, a receiver, and a stream between them."""

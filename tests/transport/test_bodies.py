@@ -14,11 +14,11 @@ from signalwire_streams import (
     StreamOutcomeUnknown,
     StreamsClient,
     StreamsError,
-    Timeouts,
     UnprocessableError,
 )
 from signalwire_streams.simulator import SimulatedSpace
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
 URL = "wss://rx.example.com/audio"
 SID = b'{"sid": "b3877c40-da60-4998-90ad-b792e98472cf"}'
 REFUSAL = json.dumps({"code": 21402, "message": "Url is invalid", "padding": "x" * 70_000}).encode()
@@ -53,8 +53,8 @@ async def answering(status: int, head: str, body: bytes) -> AsyncIterator[str]:
 
 @pytest.fixture
 def client_of(client_for: Any, space: SimulatedSpace) -> Any:
-    """Make clients that wait a moment for each piece of an answer."""
-    return lambda address: client_for(space, base_url=address, timeouts=Timeouts(read=0.3))
+    """Make clients of other addresses."""
+    return lambda address: client_for(space, base_url=address)
 
 
 async def error_of_a_start(client: StreamsClient) -> StreamsError:

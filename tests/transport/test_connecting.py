@@ -18,6 +18,7 @@ from attrs import define, field
 from signalwire_streams import Attempt, Phase, StreamsClient, StreamsError, Timeouts, TransportError
 from signalwire_streams.simulator import SimulatedSpace
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
 URL = "wss://rx.example.com/audio"
 KINDS = ("read", "stop", "named", "unnamed")
 ONE_AND_THREE_MORE = 4

@@ -9,6 +9,7 @@ from attrs import field, frozen
 from signalwire_streams import RetryPolicy, StreamOutcomeUnknown, StreamsClient, StreamsError, Timeouts
 from signalwire_streams.simulator import SimulatedSpace
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
 URL = "wss://rx.example.com/audio"
 READ, STOP, NAMED, CALL, UNNAMED = "read", "stop", "named start", "named start on a call", "unnamed start"
 OPERATIONS = {

@@ -27,6 +27,7 @@ from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.simulator import SimulatedSpace
 from signalwire_streams.transport.pacing import LocalPacer
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
 URL = "wss://rx.example.com/audio"
 
 
