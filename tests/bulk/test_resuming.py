@@ -242,7 +242,6 @@ async def test_secrets_are_not_in_the_journal(space: SimulatedSpace, client: Str
 
 async def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
     """After kill -9 in mid-run, twice, each conference has exactly one stream."""
-    asyncio.get_running_loop().set_debug(False)
     async with SimulatedSpace(conferences=600, participants=0) as space:
         space.faults.add("reset", on="start", created=True, one_in=10)
         known = [space.base_url, space.project, space.token, space.conference_sids, str(tmp_path / "run.db")]

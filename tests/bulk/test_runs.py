@@ -415,7 +415,6 @@ async def test_a_run_that_is_drained_before_it_began(client_for: Any, space: Sim
 async def test_a_slow_consumer_costs_no_memory(client_for: Any) -> None:
     """While outcomes are not taken, no more items are taken in than the backlog holds."""
     async with SimulatedSpace(conferences=400, participants=0) as space:
-        asyncio.get_running_loop().set_debug(False)
         client = client_for(space)
         taken = 0
 

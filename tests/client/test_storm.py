@@ -34,7 +34,6 @@ async def start_all(client: StreamsClient, sids: list[str]) -> dict[str, Confere
 @pytest.mark.parametrize("duplicate_names", ["stream-error", "http-error"])
 async def test_a_storm_of_faults(duplicate_names: Any, client_for: Any) -> None:
     """Each start ends started, already started or with a typed error, and no name ever has two streams."""
-    asyncio.get_running_loop().set_debug(False)  # debug mode takes most of the time of 2,500 requests
     async with SimulatedSpace(conferences=CONFERENCES, participants=0, duplicate_names=duplicate_names) as space:
         space.faults.add("reset", on="start", created=True, one_in=10)
         space.faults.add("503", on="start", one_in=10)

@@ -565,7 +565,6 @@ async def test_more_streams_than_a_pool_usually_holds(
     """The Space keeps as many calls out at once as there are streams."""
     receiver = MediaReceiver(heard, bearer_tokens="t")
     url = await serve(receiver, ssl_context=certificate)
-    asyncio.get_running_loop().set_debug(False)
     async with SimulatedSpace(conferences=120, participants=0, audio=Tone(), trust=trust) as space:
         run = client_for(space).start_streams(
             StartConferenceStream(conference_sid=sid, url=url, authorization_bearer_token="t", track="inbound_track")

@@ -93,7 +93,6 @@ async def test_clients_go_on_with_their_parts(
     redis: RedisServer, pacer_for: PacerFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Redis dies and comes back empty under load: the limit holds in every window, and requests go on meanwhile."""
-    asyncio.get_running_loop().set_debug(False)
     pacers = [pacer_for(redis, requests=400, window=2.0, fallback_clients=3) for _ in range(3)]
     draining = asyncio.create_task(drain(pacers, 4.5))
     await asyncio.sleep(1.0)
@@ -115,7 +114,6 @@ async def test_clients_go_on_with_their_parts(
 
 async def test_clients_that_wait_do_not_burst_either(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """Redis dies, loses its memory, and comes back at once, twice: still no window holds more than the limit."""
-    asyncio.get_running_loop().set_debug(False)
     pacers = [pacer_for(redis, requests=400, window=2.0) for _ in range(3)]
     draining = asyncio.create_task(drain(pacers, 3.0))
     for _ in range(2):
@@ -147,7 +145,6 @@ async def test_a_part_has_the_gate_and_the_refusals_too(redis: RedisServer, pace
 
 async def test_a_client_that_was_on_its_own_returns_slowly(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """For a second after Redis is back a client takes no more than its part: others may not know yet."""
-    asyncio.get_running_loop().set_debug(False)
     pacer = pacer_for(redis, requests=1000, window=10.0, fallback_clients=10)
     await pacer.acquire(Lane.BULK, 10)
     redis.kill()

@@ -114,7 +114,6 @@ async def test_nobody_is_told_once_the_pacer_is_closed(redis: RedisServer, pacer
 
 async def test_a_space_that_is_stricter_than_it_says(redis: RedisServer) -> None:
     """Clients that are refused slow down together, until all streams are started and none twice."""
-    asyncio.get_running_loop().set_debug(False)
     async with SimulatedSpace(conferences=120, rate_limit=60, window=1.0, advertised_limit=200) as space:
 
         async def start(sids: list[str]) -> None:

@@ -35,7 +35,6 @@ async def test_no_window_of_three_clients_holds_more_than_the_limit(
     redis: RedisServer, pacer_for: PacerFactory
 ) -> None:
     """However much three clients want at once, no window of all of them together holds more than the limit."""
-    asyncio.get_running_loop().set_debug(False)
     pacers = [pacer_for(redis, requests=600, window=1.0) for _ in range(3)]
 
     went = await drain(pacers, 2.5)
@@ -46,7 +45,6 @@ async def test_no_window_of_three_clients_holds_more_than_the_limit(
 
 async def test_three_clients_use_the_limit(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """Nearly all of the limit is used, and each client gets a part of it."""
-    asyncio.get_running_loop().set_debug(False)
     pacers = [pacer_for(redis, requests=1000, window=10.0) for _ in range(3)]
 
     went = await drain(pacers, 3.0, each=10)
@@ -57,7 +55,6 @@ async def test_three_clients_use_the_limit(redis: RedisServer, pacer_for: PacerF
 
 async def test_three_clients_of_a_space(redis: RedisServer) -> None:
     """Ordinary clients share a limit by being handed a pacer each, and the Space refuses nothing."""
-    asyncio.get_running_loop().set_debug(False)
     async with SimulatedSpace(conferences=300, rate_limit=200, window=1.0) as space:
 
         async def start(sids: Sequence[str]) -> None:
@@ -108,7 +105,6 @@ async def test_a_pacer_learns_its_space_from_its_clients(redis: RedisServer) -> 
 
 async def test_bulk_requests_leave_something_for_interactive_ones(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """While one client has thousands to send, another one's interactive request need not wait behind them."""
-    asyncio.get_running_loop().set_debug(False)
     busy = pacer_for(redis, requests=2000, window=10.0)
     quick = pacer_for(redis, requests=2000, window=10.0)
     draining = asyncio.create_task(drain([busy], 1.0, each=100))
@@ -140,7 +136,6 @@ async def test_interactive_requests_go_before_bulk_ones(redis: RedisServer, pace
 
 async def test_a_bucket_that_redis_does_not_know_begins_empty(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """Whoever comes first, or after a FLUSHALL, finds no burst, since nobody knows what went out before."""
-    asyncio.get_running_loop().set_debug(False)
     pacers = [pacer_for(redis, requests=1000, window=10.0) for _ in range(3)]
     now = asyncio.get_running_loop().time
     began = now()

@@ -180,7 +180,6 @@ async def test_a_cancelled_turn_is_given_back(after_the_grant: bool) -> None:
 
 async def test_a_lying_space_is_found_out(client_for: Any) -> None:
     """A Space that takes a third of what it says is met with fewer and fewer requests, until all are started."""
-    asyncio.get_running_loop().set_debug(False)
     clock = Clock.instant()
     async with SimulatedSpace(
         conferences=300, participants=0, rate_limit=100, window=10.0, advertised_limit=300, monotonic=clock.now
@@ -200,7 +199,6 @@ async def test_a_lying_space_is_found_out(client_for: Any) -> None:
 
 async def test_headers_lower_the_rate(client_for: Any) -> None:
     """A Space that says it takes fewer is not asked for more, so nothing is refused."""
-    asyncio.get_running_loop().set_debug(False)
     clock = Clock.instant()
     async with SimulatedSpace(conferences=100, participants=0, rate_limit=60, monotonic=clock.now) as space:
         client = client_for(space, clock=clock, rate_limit=RateLimit(burst=1))
