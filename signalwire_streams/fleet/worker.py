@@ -164,15 +164,23 @@ class FleetWorker:
         finally:
             stopping.cancel()
             if not working.done():
-                self._cut()
-                working.cancel()
-                await asyncio.wait([working])
+                await self._hand_back(working)
         if renewing.done():
             await renewing
         if not working.cancelled():
             await working
         if self._denied is not None:
             raise self._denied
+
+    async def _hand_back(self, working: asyncio.Task[None]) -> None:
+        self._cut()
+        if not working.cancelling():
+            working.cancel()
+        # The engine gives what is cut to others at once, unless it is cancelled in that, or Redis is away.
+        await asyncio.wait([working], timeout=_LAST_WORDS)
+        if not working.done():
+            working.cancel()
+            await asyncio.wait([working])
 
     def _give_up(self, error: StreamsError) -> None:
         self._denied = error

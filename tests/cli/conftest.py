@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from signalwire_streams.cli import progress
 from signalwire_streams.simulator import SimulatedSpace
 
 from .shell import Shell, credentials
@@ -17,7 +18,8 @@ async def space() -> AsyncIterator[SimulatedSpace]:
 
 @pytest.fixture
 def bare_shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    """A shell without credentials."""
+    """A shell without credentials, whose commands don't tell how far they are however slow this machine is."""
+    monkeypatch.setattr(progress, "_WRITTEN_EVERY", 600.0)
     for name in ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     return Shell(capsys, monkeypatch)

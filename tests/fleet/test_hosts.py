@@ -208,6 +208,31 @@ async def test_a_worker_ends_without_redis(client: StreamsClient, fleet: Fleet, 
         await task
 
 
+async def test_a_worker_ends_while_redis_stands_still(
+    space: SimulatedSpace,
+    client: StreamsClient,
+    fleet: Fleet,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A Redis that takes commands and answers none does not hold up the end of a worker with starts under way."""
+    monkeypatch.setattr("signalwire_streams.fleet.worker._LAST_WORDS", 0.3)
+    space.faults.add("hang", on="start", created=True)
+    worker = FleetWorker(redis_server.url, client, drain=0.1)
+    task = asyncio.create_task(worker.run())
+    await fleet.submit(on_conferences(space.conference_sids[:3]))
+
+    async def has_sent() -> bool:
+        return len(space.streams) == 3
+
+    await until(has_sent)
+    redis_server.ask("CLIENT", "PAUSE", "60000", "ALL")
+    worker.stop()
+    async with asyncio.timeout(PATIENCE):
+        await task
+    redis_server.kill()
+
+
 async def test_redis_keeps_no_secrets(
     space: SimulatedSpace, fleet: Fleet, hosts: Hosts, redis_server: RedisServer
 ) -> None:

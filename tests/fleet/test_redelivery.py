@@ -215,7 +215,7 @@ async def test_what_takes_too_long_is_handed_back(
 ) -> None:
     """A worker that may not wait hands back what it has in hand, at once; the next one doubles and loses nothing."""
     space.faults.add("hang", on="start", created=True, times=3)
-    worker = workers(drain=0.1 if how == "drain" else 60, lease=2.0)
+    worker = workers(drain=0.1 if how == "drain" else 60)
     requests = on_conferences(space.conference_sids)
     run = await fleet.submit(requests)
     await until(lambda: _are_streams(space, 3))
@@ -231,7 +231,7 @@ async def test_what_takes_too_long_is_handed_back(
             worker.stop()
         await workers.running.pop(worker)
     assert (await fleet.status(run)).counts == {"intended": 3}
-    workers(lease=2.0)
+    workers()
 
     outcomes = await all_results(fleet, run)
     assert [outcome.state for outcome in outcomes] == [BulkState.ALREADY_STARTED] * 3
@@ -375,7 +375,7 @@ class TestLeases:
 
     async def test_a_lease_that_is_another_s_is_lost(self, fleet: Fleet) -> None:
         """A lease that Redis gave to another is cut at the next renewal; ours are renewed."""
-        leases = Leases(connection_of(fleet), 0.2, list)
+        leases = Leases(connection_of(fleet), 20.0, list)
         lost = await leases.take("lost", "me", lambda: None)
         kept = await leases.take("kept", "me too", lambda: None)
         assert lost is not None
@@ -388,6 +388,20 @@ class TestLeases:
         await leases.end()
         assert not kept.is_lost
         assert await leases.take("lost", "third", lambda: None) is None
+
+    async def test_only_what_was_not_renewed_is_cut(self, fleet: Fleet) -> None:
+        """A look at the clock cuts what was renewed too long ago, and nothing else."""
+        leases = Leases(connection_of(fleet), 20.0, list)
+        old = await leases.take("old", "me", lambda: None)
+        fresh = await leases.take("fresh", "me too", lambda: None)
+        assert old is not None
+        assert fresh is not None
+        old.held_at -= 15.0
+
+        leases._look_now()
+        await leases.end()
+
+        assert (old.is_lost, fresh.is_lost) == (True, False)
 
     async def test_ends_where_it_did_not_begin(self, fleet: Fleet) -> None:
         """What was not begun can be ended; what is lost is lost once."""
