@@ -59,6 +59,7 @@ class Leases:
     seconds: float
     tell: Callable[[], Sequence[Command]]
     in_hand: dict[str, Lease] = field(init=False, factory=dict)
+    _over: bool = field(init=False, default=False)
     _look: asyncio.TimerHandle | None = field(init=False, default=None)
     _renewing: asyncio.Task[None] | None = field(init=False, default=None)
 
@@ -74,7 +75,7 @@ class Leases:
             self._look.cancel()
         if self._renewing is not None:
             self._renewing.cancel()
-            await asyncio.wait([self._renewing])
+            await asyncio.gather(self._renewing, return_exceptions=True)
 
     async def take(self, key: str, owner: str, cut: Callable[[], None]) -> Lease | None:
         """Take a batch in hand, unless somebody else has it."""
@@ -83,7 +84,15 @@ class Leases:
         if answer != "ok":
             return None
         lease = self.in_hand[owner] = Lease(key, owner, cut, asked)
+        if self._over:
+            lease.lose()
         return lease
+
+    def lose_all(self) -> None:
+        """Let go of all, and of whatever is taken from now on."""
+        self._over = True
+        for lease in list(self.in_hand.values()):
+            lease.lose()
 
     async def give_back(self, lease: Lease) -> None:
         """Let go of a batch, so that somebody else can take it at once."""

@@ -19,6 +19,7 @@ from signalwire_streams.client import StreamsClient
 from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsError
 from signalwire_streams.fleet.batches import Batches, HandedBackError, Secrets
 from signalwire_streams.fleet.connection import Command, Connection, check_url, command, connected, engine_url
+from signalwire_streams.fleet.engine import Engine
 from signalwire_streams.fleet.facts import RunFacts
 from signalwire_streams.fleet.keys import BATCH, Keys
 from signalwire_streams.fleet.leases import Leases
@@ -96,13 +97,14 @@ class FleetWorker:
     _recent: deque[tuple[float, int]] = field(init=False, factory=deque)
     _since: str = field(init=False, factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     _batches: Batches = field(init=False)
+    _has_begun: bool = field(init=False, default=False)
 
     def stop(self) -> None:
         """Take nothing new, finish what is in hand, hand back what takes longer than ``drain``; then `run` ends.
 
         A signal's handler may call this. A second call hands everything back at once.
         """
-        if self._stop.is_set():
+        if self._stop.is_set() and self._has_begun:
             self._cut()
         self._stop.set()
 
@@ -122,23 +124,39 @@ class FleetWorker:
             url = engine_url(self.url)
             docket = await stack.enter_async_context(Docket(name=keys.prefix, url=url, execution_ttl=_KEEPS_TASKS))
             connection = await stack.enter_async_context(connected(self.url, docket, _ENDLESS))
-            await connection.one(command("exists", keys.workers))
             leases = Leases(connection, self.lease, lambda: self._tell(keys))
             writer = Writer(connection)
             self._batches = Batches(
                 self.client, connection, writer, leases, keys, self.name, self.secrets, self._note, self._give_up
             )
+            self._has_begun = True
             docket.register(self._task, names=[TASK])
-            worker = await stack.enter_async_context(self._engine(docket))
+            if not await self._reaches(connection, keys):
+                return
+            engine = Engine(self._worker_of(docket))
             renewing = leases.begin()
             try:
-                await self._work(worker, renewing)
+                await self._work(engine, renewing)
             finally:
                 await leases.end()
                 await self._say_farewell(connection, keys)
                 await writer.close()
 
-    def _engine(self, docket: Docket) -> Worker:
+    async def _reaches(self, connection: Connection, keys: Keys) -> bool:
+        """Wait for Redis, unless the worker is told to end meanwhile."""
+        asking = asyncio.ensure_future(connection.one(command("exists", keys.workers)))
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait([asking, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if asking.done():
+                await asking
+            return asking.done()
+        finally:
+            asking.cancel()
+            stopping.cancel()
+            await asyncio.wait([asking, stopping])
+
+    def _worker_of(self, docket: Docket) -> Worker:
         at_once, pacer = self.concurrency, self.client.pacer
         if isinstance(pacer, SpacePacer):
             at_once = min(at_once, int(pacer.rate * _AHEAD))  # others could have it sooner, or it could time out
@@ -153,34 +171,23 @@ class FleetWorker:
             dependencies=[ExponentialRetry.forever(delay=_RETRIES[0], maximum_delay=_RETRIES[1])],
         )
 
-    async def _work(self, worker: Worker, renewing: asyncio.Task[None]) -> None:
-        working = asyncio.create_task(worker.run_forever())
+    async def _work(self, engine: Engine, renewing: asyncio.Task[None]) -> None:
         stopping = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait([working, stopping, renewing], return_when=asyncio.FIRST_COMPLETED)
-            if not (working.done() or renewing.done()):
-                working.cancel()  # takes nothing new; its tasks go on to their ends
-                await asyncio.wait([working], timeout=self.drain)
+            await asyncio.wait([engine.running, stopping, renewing], return_when=asyncio.FIRST_COMPLETED)
+            refused = renewing.done()
+            if not refused:
+                engine.leave()
+                await asyncio.wait([engine.running], timeout=self.drain)
         finally:
             stopping.cancel()
-            if not working.done():
-                await self._hand_back(working)
-        if renewing.done():
+            self._cut()
+            await engine.end()
+        if refused:
             await renewing
-        if not working.cancelled():
-            await working
+        engine.tell_failure()
         if self._denied is not None:
             raise self._denied
-
-    async def _hand_back(self, working: asyncio.Task[None]) -> None:
-        self._cut()
-        if not working.cancelling():
-            working.cancel()
-        # The engine gives what is cut to others at once, unless it is cancelled in that, or Redis is away.
-        await asyncio.wait([working], timeout=_LAST_WORDS)
-        if not working.done():
-            working.cancel()
-            await asyncio.wait([working])
 
     def _give_up(self, error: StreamsError) -> None:
         self._denied = error
@@ -189,8 +196,7 @@ class FleetWorker:
     def _cut(self) -> None:
         # A Redis that is away is waited for no longer; what it does not hear expires there.
         self._batches.connection.patience = 0.0
-        for lease in list(self._batches.leases.in_hand.values()):
-            lease.lose()
+        self._batches.leases.lose_all()
 
     async def _task(self, run: str, batch: int) -> None:
         """Carry out one batch; the engine calls this, and again where it fails."""

@@ -22,7 +22,7 @@ from signalwire_streams.errors import (
     TransportError,
     UnprocessableError,
 )
-from signalwire_streams.models import Action, Event
+from signalwire_streams.models import Action, Event, Kind
 from signalwire_streams.wire.exchange import Exchange, Outcome, Reply
 from signalwire_streams.wire.headers import request_id
 from signalwire_streams.wire.problems import TOO_MANY_REQUESTS, Problem, presentable
@@ -152,6 +152,8 @@ def _unknown(exchange: Exchange, outcome: Outcome) -> StreamOutcomeUnknown:
     state = "the stream runs, but its id is lost" if accepted else "the stream may or may not be running"
     if exchange.name is None:
         advice = "it was sent without a name, so starting again may make a second one"
+    elif exchange.kind is Kind.CALL_START:
+        advice = f"stop it by its name {exchange.name!r}; starting again, even under that name, may make a second one"
     else:
         advice = f"stop it by its name {exchange.name!r}, or start again under that name"
     last = "" if outcome.attempts == 1 else "at last: "

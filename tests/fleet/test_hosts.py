@@ -216,6 +216,7 @@ async def test_a_worker_ends_while_redis_stands_still(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A Redis that takes commands and answers none does not hold up the end of a worker with starts under way."""
+    monkeypatch.setattr("signalwire_streams.fleet.engine._ENDS_WITHIN", 0.3)
     monkeypatch.setattr("signalwire_streams.fleet.worker._LAST_WORDS", 0.3)
     space.faults.add("hang", on="start", created=True)
     worker = FleetWorker(redis_server.url, client, drain=0.1)
@@ -231,6 +232,36 @@ async def test_a_worker_ends_while_redis_stands_still(
     async with asyncio.timeout(PATIENCE):
         await task
     redis_server.kill()
+
+
+async def test_a_worker_that_is_cancelled_ends_while_redis_stands_still(
+    space: SimulatedSpace,
+    client: StreamsClient,
+    fleet: Fleet,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However often it is cancelled: it ends, as cancelled, and sends nothing more."""
+    monkeypatch.setattr("signalwire_streams.fleet.engine._ENDS_WITHIN", 0.3)
+    monkeypatch.setattr("signalwire_streams.fleet.worker._LAST_WORDS", 0.3)
+    space.faults.add("hang", on="start", created=True)
+    task = asyncio.create_task(FleetWorker(redis_server.url, client).run())
+    await fleet.submit(on_conferences(space.conference_sids[:3]))
+
+    async def has_sent() -> bool:
+        return len(space.streams) == 3
+
+    await until(has_sent)
+    redis_server.ask("CLIENT", "PAUSE", "60000", "ALL")
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    redis_server.kill()
+
+    assert space.requests.count("start-conference-stream") == 3
 
 
 async def test_redis_keeps_no_secrets(

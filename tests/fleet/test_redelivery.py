@@ -9,8 +9,8 @@ import pytest
 from signalwire_streams import BulkState, RetryPolicy, StartConferenceStream, StreamOutcomeUnknown, StreamsClient
 from signalwire_streams.bulk.outcomes import BulkOutcome
 from signalwire_streams.errors import RunEndedError
-from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet.connection import command
+from signalwire_streams.fleet import Fleet, FleetWorker
+from signalwire_streams.fleet.connection import Connection, command
 from signalwire_streams.fleet.leases import Lease, Leases
 from signalwire_streams.fleet.ledger import Batch, BatchLedger, key_of
 from signalwire_streams.fleet.records import Mark
@@ -21,7 +21,7 @@ from signalwire_streams.simulator import SimulatedSpace
 from signalwire_streams.wire.exchange import Progress
 
 from .conftest import Workers
-from .helpers import URL, all_results, connection_of, keys_of, on_calls, on_conferences, set_marks, until
+from .helpers import PATIENCE, URL, all_results, connection_of, keys_of, on_calls, on_conferences, set_marks, until
 
 DEAD = "i:dead.1"
 
@@ -238,6 +238,26 @@ async def test_what_takes_too_long_is_handed_back(
     assert len(space.streams.alive()) == 3
 
 
+async def test_a_worker_ends_before_redis_answers(
+    client: StreamsClient, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that still waits for Redis ends when it is told to, however often."""
+    asked = asyncio.Event()
+
+    async def silent(*_: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Connection, "one", silent)
+    worker = FleetWorker(url, client)
+    task = asyncio.create_task(worker.run())
+    await asked.wait()
+    worker.stop()
+    worker.stop()
+    async with asyncio.timeout(PATIENCE):
+        await task
+
+
 async def _are_streams(space: SimulatedSpace, count: int) -> bool:
     return len(space.streams) == count
 
@@ -388,6 +408,21 @@ class TestLeases:
         await leases.end()
         assert not kept.is_lost
         assert await leases.take("lost", "third", lambda: None) is None
+
+    async def test_what_is_taken_after_the_cut_is_lost(self, fleet: Fleet) -> None:
+        """A lease that was on its way when the worker let go of all is let go of as well."""
+        cuts: list[str] = []
+        leases = Leases(connection_of(fleet), 20.0, list)
+        taking = asyncio.create_task(leases.take("late", "me", lambda: cuts.append("cut")))
+        await asyncio.sleep(0)
+
+        leases.lose_all()
+        lease = await taking
+        assert lease is not None
+
+        assert (lease.is_lost, cuts) == (True, ["cut"])
+        await leases.give_back(lease)
+        assert await Leases(connection_of(fleet), 20.0, list).take("late", "other", lambda: None) is not None
 
     async def test_only_what_was_not_renewed_is_cut(self, fleet: Fleet) -> None:
         """A look at the clock cuts what was renewed too long ago, and nothing else."""

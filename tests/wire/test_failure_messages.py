@@ -46,6 +46,7 @@ NAMED = StartConferenceStream(
     authorization_bearer_token=BEARER,
     status_callback=f"https://{USER}@example.com/heard?{QUERY}",
 )
+ON_A_CALL = StartCallStream(call_sid="call", url="wss://audio.example.com/stream", name="room-7")
 UNNAMED = StartCallStream(call_sid="call", url="wss://audio.example.com/stream", unnamed=True)
 HINT_401 = "check the project id, the API token and the Space"
 HINT_403 = "check the token's scopes"
@@ -288,6 +289,18 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
             "start a stream on conference conf: the stream may or may not be running"
             " (at last: no answer came: timeout);"
             " stop it by its name 'room-7', or start again under that name (3 attempts)"
+        ),
+    ),
+    "named, on a call": (
+        unanswered(
+            exchanges.start(ACCOUNT, ON_A_CALL, deadline=None, errand=Errand()),
+            Event.BROKEN,
+            detail="timeout",
+            action=Action.UNKNOWN,
+        ),
+        (
+            "start a stream on call call: the stream may or may not be running (no answer came: timeout);"
+            " stop it by its name 'room-7'; starting again, even under that name, may make a second one"
         ),
     ),
     "named, and the last attempt never left": (

@@ -1,0 +1,88 @@
+"""The end of the engine's worker, where that one does not end by itself."""
+
+import asyncio
+from typing import Any, Self
+
+import pytest
+
+from signalwire_streams.fleet.engine import Engine
+
+pytestmark = pytest.mark.usefixtures("idle_clock")
+
+
+class Stuck:
+    """Waits for ever in one place of its life."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.told = asyncio.Event()
+        self.cancelled = 0
+
+    async def __aenter__(self) -> Self:
+        await self.pass_through("begin")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.told.set()
+        await self.pass_through("end")
+
+    async def run_forever(self) -> None:
+        while True:
+            try:
+                await self.pass_through("work")
+                await self.told.wait()
+            except asyncio.CancelledError:
+                # As the engine's worker does where Redis fails it: it goes on, a few times over.
+                self.cancelled += 1
+                if self.cancelled == 3:
+                    raise
+            else:
+                return
+
+    async def pass_through(self, where: str) -> None:
+        if where == self.where:
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("where", "cancelled"), [("begin", 0), ("work", 3), ("end", 0), ("nowhere", 0)])
+async def test_it_ends_wherever_it_is_stuck(where: str, cancelled: int) -> None:
+    """It is cancelled until it is over, and an orderly end needs no cancelling."""
+    worker: Any = Stuck(where)
+    engine = Engine(worker)
+    await asyncio.sleep(0)
+
+    await engine.end()
+
+    assert engine.running.done()
+    assert worker.cancelled == cancelled
+    engine.tell_failure()
+
+
+async def test_a_caller_that_is_cancelled_gets_it_ended_all_the_same() -> None:
+    """Each cancellation is heard of at the end."""
+    worker: Any = Stuck("work")
+    engine = Engine(worker)
+    ending = asyncio.create_task(engine.end())
+    for _ in range(2):
+        await asyncio.sleep(0)
+        ending.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert engine.running.done()
+
+
+async def test_a_failure_is_told() -> None:
+    """An engine that breaks off by itself says why."""
+    worker: Any = Stuck("nowhere")
+
+    async def broken() -> None:
+        raise RuntimeError("broken")
+
+    worker.run_forever = broken
+    engine = Engine(worker)
+    await asyncio.wait([engine.running])
+    await engine.end()
+
+    with pytest.raises(RuntimeError, match="broken"):
+        engine.tell_failure()
