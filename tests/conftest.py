@@ -12,6 +12,8 @@ from signalwire_streams.simulator import SimulatedSpace
 
 ClientFactory: TypeAlias = Callable[..., StreamsClient]
 ON_ITS_WAY = 0.002  # seconds that what was sent may take from one end of a socket to the other
+STUCK = 10.0  # seconds that nothing happens in, of a loop that has no timer
+PATIENCE = 600.0  # seconds of that clock that a test takes at most
 A_TURN = 0.000_01  # seconds that a turn of the loop takes, so that no wait is for ever
 
 
@@ -56,11 +58,14 @@ async def idle_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     loop: Any = asyncio.get_running_loop()
     look = loop._selector.select
     now = loop.time()
+    no_later = now + PATIENCE
 
     def select(seconds: float | None) -> Any:
         nonlocal now
-        happened = look(seconds and min(seconds, ON_ITS_WAY))
+        happened = look(STUCK if seconds is None else min(seconds, ON_ITS_WAY))
+        assert happened or seconds is not None, "nothing can happen any more, and somebody waits for it"
         now += seconds if seconds and not happened else A_TURN
+        assert now < no_later, "somebody waits for what never comes"
         return happened
 
     monkeypatch.setattr(loop._selector, "select", select)

@@ -255,9 +255,12 @@ async def test_a_deadline_ends_a_call(space: SimulatedSpace, client_for: Any, id
     client = client_for(space, clock=idle_clock)
     await client.conferences.get(space.conference_sids[0])  # from here on there is a connection
     space.faults.add("hang", created=True)
+    began = idle_clock.now()
 
     with pytest.raises(StreamOutcomeUnknown) as caught:
         await client.conferences.start_stream(space.conference_sids[0], url=URL, name="mine", deadline=5)
+
+    assert idle_clock.now() - began == pytest.approx(5, abs=0.1)
 
     assert (caught.value.name, caught.value.attempts, caught.value.sent) == ("mine", 1, "maybe")
     assert caught.value.target == space.conference_sids[0]

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from signalwire_streams import (
+    Clock,
     MalformedResponseError,
     StreamOutcomeUnknown,
     StreamsClient,
     StreamsError,
+    Timeouts,
     UnprocessableError,
 )
 from signalwire_streams.simulator import SimulatedSpace
@@ -74,6 +76,36 @@ async def test_an_accepted_start_runs_whatever_its_body(head: str, body: bytes, 
     assert (stream.sid, stream.name) == (None, "mine")
     assert isinstance(error, StreamOutcomeUnknown)
     assert (error.accepted, error.status, error.attempts) == (True, 200, 1)
+
+
+@pytest.mark.parametrize(("head", "body"), ENDLESS.values(), ids=ENDLESS)
+async def test_the_rest_of_an_answer_is_waited_for_as_long_as_a_piece_may_take(
+    head: str, body: bytes, client_for: Any, space: SimulatedSpace, idle_clock: Clock
+) -> None:
+    """Neither shorter nor longer."""
+    async with answering(200, head, body) as address:
+        client = client_for(space, base_url=address, timeouts=Timeouts(read=3, attempt=30))
+        began = idle_clock.now()
+        await client.conferences.start_stream("room", url=URL)
+
+    assert idle_clock.now() - began == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.parametrize(("timeouts", "seconds"), [(Timeouts(read=3), 3), (Timeouts(attempt=2), 2)])
+async def test_an_answer_that_does_not_come_is_waited_for_as_long_as_it_may_take(
+    timeouts: Timeouts, seconds: int, client_for: Any, space: SimulatedSpace, idle_clock: Clock
+) -> None:
+    """A start that was sent once, and a read, which is tried three times."""
+    space.faults.add("hang")
+    client = client_for(space, timeouts=timeouts)
+    began = idle_clock.now()
+    assert isinstance(await error_of_a_start(client), StreamOutcomeUnknown)
+    assert idle_clock.now() - began == pytest.approx(seconds, abs=0.1)
+
+    began = idle_clock.now()
+    with pytest.raises(StreamsError):
+        await client.conferences.get("room")
+    assert idle_clock.now() - began == pytest.approx(3 * seconds, abs=0.1)
 
 
 async def test_a_read_is_tried_again(client_of: Any) -> None:
