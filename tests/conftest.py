@@ -13,7 +13,7 @@ from signalwire_streams.simulator import SimulatedSpace
 ClientFactory: TypeAlias = Callable[..., StreamsClient]
 ON_ITS_WAY = 0.002  # seconds that what was sent may take from one end of a socket to the other
 STUCK = 10.0  # seconds that nothing happens in, of a loop that has no timer
-PATIENCE = 600.0  # seconds of that clock that a test takes at most
+PATIENCE = 120.0  # seconds of that clock that a test takes at most
 A_TURN = 0.000_01  # seconds that a turn of the loop takes, so that no wait is for ever
 
 
