@@ -92,7 +92,7 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
     multiple=True,
     callback=_faults,
     metavar="SPEC",
-    help="What goes wrong; see below. Repeatable.",
+    help="What goes wrong; see below. Repeatable: the first that fits a request is the one it gets.",
 )
 @click.option(
     "--duplicate-names",

@@ -21,6 +21,9 @@ Examples:
   signalwire-streams bulk status run.db
   signalwire-streams bulk status run.db --list unknown
 
+An item is intended from when it is about to be sent until its outcome is
+known; where the run does not go on, such a stream may or may not be running.
+
 It reads the file only; no Space and no token are needed.
 """,
 )
