@@ -52,24 +52,32 @@ async def idle_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Let the loop's clock stand while anybody has something to do, and else go on at once to the next timer.
 
     So a wait takes no time, and a machine that is slow makes nothing late. It is for tests whose sockets have both
-    of their ends in this process, where what was sent is there. The value is that clock for a client, whose waits
-    take as long on it as they say.
+    of their ends in this process, where what was sent is there. A thread that works has something to do. The value is
+    that clock for a client, whose waits take as long on it as they say.
     """
     loop: Any = asyncio.get_running_loop()
     look = loop._selector.select
     now = loop.time()
     no_later = now + PATIENCE
+    run, in_threads = loop.run_in_executor, set[Any]()
+
+    def run_in_executor(*work: Any) -> Any:
+        future = run(*work)
+        in_threads.add(future)
+        future.add_done_callback(in_threads.discard)
+        return future
 
     def select(seconds: float | None) -> Any:
         nonlocal now
         happened = look(STUCK if seconds is None else min(seconds, ON_ITS_WAY))
         assert happened or seconds is not None, "nothing can happen any more, and somebody waits for it"
-        now += seconds if seconds and not happened else A_TURN
+        now += seconds if seconds and not happened and not in_threads else A_TURN
         assert now < no_later, "somebody waits for what never comes"
         return happened
 
     monkeypatch.setattr(loop._selector, "select", select)
     monkeypatch.setattr(loop, "time", lambda: now)
+    monkeypatch.setattr(loop, "run_in_executor", run_in_executor)
     return Clock(now=loop.time)
 
 
