@@ -204,7 +204,7 @@ class FleetWorker:
             await self._carry_out(run, batch)
         except (HandedBackError, FleetError):
             raise
-        except Exception:
+        except Exception:  # the engine would only try again, and nobody would hear of it
             _LOG.exception("batch %d of %s failed, and is tried again", batch, run)
             raise
 

@@ -208,14 +208,15 @@ async def test_a_worker_ends_without_redis(client: StreamsClient, fleet: Fleet, 
         await task
 
 
-async def test_a_worker_ends_while_redis_stands_still(
+@pytest.fixture
+async def silenced(
     space: SimulatedSpace,
     client: StreamsClient,
     fleet: Fleet,
     redis_server: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A Redis that takes commands and answers none does not hold up the end of a worker with starts under way."""
+) -> AsyncIterator[tuple[FleetWorker, "asyncio.Task[None]"]]:
+    """A worker with three starts under way, whose Redis takes commands and answers none any more."""
     monkeypatch.setattr("signalwire_streams.fleet.engine._ENDS_WITHIN", 0.3)
     monkeypatch.setattr("signalwire_streams.fleet.worker._LAST_WORDS", 0.3)
     space.faults.add("hang", on="start", created=True)
@@ -228,40 +229,30 @@ async def test_a_worker_ends_while_redis_stands_still(
 
     await until(has_sent)
     redis_server.ask("CLIENT", "PAUSE", "60000", "ALL")
+    yield worker, task
+    redis_server.kill()
+    assert space.requests.count("start-conference-stream") == 3
+
+
+async def test_a_worker_ends_while_redis_stands_still(silenced: tuple[FleetWorker, "asyncio.Task[None]"]) -> None:
+    """A Redis that answers nothing does not hold up the end of a worker, which sends nothing more."""
+    worker, task = silenced
     worker.stop()
     async with asyncio.timeout(PATIENCE):
         await task
-    redis_server.kill()
 
 
 async def test_a_worker_that_is_cancelled_ends_while_redis_stands_still(
-    space: SimulatedSpace,
-    client: StreamsClient,
-    fleet: Fleet,
-    redis_server: RedisServer,
-    monkeypatch: pytest.MonkeyPatch,
+    silenced: tuple[FleetWorker, "asyncio.Task[None]"],
 ) -> None:
-    """However often it is cancelled: it ends, as cancelled, and sends nothing more."""
-    monkeypatch.setattr("signalwire_streams.fleet.engine._ENDS_WITHIN", 0.3)
-    monkeypatch.setattr("signalwire_streams.fleet.worker._LAST_WORDS", 0.3)
-    space.faults.add("hang", on="start", created=True)
-    task = asyncio.create_task(FleetWorker(redis_server.url, client).run())
-    await fleet.submit(on_conferences(space.conference_sids[:3]))
-
-    async def has_sent() -> bool:
-        return len(space.streams) == 3
-
-    await until(has_sent)
-    redis_server.ask("CLIENT", "PAUSE", "60000", "ALL")
+    """However often it is cancelled: it ends, as cancelled."""
+    _, task = silenced
     for _ in range(3):
         task.cancel()
         await asyncio.sleep(0)
     async with asyncio.timeout(PATIENCE):
         with pytest.raises(asyncio.CancelledError):
             await task
-    redis_server.kill()
-
-    assert space.requests.count("start-conference-stream") == 3
 
 
 async def test_redis_keeps_no_secrets(
