@@ -28,6 +28,11 @@ class Breaker:
     _open_until: float | None = field(init=False, default=None)
     _probing: bool = field(init=False, default=False)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are held back until a probe succeeds."""
+        return self._open_until is not None
+
     def admit(self, now: float) -> "Admission":
         """Ask whether a request may go."""
         if self._open_until is None:

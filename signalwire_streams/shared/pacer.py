@@ -18,6 +18,7 @@ from signalwire_streams.shared.pump import Pump
 from signalwire_streams.shared.store import Store
 from signalwire_streams.shared.view import View
 from signalwire_streams.transport.clock import Clock
+from signalwire_streams.transport.logs import log_pause
 from signalwire_streams.transport.slots import was_granted
 
 _FRESH = 1.0
@@ -188,8 +189,12 @@ class RedisPacer:
     def throttled(self, sent_at: float, retry_after: float | None) -> None:
         """Hear that the Space refused a request, and tell all others; see `Pacer.throttled`."""
         now = self._clock.now()
+        was_open = not self._view.gate_wait(now)
         self._view.throttled(now, sent_at, retry_after)
         self._outage.throttled(now, sent_at, retry_after)
+        pause = self._view.gate_wait(now)
+        if was_open and pause:
+            log_pause(pause)
         self._tell()
 
     def served(self, advertised: int | None) -> None:

@@ -6,6 +6,7 @@ from signalwire_streams.errors import Phase
 from signalwire_streams.models import Event
 from signalwire_streams.resilience.breaker import Breaker
 from signalwire_streams.transport.clock import Clock
+from signalwire_streams.transport.logs import log_breaker_closed, log_breaker_opened
 from signalwire_streams.transport.middleware import Send
 from signalwire_streams.wire.exchange import Exchange, Outcome
 
@@ -28,5 +29,10 @@ class Break:
         except BaseException:  # a probe that was cancelled must not keep the breaker waiting for it for ever
             self.breaker.abandon(admission)
             raise
+        was_open = self.breaker.is_open
         self.breaker.record(admission, outcome.event, self.clock.now())
+        if self.breaker.is_open and not was_open:
+            log_breaker_opened(self.breaker.policy, exchange, outcome)
+        elif was_open and not self.breaker.is_open:
+            log_breaker_closed()
         return outcome

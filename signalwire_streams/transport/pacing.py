@@ -15,6 +15,7 @@ from signalwire_streams.models import Event, Kind, Lane
 from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.resilience.policy import RateLimit
 from signalwire_streams.transport.clock import Clock
+from signalwire_streams.transport.logs import log_pause
 from signalwire_streams.transport.middleware import Send
 from signalwire_streams.transport.slots import Slots, was_granted
 from signalwire_streams.wire.exchange import Exchange, Outcome
@@ -157,7 +158,12 @@ class LocalPacer:
 
     def throttled(self, sent_at: float, retry_after: float | None) -> None:
         """See `Pacer.throttled`."""
-        self.pace.throttled(self.clock.now(), sent_at, retry_after)
+        now = self.clock.now()
+        was_open = not self.pace.gate_wait(now)
+        self.pace.throttled(now, sent_at, retry_after)
+        pause = self.pace.gate_wait(now)
+        if was_open and pause:
+            log_pause(pause)
 
     def served(self, advertised: int | None) -> None:
         """See `Pacer.served`."""

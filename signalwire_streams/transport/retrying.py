@@ -1,10 +1,9 @@
 """The retry middleware: sends again what may be sent again, and says what came of the call."""
 
-import logging
 from asyncio import CancelledError
 from collections.abc import Callable
 
-from attrs import define, evolve
+from attrs import define, evolve, field
 
 from signalwire_streams.errors import Phase
 from signalwire_streams.models import Action, Attempt, Event
@@ -12,16 +11,16 @@ from signalwire_streams.resilience.budget import RetryBudget
 from signalwire_streams.resilience.policy import RetryPolicy
 from signalwire_streams.resilience.retrying import Decision, Retrying
 from signalwire_streams.transport.clock import Clock
+from signalwire_streams.transport.logs import RETRY_LOG, OutcomeLog, log_retry
 from signalwire_streams.transport.middleware import Send
 from signalwire_streams.wire.exchange import Exchange, Outcome
-
-_LOG = logging.getLogger("signalwire_streams")
 
 OnAttempt = Callable[[Attempt], object]
 """Hears of each attempt as it ends."""
 
 
 _PUSHED_BACK = frozenset({Event.THROTTLED, Event.UNAVAILABLE})
+_UNSENT = frozenset({Phase.QUEUED, Phase.CONNECTING})
 
 
 @define(eq=False)
@@ -39,9 +38,19 @@ class Retry:
     budget: RetryBudget
     clock: Clock
     on_attempt: OnAttempt | None = None
+    _outcome_log: OutcomeLog = field(init=False, factory=OutcomeLog)
 
     async def __call__(self, exchange: Exchange, send: Send) -> Outcome:
         """Send until the call is decided."""
+        try:
+            return await self._send(exchange, send)
+        except CancelledError:
+            progress = exchange.progress
+            if exchange.kind.is_start and (progress.may_be_done or progress.phase not in _UNSENT):
+                self._outcome_log.unknown(exchange, _cancelled(progress.phase), self.clock.now())
+            raise
+
+    async def _send(self, exchange: Exchange, send: Send) -> Outcome:
         now = self.clock.now
         progress = exchange.progress
         progress.target, progress.name = exchange.target, exchange.name
@@ -79,13 +88,21 @@ class Retry:
             if retrying.ambiguous and not before:
                 unsure_at = outcome.phase
             if decision.is_final:
+                self._log_outcome(exchange, outcome, decision, ambiguous=before)
                 phase = unsure_at if decision.action is Action.UNKNOWN else outcome.phase
                 return outcome.of_call(
                     decision.action, phase=phase, attempts=number, ambiguous=before, sent=progress.sent
                 )
+            log_retry(exchange, outcome, number, decision)
             progress.phase = Phase.QUEUED
             if decision.wait:
                 await self.clock.sleep(decision.wait)
+
+    def _log_outcome(self, exchange: Exchange, outcome: Outcome, decision: Decision, *, ambiguous: bool) -> None:
+        if decision.action is Action.UNKNOWN:
+            self._outcome_log.unknown(exchange, outcome, self.clock.now())
+        elif ambiguous and exchange.kind.is_start and decision.action is not Action.FAIL:
+            self._outcome_log.ambiguous(exchange, decision.action, self.clock.now())
 
     def _tell(self, exchange: Exchange, outcome: Outcome, number: int, began: float, decision: Decision) -> None:
         sent = exchange.progress.note_attempt()
@@ -113,7 +130,7 @@ class Retry:
         try:
             self.on_attempt(attempt)
         except Exception:  # noqa: BLE001  (a broken hook must not lose a stream that was just started)
-            _LOG.exception("on_attempt failed; the call goes on without it")
+            RETRY_LOG.exception("on_attempt failed; the call goes on without it")
 
 
 def _cancelled(phase: Phase) -> Outcome:

@@ -1,0 +1,306 @@
+"""Log lines about requests, on real sockets: retries, ambiguous outcomes, the circuit breaker, pauses."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from signalwire_streams import (
+    BreakerPolicy,
+    Clock,
+    RetryPolicy,
+    ServerError,
+    StartConferenceStream,
+    StreamOutcomeUnknown,
+    StreamsClient,
+    StreamsError,
+)
+from signalwire_streams.errors import Phase
+from signalwire_streams.models import Action, Event, Kind, Lane
+from signalwire_streams.simulator import SimulatedSpace
+from signalwire_streams.transport.logs import OutcomeLog
+from signalwire_streams.wire.exchange import Exchange, Outcome
+
+URL = "wss://rx.example.com/audio"
+ClientFactory = Callable[..., StreamsClient]
+Lines = list[tuple[str, str]]
+
+pytestmark = pytest.mark.usefixtures("idle_clock")
+
+
+def lines(caplog: pytest.LogCaptureFixture, logger: str) -> Lines:
+    """Return level and text of each line of one logger."""
+    name = f"signalwire_streams.{logger}"
+    return [(record.levelname, record.getMessage()) for record in caplog.records if record.name == name]
+
+
+async def start(client: StreamsClient, space: SimulatedSpace, **fields: Any) -> None:
+    await client.conferences.start_stream(space.conference_sids[0], url=URL, **fields)
+
+
+async def test_debug_logs_each_attempt_that_is_retried(
+    space: SimulatedSpace, client_for: ClientFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "signalwire_streams")
+    space.faults.add("503-api", on="start", times=1, retry_after=3)
+    space.faults.add("reset-on-connect", times=1)
+    await start(client_for(space), space, name="audit-1")
+    first, second = lines(caplog, "retry")
+    sid = space.conference_sids[0]
+    prefix = f"start a stream on conference {sid} (name 'audit-1'): attempt"
+    assert first[0] == second[0] == "DEBUG"
+    assert first[1].startswith(f"{prefix} 1: ")
+    assert second[1].startswith(f"{prefix} 2: ")
+    texts = first[1] + second[1]
+    assert "unavailable (HTTP 503" in texts
+    assert "retry, next attempt in " in texts
+
+
+async def test_debug_logs_the_decision_and_the_delay(
+    space: SimulatedSpace, client_for: ClientFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "signalwire_streams")
+    space.faults.add("status", on="list", status=500, body="api", code=20001, times=1)
+    client = client_for(space, retry=RetryPolicy(wait_transient=(0.0, 0.0)))
+    async for _ in client.conferences.list():
+        pass
+    assert lines(caplog, "retry") == [
+        ("DEBUG", "read Conferences: attempt 1: the Space failed (HTTP 500, code 20001); retry, next attempt in 0.00 s")
+    ]
+
+
+async def test_a_call_without_a_retry_logs_nothing(
+    space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "signalwire_streams")
+    await start(client, space)
+    assert [record for record in caplog.records if record.name.startswith("signalwire_streams")] == []
+
+
+async def test_retries_are_not_logged_above_debug(
+    space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "signalwire_streams")
+    space.faults.add("status", on="start", status=408, times=1)
+    await start(client, space)
+    assert lines(caplog, "retry") == []
+
+
+async def test_no_log_line_holds_a_secret(
+    space: SimulatedSpace, client_for: ClientFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for kind in ("500", "garbage", "reset", "html", "throttle"):
+        space.faults.add(kind, on="start", times=1)
+    client = client_for(space, retry=RetryPolicy(attempts=9, resends=9))
+    secrets = {"authorization_bearer_token": "hush-bearer", "parameters": {"pin": "hush-pin"}}
+    for _ in range(3):
+        try:
+            await start(client, space, name="n", **secrets)
+        except StreamsError:
+            continue
+    written = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("signalwire"))
+    assert "attempt 1" in written
+    assert "hush" not in written
+    assert space.token not in written
+
+
+async def test_an_unknown_outcome_is_a_warning(
+    space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    space.faults.add("reset", on="start", created=True)
+    call = space.call_sids[0]
+    with pytest.raises(StreamOutcomeUnknown):
+        await client.calls.start_stream(call, url=URL, name="audit-1")
+    [(level, text)] = lines(caplog, "outcome")
+    assert level == "WARNING"
+    assert text.startswith(
+        f"start a stream on call {call} (name 'audit-1'): outcome unknown, the stream may be running: no answer came"
+    )
+
+
+async def test_a_lost_sid_is_a_warning(
+    space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    space.faults.add("no-sid", on="start")
+    with pytest.raises(StreamOutcomeUnknown):
+        await start(client, space, unnamed=True)
+    [(level, text)] = lines(caplog, "outcome")
+    assert level == "WARNING"
+    assert "outcome unknown, the stream runs, but its sid is lost: " in text
+    assert "(name" not in text
+
+
+@pytest.mark.parametrize(("duplicates", "state"), [("callback", "started"), ("http-error", "already running")])
+async def test_an_ambiguous_outcome_is_a_warning(
+    client_for: ClientFactory, caplog: pytest.LogCaptureFixture, duplicates: str, state: str
+) -> None:
+    settings: dict[str, Any] = {} if duplicates == "callback" else {"duplicate_names": duplicates}
+    async with SimulatedSpace(conferences=1, **settings) as space:
+        space.faults.add("reset", on="start", created=True, times=1)
+        await start(client_for(space), space, name="audit-1")
+        sid = space.conference_sids[0]
+    assert lines(caplog, "outcome") == [
+        (
+            "WARNING",
+            (
+                f"start a stream on conference {sid} (name 'audit-1'): {state}, ambiguous because an earlier attempt may "
+                "have started it: stop it by its name"
+            ),
+        )
+    ]
+
+
+async def test_a_certain_failure_is_no_warning(
+    space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    space.faults.add("status", on="start", status=422)
+    with pytest.raises(StreamsError):
+        await start(client, space)
+    assert lines(caplog, "outcome") == []
+
+
+@pytest.mark.parametrize(("fault", "warnings"), [("hang", 1), ("throttle", 0)])
+async def test_a_cancelled_start_is_a_warning_only_if_it_may_run(
+    space: SimulatedSpace, client_for: ClientFactory, caplog: pytest.LogCaptureFixture, fault: str, warnings: int
+) -> None:
+    arrived = asyncio.Event()
+
+    async def wait_for_ever(_: float) -> None:
+        arrived.set()
+        await asyncio.Event().wait()
+
+    space.faults.add(fault, on="start")
+    client = client_for(space, clock=Clock(sleep=wait_for_ever))
+    task = asyncio.create_task(start(client, space, name="audit-1"))
+    if fault == "hang":
+        await space.requests.wait_for(1, "start-conference-stream", timeout=20)
+    else:
+        await arrived.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    found = lines(caplog, "outcome")
+    assert [level for level, _ in found] == ["WARNING"] * warnings
+    assert all(text.endswith("outcome unknown, the stream may be running: cancelled") for _, text in found)
+
+
+async def test_a_start_cancelled_between_two_attempts_is_a_warning_if_the_first_may_have_started_it(
+    space: SimulatedSpace, client_for: ClientFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    arrived = asyncio.Event()
+
+    async def wait_for_ever(_: float) -> None:
+        arrived.set()
+        await asyncio.Event().wait()
+
+    space.faults.add("reset", on="start", created=True)
+    task = asyncio.create_task(start(client_for(space, clock=Clock(sleep=wait_for_ever)), space, name="audit-1"))
+    await arrived.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(lines(caplog, "outcome")) == 1
+
+
+async def test_a_bulk_run_warns_once_about_thousands_of_unknown_outcomes(
+    client_for: ClientFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "signalwire_streams")
+    count = 1_000
+    async with SimulatedSpace(conferences=count, participants=0) as space:
+        space.faults.add("reset", on="start", created=True)
+        client = client_for(space, breaker=BreakerPolicy(share=1.0, outcomes=10 * count))
+        requests = [StartConferenceStream(conference_sid=sid, url=URL, unnamed=True) for sid in space.conference_sids]
+        run = client.start_streams(requests)
+        outcomes = [outcome async for outcome in run]
+    assert len(outcomes) == count
+    assert {outcome.state for outcome in outcomes} == {"unknown"}
+    [(level, text)] = lines(caplog, "outcome")
+    assert level == "WARNING"
+    assert "more since" not in text
+
+
+def test_the_next_warning_of_a_bulk_run_counts_the_lines_in_between(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "signalwire_streams.outcome")
+    log = OutcomeLog()
+    exchange = Exchange(
+        method="POST", path="/", kind=Kind.CONFERENCE_START, verb="start", target="T", name="N", lane=Lane.BULK
+    )
+    outcome = Outcome(event=Event.BROKEN, phase=Phase.WAITING)
+    for now in (0.0, 1.0, 59.0, 60.0):
+        log.unknown(exchange, outcome, now)
+    caplog.set_level(logging.WARNING, "signalwire_streams.outcome")
+    log.unknown(exchange, outcome, 61.0)
+    log.ambiguous(exchange, Action.FINISH, 62.0)
+    log.ambiguous(exchange, Action.FINISH, 120.0)
+    found = lines(caplog, "outcome")
+    assert [level for level, _ in found] == ["WARNING", "DEBUG", "DEBUG", "WARNING", "WARNING"]
+    assert found[3][1].endswith("(2 more since the last warning)")
+    assert found[4][1].endswith("(2 more since the last warning)")
+
+
+async def test_the_circuit_breaker_warns_once_per_opening(
+    space: SimulatedSpace, client_for: ClientFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "signalwire_streams")
+    clock = Clock.instant()
+    policy = RetryPolicy(attempts=1, unsent_attempts=0)
+    client = client_for(space, clock=clock, retry=policy, breaker=BreakerPolicy(outcomes=4, pause=5.0))
+    sid = space.conference_sids[0]
+
+    async def fail(times: int) -> None:
+        for _ in range(times):
+            with pytest.raises(StreamsError):
+                await client.conferences.get(sid)
+
+    fault = space.faults.add("500")
+    await fail(10)
+    for _ in range(3):  # probes that fail as well are the same opening
+        await clock.sleep(6.0)
+        await fail(2)
+    fault.remove()
+    await clock.sleep(6.0)
+    await client.conferences.get(sid)
+    opened, closed = lines(caplog, "circuit_breaker")
+    assert opened == (
+        "WARNING",
+        (
+            f"circuit breaker opened: at least 50 % of the last requests failed, at last read Conferences/{sid}: "
+            "the Space failed (HTTP 500); no requests for 5 s, then one probe"
+        ),
+    )
+    assert closed == ("INFO", "circuit breaker closed: the probe was answered")
+    space.faults.add("500")
+    await fail(6)
+    assert [level for level, _ in lines(caplog, "circuit_breaker")] == ["WARNING", "INFO", "WARNING"]
+
+
+async def test_a_pause_after_429_is_one_warning(
+    space: SimulatedSpace, client_for: ClientFactory, idle_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = client_for(space, clock=idle_clock)
+    space.faults.add("throttle", on="start", retry_after=7, times=3)
+    await asyncio.gather(*(start(client, space, name=f"n{number}") for number in range(8)))
+    found = lines(caplog, "rate_limit")
+    assert found[0] == ("WARNING", "too many requests (429): all requests pause for 7.0 s")
+    assert len(found) == 1
+
+
+async def test_a_429_without_a_pause_is_no_warning(
+    space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    space.faults.add("throttle", on="start", retry_after=0, times=1)
+    await start(client, space)
+    assert lines(caplog, "rate_limit") == []
+
+
+async def test_a_server_error_on_a_read_is_no_ambiguous_outcome(
+    space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    space.faults.add("500", on="list")
+    with pytest.raises(ServerError):
+        await anext(aiter(client.conferences.list()))
+    assert lines(caplog, "outcome") == []
