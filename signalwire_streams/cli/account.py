@@ -10,7 +10,8 @@ import click
 from attrs import frozen
 
 from signalwire_streams import InvalidRequestError, StreamsClient, StreamsError
-from signalwire_streams.cli.failures import failure_of
+from signalwire_streams.cli.failures import Interruption, failure_of
+from signalwire_streams.cli.logs import verbose_option
 
 _SPACE, _PROJECT, _TOKEN = "SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"
 
@@ -60,6 +61,7 @@ class Account:
 
         Raises:
             Failure: it did not succeed.
+            Interruption: Ctrl-C ended it.
         """
 
         async def with_client() -> _Result:
@@ -70,6 +72,8 @@ class Account:
             return asyncio.run(with_client())
         except StreamsError as error:
             raise failure_of(error, as_json=self.as_json) from None
+        except KeyboardInterrupt:
+            raise Interruption(as_json=self.as_json) from None
 
 
 def account_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -78,6 +82,7 @@ def account_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--space", envvar=_SPACE, metavar="SPACE", help=f"The Space; instead of {_SPACE}.")
     @click.option("--project", envvar=_PROJECT, metavar="ID", help=f"The Project ID; instead of {_PROJECT}.")
     @click.option("--json", "as_json", is_flag=True, help="Write JSON, one object per line; errors as well.")
+    @verbose_option
     @functools.wraps(command)
     def with_account(*, space: str | None, project: str | None, as_json: bool, **fields: object) -> None:
         command(Account(space, project, as_json, _written_out(space=space, project=project)), **fields)

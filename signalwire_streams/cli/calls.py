@@ -6,17 +6,18 @@ from typing import Unpack
 import click
 
 from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
-from signalwire_streams.cli.listings import list_calls
+from signalwire_streams.cli.listings import get_call, list_calls
 from signalwire_streams.cli.start_options import StartFields, start_options
 from signalwire_streams.cli.streaming import Start, stop
 
 
 @click.group()
 def calls() -> None:
-    """List calls; start and stop streams on them."""
+    """List and show calls; start and stop streams on them."""
 
 
 calls.add_command(list_calls)
+calls.add_command(get_call)
 
 
 def _refuse(_: click.Context, option: click.Parameter, value: object) -> None:

@@ -5,17 +5,19 @@ from typing import Unpack
 import click
 
 from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
-from signalwire_streams.cli.listings import list_conferences
+from signalwire_streams.cli.listings import get_conference, list_conferences, list_participants
 from signalwire_streams.cli.start_options import StartFields, conference_options, start_options
 from signalwire_streams.cli.streaming import Start, stop
 
 
 @click.group()
 def conferences() -> None:
-    """List conferences; start and stop streams on them."""
+    """List and show conferences; start and stop streams on them."""
 
 
 conferences.add_command(list_conferences)
+conferences.add_command(get_conference)
+conferences.add_command(list_participants)
 
 
 @conferences.command(

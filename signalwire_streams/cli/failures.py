@@ -30,6 +30,10 @@ class Failure(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Say it."""
         click.echo(f"error: {clean(self.message)}", file=file, err=file is None)
+        self.write_facts()
+
+    def write_facts(self) -> None:
+        """Write the JSON object, if the command was asked for JSON."""
         if self._facts is not None:
             write_json(self._facts)
 
@@ -38,6 +42,28 @@ class Misuse(Failure):
     """What the user wrote can't be right; nothing was sent."""
 
     exit_code = MISUSE
+
+
+class Interruption(Failure):
+    """Ctrl-C ended the command.
+
+    Args:
+        message: what it may have left behind, or nothing.
+        facts: more for a program than the message.
+        as_json: whether the command was asked for JSON.
+    """
+
+    exit_code = INTERRUPTED
+
+    def __init__(self, message: str = "", facts: Mapping[str, object] | None = None, *, as_json: bool) -> None:
+        known = {"error": "Interrupted", "status": None, "code": None, "message": message or "interrupted"}
+        super().__init__(message, {**known, **(facts or {})} if as_json else None)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print what it may have left behind."""
+        if self.message:
+            click.echo(clean(self.message), file=file, err=file is None)
+        self.write_facts()
 
 
 def failure_of(error: StreamsError, *, as_json: bool) -> Failure:

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 import click
@@ -38,6 +39,28 @@ class Column:
 def write_json(facts: Mapping[str, object]) -> None:
     """Write one JSON object on one line."""
     click.echo(json.dumps(facts))
+
+
+def write_note(text: str) -> None:
+    """Write a line to stderr. A stderr that can't be written, such as a full disk, ends no command."""
+    with suppress(OSError):
+        click.echo(text, err=True)
+
+
+@contextmanager
+def noting(text: str, *, also_for_pipes: bool = False) -> Iterator[None]:
+    """Add a note to the error of a block whose output can't be written.
+
+    Args:
+        text: what the user must not lose; it is printed on stderr with that error.
+        also_for_pipes: whether it is printed for a pipe as well whose reader closed it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if also_for_pipes or not isinstance(error, BrokenPipeError):
+            error.add_note(text)
+        raise
 
 
 def clean(text: object) -> str:

@@ -3,13 +3,17 @@
 import io
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TextIO, cast
 
 import click
 
-from signalwire_streams.cli.failures import INTERRUPTED, PIPE_CLOSED, say_misuse
+from signalwire_streams.cli.failures import FAILED, INTERRUPTED, PIPE_CLOSED, say_misuse
+from signalwire_streams.cli.logs import logging_to_stderr, verbose_option
+from signalwire_streams.cli.output import clean, write_note
 
 _NAME = "signalwire-streams"
 _ROOMS = {
@@ -22,6 +26,31 @@ _ROOMS = {
     "listen": "listen.command",
     "simulate": "simulate",
 }
+
+
+class _OutputError(Exception):
+    """The output can't be written. It is no OSError, because click treats some of those as its own.
+
+    Attributes:
+        cause: what the system said, with notes of the command.
+    """
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@contextmanager
+def _output_errors() -> Iterator[None]:
+    """Raise an `_OutputError` for output that can't be written; any other OSError is a bug and stays one."""
+    try:
+        yield
+    except OSError as error:
+        # The stream can't be asked: Python drops its buffer when a write fails, and the next flush succeeds.
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if isinstance(error, BrokenPipeError) or frame.f_code in {click.echo.__code__, _flush.__code__}:
+            raise _OutputError(error) from error
+        raise
 
 
 class _Program(click.Group):
@@ -37,18 +66,20 @@ class _Program(click.Group):
             return None
         return cast("click.Command", getattr(import_module(f"signalwire_streams.cli.{_ROOMS[name]}"), name))
 
-    def invoke(self, ctx: click.Context) -> object:
-        """Run the command, and end quietly on Ctrl-C and where the reader has had enough, as in ``| head``.
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
+    ) -> click.Context:
+        """Parse the command line, which is where click prints ``--help``."""
+        with _output_errors():
+            return super().make_context(info_name, args, parent, **extra)
 
-        Neither is left to click, which would write an empty line, or say that the command failed.
-        """
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command. Ctrl-C ends it quietly; click would write an empty line."""
         try:
-            return super().invoke(ctx)
+            with _output_errors():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise click.exceptions.Exit(INTERRUPTED) from None
-        except BrokenPipeError:
-            _discard_output()
-            raise click.exceptions.Exit(PIPE_CLOSED) from None
 
 
 @click.group(
@@ -66,6 +97,7 @@ Exit codes:
   141 the reader of a pipe left    143 told to end
 """,
 )
+@verbose_option
 @click.version_option(package_name=_NAME, prog_name=_NAME)
 def program() -> None:
     """Start and stop SignalWire audio streams, never twice."""
@@ -82,13 +114,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a room's name may hold what the terminal can't show
-    try:
-        code = _run(arguments)
-        _flush()
-    except BrokenPipeError:
-        _discard_output()
-        return PIPE_CLOSED
-    return code
+    with logging_to_stderr():
+        try:
+            with _output_errors():
+                code = _run(arguments)
+                _flush()
+        except _OutputError as error:
+            return _end_without_output(error.cause)
+        return code
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -115,9 +148,15 @@ def _flush() -> None:
         stream.flush()
 
 
-def _discard_output() -> None:
-    """Let what is still buffered go nowhere: Python flushes it at exit, and would complain."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in _open_streams():
-        os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+def _end_without_output(error: OSError) -> int:
+    """Say on stderr why there is no output, with what the command noted. A closed pipe alone is no failure."""
+    notes = "".join(f"; {clean(note)}" for note in getattr(error, "__notes__", ()))
+    is_pipe = isinstance(error, BrokenPipeError)
+    if notes or not is_pipe:
+        write_note(f"error: the output can't be written: {error.strerror}{notes}")
+    # Python flushes what is still buffered at exit, and would complain.
+    if sys.stdout is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    return PIPE_CLOSED if is_pipe else FAILED

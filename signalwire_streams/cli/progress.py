@@ -1,13 +1,13 @@
 """How a long command shows how far it is: a display on a terminal, a line now and then into a pipe."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TypeAlias
 
-import click
 from attrs import define, field, frozen
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from signalwire_streams import Action, Attempt, Kind
 from signalwire_streams.cli.logs import telling
-from signalwire_streams.cli.output import clean, on_terminal
+from signalwire_streams.cli.output import clean, on_terminal, write_note
 
 _WINDOW = 3.0
 _DRAWN_EVERY, _WRITTEN_EVERY = 0.2, 5.0
@@ -134,14 +134,19 @@ async def _tick(look: Callable[[], Progress], show: Show, seconds: float) -> Non
 
 
 def _write(progress: Progress) -> None:
-    click.echo(progress.line, err=True)
+    write_note(progress.line)
 
 
 @contextmanager
 def _drawn(console: Console) -> Iterator[Show]:
     with (
         Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False) as live,
-        telling("signalwire_streams", lambda text: console.print(Text(clean(text)), soft_wrap=True)),
+        telling(
+            "signalwire_streams",
+            lambda line: console.print(Text(clean(line)), soft_wrap=True),
+            level=logging.NOTSET,
+            with_level=True,
+        ),
     ):
         yield lambda progress: live.update(draw(progress), refresh=True)
 

@@ -1,6 +1,5 @@
 """What starting and stopping a stream have in common on conferences and on calls."""
 
-import asyncio
 import shlex
 from collections.abc import Awaitable, Callable
 from typing import Literal
@@ -10,7 +9,9 @@ from attrs import asdict, define, field
 
 from signalwire_streams import Attempt, CallStream, ConferenceStream, StreamsClient
 from signalwire_streams.cli.account import Account
-from signalwire_streams.cli.output import clean, write_aligned, write_json
+from signalwire_streams.cli.failures import Interruption
+from signalwire_streams.cli.logs import OUTCOMES, silenced
+from signalwire_streams.cli.output import clean, noting, write_aligned, write_json
 
 Noun = Literal["conference", "call"]
 Stream = ConferenceStream | CallStream
@@ -35,32 +36,47 @@ class Start:
 
     def run(self) -> None:
         """Start the stream and say how it is stopped."""
-        self.account.perform(self._work, on_attempt=self._attempts.append)
+        with silenced(OUTCOMES):
+            try:
+                self.account.perform(self._work, on_attempt=self._attempts.append)
+            except Interruption:
+                raise self._interruption() from None
 
     async def _work(self, client: StreamsClient) -> None:
-        try:
-            stream = await self.send(client)
-        except asyncio.CancelledError:
-            self._warn()
-            raise
+        stream = await self.send(client)
         # A sid that came after a repeated attempt may be that of the refused second stream; the name is sure.
         handle = stream.name if stream.ambiguous and stream.name else stream.sid or stream.name
         stop = self._stop_command(handle) if handle else None
-        if self.account.as_json:
-            write_json({**_facts(stream), "stop_command": stop})
-            return
-        click.echo(f"Started a stream on {self.noun} {clean(self.target)}.")
-        _write(stream)
-        if stop is not None:
-            click.echo(f"Stop it with:\n  {stop}")
+        way = "" if stop is None else f"; stop it with: {stop}"
+        handle_note = f"the stream was started: sid {stream.sid or '-'}, name {stream.name or '-'}{way}"
+        with noting(handle_note, also_for_pipes=True):
+            if self.account.as_json:
+                write_json({**_facts(stream), "stop_command": stop})
+                return
+            click.echo(f"Started a stream on {self.noun} {clean(self.target)}.")
+            _write(stream)
+            if stream.ambiguous:
+                click.echo("An earlier attempt may have started it. Its name is the handle; the sid may be wrong.")
+            if stop is not None:
+                click.echo(f"Stop it with:\n  {stop}")
 
-    def _warn(self) -> None:
-        """Say what an interrupted start may have left behind; nothing, if nothing was sent."""
-        if all(attempt.sent == "no" for attempt in self._attempts):
-            return
-        name = self._attempts[-1].name
-        way = f"stop it with: {self._stop_command(name)}" if name else f"end the {self.noun} to stop it"
-        click.echo(f"interrupted: the stream may be running; {way}", err=True)
+    def _interruption(self) -> Interruption:
+        """Return what an interrupted start may have left behind."""
+        name = self._attempts[-1].name if self._attempts else None
+        was_sent = any(attempt.sent != "no" for attempt in self._attempts)
+        stop = self._stop_command(name) if was_sent and name else None
+        way = f"stop it with: {stop}" if stop else f"end the {self.noun} to stop it"
+        return Interruption(
+            f"interrupted: the stream may be running; {way}" if was_sent else "interrupted: nothing was sent",
+            {
+                "sent": "maybe" if was_sent else "no",
+                "attempts": len(self._attempts),
+                "target": self.target,
+                "name": name,
+                "stop_command": stop,
+            },
+            as_json=self.account.as_json,
+        )
 
     def _stop_command(self, handle: str) -> str:
         words = ["signalwire-streams", f"{self.noun}s", "stop-stream", *self.account.options]
@@ -74,13 +90,18 @@ def stop(account: Account, noun: Noun, target: str, send: Callable[[StreamsClien
 
     async def work(client: StreamsClient) -> None:
         stream = await send(client)
-        if account.as_json:
-            write_json(_facts(stream))
-            return
-        click.echo(f"Stopped a stream on {noun} {clean(target)}.")
-        _write(stream)
+        with noting("the stream was stopped"):
+            if account.as_json:
+                write_json(_facts(stream))
+                return
+            click.echo(f"Stopped a stream on {noun} {clean(target)}.")
+            _write(stream)
 
-    account.perform(work)
+    try:
+        account.perform(work)
+    except Interruption:
+        message = "interrupted: the stream may still be running; stop it again"
+        raise Interruption(message, as_json=account.as_json) from None
 
 
 def _write(stream: Stream) -> None:

@@ -10,9 +10,12 @@ from .shell import Shell, end_of, process
 
 COMMANDS = [
     ("conferences", "list"),
+    ("conferences", "get"),
+    ("conferences", "participants"),
     ("conferences", "start-stream"),
     ("conferences", "stop-stream"),
     ("calls", "list"),
+    ("calls", "get"),
     ("calls", "start-stream"),
     ("calls", "stop-stream"),
     ("simulate",),

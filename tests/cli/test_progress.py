@@ -296,7 +296,9 @@ async def test_a_terminal_gets_a_display_that_is_gone_at_the_end(
     captured = capsys.readouterr()
     assert "3 of 100" in captured.err
     assert "all well" in captured.err
-    assert "\x1b[2Kthe [31mRedis is away\n" in captured.err  # above what is drawn, and without its control character
+    assert (
+        "\x1b[2Kwarning: the [31mRedis is away\n" in captured.err
+    )  # above what is drawn, and without its control character
     assert captured.err.endswith("\x1b[1A\x1b[2K" * 2)
     assert captured.out == ""
 

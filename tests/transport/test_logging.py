@@ -146,8 +146,8 @@ async def test_an_ambiguous_outcome_is_a_warning(
         (
             "WARNING",
             (
-                f"start a stream on conference {sid} (name 'audit-1'): {state}, ambiguous because an earlier attempt may "
-                "have started it: stop it by its name"
+                f"start a stream on conference {sid} (name 'audit-1'): {state}, ambiguous because an earlier attempt "
+                "may have started it: stop it by its name"
             ),
         )
     ]

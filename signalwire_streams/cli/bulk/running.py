@@ -11,8 +11,10 @@ from attrs import define, frozen
 from signalwire_streams import BulkRun, RateLimit, RetryPolicy, StreamsClient, StreamsError
 from signalwire_streams.cli.account import Account
 from signalwire_streams.cli.bulk.conduct import Conduct
-from signalwire_streams.cli.bulk.summary import Closing
+from signalwire_streams.cli.bulk.summary import Closing, bulk_command
 from signalwire_streams.cli.failures import failure_of
+from signalwire_streams.cli.logs import OUTCOMES, silenced
+from signalwire_streams.cli.output import noting
 from signalwire_streams.cli.progress import Meter
 from signalwire_streams.cli.start_options import Decorator, adding
 
@@ -121,20 +123,21 @@ class _Carrying:
             limit=self.knobs.limit.rate,
             as_json=self.account.as_json,
         )
-        report = await conduct.perform()
-        if report.total or conduct.error is None:
-            closing = Closing(
-                report=report,
-                doing=job.doing,
-                planned=job.planned,
-                early=conduct.early,
-                repeats=self.meter.repeats,
-                journal=job.journal,
-                options=self.account.options,
-                interrupted=conduct.stopped_by is not None,
-                has_secrets=job.has_secrets,
-            )
-            (closing.write_json if self.account.as_json else closing.write)()
+        with noting(f"see what became of the run: {bulk_command('status', (), job.journal)}"):
+            report = await conduct.perform()
+            if report.total or conduct.error is None:
+                closing = Closing(
+                    report=report,
+                    doing=job.doing,
+                    planned=job.planned,
+                    early=conduct.early,
+                    repeats=self.meter.repeats,
+                    journal=job.journal,
+                    options=self.account.options,
+                    interrupted=conduct.stopped_by is not None,
+                    has_secrets=job.has_secrets,
+                )
+                (closing.write_json if self.account.as_json else closing.write)()
         return conduct.exit_code, conduct.error
 
 
@@ -151,12 +154,13 @@ def carry_out(account: Account, knobs: Knobs, prepare: Callable[[StreamsClient],
         Failure: the run could not be carried out.
     """
     meter = Meter()
-    code, error = account.perform(
-        _Carrying(account, knobs, meter, prepare).work,
-        on_attempt=meter.note,
-        rate_limit=knobs.limit,
-        retry=RetryPolicy(resend_call_starts=knobs.resend_call_starts),
-    )
+    with silenced(OUTCOMES):
+        code, error = account.perform(
+            _Carrying(account, knobs, meter, prepare).work,
+            on_attempt=meter.note,
+            rate_limit=knobs.limit,
+            retry=RetryPolicy(resend_call_starts=knobs.resend_call_starts),
+        )
     if error is not None:
         raise failure_of(error, as_json=account.as_json)
     if code:
