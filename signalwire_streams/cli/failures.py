@@ -8,6 +8,7 @@ from attrs import asdict
 
 from signalwire_streams import InvalidRequestError, StreamsError
 from signalwire_streams.cli.output import clean, write_json
+from signalwire_streams.cli.wording import for_command_line
 
 FAILED, MISUSE, INTERRUPTED, PIPE_CLOSED, TERMINATED = 1, 2, 130, 141, 143
 """The exit codes; the last three are 128 and the signal's number, as a shell has it."""
@@ -68,9 +69,10 @@ class Interruption(Failure):
 
 def failure_of(error: StreamsError, *, as_json: bool) -> Failure:
     """Make a failure of what the library raised; none of its attributes is a secret."""
-    facts = {"error": type(error).__name__, "status": None, "code": None, **asdict(error)}
+    message = for_command_line(str(error))
+    facts = {"error": type(error).__name__, "status": None, "code": None, **asdict(error), "message": message}
     kind = Misuse if isinstance(error, InvalidRequestError) else Failure
-    return kind(str(error), facts if as_json else None)
+    return kind(message, facts if as_json else None)
 
 
 def say_misuse(error: click.UsageError) -> None:

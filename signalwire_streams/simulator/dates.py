@@ -55,6 +55,6 @@ def read_moment(text: str) -> int | None:
     """Read an RFC 2822 date to whole POSIX seconds; None when it is something else."""
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError, IndexError, TypeError):
         return None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

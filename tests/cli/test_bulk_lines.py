@@ -168,12 +168,15 @@ def test_each_parameter_has_a_column_and_an_empty_cell_is_none() -> None:
 
 
 def test_switches_in_csv_are_true_or_false() -> None:
-    text = "conference_sid,unnamed,realtime\nroom-1,true,false\nroom-2, false ,\nroom-3,yes,\nroom-4,,TRUE\n"
+    text = (
+        "conference_sid,unnamed,realtime\nroom-1,true,false\nroom-2, FALSE ,\nroom-3,yes,\nroom-4,,True\nroom-5,,JA\n"
+    )
     assert read(text) == [
         (2, {"conference_sid": "room-1", "unnamed": True, "realtime": False}),
         (3, {"conference_sid": "room-2", "unnamed": False}),
         (4, "unnamed must be true or false, not 'yes'"),
-        (5, "realtime must be true or false, not 'TRUE'"),
+        (5, {"conference_sid": "room-4", "realtime": True}),
+        (6, "realtime must be true or false, not 'JA'"),
     ]
 
 
@@ -201,11 +204,12 @@ def test_a_row_has_as_many_cells_as_there_are_columns(row: str) -> None:
     ("header", "sentence"),
     [
         ("conference_sid,urls", f"'urls' is unknown: write {CSV_COLUMNS}"),
-        ("conference_sid,Name", f"'Name' is unknown: write {CSV_COLUMNS}"),
-        ("conference_sid,", f"'' is unknown: write {CSV_COLUMNS}"),
+        ("conference_sid,Names", f"'Names' is unknown: write {CSV_COLUMNS}"),
         ("conference_sid,parameters.", f"'parameters.' is unknown: write {CSV_COLUMNS}"),
         ("conference_sid,parameters", "a parameter has a column of its own: write it as parameters.NAME"),
         ("conference_sid,url,url", "the column url is there twice"),
+        ("conference_sid,Url,URL", "the column url is there twice"),
+        ("conference_sid,ConferenceSid", "the column conference_sid is there twice"),
         ("conference_sid,parameters.a,parameters.a", "the column parameters.a is there twice"),
     ],
 )
@@ -321,20 +325,20 @@ def test_a_call_gets_no_option_of_conferences() -> None:
         ({}, "a line needs a conference_sid or a call_sid, and not both"),
         ({"conference_sid": "a", "call_sid": "b"}, "a line needs a conference_sid or a call_sid, and not both"),
         ({"conference_sid": ""}, "conference_sid is empty"),
-        ({"conference_sid": 5}, "conference_sid must be a str, not int"),
+        ({"conference_sid": 5}, "conference_sid must be a string, not a number"),
         ({"conference_sid": "a", "url": "ws://host/x"}, "wss://host/x"),
         ({"conference_sid": "a", "url": f"{URL}?key=hush"}, "has a query string"),
-        ({"conference_sid": "a", "url": True}, "url must be a str, not bool"),
-        ({"conference_sid": "a", "name": ["hush"]}, "name must be a str, not list"),
+        ({"conference_sid": "a", "url": True}, "url must be a string, not a boolean"),
+        ({"conference_sid": "a", "name": ["hush"]}, "name must be a string, not an array"),
         ({"conference_sid": "a", "name": "n", "unnamed": True}, "contradict each other"),
-        ({"conference_sid": "a", "unnamed": "true"}, "unnamed must be True or False"),
+        ({"conference_sid": "a", "unnamed": "true"}, "unnamed must be true or false, not 'true'"),
         ({"conference_sid": "a", "track": "left"}, "track 'left' is unknown"),
         ({"conference_sid": "a", "codec": "MP3"}, "codec 'MP3' is unknown"),
-        ({"conference_sid": "a", "realtime": 1}, "realtime must be True or False"),
+        ({"conference_sid": "a", "realtime": 1}, "realtime must be true or false, not 1"),
         ({"conference_sid": "a", "status_callback": "https://u:hush@"}, "is no http(s) address"),
         ({"conference_sid": "a", "status_callback_method": "PUT"}, "status_callback_method 'PUT' is unknown"),
-        ({"conference_sid": "a", "parameters": ["hush"]}, "parameters must be a mapping"),
-        ({"conference_sid": "a", "parameters": {"pin": 5}}, "parameter 'pin' is of type int"),
+        ({"conference_sid": "a", "parameters": ["hush"]}, "parameters must be an object, not an array"),
+        ({"conference_sid": "a", "parameters": {"pin": 5}}, "parameter 'pin' is a number: write its value as a string"),
         ({"conference_sid": "a", "parameters": {" ": "hush"}}, "a parameter has an empty name"),
         ({"conference_sid": "a", "authorization_bearer_token": "hush hush"}, "holds blanks or is not ASCII"),
         ({"call_sid": "a", "codec": "PCMU"}, "codec is for conference streams only"),

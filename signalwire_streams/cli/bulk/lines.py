@@ -1,8 +1,13 @@
-"""What a file of targets says, line by line: ids, CSV or JSON lines, told apart by how the text begins."""
+"""What a file of targets says, line by line: ids, CSV or JSON lines, told apart by how the text begins.
+
+CSV is read as spreadsheets write it: with ``,``, ``;`` or tabs, a ``sep=`` line, column names in any spelling, and
+empty columns at the end. What a spreadsheet has changed beyond repair is refused.
+"""
 
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -24,6 +29,17 @@ _FIELDS = (
     "parameters",
     "authorization_bearer_token",
 )
+_COLUMNS = ", ".join(name for name in _FIELDS if name != "parameters") + ", parameters.NAME"
+_DELIMITERS = (",", ";", "\t")
+_ALIASES = {"streamcodec": "codec", "streamrealtime": "realtime"}
+"""The API's own names of fields, where they differ by more than their spelling."""
+
+_SEPARATOR_LINE = re.compile(r'"?sep=(.?)"?[,;\t]*', re.IGNORECASE)
+_FORMULA = re.compile(r'="((?:[^"]|"")*)"')
+_MANGLED_NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)?E[+-]\d{2,}", re.IGNORECASE)
+_SPREADSHEET_ERROR = re.compile(r"#(?:N/A|REF!|NAME\?|VALUE!|DIV/0!|NUM!|NULL!|SPILL!|CALC!)")
+_NO_ID = "this is no id: write one id per line, or CSV whose first line names its columns"
+_NO_SID_COLUMN = f"the first line has no column conference_sid or call_sid: write {_COLUMNS}"
 
 
 @frozen
@@ -61,19 +77,46 @@ def read_lines(text: str, sid_field: str) -> Iterator[Read]:
     """Read a file of targets.
 
     Args:
-        text: the file.
+        text: the file; its lines end in LF.
         sid_field: what a bare id is: ``conference_sid`` or ``call_sid``.
     """
-    first = next((line.strip() for line in text.split("\n") if line.strip()), "")
-    if first.startswith("{"):
-        return _each(text, _from_json)
-    if not {cell.strip().strip('"') for cell in first.split(",")}.isdisjoint(_SIDS):
-        return _from_csv(text)
-    return _each(text, lambda line: _from_id(line, sid_field))
+    lines = text.split("\n")
+    number, first = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, ""))
+    bare = first.strip()
+    if bare.startswith("{"):
+        return _each(lines, _from_json)
+    separator = _SEPARATOR_LINE.fullmatch(first.strip(" "))
+    delimiter = separator[1] if separator is not None else _delimiter_of(first)
+    if bare.startswith("["):
+        why = "a JSON array is not read: write one JSON object per line"
+    elif separator is not None and (not delimiter or delimiter.isalnum() or delimiter in "\"'"):
+        why = "the separator of this line can't be used: write sep=; or sep=,"
+    elif delimiter:
+        return _from_csv(text, delimiter, has_separator_line=separator is not None)
+    elif any(delimiter in bare for delimiter in _DELIMITERS) and not bare.startswith("#"):
+        why = _NO_SID_COLUMN
+    else:
+        return _each(lines, lambda line: _from_id(line, sid_field))
+    return iter([BadLine(number, why, hides_more=True)])
 
 
-def _each(text: str, read: Callable[[str], Mapping[str, Any] | None]) -> Iterator[Read]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _delimiter_of(header: str) -> str:
+    """Return what separates the columns of a first line that names an id, or an empty text if none is named."""
+    for delimiter in _DELIMITERS:
+        if not {_field_of(cell) for cell in _cells(header, delimiter)}.isdisjoint(_SIDS):
+            return delimiter
+    return ""
+
+
+def _cells(line: str, delimiter: str) -> Sequence[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
+
+
+def _each(lines: Sequence[str], read: Callable[[str], Mapping[str, Any] | None]) -> Iterator[Read]:
+    for number, line in enumerate(lines, start=1):
         try:
             fields = read(line.strip()) if line.strip() else None
         except ValueError as error:
@@ -86,9 +129,11 @@ def _each(text: str, read: Callable[[str], Mapping[str, Any] | None]) -> Iterato
 def _from_id(line: str, sid_field: str) -> Mapping[str, Any] | None:
     if line.startswith("#"):
         return None
-    if "," in line or ";" in line:
-        raise ValueError("this is no id: write one id per line, or CSV whose first line names its columns")
-    return {sid_field: line}
+    sid = _bare_sid(line)
+    if any(delimiter in sid for delimiter in _DELIMITERS):
+        raise ValueError(_NO_ID)
+    _check_cell(sid_field, sid)
+    return {sid_field: sid}
 
 
 def _from_json(line: str) -> Mapping[str, Any]:
@@ -98,30 +143,36 @@ def _from_json(line: str) -> Mapping[str, Any]:
         raise ValueError(f"this is no JSON: {getattr(error, 'msg', 'it can not be read')}") from None
     if not isinstance(fields, dict):
         raise ValueError('this is no JSON object: write it as {"conference_sid": "..."}')  # noqa: TRY004  (of a text)
-    _check_names(fields, ", ".join(_FIELDS))
+    unknown = [name for name in fields if name not in _FIELDS]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is unknown: write {', '.join(_FIELDS)}")
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _from_csv(text: str) -> Iterator[Read]:
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _from_csv(text: str, delimiter: str, *, has_separator_line: bool = False) -> Iterator[Read]:
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: Sequence[str] = ()
     began = 1
+    skip = has_separator_line
     while True:
         try:
             cells = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
-            is_open = rows.line_num > began or "unexpected end" in str(error)
-            why = "a quote opens here and is never closed" if is_open else f"this is no CSV: {error}"
-            yield BadLine(began, why, hides_more=is_open or not header)
+            yield _no_csv(began, error, is_open=rows.line_num > began, is_header=not header)
             began = rows.line_num + 1
             continue
         number, began = began, rows.line_num + 1
+        if not any(cell.strip() for cell in cells):
+            continue
+        if skip:
+            skip = False
+            continue
         try:
             if not header:
                 header = _header(cells)
-            elif any(cell.strip() for cell in cells):
+            else:
                 yield Line(number, _row(header, cells))
         except ValueError as error:
             yield BadLine(number, str(error), hides_more=not header)
@@ -129,30 +180,66 @@ def _from_csv(text: str) -> Iterator[Read]:
                 return
 
 
+def _no_csv(number: int, error: csv.Error, *, is_open: bool, is_header: bool) -> BadLine:
+    is_open = is_open or "unexpected end" in str(error)
+    if is_open:
+        why = "a quote opens here and is never closed"
+    elif "field limit" in str(error):
+        why = f"a cell has more than {csv.field_size_limit():,} characters: shorten it"
+    else:
+        why = f"this is no CSV: {error}"
+    return BadLine(number, why, hides_more=is_open or is_header)
+
+
 def _header(cells: Sequence[str]) -> Sequence[str]:
-    names = [cell.strip() for cell in cells]
-    if not any(names):
-        return ()
-    known = [name for name in names if not (name.startswith(_PARAMETER) and name != _PARAMETER)]
-    columns = ", ".join(field for field in _FIELDS if field != "parameters") + ", parameters.NAME"
-    _check_names({name: None for name in known if name != "parameters"}, columns)
-    if "parameters" in known:
-        raise ValueError("a parameter has a column of its own: write it as parameters.NAME")
-    twice = [name for name in names if names.count(name) > 1]
+    """Return the fields that the columns hold; a column without a name is an empty text."""
+    cells = _without_empty_end(cells)
+    names = [_field_of(cell) for cell in cells]
+    for cell, name in zip(cells, names, strict=True):
+        if name == "parameters":
+            raise ValueError("a parameter has a column of its own: write it as parameters.NAME")
+        if name is None:
+            raise ValueError(f"{cell.strip()!r} is unknown: write {_COLUMNS}")
+    fields = [name or "" for name in names]
+    twice = [name for name in fields if name and fields.count(name) > 1]
     if twice:
         raise ValueError(f"the column {twice[0]} is there twice")
-    return names
+    if set(fields).isdisjoint(_SIDS):
+        raise ValueError(_NO_SID_COLUMN)
+    return fields
+
+
+def _field_of(cell: str) -> str | None:
+    """Return the field that a column's name means, an empty text for no name, or None for an unknown one."""
+    name = cell.strip()
+    if not name:
+        return ""
+    if name.lower().startswith(_PARAMETER):
+        key = name[len(_PARAMETER) :].strip()
+        return _PARAMETER + key if key else None
+    squashed = re.sub(r"[\s_-]", "", name.lower())
+    return _ALIASES.get(squashed) or next((known for known in _FIELDS if known.replace("_", "") == squashed), None)
 
 
 def _row(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, Any]:
-    if len(cells) != len(header):
-        raise ValueError(f"this line has {len(cells)} columns, and the first one names {len(header)}")
+    named = len(header)
+    if len(cells) > named:
+        cells = [*cells[:named], *_without_empty_end(cells[named:])]
+    if len(cells) != named:
+        raise ValueError(f"this line has {len(cells)} columns, and the first one names {named}")
     fields: dict[str, Any] = {}
     parameters: dict[str, str] = {}
-    for name, cell in zip(header, cells, strict=True):
+    for position, (name, cell) in enumerate(zip(header, cells, strict=True), start=1):
+        formula = _FORMULA.fullmatch(cell.strip())
+        if formula is not None:
+            cell = formula[1].replace('""', '"')  # noqa: PLW2901  (a text that is kept from becoming a number)
         value = cell.strip()
         if not value:
             continue
+        if not name:
+            raise ValueError(f"column {position} has no name: name it in the first line, or empty it")
+        value = _bare_sid(value) if name in _SIDS else value
+        _check_cell(name, value)
         if name.startswith(_PARAMETER):
             parameters[name.removeprefix(_PARAMETER)] = cell
         else:
@@ -160,13 +247,37 @@ def _row(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, Any]:
     return fields | ({"parameters": parameters} if parameters else {})
 
 
+def _without_empty_end(cells: Sequence[str]) -> Sequence[str]:
+    end = len(cells)
+    while end and not cells[end - 1].strip():
+        end -= 1
+    return cells[:end]
+
+
+def _bare_sid(text: str) -> str:
+    """Return an id without what a spreadsheet or a person put around it to keep it a text."""
+    formula = _FORMULA.fullmatch(text)
+    text = formula[1] if formula is not None else text
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        return text[1:-1].strip()
+    return text.removeprefix("'")
+
+
+def _check_cell(name: str, value: str) -> None:
+    """Refuse what a spreadsheet made of a text. Only ids and names are repeated, since others may be secrets."""
+    shown = f" {value!r}" if name in {*_SIDS, "name"} else ""
+    if _MANGLED_NUMBER.fullmatch(value):
+        raise ValueError(
+            f"{name}{shown} was turned into a number by a spreadsheet, and digits are lost: format the column as "
+            "text there, enter it again, and save again"
+        )
+    if _SPREADSHEET_ERROR.fullmatch(value):
+        raise ValueError(f"{name} holds the spreadsheet's error {value}: correct its formula there, and save again")
+    if "\0" in value and name not in _SIDS:
+        raise ValueError(f"{name} holds a NUL character: remove it")
+
+
 def _switch(name: str, value: str) -> bool:
-    if value not in {"true", "false"}:
+    if value.lower() not in {"true", "false"}:
         raise ValueError(f"{name} must be true or false, not {value!r}")
-    return value == "true"
-
-
-def _check_names(fields: Mapping[str, Any], choices: str) -> None:
-    unknown = [name for name in fields if name not in _FIELDS]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is unknown: write {choices}")
+    return value.lower() == "true"

@@ -7,6 +7,7 @@ from attrs import define, field, frozen
 
 from signalwire_streams import InvalidRequestError, StartCallStream, StartConferenceStream
 from signalwire_streams.cli.bulk.lines import BadLine, Line, Read
+from signalwire_streams.cli.wording import for_command_line
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
 
@@ -69,7 +70,7 @@ class Requests:
             try:
                 requests.good.append(_once(defaults.request(line.fields), line, seen))
             except InvalidRequestError as error:
-                requests.bad.append(BadLine(line.number, str(error)))
+                requests.bad.append(BadLine(line.number, for_command_line(str(error))))
         return requests
 
 

@@ -1,0 +1,243 @@
+"""Files of targets as spreadsheets write them: read, or refused with the line and what to do."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signalwire_streams.cli.bulk.lines import BadLine, Line, read_lines
+
+from .shell import URL, Ran, Shell
+
+START = ("bulk", "start", "--url", URL, "--dry-run", "--json")
+IDS = [{"conference_sid": "room-1"}, {"conference_sid": "room-2"}]
+SAVE_AS = "save it as UTF-8 (in Excel: 'CSV UTF-8')"
+MANGLED = (
+    "was turned into a number by a spreadsheet, and digits are lost: format the column as text there, enter it "
+    "again, and save again"
+)
+
+
+def fields_of(text: str) -> list[Any]:
+    """Return the fields of each line, or what is wrong with it and its number."""
+    return [
+        line.fields if isinstance(line, Line) else (line.number, line.why)
+        for line in read_lines(text, "conference_sid")
+    ]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_the_delimiter_is_found_in_the_header(delimiter: str) -> None:
+    rows = [["conference_sid", "url", "name"], ["room-1", URL, "a"], ["room-2", "", "b"]]
+    text = "".join(delimiter.join(row) + "\n" for row in rows)
+    assert fields_of(text) == [
+        {"conference_sid": "room-1", "url": URL, "name": "a"},
+        {"conference_sid": "room-2", "name": "b"},
+    ]
+
+
+@pytest.mark.parametrize("line", ["sep=;", "SEP=;", '"sep=;"', "  sep=; ", "sep=;;;"])
+def test_a_separator_line_is_no_row(line: str) -> None:
+    assert fields_of(f"{line}\nconference_sid;name\nroom-1;a,b\n") == [{"conference_sid": "room-1", "name": "a,b"}]
+
+
+def test_a_separator_line_may_name_another_delimiter() -> None:
+    assert fields_of("sep=|\nname|conference_sid\na;b|room-1\n") == [{"conference_sid": "room-1", "name": "a;b"}]
+
+
+@pytest.mark.parametrize("separator", ['"', "'", "x", "1", " "])
+def test_a_separator_that_cannot_be_one_is_refused(separator: str) -> None:
+    assert fields_of(f"sep={separator}\nconference_sid\nroom-1\n") == [
+        (1, "the separator of this line can't be used: write sep=; or sep=,")
+    ]
+
+
+def test_a_separator_line_keeps_the_numbers_of_lines() -> None:
+    assert fields_of("sep=;\n\nconference_sid;name\nroom-1\n") == [
+        (4, "this line has 1 columns, and the first one names 2")
+    ]
+
+
+def test_a_separator_line_before_other_columns_is_refused() -> None:
+    [(number, why)] = fields_of("sep=;\nid;name\nroom-1;n\n")
+    assert (number, why.partition(":")[0]) == (2, "'id' is unknown")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ConferenceSid", "CONFERENCE_SID", "Conference SID", "conference-sid", " conference sid ", '"ConferenceSID"'],
+)
+def test_the_names_of_columns_are_read_in_any_spelling(name: str) -> None:
+    assert fields_of(f"{name}\nroom-1\nroom-2\n") == IDS
+
+
+def test_every_field_is_read_in_the_spelling_of_the_api() -> None:
+    header = "CallSid,Url,Name,Track,StatusCallback,StatusCallbackMethod,AuthorizationBearerToken,Parameters.Tenant"
+    row = f"leg,{URL},n,both_tracks,https://app.example.com/x,GET,bearer,acme"
+    assert fields_of(f"{header}\n{row}\n") == [
+        {
+            "call_sid": "leg",
+            "url": URL,
+            "name": "n",
+            "track": "both_tracks",
+            "status_callback": "https://app.example.com/x",
+            "status_callback_method": "GET",
+            "authorization_bearer_token": "bearer",
+            "parameters": {"Tenant": "acme"},
+        }
+    ]
+    assert fields_of("ConferenceSid,StreamCodec,StreamRealTime\nroom-1,PCMU,TRUE\n") == [
+        {"conference_sid": "room-1", "codec": "PCMU", "realtime": True}
+    ]
+
+
+@pytest.mark.parametrize("text", ["conference_sid,,\nroom-1,,\nroom-2,,,\n", "conference_sid,,\nroom-1\nroom-2,\n"])
+def test_empty_columns_at_the_end_are_passed_over(text: str) -> None:
+    assert fields_of(text) == IDS
+
+
+def test_a_cell_in_a_column_without_a_name_is_refused() -> None:
+    assert fields_of("conference_sid,,name\nroom-1,,a\nroom-2,b,c\nroom-3,,d,e\n") == [
+        {"conference_sid": "room-1", "name": "a"},
+        (3, "column 2 has no name: name it in the first line, or empty it"),
+        (4, "this line has 4 columns, and the first one names 3"),
+    ]
+
+
+@pytest.mark.parametrize("cell", ['="00123"', '"=""00123"""', "'00123", '"00123"', "'00123'", ' ="00123" '])
+def test_an_id_that_was_kept_a_text_is_that_text(cell: str) -> None:
+    assert fields_of(f"name;conference_sid\nn;{cell}\n") == [{"name": "n", "conference_sid": "00123"}]
+
+
+def test_other_cells_that_were_kept_a_text_are_that_text() -> None:
+    assert fields_of('conference_sid;name;parameters.pin\nroom-1;="007";="0""9"\n') == [
+        {"conference_sid": "room-1", "name": "007", "parameters": {"pin": '0"9'}}
+    ]
+
+
+@pytest.mark.parametrize("cell", ["1.23E+11", "1,23E+11", "1E+15", "-4.5e+20", "9.9E-10"])
+def test_a_number_that_a_spreadsheet_made_is_refused(cell: str) -> None:
+    assert fields_of(f"conference_sid;parameters.phone\n{cell};\nroom-2;{cell}\n") == [
+        (2, f"conference_sid {cell!r} {MANGLED}"),
+        (3, f"parameters.phone {MANGLED}"),
+    ]
+    if "," not in cell:
+        assert fields_of(f"room-1\n{cell}\n")[1] == (2, f"conference_sid {cell!r} {MANGLED}")
+
+
+@pytest.mark.parametrize("cell", ["1E11", "E+11", "CF1E+11", "123", "12-34"])
+def test_what_only_resembles_such_a_number_is_read(cell: str) -> None:
+    assert fields_of(f"conference_sid\n{cell}\n") == [{"conference_sid": cell}]
+
+
+@pytest.mark.parametrize("cell", ["#N/A", "#REF!", "#NAME?", "#VALUE!", "#DIV/0!"])
+def test_the_error_of_a_formula_is_refused(cell: str) -> None:
+    assert fields_of(f"conference_sid;name\nroom-1;{cell}\n") == [
+        (2, f"name holds the spreadsheet's error {cell}: correct its formula there, and save again")
+    ]
+
+
+def test_a_nul_in_a_cell_is_refused() -> None:
+    assert fields_of("conference_sid,name\nroom-1,a\0b\n") == [(2, "name holds a NUL character: remove it")]
+
+
+def test_a_huge_cell_is_refused_and_the_rows_behind_it_are_read() -> None:
+    huge = "x" * 140_000
+    assert fields_of(f"conference_sid,name\nroom-1,{huge}\nroom-2,n\n") == [
+        (2, "a cell has more than 131,072 characters: shorten it"),
+        {"conference_sid": "room-2", "name": "n"},
+    ]
+
+
+@pytest.mark.parametrize("header", ["id;url", "Conference,URL", "room-1,wss://host/x", "a\tb"])
+def test_columns_without_an_id_are_one_sentence(header: str) -> None:
+    [line] = read_lines(f"{header}\n" + "a;b\n" * 1_000, "conference_sid")
+    assert isinstance(line, BadLine)
+    assert line.hides_more
+    assert line.why.startswith("the first line has no column conference_sid or call_sid: write conference_sid, ")
+
+
+def test_a_json_array_is_one_sentence() -> None:
+    assert fields_of('[{"conference_sid": "a"},\n{"conference_sid": "b"}]\n') == [
+        (1, "a JSON array is not read: write one JSON object per line")
+    ]
+
+
+def test_thousands_of_rows_with_blank_lines_are_read() -> None:
+    text = "sep=;\nConferenceSid;Unnamed;\n" + "".join(f"room-{number};TRUE;\n\n" for number in range(5_000))
+    lines = list(read_lines(text, "call_sid"))
+    assert len(lines) == 5_000
+    assert lines[-1] == Line(2 * 4_999 + 3, {"conference_sid": "room-4999", "unnamed": True})
+
+
+# Files, as bytes.
+
+
+def file_of(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return str(path)
+
+
+async def targets_of(shell: Shell, file: str) -> list[str]:
+    ran = await shell(*START, file)
+    assert (ran.code, ran.err) == (0, "")
+    return [line["target"] for line in ran.lines]
+
+
+TEXT = "Conference SID;Name\r\nroom-1;Café\r\n\r\nroom-2;b\r\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode(),
+        TEXT.encode("utf-8-sig"),
+        TEXT.replace(";", "\t").encode("utf-16"),
+        b"\xfe\xff" + TEXT.encode("utf-16-be"),
+        TEXT.replace("\r\n", "\r").encode(),
+        b"\r\n".join(TEXT.encode("utf-8-sig").split(b"\r\n")),
+    ],
+    ids=["UTF-8", "BOM", "UTF-16 with tabs", "UTF-16 big-endian", "CR", "BOM and CRLF"],
+)
+async def test_a_file_is_read_in_the_encodings_that_excel_writes(
+    offline_shell: Shell, tmp_path: Path, content: bytes
+) -> None:
+    assert await targets_of(offline_shell, file_of(tmp_path / "targets.csv", content)) == ["room-1", "room-2"]
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfroom-1\r\nroom-2", b"room-1\rroom-2\r", b"\"room-1\"\n'room-2'\n"])
+async def test_bare_ids_are_read_as_well(offline_shell: Shell, tmp_path: Path, content: bytes) -> None:
+    assert await targets_of(offline_shell, file_of(tmp_path / "ids.txt", content)) == ["room-1", "room-2"]
+
+
+async def test_standard_input_is_read_in_the_same_encodings(
+    offline_shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode("utf-16"))))
+    ran = await offline_shell(*START, "-")
+    assert [line["target"] for line in ran.lines] == ["room-1", "room-2"]
+
+
+def is_misuse(ran: Ran, sentence: str) -> None:
+    assert (ran.code, ran.out) == (2, "")
+    assert sentence in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"conference_sid,name\nroom-1,a\nroom-2,Caf\xe9\n", f":3: can't be read: this line is not UTF-8; {SAVE_AS}"),
+        (TEXT.encode("utf-16-le"), f"it is no text, or UTF-16 without a byte order mark; {SAVE_AS}"),
+        (TEXT.encode("utf-16-be"), f"it is no text, or UTF-16 without a byte order mark; {SAVE_AS}"),
+        (b"\xff\xfea", "its UTF-16 is damaged"),
+        (b"PK\x03\x04\x14\x00\x06\x00\x08\xe9", "is a spreadsheet, not CSV: export it as 'CSV UTF-8'"),
+    ],
+    ids=["latin-1", "UTF-16-LE without BOM", "UTF-16-BE without BOM", "half a UTF-16", "xlsx"],
+)
+async def test_a_file_in_another_encoding_is_refused(
+    offline_shell: Shell, tmp_path: Path, content: bytes, sentence: str
+) -> None:
+    is_misuse(await offline_shell(*START, file_of(tmp_path / "targets.csv", content)), sentence)
