@@ -108,9 +108,12 @@ class Book:
             self._is_open = False
             self.journal.close()
 
-    def known(self, key: Key, _: Progress) -> Entry | None:
+    def known(self, key: Key, progress: Progress) -> Entry | None:
         """Look up what an earlier part of the run left of an item."""
-        return self.journal.find(key.target, key.name)
+        entry = self.journal.find(key.target, key.name)
+        if entry is not None and entry.state == INTENDED:
+            self._rows[progress] = entry.id  # an outcome is recorded even if nothing is sent, for it may be unknown
+        return entry
 
     async def intend(self, key: Key, progress: Progress, entry: Entry | None) -> None:
         """Note that an item is about to be sent."""

@@ -10,10 +10,11 @@ from typing import Any, Generic, TypeVar
 
 from attrs import define, field
 
-from signalwire_streams import BulkOutcome, BulkReport, BulkRun, BulkState, StreamsError
+from signalwire_streams import BulkOutcome, BulkReport, BulkRun, BulkState, StartCallStream, StreamsError
 from signalwire_streams.cli.failures import FAILED, INTERRUPTED, TERMINATED
 from signalwire_streams.cli.output import clean, write_json
 from signalwire_streams.cli.progress import Meter, Progress, shown
+from signalwire_streams.cli.wording import for_command_line
 
 _Item = TypeVar("_Item")
 _SETTLING = 1.0  # seconds before a guess at the rest is worth showing
@@ -30,7 +31,9 @@ class Conduct(Generic[_Item]):
         meter: hears of the attempts.
         limit: requests per second that it may use.
         as_json: whether each outcome is written as JSON.
+        resend_call_starts: whether a resumed run sends unknown starts on calls again.
         early: items that an earlier part of the run had carried out.
+        stuck: unknown starts that a resumed run would only report again.
         stopped_by: the first signal that came, or None.
         error: what ended the run, apart from its items, or None.
     """
@@ -41,7 +44,9 @@ class Conduct(Generic[_Item]):
     meter: Meter
     limit: float
     as_json: bool
+    resend_call_starts: bool = False
     early: int = field(init=False, default=0)
+    stuck: int = field(init=False, default=0)
     stopped_by: Signals | None = field(init=False, default=None)
     error: StreamsError | None = field(init=False, default=None)
     _done: int = field(init=False, default=0)
@@ -72,8 +77,14 @@ class Conduct(Generic[_Item]):
         self._done += 1
         self._counts[outcome.state] += 1
         self.early += outcome.ok and not outcome.attempts
+        self.stuck += outcome.state is BulkState.UNKNOWN and not self._can_be_resent(outcome.item)
         if self.as_json:
             write_json(facts_of(outcome))
+
+    def _can_be_resent(self, item: Any) -> bool:  # noqa: ANN401  (a request, or a stream to stop)
+        if getattr(item, "unnamed", False):
+            return False
+        return self.resend_call_starts or not isinstance(item, StartCallStream)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -137,5 +148,5 @@ def facts_of(outcome: BulkOutcome[Any]) -> dict[str, object]:
         "attempts": outcome.attempts,
         "seconds": round(outcome.seconds, 4),
         "error": type(error).__name__ if error is not None else None,
-        "message": clean(error) if error is not None else None,
+        "message": clean(for_command_line(str(error))) if error is not None else None,
     }

@@ -122,6 +122,7 @@ class _Carrying:
             meter=self.meter,
             limit=self.knobs.limit.rate,
             as_json=self.account.as_json,
+            resend_call_starts=self.knobs.resend_call_starts,
         )
         with noting(f"see what became of the run: {bulk_command('status', (), job.journal)}"):
             report = await conduct.perform()
@@ -131,6 +132,7 @@ class _Carrying:
                     doing=job.doing,
                     planned=job.planned,
                     early=conduct.early,
+                    stuck=conduct.stuck,
                     repeats=self.meter.repeats,
                     journal=job.journal,
                     options=self.account.options,

@@ -1,5 +1,6 @@
 """``signalwire-streams bulk status``."""
 
+from collections import Counter
 from datetime import datetime
 
 import click
@@ -22,7 +23,7 @@ Examples:
   signalwire-streams bulk status run.db --list unknown
 
 An item is intended from when it is about to be sent until its outcome is
-known; where the run does not go on, such a stream may or may not be running.
+known; if the run was killed, such a stream may be running.
 
 It reads the file only; no Space and no token are needed.
 """,
@@ -86,6 +87,31 @@ def _what_now(book: BulkJournal, found: JournalStatus) -> str:
         return "No process works on it now."
     if found.undone_since is not None:
         return stop if any(True for _ in book.streams()) else "All that it started was stopped."
-    if found.planned is not None and found.unfinished:
+    stuck = _stuck(book, found)
+    if found.planned is not None and found.unfinished > sum(stuck.values()):
         return f"{resume}\n{stop}"
-    return stop
+    lines = []
+    if stuck["calls"]:
+        lines.append(
+            f"{stuck['calls']:,} streams on calls may be running; a resumed run does not start them again, since a "
+            f"call may take a second stream of the same name. To start them again all the same:\n"
+            f"  {bulk_command('resume', ('--resend-call-starts',), book.path)}"
+        )
+    if stuck["unnamed"]:
+        lines.append(
+            f"{stuck['unnamed']:,} streams without a name may be running, and are never started again: end their "
+            "conference or call to stop them."
+        )
+    return "\n".join([*lines, stop])
+
+
+def _stuck(book: BulkJournal, found: JournalStatus) -> Counter[str]:
+    """Count the starts that a resumed run would only report as unknown again."""
+    stuck: Counter[str] = Counter()
+    if found.planned is not None and found.unfinished:
+        for item in book.items("unknown", "intended"):
+            if item.name is None:
+                stuck["unnamed"] += 1
+            elif item.kind == "call":
+                stuck["calls"] += 1
+    return stuck

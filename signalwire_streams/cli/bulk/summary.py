@@ -11,6 +11,7 @@ from signalwire_streams import ApiError, BulkReport, BulkState, RunEndedError
 from signalwire_streams.cli.bulk.conduct import words
 from signalwire_streams.cli.output import clean, write_aligned, write_json
 from signalwire_streams.cli.progress import spell_seconds
+from signalwire_streams.cli.wording import for_command_line
 
 _SHOWN_ERRORS = 10
 _MILLISECONDS = 1_000
@@ -27,8 +28,9 @@ _ADVICE = {
     "TransportError": "No answer came: check the network, then go on.",
     "CircuitOpenError": "The Space kept failing, so these were not sent: go on when it works again.",
     "MalformedResponseError": "Something answered that is not the API, perhaps a proxy: check SIGNALWIRE_SPACE.",
-    "StreamOutcomeUnknown": "These may be running. Going on sends them again under their names, so that the Space can "
-    "tell; those on calls (unless --resend-call-starts), and those without a name, are only listed.",
+    "StreamOutcomeUnknown": "These may be running. Resuming sends those on conferences again under their names, so "
+    "that the Space can refuse a second stream. Those on calls are sent again with --resend-call-starts only, which "
+    "may start a second stream; those without a name never are.",
     "InvalidRequestError": "These can't be right, and were not sent.",
     "JournalError": "The journal can't be written, so these were not sent: make room on the disk, then go on.",
 }
@@ -43,6 +45,7 @@ class Closing:
         doing: ``start`` or ``stop``.
         planned: how many items there were.
         early: items that an earlier part of the run had carried out.
+        stuck: unknown starts that a resumed run would only report again.
         repeats: attempts that were followed by another one.
         journal: the run's file.
         options: the options that a further command needs to find the Space.
@@ -54,6 +57,7 @@ class Closing:
     doing: str
     planned: int
     early: int
+    stuck: int = 0
     repeats: int
     journal: Path
     options: Sequence[str]
@@ -63,7 +67,8 @@ class Closing:
     @property
     def go_on(self) -> str | None:
         """The command that does the rest, or None when there is none."""
-        if self.report.ok and self.report.total >= self.planned:
+        ok = sum(count for state, count in self.report.counts.items() if state in _DONE)
+        if ok + self.stuck >= self.planned:
             return None
         return self._command("resume" if self.doing == "start" else "stop")
 
@@ -127,7 +132,7 @@ class Closing:
         examples = {}
         for outcome in reversed(self.report.failures):
             if outcome.error is not None:
-                examples[type(outcome.error).__name__] = clean(outcome.error)
+                examples[type(outcome.error).__name__] = clean(for_command_line(str(outcome.error)))
         for label, count in errors[:_SHOWN_ERRORS]:
             kind = label.partition(" ")[0]
             click.echo(f"  {count:,} x {label}")
