@@ -1,7 +1,7 @@
 """A worker as a process: its client from the environment, its end from a signal."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from signal import Signals
 
@@ -48,13 +48,24 @@ async def run_worker(
 
 
 @contextmanager
-def stopped_by_signals(worker: FleetWorker) -> Iterator[None]:
-    """Stop a worker when SIGTERM or SIGINT comes."""
+def stopped_by_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] | None = None) -> Iterator[None]:
+    """Stop a worker when SIGTERM or SIGINT comes.
+
+    Args:
+        worker: the worker.
+        on_signal: called with each signal, after the worker was told to stop.
+    """
+
+    def stop(number: Signals) -> None:
+        worker.stop()
+        if on_signal is not None:
+            on_signal(number)
+
     loop = asyncio.get_running_loop()
     numbers = (Signals.SIGINT, Signals.SIGTERM)
     try:
         for number in numbers:
-            loop.add_signal_handler(number, worker.stop)
+            loop.add_signal_handler(number, stop, number)
     except (NotImplementedError, RuntimeError):  # Windows' loops, and other threads', take no signals
         yield
         return

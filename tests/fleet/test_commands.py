@@ -101,6 +101,8 @@ async def test_from_submit_to_stop(
     assert [found["limit"] for found in overview["workers"]] == [status["limit"]]
     assert 900 < status["limit"] <= 1000
     assert "Nothing is left" in await shell("resume", "nightly")
+    assert (await shell("cancel", "nightly")).startswith("Run nightly had already finished, so there was nothing to")
+    assert json.loads(await shell("cancel", "nightly", "--json"))["state_before"] == "finished"
     assert json.loads(await shell("resume", "nightly", "--json")) == {"run": None, "planned": 0}
 
     assert (await shell("stop", "nightly")).startswith("Stopped 3 of 3 streams")
@@ -110,7 +112,12 @@ async def test_from_submit_to_stop(
     assert "stopped again" in await shell("status", "nightly")
 
     worker.send_signal(signal.SIGTERM)
-    assert await worker.wait() == 0
+    _, notes = await worker.communicate()
+    assert worker.returncode == 0
+    [serves, drains, ended] = notes.decode().splitlines()
+    assert "serves project" in serves
+    assert "is draining (SIGTERM): it takes no new work and finishes what it has within 25 s" in drains
+    assert ended.endswith(" ended.")
     assert "No worker works now." in await shell("status")
     assert "There are no runs." not in await shell("status")
 
@@ -141,7 +148,11 @@ async def test_a_run_is_cancelled_without_workers(shell: Shell, space: Simulated
     out = await shell("status", "r", "--once")
     assert "waiting" in out
     assert "No worker works now" in out
-    assert "not attempted" in await shell("cancel", "r")
+    cancelled = await shell("cancel", "r")
+    assert cancelled.startswith("Run r is cancelled.\n")
+    assert "not attempted" in cancelled
+    assert (await shell("cancel", "r")).startswith("Run r was already cancelled.\n")
+    assert json.loads(await shell("cancel", "r", "--json"))["state_before"] == "cancelled"
     assert "signalwire-streams fleet resume r" in await shell("status", "r", "--once", code=1)
     assert (await shell("resume", "r")).startswith(f"Submitted {len(space.call_sids)} streams as run r-r2.")
     assert "goes on as run r-r2" in await shell("status", "r", "--once", code=1)
@@ -151,7 +162,8 @@ async def test_a_run_is_cancelled_without_workers(shell: Shell, space: Simulated
     assert "submitted before" in await shell(*submitting, code=1)
     again = json.loads(await shell("resume", "r", "--json"))
     assert again == {"run": "r-r2", "planned": len(space.call_sids), "is_new": False}
-    assert json.loads(await shell("cancel", "r", "--json"))["ended"] == "cancelled"
+    late = json.loads(await shell("cancel", "r-r2", "--json"))
+    assert (late["ended"], late["state_before"]) == ("cancelled", "running")
     assert len(space.streams) == 0
 
 
@@ -164,6 +176,7 @@ async def test_a_run_is_cancelled_without_workers(shell: Shell, space: Simulated
         (("submit", "--url", URL), "name a FILE"),
         (("submit", "--all-in-progress", "--kind", "call", "--codec", "L16"), "leave them out on calls"),
         (("stop", "nowhere"), "there is no run 'nowhere'"),
+        (("cancel", "nowhere"), "there is no run 'nowhere'"),
     ],
 )
 async def test_what_can_not_be_right(shell: Shell, arguments: tuple[str, ...], words: str) -> None:

@@ -1,6 +1,8 @@
 """Runs that are shared, from their submit to their end."""
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -519,6 +521,19 @@ async def test_signals_where_there_are_none(client: StreamsClient, url: str) -> 
             worker.stop()
 
     await asyncio.to_thread(asyncio.run, work())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+async def test_a_signal_stops_a_worker_and_is_reported(client: StreamsClient, url: str) -> None:
+    worker = FleetWorker(url, client)
+    heard: list[signal.Signals] = []
+    with stopped_by_signals(worker, heard.append):
+        signal.raise_signal(signal.SIGTERM)
+        while not heard:
+            await asyncio.sleep(0)
+
+    assert heard == [signal.SIGTERM]
+    assert worker._stop.is_set()
 
 
 async def test_the_rate_is_that_of_the_last_seconds(client: StreamsClient, url: str) -> None:

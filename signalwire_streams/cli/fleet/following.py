@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from signalwire_streams.fleet import Fleet, FleetStatus
 
 _WENT_WELL = ("started", "already_started")
+_FOUND = {
+    "running": "Run {run} is cancelled.",
+    "finished": "Run {run} had already finished, so there was nothing to cancel.",
+    "cancelled": "Run {run} was already cancelled.",
+}
 _ASKED_EVERY = 0.5
 _SETTLING = 1.0
 
@@ -118,9 +123,17 @@ def results(account: Account, *, url_of_redis: str | None, run: str) -> None:
 @redis_option
 @account_options
 def cancel(account: Account, *, url_of_redis: str | None, run: str) -> None:
-    """Take no further starts of a run; what runs goes on. To stop that as well, write `fleet stop` instead."""
+    """Cancel a run: it takes no further starts. Streams that are running are left alone; `fleet stop` stops them too.
+
+    A run that has finished, or was cancelled before, is left as it is.
+    """
 
     async def work(fleet: "Fleet") -> None:
-        write_status(await fleet.cancel(run), account)
+        before = await fleet.status(run)
+        found = await fleet.cancel(run)
+        state = "cancelled" if before.ended is not None else "finished" if before.over else "running"
+        if not account.as_json:
+            click.echo(_FOUND[state].format(run=clean(run)))
+        write_status(found, account, {"state_before": state})
 
     with_fleet(account, url_of_redis, work)

@@ -16,7 +16,7 @@ from signalwire_streams.cli.bulk.start import FILES, Kind, checked, live, say_no
 from signalwire_streams.cli.failures import FAILED
 from signalwire_streams.cli.fleet.redis import FLEET_ENVIRONMENT, redis_option, with_fleet
 from signalwire_streams.cli.fleet.telling import fleet_command, write_status
-from signalwire_streams.cli.output import clean, write_json
+from signalwire_streams.cli.output import clean, noting, write_json
 from signalwire_streams.cli.start_options import bulk_start_options, conference_options
 
 if TYPE_CHECKING:
@@ -130,6 +130,11 @@ def resume(account: Account, *, url_of_redis: str | None, run: str, name: str | 
 
 def _tell(submitted: "FleetStatus", account: Account, since: datetime) -> None:
     """Tell what became of a submit: of a run that was there before, it only made sure that the workers have it."""
+    with noting(f"the run was submitted as {submitted.run}"):
+        _write_submitted(submitted, account, since)
+
+
+def _write_submitted(submitted: "FleetStatus", account: Account, since: datetime) -> None:
     is_new = datetime.fromisoformat(submitted.began) >= since.replace(microsecond=since.microsecond // 1000 * 1000)
     if account.as_json:
         write_json({"run": submitted.run, "planned": submitted.planned, "is_new": is_new})

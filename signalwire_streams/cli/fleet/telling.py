@@ -1,7 +1,7 @@
 """What the command line tells of runs and workers."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -28,11 +28,18 @@ def fleet_command(verb: str, options: Sequence[str], run: str) -> str:
     return shlex.join(["signalwire-streams", "fleet", verb, *options, *(["--"] if run.startswith("-") else []), run])
 
 
-def write_status(found: "FleetStatus", account: Account) -> None:
-    """Write how far a run is, and what can be done about it."""
+def write_status(found: "FleetStatus", account: Account, facts: Mapping[str, object] | None = None) -> None:
+    """Write how far a run is, and what can be done about it.
+
+    Args:
+        found: the run.
+        account: where the commands that are offered go, and whether JSON is wanted.
+        facts: more for a program.
+    """
     if account.as_json:
         speeds = {"rate": round(found.rate, 1), "limit": found.limit}
-        write_json({**_facts_of(found), **speeds, "workers": [asdict(worker) for worker in found.workers]})
+        workers = [asdict(worker) for worker in found.workers]
+        write_json({**_facts_of(found), **speeds, "workers": workers, **(facts or {})})
         return
     click.echo(f"Run {clean(found.run)} was submitted on {_moment(found.began)}.")
     rows = [("planned", f"{found.planned:,}")]

@@ -2,9 +2,11 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from signal import Signals
 from typing import Any
 
 import click
+from attrs import define, field
 
 from signalwire_streams import PlannedRequest, RetryPolicy, StartCallStream, StartConferenceStream, StreamsError
 from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
@@ -19,7 +21,7 @@ from signalwire_streams.cli.fleet.redis import (
     shared_rate_option,
     the_fleet_room,
 )
-from signalwire_streams.cli.output import clean
+from signalwire_streams.cli.output import clean, write_note
 from signalwire_streams.cli.start_options import secret_options
 
 _AT_ONCE = 200
@@ -73,14 +75,39 @@ def worker(
             one = room.FleetWorker(
                 redis, client, concurrency=concurrency, lease=lease, drain=drain, secrets=_giving(secrets)
             )
-            click.echo(f"Worker {clean(one.name)} works for {client.project} on {client.origin}.", err=True)
-            with room.stopped_by_signals(one):
+            write_note(f"Worker {clean(one.name)} serves project {client.project} on {client.origin}.")
+            with room.stopped_by_signals(one, _DrainNotes(clean(one.name), drain)):
                 await one.run()
+            write_note(f"Worker {clean(one.name)} ended.")
 
     try:
         asyncio.run(work())
     except StreamsError as error:
         raise failure_of(error, as_json=account.as_json) from None
+
+
+@define(eq=False)
+class _DrainNotes:
+    """Prints what each signal makes a worker do.
+
+    Attributes:
+        worker: the worker's name.
+        drain: seconds that its work in progress gets.
+    """
+
+    worker: str
+    drain: float
+    _signals: int = field(init=False, default=0)
+
+    def __call__(self, number: Signals) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            write_note(
+                f"Worker {self.worker} is draining ({number.name}): it takes no new work and finishes what it has "
+                f"within {self.drain:g} s; the rest goes to other workers. Signal again to hand it over at once."
+            )
+        elif self._signals == 2:  # noqa: PLR2004  (the second signal)
+            write_note(f"Worker {self.worker} hands over its work at once ({number.name}).")
 
 
 def _giving(secrets: Secrets) -> Any:  # noqa: ANN401  (what a worker takes)
