@@ -22,6 +22,9 @@ _PHRASES = (
     ("must be True or False, not False", "must be true or false, not false"),
     ("must be True or False", "must be true or false"),
     ("must be a str", "must be a string"),
+    (" True is unknown", " true is unknown"),
+    (" False is unknown", " false is unknown"),
+    ("with that name and may_be_running=True", "with --name and --may-be-running"),
     ("pass project= and token= instead", "set SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN instead"),
     ("and the token as token=", "and the token in SIGNALWIRE_API_TOKEN"),
 )

@@ -428,7 +428,7 @@ async def test_one_bad_line_starts_nothing(shell: Shell, space: SimulatedSpace, 
     assert second.startswith(f"{path}:2: this is no id: ")
     assert fourth.startswith(f"{path}:4: conference_sid 'a b' can't be part of a path: ")
     assert verdict == (
-        "error: 2 of 4 lines are wrong, and nothing was started: mend them, or leave them out with --skip-invalid"
+        "error: 2 of 4 lines are wrong, and nothing was started: fix them, or leave them out with --skip-invalid"
     )
     assert space.requests.count() == 0
     assert files_in(folder) == []

@@ -526,13 +526,11 @@ async def test_signals_where_there_are_none(client: StreamsClient, url: str) -> 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 async def test_a_signal_stops_a_worker_and_is_reported(client: StreamsClient, url: str) -> None:
     worker = FleetWorker(url, client)
-    heard: list[signal.Signals] = []
-    with stopped_by_signals(worker, heard.append):
+    heard: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    with stopped_by_signals(worker, heard.put_nowait):
         signal.raise_signal(signal.SIGTERM)
-        while not heard:
-            await asyncio.sleep(0)
+        assert await heard.get() is signal.SIGTERM
 
-    assert heard == [signal.SIGTERM]
     assert worker._stop.is_set()
 
 

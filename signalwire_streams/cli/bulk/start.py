@@ -125,13 +125,13 @@ def checked(requests: Requests, file: str, account: Account, *, skip_invalid: bo
     for line in requests.bad:
         click.echo(f"{clean(file)}:{line.number}: {clean(line.why)}", err=True)
     if any(line.hides_more for line in requests.bad):
-        raise Misuse("nothing was started, since not every line could be read: mend the file first")
+        raise Misuse("nothing was started, since not every line could be read: fix the file first")
     if requests.bad and skip_invalid:
         click.echo(f"{len(requests.bad):,} lines are left out.", err=True)
     if requests.bad and not skip_invalid:
         count = len(requests.bad)
         raise Misuse(
-            f"{count:,} of {count + len(requests.good):,} lines are wrong, and nothing was started: mend them, or "
+            f"{count:,} of {count + len(requests.good):,} lines are wrong, and nothing was started: fix them, or "
             "leave them out with --skip-invalid",
             {
                 "error": "InvalidLines",
