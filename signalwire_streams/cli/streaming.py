@@ -1,6 +1,7 @@
 """What starting and stopping a stream have in common on conferences and on calls."""
 
 import shlex
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
@@ -11,7 +12,7 @@ from signalwire_streams import Attempt, CallStream, ConferenceStream, StreamsCli
 from signalwire_streams.cli.account import Account
 from signalwire_streams.cli.failures import Interruption
 from signalwire_streams.cli.logs import OUTCOMES, silenced
-from signalwire_streams.cli.output import clean, noting, write_aligned, write_json
+from signalwire_streams.cli.output import clean, noting, write_aligned, write_json, write_note
 
 Noun = Literal["conference", "call"]
 Stream = ConferenceStream | CallStream
@@ -49,6 +50,8 @@ class Start:
         stop = self._stop_command(handle) if handle else None
         way = "" if stop is None else f"; stop it with: {stop}"
         handle_note = f"the stream was started: sid {stream.sid or '-'}, name {stream.name or '-'}{way}"
+        if sys.stdout is None:  # the shell closed it
+            write_note(handle_note)
         with noting(handle_note, also_for_pipes=True):
             if self.account.as_json:
                 write_json({**_facts(stream), "stop_command": stop})

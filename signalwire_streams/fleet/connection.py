@@ -15,7 +15,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from signalwire_streams.errors import FleetError, InvalidRequestError
 from signalwire_streams.shared.store import client_of
 
-_LOG = logging.getLogger("signalwire_streams")
+_LOG = logging.getLogger("signalwire_streams.fleet")
 
 _SCHEMES = ("redis", "rediss", "unix", "memory")
 _ANSWER_WITHIN = 10.0  # seconds

@@ -28,7 +28,7 @@ from signalwire_streams.fleet.writer import Writer
 from signalwire_streams.models.checks import check_count, check_seconds
 from signalwire_streams.transport.pacing import SpacePacer
 
-_LOG = logging.getLogger("signalwire_streams")
+_LOG = logging.getLogger("signalwire_streams.fleet")
 
 _ENDLESS = float("inf")
 _WINDOW = 5.0  # seconds that the rate is told over

@@ -83,7 +83,6 @@ def full_shell(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> FullShell:
         "bulk start --all-in-progress --url wss://audio.example.com/live --dry-run",
         "bulk start --all-in-progress --url wss://audio.example.com/live --dry-run --json",
         "demo --conferences 1",
-        "demo --conferences 1 --json",
     ],
 )
 async def test_a_full_disk_is_one_line_and_a_failure(
@@ -122,6 +121,18 @@ async def test_a_started_stream_is_not_lost_in_a_closed_pipe(space: SimulatedSpa
         "error: the output can't be written: Broken pipe; the stream was started: "
         f"sid {stream.sid}, name {stream.name}; stop it with: signalwire-streams calls stop-stream "
     )
+
+
+async def test_a_started_stream_is_not_lost_without_an_output(
+    shell: Shell, space: SimulatedSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with ``>&-``."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        ran = await shell("calls", "start-stream", space.call_sids[0], "--url", URL, "--name", "n")
+    [stream] = space.streams.alive()
+    assert ran.code == 0
+    assert ran.err.startswith(f"the stream was started: sid {stream.sid}, name n; stop it with: ")
 
 
 async def test_a_stopped_stream_is_reported_on_a_full_disk(full_shell: FullShell, space: SimulatedSpace) -> None:
