@@ -241,3 +241,13 @@ async def test_a_file_in_another_encoding_is_refused(
     offline_shell: Shell, tmp_path: Path, content: bytes, sentence: str
 ) -> None:
     is_misuse(await offline_shell(*START, file_of(tmp_path / "targets.csv", content)), sentence)
+
+
+async def test_a_file_of_secrets_without_ids_is_refused(shell: Shell, tmp_path: Path) -> None:
+    journal = str(tmp_path / "run.db")
+    started = await shell(
+        "bulk", "start", "--all-in-progress", "--url", URL, "--parameter", "a=b", "--journal", journal
+    )
+    assert started.code == 0
+    ran = await shell("bulk", "resume", journal, file_of(tmp_path / "secrets.csv", b"id;parameters.a\nroom;b\n"))
+    is_misuse(ran, "line 1 of the FILE: the first line has no column conference_sid or call_sid")

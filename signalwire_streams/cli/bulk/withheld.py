@@ -8,7 +8,7 @@ import click
 from attrs import evolve, field, frozen
 
 from signalwire_streams import InvalidRequestError, PlannedRequest
-from signalwire_streams.cli.bulk.lines import Line, Read
+from signalwire_streams.cli.bulk.lines import BadLine, Line, Read
 from signalwire_streams.cli.bulk.requests import Start
 
 _TargetAndName = tuple[str, str | None]
@@ -79,9 +79,15 @@ class Secrets:
 
 
 def by_target(lines: Iterable[Read]) -> dict[_TargetAndName, list[Mapping[str, Any]]]:
-    """Arrange a file's lines by what they start; those that are wrong started nothing."""
+    """Arrange a file's lines by what they start; those that are wrong started nothing.
+
+    Raises:
+        UsageError: a line hides those behind it.
+    """
     found: dict[_TargetAndName, list[Mapping[str, Any]]] = {}
     for line in lines:
+        if isinstance(line, BadLine) and line.hides_more:
+            raise click.UsageError(f"line {line.number} of the FILE: {line.why}")
         if isinstance(line, Line):
             sid, name = line.fields.get("conference_sid") or line.fields.get("call_sid"), line.fields.get("name")
             found.setdefault((str(sid), name if isinstance(name, str) else None), []).append(line.fields)
