@@ -11,8 +11,9 @@ from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 import aiohttp
 
 from signalwire_streams.bulk.engine import Engine, Note, Perform
-from signalwire_streams.bulk.journal import Journal
+from signalwire_streams.bulk.journal import Holder, Journal
 from signalwire_streams.bulk.journaled import JournaledStarting, JournaledStopping, Ledger, ledger_of
+from signalwire_streams.bulk.paths import journal_path
 from signalwire_streams.bulk.records import BulkJournal
 from signalwire_streams.bulk.run import BulkRun, Keeper
 from signalwire_streams.bulk.starting import Both, Starting, Stopping
@@ -202,9 +203,8 @@ class StreamsClient:
                 them are one; nothing is left behind.
             JournalError: the file can't be written.
         """
-        path = Path(journal)
-        Journal.create(path, self._whose("start"), run=token_hex(4), plan=requests).close()
-        return BulkJournal(path)
+        Journal.plan(journal_path(journal), self._whose("start"), run=token_hex(4), requests=requests)
+        return BulkJournal(journal)
 
     def stop_run(self, journal: Path | str, *, concurrency: int | None = None) -> BulkRun[_Stream]:
         """Stop what a journaled run of `start_streams` started: ``async for outcome in client.stop_run("run.db")``.
@@ -220,8 +220,9 @@ class StreamsClient:
             InvalidRequestError: on going through the run, when there is no such journal, or it belongs to another
                 Space, project or kind of run, or to a process that still runs.
         """
-        path = Path(journal)
-        undoing = Undoing(Stopping(self._streams, self._patience), partial(Journal.reopen, path, self._whose("start")))
+        path = journal_path(journal)
+        reopen = partial(Journal.reopen, path, self._whose("start"), clock=self._clock)
+        undoing = Undoing(Stopping(self._streams, self._patience), Holder(reopen, self._clock))
         streams = BulkJournal(path).streams()
         return self._bulk(streams, undoing, concurrency, starting=False, keeper=undoing, note=undoing.note)
 
@@ -251,8 +252,13 @@ class StreamsClient:
 
     def _book(self, journal: Path | str | Ledger | None, doing: str, *, resume: bool) -> Ledger | None:
         whose = self._whose(doing)
-        create = partial(Journal.create, whose=whose, run=token_hex(4))
-        return ledger_of(journal, resume=resume, create=create, reopen=partial(Journal.reopen, whose=whose))
+        return ledger_of(
+            journal,
+            resume=resume,
+            clock=self._clock,
+            create=partial(Journal.create, whose=whose, run=token_hex(4), clock=self._clock),
+            reopen=partial(Journal.reopen, whose=whose, clock=self._clock),
+        )
 
     def _whose(self, doing: str) -> Whose:
         return Whose(doing, self.origin, self.project)

@@ -6,19 +6,21 @@ nothing to share with does not wait: a commit is only put off when the last one 
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from attrs import define, field
 
-from signalwire_streams.bulk.store import failed
+from signalwire_streams.bulk.store import failed, telling, when_free
+from signalwire_streams.bulk.wal import LOG_SIZE, OpenFiles, checkpoint, close_log, is_busy
+from signalwire_streams.errors import JournalError
+from signalwire_streams.transport.clock import Clock
 
 _APART = 0.004  # seconds between two commits, when something waits for them
 _AT_LEAST_EVERY = 0.1  # seconds that what nobody waits for stays unwritten
-_LOOK_EVERY = 1.0  # seconds between two looks whether the file is still there
 
 Values: TypeAlias = tuple[object, ...]
+_Entry: TypeAlias = tuple[str, Values, asyncio.Future[None] | None]
 
 
 @define(eq=False)
@@ -28,19 +30,21 @@ class Commits:
     Attributes:
         path: the journal, for messages.
         database: the open journal.
+        files: its files, which are checked before each commit.
+        clock: measures how long another program keeps the journal locked.
     """
 
     path: Path
     database: sqlite3.Connection
-    _file: tuple[int, int] = field(init=False)
-    _looked: float = field(init=False, default=float("-inf"))
-    _waiting: list[tuple[str, Values, asyncio.Future[None] | None]] = field(init=False, factory=list)
+    files: OpenFiles
+    clock: Clock
+    _waiting: list[_Entry] = field(init=False, factory=list)
     _timer: asyncio.TimerHandle | None = field(init=False, default=None)
+    _retrying: asyncio.Task[None] | None = field(init=False, default=None)
     _due: float = field(init=False, default=0.0)
     _last: float = field(init=False, default=float("-inf"))
-
-    def __attrs_post_init__(self) -> None:
-        self._file = _identity(self.path)
+    _log_limit: int = field(init=False, default=LOG_SIZE)
+    _failure: JournalError | None = field(init=False, default=None)
 
     def later(self, statement: str, values: Values) -> None:
         """Write it with the next commit."""
@@ -51,29 +55,47 @@ class Commits:
         """Write it, and return when it is on the disk. If cancelled before that, it is not written.
 
         Raises:
-            JournalError: it can't be written.
+            JournalError: it can't be written, or something could not be before.
         """
+        if self._failure is not None:
+            raise _same(self._failure)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         self._waiting.append((statement, values, done))
         self._commit_by(max(loop.time(), self._last + _APART))
         await done
 
-    def close(self) -> None:
-        """Write what waits.
+    def finish(self) -> None:
+        """Write what waits, and leave a journal that is whole without its log.
 
         Raises:
-            JournalError: it can't be written.
+            JournalError: something can't be written, or could not be before.
         """
+        self.cancel()
+        with telling(self.path, "written"):
+            try:
+                self.files.check()
+            except OSError as error:
+                if self.files.is_damaged:
+                    raise
+                # What was removed is still open, so the main file gets all of it.
+                self._failure = self._failure or failed(self.path, "written", error)
+            self._write_waiting()
+            close_log(self.database)
+        if self._failure is not None:
+            raise _same(self._failure)
+
+    def cancel(self) -> None:
+        """Write nothing more by itself."""
         if self._timer is not None:
             self._timer.cancel()
-        try:
-            self._write(self._waiting)
-            self._look(float("inf"))
-        except (sqlite3.Error, OSError) as error:
-            raise failed(self.path, "written", error) from error
+            self._timer = None
+        if self._retrying is not None:
+            self._retrying.cancel()
 
     def _commit_by(self, at: float) -> None:
+        if self._retrying is not None:
+            return
         if self._timer is not None:
             if self._due <= at:
                 return
@@ -82,49 +104,67 @@ class Commits:
         self._timer, self._due = asyncio.get_running_loop().call_at(at, self._commit), at
 
     def _commit(self) -> None:
-        waiting, self._waiting = self._waiting, []
         self._timer = None
         self._last = asyncio.get_running_loop().time()
         try:
-            self._look(self._last)
-            self._write(waiting)
-        except (sqlite3.Error, OSError) as error:
-            # What nobody waits for is kept for the next try; `close` is the last one, and tells.
-            self._waiting = [entry for entry in waiting if entry[2] is None] + self._waiting
-            _end(waiting, failed(self.path, "written", error))
-        else:
-            _end(waiting, None)
+            self._attempt()
+        except JournalError as error:
+            if is_busy(error.__cause__):
+                self._retrying = asyncio.create_task(self._retry())
+            else:
+                self._fail(error)
 
-    def _look(self, now: float) -> None:
-        """See that the file is the one that was opened: one that was removed or replaced would keep nothing."""
-        if now < self._looked + _LOOK_EVERY:
-            return
-        self._looked = now
-        if _identity(self.path) != self._file:
-            raise OSError("somebody replaced the file")
+    async def _retry(self) -> None:
+        """Write as soon as another program lets go of the journal; what comes meanwhile waits with the rest."""
+        try:
+            await when_free(self.clock, self._attempt)
+        except JournalError as error:
+            self._fail(error)
+        finally:
+            self._retrying = None
 
-    def _write(self, waiting: Sequence[tuple[str, Values, asyncio.Future[None] | None]]) -> None:
+    def _attempt(self) -> None:
+        with telling(self.path, "written"):
+            self.files.check()
+            self._write_waiting()
+            self._keep_log_small()
+
+    def _fail(self, error: JournalError) -> None:
+        """End what waits for the commit, and with it the run. Outcomes are kept for the next try."""
+        self._failure = self._failure or error
+        waiting, self._waiting = self._waiting, [entry for entry in self._waiting if entry[2] is None]
+        for _, _, done in waiting:
+            if done is not None and not done.done():
+                done.set_exception(_same(error))
+
+    def _write_waiting(self) -> None:
         # Those of one statement go together, which is a fifth cheaper. It changes nothing, since what is written of one
         # item comes in different commits: its outcome after its intent is on the disk.
         together: dict[str, list[Values]] = {}
-        for statement, values, done in waiting:
+        for statement, values, done in self._waiting:
             if done is None or not done.cancelled():
                 together.setdefault(statement, []).append(values)
         with self.database:
             for statement, rows in together.items():
                 self.database.executemany(statement, rows)
+        waiting, self._waiting = self._waiting, []
+        for _, _, done in waiting:
+            if done is not None and not done.done():
+                done.set_result(None)
+
+    def _keep_log_small(self) -> None:
+        """Checkpoint the log when it has outgrown the size that the main file names."""
+        # Those that wait for the commit go on after this returns, so nothing is sent that a cut of the log could hide.
+        if self.files.log_size() <= self._log_limit:
+            return
+        try:
+            checkpoint(self.path, self.database)
+        except sqlite3.Error as error:
+            if not is_busy(error):  # what was to be written is, so the next commit will do
+                raise
+        self._log_limit = self.files.log_size()
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
-
-
-def _end(waiting: Sequence[tuple[str, Values, asyncio.Future[None] | None]], error: Exception | None) -> None:
-    for _, _, done in waiting:
-        if done is None or done.done():
-            continue
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
+def _same(error: JournalError) -> JournalError:
+    """Return an error with the same message, since each of those that wait raises its own."""
+    return JournalError(str(error))

@@ -4,9 +4,10 @@ An intent is committed before its request goes out; an outcome a tenth of a seco
 is killed loses few outcomes, and their items are then "intended", which is as good as unknown.
 """
 
+import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from attrs import asdict, define, field, frozen
 
 from signalwire_streams.bulk.commits import Commits
 from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState, label_of
+from signalwire_streams.bulk.paths import exists
 from signalwire_streams.bulk.planning import Start, plan_rows
 from signalwire_streams.bulk.store import (
     INDEX,
@@ -26,12 +28,17 @@ from signalwire_streams.bulk.store import (
     connect,
     facts_of,
     hold,
-    is_free,
+    is_held,
+    new_file,
     now,
     telling,
+    verify,
+    when_free,
 )
+from signalwire_streams.bulk.wal import OpenFiles, close_without_checkpoint, open_log
 from signalwire_streams.errors import InvalidRequestError, JournalError
 from signalwire_streams.models import CallStream, ConferenceStream
+from signalwire_streams.transport.clock import Clock
 
 _Result = TypeVar("_Result")
 
@@ -80,59 +87,72 @@ class Journal:
     run: str
     _database: sqlite3.Connection
     _lock: sqlite3.Connection
+    _clock: Clock
     _inherited: int = 0
     _looked_up: Counter[str] = field(init=False, factory=Counter)
     _rows: int = field(init=False)
+    _files: OpenFiles = field(init=False)
     _commits: Commits = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._rows = self._inherited
-        self._commits = Commits(self.path, self._database)
+        self._files = OpenFiles(self.path)
+        self._commits = Commits(self.path, self._database, self._files, self._clock)
 
     @classmethod
-    def create(cls, path: Path, whose: Whose, *, run: str, plan: Iterable[Start] | None = None) -> Self:
-        """Begin the journal of a new run, with all that it is to start where that is known.
+    def create(cls, path: Path, whose: Whose, *, run: str, clock: Clock | None = None) -> Self:
+        """Create the journal of a new run, and open it.
 
         Raises:
-            InvalidRequestError: the file is there already, can't be made, or another process holds it; or two
-                requests of the plan are one.
+            InvalidRequestError: the file is there already, can't be made, or another process holds it.
             JournalError: it can't be written.
         """
-        facts = {
-            "schema": str(SCHEMA_VERSION),
-            "run": run,
-            **asdict(whose),
-            "began": now(),
-        }
-        with ExitStack() as undo, telling(path, "made"):
-            lock = undo.enter_context(closing(hold(path)))
-            if not is_free(path):
-                raise InvalidRequestError(f"the journal {path} is there already: resume it, or choose another file")
-            undo.callback(path.unlink, missing_ok=True)
+        with telling(path, "made"), new_file(path) as lock, ExitStack() as undo:
+            _lay_out(path, whose, run, None)
             database = undo.enter_context(closing(connect(path)))
-            _lay_out(database, facts, plan)
+            open_log(path, database)
+            journal = cls(path, run, database, lock, clock or Clock())
             undo.pop_all()
-        return cls(path, run, database, lock)
+        return journal
 
     @classmethod
-    def reopen(cls, path: Path, whose: Whose) -> Self:
-        """Go on with the journal of a run that ended early.
+    def plan(cls, path: Path, whose: Whose, *, run: str, requests: Iterable[Start]) -> None:
+        """Create the journal of a run that is to start these requests, for `reopen`.
+
+        Raises:
+            InvalidRequestError: as in `create`; or an item is no request, or two requests are the same.
+            JournalError: it can't be written.
+        """
+        with telling(path, "made"), new_file(path) as lock:
+            _lay_out(path, whose, run, requests)
+        lock.close()
+
+    @classmethod
+    def reopen(cls, path: Path, whose: Whose, *, clock: Clock | None = None) -> Self:
+        """Open the journal of a run that was planned, or that ended early.
 
         Raises:
             InvalidRequestError: there is no such file, it is no journal of this version, it belongs to another
                 Space, project or kind of run, or another process holds it.
+            JournalError: it can't be read or written, or a part of it is missing.
         """
+        if not exists(path):
+            raise InvalidRequestError(f"there is no journal {path}: begin the run without resuming")
         with ExitStack() as undo, telling(path, "read"):
-            if not path.exists():
-                raise InvalidRequestError(f"there is no journal {path}: begin the run without resuming")
+            if not is_held(path):
+                whose.check(path, verify(path)[0])  # before a lock file is made beside what is no journal of ours
+            if not os.access(path, os.W_OK):
+                raise InvalidRequestError(f"the journal {path} can't be written: use an account that may write it")
             lock = undo.enter_context(closing(hold(path)))
+            whose.check(path, verify(path)[0])
             database = undo.enter_context(closing(connect(path)))
             known = facts_of(path, database)
-            whose.check(path, known)
+            open_log(path, database)
             database.execute(INDEX)
             last = database.execute("SELECT COALESCE(MAX(id), 0) FROM items").fetchone()[0]
+            journal = cls(path, known["run"], database, lock, clock or Clock(), int(last))
             undo.pop_all()
-        return cls(path, known["run"], database, lock, int(last))
+        return journal
 
     def __enter__(self) -> Self:
         return self
@@ -228,30 +248,93 @@ class Journal:
         undone = {BulkState.STOPPED: BulkState.STOPPED.value, BulkState.UNKNOWN: INTENDED}.get(outcome.state)
         self._commits.later(_UNDO, (undone, now(), row))
 
-    def close(self) -> None:
-        """Write what waits and let go of the file.
+    async def aclose(self) -> None:
+        """Do the same as `close`, and wait for a lock of another program.
 
         Raises:
-            JournalError: it can't be written; what waited stays "intended".
+            JournalError: as in `close`.
         """
         try:
-            self._commits.close()
+            await when_free(self._clock, self._commits.finish)
         finally:
-            self._database.close()
+            self._release()
+
+    def close(self) -> None:
+        """Write what waits, and close the file, which then is whole without its log.
+
+        Raises:
+            JournalError: something could not be written; items that were sent stay "intended".
+        """
+        try:
+            self._commits.finish()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        self._commits.cancel()
+        try:
+            if self._files.is_damaged:
+                close_without_checkpoint(self.path, self._database)
+            else:
+                self._database.close()
+        finally:
             self._lock.close()
 
     def _ask(self, question: str, values: tuple[object, ...], read: Callable[[Any], _Result]) -> _Result:
         with telling(self.path, "read"):
+            self._files.check()
             return read(self._database.execute(question, values).fetchone())
 
 
-def _lay_out(database: sqlite3.Connection, facts: Mapping[str, str], plan: Iterable[Start] | None) -> None:
-    """Make the tables, the run's facts and its plan in one transaction: they are there, or nothing is."""
-    with database:
-        database.execute("BEGIN")
+@define(eq=False)
+class Holder:
+    """Opens the journal of a run as it begins, and closes it as it ends.
+
+    Attributes:
+        opening: opens the journal.
+        clock: measures how long another program keeps the journal locked.
+        journal: the journal, once it is open.
+    """
+
+    opening: Callable[[], Journal]
+    clock: Clock
+    journal: Journal = field(init=False)
+    _is_open: bool = field(init=False, default=False)
+    _failure: JournalError | None = field(init=False, default=None)
+
+    async def open(self) -> Journal:
+        """Open the journal, and wait for a lock of another program."""
+        self.journal = await when_free(self.clock, self.opening)
+        self._is_open = True
+        return self.journal
+
+    async def close(self) -> None:
+        """Write what waits and close the journal. Safe to repeat.
+
+        Raises:
+            JournalError: something could not be written; the same each time.
+        """
+        if self._is_open:
+            self._is_open = False
+            try:
+                await self.journal.aclose()
+            except JournalError as error:
+                self._failure = error
+        if self._failure is not None:
+            raise self._failure
+
+
+def _lay_out(path: Path, whose: Whose, run: str, plan: Iterable[Start] | None) -> None:
+    """Write the tables, the run's facts and its plan in one transaction: they are there, or nothing is.
+
+    Without a log, so that all of it is in the main file.
+    """
+    facts = {"schema": str(SCHEMA_VERSION), "run": run, **asdict(whose), "began": now()}
+    with closing(sqlite3.connect(path, timeout=0.0)) as database, database:
+        database.execute("BEGIN IMMEDIATE")
         for statement in SCHEMA:
             database.execute(statement)
         if plan is not None:
             cursor = database.executemany(_PLAN, plan_rows(plan))
-            facts = {**facts, "planned": str(max(cursor.rowcount, 0))}
+            facts["planned"] = str(max(cursor.rowcount, 0))
         database.executemany("INSERT INTO run VALUES (?, ?)", facts.items())

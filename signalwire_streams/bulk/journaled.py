@@ -3,17 +3,19 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams.bulk.journal import Entry, Journal
+from signalwire_streams.bulk.journal import Entry, Holder, Journal
 from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
+from signalwire_streams.bulk.paths import journal_path
 from signalwire_streams.bulk.planning import Start
 from signalwire_streams.bulk.starting import Starting, Stopping
 from signalwire_streams.bulk.store import INTENDED
 from signalwire_streams.errors import InvalidRequestError, StreamOutcomeUnknown
 from signalwire_streams.models import CallStream, ConferenceStream, StartConferenceStream, StreamStatus
+from signalwire_streams.transport.clock import Clock
 from signalwire_streams.wire.exchange import Errand, Progress
 
 _Stream: TypeAlias = ConferenceStream | CallStream
@@ -38,6 +40,7 @@ class Key:
     name: str | None
 
 
+@runtime_checkable
 class Ledger(Protocol):
     """Where a run keeps book of its items: a journal's file, or what several processes share."""
 
@@ -46,12 +49,16 @@ class Ledger(Protocol):
         """What the run is called; the names of its streams follow from it."""
         ...
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """Open it; the run begins."""
         ...
 
-    def end(self) -> None:
-        """Let go of it; the run has ended. Safe to repeat."""
+    async def end(self) -> None:
+        """Close it; the run has ended. Safe to repeat.
+
+        Raises:
+            StreamsError: something could not be recorded; the same each time.
+        """
         ...
 
     def known(self, key: Key, progress: Progress) -> Entry | None:
@@ -76,63 +83,59 @@ class Book:
     """The journal of one run while it goes on.
 
     Attributes:
-        opening: opens the journal, when the run begins.
+        holder: has the journal.
     """
 
-    opening: Callable[[], Journal]
-    journal: Journal = field(init=False)
-    _is_open: bool = field(init=False, default=False)
+    holder: Holder
     _rows: dict[Progress, int] = field(init=False, factory=dict)
 
     @property
     def run(self) -> str:
         """What the run is called."""
-        return self.journal.run
+        return self.holder.journal.run
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """Open the journal.
 
         Raises:
             InvalidRequestError: what the run started was stopped since.
         """
-        self.journal = self.opening()
-        self._is_open = True
-        since = self.journal.undone_since
+        journal = await self.holder.open()
+        since = journal.undone_since
         if since is not None:
-            self.end()
-            raise InvalidRequestError(f"the streams of {self.journal.path} were stopped since {since}: begin a new run")
+            await self.end()
+            raise InvalidRequestError(f"the streams of {journal.path} were stopped since {since}: begin a new run")
 
-    def end(self) -> None:
-        """Write what waits and let go of the journal."""
-        if self._is_open:
-            self._is_open = False
-            self.journal.close()
+    async def end(self) -> None:
+        """Write what waits and close the journal."""
+        await self.holder.close()
 
     def known(self, key: Key, progress: Progress) -> Entry | None:
         """Look up what an earlier part of the run left of an item."""
-        entry = self.journal.find(key.target, key.name)
+        entry = self.holder.journal.find(key.target, key.name)
         if entry is not None and entry.state == INTENDED:
             self._rows[progress] = entry.id  # an outcome is recorded even if nothing is sent, for it may be unknown
         return entry
 
     async def intend(self, key: Key, progress: Progress, entry: Entry | None) -> None:
         """Note that an item is about to be sent."""
-        row = self.journal.new_row() if entry is None else entry.id
+        row = self.holder.journal.new_row() if entry is None else entry.id
         self._rows[progress] = row
-        await self.journal.intend(row, key.kind, key.target, key.name)
+        await self.holder.journal.intend(row, key.kind, key.target, key.name)
 
     def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
         """Note what came of an item."""
         row = self._rows.pop(progress, None)
         if row is None or (progress.may_be_done and outcome.state in _NO_NEWS):
             return  # what may have been done before is not undone by that
-        self.journal.settle(row, outcome)
+        self.holder.journal.settle(row, outcome)
 
 
 def ledger_of(
     journal: Path | str | Ledger | None,
     *,
     resume: bool,
+    clock: Clock,
     create: Callable[[Path], Journal],
     reopen: Callable[[Path], Journal],
 ) -> Ledger | None:
@@ -143,9 +146,9 @@ def ledger_of(
     """
     if journal is None and resume:
         raise InvalidRequestError("resume=True needs the journal to go on with: pass journal='run.db'")
-    if journal is None or not isinstance(journal, Path | str):
+    if journal is None or isinstance(journal, Ledger):
         return journal
-    return Book(partial(reopen if resume else create, Path(journal)))
+    return Book(Holder(partial(reopen if resume else create, journal_path(journal)), clock))
 
 
 @define(eq=False)
@@ -165,14 +168,14 @@ class JournaledStarting:
     book: Ledger
     resend_call_starts: bool
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """Open the journal, and take the run's name from it."""
-        self.book.begin()
+        await self.book.begin()
         self.starting.run = self.book.run
 
-    def end(self) -> None:
-        """Let go of the journal."""
-        self.book.end()
+    async def end(self) -> None:
+        """Close the journal."""
+        await self.book.end()
 
     async def __call__(self, request: Start, errand: Errand) -> _Stream:
         """Start one stream, unless it is known to run."""
@@ -204,13 +207,13 @@ class JournaledStopping:
     stopping: Stopping
     book: Ledger
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """Open the journal."""
-        self.book.begin()
+        await self.book.begin()
 
-    def end(self) -> None:
-        """Let go of the journal."""
-        self.book.end()
+    async def end(self) -> None:
+        """Close the journal."""
+        await self.book.end()
 
     async def __call__(self, stream: _Stream, errand: Errand) -> _Stream:
         """Stop one stream, unless it is known to be stopped."""

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator, Mapping
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from attrs import field, frozen
 from signalwire_streams.bulk.outcomes import BulkState
 from signalwire_streams.bulk.planning import PlannedRequest, planned_request
 from signalwire_streams.bulk.store import INTENDED, facts_of, is_held, reading
+from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream
 
 _AT_ONCE = 500  # rows per question, so that no reader keeps the writer from tidying up behind itself
@@ -95,6 +97,12 @@ class JournalItem:
         return CallStream(call_sid=self.target, sid=self.sid, name=self.name, ambiguous=self.ambiguous)
 
 
+def _path(path: object) -> Path:
+    if not isinstance(path, str | PathLike) or not isinstance(fspath(path), str):
+        raise InvalidRequestError(f"a journal is named by a path, not by a {type(path).__name__}: write 'run.db'")
+    return Path(path)
+
+
 @frozen
 class BulkJournal:
     """The journal of a bulk run, to be read: ``BulkJournal("run.db").status()``.
@@ -109,13 +117,23 @@ class BulkJournal:
         JournalError: on reading, when the file can't be read.
     """
 
-    path: Path = field(converter=Path)
+    path: Path = field(converter=_path)
+    _file: Path = field(init=False, eq=False, repr=False)
+
+    @_file.default
+    def _absolute(self) -> Path:
+        try:
+            return self.path.absolute()
+        except OSError:  # the working directory was removed; `reading` says so
+            return self.path
 
     def status(self) -> JournalStatus:
         """Sum the run up."""
-        held = is_held(self.path)  # asked first: a run that ends meanwhile is then told to go on, and not to be cut off
-        with reading(self.path) as database:
-            facts = facts_of(self.path, database)
+        held = is_held(
+            self._file
+        )  # asked first: a run that ends meanwhile is then told to go on, and not to be cut off
+        with reading(self._file) as database:
+            facts = facts_of(self._file, database)
             counts = dict(database.execute("SELECT state, count(*) FROM items GROUP BY state ORDER BY 2 DESC"))
             undone, attempts = database.execute(
                 "SELECT count(*) FILTER (WHERE undone = 'stopped'), COALESCE(SUM(attempts), 0) FROM items"
@@ -179,5 +197,5 @@ class BulkJournal:
             last = rows[-1][0]
 
     def _some(self, question: str, values: tuple[object, ...]) -> list[sqlite3.Row]:
-        with reading(self.path) as database:
+        with reading(self._file) as database:
             return database.execute(question, values).fetchall()

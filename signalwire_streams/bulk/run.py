@@ -17,12 +17,16 @@ _Item = TypeVar("_Item")
 class Keeper(Protocol):
     """Keeps a journal of the run."""
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """Open the journal; the run begins."""
         ...
 
-    def end(self) -> None:
-        """Write what waits and let go of the journal; the run has ended. Safe to repeat."""
+    async def end(self) -> None:
+        """Write what waits and close the journal; the run has ended. Safe to repeat.
+
+        Raises:
+            StreamsError: something could not be recorded; the same each time.
+        """
         ...
 
 
@@ -45,7 +49,7 @@ class BulkRun(Generic[_Item]):
         if self._began_at is not None:
             raise ClientStateError("a run can be gone through once: make a new one")
         if self._keeper is not None:
-            self._keeper.begin()
+            await self._keeper.begin()
         self._began_at = self._clock.now()
         try:
             while (outcome := await self._engine.next()) is not None:
@@ -89,4 +93,4 @@ class BulkRun(Generic[_Item]):
             if self._seconds is None:
                 self._seconds = self._clock.now() - (self._began_at or self._clock.now())
             if self._keeper is not None:
-                self._keeper.end()
+                await self._keeper.end()

@@ -6,17 +6,22 @@ on. It holds no token and no parameter value.
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
+from typing import TypeVar
 
 from attrs import frozen
 
+from signalwire_streams.bulk.paths import LOCK, LOG, ROLLBACK, beside, exists, identity_of, journal_path, size_of
+from signalwire_streams.bulk.wal import KEY, check_log, is_busy, log_error
 from signalwire_streams.errors import InvalidRequestError, JournalError
+from signalwire_streams.transport.clock import Clock
 
-SCHEMA_VERSION = 1
+_Result = TypeVar("_Result")
+
+SCHEMA_VERSION = 2
 
 SCHEMA = (
     "CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -49,15 +54,46 @@ INTENDED = "intended"
 """The state of an item whose request may have gone out, and of whose end the journal knows nothing."""
 
 _A_MOMENT = 0.2  # another process may be looking whether the journal is held
+_PATIENCE = 5.0  # seconds that another program may keep a journal locked
+_STEP = 0.02  # seconds between two tries
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a journal to write in it."""
-    database = sqlite3.connect(path, timeout=5.0)
-    database.execute("PRAGMA journal_mode = WAL")
-    # NORMAL loses nothing when the process is killed; only a power cut can take the last commits.
-    database.execute("PRAGMA synchronous = NORMAL")
+    """Open a journal, which is there already, to write in it."""
+    database = sqlite3.connect(_address(path, "rw"), uri=True, timeout=0.0)  # `when_free` waits, and not SQLite
+    try:
+        _ = database.execute("PRAGMA journal_mode = WAL").fetchone()
+        # NORMAL loses nothing when the process is killed; only a power cut can take the last commits.
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute("PRAGMA wal_autocheckpoint = 0")  # `wal.checkpoint` does that
+    except BaseException:
+        database.close()
+        raise
     return database
+
+
+def _address(path: Path, mode: str) -> str:
+    return f"{path.resolve().as_uri()}?mode={mode}"
+
+
+async def when_free(clock: Clock, act: Callable[[], _Result]) -> _Result:
+    """Do what a lock of another program can prevent; try again for some seconds, without blocking the event loop.
+
+    Args:
+        clock: measures the time, and waits.
+        act: raises a `JournalError` whose cause is `wal.is_busy` where it is to be tried again.
+
+    Raises:
+        JournalError: the lock was held for too long, or there is another reason.
+    """
+    since = clock.now()
+    while True:
+        try:
+            return act()
+        except JournalError as error:
+            if not is_busy(error.__cause__) or clock.now() - since >= _PATIENCE:
+                raise
+        await clock.sleep(_STEP)
 
 
 @frozen
@@ -87,30 +123,76 @@ class Whose:
                 raise InvalidRequestError(f"{path} belongs to the {noun} {its}: use it there, not on {ours}")
 
 
+def find(path: Path) -> None:
+    """Check that there is a journal's file to be read.
+
+    Raises:
+        InvalidRequestError: there is none, or it is another kind of file.
+    """
+    if not exists(journal_path(path)):
+        raise InvalidRequestError(f"there is no journal {path}: name the file that the run wrote")
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a journal to read in it.
 
     Raises:
         InvalidRequestError: there is no such file, or it is no journal of this version.
-        JournalError: it can't be read.
+        JournalError: it can't be read, or a part of it is missing.
     """
-    with telling(path, "read"):
-        if not path.exists():
-            raise InvalidRequestError(f"there is no journal {path}: name the file that the run wrote")
-        with closing(_open_to_read(path)) as database:
-            database.execute("BEGIN")  # one view of the file for all that is asked
-            facts_of(path, database)
-            yield database
+    find(path)
+    with telling(path, "read"), ExitStack() as stack:
+        try:
+            is_alone = not is_held(path) and not verify(path)[1]
+        except (JournalError, InvalidRequestError):
+            if not is_held(path):  # else a run has begun meanwhile, and its process keeps the files together
+                raise
+            is_alone = False
+        database = stack.enter_context(closing(_connect_to_main(path) if is_alone else _connect_to_read(path)))
+        database.execute("BEGIN")  # one view of the file for all that is asked
+        facts_of(path, database)
+        yield database
 
 
-def _open_to_read(path: Path) -> sqlite3.Connection:
-    address = f"file:{quote(str(path.resolve()))}?mode=ro"
-    # Where no files can be made beside it, SQLite can't read a WAL journal, unless it is told that nobody writes.
-    beside = path.with_name(path.name + "-wal")
-    if not os.access(path.parent, os.W_OK) and not beside.exists():
-        address += "&immutable=1"
-    return sqlite3.connect(address, uri=True, isolation_level=None)
+def verify(path: Path) -> tuple[Mapping[str, str], bool]:
+    """Check that a journal that no process of ours has open is whole: its main file, and the log that this one names.
+
+    Nothing is written, and no file is made.
+
+    Returns:
+        What the main file says of its run, and whether the journal can't be read without its log.
+
+    Raises:
+        InvalidRequestError: the file is no journal of this version, or no run has begun in it.
+        JournalError: a part is missing.
+    """
+    with closing(_connect_to_main(path)) as main:
+        facts = facts_of(path, main)
+        counted = _counts(main)
+    needs_log = check_log(path, facts)
+    if needs_log and KEY not in facts:
+        # A run was killed as it opened the journal, and then its log says nothing that the main file does not; or the
+        # log is another journal's.
+        with closing(_connect_to_read(path)) as both:
+            known = {key: value for key, value in facts_of(path, both).items() if key != KEY}
+            if (known, _counts(both)) != (facts, counted):
+                raise log_error(path, "belongs to another journal")
+    return facts, needs_log
+
+
+def _counts(database: sqlite3.Connection) -> tuple[int, ...]:
+    return tuple(database.execute("SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM plan)").fetchone())
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(_address(path, "ro"), uri=True, isolation_level=None)
+
+
+def _connect_to_main(path: Path) -> sqlite3.Connection:
+    """Open the main file alone: without its log, without a lock, and without making a file."""
+    # Not by reading the file ourselves: to close a file drops all locks that this process has on it.
+    return sqlite3.connect(f"{_address(path, 'ro')}&immutable=1", uri=True, isolation_level=None)
 
 
 @contextmanager
@@ -132,15 +214,16 @@ def failed(path: Path, doing: str, error: Exception) -> JournalError:
 
 
 def facts_of(path: Path, database: sqlite3.Connection) -> Mapping[str, str]:
-    """Give what the journal says of its run.
+    """Return what the journal says of its run.
 
     Raises:
-        InvalidRequestError: the file is no journal of this version.
+        InvalidRequestError: the file is no journal of this version, or no run has begun in it.
+        JournalError: nothing is in it, and that is not how a run leaves it.
     """
     known: dict[str, str] = {}
     try:
-        if _is_blank(database):
-            raise InvalidRequestError(f"the journal {path} was not begun yet, and nothing was sent: begin the run")
+        if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise _blank(path)
         known = dict(database.execute("SELECT key, value FROM run"))
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB}:
@@ -150,19 +233,63 @@ def facts_of(path: Path, database: sqlite3.Connection) -> Mapping[str, str]:
     return known
 
 
+def _blank(path: Path) -> Exception:
+    if is_free(path):
+        return InvalidRequestError(
+            f"the journal {path} is empty, so it was not begun yet: begin the run; if it is a copy of a run's journal, "
+            "copy that again"
+        )
+    return log_error(path, "is missing or is not its own")
+
+
 def is_free(path: Path) -> bool:
-    """Tell whether a journal can be made: nothing is there, or what a run left that was killed before it began."""
-    if not path.exists():
-        return True
-    try:
-        with closing(_open_to_read(path)) as database:
-            return _is_blank(database)
-    except sqlite3.DatabaseError:
+    """Return whether a journal can be made: nothing is there, or an empty file without what belongs to another one."""
+    if size_of(path) or size_of(beside(path, LOG)):
         return False
+    return path.exists() or not size_of(beside(path, ROLLBACK))
 
 
-def _is_blank(database: sqlite3.Connection) -> bool:
-    return int(database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]) == 0
+@contextmanager
+def new_file(path: Path) -> Iterator[sqlite3.Connection]:
+    """Take a path for a new journal. On an error nothing is left of what this call made, and nothing else is touched.
+
+    Yields:
+        The lock of `hold`.
+
+    Raises:
+        InvalidRequestError: something is there already, or no file can be made there.
+    """
+    _check_free(path)
+    with ExitStack() as undo:
+        lock = undo.enter_context(closing(_hold_new(path, undo)))
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            undo.callback(_unlink, path, identity_of(path))
+        _check_free(path)  # another process may have made it since
+        yield lock
+        undo.pop_all()
+
+
+def _check_free(path: Path) -> None:
+    if exists(path) and size_of(path):
+        raise InvalidRequestError(f"the journal {path} is there already: resume it, or choose another file")
+    if not is_free(path):
+        raise InvalidRequestError(f"files of another journal are beside {path}: restore it, or choose another file")
+
+
+def _hold_new(path: Path, undo: ExitStack) -> sqlite3.Connection:
+    file = beside(path, LOCK)
+    is_new = not file.exists()
+    lock = hold(path)
+    if is_new:
+        undo.callback(_unlink, file, identity_of(file))
+    return lock
+
+
+def _unlink(file: Path, identity: tuple[int, int]) -> None:
+    with suppress(OSError):
+        if identity_of(file) == identity:
+            file.unlink()
 
 
 def hold(path: Path) -> sqlite3.Connection:
@@ -172,7 +299,7 @@ def hold(path: Path) -> sqlite3.Connection:
         InvalidRequestError: another process holds it, or no file can be made there.
     """
     try:
-        lock = sqlite3.connect(_lock_of(path), timeout=_A_MOMENT, isolation_level=None)
+        lock = sqlite3.connect(beside(path, LOCK), timeout=_A_MOMENT, isolation_level=None)
     except (sqlite3.OperationalError, OSError):
         raise InvalidRequestError(
             f"the journal {path} can't be opened: name a file in a folder that may be written"
@@ -188,15 +315,15 @@ def hold(path: Path) -> sqlite3.Connection:
 
 
 def is_held(path: Path) -> bool:
-    """Tell whether a process works on a run now.
+    """Return whether a process works on a run now.
 
     Raises:
         JournalError: it can't be told.
     """
     with telling(path, "read"):
-        if not _lock_of(path).exists():
+        if not beside(path, LOCK).exists():
             return False
-        with closing(sqlite3.connect(_lock_of(path), timeout=0.0, isolation_level=None)) as lock:
+        with closing(sqlite3.connect(beside(path, LOCK), timeout=0.0, isolation_level=None)) as lock:
             try:
                 lock.execute("SELECT count(*) FROM sqlite_master").fetchone()
             except sqlite3.OperationalError:
@@ -205,10 +332,5 @@ def is_held(path: Path) -> bool:
 
 
 def now() -> str:
-    """Give the time as the journal writes it."""
+    """Return the time as the journal writes it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _lock_of(path: Path) -> Path:
-    path = path.resolve()  # whatever links lead to it, a journal has one lock
-    return path.with_name(path.name + ".lock")

@@ -117,10 +117,10 @@ class BatchLedger:
         """What the run is called."""
         return self.batch.run
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """Do nothing; what is to be known was read beforehand."""
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Do nothing; what is written is waited for with `written`."""
 
     def known(self, key: Key, progress: Progress) -> Entry | None:

@@ -47,10 +47,10 @@ class StopLedger:
             key = Key("call", stream.call_sid, handle)
         self._waiting.setdefault(key, deque()).append(index)
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """Do nothing."""
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Do nothing."""
 
     def known(self, key: Key, progress: Progress) -> Entry:

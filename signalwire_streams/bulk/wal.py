@@ -1,0 +1,217 @@
+"""A journal's write-ahead log: what ties it to the main file, so that a copy without it is recognized.
+
+SQLite takes whatever log lies beside a main file, and does without where there is none. So a row of the main file names
+the log that has to be there while a run is open: its salt, which SQLite raises by one when it starts the log anew, and
+its size, which is set beforehand and never shrinks. The row is in the main file before the first request is sent. It says
+"checkpointed" in the main file as a checkpoint leaves it; the first commit after that writes "live" into the log. So
+a main file that says "live" without a log is whole: another program copied the log into it.
+"""
+
+import os
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from attrs import define, field, frozen
+
+from signalwire_streams.bulk.paths import INDEX, LOG, beside, identity_of, size_of
+from signalwire_streams.errors import JournalError
+
+LOG_SIZE = 4 * 1024 * 1024
+"""Bytes of a log before it is checkpointed; reserved, but not occupied, from the start."""
+
+KEY = "log"
+"""The row of the table ``run`` that names the log."""
+
+_HEADER = 32
+_SALT = slice(16, 20)
+_PAST_32_BITS = 1 << 32
+
+
+class BusyError(OSError):
+    """Another program reads or writes the journal right now."""
+
+
+def is_busy(error: BaseException | None) -> bool:
+    """Return whether an error passes when another program lets go of the journal."""
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # errors of the Python module itself have none
+        return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+    return isinstance(error, BusyError)
+
+
+@frozen
+class Mark:
+    """The row that names the log.
+
+    Attributes:
+        state: ``checkpointed`` or ``live``.
+        salt: the log's salt when the row was written.
+        size: the bytes that the log had at least.
+    """
+
+    state: str
+    salt: int
+    size: int
+
+    @classmethod
+    def of(cls, facts: Mapping[str, str]) -> Self | None:
+        """Return the mark of a journal whose run is open, or None.
+
+        Raises:
+            ValueError: the row is none of ours.
+        """
+        if KEY not in facts:
+            return None
+        state, salt, size = facts[KEY].split()
+        return cls(state, int(salt), int(size))
+
+    def fits(self, salt: int, size: int) -> bool:
+        """Return whether a log is the one that this row names, and no shorter than it was."""
+        return size >= self.size and salt in {self.salt, (self.salt + 1) % _PAST_32_BITS}
+
+    def write(self, database: sqlite3.Connection) -> None:
+        """Commit the row."""
+        with database:
+            database.execute("REPLACE INTO run VALUES (?, ?)", (KEY, f"{self.state} {self.salt} {self.size}"))
+
+
+def salt_of(log: Path) -> int:
+    """Return the salt in a log's header; 0 where there is none."""
+    try:
+        with log.open("rb") as file:
+            return int.from_bytes(file.read(_HEADER)[_SALT])
+    except FileNotFoundError:
+        return 0
+
+
+def open_log(path: Path, database: sqlite3.Connection) -> None:
+    """Name the log in the main file, and check that it is there: a run may send requests after that.
+
+    Raises:
+        BusyError: another program reads the journal in a long transaction.
+        sqlite3.Error: the journal can't be written.
+        OSError: the same.
+    """
+    with database:  # makes the log, so that it has a salt; a run that opens has no other row of that key to keep
+        database.execute("REPLACE INTO run SELECT key, value FROM run WHERE key = 'run'")
+    log = beside(path, LOG)
+    os.truncate(log, max(size_of(log), LOG_SIZE))
+    if not checkpoint(path, database):
+        raise BusyError("another program reads it in a long transaction")
+
+
+def checkpoint(path: Path, database: sqlite3.Connection) -> bool:
+    """Copy the log into the main file, which names the log again. Return False where a reader kept a part of it back."""
+    log = beside(path, LOG)
+    while True:
+        salt = salt_of(log)
+        mark = Mark("checkpointed", salt, size_of(log))
+        mark.write(database)
+        if salt_of(log) == salt:  # that commit itself may have started the log anew
+            break
+    busy, pages, copied = database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    is_whole = not busy and pages == copied
+    if not is_whole:
+        os.truncate(log, size_of(log) + LOG_SIZE)
+    Mark("live", mark.salt, mark.size).write(database)
+    return is_whole
+
+
+def close_log(database: sqlite3.Connection) -> None:
+    """Copy all of the log into the main file, which then needs none."""
+    with database:
+        database.execute("DELETE FROM run WHERE key = ?", (KEY,))
+    # Where a reader keeps a part back, the log stays, and its last reader or the next run sees to it.
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+
+def close_without_checkpoint(path: Path, database: sqlite3.Connection) -> None:
+    """Close a journal whose files were damaged, and leave them as they are.
+
+    The last connection that closes copies the log into the main file, unless it sees another one that is open.
+    """
+    guard = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=0.0)
+    try:
+        guard.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        pass  # a damaged file may be unreadable, and is then not copied into either
+    finally:
+        database.close()
+        guard.close()
+
+
+def check_log(path: Path, facts: Mapping[str, str]) -> bool:
+    """Check that the log that a main file names is there, and return whether the journal can't be read without it.
+
+    Args:
+        path: the journal, which no process of ours writes now.
+        facts: what the main file alone says of its run.
+
+    Raises:
+        JournalError: the log is missing, cut, or another journal's.
+    """
+    log = beside(path, LOG)
+    size, mark = size_of(log), Mark.of(facts)
+    if not size and (mark is None or mark.state == "live"):
+        return False
+    if mark is not None and not mark.fits(salt_of(log), size):
+        what = "is missing" if not size else "was cut short, or belongs to another journal"
+        raise log_error(path, what)
+    return True
+
+
+def log_error(path: Path, what: str) -> JournalError:
+    """Return the error of a journal that is not whole."""
+    log = beside(path, LOG)
+    return JournalError(
+        f"the journal {path} is not whole: {log.name} {what}, and it holds what the run did last; copy both files from "
+        "where the run was, and start nothing again until then"
+    )
+
+
+@define(eq=False)
+class OpenFiles:
+    """The files of a journal that is open, watched for what another program does to them.
+
+    Attributes:
+        path: the journal.
+        is_damaged: whether a file was cut or replaced, so that nothing may be written to any of them.
+    """
+
+    path: Path
+    is_damaged: bool = field(init=False, default=False)
+    _known: dict[str, tuple[tuple[int, int], int]] = field(init=False, factory=dict)
+    _log: str = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._log = str(beside(self.path, LOG))
+        for file in (self.path, Path(self._log), beside(self.path, INDEX)):
+            self._known[str(file)] = identity_of(file), size_of(file)
+
+    def check(self) -> None:
+        """Check that each file is the one that was opened, and no shorter than it was.
+
+        Raises:
+            OSError: one is not, and nothing may be written any more.
+        """
+        for file, (identity, size) in self._known.items():
+            try:
+                found = os.stat(file)  # noqa: PTH116  (for each commit, and a path takes three times as long)
+            except FileNotFoundError:
+                raise OSError(f"{Path(file).name} was removed") from None
+            if (found.st_dev, found.st_ino) != identity:
+                self.is_damaged = True
+                raise OSError(f"{Path(file).name} was replaced by another file")
+            if found.st_size < size:
+                self.is_damaged = True
+                if file.endswith(INDEX):  # SQLite maps it into memory, and to touch what was cut ends the process
+                    os.truncate(file, size)
+                raise OSError(f"{Path(file).name} was cut short")
+            if found.st_size > size:
+                self._known[file] = identity, found.st_size
+
+    def log_size(self) -> int:
+        """Return the size of the log in bytes."""
+        return os.stat(self._log).st_size  # noqa: PTH116  (as above)
