@@ -87,6 +87,7 @@ class Engine(Generic[_Item]):
 
         Raises:
             Exception: whatever the input, or a middleware or pacer of the caller's, raised; after all outcomes.
+            RunEndedError: the input raised CancelledError, which is no cancellation of the caller; the same.
         """
         if self._intake is None:
             self._intake = asyncio.create_task(self._take_in())
@@ -97,6 +98,11 @@ class Engine(Generic[_Item]):
             if self._intake.done() and not self._running:
                 if not self._intake.cancelled():
                     await self._intake
+                elif self._draining is None:  # we did not cancel it, so its input raised that
+                    raise RunEndedError(
+                        "the run ended before all of its input was read, because the input raised CancelledError: end "
+                        "the iteration instead, or raise another error"
+                    )
                 return None
             await self._change()
         outcome = self._backlog.popleft()

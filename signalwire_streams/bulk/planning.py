@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self, TypeAlias
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field, fields, frozen
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import StartCallStream, StartConferenceStream
@@ -14,8 +14,14 @@ Start: TypeAlias = StartConferenceStream | StartCallStream
 PlanRow: TypeAlias = tuple[str, str, str | None, str]
 """Kind, target, name, and the rest as JSON."""
 
-_PUBLIC = ("url", "unnamed", "track", "codec", "realtime", "status_callback", "status_callback_method")
+_COLUMNS = frozenset({"conference_sid", "call_sid", "name"})
+# All other fields are written; a callback only where `PlannedRequest.of` does not leave it out.
+_SECRET = frozenset({"parameters", "authorization_bearer_token"})
 _WITHHELD = "withheld"
+_WRITTEN = {
+    model: tuple(attribute for attribute in fields(model) if attribute.name not in _COLUMNS | _SECRET)
+    for model in (StartConferenceStream, StartCallStream)
+}
 
 
 @frozen(kw_only=True)
@@ -120,21 +126,24 @@ def plan_row(request: Start) -> PlanRow:
 def planned_row(planned: PlannedRequest) -> PlanRow:
     """Write down a request whose secrets were left out."""
     request = planned.request
-    fields: dict[str, Any] = {name: getattr(request, name) for name in _PUBLIC}
-    fields |= {"unnamed": request.unnamed or None, _WITHHELD: planned.left_out or None}
-    kind = "conference" if isinstance(request, StartConferenceStream) else "call"
-    kept = {name: value for name, value in fields.items() if value is not None}
-    return kind, request.target, request.name, json.dumps(kept)
+    kind, written = ("conference" if isinstance(request, StartConferenceStream) else "call"), {}
+    for attribute in _WRITTEN[type(request)]:
+        value = getattr(request, attribute.name)
+        if value != attribute.default:
+            written[attribute.name] = value
+    if planned.left_out:
+        written[_WITHHELD] = planned.left_out
+    return kind, request.target, request.name, json.dumps(written)
 
 
 def planned_request(row: PlanRow) -> PlannedRequest:
     """Read a request that was written down."""
     kind, target, name, text = row
-    fields: dict[str, Any] = json.loads(text)
-    withheld: dict[str, Any] = fields.pop(_WITHHELD, {})
+    written: dict[str, Any] = json.loads(text)
+    withheld: dict[str, Any] = written.pop(_WITHHELD, {})
     request: Start
     if kind == "conference":
-        request = StartConferenceStream(conference_sid=target, name=name, **fields)
+        request = StartConferenceStream(conference_sid=target, name=name, **written)
     else:
-        request = StartCallStream(call_sid=target, name=name, **fields)
+        request = StartCallStream(call_sid=target, name=name, **written)
     return PlannedRequest(request=request, **withheld | {"parameters": tuple(withheld.get("parameters", ()))})

@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from signalwire_streams.bulk.outcomes import BulkState
 from signalwire_streams.bulk.planning import PlannedRequest, planned_request
-from signalwire_streams.bulk.store import INTENDED, facts_of, is_held, reading
+from signalwire_streams.bulk.store import INTENDED, facts_of, find, is_held, reading
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream
 
@@ -129,9 +129,9 @@ class BulkJournal:
 
     def status(self) -> JournalStatus:
         """Sum the run up."""
-        held = is_held(
-            self._file
-        )  # asked first: a run that ends meanwhile is then told to go on, and not to be cut off
+        find(self._file)
+        # Before the rest: a run that ends meanwhile then counts as going on, not as cut off.
+        held = is_held(self._file)
         with reading(self._file) as database:
             facts = facts_of(self._file, database)
             counts = dict(database.execute("SELECT state, count(*) FROM items GROUP BY state ORDER BY 2 DESC"))

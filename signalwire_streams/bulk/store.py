@@ -62,7 +62,7 @@ def connect(path: Path) -> sqlite3.Connection:
     """Open a journal, which is there already, to write in it."""
     database = sqlite3.connect(_address(path, "rw"), uri=True, timeout=0.0)  # `when_free` waits, and not SQLite
     try:
-        _ = database.execute("PRAGMA journal_mode = WAL").fetchone()
+        database.execute("PRAGMA journal_mode = WAL").fetchone()
         # NORMAL loses nothing when the process is killed; only a power cut can take the last commits.
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute("PRAGMA wal_autocheckpoint = 0")  # `wal.checkpoint` does that
@@ -175,10 +175,21 @@ def verify(path: Path) -> tuple[Mapping[str, str], bool]:
         # A run was killed as it opened the journal, and then its log says nothing that the main file does not; or the
         # log is another journal's.
         with closing(_connect_to_read(path)) as both:
-            known = {key: value for key, value in facts_of(path, both).items() if key != KEY}
-            if (known, _counts(both)) != (facts, counted):
+            if not _is_same(path, both, facts, counted):
                 raise log_error(path, "belongs to another journal")
     return facts, needs_log
+
+
+def _is_same(path: Path, both: sqlite3.Connection, facts: Mapping[str, str], counted: tuple[int, ...]) -> bool:
+    try:
+        known = {key: value for key, value in facts_of(path, both).items() if key != KEY}
+        return (known, _counts(both)) == (facts, counted)
+    except sqlite3.DatabaseError as error:  # pages of two journals make no file that can be read
+        if is_busy(error):
+            raise
+        return False
+    except (InvalidRequestError, JournalError):
+        return False
 
 
 def _counts(database: sqlite3.Connection) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
 """A journal's write-ahead log: what ties it to the main file, so that a copy without it is recognized.
 
-SQLite takes whatever log lies beside a main file, and does without where there is none. So a row of the main file names
-the log that has to be there while a run is open: its salt, which SQLite raises by one when it starts the log anew, and
-its size, which is set beforehand and never shrinks. The row is in the main file before the first request is sent. It says
-"checkpointed" in the main file as a checkpoint leaves it; the first commit after that writes "live" into the log. So
-a main file that says "live" without a log is whole: another program copied the log into it.
+SQLite applies any log that lies beside a main file, and works without one where there is none. So while a run is
+open, a row of the main file names the log that has to be there: by its salt, which SQLite raises by one when it starts
+the log anew, and by its size, which is set beforehand and never shrinks. The row is in the main file before the first
+request is sent. It says "checkpointed" in the main file as our checkpoint leaves it; the first commit after that writes
+"live" into the log. So a main file that says "live" without a log is whole: another program copied the log into it.
 """
 
 import os
@@ -103,7 +103,11 @@ def open_log(path: Path, database: sqlite3.Connection) -> None:
 
 
 def checkpoint(path: Path, database: sqlite3.Connection) -> bool:
-    """Copy the log into the main file, which names the log again. Return False where a reader kept a part of it back."""
+    """Copy the log into the main file, which then names the log again.
+
+    Returns:
+        False where a reader in a long transaction kept a part of the log back.
+    """
     log = beside(path, LOG)
     while True:
         salt = salt_of(log)

@@ -15,16 +15,8 @@ from signalwire_streams.models import CallStream, ConferenceStream, StartConfere
 _ERRORS = {
     name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, StreamsError)
 }
-_KEPT_OF_STREAMS = (
-    "sid",
-    "name",
-    "status",
-    "account_sid",
-    "date_updated_text",
-    "uri",
-    "ambiguous",
-    "already_started",
-)
+_NOT_OF_STREAMS = frozenset({"conference_sid", "call_sid", "extra"})
+"""Fields of a stream that are not written: its request has the target, and unknown keys may hold anything."""
 _MAY_RUN = SUCCEEDED | {BulkState.UNKNOWN}
 _PARTS = 4
 _ROW = 4
@@ -64,7 +56,7 @@ def write_outcome(outcome: BulkOutcome[Any]) -> str:
     }
     stream, error = outcome.stream, outcome.error
     if stream is not None:
-        kept = {name: getattr(stream, name) for name in _KEPT_OF_STREAMS}
+        kept = {name: getattr(stream, name) for name in fields_dict(type(stream)) if name not in _NOT_OF_STREAMS}
         facts["stream"] = {name: value for name, value in kept.items() if value not in (None, False)}
     if error is not None:
         known = {name: getattr(error, name) for name in fields_dict(type(error))}

@@ -23,7 +23,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.bulk import journal as journal_module
+from signalwire_streams.bulk import store
 from signalwire_streams.bulk.store import hold
 from signalwire_streams.simulator import SimulatedSpace
 
@@ -196,7 +196,7 @@ async def test_a_journal_that_somebody_else_just_made(
         client.plan_streams([], journal=path)
         return hold(wanted)
 
-    monkeypatch.setattr(journal_module, "hold", late)
+    monkeypatch.setattr(store, "hold", late)
     with pytest.raises(InvalidRequestError, match="is there already"):
         client.plan_streams([], journal=path)
     assert BulkJournal(path).status().planned == 0
@@ -205,7 +205,7 @@ async def test_a_journal_that_somebody_else_just_made(
 async def test_a_run_that_was_killed_before_it_began(client: StreamsClient, tmp_path: Path) -> None:
     """A journal with nothing in it says so, and can be used."""
     (tmp_path / "run.db").touch()
-    with pytest.raises(InvalidRequestError, match="was not begun yet, and nothing was sent"):
+    with pytest.raises(InvalidRequestError, match="is empty, so it was not begun yet"):
         BulkJournal(tmp_path / "run.db").status()
     assert client.plan_streams([], journal=tmp_path / "run.db").status().planned == 0
 
@@ -224,7 +224,7 @@ async def test_a_journal_that_goes_away_ends_the_run(
             if damage == "replaced":
                 path.write_text("mine")
 
-    with pytest.raises(JournalError, match="No such file" if damage == "removed" else "replaced the file"):
+    with pytest.raises(JournalError, match="was removed" if damage == "removed" else "was replaced"):
         await go_through()
 
 

@@ -15,6 +15,7 @@ from signalwire_streams import (
     BulkState,
     ConferenceStream,
     InvalidRequestError,
+    JournalError,
     StreamOutcomeUnknown,
 )
 from signalwire_streams.bulk.journal import Entry, Journal
@@ -84,21 +85,25 @@ async def test_intents_share_a_commit(tmp_path: Path) -> None:
 
 
 async def test_a_write_that_fails_is_told_and_outcomes_are_kept(tmp_path: Path) -> None:
-    """Each intent hears of it; outcomes are written as soon as that works again."""
+    """Each intent is refused from then on; outcomes are written as soon as that works again, and the end raises."""
     path = tmp_path / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
-        row = journal.new_row()
-        await journal.intend(row, "conference", "room", "a")
-        other = sqlite3.connect(path)
-        other.execute("CREATE TRIGGER full BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'full'); END")
-        other.commit()
-        journal.settle(row, outcome(BulkState.STARTED))
-        failures = await asyncio.gather(
-            *(journal.intend(journal.new_row(), "call", "leg", None) for _ in range(2)), return_exceptions=True
-        )
-        assert [str(failure) for failure in failures] == [f"the journal {path} can't be written: full"] * 2
-        other.execute("DROP TRIGGER full")
-        other.close()
+    journal = Journal.create(path, RUN, run="r1")
+    row = journal.new_row()
+    await journal.intend(row, "conference", "room", "a")
+    other = sqlite3.connect(path)
+    other.execute("CREATE TRIGGER full BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'full'); END")
+    other.commit()
+    journal.settle(row, outcome(BulkState.STARTED))
+    failures = await asyncio.gather(
+        *(journal.intend(journal.new_row(), "call", "leg", None) for _ in range(2)), return_exceptions=True
+    )
+    assert [str(failure) for failure in failures] == [f"the journal {path} can't be written: full"] * 2
+    other.execute("DROP TRIGGER full")
+    other.close()
+    with pytest.raises(JournalError, match="can't be written: full"):
+        await journal.intend(journal.new_row(), "call", "leg", None)
+    with pytest.raises(JournalError, match="can't be written: full"):
+        journal.close()
     assert rows(path) == [("conference", "room", "a", "started", None, 0, 0, None)]
 
 

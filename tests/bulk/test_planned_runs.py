@@ -228,9 +228,6 @@ async def test_a_file_that_is_no_journal(tmp_path: Path) -> None:
     for name in ("text", "other"):
         with pytest.raises(InvalidRequestError, match="is no journal that this version can read"):
             BulkJournal(tmp_path / name).status()
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(JournalError, match="can't be read"):
-        BulkJournal(tmp_path / "folder").status()
 
 
 async def test_a_journal_where_none_can_be(client: StreamsClient, tmp_path: Path) -> None:

@@ -1,0 +1,398 @@
+"""What another program, or a full disk, does to a journal while a run is open."""
+
+import asyncio
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signalwire_streams import (
+    BulkJournal,
+    BulkRun,
+    BulkState,
+    Clock,
+    JournalError,
+    RunEndedError,
+    StartConferenceStream,
+    StreamsClient,
+)
+from signalwire_streams.bulk import commits, journal as journal_module
+from signalwire_streams.simulator import SimulatedSpace
+
+URL = "wss://rx.example.com/audio"
+
+
+@pytest.fixture
+async def space() -> AsyncIterator[SimulatedSpace]:
+    async with SimulatedSpace(conferences=20, participants=0) as running:
+        yield running
+
+
+def on_conferences(space: SimulatedSpace) -> list[StartConferenceStream]:
+    return [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[sqlite3.Connection]:
+    """Hold SQLite's write lock, as another program would."""
+    other = sqlite3.connect(path, isolation_level=None, timeout=0)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield other
+    finally:
+        other.close()
+
+
+class Waits:
+    """A clock whose waits take turns of the loop, and that lets go of a lock after some of them."""
+
+    def __init__(self, let_go: Callable[[], object], after: int) -> None:
+        self.let_go, self.left = let_go, after
+        self.clock = Clock(now=lambda: 0.0, sleep=self.sleep)
+
+    async def sleep(self, seconds: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.let_go()
+        await asyncio.sleep(0)
+
+
+async def test_a_lock_does_not_stop_the_loop(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+    """While another program writes, the run waits and everything else goes on; nothing is sent unrecorded."""
+    path = tmp_path / "run.db"
+    client_for(space).plan_streams(on_conferences(space), journal=path)
+    turns = 0
+
+    async def heart() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beating = asyncio.create_task(heart())
+    with locked(path) as other:
+        waits = Waits(lambda: other.execute("ROLLBACK"), after=100)
+        client: StreamsClient = client_for(space, clock=waits.clock)
+        run = client.start_streams(on_conferences(space), journal=path, resume=True, concurrency=2)
+        before = turns
+        ended = asyncio.create_task(run.report())
+        while waits.left > 0:
+            assert len(space.requests) == 0
+            await asyncio.sleep(0)
+        assert turns - before >= 100
+        assert (await ended).counts == {BulkState.STARTED: 20}
+    beating.cancel()
+    assert BulkJournal(path).status().counts == {"started": 20}
+
+
+@pytest.mark.parametrize("moment", ["middle", "end"])
+async def test_a_lock_in_mid_run(client_for: Any, space: SimulatedSpace, tmp_path: Path, moment: str) -> None:
+    """A commit that can't be made at once is made as soon as it can, and so is the last one."""
+    path = tmp_path / "run.db"
+    other = sqlite3.connect(path.with_name("unused"))
+    waits = Waits(lambda: other.execute("ROLLBACK"), after=50)
+    client: StreamsClient = client_for(space, clock=waits.clock)
+    run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
+    seen = 0
+    async for _ in run:
+        seen += 1
+        if seen == (2 if moment == "middle" else 20):
+            other.close()
+            other = sqlite3.connect(path, isolation_level=None, timeout=0)
+            other.execute("BEGIN IMMEDIATE")
+    assert (await run.report()).counts == {BulkState.STARTED: 20}
+    other.close()
+    assert waits.left <= 0
+    assert BulkJournal(path).status().counts == {"started": 20}
+
+
+@pytest.mark.parametrize("moment", ["begin", "middle", "end"])
+async def test_a_lock_that_stays_ends_the_run(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path, moment: str
+) -> None:
+    """After five seconds the run ends in JournalError, and what was not recorded was not sent."""
+    path = tmp_path / "run.db"
+    client.plan_streams(on_conferences(space), journal=path)
+    other = sqlite3.connect(path, isolation_level=None, timeout=0)
+    if moment == "begin":
+        other.execute("BEGIN IMMEDIATE")
+    run = client.start_streams(on_conferences(space), journal=path, resume=True, concurrency=1)
+
+    async def go_through() -> None:
+        seen = 0
+        async for outcome in run:
+            seen += outcome.ok
+            if seen == {"begin": 0, "middle": 2, "end": 20}[moment] and not other.in_transaction:
+                other.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(JournalError, match="locked"):
+        await go_through()
+    if moment != "begin":
+        with pytest.raises(JournalError, match="locked"):
+            await run.report()
+    sent = space.requests.count("start-conference-stream")
+    assert sent == {"begin": 0, "middle": 2, "end": 20}[moment] or (moment == "middle" and sent <= 3)
+    assert run.so_far.counts.get(BulkState.STARTED, 0) == sent
+    other.close()
+    recorded = BulkJournal(path).status().counts
+    assert sum(count for state, count in recorded.items() if state != "waiting") >= sent
+    assert not BulkJournal(path).status().held
+
+
+async def test_a_lock_as_a_run_is_stopped(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+    """Stopping waits for another program as well, and gives up as late."""
+    path = tmp_path / "run.db"
+    await client_for(space).start_streams(on_conferences(space), journal=path).report()
+    with locked(path), pytest.raises(JournalError, match="locked"):
+        await client_for(space).stop_run(path).report()
+    with locked(path) as other:
+        waits = Waits(lambda: other.execute("ROLLBACK"), after=20)
+        report = await client_for(space, clock=waits.clock).stop_run(path).report()
+    assert report.counts == {BulkState.STOPPED: 20}
+
+
+async def test_a_mark_that_can_not_be_made_stops_nothing(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that can't record that it is being undone sends no stop, and lets go of the journal."""
+    path = tmp_path / "run.db"
+    await client.start_streams(on_conferences(space), journal=path).report()
+
+    def fails(journal: object) -> None:
+        raise JournalError("no more")
+
+    monkeypatch.setattr(journal_module.Journal, "begin_undoing", fails)
+    with pytest.raises(JournalError, match="no more"):
+        await client.stop_run(path).report()
+    assert not BulkJournal(path).status().held
+    assert len(space.streams.alive()) == 20
+
+
+async def test_a_cancelled_run_gives_up_a_lock(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+    """A consumer that is cancelled while its journal is locked ends, and leaves no task and no lock of ours."""
+    path = tmp_path / "run.db"
+    waiting = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    client: StreamsClient = client_for(space, clock=Clock(now=lambda: 0.0, sleep=sleep))
+    run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
+
+    before = asyncio.all_tasks()
+    consumer = asyncio.create_task(first_then_lock(run, path))
+    await waiting.wait()
+    for _ in range(3):
+        consumer.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([consumer])
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() - before == set()
+    assert not BulkJournal(path).status().held
+
+
+async def first_then_lock(run: BulkRun[Any], path: Path) -> None:
+    other = sqlite3.connect(path.with_name("unused"))
+    try:
+        async for _ in run:
+            other.close()
+            other = sqlite3.connect(path, isolation_level=None, timeout=0)
+            if not other.in_transaction:
+                other.execute("BEGIN IMMEDIATE")
+    finally:
+        other.close()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "removed": Path.unlink,
+    "replaced": lambda file: (file.rename(f"{file}.old"), file.write_bytes(b"another file")),
+    "cut": lambda file: os.truncate(file, 0),
+    "cut a little": lambda file: os.truncate(file, file.stat().st_size - 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+async def test_a_file_that_is_damaged_ends_the_run(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path, suffix: str, damage: str
+) -> None:
+    """A journal whose files another program removes, replaces or cuts records nothing, so nothing more is sent."""
+    path = tmp_path / "run.db"
+    file = tmp_path / f"run.db{suffix}"
+    run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
+
+    async def go_through() -> None:
+        async for outcome in run:
+            if outcome.index == 2:
+                DAMAGES[damage](file)
+
+    words = {"removed": "was removed", "replaced": "was replaced by another file"}.get(damage, "was cut short")
+    with pytest.raises(JournalError, match=f"can't be written: run.db{suffix} {words}"):
+        await go_through()
+    sent = space.requests.count()
+    assert sent <= 4
+    assert run.so_far.counts[BulkState.STARTED] == sent
+    assert sum(run.so_far.counts.values()) == 20
+
+    if damage == "removed" and suffix:  # we still have it open, so nothing is lost
+        assert BulkJournal(path).status().counts == {"started": sent}
+    elif suffix == "-wal":
+        with pytest.raises(JournalError, match="is not whole"):
+            BulkJournal(path).status()
+    if damage == "replaced":
+        assert file.read_bytes() == b"another file"
+
+
+async def test_a_damage_is_found_before_a_lookup(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
+    """A resumed run reads as well, and what is read from a damaged file can't be trusted."""
+    path = tmp_path / "run.db"
+    await client.start_streams(on_conferences(space), journal=path).report()
+    run = client.start_streams(on_conferences(space), journal=path, resume=True, concurrency=1)
+
+    async def go_through() -> None:
+        async for outcome in run:
+            if outcome.index == 2:
+                os.truncate(tmp_path / "run.db-shm", 0)
+
+    with pytest.raises(JournalError, match="was cut short"):
+        await go_through()
+
+
+async def test_a_journal_that_is_full_ends_the_run(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's own limit: the run ends in JournalError, also where its outcomes can be written in the end."""
+    connect = journal_module.connect
+
+    def small(path: Path) -> sqlite3.Connection:
+        database = connect(path)
+        pages = database.execute("PRAGMA page_count").fetchone()[0]
+        database.execute(f"PRAGMA max_page_count = {pages + 1}")
+        return database
+
+    monkeypatch.setattr(journal_module, "connect", small)
+    names = [f"{'n' * 400}-{number}" for number in range(20)]
+    requests = [StartConferenceStream(conference_sid=space.conference_sids[0], url=URL, name=name) for name in names]
+    run = client.start_streams(requests, journal=tmp_path / "run.db", concurrency=3)
+    with pytest.raises(JournalError, match="can't be written: database or disk is full"):
+        await run.report()
+    counts = run.so_far.counts
+    assert counts[BulkState.STARTED] == space.requests.count() > 0
+    assert counts[BulkState.NOT_ATTEMPTED] == 20 - counts[BulkState.STARTED]
+    assert BulkJournal(tmp_path / "run.db").status().counts == {"started": counts[BulkState.STARTED]}
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY])
+async def test_a_checkpoint_that_fails(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A full disk ends the run; a lock only puts the checkpoint off."""
+    error = sqlite3.OperationalError("no")
+    error.sqlite_errorcode = code
+
+    def fails(*_: object) -> bool:
+        raise error
+
+    monkeypatch.setattr(commits, "LOG_SIZE", 0)
+    path = tmp_path / "run.db"
+    run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
+
+    async def go_through() -> None:
+        async for outcome in run:
+            if outcome.index == 2:
+                monkeypatch.setattr(commits, "checkpoint", fails)
+                monkeypatch.setattr(commits.OpenFiles, "log_size", lambda self: sys.maxsize)
+
+    if code == sqlite3.SQLITE_BUSY:
+        await go_through()
+        assert run.so_far.counts == {BulkState.STARTED: 20}
+    else:
+        with pytest.raises(JournalError, match="can't be written: no"):
+            await go_through()
+        assert run.so_far.counts[BulkState.STARTED] == space.requests.count() < 6
+    assert BulkJournal(path).status().counts == {"started": run.so_far.counts[BulkState.STARTED]}
+
+
+FULL_DISK = """
+import asyncio, json, resource, sys
+from signalwire_streams import JournalError, StartConferenceStream, StreamsClient
+
+def full_beyond(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+async def main():
+    base_url, project, token, sids, journal, moment, size = json.loads(sys.argv[1])
+    async with StreamsClient(base_url=base_url, project=project, token=token) as client:
+        requests = [StartConferenceStream(conference_sid=sid, url="wss://rx.example.com/audio") for sid in sids]
+        if moment < 0:
+            full_beyond(size)
+        run = client.start_streams(requests, journal=journal, concurrency=1)
+        seen, ended = 0, "well"
+        try:
+            async for outcome in run:
+                if seen == moment:
+                    full_beyond(size)
+                seen += 1
+        except JournalError as error:
+            ended = str(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        print(json.dumps([ended, {state.value: count for state, count in run.so_far.counts.items()}]))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "size"), [(-1, 0), (-1, 4096), (-1, 10_000), (-1, 100_000), (0, 0), (5, 0), (5, 40_000), (19, 0)]
+)
+async def test_a_full_disk_ends_a_run(space: SimulatedSpace, tmp_path: Path, moment: int, size: int) -> None:
+    """At whatever moment nothing more can be written: JournalError, and nothing was sent that is not recorded."""
+    path = tmp_path / "run.db"
+    known = [space.base_url, space.project, space.token, space.conference_sids, str(path), moment, size]
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", FULL_DISK, json.dumps(known), stdout=asyncio.subprocess.PIPE
+    )
+    written, _ = await child.communicate()
+    ended, counts = json.loads(written)
+    assert f"the journal {path} can't be" in ended
+    sent = space.requests.count()
+    assert counts.get("started", 0) == sent
+    if moment < 0:
+        assert sent == 0
+        assert list(tmp_path.iterdir()) == []
+        return
+    assert sum(counts.values()) == 20
+    recorded = BulkJournal(path).status().counts
+    assert sum(recorded.values()) >= sent
+    assert set(recorded) <= {"started", "intended"}
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_an_input_that_raises_cancelled_error_is_told(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path, kind: str
+) -> None:
+    """It is no cancellation of the consumer, who gets what was carried out, and then an error."""
+
+    def items() -> Iterator[StartConferenceStream]:
+        yield from on_conferences(space)[:3]
+        raise asyncio.CancelledError
+
+    async def later() -> AsyncIterator[StartConferenceStream]:
+        for item in items():
+            yield item
+
+    run = client.start_streams(later() if kind == "async" else items(), journal=tmp_path / "run.db")
+    with pytest.raises(RunEndedError, match="the input raised CancelledError"):
+        await run.report()
+    assert run.so_far.counts == {BulkState.STARTED: 3}
+    assert BulkJournal(tmp_path / "run.db").status().counts == {"started": 3}
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0

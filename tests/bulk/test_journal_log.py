@@ -1,0 +1,319 @@
+"""Copies of a journal: one without its log, or with another one, is recognized and never taken for a new run's."""
+
+import asyncio
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signalwire_streams import (
+    BulkJournal,
+    BulkState,
+    ConferenceStream,
+    JournalError,
+    StartConferenceStream,
+    StreamsClient,
+)
+from signalwire_streams.bulk.journal import Journal
+from signalwire_streams.bulk.outcomes import BulkOutcome
+from signalwire_streams.bulk.store import Whose
+from signalwire_streams.bulk.wal import LOG_SIZE, BusyError, Mark, is_busy, salt_of
+from signalwire_streams.simulator import SimulatedSpace
+
+URL = "wss://rx.example.com/audio"
+RUN = Whose("start", "https://example.signalwire.com", "project")
+KILLED_RUN = """
+import asyncio, json, sys
+from signalwire_streams import StartConferenceStream, StreamsClient
+
+async def main():
+    base_url, project, token, sids, journal, resume = json.loads(sys.argv[1])
+    async with StreamsClient(base_url=base_url, project=project, token=token) as client:
+        requests = [StartConferenceStream(conference_sid=sid, url="wss://rx.example.com/audio") for sid in sids]
+        run = client.start_streams(requests, journal=journal, resume=resume, concurrency=4)
+        await run.report()
+
+asyncio.run(main())
+"""
+
+
+def on_conferences(space: SimulatedSpace) -> list[StartConferenceStream]:
+    return [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
+
+
+async def killed(space: SimulatedSpace, journal: Path, *, resume: bool = False) -> None:
+    """Start streams in a process, and kill it in mid-run."""
+    known = [space.base_url, space.project, space.token, space.conference_sids, str(journal), resume]
+    before = space.requests.count()
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED_RUN, json.dumps(known))
+    await space.requests.wait_for(before + 12, timeout=30)
+    child.kill()
+    assert await child.wait() == -9
+
+
+def copy(journal: Path, folder: Path, *suffixes: str) -> Path:
+    """Copy a journal, with the files beside it that have these suffixes."""
+    folder.mkdir()
+    for suffix in ("", *suffixes):
+        shutil.copy(f"{journal}{suffix}", folder / f"run.db{suffix}")
+    return folder / "run.db"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder, without SQLite's index of the log, which any reader makes."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".db-shm"}
+
+
+async def check_refused(client: StreamsClient, space: SimulatedSpace, path: Path, words: str) -> None:
+    """Check that nothing is done with a journal, and that it is left as it is."""
+    before = contents(path.parent)
+    sent = space.requests.count()
+    uses: list[Callable[[], Any]] = [
+        lambda: BulkJournal(path).status(),
+        lambda: list(BulkJournal(path).streams()),
+        lambda: list(BulkJournal(path).requests()),
+    ]
+    for use in uses:
+        with pytest.raises(JournalError, match=f"is not whole: run.db-wal {words}"):
+            use()
+    for run in (
+        client.start_streams(on_conferences(space), journal=path, resume=True),
+        client.stop_run(path),
+    ):
+        with pytest.raises(JournalError, match=f"is not whole: run.db-wal {words}"):
+            await run.report()
+    assert contents(path.parent) == before
+    assert space.requests.count() == sent
+
+
+async def test_copies_of_a_killed_run(client_for: Any, tmp_path: Path) -> None:
+    """A copy that lacks a part of the log is refused; one that is whole goes on, and doubles nothing."""
+    async with SimulatedSpace(conferences=60, participants=0) as space:
+        client = client_for(space)
+        original = tmp_path / "run.db"
+        await killed(space, original)
+        whole = copy(original, tmp_path / "whole", "-wal")
+        counts = BulkJournal(whole).status().counts
+        assert sum(counts.values()) >= 12
+
+        await check_refused(client, space, copy(original, tmp_path / "alone"), "is missing")
+        await check_refused(client, space, copy(original, tmp_path / "with-index", "-shm"), "is missing")
+        for size in (0, 1, 31, 32, 4096, LOG_SIZE - 1):
+            cut = copy(original, tmp_path / f"cut-{size}", "-wal")
+            with (cut.parent / "run.db-wal").open("r+b") as log:
+                log.truncate(size)
+            await check_refused(client, space, cut, "was cut short" if size else "is missing")
+
+        # Any other program that opens the journal copies the log into it and deletes the log.
+        merged = copy(original, tmp_path / "merged", "-wal")
+        with sqlite3.connect(merged) as other:
+            assert other.execute("SELECT count(*) FROM items").fetchone() == (sum(counts.values()),)
+        other.close()
+        alone = copy(merged, tmp_path / "merged-alone")
+        assert BulkJournal(alone).status().counts == counts
+
+        assert (await client.start_streams(on_conferences(space), journal=whole, resume=True).report()).ok
+        assert space.streams.doubled() == []
+        assert len(space.streams.alive()) == 60
+        assert BulkJournal(copy(whole, tmp_path / "ended")).status().counts == {"started": 60}
+
+
+async def test_the_log_of_another_run_is_refused(client_for: Any, tmp_path: Path) -> None:
+    """SQLite would apply any log; here it would mix two runs."""
+    async with SimulatedSpace(conferences=60, participants=0) as space, SimulatedSpace(conferences=60) as elsewhere:
+        client: StreamsClient = client_for(space)
+        original, other, planned = tmp_path / "run.db", tmp_path / "other.db", tmp_path / "planned.db"
+        client.plan_streams(on_conferences(space), journal=original)
+        client.plan_streams(on_conferences(space), journal=planned)
+        backup = copy(original, tmp_path / "backup")
+        await killed(space, original, resume=True)
+        await killed(elsewhere, other)
+        log, others_log = original.with_name("run.db-wal"), other.with_name("other.db-wal")
+
+        mixed = copy(original, tmp_path / "mixed")
+        shutil.copy(others_log, mixed.with_name("run.db-wal"))
+        await check_refused(client, space, mixed, "was cut short, or belongs to another journal")
+
+        # A main file of before the run names no log.
+        assert BulkJournal(copy(backup, tmp_path / "older")).status().counts == {"waiting": 60}
+        shutil.copy(log, backup.with_name("run.db-wal"))
+        await check_refused(client, space, backup, "belongs to another journal")
+        no_run = copy(planned, tmp_path / "planned")
+        shutil.copy(others_log, no_run.with_name("run.db-wal"))
+        await check_refused(client, space, no_run, "belongs to another journal")
+        nothing = tmp_path / "nothing" / "run.db"
+        nothing.parent.mkdir()
+        nothing.touch()
+        shutil.copy(log, nothing.with_name("run.db-wal"))
+        await check_refused(client, space, nothing, "is missing or is not its own")
+
+
+def test_a_main_file_without_tables_is_not_taken_for_new(tmp_path: Path) -> None:
+    """All tables are in the main file before a run begins."""
+    database = sqlite3.connect(tmp_path / "run.db")
+    database.execute("PRAGMA journal_mode = WAL")
+    database.close()
+    with pytest.raises(JournalError, match="is not whole"):
+        BulkJournal(tmp_path / "run.db").status()
+
+
+async def note(journal: Journal, number: int) -> None:
+    """Record one item from its intent to its outcome."""
+    row = journal.new_row()
+    await journal.intend(row, "conference", f"room-{number}", "a")
+    stream = ConferenceStream(conference_sid=f"room-{number}", sid="s" * 3000, name="a")
+    journal.settle(row, BulkOutcome(index=0, item=None, state=BulkState.STARTED, stream=stream))
+
+
+async def test_a_log_that_was_begun_anew_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any time a main file is read with the log of that time, and refused without it or with a later one."""
+    monkeypatch.setattr("signalwire_streams.bulk.wal.LOG_SIZE", 64 * 1024)
+    monkeypatch.setattr("signalwire_streams.bulk.commits.LOG_SIZE", 64 * 1024)
+    path = tmp_path / "run.db"
+    copies: list[tuple[int, int, Path]] = []
+    with Journal.create(path, RUN, run="r1") as journal:
+        journal._commits._log_limit = 64 * 1024
+        for number in range(80):
+            await note(journal, number)
+            here = copy(path, tmp_path / str(number), "-wal")
+            copies.append((number, salt_of(here.with_name("run.db-wal")), here))
+    salts = [salt for _, salt, _ in copies]
+    assert len(set(salts)) >= 4
+    assert BulkJournal(path).status().counts == {"started": 80}
+    for number, _, here in copies:
+        assert sum(BulkJournal(here).status().counts.values()) == number + 1
+        with pytest.raises(JournalError, match="is missing"):
+            BulkJournal(copy(here, tmp_path / f"{number}-alone")).status()
+    first, last = copies[0][2], copies[-1][2]
+    for main, log in ((first, last), (last, first)):
+        mixed = copy(main, tmp_path / f"{main.parent.name}-{log.parent.name}")
+        shutil.copy(log.with_name("run.db-wal"), mixed.with_name("run.db-wal"))
+        with pytest.raises(JournalError, match="belongs to another journal"):
+            BulkJournal(mixed).status()
+
+
+async def test_a_reader_in_a_long_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps the log from being begun anew: the log grows, and nothing is lost."""
+    monkeypatch.setattr("signalwire_streams.bulk.wal.LOG_SIZE", 64 * 1024)
+    path = tmp_path / "run.db"
+    with Journal.create(path, RUN, run="r1") as journal:
+        journal._commits._log_limit = 64 * 1024
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM items").fetchone()
+        for number in range(40):
+            await note(journal, number)
+        assert path.with_name("run.db-wal").stat().st_size > 3 * 64 * 1024
+    assert BulkJournal(path).status().counts == {"started": 40}
+    with pytest.raises(JournalError, match="reads it in a long transaction") as busy:
+        Journal.reopen(path, RUN)
+    assert is_busy(busy.value.__cause__)
+    assert isinstance(busy.value.__cause__, BusyError)
+    reader.close()
+    with Journal.reopen(path, RUN) as journal:
+        assert journal.find("room-39", "a") is not None
+
+
+def test_a_salt_has_32_bits() -> None:
+    """SQLite raises it by one, and begins again at zero."""
+    mark = Mark("live", 0xFFFFFFFF, 100)
+    assert [mark.fits(salt, 100) for salt in (0xFFFFFFFE, 0xFFFFFFFF, 0, 1)] == [False, True, True, False]
+    assert not mark.fits(0, 99)
+
+
+KILLED_AT_EACH_STATEMENT = """
+import asyncio, json, os, pathlib, shutil, signal, sqlite3, sys
+
+from signalwire_streams import BulkJournal, InvalidRequestError, JournalError, StartConferenceStream
+from signalwire_streams.bulk.journal import Journal
+from signalwire_streams.bulk.store import Whose
+
+WHOSE = Whose("start", "https://example.signalwire.com", "project")
+folder = pathlib.Path(sys.argv[1])
+connect = sqlite3.connect
+
+
+def work(path, sent):
+    async def notes(journal, first):
+        for number in range(first, first + 1):
+            row = journal.new_row()
+            await journal.intend(row, "call", f"leg-{number}", None)
+            os.write(sent, b"x")
+
+    with Journal.create(path, WHOSE, run="r1") as journal:
+        asyncio.run(notes(journal, 0))
+    with Journal.reopen(path, WHOSE) as journal:
+        asyncio.run(notes(journal, 1))
+
+
+def killed(path, at):
+    reading, sent = os.pipe()
+    child = os.fork()
+    if not child:
+        left = at
+
+        def statement(text):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def traced(*arguments, **options):
+            database = connect(*arguments, **options)
+            database.set_trace_callback(statement)
+            return database
+
+        sqlite3.connect = traced
+        work(path, sent)
+        os._exit(0)
+    os.close(sent)
+    with open(reading, "rb") as pipe:
+        count = len(pipe.read())
+    return count, os.waitpid(child, 0)[1]
+
+
+def known(path):
+    try:
+        return sum(BulkJournal(path).status().counts.values())
+    except InvalidRequestError:
+        return 0
+    except JournalError:
+        return None
+
+
+at, found = 0, []
+while True:
+    here = folder / str(at)
+    here.mkdir()
+    count, status = killed(here / "run.db", at)
+    alone = folder / f"{at}-alone"
+    alone.mkdir()
+    if (here / "run.db").exists():
+        shutil.copy(here / "run.db", alone)
+    found.append((count, known(here / "run.db"), known(alone / "run.db")))
+    if not status:
+        break
+    at += 1
+print(json.dumps(found))
+"""
+
+
+def test_killed_at_each_statement(tmp_path: Path) -> None:
+    """Whenever a process is killed, its journal knows what was sent; the main file alone does too, or is refused."""
+    ran = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", KILLED_AT_EACH_STATEMENT, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(ran.stdout)
+    assert len(found) > 50
+    assert found[-1] == [2, 2, 2]
+    for sent, known, known_alone in found:
+        assert known is not None
+        assert known >= sent
+        assert known_alone is None or known_alone >= sent
+    assert sum(known_alone is None for _, _, known_alone in found) > 10
