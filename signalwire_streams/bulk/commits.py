@@ -76,7 +76,7 @@ class Commits:
             try:
                 self.files.check()
             except OSError as error:
-                if self.files.is_damaged:
+                if self.files.damage is not None:
                     raise
                 # What was removed is still open, so the main file gets all of it.
                 self._failure = self._failure or failed(self.path, "written", error)

@@ -87,6 +87,7 @@ class Engine(Generic[_Item]):
 
         Raises:
             Exception: whatever the input, or a middleware or pacer of the caller's, raised; after all outcomes.
+            JournalError: an item could not be recorded, which ended the run; the same.
             RunEndedError: the input raised CancelledError, which is no cancellation of the caller; the same.
         """
         if self._intake is None:
@@ -103,6 +104,8 @@ class Engine(Generic[_Item]):
                         "the run ended before all of its input was read, because the input raised CancelledError: end "
                         "the iteration instead, or raise another error"
                     )
+                if isinstance(self._denied, JournalError):
+                    raise self._denied
                 return None
             await self._change()
         outcome = self._backlog.popleft()

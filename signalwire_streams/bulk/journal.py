@@ -273,7 +273,7 @@ class Journal:
     def _release(self) -> None:
         self._commits.cancel()
         try:
-            if self._files.is_damaged:
+            if self._files.damage is not None:
                 close_without_checkpoint(self.path, self._database)
             else:
                 self._database.close()

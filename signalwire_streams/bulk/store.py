@@ -184,11 +184,7 @@ def _is_same(path: Path, both: sqlite3.Connection, facts: Mapping[str, str], cou
     try:
         known = {key: value for key, value in facts_of(path, both).items() if key != KEY}
         return (known, _counts(both)) == (facts, counted)
-    except sqlite3.DatabaseError as error:  # pages of two journals make no file that can be read
-        if is_busy(error):
-            raise
-        return False
-    except (InvalidRequestError, JournalError):
+    except (sqlite3.DatabaseError, InvalidRequestError, JournalError):  # pages of two files make no journal
         return False
 
 
@@ -274,8 +270,7 @@ def new_file(path: Path) -> Iterator[sqlite3.Connection]:
     with ExitStack() as undo:
         lock = undo.enter_context(closing(_hold_new(path, undo)))
         with suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            undo.callback(_unlink, path, identity_of(path))
+            _create(path, undo)
         _check_free(path)  # another process may have made it since
         yield lock
         undo.pop_all()
@@ -289,12 +284,14 @@ def _check_free(path: Path) -> None:
 
 
 def _hold_new(path: Path, undo: ExitStack) -> sqlite3.Connection:
-    file = beside(path, LOCK)
-    is_new = not file.exists()
-    lock = hold(path)
-    if is_new:
-        undo.callback(_unlink, file, identity_of(file))
-    return lock
+    with suppress(OSError):  # where it is there already, or can't be made, `hold` sees to that
+        _create(beside(path, LOCK), undo)
+    return hold(path)
+
+
+def _create(file: Path, undo: ExitStack) -> None:
+    os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    undo.callback(_unlink, file, identity_of(file))
 
 
 def _unlink(file: Path, identity: tuple[int, int]) -> None:
@@ -308,6 +305,7 @@ def hold(path: Path) -> sqlite3.Connection:
 
     Raises:
         InvalidRequestError: another process holds it, or no file can be made there.
+        JournalError: the lock can't be used.
     """
     try:
         lock = sqlite3.connect(beside(path, LOCK), timeout=_A_MOMENT, isolation_level=None)
@@ -321,7 +319,7 @@ def hold(path: Path) -> sqlite3.Connection:
         lock.close()
         if "locked" in str(error):
             raise InvalidRequestError(f"another process runs the journal {path}: wait for it, or end it") from None
-        raise InvalidRequestError(f"the journal {path} can't be opened: {error}") from None
+        raise failed(beside(path, LOCK), "opened", error) from None
     return lock
 
 

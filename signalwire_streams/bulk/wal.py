@@ -181,11 +181,11 @@ class OpenFiles:
 
     Attributes:
         path: the journal.
-        is_damaged: whether a file was cut or replaced, so that nothing may be written to any of them.
+        damage: how a file was cut or replaced, so that nothing may be written to any of them.
     """
 
     path: Path
-    is_damaged: bool = field(init=False, default=False)
+    damage: str | None = field(init=False, default=None)
     _known: dict[str, tuple[tuple[int, int], int]] = field(init=False, factory=dict)
     _log: str = field(init=False)
 
@@ -201,20 +201,22 @@ class OpenFiles:
             OSError: one is not, and nothing may be written any more.
         """
         for file, (identity, size) in self._known.items():
+            if self.damage is not None:
+                break
             try:
                 found = os.stat(file)  # noqa: PTH116  (for each commit, and a path takes three times as long)
             except FileNotFoundError:
                 raise OSError(f"{Path(file).name} was removed") from None
             if (found.st_dev, found.st_ino) != identity:
-                self.is_damaged = True
-                raise OSError(f"{Path(file).name} was replaced by another file")
-            if found.st_size < size:
-                self.is_damaged = True
+                self.damage = f"{Path(file).name} was replaced by another file"
+            elif found.st_size < size:
+                self.damage = f"{Path(file).name} was cut short"
                 if file.endswith(INDEX):  # SQLite maps it into memory, and to touch what was cut ends the process
                     os.truncate(file, size)
-                raise OSError(f"{Path(file).name} was cut short")
-            if found.st_size > size:
+            elif found.st_size > size:
                 self._known[file] = identity, found.st_size
+        if self.damage is not None:
+            raise OSError(self.damage)
 
     def log_size(self) -> int:
         """Return the size of the log in bytes."""

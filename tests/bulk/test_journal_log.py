@@ -20,10 +20,11 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
+from signalwire_streams.bulk import store
 from signalwire_streams.bulk.journal import Journal
 from signalwire_streams.bulk.outcomes import BulkOutcome
-from signalwire_streams.bulk.store import Whose
-from signalwire_streams.bulk.wal import LOG_SIZE, BusyError, Mark, is_busy, salt_of
+from signalwire_streams.bulk.store import Whose, connect
+from signalwire_streams.bulk.wal import LOG_SIZE, BusyError, Mark, checkpoint, is_busy, salt_of
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -218,6 +219,65 @@ async def test_a_reader_in_a_long_transaction(tmp_path: Path, monkeypatch: pytes
     reader.close()
     with Journal.reopen(path, RUN) as journal:
         assert journal.find("room-39", "a") is not None
+
+
+async def test_another_program_that_checkpoints(tmp_path: Path) -> None:
+    """Its checkpoint lets the next commit begin the log anew; the main file still names the log that is in use."""
+    path = tmp_path / "run.db"
+    with Journal.create(path, RUN, run="r1") as journal:
+        await note(journal, 0)
+        with sqlite3.connect(path) as other:
+            other.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        other.close()
+        before = salt_of(path.with_name("run.db-wal"))
+        assert checkpoint(path, journal._database)
+        assert salt_of(path.with_name("run.db-wal")) == before + 2
+        here = copy(path, tmp_path / "here", "-wal")
+        await note(journal, 1)
+    assert BulkJournal(here).status().counts == {"started": 1}
+    with pytest.raises(JournalError, match="is missing"):
+        BulkJournal(copy(here, tmp_path / "alone")).status()
+
+
+async def test_a_log_of_which_the_main_file_does_not_know_yet(client_for: Any, tmp_path: Path) -> None:
+    """A run that was killed as it opened its journal had sent nothing, so its log is good; another's is not."""
+    async with SimulatedSpace(conferences=3) as space:
+        client: StreamsClient = client_for(space)
+        path = client.plan_streams(on_conferences(space), journal=tmp_path / "run.db").path
+        database = connect(path)
+        with database:
+            database.execute("REPLACE INTO run SELECT key, value FROM run WHERE key = 'run'")
+        opened = copy(path, tmp_path / "opened", "-wal")
+        database.close()
+        assert BulkJournal(opened).status().counts == {"waiting": 3}
+        assert (await client.start_streams(on_conferences(space), journal=opened, resume=True).report()).ok
+
+        other = sqlite3.connect(tmp_path / "orders.db", isolation_level=None)
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("CREATE TABLE orders (x)")
+        mixed = copy(path, tmp_path / "mixed")
+        shutil.copy(tmp_path / "orders.db-wal", mixed.with_name("run.db-wal"))
+        other.close()
+        await check_refused(client, space, mixed, "belongs to another journal")
+
+
+async def test_a_run_that_begins_while_its_journal_is_read(
+    client_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process keeps the files together, so what a reader saw of them one by one says nothing."""
+    async with SimulatedSpace(conferences=3) as space:
+        client: StreamsClient = client_for(space)
+        path = tmp_path / "run.db"
+        async for _ in client.start_streams(on_conferences(space), journal=path, concurrency=1):
+            answers = iter([False])
+            monkeypatch.setattr(store, "is_held", lambda path: next(answers, True))
+            monkeypatch.setattr(store, "verify", fails_to_verify)
+            assert len(list(BulkJournal(path).items())) >= 1
+            monkeypatch.undo()
+
+
+def fails_to_verify(path: Path) -> Any:
+    raise JournalError("the log is not the one of before")
 
 
 def test_a_salt_has_32_bits() -> None:

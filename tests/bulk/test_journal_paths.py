@@ -68,6 +68,13 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     return found
 
 
+class BytesPath:
+    """A path of bytes, as os.DirEntry has them."""
+
+    def __fspath__(self) -> bytes:
+        return b"run.db"
+
+
 def device(path: Path) -> None:
     try:
         os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
@@ -145,7 +152,19 @@ async def test_a_link_that_leads_nowhere_is_refused(client: StreamsClient, tmp_p
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize(
     "name",
-    ["", " ", ":memory:", "file:run.db", "file:run.db?mode=memory", "run\0.db", "run\n.db", "\udcff.db", b"run.db", 7],
+    [
+        "",
+        " ",
+        ":memory:",
+        "file:run.db",
+        "file:run.db?mode=memory",
+        "run\0.db",
+        "run\n.db",
+        "\udcff.db",
+        b"run.db",
+        7,
+        BytesPath(),
+    ],
 )
 async def test_a_name_that_is_none_is_refused(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any, use: Use
@@ -226,8 +245,9 @@ async def test_an_empty_file_is_used_and_kept(client: StreamsClient, tmp_path: P
     link.symlink_to(path)
     before = snapshot(tmp_path)
     items: list[Any] = [StartConferenceStream(conference_sid=f"room-{number}", url=URL) for number in range(20_000)]
+    items.append("room")
     with pytest.raises(InvalidRequestError, match="an item is a str"):
-        client.plan_streams([*items, "room"], journal=link)
+        client.plan_streams(items, journal=link)
     assert snapshot(tmp_path) == before
     assert client.plan_streams([], journal=link).status().planned == 0
     assert link.is_symlink()

@@ -235,7 +235,7 @@ async def test_a_journal_where_none_can_be(client: StreamsClient, tmp_path: Path
     with pytest.raises(InvalidRequestError, match="folder that may be written"):
         client.plan_streams([], journal=tmp_path / "no" / "run.db")
     (tmp_path / "run.db.lock").write_text("something that is no lock of ours, " * 40)
-    with pytest.raises(InvalidRequestError, match="can't be opened"):
+    with pytest.raises(JournalError, match="can't be opened"):
         client.plan_streams([], journal=tmp_path / "run.db")
 
 
@@ -271,17 +271,22 @@ async def test_a_full_disk_ends_the_stopping(space: SimulatedSpace, client: Stre
 async def test_a_journal_that_is_spoilt_while_stopping(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
-    """A stop whose row can't be found is not sent."""
+    """A stop whose row can't be found is not sent, and ends the run."""
     path = tmp_path / "run.db"
     await client.start_streams(on_conferences(space), journal=path).report()
     run = client.stop_run(path, concurrency=1)
-    async for _ in run:
-        database = sqlite3.connect(path)
-        database.execute("DROP INDEX IF EXISTS items_by_name")
-        with database:
-            database.execute("UPDATE items SET target = 'another'")
-        database.close()
-    assert (await run.report()).counts == {BulkState.STOPPED: 1, BulkState.NOT_ATTEMPTED: 2}
+
+    async def go_through() -> None:
+        async for _ in run:
+            database = sqlite3.connect(path)
+            database.execute("DROP INDEX IF EXISTS items_by_name")
+            with database:
+                database.execute("UPDATE items SET target = 'another'")
+            database.close()
+
+    with pytest.raises(JournalError, match="does not know the stream"):
+        await go_through()
+    assert run.so_far.counts == {BulkState.STOPPED: 1, BulkState.NOT_ATTEMPTED: 2}
 
 
 def fill(path: Path) -> None:
