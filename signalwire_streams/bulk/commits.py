@@ -12,7 +12,7 @@ from typing import TypeAlias
 from attrs import define, field
 
 from signalwire_streams.bulk.store import failed, telling, when_free
-from signalwire_streams.bulk.wal import LOG_SIZE, OpenFiles, checkpoint, close_log, is_busy
+from signalwire_streams.bulk.wal import LOG_SIZE, Mark, OpenFiles, checkpoint, close_log, is_busy
 from signalwire_streams.errors import JournalError
 from signalwire_streams.transport.clock import Clock
 
@@ -32,12 +32,14 @@ class Commits:
         database: the open journal.
         files: its files, which are checked before each commit.
         clock: measures how long another program keeps the journal locked.
+        mark: what the main file says of the log.
     """
 
     path: Path
     database: sqlite3.Connection
     files: OpenFiles
     clock: Clock
+    mark: Mark
     _waiting: list[_Entry] = field(init=False, factory=list)
     _timer: asyncio.TimerHandle | None = field(init=False, default=None)
     _retrying: asyncio.Task[None] | None = field(init=False, default=None)
@@ -153,12 +155,12 @@ class Commits:
                 done.set_result(None)
 
     def _keep_log_small(self) -> None:
-        """Checkpoint the log when it has outgrown the size that the main file names."""
+        """Checkpoint the log when it has outgrown its limit, or is no longer the one that the main file names."""
         # Those that wait for the commit go on after this returns, so nothing is sent that a cut of the log could hide.
-        if self.files.log_size() <= self._log_limit:
+        if not self.files.has_to_be_named(self.mark, self._log_limit):
             return
         try:
-            checkpoint(self.path, self.database)
+            self.mark, _ = checkpoint(self.path, self.database)
         except sqlite3.Error as error:
             if not is_busy(error):  # what was to be written is, so the next commit will do
                 raise

@@ -35,7 +35,7 @@ from signalwire_streams.bulk.store import (
     verify,
     when_free,
 )
-from signalwire_streams.bulk.wal import OpenFiles, close_without_checkpoint, open_log
+from signalwire_streams.bulk.wal import Mark, OpenFiles, close_without_checkpoint, open_log
 from signalwire_streams.errors import InvalidRequestError, JournalError
 from signalwire_streams.models import CallStream, ConferenceStream
 from signalwire_streams.transport.clock import Clock
@@ -87,6 +87,7 @@ class Journal:
     run: str
     _database: sqlite3.Connection
     _lock: sqlite3.Connection
+    _mark: Mark
     _clock: Clock
     _inherited: int = 0
     _looked_up: Counter[str] = field(init=False, factory=Counter)
@@ -97,7 +98,7 @@ class Journal:
     def __attrs_post_init__(self) -> None:
         self._rows = self._inherited
         self._files = OpenFiles(self.path)
-        self._commits = Commits(self.path, self._database, self._files, self._clock)
+        self._commits = Commits(self.path, self._database, self._files, self._clock, self._mark)
 
     @classmethod
     def create(cls, path: Path, whose: Whose, *, run: str, clock: Clock | None = None) -> Self:
@@ -110,8 +111,7 @@ class Journal:
         with telling(path, "made"), new_file(path) as lock, ExitStack() as undo:
             _lay_out(path, whose, run, None)
             database = undo.enter_context(closing(connect(path)))
-            open_log(path, database)
-            journal = cls(path, run, database, lock, clock or Clock())
+            journal = cls(path, run, database, lock, open_log(path, database), clock or Clock())
             undo.pop_all()
         return journal
 
@@ -147,10 +147,10 @@ class Journal:
             whose.check(path, verify(path)[0])
             database = undo.enter_context(closing(connect(path)))
             known = facts_of(path, database)
-            open_log(path, database)
+            mark = open_log(path, database)
             database.execute(INDEX)
             last = database.execute("SELECT COALESCE(MAX(id), 0) FROM items").fetchone()[0]
-            journal = cls(path, known["run"], database, lock, clock or Clock(), int(last))
+            journal = cls(path, known["run"], database, lock, mark, clock or Clock(), int(last))
             undo.pop_all()
         return journal
 
@@ -272,6 +272,7 @@ class Journal:
 
     def _release(self) -> None:
         self._commits.cancel()
+        self._files.close()
         try:
             if self._files.damage is not None:
                 close_without_checkpoint(self.path, self._database)

@@ -10,6 +10,7 @@ request is sent. It says "checkpointed" in the main file as our checkpoint leave
 import os
 import sqlite3
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Self
 
@@ -24,8 +25,8 @@ LOG_SIZE = 4 * 1024 * 1024
 KEY = "log"
 """The row of the table ``run`` that names the log."""
 
-_HEADER = 32
-_SALT = slice(16, 20)
+_CHECKPOINTED, _LIVE = "checkpointed", "live"
+_SALT, _SALT_SIZE = slice(16, 20), 4
 _PAST_32_BITS = 1 << 32
 
 
@@ -67,9 +68,10 @@ class Mark:
         state, salt, size = facts[KEY].split()
         return cls(state, int(salt), int(size))
 
-    def fits(self, salt: int, size: int) -> bool:
-        """Return whether a log is the one that this row names, and no shorter than it was."""
-        return size >= self.size and salt in {self.salt, (self.salt + 1) % _PAST_32_BITS}
+    def names(self, salt: int) -> bool:
+        """Return whether a salt is that of the log that this row names: begun anew once at most, or twice if live."""
+        # Another program that checkpoints copies "live" into the main file, and the log may be begun anew after that.
+        return (salt - self.salt) % _PAST_32_BITS <= (1 if self.state == _CHECKPOINTED else 2)
 
     def write(self, database: sqlite3.Connection) -> None:
         """Commit the row."""
@@ -78,16 +80,13 @@ class Mark:
 
 
 def salt_of(log: Path) -> int:
-    """Return the salt in a log's header; 0 where there is none."""
-    try:
-        with log.open("rb") as file:
-            return int.from_bytes(file.read(_HEADER)[_SALT])
-    except FileNotFoundError:
-        return 0
+    """Return the salt in a log's header; 0 where it has none."""
+    with log.open("rb") as file:
+        return int.from_bytes(file.read(_SALT.stop)[_SALT])
 
 
-def open_log(path: Path, database: sqlite3.Connection) -> None:
-    """Name the log in the main file, and check that it is there: a run may send requests after that.
+def open_log(path: Path, database: sqlite3.Connection) -> Mark:
+    """Name the log in the main file: a run may send requests after that.
 
     Raises:
         BusyError: another program reads the journal in a long transaction.
@@ -98,20 +97,22 @@ def open_log(path: Path, database: sqlite3.Connection) -> None:
         database.execute("REPLACE INTO run SELECT key, value FROM run WHERE key = 'run'")
     log = beside(path, LOG)
     os.truncate(log, max(size_of(log), LOG_SIZE))
-    if not checkpoint(path, database):
+    mark, is_whole = checkpoint(path, database)
+    if not is_whole:
         raise BusyError("another program reads it in a long transaction")
+    return mark
 
 
-def checkpoint(path: Path, database: sqlite3.Connection) -> bool:
+def checkpoint(path: Path, database: sqlite3.Connection) -> tuple[Mark, bool]:
     """Copy the log into the main file, which then names the log again.
 
     Returns:
-        False where a reader in a long transaction kept a part of the log back.
+        The row as it was copied, and False where a reader in a long transaction kept a part of the log back.
     """
     log = beside(path, LOG)
     while True:
         salt = salt_of(log)
-        mark = Mark("checkpointed", salt, size_of(log))
+        mark = Mark(_CHECKPOINTED, salt, size_of(log))
         mark.write(database)
         if salt_of(log) == salt:  # that commit itself may have started the log anew
             break
@@ -119,8 +120,8 @@ def checkpoint(path: Path, database: sqlite3.Connection) -> bool:
     is_whole = not busy and pages == copied
     if not is_whole:
         os.truncate(log, size_of(log) + LOG_SIZE)
-    Mark("live", mark.salt, mark.size).write(database)
-    return is_whole
+    Mark(_LIVE, mark.salt, mark.size).write(database)
+    return mark, is_whole
 
 
 def close_log(database: sqlite3.Connection) -> None:
@@ -158,11 +159,10 @@ def check_log(path: Path, facts: Mapping[str, str]) -> bool:
     """
     log = beside(path, LOG)
     size, mark = size_of(log), Mark.of(facts)
-    if not size and (mark is None or mark.state == "live"):
+    if not size and (mark is None or mark.state == _LIVE):
         return False
-    if mark is not None and not mark.fits(salt_of(log), size):
-        what = "is missing" if not size else "was cut short, or belongs to another journal"
-        raise log_error(path, what)
+    if mark is not None and (size < mark.size or not mark.names(salt_of(log))):
+        raise log_error(path, "was cut short, or belongs to another journal" if size else "is missing")
     return True
 
 
@@ -187,12 +187,13 @@ class OpenFiles:
     path: Path
     damage: str | None = field(init=False, default=None)
     _known: dict[str, tuple[tuple[int, int], int]] = field(init=False, factory=dict)
-    _log: str = field(init=False)
+    _log: FileIO = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._log = str(beside(self.path, LOG))
-        for file in (self.path, Path(self._log), beside(self.path, INDEX)):
+        log = beside(self.path, LOG)
+        for file in (self.path, log, beside(self.path, INDEX)):
             self._known[str(file)] = identity_of(file), size_of(file)
+        self._log = log.open("rb", buffering=0)  # SQLite has no lock on the log that closing this would drop
 
     def check(self) -> None:
         """Check that each file is the one that was opened, and no shorter than it was.
@@ -218,6 +219,15 @@ class OpenFiles:
         if self.damage is not None:
             raise OSError(self.damage)
 
+    def has_to_be_named(self, mark: Mark, limit: int) -> bool:
+        """Return whether the log outgrew a size, or was begun anew too often for the main file's row to name it."""
+        self._log.seek(_SALT.start)
+        return self.log_size() > limit or not mark.names(int.from_bytes(self._log.read(_SALT_SIZE)))
+
     def log_size(self) -> int:
         """Return the size of the log in bytes."""
-        return os.stat(self._log).st_size  # noqa: PTH116  (as above)
+        return os.fstat(self._log.fileno()).st_size
+
+    def close(self) -> None:
+        """Watch the files no longer."""
+        self._log.close()

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,13 +231,32 @@ async def test_another_program_that_checkpoints(tmp_path: Path) -> None:
             other.execute("PRAGMA wal_checkpoint(PASSIVE)")
         other.close()
         before = salt_of(path.with_name("run.db-wal"))
-        assert checkpoint(path, journal._database)
+        assert checkpoint(path, journal._database)[1]
         assert salt_of(path.with_name("run.db-wal")) == before + 2
         here = copy(path, tmp_path / "here", "-wal")
         await note(journal, 1)
-    assert BulkJournal(here).status().counts == {"started": 1}
+    assert BulkJournal(here).status().counts == {"intended": 1}
     with pytest.raises(JournalError, match="is missing"):
         BulkJournal(copy(here, tmp_path / "alone")).status()
+
+
+async def test_another_program_that_checkpoints_all_the_time(tmp_path: Path) -> None:
+    """A copy with its log is read each time; one without is refused, or knows all that was recorded."""
+    path = tmp_path / "run.db"
+    refused = 0
+    with Journal.create(path, RUN, run="r1") as journal:
+        for number in range(12):
+            await note(journal, number)
+            here = copy(path, tmp_path / f"{number}", "-wal")
+            assert sum(BulkJournal(here).status().counts.values()) == number + 1
+            try:
+                assert sum(BulkJournal(copy(here, tmp_path / f"{number}-alone")).status().counts.values()) == number + 1
+            except JournalError:
+                refused += 1
+            with sqlite3.connect(path) as other:
+                other.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            other.close()
+    assert refused > 6
 
 
 async def test_a_log_of_which_the_main_file_does_not_know_yet(client_for: Any, tmp_path: Path) -> None:
@@ -269,8 +289,7 @@ async def test_a_run_that_begins_while_its_journal_is_read(
         client: StreamsClient = client_for(space)
         path = tmp_path / "run.db"
         async for _ in client.start_streams(on_conferences(space), journal=path, concurrency=1):
-            answers = iter([False])
-            monkeypatch.setattr(store, "is_held", lambda path: next(answers, True))
+            monkeypatch.setattr(store, "is_held", partial(next, iter([False, True])))
             monkeypatch.setattr(store, "verify", fails_to_verify)
             assert len(list(BulkJournal(path).items())) >= 1
             monkeypatch.undo()
@@ -282,9 +301,11 @@ def fails_to_verify(path: Path) -> Any:
 
 def test_a_salt_has_32_bits() -> None:
     """SQLite raises it by one, and begins again at zero."""
-    mark = Mark("live", 0xFFFFFFFF, 100)
-    assert [mark.fits(salt, 100) for salt in (0xFFFFFFFE, 0xFFFFFFFF, 0, 1)] == [False, True, True, False]
-    assert not mark.fits(0, 99)
+    salts = (0xFFFFFFFE, 0xFFFFFFFF, 0, 1, 2)
+    named = [Mark("checkpointed", 0xFFFFFFFF, 100).names(salt) for salt in salts]
+    assert named == [False, True, True, False, False]
+    named = [Mark("live", 0xFFFFFFFF, 100).names(salt) for salt in salts]
+    assert named == [False, True, True, True, False]
 
 
 KILLED_AT_EACH_STATEMENT = """

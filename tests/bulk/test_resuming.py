@@ -123,6 +123,28 @@ async def test_what_may_run_is_sent_again_under_its_name(client_for: Any, tmp_pa
         assert space.streams.doubled() == []
 
 
+async def test_two_names_on_one_target_are_resumed_each_by_itself(
+    space: SimulatedSpace, client: StreamsClient, tmp_path: Path
+) -> None:
+    """Named streams of one conference are told apart by name, in whatever order they come again; none is sent twice."""
+    sid = space.conference_sids[0]
+    requests = [StartConferenceStream(conference_sid=sid, url=URL, name=name) for name in ("audit", "captions")]
+    journal = tmp_path / "run.db"
+    first = client.start_streams(requests, journal=journal, concurrency=1)
+    started = {outcome.item.name: outcome.stream async for outcome in first}
+    for again in (requests, requests[::-1], requests[1:]):
+        run = client.start_streams(again, journal=journal, resume=True, concurrency=1)
+        outcomes = [outcome async for outcome in run]
+        assert [outcome.state for outcome in outcomes] == [BulkState.STARTED] * len(again)
+        assert [outcome.attempts for outcome in outcomes] == [0] * len(again)
+        for outcome in outcomes:
+            known = started[outcome.item.name]
+            assert known is not None
+            assert outcome.stream is not None
+            assert outcome.stream.sid == known.sid
+    assert space.requests.count("start-conference-stream") == 2
+
+
 async def test_what_may_run_without_a_name_is_reported(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
