@@ -66,7 +66,7 @@ def sid_on(space: SimulatedSpace, model: type[Start]) -> str:
 
 
 def request_of(model: type[Start], sample: dict[str, Any], sid: str) -> Start:
-    return model(**{TARGETS[model]: sid}, **sample)
+    return model(**sample | {TARGETS[model]: sid})
 
 
 def with_secrets(planned: PlannedRequest, sample: dict[str, Any]) -> Start:
