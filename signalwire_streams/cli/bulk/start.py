@@ -105,7 +105,7 @@ def start(
         if not found:
             say_nothing_to_do(as_json=account.as_json)
             return None
-        path = client.plan_streams(found, journal=journal or _new_path()).path
+        path = client.plan_streams(found, journal=_new_path() if journal is None else journal).path
         return Job(
             run=client.start_streams(found, journal=path, resume=True, concurrency=concurrency),
             doing="start",
