@@ -223,7 +223,7 @@ class StreamsClient:
         path = journal_path(journal)
         reopen = partial(Journal.reopen, path, self._whose("start"), clock=self._clock)
         undoing = Undoing(Stopping(self._streams, self._patience), Holder(reopen, self._clock))
-        streams = BulkJournal(path).streams()
+        streams = BulkJournal(journal).streams()
         return self._bulk(streams, undoing, concurrency, starting=False, keeper=undoing, note=undoing.note)
 
     def stop_streams(

@@ -6,11 +6,11 @@ nothing to share with does not wait: a commit is only put off when the last one 
 
 import asyncio
 import sqlite3
-from pathlib import Path
 from typing import TypeAlias
 
 from attrs import define, field
 
+from signalwire_streams.bulk.paths import JournalPath
 from signalwire_streams.bulk.store import failed, telling, when_free
 from signalwire_streams.bulk.wal import LOG_SIZE, Mark, OpenFiles, checkpoint, close_log, is_busy
 from signalwire_streams.errors import JournalError
@@ -35,7 +35,7 @@ class Commits:
         mark: what the main file says of the log.
     """
 
-    path: Path
+    path: JournalPath
     database: sqlite3.Connection
     files: OpenFiles
     clock: Clock

@@ -9,7 +9,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -17,7 +16,7 @@ from attrs import asdict, define, field, frozen
 
 from signalwire_streams.bulk.commits import Commits
 from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState, label_of
-from signalwire_streams.bulk.paths import exists
+from signalwire_streams.bulk.paths import JournalPath, exists
 from signalwire_streams.bulk.planning import Start, plan_rows
 from signalwire_streams.bulk.store import (
     INDEX,
@@ -83,7 +82,7 @@ class Journal:
         run: what the run is called; its streams' names follow from it.
     """
 
-    path: Path
+    path: JournalPath
     run: str
     _database: sqlite3.Connection
     _lock: sqlite3.Connection
@@ -101,7 +100,7 @@ class Journal:
         self._commits = Commits(self.path, self._database, self._files, self._clock, self._mark)
 
     @classmethod
-    def create(cls, path: Path, whose: Whose, *, run: str, clock: Clock | None = None) -> Self:
+    def create(cls, path: JournalPath, whose: Whose, *, run: str, clock: Clock | None = None) -> Self:
         """Create the journal of a new run, and open it.
 
         Raises:
@@ -116,7 +115,7 @@ class Journal:
         return journal
 
     @classmethod
-    def plan(cls, path: Path, whose: Whose, *, run: str, requests: Iterable[Start]) -> None:
+    def plan(cls, path: JournalPath, whose: Whose, *, run: str, requests: Iterable[Start]) -> None:
         """Create the journal of a run that is to start these requests, for `reopen`.
 
         Raises:
@@ -128,7 +127,7 @@ class Journal:
         lock.close()
 
     @classmethod
-    def reopen(cls, path: Path, whose: Whose, *, clock: Clock | None = None) -> Self:
+    def reopen(cls, path: JournalPath, whose: Whose, *, clock: Clock | None = None) -> Self:
         """Open the journal of a run that was planned, or that ended early.
 
         Raises:
@@ -141,7 +140,7 @@ class Journal:
         with ExitStack() as undo, telling(path, "read"):
             if not is_held(path):
                 whose.check(path, verify(path)[0])  # before a lock file is made beside what is no journal of ours
-            if not os.access(path, os.W_OK):
+            if not os.access(path.file, os.W_OK):
                 raise InvalidRequestError(f"the journal {path} can't be written: use an account that may write it")
             lock = undo.enter_context(closing(hold(path)))
             whose.check(path, verify(path)[0])
@@ -325,13 +324,13 @@ class Holder:
             raise self._failure
 
 
-def _lay_out(path: Path, whose: Whose, run: str, plan: Iterable[Start] | None) -> None:
+def _lay_out(path: JournalPath, whose: Whose, run: str, plan: Iterable[Start] | None) -> None:
     """Write the tables, the run's facts and its plan in one transaction: they are there, or nothing is.
 
     Without a log, so that all of it is in the main file.
     """
     facts = {"schema": str(SCHEMA_VERSION), "run": run, **asdict(whose), "began": now()}
-    with closing(sqlite3.connect(path, timeout=0.0)) as database, database:
+    with closing(sqlite3.connect(path.file, timeout=0.0)) as database, database:
         database.execute("BEGIN IMMEDIATE")
         for statement in SCHEMA:
             database.execute(statement)

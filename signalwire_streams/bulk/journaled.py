@@ -9,7 +9,7 @@ from attrs import define, evolve, field, frozen
 
 from signalwire_streams.bulk.journal import Entry, Holder, Journal
 from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
-from signalwire_streams.bulk.paths import journal_path
+from signalwire_streams.bulk.paths import JournalPath, journal_path
 from signalwire_streams.bulk.planning import Start
 from signalwire_streams.bulk.starting import Starting, Stopping
 from signalwire_streams.bulk.store import INTENDED
@@ -136,8 +136,8 @@ def ledger_of(
     *,
     resume: bool,
     clock: Clock,
-    create: Callable[[Path], Journal],
-    reopen: Callable[[Path], Journal],
+    create: Callable[[JournalPath], Journal],
+    reopen: Callable[[JournalPath], Journal],
 ) -> Ledger | None:
     """Find out where a run is to keep book, from what the caller passed.
 

@@ -4,6 +4,8 @@ import os
 import stat
 from pathlib import Path
 
+from attrs import frozen
+
 from signalwire_streams.errors import InvalidRequestError
 
 LOCK, LOG, INDEX, ROLLBACK = ".lock", "-wal", "-shm", "-journal"
@@ -16,19 +18,37 @@ _KINDS = {
 }
 
 
-def journal_path(journal: object) -> Path:
-    """Return the absolute path of the journal that a caller named.
+@frozen
+class JournalPath:
+    """The path of a journal.
 
-    It is made absolute at once, so that a later change of the working directory does not change the file.
+    Attributes:
+        name: as the caller wrote it; messages show it so.
+        file: absolute, so that a later change of the working directory does not change the file.
+    """
+
+    name: str
+    file: Path
+
+    def __str__(self) -> str:
+        return self.name
+
+    def beside(self, suffix: str) -> Path:
+        """Return the file of SQLite's, or our lock, that belongs to the journal; links to the journal share it."""
+        file = self.file.resolve()
+        return file.with_name(file.name + suffix)
+
+
+def journal_path(journal: object) -> JournalPath:
+    """Return the path of the journal that a caller named.
 
     Raises:
         InvalidRequestError: the name can't be that of a journal.
     """
-    if not isinstance(journal, str | os.PathLike):
-        raise InvalidRequestError(f"journal is of type {type(journal).__name__}: write it as a path, such as 'run.db'")
-    name = os.fspath(journal)
+    name = os.fspath(journal) if isinstance(journal, str | os.PathLike) else None
     if not isinstance(name, str):
-        raise InvalidRequestError("journal is a path of bytes: write it as a str, such as 'run.db'")
+        kind = type(journal).__name__
+        raise InvalidRequestError(f"journal is of type {kind}: write a path as text, such as 'run.db'")
     if not name.strip():
         raise InvalidRequestError("journal is empty: name a file, such as 'run.db'")
     if name == ":memory:" or name.startswith("file:"):
@@ -38,7 +58,7 @@ def journal_path(journal: object) -> Path:
             f"journal {name!a} is not UTF-8, or holds control characters: choose another name for the file"
         )
     try:
-        return Path(name).absolute()
+        return JournalPath(name, Path(name).absolute())
     except OSError as error:
         raise InvalidRequestError(
             f"the journal {name} has no folder ({error.strerror}): name an absolute path"
@@ -49,13 +69,7 @@ def _is_text(name: str) -> bool:
     return all(" " <= character != "\x7f" and not "\ud800" <= character <= "\udfff" for character in name)
 
 
-def beside(path: Path, suffix: str) -> Path:
-    """Return the file of SQLite's, or our lock, that belongs to a journal; links to the journal share it."""
-    path = path.resolve()
-    return path.with_name(path.name + suffix)
-
-
-def exists(path: Path) -> bool:
+def exists(path: JournalPath) -> bool:
     """Return whether there is a journal's file, and check that nothing at or beside the path is another kind of file.
 
     Nothing is opened: to open a FIFO blocks, and SQLite deletes what it takes for a leftover of its own.
@@ -64,9 +78,9 @@ def exists(path: Path) -> bool:
         InvalidRequestError: the journal, or a file beside it, is no regular file, or can't be looked up.
     """
     try:
-        is_there = _is_regular(path)
+        is_there = _is_regular(path.file)
         for suffix in (LOCK, LOG, INDEX, ROLLBACK):
-            _is_regular(beside(path, suffix))
+            _is_regular(path.beside(suffix))
     except OSError as error:
         raise InvalidRequestError(f"the journal {path} can't be opened: {error.strerror}; name another file") from None
     return is_there

@@ -2,13 +2,14 @@
 
 import sqlite3
 from collections.abc import Iterator, Mapping
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from signalwire_streams.bulk.outcomes import BulkState
+from signalwire_streams.bulk.paths import JournalPath, journal_path
 from signalwire_streams.bulk.planning import PlannedRequest, planned_request
 from signalwire_streams.bulk.store import INTENDED, facts_of, find, is_held, reading
 from signalwire_streams.errors import InvalidRequestError
@@ -97,10 +98,19 @@ class JournalItem:
         return CallStream(call_sid=self.target, sid=self.sid, name=self.name, ambiguous=self.ambiguous)
 
 
-def _path(path: object) -> Path:
-    if not isinstance(path, str | PathLike) or not isinstance(fspath(path), str):
-        raise InvalidRequestError(f"a journal is named by a path, not by a {type(path).__name__}: write 'run.db'")
-    return Path(path)
+def _path(path: str | PathLike[str]) -> Path:
+    try:
+        return Path(path)
+    except TypeError:
+        kind = type(path).__name__
+        raise InvalidRequestError(f"journal is of type {kind}: write a path as text, such as 'run.db'") from None
+
+
+def _working_directory() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:  # it was removed; `journal_path` says so
+        return None
 
 
 @frozen
@@ -118,22 +128,21 @@ class BulkJournal:
     """
 
     path: Path = field(converter=_path)
-    _file: Path = field(init=False, eq=False, repr=False)
+    _folder: Path | None = field(init=False, eq=False, repr=False, factory=_working_directory)
 
-    @_file.default
-    def _absolute(self) -> Path:
-        try:
-            return self.path.absolute()
-        except OSError:  # the working directory was removed; `reading` says so
-            return self.path
+    @property
+    def _named(self) -> JournalPath:
+        # Checked when it is read, and not before.
+        path = journal_path(self.path)
+        return path if self._folder is None else evolve(path, file=self._folder / self.path)
 
     def status(self) -> JournalStatus:
         """Sum the run up."""
-        find(self._file)
+        find(self._named)
         # Before the rest: a run that ends meanwhile then counts as going on, not as cut off.
-        held = is_held(self._file)
-        with reading(self._file) as database:
-            facts = facts_of(self._file, database)
+        held = is_held(self._named)
+        with reading(self._named) as database:
+            facts = facts_of(self._named, database)
             counts = dict(database.execute("SELECT state, count(*) FROM items GROUP BY state ORDER BY 2 DESC"))
             undone, attempts = database.execute(
                 "SELECT count(*) FILTER (WHERE undone = 'stopped'), COALESCE(SUM(attempts), 0) FROM items"
@@ -197,5 +206,5 @@ class BulkJournal:
             last = rows[-1][0]
 
     def _some(self, question: str, values: tuple[object, ...]) -> list[sqlite3.Row]:
-        with reading(self._file) as database:
+        with reading(self._named) as database:
             return database.execute(question, values).fetchall()

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from attrs import frozen
 
-from signalwire_streams.bulk.paths import LOCK, LOG, ROLLBACK, beside, exists, identity_of, journal_path, size_of
+from signalwire_streams.bulk.paths import LOCK, LOG, ROLLBACK, JournalPath, exists, identity_of, size_of
 from signalwire_streams.bulk.wal import KEY, check_log, is_busy, log_error
 from signalwire_streams.errors import InvalidRequestError, JournalError
 from signalwire_streams.transport.clock import Clock
@@ -58,7 +58,7 @@ _PATIENCE = 5.0  # seconds that another program may keep a journal locked
 _STEP = 0.02  # seconds between two tries
 
 
-def connect(path: Path) -> sqlite3.Connection:
+def connect(path: JournalPath) -> sqlite3.Connection:
     """Open a journal, which is there already, to write in it."""
     database = sqlite3.connect(_address(path, "rw"), uri=True, timeout=0.0)  # `when_free` waits, and not SQLite
     try:
@@ -72,8 +72,8 @@ def connect(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _address(path: Path, mode: str) -> str:
-    return f"{path.resolve().as_uri()}?mode={mode}"
+def _address(path: JournalPath, mode: str) -> str:
+    return f"{path.file.resolve().as_uri()}?mode={mode}"
 
 
 async def when_free(clock: Clock, act: Callable[[], _Result]) -> _Result:
@@ -110,7 +110,7 @@ class Whose:
     origin: str
     project: str
 
-    def check(self, path: Path, known: Mapping[str, str]) -> None:
+    def check(self, path: JournalPath, known: Mapping[str, str]) -> None:
         """Check that a journal is of such a run.
 
         Raises:
@@ -123,18 +123,18 @@ class Whose:
                 raise InvalidRequestError(f"{path} belongs to the {noun} {its}: use it there, not on {ours}")
 
 
-def find(path: Path) -> None:
+def find(path: JournalPath) -> None:
     """Check that there is a journal's file to be read.
 
     Raises:
         InvalidRequestError: there is none, or it is another kind of file.
     """
-    if not exists(journal_path(path)):
+    if not exists(path):
         raise InvalidRequestError(f"there is no journal {path}: name the file that the run wrote")
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
+def reading(path: JournalPath) -> Iterator[sqlite3.Connection]:
     """Open a journal to read in it.
 
     Raises:
@@ -155,7 +155,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         yield database
 
 
-def verify(path: Path) -> tuple[Mapping[str, str], bool]:
+def verify(path: JournalPath) -> tuple[Mapping[str, str], bool]:
     """Check that a journal that no process of ours has open is whole: its main file, and the log that this one names.
 
     Nothing is written, and no file is made.
@@ -180,7 +180,7 @@ def verify(path: Path) -> tuple[Mapping[str, str], bool]:
     return facts, needs_log
 
 
-def _is_same(path: Path, both: sqlite3.Connection, facts: Mapping[str, str], counted: tuple[int, ...]) -> bool:
+def _is_same(path: JournalPath, both: sqlite3.Connection, facts: Mapping[str, str], counted: tuple[int, ...]) -> bool:
     try:
         known = {key: value for key, value in facts_of(path, both).items() if key != KEY}
         return (known, _counts(both)) == (facts, counted)
@@ -192,18 +192,18 @@ def _counts(database: sqlite3.Connection) -> tuple[int, ...]:
     return tuple(database.execute("SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM plan)").fetchone())
 
 
-def _connect_to_read(path: Path) -> sqlite3.Connection:
+def _connect_to_read(path: JournalPath) -> sqlite3.Connection:
     return sqlite3.connect(_address(path, "ro"), uri=True, isolation_level=None)
 
 
-def _connect_to_main(path: Path) -> sqlite3.Connection:
+def _connect_to_main(path: JournalPath) -> sqlite3.Connection:
     """Open the main file alone: without its log, without a lock, and without making a file."""
     # Not by reading the file ourselves: to close a file drops all locks that this process has on it.
     return sqlite3.connect(f"{_address(path, 'ro')}&immutable=1", uri=True, isolation_level=None)
 
 
 @contextmanager
-def telling(path: Path, doing: str) -> Iterator[None]:
+def telling(path: JournalPath, doing: str) -> Iterator[None]:
     """Tell in our own words what the store could not do.
 
     Raises:
@@ -215,12 +215,12 @@ def telling(path: Path, doing: str) -> Iterator[None]:
         raise failed(path, doing, error) from error
 
 
-def failed(path: Path, doing: str, error: Exception) -> JournalError:
+def failed(path: JournalPath, doing: str, error: Exception) -> JournalError:
     """Put in our own words what the store could not do."""
     return JournalError(f"the journal {path} can't be {doing}: {getattr(error, 'strerror', None) or error}")
 
 
-def facts_of(path: Path, database: sqlite3.Connection) -> Mapping[str, str]:
+def facts_of(path: JournalPath, database: sqlite3.Connection) -> Mapping[str, str]:
     """Return what the journal says of its run.
 
     Raises:
@@ -240,7 +240,7 @@ def facts_of(path: Path, database: sqlite3.Connection) -> Mapping[str, str]:
     return known
 
 
-def _blank(path: Path) -> Exception:
+def _blank(path: JournalPath) -> Exception:
     if is_free(path):
         return InvalidRequestError(
             f"the journal {path} is empty, so it was not begun yet: begin the run; if it is a copy of a run's journal, "
@@ -249,15 +249,15 @@ def _blank(path: Path) -> Exception:
     return log_error(path, "is missing or is not its own")
 
 
-def is_free(path: Path) -> bool:
+def is_free(path: JournalPath) -> bool:
     """Return whether a journal can be made: nothing is there, or an empty file without what belongs to another one."""
-    if size_of(path) or size_of(beside(path, LOG)):
+    if size_of(path.file) or size_of(path.beside(LOG)):
         return False
-    return path.exists() or not size_of(beside(path, ROLLBACK))
+    return path.file.exists() or not size_of(path.beside(ROLLBACK))
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[sqlite3.Connection]:
+def new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
     """Take a path for a new journal. On an error nothing is left of what this call made, and nothing else is touched.
 
     Yields:
@@ -270,22 +270,22 @@ def new_file(path: Path) -> Iterator[sqlite3.Connection]:
     with ExitStack() as undo:
         lock = undo.enter_context(closing(_hold_new(path, undo)))
         with suppress(FileExistsError):
-            _create(path, undo)
+            _create(path.file, undo)
         _check_free(path)  # another process may have made it since
         yield lock
         undo.pop_all()
 
 
-def _check_free(path: Path) -> None:
-    if exists(path) and size_of(path):
+def _check_free(path: JournalPath) -> None:
+    if exists(path) and size_of(path.file):
         raise InvalidRequestError(f"the journal {path} is there already: resume it, or choose another file")
     if not is_free(path):
         raise InvalidRequestError(f"files of another journal are beside {path}: restore it, or choose another file")
 
 
-def _hold_new(path: Path, undo: ExitStack) -> sqlite3.Connection:
+def _hold_new(path: JournalPath, undo: ExitStack) -> sqlite3.Connection:
     with suppress(OSError):  # where it is there already, or can't be made, `hold` sees to that
-        _create(beside(path, LOCK), undo)
+        _create(path.beside(LOCK), undo)
     return hold(path)
 
 
@@ -300,7 +300,7 @@ def _unlink(file: Path, identity: tuple[int, int]) -> None:
             file.unlink()
 
 
-def hold(path: Path) -> sqlite3.Connection:
+def hold(path: JournalPath) -> sqlite3.Connection:
     """Take a run for this process: a lock that ends with the process, however it ends.
 
     Raises:
@@ -308,7 +308,7 @@ def hold(path: Path) -> sqlite3.Connection:
         JournalError: the lock can't be used.
     """
     try:
-        lock = sqlite3.connect(beside(path, LOCK), timeout=_A_MOMENT, isolation_level=None)
+        lock = sqlite3.connect(path.beside(LOCK), timeout=_A_MOMENT, isolation_level=None)
     except (sqlite3.OperationalError, OSError):
         raise InvalidRequestError(
             f"the journal {path} can't be opened: name a file in a folder that may be written"
@@ -319,20 +319,20 @@ def hold(path: Path) -> sqlite3.Connection:
         lock.close()
         if "locked" in str(error):
             raise InvalidRequestError(f"another process runs the journal {path}: wait for it, or end it") from None
-        raise failed(beside(path, LOCK), "opened", error) from None
+        raise failed(path, "opened", error) from None
     return lock
 
 
-def is_held(path: Path) -> bool:
+def is_held(path: JournalPath) -> bool:
     """Return whether a process works on a run now.
 
     Raises:
         JournalError: it can't be told.
     """
     with telling(path, "read"):
-        if not beside(path, LOCK).exists():
+        if not path.beside(LOCK).exists():
             return False
-        with closing(sqlite3.connect(beside(path, LOCK), timeout=0.0, isolation_level=None)) as lock:
+        with closing(sqlite3.connect(path.beside(LOCK), timeout=0.0, isolation_level=None)) as lock:
             try:
                 lock.execute("SELECT count(*) FROM sqlite_master").fetchone()
             except sqlite3.OperationalError:

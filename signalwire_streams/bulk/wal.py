@@ -16,7 +16,7 @@ from typing import Self
 
 from attrs import define, field, frozen
 
-from signalwire_streams.bulk.paths import INDEX, LOG, beside, identity_of, size_of
+from signalwire_streams.bulk.paths import INDEX, LOG, JournalPath, identity_of, size_of
 from signalwire_streams.errors import JournalError
 
 LOG_SIZE = 4 * 1024 * 1024
@@ -85,7 +85,7 @@ def salt_of(log: Path) -> int:
         return int.from_bytes(file.read(_SALT.stop)[_SALT])
 
 
-def open_log(path: Path, database: sqlite3.Connection) -> Mark:
+def open_log(path: JournalPath, database: sqlite3.Connection) -> Mark:
     """Name the log in the main file: a run may send requests after that.
 
     Raises:
@@ -95,7 +95,7 @@ def open_log(path: Path, database: sqlite3.Connection) -> Mark:
     """
     with database:  # makes the log, so that it has a salt; a run that opens has no other row of that key to keep
         database.execute("REPLACE INTO run SELECT key, value FROM run WHERE key = 'run'")
-    log = beside(path, LOG)
+    log = path.beside(LOG)
     os.truncate(log, max(size_of(log), LOG_SIZE))
     mark, is_whole = checkpoint(path, database)
     if not is_whole:
@@ -103,13 +103,13 @@ def open_log(path: Path, database: sqlite3.Connection) -> Mark:
     return mark
 
 
-def checkpoint(path: Path, database: sqlite3.Connection) -> tuple[Mark, bool]:
+def checkpoint(path: JournalPath, database: sqlite3.Connection) -> tuple[Mark, bool]:
     """Copy the log into the main file, which then names the log again.
 
     Returns:
         The row as it was copied, and False where a reader in a long transaction kept a part of the log back.
     """
-    log = beside(path, LOG)
+    log = path.beside(LOG)
     while True:
         salt = salt_of(log)
         mark = Mark(_CHECKPOINTED, salt, size_of(log))
@@ -132,12 +132,12 @@ def close_log(database: sqlite3.Connection) -> None:
     database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
-def close_without_checkpoint(path: Path, database: sqlite3.Connection) -> None:
+def close_without_checkpoint(path: JournalPath, database: sqlite3.Connection) -> None:
     """Close a journal whose files were damaged, and leave them as they are.
 
     The last connection that closes copies the log into the main file, unless it sees another one that is open.
     """
-    guard = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=0.0)
+    guard = sqlite3.connect(f"{path.file.resolve().as_uri()}?mode=ro", uri=True, timeout=0.0)
     try:
         guard.execute("SELECT 1 FROM sqlite_master").fetchone()
     except sqlite3.Error:
@@ -147,7 +147,7 @@ def close_without_checkpoint(path: Path, database: sqlite3.Connection) -> None:
         guard.close()
 
 
-def check_log(path: Path, facts: Mapping[str, str]) -> bool:
+def check_log(path: JournalPath, facts: Mapping[str, str]) -> bool:
     """Check that the log that a main file names is there, and return whether the journal can't be read without it.
 
     Args:
@@ -157,7 +157,7 @@ def check_log(path: Path, facts: Mapping[str, str]) -> bool:
     Raises:
         JournalError: the log is missing, cut, or another journal's.
     """
-    log = beside(path, LOG)
+    log = path.beside(LOG)
     size, mark = size_of(log), Mark.of(facts)
     if not size and (mark is None or mark.state == _LIVE):
         return False
@@ -166,9 +166,9 @@ def check_log(path: Path, facts: Mapping[str, str]) -> bool:
     return True
 
 
-def log_error(path: Path, what: str) -> JournalError:
+def log_error(path: JournalPath, what: str) -> JournalError:
     """Return the error of a journal that is not whole."""
-    log = beside(path, LOG)
+    log = path.beside(LOG)
     return JournalError(
         f"the journal {path} is not whole: {log.name} {what}, and it holds what the run did last; copy both files from "
         "where the run was, and start nothing again until then"
@@ -184,14 +184,14 @@ class OpenFiles:
         damage: how a file was cut or replaced, so that nothing may be written to any of them.
     """
 
-    path: Path
+    path: JournalPath
     damage: str | None = field(init=False, default=None)
     _known: dict[str, tuple[tuple[int, int], int]] = field(init=False, factory=dict)
     _log: FileIO = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        log = beside(self.path, LOG)
-        for file in (self.path, log, beside(self.path, INDEX)):
+        log = self.path.beside(LOG)
+        for file in (self.path.file, log, self.path.beside(INDEX)):
             self._known[str(file)] = identity_of(file), size_of(file)
         self._log = log.open("rb", buffering=0)  # SQLite has no lock on the log that closing this would drop
 

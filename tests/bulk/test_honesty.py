@@ -24,6 +24,7 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.bulk import store
+from signalwire_streams.bulk.paths import JournalPath
 from signalwire_streams.bulk.store import hold
 from signalwire_streams.simulator import SimulatedSpace
 
@@ -191,7 +192,7 @@ async def test_a_journal_that_somebody_else_just_made(
     """Who comes second is told, and takes nothing away."""
     path = tmp_path / "run.db"
 
-    def late(wanted: Path) -> Any:
+    def late(wanted: JournalPath) -> Any:
         monkeypatch.undo()
         client.plan_streams([], journal=path)
         return hold(wanted)

@@ -23,6 +23,7 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.bulk import commits, journal as journal_module, store, wal
+from signalwire_streams.bulk.paths import JournalPath
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -269,7 +270,7 @@ async def test_a_journal_that_is_full_ends_the_run(
     """SQLite's own limit: the run ends in JournalError, also where its outcomes can be written in the end."""
     connect = store.connect
 
-    def small(path: Path) -> sqlite3.Connection:
+    def small(path: JournalPath) -> sqlite3.Connection:
         database = connect(path)
         pages = database.execute("PRAGMA page_count").fetchone()[0]
         database.execute(f"PRAGMA max_page_count = {pages + 1}")

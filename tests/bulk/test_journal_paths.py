@@ -19,7 +19,7 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.bulk import store
-from signalwire_streams.bulk.paths import journal_path
+from signalwire_streams.bulk.paths import JournalPath, journal_path
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -286,7 +286,7 @@ async def test_a_file_that_comes_at_the_last_moment_stays(
     path = tmp_path / "run.db"
     hold = store.hold
 
-    def late(wanted: Path) -> Any:
+    def late(wanted: JournalPath) -> Any:
         lock = hold(wanted)
         path.write_text("mine")
         return lock
@@ -361,4 +361,4 @@ async def test_a_directory_that_is_gone(client: StreamsClient, tmp_path: Path, m
         with pytest.raises(InvalidRequestError, match="has no folder"):
             await use(client, "run.db")
     monkeypatch.chdir(tmp_path)
-    assert journal_path("run.db") == tmp_path / "run.db"
+    assert journal_path("run.db").file == tmp_path / "run.db"

@@ -24,7 +24,7 @@ from signalwire_streams import (
 )
 from signalwire_streams.simulator import SimulatedSpace
 
-from .bulk_runs import bytes_in, files_in, held_space, json_file, offered, table
+from .bulk_runs import bytes_in, files_in, held_space, ids_file, json_file, offered, table
 from .shell import PATIENCE, URL, Ran, Shell, credentials, end_of, process
 
 TO_URL = ("--url", URL)
@@ -326,9 +326,34 @@ async def test_a_file_that_is_no_journal_is_told(shell: Shell, folder: Path, com
     (folder / "notes").write_text("nothing of the kind, and long enough to be looked into" * 40, encoding="utf-8")
     is_misuse(await shell("bulk", command, "none.db"), "there is no journal none.db: name the file that the run wrote")
     is_misuse(await shell("bulk", command, "notes"), "notes is no journal that this version can read")
-    broken = await shell("bulk", command, str(folder), "--json")
-    assert (broken.code, broken.json["error"]) == (1, "JournalError")
-    assert broken.err.startswith("error: the journal ")
+    is_misuse(await shell("bulk", command, "."), "here is a directory, and a journal is a regular file")
+    is_misuse(await shell("bulk", command, ""), "here is a directory, and a journal is a regular file")
+    os.mkfifo(folder / "pipe")
+    is_misuse(await shell("bulk", command, "pipe"), "pipe is a FIFO, and a journal is a regular file")
+    is_misuse(await shell("bulk", command, "\udcff.db"), "is not UTF-8, or holds control characters")
+    broken = await shell("bulk", command, "pipe", "--json")
+    assert (broken.code, broken.json["error"]) == (2, "InvalidRequestError")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("", "journal is empty: name a file"),
+        (":memory:", "is a name that SQLite reserves"),
+        ("\udcff.db", "is not UTF-8, or holds control characters"),
+        ("pipe", "pipe is a FIFO, and a journal is a regular file"),
+        ("no/run.db", "name a file in a folder that may be written"),
+    ],
+)
+async def test_bulk_start_refuses_what_can_be_no_journal(
+    shell: Shell, space: SimulatedSpace, folder: Path, name: str, sentence: str
+) -> None:
+    """Nothing is sent, and no file is made or deleted."""
+    os.mkfifo(folder / "pipe")
+    ids_file(folder / "targets", space.conference_sids)
+    is_misuse(await shell("bulk", "start", "targets", "--url", URL, "--journal", name), sentence)
+    assert space.requests.count() == 0
+    assert [file.name for file in files_in(folder)] == ["pipe", "targets"]
 
 
 async def test_a_run_without_a_plan_is_its_programs_to_go_on_with(shell: Shell, space: SimulatedSpace) -> None:
