@@ -9,6 +9,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -16,7 +17,7 @@ from attrs import asdict, define, field, frozen
 
 from signalwire_streams.bulk.commits import Commits
 from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState, label_of
-from signalwire_streams.bulk.paths import JournalPath, exists
+from signalwire_streams.bulk.paths import JournalPath, exists, journal_path
 from signalwire_streams.bulk.planning import Start, plan_rows
 from signalwire_streams.bulk.store import (
     INDEX,
@@ -100,13 +101,14 @@ class Journal:
         self._commits = Commits(self.path, self._database, self._files, self._clock, self._mark)
 
     @classmethod
-    def create(cls, path: JournalPath, whose: Whose, *, run: str, clock: Clock | None = None) -> Self:
+    def create(cls, path: JournalPath | Path | str, whose: Whose, *, run: str, clock: Clock | None = None) -> Self:
         """Create the journal of a new run, and open it.
 
         Raises:
             InvalidRequestError: the file is there already, can't be made, or another process holds it.
             JournalError: it can't be written.
         """
+        path = journal_path(path)
         with telling(path, "made"), new_file(path) as lock, ExitStack() as undo:
             _lay_out(path, whose, run, None)
             database = undo.enter_context(closing(connect(path)))
@@ -115,19 +117,20 @@ class Journal:
         return journal
 
     @classmethod
-    def plan(cls, path: JournalPath, whose: Whose, *, run: str, requests: Iterable[Start]) -> None:
+    def plan(cls, path: JournalPath | Path | str, whose: Whose, *, run: str, requests: Iterable[Start]) -> None:
         """Create the journal of a run that is to start these requests, for `reopen`.
 
         Raises:
             InvalidRequestError: as in `create`; or an item is no request, or two requests are the same.
             JournalError: it can't be written.
         """
+        path = journal_path(path)
         with telling(path, "made"), new_file(path) as lock:
             _lay_out(path, whose, run, requests)
         lock.close()
 
     @classmethod
-    def reopen(cls, path: JournalPath, whose: Whose, *, clock: Clock | None = None) -> Self:
+    def reopen(cls, path: JournalPath | Path | str, whose: Whose, *, clock: Clock | None = None) -> Self:
         """Open the journal of a run that was planned, or that ended early.
 
         Raises:
@@ -135,6 +138,7 @@ class Journal:
                 Space, project or kind of run, or another process holds it.
             JournalError: it can't be read or written, or a part of it is missing.
         """
+        path = journal_path(path)
         if not exists(path):
             raise InvalidRequestError(f"there is no journal {path}: begin the run without resuming")
         with ExitStack() as undo, telling(path, "read"):

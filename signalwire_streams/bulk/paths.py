@@ -45,6 +45,8 @@ def journal_path(journal: object) -> JournalPath:
     Raises:
         InvalidRequestError: the name can't be that of a journal.
     """
+    if isinstance(journal, JournalPath):
+        return journal
     name = os.fspath(journal) if isinstance(journal, str | os.PathLike) else None
     if not isinstance(name, str):
         kind = type(journal).__name__

@@ -19,7 +19,6 @@ from signalwire_streams import (
     StreamOutcomeUnknown,
 )
 from signalwire_streams.bulk.journal import Entry, Journal
-from signalwire_streams.bulk.paths import journal_path
 from signalwire_streams.bulk.store import INTENDED, Whose
 
 RUN = Whose("start", "https://example.signalwire.com", "project")
@@ -39,7 +38,7 @@ def rows(path: Path) -> list[tuple[Any, ...]]:
 async def test_an_intent_is_on_the_disk_at_once_and_an_outcome_with_the_next(tmp_path: Path) -> None:
     """Another process sees an intent before the request goes out, and its outcome by the end."""
     path = tmp_path / "run.db"
-    with Journal.create(journal_path(path), RUN, run="r1") as journal:
+    with Journal.create(path, RUN, run="r1") as journal:
         first = journal.new_row()
         await journal.intend(first, "conference", "room", "a")
         assert rows(path) == [("conference", "room", "a", INTENDED, None, 0, 0, None)]
@@ -62,7 +61,7 @@ async def test_an_outcome_does_not_wait_for_ever(tmp_path: Path, monkeypatch: py
     """An outcome that no intent follows is written soon as well."""
     monkeypatch.setattr("signalwire_streams.bulk.commits._AT_LEAST_EVERY", 0.0)
     path = tmp_path / "run.db"
-    with Journal.create(journal_path(path), RUN, run="r1") as journal:
+    with Journal.create(path, RUN, run="r1") as journal:
         row = journal.new_row()
         await journal.intend(row, "conference", "room", "a")
         journal.settle(row, outcome(BulkState.STARTED))
@@ -74,7 +73,7 @@ async def test_an_outcome_does_not_wait_for_ever(tmp_path: Path, monkeypatch: py
 async def test_intents_share_a_commit(tmp_path: Path) -> None:
     """What comes together is written together, in its order; what was cancelled before that is not written."""
     path = tmp_path / "run.db"
-    with Journal.create(journal_path(path), RUN, run="r1") as journal:
+    with Journal.create(path, RUN, run="r1") as journal:
         intents = [
             asyncio.ensure_future(journal.intend(journal.new_row(), "conference", f"room-{number}", "a"))
             for number in range(5)
@@ -88,7 +87,7 @@ async def test_intents_share_a_commit(tmp_path: Path) -> None:
 async def test_a_write_that_fails_is_told_and_outcomes_are_kept(tmp_path: Path) -> None:
     """Each intent is refused from then on; outcomes are written as soon as that works again, and the end raises."""
     path = tmp_path / "run.db"
-    journal = Journal.create(journal_path(path), RUN, run="r1")
+    journal = Journal.create(path, RUN, run="r1")
     row = journal.new_row()
     await journal.intend(row, "conference", "room", "a")
     other = sqlite3.connect(path)
@@ -111,12 +110,12 @@ async def test_a_write_that_fails_is_told_and_outcomes_are_kept(tmp_path: Path) 
 async def test_a_run_is_gone_on_with(tmp_path: Path) -> None:
     """A reopened journal knows its run; an item that is sent again keeps its row and counts its attempts."""
     path = tmp_path / "run.db"
-    with Journal.create(journal_path(path), RUN, run="r1") as journal:
+    with Journal.create(path, RUN, run="r1") as journal:
         row = journal.new_row()
         await journal.intend(row, "conference", "room", "a")
         error = StreamOutcomeUnknown("may be running", attempts=1)
         journal.settle(row, outcome(BulkState.UNKNOWN, error=error, attempts=1))
-    with Journal.reopen(journal_path(path), RUN) as journal:
+    with Journal.reopen(path, RUN) as journal:
         assert journal.run == "r1"
         assert journal.find("room", "a") == Entry(row, "unknown", None, False)
         assert journal.new_row() > row
@@ -127,11 +126,11 @@ async def test_a_run_is_gone_on_with(tmp_path: Path) -> None:
 
 async def test_unnamed_items_of_one_target_have_rows_of_their_own(tmp_path: Path) -> None:
     """Nothing ties two unnamed items together."""
-    with Journal.create(journal_path(tmp_path / "run.db"), RUN, run="r1") as journal:
+    with Journal.create(tmp_path / "run.db", RUN, run="r1") as journal:
         rows = [journal.new_row(), journal.new_row()]
         for row in rows:
             await journal.intend(row, "conference", "room", None)
-    with Journal.reopen(journal_path(tmp_path / "run.db"), RUN) as journal:
+    with Journal.reopen(tmp_path / "run.db", RUN) as journal:
         found = [journal.find("room", None) for _ in range(3)]
     assert found == [*(Entry(row, INTENDED, None, ambiguous=False) for row in rows), None]
 
@@ -147,23 +146,23 @@ async def test_unnamed_items_of_one_target_have_rows_of_their_own(tmp_path: Path
 def test_a_journal_of_another_run_is_refused(tmp_path: Path, change: dict[str, str], words: str) -> None:
     """A run goes on with its own journal only."""
     path = tmp_path / "run.db"
-    Journal.create(journal_path(path), RUN, run="r1").close()
+    Journal.create(path, RUN, run="r1").close()
 
     with pytest.raises(InvalidRequestError, match=words):
-        Journal.reopen(journal_path(path), evolve(RUN, **change))
-    Journal.reopen(journal_path(path), RUN).close()
+        Journal.reopen(path, evolve(RUN, **change))
+    Journal.reopen(path, RUN).close()
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     """A file that is there is not begun anew, one that is missing or no journal is not gone on with."""
     path = tmp_path / "run.db"
     with pytest.raises(InvalidRequestError, match="no journal"):
-        Journal.reopen(journal_path(path), RUN)
+        Journal.reopen(path, RUN)
     sqlite3.connect(path).execute("CREATE TABLE other (x)").connection.close()
     with pytest.raises(InvalidRequestError, match="there already"):
-        Journal.create(journal_path(path), RUN, run="r1")
+        Journal.create(path, RUN, run="r1")
     with pytest.raises(InvalidRequestError, match="schema"):
-        Journal.reopen(journal_path(path), RUN)
+        Journal.reopen(path, RUN)
 
 
 def test_two_processes_on_one_file(tmp_path: Path) -> None:
@@ -172,9 +171,8 @@ def test_two_processes_on_one_file(tmp_path: Path) -> None:
     code = (
         "import asyncio, sys\n"
         "from signalwire_streams.bulk.journal import Journal\n"
-        "from signalwire_streams.bulk.paths import journal_path\n"
         "from signalwire_streams.bulk.store import Whose\n"
-        f"journal = Journal.create(journal_path(sys.argv[1]), {RUN!r}, run='r1')\n"
+        f"journal = Journal.create(sys.argv[1], {RUN!r}, run='r1')\n"
         "asyncio.run(journal.intend(journal.new_row(), 'conference', 'room', 'a'))\n"
         "print('held', flush=True)\n"
         "sys.stdin.read()\n"
@@ -185,10 +183,10 @@ def test_two_processes_on_one_file(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(InvalidRequestError, match="another process"):
-            Journal.reopen(journal_path(path), RUN)
+            Journal.reopen(path, RUN)
         other.kill()
 
-    with Journal.reopen(journal_path(path), RUN) as journal:
+    with Journal.reopen(path, RUN) as journal:
         entry = journal.find("room", "a")
     assert entry is not None
     assert entry.state == INTENDED

@@ -180,7 +180,7 @@ async def test_a_log_that_was_begun_anew_often(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("signalwire_streams.bulk.commits.LOG_SIZE", 64 * 1024)
     path = tmp_path / "run.db"
     copies: list[tuple[int, int, Path]] = []
-    with Journal.create(journal_path(path), RUN, run="r1") as journal:
+    with Journal.create(path, RUN, run="r1") as journal:
         journal._commits._log_limit = 64 * 1024
         for number in range(80):
             await note(journal, number)
@@ -205,7 +205,7 @@ async def test_a_reader_in_a_long_transaction(tmp_path: Path, monkeypatch: pytes
     """It keeps the log from being begun anew: the log grows, and nothing is lost."""
     monkeypatch.setattr("signalwire_streams.bulk.wal.LOG_SIZE", 64 * 1024)
     path = tmp_path / "run.db"
-    with Journal.create(journal_path(path), RUN, run="r1") as journal:
+    with Journal.create(path, RUN, run="r1") as journal:
         journal._commits._log_limit = 64 * 1024
         reader = sqlite3.connect(path, isolation_level=None)
         reader.execute("BEGIN")
@@ -215,18 +215,18 @@ async def test_a_reader_in_a_long_transaction(tmp_path: Path, monkeypatch: pytes
         assert path.with_name("run.db-wal").stat().st_size > 3 * 64 * 1024
     assert BulkJournal(path).status().counts == {"started": 40}
     with pytest.raises(JournalError, match="reads it in a long transaction") as busy:
-        Journal.reopen(journal_path(path), RUN)
+        Journal.reopen(path, RUN)
     assert is_busy(busy.value.__cause__)
     assert isinstance(busy.value.__cause__, BusyError)
     reader.close()
-    with Journal.reopen(journal_path(path), RUN) as journal:
+    with Journal.reopen(path, RUN) as journal:
         assert journal.find("room-39", "a") is not None
 
 
 async def test_another_program_that_checkpoints(tmp_path: Path) -> None:
     """Its checkpoint lets the next commit begin the log anew; the main file still names the log that is in use."""
     path = tmp_path / "run.db"
-    with Journal.create(journal_path(path), RUN, run="r1") as journal:
+    with Journal.create(path, RUN, run="r1") as journal:
         await note(journal, 0)
         with sqlite3.connect(path) as other:
             other.execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -245,7 +245,7 @@ async def test_another_program_that_checkpoints_all_the_time(tmp_path: Path) -> 
     """A copy with its log is read each time; one without is refused, or knows all that was recorded."""
     path = tmp_path / "run.db"
     refused = 0
-    with Journal.create(journal_path(path), RUN, run="r1") as journal:
+    with Journal.create(path, RUN, run="r1") as journal:
         for number in range(12):
             await note(journal, number)
             here = copy(path, tmp_path / f"{number}", "-wal")
@@ -314,7 +314,6 @@ import asyncio, json, os, pathlib, shutil, signal, sqlite3, sys
 
 from signalwire_streams import BulkJournal, InvalidRequestError, JournalError, StartConferenceStream
 from signalwire_streams.bulk.journal import Journal
-from signalwire_streams.bulk.paths import journal_path
 from signalwire_streams.bulk.store import Whose
 
 WHOSE = Whose("start", "https://example.signalwire.com", "project")
@@ -329,9 +328,9 @@ def work(path, sent):
             await journal.intend(row, "call", f"leg-{number}", None)
             os.write(sent, b"x")
 
-    with Journal.create(journal_path(path), WHOSE, run="r1") as journal:
+    with Journal.create(path, WHOSE, run="r1") as journal:
         asyncio.run(notes(journal, 0))
-    with Journal.reopen(journal_path(path), WHOSE) as journal:
+    with Journal.reopen(path, WHOSE) as journal:
         asyncio.run(notes(journal, 1))
 
 
