@@ -45,6 +45,7 @@ class Event(StrEnum):
     EXPIRED = "not sent in time"
     BREAKER_OPEN = "not tried, the Space kept failing"
     BROKEN = "no answer came"
+    SESSION_FAILED = "the borrowed session's own code failed"
     MALFORMED = "the answer can't be read"
     ACCEPTED = "accepted, but the answer can't be read"
     REDIRECTED = "redirected"

@@ -26,6 +26,8 @@ MATRIX: Mapping[Event, _Row] = {
     Event.BROKEN: _MAY_HAVE_HAPPENED,
     Event.MALFORMED: _MAY_HAVE_HAPPENED,
     Event.SERVER_FAULT: _MAY_HAVE_HAPPENED,
+    # So it may here, and another attempt would fail in the same way.
+    Event.SESSION_FAILED: (Action.FAIL, Action.UNKNOWN, Action.UNKNOWN),
     # The Space did carry it out.
     Event.ACCEPTED: (Action.RETRY, Action.BY_NAME, Action.UNKNOWN),
     # The Space refused it.
@@ -41,7 +43,7 @@ MATRIX: Mapping[Event, _Row] = {
     Event.THROTTLED: _EVERYWHERE[Action.WAIT_FOR_GATE],
 }
 
-AMBIGUOUS = frozenset({Event.BROKEN, Event.MALFORMED, Event.SERVER_FAULT, Event.ACCEPTED})
+AMBIGUOUS = frozenset({Event.BROKEN, Event.MALFORMED, Event.SESSION_FAILED, Event.SERVER_FAULT, Event.ACCEPTED})
 """After one of these, the request may have been carried out."""
 
 _COLUMNS = {

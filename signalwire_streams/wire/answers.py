@@ -132,6 +132,21 @@ def has_key(document: object, key: str) -> bool:
     return sid is not None and is_handle(sid)
 
 
+def differs(document: Mapping[str, object], key: str, asked: str) -> bool:
+    """Return True if a document has another text under a key than was asked for; upper and lower case are the same.
+
+    A handle that was taken for a name may be the sid of a stream that has another name.
+    """
+    found = _text(document.get(key), None)
+    if found is None or _same(found, asked):
+        return False
+    return not (key == "name" and _same(_text(document.get("sid"), None) or "", asked))
+
+
+def _same(one: str, other: str) -> bool:
+    return one == other or one.casefold() == other.casefold()
+
+
 def read_stream(document: object, model: type[_Value], asked: Mapping[str, object]) -> _Value:
     """Structure the answer to a start or a stop.
 

@@ -88,6 +88,7 @@ class Exchange:
         lane: who goes first where requests wait.
         deadline: seconds that the whole call may take; None for the policy's own.
         headers: further headers, for middlewares to fill.
+        echo: what an answer must repeat under these keys, where it has them.
         secrets: what must not show up in an error, should the Space repeat it.
         progress: how far the call is.
     """
@@ -103,6 +104,7 @@ class Exchange:
     lane: Lane = Lane.INTERACTIVE
     deadline: float | None = None
     headers: Mapping[str, str] = field(factory=dict, repr=False)
+    echo: Mapping[str, str] = field(factory=dict, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
     progress: Progress = field(factory=Progress, repr=False)
 
@@ -142,6 +144,7 @@ class Outcome:
         attempts: how many attempts the call made.
         ambiguous: whether an attempt before the last may have done it.
         sent: whether the Space received the request, over all attempts.
+        cause: what code of the borrowed session raised, such as a trace hook.
     """
 
     event: Event
@@ -153,6 +156,7 @@ class Outcome:
     attempts: int = 1
     ambiguous: bool = False
     sent: Sent = "no"
+    cause: Exception | None = field(default=None, repr=False)
 
     def of_call(self, action: Action, *, phase: Phase, attempts: int, ambiguous: bool, sent: Sent) -> "Outcome":
         """Make the whole call's outcome of that of its last attempt."""
@@ -166,4 +170,5 @@ class Outcome:
             attempts=attempts,
             ambiguous=ambiguous,
             sent=sent,
+            cause=self.cause,
         )

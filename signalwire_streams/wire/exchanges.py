@@ -11,7 +11,7 @@ from attrs import evolve
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import Kind, StartCallStream, StartConferenceStream
-from signalwire_streams.models.checks import check_count, check_deadline, private_parts
+from signalwire_streams.models.checks import check_count, check_deadline, is_plain, private_parts
 from signalwire_streams.wire.account import Account
 from signalwire_streams.wire.exchange import Errand, Exchange, Progress
 from signalwire_streams.wire.forms import STOP, query, start_form
@@ -21,13 +21,24 @@ MAX_PAGE_SIZE = 1000
 
 Start = StartConferenceStream | StartCallStream
 
+_MADE, _SHORT_NAME = "sws-", 64
+_TARGET_KEYS = {"Conferences": "conference_sid", "Calls": "call_sid"}
+
 # SignalWire's sids are shaped like UUIDs, though not all of the documented ones are hexadecimal; Twilio's differ.
 _SID = re.compile("[0-9A-Za-z]{8}(-[0-9A-Za-z]{4}){3}-[0-9A-Za-z]{12}|[A-Z]{2}[0-9a-f]{32}")
 
 
 def generate_name() -> str:
     """Make a Name that no other start has."""
-    return f"sws-{token_hex(12)}"
+    return f"{_MADE}{token_hex(12)}"
+
+
+def _comes_back(name: str) -> bool:
+    """Return True if an answer repeats the name as it was sent.
+
+    Another answer's name tells it from ours. But the Space may trim or shorten a name that a caller chose.
+    """
+    return name.startswith(_MADE) or (is_plain(name) and len(name) <= _SHORT_NAME)
 
 
 def start(account: Account, request: Start, *, deadline: float | None, errand: Errand) -> Exchange:
@@ -43,6 +54,9 @@ def start(account: Account, request: Start, *, deadline: float | None, errand: E
         collection, noun, kind = "Conferences", "conference", Kind.CONFERENCE_START
     else:
         collection, noun, kind = "Calls", "call", Kind.CALL_START
+    echo = {_TARGET_KEYS[collection]: request.target}
+    if request.name is not None and _comes_back(request.name):
+        echo["name"] = request.name
     return Exchange(
         method="POST",
         path=account.path(collection, request.target, "Streams"),
@@ -53,6 +67,7 @@ def start(account: Account, request: Start, *, deadline: float | None, errand: E
         name=request.name,
         lane=errand.lane,
         deadline=check_deadline(deadline),
+        echo=echo,
         secrets=_secrets(account, request),
         progress=errand.progress,
     )
@@ -82,16 +97,23 @@ def stop(
         deadline: seconds for the whole call, or None for the policy's own.
         errand: in which lane it goes, and what tells how far it is.
     """
+    kind = Kind.STOP if _SID.fullmatch(handle) else Kind.STOP_BY_NAME
+    echo = {_TARGET_KEYS[collection]: target}
+    if kind is Kind.STOP:
+        echo["sid"] = handle
+    elif _comes_back(handle):
+        echo["name"] = handle
     return Exchange(
         method="POST",
         path=account.path(collection, target, "Streams", handle),
-        kind=Kind.STOP if _SID.fullmatch(handle) else Kind.STOP_BY_NAME,
+        kind=kind,
         verb=f"stop stream {handle} on {'conference' if collection == 'Conferences' else 'call'}",
         target=target,
         body=STOP,
         name=handle,
         lane=errand.lane,
         deadline=check_deadline(deadline),
+        echo=echo,
         secrets=account.secrets,
         progress=errand.progress,
     )
@@ -99,7 +121,7 @@ def stop(
 
 def read(account: Account, *segments: str) -> Exchange:
     """Spell the reading of one conference or call."""
-    return _read(account, account.path(*segments), "/".join(segments), "sid")
+    return _read(account, account.path(*segments), "/".join(segments), "sid", {"sid": segments[-1]})
 
 
 def read_list(
@@ -113,7 +135,9 @@ def read_list(
     if page_size is not None and check_count(page_size, "page_size") > MAX_PAGE_SIZE:
         raise InvalidRequestError(f"page_size must be from 1 to {MAX_PAGE_SIZE}, not {page_size!r}")
     path = account.path(*segments) + query({**filters, "PageSize": page_size})
-    return _read(account, path, "/".join(segments), key)
+    collection, *target = segments
+    echo = {_TARGET_KEYS[collection]: target[0]} if target else {}
+    return _read(account, path, "/".join(segments), key, echo)
 
 
 def read_next(account: Account, first: Exchange, uri: str) -> Exchange:
@@ -122,10 +146,10 @@ def read_next(account: Account, first: Exchange, uri: str) -> Exchange:
     Raises:
         MalformedResponseError: the address leads to another host.
     """
-    return _read(account, account.same_host_path(uri), first.target, first.expects)
+    return _read(account, account.same_host_path(uri), first.target, first.expects, first.echo)
 
 
-def _read(account: Account, path: str, target: str, expects: str) -> Exchange:
+def _read(account: Account, path: str, target: str, expects: str, echo: Mapping[str, str]) -> Exchange:
     return Exchange(
         method="GET",
         path=path,
@@ -133,6 +157,7 @@ def _read(account: Account, path: str, target: str, expects: str) -> Exchange:
         verb="read",
         target=target,
         expects=expects,
+        echo=echo,
         secrets=account.secrets,
     )
 

@@ -86,6 +86,7 @@ def _fill(error: _Error, story: _Story) -> _Error:
     outcome = story.outcome
     error.sent, error.attempts = outcome.sent, outcome.attempts
     error.retry_after, error.request_id = outcome.retry_after, story.request_id
+    error.__cause__ = outcome.cause
     return error
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 from signalwire_streams.models import Event, Kind
-from signalwire_streams.wire.answers import has_key
+from signalwire_streams.wire.answers import differs, has_key
 from signalwire_streams.wire.exchange import Exchange, Reply
 from signalwire_streams.wire.headers import retry_after
 from signalwire_streams.wire.problems import TOO_MANY_REQUESTS, Problem, read_problem
@@ -45,6 +45,27 @@ def _decode(body: bytes) -> object:
         return json.loads(body)
     except (ValueError, RecursionError):  # broken, not UTF-8, a number without end, or nested without end
         return None
+
+
+def contradiction(exchange: Exchange, reply: Reply) -> str:
+    """Say in which key an answer names something else than was asked for, or return an empty string.
+
+    Such an answer belongs to another request: the connection delivers answers to the wrong ones. A refusal names
+    nothing, so one that arrives between a request's last byte and its own answer cannot be told from that answer.
+
+    Args:
+        exchange: what was asked for.
+        reply: what was answered.
+    """
+    document = reply.document
+    if not isinstance(document, dict):
+        return ""
+    listed = document.get(exchange.expects)
+    for entry in listed if isinstance(listed, list) else (document,):
+        for key, asked in exchange.echo.items():
+            if isinstance(entry, dict) and differs(entry, key, asked):
+                return f"it names another {key}, so it answers another request"
+    return ""
 
 
 def event_of(exchange: Exchange, reply: Reply) -> Event:

@@ -310,18 +310,19 @@ async def test_user_agent(space: SimulatedSpace, client: StreamsClient) -> None:
     assert agent.startswith(f"signalwire-streams/{importlib.metadata.version('signalwire-streams')} aiohttp/")
 
 
-async def test_a_session_of_another_kind_of_trouble(
+async def test_client_credentials_win_over_netrc(
     space: SimulatedSpace, client_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What aiohttp refuses about a session is told as an error of ours, once, with nothing sent."""
+    """A borrowed session with trust_env finds other credentials in netrc; the client's own are sent."""
     netrc = tmp_path / "netrc"
-    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    netrc.write_text("default login somebody password else\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
+    sid = space.conference_sids[0]
     async with aiohttp.ClientSession(trust_env=True) as session:
         client = client_for(space, session=session)
-        with pytest.raises(TransportError, match="AUTH") as caught:
-            await client.conferences.start_stream(space.conference_sids[0], url=URL)
+        stream = await client.conferences.start_stream(sid, url=URL)
+        assert (await client.conferences.get(sid)).sid == sid
+        await client.conferences.stop_stream(sid, stream)
 
-    assert (caught.value.sent, caught.value.attempts) == ("no", 1)
-    assert "else" not in repr(caught.value)
+    assert [request.answered for request in space.requests] == [200, 200, 200]

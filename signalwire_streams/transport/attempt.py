@@ -1,0 +1,196 @@
+"""One attempt on one connection: when its bytes are written, and whether an answer can be its own.
+
+aiohttp hands out a kept-alive connection even if an answer that nobody asked for has already arrived on it, and takes
+the first answer that it reads for the answer to the request, be that written or not. So the connection is checked
+before the request is written, and an answer counts only once all of the request has been written.
+"""
+
+import asyncio
+import select
+import sys
+from collections.abc import Mapping
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.connector import Connection
+from aiohttp.payload import BytesPayload
+from attrs import define, field
+
+from signalwire_streams.errors import Phase
+from signalwire_streams.transport.limits import Limit
+from signalwire_streams.wire.exchange import Progress
+
+FORM = "application/x-www-form-urlencoded"
+_ONE_WRITE = 64 * 1024
+_TLS_TURNS = 4  # turns of the loop within which it reads what has arrived on a TLS connection
+# Before 3.12 a body is written by a task that starts in a later turn of the loop.
+_WRITES_LATER = sys.version_info < (3, 12)
+_poll = getattr(select, "poll", None)  # not on Windows
+
+
+class UnaskedAnswerError(aiohttp.ClientConnectionError):
+    """Data arrived before the request was sent, so no answer on this connection can be trusted."""
+
+
+class SilentResendError(aiohttp.ClientError):
+    """Stands for an error after which aiohttp would repeat a GET itself, unknown to the retry and its counting."""
+
+
+@define(eq=False)
+class Patience:
+    """How long the next step of an attempt may take.
+
+    Attributes:
+        limit: what ends the attempt.
+        at_most: when the attempt ends whatever it does.
+    """
+
+    limit: Limit
+    at_most: float = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.at_most = self.limit.ends_at
+
+    def allow(self, seconds: float) -> None:
+        """Limit the next step to *seconds*, within the limit of the whole attempt."""
+        self.limit.end_at(min(self.at_most, asyncio.get_running_loop().time() + seconds))
+
+    @property
+    def is_over(self) -> bool:
+        """True if the step took too long; after the process stood still, its timer may not have fired yet."""
+        return self.limit.ends_at < asyncio.get_running_loop().time()
+
+
+@define(eq=False)
+class AttemptGuard:
+    """Client middleware for one attempt: records its phase, and rejects an answer that belongs to another request.
+
+    Attributes:
+        progress: where the phase is recorded.
+        patience: limits each step.
+        read_timeout: seconds to wait for the answer once the request is written.
+        is_read: True for a GET, which has no body.
+        headers: set on the request whatever else has set them, such as an entry in netrc.
+    """
+
+    progress: Progress
+    patience: Patience
+    read_timeout: float
+    is_read: bool
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
+    _connection: Connection | None = field(init=False, default=None)
+    _transport: asyncio.Transport | None = field(init=False, default=None)
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Send the request, and return its answer."""
+        if self.headers:
+            request.headers.update(self.headers)
+        send = request.send
+
+        async def checked_send(conn: Connection) -> aiohttp.ClientResponse:
+            await self.check(conn)
+            response = await send(conn)
+            if self.is_read:
+                self.written(in_one_write=True)
+            return response
+
+        # The only place where the connection is known and nothing is written yet; aiohttp looks it up on the instance.
+        request.send = checked_send  # type: ignore[method-assign]
+        try:
+            response = await handler(request)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            if self.is_read:
+                raise SilentResendError from error
+            raise
+        if self.progress.phase is not Phase.WAITING or (self._transport and self._transport.get_write_buffer_size()):
+            response.close()
+            raise UnaskedAnswerError
+        self.progress.phase = Phase.ANSWERED
+        return response
+
+    @property
+    def is_connected(self) -> bool:
+        """True once the attempt has a connection."""
+        return self._transport is not None
+
+    async def check(self, connection: Connection) -> None:
+        """Check that nothing has arrived on the connection, and that there is still time to send.
+
+        Raises:
+            aiohttp.ClientConnectionError: the request must not be written to this connection.
+        """
+        self._connection, self._transport = connection, connection.transport
+        self._check_state()
+        if self._has_data():
+            # Over TLS it may be a session ticket; once the loop has read it, only an answer leaves a trace.
+            if self._transport is None or self._transport.get_extra_info("ssl_object") is None:
+                raise UnaskedAnswerError
+            for _ in range(_TLS_TURNS):
+                await asyncio.sleep(0)
+            self._check_state()
+
+    def _check_state(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            raise aiohttp.ClientConnectionResetError("the other end closed the kept-alive connection")
+        if self.patience.is_over:
+            # Meanwhile somebody else may do in our place what we were to do.
+            raise aiohttp.ClientConnectionResetError("its time was over before it was written")
+        if self._has_answer():
+            raise UnaskedAnswerError
+
+    def _has_answer(self) -> bool:
+        protocol = self._connection.protocol if self._connection is not None else None
+        return protocol is not None and protocol.should_close
+
+    def _has_data(self) -> bool:
+        """Ask the kernel: the loop may not have read yet what has arrived, an end of the connection included."""
+        connection = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if _poll is None or connection is None or connection.fileno() < 0:
+            return False
+        poll = _poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    async def check_again(self) -> None:
+        """Check the connection once more, if it was not checked in this very turn of the loop."""
+        if _WRITES_LATER and self._connection is not None:
+            await self.check(self._connection)
+
+    def written(self, *, in_one_write: bool) -> None:
+        """Record that all of the request is written, unless an answer came earlier: it belongs to another request.
+
+        Args:
+            in_one_write: True if headers and body went out together. That write either took bytes or closed the
+                transport at once: then the kernel took none, and the kept-alive connection was dead.
+        """
+        if in_one_write and (self._transport is None or self._transport.is_closing()):
+            self.progress.phase = Phase.CONNECTING
+        elif not self._has_answer():
+            self.progress.phase = Phase.WAITING
+            self.patience.allow(self.read_timeout)
+
+    def drop_connection(self) -> None:
+        """Close the connection, though aiohttp may have taken it back into its pool already."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class GuardedPayload(BytesPayload):
+    """A body that records how far it is written."""
+
+    def __init__(self, body: bytes, guard: AttemptGuard) -> None:
+        super().__init__(body, content_type=FORM)
+        self._guard = guard
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        """Write the body, together with the headers."""
+        guard = self._guard
+        await guard.check_again()
+        guard.progress.phase = Phase.WRITING
+        await writer.write(self._value[:content_length])
+        guard.written(in_one_write=len(self._value) <= _ONE_WRITE)

@@ -1,0 +1,127 @@
+"""A Space as a raw socket: it counts what it received on each connection, and sends any bytes at any moment."""
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qs
+from uuid import uuid4
+
+from attrs import define, field
+
+VICTIM = "11111111-1111-4111-8111-111111111111"
+
+
+def http(status: int, document: object = None, *, head: str = "", body: bytes | None = None) -> bytes:
+    """Encode an answer."""
+    content = body if body is not None else b"" if document is None else json.dumps(document).encode()
+    lines = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n{head}\r\n"
+    return lines.encode("latin-1") + content
+
+
+@define(eq=False)
+class Request:
+    method: str
+    path: str
+    fields: dict[str, str]
+
+    @property
+    def target(self) -> str:
+        return self.path.partition("?")[0].split("/")[7]
+
+
+@define(eq=False)
+class RawConnection:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    requests: list[Request] = field(factory=list)
+    closed: bool = False
+
+    def push(self, data: bytes) -> None:
+        """Put bytes into the client's kernel at once, before either end of the loop runs again."""
+        self.writer.get_extra_info("socket")._sock.send(data)
+
+
+@define(eq=False)
+class RawSpace:
+    """Starts streams, refuses a second one of a name, and answers as it is told.
+
+    Attributes:
+        answer: what to send for a request; by default what the API sends.
+        on_connect: called with each connection, before anything is read from it.
+    """
+
+    answer: Callable[["RawSpace", RawConnection, Request], Awaitable[bytes]]
+    on_connect: Callable[[RawConnection], Awaitable[None]] | None = None
+    connections: list[RawConnection] = field(factory=list)
+    running: dict[tuple[str, str | None], str] = field(factory=dict)
+    url: str = ""
+
+    @property
+    def requests(self) -> list[Request]:
+        return [request for connection in self.connections for request in connection.requests]
+
+    def sids_of(self, target: str) -> list[str]:
+        return [sid for (where, _), sid in self.running.items() if where == target]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = RawConnection(reader, writer)
+        self.connections.append(connection)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+            if self.on_connect is not None:
+                await self.on_connect(connection)
+            while True:
+                request = await _read(reader)
+                connection.requests.append(request)
+                writer.write(await self.answer(self, connection, request))
+                await writer.drain()
+        connection.closed = True
+        writer.close()
+
+    def start(self, request: Request) -> dict[str, Any] | None:
+        """Carry a start out; None if the name is taken."""
+        name = request.fields.get("Name")
+        if name is not None and (request.target, name) in self.running:
+            return None
+        sid = self.running[request.target, name or str(uuid4())] = str(uuid4())
+        return {"sid": sid, "name": name, "conference_sid": request.target, "status": "queued"}
+
+
+async def as_documented(space: RawSpace, _: RawConnection, request: Request) -> bytes:
+    """Answer as the API does."""
+    if request.method == "GET":
+        return http(200, {"sid": request.target, "status": "in-progress"})
+    if request.path.endswith("/Streams"):
+        started = space.start(request)
+        return http(200, started) if started is not None else http(422, {"errors": ["Duplicated stream name"]})
+    return http(200, {"sid": request.path.rpartition("/")[2], "conference_sid": request.target, "status": "stopped"})
+
+
+async def _read(reader: asyncio.StreamReader) -> Request:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    method, path, _ = head.split(" ", 2)
+    length = int(head.lower().partition("content-length:")[2].partition("\r\n")[0] or 0)
+    form = parse_qs((await reader.readexactly(length)).decode())
+    return Request(method, path, {name: values[0] for name, values in form.items()})
+
+
+@asynccontextmanager
+async def raw_space(
+    answer: Callable[[RawSpace, RawConnection, Request], Awaitable[bytes]] = as_documented,
+    *,
+    on_connect: Callable[[RawConnection], Awaitable[None]] | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[RawSpace]:
+    space = RawSpace(answer, on_connect)
+    server = await asyncio.start_server(space.serve, "127.0.0.1", 0, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
+    space.url = f"http{'s' if tls else ''}://127.0.0.1:{port}"
+    try:
+        yield space
+    finally:
+        server.close()
+        for connection in space.connections:
+            connection.writer.close()

@@ -1,0 +1,424 @@
+"""Answers that nobody asked for, on real sockets: none is taken for the answer to a later request."""
+
+import asyncio
+import socket
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import aiohttp
+import pytest
+import trustme
+
+from signalwire_streams import (
+    Attempt,
+    BulkState,
+    CallStream,
+    ConferenceStream,
+    MalformedResponseError,
+    Phase,
+    StartConferenceStream,
+    StreamOutcomeUnknown,
+    StreamsClient,
+    StreamsError,
+    TransportError,
+)
+from signalwire_streams.models import Event
+from signalwire_streams.simulator import SimulatedSpace
+from tests.raw_space import VICTIM, RawConnection, RawSpace, Request, as_documented, http, raw_space
+
+pytestmark = pytest.mark.usefixtures("idle_clock")
+URL = "wss://rx.example.com/audio"
+ROOM = "22222222-2222-4222-8222-222222222222"
+STREAM = "33333333-3333-4333-8333-333333333333"
+API_ERROR = {"code": 20404, "message": "Not found", "more_info": "", "status": 404}
+STOLEN = {"sid": VICTIM, "conference_sid": VICTIM, "name": "sws-victim"}
+UNASKED: dict[str, bytes] = {
+    "200": http(200, STOLEN),
+    "200 that names nothing": http(200, {"sid": VICTIM}),
+    "202": http(202, STOLEN),
+    "204": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "401": http(401, {"code": 20003, "message": "x", "status": 401}),
+    "404": http(404, API_ERROR),
+    "408": http(408, head="Connection: close\r\n"),
+    "422": http(422, {"errors": ["Duplicated stream name"]}),
+    "429": http(429),
+    "500": http(500),
+    "503": http(503, API_ERROR),
+    "two": http(503) + http(200, STOLEN),
+    "100": b"HTTP/1.1 100 Continue\r\n\r\n",
+    "part of a head": b"HTTP/1.1 404 Not Found\r\nX-Rest: ",
+    "part of a body": http(404, API_ERROR)[:-5],
+    "garbage": b"\x16\x03\x01 nobody asked\r\n\r\n",
+    "one byte": b"x",
+    "a line's end": b"\r\n",
+    "more of a body": b'{"sid": "x"}',
+}
+each_unasked = pytest.mark.parametrize("unasked", UNASKED.values(), ids=UNASKED)
+each_session = pytest.mark.parametrize("borrowed", [False, True], ids=["owned", "borrowed"])
+KINDS = ("read", "stop", "named", "unnamed", "call")
+Make: TypeAlias = Callable[..., StreamsClient]
+
+
+@pytest.fixture(params=[False, True], ids=["owned", "borrowed"])
+async def make(request: pytest.FixtureRequest, space: SimulatedSpace, client_for: Any) -> AsyncIterator[Make]:
+    """Make clients of a raw Space, with a session of their own or a borrowed one."""
+    sessions: list[aiohttp.ClientSession] = []
+
+    def make(raw: RawSpace, **options: Any) -> StreamsClient:
+        if request.param:
+            sessions.append(aiohttp.ClientSession())
+            options["session"] = sessions[-1]
+        client: StreamsClient = client_for(space, base_url=raw.url, **options)
+        return client
+
+    yield make
+    for session in sessions:
+        await session.close()
+
+
+async def perform(client: StreamsClient, kind: str, target: str = ROOM) -> str | None:
+    """Return the sid of what came of it."""
+    if kind == "read":
+        return (await client.conferences.get(target)).sid
+    if kind == "stop":
+        return (await client.conferences.stop_stream(target, STREAM)).sid
+    if kind == "call":
+        return (await client.calls.start_stream(target, url=URL)).sid
+    return (await client.conferences.start_stream(target, url=URL, unnamed=kind == "unnamed")).sid
+
+
+def expected(raw: RawSpace, kind: str) -> list[str]:
+    return {"read": [ROOM], "stop": [STREAM]}.get(kind) or raw.sids_of(ROOM)
+
+
+async def turns(count: int = 6) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@each_unasked
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("was_read", [False, True], ids=["in the kernel", "read by the loop"])
+async def test_an_unasked_answer_on_an_idle_connection(unasked: bytes, kind: str, was_read: bool, make: Make) -> None:
+    """The next request goes out once, on another connection or before its own answer, and gets that."""
+    async with raw_space() as raw:
+        client = make(raw)
+        await perform(client, "named", "warm")
+        raw.connections[0].push(unasked)
+        await turns() if was_read else None
+        sid = await perform(client, kind)
+
+        assert [sid] == expected(raw, kind)
+        assert len(raw.requests) == 2
+
+
+@each_unasked
+async def test_starts_after_an_unasked_answer_stay_in_step(unasked: bytes, make: Make) -> None:
+    """No later answer on that connection is its predecessor's."""
+    async with raw_space() as raw:
+        client = make(raw, connections=1)
+        await perform(client, "named", "warm")
+        raw.connections[0].push(unasked)
+        targets = [f"room-{number}" for number in range(20)]
+        sids = [await perform(client, "named", target) for target in targets]
+
+        assert [[sid] for sid in sids] == [raw.sids_of(target) for target in targets]
+        assert len(raw.requests) == 21
+
+
+@each_unasked
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_server_that_speaks_first(unasked: bytes, kind: str, make: Make) -> None:
+    """Nothing is sent on a fresh connection on which the server spoke first, and no success is reported."""
+
+    async def speak(connection: RawConnection) -> None:
+        connection.push(unasked)
+
+    attempts: list[Attempt] = []
+    async with raw_space(on_connect=speak) as raw:
+        client = make(raw, on_attempt=attempts.append)
+        with pytest.raises(TransportError) as caught:
+            await perform(client, kind)
+
+        assert raw.requests == []
+        assert raw.running == {}
+        assert caught.value.sent == "no"
+        assert {attempt.event for attempt in attempts} == {Event.STALE}
+
+
+async def test_a_server_that_spoke_first_once(make: Make) -> None:
+    """The start goes through on the next connection, and all unasked ones are closed."""
+
+    async def speak(connection: RawConnection) -> None:
+        if len(raw.connections) == 1:
+            connection.push(UNASKED["200"])
+
+    async with raw_space(on_connect=speak) as raw:
+        sid = await perform(make(raw), "unnamed")
+        await turns()
+
+        assert [sid] == raw.sids_of(ROOM)
+        assert [connection.closed for connection in raw.connections] == [True, False]
+
+
+@contextmanager
+def tls_pair() -> Iterator[tuple[ssl.SSLContext, ssl.SSLContext]]:
+    authority = trustme.CA()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    yield server, client
+
+
+@pytest.mark.parametrize(
+    "unasked", [http(200, STOLEN), http(408), b"nobody asked\r\n\r\n"], ids=["200", "408", "garbage"]
+)
+async def test_unasked_answers_over_tls(unasked: bytes, space: SimulatedSpace, client_for: Any) -> None:
+    """What arrives over TLS is read before it is judged; session tickets arrive as well."""
+    with tls_pair() as (server, trusting):
+        connector = aiohttp.TCPConnector(ssl=trusting)
+        async with raw_space(tls=server) as raw, aiohttp.ClientSession(connector=connector) as session:
+            client = client_for(space, base_url=raw.url, session=session)
+            await perform(client, "named", "warm")
+            raw.connections[0].writer.write(unasked)
+            sid = await perform(client, "unnamed")
+
+            assert [sid] == raw.sids_of(ROOM)
+            assert len(raw.requests) == 2
+
+
+async def test_session_tickets_are_no_answers(space: SimulatedSpace, client_for: Any) -> None:
+    """Of many fresh TLS connections none is refused for the ticket that the server sends after the handshake."""
+    attempts: list[Attempt] = []
+    with tls_pair() as (server, trusting):
+        connector = aiohttp.TCPConnector(ssl=trusting, force_close=True)
+        async with raw_space(tls=server) as raw, aiohttp.ClientSession(connector=connector) as session:
+            client = client_for(space, base_url=raw.url, session=session, on_attempt=attempts.append)
+            targets = [f"room-{number}" for number in range(40)]
+            await asyncio.gather(*(perform(client, "unnamed", target) for target in targets))
+
+            assert Counter(attempt.event for attempt in attempts) == {Event.DONE: 40}
+            assert len(raw.connections) == 40
+
+
+@pytest.mark.parametrize("unasked", [http(200, STOLEN), http(408), http(200, {"sid": VICTIM})])
+@pytest.mark.parametrize("hook", ["on_request_headers_sent", "on_request_chunk_sent"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_answer_that_comes_while_a_trace_hook_holds_the_request(
+    unasked: bytes, hook: str, kind: str, space: SimulatedSpace, client_for: Any
+) -> None:
+    """A trace hook may wait just before the request is written; what arrives meanwhile is not its answer."""
+    trace = aiohttp.TraceConfig()
+    pushed: list[bool] = []
+
+    async def hold(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+        if not pushed:
+            pushed.append(True)
+            for connection in raw.connections:
+                connection.push(unasked)
+            await turns()
+
+    getattr(trace, hook).append(hold)
+    async with raw_space() as raw, aiohttp.ClientSession(trace_configs=[trace]) as session:
+        client = client_for(space, base_url=raw.url, session=session)
+        sid = error = None
+        try:
+            sid = await perform(client, kind)
+        except StreamsError as raised:
+            error = raised
+
+        assert sid != VICTIM
+        assert sid is None or [sid] == expected(raw, kind)
+        assert error is None or isinstance(error, StreamOutcomeUnknown)
+
+
+def answering_first_with(unasked: bytes, *, times: int = 1) -> Any:
+    """Send this as the answer to a request in flight, and its true answer after it."""
+
+    async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        true = await as_documented(space, connection, request)
+        return unasked + true if len(space.requests) <= times else true
+
+    return answer
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "another conference": {"sid": VICTIM, "conference_sid": VICTIM},
+    "another call": {"sid": VICTIM, "call_sid": VICTIM},
+    "another name": {"sid": VICTIM, "name": "sws-0123"},
+    "another name and no sid": {"name": "sws-0123"},
+}
+ABOUT: dict[str, tuple[str, ...]] = {
+    "another conference": ("stop", "named", "unnamed"),
+    "another call": ("call",),
+    "another name": ("named", "call"),
+    "another name and no sid": ("named", "call"),
+}
+
+
+@pytest.mark.parametrize(("other", "kind"), [(other, kind) for other, kinds in ABOUT.items() for kind in kinds])
+async def test_an_answer_in_flight_that_names_something_else(other: str, kind: str, make: Make) -> None:
+    """It is no success, the connection is closed, and the sid that it has is not returned."""
+    attempts: list[Attempt] = []
+    async with raw_space(answering_first_with(http(200, OTHERS[other]))) as raw:
+        client = make(raw, on_attempt=attempts.append)
+        sid = error = None
+        try:
+            sid = await perform(client, kind)
+        except StreamsError as raised:
+            error = raised
+        await turns()
+
+        assert attempts[0].event is Event.MALFORMED
+        assert attempts[0].sent == "yes"
+        assert raw.connections[0].closed
+        assert sid is None or [sid] == expected(raw, kind)
+        assert error is None or (isinstance(error, StreamOutcomeUnknown) and "names another" in str(error))
+        assert VICTIM not in str(error)
+        # An unnamed start and one on a call are not sent again; a named one is told by the Space that it runs.
+        assert len(raw.requests) == (1 if kind in {"unnamed", "call"} else 2)
+
+
+async def test_reads_that_are_answered_about_something_else(make: Make) -> None:
+    """A conference, a call or a participant of another conference is not returned."""
+
+    async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        return http(200, {"sid": VICTIM, "participants": [{"call_sid": "x", "conference_sid": VICTIM}]})
+
+    async with raw_space(answer) as raw:
+        client = make(raw)
+        for read in (
+            client.conferences.get(ROOM),
+            client.calls.get(ROOM),
+            anext(aiter(client.conferences.participants(ROOM))),
+        ):
+            with pytest.raises(MalformedResponseError, match="names another") as caught:
+                await read
+            assert caught.value.attempts == 3
+        assert len(raw.connections) == 9
+
+
+async def test_a_stop_that_is_answered_about_another_stream(make: Make) -> None:
+    """A sid must come back as it was asked for; a name as well, or the sid that it was."""
+
+    async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        return http(200, {"sid": "another-sid", "name": "another-name", "conference_sid": request.target})
+
+    async with raw_space(answer) as raw:
+        client = make(raw)
+        for handle in (STREAM, "a-name"):
+            with pytest.raises(MalformedResponseError, match="names another"):
+                await client.conferences.stop_stream(ROOM, handle)
+        for handle in ("Another-Name", "ANOTHER-sid", "name-\u00e9", "n" * 65):
+            assert (await client.conferences.stop_stream(ROOM, handle)).sid == "another-sid"
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        {"conference_sid": None, "name": None},
+        {"conference_sid": ROOM.upper(), "name": "AUDIT"},
+        {"conference_sid": {"odd": 1}, "name": ["audit"]},
+        {},
+    ],
+)
+async def test_answers_that_contradict_nothing(echo: dict[str, Any], make: Make) -> None:
+    """Null, a missing key, another case and an unreadable detail lose no stream."""
+
+    async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        return http(200, {"sid": STREAM, **echo})
+
+    async with raw_space(answer) as raw:
+        stream = await make(raw).conferences.start_stream(ROOM, url=URL, name="audit")
+
+        assert (stream.sid, stream.conference_sid, stream.name) == (STREAM, ROOM, "audit")
+        assert len(raw.requests) == 1
+
+
+@pytest.mark.parametrize(("name", "requests"), [("name-\u00e9", 1), ("n" * 65, 1), ("audit-1", 3)])
+async def test_a_name_that_the_caller_chose(name: str, requests: int, make: Make) -> None:
+    """The Space may trim or shorten it, so only a short and plain one must come back as it was."""
+
+    async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        return http(200, {"sid": STREAM, "name": name[:6].strip()})
+
+    async with raw_space(answer) as raw:
+        sid = None
+        try:
+            sid = (await make(raw).conferences.start_stream(ROOM, url=URL, name=name)).sid
+        except StreamOutcomeUnknown:
+            assert requests > 1
+
+        assert sid == (STREAM if requests == 1 else None)
+        assert len(raw.requests) == requests
+
+
+def with_a_small_buffer(address: Any) -> socket.socket:
+    """Open a socket whose kernel takes little of a large body at once."""
+    family, kind, protocol, _, _ = address
+    client = socket.socket(family, kind, protocol)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return client
+
+
+async def test_an_early_answer_to_a_large_request(space: SimulatedSpace, client_for: Any) -> None:
+    """An answer that comes before all of the request is written is not believed: the request is cut off."""
+
+    async def refuse(connection: RawConnection) -> None:
+        await connection.reader.readuntil(b"\r\n\r\n")
+        connection.push(http(200, {"sid": VICTIM}))
+        connection.writer.transport.pause_reading()
+        await gone.wait()
+        raise ConnectionError
+
+    gone = asyncio.Event()
+    parameters = {f"parameter-{number}": "x" * 9_000 for number in range(99)}
+    connector = aiohttp.TCPConnector(socket_factory=with_a_small_buffer)
+    async with raw_space(on_connect=refuse) as raw, aiohttp.ClientSession(connector=connector) as session:
+        client = client_for(space, base_url=raw.url, session=session)
+        with pytest.raises(StreamOutcomeUnknown, match="before the request was sent") as caught:
+            await client.conferences.start_stream(ROOM, url=URL, unnamed=True, parameters=parameters)
+        gone.set()
+
+        assert (caught.value.sent, caught.value.phase) == ("maybe", Phase.WRITING)
+        assert len(raw.connections) == 1
+
+
+@pytest.mark.parametrize("name", ["200", "202", "404", "408", "500", "503", "garbage", "part of a head"])
+@pytest.mark.parametrize("later", [0, 2], ids=["together", "later"])
+async def test_a_journaled_run_with_one_unasked_answer(name: str, later: int, make: Make, tmp_path: Path) -> None:
+    """Of 300 starts none gets another's sid, none that is started does not run, none that is rejected runs."""
+
+    async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        true = await as_documented(space, connection, request)
+        if len(space.requests) == 100:
+            connection.writer.write(true)
+            await turns(later)
+            connection.push(UNASKED[name])
+            return b""
+        return true
+
+    targets = [f"room-{number}" for number in range(300)]
+    async with raw_space(answer) as raw:
+        client = make(raw)
+        requests = [StartConferenceStream(conference_sid=target, url=URL) for target in targets]
+        run = client.start_streams(requests, concurrency=8, journal=tmp_path / "run.db")
+        outcomes = [outcome async for outcome in run]
+
+        for outcome in outcomes:
+            runs = raw.sids_of(outcome.item.target)
+            if outcome.state is BulkState.STARTED:
+                assert isinstance(outcome.stream, ConferenceStream)
+                assert outcome.stream.sid in {None, *runs}
+                assert runs
+            elif outcome.state in {BulkState.REJECTED, BulkState.NOT_ATTEMPTED}:
+                assert not runs
+        counts = Counter(outcome.state for outcome in outcomes)
+        assert counts[BulkState.STARTED] >= 298
+        assert not isinstance(outcomes[0].stream, CallStream)
