@@ -22,7 +22,7 @@ from signalwire_streams.wire.exchange import Progress
 
 FORM = "application/x-www-form-urlencoded"
 _ONE_WRITE = 64 * 1024
-_TLS_TURNS = 4  # turns of the loop within which it reads what has arrived on a TLS connection
+_READING_TURNS = 4  # turns of the loop within which it reads what has arrived
 # Before 3.12 a body is written by a task that starts in a later turn of the loop.
 _WRITES_LATER = sys.version_info < (3, 12)
 _poll = getattr(select, "poll", None)  # not on Windows
@@ -126,12 +126,13 @@ class AttemptGuard:
         self._connection, self._transport = connection, connection.transport
         self._check_state()
         if self._has_data():
-            # Over TLS it may be a session ticket; once the loop has read it, only an answer leaves a trace.
-            if self._transport is None or self._transport.get_extra_info("ssl_object") is None:
-                raise UnaskedAnswerError
-            for _ in range(_TLS_TURNS):
+            # The loop reads it now, and closes the other kept-alive connections that have ended as well.
+            for _ in range(_READING_TURNS):
                 await asyncio.sleep(0)
+            # Over TLS it may have been a session ticket; an answer leaves a trace.
             self._check_state()
+            if connection.transport is None or connection.transport.get_extra_info("ssl_object") is None:
+                raise UnaskedAnswerError
 
     def _check_state(self) -> None:
         transport = self._transport

@@ -59,7 +59,6 @@ UNASKED: dict[str, bytes] = {
     "more of a body": b'{"sid": "x"}',
 }
 each_unasked = pytest.mark.parametrize("unasked", UNASKED.values(), ids=UNASKED)
-each_session = pytest.mark.parametrize("borrowed", [False, True], ids=["owned", "borrowed"])
 KINDS = ("read", "stop", "named", "unnamed", "call")
 Make: TypeAlias = Callable[..., StreamsClient]
 
@@ -102,7 +101,7 @@ async def turns(count: int = 6) -> None:
 
 
 @each_unasked
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["read", "named", "unnamed"])
 @pytest.mark.parametrize("was_read", [False, True], ids=["in the kernel", "read by the loop"])
 async def test_an_unasked_answer_on_an_idle_connection(unasked: bytes, kind: str, was_read: bool, make: Make) -> None:
     """The next request goes out once, on another connection or before its own answer, and gets that."""
@@ -131,13 +130,28 @@ async def test_starts_after_an_unasked_answer_stay_in_step(unasked: bytes, make:
         assert len(raw.requests) == 21
 
 
-@each_unasked
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_server_that_speaks_first(unasked: bytes, kind: str, make: Make) -> None:
+async def test_a_proxy_that_closes_all_idle_connections(kind: str, make: Make) -> None:
+    """After the process stood still, the many connections that a proxy ended with a 408 cost one attempt."""
+    async with raw_space() as raw:
+        client = make(raw)
+        await asyncio.gather(*(perform(client, "named", f"warm-{number}") for number in range(10)))
+        for connection in raw.connections:
+            connection.push(http(408, head="Connection: close\r\n"))
+            connection.writer.get_extra_info("socket")._sock.shutdown(socket.SHUT_WR)
+        sid = await perform(client, kind)
+
+        assert [sid] == expected(raw, kind)
+        assert len(raw.requests) == 11
+
+
+@pytest.mark.parametrize("name", ["200", "408", "100", "part of a head", "garbage", "one byte", "a line's end"])
+@pytest.mark.parametrize("kind", ["read", "named", "unnamed"])
+async def test_a_server_that_speaks_first(name: str, kind: str, make: Make) -> None:
     """Nothing is sent on a fresh connection on which the server spoke first, and no success is reported."""
 
     async def speak(connection: RawConnection) -> None:
-        connection.push(unasked)
+        connection.push(UNASKED[name])
 
     attempts: list[Attempt] = []
     async with raw_space(on_connect=speak) as raw:
@@ -209,7 +223,7 @@ async def test_session_tickets_are_no_answers(space: SimulatedSpace, client_for:
 
 @pytest.mark.parametrize("unasked", [http(200, STOLEN), http(408), http(200, {"sid": VICTIM})])
 @pytest.mark.parametrize("hook", ["on_request_headers_sent", "on_request_chunk_sent"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["read", "named", "unnamed"])
 async def test_an_answer_that_comes_while_a_trace_hook_holds_the_request(
     unasked: bytes, hook: str, kind: str, space: SimulatedSpace, client_for: Any
 ) -> None:
