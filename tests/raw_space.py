@@ -27,6 +27,7 @@ class Request:
     method: str
     path: str
     fields: dict[str, str]
+    headers: dict[str, str] = field(factory=dict)
 
     @property
     def target(self) -> str:
@@ -101,11 +102,11 @@ async def as_documented(space: RawSpace, _: RawConnection, request: Request) -> 
 
 
 async def _read(reader: asyncio.StreamReader) -> Request:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    method, path, _ = head.split(" ", 2)
-    length = int(head.lower().partition("content-length:")[2].partition("\r\n")[0] or 0)
-    form = parse_qs((await reader.readexactly(length)).decode())
-    return Request(method, path, {name: values[0] for name, values in form.items()})
+    line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
+    method, path, _ = line.split(" ", 2)
+    headers = {name.lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)}
+    form = parse_qs((await reader.readexactly(int(headers.get("content-length", 0)))).decode())
+    return Request(method, path, {name: values[0] for name, values in form.items()}, headers)
 
 
 @asynccontextmanager

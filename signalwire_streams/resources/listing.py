@@ -12,7 +12,7 @@ from signalwire_streams.transport.line import Line
 from signalwire_streams.wire import exchanges
 from signalwire_streams.wire.account import Account
 from signalwire_streams.wire.answers import read_page
-from signalwire_streams.wire.exchange import Exchange
+from signalwire_streams.wire.exchange import Exchange, Outcome
 
 _Item = TypeVar("_Item")
 
@@ -45,10 +45,8 @@ class Listing(Generic[_Item]):
         """
         exchange, seen = exchanges.again(self._first), {self._first.path}
         while True:
-            outcome = await settle(self._line, exchange)
-            page = read_page(
-                outcome.reply.document if outcome.reply is not None else None, self._model, exchange.expects
-            )
+            # The raw answer is not kept while the caller works on the page.
+            page = read_page(_document(await settle(self._line, exchange)), self._model, exchange.expects)
             yield page
             if not page.next_page_uri:
                 return
@@ -56,3 +54,7 @@ class Listing(Generic[_Item]):
             if exchange.path in seen:
                 raise MalformedResponseError("the Space's pages lead in a circle: the list has no end")
             seen.add(exchange.path)
+
+
+def _document(outcome: Outcome) -> object:
+    return outcome.reply.document if outcome.reply is not None else None

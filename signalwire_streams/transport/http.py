@@ -222,7 +222,8 @@ def _event_before_writing(error: Exception, cause: Exception | None) -> Event:
 
 def _in_words(error: Exception, phase: Phase) -> str:
     """Describe an error without its text, which may repeat bytes of an answer's head or the request's headers."""
-    if isinstance(error, aiohttp.ClientConnectorError):  # no answer was read yet, and the text says what is wrong
+    if phase is Phase.CONNECTING and isinstance(error, aiohttp.ClientConnectorError):
+        # No answer was read yet, and the text says what is wrong.
         return f"{type(error).__name__}: {error}"
     if isinstance(error, TimeoutError):
         return "timeout: no connection in time" if phase is Phase.CONNECTING else "timeout: no answer in time"

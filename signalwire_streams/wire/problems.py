@@ -12,6 +12,9 @@ TOO_MANY_REQUESTS = 20429
 """Source: https://signalwire.com/docs/compatibility-api/rest/error-codes"""
 
 _MAX_TEXT = 300
+_MAX_READ = 2048  # characters of a text in which secrets are looked for
+_LONGEST_CHARACTER = 12  # characters that one may take when it is encoded: "%F0%9F%98%80"
+_MAX_SENTENCES = 20
 _SHORT = 3
 _MAX_DIGITS = 9
 _FIRST_CODE = 10_000
@@ -76,7 +79,7 @@ def read_problem(document: object) -> Problem:
     said = [message] if isinstance(message, str) else []
     sentences = [sentence for sentence in sentences if sentence.strip()]
     return Problem(
-        sentences=tuple(sentence for sentence in [*said, *sentences] if sentence.strip()),
+        sentences=tuple(sentence for sentence in [*said, *sentences] if sentence.strip())[:_MAX_SENTENCES],
         code=code,
         more_info=more_info if isinstance(more_info, str) else None,
         is_api=_is_documented(document),
@@ -105,17 +108,19 @@ def presentable(text: str, secrets: Iterable[str]) -> str:
     use. A secret of three characters or fewer is replaced only where it stands as a word of its own, since it
     would otherwise tear other words apart.
     """
+    hidden = tuple(secrets)
+    # Long enough to find a secret whole that begins in the part that may be shown.
+    text = text[: _MAX_READ + _LONGEST_CHARACTER * max(map(len, hidden), default=0)]
     spans = sorted(
-        found.span() for secret in secrets for found in re.finditer(_any_spelling(secret), text, re.IGNORECASE)
+        found.span() for secret in hidden for found in re.finditer(_any_spelling(secret), text, re.IGNORECASE)
     )
     kept, end = [], 0
     for start, stop in spans:
-        if start >= end:
+        if end <= start < _MAX_READ:
             kept += [text[end:start], "***"]
-        end = max(end, stop)
-    flat = " ".join(
-        "".join(character if character.isprintable() else " " for character in "".join([*kept, text[end:]])).split()
-    )
+        end = max(end, stop) if start < _MAX_READ else end
+    kept.append(text[end:_MAX_READ])
+    flat = " ".join("".join(character if character.isprintable() else " " for character in "".join(kept)).split())
     return flat if len(flat) <= _MAX_TEXT else flat[: _MAX_TEXT - 1] + "…"
 
 

@@ -21,6 +21,8 @@ _BY_STATUS = {
     HTTPStatus.TOO_MANY_REQUESTS: Event.THROTTLED,
 }
 _BY_CODE = {TOO_MANY_REQUESTS: Event.THROTTLED, _INTERNAL_ERROR: Event.SERVER_FAULT}
+# A full page has some 3,000 objects and lists. A million of them holds the event loop for seconds.
+_MOST_CONTAINERS = 20_000
 _OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
 
@@ -41,6 +43,8 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes, *, complete
 
 
 def _decode(body: bytes) -> object:
+    if body.count(b"[") + body.count(b"{") > _MOST_CONTAINERS:
+        return None
     try:
         return json.loads(body)
     except (ValueError, RecursionError):  # broken, not UTF-8, a number without end, or nested without end

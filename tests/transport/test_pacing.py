@@ -1,11 +1,14 @@
 """Waiting for a turn: who goes first, who gives up, and what a cancelled one gives back."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from signalwire_streams import (
+    BulkJournal,
+    BulkState,
     Clock,
     InvalidRequestError,
     Lane,
@@ -14,6 +17,7 @@ from signalwire_streams import (
     RateLimitedError,
     RetryPolicy,
     RunEndedError,
+    StartConferenceStream,
     StreamsClient,
 )
 from signalwire_streams.models import Event, Kind
@@ -303,3 +307,55 @@ async def test_what_can_not_be_prepared_is_not_sent() -> None:
         with pytest.raises(RunEndedError):
             await turns(start_with(progress), send)
         assert progress.attempts == 0
+
+
+class Refusing(LocalPacer):
+    """Grants so many requests, and says of the next ones that they would have to wait for a minute."""
+
+    grants = 0
+
+    async def acquire(self, lane: Lane, patience: float) -> float:
+        self.grants -= 1
+        return 0.0 if self.grants >= 0 else 60.0
+
+
+@pytest.mark.parametrize(("grants", "prepared"), [(0, 0), (1, 1)])
+async def test_what_the_pacer_refuses_is_not_sent(grants: int, prepared: int) -> None:
+    """A request that is refused at first is not prepared; one that is refused after a slow preparation is not sent."""
+    watch = Stopwatch()
+    paced = Refusing(Pace(RateLimit()), watch.clock())
+    paced.grants = grants
+    done: list[float] = []
+
+    async def prepare() -> None:
+        done.append(watch.time)
+        watch.time += 0.5
+
+    async def send(_: Exchange) -> Outcome:
+        raise AssertionError("it was sent")
+
+    outcome = await Turns(Slots(1), paced, watch.clock())(start_with(Progress(before_sending=prepare)), send)
+
+    assert (outcome.event, outcome.phase, outcome.retry_after) == (Event.EXPIRED, Phase.QUEUED, 60.0)
+    assert len(done) == prepared
+
+
+async def test_a_journaled_start_that_the_pacer_refuses_is_not_recorded(
+    space: SimulatedSpace, client_for: Any, tmp_path: Path
+) -> None:
+    """It is not sent, and the journal does not say that it may have been."""
+    clock = Clock.instant()
+    paced = Refusing(Pace(RateLimit()), clock)
+    paced.grants = 1
+    journal = tmp_path / "run.db"
+    client = client_for(space, clock=clock, pacer=paced)
+    requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
+    outcomes = [outcome async for outcome in client.start_streams(requests, concurrency=1, journal=journal)]
+
+    assert [outcome.state for outcome in outcomes] == [
+        BulkState.STARTED,
+        BulkState.NOT_ATTEMPTED,
+        BulkState.NOT_ATTEMPTED,
+    ]
+    assert space.requests.count() == 1
+    assert [item.target for item in BulkJournal(journal).items()] == space.conference_sids[:1]

@@ -387,7 +387,7 @@ async def test_an_early_answer_to_a_large_request(space: SimulatedSpace, client_
     async def refuse(connection: RawConnection) -> None:
         await connection.reader.readuntil(b"\r\n\r\n")
         connection.push(http(200, {"sid": VICTIM}))
-        connection.writer.transport.pause_reading()
+        connection.reader._transport.pause_reading()  # type: ignore[attr-defined]
         await gone.wait()
         raise ConnectionError
 
