@@ -93,8 +93,8 @@ class StreamsClient:
             project: the Project ID, which the API also calls AccountSid.
             token: an API token of the project.
             base_url: instead of ``space``: an https address, or plain http on this very machine.
-            session: an aiohttp session to borrow; it is never closed here. Its middlewares are not used, and
-                it must not have ``auth`` of its own.
+            session: an aiohttp session to borrow; it is never closed here. Its middlewares, timeouts and limits of
+                an answer are not used, and it must not have ``auth`` of its own.
             connections: how many connections may be open at once.
             retry: how often and how long calls are tried.
             timeouts: how long one attempt may take.

@@ -8,10 +8,11 @@ before the request is written, and an answer counts only once all of the request
 import asyncio
 import select
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.payload import BytesPayload
 from attrs import define, field
@@ -37,67 +38,43 @@ class SilentResendError(aiohttp.ClientError):
 
 
 @define(eq=False)
-class Patience:
-    """How long the next step of an attempt may take.
-
-    Attributes:
-        limit: what ends the attempt.
-        at_most: when the attempt ends whatever it does.
-    """
-
-    limit: Limit
-    at_most: float = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.at_most = self.limit.ends_at
-
-    def allow(self, seconds: float) -> None:
-        """Limit the next step to *seconds*, within the limit of the whole attempt."""
-        self.limit.end_at(min(self.at_most, asyncio.get_running_loop().time() + seconds))
-
-    @property
-    def is_over(self) -> bool:
-        """True if the step took too long; after the process stood still, its timer may not have fired yet."""
-        return self.limit.ends_at < asyncio.get_running_loop().time()
-
-
-@define(eq=False)
 class AttemptGuard:
     """Client middleware for one attempt: records its phase, and rejects an answer that belongs to another request.
 
     Attributes:
         progress: where the phase is recorded.
-        patience: limits each step.
-        read_timeout: seconds to wait for the answer once the request is written.
+        limit: what ends the attempt.
+        read_timeout: seconds to wait for the answer once the request is written, and for each piece of it.
         is_read: True for a GET, which has no body.
         headers: set on the request whatever else has set them, such as an entry in netrc.
+        ends_at: when the attempt ends, whatever it does.
     """
 
     progress: Progress
-    patience: Patience
+    limit: Limit
     read_timeout: float
     is_read: bool
-    headers: Mapping[str, str] = field(factory=dict, repr=False)
-    _connection: Connection | None = field(init=False, default=None)
+    headers: Mapping[str, str] | None = field(init=False, default=None, repr=False)
+    ends_at: float = field(init=False)
+    _send: Callable[[Connection], Awaitable[aiohttp.ClientResponse]] = field(init=False)
+    _protocol: ResponseHandler | None = field(init=False, default=None)
     _transport: asyncio.Transport | None = field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self.ends_at = self.limit.ends_at
+
+    def allow(self, seconds: float) -> None:
+        """Limit the next step to *seconds*, within the limit of the whole attempt."""
+        self.limit.end_at(min(self.ends_at, asyncio.get_running_loop().time() + seconds))
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         """Send the request, and return its answer."""
-        if self.headers:
+        if self.headers is not None:
             request.headers.update(self.headers)
-        send = request.send
-
-        async def checked_send(conn: Connection) -> aiohttp.ClientResponse:
-            await self.check(conn)
-            response = await send(conn)
-            if self.is_read:
-                self.written(in_one_write=True)
-            return response
-
         # The only place where the connection is known and nothing is written yet; aiohttp looks it up on the instance.
-        request.send = checked_send  # type: ignore[method-assign]
+        self._send, request.send = request.send, self.send  # type: ignore[method-assign]
         try:
             response = await handler(request)
         except aiohttp.ClientConnectorError:
@@ -106,61 +83,35 @@ class AttemptGuard:
             if self.is_read:
                 raise SilentResendError from error
             raise
-        if self.progress.phase is not Phase.WAITING or (self._transport and self._transport.get_write_buffer_size()):
+        transport = self._transport
+        if self.progress.phase is not Phase.WAITING or (transport is not None and transport.get_write_buffer_size()):
             response.close()
             raise UnaskedAnswerError
         self.progress.phase = Phase.ANSWERED
         return response
 
-    @property
-    def is_connected(self) -> bool:
-        """True once the attempt has a connection."""
-        return self._transport is not None
-
-    async def check(self, connection: Connection) -> None:
-        """Check that nothing has arrived on the connection, and that there is still time to send.
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """Send the request on a connection, unless something has arrived on it.
 
         Raises:
             aiohttp.ClientConnectionError: the request must not be written to this connection.
         """
-        self._connection, self._transport = connection, connection.transport
-        self._check_state()
-        if self._has_data():
-            # The loop reads it now, and closes the other kept-alive connections that have ended as well.
-            for _ in range(_READING_TURNS):
-                await asyncio.sleep(0)
-            # Over TLS it may have been a session ticket; an answer leaves a trace.
-            self._check_state()
-            if connection.transport is None or connection.transport.get_extra_info("ssl_object") is None:
-                raise UnaskedAnswerError
+        self._protocol, self._transport = conn.protocol, conn.transport
+        if self._is_unfit() or self._has_data():
+            await self._refuse()
+        response = await self._send(conn)
+        if self.is_read:
+            self.written(in_one_write=True)
+        return response
 
-    def _check_state(self) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            raise aiohttp.ClientConnectionResetError("the other end closed the kept-alive connection")
-        if self.patience.is_over:
-            # Meanwhile somebody else may do in our place what we were to do.
-            raise aiohttp.ClientConnectionResetError("its time was over before it was written")
-        if self._has_answer():
-            raise UnaskedAnswerError
+    async def before_writing(self) -> None:
+        """Check the connection once more, if the loop has run since.
 
-    def _has_answer(self) -> bool:
-        protocol = self._connection.protocol if self._connection is not None else None
-        return protocol is not None and protocol.should_close
-
-    def _has_data(self) -> bool:
-        """Ask the kernel: the loop may not have read yet what has arrived, an end of the connection included."""
-        connection = self._transport.get_extra_info("socket") if self._transport is not None else None
-        if _poll is None or connection is None or connection.fileno() < 0:
-            return False
-        poll = _poll()
-        poll.register(connection.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
-
-    async def check_again(self) -> None:
-        """Check the connection once more, if it was not checked in this very turn of the loop."""
-        if _WRITES_LATER and self._connection is not None:
-            await self.check(self._connection)
+        Raises:
+            aiohttp.ClientConnectionError: the request must not be written to this connection.
+        """
+        if _WRITES_LATER and (self._is_unfit() or self._has_data()):
+            await self._refuse()
 
     def written(self, *, in_one_write: bool) -> None:
         """Record that all of the request is written, unless an answer came earlier: it belongs to another request.
@@ -171,14 +122,53 @@ class AttemptGuard:
         """
         if in_one_write and (self._transport is None or self._transport.is_closing()):
             self.progress.phase = Phase.CONNECTING
-        elif not self._has_answer():
+        elif self._protocol is not None and not self._protocol.should_close:
             self.progress.phase = Phase.WAITING
-            self.patience.allow(self.read_timeout)
+            self.allow(self.read_timeout)
+
+    @property
+    def is_connected(self) -> bool:
+        """True once the attempt has a connection."""
+        return self._transport is not None
 
     def drop_connection(self) -> None:
         """Close the connection, though aiohttp may have taken it back into its pool already."""
         if self._transport is not None:
             self._transport.abort()
+
+    def _is_unfit(self) -> bool:
+        protocol, transport = self._protocol, self._transport
+        return (
+            protocol is None
+            or transport is None
+            or transport.is_closing()
+            or protocol.should_close
+            or self.limit.ends_at < asyncio.get_running_loop().time()
+        )
+
+    def _has_data(self) -> bool:
+        """Ask the kernel: the loop may not have read yet what has arrived, an end of the connection included."""
+        connection = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if _poll is None or connection is None or connection.fileno() < 0:
+            return False
+        poll = _poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    async def _refuse(self) -> None:
+        """Raise the reason not to use the connection, if there is one once the loop has read what has arrived."""
+        # It also closes the other kept-alive connections that have ended meanwhile.
+        for _ in range(_READING_TURNS):
+            await asyncio.sleep(0)
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            raise aiohttp.ClientConnectionResetError("the other end closed the kept-alive connection")
+        if self.limit.ends_at < asyncio.get_running_loop().time():
+            # The process stood still, so the timer has not fired. Another process may have taken the request over.
+            raise aiohttp.ClientConnectionResetError("the time was over before the request was written")
+        # Over TLS it may have been a session ticket, which leaves no trace.
+        if transport.get_extra_info("ssl_object") is None or self._is_unfit():
+            raise UnaskedAnswerError
 
 
 class GuardedPayload(BytesPayload):
@@ -191,7 +181,7 @@ class GuardedPayload(BytesPayload):
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         """Write the body, together with the headers."""
         guard = self._guard
-        await guard.check_again()
+        await guard.before_writing()
         guard.progress.phase = Phase.WRITING
         await writer.write(self._value[:content_length])
         guard.written(in_one_write=len(self._value) <= _ONE_WRITE)

@@ -20,7 +20,6 @@ from signalwire_streams.transport.attempt import (
     FORM,
     AttemptGuard,
     GuardedPayload,
-    Patience,
     SilentResendError,
     UnaskedAnswerError,
 )
@@ -95,7 +94,7 @@ class HttpSender:
         received: list[aiohttp.ClientResponse] = []
         content, complete = b"", False
         limit = self.limits.within(min(self.timeouts.attempt, left))
-        guard = AttemptGuard(progress, Patience(limit), self.timeouts.read, exchange.kind is Kind.READ)
+        guard = AttemptGuard(progress, limit, self.timeouts.read, exchange.kind is Kind.READ)
         try:
             with limit:
                 content, complete = await self._exchange(exchange, guard, received)
@@ -128,7 +127,7 @@ class HttpSender:
     async def _exchange(
         self, exchange: Exchange, guard: AttemptGuard, received: list[aiohttp.ClientResponse]
     ) -> tuple[bytes, bool]:
-        guard.patience.allow(self.timeouts.connect)
+        guard.allow(self.timeouts.connect)
         session = self.sessions.session()
         body, headers = None, self.headers
         if exchange.body is not None:
@@ -158,34 +157,36 @@ class HttpSender:
         ) as response:
             exchange.progress.phase = Phase.ANSWERED
             received.append(response)
-            return await self._read_body(exchange, response, guard.patience)
+            return await self._read_body(exchange, response, guard)
 
     async def _read_body(
-        self, exchange: Exchange, response: aiohttp.ClientResponse, patience: Patience
+        self, exchange: Exchange, response: aiohttp.ClientResponse, guard: AttemptGuard
     ) -> tuple[bytes, bool]:
         """Return the body, as far as it can be read and may be kept, and True if that is all of it."""
-        body, limit = bytearray(), _SMALL_ANSWER
+        stream, body, limit = response.content, bytearray(), _SMALL_ANSWER
         try:
-            complete = await self._read_up_to(limit, body, response.content, patience)
+            complete = await _read_up_to(limit, body, stream, guard)
             if not complete and exchange.kind is Kind.READ and response.status < _REFUSED:
                 limit = _LARGE_ANSWER
                 async with self._large_answers:
-                    complete = await self._read_up_to(limit, body, response.content, patience)
+                    complete = await _read_up_to(limit, body, stream, guard)
         except (aiohttp.ClientError, TimeoutError, OSError):
             return bytes(body), False
         if not complete:
             response.close()
-        return bytes(body[:limit]), complete
+            del body[limit:]
+        return bytes(body), complete
 
-    async def _read_up_to(self, limit: int, body: bytearray, stream: aiohttp.StreamReader, patience: Patience) -> bool:
-        """Read into *body*. Return False once it is longer than *limit*."""
-        while len(body) <= limit:
-            if stream.at_eof():
-                return True
-            if not stream.is_eof():  # else all of it came together with the headers
-                patience.allow(self.timeouts.read)
-            body += await stream.readany()
-        return False
+
+async def _read_up_to(limit: int, body: bytearray, stream: aiohttp.StreamReader, guard: AttemptGuard) -> bool:
+    """Read into *body*. Return False once it is longer than *limit*."""
+    while not stream.at_eof():
+        if not stream.is_eof():  # else all of it came together with the headers
+            guard.allow(guard.read_timeout)
+        body += await stream.readany()
+        if len(body) > limit:
+            return False
+    return True
 
 
 def _without_reply(exchange: Exchange, error: Exception) -> Outcome:

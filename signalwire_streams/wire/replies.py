@@ -61,13 +61,13 @@ def contradiction(exchange: Exchange, reply: Reply) -> str:
         exchange: what was asked for.
         reply: what was answered.
     """
-    document = reply.document
+    document, echo = reply.document, exchange.echo
     if not isinstance(document, dict):
         return ""
     listed = document.get(exchange.expects)
     for entry in listed if isinstance(listed, list) else (document,):
-        for key, asked in exchange.echo.items():
-            if isinstance(entry, dict) and differs(entry, key, asked):
+        for key, asked in echo.items():
+            if isinstance(entry, dict) and entry.get(key) != asked and differs(entry, key, asked):
                 return f"it names another {key}, so it answers another request"
     return ""
 
