@@ -48,6 +48,7 @@ class AttemptGuard:
         is_read: True for a GET, which has no body.
         headers: set on the request whatever else has set them, such as an entry in netrc.
         ends_at: when the attempt ends, whatever it does.
+        transport: the connection, once there is one.
     """
 
     progress: Progress
@@ -56,9 +57,9 @@ class AttemptGuard:
     is_read: bool
     headers: Mapping[str, str] | None = field(init=False, default=None, repr=False)
     ends_at: float = field(init=False)
-    _send: Callable[[Connection], Awaitable[aiohttp.ClientResponse]] = field(init=False)
+    _send: Callable[[Connection], Awaitable[aiohttp.ClientResponse]] | None = field(init=False, default=None)
     _protocol: ResponseHandler | None = field(init=False, default=None)
-    _transport: asyncio.Transport | None = field(init=False, default=None)
+    transport: asyncio.Transport | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         self.ends_at = self.limit.ends_at
@@ -83,7 +84,7 @@ class AttemptGuard:
             if self.is_read:
                 raise SilentResendError from error
             raise
-        transport = self._transport
+        transport = self.transport
         if self.progress.phase is not Phase.WAITING or (transport is not None and transport.get_write_buffer_size()):
             response.close()
             raise UnaskedAnswerError
@@ -96,10 +97,11 @@ class AttemptGuard:
         Raises:
             aiohttp.ClientConnectionError: the request must not be written to this connection.
         """
-        self._protocol, self._transport = conn.protocol, conn.transport
+        self._protocol, self.transport = conn.protocol, conn.transport
         if self._is_unfit() or self._has_data():
             await self._refuse()
-        response = await self._send(conn)
+        # It was set before aiohttp could call this.
+        response = await self._send(conn)  # type: ignore[misc]
         if self.is_read:
             self.written(in_one_write=True)
         return response
@@ -120,24 +122,14 @@ class AttemptGuard:
             in_one_write: True if headers and body went out together. That write either took bytes or closed the
                 transport at once: then the kernel took none, and the kept-alive connection was dead.
         """
-        if in_one_write and (self._transport is None or self._transport.is_closing()):
+        if in_one_write and (self.transport is None or self.transport.is_closing()):
             self.progress.phase = Phase.CONNECTING
         elif self._protocol is not None and not self._protocol.should_close:
             self.progress.phase = Phase.WAITING
             self.allow(self.read_timeout)
 
-    @property
-    def is_connected(self) -> bool:
-        """True once the attempt has a connection."""
-        return self._transport is not None
-
-    def drop_connection(self) -> None:
-        """Close the connection, though aiohttp may have taken it back into its pool already."""
-        if self._transport is not None:
-            self._transport.abort()
-
     def _is_unfit(self) -> bool:
-        protocol, transport = self._protocol, self._transport
+        protocol, transport = self._protocol, self.transport
         return (
             protocol is None
             or transport is None
@@ -148,7 +140,7 @@ class AttemptGuard:
 
     def _has_data(self) -> bool:
         """Ask the kernel: the loop may not have read yet what has arrived, an end of the connection included."""
-        connection = self._transport.get_extra_info("socket") if self._transport is not None else None
+        connection = self.transport.get_extra_info("socket") if self.transport is not None else None
         if _poll is None or connection is None or connection.fileno() < 0:
             return False
         poll = _poll()
@@ -157,15 +149,13 @@ class AttemptGuard:
 
     async def _refuse(self) -> None:
         """Raise the reason not to use the connection, if there is one once the loop has read what has arrived."""
-        # It also closes the other kept-alive connections that have ended meanwhile.
+        # It also closes the other kept-alive connections that have ended meanwhile. If the process stood still, so that
+        # another one may have taken the request over, the timer of this attempt ends it here.
         for _ in range(_READING_TURNS):
             await asyncio.sleep(0)
-        transport = self._transport
+        transport = self.transport
         if transport is None or transport.is_closing():
             raise aiohttp.ClientConnectionResetError("the other end closed the kept-alive connection")
-        if self.limit.ends_at < asyncio.get_running_loop().time():
-            # The process stood still, so the timer has not fired. Another process may have taken the request over.
-            raise aiohttp.ClientConnectionResetError("the time was over before the request was written")
         # Over TLS it may have been a session ticket, which leaves no trace.
         if transport.get_extra_info("ssl_object") is None or self._is_unfit():
             raise UnaskedAnswerError

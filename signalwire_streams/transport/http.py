@@ -109,11 +109,13 @@ class HttpSender:
                 return _without_reply(exchange, error)
         response = received[0]
         reply = read_reply(response.status, response.headers, content, complete=complete)
+        transport = guard.transport
         # An answer without a connection is that of a test which mocks aiohttp, and may say anything.
-        different = contradiction(exchange, reply) if guard.is_connected else ""
-        if different:
-            # All later answers of this connection may belong to other requests as well.
-            guard.drop_connection()
+        different = "" if transport is None else contradiction(exchange, reply)
+        if transport is not None and different:
+            # All later answers of this connection may belong to other requests as well. aiohttp may have taken it back
+            # into its pool already.
+            transport.abort()
             return Outcome(event=Event.MALFORMED, phase=Phase.ANSWERED, reply=reply, detail=different)
         event = event_of(exchange, reply)
         wait = retry_after(reply.headers) if event is not Event.DONE else None

@@ -11,7 +11,7 @@ from signalwire_streams.resilience.budget import RetryBudget
 from signalwire_streams.resilience.policy import RetryPolicy
 from signalwire_streams.resilience.retrying import Retrying
 
-AMBIGUOUS = {Event.BROKEN, Event.MALFORMED, Event.SERVER_FAULT, Event.ACCEPTED}
+AMBIGUOUS = {Event.BROKEN, Event.MALFORMED, Event.SESSION_FAILED, Event.SERVER_FAULT, Event.ACCEPTED}
 SUCCESSES = {Action.FINISH, Action.ALREADY_STARTED, Action.ALREADY_STOPPED, Action.BY_NAME}
 STARTS = {Kind.CONFERENCE_START, Kind.CALL_START, Kind.UNNAMED_START}
 

@@ -39,6 +39,9 @@ ROWS: dict[str, Row] = {
     ),
     "reset or timeout after writing": Row(Event.BROKEN, Action.RETRY, Action.RESEND, Action.UNKNOWN, Action.UNKNOWN),
     "malformed answer": Row(Event.MALFORMED, Action.RETRY, Action.RESEND, Action.UNKNOWN, Action.UNKNOWN),
+    "the session's own code failed after writing": Row(
+        Event.SESSION_FAILED, Action.FAIL, Action.UNKNOWN, Action.UNKNOWN, Action.UNKNOWN
+    ),
     "2xx without a sid": Row(Event.ACCEPTED, Action.RETRY, Action.BY_NAME, Action.BY_NAME, Action.UNKNOWN),
     "3xx": everywhere(Event.REDIRECTED, Action.FAIL),
     "400 404 409 422": everywhere(Event.REJECTED, Action.FAIL),
