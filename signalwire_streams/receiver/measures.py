@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from attrs import define, field
 
 from signalwire_streams.receiver.events import MediaEvent
+from signalwire_streams.receiver.sequence import REPLAY, SequenceTracker, Verdict
 
 _SMOOTHING = 1 / 16  # of the jitter: RFC 3550, 6.4.1
 _MILLISECONDS = 1_000
-_WINDOW = (1 << 64) - 1
-_FAR = 3_000  # chunks, a minute of audio: no connection that lives loses so many at once
 _JUMP = 60_000.0  # milliseconds: timestamps that jump by more have begun anew, or are no timestamps
+_NEXT = Verdict.NEXT
+_UNMEASURED = {Verdict.LATE, Verdict.REPEATED, Verdict.DOUBTFUL}
 _SPAN = 10.0  # seconds: frames are late against the least delayed one of these and of as many before
 
 
@@ -18,8 +19,9 @@ _SPAN = 10.0  # seconds: frames are late against the least delayed one of these 
 class TrackStatistics:
     """What came of one track.
 
-    A number more than 3,000 ahead of the last one, or 64 or more behind it, is believed only if the next frame follows
-    on it; then the frames are counted from there, and nothing is missing before it. A timestamp that jumps by more than
+    A number more than 3,000 ahead of the last one, 64 or more behind it, or used before with another timestamp, is
+    believed only if the next frame follows on it; then the frames are counted from there, and nothing is missing before
+    it. Eight repeated frames in a row, from the first one on, are a restart as well (`SequenceTracker`). A timestamp that jumps by more than
     a minute against the clock begins anew in the same way: it adds to no jitter, and later frames are measured against
     it.
 
@@ -52,9 +54,7 @@ class TrackStatistics:
     jitter: float = 0.0
     lateness: float = 0.0
     latest: float = 0.0
-    _next: int | None = field(init=False, default=None)  # the number that follows on the highest one
-    _seen: int = field(init=False, default=1)  # one bit for each of the last chunks, the lowest for the last
-    _doubted: tuple[int, int] | None = field(init=False, default=None)  # which number, as which frame, would confirm
+    _sequence: SequenceTracker = field(init=False, factory=SequenceTracker)
     _transit: float = field(init=False, default=float("-inf"))
     _least: float = field(init=False, default=0.0)  # the transit of the least delayed frame of both spans
     _least_of_span: float = field(init=False, default=0.0)
@@ -64,48 +64,31 @@ class TrackStatistics:
         """Count a frame that arrived at that time, in seconds."""
         self.frames += 1
         self.bytes += len(media.payload)
-        chunk = media.chunk
-        if chunk is not None:
-            if chunk == self._next:
-                self._next = chunk + 1
-                self._seen = (self._seen << 1 | 1) & _WINDOW
-            elif not self._goes_on(chunk):
-                return
-        if media.timestamp is not None:
+        # The timestamp of a frame without audio does not tell it from another one.
+        verdict = self._sequence.note(media.chunk, media.timestamp if media.payload else None)
+        if (verdict is _NEXT or self._count(verdict)) and media.timestamp is not None:
             self._note_arrival(now * _MILLISECONDS - media.timestamp, now)
 
-    def _goes_on(self, chunk: int) -> bool:
-        """Note a chunk whose number does not follow; whether it is a new one, and so tells of the frames' timing."""
-        if self._next is None:
-            self._next = chunk + 1
-            return True
-        ahead = chunk - self._next
-        behind = -1 - ahead
-        if 0 <= behind < _WINDOW.bit_length():
-            self._come_late(1 << behind)
-            return False
-        if 0 < ahead <= _FAR:
-            self.gaps += 1
-            self.missing += ahead
-            self._seen = (self._seen << ahead + 1 | 1) & _WINDOW
-        elif self._doubted == (chunk, self.frames):
-            self.restarts += 1
-            self.misnumbered -= 1  # the one before was right
-            self._seen = 0b11
-        else:
-            self.misnumbered += 1
-            self._doubted = chunk + 1, self.frames + 1
-            return False
-        self._next = chunk + 1
-        return True
-
-    def _come_late(self, bit: int) -> None:
-        if self._seen & bit:
-            self.duplicates += 1
-        else:
-            self.out_of_order += 1
-            self.missing -= bool(self.missing)
-            self._seen |= bit
+    def _count(self, verdict: Verdict) -> bool:
+        """Count a frame whose number does not follow; return whether its arrival is measured."""
+        match verdict:
+            case Verdict.AHEAD:
+                self.gaps += 1
+                self.missing += self._sequence.skipped
+            case Verdict.LATE:
+                self.out_of_order += 1
+                self.missing -= bool(self.missing)
+            case Verdict.REPEATED:
+                self.duplicates += 1
+            case Verdict.DOUBTFUL:
+                self.misnumbered += 1
+            case Verdict.RESTARTED:
+                self.restarts += 1
+                self.misnumbered -= 1  # the one before was right
+            case Verdict.REPLAYED:
+                self.restarts += 1
+                self.duplicates -= REPLAY - 1  # those before were new
+        return verdict not in _UNMEASURED
 
     def _note_arrival(self, transit: float, now: float) -> None:
         change = abs(transit - self._transit)

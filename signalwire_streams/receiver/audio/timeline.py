@@ -1,16 +1,19 @@
-"""Where the frames of a track belong in time, to the sample.
+"""Positions of a track's frames, to the sample.
 
-A frame comes with a timestamp in whole milliseconds from the stream's start and a number that counts the track's
-frames. Neither can be taken literally: timestamps are rounded and may jitter, both may be missing, repeated, out of
-order or absurd. What a timeline makes of them:
+A frame carries a timestamp in whole milliseconds from the stream's start and a number that counts the track's frames.
+Neither is reliable: timestamps are rounded and may jitter, both may be missing, repeated, out of order or absurd. The
+rules:
 
 - A frame that follows the one before, as far as its timestamp can tell, follows it **to the sample**.
-- A gap is kept, as silence. One that is longer than ``longest_gap`` is shortened to it, unless another track of the
-  stream shows that so much time has passed. Where the next timestamp shows that this was no gap but one absurd
-  timestamp, it is taken back, and only the frame that had it is out of place.
-- A frame that comes again is dropped; one that comes late goes into the gap that it left, and is dropped where there
-  is none.
-- Audio that is new is never dropped: when timestamps repeat, run slow or go back, it follows what came before.
+- A gap is kept, as silence, if the numbers show that frames are missing, or if a second frame agrees with the
+  timestamp after it. Until then the frame follows the one before; once a second frame agrees, both get their places
+  (`TrackTimeline.corrections`). So one absurd timestamp changes nothing, however far off it is.
+- The first frame is placed by its timestamp, until two more frames agree that it is wrong.
+- A gap longer than ``longest_gap`` is shortened to it, unless another track of the stream shows that more time has
+  passed. If the time of arrival is known, all silence together is at most that time and five seconds.
+- A repeated frame is dropped; a late one goes into the gap that it left, and is dropped if there is none.
+- New audio is never dropped: if timestamps repeat, run slow or go back, it follows what came before. If the numbering
+  restarts, the audio is new (`SequenceTracker`).
 
 Pure; it keeps a few numbers, and no more of them however long the stream or whatever comes.
 
@@ -18,18 +21,22 @@ Source: https://signalwire.com/docs/compatibility-api/
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.receiver.audio.formats import AudioFormat
+from signalwire_streams.receiver.sequence import WINDOW, SequenceTracker, Verdict
 
 _MILLISECONDS = 1000
 _DAY = 24 * 3600
 _LIMIT = 1 << 63  # a timestamp beyond it is none, so that not even the numbers grow
-_RECENT = 67  # frames, for telling repeated and late ones; a prime, so that multiples of 20 ms spread over all slots
 _MOST_HOLES = 64
-_RESTART = 1  # seconds: timestamps that fall behind by more have begun anew, and a jump by more may be an error
+_RESTART = 1  # seconds: timestamps that fall behind by more restart, if a second frame agrees
+_PACKET = 60  # milliseconds: what a missing frame may have lasted, unless its neighbour is longer
+_MOST_DOUBTS = 3
+_MARGIN = 5  # seconds of silence beyond the time that passed: for delayed starts and clocks that differ
 
 
 @define
@@ -45,6 +52,7 @@ class TimelineStatistics:
         out_of_order: frames that came late and were put where they belong.
         too_late: frames that came late and were dropped, because their place is taken.
         overlaps: frames that begin, by their timestamps, before the one before ends; they were put after it.
+        restarts: how often the numbering restarted.
         broken: frames with bytes at the end that are no whole sample; those bytes are left out.
     """
 
@@ -56,6 +64,7 @@ class TimelineStatistics:
     out_of_order: int = 0
     too_late: int = 0
     overlaps: int = 0
+    restarts: int = 0
     broken: int = 0
 
 
@@ -69,6 +78,30 @@ def _is_tolerable(_: object, __: object, value: float) -> None:
         raise InvalidRequestError(f"tolerance can't be {value!r}: it is milliseconds, from 0 to {_MILLISECONDS}")
 
 
+@frozen
+class Correction:
+    """A frame that belongs elsewhere than `TrackTimeline.place` returned.
+
+    Attributes:
+        frame: which call of `place` it was, counted from 1.
+        position: the sample at which it begins.
+    """
+
+    frame: int
+    position: int
+
+
+@define(eq=False)
+class _Doubt:
+    """A frame that follows the one before although its timestamp says otherwise."""
+
+    frame: int
+    position: int
+    samples: int
+    told: int  # the timestamp in samples
+    missing: int  # frames missing before it, by the numbers
+
+
 @define(eq=False)
 class TrackTimeline:
     """The places of one track's frames.
@@ -79,6 +112,10 @@ class TrackTimeline:
         tolerance: milliseconds by which a timestamp may be off without meaning anything. (The loss of a frame that is
             shorter is noticed by its number.)
         statistics: what came of the frames so far.
+        calls: how often `place` was called.
+        corrections: frames whose place the last call of `place` changed. Their old places, if they had any, are in
+            ``vacated``.
+        vacated: the samples, from the first to before the last, that are silence now, apart from the corrected frames.
 
     Raises:
         InvalidRequestError: a number can't be right.
@@ -89,16 +126,22 @@ class TrackTimeline:
     longest_gap: float = field(default=60.0, validator=_is_a_gap, kw_only=True)
     tolerance: int = field(default=8, validator=_is_tolerable, kw_only=True)
     statistics: TimelineStatistics = field(init=False, factory=TimelineStatistics)
+    calls: int = field(init=False, default=0)
+    corrections: list[Correction] = field(init=False, factory=list)
+    vacated: tuple[int, int] | None = field(init=False, default=None)
     _sample_size: int = field(init=False)
     _longest: int = field(init=False)
     _rounding: int = field(init=False)
     _slack: int = field(init=False)
     _restart: int = field(init=False)
+    _packet: int = field(init=False)
+    _sequence: SequenceTracker = field(init=False, factory=SequenceTracker)
     _next: int = field(init=False, default=0)  # the sample after the last one
     _shift: int = field(init=False, default=0)  # the place is the timestamp less this
-    _before: tuple[int, int] | None = field(init=False, default=None)  # both before a jump that is not yet confirmed
-    _chunk: int = field(init=False, default=0)  # the highest number; they count from 1
-    _recent: list[tuple[int | None, int | None] | None] = field(init=False)
+    _absent: int = field(init=False, default=0)  # frames missing by the numbers, for which no gap was made yet
+    _doubts: list[_Doubt] = field(init=False, factory=list)  # the last frames, if they are in doubt
+    _lead: _Doubt | None = field(init=False, default=None)  # the first frame, until another one fits
+    _repeated: list[tuple[int, int]] = field(init=False, factory=list)  # frames and samples that may be new
     _holes: list[tuple[int, int]] = field(init=False, factory=list)
     _missing: int = field(init=False, default=0)
 
@@ -109,152 +152,287 @@ class TrackTimeline:
         self._rounding = -(-rate // _MILLISECONDS) - 1
         self._slack = max(self._rounding, self.format.samples_of(self.tolerance))
         self._restart = _RESTART * rate
-        self._recent = [None] * _RECENT
+        self._packet = self.format.samples_of(_PACKET)
 
     @property
     def end(self) -> int:
         """Where the next frame goes if it follows: samples from the stream's start."""
         return self._next
 
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether a correction of the last frame may follow, and of those before it for which this was true."""
+        return bool(self._doubts or self._lead or self._repeated)
+
     def reckon(self, told: int) -> int | None:
-        """Give the place of another track's timestamp by what this track knows.
+        """Return the place of another track's timestamp by what this track knows.
 
         Args:
             told: the timestamp in samples.
 
         Returns:
-            The sample, counted from the stream's start; None where this track can't tell.
+            The sample, counted from the stream's start; None if this track cannot tell.
         """
         place = told - self._shift
         return place if self._next and place <= self._next + self._longest else None
 
     def place(
-        self, timestamp: int | None, chunk: int | None, size: int, *, beside: Iterable["TrackTimeline"] = ()
+        self,
+        timestamp: int | None,
+        chunk: int | None,
+        size: int,
+        *,
+        beside: Iterable["TrackTimeline"] = (),
+        elapsed: float | None = None,
     ) -> int | None:
-        """Give the place of a frame, and note it.
+        """Return the place of a frame, and remember it.
 
         Args:
             timestamp: milliseconds from the stream's start.
             chunk: the frame's number within its track.
             size: the payload's length in bytes.
-            beside: the timelines of the stream's other tracks. They are asked how much time has passed where this
-                track can't tell.
+            beside: the timelines of the stream's other tracks. They are asked how much time has passed if this track
+                cannot tell.
+            elapsed: seconds from the stream's start to the frame's arrival; None if that is not known.
 
         Returns:
-            The sample, counted from the stream's start, at which the frame begins; None when it is to be dropped.
+            The sample, counted from the stream's start, at which the frame begins; None if it is to be dropped.
         """
-        samples, broken = divmod(max(0, size), self._sample_size)
-        self.statistics.broken += bool(broken)
-        if not samples:
-            return None
+        self.calls += 1
+        if self.corrections:
+            self.corrections, self.vacated = [], None
         if timestamp is not None and not -_LIMIT <= timestamp < _LIMIT:
             timestamp = None
-        if self._is_repeated(timestamp, chunk):
-            self.statistics.duplicates += 1
+        samples, broken = divmod(max(0, size), self._sample_size)
+        verdict = self._sequence.note(chunk, timestamp if samples else None)
+        if broken:
+            self.statistics.broken += 1
+        if verdict is Verdict.REPEATED or self._repeated:
+            if verdict is Verdict.REPEATED:
+                self._drop_repeated(samples)
+                return None
+            self._settle_repeated(verdict)
+        if verdict is Verdict.RESTARTED:
+            self.statistics.restarts += 1
+        if not samples:
             return None
-        position = self._follow(samples) if timestamp is None else self._locate(timestamp, chunk, samples, beside)
+        if verdict is _AHEAD or verdict is Verdict.FIRST:
+            self._absent += self._sequence.skipped
+        if timestamp is None:
+            self._doubts.clear()
+            position: int | None = self._follow(samples)
+        else:
+            position = self._locate(self.format.samples_of(timestamp), verdict, samples, beside, elapsed)
         if position is None:
             self.statistics.too_late += 1
         else:
             self.statistics.frames += 1
-        # A number far below the last ones is no late frame's: the Space has begun to count anew.
-        if chunk is not None and not self._chunk - _RECENT <= chunk <= self._chunk:
-            self._chunk = chunk
         return position
 
-    def _is_repeated(self, timestamp: int | None, chunk: int | None) -> bool:
-        number = timestamp if chunk is None else chunk
-        if number is None:
-            return False
-        slot, identity = number % _RECENT, (chunk, timestamp)
-        if self._recent[slot] == identity:
-            return True
-        self._recent[slot] = identity
-        return False
+    def _drop_repeated(self, samples: int) -> None:
+        self.statistics.duplicates += 1
+        if not self._sequence.is_replaying:
+            self._repeated.clear()
+        else:
+            self._repeated.append((self.calls, samples))
 
-    def _follow(self, samples: int, before: tuple[int, int] | None = None) -> int:
+    def _settle_repeated(self, verdict: Verdict) -> None:
+        """Place the frames that were dropped as repeated ones if they turn out to be new."""
+        repeated, self._repeated = self._repeated, []
+        if verdict is Verdict.REPLAYED:
+            self.statistics.restarts += 1
+            self.statistics.duplicates -= len(repeated)
+            for frame, samples in repeated:
+                if samples:
+                    self.statistics.frames += 1
+                    self.corrections.append(Correction(frame, self._follow(samples)))
+            self._doubts.clear()
+
+    def _follow(self, samples: int) -> int:
         position = self._next
         self._next += samples
-        self._before = before
         return position
 
-    def _locate(self, timestamp: int, chunk: int | None, samples: int, beside: Iterable["TrackTimeline"]) -> int | None:
-        told = self.format.samples_of(timestamp)
+    def _locate(
+        self, told: int, verdict: Verdict, samples: int, beside: Iterable["TrackTimeline"], elapsed: float | None
+    ) -> int | None:
         ahead = told - self._shift - self._next
-        slack = self._slack
-        if chunk is None:
-            if ahead < -slack and (hole := self._fill(told - self._shift, samples)) is not None:
-                return hole
-        elif chunk > self._chunk + 1:
+        absent, slack = self._absent, self._slack
+        if absent:
             slack = self._rounding  # a frame is missing: the timestamp counts, even for less than the tolerance
-        elif self._chunk - _RECENT <= chunk < self._chunk and ahead < -self._rounding:
-            return self._fill(told - self._shift, samples)
-        if ahead < -self._slack:
-            ahead = self._fall_back(told, ahead, beside)
-        before = self._next, self._shift
-        if ahead > self._longest or not self._next:
-            ahead = self._leap(told, ahead, beside)
-        if ahead > slack:
-            self._pause(self._in_frames(ahead, samples))
-        return self._follow(samples, before if ahead > self._restart or self._shift != before[1] else None)
+        if -self._slack <= ahead <= slack:
+            if verdict is Verdict.LATE and ahead < -self._rounding:
+                return self._fill(told - self._shift, samples)
+            return self._settle(samples)
+        if verdict in _EARLIER and (self._confirm_by_earlier(told, beside, elapsed) or ahead < 0):
+            hole = self._fill(told - self._shift, samples) if self._lead is None or verdict is Verdict.LATE else None
+            if hole is not None or verdict is Verdict.LATE:
+                return hole
+        if not self._next and ahead > 0:
+            self._lead = _Doubt(self.calls, 0, samples, told, absent)
+            self._pause(0, self._gap(told, 0, beside, elapsed))
+            self._lead.position = self._next
+            self._absent = 0
+            return self._follow(samples)
+        if 0 < ahead <= absent * max(self._packet, samples):
+            self._pause(self._next, self._in_frames(self._gap(told, self._next, beside, elapsed), samples))
+            return self._settle(samples)
+        return self._doubt(told, ahead, verdict, samples, beside, elapsed)
 
-    def _fall_back(self, told: int, ahead: int, beside: Iterable["TrackTimeline"]) -> int:
-        """Find out how far ahead a new frame is whose timestamp is behind."""
-        if self._before is not None:
-            begin, shift = self._before
-            if -self._slack <= told - shift - begin <= self._longest:
-                self._take_back(begin, shift)
-                return told - shift - begin
-        self.statistics.overlaps += 1
-        if -ahead <= self._restart:
-            return 0  # the timestamps still count: a gap that comes makes up for it
-        agreed = self._agreed(told, beside)
-        self._shift = told - self._next if agreed is None else agreed
-        return told - self._shift - self._next
+    def _settle(self, samples: int) -> int:
+        """Place a frame that follows, by its timestamp as well."""
+        if self._doubts:
+            self._doubts.clear()
+        self._lead, self._absent = None, 0
+        return self._follow(samples)
 
-    def _leap(self, told: int, ahead: int, beside: Iterable["TrackTimeline"]) -> int:
-        """Find out how far ahead a frame is that is the first, or has a timestamp too far ahead to be believed."""
-        agreed = self._agreed(told, beside)
-        if agreed is not None:
-            self._shift = agreed
-            return told - agreed - self._next
-        if ahead > self._longest:
-            self.statistics.capped += 1
-            self._shift += ahead - self._longest
-        return min(ahead, self._longest)
+    def _doubt(
+        self,
+        told: int,
+        ahead: int,
+        verdict: Verdict,
+        samples: int,
+        beside: Iterable["TrackTimeline"],
+        elapsed: float | None,
+    ) -> int:
+        """Place a frame whose timestamp does not fit: by that of an earlier doubtful frame, or after the last one."""
+        agreeing = self._agreeing(told)
+        if agreeing is not None:
+            self._move_anchor(agreeing, beside, elapsed)
+            ahead = told - self._shift - self._next
+            if ahead > self._slack:
+                self._pause(self._next, self._in_frames(self._gap(told, self._next, beside, elapsed), samples))
+            elif ahead < -self._slack:
+                self.statistics.overlaps += 1
+            return self._settle(samples)
+        if ahead < 0:
+            self.statistics.overlaps += 1
+            if verdict in _RESTARTS:
+                self._restart_at(told, self._next, beside)
+                return self._settle(samples)
+            if -ahead <= self._restart and self._lead is None:
+                self._doubts.clear()
+                return self._follow(samples)  # the timestamps still count: a gap that comes makes up for it
+        doubt = _Doubt(self.calls, self._next, samples, told, self._absent)
+        self._doubts.append(doubt)
+        del self._doubts[:-_MOST_DOUBTS]
+        self._follow(samples)
+        if self._is_progressing():
+            self._move_anchor(self._doubts[0], beside, elapsed)
+            self._doubts = self._doubts[1:]
+        return doubt.position
 
-    def _agreed(self, told: int, beside: Iterable["TrackTimeline"]) -> int | None:
-        """Give the shift by which another track makes sense of a timestamp, if one does."""
+    def _agreeing(self, told: int) -> _Doubt | None:
+        """Return the doubtful frame that a timestamp follows."""
+        for doubt in reversed(self._doubts):
+            off = told - doubt.told - (self._next - doubt.position)
+            if -self._slack <= off <= self._slack + (self._absent - doubt.missing) * self._packet:
+                return doubt
+        return None
+
+    def _is_progressing(self) -> bool:
+        """Return whether the doubtful frames are far apart, each later than the one before."""
+        steps = [later.told - doubt.told for doubt, later in pairwise(self._doubts)]
+        return len(steps) == _MOST_DOUBTS - 1 and all(self._packet < step <= self._longest for step in steps)
+
+    def _confirm_by_earlier(self, told: int, beside: Iterable["TrackTimeline"], elapsed: float | None) -> bool:
+        """Move the anchor to a doubtful frame if one that was sent shortly before it arrives after it."""
+        for doubt in self._doubts:
+            is_before = 0 < doubt.told - told <= WINDOW * self._packet
+            if is_before and told - self._shift >= doubt.position - self._slack:
+                self._move_anchor(doubt, beside, elapsed)
+                self._doubts.clear()
+                return True
+        return False
+
+    def _move_anchor(self, doubt: _Doubt, beside: Iterable["TrackTimeline"], elapsed: float | None) -> None:
+        """Place a doubtful frame, and those after it, by its timestamp."""
+        ahead = doubt.told - self._shift - doubt.position
+        if ahead < 0 and self._take_back_lead(doubt, beside):
+            return
+        if ahead < -self._restart:
+            self._restart_at(doubt.told, doubt.position, beside)
+            ahead = doubt.told - self._shift - doubt.position
+        if ahead > 0 and (length := self._gap(doubt.told, doubt.position, beside, elapsed)) > 0:
+            self.vacated = doubt.position, self._next
+            self._pause(doubt.position, length)
+            self._move(self._doubts[self._doubts.index(doubt) :], length)
+
+    def _move(self, doubts: list[_Doubt], by: int) -> None:
+        for doubt in doubts:
+            doubt.position += by
+            if doubt.frame != self.calls:
+                self.corrections.append(Correction(doubt.frame, doubt.position))
+
+    def _take_back_lead(self, doubt: _Doubt, beside: Iterable["TrackTimeline"]) -> bool:
+        """Move the first frame, and the doubtful ones after it, to before the second one; return whether it is so."""
+        lead = self._lead
+        if lead is None or self._holes != [(0, lead.position)]:
+            return False
+        agreed = self._agreed(doubt.told, beside, 0) or 0
+        begin = max(0, doubt.told - agreed - (doubt.position - lead.position))
+        if begin >= lead.position:
+            return False
+        self.vacated = lead.position, self._next
+        by = begin - lead.position
+        self._shift = doubt.told - (doubt.position + by)
+        self._holes, self._next, self._lead = [], self._next + by, None
+        self.statistics.gaps = 0
+        self._miss(-self._missing)
+        self._move([lead, *self._doubts], by)
+        if begin:
+            self._next -= begin
+            self._pause(0, begin)
+        return True
+
+    def _restart_at(self, told: int, position: int, beside: Iterable["TrackTimeline"]) -> None:
+        """Count timestamps anew, so that this one belongs to a position, or beside another track further on."""
+        agreed = self._agreed(told, beside, position)
+        self._shift = told - position if agreed is None else agreed
+
+    def _agreed(self, told: int, beside: Iterable["TrackTimeline"], position: int) -> int | None:
+        """Return the shift by which another track makes sense of a timestamp, if one does."""
         for other in beside:
             place = other.reckon(told)
-            if place is not None and place >= self._next:
+            if place is not None and place >= position:
                 return told - place
         return None
+
+    def _gap(self, told: int, position: int, beside: Iterable["TrackTimeline"], elapsed: float | None) -> int:
+        """Return how much silence belongs between a position and a timestamp, and count timestamps from there."""
+        ahead = length = told - self._shift - position
+        if ahead > self._longest or not position:
+            agreed = self._agreed(told, beside, position)
+            if agreed is None:
+                length = min(ahead, self._longest)
+            else:
+                ahead = length = told - agreed - position
+        if elapsed is not None:
+            passed = int((elapsed + _MARGIN) * self.format.sample_rate) - self._missing
+            length = min(length, max(0, passed, *(other.end - position for other in beside)))
+        self.statistics.capped += length < ahead
+        self._shift = told - position - length
+        return length
 
     def _in_frames(self, ahead: int, samples: int) -> int:
         # Where frames are all of one length that is not whole milliseconds, this makes the gap exact.
         whole = (ahead + samples // 2) // samples * samples
         return whole if abs(whole - ahead) <= self._rounding and ahead < self._longest else ahead
 
-    def _pause(self, length: int) -> None:
-        self._holes.append((self._next, self._next + length))
-        del self._holes[:-_MOST_HOLES]
-        self._next += length
-        self.statistics.gaps += 1
-        self._miss(length)
-
-    def _take_back(self, begin: int, shift: int) -> None:
-        self._miss(-sum(end - start for start, end in self._holes if start >= begin))
-        kept = [hole for hole in self._holes if hole[0] < begin]
-        self.statistics.gaps -= len(kept) < len(self._holes)
-        self._holes, self._next, self._shift = kept, begin, shift
+    def _pause(self, position: int, length: int) -> None:
+        if length > 0:
+            self._holes.append((position, position + length))
+            del self._holes[:-_MOST_HOLES]
+            self._next += length
+            self.statistics.gaps += 1
+            self._miss(length)
 
     def _miss(self, samples: int) -> None:
         self._missing += samples
         self.statistics.gap_ms = self._missing * _MILLISECONDS / self.format.sample_rate
 
     def _fill(self, place: int, samples: int) -> int | None:
-        """Give the place of a late frame, if there is a hole about where it belongs; the hole gets smaller."""
+        """Return the place of a late frame, if there is a hole about where it belongs; the hole gets smaller."""
         slack = min(self._slack, samples // 2)
         for number, (begin, end) in enumerate(self._holes):
             if end - begin >= samples - slack and begin - slack <= place and place + samples <= end + slack:
@@ -270,3 +448,8 @@ class TrackTimeline:
         if place - first <= self._rounding or last <= first:
             return first
         return last if last - place <= self._rounding else place
+
+
+_AHEAD = Verdict.AHEAD
+_EARLIER = {Verdict.LATE, Verdict.UNNUMBERED}
+_RESTARTS = {Verdict.RESTARTED, Verdict.REPLAYED}

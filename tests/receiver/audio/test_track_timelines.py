@@ -1,5 +1,6 @@
 """Where frames belong: rounding, gaps, repetitions, disorder, and timestamps that nobody can believe."""
 
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any, TypeAlias
 
@@ -8,6 +9,8 @@ from hypothesis import given, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.receiver.audio import AudioFormat, TimelineStatistics, TrackTimeline, UnknownEncodingError
+from signalwire_streams.receiver.events import MediaEvent
+from signalwire_streams.receiver.measures import TrackStatistics
 
 Frame: TypeAlias = tuple[int | None, int | None, int]
 """A timestamp, a number, and a length in milliseconds."""
@@ -18,13 +21,23 @@ HOUR = 3_600_000
 ABSURD = [1 << 63, (1 << 63) - 1, 10**30, HOUR * 24 * 365]
 
 
-def places(timeline: TrackTimeline, *frames: Frame) -> list[float | None]:
-    """Give where the frames are, in milliseconds."""
-    found = []
+def positions(timeline: TrackTimeline, *frames: Frame, beside: Iterable[TrackTimeline] = ()) -> list[int | None]:
+    """Return where the frames are in the end, in samples, with every correction made."""
+    found: list[int | None] = []
+    before = timeline.calls
     for timestamp, chunk, length in frames:
-        position = timeline.place(timestamp, chunk, timeline.format.bytes_of(length))
-        found.append(None if position is None else position * 1000 / timeline.format.sample_rate)
+        found.append(timeline.place(timestamp, chunk, timeline.format.bytes_of(length), beside=beside))
+        for correction in timeline.corrections:
+            found[correction.frame - before - 1] = correction.position
     return found
+
+
+def places(timeline: TrackTimeline, *frames: Frame, beside: Iterable[TrackTimeline] = ()) -> list[float | None]:
+    """Return where the frames are in the end, in milliseconds."""
+    return [
+        None if position is None else position * 1000 / timeline.format.sample_rate
+        for position in positions(timeline, *frames, beside=beside)
+    ]
 
 
 def twenties(*timestamps: int, first: int = 1) -> list[Frame]:
@@ -82,10 +95,10 @@ def test_a_track_that_begins_late_begins_late() -> None:
 def test_a_lost_frame_that_is_shorter_than_the_tolerance_is_noticed_by_its_number() -> None:
     """Without numbers, several must be lost before the timestamps can tell."""
     numbered: list[Frame] = [(0, 1, 5), (10, 3, 5), (15, 4, 5)]
-    unnumbered: list[Frame] = [(0, None, 5), (10, None, 5), (20, None, 5)]
+    unnumbered: list[Frame] = [(0, None, 5), (10, None, 5), (20, None, 5), (25, None, 5)]
 
     assert places(TrackTimeline(MULAW), *numbered) == [0, 10, 15]
-    assert places(TrackTimeline(MULAW), *unnumbered) == [0, 5, 20]
+    assert places(TrackTimeline(MULAW), *unnumbered) == [0, 5, 20, 25]
 
 
 def test_a_gap_of_whole_frames_is_exact() -> None:
@@ -99,10 +112,9 @@ def test_a_gap_of_whole_frames_is_exact() -> None:
 
 def test_the_tolerance_is_a_choice() -> None:
     """None at all still leaves what rounding takes."""
-    rounded = [(0, 100), (12, 100), (25, 100), (40, 100)]
     strict, loose = TrackTimeline(MULAW, tolerance=0), TrackTimeline(MULAW, tolerance=100)
 
-    assert [strict.place(at, None, size) for at, size in rounded] == [0, 100, 200, 320]
+    assert places(strict, (0, None, 10), (10, None, 10), (21, None, 10), (31, None, 10)) == [0, 10, 21, 31]
     assert [loose.place(at, None, 160) for at in (0, 100, 140)] == [0, 160, 320]
 
 
@@ -110,29 +122,55 @@ def test_a_gap_beyond_the_longest_is_shortened() -> None:
     """After it, the timestamps count from there."""
     timeline = TrackTimeline(MULAW, longest_gap=2)
 
-    assert places(timeline, *twenties(0, HOUR, HOUR + 20, HOUR + 60)) == [0, 2020, 2040, 2080]
-    assert timeline.statistics == TimelineStatistics(frames=4, gaps=2, gap_ms=2020.0, capped=1)
+    assert places(timeline, *twenties(0, HOUR, HOUR + 20, HOUR + 60, HOUR + 80)) == [
+        0, 2020, 2040, 2080, 2100,
+    ]  # fmt: skip
+    assert timeline.statistics == TimelineStatistics(frames=5, gaps=2, gap_ms=2020.0, capped=1)
 
 
-@pytest.mark.parametrize("absurd", ABSURD)
-def test_one_absurd_timestamp_costs_its_own_frame_only(absurd: int) -> None:
-    """When the next one shows that no time has passed, the gap is taken back."""
+FAR_OFF = [*ABSURD, -(1 << 63), -1, 0, *(1980 + by for by in (100, 500, 900, 1020, 1500, 60_000, 1 << 31))]
+FAR_OFF += [1980 - by for by in (500, 1020, 1200, 1500)]
+
+
+@pytest.mark.parametrize("absurd", FAR_OFF)
+@pytest.mark.parametrize("numbered", [True, False])
+def test_one_absurd_timestamp_changes_nothing(absurd: int, numbered: bool) -> None:
+    """Neither the end nor the place of any frame, wherever it stands among the others."""
+    for at in (0, 1, 2, 99, 198, 199):
+        timeline = TrackTimeline(MULAW)
+        others = {20 * slot for slot in range(200) if slot != at}
+        timestamp = absurd + (not numbered and absurd in others)  # without a number, it would be a repeated frame
+        frames = [(20 * slot, slot + 1 if numbered else None, 20) for slot in range(200)]
+        frames[at] = timestamp, frames[at][1], 20
+
+        assert places(timeline, *frames) == [20 * slot for slot in range(200)]
+        assert timeline.end == 200 * 160
+        assert (timeline.statistics.gaps, timeline.statistics.gap_ms) == (0, 0)
+
+
+@pytest.mark.parametrize("second", [1980, 2480, 60_000, 1 << 40, -500])
+@pytest.mark.parametrize("first", [0, 900, 2580, 30_000, 1 << 31, -(1 << 62)])
+def test_two_absurd_timestamps_that_disagree_change_nothing(first: int, second: int) -> None:
     timeline = TrackTimeline(MULAW)
-    found = places(timeline, *twenties(0, 20, absurd, 60, 80))
+    timestamps = [20 * slot for slot in range(200)]
+    timestamps[100:102] = first, second
 
-    assert [found[0], found[1], found[3], found[4]] == [0, 20, 60, 80]
-    assert found[2] in {40, 60_040}
-    assert timeline.end == 800
-    assert timeline.statistics.gaps == (1 if found[2] == 60_040 else 0)
-    assert timeline.statistics.gap_ms == 20 * timeline.statistics.gaps
+    assert places(timeline, *twenties(*timestamps)) == [20 * slot for slot in range(200)]
+    assert timeline.statistics.gaps == 0
 
 
-def test_a_jump_within_the_longest_gap_is_taken_back_as_well() -> None:
-    """With numbers that show that the next frame is the later one."""
+def test_an_absurd_timestamp_within_a_pause_does_not_hide_it() -> None:
+    """The frames about it agree with each other."""
     timeline = TrackTimeline(MULAW)
 
-    assert places(timeline, *twenties(0, 30_000, 40, 60)) == [0, 30_000, 40, 60]
-    assert timeline.statistics == TimelineStatistics(frames=4, gaps=1, gap_ms=20.0)
+    assert places(timeline, *twenties(0, 5000, 1 << 40, 5040, 5060)) == [0, 5000, 5020, 5040, 5060]
+
+
+def test_frames_that_are_far_apart_are_kept_apart() -> None:
+    """Each has a timestamp of its own; two later ones confirm it."""
+    timeline = TrackTimeline(MULAW)
+
+    assert places(timeline, *twenties(*range(0, 600_000, 59_000)))[:-2] == [*range(0, 500_000, 59_000)]
 
 
 def test_a_jump_that_is_confirmed_is_not_taken_back() -> None:
@@ -144,19 +182,18 @@ def test_a_jump_that_is_confirmed_is_not_taken_back() -> None:
 
 
 def test_absurd_timestamps_in_turn_with_good_ones_never_add_up() -> None:
-    """The recording stays as long as the stream, and one gap."""
+    """The recording stays as long as the stream."""
     timeline = TrackTimeline(MULAW)
     found = places(timeline, *twenties(*(ABSURD[1] if number % 2 else 20 * number for number in range(1000))))
 
-    assert found[::2] == [20 * number for number in range(0, 1000, 2)]
-    assert max(place for place in found if place is not None) <= 80_000
+    assert found == [20 * number for number in range(1000)]
 
 
 def test_timestamps_below_zero_follow() -> None:
     """Time before the stream's start can't be."""
     timeline = TrackTimeline(MULAW)
 
-    assert places(timeline, *twenties(-5000, -4980, -4940)) == [0, 20, 60]
+    assert places(timeline, *twenties(-5000, -4980, -4940, -4920)) == [0, 20, 60, 80]
 
 
 def test_a_track_without_timestamps_is_contiguous() -> None:
@@ -222,20 +259,21 @@ def test_a_late_frame_without_a_gap_is_dropped(late: Frame) -> None:
 
 
 def test_gaps_are_not_remembered_forever() -> None:
-    """After 64 more of them, a frame is too late."""
+    """After 64 more of them, a late frame follows what came last."""
     timeline = TrackTimeline(MULAW)
-    kept = places(timeline, *((40 * at, 2 * at + 1, 20) for at in range(66)))
+    apart: list[Frame] = [(200 * at, None, 20) for at in range(70)]
 
-    assert kept == [40 * at for at in range(66)]
-    assert places(timeline, (20, 66, 20), (60, 67, 20)) == [None, 60]
+    assert places(timeline, *apart)[:68] == [200 * at for at in range(68)]
+    assert len(timeline._holes) == 64
+    assert places(timeline, (100, None, 20)) == [68 * 200 - 140]
 
 
 def test_new_audio_is_never_dropped() -> None:
     """Timestamps that repeat or run slow make the audio no shorter, and a pause makes up for it."""
     timeline = TrackTimeline(MULAW)
 
-    assert places(timeline, *twenties(0, 0, 20, 25, 40, 200)) == [0, 20, 40, 60, 80, 200]
-    assert timeline.statistics == TimelineStatistics(frames=6, gaps=1, gap_ms=100.0, overlaps=4)
+    assert places(timeline, *twenties(0, 0, 20, 25, 40, 200, 220)) == [0, 20, 40, 60, 80, 200, 220]
+    assert timeline.statistics == TimelineStatistics(frames=7, gaps=1, gap_ms=100.0, overlaps=4)
     assert places(TrackTimeline(MULAW), *((0, chunk, 20) for chunk in range(1, 200))) == [20 * at for at in range(199)]
 
 
@@ -244,10 +282,10 @@ def test_timestamps_and_numbers_may_begin_anew(first: int) -> None:
     """What comes then follows what there was, and its own gaps are kept."""
     timeline = TrackTimeline(MULAW)
     before = places(timeline, *twenties(*range(0, 2020, 20)))
-    after = places(timeline, *twenties(0, 20, 60, first=first))
+    after = places(timeline, *twenties(0, 20, 60, 80, first=first))
 
     assert before == list(range(0, 2020, 20))
-    assert after == [2020, 2040, 2080]
+    assert after == [2020, 2040, 2080, 2100]
 
 
 def test_a_counter_that_stands_still_takes_nothing() -> None:
@@ -293,10 +331,11 @@ def test_tracks_that_pause_together_stay_together() -> None:
     one, other = two_tracks(longest_gap=60)
     one.place(0, 1, 160, beside=[other])
     other.place(0, 1, 320, beside=[one])
+    frames: list[Frame] = [(HOUR, 2, 20), (HOUR + 20, 3, 20)]
 
-    assert one.place(HOUR, 2, 160, beside=[other]) == 60_020 * 8
-    assert other.place(HOUR, 2, 160, beside=[one]) == 60_020 * 8
-    assert one.place(HOUR + 20, 3, 160, beside=[other]) == other.place(HOUR + 20, 3, 160, beside=[one])
+    assert positions(one, *frames, beside=[other]) == [60_020 * 8, 60_040 * 8]
+    assert positions(other, *frames, beside=[one]) == [60_020 * 8, 60_040 * 8]
+    assert one.place(HOUR + 40, 4, 160, beside=[other]) == other.place(HOUR + 40, 4, 160, beside=[one])
 
 
 def test_a_track_that_begins_after_a_shortened_gap_joins_the_other() -> None:
@@ -314,8 +353,19 @@ def test_tracks_whose_timestamps_begin_anew_stay_together() -> None:
         one.place(1000 * (chunk - 1), chunk, 8000, beside=[other])
     other.place(0, 1, 40_000, beside=[one])
 
-    assert one.place(0, 11, 160, beside=[other]) == 80_000
-    assert other.place(0, 2, 160, beside=[one]) == 80_000
+    assert positions(one, (0, 11, 20), (20, 12, 20), beside=[other]) == [80_000, 80_160]
+    assert positions(other, (0, 2, 20), (20, 3, 20), beside=[one]) == [80_000, 80_160]
+
+
+@pytest.mark.parametrize("absurd", FAR_OFF)
+def test_an_absurd_timestamp_on_one_track_moves_neither(absurd: int) -> None:
+    for at in (0, 1, 99, 199):
+        tracks = two_tracks()
+        for slot in range(200):
+            for track, other in (tracks, tracks[::-1]):
+                timestamp = absurd if track is tracks[1] and slot == at else 20 * slot
+                track.place(timestamp, slot + 1, 160, beside=[other])
+        assert [track.end for track in tracks] == [200 * 160] * 2
 
 
 def test_a_track_that_never_came_vouches_for_nothing() -> None:
@@ -388,13 +438,32 @@ def test_what_arrives_is_where_it_was(lengths: list[int], data: st.DataObject) -
 def test_new_audio_is_never_dropped_nor_written_over(frames: list[tuple[int | None, int]], skip: bool) -> None:
     """Whatever its timestamps say, as long as the numbers grow."""
     timeline = TrackTimeline(MULAW)
+    numbered = [(at, number * (2 if skip else 1), length) for number, (at, length) in enumerate(frames, 1)]
     end = 0
-    for number, (timestamp, length) in enumerate(frames, 1):
-        position = timeline.place(timestamp, number * (2 if skip else 1), length * 8)
+    for position, (_, length) in zip(positions(timeline, *numbered), frames, strict=True):
         assert position is not None
         assert position >= end
         end = position + length * 8
+    assert timeline.end == end
     assert timeline.statistics.frames == len(frames)
+
+
+@given(st.lists(st.tuples(st.integers(9, 2000), st.integers(0, 5), st.none() | st.integers()), max_size=8))
+def test_pauses_and_losses_are_kept_and_errors_are_not(turns: list[tuple[int, int, int | None]]) -> None:
+    """Each pause is followed by three frames with right timestamps, and each wrong one stands between right ones."""
+    frames: list[Frame] = [(20 * slot, slot + 1, 20) for slot in range(3)]
+    expected: list[float | None] = [0, 20, 40]
+    at, chunk = 60, 3
+    for pause, lost, wrong in [*turns, (9, 0, None)]:
+        at += pause + 20 * lost
+        chunk += lost
+        for slot in range(6):
+            chunk += 1
+            frames.append((at if wrong is None or slot != 3 else wrong, chunk, 20))
+            expected.append(at)
+            at += 20
+
+    assert places(TrackTimeline(MULAW), *frames) == expected
 
 
 WILD = st.none() | st.integers(-100, 5000) | st.integers() | st.sampled_from([*ABSURD, -(1 << 63), -(10**40)])
@@ -407,14 +476,74 @@ def test_anything_may_come(frames: list[tuple[bool, int | None, int | None, int]
     furthest = 0
     for left, timestamp, chunk, size in frames:
         track, beside = tracks if left else tracks[::-1]
-        position = track.place(timestamp, chunk, size, beside=[beside])
-        if position is not None:
-            assert 0 <= position <= furthest + 3 * 8000
-            furthest = max(furthest, position + size)
+        places = [track.place(timestamp, chunk, size, beside=[beside])]
+        places += [correction.position for correction in track.corrections]
+        for position in filter(None, places):
+            assert 0 <= position <= furthest + 3 * 8000 + 10 * 2000
+        furthest = max(furthest, track.end)
         assert len(track._holes) <= 65
-        assert len(track._recent) == 67
+        assert len(track._doubts) <= 3
+        assert len(track._repeated) < 8
+        assert len(track._sequence._ordinals) <= 64
         assert abs(track._shift) < 1 << 70
         assert track.statistics.gap_ms >= 0
         assert track.statistics.gaps >= 0
-    total = [track.statistics.frames + track.statistics.duplicates + track.statistics.too_late for track in tracks]
-    assert sum(total) == sum(size > 0 for _, _, _, size in frames)
+    dropped = [track.statistics.duplicates + track.statistics.too_late for track in tracks]
+    sounding = sum(size > 0 for _, _, _, size in frames)
+    assert sounding - sum(dropped) <= sum(track.statistics.frames for track in tracks) <= sounding
+
+
+NUMBERED = ["both", "numbers only", "timestamps only", "no timestamps"]
+
+
+@pytest.mark.parametrize("count", [8, 9, 20, 63, 64, 65, 66, 67, 68, 100, 133, 200, 300])
+@pytest.mark.parametrize("restarting", NUMBERED)
+def test_a_numbering_that_restarts_drops_nothing(count: int, restarting: str) -> None:
+    """After however many frames, and whether the timestamps restart as well, go on, or are missing."""
+    timeline, counted = TrackTimeline(MULAW), TrackStatistics()
+    for slot in range(3 * count):
+        number = slot % count
+        timestamp = 20 * (slot if restarting == "numbers only" else number)
+        chunk = None if restarting == "timestamps only" else number + 1
+        stamp = None if restarting == "no timestamps" else timestamp
+        timeline.place(stamp, chunk, 160)
+        counted.note(MediaEvent(track="inbound", payload=bytes(160), chunk=chunk, timestamp=stamp), 0.0)
+
+    found = timeline.statistics
+    assert (found.frames, timeline.end, found.gaps) == (3 * count, 3 * count * 160, 0)
+    assert (found.duplicates, found.restarts) == (counted.duplicates, counted.restarts)
+    assert found.duplicates == 0
+    if restarting != "timestamps only":
+        assert found.restarts == 2
+
+
+def test_the_frames_of_a_restart_get_their_places_in_their_order() -> None:
+    """Those that were taken for repeated ones at first as well."""
+    timeline = TrackTimeline(MULAW)
+    frames = twenties(*range(0, 400, 20))
+
+    assert places(timeline, *frames, *frames) == [20 * slot for slot in range(40)]
+
+
+@pytest.mark.parametrize("resent", [range(1), range(7), range(5, 20), range(19, 20)])
+def test_a_resend_is_no_restart(resent: range) -> None:
+    """Fewer than eight frames, or any that do not begin with the first one."""
+    timeline = TrackTimeline(MULAW)
+    frames = twenties(*range(0, 500, 20))
+    sent = [*frames[:20], *(frames[number] for number in resent), *frames[20:]]
+
+    assert [place for place in places(timeline, *sent) if place is not None] == [20 * slot for slot in range(25)]
+    assert (timeline.statistics.duplicates, timeline.statistics.restarts) == (len(resent), 0)
+
+
+@given(st.lists(st.tuples(WILD, st.none() | st.integers(1, 90) | WILD, st.integers(0, 2)), max_size=80))
+def test_recordings_and_statistics_agree(frames: list[tuple[int | None, int | None, int]]) -> None:
+    """On repeated frames and restarts, whatever comes."""
+    timeline, counted = TrackTimeline(MULAW), TrackStatistics()
+    for timestamp, chunk, size in frames:
+        stamp = timestamp if timestamp is None or -(1 << 63) <= timestamp < 1 << 63 else None
+        timeline.place(stamp, chunk, size)
+        counted.note(MediaEvent(track=None, payload=bytes(size), chunk=chunk, timestamp=stamp), 0.0)
+
+    assert timeline.statistics.duplicates == counted.duplicates
+    assert timeline.statistics.restarts == counted.restarts
