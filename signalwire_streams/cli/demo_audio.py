@@ -77,7 +77,7 @@ class Listening:
         with WavRecorder(path, session.audio_format, layout="stereo") as recording:
             async for event in session:
                 if isinstance(event, MediaEvent):
-                    recording.write(event.track, event.timestamp, event.chunk, event.payload)
+                    recording.write_event(event)
                     wanted -= 1
                     if wanted == 0:
                         break

@@ -1,4 +1,7 @@
-"""What waits between the socket and the handler: bounded; audio is dropped where it must be, keys and marks never."""
+"""Events that wait between the socket and the handler, bounded in number and in bytes.
+
+Audio is dropped if it must be, keys and marks never.
+"""
 
 import asyncio
 from collections import deque
@@ -6,13 +9,28 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import TypeAlias
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from signalwire_streams.errors import ClientStateError
-from signalwire_streams.receiver.events import AudioEvent, MediaEvent, UnknownEvent
+from signalwire_streams.receiver.events import (
+    AudioEvent,
+    ConnectedEvent,
+    DtmfEvent,
+    MarkEvent,
+    MediaEvent,
+    StartEvent,
+    StopEvent,
+    UnknownEvent,
+)
 
 Droppable: TypeAlias = MediaEvent | UnknownEvent
 """What is dropped when too much waits: audio is only worth something in time, and what is unknown nobody waits for."""
+
+KeptEvent: TypeAlias = ConnectedEvent | StartEvent | DtmfEvent | MarkEvent | StopEvent
+"""What is never dropped."""
+
+BYTES_PER_EVENT = 4096
+"""Bytes that may wait for each event that may: more than 40 ms of 48 kHz audio."""
 
 
 class Overflow(StrEnum):
@@ -30,16 +48,21 @@ class Backlog:
 
     Attributes:
         most: how much audio may wait, and how many keys and marks, in events.
+        most_bytes: how much memory they may take, by themselves each; the last event may exceed it.
         is_awaited: whether somebody waits for the next event.
         pull: reads on until something may have come; None while somebody else reads.
     """
 
     most: int
+    most_bytes: int = field(default=Factory(lambda self: BYTES_PER_EVENT * self.most, takes_self=True))
     is_awaited: bool = field(init=False, default=False)
     pull: Callable[[], Awaitable[None]] | None = field(init=False, default=None)
     _droppable: deque[Droppable] = field(init=False, factory=deque, repr=False)
     # Each with how many droppable ones came before it.
-    _kept: deque[tuple[int, AudioEvent]] = field(init=False, factory=deque, repr=False)
+    _kept: deque[tuple[int, KeptEvent]] = field(init=False, factory=deque, repr=False)
+    _bytes: int = field(init=False, default=0)
+    _newest: int = field(init=False, default=0)
+    _kept_bytes: int = field(init=False, default=0)
     _came: int = field(init=False, default=0)
     _went: int = field(init=False, default=0)
     _ended: bool = field(init=False, default=False)
@@ -48,25 +71,31 @@ class Backlog:
     @property
     def is_full(self) -> bool:
         """Whether a further droppable event costs an older one."""
-        return len(self._droppable) >= self.most
+        return len(self._droppable) >= self.most or self._bytes >= self.most_bytes
 
     def put(self, event: Droppable) -> Droppable | None:
-        """Add an event; give the one that was dropped for it."""
+        """Add an event; return one that was dropped for it, if any (`shed` returns further ones)."""
         self._came += 1
         self._droppable.append(event)
-        waiting = self._waiter is not None
-        if waiting:
+        self._newest = _size(event)
+        self._bytes += self._newest
+        if self._waiter is not None:
             self.wake()
-        if len(self._droppable) <= self.most + waiting:
-            return None
-        self._went += 1
-        return self._droppable.popleft()
+        return self.shed()
 
-    def keep(self, event: AudioEvent) -> bool:
-        """Add an event that is never dropped; False, and nothing is added, when too many of these wait."""
-        if len(self._kept) >= self.most:
+    def shed(self) -> Droppable | None:
+        """Drop the oldest droppable event if too much waits, and return it."""
+        awaited = self._waiter is not None  # which takes one
+        if len(self._droppable) <= self.most + awaited and self._bytes - self._newest < self.most_bytes:
+            return None
+        return self._take_oldest()
+
+    def keep(self, event: KeptEvent) -> bool:
+        """Add an event that is never dropped; return False, and add nothing, if too many of these wait."""
+        if len(self._kept) >= self.most or self._kept_bytes >= self.most_bytes:
             return False
         self._kept.append((self._came, event))
+        self._kept_bytes += event.memory
         self.wake()
         return True
 
@@ -101,13 +130,22 @@ class Backlog:
     def next(self) -> AudioEvent | None:
         """Give the next event if one waits, else None."""
         if self._kept and self._kept[0][0] <= self._went:
-            return self._kept.popleft()[1]
-        if not self._droppable:
-            return None
+            event = self._kept.popleft()[1]
+            self._kept_bytes -= event.memory
+            return event
+        return self._take_oldest() if self._droppable else None
+
+    def _take_oldest(self) -> Droppable:
+        event = self._droppable.popleft()
         self._went += 1
-        return self._droppable.popleft()
+        self._bytes -= _size(event)
+        return event
 
     def wake(self) -> None:
         """Let whoever waits look again."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _size(event: Droppable) -> int:
+    return len(event.payload) if isinstance(event, MediaEvent) else event.memory

@@ -18,7 +18,10 @@ import json
 import re
 from binascii import Error as Base64Error, a2b_base64
 from collections.abc import Callable, Mapping
+from sys import getsizeof
 from typing import Any
+
+from attrs import evolve
 
 from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.receiver.events import (
@@ -34,6 +37,7 @@ from signalwire_streams.receiver.events import (
 )
 
 _MOST_DIGITS = 19
+_ITEM, _LIST, _OBJECT = 64, 96, 288  # bytes of a short string, a list or an object with an item, and what refers to it
 _LIMIT = 1 << 63
 
 # A media frame as both dialects spell it, which is read twice as fast like this as by way of JSON. Whatever looks
@@ -50,11 +54,12 @@ _MEDIA = re.compile(
 ).fullmatch
 
 
-def decode_event(frame: str | bytes) -> AudioEvent:
+def decode_event(frame: str | bytes, *, elapsed: float | None = None) -> AudioEvent:
     """Read one frame.
 
     Args:
         frame: the text of a WebSocket message.
+        elapsed: seconds from the arrival of the start event to that of this frame, for `MediaEvent.elapsed`.
 
     Raises:
         MalformedFrameError: the frame is no JSON object, or an event that is known lacks what makes it one. The
@@ -69,6 +74,7 @@ def decode_event(frame: str | bytes) -> AudioEvent:
             chunk=int(chunk),
             timestamp=int(timestamp),
             sequence_number=int(sequence_number),
+            elapsed=elapsed,
         )
     try:
         document = json.loads(frame)
@@ -77,10 +83,24 @@ def decode_event(frame: str | bytes) -> AudioEvent:
     if not isinstance(document, dict):
         raise MalformedFrameError("a frame of the audio socket is no JSON object")
     name = document.get("event")
+    if name == "media":
+        return _media(document, elapsed)
     read = _READERS.get(name) if isinstance(name, str) else None
     if read is None:
-        return UnknownEvent(name=name if isinstance(name, str) else None, document=document)
-    return read(document)
+        event: AudioEvent = UnknownEvent(name=name if isinstance(name, str) else None, document=document)
+    else:
+        event = read(document)
+    return evolve(event, memory=_memory_of(frame))
+
+
+def _memory_of(frame: str | bytes) -> int:
+    """Return how many bytes a frame takes at most once it is parsed, without looking at what it parsed to."""
+    if isinstance(frame, str):
+        found = frame.count(","), frame.count("["), frame.count("{")
+    else:
+        found = frame.count(b","), frame.count(b"["), frame.count(b"{")
+    items, lists, objects = found
+    return getsizeof(frame) + _ITEM * items + _LIST * lists + _OBJECT * objects
 
 
 def _connected(document: dict[str, Any]) -> ConnectedEvent:
@@ -125,7 +145,7 @@ def _media_format(body: object) -> MediaFormat:
     )
 
 
-def _media(document: dict[str, Any]) -> MediaEvent:
+def _media(document: dict[str, Any], elapsed: float | None) -> MediaEvent:
     body = _body(document, "media")
     return MediaEvent(
         track=_text(body.get("track")),
@@ -133,6 +153,7 @@ def _media(document: dict[str, Any]) -> MediaEvent:
         chunk=_number(body.get("chunk")),
         timestamp=_number(body.get("timestamp")),
         sequence_number=_number(document.get("sequenceNumber")),
+        elapsed=elapsed,
     )
 
 
@@ -168,7 +189,6 @@ def _stop(document: dict[str, Any]) -> StopEvent:
 _READERS: Mapping[str, Callable[[dict[str, Any]], AudioEvent]] = {
     "connected": _connected,
     "start": _start,
-    "media": _media,
     "dtmf": _dtmf,
     "mark": _mark,
     "stop": _stop,

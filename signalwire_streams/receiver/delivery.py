@@ -10,7 +10,7 @@ from attrs import define, field
 
 from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.receiver.decoding import decode_event
-from signalwire_streams.receiver.events import AudioEvent, StartEvent
+from signalwire_streams.receiver.events import AudioEvent, ConnectedEvent, MediaEvent, StartEvent, StopEvent
 from signalwire_streams.receiver.reading import Reading
 from signalwire_streams.receiver.session import EndReason, StreamSession
 
@@ -36,24 +36,30 @@ class Delivery:
     Attributes:
         socket: the socket, upgraded.
         transport: what it runs over.
+        most: how many events may come before the start event.
+        most_bytes: how much memory they may take; the last one may exceed it.
         failure: why no stream began on it.
     """
 
     socket: web.WebSocketResponse
     transport: asyncio.Transport
+    most: int
+    most_bytes: int
     failure: str = field(init=False, default="")
+    _early: list[AudioEvent] = field(init=False, factory=list, repr=False)
+    _early_bytes: int = field(init=False, default=0)
+    _malformed: int = field(init=False, default=0)
 
     async def begin(self, patience: float) -> StartEvent | None:
-        """Wait so many seconds for the start event; without one, or after what can't be read, close and say why."""
+        """Wait for the start event; on timeout, or if too much comes before it, close the socket and set `failure`."""
         try:
             async with asyncio.timeout(patience):
                 while (message := await self.socket.receive()).type not in _CLOSED:
                     if message.type is WSMsgType.PING:
                         await self.socket.pong(message.data)
                         continue
-                    event = _first_event(message)
-                    if isinstance(event, StartEvent):
-                        return event
+                    if (start := self._take_early(message)) is not None:
+                        return start
             self.failure = "it was closed before that"
         except TimeoutError:
             self.failure = f"nothing more came within {patience:g} s"
@@ -61,9 +67,38 @@ class Delivery:
             self.failure = "the connection broke"
         except MalformedFrameError as error:
             self.failure = str(error)
+        if self._malformed:
+            self.failure += f"; {self._malformed} frames could not be read"
         _LOG.warning("a socket was opened, and no stream began on it: %s", self.failure)
         await self.socket.close(code=WSCloseCode.POLICY_VIOLATION)
         return None
+
+    def _take_early(self, message: WSMessage) -> StartEvent | None:
+        """Return the start event, or keep what comes before it."""
+        if message.type is WSMsgType.PONG:
+            return None
+        if message.type is WSMsgType.ERROR:
+            raise MalformedFrameError("what came is no WebSocket message")
+        try:
+            event = decode_event(message.data, elapsed=0.0)
+        except MalformedFrameError:
+            self._malformed += 1
+            return None
+        if isinstance(event, StartEvent):
+            return event
+        if not isinstance(event, ConnectedEvent | StopEvent):
+            if len(self._early) >= self.most or self._early_bytes >= self.most_bytes:
+                raise MalformedFrameError("too many frames came before the start event")
+            self._early.append(event)
+            self._early_bytes += len(event.payload) if isinstance(event, MediaEvent) else event.memory
+        return None
+
+    def hand_over(self, session: StreamSession) -> None:
+        """Pass to a session what came before its start event."""
+        session.statistics.malformed += self._malformed
+        now = asyncio.get_running_loop().time()
+        while self._early:
+            session.take(self._early.pop(0), now)
 
     async def carry(self, session: StreamSession, handler: Handler, reading: Reading) -> None:
         """Run the handler while the socket is read, until both have ended."""
@@ -94,14 +129,6 @@ class Delivery:
             if not closing.done():
                 self.transport.abort()
         await closing
-
-
-def _first_event(message: WSMessage) -> AudioEvent | None:
-    if message.type is WSMsgType.PONG:
-        return None
-    if message.type is WSMsgType.ERROR:
-        raise MalformedFrameError("what came is no WebSocket message")
-    return decode_event(message.data)
 
 
 async def _handle(handler: Handler, session: StreamSession) -> None:

@@ -18,7 +18,18 @@ def _shown_names(parameters: Mapping[str, str]) -> str:
 
 
 @frozen(kw_only=True)
-class ConnectedEvent:
+class _ParsedEvent:
+    """An event read as JSON: its parts may take many times the memory of its text.
+
+    Attributes:
+        memory: bytes that it takes at most, roughly; 0 if it was not read from a frame.
+    """
+
+    memory: int = field(default=0, eq=False, repr=False)
+
+
+@frozen(kw_only=True)
+class ConnectedEvent(_ParsedEvent):
     """The socket is open, and the stream will begin.
 
     Attributes:
@@ -48,7 +59,7 @@ class MediaFormat:
 
 
 @frozen(kw_only=True)
-class StartEvent:
+class StartEvent(_ParsedEvent):
     """The stream begins.
 
     Attributes:
@@ -85,6 +96,8 @@ class MediaEvent:
         chunk: counted from 1 for each track.
         timestamp: milliseconds from the stream's start.
         sequence_number: counted from 1 over the whole socket.
+        elapsed: seconds from the arrival of the start event to that of this one, by the receiver's clock; None if no
+            receiver was there (`decode_event`). Events that differ only in this are equal.
     """
 
     track: str | None
@@ -92,10 +105,11 @@ class MediaEvent:
     chunk: int | None = None
     timestamp: int | None = None
     sequence_number: int | None = None
+    elapsed: float | None = field(default=None, eq=False)
 
 
 @frozen(kw_only=True)
-class DtmfEvent:
+class DtmfEvent(_ParsedEvent):
     """Somebody pressed a key.
 
     Attributes:
@@ -112,7 +126,7 @@ class DtmfEvent:
 
 
 @frozen(kw_only=True)
-class MarkEvent:
+class MarkEvent(_ParsedEvent):
     """The audio that was sent before a mark of this name has been played, or was cleared.
 
     Attributes:
@@ -125,7 +139,7 @@ class MarkEvent:
 
 
 @frozen(kw_only=True)
-class StopEvent:
+class StopEvent(_ParsedEvent):
     """The stream has ended. It may never come: that the socket closes is the end as well.
 
     Attributes:
@@ -138,7 +152,7 @@ class StopEvent:
 
 
 @frozen(kw_only=True)
-class UnknownEvent:
+class UnknownEvent(_ParsedEvent):
     """An event that this version does not know.
 
     Attributes:

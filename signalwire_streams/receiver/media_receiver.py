@@ -13,7 +13,7 @@ from aiohttp import WSCloseCode, web
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models.checks import check_count, check_seconds, check_word
 from signalwire_streams.receiver.audio.formats import AudioFormat
-from signalwire_streams.receiver.backlog import Backlog, Overflow
+from signalwire_streams.receiver.backlog import BYTES_PER_EVENT, Backlog, Overflow
 from signalwire_streams.receiver.delivery import Delivery, Handler
 from signalwire_streams.receiver.events import StartEvent
 from signalwire_streams.receiver.measures import StreamStatistics
@@ -54,6 +54,7 @@ class MediaReceiver(Opener):
         bearer_tokens: Tokens = (),
         bidirectional: bool = False,
         backlog: int = 500,
+        backlog_bytes: int | None = None,
         overflow: Overflow = Overflow.DROP_OLDEST,
         start_timeout: float = 10.0,
         frame_limit: int = 64 * 1024,
@@ -68,6 +69,8 @@ class MediaReceiver(Opener):
                 function (also an async one) that says so, or None to let everybody in who finds the address.
             bidirectional: whether the streams play what they are sent.
             backlog: media events that may wait for a slow handler; 50 a second come of each track.
+            backlog_bytes: memory that they may take, and as much again for keys and marks; 4 KiB for each of ``backlog``
+                unless given.
             overflow: what happens when more would have to wait.
             start_timeout: seconds from the upgrade to the start event.
             frame_limit: bytes that one message may have.
@@ -79,7 +82,10 @@ class MediaReceiver(Opener):
             InvalidRequestError: nobody could deliver a stream to the handler, or there is none to deliver it to.
         """
         _check_door(handler, bearer_tokens)
-        _check_settings(backlog, frame_limit, start_timeout, heartbeat, byte_order)
+        check_count(backlog, "backlog")
+        most_bytes = BYTES_PER_EVENT * backlog if backlog_bytes is None else backlog_bytes
+        check_count(most_bytes, "backlog_bytes")
+        _check_settings(frame_limit, start_timeout, heartbeat, byte_order)
         super().__init__()
         self.sessions = set()
         self.beginning = 0
@@ -87,7 +93,7 @@ class MediaReceiver(Opener):
         self._handler = handler
         self._doorkeeper = Doorkeeper.of(bearer_tokens)
         self._bidirectional = bidirectional
-        self._most = backlog
+        self._most, self._most_bytes = backlog, most_bytes
         self._overflow = check_word(overflow, Overflow, "overflow")
         self._start_timeout = start_timeout
         self._frame_limit = frame_limit
@@ -112,7 +118,12 @@ class MediaReceiver(Opener):
         if self._closing.is_set():
             return web.Response(status=503)
         await socket.prepare(request)
-        delivery = Delivery(socket, cast("asyncio.Transport", request.transport))  # upgraded, so it has one
+        delivery = Delivery(
+            socket,
+            cast("asyncio.Transport", request.transport),  # upgraded, so it has one
+            self._most,
+            self._most_bytes,
+        )
         start = await self._begin(delivery)
         if start is not None:
             task = asyncio.create_task(self._carry(delivery, start, handler))
@@ -131,7 +142,7 @@ class MediaReceiver(Opener):
             media.encoding, media.sample_rate, media.channels, byte_order=self._byte_order
         )
         playback = Playback(socket, start.stream_sid, audio_format, self._bidirectional)
-        backlog = Backlog(self._most)
+        backlog = Backlog(self._most, self._most_bytes)
         session = StreamSession(start, audio_format, playback, StreamStatistics(), backlog, self._overflow)
         return session, Reading(socket, session, backlog, self._heartbeat)
 
@@ -154,6 +165,7 @@ class MediaReceiver(Opener):
 
     async def _carry(self, delivery: Delivery, start: StartEvent, handler: Handler) -> None:
         session, reading = self._session(delivery.socket, start)
+        delivery.hand_over(session)
         self.sessions.add(session)
         try:
             with self._lookout.over(reading):
@@ -223,10 +235,7 @@ class MediaReceiver(Opener):
         await self.aclose()
 
 
-def _check_settings(
-    backlog: int, frame_limit: int, start_timeout: float, heartbeat: float | None, byte_order: str
-) -> None:
-    check_count(backlog, "backlog")
+def _check_settings(frame_limit: int, start_timeout: float, heartbeat: float | None, byte_order: str) -> None:
     check_count(frame_limit, "frame_limit")
     check_seconds(start_timeout, "start_timeout")
     if heartbeat is not None:

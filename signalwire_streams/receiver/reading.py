@@ -43,13 +43,14 @@ class Reading:
     heartbeat: float | None
     _task: asyncio.Task[None] | None = field(init=False, default=None)
     _ping: asyncio.Task[None] | None = field(init=False, default=None)
+    _began: float = field(init=False, default=0.0)
     _heard: float = field(init=False, default=0.0)
     _asked: float = field(init=False, default=float("-inf"))
     _is_late: bool = field(init=False, default=False)
 
     def begin(self) -> None:
         """Let whoever waits for an event read."""
-        self._heard = asyncio.get_running_loop().time()
+        self._began = self._heard = asyncio.get_running_loop().time()
         self.backlog.pull = self._read
 
     async def end(self) -> None:
@@ -111,7 +112,7 @@ class Reading:
 
     def _take(self, frame: str | bytes, now: float) -> None:
         try:
-            event = decode_event(frame)
+            event = decode_event(frame, elapsed=now - self._began)
         except MalformedFrameError:
             self.session.statistics.malformed += 1
             return

@@ -96,8 +96,9 @@ class StreamSession:
             self._count_dropped(event)
             return False
         dropped = self._backlog.put(event)
-        if dropped is not None:
+        while dropped is not None:
             self._count_dropped(dropped)
+            dropped = self._backlog.shed()
         return True
 
     def _count_dropped(self, event: Droppable) -> None:

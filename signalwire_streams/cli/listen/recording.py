@@ -21,7 +21,7 @@ from signalwire_streams.receiver.audio import Layout, RecordingError, WavEncodin
 MOST_TRACKS = 8
 """More than any stream has: who makes up names of tracks must not fill memory and disk."""
 
-_Write: TypeAlias = Callable[[int | None, int | None, bytes], None]
+_Write: TypeAlias = Callable[[MediaEvent], None]
 _Made = TypeVar("_Made")
 
 _BOTH = ("inbound", "outbound")
@@ -91,7 +91,7 @@ class Recording:
         if write is None:
             self.left_out += 1
         else:
-            write(media.timestamp, media.chunk, media.payload)
+            write(media)
 
     def _open(self, tracks: tuple[str, ...]) -> None:
         is_pair = len(tracks) == len(_BOTH) and self.session.audio_format.channels == 1
@@ -99,7 +99,7 @@ class Recording:
         # A further track's file is named as these are, with their number.
         self._stem = recorder.path.stem
         self.files.update(recorder.files)
-        self._writes.update({track: partial(recorder.write, track) for track in tracks})
+        self._writes.update(dict.fromkeys(tracks, recorder.write_event))
         if len(tracks) == 1:
             self._writes[""] = self._writes[tracks[0]]
 
@@ -112,7 +112,7 @@ class Recording:
         if self.session.audio_format.is_known:
             recorder = self._recorder((track,), "mono", stem)
             self.files[name] = recorder.path
-            self._writes[name] = partial(recorder.write, None)
+            self._writes[name] = partial(_write_single, recorder)
         else:
             file = self._make(_RawFile, stem, ".raw")
             self._closing.callback(file.close)
@@ -141,6 +141,11 @@ class Recording:
         raise RecordingError(f"there are {_MOST_OF_A_NAME} recordings called {stem}: choose another directory")
 
 
+def _write_single(recorder: WavRecorder, media: MediaEvent) -> None:
+    """Write a frame of a recorder's only track, whatever the track is called."""
+    recorder.write(None, media.timestamp, media.chunk, media.payload, elapsed=media.elapsed)
+
+
 class _RawFile:
     """Payloads as they came, one after the other."""
 
@@ -156,9 +161,9 @@ class _RawFile:
         except OSError as error:
             raise RecordingError(f"the file {self.path} can't be made: {error}", path=self.path) from error
 
-    def write(self, _: int | None, __: int | None, payload: bytes) -> None:
+    def write(self, media: MediaEvent) -> None:
         try:
-            self._file.write(payload)
+            self._file.write(media.payload)
         except OSError as error:
             raise self._error(error) from error
 

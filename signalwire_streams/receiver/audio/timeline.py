@@ -161,8 +161,13 @@ class TrackTimeline:
 
     @property
     def is_unsettled(self) -> bool:
-        """Whether a correction of the last frame may follow, and of those before it for which this was true."""
-        return bool(self._doubts or self._lead or self._repeated)
+        """Whether frames may still be corrected."""
+        return bool(self._doubts or self._repeated or self._lead)
+
+    def unsettled(self) -> list[int]:
+        """Return which frames may still be corrected, as `Correction.frame` counts them."""
+        lead = [] if self._lead is None else [self._lead.frame]
+        return [*lead, *(doubt.frame for doubt in self._doubts), *(frame for frame, _ in self._repeated)]
 
     def reckon(self, told: int) -> int | None:
         """Return the place of another track's timestamp by what this track knows.
@@ -219,6 +224,7 @@ class TrackTimeline:
         if verdict is _AHEAD or verdict is Verdict.FIRST:
             self._absent += self._sequence.skipped
         if timestamp is None:
+            self._lead = None
             self._doubts.clear()
             position: int | None = self._follow(samples)
         else:
@@ -369,6 +375,8 @@ class TrackTimeline:
         lead = self._lead
         if lead is None or self._holes != [(0, lead.position)]:
             return False
+        if self._doubts[0].position != lead.position + lead.samples:
+            return False  # those between are not known any more
         agreed = self._agreed(doubt.told, beside, 0) or 0
         begin = max(0, doubt.told - agreed - (doubt.position - lead.position))
         if begin >= lead.position:

@@ -5,8 +5,8 @@
 >>> with WavRecorder("call.wav", audio_format) as recorder:  # doctest: +SKIP
 ...     recorder.write("inbound", timestamp=0, chunk=1, payload=payload)
 
-Frames are placed by their timestamps (`TrackTimeline` says how), so that tracks stay side by side, and what never came
-is silence.
+Frames are placed by their timestamps (`TrackTimeline` documents how), so that tracks stay side by side, and missing
+audio is silence.
 """
 
 import re
@@ -24,6 +24,7 @@ from signalwire_streams.receiver.audio.formats import AudioFormat, Encoding
 from signalwire_streams.receiver.audio.timeline import TimelineStatistics, TrackTimeline
 from signalwire_streams.receiver.audio.wav_file import WavFile
 from signalwire_streams.receiver.audio.wav_header import WavShape
+from signalwire_streams.receiver.events import MediaEvent
 
 Layout: TypeAlias = Literal["mono", "stereo"]
 """One file for each track, or one file with the first track on the left and the second on the right."""
@@ -75,6 +76,7 @@ class _Lane:
     file: WavFile
     channel: int | None
     beside: tuple[TrackTimeline, ...]
+    held: dict[int, bytes] = field(init=False, factory=dict)  # payloads that may have to be moved
 
 
 @define(eq=False)
@@ -96,7 +98,8 @@ class WavRecorder:
         layout: ``stereo`` or ``mono``.
         encoding: ``pcm`` decodes to 16-bit linear PCM. ``as sent`` keeps µ-law and A-law as they come, code for code
             (format tags 7 and 6); L16 is linear PCM either way, in a WAV file's byte order.
-        longest_gap: seconds of silence that one jump of the timestamps may make.
+        longest_gap: seconds of silence that one jump of the timestamps may make. While a stream is received, all silence
+            of a track together is also at most the time that has passed and five seconds (see `write_event`).
         tolerance: milliseconds by which a timestamp may be off without meaning anything.
         most_bytes: bytes of audio that a file may hold; None for as many as a WAV file can.
         ignored: frames of tracks that are none of ``tracks``. With a single track, a frame that names none is its.
@@ -167,14 +170,36 @@ class WavRecorder:
         if len(self.tracks) == 1:
             self._lanes[None] = self._lanes[self.tracks[0]]
 
-    def write(self, track: str | None, timestamp: int | None, chunk: int | None, payload: bytes) -> None:
+    def write_event(self, event: MediaEvent) -> None:
+        """Record a media event of a session: `write` with all that is known about it, its time of arrival included.
+
+        Raises:
+            RecordingFullError: as `write`.
+            RecordingError: as `write`.
+        """
+        self.write(event.track, event.timestamp, event.chunk, event.payload, elapsed=event.elapsed)
+
+    def write(
+        self,
+        track: str | None,
+        timestamp: int | None,
+        chunk: int | None,
+        payload: bytes,
+        *,
+        elapsed: float | None = None,
+    ) -> None:
         """Record a media frame.
+
+        A frame whose timestamp contradicts the frames before it is written after them; as soon as another frame agrees
+        with it, it is moved to its place.
 
         Args:
             track: the frame's track.
             timestamp: milliseconds from the stream's start.
             chunk: the frame's number within its track.
             payload: its audio, as it came.
+            elapsed: seconds from the stream's start to the frame's arrival, which bounds the silence that timestamps
+                can make; None for frames from a file or an archive.
 
         Raises:
             RecordingFullError: the file would become too long. Nothing of this frame was written.
@@ -186,9 +211,25 @@ class WavRecorder:
             self._check_open()
             self.ignored += 1
             return
-        position = lane.timeline.place(timestamp, chunk, len(payload), beside=lane.beside)
+        timeline = lane.timeline
+        position = timeline.place(timestamp, chunk, len(payload), beside=lane.beside, elapsed=elapsed)
+        if timeline.corrections:
+            self._correct(lane)
+        if lane.held or timeline.is_unsettled:
+            known = lane.held | {timeline.calls: payload}
+            lane.held = {frame: known[frame] for frame in timeline.unsettled()}
         if position is not None:
             lane.file.write(position, self._convert(payload), lane.channel)
+
+    def _correct(self, lane: _Lane) -> None:
+        """Move frames to the places that they turned out to have."""
+        if lane.timeline.vacated is not None:
+            begin, end = lane.timeline.vacated
+            channels = self._shape.channels if lane.channel is None else 1
+            lane.file.write(begin, self._shape.silence * channels * (end - begin), lane.channel)
+        for correction in lane.timeline.corrections:
+            lane.file.write(correction.position, self._convert(lane.held[correction.frame]), lane.channel)
+        lane.file.shorten(max(other.timeline.end for other in self._lanes.values() if other.file is lane.file))
 
     def flush(self) -> None:
         """Put on disk what came so far; needed only where a stream may be silent for long.

@@ -107,6 +107,23 @@ class WavFile:
         if audio:
             self._append(begin - self._start, audio, channel)
 
+    def shorten(self, sample: int) -> None:
+        """Drop the audio from a sample on, if there is any.
+
+        Raises:
+            RecordingError: the file can't be written, or was closed.
+        """
+        size = sample * self._block
+        if size >= self.size:
+            return
+        del self._tail[max(0, size - self._start) :]
+        self._start = min(self._start, size)
+        self._clean = min(self._clean, len(self._tail))
+        self.flush()
+        with self._telling():
+            # After the header, which never claims more than there is.
+            self._file.truncate(self._header_size + size + padding(size))
+
     def flush(self) -> None:
         """Put on disk what is in memory, and then the sizes in the header.
 
@@ -192,10 +209,13 @@ class WavFile:
         """Begin a new tail further on, with silence before it."""
         with self._telling():
             self._store()
-            missing = begin - self.size
-            piece = self.shape.silence * (_PIECE // self.shape.width)
-            for written in range(0, missing, _PIECE):
-                self._file.write(piece[: missing - written])
+            if any(self.shape.silence):
+                missing = begin - self.size
+                piece = self.shape.silence * (_PIECE // self.shape.width)
+                for written in range(0, missing, _PIECE):
+                    self._file.write(piece[: missing - written])
+            else:
+                self._file.truncate(self._header_size + begin)  # zeros that take no space, where the disk can do that
         self._start, self._tail, self._clean = begin, bytearray(), 0
         self.flush()
 
