@@ -52,6 +52,7 @@ class Playback:
     bidirectional: bool
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _rest: bytes = field(init=False, default=b"", repr=False)  # less than a frame, which waits for more
     _plays_until: float = field(init=False, default=float("-inf"))
     _marks: dict[str, deque[asyncio.Future[None]]] = field(init=False, factory=dict)
     _cleared: int = field(init=False, default=0)
@@ -60,31 +61,59 @@ class Playback:
     async def play(self, audio: bytes) -> None:
         """Send audio, encoded as the stream's own, no faster than it is played.
 
-        It goes out in frames of 20 ms, and returns when the Space holds no more than a tenth of a second beyond what
-        is playing, so that a loop of calls sends evenly. `clear` ends it, and what was not sent yet is not sent.
+        It goes out in whole frames of 20 ms, however it is cut into calls: the rest, less than a frame, waits for the
+        next call. After the last one, call `flush` or `mark`, which send it. Return when the Space holds no more than
+        a tenth of a second beyond what is playing, so that a loop of calls sends evenly. `clear` ends it, and audio
+        that was not sent yet is not sent.
 
         Args:
             audio: raw audio without a header, of any length.
 
         Raises:
-            UnknownEncodingError: nobody can tell how long the audio is; nothing was sent.
+            UnknownEncodingError: the length of the audio is unknown; nothing was sent.
             TransportError: the stream ended before all of it was sent.
         """
-        step = self.audio_format.bytes_of(_FRAME_MILLISECONDS)
-        cleared = self._cleared
+        self._check_open()
+        step = self._frame_size()
+        audio, self._rest = self._rest + audio, b""
+        whole = len(audio) // step * step
+        if await self._send_audio(audio[:whole]):
+            self._rest += audio[whole:]
+
+    async def flush(self) -> None:
+        """Send the rest of the audio that was played, in a frame of less than 20 ms.
+
+        Half a sample at its end still waits for its other half.
+
+        Raises:
+            TransportError: the stream ended before it was sent.
+        """
+        self._check_open()
+        if self._rest:
+            whole = len(self._rest) // self.audio_format.sample_size * self.audio_format.sample_size
+            audio, self._rest = self._rest[:whole], self._rest[whole:]
+            await self._send_audio(audio)
+
+    def _frame_size(self) -> int:
+        return max(self.audio_format.bytes_of(_FRAME_MILLISECONDS), self.audio_format.sample_size)
+
+    async def _send_audio(self, audio: bytes) -> bool:
+        """Send whole samples as they are played; return whether all of them were sent before a `clear`."""
+        step, cleared = self._frame_size(), self._cleared
         for begin in range(0, len(audio), step):
             frame = audio[begin : begin + step]
             await self._send("media", media={"payload": b64encode(frame).decode("ascii")})
-            seconds = _FRAME_MILLISECONDS / 1_000 * len(frame) / step
+            seconds = len(frame) / self.audio_format.sample_size / self.audio_format.sample_rate
             self._plays_until = max(self._plays_until, self.now()) + seconds
             wait = self._plays_until - self.now() - _AHEAD
             if wait > 0:
                 await self.sleep(wait)
             if self._cleared != cleared:
-                return
+                return False
+        return True
 
     async def mark(self, name: str) -> None:
-        """Wait until everything that was sent so far has been played, or was cleared.
+        """Wait until everything that was played so far has been heard, or was cleared; `flush` it first.
 
         Args:
             name: what to call this point; it may be used again.
@@ -92,6 +121,7 @@ class Playback:
         Raises:
             TransportError: the stream ended before that.
         """
+        await self.flush()
         played: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # It stays in its place when nobody waits for it any more: its echo comes all the same.
         self._marks.setdefault(name, deque()).append(played)
@@ -103,8 +133,9 @@ class Playback:
         await played
 
     async def clear(self) -> None:
-        """Let the Space forget the audio that it has not played yet; marks that wait for it come back at once."""
+        """Drop the audio that was not heard yet, here and in the Space; marks that wait for it come back at once."""
         self._cleared += 1
+        self._rest = b""
         await self._send("clear")
         self._plays_until = self.now()
 
@@ -146,7 +177,7 @@ class Playback:
         if not self._marks.get(name):
             self._marks.pop(name, None)
 
-    async def _send(self, event: str, **body: Mapping[str, str]) -> None:
+    def _check_open(self) -> None:
         if not self.bidirectional:
             raise InvalidRequestError(
                 "this stream is one-way, so nothing can be sent: make it bidirectional (cXML <Connect><Stream>) and "
@@ -154,6 +185,9 @@ class Playback:
             )
         if self._ended:
             raise TransportError("the stream has ended, so nothing can be sent")
+
+    async def _send(self, event: str, **body: Mapping[str, str]) -> None:
+        self._check_open()
         try:
             await self.socket.send_str(json.dumps({"event": event, "streamSid": self.stream_sid, **body}))
         except ConnectionError as error:

@@ -74,11 +74,100 @@ async def test_cleared_audio_is_not_waited_for() -> None:
     assert [frame["event"] for frame in line.sent] == [*["media"] * 5, "clear", "media"]
 
 
-async def test_long_audio_goes_out_in_frames() -> None:
-    """As one frame it could neither be paced nor cleared; the last one is as long as what is left."""
+MULAW, L16 = AudioFormat("audio/x-mulaw"), AudioFormat("audio/x-L16", 16_000)
+
+
+def payloads(line: Line) -> list[bytes]:
+    return [b64decode(frame["media"]["payload"]) for frame in line.sent if frame["event"] == "media"]
+
+
+@pytest.mark.parametrize("piece", [1, 159, 161, 250, 319, 321, 639, 641, 5000])
+@pytest.mark.parametrize("audio_format", [MULAW, L16], ids=["mulaw", "L16"])
+async def test_audio_in_pieces_of_any_size_goes_out_in_whole_frames(audio_format: AudioFormat, piece: int) -> None:
+    """The rest of a piece waits for the next one, and for `flush` after the last."""
     line = Line()
-    await line.playback().play(bytes(250))
-    assert [len(b64decode(frame["media"]["payload"])) for frame in line.sent] == [160, 90]
+    playback = Playback(line, "sid", audio_format, True, now=lambda: line.time, sleep=line.sleep)
+    audio = bytes(number * 7 % 251 for number in range(9_990))
+    step = audio_format.bytes_of(20)
+    for begin in range(0, len(audio), piece):
+        await playback.play(audio[begin : begin + piece])
+    assert {len(payload) for payload in payloads(line)} == {step}
+    assert b"".join(payloads(line)) == audio[: len(audio) // step * step]
+
+    await playback.flush()
+    await playback.flush()
+    assert b"".join(payloads(line)) == audio
+    assert len(payloads(line)) == -(-len(audio) // step)
+
+
+async def test_half_a_sample_waits_for_its_other_half() -> None:
+    """A flush between both does not separate them, so that later samples are not shifted by a byte."""
+    line = Line()
+    playback = Playback(line, "sid", L16, True, now=lambda: line.time, sleep=line.sleep)
+    await playback.play(b"aabbc")
+    await playback.flush()
+    await playback.flush()
+    await playback.play(b"cdd")
+    await playback.flush()
+    assert payloads(line) == [b"aabb", b"ccdd"]
+
+
+async def test_a_mark_stands_after_the_audio_before_it() -> None:
+    """Also after the rest that is no whole frame."""
+    line = Line()
+    playback = line.playback()
+    await playback.play(bytes(250))
+    mark = asyncio.ensure_future(playback.mark("end"))
+    await asyncio.sleep(0)
+    playback.echoed("end")
+    await mark
+    assert [len(payload) for payload in payloads(line)] == [160, 90]
+    assert line.sent[-1]["event"] == "mark"
+
+
+async def test_clear_forgets_the_rest() -> None:
+    """Whether it waits for more, or is behind audio that is being sent."""
+    line = Line()
+    playback = line.playback()
+    await playback.play(b"a" * 250)
+    await playback.clear()
+    await playback.flush()
+    assert [len(payload) for payload in payloads(line)] == [160]
+
+    async def clear_then(seconds: float) -> None:
+        playback.sleep = line.sleep
+        await playback.clear()
+
+    playback.sleep = clear_then
+    await playback.play(b"b" * (160 * 6 + 10))
+    await playback.play(b"c" * 160)
+    assert payloads(line)[-1] == b"c" * 160
+
+
+async def test_audio_that_was_given_up_leaves_no_rest() -> None:
+    """What comes next begins with a sample of its own."""
+    line = Line()
+    playback = line.playback()
+
+    async def for_ever(seconds: float) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    playback.sleep = for_ever
+    playing = asyncio.ensure_future(playback.play(b"a" * (160 * 50 + 1)))
+    await asyncio.sleep(0)
+    playing.cancel()
+    await asyncio.wait([playing])
+    playback.sleep = line.sleep
+    await playback.play(b"b" * 160)
+    assert payloads(line)[-1] == b"b" * 160
+
+
+async def test_a_rate_of_less_than_a_sample_in_a_frame() -> None:
+    """A start event may name any rate; its audio goes out sample by sample."""
+    line = Line()
+    playback = Playback(line, "sid", AudioFormat("audio/x-L16", 10), True, now=lambda: line.time, sleep=line.sleep)
+    await playback.play(b"aabbc")
+    assert payloads(line) == [b"aa", b"bb"]
 
 
 async def test_clear_ends_what_is_being_played() -> None:
@@ -196,6 +285,7 @@ async def test_keys() -> None:
     "send",
     [
         lambda playback: playback.play(b"\xff"),
+        lambda playback: playback.flush(),
         lambda playback: playback.mark("a"),
         lambda playback: playback.clear(),
         lambda playback: playback.press("1"),
