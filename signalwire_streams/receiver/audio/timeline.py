@@ -417,7 +417,7 @@ class TrackTimeline:
                 ahead = length = told - agreed - position
         if elapsed is not None:
             passed = int((elapsed + _MARGIN) * self.format.sample_rate) - self._missing
-            length = min(length, max(0, passed, *(other.end - position for other in beside)))
+            length = min(length, max(0, passed))
         self.statistics.capped += length < ahead
         self._shift = told - position - length
         return length

@@ -235,6 +235,7 @@ USES: dict[str, Callable[[WavFile], None]] = {
     "more audio": fill,
     "audio further back": lambda file: file.write(0, b"ab"),
     "audio further on": lambda file: file.write(80_000, b"ab"),
+    "less audio": lambda file: file.shorten(39_000),
     "flush": WavFile.flush,
     "close": WavFile.close,
 }
@@ -290,3 +291,32 @@ def test_a_file_that_is_discarded_is_gone(tmp_path: Path) -> None:
     file.discard()
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", [PCM, STEREO, CODES], ids=["pcm", "stereo", "codes"])
+@pytest.mark.parametrize("left", [0, 1, 7_999, 40_000, 79_999, 80_000, 90_000])
+def test_a_file_may_be_shortened(tmp_path: Path, shape: WavShape, left: int) -> None:
+    """In memory or on disk; it is well-formed at once, and audio may follow."""
+    file = WavFile.create(tmp_path / "a.wav", shape)
+    audio = bytes(number % 251 for number in range(80_000 * shape.block))
+    for sample in range(0, 80_000, 1000):
+        file.write(sample, audio[sample * shape.block : (sample + 1000) * shape.block])
+    file.shorten(left)
+    file.flush()
+    rest = audio[: left * shape.block]
+    assert read_wav(file.path).audio == rest
+    file.write(len(rest) // shape.block, b"ab" * shape.block)
+    file.close()
+
+    assert read_wav(file.path).audio == rest + b"ab" * shape.block
+
+
+def test_a_long_gap_takes_no_space(tmp_path: Path) -> None:
+    """Where silence is zeros; in other encodings it has to be written."""
+    for shape, most in ((PCM, 16_384), (STEREO, 16_384), (CODES, 700_000)):
+        file = WavFile.create(tmp_path / f"{shape.channels}-{shape.tag}.wav", shape)
+        file.write(600_000, b"ab" * shape.block)
+        file.flush()
+        assert file.path.stat().st_blocks * 512 <= most
+        file.close()
+        assert read_wav(file.path).audio == shape.silence * shape.channels * 600_000 + b"ab" * shape.block

@@ -21,6 +21,8 @@ from signalwire_streams.receiver.audio import (
     WavRecorder,
 )
 
+from signalwire_streams.receiver.events import MediaEvent
+
 from .wavs import Wav, read_wav
 
 MULAW = AudioFormat("audio/x-mulaw")
@@ -336,3 +338,157 @@ def test_what_arrives_is_what_is_recorded(
                 part = kept(audio, encoding, sound.of(track, timestamp, length))
                 expected[at : at + len(part)] = part
         assert found == bytes(expected)
+
+
+OUTLIERS = [-1, 0, 1 << 31, (1 << 63) - 1, 1980 + 500, 1980 + 900, 1980 + 60_000, 1980 - 1500]
+
+
+@pytest.mark.parametrize("absurd", OUTLIERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_absurd_timestamp_leaves_the_recording_as_it_is(
+    tmp_path: Path, absurd: int, layout: Literal["mono", "stereo"]
+) -> None:
+    """The first, any, or the last frame of one track: both tracks are recorded to the sample, and no longer."""
+    sound = Sound(MULAW)
+    for at in (0, 1, 100, 199):
+        path = tmp_path / f"{at}.wav"
+        with WavRecorder(path, MULAW, layout=layout, encoding="as sent") as recorder:
+            for slot in range(200):
+                for track in recorder.tracks:
+                    timestamp = absurd if (track, slot) == ("inbound", at) else 20 * slot
+                    recorder.write(track, timestamp, slot + 1, sound.of(track, 20 * slot, 20))
+        for track in recorder.tracks:
+            assert heard(recorder, track)[1] == sound.of(track, 0, 4000)
+
+
+@pytest.mark.parametrize("audio", FORMATS, ids=each)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("pause", [10, 500, 30_000])
+def test_the_frame_after_a_pause_is_moved_to_its_place(
+    tmp_path: Path, audio: AudioFormat, encoding: Literal["pcm", "as sent"], pause: int
+) -> None:
+    """As soon as the next one agrees with it; where it was before is silence."""
+    sound = Sound(audio)
+    begins = [0, 20, 40 + pause, 60 + pause, 80 + pause]
+    with WavRecorder(tmp_path / "call.wav", audio, layout="stereo", encoding=encoding) as recorder:
+        for chunk, begin in enumerate(begins, 1):
+            recorder.write("outbound", begin, chunk, sound.of("outbound", begin, 20))
+            recorder.write("inbound", 20 * (chunk - 1), chunk, sound.of("inbound", 20 * (chunk - 1), 20))
+
+    silent = audio.silence if encoding == "as sent" else b"\0\0"
+    expected = [silent * audio.samples_of(100 + pause)] * 2
+    expected[0] = kept(audio, encoding, sound.of("inbound", 0, 100)) + silent * audio.samples_of(pause)
+    spoken = [kept(audio, encoding, sound.of("outbound", begin, 20)) for begin in begins]
+    expected[1] = b"".join(spoken[:2]) + silent * audio.samples_of(pause) + b"".join(spoken[2:])
+    assert [heard(recorder, track)[1] for track in recorder.tracks] == expected
+
+
+def test_several_channels_move_together(tmp_path: Path) -> None:
+    audio = AudioFormat("audio/x-L16", 16000, channels=2)
+    with WavRecorder(tmp_path / "call.wav", audio, ("inbound",), "mono") as recorder:
+        for chunk, (timestamp, sample) in enumerate([(0, b"aabb"), (520, b"ccdd"), (540, b"eeff")], 1):
+            recorder.write("inbound", timestamp, chunk, sample * 320)
+
+    expected = b"aabb" * 320 + bytes(500 * 64) + b"ccdd" * 320 + b"eeff" * 320
+    assert read_wav(recorder.path).audio == expected
+
+
+def test_frames_of_a_numbering_that_restarts_are_recorded(tmp_path: Path) -> None:
+    """All of them, those that were taken for repeated ones at first as well."""
+    sound = Sound(MULAW)
+    with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "as sent") as recorder:
+        for slot in range(60):
+            recorder.write("inbound", 20 * (slot % 20), slot % 20 + 1, sound.of("inbound", 20 * slot, 20))
+
+    assert read_wav(recorder.path).audio == sound.of("inbound", 0, 1200)
+    assert recorder.statistics["inbound"].restarts == 2
+
+
+def blocks(path: Path) -> int:
+    """Return the bytes that a file takes on disk."""
+    return path.stat().st_blocks * 512
+
+
+JUMPS = [59_000 * slot for slot in range(199)]
+
+
+def test_long_gaps_take_no_space(tmp_path: Path) -> None:
+    """Timestamps that jump by less than the longest gap each time make a long recording, and a small file."""
+    with WavRecorder(tmp_path / "call.wav", MULAW) as recorder:
+        for chunk, timestamp in enumerate(JUMPS, 1):
+            recorder.write("inbound", timestamp, chunk, b"i" * 160)
+        recorder.flush()
+        assert blocks(recorder.path) < 199 * 3 * 4096
+
+    timeline = recorder.statistics["inbound"]
+    assert (timeline.gaps, timeline.capped) == (196, 0)
+    assert wave.open(str(recorder.path)).getnframes() == 8 * (59_000 * 196 + 3 * 20)
+
+
+@pytest.mark.parametrize("numbered", ["follow", "jump", "none"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_live_silence_is_no_longer_than_the_time_that_passed(
+    tmp_path: Path, encoding: Literal["pcm", "as sent"], numbered: str
+) -> None:
+    """And five seconds, whatever the timestamps and the numbers say."""
+    recorder = WavRecorder(tmp_path / "call.wav", MULAW, encoding=encoding)
+    with recorder:
+        for slot, timestamp in enumerate(JUMPS):
+            chunk = {"follow": slot + 1, "jump": 2950 * slot + 1, "none": None}[numbered]
+            for track in recorder.tracks:
+                event = MediaEvent(
+                    track=track, payload=b"i" * 160, chunk=chunk, timestamp=timestamp, elapsed=slot * 0.01
+                )
+                recorder.write_event(event)
+
+    wav = read_wav(recorder.path)
+    assert len(wav.audio) // wav.block / 8000 <= 199 * 0.02 + 198 * 0.01 + 5
+    assert recorder.statistics["inbound"].frames == 199
+    assert recorder.statistics["inbound"].capped > 0
+
+
+def test_live_gaps_that_did_pass_are_kept(tmp_path: Path) -> None:
+    """A recorder that is opened late, a pause, and a track that begins late are where they were."""
+    sound = Sound(MULAW)
+    with WavRecorder(tmp_path / "call.wav", MULAW, encoding="as sent") as recorder:
+        for track, begin in [("inbound", 20_000), ("inbound", 70_000), ("outbound", 70_000)]:
+            for slot in range(3):
+                at = begin + 20 * slot
+                chunk = slot + 1 + 3 * (track == "inbound" and begin > 20_000)
+                event = MediaEvent(
+                    track=track,
+                    payload=sound.of(track, at, 20),
+                    chunk=chunk,
+                    timestamp=at,
+                    elapsed=at / 1000 - 4,  # the start event came four seconds late
+                )
+                recorder.write_event(event)
+
+    silent = b"\xff" * 8
+    one = silent * 20_000 + sound.of("inbound", 20_000, 60) + silent * 49_940 + sound.of("inbound", 70_000, 60)
+    other = silent * 70_000 + sound.of("outbound", 70_000, 60)
+    assert [heard(recorder, track)[1] for track in recorder.tracks] == [one, other]
+
+
+def test_a_full_disk_leaves_a_recording_that_can_be_played(tmp_path: Path) -> None:
+    """Here, a process that may write no more than 100,000 bytes into a file."""
+    path = tmp_path / "call.wav"
+    code = """
+import resource, signal, sys
+from signalwire_streams.receiver.audio import AudioFormat, RecordingError, WavRecorder
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+with WavRecorder(sys.argv[1], AudioFormat("audio/x-mulaw")) as recorder:
+    try:
+        for chunk in range(500):
+            recorder.write("inbound", 20 * chunk, chunk + 1, bytes([chunk % 256]) * 160)
+    except RecordingError as error:
+        print(type(error).__name__, "can't be written" in str(error))
+"""
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True)  # noqa: S603
+
+    assert ended.stdout.split() == [b"RecordingError", b"True"]
+    with wave.open(str(path)) as reader:
+        assert 2 * 8000 <= reader.getnframes() <= 25_000
+        assert len(reader.readframes(25_000)) == 4 * reader.getnframes()
