@@ -12,22 +12,10 @@ from typing import TypeAlias
 from attrs import Factory, define, field
 
 from signalwire_streams.errors import ClientStateError
-from signalwire_streams.receiver.events import (
-    AudioEvent,
-    ConnectedEvent,
-    DtmfEvent,
-    MarkEvent,
-    MediaEvent,
-    StartEvent,
-    StopEvent,
-    UnknownEvent,
-)
+from signalwire_streams.receiver.events import AudioEvent, KeptEvent, MediaEvent, UnknownEvent
 
 Droppable: TypeAlias = MediaEvent | UnknownEvent
 """What is dropped when too much waits: audio is only worth something in time, and what is unknown nobody waits for."""
-
-KeptEvent: TypeAlias = ConnectedEvent | StartEvent | DtmfEvent | MarkEvent | StopEvent
-"""What is never dropped."""
 
 BYTES_PER_EVENT = 4096
 """Bytes that may wait for each event that may: more than 40 ms of 48 kHz audio."""
@@ -77,11 +65,13 @@ class Backlog:
         """Add an event; return one that was dropped for it, if any (`shed` returns further ones)."""
         self._came += 1
         self._droppable.append(event)
-        self._newest = _size(event)
-        self._bytes += self._newest
+        size = self._newest = len(event.payload) if isinstance(event, MediaEvent) else event.memory
+        self._bytes += size
         if self._waiter is not None:
             self.wake()
-        return self.shed()
+        if len(self._droppable) > self.most or self._bytes - size >= self.most_bytes:
+            return self.shed()
+        return None
 
     def shed(self) -> Droppable | None:
         """Drop the oldest droppable event if too much waits, and return it."""
@@ -138,14 +128,10 @@ class Backlog:
     def _take_oldest(self) -> Droppable:
         event = self._droppable.popleft()
         self._went += 1
-        self._bytes -= _size(event)
+        self._bytes -= len(event.payload) if isinstance(event, MediaEvent) else event.memory
         return event
 
     def wake(self) -> None:
         """Let whoever waits look again."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-def _size(event: Droppable) -> int:
-    return len(event.payload) if isinstance(event, MediaEvent) else event.memory

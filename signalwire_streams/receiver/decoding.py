@@ -28,6 +28,7 @@ from signalwire_streams.receiver.events import (
     AudioEvent,
     ConnectedEvent,
     DtmfEvent,
+    KeptEvent,
     MarkEvent,
     MediaEvent,
     MediaFormat,
@@ -86,11 +87,10 @@ def decode_event(frame: str | bytes, *, elapsed: float | None = None) -> AudioEv
     if name == "media":
         return _media(document, elapsed)
     read = _READERS.get(name) if isinstance(name, str) else None
+    memory = _memory_of(frame)
     if read is None:
-        event: AudioEvent = UnknownEvent(name=name if isinstance(name, str) else None, document=document)
-    else:
-        event = read(document)
-    return evolve(event, memory=_memory_of(frame))
+        return UnknownEvent(name=name if isinstance(name, str) else None, document=document, memory=memory)
+    return evolve(read(document), memory=memory)
 
 
 def _memory_of(frame: str | bytes) -> int:
@@ -186,7 +186,7 @@ def _stop(document: dict[str, Any]) -> StopEvent:
     )
 
 
-_READERS: Mapping[str, Callable[[dict[str, Any]], AudioEvent]] = {
+_READERS: Mapping[str, Callable[[dict[str, Any]], KeptEvent]] = {
     "connected": _connected,
     "start": _start,
     "dtmf": _dtmf,

@@ -164,5 +164,7 @@ class UnknownEvent(_ParsedEvent):
     document: Mapping[str, object] = field(repr=False, hash=False)
 
 
-AudioEvent: TypeAlias = ConnectedEvent | StartEvent | MediaEvent | DtmfEvent | MarkEvent | StopEvent | UnknownEvent
+KeptEvent: TypeAlias = ConnectedEvent | StartEvent | DtmfEvent | MarkEvent | StopEvent
+"""Events that are never dropped, however slow a handler is."""
+AudioEvent: TypeAlias = KeptEvent | MediaEvent | UnknownEvent
 """Whatever a frame of the audio socket can be."""

@@ -21,9 +21,9 @@ class TrackStatistics:
 
     A number more than 3,000 ahead of the last one, 64 or more behind it, or used before with another timestamp, is
     believed only if the next frame follows on it; then the frames are counted from there, and nothing is missing before
-    it. Eight repeated frames in a row, from the first one on, are a restart as well (`SequenceTracker`). A timestamp that jumps by more than
-    a minute against the clock begins anew in the same way: it adds to no jitter, and later frames are measured against
-    it.
+    it. Eight repeated frames in a row, from the first one on, are a restart as well (`SequenceTracker`). A timestamp
+    that jumps by more than a minute against the clock begins anew in the same way: it adds to no jitter, and later
+    frames are measured against it.
 
     Attributes:
         frames: media frames that came.

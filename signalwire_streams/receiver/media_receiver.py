@@ -69,8 +69,8 @@ class MediaReceiver(Opener):
                 function (also an async one) that says so, or None to let everybody in who finds the address.
             bidirectional: whether the streams play what they are sent.
             backlog: media events that may wait for a slow handler; 50 a second come of each track.
-            backlog_bytes: memory that they may take, and as much again for keys and marks; 4 KiB for each of ``backlog``
-                unless given.
+            backlog_bytes: memory that they may take, and as much again for keys and marks; unless given, 4 KiB for
+                each of ``backlog``.
             overflow: what happens when more would have to wait.
             start_timeout: seconds from the upgrade to the start event.
             frame_limit: bytes that one message may have.

@@ -144,6 +144,8 @@ class TrackTimeline:
     _repeated: list[tuple[int, int]] = field(init=False, factory=list)  # frames and samples that may be new
     _holes: list[tuple[int, int]] = field(init=False, factory=list)
     _missing: int = field(init=False, default=0)
+    _beside: Iterable["TrackTimeline"] = field(init=False, default=(), repr=False)  # of the current call, as `elapsed`
+    _elapsed: float | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         rate = self.format.sample_rate
@@ -206,33 +208,37 @@ class TrackTimeline:
         self.calls += 1
         if self.corrections:
             self.corrections, self.vacated = [], None
-        if timestamp is not None and not -_LIMIT <= timestamp < _LIMIT:
-            timestamp = None
-        samples, broken = divmod(max(0, size), self._sample_size)
+        samples = size // self._sample_size if size > 0 else 0
         verdict = self._sequence.note(chunk, timestamp if samples else None)
-        if broken:
+        if verdict is _NEXT and samples and timestamp is not None and not (self._absent or self._repeated):
+            ahead = self.format.samples_of(timestamp) - self._shift - self._next
+            if -self._slack <= ahead <= self._slack and size % self._sample_size == 0:
+                return self._settle(samples)
+        if size > 0 and size % self._sample_size:
             self.statistics.broken += 1
-        if verdict is Verdict.REPEATED or self._repeated:
-            if verdict is Verdict.REPEATED:
-                self._drop_repeated(samples)
-                return None
+        self._beside, self._elapsed = beside, elapsed
+        return self._place_unusual(timestamp, verdict, samples)
+
+    def _place_unusual(self, timestamp: int | None, verdict: Verdict, samples: int) -> int | None:
+        """Return the place of a frame that does not simply follow."""
+        if verdict is Verdict.REPEATED:
+            self._drop_repeated(samples)
+            return None
+        if self._repeated:
             self._settle_repeated(verdict)
         if verdict is Verdict.RESTARTED:
             self.statistics.restarts += 1
+        elif verdict in _SKIPPING:
+            self._absent += self._sequence.skipped
         if not samples:
             return None
-        if verdict is _AHEAD or verdict is Verdict.FIRST:
-            self._absent += self._sequence.skipped
-        if timestamp is None:
+        if timestamp is None or not -_LIMIT <= timestamp < _LIMIT:
             self._lead = None
             self._doubts.clear()
-            position: int | None = self._follow(samples)
-        else:
-            position = self._locate(self.format.samples_of(timestamp), verdict, samples, beside, elapsed)
+            return self._follow(samples)
+        position = self._locate(self.format.samples_of(timestamp), verdict, samples)
         if position is None:
             self.statistics.too_late += 1
-        else:
-            self.statistics.frames += 1
         return position
 
     def _drop_repeated(self, samples: int) -> None:
@@ -250,18 +256,16 @@ class TrackTimeline:
             self.statistics.duplicates -= len(repeated)
             for frame, samples in repeated:
                 if samples:
-                    self.statistics.frames += 1
                     self.corrections.append(Correction(frame, self._follow(samples)))
             self._doubts.clear()
 
     def _follow(self, samples: int) -> int:
+        self.statistics.frames += 1
         position = self._next
         self._next += samples
         return position
 
-    def _locate(
-        self, told: int, verdict: Verdict, samples: int, beside: Iterable["TrackTimeline"], elapsed: float | None
-    ) -> int | None:
+    def _locate(self, told: int, verdict: Verdict, samples: int) -> int | None:
         ahead = told - self._shift - self._next
         absent, slack = self._absent, self._slack
         if absent:
@@ -270,20 +274,20 @@ class TrackTimeline:
             if verdict is Verdict.LATE and ahead < -self._rounding:
                 return self._fill(told - self._shift, samples)
             return self._settle(samples)
-        if verdict in _EARLIER and (self._confirm_by_earlier(told, beside, elapsed) or ahead < 0):
+        if verdict in _EARLIER and (self._confirm_by_earlier(told) or ahead < 0):
             hole = self._fill(told - self._shift, samples) if self._lead is None or verdict is Verdict.LATE else None
             if hole is not None or verdict is Verdict.LATE:
                 return hole
         if not self._next and ahead > 0:
             self._lead = _Doubt(self.calls, 0, samples, told, absent)
-            self._pause(0, self._gap(told, 0, beside, elapsed))
+            self._pause(0, self._gap(told, 0))
             self._lead.position = self._next
             self._absent = 0
             return self._follow(samples)
         if 0 < ahead <= absent * max(self._packet, samples):
-            self._pause(self._next, self._in_frames(self._gap(told, self._next, beside, elapsed), samples))
+            self._pause(self._next, self._in_frames(self._gap(told, self._next), samples))
             return self._settle(samples)
-        return self._doubt(told, ahead, verdict, samples, beside, elapsed)
+        return self._doubt(told, ahead, verdict, samples)
 
     def _settle(self, samples: int) -> int:
         """Place a frame that follows, by its timestamp as well."""
@@ -292,29 +296,21 @@ class TrackTimeline:
         self._lead, self._absent = None, 0
         return self._follow(samples)
 
-    def _doubt(
-        self,
-        told: int,
-        ahead: int,
-        verdict: Verdict,
-        samples: int,
-        beside: Iterable["TrackTimeline"],
-        elapsed: float | None,
-    ) -> int:
+    def _doubt(self, told: int, ahead: int, verdict: Verdict, samples: int) -> int:
         """Place a frame whose timestamp does not fit: by that of an earlier doubtful frame, or after the last one."""
         agreeing = self._agreeing(told)
         if agreeing is not None:
-            self._move_anchor(agreeing, beside, elapsed)
+            self._move_anchor(agreeing)
             ahead = told - self._shift - self._next
             if ahead > self._slack:
-                self._pause(self._next, self._in_frames(self._gap(told, self._next, beside, elapsed), samples))
+                self._pause(self._next, self._in_frames(self._gap(told, self._next), samples))
             elif ahead < -self._slack:
                 self.statistics.overlaps += 1
             return self._settle(samples)
         if ahead < 0:
             self.statistics.overlaps += 1
             if verdict in _RESTARTS:
-                self._restart_at(told, self._next, beside)
+                self._restart_at(told, self._next)
                 return self._settle(samples)
             if -ahead <= self._restart and self._lead is None:
                 self._doubts.clear()
@@ -324,7 +320,7 @@ class TrackTimeline:
         del self._doubts[:-_MOST_DOUBTS]
         self._follow(samples)
         if self._is_progressing():
-            self._move_anchor(self._doubts[0], beside, elapsed)
+            self._move_anchor(self._doubts[0])
             self._doubts = self._doubts[1:]
         return doubt.position
 
@@ -341,25 +337,25 @@ class TrackTimeline:
         steps = [later.told - doubt.told for doubt, later in pairwise(self._doubts)]
         return len(steps) == _MOST_DOUBTS - 1 and all(self._packet < step <= self._longest for step in steps)
 
-    def _confirm_by_earlier(self, told: int, beside: Iterable["TrackTimeline"], elapsed: float | None) -> bool:
+    def _confirm_by_earlier(self, told: int) -> bool:
         """Move the anchor to a doubtful frame if one that was sent shortly before it arrives after it."""
         for doubt in self._doubts:
             is_before = 0 < doubt.told - told <= WINDOW * self._packet
             if is_before and told - self._shift >= doubt.position - self._slack:
-                self._move_anchor(doubt, beside, elapsed)
+                self._move_anchor(doubt)
                 self._doubts.clear()
                 return True
         return False
 
-    def _move_anchor(self, doubt: _Doubt, beside: Iterable["TrackTimeline"], elapsed: float | None) -> None:
+    def _move_anchor(self, doubt: _Doubt) -> None:
         """Place a doubtful frame, and those after it, by its timestamp."""
         ahead = doubt.told - self._shift - doubt.position
-        if ahead < 0 and self._take_back_lead(doubt, beside):
+        if ahead < 0 and self._take_back_lead(doubt):
             return
         if ahead < -self._restart:
-            self._restart_at(doubt.told, doubt.position, beside)
+            self._restart_at(doubt.told, doubt.position)
             ahead = doubt.told - self._shift - doubt.position
-        if ahead > 0 and (length := self._gap(doubt.told, doubt.position, beside, elapsed)) > 0:
+        if ahead > 0 and (length := self._gap(doubt.told, doubt.position)) > 0:
             self.vacated = doubt.position, self._next
             self._pause(doubt.position, length)
             self._move(self._doubts[self._doubts.index(doubt) :], length)
@@ -370,14 +366,14 @@ class TrackTimeline:
             if doubt.frame != self.calls:
                 self.corrections.append(Correction(doubt.frame, doubt.position))
 
-    def _take_back_lead(self, doubt: _Doubt, beside: Iterable["TrackTimeline"]) -> bool:
+    def _take_back_lead(self, doubt: _Doubt) -> bool:
         """Move the first frame, and the doubtful ones after it, to before the second one; return whether it is so."""
         lead = self._lead
         if lead is None or self._holes != [(0, lead.position)]:
             return False
         if self._doubts[0].position != lead.position + lead.samples:
             return False  # those between are not known any more
-        agreed = self._agreed(doubt.told, beside, 0) or 0
+        agreed = self._agreed(doubt.told, 0) or 0
         begin = max(0, doubt.told - agreed - (doubt.position - lead.position))
         if begin >= lead.position:
             return False
@@ -393,30 +389,30 @@ class TrackTimeline:
             self._pause(0, begin)
         return True
 
-    def _restart_at(self, told: int, position: int, beside: Iterable["TrackTimeline"]) -> None:
+    def _restart_at(self, told: int, position: int) -> None:
         """Count timestamps anew, so that this one belongs to a position, or beside another track further on."""
-        agreed = self._agreed(told, beside, position)
+        agreed = self._agreed(told, position)
         self._shift = told - position if agreed is None else agreed
 
-    def _agreed(self, told: int, beside: Iterable["TrackTimeline"], position: int) -> int | None:
+    def _agreed(self, told: int, position: int) -> int | None:
         """Return the shift by which another track makes sense of a timestamp, if one does."""
-        for other in beside:
+        for other in self._beside:
             place = other.reckon(told)
             if place is not None and place >= position:
                 return told - place
         return None
 
-    def _gap(self, told: int, position: int, beside: Iterable["TrackTimeline"], elapsed: float | None) -> int:
+    def _gap(self, told: int, position: int) -> int:
         """Return how much silence belongs between a position and a timestamp, and count timestamps from there."""
         ahead = length = told - self._shift - position
         if ahead > self._longest or not position:
-            agreed = self._agreed(told, beside, position)
+            agreed = self._agreed(told, position)
             if agreed is None:
                 length = min(ahead, self._longest)
             else:
                 ahead = length = told - agreed - position
-        if elapsed is not None:
-            passed = int((elapsed + _MARGIN) * self.format.sample_rate) - self._missing
+        if self._elapsed is not None:
+            passed = int((self._elapsed + _MARGIN) * self.format.sample_rate) - self._missing
             length = min(length, max(0, passed))
         self.statistics.capped += length < ahead
         self._shift = told - position - length
@@ -449,6 +445,7 @@ class TrackTimeline:
                 self._holes[number : number + 1] = [hole for hole in rest if hole[1] - hole[0] > self._rounding]
                 self._miss(max(position, begin) - min(position + samples, end))
                 self.statistics.out_of_order += 1
+                self.statistics.frames += 1
                 return position
         return None
 
@@ -458,6 +455,7 @@ class TrackTimeline:
         return last if last - place <= self._rounding else place
 
 
-_AHEAD = Verdict.AHEAD
+_NEXT = Verdict.NEXT
+_SKIPPING = {Verdict.FIRST, Verdict.AHEAD}
 _EARLIER = {Verdict.LATE, Verdict.UNNUMBERED}
 _RESTARTS = {Verdict.RESTARTED, Verdict.REPLAYED}

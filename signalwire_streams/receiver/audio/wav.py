@@ -98,8 +98,8 @@ class WavRecorder:
         layout: ``stereo`` or ``mono``.
         encoding: ``pcm`` decodes to 16-bit linear PCM. ``as sent`` keeps µ-law and A-law as they come, code for code
             (format tags 7 and 6); L16 is linear PCM either way, in a WAV file's byte order.
-        longest_gap: seconds of silence that one jump of the timestamps may make. While a stream is received, all silence
-            of a track together is also at most the time that has passed and five seconds (see `write_event`).
+        longest_gap: seconds of silence that one jump of the timestamps may make. While a stream is received, all
+            silence of a track together is also at most the time that has passed and five seconds (`write_event`).
         tolerance: milliseconds by which a timestamp may be off without meaning anything.
         most_bytes: bytes of audio that a file may hold; None for as many as a WAV file can.
         ignored: frames of tracks that are none of ``tracks``. With a single track, a frame that names none is its.

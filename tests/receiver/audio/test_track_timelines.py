@@ -166,6 +166,33 @@ def test_an_absurd_timestamp_within_a_pause_does_not_hide_it() -> None:
     assert places(timeline, *twenties(0, 5000, 1 << 40, 5040, 5060)) == [0, 5000, 5020, 5040, 5060]
 
 
+def test_a_first_timestamp_is_wrong_only_if_two_agree_and_it_can_be() -> None:
+    """Otherwise the first frame stays where it is, and the others follow it."""
+    disagreeing = places(TrackTimeline(MULAW), *twenties(5000, 100, 3000, 200, 2500, 2520, 2540))
+    shortened = places(TrackTimeline(MULAW), *twenties(100_000, 99_900, 99_920, 99_940))
+
+    assert disagreeing == [5000 + 20 * slot for slot in range(7)]
+    assert shortened == [60_000, 60_020, 60_040, 60_060]
+
+
+def test_a_wrong_first_timestamp_of_a_late_track_leaves_the_gap_before_it() -> None:
+    timeline = TrackTimeline(MULAW)
+
+    assert places(timeline, *twenties(30_000, 5020, 5040, 5060)) == [5000, 5020, 5040, 5060]
+    assert timeline.statistics == TimelineStatistics(frames=4, gaps=1, gap_ms=5000.0, overlaps=1)
+
+
+def test_silence_is_no_longer_than_the_time_that_passed() -> None:
+    """And five seconds; a gap for which no time is left is none."""
+    timeline = TrackTimeline(MULAW)
+    frames = [(9000, 1, 0.0), (9100, 5, 0.0), (9220, 10, 0.1), (30_000, 600, 1.0)]
+
+    assert [timeline.place(at, chunk, 160, elapsed=elapsed) for at, chunk, elapsed in frames] == [
+        5000 * 8, 5020 * 8, 5140 * 8, 6060 * 8,
+    ]  # fmt: skip
+    assert timeline.statistics == TimelineStatistics(frames=4, gaps=3, gap_ms=6000.0, capped=3)
+
+
 def test_frames_that_are_far_apart_are_kept_apart() -> None:
     """Each has a timestamp of its own; two later ones confirm it."""
     timeline = TrackTimeline(MULAW)
@@ -249,7 +276,7 @@ def test_a_late_frame_with_jitter_is_moved_into_its_gap() -> None:
     assert places(timeline, (0, 1, 20), (36, 3, 20), (20, 2, 20), (60, 4, 20)) == [0, 36, 20, 56]
 
 
-@pytest.mark.parametrize("late", [(10, 2, 20), (20, 2, 60), (-100, 2, 20)])
+@pytest.mark.parametrize("late", [(10, 2, 20), (20, 2, 60), (-100, 2, 20), (65, 2, 20)])
 def test_a_late_frame_without_a_gap_is_dropped(late: Frame) -> None:
     """What is there is not written over."""
     timeline = TrackTimeline(MULAW)
@@ -515,6 +542,15 @@ def test_a_numbering_that_restarts_drops_nothing(count: int, restarting: str) ->
     assert found.duplicates == 0
     if restarting != "timestamps only":
         assert found.restarts == 2
+
+
+def test_a_restart_may_hold_empty_frames() -> None:
+    """They count as frames by their numbers, and have no place."""
+    timeline = TrackTimeline(MULAW)
+    frames = [(None if slot == 2 else 20 * slot, slot + 1, 0 if slot == 2 else 20) for slot in range(10)]
+
+    assert places(timeline, *frames, *frames)[10:] == [200, 220, None, *range(240, 380, 20)]
+    assert timeline.statistics.restarts == 1
 
 
 def test_the_frames_of_a_restart_get_their_places_in_their_order() -> None:

@@ -20,7 +20,6 @@ from signalwire_streams.receiver.audio import (
     UnknownEncodingError,
     WavRecorder,
 )
-
 from signalwire_streams.receiver.events import MediaEvent
 
 from .wavs import Wav, read_wav
@@ -422,7 +421,8 @@ def test_long_gaps_take_no_space(tmp_path: Path) -> None:
 
     timeline = recorder.statistics["inbound"]
     assert (timeline.gaps, timeline.capped) == (196, 0)
-    assert wave.open(str(recorder.path)).getnframes() == 8 * (59_000 * 196 + 3 * 20)
+    with wave.open(str(recorder.path)) as reader:
+        assert reader.getnframes() == 8 * (59_000 * 196 + 3 * 20)
 
 
 @pytest.mark.parametrize("numbered", ["follow", "jump", "none"])
