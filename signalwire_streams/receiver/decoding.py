@@ -38,7 +38,7 @@ from signalwire_streams.receiver.events import (
 )
 
 _MOST_DIGITS = 19
-_ITEM, _LIST, _OBJECT = 64, 96, 288  # bytes of a short string, a list or an object with an item, and what refers to it
+_ITEM, _LIST, _OBJECT = 176, 96, 288  # bytes of an object's item, of a list, of an object; each at most
 _LIMIT = 1 << 63
 
 # A media frame as both dialects spell it, which is read twice as fast like this as by way of JSON. Whatever looks

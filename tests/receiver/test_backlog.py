@@ -68,6 +68,31 @@ async def test_keys_and_marks_are_bounded_too() -> None:
     assert await drained(backlog) == [DtmfEvent(digit="1"), MarkEvent(name="a")]
 
 
+async def test_audio_is_bounded_in_bytes() -> None:
+    """The oldest goes, as many as it takes; the newest one always has its place."""
+    backlog = Backlog(100, 1000)
+    large = [MediaEvent(track="inbound", payload=bytes(400), chunk=chunk) for chunk in range(5)]
+    assert add(backlog, *large[:3]) == [None] * 3
+    assert backlog.is_full
+    assert add(backlog, large[3]) == [large[0]]
+    assert backlog.shed() is None
+    huge = UnknownEvent(name="a", document={}, memory=5000)
+    assert add(backlog, huge) == [large[1]]
+    assert add(backlog, large[4]) == [large[2]]
+    assert [backlog.shed(), backlog.shed(), backlog.shed()] == [large[3], huge, None]
+    assert not backlog.is_full
+    assert await drained(backlog) == [large[4]]
+
+
+async def test_keys_and_marks_are_bounded_in_bytes() -> None:
+    """And taking one makes room for another."""
+    backlog = Backlog(100, 1000)
+    mark = MarkEvent(name="a", memory=600)
+    assert [backlog.keep(mark) for _ in range(3)] == [True, True, False]
+    assert await backlog.get() == mark
+    assert backlog.keep(mark)
+
+
 async def test_what_is_taken_makes_room() -> None:
     backlog = Backlog(1)
     backlog.put(media(1))

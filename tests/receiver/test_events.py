@@ -1,6 +1,7 @@
 """What comes over the audio socket, in both dialects and in none."""
 
 import json
+import tracemalloc
 from base64 import b64encode
 from typing import Any
 
@@ -141,6 +142,37 @@ def test_negative_numbers_are_numbers() -> None:
     event = decode_event(json.dumps({**MEDIA, "sequenceNumber": "-5"}))
     assert isinstance(event, MediaEvent)
     assert event.sequence_number == -5
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"event": "new", "a": [[]] * 10_000},
+        {"event": "new", "a": [{"a": 1}] * 10_000},
+        {"event": "new", "a": [str(number) for number in range(10_000)]},
+        {"event": "new", "a": {f"key {number}": number * 1000 for number in range(10_000)}},
+        {"event": "new", "a": "\u20ac" * 50_000},
+        {"event": "connected", "a": [[[]]] * 10_000},
+        {"event": "mark", "mark": {"name": "a" * 50_000}},
+    ],
+)
+def test_an_event_knows_how_much_memory_it_takes_at_most(document: dict[str, Any]) -> None:
+    for frame in (json.dumps(document), json.dumps(document).encode()):
+        tracemalloc.start()
+        event = decode_event(frame)
+        taken, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert not isinstance(event, MediaEvent)
+        assert taken <= event.memory + 1000
+
+
+def test_a_media_event_knows_when_it_arrived() -> None:
+    """If it is told so, by the short way and by the long one; it is the same event either way."""
+    for frame in SPELLED:
+        event = decode_event(frame, elapsed=1.5)
+        assert isinstance(event, MediaEvent)
+        assert event.elapsed == 1.5
+        assert event == decode_event(frame)
 
 
 def test_nothing_private_is_shown() -> None:

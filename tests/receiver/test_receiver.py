@@ -15,6 +15,7 @@ from signalwire_streams import InvalidRequestError
 from signalwire_streams.receiver import (
     DtmfEvent,
     EndReason,
+    MarkEvent,
     MediaEvent,
     MediaReceiver,
     Overflow,
@@ -412,6 +413,7 @@ async def test_a_first_frame_that_breaks_the_rules(
     [
         ({"backlog": 0}, "backlog must be a whole number of 1 or more"),
         ({"backlog": "5"}, "backlog must be a whole number"),
+        ({"backlog_bytes": 0}, "backlog_bytes must be a whole number of 1 or more"),
         ({"frame_limit": 0}, "frame_limit must be a whole number"),
         ({"start_timeout": -1}, "start_timeout must be a number of seconds above 0"),
         ({"heartbeat": -1}, "heartbeat must be a number of seconds above 0"),
@@ -469,6 +471,116 @@ async def test_unknown_events_are_dropped_before_they_fill_the_memory(serve: Any
     events = await ended.get()
     assert [event.document["degrees"] for event in events] == [7, 8, 9]
     assert not go_on.is_set()
+
+
+async def test_large_events_are_dropped_before_they_fill_the_memory(serve: Any, dial: Any) -> None:
+    """An event's parts take more memory than its text: 500 of 64 KiB took 760 MB."""
+    ended = asyncio.Queue[tuple[StreamSession, int]]()
+
+    async def slow(session: StreamSession) -> None:
+        await session.ended()
+        ended.put_nowait((session, len([event async for event in session])))
+
+    large = json.dumps({"event": "weather", "a": [[]] * 16_000})
+    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None)))
+    await peer.send_json(START)
+    for _ in range(20):
+        await peer.send_str(large)
+    await peer.send_json({"event": "stop"})
+    session, waiting = await ended.get()
+    assert session.statistics.unknown == 20
+    assert waiting <= 2
+
+
+async def test_large_keys_close_the_stream(serve: Any, dial: Any) -> None:
+    """They are not dropped; what they take is bounded all the same."""
+    ended = asyncio.Queue[StreamSession]()
+
+    async def slow(session: StreamSession) -> None:
+        await session.ended()
+        ended.put_nowait(session)
+
+    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, backlog_bytes=10_000)))
+    await peer.send_json(START)
+    for _ in range(4):
+        await peer.send_json({"event": "mark", "mark": {"name": "x" * 4000}})
+    session = await ended.get()
+    assert session.end_reason is EndReason.OVERFLOW
+    assert len([event async for event in session]) == 3
+
+
+async def test_large_audio_closes_the_stream_where_none_may_be_dropped(serve: Any, dial: Any) -> None:
+    ended = asyncio.Queue[StreamSession]()
+
+    async def slow(session: StreamSession) -> None:
+        await session.ended()
+        ended.put_nowait(session)
+
+    receiver = MediaReceiver(slow, bearer_tokens=None, backlog_bytes=10_000, overflow=Overflow.CLOSE)
+    peer = await dial(await serve(receiver))
+    await peer.send_json(START)
+    for chunk in range(1, 5):
+        await peer.send_json(media(chunk, bytes(4000)))
+    session = await ended.get()
+    assert session.end_reason is EndReason.OVERFLOW
+    assert len([event async for event in session]) == 3
+    assert session.statistics.of("inbound").dropped == 1
+
+
+async def test_events_before_the_start_are_handed_over_after_it(heard: Heard, serve: Any, dial: Any) -> None:
+    """Keys, marks, audio and unknown events in their order; unreadable frames are counted as later ones are."""
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
+    await peer.send_str("no JSON")
+    await peer.send_json({"event": "connected"})
+    await peer.send_json({"event": "dtmf", "dtmf": {"digit": "1"}})
+    await peer.send_str('{"event": "media", "media": {"payload": "!"}}')
+    await peer.send_json({"event": "mark", "mark": {"name": "a"}})
+    await peer.send_json(media(1))
+    await peer.send_json({"event": "weather"})
+    await peer.send_json(START)
+    await peer.send_json(media(2))
+    await peer.send_str("no JSON")
+    await peer.send_json({"event": "stop"})
+
+    session = await heard.end()
+    assert [type(event) for event in heard.events] == [DtmfEvent, MarkEvent, MediaEvent, UnknownEvent, MediaEvent]
+    assert (session.statistics.malformed, session.statistics.unknown) == (3, 1)
+    assert session.statistics.of("inbound").frames == 2
+    elapsed = [event.elapsed for event in heard.events if isinstance(event, MediaEvent)]
+    assert elapsed[0] == 0.0
+    assert elapsed[1] is not None
+    assert elapsed[1] >= 0.0
+
+
+@pytest.mark.parametrize("frame", [{"event": "dtmf", "dtmf": {"digit": "1"}}, media(1), {"event": "weather"}])
+@pytest.mark.parametrize("bound", [{"backlog": 5}, {"backlog_bytes": 600}])
+async def test_events_before_the_start_are_bounded(
+    heard: Heard,
+    serve: Any,
+    dial: Any,
+    frame: dict[str, Any],
+    bound: dict[str, int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A peer that never begins a stream fills no memory."""
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None, **bound)))  # type: ignore[arg-type]
+    for _ in range(6):
+        await peer.send_json(frame)
+    assert (await peer.receive()).data == 1008
+    assert heard.sessions == []
+    assert "too many frames came before the start event" in caplog.text
+
+
+async def test_a_stream_that_does_not_start_says_how_much_could_not_be_read(
+    heard: Heard, serve: Any, dial: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
+    for _ in range(3):
+        await peer.send_str("hush")
+    await peer.close()
+    await until(lambda: "could not be read" in caplog.text)
+    assert "it was closed before that; 3 frames could not be read" in caplog.text
+    assert "hush" not in caplog.text
 
 
 async def test_a_receiver_that_fails_says_so(
