@@ -9,6 +9,7 @@ rules:
   timestamp after it. Until then the frame follows the one before; once a second frame agrees, both get their places
   (`TrackTimeline.corrections`). So one absurd timestamp changes nothing, however far off it is.
 - The first frame is placed by its timestamp, until two more frames agree that it is wrong.
+- If the next frames then follow as if nothing had been missing, the gap is taken back.
 - A gap longer than ``longest_gap`` is shortened to it, unless another track of the stream shows that more time has
   passed. If the time of arrival is known, all silence together is at most that time and five seconds.
 - A repeated frame is dropped; a late one goes into the gap that it left, and is dropped if there is none.
@@ -36,6 +37,7 @@ _MOST_HOLES = 64
 _RESTART = 1  # seconds: timestamps that fall behind by more restart, if a second frame agrees
 _PACKET = 60  # milliseconds: what a missing frame may have lasted, unless its neighbour is longer
 _MOST_DOUBTS = 3
+_MOST_FOLLOWING = 4  # frames after a move of the anchor that may still return to the former one
 _MARGIN = 5  # seconds of silence beyond the time that passed: for delayed starts and clocks that differ
 
 
@@ -103,6 +105,17 @@ class _Doubt:
 
 
 @define(eq=False)
+class _Former:
+    """The anchor before the last move, to which a few frames may still return as if nothing had been missing."""
+
+    shift: int
+    begin: int  # of the gap that the move made
+    gap: int
+    capped: int
+    frames: list[_Doubt]  # those placed after the gap
+
+
+@define(eq=False)
 class TrackTimeline:
     """The places of one track's frames.
 
@@ -141,6 +154,7 @@ class TrackTimeline:
     _absent: int = field(init=False, default=0)  # frames missing by the numbers, for which no gap was made yet
     _doubts: list[_Doubt] = field(init=False, factory=list)  # the last frames, if they are in doubt
     _lead: _Doubt | None = field(init=False, default=None)  # the first frame, until another one fits
+    _former: _Former | None = field(init=False, default=None)
     _repeated: list[tuple[int, int]] = field(init=False, factory=list)  # frames and samples that may be new
     _holes: list[tuple[int, int]] = field(init=False, factory=list)
     _missing: int = field(init=False, default=0)
@@ -164,12 +178,14 @@ class TrackTimeline:
     @property
     def is_unsettled(self) -> bool:
         """Whether frames may still be corrected."""
-        return bool(self._doubts or self._repeated or self._lead)
+        return bool(self._former or self._doubts or self._repeated or self._lead)
 
     def unsettled(self) -> list[int]:
         """Return which frames may still be corrected, as `Correction.frame` counts them."""
-        lead = [] if self._lead is None else [self._lead.frame]
-        return [*lead, *(doubt.frame for doubt in self._doubts), *(frame for frame, _ in self._repeated)]
+        placed = [*self._doubts, *filter(None, [self._lead])]
+        if self._former is not None:
+            placed += self._former.frames
+        return [*(doubt.frame for doubt in placed), *(frame for frame, _ in self._repeated)]
 
     def reckon(self, told: int) -> int | None:
         """Return the place of another track's timestamp by what this track knows.
@@ -210,7 +226,12 @@ class TrackTimeline:
             self.corrections, self.vacated = [], None
         samples = size // self._sample_size if size > 0 else 0
         verdict = self._sequence.note(chunk, timestamp if samples else None)
-        if verdict is _NEXT and samples and timestamp is not None and not (self._absent or self._repeated):
+        if (
+            verdict is _NEXT
+            and samples
+            and timestamp is not None
+            and not (self._absent or self._repeated or self._former)
+        ):
             ahead = self.format.samples_of(timestamp) - self._shift - self._next
             if -self._slack <= ahead <= self._slack and size % self._sample_size == 0:
                 return self._settle(samples)
@@ -233,7 +254,7 @@ class TrackTimeline:
         if not samples:
             return None
         if timestamp is None or not -_LIMIT <= timestamp < _LIMIT:
-            self._lead = None
+            self._lead = self._former = None
             self._doubts.clear()
             return self._follow(samples)
         position = self._locate(self.format.samples_of(timestamp), verdict, samples)
@@ -254,6 +275,7 @@ class TrackTimeline:
         if verdict is Verdict.REPLAYED:
             self.statistics.restarts += 1
             self.statistics.duplicates -= len(repeated)
+            self._former = None
             for frame, samples in repeated:
                 if samples:
                     self.corrections.append(Correction(frame, self._follow(samples)))
@@ -286,15 +308,48 @@ class TrackTimeline:
             return self._follow(samples)
         if 0 < ahead <= absent * max(self._packet, samples):
             self._pause(self._next, self._in_frames(self._gap(told, self._next), samples))
-            return self._settle(samples)
-        return self._doubt(told, ahead, verdict, samples)
+        elif not self._return_to_former(told):
+            return self._doubt(told, ahead, verdict, samples)
+        return self._settle(samples)
 
     def _settle(self, samples: int) -> int:
         """Place a frame that follows, by its timestamp as well."""
         if self._doubts:
             self._doubts.clear()
-        self._lead, self._absent = None, 0
+        if self._lead is not None:
+            self._former = _Former(0, 0, self._lead.position, 0, [self._lead])
+            self._lead = None
+        self._absent = 0
+        if self._former is not None:
+            self._note_following(samples)
         return self._follow(samples)
+
+    def _note_following(self, samples: int) -> None:
+        """Remember a frame as one that was placed after the anchor moved."""
+        if self._former is not None:
+            self._former.frames.append(_Doubt(self.calls, self._next, samples, 0, 0))
+            if len(self._former.frames) > _MOST_FOLLOWING:
+                self._former = None
+
+    def _return_to_former(self, told: int) -> bool:
+        """Take back the last move of the anchor, if a frame follows as if it had not been made; return whether so."""
+        former = self._former
+        if former is None or self._absent:
+            return False
+        gap = former.begin, former.begin + former.gap
+        off = told - former.shift - (self._next - former.gap)
+        if abs(off) > self._slack or (former.gap and gap not in self._holes):
+            return False
+        if former.gap:
+            self._holes.remove(gap)
+            self.statistics.gaps -= 1
+            self._miss(-former.gap)
+            self.vacated = gap[1], self._next
+            self._next -= former.gap
+            self._move(former.frames, -former.gap)
+        self.statistics.capped = former.capped
+        self._shift, self._former = former.shift, None
+        return True
 
     def _doubt(self, told: int, ahead: int, verdict: Verdict, samples: int) -> int:
         """Place a frame whose timestamp does not fit: by that of an earlier doubtful frame, or after the last one."""
@@ -314,9 +369,11 @@ class TrackTimeline:
                 return self._settle(samples)
             if -ahead <= self._restart and self._lead is None:
                 self._doubts.clear()
+                self._former = None
                 return self._follow(samples)  # the timestamps still count: a gap that comes makes up for it
         doubt = _Doubt(self.calls, self._next, samples, told, self._absent)
         self._doubts.append(doubt)
+        self._note_following(samples)
         del self._doubts[:-_MOST_DOUBTS]
         self._follow(samples)
         if self._is_progressing():
@@ -350,6 +407,8 @@ class TrackTimeline:
     def _move_anchor(self, doubt: _Doubt) -> None:
         """Place a doubtful frame, and those after it, by its timestamp."""
         ahead = doubt.told - self._shift - doubt.position
+        former = _Former(self._shift, doubt.position, 0, self.statistics.capped, [])
+        following = self._doubts[self._doubts.index(doubt) :]
         if ahead < 0 and self._take_back_lead(doubt):
             return
         if ahead < -self._restart:
@@ -358,7 +417,10 @@ class TrackTimeline:
         if ahead > 0 and (length := self._gap(doubt.told, doubt.position)) > 0:
             self.vacated = doubt.position, self._next
             self._pause(doubt.position, length)
-            self._move(self._doubts[self._doubts.index(doubt) :], length)
+            self._move(following, length)
+            former.gap = length
+        former.frames = following
+        self._former = None if self._absent else former
 
     def _move(self, doubts: list[_Doubt], by: int) -> None:
         for doubt in doubts:
@@ -380,7 +442,7 @@ class TrackTimeline:
         self.vacated = lead.position, self._next
         by = begin - lead.position
         self._shift = doubt.told - (doubt.position + by)
-        self._holes, self._next, self._lead = [], self._next + by, None
+        self._holes, self._next, self._lead, self._former = [], self._next + by, None, None
         self.statistics.gaps = 0
         self._miss(-self._missing)
         self._move([lead, *self._doubts], by)

@@ -159,6 +159,33 @@ def test_two_absurd_timestamps_that_disagree_change_nothing(first: int, second: 
     assert timeline.statistics.gaps == 0
 
 
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("absurd", [-(1 << 40), 0, 2980, 32_000, 1 << 40])
+@pytest.mark.parametrize("at", [0, 1, 100, 195])
+def test_absurd_timestamps_that_agree_are_taken_back(count: int, absurd: int, at: int) -> None:
+    """As soon as a frame follows those before them as if nothing had been missing."""
+    timeline = TrackTimeline(MULAW)
+    timestamps = [20 * slot for slot in range(200)]
+    timestamps[at : at + count] = (absurd + 20 * slot for slot in range(count))
+
+    assert places(timeline, *twenties(*timestamps)) == [20 * slot for slot in range(200)]
+    assert (timeline.statistics.gaps, timeline.statistics.capped) == (0, 0)
+
+
+def test_a_gap_in_which_a_late_frame_came_is_not_taken_back() -> None:
+    """Then it was none that only timestamps made."""
+    timeline = TrackTimeline(MULAW)
+    frames: list[Frame] = [(0, 1, 20), (5000, 3, 20), (5020, 4, 20), (4980, 2, 20), (60, 5, 20), (80, 6, 20)]
+
+    assert places(timeline, *frames) == [0, 5000, 5020, 4980, 5040, 5060]
+
+
+def test_a_late_frame_confirms_the_doubtful_one_after_it() -> None:
+    timeline = TrackTimeline(MULAW)
+
+    assert places(timeline, (0, 1, 20), (5000, 3, 20), (4980, 2, 20), (5020, 4, 20)) == [0, 5000, 4980, 5020]
+
+
 def test_an_absurd_timestamp_within_a_pause_does_not_hide_it() -> None:
     """The frames about it agree with each other."""
     timeline = TrackTimeline(MULAW)

@@ -360,6 +360,24 @@ def test_one_absurd_timestamp_leaves_the_recording_as_it_is(
             assert heard(recorder, track)[1] == sound.of(track, 0, 4000)
 
 
+@pytest.mark.parametrize("absurd", [0, 32_000, 1 << 40])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_absurd_timestamps_that_agree_leave_the_recording_as_it_is(
+    tmp_path: Path, absurd: int, layout: Literal["mono", "stereo"]
+) -> None:
+    """The gap that they made is taken out of the file again."""
+    sound = Sound(MULAW)
+    for at in (0, 100, 196):
+        with WavRecorder(tmp_path / f"{at}.wav", MULAW, layout=layout, encoding="as sent") as recorder:
+            for slot in range(200):
+                for track in recorder.tracks:
+                    is_wrong = track == "outbound" and slot in {at, at + 1}
+                    timestamp = absurd + 20 * (slot - at) if is_wrong else 20 * slot
+                    recorder.write(track, timestamp, slot + 1, sound.of(track, 20 * slot, 20))
+        for track in recorder.tracks:
+            assert heard(recorder, track)[1] == sound.of(track, 0, 4000)
+
+
 @pytest.mark.parametrize("audio", FORMATS, ids=each)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("pause", [10, 500, 30_000])
