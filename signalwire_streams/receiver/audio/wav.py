@@ -213,11 +213,11 @@ class WavRecorder:
             return
         timeline = lane.timeline
         position = timeline.place(timestamp, chunk, len(payload), beside=lane.beside, elapsed=elapsed)
-        if timeline.corrections:
-            self._correct(lane)
         if lane.held or timeline.is_unsettled:
-            known = lane.held | {timeline.calls: payload}
-            lane.held = {frame: known[frame] for frame in timeline.unsettled()}
+            lane.held[timeline.calls] = payload
+            if timeline.corrections:
+                self._correct(lane)
+            lane.held = {frame: lane.held[frame] for frame in timeline.unsettled()}
         if position is not None:
             lane.file.write(position, self._convert(payload), lane.channel)
 

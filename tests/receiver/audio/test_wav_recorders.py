@@ -339,7 +339,7 @@ def test_what_arrives_is_what_is_recorded(
         assert found == bytes(expected)
 
 
-OUTLIERS = [-1, 0, 1 << 31, (1 << 63) - 1, 1980 + 500, 1980 + 900, 1980 + 60_000, 1980 - 1500]
+OUTLIERS = [-1, 0, 1 << 31, (1 << 63) - 1, 600 + 500, 600 + 900, 600 + 60_000]
 
 
 @pytest.mark.parametrize("absurd", OUTLIERS)
@@ -349,15 +349,15 @@ def test_one_absurd_timestamp_leaves_the_recording_as_it_is(
 ) -> None:
     """The first, any, or the last frame of one track: both tracks are recorded to the sample, and no longer."""
     sound = Sound(MULAW)
-    for at in (0, 1, 100, 199):
+    for at in (0, 1, 30, 59):
         path = tmp_path / f"{at}.wav"
         with WavRecorder(path, MULAW, layout=layout, encoding="as sent") as recorder:
-            for slot in range(200):
+            for slot in range(60):
                 for track in recorder.tracks:
                     timestamp = absurd if (track, slot) == ("inbound", at) else 20 * slot
                     recorder.write(track, timestamp, slot + 1, sound.of(track, 20 * slot, 20))
         for track in recorder.tracks:
-            assert heard(recorder, track)[1] == sound.of(track, 0, 4000)
+            assert heard(recorder, track)[1] == sound.of(track, 0, 1200)
 
 
 @pytest.mark.parametrize("absurd", [0, 32_000, 1 << 40])
@@ -367,15 +367,15 @@ def test_two_absurd_timestamps_that_agree_leave_the_recording_as_it_is(
 ) -> None:
     """The gap that they made is taken out of the file again."""
     sound = Sound(MULAW)
-    for at in (0, 100, 196):
+    for at in (0, 30, 56):
         with WavRecorder(tmp_path / f"{at}.wav", MULAW, layout=layout, encoding="as sent") as recorder:
-            for slot in range(200):
+            for slot in range(60):
                 for track in recorder.tracks:
                     is_wrong = track == "outbound" and slot in {at, at + 1}
                     timestamp = absurd + 20 * (slot - at) if is_wrong else 20 * slot
                     recorder.write(track, timestamp, slot + 1, sound.of(track, 20 * slot, 20))
         for track in recorder.tracks:
-            assert heard(recorder, track)[1] == sound.of(track, 0, 4000)
+            assert heard(recorder, track)[1] == sound.of(track, 0, 1200)
 
 
 @pytest.mark.parametrize("audio", FORMATS, ids=each)
@@ -419,6 +419,19 @@ def test_frames_of_a_numbering_that_restarts_are_recorded(tmp_path: Path) -> Non
 
     assert read_wav(recorder.path).audio == sound.of("inbound", 0, 1200)
     assert recorder.statistics["inbound"].restarts == 2
+
+
+def test_a_recording_that_is_full_says_so_when_a_frame_is_moved(tmp_path: Path) -> None:
+    """And again for each frame after it; what can be kept is kept."""
+    sound = Sound(MULAW)
+    with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "as sent", most_bytes=4000) as recorder:
+        recorder.write("inbound", 0, 1, sound.of("inbound", 0, 20))
+        recorder.write("inbound", 1000, 2, sound.of("inbound", 1000, 20))
+        for slot in range(6):
+            with pytest.raises(RecordingFullError):
+                recorder.write("inbound", 1020 + 20 * slot, 3 + slot, b"i" * 160)
+
+    assert read_wav(recorder.path).audio.rstrip(b"\xff") == sound.of("inbound", 0, 20).rstrip(b"\xff")
 
 
 def blocks(path: Path) -> int:
