@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from attrs import define, field
@@ -20,6 +20,7 @@ Handler: TypeAlias = Callable[[StreamSession], Awaitable[None]]
 _LOG = logging.getLogger("signalwire_streams.receiver")
 
 _FAREWELL = 3.0  # seconds for a farewell to be written and answered
+_LEFT_BEHIND: set["asyncio.Task[Any]"] = set()
 _CLOSED = {WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED}
 _CODES = {
     EndReason.HANDLER_RETURNED: WSCloseCode.OK,
@@ -70,7 +71,7 @@ class Delivery:
         if self._malformed:
             self.failure += f"; {self._malformed} frames could not be read"
         _LOG.warning("a socket was opened, and no stream began on it: %s", self.failure)
-        await self.socket.close(code=WSCloseCode.POLICY_VIOLATION)
+        await self.close(WSCloseCode.POLICY_VIOLATION)
         return None
 
     def _take_early(self, message: WSMessage) -> StartEvent | None:
@@ -112,16 +113,23 @@ class Delivery:
         finally:  # also when it is cut short
             handling.cancel()
             ended.cancel()
-            await asyncio.wait({handling, ended})
+            try:
+                await asyncio.wait({handling, ended})
+            except asyncio.CancelledError:  # cancelled twice: the handler refuses to end, so it is left behind
+                self.transport.abort()
+                leave_behind(handling)
+                raise
             await self._hang_up(session, reading)
 
     async def _hang_up(self, session: StreamSession, reading: Reading) -> None:
         await reading.end()
         if session.end_reason is EndReason.LOST:
             self.transport.abort()  # nobody reads a farewell, and whoever waits to send must hear of it
-        if self.socket.closed:
-            return
-        code = _CODES.get(session.end_reason or EndReason.CLOSED, WSCloseCode.OK)
+        if not self.socket.closed:
+            await self.close(_CODES.get(session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
+
+    async def close(self, code: WSCloseCode) -> None:
+        """Close the socket with a code; abort the connection when the other end does not read it in time."""
         closing = asyncio.create_task(self.socket.close(code=code))
         try:
             await asyncio.wait({closing}, timeout=_FAREWELL)
@@ -129,6 +137,12 @@ class Delivery:
             if not closing.done():
                 self.transport.abort()
         await closing
+
+
+def leave_behind(task: "asyncio.Task[Any]") -> None:
+    """Keep a task that refuses to be cancelled until it ends, since the loop itself keeps none."""
+    _LEFT_BEHIND.add(task)
+    task.add_done_callback(_LEFT_BEHIND.discard)
 
 
 async def _handle(handler: Handler, session: StreamSession) -> None:

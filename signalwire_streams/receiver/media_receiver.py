@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from ssl import SSLContext
 from types import TracebackType
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, TypeVar
 
 from aiohttp import WSCloseCode, web
 
@@ -14,18 +14,22 @@ from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models.checks import check_count, check_seconds, check_word
 from signalwire_streams.receiver.audio.formats import AudioFormat
 from signalwire_streams.receiver.backlog import BYTES_PER_EVENT, Backlog, Overflow
-from signalwire_streams.receiver.delivery import Delivery, Handler
+from signalwire_streams.receiver.delivery import Delivery, Handler, leave_behind
 from signalwire_streams.receiver.events import StartEvent
 from signalwire_streams.receiver.measures import StreamStatistics
 from signalwire_streams.receiver.opening import Opener
 from signalwire_streams.receiver.reading import Lookout, Reading
 from signalwire_streams.receiver.sending import Playback
+from signalwire_streams.receiver.server import StreamServer, default_max_pending
 from signalwire_streams.receiver.session import EndReason, StreamSession
 from signalwire_streams.receiver.tokens import Doorkeeper, Tokens, bearer_token
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _FAREWELL = 2.0  # seconds for the other end to answer that the socket is closed
-_GRACE = 1.0  # seconds for a handler to notice that its stream was closed
+_GRACE = 1.0  # seconds for a handler to notice that its stream was closed, and again that it was cancelled
+_MAX_NAMED = 5
+
+_Result = TypeVar("_Result")
 
 
 class MediaReceiver(Opener):
@@ -102,8 +106,15 @@ class MediaReceiver(Opener):
         self._byte_order: Literal["little", "big"] = byte_order
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Receive one stream, until it ends and its handler has returned."""
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Receive one stream, until it ends and its handler has returned.
+
+        In an application of yours, its own server limits slow clients: ``web.AppRunner(app, keepalive_timeout=10)``
+        closes a connection whose request's head takes longer, and aiohttp's default is an hour.
+        """
+        return await self._receive(request, lambda: None)
+
+    async def _receive(self, request: web.BaseRequest, carries_stream: Callable[[], None]) -> web.StreamResponse:
         socket = web.WebSocketResponse(
             timeout=_FAREWELL, max_msg_size=self._frame_limit, autoping=False, compress=False
         )
@@ -112,20 +123,16 @@ class MediaReceiver(Opener):
         token = bearer_token(request.headers.get("Authorization"))
         joining = self._joinings.claim(token)
         handler = self._handler if joining is None else joining.hold
-        if handler is None or (joining is None and not await self._doorkeeper.admits(token)):
+        admitted = joining is not None or (handler is not None and await self._admits(token))
+        if self._closing.is_set() or admitted is None:
+            return web.Response(status=503)
+        if handler is None or not admitted:
             self.turned_away += 1
             return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
-        if self._closing.is_set():
-            return web.Response(status=503)
-        await socket.prepare(request)
-        delivery = Delivery(
-            socket,
-            cast("asyncio.Transport", request.transport),  # upgraded, so it has one
-            self._most,
-            self._most_bytes,
-        )
-        start = await self._begin(delivery)
-        if start is not None:
+        delivery = await self._upgrade(socket, request)
+        start = None if delivery is None else await self._begin(delivery)
+        if delivery is not None and start is not None:
+            carries_stream()
             task = asyncio.create_task(self._carry(delivery, start, handler))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -133,8 +140,24 @@ class MediaReceiver(Opener):
                 task.add_done_callback(lambda _: joining.closed.set())
             await asyncio.shield(task)
         elif joining is not None:
-            joining.broke(delivery.failure or "the receiver was closed")
+            lost = "the connection broke" if delivery is None else delivery.failure
+            joining.broke(lost or "the receiver was closed")
         return socket
+
+    async def _admits(self, token: str | None) -> bool | None:
+        """Check a token. Return None when the check does not end in time, or the receiver is closed before."""
+        admitted = await self._before_closing(self._doorkeeper.admits(token), self._start_timeout)
+        if admitted is None and not self._closing.is_set():
+            _LOG.warning("the token check did not return within %g s, so the stream is refused", self._start_timeout)
+        return admitted
+
+    async def _upgrade(self, socket: web.WebSocketResponse, request: web.BaseRequest) -> Delivery | None:
+        transport = request.transport
+        try:
+            await socket.prepare(request)
+        except ConnectionError:  # the other end left
+            return None
+        return None if transport is None else Delivery(socket, transport, self._most, self._most_bytes)
 
     def _session(self, socket: web.WebSocketResponse, start: StartEvent) -> tuple[StreamSession, Reading]:
         media = start.media_format
@@ -148,20 +171,29 @@ class MediaReceiver(Opener):
 
     async def _begin(self, delivery: Delivery) -> StartEvent | None:
         """Wait for the start event, unless the receiver is closed before it comes."""
-        beginning = asyncio.create_task(delivery.begin(self._start_timeout))
-        closing = asyncio.create_task(self._closing.wait())
         self.beginning += 1
         try:
-            await asyncio.wait({beginning, closing}, return_when=asyncio.FIRST_COMPLETED)
-            if not closing.done():
-                return beginning.result()
+            start = await self._before_closing(delivery.begin(self._start_timeout))
         finally:
             self.beginning -= 1
+        if start is None and not delivery.socket.closed:
+            await delivery.close(WSCloseCode.GOING_AWAY)
+        return start
+
+    async def _before_closing(self, work: Coroutine[Any, Any, _Result], limit: float | None = None) -> _Result | None:
+        """Return what a coroutine returns, or None when the receiver is closed before, or the limit is over."""
+        task, closing = asyncio.create_task(work), asyncio.create_task(self._closing.wait())
+        try:
+            await asyncio.wait({task, closing}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() and not closing.done() else None
+        finally:
             closing.cancel()
-            beginning.cancel()
-            await asyncio.wait({beginning})
-        await delivery.socket.close(code=WSCloseCode.GOING_AWAY)
-        return None
+            task.cancel()
+            await asyncio.wait({task}, timeout=_GRACE)
+            if not task.done():
+                leave_behind(task)
+            elif not task.cancelled():
+                task.exception()  # an error of work whose result nobody needs any more
 
     async def _carry(self, delivery: Delivery, start: StartEvent, handler: Handler) -> None:
         session, reading = self._session(delivery.socket, start)
@@ -175,7 +207,15 @@ class MediaReceiver(Opener):
 
     @asynccontextmanager
     async def serve(
-        self, *, host: str = "127.0.0.1", port: int = 0, path: str = "/", ssl_context: SSLContext | None = None
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        path: str = "/",
+        ssl_context: SSLContext | None = None,
+        handshake_timeout: float = 10.0,
+        max_pending: int | None = None,
+        shutdown_timeout: float = 5.0,
     ) -> AsyncIterator[str]:
         """Serve by itself while the block runs, and close at its end.
 
@@ -185,46 +225,87 @@ class MediaReceiver(Opener):
             path: where streams are taken.
             ssl_context: the certificate; without one, something before this server must speak TLS, since
                 SignalWire dials wss only.
+            handshake_timeout: seconds that a connection has, from its accept, for its TLS handshake and the head of
+                its request.
+            max_pending: connections that may be open without a stream; the oldest of them is closed for a new one.
+                By default half of the file descriptors that the process may open, at most 2,048.
+            shutdown_timeout: the `deadline` of `aclose` at the end of the block.
 
         Yields:
             The address, as a start's ``url`` has it.
 
         Raises:
             ClientStateError: the receiver was closed.
+            InvalidRequestError: an argument is invalid.
         """
         self._check_open()
-        application = web.Application()
-        application.router.add_get(path, self.handle)
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
+        check_seconds(handshake_timeout, "handshake_timeout")
+        if shutdown_timeout != 0:
+            check_seconds(shutdown_timeout, "shutdown_timeout")
+        if not path.startswith("/"):
+            raise InvalidRequestError(f"path {path!r} does not begin with a slash: write it as '/audio'")
+
+        async def respond(request: web.BaseRequest, carries_stream: Callable[[], None]) -> web.StreamResponse:
+            if path not in {request.path, request.rel_url.raw_path}:
+                return web.Response(status=404)
+            if request.method != "GET":
+                return web.Response(status=405, headers={"Allow": "GET"})
+            return await self._receive(request, carries_stream)
+
+        server = StreamServer(
+            respond,
+            ssl_context=ssl_context,
+            handshake_timeout=handshake_timeout,
+            max_pending=default_max_pending() if max_pending is None else check_count(max_pending, "max_pending"),
+        )
         try:
-            site = web.TCPSite(runner, host, port, ssl_context=ssl_context)
-            await site.start()
+            bound = await server.listen(host, port)
             shown = f"[{host}]" if ":" in host else host
-            yield f"{'ws' if ssl_context is None else 'wss'}://{shown}:{runner.addresses[0][1]}{path}"
+            yield f"{'ws' if ssl_context is None else 'wss'}://{shown}:{bound}{path}"
         finally:
-            await self.aclose()
-            await runner.cleanup()
+            try:
+                await self.aclose(shutdown_timeout)
+            finally:
+                await server.close()
 
     async def aclose(self, deadline: float = 5.0) -> None:
-        """Take no new streams, let those that come in go on for so many seconds, then close them with code 1001.
+        """Refuse new streams, close those that are still open at the deadline with code 1001, and stop their handlers.
+
+        It returns at most two seconds after the deadline. By then a handler had a second to end after its stream was
+        closed, and another one after it was cancelled. A handler that is still running is logged and left behind.
 
         Args:
-            deadline: seconds.
+            deadline: seconds that streams may go on.
         """
         self._closing.set()
+        try:
+            await self._wait_for_handlers(deadline)
+        finally:  # also when this is cancelled
+            for session in self.sessions:
+                session.end(EndReason.SHUTDOWN)
+        await self._wait_for_handlers(_GRACE)
+        self._cancel_handlers()
+        await self._wait_for_handlers(_GRACE)
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=deadline)
-        for session in self.sessions:
-            session.end(EndReason.SHUTDOWN)
+            labels = sorted(session.label for session in self.sessions)
+            more = f" and {len(labels) - _MAX_NAMED} more" if len(labels) > _MAX_NAMED else ""
+            _LOG.error(
+                "%d handlers are still running although they were cancelled, and are left behind: %s of %s%s",
+                len(labels),
+                getattr(self._handler, "__qualname__", "handler"),
+                ", ".join(labels[:_MAX_NAMED]),
+                more,
+            )
+            self._cancel_handlers()  # which ends everything but the handlers
+            await self._wait_for_handlers(_GRACE)
+
+    async def _wait_for_handlers(self, seconds: float) -> None:
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_GRACE)
+            await asyncio.wait(self._tasks, timeout=seconds)
+
+    def _cancel_handlers(self) -> None:
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_GRACE)
-        if self._tasks:
-            _LOG.error("%d handlers go on although they were cancelled", len(self._tasks))
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,0 +1,296 @@
+"""HTTP server of a receiver. It limits the connections that carry no stream, so that slow clients cannot exhaust it.
+
+aiohttp's own sites let asyncio accept connections. asyncio accepts as many as come, logs one error for each failed
+accept when the process runs out of file descriptors, and leaves a connection in its TLS handshake to a timeout of
+60 seconds. So this server accepts connections itself.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import select
+import socket
+from collections.abc import Awaitable, Callable
+from ssl import SSLContext, SSLError
+from typing import TypeAlias
+
+from aiohttp import http_exceptions, web
+from attrs import define, field
+
+_LOG = logging.getLogger("signalwire_streams.receiver")
+_HTTP_LOG = logging.getLogger("signalwire_streams.receiver.http")
+
+_BACKLOG = 512  # connections that the kernel keeps until they are accepted
+_MIN_AGE = 0.25  # seconds that a connection has at least, so that a burst of streams is not cut for another
+_ACCEPT_RETRY = 0.2  # seconds until the next accept, when it failed and no connection can be closed for it
+_CLOSE_TIMEOUT = 3.0  # seconds for a connection to close after its response, or after its stream
+_LOG_INTERVAL = 60.0  # seconds between two log lines about the same shortage
+_MAX_PENDING = 2_048
+_DEFAULT_PENDING = 256  # where the number of file descriptors is unknown
+
+Respond: TypeAlias = Callable[[web.BaseRequest, Callable[[], None]], Awaitable[web.StreamResponse]]
+"""Called with a request, and with a function to call when the request's connection begins to carry a stream."""
+
+
+def default_max_pending() -> int:
+    """Return half of the file descriptors that the process may open, at most 2,048."""
+    try:
+        import resource  # noqa: PLC0415  (Windows has no such module)
+    except ImportError:
+        return _DEFAULT_PENDING
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MAX_PENDING if soft == resource.RLIM_INFINITY else max(1, min(_MAX_PENDING, soft // 2))
+
+
+class _MalformedRequestFilter(logging.Filter):
+    """Drops the traceback that aiohttp logs at ERROR for each malformed request, which quotes what the client sent."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is about anything but a malformed request."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, http_exceptions.HttpProcessingError):
+            _LOG.debug("rejected a malformed request: HTTP %d", error.code)
+            return False
+        return True
+
+
+_HTTP_LOG.addFilter(_MalformedRequestFilter())
+
+
+@define(eq=False)
+class _Connection:
+    """One accepted connection.
+
+    Attributes:
+        sock: its socket.
+        accepted_at: when it was accepted, in the loop's time.
+        closed: set when its socket is closed, or about to be closed in this turn of the loop.
+        opening: the task that hands it to the protocol, after a TLS handshake if there is one.
+        protocol: its protocol, once the loop has made one.
+        transport: its transport, after the TLS handshake.
+        timer: aborts it.
+    """
+
+    sock: socket.socket
+    accepted_at: float
+    closed: asyncio.Event = field(init=False, factory=asyncio.Event)
+    opening: asyncio.Task[None] | None = field(init=False, default=None)
+    protocol: web.RequestHandler | None = field(init=False, default=None)
+    transport: asyncio.Transport | None = field(init=False, default=None)
+    timer: asyncio.TimerHandle | None = field(init=False, default=None)
+
+    def abort(self) -> None:
+        """Close it at once."""
+        if self.transport is not None:
+            self.transport.abort()
+        elif self.opening is not None:
+            self.opening.cancel()  # which closes the transport
+
+    def abort_after(self, seconds: float) -> None:
+        """Close it if it is still there after that time."""
+        self.keep()
+        self.timer = asyncio.get_running_loop().call_later(seconds, self.abort)
+
+    def keep(self) -> None:
+        """Stop the timer."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class StreamServer(web.Server):
+    """Serves one handler, one request a connection.
+
+    A connection is pending until it carries a stream. It has `handshake_timeout` seconds, counted from its accept, for
+    its TLS handshake and the head of its request. When more than `max_pending` are pending, or when no file descriptor
+    is left to accept another one, the oldest of them is closed.
+    """
+
+    def __init__(
+        self, handler: Respond, *, ssl_context: SSLContext | None, handshake_timeout: float, max_pending: int
+    ) -> None:
+        """Create a server; `listen` starts it.
+
+        Args:
+            handler: responds to each request.
+            ssl_context: the certificate, or None for plain HTTP.
+            handshake_timeout: seconds from the accept to the end of the request's head.
+            max_pending: connections that may be open without a stream.
+        """
+        # Each connection ends with its response, so there is no idle one to keep alive and no rest of a body to read.
+        super().__init__(self._respond, access_log=None, keepalive_timeout=0, lingering_time=0, logger=_HTTP_LOG)
+        self._handler = handler
+        self._ssl_context = ssl_context
+        self._handshake_timeout = handshake_timeout
+        self._max_pending = max_pending
+        self._open: set[_Connection] = set()
+        self._pending: dict[_Connection, None] = {}  # the oldest first
+        self._by_protocol: dict[web.RequestHandler, _Connection] = {}
+        self._listeners: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
+        self._logged: dict[str, float] = {}
+
+    async def listen(self, host: str, port: int) -> int:
+        """Bind to each address of a host, accept connections, and return the port.
+
+        Raises:
+            OSError: the host is unknown, or an address cannot be bound.
+        """
+        self._listeners = await _bind(host, port)
+        self._accepting = [asyncio.create_task(self._accept_all(listener)) for listener in self._listeners]
+        return int(self._listeners[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Stop accepting, and close all connections."""
+        for task in self._accepting:
+            task.cancel()
+        if self._accepting:
+            await asyncio.wait(self._accepting)
+        for listener in self._listeners:
+            listener.close()
+        opened = list(self._open)
+        for connection in opened:
+            connection.abort()
+        for connection in opened:
+            await connection.closed.wait()
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Called when a connection can be used, after its TLS handshake."""
+        super().connection_made(handler, transport)
+        self._by_protocol[handler].transport = transport
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        """Called when a connection was closed."""
+        super().connection_lost(handler, exc)
+        self._forget(self._by_protocol.pop(handler))
+
+    def _forget(self, connection: _Connection) -> None:
+        connection.keep()
+        self._open.discard(connection)
+        self._pending.pop(connection, None)
+        connection.closed.set()
+
+    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = self._by_protocol.get(request.protocol)
+        if connection is None:  # the connection was lost before the request got its turn
+            return web.Response(status=503)
+
+        def carries_stream() -> None:
+            self._pending.pop(connection, None)
+
+        connection.keep()
+        try:
+            response = await self._handler(request, carries_stream)
+        finally:
+            if connection in self._open:
+                connection.abort_after(_CLOSE_TIMEOUT)
+        response.force_close()
+        return response
+
+    async def _accept_all(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listener)
+            except ConnectionAbortedError:  # the client left while it waited
+                continue
+            except OSError as error:
+                await self._on_accept_error(listener, error)
+                continue
+            self._add(accepted)
+            while len(self._pending) > self._max_pending:
+                await self._close_oldest()
+                self._log_limited(
+                    "cap",
+                    "%d connections wait without a stream, so the oldest of them is closed for each new one",
+                    self._max_pending,
+                )
+
+    async def _on_accept_error(self, listener: socket.socket, error: OSError) -> None:
+        """Make room, or wait: a failed accept leaves the connection in the kernel's queue."""
+        name = errno.errorcode.get(error.errno or 0, "an unknown error")
+        if self._pending and error.errno in {errno.EMFILE, errno.ENFILE} and _has_waiting(listener):
+            await self._close_oldest()
+            action = "the oldest connection without a stream is closed for each new one"
+        else:
+            await asyncio.sleep(_ACCEPT_RETRY)
+            action = "new streams wait until a connection or file is closed"
+        self._log_limited("accept", "cannot accept a connection (%s, %s): %s", name, error.strerror, action)
+
+    def _log_limited(self, topic: str, text: str, *values: object) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._logged.get(topic, float("-inf")) >= _LOG_INTERVAL:
+            self._logged[topic] = now
+            _LOG.warning(text, *values)
+
+    def _add(self, accepted: socket.socket) -> None:
+        connection = _Connection(accepted, asyncio.get_running_loop().time())
+        self._open.add(connection)
+        self._pending[connection] = None
+        connection.abort_after(self._handshake_timeout)
+        connection.opening = asyncio.create_task(self._open_connection(connection))
+        connection.opening.add_done_callback(lambda _: self._opened(connection))
+
+    async def _open_connection(self, connection: _Connection) -> None:
+        def make_protocol() -> web.RequestHandler:
+            connection.protocol = self()
+            self._by_protocol[connection.protocol] = connection
+            return connection.protocol
+
+        tls = self._ssl_context
+        with contextlib.suppress(OSError, SSLError, ValueError):  # the client left, or speaks no TLS
+            await asyncio.get_running_loop().connect_accepted_socket(
+                make_protocol, connection.sock, ssl=tls, ssl_shutdown_timeout=None if tls is None else _CLOSE_TIMEOUT
+            )
+
+    def _opened(self, connection: _Connection) -> None:
+        if connection.protocol is None:  # the task was cancelled before it began
+            connection.sock.close()
+        elif connection.transport is not None:
+            return
+        else:
+            self._by_protocol.pop(connection.protocol, None)
+        self._forget(connection)
+
+    async def _close_oldest(self) -> None:
+        """Close the pending connection that was accepted first, once it has had its minimum of time."""
+        oldest = next(iter(self._pending))
+        age = asyncio.get_running_loop().time() - oldest.accepted_at
+        if age < _MIN_AGE:
+            await asyncio.sleep(_MIN_AGE - age)
+        if oldest in self._pending:
+            oldest.abort()
+            await oldest.closed.wait()
+        await asyncio.sleep(0)  # the loop closes the socket behind that
+
+
+def _has_waiting(listener: socket.socket) -> bool:
+    """Return whether a connection waits to be accepted: Linux reports EMFILE even when none does."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+async def _bind(host: str, port: int) -> list[socket.socket]:
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    listeners: list[socket.socket] = []
+    failure: OSError | None = None
+    for family, _, _, _, address in dict.fromkeys(found):
+        try:
+            listeners.append(socket.create_server(address, family=family, backlog=_BACKLOG))
+        except OSError as error:
+            failure = error
+            if error.errno != errno.EADDRNOTAVAIL:  # else the machine has the host's other IP version only
+                break
+    if failure is not None and (not listeners or failure.errno != errno.EADDRNOTAVAIL):
+        for listener in listeners:
+            listener.close()
+        raise failure
+    for listener in listeners:
+        listener.setblocking(False)
+    return listeners
