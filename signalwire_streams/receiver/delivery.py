@@ -70,7 +70,6 @@ class Delivery:
             self.failure = str(error)
         if self._malformed:
             self.failure += f"; {self._malformed} frames could not be read"
-        _LOG.warning("a socket was opened, and no stream began on it: %s", self.failure)
         await self.close(WSCloseCode.POLICY_VIOLATION)
         return None
 

@@ -16,6 +16,7 @@ from signalwire_streams.receiver.audio.formats import AudioFormat
 from signalwire_streams.receiver.backlog import BYTES_PER_EVENT, Backlog, Overflow
 from signalwire_streams.receiver.delivery import Delivery, Handler, leave_behind
 from signalwire_streams.receiver.events import StartEvent
+from signalwire_streams.receiver.logs import RateLimitedLog
 from signalwire_streams.receiver.measures import StreamStatistics
 from signalwire_streams.receiver.opening import Opener
 from signalwire_streams.receiver.reading import Lookout, Reading
@@ -105,6 +106,7 @@ class MediaReceiver(Opener):
         self._lookout = Lookout()
         self._byte_order: Literal["little", "big"] = byte_order
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failure_log = RateLimitedLog(10)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Receive one stream, until it ends and its handler has returned.
@@ -176,7 +178,9 @@ class MediaReceiver(Opener):
             start = await self._before_closing(delivery.begin(self._start_timeout))
         finally:
             self.beginning -= 1
-        if start is None and not delivery.socket.closed:
+        if delivery.failure:
+            self._failure_log.warning("a socket was opened, and no stream began on it: %s", delivery.failure)
+        elif start is None:
             await delivery.close(WSCloseCode.GOING_AWAY)
         return start
 

@@ -18,6 +18,8 @@ from typing import TypeAlias
 from aiohttp import http_exceptions, web
 from attrs import define, field
 
+from signalwire_streams.receiver.logs import RateLimitedLog
+
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _HTTP_LOG = logging.getLogger("signalwire_streams.receiver.http")
 
@@ -25,7 +27,6 @@ _BACKLOG = 512  # connections that the kernel keeps until they are accepted
 _MIN_AGE = 0.25  # seconds that a connection has at least, so that a burst of streams is not cut for another
 _ACCEPT_RETRY = 0.2  # seconds until the next accept, when it failed and no connection can be closed for it
 _CLOSE_TIMEOUT = 3.0  # seconds for a connection to close after its response, or after its stream
-_LOG_INTERVAL = 60.0  # seconds between two log lines about the same shortage
 _MAX_PENDING = 2_048
 _DEFAULT_PENDING = 256  # where the number of file descriptors is unknown
 
@@ -129,7 +130,7 @@ class StreamServer(web.Server):
         self._by_protocol: dict[web.RequestHandler, _Connection] = {}
         self._listeners: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
-        self._logged: dict[str, float] = {}
+        self._shortage_log, self._accept_log = RateLimitedLog(1), RateLimitedLog(1)
 
     async def listen(self, host: str, port: int) -> int:
         """Bind to each address of a host, accept connections, and return the port.
@@ -200,29 +201,24 @@ class StreamServer(web.Server):
                 continue
             self._add(accepted)
             while len(self._pending) > self._max_pending:
-                await self._close_oldest()
-                self._log_limited(
-                    "cap",
-                    "%d connections wait without a stream, so the oldest of them is closed for each new one",
-                    self._max_pending,
-                )
+                if await self._close_oldest():
+                    self._shortage_log.warning(
+                        "%d connections wait without a stream, so the oldest of them is closed for each new one",
+                        self._max_pending,
+                    )
 
     async def _on_accept_error(self, listener: socket.socket, error: OSError) -> None:
         """Make room, or wait: a failed accept leaves the connection in the kernel's queue."""
-        name = errno.errorcode.get(error.errno or 0, "an unknown error")
+        self._accept_log.warning(
+            "cannot accept a connection (%s): %s. New streams wait until a connection without a stream, or a file, "
+            "is closed",
+            errno.errorcode.get(error.errno or 0, "unknown error"),
+            error.strerror,
+        )
         if self._pending and error.errno in {errno.EMFILE, errno.ENFILE} and _has_waiting(listener):
             await self._close_oldest()
-            action = "the oldest connection without a stream is closed for each new one"
         else:
             await asyncio.sleep(_ACCEPT_RETRY)
-            action = "new streams wait until a connection or file is closed"
-        self._log_limited("accept", "cannot accept a connection (%s, %s): %s", name, error.strerror, action)
-
-    def _log_limited(self, topic: str, text: str, *values: object) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - self._logged.get(topic, float("-inf")) >= _LOG_INTERVAL:
-            self._logged[topic] = now
-            _LOG.warning(text, *values)
 
     def _add(self, accepted: socket.socket) -> None:
         connection = _Connection(accepted, asyncio.get_running_loop().time())
@@ -253,16 +249,21 @@ class StreamServer(web.Server):
             self._by_protocol.pop(connection.protocol, None)
         self._forget(connection)
 
-    async def _close_oldest(self) -> None:
-        """Close the pending connection that was accepted first, once it has had its minimum of time."""
+    async def _close_oldest(self) -> bool:
+        """Close the pending connection that was accepted first, unless it is not old enough yet.
+
+        Returns:
+            Whether it was closed. If not, time has passed, in which there may have become room without that.
+        """
         oldest = next(iter(self._pending))
         age = asyncio.get_running_loop().time() - oldest.accepted_at
         if age < _MIN_AGE:
             await asyncio.sleep(_MIN_AGE - age)
-        if oldest in self._pending:
-            oldest.abort()
-            await oldest.closed.wait()
+            return False
+        oldest.abort()
+        await oldest.closed.wait()
         await asyncio.sleep(0)  # the loop closes the socket behind that
+        return True
 
 
 def _has_waiting(listener: socket.socket) -> bool:
