@@ -3,6 +3,7 @@
 Within aiohttp, `CallbackReceiver` does all of it. Elsewhere, take the request as it came, verify it, and read it. In
 FastAPI or Starlette::
 
+    import json
     from urllib.parse import parse_qsl
 
     from fastapi import BackgroundTasks, FastAPI, Request, Response
@@ -19,7 +20,9 @@ FastAPI or Starlette::
         url = f"{STATUS_CALLBACK}?{query}" if query else STATUS_CALLBACK
         if not verify_signature(url=url, headers=request.headers, body=body, keys=["PSK_..."]):
             return Response(status_code=403)
-        tasks.add_task(on_callback, read_callback(parse_qsl(body.decode(), keep_blank_values=True)))
+        is_json = body.lstrip().startswith(b"{")  # of streams that the Calling API or SWML started
+        fields = json.loads(body) if is_json else parse_qsl(body.decode(), keep_blank_values=True)
+        tasks.add_task(on_callback, read_callback(fields))
         return Response(status_code=204)  # goes out first; the platform waits no longer than 5 seconds
 
 Callbacks that come by GET have no body: pass ``method="GET"``, and read ``parse_qsl(query, keep_blank_values=True)``.
@@ -31,6 +34,8 @@ from signalwire_streams.callbacks.claims import SHA256_SIGNATURE_HEADER, SIGNATU
 from signalwire_streams.callbacks.dispatch import CallbackCounts, CallbackHandler
 from signalwire_streams.callbacks.events import (
     CallbackEvent,
+    CallStreamChanged,
+    CallStreamState,
     StreamErrored,
     StreamStarted,
     StreamStopped,
@@ -44,6 +49,8 @@ from signalwire_streams.callbacks.signature import sign, verify_signature
 __all__ = [
     "SHA256_SIGNATURE_HEADER",
     "SIGNATURE_HEADER",
+    "CallStreamChanged",
+    "CallStreamState",
     "CallbackCounts",
     "CallbackEvent",
     "CallbackHandler",

@@ -18,6 +18,7 @@ from signalwire_streams.callbacks.forms import Pairs, header_values, read_form
 
 Algorithm: TypeAlias = Literal["sha1", "sha256"]
 Encoding: TypeAlias = Literal["hex", "base64"]
+Kind: TypeAlias = Literal["form", "json"]
 
 SIGNATURE_HEADER = "X-SignalWire-Signature"
 SHA256_SIGNATURE_HEADER = "X-SignalWire-SHA256-Signature"
@@ -89,7 +90,8 @@ def form_tail(pairs: Pairs) -> bytes:
 def read_claims(request: SignedRequest) -> tuple[Claim, ...]:
     """Find out which signatures a request brings, and what each must have been made of.
 
-    The stronger one decides: where there is a SHA-256 signature, no other is looked at.
+    Of JSON the stronger one decides: where there is a SHA-256 signature, no other is looked at. Of a form either may be
+    right: that header is defined for JSON only, so what a form has there says nothing against its SHA-1 signature.
 
     Returns:
         The claims, of which one has to be right: the header's, the alias's where it stands beside it, and two for
@@ -99,18 +101,23 @@ def read_claims(request: SignedRequest) -> tuple[Claim, ...]:
         UnverifiableError: the request can't be a signed one.
     """
     _check_size(request.method, request.body)
-    strong = _signatures(request.headers, SHA256_SIGNATURE_HEADER)
+    strong = header_values(request.headers, SHA256_SIGNATURE_HEADER)
     weak = _signatures(request.headers, SIGNATURE_HEADER) + _signatures(request.headers, ALIAS_HEADER)
     if not strong and not weak:
         raise UnverifiableError("there is no signature")
-    signed = _signed(request)
-    if strong:
-        return tuple(Claim(given=given, algorithm="sha256", encoding="hex", tail=request.body) for given in strong)
-    return tuple(
+    kind = _kind(request.headers, request.body) if request.method == "POST" else "form"
+    by_sha1 = tuple(
         Claim(given=given, algorithm="sha1", encoding=encoding, tail=tail)
+        for encoding, tail in _signed(request, kind)
         for given in weak
-        for encoding, tail in signed
     )
+    if kind == "form" and weak and (len(strong) != 1 or not strong[0]):
+        return by_sha1
+    by_sha256 = tuple(
+        Claim(given=given, algorithm="sha256", encoding="hex", tail=request.body)
+        for given in _signatures(request.headers, SHA256_SIGNATURE_HEADER)
+    )
+    return by_sha256 + by_sha1 if kind == "form" else by_sha256 or by_sha1
 
 
 def _check_size(method: str, body: bytes) -> None:
@@ -131,10 +138,9 @@ def _signatures(headers: Mapping[str, str], name: str) -> tuple[bytes, ...]:
     return tuple(value.encode("ascii", "replace") for value in values)
 
 
-def _signed(request: SignedRequest) -> list[tuple[Encoding, bytes]]:
+def _signed(request: SignedRequest, kind: Kind) -> list[tuple[Encoding, bytes]]:
     """Give how a SHA-1 signature may be written, and what it then covers besides the address."""
     body = request.body
-    kind = _kind(request.headers, body) if request.method == "POST" else "form"
     raw: list[tuple[Encoding, bytes]] = [("hex", body)] if kind == "json" else []
     if _names_body(request.url, body):
         return [("base64", b""), *raw]
@@ -148,7 +154,7 @@ def _fields(body: bytes) -> Pairs:
     return pairs
 
 
-def _kind(headers: Mapping[str, str], body: bytes) -> Literal["form", "json"]:
+def _kind(headers: Mapping[str, str], body: bytes) -> Kind:
     said = header_values(headers, "Content-Type")
     if len(said) > 1:
         raise UnverifiableError("Content-Type came more than once")

@@ -8,7 +8,14 @@ from typing import TypeAlias
 
 from attrs import define, field
 
-from signalwire_streams.callbacks.events import CallbackEvent, StreamErrored, StreamStarted, StreamStopped
+from signalwire_streams.callbacks.events import (
+    CallbackEvent,
+    CallStreamChanged,
+    CallStreamState,
+    StreamErrored,
+    StreamStarted,
+    StreamStopped,
+)
 
 CallbackHandler: TypeAlias = Callable[[CallbackEvent], Awaitable[object]]
 """What a user writes: ``async def handler(event)``."""
@@ -25,7 +32,7 @@ class CallbackCounts:
         refused: requests that were answered 403.
         overflowed: callbacks that were answered 503, since too many waited or the receiver was closing.
         duplicates: callbacks that had come before, and were not handed on.
-        late: ``stream-started`` of a stream that had ended, not handed on.
+        late: the start of a stream that had ended, not handed on.
         handled: callbacks for which the handler came to its end.
         failed: callbacks for which the handler raised.
         dropped: callbacks that were accepted, and cut when the receiver closed.
@@ -95,7 +102,7 @@ class Dispatcher:
         if identity in self._seen:
             self.counts.duplicates += 1
             return True
-        if isinstance(event, StreamStarted) and event.stream_sid in self._ended:
+        if _starts(event) and event.stream_key in self._ended:
             self.counts.late += 1
             return True
         if self._closed or self._waiting >= self.pending:
@@ -104,7 +111,7 @@ class Dispatcher:
             return False
         self._seen.add(identity)
         if _ends(event):
-            self._ended.add(event.stream_sid)
+            self._ended.add(event.stream_key)
         self._put(event)
         return True
 
@@ -123,7 +130,7 @@ class Dispatcher:
         await asyncio.wait(tasks, timeout=self.drain)
 
     def _put(self, event: CallbackEvent) -> None:
-        key = event.stream_sid or object()
+        key = object() if event.stream_key is None else event.stream_key
         self._waiting += 1
         if key in self._lanes:
             self._lanes[key].append(event)
@@ -161,7 +168,7 @@ class Dispatcher:
     def _failed(self, event: CallbackEvent, error: BaseException) -> None:
         self.counts.failed += 1
         kind = type(event).__name__
-        _log.error("the callback handler failed for %s of stream %r", kind, event.stream_sid, exc_info=error)
+        _log.error("the callback handler failed for %s of stream %r", kind, event.stream_key, exc_info=error)
 
 
 def _identity(event: CallbackEvent) -> Hashable:
@@ -173,7 +180,15 @@ def _identity(event: CallbackEvent) -> Hashable:
         return type(event), event.stream_sid
     if event.stream_sid and isinstance(event, StreamErrored):
         return type(event), event.stream_sid, event.error
+    if event.stream_key is not None and isinstance(event, CallStreamChanged):
+        return type(event), event.stream_key, event.state
     return event
+
+
+def _starts(event: CallbackEvent) -> bool:
+    if isinstance(event, CallStreamChanged):
+        return event.state == CallStreamState.STREAMING
+    return isinstance(event, StreamStarted)
 
 
 def _ends(event: CallbackEvent) -> bool:
@@ -181,5 +196,4 @@ def _ends(event: CallbackEvent) -> bool:
 
     A refused duplicate may carry the id of the stream that goes on.
     """
-    over = isinstance(event, StreamStopped) or (isinstance(event, StreamErrored) and not event.is_duplicate)
-    return over and event.stream_sid is not None
+    return event.ending is not None and not event.is_duplicate and event.stream_key is not None

@@ -1,7 +1,9 @@
-"""What a stream's status callback says. Pure: from a form's fields to a value."""
+"""What a stream's status callback says. Pure: from a form's fields, or a JSON document, to a value."""
 
-from collections.abc import Mapping
-from datetime import datetime
+import math
+from collections.abc import Hashable, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, TypeAlias
 
 from attrs import field, frozen
@@ -13,6 +15,7 @@ from signalwire_streams.models.dates import parse_date
 STARTED = "stream-started"
 STOPPED = "stream-stopped"
 ERRORED = "stream-error"
+CALL_STREAM = "calling.call.stream"
 
 _NAMES = {
     "AccountSid": "account_sid",
@@ -24,6 +27,7 @@ _NAMES = {
     "Timestamp": "timestamp_text",
     "Unique-ID": "unique_id",
 }
+_LAST_SECOND = 100_000_000_000  # a later moment is in milliseconds
 _EVENT, _ERROR = "StreamEvent", "StreamError"
 
 FIELD_NAMES = (*_NAMES, _EVENT, _ERROR)
@@ -65,6 +69,11 @@ class _Callback:
     def target(self) -> str | None:
         """The sid of the conference or call that the stream is of."""
         return self.conference_sid or self.call_sid
+
+    @property
+    def stream_key(self) -> Hashable | None:
+        """What all callbacks of one stream have in common; None where they name no stream."""
+        return self.stream_sid
 
     @property
     def ending(self) -> str | None:
@@ -122,33 +131,82 @@ class UnknownCallback(_Callback):
     """A callback whose event this version does not know.
 
     Attributes:
-        event: ``StreamEvent`` as it came, or None where there was none.
+        event: ``StreamEvent`` of a form or ``event_type`` of JSON as it came, or None where there was none.
         error: ``StreamError`` as it came.
+        document: the whole document, where it came as JSON.
     """
 
     event: str | None = None
     error: str | None = None
+    document: Mapping[str, Any] | None = field(default=None, hash=False, repr=False)
 
 
-CallbackEvent: TypeAlias = StreamStarted | StreamStopped | StreamErrored | UnknownCallback
+class CallStreamState(StrEnum):
+    """State of a stream that was started by the Calling API or SWML."""
+
+    STREAMING = "streaming"
+    """Audio is sent."""
+    FINISHED = "finished"
+    """The stream has ended."""
+
+
+@frozen(kw_only=True)
+class CallStreamChanged(_Callback):
+    """``calling.call.stream``: the state of a call's stream changed, which the Calling API or SWML started.
+
+    These callbacks come as JSON. `call_sid` is their ``call_id``, `account_sid` their ``project_id`` and `stream_name`
+    their ``name``; they have no `stream_sid`.
+
+    Attributes:
+        state: a `CallStreamState`, or the word as it came where it is none.
+        control_id: the stream's id, chosen by its starter and unique on its call.
+        url: the address that the audio is sent to.
+        document: the whole document.
+    """
+
+    state: CallStreamState | str | None = None
+    control_id: str | None = None
+    url: str | None = field(default=None, repr=False)
+    document: Mapping[str, Any] = field(factory=dict, hash=False, repr=False)
+
+    @property
+    def stream_key(self) -> Hashable | None:
+        """The call and the control id."""
+        return (self.call_sid, self.control_id) if self.control_id else None
+
+    @property
+    def timestamp(self) -> datetime | None:
+        """The moment of the event, aware; JSON has it in seconds since 1970."""
+        return _moment(self.timestamp_text) or parse_date(self.timestamp_text)
+
+    @property
+    def ending(self) -> str | None:
+        """That it has finished, where it has."""
+        return "it has finished" if self.state == CallStreamState.FINISHED else None
+
+
+CallbackEvent: TypeAlias = StreamStarted | StreamStopped | StreamErrored | CallStreamChanged | UnknownCallback
 """What `read_callback` gives."""
 
 
-def read_callback(fields: Fields) -> CallbackEvent:
-    """Read a status callback's fields.
+def read_callback(fields: Fields | Mapping[str, Any]) -> CallbackEvent:
+    """Read a status callback.
 
     Verify the request first: this reads whatever it is given.
 
     Args:
         fields: names and values of the form, or of the query where callbacks come by GET. Where a name comes more
-            than once, the first one counts.
+            than once, the first one counts. Where the body is JSON, its document: ``json.loads(body)``.
 
     Returns:
-        A `StreamStarted`, `StreamStopped`, `StreamErrored`, or for any other event an `UnknownCallback`.
+        A `StreamStarted`, `StreamStopped`, `StreamErrored`, of JSON a `CallStreamChanged`, or for any other event an
+        `UnknownCallback`.
 
     Raises:
-        InvalidRequestError: the fields are no mapping of str to str and no pairs.
+        InvalidRequestError: the fields are no mapping of str to str, no pairs, and no document of an event.
     """
+    if isinstance(fields, Mapping) and ("event_type" in fields or isinstance(fields.get("params"), Mapping)):
+        return read_document(fields)
     told: dict[str, str] = {}
     for name, value in as_pairs(fields):
         told.setdefault(name, value)
@@ -163,6 +221,46 @@ def read_callback(fields: Fields) -> CallbackEvent:
     if error:
         known["extra"][_ERROR] = error
     return StreamStarted(**known) if event == STARTED else StreamStopped(**known)
+
+
+def read_document(document: Mapping[str, Any]) -> CallStreamChanged | UnknownCallback:
+    """Read a JSON callback, whatever it says."""
+    nested = document.get("params")
+    params: Mapping[str, Any] = nested if isinstance(nested, Mapping) else {}
+    known: dict[str, Any] = {
+        "account_sid": _text(document.get("project_id")) or _text(params.get("project_id")),
+        "call_sid": _text(params.get("call_id")),
+        "stream_name": _text(params.get("name")),
+        "timestamp_text": _text(document.get("timestamp")),
+        "document": document,
+    }
+    event = _text(document.get("event_type"))
+    if event != CALL_STREAM:
+        return UnknownCallback(**known, event=event)
+    word = _text(params.get("state"))
+    return CallStreamChanged(
+        **known,
+        state=next((state for state in CallStreamState if state == word), word),
+        control_id=_text(params.get("control_id")),
+        url=_text(params.get("url")),
+    )
+
+
+def _text(value: object) -> str | None:
+    """Return a JSON text or number as text; None for what is blank or neither."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    return str(value) or None
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        seconds = float(text or "nan")
+        if seconds > _LAST_SECOND:
+            seconds /= 1000
+        return datetime.fromtimestamp(seconds, UTC) if math.isfinite(seconds) else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _track(word: str | None) -> Track | str | None:

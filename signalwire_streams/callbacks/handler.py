@@ -1,9 +1,10 @@
 """The receiving end of status callbacks as a request handler of aiohttp."""
 
 import asyncio
+import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -12,11 +13,12 @@ from attrs import define, field
 
 from signalwire_streams.callbacks.claims import MAX_BODY, SignedRequest, UnverifiableError
 from signalwire_streams.callbacks.dispatch import CallbackCounts, CallbackHandler, Dispatcher
-from signalwire_streams.callbacks.events import read_callback
-from signalwire_streams.callbacks.forms import Pairs, read_form, read_query
+from signalwire_streams.callbacks.events import CallbackEvent, read_callback, read_document
+from signalwire_streams.callbacks.forms import read_form, read_query
 from signalwire_streams.callbacks.signature import check_request, usable_keys
 from signalwire_streams.callbacks.urls import (
     Address,
+    HostPattern,
     configured_addresses,
     path_and_query,
     read_forwarded,
@@ -48,6 +50,19 @@ def _public_url(url: str | None) -> str | None:
             f"public_url {shown_url(url)!r} has a query: leave it out, since each request brings its own"
         )
     return url
+
+
+def _allowed_hosts(hosts: object) -> tuple[HostPattern, ...] | None:
+    if hosts is None:
+        return None
+    listed = tuple(hosts) if isinstance(hosts, Iterable) and not isinstance(hosts, str) else ()
+    patterns = [HostPattern.of(host) for host in listed if isinstance(host, str)]
+    allowed = tuple(pattern for pattern in patterns if pattern is not None)
+    if not allowed or len(allowed) < len(listed):
+        raise InvalidRequestError(
+            "allowed_hosts is not a list of hosts: write ['example.com'], ['example.com:8443'] or ['*.example.com']"
+        )
+    return allowed
 
 
 def _split(url: object) -> Address | None:
@@ -99,6 +114,10 @@ class CallbackReceiver:
         public_url: the address that the platform was given, without its query; or as much of it as stands before
             the request's path, where a proxy takes a part off. Where it is set, nothing that a request says about
             its host counts.
+        allowed_hosts: instead of `public_url`, the hosts that a request may name as its own, as ``example.com`` (with
+            any port), ``example.com:8443`` or ``*.example.com``; ``*`` allows each. Without either of the two, the
+            sender's ``Host`` header decides which address its signature is checked for, so a callback that was signed
+            for another server is accepted, too; a warning is logged then.
         trust_forwarded: whether to believe ``X-Forwarded-Proto``, ``-Host``, ``-Port`` and ``Forwarded``. Only behind
             a proxy that sets them itself and lets none through.
         body_limit: the longest body in bytes.
@@ -116,6 +135,7 @@ class CallbackReceiver:
     public_url: str | None = field(
         kw_only=True, default=None, converter=_public_url, repr=lambda url: repr(url and shown_url(url))
     )
+    allowed_hosts: tuple[HostPattern, ...] | None = field(kw_only=True, default=None, converter=_allowed_hosts)
     trust_forwarded: bool = field(kw_only=True, default=False)
     body_limit: int = field(kw_only=True, default=64 * 1024, converter=_body_limit)
     body_timeout: float = field(kw_only=True, default=5.0)
@@ -135,6 +155,14 @@ class CallbackReceiver:
             drain=check_seconds(self.drain, "drain"),
         )
         check_seconds(self.body_timeout, "body_timeout")
+        if self.public_url is not None and self.allowed_hosts is not None:
+            raise InvalidRequestError("public_url names the host already: leave out allowed_hosts, or public_url")
+        if self.public_url is None and self.allowed_hosts is None:
+            _log.warning(
+                "this CallbackReceiver has no public_url, so the Host header of a request decides which URL its "
+                "signature is checked for, and a callback signed for another server is accepted: pass "
+                "public_url='https://host/path', or allowed_hosts=['host']"
+            )
 
     async def __aenter__(self) -> Self:
         return self
@@ -157,12 +185,12 @@ class CallbackReceiver:
         """Answer a request: 204, 403, or 503 to have it sent again."""
         addresses = self._addresses(request)
         try:
-            fields = _verified(request, await self._body(request), addresses, self.keys)
+            event = _verified(request, await self._body(request), addresses, self.keys)
         except UnverifiableError as refusal:
             self.counts.refused += 1
             _log.info("a callback to %s was refused: %s", " or ".join(map(_shown, addresses)) or "nobody", refusal)
             return web.Response(status=403)
-        if self._dispatcher.offer(read_callback(fields)):
+        if self._dispatcher.offer(event):
             return web.Response(status=204)
         return web.Response(status=503, headers={"Retry-After": _RETRY_AFTER})
 
@@ -196,13 +224,15 @@ class CallbackReceiver:
             return configured_addresses(self.public_url, request.raw_path)
         proxies = read_forwarded(request.headers) if self.trust_forwarded else None
         seen = seen_address(scheme=request.scheme, host=request.host, target=request.raw_path, proxies=proxies)
-        return () if seen is None else (seen,)
+        if seen is None or not (self.allowed_hosts is None or any(host.matches(seen) for host in self.allowed_hosts)):
+            return ()
+        return (seen,)
 
 
-def _verified(request: web.Request, body: bytes, addresses: Sequence[str], keys: Sequence[str]) -> Pairs:
-    """Give the fields of a request that was signed for one of these addresses."""
+def _verified(request: web.Request, body: bytes, addresses: Sequence[str], keys: Sequence[str]) -> CallbackEvent:
+    """Return the event of a request that was signed for one of these addresses."""
     if not addresses:
-        raise UnverifiableError("it names no host")
+        raise UnverifiableError("it names no host, or one that is not in allowed_hosts")
     secrets = usable_keys(keys)
     refusals: list[UnverifiableError] = []
     for address in addresses:  # all, so that the time taken does not tell which of them fits
@@ -214,11 +244,21 @@ def _verified(request: web.Request, body: bytes, addresses: Sequence[str], keys:
     if len(refusals) == len(addresses):
         raise refusals[0]
     if request.method == "GET":
-        return read_query(path_and_query(request.raw_path).partition("?")[2])
+        return read_callback(read_query(path_and_query(request.raw_path).partition("?")[2]))
     fields = read_form(body)
-    if request.content_type != _FORM or fields is None:
-        raise UnverifiableError("it is signed, and no form")
-    return fields
+    if request.content_type == _FORM and fields is not None:
+        return read_callback(fields)
+    document = _read_json(body)
+    if not isinstance(document, dict):
+        raise UnverifiableError("it is signed, and neither a form nor a JSON object")
+    return read_document(document)
+
+
+def _read_json(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _shown(address: str) -> str:

@@ -33,8 +33,9 @@ def verify_signature(
     GET                 as a form                          base64 HMAC-SHA1 of the address
     ==================  =================================  =====================================================
 
-    - The stronger header decides. Where ``X-SignalWire-SHA256-Signature`` is there and wrong, no other one saves the
-      request; where it is missing, the others count.
+    - For JSON the stronger header decides. Where ``X-SignalWire-SHA256-Signature`` is there and wrong, no other one
+      saves the request; where it is missing, the others count. It is defined for JSON only, so for a form, and for a
+      GET, any right signature is enough, whatever stands in that header.
     - ``X-SignalWire-Signature`` and its alias are equally strong, so one of the two has to be right.
     - A signature header that comes twice is refused, as is a body that is read another way than its
       ``Content-Type`` says.

@@ -99,6 +99,43 @@ def spellings(url: str, headers: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
+@frozen
+class HostPattern:
+    """A host that requests may name, or a group of them.
+
+    Attributes:
+        host: a name or an address in lower case; empty for each.
+        port: with its colon, or nothing for each.
+        subdomains: whether the names below the host are meant, and not the host.
+    """
+
+    host: str
+    port: str
+    subdomains: bool
+
+    @classmethod
+    def of(cls, text: str) -> Self | None:
+        """Parse ``example.com``, ``example.com:8443``, ``*.example.com`` or ``*``; None for anything else."""
+        if text == "*":
+            return cls("", "", subdomains=False)
+        found = _HOST.fullmatch(text.removeprefix("*."))
+        return cls(_plain(found[1]), found[2] or "", subdomains=text.startswith("*.")) if found else None
+
+    def matches(self, url: str) -> bool:
+        """Return whether an absolute address has this host."""
+        address = Address.split(url)
+        if address is None:
+            return False
+        host = _plain(address.host)
+        if self.port not in {"", address.port or address.standard_port}:
+            return False
+        return host.endswith("." + self.host) if self.subdomains else self.host in {"", host}
+
+
+def _plain(host: str) -> str:
+    return host.lower().removesuffix(".")
+
+
 @frozen(kw_only=True)
 class Forwarded:
     """What proxies say about the request that they were sent; None where they don't, or not readably.
