@@ -20,6 +20,8 @@ from signalwire_streams.callbacks.events import (
 CallbackHandler: TypeAlias = Callable[[CallbackEvent], Awaitable[object]]
 """What a user writes: ``async def handler(event)``."""
 
+_CANCEL_TIMEOUT = 1.0  # seconds for a handler to end after it was cancelled
+
 _log = logging.getLogger("signalwire_streams.callbacks")
 
 
@@ -126,8 +128,11 @@ class Dispatcher:
         finally:  # also when somebody does not want to wait for the drain
             for task in tasks:
                 task.cancel()
-        # A handler that refuses to be cancelled is left behind.
-        await asyncio.wait(tasks, timeout=self.drain)
+        _, left = await asyncio.wait(tasks, timeout=min(self.drain, _CANCEL_TIMEOUT))
+        if left:
+            _log.error(
+                "%d callback handlers are still running although they were cancelled, and are left behind", len(left)
+            )
 
     def _put(self, event: CallbackEvent) -> None:
         key = object() if event.stream_key is None else event.stream_key

@@ -215,7 +215,12 @@ class TestWhatFrameworksChange:
 
     def test_a_wrong_signature_of_the_stronger_kind(self) -> None:
         """A right SHA-1 signature beside a wrong SHA-256 one is pointed out, and still refused."""
-        explanation = explained(URL, URL, headers={SHA256_SIGNATURE_HEADER: "x"})
+        headers = {
+            "Content-Type": "application/json",
+            SIGNATURE_HEADER: raw_signature(URL, JSON_BODY),
+            SHA256_SIGNATURE_HEADER: "x",
+        }
+        explanation = explained(URL, URL, headers=headers, body=JSON_BODY)
         assert not explanation.fits
         assert SHA256_SIGNATURE_HEADER in explanation.advice[0]
 

@@ -72,6 +72,11 @@ class Server:
             assert await answer.read() == b""
             return answer.status
 
+    async def post_json(self, body: bytes, **headers: str) -> int:
+        """Send a signed JSON callback."""
+        told = {SIGNATURE_HEADER: raw_signature(self.url, body), "Content-Type": "application/json"}
+        return await self.send(body, "", told | {name.replace("_", "-"): value for name, value in headers.items()})
+
     async def get(self, query: str, signed: str | None = None) -> int:
         signature = form_signature(f"{signed or self.url}?{query}", ())
         return await self.send(None, f"?{query}", {SIGNATURE_HEADER: signature}, "GET")
@@ -80,6 +85,8 @@ class Server:
 @asynccontextmanager
 async def serving(*, middlewares: Sequence[Middleware] = (), **options: Any) -> AsyncIterator[Server]:
     heard: asyncio.Queue[CallbackEvent] = asyncio.Queue()
+    if options.get("public_url") is None:
+        options.setdefault("allowed_hosts", ["*"])
     async with CallbackReceiver(options.pop("handler", heard.put), **({"keys": [KEY]} | options)) as receiver:
         app = web.Application(middlewares=middlewares)
         app.router.add_route("*", "/callbacks", receiver.handle)
@@ -134,6 +141,7 @@ async def test_a_hashed_body_and_the_stronger_signature() -> None:
         assert isinstance(await server.heard.get(), StreamStarted)
 
 
+JSON_IS_NONE = "it is signed, and neither a form nor a JSON object"
 REFUSALS: dict[str, tuple[Callable[[Server], Any], str]] = {
     "no signature": (lambda server: server.send(form(STARTED), "", {"Content-Type": FORM}), "there is no signature"),
     "a wrong signature": (lambda server: server.post(X_SignalWire_Signature="x"), "the signature does not fit"),
@@ -146,14 +154,24 @@ REFUSALS: dict[str, tuple[Callable[[Server], Any], str]] = {
         lambda server: server.post(fields(X="1"), X_SignalWire_Signature=form_signature(server.url, STARTED)),
         "the signature does not fit",
     ),
-    "a form by another name": (lambda server: server.post(Content_Type="text/plain"), "it is signed, and no form"),
-    "JSON, though signed": (
-        lambda server: server.send(
-            JSON_BODY,
-            "",
-            {"Content-Type": "application/json", SIGNATURE_HEADER: raw_signature(server.url, JSON_BODY)},
-        ),
-        "it is signed, and no form",
+    "a form by another name": (
+        lambda server: server.post(Content_Type="text/plain"),
+        "it is signed, and neither a form nor a JSON object",
+    ),
+    "a JSON array, though signed": (lambda server: server.post_json(b"[1]"), JSON_IS_NONE),
+    "half a JSON object, though signed": (lambda server: server.post_json(b'{"event_type":'), JSON_IS_NONE),
+    "deep JSON, though signed": (lambda server: server.post_json(b'{"a":' + b"[" * 60_000), JSON_IS_NONE),
+    "JSON with bytes that are no UTF-8, though signed": (
+        lambda server: server.post_json(b'{"a":"\xff"}'),
+        JSON_IS_NONE,
+    ),
+    "JSON with a wrong signature": (
+        lambda server: server.post_json(JSON_BODY, X_SignalWire_Signature="x"),
+        "the signature does not fit",
+    ),
+    "JSON whose SHA-256 signature is wrong": (
+        lambda server: server.post_json(JSON_BODY, X_SignalWire_SHA256_Signature="x"),
+        "the signature does not fit",
     ),
     "another method": (
         lambda server: server.send(
@@ -429,6 +447,77 @@ class TestPublicAddress:
 
         assert (event.stream_sid, event.extra) == (None, {"a": "1"})
 
+    @pytest.mark.parametrize("signed", ["", "#ot=2000&rt=5000&tt=9000"])
+    async def test_timeouts_in_the_fragment(self, signed: str) -> None:
+        """The timeouts of a callback URL stand in its fragment, which may have been signed or not."""
+        async with serving(public_url=f"{PUBLIC}#ot=2000&rt=5000&tt=9000") as server:
+            assert await server.post(X_SignalWire_Signature=form_signature(PUBLIC + signed, STARTED)) == 204
+
+
+class TestAllowedHosts:
+    """Without a configured address, the hosts that a request may name can be listed."""
+
+    @pytest.mark.parametrize(
+        ("allowed", "host", "status"),
+        [
+            (["example.com"], "example.com", 204),
+            (["EXAMPLE.com"], "Example.COM", 204),
+            (["example.com"], "example.com.", 204),
+            (["example.com"], "example.com:8443", 204),
+            (["example.com:8443"], "example.com:8443", 204),
+            (["example.com:8443"], "example.com", 403),
+            (["example.com:80"], "example.com", 204),
+            (["example.com"], "evil.example", 403),
+            (["example.com"], "example.com.evil.example", 403),
+            (["example.com"], "evil-example.com", 403),
+            (["example.com"], "a.example.com", 403),
+            (["*.example.com"], "a.example.com", 204),
+            (["*.example.com"], "b.a.example.com", 204),
+            (["*.example.com"], "example.com", 403),
+            (["*.example.com"], "evilexample.com", 403),
+            (["*.example.com", "example.com"], "example.com", 204),
+            (["*.example.com:8443"], "a.example.com:8443", 204),
+            (["*.example.com:8443"], "a.example.com:9443", 403),
+            (["[2001:DB8::1]"], "[2001:db8::1]:8443", 204),
+            (("*",), "any.example", 204),
+        ],
+    )
+    async def test_hosts(self, allowed: Sequence[str], host: str, status: int) -> None:
+        """A right signature for a host that is not listed is refused."""
+        async with serving(allowed_hosts=allowed) as server:
+            assert await server.post(signed=f"http://{host}/callbacks", Host=host) == status
+            assert server.receiver.counts.refused == (status == 403)
+
+    async def test_a_whole_address_in_the_request_line_is_no_way_around(self) -> None:
+        async with serving(allowed_hosts=["example.com"]) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            signature = form_signature("http://evil.example/callbacks?a=1", ())
+            lines = ("GET http://evil.example/callbacks?a=1 HTTP/1.1", "Host: example.com")
+            writer.write("\r\n".join((*lines, f"{SIGNATURE_HEADER}: {signature}", "", "")).encode())
+            line = await reader.readline()
+            writer.close()
+            await writer.wait_closed()
+        assert line == b"HTTP/1.1 403 Forbidden\r\n"
+
+    async def test_forwarded_hosts_count_where_they_are_trusted(self) -> None:
+        async with serving(allowed_hosts=["example.com"], trust_forwarded=True) as server:
+            for host, status in (("example.com", 204), ("evil.example", 403)):
+                forwarded: dict[str, Any] = {"X_Forwarded_Host": host, "X_Forwarded_Proto": "https"}
+                assert await server.post(signed=f"https://{host}/callbacks", **forwarded) == status
+
+    @pytest.mark.parametrize("trust_forwarded", [False, True])
+    async def test_neither_is_warned_of(self, trust_forwarded: bool, caplog: pytest.LogCaptureFixture) -> None:
+        """It is said when the receiver is made, in one line, and with either setting there is none."""
+        CallbackReceiver(ignore, keys=[KEY], trust_forwarded=trust_forwarded)
+        [record] = caplog.records
+        assert record.levelname == "WARNING"
+        assert "public_url='https://host/path', or allowed_hosts=['host']" in record.getMessage()
+        assert KEY not in caplog.text
+        caplog.clear()
+        CallbackReceiver(ignore, keys=[KEY], public_url=PUBLIC)
+        CallbackReceiver(ignore, keys=[KEY], allowed_hosts=["example.com"])
+        assert not caplog.records
+
 
 async def test_user_and_password_of_the_address() -> None:
     """A callback address with a password is signed with it, and the client sends it in a header."""
@@ -523,6 +612,12 @@ async def test_keys_in_rotation() -> None:
         ({"public_url": 5}, "https://host/path"),
         ({"public_url": f"{PUBLIC} "}, "https://host/path"),
         ({"public_url": f"{PUBLIC}?secret=1"}, "has a query: leave it out"),
+        ({"allowed_hosts": "example.com"}, r"write \['example.com'\]"),
+        ({"allowed_hosts": []}, r"write \['example.com'\]"),
+        ({"allowed_hosts": ["https://example.com"]}, r"write \['example.com'\]"),
+        ({"allowed_hosts": ["example.com", 5]}, r"write \['example.com'\]"),
+        ({"allowed_hosts": 5}, r"write \['example.com'\]"),
+        ({"allowed_hosts": ["example.com"], "public_url": PUBLIC}, "leave out allowed_hosts, or public_url"),
         ({"trust_forwarded": "yes"}, "True or False"),
         ({"body_limit": 0}, "body_limit"),
         ({"body_limit": 2_000_000}, "1048576"),

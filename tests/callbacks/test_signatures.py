@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl
@@ -13,7 +13,14 @@ import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from signalwire_streams import InvalidRequestError
-from signalwire_streams.callbacks import SHA256_SIGNATURE_HEADER, SIGNATURE_HEADER, claims, sign, verify_signature
+from signalwire_streams.callbacks import (
+    SHA256_SIGNATURE_HEADER,
+    SIGNATURE_HEADER,
+    claims,
+    explain_mismatch,
+    sign,
+    verify_signature,
+)
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, URL, form, form_signature, raw_signature
 
@@ -346,6 +353,45 @@ class TestTheTwoHashes:
         headers = {"Content-Type": FORM, SHA256_SIGNATURE_HEADER: raw_signature(URL, body, algorithm="sha256")}
         assert verify_signature(url=URL, headers=headers, body=body, keys=[KEY])
         assert not verify_signature(url=URL, headers=headers, body=body + b"&", keys=[KEY])
+
+
+class TestTheSha256HeaderOfAForm:
+    """That header is defined for JSON only, so that it says nothing against a form's own signature."""
+
+    BODY = form(STARTED)
+    SHAPES: Mapping[str, Sequence[str]] = {
+        "none": [],
+        "right": [raw_signature(URL, BODY, algorithm="sha256")],
+        "wrong": [raw_signature("https://elsewhere.example/", BODY, algorithm="sha256")],
+        "base64": ["RSOYDt4T1cUTdK1PDd93/VVr8B8="],
+        "prefixed": ["sha256=" + raw_signature(URL, BODY, algorithm="sha256")],
+        "empty": [""],
+        "twice": ["a", "b"],
+        "no ASCII": ["é"],
+    }
+
+    def fits(self, weak: str, strong: Sequence[str], body: bytes = BODY, method: str = "POST") -> bool:
+        headers = CIMultiDict([(SIGNATURE_HEADER, weak), *((SHA256_SIGNATURE_HEADER, value) for value in strong)])
+        if method == "POST":
+            headers["Content-Type"] = FORM if body == self.BODY else "application/json"
+        arguments: dict[str, Any] = {"url": URL, "headers": headers, "body": body, "keys": [KEY], "method": method}
+        fits = verify_signature(**arguments)
+        assert explain_mismatch(**arguments).fits is fits
+        return fits
+
+    @pytest.mark.parametrize("strong", SHAPES.values(), ids=SHAPES)
+    def test_whatever_stands_there(self, strong: Sequence[str]) -> None:
+        assert self.fits(form_signature(URL, STARTED), strong)
+        assert self.fits(form_signature(URL, ()), strong, b"", "GET")
+
+    @pytest.mark.parametrize("strong", SHAPES.values(), ids=SHAPES)
+    def test_json_stays_strict(self, strong: Sequence[str]) -> None:
+        assert self.fits(raw_signature(URL, JSON_BODY), strong, JSON_BODY) is (strong == [])
+
+    @pytest.mark.parametrize("shape", sorted(set(SHAPES) - {"right"}))
+    def test_a_wrong_signature_is_saved_by_a_right_one_only(self, shape: str) -> None:
+        assert not self.fits("x", self.SHAPES[shape])
+        assert self.fits("x", self.SHAPES["right"])
 
 
 class TestConfusion:

@@ -1,0 +1,178 @@
+"""Callbacks that come as JSON: those of streams that the Calling API or SWML started."""
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from signalwire_streams.callbacks import (
+    SHA256_SIGNATURE_HEADER,
+    CallbackEvent,
+    CallStreamChanged,
+    CallStreamState,
+    UnknownCallback,
+    explain_mismatch,
+    read_callback,
+    verify_signature,
+)
+
+from .signing import KEY, raw_signature
+from .test_receiving import serving
+
+PARAMS: dict[str, Any] = {
+    "call_id": "call-1",
+    "node_id": "node-1",
+    "control_id": "control-1",
+    "state": "streaming",
+    "url": "wss://rx.example.com/hush",
+    "name": "audit",
+}
+DOCUMENT: dict[str, Any] = {
+    "event_type": "calling.call.stream",
+    "timestamp": 1_790_000_000.25,
+    "project_id": "project-1",
+    "space_id": "space-1",
+    "params": PARAMS,
+}
+
+
+def changed(**params: Any) -> dict[str, Any]:
+    return {**DOCUMENT, "params": {**PARAMS, **params}}
+
+
+def test_a_stream_of_the_calling_api() -> None:
+    """Each field has its place, and what could be secret is not shown."""
+    event = read_callback(DOCUMENT)
+
+    assert isinstance(event, CallStreamChanged)
+    assert (event.call_sid, event.account_sid, event.stream_name) == ("call-1", "project-1", "audit")
+    assert (event.control_id, event.url, event.stream_sid) == ("control-1", "wss://rx.example.com/hush", None)
+    assert (event.state, event.target, event.ending) == (CallStreamState.STREAMING, "call-1", None)
+    assert event.timestamp == datetime.fromtimestamp(1_790_000_000.25, UTC)
+    assert event.document["space_id"] == "space-1"
+    assert not event.is_duplicate
+    assert "hush" not in repr(event)
+    assert hash(event) == hash(read_callback(json.loads(json.dumps(DOCUMENT))))
+
+
+@pytest.mark.parametrize(
+    ("state", "read", "ending"),
+    [
+        ("finished", CallStreamState.FINISHED, "it has finished"),
+        ("paused", "paused", None),
+        (None, None, None),
+        (["streaming"], None, None),
+        ("", None, None),
+    ],
+)
+def test_states(state: Any, read: str | None, ending: str | None) -> None:
+    """A state that is not known stays as it came."""
+    event = read_callback(changed(state=state))
+    assert isinstance(event, CallStreamChanged)
+    assert (event.state, event.ending) == (read, ending)
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "moment"),
+    [
+        (1_790_000_000, datetime.fromtimestamp(1_790_000_000, UTC)),
+        ("1790000000.5", datetime.fromtimestamp(1_790_000_000.5, UTC)),
+        (1_790_000_000_250, datetime.fromtimestamp(1_790_000_000.25, UTC)),
+        ("2026-11-21T10:15:00Z", datetime(2026, 11, 21, 10, 15, tzinfo=UTC)),
+        (float("nan"), None),
+        (float("inf"), None),
+        (-1e300, None),
+        (1e300, None),
+        (True, None),
+        ({}, None),
+        (None, None),
+        ("soon", None),
+    ],
+)
+def test_timestamps(timestamp: Any, moment: datetime | None) -> None:
+    event = read_callback({**DOCUMENT, "timestamp": timestamp})
+    assert event.timestamp == moment
+
+
+@pytest.mark.parametrize(
+    ("document", "event"),
+    [
+        ({"event_type": "calling.call.state", "params": {"call_id": "c"}}, "calling.call.state"),
+        ({"event_type": "calling.call.state"}, "calling.call.state"),
+        ({"event_type": 5, "params": []}, "5"),
+        ({"event": "stream-started", "params": {"name": "audit"}}, None),
+    ],
+)
+def test_other_documents_are_unknown_events(document: dict[str, Any], event: str | None) -> None:
+    """They are kept whole."""
+    read = read_callback(document)
+    assert isinstance(read, UnknownCallback)
+    assert (read.event, read.document) == (event, document)
+    assert "document" not in repr(read)
+
+
+@pytest.mark.parametrize("algorithm", ["sha1", "sha256", "both"])
+@pytest.mark.usefixtures("idle_clock")
+async def test_a_json_callback_reaches_the_function(algorithm: str) -> None:
+    """Verifier, explanation and receiver agree on each signature that JSON may carry."""
+    body = json.dumps(DOCUMENT).encode()
+    async with serving() as server:
+        strong = {SHA256_SIGNATURE_HEADER: raw_signature(server.url, body, algorithm="sha256")}
+        weak = {"X-SignalWire-Signature": raw_signature(server.url, body)}
+        headers = {"sha1": weak, "sha256": strong, "both": weak | strong}[algorithm]
+        assert await server.send(body, "", {"Content-Type": "application/json"} | headers) == 204
+        assert await server.heard.get() == read_callback(DOCUMENT)
+        asked: dict[str, Any] = {"url": server.url, "headers": headers, "body": body, "keys": [KEY]}
+        assert verify_signature(**asked)
+        assert explain_mismatch(**asked).fits
+
+
+@pytest.mark.usefixtures("idle_clock")
+async def test_any_signed_object_is_handed_on() -> None:
+    """A callback that the platform signed is never answered 403 for what it says."""
+    async with serving() as server:
+        for body in (b"{}", b'{"event_type":null}', b'{"params":"x"}', b' {"event_type":"new"}', b'{"a":NaN}'):
+            assert await server.post_json(body) == 204
+            event = await server.heard.get()
+            assert isinstance(event, UnknownCallback)
+            assert event.document == json.loads(body) or b"NaN" in body
+
+
+@pytest.mark.usefixtures("idle_clock")
+async def test_json_callbacks_of_a_stream_are_handed_on_once_and_in_order() -> None:
+    """A repeated one is dropped, and so is a start that comes after the end, as with forms."""
+    hold, order = asyncio.Event(), list[tuple[str | None, Any]]()
+
+    async def handler(event: CallbackEvent) -> None:
+        assert isinstance(event, CallStreamChanged)
+        if event.state == CallStreamState.STREAMING:
+            await hold.wait()
+        order.append((event.control_id, event.state))
+
+    async with serving(handler=handler) as server:
+        for params in (
+            {},
+            {"state": "finished"},
+            {"state": "finished"},
+            {"control_id": "control-2", "state": "finished"},
+            {"control_id": "control-2"},
+        ):
+            body = json.dumps({**changed(**params), "timestamp": len(order) + server.receiver.counts.received}).encode()
+            assert await server.post_json(body) == 204
+        counts = server.receiver.counts
+        assert (counts.received, counts.duplicates, counts.late) == (5, 1, 1)
+        hold.set()
+
+    assert order == [("control-2", "finished"), ("control-1", "streaming"), ("control-1", "finished")]
+
+
+@pytest.mark.usefixtures("idle_clock")
+async def test_json_callbacks_without_a_control_id_are_not_one_stream() -> None:
+    async with serving() as server:
+        for number in range(2):
+            document = {**changed(control_id=None), "timestamp": number}
+            assert await server.post_json(json.dumps(document).encode()) == 204
+        assert [(await server.heard.get()).timestamp_text for _ in range(2)] == ["0", "1"]
+    assert server.receiver.counts.duplicates == 0
