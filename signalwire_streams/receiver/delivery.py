@@ -11,6 +11,7 @@ from attrs import define, field
 from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.receiver.decoding import decode_event
 from signalwire_streams.receiver.events import AudioEvent, ConnectedEvent, MediaEvent, StartEvent, StopEvent
+from signalwire_streams.receiver.logs import RateLimitedLog
 from signalwire_streams.receiver.reading import Reading
 from signalwire_streams.receiver.session import EndReason, StreamSession
 
@@ -39,6 +40,7 @@ class Delivery:
         transport: what it runs over.
         most: how many events may come before the start event.
         most_bytes: how much memory they may take; the last one may exceed it.
+        failure_log: logs why no stream began.
         failure: why no stream began on it.
     """
 
@@ -46,6 +48,7 @@ class Delivery:
     transport: asyncio.Transport
     most: int
     most_bytes: int
+    failure_log: RateLimitedLog
     failure: str = field(init=False, default="")
     _early: list[AudioEvent] = field(init=False, factory=list, repr=False)
     _early_bytes: int = field(init=False, default=0)
@@ -70,6 +73,7 @@ class Delivery:
             self.failure = str(error)
         if self._malformed:
             self.failure += f"; {self._malformed} frames could not be read"
+        self.failure_log.warning("a socket was opened, and no stream began on it: %s", self.failure)
         await self.close(WSCloseCode.POLICY_VIOLATION)
         return None
 

@@ -159,7 +159,9 @@ class MediaReceiver(Opener):
             await socket.prepare(request)
         except ConnectionError:  # the other end left
             return None
-        return None if transport is None else Delivery(socket, transport, self._most, self._most_bytes)
+        if transport is None:
+            return None
+        return Delivery(socket, transport, self._most, self._most_bytes, self._failure_log)
 
     def _session(self, socket: web.WebSocketResponse, start: StartEvent) -> tuple[StreamSession, Reading]:
         media = start.media_format
@@ -178,9 +180,7 @@ class MediaReceiver(Opener):
             start = await self._before_closing(delivery.begin(self._start_timeout))
         finally:
             self.beginning -= 1
-        if delivery.failure:
-            self._failure_log.warning("a socket was opened, and no stream began on it: %s", delivery.failure)
-        elif start is None:
+        if start is None and not delivery.failure:
             await delivery.close(WSCloseCode.GOING_AWAY)
         return start
 

@@ -627,28 +627,3 @@ async def test_who_is_admitted_while_it_closes_is_turned_away(heard: Heard, serv
     answer.set()
     with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
         await dialling
-
-
-async def test_a_handler_that_does_not_end(
-    serve: Any, dial: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It is cancelled, waited for a moment, and left behind; that is logged."""
-    monkeypatch.setattr("signalwire_streams.receiver.media_receiver._GRACE", 0.01)
-    begun, end = asyncio.Event(), asyncio.Event()
-
-    async def stubborn(session: StreamSession) -> None:
-        begun.set()
-        while not end.is_set():
-            try:
-                await end.wait()
-            except asyncio.CancelledError:
-                continue
-
-    receiver = MediaReceiver(stubborn, bearer_tokens=None)
-    peer = await dial(await serve(receiver))
-    await peer.send_json(START)
-    await begun.wait()
-    await receiver.aclose(0)
-    assert "1 handlers go on although they were cancelled" in caplog.text
-    end.set()
-    await until(lambda: not receiver.sessions)

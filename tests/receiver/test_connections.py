@@ -1,0 +1,376 @@
+"""Connections that carry no stream: they are limited in time and number, and no stream is closed for them."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+import struct
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import aiohttp
+import pytest
+
+from signalwire_streams import InvalidRequestError
+from signalwire_streams.receiver import EndReason, MediaReceiver
+from signalwire_streams.receiver.server import default_max_pending
+
+from .conftest import Heard, until
+from .test_receiver import START, media
+
+Raw: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+pytestmark = pytest.mark.usefixtures("idle_clock")
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+def port_of(url: str) -> int:
+    return int(url.rsplit(":", 1)[1].split("/", maxsplit=1)[0])
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Callable[..., Any]]:
+    """Connect to a receiver with nothing but TCP."""
+    async with AsyncExitStack() as stack:
+
+        async def open_raw(url: str, *pieces: bytes) -> Raw:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
+            stack.callback(writer.close)
+            for piece in pieces:
+                writer.write(piece)
+            return reader, writer
+
+        yield open_raw
+
+
+async def rest_of(connection: Raw) -> bytes:
+    """Read until the other end closes; a reset is as good."""
+    pieces = []
+    with contextlib.suppress(ConnectionError):
+        while piece := await connection[0].read(65536):
+            pieces.append(piece)
+    return b"".join(pieces)
+
+
+def is_open(connection: Raw) -> bool:
+    return not connection[0].at_eof() and connection[0].exception() is None
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HT",
+        b"GET / HTTP/1.1\r\nHost: x\r\n",
+        b"\r\n\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 2000,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+    ids=["nothing", "half a line", "half a head", "blank lines", "half a header", "a TLS record"],
+)
+async def test_head_of_a_request_has_a_time_limit(heard: Heard, serve: Any, connect: Any, sent: bytes) -> None:
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), handshake_timeout=7.0)
+    accepted = asyncio.get_running_loop().time()
+    await rest_of(await connect(url, sent))
+    assert asyncio.get_running_loop().time() - accepted == pytest.approx(7.0, abs=0.5) or b"\x16" in sent
+
+
+async def test_bytes_that_keep_coming_do_not_extend_the_limit(heard: Heard, serve: Any, connect: Any) -> None:
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), handshake_timeout=7.0)
+    reader, writer = await connect(url)
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        for byte in b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 100:
+            writer.write(bytes([byte]))
+            sent += 1
+            await asyncio.sleep(1.0)
+            if reader.at_eof():
+                break
+    assert sent <= 8
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/1.1\r\n\r\n"])
+async def test_tls_handshake_has_a_time_limit(
+    heard: Heard, serve: Any, connect: Any, certificate: ssl.SSLContext, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is counted from the accept; a client that speaks no TLS is closed without a line in the log."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), handshake_timeout=7.0, ssl_context=certificate)
+    await rest_of(await connect(url, sent))
+    assert not caplog.records
+
+
+async def test_oldest_connection_without_a_stream_is_closed_first(
+    heard: Heard, serve: Any, connect: Any, dial: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Streams are never closed for others, new ones get in, and that is one line in the log."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), max_pending=3, handshake_timeout=600.0)
+    stream = await dial(url)
+    await stream.send_json(START)
+    await until(lambda: len(heard.sessions) == 1)
+    opened = []
+    for number in range(8):
+        opened.append(await connect(url))
+        if number >= 3:
+            await rest_of(opened[number - 3])
+    assert [is_open(connection) for connection in opened] == [False] * 5 + [True] * 3
+    second = await dial(url)
+    await second.send_json(START)
+    await until(lambda: len(heard.sessions) == 2)
+    for peer in (stream, second):
+        await peer.send_json(media(1))
+        await peer.send_json({"event": "stop"})
+        assert (await heard.end()).end_reason is EndReason.STOPPED
+    assert [record.getMessage() for record in caplog.records] == [
+        "3 connections wait without a stream, so the oldest of them is closed for each new one"
+    ]
+
+
+async def test_shortage_is_logged_again_after_a_minute(
+    heard: Heard, serve: Any, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the number of connections that were closed in between."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), max_pending=1, handshake_timeout=600.0)
+    for pause in (0.0, 1.0, 1.0, 60.0):
+        await asyncio.sleep(pause)
+        first, _ = await connect(url), await connect(url)
+        await rest_of(first)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert lines[1].endswith("(and 4 more such lines since the last one)")
+
+
+async def test_socket_without_a_start_counts_as_a_connection_without_a_stream(
+    heard: Heard, serve: Any, dial: Any
+) -> None:
+    receiver = MediaReceiver(heard, bearer_tokens=None, start_timeout=600.0)
+    url = await serve(receiver, max_pending=2)
+    peers = [await dial(url) for _ in range(3)]
+    assert (await peers[0].receive()).type is aiohttp.WSMsgType.CLOSED
+    await peers[1].send_json(START)
+    await until(lambda: bool(heard.sessions))
+    await until(lambda: receiver.beginning == 1)
+
+
+async def test_burst_of_streams_is_not_cut_for_itself(heard: Heard, serve: Any, dial: Any) -> None:
+    """More streams than the cap that dial at once all get in, since each connection has a moment to begin."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), max_pending=5)
+
+    async def begin() -> None:
+        await (await dial(url)).send_json(START)
+
+    await asyncio.gather(*(begin() for _ in range(40)))
+    await until(lambda: len(heard.sessions) == 40)
+
+
+REQUESTS = {
+    "no token": (UPGRADE, b"401 Unauthorized"),
+    "another path": (b"GET /other HTTP/1.1\r\nHost: x\r\n\r\n", b"404 Not Found"),
+    "another method": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", b"405 Method Not Allowed"),
+    "no upgrade": (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n", b"400 Bad Request"),
+    "HTTP/1.0": (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", b"400 Bad Request"),
+    "another upgrade": (
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n",
+        b"400 Bad Request",
+    ),
+    "no key": (UPGRADE.replace(b"Sec-WebSocket-Key", b"X-Key"), b"400 Bad Request"),
+    "another version": (UPGRADE.replace(b"Version: 13", b"Version: 99"), b"400 Bad Request"),
+    "several at once": (b"GET /other HTTP/1.1\r\nHost: x\r\n\r\n" * 50, b"404 Not Found"),
+    "a body without an end": (
+        b"POST /other HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n" + b"x" * 65536,
+        b"404 Not Found",
+    ),
+    "no HTTP": (b"hush\x00\xff\r\n\r\n", b"400 Bad Request"),
+    "a header that is none": (b"GET / HTTP/1.1\r\nAuthorization Bearer hush\r\n\r\n", b"400 Bad Request"),
+    "a header without an end": (b"GET / HTTP/1.1\r\nX: " + b"hush" * 20_000, b"400 Bad Request"),
+    "headers without an end": (b"GET / HTTP/1.1\r\n" + b"X: hush\r\n" * 2000, b"400 Bad Request"),
+}
+
+
+@pytest.mark.parametrize(("request_bytes", "status"), REQUESTS.values(), ids=REQUESTS)
+async def test_connection_ends_with_its_response(
+    heard: Heard, serve: Any, connect: Any, request_bytes: bytes, status: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No connection is kept alive, no body is read, and nothing that a client sent is logged."""
+    caplog.set_level(logging.DEBUG, "signalwire_streams")
+    url = await serve(MediaReceiver(heard, bearer_tokens="right"), handshake_timeout=600.0)
+    began = asyncio.get_running_loop().time()
+    response = await rest_of(await connect(url, request_bytes))
+    assert asyncio.get_running_loop().time() - began < 5.0
+    assert response.startswith((b"HTTP/1.1 " + status, b"HTTP/1.0 " + status)) or b"Content-Length: 1" in request_bytes
+    assert response.count(b"HTTP/1.") <= 1
+    assert "hush" not in caplog.text
+    assert all(record.levelno == logging.DEBUG for record in caplog.records)
+
+
+async def test_error_of_a_token_check_is_logged(
+    serve: Any, connect: Any, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such an error is a mistake of the server's owner, not of a client."""
+
+    async def check(token: str) -> bool:
+        raise LookupError("no such table")
+
+    url = await serve(MediaReceiver(heard, bearer_tokens=check))
+    head = UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer hush")
+    assert (await rest_of(await connect(url, head))).startswith(b"HTTP/1.1 500")
+    assert "no such table" in caplog.text
+    assert "hush" not in caplog.text
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_token_check_that_does_not_end(
+    serve: Any, connect: Any, heard: Heard, refuses: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has as long as a stream to start; then the stream is refused."""
+    end = asyncio.Event()
+
+    async def check(token: str) -> bool:
+        while not end.is_set():
+            try:
+                await end.wait()
+            except asyncio.CancelledError:
+                if not refuses:
+                    raise
+        return True
+
+    url = await serve(MediaReceiver(heard, bearer_tokens=check, start_timeout=5.0))
+    head = UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer hush")
+    assert (await rest_of(await connect(url, head))).startswith(b"HTTP/1.1 503")
+    assert "the token check did not return within 5 s" in caplog.text
+    assert "hush" not in caplog.text
+    end.set()
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("sent", [b"", UPGRADE[:40], UPGRADE, UPGRADE + b"\x81"])
+@pytest.mark.parametrize("tls", [False, True])
+async def test_resets_leave_nothing_behind(
+    heard: Heard,
+    serve: Any,
+    connect: Any,
+    dial: Any,
+    certificate: ssl.SSLContext,
+    sent: bytes,
+    tls: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A client that resets its connection in the middle of a handshake is no error of the server."""
+    receiver = MediaReceiver(heard, bearer_tokens=None)
+    url = await serve(receiver, max_pending=1, **({"ssl_context": certificate} if tls else {}))
+    for _ in range(20):
+        _, writer = await connect(url, sent)
+        await asyncio.sleep(0)
+        reset(writer)
+    await until(lambda: receiver.beginning == 0)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_client_that_leaves_while_its_token_is_checked(
+    heard: Heard, serve: Any, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def check(token: str) -> bool:
+        asked.set()
+        await answer.wait()
+        return True
+
+    receiver = MediaReceiver(heard, bearer_tokens=check)
+    _, writer = await connect(await serve(receiver), UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer t"))
+    await asked.wait()
+    reset(writer)
+    await asyncio.sleep(0.1)
+    answer.set()
+    await asyncio.sleep(0.1)
+    assert not caplog.records
+    assert heard.sessions == []
+
+
+async def test_client_that_never_reads_does_not_hold_its_connection(
+    heard: Heard, serve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A socket that sends pings and reads no pong is closed when its time for a start is over."""
+    receiver = MediaReceiver(heard, bearer_tokens=None, start_timeout=5.0)
+    url = await serve(receiver)
+    with socket.create_connection(("127.0.0.1", port_of(url))) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(peer, UPGRADE)
+        ping = b"\x89\xfd" + bytes(4) + b"x" * 125
+
+        async def flood() -> None:
+            while True:
+                await loop.sock_sendall(peer, ping * 1000)
+
+        flooding = asyncio.create_task(flood())
+        with contextlib.suppress(ConnectionError):
+            await flooding
+    await until(lambda: receiver.beginning == 0)
+    assert heard.sessions == []
+
+
+async def test_streams_are_taken_on_several_addresses(
+    heard: Heard, serve: Any, dial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address that this machine does not have is skipped while there is another."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("127.0.0.1", "192.0.2.1", "127.0.0.2")]
+
+    async def getaddrinfo(*_: Any, **__: Any) -> Any:
+        return found
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    await serve(MediaReceiver(heard, bearer_tokens=None), host="127.0.0.1")
+    found[:] = found[1:2]
+    with pytest.raises(OSError, match=r"192\.0\.2\.1"):
+        await serve(MediaReceiver(heard, bearer_tokens=None), host="127.0.0.1")
+
+
+async def test_port_that_is_taken(heard: Heard, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error, and what was bound before is given back."""
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        async def getaddrinfo(*_: Any, **__: Any) -> Any:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.1", "127.0.0.2")]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        with pytest.raises(OSError, match=r"127\.0\.0\.2"):
+            await serve(MediaReceiver(heard, bearer_tokens=None))
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"handshake_timeout": 0}, "handshake_timeout must be a number of seconds above 0"),
+        ({"max_pending": 0}, "max_pending must be a whole number of 1 or more"),
+        ({"shutdown_timeout": -1}, "shutdown_timeout must be a number of seconds above 0"),
+        ({"path": "audio"}, "path 'audio' does not begin with a slash: write it as '/audio'"),
+    ],
+)
+async def test_invalid_settings_of_a_server(heard: Heard, serve: Any, settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(InvalidRequestError, match=match):
+        await serve(MediaReceiver(heard, bearer_tokens=None), **settings)
+
+
+def test_default_cap_follows_the_file_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = ModuleType("resource")
+    limits.RLIMIT_NOFILE, limits.RLIM_INFINITY = 7, -1  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "resource", limits)
+    for soft, most in ((256, 128), (1024, 512), (1_048_576, 2048), (-1, 2048), (1, 1)):
+        limits.getrlimit = lambda _, soft=soft: (soft, soft)  # type: ignore[attr-defined]
+        assert default_max_pending() == most
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert default_max_pending() == 256

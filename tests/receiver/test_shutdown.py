@@ -1,0 +1,176 @@
+"""The end of a receiver: it comes in time, whatever the handlers do."""
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from signalwire_streams.receiver import EndReason, MediaReceiver, StreamSession
+
+from .conftest import until
+from .test_receiver import START
+
+pytestmark = pytest.mark.usefixtures("idle_clock")
+
+
+async def swallow(end: asyncio.Event) -> None:
+    """Refuse each cancellation."""
+    while not end.is_set():
+        try:
+            await end.wait()
+        except asyncio.CancelledError:
+            continue
+
+
+async def stay_in_finally(end: asyncio.Event) -> None:
+    """Take the cancellation, and then wait for something that does not come."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await swallow(end)
+
+
+async def fail_at_last(end: asyncio.Event) -> None:
+    """Refuse each cancellation, and raise in the end."""
+    await swallow(end)
+    raise LookupError("no such tenant")
+
+
+async def replace(end: asyncio.Event) -> None:
+    """Answer a cancellation with another error."""
+    try:
+        await end.wait()
+    except asyncio.CancelledError:
+        raise RuntimeError("not now") from None
+
+
+STUBBORN = [swallow, stay_in_finally, fail_at_last]
+
+
+@pytest.mark.parametrize("conduct", STUBBORN)
+async def test_serve_ends_in_time_with_handlers_that_refuse_to_be_cancelled(
+    conduct: Callable[[asyncio.Event], Awaitable[None]], dial: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are named in one line, the sockets are closed, and nothing is said of them later."""
+    begun, end = [], asyncio.Event()
+
+    async def handler(session: StreamSession) -> None:
+        begun.append(session)
+        await conduct(end)
+
+    loop = asyncio.get_running_loop()
+    receiver = MediaReceiver(handler, bearer_tokens=None)
+    async with receiver.serve(shutdown_timeout=4.0) as url:
+        peers = [await dial(url) for _ in range(7)]
+        for number, peer in enumerate(peers):
+            await peer.send_json({**START, "start": {"streamSid": f"s-{number}", "customParameters": {"a": "hush"}}})
+        await until(lambda: len(begun) == 7)
+        closed = [asyncio.create_task(peer.receive()) for peer in peers]
+        ending = loop.time()
+    assert loop.time() - ending <= 4.0 + 2.0 + 0.5
+    assert [(await closing).data for closing in closed] == [1001] * 7
+    assert {session.end_reason for session in begun} == {EndReason.SHUTDOWN}
+    assert receiver.sessions == set()
+    [record] = caplog.records
+    assert record.levelname == "ERROR"
+    assert record.getMessage() == (
+        "7 handlers are still running although they were cancelled, and are left behind: "
+        f"{handler.__qualname__} of s-0, s-1, s-2, s-3, s-4 and 2 more"
+    )
+    gc.collect()
+    end.set()
+    await asyncio.sleep(1)
+    gc.collect()
+    later = [record.getMessage() for record in caplog.records[1:]]
+    assert all(line.startswith("the handler of stream s-") for line in later)
+    assert len(later) == (7 if conduct is fail_at_last else 0)
+
+
+async def test_handler_that_answers_a_cancellation_with_an_error(dial: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """That is logged as any other error of a handler."""
+    begun = asyncio.Event()
+
+    async def handler(session: StreamSession) -> None:
+        begun.set()
+        await replace(asyncio.Event())
+
+    async with MediaReceiver(handler, bearer_tokens=None).serve(shutdown_timeout=0) as url:
+        await (await dial(url)).send_json(START)
+        await begun.wait()
+    [record] = caplog.records
+    assert record.getMessage() == "the handler of stream stream-1 failed, so the stream is closed"
+
+
+async def test_streams_may_go_on_until_the_deadline(dial: Any) -> None:
+    """And no longer: a stream that goes on is closed with 1001 then."""
+    sessions = list[StreamSession]()
+
+    async def handler(session: StreamSession) -> None:
+        sessions.append(session)
+        async for _ in session:
+            pass
+
+    loop = asyncio.get_running_loop()
+    async with MediaReceiver(handler, bearer_tokens=None).serve() as url:
+        peer = await dial(url)
+        await peer.send_json(START)
+        await until(lambda: bool(sessions))
+        closed, ending = asyncio.create_task(peer.receive()), loop.time()
+    assert (await closed).data == 1001
+    assert 5.0 <= loop.time() - ending < 5.5
+
+
+async def test_serve_that_is_cancelled_ends_at_once(dial: Any) -> None:
+    """Its streams are ended, and its port is free."""
+    sessions, ending = list[StreamSession](), asyncio.Event()
+
+    async def handler(session: StreamSession) -> None:
+        sessions.append(session)
+        async for _ in session:
+            pass
+
+    receiver = MediaReceiver(handler, bearer_tokens=None)
+    served: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def serve() -> None:
+        async with receiver.serve(shutdown_timeout=600.0) as url:
+            served.set_result(url)
+            await ending.wait()
+
+    serving = asyncio.create_task(serve())
+    url = await served
+    peer = await dial(url)
+    await peer.send_json(START)
+    await until(lambda: bool(sessions))
+    ending.set()
+    await asyncio.sleep(1)
+    began = asyncio.get_running_loop().time()
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert asyncio.get_running_loop().time() - began < 1.0
+    assert sessions[0].end_reason is EndReason.SHUTDOWN
+    with pytest.raises(OSError, match="Cannot connect"):
+        await dial(url)
+
+
+async def test_closing_in_an_application_of_ones_own_ends_its_requests(
+    serve: Any, dial: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After `aclose` no request waits for a handler that refuses to end, so that the server can end as well."""
+    begun, end = asyncio.Event(), asyncio.Event()
+
+    async def handler(session: StreamSession) -> None:
+        begun.set()
+        await swallow(end)
+
+    receiver = MediaReceiver(handler, bearer_tokens=None)
+    peer = await dial(await serve(receiver))
+    await peer.send_json(START)
+    await begun.wait()
+    await receiver.aclose(0)
+    assert "1 handlers are still running" in caplog.text
+    assert "hush" not in caplog.text
+    end.set()
