@@ -8,12 +8,13 @@ accept when the process runs out of file descriptors, and leaves a connection in
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import select
 import socket
 from collections.abc import Awaitable, Callable
 from ssl import SSLContext, SSLError
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from aiohttp import http_exceptions, web
 from attrs import define, field
@@ -76,7 +77,7 @@ class _Connection:
     sock: socket.socket
     accepted_at: float
     closed: asyncio.Event = field(init=False, factory=asyncio.Event)
-    opening: asyncio.Task[None] | None = field(init=False, default=None)
+    opening: asyncio.Task[None] = field(init=False)
     protocol: web.RequestHandler | None = field(init=False, default=None)
     transport: asyncio.Transport | None = field(init=False, default=None)
     timer: asyncio.TimerHandle | None = field(init=False, default=None)
@@ -85,7 +86,7 @@ class _Connection:
         """Close it at once."""
         if self.transport is not None:
             self.transport.abort()
-        elif self.opening is not None:
+        else:
             self.opening.cancel()  # which closes the transport
 
     def abort_after(self, seconds: float) -> None:
@@ -275,13 +276,21 @@ def _has_waiting(listener: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+async def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:  # a name, which a thread looks up
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]  # noqa: PLR2004  (IPv4)
+
+
 async def _bind(host: str, port: int) -> list[socket.socket]:
-    found = await asyncio.get_running_loop().getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
     listeners: list[socket.socket] = []
     failure: OSError | None = None
-    for family, _, _, _, address in dict.fromkeys(found):
+    for family, address in await _addresses(host, port):
         try:
             listeners.append(socket.create_server(address, family=family, backlog=_BACKLOG))
         except OSError as error:

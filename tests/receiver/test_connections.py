@@ -2,22 +2,25 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
+import select
 import socket
 import ssl
 import struct
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, TypeAlias
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from signalwire_streams import InvalidRequestError
 from signalwire_streams.receiver import EndReason, MediaReceiver
-from signalwire_streams.receiver.server import default_max_pending
+from signalwire_streams.receiver.server import StreamServer, default_max_pending
 
 from .conftest import Heard, until
 from .test_receiver import START, media
@@ -56,6 +59,37 @@ async def rest_of(connection: Raw) -> bytes:
         while piece := await connection[0].read(65536):
             pieces.append(piece)
     return b"".join(pieces)
+
+
+class FailingAccept:
+    """Makes the next accepts fail, with a connection that waits or ahead of one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.errors: list[int] = []
+        self.ahead: list[int] = []
+        loop = asyncio.get_running_loop()
+        accept = loop.sock_accept
+
+        async def sock_accept(listener: socket.socket) -> Any:
+            if self.ahead:
+                raise OSError(self.ahead.pop(), "none left")
+            if self.errors:
+                await ready(listener)
+                raise OSError(self.errors.pop(), "none left")
+            return await accept(listener)
+
+        async def ready(listener: socket.socket) -> None:
+            waiting = asyncio.Event()
+            loop.add_reader(listener, waiting.set)
+            await waiting.wait()
+            loop.remove_reader(listener)
+
+        monkeypatch.setattr(loop, "sock_accept", sock_accept)
+
+
+@pytest.fixture
+async def failing_accept(monkeypatch: pytest.MonkeyPatch) -> FailingAccept:
+    return FailingAccept(monkeypatch)
 
 
 def is_open(connection: Raw) -> bool:
@@ -330,10 +364,10 @@ async def test_streams_are_taken_on_several_addresses(
         return found
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    await serve(MediaReceiver(heard, bearer_tokens=None), host="127.0.0.1")
+    await serve(MediaReceiver(heard, bearer_tokens=None), host="here.example")
     found[:] = found[1:2]
     with pytest.raises(OSError, match=r"192\.0\.2\.1"):
-        await serve(MediaReceiver(heard, bearer_tokens=None), host="127.0.0.1")
+        await serve(MediaReceiver(heard, bearer_tokens=None), host="here.example")
 
 
 async def test_port_that_is_taken(heard: Heard, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +380,7 @@ async def test_port_that_is_taken(heard: Heard, serve: Any, monkeypatch: pytest.
 
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
         with pytest.raises(OSError, match=r"127\.0\.0\.2"):
-            await serve(MediaReceiver(heard, bearer_tokens=None))
+            await serve(MediaReceiver(heard, bearer_tokens=None), host="here.example")
     with socket.create_server(("127.0.0.1", port)):
         pass
 
@@ -363,6 +397,83 @@ async def test_port_that_is_taken(heard: Heard, serve: Any, monkeypatch: pytest.
 async def test_invalid_settings_of_a_server(heard: Heard, serve: Any, settings: dict[str, Any], match: str) -> None:
     with pytest.raises(InvalidRequestError, match=match):
         await serve(MediaReceiver(heard, bearer_tokens=None), **settings)
+
+
+@pytest.mark.parametrize("poll", [True, False])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+async def test_shortage_of_file_descriptors_closes_the_oldest_connection(
+    heard: Heard,
+    serve: Any,
+    connect: Any,
+    dial: Any,
+    failing_accept: FailingAccept,
+    number: int,
+    poll: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each failed accept closes one, which is one line in the log; the new connection waits in the kernel."""
+    if not poll:
+        monkeypatch.delattr(select, "poll")
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), handshake_timeout=600.0)
+    slow = [await connect(url) for _ in range(5)]
+    await asyncio.sleep(1)
+    failing_accept.errors += [number] * 3
+    await connect(url)  # an accept waits already, and does not fail
+    peer = await dial(url)
+    await peer.send_json(START)
+    await until(lambda: bool(heard.sessions))
+    assert [await rest_of(connection) for connection in slow[:3]] == [b""] * 3
+    assert [is_open(connection) for connection in slow] == [False] * 3 + [True] * 2
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith(f"cannot accept a connection ({errno.errorcode[number]}): ")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOBUFS, 0, errno.ECONNABORTED])
+async def test_accept_that_fails_is_tried_again(
+    heard: Heard, serve: Any, dial: Any, failing_accept: FailingAccept, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A new stream waits until there is room for it."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None))
+    failing_accept.errors += [number] * 10
+    await (await dial(url)).close()  # an accept waits already, and does not fail
+    peer = await dial(url)
+    await peer.send_json(START)
+    await until(lambda: bool(heard.sessions))
+    assert failing_accept.errors == []
+    lines = [record for record in caplog.records if record.getMessage().startswith("cannot accept a connection")]
+    assert len(lines) == (number != errno.ECONNABORTED)
+
+
+async def test_shortage_without_a_new_connection_closes_none(
+    heard: Heard, serve: Any, connect: Any, failing_accept: FailingAccept
+) -> None:
+    """Linux reports it before a connection is there."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), handshake_timeout=600.0)
+    slow = await connect(url)
+    failing_accept.ahead += [errno.EMFILE] * 3
+    await asyncio.sleep(1)
+    await connect(url)
+    await asyncio.sleep(10)
+    assert failing_accept.ahead == []
+    assert is_open(slow)
+
+
+async def test_connection_that_is_closed_before_it_is_opened() -> None:
+    """Its socket is closed, and a request whose connection was lost gets no turn."""
+
+    async def respond(*_: Any) -> web.StreamResponse:
+        raise AssertionError
+
+    server = StreamServer(respond, ssl_context=None, handshake_timeout=10.0, max_pending=10)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        server._add(ours)
+        await server.close()
+        assert theirs.recv(1) == b""
+    lost: Any = SimpleNamespace(protocol=None)
+    assert (await server._respond(lost)).status == 503
 
 
 def test_default_cap_follows_the_file_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:

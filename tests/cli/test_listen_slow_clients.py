@@ -1,0 +1,99 @@
+"""``listen`` with few file descriptors and many clients that send nothing: its streams are recorded all the same."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from .bulk_runs import until
+from .shell import PATIENCE, line_of
+from .test_listen import begin, dialled, files_in, listening, sound_of, speak, stop
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits and signals")
+
+DESCRIPTORS = 256
+SLOW_CLIENTS = 378
+LIMITED = (
+    "import resource, sys\n"
+    f"resource.setrlimit(resource.RLIMIT_NOFILE, ({DESCRIPTORS}, {DESCRIPTORS}))\n"
+    "from signalwire_streams.__main__ import main\n"
+    "sys.exit(main())"
+)
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("sent", "most_lines"),
+    [
+        (b"", 1),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nUpgr", 1),
+        (b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n", 1),
+        (b"hush\x00\r\n\r\n", 1),
+        (UPGRADE, 11),  # ten of them say why no stream began
+    ],
+    ids=["nothing", "half a head", "another path", "no HTTP", "no start"],
+)
+async def test_streams_are_recorded_beside_slow_clients(tmp_path: Path, sent: bytes, most_lines: int) -> None:
+    """Those that had begun go on, new ones get in at once, and stderr stays short."""
+    async with contextlib.AsyncExitStack() as stack:
+        listener = await stack.enter_async_context(listening(tmp_path, python=("-c", LIMITED)))
+        peers = [await stack.enter_async_context(dialled(listener.url)) for _ in range(3)]
+        for number, peer in enumerate(peers):
+            await begin(peer, f"before-{number}")
+        port = int(listener.url.rsplit(":", 1)[1].strip("/"))
+
+        async def connect_slowly() -> None:
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+            with contextlib.suppress(ConnectionError):
+                client.send(sent)
+
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*(connect_slowly() for _ in range(SLOW_CLIENTS)))
+            for number in range(3):
+                peer = await stack.enter_async_context(dialled(listener.url))
+                await begin(peer, f"after-{number}")
+                peers.append(peer)
+        for peer in peers:
+            await speak(peer)
+            await stop(peer)
+        facts = [await listener.ended() for _ in peers]
+        ran = await listener.end()
+    assert sorted(told["sid"] for told in facts) == [f"{when}-{n}" for when in ("after", "before") for n in range(3)]
+    assert {told["end"] for told in facts} == {"stopped"}
+    assert all(len(sound_of(told["files"][0])[1]) == 1600 for told in facts)
+    assert (ran.code, ran.out) == (0, "")
+    assert len(ran.err.splitlines()) <= most_lines
+    assert "hush" not in ran.err
+    assert "Traceback" not in ran.err
+
+
+async def test_second_interrupt_ends_it_at_once(tmp_path: Path) -> None:
+    """Also where a peer does not answer that its socket is closed; the recording is whole, and stderr is empty."""
+    async with listening(tmp_path) as listener:
+        port = int(listener.url.rsplit(":", 1)[1].strip("/"))
+        _, silent = await asyncio.open_connection("127.0.0.1", port)  # reads nothing, and answers nothing
+        silent.write(UPGRADE)
+        async with dialled(listener.url) as peer:
+            await begin(peer)
+            await speak(peer)
+            start = b'{"event":"start","start":{"streamSid":"silent","tracks":["inbound"],"mediaFormat":'
+            start += b'{"encoding":"audio/x-mulaw","sampleRate":8000,"channels":1}}}'
+            silent.write(b"\x81\xfe" + len(start).to_bytes(2) + bytes(4) + start)
+            await until(lambda: len(files_in(tmp_path)) == 2)
+            listener.child.send_signal(signal.SIGINT)
+            told = await line_of(listener.child)
+            ran = await listener.end(signal.SIGINT)
+        silent.transport.abort()
+    assert "shutdown" in told
+    assert ran.code in {0, 130}
+    assert ran.err == ""
+    assert len(sound_of(tmp_path / "s-1.wav")[1]) == 1600
