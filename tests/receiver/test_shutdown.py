@@ -1,7 +1,9 @@
 """The end of a receiver: it comes in time, whatever the handlers do."""
 
 import asyncio
+import contextlib
 import gc
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from aiohttp import web
 from signalwire_streams.receiver import EndReason, MediaReceiver, StreamSession
 
 from .conftest import until
+from .test_connections import UPGRADE, port_of
 from .test_receiver import START
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
@@ -121,6 +124,33 @@ async def test_streams_may_go_on_until_the_deadline(dial: Any) -> None:
         closed, ending = asyncio.create_task(peer.receive()), loop.time()
     assert (await closed).data == 1001
     assert 5.0 <= loop.time() - ending < 5.5
+
+
+async def test_abort_ends_what_waits_for_the_other_end(serve: Any) -> None:
+    """A peer that does not answer that its socket is closed is not waited for any longer."""
+    ended = asyncio.Event()
+
+    async def handler(session: StreamSession) -> None:
+        await session.ended()
+        ended.set()
+
+    receiver = MediaReceiver(handler, bearer_tokens=None)
+    url = await serve(receiver)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
+    start = json.dumps(START).encode()
+    writer.write(UPGRADE + b"\x81\xfe" + len(start).to_bytes(2) + bytes(4) + start)
+    await until(lambda: bool(receiver.sessions))
+    closing = asyncio.create_task(receiver.aclose(0))
+    await ended.wait()
+    await asyncio.sleep(0.1)
+    assert not closing.done()
+    began = asyncio.get_running_loop().time()
+    receiver.abort()
+    await closing
+    assert asyncio.get_running_loop().time() - began < 0.1
+    writer.transport.abort()
+    with contextlib.suppress(ConnectionError):
+        await reader.read()
 
 
 async def test_serve_that_is_cancelled_ends_at_once(dial: Any) -> None:

@@ -196,8 +196,10 @@ class Listening:
                 loop.remove_signal_handler(number)
 
         def end() -> None:
+            if self._over.is_set():  # a second Ctrl-C; recordings are whole by then
+                self._receiver.abort()
+                take_back()
             self._over.set()
-            take_back()  # a second Ctrl-C ends it at once; recordings are whole by then
 
         try:
             for number in numbers:
