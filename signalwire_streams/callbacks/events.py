@@ -72,7 +72,7 @@ class _Callback:
 
     @property
     def stream_key(self) -> Hashable | None:
-        """What all callbacks of one stream have in common; None where they name no stream."""
+        """The key that all callbacks of one stream share; None if they name no stream."""
         return self.stream_sid
 
     @property
@@ -181,7 +181,7 @@ class CallStreamChanged(_Callback):
 
     @property
     def ending(self) -> str | None:
-        """That it has finished, where it has."""
+        """That it has finished, once the state is `finished`."""
         return "it has finished" if self.state == CallStreamState.FINISHED else None
 
 

@@ -117,7 +117,7 @@ class CallbackReceiver:
         allowed_hosts: instead of `public_url`, the hosts that a request may name as its own, as ``example.com`` (with
             any port), ``example.com:8443`` or ``*.example.com``; ``*`` allows each. Without either of the two, the
             sender's ``Host`` header decides which address its signature is checked for, so a callback that was signed
-            for another server is accepted, too; a warning is logged then.
+            for another server is accepted as well. That is logged as a warning.
         trust_forwarded: whether to believe ``X-Forwarded-Proto``, ``-Host``, ``-Port`` and ``Forwarded``. Only behind
             a proxy that sets them itself and lets none through.
         body_limit: the longest body in bytes.

@@ -112,8 +112,9 @@ class MediaReceiver(Opener):
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Receive one stream, until it ends and its handler has returned.
 
-        In an application of yours, its own server limits slow clients: ``web.AppRunner(app, keepalive_timeout=10)``
-        closes a connection whose request's head takes longer, and aiohttp's default is an hour.
+        Only `serve` limits connections without a stream. In an application of yours, set its own limit:
+        ``web.AppRunner(app, keepalive_timeout=10)`` closes a connection when the head of its request takes longer. By
+        default aiohttp waits for an hour.
         """
         return await self._receive(request, lambda: None)
 
@@ -133,8 +134,12 @@ class MediaReceiver(Opener):
             self.turned_away += 1
             return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
         delivery = await self._upgrade(socket, request)
-        start = None if delivery is None else await self._begin(delivery)
-        if delivery is not None and start is not None:
+        if delivery is None:
+            if joining is not None:
+                joining.broke("the connection broke")
+            return web.Response(status=503)  # it cannot be sent; aiohttp fails on a socket that was not upgraded
+        start = await self._begin(delivery)
+        if start is not None:
             carries_stream()
             task = asyncio.create_task(self._carry(delivery, start, handler))
             self._tasks.add(task)
@@ -143,8 +148,7 @@ class MediaReceiver(Opener):
                 task.add_done_callback(lambda _: joining.closed.set())
             await asyncio.shield(task)
         elif joining is not None:
-            lost = "the connection broke" if delivery is None else delivery.failure
-            joining.broke(lost or "the receiver was closed")
+            joining.broke(delivery.failure or "the receiver was closed")
         return socket
 
     async def _admits(self, token: str | None) -> bool | None:
@@ -198,7 +202,7 @@ class MediaReceiver(Opener):
             if not task.done():
                 leave_behind(task)
             elif not task.cancelled():
-                task.exception()  # an error of work whose result nobody needs any more
+                task.exception()  # retrieved, so that asyncio does not log it
 
     async def _carry(self, delivery: Delivery, start: StartEvent, handler: Handler) -> None:
         session, reading = self._session(delivery.socket, start)
@@ -282,7 +286,7 @@ class MediaReceiver(Opener):
         closed, and another one after it was cancelled. A handler that is still running is logged and left behind.
 
         Args:
-            deadline: seconds that streams may go on.
+            deadline: seconds that open streams may continue.
         """
         self._closing.set()
         try:

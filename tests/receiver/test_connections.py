@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from signalwire_streams import InvalidRequestError
+from signalwire_streams import InvalidRequestError, JoinError
 from signalwire_streams.receiver import EndReason, MediaReceiver
 from signalwire_streams.receiver.server import StreamServer, default_max_pending
 
@@ -328,6 +328,28 @@ async def test_client_that_leaves_while_its_token_is_checked(
     await asyncio.sleep(0.1)
     assert not caplog.records
     assert heard.sessions == []
+
+
+async def test_client_that_leaves_before_the_upgrade_is_written(
+    serve: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is not logged as an error, and an `open` that waits for the stream fails at once."""
+
+    async def gone(*_: Any) -> None:
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    receiver = MediaReceiver()
+    url = await serve(receiver)
+    monkeypatch.setattr(web.WebSocketResponse, "prepare", gone)
+    joining = receiver._joinings.add("sid", "name")
+    with pytest.raises(aiohttp.WSServerHandshakeError):
+        async with aiohttp.ClientSession() as session:
+            await session.ws_connect(url, headers={"Authorization": f"Bearer {joining.token}"})
+    with pytest.raises(JoinError, match="the connection broke"):
+        await joining.arrived
+    assert not caplog.records
 
 
 async def test_client_that_never_reads_does_not_hold_its_connection(
