@@ -52,10 +52,11 @@ def _public_url(url: str | None) -> str | None:
     return url
 
 
-def _allowed_hosts(hosts: object) -> tuple[HostPattern, ...] | None:
-    if hosts is None:
+def _allowed_hosts(hosts: Iterable[str] | None) -> tuple[HostPattern, ...] | None:
+    given: object = hosts  # a caller without a type checker may pass anything
+    if given is None:
         return None
-    listed = tuple(hosts) if isinstance(hosts, Iterable) and not isinstance(hosts, str) else ()
+    listed = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
     patterns = [HostPattern.of(host) for host in listed if isinstance(host, str)]
     allowed = tuple(pattern for pattern in patterns if pattern is not None)
     if not allowed or len(allowed) < len(listed):
@@ -99,6 +100,9 @@ class CallbackReceiver:
     answer is 503, so that the platform tries again.
 
     Delivery is best effort: callbacks come late, twice, in another order or not at all.
+
+    It limits the body of a request, and leaves its head to the application's server, where aiohttp's own limit is an
+    hour: ``web.AppRunner(app, keepalive_timeout=10)`` closes a connection when the head takes longer.
 
     Use it with ``async with``, or call `aclose` when the application ends::
 
