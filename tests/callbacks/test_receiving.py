@@ -25,6 +25,7 @@ from signalwire_streams.callbacks import (
     StreamStopped,
     UnknownCallback,
 )
+from signalwire_streams.callbacks.urls import HostPattern
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, fields, form, form_signature, raw_signature
 
@@ -498,6 +499,11 @@ class TestAllowedHosts:
             writer.close()
             await writer.wait_closed()
         assert line == b"HTTP/1.1 403 Forbidden\r\n"
+
+    async def test_an_address_without_a_host_matches_no_pattern(self) -> None:
+        pattern = HostPattern.of("*")
+        assert pattern is not None
+        assert not pattern.matches("/callbacks")
 
     async def test_forwarded_hosts_count_where_they_are_trusted(self) -> None:
         async with serving(allowed_hosts=["example.com"], trust_forwarded=True) as server:
