@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 from attrs import frozen
 
 from signalwire_streams.errors import MalformedResponseError
-from signalwire_streams.models import Page
+from signalwire_streams.models import Page, Participant
 from signalwire_streams.resources.streaming import settle
 from signalwire_streams.transport.line import Line
 from signalwire_streams.wire import exchanges
@@ -15,6 +15,9 @@ from signalwire_streams.wire.answers import read_page
 from signalwire_streams.wire.exchange import Exchange, Outcome
 
 _Item = TypeVar("_Item")
+
+# Empty pages, or pages of items that were listed before. A filter, or items that move while they are read, leave some.
+_PAGES_WITHOUT_NEWS = 10
 
 
 @frozen
@@ -40,21 +43,31 @@ class Listing(Generic[_Item]):
         """Read page by page.
 
         Raises:
-            MalformedResponseError: a page can't be read, leads to another host, or leads back to an earlier one.
+            MalformedResponseError: a page can't be read, leads to another host or back to an earlier page, or is the
+                tenth in a row without a new item and leads to another.
             StreamsError: the typed error of a page that could not be had.
         """
         exchange, seen = exchanges.again(self._first), {self._first.path}
+        known: set[int] = set()
+        without_news = 0
         while True:
             # The raw answer is not kept while the caller works on the page.
             page = read_page(_document(await settle(self._line, exchange)), self._model, exchange.expects)
+            before = len(known)
+            known.update(hash(_id_of(item)) for item in page.items)
+            without_news = without_news + 1 if len(known) == before else 0
             yield page
             if not page.next_page_uri:
                 return
             exchange = exchanges.read_next(self._account, self._first, page.next_page_uri)
-            if exchange.path in seen:
-                raise MalformedResponseError("the Space's pages lead in a circle: the list has no end")
+            if exchange.path in seen or without_news == _PAGES_WITHOUT_NEWS:
+                raise MalformedResponseError("the Space's pages lead in a circle: the list has no end", sent="yes")
             seen.add(exchange.path)
 
 
 def _document(outcome: Outcome) -> object:
     return outcome.reply.document if outcome.reply is not None else None
+
+
+def _id_of(item: object) -> str:
+    return item.call_sid if isinstance(item, Participant) else str(getattr(item, "sid", ""))

@@ -2,18 +2,22 @@
 
 import re
 from base64 import b64encode
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import SplitResult, quote, urlsplit
 
 from attrs import field, frozen
 
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
 from signalwire_streams.models.checks import is_handle, is_plain, public_url
+from signalwire_streams.wire.problems import presentable
 
 API_ROOT = "/api/laml/2010-04-01"
 """Source: https://signalwire.com/docs/compatibility-api/rest/overview"""
 
 _NAME = re.compile(r"[A-Za-z0-9-]+")
+_NETLOC = re.compile(r"(\[[0-9A-Fa-f:.]+(%[^][]+)?\]|[^][:]+)(:[0-9]*)?")
+_STANDARD_PORTS = {"https": 443, "http": 80}
+_AUTHORITY = re.compile("(?:([A-Za-z][A-Za-z0-9+.-]*):)?//([^/?]*)")
 _DOMAIN = "signalwire.com"
 
 
@@ -58,20 +62,44 @@ class Account:
         )
 
     def same_host_path(self, uri: str) -> str:
-        """Check an address that the Space gave, and give its path, exactly as the Space spelled it.
+        """Return the path and query of a next page's address exactly as the Space wrote them, without a fragment.
+
+        Accepted are a path from the host's root, and an address with this Space's own scheme, host and port.
 
         Raises:
-            MalformedResponseError: it leads to another host, or could not be sent as it stands.
+            MalformedResponseError: it leads to another host, or is no such address; the message quotes it.
         """
-        scheme, separator, rest = uri.partition("://")
-        host, slash, tail = rest.partition("/")
-        same = bool(separator) and _origin(scheme, host) == self.origin
-        path = slash + tail if same else uri
+        if not all("!" <= character <= "~" for character in uri):
+            raise self._bad_next_page(uri, "holds blanks or is not ASCII")
+        if "\\" in uri:
+            raise self._bad_next_page(uri, "holds a backslash")
+        address, _, _ = uri.partition("#")
+        path = address
+        if found := _AUTHORITY.match(address):
+            scheme, netloc = found.groups()
+            self._check_same_origin(uri, scheme or self.origin.partition(":")[0], netloc)
+            path = address[found.end() :]
         if not path.startswith("/") or path.startswith("//"):
-            raise MalformedResponseError("the Space points to a next page on another host, which is not followed")
-        if not all("!" <= character <= "~" for character in path):
-            raise MalformedResponseError("the Space points to a next page whose address holds blanks or is not ASCII")
+            raise self._bad_next_page(uri, "is not a path from the host's root")
         return path
+
+    def _check_same_origin(self, uri: str, scheme: str, netloc: str) -> None:
+        if "@" in netloc:
+            raise self._bad_next_page(uri, "carries a user and password")
+        try:
+            theirs, ours = urlsplit(f"{scheme}://{netloc}"), urlsplit(self.origin)
+            origin = _origin(theirs)
+        except ValueError:
+            raise self._bad_next_page(uri, "is no address") from None
+        if origin == self.origin:
+            return
+        differs = "host" if theirs.hostname != ours.hostname else "scheme" if theirs.scheme != ours.scheme else "port"
+        raise self._bad_next_page(uri, f"is on another {differs} than {self.origin}")
+
+    def _bad_next_page(self, uri: str, why: str) -> MalformedResponseError:
+        # A query may name what a filter looked for, so it is shown only where there is nothing else to show.
+        shown = presentable(public_url(uri) if "//" in uri else uri, self.secrets)
+        return MalformedResponseError(f"the Space's next page {shown!r} {why}, so it is not followed", sent="yes")
 
 
 def find_account(*, space: str | None, base_url: str | None, project: str | None, token: str | None) -> Account:
@@ -105,50 +133,74 @@ def find_account(*, space: str | None, base_url: str | None, project: str | None
         )
     parts = _split(base_url or _space_url(space or ""))
     prefix = parts.path.rstrip("/").removesuffix(API_ROOT)
-    return Account(origin=_origin(parts.scheme, parts.netloc), prefix=prefix, sid=project, token=token)
+    return Account(origin=_origin(parts), prefix=prefix, sid=project, token=token)
 
 
 def _space_url(space: str) -> str:
     if "://" in space:
         return space
-    if ("." in space or ":" in space or space == "localhost") and "/" not in space:
+    if ("." in space.rstrip(".") or ":" in space or space == "localhost") and "/" not in space:
         return f"https://{space}"
-    if not _NAME.fullmatch(space):
+    name = space.removesuffix(".")
+    if not _NAME.fullmatch(name):
         raise InvalidRequestError(
             "space holds characters that no Space's name has: write it as in 'example.signalwire.com'"
         )
-    return f"https://{space}.{_DOMAIN}"
+    return f"https://{name}.{_DOMAIN}"
 
 
-def _origin(scheme: str, netloc: str) -> str:
-    standard_port = {"https": ":443", "http": ":80"}.get(scheme.lower(), "")
-    return f"{scheme}://{netloc.removesuffix(standard_port)}".lower()
+def _origin(parts: SplitResult) -> str:
+    """Return scheme, host and port in one form, however an address writes them."""
+    host = (parts.hostname or "").removesuffix(".")
+    address = _ip_address(host)
+    if isinstance(address, IPv6Address):
+        # Python writes an IPv4 address within an IPv6 one as such only from 3.13 on.
+        host = f"[{address if address.ipv4_mapped is None else f'::ffff:{address.ipv4_mapped}'}]"
+    port = "" if parts.port in {None, _STANDARD_PORTS.get(parts.scheme)} else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}"
 
 
 def _split(url: str) -> SplitResult:
+    fault = _fault_of(url)
+    if fault is not None:
+        raise InvalidRequestError(fault)
+    return urlsplit(url)
+
+
+def _fault_of(url: str) -> str | None:
+    # A function of its own: its variables hold what the address should not have, and no traceback leads into it.
     shown = public_url(url)
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError:
-        host, parts = None, urlsplit("")
-    if not host or not url.isascii() or not url.isprintable() or " " in url:
-        raise InvalidRequestError(f"{shown!r} is no Space: write its name, such as 'example', or 'https://host'")
+        host, port, parts = None, None, urlsplit("")
+    is_text = url.isascii() and url.isprintable() and " " not in url
+    if not host or not is_text or port == 0 or not _NETLOC.fullmatch(parts.netloc.rpartition("@")[2]):
+        return f"{shown!r} is no Space: write its name, such as 'example', or 'https://host'"
     if parts.username is not None:
-        raise InvalidRequestError("the base URL carries a user and password: pass project= and token= instead")
+        return "the base URL carries a user and password: pass project= and token= instead"
     if parts.query or parts.fragment:
-        raise InvalidRequestError(f"{shown!r} must be a bare address: leave out what follows the '?' or '#'")
+        return f"{shown!r} must be a bare address: leave out what follows the '?' or '#'"
+    advice = "https://" + (f"[{host}]" if ":" in host else host)
     if parts.scheme == "http" and not _is_loopback(host):
-        raise InvalidRequestError(f"plain http would send the token readable to all: write 'https://{host}'")
-    if parts.scheme not in {"http", "https"}:
-        raise InvalidRequestError(f"{shown!r} is no web address: write 'https://{host}'")
-    return parts
+        return f"plain http would send the token readable to all: write '{advice}'"
+    if parts.scheme not in _STANDARD_PORTS:
+        return f"{shown!r} is no web address: write '{advice}'"
+    return None
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
+    if host.removesuffix(".") == "localhost":
         return True
+    address = _ip_address(host)
+    # Python looks into an IPv4 address within an IPv6 one only from 3.13 on.
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return address is not None and (mapped or address).is_loopback
+
+
+def _ip_address(host: str) -> IPv4Address | IPv6Address | None:
     try:
-        return ip_address(host).is_loopback
+        return ip_address(host)
     except ValueError:
-        return False
+        return None

@@ -181,7 +181,7 @@ def read_page(document: object, model: type[_Value], key: str) -> Page[_Value]:
         key: under which key the list is.
 
     Raises:
-        MalformedResponseError: there is no list, or an item in it has no id.
+        MalformedResponseError: there is no list, an item in it has no id, or the next page's address is no text.
     """
     items = document.get(key) if isinstance(document, dict) else None
     if not isinstance(document, dict) or not isinstance(items, list):
@@ -190,8 +190,15 @@ def read_page(document: object, model: type[_Value], key: str) -> Page[_Value]:
         items=tuple(read_item(item, model) for item in items),
         uri=_text(document.get("uri"), None),
         first_page_uri=_text(document.get("first_page_uri"), None),
-        next_page_uri=_text(document.get("next_page_uri"), None),
+        next_page_uri=_next_page(document.get("next_page_uri")),
         previous_page_uri=_text(document.get("previous_page_uri"), None),
         page=_whole(document.get("page"), None),
         page_size=_whole(document.get("page_size"), None),
     )
+
+
+def _next_page(value: object) -> str | None:
+    # Anything else than None would otherwise end the list early, as if it were complete.
+    if value is None or isinstance(value, str):
+        return value
+    raise MalformedResponseError(f"the Space's next_page_uri is of type {type(value).__name__}, not text", sent="yes")

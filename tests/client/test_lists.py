@@ -1,6 +1,7 @@
 """Reading conferences, calls and participants, page by page."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -126,6 +127,13 @@ PAGES = [
     ({"conferences": [], "next_page_uri": "https://elsewhere.example/Conferences"}, "another host"),
     ({"conferences": [], "next_page_uri": "//elsewhere.example/Conferences"}, "another host"),
     ({"conferences": [], "next_page_uri": "/a b"}, "blanks"),
+    ({"conferences": [], "next_page_uri": "?Page=1"}, r"'\?Page=1' is not a path"),
+    ({"conferences": [], "next_page_uri": "null"}, "'null' is not a path"),
+    ({"conferences": [], "next_page_uri": 7}, "of type int, not text"),
+    ({"conferences": [], "next_page_uri": False}, "of type bool, not text"),
+    ({"conferences": [], "next_page_uri": ["/next"]}, "of type list, not text"),
+    ({"conferences": [], "next_page_uri": {"uri": "/next"}}, "of type dict, not text"),
+    ({"conferences": [], "next_page_uri": "/again#1"}, "circle"),
     ({"conferences": [], "next_page_uri": "/again"}, "circle"),
     ({"conferences": [{"status": "in-progress"}]}, "no sid"),
     ({"conferences": [7]}, "no sid"),
@@ -156,6 +164,84 @@ async def test_pages_that_lead_astray(page: dict[str, Any], words: str, space: S
     finally:
         await runner.cleanup()
     assert len(asked) <= 3
+
+
+@asynccontextmanager
+async def serving(pages: Callable[[int], dict[str, Any]]) -> AsyncIterator[tuple[str, list[str]]]:
+    """Serve the pages by their number; yield the server's address and the requests that it received."""
+    received: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        received.append(request.path_qs)
+        return web.json_response(pages(len(received)))
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield site.name, received
+    finally:
+        await runner.cleanup()
+
+
+def endless(items: Callable[[int], list[dict[str, str]]]) -> Callable[[int], dict[str, Any]]:
+    return lambda number: {"conferences": items(number), "next_page_uri": f"/next?PageToken=PA{number}"}
+
+
+ENDLESS = {
+    "empty": (endless(lambda _: []), 10, 0),
+    "the same items": (endless(lambda _: [{"sid": "a"}, {"sid": "b"}]), 11, 22),
+    "the same items in turn": (endless(lambda number: [{"sid": f"c{number % 3}"}]), 13, 13),
+    "empty and known in turn": (endless(lambda number: [{"sid": "a"}] if number % 2 else []), 11, 6),
+}
+
+
+@pytest.mark.parametrize(("pages", "requests", "items"), ENDLESS.values(), ids=ENDLESS)
+async def test_list_without_end_raises_after_ten_pages_without_new_item(
+    pages: Callable[[int], dict[str, Any]], requests: int, items: int, space: SimulatedSpace, client_for: Any
+) -> None:
+    """Pages that lead on for ever under new addresses, and hold nothing new, end in the error of a circle."""
+    listed = []
+    async with serving(pages) as (address, received):
+        with pytest.raises(MalformedResponseError, match="circle") as caught:
+            async for conference in client_for(space, base_url=address).conferences.list():
+                listed.append(conference.sid)
+    assert (len(received), len(listed), caught.value.sent) == (requests, items, "yes")
+
+
+async def test_participants_without_end_raise_as_well(space: SimulatedSpace, client_for: Any) -> None:
+    """A participant is known by its call."""
+
+    def pages(number: int) -> dict[str, Any]:
+        return {"participants": [{"call_sid": "a"}], "next_page_uri": f"/next?PageToken=PA{number}"}
+
+    async with serving(pages) as (address, received):
+        with pytest.raises(MalformedResponseError, match="circle"):
+            async for _ in client_for(space, base_url=address).conferences.participants("a"):
+                pass
+    assert len(received) == 11
+
+
+async def test_long_list_with_empty_and_repeated_pages_is_read_to_its_end(
+    space: SimulatedSpace, client_for: Any
+) -> None:
+    """Nine pages without a new item in a row are no circle, and neither is a tenth that is the last."""
+
+    def pages(number: int) -> dict[str, Any]:
+        items = (
+            [{"sid": f"c{number}"}]
+            if number % 10 == 0
+            else [{"sid": "c10"}]
+            if number % 10 == 5 and number > 10
+            else []
+        )
+        return {"conferences": items, "next_page_uri": None if number == 100 + 10 else f"/next?PageToken=PA{number}"}
+
+    async with serving(pages) as (address, received):
+        listed = [conference.sid async for conference in client_for(space, base_url=address).conferences.list()]
+    assert len(received) == 110
+    assert set(listed) == {f"c{number}" for number in range(10, 111, 10)}
 
 
 async def test_an_absolute_next_page_on_the_same_host(space: SimulatedSpace, client_for: Any) -> None:

@@ -35,6 +35,9 @@ def refusal(**settings: Any) -> str:
         ("example.signalwire.com", "https://example.signalwire.com", ""),
         ("api.example.org", "https://api.example.org", ""),
         ("example.signalwire.com:8443", "https://example.signalwire.com:8443", ""),
+        ("example.signalwire.com.", "https://example.signalwire.com", ""),
+        ("example.", "https://example.signalwire.com", ""),
+        ("[2001:db8::1]", "https://[2001:db8::1]", ""),
         ("localhost", "https://localhost", ""),
         ("https://example.signalwire.com", "https://example.signalwire.com", ""),
         ("https://example.signalwire.com/", "https://example.signalwire.com", ""),
@@ -65,6 +68,16 @@ def test_a_space_is_a_name_a_host_or_an_address(space: str, origin: str, prefix:
         ("http://127.0.0.1", "http://127.0.0.1", ""),
         ("http://127.8.9.10:80", "http://127.8.9.10", ""),
         ("http://[::1]:8080", "http://[::1]:8080", ""),
+        ("http://[0:0:0:0:0:0:0:1]", "http://[::1]", ""),
+        ("http://[::ffff:127.0.0.1]", "http://[::ffff:127.0.0.1]", ""),
+        ("http://[::ffff:7f00:1]:8080", "http://[::ffff:127.0.0.1]:8080", ""),
+        ("http://[::1%lo]:8080", "http://[::1%lo]:8080", ""),
+        ("http://localhost.", "http://localhost", ""),
+        ("https://[2001:db8::1]:443", "https://[2001:db8::1]", ""),
+        ("https://example.org.", "https://example.org", ""),
+        ("https://example.org:", "https://example.org", ""),
+        ("https://example.org:0443", "https://example.org", ""),
+        ("https://xn--exmple-cua.org", "https://xn--exmple-cua.org", ""),
     ],
 )
 def test_a_base_url_names_a_host_and_may_have_a_prefix(base_url: str, origin: str, prefix: str) -> None:
@@ -81,6 +94,9 @@ PLAIN_HTTP = [
     "http://127.0.0.1.example.org",
     "http://[::2]",
     "http://127.1",
+    "http://2130706433",
+    "http://[::ffff:10.0.0.1]",
+    "http://[fe80::1%eth0]",
     "HTTP://example.org",
 ]
 
@@ -90,6 +106,14 @@ PLAIN_HTTP = [
 def test_plain_http_is_only_for_this_machine(argument: str, url: str) -> None:
     """The token goes out readable to this machine alone."""
     assert "plain http would send the token readable to all: write 'https://" in refusal(**{argument: url})
+
+
+def test_advice_keeps_brackets_of_ipv6_address() -> None:
+    """The address that the message proposes can be used as it stands."""
+    for url in ("http://[2001:db8::1]", "http://[2001:db8::1]:8080/x", "ftp://[2001:db8::1]"):
+        message = refusal(base_url=url)
+        assert message.endswith("write 'https://[2001:db8::1]'")
+    assert account(base_url="https://[2001:db8::1]").origin == "https://[2001:db8::1]"
 
 
 URL_REFUSALS = {
@@ -110,6 +134,9 @@ URL_REFUSALS = {
     "a password with a slash": ("https://ada:hu/hush@example.org", "write its name"),
     "a password with an @": ("https://ada:hush@hush@example.org", "pass project= and token= instead"),
     "half an IPv6 address": ("https://[::1", "write its name"),
+    "port 0": ("https://example.org:0", "write its name"),
+    "brackets around a name": ("https://[v1.example]", "write its name"),
+    "text behind an IPv6 address": ("https://[::1]x", "write its name"),
     "a port that is none": ("https://example.org:http", "write its name"),
 }
 
@@ -211,30 +238,64 @@ def test_a_next_page_on_the_same_host_is_followed_as_it_stands(uri: str, path: s
     assert account(space="example").same_host_path(uri) == path
 
 
+NOT_FOLLOWED = {
+    "https://elsewhere.example.org/api/x?q=hush": "'https://elsewhere.example.org/api/x' is on another host than https://",
+    "https://example.signalwire.com.example.org/api": "is on another host",
+    "//example.org/api": "'//example.org/api' is on another host",
+    "https://example.signalwire.com:8443/api": "is on another port",
+    "https://example.signalwire.com:80/api": "is on another port",
+    "http://example.signalwire.com/api": "is on another scheme",
+    "https://example.signalwire.com:http/api": "is no address",
+    "https://[::1/api": "is no address",
+    "https://hush@example.signalwire.com/api": "carries a user and password",
+    "https://ada:hush@example.org/api": "'https://example.org/api' carries a user and password",
+    "https://example.signalwire.com@example.org/api": "carries a user and password",
+    "///example.org/api": "is on another host",
+    "https:///example.org/api": "is on another host",
+    "https://example.signalwire.com//example.org/api": "is not a path from the host's root",
+    "https://example.signalwire.com?Page=1": "is not a path from the host's root",
+    "https://example.signalwire.com": "is not a path from the host's root",
+    "https://example.signalwire.com#/api": "is not a path from the host's root",
+    "api/x": "'api/x' is not a path from the host's root",
+    "api//example.org": "is not a path from the host's root",
+    "?Page=1": "'?Page=1' is not a path from the host's root",
+    "#page": "is not a path from the host's root",
+    "null": "'null' is not a path from the host's root",
+    "mailto:ada@example.org": "is not a path from the host's root",
+    f"?Token={TOKEN}": "'?Token=***' is not a path",
+    "\\\\example.org": "holds a backslash",
+    "/\\example.org": "holds a backslash",
+}
+
+
+@pytest.mark.parametrize(("uri", "words"), NOT_FOLLOWED.items(), ids=NOT_FOLLOWED)
+def test_next_page_on_another_origin_or_without_path_is_refused(uri: str, words: str) -> None:
+    """The token goes to no other host, scheme or port than the caller's own, and the error quotes the address."""
+    with pytest.raises(MalformedResponseError) as caught:
+        account(space="example").same_host_path(uri)
+    assert words in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert str(caught.value).endswith("so it is not followed")
+    assert caught.value.sent == "yes"
+
+
 @pytest.mark.parametrize(
-    "uri",
+    ("base_url", "uri"),
     [
-        "https://elsewhere.example.org/api/x",
-        "https://example.signalwire.com.example.org/api",
-        "https://example.signalwire.com@example.org/api",
-        "https://example.signalwire.com//example.org/api",
-        "https://example.signalwire.com:8443/api",
-        "https://example.signalwire.com:80/api",
-        "https://example.signalwire.com?Page=1",
-        "https://example.signalwire.com",
-        "http://example.signalwire.com/api",
-        "//example.org/api",
-        "///example.org/api",
-        "api/x",
-        "?Page=1",
-        "",
-        "\\\\example.org",
+        ("https://example.org", "//example.org/x"),
+        ("https://example.org", "//EXAMPLE.org:443/x"),
+        ("https://example.org", "https://example.org:0443/x"),
+        ("https://example.org", "https://example.org:/x"),
+        ("https://example.org.", "https://example.org/x"),
+        ("https://example.org", "https://example.org./x"),
+        ("https://example.org", "/x#top"),
+        ("https://example.org", "https://example.org/x#//elsewhere.example"),
+        ("http://[::1]:8080", "http://[0:0:0:0:0:0:0:1]:8080/x"),
     ],
 )
-def test_a_next_page_elsewhere_is_not_followed(uri: str) -> None:
-    """The token goes to no other host, scheme or port than the caller's own."""
-    with pytest.raises(MalformedResponseError, match="another host, which is not followed"):
-        account(space="example").same_host_path(uri)
+def test_next_page_on_same_origin_is_followed_in_any_notation(base_url: str, uri: str) -> None:
+    """A scheme that is left out, a default port, a trailing dot and a fragment change nothing."""
+    assert account(base_url=base_url).same_host_path(uri) == "/x"
 
 
 @pytest.mark.parametrize("base_url", ["https://Example.signalwire.com", "https://example.signalwire.com:443"])
