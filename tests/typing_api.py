@@ -47,7 +47,11 @@ async def use(space: SimulatedSpace) -> None:
         assert_type(await client.conferences.stop_stream("a", "sid"), ConferenceStream)
         assert_type(await client.calls.start_stream("a", url="wss://b"), CallStream)
         await client.calls.start_stream("a", url="wss://b", codec=Codec.PCMU)  # type: ignore[arg-type]
-        await client.calls.stop_stream("a", stream)  # type: ignore[arg-type]
+        assert_type(await client.conferences.stop_stream(stream), ConferenceStream)
+        assert_type((await client.conferences.stop_stream(stream)).already_ended, bool)
+        await client.calls.stop_stream("a", stream)  # type: ignore[call-overload]
+        await client.calls.stop_stream(stream)  # type: ignore[call-overload]
+        await client.conferences.stop_stream("a")  # type: ignore[call-overload]
         assert_type(client.conferences.list(), Listing[Conference])
         assert_type(client.calls.list(), Listing[Call])
         assert_type(client.conferences.participants("a"), Listing[Participant])

@@ -18,10 +18,6 @@ _Stream: TypeAlias = ConferenceStream | CallStream
 class Undoing:
     """Stops the streams that a run started.
 
-    A stream that the Space answered with its id did run, so when the Space does not know it any more, it has
-    ended, and that is all that was wanted. Of a stream that is known by its name only, "no such stream" is no
-    proof, and stays the error that it is; "stopped already" is.
-
     Attributes:
         stopping: how one stream is stopped.
         holder: has the journal.
@@ -57,7 +53,6 @@ class Undoing:
             row = self.holder.journal.find_stream(_target_of(stream), stream.name, stream.sid)
             self._rows[progress] = row
             await self.holder.journal.intend_undoing(row)
-        progress.may_be_done = True
         return await self.stopping(stream, errand)
 
 

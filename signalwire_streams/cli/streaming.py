@@ -97,7 +97,8 @@ def stop(account: Account, noun: Noun, target: str, send: Callable[[StreamsClien
             if account.as_json:
                 write_json(_facts(stream))
                 return
-            click.echo(f"Stopped a stream on {noun} {clean(target)}.")
+            ended = " It had already ended." if stream.already_ended else ""
+            click.echo(f"Stopped a stream on {noun} {clean(target)}.{ended}")
             _write(stream)
 
     try:

@@ -8,7 +8,6 @@ from attrs import define, field
 from signalwire_streams.bulk.journal import Entry
 from signalwire_streams.bulk.journaled import Key
 from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
-from signalwire_streams.bulk.store import INTENDED
 from signalwire_streams.fleet.keys import RunKeys
 from signalwire_streams.fleet.scripts import UNDO
 from signalwire_streams.fleet.steps import Step
@@ -20,9 +19,6 @@ from signalwire_streams.wire.exchange import Progress
 @define(eq=False)
 class StopLedger:
     """Keeps book of which streams were stopped.
-
-    A stream that the Space answered with its id did run, so when the Space does not know it any more, it has ended,
-    and that is all that was wanted. Of a stream that is known by its name only, "no such stream" is no proof.
 
     Attributes:
         run: the run.
@@ -53,13 +49,13 @@ class StopLedger:
     async def end(self) -> None:
         """Do nothing."""
 
-    def known(self, key: Key, progress: Progress) -> Entry:
-        """See Ledger.known: every one of them may have ended before."""
+    def known(self, key: Key, progress: Progress) -> Entry | None:
+        """See Ledger.known: a stop can be sent as often as it takes, so nothing needs to be known."""
         waiting = self._waiting[key]
-        index = self._rows[progress] = waiting.popleft()
+        self._rows[progress] = waiting.popleft()
         if not waiting:
             del self._waiting[key]
-        return Entry(index, INTENDED, sid=None, ambiguous=False)
+        return None
 
     async def intend(self, key: Key, progress: Progress, entry: Entry | None) -> None:
         """Do nothing: a stop can be sent as often as it takes."""

@@ -12,6 +12,8 @@ class Kind(StrEnum):
 
     READ = "read"
     STOP = "stop"
+    STOP_RETURNED = "stop by returned sid"
+    STOP_AMBIGUOUS = "stop by ambiguous sid"
     STOP_BY_NAME = "stop by name"
     CONFERENCE_START = "named start on a conference"
     CALL_START = "named start on a call"
@@ -25,7 +27,7 @@ class Kind(StrEnum):
     @property
     def is_stop(self) -> bool:
         """Whether it ends a stream."""
-        return self in {Kind.STOP, Kind.STOP_BY_NAME}
+        return self in {Kind.STOP, Kind.STOP_RETURNED, Kind.STOP_AMBIGUOUS, Kind.STOP_BY_NAME}
 
 
 class Lane(Enum):
@@ -54,6 +56,7 @@ class Event(StrEnum):
     DUPLICATE_NAME = "refused as a duplicate name"
     GONE = "nothing there to stop"
     ENDED = "stopped already"
+    TARGET_ENDED = "its call or conference is not in progress"
     TRY_AGAIN = "asked to try again"
     THROTTLED = "too many requests"
     UNAVAILABLE = "unavailable"

@@ -24,6 +24,8 @@ class _Stream:
         ambiguous: True when an earlier attempt of the same start may have done it. ``sid`` may then belong to
             a stream that the Space refuses as a duplicate, so the handle is the **name**.
         already_started: True when the Space refused a repeated start as a duplicate of its own first attempt.
+        already_ended: True when a stop found that the stream had ended before, by itself or with its call
+            or conference.
         extra: keys of the answer that this version does not know, as they came.
     """
 
@@ -35,6 +37,7 @@ class _Stream:
     uri: str | None = None
     ambiguous: bool = False
     already_started: bool = False
+    already_ended: bool = False
     extra: Mapping[str, object] = field(factory=dict, hash=False, repr=False)
 
     @property

@@ -11,7 +11,6 @@ from signalwire_streams.errors import (
     ApiError,
     CircuitOpenError,
     JoinError,
-    NotFoundError,
     RateLimitedError,
     StreamOutcomeUnknown,
     StreamsError,
@@ -21,7 +20,6 @@ from signalwire_streams.receiver.session import EndReason, StreamSession
 
 _Stream = TypeVar("_Stream")
 _MOMENT = 2.0
-_NOT_IN_A_STATE_TO_STREAM = 21220
 _OUTAGE, _LEAST_PAUSE = 60.0, 0.05
 
 
@@ -170,17 +168,11 @@ class JoinedStart:
             await self.stop(handle)
         except RateLimitedError:
             raise
-        except ApiError as error:
-            if not self._had_ended(error):
+        except ApiError:
+            if not self._had_ended():
                 raise
 
-    def _had_ended(self, refusal: ApiError) -> bool:
-        """Tell whether a stop was refused since the stream had ended by itself, which the Space says in its way."""
+    def _had_ended(self) -> bool:
+        """Whether a stop was refused since the stream had ended, which its socket tells where the Space does not."""
         session = self._session()
-        if session is not None:
-            return session.end_reason is not None
-        if refusal.code == _NOT_IN_A_STATE_TO_STREAM:
-            return True
-        # A name is not found either where names are no handles.
-        by_sid = self._failure() is None and self.start.result().sid is not None and not self.start.result().ambiguous
-        return by_sid and isinstance(refusal, NotFoundError)
+        return session is not None and session.end_reason is not None

@@ -136,7 +136,7 @@ class JoinedRun:
                 self._outcomes.put_nowait(JoinedOutcome(request=request, error=error))
                 continue
             answer = asyncio.get_running_loop().create_future()
-            start = JoinedStart(joining, answer, partial(self._stops.stop, request))
+            start = JoinedStart(joining, answer, partial(self._stops.stop, request, joining.name))
             key = request.target, joining.name
             self._starts[key], self._answers[key] = start, answer
             self._keep(self._joins, self._join(request, start))
@@ -188,14 +188,14 @@ class _Stops:
     _waiting: "dict[object, asyncio.Future[None]]" = field(init=False, factory=dict)
     _running: "asyncio.Task[None] | None" = field(init=False, default=None)
 
-    async def stop(self, request: Start, stream: ConferenceStream | CallStream | str) -> None:
-        """Stop what a request started, given as it was returned, or by its name.
+    async def stop(self, request: Start, name: str, stream: ConferenceStream | CallStream | str) -> None:
+        """Stop what a request started, given as it was returned, by its name or by the sid that its socket has.
 
         Raises:
             StreamsError: it may still be running.
         """
         if isinstance(stream, str):
-            stream = _handled(request, stream)
+            stream = _handled(request, name if stream == name else None, None if stream == name else stream)
         stopped = self._waiting[id(stream)] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(stream)
         if self._running is None or self._running.done():
@@ -239,8 +239,8 @@ async def _each(requests: Iterable[Start] | AsyncIterable[Start]) -> AsyncIterat
             yield request
 
 
-def _handled(request: Start, handle: str) -> ConferenceStream | CallStream:
-    """Make the stream that a request started, of its sid or its name: to stop it, either will do."""
+def _handled(request: Start, name: str | None, sid: str | None) -> ConferenceStream | CallStream:
+    """Return the stream that a request started, as far as its sid or its name identifies it."""
     if isinstance(request, StartConferenceStream):
-        return ConferenceStream(conference_sid=request.target, sid=handle)
-    return CallStream(call_sid=request.target, sid=handle)
+        return ConferenceStream(conference_sid=request.target, name=name, sid=sid)
+    return CallStream(call_sid=request.target, name=name, sid=sid)

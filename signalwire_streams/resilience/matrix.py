@@ -11,6 +11,37 @@ from signalwire_streams.models import Action, Event, Kind
 _Row = tuple[Action, Action, Action]
 _EVERYWHERE: Mapping[Action, _Row] = {action: (action, action, action) for action in Action}
 
+# What a refused stop proves: at once, and after an earlier attempt that may have stopped the stream.
+_PROOF = (Action.ALREADY_STOPPED, Action.ALREADY_STOPPED)
+_PROOF_AFTER_ATTEMPT = (Action.FAIL, Action.ALREADY_STOPPED)
+_NO_PROOF = (Action.FAIL, Action.FAIL)
+
+REFUSED_STOPS: Mapping[Event, Mapping[Kind, tuple[Action, Action]]] = {
+    Event.TARGET_ENDED: {
+        Kind.STOP_RETURNED: _PROOF,
+        Kind.STOP: _PROOF,
+        Kind.STOP_BY_NAME: _PROOF,
+        Kind.STOP_AMBIGUOUS: _PROOF,
+    },
+    Event.ENDED: {
+        Kind.STOP_RETURNED: _PROOF,
+        Kind.STOP: _PROOF,
+        Kind.STOP_BY_NAME: _PROOF,
+        # This sid may be that of a second stream that was refused, while the first one runs.
+        Kind.STOP_AMBIGUOUS: _NO_PROOF,
+    },
+    Event.GONE: {
+        # The Space returned this sid from a start, so a stream that it does not know any more has ended.
+        Kind.STOP_RETURNED: _PROOF,
+        # A sid in a text may be misspelt, unless the Space may have stopped it a moment ago.
+        Kind.STOP: _PROOF_AFTER_ATTEMPT,
+        # Not every Space may find streams by their names.
+        Kind.STOP_BY_NAME: _NO_PROOF,
+        Kind.STOP_AMBIGUOUS: _NO_PROOF,
+    },
+}
+"""When a stop that is refused counts as a stop: whatever was asked for is so, since the stream has ended."""
+
 #                           idempotent     named start       unnamed start
 _MAY_HAVE_HAPPENED: _Row = (Action.RETRY, Action.RESEND, Action.UNKNOWN)
 
@@ -37,6 +68,7 @@ MATRIX: Mapping[Event, _Row] = {
     Event.DUPLICATE_NAME: _EVERYWHERE[Action.FAIL],
     Event.GONE: _EVERYWHERE[Action.FAIL],
     Event.ENDED: _EVERYWHERE[Action.FAIL],
+    Event.TARGET_ENDED: _EVERYWHERE[Action.FAIL],
     # The Space did not take it up.
     Event.TRY_AGAIN: _EVERYWHERE[Action.RETRY],
     Event.UNAVAILABLE: _EVERYWHERE[Action.RETRY],
@@ -49,6 +81,8 @@ AMBIGUOUS = frozenset({Event.BROKEN, Event.MALFORMED, Event.SESSION_FAILED, Even
 _COLUMNS = {
     Kind.READ: 0,
     Kind.STOP: 0,
+    Kind.STOP_RETURNED: 0,
+    Kind.STOP_AMBIGUOUS: 0,
     Kind.STOP_BY_NAME: 0,
     Kind.CONFERENCE_START: 1,
     Kind.CALL_START: 1,
@@ -63,11 +97,10 @@ def action_for(kind: Kind, event: Event, *, ambiguous_before: bool) -> Action:
         kind: what was asked for.
         event: what happened.
         ambiguous_before: whether an earlier attempt of the same call may have been carried out. Then a
-            refusal as a duplicate, or as stopped already, proves that it was. "No such stream" does so only of a
-            sid: nobody knows whether every Space finds streams by their names.
+            refusal as a duplicate proves that it was; what a refused stop proves is in `REFUSED_STOPS`.
     """
     if ambiguous_before and event is Event.DUPLICATE_NAME:
         return Action.ALREADY_STARTED
-    if ambiguous_before and (event is Event.ENDED or (event is Event.GONE and kind is Kind.STOP)):
-        return Action.ALREADY_STOPPED
+    if event in REFUSED_STOPS and kind.is_stop:
+        return REFUSED_STOPS[event][kind][ambiguous_before]
     return MATRIX[event][_COLUMNS[kind]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import overload
 
 from attrs import define
 
@@ -88,24 +89,36 @@ class Calls:
         )
         return await self._streams.start(request, deadline=deadline)
 
+    @overload
+    async def stop_stream(self, stream: CallStream, /, *, deadline: float | None = None) -> CallStream: ...
+
+    @overload
     async def stop_stream(
         self, call_sid: str, stream: CallStream | str, *, deadline: float | None = None
+    ) -> CallStream: ...
+
+    async def stop_stream(
+        self, call_sid: str | CallStream, stream: CallStream | str | None = None, *, deadline: float | None = None
     ) -> CallStream:
-        """Stop a stream.
+        """Stop a stream: ``stop_stream(stream)``, or ``stop_stream(call_sid, "audit-1")``.
+
+        A stream that has ended before, by itself or with its call, counts as stopped; the stream that is returned
+        then has ``already_ended=True``.
 
         Args:
-            call_sid: the call.
+            call_sid: the call, or a stream as it was returned and nothing else.
             stream: the stream as it was returned, its sid or its name. That a name works here is documented
                 nowhere for this API; a returned stream is stopped by its sid wherever that is certain.
             deadline: seconds for the whole call, retries included.
 
         Raises:
             InvalidRequestError: an argument can't be right; nothing was sent.
-            NotFoundError: there is no such stream on the call.
+            NotFoundError: there is no stream of that sid or name on the call. A stream object whose sid the Space
+                returned from a start counts as stopped instead.
             ApiError: the Space refused.
             TransportError: the Space could not be reached; stopping again is safe.
         """
-        return await self._streams.stop(check_handle(call_sid, "call_sid"), stream, deadline=deadline)
+        return await self._streams.stop(call_sid, stream, deadline=deadline)
 
     async def get(self, call_sid: str) -> Call:
         """Read one call."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import date
+from typing import overload
 
 from attrs import define
 
@@ -96,24 +97,40 @@ class Conferences:
         )
         return await self._streams.start(request, deadline=deadline)
 
+    @overload
+    async def stop_stream(self, stream: ConferenceStream, /, *, deadline: float | None = None) -> ConferenceStream: ...
+
+    @overload
     async def stop_stream(
         self, conference_sid: str, stream: ConferenceStream | str, *, deadline: float | None = None
+    ) -> ConferenceStream: ...
+
+    async def stop_stream(
+        self,
+        conference_sid: str | ConferenceStream,
+        stream: ConferenceStream | str | None = None,
+        *,
+        deadline: float | None = None,
     ) -> ConferenceStream:
-        """Stop a stream.
+        """Stop a stream: ``stop_stream(stream)``, or ``stop_stream(conference_sid, "audit-1")``.
+
+        A stream that has ended before, by itself or with its conference, counts as stopped; the stream that is returned
+        then has ``already_ended=True``.
 
         Args:
-            conference_sid: the conference.
+            conference_sid: the conference, or a stream as it was returned and nothing else.
             stream: the stream as it was returned, its sid or its name. That a name works here is documented
                 nowhere for this API; a returned stream is stopped by its sid wherever that is certain.
             deadline: seconds for the whole call, retries included.
 
         Raises:
             InvalidRequestError: an argument can't be right; nothing was sent.
-            NotFoundError: there is no such stream on the conference.
+            NotFoundError: there is no stream of that sid or name on the conference. A stream object whose sid the Space
+                returned from a start counts as stopped instead.
             ApiError: the Space refused.
             TransportError: the Space could not be reached; stopping again is safe.
         """
-        return await self._streams.stop(check_handle(conference_sid, "conference_sid"), stream, deadline=deadline)
+        return await self._streams.stop(conference_sid, stream, deadline=deadline)
 
     async def get(self, conference_sid: str) -> Conference:
         """Read one conference."""

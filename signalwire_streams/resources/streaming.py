@@ -1,18 +1,15 @@
 """Starting and stopping streams, the same on conferences and on calls."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Generic, TypeVar
 
 from attrs import evolve, frozen
 
 from signalwire_streams.errors import InvalidRequestError, NotFoundError
-from signalwire_streams.models import (
-    Action,
-    CallStream,
-    ConferenceStream,
-    StreamStatus,
-)
+from signalwire_streams.models import Action, CallStream, ConferenceStream, Kind, StreamStatus
 from signalwire_streams.models.checks import check_handle
+from signalwire_streams.resilience.matrix import REFUSED_STOPS
 from signalwire_streams.transport.line import Line
 from signalwire_streams.wire import exchanges
 from signalwire_streams.wire.account import Account
@@ -74,41 +71,68 @@ class Streams(Generic[_Stream]):
         return read_stream(None if reply is None else reply.document, self.model, known)
 
     async def stop(
-        self, target: str, stream: _Stream | str, *, deadline: float | None = None, errand: Errand | None = None
+        self,
+        target: str | _Stream | None,
+        stream: _Stream | str | None,
+        *,
+        deadline: float | None = None,
+        errand: Errand | None = None,
     ) -> _Stream:
-        """Stop a stream, given as itself, its sid or its name."""
-        errand = errand or Errand()
-        if isinstance(stream, str):
-            return await self._stop_by(target, check_handle(stream, "stream"), stream, deadline, errand)
-        if not isinstance(stream, self.model):
+        """Stop a stream, given as itself, or by its call or conference and its sid or name.
+
+        Where the Space refuses since the stream has ended before, it counts as stopped, with ``already_ended``.
+        """
+        if stream is None and not isinstance(target, str):
+            stream, target = target, None
+        if stream is None:
+            raise InvalidRequestError(
+                f"the stream is missing: pass a {self.model.__name__}, or the {self.target_field} and a sid or a name"
+            )
+        if not isinstance(stream, str | self.model):
             raise InvalidRequestError(
                 f"stream is a {type(stream).__name__}: pass a {self.model.__name__}, a sid or a name"
             )
-        if getattr(stream, self.target_field) != target:
-            raise InvalidRequestError(f"the stream belongs to another {self.target_field}: pass that one")
-        handles = [handle for handle in (stream.sid, stream.name) if handle]
-        if not handles:
-            raise InvalidRequestError(
-                "the stream has neither sid nor name, so it can't be stopped: end its call instead"
-            )
-        if not stream.ambiguous:
-            return await self._stop_by(target, handles[0], stream, deadline, errand)
-        # Its sid may be that of the second stream, which the Space refused, so the name goes first.
-        try:
-            return await self._stop_by(target, handles[-1], stream, deadline, errand)
-        except NotFoundError:
-            if len(handles) == 1:
-                raise
-        return await self._stop_by(target, handles[0], stream, deadline, errand)
+        own_target = None if isinstance(stream, str) else getattr(stream, self.target_field)
+        sid = check_handle(own_target if target is None else target, self.target_field)
+        if own_target is not None and own_target != sid:
+            raise InvalidRequestError(f"the stream belongs to another {self.target_field}: pass that one, or none")
+        write = partial(
+            exchanges.stop, self.account, self.collection, sid, deadline=deadline, errand=errand or Errand()
+        )
+        if isinstance(stream, str):
+            handle = check_handle(stream, "stream")
+            return await self._settle_stop(write(handle, exchanges.stop_kind(handle)), None)
+        return await self._stop_known(write, stream)
 
-    async def _stop_by(
-        self, target: str, handle: str, stream: _Stream | str, deadline: float | None, errand: Errand
-    ) -> _Stream:
-        exchange = exchanges.stop(self.account, self.collection, target, handle, deadline=deadline, errand=errand)
+    async def _stop_known(self, write: Callable[[str, Kind], Exchange], stream: _Stream) -> _Stream:
+        sid, name = stream.sid, stream.name
+        if sid and not stream.ambiguous:
+            # Another project's client may be told that there is no such stream, although it runs.
+            is_ours = stream.account_sid in {None, self.account.sid}
+            return await self._settle_stop(write(sid, Kind.STOP_RETURNED if is_ours else Kind.STOP), stream)
+        # The sid of an ambiguous start may be that of a second stream, which the Space refused, so the name goes first.
+        if name:
+            try:
+                stopped = await self._settle_stop(write(name, Kind.STOP_BY_NAME), stream)
+            except NotFoundError:
+                if not sid:
+                    raise
+            else:
+                if sid and sid != stopped.sid and isinstance(stream, CallStream):
+                    # A call may have taken the second stream too.
+                    await self._settle_stop(write(sid, Kind.STOP_RETURNED), stream)
+                return stopped
+        if sid:
+            return await self._settle_stop(write(sid, Kind.STOP_AMBIGUOUS), stream)
+        raise InvalidRequestError("the stream has neither sid nor name, so it can't be stopped: end its call instead")
+
+    async def _settle_stop(self, exchange: Exchange, stream: _Stream | None) -> _Stream:
         outcome = await settle(self.line, exchange)
-        known: Mapping[str, object] = {self.target_field: target}
+        known: Mapping[str, object] = {self.target_field: exchange.target}
         if outcome.reply is not None and outcome.action is Action.FINISH:
             return read_stream(outcome.reply.document, self.model, known)
         # A bare handle may be a sid or a name, so it is neither repeated as the one nor as the other.
-        before = read_stream({}, self.model, known) if isinstance(stream, str) else stream
-        return evolve(before, status=StreamStatus.STOPPED)
+        before = read_stream({}, self.model, known) if stream is None else stream
+        # After an attempt of this stop that may have worked, nobody can tell what ended the stream.
+        ended_before = outcome.event in REFUSED_STOPS and not outcome.ambiguous
+        return evolve(before, status=StreamStatus.STOPPED, already_ended=ended_before)

@@ -38,7 +38,7 @@ _RENAMES = {
 }
 _IDS = {"sid", "call_sid"}
 # What the client knows of a stream, and no answer says.
-_OURS = {"ambiguous": False, "already_started": False}
+_OURS = {"ambiguous": False, "already_started": False, "already_ended": False}
 
 
 def _text(value: object, _: object) -> str | None:

@@ -84,8 +84,13 @@ def _secrets(account: Account, request: Start) -> tuple[str, ...]:
     return secrets
 
 
+def stop_kind(handle: str) -> Kind:
+    """Return the kind of a stop whose handle is a bare text: a sid by its form, or else a name."""
+    return Kind.STOP if _SID.fullmatch(handle) else Kind.STOP_BY_NAME
+
+
 def stop(
-    account: Account, collection: str, target: str, handle: str, *, deadline: float | None, errand: Errand
+    account: Account, collection: str, target: str, handle: str, kind: Kind, *, deadline: float | None, errand: Errand
 ) -> Exchange:
     """Spell a stop.
 
@@ -94,6 +99,7 @@ def stop(
         collection: ``Conferences`` or ``Calls``.
         target: the sid of the conference or call.
         handle: the stream's sid or name.
+        kind: what is known of the handle.
         deadline: seconds for the whole call, or None for the policy's own.
         errand: in which lane it goes, and what tells how far it is.
     """

@@ -11,6 +11,9 @@ from attrs import frozen
 TOO_MANY_REQUESTS = 20429
 """Source: https://signalwire.com/docs/compatibility-api/rest/error-codes"""
 
+NOT_IN_PROGRESS = 21220
+"""The call or conference is not in a state to stream. Source: as above"""
+
 _MAX_TEXT = 300
 _MAX_READ = 2048  # characters of a text in which secrets are looked for
 _LONGEST_CHARACTER = 12  # characters that one may take when it is encoded: "%F0%9F%98%80"
@@ -26,6 +29,9 @@ _DUPLICATE_NAME = re.compile(
 _ALREADY_STOPPED = re.compile(
     r"\balready\b.{0,20}\b(stopped|ended|completed)|\bnot (running|in.progress)", re.IGNORECASE
 )
+
+_TARGET = re.compile(r"\b(call|conference)\b", re.IGNORECASE)
+_STREAM = re.compile(r"\bstream\b", re.IGNORECASE)
 
 
 @frozen
@@ -53,6 +59,14 @@ class Problem:
     def says_already_stopped(self) -> bool:
         """Whether it refuses a stop because there is nothing left to stop."""
         return any(_ALREADY_STOPPED.search(sentence) for sentence in self.sentences)
+
+    @property
+    def says_target_ended(self) -> bool:
+        """Whether it refuses a stop because the call or conference is not in progress, so that no stream of it runs."""
+        said = " ".join(self.sentences)
+        if self.code == NOT_IN_PROGRESS:
+            return bool(_TARGET.search(said)) or not _STREAM.search(said)
+        return self.says_already_stopped and bool(_TARGET.search(said)) and not _STREAM.search(said)
 
 
 def read_problem(document: object) -> Problem:

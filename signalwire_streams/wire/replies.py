@@ -111,6 +111,8 @@ def _fault(status: int, reply: Reply, problem: Problem) -> Event:
 def _refusal(kind: Kind, status: int, problem: Problem) -> Event:
     if kind.is_start and problem.says_duplicate_name:
         return Event.DUPLICATE_NAME
+    if kind.is_stop and problem.says_target_ended:
+        return Event.TARGET_ENDED
     if kind.is_stop and problem.says_already_stopped:
         return Event.ENDED
     # A bare 404 may be anybody's, a proxy's for instance.

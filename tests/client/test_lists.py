@@ -202,11 +202,11 @@ async def test_list_without_end_raises_after_ten_pages_without_new_item(
     pages: Callable[[int], dict[str, Any]], requests: int, items: int, space: SimulatedSpace, client_for: Any
 ) -> None:
     """Pages that lead on for ever under new addresses, and hold nothing new, end in the error of a circle."""
-    listed = []
+    listed: list[Conference] = []
     async with serving(pages) as (address, received):
         with pytest.raises(MalformedResponseError, match="circle") as caught:
-            async for conference in client_for(space, base_url=address).conferences.list():
-                listed.append(conference.sid)
+            async for page in client_for(space, base_url=address).conferences.list().pages():
+                listed += page.items
     assert (len(received), len(listed), caught.value.sent) == (requests, items, "yes")
 
 
@@ -229,14 +229,9 @@ async def test_long_list_with_empty_and_repeated_pages_is_read_to_its_end(
     """Nine pages without a new item in a row are no circle, and neither is a tenth that is the last."""
 
     def pages(number: int) -> dict[str, Any]:
-        items = (
-            [{"sid": f"c{number}"}]
-            if number % 10 == 0
-            else [{"sid": "c10"}]
-            if number % 10 == 5 and number > 10
-            else []
-        )
-        return {"conferences": items, "next_page_uri": None if number == 100 + 10 else f"/next?PageToken=PA{number}"}
+        news, repeated = number % 10 == 0, number % 10 == 5 and number > 10
+        items = [{"sid": f"c{number}"}] if news else [{"sid": "c10"}] if repeated else []
+        return {"conferences": items, "next_page_uri": None if number == 110 else f"/next?PageToken=PA{number}"}
 
     async with serving(pages) as (address, received):
         listed = [conference.sid async for conference in client_for(space, base_url=address).conferences.list()]

@@ -164,7 +164,7 @@ async def test_streams_are_not_mixed_up(space: SimulatedSpace, client: StreamsCl
     with pytest.raises(InvalidRequestError, match="belongs to another conference_sid"):
         await client.conferences.stop_stream(second, stream)
     with pytest.raises(InvalidRequestError, match="pass a ConferenceStream"):
-        await client.conferences.stop_stream(first, of_call)  # type: ignore[arg-type]
+        await client.conferences.stop_stream(first, of_call)  # type: ignore[call-overload]
     assert len(space.requests) == sent
 
 

@@ -21,7 +21,7 @@ def spell_start(request: exchanges.Start, *, deadline: Any = None) -> Exchange:
 
 
 def spell_stop(collection: str, *, deadline: Any = None) -> Exchange:
-    return exchanges.stop(ACCOUNT, collection, "target", "room", deadline=deadline, errand=Errand())
+    return exchanges.stop(ACCOUNT, collection, "target", "room", Kind.STOP_BY_NAME, deadline=deadline, errand=Errand())
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,7 @@ def test_a_start_names_its_secrets() -> None:
 )
 def test_a_sid_is_told_from_a_name(handle: str, kind: Kind) -> None:
     """What is shaped like a sid is one: of that, "no such stream" can be believed."""
-    exchange = exchanges.stop(ACCOUNT, "Calls", "target", handle, deadline=None, errand=Errand())
-    assert exchange.kind is kind
+    assert exchanges.stop_kind(handle) is kind
 
 
 @pytest.mark.parametrize(("collection", "noun"), [("Conferences", "conference"), ("Calls", "call")])
@@ -113,7 +112,7 @@ def test_an_errand_says_how_it_goes() -> None:
     """The lane and the progress of starts and stops are those of their errand, which may go on over several."""
     errand = Errand(lane=Lane.BULK)
     start = exchanges.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None, errand=errand)
-    stop = exchanges.stop(ACCOUNT, "Calls", "call", "room", deadline=None, errand=errand)
+    stop = exchanges.stop(ACCOUNT, "Calls", "call", "room", Kind.STOP_BY_NAME, deadline=None, errand=errand)
     for exchange in (start, stop):
         assert exchange.lane is Lane.BULK
         assert exchange.progress is errand.progress

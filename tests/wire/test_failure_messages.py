@@ -183,7 +183,9 @@ LINES: dict[str, tuple[StreamsError, str]] = {
         "read Calls/call: HTTP 400, no content type body, 4009 bytes long",
     ),
     "a stop": (
-        answered(exchanges.stop(ACCOUNT, "Calls", "call", "room-7", deadline=None, errand=Errand()), 404),
+        answered(
+            exchanges.stop(ACCOUNT, "Calls", "call", "room-7", Kind.STOP_BY_NAME, deadline=None, errand=Errand()), 404
+        ),
         "stop stream room-7 on call call: HTTP 404, no body",
     ),
     "unreadable": (
