@@ -30,10 +30,14 @@ Every message is one line. No message and no attribute holds an API token, a bea
 parameter's value. The errors pickle, so that they can cross a process boundary.
 """
 
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 from attrs import define
+
+StartAgain: TypeAlias = Callable[[float | None], Awaitable[Any]]
+_START_AGAIN = "_start_again"
 
 Sent = Literal["no", "maybe", "yes"]
 """Whether the Space received the request: certainly not, perhaps, or certainly (it answered)."""
@@ -190,9 +194,15 @@ class ServerError(ApiError):
 class StreamOutcomeUnknown(StreamsError):  # noqa: N818  (it names a state of the world, not a fault)
     """A start was sent, and whether the stream runs can't be told.
 
-    The API has no way to look a stream up, so the client says what it knows instead of guessing. With a
-    ``name`` it is safe to start again **under that same name**: a stream that already runs is then refused
-    as a duplicate (documented for conferences). Without a name, a second start may make a second stream.
+    The API has no way to look a stream up, so the client says what it knows instead of guessing. What can be done:
+
+    - Stop the stream by its ``name``.
+    - Start it again under the same ``name``: ``await error.start_again()``, or ``start_stream(..., name=error.name,
+      may_be_running=True)``. The result is ``ambiguous``, and is stopped by its name. Only a refusal as a duplicate
+      (``already_started``), or the status callback ``Duplicated stream name``, proves that the stream was running;
+      an ordinary answer proves nothing, since its sid may belong to a stream that the Space then refused. That a
+      second stream of one name is refused is documented for conferences; a call may take it.
+    - Without a name, decide what is worse: a second start may make a second stream.
 
     Attributes:
         target: the sid of the conference or call.
@@ -207,3 +217,37 @@ class StreamOutcomeUnknown(StreamsError):  # noqa: N818  (it names a state of th
     phase: Phase = Phase.WAITING
     status: int | None = None
     accepted: bool = False
+
+    async def start_again(self, *, deadline: float | None = None) -> Any:  # noqa: ANN401  (a model, which is a layer above)
+        """Start the stream again under the same name, with the same fields, over the same client.
+
+        Args:
+            deadline: seconds for the whole call, retries included.
+
+        Returns:
+            The `ConferenceStream` or `CallStream`, with ``ambiguous=True``; ``stop_stream`` stops it by its name.
+
+        Raises:
+            InvalidRequestError: the start had no name, or the error was copied, pickled, or read from a journal or a
+                fleet, so that it does not have the request any more.
+            StreamsError: as in ``start_stream``.
+        """
+        start: StartAgain | None = vars(self).get(_START_AGAIN)
+        if self.name is None:
+            raise InvalidRequestError(
+                "the stream was started without a name, so starting again may make a second one: if that is right, "
+                "call start_stream(...) anew"
+            )
+        if start is None:
+            raise InvalidRequestError(
+                "this error does not hold the request: "
+                f"call start_stream(..., name={self.name!r}, may_be_running=True) with the same fields"
+            )
+        return await start(deadline)
+
+    def keep_start(self, start: StartAgain) -> None:
+        """Keep what `start_again` calls. It holds the request's secrets, so it is no attribute and is not copied."""
+        vars(self)[_START_AGAIN] = start
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), self.args, {name: value for name, value in vars(self).items() if name != _START_AGAIN}

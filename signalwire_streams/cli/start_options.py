@@ -25,6 +25,7 @@ class StartFields(TypedDict):
     status_callback_method: str | None
     parameters: dict[str, str]
     authorization_bearer_token: str | None
+    may_be_running: bool
     deadline: float | None
 
 
@@ -130,6 +131,11 @@ start_options: Decorator = adding(
         click.option("--url", required=True, metavar="wss://...", help=_URL_HELP),
         click.option("--name", metavar="NAME", help="Unique on its conference or call; one is made up if left out."),
         *_FIELDS,
+        click.option(
+            "--may-be-running",
+            is_flag=True,
+            help="A stream of this --name may be running: start it again, and stop it by its name.",
+        ),
         click.option(
             "--deadline", type=float, metavar="SECONDS", help="For the whole start, repeated attempts included."
         ),

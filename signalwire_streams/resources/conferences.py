@@ -50,6 +50,7 @@ class Conferences:
         status_callback_method: CallbackMethod | str | None = None,
         parameters: Mapping[str, str] | None = None,
         authorization_bearer_token: str | None = None,
+        may_be_running: bool = False,
         deadline: float | None = None,
     ) -> ConferenceStream:
         """Copy the conference's audio to a WebSocket.
@@ -69,6 +70,9 @@ class Conferences:
             status_callback_method: GET or POST; the API's default is POST.
             parameters: at most 99 values for the WebSocket server.
             authorization_bearer_token: sent with the WebSocket upgrade.
+            may_be_running: True to start again, under its ``name``, what may be running already, as a
+                `StreamOutcomeUnknown` says. The result is then ``ambiguous``: an ordinary answer does not prove that
+                this start made the stream, and it is stopped by its name.
             deadline: seconds for the whole call, retries included.
 
         Returns:
@@ -95,7 +99,7 @@ class Conferences:
             parameters={} if parameters is None else parameters,
             authorization_bearer_token=authorization_bearer_token,
         )
-        return await self._streams.start(request, deadline=deadline)
+        return await self._streams.start(request, may_be_running=may_be_running, deadline=deadline)
 
     @overload
     async def stop_stream(self, stream: ConferenceStream, /, *, deadline: float | None = None) -> ConferenceStream: ...

@@ -6,9 +6,9 @@ from typing import Generic, TypeVar
 
 from attrs import evolve, frozen
 
-from signalwire_streams.errors import InvalidRequestError, NotFoundError
+from signalwire_streams.errors import InvalidRequestError, NotFoundError, StartAgain, StreamOutcomeUnknown
 from signalwire_streams.models import Action, CallStream, ConferenceStream, Kind, StreamStatus
-from signalwire_streams.models.checks import check_handle
+from signalwire_streams.models.checks import check_flag, check_handle
 from signalwire_streams.resilience.matrix import REFUSED_STOPS
 from signalwire_streams.transport.line import Line
 from signalwire_streams.wire import exchanges
@@ -52,13 +52,32 @@ class Streams(Generic[_Stream]):
     target_field: str
 
     async def start(
-        self, request: exchanges.Start, *, deadline: float | None = None, errand: Errand | None = None
+        self,
+        request: exchanges.Start,
+        *,
+        may_be_running: bool = False,
+        deadline: float | None = None,
+        errand: Errand | None = None,
     ) -> _Stream:
-        """Start a stream, under a generated name where the caller gave none."""
+        """Start a stream, under a generated name where the caller gave none.
+
+        Where an earlier start of that name may be running, the result is as ambiguous as after a repeated attempt.
+        """
+        errand = errand or Errand()
+        if check_flag(may_be_running, "may_be_running"):
+            if request.name is None:
+                raise InvalidRequestError(
+                    "may_be_running=True needs the name that the stream may be running under: pass it as name=..."
+                )
+            errand.progress.may_be_done = True
         if request.name is None and not request.unnamed:
             request = evolve(request, name=exchanges.generate_name())
-        exchange = exchanges.start(self.account, request, deadline=deadline, errand=errand or Errand())
-        outcome = await settle(self.line, exchange)
+        exchange = exchanges.start(self.account, request, deadline=deadline, errand=errand)
+        try:
+            outcome = await settle(self.line, exchange)
+        except StreamOutcomeUnknown as error:
+            error.keep_start(self._starter(request))
+            raise
         known: dict[str, object] = {
             self.target_field: request.target,
             "ambiguous": outcome.ambiguous,
@@ -69,6 +88,13 @@ class Streams(Generic[_Stream]):
         # What refuses a second stream tells nothing of the first one.
         reply = outcome.reply if outcome.action is Action.FINISH else None
         return read_stream(None if reply is None else reply.document, self.model, known)
+
+    def _starter(self, request: exchanges.Start) -> StartAgain:
+        # No partial, whose repr shows its arguments.
+        async def start_again(deadline: float | None) -> _Stream:
+            return await self.start(request, may_be_running=True, deadline=deadline)
+
+        return start_again
 
     async def stop(
         self,

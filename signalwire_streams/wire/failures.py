@@ -156,7 +156,7 @@ def _unknown(exchange: Exchange, outcome: Outcome) -> StreamOutcomeUnknown:
     elif exchange.kind is Kind.CALL_START:
         advice = f"stop it by its name {exchange.name!r}; starting again, even under that name, may make a second one"
     else:
-        advice = f"stop it by its name {exchange.name!r}, or start again under that name"
+        advice = f"stop it by its name {exchange.name!r}, or start it again with that name and may_be_running=True"
     last = "" if outcome.attempts == 1 else "at last: "
     what = f"{state} ({last}{_evidence(exchange, outcome)}); {advice}"
     return _fill(

@@ -163,6 +163,35 @@ async def test_a_closed_standard_input_holds_no_token(offline_shell: Shell, monk
     _is_misuse(ran, "authorization_bearer_token")
 
 
+async def test_may_be_running_starts_again_under_the_name(shell: Shell, space: SimulatedSpace) -> None:
+    """The second start is answered with a sid that does not run, so the command that stops it has the name."""
+    again = ("conferences", "start-stream", space.conference_sids[0], "--url", URL, "--name", "audit-1")
+    assert (await shell(*again)).code == 0
+    ran = await shell(*again, "--may-be-running", "--json")
+    assert (ran.code, ran.json["ambiguous"], ran.json["already_started"]) == (0, True, False)
+    assert (await shell(*shlex.split(ran.json["stop_command"])[1:])).code == 0
+    assert space.streams.alive() == []
+
+
+@pytest.mark.parametrize("group", ["conferences", "calls"])
+async def test_may_be_running_without_name_is_misuse(offline_shell: Shell, group: str) -> None:
+    ran = await offline_shell(group, "start-stream", "sid", "--url", URL, "--may-be-running")
+    _is_misuse(ran, "the name that the stream may be running under")
+
+
+@pytest.mark.parametrize("handle", ["sid", "name"])
+async def test_stop_of_ended_stream_succeeds_and_says_so(shell: Shell, space: SimulatedSpace, handle: str) -> None:
+    [call, *_] = space.call_sids
+    assert (await shell("calls", "start-stream", call, "--url", URL, "--name", "audit-1")).code == 0
+    space.end_call(call)
+    stop = ("calls", "stop-stream", call, str(getattr(space.streams[0], handle)))
+    ran = await shell(*stop)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.rows[0] == f"Stopped a stream on call {call}. It had already ended."
+    facts = (await shell(*stop, "--json")).json
+    assert (facts["status"], facts["already_ended"]) == ("stopped", True)
+
+
 async def test_stopping_what_is_not_there_is_a_failure(shell: Shell, space: SimulatedSpace) -> None:
     ran = await shell("conferences", "stop-stream", space.conference_sids[0], "nothing", "--json")
     assert (ran.code, ran.json["error"], ran.json["status"], ran.json["code"]) == (1, "NotFoundError", 404, 20404)

@@ -19,7 +19,7 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.callbacks import StreamErrored, StreamStarted, StreamStopped
-from signalwire_streams.errors import ApiError, BadRequestError, CircuitOpenError, NotFoundError, RateLimitedError
+from signalwire_streams.errors import CircuitOpenError, NotFoundError, RateLimitedError
 from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver
 from signalwire_streams.simulator import SimulatedSpace, Tone
 
@@ -480,25 +480,34 @@ async def test_a_space_that_takes_no_stops_just_now(
 @pytest.mark.parametrize(
     ("refusal", "ended"),
     [
-        (NotFoundError("no such stream", status=404, code=20404), True),
-        (BadRequestError("stopped already", status=400, code=21220), True),
-        (BadRequestError("no", status=400, code=10000), False),
+        ({"status": 404, "body": "api", "code": 20404}, True),
+        ({"status": 404, "body": "html"}, False),
+        ({"status": 400, "body": "api", "code": 21220, "created": True}, True),
+        ({"status": 400, "body": "api", "code": 10000}, False),
     ],
 )
-async def test_a_stream_that_had_ended_before_anybody_dialled(
-    receiver: MediaReceiver, refusal: ApiError, ended: bool
+@pytest.mark.parametrize("many", [False, True])
+async def test_open_counts_stream_as_stopped_that_ended_before_its_socket_came(
+    endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, refusal: dict[str, Any], ended: bool, many: bool
 ) -> None:
-    """When the Space says so of its sid, there is nothing left to stop, and the failed join is what is told."""
-
-    class Gone:
-        async def start_stream(self, sid: str, /, **fields: Any) -> Any:
-            return ConferenceStream(conference_sid=sid, sid="stream")
-
-        async def stop_stream(self, sid: str, stream: Any, /) -> Any:
-            raise refusal
-
+    """When the Space says so of the sid that it returned, only the failed join is raised."""
+    endless.faults.add("status", on="stop", **refusal)
+    client, sid = client_for(endless), endless.conference_sids[0]
+    if many:
+        request = StartConferenceStream(conference_sid=sid, url="wss://127.0.0.1:9/a")
+        run = receiver.open_many(client, [request], socket_timeout=0.01)
+        outcomes = await run.__aenter__()
+        [outcome] = [outcome async for outcome in outcomes]
+        assert outcome.error is not None
+        assert "nobody dialled" in str(outcome.error)
+        if ended:
+            await run.__aexit__(None, None, None)
+        else:
+            with pytest.raises(ExceptionGroup, match="1 streams could not be stopped"):
+                await run.__aexit__(None, None, None)
+        return
     with pytest.raises(JoinError, match="nobody dialled") as caught:
-        await receiver.open(Gone(), "room", url="wss://a", socket_timeout=0.01).__aenter__()
+        await receiver.open(client.conferences, sid, url="wss://127.0.0.1:9/a", socket_timeout=0.01).__aenter__()
     assert hasattr(caught.value, "__notes__") is not ended
 
 

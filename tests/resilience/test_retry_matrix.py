@@ -96,28 +96,42 @@ def test_a_duplicate_name_at_the_first_attempt_is_the_callers(kind: Kind) -> Non
     assert first_decision(kind, Event.DUPLICATE_NAME).action is Action.FAIL
 
 
-def test_nothing_to_stop_at_the_first_attempt_is_the_callers() -> None:
-    """A stop of what is not there is refused."""
-    for kind in (Kind.STOP, Kind.STOP_BY_NAME):
-        for event in (Event.GONE, Event.ENDED):
-            assert first_decision(kind, event).action is Action.FAIL
+STOPPED, FAILED = Action.ALREADY_STOPPED, Action.FAIL
+REFUSED_STOPS = [
+    # what the Space says,     what the handle is,     at the first attempt, after one that may have worked
+    (Event.TARGET_ENDED, Kind.STOP_RETURNED, STOPPED, STOPPED),
+    (Event.TARGET_ENDED, Kind.STOP, STOPPED, STOPPED),
+    (Event.TARGET_ENDED, Kind.STOP_BY_NAME, STOPPED, STOPPED),
+    (Event.TARGET_ENDED, Kind.STOP_AMBIGUOUS, STOPPED, STOPPED),
+    (Event.ENDED, Kind.STOP_RETURNED, STOPPED, STOPPED),
+    (Event.ENDED, Kind.STOP, STOPPED, STOPPED),
+    (Event.ENDED, Kind.STOP_BY_NAME, STOPPED, STOPPED),
+    (Event.ENDED, Kind.STOP_AMBIGUOUS, FAILED, FAILED),
+    (Event.GONE, Kind.STOP_RETURNED, STOPPED, STOPPED),
+    (Event.GONE, Kind.STOP, FAILED, STOPPED),
+    (Event.GONE, Kind.STOP_BY_NAME, FAILED, FAILED),
+    (Event.GONE, Kind.STOP_AMBIGUOUS, FAILED, FAILED),
+]
 
 
-@pytest.mark.parametrize(
-    ("kind", "event", "action"),
-    [
-        (Kind.STOP, Event.GONE, Action.ALREADY_STOPPED),
-        (Kind.STOP, Event.ENDED, Action.ALREADY_STOPPED),
-        (Kind.STOP_BY_NAME, Event.GONE, Action.FAIL),
-        (Kind.STOP_BY_NAME, Event.ENDED, Action.ALREADY_STOPPED),
-    ],
-)
-def test_what_proves_that_a_stop_worked(kind: Kind, event: Event, action: Action) -> None:
-    """After a stop that may have worked: that it has ended, or that its sid is unknown; not that its name is."""
-    assert action_for(kind, event, ambiguous_before=True) is action
+@pytest.mark.parametrize(("event", "kind", "first", "after_attempt"), REFUSED_STOPS)
+def test_refused_stop_is_success_where_it_proves_that_stream_ended(
+    event: Event, kind: Kind, first: Action, after_attempt: Action
+) -> None:
+    """A refusal proves the end of the stream that was meant, of any stream of that name, or of none."""
+    assert first_decision(kind, event).action is first
+    assert action_for(kind, event, ambiguous_before=True) is after_attempt
 
 
-STOPS = {Event.GONE, Event.ENDED}
+def test_refused_stops_are_listed_for_each_kind_of_stop() -> None:
+    """No combination is left out."""
+    stops = [kind for kind in Kind if kind.is_stop]
+    assert {(event, kind) for event, kind, _, _ in REFUSED_STOPS} == {
+        (event, kind) for event in STOPS for kind in stops
+    }
+
+
+STOPS = {Event.GONE, Event.ENDED, Event.TARGET_ENDED}
 
 
 def test_the_table_leaves_out_nothing_that_can_happen() -> None:

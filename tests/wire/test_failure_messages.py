@@ -26,7 +26,7 @@ from signalwire_streams.errors import (
     TransportError,
     UnprocessableError,
 )
-from signalwire_streams.models import Action, Event, StartCallStream, StartConferenceStream
+from signalwire_streams.models import Action, Event, Kind, StartCallStream, StartConferenceStream
 from signalwire_streams.wire import exchanges
 from signalwire_streams.wire.account import find_account
 from signalwire_streams.wire.exchange import Errand, Exchange, Outcome
@@ -290,7 +290,7 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
         (
             "start a stream on conference conf: the stream may or may not be running"
             " (at last: no answer came: timeout);"
-            " stop it by its name 'room-7', or start again under that name (3 attempts)"
+            " stop it by its name 'room-7', or start it again with that name and may_be_running=True (3 attempts)"
         ),
     ),
     "named, on a call": (
@@ -310,7 +310,8 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
         (
             "start a stream on conference conf: the stream may or may not be running"
             " (at last: not tried, the Space kept failing);"
-            " stop it by its name 'room-7', or start again under that name (2 attempts, retry after 5 s)"
+            " stop it by its name 'room-7', or start it again with that name and may_be_running=True"
+            " (2 attempts, retry after 5 s)"
         ),
     ),
     "unnamed": (

@@ -145,13 +145,24 @@ def test_only_a_start_can_have_a_duplicate_name(kind: Kind) -> None:
         (404, {"code": 20404, "message": "Not found", "more_info": "", "status": 404}, Event.GONE),
         (400, {"message": "Stream is already stopped"}, Event.ENDED),
         (409, {"errors": ["stream not running"]}, Event.ENDED),
+        (400, {"code": 21220, "message": "Stream is already stopped"}, Event.ENDED),
+        (404, {"code": 20404, "message": "Stream is already stopped", "status": 404}, Event.ENDED),
+        (400, {"code": 21220, "message": "The conference is not in progress"}, Event.TARGET_ENDED),
+        (400, {"code": 21220, "message": "Conference is not in a state to stream"}, Event.TARGET_ENDED),
+        (400, {"code": 21220, "message": "Invalid call state"}, Event.TARGET_ENDED),
+        (400, {"code": 21220, "message": "Wrong state"}, Event.TARGET_ENDED),
+        (400, {"code": 21220}, Event.TARGET_ENDED),
+        (409, {"errors": ["The call has already ended"]}, Event.TARGET_ENDED),
+        (409, {"errors": ["The call's stream has already ended"]}, Event.ENDED),
+        (400, {"code": 21220, "message": "The stream can't be stopped yet"}, Event.REJECTED),
         (422, {"errors": ["Status is invalid"]}, Event.REJECTED),
     ],
 )
 def test_nothing_there_to_stop(status: int, document: object, event: Event) -> None:
     """A stop that finds nothing, or something that is stopped already, is told so by the API; a bare 404 by anybody."""
-    for kind in (Kind.STOP, Kind.STOP_BY_NAME):
-        assert event_of(asking(kind), reply(status, document)) is event
+    for kind in Kind:
+        if kind.is_stop:
+            assert event_of(asking(kind), reply(status, document)) is event
 
 
 @pytest.mark.parametrize("kind", [Kind.READ, *STARTS])

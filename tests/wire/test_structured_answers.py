@@ -159,7 +159,7 @@ def test_a_documented_example_structures_unchanged(model: type[Any], document: d
     said = {
         WIRE_NAMES.get(attribute.name, attribute.name): getattr(item, attribute.name)
         for attribute in fields(model)
-        if attribute.name not in {"extra", "ambiguous", "already_started"}
+        if attribute.name not in {"extra", "ambiguous", "already_started", "already_ended"}
     }
     assert {key: said[key] for key in document} == document
     assert {key for key, value in said.items() if value is not None} <= set(document)
@@ -210,9 +210,10 @@ def test_an_answer_cannot_say_what_only_the_client_knows(
     model: type[Any], document: dict[str, Any], asked: dict[str, object]
 ) -> None:
     """A Space that claims a stream to be ambiguous or started already is kept as extra, and not believed."""
-    stream = read_stream({**document, "ambiguous": True, "already_started": True}, model, asked)
-    assert (stream.ambiguous, stream.already_started) == (False, False)
-    assert stream.extra == {"ambiguous": True, "already_started": True}
+    claimed = {"ambiguous": True, "already_started": True, "already_ended": True}
+    stream = read_stream({**document, **claimed}, model, asked)
+    assert (stream.ambiguous, stream.already_started, stream.already_ended) == (False, False, False)
+    assert stream.extra == claimed
 
 
 @each_example
@@ -239,7 +240,7 @@ def test_a_value_of_the_wrong_type_is_unknown(model: type[Any], document: dict[s
     )
     for attribute in fields(model):
         value = getattr(item, attribute.name)
-        if attribute.name in identity | {"extra", "ambiguous", "already_started"}:
+        if attribute.name in identity | {"extra", "ambiguous", "already_started", "already_ended"}:
             continue
         if attribute.name == "subresource_uris":
             assert value == (wrong if isinstance(wrong, dict) else {})

@@ -1,0 +1,172 @@
+"""Stopping a stream that has ended before counts as stopped, and a stop that found nothing does not."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from signalwire_streams import (
+    BadRequestError,
+    BulkState,
+    CallStream,
+    ConferenceStream,
+    InvalidRequestError,
+    NotFoundError,
+    StartConferenceStream,
+    StreamsClient,
+    StreamStatus,
+)
+from signalwire_streams.simulator import SimulatedSpace
+
+URL = "wss://rx.example.com/audio"
+UNKNOWN_SID = "b3877c40-da60-4998-90ad-b792e98472af"
+
+
+async def end_by_stop(space: SimulatedSpace, stream: Any) -> None:
+    space.streams.stop(space.streams.alive(), 0.0)
+
+
+async def end_with_target(space: SimulatedSpace, stream: Any) -> None:
+    if isinstance(stream, ConferenceStream):
+        space.end_conference(stream.conference_sid)
+    else:
+        space.end_call(stream.call_sid)
+
+
+async def forget(space: SimulatedSpace, stream: Any) -> None:
+    await end_by_stop(space, stream)
+    space.faults.add("status", on="stop", status=404, body="api", code=20404)
+
+
+ENDS = {"stopped": end_by_stop, "ended with its target": end_with_target, "not found any more": forget}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("noun", ["conference", "call"])
+async def test_stop_of_returned_stream_that_has_ended_is_success(
+    space: SimulatedSpace, client: StreamsClient, noun: str, end: Callable[..., Awaitable[None]]
+) -> None:
+    """It counts as stopped after one request, keeps what was known of it, and says that it had ended before."""
+    stream: Any
+    streams: Any = client.conferences if noun == "conference" else client.calls
+    stream = await streams.start_stream(
+        (space.conference_sids if noun == "conference" else space.call_sids)[0], url=URL
+    )
+    await end(space, stream)
+    before = len(space.requests)
+
+    stopped = await streams.stop_stream(stream)
+
+    assert (stopped.sid, stopped.name, stopped.status) == (stream.sid, stream.name, StreamStatus.STOPPED)
+    assert (stopped.already_ended, stopped.ambiguous) == (True, False)
+    assert len(space.requests) == before + 1
+
+
+@pytest.mark.parametrize("end", [end_by_stop, end_with_target])
+@pytest.mark.parametrize("handle", ["sid", "name"])
+async def test_stop_by_text_of_stream_that_has_ended_is_success(
+    space: SimulatedSpace, client: StreamsClient, handle: str, end: Callable[..., Awaitable[None]]
+) -> None:
+    """The Space knows the stream, and says that it has ended."""
+    sid = space.conference_sids[0]
+    stream = await client.conferences.start_stream(sid, url=URL)
+    await end(space, stream)
+
+    stopped = await client.conferences.stop_stream(sid, getattr(stream, handle))
+
+    assert (stopped.conference_sid, stopped.status, stopped.already_ended) == (sid, StreamStatus.STOPPED, True)
+
+
+async def test_stop_of_running_stream_does_not_say_that_it_had_ended(
+    space: SimulatedSpace, client: StreamsClient
+) -> None:
+    """Neither after one attempt nor after one whose answer was lost, since that may have been what ended it."""
+    sid = space.conference_sids[0]
+    one, two = [await client.conferences.start_stream(sid, url=URL) for _ in range(2)]
+    assert not (await client.conferences.stop_stream(one)).already_ended
+    space.faults.add("reset", on="stop", created=True, times=1)
+    repeated = await client.conferences.stop_stream(two)
+    assert (repeated.status, repeated.already_ended) == (StreamStatus.STOPPED, False)
+
+
+@pytest.mark.parametrize("handle", [UNKNOWN_SID, "not-there"])
+async def test_stop_of_unknown_text_is_error(space: SimulatedSpace, client: StreamsClient, handle: str) -> None:
+    """A sid or a name in a text may be misspelt."""
+    with pytest.raises(NotFoundError):
+        await client.conferences.stop_stream(space.conference_sids[0], handle)
+
+
+@pytest.mark.parametrize(
+    "fault", [{"status": 404, "body": "html"}, {"status": 404, "body": "empty"}, {"status": 422, "body": "api"}]
+)
+async def test_stop_that_is_refused_otherwise_is_error(
+    space: SimulatedSpace, client: StreamsClient, fault: dict[str, Any]
+) -> None:
+    """A proxy's 404, or a refusal of the request, says nothing of the stream, which runs on."""
+    stream = await client.conferences.start_stream(space.conference_sids[0], url=URL)
+    space.faults.add("status", on="stop", **fault)
+    with pytest.raises(Exception, match=f"HTTP {fault['status']}"):
+        await client.conferences.stop_stream(stream)
+    assert len(space.streams.alive()) == 1
+
+
+async def test_404_about_stream_of_another_project_is_error(space: SimulatedSpace, client: StreamsClient) -> None:
+    """A client of another project is told that there is no such stream although it runs."""
+    stream = ConferenceStream(conference_sid=space.conference_sids[0], sid=UNKNOWN_SID, account_sid="another")
+    with pytest.raises(NotFoundError):
+        await client.conferences.stop_stream(stream)
+
+
+async def test_ambiguous_stream_whose_sid_is_of_refused_second_is_no_success(client_for: Any) -> None:
+    """Where names stop nothing, "already stopped" about that sid does not say that the first stream has ended."""
+    async with SimulatedSpace(conferences=1, streams_by_name=False) as space:
+        client: StreamsClient = client_for(space)
+        space.faults.add("reset", on="start", created=True, times=1)
+        stream = await client.conferences.start_stream(space.conference_sids[0], url=URL)
+        assert stream.ambiguous
+
+        with pytest.raises(BadRequestError, match="already stopped"):
+            await client.conferences.stop_stream(stream)
+        assert len(space.streams.alive()) == 1
+
+
+async def test_bulk_stop_counts_ended_streams_as_stopped(
+    space: SimulatedSpace, client: StreamsClient, tmp_path: Path
+) -> None:
+    """``stop_streams`` and ``stop_run`` give the same answer as a single stop."""
+    sids = space.conference_sids
+    requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in sids]
+    streams = [o.stream async for o in client.start_streams(requests, journal=tmp_path / "run.db") if o.stream]
+    await end_by_stop(space, None)
+    space.faults.add("status", on="stop", target=sids[0], status=404, body="api", code=20404)
+    typed: list[Any] = [*streams, ConferenceStream(conference_sid=sids[1], name="not-there")]
+
+    outcomes = {outcome.index: outcome async for outcome in client.stop_streams(typed)}
+    assert [outcomes[index].state for index in range(4)] == [BulkState.STOPPED] * 3 + [BulkState.REJECTED]
+    stopped = [outcome.stream async for outcome in client.stop_run(tmp_path / "run.db")]
+    journaled = [outcomes[index].stream for index in range(3)]
+    assert [stream is not None and stream.already_ended for stream in [*stopped, *journaled]] == [True] * 6
+
+
+async def test_stop_takes_stream_alone(space: SimulatedSpace, client: StreamsClient) -> None:
+    """A stream carries the sid of its conference or call; a text does not."""
+    sid, call = space.conference_sids[0], space.call_sids[0]
+    await client.conferences.stop_stream(await client.conferences.start_stream(sid, url=URL))
+    await client.calls.stop_stream(await client.calls.start_stream(call, url=URL), deadline=5)
+    assert space.streams.alive() == []
+    untyped: Any = client.conferences.stop_stream
+    for arguments, words in (
+        ((sid,), "the stream is missing: pass a ConferenceStream, or the conference_sid and a sid or a name"),
+        ((None,), "the stream is missing"),
+        ((CallStream(call_sid=call, sid="s"),), "stream is a CallStream: pass a ConferenceStream, a sid or a name"),
+        ((7,), "stream is a int"),
+        ((7, "name"), "conference_sid must be a str, not int"),
+        ((ConferenceStream(conference_sid=sid, sid="s"), "name"), "conference_sid must be a str"),
+        ((space.conference_sids[1], ConferenceStream(conference_sid=sid, sid="s")), "belongs to another"),
+    ):
+        with pytest.raises(InvalidRequestError, match=words):
+            await untyped(*arguments)
+    stream = ConferenceStream(conference_sid=sid, name="not-there")
+    with pytest.raises(NotFoundError):
+        await untyped(conference_sid=sid, stream=stream)
