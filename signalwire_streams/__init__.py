@@ -12,11 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
     from signalwire_streams.names import *  # noqa: F403  (all of them, and this is where they belong)
     from signalwire_streams.names import __all__ as __all__
 else:
 
     def __getattr__(name: str) -> object:
+        if name == "__version__":
+            return globals().setdefault(name, import_module("importlib.metadata").version("signalwire-streams"))
         if name == "__all__" or not name.startswith("_"):  # others are what inspect and the like try everywhere
             names = import_module("signalwire_streams.names")
             if name == "__all__" or name in names.__all__:
@@ -26,4 +29,4 @@ else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *import_module("signalwire_streams.names").__all__})
+        return sorted({*globals(), "__version__", *import_module("signalwire_streams.names").__all__})

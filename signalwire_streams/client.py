@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeAlias, TypeVar
+from typing import NoReturn, Self, TypeAlias, TypedDict, TypeVar, Unpack
 
 import aiohttp
 
@@ -46,6 +46,21 @@ _Stream: TypeAlias = ConferenceStream | CallStream
 
 _BULK_DEADLINE = 300.0
 _ENVIRONMENT = {"space": "SIGNALWIRE_SPACE", "project": "SIGNALWIRE_PROJECT_ID", "token": "SIGNALWIRE_API_TOKEN"}
+
+
+class ClientOptions(TypedDict, total=False):
+    """What `StreamsClient.from_env` takes besides what the environment has; see `StreamsClient` for each."""
+
+    session: aiohttp.ClientSession | None
+    connections: int
+    retry: RetryPolicy | None
+    timeouts: Timeouts | None
+    rate_limit: RateLimit | None
+    breaker: BreakerPolicy | None
+    pacer: Pacer | None
+    on_attempt: OnAttempt | None
+    middlewares: Sequence[Middleware]
+    clock: Clock | None
 
 
 class StreamsClient:
@@ -138,7 +153,7 @@ class StreamsClient:
         self.calls = Calls(self._line, account, self._streams.calls)
 
     @classmethod
-    def from_env(cls, environment: Mapping[str, str] | None = None, **options: Any) -> Self:  # noqa: ANN401  (see __init__)
+    def from_env(cls, environment: Mapping[str, str] | None = None, **options: Unpack[ClientOptions]) -> Self:
         """Make a client from ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN``.
 
         Args:
@@ -146,13 +161,21 @@ class StreamsClient:
             options: what else a client takes, such as ``pacer=``.
 
         Raises:
-            InvalidRequestError: some are not set; the message names them all.
+            InvalidRequestError: some are not set; the message names them all. Or an option is what the environment
+                has.
         """
+        twice = sorted({*_ENVIRONMENT, "base_url"} & options.keys())
+        if twice:
+            raise InvalidRequestError(
+                f"from_env reads the Space and its credentials from the environment: leave out {', '.join(twice)}, "
+                "or write StreamsClient(...)"
+            )
         found = os.environ if environment is None else environment
         missing = [name for name in _ENVIRONMENT.values() if not found.get(name)]
         if missing:
             raise InvalidRequestError(f"set {', '.join(missing)} in the environment (see your Space's API page)")
-        return cls(**options | {argument: found[name] for argument, name in _ENVIRONMENT.items()})
+        space, project, token = (found[name] for name in _ENVIRONMENT.values())
+        return cls(space=space, project=project, token=token, **options)
 
     def start_streams(
         self,

@@ -19,13 +19,16 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from secrets import token_urlsafe
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, cast
+from urllib.parse import urlsplit
 
 import pytest
 from attrs import define, field
 
 if TYPE_CHECKING:  # a run that does not use them pays for none of them
+    from signalwire_streams.models import OpenOptions
     from signalwire_streams.receiver import MediaReceiver, StreamSession
+    from signalwire_streams.receiver.joining import Starts
     from signalwire_streams.simulator import Certificates, SimulatedSpace
 
 __all__ = ["StreamReceiver", "signalwire_certificates", "signalwire_space", "stream_receiver"]
@@ -118,8 +121,15 @@ class _Watch:
             yield f"a socket is still open: of stream {sid}, on {targets.get(sid, 'nothing of this Space')}"
         if self.receiver is not None and self.receiver.beginning:
             yield f"a socket is still open: {self.receiver.beginning} on which no stream began"
-        if self.space is not None and len(self.space.connections):
-            yield f"a client is not closed: it has {len(self.space.connections)} connections to the Space open"
+        if self.space is not None and (connections := self._connections(self.space)):
+            yield f"a client is not closed: it has {connections} connections to the Space open"
+
+    @staticmethod
+    def _connections(space: "SimulatedSpace") -> int:
+        """Count the connections to the Space, without the idle ones of a session that the test's client borrowed."""
+        from signalwire_streams.transport.sessions import idle_in_lent_sessions  # noqa: PLC0415
+
+        return max(len(space.connections) - idle_in_lent_sessions(urlsplit(space.base_url).port), 0)
 
 
 @define(eq=False)
@@ -138,7 +148,9 @@ class StreamReceiver:
     _arrived: "asyncio.Queue[StreamSession]" = field(repr=False)
     _watch: _Watch = field(repr=False)
 
-    def open(self, streams: Any, sid: str, **fields: Any) -> "AbstractAsyncContextManager[StreamSession]":  # noqa: ANN401  (see there)
+    def open(
+        self, streams: "Starts[Any]", sid: str, **fields: "Unpack[OpenOptions]"
+    ) -> "AbstractAsyncContextManager[StreamSession]":
         """Start a stream and receive it, as `MediaReceiver.open` does, with this receiver's address.
 
         Args:
@@ -146,7 +158,8 @@ class StreamReceiver:
             sid: the conference or call.
             fields: further arguments of `MediaReceiver.open`.
         """
-        return self.receiver.open(streams, sid, **{"url": self.url, **fields})
+        given: OpenOptions = {"url": self.url, **fields}
+        return self.receiver.open(streams, sid, **given)
 
     async def next_stream(self, *, within: float = 15.0) -> "StreamSession":
         """Wait for the next stream that somebody started with this address and token.
@@ -188,6 +201,14 @@ def _space_arguments(request: pytest.FixtureRequest) -> dict[str, Any]:
     return _arguments(request, "signalwire_space", {*inspect.signature(SimulatedSpace).parameters, "allow_leaks"})
 
 
+def _check_test(request: pytest.FixtureRequest) -> None:
+    """Refuse a test that is no coroutine: the event loop stands while it runs, so that the Space would not answer."""
+    function = request.function
+    inner = getattr(getattr(function, "hypothesis", None), "inner_test", function)
+    if not inspect.iscoroutinefunction(inner):
+        _fail(f"{request.node.name} uses a Space, which runs in an event loop: write 'async def {function.__name__}'")
+
+
 def _check_loops(request: pytest.FixtureRequest) -> None:
     """Refuse a Space in another event loop than its test's: nothing would answer, and the test would hang."""
     if not request.config.pluginmanager.has_plugin("asyncio"):
@@ -211,6 +232,7 @@ def _check_loops(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def _signalwire_watch(request: pytest.FixtureRequest) -> Iterator[_Watch]:
     """Report what the test left running; torn down last, so that one report names it all."""
+    _check_test(request)
     _check_loops(request)
     watch = _Watch(lenient=_space_arguments(request).get("allow_leaks", False))
     yield watch

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -49,6 +50,15 @@ def test_names_are_completed() -> None:
     offered = dir(signalwire_streams)
     assert set(signalwire_streams.__all__) <= set(offered)
     assert len(set(offered)) == len(offered)
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    """It is read when it is asked for, and comes with no other name."""
+    assert signalwire_streams.__version__ == version("signalwire-streams")
+    code = "import sys, signalwire_streams as s; print(s.__version__, 'signalwire_streams.names' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert shown.stdout.split() == [signalwire_streams.__version__, "False"]
+    assert "__version__" in dir(signalwire_streams)
 
 
 def test_modules_are_attributes() -> None:

@@ -305,6 +305,76 @@ def test_the_first_failure_is_the_only_one(suite: Suite, ending: str, outcome: s
         )
 
 
+def test_idle_connection_of_lent_session_is_no_leak(suite: Suite) -> None:
+    """A session that outlives the test keeps its connection alive; a forgotten client beside it is reported."""
+    done = suite(
+        """
+        import aiohttp
+        import pytest_asyncio
+        from signalwire_streams import StreamsClient
+
+        @pytest_asyncio.fixture
+        async def session():
+            async with aiohttp.ClientSession() as session:
+                yield session
+
+        @pytest_asyncio.fixture
+        async def forgotten():
+            clients = []
+            yield clients
+            for client in clients:
+                await client.aclose()
+
+        def client_of(space, **options):
+            return StreamsClient(base_url=space.base_url, project=space.project, token=space.token, **options)
+
+        async def test_lent(session, signalwire_space):
+            async with client_of(signalwire_space, session=session) as client:
+                await client.conferences.get(signalwire_space.conference_sids[0])
+            assert len(signalwire_space.connections) == 1
+
+        async def test_forgotten(session, forgotten, signalwire_space):
+            async with client_of(signalwire_space, session=session) as client:
+                await client.conferences.get(signalwire_space.conference_sids[0])
+            forgotten.append(client_of(signalwire_space))
+            await forgotten[0].conferences.get(signalwire_space.conference_sids[0])
+            assert len(signalwire_space.connections) == 2
+        """,
+        hurried=True,
+    )
+    done.assert_outcomes(passed=2, errors=1)
+    done.stdout.fnmatch_lines(
+        ["*ERROR at teardown of test_forgotten*", "  a client is not closed: it has 1 connections*"]
+    )
+
+
+def test_test_that_is_no_coroutine_is_refused_at_once(suite: Suite) -> None:
+    """Its event loop would stand, and nothing would answer; an async test of hypothesis is one."""
+    done = suite(
+        """
+        import pytest
+        from hypothesis import HealthCheck, given, settings, strategies
+
+        def test_sync(signalwire_space): ...
+
+        class TestAll:
+            def test_receiver(self, stream_receiver): ...
+
+        @settings(max_examples=2, suppress_health_check=list(HealthCheck), deadline=None)
+        @given(number=strategies.integers())
+        async def test_property(signalwire_space, number):
+            assert signalwire_space.base_url
+        """,
+    )
+    done.assert_outcomes(passed=1, errors=2)
+    done.stdout.fnmatch_lines(
+        [
+            "test_sync uses a Space, which runs in an event loop: write 'async def test_sync'",
+            "test_receiver uses a Space, which runs in an event loop: write 'async def test_receiver'",
+        ]
+    )
+
+
 def test_leaks_may_be_allowed(suite: Suite) -> None:
     """The marker says that a test leaves something on purpose."""
     done = suite(
@@ -370,7 +440,7 @@ def test_without_pytest_asyncio(suite: Suite, pytester: pytest.Pytester, monkeyp
     monkeypatch.delitem(sys.modules, "signalwire_streams.pytest_plugin", raising=False)
     pytester.makeini("[pytest]")
     pytester.makeconftest("")
-    done = suite("def test_other(): ...\ndef test_it(signalwire_space): ...", "-p", "no:asyncio")
+    done = suite("def test_other(): ...\nasync def test_it(signalwire_space): ...", "-p", "no:asyncio")
 
     done.assert_outcomes(passed=1, errors=1)
     done.stdout.fnmatch_lines(["*'test_it' requested an async fixture 'signalwire_space', with no plugin *"])

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import assert_type
 
+import signalwire_streams
 from signalwire_streams import (
     Attempt,
     Call,
@@ -22,6 +23,8 @@ from signalwire_streams import (
     StreamStatus,
     Track,
 )
+from signalwire_streams.pytest_plugin import StreamReceiver
+from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import SimulatedSpace
 
 
@@ -49,6 +52,7 @@ async def use(space: SimulatedSpace) -> None:
         await client.calls.start_stream("a", url="wss://b", codec=Codec.PCMU)  # type: ignore[arg-type]
         assert_type(await client.conferences.stop_stream(stream), ConferenceStream)
         assert_type((await client.conferences.stop_stream(stream)).already_ended, bool)
+        await client.conferences.start_stream("a", url="wss://b", may_be_running=True, name="c")
         await client.calls.stop_stream("a", stream)  # type: ignore[call-overload]
         await client.calls.stop_stream(stream)  # type: ignore[call-overload]
         await client.conferences.stop_stream("a")  # type: ignore[call-overload]
@@ -62,3 +66,19 @@ async def use(space: SimulatedSpace) -> None:
         request = StartConferenceStream(conference_sid="a", url="wss://b", codec="L16", realtime=True)
         assert_type(request.codec, Codec | None)
         StartConferenceStream(conference_sid="a", url=7)  # type: ignore[arg-type]
+        receiver = MediaReceiver()
+        async with receiver.open(client.calls, "a", url="wss://b", track="inbound_track", deadline=5) as session:
+            assert_type(session, StreamSession)
+        receiver.open(client.conferences, "a", url="wss://b", trak=Track.BOTH)  # type: ignore[call-arg]
+        receiver.open(client.conferences, "a", url="wss://b", codec=7)  # type: ignore[arg-type]
+        receiver.open(client.conferences, "a", url="wss://b", unnamed=True)  # type: ignore[call-arg]
+    assert_type(StreamsClient.from_env(connections=4, clock=None), StreamsClient)
+    StreamsClient.from_env(conections=4)  # type: ignore[call-arg]
+    StreamsClient.from_env(connections="4")  # type: ignore[arg-type]
+    StreamsClient.from_env(token="t")  # type: ignore[call-arg]
+    assert_type(signalwire_streams.__version__, str)
+
+
+def use_plugin(stream_receiver: StreamReceiver, client: StreamsClient) -> None:
+    stream_receiver.open(client.conferences, "a", url="wss://b", name="c", socket_timeout=5.0, realtime=True)
+    stream_receiver.open(client.conferences, "a", nam="c")  # type: ignore[call-arg]

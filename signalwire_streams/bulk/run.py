@@ -1,5 +1,7 @@
 """A bulk run, as its owner holds it."""
 
+import sys
+import warnings
 from collections.abc import AsyncGenerator
 from typing import Generic, Protocol, TypeVar
 
@@ -42,10 +44,12 @@ class BulkRun(Generic[_Item]):
     _clock: Clock
     _keeper: Keeper | None = None
     _tally: Tally = field(init=False, factory=Tally)
+    _is_used: bool = field(init=False, default=False)
     _began_at: float | None = field(init=False, default=None)
     _seconds: float | None = field(init=False, default=None)
 
     async def __aiter__(self) -> AsyncGenerator[BulkOutcome[_Item], None]:
+        self._is_used = True
         if self._began_at is not None:
             raise ClientStateError("a run can be gone through once: make a new one")
         if self._keeper is not None:
@@ -67,6 +71,7 @@ class BulkRun(Generic[_Item]):
         Args:
             seconds: for what is under way.
         """
+        self._is_used = True
         _ = self._engine.drain(seconds)
 
     async def report(self) -> BulkReport:
@@ -84,6 +89,17 @@ class BulkRun(Generic[_Item]):
         if seconds is None:
             seconds = 0.0 if self._began_at is None else self._clock.now() - self._began_at
         return self._tally.report(seconds)
+
+    def __del__(self) -> None:
+        # As Python does for a coroutine. Where __init__ failed there is no such attribute.
+        if not getattr(self, "_is_used", True) and not sys.is_finalizing():
+            warnings.warn(
+                "a bulk run was never iterated, so nothing was sent: write 'async for outcome in run' or "
+                "'await run.report()'",
+                RuntimeWarning,
+                stacklevel=2,
+                source=self,
+            )
 
     async def _end(self) -> None:
         try:

@@ -14,6 +14,7 @@ from signalwire_streams.models.enums import (
     StreamStatus,
     Track,
 )
+from signalwire_streams.models.options import OpenOptions, StartOptions
 from signalwire_streams.models.pages import Page
 from signalwire_streams.models.requests import StartCallStream, StartConferenceStream
 from signalwire_streams.models.streams import CallStream, ConferenceStream
@@ -34,11 +35,13 @@ __all__ = [
     "Event",
     "Kind",
     "Lane",
+    "OpenOptions",
     "Page",
     "Participant",
     "ParticipantStatus",
     "StartCallStream",
     "StartConferenceStream",
+    "StartOptions",
     "StreamStatus",
     "Track",
 ]

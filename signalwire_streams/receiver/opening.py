@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
+from signalwire_streams.models import StartOptions
 from signalwire_streams.receiver.joining import JoinedStart, Starts
 from signalwire_streams.receiver.joining_many import OWN_TOKEN, JoinedOutcome, JoinedRun, Start, StartsMany
 from signalwire_streams.receiver.joinings import Callback, Joinings
@@ -33,7 +34,7 @@ class Opener:
         url: str,
         name: str | None = None,
         socket_timeout: float = 15.0,
-        **fields: Any,  # noqa: ANN401  (those of the start, which checks them)
+        **fields: Unpack[StartOptions],
     ) -> AsyncIterator[StreamSession]:
         """Start a stream, and receive it: ``async with receiver.open(client.conferences, sid, url=...) as session``.
 
@@ -46,7 +47,7 @@ class Opener:
             url: where this receiver is reached from outside, as `serve` gives it or as your proxy has it.
             name: the stream's Name; one is made up if left out.
             socket_timeout: seconds from the answer to the socket.
-            fields: further fields of ``start_stream``.
+            fields: further fields of ``start_stream``; ``codec`` and ``realtime`` are for conferences only.
 
         Raises:
             JoinError: the stream was not started, nobody dialled, or the Space told that it failed; whatever may
@@ -56,11 +57,12 @@ class Opener:
         self._check_open()
         if "authorization_bearer_token" in fields:
             raise InvalidRequestError(OWN_TOKEN)
+        if fields.keys() & {"unnamed", "may_be_running"}:
+            raise InvalidRequestError("open starts a new stream with a name: leave unnamed and may_be_running out")
         joining = self._joinings.add(sid, name)
         try:
-            starting = streams.start_stream(
-                sid, url=url, name=joining.name, authorization_bearer_token=joining.token, **fields
-            )
+            start: Callable[..., Awaitable[Any]] = streams.start_stream  # which fields it takes, it checks itself
+            starting = start(sid, url=url, name=joining.name, authorization_bearer_token=joining.token, **fields)
             joined = JoinedStart(joining, asyncio.ensure_future(starting), partial(streams.stop_stream, sid))
         except BaseException:  # most likely a TypeError over a field that no start has; whatever it is, it goes on
             self._joinings.remove(joining)

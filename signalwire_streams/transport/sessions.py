@@ -3,6 +3,7 @@
 import asyncio
 import platform
 from importlib.metadata import version
+from weakref import WeakKeyDictionary
 
 import aiohttp
 from attrs import define, field
@@ -10,6 +11,9 @@ from attrs import define, field
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 
 _KEEPALIVE = 10.0
+
+_LENT: WeakKeyDictionary[aiohttp.ClientSession, int] = WeakKeyDictionary()
+"""The sessions that clients borrowed, and how many of these clients are not closed."""
 
 
 @define(eq=False)
@@ -37,6 +41,7 @@ class SessionManager:
             raise InvalidRequestError(
                 "the session has auth= of its own, which clashes with the Space's: make it without auth="
             )
+        _LENT[self.borrowed] = _LENT.get(self.borrowed, 0) + 1
 
     def check(self) -> None:
         """Check that requests can be made here and now.
@@ -89,9 +94,23 @@ class SessionManager:
 
     async def close(self) -> None:
         """Close the session if it is ours, and let no attempt begin any more."""
+        if self.borrowed is not None and not self._shut:
+            _LENT[self.borrowed] -= 1
         self._shut = True
         if self._owned is not None:
             await self._owned.close()
+
+
+def idle_in_lent_sessions(port: int | None) -> int:
+    """Count the idle connections to a port in the sessions that closed clients had borrowed."""
+    connectors = {session.connector for session, clients in _LENT.items() if not clients}
+    return sum(
+        len(connections)
+        for connector in connectors
+        if connector is not None
+        for key, connections in connector._conns.items()  # noqa: SLF001  (aiohttp has no public way to its idle ones)
+        if key.port == port
+    )
 
 
 def user_agent() -> str:

@@ -2,8 +2,11 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -458,12 +461,42 @@ async def test_an_empty_run(client: StreamsClient) -> None:
 
 
 async def test_a_run_that_nobody_goes_through(client_for: Any, space: SimulatedSpace) -> None:
-    """A run that is only made does nothing."""
-    client_for(space).start_streams(on_conferences(space))
+    """A run that is only made sends nothing, and warns as a coroutine does that was never awaited."""
+    client: StreamsClient = client_for(space)
+    for make in (lambda: client.start_streams(on_conferences(space)), lambda: client.stop_streams([])):
+        with pytest.warns(RuntimeWarning, match="never iterated, so nothing was sent"):
+            assert [make() for _ in range(1)]  # freed with the list
     gc.collect()
     await asyncio.sleep(0)
 
     assert len(space.requests) == 0
+
+
+async def test_run_that_was_used_does_not_warn(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+    """Neither after its end, nor after a beginning that failed, nor when it was drained before."""
+    client: StreamsClient = client_for(space)
+    assert (await client.start_streams([]).report()).total == 0
+    client.start_streams([]).drain()
+    missing = tmp_path / "missing.db"
+    with pytest.raises(InvalidRequestError, match="there is no journal"):
+        await client.start_streams([], journal=missing, resume=True).report()
+    with pytest.raises(InvalidRequestError, match="there is no journal"):
+        async for _ in client.stop_run(missing):
+            pass
+    with pytest.raises(InvalidRequestError, match="concurrency"):
+        client.start_streams([], concurrency=0)
+    gc.collect()
+
+
+def test_run_does_not_warn_at_the_end_of_the_process() -> None:
+    """What a process leaves when it ends is not complained of, on any version of Python."""
+    code = (
+        "from signalwire_streams import StreamsClient\n"
+        "client = StreamsClient(space='example', project='p', token='t')\n"
+        "run = client.start_streams([])\n"
+    )
+    ran = subprocess.run([sys.executable, "-Werror", "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert (ran.stdout, ran.stderr) == ("", "")
 
 
 async def test_interactive_starts_go_before_a_run(client_for: Any) -> None:

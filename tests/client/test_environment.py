@@ -1,8 +1,13 @@
 """A client that finds the Space and its credentials in the environment."""
 
+import inspect
+from typing import Any
+
+import aiohttp
 import pytest
 
 from signalwire_streams import InvalidRequestError, StreamsClient
+from signalwire_streams.client import ClientOptions
 from signalwire_streams.simulator import SimulatedSpace
 
 NAMES = ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN")
@@ -24,6 +29,31 @@ def test_all_that_is_missing_is_named(missing: tuple[str, ...], empty: bool) -> 
     with pytest.raises(InvalidRequestError) as caught:
         StreamsClient.from_env(environment)
     assert str(caught.value) == f"set {', '.join(missing)} in the environment (see your Space's API page)"
+
+
+@pytest.mark.parametrize("name", ["space", "project", "token", "base_url"])
+def test_option_that_environment_has_is_refused(name: str) -> None:
+    """Neither of the two is silently ignored."""
+    untyped: Any = StreamsClient.from_env
+    with pytest.raises(InvalidRequestError, match=f"leave out {name}, or write StreamsClient"):
+        untyped(dict.fromkeys(NAMES, "example"), **{name: "x"})
+
+
+async def test_client_from_environment_takes_options(space: SimulatedSpace) -> None:
+    """Everything else that a client takes is passed on, and what it does not take is refused as by any function."""
+    async with aiohttp.ClientSession() as session:
+        async with StreamsClient.from_env(environment_of(space), session=session, connections=1) as client:
+            await client.conferences.get(space.conference_sids[0])
+        assert not session.closed
+    untyped: Any = StreamsClient.from_env
+    with pytest.raises(TypeError, match="conections"):
+        untyped(environment_of(space), conections=1)
+
+
+def test_options_of_environment_are_those_of_client() -> None:
+    """An option that is added to the one is added to the other."""
+    taken = set(inspect.signature(StreamsClient).parameters) - {"space", "project", "token", "base_url"}
+    assert set(ClientOptions.__annotations__) == taken
 
 
 async def test_a_client_of_a_mapping(space: SimulatedSpace) -> None:

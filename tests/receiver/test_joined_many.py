@@ -314,8 +314,8 @@ async def test_a_run_of_stops_that_ends_by_itself(
         await use()
     assert [type(each.__cause__) for each in caught.value.exceptions] == [kind, kind]
     assert set(client.asked) <= {
-        ConferenceStream(conference_sid="room", sid="mine"),
-        CallStream(call_sid="call", sid="mine"),
+        ConferenceStream(conference_sid="room", name="mine"),
+        CallStream(call_sid="call", name="mine"),
     }
 
 
@@ -434,7 +434,7 @@ async def test_a_run_of_starts_that_breaks_off(receiver: MediaReceiver) -> None:
 
     with pytest.raises((ClientStateError, ExceptionGroup)):
         await use()
-    assert [stream.sid for stream in client.asked] == ["mine"]
+    assert [stream.name for stream in client.asked] == ["mine"]
 
 
 async def test_what_goes_wrong_in_the_block_goes_before_what_goes_wrong_in_the_requests(

@@ -361,10 +361,14 @@ async def test_a_receiver_that_is_closed_opens_nothing(endless: SimulatedSpace, 
 async def test_fields_that_a_joined_start_does_not_take(endless: SimulatedSpace, client_for: Any) -> None:
     """Nothing is sent, and nothing is waited for."""
     receiver, streams, [sid, *_] = MediaReceiver(), client_for(endless).conferences, endless.conference_sids
+    untyped: Any = receiver.open
     with pytest.raises(InvalidRequestError, match="leave authorization_bearer_token out"):
-        await receiver.open(streams, sid, url="wss://a.example/b", authorization_bearer_token="t").__aenter__()
+        await untyped(streams, sid, url="wss://a.example/b", authorization_bearer_token="t").__aenter__()
+    for name in ("unnamed", "may_be_running"):
+        with pytest.raises(InvalidRequestError, match="leave unnamed and may_be_running out"):
+            await untyped(streams, sid, url="wss://a.example/b", **{name: True}).__aenter__()
     with pytest.raises(TypeError, match="bogus"):
-        await receiver.open(streams, sid, url="wss://a.example/b", bogus=1).__aenter__()
+        await untyped(streams, sid, url="wss://a.example/b", bogus=1).__aenter__()
     with pytest.raises(JoinError, match="can't be part of a path"):
         await receiver.open(streams, "a/b", url="wss://a.example/b").__aenter__()
     assert not receiver._joinings._by_name
