@@ -22,6 +22,7 @@ from signalwire_streams.bulk.undoing import Undoing
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
 from signalwire_streams.models.checks import check_count
+from signalwire_streams.models.masking import Secret, masks_secrets
 from signalwire_streams.resilience.adaptive import MOST, AdaptiveConcurrency, FixedConcurrency
 from signalwire_streams.resilience.breaker import Breaker
 from signalwire_streams.resilience.budget import RetryBudget
@@ -45,7 +46,7 @@ _Start: TypeAlias = StartConferenceStream | StartCallStream
 _Stream: TypeAlias = ConferenceStream | CallStream
 
 _BULK_DEADLINE = 300.0
-_ENVIRONMENT = {"space": "SIGNALWIRE_SPACE", "project": "SIGNALWIRE_PROJECT_ID", "token": "SIGNALWIRE_API_TOKEN"}
+_ENVIRONMENT = ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN")
 
 
 class ClientOptions(TypedDict, total=False):
@@ -83,6 +84,7 @@ class StreamsClient:
     project: str
     pacer: Pacer
 
+    @masks_secrets
     def __init__(
         self,
         *,
@@ -164,17 +166,18 @@ class StreamsClient:
             InvalidRequestError: some are not set; the message names them all. Or an option is what the environment
                 has.
         """
-        twice = sorted({*_ENVIRONMENT, "base_url"} & options.keys())
+        space, project, token = _read(os.environ if environment is None else environment)
+        environment = None  # its repr would show the token in a traceback
+        twice = sorted({"space", "project", "token", "base_url"} & options.keys())
         if twice:
+            del options  # likewise
             raise InvalidRequestError(
                 f"from_env reads the Space and its credentials from the environment: leave out {', '.join(twice)}, "
                 "or write StreamsClient(...)"
             )
-        found = os.environ if environment is None else environment
-        missing = [name for name in _ENVIRONMENT.values() if not found.get(name)]
+        missing = [name for name, value in zip(_ENVIRONMENT, (space, project, token), strict=True) if not value]
         if missing:
             raise InvalidRequestError(f"set {', '.join(missing)} in the environment (see your Space's API page)")
-        space, project, token = (found[name] for name in _ENVIRONMENT.values())
         return cls(space=space, project=project, token=token, **options)
 
     def start_streams(
@@ -322,6 +325,11 @@ class StreamsClient:
 
     def __repr__(self) -> str:
         return f"StreamsClient({self.origin!r}, project={self.project!r})"
+
+
+def _read(environment: Mapping[str, str]) -> tuple[str, str, str]:
+    space, project, token = (environment.get(name) or "" for name in _ENVIRONMENT)
+    return space, project, Secret(token)
 
 
 def _headers(account: Account) -> Mapping[str, str]:

@@ -12,6 +12,7 @@ from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models.masking import kind_of
 
 MAX_PARAMETERS = 99
 """``Parameter1`` to ``Parameter99``. Source: https://signalwire.com/docs/compatibility-api/rest/streams"""
@@ -66,7 +67,7 @@ def check_handle(value: object, what: str) -> str:
         The value itself.
     """
     if not isinstance(value, str):
-        raise InvalidRequestError(f"{what} must be a str, not {type(value).__name__}")
+        raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
     if not value:
         raise InvalidRequestError(f"{what} is empty: write the one that the API or your dashboard shows")
     if not is_handle(value):
@@ -100,14 +101,19 @@ def _check_stream_url(url: str) -> str:
         raise InvalidRequestError(f"url has no scheme: write 'wss://{shown.lstrip('/') or 'host/path'}'")
     if url.startswith("/"):  # "Absolute or relative URL" says the API; what it is relative to, it does not
         return url
-    scheme, separator, _ = url.partition("://")
-    if not separator or not _SCHEME.fullmatch(scheme):
+    scheme = _scheme_of(url)
+    if scheme is None:
         bare = re.sub(r"^(https?|wss?):|^[A-Za-z]+:(?=/)", "", shown, flags=re.IGNORECASE).lstrip("/") or "host/path"
         raise InvalidRequestError(f"url {shown!r} does not start with a scheme and '://': write 'wss://{bare}'")
     if scheme.lower() != "wss":
         bare = shown.partition("://")[2]
         raise InvalidRequestError(f"url starts with {scheme}://, and SignalWire takes wss only: write 'wss://{bare}'")
     return _check_host(url, shown)
+
+
+def _scheme_of(url: str) -> str | None:
+    scheme, separator, _ = url.partition("://")
+    return scheme if separator and _SCHEME.fullmatch(scheme) else None
 
 
 def _check_host(url: str, shown: str) -> str:
@@ -142,7 +148,7 @@ def check_callback_url(value: object) -> str:
 def check_parameters(value: object) -> Mapping[str, str]:
     """Check the custom parameters: at most 99, names not empty, names and values of type str."""
     if not isinstance(value, Mapping):
-        raise InvalidRequestError(f"parameters must be a mapping of names to values, not {type(value).__name__}")
+        raise InvalidRequestError(f"parameters must be a mapping of names to values, not {kind_of(value)}")
     if len(value) > MAX_PARAMETERS:
         raise InvalidRequestError(
             f"{len(value)} parameters are too many: SignalWire takes {MAX_PARAMETERS}; join some into one value"
@@ -153,7 +159,7 @@ def check_parameters(value: object) -> Mapping[str, str]:
         if not name.strip():
             raise InvalidRequestError("a parameter has an empty name: give each value a name of its own")
         if not isinstance(text, str):
-            raise InvalidRequestError(f"parameter {name!r} is of type {type(text).__name__}: write its value as a str")
+            raise InvalidRequestError(f"parameter {name!r} is of type {kind_of(text)}: write its value as a str")
         if not _is_encodable(name + text):
             raise InvalidRequestError("a parameter holds half a surrogate pair: write texts that UTF-8 can carry")
     return dict(value)
@@ -212,7 +218,7 @@ def check_word(value: object, vocabulary: type[_WORD], what: str) -> _WORD:
 
 def _text(value: object, what: str, wanted: str) -> str:
     if not isinstance(value, str):
-        raise InvalidRequestError(f"{what} must be a str, not {type(value).__name__}")
+        raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
     if not value.strip():
         raise InvalidRequestError(f"{what} is empty: write {wanted}")
     return value

@@ -18,6 +18,7 @@ from signalwire_streams.models.checks import (
     public_url,
 )
 from signalwire_streams.models.enums import CallbackMethod, Codec, Track
+from signalwire_streams.models.masking import masks_secrets_of_init
 
 
 # attrs takes the type that a caller may pass from the converter's argument: these say it.
@@ -82,6 +83,7 @@ def _shown_names(parameters: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{name!r}: ***" for name in parameters) + "}"
 
 
+@masks_secrets_of_init
 @frozen(kw_only=True)
 class StartStream:
     """What every start has in common. Use `StartConferenceStream` or `StartCallStream`.
@@ -118,6 +120,7 @@ class StartStream:
             raise InvalidRequestError("name and unnamed=True contradict each other: write one of the two")
 
 
+@masks_secrets_of_init
 @frozen(kw_only=True)
 class StartConferenceStream(StartStream):
     """Start a stream on a conference.
@@ -140,6 +143,7 @@ class StartConferenceStream(StartStream):
         return self.conference_sid
 
 
+@masks_secrets_of_init
 @frozen(kw_only=True)
 class StartCallStream(StartStream):
     """Start a stream on a call. A call's stream has no codec and no realtime switch.

@@ -7,6 +7,7 @@ from typing import Protocol
 from attrs import define, field
 
 from signalwire_streams.errors import InvalidRequestError, JoinError
+from signalwire_streams.models.masking import Secret
 from signalwire_streams.receiver.session import StreamSession
 from signalwire_streams.receiver.tokens import token_hash
 
@@ -55,7 +56,7 @@ class Joining:
 
     target: str
     name: str
-    token: str = field(factory=lambda: token_urlsafe(32), repr=False)
+    token: str = field(factory=lambda: Secret(token_urlsafe(32)), repr=False)
     arrived: "asyncio.Future[StreamSession]" = field(factory=lambda: asyncio.get_running_loop().create_future())
     left: asyncio.Event = field(factory=asyncio.Event)
     closed: asyncio.Event = field(factory=asyncio.Event)

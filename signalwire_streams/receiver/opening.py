@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.models import StartOptions
+from signalwire_streams.models.masking import masks_secrets
 from signalwire_streams.receiver.joining import JoinedStart, Starts
 from signalwire_streams.receiver.joining_many import OWN_TOKEN, JoinedOutcome, JoinedRun, Start, StartsMany
 from signalwire_streams.receiver.joinings import Callback, Joinings
@@ -25,6 +26,7 @@ class Opener:
         self._joinings = Joinings()
         self._closing = asyncio.Event()
 
+    @masks_secrets
     @asynccontextmanager
     async def open(
         self,

@@ -8,6 +8,7 @@ from attrs import define
 
 from signalwire_streams.models import Call, CallbackMethod, CallStatus, CallStream, StartCallStream, Track
 from signalwire_streams.models.checks import check_handle
+from signalwire_streams.models.masking import masks_secrets
 from signalwire_streams.resources.listing import Listing
 from signalwire_streams.resources.streaming import Streams, settle
 from signalwire_streams.transport.line import Line
@@ -27,6 +28,7 @@ class Calls:
     _account: Account
     _streams: Streams[CallStream]
 
+    @masks_secrets
     async def start_stream(
         self,
         call_sid: str,

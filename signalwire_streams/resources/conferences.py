@@ -17,6 +17,7 @@ from signalwire_streams.models import (
     Track,
 )
 from signalwire_streams.models.checks import check_handle
+from signalwire_streams.models.masking import masks_secrets
 from signalwire_streams.resources.listing import Listing
 from signalwire_streams.resources.streaming import Streams, settle
 from signalwire_streams.transport.line import Line
@@ -36,6 +37,7 @@ class Conferences:
     _account: Account
     _streams: Streams[ConferenceStream]
 
+    @masks_secrets
     async def start_stream(
         self,
         conference_sid: str,

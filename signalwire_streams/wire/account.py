@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
 from signalwire_streams.models.checks import is_handle, is_plain, public_url
+from signalwire_streams.models.masking import Secret, kind_of
 from signalwire_streams.wire.problems import presentable
 
 API_ROOT = "/api/laml/2010-04-01"
@@ -44,7 +45,7 @@ class Account:
 
     @secrets.default
     def _secrets(self) -> tuple[str, ...]:
-        return (self.token, self.authorization.removeprefix("Basic "))
+        return (self.token, Secret(self.authorization.removeprefix("Basic ")))
 
     @_root.default
     def _path_of_all(self) -> str:
@@ -53,7 +54,7 @@ class Account:
     @property
     def authorization(self) -> str:
         """The value of the ``Authorization`` header."""
-        return "Basic " + b64encode(f"{self.sid}:{self.token}".encode()).decode("ascii")
+        return Secret("Basic " + b64encode(f"{self.sid}:{self.token}".encode()).decode("ascii"))
 
     def path(self, *segments: str) -> str:
         """Build a path below this account; each segment is percent-encoded."""
@@ -116,7 +117,7 @@ def find_account(*, space: str | None, base_url: str | None, project: str | None
     """
     for what, value in {"project": project, "token": token, "space": space, "base_url": base_url}.items():
         if value is not None and not isinstance(value, str):
-            raise InvalidRequestError(f"{what} must be a str, not {type(value).__name__}")
+            raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
     if not project:
         raise InvalidRequestError("project is missing: pass the Project ID of your Space's API page")
     if not token:
@@ -131,7 +132,7 @@ def find_account(*, space: str | None, base_url: str | None, project: str | None
         raise InvalidRequestError(
             "pass either space='example' (for example.signalwire.com) or base_url=, one of the two"
         )
-    parts = _split(base_url or _space_url(space or ""))
+    parts = _split(base_url or Secret(_space_url(space or "")))
     prefix = parts.path.rstrip("/").removesuffix(API_ROOT)
     return Account(origin=_origin(parts), prefix=prefix, sid=project, token=token)
 
