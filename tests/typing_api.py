@@ -64,7 +64,7 @@ async def use(space: SimulatedSpace) -> None:
         pages = client.calls.list().pages()
         assert_type(pages, AsyncIterator[Page[Call]])
         request = StartConferenceStream(conference_sid="a", url="wss://b", codec="L16", realtime=True)
-        assert_type(request.codec, Codec | None)
+        assert_type(request.codec, Codec | str | None)
         StartConferenceStream(conference_sid="a", url=7)  # type: ignore[arg-type]
         receiver = MediaReceiver()
         async with receiver.open(client.calls, "a", url="wss://b", track="inbound_track", deadline=5) as session:

@@ -7,7 +7,8 @@ from typing import TypedDict
 
 import click
 
-from signalwire_streams import CallbackMethod, Codec, Track
+from signalwire_streams import CallbackMethod, InvalidRequestError, Track
+from signalwire_streams.models.checks import check_codec
 
 STANDARD_INPUT = "-"
 _BYTE_ORDER_MARK = "\ufeff"
@@ -69,6 +70,14 @@ def read_text(source: str) -> str:
     return "" if sys.stdin is None else sys.stdin.read().removeprefix(_BYTE_ORDER_MARK)
 
 
+def _codec(_: click.Context, __: click.Parameter, word: str | None) -> str | None:
+    """Check the codec before the targets of a run are read."""
+    try:
+        return None if word is None else check_codec(word)
+    except InvalidRequestError as error:
+        raise click.UsageError(str(error)) from None
+
+
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -120,7 +129,13 @@ _FIELDS = (
 
 conference_options: Decorator = adding(
     (
-        click.option("--codec", type=click.Choice([word.value for word in Codec]), help="How the audio is encoded."),
+        click.option(
+            "--codec",
+            callback=_codec,
+            metavar="CODEC",
+            help="How the audio is encoded: PCMU, PCMA, L16 or G722, with sample rate and packet time where wanted, as in "
+            "L16@24000h@40i.",
+        ),
         click.option("--realtime/--no-realtime", default=None, help="The API's StreamRealTime."),
     )
 )

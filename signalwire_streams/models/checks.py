@@ -12,6 +12,7 @@ from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models.enums import Codec
 from signalwire_streams.models.masking import kind_of
 
 MAX_PARAMETERS = 99
@@ -20,6 +21,10 @@ MAX_PARAMETERS = 99
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _HANDLE = re.compile(r"[^\s/\\?#%]+")
 _PLAIN = re.compile(r"[0-9A-Za-z_-]+")
+_CODEC_NAMES = ("PCMU", "PCMA", "L16", "G722")
+_CODEC = re.compile(rf"({'|'.join(_CODEC_NAMES)})(@(?P<rate>[1-9][0-9]{{0,5}})h)?(@(?P<packet>[1-9][0-9]{{0,3}})i)?")
+_CODECS = frozenset(codec.value for codec in Codec)
+_RATES, _PACKET_TIMES = (8_000, 192_000), (5, 500)
 _YEAR = 366 * 24 * 3600
 _WORD = TypeVar("_WORD", bound=StrEnum)
 
@@ -214,6 +219,31 @@ def check_word(value: object, vocabulary: type[_WORD], what: str) -> _WORD:
             return word
     choices = ", ".join(repr(word.value) for word in vocabulary)
     raise InvalidRequestError(f"{what} {value!r} is unknown: write one of {choices}")
+
+
+def check_codec(value: object) -> Codec | str:
+    """Check a codec: one of the names, with a sample rate and a packet time where they are wanted.
+
+    Returns:
+        The `Codec` that it is, or the text where it has modifiers of its own.
+    """
+    if isinstance(value, str):
+        text = str(value)
+        if text in _CODECS:
+            return Codec(text)
+        found = _CODEC.fullmatch(text)
+        if found and _is_within(found["rate"], *_RATES) and _is_within(found["packet"], *_PACKET_TIMES):
+            return text
+    documented = ", ".join(repr(codec.value) for codec in Codec)
+    raise InvalidRequestError(
+        f"codec {value!r} is unknown: write one of {documented}, or {', '.join(_CODEC_NAMES)} with a sample rate "
+        f"({_RATES[0]} to {_RATES[1]}) and a packet time ({_PACKET_TIMES[0]} to {_PACKET_TIMES[1]} ms) where wanted, "
+        "as in 'PCMU@40i' or 'L16@24000h@40i'"
+    )
+
+
+def _is_within(digits: str | None, least: int, most: int) -> bool:
+    return digits is None or least <= int(digits) <= most
 
 
 def _text(value: object, what: str, wanted: str) -> str:

@@ -10,6 +10,7 @@ from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models.checks import (
     check_bearer_token,
     check_callback_url,
+    check_codec,
     check_flag,
     check_handle,
     check_parameters,
@@ -58,8 +59,8 @@ def _conference_sid(value: str) -> str:
     return check_handle(value, "conference_sid")
 
 
-def _codec(value: Codec | str) -> Codec:
-    return check_word(value, Codec, "codec")
+def _codec(value: Codec | str) -> Codec | str:
+    return check_codec(value)
 
 
 def _realtime(value: bool) -> bool:  # noqa: FBT001  (attrs calls converters by position)
@@ -127,14 +128,14 @@ class StartConferenceStream(StartStream):
 
     Attributes:
         conference_sid: the conference, as `Conference.sid` shows it.
-        codec: ``StreamCodec``.
+        codec: ``StreamCodec``: a `Codec`, or a text such as ``"PCMU@40i"``.
         realtime: ``StreamRealTime``.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
     """
 
     conference_sid: str = field(converter=_conference_sid)
-    codec: Codec | None = field(default=None, converter=optional(_codec))
+    codec: Codec | str | None = field(default=None, converter=optional(_codec))
     realtime: bool | None = field(default=None, converter=optional(_realtime))
 
     @property

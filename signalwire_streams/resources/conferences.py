@@ -66,7 +66,7 @@ class Conferences:
             name: unique within the conference.
             unnamed: True to send no name; such a start is never sent twice.
             track: which side of the audio; the API's default is both.
-            codec: how the audio is encoded.
+            codec: how the audio is encoded; a `Codec`, or a text with modifiers such as ``"L16@24000h@40i"``.
             realtime: the API's ``StreamRealTime``.
             status_callback: an http(s) address that hears of the stream.
             status_callback_method: GET or POST; the API's default is POST.

@@ -58,6 +58,12 @@ async def test_every_option_arrives(shell: Shell, space: SimulatedSpace, tmp_pat
     assert stream.authorization_bearer_token == "bearer-of-audio"
 
 
+@pytest.mark.parametrize("codec", ["PCMU@40i", "L16@24000h@40i", "G722"])
+async def test_codec_with_modifiers_arrives(shell: Shell, space: SimulatedSpace, codec: str) -> None:
+    ran = await shell("conferences", "start-stream", space.conference_sids[0], "--url", URL, "--codec", codec)
+    assert (ran.code, ran.err, space.streams[0].codec) == (0, "", codec)
+
+
 async def test_the_bearer_token_is_read_from_standard_input(
     shell: Shell, space: SimulatedSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +135,8 @@ async def test_a_call_has_no_codec_and_no_realtime_switch(offline_shell: Shell, 
         (("--url", URL), "Missing argument 'CONFERENCE_SID'"),
         (("sid", "--url", URL, "--name", "n", "--unnamed"), "unnamed"),
         (("sid", "--url", URL, "--track", "left"), "'left' is not one of 'inbound_track'"),
-        (("sid", "--url", URL, "--codec", "MP3"), "'MP3' is not one of 'PCMU'"),
+        (("sid", "--url", URL, "--codec", "MP3"), "codec 'MP3' is unknown: write one of 'PCMU'"),
+        (("sid", "--url", URL, "--codec", "PCMU@40ms"), "as in 'PCMU@40i' or 'L16@24000h@40i'"),
         (("sid", "--url", URL, "--deadline", "0"), "deadline must be"),
         (("sid", "--url", URL, "--deadline", "nan"), "deadline must be"),
         (("sid", "--url", URL, "--parameter", "hush"), "write it as NAME=VALUE"),

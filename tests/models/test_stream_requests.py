@@ -195,7 +195,7 @@ def test_an_unknown_word_is_refused_with_the_known_ones(field: str, word: object
     assert choices in message
 
 
-@pytest.mark.parametrize("codec", ["OPUS", "pcmu", "L16@8000h", ""])
+@pytest.mark.parametrize("codec", ["OPUS", "pcmu", "L16@8000", ""])
 def test_an_unknown_codec_is_refused_with_the_known_ones(codec: str) -> None:
     """A codec that the API does not list is refused, and the listed ones are named."""
     assert "'PCMU', 'PCMA', 'L16', 'L16@16000h', 'L16@24000h'" in refusal("conference", codec=codec)

@@ -36,7 +36,9 @@ def speech(path: Path, rate: int) -> tuple["array[int]", "array[int]"]:
 
 
 @pytest.mark.parametrize("dialect", ["signalwire", "twilio"])
-@pytest.mark.parametrize("codec", [None, "PCMU", "PCMA", "L16", "L16@16000h", "L16@24000h"])
+@pytest.mark.parametrize(
+    "codec", [None, "PCMU", "PCMA", "L16", "L16@16000h", "L16@24000h", "PCMU@40i", "L16@8000h@30i"]
+)
 async def test_nothing_is_lost_or_changed(
     codec: str | None,
     dialect: Any,

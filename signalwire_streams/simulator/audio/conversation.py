@@ -12,7 +12,8 @@ from typing import Any, Final
 import aiohttp
 from attrs import define, field
 
-from signalwire_streams.simulator.audio.frames import FRAME_MILLISECONDS, Speech, Spelling
+from signalwire_streams.simulator.audio.encoding import codec_of
+from signalwire_streams.simulator.audio.frames import Speech, Spelling
 from signalwire_streams.simulator.audio.playing import Player
 from signalwire_streams.simulator.audio.spoiling import spoilings_of
 from signalwire_streams.simulator.fault_kinds import FaultKind
@@ -87,14 +88,14 @@ class Conversation:
     async def _send_audio(self) -> bool:
         """Send the media frames in their time, with what befalls them on their way; whether none dropped the line."""
         spoilings = spoilings_of(self.rules)
-        began = asyncio.get_running_loop().time()
+        began, packet_time = asyncio.get_running_loop().time(), codec_of(self.stream.codec).packet_time
         for slot, heard in enumerate(self.speech.payloads(self.stream)):
-            seconds = self._time_until(slot, began)
+            seconds = self._time_until(slot, began + slot * packet_time / 1_000)
             if seconds is not None:
                 await asyncio.sleep(seconds)
             if self.stopped.is_set():
                 break
-            frames = self.spelling.media(slot * FRAME_MILLISECONDS, heard)
+            frames = self.spelling.media(slot * packet_time, heard)
             for spoiling in spoilings:
                 frames = spoiling.take(frames)
             if not await self._send(frames):
@@ -104,10 +105,10 @@ class Conversation:
             frames = [*spoiling.take(frames), *spoiling.rest()]
         return await self._send(frames)
 
-    def _time_until(self, slot: int, began: float) -> float | None:
+    def _time_until(self, slot: int, due: float) -> float | None:
         """Give the seconds to wait for a slot; None for not even letting others have a turn."""
         if self.real_time:
-            return began + slot * FRAME_MILLISECONDS / 1_000 - asyncio.get_running_loop().time()
+            return due - asyncio.get_running_loop().time()
         return None if slot % _A_WHILE else 0
 
     async def _send(self, frames: Sequence[str]) -> bool:

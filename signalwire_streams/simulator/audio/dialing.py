@@ -9,7 +9,7 @@ import aiohttp
 from attrs import define, field, frozen
 
 from signalwire_streams.simulator.audio.conversation import Conversation
-from signalwire_streams.simulator.audio.encoding import codec_of
+from signalwire_streams.simulator.audio.encoding import codec_of, is_encodable
 from signalwire_streams.simulator.audio.frames import Dialect, Speech, Spelling
 from signalwire_streams.simulator.audio.playing import Player
 from signalwire_streams.simulator.fault_kinds import FaultKind
@@ -153,6 +153,9 @@ class Dialer:
                 await call.session.close()
 
     async def _call(self, stream: Stream, call: _Call) -> None:
+        if not is_encodable(stream.codec):
+            self.ended(stream, "codec_error")
+            return
         try:
             socket = await self._dial(stream, call)
         except (aiohttp.ClientSSLError, TimeoutError):

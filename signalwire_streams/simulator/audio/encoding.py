@@ -10,11 +10,12 @@ from functools import cache
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-__all__ = ["DEFAULT_CODEC", "Codec", "Samples", "codec_of"]
+__all__ = ["DEFAULT_CODEC", "FRAME_MILLISECONDS", "Codec", "Samples", "codec_of", "is_encodable"]
 
 DEFAULT_CODEC: Final = "PCMU"
+FRAME_MILLISECONDS: Final = 20
 _LOUDEST, _BIAS = 8_158, 33
 
 Samples: TypeAlias = "array[int]"
@@ -30,12 +31,14 @@ class Codec:
         rate: samples per second.
         width: bytes per sample.
         encode: turns samples into bytes.
+        packet_time: milliseconds of one frame.
     """
 
     encoding: str
     rate: int
     width: int
     encode: Callable[[Samples], bytes]
+    packet_time: int = FRAME_MILLISECONDS
 
 
 def _mu_law(sample: int) -> int:
@@ -82,12 +85,19 @@ _CODECS: Final[Mapping[str, Codec]] = MappingProxyType(
         "PCMU": Codec("audio/x-mulaw", 8_000, 1, _by(_mu_law)),
         "PCMA": Codec("audio/x-alaw", 8_000, 1, _by(_a_law)),
         "L16": Codec("audio/x-L16", 8_000, 2, _linear),
-        "L16@16000h": Codec("audio/x-L16", 16_000, 2, _linear),
-        "L16@24000h": Codec("audio/x-L16", 24_000, 2, _linear),
     }
 )
 
 
+def is_encodable(name: str | None) -> bool:
+    """Whether the Space can speak in a codec; G722 is accepted, and ends with a codec error when it is to be spoken."""
+    return (name or DEFAULT_CODEC).partition("@")[0] in _CODECS
+
+
+@cache
 def codec_of(name: str | None) -> Codec:
-    """Give a codec by the name that a start has for it; the platform's usual one where it has none."""
-    return _CODECS[name or DEFAULT_CODEC]
+    """Return a codec by its name in a start, with its modifiers; the platform's default where it has none."""
+    base, *modifiers = (name or DEFAULT_CODEC).split("@")
+    codec = _CODECS[base]
+    numbers = {modifier[-1]: int(modifier[:-1]) for modifier in modifiers}
+    return evolve(codec, rate=numbers.get("h", codec.rate), packet_time=numbers.get("i", FRAME_MILLISECONDS))

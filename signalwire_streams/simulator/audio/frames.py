@@ -16,10 +16,9 @@ from signalwire_streams.simulator.audio.encoding import Codec, codec_of
 from signalwire_streams.simulator.audio.sound import Sound
 from signalwire_streams.simulator.streams import Stream
 
-__all__ = ["FRAME_MILLISECONDS", "Dialect", "Speech", "Spelling", "tracks_of"]
+__all__ = ["Dialect", "Speech", "Spelling", "tracks_of"]
 
 Dialect = Literal["signalwire", "twilio"]
-FRAME_MILLISECONDS: Final = 20
 _TRACKS: Final[Mapping[str, tuple[str, ...]]] = {
     "inbound_track": ("inbound",),
     "outbound_track": ("outbound",),
@@ -33,7 +32,7 @@ def tracks_of(stream: Stream) -> tuple[str, ...]:
 
 
 Heard: TypeAlias = tuple[str, str]
-"""A track, and what is heard on it for 20 ms."""
+"""A track, and what is heard on it in one frame."""
 
 
 @frozen
@@ -57,7 +56,7 @@ class Speech:
     _encoded: dict[tuple[str, str | None], _Loop] = field(init=False, factory=dict)
 
     def payloads(self, stream: Stream) -> Iterator[tuple[Heard, ...]]:
-        """Give, for every 20 ms, track and payload of each track that still has something to say."""
+        """Return, for every frame, track and payload of each track that still has something to say."""
         for slot in zip_longest(*(self._of(track, stream.codec) for track in tracks_of(stream))):
             yield tuple(filter(None, slot)) if None in slot else slot
 
@@ -69,7 +68,7 @@ class Speech:
 
     def _encode(self, track: str, codec: Codec) -> _Loop:
         clip = self.sound.clip(track, codec.rate)
-        step = codec.rate * FRAME_MILLISECONDS // 1_000
+        step = codec.rate * codec.packet_time // 1_000
         frames = (clip.samples[start : start + step] for start in range(0, len(clip.samples), step))
         return _Loop([(track, b64encode(codec.encode(frame)).decode("ascii")) for frame in frames], clip.repeats)
 
