@@ -133,7 +133,7 @@ conference_options: Decorator = adding(
             "--codec",
             callback=_codec,
             metavar="CODEC",
-            help="How the audio is encoded: PCMU, PCMA, L16 or G722, with sample rate and packet time where wanted, as in "
+            help="How the audio is encoded: PCMU, PCMA, L16 or G722, with sample rate and packet time if wanted, as in "
             "L16@24000h@40i.",
         ),
         click.option("--realtime/--no-realtime", default=None, help="The API's StreamRealTime."),
