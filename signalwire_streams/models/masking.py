@@ -5,7 +5,6 @@ pytest's ``--showlocals``, rich's tracebacks and error trackers print the ``repr
 
 import asyncio
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import ParamSpec, SupportsIndex, TypeVar
@@ -16,6 +15,9 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 _Model = TypeVar("_Model")
 _MASK = "***"
+_mark_coroutine_function: Callable[[object], object] = getattr(
+    inspect, "markcoroutinefunction", lambda function: function
+)
 
 
 class Secret(str):
@@ -87,17 +89,10 @@ def masks_secrets(function: Callable[_Arguments, _Result]) -> Callable[_Argument
         return function(*arguments, **named)
 
     if inspect.iscoroutinefunction(function):
+        # As asyncio and unittest.mock know a coroutine function before Python 3.12, and as inspect does since.
+        vars(masked)["_is_coroutine"] = getattr(asyncio.coroutines, "_is_coroutine", None)
         _mark_coroutine_function(masked)
     return masked
-
-
-if sys.version_info >= (3, 12):
-    _mark_coroutine_function = inspect.markcoroutinefunction
-else:
-
-    def _mark_coroutine_function(function: Callable[..., object]) -> None:
-        """Mark a function as asyncio and unittest.mock know a coroutine function before Python 3.12."""
-        vars(function)["_is_coroutine"] = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def masks_secrets_of_init(model: type[_Model]) -> type[_Model]:

@@ -515,6 +515,23 @@ async def test_open_counts_stream_as_stopped_that_ended_before_its_socket_came(
     assert hasattr(caught.value, "__notes__") is not ended
 
 
+async def test_socket_that_ended_makes_refused_stop_a_success(
+    endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
+) -> None:
+    """While the start has no answer, the sid is known from the socket, and so is that the stream has ended."""
+    url = await serve(receiver, ssl_context=certificate)
+    sid = endless.conference_sids[0]
+    endless.faults.add("hang", on="start", created=True)
+    endless.faults.add("no-stop")
+    endless.faults.add("status", on="stop", status=404, body="api", code=20404)
+    client = client_for(endless, retry=RetryPolicy(attempts=1, resends=0))
+    async with receiver.open(client.conferences, sid, url=url, name="mine") as session:
+        endless.streams.stop(endless.streams.alive(), 0.0)
+        await session.ended()
+        assert session.end_reason is not EndReason.STOPPED
+    assert endless.requests.count("stop-conference-stream") == 2
+
+
 async def test_a_start_that_is_cut(receiver: MediaReceiver) -> None:
     """A POST that somebody cancels may have been carried out: the stream is stopped by its name."""
     stopped: list[Any] = []
