@@ -142,11 +142,11 @@ async def test_a_rate_that_is_no_number_is_misuse(shell: Shell, space: Simulated
     is_misuse(await shell("bulk", "start", path, *TO_URL, *RUN, "--rate", "nan"), "nan")
 
 
-def test_a_rate_below_one_is_not_shown_as_none(client: StreamsClient) -> None:
-    conduct: Conduct[Any] = Conduct(
-        run=client.start_streams([]), title="Starting", total=1, meter=Meter(), limit=0.2, as_json=False
-    )
+async def test_a_rate_below_one_is_not_shown_as_none(client: StreamsClient) -> None:
+    run = client.start_streams([])
+    conduct: Conduct[Any] = Conduct(run=run, title="Starting", total=1, meter=Meter(), limit=0.2, as_json=False)
     assert " of 0 requests/s" not in conduct._progress().line
+    assert (await run.report()).total == 0
 
 
 # Files.

@@ -351,7 +351,7 @@ def outcome(state: BulkState, **fields: Any) -> BulkOutcome[Any]:
     return BulkOutcome(index=0, item=item, state=state, **{"attempts": 1} | fields)
 
 
-def test_a_run_shows_its_rate_its_repeats_and_its_outcomes(client: StreamsClient) -> None:
+async def test_a_run_shows_its_rate_its_repeats_and_its_outcomes(client: StreamsClient) -> None:
     """The most frequent outcome first; before a second is over nobody guesses at the rest."""
     going = conduct(client.start_streams([]), 1_000)
     going.meter.note(attempt(action=Action.RETRY))
@@ -360,9 +360,10 @@ def test_a_run_shows_its_rate_its_repeats_and_its_outcomes(client: StreamsClient
     assert going._progress().line == (
         "Starting: 3 of 1,000, 1 of 1,242 requests/s, 1 repeated, 2 started, 1 not attempted"
     )
+    assert (await going.run.report()).total == 0
 
 
-def test_the_rest_is_guessed_from_what_this_part_of_the_run_did(client: StreamsClient) -> None:
+async def test_the_rest_is_guessed_from_what_this_part_of_the_run_did(client: StreamsClient) -> None:
     """What an earlier part had done took this one no time."""
     going = conduct(client.start_streams([]), 1_000)
     going._began -= 20
@@ -371,6 +372,7 @@ def test_the_rest_is_guessed_from_what_this_part_of_the_run_did(client: StreamsC
         going._note(outcome(BulkState.STARTED, attempts=attempts))
     assert going.early == 2
     assert going._progress().left == pytest.approx(994 * 20 / 4, rel=0.1)
+    assert (await going.run.report()).total == 0
 
 
 async def test_a_run_is_gone_through_and_summed_up(client: StreamsClient, space: SimulatedSpace) -> None:
@@ -437,6 +439,7 @@ async def test_an_outcome_in_json_has_the_name_that_is_known(capsys: pytest.Capt
     assert (unknown["name"], unknown["error"]) == ("sent", "StreamOutcomeUnknown")
     assert unknown["message"] == "so [31m it is"
     assert (waiting["name"], waiting["attempts"], waiting["target"]) == (None, 0, "room")
+    assert (await going.run.report()).total == 0
 
 
 @pytest.mark.parametrize("state", BulkState)
