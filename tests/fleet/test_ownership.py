@@ -1,0 +1,300 @@
+"""Ownership and expiry in Redis: no worker changes the data of another, and everything the fleet writes expires."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+import pytest
+
+from signalwire_streams import BulkState, Clock, InvalidRequestError
+from signalwire_streams.bulk.outcomes import BulkOutcome
+from signalwire_streams.errors import RunEndedError
+from signalwire_streams.fleet import Fleet
+from signalwire_streams.fleet.connection import Command, Connection, command
+from signalwire_streams.fleet.leases import Leases
+from signalwire_streams.fleet.ledger import Batch, BatchLedger, key_of
+from signalwire_streams.fleet.planning import Submission
+from signalwire_streams.fleet.writer import Writer
+from signalwire_streams.simulator import SimulatedSpace
+from signalwire_streams.wire.exchange import Progress
+
+from .conftest import Workers
+from .helpers import all_results, connection_of, keys_of, on_conferences, set_marks, until
+
+HOUR = 3600
+WEEK = 7 * 24 * HOUR
+LEASE = 15.0  # seconds, the default of a worker
+
+
+async def lifetimes(fleet: Fleet) -> dict[str, int]:
+    """Return the seconds until each of the fleet's keys expires (-1: never), by the last word of the key."""
+    connection = connection_of(fleet)
+    prefix = f"{fleet._keys.prefix}:our:"
+    names = [bytes(name).decode() for name in await connection.one(command("keys", f"{prefix}*"))]
+    words = [[part for part in name.removeprefix(prefix).split(":") if part.isalpha()][-1] for name in names]
+    seconds = [await connection.one(command("ttl", name)) for name in names]
+    return dict(zip(words, seconds, strict=True))
+
+
+@pytest.mark.parametrize("keep", [None, 600.0])
+async def test_redis_keeps_a_run_for_a_week_by_default(
+    space: SimulatedSpace, url: str, workers: Workers, keep: float | None
+) -> None:
+    """Every key of a run expires after `keep` seconds, a week by default; its requests an hour later."""
+    options = {} if keep is None else {"keep": keep}
+    expected = WEEK if keep is None else round(keep)
+    workers()
+    async with Fleet(url, space=space.base_url, project=space.project, **options) as fleet:
+        run = await fleet.submit(on_conferences(space.conference_sids), name="nightly")
+        await all_results(fleet, run)
+        _ = [outcome async for outcome in fleet.stop_streams(run, workers.client)]
+        await fleet._writer.idle()
+        found = await lifetimes(fleet)
+        forgotten_at = await connection_of(fleet).one(command("zscore", fleet._keys.runs, "nightly"))
+        began = datetime.fromisoformat((await fleet.status(run)).began).timestamp()
+
+    kept = {name: found[name] for name in ("nightly", "marks", "outcomes", "undone")}
+    assert kept == pytest.approx(dict.fromkeys(kept, expected), abs=60)
+    assert found["requests"] == pytest.approx(expected + HOUR, abs=60)
+    assert forgotten_at == pytest.approx(began + expected, abs=60)
+    assert set(found) <= {*kept, "requests", "worker", "workers", "runs"} | {name for name in found if "-" in name}
+
+
+async def test_marks_expire_before_a_start_has_an_outcome(space: SimulatedSpace, fleet: Fleet) -> None:
+    """A mark that a worker sets before it sends a start expires even if the worker dies at once."""
+    run, ledger = await _ledger_of(space, fleet)
+    key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+    await ledger.intend(key, progress, ledger.known(key, progress))
+
+    assert 0 < (await lifetimes(fleet))["marks"] <= 60
+    assert (await fleet.status(run)).counts == {"intended": 1, "waiting": 2}
+
+
+async def test_a_lease_expires_unless_it_is_renewed(space: SimulatedSpace, fleet: Fleet) -> None:
+    """A lease that is not renewed expires by itself; a renewal sets its whole duration again."""
+    connection = connection_of(fleet)
+    leases = Leases(connection, LEASE, list)
+    lease = await leases.take("lease", "me", lambda: None)
+    assert lease is not None
+    assert 0 < await connection.one(command("ttl", "lease")) <= LEASE
+
+    await connection.one(command("set", "lease", "me"))  # without an end
+    held_at = lease.held_at
+    _ = leases.begin()
+    await until(lambda: _holds(lambda: lease.held_at > held_at))
+    await leases.end()
+
+    assert 0 < await connection.one(command("ttl", "lease")) <= LEASE
+
+
+async def test_worker_facts_expire_after_a_lease(fleet: Fleet, workers: Workers) -> None:
+    """A worker that dies is no longer listed once its lease is over."""
+    worker = workers(name="one")
+    await until(fleet.workers)
+
+    assert worker.lease == LEASE
+    assert 0 < await connection_of(fleet).one(command("ttl", fleet._keys.worker("one"))) <= LEASE
+
+
+async def test_runs_that_expired_are_removed_from_the_list(space: SimulatedSpace, fleet: Fleet) -> None:
+    """The index of runs does not grow for ever: a submit removes the runs that Redis no longer has."""
+    connection = connection_of(fleet)
+    await connection.one(command("zadd", fleet._keys.runs, {"expired": 1.0, "running": 99_999_999_999.0}))
+
+    await fleet.submit(on_conferences(space.conference_sids), name="nightly")
+
+    names = await connection.one(command("zrange", fleet._keys.runs, 0, -1))
+    assert sorted(names) == [b"nightly", b"running"]
+
+
+async def _ledger_of(space: SimulatedSpace, fleet: Fleet) -> tuple[str, BatchLedger]:
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    batch = Batch(await keys_of(fleet, run), run, 0, 60)
+    ledger = BatchLedger(batch, "old", Writer(connection_of(fleet)), {}, size=3)
+    ledger.expect(enumerate(on_conferences(space.conference_sids)))
+    return run, ledger
+
+
+async def test_a_replaced_owner_does_not_release_the_mark_of_its_successor(space: SimulatedSpace, fleet: Fleet) -> None:
+    """A start that another worker may have sent meanwhile is not marked as waiting by the worker that lost it."""
+    run, ledger = await _ledger_of(space, fleet)
+    key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+
+    async def send() -> None:
+        await ledger.intend(key, progress, ledger.known(key, progress))
+        await asyncio.Event().wait()
+
+    sending = asyncio.create_task(send())
+    await until(lambda: _holds(lambda: 0 in ledger._own))
+    await connection_of(fleet).one(command("hset", ledger.batch.marks, "0", "i:new"))
+    ledger.hand_back()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    ledger.note(progress, BulkOutcome(index=0, item=None, state=BulkState.NOT_ATTEMPTED, error=RunEndedError("cut")))
+    assert not await ledger.written()
+
+    assert await connection_of(fleet).one(command("hget", ledger.batch.marks, "0")) == b"i:new"
+    assert (await fleet.status(run)).counts == {"intended": 1, "waiting": 2}
+
+
+async def test_a_step_that_is_repeated_counts_once(space: SimulatedSpace, fleet: Fleet) -> None:
+    """A mark or an outcome that is written again because its answer was lost changes no count and adds no outcome."""
+    run, ledger = await _ledger_of(space, fleet)
+    for repetition in range(2):
+        key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+        if repetition:
+            ledger.expect([(0, on_conferences(space.conference_sids)[0])])
+        await ledger.intend(key, progress, ledger.known(key, progress))
+        assert (await fleet.status(run)).counts == {"intended": 1, "waiting": 2}
+    outcome = BulkOutcome(index=0, item=None, state=BulkState.STARTED, attempts=2)
+    for _ in range(2):
+        ledger._settle(0, outcome)
+        await ledger.written()
+
+    status = await fleet.status(run)
+    assert status.counts == {"started": 1, "waiting": 2}
+    assert (status.attempts, status.errors) == (2, {})
+    assert await connection_of(fleet).one(command("xlen", ledger.batch.keys.outcomes)) == 1
+
+
+async def test_nothing_is_written_about_a_run_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet) -> None:
+    """A worker that still has a batch of an expired run creates no key that would then never expire."""
+    run, ledger = await _ledger_of(space, fleet)
+    connection = connection_of(fleet)
+    await connection.one(command("delete", fleet._keys.run(run)))
+    key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+
+    with pytest.raises(RunEndedError, match="ended before its turn"):
+        await ledger.intend(key, progress, ledger.known(key, progress))
+    ledger._settle(0, BulkOutcome(index=0, item=None, state=BulkState.STARTED))
+    ledger._release(0)
+    await ledger.written()
+
+    assert set(await lifetimes(fleet)) == {"requests", "runs"}
+
+
+async def test_a_worker_does_not_give_back_the_lease_of_another(fleet: Fleet) -> None:
+    """A batch that was taken over meanwhile stays with its new owner when the old one lets go of it."""
+    connection = connection_of(fleet)
+    old, new = Leases(connection, LEASE, list), Leases(connection, LEASE, list)
+    lease = await old.take("lease", "old", lambda: None)
+    assert lease is not None
+    await connection.one(command("delete", "lease"))  # it expired
+    assert await new.take("lease", "new", lambda: None) is not None
+
+    await old.give_back(lease)
+
+    assert await connection.one(command("get", "lease")) == b"new"
+    assert await old.take("lease", "old", lambda: None) is None
+
+
+async def test_a_failed_resume_keeps_the_name_that_another_resume_took(
+    space: SimulatedSpace, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two resumes at the same time the one that fails takes back its own name only."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    await fleet.cancel(run)
+    facts = fleet._keys.run(run)
+
+    async def refused(self: Submission, requests: object) -> None:
+        assert (await fleet.status(run)).resumed == "mine"
+        await connection_of(fleet).one(command("hset", facts, "resumed", "theirs"))
+        raise InvalidRequestError("that name is taken")
+
+    monkeypatch.setattr(Submission, "submit", refused)
+    with pytest.raises(InvalidRequestError, match="that name is taken"):
+        await fleet.resume(run, name="mine")
+
+    assert (await fleet.status(run)).resumed == "theirs"
+
+
+@pytest.mark.parametrize("state", ["resumed", "stopping"])
+async def test_a_run_is_either_resumed_or_stopped(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, state: str
+) -> None:
+    """The streams of a run that were stopped are not started again by a resume, and the first resume keeps its name."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    await fleet.cancel(run)
+    if state == "stopping":
+        await set_marks(fleet, run, {0: "f:unknown:0:"})
+        _ = [outcome async for outcome in fleet.stop_streams(run, workers.client)]
+        with pytest.raises(InvalidRequestError, match="were stopped since"):
+            await fleet.resume(run)
+    else:
+        assert await fleet.resume(run, name="first") == "first"
+        with pytest.raises(InvalidRequestError, match="was resumed as 'first'"):
+            await fleet.resume(run, name="second")
+        assert await fleet.resume(run) == "first"
+
+
+async def test_cancelling_twice_keeps_the_first_reason(space: SimulatedSpace, fleet: Fleet) -> None:
+    """A run that was ended keeps the reason of its end."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    facts = fleet._keys.run(run)
+    await connection_of(fleet).one(command("hset", facts, mapping={"ended": "cancelled", "why": "the first reason"}))
+
+    status = await fleet.cancel(run)
+
+    assert (status.ended, status.why) == ("cancelled", "the first reason")
+    assert status.counts == {"not_attempted": 3}
+
+
+class TestRenewal:
+    """A worker renews its leases often enough to keep them, and gives them up before Redis does."""
+
+    async def test_a_lease_is_renewed_several_times_while_it_lasts(self, idle_clock: Clock) -> None:
+        """Two renewals may be lost, and the lease does not expire."""
+        asked: list[float] = []
+        redis = Redis()
+
+        def tell() -> Sequence[Command]:
+            asked.append(idle_clock.now())
+            return ()
+
+        leases = Leases(Connection(redis, 60.0), LEASE, tell)
+        lease = await leases.take("lease", "me", lambda: None)
+        assert lease is not None
+        _ = leases.begin()
+        await asyncio.sleep(4 * LEASE)
+        await leases.end()
+
+        assert not lease.is_lost
+        gaps = [later - earlier for earlier, later in itertools.pairwise(asked)]
+        assert max(gaps) <= LEASE / 3
+        assert min(gaps) >= LEASE / 10
+        assert redis.granted == 1 + len(asked)
+
+    async def test_a_lease_that_is_not_renewed_is_lost_before_it_expires(self, idle_clock: Clock) -> None:
+        """A worker that gets no answer cuts what is under way while the lease still lasts, and not much earlier."""
+        redis, cut_at = Redis(), list[float]()
+        leases = Leases(Connection(redis, 600.0), LEASE, list)
+        began = idle_clock.now()
+        lease = await leases.take("lease", "me", lambda: cut_at.append(idle_clock.now()))
+        assert lease is not None
+        redis.answers = False
+        _ = leases.begin()
+        await asyncio.sleep(2 * LEASE)
+        await leases.end()
+
+        assert lease.is_lost
+        [seconds] = [at - began for at in cut_at]
+        assert LEASE / 2 < seconds < LEASE * 0.8
+
+
+class Redis:
+    """A Redis that grants every lease, until it does not answer any more."""
+
+    def __init__(self) -> None:
+        self.answers = True
+        self.granted = 0
+
+    async def eval(self, *_: object) -> bytes:
+        if not self.answers:
+            await asyncio.Event().wait()
+        self.granted += 1
+        return b"ok"
+
+
+async def _holds(what: Callable[[], bool]) -> bool:
+    return what()

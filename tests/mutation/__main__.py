@@ -1,0 +1,267 @@
+"""``python -m tests.mutation [package ...] [option ...]``; see ``--help``.
+
+Samples mutants of each package, runs the tests of that package against each, and reports the mutants that survive.
+The project is copied to a temporary directory first, and only that copy is ever changed. A mutant is broken code that
+really runs: memory, file sizes and time are limited, and its whole process group is killed at the end.
+"""
+
+import argparse
+import compileall
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from py_compile import PycInvalidationMode
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from attrs import field, frozen
+
+from tests.mutation.mutators import Mutant, mutants_of
+
+PROJECT = Path(__file__).resolve().parents[2]
+PACKAGE = "signalwire_streams"
+EVERYWHERE = ("tests/test_defaults.py",)
+"""Tests that concern every package."""
+TESTS: Mapping[str, Sequence[str]] = {
+    "bulk": ("tests/bulk",),
+    "callbacks": ("tests/callbacks",),
+    "fleet": ("tests/fleet",),
+    "models": ("tests/models", "tests/client"),
+    "receiver": ("tests/receiver",),
+    "resilience": ("tests/resilience", "tests/transport"),
+    "resources": ("tests/client", "tests/transport", "tests/wire"),
+    "shared": ("tests/shared",),
+    "transport": ("tests/transport", "tests/client", "tests/resilience"),
+    "wire": ("tests/wire", "tests/client"),
+}
+"""The packages that are mutated, and the tests that concern each."""
+COPIED = (PACKAGE, "tests", "benchmarks", "pyproject.toml", "noxfile.py", "README.md")
+
+_NO_TESTS_COLLECTED = 5
+_SHOWN = 4000  # characters of a failed run
+_MOST_MEMORY = 6 * 1024**3
+_LARGEST_FILE = 1024**3
+
+
+@frozen
+class Verdict:
+    """The result of one mutant.
+
+    Attributes:
+        mutant: the mutant.
+        result: ``killed``, ``timeout`` or ``survived``.
+        seconds: how long its tests ran.
+    """
+
+    mutant: Mutant
+    result: str
+    seconds: float
+
+
+@frozen
+class PackageResult:
+    """The results of one package.
+
+    Attributes:
+        package: its name.
+        mutants: how many mutants it has in all.
+        verdicts: the results of those that were sampled.
+        seconds: how long all of it took.
+    """
+
+    package: str
+    mutants: int
+    verdicts: Sequence[Verdict] = field(repr=False)
+    seconds: float
+
+    def count(self, result: str) -> int:
+        """Return the number of mutants with this result."""
+        return sum(verdict.result == result for verdict in self.verdicts)
+
+    @property
+    def survival(self) -> float:
+        """The percentage of sampled mutants that no test detected."""
+        return 100 * self.count("survived") / max(1, len(self.verdicts))
+
+
+class BaselineError(Exception):
+    """The tests of a package fail without any mutant."""
+
+
+def main() -> None:
+    """Sample, run and report."""
+    options = _options()
+    results = []
+    with TemporaryDirectory(prefix="mutants-") as folder:
+        copy = Path(folder)
+        _copy_project(copy)
+        for package in options.packages or TESTS:
+            try:
+                results.append(_test_package(copy, package, options))
+            except BaselineError as error:
+                sys.exit(f"the tests of {package} fail without any mutant:\n{error}")
+    print("\n".join(_table(results)))
+    if options.json is not None:
+        options.json.write_text(json.dumps(_document(results, options), indent=1) + "\n", "utf-8")
+    if options.at_most is not None and any(result.survival > options.at_most for result in results):
+        sys.exit(1)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=(__doc__ or "").partition("\n\n")[2])
+    parser.add_argument("packages", nargs="*", metavar="package", help=f"{', '.join(TESTS)}; all by default")
+    parser.add_argument("--number", type=int, default=20, help="mutants per package (default: %(default)s); 0 for all")
+    parser.add_argument("--seed", type=int, default=1, help="which mutants are sampled (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, help="time limit per mutant; by default twice the unmutated run")
+    parser.add_argument("--only", default="", help="only mutants whose description contains this text")
+    parser.add_argument("--tests", nargs="+", help="run these tests instead of those that concern the package")
+    parser.add_argument("--at-most", type=float, help="fail if more than this percentage of a package survives")
+    parser.add_argument("--json", type=Path, help="write every result to this file")
+    options = parser.parse_args()
+    if unknown := set(options.packages) - set(TESTS):
+        parser.error(f"unknown package {', '.join(sorted(unknown))}: choose from {', '.join(TESTS)}")
+    return options
+
+
+def _copy_project(copy: Path) -> None:
+    for name in COPIED:
+        if (PROJECT / name).is_dir():
+            shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(PROJECT / name, copy / name)
+    # Checked by content: a mutant may have the size and the time of the source that it replaces.
+    compileall.compile_dir(copy, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
+    where = [sys.executable, "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)"]
+    found = subprocess.run(where, cwd=copy, env=_environment(copy), check=True, capture_output=True, text=True)  # noqa: S603
+    if not Path(found.stdout.strip()).is_relative_to(copy.resolve()):
+        sys.exit(f"{found.stdout.strip()} would be tested, not the copy in {copy}")
+
+
+def _test_package(copy: Path, package: str, options: argparse.Namespace) -> PackageResult:
+    began = time.monotonic()
+    tests = options.tests or [name for name in (*TESTS[package], *EVERYWHERE) if (copy / name).exists()]
+    sources = sorted((copy / PACKAGE / package).rglob("*.py"))
+    mutants = [
+        mutant for path in sources for mutant in mutants_of(path.relative_to(copy).as_posix(), path.read_bytes())
+    ]
+    chosen = [mutant for mutant in mutants if options.only in str(mutant)]
+    if options.number:
+        order = random.Random(f"{options.seed}:{package}")  # noqa: S311
+        chosen = order.sample(chosen, min(options.number, len(chosen)))
+    result, output, baseline = _run_tests(copy, tests, options.seconds or 600)
+    if result != "survived":
+        raise BaselineError(output[-_SHOWN:] or f"they ran for more than {baseline:.0f} s")
+    limit = options.seconds or 2 * baseline + 5
+    print(f"{package}: {len(chosen)} of {len(mutants)} mutants, {baseline:.0f} s without one", flush=True)
+    verdicts = [_test_mutant(copy, tests, mutant, limit) for mutant in chosen]
+    return PackageResult(package, len(mutants), verdicts, time.monotonic() - began)
+
+
+def _test_mutant(copy: Path, tests: Sequence[str], mutant: Mutant, limit: float) -> Verdict:
+    path = copy / mutant.path
+    source = path.read_bytes()
+    path.write_bytes(mutant.apply(source))
+    try:
+        result, _, seconds = _run_tests(copy, tests, limit)
+    finally:
+        path.write_bytes(source)
+    print(f"  {result:<8} {seconds:4.0f} s  {mutant}", flush=True)
+    return Verdict(mutant, result, seconds)
+
+
+def _run_tests(copy: Path, tests: Sequence[str], limit: float) -> tuple[str, str, float]:
+    """Return the result, the output and the duration of these tests."""
+    plugins = ["-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist", "-p", "no:cov"]
+    pytest = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "--no-header", *plugins, *tests]
+    began = time.monotonic()
+    process = subprocess.Popen(  # noqa: S603
+        pytest,
+        cwd=copy,
+        env=_environment(copy),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_limit_resources,  # noqa: PLW1509  (this process has one thread)
+    )
+    try:
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        return "timeout", "", time.monotonic() - began
+    finally:
+        _kill_group(process)
+    if process.returncode == _NO_TESTS_COLLECTED:
+        raise BaselineError(f"no tests in {', '.join(tests)}")
+    return "killed" if process.returncode else "survived", output, time.monotonic() - began
+
+
+def _kill_group(process: "subprocess.Popen[str]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # with the servers that its tests started
+    process.wait()
+
+
+def _limit_resources() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE, _LARGEST_FILE))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _environment(copy: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def _table(results: Sequence[PackageResult]) -> list[str]:
+    lines = [f"{'package':<12} {'mutants':>8} {'sampled':>8} {'killed':>7} {'timeout':>8} {'survived':>9} {'time':>7}"]
+    for result in results:
+        survived = f"{result.count('survived')} ({result.survival:.0f} %)"
+        lines.append(
+            f"{result.package:<12} {result.mutants:>8} {len(result.verdicts):>8} {result.count('killed'):>7} "
+            f"{result.count('timeout'):>8} {survived:>9} {result.seconds:>5.0f} s"
+        )
+    for result in results:
+        survivors = [verdict.mutant for verdict in result.verdicts if verdict.result == "survived"]
+        lines += ["", f"survivors in {result.package}:", *(f"  {mutant}" for mutant in survivors)] if survivors else []
+    return lines
+
+
+def _document(results: Sequence[PackageResult], options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "seed": options.seed,
+        "python": sys.version.split()[0],
+        "packages": {
+            result.package: {
+                "mutants": result.mutants,
+                "sampled": len(result.verdicts),
+                "survival_percent": round(result.survival, 1),
+                "seconds": round(result.seconds, 1),
+                "results": [
+                    {
+                        "path": verdict.mutant.path,
+                        "line": verdict.mutant.line,
+                        "kind": verdict.mutant.kind,
+                        "before": verdict.mutant.before,
+                        "after": verdict.mutant.replacement,
+                        "result": verdict.result,
+                        "seconds": round(verdict.seconds, 2),
+                    }
+                    for verdict in result.verdicts
+                ],
+            }
+            for result in results
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
