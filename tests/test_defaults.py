@@ -1,0 +1,234 @@
+"""The numbers that the documentation promises, as defaults and as the behaviour that each of them stands for."""
+
+import asyncio
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
+import aiohttp
+import pytest
+from attrs import fields_dict
+
+from signalwire_streams import (
+    BreakerPolicy,
+    BulkState,
+    Clock,
+    Lane,
+    RateLimit,
+    RateLimitedError,
+    RetryPolicy,
+    StartConferenceStream,
+    StreamOutcomeUnknown,
+    StreamsClient,
+    StreamsError,
+    Timeouts,
+)
+from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver, read_callback
+from signalwire_streams.fleet import Fleet, FleetWorker, run_worker
+from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession
+from signalwire_streams.simulator import SimulatedSpace
+
+PCMU = {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}
+URL = "wss://rx.example.com/audio"
+WEEK = 7 * 24 * 3600.0
+
+
+def argument(function: Callable[..., Any], name: str) -> object:
+    return signature(function).parameters[name].default
+
+
+def attribute(kind: type[Any], name: str) -> object:
+    return fields_dict(kind)[name].default
+
+
+@pytest.mark.parametrize(
+    ("default", "expected"),
+    [
+        pytest.param(RetryPolicy().attempts, 3, id="attempts that may reach the Space"),
+        pytest.param(RetryPolicy().unsent_attempts, 3, id="attempts that certainly do not reach it"),
+        pytest.param(RetryPolicy().throttle_waits, 6, id="waits after a 429"),
+        pytest.param(RetryPolicy().resends, 2, id="resends of a named start"),
+        pytest.param(RetryPolicy().resend_window, 30.0, id="seconds in which it is sent again"),
+        pytest.param(RetryPolicy().resend_call_starts, False, id="resends of a start on a call"),
+        pytest.param(RetryPolicy().deadline, 45.0, id="seconds of a whole call"),
+        pytest.param(RetryPolicy().wait_transient, (0.2, 5.0), id="backoff after a fault"),
+        pytest.param(RetryPolicy().wait_throttled, (1.0, 20.0), id="backoff after a 429"),
+        pytest.param(RetryPolicy().wait_longest, 60.0, id="longest Retry-After"),
+        pytest.param(Timeouts().connect, 5.0, id="seconds to connect"),
+        pytest.param(Timeouts().read, 15.0, id="seconds between two reads"),
+        pytest.param(Timeouts().attempt, 20.0, id="seconds of an attempt"),
+        pytest.param(RateLimit().requests, 13_800, id="requests that the Space takes"),
+        pytest.param(RateLimit().window, 10.0, id="seconds of its window"),
+        pytest.param(RateLimit().share, 0.9, id="share of the limit"),
+        pytest.param(RateLimit().most, 12_420, id="requests of this client in a window"),
+        pytest.param(BreakerPolicy().outcomes, 20, id="outcomes before the breaker opens"),
+        pytest.param(BreakerPolicy().share, 0.5, id="share of failures that opens it"),
+        pytest.param(BreakerPolicy().window, 30.0, id="seconds that an outcome counts"),
+        pytest.param(BreakerPolicy().pause, 5.0, id="seconds that the breaker is open"),
+        pytest.param(argument(StreamsClient, "connections"), 256, id="connections"),
+        pytest.param(argument(MediaReceiver, "backlog"), 500, id="media events that wait"),
+        pytest.param(argument(MediaReceiver, "start_timeout"), 10.0, id="seconds until the start event"),
+        pytest.param(argument(MediaReceiver, "frame_limit"), 65_536, id="bytes of a message"),
+        pytest.param(argument(MediaReceiver, "heartbeat"), 30.0, id="seconds of silence before a ping"),
+        pytest.param(attribute(CallbackReceiver, "pending"), 1_000, id="callbacks that wait"),
+        pytest.param(attribute(CallbackReceiver, "memory"), 10_000, id="callbacks that are remembered"),
+        pytest.param(attribute(CallbackReceiver, "drain"), 5.0, id="seconds to drain callbacks"),
+        pytest.param(attribute(CallbackReceiver, "body_limit"), 65_536, id="bytes of a callback"),
+        pytest.param(attribute(CallbackReceiver, "body_timeout"), 5.0, id="seconds of a callback's body"),
+        pytest.param(attribute(Fleet, "keep"), WEEK, id="seconds that Redis keeps a run"),
+        pytest.param(attribute(FleetWorker, "lease"), 15.0, id="seconds of a lease"),
+        pytest.param(argument(run_worker, "lease"), 15.0, id="seconds of a lease, as a process"),
+        pytest.param(attribute(FleetWorker, "drain"), 25.0, id="seconds to drain a worker"),
+        pytest.param(argument(run_worker, "drain"), 25.0, id="seconds to drain a worker, as a process"),
+        pytest.param(attribute(FleetWorker, "concurrency"), 200, id="concurrent starts of a worker"),
+        pytest.param(argument(run_worker, "concurrency"), 200, id="concurrent starts of a worker, as a process"),
+    ],
+)
+def test_documented_default(default: object, expected: object) -> None:
+    assert default == expected
+
+
+@pytest.mark.usefixtures("idle_clock")  # set up first, so that it is undone last
+class TestDrain:
+    """Whatever is closed or left gives work in progress five seconds, and not more."""
+
+    @pytest.fixture
+    async def hanging(self, space: SimulatedSpace) -> SimulatedSpace:
+        space.faults.add("hang", on="start", created=True)
+        return space
+
+    async def test_closing_a_client_drains_for_five_seconds(
+        self, hanging: SimulatedSpace, client_for: Any, idle_clock: Clock
+    ) -> None:
+        client: StreamsClient = client_for(hanging, clock=idle_clock)
+        starting = asyncio.create_task(client.conferences.start_stream(hanging.conference_sids[0], url=URL))
+        await hanging.requests.wait_for(1, "start-conference-stream")
+        began = idle_clock.now()
+
+        await client.aclose()
+        seconds = idle_clock.now() - began
+
+        with pytest.raises(StreamOutcomeUnknown):
+            await starting
+        assert seconds == pytest.approx(5.0, abs=0.1)
+
+    @pytest.mark.parametrize("by", ["leaving the loop", "drain"])
+    async def test_ending_a_run_drains_for_five_seconds(
+        self, hanging: SimulatedSpace, client_for: Any, idle_clock: Clock, by: str
+    ) -> None:
+        client: StreamsClient = client_for(hanging, clock=idle_clock)
+        good, *others = hanging.conference_sids
+        hanging.faults.clear()
+        for sid in others:
+            hanging.faults.add("hang", on="start", created=True, target=sid)
+        run = client.start_streams([StartConferenceStream(conference_sid=sid, url=URL) for sid in (good, *others)])
+        began = idle_clock.now()
+        async for outcome in run:
+            if outcome.state is BulkState.STARTED:
+                await hanging.requests.wait_for(3, "start-conference-stream")
+                began = idle_clock.now()
+                if by == "drain":
+                    run.drain()
+                else:
+                    break
+        report = await run.report()
+
+        assert idle_clock.now() - began == pytest.approx(5.0, abs=0.1)
+        assert report.counts == {BulkState.STARTED: 1, BulkState.UNKNOWN: 2}
+
+    async def test_closing_a_callback_receiver_drains_for_five_seconds(self, idle_clock: Clock) -> None:
+        async def stuck(event: CallbackEvent) -> None:
+            await asyncio.Event().wait()
+
+        receiver = CallbackReceiver(stuck, keys=["PSK_test"])
+        assert receiver._dispatcher.offer(read_callback({"StreamSid": "a", "StreamEvent": "stream-started"}))
+        await asyncio.sleep(0)
+        began = idle_clock.now()
+
+        await receiver.aclose()
+
+        assert idle_clock.now() - began == pytest.approx(5.0, abs=0.1)
+        assert receiver.counts.dropped == 1
+
+
+@pytest.mark.usefixtures("idle_clock")
+class TestDeadline:
+    """How long a call waits at most, whatever it waits for."""
+
+    async def test_a_call_ends_after_45_seconds(
+        self, space: SimulatedSpace, client_for: Any, idle_clock: Clock
+    ) -> None:
+        client: StreamsClient = client_for(space, clock=idle_clock, pacer=Closed(idle_clock))
+        began = idle_clock.now()
+        with pytest.raises(StreamsError) as caught:
+            await client.conferences.start_stream(space.conference_sids[0], url=URL)
+        assert idle_clock.now() - began == pytest.approx(45.0, abs=0.1)
+        assert caught.value.sent == "no"
+
+    async def test_an_attempt_without_an_answer_ends_after_15_seconds(
+        self, space: SimulatedSpace, client_for: Any, idle_clock: Clock
+    ) -> None:
+        space.faults.add("hang", on="start")
+        client: StreamsClient = client_for(space, clock=idle_clock)
+        began = idle_clock.now()
+        with pytest.raises(StreamOutcomeUnknown):
+            await client.calls.start_stream(space.call_sids[0], url=URL)
+        assert idle_clock.now() - began == pytest.approx(15.0, abs=0.1)
+
+    async def test_an_item_of_a_run_waits_five_minutes_for_a_space_that_is_too_busy(self, client_for: Any) -> None:
+        async with SimulatedSpace(conferences=1) as space:
+            space.faults.add("throttle", on="start", retry_after=20)
+            request = StartConferenceStream(conference_sid=space.conference_sids[0], url=URL)
+            [outcome] = [outcome async for outcome in client_for(space).start_streams([request])]
+
+        assert isinstance(outcome.error, RateLimitedError)
+        assert 250.0 < outcome.seconds <= 300.0
+
+
+class Closed:
+    """A pacer that never grants a request."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    async def acquire(self, lane: Lane, patience: float) -> float:
+        await self.clock.sleep(patience)
+        return 1.0
+
+    async def pass_gate(self, patience: float) -> float:
+        return 0.0
+
+    def throttled(self, sent_at: float, retry_after: float | None) -> None:
+        raise NotImplementedError
+
+    def served(self, advertised: int | None) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.usefixtures("idle_clock")
+async def test_500_media_events_wait_for_a_slow_handler() -> None:
+    """The oldest audio is dropped once 500 events wait."""
+    ready, chunks = asyncio.Event(), list[int | None]()
+
+    async def slow(session: StreamSession) -> None:
+        await ready.wait()
+        chunks.extend([event.chunk async for event in session if isinstance(event, MediaEvent)])
+
+    receiver = MediaReceiver(slow, bearer_tokens="t")
+    headers = {"Authorization": "Bearer t"}
+    async with receiver.serve() as url, aiohttp.ClientSession() as http, http.ws_connect(url, headers=headers) as peer:
+        await peer.send_json(
+            {"event": "start", "start": {"streamSid": "s", "tracks": ["inbound"], "mediaFormat": PCMU}}
+        )
+        for chunk in range(1, 511):
+            media = {"track": "inbound", "chunk": chunk, "timestamp": 20 * chunk, "payload": "//8="}
+            await peer.send_json({"event": "media", "media": media})
+        while sum(_frames(session) for session in receiver.sessions) < 510:  # noqa: ASYNC110  (no event tells)
+            await asyncio.sleep(0.01)
+        ready.set()
+
+    assert chunks == list(range(11, 511))
+
+
+def _frames(session: StreamSession) -> int:
+    return sum(track.frames for track in session.statistics.tracks.values())
