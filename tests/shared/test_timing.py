@@ -1,0 +1,289 @@
+"""When a shared pacer asks Redis, grants a request, and decides that Redis is away: on a clock that never sleeps."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+from attrs import define, field
+
+from signalwire_streams import Clock, Lane, RateLimit
+from signalwire_streams.shared import RedisPacer
+from signalwire_streams.shared.errors import RedisAwayError
+from signalwire_streams.shared.law import Law
+from signalwire_streams.shared.state import State
+from signalwire_streams.shared.store import Leased, Store
+from tests.redis_server import RedisServer
+
+from .test_law import fullest_window
+
+DAY = 24 * 3600
+LIMIT = RateLimit(requests=1000, share=1.0)
+LAW = Law.of(LIMIT, None)
+
+
+@define(eq=False)
+class Bucket:
+    """The Redis of one Space, as a token bucket on the test's clock."""
+
+    now: Callable[[], float]
+    delay: float = 0.001  # seconds that an answer takes
+    is_away: bool = False
+    state: State | None = None
+    tokens: float = 0.0
+    filled_at: float = 0.0
+    leased: list[tuple[float, int, int]] = field(factory=list)  # when, how many were wanted, of which burst
+    looks: list[float] = field(factory=list)
+
+    async def answer(self) -> None:
+        await asyncio.sleep(self.delay)
+        if self.is_away:
+            raise RedisAwayError("refused")
+
+    async def lease(self, space: str, rate: float, burst: int, tokens: int) -> Leased:
+        self.leased.append((self.now(), tokens, burst))
+        now = self.now()
+        await self.answer()
+        if self.state is None:
+            return Leased(state=None, redis_now=now)
+        self.tokens = min(burst, self.tokens + rate * (now - self.filled_at))
+        self.filled_at = now
+        if self.tokens >= tokens:
+            self.tokens -= tokens
+            return Leased(state=self.state, redis_now=now, tokens=tokens)
+        wait = (tokens - self.tokens) / rate
+        wait_for_one = max(0.0, (1 - self.tokens) / rate)
+        return Leased(state=self.state, redis_now=now, left=int(self.tokens), wait=wait, wait_for_one=wait_for_one)
+
+    async def found(self, space: str, rate: float, burst: int) -> None:
+        await self.answer()
+        self.state, self.tokens, self.filled_at = self.state or State(), 0.0, self.now()
+
+    async def look(self, space: str) -> Leased:
+        self.looks.append(self.now())
+        await self.answer()
+        return Leased(state=self.state, redis_now=self.now())
+
+    async def change(self, space: str, change: Callable[[State, float], State]) -> Leased:
+        await self.answer()
+        if self.state is not None:
+            self.state = change(self.state, self.now())
+        return Leased(state=self.state, redis_now=self.now())
+
+
+@pytest.fixture
+def bucket(idle_clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    monkeypatch.setattr("tests.conftest.ON_ITS_WAY", 0.0)  # no socket is waited for
+    bucket = Bucket(idle_clock.now)
+    for name in ("lease", "found", "look", "change"):
+        monkeypatch.setattr(Store, name, lambda _, *words, name=name: getattr(bucket, name)(*words))
+    return bucket
+
+
+@pytest.fixture
+def clock(idle_clock: Clock) -> Clock:
+    return Clock(now=idle_clock.now, random=lambda: 0.5)
+
+
+def pacer_of(clock: Clock, fallback_clients: int | None = None) -> RedisPacer:
+    return RedisPacer("redis://localhost", space="x", rate_limit=LIMIT, fallback_clients=fallback_clients, clock=clock)
+
+
+@define
+class Traffic:
+    """Requests that always wait for the next token."""
+
+    pacer: RedisPacer
+    clock: Clock
+    granted: list[float] = field(factory=list)
+
+    async def run(self, seconds: float, at_once: int = 40) -> None:
+        ends_at = self.clock.now() + seconds
+
+        async def one() -> None:
+            while await self.pacer.acquire(Lane.BULK, ends_at - self.clock.now()) == 0:
+                self.granted.append(self.clock.now())
+
+        await asyncio.gather(*(one() for _ in range(at_once)))
+
+
+async def test_the_limit_is_used_and_never_exceeded(bucket: Bucket, clock: Clock) -> None:
+    """A busy client sends nearly what the limit allows, never more, and does not ask Redis all the time."""
+    pacer = pacer_of(clock)
+    traffic = Traffic(pacer, clock)
+    await traffic.run(20.0)
+    await pacer.aclose()
+
+    assert fullest_window(traffic.granted, LIMIT.window) <= LIMIT.requests
+    assert len(traffic.granted) > 0.97 * LAW.rate * 19.5
+    assert len(bucket.leased) <= 100 * 20
+    assert all(1 <= wanted <= 25 for _, wanted, _ in bucket.leased)
+
+
+async def test_bulk_requests_leave_a_quarter_of_the_burst(bucket: Bucket, clock: Clock) -> None:
+    """The last quarter of the tokens is for interactive requests."""
+    pacer = pacer_of(clock)
+    assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    assert await pacer.acquire(Lane.INTERACTIVE, 10.0) == 0
+    await pacer.aclose()
+
+    bursts = {burst for _, _, burst in bucket.leased}
+    assert bursts == {LAW.burst, LAW.bulk_burst}
+    assert LAW.bulk_burst == LAW.burst - LAW.burst // 4
+
+
+async def test_an_unused_token_is_used_next_until_it_lapses(bucket: Bucket, clock: Clock) -> None:
+    """A token whose request was cancelled goes to the next request without another lease, for its age at most."""
+    pacer = pacer_of(clock)
+    assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    leases = len(bucket.leased)
+
+    pacer._pump.give_back(clock.now() + LAW.age)
+    assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    assert len(bucket.leased) == leases
+
+    pacer._pump.give_back(clock.now() + LAW.age)
+    await asyncio.sleep(1.01 * LAW.age)
+    assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    assert len(bucket.leased) > leases
+    await pacer.aclose()
+
+
+async def test_nothing_goes_out_while_the_gate_is_closed(bucket: Bucket, clock: Clock) -> None:
+    """After a Retry-After no request is sent earlier, the first one soon after it, and Redis knows the time."""
+    pacer = pacer_of(clock)
+    assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    closed_until = clock.now() + 3.0
+    pacer.throttled(clock.now(), 3.0)
+
+    assert await pacer.acquire(Lane.BULK, 10.0) == 0
+
+    assert closed_until <= clock.now() <= closed_until + 0.6
+    assert bucket.state is not None
+    assert bucket.state.closed_until == pytest.approx(closed_until, abs=0.05)
+    assert bucket.state.cuts == 1
+    assert bucket.state.rate_before == LAW.rate
+    await pacer.aclose()
+
+
+async def test_pass_gate_asks_for_a_state_that_is_not_fresh(bucket: Bucket, clock: Clock) -> None:
+    """A request that needs no token sees the pause that another client was told of a moment ago."""
+    one, other = pacer_of(clock), pacer_of(clock)
+    for pacer in (one, other):
+        assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    one.throttled(clock.now(), 5.0)
+    await asyncio.sleep(2.0)
+
+    assert await other.pass_gate(1.0) == pytest.approx(3.0, abs=0.1)
+    assert len(bucket.looks) == 1
+    assert await other.pass_gate(1.0) == pytest.approx(3.0, abs=0.1)
+    assert len(bucket.looks) == 1, "what was heard a moment ago is not asked for again"
+    began = clock.now()
+    assert await other.pass_gate(10.0) == 0
+    assert clock.now() - began == pytest.approx(3.0, abs=0.1)
+    for pacer in (one, other):
+        await pacer.aclose()
+
+
+class TestOutage:
+    """Redis is away, or too slow to be of use."""
+
+    @pytest.fixture
+    def lines(self, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+        with caplog.at_level(logging.WARNING, "signalwire_streams"):
+            yield lambda: [record.getMessage() for record in caplog.records]
+
+    async def test_redis_is_probed_four_times_a_second(
+        self, bucket: Bucket, clock: Clock, lines: Callable[[], list[str]]
+    ) -> None:
+        """A request waits for Redis, and is granted soon after it is back."""
+        pacer = pacer_of(clock)
+        assert await pacer.acquire(Lane.BULK, 10.0) == 0
+        bucket.is_away = True
+        waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 60.0))
+        await asyncio.sleep(10.0)
+        assert not waiting.done()
+        assert 35 <= len(bucket.looks) <= 41
+
+        bucket.is_away, back_at = False, clock.now()
+        assert await waiting == 0
+        await pacer.aclose()
+
+        assert clock.now() - back_at < 0.5
+        gone, back = lines()
+        assert "is away (refused): requests wait for it" in gone
+        assert "is back after 1" in back
+
+    async def test_requests_give_up_when_their_patience_ends(self, bucket: Bucket, clock: Clock) -> None:
+        bucket.is_away = True
+        pacer = pacer_of(clock)
+        began = clock.now()
+        assert await pacer.acquire(Lane.BULK, 7.0) == 7.0
+        assert clock.now() - began == pytest.approx(7.0, abs=0.05)
+        await pacer.aclose()
+
+    async def test_each_client_goes_on_with_its_part(self, bucket: Bucket, clock: Clock) -> None:
+        """Without Redis a third of the limit goes out where three clients share it, without a burst at first."""
+        bucket.is_away = True
+        pacer = pacer_of(clock, fallback_clients=3)
+        traffic = Traffic(pacer, clock)
+        await traffic.run(20.0)
+
+        part = LAW.rate / 3
+        assert 0.95 * part * 20 < len(traffic.granted) <= part * 20 + LAW.burst / 3
+        first_second = [at for at in traffic.granted if at <= traffic.granted[0] + 1.0]
+        assert len(first_second) <= part + 2
+
+        # Others may not know yet that Redis is back: for a second it takes no more than its part.
+        bucket.is_away = False
+        after = Traffic(pacer, clock)
+        back_at = clock.now()
+        await after.run(4.0)
+        await pacer.aclose()
+        settling = [at for at in after.granted if back_at + 0.3 < at <= back_at + 1.0]
+        assert len(settling) <= part * 0.7 + 3
+        settled = [at for at in after.granted if at > back_at + 2.0]
+        assert len(settled) > LAW.rate * 2.0 * 0.9
+
+    async def test_answers_that_come_too_late_are_an_outage(
+        self, bucket: Bucket, clock: Clock, lines: Callable[[], list[str]]
+    ) -> None:
+        """Tokens that lapsed on their way are not used; after the fifth time in a row Redis counts as away."""
+        pacer = pacer_of(clock)
+        assert await pacer.acquire(Lane.BULK, 10.0) == 0
+        before = len(bucket.leased)
+        bucket.delay = 1.5 * LAW.age
+
+        assert await pacer.acquire(Lane.BULK, 5.0) == 5.0
+
+        assert len(bucket.leased) - before == 5
+        assert ["its answers come too late" in line for line in lines()] == [True]
+        bucket.delay = 0.5 * LAW.age
+        assert await pacer.acquire(Lane.BULK, 5.0) == 0
+        await pacer.aclose()
+
+
+async def test_a_forgotten_bucket_begins_empty(bucket: Bucket, clock: Clock) -> None:
+    """Where Redis knows nothing, the state is made first and then tokens are leased as they come."""
+    pacer = pacer_of(clock)
+    began = clock.now()
+    assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    assert bucket.state is not None
+    assert clock.now() - began >= 1 / LAW.rate
+    await pacer.aclose()
+
+
+async def test_what_is_kept_in_redis_expires_after_a_day(redis: RedisServer) -> None:
+    """What nobody asks for is forgotten, and each question keeps it for another day."""
+    async with RedisPacer(redis.url, space="x", rate_limit=LIMIT) as pacer:
+        assert await pacer.acquire(Lane.BULK, 10.0) == 0
+        key = "signalwire-streams:{x}:state"
+        assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
+        for question in (pacer.acquire(Lane.BULK, 10.0), pacer._store.look("x")):
+            redis.ask("EXPIRE", key, "60")
+            await question
+            assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
+        redis.ask("EXPIRE", key, "60")
+        pacer.throttled(pacer._clock.now(), 0.0)
+        assert await pacer.acquire(Lane.BULK, 10.0) == 0
+        assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
