@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from attrs import fields_dict
+from attrs import evolve, fields_dict
 
 from signalwire_streams import (
     BreakerPolicy,
@@ -179,10 +179,11 @@ class TestDeadline:
         async with SimulatedSpace(conferences=1) as space:
             space.faults.add("throttle", on="start", retry_after=20)
             request = StartConferenceStream(conference_sid=space.conference_sids[0], url=URL)
-            [outcome] = [outcome async for outcome in client_for(space).start_streams([request])]
+            client: StreamsClient = client_for(space, clock=evolve(Clock.instant(), random=lambda: 0.0))
+            [outcome] = [outcome async for outcome in client.start_streams([request])]
 
         assert isinstance(outcome.error, RateLimitedError)
-        assert 250.0 < outcome.seconds <= 300.0
+        assert outcome.seconds == pytest.approx(300.0, abs=1.0)
 
 
 class Closed:
