@@ -1,0 +1,174 @@
+"""What a fleet reports of its runs and workers, and how it goes through long runs and outages."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from attrs import define, evolve, field
+from redis.exceptions import ConnectionError as NotThere
+
+from signalwire_streams import BulkState, Clock, FleetError, StartConferenceStream
+from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
+from signalwire_streams.fleet.connection import Connection, command
+from signalwire_streams.fleet.keys import Keys
+from signalwire_streams.fleet.steps import Step
+from signalwire_streams.fleet.writer import Writer
+from signalwire_streams.simulator import SimulatedSpace
+
+from .conftest import Workers
+from .helpers import URL, all_results, connection_of, on_conferences, until
+
+WORKER = WorkerStatus(name="w", host="h", pid=1, since="2026", in_hand=0, ended=0, rate=1.5, limit=None, draining=False)
+
+
+async def test_a_run_that_was_only_submitted(space: SimulatedSpace, fleet: Fleet) -> None:
+    """Before any worker takes it, all of a run waits and nothing is counted."""
+    run = await fleet.submit(on_conferences(space.conference_sids), name="nightly")
+    status = await fleet.status(run)
+
+    assert status == FleetStatus(
+        run="nightly",
+        began=status.began,
+        planned=3,
+        counts={"waiting": 3},
+        attempts=0,
+        errors={},
+        ended=None,
+        why=None,
+        queued=True,
+        undone=0,
+        stopping=False,
+        resumed=None,
+    )
+    assert (status.done, status.unfinished, status.over, status.rate, status.limit) == (0, 0, False, 0, None)
+
+
+async def test_errors_are_listed_by_frequency_and_then_by_name(space: SimulatedSpace, fleet: Fleet) -> None:
+    """Counts of zero are left out, and what is over is over although nothing waits."""
+    run = await fleet.submit(on_conferences(space.conference_sids), name="nightly")
+    facts = {"e:B": "1", "e:A": "1", "e:C": "2", "c:rejected": "2", "c:unknown": "1", "c:intended": "0", "undone": "2"}
+    await connection_of(fleet).one(command("hset", fleet._keys.run(run), mapping=facts))
+
+    status = await fleet.status(run)
+
+    assert list(status.errors.items()) == [("C", 2), ("A", 1), ("B", 1)]
+    assert status.counts == {"rejected": 2, "unknown": 1}
+    assert (status.done, status.unfinished, status.over, status.undone) == (3, 1, True, 2)
+
+
+def test_workers_are_summed_up() -> None:
+    """Their rates add up, and the limit is the highest that one of them knows."""
+    workers = (WORKER, evolve(WORKER, rate=2.0, limit=5.0), evolve(WORKER, limit=7.0))
+    status = FleetStatus(
+        run="r",
+        began="2026",
+        planned=0,
+        counts={},
+        attempts=0,
+        errors={},
+        ended=None,
+        why=None,
+        queued=True,
+        undone=0,
+        stopping=False,
+        resumed=None,
+        workers=workers,
+    )
+    assert (status.rate, status.limit, status.over) == (5.0, 7.0, True)
+    assert WorkerStatus.of("w", {}) == evolve(WORKER, host="", pid=0, since="", rate=0.0)
+
+
+def test_key_names_are_the_same_in_every_version() -> None:
+    """Workers and submitters of several releases share one Redis, so the names of its keys are a contract."""
+    keys = Keys("https://example.signalwire.com", "p")
+    run = keys.of("nightly", "abc")
+    assert keys.prefix == "sws-fleet-1:example.signalwire.com:p"
+    assert (keys.workers, keys.runs) == (f"{keys.prefix}:our:workers", f"{keys.prefix}:our:runs")
+    assert (keys.worker("w"), run.facts) == (f"{keys.prefix}:our:worker:w", f"{keys.prefix}:our:run:nightly")
+    assert [run.requests(1), run.marks(2), run.lease(3), run.outcomes, run.undone] == [
+        f"{keys.prefix}:our:run:nightly:abc:{last}"
+        for last in ("requests:1", "marks:2", "lease:3", "outcomes", "undone")
+    ]
+
+
+async def test_a_worker_finishes_a_batch_before_it_takes_the_next(fleet: Fleet, workers: Workers) -> None:
+    """One slot is enough for any number of batches, and is free at the end."""
+    worker = workers(concurrency=25)
+    requests = [StartConferenceStream(conference_sid="none", url=URL, name=f"s{number}") for number in range(60)]
+    run = await fleet.submit(requests)
+
+    outcomes = await all_results(fleet, run)
+
+    assert len(outcomes) == 60
+    await until(lambda: _is_idle(fleet))
+    await workers.end(worker)
+    assert await fleet.workers() == ()
+
+
+async def _is_idle(fleet: Fleet) -> bool:
+    return [worker.in_hand for worker in await fleet.workers()] == [0]
+
+
+async def test_every_start_of_a_long_run_is_settled_and_read(fleet: Fleet) -> None:
+    """A run of more batches than are written, ended or read at once has one outcome for each start, in order."""
+    requests = [StartConferenceStream(conference_sid=f"c{number}", url=URL) for number in range(1_030)]
+    run = await fleet.submit(requests, name="long")
+    status = await fleet.cancel(run)
+
+    outcomes = [outcome async for outcome in fleet.results(run)]
+
+    assert status.counts == {"not_attempted": 1_030}
+    assert [outcome.index for outcome in outcomes] == list(range(1_030))
+    assert [outcome.item.target for outcome in outcomes] == [request.target for request in requests]
+    assert {outcome.state for outcome in outcomes} == {BulkState.NOT_ATTEMPTED}
+    assert [request.name for request in [outcome.item for outcome in outcomes]] == [
+        f"sws-long-{request.target}" for request in requests
+    ]
+
+
+@define(eq=False)
+class Away:
+    """A Redis that does not answer a number of times."""
+
+    now: Any
+    failures: int
+    asked: list[float] = field(init=False, factory=list)
+    loads: list[int] = field(init=False, factory=list)
+
+    async def get(self, _: str) -> bytes:
+        self.asked.append(self.now())
+        if len(self.asked) <= self.failures:
+            raise NotThere("gone")
+        return b"there"
+
+    async def eval(self, _: str, keys: int, *__: object) -> list[bytes]:
+        self.asked.append(self.now())
+        self.loads.append(keys - 1)
+        return [b"ok"] * (keys - 1)
+
+
+class TestConnection:
+    """How often a Redis that is away is asked."""
+
+    async def test_pauses_double_up_to_a_second(self, idle_clock: Clock) -> None:
+        redis = Away(idle_clock.now, 8)
+        assert await Connection(redis, 60.0).one(command("get", "key")) == b"there"
+        pauses = [round(later - earlier, 2) for earlier, later in zip(redis.asked, redis.asked[1:], strict=False)]
+        assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
+
+    async def test_it_is_given_up_at_the_end_of_the_patience(self, idle_clock: Clock) -> None:
+        redis = Away(idle_clock.now, 100)
+        began = idle_clock.now()
+        with pytest.raises(FleetError, match="can't be used: gone"):
+            await Connection(redis, 5.0).one(command("get", "key"))
+        assert 3.9 < idle_clock.now() - began <= 5.0
+
+    async def test_a_writer_sends_at_most_500_steps_at_once(self, idle_clock: Clock) -> None:
+        """Steps gather for a hundredth of a second, and no command grows without end."""
+        redis = Away(idle_clock.now, 0)
+        writer = Writer(Connection(redis, 0.0))
+        answers = [writer.later(Step("script", ("run",), "marks", (number,))) for number in range(1_101)]
+        assert set(await asyncio.gather(*answers)) == {"ok"}
+        assert redis.loads == [500, 500, 101]
+        assert redis.asked[1] - redis.asked[0] == pytest.approx(0.01, abs=0.005)
+        await writer.idle()
