@@ -29,27 +29,41 @@ from tests.mutation.mutators import Mutant, mutants_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = "signalwire_streams"
-EVERYWHERE = ("tests/test_defaults.py",)
-"""Tests that concern every package."""
-TESTS: Mapping[str, Sequence[str]] = {
-    "bulk": ("tests/bulk",),
-    "callbacks": ("tests/callbacks",),
-    "fleet": ("tests/fleet",),
-    "models": ("tests/models", "tests/client"),
-    "receiver": ("tests/receiver",),
-    "resilience": ("tests/resilience", "tests/transport"),
-    "resources": ("tests/client", "tests/transport", "tests/wire"),
-    "shared": ("tests/shared",),
-    "transport": ("tests/transport", "tests/client", "tests/resilience"),
-    "wire": ("tests/wire", "tests/client"),
+TESTS: Mapping[str, Sequence[Sequence[str]]] = {
+    "bulk": (["tests/bulk"], ["tests/test_defaults.py"]),
+    "callbacks": (["tests/callbacks"], ["tests/test_defaults.py"]),
+    "fleet": (["tests/fleet"], ["tests/test_defaults.py"]),
+    "models": (["tests/models"], ["tests/wire"], ["tests/client"]),
+    "receiver": (["tests/receiver"], ["tests/test_defaults.py"]),
+    "resilience": (["tests/resilience"], ["tests/transport"]),
+    "resources": (["tests/client"], ["tests/transport", "tests/wire"]),
+    "shared": (["tests/shared"], ["tests/test_defaults.py"]),
+    "transport": (["tests/transport"], ["tests/client"], ["tests/test_defaults.py"]),
+    "wire": (["tests/wire"], ["tests/transport"], ["tests/client"]),
 }
-"""The packages that are mutated, and the tests that concern each."""
+"""The packages that are mutated, and the tests that concern each: its own ones first, then those of its users."""
 COPIED = (PACKAGE, "tests", "benchmarks", "pyproject.toml", "noxfile.py", "README.md")
 
 _NO_TESTS_COLLECTED = 5
+_LONGEST_BASELINE = 600.0  # seconds
 _SHOWN = 4000  # characters of a failed run
 _MOST_MEMORY = 6 * 1024**3
 _LARGEST_FILE = 1024**3
+
+
+@frozen
+class Stage:
+    """Tests that run against each mutant that survived the stage before.
+
+    Attributes:
+        tests: their paths.
+        baseline: how many seconds they take without a mutant.
+        limit: how many seconds they may take with one.
+    """
+
+    tests: Sequence[str]
+    baseline: float
+    limit: float
 
 
 @frozen
@@ -148,7 +162,6 @@ def _copy_project(copy: Path) -> None:
 
 def _test_package(copy: Path, package: str, options: argparse.Namespace) -> PackageResult:
     began = time.monotonic()
-    tests = options.tests or [name for name in (*TESTS[package], *EVERYWHERE) if (copy / name).exists()]
     sources = sorted((copy / PACKAGE / package).rglob("*.py"))
     mutants = [
         mutant for path in sources for mutant in mutants_of(path.relative_to(copy).as_posix(), path.read_bytes())
@@ -157,25 +170,40 @@ def _test_package(copy: Path, package: str, options: argparse.Namespace) -> Pack
     if options.number:
         order = random.Random(f"{options.seed}:{package}")  # noqa: S311
         chosen = order.sample(chosen, min(options.number, len(chosen)))
-    result, output, baseline = _run_tests(copy, tests, options.seconds or 600)
-    if result != "survived":
-        raise BaselineError(output[-_SHOWN:] or f"they ran for more than {baseline:.0f} s")
-    limit = options.seconds or 2 * baseline + 5
-    print(f"{package}: {len(chosen)} of {len(mutants)} mutants, {baseline:.0f} s without one", flush=True)
-    verdicts = [_test_mutant(copy, tests, mutant, limit) for mutant in chosen]
+    stages = [_baseline(copy, tests, options.seconds) for tests in _stages(copy, package, options.tests)]
+    seconds = sum(stage.baseline for stage in stages)
+    print(f"{package}: {len(chosen)} of {len(mutants)} mutants, {seconds:.0f} s without one", flush=True)
+    verdicts = [_test_mutant(copy, stages, mutant) for mutant in chosen]
     return PackageResult(package, len(mutants), verdicts, time.monotonic() - began)
 
 
-def _test_mutant(copy: Path, tests: Sequence[str], mutant: Mutant, limit: float) -> Verdict:
+def _stages(copy: Path, package: str, chosen: list[str] | None) -> list[list[str]]:
+    stages = [chosen] if chosen else [[name for name in tests if (copy / name).exists()] for tests in TESTS[package]]
+    return [tests for tests in stages if tests]
+
+
+def _baseline(copy: Path, tests: Sequence[str], limit: float | None) -> Stage:
+    result, output, seconds = _run_tests(copy, tests, limit or _LONGEST_BASELINE)
+    if result != "survived":
+        raise BaselineError(output[-_SHOWN:] or f"they ran for more than {seconds:.0f} s")
+    return Stage(tests, seconds, limit or 2 * seconds + 5)
+
+
+def _test_mutant(copy: Path, stages: Sequence[Stage], mutant: Mutant) -> Verdict:
     path = copy / mutant.path
     source = path.read_bytes()
     path.write_bytes(mutant.apply(source))
+    total, result = 0.0, "survived"
     try:
-        result, _, seconds = _run_tests(copy, tests, limit)
+        for stage in stages:
+            result, _, seconds = _run_tests(copy, stage.tests, stage.limit)
+            total += seconds
+            if result != "survived":
+                break
     finally:
         path.write_bytes(source)
-    print(f"  {result:<8} {seconds:4.0f} s  {mutant}", flush=True)
-    return Verdict(mutant, result, seconds)
+    print(f"  {result:<8} {total:4.0f} s  {mutant}", flush=True)
+    return Verdict(mutant, result, total)
 
 
 def _run_tests(copy: Path, tests: Sequence[str], limit: float) -> tuple[str, str, float]:
