@@ -1,0 +1,69 @@
+"""How the outcomes of a run are summed up."""
+
+import pytest
+
+from signalwire_streams import BulkError, BulkOutcome, BulkState, NotFoundError, ServerError, StreamsError
+from signalwire_streams.bulk.report import Tally
+
+
+def outcome(
+    state: BulkState, seconds: float = 1.0, attempts: int = 1, error: StreamsError | None = None
+) -> BulkOutcome[str]:
+    return BulkOutcome(index=0, item="x", state=state, seconds=seconds, attempts=attempts, error=error)
+
+
+def test_percentiles_are_exact_to_two_percent() -> None:
+    """Latencies of 1 to 1,000 seconds, each once: the percentiles are those of the sorted list."""
+    tally = Tally()
+    for seconds in range(1, 1_001):
+        tally.add(outcome(BulkState.STARTED, float(seconds)))
+    latencies = tally.report(1.0).latencies
+
+    assert latencies == pytest.approx({50: 500.0, 95: 950.0, 99: 990.0, 100: 1_000.0}, rel=0.021)
+    assert latencies[100] == 1_000.0
+    assert latencies[50] >= 500.0
+
+
+def test_a_single_latency_is_every_percentile() -> None:
+    tally = Tally()
+    tally.add(outcome(BulkState.STARTED, 0.25))
+    assert tally.report(1.0).latencies == dict.fromkeys((50, 95, 99, 100), 0.25)
+
+
+def test_items_that_were_not_sent_have_no_latency() -> None:
+    tally = Tally()
+    tally.add(outcome(BulkState.NOT_ATTEMPTED, 60.0, attempts=0))
+    report = tally.report(7.5)
+    assert report.latencies == dict.fromkeys((50, 95, 99, 100), 0.0)
+    assert (report.counts, report.attempts, report.seconds) == ({BulkState.NOT_ATTEMPTED: 1}, 0, 7.5)
+
+
+def test_a_thousand_failures_are_kept() -> None:
+    """The report counts all failures, lists the first thousand, and raises these as a group."""
+    tally = Tally()
+    tally.add(outcome(BulkState.STARTED, attempts=2))
+    tally.add(outcome(BulkState.ALREADY_STARTED, attempts=3))
+    for number in range(1_005):
+        tally.add(outcome(BulkState.REJECTED, error=NotFoundError(f"{number}", status=404, code=20404)))
+    tally.add(outcome(BulkState.UNKNOWN, error=ServerError("late", status=500)))
+
+    report = tally.report(1.0)
+
+    assert (report.total, report.attempts, report.ok) == (1_008, 1_011, False)
+    assert [str(failure.error.message) for failure in report.failures if failure.error] == [
+        str(number) for number in range(1_000)
+    ]
+    assert list(report.errors.items()) == [("NotFoundError 20404", 1_005), ("ServerError", 1)]
+    with pytest.raises(BulkError, match="1006 of 1008 items failed") as caught:
+        report.raise_if_failed()
+    assert len(caught.value.exceptions) == 1_000
+    assert caught.value.report is report
+
+
+def test_nothing_failed() -> None:
+    tally = Tally()
+    tally.add(outcome(BulkState.STOPPED))
+    tally.add(outcome(BulkState.ALREADY_STARTED))
+    report = tally.report(1.0)
+    assert (report.ok, report.failures, report.errors) == (True, (), {})
+    report.raise_if_failed()
