@@ -16,7 +16,7 @@ from signalwire_streams.fleet.writer import Writer
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import URL, all_results, connection_of, on_conferences, until
+from .helpers import URL, all_results, connection_of, keys_of, on_conferences, until
 
 WORKER = WorkerStatus(name="w", host="h", pid=1, since="2026", in_hand=0, ended=0, rate=1.5, limit=None, draining=False)
 
@@ -107,6 +107,21 @@ async def test_a_worker_finishes_a_batch_before_it_takes_the_next(fleet: Fleet, 
 
 async def _is_idle(fleet: Fleet) -> bool:
     return [worker.in_hand for worker in await fleet.workers()] == [0]
+
+
+async def test_a_batch_that_redis_has_forgotten_is_not_tried_again(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
+    """A batch without its requests is done: it does not come back to the workers for ever."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    await connection_of(fleet).one(command("delete", (await keys_of(fleet, run)).requests(0)))
+    worker = workers(concurrency=25)
+    other = await fleet.submit(on_conferences(["nowhere"]))
+    await all_results(fleet, other)
+    await workers.end(worker)
+
+    snapshot = await fleet._docket.snapshot()
+    assert (list(snapshot.future), list(snapshot.running)) == ([], [])
 
 
 async def test_every_start_of_a_long_run_is_settled_and_read(fleet: Fleet) -> None:

@@ -52,3 +52,32 @@ def test_a_chosen_number_stays() -> None:
     fixed = FixedConcurrency(12)
     fixed.answered(9.0, pushed_back=True)
     assert fixed.limit == 12
+
+
+def test_it_begins_with_32_and_cuts_at_the_first_refusal() -> None:
+    """A client that is new is not slow, and is not careless either."""
+    adaptive = AdaptiveConcurrency()
+    assert (adaptive.limit, LEAST, MOST) == (32.0, 8, 256)
+    adaptive.answered(0.05, pushed_back=True)
+    assert adaptive.limit == 32.0 * 0.7
+
+
+def test_answers_after_a_cut_are_not_another_reason_to_cut() -> None:
+    """As many answers as were allowed to be under way are passed over; the next refusal counts again."""
+    adaptive = AdaptiveConcurrency(limit=100.0)
+    adaptive.answered(0.05, pushed_back=True)
+    for _ in range(69):
+        adaptive.answered(0.05, pushed_back=True)
+    assert adaptive.limit == 70.0
+    adaptive.answered(0.05, pushed_back=True)
+    assert adaptive.limit == 70.0 * 0.7
+
+
+def test_small_differences_are_not_slow() -> None:
+    """Twice as long as the fastest, or 20 ms more than it, is still as fast as ever."""
+    for fastest, usual in ((0.001, 0.020), (0.1, 0.19)):
+        adaptive = AdaptiveConcurrency(limit=10.0)
+        adaptive.answered(fastest, pushed_back=False)
+        for _ in range(10):
+            adaptive.answered(usual, pushed_back=False)
+        assert adaptive.limit > 10.9

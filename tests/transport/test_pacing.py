@@ -359,3 +359,18 @@ async def test_a_journaled_start_that_the_pacer_refuses_is_not_recorded(
     ]
     assert space.requests.count() == 1
     assert [item.target for item in BulkJournal(journal).items()] == space.conference_sids[:1]
+
+
+async def test_the_patience_for_a_closed_gate_is_not_begun_anew() -> None:
+    """A gate that is closed again while a read waits for it is waited for no longer than the read's patience."""
+    paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
+    paced.throttled(0.0, 30.0)
+
+    async def close_again() -> None:
+        paced.throttled(watch.time, 25.0)
+
+    waiting = asyncio.create_task(paced.pass_gate(50.0))
+    closing = asyncio.create_task(close_again())
+    assert await waiting == 25.0
+    await closing
+    assert watch.time == 30.0
