@@ -65,15 +65,6 @@ def wheel(session: nox.Session) -> None:
 
 
 @nox.session
-def bench(session: nox.Session) -> None:
-    """Measure what this package costs beside others, as ratios taken in one run; `-- --quick` only tries it out."""
-    session.install("--editable", ".", *dependencies("bench"))
-    figures = Path(session.create_tmp()).resolve() / "figures.json"
-    session.run("python", "-m", "benchmarks", "--json", str(figures), *session.posargs)
-    session.log(f"every figure of every round: {figures}")
-
-
-@nox.session
 def mutants(session: nox.Session) -> None:
     """Sample mutants and report those that no test detects; `-- fleet shared --number 40 --seed 7 --seconds 60`."""
     session.install("--editable", ".[cli,pytest,shared,fleet]", *dependencies("test"))
@@ -81,3 +72,12 @@ def mutants(session: nox.Session) -> None:
     session.env.pop("TMPDIR", None)  # below it, the path of a Redis socket may become too long
     session.run("python", "-m", "tests.mutation", "--json", str(results), *session.posargs)
     session.log(f"the result of every mutant: {results}")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure what this package costs beside others, as ratios taken in one run; `-- --quick` only tries it out."""
+    session.install("--editable", ".", *dependencies("bench"))
+    figures = Path(session.create_tmp()).resolve() / "figures.json"
+    session.run("python", "-m", "benchmarks", "--json", str(figures), *session.posargs)
+    session.log(f"every figure of every round: {figures}")

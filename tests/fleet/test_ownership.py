@@ -71,6 +71,15 @@ async def test_marks_expire_before_a_start_has_an_outcome(space: SimulatedSpace,
     assert (await fleet.status(run)).counts == {"intended": 1, "waiting": 2}
 
 
+async def test_outcomes_of_a_cancelled_run_expire(space: SimulatedSpace, fleet: Fleet) -> None:
+    """Marks and outcomes that a cancel writes, without any worker, expire with the run."""
+    run = await fleet.submit(on_conferences(space.conference_sids))
+    await fleet.cancel(run)
+
+    found = await lifetimes(fleet)
+    assert (found["marks"], found["outcomes"]) == pytest.approx((WEEK, WEEK), abs=60)
+
+
 async def test_a_lease_expires_unless_it_is_renewed(space: SimulatedSpace, fleet: Fleet) -> None:
     """A lease that is not renewed expires by itself; a renewal sets its whole duration again."""
     connection = connection_of(fleet)
