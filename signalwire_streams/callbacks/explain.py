@@ -156,7 +156,7 @@ def _keys(keys: Sequence[str]) -> list[_Key]:
 class _Search:
     """One search for what fits, which ends when it has cost too much."""
 
-    keys: Sequence[_Key]
+    keys: Sequence[_Key] = field(repr=False)
     _guesses: int = field(init=False, default=0)
     _work: int = field(init=False, default=0)
 

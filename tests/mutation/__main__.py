@@ -29,17 +29,18 @@ from tests.mutation.mutators import Mutant, mutants_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = "signalwire_streams"
+EVERYWHERE = ["tests/test_defaults.py", "tests/test_reprs.py"]
 TESTS: Mapping[str, Sequence[Sequence[str]]] = {
-    "bulk": (["tests/bulk"], ["tests/test_defaults.py"]),
-    "callbacks": (["tests/callbacks"], ["tests/test_defaults.py"]),
-    "fleet": (["tests/fleet"], ["tests/test_defaults.py"]),
-    "models": (["tests/models"], ["tests/wire"], ["tests/client"]),
-    "receiver": (["tests/receiver"], ["tests/test_defaults.py"]),
-    "resilience": (["tests/resilience"], ["tests/transport"]),
+    "bulk": (["tests/bulk"], EVERYWHERE),
+    "callbacks": (["tests/callbacks"], EVERYWHERE),
+    "fleet": (["tests/fleet"], EVERYWHERE),
+    "models": (["tests/models"], EVERYWHERE, ["tests/wire"], ["tests/client"]),
+    "receiver": (["tests/receiver"], EVERYWHERE),
+    "resilience": (["tests/resilience"], EVERYWHERE, ["tests/transport"]),
     "resources": (["tests/client"], ["tests/transport", "tests/wire"]),
-    "shared": (["tests/shared"], ["tests/test_defaults.py"]),
-    "transport": (["tests/transport"], ["tests/client"], ["tests/test_defaults.py"]),
-    "wire": (["tests/wire"], ["tests/transport"], ["tests/client"]),
+    "shared": (["tests/shared"], EVERYWHERE),
+    "transport": (["tests/transport"], ["tests/client"], EVERYWHERE),
+    "wire": (["tests/wire"], EVERYWHERE, ["tests/transport"], ["tests/client"]),
 }
 """The packages that are mutated, and the tests that concern each: its own ones first, then those of its users."""
 COPIED = (PACKAGE, "tests", "benchmarks", "pyproject.toml", "noxfile.py", "README.md")

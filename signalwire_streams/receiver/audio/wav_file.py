@@ -42,7 +42,7 @@ class WavFile:
     _block: int = field(init=False)
     _second: int = field(init=False)
     _start: int = field(init=False, default=0)  # bytes of audio before the tail; all of them are on disk
-    _tail: bytearray = field(init=False, factory=bytearray)
+    _tail: bytearray = field(init=False, factory=bytearray, repr=False)
     _clean: int = field(init=False, default=0)  # bytes of the tail that are on disk as well
     _ended: str | None = field(init=False, default=None)
 
