@@ -11,8 +11,10 @@ from signalwire_streams import Clock, Lane, RateLimit
 from signalwire_streams.shared import RedisPacer
 from signalwire_streams.shared.errors import RedisAwayError
 from signalwire_streams.shared.law import Law
+from signalwire_streams.shared.outage import Outage
 from signalwire_streams.shared.state import State
 from signalwire_streams.shared.store import Leased, Store
+from signalwire_streams.shared.view import View
 from tests.redis_server import RedisServer
 
 from .test_law import fullest_window
@@ -287,3 +289,18 @@ async def test_what_is_kept_in_redis_expires_after_a_day(redis: RedisServer) -> 
         pacer.throttled(pacer._clock.now(), 0.0)
         assert await pacer.acquire(Lane.BULK, 10.0) == 0
         assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
+
+
+def test_a_client_that_was_on_its_own_takes_no_more_than_it_wants() -> None:
+    """For a second after an outage what is leased is taken from the client's own part, token by token."""
+    outage = Outage("redis://x", 1)
+    outage.begin("refused", View(LIMIT), 0.0)
+    outage.end(100.0)
+
+    assert outage.take_up_to(2, 100.5) == (2, 0.0)
+    assert outage.take_up_to(2, 100.5) == (2, 0.0)
+    left, wait = outage.take_up_to(25, 100.5)
+    assert (left, wait > 0) == (LAW.burst - 4, True)
+    outage.give_back(1)
+    assert outage.take_up_to(1, 100.5) == (1, 0.0)
+    assert outage.take_up_to(25, 101.0) == (25, 0.0)
