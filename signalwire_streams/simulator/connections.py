@@ -1,6 +1,7 @@
 """The Space's TCP connections: counted, and ended as gently or as rudely as a test wants."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -95,9 +96,16 @@ class Connection(web.RequestHandler):
             self._wire.write(data)
 
     def finish(self, data: bytes = b"") -> None:
-        """Send the bytes as they are, then FIN."""
+        """Send the bytes as they are, then FIN.
+
+        The FIN leaves now, and not when asyncio closes the socket one turn of the loop later: a request that is
+        written in between would be answered by a reset.
+        """
         if self._wire is not None and not self._wire.is_closing():
             self._wire.write(data)
+            if self._wire.can_write_eof():
+                with contextlib.suppress(OSError):  # the other end has reset the connection meanwhile
+                    self._wire.write_eof()
             self._wire.close()
 
     def abort(self) -> None:
@@ -162,7 +170,7 @@ class ConnectionBook:
         return len(idle)
 
     def close_idle(self) -> int:
-        """Send FIN on each idle connection; give how many there were."""
+        """Send FIN on each idle connection, before this returns; return how many there were."""
         idle = self.idle()
         for connection in idle:
             connection.finish()

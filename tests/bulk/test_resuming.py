@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ from signalwire_streams import (
     CallStream,
     ConferenceStream,
     InvalidRequestError,
-    RateLimit,
+    Lane,
     RetryPolicy,
     StartCallStream,
     StartConferenceStream,
     StreamOutcomeUnknown,
     StreamsClient,
 )
-from signalwire_streams.bulk.store import INTENDED
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -56,11 +55,27 @@ def list_of(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Let the loop go round until something is so."""
-    async with asyncio.timeout(10):
-        while not true():  # noqa: ASYNC110  (another connection's view of a file raises no event)
-            await asyncio.sleep(0)
+class NeverPacer:
+    """A pacer that lets no request go.
+
+    Attributes:
+        asked: set when a request waits.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def acquire(self, lane: Lane, patience: float) -> float:
+        self.asked.set()
+        await asyncio.Event().wait()
+        return 0.0
+
+    async def pass_gate(self, patience: float) -> float:
+        return 0.0
+
+    def throttled(self, sent_at: float, retry_after: float | None) -> None: ...
+
+    def served(self, advertised: int | None) -> None: ...
 
 
 async def leave_early(client: StreamsClient, requests: list[Any], journal: Path) -> int:
@@ -170,13 +185,15 @@ async def test_what_may_run_stays_so_until_it_is_sent_again(client_for: Any, tmp
         first = await impatient.start_streams(on_conferences(space)[:1], journal=journal).report()
         assert first.counts == {BulkState.UNKNOWN: 1}
 
-        slow: StreamsClient = client_for(space, rate_limit=RateLimit(requests=1, window=3600, share=1.0))
-        await slow.conferences.start_stream(space.conference_sids[1], url=URL)
-        run = slow.start_streams(on_conferences(space)[:1], journal=journal, resume=True)
+        sent = space.requests.count()
+        pacer = NeverPacer()
+        run = client_for(space, pacer=pacer).start_streams(on_conferences(space)[:1], journal=journal, resume=True)
         ended = asyncio.create_task(run.report())
-        await until(lambda: BulkJournal(journal).status().counts == {INTENDED: 1})
+        await pacer.asked.wait()
         run.drain(0)
         assert (await ended).counts == {BulkState.UNKNOWN: 1}
+        assert BulkJournal(journal).status().counts == {BulkState.UNKNOWN: 1}
+        assert space.requests.count() == sent
 
         last = await client_for(space).start_streams(on_conferences(space)[:1], journal=journal, resume=True).report()
         assert last.counts == {BulkState.ALREADY_STARTED: 1}

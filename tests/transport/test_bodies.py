@@ -40,7 +40,10 @@ each_bad_body = pytest.mark.parametrize(("head", "body"), (ENDLESS | SPOILED).va
 async def answering(status: int, head: str, body: bytes, after: float = 0.0) -> AsyncIterator[str]:
     """Answer each request so, after so many seconds, and keep the connection open; give the server's address."""
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             await reader.readuntil(b"\r\n\r\n")
             await asyncio.sleep(after)
@@ -52,6 +55,8 @@ async def answering(status: int, head: str, body: bytes, after: float = 0.0) -> 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for writer in writers:  # from Python 3.12 on, the server waits until no connection is open
+            writer.close()
 
 
 @pytest.fixture
