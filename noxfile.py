@@ -2,14 +2,24 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nox
+from packaging.requirements import Requirement
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-nox.needs_version = ">=2025.2"
+nox.needs_version = ">=2025.10.14"
 nox.options.sessions = ["lint", "types", "tests", "wheel"]
 nox.options.error_on_external_run = True
+nox.options.download_python = "never"
+EVERYTHING = ".[cli,pytest,shared,fleet]"
+RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
+MATRIX = [
+    *((version, "newest") for version in nox.project.python_versions(PROJECT) if version != RUNNING),
+    (RUNNING, "lowest"),
+]
 
 
 def dependencies(group: str) -> list[str]:
@@ -17,10 +27,26 @@ def dependencies(group: str) -> list[str]:
     return list(nox.project.dependency_groups(PROJECT, group))
 
 
+def lowest(requirements: list[str]) -> list[str]:
+    """Pin each requirement to the lowest version that it allows."""
+    parsed = [Requirement(requirement) for requirement in requirements]
+    return [f"{one.name}=={bound.version}" for one in parsed for bound in one.specifier if bound.operator == ">="]
+
+
+def offer_pyenv() -> None:
+    """Have pyenv offer all its interpreters, where it is: else only those that are selected are found."""
+    pyenv = shutil.which("pyenv")
+    if pyenv is None or "PYENV_VERSION" in os.environ:
+        return
+    words = (["version-name"], ["versions", "--bare", "--skip-aliases"])
+    told = [subprocess.run([pyenv, *of], capture_output=True, text=True, check=False).stdout for of in words]  # noqa: S603
+    os.environ["PYENV_VERSION"] = ":".join(dict.fromkeys(" ".join(told).replace(":", " ").split()))
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests on all cores; where CI is set, also hold the client half to complete branch coverage."""
-    session.install("--editable", ".[cli,pytest,shared,fleet]", *dependencies("test"))
+    session.install("--editable", EVERYTHING, *dependencies("test"))
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
@@ -30,6 +56,15 @@ def tests(session: nox.Session) -> None:
         at_least = "0"
     covered = ["--cov", "--cov-report", "term:skip-covered", "--cov-fail-under", at_least]
     session.run("pytest", "--numprocesses", "auto", *(covered if os.environ.get("CI") else ()))
+
+
+@nox.session
+@nox.parametrize("python,versions", MATRIX)
+def matrix(session: nox.Session, versions: str) -> None:
+    """Run the tests on the other Pythons that are installed, and with the lowest versions of what is required."""
+    pinned = lowest(PROJECT["project"]["dependencies"]) if versions == "lowest" else []
+    session.install("--editable", EVERYTHING, *dependencies("test"), *pinned)
+    session.run("pytest", "--numprocesses", "auto", "--hypothesis-profile", "short", *session.posargs)
 
 
 @nox.session
@@ -43,7 +78,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of everything, and that the public face is typed to the last name."""
-    session.install("--editable", ".[cli,pytest,shared,fleet]", *dependencies("types"))
+    session.install("--editable", EVERYTHING, *dependencies("types"))
     session.run("mypy")
     session.run("pyright", "--verifytypes", "signalwire_streams", "--ignoreexternal")
 
@@ -81,3 +116,6 @@ def bench(session: nox.Session) -> None:
     figures = Path(session.create_tmp()).resolve() / "figures.json"
     session.run("python", "-m", "benchmarks", "--json", str(figures), *session.posargs)
     session.log(f"every figure of every round: {figures}")
+
+
+offer_pyenv()

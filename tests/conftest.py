@@ -1,11 +1,13 @@
 """What every test may ask for: a Space on a real socket, and a client whose waiting takes no time."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any, TypeAlias
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from signalwire_streams import Clock, StreamsClient
 from signalwire_streams.simulator import SimulatedSpace
@@ -15,6 +17,12 @@ ON_ITS_WAY = 0.002  # seconds that what was sent may take from one end of a sock
 STUCK = 10.0  # seconds that nothing happens in, of a loop that has no timer
 PATIENCE = 120.0  # seconds of that clock that a test takes at most
 A_TURN = 0.000_01  # seconds that a turn of the loop takes, so that no wait is for ever
+
+# Neither measures time. Where CI is set, the examples follow from the test, so that a run can be repeated.
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("short", UNTIMED, max_examples=20)
+settings.register_profile("long", UNTIMED, max_examples=200, derandomize=True, database=None, print_blob=True)
+settings.load_profile("long" if os.environ.get("CI") else "short")
 
 
 @pytest.fixture

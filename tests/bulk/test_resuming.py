@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-import subprocess
-import sys
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.simulator import SimulatedSpace
+from tests.forks import fork
 
 URL = "wss://rx.example.com/audio"
 PART_OF_A_RUN = """
@@ -284,13 +284,18 @@ async def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
     async with SimulatedSpace(conferences=600, participants=0) as space:
         space.faults.add("reset", on="start", created=True, one_in=10)
         known = [space.base_url, space.project, space.token, space.conference_sids, str(tmp_path / "run.db")]
-        command = [sys.executable, "-c", PART_OF_A_RUN, json.dumps(known)]
         for enough, resuming in ((150, []), (400, ["resume"]), (None, ["resume"])):
-            process = await asyncio.create_subprocess_exec(*command, *resuming, stderr=subprocess.PIPE)
+            process = await fork(
+                *(json.dumps(known), *resuming),
+                code=PART_OF_A_RUN,
+                imports=["signalwire_streams"],
+                environment=os.environ,
+            )
             if enough is not None:
                 await space.requests.wait_for(enough, timeout=30)
                 process.kill()
             _, complaints = await process.communicate()
+            process.close()
             assert process.returncode == (0 if enough is None else -9), complaints
 
         assert len(space.streams.alive()) == 600

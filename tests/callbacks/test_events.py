@@ -5,7 +5,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from multidict import MultiDict
 
 from signalwire_streams import InvalidRequestError, Track
@@ -145,7 +145,6 @@ def test_misuse_is_told(wrong: Any) -> None:
         read_callback(wrong)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.one_of(st.sampled_from([name for name, _ in STARTED]), st.text()), st.text()))
 def test_any_fields_are_an_event(told: dict[str, str]) -> None:
     """No fields are so odd that reading them, or the time in them, fails."""

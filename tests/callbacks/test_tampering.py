@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import assume, example, given, settings, strategies as st
+from hypothesis import assume, example, given, strategies as st
 
 from signalwire_streams.callbacks import SHA256_SIGNATURE_HEADER, SIGNATURE_HEADER, sign, verify_signature
 from signalwire_streams.callbacks.forms import read_form
@@ -27,7 +27,6 @@ def covered(pairs: list[tuple[str, str]]) -> str:
     return "".join(name + value for name, value in sorted(pairs, key=lambda pair: pair[0]))
 
 
-@settings(deadline=None)
 @given(PAIRS, st.booleans())
 @example([("a", "1"), ("b", ""), ("a", "0")], False)
 def test_what_is_signed_is_accepted(pairs: list[tuple[str, str]], labelled: bool) -> None:
@@ -39,7 +38,6 @@ def test_what_is_signed_is_accepted(pairs: list[tuple[str, str]], labelled: bool
     assert verify_signature(url=ADDRESS, headers=headers, body=form(pairs), keys=["PSK_other", KEY])
 
 
-@settings(deadline=None)
 @given(PAIRS.filter(bool), st.data())
 def test_each_field_counts(pairs: list[tuple[str, str]], data: Any) -> None:
     """A field that is changed, dropped, doubled or blanked is noticed."""
@@ -57,7 +55,6 @@ def test_each_field_counts(pairs: list[tuple[str, str]], data: Any) -> None:
     assert not verify_signature(url=ADDRESS, headers=headers, body=form(tampered), keys=[KEY])
 
 
-@settings(deadline=None, max_examples=150)
 @given(st.integers(min_value=0), BYTES)
 def test_each_byte_of_a_form_counts(at: int, byte: int) -> None:
     """A form whose names or values are others than the signed ones is refused."""
@@ -70,7 +67,6 @@ def test_each_byte_of_a_form_counts(at: int, byte: int) -> None:
 
 
 @pytest.mark.parametrize("header", [SIGNATURE_HEADER, SHA256_SIGNATURE_HEADER])
-@settings(deadline=None, max_examples=150)
 @given(at=st.integers(min_value=0), byte=BYTES)
 def test_each_byte_of_json_counts(header: str, at: int, byte: int) -> None:
     """JSON is signed as it is written."""
@@ -83,7 +79,6 @@ def test_each_byte_of_json_counts(header: str, at: int, byte: int) -> None:
 
 
 @pytest.mark.parametrize("body", [form(STARTED), JSON_BODY, b""])
-@settings(deadline=None, max_examples=120)
 @given(at=st.integers(min_value=0), byte=st.integers(min_value=33, max_value=126))
 def test_each_byte_of_the_address_counts(body: bytes, at: int, byte: int) -> None:
     """An address that differs in any place is another one."""
@@ -98,7 +93,6 @@ def test_each_byte_of_the_address_counts(body: bytes, at: int, byte: int) -> Non
 
 
 @pytest.mark.parametrize("body", [form(STARTED), JSON_BODY])
-@settings(deadline=None, max_examples=120)
 @given(at=st.integers(min_value=0), byte=BYTES)
 def test_each_letter_of_the_signature_counts(body: bytes, at: int, byte: int) -> None:
     """A signature is right as a whole or wrong, also where its last letter decodes to the same."""
@@ -110,7 +104,6 @@ def test_each_letter_of_the_signature_counts(body: bytes, at: int, byte: int) ->
     assert not verify_signature(url=ADDRESS, headers={SIGNATURE_HEADER: tampered}, body=body, keys=[KEY])
 
 
-@settings(deadline=None, max_examples=150)
 @given(
     url=st.text(max_size=40),
     headers=st.dictionaries(

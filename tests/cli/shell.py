@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from signalwire_streams.cli.program import run
+from signalwire_streams.cli.program import _ROOMS, run
 from signalwire_streams.simulator import SimulatedSpace
+from tests.forks import AVAILABLE, Fork, fork
 
 PATIENCE = 20.0
+COMMAND_LINE = ("-m", "signalwire_streams")
 URL = "wss://audio.example.com/live"
 
 
@@ -82,27 +84,46 @@ class Shell:
 async def process(
     *arguments: str,
     environment: Mapping[str, str] | None = None,
-    python: Sequence[str] = ("-m", "signalwire_streams"),
+    python: Sequence[str] = COMMAND_LINE,
     program: str = sys.executable,
     stdout: int = asyncio.subprocess.PIPE,
+    new: bool = False,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a command as a process, which does not outlive the block."""
+    """Run a command as a process, which does not outlive the block.
+
+    It is a fork of a process that has the package imported, unless a new interpreter is wanted: because it is to run
+    something else, its environment has variables that Python reads when it starts, or the test asks for it.
+    """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SIGNALWIRE_")}
-    child = await asyncio.create_subprocess_exec(
-        program,
-        *python,
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=asyncio.subprocess.PIPE,
-        env={**clean, **(environment or {})},
-    )
+    own = environment or {}
+    usual = (program, *python) == (sys.executable, *COMMAND_LINE)
+    child: asyncio.subprocess.Process
+    if AVAILABLE and usual and not new and not any(name.startswith("PYTHON") for name in own):
+        child = await fork(*arguments, imports=modules_of(arguments), environment={**clean, **own}, stdout=stdout)
+    else:
+        child = await asyncio.create_subprocess_exec(
+            program,
+            *python,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=asyncio.subprocess.PIPE,
+            env={**clean, **own},
+        )
     try:
         yield child
     finally:
         if child.returncode is None:
             child.kill()
             await child.communicate()
+        if isinstance(child, Fork):
+            child.close()
+
+
+def modules_of(arguments: Sequence[str]) -> list[str]:
+    """List what a command imports."""
+    command = _ROOMS.get(arguments[0]) if arguments else None
+    return ["signalwire_streams.cli.program", *([f"signalwire_streams.cli.{command}"] if command else [])]
 
 
 async def end_of(child: asyncio.subprocess.Process, number: signal.Signals | None = None) -> Ran:

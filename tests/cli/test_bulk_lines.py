@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams import StartCallStream, StartConferenceStream
 from signalwire_streams.cli.bulk.lines import BadLine, Line, read_lines
@@ -232,7 +232,6 @@ def test_a_row_that_is_no_csv_costs_itself_and_no_more() -> None:
     assert [line.hides_more for line in lines if isinstance(line, BadLine)] == [False, True]
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.text("ab,;\"'\n {#é☎", max_size=8), st.text("ab,;\"'\n {#é☎", max_size=8)),

@@ -81,7 +81,7 @@ async def test_a_killed_run_is_gone_on_with(bare_shell: Shell) -> None:
     """What was sent is intended in the journal, and is sent again under its name: none is doubled, none is lost."""
     async with SimulatedSpace(conferences=9, participants=0) as space:
         space.faults.add("hang", on="start", created=True)
-        async with process(*START_ALL, "--concurrency", "4", environment=credentials(space)) as child:
+        async with process(*START_ALL, "--concurrency", "4", environment=credentials(space), new=True) as child:
             await space.requests.wait_for(4, "start-conference-stream", timeout=PATIENCE)
             killed = await end_of(child, signal.SIGKILL)
         assert (killed.code, killed.out, killed.err) == (-signal.SIGKILL, "", "")

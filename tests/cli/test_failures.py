@@ -95,7 +95,7 @@ async def test_no_output_holds_a_secret(shell: Shell, space: SimulatedSpace, tmp
 @posix_only
 async def test_an_interrupted_list_ends_quietly(space: SimulatedSpace) -> None:
     space.faults.add("hang", on="list")
-    async with process("conferences", "list", environment=credentials(space)) as child:
+    async with process("conferences", "list", environment=credentials(space), new=True) as child:
         await space.requests.wait_for(1, "list-conferences", timeout=PATIENCE)
         ran = await end_of(child, signal.SIGINT)
     assert (ran.code, ran.out, ran.err) == (130, "", "")
@@ -151,7 +151,7 @@ async def test_processes_end_with_the_same_codes(space: SimulatedSpace) -> None:
     environment = credentials(space)
 
     async def code(**changes: str) -> tuple[int, int]:
-        async with process("calls", "list", environment={**environment, **changes}) as child:
+        async with process("calls", "list", environment={**environment, **changes}, new=True) as child:
             ran = await end_of(child)
         return ran.code, len(ran.err.splitlines())
 

@@ -284,7 +284,7 @@ async def test_what_the_receiver_logs_is_told_in_a_line(capsys: pytest.CaptureFi
 @posix_only
 async def test_a_person_gets_a_line_when_a_stream_begins_and_when_it_ends(tmp_path: Path) -> None:
     """And one for all at the end; a sid can't clear the screen."""
-    async with process("listen", "--no-token", "--directory", str(tmp_path)) as child:
+    async with process("listen", "--no-token", "--directory", str(tmp_path), new=True) as child:
         url = (await line_of(child)).split()[-1]
         while "Ctrl-C" not in await line_of(child):
             pass

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from signalwire_streams import Clock, RetryPolicy, StreamsClient, StreamsError, Timeouts
 
 URL = "wss://rx.example.com/audio"
-EXAMPLES = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 json_documents = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

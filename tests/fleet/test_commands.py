@@ -15,6 +15,7 @@ from attrs import define, field
 from signalwire_streams.cli.program import run as run_program
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.simulator import SimulatedSpace
+from tests.forks import fork
 from tests.redis_server import RedisServer
 
 from .helpers import PATIENCE, URL, all_results, until
@@ -63,10 +64,10 @@ async def worker(shell: Shell, tmp_path: Path, fleet: Fleet) -> AsyncIterator[as
     token = tmp_path / "token.txt"
     token.write_text("hidden")
     words = ["fleet", "worker", "--rate", "1000", "--bearer-token-file", str(token)]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "ignore", "-m", "signalwire_streams", *words),
-        env=os.environ | shell.environment,
-        stderr=asyncio.subprocess.PIPE,
+    process = await fork(
+        *words,
+        imports=["signalwire_streams.cli.fleet.group"],
+        environment=os.environ | shell.environment,
     )
 
     async def works() -> bool:
@@ -77,6 +78,7 @@ async def worker(shell: Shell, tmp_path: Path, fleet: Fleet) -> AsyncIterator[as
     if process.returncode is None:
         process.kill()
         await process.wait()
+    process.close()
 
 
 async def test_from_submit_to_stop(

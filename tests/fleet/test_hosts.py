@@ -14,6 +14,7 @@ from signalwire_streams.fleet import Fleet, FleetWorker, run_worker
 from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.simulator import SimulatedSpace
 from signalwire_streams.transport.pacing import LocalPacer
+from tests.forks import Fork, fork
 from tests.redis_server import RedisServer
 
 from .helpers import PATIENCE, URL, all_results, on_calls, on_conferences, until
@@ -33,11 +34,16 @@ class Hosts:
 
     url: str
     environment: dict[str, str]
-    running: list[asyncio.subprocess.Process] = field(factory=list)
+    running: list[Fork] = field(factory=list)
 
-    async def __call__(self, lease: float = 15.0) -> asyncio.subprocess.Process:
-        words = [sys.executable, "-W", "ignore", "-c", PROCESS, self.url, str(lease)]
-        host = await asyncio.create_subprocess_exec(*words, env=os.environ | self.environment)
+    async def __call__(self, lease: float = 15.0) -> Fork:
+        host = await fork(
+            *(self.url, str(lease)),
+            code=PROCESS,
+            imports=["signalwire_streams.fleet"],
+            environment=os.environ | self.environment,
+            stderr=None,
+        )
         self.running.append(host)
         return host
 
@@ -46,6 +52,7 @@ class Hosts:
             if host.returncode is None:
                 host.kill()
             await host.wait()
+            host.close()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
 
 import pytest
-from hypothesis import example, given, settings, strategies as st
+from hypothesis import example, given, strategies as st
 
 from signalwire_streams.models.dates import parse_date
 
@@ -129,7 +129,6 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.one_of(st.text(), st.lists(st.one_of(PIECES, st.text(max_size=3)), max_size=9).map(" ".join)))
 @example("((((((")
 @example('"')
@@ -140,7 +139,6 @@ def test_no_text_is_too_odd(text: str) -> None:
     assert read is None or read.tzinfo is not None
 
 
-@settings(deadline=None)
 @given(st.integers(min_value=0, max_value=200_000_000_000))
 def test_what_was_written_is_read_back(seconds: int) -> None:
     """A moment that is written in either format is read as that moment."""

@@ -6,7 +6,7 @@ from base64 import b64encode
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams import MalformedFrameError
 from signalwire_streams.receiver.decoding import decode_event
@@ -194,7 +194,6 @@ NAMES = st.sampled_from(["connected", "start", "media", "dtmf", "mark", "stop", 
 
 
 @given(name=NAMES, rest=st.dictionaries(st.sampled_from(["start", "media", "dtmf", "mark", "streamSid"]), JSON))
-@settings(max_examples=300, deadline=None)
 def test_any_frame_is_an_event_or_malformed(name: str, rest: dict[str, Any]) -> None:
     """Whatever a key holds, nothing but the one error gets out."""
     try:
@@ -205,7 +204,6 @@ def test_any_frame_is_an_event_or_malformed(name: str, rest: dict[str, Any]) -> 
 
 
 @given(st.text() | st.binary())
-@settings(max_examples=300, deadline=None)
 def test_any_text_is_an_event_or_malformed(frame: str | bytes) -> None:
     """Whatever a frame is, nothing but the one error gets out."""
     try:
@@ -242,7 +240,6 @@ def test_however_a_frame_is_spelled_it_is_the_same_event(frame: str) -> None:
     assert decode_event(frame.encode()) == event
 
 
-@settings(max_examples=500)
 @given(
     frame=st.sampled_from(SPELLED),
     at=st.integers(0, 200),

@@ -1,7 +1,7 @@
 """How long a call waits before another try."""
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams.resilience.backoff import at_least, backoff
 
@@ -19,7 +19,6 @@ def test_no_base_is_no_wait() -> None:
     assert backoff((0, 0), 7, lambda: 1.0) == 0
 
 
-@settings(deadline=None)
 @given(
     base=st.floats(0, 10),
     extra=st.floats(0, 100),
@@ -40,7 +39,6 @@ def test_what_is_asked_is_a_floor(asked: float, jitter: float, wait: float) -> N
     assert at_least(asked, jitter) == pytest.approx(wait)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1e9), st.floats(0, 1e9))
 def test_the_wait_is_never_less_than_asked(asked: float, jitter: float) -> None:
     """Nobody comes back sooner than asked."""

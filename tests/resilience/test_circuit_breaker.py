@@ -1,7 +1,7 @@
 """When the client stops asking a Space that keeps failing, and how it begins again."""
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams.models import Event
 from signalwire_streams.resilience.breaker import Admission, Breaker
@@ -216,7 +216,6 @@ def test_its_memory_is_bounded() -> None:
     assert len(breaker._seen) <= 32
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.floats(0, 5), st.sampled_from([event for event in Event if event is not Event.CANCELLED])),

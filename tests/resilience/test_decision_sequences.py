@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from random import Random
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams.models import Action, Event, Kind
 from signalwire_streams.resilience.budget import RetryBudget
@@ -99,7 +99,6 @@ def check(kind: Kind, policy: RetryPolicy, told: Told) -> None:
             assert action is Action.FINISH
 
 
-@settings(deadline=None, max_examples=100)
 @given(data=st.data(), kind=st.sampled_from(Kind), seed=st.integers(min_value=0, max_value=2**32))
 def test_any_call_keeps_the_promises(data: st.DataObject, kind: Kind, seed: int) -> None:
     """Sends are bounded, an end is reached, and no start in doubt is sent again without a name that protects it."""

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import pytest
 from attrs import define, field
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.resilience.policy import RateLimit
@@ -130,7 +130,6 @@ WHAT = ["greedy", "greedy", "single", "pause", "long pause", "throttled", "adver
 STEPS = st.lists(st.tuples(st.sampled_from(WHAT), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=14)
 
 
-@settings(deadline=None, max_examples=120)
 @given(limit=limits(), steps=STEPS, clock=st.sampled_from([0.0, -50.0, 1e5, 3e8]))
 def test_no_window_ever_holds_more_than_the_share(limit: RateLimit, steps: list[Step], clock: float) -> None:
     """Whatever comes, in whichever order, no window holds a request more than the limit's share."""
@@ -139,7 +138,6 @@ def test_no_window_ever_holds_more_than_the_share(limit: RateLimit, steps: list[
     assert list(driver.crowded_windows()) == []
 
 
-@settings(deadline=None, max_examples=100)
 @given(limit=limits(), gaps=st.lists(st.floats(0, 0.2), min_size=1, max_size=300), clock=st.sampled_from([0.0, 1e5]))
 def test_no_window_holds_more_than_the_share_at_any_times(limit: RateLimit, gaps: list[float], clock: float) -> None:
     """Requests that come when they like, and go away when they may not go, fill no window beyond the share."""

@@ -1,7 +1,7 @@
 """The allowance for retries that all calls of a client share."""
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams.models import Event, Kind
 from signalwire_streams.resilience.budget import RetryBudget
@@ -80,7 +80,6 @@ def test_trouble_that_a_retry_heals_costs_nothing() -> None:
     assert budget.tokens == 500
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["spend 14", "spend 5", "first success", "success after 14", "success after 5"])))
 def test_the_bucket_never_overflows_nor_owes(steps: list[str]) -> None:
     """The tokens stay between none and five hundred."""

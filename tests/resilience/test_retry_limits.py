@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams.models import Action, Event, Kind
 from signalwire_streams.resilience.budget import RetryBudget
@@ -145,7 +145,6 @@ def test_the_longest_wait_can_be_set() -> None:
     )
 
 
-@settings(deadline=None)
 @given(
     kind=st.sampled_from(Kind),
     event=st.sampled_from([Event.THROTTLED, Event.UNAVAILABLE, Event.TRY_AGAIN, Event.SERVER_FAULT, Event.UNSENT]),
@@ -167,7 +166,6 @@ def test_the_wait_is_never_less_than_asked(kind: Kind, event: Event, asked: floa
         assert decision.wait <= asked + max(asked * 0.1, 0.05) + 1e-9
 
 
-@settings(deadline=None)
 @given(chances=st.lists(st.floats(min_value=0, max_value=1), min_size=6, max_size=6))
 def test_the_jitter_is_full_and_bounded(chances: list[float]) -> None:
     """Without Retry-After a wait is anywhere from 0 to base times 2ⁿ, and never above the cap."""

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from random import Random
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams import RateLimit
 from signalwire_streams.resilience.pace import Pace
@@ -32,7 +32,6 @@ def bucket(law: Law, clients: int, seconds: float, forgets_at: float, chance: Ra
     return used
 
 
-@settings(deadline=None, max_examples=50)
 @given(
     requests=st.integers(200, 20_000),
     share=st.floats(0.5, 1.0),

@@ -4,7 +4,7 @@ from base64 import b64decode
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
 from signalwire_streams.wire.account import Account, find_account
@@ -312,7 +312,6 @@ def test_a_next_page_that_cannot_be_sent_as_it_stands_is_not_followed(uri: str) 
     assert str(caught.value).isprintable()
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_whatever_a_space_points_to_stays_on_its_host(uri: str) -> None:
     """Any text is a visible ASCII path below the origin, or refused."""

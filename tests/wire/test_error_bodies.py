@@ -6,7 +6,7 @@ from json import dumps
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams.wire.problems import Problem, presentable, read_problem
 
@@ -213,7 +213,6 @@ def test_a_secret_that_no_encoding_can_carry_is_blotted_out() -> None:
     assert presentable("bad hush\ud800hush!", ("hush\ud800hush",)) == "bad ***!"
 
 
-@settings(deadline=None)
 @given(st.text(), st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=3))
 def test_what_is_shown_is_one_short_line(text: str, secrets: list[str]) -> None:
     """Any text becomes one printable line of at most 300 characters."""
@@ -222,7 +221,6 @@ def test_what_is_shown_is_one_short_line(text: str, secrets: list[str]) -> None:
     assert len(shown) <= 300
 
 
-@settings(deadline=None)
 @given(
     around=st.text(st.sampled_from("xyz,\n ")),
     secret=st.text(st.sampled_from("ABC+/&=% é\n"), min_size=4, max_size=12).filter(

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from multidict import CIMultiDict
 
 from signalwire_streams.errors import (
@@ -428,7 +428,6 @@ def test_a_secret_that_would_be_cut_is_not_told(before: int) -> None:
     assert "bear" not in told(error)
 
 
-@settings(deadline=None, max_examples=80)
 @given(
     status=st.integers(min_value=-5, max_value=700),
     message=st.text(),

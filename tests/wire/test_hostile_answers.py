@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from attrs import fields
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams.errors import StreamsError
 from signalwire_streams.models import Call, CallStream, Conference, ConferenceStream, Participant
@@ -65,7 +65,6 @@ def check_page(document: Any) -> None:
     assert all(isinstance(call, Call) for call in page.items)
 
 
-@settings(deadline=None, max_examples=80)
 @given(document=_DOCUMENTS)
 def test_no_json_is_too_odd(document: Any) -> None:
     """Any JSON is a stream, an item, a page and a problem, or refused as malformed."""

@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStatus
@@ -91,7 +91,6 @@ def test_filters_become_a_query(filters: dict[str, object], text: str) -> None:
     assert query(filters) == text
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     st.dictionaries(
         st.text(st.characters(codec="utf-8"), min_size=1), st.text(st.characters(codec="utf-8")), min_size=1

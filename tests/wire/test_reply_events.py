@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings, strategies as st
+from hypothesis import example, given, strategies as st
 from multidict import CIMultiDict
 
 from signalwire_streams.models import Event, Kind
@@ -265,7 +265,6 @@ _JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=80)
 @given(
     status=st.integers(min_value=-10, max_value=1010),
     headers=st.dictionaries(

@@ -1,7 +1,7 @@
 """What the response's headers say."""
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from multidict import CIMultiDict
 
 from signalwire_streams.wire.headers import advertised_limit, request_id, retry_after
@@ -42,7 +42,6 @@ def test_how_long_the_space_asks_to_wait(headers: dict[str, str], seconds: float
     assert retry_after(CIMultiDict(headers)) == seconds
 
 
-@settings(deadline=None)
 @given(st.text(), st.text(), st.sampled_from([DATE, "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", ""]))
 def test_no_waiting_time_is_too_odd(after: str, milliseconds: str, date: str) -> None:
     """Whatever the headers hold is a finite time of at least 0, or None."""

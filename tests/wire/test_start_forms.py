@@ -4,7 +4,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallbackMethod, Codec, StartCallStream, StartConferenceStream, Track
@@ -153,7 +153,6 @@ _STARTS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
 @given(_STARTS)
 def test_a_form_says_what_the_request_says(given_: dict[str, Any]) -> None:
     """A server that decodes the form of any valid start finds every value as the caller wrote it."""

@@ -308,7 +308,7 @@ def streams(draw: st.DrawFn) -> tuple[list[Frame], list[Frame]]:
     return sent, draw(st.lists(st.sampled_from(sent), max_size=30)) if sent else []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(streams(), st.sampled_from(FORMATS), st.sampled_from(ENCODINGS), st.sampled_from(LAYOUTS))
 def test_what_arrives_is_what_is_recorded(
     frames: tuple[list[Frame], list[Frame]],
