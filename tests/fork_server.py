@@ -10,7 +10,6 @@ import io
 import json
 import os
 import runpy
-import signal
 import socket
 import sys
 import threading
@@ -28,9 +27,9 @@ def serve(control: socket.socket) -> dict[str, Any] | None:
     Returns:
         In the child, its request; in the server None, once nobody can send requests any more.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that the kernel reaps the monitors
     while True:
         received = _receive(control)
+        _reap()
         if received is None:
             return None
         request, descriptors = received
@@ -66,6 +65,13 @@ def _receive(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     return json.loads(body), descriptors
 
 
+def _reap() -> None:
+    """Reap the monitors that have ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
 def _import(module: str) -> None:
     if module in sys.modules:
         return
@@ -80,7 +86,6 @@ def _import(module: str) -> None:
 
 def _monitor(request: dict[str, Any], report_to: int, *descriptors: int) -> None:
     """Fork the child, in which this returns, and report what becomes of it."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     report = socket.socket(fileno=report_to)
     child = os.fork()
     if child == 0:

@@ -21,10 +21,17 @@ def free_port() -> int:
 
 @define(eq=False)
 class RedisServer:
-    """A redis-server on a socket of its own, which keeps nothing unless it is told to; ended by its process's id."""
+    """A redis-server on a socket of its own, which keeps nothing unless it is told to; ended by its process's id.
+
+    Attributes:
+        folder: where its socket and its files are.
+        options: of its command line.
+        reconfigured: True if it no longer works as it did when it was started.
+    """
 
     folder: Path
     options: Sequence[str] = ()
+    reconfigured: bool = field(init=False, default=False)
     _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
 
     @property
@@ -42,6 +49,7 @@ class RedisServer:
 
     def start(self) -> Self:
         assert BINARY is not None
+        self.reconfigured = False
         settings = ["--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
         self._process = subprocess.Popen(  # noqa: S603
             [BINARY, *settings, "--dir", str(self.folder), "--logfile", str(self.folder / "log"), *self.options]
@@ -61,6 +69,7 @@ class RedisServer:
 
     def ask(self, *words: str) -> bytes:
         """Send one command and give the answer as it came; enough for short ones."""
+        self.reconfigured |= words[0] == "CONFIG" or words[:2] == ("CLIENT", "PAUSE")
         with socket.socket(socket.AF_UNIX) as talk:
             talk.settimeout(5)
             talk.connect(str(self.socket))

@@ -37,9 +37,26 @@ def redis_server() -> Iterator[ServerFactory]:
             server.kill()
 
 
+@pytest.fixture(scope="session")
+def common_redis() -> Iterator[RedisServer]:
+    if BINARY is None:
+        pytest.skip(MISSING)
+    with TemporaryDirectory(prefix="redis-") as folder:
+        server = RedisServer(Path(folder))
+        yield server
+        server.kill()
+
+
 @pytest.fixture
-def redis(redis_server: ServerFactory) -> RedisServer:
-    return redis_server()
+def redis(common_redis: RedisServer) -> RedisServer:
+    """An empty server: one for all tests of this process, since a start costs more than most of them."""
+    if common_redis.reconfigured:
+        common_redis.kill()
+    if common_redis.answers():
+        common_redis.ask("FLUSHALL")
+        common_redis.ask("SCRIPT", "FLUSH")
+        return common_redis
+    return common_redis.start()
 
 
 @pytest.fixture
