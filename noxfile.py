@@ -38,7 +38,7 @@ def offer_pyenv() -> None:
     pyenv = shutil.which("pyenv")
     if pyenv is None or "PYENV_VERSION" in os.environ:
         return
-    words = (["version-name"], ["versions", "--bare", "--skip-aliases"])
+    words = (["version-name"], ["versions", "--bare"])
     told = [subprocess.run([pyenv, *of], capture_output=True, text=True, check=False).stdout for of in words]  # noqa: S603
     os.environ["PYENV_VERSION"] = ":".join(dict.fromkeys(" ".join(told).replace(":", " ").split()))
 

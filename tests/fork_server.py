@@ -125,7 +125,7 @@ def _stream(number: int, like: io.TextIOWrapper) -> io.TextIOWrapper:
         encoding=like.encoding,
         errors=like.errors,
         newline="\n" if number else None,
-        line_buffering=number == 2 or os.isatty(number),
+        line_buffering=buffering != 0 and (number == 2 or os.isatty(number)),
         write_through=buffering == 0,
     )
 
