@@ -12,7 +12,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from signalwire_streams import Clock, RetryPolicy, StreamsClient, StreamsError, Timeouts
 
 URL = "wss://rx.example.com/audio"
-EXAMPLES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = settings(
+    max_examples=min(settings.default.max_examples, 50),  # each one costs several requests
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 json_documents = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
