@@ -13,7 +13,7 @@ from signalwire_streams import Clock, RetryPolicy, StreamsClient, StreamsError, 
 
 URL = "wss://rx.example.com/audio"
 EXAMPLES = settings(
-    max_examples=min(settings.default.max_examples, 50),  # each one costs several requests
+    max_examples=min(settings().max_examples, 50),  # each one costs several requests
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
