@@ -103,9 +103,8 @@ def stop(
         deadline: seconds for the whole call, or None for the policy's own.
         errand: in which lane it goes, and what tells how far it is.
     """
-    kind = Kind.STOP if _SID.fullmatch(handle) else Kind.STOP_BY_NAME
     echo = {_TARGET_KEYS[collection]: target}
-    if kind is Kind.STOP:
+    if kind is not Kind.STOP_BY_NAME:
         echo["sid"] = handle
     elif _comes_back(handle):
         echo["name"] = handle
