@@ -6,7 +6,7 @@ from attrs import define, evolve, field, frozen
 
 from signalwire_streams.bulk.planning import Once, Start
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models import CallStream, ConferenceStream, StartConferenceStream
+from signalwire_streams.models import GENERATED_NAME, CallStream, ConferenceStream, StartConferenceStream
 from signalwire_streams.resources.streaming import Streams
 from signalwire_streams.wire.exchange import Errand
 
@@ -47,7 +47,7 @@ class Starting:
         if not errand.progress.attempts:
             self._once.check(request)
         if request.name is None and not request.unnamed:
-            request = evolve(request, name=f"sws-{self.run}-{request.target}")
+            request = evolve(request, name=f"{GENERATED_NAME}{self.run}-{request.target}")
         return request
 
     async def send(self, request: Start, errand: Errand) -> ConferenceStream | CallStream:

@@ -18,6 +18,7 @@ from signalwire_streams.fleet.records import Planned, write_batch
 from signalwire_streams.fleet.scripts import NOTE, PLAN
 from signalwire_streams.fleet.steps import reply_of, script
 from signalwire_streams.fleet.tasks import TASK
+from signalwire_streams.models import GENERATED_NAME
 
 _LONGER = 3600  # seconds that requests outlive their run's facts, which point to them
 _AT_ONCE = 40  # batches written in one go
@@ -156,7 +157,7 @@ async def fitted(
                 "keep: submit with secrets_at_workers=True, and give the workers secrets="
             )
         if request.name is None and not request.unnamed:
-            planned = evolve(planned, request=evolve(planned.request, name=f"sws-{run}-{request.target}"))
+            planned = evolve(planned, request=evolve(planned.request, name=f"{GENERATED_NAME}{run}-{request.target}"))
         yield Planned(planned)
 
 

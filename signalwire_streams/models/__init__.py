@@ -16,10 +16,11 @@ from signalwire_streams.models.enums import (
 )
 from signalwire_streams.models.options import OpenOptions, StartOptions
 from signalwire_streams.models.pages import Page
-from signalwire_streams.models.requests import StartCallStream, StartConferenceStream
+from signalwire_streams.models.requests import GENERATED_NAME, StartCallStream, StartConferenceStream
 from signalwire_streams.models.streams import CallStream, ConferenceStream
 
 __all__ = [
+    "GENERATED_NAME",
     "Action",
     "AnsweredBy",
     "Attempt",

@@ -21,6 +21,9 @@ from signalwire_streams.models.checks import (
 from signalwire_streams.models.enums import CallbackMethod, Codec, Track
 from signalwire_streams.models.masking import masks_secrets_of_init
 
+GENERATED_NAME = "sws-"
+"""How each name begins that this package generates; such a name is used for one start only."""
+
 
 # attrs takes the type that a caller may pass from the converter's argument: these say it.
 def _url(value: str) -> str:

@@ -7,6 +7,7 @@ from typing import Protocol
 from attrs import define, field
 
 from signalwire_streams.errors import InvalidRequestError, JoinError
+from signalwire_streams.models import GENERATED_NAME
 from signalwire_streams.models.masking import Secret
 from signalwire_streams.receiver.session import StreamSession
 from signalwire_streams.receiver.tokens import token_hash
@@ -126,7 +127,7 @@ class Joinings:
         """
         if name is not None and (target, name) in self._by_name:
             raise InvalidRequestError(f"{target} has an open stream of the name {name!r} here: give each its own name")
-        joining = Joining(target, name or f"sws-{token_hex(8)}")
+        joining = Joining(target, name or f"{GENERATED_NAME}{token_hex(8)}")
         self._by_token[token_hash(joining.token)] = self._by_name[target, joining.name] = joining
         return joining
 

@@ -164,9 +164,8 @@ class MediaReceiver(Opener):
             await socket.prepare(request)
         except ConnectionError:  # the other end left
             return None
-        if transport is None:
-            return None
-        return Delivery(socket, transport, self._most, self._most_bytes, self._failure_log)
+        early = (self._most, self._most_bytes)
+        return None if transport is None else Delivery(socket, transport, *early, self._failure_log)
 
     def _session(self, socket: web.WebSocketResponse, start: StartEvent) -> tuple[StreamSession, Reading]:
         media = start.media_format

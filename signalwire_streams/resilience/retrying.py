@@ -12,6 +12,8 @@ from signalwire_streams.resilience.policy import RetryPolicy
 
 _UNSENT = frozenset({Action.RETRY_UNSENT, Action.RETRY_NOW, Action.RETRY_ONCE})
 _AGAIN = _UNSENT | {Action.RETRY, Action.RESEND, Action.WAIT_FOR_GATE}
+# An answer came that says that the Space did not take the request up.
+_REFUSED_FOR_NOW = frozenset({Event.TRY_AGAIN, Event.UNAVAILABLE, Event.THROTTLED})
 _DONE = frozenset({Action.FINISH, Action.ALREADY_STARTED, Action.ALREADY_STOPPED, Action.BY_NAME})
 
 
@@ -36,6 +38,7 @@ class Retrying:
         kind: what the call asks for.
         deadline_at: when it gives up, on the clock that `decide` is told.
         ambiguous_since: when an attempt was first made that may have been carried out, or None.
+        has_unique_name: True for a start whose name no other start has.
     """
 
     policy: RetryPolicy
@@ -44,7 +47,9 @@ class Retrying:
     random: Callable[[], float]
     deadline_at: float
     ambiguous_since: float | None = None
+    has_unique_name: bool = False
     _accepted: bool = False
+    _refused_for_now: bool = False
     _tries: dict[Action, int] = field(factory=dict)
     _spent: int = 0
 
@@ -61,11 +66,14 @@ class Retrying:
             now: the time.
             retry_after: seconds that the Space asked to wait.
         """
-        action = action_for(self.kind, event, ambiguous_before=self.ambiguous)
+        # Only an earlier attempt of this call can have used a unique name, even one that was refused by its answer.
+        is_repeated = self.ambiguous or (self.has_unique_name and self._refused_for_now)
+        action = action_for(self.kind, event, ambiguous_before=is_repeated)
         if action in _DONE:
             self.budget.succeed(self._spent)
             return Decision(action)
         self._accepted |= event is Event.ACCEPTED
+        self._refused_for_now |= event in _REFUSED_FOR_NOW
         if event in AMBIGUOUS and self.ambiguous_since is None:
             self.ambiguous_since = now
         if action is Action.RESEND and not self._may_resend():

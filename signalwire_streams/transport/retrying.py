@@ -64,6 +64,7 @@ class Retry:
             self.clock.random,
             progress.deadline_at,
             ambiguous_since=now() if progress.may_be_done else None,
+            has_unique_name=exchange.has_unique_name,
         )
         unsure_at = Phase.QUEUED
         last: Outcome | None = None
@@ -82,6 +83,7 @@ class Retry:
             last = outcome
             before = retrying.ambiguous
             decision = retrying.decide(outcome.event, now(), outcome.retry_after)
+            before |= decision.action is Action.ALREADY_STARTED
             self._tell(exchange, outcome, number, began, decision)
             progress.pushed_back |= outcome.event in _PUSHED_BACK
             progress.may_be_done |= retrying.ambiguous

@@ -85,6 +85,7 @@ class Exchange:
         verb: what it does in words, for messages.
         target: the sid of the conference or call, or the path of a list.
         name: the stream's Name, for a start.
+        has_unique_name: True if the name was generated for this start, so no other start has it.
         lane: who goes first where requests wait.
         deadline: seconds that the whole call may take; None for the policy's own.
         headers: further headers, for middlewares to fill.
@@ -101,6 +102,7 @@ class Exchange:
     expects: str = "sid"
     body: bytes | None = field(default=None, repr=False)
     name: str | None = None
+    has_unique_name: bool = False
     lane: Lane = Lane.INTERACTIVE
     deadline: float | None = None
     headers: Mapping[str, str] = field(factory=dict, repr=False)

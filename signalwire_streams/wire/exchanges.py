@@ -10,7 +10,7 @@ from secrets import token_hex
 from attrs import evolve
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models import Kind, StartCallStream, StartConferenceStream
+from signalwire_streams.models import GENERATED_NAME, Kind, StartCallStream, StartConferenceStream
 from signalwire_streams.models.checks import check_count, check_deadline, is_plain, private_parts
 from signalwire_streams.wire.account import Account
 from signalwire_streams.wire.exchange import Errand, Exchange, Progress
@@ -21,7 +21,7 @@ MAX_PAGE_SIZE = 1000
 
 Start = StartConferenceStream | StartCallStream
 
-_MADE, _SHORT_NAME = "sws-", 64
+_SHORT_NAME = 64
 _TARGET_KEYS = {"Conferences": "conference_sid", "Calls": "call_sid"}
 
 # SignalWire's sids are shaped like UUIDs, though not all of the documented ones are hexadecimal; Twilio's differ.
@@ -30,7 +30,7 @@ _SID = re.compile("[0-9A-Za-z]{8}(-[0-9A-Za-z]{4}){3}-[0-9A-Za-z]{12}|[A-Z]{2}[0
 
 def generate_name() -> str:
     """Make a Name that no other start has."""
-    return f"{_MADE}{token_hex(12)}"
+    return f"{GENERATED_NAME}{token_hex(12)}"
 
 
 def _comes_back(name: str) -> bool:
@@ -38,7 +38,7 @@ def _comes_back(name: str) -> bool:
 
     Another answer's name tells it from ours. But the Space may trim or shorten a name that a caller chose.
     """
-    return name.startswith(_MADE) or (is_plain(name) and len(name) <= _SHORT_NAME)
+    return name.startswith(GENERATED_NAME) or (is_plain(name) and len(name) <= _SHORT_NAME)
 
 
 def start(account: Account, request: Start, *, deadline: float | None, errand: Errand) -> Exchange:
@@ -65,6 +65,7 @@ def start(account: Account, request: Start, *, deadline: float | None, errand: E
         target=request.target,
         body=start_form(request),
         name=request.name,
+        has_unique_name=request.name is not None and request.name.startswith(GENERATED_NAME),
         lane=errand.lane,
         deadline=check_deadline(deadline),
         echo=echo,

@@ -339,3 +339,14 @@ async def test_a_closed_client_in_between_attempts(space: SimulatedSpace, client
     assert len(space.requests) == 1
     with pytest.raises((TransportError, ClientStateError)):
         await client.conferences.get(space.conference_sids[0])
+
+
+@pytest.mark.parametrize("fault", ["503-api", "throttle"])
+async def test_start_that_runs_despite_a_refusal_is_already_started(client_for: Any, fault: str) -> None:
+    """A gateway may refuse what the API behind it has carried out; the generated name then proves it."""
+    async with SimulatedSpace(conferences=1, duplicate_names="http-error") as space:
+        space.faults.add(fault, on="start", created=True, times=1)
+        stream = await client_for(space).conferences.start_stream(space.conference_sids[0], url=URL)
+
+        assert (stream.already_started, stream.ambiguous, stream.sid) == (True, True, None)
+        assert [alive.name for alive in space.streams.alive()] == [stream.name]

@@ -534,6 +534,14 @@ async def test_a_signal_stops_a_worker_and_is_reported(client: StreamsClient, ur
     assert worker._stop.is_set()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+async def test_a_signal_stops_a_worker_without_a_report(client: StreamsClient, url: str) -> None:
+    worker = FleetWorker(url, client)
+    with stopped_by_signals(worker):
+        signal.raise_signal(signal.SIGINT)
+        await worker._stop.wait()
+
+
 async def test_the_rate_is_that_of_the_last_seconds(client: StreamsClient, url: str) -> None:
     """What was attempted some time ago does not count."""
     worker = FleetWorker(url, client)

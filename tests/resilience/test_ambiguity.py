@@ -189,3 +189,32 @@ def test_an_attempt_at_time_zero_is_an_attempt() -> None:
     retrying.decide(Event.BROKEN, 0.0)
     assert retrying.ambiguous
     assert retrying.decide(Event.BROKEN, 31.0).action is Action.UNKNOWN
+
+
+REFUSED_FOR_NOW = [Event.THROTTLED, Event.TRY_AGAIN, Event.UNAVAILABLE]
+
+
+@pytest.mark.parametrize("event", REFUSED_FOR_NOW)
+@pytest.mark.parametrize("kind", SAFE)
+def test_duplicate_of_generated_name_after_refusal_is_own_stream(kind: Kind, event: Event) -> None:
+    """Nobody else knows a generated name, so an earlier attempt made the stream, whatever was answered to it."""
+    policy = RetryPolicy(resend_call_starts=True)
+    retrying = Retrying(policy, kind, RetryBudget(), lambda: 0.0, 1e9, has_unique_name=True)
+    retrying.decide(event, 0.0)
+    assert retrying.decide(Event.DUPLICATE_NAME, 1.0) == Decision(Action.ALREADY_STARTED)
+
+
+@pytest.mark.parametrize("event", REFUSED_FOR_NOW)
+def test_duplicate_of_chosen_name_after_refusal_is_rejected(event: Event) -> None:
+    """A name that the caller chose may be in use by a stream of somebody else's."""
+    retrying = call(Kind.CONFERENCE_START)
+    retrying.decide(event, 0.0)
+    assert retrying.decide(Event.DUPLICATE_NAME, 1.0) == Decision(Action.FAIL)
+
+
+@pytest.mark.parametrize("event", [None, Event.UNSENT, Event.STALE])
+def test_duplicate_of_generated_name_that_was_never_sent_is_rejected(event: Event | None) -> None:
+    retrying = Retrying(RetryPolicy(), Kind.CONFERENCE_START, RetryBudget(), lambda: 0.0, 1e9, has_unique_name=True)
+    if event is not None:
+        retrying.decide(event, 0.0)
+    assert retrying.decide(Event.DUPLICATE_NAME, 1.0) == Decision(Action.FAIL)
