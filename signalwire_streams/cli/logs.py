@@ -3,10 +3,13 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import click
 
 from signalwire_streams.cli.output import clean, write_note
+
+_Command = TypeVar("_Command", bound=Callable[..., Any] | click.Command)
 
 _LIBRARY = logging.getLogger("signalwire_streams")
 OUTCOMES, RATE_LIMIT = "signalwire_streams.outcome", "signalwire_streams.rate_limit"
@@ -97,12 +100,14 @@ def _show_everything(_: click.Context, __: click.Parameter, value: bool) -> None
         _LIBRARY.setLevel(logging.DEBUG)
 
 
-verbose_option = click.option(
-    "-v",
-    "--verbose",
-    is_flag=True,
-    expose_value=False,
-    callback=_show_everything,
-    help="Log retries and more to stderr.",
-)
-"""Add ``--verbose``."""
+def verbose_option(command: _Command) -> _Command:
+    """Add ``--verbose`` to a command."""
+    add = click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=_show_everything,
+        help="Log retries and more to stderr.",
+    )
+    return add(command)
