@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from attrs import define, field
 
 from signalwire_streams.receiver.events import MediaEvent
-from signalwire_streams.receiver.sequence import REPLAY, SequenceTracker, Verdict
+from signalwire_streams.receiver.sequence import SequenceTracker, Verdict
 
 _SMOOTHING = 1 / 16  # of the jitter: RFC 3550, 6.4.1
 _MILLISECONDS = 1_000
@@ -21,7 +21,8 @@ class TrackStatistics:
 
     A number more than 3,000 ahead of the last one, 64 or more behind it, or used before with another timestamp, is
     believed only if the next frame follows on it; then the frames are counted from there, and nothing is missing before
-    it. Eight repeated frames in a row, from the first one on, are a restart as well (`SequenceTracker`). A timestamp
+    it. Repeated frames, from the first one on, are a restart as well if there are eight of them or their payloads
+    differ (`SequenceTracker`). A timestamp
     that jumps by more than a minute against the clock begins anew in the same way: it adds to no jitter, and later
     frames are measured against it.
 
@@ -65,7 +66,7 @@ class TrackStatistics:
         self.frames += 1
         self.bytes += len(media.payload)
         # The timestamp of a frame without audio does not tell it from another one.
-        verdict = self._sequence.note(media.chunk, media.timestamp if media.payload else None)
+        verdict = self._sequence.note(media.chunk, media.timestamp if media.payload else None, media.payload)
         if (verdict is _NEXT or self._count(verdict)) and media.timestamp is not None:
             self._note_arrival(now * _MILLISECONDS - media.timestamp, now)
 
@@ -87,7 +88,7 @@ class TrackStatistics:
                 self.misnumbered -= 1  # the one before was right
             case Verdict.REPLAYED:
                 self.restarts += 1
-                self.duplicates -= REPLAY - 1  # those before were new
+                self.duplicates -= self._sequence.replayed  # those before were new
         return verdict not in _UNMEASURED
 
     def _note_arrival(self, transit: float, now: float) -> None:

@@ -23,6 +23,7 @@ Source: https://signalwire.com/docs/compatibility-api/
 
 from collections.abc import Iterable
 from itertools import pairwise
+from math import isfinite
 
 from attrs import define, field, frozen
 
@@ -207,6 +208,7 @@ class TrackTimeline:
         *,
         beside: Iterable["TrackTimeline"] = (),
         elapsed: float | None = None,
+        payload: bytes | None = None,
     ) -> int | None:
         """Return the place of a frame, and remember it.
 
@@ -216,7 +218,8 @@ class TrackTimeline:
             size: the payload's length in bytes.
             beside: the timelines of the stream's other tracks. They are asked how much time has passed if this track
                 cannot tell.
-            elapsed: seconds from the stream's start to the frame's arrival; None if that is not known.
+            elapsed: seconds from the stream's start to the frame's arrival; None, nan or infinity if that is not known.
+            payload: the frame's audio, which distinguishes a resent frame from a new one; None if that is not known.
 
         Returns:
             The sample, counted from the stream's start, at which the frame begins; None if it is to be dropped.
@@ -225,7 +228,7 @@ class TrackTimeline:
         if self.corrections:
             self.corrections, self.vacated = [], None
         samples = size // self._sample_size if size > 0 else 0
-        verdict = self._sequence.note(chunk, timestamp if samples else None)
+        verdict = self._sequence.note(chunk, timestamp if samples else None, size if payload is None else payload)
         if (
             verdict is _NEXT
             and samples
@@ -237,7 +240,7 @@ class TrackTimeline:
                 return self._settle(samples)
         if size > 0 and size % self._sample_size:
             self.statistics.broken += 1
-        self._beside, self._elapsed = beside, elapsed
+        self._beside, self._elapsed = beside, elapsed if elapsed is not None and isfinite(elapsed) else None
         return self._place_unusual(timestamp, verdict, samples)
 
     def _place_unusual(self, timestamp: int | None, verdict: Verdict, samples: int) -> int | None:

@@ -199,7 +199,7 @@ class WavRecorder:
             chunk: the frame's number within its track.
             payload: its audio, as it came.
             elapsed: seconds from the stream's start to the frame's arrival, which bounds the silence that timestamps
-                can make; None for frames from a file or an archive.
+                can make; None, nan or infinity if it is not known, as for frames from a file or an archive.
 
         Raises:
             RecordingFullError: the file would become too long. Nothing of this frame was written.
@@ -212,7 +212,7 @@ class WavRecorder:
             self.ignored += 1
             return
         timeline = lane.timeline
-        position = timeline.place(timestamp, chunk, len(payload), beside=lane.beside, elapsed=elapsed)
+        position = timeline.place(timestamp, chunk, len(payload), beside=lane.beside, elapsed=elapsed, payload=payload)
         if lane.held or timeline.is_unsettled:
             lane.held[timeline.calls] = payload
             if timeline.corrections:

@@ -220,6 +220,24 @@ def test_silence_is_no_longer_than_the_time_that_passed() -> None:
     assert timeline.statistics == TimelineStatistics(frames=4, gaps=3, gap_ms=6000.0, capped=3)
 
 
+@pytest.mark.parametrize("unknown", [float("nan"), float("inf"), float("-inf")])
+def test_a_time_of_arrival_that_is_no_number_bounds_nothing(unknown: float) -> None:
+    """As with frames whose time of arrival is not known."""
+    timeline, plain = TrackTimeline(MULAW), TrackTimeline(MULAW)
+    for slot, timestamp in enumerate([0, 20, 40, 100_000, 100_020], 1):
+        timeline.place(timestamp, slot, 160, elapsed=unknown)
+        plain.place(timestamp, slot, 160)
+
+    assert (timeline.end, timeline.statistics) == (plain.end, plain.statistics)
+
+
+def test_a_loss_right_after_a_pause_is_kept() -> None:
+    """The frame that confirms the end of the pause is not the next one by its number."""
+    frames: list[Frame] = [(0, 1, 20), (20, 2, 20), (1000, 3, 20), (1080, 7, 20), (1100, 8, 20)]
+
+    assert places(TrackTimeline(MULAW), *frames) == [0, 20, 1000, 1080, 1100]
+
+
 def test_frames_that_are_far_apart_are_kept_apart() -> None:
     """Each has a timestamp of its own; two later ones confirm it."""
     timeline = TrackTimeline(MULAW)
@@ -569,6 +587,56 @@ def test_a_numbering_that_restarts_drops_nothing(count: int, restarting: str) ->
     assert found.duplicates == 0
     if restarting != "timestamps only":
         assert found.restarts == 2
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+@pytest.mark.parametrize("silent", range(4))
+@pytest.mark.parametrize("restarting", NUMBERED)
+def test_new_payloads_are_kept_when_the_numbering_restarts_early(count: int, silent: int, restarting: str) -> None:
+    """After fewer than eight frames too, of which the first ones may be silence."""
+    timeline, counted = TrackTimeline(MULAW), TrackStatistics()
+    silent = min(silent, count - 1) if restarting in {"both", "no timestamps"} else 0
+    order = [*range(count), *range(count), *range(count + 20)]
+    for slot, number in enumerate(order):
+        timestamp = None if restarting == "no timestamps" else 20 * (slot if restarting == "numbers only" else number)
+        chunk = None if restarting == "timestamps only" else number + 1
+        payload = bytes(160) if number < silent else bytes([slot + 1]) * 160
+        timeline.place(timestamp, chunk, 160, payload=payload)
+        counted.note(MediaEvent(track="inbound", payload=payload, chunk=chunk, timestamp=timestamp), 0.0)
+
+    found = timeline.statistics
+    assert (found.frames, timeline.end, found.gaps) == (len(order), len(order) * 160, 0)
+    assert (found.duplicates, found.restarts) == (counted.duplicates, counted.restarts)
+    assert found.duplicates == 0
+
+
+@pytest.mark.parametrize("resent", [range(1), range(7), range(5, 20), range(19, 20)])
+@pytest.mark.parametrize("numbered", [True, False])
+def test_a_resent_payload_is_dropped(resent: range, numbered: bool) -> None:
+    timeline, counted = TrackTimeline(MULAW), TrackStatistics()
+    for number in [*range(20), *resent, *range(20, 25)]:
+        chunk, payload = number + 1 if numbered else None, bytes([number]) * 160
+        timeline.place(20 * number, chunk, 160, payload=payload)
+        counted.note(MediaEvent(track="inbound", payload=payload, chunk=chunk, timestamp=20 * number), 0.0)
+
+    assert (timeline.statistics.frames, timeline.end) == (25, 25 * 160)
+    assert timeline.statistics.duplicates == counted.duplicates == len(resent)
+    assert timeline.statistics.restarts == counted.restarts == 0
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 50, 197, 198, 199])
+@pytest.mark.parametrize("off", [-1020, -100, -40, -20, 20, 40, 100, 1020])
+def test_an_unnumbered_frame_with_the_timestamp_of_another_one_is_kept(at: int, off: int) -> None:
+    """Its payload shows that it is another frame."""
+    timeline = TrackTimeline(MULAW)
+    found: dict[int, int | None] = {}
+    for slot in range(200):
+        timestamp = 20 * slot + (off if slot == at else 0)
+        found[slot] = timeline.place(timestamp, None, 160, payload=bytes([slot]) * 160)
+        found.update((correction.frame - 1, correction.position) for correction in timeline.corrections)
+
+    assert found == {slot: 160 * slot for slot in range(200)}
+    assert (timeline.statistics.duplicates, timeline.statistics.gap_ms) == (0, 0)
 
 
 def test_a_restart_may_hold_empty_frames() -> None:

@@ -421,6 +421,23 @@ def test_frames_of_a_numbering_that_restarts_are_recorded(tmp_path: Path) -> Non
     assert recorder.statistics["inbound"].restarts == 2
 
 
+@pytest.mark.parametrize(("count", "silent"), [(1, 0), (3, 0), (3, 1), (7, 6)])
+def test_a_numbering_that_restarts_early_is_recorded(tmp_path: Path, count: int, silent: int) -> None:
+    """The payloads show that the frames are new, also if both numberings begin with silence."""
+    sound = Sound(MULAW)
+    payloads = [
+        b"\xff" * 160 if slot % count < silent and slot < 2 * count else sound.of("inbound", 20 * slot, 20)
+        for slot in range(count + 30)
+    ]
+    with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "as sent") as recorder:
+        for slot, payload in enumerate(payloads):
+            number = slot if slot < count else slot - count
+            recorder.write("inbound", 20 * number, number + 1, payload)
+
+    assert heard(recorder, "inbound")[1] == b"".join(payloads)
+    assert recorder.statistics["inbound"].duplicates == 0
+
+
 def test_a_recording_that_is_full_says_so_when_a_frame_is_moved(tmp_path: Path) -> None:
     """And again for each frame after it; what can be kept is kept."""
     sound = Sound(MULAW)
