@@ -86,7 +86,8 @@ class WavRecorder:
     Its methods do blocking file I/O, though most writes only touch memory. One thread at a time may use it, any thread:
     where a slow disk matters, call ``await asyncio.to_thread(recorder.write, ...)`` for one frame after another.
 
-    A file is never overwritten. It is well-formed all the time: when the process is killed, two seconds of audio at
+    A file is never overwritten. If it is removed or replaced during the recording, `RecordingError` follows with the
+    next audio that goes to disk. It is well-formed all the time: when the process is killed, two seconds of audio at
     most are lost, and nothing of what came before a `flush`. It can hold a little less than 4 GiB, since a WAV file's
     sizes have 32 bits; after that `write` raises `RecordingFullError`, and what was recorded stays.
 
@@ -100,6 +101,7 @@ class WavRecorder:
             (format tags 7 and 6); L16 is linear PCM either way, in a WAV file's byte order.
         longest_gap: seconds of silence that one jump of the timestamps may make. While a stream is received, all
             silence of a track together is also at most the time that has passed and five seconds (`write_event`).
+            Silence takes no space on disk, where the file system supports that, except in µ-law and A-law ``as sent``.
         tolerance: milliseconds by which a timestamp may be off without meaning anything.
         most_bytes: bytes of audio that a file may hold; None for as many as a WAV file can.
         ignored: frames of tracks that are none of ``tracks``. With a single track, a frame that names none is its.

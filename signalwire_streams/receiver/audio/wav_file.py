@@ -8,6 +8,7 @@ With every two seconds of audio, what is new goes to disk, and then the header's
 process that was killed is well-formed, and lacks its last seconds only.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
@@ -128,11 +129,13 @@ class WavFile:
         """Put on disk what is in memory, and then the sizes in the header.
 
         Raises:
-            RecordingError: the file can't be written, or was closed.
+            RecordingError: the file can't be written, was removed or replaced, or was closed.
         """
         if self._ended is not None:
             raise self._error(self._ended)
         with self._telling():
+            if not os.fstat(self._file.fileno()).st_nlink:  # writing to a file without a name succeeds
+                raise OSError("the file was removed or replaced")
             self._store()
             self._file.write(bytes(padding(self.size)))
             # The audio first: the header never tells of more than there is.

@@ -1,6 +1,7 @@
 """Headers, and files that grow: what is on disk at any moment, and what happens when the disk is no help."""
 
 import errno
+import sys
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -282,6 +283,43 @@ def test_a_file_that_was_shortened_by_others_does_no_harm(tmp_path: Path) -> Non
 
     at = len(STEREO.header(0)) + 1000 * STEREO.block
     assert file.path.read_bytes()[at : at + STEREO.block] == b"\0\0cd"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file can't be removed there")
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_was_removed_or_replaced_ends_in_an_error(tmp_path: Path, replaced: bool) -> None:
+    """With the next audio that goes to disk, at the latest after two seconds; the other file is left alone."""
+    file = WavFile.create(tmp_path / "a.wav", PCM)
+    file.write(0, b"ab" * 2 * 8_000)
+    if replaced:
+        (tmp_path / "other").write_bytes(b"other")
+        (tmp_path / "other").rename(file.path)
+    else:
+        file.path.unlink()
+    with pytest.raises(RecordingError, match=r"a\.wav can't be written: the file was removed or replaced$"):
+        file.write(16_000, b"ab")
+    with pytest.raises(RecordingError, match=r"removed or replaced$"):
+        file.write(32_000, b"ab")
+    file.close()
+
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"other"] * replaced
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file can't be removed there")
+def test_closing_a_file_that_was_removed_ends_in_an_error(tmp_path: Path) -> None:
+    file = WavFile.create(tmp_path / "a.wav", PCM)
+    file.path.unlink()
+    with pytest.raises(RecordingError, match=r"removed or replaced$"):
+        file.close()
+
+
+def test_a_file_that_was_renamed_is_written_under_its_new_name(tmp_path: Path) -> None:
+    file = WavFile.create(tmp_path / "a.wav", PCM)
+    moved = file.path.rename(tmp_path / "b.wav")
+    file.write(0, b"ab" * 40_000)
+    file.close()
+
+    assert read_wav(moved).audio == b"ab" * 40_000
 
 
 def test_a_file_that_is_discarded_is_gone(tmp_path: Path) -> None:
