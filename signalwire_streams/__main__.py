@@ -1,6 +1,8 @@
 """The console script ``signalwire-streams``, which is also ``python -m signalwire_streams``."""
 
+import signal
 import sys
+from contextlib import suppress
 
 _OF_THE_EXTRA = {"click", "rich", "trustme"}
 _MISUSE = 2
@@ -8,11 +10,28 @@ _INTERRUPTED = 130
 
 
 def main() -> int:
-    """Run the command line on the process's arguments.
+    """Run the command line on the process's arguments. From its return on, the process ignores SIGINT.
 
     Returns:
         The exit code: 0 all well, 1 something failed, 2 misuse, 130 interrupted.
     """
+    try:
+        try:
+            return _run()
+        finally:
+            _ignore_interrupts()
+    except KeyboardInterrupt:
+        _ignore_interrupts()
+        return _INTERRUPTED
+
+
+def _ignore_interrupts() -> None:
+    """Ignore SIGINT: it would print a traceback and change the exit code while the interpreter exits."""
+    with suppress(ValueError):  # outside the main thread, which alone receives signals
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run() -> int:
     try:
         # Only the command line needs click and rich, so whoever has not installed them hears of it here.
         from signalwire_streams.cli.program import run  # noqa: PLC0415  (see above)
@@ -23,8 +42,6 @@ def main() -> int:
             raise
         sys.stderr.write("error: the command line needs more packages: pip install 'signalwire-streams[cli]'\n")
         return _MISUSE
-    except KeyboardInterrupt:
-        return _INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -94,6 +94,6 @@ async def test_second_interrupt_ends_it_at_once(tmp_path: Path) -> None:
             ran = await listener.end(signal.SIGINT)
         silent.transport.abort()
     assert "shutdown" in told
-    assert ran.code in {0, 130, -signal.SIGINT}  # the latter two where it came to its end before that
+    assert ran.code in {0, 130}  # the latter if the listener had ended before the second interrupt
     assert ran.err == ""
     assert len(sound_of(tmp_path / "s-1.wav")[1]) == 1600

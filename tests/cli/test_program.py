@@ -1,12 +1,17 @@
 """The program as a whole: its help, its version, and what it says when its extra is not installed."""
 
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
 
-from .shell import Shell, end_of, process
+from signalwire_streams.simulator import SimulatedSpace
+
+from .shell import PATIENCE, Shell, credentials, end_of, process
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 
 COMMANDS = [
     ("conferences", "list"),
@@ -65,6 +70,39 @@ async def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
         ran = await end_of(child)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == "error: the command line needs more packages: pip install 'signalwire-streams[cli]'\n"
+
+
+INTERRUPTED_AT_EXIT = (
+    "import atexit, os, signal, sys; atexit.register(os.kill, os.getpid(), signal.SIGINT);"
+    "from signalwire_streams.__main__ import main; sys.exit(main())"
+)
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["--version"], 0, ""),
+        (["conferences", "list"], 2, "error: set SIGNALWIRE_SPACE (or --space)"),
+        (["conference"], 2, "error: No such command 'conference'"),
+    ],
+)
+async def test_an_interrupt_while_the_interpreter_exits_is_ignored(arguments: list[str], code: int, error: str) -> None:
+    async with process(*arguments, python=("-c", INTERRUPTED_AT_EXIT)) as child:
+        ran = await end_of(child)
+    assert ran.code == code
+    assert ran.err.startswith(error)
+    assert len(ran.err.splitlines()) == bool(error)
+
+
+@posix_only
+async def test_a_second_interrupt_while_the_interpreter_exits_is_ignored(space: SimulatedSpace) -> None:
+    space.faults.add("hang", on="list")
+    python = ("-c", INTERRUPTED_AT_EXIT)
+    async with process("conferences", "list", environment=credentials(space), python=python) as child:
+        await space.requests.wait_for(1, "list-conferences", timeout=PATIENCE)
+        ran = await end_of(child, signal.SIGINT)
+    assert (ran.code, ran.out, ran.err) == (130, "", "")
 
 
 def test_the_package_does_not_import_its_command_line() -> None:
