@@ -9,13 +9,24 @@ import click
 from signalwire_streams.cli.output import clean
 from signalwire_streams.cli.start_options import STANDARD_INPUT, token_is_on_standard_input
 
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_ZIP = b"PK\x03\x04"  # how an .xlsx or .ods file begins
+_ENCODINGS = (  # by their byte order marks; that of UTF-32-LE begins with that of UTF-16-LE
+    ("UTF-32", codecs.BOM_UTF32_LE),
+    ("UTF-32", codecs.BOM_UTF32_BE),
+    ("UTF-16", codecs.BOM_UTF16_LE),
+    ("UTF-16", codecs.BOM_UTF16_BE),
+)
+_OTHER_FILES = {
+    b"PK\x03\x04": "is a spreadsheet, not CSV: export it as 'CSV UTF-8'",  # .xlsx, .ods
+    b"\xd0\xcf\x11\xe0": "is a spreadsheet, not CSV: export it as 'CSV UTF-8'",  # .xls
+    b"\x1f\x8b": "is compressed: unpack it with gunzip",
+}
 _SAVE_AS = "save it as UTF-8 (in Excel: 'CSV UTF-8')"
 
 
 def read_source(file: str) -> str:
-    """Read a file, or standard input for ``-``: UTF-8, or the UTF-16 that Excel writes as "Unicode text".
+    """Read a file, or standard input for ``-``: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+
+    Excel writes UTF-16 as "Unicode text".
 
     Raises:
         UsageError: it can't be read.
@@ -41,17 +52,21 @@ def _content(file: str) -> bytes:
 
 
 def _decoded(content: bytes, file: str) -> str:
-    if content.startswith(_UTF_16):
+    encoding = next((encoding for encoding, mark in _ENCODINGS if content.startswith(mark)), None)
+    if encoding is not None:
         try:
-            return _with_line_feeds(content.decode("utf-16"))
+            return _with_line_feeds(content.decode(encoding))
         except UnicodeDecodeError:
             raise click.UsageError(
-                f"{file} can't be read, since its UTF-16 is damaged: write the name of a text file in UTF-8, or -"
+                f"{file} can't be read, since its {encoding} is damaged: write the name of a text file in UTF-8, or -"
             ) from None
-    if content.startswith(_ZIP):
-        raise click.UsageError(f"{file} is a spreadsheet, not CSV: export it as 'CSV UTF-8'")
+    for signature, why in _OTHER_FILES.items():
+        if content.startswith(signature):
+            raise click.UsageError(f"{file} {why}")
     if content[1:2] == b"\0" or content[:1] == b"\0":
-        raise click.UsageError(f"{file} can't be read: it is no text, or UTF-16 without a byte order mark; {_SAVE_AS}")
+        raise click.UsageError(
+            f"{file} can't be read: it is no text, or UTF-16 or UTF-32 without a byte order mark; {_SAVE_AS}"
+        )
     try:
         return _with_line_feeds(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
