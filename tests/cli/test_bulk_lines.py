@@ -53,6 +53,20 @@ def test_blank_lines_and_comments_between_ids_are_passed_over_and_counted() -> N
     assert read(text) == [(3, {"conference_sid": "one"}), (7, {"conference_sid": "two"})]
 
 
+@pytest.mark.parametrize("comment", ["#", "# x", "#\tx", "## x", "# a, b; c", "# #N/A"])
+def test_a_number_sign_and_a_blank_begin_a_comment(comment: str) -> None:
+    assert read(f"{comment}\none\n{comment}\n") == [(2, {"conference_sid": "one"})]
+
+
+@pytest.mark.parametrize("line", ["#room-1", "#!x", "#a,b", "'#room-1'", "##x"])
+def test_a_number_sign_without_a_blank_is_refused(line: str) -> None:
+    """It may be a target."""
+    [first, second] = read_lines(f"{line}\none\n", "conference_sid")
+    assert isinstance(first, BadLine)
+    assert not first.hides_more
+    assert second == Line(2, {"conference_sid": "one"})
+
+
 def test_the_last_id_needs_no_line_break_and_lines_may_end_as_on_windows() -> None:
     assert read("one\r\n\r\ntwo") == [(1, {"conference_sid": "one"}), (3, {"conference_sid": "two"})]
 

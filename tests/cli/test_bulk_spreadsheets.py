@@ -1,5 +1,6 @@
 """Files of targets as spreadsheets write them: read, or refused with the line and what to do."""
 
+import gzip
 import io
 import sys
 from pathlib import Path
@@ -132,11 +133,34 @@ def test_what_only_resembles_such_a_number_is_read(cell: str) -> None:
     assert fields_of(f"conference_sid\n{cell}\n") == [{"conference_sid": cell}]
 
 
-@pytest.mark.parametrize("cell", ["#N/A", "#REF!", "#NAME?", "#VALUE!", "#DIV/0!"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        *("#N/A", "#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#SPILL!", "#GETTING_DATA", "Err:502"),
+        *("#NV", "#WERT!", "#BEZUG!", "#ÜBERLAUF!", "#N/D", "#N/D!", "#¡VALOR!", "#¿NOMBRE?", "#¡DIV/0!"),
+        *("#\u0417\u041d\u0410\u0427!", "#\u041d/\u0414"),
+    ],
+)
 def test_the_error_of_a_formula_is_refused(cell: str) -> None:
-    assert fields_of(f"conference_sid;name\nroom-1;{cell}\n") == [
-        (2, f"name holds the spreadsheet's error {cell}: correct its formula there, and save again")
+    sentence = f"holds the spreadsheet's error {cell}: correct its formula there, and save again"
+    assert fields_of(f"conference_sid;name\nroom-1;{cell}\n{cell};\n") == [
+        (2, f"name {sentence}"),
+        (3, f"conference_sid {sentence}"),
     ]
+    assert fields_of(f"room-1\n{cell}\n") == [{"conference_sid": "room-1"}, (2, f"conference_sid {sentence}")]
+    assert fields_of(f"{cell}\nroom-1\n") == [(1, f"conference_sid {sentence}"), {"conference_sid": "room-1"}]
+
+
+@pytest.mark.parametrize("cell", ["##", "########"])
+def test_an_id_of_a_column_that_was_too_narrow_is_refused(cell: str) -> None:
+    sentence = f"conference_sid holds the spreadsheet's error {cell}: widen its column there, and save again"
+    assert fields_of(f"conference_sid;name\n{cell};{cell}\n") == [(2, sentence)]
+    assert fields_of(f"{cell}\nroom-1\n") == [(1, sentence), {"conference_sid": "room-1"}]
+
+
+@pytest.mark.parametrize("name", ["##", "#", "#1", "#urgent!", "#a/b", "Error:502", "# #", "#n/a?"])
+def test_a_name_that_only_resembles_such_an_error_is_read(name: str) -> None:
+    assert fields_of(f"conference_sid;name\nroom-1;{name}\n") == [{"conference_sid": "room-1", "name": name}]
 
 
 def test_a_nul_in_a_cell_is_refused() -> None:
@@ -196,10 +220,12 @@ TEXT = "Conference SID;Name\r\nroom-1;Café\r\n\r\nroom-2;b\r\n"
         TEXT.encode("utf-8-sig"),
         TEXT.replace(";", "\t").encode("utf-16"),
         b"\xfe\xff" + TEXT.encode("utf-16-be"),
+        TEXT.encode("utf-32"),
+        b"\x00\x00\xfe\xff" + TEXT.encode("utf-32-be"),
         TEXT.replace("\r\n", "\r").encode(),
         b"\r\n".join(TEXT.encode("utf-8-sig").split(b"\r\n")),
     ],
-    ids=["UTF-8", "BOM", "UTF-16 with tabs", "UTF-16 big-endian", "CR", "BOM and CRLF"],
+    ids=["UTF-8", "BOM", "UTF-16 with tabs", "UTF-16 big-endian", "UTF-32", "UTF-32 big-endian", "CR", "BOM and CRLF"],
 )
 async def test_a_file_is_read_in_the_encodings_that_excel_writes(
     offline_shell: Shell, tmp_path: Path, content: bytes
@@ -230,12 +256,28 @@ def is_misuse(ran: Ran, sentence: str) -> None:
     ("content", "sentence"),
     [
         (b"conference_sid,name\nroom-1,a\nroom-2,Caf\xe9\n", f":3: can't be read: this line is not UTF-8; {SAVE_AS}"),
-        (TEXT.encode("utf-16-le"), f"it is no text, or UTF-16 without a byte order mark; {SAVE_AS}"),
-        (TEXT.encode("utf-16-be"), f"it is no text, or UTF-16 without a byte order mark; {SAVE_AS}"),
+        (TEXT.encode("utf-16-le"), f"it is no text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
+        (TEXT.encode("utf-16-be"), f"it is no text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
+        (TEXT.encode("utf-32-le"), f"it is no text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
+        (TEXT.encode("utf-32-be"), f"it is no text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
         (b"\xff\xfea", "its UTF-16 is damaged"),
+        (TEXT.encode("utf-32")[:-1], "its UTF-32 is damaged"),
         (b"PK\x03\x04\x14\x00\x06\x00\x08\xe9", "is a spreadsheet, not CSV: export it as 'CSV UTF-8'"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(50), "is a spreadsheet, not CSV: export it as 'CSV UTF-8'"),
+        (gzip.compress(TEXT.encode()), "is compressed: unpack it with gunzip"),
     ],
-    ids=["latin-1", "UTF-16-LE without BOM", "UTF-16-BE without BOM", "half a UTF-16", "xlsx"],
+    ids=[
+        "latin-1",
+        "UTF-16-LE without BOM",
+        "UTF-16-BE without BOM",
+        "UTF-32-LE without BOM",
+        "UTF-32-BE without BOM",
+        "half a UTF-16",
+        "half a UTF-32",
+        "xlsx",
+        "xls",
+        "gzip",
+    ],
 )
 async def test_a_file_in_another_encoding_is_refused(
     offline_shell: Shell, tmp_path: Path, content: bytes, sentence: str

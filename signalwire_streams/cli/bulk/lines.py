@@ -37,7 +37,13 @@ _ALIASES = {"streamcodec": "codec", "streamrealtime": "realtime"}
 _SEPARATOR_LINE = re.compile(r'"?sep=(.?)"?[,;\t]*', re.IGNORECASE)
 _FORMULA = re.compile(r'="((?:[^"]|"")*)"')
 _MANGLED_NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)?E[+-]\d{2,}", re.IGNORECASE)
-_SPREADSHEET_ERROR = re.compile(r"#(?:N/A|REF!|NAME\?|VALUE!|DIV/0!|NUM!|NULL!|SPILL!|CALC!)")
+_UPPER = r"(?:(?![a-z])[^\W\d_])"
+_SPREADSHEET_ERROR = re.compile(
+    # In any language: #N/A, #N/D!, #REF!, #¿NOMBRE?, #DIV/0!; German for #N/A; LibreOffice's.
+    rf"#[¡¿]?{_UPPER}+(?:/0)?[!?]|#{_UPPER}/{_UPPER}[!?]?|#NV|#GETTING_DATA|Err:\d{{3}}"
+)
+_COMMENT = re.compile(r"#|#+\s.*")
+_NO_COMMENT = "this is neither an id nor a comment: begin a comment with a # and a blank"
 _NO_ID = "this is no id: write one id per line, or CSV whose first line names its columns"
 _NO_SID_COLUMN = f"the first line has no column conference_sid or call_sid: write {_COLUMNS}"
 
@@ -127,12 +133,14 @@ def _each(lines: Sequence[str], read: Callable[[str], Mapping[str, Any] | None])
 
 
 def _from_id(line: str, sid_field: str) -> Mapping[str, Any] | None:
-    if line.startswith("#"):
+    if _COMMENT.fullmatch(line):
         return None
     sid = _bare_sid(line)
+    _check_cell(sid_field, sid)
+    if sid.startswith("#"):
+        raise ValueError(_NO_COMMENT)
     if any(delimiter in sid for delimiter in _DELIMITERS):
         raise ValueError(_NO_ID)
-    _check_cell(sid_field, sid)
     return {sid_field: sid}
 
 
@@ -271,8 +279,10 @@ def _check_cell(name: str, value: str) -> None:
             f"{name}{shown} was turned into a number by a spreadsheet, and digits are lost: format the column as "
             "text there, enter it again, and save again"
         )
-    if _SPREADSHEET_ERROR.fullmatch(value):
-        raise ValueError(f"{name} holds the spreadsheet's error {value}: correct its formula there, and save again")
+    is_too_narrow = name in _SIDS and len(value) > 1 and not value.strip("#")
+    if is_too_narrow or _SPREADSHEET_ERROR.fullmatch(value):
+        remedy = "widen its column there" if is_too_narrow else "correct its formula there"
+        raise ValueError(f"{name} holds the spreadsheet's error {value}: {remedy}, and save again")
     if "\0" in value and name not in _SIDS:
         raise ValueError(f"{name} holds a NUL character: remove it")
 

@@ -24,9 +24,9 @@ _PAGE_SIZE = 1_000
 
 
 FILES = """\b
-FILE has one id per line; or it is CSV whose first line names its columns, as
-spreadsheets save it; or it has one JSON object per line. CSV and JSON can say
-more of each stream:
+FILE has one id per line, and comments that begin with "# "; or it is CSV whose
+first line names its columns, as spreadsheets save it; or it has one JSON object
+per line. CSV and JSON can say more of each stream:
   conference_sid or call_sid, url, name, unnamed, track, codec, realtime,
   status_callback, status_callback_method, authorization_bearer_token,
   and parameters (JSON: an object; CSV: a column parameters.NAME for each)
