@@ -1,8 +1,8 @@
 """The console script ``signalwire-streams``, which is also ``python -m signalwire_streams``."""
 
-import signal
 import sys
-from contextlib import suppress
+
+from signalwire_streams.cli.interrupts import ignore_interrupts
 
 _OF_THE_EXTRA = {"click", "rich", "trustme"}
 _MISUSE = 2
@@ -19,16 +19,10 @@ def main() -> int:
         try:
             return _run()
         finally:
-            _ignore_interrupts()
+            ignore_interrupts()
     except KeyboardInterrupt:
-        _ignore_interrupts()
+        ignore_interrupts()
         return _INTERRUPTED
-
-
-def _ignore_interrupts() -> None:
-    """Ignore SIGINT: it would print a traceback and change the exit code while the interpreter exits."""
-    with suppress(ValueError):  # outside the main thread, which alone receives signals
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run() -> int:

@@ -10,6 +10,7 @@ from ssl import SSLContext
 from attrs import define, field, frozen
 
 from signalwire_streams.cli.failures import FAILED, Failure
+from signalwire_streams.cli.interrupts import ignore_interrupts
 from signalwire_streams.cli.listen.hearing import Hearing
 from signalwire_streams.cli.listen.recording import Recording, Shelf
 from signalwire_streams.cli.listen.screen import Screen, screen
@@ -191,14 +192,10 @@ class Listening:
         loop = asyncio.get_running_loop()
         numbers = (Signals.SIGINT, Signals.SIGTERM)
 
-        def take_back() -> None:
-            for number in numbers:
-                loop.remove_signal_handler(number)
-
         def end() -> None:
             if self._over.is_set():  # a second Ctrl-C; recordings are whole by then
                 self._receiver.abort()
-                take_back()
+                loop.remove_signal_handler(Signals.SIGTERM)  # so that it ends the process whatever holds it up
             self._over.set()
 
         try:
@@ -210,4 +207,6 @@ class Listening:
         try:
             yield
         finally:
-            take_back()
+            for number in numbers:
+                loop.remove_signal_handler(number)
+            ignore_interrupts()

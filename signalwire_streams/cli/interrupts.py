@@ -1,0 +1,10 @@
+"""Ctrl-C once the work of a command has ended."""
+
+import signal
+from contextlib import suppress
+
+
+def ignore_interrupts() -> None:
+    """Ignore SIGINT: it would print a traceback and change the exit code while loop and interpreter shut down."""
+    with suppress(ValueError):  # outside the main thread, which alone may set signal handlers
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
