@@ -19,12 +19,11 @@ _SPAN = 10.0  # seconds: frames are late against the least delayed one of these 
 class TrackStatistics:
     """What came of one track.
 
-    A number more than 3,000 ahead of the last one, 64 or more behind it, or used before with another timestamp, is
-    believed only if the next frame follows on it; then the frames are counted from there, and nothing is missing before
-    it. Repeated frames, from the first one on, are a restart as well if there are eight of them or their payloads
-    differ (`SequenceTracker`). A timestamp
-    that jumps by more than a minute against the clock begins anew in the same way: it adds to no jitter, and later
-    frames are measured against it.
+    A number more than 3,000 ahead of the last one, 64 or more behind it, or used before with another timestamp or
+    payload, is believed only if the next frame follows on it; then the frames are counted from there, and nothing is
+    missing before it. Repeated frames, from the first one on, are a restart as well if there are eight of them or
+    another payload follows (`SequenceTracker`). A timestamp that jumps by more than a minute against the clock begins
+    anew in the same way: it adds to no jitter, and later frames are measured against it.
 
     Attributes:
         frames: media frames that came.
