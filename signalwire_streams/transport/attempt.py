@@ -2,18 +2,22 @@
 
 aiohttp hands out a kept-alive connection even if an answer that nobody asked for has already arrived on it, and takes
 the first answer that it reads for the answer to the request, be that written or not. So the connection is checked
-before the request is written, and an answer counts only once all of the request has been written.
+before the request is written and watched until then, and an answer counts only once all of the request has been
+written. A part of a head that the parser took earlier leaves no trace but one: it ends in the status line of the true
+answer.
 """
 
 import asyncio
+import re
 import select
-import sys
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError
 from aiohttp.payload import BytesPayload
 from attrs import define, field
 
@@ -24,8 +28,9 @@ from signalwire_streams.wire.exchange import Progress
 FORM = "application/x-www-form-urlencoded"
 _ONE_WRITE = 64 * 1024
 _READING_TURNS = 4  # turns of the loop within which it reads what has arrived
-# Before 3.12 a body is written by a task that starts in a later turn of the loop.
-_WRITES_LATER = sys.version_info < (3, 12)
+_LARGEST_HEAD = 256 * 1024  # bytes; aiohttp limits each line and the number of lines, but not their sum
+_STATUS_LINE = re.compile(r"HTTP/1\.[01] \d{3}(?: |$)")
+_CLOSED = "the other end closed the kept-alive connection"
 _poll = getattr(select, "poll", None)  # not on Windows
 
 
@@ -35,6 +40,10 @@ class UnaskedAnswerError(aiohttp.ClientConnectionError):
 
 class SilentResendError(aiohttp.ClientError):
     """Stands for an error after which aiohttp would repeat a GET itself, unknown to the retry and its counting."""
+
+
+class RepeatedRequestError(aiohttp.ClientError):
+    """The session sent a request again that was written already, unknown to the retry and its counting."""
 
 
 @define(eq=False)
@@ -57,8 +66,9 @@ class AttemptGuard:
     is_read: bool
     headers: Mapping[str, str] | None = field(init=False, default=None, repr=False)
     ends_at: float = field(init=False)
-    _send: Callable[[Connection], Awaitable[aiohttp.ClientResponse]] | None = field(init=False, default=None)
+    _wrappers: list["_ProtocolWrapper"] = field(init=False, factory=list, repr=False)
     _protocol: ResponseHandler | None = field(init=False, default=None)
+    _writer: AbstractStreamWriter | None = field(init=False, default=None)
     transport: asyncio.Transport | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
@@ -72,10 +82,11 @@ class AttemptGuard:
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         """Send the request, and return its answer."""
+        self._check_not_written()
         if self.headers is not None:
             request.headers.update(self.headers)
         # The only place where the connection is known and nothing is written yet; aiohttp looks it up on the instance.
-        self._send, request.send = request.send, self.send  # type: ignore[method-assign]
+        request.send = partial(self.send, request.send)  # type: ignore[method-assign]
         try:
             response = await handler(request)
         except aiohttp.ClientConnectorError:
@@ -84,39 +95,61 @@ class AttemptGuard:
             if self.is_read:
                 raise SilentResendError from error
             raise
+        finally:
+            for wrapper in self._wrappers:
+                wrapper.remove()
         transport = self.transport
-        if self.progress.phase is not Phase.WAITING or (transport is not None and transport.get_write_buffer_size()):
+        if (
+            self.progress.phase is not Phase.WAITING
+            or (transport is not None and transport.get_write_buffer_size())
+            or _has_status_line(response)
+        ):
             response.close()
             raise UnaskedAnswerError
         self.progress.phase = Phase.ANSWERED
         return response
 
-    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+    async def send(
+        self, send: Callable[[Connection], Awaitable[aiohttp.ClientResponse]], conn: Connection
+    ) -> aiohttp.ClientResponse:
         """Send the request on a connection, unless something has arrived on it.
+
+        Args:
+            send: aiohttp's own method.
+            conn: the connection.
 
         Raises:
             aiohttp.ClientConnectionError: the request must not be written to this connection.
         """
         self._protocol, self.transport = conn.protocol, conn.transport
-        if self._is_unfit() or self._has_data():
-            await self._refuse()
-        # It was set before aiohttp could call this.
-        response = await self._send(conn)  # type: ignore[misc]
+        if self._protocol is None or self.transport is None:
+            raise aiohttp.ClientConnectionResetError(_CLOSED)
+        self._wrappers.append(_ProtocolWrapper(self, self._protocol, self.transport))
+        await self._check_connection()
+        response = await send(conn)
         if self.is_read:
             self.written(in_one_write=True)
         return response
 
-    async def before_writing(self) -> None:
-        """Check the connection once more, if the loop has run since.
+    async def before_writing(self, writer: AbstractStreamWriter) -> None:
+        """Check the connection once more, since the loop may have run, and record that writing begins.
 
         Raises:
             aiohttp.ClientConnectionError: the request must not be written to this connection.
+            RepeatedRequestError: it is written already.
         """
-        if _WRITES_LATER and (self._is_unfit() or self._has_data()):
-            await self._refuse()
+        await self._check_connection()
+        self._check_not_written()
+        self._writer = writer
+        self.progress.phase = Phase.WRITING
+
+    def not_written(self) -> None:
+        """Correct the phase if nothing is written, at a time from which on nothing can be."""
+        if self.progress.phase is Phase.WRITING and self._writer is not None and not self._writer.output_size:
+            self.progress.phase = Phase.CONNECTING
 
     def written(self, *, in_one_write: bool) -> None:
-        """Record that all of the request is written, unless an answer came earlier: it belongs to another request.
+        """Record that all of the request is written.
 
         Args:
             in_one_write: True if headers and body went out together. That write either took bytes or closed the
@@ -124,7 +157,7 @@ class AttemptGuard:
         """
         if in_one_write and (self.transport is None or self.transport.is_closing()):
             self.progress.phase = Phase.CONNECTING
-        elif self._protocol is not None and not self._protocol.should_close:
+        else:
             self.progress.phase = Phase.WAITING
             self.allow(self.read_timeout)
 
@@ -147,18 +180,79 @@ class AttemptGuard:
         poll.register(connection.fileno(), select.POLLIN)
         return bool(poll.poll(0))
 
-    async def _refuse(self) -> None:
+    def _check_not_written(self) -> None:
+        if self.progress.phase is not Phase.CONNECTING:
+            raise RepeatedRequestError
+
+    async def _check_connection(self) -> None:
         """Raise the reason not to use the connection, if there is one once the loop has read what has arrived."""
+        if not (self._is_unfit() or self._has_data()):
+            return
         # It also closes the other kept-alive connections that have ended meanwhile. If the process stood still, so that
         # another one may have taken the request over, the timer of this attempt ends it here.
         for _ in range(_READING_TURNS):
             await asyncio.sleep(0)
-        transport = self.transport
+        protocol, transport = self._protocol, self.transport
+        if protocol is not None and isinstance(protocol.exception(), UnaskedAnswerError):
+            raise UnaskedAnswerError
         if transport is None or transport.is_closing():
-            raise aiohttp.ClientConnectionResetError("the other end closed the kept-alive connection")
-        # Over TLS it may have been a session ticket, which leaves no trace.
+            raise aiohttp.ClientConnectionResetError(_CLOSED)
+        # Over TLS it may have been a session ticket, which never reaches the protocol.
         if transport.get_extra_info("ssl_object") is None or self._is_unfit():
             raise UnaskedAnswerError
+
+
+@define(eq=False)
+class _ProtocolWrapper(asyncio.Protocol):
+    """Receives what arrives until the head of the answer is read, and hands it on to aiohttp's protocol.
+
+    It aborts the connection if data arrives before the request is written, or if the head is too long. A TLS session
+    ticket is not data. Some event loops look methods up once, so replacing them on aiohttp's protocol is not enough.
+    """
+
+    _guard: AttemptGuard
+    _protocol: ResponseHandler
+    _transport: asyncio.Transport
+    _received: int = field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        self._transport.set_protocol(self)
+
+    def remove(self) -> None:
+        if self._transport.get_protocol() is self:
+            self._transport.set_protocol(self._protocol)
+
+    def data_received(self, data: bytes) -> None:
+        if self._guard.progress.phase is not Phase.WAITING:
+            self._guard.not_written()
+            self._refuse(UnaskedAnswerError())
+            return
+        self._protocol.data_received(data)
+        self._received += len(data)
+        if self._received > _LARGEST_HEAD and not self._protocol.should_close:  # else there is a head
+            self._refuse(HttpProcessingError(code=400, message="the head is too long"))
+
+    def eof_received(self) -> None:
+        self._guard.not_written()
+        self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._guard.not_written()
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def _refuse(self, reason: Exception) -> None:
+        self._protocol.set_exception(reason)
+        self._transport.abort()
+
+
+def _has_status_line(response: aiohttp.ClientResponse) -> bool:
+    return any(_STATUS_LINE.search(text) for text in (response.reason or "", *response.headers.values()))
 
 
 class GuardedPayload(BytesPayload):
@@ -171,7 +265,10 @@ class GuardedPayload(BytesPayload):
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         """Write the body, together with the headers."""
         guard = self._guard
-        await guard.before_writing()
-        guard.progress.phase = Phase.WRITING
-        await writer.write(self._value[:content_length])
+        await guard.before_writing(writer)
+        try:
+            await writer.write(self._value[:content_length])
+        except Exception:
+            guard.not_written()  # a trace hook, which aiohttp calls before it writes, may have raised it
+            raise
         guard.written(in_one_write=len(self._value) <= _ONE_WRITE)

@@ -20,6 +20,7 @@ from signalwire_streams.transport.attempt import (
     FORM,
     AttemptGuard,
     GuardedPayload,
+    RepeatedRequestError,
     SilentResendError,
     UnaskedAnswerError,
 )
@@ -53,6 +54,12 @@ _UNUSABLE = (
     aiohttp.NonHttpUrlClientError,
     ValueError,  # aiohttp's word for a session whose own settings contradict the request's
 )
+
+_IN_WORDS = {
+    aiohttp.ClientResponseError: "the answer is no valid HTTP, or its head is too long",
+    UnaskedAnswerError: "an answer arrived before the request was sent",
+    RepeatedRequestError: "the session itself sends requests again",
+}
 
 
 @define(eq=False)
@@ -232,10 +239,9 @@ def _in_words(error: Exception, phase: Phase) -> str:
         return "timeout: no connection in time" if phase is Phase.CONNECTING else "timeout: no answer in time"
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy answered HTTP {error.status}"
-    if isinstance(error, aiohttp.ClientResponseError):
-        return "the answer is no valid HTTP, or its head is too long"
-    if isinstance(error, UnaskedAnswerError):
-        return "an answer arrived before the request was sent"
+    for kind, words in _IN_WORDS.items():
+        if isinstance(error, kind):
+            return words
     number = error.errno if isinstance(error, OSError) else None
     name = type(error.__cause__ if isinstance(error, SilentResendError) else error).__name__
     return f"{name}: {os.strerror(number)}" if number is not None else name

@@ -12,6 +12,9 @@ from signalwire_streams.errors import ClientStateError, InvalidRequestError
 
 _KEEPALIVE = 10.0
 
+_FRAMING = ("Content-Length", "Transfer-Encoding", "Content-Encoding", "Expect")
+"""Headers that say how a body is sent, so that as a session's default they are wrong for every request."""
+
 _LENT: WeakKeyDictionary[aiohttp.ClientSession, int] = WeakKeyDictionary()
 """The sessions that clients borrowed, and how many of these clients are not closed."""
 
@@ -40,6 +43,11 @@ class SessionManager:
         if self.borrowed.auth is not None:
             raise InvalidRequestError(
                 "the session has auth= of its own, which clashes with the Space's: make it without auth="
+            )
+        wrong = [name for name in _FRAMING if name in self.borrowed.headers]
+        if wrong:
+            raise InvalidRequestError(
+                f"the session sends {' and '.join(wrong)} with every request, whatever its body: make it without them"
             )
         _LENT[self.borrowed] = _LENT.get(self.borrowed, 0) + 1
 

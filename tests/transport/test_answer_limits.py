@@ -70,6 +70,47 @@ async def test_a_large_head_loses_no_stream(
         assert len(raw.requests) == 1
 
 
+@pytest.mark.parametrize("lines", [3, 4])
+async def test_a_head_may_have_256_kib(lines: int, space: SimulatedSpace, client_for: Any) -> None:
+    head = "".join(f"X-{number}: {'x' * 60_000}\r\n" for number in range(lines))
+    async with raw_space(always(http(200, {"sid": SID}, head=head))) as raw:
+        stream = await client_for(space, base_url=raw.url).conferences.start_stream("room", url=URL)
+
+        assert stream.sid == SID
+        assert len(raw.requests) == 1
+
+
+@pytest.mark.parametrize("kind", ["start", "read"])
+async def test_a_head_without_end(kind: str, space: SimulatedSpace, client_for: Any) -> None:
+    """Each line is short enough and they are not too many, but not all of them are read."""
+    lines = [f"X-{number}: {'x' * 60_000}\r\n".encode() for number in range(400)]
+
+    async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        connection.writer.write(b"HTTP/1.1 200 OK\r\n")
+        for line in lines:
+            connection.writer.write(line)
+            await connection.writer.drain()
+        return b"\r\n"
+
+    async with raw_space(answer) as raw:
+        client = client_for(space, base_url=raw.url)
+        tracemalloc.start()
+        try:
+            with pytest.raises(StreamOutcomeUnknown if kind == "start" else MalformedResponseError) as caught:
+                await (
+                    client.conferences.start_stream("room", url=URL, unnamed=True)
+                    if kind == "start"
+                    else client.conferences.get("room")
+                )
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+        assert "its head is too long" in str(caught.value)
+        assert len(raw.requests) == (1 if kind == "start" else 3)
+    assert peak < 4 * MIB
+
+
 UNREADABLE = {
     "one header too long": http(200, head=f"Set-Cookie: {SECRET * 4_000}\r\n"),
     "too many headers": http(200, head=f"Set-Cookie: {SECRET}\r\n" * 600),

@@ -1,5 +1,7 @@
 """Code and settings of a borrowed session that fail: typed errors, and no start is lost or doubled."""
 
+import asyncio
+import contextlib
 import gzip
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -98,7 +100,7 @@ def traced(name: str, hook: Any) -> aiohttp.ClientSession:
 async def test_a_trace_hook_that_raises_before_the_request_is_written(
     name: str, kind: str, error: Exception, space: SimulatedSpace, client_for: Any
 ) -> None:
-    """Nothing was sent, and the error is that."""
+    """Nothing was sent, and the error is that. aiohttp calls all these hooks before it writes, whatever their names."""
     async with raw_space() as raw, traced(name, raising(error)) as session:
         raised = await error_of(client_for(space, base_url=raw.url, session=session), kind)
 
@@ -137,18 +139,72 @@ async def test_a_trace_hook_whose_error_says_that_nothing_was_sent(
 
 
 @pytest.mark.parametrize("kind", ["named", "unnamed"])
-async def test_a_trace_hook_that_raises_while_the_request_is_written(
+async def test_a_trace_hook_that_raises_just_before_the_body_is_written(
     kind: str, space: SimulatedSpace, client_for: Any
 ) -> None:
-    """How much of it went out is not known, so the outcome is not either."""
-    error = LookupError("mine")
-    async with raw_space() as raw, traced("on_request_chunk_sent", raising(error)) as session:
-        raised = await error_of(client_for(space, base_url=raw.url, session=session), kind)
+    """Nothing was sent, so the next attempt starts the stream, and the result is not ambiguous."""
+    async with raw_space() as raw, traced("on_request_chunk_sent", raising(LookupError("mine"), times=1)) as session:
+        stream = await client_for(space, base_url=raw.url, session=session).conferences.start_stream(
+            "room", url=URL, unnamed=kind == "unnamed"
+        )
 
-        assert isinstance(raised, StreamOutcomeUnknown)
-        assert raised.__cause__ is error
-        assert (raised.sent, raised.attempts) == ("maybe", 1)
-        assert "mine" not in str(raised)
+        assert [stream.sid] == raw.sids_of("room")
+        assert not stream.ambiguous
+        assert len(raw.requests) == 1
+
+
+def repeating(kind: str) -> type[aiohttp.ClientSession]:
+    """Make a class of sessions that send a request again, or twice at once."""
+    with pytest.warns(DeprecationWarning, match="Inheritance"):
+
+        class Session(aiohttp.ClientSession):
+            async def _request(self, *arguments: Any, **options: Any) -> aiohttp.ClientResponse:
+                if kind == "at once":
+                    send = super()._request
+                    return (await asyncio.gather(*(send(*arguments, **options) for _ in range(2))))[0]
+                for _ in range(3):
+                    with contextlib.suppress(aiohttp.ClientError):
+                        response = await super()._request(*arguments, **options)
+                        if response.status < 500:
+                            return response
+                return await super()._request(*arguments, **options)
+
+    return Session
+
+
+@pytest.mark.parametrize("kind", ["502", "no answer", "at once"])
+async def test_a_session_that_repeats_requests(kind: str, space: SimulatedSpace, client_for: Any) -> None:
+    """A start is written once: of what its session sends again nothing reaches the Space."""
+
+    async def fail(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        if kind == "no answer":
+            raise ConnectionError
+        return http(502)
+
+    async with raw_space(fail) as raw, repeating(kind)() as session:
+        client = client_for(space, base_url=raw.url, session=session)
+        with pytest.raises(StreamOutcomeUnknown) as caught:
+            await client.conferences.start_stream("room", url=URL, unnamed=True)
+        for _ in range(6):
+            await asyncio.sleep(0)
+
+        assert len(raw.requests) == 1
+        assert kind == "at once" or "sends requests again" in str(caught.value)
+
+
+async def test_a_session_that_repeats_what_was_not_written(space: SimulatedSpace, client_for: Any) -> None:
+    """Its repetition is harmless, and works."""
+
+    async def speak(connection: RawConnection) -> None:
+        if len(raw.connections) == 1:
+            connection.push(http(408))
+
+    async with raw_space(on_connect=speak) as raw, repeating("408")() as session:
+        client = client_for(space, base_url=raw.url, session=session)
+        stream = await client.conferences.start_stream("room", url=URL, unnamed=True)
+
+        assert [stream.sid] == raw.sids_of("room")
+        assert len(raw.requests) == 1
 
 
 async def test_a_trace_hook_that_raises_on_an_error(space: SimulatedSpace, client_for: Any) -> None:

@@ -118,6 +118,17 @@ async def test_unfit_sessions_are_refused() -> None:
         StreamsClient(space="example", project="p", token="t", session="session")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "header", ["Content-Length: 5", "transfer-encoding: chunked", "Content-Encoding: gzip", "Expect: 100-continue"]
+)
+async def test_sessions_whose_default_headers_describe_a_body_are_refused(header: str) -> None:
+    """A Content-Length of the session would cut every start's form off; the sentence names the header."""
+    name, _, value = header.partition(": ")
+    async with aiohttp.ClientSession(headers={name: value}) as session:
+        with pytest.raises(InvalidRequestError, match=f"(?i)sends {name} with every request.*make it without"):
+            StreamsClient(space="example", project="p", token="t", session=session)
+
+
 async def test_a_borrowed_session_cannot_spoil_a_start(space: SimulatedSpace, client_for: Any) -> None:
     """Middlewares that repeat, raise_for_status and default headers of the session change nothing."""
 

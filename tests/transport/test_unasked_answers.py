@@ -60,6 +60,12 @@ UNASKED: dict[str, bytes] = {
     "a line's end": b"\r\n",
     "more of a body": b'{"sid": "x"}',
 }
+# The true answer's status line ends up in the header or in the reason.
+PARTS_OF_HEADS = (
+    b"HTTP/1.1 404 Not Found\r\nX-Rest: ",
+    b"HTTP/1.1 404 Not Fou",
+    b"HTTP/1.1 503 X\r\nRetry-After: 0\r\nX-Rest: a",
+)
 each_unasked = pytest.mark.parametrize("unasked", UNASKED.values(), ids=UNASKED)
 KINDS = ("read", "stop", "named", "unnamed", "call")
 Make: TypeAlias = Callable[..., StreamsClient]
@@ -183,21 +189,27 @@ async def test_a_server_that_spoke_first_once(make: Make) -> None:
 
 
 @contextmanager
-def tls_pair() -> Iterator[tuple[ssl.SSLContext, ssl.SSLContext]]:
+def tls_pair(version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> Iterator[tuple[ssl.SSLContext, ssl.SSLContext]]:
     authority = trustme.CA()
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.maximum_version = version
     authority.issue_cert("127.0.0.1").configure_cert(server)
     client = ssl.create_default_context()
     authority.configure_trust(client)
     yield server, client
 
 
-@pytest.mark.parametrize(
-    "unasked", [http(200, STOLEN), http(408), b"nobody asked\r\n\r\n"], ids=["200", "408", "garbage"]
-)
-async def test_unasked_answers_over_tls(unasked: bytes, space: SimulatedSpace, client_for: Any) -> None:
+each_version = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+each_part_of_a_head = pytest.mark.parametrize("part", PARTS_OF_HEADS)
+
+
+@each_version
+@pytest.mark.parametrize("unasked", [http(200, STOLEN), http(408), b"nobody asked\r\n\r\n", *PARTS_OF_HEADS])
+async def test_unasked_answers_over_tls(
+    unasked: bytes, version: ssl.TLSVersion, space: SimulatedSpace, client_for: Any
+) -> None:
     """What arrives over TLS is read before it is judged; session tickets arrive as well."""
-    with tls_pair() as (server, trusting):
+    with tls_pair(version) as (server, trusting):
         connector = aiohttp.TCPConnector(ssl=trusting)
         async with raw_space(tls=server) as raw, aiohttp.ClientSession(connector=connector) as session:
             client = client_for(space, base_url=raw.url, session=session)
@@ -209,18 +221,28 @@ async def test_unasked_answers_over_tls(unasked: bytes, space: SimulatedSpace, c
             assert len(raw.requests) == 2
 
 
-async def test_session_tickets_are_no_answers(space: SimulatedSpace, client_for: Any) -> None:
-    """Of many fresh TLS connections none is refused for the ticket that the server sends after the handshake."""
+@pytest.mark.parametrize("hook", ["on_connection_create_end", "on_request_headers_sent"])
+async def test_session_tickets_are_no_answers(hook: str, space: SimulatedSpace, client_for: Any) -> None:
+    """No fresh TLS connection is refused for the ticket that follows the handshake, in whichever turn it arrives."""
     attempts: list[Attempt] = []
+    trace = aiohttp.TraceConfig()
+
+    async def hold(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+        await turns(len(attempts))
+
+    getattr(trace, hook).append(hold)
     with tls_pair() as (server, trusting):
         connector = aiohttp.TCPConnector(ssl=trusting, force_close=True)
-        async with raw_space(tls=server) as raw, aiohttp.ClientSession(connector=connector) as session:
+        async with (
+            raw_space(tls=server) as raw,
+            aiohttp.ClientSession(connector=connector, trace_configs=[trace]) as session,
+        ):
             client = client_for(space, base_url=raw.url, session=session, on_attempt=attempts.append)
-            targets = [f"room-{number}" for number in range(40)]
-            await asyncio.gather(*(perform(client, "unnamed", target) for target in targets))
+            for number in range(12):
+                await perform(client, "unnamed", f"room-{number}")
 
-            assert Counter(attempt.event for attempt in attempts) == {Event.DONE: 40}
-            assert len(raw.connections) == 40
+            assert Counter(attempt.event for attempt in attempts) == {Event.DONE: 12}
+            assert len(raw.connections) == 12
 
 
 @pytest.mark.parametrize("unasked", [http(200, STOLEN), http(408), http(200, {"sid": VICTIM})])
@@ -252,6 +274,98 @@ async def test_an_answer_that_comes_while_a_trace_hook_holds_the_request(
         assert sid != VICTIM
         assert sid is None or [sid] == expected(raw, kind)
         assert error is None or isinstance(error, StreamOutcomeUnknown)
+
+
+async def start(client: StreamsClient, raw: RawSpace, *, unnamed: bool) -> StreamOutcomeUnknown | TransportError | None:
+    """Start a stream, check that what is returned runs, and return the error."""
+    try:
+        stream = await client.conferences.start_stream(ROOM, url=URL, unnamed=unnamed)
+    except (StreamOutcomeUnknown, TransportError) as error:  # a refusal would be false
+        return error
+    assert stream.sid in {None, *raw.sids_of(ROOM)}
+    return None
+
+
+@each_version
+@each_part_of_a_head
+@pytest.mark.parametrize("unnamed", [False, True], ids=["named", "unnamed"])
+async def test_a_server_that_sends_a_part_of_a_head_first_over_tls(
+    part: bytes, unnamed: bool, version: ssl.TLSVersion, space: SimulatedSpace, client_for: Any
+) -> None:
+    """No start is refused that runs, and none is sent twice without a name, whenever the part is read."""
+
+    async def speak(connection: RawConnection) -> None:
+        connection.writer.write(part)
+
+    with tls_pair(version) as (server, trusting):
+        connector = aiohttp.TCPConnector(ssl=trusting)
+        async with (
+            raw_space(tls=server, on_connect=speak) as raw,
+            aiohttp.ClientSession(connector=connector) as session,
+        ):
+            error = await start(client_for(space, base_url=raw.url, session=session), raw, unnamed=unnamed)
+
+            assert len(raw.running) <= 1
+            assert len(raw.requests) <= (1 if unnamed else 3)
+            assert error is None or (error.sent == "no") == (raw.requests == [])
+
+
+@each_part_of_a_head
+@pytest.mark.parametrize(
+    "hook", ["on_connection_create_end", "on_connection_reuseconn", "on_request_headers_sent", "on_request_chunk_sent"]
+)
+@pytest.mark.parametrize("unnamed", [False, True], ids=["named", "unnamed"])
+async def test_a_part_of_a_head_that_comes_while_a_trace_hook_holds_the_request(
+    part: bytes, hook: str, unnamed: bool, space: SimulatedSpace, client_for: Any
+) -> None:
+    """The request goes out on another connection, except if the part was read before the connection was known."""
+    trace, held = aiohttp.TraceConfig(), asyncio.Event()
+
+    async def hold(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+        await turns()
+        if len(raw.requests) == 1 and not held.is_set():
+            held.set()
+            raw.connections[-1].push(part)
+            await turns()
+
+    getattr(trace, hook).append(hold)
+    connector = aiohttp.TCPConnector(force_close=hook == "on_connection_create_end")
+    async with raw_space() as raw, aiohttp.ClientSession(connector=connector, trace_configs=[trace]) as session:
+        client = client_for(space, base_url=raw.url, session=session)
+        await perform(client, "named", "warm")
+        error = await start(client, raw, unnamed=unnamed)
+
+        assert held.is_set()
+        assert len(raw.sids_of(ROOM)) == 1
+        if hook == "on_connection_create_end":
+            assert len(raw.requests) == (2 if unnamed else 3)
+            assert isinstance(error, StreamOutcomeUnknown) if unnamed else error is None
+        else:
+            assert len(raw.requests) == 2
+            assert error is None
+
+
+@pytest.mark.parametrize("hook", ["on_connection_create_end", "on_request_headers_sent", "on_request_chunk_sent"])
+async def test_a_connection_that_ends_while_a_trace_hook_holds_the_request(
+    hook: str, space: SimulatedSpace, client_for: Any
+) -> None:
+    """Nothing was written, so the start is sent on another connection, and is not ambiguous."""
+    trace, held = aiohttp.TraceConfig(), asyncio.Event()
+
+    async def hold(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+        if not held.is_set():
+            held.set()
+            await turns()
+            raw.connections[0].writer.close()
+            await turns()
+
+    getattr(trace, hook).append(hold)
+    async with raw_space() as raw, aiohttp.ClientSession(trace_configs=[trace]) as session:
+        client = client_for(space, base_url=raw.url, session=session)
+        stream = await client.conferences.start_stream(ROOM, url=URL, unnamed=True)
+
+        assert [stream.sid] == raw.sids_of(ROOM)
+        assert len(raw.requests) == 1
 
 
 def answering_first_with(unasked: bytes, *, times: int = 1) -> Any:
