@@ -520,6 +520,18 @@ async def test_an_early_answer_to_a_large_request(space: SimulatedSpace, client_
         assert len(raw.connections) == 1
 
 
+async def test_a_large_request_is_written_in_pieces(space: SimulatedSpace, client_for: Any) -> None:
+    """The kernel takes it bit by bit, and all of it arrives."""
+    parameters = {f"parameter-{number}": "x" * 9_000 for number in range(99)}
+    connector = aiohttp.TCPConnector(socket_factory=with_a_small_buffer)
+    async with raw_space() as raw, aiohttp.ClientSession(connector=connector) as session:
+        client = client_for(space, base_url=raw.url, session=session)
+        stream = await client.conferences.start_stream(ROOM, url=URL, unnamed=True, parameters=parameters)
+
+        assert [stream.sid] == raw.sids_of(ROOM)
+        assert raw.requests[0].fields["Parameter98.Value"] == "x" * 9_000
+
+
 @pytest.mark.parametrize("name", ["200", "202", "404", "408", "500", "503", "garbage", "part of a head"])
 @pytest.mark.parametrize("later", [0, 2], ids=["together", "later"])
 async def test_a_journaled_run_with_one_unasked_answer(name: str, later: int, make: Make, tmp_path: Path) -> None:
