@@ -28,7 +28,7 @@ from signalwire_streams.wire.exchange import Progress
 FORM = "application/x-www-form-urlencoded"
 _ONE_WRITE = 64 * 1024
 _READING_TURNS = 4  # turns of the loop within which it reads what has arrived
-_LARGEST_HEAD = 256 * 1024  # bytes; aiohttp limits each line and the number of lines, but not their sum
+_MOST_OVERHEAD = 256 * 1024  # bytes of a head or of trailers; aiohttp limits only each line and their number
 _STATUS_LINE = re.compile(r"HTTP/1\.[01] \d{3}(?: |$)")
 _CLOSED = "the other end closed the kept-alive connection"
 _poll = getattr(select, "poll", None)  # not on Windows
@@ -87,6 +87,7 @@ class AttemptGuard:
             request.headers.update(self.headers)
         # The only place where the connection is known and nothing is written yet; aiohttp looks it up on the instance.
         request.send = partial(self.send, request.send)  # type: ignore[method-assign]
+        response = None
         try:
             response = await handler(request)
         except aiohttp.ClientConnectorError:
@@ -97,7 +98,7 @@ class AttemptGuard:
             raise
         finally:
             for wrapper in self._wrappers:
-                wrapper.remove()
+                wrapper.limit_body_of(response)
         transport = self.transport
         if (
             self.progress.phase is not Phase.WAITING
@@ -204,32 +205,50 @@ class AttemptGuard:
 
 @define(eq=False)
 class _ProtocolWrapper(asyncio.Protocol):
-    """Receives what arrives until the head of the answer is read, and hands it on to aiohttp's protocol.
+    """Receives what arrives until the answer is complete, and hands it on to aiohttp's protocol.
 
-    It aborts the connection if data arrives before the request is written, or if the head is too long. A TLS session
-    ticket is not data. Some event loops look methods up once, so replacing them on aiohttp's protocol is not enough.
+    It aborts the connection if data arrives before the request is written, or if too much of it is no body: heads,
+    trailers, chunk extensions. A TLS session ticket is not data. Some event loops look methods up once, so replacing
+    them on aiohttp's protocol is not enough.
     """
 
     _guard: AttemptGuard
     _protocol: ResponseHandler
     _transport: asyncio.Transport
     _received: int = field(init=False, default=0)
+    _body: aiohttp.StreamReader | None = field(init=False, default=None)
+    _body_bytes: int = field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
         self._transport.set_protocol(self)
 
-    def remove(self) -> None:
+    def limit_body_of(self, response: aiohttp.ClientResponse | None) -> None:
+        """Limit what comes without any of the body, or stop if there is no response or all of it is there."""
+        self._body, self._received = response.content if response is not None else None, 0
+        if self._body is None or self._body.is_eof():
+            self._remove()
+
+    def _remove(self) -> None:
         if self._transport.get_protocol() is self:
             self._transport.set_protocol(self._protocol)
 
     def data_received(self, data: bytes) -> None:
-        if self._guard.progress.phase is not Phase.WAITING:
+        body = self._body
+        if body is None and self._guard.progress.phase is not Phase.WAITING:
             self._guard.not_written()
             self._refuse(UnaskedAnswerError())
             return
         self._protocol.data_received(data)
         self._received += len(data)
-        if self._received > _LARGEST_HEAD and not self._protocol.should_close:  # else there is a head
+        if body is None:
+            complete = self._protocol.should_close  # it has read a head
+        else:
+            complete = body.is_eof()
+            if body.total_bytes != self._body_bytes:
+                self._body_bytes, self._received = body.total_bytes, 0
+            if complete:
+                self._remove()
+        if self._received > _MOST_OVERHEAD and not complete:
             self._refuse(HttpProcessingError(code=400, message="the head is too long"))
 
     def eof_received(self) -> None:

@@ -111,6 +111,35 @@ async def test_a_head_without_end(kind: str, space: SimulatedSpace, client_for: 
     assert peak < 4 * MIB
 
 
+TRAILERS = b"0\r\n" + b"".join(f"X-{number}: {'x' * 60_000}\r\n".encode() for number in range(400)) + b"\r\n"
+
+
+@pytest.mark.parametrize("rest", [TRAILERS, b"0;" + b"x" * 20 * MIB + b"\r\n\r\n"], ids=["trailers", "an extension"])
+async def test_a_body_whose_end_is_large(rest: bytes, space: SimulatedSpace, client_for: Any) -> None:
+    """Little of what follows the last chunk is kept; the start was accepted, and is known by its name."""
+
+    async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        body = json.dumps({"sid": SID}).encode()
+        head = f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n"
+        connection.writer.write(head.encode() + body + b"\r\n")
+        for start in range(0, len(rest), 65_536):
+            connection.writer.write(rest[start : start + 65_536])
+            await connection.writer.drain()
+        return b""
+
+    async with raw_space(answer) as raw:
+        client = client_for(space, base_url=raw.url)
+        tracemalloc.start()
+        try:
+            stream = await client.conferences.start_stream("room", url=URL)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    assert stream.sid is None
+    assert peak < 4 * MIB
+
+
 UNREADABLE = {
     "one header too long": http(200, head=f"Set-Cookie: {SECRET * 4_000}\r\n"),
     "too many headers": http(200, head=f"Set-Cookie: {SECRET}\r\n" * 600),

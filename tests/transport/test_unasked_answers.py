@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import ssl
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -526,7 +527,13 @@ async def test_a_large_request_is_written_in_pieces(space: SimulatedSpace, clien
     connector = aiohttp.TCPConnector(socket_factory=with_a_small_buffer)
     async with raw_space() as raw, aiohttp.ClientSession(connector=connector) as session:
         client = client_for(space, base_url=raw.url, session=session)
-        stream = await client.conferences.start_stream(ROOM, url=URL, unnamed=True, parameters=parameters)
+        arrived = threading.Event()
+        kernel = asyncio.get_running_loop().run_in_executor(None, arrived.wait)  # until then the clock stands
+        try:
+            stream = await client.conferences.start_stream(ROOM, url=URL, unnamed=True, parameters=parameters)
+        finally:
+            arrived.set()
+            await kernel
 
         assert [stream.sid] == raw.sids_of(ROOM)
         assert raw.requests[0].fields["Parameter98.Value"] == "x" * 9_000
