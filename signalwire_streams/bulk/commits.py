@@ -12,7 +12,7 @@ from attrs import define, field
 
 from signalwire_streams.bulk.paths import JournalPath
 from signalwire_streams.bulk.store import failed, telling, when_free
-from signalwire_streams.bulk.wal import LOG_SIZE, Mark, OpenFiles, checkpoint, close_log, is_busy
+from signalwire_streams.bulk.wal import LOG_SIZE, OpenFiles, checkpoint, close_log, is_busy, next_generation
 from signalwire_streams.errors import JournalError
 from signalwire_streams.transport.clock import Clock
 
@@ -32,14 +32,16 @@ class Commits:
         database: the open journal.
         files: its files, which are checked before each commit.
         clock: measures how long another program keeps the journal locked.
-        mark: what the main file says of the log.
+        salt: the log's, as the run began it or as it was last copied.
+        is_whole: whether the main file needs no log any more.
     """
 
     path: JournalPath
     database: sqlite3.Connection
     files: OpenFiles
     clock: Clock
-    mark: Mark
+    salt: int
+    is_whole: bool = field(init=False, default=False)
     _waiting: list[_Entry] = field(init=False, factory=list)
     _timer: asyncio.TimerHandle | None = field(init=False, default=None)
     _retrying: asyncio.Task[None] | None = field(init=False, default=None)
@@ -75,15 +77,18 @@ class Commits:
         """
         self.cancel()
         with telling(self.path, "written"):
+            was_removed = False
             try:
                 self.files.check()
             except OSError as error:
                 if self.files.damage is not None:
                     raise
                 # What was removed is still open, so the main file gets all of it.
+                was_removed = True
                 self._failure = self._failure or failed(self.path, "written", error)
             self._write_waiting()
-            close_log(self.database)
+            if self._failure is None or was_removed:  # else the disk may be full, and the log has all of it
+                self.is_whole = close_log(self.path, self.database)
         if self._failure is not None:
             raise _same(self._failure)
 
@@ -146,21 +151,22 @@ class Commits:
         for statement, values, done in self._waiting:
             if done is None or not done.cancelled():
                 together.setdefault(statement, []).append(values)
-        with self.database:
-            for statement, rows in together.items():
-                self.database.executemany(statement, rows)
+        if together:
+            with next_generation(self.database):
+                for statement, rows in together.items():
+                    self.database.executemany(statement, rows)
         waiting, self._waiting = self._waiting, []
         for _, _, done in waiting:
             if done is not None and not done.done():
                 done.set_result(None)
 
     def _keep_log_small(self) -> None:
-        """Checkpoint the log when it has outgrown its limit, or is no longer the one that the main file names."""
+        """Checkpoint the log when it has outgrown its limit, or the main file does not say that it is needed."""
         # Those that wait for the commit go on after this returns, so nothing is sent that a cut of the log could hide.
-        if not self.files.has_to_be_named(self.mark, self._log_limit):
+        if not self.files.has_to_be_copied(self.salt, self._log_limit):
             return
         try:
-            self.mark, _ = checkpoint(self.path, self.database)
+            self.salt, _ = checkpoint(self.path, self.database)
         except sqlite3.Error as error:
             if not is_busy(error):  # what was to be written is, so the next commit will do
                 raise

@@ -25,7 +25,7 @@ from signalwire_streams.bulk.store import (
     SCHEMA,
     SCHEMA_VERSION,
     Whose,
-    connect,
+    connect_guarded,
     facts_of,
     hold,
     is_held,
@@ -35,7 +35,13 @@ from signalwire_streams.bulk.store import (
     verify,
     when_free,
 )
-from signalwire_streams.bulk.wal import Mark, OpenFiles, close_without_checkpoint, open_log
+from signalwire_streams.bulk.wal import (
+    OpenFiles,
+    begin_generations,
+    finish_tables,
+    next_generation,
+    open_log,
+)
 from signalwire_streams.errors import InvalidRequestError, JournalError
 from signalwire_streams.models import CallStream, ConferenceStream
 from signalwire_streams.transport.clock import Clock
@@ -86,8 +92,9 @@ class Journal:
     path: JournalPath
     run: str
     _database: sqlite3.Connection
+    _guard: sqlite3.Connection
     _lock: sqlite3.Connection
-    _mark: Mark
+    _salt: int
     _clock: Clock
     _inherited: int = 0
     _looked_up: Counter[str] = field(init=False, factory=Counter)
@@ -98,7 +105,7 @@ class Journal:
     def __attrs_post_init__(self) -> None:
         self._rows = self._inherited
         self._files = OpenFiles(self.path)
-        self._commits = Commits(self.path, self._database, self._files, self._clock, self._mark)
+        self._commits = Commits(self.path, self._database, self._files, self._clock, self._salt)
 
     @classmethod
     def create(cls, path: JournalPath | Path | str, whose: Whose, *, run: str, clock: Clock | None = None) -> Self:
@@ -111,8 +118,8 @@ class Journal:
         path = journal_path(path)
         with telling(path, "made"), new_file(path) as lock, ExitStack() as undo:
             _lay_out(path, whose, run, None)
-            database = undo.enter_context(closing(connect(path)))
-            journal = cls(path, run, database, lock, open_log(path, database), clock or Clock())
+            database, guard = connect_guarded(path, undo)
+            journal = cls(path, run, database, guard, lock, open_log(path, database), clock or Clock())
             undo.pop_all()
         return journal
 
@@ -148,12 +155,12 @@ class Journal:
                 raise InvalidRequestError(f"the journal {path} can't be written: use an account that may write it")
             lock = undo.enter_context(closing(hold(path)))
             whose.check(path, verify(path)[0])
-            database = undo.enter_context(closing(connect(path)))
+            database, guard = connect_guarded(path, undo)
             known = facts_of(path, database)
-            mark = open_log(path, database)
+            salt = open_log(path, database)
             database.execute(INDEX)
             last = database.execute("SELECT COALESCE(MAX(id), 0) FROM items").fetchone()[0]
-            journal = cls(path, known["run"], database, lock, mark, clock or Clock(), int(last))
+            journal = cls(path, known["run"], database, guard, lock, salt, clock or Clock(), int(last))
             undo.pop_all()
         return journal
 
@@ -172,7 +179,7 @@ class Journal:
 
     def begin_undoing(self) -> None:
         """Note that what this run started is to be stopped."""
-        with telling(self.path, "written"), self._database:
+        with telling(self.path, "written"), next_generation(self._database):
             self._database.execute("INSERT OR IGNORE INTO run VALUES ('undone_since', ?)", (now(),))
 
     def find(self, target: str, name: str | None) -> Entry | None:
@@ -276,13 +283,10 @@ class Journal:
     def _release(self) -> None:
         self._commits.cancel()
         self._files.close()
-        try:
-            if self._files.damage is not None:
-                close_without_checkpoint(self.path, self._database)
-            else:
-                self._database.close()
-        finally:
-            self._lock.close()
+        # The last one that closes copies the log into the main file and deletes it; the guard can't, for it only reads.
+        last_two = (self._guard, self._database) if self._commits.is_whole else (self._database, self._guard)
+        for connection in (*last_two, self._lock):
+            connection.close()
 
     def _ask(self, question: str, values: tuple[object, ...], read: Callable[[Any], _Result]) -> _Result:
         with telling(self.path, "read"):
@@ -329,12 +333,14 @@ class Holder:
 
 
 def _lay_out(path: JournalPath, whose: Whose, run: str, plan: Iterable[Start] | None) -> None:
-    """Write the tables, the run's facts and its plan in one transaction: they are there, or nothing is.
+    """Write the tables, the run's facts and its plan: a process that is killed before the end leaves it unfinished.
 
     Without a log, so that all of it is in the main file.
     """
     facts = {"schema": str(SCHEMA_VERSION), "run": run, **asdict(whose), "began": now()}
-    with closing(sqlite3.connect(path.file, timeout=0.0)) as database, database:
+    with closing(sqlite3.connect(path.file, timeout=0.0, isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode = MEMORY").fetchone()  # there is nothing to go back to
+        begin_generations(database)
         database.execute("BEGIN IMMEDIATE")
         for statement in SCHEMA:
             database.execute(statement)
@@ -342,3 +348,5 @@ def _lay_out(path: JournalPath, whose: Whose, run: str, plan: Iterable[Start] | 
             cursor = database.executemany(_PLAN, plan_rows(plan))
             facts["planned"] = str(max(cursor.rowcount, 0))
         database.executemany("INSERT INTO run VALUES (?, ?)", facts.items())
+        database.execute("COMMIT")
+        finish_tables(database)

@@ -120,8 +120,8 @@ class Book:
     async def intend(self, key: Key, progress: Progress, entry: Entry | None) -> None:
         """Note that an item is about to be sent."""
         row = self.holder.journal.new_row() if entry is None else entry.id
-        self._rows[progress] = row
         await self.holder.journal.intend(row, key.kind, key.target, key.name)
+        self._rows[progress] = row
 
     def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
         """Note what came of an item."""

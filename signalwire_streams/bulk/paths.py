@@ -9,6 +9,7 @@ from attrs import frozen
 from signalwire_streams.errors import InvalidRequestError
 
 LOCK, LOG, INDEX, ROLLBACK = ".lock", "-wal", "-shm", "-journal"
+_INDEX_PAGE, _INDEX_AT_FIRST = 4096, 3  # bytes that SQLite adds to an index at once, and that it begins with
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFCHR: "a device",
@@ -83,6 +84,12 @@ def exists(path: JournalPath) -> bool:
         is_there = _is_regular(path.file)
         for suffix in (LOCK, LOG, INDEX, ROLLBACK):
             _is_regular(path.beside(suffix))
+        if size_of(path.beside(INDEX)) % _INDEX_PAGE not in {0, _INDEX_AT_FIRST}:
+            raise InvalidRequestError(f"{path.beside(INDEX)} is another program's file: move it, or name another file")
+        for suffix in (LOG, INDEX, ROLLBACK):
+            file = path.beside(LOCK + suffix)
+            if os.path.lexists(file):  # SQLite deletes it, and the lock never has one
+                raise InvalidRequestError(f"{file} is in the way of the lock: move it, or name another file")
     except OSError as error:
         raise InvalidRequestError(f"the journal {path} can't be opened: {error.strerror}; name another file") from None
     return is_there

@@ -14,14 +14,32 @@ from typing import TypeVar
 
 from attrs import frozen
 
-from signalwire_streams.bulk.paths import LOCK, LOG, ROLLBACK, JournalPath, exists, identity_of, size_of
-from signalwire_streams.bulk.wal import KEY, check_log, is_busy, log_error
+from signalwire_streams.bulk.paths import (
+    INDEX as LOG_INDEX,
+    LOCK,
+    LOG,
+    ROLLBACK,
+    JournalPath,
+    exists,
+    identity_of,
+    size_of,
+)
+from signalwire_streams.bulk.wal import (
+    JOURNAL,
+    UNFINISHED,
+    Header,
+    check_log,
+    check_view,
+    header_of,
+    is_busy,
+    log_error,
+)
 from signalwire_streams.errors import InvalidRequestError, JournalError
 from signalwire_streams.transport.clock import Clock
 
 _Result = TypeVar("_Result")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = (
     "CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -70,6 +88,18 @@ def connect(path: JournalPath) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def connect_guarded(path: JournalPath, undo: ExitStack) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+    """Open a journal to write in it, with a second connection that keeps the log when the first one closes.
+
+    The second one is opened at once, since one that opens a main file that was cut to nothing deletes the log.
+    """
+    database = undo.enter_context(closing(connect(path)))
+    guard = undo.enter_context(closing(_connect_to_read(path)))
+    undo.callback(database.close)  # before the guard
+    guard.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    return database, guard
 
 
 def _address(path: JournalPath, mode: str) -> str:
@@ -143,53 +173,60 @@ def reading(path: JournalPath) -> Iterator[sqlite3.Connection]:
     """
     find(path)
     with telling(path, "read"), ExitStack() as stack:
-        try:
-            is_alone = not is_held(path) and not verify(path)[1]
-        except (JournalError, InvalidRequestError):
-            if not is_held(path):  # else a run has begun meanwhile, and its process keeps the files together
-                raise
-            is_alone = False
+        is_alone = _is_alone(path)
         database = stack.enter_context(closing(_connect_to_main(path) if is_alone else _connect_to_read(path)))
         database.execute("BEGIN")  # one view of the file for all that is asked
         facts_of(path, database)
         yield database
 
 
-def verify(path: JournalPath) -> tuple[Mapping[str, str], bool]:
-    """Check that a journal that no process of ours has open is whole: its main file, and the log that this one names.
+def _is_alone(path: JournalPath) -> bool:
+    """Check a journal that is to be read, and return whether it is in the main file alone."""
+    for is_last in (False, True):  # a run may begin or end while its files are checked one by one
+        try:
+            if not is_held(path):
+                return not verify(path)[1]
+        except (sqlite3.Error, JournalError, InvalidRequestError):
+            if is_last and not is_held(path):
+                raise
+    return False  # the process that holds it keeps the files together
 
-    Nothing is written, and no file is made.
+
+def verify(path: JournalPath) -> tuple[Mapping[str, str], bool]:
+    """Check that a journal that no process of ours has open is whole: its main file, and the log that belongs to it.
+
+    Nothing is written, and no file is made where nothing is to be applied.
 
     Returns:
-        What the main file says of its run, and whether the journal can't be read without its log.
+        What the journal says of its run, and whether it can't be read without its log.
 
     Raises:
         InvalidRequestError: the file is no journal of this version, or no run has begun in it.
         JournalError: a part is missing.
     """
-    with closing(_connect_to_main(path)) as main:
-        facts = facts_of(path, main)
-        counted = _counts(main)
-    needs_log = check_log(path, facts)
-    if needs_log and KEY not in facts:
-        # A run was killed as it opened the journal, and then its log says nothing that the main file does not; or the
-        # log is another journal's.
-        with closing(_connect_to_read(path)) as both:
-            if not _is_same(path, both, facts, counted):
-                raise log_error(path, "belongs to another journal")
-    return facts, needs_log
+    main = _header_of(path)
+    if main.application == UNFINISHED:
+        raise InvalidRequestError(f"the journal {path} was not begun yet: begin the run without resuming")
+    if main.application != JOURNAL or not check_log(path, main):
+        with closing(_connect_to_main(path)) as database:
+            return facts_of(path, database), False
+    with closing(_connect_to_read(path)) as database:
+        database.execute("BEGIN")
+        facts = facts_of(path, database)
+        check_view(path, main, header_of(database), facts)
+    return facts, True
 
 
-def _is_same(path: JournalPath, both: sqlite3.Connection, facts: Mapping[str, str], counted: tuple[int, ...]) -> bool:
-    try:
-        known = {key: value for key, value in facts_of(path, both).items() if key != KEY}
-        return (known, _counts(both)) == (facts, counted)
-    except (sqlite3.DatabaseError, InvalidRequestError, JournalError):  # pages of two files make no journal
-        return False
-
-
-def _counts(database: sqlite3.Connection) -> tuple[int, ...]:
-    return tuple(database.execute("SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM plan)").fetchone())
+def _header_of(path: JournalPath) -> Header:
+    """Read the first page of the main file alone, whatever the state of the other ones is."""
+    with closing(_connect_to_main(path)) as database:
+        database.execute("PRAGMA writable_schema = ON")  # else a file with less pages than it should have is malformed
+        try:
+            return header_of(database)
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+                raise
+    return Header(0, 0)
 
 
 def _connect_to_read(path: JournalPath) -> sqlite3.Connection:
@@ -250,10 +287,10 @@ def _blank(path: JournalPath) -> Exception:
 
 
 def is_free(path: JournalPath) -> bool:
-    """Return whether a journal can be made: nothing is there, or an empty file without what belongs to another one."""
-    if size_of(path.file) or size_of(path.beside(LOG)):
+    """Return whether a journal can be made: nothing is there that is not empty, or what a killed process left of it."""
+    if any(size_of(path.beside(suffix)) for suffix in (LOG, LOG_INDEX, ROLLBACK)):
         return False
-    return path.file.exists() or not size_of(path.beside(ROLLBACK))
+    return not size_of(path.file) or _header_of(path).application == UNFINISHED
 
 
 @contextmanager
@@ -269,15 +306,23 @@ def new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
     _check_free(path)
     with ExitStack() as undo:
         lock = undo.enter_context(closing(_hold_new(path, undo)))
-        with suppress(FileExistsError):
-            _create(path.file, undo)
+        is_new = not path.file.exists()
+        if is_new:
+            with suppress(FileExistsError):
+                _create(path.file, undo)
         _check_free(path)  # another process may have made it since
+        if not is_new:
+            undo.callback(_empty, path.file, identity_of(path.file))
+            os.truncate(path.file, 0)  # what a killed process left of it
+        for suffix in (LOG, LOG_INDEX):
+            if not path.beside(suffix).exists():
+                undo.callback(path.beside(suffix).unlink, missing_ok=True)
         yield lock
         undo.pop_all()
 
 
 def _check_free(path: JournalPath) -> None:
-    if exists(path) and size_of(path.file):
+    if exists(path) and size_of(path.file) and not is_free(path):
         raise InvalidRequestError(f"the journal {path} is there already: resume it, or choose another file")
     if not is_free(path):
         raise InvalidRequestError(f"files of another journal are beside {path}: restore it, or choose another file")
@@ -300,6 +345,12 @@ def _unlink(file: Path, identity: tuple[int, int]) -> None:
             file.unlink()
 
 
+def _empty(file: Path, identity: tuple[int, int]) -> None:
+    with suppress(OSError):
+        if identity_of(file) == identity:
+            os.truncate(file, 0)
+
+
 def hold(path: JournalPath) -> sqlite3.Connection:
     """Take a run for this process: a lock that ends with the process, however it ends.
 
@@ -314,6 +365,7 @@ def hold(path: JournalPath) -> sqlite3.Connection:
             f"the journal {path} can't be opened: name a file in a folder that may be written"
         ) from None
     try:
+        lock.execute("PRAGMA journal_mode = MEMORY").fetchone()  # makes no file beside it
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.DatabaseError as error:
         lock.close()

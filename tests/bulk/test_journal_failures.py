@@ -276,7 +276,7 @@ async def test_a_journal_that_is_full_ends_the_run(
         database.execute(f"PRAGMA max_page_count = {pages + 1}")
         return database
 
-    monkeypatch.setattr(journal_module, "connect", small)
+    monkeypatch.setattr(store, "connect", small)
     names = [f"{'n' * 400}-{number}" for number in range(20)]
     requests = [StartConferenceStream(conference_sid=space.conference_sids[0], url=URL, name=name) for name in names]
     run = client.start_streams(requests, journal=tmp_path / "run.db", concurrency=3)
@@ -307,7 +307,7 @@ async def test_a_checkpoint_that_fails(
         async for outcome in run:
             if outcome.index == 2:
                 monkeypatch.setattr(commits, "checkpoint", fails)
-                monkeypatch.setattr(wal.OpenFiles, "has_to_be_named", lambda *_: True)
+                monkeypatch.setattr(wal.OpenFiles, "has_to_be_copied", lambda *_: True)
 
     if code == sqlite3.SQLITE_BUSY:
         await go_through()

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,16 @@ from signalwire_streams.bulk.journal import Journal
 from signalwire_streams.bulk.outcomes import BulkOutcome
 from signalwire_streams.bulk.paths import JournalPath, journal_path
 from signalwire_streams.bulk.store import Whose, connect
-from signalwire_streams.bulk.wal import LOG_SIZE, BusyError, Mark, checkpoint, is_busy, salt_of
+from signalwire_streams.bulk.wal import (
+    LOG_SIZE,
+    BusyError,
+    Header,
+    checkpoint,
+    header_of,
+    is_busy,
+    next_generation,
+    salt_of,
+)
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -146,10 +156,10 @@ async def test_the_log_of_another_run_is_refused(client_for: Any, tmp_path: Path
         # A main file of before the run names no log.
         assert BulkJournal(copy(backup, tmp_path / "older")).status().counts == {"waiting": 60}
         shutil.copy(log, backup.with_name("run.db-wal"))
-        await check_refused(client, space, backup, "belongs to another journal")
+        await check_refused(client, space, backup, "was cut short, or belongs to another journal")
         no_run = copy(planned, tmp_path / "planned")
         shutil.copy(others_log, no_run.with_name("run.db-wal"))
-        await check_refused(client, space, no_run, "belongs to another journal")
+        await check_refused(client, space, no_run, "was cut short, or belongs to another journal")
         nothing = tmp_path / "nothing" / "run.db"
         nothing.parent.mkdir()
         nothing.touch()
@@ -279,7 +289,7 @@ async def test_a_log_of_which_the_main_file_does_not_know_yet(client_for: Any, t
         mixed = copy(path, tmp_path / "mixed")
         shutil.copy(tmp_path / "orders.db-wal", mixed.with_name("run.db-wal"))
         other.close()
-        await check_refused(client, space, mixed, "belongs to another journal")
+        await check_refused(client, space, mixed, "was cut short, or belongs to another journal")
 
 
 async def test_a_run_that_begins_while_its_journal_is_read(
@@ -300,13 +310,28 @@ def fails_to_verify(path: JournalPath) -> Any:
     raise JournalError("the log is not the one of before")
 
 
-def test_a_salt_has_32_bits() -> None:
-    """SQLite raises it by one, and begins again at zero."""
-    salts = (0xFFFFFFFE, 0xFFFFFFFF, 0, 1, 2)
-    named = [Mark("checkpointed", 0xFFFFFFFF, 100).names(salt) for salt in salts]
-    assert named == [False, True, True, False, False]
-    named = [Mark("live", 0xFFFFFFFF, 100).names(salt) for salt in salts]
-    assert named == [False, True, True, True, False]
+def test_generations_are_serial_numbers() -> None:
+    """They have 32 bits, and begin again at zero."""
+    last = Header(0, 0xFFFFFFFE)
+    assert last.is_before(0xFFFFFFFF)
+    assert last.is_before(1, by=3)
+    assert not last.is_before(0, by=3)
+    assert not last.is_before(0xFFFFFFFE)
+    assert not Header(0, 1).is_before(0xFFFFFFFF)
+
+
+def test_a_generation_is_raised_beyond_its_last(tmp_path: Path) -> None:
+    """The first page has a signed number."""
+    with closing(sqlite3.connect(tmp_path / "run.db", isolation_level=None)) as database:
+        for known, needs_log, following in ((0x7FFFFFFE, True, 0x7FFFFFFF), (0x7FFFFFFF, False, 0x80000000)):
+            database.execute(f"PRAGMA user_version = {known}")
+            with next_generation(database, needs_log=needs_log):
+                pass
+            assert header_of(database).generation == following
+        database.execute("PRAGMA user_version = -1")
+        with next_generation(database):
+            pass
+        assert header_of(database).generation == 0
 
 
 KILLED_AT_EACH_STATEMENT = """
