@@ -5,12 +5,13 @@ nothing to share with does not wait: a commit is only put off when the last one 
 """
 
 import asyncio
+import os
 import sqlite3
 from typing import TypeAlias
 
 from attrs import define, field
 
-from signalwire_streams.bulk.paths import JournalPath
+from signalwire_streams.bulk.paths import LOG, JournalPath
 from signalwire_streams.bulk.store import failed, telling, when_free
 from signalwire_streams.bulk.wal import LOG_SIZE, OpenFiles, checkpoint, close_log, is_busy, next_generation
 from signalwire_streams.errors import JournalError
@@ -166,10 +167,13 @@ class Commits:
         if not self.files.has_to_be_copied(self.salt, self._log_limit):
             return
         try:
-            self.salt, _ = checkpoint(self.path, self.database)
+            self.salt, is_whole = checkpoint(self.path, self.database)
         except sqlite3.Error as error:
             if not is_busy(error):  # what was to be written is, so the next commit will do
                 raise
+            is_whole = True
+        if not is_whole:
+            os.truncate(self.path.beside(LOG), self.files.log_size() + LOG_SIZE)
         self._log_limit = self.files.log_size()
 
 

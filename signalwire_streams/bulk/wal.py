@@ -147,12 +147,9 @@ def checkpoint(path: JournalPath, database: sqlite3.Connection, *, jump: int = 0
     with next_generation(database, needs_log=True, jump=jump):
         database.execute("REPLACE INTO run VALUES (?, ?)", (KEY, str(size_of(log))))
     busy, pages, copied = database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    is_whole = not busy and pages == copied
-    if not is_whole:
-        os.truncate(log, size_of(log) + LOG_SIZE)
     with next_generation(database):  # starts the log anew
         pass
-    return salt_of(log), is_whole
+    return salt_of(log), not busy and pages == copied
 
 
 def close_log(path: JournalPath, database: sqlite3.Connection) -> bool:

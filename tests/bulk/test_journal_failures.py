@@ -6,7 +6,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -242,11 +242,61 @@ async def test_a_file_that_is_damaged_ends_the_run(
 
     if damage == "removed" and suffix:  # we still have it open, so nothing is lost
         assert BulkJournal(path).status().counts == {"started": sent}
+    elif not suffix and damage == "cut":
+        assert path.with_name("run.db-wal").stat().st_size >= wal.LOG_SIZE  # all of the run is in it
     elif suffix == "-wal":
         with pytest.raises(JournalError, match="is not whole"):
             BulkJournal(path).status()
     if damage == "replaced":
         assert file.read_bytes() == b"another file"
+
+
+@pytest.mark.parametrize("damage", ["removed", "replaced"])
+async def test_a_lock_that_is_gone_ends_the_run(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path, damage: str
+) -> None:
+    """Another process can hold the run then, so this one writes and sends nothing more."""
+    path = tmp_path / "run.db"
+    run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
+
+    async def go_through() -> None:
+        async for outcome in run:
+            if outcome.index == 2:
+                DAMAGES[damage](path.with_name("run.db.lock"))
+
+    with pytest.raises(JournalError, match=rf"run.db.lock was {damage}"):
+        await go_through()
+    sent = space.requests.count()
+    assert sent == run.so_far.counts[BulkState.STARTED] <= 4
+    path.with_name("run.db.lock").unlink(missing_ok=True)
+    assert sum(BulkJournal(path).status().counts.values()) == sent
+    report = await client.start_streams(on_conferences(space), journal=path, resume=True).report()
+    assert report.ok
+    assert space.streams.doubled() == []
+
+
+async def test_a_row_of_another_process_stays(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
+    """An intent that can't be recorded has no row, so its outcome is not written into the row that was there."""
+    path = tmp_path / "run.db"
+    run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
+
+    async def go_through() -> None:
+        async for outcome in run:
+            if outcome.index == 2:
+                with closing(sqlite3.connect(path)) as other, other:
+                    for row in range(4, 20):
+                        other.execute(
+                            "INSERT OR IGNORE INTO items (id, kind, target, state, changed) "
+                            "VALUES (?, 'conference', 'other', 'other', '')",
+                            (row,),
+                        )
+
+    with pytest.raises(JournalError, match="UNIQUE constraint"):
+        await go_through()
+    counts = BulkJournal(path).status().counts
+    assert counts.keys() <= {"started", "other"}
+    assert counts["started"] == space.requests.count()
+    assert sum(counts.values()) == 19
 
 
 async def test_a_damage_is_found_before_a_lookup(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
@@ -320,7 +370,7 @@ async def test_a_checkpoint_that_fails(
 
 
 FULL_DISK = """
-import asyncio, json, resource, sys
+import asyncio, json, os, resource, sys
 from signalwire_streams import JournalError, StartConferenceStream, StreamsClient
 
 def full_beyond(size):
@@ -332,7 +382,7 @@ async def main():
         requests = [StartConferenceStream(conference_sid=sid, url="wss://rx.example.com/audio") for sid in sids]
         if moment < 0:
             full_beyond(size)
-        run = client.start_streams(requests, journal=journal, concurrency=1)
+        run = client.start_streams(requests, journal=journal, concurrency=1, resume=os.path.exists(journal))
         seen, ended = 0, "well"
         try:
             async for outcome in run:
@@ -349,7 +399,8 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize(
-    ("moment", "size"), [(-1, 0), (-1, 4096), (-1, 10_000), (-1, 100_000), (0, 0), (5, 0), (5, 40_000), (19, 0)]
+    ("moment", "size"),
+    [(-1, 0), (-1, 4096), (-1, 10_000), (-1, 100_000), (-1, 4_194_303), (0, 0), (5, 0), (5, 40_000), (19, 0)],
 )
 async def test_a_full_disk_ends_a_run(space: SimulatedSpace, tmp_path: Path, moment: int, size: int) -> None:
     """At whatever moment nothing more can be written: JournalError, and nothing was sent that is not recorded."""
@@ -372,6 +423,25 @@ async def test_a_full_disk_ends_a_run(space: SimulatedSpace, tmp_path: Path, mom
     recorded = BulkJournal(path).status().counts
     assert sum(recorded.values()) >= sent
     assert set(recorded) <= {"started", "intended"}
+
+
+async def test_a_disk_that_is_full_as_a_run_ends(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
+    """A checkpoint that is cut off leaves a main file that is not whole; the log has all of it, and both are read."""
+    path, size = tmp_path / "run.db", 250_000
+    more = [StartConferenceStream(conference_sid="room", url=URL, name=f"{'n' * 400}-{n}") for n in range(600)]
+    client.plan_streams(more, journal=path)
+    assert path.stat().st_size > size  # so the first page of the items can be copied, and the next ones can't
+    known = [space.base_url, space.project, space.token, space.conference_sids, str(path), 19, size]
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", FULL_DISK, json.dumps(known), stdout=asyncio.subprocess.PIPE
+    )
+    written, _ = await child.communicate()
+    ended, counts = json.loads(written)
+    assert "can't be written" in ended
+    assert counts == {"started": 20}
+    assert BulkJournal(path).status().counts["started"] == 20
+    assert (await client.start_streams(on_conferences(space), journal=path, resume=True).report()).ok
+    assert space.requests.count() == 20
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])

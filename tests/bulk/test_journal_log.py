@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -228,6 +229,7 @@ async def test_a_reader_in_a_long_transaction(tmp_path: Path, monkeypatch: pytes
         Journal.reopen(path, RUN)
     assert is_busy(busy.value.__cause__)
     assert isinstance(busy.value.__cause__, BusyError)
+    assert BulkJournal(path).status().counts == {"started": 40}
     reader.close()
     with Journal.reopen(path, RUN) as journal:
         assert journal.find("room-39", "a") is not None
@@ -276,11 +278,15 @@ async def test_a_log_of_which_the_main_file_does_not_know_yet(client_for: Any, t
         client: StreamsClient = client_for(space)
         path = client.plan_streams(on_conferences(space), journal=tmp_path / "run.db").path
         database = connect(journal_path(path))
-        with database:
-            database.execute("REPLACE INTO run SELECT key, value FROM run WHERE key = 'run'")
+        with next_generation(database):
+            database.execute("REPLACE INTO run VALUES ('log', '4096')")
         opened = copy(path, tmp_path / "opened", "-wal")
         database.close()
-        assert BulkJournal(opened).status().counts == {"waiting": 3}
+        size = opened.with_name("run.db-wal").stat().st_size
+        for left in (32, 56, 57, 4151, 4152, 4176, size - 1, size):  # SQLite writes header, frame and page apart
+            cut = copy(opened, tmp_path / f"opened-{left}", "-wal")
+            os.truncate(cut.with_name("run.db-wal"), left)
+            assert BulkJournal(cut).status().counts == {"waiting": 3}
         assert (await client.start_streams(on_conferences(space), journal=opened, resume=True).report()).ok
 
         other = sqlite3.connect(tmp_path / "orders.db", isolation_level=None)
@@ -300,14 +306,16 @@ async def test_a_run_that_begins_while_its_journal_is_read(
         client: StreamsClient = client_for(space)
         path = tmp_path / "run.db"
         async for _ in client.start_streams(on_conferences(space), journal=path, concurrency=1):
-            monkeypatch.setattr(store, "is_held", partial(next, iter([False, True])))
-            monkeypatch.setattr(store, "verify", fails_to_verify)
-            assert len(list(BulkJournal(path).items())) >= 1
-            monkeypatch.undo()
+            for held in ([False, False, True], [False, True]):
+                for error in (JournalError("the log is not the one of before"), sqlite3.DatabaseError("malformed")):
+                    monkeypatch.setattr(store, "is_held", partial(lambda left, _: next(left, True), iter(held)))
+                    monkeypatch.setattr(store, "verify", partial(fails_to_verify, error))
+                    assert len(list(BulkJournal(path).items())) >= 1
+                    monkeypatch.undo()
 
 
-def fails_to_verify(path: JournalPath) -> Any:
-    raise JournalError("the log is not the one of before")
+def fails_to_verify(error: Exception, path: JournalPath) -> Any:
+    raise error
 
 
 def test_generations_are_serial_numbers() -> None:
@@ -332,6 +340,78 @@ def test_a_generation_is_raised_beyond_its_last(tmp_path: Path) -> None:
         with next_generation(database):
             pass
         assert header_of(database).generation == 0
+
+
+PAGE = 4096
+
+
+def torn(before: bytes, after: bytes) -> Iterator[bytes]:
+    """Return what a checkpoint that is cut off leaves of a main file: it writes the pages in their order."""
+    for at in range(0, len(after) + 1, PAGE):
+        yield after[:at] + before[at:]
+
+
+async def test_a_checkpoint_that_is_cut_off(tmp_path: Path) -> None:
+    """A main file that has a part of the log is read with the log, and never without it."""
+    path = tmp_path / "run.db"
+    copies: list[tuple[int, Path, bytes]] = []
+    recorded = 0
+
+    def statement(text: str) -> None:
+        if copies and not copies[-1][2]:
+            copies[-1] = *copies[-1][:2], path.read_bytes()
+        if "wal_checkpoint" in text:
+            copies.append((recorded, copy(path, tmp_path / str(len(copies)), "-wal"), b""))
+
+    with Journal.create(path, RUN, run="r1") as journal:
+        journal._database.set_trace_callback(statement)
+        for number in range(12):
+            await note(journal, number)
+            recorded += 1
+            if number == 5:
+                journal._commits._log_limit = 0  # copy it in mid-run
+    copies[-1] = *copies[-1][:2], path.read_bytes()
+    assert [known for known, _, _ in copies] == [6, 12, 12]
+    tried = 0
+    for known, here, after in copies:
+        for main in set(torn(here.read_bytes(), after)):
+            tried += 1
+            here.write_bytes(main)
+            assert sum(BulkJournal(here).status().counts.values()) >= known
+            alone = copy(here, tmp_path / f"alone-{tried}")
+            try:
+                assert BulkJournal(alone).status().counts == {"started": 12}
+            except JournalError as error:
+                assert "is missing" in str(error)  # noqa: PT017  (either will do)
+    assert tried > 10
+    with closing(sqlite3.connect(copies[1][1])) as other:  # any other program can merge what was cut off
+        assert other.execute("SELECT count(*) FROM items").fetchone() == (12,)
+
+
+async def test_a_log_that_was_begun_anew_and_no_more(tmp_path: Path) -> None:
+    """SQLite writes a new header before the first frame; all that the log had is in the main file then."""
+    with Journal.create(tmp_path / "run.db", RUN, run="r1") as journal:
+        await note(journal, 0)
+        checkpoint(journal.path, journal._database)
+        here = copy(tmp_path / "run.db", tmp_path / "here", "-wal")
+    with here.with_name("run.db-wal").open("r+b") as log:
+        header = bytearray(log.read(32))
+        header[16:20] = ((int.from_bytes(header[16:20]) + 1) & 0xFFFFFFFF).to_bytes(4)
+        log.seek(0)
+        log.write(header)
+    assert sum(BulkJournal(here).status().counts.values()) == 1
+
+
+def test_a_log_of_other_pages_is_refused(tmp_path: Path) -> None:
+    """Neither text nor zeros beside a planned journal is a log, and a log of ours ends where it says."""
+    Journal.plan(tmp_path / "run.db", RUN, run="r1", requests=[])
+    for number, content in enumerate((b"precious " * 50, bytes(5000))):
+        here = copy(tmp_path / "run.db", tmp_path / str(number))
+        here.with_name("run.db-wal").write_bytes(content)
+        for _ in range(2):
+            with pytest.raises(JournalError, match="belongs to another journal"):
+                BulkJournal(here).status()
+        assert here.with_name("run.db-wal").read_bytes() == content
 
 
 KILLED_AT_EACH_STATEMENT = """

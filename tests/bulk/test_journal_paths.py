@@ -1,6 +1,7 @@
 """Paths that can't be a journal's: refused in one sentence, with nothing opened, made, changed or deleted."""
 
 import os
+import shutil
 import socket
 import sqlite3
 import stat
@@ -18,8 +19,9 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.bulk import store
+from signalwire_streams.bulk import journal as journal_module, store
 from signalwire_streams.bulk.paths import JournalPath, journal_path
+from signalwire_streams.bulk.wal import finish_tables
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -226,16 +228,56 @@ async def test_another_file_stays_as_it_is(client: StreamsClient, tmp_path: Path
 
 
 @pytest.mark.parametrize("use", CREATING)
-@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
+@pytest.mark.parametrize("suffix", ["-wal", "-journal", "-shm"])
+@pytest.mark.parametrize("main", ["missing", "empty"])
 async def test_what_is_left_of_another_journal_stays(
-    client: StreamsClient, tmp_path: Path, suffix: str, use: Use
+    client: StreamsClient, tmp_path: Path, main: str, suffix: str, use: Use
 ) -> None:
     """SQLite deletes a log without its main file; a run may be in it."""
-    (tmp_path / f"run.db{suffix}").write_text("starts that nobody else knows of")
+    if main == "empty":
+        (tmp_path / "run.db").touch()
+    (tmp_path / f"run.db{suffix}").write_text("x" * 4096)
     before = snapshot(tmp_path)
     with pytest.raises(InvalidRequestError, match="files of another journal are beside"):
         await use(client, tmp_path / "run.db")
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("suffix", [".lock-wal", ".lock-shm", ".lock-journal", "-shm"])
+async def test_another_file_beside_a_journal_stays(
+    client: StreamsClient, tmp_path: Path, suffix: str, use: Use
+) -> None:
+    """SQLite deletes what it takes for a leftover of the lock, and overwrites what it takes for its index."""
+    if use not in CREATING:
+        client.plan_streams([], journal=tmp_path / "run.db")
+        (tmp_path / "run.db.lock").unlink()
+    (tmp_path / f"run.db{suffix}").write_text("mine")
+    before = snapshot(tmp_path)
+    with pytest.raises(InvalidRequestError, match=r"another program.s file|in the way of the lock"):
+        await use(client, tmp_path / "run.db")
+    assert snapshot(tmp_path) == before
+
+
+async def test_a_journal_whose_tables_are_not_finished(
+    client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed as it makes a journal leaves a file that a new run uses."""
+    made, killed = tmp_path / "made.db", tmp_path / "run.db"
+
+    def finish(database: sqlite3.Connection) -> None:
+        shutil.copy(made, killed)
+        finish_tables(database)
+
+    monkeypatch.setattr(journal_module, "finish_tables", finish)
+    client.plan_streams([], journal=made)
+    monkeypatch.undo()
+    before = snapshot(tmp_path)
+    for use in (resume, stop_run, status, requests):
+        with pytest.raises(InvalidRequestError, match="was not begun yet: begin the run without resuming"):
+            await use(client, killed)
+    assert snapshot(tmp_path) == before
+    assert client.plan_streams([], journal=killed).status().planned == 0
 
 
 async def test_an_empty_file_is_used_and_kept(client: StreamsClient, tmp_path: Path) -> None:
