@@ -221,11 +221,8 @@ def _header_of(path: JournalPath) -> Header:
     """Read the first page of the main file alone, whatever the state of the other ones is."""
     with closing(_connect_to_main(path)) as database:
         database.execute("PRAGMA writable_schema = ON")  # else a file with less pages than it should have is malformed
-        try:
+        with suppress(sqlite3.DatabaseError):  # no database at all, or one that can't be read as another one is
             return header_of(database)
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
-                raise
     return Header(0, 0)
 
 
@@ -306,17 +303,13 @@ def new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
     _check_free(path)
     with ExitStack() as undo:
         lock = undo.enter_context(closing(_hold_new(path, undo)))
-        is_new = not path.file.exists()
-        if is_new:
-            with suppress(FileExistsError):
-                _create(path.file, undo)
+        with suppress(FileExistsError):
+            _create(path.file, undo)
         _check_free(path)  # another process may have made it since
-        if not is_new:
-            undo.callback(_empty, path.file, identity_of(path.file))
-            os.truncate(path.file, 0)  # what a killed process left of it
+        undo.callback(_undo, _empty, path.file, identity_of(path.file))
+        _empty(path.file)  # of what a killed process left
         for suffix in (LOG, LOG_INDEX):
-            if not path.beside(suffix).exists():
-                undo.callback(path.beside(suffix).unlink, missing_ok=True)
+            undo.callback(path.beside(suffix).unlink, missing_ok=True)
         yield lock
         undo.pop_all()
 
@@ -336,19 +329,17 @@ def _hold_new(path: JournalPath, undo: ExitStack) -> sqlite3.Connection:
 
 def _create(file: Path, undo: ExitStack) -> None:
     os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    undo.callback(_unlink, file, identity_of(file))
+    undo.callback(_undo, Path.unlink, file, identity_of(file))
 
 
-def _unlink(file: Path, identity: tuple[int, int]) -> None:
+def _empty(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def _undo(act: Callable[[Path], None], file: Path, identity: tuple[int, int]) -> None:
     with suppress(OSError):
         if identity_of(file) == identity:
-            file.unlink()
-
-
-def _empty(file: Path, identity: tuple[int, int]) -> None:
-    with suppress(OSError):
-        if identity_of(file) == identity:
-            os.truncate(file, 0)
+            act(file)
 
 
 def hold(path: JournalPath) -> sqlite3.Connection:

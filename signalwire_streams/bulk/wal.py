@@ -73,10 +73,7 @@ class Header:
 
 def header_of(database: sqlite3.Connection) -> Header:
     """Return what the first page says in a connection's view."""
-    application, generation = (
-        database.execute(f"PRAGMA {name}").fetchone()[0] & _32_BITS for name in ("application_id", "user_version")
-    )
-    return Header(application, generation)
+    return Header(_number(database, "application_id"), _number(database, "user_version"))
 
 
 def begin_generations(database: sqlite3.Connection) -> None:
@@ -90,6 +87,10 @@ def finish_tables(database: sqlite3.Connection) -> None:
     database.execute(f"PRAGMA application_id = {JOURNAL}")
 
 
+def _number(database: sqlite3.Connection, name: str) -> int:
+    return int(database.execute(f"PRAGMA {name}").fetchone()[0]) & _32_BITS
+
+
 def _signed(number: int) -> int:
     return number - (1 << 32) if number >> 31 else number
 
@@ -100,8 +101,7 @@ def next_generation(database: sqlite3.Connection, *, needs_log: bool = False, ju
     with database:
         database.execute("BEGIN IMMEDIATE")
         yield
-        known = header_of(database).generation
-        following = known + jump + 1
+        following = _number(database, "user_version") + jump + 1
         following += (following & 1) != needs_log
         database.execute(f"PRAGMA user_version = {_signed(following & _32_BITS)}")
 

@@ -427,8 +427,8 @@ async def test_a_full_disk_ends_a_run(space: SimulatedSpace, tmp_path: Path, mom
 
 async def test_a_disk_that_is_full_as_a_run_ends(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
     """A checkpoint that is cut off leaves a main file that is not whole; the log has all of it, and both are read."""
-    path, size = tmp_path / "run.db", 250_000
-    more = [StartConferenceStream(conference_sid="room", url=URL, name=f"{'n' * 400}-{n}") for n in range(600)]
+    path, size = tmp_path / "run.db", 700_000
+    more = [StartConferenceStream(conference_sid="room", url=URL, name=f"{'n' * 900}-{n}") for n in range(1000)]
     client.plan_streams(more, journal=path)
     assert path.stat().st_size > size  # so the first page of the items can be copied, and the next ones can't
     known = [space.base_url, space.project, space.token, space.conference_sids, str(path), 19, size]
