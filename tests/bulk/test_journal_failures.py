@@ -113,6 +113,26 @@ async def test_a_lock_in_mid_run(client_for: Any, space: SimulatedSpace, tmp_pat
     assert BulkJournal(path).status().counts == {"started": 20}
 
 
+async def test_what_comes_while_a_commit_waits(tmp_path: Path) -> None:
+    """It is written with the commit that a lock of another program puts off."""
+    path = tmp_path / "run.db"
+    other = sqlite3.connect(path.with_name("unused"))
+    waits = Waits(lambda: other.execute("ROLLBACK"), after=20)
+    whose = store.Whose("start", "https://example.signalwire.com", "project")
+    with journal_module.Journal.create(path, whose, run="r1", clock=waits.clock) as journal:
+        await journal.intend(journal.new_row(), "conference", "room-1", "a")
+        other.close()
+        other = sqlite3.connect(path, isolation_level=None, timeout=0)
+        other.execute("BEGIN IMMEDIATE")
+        second = asyncio.create_task(journal.intend(journal.new_row(), "conference", "room-2", "a"))
+        while waits.left == 20:
+            await asyncio.sleep(0)
+        await journal.intend(journal.new_row(), "conference", "room-3", "a")
+        await second
+    other.close()
+    assert BulkJournal(path).status().counts == {"intended": 3}
+
+
 @pytest.mark.parametrize("moment", ["begin", "middle", "end"])
 async def test_a_lock_that_stays_ends_the_run(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, moment: str
