@@ -55,9 +55,11 @@ class Waits:
 
     def __init__(self, let_go: Callable[[], object], after: int) -> None:
         self.let_go, self.left = let_go, after
+        self.begun = asyncio.Event()
         self.clock = Clock(now=lambda: 0.0, sleep=self.sleep)
 
     async def sleep(self, seconds: float) -> None:
+        self.begun.set()
         self.left -= 1
         if self.left == 0:
             self.let_go()
@@ -125,8 +127,7 @@ async def test_what_comes_while_a_commit_waits(tmp_path: Path) -> None:
         other = sqlite3.connect(path, isolation_level=None, timeout=0)
         other.execute("BEGIN IMMEDIATE")
         second = asyncio.create_task(journal.intend(journal.new_row(), "conference", "room-2", "a"))
-        while waits.left == 20:
-            await asyncio.sleep(0)
+        await waits.begun.wait()
         await journal.intend(journal.new_row(), "conference", "room-3", "a")
         await second
     other.close()
