@@ -102,7 +102,7 @@ class Commits:
             self._retrying.cancel()
 
     def _commit_by(self, at: float) -> None:
-        if self._retrying is not None:
+        if self._retrying is not None and not self._retrying.done():
             return
         if self._timer is not None:
             if self._due <= at:
@@ -128,8 +128,6 @@ class Commits:
             await when_free(self.clock, self._attempt)
         except JournalError as error:
             self._fail(error)
-        finally:
-            self._retrying = None
 
     def _attempt(self) -> None:
         with telling(self.path, "written"):

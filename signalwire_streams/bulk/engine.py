@@ -146,6 +146,9 @@ class Engine(Generic[_Item]):
 
     async def _take_in(self) -> None:
         try:
+            await asyncio.sleep(
+                0
+            )  # an eager task begins before `_intake` is set, and the input may already end the run
             await self._take_all()
         finally:
             if isinstance(self.items, AsyncGenerator):

@@ -54,7 +54,8 @@ class Pump:
 
     def start(self, space: str) -> None:
         """Lease what is wanted and tell what is new, until there is nothing left to do."""
-        if self._task is None:
+        # It is not the task that resets this: an eager one may end before it is assigned.
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(space))
 
     def take_spare(self) -> bool:
@@ -96,8 +97,6 @@ class Pump:
                     await self._clock.sleep(nap)
         except Exception as error:  # noqa: BLE001  (whoever waits must hear of it, whatever it is)
             self.queue.refuse(error)
-        finally:
-            self._task = None
 
     @property
     def _has_work(self) -> bool:
@@ -203,20 +202,18 @@ class Pump:
         self._in_a_row = 0
         self._outage.begin(why, self._view, self._clock.now())
         self._back.clear()
-        if self._probing is None and not self._closed:
+        if not (self._closed or (self._probing is not None and not self._probing.done())):
             self._probing = asyncio.create_task(self._probe(space))
 
     async def _probe(self, space: str) -> None:
-        while not (self._closed or await self._is_back(space)):
-            await self._clock.sleep(_PROBE_EVERY)
-        self._go_on(space)
-
-    def _go_on(self, space: str) -> None:
-        self._probing = None
-        if not self._closed:
-            self._outage.end(self._clock.now())
-            self._back.set()
-            self.start(space)
+        # With an eager task factory, another outage may begin within `start`.
+        while self._outage.lasts and not self._closed:
+            if not await self._is_back(space):
+                await self._clock.sleep(_PROBE_EVERY)
+            elif not self._closed:
+                self._outage.end(self._clock.now())
+                self._back.set()
+                self.start(space)
 
     async def _is_back(self, space: str) -> bool:
         asked_at = self._clock.now()

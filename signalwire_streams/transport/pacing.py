@@ -109,7 +109,8 @@ class LocalPacer:
     async def _turn(self, lane: Lane, patience: float) -> float:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[lane][turn] = None
-        if self._pump is None:
+        # It is not the task that resets this: an eager one may end before it is assigned.
+        if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._serve())
         try:
             async with asyncio.timeout(patience):
@@ -127,15 +128,12 @@ class LocalPacer:
 
     async def _serve(self) -> None:
         """Grant turns, interactive ones first, until nobody waits."""
-        try:
-            while (turn := self._next()) is not None:
-                wait = self.pace.take(self.clock.now())
-                if wait:
-                    await self.clock.sleep(max(wait, _TICK))
-                else:
-                    turn.set_result(None)
-        finally:
-            self._pump = None
+        while (turn := self._next()) is not None:
+            wait = self.pace.take(self.clock.now())
+            if wait:
+                await self.clock.sleep(max(wait, _TICK))
+            else:
+                turn.set_result(None)
 
     def _next(self) -> asyncio.Future[None] | None:
         for waiting in self._waiting.values():

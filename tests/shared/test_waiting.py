@@ -105,7 +105,7 @@ async def test_a_request_that_went_away_while_its_token_came(redis: RedisServer,
         patch.setattr(Store, "lease", lease_slowly)
         with pytest.raises(asyncio.CancelledError):
             await asking
-        await until(lambda: pacer._pump._task is None)
+        await until(lambda: pacer._pump._task is not None and pacer._pump._task.done())
 
     assert await pacer.acquire(Lane.BULK, 0.0) == 0
     assert await pacer.acquire(Lane.BULK, 0.0) > 0
