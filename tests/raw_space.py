@@ -33,6 +33,10 @@ class Request:
     def target(self) -> str:
         return self.path.partition("?")[0].split("/")[7]
 
+    @property
+    def target_key(self) -> str:
+        return "call_sid" if "/Calls/" in self.path else "conference_sid"
+
 
 @define(eq=False)
 class RawConnection:
@@ -88,7 +92,7 @@ class RawSpace:
         if name is not None and (request.target, name) in self.running:
             return None
         sid = self.running[request.target, name or str(uuid4())] = str(uuid4())
-        return {"sid": sid, "name": name, "conference_sid": request.target, "status": "queued"}
+        return {"sid": sid, "name": name, request.target_key: request.target, "status": "queued"}
 
 
 async def as_documented(space: RawSpace, _: RawConnection, request: Request) -> bytes:
@@ -98,7 +102,7 @@ async def as_documented(space: RawSpace, _: RawConnection, request: Request) -> 
     if request.path.endswith("/Streams"):
         started = space.start(request)
         return http(200, started) if started is not None else http(422, {"errors": ["Duplicated stream name"]})
-    return http(200, {"sid": request.path.rpartition("/")[2], "conference_sid": request.target, "status": "stopped"})
+    return http(200, {"sid": request.path.rpartition("/")[2], request.target_key: request.target, "status": "stopped"})
 
 
 async def _read(reader: asyncio.StreamReader) -> Request:

@@ -11,12 +11,9 @@ from signalwire_streams.models import Action, Event, Kind
 _Row = tuple[Action, Action, Action]
 _EVERYWHERE: Mapping[Action, _Row] = {action: (action, action, action) for action in Action}
 
-# What a refused stop proves: at once, and after an earlier attempt that may have stopped the stream.
-_PROOF = (Action.ALREADY_STOPPED, Action.ALREADY_STOPPED)
-_PROOF_AFTER_ATTEMPT = (Action.FAIL, Action.ALREADY_STOPPED)
-_NO_PROOF = (Action.FAIL, Action.FAIL)
+_PROOF, _NO_PROOF = Action.ALREADY_STOPPED, Action.FAIL
 
-REFUSED_STOPS: Mapping[Event, Mapping[Kind, tuple[Action, Action]]] = {
+REFUSED_STOPS: Mapping[Event, Mapping[Kind, Action]] = {
     Event.TARGET_ENDED: {
         Kind.STOP_RETURNED: _PROOF,
         Kind.STOP: _PROOF,
@@ -33,8 +30,8 @@ REFUSED_STOPS: Mapping[Event, Mapping[Kind, tuple[Action, Action]]] = {
     Event.GONE: {
         # The Space returned this sid from a start, so a stream that it does not know any more has ended.
         Kind.STOP_RETURNED: _PROOF,
-        # A sid in a text may be misspelt, unless the Space may have stopped it a moment ago.
-        Kind.STOP: _PROOF_AFTER_ATTEMPT,
+        # A text may be misspelt, or a name in the form of a sid, also after an attempt that may have reached the Space.
+        Kind.STOP: _NO_PROOF,
         # Not every Space may find streams by their names.
         Kind.STOP_BY_NAME: _NO_PROOF,
         Kind.STOP_AMBIGUOUS: _NO_PROOF,
@@ -97,10 +94,10 @@ def action_for(kind: Kind, event: Event, *, ambiguous_before: bool) -> Action:
         kind: what was asked for.
         event: what happened.
         ambiguous_before: whether an earlier attempt of the same call may have been carried out. Then a
-            refusal as a duplicate proves that it was; what a refused stop proves is in `REFUSED_STOPS`.
+            refusal as a duplicate proves that it was; what a refused stop proves is in `REFUSED_STOPS` anyway.
     """
     if ambiguous_before and event is Event.DUPLICATE_NAME:
         return Action.ALREADY_STARTED
     if event in REFUSED_STOPS and kind.is_stop:
-        return REFUSED_STOPS[event][kind][ambiguous_before]
+        return REFUSED_STOPS[event][kind]
     return MATRIX[event][_COLUMNS[kind]]

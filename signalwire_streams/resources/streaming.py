@@ -6,8 +6,8 @@ from typing import Generic, TypeVar
 
 from attrs import evolve, frozen
 
-from signalwire_streams.errors import InvalidRequestError, NotFoundError, StartAgain, StreamOutcomeUnknown
-from signalwire_streams.models import Action, CallStream, ConferenceStream, Kind, StreamStatus
+from signalwire_streams.errors import InvalidRequestError, StartAgain, StreamOutcomeUnknown
+from signalwire_streams.models import Action, CallStream, ConferenceStream, Event, Kind, StreamStatus
 from signalwire_streams.models.checks import check_flag, check_handle
 from signalwire_streams.resilience.matrix import REFUSED_STOPS
 from signalwire_streams.transport.line import Line
@@ -125,40 +125,62 @@ class Streams(Generic[_Stream]):
         write = partial(
             exchanges.stop, self.account, self.collection, sid, deadline=deadline, errand=errand or Errand()
         )
-        if isinstance(stream, str):
-            handle = check_handle(stream, "stream")
-            return await self._settle_stop(write(handle, exchanges.stop_kind(handle)), None)
-        return await self._stop_known(write, stream)
+        if not isinstance(stream, str):
+            return await self._stop_known(write, stream)
+        handle = check_handle(stream, "stream")
+        kind = exchanges.stop_kind(handle)
+        asked = {self.target_field: sid, "sid" if kind is Kind.STOP else "name": handle}
+        return await self._settle_stop(write(handle, kind), read_stream({}, self.model, asked))
 
     async def _stop_known(self, write: Callable[[str, Kind], Exchange], stream: _Stream) -> _Stream:
-        sid, name = stream.sid, stream.name
+        # Another project's client may be told that there is no such stream, although it runs.
+        returned = Kind.STOP_RETURNED if stream.account_sid in {None, self.account.sid} else Kind.STOP
+        sid = stream.sid
         if sid and not stream.ambiguous:
-            # Another project's client may be told that there is no such stream, although it runs.
-            is_ours = stream.account_sid in {None, self.account.sid}
-            return await self._settle_stop(write(sid, Kind.STOP_RETURNED if is_ours else Kind.STOP), stream)
+            return await self._settle_stop(write(sid, returned), stream)
         # The sid of an ambiguous start may be that of a second stream, which the Space refused, so the name goes first.
-        if name:
-            try:
-                stopped = await self._settle_stop(write(name, Kind.STOP_BY_NAME), stream)
-            except NotFoundError:
-                if not sid:
-                    raise
-            else:
-                if sid and sid != stopped.sid and isinstance(stream, CallStream):
-                    # A call may have taken the second stream too.
-                    await self._settle_stop(write(sid, Kind.STOP_RETURNED), stream)
-                return stopped
+        if stream.name:
+            return await self._stop_ambiguous(write, stream, stream.name, returned)
         if sid:
             return await self._settle_stop(write(sid, Kind.STOP_AMBIGUOUS), stream)
         raise InvalidRequestError("the stream has neither sid nor name, so it can't be stopped: end its call instead")
 
-    async def _settle_stop(self, exchange: Exchange, stream: _Stream | None) -> _Stream:
-        outcome = await settle(self.line, exchange)
-        known: Mapping[str, object] = {self.target_field: exchange.target}
+    async def _stop_ambiguous(
+        self, write: Callable[[str, Kind], Exchange], stream: _Stream, name: str, returned: Kind
+    ) -> _Stream:
+        sid, by_name = stream.sid, write(name, Kind.STOP_BY_NAME)
+        outcome = await self.line.perform(by_name)
+        if outcome.action not in _SUCCEEDED:
+            # A bare 404 may be a proxy's, so the Space may find the stream by its name after all.
+            if not sid or outcome.event is not Event.GONE:
+                raise failure_of(by_name, outcome)
+            by_sid = write(sid, Kind.STOP_AMBIGUOUS)
+            found = await settle(self.line, by_sid)
+            if isinstance(stream, CallStream) and found.action is Action.FINISH:
+                # A call takes several streams of one name, so the first one may still be running.
+                failure = failure_of(by_name, outcome)
+                failure.add_note(f"the stream with the sid {sid} was stopped, but an earlier one of that name may run")
+                raise failure
+            return self._stopped(by_sid, found, stream)
+        stopped = self._stopped(by_name, outcome, stream)
+        # A call may have taken the second stream too, and so may a conference whose first one had ended by then.
+        took_one = isinstance(stream, ConferenceStream) or stopped.sid == sid
+        if not sid or (outcome.action is Action.FINISH and took_one):
+            return stopped
+        second = await self._settle_stop(write(sid, returned), stream)
+        return second if stopped.already_ended else stopped
+
+    async def _settle_stop(self, exchange: Exchange, stream: _Stream) -> _Stream:
+        return self._stopped(exchange, await settle(self.line, exchange), stream)
+
+    def _stopped(self, exchange: Exchange, outcome: Outcome, stream: _Stream) -> _Stream:
+        """Return the stopped stream: what the answer says of it, and else what was known of it."""
         if outcome.reply is not None and outcome.action is Action.FINISH:
-            return read_stream(outcome.reply.document, self.model, known)
-        # A bare handle may be a sid or a name, so it is neither repeated as the one nor as the other.
-        before = read_stream({}, self.model, known) if stream is None else stream
+            known: Mapping[str, object] = {self.target_field: exchange.target}
+            stopped = read_stream(outcome.reply.document, self.model, known)
+            # A name that a caller passed may be the stream's sid after all.
+            is_named = stopped.name is not None or stream.name == stopped.sid
+            return stopped if is_named else evolve(stopped, name=stream.name)
         # After an attempt of this stop that may have worked, nobody can tell what ended the stream.
         ended_before = outcome.event in REFUSED_STOPS and not outcome.ambiguous
-        return evolve(before, status=StreamStatus.STOPPED, already_ended=ended_before)
+        return evolve(stream, status=StreamStatus.STOPPED, already_ended=ended_before)

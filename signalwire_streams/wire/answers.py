@@ -36,7 +36,8 @@ _RENAMES = {
     "start_time_text": "start_time",
     "end_time_text": "end_time",
 }
-_IDS = {"sid", "call_sid"}
+IDS = frozenset({"sid", "call_sid"})
+"""Keys under which an answer has an id; under any other that is expected, it has a list."""
 # What the client knows of a stream, and no answer says.
 _OURS = {"ambiguous": False, "already_started": False, "already_ended": False}
 
@@ -126,25 +127,25 @@ def _structure(document: Mapping[str, object], model: type[_Value], ours: Mappin
 def has_key(document: object, key: str) -> bool:
     """Tell whether an answer has what it is read for: an id that can stand in a path, or a list."""
     found = document.get(key) if isinstance(document, dict) else None
-    if key not in _IDS:
+    if key not in IDS:
         return isinstance(found, list)
     sid = _text(found, None)
     return sid is not None and is_handle(sid)
 
 
 def differs(document: Mapping[str, object], key: str, asked: str) -> bool:
-    """Return True if a document has another text under a key than was asked for; upper and lower case are the same.
+    """Return True if a document has another value under a key than was asked for; upper and lower case are the same.
 
-    A handle that was taken for a name may be the sid of a stream that has another name.
+    A key that is missing or null does not differ. A list or an object does.
     """
+    found = document.get(key)
+    return found is not None and found != asked and not has_text(document, key, asked)
+
+
+def has_text(document: Mapping[str, object], key: str, asked: str) -> bool:
+    """Return True if a document has a text under a key; upper and lower case are the same."""
     found = _text(document.get(key), None)
-    if found is None or _same(found, asked):
-        return False
-    return not (key == "name" and _same(_text(document.get("sid"), None) or "", asked))
-
-
-def _same(one: str, other: str) -> bool:
-    return one == other or one.casefold() == other.casefold()
+    return found is not None and found.casefold() == asked.casefold()
 
 
 def read_stream(document: object, model: type[_Value], asked: Mapping[str, object]) -> _Value:

@@ -54,7 +54,7 @@ def start(account: Account, request: Start, *, deadline: float | None, errand: E
         collection, noun, kind = "Conferences", "conference", Kind.CONFERENCE_START
     else:
         collection, noun, kind = "Calls", "call", Kind.CALL_START
-    echo = {_TARGET_KEYS[collection]: request.target}
+    echo = {_TARGET_KEYS[collection]: request.target, "account_sid": account.sid}
     if request.name is not None and _comes_back(request.name):
         echo["name"] = request.name
     return Exchange(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 from signalwire_streams.models import Event, Kind
-from signalwire_streams.wire.answers import differs, has_key
+from signalwire_streams.wire.answers import IDS, differs, has_key, has_text
 from signalwire_streams.wire.exchange import Exchange, Reply
 from signalwire_streams.wire.headers import retry_after
 from signalwire_streams.wire.problems import TOO_MANY_REQUESTS, Problem, read_problem
@@ -23,6 +23,9 @@ _BY_STATUS = {
 _BY_CODE = {TOO_MANY_REQUESTS: Event.THROTTLED, _INTERNAL_ERROR: Event.SERVER_FAULT}
 # A full page has some 3,000 objects and lists. A million of them holds the event loop for seconds.
 _MOST_CONTAINERS = 20_000
+_OTHER_TARGET = {"conference_sid": "call_sid", "call_sid": "conference_sid"}
+_OTHER_HANDLE = {"sid": "name", "name": "sid"}
+_TEXT_STOPS = frozenset({Kind.STOP, Kind.STOP_BY_NAME})
 _OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
 
@@ -61,15 +64,32 @@ def contradiction(exchange: Exchange, reply: Reply) -> str:
         exchange: what was asked for.
         reply: what was answered.
     """
-    document, echo = reply.document, exchange.echo
+    document = reply.document
     if not isinstance(document, dict):
         return ""
-    listed = document.get(exchange.expects)
+    listed = document.get(exchange.expects) if exchange.expects not in IDS else None
     for entry in listed if isinstance(listed, list) else (document,):
-        for key, asked in echo.items():
-            if isinstance(entry, dict) and entry.get(key) != asked and differs(entry, key, asked):
-                return f"it names another {key}, so it answers another request"
+        key = _contradicted_key(exchange, entry) if isinstance(entry, dict) else ""
+        if key:
+            return f"it names another {key}, so it answers another request"
     return ""
+
+
+def _contradicted_key(exchange: Exchange, entry: Mapping[str, object]) -> str:
+    for key, asked in exchange.echo.items():
+        if differs(entry, key, asked) and not _is_meant(exchange, entry, key):
+            return key
+        # A conference's stream has no call_sid, and a call's no conference_sid.
+        other = _OTHER_TARGET.get(key) if exchange.kind is not Kind.READ else None
+        if other is not None and entry.get(key) is None and entry.get(other) is not None:
+            return other
+    return ""
+
+
+def _is_meant(exchange: Exchange, entry: Mapping[str, object], key: str) -> bool:
+    """Return True if the text that a caller passed as a stream is its name instead of its sid, or the reverse."""
+    other = _OTHER_HANDLE.get(key) if exchange.kind in _TEXT_STOPS else None
+    return other is not None and has_text(entry, other, exchange.echo[key])
 
 
 def event_of(exchange: Exchange, reply: Reply) -> Event:

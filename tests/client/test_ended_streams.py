@@ -1,6 +1,7 @@
 """Stopping a stream that has ended before counts as stopped, and a stop that found nothing does not."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from signalwire_streams import (
     StreamStatus,
 )
 from signalwire_streams.simulator import SimulatedSpace
+from tests.raw_space import RawConnection, RawSpace, Request, http, raw_space
 
 URL = "wss://rx.example.com/audio"
 UNKNOWN_SID = "b3877c40-da60-4998-90ad-b792e98472af"
@@ -76,6 +78,7 @@ async def test_stop_by_text_of_stream_that_has_ended_is_success(
     stopped = await client.conferences.stop_stream(sid, getattr(stream, handle))
 
     assert (stopped.conference_sid, stopped.status, stopped.already_ended) == (sid, StreamStatus.STOPPED, True)
+    assert (stopped.sid, stopped.name) == ((stream.sid, None) if handle == "sid" else (None, stream.name))
 
 
 async def test_stop_of_running_stream_does_not_say_that_it_had_ended(
@@ -170,3 +173,131 @@ async def test_stop_takes_stream_alone(space: SimulatedSpace, client: StreamsCli
     stream = ConferenceStream(conference_sid=sid, name="not-there")
     with pytest.raises(NotFoundError):
         await untyped(conference_sid=sid, stream=stream)
+
+
+ALREADY_STOPPED = {"code": 21220, "message": "Stream is already stopped", "more_info": "", "status": 400}
+NOT_FOUND = {"code": 20404, "message": "No such stream", "more_info": "", "status": 404}
+FIRST, SECOND = "first-sid", "second-sid"
+NAME = "sws-1"
+BY_NAME: dict[str, bytes] = {
+    "already stopped": http(400, ALREADY_STOPPED),
+    "no sid": http(200, {"status": "stopped", "name": NAME}),
+    "no body": http(200),
+    "202": http(202, {"sid": None}),
+    "204": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "broken body": http(200, body=b'{"sid": "first'),
+}
+
+
+@asynccontextmanager
+async def two_streams(
+    client_for: Any, answer_by_name: bytes
+) -> AsyncIterator[tuple[StreamsClient, set[str], RawSpace]]:
+    """Run a Space on which two streams of one name were started, the second of which runs.
+
+    The first stop by the name is answered with these bytes; later ones that the first stream is already stopped.
+    """
+    alive = {SECOND}
+
+    async def answer(raw: RawSpace, _: RawConnection, request: Request) -> bytes:
+        handle = request.path.rpartition("/")[2]
+        if handle == SECOND and SECOND in alive:
+            alive.remove(SECOND)
+            return http(200, {"sid": SECOND, request.target_key: request.target, "name": NAME, "status": "stopped"})
+        by_name = [request for request in raw.requests if request.path.endswith(f"/{NAME}")]
+        return answer_by_name if handle == NAME and len(by_name) == 1 else http(400, ALREADY_STOPPED)
+
+    async with SimulatedSpace(conferences=1) as space, raw_space(answer) as raw:
+        yield client_for(space, base_url=raw.url), alive, raw
+
+
+def ambiguous(noun: str) -> Any:
+    model: Any = ConferenceStream if noun == "conference" else CallStream
+    return model(**{f"{noun}_sid": "target"}, sid=SECOND, name=NAME, ambiguous=True)
+
+
+@pytest.mark.parametrize("answer", BY_NAME.values(), ids=BY_NAME)
+@pytest.mark.parametrize("noun", ["conference", "call"])
+async def test_stop_of_ambiguous_stream_stops_its_sid_unless_answer_names_it(
+    client_for: Any, noun: str, answer: bytes
+) -> None:
+    """What the Space says of the name may be about the first stream alone."""
+    async with two_streams(client_for, answer) as (client, alive, _):
+        streams: Any = client.conferences if noun == "conference" else client.calls
+        stopped = await streams.stop_stream(ambiguous(noun))
+        assert alive == set()
+        assert (stopped.status, stopped.name, stopped.already_ended) == (StreamStatus.STOPPED, NAME, False)
+
+
+@pytest.mark.parametrize("noun", ["conference", "call"])
+@pytest.mark.parametrize(("sid", "name"), [(SECOND, None), (SECOND, NAME), (FIRST, None), (FIRST, NAME)])
+async def test_answer_to_stop_by_name_decides_whether_sid_is_stopped(
+    client_for: Any, noun: str, sid: str, name: str | None
+) -> None:
+    """A conference has one stream of a name; on a call, the answer must name the sid. The name that was asked stays."""
+    async with two_streams(client_for, http(200, {"sid": sid, "name": name, "status": "stopped"})) as (client, _, raw):
+        streams: Any = client.conferences if noun == "conference" else client.calls
+        stopped = await streams.stop_stream(ambiguous(noun))
+        assert len(raw.requests) == (2 if noun == "call" and sid == FIRST else 1)
+        assert (stopped.sid, stopped.name, stopped.already_ended) == (sid, NAME, False)
+
+
+@pytest.mark.parametrize("noun", ["conference", "call"])
+async def test_stop_of_ambiguous_stream_whose_streams_have_both_ended(client_for: Any, noun: str) -> None:
+    """Both have ended before, so the stop says so."""
+    async with two_streams(client_for, http(400, ALREADY_STOPPED)) as (client, alive, _):
+        streams: Any = client.conferences if noun == "conference" else client.calls
+        alive.clear()
+        stopped = await streams.stop_stream(ambiguous(noun))
+        assert (stopped.sid, stopped.name, stopped.already_ended) == (SECOND, NAME, True)
+
+
+@pytest.mark.parametrize(
+    "answer", [http(404), http(404, body=b"<html>"), http(404, {"code": 404, "message": "no route"})]
+)
+async def test_404_of_proxy_about_name_is_error(client_for: Any, answer: bytes) -> None:
+    """The Space did not say that it finds no such stream, so the stop of the sid would prove nothing."""
+    async with two_streams(client_for, answer) as (client, _, raw):
+        with pytest.raises(NotFoundError):
+            await client.conferences.stop_stream(ambiguous("conference"))
+        assert len(raw.requests) == 1
+
+
+async def test_sid_is_stopped_where_space_finds_no_streams_by_name(client_for: Any) -> None:
+    """A conference has one stream of a name, so the sid that can be stopped is that of the stream."""
+    async with two_streams(client_for, http(404, NOT_FOUND)) as (client, alive, raw):
+        stopped = await client.conferences.stop_stream(ambiguous("conference"))
+        assert (stopped.sid, alive, len(raw.requests)) == (SECOND, set(), 2)
+
+
+async def test_stop_by_name_in_form_of_sid(client_for: Any) -> None:
+    """A Space that finds the stream by this name answers with its sid; one that does not has stopped nothing."""
+    answers = [http(200, {"sid": FIRST, "name": UNKNOWN_SID.upper()}), http(502), http(404, NOT_FOUND)]
+
+    async def answer(raw: RawSpace, _: RawConnection, request: Request) -> bytes:
+        return answers[len(raw.requests) - 1]
+
+    async with SimulatedSpace(conferences=1) as space, raw_space(answer) as raw:
+        client: StreamsClient = client_for(space, base_url=raw.url)
+        stopped = await client.conferences.stop_stream("room", UNKNOWN_SID)
+        assert (stopped.sid, stopped.name) == (FIRST, UNKNOWN_SID.upper())
+        with pytest.raises(NotFoundError):
+            await client.conferences.stop_stream("room", UNKNOWN_SID)
+
+
+@pytest.mark.parametrize(
+    ("document", "name"),
+    [({"sid": FIRST}, NAME), ({"sid": NAME}, None), ({"sid": FIRST, "name": NAME.upper()}, "SWS-1")],
+)
+async def test_stop_keeps_name_that_answer_leaves_out(
+    client_for: Any, document: dict[str, Any], name: str | None
+) -> None:
+    """What a caller passed is the name, unless it is the sid of the answer."""
+
+    async def answer(raw: RawSpace, _: RawConnection, request: Request) -> bytes:
+        return http(200, document)
+
+    async with SimulatedSpace(conferences=1) as space, raw_space(answer) as raw:
+        client: StreamsClient = client_for(space, base_url=raw.url)
+        stopped = await client.conferences.stop_stream("room", NAME)
+        assert (stopped.sid, stopped.name) == (document["sid"], name)

@@ -9,6 +9,7 @@ import pytest
 
 from signalwire_streams import (
     InvalidRequestError,
+    NotFoundError,
     RetryPolicy,
     StartConferenceStream,
     StreamOutcomeUnknown,
@@ -86,7 +87,7 @@ async def test_start_again_of_stream_that_does_not_run_starts_it(
 async def test_start_again_on_call_may_make_second_stream_and_both_are_stopped(
     client_for: Any, start_again: Callable[..., Any], by_name: bool
 ) -> None:
-    """A call that takes two streams of one name has none left after the stop, where names stop a stream."""
+    """A call that takes two streams of one name has none left after the stop, or the stop is an error."""
     async with SimulatedSpace(calls=1, duplicate_names="allow", streams_by_name=by_name) as space:
         client: StreamsClient = client_for(space)
         error = await lost_start(client, space, "call")
@@ -94,8 +95,14 @@ async def test_start_again_on_call_may_make_second_stream_and_both_are_stopped(
         stream = await start_again(client, error, space)
         assert stream.ambiguous
         assert len(space.streams.alive()) == 2
-        await client.calls.stop_stream(stream)
-        assert len(space.streams.alive()) == (0 if by_name else 1)
+        if by_name:
+            await client.calls.stop_stream(stream)
+            assert space.streams.alive() == []
+        else:  # the second one is stopped, and nothing finds the first one
+            with pytest.raises(NotFoundError) as caught:
+                await client.calls.stop_stream(stream)
+            assert f"the stream with the sid {stream.sid} was stopped" in caught.value.__notes__[0]
+            assert stream.sid not in {held.sid for held in space.streams.alive()}
 
 
 async def test_start_again_on_call_is_sent_once(client_for: Any) -> None:

@@ -119,10 +119,18 @@ def test_a_duplicate_of_our_own_first_attempt_is_success(kind: Kind, event: Even
 
 @pytest.mark.parametrize("event", [*AMBIGUOUS, Event.ACCEPTED])
 def test_a_repeated_stop_that_finds_nothing_is_success(event: Event) -> None:
-    """A stop that finds nothing, after one that may have been carried out, has been carried out."""
-    retrying = call(Kind.STOP)
+    """A stop by a returned sid that finds nothing, after one that may have been carried out, has been carried out."""
+    retrying = call(Kind.STOP_RETURNED)
     assert retrying.decide(event, 0.0).action is Action.RETRY
     assert retrying.decide(Event.GONE, 1.0) == Decision(Action.ALREADY_STOPPED)
+
+
+@pytest.mark.parametrize("event", sorted({*AMBIGUOUS} - {Event.ACCEPTED}))
+def test_repeated_stop_by_text_that_finds_nothing_fails(event: Event) -> None:
+    """The text may be a name in the form of a sid, and a Space may not find streams by their names."""
+    retrying = call(Kind.STOP)
+    assert retrying.decide(event, 0.0).action is Action.RETRY
+    assert retrying.decide(Event.GONE, 1.0) == Decision(Action.FAIL)
 
 
 @pytest.mark.parametrize("event", CERTAIN)

@@ -93,7 +93,7 @@ def check(kind: Kind, policy: RetryPolicy, told: Told) -> None:
     if told.end is Action.ALREADY_STOPPED:
         assert kind.is_stop
         last = told[-1][0]
-        assert doubtful or (last in REFUSED_STOPS and REFUSED_STOPS[last][kind][0] is Action.ALREADY_STOPPED)
+        assert doubtful or (last in REFUSED_STOPS and REFUSED_STOPS[last][kind] is Action.ALREADY_STOPPED)
     for event, action in told:
         if event is Event.DONE:
             assert action is Action.FINISH

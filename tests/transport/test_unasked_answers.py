@@ -384,12 +384,28 @@ OTHERS: dict[str, dict[str, Any]] = {
     "another call": {"sid": VICTIM, "call_sid": VICTIM},
     "another name": {"sid": VICTIM, "name": "sws-0123"},
     "another name and no sid": {"name": "sws-0123"},
+    "another conference and an empty list as sid": {"sid": [], "conference_sid": VICTIM},
+    "another conference and a list as sid": {"sid": [VICTIM], "conference_sid": VICTIM},
+    "another conference in a list": {"sid": VICTIM, "conference_sid": [VICTIM]},
+    "another conference in an object": {"sid": VICTIM, "conference_sid": {"sid": VICTIM}},
+    "another name in a list": {"sid": VICTIM, "name": ["sws-0123"]},
+    "another account": {"sid": VICTIM, "account_sid": "another"},
+    "a call without a conference": {"sid": VICTIM, "call_sid": VICTIM, "conference_sid": None},
+    "a conference without a call": {"sid": VICTIM, "conference_sid": VICTIM},
 }
 ABOUT: dict[str, tuple[str, ...]] = {
     "another conference": ("stop", "named", "unnamed"),
     "another call": ("call",),
     "another name": ("named", "call"),
     "another name and no sid": ("named", "call"),
+    "another conference and an empty list as sid": ("stop", "named", "unnamed"),
+    "another conference and a list as sid": ("stop", "named", "unnamed"),
+    "another conference in a list": ("stop", "named", "unnamed"),
+    "another conference in an object": ("stop", "named", "unnamed"),
+    "another name in a list": ("named", "call"),
+    "another account": ("named", "unnamed", "call"),
+    "a call without a conference": ("stop", "named", "unnamed"),
+    "a conference without a call": ("call",),
 }
 
 
@@ -443,9 +459,10 @@ async def test_a_stop_that_is_answered_about_another_stream(make: Make) -> None:
 
     async with raw_space(answer) as raw:
         client = make(raw)
-        for handle in (STREAM, "a-name"):
+        returned = ConferenceStream(conference_sid=ROOM, sid=STREAM, name="another-name")
+        for stream in (STREAM, "a-name", returned):
             with pytest.raises(MalformedResponseError, match="names another"):
-                await client.conferences.stop_stream(ROOM, handle)
+                await client.conferences.stop_stream(ROOM, stream)
         for handle in ("Another-Name", "ANOTHER-sid", "name-\u00e9", "n" * 65):
             assert (await client.conferences.stop_stream(ROOM, handle)).sid == "another-sid"
 
@@ -455,15 +472,17 @@ async def test_a_stop_that_is_answered_about_another_stream(make: Make) -> None:
     [
         {"conference_sid": None, "name": None},
         {"conference_sid": ROOM.upper(), "name": "AUDIT"},
-        {"conference_sid": {"odd": 1}, "name": ["audit"]},
+        {"conference_sid": ROOM, "call_sid": "call-1"},
+        {"conference_sid": ROOM, "account_sid": None},
         {},
     ],
 )
 async def test_answers_that_contradict_nothing(echo: dict[str, Any], make: Make) -> None:
-    """Null, a missing key, another case and an unreadable detail lose no stream."""
+    """Null, a missing key, another case and a further key lose no stream."""
 
     async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
-        return http(200, {"sid": STREAM, **echo})
+        account = request.path.split("/")[5].upper()
+        return http(200, {"sid": STREAM, "account_sid": account, **echo})
 
     async with raw_space(answer) as raw:
         stream = await make(raw).conferences.start_stream(ROOM, url=URL, name="audit")
