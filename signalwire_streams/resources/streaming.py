@@ -156,7 +156,7 @@ class Streams(Generic[_Stream]):
                 raise failure_of(by_name, outcome)
             by_sid = write(sid, Kind.STOP_AMBIGUOUS)
             found = await settle(self.line, by_sid)
-            if isinstance(stream, CallStream) and found.action is Action.FINISH:
+            if self.model is CallStream and found.action is Action.FINISH:
                 # A call takes several streams of one name, so the first one may still be running.
                 failure = failure_of(by_name, outcome)
                 failure.add_note(f"the stream with the sid {sid} was stopped, but an earlier one of that name may run")
@@ -164,7 +164,7 @@ class Streams(Generic[_Stream]):
             return self._stopped(by_sid, found, stream)
         stopped = self._stopped(by_name, outcome, stream)
         # A call may have taken the second stream too, and so may a conference whose first one had ended by then.
-        took_one = isinstance(stream, ConferenceStream) or stopped.sid == sid
+        took_one = self.model is ConferenceStream or stopped.sid == sid
         if not sid or (outcome.action is Action.FINISH and took_one):
             return stopped
         second = await self._settle_stop(write(sid, returned), stream)

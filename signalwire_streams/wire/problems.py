@@ -1,7 +1,7 @@
 """Reading what an error body says, in any of the platform's shapes."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from json import dumps
 from urllib.parse import quote, quote_plus
@@ -19,6 +19,7 @@ _MAX_READ = 2048  # characters of a text in which secrets are looked for
 _LONGEST_CHARACTER = 12  # characters that one may take when it is encoded: "%F0%9F%98%80"
 _MAX_SENTENCES = 20
 _SHORT = 3
+_BEGINNING = 12
 _MAX_DIGITS = 9
 _FIRST_CODE = 10_000
 
@@ -125,9 +126,8 @@ def presentable(text: str, secrets: Iterable[str]) -> str:
     hidden = tuple(secrets)
     # Long enough to find a secret whole that begins in the part that may be shown.
     text = text[: _MAX_READ + _LONGEST_CHARACTER * max(map(len, hidden), default=0)]
-    spans = sorted(
-        found.span() for secret in hidden for found in re.finditer(_any_spelling(secret), text, re.IGNORECASE)
-    )
+    folded = _fold(text)
+    spans = sorted(span for secret in hidden for span in _find(secret, text, folded))
     kept, end = [], 0
     for start, stop in spans:
         if end <= start < _MAX_READ:
@@ -138,18 +138,46 @@ def presentable(text: str, secrets: Iterable[str]) -> str:
     return flat if len(flat) <= _MAX_TEXT else flat[: _MAX_TEXT - 1] + "…"
 
 
-def _any_spelling(secret: str) -> str:
-    if not secret.strip():
-        return r"(?!)"
-    spellings = {
-        secret,
-        quote_plus(secret, errors="replace"),
-        quote(secret, safe="", errors="replace"),
-        quote(secret, errors="replace"),
-        escape(secret),
-        escape(secret).replace("&#x27;", "&#39;"),
-        dumps(secret)[1:-1],
-        dumps(secret)[1:-1].replace("/", "\\/"),
+def _find(secret: str, text: str, folded: str) -> Iterator[tuple[int, int]]:
+    """Return where a secret stands in a text, in any spelling and case."""
+    # Secrets may be many and large, and hardly any is in the text. No spelling is shorter than the secret itself, and
+    # each begins with a spelling of the secret's beginning.
+    if not secret.strip() or len(secret) > len(text):
+        return
+    if not any(spelling in folded for spelling in _spellings(secret[:_BEGINNING])):
+        return
+    for spelling in _spellings(secret):
+        start = folded.find(spelling)
+        while 0 <= start < _MAX_READ:  # no more is shown
+            stop = start + len(spelling)
+            if len(secret) > _SHORT or not (_is_word(text[start - 1 : start]) or _is_word(text[stop : stop + 1])):
+                yield start, stop
+            start = folded.find(spelling, start + 1)
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+def _fold(text: str) -> str:
+    """Return a text in which upper and lower case are the same, character by character."""
+    if text.isascii():
+        return text.lower()
+    # Some have two lower cases, and some change their length.
+    return "".join(character.lower()[0].upper()[0].lower()[0] for character in text)
+
+
+def _spellings(secret: str) -> set[str]:
+    return {
+        _fold(spelling)
+        for spelling in {
+            secret,
+            quote_plus(secret, errors="replace"),
+            quote(secret, safe="", errors="replace"),
+            quote(secret, errors="replace"),
+            escape(secret),
+            escape(secret).replace("&#x27;", "&#39;"),
+            dumps(secret)[1:-1],
+            dumps(secret)[1:-1].replace("/", "\\/"),
+        }
     }
-    pattern = "|".join(re.escape(spelling) for spelling in sorted(spellings, key=len, reverse=True))
-    return pattern if len(secret) > _SHORT else rf"(?<!\w)(?:{pattern})(?!\w)"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from signalwire_streams import (
     BadRequestError,
@@ -261,6 +262,16 @@ async def test_404_of_proxy_about_name_is_error(client_for: Any, answer: bytes) 
         with pytest.raises(NotFoundError):
             await client.conferences.stop_stream(ambiguous("conference"))
         assert len(raw.requests) == 1
+
+
+async def test_stop_of_ambiguous_stream_without_name(client_for: Any) -> None:
+    """Its sid is the only handle, and "already stopped" about that may be about a second stream."""
+    stream = evolve(ambiguous("conference"), name=None)
+    async with two_streams(client_for, http(404)) as (client, alive, _):
+        assert (await client.conferences.stop_stream(stream)).sid == SECOND
+        assert alive == set()
+        with pytest.raises(BadRequestError):
+            await client.conferences.stop_stream(stream)
 
 
 async def test_sid_is_stopped_where_space_finds_no_streams_by_name(client_for: Any) -> None:

@@ -8,6 +8,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 from hypothesis import given, strategies as st
 
+from signalwire_streams.wire import problems
 from signalwire_streams.wire.problems import Problem, presentable, read_problem
 
 DOCUMENTED = {
@@ -211,6 +212,41 @@ def test_a_secret_within_another_leaves_nothing_of_it() -> None:
 def test_a_secret_that_no_encoding_can_carry_is_blotted_out() -> None:
     """Half a surrogate pair in a secret neither stops the search nor gets through."""
     assert presentable("bad hush\ud800hush!", ("hush\ud800hush",)) == "bad ***!"
+
+
+def test_secrets_that_a_text_does_not_hold_are_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a secret that is longer than the text, nothing is encoded; of others, only the beginning."""
+    encoded: list[str] = []
+    spellings = problems._spellings
+
+    def encode(secret: str) -> set[str]:
+        encoded.append(secret)
+        return spellings(secret)
+
+    monkeypatch.setattr(problems, "_spellings", encode)
+    secrets = [f"{number:05}" + "v" * size for number in range(90) for size in (1000, 100_000)]
+
+    assert presentable("x" * 2000, secrets) == "x" * 299 + "…"
+    assert len(encoded) == 90
+    assert max(map(len, encoded)) < 20
+    assert presentable(f"bad {secrets[6].upper()}!", secrets) == "bad ***!"
+
+
+@pytest.mark.parametrize(
+    ("secret", "text"),
+    [
+        ("hush\u0131ng", "HUSHING"),
+        ("\u017fecret", "SECRET"),
+        ("\u212aelvin", "kelvin"),
+        ("\u0130stanbul", "istanbul"),
+        ("gr\xf6\xdfe", "GR\xd6\u1e9eE"),
+        ("\xb5volt", "\u03bcVOLT"),
+        ("abab", "ababab"),
+    ],
+)
+def test_secret_is_found_in_any_case(secret: str, text: str) -> None:
+    """Letters whose other case is a letter of another alphabet or of two are found, and so are overlapping ones."""
+    assert presentable(f"<{text}>", (secret,)) == "<***>"
 
 
 @given(st.text(), st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=3))
