@@ -86,8 +86,31 @@ def _fill(error: _Error, story: _Story) -> _Error:
     outcome = story.outcome
     error.sent, error.attempts = outcome.sent, outcome.attempts
     error.retry_after, error.request_id = outcome.retry_after, story.request_id
+    if outcome.cause is not None:
+        _remove_http_errors(outcome.cause)
     error.__cause__ = outcome.cause
     return error
+
+
+def _remove_http_errors(cause: BaseException) -> None:
+    """Remove from the chain of an error what aiohttp raised: its text may repeat bytes of an answer's head."""
+    waiting, seen = [cause], set[int]()
+    while waiting:
+        error = waiting.pop()
+        if id(error) in seen:
+            continue
+        seen.add(id(error))
+        suppresses = error.__suppress_context__
+        if _is_http_error(error.__cause__):
+            error.__cause__ = None
+            error.__suppress_context__ = suppresses
+        if _is_http_error(error.__context__):
+            error.__context__ = None
+        waiting += [linked for linked in (error.__cause__, error.__context__) if linked is not None]
+
+
+def _is_http_error(error: BaseException | None) -> bool:
+    return any(kind.__module__.partition(".")[0] == "aiohttp" for kind in type(error).__mro__)
 
 
 def _evidence(exchange: Exchange, outcome: Outcome) -> str:

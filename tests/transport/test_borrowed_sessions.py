@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import gzip
-from collections.abc import Callable
+import traceback
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -220,6 +221,62 @@ async def test_a_trace_hook_that_raises_on_an_error(space: SimulatedSpace, clien
         assert isinstance(raised, StreamOutcomeUnknown)
         assert raised.__cause__ is error
         assert len(raw.requests) == 1
+
+
+async def raise_plainly(error: BaseException) -> None:
+    raise LookupError("mine")
+
+
+async def raise_from(error: BaseException) -> None:
+    raise LookupError("mine") from error
+
+
+async def raise_without_context(error: BaseException) -> None:
+    raise LookupError("mine") from None
+
+
+async def raise_after_another(error: BaseException) -> None:
+    inner = KeyError("inner")
+    inner.__cause__ = error
+    raise LookupError("mine") from inner
+
+
+async def raise_in_a_circle(error: BaseException) -> None:
+    inner = KeyError("inner")
+    inner.__cause__ = outer = LookupError("mine")
+    raise outer from inner
+
+
+async def raise_os_error(error: BaseException) -> None:
+    raise ConnectionResetError(104, "mine")
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [raise_plainly, raise_from, raise_without_context, raise_after_another, raise_in_a_circle, raise_os_error],
+)
+async def test_traceback_of_hook_error_shows_no_bytes_of_answer(
+    hook: Callable[[BaseException], Awaitable[None]], space: SimulatedSpace, client_for: Any
+) -> None:
+    """The text of aiohttp's error repeats the head that it could not parse, so that error is no part of the chain."""
+
+    async def garbage(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        return b"HTTP/1.1 SECRET\r\nSet-Cookie: SECRET\r\n\r\n"
+
+    async def on_exception(session: aiohttp.ClientSession, context: SimpleNamespace, params: Any) -> None:
+        assert "SECRET" in str(params.exception)
+        await hook(params.exception)
+
+    async with raw_space(garbage) as raw, traced("on_request_exception", on_exception) as session:
+        raised = await error_of(client_for(space, base_url=raw.url, session=session), "named")
+
+        assert isinstance(raised, StreamOutcomeUnknown)
+        shown = "".join(traceback.format_exception(raised))
+        assert "SECRET" not in shown
+        assert "mine" in shown
+        assert ("inner" in shown) is (hook in {raise_after_another, raise_in_a_circle})
+        assert raised.__cause__ is not None
+        assert raised.__cause__.__suppress_context__ is (hook not in {raise_plainly, raise_os_error})
 
 
 @pytest.mark.parametrize(
