@@ -208,12 +208,12 @@ class Pump:
     async def _probe(self, space: str) -> None:
         # With an eager task factory, another outage may begin within `start`.
         while self._outage.lasts and not self._closed:
-            if not await self._is_back(space):
-                await self._clock.sleep(_PROBE_EVERY)
-            elif not self._closed:
+            if await self._is_back(space) and not self._closed:
                 self._outage.end(self._clock.now())
                 self._back.set()
                 self.start(space)
+            else:
+                await self._clock.sleep(_PROBE_EVERY)
 
     async def _is_back(self, space: str) -> bool:
         asked_at = self._clock.now()
