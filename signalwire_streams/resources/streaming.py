@@ -156,7 +156,7 @@ class Streams(Generic[_Stream]):
                 raise failure_of(by_name, outcome)
             by_sid = write(sid, Kind.STOP_AMBIGUOUS)
             found = await settle(self.line, by_sid)
-            if self.model is CallStream and found.action is Action.FINISH:
+            if self.model is CallStream and found.event is not Event.TARGET_ENDED:
                 # A call takes several streams of one name, so the first one may still be running.
                 failure = failure_of(by_name, outcome)
                 failure.add_note(f"the stream with the sid {sid} was stopped, but an earlier one of that name may run")
