@@ -5,10 +5,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
-from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType
 from attrs import define, field
 
 from signalwire_streams.errors import MalformedFrameError
+from signalwire_streams.receiver.audio_socket import AudioSocket, reset
 from signalwire_streams.receiver.decoding import decode_event
 from signalwire_streams.receiver.events import AudioEvent, ConnectedEvent, MediaEvent, StartEvent, StopEvent
 from signalwire_streams.receiver.logs import RateLimitedLog
@@ -20,7 +21,8 @@ Handler: TypeAlias = Callable[[StreamSession], Awaitable[None]]
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 
-_FAREWELL = 3.0  # seconds for a farewell to be written and answered
+_MIN_IGNORED = 100  # messages without an event that may come before the start event, however few events may
+_BURST = 100  # messages that are read before other tasks get a turn
 _LEFT_BEHIND: set["asyncio.Task[Any]"] = set()
 _CLOSED = {WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED}
 _CODES = {
@@ -37,15 +39,13 @@ class Delivery:
 
     Attributes:
         socket: the socket, upgraded.
-        transport: what it runs over.
-        most: how many events may come before the start event.
+        most: how many events may come before the start event, and how many messages without an event.
         most_bytes: how much memory they may take; the last one may exceed it.
         failure_log: logs why no stream began.
         failure: why no stream began on it.
     """
 
-    socket: web.WebSocketResponse
-    transport: asyncio.Transport
+    socket: AudioSocket
     most: int
     most_bytes: int
     failure_log: RateLimitedLog
@@ -53,16 +53,21 @@ class Delivery:
     _early: list[AudioEvent] = field(init=False, factory=list, repr=False)
     _early_bytes: int = field(init=False, default=0)
     _malformed: int = field(init=False, default=0)
+    _received: int = field(init=False, default=0)
+    _ignored: int = field(init=False, default=0)
 
     async def begin(self, patience: float) -> StartEvent | None:
         """Wait for the start event; on timeout, or if too much comes before it, close the socket and set `failure`."""
         try:
             async with asyncio.timeout(patience):
                 while (message := await self.socket.receive()).type not in _CLOSED:
+                    self._received += 1
+                    if self._received % _BURST == 0:
+                        await asyncio.sleep(0)
                     if message.type is WSMsgType.PING:
+                        self._ignore()
                         await self.socket.pong(message.data)
-                        continue
-                    if (start := self._take_early(message)) is not None:
+                    elif (start := self._take_early(message)) is not None:
                         return start
             self.failure = "it was closed before that"
         except TimeoutError:
@@ -80,6 +85,7 @@ class Delivery:
     def _take_early(self, message: WSMessage) -> StartEvent | None:
         """Return the start event, or keep what comes before it."""
         if message.type is WSMsgType.PONG:
+            self._ignore()
             return None
         if message.type is WSMsgType.ERROR:
             raise MalformedFrameError("what came is no WebSocket message")
@@ -87,15 +93,24 @@ class Delivery:
             event = decode_event(message.data, elapsed=0.0)
         except MalformedFrameError:
             self._malformed += 1
+            self._ignore()
             return None
         if isinstance(event, StartEvent):
             return event
-        if not isinstance(event, ConnectedEvent | StopEvent):
+        if isinstance(event, ConnectedEvent | StopEvent):
+            self._ignore()
+        else:
             if len(self._early) >= self.most or self._early_bytes >= self.most_bytes:
                 raise MalformedFrameError("too many frames came before the start event")
             self._early.append(event)
             self._early_bytes += len(event.payload) if isinstance(event, MediaEvent) else event.memory
         return None
+
+    def _ignore(self) -> None:
+        """Count a message that is not kept."""
+        self._ignored += 1
+        if self._ignored > max(self.most, _MIN_IGNORED):
+            raise MalformedFrameError("too many frames came before the start event")
 
     def hand_over(self, session: StreamSession) -> None:
         """Pass to a session what came before its start event."""
@@ -119,7 +134,7 @@ class Delivery:
             try:
                 await asyncio.wait({handling, ended})
             except asyncio.CancelledError:  # cancelled twice: the handler refuses to end, so it is left behind
-                self.transport.abort()
+                reset(self.socket.transport)
                 leave_behind(handling)
                 raise
             await self._hang_up(session, reading)
@@ -127,19 +142,16 @@ class Delivery:
     async def _hang_up(self, session: StreamSession, reading: Reading) -> None:
         await reading.end()
         if session.end_reason is EndReason.LOST:
-            self.transport.abort()  # nobody reads a farewell, and whoever waits to send must hear of it
-        if not self.socket.closed:
-            await self.close(_CODES.get(session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
+            reset(self.socket.transport)  # nobody reads a farewell, and whoever waits to send must hear of it
+        await self.close(_CODES.get(session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
 
     async def close(self, code: WSCloseCode) -> None:
-        """Close the socket with a code; abort the connection when the other end does not read it in time."""
-        closing = asyncio.create_task(self.socket.close(code=code))
+        """Close the socket with a code; reset the connection when this is cancelled."""
         try:
-            await asyncio.wait({closing}, timeout=_FAREWELL)
-        finally:  # not by cancelling, which aiohttp would pass on to whoever else waits to send
-            if not closing.done():
-                self.transport.abort()
-        await closing
+            await self.socket.close(code=code)
+        except asyncio.CancelledError:
+            reset(self.socket.transport)
+            raise
 
 
 def leave_behind(task: "asyncio.Task[Any]") -> None:
@@ -149,8 +161,15 @@ def leave_behind(task: "asyncio.Task[Any]") -> None:
 
 
 async def _handle(handler: Handler, session: StreamSession) -> None:
+    task = asyncio.current_task()
     try:
         await handler(session)
-    except Exception:  # noqa: BLE001  (whatever it is, it ends this session and no other)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # whatever it is, it ends this session and no other
+        if task is None or asyncio.current_task(task.get_loop()) is not task:  # a task that is discarded unfinished
+            raise
+        if isinstance(error, asyncio.CancelledError) and task.cancelling():
+            raise
         session.end(EndReason.HANDLER_FAILED)
         _LOG.exception("the handler of stream %s failed, so the stream is closed", session.label)

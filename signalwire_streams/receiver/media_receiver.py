@@ -13,6 +13,7 @@ from aiohttp import WSCloseCode, web
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models.checks import check_count, check_seconds, check_word
 from signalwire_streams.receiver.audio.formats import AudioFormat
+from signalwire_streams.receiver.audio_socket import AudioSocket, reset
 from signalwire_streams.receiver.backlog import BYTES_PER_EVENT, Backlog, Overflow
 from signalwire_streams.receiver.delivery import Delivery, Handler, leave_behind
 from signalwire_streams.receiver.events import StartEvent
@@ -26,7 +27,6 @@ from signalwire_streams.receiver.session import EndReason, StreamSession
 from signalwire_streams.receiver.tokens import Doorkeeper, Tokens, bearer_token
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
-_FAREWELL = 2.0  # seconds for the other end to answer that the socket is closed
 _GRACE = 1.0  # seconds for a handler to notice that its stream was closed, and again that it was cancelled
 _MAX_NAMED = 5
 
@@ -119,9 +119,7 @@ class MediaReceiver(Opener):
         return await self._receive(request, lambda: None)
 
     async def _receive(self, request: web.BaseRequest, carries_stream: Callable[[], None]) -> web.StreamResponse:
-        socket = web.WebSocketResponse(
-            timeout=_FAREWELL, max_msg_size=self._frame_limit, autoping=False, compress=False
-        )
+        socket = AudioSocket(request.transport, max_msg_size=self._frame_limit)
         if not socket.can_prepare(request).ok:  # it is no WebSocket, so it spends no token
             return web.Response(status=400)
         token = bearer_token(request.headers.get("Authorization"))
@@ -158,16 +156,14 @@ class MediaReceiver(Opener):
             _LOG.warning("the token check did not return within %g s, so the stream is refused", self._start_timeout)
         return admitted
 
-    async def _upgrade(self, socket: web.WebSocketResponse, request: web.BaseRequest) -> Delivery | None:
-        transport = request.transport
+    async def _upgrade(self, socket: AudioSocket, request: web.BaseRequest) -> Delivery | None:
         try:
             await socket.prepare(request)
         except ConnectionError:  # the other end left
             return None
-        early = (self._most, self._most_bytes)
-        return None if transport is None else Delivery(socket, transport, *early, self._failure_log)
+        return Delivery(socket, self._most, self._most_bytes, self._failure_log)
 
-    def _session(self, socket: web.WebSocketResponse, start: StartEvent) -> tuple[StreamSession, Reading]:
+    def _session(self, socket: AudioSocket, start: StartEvent) -> tuple[StreamSession, Reading]:
         media = start.media_format
         audio_format = AudioFormat.from_start(
             media.encoding, media.sample_rate, media.channels, byte_order=self._byte_order
@@ -193,7 +189,7 @@ class MediaReceiver(Opener):
         task, closing = asyncio.create_task(work), asyncio.create_task(self._closing.wait())
         try:
             await asyncio.wait({task, closing}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() and not closing.done() else None
+            return task.result() if task.done() and not task.cancelled() and not closing.done() else None
         finally:
             closing.cancel()
             task.cancel()
@@ -228,6 +224,8 @@ class MediaReceiver(Opener):
         shutdown_timeout: float = 5.0,
     ) -> AsyncIterator[str]:
         """Serve by itself while the block runs, and close at its end.
+
+        A handler that refuses its cancellation does not keep the block from ending, but it keeps `asyncio.run` from it.
 
         Args:
             host: the address to listen on.
@@ -312,7 +310,7 @@ class MediaReceiver(Opener):
     def abort(self) -> None:
         """Drop the sockets of all streams at once, so that `aclose` need not wait until the other end answers."""
         for delivery in self._deliveries:
-            delivery.transport.abort()
+            reset(delivery.socket.transport)
 
     async def _wait_for_handlers(self, seconds: float) -> None:
         if self._tasks:

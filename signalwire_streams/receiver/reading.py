@@ -5,10 +5,11 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from aiohttp import WebSocketError, WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp import WebSocketError, WSCloseCode, WSMessage, WSMsgType
 from attrs import define, field
 
 from signalwire_streams.errors import MalformedFrameError
+from signalwire_streams.receiver.audio_socket import AudioSocket
 from signalwire_streams.receiver.backlog import Backlog
 from signalwire_streams.receiver.decoding import decode_event
 from signalwire_streams.receiver.events import StopEvent
@@ -18,6 +19,7 @@ _LOG = logging.getLogger("signalwire_streams.receiver")
 
 _LOOK = 0.05  # seconds that frames may lie in a socket before somebody else reads it
 _STAY = 1.0  # seconds that it is read so at least, since whoever was busy once will be again
+_BURST = 100  # messages that are read before other tasks get a turn
 _PONG = 0.5  # of a heartbeat: how long the other end may take to answer
 _TEXT = WSMsgType.TEXT
 
@@ -37,7 +39,7 @@ class Reading:
             has that too, at the price of a turn of the event loop for each frame.
     """
 
-    socket: web.WebSocketResponse
+    socket: AudioSocket
     session: StreamSession
     backlog: Backlog
     heartbeat: float | None
@@ -47,6 +49,7 @@ class Reading:
     _heard: float = field(init=False, default=0.0)
     _asked: float = field(init=False, default=float("-inf"))
     _is_late: bool = field(init=False, default=False)
+    _received: int = field(init=False, default=0)
 
     def begin(self) -> None:
         """Let whoever waits for an event read."""
@@ -103,6 +106,9 @@ class Reading:
                 await self.socket.pong(message.data)
             elif message.type is not WSMsgType.PONG:
                 self._finish(message)
+            self._received += 1
+            if self._received % _BURST == 0:
+                await asyncio.sleep(0)
         except ConnectionError:  # from the pong
             self.session.end(EndReason.LOST)
         except Exception:  # noqa: BLE001  (whatever it is, it ends this session and no other)

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from aiohttp import http_exceptions, web
 from attrs import define, field
 
+from signalwire_streams.receiver.audio_socket import reset
 from signalwire_streams.receiver.logs import RateLimitedLog
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
@@ -72,6 +73,7 @@ class _Connection:
         protocol: its protocol, once the loop has made one.
         transport: its transport, after the TLS handshake.
         timer: aborts it.
+        is_upgraded: whether no HTTP response can be under way: a handler has the request, or upgraded it.
     """
 
     sock: socket.socket
@@ -81,10 +83,13 @@ class _Connection:
     protocol: web.RequestHandler | None = field(init=False, default=None)
     transport: asyncio.Transport | None = field(init=False, default=None)
     timer: asyncio.TimerHandle | None = field(init=False, default=None)
+    is_upgraded: bool = field(init=False, default=False)
 
     def abort(self) -> None:
-        """Close it at once."""
-        if self.transport is not None:
+        """Close it at once; what an HTTP response has left in the kernel is still sent."""
+        if self.is_upgraded:
+            reset(self.transport)
+        elif self.transport is not None:
             self.transport.abort()
         else:
             self.opening.cancel()  # which closes the transport
@@ -182,8 +187,13 @@ class StreamServer(web.Server):
             self._pending.pop(connection, None)
 
         connection.keep()
+        connection.is_upgraded = True
         try:
             response = await self._handler(request, carries_stream)
+            connection.is_upgraded = isinstance(response, web.WebSocketResponse)
+        except Exception:
+            connection.is_upgraded = False  # aiohttp responds with an error
+            raise
         finally:
             if connection in self._open:
                 connection.abort_after(_CLOSE_TIMEOUT)

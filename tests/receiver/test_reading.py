@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from signalwire_streams import TransportError
-from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver, StreamSession, delivery, reading
+from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver, StreamSession, audio_socket, reading
 from signalwire_streams.receiver.backlog import Backlog
 
 from .conftest import Heard, until
@@ -187,7 +187,7 @@ async def test_a_peer_that_takes_nothing_more_does_not_hold_its_stream(
 
 async def test_a_farewell_that_nobody_takes_is_given_up(serve: Any, deaf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that has enough is done, also where its peer takes nothing any more."""
-    monkeypatch.setattr(delivery, "_FAREWELL", 0.05)
+    monkeypatch.setattr(audio_socket, "_CLOSE_TIMEOUT", 0.05)
     blocked: list[tuple[StreamSession, asyncio.Task[None]]] = []
 
     async def handler(session: StreamSession) -> None:
