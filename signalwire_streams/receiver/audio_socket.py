@@ -73,7 +73,9 @@ class AudioSocket(web.WebSocketResponse):
         A connection whose other end does not answer is reset, and so is one that does not close in time.
         """
         if self._close_task is None:
-            self._close_task = self._track_task(self._close_in_time(super().close(code=code, message=message, drain=drain)))
+            self._close_task = self._track_task(
+                self._close_in_time(super().close(code=code, message=message, drain=drain))
+            )
         await asyncio.wait({self._close_task})
         return self._close_task.result()
 

@@ -1,0 +1,157 @@
+"""Senders of one socket do not disturb each other, and no connection outlives its close."""
+
+import asyncio
+import contextlib
+import socket
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from signalwire_streams.receiver import EndReason, MediaReceiver, StreamSession
+
+from .conftest import Heard, until
+from .test_connections import UPGRADE, port_of
+from .test_receiver import START
+
+pytestmark = pytest.mark.usefixtures("idle_clock")
+PING = b"\x89\xfd" + bytes(4) + b"x" * 125
+
+
+class Mishap(BaseException):
+    """What no handler is expected to raise."""
+
+
+async def fill(session: StreamSession) -> None:
+    while True:
+        await session.playback._send("media", media={"payload": "A" * 60_000})
+
+
+async def test_cancelled_sender_does_not_cancel_another(serve: Any, dial: Any) -> None:
+    """A message that waits for the connection goes on to wait when another sender is cancelled."""
+    outcome: list[bool] = []
+    done = asyncio.Event()
+
+    async def handler(session: StreamSession) -> None:
+        first, second = asyncio.create_task(fill(session)), asyncio.create_task(fill(session))
+        await asyncio.wait({first, second}, timeout=1)
+        first.cancel()
+        await asyncio.wait({first})
+        await asyncio.wait({second}, timeout=1)
+        third = asyncio.create_task(fill(session))
+        await asyncio.wait({third}, timeout=1)
+        outcome.extend([second.done(), third.done()])
+        for task in (second, third):
+            task.cancel()
+        done.set()
+
+    receiver = MediaReceiver(handler, bearer_tokens=None, bidirectional=True, heartbeat=None)
+    peer = await dial(await serve(receiver))
+    await peer.send_json(START)
+    await done.wait()
+    assert outcome == [False, False]
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_application_does_not_keep_a_connection_that_is_not_read(started: bool) -> None:
+    """Without `serve` too, the connection is closed when its other end reads nothing."""
+    transports = list[asyncio.BaseTransport | None]()
+
+    async def handler(session: StreamSession) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                async for _ in session:
+                    pass
+
+    receiver = MediaReceiver(handler, bearer_tokens=None, start_timeout=5.0, backlog=1_000_000, heartbeat=None)
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        transports.append(request.transport)
+        return await receiver.handle(request)
+
+    application = web.Application()
+    application.router.add_get("/", handle)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    start = b'{"event":"start","start":{"streamSid":"s"}}'
+    loop = asyncio.get_running_loop()
+    with socket.create_connection(("127.0.0.1", runner.addresses[0][1])) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.setblocking(False)
+        await loop.sock_sendall(peer, UPGRADE)
+        if started:
+            await loop.sock_sendall(peer, bytes([0x81, 0x80 | len(start)]) + bytes(4) + start)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await loop.sock_sendall(peer, PING * 1000)
+        await until(lambda: not receiver.sessions and receiver.beginning == 0)
+    await runner.cleanup()
+    assert transports[0] is not None
+    assert transports[0].is_closing()
+
+
+@pytest.mark.parametrize("frame", [b"\x89\x80", b"\x8a\x80", b"\x81\x80"], ids=["ping", "pong", "empty text"])
+async def test_messages_before_the_start_are_limited(
+    heard: Heard, serve: Any, frame: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Messages without an event count too."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None, start_timeout=600.0))
+    _, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
+    writer.write(UPGRADE + (frame + bytes(4)) * 501)
+    await until(lambda: "too many frames came before the start event" in caplog.text)
+    writer.close()
+
+
+async def test_burst_leaves_turns_to_other_tasks(heard: Heard, serve: Any, dial: Any) -> None:
+    """A long burst of small messages is read in several turns of the loop."""
+    receiver = MediaReceiver(heard, bearer_tokens=None, backlog=1000)
+    peer = await dial(await serve(receiver))
+    await peer.send_json(START)
+    await until(lambda: bool(heard.sessions))
+    session, counts = heard.sessions[0], set[int]()
+    for _ in range(900):
+        await peer.send_str("no JSON")
+
+    def count() -> bool:
+        counts.add(session.statistics.malformed)
+        return session.statistics.malformed == 900
+
+    await until(count)
+    assert len(counts) >= 5
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Mishap("x"), GeneratorExit(), asyncio.CancelledError(), BaseExceptionGroup("several", [Mishap("x")])],
+    ids=lambda error: type(error).__name__,
+)
+async def test_handler_that_raises_no_exception_has_failed(
+    serve: Any, dial: Any, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    sessions = list[StreamSession]()
+
+    async def handler(session: StreamSession) -> None:
+        sessions.append(session)
+        raise error
+
+    peer = await dial(await serve(MediaReceiver(handler, bearer_tokens=None)))
+    await peer.send_json(START)
+    assert (await peer.receive()).data == 1011
+    assert sessions[0].end_reason is EndReason.HANDLER_FAILED
+    assert [record.getMessage() for record in caplog.records] == [
+        "the handler of stream stream-1 failed, so the stream is closed"
+    ]
+
+
+async def test_token_check_that_is_cancelled_refuses_the_stream(serve: Any, heard: Heard) -> None:
+    """It is no error of the server."""
+
+    async def check(token: str) -> bool:
+        raise asyncio.CancelledError
+
+    url = await serve(MediaReceiver(heard, bearer_tokens=check))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
+    writer.write(UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer t"))
+    assert (await reader.read()).startswith(b"HTTP/1.1 503")
+    writer.close()
