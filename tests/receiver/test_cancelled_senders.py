@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from signalwire_streams.receiver import EndReason, MediaReceiver, StreamSession
+from signalwire_streams.receiver.audio_socket import AudioSocket, reset
+from signalwire_streams.receiver.delivery import _handle
 
 from .conftest import Heard, until
 from .test_connections import UPGRADE, port_of
@@ -155,3 +158,36 @@ async def test_token_check_that_is_cancelled_refuses_the_stream(serve: Any, hear
     writer.write(UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer t"))
     assert (await reader.read()).startswith(b"HTTP/1.1 503")
     writer.close()
+
+
+async def test_connection_that_was_lost_before_the_upgrade() -> None:
+    """Nothing is left to close, and a message is refused at once; a task that was cancelled is forgotten."""
+    unused = AudioSocket(None, max_msg_size=1)
+    reset(unused.transport)
+    assert unused._sends_at_once(1)
+    task = unused._track_task(asyncio.sleep(1))
+    task.cancel()
+    await asyncio.wait({task})
+    await asyncio.sleep(0)
+    assert unused._send_tasks == set()
+
+
+async def test_interrupt_and_discarded_handler_are_no_failures(caplog: pytest.LogCaptureFixture) -> None:
+    session: Any = SimpleNamespace(label="s", end=None)
+
+    async def interrupt(_: StreamSession) -> None:
+        raise KeyboardInterrupt
+
+    async def wait(_: StreamSession) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        await _handle(interrupt, session)
+    handling = _handle(wait, session)
+    task = asyncio.create_task(handling)
+    await asyncio.sleep(0)
+    handling.close()
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled() or isinstance(task.exception(), RuntimeError)
+    assert not caplog.records
