@@ -91,7 +91,8 @@ class Engine(Generic[_Item]):
             RunEndedError: the input raised CancelledError, which is no cancellation of the caller; the same.
         """
         if self._intake is None:
-            self._intake = asyncio.create_task(self._take_in())
+            # Not by the loop's factory: an eager task begins before `_intake` is set, and its input may end the run.
+            self._intake = asyncio.Task(self._take_in())
             self._intake.add_done_callback(lambda _: self._changed.set())
         while not self._backlog:
             if self._broken is not None and not self._running:
@@ -146,9 +147,6 @@ class Engine(Generic[_Item]):
 
     async def _take_in(self) -> None:
         try:
-            await asyncio.sleep(
-                0
-            )  # an eager task begins before `_intake` is set, and the input may already end the run
             await self._take_all()
         finally:
             if isinstance(self.items, AsyncGenerator):

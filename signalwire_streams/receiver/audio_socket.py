@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import WSCloseCode, web
@@ -73,17 +74,16 @@ class AudioSocket(web.WebSocketResponse):
         A connection whose other end does not answer is reset, and so is one that does not close in time.
         """
         if self._close_task is None:
-            self._close_task = self._track_task(
-                self._close_in_time(super().close(code=code, message=message, drain=drain))
-            )
+            closing = partial(super().close, code=code, message=message, drain=drain)
+            self._close_task = self._track_task(self._close_in_time(closing))
         await asyncio.wait({self._close_task})
         return self._close_task.result()
 
-    async def _close_in_time(self, closing: Coroutine[Any, Any, bool]) -> bool:
+    async def _close_in_time(self, closing: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
         loop = asyncio.get_running_loop()
         began = loop.time()
         timer = loop.call_later(_CLOSE_TIMEOUT, reset, self.transport)
-        closed = await closing
+        closed = await closing()
         # After a message that breaks the protocol aiohttp waits for no answer, and the close frame is still to be read.
         if self.close_code in _UNANSWERED and loop.time() - began >= _ANSWER_TIMEOUT:
             timer.cancel()

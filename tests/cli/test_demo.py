@@ -32,8 +32,9 @@ async def test_every_stream_is_started_once_and_stopped(bare_shell: Shell, confe
     assert {"no answer came", "unavailable", "too many requests"} == set(facts["retries_by_event"])
     assert facts["started_by_repeated_attempt"] > 0
     assert facts["streams_refused_as_duplicates"] > 0
-    # One request more than the calls and their repetitions, for the list.
-    assert facts["attempts"] == 2 * conferences + facts["retries"] + 1
+    # One request more than the calls and their repetitions, for the list. An ambiguous stream may take a second stop.
+    second_stops = facts["attempts"] - (2 * conferences + facts["retries"] + 1)
+    assert 0 <= second_stops <= facts["started_by_repeated_attempt"]
     for name in ("start_seconds", "stop_seconds"):
         ordered = [facts[name][key] for key in ("p50", "p95", "p99", "max")]
         assert ordered == sorted(ordered)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from signalwire_streams import (
+    BreakerPolicy,
     BulkOutcome,
     BulkState,
     CallStream,
@@ -91,8 +92,8 @@ async def test_answers_that_are_lost(space: SimulatedSpace, client_for: Any, rec
     space.faults.add("reset", on="stop", created=True, one_in=2, per_target=1)
     space.faults.add("503-api", on="stop", one_in=3, per_target=1)
 
-    # In no time at all so many failures would open the breaker.
-    client = client_for(space, clock=Clock())
+    # In no time at all so many failures would open the breaker, whose pause takes real time.
+    client = client_for(space, clock=Clock(), breaker=BreakerPolicy(outcomes=1_000))
 
     async def one_by_one() -> AsyncIterator[StartConferenceStream]:
         for sid in space.conference_sids[:6]:
