@@ -84,7 +84,7 @@ def connect(path: JournalPath) -> sqlite3.Connection:
         # NORMAL loses nothing when the process is killed; only a power cut can take the last commits.
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute("PRAGMA wal_autocheckpoint = 0")  # `wal.checkpoint` does that
-    except BaseException:
+    except BaseException:  # an open connection would keep the files
         database.close()
         raise
     return database

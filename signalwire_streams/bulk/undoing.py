@@ -28,11 +28,11 @@ class Undoing:
     _rows: dict[Progress, int] = field(init=False, factory=dict)
 
     async def begin(self) -> None:
-        """Open the journal, and note there that from now on the run is being stopped."""
+        """Open the journal, and record there that the run is being stopped."""
         journal = await self.holder.open()
         try:
             await when_free(self.holder.clock, journal.begin_undoing)
-        except BaseException:
+        except BaseException:  # also when it is cancelled: nobody else closes the journal
             await self.end()
             raise
 
