@@ -46,7 +46,7 @@ Example:
 @start_options
 @_conference_options
 @account_options
-def start_stream(account: Account, *, call_sid: str, **fields: Unpack[StartFields]) -> None:
+def start_call_stream(account: Account, *, call_sid: str, **fields: Unpack[StartFields]) -> None:
     """Copy a call's audio to a WebSocket server.
 
     That a Space refuses a second stream of the same name is documented for conferences only. So a start on a
@@ -66,6 +66,6 @@ Example:
 @click.argument("call_sid")
 @click.argument("stream")
 @account_options
-def stop_stream(account: Account, *, call_sid: str, stream: str) -> None:
+def stop_call_stream(account: Account, *, call_sid: str, stream: str) -> None:
     """Stop a call's stream, given by its sid or its name."""
     stop(account, "call", call_sid, lambda client: client.calls.stop_stream(call_sid, stream))

@@ -33,7 +33,7 @@ Example:
 @start_options
 @conference_options
 @account_options
-def start_stream(
+def start_conference_stream(
     account: Account, *, conference_sid: str, codec: str | None, realtime: bool | None, **fields: Unpack[StartFields]
 ) -> None:
     """Copy a conference's audio to a WebSocket server.
@@ -60,7 +60,7 @@ Example:
 @click.argument("conference_sid")
 @click.argument("stream")
 @account_options
-def stop_stream(account: Account, *, conference_sid: str, stream: str) -> None:
+def stop_conference_stream(account: Account, *, conference_sid: str, stream: str) -> None:
     """Stop a conference's stream, given by its sid or its name."""
     stop(
         account,

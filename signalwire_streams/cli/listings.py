@@ -99,7 +99,7 @@ def get_conference(account: Account, *, conference_sid: str) -> None:
     async def work(client: StreamsClient) -> None:
         conference = await client.conferences.get(conference_sid)
         if account.as_json:
-            write_json(_facts(conference))
+            write_json(_item_facts(conference))
             return
         rows = {
             "sid": conference.sid,
@@ -130,7 +130,7 @@ def get_call(account: Account, *, call_sid: str) -> None:
     async def work(client: StreamsClient) -> None:
         call = await client.calls.get(call_sid)
         if account.as_json:
-            write_json(_facts(call))
+            write_json(_item_facts(call))
             return
         rows = {
             "sid": call.sid,
@@ -206,7 +206,7 @@ async def _first(listing: Listing[_Item], limit: int | None) -> list[_Item]:
 
 async def _write_each(listing: Listing[_Item], limit: int | None) -> None:
     """Write each item as soon as it is read, so that a long list can be cut short by its reader."""
-    await _visit(listing, limit, lambda item: write_json(_facts(item)))
+    await _visit(listing, limit, lambda item: write_json(_item_facts(item)))
 
 
 async def _visit(listing: Listing[_Item], limit: int | None, visit: Callable[[_Item], None]) -> None:
@@ -218,7 +218,7 @@ async def _visit(listing: Listing[_Item], limit: int | None, visit: Callable[[_I
             return
 
 
-def _facts(item: Conference | Call | Participant) -> dict[str, object]:
+def _item_facts(item: Conference | Call | Participant) -> dict[str, object]:
     """Give every field under its name; each date twice, as the Space wrote it and in ISO 8601 where it is readable."""
     facts: dict[str, object] = {}
     for name, value in asdict(item).items():

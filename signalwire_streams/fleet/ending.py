@@ -16,7 +16,7 @@ from signalwire_streams.fleet.steps import Step, joined
 from signalwire_streams.models import CallStream, ConferenceStream
 
 _UNFINISHED = frozenset({BulkState.NOT_ATTEMPTED, BulkState.UNKNOWN})
-_AT_ONCE = 20  # batches read in one go
+_BATCHES_AT_ONCE = 20  # batches read in one go
 
 
 @frozen
@@ -75,8 +75,8 @@ class Ending:
     async def _batches(self, *, whole: bool = False) -> AsyncIterator[tuple[int, Sequence[Found]]]:
         """Go through the run, batch by batch; where Redis has forgotten a part of it, only a whole run will do."""
         facts, keys = self.facts, self.keys
-        for first in range(0, facts.batches, _AT_ONCE):
-            numbers = range(first, min(first + _AT_ONCE, facts.batches))
+        for first in range(0, facts.batches, _BATCHES_AT_ONCE):
+            numbers = range(first, min(first + _BATCHES_AT_ONCE, facts.batches))
             plans = await self.connection.all([command("get", keys.requests(number)) for number in numbers])
             told = await self.connection.all([command("hgetall", keys.marks(number)) for number in numbers])
             for number, plan, marks in zip(numbers, plans, told, strict=True):

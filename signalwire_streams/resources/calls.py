@@ -12,7 +12,7 @@ from signalwire_streams.models.masking import masks_secrets
 from signalwire_streams.resources.listing import Listing
 from signalwire_streams.resources.streaming import Streams, settle
 from signalwire_streams.transport.line import Line
-from signalwire_streams.wire import exchanges
+from signalwire_streams.wire import exchanges as requests
 from signalwire_streams.wire.account import Account
 from signalwire_streams.wire.answers import read_item
 from signalwire_streams.wire.forms import moment
@@ -128,7 +128,7 @@ class Calls:
 
     async def get(self, call_sid: str) -> Call:
         """Read one call."""
-        exchange = exchanges.read(self._account, _COLLECTION, check_handle(call_sid, "call_sid"))
+        exchange = requests.read(self._account, _COLLECTION, check_handle(call_sid, "call_sid"))
         outcome = await settle(self._line, exchange)
         return read_item(outcome.reply and outcome.reply.document, Call)
 
@@ -176,5 +176,5 @@ class Calls:
             "EndTime<": moment(end_time_before, "end_time_before"),
             "EndTime>": moment(end_time_after, "end_time_after"),
         }
-        first = exchanges.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size, key="calls")
+        first = requests.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size, key="calls")
         return Listing(self._line, self._account, first, Call)

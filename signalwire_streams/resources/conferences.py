@@ -21,7 +21,7 @@ from signalwire_streams.models.masking import masks_secrets
 from signalwire_streams.resources.listing import Listing
 from signalwire_streams.resources.streaming import Streams, settle
 from signalwire_streams.transport.line import Line
-from signalwire_streams.wire import exchanges
+from signalwire_streams.wire import exchanges as requests
 from signalwire_streams.wire.account import Account
 from signalwire_streams.wire.answers import read_item
 from signalwire_streams.wire.forms import day
@@ -140,7 +140,7 @@ class Conferences:
 
     async def get(self, conference_sid: str) -> Conference:
         """Read one conference."""
-        exchange = exchanges.read(self._account, _COLLECTION, check_handle(conference_sid, "conference_sid"))
+        exchange = requests.read(self._account, _COLLECTION, check_handle(conference_sid, "conference_sid"))
         outcome = await settle(self._line, exchange)
         return read_item(outcome.reply and outcome.reply.document, Conference)
 
@@ -182,7 +182,7 @@ class Conferences:
             "DateUpdated<": day(date_updated_before, "date_updated_before"),
             "DateUpdated>": day(date_updated_after, "date_updated_after"),
         }
-        first = exchanges.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size, key="conferences")
+        first = requests.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size, key="conferences")
         return Listing(self._line, self._account, first, Conference)
 
     def participants(
@@ -205,7 +205,7 @@ class Conferences:
         """
         sid = check_handle(conference_sid, "conference_sid")
         filters: Mapping[str, object] = {"Muted": muted, "Hold": hold}
-        first = exchanges.read_list(
+        first = requests.read_list(
             self._account, _COLLECTION, sid, "Participants", filters=filters, page_size=page_size, key="participants"
         )
         return Listing(self._line, self._account, first, Participant)

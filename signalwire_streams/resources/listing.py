@@ -9,7 +9,7 @@ from signalwire_streams.errors import MalformedResponseError
 from signalwire_streams.models import Page, Participant
 from signalwire_streams.resources.streaming import settle
 from signalwire_streams.transport.line import Line
-from signalwire_streams.wire import exchanges
+from signalwire_streams.wire import exchanges as requests
 from signalwire_streams.wire.account import Account
 from signalwire_streams.wire.answers import read_page
 from signalwire_streams.wire.exchange import Exchange, Outcome
@@ -47,7 +47,7 @@ class Listing(Generic[_Item]):
                 tenth in a row without a new item and leads to another.
             StreamsError: the typed error of a page that could not be had.
         """
-        exchange, seen = exchanges.again(self._first), {self._first.path}
+        exchange, seen = requests.again(self._first), {self._first.path}
         known: set[int] = set()
         without_news = 0
         while True:
@@ -59,7 +59,7 @@ class Listing(Generic[_Item]):
             yield page
             if not page.next_page_uri:
                 return
-            exchange = exchanges.read_next(self._account, self._first, page.next_page_uri)
+            exchange = requests.read_next(self._account, self._first, page.next_page_uri)
             if exchange.path in seen or without_news == _PAGES_WITHOUT_NEWS:
                 raise MalformedResponseError("the Space's pages lead in a circle: the list has no end", sent="yes")
             seen.add(exchange.path)

@@ -11,7 +11,7 @@ from signalwire_streams.models import Action, CallStream, ConferenceStream, Even
 from signalwire_streams.models.checks import check_flag, check_handle
 from signalwire_streams.resilience.matrix import REFUSED_STOPS
 from signalwire_streams.transport.line import Line
-from signalwire_streams.wire import exchanges
+from signalwire_streams.wire import exchanges as requests
 from signalwire_streams.wire.account import Account
 from signalwire_streams.wire.answers import read_stream
 from signalwire_streams.wire.exchange import Errand, Exchange, Outcome
@@ -53,7 +53,7 @@ class Streams(Generic[_Stream]):
 
     async def start(
         self,
-        request: exchanges.Start,
+        request: requests.Start,
         *,
         may_be_running: bool = False,
         deadline: float | None = None,
@@ -71,8 +71,8 @@ class Streams(Generic[_Stream]):
                 )
             errand.progress.may_be_done = True
         if request.name is None and not request.unnamed:
-            request = evolve(request, name=exchanges.generate_name())
-        exchange = exchanges.start(self.account, request, deadline=deadline, errand=errand)
+            request = evolve(request, name=requests.generate_name())
+        exchange = requests.start(self.account, request, deadline=deadline, errand=errand)
         try:
             outcome = await settle(self.line, exchange)
         except StreamOutcomeUnknown as error:
@@ -89,7 +89,7 @@ class Streams(Generic[_Stream]):
         reply = outcome.reply if outcome.action is Action.FINISH else None
         return read_stream(None if reply is None else reply.document, self.model, known)
 
-    def _starter(self, request: exchanges.Start) -> StartAgain:
+    def _starter(self, request: requests.Start) -> StartAgain:
         # No partial, whose repr shows its arguments.
         async def start_again(deadline: float | None) -> _Stream:
             return await self.start(request, may_be_running=True, deadline=deadline)
@@ -128,7 +128,7 @@ class Streams(Generic[_Stream]):
         if not isinstance(stream, str):
             return await self._stop_known(write, stream)
         handle = check_handle(stream, "stream")
-        kind = exchanges.stop_kind(handle)
+        kind = requests.stop_kind(handle)
         asked = {self.target_field: sid, "sid" if kind is Kind.STOP else "name": handle}
         return await self._settle_stop(write(handle, kind), read_stream({}, self.model, asked))
 

@@ -14,9 +14,9 @@ from signalwire_streams.simulator.state import Call, Conference, Participant
 
 __all__ = ["select_calls", "select_conferences", "select_participants"]
 
-T = TypeVar("T")
-Test = Callable[[T], bool]
-Filter = Callable[[str], Test[T]]
+_Item = TypeVar("_Item")
+Test = Callable[[_Item], bool]
+Filter = Callable[[str], Test[_Item]]
 Comparison = Callable[[Any, Any], bool]
 
 _COMPARISONS: Final[Mapping[str, Comparison]] = {"": eq, "<": lt, ">": gt}
@@ -27,10 +27,10 @@ def _refuse(message: str) -> BadQuery:
     return BadQuery(422, INVALID_ARGUMENT, message)
 
 
-def _one_of(name: str, choices: Iterable[str], read: Callable[[T], str]) -> Filter[T]:
+def _one_of(name: str, choices: Iterable[str], read: Callable[[_Item], str]) -> Filter[_Item]:
     allowed = tuple(choices)
 
-    def parse(value: str) -> Test[T]:
+    def parse(value: str) -> Test[_Item]:
         if value not in allowed:
             raise _refuse(f"{name} must be one of {', '.join(allowed)}")
         return lambda item: read(item) == value
@@ -38,15 +38,15 @@ def _one_of(name: str, choices: Iterable[str], read: Callable[[T], str]) -> Filt
     return parse
 
 
-def _equal(read: Callable[[T], str | None]) -> Filter[T]:
+def _equal(read: Callable[[_Item], str | None]) -> Filter[_Item]:
     return lambda value: lambda item: read(item) == value
 
 
-def _boolean(name: str, read: Callable[[T], bool]) -> Filter[T]:
-    def spell(item: T) -> str:
+def _boolean(name: str, read: Callable[[_Item], bool]) -> Filter[_Item]:
+    def spell(item: _Item) -> str:
         return "true" if read(item) else "false"
 
-    as_text: Filter[T] = _one_of(name, ("true", "false"), spell)
+    as_text: Filter[_Item] = _one_of(name, ("true", "false"), spell)
     return lambda value: as_text(value.lower())
 
 
@@ -128,6 +128,6 @@ def select_participants(participants: Iterable[Participant], query: Mapping[str,
     return _select(participants, query, _PARTICIPANTS)
 
 
-def _select(items: Iterable[T], query: Mapping[str, str], filters: Mapping[str, Filter[T]]) -> list[T]:
+def _select(items: Iterable[_Item], query: Mapping[str, str], filters: Mapping[str, Filter[_Item]]) -> list[_Item]:
     tests = [filters[name](value) for name, value in query.items() if name in filters]
     return [item for item in items if all(test(item) for test in tests)]

@@ -14,7 +14,6 @@ from attrs import define, field
 
 from signalwire_streams.models import Action, Event, Lane
 from signalwire_streams.resilience.policy import BreakerPolicy
-from signalwire_streams.resilience.retrying import Decision
 from signalwire_streams.wire.exchange import Exchange, Outcome
 from signalwire_streams.wire.problems import presentable
 
@@ -27,7 +26,7 @@ _BULK_INTERVAL = 60.0
 """Seconds between two WARNINGs about the outcomes of bulk starts."""
 
 
-def log_retry(exchange: Exchange, outcome: Outcome, number: int, decision: Decision) -> None:
+def log_retry(exchange: Exchange, outcome: Outcome, number: int, action: Action, wait: float) -> None:
     """Log an attempt that is followed by another one."""
     if not RETRY_LOG.isEnabledFor(logging.DEBUG):
         return
@@ -36,8 +35,8 @@ def log_retry(exchange: Exchange, outcome: Outcome, number: int, decision: Decis
         _call(exchange),
         number,
         _what_happened(exchange, outcome),
-        decision.action.value,
-        decision.wait,
+        action.value,
+        wait,
     )
 
 

@@ -20,7 +20,7 @@ OnAttempt = Callable[[Attempt], object]
 
 
 _PUSHED_BACK = frozenset({Event.THROTTLED, Event.UNAVAILABLE})
-_UNSENT = frozenset({Phase.QUEUED, Phase.CONNECTING})
+_UNSENT_PHASES = frozenset({Phase.QUEUED, Phase.CONNECTING})
 
 
 @define(eq=False)
@@ -46,7 +46,7 @@ class Retry:
             return await self._send(exchange, send)
         except CancelledError:
             progress = exchange.progress
-            if exchange.kind.is_start and (progress.may_be_done or progress.phase not in _UNSENT):
+            if exchange.kind.is_start and (progress.may_be_done or progress.phase not in _UNSENT_PHASES):
                 self._outcome_log.unknown(exchange, _cancelled(progress.phase), self.clock.now())
             raise
 
@@ -95,7 +95,7 @@ class Retry:
                 return outcome.of_call(
                     decision.action, phase=phase, attempts=number, ambiguous=before, sent=progress.sent
                 )
-            log_retry(exchange, outcome, number, decision)
+            log_retry(exchange, outcome, number, decision.action, decision.wait)
             progress.phase = Phase.QUEUED
             if decision.wait:
                 await self.clock.sleep(decision.wait)

@@ -7,7 +7,7 @@ import pytest
 
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError, Phase, Sent
 from signalwire_streams.models import Kind, Lane, StartCallStream, StartConferenceStream
-from signalwire_streams.wire import exchanges
+from signalwire_streams.wire import exchanges as requests
 from signalwire_streams.wire.account import find_account
 from signalwire_streams.wire.exchange import Errand, Exchange, Progress
 
@@ -16,12 +16,12 @@ ROOT = "/api/laml/2010-04-01/Accounts/project"
 URL = "wss://audio.example.com/stream"
 
 
-def spell_start(request: exchanges.Start, *, deadline: Any = None) -> Exchange:
-    return exchanges.start(ACCOUNT, request, deadline=deadline, errand=Errand())
+def spell_start(request: requests.Start, *, deadline: Any = None) -> Exchange:
+    return requests.start(ACCOUNT, request, deadline=deadline, errand=Errand())
 
 
 def spell_stop(collection: str, *, deadline: Any = None) -> Exchange:
-    return exchanges.stop(ACCOUNT, collection, "target", "room", Kind.STOP_BY_NAME, deadline=deadline, errand=Errand())
+    return requests.stop(ACCOUNT, collection, "target", "room", Kind.STOP_BY_NAME, deadline=deadline, errand=Errand())
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_start_names_its_secrets() -> None:
 )
 def test_a_sid_is_told_from_a_name(handle: str, kind: Kind) -> None:
     """What is shaped like a sid is one: of that, "no such stream" can be believed."""
-    assert exchanges.stop_kind(handle) is kind
+    assert requests.stop_kind(handle) is kind
 
 
 @pytest.mark.parametrize(("collection", "noun"), [("Conferences", "conference"), ("Calls", "call")])
@@ -111,8 +111,8 @@ def test_a_stop(collection: str, noun: str) -> None:
 def test_an_errand_says_how_it_goes() -> None:
     """The lane and the progress of starts and stops are those of their errand, which may go on over several."""
     errand = Errand(lane=Lane.BULK)
-    start = exchanges.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None, errand=errand)
-    stop = exchanges.stop(ACCOUNT, "Calls", "call", "room", Kind.STOP_BY_NAME, deadline=None, errand=errand)
+    start = requests.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None, errand=errand)
+    stop = requests.stop(ACCOUNT, "Calls", "call", "room", Kind.STOP_BY_NAME, deadline=None, errand=errand)
     for exchange in (start, stop):
         assert exchange.lane is Lane.BULK
         assert exchange.progress is errand.progress
@@ -122,14 +122,14 @@ def test_an_errand_says_how_it_goes() -> None:
 
 def test_a_read() -> None:
     """Reading one item is a GET without a body."""
-    exchange = exchanges.read(ACCOUNT, "Conferences", "conf")
+    exchange = requests.read(ACCOUNT, "Conferences", "conf")
     assert (exchange.method, exchange.path, exchange.body) == ("GET", f"{ROOT}/Conferences/conf", None)
     assert (exchange.kind, exchange.target, exchange.expects) == (Kind.READ, "Conferences/conf", "sid")
 
 
 def test_a_list() -> None:
     """Reading a list is a GET with its filters; what it expects is the key of its items."""
-    exchange = exchanges.read_list(
+    exchange = requests.read_list(
         ACCOUNT, "Calls", filters={"Status": "queued", "From": None}, page_size=1000, key="calls"
     )
     assert exchange.path == f"{ROOT}/Calls?Status=queued&PageSize=1000"
@@ -139,7 +139,7 @@ def test_a_list() -> None:
 @pytest.mark.parametrize("size", [1, 50, 1000, None])
 def test_a_page_size_that_the_api_takes(size: int | None) -> None:
     """A page holds 1 to 1000 items, or as many as the API likes."""
-    path = exchanges.read_list(ACCOUNT, "Calls", filters={}, page_size=size, key="calls").path
+    path = requests.read_list(ACCOUNT, "Calls", filters={}, page_size=size, key="calls").path
     assert path == f"{ROOT}/Calls" + (f"?PageSize={size}" if size else "")
 
 
@@ -153,17 +153,17 @@ def test_a_page_size_that_the_api_takes(size: int | None) -> None:
 def test_a_page_size_that_the_api_does_not_take(size: Any, words: str) -> None:
     """Any other page size is refused before anything is sent."""
     with pytest.raises(InvalidRequestError, match=f"^page_size must be {words}, not {size!r}$"):
-        exchanges.read_list(ACCOUNT, "Calls", filters={}, page_size=size, key="calls")
+        requests.read_list(ACCOUNT, "Calls", filters={}, page_size=size, key="calls")
 
 
 def test_a_next_page() -> None:
     """A next page is read at the address that the Space gave, and read for the same key."""
-    first = exchanges.read_list(ACCOUNT, "Calls", filters={}, page_size=None, key="calls")
-    following = exchanges.read_next(ACCOUNT, first, "/api/x?PageToken=PA1")
+    first = requests.read_list(ACCOUNT, "Calls", filters={}, page_size=None, key="calls")
+    following = requests.read_next(ACCOUNT, first, "/api/x?PageToken=PA1")
     assert following.path == "/api/x?PageToken=PA1"
     assert (following.target, following.expects, following.kind) == ("Calls", "calls", Kind.READ)
     with pytest.raises(MalformedResponseError):
-        exchanges.read_next(ACCOUNT, first, "https://example.org/api/x?PageToken=PA1")
+        requests.read_next(ACCOUNT, first, "https://example.org/api/x?PageToken=PA1")
 
 
 @pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf"), True, "5"])
@@ -177,9 +177,9 @@ def test_a_deadline_that_is_no_time_is_refused(deadline: Any) -> None:
 
 def test_an_exchange_can_be_performed_again_from_the_beginning() -> None:
     """An exchange spelled anew is the same request with a progress of its own."""
-    exchange = exchanges.read(ACCOUNT, "Calls", "c")
+    exchange = requests.read(ACCOUNT, "Calls", "c")
     exchange.progress.phase, exchange.progress.sent = Phase.ANSWERED, "yes"
-    twin = exchanges.again(exchange)
+    twin = requests.again(exchange)
     assert twin is not exchange
     assert (twin.path, twin.kind, twin.secrets) == (exchange.path, exchange.kind, exchange.secrets)
     assert (twin.progress.phase, twin.progress.sent) == (Phase.QUEUED, "no")
@@ -188,7 +188,7 @@ def test_an_exchange_can_be_performed_again_from_the_beginning() -> None:
 
 def test_generated_names_differ_and_fit() -> None:
     """A generated name is unlike any other and can be part of a path."""
-    names = {exchanges.generate_name() for _ in range(500)}
+    names = {requests.generate_name() for _ in range(500)}
     assert len(names) == 500
     assert all(re.fullmatch(r"sws-[0-9a-f]{24}", name) for name in names)
     for name in names:

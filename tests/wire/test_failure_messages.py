@@ -27,7 +27,7 @@ from signalwire_streams.errors import (
     UnprocessableError,
 )
 from signalwire_streams.models import Action, Event, Kind, StartCallStream, StartConferenceStream
-from signalwire_streams.wire import exchanges
+from signalwire_streams.wire import exchanges as requests
 from signalwire_streams.wire.account import find_account
 from signalwire_streams.wire.exchange import Errand, Exchange, Outcome
 from signalwire_streams.wire.failures import failure_of
@@ -54,15 +54,15 @@ HINT_REDIRECT = "the API does not redirect: check the Space's name or base_url"
 
 
 def start() -> Exchange:
-    return exchanges.start(ACCOUNT, NAMED, deadline=None, errand=Errand())
+    return requests.start(ACCOUNT, NAMED, deadline=None, errand=Errand())
 
 
 def unnamed_start() -> Exchange:
-    return exchanges.start(ACCOUNT, UNNAMED, deadline=None, errand=Errand())
+    return requests.start(ACCOUNT, UNNAMED, deadline=None, errand=Errand())
 
 
 def read() -> Exchange:
-    return exchanges.read(ACCOUNT, "Calls", "call")
+    return requests.read(ACCOUNT, "Calls", "call")
 
 
 def answered(
@@ -184,7 +184,7 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     ),
     "a stop": (
         answered(
-            exchanges.stop(ACCOUNT, "Calls", "call", "room-7", Kind.STOP_BY_NAME, deadline=None, errand=Errand()), 404
+            requests.stop(ACCOUNT, "Calls", "call", "room-7", Kind.STOP_BY_NAME, deadline=None, errand=Errand()), 404
         ),
         "stop stream room-7 on call call: HTTP 404, no body",
     ),
@@ -295,7 +295,7 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     ),
     "named, on a call": (
         unanswered(
-            exchanges.start(ACCOUNT, ON_A_CALL, deadline=None, errand=Errand()),
+            requests.start(ACCOUNT, ON_A_CALL, deadline=None, errand=Errand()),
             Event.BROKEN,
             detail="timeout",
             action=Action.UNKNOWN,

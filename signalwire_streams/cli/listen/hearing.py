@@ -12,7 +12,7 @@ from signalwire_streams.cli.output import clean
 from signalwire_streams.receiver import EndReason, MediaEvent, StreamSession, TrackStatistics
 
 _STALLED = 3.0  # seconds without audio, of which 50 frames a second should come
-_LONGEST = 64
+_LONGEST_LABEL = 64
 
 
 @frozen(kw_only=True)
@@ -81,7 +81,7 @@ class Hearing:
     @property
     def sid(self) -> str:
         """The stream's id, fit to be shown."""
-        return clean(self.session.stream_sid or "")[:_LONGEST] or "a stream without a sid"
+        return clean(self.session.stream_sid or "")[:_LONGEST_LABEL] or "a stream without a sid"
 
     @property
     def seconds(self) -> float | None:
@@ -112,9 +112,9 @@ class Hearing:
         audio, tracks = self.session.audio_format, self.session.start.tracks
         told = f"{audio.encoding} at {audio.sample_rate} Hz, {' and '.join(tracks) or 'tracks not told'}"
         if audio.is_known:
-            return f"{self.sid} began: {clean(told)[:_LONGEST]}"
+            return f"{self.sid} began: {clean(told)[:_LONGEST_LABEL]}"
         return (
-            f"{self.sid} began: its encoding {clean(audio.encoding)[:_LONGEST]!r} is not known, so no WAV can be made; "
+            f"{self.sid} began: its encoding {clean(audio.encoding)[:_LONGEST_LABEL]!r} is not known, so no WAV can be made; "
             "its payloads are written to .raw files as they come"
         )
 
