@@ -28,7 +28,7 @@ def main() -> int:
 def _run() -> int:
     try:
         # Only the command line needs click and rich, so whoever has not installed them hears of it here.
-        from signalwire_streams.cli.program import run  # noqa: PLC0415  (see above)
+        from signalwire_streams._cli.main import run  # noqa: PLC0415  (see above)
 
         return run()
     except ModuleNotFoundError as error:

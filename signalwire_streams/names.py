@@ -11,7 +11,7 @@ from signalwire_streams.bulk import (
     JournalStatus,
     PlannedRequest,
 )
-from signalwire_streams.client import StreamsClient
+from signalwire_streams._client import StreamsClient
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,
@@ -59,12 +59,12 @@ from signalwire_streams.models import (
     StreamStatus,
     Track,
 )
-from signalwire_streams.resilience.policy import BreakerPolicy, RateLimit, RetryPolicy, Timeouts
+from signalwire_streams.middleware._policies import BreakerPolicy, RateLimit, RetryPolicy, Timeouts
 from signalwire_streams.resources import Listing
-from signalwire_streams.transport.clock import Clock
+from signalwire_streams.clock import Clock
 from signalwire_streams.transport.middleware import Middleware, Send
-from signalwire_streams.transport.pacing import Pacer
-from signalwire_streams.wire.exchange import Exchange, Outcome, Reply
+from signalwire_streams.middleware._rate_limit import Pacer
+from signalwire_streams._http.messages import Exchange, Outcome, Reply
 
 __all__ = [
     "Action",

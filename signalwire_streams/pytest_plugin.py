@@ -28,7 +28,7 @@ from attrs import define, field
 if TYPE_CHECKING:  # a run that does not use them pays for none of them
     from signalwire_streams.models import OpenOptions
     from signalwire_streams.receiver import MediaReceiver, StreamSession
-    from signalwire_streams.receiver.joining import Starts
+    from signalwire_streams.receiver._start_and_receive import Starts
     from signalwire_streams.simulator import Certificates, SimulatedSpace
 
 __all__ = ["StreamReceiver", "signalwire_certificates", "signalwire_space", "stream_receiver"]
@@ -127,7 +127,7 @@ class _Watch:
     @staticmethod
     def _connections(space: "SimulatedSpace") -> int:
         """Count the connections to the Space, without the idle ones of a session that the test's client borrowed."""
-        from signalwire_streams.transport.sessions import idle_in_lent_sessions  # noqa: PLC0415
+        from signalwire_streams._http.session import idle_in_lent_sessions  # noqa: PLC0415
 
         return max(len(space.connections) - idle_in_lent_sessions(urlsplit(space.base_url).port), 0)
 

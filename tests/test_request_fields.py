@@ -22,7 +22,7 @@ from signalwire_streams import (
     StreamStatus,
 )
 from signalwire_streams.bulk import planning
-from signalwire_streams.cli.program import run as run_command
+from signalwire_streams._cli.main import run as run_command
 from signalwire_streams.fleet import records
 from signalwire_streams.simulator import SimulatedSpace
 

@@ -12,10 +12,10 @@ from typing import TypeAlias
 from attrs import define, field
 
 from signalwire_streams.bulk.paths import LOG, JournalPath
-from signalwire_streams.bulk.store import failed, telling, when_free
-from signalwire_streams.bulk.wal import LOG_SIZE, OpenFiles, checkpoint, close_log, is_busy, next_generation
+from signalwire_streams.bulk._journal_file import failed, telling, when_free
+from signalwire_streams.bulk._write_ahead_log import LOG_SIZE, OpenFiles, checkpoint, close_log, is_busy, next_generation
 from signalwire_streams.errors import JournalError
-from signalwire_streams.transport.clock import Clock
+from signalwire_streams.clock import Clock
 
 _APART = 0.004  # seconds between two commits, when something waits for them
 _AT_LEAST_EVERY = 0.1  # seconds that what nobody waits for stays unwritten

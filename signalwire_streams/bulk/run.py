@@ -7,11 +7,11 @@ from typing import Generic, Protocol, TypeVar
 
 from attrs import define, field
 
-from signalwire_streams.bulk.engine import DRAIN, Engine
+from signalwire_streams.bulk._runner import DRAIN, Engine
 from signalwire_streams.bulk.outcomes import BulkOutcome
-from signalwire_streams.bulk.report import BulkReport, Tally
+from signalwire_streams.bulk._results import BulkReport, Tally
 from signalwire_streams.errors import ClientStateError
-from signalwire_streams.transport.clock import Clock
+from signalwire_streams.clock import Clock
 
 _Item = TypeVar("_Item")
 

@@ -4,11 +4,11 @@ from secrets import token_hex
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams.bulk.planning import Once, Start
+from signalwire_streams.bulk._serialization import Once, Start
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import GENERATED_NAME, CallStream, ConferenceStream, StartConferenceStream
-from signalwire_streams.resources.streaming import Streams
-from signalwire_streams.wire.exchange import Errand
+from signalwire_streams.resources._streams import Streams
+from signalwire_streams._http.messages import Errand
 
 
 @frozen

@@ -4,12 +4,12 @@ from typing import Any, TypeAlias
 
 from attrs import define, field
 
-from signalwire_streams.bulk.journal import Holder
+from signalwire_streams.bulk._journal import Holder
 from signalwire_streams.bulk.outcomes import BulkOutcome
 from signalwire_streams.bulk.starting import Stopping
-from signalwire_streams.bulk.store import when_free
+from signalwire_streams.bulk._journal_file import when_free
 from signalwire_streams.models import CallStream, ConferenceStream
-from signalwire_streams.wire.exchange import Errand, Progress
+from signalwire_streams._http.messages import Errand, Progress
 
 _Stream: TypeAlias = ConferenceStream | CallStream
 

@@ -30,9 +30,9 @@ Callbacks that come by GET have no body: pass ``method="GET"``, and read ``parse
 Where a signature does not fit that should, `explain_mismatch` tries what proxies usually change and says what to do.
 """
 
-from signalwire_streams.callbacks.claims import SHA256_SIGNATURE_HEADER, SIGNATURE_HEADER
+from signalwire_streams.callbacks._signature import SHA256_SIGNATURE_HEADER, SIGNATURE_HEADER
 from signalwire_streams.callbacks.dispatch import CallbackCounts, CallbackHandler
-from signalwire_streams.callbacks.events import (
+from signalwire_streams.callbacks._events import (
     CallbackEvent,
     CallStreamChanged,
     CallStreamState,
@@ -42,8 +42,8 @@ from signalwire_streams.callbacks.events import (
     UnknownCallback,
     read_callback,
 )
-from signalwire_streams.callbacks.explain import Explanation, explain_mismatch
-from signalwire_streams.callbacks.handler import CallbackReceiver
+from signalwire_streams.callbacks._diagnostics import Explanation, explain_mismatch
+from signalwire_streams.callbacks._receiver import CallbackReceiver
 from signalwire_streams.callbacks.signature import sign, verify_signature
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from attrs import define, field
 
-from signalwire_streams.callbacks.events import (
+from signalwire_streams.callbacks._events import (
     CallbackEvent,
     CallStreamChanged,
     CallStreamState,

@@ -14,11 +14,11 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlencode
 
 from attrs import evolve, field, frozen
 
-from signalwire_streams.callbacks.claims import SHA256_SIGNATURE_HEADER, SignedRequest
-from signalwire_streams.callbacks.events import FIELD_NAMES
+from signalwire_streams.callbacks._signature import SHA256_SIGNATURE_HEADER, SignedRequest
+from signalwire_streams.callbacks._events import FIELD_NAMES
 from signalwire_streams.callbacks.forms import header_values, read_form
 from signalwire_streams.callbacks.signature import encoded
-from signalwire_streams.callbacks.urls import Address, read_forwarded
+from signalwire_streams.callbacks._request_parsing import Address, read_forwarded
 
 _FORM, _JSON = "application/x-www-form-urlencoded", "application/json"
 _SCHEMES = frozenset({"http://", "https://"})

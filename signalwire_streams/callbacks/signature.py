@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from signalwire_streams.callbacks.claims import (
+from signalwire_streams.callbacks._signature import (
     Algorithm,
     Encoding,
     SignedRequest,
@@ -12,7 +12,7 @@ from signalwire_streams.callbacks.claims import (
     signature_of,
 )
 from signalwire_streams.callbacks.forms import Fields, as_pairs
-from signalwire_streams.callbacks.urls import spellings
+from signalwire_streams.callbacks._request_parsing import spellings
 from signalwire_streams.errors import InvalidRequestError
 
 

@@ -6,8 +6,8 @@ from typing import Unpack
 import click
 
 from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
-from signalwire_streams.cli.listings import get_call, list_calls
-from signalwire_streams.cli.start_options import StartFields, start_options
+from signalwire_streams._cli.streams import get_call, list_calls
+from signalwire_streams._cli.options import StartFields, start_options
 from signalwire_streams.cli.streaming import Start, stop
 
 

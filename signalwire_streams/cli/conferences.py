@@ -5,8 +5,8 @@ from typing import Unpack
 import click
 
 from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
-from signalwire_streams.cli.listings import get_conference, list_conferences, list_participants
-from signalwire_streams.cli.start_options import StartFields, conference_options, start_options
+from signalwire_streams._cli.streams import get_conference, list_conferences, list_participants
+from signalwire_streams._cli.options import StartFields, conference_options, start_options
 from signalwire_streams.cli.streaming import Start, stop
 
 

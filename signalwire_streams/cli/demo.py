@@ -10,11 +10,11 @@ import click
 
 from signalwire_streams import StreamsClient
 from signalwire_streams.cli.demo_audio import CONFERENCES, SECONDS, Listening
-from signalwire_streams.cli.demo_report import Report
+from signalwire_streams._cli.demo import Report
 from signalwire_streams.cli.demo_run import Job, simulated_space
 from signalwire_streams.cli.failures import FAILED, Failure
 from signalwire_streams.cli.logs import OUTCOMES, RATE_LIMIT, silenced
-from signalwire_streams.cli.output import clean, write_json
+from signalwire_streams._cli.output import clean, write_json
 
 _SHOWN_FAILURES = 5
 

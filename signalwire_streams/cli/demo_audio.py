@@ -10,7 +10,7 @@ from pathlib import Path
 from attrs import define, field
 
 from signalwire_streams import Codec, StartConferenceStream, StreamsClient
-from signalwire_streams.cli.progress import Progress, shown
+from signalwire_streams._cli.progress import Progress, shown
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession, TrackStatistics
 from signalwire_streams.receiver.audio import WavRecorder
 from signalwire_streams.simulator import Certificates, SimulatedSpace, Tone

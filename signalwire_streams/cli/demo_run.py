@@ -7,7 +7,7 @@ from typing import Any
 from attrs import define, field
 
 from signalwire_streams import Attempt, BulkReport, BulkRun, StartConferenceStream, StreamsClient, StreamStatus
-from signalwire_streams.cli.progress import REPEATED, Meter, Progress, shown
+from signalwire_streams._cli.progress import REPEATED, Meter, Progress, shown
 from signalwire_streams.simulator import SimulatedSpace
 
 AUDIO_URL = "wss://audio.example.com/live"

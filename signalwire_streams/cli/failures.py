@@ -7,7 +7,7 @@ import click
 from attrs import asdict
 
 from signalwire_streams import InvalidRequestError, StreamsError
-from signalwire_streams.cli.output import clean, write_json
+from signalwire_streams._cli.output import clean, write_json
 from signalwire_streams.cli.wording import for_command_line
 
 FAILED, MISUSE, INTERRUPTED, PIPE_CLOSED, TERMINATED = 1, 2, 130, 141, 143

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from signalwire_streams.cli.output import clean, write_note
+from signalwire_streams._cli.output import clean, write_note
 
 _Command = TypeVar("_Command", bound=Callable[..., Any] | click.Command)
 

@@ -12,7 +12,7 @@ from signalwire_streams import Attempt, CallStream, ConferenceStream, StreamsCli
 from signalwire_streams.cli.account import Account
 from signalwire_streams.cli.failures import Interruption
 from signalwire_streams.cli.logs import OUTCOMES, silenced
-from signalwire_streams.cli.output import clean, noting, write_aligned, write_json, write_note
+from signalwire_streams._cli.output import clean, noting, write_aligned, write_json, write_note
 
 Noun = Literal["conference", "call"]
 Stream = ConferenceStream | CallStream

@@ -20,11 +20,11 @@ if not (find_spec("docket") and find_spec("redis") and find_spec("throttled")):
         "signalwire_streams.fleet needs more packages: pip install 'signalwire-streams[fleet]'", name="docket"
     )
 
-from signalwire_streams.fleet.batches import Secrets
-from signalwire_streams.fleet.facts import FleetStatus, WorkerStatus
-from signalwire_streams.fleet.fleet import Fleet
+from signalwire_streams.fleet._batches import Secrets
+from signalwire_streams.fleet._status import FleetStatus, WorkerStatus
+from signalwire_streams.fleet._fleet import Fleet
 from signalwire_streams.fleet.running import run_worker, stopped_by_signals
-from signalwire_streams.fleet.worker import FleetWorker
+from signalwire_streams.fleet._worker import FleetWorker
 
 __all__ = [
     "Fleet",

@@ -7,10 +7,10 @@ from attrs import define, frozen
 
 from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
 from signalwire_streams.errors import InvalidRequestError, RunEndedError, StreamsError
-from signalwire_streams.fleet.connection import Connection, command
-from signalwire_streams.fleet.facts import RunFacts, text_of
+from signalwire_streams.fleet._redis import Connection, command
+from signalwire_streams.fleet._status import RunFacts, text_of
 from signalwire_streams.fleet.keys import RunKeys
-from signalwire_streams.fleet.ledger import Batch, key_of, may_run, settling
+from signalwire_streams.fleet._ledger import Batch, key_of, may_run, settling
 from signalwire_streams.fleet.records import Mark, Planned, read_batch
 from signalwire_streams.fleet.steps import Step, joined
 from signalwire_streams.models import CallStream, ConferenceStream

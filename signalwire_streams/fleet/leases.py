@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import define, field
 
-from signalwire_streams.fleet.connection import Command, Connection
+from signalwire_streams.fleet._redis import Command, Connection
 from signalwire_streams.fleet.scripts import HOLD, LET_GO, RENEW
 from signalwire_streams.fleet.steps import reply_of, script
 

@@ -7,10 +7,10 @@ from typing import Any
 from attrs import define, field
 
 from signalwire_streams.bulk.outcomes import BulkOutcome
-from signalwire_streams.bulk.planning import Start
+from signalwire_streams.bulk._serialization import Start
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.fleet.connection import Connection, command
-from signalwire_streams.fleet.facts import RunFacts
+from signalwire_streams.fleet._redis import Connection, command
+from signalwire_streams.fleet._status import RunFacts
 from signalwire_streams.fleet.keys import Keys, RunKeys
 from signalwire_streams.fleet.records import Planned, read_batch, read_index, read_outcome
 

@@ -8,7 +8,7 @@ from attrs import fields_dict, frozen
 
 from signalwire_streams import errors
 from signalwire_streams.bulk.outcomes import SUCCEEDED, BulkOutcome, BulkState, label_of
-from signalwire_streams.bulk.planning import PlannedRequest, Start, planned_request, planned_row
+from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row
 from signalwire_streams.errors import Phase, StreamsError
 from signalwire_streams.models import CallStream, ConferenceStream, StartConferenceStream
 

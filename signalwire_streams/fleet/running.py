@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from signal import Signals
 
-from signalwire_streams.client import StreamsClient
-from signalwire_streams.fleet.batches import Secrets
-from signalwire_streams.fleet.worker import FleetWorker
-from signalwire_streams.shared import RedisPacer
-from signalwire_streams.transport.pacing import Pacer
+from signalwire_streams._client import StreamsClient
+from signalwire_streams.fleet._batches import Secrets
+from signalwire_streams.fleet._worker import FleetWorker
+from signalwire_streams.redis_rate_limit import RedisPacer
+from signalwire_streams.middleware._rate_limit import Pacer
 
 
 async def run_worker(

@@ -5,7 +5,7 @@ from typing import Any
 
 from attrs import frozen
 
-from signalwire_streams.fleet.connection import Command, command
+from signalwire_streams.fleet._redis import Command, command
 
 
 @frozen

@@ -5,15 +5,15 @@ from typing import Any
 
 from attrs import define, field
 
-from signalwire_streams.bulk.journal import Entry
-from signalwire_streams.bulk.journaled import Key
+from signalwire_streams.bulk._journal import Entry
+from signalwire_streams.bulk._operations import Key
 from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
 from signalwire_streams.fleet.keys import RunKeys
 from signalwire_streams.fleet.scripts import UNDO
 from signalwire_streams.fleet.steps import Step
 from signalwire_streams.fleet.writer import Writer
 from signalwire_streams.models import CallStream, ConferenceStream
-from signalwire_streams.wire.exchange import Progress
+from signalwire_streams._http.messages import Progress
 
 
 @define(eq=False)

@@ -6,7 +6,7 @@ from typing import TypeAlias, cast
 
 from attrs import define, field
 
-from signalwire_streams.fleet.connection import Connection
+from signalwire_streams.fleet._redis import Connection
 from signalwire_streams.fleet.steps import Step, joined, reply_of
 
 _AT_ONCE = 500

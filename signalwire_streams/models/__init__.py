@@ -1,9 +1,9 @@
 """What travels: immutable values and the vendor's vocabularies. No behaviour beyond validation."""
 
-from signalwire_streams.models.attempts import Action, Attempt, Event, Kind, Lane
-from signalwire_streams.models.calls import Call
+from signalwire_streams.models._attempts import Action, Attempt, Event, Kind, Lane
+from signalwire_streams.models._responses import Call
 from signalwire_streams.models.conferences import Conference, Participant
-from signalwire_streams.models.enums import (
+from signalwire_streams.models._enums import (
     AnsweredBy,
     CallbackMethod,
     CallDirection,
@@ -16,7 +16,7 @@ from signalwire_streams.models.enums import (
 )
 from signalwire_streams.models.options import OpenOptions, StartOptions
 from signalwire_streams.models.pages import Page
-from signalwire_streams.models.requests import GENERATED_NAME, StartCallStream, StartConferenceStream
+from signalwire_streams.models._requests import GENERATED_NAME, StartCallStream, StartConferenceStream
 from signalwire_streams.models.streams import CallStream, ConferenceStream
 
 __all__ = [

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TypedDict
 
-from signalwire_streams.models.enums import CallbackMethod, Codec, Track
+from signalwire_streams.models._enums import CallbackMethod, Codec, Track
 
 
 class StartOptions(TypedDict, total=False):

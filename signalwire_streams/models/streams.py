@@ -6,7 +6,7 @@ from datetime import datetime
 from attrs import field, frozen
 
 from signalwire_streams.models.dates import parse_date
-from signalwire_streams.models.enums import StreamStatus
+from signalwire_streams.models._enums import StreamStatus
 
 
 @frozen(kw_only=True)

@@ -1,7 +1,7 @@
 """The other end of a stream: a WebSocket server that the Space dials, and what it receives."""
 
-from signalwire_streams.receiver.backlog import Overflow
-from signalwire_streams.receiver.decoding import decode_event
+from signalwire_streams.receiver._session import Overflow
+from signalwire_streams.receiver._protocol import decode_event
 from signalwire_streams.receiver.events import (
     AudioEvent,
     ConnectedEvent,
@@ -13,10 +13,10 @@ from signalwire_streams.receiver.events import (
     StopEvent,
     UnknownEvent,
 )
-from signalwire_streams.receiver.joining_many import JoinedOutcome
+from signalwire_streams.receiver._start_and_receive_bulk import JoinedOutcome
 from signalwire_streams.receiver.measures import StreamStatistics, TrackStatistics
-from signalwire_streams.receiver.media_receiver import MediaReceiver
-from signalwire_streams.receiver.sending import Playback
+from signalwire_streams.receiver._media_receiver import MediaReceiver
+from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver.session import EndReason, StreamSession
 
 __all__ = [

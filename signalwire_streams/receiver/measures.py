@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from attrs import define, field
 
 from signalwire_streams.receiver.events import MediaEvent
-from signalwire_streams.receiver.sequence import SequenceTracker, Verdict
+from signalwire_streams.receiver._statistics import SequenceTracker, Verdict
 
 _SMOOTHING = 1 / 16  # of the jitter: RFC 3550, 6.4.1
 _MILLISECONDS = 1_000

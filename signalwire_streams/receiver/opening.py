@@ -10,8 +10,8 @@ from typing import Any, Unpack
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.models import StartOptions
 from signalwire_streams.models.masking import masks_secrets
-from signalwire_streams.receiver.joining import JoinedStart, Starts
-from signalwire_streams.receiver.joining_many import OWN_TOKEN, JoinedOutcome, JoinedRun, Start, StartsMany
+from signalwire_streams.receiver._start_and_receive import JoinedStart, Starts
+from signalwire_streams.receiver._start_and_receive_bulk import OWN_TOKEN, JoinedOutcome, JoinedRun, Start, StartsMany
 from signalwire_streams.receiver.joinings import Callback, Joinings
 from signalwire_streams.receiver.session import StreamSession
 

@@ -10,8 +10,8 @@ from attrs import define, field
 
 from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.receiver.audio_socket import AudioSocket
-from signalwire_streams.receiver.backlog import Backlog
-from signalwire_streams.receiver.decoding import decode_event
+from signalwire_streams.receiver._session import Backlog
+from signalwire_streams.receiver._protocol import decode_event
 from signalwire_streams.receiver.events import StopEvent
 from signalwire_streams.receiver.session import EndReason, StreamSession
 

@@ -8,11 +8,11 @@ from secrets import token_hex
 
 from attrs import define, field
 
-from signalwire_streams.receiver.audio.formats import AudioFormat
-from signalwire_streams.receiver.backlog import Backlog, Droppable, Overflow
+from signalwire_streams.receiver.audio._formats import AudioFormat
+from signalwire_streams.receiver._session import Backlog, Droppable, Overflow
 from signalwire_streams.receiver.events import AudioEvent, MarkEvent, MediaEvent, StartEvent, UnknownEvent
 from signalwire_streams.receiver.measures import StreamStatistics
-from signalwire_streams.receiver.sending import Playback
+from signalwire_streams.receiver._playback import Playback
 
 _PLAIN = re.compile(r"[0-9A-Za-z_-]{1,100}")
 

@@ -7,7 +7,7 @@ rate changes): any window of T seconds sees at most ``burst + rate·T`` requests
 
 from attrs import define, field
 
-from signalwire_streams.resilience.policy import RateLimit
+from signalwire_streams.middleware._policies import RateLimit
 
 BURST_SHARE = 0.005
 """The part of the limit that may go out at once, unless the caller says otherwise."""

@@ -8,7 +8,7 @@ from signalwire_streams.models import Action, Event, Kind
 from signalwire_streams.resilience.backoff import at_least, backoff
 from signalwire_streams.resilience.budget import COST_CHEAP, COST_TRANSIENT, RetryBudget
 from signalwire_streams.resilience.matrix import AMBIGUOUS, action_for
-from signalwire_streams.resilience.policy import RetryPolicy
+from signalwire_streams.middleware._policies import RetryPolicy
 
 _UNSENT = frozenset({Action.RETRY_UNSENT, Action.RETRY_NOW, Action.RETRY_ONCE})
 _AGAIN = _UNSENT | {Action.RETRY, Action.RESEND, Action.WAIT_FOR_GATE}

@@ -11,7 +11,7 @@ from typing import Self
 from attrs import frozen
 
 from signalwire_streams.resilience.pace import BURST_SHARE, LEAST_RATE
-from signalwire_streams.resilience.policy import RateLimit
+from signalwire_streams.middleware._policies import RateLimit
 
 LEASE = 25
 """Tokens of one lease at most: enough to make the round trips few, and little to lose."""

@@ -5,9 +5,9 @@ import logging
 from attrs import define, field
 
 from signalwire_streams.resilience.pace import Pace
-from signalwire_streams.shared.view import View
+from signalwire_streams.redis_rate_limit._state import View
 
-_LOG = logging.getLogger("signalwire_streams.shared")
+_LOG = logging.getLogger("signalwire_streams.redis_rate_limit")
 _SETTLING = 1.0
 
 

@@ -10,7 +10,7 @@ from typing import Self
 from attrs import asdict, evolve, field, frozen
 
 from signalwire_streams.resilience.pace import CUT, FIRST_PAUSE, LEAST_RATE, LONGEST_PAUSE, recovered_rate
-from signalwire_streams.shared.law import Law
+from signalwire_streams.redis_rate_limit.law import Law
 
 
 @frozen(kw_only=True)

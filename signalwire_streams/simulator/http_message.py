@@ -5,7 +5,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Final
 
-from signalwire_streams.simulator.answers import Answer
+from signalwire_streams.simulator._serializers import Answer
 
 __all__ = ["http_message", "reason_phrase"]
 

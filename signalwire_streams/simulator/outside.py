@@ -2,9 +2,9 @@
 
 from attrs import define, field
 
-from signalwire_streams.simulator.audio.dialing import Dialer, Dialling
-from signalwire_streams.simulator.notices import Notices
-from signalwire_streams.simulator.state import SpaceState
+from signalwire_streams.simulator._audio.dialer import Dialer, Dialling
+from signalwire_streams.simulator._status_callbacks import Notices
+from signalwire_streams.simulator._state import SpaceState
 from signalwire_streams.simulator.streams import Stream
 
 __all__ = ["Outside"]

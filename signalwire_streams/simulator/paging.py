@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from attrs import frozen
 
-from signalwire_streams.simulator.answers import Json
+from signalwire_streams.simulator._serializers import Json
 
 __all__ = ["INVALID_ARGUMENT", "BadQuery", "Listed", "Page", "cut_page", "page_uris"]
 

@@ -6,7 +6,7 @@ from typing import overload
 
 from attrs import Factory, define, field
 
-from signalwire_streams.simulator.routes import TargetKind
+from signalwire_streams.simulator._routes import TargetKind
 from signalwire_streams.simulator.shown import shown_address, shown_names
 
 __all__ = ["Stream", "StreamBook"]

@@ -4,11 +4,11 @@ from attrs import define
 
 from signalwire_streams.errors import Phase
 from signalwire_streams.models import Event
-from signalwire_streams.resilience.breaker import Breaker
-from signalwire_streams.transport.clock import Clock
-from signalwire_streams.transport.logs import log_breaker_closed, log_breaker_opened
+from signalwire_streams.middleware._circuit_breaker import Breaker
+from signalwire_streams.clock import Clock
+from signalwire_streams.middleware._logs import log_breaker_closed, log_breaker_opened
 from signalwire_streams.transport.middleware import Send
-from signalwire_streams.wire.exchange import Exchange, Outcome
+from signalwire_streams._http.messages import Exchange, Outcome
 
 
 @define(eq=False)

@@ -5,10 +5,10 @@ import asyncio
 from attrs import define, field
 
 from signalwire_streams.models import Action, Event
-from signalwire_streams.transport.limits import Limit, Limits
+from signalwire_streams._http.deadlines import Limit, Limits
 from signalwire_streams.transport.middleware import Send
-from signalwire_streams.transport.sessions import SessionManager
-from signalwire_streams.wire.exchange import Exchange, Outcome
+from signalwire_streams._http.session import SessionManager
+from signalwire_streams._http.messages import Exchange, Outcome
 
 _DRAIN = 5.0
 

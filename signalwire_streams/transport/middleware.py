@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from attrs import frozen
 
-from signalwire_streams.wire.exchange import Exchange, Outcome
+from signalwire_streams._http.messages import Exchange, Outcome
 
 Send: TypeAlias = Callable[[Exchange], Awaitable[Outcome]]
 """Sends an exchange and says how it ended."""

@@ -17,7 +17,7 @@ from cattrs.gen import make_dict_unstructure_fn, override
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import StartCallStream, StartConferenceStream
-from signalwire_streams.models.checks import is_plain
+from signalwire_streams.models._validation import is_plain
 
 _FIELDS = {
     "url": "Url",

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 from signalwire_streams.models import Event, Kind
-from signalwire_streams.wire.answers import IDS, differs, has_key, has_text
-from signalwire_streams.wire.exchange import Exchange, Reply
+from signalwire_streams._http.decoding import IDS, differs, has_key, has_text
+from signalwire_streams._http.messages import Exchange, Reply
 from signalwire_streams.wire.headers import retry_after
-from signalwire_streams.wire.problems import TOO_MANY_REQUESTS, Problem, read_problem
+from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, read_problem
 
 # Source: https://signalwire.com/docs/compatibility-api/rest/error-codes
 _INTERNAL_ERROR = 20504

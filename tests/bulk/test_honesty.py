@@ -25,7 +25,7 @@ from signalwire_streams import (
 )
 from signalwire_streams.bulk import store
 from signalwire_streams.bulk.paths import JournalPath
-from signalwire_streams.bulk.store import hold
+from signalwire_streams.bulk._journal_file import hold
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"

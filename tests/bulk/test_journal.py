@@ -18,8 +18,8 @@ from signalwire_streams import (
     JournalError,
     StreamOutcomeUnknown,
 )
-from signalwire_streams.bulk.journal import Entry, Journal
-from signalwire_streams.bulk.store import INTENDED, Whose
+from signalwire_streams.bulk._journal import Entry, Journal
+from signalwire_streams.bulk._journal_file import INTENDED, Whose
 
 RUN = Whose("start", "https://example.signalwire.com", "project")
 
@@ -170,8 +170,8 @@ def test_two_processes_on_one_file(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     code = (
         "import asyncio, sys\n"
-        "from signalwire_streams.bulk.journal import Journal\n"
-        "from signalwire_streams.bulk.store import Whose\n"
+        "from signalwire_streams.bulk._journal import Journal\n"
+        "from signalwire_streams.bulk._journal_file import Whose\n"
         f"journal = Journal.create(sys.argv[1], {RUN!r}, run='r1')\n"
         "asyncio.run(journal.intend(journal.new_row(), 'conference', 'room', 'a'))\n"
         "print('held', flush=True)\n"

@@ -24,11 +24,11 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.bulk import store
-from signalwire_streams.bulk.journal import Journal
+from signalwire_streams.bulk._journal import Journal
 from signalwire_streams.bulk.outcomes import BulkOutcome
 from signalwire_streams.bulk.paths import JournalPath, journal_path
-from signalwire_streams.bulk.store import Whose, connect
-from signalwire_streams.bulk.wal import (
+from signalwire_streams.bulk._journal_file import Whose, connect
+from signalwire_streams.bulk._write_ahead_log import (
     LOG_SIZE,
     BusyError,
     Header,
@@ -187,7 +187,7 @@ async def note(journal: Journal, number: int) -> None:
 
 async def test_a_log_that_was_begun_anew_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At any time a main file is read with the log of that time, and refused without it or with a later one."""
-    monkeypatch.setattr("signalwire_streams.bulk.wal.LOG_SIZE", 64 * 1024)
+    monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log.LOG_SIZE", 64 * 1024)
     monkeypatch.setattr("signalwire_streams.bulk.commits.LOG_SIZE", 64 * 1024)
     path = tmp_path / "run.db"
     copies: list[tuple[int, int, Path]] = []
@@ -214,7 +214,7 @@ async def test_a_log_that_was_begun_anew_often(tmp_path: Path, monkeypatch: pyte
 
 async def test_a_reader_in_a_long_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps the log from being begun anew: the log grows, and nothing is lost."""
-    monkeypatch.setattr("signalwire_streams.bulk.wal.LOG_SIZE", 64 * 1024)
+    monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log.LOG_SIZE", 64 * 1024)
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
         journal._commits._log_limit = 64 * 1024
@@ -418,8 +418,8 @@ KILLED_AT_EACH_STATEMENT = """
 import asyncio, json, os, pathlib, shutil, signal, sqlite3, sys
 
 from signalwire_streams import BulkJournal, InvalidRequestError, JournalError, StartConferenceStream
-from signalwire_streams.bulk.journal import Journal
-from signalwire_streams.bulk.store import Whose
+from signalwire_streams.bulk._journal import Journal
+from signalwire_streams.bulk._journal_file import Whose
 
 WHOSE = Whose("start", "https://example.signalwire.com", "project")
 folder = pathlib.Path(sys.argv[1])

@@ -21,7 +21,7 @@ from signalwire_streams import (
 )
 from signalwire_streams.bulk import journal as journal_module, store
 from signalwire_streams.bulk.paths import JournalPath, journal_path
-from signalwire_streams.bulk.wal import finish_tables
+from signalwire_streams.bulk._write_ahead_log import finish_tables
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -315,7 +315,7 @@ async def test_a_file_that_replaced_the_new_one_is_not_deleted(
         other.replace(path)
         raise sqlite3.OperationalError("no more")
 
-    monkeypatch.setattr("signalwire_streams.bulk.journal._lay_out", replace)
+    monkeypatch.setattr("signalwire_streams.bulk._journal._lay_out", replace)
     with pytest.raises(JournalError, match="can't be made: no more"):
         client.plan_streams([], journal=path)
     assert path.read_text() == "mine"

@@ -3,7 +3,7 @@
 import pytest
 
 from signalwire_streams import BulkError, BulkOutcome, BulkState, NotFoundError, ServerError, StreamsError
-from signalwire_streams.bulk.report import Tally
+from signalwire_streams.bulk._results import Tally
 
 
 def outcome(

@@ -33,10 +33,10 @@ from signalwire_streams import (
     StreamOutcomeUnknown,
     StreamsClient,
 )
-from signalwire_streams.bulk.engine import Engine
+from signalwire_streams.bulk._runner import Engine
 from signalwire_streams.resilience.adaptive import FixedConcurrency
 from signalwire_streams.simulator import SimulatedSpace
-from signalwire_streams.wire.exchange import Errand
+from signalwire_streams._http.messages import Errand
 
 URL = "wss://rx.example.com/audio"
 
@@ -264,7 +264,7 @@ async def test_what_does_not_end_is_cut_and_classified(
     client_for: Any, monkeypatch: pytest.MonkeyPatch, space: SimulatedSpace
 ) -> None:
     """What outlasts the drain is unknown when it was sent, and not attempted when it was not."""
-    monkeypatch.setattr("signalwire_streams.bulk.engine.DRAIN", 0.01)
+    monkeypatch.setattr("signalwire_streams.bulk._runner.DRAIN", 0.01)
     space.faults.add("hang", created=True)
     client = client_for(space, connections=2)
     run = client.start_streams(on_conferences(space), concurrency=3)
@@ -289,7 +289,7 @@ async def test_what_is_cut_keeps_its_handle(
     client_for: Any, monkeypatch: pytest.MonkeyPatch, space: SimulatedSpace
 ) -> None:
     """A start that was cut tells where and under which name it may run."""
-    monkeypatch.setattr("signalwire_streams.bulk.engine.DRAIN", 0.01)
+    monkeypatch.setattr("signalwire_streams.bulk._runner.DRAIN", 0.01)
     space.faults.add("hang", created=True)
     run = client_for(space).start_streams(on_conferences(space)[:1])
     outcomes = aiter(run)

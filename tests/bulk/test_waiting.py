@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from signalwire_streams import BulkRun, BulkState, CircuitOpenError, Clock, ConferenceStream, RateLimitedError
-from signalwire_streams.bulk.engine import Engine
+from signalwire_streams.bulk._runner import Engine
 from signalwire_streams.resilience.adaptive import FixedConcurrency
-from signalwire_streams.wire.exchange import Errand
+from signalwire_streams._http.messages import Errand
 
 STREAM = ConferenceStream(conference_sid="c", sid="s")
 

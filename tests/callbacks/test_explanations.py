@@ -19,7 +19,7 @@ from signalwire_streams.callbacks import (
     explain_mismatch,
     verify_signature,
 )
-from signalwire_streams.callbacks.claims import MAX_BODY, Claim, SignedRequest, read_claims
+from signalwire_streams.callbacks._signature import MAX_BODY, Claim, SignedRequest, read_claims
 from signalwire_streams.callbacks.guesses import AddressGuess, address_guesses
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, URL, form, form_signature, raw_signature

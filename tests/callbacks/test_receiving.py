@@ -25,7 +25,7 @@ from signalwire_streams.callbacks import (
     StreamStopped,
     UnknownCallback,
 )
-from signalwire_streams.callbacks.urls import HostPattern
+from signalwire_streams.callbacks._request_parsing import HostPattern
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, fields, form, form_signature, raw_signature
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from signalwire_streams.cli import progress
+from signalwire_streams._cli import progress
 from signalwire_streams.simulator import SimulatedSpace
 
 from .shell import Shell, credentials

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from signalwire_streams.cli.program import _ROOMS, run
+from signalwire_streams._cli.main import _ROOMS, run
 from signalwire_streams.simulator import SimulatedSpace
 from tests.forks import AVAILABLE, Fork, fork
 
@@ -123,7 +123,7 @@ async def process(
 def modules_of(arguments: Sequence[str]) -> list[str]:
     """List what a command imports."""
     command = _ROOMS.get(arguments[0]) if arguments else None
-    return ["signalwire_streams.cli.program", *([f"signalwire_streams.cli.{command}"] if command else [])]
+    return ["signalwire_streams._cli.main", *([f"signalwire_streams._cli.{command}"] if command else [])]
 
 
 async def end_of(child: asyncio.subprocess.Process, number: signal.Signals | None = None) -> Ran:

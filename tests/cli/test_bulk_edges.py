@@ -10,10 +10,10 @@ import pytest
 
 from signalwire_streams import ApiError, RunEndedError, StreamsClient, TransportError
 from signalwire_streams.cli.bulk.conduct import Conduct
-from signalwire_streams.cli.bulk.lines import Line, read_lines
+from signalwire_streams._cli.bulk.targets import Line, read_lines
 from signalwire_streams.cli.bulk.requests import Defaults, Requests
 from signalwire_streams.cli.bulk.summary import _ADVICE
-from signalwire_streams.cli.progress import Meter
+from signalwire_streams._cli.progress import Meter
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, ids_file, json_file, offered

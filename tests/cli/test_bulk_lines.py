@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams import StartCallStream, StartConferenceStream
-from signalwire_streams.cli.bulk.lines import BadLine, Line, read_lines
+from signalwire_streams._cli.bulk.targets import BadLine, Line, read_lines
 from signalwire_streams.cli.bulk.requests import Defaults, Requests
 
 URL = "wss://audio.example.com/live"

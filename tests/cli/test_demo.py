@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from signalwire_streams.cli import demo, demo_audio
+from signalwire_streams._cli import demo, demo_audio
 from signalwire_streams.cli.demo_run import simulated_space
 from signalwire_streams.simulator import SimulatedSpace
 

@@ -108,7 +108,7 @@ async def test_a_second_interrupt_while_the_interpreter_exits_is_ignored(space: 
 def test_the_package_does_not_import_its_command_line() -> None:
     code = (
         "import sys, signalwire_streams, signalwire_streams.simulator;"
-        "print(sorted({'click', 'rich', 'signalwire_streams.cli'} & set(sys.modules)))"
+        "print(sorted({'click', 'rich', 'signalwire_streams._cli'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=20)  # noqa: S603
     assert done.stdout == "[]\n"

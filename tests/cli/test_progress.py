@@ -29,10 +29,10 @@ from signalwire_streams import (
     StreamOutcomeUnknown,
     StreamsClient,
 )
-from signalwire_streams.cli import progress
+from signalwire_streams._cli import progress
 from signalwire_streams.cli.bulk.conduct import Conduct, words
 from signalwire_streams.cli.logs import telling
-from signalwire_streams.cli.progress import Meter, Progress, draw, shown, spell_seconds
+from signalwire_streams._cli.progress import Meter, Progress, draw, shown, spell_seconds
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import held_space, until

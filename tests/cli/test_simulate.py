@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 
 from signalwire_streams import StreamsClient
-from signalwire_streams.cli.simulate import DuplicateNames
+from signalwire_streams._cli.simulate import DuplicateNames
 from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver
 from signalwire_streams.simulator import Certificates, SimulatedSpace
 

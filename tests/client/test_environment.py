@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from signalwire_streams import InvalidRequestError, StreamsClient
-from signalwire_streams.client import ClientOptions
+from signalwire_streams._client import ClientOptions
 from signalwire_streams.simulator import SimulatedSpace
 
 NAMES = ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN")

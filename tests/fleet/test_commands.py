@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from attrs import define, field
 
-from signalwire_streams.cli.program import run as run_program
+from signalwire_streams._cli.main import run as run_program
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.simulator import SimulatedSpace
 from tests.forks import fork

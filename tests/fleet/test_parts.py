@@ -32,7 +32,7 @@ from signalwire_streams import (
     fleet as fleet_room,
 )
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet.connection import Connection, command, engine_url
+from signalwire_streams.fleet._redis import Connection, command, engine_url
 from signalwire_streams.fleet.records import (
     Mark,
     Planned,

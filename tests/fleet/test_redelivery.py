@@ -10,15 +10,15 @@ from signalwire_streams import BulkState, RetryPolicy, StartConferenceStream, St
 from signalwire_streams.bulk.outcomes import BulkOutcome
 from signalwire_streams.errors import RunEndedError
 from signalwire_streams.fleet import Fleet, FleetWorker
-from signalwire_streams.fleet.connection import Connection, command
+from signalwire_streams.fleet._redis import Connection, command
 from signalwire_streams.fleet.leases import Lease, Leases
-from signalwire_streams.fleet.ledger import Batch, BatchLedger, key_of
+from signalwire_streams.fleet._ledger import Batch, BatchLedger, key_of
 from signalwire_streams.fleet.records import Mark
 from signalwire_streams.fleet.scripts import END, HOLD
 from signalwire_streams.fleet.steps import script
 from signalwire_streams.fleet.writer import Writer
 from signalwire_streams.simulator import SimulatedSpace
-from signalwire_streams.wire.exchange import Progress
+from signalwire_streams._http.messages import Progress
 
 from .conftest import Workers
 from .helpers import PATIENCE, URL, all_results, connection_of, keys_of, on_calls, on_conferences, set_marks, until
@@ -118,7 +118,7 @@ async def test_stopping_waits_for_what_is_under_way(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a worker has sent when the run is stopped is stopped as well, once its answer is there."""
-    monkeypatch.setattr("signalwire_streams.fleet.fleet._LOOKS_AGAIN", 0.02)
+    monkeypatch.setattr("signalwire_streams.fleet._fleet._LOOKS_AGAIN", 0.02)
     space.faults.add("latency", on="start", seconds=0.2, created=True)
     workers()
     run = await fleet.submit(on_conferences(space.conference_sids))

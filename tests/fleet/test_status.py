@@ -9,7 +9,7 @@ from redis.exceptions import ConnectionError as NotThere
 
 from signalwire_streams import BulkState, Clock, FleetError, StartConferenceStream
 from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
-from signalwire_streams.fleet.connection import Connection, command
+from signalwire_streams.fleet._redis import Connection, command
 from signalwire_streams.fleet.keys import Keys
 from signalwire_streams.fleet.steps import Step
 from signalwire_streams.fleet.writer import Writer

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models.checks import check_count, check_deadline, check_handle, private_parts, public_url
+from signalwire_streams.models._validation import check_count, check_deadline, check_handle, private_parts, public_url
 
 
 @given(st.text())

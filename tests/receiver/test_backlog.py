@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from signalwire_streams import ClientStateError
-from signalwire_streams.receiver.backlog import Backlog
+from signalwire_streams.receiver._session import Backlog
 from signalwire_streams.receiver.events import AudioEvent, DtmfEvent, MarkEvent, MediaEvent, UnknownEvent
 
 pytestmark = pytest.mark.usefixtures("idle_clock")

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from signalwire_streams.receiver import EndReason, MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio_socket import AudioSocket, reset
-from signalwire_streams.receiver.delivery import _handle
+from signalwire_streams.receiver._connection import _handle
 
 from .conftest import Heard, until
 from .test_connections import UPGRADE, port_of

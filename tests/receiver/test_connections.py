@@ -20,7 +20,7 @@ from aiohttp import web
 
 from signalwire_streams import InvalidRequestError, JoinError
 from signalwire_streams.receiver import EndReason, MediaReceiver
-from signalwire_streams.receiver.server import StreamServer, default_max_pending
+from signalwire_streams.receiver._server import StreamServer, default_max_pending
 
 from .conftest import Heard, until
 from .test_receiver import START, media

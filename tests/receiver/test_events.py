@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams import MalformedFrameError
-from signalwire_streams.receiver.decoding import decode_event
+from signalwire_streams.receiver._protocol import decode_event
 from signalwire_streams.receiver.events import (
     ConnectedEvent,
     DtmfEvent,

@@ -460,8 +460,8 @@ async def test_a_space_that_takes_no_stops_just_now(
     receiver: MediaReceiver, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
     """It is waited for, since nobody else will stop the stream; but not for ever."""
-    monkeypatch.setattr("signalwire_streams.receiver.joining._OUTAGE", patience)
-    monkeypatch.setattr("signalwire_streams.receiver.joining._LEAST_PAUSE", 0.001)
+    monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._OUTAGE", patience)
+    monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._LEAST_PAUSE", 0.001)
     answers: list[Exception] = [
         CircuitOpenError("not tried, the Space kept failing", retry_after=0.001),
         RateLimitedError("too many requests", status=429),

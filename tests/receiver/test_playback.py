@@ -11,7 +11,7 @@ import pytest
 from signalwire_streams import InvalidRequestError, TransportError
 from signalwire_streams.receiver import MarkEvent, MediaReceiver, StreamSession
 from signalwire_streams.receiver.audio import AudioFormat, UnknownEncodingError
-from signalwire_streams.receiver.sending import Playback
+from signalwire_streams.receiver._playback import Playback
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 

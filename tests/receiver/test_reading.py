@@ -11,7 +11,7 @@ from aiohttp import web
 
 from signalwire_streams import TransportError
 from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver, StreamSession, audio_socket, reading
-from signalwire_streams.receiver.backlog import Backlog
+from signalwire_streams.receiver._session import Backlog
 
 from .conftest import Heard, until
 from .test_receiver import START, media, reset

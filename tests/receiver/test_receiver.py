@@ -313,7 +313,7 @@ async def test_closing_does_not_wait_for_ever(
     serve: Any, dial: Any, stubborn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the deadline streams are closed with 1001, also when a handler does not care."""
-    monkeypatch.setattr("signalwire_streams.receiver.media_receiver._GRACE", 0.01)
+    monkeypatch.setattr("signalwire_streams.receiver._media_receiver._GRACE", 0.01)
     sessions: list[StreamSession] = []
 
     async def handler(session: StreamSession) -> None:

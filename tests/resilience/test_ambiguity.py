@@ -4,7 +4,7 @@ import pytest
 
 from signalwire_streams.models import Action, Event, Kind
 from signalwire_streams.resilience.budget import RetryBudget
-from signalwire_streams.resilience.policy import RetryPolicy
+from signalwire_streams.middleware._policies import RetryPolicy
 from signalwire_streams.resilience.retrying import Decision, Retrying
 
 AMBIGUOUS = [Event.BROKEN, Event.MALFORMED, Event.SERVER_FAULT]

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from signalwire_streams.models import Action, Event, Kind
 from signalwire_streams.resilience.budget import RetryBudget
 from signalwire_streams.resilience.matrix import REFUSED_STOPS
-from signalwire_streams.resilience.policy import RetryPolicy
+from signalwire_streams.middleware._policies import RetryPolicy
 from signalwire_streams.resilience.retrying import Retrying
 
 AMBIGUOUS = {Event.BROKEN, Event.MALFORMED, Event.SESSION_FAILED, Event.SERVER_FAULT, Event.ACCEPTED}

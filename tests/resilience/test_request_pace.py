@@ -12,7 +12,7 @@ from attrs import define, field
 from hypothesis import given, strategies as st
 
 from signalwire_streams.resilience.pace import Pace
-from signalwire_streams.resilience.policy import RateLimit
+from signalwire_streams.middleware._policies import RateLimit
 
 Step: TypeAlias = tuple[str, float, float]
 

@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 
 from signalwire_streams.models import Event, Kind
 from signalwire_streams.resilience.budget import RetryBudget
-from signalwire_streams.resilience.policy import RetryPolicy
+from signalwire_streams.middleware._policies import RetryPolicy
 from signalwire_streams.resilience.retrying import Retrying
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from signalwire_streams import RateLimit
-from signalwire_streams.shared import RedisPacer
+from signalwire_streams.redis_rate_limit import RedisPacer
 from tests.redis_server import BINARY, MISSING, RedisServer
 
 PacerFactory: TypeAlias = Callable[..., RedisPacer]

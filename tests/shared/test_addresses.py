@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from signalwire_streams import InvalidRequestError, Lane, RateLimit, StreamsClient, StreamsError
-from signalwire_streams.shared import RedisPacer, SharedPacerError
+from signalwire_streams.redis_rate_limit import RedisPacer, SharedPacerError
 from tests.redis_server import RedisServer, free_port
 
 from .conftest import PacerFactory, ServerFactory

@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 
 from signalwire_streams import RateLimit
 from signalwire_streams.resilience.pace import Pace
-from signalwire_streams.shared.law import LEASE, Law
+from signalwire_streams.redis_rate_limit.law import LEASE, Law
 
 REAL = RateLimit()
 

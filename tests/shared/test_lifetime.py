@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from signalwire_streams import ClientStateError, Lane, Pacer, StreamsClient
-from signalwire_streams.shared import RedisPacer
+from signalwire_streams.redis_rate_limit import RedisPacer
 from signalwire_streams.simulator import SimulatedSpace
 from tests.redis_server import RedisServer
 
@@ -22,18 +22,18 @@ def run(code: str) -> str:
 
 def test_without_the_extra() -> None:
     """Importing it without its packages ends in one sentence that says what to install."""
-    last = run('import sys; sys.modules["throttled"] = None\nimport signalwire_streams.shared').splitlines()[-1]
+    last = run('import sys; sys.modules["throttled"] = None\nimport signalwire_streams.redis_rate_limit').splitlines()[-1]
 
     assert last == (
-        "ImportError: signalwire_streams.shared needs packages of its own: pip install 'signalwire-streams[shared]'"
+        "ImportError: signalwire_streams.redis_rate_limit needs packages of its own: pip install 'signalwire-streams[redis]'"
     )
 
 
 def test_nothing_else_imports_it() -> None:
     """Whoever does not share a limit loads nothing for it."""
     code = (
-        "import sys, signalwire_streams, signalwire_streams.cli, signalwire_streams.simulator\n"
-        "print({'redis', 'throttled', 'signalwire_streams.shared'} & set(sys.modules))"
+        "import sys, signalwire_streams, signalwire_streams._cli, signalwire_streams.simulator\n"
+        "print({'redis', 'throttled', 'signalwire_streams.redis_rate_limit'} & set(sys.modules))"
     )
 
     assert run(code).strip() == "set()"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from signalwire_streams import Clock, Lane
-from signalwire_streams.shared import SharedPacerError
-from signalwire_streams.shared.store import Store
+from signalwire_streams.redis_rate_limit import SharedPacerError
+from signalwire_streams.redis_rate_limit._store import Store
 from tests.redis_server import RedisServer
 
 from .conftest import PacerFactory, ServerFactory, until
@@ -19,7 +19,7 @@ from .test_sharing import drain
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "signalwire_streams.shared"]
+    return [record.getMessage() for record in caplog.records if record.name == "signalwire_streams.redis_rate_limit"]
 
 
 async def test_requests_wait_for_redis(

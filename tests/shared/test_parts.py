@@ -8,15 +8,15 @@ import math
 
 import pytest
 
-import signalwire_streams.shared
+import signalwire_streams.redis_rate_limit
 from signalwire_streams import Lane, RateLimit
-from signalwire_streams.shared import RedisPacer
-from signalwire_streams.shared.errors import RedisAwayError
-from signalwire_streams.shared.outage import Outage
-from signalwire_streams.shared.pump import Pump
-from signalwire_streams.shared.queue import Queue
-from signalwire_streams.shared.store import Store
-from signalwire_streams.shared.view import View
+from signalwire_streams.redis_rate_limit import RedisPacer
+from signalwire_streams.redis_rate_limit.errors import RedisAwayError
+from signalwire_streams.redis_rate_limit.outage import Outage
+from signalwire_streams.redis_rate_limit._lease_loop import Pump
+from signalwire_streams.middleware._queueing import Queue
+from signalwire_streams.redis_rate_limit._store import Store
+from signalwire_streams.redis_rate_limit._state import View
 
 
 async def test_a_queue_passes_over_who_is_on_the_way_out() -> None:
@@ -52,7 +52,7 @@ def test_the_import_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
     with pytest.raises(ImportError, match=r"pip install 'signalwire-streams\[shared\]'"):
-        importlib.reload(signalwire_streams.shared)
+        importlib.reload(signalwire_streams.redis_rate_limit)
 
 
 async def test_a_turn_in_the_very_moment_that_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:

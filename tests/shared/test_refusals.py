@@ -6,7 +6,7 @@ import time
 import pytest
 
 from signalwire_streams import Lane, RateLimit, StreamsClient
-from signalwire_streams.shared import RedisPacer
+from signalwire_streams.redis_rate_limit import RedisPacer
 from signalwire_streams.simulator import SimulatedSpace
 from tests.redis_server import RedisServer
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from signalwire_streams import InvalidRequestError, Lane, RateLimit, StreamsClient
-from signalwire_streams.shared import RedisPacer
+from signalwire_streams.redis_rate_limit import RedisPacer
 from signalwire_streams.simulator import SimulatedSpace
 from tests.redis_server import RedisServer
 

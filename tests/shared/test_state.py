@@ -3,9 +3,9 @@
 import pytest
 
 from signalwire_streams import RateLimit
-from signalwire_streams.shared.law import Law
-from signalwire_streams.shared.state import State
-from signalwire_streams.shared.view import View
+from signalwire_streams.redis_rate_limit.law import Law
+from signalwire_streams.redis_rate_limit.state import State
+from signalwire_streams.redis_rate_limit._state import View
 
 LIMIT = RateLimit(requests=10_000, share=1.0)
 LAW = Law.of(LIMIT, None)

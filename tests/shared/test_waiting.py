@@ -6,8 +6,8 @@ import time
 import pytest
 
 from signalwire_streams import Clock, Lane
-from signalwire_streams.shared.queue import Queue
-from signalwire_streams.shared.store import Store
+from signalwire_streams.middleware._queueing import Queue
+from signalwire_streams.redis_rate_limit._store import Store
 from tests.redis_server import RedisServer
 
 from .conftest import PacerFactory, until

@@ -252,7 +252,7 @@ async def test_without_the_kernels_word(
     space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the operating system can't tell, a dead connection may leave a start unknown, and never doubles it."""
-    monkeypatch.setattr("signalwire_streams.transport.attempt._poll", None)
+    monkeypatch.setattr("signalwire_streams._http.connection_guard._poll", None)
     client = client_for(space)
     sid = space.conference_sids[0]
     await client.conferences.start_stream(sid, url=URL, name="warm")

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from signalwire_streams.transport.limits import Limits
+from signalwire_streams._http.deadlines import Limits
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from signalwire_streams import (
 from signalwire_streams.errors import Phase
 from signalwire_streams.models import Action, Event, Kind, Lane
 from signalwire_streams.simulator import SimulatedSpace
-from signalwire_streams.transport.logs import OutcomeLog
-from signalwire_streams.wire.exchange import Exchange, Outcome
+from signalwire_streams.middleware._logs import OutcomeLog
+from signalwire_streams._http.messages import Exchange, Outcome
 
 URL = "wss://rx.example.com/audio"
 ClientFactory = Callable[..., StreamsClient]

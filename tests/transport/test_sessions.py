@@ -25,7 +25,7 @@ from signalwire_streams import (
 )
 from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.simulator import SimulatedSpace
-from signalwire_streams.transport.pacing import LocalPacer
+from signalwire_streams.middleware._rate_limit import LocalPacer
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 URL = "wss://rx.example.com/audio"

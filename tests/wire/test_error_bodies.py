@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams.wire import problems
-from signalwire_streams.wire.problems import Problem, presentable, read_problem
+from signalwire_streams._http.error_bodies import Problem, presentable, read_problem
 
 DOCUMENTED = {
     "code": 20003,

@@ -27,10 +27,10 @@ from signalwire_streams.errors import (
     UnprocessableError,
 )
 from signalwire_streams.models import Action, Event, Kind, StartCallStream, StartConferenceStream
-from signalwire_streams.wire import exchanges as requests
-from signalwire_streams.wire.account import find_account
-from signalwire_streams.wire.exchange import Errand, Exchange, Outcome
-from signalwire_streams.wire.failures import failure_of
+from signalwire_streams._http import requests
+from signalwire_streams._http.account import find_account
+from signalwire_streams._http.messages import Errand, Exchange, Outcome
+from signalwire_streams._http.error_mapping import failure_of
 from signalwire_streams.wire.replies import event_of, read_reply
 
 TOKEN = "PThush/hush+hush"

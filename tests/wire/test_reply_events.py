@@ -8,7 +8,7 @@ from hypothesis import example, given, strategies as st
 from multidict import CIMultiDict
 
 from signalwire_streams.models import Event, Kind
-from signalwire_streams.wire.exchange import Exchange, Reply
+from signalwire_streams._http.messages import Exchange, Reply
 from signalwire_streams.wire.replies import event_of, read_reply
 
 STARTS = [Kind.CONFERENCE_START, Kind.CALL_START, Kind.UNNAMED_START]

@@ -12,8 +12,8 @@ from attrs import define, field
 
 from signalwire_streams import BulkOutcome, BulkReport, BulkRun, BulkState, StartCallStream, StreamsError
 from signalwire_streams.cli.failures import FAILED, INTERRUPTED, TERMINATED
-from signalwire_streams.cli.output import clean, write_json
-from signalwire_streams.cli.progress import Meter, Progress, shown
+from signalwire_streams._cli.output import clean, write_json
+from signalwire_streams._cli.progress import Meter, Progress, shown
 from signalwire_streams.cli.wording import for_command_line
 
 _Item = TypeVar("_Item")

@@ -8,7 +8,7 @@ from attrs import asdict
 
 from signalwire_streams import PlannedRequest, StartConferenceStream
 from signalwire_streams.cli.bulk.requests import Start
-from signalwire_streams.cli.output import clean, write_aligned, write_json
+from signalwire_streams._cli.output import clean, write_aligned, write_json
 
 _HIDDEN = "***"
 

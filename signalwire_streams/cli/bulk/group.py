@@ -2,8 +2,8 @@
 
 import click
 
-from signalwire_streams.cli.bulk.runs import resume, stop
-from signalwire_streams.cli.bulk.start import start
+from signalwire_streams._cli.bulk.manage import resume, stop
+from signalwire_streams._cli.bulk.start import start
 from signalwire_streams.cli.bulk.status import status
 
 

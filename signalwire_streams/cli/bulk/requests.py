@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 from attrs import define, field, frozen
 
 from signalwire_streams import InvalidRequestError, StartCallStream, StartConferenceStream
-from signalwire_streams.cli.bulk.lines import BadLine, Line, Read
+from signalwire_streams._cli.bulk.targets import BadLine, Line, Read
 from signalwire_streams.cli.wording import for_command_line
 
 Start: TypeAlias = StartConferenceStream | StartCallStream

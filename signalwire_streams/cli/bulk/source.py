@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from signalwire_streams.cli.output import clean
-from signalwire_streams.cli.start_options import STANDARD_INPUT, token_is_on_standard_input
+from signalwire_streams._cli.output import clean
+from signalwire_streams._cli.options import STANDARD_INPUT, token_is_on_standard_input
 
 _ENCODINGS = (  # by their byte order marks; that of UTF-32-LE begins with that of UTF-16-LE
     ("UTF-32", codecs.BOM_UTF32_LE),

@@ -10,7 +10,7 @@ from signalwire_streams import BulkJournal, JournalStatus, StreamsError
 from signalwire_streams.cli.bulk.conduct import words
 from signalwire_streams.cli.bulk.summary import bulk_command
 from signalwire_streams.cli.failures import failure_of
-from signalwire_streams.cli.output import Column, clean, write_aligned, write_json, write_table
+from signalwire_streams._cli.output import Column, clean, write_aligned, write_json, write_table
 
 _SHOWN_ERRORS = 10
 _STATES = ("started", "already_started", "stopped", "rejected", "unknown", "not_attempted", "intended")

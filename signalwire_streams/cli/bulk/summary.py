@@ -9,8 +9,8 @@ from attrs import frozen
 
 from signalwire_streams import ApiError, BulkReport, BulkState, RunEndedError
 from signalwire_streams.cli.bulk.conduct import words
-from signalwire_streams.cli.output import clean, write_aligned, write_json
-from signalwire_streams.cli.progress import spell_seconds
+from signalwire_streams._cli.output import clean, write_aligned, write_json
+from signalwire_streams._cli.progress import spell_seconds
 from signalwire_streams.cli.wording import for_command_line
 
 _SHOWN_ERRORS = 10

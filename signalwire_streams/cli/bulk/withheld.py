@@ -8,7 +8,7 @@ import click
 from attrs import evolve, field, frozen
 
 from signalwire_streams import InvalidRequestError, PlannedRequest
-from signalwire_streams.cli.bulk.lines import BadLine, Line, Read
+from signalwire_streams._cli.bulk.targets import BadLine, Line, Read
 from signalwire_streams.cli.bulk.requests import Start
 
 _TargetAndName = tuple[str, str | None]

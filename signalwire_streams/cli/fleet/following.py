@@ -10,10 +10,10 @@ from attrs import define, field
 from signalwire_streams.cli.account import Account, account_options
 from signalwire_streams.cli.bulk.conduct import facts_of, words
 from signalwire_streams.cli.failures import FAILED
-from signalwire_streams.cli.fleet.redis import redis_option, with_fleet
+from signalwire_streams._cli.fleet.render import redis_option, with_fleet
 from signalwire_streams.cli.fleet.telling import NO_WORKER, speed, write_overview, write_status
-from signalwire_streams.cli.output import clean, on_terminal, write_json
-from signalwire_streams.cli.progress import Progress, shown
+from signalwire_streams._cli.output import clean, on_terminal, write_json
+from signalwire_streams._cli.progress import Progress, shown
 
 if TYPE_CHECKING:
     from signalwire_streams.fleet import Fleet, FleetStatus

@@ -4,7 +4,7 @@ import click
 
 from signalwire_streams.cli.fleet.following import cancel, results, status
 from signalwire_streams.cli.fleet.stopping import stop
-from signalwire_streams.cli.fleet.submit import resume, submit
+from signalwire_streams._cli.fleet.commands import resume, submit
 from signalwire_streams.cli.fleet.worker import worker
 
 

@@ -8,9 +8,9 @@ import click
 from signalwire_streams import BulkReport, StreamsError
 from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
 from signalwire_streams.cli.bulk.conduct import Conduct, words
-from signalwire_streams.cli.bulk.running import Knobs, concurrency_option
+from signalwire_streams._cli.bulk.runner import Knobs, concurrency_option
 from signalwire_streams.cli.failures import failure_of
-from signalwire_streams.cli.fleet.redis import (
+from signalwire_streams._cli.fleet.render import (
     FLEET_ENVIRONMENT,
     check_redis,
     paced_client,
@@ -19,8 +19,8 @@ from signalwire_streams.cli.fleet.redis import (
     the_fleet_room,
 )
 from signalwire_streams.cli.fleet.telling import MAY_RUN, fleet_command
-from signalwire_streams.cli.output import write_aligned, write_json
-from signalwire_streams.cli.progress import Meter, spell_seconds
+from signalwire_streams._cli.output import write_aligned, write_json
+from signalwire_streams._cli.progress import Meter, spell_seconds
 
 
 @click.command(short_help="Stop every stream that a run started.", epilog=f"{ENVIRONMENT}{FLEET_ENVIRONMENT}")

@@ -10,7 +10,7 @@ from attrs import asdict
 
 from signalwire_streams.cli.account import Account
 from signalwire_streams.cli.bulk.conduct import words
-from signalwire_streams.cli.output import Column, clean, write_aligned, write_json, write_table
+from signalwire_streams._cli.output import Column, clean, write_aligned, write_json, write_table
 
 if TYPE_CHECKING:
     from signalwire_streams.fleet import FleetStatus, WorkerStatus

@@ -10,10 +10,10 @@ from attrs import define, field
 
 from signalwire_streams import PlannedRequest, RetryPolicy, StartCallStream, StartConferenceStream, StreamsError
 from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
-from signalwire_streams.cli.bulk.running import Knobs, concurrency_option, resend_option
+from signalwire_streams._cli.bulk.runner import Knobs, concurrency_option, resend_option
 from signalwire_streams.cli.bulk.withheld import Secrets
 from signalwire_streams.cli.failures import failure_of
-from signalwire_streams.cli.fleet.redis import (
+from signalwire_streams._cli.fleet.render import (
     FLEET_ENVIRONMENT,
     check_redis,
     paced_client,
@@ -21,8 +21,8 @@ from signalwire_streams.cli.fleet.redis import (
     shared_rate_option,
     the_fleet_room,
 )
-from signalwire_streams.cli.output import clean, write_note
-from signalwire_streams.cli.start_options import secret_options
+from signalwire_streams._cli.output import clean, write_note
+from signalwire_streams._cli.options import secret_options
 
 _AT_ONCE = 200
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from signalwire_streams.cli.failures import Failure
-from signalwire_streams.cli.listen.admission import (
+from signalwire_streams._cli.listen.tls import (
     TOKENS,
     Tls,
     check_tls_options,
@@ -18,7 +18,7 @@ from signalwire_streams.cli.listen.admission import (
     own_certificate,
     read_tokens,
 )
-from signalwire_streams.cli.listen.listening import Listening, Orders
+from signalwire_streams._cli.listen.app import Listening, Orders
 from signalwire_streams.cli.listen.recording import Shelf
 from signalwire_streams.receiver.audio import ByteOrder
 

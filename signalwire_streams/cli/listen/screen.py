@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from signalwire_streams.cli.listen.table import Sight, draw
+from signalwire_streams._cli.listen.display import Sight, draw
 from signalwire_streams.cli.logs import telling
-from signalwire_streams.cli.output import clean, on_terminal
+from signalwire_streams._cli.output import clean, on_terminal
 
 _DRAWN_EVERY = 0.25
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
-from signalwire_streams.receiver.audio.formats import AudioFormat, Encoding
+from signalwire_streams.receiver.audio._formats import AudioFormat, Encoding
 
 PCM_TAG, ALAW_TAG, MULAW_TAG = 1, 6, 7
 _TAGS: Mapping[str, int] = {Encoding.MULAW: MULAW_TAG, Encoding.ALAW: ALAW_TAG, Encoding.L16: PCM_TAG}

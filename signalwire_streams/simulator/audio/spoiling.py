@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from attrs import define, field
 
 from signalwire_streams.simulator.fault_kinds import FaultKind
-from signalwire_streams.simulator.faults import FaultRule
+from signalwire_streams.simulator._faults import FaultRule
 
 __all__ = ["Spoiling", "spoilings_of"]
 

@@ -1,0 +1,207 @@
+"""Who is asking, and where: the project, its token, and the Space, as they are written on the wire."""
+
+import re
+from base64 import b64encode
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from urllib.parse import SplitResult, quote, urlsplit
+
+from attrs import field, frozen
+
+from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
+from signalwire_streams.models._validation import is_handle, is_plain, public_url
+from signalwire_streams.models.masking import Secret, kind_of
+from signalwire_streams._http.error_bodies import presentable
+
+API_ROOT = "/api/laml/2010-04-01"
+"""Source: https://signalwire.com/docs/compatibility-api/rest/overview"""
+
+_NAME = re.compile(r"[A-Za-z0-9-]+")
+_NETLOC = re.compile(r"(\[[0-9A-Fa-f:.]+(%[^][]+)?\]|[^][:]+)(:[0-9]*)?")
+_STANDARD_PORTS = {"https": 443, "http": 80}
+_AUTHORITY = re.compile("(?:([A-Za-z][A-Za-z0-9+.-]*):)?//([^/?]*)")
+_DOMAIN = "signalwire.com"
+
+
+@frozen
+class Account:
+    """A project (the API's ``AccountSid``) on a Space, with its API token.
+
+    Source for the Basic scheme: https://signalwire.com/docs/compatibility-api/rest/overview
+
+    Attributes:
+        origin: scheme, host and port of the Space.
+        prefix: a path in front of the API, where a proxy puts one; otherwise empty.
+        sid: the project id.
+        token: the API token.
+        secrets: what must never be shown: the token, bare and as the header spells it.
+    """
+
+    origin: str
+    prefix: str
+    sid: str
+    token: str = field(repr=False)
+    secrets: tuple[str, ...] = field(init=False, repr=False, eq=False)
+    _root: str = field(init=False, repr=False, eq=False)
+
+    @secrets.default
+    def _secrets(self) -> tuple[str, ...]:
+        return (self.token, Secret(self.authorization.removeprefix("Basic ")))
+
+    @_root.default
+    def _path_of_all(self) -> str:
+        return f"{self.prefix}{API_ROOT}/Accounts/{quote(self.sid, safe='@:')}/"
+
+    @property
+    def authorization(self) -> str:
+        """The value of the ``Authorization`` header."""
+        return Secret("Basic " + b64encode(f"{self.sid}:{self.token}".encode()).decode("ascii"))
+
+    def path(self, *segments: str) -> str:
+        """Build a path below this account; each segment is percent-encoded."""
+        return self._root + "/".join(
+            [segment if is_plain(segment) else quote(segment, safe="@:") for segment in segments]
+        )
+
+    def same_host_path(self, uri: str) -> str:
+        """Return the path and query of a next page's address exactly as the Space wrote them, without a fragment.
+
+        Accepted are a path from the host's root, and an address with this Space's own scheme, host and port.
+
+        Raises:
+            MalformedResponseError: it leads to another host, or is no such address; the message quotes it.
+        """
+        if not all("!" <= character <= "~" for character in uri):
+            raise self._bad_next_page(uri, "holds blanks or is not ASCII")
+        if "\\" in uri:
+            raise self._bad_next_page(uri, "holds a backslash")
+        address, _, _ = uri.partition("#")
+        path = address
+        if found := _AUTHORITY.match(address):
+            scheme, netloc = found.groups()
+            self._check_same_origin(uri, scheme or self.origin.partition(":")[0], netloc)
+            path = address[found.end() :]
+        if not path.startswith("/") or path.startswith("//"):
+            raise self._bad_next_page(uri, "is not a path from the host's root")
+        return path
+
+    def _check_same_origin(self, uri: str, scheme: str, netloc: str) -> None:
+        if "@" in netloc:
+            raise self._bad_next_page(uri, "carries a user and password")
+        try:
+            theirs, ours = urlsplit(f"{scheme}://{netloc}"), urlsplit(self.origin)
+            origin = _origin(theirs)
+        except ValueError:
+            raise self._bad_next_page(uri, "is no address") from None
+        if origin == self.origin:
+            return
+        differs = "host" if theirs.hostname != ours.hostname else "scheme" if theirs.scheme != ours.scheme else "port"
+        raise self._bad_next_page(uri, f"is on another {differs} than {self.origin}")
+
+    def _bad_next_page(self, uri: str, why: str) -> MalformedResponseError:
+        # A query may name what a filter looked for, so it is shown only where there is nothing else to show.
+        shown = presentable(public_url(uri) if "//" in uri else uri, self.secrets)
+        return MalformedResponseError(f"the Space's next page {shown!r} {why}, so it is not followed", sent="yes")
+
+
+def find_account(*, space: str | None, base_url: str | None, project: str | None, token: str | None) -> Account:
+    """Make an account of what the caller wrote.
+
+    Args:
+        space: a Space's name (``example``), its host (``example.signalwire.com``), or a base URL.
+        base_url: a base URL, instead of ``space``: https, or plain http to this very machine.
+        project: the project id.
+        token: the API token.
+
+    Raises:
+        InvalidRequestError: something is missing or can't be right; the message says what to write instead.
+    """
+    for what, value in {"project": project, "token": token, "space": space, "base_url": base_url}.items():
+        if value is not None and not isinstance(value, str):
+            raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
+    if not project:
+        raise InvalidRequestError("project is missing: pass the Project ID of your Space's API page")
+    if not token:
+        raise InvalidRequestError("token is missing: pass an API token of your Space's API page")
+    if not all("!" <= character <= "~" for character in token):
+        raise InvalidRequestError("token holds blanks or is not ASCII: pass the API token alone, as it was shown")
+    if ":" in project:
+        raise InvalidRequestError("project holds a ':': pass the Project ID alone, and the token as token=")
+    if not is_handle(project):
+        raise InvalidRequestError("project holds characters that no Project ID has: pass it as the API page shows it")
+    if bool(space) == bool(base_url):
+        raise InvalidRequestError(
+            "pass either space='example' (for example.signalwire.com) or base_url=, one of the two"
+        )
+    parts = _split(base_url or Secret(_space_url(space or "")))
+    prefix = parts.path.rstrip("/").removesuffix(API_ROOT)
+    return Account(origin=_origin(parts), prefix=prefix, sid=project, token=token)
+
+
+def _space_url(space: str) -> str:
+    if "://" in space:
+        return space
+    if ("." in space.rstrip(".") or ":" in space or space == "localhost") and "/" not in space:
+        return f"https://{space}"
+    name = space.removesuffix(".")
+    if not _NAME.fullmatch(name):
+        raise InvalidRequestError(
+            "space holds characters that no Space's name has: write it as in 'example.signalwire.com'"
+        )
+    return f"https://{name}.{_DOMAIN}"
+
+
+def _origin(parts: SplitResult) -> str:
+    """Return scheme, host and port in one form, however an address writes them."""
+    host = (parts.hostname or "").removesuffix(".")
+    address = _ip_address(host)
+    if isinstance(address, IPv6Address):
+        # Python writes an IPv4 address within an IPv6 one as such only from 3.13 on.
+        host = f"[{address if address.ipv4_mapped is None else f'::ffff:{address.ipv4_mapped}'}]"
+    port = "" if parts.port in {None, _STANDARD_PORTS.get(parts.scheme)} else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}"
+
+
+def _split(url: str) -> SplitResult:
+    fault = _fault_of(url)
+    if fault is not None:
+        raise InvalidRequestError(fault)
+    return urlsplit(url)
+
+
+def _fault_of(url: str) -> str | None:
+    # A function of its own: its variables hold what the address should not have, and no traceback leads into it.
+    shown = public_url(url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    is_text = url.isascii() and url.isprintable() and " " not in url
+    if not host or not is_text or port == 0 or not _NETLOC.fullmatch(parts.netloc.rpartition("@")[2]):
+        return f"{shown!r} is no Space: write its name, such as 'example', or 'https://host'"
+    if parts.username is not None:
+        return "the base URL carries a user and password: pass project= and token= instead"
+    if parts.query or parts.fragment:
+        return f"{shown!r} must be a bare address: leave out what follows the '?' or '#'"
+    advice = "https://" + (f"[{host}]" if ":" in host else host)
+    if parts.scheme == "http" and not _is_loopback(host):
+        return f"plain http would send the token readable to all: write '{advice}'"
+    if parts.scheme not in _STANDARD_PORTS:
+        return f"{shown!r} is no web address: write '{advice}'"
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    if host.removesuffix(".") == "localhost":
+        return True
+    address = _ip_address(host)
+    # Python looks into an IPv4 address within an IPv6 one only from 3.13 on.
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return address is not None and (mapped or address).is_loopback
+
+
+def _ip_address(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None

@@ -1,0 +1,293 @@
+"""One attempt on one connection: when its bytes are written, and whether an answer can be its own.
+
+aiohttp hands out a kept-alive connection even if an answer that nobody asked for has already arrived on it, and takes
+the first answer that it reads for the answer to the request, be that written or not. So the connection is checked
+before the request is written and watched until then, and an answer counts only once all of the request has been
+written. A part of a head that the parser took earlier leaves no trace but one: it ends in the status line of the true
+answer.
+"""
+
+import asyncio
+import re
+import select
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError
+from aiohttp.payload import BytesPayload
+from attrs import define, field
+
+from signalwire_streams.errors import Phase
+from signalwire_streams._http.deadlines import Limit
+from signalwire_streams._http.messages import Progress
+
+FORM = "application/x-www-form-urlencoded"
+_ONE_WRITE = 64 * 1024
+_READING_TURNS = 4  # turns of the loop within which it reads what has arrived
+_MOST_OVERHEAD = 256 * 1024  # bytes of a head or of trailers; aiohttp limits only each line and their number
+_STATUS_LINE = re.compile(r"HTTP/1\.[01] \d{3}(?: |$)")
+_CLOSED = "the other end closed the kept-alive connection"
+_poll = getattr(select, "poll", None)  # not on Windows
+
+
+class UnaskedAnswerError(aiohttp.ClientConnectionError):
+    """Data arrived before the request was sent, so no answer on this connection can be trusted."""
+
+
+class SilentResendError(aiohttp.ClientError):
+    """Stands for an error after which aiohttp would repeat a GET itself, unknown to the retry and its counting."""
+
+
+class RepeatedRequestError(aiohttp.ClientError):
+    """The session sent a request again that was written already, unknown to the retry and its counting."""
+
+
+@define(eq=False)
+class AttemptGuard:
+    """Client middleware for one attempt: records its phase, and rejects an answer that belongs to another request.
+
+    Attributes:
+        progress: where the phase is recorded.
+        limit: what ends the attempt.
+        read_timeout: seconds to wait for the answer once the request is written, and for each piece of it.
+        is_read: True for a GET, which has no body.
+        headers: set on the request whatever else has set them, such as an entry in netrc.
+        ends_at: when the attempt ends, whatever it does.
+        transport: the connection, once there is one.
+    """
+
+    progress: Progress
+    limit: Limit
+    read_timeout: float
+    is_read: bool
+    headers: Mapping[str, str] | None = field(init=False, default=None, repr=False)
+    ends_at: float = field(init=False)
+    _wrappers: list["_ProtocolWrapper"] = field(init=False, factory=list, repr=False)
+    _protocol: ResponseHandler | None = field(init=False, default=None)
+    _writer: AbstractStreamWriter | None = field(init=False, default=None)
+    transport: asyncio.Transport | None = field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self.ends_at = self.limit.ends_at
+
+    def allow(self, seconds: float) -> None:
+        """Limit the next step to *seconds*, within the limit of the whole attempt."""
+        self.limit.end_at(min(self.ends_at, asyncio.get_running_loop().time() + seconds))
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Send the request, and return its answer."""
+        self._check_not_written()
+        if self.headers is not None:
+            request.headers.update(self.headers)
+        # The only place where the connection is known and nothing is written yet; aiohttp looks it up on the instance.
+        request.send = partial(self.send, request.send)  # type: ignore[method-assign]
+        response = None
+        try:
+            response = await handler(request)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            if self.is_read:
+                raise SilentResendError from error
+            raise
+        finally:
+            for wrapper in self._wrappers:
+                wrapper.limit_body_of(response)
+        transport = self.transport
+        if (
+            self.progress.phase is not Phase.WAITING
+            or (transport is not None and transport.get_write_buffer_size())
+            or _has_status_line(response)
+        ):
+            response.close()
+            raise UnaskedAnswerError
+        self.progress.phase = Phase.ANSWERED
+        return response
+
+    async def send(
+        self, send: Callable[[Connection], Awaitable[aiohttp.ClientResponse]], conn: Connection
+    ) -> aiohttp.ClientResponse:
+        """Send the request on a connection, unless something has arrived on it.
+
+        Args:
+            send: aiohttp's own method.
+            conn: the connection.
+
+        Raises:
+            aiohttp.ClientConnectionError: the request must not be written to this connection.
+        """
+        self._protocol, self.transport = conn.protocol, conn.transport
+        if self._protocol is None or self.transport is None:
+            raise aiohttp.ClientConnectionResetError(_CLOSED)
+        self._wrappers.append(_ProtocolWrapper(self, self._protocol, self.transport))
+        await self._check_connection()
+        response = await send(conn)
+        if self.is_read:
+            self.written(in_one_write=True)
+        return response
+
+    async def before_writing(self, writer: AbstractStreamWriter) -> None:
+        """Check the connection once more, since the loop may have run, and record that writing begins.
+
+        Raises:
+            aiohttp.ClientConnectionError: the request must not be written to this connection.
+            RepeatedRequestError: it is written already.
+        """
+        await self._check_connection()
+        self._check_not_written()
+        self._writer = writer
+        self.progress.phase = Phase.WRITING
+
+    def not_written(self) -> None:
+        """Correct the phase if nothing is written, at a time from which on nothing can be."""
+        if self.progress.phase is Phase.WRITING and self._writer is not None and not self._writer.output_size:
+            self.progress.phase = Phase.CONNECTING
+
+    def written(self, *, in_one_write: bool) -> None:
+        """Record that all of the request is written.
+
+        Args:
+            in_one_write: True if headers and body went out together. That write either took bytes or closed the
+                transport at once: then the kernel took none, and the kept-alive connection was dead.
+        """
+        if in_one_write and (self.transport is None or self.transport.is_closing()):
+            self.progress.phase = Phase.CONNECTING
+        else:
+            self.progress.phase = Phase.WAITING
+            self.allow(self.read_timeout)
+
+    def _is_unfit(self) -> bool:
+        protocol, transport = self._protocol, self.transport
+        return (
+            protocol is None
+            or transport is None
+            or transport.is_closing()
+            or protocol.should_close
+            or self.limit.ends_at < asyncio.get_running_loop().time()
+        )
+
+    def _has_data(self) -> bool:
+        """Ask the kernel: the loop may not have read yet what has arrived, an end of the connection included."""
+        connection = self.transport.get_extra_info("socket") if self.transport is not None else None
+        if _poll is None or connection is None or connection.fileno() < 0:
+            return False
+        poll = _poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _check_not_written(self) -> None:
+        if self.progress.phase is not Phase.CONNECTING:
+            raise RepeatedRequestError
+
+    async def _check_connection(self) -> None:
+        """Raise the reason not to use the connection, if there is one once the loop has read what has arrived."""
+        if not (self._is_unfit() or self._has_data()):
+            return
+        # It also closes the other kept-alive connections that have ended meanwhile. If the process stood still, so that
+        # another one may have taken the request over, the timer of this attempt ends it here.
+        for _ in range(_READING_TURNS):
+            await asyncio.sleep(0)
+        protocol, transport = self._protocol, self.transport
+        if protocol is not None and isinstance(protocol.exception(), UnaskedAnswerError):
+            raise UnaskedAnswerError
+        if transport is None or transport.is_closing():
+            raise aiohttp.ClientConnectionResetError(_CLOSED)
+        # Over TLS it may have been a session ticket, which never reaches the protocol.
+        if transport.get_extra_info("ssl_object") is None or self._is_unfit():
+            raise UnaskedAnswerError
+
+
+@define(eq=False)
+class _ProtocolWrapper(asyncio.Protocol):
+    """Receives what arrives until the answer is complete, and hands it on to aiohttp's protocol.
+
+    It aborts the connection if data arrives before the request is written, or if too much of it is no body: heads,
+    trailers, chunk extensions. A TLS session ticket is not data. Some event loops look methods up once, so replacing
+    them on aiohttp's protocol is not enough.
+    """
+
+    _guard: AttemptGuard
+    _protocol: ResponseHandler
+    _transport: asyncio.Transport
+    _received: int = field(init=False, default=0)
+    _body: aiohttp.StreamReader | None = field(init=False, default=None)
+    _body_bytes: int = field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        self._transport.set_protocol(self)
+
+    def limit_body_of(self, response: aiohttp.ClientResponse | None) -> None:
+        """Limit what comes without any of the body, or stop if there is no response or all of it is there."""
+        self._body, self._received = response.content if response is not None else None, 0
+        if self._body is None or self._body.is_eof():
+            self._remove()
+
+    def _remove(self) -> None:
+        if self._transport.get_protocol() is self:
+            self._transport.set_protocol(self._protocol)
+
+    def data_received(self, data: bytes) -> None:
+        body = self._body
+        if body is None and self._guard.progress.phase is not Phase.WAITING:
+            self._guard.not_written()
+            self._refuse(UnaskedAnswerError())
+            return
+        self._protocol.data_received(data)
+        self._received += len(data)
+        if body is None:
+            complete = self._protocol.should_close  # it has read a head
+        else:
+            complete = body.is_eof()
+            if body.total_bytes != self._body_bytes:
+                self._body_bytes, self._received = body.total_bytes, 0
+            if complete:
+                self._remove()
+        if self._received > _MOST_OVERHEAD and not complete:
+            self._refuse(HttpProcessingError(code=400, message="the head is too long"))
+
+    def eof_received(self) -> None:
+        self._guard.not_written()
+        self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._guard.not_written()
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def _refuse(self, reason: Exception) -> None:
+        self._protocol.set_exception(reason)
+        self._transport.abort()
+
+
+def _has_status_line(response: aiohttp.ClientResponse) -> bool:
+    return any(_STATUS_LINE.search(text) for text in (response.reason or "", *response.headers.values()))
+
+
+class GuardedPayload(BytesPayload):
+    """A body that records how far it is written."""
+
+    def __init__(self, body: bytes, guard: AttemptGuard) -> None:
+        super().__init__(body, content_type=FORM)
+        self._guard = guard
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        """Write the body, together with the headers."""
+        guard = self._guard
+        await guard.before_writing(writer)
+        try:
+            await writer.write(self._value[:content_length])
+        except Exception:
+            guard.not_written()  # a trace hook, which aiohttp calls before it writes, may have raised it
+            raise
+        guard.written(in_one_write=len(self._value) <= _ONE_WRITE)

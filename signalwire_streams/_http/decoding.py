@@ -1,0 +1,205 @@
+"""JSON to values: tolerant, because a started stream must never be lost to an unreadable detail.
+
+A key that is missing or of the wrong type becomes None, a word that no vocabulary knows stays a ``str``, a
+key that nobody knows is kept in ``extra``. Only an id must be there.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from functools import cache, partial
+from operator import eq
+from typing import Any, TypeAlias, TypeVar
+
+from attrs import fields
+from cattrs import Converter
+from cattrs.gen import make_dict_structure_fn, override
+
+from signalwire_streams.errors import MalformedResponseError
+from signalwire_streams.models import (
+    AnsweredBy,
+    CallDirection,
+    CallStatus,
+    ConferenceStatus,
+    Page,
+    Participant,
+    ParticipantStatus,
+    StreamStatus,
+)
+from signalwire_streams.models._validation import is_handle
+
+_Value = TypeVar("_Value")
+
+_RENAMES = {
+    "from_": "from",
+    "date_created_text": "date_created",
+    "date_updated_text": "date_updated",
+    "start_time_text": "start_time",
+    "end_time_text": "end_time",
+}
+IDS = frozenset({"sid", "call_sid"})
+"""Keys under which an answer has an id; under any other that is expected, it has a list."""
+# What the client knows of a stream, and no answer says.
+_OURS = {"ambiguous": False, "already_started": False, "already_ended": False}
+
+
+def _text(value: object, _: object) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool):  # ids and codes come as numbers too
+        return str(value)
+    return value if isinstance(value, str) else None
+
+
+def _flag(value: object, _: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _whole(value: object, _: object) -> int | None:
+    number = _real(value, _)
+    return int(number) if number is not None else None
+
+
+def _real(value: object, _: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if abs(number) < float("inf") else None
+
+
+def _mapping(value: object, _: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _word(vocabulary: type[StrEnum], value: object, _: object) -> StrEnum | str | None:
+    if not isinstance(value, str):
+        return None
+    words: Mapping[str, StrEnum] = vocabulary._value2member_map_  # type: ignore[assignment]
+    return words.get(value, value)
+
+
+_Hook: TypeAlias = Callable[[Any, Any], Any]
+
+
+@cache
+def _converter() -> Converter:
+    converter = Converter()
+    for hint, hook in (
+        (str | None, _text),
+        (bool | None, _flag),
+        (int | None, _whole),
+        (float | None, _real),
+        (Mapping[str, object], _mapping),
+    ):
+        converter.register_structure_hook_func(partial(eq, hint), hook)
+    for vocabulary in (
+        StreamStatus,
+        ConferenceStatus,
+        ParticipantStatus,
+        CallStatus,
+        CallDirection,
+        AnsweredBy,
+    ):
+        converter.register_structure_hook_func(partial(eq, vocabulary | str | None), partial(_word, vocabulary))
+    return converter
+
+
+# Called by hand: looking a hook up takes the converter as long as the hook takes.
+_HOOKS: dict[type, tuple[_Hook, frozenset[str]]] = {}
+
+
+def _make_hook(model: type[Any]) -> tuple[_Hook, frozenset[str]]:
+    """Make what structures a model; with it go the keys that it knows."""
+    names = {attribute.name: _RENAMES.get(attribute.name, attribute.name) for attribute in fields(model)}
+    overrides: dict[str, Any] = {name: override(rename=key) for name, key in names.items()}
+    known = frozenset(key for name, key in names.items() if name not in _OURS and name != "extra")
+    _HOOKS[model] = hook = make_dict_structure_fn(model, _converter(), **overrides), known
+    return hook
+
+
+def _structure(document: Mapping[str, object], model: type[_Value], ours: Mapping[str, object]) -> _Value:
+    inner, known = _HOOKS.get(model) or _make_hook(model)
+    extra = {key: entry for key, entry in document.items() if key not in known}
+    value: _Value = inner({**document, **ours, "extra": extra}, model)
+    return value
+
+
+def has_key(document: object, key: str) -> bool:
+    """Tell whether an answer has what it is read for: an id that can stand in a path, or a list."""
+    found = document.get(key) if isinstance(document, dict) else None
+    if key not in IDS:
+        return isinstance(found, list)
+    sid = _text(found, None)
+    return sid is not None and is_handle(sid)
+
+
+def differs(document: Mapping[str, object], key: str, asked: str) -> bool:
+    """Return True if a document has another value under a key than was asked for; upper and lower case are the same.
+
+    A key that is missing or null does not differ. A list or an object does.
+    """
+    found = document.get(key)
+    return found is not None and found != asked and not has_text(document, key, asked)
+
+
+def has_text(document: Mapping[str, object], key: str, asked: str) -> bool:
+    """Return True if a document has a text under a key; upper and lower case are the same."""
+    found = _text(document.get(key), None)
+    return found is not None and found.casefold() == asked.casefold()
+
+
+def read_stream(document: object, model: type[_Value], asked: Mapping[str, object]) -> _Value:
+    """Structure the answer to a start or a stop.
+
+    Args:
+        document: the decoded JSON.
+        model: `ConferenceStream` or `CallStream`.
+        asked: what is known without the answer, the target's sid among it; it goes before the answer.
+    """
+    return _structure(document if isinstance(document, dict) else {}, model, {**_OURS, **asked})
+
+
+def read_item(document: object, model: type[_Value]) -> _Value:
+    """Structure one conference, call or participant.
+
+    Raises:
+        MalformedResponseError: it is no JSON object, or has no id.
+    """
+    key = "call_sid" if model is Participant else "sid"
+    if not isinstance(document, dict) or not has_key(document, key):
+        raise MalformedResponseError(
+            f"the Space answered with a {model.__name__.lower()} that has no {key}", sent="yes"
+        )
+    return _structure(document, model, {})
+
+
+def read_page(document: object, model: type[_Value], key: str) -> Page[_Value]:
+    """Structure one page of a list.
+
+    Args:
+        document: the decoded JSON.
+        model: what the list holds.
+        key: under which key the list is.
+
+    Raises:
+        MalformedResponseError: there is no list, an item in it has no id, or the next page's address is no text.
+    """
+    items = document.get(key) if isinstance(document, dict) else None
+    if not isinstance(document, dict) or not isinstance(items, list):
+        raise MalformedResponseError(f"the Space answered with a page that has no list of {key}", sent="yes")
+    return Page(
+        items=tuple(read_item(item, model) for item in items),
+        uri=_text(document.get("uri"), None),
+        first_page_uri=_text(document.get("first_page_uri"), None),
+        next_page_uri=_next_page(document.get("next_page_uri")),
+        previous_page_uri=_text(document.get("previous_page_uri"), None),
+        page=_whole(document.get("page"), None),
+        page_size=_whole(document.get("page_size"), None),
+    )
+
+
+def _next_page(value: object) -> str | None:
+    # Anything else than None would otherwise end the list early, as if it were complete.
+    if value is None or isinstance(value, str):
+        return value
+    raise MalformedResponseError(f"the Space's next_page_uri is of type {type(value).__name__}, not text", sent="yes")

@@ -1,0 +1,388 @@
+"""The file of a bulk run's journal: its tables, how it is opened, and which process holds it.
+
+SQLite from the standard library, in WAL mode. The file can be read with any SQLite tool, also while the run goes
+on. It holds no token and no parameter value.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from attrs import frozen
+
+from signalwire_streams.bulk.paths import (
+    INDEX as LOG_INDEX,
+    LOCK,
+    LOG,
+    ROLLBACK,
+    JournalPath,
+    exists,
+    identity_of,
+    size_of,
+)
+from signalwire_streams.bulk._write_ahead_log import (
+    JOURNAL,
+    UNFINISHED,
+    Header,
+    check_log,
+    check_view,
+    header_of,
+    is_busy,
+    log_error,
+)
+from signalwire_streams.errors import InvalidRequestError, JournalError
+from signalwire_streams.clock import Clock
+
+_Result = TypeVar("_Result")
+
+SCHEMA_VERSION = 3
+
+SCHEMA = (
+    "CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE plan (
+        id INTEGER PRIMARY KEY,
+        kind TEXT NOT NULL CHECK (kind IN ('conference', 'call')),
+        target TEXT NOT NULL,
+        name TEXT,
+        request TEXT NOT NULL
+    )""",
+    """CREATE TABLE items (
+        id INTEGER PRIMARY KEY,
+        kind TEXT NOT NULL CHECK (kind IN ('conference', 'call')),
+        target TEXT NOT NULL,
+        name TEXT,
+        state TEXT NOT NULL,
+        sid TEXT,
+        ambiguous INTEGER NOT NULL DEFAULT 0,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        error TEXT,
+        message TEXT,
+        changed TEXT NOT NULL,
+        undone TEXT CHECK (undone IN ('intended', 'stopped'))
+    )""",
+)
+# Made when a run is gone on with, since only then is anything looked up: while a run goes on for the first time,
+# keeping it up would be most of the journal's cost.
+INDEX = "CREATE INDEX IF NOT EXISTS items_by_name ON items (target, name)"
+INTENDED = "intended"
+"""The state of an item whose request may have gone out, and of whose end the journal knows nothing."""
+
+_A_MOMENT = 0.2  # another process may be looking whether the journal is held
+_PATIENCE = 5.0  # seconds that another program may keep a journal locked
+_STEP = 0.02  # seconds between two tries
+
+
+def connect(path: JournalPath) -> sqlite3.Connection:
+    """Open a journal, which is there already, to write in it."""
+    database = sqlite3.connect(_address(path, "rw"), uri=True, timeout=0.0)  # `when_free` waits, and not SQLite
+    try:
+        database.execute("PRAGMA journal_mode = WAL").fetchone()
+        # NORMAL loses nothing when the process is killed; only a power cut can take the last commits.
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute("PRAGMA wal_autocheckpoint = 0")  # `wal.checkpoint` does that
+    except BaseException:  # an open connection would keep the files
+        database.close()
+        raise
+    return database
+
+
+def connect_guarded(path: JournalPath, undo: ExitStack) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+    """Open a journal to write in it, with a second connection that keeps the log when the first one closes.
+
+    The second one is opened at once, since one that opens a main file that was cut to nothing deletes the log.
+    """
+    database = undo.enter_context(closing(connect(path)))
+    guard = undo.enter_context(closing(_connect_to_read(path)))
+    undo.callback(database.close)  # before the guard
+    guard.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    return database, guard
+
+
+def _address(path: JournalPath, mode: str) -> str:
+    return f"{path.file.resolve().as_uri()}?mode={mode}"
+
+
+async def when_free(clock: Clock, act: Callable[[], _Result]) -> _Result:
+    """Do what a lock of another program can prevent; try again for some seconds, without blocking the event loop.
+
+    Args:
+        clock: measures the time, and waits.
+        act: raises a `JournalError` whose cause is `wal.is_busy` where it is to be tried again.
+
+    Raises:
+        JournalError: the lock was held for too long, or there is another reason.
+    """
+    since = clock.now()
+    while True:
+        try:
+            return act()
+        except JournalError as error:
+            if not is_busy(error.__cause__) or clock.now() - since >= _PATIENCE:
+                raise
+        await clock.sleep(_STEP)
+
+
+@frozen
+class Whose:
+    """Which kind of run a journal is of, and on which project of which Space.
+
+    Attributes:
+        doing: ``start`` or ``stop``.
+        origin: the Space's address.
+        project: the Project ID.
+    """
+
+    doing: str
+    origin: str
+    project: str
+
+    def check(self, path: JournalPath, known: Mapping[str, str]) -> None:
+        """Check that a journal is of such a run.
+
+        Raises:
+            InvalidRequestError: it is not.
+        """
+        if known["doing"] != self.doing:
+            raise InvalidRequestError(f"{path} is the journal of a run that {known['doing']}s streams: use it as one")
+        for noun, its, ours in (("Space", known["origin"], self.origin), ("project", known["project"], self.project)):
+            if its != ours:
+                raise InvalidRequestError(f"{path} belongs to the {noun} {its}: use it there, not on {ours}")
+
+
+def find(path: JournalPath) -> None:
+    """Check that there is a journal's file to be read.
+
+    Raises:
+        InvalidRequestError: there is none, or it is another kind of file.
+    """
+    if not exists(path):
+        raise InvalidRequestError(f"there is no journal {path}: name the file that the run wrote")
+
+
+@contextmanager
+def reading(path: JournalPath) -> Iterator[sqlite3.Connection]:
+    """Open a journal to read in it.
+
+    Raises:
+        InvalidRequestError: there is no such file, or it is no journal of this version.
+        JournalError: it can't be read, or a part of it is missing.
+    """
+    find(path)
+    with telling(path, "read"), ExitStack() as stack:
+        is_alone = _is_alone(path)
+        database = stack.enter_context(closing(_connect_to_main(path) if is_alone else _connect_to_read(path)))
+        database.execute("BEGIN")  # one view of the file for all that is asked
+        facts_of(path, database)
+        yield database
+
+
+def _is_alone(path: JournalPath) -> bool:
+    """Check a journal that is to be read, and return whether it is in the main file alone."""
+    for is_last in (False, True):  # a run may begin or end while its files are checked one by one
+        try:
+            if not is_held(path):
+                return not verify(path)[1]
+        except (sqlite3.Error, JournalError, InvalidRequestError):
+            if is_last and not is_held(path):
+                raise
+    return False  # the process that holds it keeps the files together
+
+
+def verify(path: JournalPath) -> tuple[Mapping[str, str], bool]:
+    """Check that a journal that no process of ours has open is whole: its main file, and the log that belongs to it.
+
+    Nothing is written, and no file is made where nothing is to be applied.
+
+    Returns:
+        What the journal says of its run, and whether it can't be read without its log.
+
+    Raises:
+        InvalidRequestError: the file is no journal of this version, or no run has begun in it.
+        JournalError: a part is missing.
+    """
+    main = _header_of(path)
+    if main.application == UNFINISHED:
+        raise InvalidRequestError(f"the journal {path} was not begun yet: begin the run without resuming")
+    if main.application != JOURNAL or not check_log(path, main):
+        with closing(_connect_to_main(path)) as database:
+            return facts_of(path, database), False
+    with closing(_connect_to_read(path)) as database:
+        database.execute("BEGIN")
+        facts = facts_of(path, database)
+        check_view(path, main, header_of(database), facts)
+    return facts, True
+
+
+def _header_of(path: JournalPath) -> Header:
+    """Read the first page of the main file alone, whatever the state of the other ones is."""
+    with closing(_connect_to_main(path)) as database:
+        database.execute("PRAGMA writable_schema = ON")  # else a file with less pages than it should have is malformed
+        with suppress(sqlite3.DatabaseError):  # no database at all, or one that can't be read as another one is
+            return header_of(database)
+    return Header(0, 0)
+
+
+def _connect_to_read(path: JournalPath) -> sqlite3.Connection:
+    return sqlite3.connect(_address(path, "ro"), uri=True, isolation_level=None)
+
+
+def _connect_to_main(path: JournalPath) -> sqlite3.Connection:
+    """Open the main file alone: without its log, without a lock, and without making a file."""
+    # Not by reading the file ourselves: to close a file drops all locks that this process has on it.
+    return sqlite3.connect(f"{_address(path, 'ro')}&immutable=1", uri=True, isolation_level=None)
+
+
+@contextmanager
+def telling(path: JournalPath, doing: str) -> Iterator[None]:
+    """Tell in our own words what the store could not do.
+
+    Raises:
+        JournalError: the store failed.
+    """
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise failed(path, doing, error) from error
+
+
+def failed(path: JournalPath, doing: str, error: Exception) -> JournalError:
+    """Put in our own words what the store could not do."""
+    return JournalError(f"the journal {path} can't be {doing}: {getattr(error, 'strerror', None) or error}")
+
+
+def facts_of(path: JournalPath, database: sqlite3.Connection) -> Mapping[str, str]:
+    """Return what the journal says of its run.
+
+    Raises:
+        InvalidRequestError: the file is no journal of this version, or no run has begun in it.
+        JournalError: nothing is in it, and that is not how a run leaves it.
+    """
+    known: dict[str, str] = {}
+    try:
+        if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise _blank(path)
+        known = dict(database.execute("SELECT key, value FROM run"))
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB}:
+            raise
+    if known.get("schema") != str(SCHEMA_VERSION):
+        raise InvalidRequestError(f"{path} is no journal that this version can read: its schema is another one")
+    return known
+
+
+def _blank(path: JournalPath) -> Exception:
+    if is_free(path):
+        return InvalidRequestError(
+            f"the journal {path} is empty, so it was not begun yet: begin the run; if it is a copy of a run's journal, "
+            "copy that again"
+        )
+    return log_error(path, "is missing or is not its own")
+
+
+def is_free(path: JournalPath) -> bool:
+    """Return whether a journal can be made: nothing is there that is not empty, or what a killed process left of it."""
+    if any(size_of(path.beside(suffix)) for suffix in (LOG, LOG_INDEX, ROLLBACK)):
+        return False
+    return not size_of(path.file) or _header_of(path).application == UNFINISHED
+
+
+@contextmanager
+def new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
+    """Take a path for a new journal. On an error nothing is left of what this call made, and nothing else is touched.
+
+    Yields:
+        The lock of `hold`.
+
+    Raises:
+        InvalidRequestError: something is there already, or no file can be made there.
+    """
+    _check_free(path)
+    with ExitStack() as undo:
+        lock = undo.enter_context(closing(_hold_new(path, undo)))
+        with suppress(FileExistsError):
+            _create(path.file, undo)
+        _check_free(path)  # another process may have made it since
+        undo.callback(_undo, _empty, path.file, identity_of(path.file))
+        _empty(path.file)  # of what a killed process left
+        for suffix in (LOG, LOG_INDEX):
+            undo.callback(path.beside(suffix).unlink, missing_ok=True)
+        yield lock
+        undo.pop_all()
+
+
+def _check_free(path: JournalPath) -> None:
+    if exists(path) and size_of(path.file) and not is_free(path):
+        raise InvalidRequestError(f"the journal {path} is there already: resume it, or choose another file")
+    if not is_free(path):
+        raise InvalidRequestError(f"files of another journal are beside {path}: restore it, or choose another file")
+
+
+def _hold_new(path: JournalPath, undo: ExitStack) -> sqlite3.Connection:
+    with suppress(OSError):  # where it is there already, or can't be made, `hold` sees to that
+        _create(path.beside(LOCK), undo)
+    return hold(path)
+
+
+def _create(file: Path, undo: ExitStack) -> None:
+    os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    undo.callback(_undo, Path.unlink, file, identity_of(file))
+
+
+def _empty(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def _undo(act: Callable[[Path], None], file: Path, identity: tuple[int, int]) -> None:
+    with suppress(OSError):
+        if identity_of(file) == identity:
+            act(file)
+
+
+def hold(path: JournalPath) -> sqlite3.Connection:
+    """Take a run for this process: a lock that ends with the process, however it ends.
+
+    Raises:
+        InvalidRequestError: another process holds it, or no file can be made there.
+        JournalError: the lock can't be used.
+    """
+    try:
+        lock = sqlite3.connect(path.beside(LOCK), timeout=_A_MOMENT, isolation_level=None)
+    except (sqlite3.OperationalError, OSError):
+        raise InvalidRequestError(
+            f"the journal {path} can't be opened: name a file in a folder that may be written"
+        ) from None
+    try:
+        lock.execute("PRAGMA journal_mode = MEMORY").fetchone()  # makes no file beside it
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.DatabaseError as error:
+        lock.close()
+        if "locked" in str(error):
+            raise InvalidRequestError(f"another process runs the journal {path}: wait for it, or end it") from None
+        raise failed(path, "opened", error) from None
+    return lock
+
+
+def is_held(path: JournalPath) -> bool:
+    """Return whether a process works on a run now.
+
+    Raises:
+        JournalError: it can't be told.
+    """
+    with telling(path, "read"):
+        if not path.beside(LOCK).exists():
+            return False
+        with closing(sqlite3.connect(path.beside(LOCK), timeout=0.0, isolation_level=None)) as lock:
+            try:
+                lock.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            except sqlite3.OperationalError:
+                return True
+    return False
+
+
+def now() -> str:
+    """Return the time as the journal writes it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

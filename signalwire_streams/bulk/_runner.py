@@ -1,0 +1,289 @@
+"""Many calls at once over one iterable: intake, tasks, a bounded backlog of outcomes, an orderly end."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, Generic, Protocol, TypeVar
+
+from attrs import define, field
+
+from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState, state_of
+from signalwire_streams.errors import (
+    AuthenticationError,
+    CircuitOpenError,
+    JournalError,
+    PermissionDeniedError,
+    RateLimitedError,
+    RunEndedError,
+    StreamOutcomeUnknown,
+    StreamsError,
+)
+from signalwire_streams.models import CallStream, ConferenceStream, Lane
+from signalwire_streams.clock import Clock
+from signalwire_streams._http.messages import Errand, Progress
+
+_Item = TypeVar("_Item")
+
+DRAIN = 5.0
+"""Seconds that what is under way gets when a run ends early."""
+
+_BACKLOG = 64
+_OUTAGE, _CROWD = 60.0, 300.0  # seconds that an item waits for a Space that is down, or too busy
+_LEAST_PAUSE = 0.05
+
+Perform = Callable[[_Item, Errand], Awaitable[ConferenceStream | CallStream]]
+"""Carries out one item."""
+
+
+Note = Callable[[Progress, BulkOutcome[Any]], None]
+"""Hears of an outcome, and of the errand whose it is."""
+
+
+class Limit(Protocol):
+    """How many items may be under way at once."""
+
+    @property
+    def limit(self) -> float:
+        """How many may be under way now."""
+        ...
+
+    def answered(self, seconds: float, *, pushed_back: bool) -> None:
+        """Note an item that ended."""
+        ...
+
+
+@define(eq=False)
+class Engine(Generic[_Item]):
+    """Carries out items, a limited number at once, and hands over one outcome for each.
+
+    An outcome waits in a backlog until it is taken; while the backlog is full no item is taken in, so that a
+    slow consumer costs no memory. Nothing raises per item.
+
+    Attributes:
+        items: what to carry out.
+        perform: carries out one of them.
+        starting: whether they are starts.
+        limit: how many may be under way at once.
+        clock: where time and waiting come from.
+        note: hears of each outcome of an item that was carried out, before it is handed over.
+    """
+
+    items: Iterable[_Item] | AsyncIterable[_Item]
+    perform: Perform[_Item]
+    starting: bool
+    limit: Limit
+    clock: Clock
+    note: Note | None = None
+    _running: dict[asyncio.Task[None], None] = field(init=False, factory=dict)
+    _backlog: deque[BulkOutcome[_Item]] = field(init=False, factory=deque)
+    _changed: asyncio.Event = field(init=False, factory=asyncio.Event)
+    _intake: asyncio.Future[None] | None = field(init=False, default=None)
+    _draining: asyncio.Task[None] | None = field(init=False, default=None)
+    _denied: StreamsError | None = field(init=False, default=None)
+    _broken: Exception | None = field(init=False, default=None)
+
+    async def next(self) -> BulkOutcome[_Item] | None:
+        """Give the next outcome, or None when all are given.
+
+        Raises:
+            Exception: whatever the input, or a middleware or pacer of the caller's, raised; after all outcomes.
+            JournalError: an item could not be recorded, which ended the run; the same.
+            RunEndedError: the input raised CancelledError, which is no cancellation of the caller; the same.
+        """
+        if self._intake is None:
+            # Not by the loop's factory: an eager task begins before `_intake` is set, and its input may end the run.
+            self._intake = asyncio.Task(self._take_in())
+            self._intake.add_done_callback(lambda _: self._changed.set())
+        while not self._backlog:
+            if self._broken is not None and not self._running:
+                raise self._broken
+            if self._intake.done() and not self._running:
+                if not self._intake.cancelled():
+                    await self._intake
+                elif self._draining is None:  # we did not cancel it, so its input raised that
+                    raise RunEndedError(
+                        "the run ended before all of its input was read, because the input raised CancelledError: end "
+                        "the iteration instead, or raise another error"
+                    )
+                if isinstance(self._denied, JournalError):
+                    raise self._denied
+                return None
+            await self._change()
+        outcome = self._backlog.popleft()
+        self._changed.set()
+        return outcome
+
+    def drain(self, seconds: float) -> asyncio.Task[None]:
+        """Take in nothing more, and cut what is still under way after these seconds; `next` gives it all."""
+        if self._intake is None:
+            self._intake = asyncio.get_running_loop().create_future()
+        if self._draining is not None:
+            self._draining.cancel()
+        self._intake.cancel()
+        self._draining = asyncio.create_task(self._wind_up(self._intake, seconds))
+        return self._draining
+
+    async def close(self) -> AsyncIterator[BulkOutcome[_Item]]:
+        """Drain, unless that is under way already, and give what came of it."""
+        draining = self._draining or self.drain(DRAIN)
+        try:
+            await asyncio.wait([draining])
+        finally:  # also when somebody does not want to wait for the drain
+            self._cut()
+        while self._backlog:
+            yield self._backlog.popleft()
+
+    async def _wind_up(self, intake: asyncio.Future[None], seconds: float) -> None:
+        await asyncio.wait([intake])
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
+        if self._running:
+            self._cut()
+            await asyncio.wait(self._running)
+
+    def _cut(self) -> None:
+        for task in self._running:
+            task.cancel()
+
+    async def _take_in(self) -> None:
+        try:
+            await self._take_all()
+        finally:
+            if isinstance(self.items, AsyncGenerator):
+                await self.items.aclose()
+
+    def _break_off(self, error: Exception) -> None:
+        self._broken = error
+        self._changed.set()
+
+    async def _take_all(self) -> None:
+        index = 0
+        async for item in _each(self.items):
+            try:
+                while len(self._running) >= int(self.limit.limit) or len(self._backlog) >= _BACKLOG:
+                    await self._change()
+            except asyncio.CancelledError:
+                self._put(_not_tried(index, item, "the run ended before its turn"))
+                raise
+            if self._broken is not None:
+                self._put(_not_tried(index, item, "the run ended before its turn"))
+                return
+            if self._denied is None:
+                task = asyncio.create_task(self._carry_out(index, item))
+                self._running[task] = None
+                task.add_done_callback(self._ended)
+            else:
+                self._put(_not_tried(index, item, f"not tried, because of an earlier item: {self._denied}"))
+            index += 1
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        self._changed.set()
+
+    def _put(self, outcome: BulkOutcome[_Item]) -> None:
+        self._backlog.append(outcome)
+        self._changed.set()
+
+    async def _carry_out(self, index: int, item: _Item) -> None:
+        errand = Errand(Lane.BULK)
+        began = self.clock.now()
+        result: ConferenceStream | CallStream | StreamsError
+        try:
+            result = await self._until_served(item, errand, began)
+        except StreamsError as error:
+            result = error
+        except asyncio.CancelledError:
+            result = _cut(errand, starting=self.starting)
+        except Exception as error:  # noqa: BLE001  (a caller's middleware or pacer broke: the item keeps its outcome)
+            result = _cut(errand, starting=self.starting)
+            self._break_off(error)
+        self._learn(errand, result)
+        outcome = BulkOutcome(
+            index=index,
+            item=item,
+            state=self._state(result),
+            stream=None if isinstance(result, StreamsError) else result,
+            error=result if isinstance(result, StreamsError) else None,
+            attempts=errand.progress.attempts,
+            seconds=self.clock.now() - began,
+        )
+        if self.note is not None:
+            self.note(errand.progress, outcome)
+        self._put(outcome)
+
+    async def _until_served(self, item: _Item, errand: Errand, began: float) -> ConferenceStream | CallStream:
+        """Carry out an item; what the breaker or the Space's limit turned away waits, and has another turn.
+
+        Neither was carried out, and the limit is at its end for as many as are under way at once: more than the
+        shared allowance of retries can be paid for. An item that an earlier part of the run left in doubt, and
+        that this one could not send, waits as well.
+        """
+        while True:
+            try:
+                return await self.perform(item, errand)
+            except (CircuitOpenError, RateLimitedError, StreamOutcomeUnknown) as error:
+                progress = errand.progress
+                if isinstance(error, StreamOutcomeUnknown) and (progress.sent != "no" or not progress.attempts):
+                    raise
+                patience = _CROWD if isinstance(error, RateLimitedError) else _OUTAGE
+                pause = max(error.retry_after or 0.0, _LEAST_PAUSE)
+                if self.clock.now() + pause - began > patience:
+                    raise
+            await self.clock.sleep(pause * (1 + self.clock.random()))
+
+    def _learn(self, errand: Errand, result: ConferenceStream | CallStream | StreamsError) -> None:
+        progress = errand.progress
+        if isinstance(result, StreamsError) and concerns_all(result):
+            self._denied = result
+        if progress.turn_at is not None:
+            self.limit.answered(self.clock.now() - progress.turn_at, pushed_back=progress.pushed_back)
+
+    def _state(self, result: ConferenceStream | CallStream | StreamsError) -> BulkState:
+        if isinstance(result, StreamsError):
+            return state_of(result, starting=self.starting)
+        if not self.starting:
+            return BulkState.STOPPED
+        return BulkState.ALREADY_STARTED if result.already_started else BulkState.STARTED
+
+
+def concerns_all(error: StreamsError) -> bool:
+    """Whether what one item met, the next ones will meet as well."""
+    if isinstance(error, StreamOutcomeUnknown):  # an earlier attempt left it so, and the last one was denied
+        return error.status in {401, 403}
+    return isinstance(error, AuthenticationError | PermissionDeniedError | JournalError)
+
+
+def _cut(errand: Errand, *, starting: bool) -> StreamsError:
+    progress = errand.progress
+    under_way = progress.note_attempt()
+    if under_way == "no" and not (starting and progress.may_be_done):
+        attempts = max(progress.attempts - 1, 0)  # the last one only waited
+        return RunEndedError(
+            "the run ended before this was sent", sent=progress.sent, attempts=attempts, phase=progress.phase
+        )
+    called = f", which was sent as {progress.name!r}" if progress.name is not None else ""
+    return StreamOutcomeUnknown(
+        f"the run ended before the answer about {progress.target} came{called}",
+        sent=progress.sent,
+        attempts=progress.attempts,
+        phase=progress.phase,
+        target=progress.target,
+        name=progress.name,
+    )
+
+
+def _not_tried(index: int, item: _Item, why: str) -> BulkOutcome[_Item]:
+    return BulkOutcome(index=index, item=item, state=BulkState.NOT_ATTEMPTED, error=RunEndedError(why))
+
+
+async def _each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

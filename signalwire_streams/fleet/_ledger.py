@@ -1,0 +1,246 @@
+"""The book that the starts of one batch are kept in: marks and outcomes in Redis, under one owner's name."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from attrs import define, evolve, field, frozen
+
+from signalwire_streams.bulk._runner import concerns_all
+from signalwire_streams.bulk._journal import Entry
+from signalwire_streams.bulk._operations import Key
+from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
+from signalwire_streams.bulk._serialization import Start
+from signalwire_streams.bulk._journal_file import INTENDED
+from signalwire_streams.errors import RunEndedError, StreamOutcomeUnknown, StreamsError
+from signalwire_streams.fleet.keys import RunKeys
+from signalwire_streams.fleet.records import Mark, error_label, intended, settled, write_outcome
+from signalwire_streams.fleet.scripts import INTEND, RELEASE, SETTLE
+from signalwire_streams.fleet.steps import Step
+from signalwire_streams.fleet.writer import Writer
+from signalwire_streams.models import StartConferenceStream
+from signalwire_streams._http.messages import Progress
+
+_NO_NEWS = frozenset({BulkState.NOT_ATTEMPTED, BulkState.REJECTED})
+
+
+@frozen
+class Batch:
+    """Which starts these are.
+
+    Attributes:
+        keys: what the run's things are called.
+        run: the run.
+        number: the batch's place in it, from 0.
+        keep: seconds that Redis keeps what it hears of them.
+    """
+
+    keys: RunKeys
+    run: str
+    number: int
+    keep: int
+
+    @property
+    def marks(self) -> str:
+        """The key of their marks."""
+        return self.keys.marks(self.number)
+
+
+def key_of(request: Start) -> Key:
+    """Give what a start is known by."""
+    kind = "conference" if isinstance(request, StartConferenceStream) else "call"
+    return Key(kind, request.target, request.name)
+
+
+def settling(batch: Batch, believed: str, outcome: BulkOutcome[Any]) -> Step:
+    """Spell how an outcome is written, provided that the mark is the one that is believed."""
+    values = (
+        outcome.index,
+        believed,
+        settled(outcome),
+        write_outcome(outcome),
+        outcome.state.value,
+        outcome.attempts,
+        error_label(outcome),
+        batch.keep,
+    )
+    return Step(SETTLE, (batch.keys.facts, batch.keys.outcomes), batch.marks, values)
+
+
+@define(eq=False)
+class BatchLedger:
+    """Keeps book of the starts of one batch, for one owner.
+
+    Before a start goes out its mark must be set from what the owner found to his own, in one step; whoever finds
+    another's mark there sends nothing, and writes no outcome.
+
+    Attributes:
+        batch: which starts these are.
+        owner: who carries them out; another one for each delivery.
+        writer: writes in Redis.
+        marks: the marks as they were found, by index.
+        size: how many starts the batch has.
+        ended: why the run takes no further starts, or None.
+        handed_back: whether the owner was cut, and leaves to others what he has not finished.
+        denied: what the Space said, where it refuses whatever this worker sends; others may have a better token.
+        lost: starts that somebody else had taken over.
+    """
+
+    batch: Batch
+    owner: str
+    writer: Writer
+    marks: Mapping[int, Mark]
+    size: int = 0
+    ended: str | None = None
+    handed_back: bool = field(init=False, default=False)
+    denied: StreamsError | None = field(init=False, default=None)
+    lost: set[int] = field(init=False, factory=set)
+    _waiting: dict[Key, deque[int]] = field(init=False, factory=dict)
+    _rows: dict[Progress, int] = field(init=False, factory=dict)
+    _tasks: dict[Progress, "asyncio.Task[Any]"] = field(init=False, factory=dict)
+    _asked: set[int] = field(init=False, factory=set)
+    _own: set[int] = field(init=False, factory=set)
+    _settling: list["asyncio.Future[str]"] = field(init=False, factory=list)
+    _releasing: list["asyncio.Future[str]"] = field(init=False, factory=list)
+
+    def expect(self, starts: Iterable[tuple[int, Start]]) -> Sequence[Start]:
+        """Hear which starts will come, each with its index, and give them."""
+        requests = []
+        for index, request in starts:
+            self._waiting.setdefault(key_of(request), deque()).append(index)
+            requests.append(request)
+        return requests
+
+    @property
+    def run(self) -> str:
+        """What the run is called."""
+        return self.batch.run
+
+    async def begin(self) -> None:
+        """Do nothing; what is to be known was read beforehand."""
+
+    async def end(self) -> None:
+        """Do nothing; what is written is waited for with `written`."""
+
+    def known(self, key: Key, progress: Progress) -> Entry | None:
+        """See Ledger.known."""
+        index = self._waiting[key].popleft()
+        self._rows[progress] = index
+        self._tasks[progress] = cast("asyncio.Task[Any]", asyncio.current_task())
+        return Entry(index, INTENDED, sid=None, ambiguous=False) if self._found(index).is_doubtful else None
+
+    async def intend(self, key: Key, progress: Progress, _: Entry | None) -> None:
+        """See Ledger.intend.
+
+        Raises:
+            RunEndedError: the run takes no further starts, or another worker has this one.
+            StreamOutcomeUnknown: the same, of a start that may have been sent before.
+        """
+        if self.handed_back:
+            raise RunEndedError("it is left to others")
+        index = self._rows[progress]
+        found = self._found(index)
+        self._asked.add(index)
+        answer = await self._step(INTEND, index, found.text, intended(self.owner), self.batch.keep)
+        if answer == "ok":
+            self._own.add(index)
+            return
+        if answer == "taken":
+            self.lost.add(index)
+            raise RunEndedError("another worker has taken this over")
+        self.ended = self.ended or "the run was ended before its turn"
+        raise self._not_sent(key, found)
+
+    def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
+        """See Ledger.note."""
+        index = self._rows.pop(progress, None)
+        self._tasks.pop(progress, None)
+        if index is None or index in self.lost:
+            return
+        error = outcome.error
+        if error is not None and concerns_all(error):
+            self.denied, self.handed_back = error, True
+            if not isinstance(error, StreamOutcomeUnknown):
+                self._release(index)
+            return
+        if self.handed_back and isinstance(error, RunEndedError | StreamOutcomeUnknown):
+            if isinstance(error, RunEndedError) and not self._found(index).text:
+                self._release(index)
+            return
+        if progress.may_be_done and outcome.state in _NO_NEWS:
+            unknown = StreamOutcomeUnknown(
+                f"an earlier worker may have started it, and then: {error}",
+                sent="maybe",
+                attempts=outcome.attempts,
+                target=progress.target,
+                name=progress.name,
+            )
+            outcome = evolve(outcome, state=BulkState.UNKNOWN, error=unknown)
+        self._settle(index, outcome)
+
+    def settle_rest(self, requests: Mapping[int, Start]) -> None:
+        """Write of all starts that were not begun that they were not, or that nobody knows, since the run is over."""
+        for index, request in requests.items():
+            key = key_of(request)
+            if index in self._waiting.get(key, ()):
+                self._waiting[key].remove(index)
+                self.refuse(index, request, self._not_sent(key, self._found(index)))
+
+    def refuse(self, index: int, request: Start, error: StreamsError) -> None:
+        """Write of a start that it can't be carried out; one that may run already is not said to be refused."""
+        found = self._found(index)
+        if found.is_doubtful and not isinstance(error, StreamOutcomeUnknown):
+            error = may_run(key_of(request), str(error))
+        state = BulkState.REJECTED
+        if isinstance(error, RunEndedError):
+            state = BulkState.NOT_ATTEMPTED
+        elif isinstance(error, StreamOutcomeUnknown):
+            state = BulkState.UNKNOWN
+        self._settle(index, BulkOutcome(index=index, item=request, state=state, error=error))
+
+    def hand_back(self) -> None:
+        """Cut what is under way at once, and leave it to others."""
+        self.handed_back = True
+        for task in self._tasks.values():
+            task.cancel()
+
+    async def written(self) -> bool:
+        """Wait until all that was noted is in Redis, and tell whether every start of the batch is settled there.
+
+        Raises:
+            FleetError: it can't be written.
+        """
+        settling = len(self._settling)
+        answers = await asyncio.gather(*self._settling, *self._releasing)
+        before = sum(mark.is_settled for mark in self.marks.values())
+        return before + answers[:settling].count("ok") >= self.size
+
+    def _found(self, index: int) -> Mark:
+        return self.marks.get(index, Mark())
+
+    def _not_sent(self, key: Key, found: Mark) -> StreamsError:
+        why = self.ended or "the run was ended before its turn"
+        return may_run(key, why) if found.is_doubtful else RunEndedError(why)
+
+    def _settle(self, index: int, outcome: BulkOutcome[Any]) -> None:
+        believed = intended(self.owner) if index in self._own else self._found(index).text
+        self._settling.append(self.writer.later(settling(self.batch, believed, evolve(outcome, index=index))))
+
+    def _release(self, index: int) -> None:
+        # Also where the answer to the mark did not come any more: it may be there.
+        if index in self._asked:
+            self._releasing.append(self._step(RELEASE, index, intended(self.owner)))
+
+    def _step(self, source: str, *values: object) -> "asyncio.Future[str]":
+        return self.writer.later(Step(source, (self.batch.keys.facts,), self.batch.marks, values))
+
+
+def may_run(key: Key, why: str) -> StreamOutcomeUnknown:
+    """Say of a start that is not made that it may have been made before."""
+    return StreamOutcomeUnknown(
+        f"start a stream on {key.kind} {key.target}: an earlier worker may have started it; {why}",
+        sent="maybe",
+        target=key.target,
+        name=key.name,
+    )

@@ -1,0 +1,99 @@
+"""When to stop asking a Space that keeps failing."""
+
+from collections import deque
+
+from attrs import define, field, frozen
+
+from signalwire_streams.models import Event
+from signalwire_streams.middleware._policies import BreakerPolicy
+
+_FAILED = frozenset({Event.UNSENT, Event.BROKEN, Event.MALFORMED, Event.SERVER_FAULT, Event.UNAVAILABLE})
+_SERVED = frozenset(
+    {Event.DONE, Event.ACCEPTED, Event.REJECTED, Event.DENIED, Event.DUPLICATE_NAME, Event.GONE, Event.ENDED}
+)
+_NOT_TRIED = frozenset({Event.EXPIRED, Event.BREAKER_OPEN, Event.STALE, Event.UNUSABLE})
+_STEPS = 30
+
+
+@define(eq=False)
+class Breaker:
+    """A circuit breaker: closed, then open for a pause, then one probe decides. No clock of its own.
+
+    A refusal for good (most of 4xx) is the Space at work, and counts for it: else a run over conferences that are
+    gone, all of them 404, would end in a pause at the twentieth hiccup. "Too many requests" counts neither way.
+    """
+
+    policy: BreakerPolicy
+    _seen: deque["_Step"] = field(init=False, factory=deque)
+    _open_until: float | None = field(init=False, default=None)
+    _probing: bool = field(init=False, default=False)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are held back until a probe succeeds."""
+        return self._open_until is not None
+
+    def admit(self, now: float) -> "Admission":
+        """Ask whether a request may go."""
+        if self._open_until is None:
+            return _FREELY
+        if now < self._open_until:
+            return Admission(wait=self._open_until - now)
+        if self._probing:
+            return Admission(wait=self.policy.pause)
+        self._probing = True
+        return _AS_PROBE
+
+    def abandon(self, admission: "Admission") -> None:
+        """Note that an admitted request ended without an outcome; was it the probe, a later one may be it."""
+        if admission.is_probe:
+            self._probing = False
+
+    def record(self, admission: "Admission", event: Event, now: float) -> None:
+        """Note how an admitted request ended."""
+        failed = event in _FAILED
+        if admission.is_probe:
+            self._probing = False
+            if event not in _NOT_TRIED:
+                self._open_until = now + self.policy.pause if failed else None
+        elif self._open_until is None and (failed or event in _SERVED):
+            self._count(now, failed=failed)
+
+    def _count(self, now: float, *, failed: bool) -> None:
+        seen = self._seen
+        if not seen or now - seen[-1].since >= self.policy.window / _STEPS:
+            seen.append(_Step(now))
+            while now - seen[0].since > self.policy.window:
+                seen.popleft()
+        seen[-1].outcomes += 1
+        if not failed:
+            return
+        seen[-1].failures += 1
+        outcomes, failures = sum(step.outcomes for step in seen), sum(step.failures for step in seen)
+        if outcomes >= self.policy.outcomes and failures >= outcomes * self.policy.share:
+            self._open_until = now + self.policy.pause
+            seen.clear()
+
+
+@frozen
+class Admission:
+    """The breaker's leave for one request.
+
+    Attributes:
+        wait: 0 when the request may go, else the seconds after which to ask again.
+        is_probe: whether it is the one that decides after a pause.
+    """
+
+    wait: float = 0.0
+    is_probe: bool = False
+
+
+_FREELY = Admission()
+_AS_PROBE = Admission(is_probe=True)
+
+
+@define(eq=False)
+class _Step:
+    since: float
+    outcomes: int = 0
+    failures: int = 0

@@ -1,0 +1,254 @@
+"""What a caller can get wrong, each with a sentence that says what to write instead.
+
+Every check raises `InvalidRequestError` before anything is sent. Messages never repeat a query string, a
+user and password in a URL, a parameter's value or a token.
+"""
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import lru_cache
+from typing import TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models._enums import Codec
+from signalwire_streams.models.masking import kind_of
+
+MAX_PARAMETERS = 99
+"""``Parameter1`` to ``Parameter99``. Source: https://signalwire.com/docs/compatibility-api/rest/streams"""
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_HANDLE = re.compile(r"[^\s/\\?#%]+")
+_PLAIN = re.compile(r"[0-9A-Za-z_-]+")
+_CODEC_NAMES = ("PCMU", "PCMA", "L16", "G722")
+_CODEC = re.compile(rf"({'|'.join(_CODEC_NAMES)})(@(?P<rate>[1-9][0-9]{{0,5}})h)?(@(?P<packet>[1-9][0-9]{{0,3}})i)?")
+_CODECS = frozenset(codec.value for codec in Codec)
+_RATES, _PACKET_TIMES = (8_000, 192_000), (5, 500)
+_YEAR = 366 * 24 * 3600
+_WORD = TypeVar("_WORD", bound=StrEnum)
+
+
+def public_url(url: str) -> str:
+    """Give the part of a URL that may be shown: no query, no fragment, no user and password.
+
+    Everything up to the last ``@`` goes, even where it may belong to the path or the query: a password that
+    was not encoded can hold anything.
+    """
+    before, at, rest = url.rpartition("@")
+    scheme, separator, _ = before.partition("://")
+    start = scheme + separator if at and separator and _SCHEME.fullmatch(scheme) else ""
+    return start + re.split(r"[?#]", rest, maxsplit=1)[0]
+
+
+def private_parts(url: str) -> tuple[str, ...]:
+    """Give the parts of a URL that may not be shown: its query, and its user with password."""
+    before, _, query = url.partition("?")
+    userinfo = before.partition("://")[2].rpartition("@")[0]
+    values = [value for _, value in parse_qsl(query)]
+    return tuple(part for part in (query, *values, userinfo, userinfo.partition(":")[2]) if part)
+
+
+def is_handle(value: str) -> bool:
+    """Tell whether a text can stand as one segment of a URL path."""
+    return is_plain(value) or (
+        bool(_HANDLE.fullmatch(value)) and value.isprintable() and ".." not in value and value != "."
+    )
+
+
+def is_plain(text: str) -> bool:
+    """Tell whether a text stands for itself wherever a URL or a form has it; nearly all sids and names do."""
+    return _PLAIN.fullmatch(text) is not None
+
+
+def check_handle(value: object, what: str) -> str:
+    """Check a sid or a stream's name: it becomes one segment of a URL path.
+
+    Args:
+        value: what the caller gave.
+        what: how to call it in the message, for example ``conference_sid``.
+
+    Returns:
+        The value itself.
+    """
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
+    if not value:
+        raise InvalidRequestError(f"{what} is empty: write the one that the API or your dashboard shows")
+    if not is_handle(value):
+        raise InvalidRequestError(
+            f"{what} {value!r} can't be part of a path: write it without blanks, '/', '\\', '?', '#', '%', '..'"
+        )
+    return value
+
+
+def check_stream_url(value: object) -> str:
+    """Check ``Url``: wss only and without a query string, as the API demands.
+
+    Source: https://signalwire.com/docs/compatibility-api/rest/streams ("The only supported protocol is wss")
+    """
+    return _check_stream_url(_text(value, "url", "the wss:// address of your WebSocket server"))
+
+
+# One address serves thousands of starts, and what is accepted holds no secret.
+@lru_cache(maxsize=256)
+def _check_stream_url(url: str) -> str:
+    shown = public_url(url)
+    if any(character.isspace() or not character.isprintable() for character in url):
+        raise InvalidRequestError(f"url {shown!r} holds blanks or control characters: percent-encode them")
+    if "?" in url:
+        raise InvalidRequestError(
+            f"url {shown!r} has a query string, which SignalWire refuses: pass the values as parameters={{...}}"
+        )
+    if "#" in url:
+        raise InvalidRequestError(f"url {shown!r} has a fragment: write it without the '#' and what follows")
+    if url.startswith("//"):
+        raise InvalidRequestError(f"url has no scheme: write 'wss://{shown.lstrip('/') or 'host/path'}'")
+    if url.startswith("/"):  # "Absolute or relative URL" says the API; what it is relative to, it does not
+        return url
+    scheme = _scheme_of(url)
+    if scheme is None:
+        bare = re.sub(r"^(https?|wss?):|^[A-Za-z]+:(?=/)", "", shown, flags=re.IGNORECASE).lstrip("/") or "host/path"
+        raise InvalidRequestError(f"url {shown!r} does not start with a scheme and '://': write 'wss://{bare}'")
+    if scheme.lower() != "wss":
+        bare = shown.partition("://")[2]
+        raise InvalidRequestError(f"url starts with {scheme}://, and SignalWire takes wss only: write 'wss://{bare}'")
+    return _check_host(url, shown)
+
+
+def _scheme_of(url: str) -> str | None:
+    scheme, separator, _ = url.partition("://")
+    return scheme if separator and _SCHEME.fullmatch(scheme) else None
+
+
+def _check_host(url: str, shown: str) -> str:
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        raise InvalidRequestError(
+            f"url {shown!r} carries a user and password: pass authorization_bearer_token=... instead"
+        )
+    if not _has_host(url):
+        raise InvalidRequestError("url has no host, or no port that can be: write it as 'wss://host:443/path'")
+    return url
+
+
+def _has_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port is not False
+    except ValueError:
+        return False
+
+
+def check_callback_url(value: object) -> str:
+    """Check ``StatusCallback``: an absolute http or https URL."""
+    url = _text(value, "status_callback", "the https:// address that should hear of the stream")
+    good = url.lower().startswith(("http://", "https://")) and _has_host(url) and url.isprintable()
+    if not good or " " in url:
+        raise InvalidRequestError(
+            f"status_callback {public_url(url)!r} is no http(s) address: write it as 'https://host/path'"
+        )
+    return url
+
+
+def check_parameters(value: object) -> Mapping[str, str]:
+    """Check the custom parameters: at most 99, names not empty, names and values of type str."""
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError(f"parameters must be a mapping of names to values, not {kind_of(value)}")
+    if len(value) > MAX_PARAMETERS:
+        raise InvalidRequestError(
+            f"{len(value)} parameters are too many: SignalWire takes {MAX_PARAMETERS}; join some into one value"
+        )
+    for name, text in value.items():
+        if not isinstance(name, str):
+            raise InvalidRequestError(f"a parameter's name is of type {type(name).__name__}: write it as a str")
+        if not name.strip():
+            raise InvalidRequestError("a parameter has an empty name: give each value a name of its own")
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"parameter {name!r} is of type {kind_of(text)}: write its value as a str")
+        if not _is_encodable(name + text):
+            raise InvalidRequestError("a parameter holds half a surrogate pair: write texts that UTF-8 can carry")
+    return dict(value)
+
+
+def _is_encodable(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def check_bearer_token(value: object) -> str:
+    """Check the bearer token: it becomes a header of the WebSocket upgrade, so visible ASCII only."""
+    token = _text(value, "authorization_bearer_token", "the token that your WebSocket server expects")
+    if not all("!" <= character <= "~" for character in token):
+        raise InvalidRequestError(
+            "authorization_bearer_token holds blanks or is not ASCII: write the bare token, without 'Bearer'"
+        )
+    return token
+
+
+def check_flag(value: object, what: str) -> bool:
+    """Check a switch: True or False, not a word for it."""
+    if not isinstance(value, bool):
+        raise InvalidRequestError(f"{what} must be True or False, not {value!r}")
+    return value
+
+
+def check_deadline(value: object) -> float | None:
+    """Check the seconds that a call may take: a number above 0, or None."""
+    if value is None:
+        return None
+    return check_seconds(value, "deadline")
+
+
+def check_seconds(value: object, what: str) -> float:
+    """Check a number of seconds: above 0, and no longer than a year."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _YEAR:
+        raise InvalidRequestError(f"{what} must be a number of seconds above 0, and at most a year's")
+    return value
+
+
+def check_count(value: object, what: str, *, least: int = 1) -> int:
+    """Check a whole number that may not be too small."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidRequestError(f"{what} must be a whole number of {least} or more, not {value!r}")
+    return value
+
+
+def check_word(value: object, vocabulary: type[_WORD], what: str) -> _WORD:
+    """Check a word against one of the vendor's vocabularies."""
+    for word in vocabulary:
+        if word == value:
+            return word
+    choices = ", ".join(repr(word.value) for word in vocabulary)
+    raise InvalidRequestError(f"{what} {value!r} is unknown: write one of {choices}")
+
+
+def check_codec(value: object) -> Codec | str:
+    """Check a codec: one of the names, with a sample rate and a packet time where they are wanted.
+
+    Returns:
+        The `Codec` that it is, or the text where it has modifiers of its own.
+    """
+    if isinstance(value, str):
+        text = str(value)
+        if text in _CODECS:
+            return Codec(text)
+        found = _CODEC.fullmatch(text)
+        if found and _is_within(found["rate"], *_RATES) and _is_within(found["packet"], *_PACKET_TIMES):
+            return text
+    documented = ", ".join(repr(codec.value) for codec in Codec)
+    raise InvalidRequestError(
+        f"codec {value!r} is unknown: write one of {documented}, or {', '.join(_CODEC_NAMES)} with a sample rate "
+        f"({_RATES[0]} to {_RATES[1]}) and a packet time ({_PACKET_TIMES[0]} to {_PACKET_TIMES[1]} ms) where wanted, "
+        "as in 'PCMU@40i' or 'L16@24000h@40i'"
+    )
+
+
+def _is_within(digits: str | None, least: int, most: int) -> bool:
+    return digits is None or least <= int(digits) <= most
+
+
+def _text(value: object, what: str, wanted: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
+    if not value.strip():
+        raise InvalidRequestError(f"{what} is empty: write {wanted}")
+    return value

@@ -1,0 +1,15 @@
+"""One limit for many clients: `RedisPacer`, where a client has its own pacer otherwise.
+
+>>> async with RedisPacer("redis://localhost") as pacer, StreamsClient(pacer=pacer) as client:  # doctest: +SKIP
+...     stream = await client.conferences.start_stream(conference_sid, url="wss://rx.example.com/audio")
+"""
+
+from importlib.util import find_spec
+
+if not (find_spec("redis") and find_spec("throttled")):
+    raise ImportError("signalwire_streams.redis_rate_limit needs packages of its own: pip install 'signalwire-streams[redis]'")
+
+from signalwire_streams.redis_rate_limit.errors import SharedPacerError
+from signalwire_streams.redis_rate_limit._rate_limiter import RedisPacer
+
+__all__ = ["RedisPacer", "SharedPacerError"]

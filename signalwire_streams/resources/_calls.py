@@ -1,0 +1,180 @@
+"""``client.calls``."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import overload
+
+from attrs import define
+
+from signalwire_streams.models import Call, CallbackMethod, CallStatus, CallStream, StartCallStream, Track
+from signalwire_streams.models._validation import check_handle
+from signalwire_streams.models.masking import masks_secrets
+from signalwire_streams.resources._pagination import Listing
+from signalwire_streams.resources._streams import Streams, settle
+from signalwire_streams.transport.line import Line
+from signalwire_streams._http import requests
+from signalwire_streams._http.account import Account
+from signalwire_streams._http.decoding import read_item
+from signalwire_streams.wire.forms import moment
+
+_COLLECTION = "Calls"
+
+
+@define(eq=False)
+class Calls:
+    """The calls of the account, and the streams on them."""
+
+    _line: Line
+    _account: Account
+    _streams: Streams[CallStream]
+
+    @masks_secrets
+    async def start_stream(
+        self,
+        call_sid: str,
+        *,
+        url: str,
+        name: str | None = None,
+        unnamed: bool = False,
+        track: Track | str | None = None,
+        codec: None = None,
+        realtime: None = None,
+        status_callback: str | None = None,
+        status_callback_method: CallbackMethod | str | None = None,
+        parameters: Mapping[str, str] | None = None,
+        authorization_bearer_token: str | None = None,
+        may_be_running: bool = False,
+        deadline: float | None = None,
+    ) -> CallStream:
+        """Copy the call's audio to a WebSocket.
+
+        The fields are those of `StartCallStream`. Without a ``name`` one is made up. That a Space refuses a
+        second stream of one name is documented for conferences only, so a start on a call whose answer was
+        lost is not sent again (`RetryPolicy.resend_call_starts` changes that).
+
+        Args:
+            call_sid: the call.
+            url: the wss address that the Space dials; no query string.
+            name: unique within the call.
+            unnamed: True to send no name; such a start is never sent twice.
+            track: which side of the audio; the API's default is both.
+            codec: for conferences only; here to say so clearly.
+            realtime: for conferences only; here to say so clearly.
+            status_callback: an http(s) address that hears of the stream.
+            status_callback_method: GET or POST; the API's default is POST.
+            parameters: at most 99 values for the WebSocket server.
+            authorization_bearer_token: sent with the WebSocket upgrade.
+            may_be_running: True to start again, under its ``name``, what may be running already, as a
+                `StreamOutcomeUnknown` says. The result is then ``ambiguous``: an ordinary answer does not prove that
+                this start made the stream, and it is stopped by its name. A call may take a second stream of the name.
+            deadline: seconds for the whole call, retries included.
+
+        Returns:
+            The stream. Keep it, or its name: the API has no way to look streams up.
+
+        Raises:
+            InvalidRequestError: an argument can't be right; nothing was sent.
+            StreamOutcomeUnknown: the stream may be running, and nobody can tell.
+            ApiError: the Space refused.
+            TransportError: the Space could not be reached; the stream was not started.
+
+        Source: https://signalwire.com/docs/compatibility-api/rest/streams
+        """
+        request = StartCallStream(
+            call_sid=call_sid,
+            url=url,
+            name=name,
+            unnamed=unnamed,
+            track=track,
+            codec=codec,
+            realtime=realtime,
+            status_callback=status_callback,
+            status_callback_method=status_callback_method,
+            parameters={} if parameters is None else parameters,
+            authorization_bearer_token=authorization_bearer_token,
+        )
+        return await self._streams.start(request, may_be_running=may_be_running, deadline=deadline)
+
+    @overload
+    async def stop_stream(self, stream: CallStream, /, *, deadline: float | None = None) -> CallStream: ...
+
+    @overload
+    async def stop_stream(
+        self, call_sid: str, stream: CallStream | str, *, deadline: float | None = None
+    ) -> CallStream: ...
+
+    async def stop_stream(
+        self, call_sid: str | CallStream, stream: CallStream | str | None = None, *, deadline: float | None = None
+    ) -> CallStream:
+        """Stop a stream: ``stop_stream(stream)``, or ``stop_stream(call_sid, "audit-1")``.
+
+        A stream that has ended before, by itself or with its call, counts as stopped; the stream that is returned
+        then has ``already_ended=True``.
+
+        Args:
+            call_sid: the call, or a stream as it was returned and nothing else.
+            stream: the stream as it was returned, its sid or its name. That a name works here is documented
+                nowhere for this API; a returned stream is stopped by its sid wherever that is certain.
+            deadline: seconds for the whole call, retries included.
+
+        Raises:
+            InvalidRequestError: an argument can't be right; nothing was sent.
+            NotFoundError: there is no stream of that sid or name on the call. A stream object whose sid the Space
+                returned from a start counts as stopped instead.
+            ApiError: the Space refused.
+            TransportError: the Space could not be reached; stopping again is safe.
+        """
+        return await self._streams.stop(call_sid, stream, deadline=deadline)
+
+    async def get(self, call_sid: str) -> Call:
+        """Read one call."""
+        exchange = requests.read(self._account, _COLLECTION, check_handle(call_sid, "call_sid"))
+        outcome = await settle(self._line, exchange)
+        return read_item(outcome.reply and outcome.reply.document, Call)
+
+    def list(
+        self,
+        *,
+        status: CallStatus | str | None = None,
+        from_: str | None = None,
+        to: str | None = None,
+        parent_call_sid: str | None = None,
+        start_time: datetime | str | None = None,
+        start_time_before: datetime | str | None = None,
+        start_time_after: datetime | str | None = None,
+        end_time: datetime | str | None = None,
+        end_time_before: datetime | str | None = None,
+        end_time_after: datetime | str | None = None,
+        page_size: int | None = None,
+    ) -> Listing[Call]:
+        """List the calls: ``async for call in client.calls.list(status="in-progress")``.
+
+        Args:
+            status: only those in this state.
+            from_: only those from this address.
+            to: only those to this address.
+            parent_call_sid: only those that this call created.
+            start_time: only those that began then; a datetime with its zone, or text as the API wants it.
+            start_time_before: only those that began before.
+            start_time_after: only those that began after.
+            end_time: only those that ended then.
+            end_time_before: only those that ended before.
+            end_time_after: only those that ended after.
+            page_size: how many are read at once, 1 to 1000; the API's default is 50.
+
+        Source: https://signalwire.com/docs/compatibility-api/rest/calls
+        """
+        filters: Mapping[str, object] = {
+            "Status": status,
+            "From": from_,
+            "To": to,
+            "ParentCallSid": parent_call_sid,
+            "StartTime": moment(start_time, "start_time"),
+            "StartTime<": moment(start_time_before, "start_time_before"),
+            "StartTime>": moment(start_time_after, "start_time_after"),
+            "EndTime": moment(end_time, "end_time"),
+            "EndTime<": moment(end_time_before, "end_time_before"),
+            "EndTime>": moment(end_time_after, "end_time_after"),
+        }
+        first = requests.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size, key="calls")
+        return Listing(self._line, self._account, first, Call)

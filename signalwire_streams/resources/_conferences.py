@@ -1,0 +1,211 @@
+"""``client.conferences``."""
+
+from collections.abc import Mapping
+from datetime import date
+from typing import overload
+
+from attrs import define
+
+from signalwire_streams.models import (
+    CallbackMethod,
+    Codec,
+    Conference,
+    ConferenceStatus,
+    ConferenceStream,
+    Participant,
+    StartConferenceStream,
+    Track,
+)
+from signalwire_streams.models._validation import check_handle
+from signalwire_streams.models.masking import masks_secrets
+from signalwire_streams.resources._pagination import Listing
+from signalwire_streams.resources._streams import Streams, settle
+from signalwire_streams.transport.line import Line
+from signalwire_streams._http import requests
+from signalwire_streams._http.account import Account
+from signalwire_streams._http.decoding import read_item
+from signalwire_streams.wire.forms import day
+
+_COLLECTION = "Conferences"
+
+
+@define(eq=False)
+class Conferences:
+    """The conferences of the account, and the streams on them."""
+
+    _line: Line
+    _account: Account
+    _streams: Streams[ConferenceStream]
+
+    @masks_secrets
+    async def start_stream(
+        self,
+        conference_sid: str,
+        *,
+        url: str,
+        name: str | None = None,
+        unnamed: bool = False,
+        track: Track | str | None = None,
+        codec: Codec | str | None = None,
+        realtime: bool | None = None,
+        status_callback: str | None = None,
+        status_callback_method: CallbackMethod | str | None = None,
+        parameters: Mapping[str, str] | None = None,
+        authorization_bearer_token: str | None = None,
+        may_be_running: bool = False,
+        deadline: float | None = None,
+    ) -> ConferenceStream:
+        """Copy the conference's audio to a WebSocket.
+
+        The fields are those of `StartConferenceStream`. Without a ``name`` one is made up, because it is what
+        makes the start safe to send again.
+
+        Args:
+            conference_sid: the conference.
+            url: the wss address that the Space dials; no query string.
+            name: unique within the conference.
+            unnamed: True to send no name; such a start is never sent twice.
+            track: which side of the audio; the API's default is both.
+            codec: how the audio is encoded; a `Codec`, or a text with modifiers such as ``"L16@24000h@40i"``.
+            realtime: the API's ``StreamRealTime``.
+            status_callback: an http(s) address that hears of the stream.
+            status_callback_method: GET or POST; the API's default is POST.
+            parameters: at most 99 values for the WebSocket server.
+            authorization_bearer_token: sent with the WebSocket upgrade.
+            may_be_running: True to start again, under its ``name``, what may be running already, as a
+                `StreamOutcomeUnknown` says. The result is then ``ambiguous``: an ordinary answer does not prove that
+                this start made the stream, and it is stopped by its name.
+            deadline: seconds for the whole call, retries included.
+
+        Returns:
+            The stream. Keep it, or its name: the API has no way to look streams up.
+
+        Raises:
+            InvalidRequestError: an argument can't be right; nothing was sent.
+            StreamOutcomeUnknown: the stream may be running, and nobody can tell.
+            ApiError: the Space refused.
+            TransportError: the Space could not be reached; the stream was not started.
+
+        Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
+        """
+        request = StartConferenceStream(
+            conference_sid=conference_sid,
+            url=url,
+            name=name,
+            unnamed=unnamed,
+            track=track,
+            codec=codec,
+            realtime=realtime,
+            status_callback=status_callback,
+            status_callback_method=status_callback_method,
+            parameters={} if parameters is None else parameters,
+            authorization_bearer_token=authorization_bearer_token,
+        )
+        return await self._streams.start(request, may_be_running=may_be_running, deadline=deadline)
+
+    @overload
+    async def stop_stream(self, stream: ConferenceStream, /, *, deadline: float | None = None) -> ConferenceStream: ...
+
+    @overload
+    async def stop_stream(
+        self, conference_sid: str, stream: ConferenceStream | str, *, deadline: float | None = None
+    ) -> ConferenceStream: ...
+
+    async def stop_stream(
+        self,
+        conference_sid: str | ConferenceStream,
+        stream: ConferenceStream | str | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> ConferenceStream:
+        """Stop a stream: ``stop_stream(stream)``, or ``stop_stream(conference_sid, "audit-1")``.
+
+        A stream that has ended before, by itself or with its conference, counts as stopped; the stream that is returned
+        then has ``already_ended=True``.
+
+        Args:
+            conference_sid: the conference, or a stream as it was returned and nothing else.
+            stream: the stream as it was returned, its sid or its name. That a name works here is documented
+                nowhere for this API; a returned stream is stopped by its sid wherever that is certain.
+            deadline: seconds for the whole call, retries included.
+
+        Raises:
+            InvalidRequestError: an argument can't be right; nothing was sent.
+            NotFoundError: there is no stream of that sid or name on the conference. A stream object whose sid the Space
+                returned from a start counts as stopped instead.
+            ApiError: the Space refused.
+            TransportError: the Space could not be reached; stopping again is safe.
+        """
+        return await self._streams.stop(conference_sid, stream, deadline=deadline)
+
+    async def get(self, conference_sid: str) -> Conference:
+        """Read one conference."""
+        exchange = requests.read(self._account, _COLLECTION, check_handle(conference_sid, "conference_sid"))
+        outcome = await settle(self._line, exchange)
+        return read_item(outcome.reply and outcome.reply.document, Conference)
+
+    def list(
+        self,
+        *,
+        status: ConferenceStatus | str | None = None,
+        friendly_name: str | None = None,
+        date_created: date | str | None = None,
+        date_created_before: date | str | None = None,
+        date_created_after: date | str | None = None,
+        date_updated: date | str | None = None,
+        date_updated_before: date | str | None = None,
+        date_updated_after: date | str | None = None,
+        page_size: int | None = None,
+    ) -> Listing[Conference]:
+        """List the conferences: ``async for conference in client.conferences.list(status="in-progress")``.
+
+        Args:
+            status: only those in this state.
+            friendly_name: only the room of this name.
+            date_created: only those of this day; likewise the other dates, in UTC.
+            date_created_before: only those created before this day.
+            date_created_after: only those created after this day.
+            date_updated: only those changed on this day.
+            date_updated_before: only those changed before this day.
+            date_updated_after: only those changed after this day.
+            page_size: how many are read at once, 1 to 1000; the API's default is 50.
+
+        Source: https://signalwire.com/docs/compatibility-api/rest/conferences
+        """
+        filters: Mapping[str, object] = {
+            "Status": status,
+            "FriendlyName": friendly_name,
+            "DateCreated": day(date_created, "date_created"),
+            "DateCreated<": day(date_created_before, "date_created_before"),
+            "DateCreated>": day(date_created_after, "date_created_after"),
+            "DateUpdated": day(date_updated, "date_updated"),
+            "DateUpdated<": day(date_updated_before, "date_updated_before"),
+            "DateUpdated>": day(date_updated_after, "date_updated_after"),
+        }
+        first = requests.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size, key="conferences")
+        return Listing(self._line, self._account, first, Conference)
+
+    def participants(
+        self,
+        conference_sid: str,
+        *,
+        muted: bool | None = None,
+        hold: bool | None = None,
+        page_size: int | None = None,
+    ) -> Listing[Participant]:
+        """List who is in a conference.
+
+        Args:
+            conference_sid: the conference.
+            muted: only those who are muted, or only those who are not.
+            hold: only those on hold, or only those who are not.
+            page_size: how many are read at once, 1 to 1000; the API's default is 50.
+
+        Source: https://signalwire.com/docs/compatibility-api/rest/participants
+        """
+        sid = check_handle(conference_sid, "conference_sid")
+        filters: Mapping[str, object] = {"Muted": muted, "Hold": hold}
+        first = requests.read_list(
+            self._account, _COLLECTION, sid, "Participants", filters=filters, page_size=page_size, key="participants"
+        )
+        return Listing(self._line, self._account, first, Participant)

@@ -1,0 +1,247 @@
+"""Fault rules: which request or connection runs into which fault (pure).
+
+Rules are tried in the order in which they were added. A request, connection or callback trips at most one rule, and
+only one that no earlier rule has taken moves a later rule's counter: which are spoiled is exact and, under one seed,
+the same in each run. A stream that is dialled trips all the rules that apply to it.
+"""
+
+import random
+from typing import Final
+
+from attrs import define, field
+
+from signalwire_streams.simulator.fault_kinds import FaultKind, FaultSettings, read_settings
+from signalwire_streams.simulator._routes import OPERATIONS, UNKNOWN
+
+__all__ = ["FaultRule", "Faults"]
+
+_START: Final = frozenset({"start-conference-stream", "start-call-stream"})
+_SCOPES: Final = {
+    "any": OPERATIONS - {UNKNOWN},
+    "start": _START,
+    "stop": frozenset({"stop-conference-stream", "stop-call-stream"}),
+    "list": frozenset({"list-conferences", "list-participants", "list-calls"}),
+    "get": frozenset({"get-conference", "get-call"}),
+    **{operation: frozenset({operation}) for operation in OPERATIONS},
+}
+_CALLBACKS: Final = frozenset({"stream-started", "stream-stopped", "stream-error"})
+_CALLBACK_SCOPES: Final = {"any": _CALLBACKS, **{event: frozenset({event}) for event in _CALLBACKS}}
+
+# A connection has no operation, and neither has the dialling of a stream; these stand for them.
+_CONNECT: Final = frozenset({"connect"})
+_DIAL: Final = frozenset({"dial"})
+
+# These spoil an answer that must exist first, so they carry the operation out unless told otherwise.
+_CARRIED_OUT: Final = frozenset(
+    {
+        FaultKind.LATENCY,
+        FaultKind.CUT_BODY,
+        FaultKind.WRONG_CONTENT_TYPE,
+        FaultKind.NO_SID,
+        FaultKind.EMPTY,
+        FaultKind.NOT_JSON,
+        FaultKind.SOCKET_FIRST,
+    }
+)
+
+_OF_STARTS: Final = frozenset({FaultKind.DUPLICATE_NAME, FaultKind.SOCKET_FIRST})
+_OF_SOCKETS: Final = frozenset(
+    {
+        FaultKind.SOCKET_REFUSED,
+        FaultKind.SOCKET_SLOW,
+        FaultKind.SOCKET_DISTRUSTED,
+        FaultKind.SOCKET_DROPPED,
+        FaultKind.NO_STOP,
+        FaultKind.FRAMES_LOST,
+        FaultKind.FRAMES_DOUBLED,
+        FaultKind.FRAMES_REORDERED,
+        FaultKind.FRAMES_BROKEN,
+        FaultKind.FRAMES_IN_BURSTS,
+    }
+)
+_OF_CALLBACKS: Final = frozenset(
+    {
+        FaultKind.CALLBACK_LOST,
+        FaultKind.CALLBACK_DOUBLED,
+        FaultKind.CALLBACK_LATE,
+        FaultKind.CALLBACK_REORDERED,
+        FaultKind.CALLBACK_BADLY_SIGNED,
+    }
+)
+
+
+@define(eq=False, kw_only=True)
+class FaultRule:
+    """One rule.
+
+    Attributes:
+        kind: what it does.
+        operations: the operations it applies to.
+        target: the only conference or call it applies to; None for all.
+        times: how often it trips at most; None for without end.
+        one_in: every so manieth matching request trips it.
+        per_target: how often it trips at most for each conference or call.
+        created: whether the operation is carried out although its answer is spoiled.
+        settings: how the fault goes about it.
+        hits: how often it has tripped.
+    """
+
+    kind: FaultKind
+    operations: frozenset[str]
+    target: str | None
+    times: int | None
+    one_in: int | None
+    per_target: int | None
+    created: bool
+    settings: FaultSettings
+    hits: int = field(default=0, init=False)
+    _counter: int
+    _rules: "list[FaultRule]" = field(repr=False)
+    _hits_per_target: dict[str | None, int] = field(factory=dict, init=False)
+
+    def remove(self) -> None:
+        """Take the rule out; once it is out, this does nothing."""
+        if self in self._rules:
+            self._rules.remove(self)
+
+    def trip(self, operation: str, target: str | None) -> bool:
+        """Tell whether a request that no earlier rule has taken trips this one, and count it."""
+        if operation not in self.operations or (self.target is not None and target != self.target):
+            return False
+        if self.times is not None and self.hits >= self.times:
+            return False
+        of_target = self._hits_per_target.get(target, 0)
+        if self.per_target is not None and of_target >= self.per_target:
+            return False
+        if self.one_in is not None:
+            self._counter += 1
+            if self._counter % self.one_in:
+                return False
+        self.hits += 1
+        if self.per_target is not None:
+            self._hits_per_target[target] = of_target + 1
+        return True
+
+
+@define(eq=False)
+class Faults:
+    """The Space's fault rules."""
+
+    _random: random.Random = field(repr=False)
+    _rules: list[FaultRule] = field(factory=list, init=False)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def add(
+        self,
+        kind: FaultKind | str,
+        *,
+        on: str | None = None,
+        target: str | None = None,
+        times: int | None = None,
+        one_in: int | None = None,
+        per_target: int | None = None,
+        created: bool | None = None,
+        **settings: object,
+    ) -> FaultRule:
+        """Add a rule behind those that stand.
+
+        Args:
+            kind: what happens, a FaultKind or its text.
+            on: "start", "stop", "list", "get", "any" or one operation's name; "any" unless given. For callbacks
+                "stream-started", "stream-stopped" or "stream-error".
+            target: only requests for this conference or call.
+            times: trip so often at most; times=1 is "the next one".
+            one_in: trip on every so manieth matching request, from an offset drawn with the Space's seed.
+            per_target: trip so often at most for each conference or call.
+            created: True carries the operation out before the answer is spoiled, False carries nothing out. Unless
+                given, latency, cut-body, wrong-content-type, no-sid, empty, not-json and socket-first carry it out, the
+                others not.
+            **settings: what the kind takes, see FaultSettings.
+
+        Raises:
+            ValueError: the kind, the scope or a setting is unknown or does not fit.
+        """
+        known = _read_kind(kind)
+        for name, number in (("times", times), ("one_in", one_in), ("per_target", per_target)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, not {number}")
+        read = read_settings(known, settings)
+        if known is FaultKind.RESET_ON_CONNECT:
+            _refuse_scopes(
+                known, "before a request is known", on=on, target=target, per_target=per_target, created=created
+            )
+        elif known in _OF_SOCKETS:
+            _refuse_scopes(known, "to a stream that is dialled", on=on, created=created)
+        elif known is FaultKind.SOCKET_FIRST:
+            _refuse_scopes(known, "to a start that is carried out", created=created)
+        elif known in _OF_CALLBACKS:
+            _refuse_scopes(known, "to a callback", created=created)
+        carried_out = known in _CARRIED_OUT if created is None else created
+        if carried_out and known is FaultKind.DUPLICATE_NAME:
+            raise ValueError("'duplicate-name' starts nothing: leave created out")
+        rule = FaultRule(
+            kind=known,
+            operations=_read_scope(known, on),
+            target=target,
+            times=times,
+            one_in=one_in,
+            per_target=per_target,
+            created=carried_out,
+            settings=read,
+            counter=self._random.randrange(one_in) if one_in is not None else 0,
+            rules=self._rules,
+        )
+        self._rules.append(rule)
+        return rule
+
+    def clear(self) -> None:
+        """Take every rule out."""
+        self._rules.clear()
+
+    def trip(self, operation: str, target: str | None) -> FaultRule | None:
+        """Find the rule that a request trips, and count it there."""
+        return next((rule for rule in self._rules if rule.trip(operation, target)), None)
+
+    def trip_dialling(self, target: str) -> "list[FaultRule]":
+        """Find the rules that the dialling of a stream trips, and count it there: all that apply."""
+        return [rule for rule in self._rules if rule.trip("dial", target)]
+
+    def trip_callback(self, event: str, target: str) -> "FaultRule | None":
+        """Find the rule that a callback trips, and count it there."""
+        return self.trip(event, target)
+
+    def trip_connection(self) -> bool:
+        """Tell whether a new connection is to be reset before anything is read."""
+        return any(rule.trip("connect", None) for rule in self._rules)
+
+
+def _read_kind(kind: FaultKind | str) -> FaultKind:
+    try:
+        return FaultKind(kind)
+    except ValueError:
+        kinds = ", ".join(sorted(FaultKind))
+        raise ValueError(f"{kind!r} is no kind of fault; there are {kinds}") from None
+
+
+def _read_scope(kind: FaultKind, on: str | None) -> frozenset[str]:
+    if kind is FaultKind.RESET_ON_CONNECT:
+        return _CONNECT
+    if kind in _OF_SOCKETS:
+        return _DIAL
+    scopes, usual = _SCOPES, "any"
+    if kind in _OF_CALLBACKS:
+        scopes = _CALLBACK_SCOPES
+    elif kind in _OF_STARTS:
+        scopes, usual = {name: scope for name, scope in _SCOPES.items() if scope <= _START}, "start"
+    scope = scopes.get(usual if on is None else on)
+    if scope is None:
+        raise ValueError(f"on={on!r} is no scope of {kind.value!r}; write one of {', '.join(sorted(scopes))}")
+    return scope
+
+
+def _refuse_scopes(kind: FaultKind, when: str, **scopes: object) -> None:
+    given = [name for name, value in scopes.items() if value is not None]
+    if given:
+        raise ValueError(f"{kind.value!r} happens {when}: leave out {', '.join(given)}, use times or one_in")

@@ -1,0 +1,187 @@
+"""How the Compatibility API spells what it answers: resources, streams, errors (pure).
+
+The shapes are those of https://signalwire.com/docs/compatibility-api/ and its OpenAPI description.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from attrs import field, frozen
+
+from signalwire_streams.simulator.dates import rfc_2822
+from signalwire_streams.simulator._routes import BASE_PATH
+from signalwire_streams.simulator._state import Call, Conference, Participant
+from signalwire_streams.simulator.streams import Stream
+
+__all__ = ["Answer", "Json", "Spelling", "api_error", "error_list", "json_answer"]
+
+Json = dict[str, object]
+
+#: Where the vendor's error bodies point to.
+MORE_INFO: Final = "https://signalwire.com/docs/compatibility-api/reference/errors"
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+_API_VERSION: Final = "2010-04-01"
+_NORTH_AMERICAN_DIGITS: Final = 12
+
+
+@frozen
+class Answer:
+    """An HTTP answer. ``created`` is the sid of the stream that came to life by it, for the journal."""
+
+    status: int
+    body: bytes = field(repr=False)
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = _NO_HEADERS
+    created: str | None = None
+
+
+def json_answer(body: Mapping[str, object], *, status: int = 200, created: str | None = None) -> Answer:
+    """Answer with a JSON object."""
+    return Answer(status, json.dumps(body).encode(), created=created)
+
+
+def api_error(status: int, code: int, message: str) -> Answer:
+    """Answer with the API's usual error body, ``{code, message, more_info, status}``."""
+    return json_answer(
+        {"code": code, "message": message, "more_info": f"{MORE_INFO}#{code}", "status": status}, status=status
+    )
+
+
+def error_list(messages: Iterable[str]) -> Answer:
+    """Answer 422 as conference streams do: ``{"errors": [text, ...]}``, every problem at once."""
+    return json_answer({"errors": list(messages)}, status=422)
+
+
+@frozen
+class Spelling:
+    """Spells one project's resources; ``sept`` writes September as the vendor's examples do."""
+
+    project: str
+    sept: bool = False
+
+    def conference(self, conference: Conference) -> Json:
+        """Spell a conference."""
+        uri = f"{BASE_PATH}{self.project}/Conferences/{conference.sid}"
+        return {
+            "sid": conference.sid,
+            "account_sid": self.project,
+            "date_created": self._date(conference.created_at),
+            "date_updated": self._date(conference.updated_at),
+            "friendly_name": conference.friendly_name,
+            "status": conference.status,
+            "api_version": _API_VERSION,
+            "region": "us1",
+            "uri": f"{uri}.json",
+            "subresource_uris": {
+                "participants": f"{uri}/Participants.json",
+                "recordings": f"{uri}/Recordings.json",
+            },
+        }
+
+    def participant(self, participant: Participant) -> Json:
+        """Spell a participant of a conference."""
+        room = f"{BASE_PATH}{self.project}/Conferences/{participant.conference_sid}"
+        return {
+            "account_sid": self.project,
+            "call_sid": participant.call_sid,
+            "call_sid_to_coach": None,
+            "coaching": False,
+            "conference_sid": participant.conference_sid,
+            "date_created": self._date(participant.created_at),
+            "status": participant.status,
+            "date_updated": self._date(participant.updated_at),
+            "end_conference_on_exit": False,
+            "muted": participant.muted,
+            "hold": participant.hold,
+            "start_conference_on_enter": True,
+            "uri": f"{room}/Participants/{participant.call_sid}.json",
+        }
+
+    def call(self, call: Call) -> Json:
+        """Spell a call; what a running call cannot know yet is null, as documented."""
+        uri = f"{BASE_PATH}{self.project}/Calls/{call.sid}"
+        caller, callee = _formatted(call.from_number), _formatted(call.to_number)
+        return {
+            "sid": call.sid,
+            "account_sid": self.project,
+            "date_created": self._date(call.created_at),
+            "date_updated": self._date(call.updated_at),
+            "parent_call_sid": call.parent_call_sid,
+            "to": call.to_number,
+            "formatted_to": callee,
+            "to_formatted": callee,
+            "from": call.from_number,
+            "formatted_from": caller,
+            "from_formatted": caller,
+            "phone_number_sid": None,
+            "status": call.status,
+            "start_time": self._date_or_null(call.started_at),
+            "end_time": self._date_or_null(call.ended_at),
+            "duration": _duration(call),
+            "price": None,
+            "price_unit": "USD",
+            "direction": call.direction,
+            "answered_by": None,
+            "api_version": _API_VERSION,
+            "forwarded_from": None,
+            "caller_name": None,
+            "uri": f"{uri}.json",
+            "subresource_uris": {"notifications": None, "recordings": f"{uri}/Recordings.json"},
+            "annotation": None,
+            "group_sid": None,
+            "audio_in_mos": None,
+            "sip_result_code": None,
+            "audio_rtt_avg": None,
+            "audio_rtt_min": None,
+            "audio_rtt_max": None,
+            "audio_out_jitter_min": None,
+            "audio_out_jitter_max": None,
+            "audio_out_jitter_avg": None,
+            "audio_out_lost": None,
+        }
+
+    def stream(self, stream: Stream, *, status: str) -> Json:
+        """Spell a stream.
+
+        An unnamed conference stream's name is null; a call stream's name is never null in the documentation, and
+        ``StreamName`` defaults to the stream's sid there, so it is the sid here.
+        """
+        if stream.target_kind == "call":
+            return {
+                "sid": stream.sid,
+                "account_sid": self.project,
+                "call_sid": stream.target_sid,
+                "name": stream.sid if stream.name is None else stream.name,
+                "status": status,
+                "date_updated": self._date(stream.updated_at),
+                "uri": f"{BASE_PATH}{self.project}/Calls/{stream.target_sid}/Streams/{stream.sid}.json",
+            }
+        return {
+            "account_sid": self.project,
+            "conference_sid": stream.target_sid,
+            "date_updated": self._date(stream.updated_at),
+            "name": stream.name,
+            "sid": stream.sid,
+            "status": status,
+            "uri": f"{BASE_PATH}{self.project}/Conferences/{stream.target_sid}/Streams/{stream.sid}.json",
+        }
+
+    def _date(self, moment: float) -> str:
+        return rfc_2822(moment, sept=self.sept)
+
+    def _date_or_null(self, moment: float | None) -> str | None:
+        return None if moment is None else self._date(moment)
+
+
+def _duration(call: Call) -> int:
+    if call.started_at is None or call.ended_at is None:
+        return 0
+    return int(call.ended_at - call.started_at)
+
+
+def _formatted(number: str) -> str:
+    if len(number) == _NORTH_AMERICAN_DIGITS and number.startswith("+1"):
+        return f"({number[2:5]}) {number[5:8]}-{number[8:]}"
+    return number
