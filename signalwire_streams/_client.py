@@ -10,36 +10,46 @@ from typing import NoReturn, Self, TypeAlias, TypedDict, TypeVar, Unpack
 
 import aiohttp
 
-from signalwire_streams.bulk._runner import Engine, Note, Perform
+from signalwire_streams._http.account import Account, find_account
+from signalwire_streams._http.deadlines import Limits, Timeouts
+from signalwire_streams._http.messages import Middleware, chain
+from signalwire_streams._http.session import Line, SessionManager, user_agent
+from signalwire_streams._http.transport import HttpSender
 from signalwire_streams.bulk._journal import Holder, Journal
-from signalwire_streams.bulk._operations import JournaledStarting, JournaledStopping, Ledger, ledger_of
-from signalwire_streams.bulk.paths import journal_path
-from signalwire_streams.bulk._journal_reader import BulkJournal
-from signalwire_streams.bulk.run import BulkRun, Keeper
-from signalwire_streams.bulk.starting import Both, Starting, Stopping
 from signalwire_streams.bulk._journal_file import Whose
-from signalwire_streams.bulk.undoing import Undoing
+from signalwire_streams.bulk._journal_reader import BulkJournal
+from signalwire_streams.bulk._operations import (
+    Both,
+    JournaledStarting,
+    JournaledStopping,
+    Ledger,
+    Starting,
+    Stopping,
+    Undoing,
+    ledger_of,
+)
+from signalwire_streams.bulk._runner import (
+    MOST,
+    AdaptiveConcurrency,
+    BulkRun,
+    Engine,
+    FixedConcurrency,
+    Keeper,
+    Note,
+    Perform,
+)
+from signalwire_streams.bulk._write_ahead_log import journal_path
+from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.middleware._circuit_breaker import Break, Breaker
+from signalwire_streams.middleware._policies import BreakerPolicy, RateLimit, RetryPolicy
+from signalwire_streams.middleware._queueing import Slots
+from signalwire_streams.middleware._rate_limit import Pacer, SpacePacer, Turns, choose_pacer
+from signalwire_streams.middleware._retry import OnAttempt, Retry, RetryBudget
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
-from signalwire_streams.models._validation import check_count
-from signalwire_streams.models.masking import Secret, masks_secrets
-from signalwire_streams.resilience.adaptive import MOST, AdaptiveConcurrency, FixedConcurrency
-from signalwire_streams.middleware._circuit_breaker import Breaker
-from signalwire_streams.resilience.budget import RetryBudget
-from signalwire_streams.middleware._policies import BreakerPolicy, RateLimit, RetryPolicy, Timeouts
+from signalwire_streams.models._validation import Secret, check_count, masks_secrets
 from signalwire_streams.resources import Calls, Conferences
 from signalwire_streams.resources._streams import Streams
-from signalwire_streams.transport.breaking import Break
-from signalwire_streams.clock import Clock
-from signalwire_streams._http.transport import HttpSender
-from signalwire_streams._http.deadlines import Limits
-from signalwire_streams.transport.line import Line
-from signalwire_streams.transport.middleware import Middleware, chain
-from signalwire_streams.middleware._rate_limit import Pacer, SpacePacer, Turns, choose_pacer
-from signalwire_streams.middleware._retry import OnAttempt, Retry
-from signalwire_streams._http.session import SessionManager, user_agent
-from signalwire_streams.transport.slots import Slots
-from signalwire_streams._http.account import Account, find_account
 
 _Item = TypeVar("_Item")
 _Start: TypeAlias = StartConferenceStream | StartCallStream

@@ -1,5 +1,8 @@
 """The public names, all of them; `signalwire_streams` itself hands them on."""
 
+from signalwire_streams._client import StreamsClient
+from signalwire_streams._http.deadlines import Timeouts
+from signalwire_streams._http.messages import Exchange, Middleware, Outcome, Reply, Send
 from signalwire_streams.bulk import (
     BulkError,
     BulkJournal,
@@ -11,7 +14,7 @@ from signalwire_streams.bulk import (
     JournalStatus,
     PlannedRequest,
 )
-from signalwire_streams._client import StreamsClient
+from signalwire_streams.clock import Clock
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,
@@ -35,6 +38,8 @@ from signalwire_streams.errors import (
     TransportError,
     UnprocessableError,
 )
+from signalwire_streams.middleware._policies import BreakerPolicy, RateLimit, RetryPolicy
+from signalwire_streams.middleware._rate_limit import Pacer
 from signalwire_streams.models import (
     Action,
     AnsweredBy,
@@ -59,12 +64,7 @@ from signalwire_streams.models import (
     StreamStatus,
     Track,
 )
-from signalwire_streams.middleware._policies import BreakerPolicy, RateLimit, RetryPolicy, Timeouts
 from signalwire_streams.resources import Listing
-from signalwire_streams.clock import Clock
-from signalwire_streams.transport.middleware import Middleware, Send
-from signalwire_streams.middleware._rate_limit import Pacer
-from signalwire_streams._http.messages import Exchange, Outcome, Reply
 
 __all__ = [
     "Action",

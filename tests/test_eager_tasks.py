@@ -11,17 +11,15 @@ import aiohttp
 import pytest
 
 from signalwire_streams import BulkJournal, BulkState, Clock, ConferenceStream, Lane, RateLimit, StartConferenceStream
-from signalwire_streams.bulk._runner import Engine
 from signalwire_streams.bulk._journal import Journal
 from signalwire_streams.bulk._journal_file import Whose
+from signalwire_streams.bulk._runner import Engine, FixedConcurrency
 from signalwire_streams.callbacks import read_callback
-from signalwire_streams.callbacks.dispatch import Dispatcher
+from signalwire_streams.callbacks._receiver import Dispatcher
+from signalwire_streams.middleware._rate_limit import LocalPacer, Pace
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession
-from signalwire_streams.resilience.adaptive import FixedConcurrency
-from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.redis_rate_limit import RedisPacer
 from signalwire_streams.simulator import SimulatedSpace
-from signalwire_streams.middleware._rate_limit import LocalPacer
 
 EAGER: Any = getattr(asyncio, "eager_task_factory", None)
 if EAGER is None:

@@ -9,31 +9,31 @@ import signalwire_streams
 PACKAGE = Path(signalwire_streams.__file__).parent
 FLOORS = {
     "errors": 0,
+    "clock": 0,
     "models": 1,
-    "wire": 2,
+    "_http": 2,
     "receiver": 2,
     "callbacks": 2,
-    "resilience": 2,
-    "transport": 3,
+    "middleware": 3,
     "resources": 4,
-    "shared": 4,
+    "redis_rate_limit": 4,
     "bulk": 5,
-    "client": 6,
+    "_client": 6,
     "names": 7,
     "__init__": 8,
     "fleet": 9,
-    "cli": 10,
+    "_cli": 10,
     "pytest_plugin": 10,
     "__main__": 11,
 }
 APART = {"simulator"}
 ONLY_IN = {
-    "aiohttp": {"transport", "client", "receiver", "callbacks", "simulator"},
-    "cattrs": {"wire"},
-    "yarl": {"transport", "simulator"},
+    "aiohttp": {"_http", "_client", "receiver", "callbacks", "simulator"},
+    "cattrs": {"_http"},
+    "yarl": {"_http", "simulator"},
     "docket": {"fleet"},
-    "redis": {"fleet", "shared"},
-    "throttled": {"shared"},
+    "redis": {"fleet", "redis_rate_limit"},
+    "throttled": {"redis_rate_limit"},
     "trustme": {"simulator"},
     "pytest": {"pytest_plugin"},
     "pytest_asyncio": {"pytest_plugin"},
@@ -63,7 +63,7 @@ def wrong_imports(path: Path) -> Iterator[str]:
         if top != "signalwire_streams":
             allowed = room in ONLY_IN.get(top, {room})
         elif room in APART or target in APART:
-            allowed = room in {target, "cli", "pytest_plugin"}
+            allowed = room in {target, "_cli", "pytest_plugin"}
         else:
             allowed = target == room or FLOORS[target] < FLOORS[room]
         if not allowed:

@@ -79,7 +79,7 @@ def test_modules_are_attributes() -> None:
         ("from signalwire_streams.receiver import MediaReceiver", {"receiver", "errors", "models"}),
         (
             "from signalwire_streams import StreamsClient",
-            {"names", "client", "bulk", "resources", "transport", "resilience", "wire", "errors", "models"},
+            {"names", "_client", "clock", "bulk", "resources", "middleware", "_http", "errors", "models"},
         ),
     ],
 )

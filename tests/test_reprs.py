@@ -22,7 +22,7 @@ SHOWN = {
 }
 OF_REDIS = {"fleet", "shared"}
 """Packages whose URLs may hold the password of a Redis."""
-TESTED_WITH = ("cli", "simulator", "pytest_plugin", "__main__")
+TESTED_WITH = ("_cli", "simulator", "pytest_plugin", "__main__")
 """Parts that no production code imports."""
 
 

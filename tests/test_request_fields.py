@@ -21,9 +21,9 @@ from signalwire_streams import (
     StreamsClient,
     StreamStatus,
 )
-from signalwire_streams.bulk import planning
 from signalwire_streams._cli.main import run as run_command
-from signalwire_streams.fleet import records
+from signalwire_streams.bulk import _serialization as planning
+from signalwire_streams.fleet import _ledger as records
 from signalwire_streams.simulator import SimulatedSpace
 
 Start = StartConferenceStream | StartCallStream

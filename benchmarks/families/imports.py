@@ -11,7 +11,7 @@ from benchmarks.plan import Plan
 _TIMED = "import time; w, c = time.perf_counter(), time.process_time(); {}; "
 _TIMES = "print(time.process_time() - c, time.perf_counter() - w)"
 _BROUGHT = "import json, sys; from signalwire_streams import StreamsClient; print(json.dumps(sorted(sys.modules)))"
-_UNWANTED = ("cli", "simulator", "receiver", "callbacks", "pytest_plugin")
+_UNWANTED = ("_cli", "simulator", "receiver", "callbacks", "pytest_plugin")
 _UNWANTED_EXTRAS = ("click", "rich", "trustme", "pytest")
 _IMPORTS = (
     "import aiohttp",

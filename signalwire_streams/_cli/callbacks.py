@@ -10,10 +10,9 @@ import click
 from attrs import field, frozen
 
 from signalwire_streams import InvalidRequestError
-from signalwire_streams.callbacks import Explanation, explain_mismatch
-from signalwire_streams.cli.failures import FAILED, failure_of
-from signalwire_streams._cli.output import clean, write_json
 from signalwire_streams._cli.options import STANDARD_INPUT
+from signalwire_streams._cli.output import FAILED, clean, failure_of, write_json
+from signalwire_streams.callbacks import Explanation, explain_mismatch
 
 _KEYS = "SIGNALWIRE_SIGNING_KEY"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

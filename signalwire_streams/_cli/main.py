@@ -11,19 +11,26 @@ from typing import TextIO, cast
 
 import click
 
-from signalwire_streams.cli.failures import FAILED, INTERRUPTED, PIPE_CLOSED, say_misuse
-from signalwire_streams.cli.logs import logging_to_stderr, verbose_option
-from signalwire_streams._cli.output import clean, write_note
+from signalwire_streams._cli.output import (
+    FAILED,
+    INTERRUPTED,
+    PIPE_CLOSED,
+    clean,
+    logging_to_stderr,
+    say_misuse,
+    verbose_option,
+    write_note,
+)
 
 _NAME = "signalwire-streams"
-_ROOMS = {
-    "bulk": "bulk.group",
+_MODULES = {
+    "bulk": "bulk.manage",
     "callbacks": "callbacks",
-    "calls": "calls",
-    "conferences": "conferences",
+    "calls": "streams",
+    "conferences": "streams",
     "demo": "demo",
-    "fleet": "fleet.group",
-    "listen": "listen.command",
+    "fleet": "fleet.commands",
+    "listen": "listen.app",
     "simulate": "simulate",
 }
 
@@ -58,13 +65,13 @@ class _Program(click.Group):
 
     def list_commands(self, _: click.Context) -> list[str]:
         """Name the commands."""
-        return list(_ROOMS)
+        return list(_MODULES)
 
     def get_command(self, _: click.Context, name: str) -> click.Command | None:
         """Fetch a command."""
-        if name not in _ROOMS:
+        if name not in _MODULES:
             return None
-        return cast("click.Command", getattr(import_module(f"signalwire_streams._cli.{_ROOMS[name]}"), name))
+        return cast("click.Command", getattr(import_module(f"signalwire_streams._cli.{_MODULES[name]}"), name))
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object

@@ -16,8 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from signalwire_streams import Action, Attempt, Kind
-from signalwire_streams.cli.logs import telling
-from signalwire_streams._cli.output import clean, on_terminal, write_note
+from signalwire_streams._cli.output import clean, on_terminal, telling, write_note
 
 _WINDOW = 3.0
 _DRAWN_EVERY, _WRITTEN_EVERY = 0.2, 5.0

@@ -4,17 +4,199 @@ import asyncio
 import contextlib
 import re
 import signal
+import ssl
 import textwrap
-from collections.abc import Sequence
-from typing import Literal, Unpack, get_args
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, get_args
 
 import click
+from attrs import frozen
 
-from signalwire_streams.cli.failures import Failure
-from signalwire_streams.cli.fault_specs import FaultSpec, read_fault
-from signalwire_streams._cli.output import clean, write_json
-from signalwire_streams.cli.simulated_audio import Sounding, audio_options, refuse_faults_of_nothing
-from signalwire_streams.simulator import FaultKind, SimulatedSpace
+from signalwire_streams._cli.output import Failure, clean, write_json
+from signalwire_streams.simulator import Dialect, FaultKind, Faults, Silence, SimulatedSpace, Sound, Tone, WavFile
+
+
+@frozen
+class FaultSpec:
+    """A fault rule, read but not yet checked against what its kind takes.
+
+    Attributes:
+        kind: what happens.
+        options: when, and how.
+    """
+
+    kind: str
+    options: Mapping[str, Any]
+
+    def add_to(self, faults: Faults) -> None:
+        """Add the rule.
+
+        Raises:
+            ValueError: the kind is unknown, or an option does not fit it.
+        """
+        faults.add(self.kind, **self.options)
+
+
+def read_fault(spec: str) -> FaultSpec:
+    """Read one spec.
+
+    Raises:
+        ValueError: it is not spelled as a spec is.
+    """
+    kind, separator, rest = spec.partition(":")
+    options: dict[str, Any] = {}
+    for pair in rest.split(",") if separator else ():
+        key, equals, text = pair.partition("=")
+        if not equals or not text:
+            raise ValueError(f"{pair!r} is no option: write it as key=value, with a comma between two")
+        read = _READERS.get(key)
+        if read is None:
+            raise ValueError(f"{key!r} is no option: write one of {', '.join(_READERS)}")
+        name = _NAMES.get(key, key)
+        if name in options:
+            raise ValueError(f"{key} is given twice")
+        try:
+            options[name] = read(text)
+        except ValueError as error:
+            raise ValueError(f"{key} must be {error}, not {text!r}") from None
+    return FaultSpec(kind, options)
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError("a whole number")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if seconds < 0 or not isfinite(seconds):
+        raise ValueError("a number of seconds")
+    return seconds
+
+
+def _flag(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise ValueError("true or false")
+    return text == "true"
+
+
+_READERS: Mapping[str, Callable[[str], object]] = {
+    "on": str,
+    "target": str,
+    "times": _whole,
+    "one_in": _whole,
+    "per_target": _whole,
+    "created": _flag,
+    "seconds": _seconds,
+    "read_body": _flag,
+    "status": _whole,
+    "body": str,
+    "code": _whole,
+    "retry_after": str,
+    "location": str,
+    "as": str,
+    "after": _whole,
+    "every": _whole,
+    "frames": _whole,
+}
+_NAMES = {"as": "as_"}  # a keyword of Python's
+
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+
+class Sounding(TypedDict):
+    """Those options, as a Space takes them."""
+
+    audio: Sound | None
+    real_time: bool
+    dialect: Dialect
+    bidirectional: bool
+    trust: ssl.SSLContext | None
+    allow_ws: bool
+    callbacks: bool
+
+
+def _sound(_: click.Context, __: click.Parameter, text: str | None) -> Sound | None:
+    if text is None:
+        return None
+    if text in {"tone", "silence"}:
+        return Tone() if text == "tone" else Silence()
+    try:
+        return WavFile(Path(text))
+    except OSError as error:
+        raise click.BadParameter(f"{text!r}: {error.strerror}; write tone, silence or a WAV file") from None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _authority(_: click.Context, __: click.Parameter, path: str | None) -> ssl.SSLContext | None:
+    if path is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=path)
+    except (OSError, ssl.SSLError) as error:
+        raise click.BadParameter(f"{path!r} holds no certificate in PEM: {error.strerror}") from None
+
+
+_OPTIONS = (
+    click.option(
+        "--audio",
+        metavar="FILE|tone|silence",
+        callback=_sound,
+        help="What is heard on every call: a WAV file of 16 bits, mono or with a channel for each track.",
+    ),
+    click.option(
+        "--real-time/--blast",
+        "real_time",
+        default=True,
+        show_default=True,
+        help="Audio as it is spoken, or as fast as it is taken.",
+    ),
+    click.option(
+        "--dialect",
+        type=click.Choice(get_args(Dialect)),
+        default="signalwire",
+        show_default=True,
+        help="Whose frames are sent.",
+    ),
+    click.option("--bidirectional", is_flag=True, help="Play what the streams are sent."),
+    click.option(
+        "--trust",
+        metavar="FILE",
+        callback=_authority,
+        help="Trust servers that this authority vouches for (PEM), and no others.",
+    ),
+    click.option("--allow-ws", is_flag=True, help="Take ws:// addresses on loopback too, which SignalWire refuses."),
+    click.option("--callbacks", is_flag=True, help="Post signed status callbacks."),
+)
+
+
+def audio_options(command: _Command) -> _Command:
+    """Add these options to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def refuse_faults_of_nothing(kinds: Sequence[str], *, audio: Sound | None, callbacks: bool, **_: object) -> None:
+    """Refuse faults of what the Space was not told to do.
+
+    Raises:
+        click.UsageError: one of them could never happen.
+    """
+    for kind in kinds:
+        if kind.startswith("callback-") and not callbacks:
+            raise click.UsageError(f"--fault {kind}: nobody is called back, so write --callbacks too")
+        if kind.startswith(("socket-", "frames-", "no-stop")) and audio is None:
+            raise click.UsageError(f"--fault {kind}: nobody is dialled, so write --audio too")
+
 
 DuplicateNames = Literal["stream-error", "http-error", "allow"]
 

@@ -1,15 +1,47 @@
 """The commands that read: conferences, calls and participants."""
 
-from collections.abc import Callable, Mapping
+import shlex
+import sys
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Literal, TypeVar, Unpack
 
 import click
-from attrs import asdict
+from attrs import asdict, define, field
 
-from signalwire_streams import Call, CallStatus, Conference, ConferenceStatus, Listing, Participant, StreamsClient
-from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
-from signalwire_streams._cli.output import Column, clean, on_terminal, write_aligned, write_json, write_table
+from signalwire_streams import (
+    Attempt,
+    Call,
+    CallStatus,
+    CallStream,
+    Conference,
+    ConferenceStatus,
+    ConferenceStream,
+    Listing,
+    Participant,
+    StreamsClient,
+)
+from signalwire_streams._cli.options import (
+    ENVIRONMENT,
+    Account,
+    StartFields,
+    account_options,
+    conference_options,
+    start_options,
+)
+from signalwire_streams._cli.output import (
+    OUTCOMES,
+    Column,
+    Interruption,
+    clean,
+    noting,
+    on_terminal,
+    silenced,
+    write_aligned,
+    write_json,
+    write_note,
+    write_table,
+)
 
 _Item = TypeVar("_Item", Conference, Call, Participant)
 _PAGE_SIZE = 200
@@ -249,3 +281,229 @@ def _utc(moment: datetime | None) -> datetime | None:
         return moment and moment.astimezone(UTC)
     except OverflowError:  # a date at the very end or beginning of the calendar
         return None
+
+
+Noun = Literal["conference", "call"]
+Stream = ConferenceStream | CallStream
+
+
+@define(eq=False)
+class Start:
+    """One start from the command line.
+
+    Attributes:
+        account: where it goes.
+        noun: what the stream is started on.
+        target: the sid of that.
+        send: calls the client.
+    """
+
+    account: Account
+    noun: Noun
+    target: str
+    send: Callable[[StreamsClient], Awaitable[Stream]]
+    _attempts: list[Attempt] = field(factory=list, init=False)
+
+    def run(self) -> None:
+        """Start the stream and say how it is stopped."""
+        with silenced(OUTCOMES):
+            try:
+                self.account.perform(self._work, on_attempt=self._attempts.append)
+            except Interruption:
+                raise self._interruption() from None
+
+    async def _work(self, client: StreamsClient) -> None:
+        stream = await self.send(client)
+        # A sid that came after a repeated attempt may be that of the refused second stream; the name is sure.
+        handle = stream.name if stream.ambiguous and stream.name else stream.sid or stream.name
+        stop = self._stop_command(handle) if handle else None
+        way = "" if stop is None else f"; stop it with: {stop}"
+        handle_note = f"the stream was started: sid {stream.sid or '-'}, name {stream.name or '-'}{way}"
+        if sys.stdout is None:  # the shell closed it
+            write_note(handle_note)
+        with noting(handle_note, also_for_pipes=True):
+            if self.account.as_json:
+                write_json({**_facts(stream), "stop_command": stop})
+                return
+            click.echo(f"Started a stream on {self.noun} {clean(self.target)}.")
+            _write(stream)
+            if stream.ambiguous:
+                click.echo("An earlier attempt may have started it. Its name is the handle; the sid may be wrong.")
+            if stop is not None:
+                click.echo(f"Stop it with:\n  {stop}")
+
+    def _interruption(self) -> Interruption:
+        """Return what an interrupted start may have left behind."""
+        name = self._attempts[-1].name if self._attempts else None
+        was_sent = any(attempt.sent != "no" for attempt in self._attempts)
+        stop = self._stop_command(name) if was_sent and name else None
+        way = f"stop it with: {stop}" if stop else f"end the {self.noun} to stop it"
+        return Interruption(
+            f"interrupted: the stream may be running; {way}" if was_sent else "interrupted: nothing was sent",
+            {
+                "sent": "maybe" if was_sent else "no",
+                "attempts": len(self._attempts),
+                "target": self.target,
+                "name": name,
+                "stop_command": stop,
+            },
+            as_json=self.account.as_json,
+        )
+
+    def _stop_command(self, handle: str) -> str:
+        words = ["signalwire-streams", f"{self.noun}s", "stop-stream", *self.account.options]
+        if self.target.startswith("-") or handle.startswith("-"):
+            words.append("--")
+        return shlex.join([*words, self.target, handle])
+
+
+def stop(account: Account, noun: Noun, target: str, send: Callable[[StreamsClient], Awaitable[Stream]]) -> None:
+    """Stop a stream and say so."""
+
+    async def work(client: StreamsClient) -> None:
+        stream = await send(client)
+        with noting("the stream was stopped"):
+            if account.as_json:
+                write_json(_facts(stream))
+                return
+            ended = " It had already ended." if stream.already_ended else ""
+            click.echo(f"Stopped a stream on {noun} {clean(target)}.{ended}")
+            _write(stream)
+
+    try:
+        account.perform(work)
+    except Interruption:
+        message = "interrupted: the stream may still be running; stop it again"
+        raise Interruption(message, as_json=account.as_json) from None
+
+
+def _write(stream: Stream) -> None:
+    facts = (("sid", stream.sid), ("name", stream.name), ("status", stream.status))
+    write_aligned([(label, clean(value or "-")) for label, value in facts], indent="  ")
+
+
+def _facts(stream: Stream) -> dict[str, object]:
+    """Give the fields that the client knows; others could repeat a secret of the start."""
+    facts = asdict(stream, filter=lambda attribute, _: attribute.name != "extra")
+    moment = stream.date_updated
+    return {**facts, "date_updated": moment.isoformat() if moment is not None else None}
+
+
+@click.group()
+def calls() -> None:
+    """List and show calls; start and stop streams on them."""
+
+
+calls.add_command(list_calls)
+calls.add_command(get_call)
+
+
+def _refuse(_: click.Context, option: click.Parameter, value: object) -> None:
+    if value is not None:
+        raise click.UsageError(f"--{option.name} is for conference streams only: leave it out on a call")
+
+
+def _conference_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Take the options that only a conference's start has, to say so."""
+    for names, is_switch in ((("--codec",), False), (("--realtime/--no-realtime",), True)):
+        command = click.option(
+            *names, default=None, is_flag=is_switch, hidden=True, expose_value=False, callback=_refuse
+        )(command)
+    return command
+
+
+@calls.command(
+    "start-stream",
+    epilog=f"""{ENVIRONMENT}
+\b
+Example:
+  signalwire-streams calls start-stream CALL_SID --url wss://audio.example.com/live
+""",
+)
+@click.argument("call_sid")
+@start_options
+@_conference_options
+@account_options
+def start_call_stream(account: Account, *, call_sid: str, **fields: Unpack[StartFields]) -> None:
+    """Copy a call's audio to a WebSocket server.
+
+    That a Space refuses a second stream of the same name is documented for conferences only. So a start on a
+    call whose answer was lost is not sent again: the error then says that the stream may be running.
+    """
+    Start(account, "call", call_sid, lambda client: client.calls.start_stream(call_sid, **fields)).run()
+
+
+@calls.command(
+    "stop-stream",
+    epilog=f"""{ENVIRONMENT}
+\b
+Example:
+  signalwire-streams calls stop-stream CALL_SID audit-1
+""",
+)
+@click.argument("call_sid")
+@click.argument("stream")
+@account_options
+def stop_call_stream(account: Account, *, call_sid: str, stream: str) -> None:
+    """Stop a call's stream, given by its sid or its name."""
+    stop(account, "call", call_sid, lambda client: client.calls.stop_stream(call_sid, stream))
+
+
+@click.group()
+def conferences() -> None:
+    """List and show conferences; start and stop streams on them."""
+
+
+conferences.add_command(list_conferences)
+conferences.add_command(get_conference)
+conferences.add_command(list_participants)
+
+
+@conferences.command(
+    "start-stream",
+    epilog=f"""{ENVIRONMENT}
+\b
+Example:
+  signalwire-streams conferences start-stream CONFERENCE_SID \\
+      --url wss://audio.example.com/live --codec PCMU --parameter tenant=acme
+""",
+)
+@click.argument("conference_sid")
+@start_options
+@conference_options
+@account_options
+def start_conference_stream(
+    account: Account, *, conference_sid: str, codec: str | None, realtime: bool | None, **fields: Unpack[StartFields]
+) -> None:
+    """Copy a conference's audio to a WebSocket server.
+
+    A lost answer is followed by another attempt under the same name, so that the stream is started once. When
+    it can't be told whether it runs, that is what the error says.
+    """
+    Start(
+        account,
+        "conference",
+        conference_sid,
+        lambda client: client.conferences.start_stream(conference_sid, codec=codec, realtime=realtime, **fields),
+    ).run()
+
+
+@conferences.command(
+    "stop-stream",
+    epilog=f"""{ENVIRONMENT}
+\b
+Example:
+  signalwire-streams conferences stop-stream CONFERENCE_SID audit-1
+""",
+)
+@click.argument("conference_sid")
+@click.argument("stream")
+@account_options
+def stop_conference_stream(account: Account, *, conference_sid: str, stream: str) -> None:
+    """Stop a conference's stream, given by its sid or its name."""
+    stop(
+        account,
+        "conference",
+        conference_sid,
+        lambda client: client.conferences.stop_stream(conference_sid, stream),
+    )

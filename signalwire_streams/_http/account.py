@@ -7,10 +7,9 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 from attrs import field, frozen
 
-from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
-from signalwire_streams.models._validation import is_handle, is_plain, public_url
-from signalwire_streams.models.masking import Secret, kind_of
 from signalwire_streams._http.error_bodies import presentable
+from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
+from signalwire_streams.models._validation import Secret, is_handle, is_plain, kind_of, public_url
 
 API_ROOT = "/api/laml/2010-04-01"
 """Source: https://signalwire.com/docs/compatibility-api/rest/overview"""

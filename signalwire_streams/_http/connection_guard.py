@@ -21,9 +21,9 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.payload import BytesPayload
 from attrs import define, field
 
-from signalwire_streams.errors import Phase
 from signalwire_streams._http.deadlines import Limit
 from signalwire_streams._http.messages import Progress
+from signalwire_streams.errors import Phase
 
 FORM = "application/x-www-form-urlencoded"
 _ONE_WRITE = 64 * 1024

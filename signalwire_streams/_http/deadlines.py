@@ -4,9 +4,26 @@ import asyncio
 from types import TracebackType
 from typing import Self, cast
 
-from attrs import define, field
+from attrs import define, field, frozen
+
+from signalwire_streams.models._validation import validate_seconds
 
 _NEVER = float("inf")
+
+
+@frozen(kw_only=True)
+class Timeouts:
+    """Seconds that one attempt may take.
+
+    Attributes:
+        connect: DNS, TCP and TLS together.
+        read: between two pieces of an answer.
+        attempt: the whole attempt, once it has a connection slot and the pacer's leave.
+    """
+
+    connect: float = field(default=5.0, validator=validate_seconds)
+    read: float = field(default=15.0, validator=validate_seconds)
+    attempt: float = field(default=20.0, validator=validate_seconds)
 
 
 @define(eq=False)

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 from attrs import frozen
 
+from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, presentable, request_id
+from signalwire_streams._http.messages import Exchange, Outcome, Reply
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,
@@ -23,9 +25,6 @@ from signalwire_streams.errors import (
     UnprocessableError,
 )
 from signalwire_streams.models import Action, Event, Kind
-from signalwire_streams._http.messages import Exchange, Outcome, Reply
-from signalwire_streams.wire.headers import request_id
-from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, presentable
 
 _Error = TypeVar("_Error", bound=StreamsError)
 

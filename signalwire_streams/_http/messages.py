@@ -3,13 +3,14 @@
 They are as frozen as ``attrs.frozen`` makes them, in the way that costs less when they are made.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeAlias
 
 from attrs import define, field, frozen, setters
 
+from signalwire_streams._http.error_bodies import Problem
 from signalwire_streams.errors import Phase, Sent
 from signalwire_streams.models import Action, Event, Kind, Lane
-from signalwire_streams._http.error_bodies import Problem
 
 
 @define(eq=False)
@@ -174,3 +175,26 @@ class Outcome:
             sent=sent,
             cause=self.cause,
         )
+
+
+Send: TypeAlias = Callable[[Exchange], Awaitable[Outcome]]
+"""Sends an exchange and says how it ended."""
+
+Middleware: TypeAlias = Callable[[Exchange, Send], Awaitable[Outcome]]
+"""Gets an exchange and the way onward; may change the one, await the other, and change what comes back."""
+
+
+@frozen(eq=False)
+class _Link:
+    middleware: Middleware
+    onward: Send
+
+    def __call__(self, exchange: Exchange) -> Awaitable[Outcome]:
+        return self.middleware(exchange, self.onward)
+
+
+def chain(middlewares: Iterable[Middleware], send: Send) -> Send:
+    """Put middlewares around a sender, the first one outermost."""
+    for middleware in reversed(list(middlewares)):
+        send = _Link(middleware, send)
+    return send

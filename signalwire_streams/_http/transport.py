@@ -13,9 +13,6 @@ import aiohttp
 from attrs import define, field
 from yarl import URL
 
-from signalwire_streams.errors import Phase
-from signalwire_streams.models import Event, Kind
-from signalwire_streams.middleware._policies import Timeouts
 from signalwire_streams._http.connection_guard import (
     FORM,
     AttemptGuard,
@@ -24,12 +21,14 @@ from signalwire_streams._http.connection_guard import (
     SilentResendError,
     UnaskedAnswerError,
 )
-from signalwire_streams.clock import Clock
-from signalwire_streams._http.deadlines import Limits
-from signalwire_streams._http.session import SessionManager
+from signalwire_streams._http.deadlines import Limits, Timeouts
+from signalwire_streams._http.decoding import contradiction, event_of, read_reply
+from signalwire_streams._http.error_bodies import retry_after
 from signalwire_streams._http.messages import Exchange, Outcome
-from signalwire_streams.wire.headers import retry_after
-from signalwire_streams.wire.replies import contradiction, event_of, read_reply
+from signalwire_streams._http.session import SessionManager
+from signalwire_streams.clock import Clock
+from signalwire_streams.errors import Phase
+from signalwire_streams.models import Event, Kind
 
 _SMALL_ANSWER = 64 * 1024
 """Bytes of an unpacked body that a start or a stop may answer, or a refusal; real ones have a few hundred."""

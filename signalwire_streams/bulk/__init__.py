@@ -1,10 +1,9 @@
 """Many starts or stops: workers over one iterable, one outcome for each, a journal and a report."""
 
-from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
-from signalwire_streams.bulk._serialization import PlannedRequest
 from signalwire_streams.bulk._journal_reader import BulkJournal, JournalItem, JournalStatus
-from signalwire_streams.bulk._results import BulkError, BulkReport
-from signalwire_streams.bulk.run import BulkRun
+from signalwire_streams.bulk._results import BulkError, BulkOutcome, BulkReport, BulkState
+from signalwire_streams.bulk._runner import BulkRun
+from signalwire_streams.bulk._serialization import PlannedRequest
 
 __all__ = [
     "BulkError",

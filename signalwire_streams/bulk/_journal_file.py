@@ -14,28 +14,26 @@ from typing import TypeVar
 
 from attrs import frozen
 
-from signalwire_streams.bulk.paths import (
+from signalwire_streams.bulk._write_ahead_log import (
     INDEX as LOG_INDEX,
+    JOURNAL,
     LOCK,
     LOG,
     ROLLBACK,
-    JournalPath,
-    exists,
-    identity_of,
-    size_of,
-)
-from signalwire_streams.bulk._write_ahead_log import (
-    JOURNAL,
     UNFINISHED,
     Header,
+    JournalPath,
     check_log,
     check_view,
+    exists,
     header_of,
+    identity_of,
     is_busy,
     log_error,
+    size_of,
 )
-from signalwire_streams.errors import InvalidRequestError, JournalError
 from signalwire_streams.clock import Clock
+from signalwire_streams.errors import InvalidRequestError, JournalError
 
 _Result = TypeVar("_Result")
 

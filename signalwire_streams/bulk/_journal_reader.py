@@ -8,10 +8,10 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from signalwire_streams.bulk.outcomes import BulkState
-from signalwire_streams.bulk.paths import JournalPath, journal_path
-from signalwire_streams.bulk._serialization import PlannedRequest, planned_request
 from signalwire_streams.bulk._journal_file import INTENDED, facts_of, find, is_held, reading
+from signalwire_streams.bulk._results import BulkState
+from signalwire_streams.bulk._serialization import PlannedRequest, planned_request
+from signalwire_streams.bulk._write_ahead_log import JournalPath, journal_path
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream
 

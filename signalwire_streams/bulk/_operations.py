@@ -3,20 +3,90 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams.bulk._journal import Entry, Holder, Journal
-from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState
-from signalwire_streams.bulk.paths import JournalPath, journal_path
-from signalwire_streams.bulk._serialization import Start
-from signalwire_streams.bulk.starting import Starting, Stopping
-from signalwire_streams.bulk._journal_file import INTENDED
-from signalwire_streams.errors import InvalidRequestError, StreamOutcomeUnknown
-from signalwire_streams.models import CallStream, ConferenceStream, StartConferenceStream, StreamStatus
-from signalwire_streams.clock import Clock
 from signalwire_streams._http.messages import Errand, Progress
+from signalwire_streams.bulk._journal import Entry, Holder, Journal
+from signalwire_streams.bulk._journal_file import INTENDED, when_free
+from signalwire_streams.bulk._results import BulkOutcome, BulkState
+from signalwire_streams.bulk._serialization import Once, Start
+from signalwire_streams.bulk._write_ahead_log import JournalPath, journal_path
+from signalwire_streams.clock import Clock
+from signalwire_streams.errors import InvalidRequestError, StreamOutcomeUnknown
+from signalwire_streams.models import GENERATED_NAME, CallStream, ConferenceStream, StartConferenceStream, StreamStatus
+from signalwire_streams.resources._streams import Streams
+
+
+@frozen
+class Both:
+    """The streams of conferences and of calls."""
+
+    conferences: Streams[ConferenceStream]
+    calls: Streams[CallStream]
+
+
+@define(eq=False)
+class Starting:
+    """Starts the streams of one run, under names that follow from the run and the target.
+
+    Attributes:
+        streams: where to start them.
+        deadline: seconds for one item, its waiting for the pacer included.
+        run: what the run is called; the same run and target give the same name.
+    """
+
+    streams: Both
+    deadline: float
+    run: str = field(factory=lambda: token_hex(4))
+    _once: Once = field(init=False, factory=Once)
+
+    async def __call__(self, request: Start, errand: Errand) -> ConferenceStream | CallStream:
+        """Start one stream."""
+        return await self.send(self.prepare(request, errand), errand)
+
+    def prepare(self, request: Start, errand: Errand) -> Start:
+        """Check a request and give it its name.
+
+        Raises:
+            InvalidRequestError: it is no request, or its target came before under the same name.
+        """
+        if not errand.progress.attempts:
+            self._once.check(request)
+        if request.name is None and not request.unnamed:
+            request = evolve(request, name=f"{GENERATED_NAME}{self.run}-{request.target}")
+        return request
+
+    async def send(self, request: Start, errand: Errand) -> ConferenceStream | CallStream:
+        """Start the stream of a request that was prepared."""
+        if isinstance(request, StartConferenceStream):
+            return await self.streams.conferences.start(request, deadline=self.deadline, errand=errand)
+        return await self.streams.calls.start(request, deadline=self.deadline, errand=errand)
+
+
+@frozen
+class Stopping:
+    """Stops the streams of one run.
+
+    Attributes:
+        streams: where to stop them.
+        deadline: seconds for one item, its waiting for the pacer included.
+    """
+
+    streams: Both
+    deadline: float
+
+    async def __call__(self, stream: ConferenceStream | CallStream, errand: Errand) -> ConferenceStream | CallStream:
+        """Stop one stream."""
+        deadline = self.deadline
+        if isinstance(stream, ConferenceStream):
+            return await self.streams.conferences.stop(stream.conference_sid, stream, deadline=deadline, errand=errand)
+        if isinstance(stream, CallStream):
+            return await self.streams.calls.stop(stream.call_sid, stream, deadline=deadline, errand=errand)
+        raise InvalidRequestError(f"an item is a {type(stream).__name__}: pass ConferenceStream or CallStream")
+
 
 _Stream: TypeAlias = ConferenceStream | CallStream
 
@@ -251,3 +321,49 @@ def _still_unknown(key: Key) -> StreamOutcomeUnknown:
         target=key.target,
         name=key.name,
     )
+
+
+@define(eq=False)
+class Undoing:
+    """Stops the streams that a run started.
+
+    Attributes:
+        stopping: how one stream is stopped.
+        holder: has the journal.
+    """
+
+    stopping: Stopping
+    holder: Holder
+    _rows: dict[Progress, int] = field(init=False, factory=dict)
+
+    async def begin(self) -> None:
+        """Open the journal, and record there that the run is being stopped."""
+        journal = await self.holder.open()
+        try:
+            await when_free(self.holder.clock, journal.begin_undoing)
+        except BaseException:  # also when it is cancelled: nobody else closes the journal
+            await self.end()
+            raise
+
+    async def end(self) -> None:
+        """Write what waits and close the journal."""
+        await self.holder.close()
+
+    def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
+        """Note what came of a stop."""
+        row = self._rows.pop(progress, None)
+        if row is not None:
+            self.holder.journal.settle_undoing(row, outcome)
+
+    async def __call__(self, stream: _Stream, errand: Errand) -> _Stream:
+        """Stop one stream."""
+        progress = errand.progress
+        if not progress.attempts:  # else the breaker sent it back before it was tried
+            row = self.holder.journal.find_stream(_target_of(stream), stream.name, stream.sid)
+            self._rows[progress] = row
+            await self.holder.journal.intend_undoing(row)
+        return await self.stopping(stream, errand)
+
+
+def _target_of(stream: _Stream) -> str:
+    return stream.conference_sid if isinstance(stream, ConferenceStream) else stream.call_sid

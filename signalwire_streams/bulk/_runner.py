@@ -1,16 +1,21 @@
 """Many calls at once over one iterable: intake, tasks, a bounded backlog of outcomes, an orderly end."""
 
 import asyncio
+import sys
+import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
-from attrs import define, field
+from attrs import define, field, frozen
 
-from signalwire_streams.bulk.outcomes import BulkOutcome, BulkState, state_of
+from signalwire_streams._http.messages import Errand, Progress
+from signalwire_streams.bulk._results import BulkOutcome, BulkReport, BulkState, Tally, state_of
+from signalwire_streams.clock import Clock
 from signalwire_streams.errors import (
     AuthenticationError,
     CircuitOpenError,
+    ClientStateError,
     JournalError,
     PermissionDeniedError,
     RateLimitedError,
@@ -19,8 +24,64 @@ from signalwire_streams.errors import (
     StreamsError,
 )
 from signalwire_streams.models import CallStream, ConferenceStream, Lane
-from signalwire_streams.clock import Clock
-from signalwire_streams._http.messages import Errand, Progress
+
+LEAST, MOST = 8, 256
+_CUT = 0.7
+_SLOW = 2.0
+_SETTLED = 0.02
+_FORGET = 1.02
+
+
+@define(eq=False)
+class AdaptiveConcurrency:
+    """Additive increase, multiplicative decrease, on latency and on refusals for lack of capacity.
+
+    While answers come about as fast as the fastest lately, the number grows by one each time that many were
+    answered; when they take twice as long, or the Space says 429 or 503, it shrinks by three tenths, at most
+    once for the requests that were under way together.
+
+    Attributes:
+        limit: how many may be under way now.
+    """
+
+    limit: float = float(LEAST * 4)
+    _fastest: float | None = field(init=False, default=None)
+    _usual: float = field(init=False, default=0.0)
+    _grace: int = field(init=False, default=0)
+
+    def answered(self, seconds: float, *, pushed_back: bool) -> None:
+        """Note a request that ended.
+
+        Args:
+            seconds: how long it took, without its waiting for a turn.
+            pushed_back: whether the Space said 429 or 503 meanwhile.
+        """
+        fastest = seconds if self._fastest is None else min(seconds, self._fastest * _FORGET)
+        self._fastest = fastest
+        self._usual = seconds if not self._usual else self._usual + 0.1 * (seconds - self._usual)
+        if self._grace > 0:
+            self._grace -= 1
+        slow = self._usual > max(fastest * _SLOW, fastest + _SETTLED)
+        if not (pushed_back or slow):
+            self.limit = min(self.limit + 1.0 / self.limit, float(MOST))
+        elif self._grace == 0:
+            self.limit = max(self.limit * _CUT, float(LEAST))
+            self._grace = int(self.limit)
+
+
+@frozen
+class FixedConcurrency:
+    """A number that somebody chose.
+
+    Attributes:
+        limit: how many may be under way.
+    """
+
+    limit: float
+
+    def answered(self, seconds: float, *, pushed_back: bool) -> None:
+        """Learn nothing: the number stays."""
+
 
 _Item = TypeVar("_Item")
 
@@ -287,3 +348,99 @@ async def _each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[
     else:
         for item in items:
             yield item
+
+
+class Keeper(Protocol):
+    """Keeps a journal of the run."""
+
+    async def begin(self) -> None:
+        """Open the journal; the run begins."""
+        ...
+
+    async def end(self) -> None:
+        """Write what waits and close the journal; the run has ended. Safe to repeat.
+
+        Raises:
+            StreamsError: something could not be recorded; the same each time.
+        """
+        ...
+
+
+@define(eq=False)
+class BulkRun(Generic[_Item]):
+    """Many starts or stops: ``async for outcome in run``, then ``await run.report()``.
+
+    Outcomes come as the items end, in no particular order, one for each item. Leaving the loop early ends the
+    run: nothing more is taken in, what is under way gets five seconds to end, and the report tells the rest.
+    """
+
+    _engine: Engine[_Item]
+    _clock: Clock
+    _keeper: Keeper | None = None
+    _tally: Tally = field(init=False, factory=Tally)
+    _is_used: bool = field(init=False, default=False)
+    _began_at: float | None = field(init=False, default=None)
+    _seconds: float | None = field(init=False, default=None)
+
+    async def __aiter__(self) -> AsyncGenerator[BulkOutcome[_Item], None]:
+        self._is_used = True
+        if self._began_at is not None:
+            raise ClientStateError("a run can be gone through once: make a new one")
+        if self._keeper is not None:
+            await self._keeper.begin()
+        self._began_at = self._clock.now()
+        try:
+            while (outcome := await self._engine.next()) is not None:
+                self._tally.add(outcome)
+                yield outcome
+        finally:
+            await self._end()
+
+    def drain(self, seconds: float = DRAIN) -> None:
+        """End the run early: take nothing more in, and cut what is under way after these seconds.
+
+        The loop goes on until that is done, so that it sees every outcome; a signal's handler may call this. A
+        second call shortens the first: ``drain(0)`` cuts at once.
+
+        Args:
+            seconds: for what is under way.
+        """
+        self._is_used = True
+        _ = self._engine.drain(seconds)
+
+    async def report(self) -> BulkReport:
+        """Sum the run up. Carries it out first where nobody went through it; ends it where somebody left it."""
+        if self._began_at is None:
+            async for _ in self:
+                pass
+        await self._end()
+        return self.so_far
+
+    @property
+    def so_far(self) -> BulkReport:
+        """What the run came to until now, for a display; without waiting for anything."""
+        seconds = self._seconds
+        if seconds is None:
+            seconds = 0.0 if self._began_at is None else self._clock.now() - self._began_at
+        return self._tally.report(seconds)
+
+    def __del__(self) -> None:
+        # As Python does for a coroutine. Where __init__ failed there is no such attribute.
+        if not getattr(self, "_is_used", True) and not sys.is_finalizing():
+            warnings.warn(
+                "a bulk run was never iterated, so nothing was sent: write 'async for outcome in run' or "
+                "'await run.report()'",
+                RuntimeWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    async def _end(self) -> None:
+        try:
+            async for outcome in self._engine.close():
+                self._tally.add(outcome)
+        finally:
+            if self._seconds is None:
+                self._seconds = self._clock.now() - (self._began_at or self._clock.now())
+            if self._keeper is not None:
+                await self._keeper.end()

@@ -30,8 +30,7 @@ Callbacks that come by GET have no body: pass ``method="GET"``, and read ``parse
 Where a signature does not fit that should, `explain_mismatch` tries what proxies usually change and says what to do.
 """
 
-from signalwire_streams.callbacks._signature import SHA256_SIGNATURE_HEADER, SIGNATURE_HEADER
-from signalwire_streams.callbacks.dispatch import CallbackCounts, CallbackHandler
+from signalwire_streams.callbacks._diagnostics import Explanation, explain_mismatch
 from signalwire_streams.callbacks._events import (
     CallbackEvent,
     CallStreamChanged,
@@ -42,9 +41,8 @@ from signalwire_streams.callbacks._events import (
     UnknownCallback,
     read_callback,
 )
-from signalwire_streams.callbacks._diagnostics import Explanation, explain_mismatch
-from signalwire_streams.callbacks._receiver import CallbackReceiver
-from signalwire_streams.callbacks.signature import sign, verify_signature
+from signalwire_streams.callbacks._receiver import CallbackCounts, CallbackHandler, CallbackReceiver
+from signalwire_streams.callbacks._signature import SHA256_SIGNATURE_HEADER, SIGNATURE_HEADER, sign, verify_signature
 
 __all__ = [
     "SHA256_SIGNATURE_HEADER",

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 from attrs import field, frozen
 
-from signalwire_streams.callbacks.forms import Fields, as_pairs
+from signalwire_streams.callbacks._request_parsing import Fields, as_pairs
 from signalwire_streams.models import Track
-from signalwire_streams.models.dates import parse_date
+from signalwire_streams.models._responses import parse_date
 
 STARTED = "stream-started"
 STOPPED = "stream-stopped"

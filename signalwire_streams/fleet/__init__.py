@@ -21,10 +21,9 @@ if not (find_spec("docket") and find_spec("redis") and find_spec("throttled")):
     )
 
 from signalwire_streams.fleet._batches import Secrets
-from signalwire_streams.fleet._status import FleetStatus, WorkerStatus
 from signalwire_streams.fleet._fleet import Fleet
-from signalwire_streams.fleet.running import run_worker, stopped_by_signals
-from signalwire_streams.fleet._worker import FleetWorker
+from signalwire_streams.fleet._status import FleetStatus, WorkerStatus
+from signalwire_streams.fleet._worker import FleetWorker, run_worker, stopped_by_signals
 
 __all__ = [
     "Fleet",

@@ -12,34 +12,44 @@ from attrs import define, field
 from docket import Docket
 from redis.exceptions import RedisError
 
-from signalwire_streams.bulk.outcomes import BulkOutcome
-from signalwire_streams.bulk._serialization import Start
-from signalwire_streams.bulk.run import BulkRun
 from signalwire_streams._client import StreamsClient
+from signalwire_streams._http.account import find_account
+from signalwire_streams.bulk._results import BulkOutcome
+from signalwire_streams.bulk._runner import BulkRun
+from signalwire_streams.bulk._serialization import Start
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
+from signalwire_streams.fleet._ledger import Planned, StopLedger
 from signalwire_streams.fleet._redis import (
+    END,
+    NOTE,
+    TAKE_BACK,
     Command,
     Connection,
+    Keys,
+    Writer,
+    check_run,
     check_url,
     command,
     connected,
     engine_url,
     make_sure,
+    next_run,
+    reply_of,
+    script,
 )
-from signalwire_streams.fleet.ending import Ending
-from signalwire_streams.fleet._status import RESUMED, STOPPING, FleetStatus, RunFacts, WorkerStatus, text_of
-from signalwire_streams.fleet.keys import Keys, check_run, next_run
-from signalwire_streams.fleet._submission import Submission, fitted
-from signalwire_streams.fleet.reading import Reading
-from signalwire_streams.fleet.records import Planned
-from signalwire_streams.fleet.scripts import END, NOTE, TAKE_BACK
-from signalwire_streams.fleet.steps import reply_of, script
-from signalwire_streams.fleet.stopping import StopLedger
-from signalwire_streams.fleet.tasks import TASK, start_batch
-from signalwire_streams.fleet.writer import Writer
+from signalwire_streams.fleet._status import (
+    RESUMED,
+    STOPPING,
+    Ending,
+    FleetStatus,
+    Reading,
+    RunFacts,
+    WorkerStatus,
+    text_of,
+)
+from signalwire_streams.fleet._submission import TASK, Submission, fitted, start_batch
 from signalwire_streams.models import CallStream, ConferenceStream
 from signalwire_streams.models._validation import check_seconds
-from signalwire_streams._http.account import find_account
 
 _PATIENCE, _AT_FIRST = 30.0, 3.0
 _WEEK = 7 * 24 * 3600.0

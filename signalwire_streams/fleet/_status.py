@@ -1,12 +1,28 @@
 """What Redis knows of a run and of the workers, as values."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, cast
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from signalwire_streams.bulk._journal_file import INTENDED
-from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.bulk._results import BulkOutcome, BulkState
+from signalwire_streams.bulk._serialization import Start
+from signalwire_streams.errors import InvalidRequestError, RunEndedError, StreamsError
+from signalwire_streams.fleet._ledger import (
+    Batch,
+    Mark,
+    Planned,
+    key_of,
+    may_run,
+    read_batch,
+    read_index,
+    read_outcome,
+    settling,
+)
+from signalwire_streams.fleet._redis import Connection, Keys, RunKeys, Step, command, joined
+from signalwire_streams.models import CallStream, ConferenceStream
 
 RESUMED, STOPPING = "resumed", "stopping"
 """Facts of a run: what goes on with it, and that its streams are stopped again."""
@@ -216,3 +232,146 @@ def text_of(answer: Mapping[Any, Any]) -> dict[str, str]:
 
 def _text(value: Any) -> str:  # noqa: ANN401  (Redis gives bytes or text)
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+_AT_ONCE = 500
+_BLOCK = 1_000  # milliseconds
+_KEPT_BATCHES = 256
+
+
+@define(eq=False)
+class Reading:
+    """One reading of a run's outcomes.
+
+    Attributes:
+        connection: the way to Redis.
+        keys: what things are called.
+        facts: looks up what is known of the run, and raises where that is nothing any more.
+    """
+
+    connection: Connection
+    keys: Keys
+    facts: Callable[[], Awaitable[RunFacts]]
+    _kept: "OrderedDict[int, list[Planned]]" = field(init=False, factory=OrderedDict)
+
+    async def outcomes(self) -> AsyncGenerator[BulkOutcome[Start], None]:
+        """Give each outcome, until all are given.
+
+        Raises:
+            InvalidRequestError: there is no such run any more.
+            FleetError: Redis can't be used.
+        """
+        facts = await self.facts()
+        keys = self.keys.of(facts.run, facts.plan)
+        last: Any = "0-0"
+        seen = 0
+        while seen < facts.planned:
+            answer = await self.connection.one(command("xread", {keys.outcomes: last}, count=_AT_ONCE, block=_BLOCK))
+            if not answer:
+                facts = await self.facts()
+                continue
+            [(_, entries)] = answer.items() if isinstance(answer, dict) else answer
+            entries = entries[0] if isinstance(answer, dict) else entries
+            read = [read_index(fields[b"o"]) for _, fields in entries]
+            last = entries[-1][0]
+            await self._fetch(facts.run, keys, {index // facts.batch for index, _ in read})
+            for index, outcome in read:
+                seen += 1
+                yield read_outcome(outcome, self._kept[index // facts.batch][index % facts.batch].request.request)
+            while len(self._kept) > _KEPT_BATCHES:
+                self._kept.popitem(last=False)
+
+    async def _fetch(self, run: str, keys: RunKeys, numbers: set[int]) -> None:
+        missing = sorted(numbers - self._kept.keys())
+        if not missing:
+            return
+        texts = await self.connection.all([command("get", keys.requests(number)) for number in missing])
+        for number, text in zip(missing, texts, strict=True):
+            if text is None:
+                raise InvalidRequestError(f"the run {run!r} is older than Redis was told to keep it")
+            self._kept[number] = read_batch(text)
+
+
+_UNFINISHED = frozenset({BulkState.NOT_ATTEMPTED, BulkState.UNKNOWN})
+_BATCHES_AT_ONCE = 20  # batches read in one go
+
+
+@frozen
+class Found:
+    """A start of a run, and what is known of it.
+
+    Attributes:
+        index: its place in the run.
+        start: what was planned.
+        mark: its mark.
+    """
+
+    index: int
+    start: Planned
+    mark: Mark
+
+
+@define(eq=False)
+class Ending:
+    """The end of a run that takes no further starts.
+
+    Attributes:
+        connection: the way to Redis.
+        keys: what the run's things are called.
+        facts: the run's.
+    """
+
+    connection: Connection
+    keys: RunKeys
+    facts: RunFacts
+
+    async def settle(self, why: str) -> None:
+        """Write of all starts that were not begun that they were not attempted, or that nobody knows, and why."""
+        async for number, starts in self._batches():
+            batch = Batch(self.keys, self.facts.run, number, self.facts.keep)
+            left = [_settling(batch, found, why) for found in starts if not found.mark.text]
+            if left:
+                await self.connection.all([step for step, _ in joined(left)])
+
+    async def streams(self) -> AsyncIterator[tuple[int, ConferenceStream | CallStream]]:
+        """Give the streams that the run started, or may have started, and that were not stopped since."""
+        undone = text_of(await self.connection.one(command("hgetall", self.keys.undone)))
+        async for _, starts in self._batches():
+            for found in starts:
+                stream = found.mark.stream_of(found.start.request.request)
+                if stream is not None and str(found.index) not in undone:
+                    yield found.index, stream
+
+    async def unfinished(self) -> AsyncIterator[Planned]:
+        """Give the starts that were not attempted, and those that nobody knows the end of."""
+        async for _, starts in self._batches(whole=True):
+            for found in starts:
+                if found.mark.state in _UNFINISHED:
+                    yield Planned(found.start.request, may_run=found.mark.state == BulkState.UNKNOWN)
+
+    async def _batches(self, *, whole: bool = False) -> AsyncIterator[tuple[int, Sequence[Found]]]:
+        """Go through the run, batch by batch; where Redis has forgotten a part of it, only a whole run will do."""
+        facts, keys = self.facts, self.keys
+        for first in range(0, facts.batches, _BATCHES_AT_ONCE):
+            numbers = range(first, min(first + _BATCHES_AT_ONCE, facts.batches))
+            plans = await self.connection.all([command("get", keys.requests(number)) for number in numbers])
+            told = await self.connection.all([command("hgetall", keys.marks(number)) for number in numbers])
+            for number, plan, marks in zip(numbers, plans, told, strict=True):
+                if plan is None and not whole:
+                    continue
+                if plan is None:
+                    raise InvalidRequestError(f"the run {facts.run!r} is older than Redis was told to keep it")
+                texts = text_of(marks)
+                starts = enumerate(read_batch(plan), number * facts.batch)
+                yield (
+                    number,
+                    [Found(index, start, Mark(texts.get(str(index), ""), start.may_run)) for index, start in starts],
+                )
+
+
+def _settling(batch: Batch, found: Found, why: str) -> Step:
+    request = found.start.request.request
+    state, error = BulkState.NOT_ATTEMPTED, cast("StreamsError", RunEndedError(why))
+    if found.mark.is_doubtful:
+        state, error = BulkState.UNKNOWN, may_run(key_of(request), why)
+    return settling(batch, "", BulkOutcome(index=found.index, item=request, state=state, error=error))

@@ -10,15 +10,20 @@ from attrs import define, evolve, field
 from docket import Docket
 
 from signalwire_streams.bulk._serialization import Once, PlannedRequest, Start, check_request
-from signalwire_streams.errors import FleetError, InvalidRequestError
-from signalwire_streams.fleet._redis import Connection, command
+from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
+from signalwire_streams.fleet._ledger import Planned, write_batch
+from signalwire_streams.fleet._redis import BATCH, NOTE, PLAN, Connection, Keys, RunKeys, command, reply_of, script
 from signalwire_streams.fleet._status import RunFacts
-from signalwire_streams.fleet.keys import BATCH, Keys, RunKeys
-from signalwire_streams.fleet.records import Planned, write_batch
-from signalwire_streams.fleet.scripts import NOTE, PLAN
-from signalwire_streams.fleet.steps import reply_of, script
-from signalwire_streams.fleet.tasks import TASK
 from signalwire_streams.models import GENERATED_NAME
+
+TASK = "start_batch"
+"""What the engine calls it."""
+
+
+async def start_batch(run: str, batch: int) -> None:
+    """Stand for the task where it is only submitted; a worker puts its own in this place."""
+    raise ClientStateError(f"batch {batch} of {run} came to a process that is no worker")
+
 
 _LONGER = 3600  # seconds that requests outlive their run's facts, which point to them
 _AT_ONCE = 40  # batches written in one go

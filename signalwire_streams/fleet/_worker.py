@@ -5,28 +5,107 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
+from signal import Signals
 from typing import Any
 
 from attrs import define, field
 from docket import Docket, ExponentialRetry, Worker
 
-from signalwire_streams.bulk.outcomes import BulkOutcome
 from signalwire_streams._client import StreamsClient
+from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsError
-from signalwire_streams.fleet._batches import Batches, HandedBackError, Secrets
-from signalwire_streams.fleet._redis import Command, Connection, check_url, command, connected, engine_url
-from signalwire_streams.fleet.engine import Engine
+from signalwire_streams.fleet._batches import Batches, HandedBackError, Leases, Secrets
+from signalwire_streams.fleet._redis import (
+    BATCH,
+    Command,
+    Connection,
+    Keys,
+    Writer,
+    check_url,
+    command,
+    connected,
+    engine_url,
+)
 from signalwire_streams.fleet._status import RunFacts
-from signalwire_streams.fleet.keys import BATCH, Keys
-from signalwire_streams.fleet.leases import Leases
-from signalwire_streams.fleet.tasks import TASK
-from signalwire_streams.fleet.writer import Writer
+from signalwire_streams.fleet._submission import TASK
+from signalwire_streams.middleware._rate_limit import Pacer, SpacePacer
 from signalwire_streams.models._validation import check_count, check_seconds
-from signalwire_streams.middleware._rate_limit import SpacePacer
+from signalwire_streams.redis_rate_limit import RedisPacer
+
+_ENDS_WITHIN = 2.0  # seconds that it takes to give back what was cut, before it is cancelled
+
+
+@define(eq=False)
+class Engine:
+    """A worker of docket's that runs.
+
+    Cancelling it is no way to end it: where Redis fails it in its last steps it begins anew, and takes on work again.
+    It is told to end as the end of its own context does that.
+
+    Attributes:
+        worker: docket's worker.
+        running: its life; ends by itself only where something is wrong with it.
+    """
+
+    worker: Worker
+    running: asyncio.Task[None] = field(init=False)
+    _working: asyncio.Task[None] | None = field(init=False, default=None)
+    _left: asyncio.Event = field(init=False, factory=asyncio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self.running = asyncio.create_task(self._run())
+
+    def leave(self) -> None:
+        """Take nothing new; it ends with what was taken."""
+        self._left.set()
+
+    async def end(self) -> None:
+        """End, whether Redis answers or not and however often the caller is cancelled meanwhile.
+
+        Raises:
+            CancelledError: the caller was cancelled meanwhile.
+        """
+        self.leave()
+        await _in_any_case(self._end())
+
+    def tell_failure(self) -> None:
+        """Raise what it failed with, if it did."""
+        if not self.running.cancelled() and (error := self.running.exception()) is not None:
+            raise error
+
+    async def _run(self) -> None:
+        async with self.worker:
+            working = self._working = asyncio.create_task(self.worker.run_forever())
+            leaving = asyncio.create_task(self._left.wait())
+            await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+            leaving.cancel()
+        if not working.cancelled():
+            await working
+
+    async def _end(self) -> None:
+        while True:
+            await asyncio.wait([self.running], timeout=_ENDS_WITHIN)
+            if self.running.done():
+                return
+            # Each time it is cancelled it gives up one thing that it waits for.
+            waits = self._working if self._working is not None and not self._working.done() else self.running
+            waits.cancel()
+
+
+async def _in_any_case(ending: Coroutine[object, object, None]) -> None:
+    task, cancelled = asyncio.ensure_future(ending), None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
 
 _LOG = logging.getLogger("signalwire_streams.fleet")
 
@@ -260,3 +339,67 @@ class FleetWorker:
                 )
         except Exception as error:  # noqa: BLE001  (whatever it is: what it told expires by itself)
             _LOG.debug("the worker could not say farewell: %s", error)
+
+
+async def run_worker(
+    url: str,
+    *,
+    pacer: Pacer | None = None,
+    concurrency: int = 200,
+    lease: float = 15.0,
+    drain: float = 25.0,
+    secrets: Secrets | None = None,
+) -> None:
+    """Be a worker of the fleet until SIGTERM or SIGINT comes; a second one hands back at once what is in hand.
+
+    Its client is made from ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN``.
+
+    Args:
+        url: the Redis that the fleet shares.
+        pacer: what the workers share the Space's limit by; a `RedisPacer` on the fleet's Redis by default.
+        concurrency: see `FleetWorker`.
+        lease: see `FleetWorker`.
+        drain: see `FleetWorker`.
+        secrets: see `FleetWorker`.
+
+    Raises:
+        InvalidRequestError: something can't be right, or the environment lacks something.
+        SharedPacerError: Redis can't be reached at the start, or refuses the user or password.
+        FleetError: the same, with a pacer of the caller's own.
+    """
+    async with AsyncExitStack() as stack:
+        if pacer is None:
+            pacer = await stack.enter_async_context(RedisPacer(url))
+        client = await stack.enter_async_context(StreamsClient.from_env(pacer=pacer))
+        worker = FleetWorker(url, client, concurrency=concurrency, lease=lease, drain=drain, secrets=secrets)
+        with stopped_by_signals(worker):
+            await worker.run()
+
+
+@contextmanager
+def stopped_by_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] | None = None) -> Iterator[None]:
+    """Stop a worker when SIGTERM or SIGINT comes.
+
+    Args:
+        worker: the worker.
+        on_signal: called with each signal, after the worker was told to stop.
+    """
+
+    def stop(number: Signals) -> None:
+        worker.stop()
+        if on_signal is not None:
+            on_signal(number)
+
+    loop = asyncio.get_running_loop()
+    numbers = (Signals.SIGINT, Signals.SIGTERM)
+    try:
+        for number in numbers:
+            loop.add_signal_handler(number, stop, number)
+    except (NotImplementedError, RuntimeError):  # Windows' loops, and other threads', take no signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)

@@ -12,10 +12,10 @@ import logging
 
 from attrs import define, field
 
-from signalwire_streams.models import Action, Event, Lane
-from signalwire_streams.middleware._policies import BreakerPolicy
-from signalwire_streams._http.messages import Exchange, Outcome
 from signalwire_streams._http.error_bodies import presentable
+from signalwire_streams._http.messages import Exchange, Outcome
+from signalwire_streams.middleware._policies import BreakerPolicy
+from signalwire_streams.models import Action, Event, Lane
 
 RETRY_LOG = logging.getLogger("signalwire_streams.retry")
 OUTCOME_LOG = logging.getLogger("signalwire_streams.outcome")

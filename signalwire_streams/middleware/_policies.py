@@ -1,36 +1,16 @@
 """The numbers behind every decision, with the defaults that the project stands by."""
 
-from typing import Any
-
-from attrs import Attribute, field, frozen
+from attrs import field, frozen
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._validation import check_count, check_flag, check_seconds
-
-
-def _count(_: object, attribute: "Attribute[Any]", value: object) -> None:
-    check_count(value, attribute.name, least=attribute.metadata.get("least", 0))
-
-
-def _seconds(_: object, attribute: "Attribute[Any]", value: object) -> None:
-    check_seconds(value, attribute.name)
-
-
-def _switch(_: object, attribute: "Attribute[Any]", value: object) -> None:
-    check_flag(value, attribute.name)
-
-
-def _share(_: object, attribute: "Attribute[Any]", value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise InvalidRequestError(f"{attribute.name} must be a part of the whole, above 0 and up to 1, not {value!r}")
-
-
-def _spread(_: object, attribute: "Attribute[Any]", value: object) -> None:
-    numbers = value if isinstance(value, tuple) else ()
-    good = [isinstance(number, int | float) and not isinstance(number, bool) for number in numbers] == [True, True]
-    if not good or not 0 <= numbers[0] <= numbers[1] < float("inf"):
-        raise InvalidRequestError(f"{attribute.name} must be (base, cap) in seconds with base <= cap, not {value!r}")
-
+from signalwire_streams.models._validation import (
+    check_count,
+    validate_backoff,
+    validate_count,
+    validate_flag,
+    validate_fraction,
+    validate_seconds,
+)
 
 _AT_LEAST_ONE = {"least": 1}
 
@@ -56,31 +36,16 @@ class RetryPolicy:
         wait_longest: seconds; a ``Retry-After`` beyond it is not waited for.
     """
 
-    attempts: int = field(default=3, validator=_count, metadata=_AT_LEAST_ONE)
-    unsent_attempts: int = field(default=3, validator=_count)
-    throttle_waits: int = field(default=6, validator=_count)
-    resends: int = field(default=2, validator=_count)
-    resend_window: float = field(default=30.0, validator=_seconds)
-    resend_call_starts: bool = field(default=False, validator=_switch)
-    deadline: float = field(default=45.0, validator=_seconds)
-    wait_transient: tuple[float, float] = field(default=(0.2, 5.0), validator=_spread)
-    wait_throttled: tuple[float, float] = field(default=(1.0, 20.0), validator=_spread)
-    wait_longest: float = field(default=60.0, validator=_seconds)
-
-
-@frozen(kw_only=True)
-class Timeouts:
-    """Seconds that one attempt may take.
-
-    Attributes:
-        connect: DNS, TCP and TLS together.
-        read: between two pieces of an answer.
-        attempt: the whole attempt, once it has a connection slot and the pacer's leave.
-    """
-
-    connect: float = field(default=5.0, validator=_seconds)
-    read: float = field(default=15.0, validator=_seconds)
-    attempt: float = field(default=20.0, validator=_seconds)
+    attempts: int = field(default=3, validator=validate_count, metadata=_AT_LEAST_ONE)
+    unsent_attempts: int = field(default=3, validator=validate_count)
+    throttle_waits: int = field(default=6, validator=validate_count)
+    resends: int = field(default=2, validator=validate_count)
+    resend_window: float = field(default=30.0, validator=validate_seconds)
+    resend_call_starts: bool = field(default=False, validator=validate_flag)
+    deadline: float = field(default=45.0, validator=validate_seconds)
+    wait_transient: tuple[float, float] = field(default=(0.2, 5.0), validator=validate_backoff)
+    wait_throttled: tuple[float, float] = field(default=(1.0, 20.0), validator=validate_backoff)
+    wait_longest: float = field(default=60.0, validator=validate_seconds)
 
 
 @frozen(kw_only=True)
@@ -99,9 +64,9 @@ class RateLimit:
         burst: requests that may go out at once after a pause; None for half a percent of the limit.
     """
 
-    requests: int = field(default=13_800, validator=_count, metadata=_AT_LEAST_ONE)
-    window: float = field(default=10.0, validator=_seconds)
-    share: float = field(default=0.9, validator=_share)
+    requests: int = field(default=13_800, validator=validate_count, metadata=_AT_LEAST_ONE)
+    window: float = field(default=10.0, validator=validate_seconds)
+    share: float = field(default=0.9, validator=validate_fraction)
     burst: int | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -130,7 +95,7 @@ class BreakerPolicy:
         pause: seconds without requests, before one probe goes out.
     """
 
-    outcomes: int = field(default=20, validator=_count, metadata=_AT_LEAST_ONE)
-    share: float = field(default=0.5, validator=_share)
-    window: float = field(default=30.0, validator=_seconds)
-    pause: float = field(default=5.0, validator=_seconds)
+    outcomes: int = field(default=20, validator=validate_count, metadata=_AT_LEAST_ONE)
+    share: float = field(default=0.5, validator=validate_fraction)
+    window: float = field(default=30.0, validator=validate_seconds)
+    pause: float = field(default=5.0, validator=validate_seconds)

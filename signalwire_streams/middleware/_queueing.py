@@ -1,11 +1,69 @@
 """Who waits for a token: interactive requests before bulk ones, and each lane in the order in which they came."""
 
 import asyncio
+import os
 from copy import copy
+from typing import TypeVar
 
 from attrs import define, field
 
+from signalwire_streams.errors import ClientStateError
 from signalwire_streams.models import Lane
+
+_Grant = TypeVar("_Grant")
+
+
+@define(eq=False)
+class Slots:
+    """A semaphore with two lanes: whoever waits in the interactive one gets the next free slot.
+
+    Attributes:
+        free: how many slots nobody has.
+    """
+
+    free: int
+    _waiting: dict[Lane, dict[asyncio.Future[None], None]] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._waiting = {lane: {} for lane in Lane}
+
+    async def acquire(self, lane: Lane, patience: float) -> bool:
+        """Take a slot, waiting for one no longer than so many seconds; False when there was none."""
+        if self.free > 0:
+            self.free -= 1
+            return True
+        if patience <= 0:
+            return False
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[lane][turn] = None
+        try:
+            async with asyncio.timeout(patience):
+                await turn
+        except TimeoutError:
+            return was_granted(turn)
+        except asyncio.CancelledError:
+            if was_granted(turn):
+                self.release()
+            raise
+        finally:
+            self._waiting[lane].pop(turn, None)
+        return True
+
+    def release(self) -> None:
+        """Give a slot back, to whoever waits for one."""
+        for waiting in self._waiting.values():
+            while waiting:
+                turn = next(iter(waiting))
+                del waiting[turn]
+                if not turn.done():  # its owner is on the way out
+                    turn.set_result(None)
+                    return
+        self.free += 1
+
+
+def was_granted(turn: asyncio.Future[_Grant]) -> bool:
+    """Tell whether a turn was given, be its owner still there or not."""
+    return turn.done() and not turn.cancelled()
 
 
 @define(eq=False)
@@ -63,3 +121,35 @@ class Queue:
                 if not turn.done():
                     return turn
         return None
+
+
+@define(eq=False)
+class Home:
+    """The event loop and the process that a pacer was first used in."""
+
+    _closed: bool = field(init=False, default=False)
+    _loop: asyncio.AbstractEventLoop | None = field(init=False, default=None)
+    _process: int = field(init=False, factory=os.getpid)
+
+    def enter(self) -> None:
+        """Check that the pacer can be used here and now.
+
+        Raises:
+            ClientStateError: it is closed, or belongs to another event loop or process.
+        """
+        if self._closed:
+            raise ClientStateError("this pacer is closed: make a new RedisPacer")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop, self._process = loop, os.getpid()
+        elif self._process != os.getpid():
+            raise ClientStateError("this pacer belongs to the process that forked this one: make a RedisPacer in each")
+        elif self._loop is not loop:
+            raise ClientStateError(
+                "this pacer belongs to another event loop: make one RedisPacer inside each asyncio.run()"
+            )
+
+    def leave(self) -> bool:
+        """Note that the pacer is closed; False when there is nothing to close (any more) in this loop and process."""
+        was_open, self._closed = not self._closed, True
+        return was_open and self._loop is asyncio.get_running_loop() and self._process == os.getpid()

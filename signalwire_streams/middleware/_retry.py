@@ -1,19 +1,286 @@
 """The retry middleware: sends again what may be sent again, and says what came of the call."""
 
 from asyncio import CancelledError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
-from signalwire_streams.errors import Phase
-from signalwire_streams.models import Action, Attempt, Event
-from signalwire_streams.resilience.budget import RetryBudget
-from signalwire_streams.middleware._policies import RetryPolicy
-from signalwire_streams.resilience.retrying import Decision, Retrying
+from signalwire_streams._http.messages import Exchange, Outcome, Send
 from signalwire_streams.clock import Clock
+from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._logs import RETRY_LOG, OutcomeLog, log_retry
-from signalwire_streams.transport.middleware import Send
-from signalwire_streams._http.messages import Exchange, Outcome
+from signalwire_streams.middleware._policies import RetryPolicy
+from signalwire_streams.models import Action, Attempt, Event, Kind
+
+_Row = tuple[Action, Action, Action]
+_EVERYWHERE: Mapping[Action, _Row] = {action: (action, action, action) for action in Action}
+
+_PROOF, _NO_PROOF = Action.ALREADY_STOPPED, Action.FAIL
+
+REFUSED_STOPS: Mapping[Event, Mapping[Kind, Action]] = {
+    Event.TARGET_ENDED: {
+        Kind.STOP_RETURNED: _PROOF,
+        Kind.STOP: _PROOF,
+        Kind.STOP_BY_NAME: _PROOF,
+        Kind.STOP_AMBIGUOUS: _PROOF,
+    },
+    Event.ENDED: {
+        Kind.STOP_RETURNED: _PROOF,
+        Kind.STOP: _PROOF,
+        Kind.STOP_BY_NAME: _PROOF,
+        # This sid may be that of a second stream that was refused, while the first one runs.
+        Kind.STOP_AMBIGUOUS: _NO_PROOF,
+    },
+    Event.GONE: {
+        # The Space returned this sid from a start, so a stream that it does not know any more has ended.
+        Kind.STOP_RETURNED: _PROOF,
+        # A text may be misspelt, or a name in the form of a sid, also after an attempt that may have reached the Space.
+        Kind.STOP: _NO_PROOF,
+        # Not every Space may find streams by their names.
+        Kind.STOP_BY_NAME: _NO_PROOF,
+        Kind.STOP_AMBIGUOUS: _NO_PROOF,
+    },
+}
+"""When a stop that is refused counts as a stop: whatever was asked for is so, since the stream has ended."""
+
+#                           idempotent     named start       unnamed start
+_MAY_HAVE_HAPPENED: _Row = (Action.RETRY, Action.RESEND, Action.UNKNOWN)
+
+MATRIX: Mapping[Event, _Row] = {
+    Event.DONE: _EVERYWHERE[Action.FINISH],
+    # The Space never saw it.
+    Event.UNSENT: _EVERYWHERE[Action.RETRY_UNSENT],
+    Event.STALE: (Action.RETRY_NOW, Action.RETRY_NOW, Action.RETRY_ONCE),
+    Event.UNUSABLE: _EVERYWHERE[Action.FAIL],
+    Event.EXPIRED: _EVERYWHERE[Action.FAIL],
+    Event.BREAKER_OPEN: _EVERYWHERE[Action.FAIL],
+    # The Space may have carried it out.
+    Event.BROKEN: _MAY_HAVE_HAPPENED,
+    Event.MALFORMED: _MAY_HAVE_HAPPENED,
+    Event.SERVER_FAULT: _MAY_HAVE_HAPPENED,
+    # So it may here, and another attempt would fail in the same way.
+    Event.SESSION_FAILED: (Action.FAIL, Action.UNKNOWN, Action.UNKNOWN),
+    # The Space did carry it out.
+    Event.ACCEPTED: (Action.RETRY, Action.BY_NAME, Action.UNKNOWN),
+    # The Space refused it.
+    Event.REDIRECTED: _EVERYWHERE[Action.FAIL],
+    Event.REJECTED: _EVERYWHERE[Action.FAIL],
+    Event.DENIED: _EVERYWHERE[Action.FAIL],
+    Event.DUPLICATE_NAME: _EVERYWHERE[Action.FAIL],
+    Event.GONE: _EVERYWHERE[Action.FAIL],
+    Event.ENDED: _EVERYWHERE[Action.FAIL],
+    Event.TARGET_ENDED: _EVERYWHERE[Action.FAIL],
+    # The Space did not take it up.
+    Event.TRY_AGAIN: _EVERYWHERE[Action.RETRY],
+    Event.UNAVAILABLE: _EVERYWHERE[Action.RETRY],
+    Event.THROTTLED: _EVERYWHERE[Action.WAIT_FOR_GATE],
+}
+
+AMBIGUOUS = frozenset({Event.BROKEN, Event.MALFORMED, Event.SESSION_FAILED, Event.SERVER_FAULT, Event.ACCEPTED})
+"""After one of these, the request may have been carried out."""
+
+_COLUMNS = {
+    Kind.READ: 0,
+    Kind.STOP: 0,
+    Kind.STOP_RETURNED: 0,
+    Kind.STOP_AMBIGUOUS: 0,
+    Kind.STOP_BY_NAME: 0,
+    Kind.CONFERENCE_START: 1,
+    Kind.CALL_START: 1,
+    Kind.UNNAMED_START: 2,
+}
+
+
+def action_for(kind: Kind, event: Event, *, ambiguous_before: bool) -> Action:
+    """Look up what is done.
+
+    Args:
+        kind: what was asked for.
+        event: what happened.
+        ambiguous_before: whether an earlier attempt of the same call may have been carried out. Then a
+            refusal as a duplicate proves that it was; what a refused stop proves is in `REFUSED_STOPS` anyway.
+    """
+    if ambiguous_before and event is Event.DUPLICATE_NAME:
+        return Action.ALREADY_STARTED
+    if event in REFUSED_STOPS and kind.is_stop:
+        return REFUSED_STOPS[event][kind]
+    return MATRIX[event][_COLUMNS[kind]]
+
+
+_MAX_DOUBLINGS = 32
+
+
+def backoff(spread: tuple[float, float], tries: int, random: Callable[[], float]) -> float:
+    """Full jitter: anywhere from 0 to the smaller of the cap and base·2ⁿ.
+
+    Args:
+        spread: base and cap, in seconds.
+        tries: how often was waited before, n.
+        random: gives numbers from 0 to 1.
+    """
+    base, cap = spread
+    return float(random() * min(cap, base * 2 ** min(tries, _MAX_DOUBLINGS)))
+
+
+def at_least(asked: float, jitter: float) -> float:
+    """Wait what was asked for and some more, never less, so that not everyone comes back at once.
+
+    The jitter on top is held to a tenth of what was asked, or to its own size where nothing was asked.
+    """
+    return asked + min(jitter, max(asked * 0.1, 0.05)) if asked else jitter
+
+
+CAPACITY = 500
+COST_TRANSIENT = 14
+COST_CHEAP = 5
+"""For what certainly was not carried out: throttled, or not sent."""
+EARNED_BY_SUCCESS = 1
+
+
+@define(eq=False)
+class RetryBudget:
+    """Tokens that retries cost and successes earn.
+
+    In a full outage the bucket runs dry and calls fail after their first attempt; while the Space serves, a
+    retry that succeeds gives back what it cost.
+    """
+
+    tokens: int = CAPACITY
+
+    def spend(self, cost: int) -> bool:
+        """Take ``cost`` tokens; False when there are not enough, and then none are taken."""
+        if cost > self.tokens:
+            return False
+        self.tokens -= cost
+        return True
+
+    def succeed(self, spent: int) -> None:
+        """Note a success: its last retry's cost comes back, or a first-time success earns one token."""
+        self.tokens = min(CAPACITY, self.tokens + (spent or EARNED_BY_SUCCESS))
+
+
+_UNSENT = frozenset({Action.RETRY_UNSENT, Action.RETRY_NOW, Action.RETRY_ONCE})
+_AGAIN = _UNSENT | {Action.RETRY, Action.RESEND, Action.WAIT_FOR_GATE}
+# An answer came that says that the Space did not take the request up.
+_REFUSED_FOR_NOW = frozenset({Event.TRY_AGAIN, Event.UNAVAILABLE, Event.THROTTLED})
+_DONE = frozenset({Action.FINISH, Action.ALREADY_STARTED, Action.ALREADY_STOPPED, Action.BY_NAME})
+
+
+@frozen
+class Decision:
+    """What is done next: another attempt after ``wait`` seconds, or the end of the call."""
+
+    action: Action
+    wait: float = 0.0
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the call ends here."""
+        return self.action not in _AGAIN
+
+
+@define(eq=False)
+class Retrying:
+    """One call's memory and its decisions. Pure: time and chance are handed in.
+
+    Attributes:
+        kind: what the call asks for.
+        deadline_at: when it gives up, on the clock that `decide` is told.
+        ambiguous_since: when an attempt was first made that may have been carried out, or None.
+        has_unique_name: True for a start whose name no other start has.
+    """
+
+    policy: RetryPolicy
+    kind: Kind
+    budget: RetryBudget
+    random: Callable[[], float]
+    deadline_at: float
+    ambiguous_since: float | None = None
+    has_unique_name: bool = False
+    _accepted: bool = False
+    _refused_for_now: bool = False
+    _tries: dict[Action, int] = field(factory=dict)
+    _spent: int = 0
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether an attempt so far may have been carried out without our knowing."""
+        return self.ambiguous_since is not None
+
+    def decide(self, event: Event, now: float, retry_after: float | None = None) -> Decision:
+        """Say what is done after an attempt that ended so.
+
+        Args:
+            event: how the attempt ended.
+            now: the time.
+            retry_after: seconds that the Space asked to wait.
+        """
+        # Only an earlier attempt of this call can have used a unique name, even one that was refused by its answer.
+        is_repeated = self.ambiguous or (self.has_unique_name and self._refused_for_now)
+        action = action_for(self.kind, event, ambiguous_before=is_repeated)
+        if action in _DONE:
+            self.budget.succeed(self._spent)
+            return Decision(action)
+        self._accepted |= event is Event.ACCEPTED
+        self._refused_for_now |= event in _REFUSED_FOR_NOW
+        if event in AMBIGUOUS and self.ambiguous_since is None:
+            self.ambiguous_since = now
+        if action is Action.RESEND and not self._may_resend():
+            return Decision(Action.UNKNOWN)
+        if action not in _AGAIN:
+            return Decision(self._end(action))
+        wait = self._wait(action, retry_after)
+        if not self._allowed(action, now, wait, retry_after):
+            return Decision(self._end(Action.FAIL))
+        self._tries[action] = self._tries.get(action, 0) + 1
+        return Decision(action, wait)
+
+    def _end(self, action: Action) -> Action:
+        """Never tell a caller less than is known: a start that may run does not just "fail", nor a stop that worked."""
+        if self._accepted and self.kind.is_stop:
+            return Action.ALREADY_STOPPED
+        if action is Action.FAIL and self.ambiguous and self.kind.is_start:
+            return Action.UNKNOWN
+        return action
+
+    def _may_resend(self) -> bool:
+        return self.kind is not Kind.CALL_START or self.policy.resend_call_starts
+
+    def _wait(self, action: Action, retry_after: float | None) -> float:
+        if action in {Action.RETRY_NOW, Action.RETRY_ONCE}:
+            return 0.0
+        spread = self.policy.wait_throttled if action is Action.WAIT_FOR_GATE else self.policy.wait_transient
+        return at_least(retry_after or 0.0, backoff(spread, self._tries.get(action, 0), self.random))
+
+    def _allowed(self, action: Action, now: float, wait: float, retry_after: float | None) -> bool:
+        policy = self.policy
+        if (retry_after or 0.0) > policy.wait_longest or now + wait >= self.deadline_at:
+            return False
+        if self.ambiguous_since is not None and self.kind.is_start and not self._resend_allowed(now + wait):
+            return False
+        if action is Action.WAIT_FOR_GATE:
+            within = self._count(Action.WAIT_FOR_GATE) < policy.throttle_waits
+        elif action is Action.RETRY_ONCE:
+            within = self._count(Action.RETRY_ONCE) < 1
+        elif action in _UNSENT:
+            within = self._count(*_UNSENT) < policy.unsent_attempts
+        else:
+            within = self._count(Action.RETRY, Action.RESEND) < policy.attempts - 1
+        return within and self._pay(COST_TRANSIENT if action in {Action.RETRY, Action.RESEND} else COST_CHEAP)
+
+    def _resend_allowed(self, at: float) -> bool:
+        since = self.ambiguous_since or 0.0
+        return self._count(Action.RESEND) < self.policy.resends and at - since <= self.policy.resend_window
+
+    def _count(self, *actions: Action) -> int:
+        return sum(self._tries.get(action, 0) for action in actions)
+
+    def _pay(self, cost: int) -> bool:
+        if not self.budget.spend(cost):
+            return False
+        self._spent = cost
+        return True
+
 
 OnAttempt = Callable[[Attempt], object]
 """Hears of each attempt as it ends."""

@@ -1,8 +1,6 @@
 """What travels: immutable values and the vendor's vocabularies. No behaviour beyond validation."""
 
 from signalwire_streams.models._attempts import Action, Attempt, Event, Kind, Lane
-from signalwire_streams.models._responses import Call
-from signalwire_streams.models.conferences import Conference, Participant
 from signalwire_streams.models._enums import (
     AnsweredBy,
     CallbackMethod,
@@ -14,10 +12,14 @@ from signalwire_streams.models._enums import (
     StreamStatus,
     Track,
 )
-from signalwire_streams.models.options import OpenOptions, StartOptions
-from signalwire_streams.models.pages import Page
-from signalwire_streams.models._requests import GENERATED_NAME, StartCallStream, StartConferenceStream
-from signalwire_streams.models.streams import CallStream, ConferenceStream
+from signalwire_streams.models._requests import (
+    GENERATED_NAME,
+    OpenOptions,
+    StartCallStream,
+    StartConferenceStream,
+    StartOptions,
+)
+from signalwire_streams.models._responses import Call, CallStream, Conference, ConferenceStream, Page, Participant
 
 __all__ = [
     "GENERATED_NAME",

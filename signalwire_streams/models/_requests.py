@@ -1,12 +1,13 @@
 """What a caller asks for: validated, immutable, ready to be sent as often as needed."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from attrs import Attribute, field, frozen
 from attrs.converters import optional
 
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models._enums import CallbackMethod, Codec, Track
 from signalwire_streams.models._validation import (
     check_bearer_token,
     check_callback_url,
@@ -16,10 +17,30 @@ from signalwire_streams.models._validation import (
     check_parameters,
     check_stream_url,
     check_word,
+    masks_secrets_of_init,
     public_url,
 )
-from signalwire_streams.models._enums import CallbackMethod, Codec, Track
-from signalwire_streams.models.masking import masks_secrets_of_init
+
+
+class StartOptions(TypedDict, total=False):
+    """The fields of a start besides its target, ``url``, ``name`` and token; see `StartConferenceStream` for each."""
+
+    track: Track | str | None
+    codec: Codec | str | None
+    realtime: bool | None
+    status_callback: str | None
+    status_callback_method: CallbackMethod | str | None
+    parameters: Mapping[str, str] | None
+    deadline: float | None
+
+
+class OpenOptions(StartOptions, total=False):
+    """What starting and receiving a stream takes besides its target and token; see `MediaReceiver.open`."""
+
+    url: str
+    name: str | None
+    socket_timeout: float
+
 
 GENERATED_NAME = "sws-"
 """How each name begins that this package generates; such a name is used for one start only."""

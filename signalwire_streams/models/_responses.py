@@ -1,12 +1,144 @@
 """Calls, as the Space lists them."""
 
+import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Generic, TypeVar
 
 from attrs import field, frozen
 
-from signalwire_streams.models.dates import parse_date
-from signalwire_streams.models._enums import AnsweredBy, CallDirection, CallStatus
+from signalwire_streams.models._enums import (
+    AnsweredBy,
+    CallDirection,
+    CallStatus,
+    ConferenceStatus,
+    ParticipantStatus,
+    StreamStatus,
+)
+
+# The documentation's own examples spell months with four letters ("25 Sept 2018"), which RFC 2822 does not
+# know and the standard parser refuses.
+_LONG_MONTH = re.compile(r"\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]+\b", re.IGNORECASE)
+# "2018-09-25 20:00:00 UTC" and "2018-09-25 20:00:00 +0200", as many servers write a time for people.
+_ZONE = re.compile(r"(?<=\d)\s*(?:(UTC|GMT|Z)|([+-]\d\d(?::?\d\d)?))$", re.IGNORECASE)
+# Valid in ISO 8601 and RFC 2822, but datetime has neither: a leap second, and midnight at the end of a day.
+_LEAP_SECOND = re.compile(r"(?<=[T\s]\d\d:[0-5]\d:)60(?!\d)", re.IGNORECASE)
+_END_OF_DAY = re.compile(r"(?<=[T\s])24(?=:00(?::00(?:[.,]0+)?)?(?![\d:.,]))", re.IGNORECASE)
+
+
+def parse_date(text: str | None) -> datetime | None:
+    """Read an RFC 2822 or ISO 8601 date.
+
+    Args:
+        text: the date as the platform wrote it, for example ``Tue, 25 Sept 2018 20:00:00 +0000`` or
+            ``2018-09-25 20:00:00 UTC``. A leap second is read as the second after it.
+
+    Returns:
+        An aware ``datetime`` (UTC where the text names no zone), or None where the text can't be read.
+    """
+    if not text:
+        return None
+    text, leap_seconds = _LEAP_SECOND.subn("59", text.strip(), count=1)
+    text, ends_of_day = _END_OF_DAY.subn("00", text, count=1)
+    beyond = timedelta(days=ends_of_day, seconds=leap_seconds)
+    for read in (_rfc_2822, _iso_8601):
+        try:
+            moment = read(text) + beyond
+            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        except (ValueError, OverflowError, IndexError, TypeError):
+            continue
+    return None
+
+
+def _rfc_2822(text: str) -> datetime:
+    return parsedate_to_datetime(_LONG_MONTH.sub(r"\1", text))
+
+
+def _iso_8601(text: str) -> datetime:
+    return datetime.fromisoformat(_ZONE.sub(lambda zone: zone[2] or "+00:00", text))
+
+
+_Item_co = TypeVar("_Item_co", covariant=True)
+
+
+@frozen(kw_only=True)
+class Page(Generic[_Item_co]):
+    """One page of a list, with the addresses of its neighbours as the Space wrote them.
+
+    Attributes:
+        items: what is on the page.
+        next_page_uri: where the next page is, or None on the last one. It is followed as it stands.
+        page: the page's number, from 0.
+        page_size: how many items a full page holds.
+    """
+
+    items: tuple[_Item_co, ...]
+    uri: str | None = None
+    first_page_uri: str | None = None
+    next_page_uri: str | None = None
+    previous_page_uri: str | None = None
+    page: int | None = None
+    page_size: int | None = None
+
+
+@frozen(kw_only=True)
+class _Stream:
+    """What the streams of conferences and of calls have in common.
+
+    Attributes:
+        sid: the stream's id. None where the Space started the stream but the id could not be learnt;
+            then ``name`` is the handle.
+        name: the ``Name`` it was started under, or None.
+        status: a `StreamStatus`, or the word as it came where it is none of them.
+        account_sid: the project.
+        date_updated_text: the date exactly as the Space wrote it.
+        uri: the stream's path on the Space.
+        ambiguous: True when an earlier attempt of the same start may have done it. ``sid`` may then belong to
+            a stream that the Space refuses as a duplicate, so the handle is the **name**.
+        already_started: True when the Space refused a repeated start as a duplicate of its own first attempt.
+        already_ended: True when a stop found that the stream had ended before, by itself or with its call
+            or conference.
+        extra: keys of the answer that this version does not know, as they came.
+    """
+
+    sid: str | None = None
+    name: str | None = None
+    status: StreamStatus | str | None = None
+    account_sid: str | None = None
+    date_updated_text: str | None = None
+    uri: str | None = None
+    ambiguous: bool = False
+    already_started: bool = False
+    already_ended: bool = False
+    extra: Mapping[str, object] = field(factory=dict, hash=False, repr=False)
+
+    @property
+    def date_updated(self) -> datetime | None:
+        """The moment of the last change, aware, or None where the text can't be read."""
+        return parse_date(self.date_updated_text)
+
+
+@frozen(kw_only=True)
+class ConferenceStream(_Stream):
+    """A stream of a conference.
+
+    Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
+    """
+
+    conference_sid: str
+
+
+@frozen(kw_only=True)
+class CallStream(_Stream):
+    """A stream of a call; ``api_version`` and ``error_code`` come from older Spaces only.
+
+    Source: https://signalwire.com/docs/compatibility-api/rest/streams
+    """
+
+    call_sid: str
+    api_version: str | None = None
+    error_code: str | None = None
 
 
 @frozen(kw_only=True)
@@ -80,4 +212,78 @@ class Call:
     @property
     def date_updated(self) -> datetime | None:
         """When the call last changed, aware, or None where the text can't be read."""
+        return parse_date(self.date_updated_text)
+
+
+@frozen(kw_only=True)
+class Conference:
+    """A conference.
+
+    Attributes:
+        sid: the conference's id.
+        status: a `ConferenceStatus`, or the word as it came where it is none of them.
+        friendly_name: the room's name.
+        extra: keys of the answer that this version does not know, as they came.
+
+    Source: https://signalwire.com/docs/compatibility-api/rest/conferences
+    """
+
+    sid: str
+    status: ConferenceStatus | str | None = None
+    friendly_name: str | None = None
+    account_sid: str | None = None
+    date_created_text: str | None = None
+    date_updated_text: str | None = None
+    api_version: str | None = None
+    region: str | None = None
+    uri: str | None = None
+    subresource_uris: Mapping[str, object] = field(factory=dict, hash=False)
+    extra: Mapping[str, object] = field(factory=dict, hash=False, repr=False)
+
+    @property
+    def date_created(self) -> datetime | None:
+        """When the conference was created, aware, or None where the text can't be read."""
+        return parse_date(self.date_created_text)
+
+    @property
+    def date_updated(self) -> datetime | None:
+        """When the conference last changed, aware, or None where the text can't be read."""
+        return parse_date(self.date_updated_text)
+
+
+@frozen(kw_only=True)
+class Participant:
+    """One call in a conference.
+
+    Attributes:
+        call_sid: the participant's call.
+        status: a `ParticipantStatus`, or the word as it came where it is none of them.
+        extra: keys of the answer that this version does not know, as they came.
+
+    Source: https://signalwire.com/docs/compatibility-api/rest/participants
+    """
+
+    call_sid: str
+    conference_sid: str | None = None
+    status: ParticipantStatus | str | None = None
+    account_sid: str | None = None
+    call_sid_to_coach: str | None = None
+    coaching: bool | None = None
+    muted: bool | None = None
+    hold: bool | None = None
+    start_conference_on_enter: bool | None = None
+    end_conference_on_exit: bool | None = None
+    date_created_text: str | None = None
+    date_updated_text: str | None = None
+    uri: str | None = None
+    extra: Mapping[str, object] = field(factory=dict, hash=False, repr=False)
+
+    @property
+    def date_created(self) -> datetime | None:
+        """When the participant joined, aware, or None where the text can't be read."""
+        return parse_date(self.date_created_text)
+
+    @property
+    def date_updated(self) -> datetime | None:
+        """When the participant last changed, aware, or None where the text can't be read."""
         return parse_date(self.date_updated_text)

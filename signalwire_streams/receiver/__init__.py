@@ -1,8 +1,8 @@
 """The other end of a stream: a WebSocket server that the Space dials, and what it receives."""
 
-from signalwire_streams.receiver._session import Overflow
-from signalwire_streams.receiver._protocol import decode_event
-from signalwire_streams.receiver.events import (
+from signalwire_streams.receiver._media_receiver import MediaReceiver
+from signalwire_streams.receiver._playback import Playback
+from signalwire_streams.receiver._protocol import (
     AudioEvent,
     ConnectedEvent,
     DtmfEvent,
@@ -12,12 +12,11 @@ from signalwire_streams.receiver.events import (
     StartEvent,
     StopEvent,
     UnknownEvent,
+    decode_event,
 )
+from signalwire_streams.receiver._session import EndReason, Overflow, StreamSession
 from signalwire_streams.receiver._start_and_receive_bulk import JoinedOutcome
-from signalwire_streams.receiver.measures import StreamStatistics, TrackStatistics
-from signalwire_streams.receiver._media_receiver import MediaReceiver
-from signalwire_streams.receiver._playback import Playback
-from signalwire_streams.receiver.session import EndReason, StreamSession
+from signalwire_streams.receiver._statistics import StreamStatistics, TrackStatistics
 
 __all__ = [
     "AudioEvent",

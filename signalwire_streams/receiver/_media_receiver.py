@@ -12,19 +12,23 @@ from aiohttp import WSCloseCode, web
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import check_count, check_seconds, check_word
-from signalwire_streams.receiver.audio._formats import AudioFormat
-from signalwire_streams.receiver.audio_socket import AudioSocket, reset
-from signalwire_streams.receiver._session import BYTES_PER_EVENT, Backlog, Overflow
-from signalwire_streams.receiver._connection import Delivery, Handler, leave_behind
-from signalwire_streams.receiver.events import StartEvent
-from signalwire_streams.receiver.logs import RateLimitedLog
-from signalwire_streams.receiver.measures import StreamStatistics
-from signalwire_streams.receiver.opening import Opener
-from signalwire_streams.receiver.reading import Lookout, Reading
+from signalwire_streams.receiver._connection import Delivery, Handler, Lookout, Reading, leave_behind
 from signalwire_streams.receiver._playback import Playback
-from signalwire_streams.receiver._server import StreamServer, default_max_pending
-from signalwire_streams.receiver.session import EndReason, StreamSession
-from signalwire_streams.receiver.tokens import Doorkeeper, Tokens, bearer_token
+from signalwire_streams.receiver._protocol import StartEvent
+from signalwire_streams.receiver._server import (
+    AudioSocket,
+    Doorkeeper,
+    RateLimitedLog,
+    StreamServer,
+    Tokens,
+    bearer_token,
+    default_max_pending,
+    reset,
+)
+from signalwire_streams.receiver._session import BYTES_PER_EVENT, Backlog, EndReason, Overflow, StreamSession
+from signalwire_streams.receiver._start_and_receive_bulk import Opener
+from signalwire_streams.receiver._statistics import StreamStatistics
+from signalwire_streams.receiver.audio._formats import AudioFormat
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _GRACE = 1.0  # seconds for a handler to notice that its stream was closed, and again that it was cancelled

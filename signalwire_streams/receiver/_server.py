@@ -8,27 +8,217 @@ accept when the process runs out of file descriptors, and leaves a connection in
 import asyncio
 import contextlib
 import errno
+import hashlib
+import inspect
 import ipaddress
 import logging
 import select
 import socket
-from collections.abc import Awaitable, Callable
+import struct
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from functools import partial
 from ssl import SSLContext, SSLError
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-from aiohttp import http_exceptions, web
+from aiohttp import WSCloseCode, http_exceptions, web
 from attrs import define, field
 
-from signalwire_streams.receiver.audio_socket import reset
-from signalwire_streams.receiver.logs import RateLimitedLog
+from signalwire_streams.errors import InvalidRequestError
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
+_INTERVAL = 60.0
+
+
+@define(eq=False)
+class RateLimitedLog:
+    """Logs at most `burst` warnings a minute, and counts the others.
+
+    Attributes:
+        burst: lines in a minute.
+    """
+
+    burst: int
+    _began: float = field(init=False, default=float("-inf"))
+    _logged: int = field(init=False, default=0)
+    _suppressed: int = field(init=False, default=0)
+
+    def warning(self, text: str, *values: object) -> None:
+        """Log a warning, unless there were too many in this minute."""
+        now = asyncio.get_running_loop().time()
+        if now - self._began >= _INTERVAL:
+            if self._suppressed:
+                text, values = text + " (and %d more such lines since the last one)", (*values, self._suppressed)
+            self._began, self._logged, self._suppressed = now, 0, 0
+        if self._logged < self.burst:
+            self._logged += 1
+            _LOG.warning(text, *values)
+        else:
+            self._suppressed += 1
+
+
+_ANSWER_TIMEOUT = 2.0  # seconds for the other end to answer a close frame, once that was written
+_CLOSE_TIMEOUT = 3.0  # seconds for a connection to close, beginning with the close frame
+_MAX_UNBUFFERED = 16 * 1024  # characters that an empty write buffer takes, whatever the size of a character
+_UNANSWERED = {None, WSCloseCode.ABNORMAL_CLOSURE}
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+_Result = TypeVar("_Result")
+
+
+def reset(transport: asyncio.Transport | None) -> None:
+    """Close a connection at once, and drop what was not sent.
+
+    Without a reset the kernel keeps a connection with unsent data for minutes after its descriptor was closed.
+    """
+    if transport is not None:
+        with contextlib.suppress(OSError, AttributeError):  # it is closed already; over TLS that is an AttributeError
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        transport.abort()
+
+
+class AudioSocket(web.WebSocketResponse):
+    """A WebSocket whose senders can be cancelled, and whose connection does not outlive its close.
+
+    Attributes:
+        transport: its connection, or None when that was lost before the upgrade.
+    """
+
+    def __init__(self, transport: asyncio.Transport | None, *, max_msg_size: int) -> None:
+        """Create a WebSocket that is not upgraded yet.
+
+        Args:
+            transport: its connection.
+            max_msg_size: bytes that one message may have.
+        """
+        super().__init__(timeout=_ANSWER_TIMEOUT, max_msg_size=max_msg_size, autoping=False, compress=False)
+        self.transport = transport
+        self._send_tasks: set[asyncio.Task[Any]] = set()
+        self._close_task: asyncio.Task[bool] | None = None
+
+    async def send_str(self, data: str, compress: int | None = None) -> None:
+        """Send a text message."""
+        sending = super().send_str(data, compress)
+        await (sending if self._sends_at_once(len(data)) else self._run_shielded(sending))
+
+    async def ping(self, message: bytes = b"") -> None:
+        """Send a ping."""
+        sending = super().ping(message)
+        await (sending if self._sends_at_once(len(message)) else self._run_shielded(sending))
+
+    async def pong(self, message: bytes = b"") -> None:
+        """Answer a ping."""
+        sending = super().pong(message)
+        await (sending if self._sends_at_once(len(message)) else self._run_shielded(sending))
+
+    async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
+        """Close the WebSocket, or wait until it is closed. aiohttp calls this too, when the other end closes it.
+
+        A connection whose other end does not answer is reset, and so is one that does not close in time.
+        """
+        if self._close_task is None:
+            closing = partial(super().close, code=code, message=message, drain=drain)
+            self._close_task = self._track_task(self._close_in_time(closing))
+        await asyncio.wait({self._close_task})
+        return self._close_task.result()
+
+    async def _close_in_time(self, closing: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        timer = loop.call_later(_CLOSE_TIMEOUT, reset, self.transport)
+        closed = await closing()
+        # After a message that breaks the protocol aiohttp waits for no answer, and the close frame is still to be read.
+        if self.close_code in _UNANSWERED and loop.time() - began >= _ANSWER_TIMEOUT:
+            timer.cancel()
+            reset(self.transport)
+        return closed
+
+    def _sends_at_once(self, size: int) -> bool:
+        """Return whether a message is written without a wait, or is refused."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return True
+        return not self._send_tasks and size <= _MAX_UNBUFFERED and not transport.get_write_buffer_size()
+
+    def _track_task(self, work: Coroutine[Any, Any, _Result]) -> asyncio.Task[_Result]:
+        task = asyncio.create_task(work)
+        self._send_tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._send_tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved, so that asyncio does not log it when its sender was cancelled
+
+    async def _run_shielded(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._track_task(work)
+        await asyncio.wait({task})
+        task.result()
+
+
+Tokens: TypeAlias = str | Collection[str] | Callable[[str], bool | Awaitable[bool]] | None
+"""One token, several, what decides about one, or None to let everybody in."""
+
+
+@define(eq=False)
+class Doorkeeper:
+    """Checks bearer tokens.
+
+    Attributes:
+        ask: the caller's own check, or None.
+        everybody: whether no token is needed.
+    """
+
+    ask: Callable[[str], bool | Awaitable[bool]] | None = None
+    everybody: bool = False
+    _known: set[bytes] = field(init=False, factory=set, repr=False)
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> "Doorkeeper":
+        """Make one of what the user gave.
+
+        Raises:
+            InvalidRequestError: it is no token, and nothing that holds some.
+        """
+        if tokens is None:
+            return cls(everybody=True)
+        if callable(tokens):
+            return cls(ask=tokens)
+        keeper = cls()
+        for token in [tokens] if isinstance(tokens, str) else tokens:
+            if not token or not isinstance(token, str):
+                raise InvalidRequestError("a bearer token is empty or no str: write the token that the start passes")
+            keeper._known.add(token_hash(token))
+        return keeper
+
+    async def admits(self, token: str | None) -> bool:
+        """Tell whether a token, or the lack of one, lets its bearer in."""
+        if self.everybody:
+            return True
+        if token is None:
+            return False
+        if self.ask is None:
+            return token_hash(token) in self._known
+        answer = self.ask(token)
+        return (await answer if inspect.isawaitable(answer) else answer) is True
+
+
+def bearer_token(authorization: str | None) -> str | None:
+    """Take the token out of an ``Authorization`` header."""
+    scheme, _, token = (authorization or "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def token_hash(token: str) -> bytes:
+    """Give what a token is looked up by: how long that takes then tells nothing of a token that is not known."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
 _HTTP_LOG = logging.getLogger("signalwire_streams.receiver.http")
 
 _BACKLOG = 512  # connections that the kernel keeps until they are accepted
 _MIN_AGE = 0.25  # seconds that a connection has at least, so that a burst of streams is not cut for another
 _ACCEPT_RETRY = 0.2  # seconds until the next accept, when it failed and no connection can be closed for it
-_CLOSE_TIMEOUT = 3.0  # seconds for a connection to close after its response, or after its stream
 _MAX_PENDING = 2_048
 _DEFAULT_PENDING = 256  # where the number of file descriptors is unknown
 

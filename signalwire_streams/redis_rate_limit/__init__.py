@@ -7,9 +7,11 @@
 from importlib.util import find_spec
 
 if not (find_spec("redis") and find_spec("throttled")):
-    raise ImportError("signalwire_streams.redis_rate_limit needs packages of its own: pip install 'signalwire-streams[redis]'")
+    raise ImportError(
+        "signalwire_streams.redis_rate_limit needs more packages: pip install 'signalwire-streams[redis]'"
+    )
 
-from signalwire_streams.redis_rate_limit.errors import SharedPacerError
 from signalwire_streams.redis_rate_limit._rate_limiter import RedisPacer
+from signalwire_streams.redis_rate_limit._store import SharedPacerError
 
 __all__ = ["RedisPacer", "SharedPacerError"]

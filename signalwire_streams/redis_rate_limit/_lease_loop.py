@@ -5,15 +5,12 @@ from collections import deque
 
 from attrs import define, field
 
-from signalwire_streams.errors import ClientStateError
-from signalwire_streams.models import Lane
-from signalwire_streams.redis_rate_limit.errors import RedisAwayError, SharedPacerError
-from signalwire_streams.redis_rate_limit.law import LEASE
-from signalwire_streams.redis_rate_limit.outage import Outage
-from signalwire_streams.middleware._queueing import Queue
-from signalwire_streams.redis_rate_limit._store import Leased, Store
-from signalwire_streams.redis_rate_limit._state import View
 from signalwire_streams.clock import Clock
+from signalwire_streams.errors import ClientStateError
+from signalwire_streams.middleware._queueing import Queue
+from signalwire_streams.models import Lane
+from signalwire_streams.redis_rate_limit._state import LEASE, Outage, View
+from signalwire_streams.redis_rate_limit._store import Leased, RedisAwayError, SharedPacerError, Store
 
 _LATEST, _SOONEST = 10, 50
 """Parts of a token's age to wait between two leases when tokens are short: others ask too, so nobody waits for long."""

@@ -7,19 +7,16 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
+from signalwire_streams.middleware._logs import log_pause
+from signalwire_streams.middleware._policies import RateLimit
+from signalwire_streams.middleware._queueing import Home, was_granted
 from signalwire_streams.models import Lane
 from signalwire_streams.models._validation import check_count
-from signalwire_streams.middleware._policies import RateLimit
-from signalwire_streams.redis_rate_limit.errors import RedisAwayError, SharedPacerError
-from signalwire_streams.redis_rate_limit.home import Home
-from signalwire_streams.redis_rate_limit.outage import Outage
 from signalwire_streams.redis_rate_limit._lease_loop import Pump
-from signalwire_streams.redis_rate_limit._store import Store
-from signalwire_streams.redis_rate_limit._state import View
-from signalwire_streams.clock import Clock
-from signalwire_streams.middleware._logs import log_pause
-from signalwire_streams.transport.slots import was_granted
+from signalwire_streams.redis_rate_limit._state import Outage, View
+from signalwire_streams.redis_rate_limit._store import RedisAwayError, SharedPacerError, Store
 
 _FRESH = 1.0
 """Seconds for which what Redis told of the gate is believed; only reads ask again, since leases tell it anyway."""

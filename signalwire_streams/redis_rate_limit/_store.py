@@ -30,10 +30,22 @@ from redis.exceptions import (
 )
 from throttled.asyncio.rate_limiter.gcra import RedisLimitAtomicAction
 
-from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.errors import InvalidRequestError, StreamsError
 from signalwire_streams.models._validation import private_parts, public_url
-from signalwire_streams.redis_rate_limit.errors import RedisAwayError, SharedPacerError
-from signalwire_streams.redis_rate_limit.state import State
+from signalwire_streams.redis_rate_limit._state import State
+
+
+@define(eq=False, slots=False, str=False)
+class SharedPacerError(StreamsError):
+    """The limit can't be shared through this Redis: it refuses the user, is no Redis, or holds something else there.
+
+    Waiting does not help. Nothing was sent, and the message holds no password.
+    """
+
+
+class RedisAwayError(Exception):
+    """Redis can't be reached or does not answer in time, which may pass; never raised to a caller of the package."""
+
 
 _LIFE = 24 * 3600
 """Seconds after which what nobody asks for is forgotten; what is asked for lives on."""

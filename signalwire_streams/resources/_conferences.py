@@ -6,6 +6,11 @@ from typing import overload
 
 from attrs import define
 
+from signalwire_streams._http import requests
+from signalwire_streams._http.account import Account
+from signalwire_streams._http.decoding import read_item
+from signalwire_streams._http.requests import day
+from signalwire_streams._http.session import Line
 from signalwire_streams.models import (
     CallbackMethod,
     Codec,
@@ -16,15 +21,9 @@ from signalwire_streams.models import (
     StartConferenceStream,
     Track,
 )
-from signalwire_streams.models._validation import check_handle
-from signalwire_streams.models.masking import masks_secrets
+from signalwire_streams.models._validation import check_handle, masks_secrets
 from signalwire_streams.resources._pagination import Listing
 from signalwire_streams.resources._streams import Streams, settle
-from signalwire_streams.transport.line import Line
-from signalwire_streams._http import requests
-from signalwire_streams._http.account import Account
-from signalwire_streams._http.decoding import read_item
-from signalwire_streams.wire.forms import day
 
 _COLLECTION = "Conferences"
 

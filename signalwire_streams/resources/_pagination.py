@@ -5,14 +5,14 @@ from typing import Generic, TypeVar
 
 from attrs import frozen
 
-from signalwire_streams.errors import MalformedResponseError
-from signalwire_streams.models import Page, Participant
-from signalwire_streams.resources._streams import settle
-from signalwire_streams.transport.line import Line
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import read_page
 from signalwire_streams._http.messages import Exchange, Outcome
+from signalwire_streams._http.session import Line
+from signalwire_streams.errors import MalformedResponseError
+from signalwire_streams.models import Page, Participant
+from signalwire_streams.resources._streams import settle
 
 _Item = TypeVar("_Item")
 

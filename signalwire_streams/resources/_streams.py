@@ -6,16 +6,16 @@ from typing import Generic, TypeVar
 
 from attrs import evolve, frozen
 
-from signalwire_streams.errors import InvalidRequestError, StartAgain, StreamOutcomeUnknown
-from signalwire_streams.models import Action, CallStream, ConferenceStream, Event, Kind, StreamStatus
-from signalwire_streams.models._validation import check_flag, check_handle
-from signalwire_streams.resilience.matrix import REFUSED_STOPS
-from signalwire_streams.transport.line import Line
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import read_stream
-from signalwire_streams._http.messages import Errand, Exchange, Outcome
 from signalwire_streams._http.error_mapping import failure_of
+from signalwire_streams._http.messages import Errand, Exchange, Outcome
+from signalwire_streams._http.session import Line
+from signalwire_streams.errors import InvalidRequestError, StartAgain, StreamOutcomeUnknown
+from signalwire_streams.middleware._retry import REFUSED_STOPS
+from signalwire_streams.models import Action, CallStream, ConferenceStream, Event, Kind, StreamStatus
+from signalwire_streams.models._validation import check_flag, check_handle
 
 _Stream = TypeVar("_Stream", ConferenceStream, CallStream)
 _SUCCEEDED = frozenset({Action.FINISH, Action.ALREADY_STARTED, Action.ALREADY_STOPPED, Action.BY_NAME})
@@ -122,9 +122,7 @@ class Streams(Generic[_Stream]):
         sid = check_handle(own_target if target is None else target, self.target_field)
         if own_target is not None and own_target != sid:
             raise InvalidRequestError(f"the stream belongs to another {self.target_field}: pass that one, or none")
-        write = partial(
-            exchanges.stop, self.account, self.collection, sid, deadline=deadline, errand=errand or Errand()
-        )
+        write = partial(requests.stop, self.account, self.collection, sid, deadline=deadline, errand=errand or Errand())
         if not isinstance(stream, str):
             return await self._stop_known(write, stream)
         handle = check_handle(stream, "stream")

@@ -13,12 +13,11 @@ async with SimulatedSpace(conferences=200, calls=20) as space:
 
 from signalwire_streams.simulator._audio.frames import Dialect
 from signalwire_streams.simulator._audio.sources import Silence, Sound, Tone, WavFile
-from signalwire_streams.simulator.certificates import Certificates
-from signalwire_streams.simulator.fault_kinds import FaultKind, FaultSettings
-from signalwire_streams.simulator._faults import FaultRule, Faults
+from signalwire_streams.simulator._connections import Certificates
+from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults, FaultSettings
 from signalwire_streams.simulator._request_log import Journal, ReceivedRequest
 from signalwire_streams.simulator._space import SimulatedSpace
-from signalwire_streams.simulator.streams import Stream, StreamBook
+from signalwire_streams.simulator._state import Stream, StreamBook
 
 __all__ = [
     "Certificates",

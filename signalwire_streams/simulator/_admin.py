@@ -10,11 +10,9 @@ from typing import Any, Final
 
 from attrs import Attribute, asdict, define
 
+from signalwire_streams.simulator._request_log import Journal, shown_address, shown_fields, shown_names
 from signalwire_streams.simulator._serializers import Answer, Json, api_error, json_answer
-from signalwire_streams.simulator._request_log import Journal
-from signalwire_streams.simulator.shown import shown_address, shown_fields, shown_names
-from signalwire_streams.simulator._state import SpaceState
-from signalwire_streams.simulator.streams import Stream
+from signalwire_streams.simulator._state import SpaceState, Stream
 
 __all__ = ["PREFIX", "Inspection"]
 

@@ -5,13 +5,106 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 import struct
-from typing import Final, cast
+from collections.abc import Callable
+from typing import Final, Self, cast
 
 from aiohttp import web
-from attrs import define, field
+from attrs import define, field, frozen
 
-__all__ = ["Connection", "ConnectionBook", "ResetOnConnect"]
+
+@frozen
+class Certificates:
+    """An authority that exists for as long as this object does, and a server that it vouches for.
+
+    It needs trustme, which ``signalwire-streams[cli]`` and ``signalwire-streams[pytest]`` bring along.
+
+    Attributes:
+        server: what a WebSocket or callback server shows.
+        trust: what accepts it; give it to a `SimulatedSpace`.
+        authority: the authority's certificate in PEM, for a Space in another process.
+    """
+
+    server: ssl.SSLContext = field(repr=False)
+    trust: ssl.SSLContext = field(repr=False)
+    authority: bytes = field(repr=False)
+
+    @classmethod
+    def make(cls, *hosts: str) -> Self:
+        """Make them.
+
+        Args:
+            hosts: names and addresses of the server; this machine's own if left out.
+
+        Raises:
+            ModuleNotFoundError: trustme is not installed.
+        """
+        # It brings a cryptography library along, which nobody needs who has certificates of his own.
+        import trustme  # noqa: PLC0415
+
+        authority = trustme.CA()
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(*(hosts or ("localhost", "127.0.0.1", "::1"))).configure_cert(server)
+        trust = ssl.create_default_context()
+        authority.configure_trust(trust)
+        return cls(server, trust, authority.cert_pem.bytes())
+
+
+# A client that opens a thousand connections at once is not to wait for SYN retries.
+_BACKLOG: Final = 2048
+
+
+@define(eq=False)
+class Listener:
+    """Accepts connections for a protocol factory."""
+
+    _factory: Callable[[], asyncio.BaseProtocol]
+    _server: asyncio.Server | None = field(default=None, init=False)
+
+    async def open(self, host: str, port: int) -> int:
+        """Listen, and give the port."""
+        endpoint = _bind(host, port)
+        await self.listen(endpoint)
+        chosen: int = endpoint.getsockname()[1]
+        return chosen
+
+    async def listen(self, endpoint: socket.socket) -> None:
+        """Listen on a socket that is bound."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._factory, sock=endpoint, backlog=_BACKLOG)
+
+    def refuse(self, host: str, port: int) -> socket.socket:
+        """Stop listening but keep the port.
+
+        A socket that is bound and does not listen has its connections refused by the kernel, and nobody else can be
+        given the port meanwhile. `listen` takes it up again.
+        """
+        self.stop()
+        return _bind(host, port)
+
+    def stop(self) -> None:
+        """Stop listening; open connections stay."""
+        if self._server is not None:
+            self._server.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until the socket is closed; the open connections must be gone."""
+        if self._server is not None:
+            await self._server.wait_closed()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    endpoint = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        endpoint.bind((host, port))
+        endpoint.setblocking(False)
+    except OSError:
+        endpoint.close()
+        raise
+    return endpoint
+
 
 # SO_LINGER on, zero seconds: close() then sends RST and drops what was not sent.
 _NO_LINGER: Final = struct.pack("ii", 1, 0)

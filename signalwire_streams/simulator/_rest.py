@@ -10,8 +10,21 @@ from typing import Final, Literal, TypeVar
 
 from attrs import define, field, frozen
 
+from signalwire_streams.simulator._pagination import (
+    BadQuery,
+    Listed,
+    Page,
+    cut_page,
+    page_uris,
+    select_calls,
+    select_conferences,
+    select_participants,
+)
+from signalwire_streams.simulator._routes import Route, TargetKind
 from signalwire_streams.simulator._serializers import Answer, Spelling, api_error, error_list, json_answer
+from signalwire_streams.simulator._state import IN_PROGRESS, Call, Conference, SpaceState, Stream
 from signalwire_streams.simulator._validation import (
+    Fields,
     Problem,
     check_end_conference,
     check_start,
@@ -19,12 +32,6 @@ from signalwire_streams.simulator._validation import (
     is_ws_on_loopback,
     parameters_of,
 )
-from signalwire_streams.simulator.fields import Fields
-from signalwire_streams.simulator._pagination import select_calls, select_conferences, select_participants
-from signalwire_streams.simulator.paging import BadQuery, Listed, Page, cut_page, page_uris
-from signalwire_streams.simulator._routes import Route, TargetKind
-from signalwire_streams.simulator._state import IN_PROGRESS, Call, Conference, SpaceState
-from signalwire_streams.simulator.streams import Stream
 
 __all__ = ["ApiRequest", "CompatibilityApi", "DuplicateNames"]
 

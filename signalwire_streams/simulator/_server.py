@@ -8,19 +8,16 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams.simulator._serializers import Answer
-from signalwire_streams.simulator._connections import Connection
-from signalwire_streams.simulator.dates import http_date
-from signalwire_streams.simulator.fault_kinds import FaultKind
-from signalwire_streams.simulator._faults import FaultRule, Faults
-from signalwire_streams.simulator.fields import Fields, read_fields
-from signalwire_streams.simulator.http_message import http_message
 from signalwire_streams.simulator._admin import PREFIX, Inspection
+from signalwire_streams.simulator._connections import Connection
+from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults
+from signalwire_streams.simulator._rate_limit import COUNTED_METHODS, SpaceLimit, http_message
 from signalwire_streams.simulator._request_log import Journal, ReceivedRequest
-from signalwire_streams.simulator._rate_limit import COUNTED_METHODS, SpaceLimit
 from signalwire_streams.simulator._rest import ApiRequest, CompatibilityApi
 from signalwire_streams.simulator._routes import Route, find_route
+from signalwire_streams.simulator._serializers import Answer, http_date
 from signalwire_streams.simulator._spoil import NOT_CARRIED_OUT, Ending, RawBytes, spoil
+from signalwire_streams.simulator._validation import Fields, read_fields
 
 __all__ = ["Gateway"]
 

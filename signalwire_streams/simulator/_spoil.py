@@ -8,10 +8,9 @@ from typing import Final, TypeAlias
 
 from attrs import evolve, field, frozen
 
+from signalwire_streams.simulator._faults import FaultKind, FaultSettings
+from signalwire_streams.simulator._rate_limit import http_message, reason_phrase, spell_seconds
 from signalwire_streams.simulator._serializers import Answer, api_error, json_answer
-from signalwire_streams.simulator.fault_kinds import FaultKind, FaultSettings
-from signalwire_streams.simulator.http_message import http_message, reason_phrase
-from signalwire_streams.simulator._rate_limit import spell_seconds
 
 __all__ = ["NOT_CARRIED_OUT", "Ending", "RawBytes", "Spoiled", "spoil"]
 

@@ -18,10 +18,9 @@ import aiohttp
 from attrs import define, field, frozen
 from yarl import URL
 
-from signalwire_streams.simulator.fault_kinds import FaultKind
-from signalwire_streams.simulator._faults import FaultRule, Faults
-from signalwire_streams.simulator.shown import shown_address
-from signalwire_streams.simulator.streams import Stream
+from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults
+from signalwire_streams.simulator._request_log import shown_address
+from signalwire_streams.simulator._state import Stream
 
 __all__ = ["Notice", "Notices"]
 

@@ -23,9 +23,9 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.bulk import store
-from signalwire_streams.bulk.paths import JournalPath
+from signalwire_streams.bulk import _journal_file as store
 from signalwire_streams.bulk._journal_file import hold
+from signalwire_streams.bulk._write_ahead_log import JournalPath
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"

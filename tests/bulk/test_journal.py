@@ -59,7 +59,7 @@ async def test_an_intent_is_on_the_disk_at_once_and_an_outcome_with_the_next(tmp
 
 async def test_an_outcome_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An outcome that no intent follows is written soon as well."""
-    monkeypatch.setattr("signalwire_streams.bulk.commits._AT_LEAST_EVERY", 0.0)
+    monkeypatch.setattr("signalwire_streams.bulk._journal._AT_LEAST_EVERY", 0.0)
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
         row = journal.new_row()

@@ -22,8 +22,8 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.bulk import commits, journal as journal_module, store, wal
-from signalwire_streams.bulk.paths import JournalPath
+from signalwire_streams.bulk import _journal as journal_module, _journal_file as store, _write_ahead_log as wal
+from signalwire_streams.bulk._write_ahead_log import JournalPath
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -370,14 +370,14 @@ async def test_a_checkpoint_that_fails(
     def fails(*_: object) -> bool:
         raise error
 
-    monkeypatch.setattr(commits, "LOG_SIZE", 0)
+    monkeypatch.setattr(journal_module, "LOG_SIZE", 0)
     path = tmp_path / "run.db"
     run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
 
     async def go_through() -> None:
         async for outcome in run:
             if outcome.index == 2:
-                monkeypatch.setattr(commits, "checkpoint", fails)
+                monkeypatch.setattr(journal_module, "checkpoint", fails)
                 monkeypatch.setattr(wal.OpenFiles, "has_to_be_copied", lambda *_: True)
 
     if code == sqlite3.SQLITE_BUSY:

@@ -23,18 +23,19 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.bulk import store
+from signalwire_streams.bulk import _journal_file as store
 from signalwire_streams.bulk._journal import Journal
-from signalwire_streams.bulk.outcomes import BulkOutcome
-from signalwire_streams.bulk.paths import JournalPath, journal_path
 from signalwire_streams.bulk._journal_file import Whose, connect
+from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._write_ahead_log import (
     LOG_SIZE,
     BusyError,
     Header,
+    JournalPath,
     checkpoint,
     header_of,
     is_busy,
+    journal_path,
     next_generation,
     salt_of,
 )
@@ -188,7 +189,7 @@ async def note(journal: Journal, number: int) -> None:
 async def test_a_log_that_was_begun_anew_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At any time a main file is read with the log of that time, and refused without it or with a later one."""
     monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log.LOG_SIZE", 64 * 1024)
-    monkeypatch.setattr("signalwire_streams.bulk.commits.LOG_SIZE", 64 * 1024)
+    monkeypatch.setattr("signalwire_streams.bulk._journal.LOG_SIZE", 64 * 1024)
     path = tmp_path / "run.db"
     copies: list[tuple[int, int, Path]] = []
     with Journal.create(path, RUN, run="r1") as journal:

@@ -19,9 +19,8 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.bulk import journal as journal_module, store
-from signalwire_streams.bulk.paths import JournalPath, journal_path
-from signalwire_streams.bulk._write_ahead_log import finish_tables
+from signalwire_streams.bulk import _journal as journal_module, _journal_file as store
+from signalwire_streams.bulk._write_ahead_log import JournalPath, finish_tables, journal_path
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"

@@ -33,10 +33,9 @@ from signalwire_streams import (
     StreamOutcomeUnknown,
     StreamsClient,
 )
-from signalwire_streams.bulk._runner import Engine
-from signalwire_streams.resilience.adaptive import FixedConcurrency
-from signalwire_streams.simulator import SimulatedSpace
 from signalwire_streams._http.messages import Errand
+from signalwire_streams.bulk._runner import Engine, FixedConcurrency
+from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
 

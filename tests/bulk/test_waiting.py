@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from signalwire_streams import BulkRun, BulkState, CircuitOpenError, Clock, ConferenceStream, RateLimitedError
-from signalwire_streams.bulk._runner import Engine
-from signalwire_streams.resilience.adaptive import FixedConcurrency
 from signalwire_streams._http.messages import Errand
+from signalwire_streams.bulk._runner import Engine, FixedConcurrency
 
 STREAM = ConferenceStream(conference_sid="c", sid="s")
 

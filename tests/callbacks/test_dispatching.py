@@ -14,7 +14,7 @@ from signalwire_streams.callbacks import (
     UnknownCallback,
     read_callback,
 )
-from signalwire_streams.callbacks.dispatch import CallbackHandler, Dispatcher
+from signalwire_streams.callbacks._receiver import CallbackHandler, Dispatcher
 
 from .signing import fields
 

@@ -15,12 +15,12 @@ from signalwire_streams.callbacks import (
     SHA256_SIGNATURE_HEADER,
     SIGNATURE_HEADER,
     Explanation,
-    explain,
+    _diagnostics as explain,
     explain_mismatch,
     verify_signature,
 )
+from signalwire_streams.callbacks._diagnostics import AddressGuess, address_guesses
 from signalwire_streams.callbacks._signature import MAX_BODY, Claim, SignedRequest, read_claims
-from signalwire_streams.callbacks.guesses import AddressGuess, address_guesses
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, URL, form, form_signature, raw_signature
 

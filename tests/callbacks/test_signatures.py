@@ -16,7 +16,7 @@ from signalwire_streams import InvalidRequestError
 from signalwire_streams.callbacks import (
     SHA256_SIGNATURE_HEADER,
     SIGNATURE_HEADER,
-    claims,
+    _signature as claims,
     explain_mismatch,
     sign,
     verify_signature,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from signalwire_streams._cli.main import _ROOMS, run
+from signalwire_streams._cli.main import _MODULES, run
 from signalwire_streams.simulator import SimulatedSpace
 from tests.forks import AVAILABLE, Fork, fork
 
@@ -122,7 +122,7 @@ async def process(
 
 def modules_of(arguments: Sequence[str]) -> list[str]:
     """List what a command imports."""
-    command = _ROOMS.get(arguments[0]) if arguments else None
+    command = _MODULES.get(arguments[0]) if arguments else None
     return ["signalwire_streams._cli.main", *([f"signalwire_streams._cli.{command}"] if command else [])]
 
 

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from signalwire_streams import ApiError, RunEndedError, StreamsClient, TransportError
-from signalwire_streams.cli.bulk.conduct import Conduct
-from signalwire_streams._cli.bulk.targets import Line, read_lines
-from signalwire_streams.cli.bulk.requests import Defaults, Requests
-from signalwire_streams.cli.bulk.summary import _ADVICE
+from signalwire_streams._cli.bulk.runner import _ADVICE, Conduct
+from signalwire_streams._cli.bulk.targets import Defaults, Line, Requests, read_lines
 from signalwire_streams._cli.progress import Meter
 from signalwire_streams.simulator import SimulatedSpace
 

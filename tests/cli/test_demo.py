@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from signalwire_streams._cli import demo, demo_audio
-from signalwire_streams.cli.demo_run import simulated_space
+from signalwire_streams._cli import demo
+from signalwire_streams._cli.demo import simulated_space
 from signalwire_streams.simulator import SimulatedSpace
 
 from .shell import Shell, end_of, line_of, process
@@ -16,7 +16,7 @@ from .shell import Shell, end_of, line_of, process
 @pytest.fixture(autouse=True)
 def shortly(monkeypatch: pytest.MonkeyPatch) -> None:
     """A moment of audio tells as much as two seconds."""
-    monkeypatch.setattr(demo_audio, "SECONDS", 0.1)
+    monkeypatch.setattr(demo, "SECONDS", 0.1)
 
 
 @pytest.mark.parametrize(("conferences", "seed"), [(13, 2), (200, 3)])
@@ -55,7 +55,7 @@ async def test_what_is_heard_is_what_was_said(bare_shell: Shell, tmp_path: Path)
 
 async def test_what_is_misheard_is_told(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo fails when a recording is not what was said."""
-    monkeypatch.setattr(demo_audio, "_said", lambda track, length: None)
+    monkeypatch.setattr(demo, "_said", lambda track, length: None)
     ran = await bare_shell("demo", "--conferences", "1")
     assert ran.code == 1
     assert "0 of 40" in ran.out

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams.cli.fault_specs import read_fault
+from signalwire_streams._cli.simulate import read_fault
 from signalwire_streams.simulator import FaultKind, SimulatedSpace
 
 

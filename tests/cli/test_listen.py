@@ -223,7 +223,7 @@ async def test_an_unknown_encoding_is_kept_as_it_comes(tmp_path: Path) -> None:
         facts = await listener.ended()
         ran = await listener.end()
     assert ran.code == 0
-    assert "its encoding 'audio/ [31mopus' is not known, so no WAV can be made" in ran.err
+    assert "its encoding 'audio/ [31mopus' is unknown, so no WAV can be written" in ran.err
     assert facts["files"] == [str(tmp_path / "s-1-inbound.raw")]
     assert (tmp_path / "s-1-inbound.raw").read_bytes() == LOUD * 5
     assert (facts["seconds"], facts["peak_dbfs"], facts["tracks"]["inbound"]["frames"]) == (None, None, 5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from signalwire_streams.cli.logs import OUTCOMES, logging_to_stderr, silenced, telling
+from signalwire_streams._cli.output import OUTCOMES, logging_to_stderr, silenced, telling
 from signalwire_streams.simulator import SimulatedSpace
 
 from .shell import URL, Shell

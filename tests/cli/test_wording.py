@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams.cli.wording import for_command_line
+from signalwire_streams._cli.output import for_command_line
 
 from .bulk_runs import json_file
 from .shell import URL, Shell

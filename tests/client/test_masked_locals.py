@@ -22,7 +22,7 @@ from signalwire_streams import (
     StreamsError,
     Timeouts,
 )
-from signalwire_streams.models.masking import Secret
+from signalwire_streams.models._validation import Secret
 from signalwire_streams.receiver import MediaReceiver
 from signalwire_streams.simulator import SimulatedSpace
 

@@ -5,9 +5,8 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from signalwire_streams import BulkOutcome, StartCallStream, StartConferenceStream
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet._redis import Connection, command
+from signalwire_streams.fleet._redis import BATCH, Connection, RunKeys, command
 from signalwire_streams.fleet._status import RunFacts
-from signalwire_streams.fleet.keys import BATCH, RunKeys
 
 URL = "wss://rx.example.com/audio"
 PATIENCE = 30.0

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import pytest
 
-from signalwire_streams.fleet.engine import Engine
+from signalwire_streams.fleet._worker import Engine
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 

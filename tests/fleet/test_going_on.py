@@ -7,8 +7,7 @@ from attrs import evolve
 
 from signalwire_streams import BulkState, InvalidRequestError, PlannedRequest, StartCallStream, StartConferenceStream
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet._redis import command
-from signalwire_streams.fleet.keys import next_run
+from signalwire_streams.fleet._redis import command, next_run
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers

@@ -11,9 +11,8 @@ from attrs import define, field
 
 from signalwire_streams import BulkState, Clock, FleetError, Pacer, RateLimit, StartConferenceStream, StreamsClient
 from signalwire_streams.fleet import Fleet, FleetWorker, run_worker
-from signalwire_streams.resilience.pace import Pace
+from signalwire_streams.middleware._rate_limit import LocalPacer, Pace
 from signalwire_streams.simulator import SimulatedSpace
-from signalwire_streams.middleware._rate_limit import LocalPacer
 from tests.forks import Fork, fork
 from tests.redis_server import RedisServer
 
@@ -224,7 +223,7 @@ async def silenced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[tuple[FleetWorker, "asyncio.Task[None]"]]:
     """A worker with three starts under way, whose Redis takes commands and answers none any more."""
-    monkeypatch.setattr("signalwire_streams.fleet.engine._ENDS_WITHIN", 0.3)
+    monkeypatch.setattr("signalwire_streams.fleet._worker._ENDS_WITHIN", 0.3)
     monkeypatch.setattr("signalwire_streams.fleet._worker._LAST_WORDS", 0.3)
     space.faults.add("hang", on="start", created=True)
     worker = FleetWorker(redis_server.url, client, drain=0.1)

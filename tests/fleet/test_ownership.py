@@ -8,16 +8,15 @@ from datetime import datetime
 import pytest
 
 from signalwire_streams import BulkState, Clock, InvalidRequestError
-from signalwire_streams.bulk.outcomes import BulkOutcome
+from signalwire_streams._http.messages import Progress
+from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import RunEndedError
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet._redis import Command, Connection, command
-from signalwire_streams.fleet.leases import Leases
+from signalwire_streams.fleet._batches import Leases
 from signalwire_streams.fleet._ledger import Batch, BatchLedger, key_of
+from signalwire_streams.fleet._redis import Command, Connection, Writer, command
 from signalwire_streams.fleet._submission import Submission
-from signalwire_streams.fleet.writer import Writer
 from signalwire_streams.simulator import SimulatedSpace
-from signalwire_streams._http.messages import Progress
 
 from .conftest import Workers
 from .helpers import all_results, connection_of, keys_of, on_conferences, set_marks, until

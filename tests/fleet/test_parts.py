@@ -32,8 +32,7 @@ from signalwire_streams import (
     fleet as fleet_room,
 )
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet._redis import Connection, command, engine_url
-from signalwire_streams.fleet.records import (
+from signalwire_streams.fleet._ledger import (
     Mark,
     Planned,
     read_batch,
@@ -43,9 +42,8 @@ from signalwire_streams.fleet.records import (
     write_batch,
     write_outcome,
 )
-from signalwire_streams.fleet.steps import Step, joined
-from signalwire_streams.fleet.tasks import start_batch
-from signalwire_streams.fleet.writer import Writer
+from signalwire_streams.fleet._redis import Connection, Step, Writer, command, engine_url, joined
+from signalwire_streams.fleet._submission import start_batch
 from signalwire_streams.simulator import SimulatedSpace
 
 from .helpers import URL, on_conferences

@@ -7,18 +7,14 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from signalwire_streams import BulkState, RetryPolicy, StartConferenceStream, StreamOutcomeUnknown, StreamsClient
-from signalwire_streams.bulk.outcomes import BulkOutcome
+from signalwire_streams._http.messages import Progress
+from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import RunEndedError
 from signalwire_streams.fleet import Fleet, FleetWorker
-from signalwire_streams.fleet._redis import Connection, command
-from signalwire_streams.fleet.leases import Lease, Leases
-from signalwire_streams.fleet._ledger import Batch, BatchLedger, key_of
-from signalwire_streams.fleet.records import Mark
-from signalwire_streams.fleet.scripts import END, HOLD
-from signalwire_streams.fleet.steps import script
-from signalwire_streams.fleet.writer import Writer
+from signalwire_streams.fleet._batches import Lease, Leases
+from signalwire_streams.fleet._ledger import Batch, BatchLedger, Mark, key_of
+from signalwire_streams.fleet._redis import END, HOLD, Connection, Writer, command, script
 from signalwire_streams.simulator import SimulatedSpace
-from signalwire_streams._http.messages import Progress
 
 from .conftest import Workers
 from .helpers import PATIENCE, URL, all_results, connection_of, keys_of, on_calls, on_conferences, set_marks, until

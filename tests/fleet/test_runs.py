@@ -28,12 +28,11 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.fleet import Fleet, FleetWorker, stopped_by_signals
+from signalwire_streams.fleet._batches import Leases
 from signalwire_streams.fleet._redis import command
-from signalwire_streams.fleet.leases import Leases
 from signalwire_streams.fleet._submission import Submission
-from signalwire_streams.resilience.pace import Pace
+from signalwire_streams.middleware._rate_limit import LocalPacer, Pace
 from signalwire_streams.simulator import SimulatedSpace
-from signalwire_streams.middleware._rate_limit import LocalPacer
 
 from .conftest import Workers
 from .helpers import URL, all_results, connection_of, on_calls, on_conferences, set_marks, until
@@ -108,7 +107,7 @@ async def test_plans_of_long_runs_are_not_all_kept(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who follows a long run keeps the requests of a few batches only."""
-    monkeypatch.setattr("signalwire_streams.fleet.reading._KEPT_BATCHES", 1)
+    monkeypatch.setattr("signalwire_streams.fleet._status._KEPT_BATCHES", 1)
     monkeypatch.setattr("signalwire_streams.fleet._submission._AT_ONCE", 1)
     workers()
     sid = space.conference_sids[0]

@@ -9,10 +9,7 @@ from redis.exceptions import ConnectionError as NotThere
 
 from signalwire_streams import BulkState, Clock, FleetError, StartConferenceStream
 from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
-from signalwire_streams.fleet._redis import Connection, command
-from signalwire_streams.fleet.keys import Keys
-from signalwire_streams.fleet.steps import Step
-from signalwire_streams.fleet.writer import Writer
+from signalwire_streams.fleet._redis import Connection, Keys, Step, Writer, command
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers

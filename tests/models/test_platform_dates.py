@@ -6,7 +6,7 @@ from email.utils import format_datetime
 import pytest
 from hypothesis import example, given, strategies as st
 
-from signalwire_streams.models.dates import parse_date
+from signalwire_streams.models._responses import parse_date
 
 READABLE = {
     "documented, with a month of four letters": (

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from signalwire_streams import ClientStateError
+from signalwire_streams.receiver._protocol import AudioEvent, DtmfEvent, MarkEvent, MediaEvent, UnknownEvent
 from signalwire_streams.receiver._session import Backlog
-from signalwire_streams.receiver.events import AudioEvent, DtmfEvent, MarkEvent, MediaEvent, UnknownEvent
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 

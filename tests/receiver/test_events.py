@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams import MalformedFrameError
-from signalwire_streams.receiver._protocol import decode_event
-from signalwire_streams.receiver.events import (
+from signalwire_streams.receiver._protocol import (
     ConnectedEvent,
     DtmfEvent,
     MarkEvent,
@@ -19,6 +18,7 @@ from signalwire_streams.receiver.events import (
     StartEvent,
     StopEvent,
     UnknownEvent,
+    decode_event,
 )
 
 MEDIA = {

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from signalwire_streams.receiver.events import MediaEvent
-from signalwire_streams.receiver.measures import StreamStatistics, TrackStatistics
+from signalwire_streams.receiver._protocol import MediaEvent
+from signalwire_streams.receiver._statistics import StreamStatistics, TrackStatistics
 
 
 def counted(chunks: list[int | None], *, payload: bytes = b"12") -> TrackStatistics:

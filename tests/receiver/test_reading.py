@@ -10,7 +10,14 @@ import pytest
 from aiohttp import web
 
 from signalwire_streams import TransportError
-from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver, StreamSession, audio_socket, reading
+from signalwire_streams.receiver import (
+    EndReason,
+    MediaEvent,
+    MediaReceiver,
+    StreamSession,
+    _connection as reading,
+    _server as audio_socket,
+)
 from signalwire_streams.receiver._session import Backlog
 
 from .conftest import Heard, until

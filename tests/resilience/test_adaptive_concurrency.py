@@ -1,6 +1,6 @@
 """How many requests to keep under way, found out."""
 
-from signalwire_streams.resilience.adaptive import LEAST, MOST, AdaptiveConcurrency, FixedConcurrency
+from signalwire_streams.bulk._runner import LEAST, MOST, AdaptiveConcurrency, FixedConcurrency
 
 
 def test_it_grows_while_answers_stay_fast() -> None:

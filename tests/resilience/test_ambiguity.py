@@ -2,10 +2,9 @@
 
 import pytest
 
-from signalwire_streams.models import Action, Event, Kind
-from signalwire_streams.resilience.budget import RetryBudget
 from signalwire_streams.middleware._policies import RetryPolicy
-from signalwire_streams.resilience.retrying import Decision, Retrying
+from signalwire_streams.middleware._retry import Decision, RetryBudget, Retrying
+from signalwire_streams.models import Action, Event, Kind
 
 AMBIGUOUS = [Event.BROKEN, Event.MALFORMED, Event.SERVER_FAULT]
 CERTAIN = [Event.UNSENT, Event.STALE, Event.THROTTLED, Event.TRY_AGAIN, Event.UNAVAILABLE]

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.resilience.backoff import at_least, backoff
+from signalwire_streams.middleware._retry import at_least, backoff
 
 
 @pytest.mark.parametrize(("tries", "most"), [(0, 0.2), (1, 0.4), (2, 0.8), (4, 3.2), (5, 5.0), (10, 5.0), (10**9, 5.0)])

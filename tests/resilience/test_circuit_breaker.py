@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.models import Event
 from signalwire_streams.middleware._circuit_breaker import Admission, Breaker
 from signalwire_streams.middleware._policies import BreakerPolicy
+from signalwire_streams.models import Event
 
 FAILED = [Event.UNSENT, Event.BROKEN, Event.MALFORMED, Event.SERVER_FAULT, Event.UNAVAILABLE]
 SERVED = [

@@ -6,11 +6,9 @@ from random import Random
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.models import Action, Event, Kind
-from signalwire_streams.resilience.budget import RetryBudget
-from signalwire_streams.resilience.matrix import REFUSED_STOPS
 from signalwire_streams.middleware._policies import RetryPolicy
-from signalwire_streams.resilience.retrying import Retrying
+from signalwire_streams.middleware._retry import REFUSED_STOPS, RetryBudget, Retrying
+from signalwire_streams.models import Action, Event, Kind
 
 AMBIGUOUS = {Event.BROKEN, Event.MALFORMED, Event.SESSION_FAILED, Event.SERVER_FAULT, Event.ACCEPTED}
 SUCCESSES = {Action.FINISH, Action.ALREADY_STARTED, Action.ALREADY_STOPPED, Action.BY_NAME}

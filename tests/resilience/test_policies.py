@@ -6,8 +6,9 @@ import pytest
 from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
 
+from signalwire_streams._http.deadlines import Timeouts
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.middleware._policies import BreakerPolicy, RateLimit, RetryPolicy, Timeouts
+from signalwire_streams.middleware._policies import BreakerPolicy, RateLimit, RetryPolicy
 
 NAN, ENDLESS = float("nan"), float("inf")
 NO_COUNT = [-1, 1.5, "3", None, True, NAN, ENDLESS]

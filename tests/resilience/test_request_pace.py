@@ -11,8 +11,8 @@ import pytest
 from attrs import define, field
 from hypothesis import given, strategies as st
 
-from signalwire_streams.resilience.pace import Pace
 from signalwire_streams.middleware._policies import RateLimit
+from signalwire_streams.middleware._rate_limit import Pace
 
 Step: TypeAlias = tuple[str, float, float]
 

@@ -3,10 +3,9 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.models import Event, Kind
-from signalwire_streams.resilience.budget import RetryBudget
 from signalwire_streams.middleware._policies import RetryPolicy
-from signalwire_streams.resilience.retrying import Retrying
+from signalwire_streams.middleware._retry import RetryBudget, Retrying
+from signalwire_streams.models import Event, Kind
 
 
 def sends(budget: RetryBudget, kind: Kind, event: Event, *, heals_after: int = 10**9) -> int:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.models import Action, Event, Kind
-from signalwire_streams.resilience.budget import RetryBudget
 from signalwire_streams.middleware._policies import RetryPolicy
-from signalwire_streams.resilience.retrying import Decision, Retrying
+from signalwire_streams.middleware._retry import Decision, RetryBudget, Retrying
+from signalwire_streams.models import Action, Event, Kind
 
 IDEMPOTENT = [Kind.READ, Kind.STOP]
 START = 1000.0

@@ -4,11 +4,9 @@ from typing import NamedTuple
 
 import pytest
 
-from signalwire_streams.models import Action, Event, Kind
-from signalwire_streams.resilience.budget import RetryBudget
-from signalwire_streams.resilience.matrix import action_for
 from signalwire_streams.middleware._policies import RetryPolicy
-from signalwire_streams.resilience.retrying import Decision, Retrying
+from signalwire_streams.middleware._retry import Decision, RetryBudget, Retrying, action_for
+from signalwire_streams.models import Action, Event, Kind
 
 
 class Row(NamedTuple):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams import RateLimit
-from signalwire_streams.resilience.pace import Pace
-from signalwire_streams.redis_rate_limit.law import LEASE, Law
+from signalwire_streams.middleware._rate_limit import Pace
+from signalwire_streams.redis_rate_limit._state import LEASE, Law
 
 REAL = RateLimit()
 

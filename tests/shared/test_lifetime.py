@@ -22,10 +22,12 @@ def run(code: str) -> str:
 
 def test_without_the_extra() -> None:
     """Importing it without its packages ends in one sentence that says what to install."""
-    last = run('import sys; sys.modules["throttled"] = None\nimport signalwire_streams.redis_rate_limit').splitlines()[-1]
+    last = run('import sys; sys.modules["throttled"] = None\nimport signalwire_streams.redis_rate_limit').splitlines()[
+        -1
+    ]
 
     assert last == (
-        "ImportError: signalwire_streams.redis_rate_limit needs packages of its own: pip install 'signalwire-streams[redis]'"
+        "ImportError: signalwire_streams.redis_rate_limit needs more packages: pip install 'signalwire-streams[redis]'"
     )
 
 

@@ -10,13 +10,11 @@ import pytest
 
 import signalwire_streams.redis_rate_limit
 from signalwire_streams import Lane, RateLimit
-from signalwire_streams.redis_rate_limit import RedisPacer
-from signalwire_streams.redis_rate_limit.errors import RedisAwayError
-from signalwire_streams.redis_rate_limit.outage import Outage
-from signalwire_streams.redis_rate_limit._lease_loop import Pump
 from signalwire_streams.middleware._queueing import Queue
-from signalwire_streams.redis_rate_limit._store import Store
-from signalwire_streams.redis_rate_limit._state import View
+from signalwire_streams.redis_rate_limit import RedisPacer
+from signalwire_streams.redis_rate_limit._lease_loop import Pump
+from signalwire_streams.redis_rate_limit._state import Outage, View
+from signalwire_streams.redis_rate_limit._store import RedisAwayError, Store
 
 
 async def test_a_queue_passes_over_who_is_on_the_way_out() -> None:
@@ -51,7 +49,7 @@ def test_the_import_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
     """Without one of the extra's packages the import ends in a sentence."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
-    with pytest.raises(ImportError, match=r"pip install 'signalwire-streams\[shared\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'signalwire-streams\[redis\]'"):
         importlib.reload(signalwire_streams.redis_rate_limit)
 
 

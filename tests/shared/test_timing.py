@@ -9,12 +9,8 @@ from attrs import define, field
 
 from signalwire_streams import Clock, Lane, RateLimit
 from signalwire_streams.redis_rate_limit import RedisPacer
-from signalwire_streams.redis_rate_limit.errors import RedisAwayError
-from signalwire_streams.redis_rate_limit.law import Law
-from signalwire_streams.redis_rate_limit.outage import Outage
-from signalwire_streams.redis_rate_limit.state import State
-from signalwire_streams.redis_rate_limit._store import Leased, Store
-from signalwire_streams.redis_rate_limit._state import View
+from signalwire_streams.redis_rate_limit._state import Law, Outage, State, View
+from signalwire_streams.redis_rate_limit._store import Leased, RedisAwayError, Store
 from tests.redis_server import RedisServer
 
 from .test_law import fullest_window

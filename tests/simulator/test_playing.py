@@ -2,7 +2,7 @@
 
 import pytest
 
-from signalwire_streams.simulator.audio.playing import Player
+from signalwire_streams.simulator._audio.media_session import Player
 
 
 def test_audio_is_heard_in_its_own_time() -> None:

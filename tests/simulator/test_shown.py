@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from signalwire_streams.simulator import Stream
+from signalwire_streams.simulator._request_log import shown_address
 from signalwire_streams.simulator._status_callbacks import Notice
-from signalwire_streams.simulator.shown import shown_address
 
 from .peer import Peer, simulated
 

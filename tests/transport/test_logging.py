@@ -17,11 +17,11 @@ from signalwire_streams import (
     StreamsClient,
     StreamsError,
 )
+from signalwire_streams._http.messages import Exchange, Outcome
 from signalwire_streams.errors import Phase
+from signalwire_streams.middleware._logs import OutcomeLog
 from signalwire_streams.models import Action, Event, Kind, Lane
 from signalwire_streams.simulator import SimulatedSpace
-from signalwire_streams.middleware._logs import OutcomeLog
-from signalwire_streams._http.messages import Exchange, Outcome
 
 URL = "wss://rx.example.com/audio"
 ClientFactory = Callable[..., StreamsClient]

@@ -20,12 +20,11 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.models import Event, Kind
-from signalwire_streams.resilience.pace import Pace
-from signalwire_streams.simulator import SimulatedSpace
-from signalwire_streams.middleware._rate_limit import LocalPacer, Turns
-from signalwire_streams.transport.slots import Slots
 from signalwire_streams._http.messages import Exchange, Outcome, Progress
+from signalwire_streams.middleware._queueing import Slots
+from signalwire_streams.middleware._rate_limit import LocalPacer, Pace, Turns
+from signalwire_streams.models import Event, Kind
+from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
 

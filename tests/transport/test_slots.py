@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from signalwire_streams import Lane
-from signalwire_streams.transport.slots import Slots
+from signalwire_streams.middleware._queueing import Slots
 
 
 async def test_interactive_exchanges_get_the_next_free_slot() -> None:

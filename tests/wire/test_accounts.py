@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
 from signalwire_streams._http.account import Account, find_account
+from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
 
 TOKEN = "PThush-hush"
 PROJECT = "b3877c40-da60-4998-90ad-b792e98472af"

@@ -8,7 +8,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.wire import problems
+from signalwire_streams._http import error_bodies as problems
 from signalwire_streams._http.error_bodies import Problem, presentable, read_problem
 
 DOCUMENTED = {

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams.errors import InvalidRequestError, MalformedResponseError, Phase, Sent
-from signalwire_streams.models import Kind, Lane, StartCallStream, StartConferenceStream
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
 from signalwire_streams._http.messages import Errand, Exchange, Progress
+from signalwire_streams.errors import InvalidRequestError, MalformedResponseError, Phase, Sent
+from signalwire_streams.models import Kind, Lane, StartCallStream, StartConferenceStream
 
 ACCOUNT = find_account(space="example", base_url=None, project="project", token="PThush")
 ROOT = "/api/laml/2010-04-01/Accounts/project"

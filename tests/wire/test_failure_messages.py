@@ -9,6 +9,11 @@ import pytest
 from hypothesis import given, strategies as st
 from multidict import CIMultiDict
 
+from signalwire_streams._http import requests
+from signalwire_streams._http.account import find_account
+from signalwire_streams._http.decoding import event_of, read_reply
+from signalwire_streams._http.error_mapping import failure_of
+from signalwire_streams._http.messages import Errand, Exchange, Outcome
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,
@@ -27,11 +32,6 @@ from signalwire_streams.errors import (
     UnprocessableError,
 )
 from signalwire_streams.models import Action, Event, Kind, StartCallStream, StartConferenceStream
-from signalwire_streams._http import requests
-from signalwire_streams._http.account import find_account
-from signalwire_streams._http.messages import Errand, Exchange, Outcome
-from signalwire_streams._http.error_mapping import failure_of
-from signalwire_streams.wire.replies import event_of, read_reply
 
 TOKEN = "PThush/hush+hush"
 BEARER = "bearer&hush=hush"

@@ -7,9 +7,9 @@ from urllib.parse import parse_qsl
 import pytest
 from hypothesis import given, strategies as st
 
+from signalwire_streams._http.requests import day, moment, query
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStatus
-from signalwire_streams.wire.forms import day, moment, query
 
 EAST = timezone(timedelta(hours=9))
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given, strategies as st
 from multidict import CIMultiDict
 
-from signalwire_streams.models import Event, Kind
+from signalwire_streams._http.decoding import event_of, read_reply
 from signalwire_streams._http.messages import Exchange, Reply
-from signalwire_streams.wire.replies import event_of, read_reply
+from signalwire_streams.models import Event, Kind
 
 STARTS = [Kind.CONFERENCE_START, Kind.CALL_START, Kind.UNNAMED_START]
 POSTS = [*STARTS, Kind.STOP]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 from multidict import CIMultiDict
 
-from signalwire_streams.wire.headers import advertised_limit, request_id, retry_after
+from signalwire_streams._http.error_bodies import advertised_limit, request_id, retry_after
 
 DATE = "Tue, 25 Sep 2018 20:00:00 GMT"
 

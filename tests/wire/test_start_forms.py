@@ -6,9 +6,9 @@ from urllib.parse import parse_qsl
 import pytest
 from hypothesis import given, strategies as st
 
+from signalwire_streams._http.requests import STOP, start_form
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallbackMethod, Codec, StartCallStream, StartConferenceStream, Track
-from signalwire_streams.wire.forms import STOP, start_form
 
 URL = "wss://your-application.com/audiostream"
 

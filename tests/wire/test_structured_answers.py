@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from attrs import fields
 
+from signalwire_streams._http.decoding import has_key, read_item, read_page, read_stream
 from signalwire_streams.errors import MalformedResponseError
 from signalwire_streams.models import (
     AnsweredBy,
@@ -21,7 +22,6 @@ from signalwire_streams.models import (
     ParticipantStatus,
     StreamStatus,
 )
-from signalwire_streams._http.decoding import has_key, read_item, read_page, read_stream
 
 # Sids and dates are those of the vendor's documentation, which are neither hexadecimal nor RFC 2822.
 ACCOUNT = "b3877c40-da60-4998-90ad-b792e98472af"

@@ -1,22 +1,67 @@
 """``signalwire-streams bulk start``."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from secrets import token_hex
 from typing import Any, Literal
 
 import click
+from attrs import asdict
 
-from signalwire_streams import Call, Conference, PlannedRequest, StreamsClient
-from signalwire_streams.cli.account import ENVIRONMENT, Account, account_options
-from signalwire_streams.cli.bulk.dry_run import write_dry_run
-from signalwire_streams._cli.bulk.targets import read_lines
-from signalwire_streams.cli.bulk.requests import Defaults, Requests, Start
+from signalwire_streams import Call, Conference, PlannedRequest, StartConferenceStream, StreamsClient
 from signalwire_streams._cli.bulk.runner import Job, Knobs, carry_out, resend_option, run_options
-from signalwire_streams.cli.bulk.source import read_source
-from signalwire_streams.cli.failures import Misuse
-from signalwire_streams._cli.output import clean, write_json
-from signalwire_streams._cli.options import bulk_start_options, conference_options
+from signalwire_streams._cli.bulk.targets import Defaults, Requests, Start, read_lines, read_source
+from signalwire_streams._cli.options import (
+    ENVIRONMENT,
+    Account,
+    account_options,
+    bulk_start_options,
+    conference_options,
+)
+from signalwire_streams._cli.output import Misuse, clean, write_aligned, write_json
+
+_HIDDEN = "***"
+
+
+def write_dry_run(requests: Sequence[Start], *, as_json: bool) -> None:
+    """Write the requests, one per line."""
+    if as_json:
+        for request in requests:
+            write_json(_facts(request))
+        return
+    if requests:
+        write_aligned([_cells(request) for request in requests])
+    click.echo(f"{len(requests):,} streams would be started. Nothing was sent.")
+
+
+def _facts(request: Start) -> Mapping[str, Any]:
+    planned = PlannedRequest.of(request)
+    fields = asdict(planned.request)
+    kind = "conference" if isinstance(request, StartConferenceStream) else "call"
+    fields.pop(f"{kind}_sid")
+    hidden: dict[str, Any] = {"parameters": dict.fromkeys(planned.parameters, _HIDDEN)}
+    if planned.bearer_token:
+        hidden["authorization_bearer_token"] = _HIDDEN
+    if planned.status_callback:
+        hidden["status_callback"] = _HIDDEN
+    return {
+        "kind": kind,
+        "target": request.target,
+        **{name: value for name, value in {**fields, **hidden}.items() if value not in (None, {})},
+        "name": request.name if request.name or request.unnamed else f"sws-RUN-{request.target}",
+    }
+
+
+def _cells(request: Start) -> tuple[str, ...]:
+    facts = dict(_facts(request))
+    first = [facts.pop(name) or "-" for name in ("kind", "target", "name", "url")]
+    words = [f"{name}={_spell(value)}" for name, value in facts.items() if (name, value) != ("unnamed", False)]
+    return (*map(clean, first), clean(" ".join(words)))
+
+
+def _spell(value: object) -> str:
+    return ",".join(value) if isinstance(value, dict) else str(value)
+
 
 Kind = Literal["conference", "call"]
 _IN_PROGRESS = "in-progress"

@@ -4,14 +4,92 @@ CSV is read as spreadsheets write it: with ``,``, ``;`` or tabs, a ``sep=`` line
 empty columns at the end. What a spreadsheet has changed beyond repair is refused.
 """
 
+import codecs
 import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
-from attrs import field, frozen
+import click
+from attrs import define, evolve, field, frozen
+
+from signalwire_streams import InvalidRequestError, PlannedRequest, StartCallStream, StartConferenceStream
+from signalwire_streams._cli.options import STANDARD_INPUT, token_is_on_standard_input
+from signalwire_streams._cli.output import clean, for_command_line
+
+_ENCODINGS = (  # by their byte order marks; that of UTF-32-LE begins with that of UTF-16-LE
+    ("UTF-32", codecs.BOM_UTF32_LE),
+    ("UTF-32", codecs.BOM_UTF32_BE),
+    ("UTF-16", codecs.BOM_UTF16_LE),
+    ("UTF-16", codecs.BOM_UTF16_BE),
+)
+_OTHER_FILES = {
+    b"PK\x03\x04": "is a spreadsheet, not CSV: export it as 'CSV UTF-8'",  # .xlsx, .ods
+    b"\xd0\xcf\x11\xe0": "is a spreadsheet, not CSV: export it as 'CSV UTF-8'",  # .xls
+    b"\x1f\x8b": "is compressed: unpack it with gunzip",
+}
+_SAVE_AS = "save it as UTF-8 (in Excel: 'CSV UTF-8')"
+
+
+def read_source(file: str) -> str:
+    """Read a file, or standard input for ``-``: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+
+    Excel writes UTF-16 as "Unicode text".
+
+    Raises:
+        UsageError: it can't be read.
+    """
+    if file == STANDARD_INPUT and token_is_on_standard_input():
+        raise click.UsageError("standard input can't be the FILE and the bearer token: name a file for one of them")
+    try:
+        content = _content(file)
+    except OSError as error:
+        raise click.UsageError(f"{clean(file)} can't be read: {error.strerror}") from None
+    except ValueError:  # a name that no file can have
+        raise click.UsageError(f"{clean(file)} can't be read: write the name of a text file in UTF-8, or -") from None
+    return _decoded(content, clean(file))
+
+
+def _content(file: str) -> bytes:
+    if file != STANDARD_INPUT:
+        return Path(file).read_bytes()
+    if sys.stdin is None:  # the shell closed it
+        return b""
+    buffer = getattr(sys.stdin, "buffer", None)
+    return buffer.read() if buffer is not None else sys.stdin.read().encode()
+
+
+def _decoded(content: bytes, file: str) -> str:
+    encoding = next((encoding for encoding, mark in _ENCODINGS if content.startswith(mark)), None)
+    if encoding is not None:
+        try:
+            return _with_line_feeds(content.decode(encoding))
+        except UnicodeDecodeError:
+            raise click.UsageError(
+                f"{file} can't be read, since its {encoding} is damaged: write the name of a text file in UTF-8, or -"
+            ) from None
+    for signature, why in _OTHER_FILES.items():
+        if content.startswith(signature):
+            raise click.UsageError(f"{file} {why}")
+    if content[1:2] == b"\0" or content[:1] == b"\0":
+        raise click.UsageError(
+            f"{file} can't be read: it is no text, or UTF-16 or UTF-32 without a byte order mark; {_SAVE_AS}"
+        )
+    try:
+        return _with_line_feeds(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise click.UsageError(f"{file}:{line}: can't be read: this line is not UTF-8; {_SAVE_AS}") from None
+
+
+def _with_line_feeds(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
 
 _SIDS = ("conference_sid", "call_sid")
 _SWITCHES = {"unnamed", "realtime"}
@@ -291,3 +369,168 @@ def _switch(name: str, value: str) -> bool:
     if value.lower() not in {"true", "false"}:
         raise ValueError(f"{name} must be true or false, not {value!r}")
     return value.lower() == "true"
+
+
+Start: TypeAlias = StartConferenceStream | StartCallStream
+
+_ON_CONFERENCES = {"codec", "realtime"}
+_NAMING = {"name", "unnamed"}  # a line that says one of them overrules both
+
+
+@frozen
+class Defaults:
+    """What the options say of every stream; a line may say otherwise.
+
+    Attributes:
+        fields: the fields of a request.
+        parameters: the custom parameters; those of a line are added.
+    """
+
+    fields: Mapping[str, Any] = field(repr=False)
+    parameters: Mapping[str, str] = field(factory=dict, repr=False)
+
+    def request(self, line: Mapping[str, Any]) -> Start:
+        """Make the request of one line.
+
+        Raises:
+            InvalidRequestError: a field is missing, or can't be right.
+        """
+        sids = [name for name in ("conference_sid", "call_sid") if name in line]
+        if len(sids) != 1:
+            raise InvalidRequestError("a line needs a conference_sid or a call_sid, and not both")
+        is_call = sids == ["call_sid"]
+        left_out = (_ON_CONFERENCES if is_call else set()) | (_NAMING if _NAMING & line.keys() else set())
+        given = {name: value for name, value in self.fields.items() if value is not None and name not in left_out}
+        own = line.get("parameters", {})
+        fields = {**given, **line, "parameters": {**self.parameters, **own} if isinstance(own, dict) else own}
+        if "url" not in fields:
+            raise InvalidRequestError("there is no url: pass --url, or give the line one")
+        return StartCallStream(**fields) if is_call else StartConferenceStream(**fields)
+
+
+@define(eq=False)
+class Requests:
+    """The requests of a run, and the lines that are none.
+
+    Attributes:
+        good: the requests.
+        bad: the lines that are wrong.
+    """
+
+    good: list[Start] = field(factory=list)
+    bad: list[BadLine] = field(factory=list)
+
+    @classmethod
+    def of(cls, lines: Iterable[Read], defaults: Defaults) -> "Requests":
+        """Make the requests of lines; each may be there once."""
+        requests = cls()
+        seen: dict[tuple[str, str | None], int] = {}
+        for line in lines:
+            if isinstance(line, BadLine):
+                requests.bad.append(line)
+                continue
+            try:
+                requests.good.append(_once(defaults.request(line.fields), line, seen))
+            except InvalidRequestError as error:
+                requests.bad.append(BadLine(line.number, for_command_line(str(error))))
+        return requests
+
+
+def _once(request: Start, line: Line, seen: dict[tuple[str, str | None], int]) -> Start:
+    if request.unnamed:
+        return request
+    first = seen.setdefault((request.target, request.name), line.number)
+    if first != line.number:
+        raise InvalidRequestError(
+            f"{request.target} is on line {first} already: leave it out, or give each of its streams a name of its own"
+        )
+    return request
+
+
+_TargetAndName = tuple[str, str | None]
+
+
+@frozen
+class Secrets:
+    """What was given again: by options for all, and by the lines of the file that the run was started with.
+
+    Attributes:
+        parameters: custom parameters for all.
+        bearer_token: the token for all.
+        status_callback: the address for all.
+        lines: the fields of the lines, by target and name, in their order.
+    """
+
+    parameters: Mapping[str, str] = field(factory=dict, repr=False)
+    bearer_token: str | None = field(default=None, repr=False)
+    status_callback: str | None = field(default=None, repr=False)
+    lines: Mapping[_TargetAndName, Sequence[Mapping[str, Any]]] = field(factory=dict, repr=False)
+
+    def complete(self, planned: Iterable[PlannedRequest]) -> Iterator[Start]:
+        """Give each request with its secrets.
+
+        Raises:
+            UsageError: one is missing; the sentence says which option gives it.
+        """
+        left = {key: deque(lines) for key, lines in self.lines.items()}
+        for one in planned:
+            line = _next(left, one.request)
+            yield one.request if one.complete else self._completed(one, line)
+
+    def given_to(self, planned: PlannedRequest) -> Start:
+        """Give a request what the options say, without a file.
+
+        Raises:
+            InvalidRequestError: something is missing.
+        """
+        try:
+            return planned.request if planned.complete else self._completed(planned, {})
+        except click.UsageError:
+            raise InvalidRequestError(
+                f"{planned.request.target} needs secrets that are not kept in Redis ({', '.join(planned.left_out)}): "
+                "start all workers with the options that give them"
+            ) from None
+
+    def _completed(self, planned: PlannedRequest, line: Mapping[str, Any]) -> Start:
+        request = planned.request
+        own = line.get("parameters")
+        values = {**self.parameters, **(own if isinstance(own, dict) else {})}
+        missing = [f"--parameter {name}=..." for name in planned.parameters if name not in values]
+        token = line.get("authorization_bearer_token", self.bearer_token)
+        if planned.bearer_token and token is None:
+            missing.append("--bearer-token-file FILE")
+        callback = line.get("status_callback", self.status_callback)
+        if planned.status_callback and callback is None:
+            missing.append("--status-callback URL")
+        if missing:
+            raise click.UsageError(
+                f"the journal keeps no secrets, and {request.target} had some: give them again with "
+                f"{' '.join(missing)}, or name the FILE that they came from after the journal"
+            )
+        parameters = {name: values[name] for name in planned.parameters}
+        completed = evolve(request, parameters=parameters)
+        if planned.bearer_token:
+            completed = evolve(completed, authorization_bearer_token=token)
+        return evolve(completed, status_callback=callback) if planned.status_callback else completed
+
+
+def by_target(lines: Iterable[Read]) -> dict[_TargetAndName, list[Mapping[str, Any]]]:
+    """Arrange a file's lines by what they start; those that are wrong started nothing.
+
+    Raises:
+        UsageError: a line hides those behind it.
+    """
+    found: dict[_TargetAndName, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        if isinstance(line, BadLine) and line.hides_more:
+            raise click.UsageError(f"line {line.number} of the FILE: {line.why}")
+        if isinstance(line, Line):
+            sid, name = line.fields.get("conference_sid") or line.fields.get("call_sid"), line.fields.get("name")
+            found.setdefault((str(sid), name if isinstance(name, str) else None), []).append(line.fields)
+    return found
+
+
+def _next(left: Mapping[_TargetAndName, "deque[Mapping[str, Any]]"], request: Start) -> Mapping[str, Any]:
+    """Give the line that a request came from: the first one for its target and name that is not used yet."""
+    lines = left.get((request.target, request.name)) or left.get((request.target, None))
+    return lines.popleft() if lines else {}

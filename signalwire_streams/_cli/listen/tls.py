@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 from attrs import field, frozen
 
-from signalwire_streams.cli.failures import Failure
 from signalwire_streams._cli.options import read_text
+from signalwire_streams._cli.output import Failure
 from signalwire_streams.simulator import Certificates
 
 TOKENS = "SIGNALWIRE_STREAMS_TOKEN"

@@ -7,9 +7,18 @@ Pure Python, without dependencies. Everything but `WavRecorder` is pure.
 - `WavRecorder` writes WAV files from frames as they come.
 """
 
-from signalwire_streams.receiver.audio.errors import RecordingError, RecordingFullError, UnknownEncodingError
-from signalwire_streams.receiver.audio._formats import AudioFormat, ByteOrder, Encoding
-from signalwire_streams.receiver.audio.g711 import alaw_to_pcm, mulaw_to_pcm, pcm_to_alaw, pcm_to_mulaw
+from signalwire_streams.receiver.audio._formats import (
+    AudioFormat,
+    ByteOrder,
+    Encoding,
+    RecordingError,
+    RecordingFullError,
+    UnknownEncodingError,
+    alaw_to_pcm,
+    mulaw_to_pcm,
+    pcm_to_alaw,
+    pcm_to_mulaw,
+)
 from signalwire_streams.receiver.audio._timeline import Correction, TimelineStatistics, TrackTimeline
 from signalwire_streams.receiver.audio._wav import Layout, WavEncoding, WavRecorder
 

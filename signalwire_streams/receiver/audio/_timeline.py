@@ -28,8 +28,8 @@ from math import isfinite
 from attrs import define, field, frozen
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.receiver.audio._formats import AudioFormat
 from signalwire_streams.receiver._statistics import WINDOW, SequenceTracker, Verdict
+from signalwire_streams.receiver.audio._formats import AudioFormat
 
 _MILLISECONDS = 1000
 _DAY = 24 * 3600

@@ -19,12 +19,10 @@ from typing import Any, Literal, Self, TypeAlias
 from attrs import Attribute, define, field
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.receiver.audio.errors import RecordingError
-from signalwire_streams.receiver.audio._formats import AudioFormat, Encoding
+from signalwire_streams.receiver._protocol import MediaEvent
+from signalwire_streams.receiver.audio._formats import AudioFormat, Encoding, RecordingError
 from signalwire_streams.receiver.audio._timeline import TimelineStatistics, TrackTimeline
-from signalwire_streams.receiver.audio._wav_file import WavFile
-from signalwire_streams.receiver.audio.wav_header import WavShape
-from signalwire_streams.receiver.events import MediaEvent
+from signalwire_streams.receiver.audio._wav_file import WavFile, WavShape
 
 Layout: TypeAlias = Literal["mono", "stereo"]
 """One file for each track, or one file with the first track on the left and the second on the right."""

@@ -8,13 +8,11 @@ from typing import Final, TypeAlias
 import aiohttp
 from attrs import define, field, frozen
 
-from signalwire_streams.simulator._audio.media_session import Conversation
-from signalwire_streams.simulator.audio.encoding import codec_of, is_encodable
 from signalwire_streams.simulator._audio.frames import Dialect, Speech, Spelling
-from signalwire_streams.simulator.audio.playing import Player
-from signalwire_streams.simulator.fault_kinds import FaultKind
-from signalwire_streams.simulator._faults import FaultRule, Faults
-from signalwire_streams.simulator.streams import Stream
+from signalwire_streams.simulator._audio.media_session import Conversation, Player
+from signalwire_streams.simulator._audio.sources import codec_of, is_encodable
+from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults
+from signalwire_streams.simulator._state import Stream
 
 __all__ = ["Dialer", "Dialling"]
 

@@ -12,9 +12,8 @@ from typing import Final, Literal, TypeAlias
 
 from attrs import define, field, frozen
 
-from signalwire_streams.simulator.audio.encoding import Codec, codec_of
-from signalwire_streams.simulator._audio.sources import Sound
-from signalwire_streams.simulator.streams import Stream
+from signalwire_streams.simulator._audio.sources import Codec, Sound, codec_of
+from signalwire_streams.simulator._state import Stream
 
 __all__ = ["Dialect", "Speech", "Spelling", "tracks_of"]
 

@@ -5,22 +5,187 @@ import json
 import socket
 from base64 import b64decode
 from binascii import Error as Base64Error
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 import aiohttp
-from attrs import define, field
+from attrs import define, field, frozen
 
-from signalwire_streams.simulator.audio.encoding import codec_of
 from signalwire_streams.simulator._audio.frames import Speech, Spelling
-from signalwire_streams.simulator.audio.playing import Player
-from signalwire_streams.simulator.audio.spoiling import spoilings_of
-from signalwire_streams.simulator.fault_kinds import FaultKind
-from signalwire_streams.simulator._faults import FaultRule
-from signalwire_streams.simulator.streams import Stream
+from signalwire_streams.simulator._audio.sources import codec_of
+from signalwire_streams.simulator._faults import FaultKind, FaultRule
+from signalwire_streams.simulator._state import Stream
 
-__all__ = ["KEYS", "Conversation"]
+_PAYLOAD: Final = '"payload": "'
+_NO_BASE64: Final = "!"
+
+
+class Spoiling(Protocol):
+    """What happens to frames on their way."""
+
+    def take(self, frames: Sequence[str]) -> list[str]:
+        """Take the frames of one slot; give those that go out."""
+        ...
+
+    def rest(self) -> list[str]:
+        """Give what is still held back at the end."""
+        ...
+
+
+@define(eq=False)
+class _EveryNth:
+    """Puts something else in the place of every n-th frame.
+
+    Attributes:
+        instead: gives what goes out in a frame's place.
+        every: n.
+    """
+
+    instead: Callable[[str], list[str]]
+    every: int
+    _count: int = field(init=False, default=0)
+
+    def take(self, frames: Sequence[str]) -> list[str]:
+        """See `Spoiling.take`."""
+        taken = []
+        for frame in frames:
+            self._count += 1
+            taken += [frame] if self._count % self.every else self.instead(frame)
+        return taken
+
+    def rest(self) -> list[str]:
+        """See `Spoiling.rest`."""
+        return []
+
+
+@define(eq=False)
+class _Reordered:
+    """Lets every n-th frame be overtaken by the one after it."""
+
+    every: int
+    _count: int = field(init=False, default=0)
+    _held: str | None = field(init=False, default=None)
+
+    def take(self, frames: Sequence[str]) -> list[str]:
+        """See `Spoiling.take`."""
+        taken = []
+        for frame in frames:
+            self._count += 1
+            if self._held is None and self._count % self.every == 0:
+                self._held = frame
+            else:
+                taken += [frame, *self.rest()]
+        return taken
+
+    def rest(self) -> list[str]:
+        """See `Spoiling.rest`."""
+        held, self._held = self._held, None
+        return [] if held is None else [held]
+
+
+@define(eq=False)
+class _InBursts:
+    """Holds so many frames back, and lets them go at once."""
+
+    frames: int
+    _held: list[str] = field(init=False, factory=list)
+
+    def take(self, frames: Sequence[str]) -> list[str]:
+        """See `Spoiling.take`."""
+        self._held += frames
+        return self.rest() if len(self._held) >= self.frames else []
+
+    def rest(self) -> list[str]:
+        """See `Spoiling.rest`."""
+        held, self._held = self._held, []
+        return held
+
+
+_INSTEAD: Final[Mapping[FaultKind, Callable[[str], list[str]]]] = MappingProxyType(
+    {
+        FaultKind.FRAMES_LOST: lambda _: [],
+        FaultKind.FRAMES_DOUBLED: lambda frame: [frame, frame],
+        FaultKind.FRAMES_BROKEN: lambda frame: [frame.replace(_PAYLOAD, _PAYLOAD + _NO_BASE64)],
+    }
+)
+
+
+def spoilings_of(rules: Sequence[FaultRule]) -> list[Spoiling]:
+    """Make what the rules of one stream ask for, in their order."""
+    spoilings: list[Spoiling] = []
+    for rule in rules:
+        if rule.kind is FaultKind.FRAMES_IN_BURSTS:
+            spoilings.append(_InBursts(rule.settings.frames))
+        elif rule.kind is FaultKind.FRAMES_REORDERED:
+            spoilings.append(_Reordered(rule.settings.every))
+        elif rule.kind in _INSTEAD:
+            spoilings.append(_EveryNth(_INSTEAD[rule.kind], rule.settings.every))
+    return spoilings
+
+
+@frozen
+class _Queued:
+    """Audio, or a mark where ``mark`` is not None; times are in seconds."""
+
+    begins: float
+    ends: float
+    payload: bytes = field(default=b"", repr=False)
+    mark: str | None = None
+
+
+@define(eq=False)
+class Player:
+    """Plays audio to a call.
+
+    Attributes:
+        rate: bytes that take one second; None plays at once.
+        heard: what has been played so far.
+    """
+
+    rate: int | None
+    heard: bytearray = field(factory=bytearray, repr=False)
+    _queue: deque[_Queued] = field(init=False, factory=deque)
+    _until: float = field(init=False, default=float("-inf"))
+
+    def play(self, payload: bytes, now: float) -> None:
+        """Take audio in, behind what is queued."""
+        begins = max(now, self._until)
+        self._until = begins if self.rate is None else begins + len(payload) / self.rate
+        self._queue.append(_Queued(begins, self._until, payload))
+
+    def mark(self, name: str, now: float) -> None:
+        """Take a mark in, behind what is queued."""
+        moment = max(now, self._until)
+        self._queue.append(_Queued(moment, moment, mark=name))
+
+    def clear(self, now: float) -> list[str]:
+        """Forget what was not played yet; give the marks that come back for it."""
+        marks = self.played(now)
+        if self._queue and self.rate is not None and self._queue[0].begins < now:
+            playing = self._queue[0]
+            self.heard += playing.payload[: round((now - playing.begins) * self.rate)]
+        marks += [queued.mark for queued in self._queue if queued.mark is not None]
+        self._queue.clear()
+        self._until = now
+        return marks
+
+    def played(self, now: float) -> list[str]:
+        """Play up to now; give the marks that were reached."""
+        marks = []
+        while self._queue and self._queue[0].ends <= now:
+            queued = self._queue.popleft()
+            self.heard += queued.payload
+            if queued.mark is not None:
+                marks.append(queued.mark)
+        return marks
+
+    def next_mark(self) -> float | None:
+        """Tell when the next mark will be reached."""
+        return next((queued.ends for queued in self._queue if queued.mark is not None), None)
+
 
 KEYS: Final = frozenset("0123456789*#ABCD")
 """What a telephone has."""

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.receiver._protocol import MediaEvent
+from signalwire_streams.receiver._statistics import TrackStatistics
 from signalwire_streams.receiver.audio import AudioFormat, TimelineStatistics, TrackTimeline, UnknownEncodingError
-from signalwire_streams.receiver.events import MediaEvent
-from signalwire_streams.receiver.measures import TrackStatistics
 
 Frame: TypeAlias = tuple[int | None, int | None, int]
 """A timestamp, a number, and a length in milliseconds."""

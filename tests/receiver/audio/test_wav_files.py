@@ -11,8 +11,7 @@ import pytest
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.receiver.audio import AudioFormat, RecordingError, RecordingFullError, UnknownEncodingError
-from signalwire_streams.receiver.audio._wav_file import WavFile
-from signalwire_streams.receiver.audio.wav_header import WavShape, padding
+from signalwire_streams.receiver.audio._wav_file import WavFile, WavShape, padding
 
 from .wavs import read_wav
 

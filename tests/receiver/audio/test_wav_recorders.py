@@ -13,6 +13,7 @@ from attrs import frozen
 from hypothesis import given, settings, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.receiver._protocol import MediaEvent
 from signalwire_streams.receiver.audio import (
     AudioFormat,
     RecordingError,
@@ -20,7 +21,6 @@ from signalwire_streams.receiver.audio import (
     UnknownEncodingError,
     WavRecorder,
 )
-from signalwire_streams.receiver.events import MediaEvent
 
 from .wavs import Wav, read_wav
 
