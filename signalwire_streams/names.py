@@ -2,7 +2,7 @@
 
 from signalwire_streams._client import StreamsClient
 from signalwire_streams._http.deadlines import Timeouts
-from signalwire_streams._http.messages import Exchange, Middleware, Outcome, Reply, Send
+from signalwire_streams._http.messages import Request, Middleware, Outcome, Reply, Send
 from signalwire_streams.bulk import (
     BulkError,
     BulkJournal,
@@ -93,7 +93,7 @@ __all__ = [
     "ConferenceStatus",
     "ConferenceStream",
     "Event",
-    "Exchange",
+    "Request",
     "FleetError",
     "InvalidRequestError",
     "JoinError",

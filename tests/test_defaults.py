@@ -44,7 +44,7 @@ def attribute(kind: type[Any], name: str) -> object:
 @pytest.mark.parametrize(
     ("default", "expected"),
     [
-        pytest.param(RetryPolicy().attempts, 3, id="attempts that may reach the Space"),
+        pytest.param(RetryPolicy().max_attempts, 3, id="attempts that may reach the Space"),
         pytest.param(RetryPolicy().unsent_attempts, 3, id="attempts that certainly do not reach it"),
         pytest.param(RetryPolicy().throttle_waits, 6, id="waits after a 429"),
         pytest.param(RetryPolicy().resends, 2, id="resends of a named start"),

@@ -12,7 +12,7 @@ from signalwire_streams import (
     Codec,
     Conference,
     ConferenceStream,
-    Exchange,
+    Request,
     Listing,
     Outcome,
     Page,
@@ -28,7 +28,7 @@ from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import SimulatedSpace
 
 
-async def pass_on(exchange: Exchange, send: Send) -> Outcome:
+async def pass_on(exchange: Request, send: Send) -> Outcome:
     return await send(exchange)
 
 

@@ -17,7 +17,7 @@ from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn, override
 
 from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, read_problem, retry_after
-from signalwire_streams._http.messages import Exchange, Reply
+from signalwire_streams._http.messages import Request, Reply
 from signalwire_streams.errors import MalformedResponseError
 from signalwire_streams.models import (
     AnsweredBy,
@@ -255,7 +255,7 @@ def _decode(body: bytes) -> object:
         return None
 
 
-def contradiction(exchange: Exchange, reply: Reply) -> str:
+def contradiction(exchange: Request, reply: Reply) -> str:
     """Say in which key an answer names something else than was asked for, or return an empty string.
 
     Such an answer belongs to another request: the connection delivers answers to the wrong ones. A refusal names
@@ -276,7 +276,7 @@ def contradiction(exchange: Exchange, reply: Reply) -> str:
     return ""
 
 
-def _contradicted_key(exchange: Exchange, entry: Mapping[str, object]) -> str:
+def _contradicted_key(exchange: Request, entry: Mapping[str, object]) -> str:
     for key, asked in exchange.echo.items():
         if differs(entry, key, asked) and not _is_meant(exchange, entry, key):
             return key
@@ -287,13 +287,13 @@ def _contradicted_key(exchange: Exchange, entry: Mapping[str, object]) -> str:
     return ""
 
 
-def _is_meant(exchange: Exchange, entry: Mapping[str, object], key: str) -> bool:
+def _is_meant(exchange: Request, entry: Mapping[str, object], key: str) -> bool:
     """Return True if the text that a caller passed as a stream is its name instead of its sid, or the reverse."""
     other = _OTHER_HANDLE.get(key) if exchange.kind in _TEXT_STOPS else None
     return other is not None and has_text(entry, other, exchange.echo[key])
 
 
-def event_of(exchange: Exchange, reply: Reply) -> Event:
+def event_of(exchange: Request, reply: Reply) -> Event:
     """Tell what an answer means for an exchange.
 
     Args:
@@ -315,7 +315,7 @@ def event_of(exchange: Exchange, reply: Reply) -> Event:
     return Event.REDIRECTED if status < _REFUSED else _refusal(exchange.kind, status, problem)
 
 
-def _success(exchange: Exchange, reply: Reply) -> Event:
+def _success(exchange: Request, reply: Reply) -> Event:
     if has_key(reply.document, exchange.expects):
         return Event.DONE
     throttled = reply.problem is not None and reply.problem.code == TOO_MANY_REQUESTS

@@ -7,7 +7,7 @@ from typing import TypeVar
 from attrs import frozen
 
 from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, presentable, request_id
-from signalwire_streams._http.messages import Exchange, Outcome, Reply
+from signalwire_streams._http.messages import Request, Outcome, Reply
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,
@@ -44,7 +44,7 @@ _SENT_WORDS: Mapping[Sent, str] = {"no": "nothing was sent", "maybe": "the Space
 _UNREADABLE = {Event.MALFORMED, Event.ACCEPTED}
 
 
-def failure_of(exchange: Exchange, outcome: Outcome) -> StreamsError:
+def failure_of(exchange: Request, outcome: Outcome) -> StreamsError:
     """Build the error for a call that failed or whose outcome is unknown."""
     reply = outcome.reply
     if outcome.action is Action.UNKNOWN:
@@ -58,7 +58,7 @@ def failure_of(exchange: Exchange, outcome: Outcome) -> StreamsError:
 class _Story:
     """The parts of one line: who wanted what, what happened, how often it was tried."""
 
-    exchange: Exchange
+    exchange: Request
     outcome: Outcome
 
     def line(self, what: str) -> str:
@@ -112,7 +112,7 @@ def _is_http_error(error: BaseException | None) -> bool:
     return any(kind.__module__.partition(".")[0] == "aiohttp" for kind in type(error).__mro__)
 
 
-def _evidence(exchange: Exchange, outcome: Outcome) -> str:
+def _evidence(exchange: Request, outcome: Outcome) -> str:
     """What can be said of an answer, or of there being none."""
     reply = outcome.reply
     detail = presentable(outcome.detail, exchange.secrets)
@@ -124,7 +124,7 @@ def _evidence(exchange: Exchange, outcome: Outcome) -> str:
     return f"HTTP {reply.status}{code}" + (f": {said}" if said else _body_kind(exchange, reply, detail))
 
 
-def _body_kind(exchange: Exchange, reply: Reply, detail: str) -> str:
+def _body_kind(exchange: Request, reply: Reply, detail: str) -> str:
     if detail:
         return f": {detail}"
     if not reply.body:
@@ -133,7 +133,7 @@ def _body_kind(exchange: Exchange, reply: Reply, detail: str) -> str:
     return f", {presentable(kind, exchange.secrets)} body, {len(reply.body)} bytes long"
 
 
-def _unanswered(exchange: Exchange, outcome: Outcome) -> StreamsError:
+def _unanswered(exchange: Request, outcome: Outcome) -> StreamsError:
     story = _Story(exchange, outcome)
     evidence = _evidence(exchange, outcome)
     if outcome.event in _UNREADABLE:
@@ -144,7 +144,7 @@ def _unanswered(exchange: Exchange, outcome: Outcome) -> StreamsError:
     return _fill(kind(story.line(evidence), phase=outcome.phase), story)
 
 
-def _refused(exchange: Exchange, outcome: Outcome, reply: Reply) -> ApiError:
+def _refused(exchange: Request, outcome: Outcome, reply: Reply) -> ApiError:
     story = _Story(exchange, outcome)
     kind = _BY_STATUS.get(reply.status, ServerError if reply.status >= _FAULT else ApiError)
     problem = reply.problem or Problem()
@@ -169,7 +169,7 @@ def _refused(exchange: Exchange, outcome: Outcome, reply: Reply) -> ApiError:
     )
 
 
-def _unknown(exchange: Exchange, outcome: Outcome) -> StreamOutcomeUnknown:
+def _unknown(exchange: Request, outcome: Outcome) -> StreamOutcomeUnknown:
     story = _Story(exchange, outcome)
     accepted = outcome.event is Event.ACCEPTED
     state = "the stream runs, but its id is lost" if accepted else "the stream may or may not be running"

@@ -74,7 +74,7 @@ _SENT: Mapping[Phase, Sent] = {
 
 
 @define(kw_only=True, eq=False, on_setattr=setters.frozen)
-class Exchange:
+class Request:
     """One request to the Space, spelled out: the same bytes go out on each attempt.
 
     Attributes:
@@ -177,10 +177,10 @@ class Outcome:
         )
 
 
-Send: TypeAlias = Callable[[Exchange], Awaitable[Outcome]]
+Send: TypeAlias = Callable[[Request], Awaitable[Outcome]]
 """Sends an exchange and says how it ended."""
 
-Middleware: TypeAlias = Callable[[Exchange, Send], Awaitable[Outcome]]
+Middleware: TypeAlias = Callable[[Request, Send], Awaitable[Outcome]]
 """Gets an exchange and the way onward; may change the one, await the other, and change what comes back."""
 
 
@@ -189,7 +189,7 @@ class _Link:
     middleware: Middleware
     onward: Send
 
-    def __call__(self, exchange: Exchange) -> Awaitable[Outcome]:
+    def __call__(self, exchange: Request) -> Awaitable[Outcome]:
         return self.middleware(exchange, self.onward)
 
 

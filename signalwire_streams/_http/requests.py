@@ -17,7 +17,7 @@ from cattrs import Converter
 from cattrs.gen import make_dict_unstructure_fn, override
 
 from signalwire_streams._http.account import Account
-from signalwire_streams._http.messages import Errand, Exchange, Progress
+from signalwire_streams._http.messages import Errand, Request, Progress
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import GENERATED_NAME, Kind, StartCallStream, StartConferenceStream
 from signalwire_streams.models._validation import check_count, check_deadline, is_plain, private_parts
@@ -158,7 +158,7 @@ def _comes_back(name: str) -> bool:
     return name.startswith(GENERATED_NAME) or (is_plain(name) and len(name) <= _SHORT_NAME)
 
 
-def start(account: Account, request: Start, *, deadline: float | None, errand: Errand) -> Exchange:
+def start(account: Account, request: Start, *, deadline: float | None, errand: Errand) -> Request:
     """Spell a start.
 
     Args:
@@ -174,7 +174,7 @@ def start(account: Account, request: Start, *, deadline: float | None, errand: E
     echo = {_TARGET_KEYS[collection]: request.target, "account_sid": account.sid}
     if request.name is not None and _comes_back(request.name):
         echo["name"] = request.name
-    return Exchange(
+    return Request(
         method="POST",
         path=account.path(collection, request.target, "Streams"),
         kind=kind if request.name is not None else Kind.UNNAMED_START,
@@ -209,7 +209,7 @@ def stop_kind(handle: str) -> Kind:
 
 def stop(
     account: Account, collection: str, target: str, handle: str, kind: Kind, *, deadline: float | None, errand: Errand
-) -> Exchange:
+) -> Request:
     """Spell a stop.
 
     Args:
@@ -226,7 +226,7 @@ def stop(
         echo["sid"] = handle
     elif _comes_back(handle):
         echo["name"] = handle
-    return Exchange(
+    return Request(
         method="POST",
         path=account.path(collection, target, "Streams", handle),
         kind=kind,
@@ -242,14 +242,14 @@ def stop(
     )
 
 
-def read(account: Account, *segments: str) -> Exchange:
+def read(account: Account, *segments: str) -> Request:
     """Spell the reading of one conference or call."""
     return _read(account, account.path(*segments), "/".join(segments), "sid", {"sid": segments[-1]})
 
 
 def read_list(
     account: Account, *segments: str, filters: Mapping[str, object], page_size: int | None, key: str
-) -> Exchange:
+) -> Request:
     """Spell the reading of a list's first page.
 
     Raises:
@@ -263,7 +263,7 @@ def read_list(
     return _read(account, path, "/".join(segments), key, echo)
 
 
-def read_next(account: Account, first: Exchange, uri: str) -> Exchange:
+def read_next(account: Account, first: Request, uri: str) -> Request:
     """Spell the reading of a further page, whose address the Space gave; it is followed as it stands.
 
     Raises:
@@ -272,8 +272,8 @@ def read_next(account: Account, first: Exchange, uri: str) -> Exchange:
     return _read(account, account.same_host_path(uri), first.target, first.expects, first.echo)
 
 
-def _read(account: Account, path: str, target: str, expects: str, echo: Mapping[str, str]) -> Exchange:
-    return Exchange(
+def _read(account: Account, path: str, target: str, expects: str, echo: Mapping[str, str]) -> Request:
+    return Request(
         method="GET",
         path=path,
         kind=Kind.READ,
@@ -285,6 +285,6 @@ def _read(account: Account, path: str, target: str, expects: str, echo: Mapping[
     )
 
 
-def again(exchange: Exchange) -> Exchange:
+def again(exchange: Request) -> Request:
     """Spell an exchange anew, for another call with a progress of its own."""
     return evolve(exchange, progress=Progress())

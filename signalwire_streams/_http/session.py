@@ -9,7 +9,7 @@ import aiohttp
 from attrs import define, field
 
 from signalwire_streams._http.deadlines import Limit, Limits
-from signalwire_streams._http.messages import Exchange, Outcome, Send
+from signalwire_streams._http.messages import Request, Outcome, Send
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.models import Action, Event
 
@@ -151,7 +151,7 @@ class Line:
     _under_way: set[Limit] = field(init=False, factory=set)
     _idle: asyncio.Event = field(init=False, factory=asyncio.Event)
 
-    async def perform(self, exchange: Exchange) -> Outcome:
+    async def perform(self, exchange: Request) -> Outcome:
         """Send an exchange and say how the call ended.
 
         Raises:
@@ -188,7 +188,7 @@ class Line:
             self.limits.close()
 
 
-def _cut(exchange: Exchange) -> Outcome:
+def _cut(exchange: Request) -> Outcome:
     progress = exchange.progress
     unknown = exchange.kind.is_start and (progress.note_attempt() != "no" or progress.may_be_done)
     return Outcome(

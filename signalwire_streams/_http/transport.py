@@ -24,7 +24,7 @@ from signalwire_streams._http.connection_guard import (
 from signalwire_streams._http.deadlines import Limits, Timeouts
 from signalwire_streams._http.decoding import contradiction, event_of, read_reply
 from signalwire_streams._http.error_bodies import retry_after
-from signalwire_streams._http.messages import Exchange, Outcome
+from signalwire_streams._http.messages import Request, Outcome
 from signalwire_streams._http.session import SessionManager
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
@@ -89,7 +89,7 @@ class HttpSender:
         self._form_headers = {**self.headers, "Content-Type": FORM}
         self._large_answers = asyncio.Semaphore(_LARGE_ANSWERS)
 
-    async def __call__(self, exchange: Exchange) -> Outcome:
+    async def __call__(self, exchange: Request) -> Outcome:
         """Send the exchange and say how it ended."""
         progress = exchange.progress
         if not self.sessions.usable:
@@ -133,7 +133,7 @@ class HttpSender:
         return self._root.with_path(path, encoded=True)  # at half the price
 
     async def _exchange(
-        self, exchange: Exchange, guard: AttemptGuard, received: list[aiohttp.ClientResponse]
+        self, exchange: Request, guard: AttemptGuard, received: list[aiohttp.ClientResponse]
     ) -> tuple[bytes, bool]:
         guard.allow(self.timeouts.connect)
         session = self.sessions.session()
@@ -168,7 +168,7 @@ class HttpSender:
             return await self._read_body(exchange, response, guard)
 
     async def _read_body(
-        self, exchange: Exchange, response: aiohttp.ClientResponse, guard: AttemptGuard
+        self, exchange: Request, response: aiohttp.ClientResponse, guard: AttemptGuard
     ) -> tuple[bytes, bool]:
         """Return the body, as far as it can be read and may be kept, and True if that is all of it."""
         stream, body, limit = response.content, bytearray(), _SMALL_ANSWER
@@ -197,7 +197,7 @@ async def _read_up_to(limit: int, body: bytearray, stream: aiohttp.StreamReader,
     return True
 
 
-def _without_reply(exchange: Exchange, error: Exception) -> Outcome:
+def _without_reply(exchange: Request, error: Exception) -> Outcome:
     phase, cause = exchange.progress.phase, _foreign_cause(error)
     return Outcome(event=_event_of_error(phase, error, cause), phase=phase, detail=_in_words(error, phase), cause=cause)
 

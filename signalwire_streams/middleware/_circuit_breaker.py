@@ -4,7 +4,7 @@ from collections import deque
 
 from attrs import define, field, frozen
 
-from signalwire_streams._http.messages import Exchange, Outcome, Send
+from signalwire_streams._http.messages import Request, Outcome, Send
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._logs import log_breaker_closed, log_breaker_opened
@@ -110,7 +110,7 @@ class Break:
     breaker: Breaker
     clock: Clock
 
-    async def __call__(self, exchange: Exchange, send: Send) -> Outcome:
+    async def __call__(self, exchange: Request, send: Send) -> Outcome:
         """Send, or answer at once that it is not tried."""
         admission = self.breaker.admit(self.clock.now())
         if admission.wait:

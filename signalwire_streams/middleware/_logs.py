@@ -13,7 +13,7 @@ import logging
 from attrs import define, field
 
 from signalwire_streams._http.error_bodies import presentable
-from signalwire_streams._http.messages import Exchange, Outcome
+from signalwire_streams._http.messages import Request, Outcome
 from signalwire_streams.middleware._policies import BreakerPolicy
 from signalwire_streams.models import Action, Event, Lane
 
@@ -26,7 +26,7 @@ _BULK_INTERVAL = 60.0
 """Seconds between two WARNINGs about the outcomes of bulk starts."""
 
 
-def log_retry(exchange: Exchange, outcome: Outcome, number: int, action: Action, wait: float) -> None:
+def log_retry(exchange: Request, outcome: Outcome, number: int, action: Action, wait: float) -> None:
     """Log an attempt that is followed by another one."""
     if not RETRY_LOG.isEnabledFor(logging.DEBUG):
         return
@@ -47,7 +47,7 @@ class OutcomeLog:
     _bulk_warning_at: float = field(init=False, default=float("-inf"))
     _unreported: int = field(init=False, default=0)
 
-    def unknown(self, exchange: Exchange, outcome: Outcome, now: float) -> None:
+    def unknown(self, exchange: Request, outcome: Outcome, now: float) -> None:
         """Log a start that may have been carried out."""
         lost = outcome.event is Event.ACCEPTED
         state = "the stream runs, but its sid is lost" if lost else "the stream may be running"
@@ -56,7 +56,7 @@ class OutcomeLog:
             happened = _what_happened(exchange, outcome)
             OUTCOME_LOG.log(level, "%s: outcome unknown, %s: %s%s", _call(exchange), state, happened, suffix)
 
-    def ambiguous(self, exchange: Exchange, action: Action, now: float) -> None:
+    def ambiguous(self, exchange: Request, action: Action, now: float) -> None:
         """Log a start that succeeded after an attempt that may have been carried out."""
         state = "already running" if action is Action.ALREADY_STARTED else "started"
         level, suffix = self._level(exchange.lane, now)
@@ -80,7 +80,7 @@ class OutcomeLog:
         return logging.WARNING, suffix
 
 
-def log_breaker_opened(policy: BreakerPolicy, exchange: Exchange, outcome: Outcome) -> None:
+def log_breaker_opened(policy: BreakerPolicy, exchange: Request, outcome: Outcome) -> None:
     """Log that the circuit breaker opened."""
     BREAKER_LOG.warning(
         "circuit breaker opened: at least %g %% of the last requests failed, at last %s: %s; no requests for %g s, "
@@ -102,12 +102,12 @@ def log_pause(seconds: float) -> None:
     RATE_LIMIT_LOG.warning("too many requests (429): all requests pause for %.1f s", seconds)
 
 
-def _call(exchange: Exchange) -> str:
+def _call(exchange: Request) -> str:
     name = f" (name {exchange.name!r})" if exchange.kind.is_start and exchange.name is not None else ""
     return f"{exchange.verb} {exchange.target}{name}"
 
 
-def _what_happened(exchange: Exchange, outcome: Outcome) -> str:
+def _what_happened(exchange: Request, outcome: Outcome) -> str:
     reply, event = outcome.reply, outcome.event.value
     if reply is None:
         detail = presentable(outcome.detail, exchange.secrets)

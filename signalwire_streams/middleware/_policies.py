@@ -36,7 +36,7 @@ class RetryPolicy:
         wait_longest: seconds; a ``Retry-After`` beyond it is not waited for.
     """
 
-    attempts: int = field(default=3, validator=validate_count, metadata=_AT_LEAST_ONE)
+    max_attempts: int = field(default=3, validator=validate_count, metadata=_AT_LEAST_ONE)
     unsent_attempts: int = field(default=3, validator=validate_count)
     throttle_waits: int = field(default=6, validator=validate_count)
     resends: int = field(default=2, validator=validate_count)

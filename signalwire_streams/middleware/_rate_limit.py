@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 from attrs import define, field
 
 from signalwire_streams._http.error_bodies import advertised_limit
-from signalwire_streams._http.messages import Exchange, Outcome, Send
+from signalwire_streams._http.messages import Request, Outcome, Send
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase, StreamsError
 from signalwire_streams.middleware._logs import log_pause
@@ -307,7 +307,7 @@ class Turns:
     pacer: Pacer
     clock: Clock
 
-    async def __call__(self, exchange: Exchange, send: Send) -> Outcome:
+    async def __call__(self, exchange: Request, send: Send) -> Outcome:
         """Wait for a turn, then send; or say that there was none in time."""
         progress = exchange.progress
         progress.phase = Phase.QUEUED
@@ -327,13 +327,13 @@ class Turns:
         self._report(outcome, sent_at)
         return outcome
 
-    async def _turn(self, exchange: Exchange) -> float:
+    async def _turn(self, exchange: Request) -> float:
         patience = exchange.progress.deadline_at - self.clock.now()
         if exchange.kind is Kind.READ:
             return await self.pacer.pass_gate(patience)
         return await self.pacer.acquire(exchange.lane, patience)
 
-    async def _prepare(self, exchange: Exchange, prepare: Callable[[], Awaitable[None]]) -> float:
+    async def _prepare(self, exchange: Request, prepare: Callable[[], Awaitable[None]]) -> float:
         granted_at = self.clock.now()
         try:
             await prepare()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams._http.messages import Exchange, Outcome, Send
+from signalwire_streams._http.messages import Request, Outcome, Send
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._logs import RETRY_LOG, OutcomeLog, log_retry
@@ -265,7 +265,7 @@ class Retrying:
         elif action in _UNSENT:
             within = self._count(*_UNSENT) < policy.unsent_attempts
         else:
-            within = self._count(Action.RETRY, Action.RESEND) < policy.attempts - 1
+            within = self._count(Action.RETRY, Action.RESEND) < policy.max_attempts - 1
         return within and self._pay(COST_TRANSIENT if action in {Action.RETRY, Action.RESEND} else COST_CHEAP)
 
     def _resend_allowed(self, at: float) -> bool:
@@ -307,7 +307,7 @@ class Retry:
     on_attempt: OnAttempt | None = None
     _outcome_log: OutcomeLog = field(init=False, factory=OutcomeLog)
 
-    async def __call__(self, exchange: Exchange, send: Send) -> Outcome:
+    async def __call__(self, exchange: Request, send: Send) -> Outcome:
         """Send until the call is decided."""
         try:
             return await self._send(exchange, send)
@@ -317,7 +317,7 @@ class Retry:
                 self._outcome_log.unknown(exchange, _cancelled(progress.phase), self.clock.now())
             raise
 
-    async def _send(self, exchange: Exchange, send: Send) -> Outcome:
+    async def _send(self, exchange: Request, send: Send) -> Outcome:
         now = self.clock.now
         progress = exchange.progress
         progress.target, progress.name = exchange.target, exchange.name
@@ -367,13 +367,13 @@ class Retry:
             if decision.wait:
                 await self.clock.sleep(decision.wait)
 
-    def _log_outcome(self, exchange: Exchange, outcome: Outcome, decision: Decision, *, ambiguous: bool) -> None:
+    def _log_outcome(self, exchange: Request, outcome: Outcome, decision: Decision, *, ambiguous: bool) -> None:
         if decision.action is Action.UNKNOWN:
             self._outcome_log.unknown(exchange, outcome, self.clock.now())
         elif ambiguous and exchange.kind.is_start and decision.action is not Action.FAIL:
             self._outcome_log.ambiguous(exchange, decision.action, self.clock.now())
 
-    def _tell(self, exchange: Exchange, outcome: Outcome, number: int, began: float, decision: Decision) -> None:
+    def _tell(self, exchange: Request, outcome: Outcome, number: int, began: float, decision: Decision) -> None:
         sent = exchange.progress.note_attempt()
         if self.on_attempt is None:
             return
@@ -392,7 +392,7 @@ class Retry:
             status=reply.status if reply is not None else None,
             code=reply.problem.code if reply is not None and reply.problem is not None else None,
             queued=turn_at - began,
-            seconds=now - turn_at,
+            duration=now - turn_at,
             action=decision.action,
             wait=decision.wait,
         )

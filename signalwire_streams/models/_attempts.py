@@ -111,6 +111,6 @@ class Attempt:
     status: int | None
     code: int | None
     queued: float
-    seconds: float
+    duration: float
     action: Action
     wait: float

@@ -8,7 +8,7 @@ from attrs import frozen
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import read_page
-from signalwire_streams._http.messages import Exchange, Outcome
+from signalwire_streams._http.messages import Request, Outcome
 from signalwire_streams._http.session import Line
 from signalwire_streams.errors import MalformedResponseError
 from signalwire_streams.models import Page, Participant
@@ -31,7 +31,7 @@ class Listing(Generic[_Item]):
 
     _line: Line
     _account: Account
-    _first: Exchange
+    _first: Request
     _model: type[_Item]
 
     async def __aiter__(self) -> AsyncIterator[_Item]:

@@ -10,7 +10,7 @@ from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import read_stream
 from signalwire_streams._http.error_mapping import failure_of
-from signalwire_streams._http.messages import Errand, Exchange, Outcome
+from signalwire_streams._http.messages import Errand, Request, Outcome
 from signalwire_streams._http.session import Line
 from signalwire_streams.errors import InvalidRequestError, StartAgain, StreamOutcomeUnknown
 from signalwire_streams.middleware._retry import REFUSED_STOPS
@@ -21,7 +21,7 @@ _Stream = TypeVar("_Stream", ConferenceStream, CallStream)
 _SUCCEEDED = frozenset({Action.FINISH, Action.ALREADY_STARTED, Action.ALREADY_STOPPED, Action.BY_NAME})
 
 
-async def settle(line: Line, exchange: Exchange) -> Outcome:
+async def settle(line: Line, exchange: Request) -> Outcome:
     """Perform an exchange, and raise what kept it from succeeding.
 
     Raises:
@@ -130,7 +130,7 @@ class Streams(Generic[_Stream]):
         asked = {self.target_field: sid, "sid" if kind is Kind.STOP else "name": handle}
         return await self._settle_stop(write(handle, kind), read_stream({}, self.model, asked))
 
-    async def _stop_known(self, write: Callable[[str, Kind], Exchange], stream: _Stream) -> _Stream:
+    async def _stop_known(self, write: Callable[[str, Kind], Request], stream: _Stream) -> _Stream:
         # Another project's client may be told that there is no such stream, although it runs.
         returned = Kind.STOP_RETURNED if stream.account_sid in {None, self.account.sid} else Kind.STOP
         sid = stream.sid
@@ -144,7 +144,7 @@ class Streams(Generic[_Stream]):
         raise InvalidRequestError("the stream has neither sid nor name, so it can't be stopped: end its call instead")
 
     async def _stop_ambiguous(
-        self, write: Callable[[str, Kind], Exchange], stream: _Stream, name: str, returned: Kind
+        self, write: Callable[[str, Kind], Request], stream: _Stream, name: str, returned: Kind
     ) -> _Stream:
         sid, by_name = stream.sid, write(name, Kind.STOP_BY_NAME)
         outcome = await self.line.perform(by_name)
@@ -168,10 +168,10 @@ class Streams(Generic[_Stream]):
         second = await self._settle_stop(write(sid, returned), stream)
         return second if stopped.already_ended else stopped
 
-    async def _settle_stop(self, exchange: Exchange, stream: _Stream) -> _Stream:
+    async def _settle_stop(self, exchange: Request, stream: _Stream) -> _Stream:
         return self._stopped(exchange, await settle(self.line, exchange), stream)
 
-    def _stopped(self, exchange: Exchange, outcome: Outcome, stream: _Stream) -> _Stream:
+    def _stopped(self, exchange: Request, outcome: Outcome, stream: _Stream) -> _Stream:
         """Return the stopped stream: what the answer says of it, and else what was known of it."""
         if outcome.reply is not None and outcome.action is Action.FINISH:
             known: Mapping[str, object] = {self.target_field: exchange.target}

@@ -11,7 +11,7 @@ from signalwire_streams import (
     BulkJournal,
     BulkState,
     ConferenceStream,
-    Exchange,
+    Request,
     InvalidRequestError,
     JournalError,
     Outcome,
@@ -82,7 +82,7 @@ async def test_a_proxy_that_knows_nothing_proves_nothing(
 async def test_a_name_that_has_ended_is_stopped(client_for: Any, tmp_path: Path) -> None:
     """When the Space knows a name and says that its stream has stopped, nothing is left to do."""
     async with SimulatedSpace(conferences=1) as space:
-        client: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
         space.faults.add("reset", on="start", created=True)
         await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
         [alive] = space.streams.alive()
@@ -93,10 +93,10 @@ async def test_a_name_that_has_ended_is_stopped(client_for: Any, tmp_path: Path)
 async def test_a_mistake_does_not_undo_what_may_run(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
     """A resumed run that refuses an item by itself leaves in the journal that it may run."""
 
-    async def refuses(exchange: Exchange, send: Send) -> Outcome:
+    async def refuses(exchange: Request, send: Send) -> Outcome:
         raise InvalidRequestError("not like that")
 
-    impatient: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+    impatient: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
     space.faults.add("reset", on="start", created=True)
     await impatient.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
     space.faults.clear()
@@ -152,7 +152,7 @@ class NoTime:
 async def test_a_resumed_run_with_a_wrong_token_ends_early(client_for: Any, tmp_path: Path) -> None:
     """Items in doubt stay so, and are not all asked for with a token that is refused."""
     async with SimulatedSpace(conferences=40) as space:
-        first: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        first: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
         space.faults.add("reset", on="start", created=True)
         await first.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
         space.faults.clear()
@@ -174,12 +174,12 @@ async def test_a_resumed_run_with_a_wrong_token_ends_early(client_for: Any, tmp_
 async def test_items_in_doubt_wait_for_the_space_as_well(client_for: Any, tmp_path: Path) -> None:
     """A resumed run whose breaker opens waits with all of its items."""
     async with SimulatedSpace(conferences=30) as space:
-        first: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        first: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
         space.faults.add("reset", on="start", created=True)
         await first.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
         space.faults.clear()
         space.faults.add("503-api", on="start", times=25)
-        again: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1))
+        again: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1))
         run = again.start_streams(on_conferences(space), journal=tmp_path / "run.db", resume=True, concurrency=1)
         report = await run.report()
         assert report.counts[BulkState.UNKNOWN] <= 25

@@ -18,7 +18,7 @@ async def test_an_item_holds_its_outcome(client_for: Any, tmp_path: Path) -> Non
         started, rejected, unknown = space.conference_sids
         space.faults.add("status", on="start", target=rejected, status=422, body="api", code=21402)
         space.faults.add("reset", on="start", target=unknown, created=True)
-        client: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1))
+        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1))
         requests = [StartConferenceStream(conference_sid=sid, url=URL, name="n") for sid in space.conference_sids]
         report = await client.start_streams(requests, journal=tmp_path / "run.db").report()
 

@@ -113,7 +113,7 @@ async def test_an_empty_plan(client: StreamsClient, tmp_path: Path) -> None:
 async def test_what_a_run_started_is_stopped(client_for: Any, tmp_path: Path) -> None:
     """By sid where it is known, by name where only that is; what has ended meanwhile counts as stopped."""
     async with SimulatedSpace(conferences=6, calls=1, streams_by_name=True) as space:
-        client: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
         space.faults.add("reset", on="start", target=space.conference_sids[0], created=True, times=1)
         space.faults.add("status", on="start", target=space.conference_sids[1], status=422)
         requests = [*on_conferences(space), StartCallStream(call_sid=space.call_sids[0], url=URL)]
@@ -140,7 +140,7 @@ async def test_what_a_run_started_is_stopped(client_for: Any, tmp_path: Path) ->
 async def test_a_name_that_is_not_found_is_no_proof(client_for: Any, tmp_path: Path) -> None:
     """Nobody knows whether a stream that is known by its name only runs: that stays an error, and can be repeated."""
     async with SimulatedSpace(conferences=2, streams_by_name=False) as space:
-        client: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
         space.faults.add("reset", on="start", target=space.conference_sids[0], created=True)
         await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
 
@@ -154,7 +154,7 @@ async def test_a_name_that_is_not_found_is_no_proof(client_for: Any, tmp_path: P
 async def test_a_stop_whose_answer_was_lost_is_repeated(client_for: Any, tmp_path: Path) -> None:
     """A stop that may have worked is noted as such, and sent again the next time; a failed one can be as well."""
     async with SimulatedSpace(conferences=3) as space:
-        client: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1))
+        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1))
         await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
         space.faults.add("reset", on="stop", target=space.conference_sids[0], created=True)
         space.faults.add("status", on="stop", target=space.conference_sids[1], status=422)
@@ -172,7 +172,7 @@ async def test_an_outage_while_stopping(client_for: Any, space: SimulatedSpace, 
     """A stop that the breaker sends back is noted once, and done when the Space is there again."""
     await client_for(space).start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
     client: StreamsClient = client_for(
-        space, breaker=BreakerPolicy(outcomes=2, pause=0.1), retry=RetryPolicy(attempts=1)
+        space, breaker=BreakerPolicy(outcomes=2, pause=0.1), retry=RetryPolicy(max_attempts=1)
     )
     space.faults.add("503-api", on="stop", times=2)
     report = await client.stop_run(tmp_path / "run.db", concurrency=1).report()

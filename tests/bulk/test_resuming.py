@@ -112,7 +112,7 @@ async def test_a_run_is_gone_on_with(space: SimulatedSpace, client: StreamsClien
 async def test_what_may_run_is_sent_again_under_its_name(client_for: Any, tmp_path: Path, duplicate_names: Any) -> None:
     """A start whose answer was lost is found to run, or is started, under the name that the journal kept."""
     async with SimulatedSpace(conferences=6, calls=2, duplicate_names=duplicate_names) as space:
-        client: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
         requests: list[Any] = [*on_conferences(space)]
         requests += [StartCallStream(call_sid=sid, url=URL) for sid in space.call_sids]
         space.faults.add("reset", on="start", created=True, one_in=2)
@@ -181,7 +181,7 @@ async def test_what_may_run_stays_so_until_it_is_sent_again(client_for: Any, tmp
     async with SimulatedSpace(conferences=2, duplicate_names="http-error") as space:
         journal = tmp_path / "run.db"
         space.faults.add("reset", on="start", created=True, times=1)
-        impatient: StreamsClient = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        impatient: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
         first = await impatient.start_streams(on_conferences(space)[:1], journal=journal).report()
         assert first.counts == {BulkState.UNKNOWN: 1}
 
@@ -251,7 +251,7 @@ async def test_mistakes_are_not_noted(space: SimulatedSpace, client: StreamsClie
 async def test_an_outage_is_noted_once(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
     """An item that the breaker sends back is noted once, and its end is what the journal keeps."""
     client: StreamsClient = client_for(
-        space, breaker=BreakerPolicy(outcomes=3, pause=0.1), retry=RetryPolicy(attempts=1)
+        space, breaker=BreakerPolicy(outcomes=3, pause=0.1), retry=RetryPolicy(max_attempts=1)
     )
     space.faults.add("503-api", on="start", times=3)
     report = await client.start_streams(on_conferences(space), journal=tmp_path / "run.db", concurrency=4).report()

@@ -22,7 +22,7 @@ from signalwire_streams import (
     ClientStateError,
     Clock,
     ConferenceStream,
-    Exchange,
+    Request,
     InvalidRequestError,
     Outcome,
     RetryPolicy,
@@ -107,7 +107,7 @@ async def test_names_follow_from_the_run_and_the_target(client_for: Any) -> None
 async def test_nothing_raises_per_item(client_for: Any) -> None:
     """Refusals, lost answers and mistakes are outcomes; the report can raise them all together."""
     async with SimulatedSpace(conferences=4) as space:
-        client = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+        client = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
         refused, unknown, unserved, fine = space.conference_sids
         space.faults.add("status", status=422, body="api", code=21402, target=refused)
         space.faults.add("reset", created=True, target=unknown)
@@ -142,7 +142,7 @@ async def test_nothing_raises_per_item(client_for: Any) -> None:
 async def test_stops_that_fail(client_for: Any) -> None:
     """A stop of nothing is rejected; one whose answers were lost is unknown; what is no stream is a mistake."""
     async with SimulatedSpace(conferences=1, calls=1) as space:
-        client = client_for(space, retry=RetryPolicy(attempts=1))
+        client = client_for(space, retry=RetryPolicy(max_attempts=1))
         sid = space.conference_sids[0]
         space.faults.add("reset", target=sid)
         items: list[Any] = [
@@ -172,7 +172,7 @@ async def test_a_wrong_token_ends_a_run_early(space: SimulatedSpace, client_for:
 async def test_an_outage_is_waited_for(client_for: Any) -> None:
     """While the breaker is open a run waits instead of failing item after item."""
     async with SimulatedSpace(conferences=60) as space:
-        client = client_for(space, breaker=BreakerPolicy(outcomes=5, pause=0.5), retry=RetryPolicy(attempts=1))
+        client = client_for(space, breaker=BreakerPolicy(outcomes=5, pause=0.5), retry=RetryPolicy(max_attempts=1))
         space.faults.add("503-api", on="start", times=5)
         report = await client.start_streams(on_conferences(space), concurrency=4).report()
 
@@ -307,7 +307,7 @@ async def test_a_middleware_that_breaks_ends_the_run(client_for: Any) -> None:
     """An error that is not ours ends the run after the outcomes, and the item that met it keeps one."""
     async with SimulatedSpace(conferences=30) as space:
 
-        async def breaks(exchange: Exchange, send: Send) -> Outcome:
+        async def breaks(exchange: Request, send: Send) -> Outcome:
             if exchange.target == space.conference_sids[5]:
                 raise LookupError("no such tenant")
             return await send(exchange)

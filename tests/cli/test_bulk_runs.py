@@ -394,7 +394,7 @@ async def some_of_each(space: SimulatedSpace) -> Mapping[str, str]:
         StartConferenceStream(conference_sid=sid, url=URL, name="audit") for sid in space.conference_sids
     ]
     requests.append(StartCallStream(call_sid=space.call_sids[0], url=URL))
-    async with client_of(space, retry=RetryPolicy(attempts=1, resends=0)) as client:
+    async with client_of(space, retry=RetryPolicy(max_attempts=1, resends=0)) as client:
         client.plan_streams(requests, journal="run.db")
         await client.start_streams(requests[:3], journal="run.db", resume=True, concurrency=1).report()
     return {"started": started, "rejected": rejected, "unknown": lost}

@@ -101,7 +101,7 @@ async def answering(raw: bytes) -> AsyncIterator[StreamsClient]:
             token="token",
             clock=Clock.instant(),
             timeouts=Timeouts(read=0.2),
-            retry=RetryPolicy(attempts=2, throttle_waits=1),
+            retry=RetryPolicy(max_attempts=2, throttle_waits=1),
         ) as client,
     ):
         yield client

@@ -81,7 +81,7 @@ async def failing(work: Callable[[], Awaitable[object]]) -> BaseException:
 
 def client_of(client_for: Any, space: SimulatedSpace) -> StreamsClient:
     client: StreamsClient = client_for(
-        space, retry=RetryPolicy(attempts=1, resends=0, unsent_attempts=0), timeouts=Timeouts(read=0.05)
+        space, retry=RetryPolicy(max_attempts=1, resends=0, unsent_attempts=0), timeouts=Timeouts(read=0.05)
     )
     return client
 

@@ -19,7 +19,7 @@ from signalwire_streams import (
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
-ONCE = RetryPolicy(attempts=1, resends=0)
+ONCE = RetryPolicy(max_attempts=1, resends=0)
 
 
 async def lost_start(client: StreamsClient, space: SimulatedSpace, noun: str = "conference") -> StreamOutcomeUnknown:
@@ -126,7 +126,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_start_again_that_fails_stays_unknown(client_for: Any, fault: dict[str, Any]) -> None:
     """A failure of the second start does not say that the first one does not run."""
-    once = RetryPolicy(attempts=1, resends=0, unsent_attempts=0)
+    once = RetryPolicy(max_attempts=1, resends=0, unsent_attempts=0)
     async with SimulatedSpace(conferences=1) as space:
         client: StreamsClient = client_for(space, retry=once)
         error = await lost_start(client, space)

@@ -116,7 +116,7 @@ def test_an_attempt_reads_well() -> None:
         status=None,
         code=None,
         queued=0.1,
-        seconds=0.5,
+        duration=0.5,
         action=Action.RESEND,
         wait=0.1,
     )

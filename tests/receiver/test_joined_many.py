@@ -110,7 +110,7 @@ async def test_some_that_fail(space: SimulatedSpace, client_for: Any, receiver: 
     first, second, third, *_ = space.conference_sids
     space.faults.add("socket-refused", target=second)
     space.faults.add("reset", on="start", created=True, target=third)
-    client = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+    client = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
     requests: list[Any] = [
         StartConferenceStream(conference_sid=first, url=url, name="a"),
         StartConferenceStream(conference_sid=first, url=url, name="a"),
@@ -328,7 +328,7 @@ async def test_a_call_is_stopped_by_its_name(
     space.faults.add("reset", on="start", created=True)
     space.faults.add("socket-slow", seconds=4)
     request = StartCallStream(call_sid=call, url=url)
-    client = client_for(space, retry=RetryPolicy(attempts=1, resends=0))
+    client = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
     async with receiver.open_many(client, [request], socket_timeout=0.01) as joined:
         [outcome] = [outcome async for outcome in joined]
         assert isinstance(outcome.error, JoinError)

@@ -158,7 +158,7 @@ async def test_what_is_told_of_a_name_is_the_last_to_go_by(client_for: Any, rece
     async with SimulatedSpace(conferences=1) as silent:
         [sid] = silent.conference_sids
         silent.faults.add("reset", on="start", created=True)
-        client: StreamsClient = client_for(silent, retry=RetryPolicy(attempts=1, resends=0))
+        client: StreamsClient = client_for(silent, retry=RetryPolicy(max_attempts=1, resends=0))
         opening = asyncio.ensure_future(
             receiver.open(
                 client.conferences, sid, url="wss://rx.example.com/a", name="mine", socket_timeout=0.1
@@ -196,7 +196,7 @@ async def test_the_socket_is_proof_enough(
     """When the POST's answer is lost, the socket tells that the stream runs, and its name stops it."""
     url = await serve(receiver, ssl_context=certificate)
     endless.faults.add("reset", on="start", created=True)
-    client: StreamsClient = client_for(endless, retry=RetryPolicy(attempts=1, resends=0))
+    client: StreamsClient = client_for(endless, retry=RetryPolicy(max_attempts=1, resends=0))
     async with receiver.open(client.conferences, endless.conference_sids[0], url=url) as session:
         assert session.start.stream_sid == endless.streams.alive()[0].sid
     assert endless.streams.alive() == []
@@ -206,7 +206,7 @@ async def test_neither_answer_nor_socket(client_for: Any, receiver: MediaReceive
     """What nobody can tell is told so, and the stream is stopped by its name in case it runs."""
     async with SimulatedSpace(conferences=1) as silent:
         silent.faults.add("reset", on="start", created=True)
-        client: StreamsClient = client_for(silent, retry=RetryPolicy(attempts=1, resends=0))
+        client: StreamsClient = client_for(silent, retry=RetryPolicy(max_attempts=1, resends=0))
         with pytest.raises(JoinError, match="neither answer nor socket came") as caught:
             async with receiver.open(
                 client.conferences, silent.conference_sids[0], url="wss://rx.example.com/a", socket_timeout=0.01
@@ -222,7 +222,7 @@ async def test_the_socket_may_come_before_the_answer(
     """The block begins with the socket, however long the answer takes."""
     url = await serve(receiver, ssl_context=certificate)
     endless.faults.add("hang", on="start", created=True, times=1)
-    client: StreamsClient = client_for(endless, retry=RetryPolicy(attempts=1, resends=0, deadline=0.4))
+    client: StreamsClient = client_for(endless, retry=RetryPolicy(max_attempts=1, resends=0, deadline=0.4))
     await client.conferences.get(endless.conference_sids[0])  # from here on there is a connection
     async with receiver.open(client.conferences, endless.conference_sids[0], url=url) as session:
         assert session.end_reason is None
@@ -382,7 +382,7 @@ async def test_an_answer_that_hangs_does_not_hold_the_stop_up(
     """The stream is stopped by the sid that its socket told, while the start is still waiting."""
     url = await serve(receiver, ssl_context=certificate)
     endless.faults.add("hang", on="start", created=True, times=1)
-    client: StreamsClient = client_for(endless, retry=RetryPolicy(attempts=1, resends=0, deadline=2))
+    client: StreamsClient = client_for(endless, retry=RetryPolicy(max_attempts=1, resends=0, deadline=2))
     stopped_after = None
 
     async def watch() -> None:
@@ -524,7 +524,7 @@ async def test_socket_that_ended_makes_refused_stop_a_success(
     endless.faults.add("hang", on="start", created=True)
     endless.faults.add("no-stop")
     endless.faults.add("status", on="stop", status=404, body="api", code=20404)
-    client = client_for(endless, retry=RetryPolicy(attempts=1, resends=0))
+    client = client_for(endless, retry=RetryPolicy(max_attempts=1, resends=0))
     async with receiver.open(client.conferences, sid, url=url, name="mine") as session:
         endless.streams.stop(endless.streams.alive(), 0.0)
         await session.ended()

@@ -58,7 +58,7 @@ def test_the_limits_of_resending_can_be_set() -> None:
     policy = RetryPolicy(resends=0)
     retrying = Retrying(policy, Kind.CONFERENCE_START, RetryBudget(), lambda: 0.0, 1e9)
     assert retrying.decide(Event.BROKEN, 0.0) == Decision(Action.UNKNOWN)
-    policy = RetryPolicy(resends=9, attempts=10, resend_window=5.0)
+    policy = RetryPolicy(resends=9, max_attempts=10, resend_window=5.0)
     retrying = Retrying(policy, Kind.CONFERENCE_START, RetryBudget(), lambda: 0.0, 1e9)
     actions = [retrying.decide(Event.BROKEN, float(at)).action for at in range(7)]
     assert actions == [*[Action.RESEND] * 6, Action.UNKNOWN]

@@ -70,7 +70,7 @@ def play(
 
 
 def check(kind: Kind, policy: RetryPolicy, told: Told) -> None:
-    most = 1 + (policy.attempts - 1) + policy.unsent_attempts + policy.throttle_waits
+    most = 1 + (policy.max_attempts - 1) + policy.unsent_attempts + policy.throttle_waits
     assert told.sends <= most
     doubtful = any(event in AMBIGUOUS for event, _ in told)
     if kind is Kind.UNNAMED_START or (kind is Kind.CALL_START and not policy.resend_call_starts):
@@ -101,7 +101,7 @@ def check(kind: Kind, policy: RetryPolicy, told: Told) -> None:
 def test_any_call_keeps_the_promises(data: st.DataObject, kind: Kind, seed: int) -> None:
     """Sends are bounded, an end is reached, and no start in doubt is sent again without a name that protects it."""
     policy = RetryPolicy(
-        attempts=data.draw(st.integers(1, 5)),
+        max_attempts=data.draw(st.integers(1, 5)),
         unsent_attempts=data.draw(st.integers(0, 4)),
         throttle_waits=data.draw(st.integers(0, 7)),
         resends=data.draw(st.integers(0, 3)),

@@ -23,7 +23,7 @@ NO_SHARE = [0, -0.1, 1.1, "half", None, True, NAN, ENDLESS]
 def test_the_defaults_that_the_project_stands_by() -> None:
     """Each default is the one that the documentation promises."""
     retry = RetryPolicy()
-    assert (retry.attempts, retry.unsent_attempts, retry.throttle_waits) == (3, 3, 6)
+    assert (retry.max_attempts, retry.unsent_attempts, retry.throttle_waits) == (3, 3, 6)
     assert (retry.resends, retry.resend_window, retry.resend_call_starts) == (2, 30.0, False)
     assert (retry.deadline, retry.wait_longest) == (45.0, 60.0)
     assert (retry.wait_transient, retry.wait_throttled) == ((0.2, 5.0), (1.0, 20.0))

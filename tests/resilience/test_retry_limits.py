@@ -97,8 +97,8 @@ def test_success_after_all_limits_but_one_is_success() -> None:
 @pytest.mark.parametrize(
     ("policy", "event", "attempts"),
     [
-        (RetryPolicy(attempts=1), Event.BROKEN, 1),
-        (RetryPolicy(attempts=5), Event.BROKEN, 5),
+        (RetryPolicy(max_attempts=1), Event.BROKEN, 1),
+        (RetryPolicy(max_attempts=5), Event.BROKEN, 5),
         (RetryPolicy(unsent_attempts=0), Event.UNSENT, 1),
         (RetryPolicy(unsent_attempts=0), Event.STALE, 1),
         (RetryPolicy(throttle_waits=0), Event.THROTTLED, 1),
@@ -174,7 +174,7 @@ def test_the_jitter_is_full_and_bounded(chances: list[float]) -> None:
         wait = retrying.decide(Event.THROTTLED, START).wait
         assert wait == pytest.approx(chance * min(20.0, 1.0 * 2**number))
     left = list(chances)
-    retrying = call(random=lambda: left.pop(0), policy=RetryPolicy(attempts=7))
+    retrying = call(random=lambda: left.pop(0), policy=RetryPolicy(max_attempts=7))
     for number, chance in enumerate(chances):
         wait = retrying.decide(Event.UNAVAILABLE, START).wait
         assert wait == pytest.approx(chance * min(5.0, 0.2 * 2**number))

@@ -38,7 +38,7 @@ async def test_queue_time_is_told_apart_from_latency(
 
     assert [attempt.target for attempt in attempts] == space.conference_sids[:2]
     assert [attempt.queued for attempt in attempts] == pytest.approx([0.0, TURN], abs=0.02)
-    assert [attempt.seconds for attempt in attempts] == pytest.approx([2.0, 2.0], abs=0.02)
+    assert [attempt.duration for attempt in attempts] == pytest.approx([2.0, 2.0], abs=0.02)
     assert [attempt.wait for attempt in attempts] == [0.0, 0.0]
 
 
@@ -76,7 +76,7 @@ async def test_a_cancelled_attempt_is_reported_as_one_that_may_have_been_sent(
     [attempt] = attempts
     assert (attempt.event, attempt.action, attempt.status, attempt.code) == (Event.CANCELLED, Action.FAIL, None, None)
     assert attempt.sent in {"maybe", "yes"}
-    assert attempt.seconds == pytest.approx(3.0, abs=0.02)
+    assert attempt.duration == pytest.approx(3.0, abs=0.02)
     assert len(space.streams) == 1
 
 
@@ -92,6 +92,6 @@ async def test_an_attempt_that_only_waited_has_no_latency(
         await starting
 
     attempt = attempts[-1]
-    assert (attempt.event, attempt.sent, attempt.seconds) == (Event.CANCELLED, "no", 0.0)
+    assert (attempt.event, attempt.sent, attempt.duration) == (Event.CANCELLED, "no", 0.0)
     assert attempt.queued == pytest.approx(0.5, abs=0.02)
     assert space.requests.count("start-conference-stream") == 1

@@ -17,7 +17,7 @@ from signalwire_streams import (
     StreamsClient,
     StreamsError,
 )
-from signalwire_streams._http.messages import Exchange, Outcome
+from signalwire_streams._http.messages import Request, Outcome
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._logs import OutcomeLog
 from signalwire_streams.models import Action, Event, Kind, Lane
@@ -94,7 +94,7 @@ async def test_no_log_line_holds_a_secret(
     caplog.set_level(logging.DEBUG)
     for kind in ("500", "garbage", "reset", "html", "throttle"):
         space.faults.add(kind, on="start", times=1)
-    client = client_for(space, retry=RetryPolicy(attempts=9, resends=9))
+    client = client_for(space, retry=RetryPolicy(max_attempts=9, resends=9))
     secrets = {"authorization_bearer_token": "hush-bearer", "parameters": {"pin": "hush-pin"}}
     for _ in range(3):
         try:
@@ -226,7 +226,7 @@ async def test_a_bulk_run_warns_once_about_thousands_of_unknown_outcomes(
 def test_the_next_warning_of_a_bulk_run_counts_the_lines_in_between(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "signalwire_streams.outcome")
     log = OutcomeLog()
-    exchange = Exchange(
+    exchange = Request(
         method="POST", path="/", kind=Kind.CONFERENCE_START, verb="start", target="T", name="N", lane=Lane.BULK
     )
     outcome = Outcome(event=Event.BROKEN, phase=Phase.WAITING)
@@ -247,7 +247,7 @@ async def test_the_circuit_breaker_warns_once_per_opening(
 ) -> None:
     caplog.set_level(logging.DEBUG, "signalwire_streams")
     clock = Clock.instant()
-    policy = RetryPolicy(attempts=1, unsent_attempts=0)
+    policy = RetryPolicy(max_attempts=1, unsent_attempts=0)
     client = client_for(space, clock=clock, retry=policy, breaker=BreakerPolicy(outcomes=4, pause=5.0))
     sid = space.conference_sids[0]
 

@@ -14,7 +14,7 @@ from signalwire_streams import (
     CircuitOpenError,
     Clock,
     Event,
-    Exchange,
+    Request,
     Kind,
     Outcome,
     Phase,
@@ -49,7 +49,7 @@ async def test_on_attempt_hears_of_every_attempt(space: SimulatedSpace, client_f
         (Kind.CONFERENCE_START, sid, "told")
     }
     assert attempts[0].wait > 0
-    assert all(attempt.seconds > 0 and attempt.queued >= 0 for attempt in attempts)
+    assert all(attempt.duration > 0 and attempt.queued >= 0 for attempt in attempts)
 
 
 async def test_a_broken_hook_loses_no_stream(
@@ -71,9 +71,9 @@ async def test_a_broken_hook_loses_no_stream(
 async def test_a_cancelled_attempt_is_told(space: SimulatedSpace, client_for: Any) -> None:
     """A call that is cancelled after it was written tells how far it got, and re-raises."""
     attempts: list[Attempt] = []
-    exchanges: list[Exchange] = []
+    exchanges: list[Request] = []
 
-    async def keep(exchange: Exchange, send: Send) -> Outcome:
+    async def keep(exchange: Request, send: Send) -> Outcome:
         exchanges.append(exchange)
         return await send(exchange)
 
@@ -95,13 +95,13 @@ async def test_own_middlewares_stand_outside_of_the_retry(space: SimulatedSpace,
     """A caller's middlewares see each call once, the first one outermost, and may change what goes and comes."""
     seen: list[str] = []
 
-    async def outer(exchange: Exchange, send: Send) -> Outcome:
+    async def outer(exchange: Request, send: Send) -> Outcome:
         seen.append("outer")
         outcome = await send(evolve(exchange, headers={"Traceparent": "00-1-2-01"}))
         seen.append(f"outer got {outcome.action} after {outcome.attempts}")
         return outcome
 
-    async def inner(exchange: Exchange, send: Send) -> Outcome:
+    async def inner(exchange: Request, send: Send) -> Outcome:
         seen.append(f"inner {exchange.headers['Traceparent']}")
         return await send(exchange)
 
@@ -115,7 +115,7 @@ async def test_own_middlewares_stand_outside_of_the_retry(space: SimulatedSpace,
 async def test_a_middleware_may_answer_by_itself(space: SimulatedSpace, client_for: Any) -> None:
     """An outcome that a middleware makes up is treated as what it says."""
 
-    async def refuse(exchange: Exchange, send: Send) -> Outcome:
+    async def refuse(exchange: Request, send: Send) -> Outcome:
         return Outcome(event=Event.UNUSABLE, phase=Phase.QUEUED, detail="closed on Sundays")
 
     client = client_for(space, middlewares=[refuse])
@@ -127,7 +127,7 @@ async def test_a_middleware_may_answer_by_itself(space: SimulatedSpace, client_f
 async def test_the_breaker_opens_and_closes(space: SimulatedSpace, client_for: Any) -> None:
     """A Space that keeps failing is left alone for a while, then one probe decides."""
     clock = Clock.instant()
-    client = client_for(space, clock=clock, retry=RetryPolicy(attempts=1), breaker=BreakerPolicy(outcomes=4, pause=5))
+    client = client_for(space, clock=clock, retry=RetryPolicy(max_attempts=1), breaker=BreakerPolicy(outcomes=4, pause=5))
     sid = space.conference_sids[0]
     rule = space.faults.add("500")
     for _ in range(4):

@@ -20,7 +20,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams._http.messages import Exchange, Outcome, Progress
+from signalwire_streams._http.messages import Request, Outcome, Progress
 from signalwire_streams.middleware._queueing import Slots
 from signalwire_streams.middleware._rate_limit import LocalPacer, Pace, Turns
 from signalwire_streams.models import Event, Kind
@@ -147,11 +147,11 @@ async def test_no_patience_takes_nothing() -> None:
 async def test_without_a_connection_the_pacer_is_not_asked() -> None:
     """Who gets no connection in time takes no leave, and sends nothing."""
     paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
-    exchange = Exchange(
+    exchange = Request(
         method="POST", path="/x", kind=Kind.STOP, verb="ask", target="x", progress=Progress(deadline_at=0.0)
     )
 
-    async def send(_: Exchange) -> Outcome:
+    async def send(_: Request) -> Outcome:
         raise AssertionError("it was sent")
 
     outcome = await Turns(Slots(0), paced, watch.clock())(exchange, send)
@@ -263,8 +263,8 @@ class Counting(LocalPacer):
         return 0.0
 
 
-def start_with(progress: Progress) -> Exchange:
-    return Exchange(method="POST", path="/x", kind=Kind.CALL_START, verb="start", target="x", progress=progress)
+def start_with(progress: Progress) -> Request:
+    return Request(method="POST", path="/x", kind=Kind.CALL_START, verb="start", target="x", progress=progress)
 
 
 @pytest.mark.parametrize(("seconds", "turns"), [(0.0, 1), (0.5, 2)])
@@ -278,7 +278,7 @@ async def test_a_leave_that_was_held_too_long_is_asked_for_again(seconds: float,
         done.append(watch.time)
         watch.time += seconds
 
-    async def send(_: Exchange) -> Outcome:
+    async def send(_: Request) -> Outcome:
         return Outcome(event=Event.DONE, phase=Phase.ANSWERED)
 
     progress = Progress(before_sending=prepare)
@@ -296,7 +296,7 @@ async def test_what_can_not_be_prepared_is_not_sent() -> None:
     async def prepare() -> None:
         raise RunEndedError("another worker has it")
 
-    async def send(_: Exchange) -> Outcome:
+    async def send(_: Request) -> Outcome:
         raise AssertionError("it was sent")
 
     progress = Progress(before_sending=prepare)
@@ -330,7 +330,7 @@ async def test_what_the_pacer_refuses_is_not_sent(grants: int, prepared: int) ->
         done.append(watch.time)
         watch.time += 0.5
 
-    async def send(_: Exchange) -> Outcome:
+    async def send(_: Request) -> Outcome:
         raise AssertionError("it was sent")
 
     outcome = await Turns(Slots(1), paced, watch.clock())(start_with(Progress(before_sending=prepare)), send)

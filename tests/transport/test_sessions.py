@@ -12,7 +12,7 @@ import pytest
 from signalwire_streams import (
     ClientStateError,
     Clock,
-    Exchange,
+    Request,
     InvalidRequestError,
     Lane,
     Outcome,
@@ -267,7 +267,7 @@ async def test_a_waiting_call_is_cut_when_the_client_closes(
 async def test_a_timeout_of_the_callers_own_stays_one(space: SimulatedSpace, client_for: Any) -> None:
     """A TimeoutError that a caller's middleware raises is not taken for the client's closing."""
 
-    async def impatient(exchange: Exchange, send: Send) -> Outcome:
+    async def impatient(exchange: Request, send: Send) -> Outcome:
         raise TimeoutError("mine")
 
     client = client_for(space, middlewares=[impatient])

@@ -7,7 +7,7 @@ import pytest
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
-from signalwire_streams._http.messages import Errand, Exchange, Progress
+from signalwire_streams._http.messages import Errand, Request, Progress
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError, Phase, Sent
 from signalwire_streams.models import Kind, Lane, StartCallStream, StartConferenceStream
 
@@ -16,11 +16,11 @@ ROOT = "/api/laml/2010-04-01/Accounts/project"
 URL = "wss://audio.example.com/stream"
 
 
-def spell_start(request: requests.Start, *, deadline: Any = None) -> Exchange:
+def spell_start(request: requests.Start, *, deadline: Any = None) -> Request:
     return requests.start(ACCOUNT, request, deadline=deadline, errand=Errand())
 
 
-def spell_stop(collection: str, *, deadline: Any = None) -> Exchange:
+def spell_stop(collection: str, *, deadline: Any = None) -> Request:
     return requests.stop(ACCOUNT, collection, "target", "room", Kind.STOP_BY_NAME, deadline=deadline, errand=Errand())
 
 

@@ -13,7 +13,7 @@ from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
 from signalwire_streams._http.decoding import event_of, read_reply
 from signalwire_streams._http.error_mapping import failure_of
-from signalwire_streams._http.messages import Errand, Exchange, Outcome
+from signalwire_streams._http.messages import Errand, Request, Outcome
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,
@@ -53,20 +53,20 @@ HINT_403 = "check the token's scopes"
 HINT_REDIRECT = "the API does not redirect: check the Space's name or base_url"
 
 
-def start() -> Exchange:
+def start() -> Request:
     return requests.start(ACCOUNT, NAMED, deadline=None, errand=Errand())
 
 
-def unnamed_start() -> Exchange:
+def unnamed_start() -> Request:
     return requests.start(ACCOUNT, UNNAMED, deadline=None, errand=Errand())
 
 
-def read() -> Exchange:
+def read() -> Request:
     return requests.read(ACCOUNT, "Calls", "call")
 
 
 def answered(
-    exchange: Exchange, status: int, body: object = b"", /, headers: dict[str, str] | None = None, **more: Any
+    exchange: Request, status: int, body: object = b"", /, headers: dict[str, str] | None = None, **more: Any
 ) -> StreamsError:
     """Build the error of a call whose last attempt was answered so."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -81,7 +81,7 @@ def answered(
     return failure_of(exchange, Outcome(**(known | more)))
 
 
-def unanswered(exchange: Exchange, event: Event, **more: Any) -> StreamsError:
+def unanswered(exchange: Request, event: Event, **more: Any) -> StreamsError:
     """Build the error of a call whose last attempt was not answered."""
     known: dict[str, Any] = {"phase": Phase.WAITING, "action": Action.FAIL, "sent": "maybe"}
     return failure_of(exchange, Outcome(event=event, **(known | more)))

@@ -8,16 +8,16 @@ from hypothesis import example, given, strategies as st
 from multidict import CIMultiDict
 
 from signalwire_streams._http.decoding import event_of, read_reply
-from signalwire_streams._http.messages import Exchange, Reply
+from signalwire_streams._http.messages import Request, Reply
 from signalwire_streams.models import Event, Kind
 
 STARTS = [Kind.CONFERENCE_START, Kind.CALL_START, Kind.UNNAMED_START]
 POSTS = [*STARTS, Kind.STOP]
 
 
-def asking(kind: Kind, expects: str = "sid") -> Exchange:
+def asking(kind: Kind, expects: str = "sid") -> Request:
     method = "GET" if kind is Kind.READ else "POST"
-    return Exchange(method=method, path="/x", kind=kind, verb="ask", target="x", expects=expects)
+    return Request(method=method, path="/x", kind=kind, verb="ask", target="x", expects=expects)
 
 
 def reply(status: int, document: Any = None, /, *, body: bytes | None = None, **headers: str) -> Reply:
