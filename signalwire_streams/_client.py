@@ -11,12 +11,12 @@ from typing import NoReturn, Self, TypeAlias, TypedDict, TypeVar, Unpack
 import aiohttp
 
 from signalwire_streams._http.account import Account, find_account
-from signalwire_streams._http.deadlines import Limits, Timeouts
+from signalwire_streams._http.deadlines import DeadlineTimer, Timeouts
 from signalwire_streams._http.messages import Middleware, chain
-from signalwire_streams._http.session import Line, SessionManager, user_agent
-from signalwire_streams._http.transport import HttpSender
+from signalwire_streams._http.session import Dispatcher, SessionManager, user_agent
+from signalwire_streams._http.transport import HttpTransport
 from signalwire_streams.bulk._journal import Holder, Journal
-from signalwire_streams.bulk._journal_file import Whose
+from signalwire_streams.bulk._journal_file import JournalOwner
 from signalwire_streams.bulk._journal_reader import BulkJournal
 from signalwire_streams.bulk._operations import (
     Both,
@@ -41,11 +41,16 @@ from signalwire_streams.bulk._runner import (
 from signalwire_streams.bulk._write_ahead_log import journal_path
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.middleware._circuit_breaker import Break, Breaker
-from signalwire_streams.middleware._policies import BreakerPolicy, RateLimit, RetryPolicy
-from signalwire_streams.middleware._queueing import Slots
-from signalwire_streams.middleware._rate_limit import Pacer, SpacePacer, Turns, choose_pacer
-from signalwire_streams.middleware._retry import OnAttempt, Retry, RetryBudget
+from signalwire_streams.middleware._circuit_breaker import CircuitBreaker, CircuitBreakerMiddleware
+from signalwire_streams.middleware._policies import CircuitBreakerPolicy, RateLimit, RetryPolicy
+from signalwire_streams.middleware._queueing import PrioritySemaphore
+from signalwire_streams.middleware._rate_limit import (
+    RateLimiter,
+    RateLimitMiddleware,
+    SpaceRateLimiter,
+    choose_rate_limiter,
+)
+from signalwire_streams.middleware._retry import OnAttempt, RetryBudget, RetryMiddleware
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
 from signalwire_streams.models._validation import Secret, check_count, masks_secrets
 from signalwire_streams.resources import Calls, Conferences
@@ -67,8 +72,8 @@ class ClientOptions(TypedDict, total=False):
     retry: RetryPolicy | None
     timeouts: Timeouts | None
     rate_limit: RateLimit | None
-    breaker: BreakerPolicy | None
-    pacer: Pacer | None
+    circuit_breaker: CircuitBreakerPolicy | None
+    rate_limiter: RateLimiter | None
     on_attempt: OnAttempt | None
     middlewares: Sequence[Middleware]
     clock: Clock | None
@@ -92,7 +97,7 @@ class StreamsClient:
     calls: Calls
     origin: str
     project: str
-    pacer: Pacer
+    rate_limiter: RateLimiter
 
     @masks_secrets
     def __init__(
@@ -107,8 +112,8 @@ class StreamsClient:
         retry: RetryPolicy | None = None,
         timeouts: Timeouts | None = None,
         rate_limit: RateLimit | None = None,
-        breaker: BreakerPolicy | None = None,
-        pacer: Pacer | None = None,
+        circuit_breaker: CircuitBreakerPolicy | None = None,
+        rate_limiter: RateLimiter | None = None,
         on_attempt: OnAttempt | None = None,
         middlewares: Sequence[Middleware] = (),
         clock: Clock | None = None,
@@ -135,27 +140,27 @@ class StreamsClient:
         Raises:
             InvalidRequestError: something is missing or can't be right; the message says what to write.
         """
-        if pacer is not None and rate_limit is not None:
-            raise InvalidRequestError("pass rate_limit= or pacer=, not both: a pacer has the limit within it")
+        if rate_limiter is not None and rate_limit is not None:
+            raise InvalidRequestError("pass rate_limit= or rate_limiter=, not both: a pacer has the limit within it")
         check_count(connections, "connections")
         account = find_account(space=space, base_url=base_url, project=project, token=token)
         clock = clock or Clock()
         sessions = SessionManager(connections, session)
-        self.pacer = choose_pacer(account.origin, pacer, rate_limit, clock)
+        self.rate_limiter = choose_rate_limiter(account.origin, rate_limiter, rate_limit, clock)
         around: Sequence[Middleware] = (
             *middlewares,
-            Retry(retry or RetryPolicy(), RetryBudget(), clock, on_attempt),
-            Break(Breaker(breaker or BreakerPolicy()), clock),
-            Turns(Slots(sessions.slots), self.pacer, clock),
+            RetryMiddleware(retry or RetryPolicy(), RetryBudget(), clock, on_attempt),
+            CircuitBreakerMiddleware(CircuitBreaker(circuit_breaker or CircuitBreakerPolicy()), clock),
+            RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock),
         )
-        limits = Limits()
-        sender = HttpSender(sessions, account.origin, _headers(account), timeouts or Timeouts(), clock, limits)
+        limits = DeadlineTimer()
+        sender = HttpTransport(sessions, account.origin, _headers(account), timeouts or Timeouts(), clock, limits)
         self.origin, self.project = account.origin, account.sid
-        self._line = Line(sessions, chain(around, sender), limits)
+        self._line = Dispatcher(sessions, chain(around, sender), limits)
         self._clock = clock
         self._retry = retry or RetryPolicy()
         # Items of a run wait for the pacer together, so the last of them waits for all others.
-        rate = pacer.rate if isinstance(pacer, SpacePacer) else (rate_limit or RateLimit()).rate
+        rate = rate_limiter.rate if isinstance(rate_limiter, SpaceRateLimiter) else (rate_limit or RateLimit()).rate
         self._patience = _BULK_DEADLINE + 2 * MOST / rate
         self._streams = Both(
             Streams(self._line, account, "Conferences", ConferenceStream, "conference_sid"),
@@ -170,7 +175,7 @@ class StreamsClient:
 
         Args:
             environment: where to look them up; the process's own by default.
-            options: what else a client takes, such as ``pacer=``.
+            options: what else a client takes, such as ``rate_limiter=``.
 
         Raises:
             InvalidRequestError: some are not set; the message names them all. Or an option is what the environment
@@ -224,7 +229,7 @@ class StreamsClient:
         journaled = JournaledStarting(starting, book, self._retry.resend_call_starts)
         return self._bulk(requests, journaled, concurrency, starting=True, keeper=journaled, note=book.note)
 
-    def plan_streams(self, requests: Iterable[_Start], *, journal: Path | str) -> BulkJournal:
+    def create_journal(self, requests: Iterable[_Start], *, journal: Path | str) -> BulkJournal:
         """Write down what a run is to start, and send nothing yet.
 
         ``client.start_streams(requests, journal=journal, resume=True)`` then starts it. Should that be killed,
@@ -242,8 +247,8 @@ class StreamsClient:
         Journal.plan(journal_path(journal), self._whose("start"), run=token_hex(4), requests=requests)
         return BulkJournal(journal)
 
-    def stop_run(self, journal: Path | str, *, concurrency: int | None = None) -> BulkRun[_Stream]:
-        """Stop what a journaled run of `start_streams` started: ``async for outcome in client.stop_run("run.db")``.
+    def stop_started(self, journal: Path | str, *, concurrency: int | None = None) -> BulkRun[_Stream]:
+        """Stop what a journaled run of `start_streams` started: ``async for outcome in client.stop_started("run.db")``.
 
         Streams are stopped by their sid, or by their name where only that is known. Those that have ended
         meanwhile count as stopped. It can be repeated until nothing is left; the run can't be resumed after it.
@@ -296,8 +301,8 @@ class StreamsClient:
             reopen=partial(Journal.reopen, whose=whose, clock=self._clock),
         )
 
-    def _whose(self, doing: str) -> Whose:
-        return Whose(doing, self.origin, self.project)
+    def _whose(self, doing: str) -> JournalOwner:
+        return JournalOwner(doing, self.origin, self.project)
 
     def _bulk(
         self,

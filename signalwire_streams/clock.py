@@ -24,7 +24,7 @@ class Clock:
     random: Callable[[], float] = random.random
 
     @classmethod
-    def instant(cls) -> Self:
+    def fake(cls) -> Self:
         """Make a clock for tests, on which waiting takes no time: `sleep` moves `now` on and returns."""
         skipped = 0.0
 

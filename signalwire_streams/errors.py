@@ -9,9 +9,9 @@
     ├── FleetError                                 the Redis that a fleet shares can't be used
     ├── TransportError                             no answer came that could be believed
     │   ├── CircuitOpenError                       the Space kept failing; not even tried
-    │   └── RunEndedError                          the bulk run ended before it was sent
+    │   └── RunCancelledError                          the bulk run ended before it was sent
     ├── MalformedResponseError                     an answer came, and it is not the API's
-    ├── JoinError                                  a stream that was to be started and received did not come
+    ├── OpenError                                  a stream that was to be started and received did not come
     ├── MalformedFrameError                        a frame of the audio socket can't be read
     ├── ApiError                                   the Space refused
     │   ├── BadRequestError        400
@@ -21,7 +21,7 @@
     │   ├── UnprocessableError     422
     │   ├── RateLimitedError       429, or code 20429
     │   └── ServerError            5xx, or code 20504
-    └── StreamOutcomeUnknown                       the stream may be running, and nobody can tell
+    └── StreamOutcomeUnknownError                       the stream may be running, and nobody can tell
 
 What only recordings can meet is beside them: `signalwire_streams.receiver.audio` adds ``UnknownEncodingError`` and
 ``RecordingError``, which are `StreamsError` too.
@@ -112,7 +112,7 @@ class CircuitOpenError(TransportError):
     """Too many recent requests failed, so this one was not tried; ``retry_after`` says when one will be."""
 
 
-class RunEndedError(TransportError):
+class RunCancelledError(TransportError):
     """An item of a bulk run that was not sent, because the run ended before; it may be tried again."""
 
 
@@ -128,7 +128,7 @@ class MalformedResponseError(StreamsError):
 
 
 @define(eq=False, slots=False, str=False)
-class JoinError(StreamsError):
+class OpenError(StreamsError):
     """A stream that was to be started and received in one did not come; its ``__cause__`` may tell more.
 
     Attributes:
@@ -136,7 +136,7 @@ class JoinError(StreamsError):
             ``callback`` (the Space told that the stream failed), or at the end the ``stop``.
     """
 
-    leg: Literal["start", "socket", "callback", "stop"] = "start"
+    stage: Literal["start", "socket", "callback", "stop"] = "start"
 
 
 class MalformedFrameError(StreamsError):
@@ -191,7 +191,7 @@ class ServerError(ApiError):
 
 
 @define(eq=False, slots=False, str=False)
-class StreamOutcomeUnknown(StreamsError):  # noqa: N818  (it names a state of the world, not a fault)
+class StreamOutcomeUnknownError(StreamsError):  # noqa: N818  (it names a state of the world, not a fault)
     """A start was sent, and whether the stream runs can't be told.
 
     The API has no way to look a stream up, so the client says what it knows instead of guessing. What can be done:

@@ -119,8 +119,8 @@ class _Watch:
         for session in self.receiver.sessions if self.receiver is not None else ():
             sid = session.stream_sid or "without a sid"
             yield f"a socket is still open: of stream {sid}, on {targets.get(sid, 'nothing of this Space')}"
-        if self.receiver is not None and self.receiver.beginning:
-            yield f"a socket is still open: {self.receiver.beginning} on which no stream began"
+        if self.receiver is not None and self.receiver.pending_sockets:
+            yield f"a socket is still open: {self.receiver.pending_sockets} on which no stream began"
         if self.space is not None and (connections := self._connections(self.space)):
             yield f"a client is not closed: it has {connections} connections to the Space open"
 
@@ -161,22 +161,22 @@ class StreamReceiver:
         given: OpenOptions = {"url": self.url, **fields}
         return self.receiver.open(streams, sid, **given)
 
-    async def next_stream(self, *, within: float = 15.0) -> "StreamSession":
+    async def next_stream(self, *, timeout: float = 15.0) -> "StreamSession":
         """Wait for the next stream that somebody started with this address and token.
 
         Args:
-            within: seconds.
+            timeout: seconds.
 
         Raises:
             TimeoutError: none came.
         """
         __tracebackhide__ = True
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(timeout):
                 return await self._arrived.get()
         except TimeoutError:
             raise TimeoutError(
-                f"no stream came within {within:g} s: start it with url=stream_receiver.url and "
+                f"no stream came within {timeout:g} s: start it with url=stream_receiver.url and "
                 f"authorization_bearer_token=stream_receiver.bearer_token{self._watch.why()}"
             ) from None
 
@@ -271,7 +271,7 @@ async def signalwire_space(
     from signalwire_streams.simulator import SimulatedSpace, Tone  # noqa: PLC0415
 
     usual: dict[str, Any] = {"conferences": 3, "calls": 3, "audio": Tone(), "callbacks": True}
-    given = usual | {"trust": signalwire_certificates.trust} | _space_arguments(request)
+    given = usual | {"ssl_context": signalwire_certificates.trust} | _space_arguments(request)
     given.pop("allow_leaks", None)
     async with SimulatedSpace(**given) as space:
         _signalwire_watch.space = space
@@ -298,7 +298,7 @@ async def stream_receiver(
 
     async def keep(session: "StreamSession") -> None:
         arrived.put_nowait(session)
-        await session.ended()
+        await session.wait_closed()
 
     token = token_urlsafe(32)
     receiver = _signalwire_watch.receiver = MediaReceiver(keep, bearer_tokens=token, **given)

@@ -43,7 +43,7 @@ async def client_for() -> AsyncIterator[ClientFactory]:
                 "base_url": space.base_url,
                 "project": space.project,
                 "token": space.token,
-                "clock": Clock.instant(),
+                "clock": Clock.fake(),
             }
             client = StreamsClient(**(settings | options))
             stack.push_async_callback(client.aclose)

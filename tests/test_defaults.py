@@ -10,20 +10,20 @@ import pytest
 from attrs import evolve, fields_dict
 
 from signalwire_streams import (
-    BreakerPolicy,
-    BulkState,
+    BulkStatus,
+    CircuitBreakerPolicy,
     Clock,
-    Lane,
+    Priority,
     RateLimit,
     RateLimitedError,
     RetryPolicy,
     StartConferenceStream,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
     StreamsError,
     Timeouts,
 )
-from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver, read_callback
+from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver, parse_callback
 from signalwire_streams.fleet import Fleet, FleetWorker, run_worker
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.simulator import SimulatedSpace
@@ -45,26 +45,26 @@ def attribute(kind: type[Any], name: str) -> object:
     ("default", "expected"),
     [
         pytest.param(RetryPolicy().max_attempts, 3, id="attempts that may reach the Space"),
-        pytest.param(RetryPolicy().unsent_attempts, 3, id="attempts that certainly do not reach it"),
-        pytest.param(RetryPolicy().throttle_waits, 6, id="waits after a 429"),
-        pytest.param(RetryPolicy().resends, 2, id="resends of a named start"),
+        pytest.param(RetryPolicy().max_connect_retries, 3, id="attempts that certainly do not reach it"),
+        pytest.param(RetryPolicy().max_throttle_retries, 6, id="waits after a 429"),
+        pytest.param(RetryPolicy().max_resends, 2, id="max_resends of a named start"),
         pytest.param(RetryPolicy().resend_window, 30.0, id="seconds in which it is sent again"),
-        pytest.param(RetryPolicy().resend_call_starts, False, id="resends of a start on a call"),
+        pytest.param(RetryPolicy().resend_call_starts, False, id="max_resends of a start on a call"),
         pytest.param(RetryPolicy().deadline, 45.0, id="seconds of a whole call"),
         pytest.param(RetryPolicy().wait_transient, (0.2, 5.0), id="backoff after a fault"),
         pytest.param(RetryPolicy().wait_throttled, (1.0, 20.0), id="backoff after a 429"),
-        pytest.param(RetryPolicy().wait_longest, 60.0, id="longest Retry-After"),
+        pytest.param(RetryPolicy().max_retry_after, 60.0, id="longest Retry-After"),
         pytest.param(Timeouts().connect, 5.0, id="seconds to connect"),
         pytest.param(Timeouts().read, 15.0, id="seconds between two reads"),
         pytest.param(Timeouts().attempt, 20.0, id="seconds of an attempt"),
         pytest.param(RateLimit().requests, 13_800, id="requests that the Space takes"),
         pytest.param(RateLimit().window, 10.0, id="seconds of its window"),
-        pytest.param(RateLimit().share, 0.9, id="share of the limit"),
-        pytest.param(RateLimit().most, 12_420, id="requests of this client in a window"),
-        pytest.param(BreakerPolicy().outcomes, 20, id="outcomes before the breaker opens"),
-        pytest.param(BreakerPolicy().share, 0.5, id="share of failures that opens it"),
-        pytest.param(BreakerPolicy().window, 30.0, id="seconds that an outcome counts"),
-        pytest.param(BreakerPolicy().pause, 5.0, id="seconds that the breaker is open"),
+        pytest.param(RateLimit().utilization, 0.9, id="share of the limit"),
+        pytest.param(RateLimit().max_requests, 12_420, id="requests of this client in a window"),
+        pytest.param(CircuitBreakerPolicy().min_requests, 20, id="outcomes before the breaker opens"),
+        pytest.param(CircuitBreakerPolicy().failure_rate, 0.5, id="share of failures that opens it"),
+        pytest.param(CircuitBreakerPolicy().window, 30.0, id="seconds that an outcome counts"),
+        pytest.param(CircuitBreakerPolicy().open_duration, 5.0, id="seconds that the breaker is open"),
         pytest.param(argument(StreamsClient, "connections"), 256, id="connections"),
         pytest.param(argument(MediaReceiver, "backlog"), 500, id="media events that wait"),
         pytest.param(argument(MediaReceiver, "start_timeout"), 10.0, id="seconds until the start event"),
@@ -94,7 +94,7 @@ class TestDrain:
 
     @pytest.fixture
     async def hanging(self, space: SimulatedSpace) -> SimulatedSpace:
-        space.faults.add("hang", on="start", created=True)
+        space.faults.add("hang", on="start", executed=True)
         return space
 
     async def test_closing_a_client_drains_for_five_seconds(
@@ -108,7 +108,7 @@ class TestDrain:
         await client.aclose()
         seconds = idle_clock.now() - began
 
-        with pytest.raises(StreamOutcomeUnknown):
+        with pytest.raises(StreamOutcomeUnknownError):
             await starting
         assert seconds == pytest.approx(5.0, abs=0.1)
 
@@ -120,35 +120,35 @@ class TestDrain:
         good, *others = hanging.conference_sids
         hanging.faults.clear()
         for sid in others:
-            hanging.faults.add("hang", on="start", created=True, target=sid)
+            hanging.faults.add("hang", on="start", executed=True, target=sid)
         run = client.start_streams([StartConferenceStream(conference_sid=sid, url=URL) for sid in (good, *others)])
         began = idle_clock.now()
         async for outcome in run:
-            if outcome.state is BulkState.STARTED:
+            if outcome.status is BulkStatus.STARTED:
                 await hanging.requests.wait_for(3, "start-conference-stream")
                 began = idle_clock.now()
                 if by == "drain":
-                    run.drain()
+                    run.shutdown()
                 else:
                     break
         report = await run.report()
 
         assert idle_clock.now() - began == pytest.approx(5.0, abs=0.1)
-        assert report.counts == {BulkState.STARTED: 1, BulkState.UNKNOWN: 2}
+        assert report.counts == {BulkStatus.STARTED: 1, BulkStatus.UNKNOWN: 2}
 
     async def test_closing_a_callback_receiver_drains_for_five_seconds(self, idle_clock: Clock) -> None:
         async def stuck(event: CallbackEvent) -> None:
             await asyncio.Event().wait()
 
         receiver = CallbackReceiver(stuck, keys=["PSK_test"])
-        assert receiver._dispatcher.offer(read_callback({"StreamSid": "a", "StreamEvent": "stream-started"}))
+        assert receiver._dispatcher.offer(parse_callback({"StreamSid": "a", "StreamEvent": "stream-started"}))
         await asyncio.sleep(0)
         began = idle_clock.now()
 
         await receiver.aclose()
 
         assert idle_clock.now() - began == pytest.approx(5.0, abs=0.1)
-        assert receiver.counts.dropped == 1
+        assert receiver.statistics.dropped == 1
 
 
 @pytest.mark.usefixtures("idle_clock")
@@ -158,7 +158,7 @@ class TestDeadline:
     async def test_a_call_ends_after_45_seconds(
         self, space: SimulatedSpace, client_for: Any, idle_clock: Clock
     ) -> None:
-        client: StreamsClient = client_for(space, clock=idle_clock, pacer=Closed(idle_clock))
+        client: StreamsClient = client_for(space, clock=idle_clock, rate_limiter=Closed(idle_clock))
         began = idle_clock.now()
         with pytest.raises(StreamsError) as caught:
             await client.conferences.start_stream(space.conference_sids[0], url=URL)
@@ -171,7 +171,7 @@ class TestDeadline:
         space.faults.add("hang", on="start")
         client: StreamsClient = client_for(space, clock=idle_clock)
         began = idle_clock.now()
-        with pytest.raises(StreamOutcomeUnknown):
+        with pytest.raises(StreamOutcomeUnknownError):
             await client.calls.start_stream(space.call_sids[0], url=URL)
         assert idle_clock.now() - began == pytest.approx(15.0, abs=0.1)
 
@@ -179,11 +179,11 @@ class TestDeadline:
         async with SimulatedSpace(conferences=1) as space:
             space.faults.add("throttle", on="start", retry_after=20)
             request = StartConferenceStream(conference_sid=space.conference_sids[0], url=URL)
-            client: StreamsClient = client_for(space, clock=evolve(Clock.instant(), random=lambda: 0.0))
+            client: StreamsClient = client_for(space, clock=evolve(Clock.fake(), random=lambda: 0.0))
             [outcome] = [outcome async for outcome in client.start_streams([request])]
 
         assert isinstance(outcome.error, RateLimitedError)
-        assert outcome.seconds == pytest.approx(300.0, abs=1.0)
+        assert outcome.duration == pytest.approx(300.0, abs=1.0)
 
 
 class Closed:
@@ -192,11 +192,11 @@ class Closed:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
-    async def acquire(self, lane: Lane, patience: float) -> float:
+    async def acquire(self, lane: Priority, patience: float) -> float:
         await self.clock.sleep(patience)
         return 1.0
 
-    async def pass_gate(self, patience: float) -> float:
+    async def wait_until_allowed(self, patience: float) -> float:
         return 0.0
 
     def throttled(self, sent_at: float, retry_after: float | None) -> None:

@@ -10,15 +10,23 @@ from typing import Any
 import aiohttp
 import pytest
 
-from signalwire_streams import BulkJournal, BulkState, Clock, ConferenceStream, Lane, RateLimit, StartConferenceStream
+from signalwire_streams import (
+    BulkJournal,
+    BulkStatus,
+    Clock,
+    ConferenceStream,
+    Priority,
+    RateLimit,
+    StartConferenceStream,
+)
 from signalwire_streams.bulk._journal import Journal
-from signalwire_streams.bulk._journal_file import Whose
+from signalwire_streams.bulk._journal_file import JournalOwner
 from signalwire_streams.bulk._runner import Engine, FixedConcurrency
-from signalwire_streams.callbacks import read_callback
+from signalwire_streams.callbacks import parse_callback
 from signalwire_streams.callbacks._receiver import Dispatcher
-from signalwire_streams.middleware._rate_limit import LocalPacer, Pace
+from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession
-from signalwire_streams.redis_rate_limit import RedisPacer
+from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
 
 EAGER: Any = getattr(asyncio, "eager_task_factory", None)
@@ -42,24 +50,26 @@ async def test_pacer_grants_turns_after_a_task_that_ended_in_its_first_step() ->
         now += 1.0
         return now - 1.0
 
-    pacer = LocalPacer(Pace(RateLimit(requests=100, window=10.0, share=1.0, burst=1)), Clock(now=later))
-    assert await pacer.acquire(Lane.BULK, 60.0) == 0
+    pacer = LocalRateLimiter(
+        TokenBucket(RateLimit(requests=100, window=10.0, utilization=1.0, burst=1)), Clock(now=later)
+    )
+    assert await pacer.acquire(Priority.BULK, 60.0) == 0
     granted = 0
     async with asyncio.timeout(10):
         for _ in range(5):
             now -= 1.0  # so that a token is short at first, and there a moment later
-            granted += await pacer.acquire(Lane.BULK, 60.0) == 0
+            granted += await pacer.acquire(Priority.BULK, 60.0) == 0
     assert granted == 5
 
 
 async def test_shared_pacer_grants_turns_after_a_task_with_nothing_to_do(idle_clock: Clock, tmp_path: Path) -> None:
     """A refusal while Redis is away starts a task that ends at once; the next request gets its turn nevertheless."""
     async with asyncio.timeout(60):
-        pacer = RedisPacer(f"unix://{tmp_path}/none", space="a.example", fallback_clients=1, clock=idle_clock)
-        assert await pacer.acquire(Lane.BULK, 60.0) == 0
+        pacer = RedisRateLimiter(f"unix://{tmp_path}/none", space="a.example", fallback_clients=1, clock=idle_clock)
+        assert await pacer.acquire(Priority.BULK, 60.0) == 0
         await asyncio.sleep(1.0)
-        pacer.throttled(idle_clock.now(), 2.0)
-        assert await pacer.acquire(Lane.BULK, 60.0) == 0
+        pacer.on_throttled(idle_clock.now(), 2.0)
+        assert await pacer.acquire(Priority.BULK, 60.0) == 0
         await pacer.aclose()
 
 
@@ -67,12 +77,12 @@ async def test_shared_pacer_grants_turns_after_a_task_with_nothing_to_do(idle_cl
 async def test_starts_beyond_the_burst_are_all_sent(client_for: Any) -> None:
     """Requests that have to wait for the pacer are granted in the end."""
     async with SimulatedSpace(conferences=30, participants=0) as space:
-        client = client_for(space, rate_limit=RateLimit(requests=100, window=10.0, share=1.0, burst=2))
+        client = client_for(space, rate_limit=RateLimit(requests=100, window=10.0, utilization=1.0, burst=2))
         starts = (client.conferences.start_stream(sid, url=URL) for sid in space.conference_sids)
         streams = await asyncio.gather(*starts)
         stops = await asyncio.gather(*map(client.conferences.stop_stream, streams))
         assert len({stream.sid for stream in stops}) == 30
-        assert space.streams.alive() == []
+        assert space.streams.active() == []
 
 
 @pytest.mark.usefixtures("idle_clock")
@@ -81,7 +91,7 @@ async def test_journaled_run_records_each_start(client_for: Any, tmp_path: Path)
     async with SimulatedSpace(conferences=50, participants=0) as space:
         requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
         run = client_for(space).start_streams(requests, journal=tmp_path / "run.db", concurrency=8)
-        assert (await run.report()).counts == {BulkState.STARTED: 50}
+        assert (await run.report()).counts == {BulkStatus.STARTED: 50}
     assert BulkJournal(tmp_path / "run.db").status().counts == {"started": 50}
 
 
@@ -94,7 +104,7 @@ async def test_journal_writes_on_after_a_lock_that_ends_before_the_first_retry(t
         other.rollback()
         return 0.0
 
-    whose = Whose("start", "https://example.signalwire.com", "project")
+    whose = JournalOwner("start", "https://example.signalwire.com", "project")
     with Journal.create(path, whose, run="r1", clock=Clock(now=now)) as journal:
         other.close()
         other = sqlite3.connect(path, isolation_level=None, timeout=0)
@@ -116,7 +126,7 @@ async def test_input_that_ends_its_own_run_at_once() -> None:
     async def perform(item: str, errand: object) -> ConferenceStream:
         return ConferenceStream(conference_sid=item)
 
-    engine = Engine(items=items(), perform=perform, starting=True, limit=FixedConcurrency(1), clock=Clock.instant())
+    engine = Engine(items=items(), perform=perform, starting=True, limit=FixedConcurrency(1), clock=Clock.fake())
     outcomes = 0
     async with asyncio.timeout(10):
         while await engine.next() is not None:
@@ -167,7 +177,7 @@ async def test_dispatcher_handles_callbacks_in_order() -> None:
         for sid in ("slow", "quick"):
             for kind in ("started", "stopped"):
                 values = {"StreamEvent": f"stream-{kind}", "StreamSid": sid, "CallSid": "call", "AccountSid": "project"}
-                assert dispatcher.offer(read_callback(values))
+                assert dispatcher.offer(parse_callback(values))
     await dispatcher.aclose()
     expected = [f"{sid} Stream{kind}" for sid in ("slow", "quick") for kind in ("Started", "Stopped")]
     assert sorted(handled) == sorted(expected)

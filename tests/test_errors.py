@@ -17,17 +17,17 @@ from signalwire_streams.errors import (
     ClientStateError,
     FleetError,
     InvalidRequestError,
-    JoinError,
     JournalError,
     MalformedFrameError,
     MalformedResponseError,
     NotFoundError,
+    OpenError,
     PermissionDeniedError,
     Phase,
     RateLimitedError,
-    RunEndedError,
+    RunCancelledError,
     ServerError,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsError,
     TransportError,
     UnprocessableError,
@@ -58,13 +58,13 @@ EXAMPLES: tuple[StreamsError, ...] = (
     StreamsError(**COMMON),
     InvalidRequestError(**COMMON),
     ClientStateError(**COMMON),
-    JoinError(**COMMON, leg="socket"),
+    OpenError(**COMMON, stage="socket"),
     JournalError(**COMMON),
     FleetError(**COMMON),
     MalformedFrameError(**COMMON),
     TransportError(**COMMON, phase=Phase.WRITING),
     CircuitOpenError(**COMMON, phase=Phase.QUEUED),
-    RunEndedError(**COMMON, phase=Phase.QUEUED),
+    RunCancelledError(**COMMON, phase=Phase.QUEUED),
     MalformedResponseError(**COMMON, status=200),
     *(
         kind(**COMMON, **OF_AN_ANSWER)
@@ -79,7 +79,7 @@ EXAMPLES: tuple[StreamsError, ...] = (
             ServerError,
         )
     ),
-    StreamOutcomeUnknown(**COMMON, **OF_UNKNOWN),
+    StreamOutcomeUnknownError(**COMMON, **OF_UNKNOWN),
 )
 COPIERS: dict[str, Callable[[StreamsError], StreamsError]] = {
     **{
@@ -162,7 +162,7 @@ def test_repr_names_the_class_and_the_evidence(error: StreamsError) -> None:
         (UnprocessableError, (ApiError,)),
         (RateLimitedError, (ApiError,)),
         (ServerError, (ApiError,)),
-        (StreamOutcomeUnknown, (StreamsError,)),
+        (StreamOutcomeUnknownError, (StreamsError,)),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
@@ -171,10 +171,10 @@ def test_the_tree(kind: type[StreamsError], parents: tuple[type[Exception], ...]
     assert kind.__bases__ == parents
 
 
-@pytest.mark.parametrize("kind", [StreamOutcomeUnknown, MalformedResponseError, TransportError, ApiError])
+@pytest.mark.parametrize("kind", [StreamOutcomeUnknownError, MalformedResponseError, TransportError, ApiError])
 def test_the_branches_do_not_catch_each_other(kind: type[StreamsError]) -> None:
     """An unknown outcome, an unreadable answer, no answer and a refusal are four different things."""
-    others = {StreamOutcomeUnknown, MalformedResponseError, TransportError, ApiError} - {kind}
+    others = {StreamOutcomeUnknownError, MalformedResponseError, TransportError, ApiError} - {kind}
     assert not issubclass(kind, tuple(others))
     assert not issubclass(kind, ValueError | RuntimeError | OSError)
 

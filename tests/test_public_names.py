@@ -29,7 +29,7 @@ def test_names_are_sorted_and_there() -> None:
         "RateLimitedError",
         "ServerError",
         "TransportError",
-        "StreamOutcomeUnknown",
+        "StreamOutcomeUnknownError",
         "MalformedResponseError",
         "InvalidRequestError",
         "Track",

@@ -391,18 +391,18 @@ def test_a_stream_that_does_not_come(suite: Suite) -> None:
         import pytest
 
         async def test_nobody_asked(stream_receiver):
-            await stream_receiver.next_stream(within=0)
+            await stream_receiver.next_stream(timeout=0)
 
         async def test_wrong_token(signalwire_space, stream_receiver, client):
             [sid, *_] = signalwire_space.conference_sids
             await client.conferences.start_stream(sid, url=stream_receiver.url, authorization_bearer_token="wrong")
             while signalwire_space.streams.alive():
                 await asyncio.sleep(0)
-            await stream_receiver.next_stream(within=0)
+            await stream_receiver.next_stream(timeout=0)
 
         @pytest.mark.signalwire_space(audio=None)
         async def test_nobody_dials(stream_receiver):
-            await stream_receiver.next_stream(within=0)
+            await stream_receiver.next_stream(timeout=0)
 
         class TestAnotherSpace:
             @pytest.fixture
@@ -410,7 +410,7 @@ def test_a_stream_that_does_not_come(suite: Suite) -> None:
                 return None
 
             async def test_it(self, stream_receiver):
-                await stream_receiver.next_stream(within=0)
+                await stream_receiver.next_stream(timeout=0)
         """.replace("import pytest", "import asyncio, pytest")
     )
     done.assert_outcomes(failed=4)

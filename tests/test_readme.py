@@ -42,7 +42,7 @@ async def test_the_first_program_runs(
     await scope["main"]()
 
     assert len(space.streams) == 3
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
@@ -68,7 +68,7 @@ async def test_the_bulk_example_runs(space: SimulatedSpace, client: StreamsClien
 
     await scope["record_every_live_conference"](client)
 
-    assert len(space.streams.alive()) == 3
+    assert len(space.streams.active()) == 3
 
 
 async def test_the_audio_examples_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,9 @@ async def test_the_audio_examples_record(tmp_path: Path, monkeypatch: pytest.Mon
     certificates = Certificates.make()
     receiver = MediaReceiver()
     async with (
-        SimulatedSpace(conferences=4, audio=Tone(seconds=0.5), real_time=False, trust=certificates.trust) as space,
+        SimulatedSpace(
+            conferences=4, audio=Tone(seconds=0.5), real_time=False, ssl_context=certificates.trust
+        ) as space,
         StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client,
         receiver.serve(ssl_context=certificates.server) as url,
     ):

@@ -12,7 +12,7 @@ from attrs import NOTHING, evolve, fields
 
 from signalwire_streams import (
     BulkOutcome,
-    BulkState,
+    BulkStatus,
     CallStream,
     ConferenceStream,
     PlannedRequest,
@@ -99,7 +99,7 @@ async def test_a_journal_keeps_each_field(
     client: StreamsClient, tmp_path: Path, model: type[Start], sample: dict[str, Any]
 ) -> None:
     request = request_of(model, sample, "target")
-    [planned] = client.plan_streams([request], journal=tmp_path / "run.db").requests()
+    [planned] = client.create_journal([request], journal=tmp_path / "run.db").requests()
     assert with_secrets(planned, sample) == request
     assert planned.parameters == tuple(sample["parameters"])
     assert planned.bearer_token
@@ -108,7 +108,7 @@ async def test_a_journal_keeps_each_field(
 @each_form
 def test_a_fleet_keeps_each_field(model: type[Start], sample: dict[str, Any]) -> None:
     request = request_of(model, sample, "target")
-    batch = [records.Planned(PlannedRequest.of(request), may_run=True)]
+    batch = [records.Planned(PlannedRequest.from_request(request), may_run=True)]
     [read] = records.read_batch(records.write_batch(batch))
     assert with_secrets(read.request, sample) == request
     assert read.may_run
@@ -241,7 +241,7 @@ def test_a_fleet_keeps_each_field_of_an_outcome(stream: ConferenceStream | CallS
     """A stream comes back as it was; only keys that nobody knows are left out."""
     model = StartConferenceStream if isinstance(stream, ConferenceStream) else StartCallStream
     request = request_of(model, {"url": SAMPLES["url"]}, "target")
-    outcome = BulkOutcome(index=3, item=request, state=BulkState.STARTED, stream=evolve(stream, extra={"new": 1}))
+    outcome = BulkOutcome(index=3, item=request, status=BulkStatus.STARTED, stream=evolve(stream, extra={"new": 1}))
     index, facts = records.read_index(records.write_outcome(outcome))
     assert index == 3
     assert records.read_outcome(facts, request) == evolve(outcome, stream=stream)

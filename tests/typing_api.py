@@ -12,12 +12,12 @@ from signalwire_streams import (
     Codec,
     Conference,
     ConferenceStream,
-    Request,
-    Listing,
-    Outcome,
+    Handler,
     Page,
+    Paginator,
     Participant,
-    Send,
+    Request,
+    Result,
     StartConferenceStream,
     StreamsClient,
     StreamStatus,
@@ -28,7 +28,7 @@ from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import SimulatedSpace
 
 
-async def pass_on(exchange: Request, send: Send) -> Outcome:
+async def pass_on(exchange: Request, send: Handler) -> Result:
     return await send(exchange)
 
 
@@ -56,9 +56,9 @@ async def use(space: SimulatedSpace) -> None:
         await client.calls.stop_stream("a", stream)  # type: ignore[call-overload]
         await client.calls.stop_stream(stream)  # type: ignore[call-overload]
         await client.conferences.stop_stream("a")  # type: ignore[call-overload]
-        assert_type(client.conferences.list(), Listing[Conference])
-        assert_type(client.calls.list(), Listing[Call])
-        assert_type(client.conferences.participants("a"), Listing[Participant])
+        assert_type(client.conferences.list(), Paginator[Conference])
+        assert_type(client.calls.list(), Paginator[Call])
+        assert_type(client.conferences.participants("a"), Paginator[Participant])
         async for conference in client.conferences.list():
             assert_type(conference, Conference)
         pages = client.calls.list().pages()

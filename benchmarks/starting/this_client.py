@@ -8,14 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.starting.contest import PROJECT, STREAM_URL, TOKEN, Item, Run, Site, from_workers, measured
-from signalwire_streams import BulkState, RateLimit, StartConferenceStream, StreamsClient
+from signalwire_streams import BulkStatus, RateLimit, StartConferenceStream, StreamsClient
 
 _NO_LIMIT = 1_000_000_000  # in ten seconds: the pacer is asked as ever, and never lets a start wait
 
 
 def client_for(site: Site) -> StreamsClient:
     """Make the client."""
-    limit = RateLimit(requests=_NO_LIMIT) if site.share is None else RateLimit(share=site.share)
+    limit = RateLimit(requests=_NO_LIMIT) if site.share is None else RateLimit(utilization=site.share)
     return StreamsClient(base_url=site.base_url, project=PROJECT, token=TOKEN, rate_limit=limit)
 
 
@@ -38,7 +38,7 @@ async def _bulk(client: StreamsClient, site: Site, items: Sequence[Item], journa
     confirmed = 0
     async for outcome in run:
         stream = outcome.stream
-        confirmed += outcome.state is BulkState.STARTED and stream is not None and stream.sid is not None
+        confirmed += outcome.status is BulkStatus.STARTED and stream is not None and stream.sid is not None
     return confirmed
 
 

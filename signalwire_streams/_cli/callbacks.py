@@ -12,7 +12,7 @@ from attrs import field, frozen
 from signalwire_streams import InvalidRequestError
 from signalwire_streams._cli.options import STANDARD_INPUT
 from signalwire_streams._cli.output import FAILED, clean, failure_of, write_json
-from signalwire_streams.callbacks import Explanation, explain_mismatch
+from signalwire_streams.callbacks import SignatureDiagnosis, diagnose_signature
 
 _KEYS = "SIGNALWIRE_SIGNING_KEY"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -242,7 +242,7 @@ def explain(
             url=url or "", method=method or "POST", headers=Headers(headers), body=_read("--body", body)
         )
     try:
-        found = explain_mismatch(
+        found = diagnose_signature(
             url=captured.url,
             headers=captured.headers,
             body=captured.body,
@@ -253,20 +253,20 @@ def explain(
     except InvalidRequestError as error:
         raise failure_of(error, as_json=as_json) from None
     _write(found, as_json=as_json)
-    if not found.fits:
+    if not found.valid:
         raise click.exceptions.Exit(FAILED)
 
 
-def _write(found: Explanation, *, as_json: bool) -> None:
+def _write(found: SignatureDiagnosis, *, as_json: bool) -> None:
     if not as_json:
         click.echo("\n".join(clean(line) for line in str(found).splitlines()))
         return
     write_json(
         {
-            "fits": found.fits,
-            "finding": found.finding,
-            "advice": found.advice,
-            "tried": found.tried,
-            "guesses": found.guesses,
+            "fits": found.valid,
+            "finding": found.summary,
+            "advice": found.suggestions,
+            "tried": found.candidate_urls,
+            "guesses": found.attempts,
         }
     )

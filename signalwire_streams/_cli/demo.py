@@ -16,11 +16,11 @@ from attrs import define, field, frozen
 
 from signalwire_streams import (
     Attempt,
+    AttemptResult,
     BulkReport,
     BulkRun,
     Codec,
-    Event,
-    Kind,
+    Operation,
     StartConferenceStream,
     StreamsClient,
     StreamStatus,
@@ -78,12 +78,14 @@ class Listening:
         """Make a Space that speaks and a receiver that it trusts, and record every conference."""
         certificates = Certificates.make()
         receiver = MediaReceiver()
-        async with SimulatedSpace(conferences=CONFERENCES, seed=seed, audio=_TONE, trust=certificates.trust) as space:
-            space.faults.add("reset", on="start", created=True, one_in=5, per_target=1)
+        async with SimulatedSpace(
+            conferences=CONFERENCES, seed=seed, audio=_TONE, ssl_context=certificates.trust
+        ) as space:
+            space.faults.add("reset", on="start", executed=True, every_nth=5, per_target=1)
             client = StreamsClient(space=space.base_url, project=space.project, token=space.token)
             async with client, receiver.serve(ssl_context=certificates.server) as url, self._shown():
                 await self.record_all(client, receiver, url, space.conference_sids)
-            self.alive, self.doubled = len(space.streams.alive()), len(space.streams.doubled())
+            self.alive, self.doubled = len(space.streams.active()), len(space.streams.duplicates())
             self.open_sockets = len(receiver.sessions)
 
     async def record_all(
@@ -233,7 +235,7 @@ class Job:
     @property
     def repeats(self) -> list[Attempt]:
         """The attempts that were followed by another one of the same call."""
-        return [attempt for attempt in self.attempts if attempt.action in REPEATED]
+        return [attempt for attempt in self.attempts if attempt.decision in REPEATED]
 
     @property
     def failures(self) -> list[str]:
@@ -243,7 +245,7 @@ class Job:
     def _shown(self, title: str, run: BulkRun[Any]) -> AbstractAsyncContextManager[object]:
         def look() -> Progress:
             facts = f"{self._meter.rate:,.0f} requests/s", f"{self._meter.repeats:,} attempts repeated"
-            return Progress(title=title, done=run.so_far.total, total=len(self.found), facts=facts)
+            return Progress(title=title, done=run.snapshot.total, total=len(self.found), facts=facts)
 
         return shown(look, as_json=self.as_json)
 
@@ -254,11 +256,11 @@ def simulated_space(conferences: int, seed: int) -> SimulatedSpace:
     No start and no stop runs into more than one reset and one 503, and a call is tried three times; waiting
     because of "too many requests" does not count as one. So every one of them must succeed, whatever the seed.
     """
-    space = SimulatedSpace(conferences=conferences, seed=seed, keep_requests=False)
+    space = SimulatedSpace(conferences=conferences, seed=seed, log_requests=False)
     one_in = min(12, conferences)  # in a small demo too, each fault happens at least once
     for operation in ("start", "stop"):
-        space.faults.add("reset", on=operation, created=True, one_in=one_in, per_target=1)
-        space.faults.add("503-api", on=operation, one_in=one_in, per_target=1)
+        space.faults.add("reset", on=operation, executed=True, every_nth=one_in, per_target=1)
+        space.faults.add("503-api", on=operation, every_nth=one_in, per_target=1)
     space.faults.add("throttle", on="start", times=1, retry_after=0.25)
     space.faults.add("latency", seconds=0.01)
     return space
@@ -304,8 +306,8 @@ class Report:
             seed=seed,
             created=created,
             refused=len(space.streams) - created,
-            alive=len(space.streams.alive()),
-            doubled=len(space.streams.doubled()),
+            alive=len(space.streams.active()),
+            doubled=len(space.streams.duplicates()),
         )
 
     @property
@@ -333,7 +335,7 @@ class Report:
             "stopped_by_repeated_attempt": self._repeated(is_start=False),
             "attempts": len(job.attempts),
             "retries": len(job.repeats),
-            "retries_by_event": dict(Counter(attempt.event for attempt in job.repeats)),
+            "retries_by_event": dict(Counter(attempt.result for attempt in job.repeats)),
             **{name: _percentiles(report) for name, report in zip(_SECONDS, job.reports, strict=True)},
             "seconds": round(job.seconds, 3),
             "streams_created": self.created,
@@ -406,20 +408,20 @@ class Report:
             {
                 attempt.target
                 for attempt in self.job.repeats
-                if attempt.kind is not Kind.READ and attempt.kind.is_start is is_start
+                if attempt.operation is not Operation.READ and attempt.operation.is_start is is_start
             }
         )
 
 
 def _in_words(attempt: Attempt) -> str:
-    if attempt.event is Event.BROKEN:
+    if attempt.result is AttemptResult.NO_RESPONSE:
         return "no answer, connection reset"
-    return f"HTTP {attempt.status}: {attempt.event}" if attempt.status is not None else str(attempt.event)
+    return f"HTTP {attempt.status}: {attempt.result}" if attempt.status is not None else str(attempt.result)
 
 
 def _percentiles(report: BulkReport) -> Mapping[str, float]:
     names = {100: "max"}
-    return {names.get(percent, f"p{percent}"): round(value, 4) for percent, value in report.latencies.items()}
+    return {names.get(percent, f"p{percent}"): round(value, 4) for percent, value in report.latency_percentiles.items()}
 
 
 def _in_milliseconds(report: BulkReport) -> str:

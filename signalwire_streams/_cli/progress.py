@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from signalwire_streams import Action, Attempt, Kind
+from signalwire_streams import Attempt, Operation, RetryDecision
 from signalwire_streams._cli.output import clean, on_terminal, telling, write_note
 
 _WINDOW = 3.0
@@ -24,12 +24,12 @@ _MINUTE, _HOUR = 60, 3600
 
 REPEATED = frozenset(
     {
-        Action.RETRY,
-        Action.RETRY_UNSENT,
-        Action.RETRY_NOW,
-        Action.RETRY_ONCE,
-        Action.RESEND,
-        Action.WAIT_FOR_GATE,
+        RetryDecision.RETRY,
+        RetryDecision.RETRY_UNSENT,
+        RetryDecision.RETRY_IMMEDIATELY,
+        RetryDecision.RETRY_IMMEDIATELY_ONCE,
+        RetryDecision.RESEND,
+        RetryDecision.WAIT_FOR_RATE_LIMIT,
     }
 )
 """What is done after an attempt that another one of the same call follows."""
@@ -56,8 +56,8 @@ class Meter:
         now = self.clock()
         if self._began is None:
             self._began = now
-        self.repeats += attempt.action in REPEATED
-        if attempt.kind is not Kind.READ and attempt.sent != "no":
+        self.repeats += attempt.decision in REPEATED
+        if attempt.operation is not Operation.READ and attempt.sent != "no":
             self.requests += 1
             self._recent.append(now)
 

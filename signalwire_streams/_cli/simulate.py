@@ -118,7 +118,7 @@ class Sounding(TypedDict):
     real_time: bool
     dialect: Dialect
     bidirectional: bool
-    trust: ssl.SSLContext | None
+    ssl_context: ssl.SSLContext | None
     allow_ws: bool
     callbacks: bool
 
@@ -169,6 +169,7 @@ _OPTIONS = (
     click.option("--bidirectional", is_flag=True, help="Play what the streams are sent."),
     click.option(
         "--trust",
+        "ssl_context",
         metavar="FILE",
         callback=_authority,
         help="Trust servers that this authority vouches for (PEM), and no others.",
@@ -315,7 +316,7 @@ def simulate(
         seed=seed,
         rate_limit=rate_limit,
         duplicate_names=duplicate_names,
-        keep_requests=not quiet_requests,
+        log_requests=not quiet_requests,
         **sounding,
     )
     refuse_faults_of_nothing([fault.kind for fault in faults], **sounding)
@@ -376,5 +377,5 @@ def _take_leave(space: SimulatedSpace) -> None:
     streams = space.streams
     click.echo(
         f"\nEnded. Requests: {space.requests.count()}, streams: {len(streams)}, "
-        f"still alive: {len(streams.alive())}, ever doubled: {len(streams.doubled())}."
+        f"still alive: {len(streams.active())}, ever doubled: {len(streams.duplicates())}."
     )

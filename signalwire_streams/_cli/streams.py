@@ -17,7 +17,7 @@ from signalwire_streams import (
     Conference,
     ConferenceStatus,
     ConferenceStream,
-    Listing,
+    Paginator,
     Participant,
     StreamsClient,
 )
@@ -230,18 +230,18 @@ def _page_size(limit: int | None) -> int:
     return min(limit or _PAGE_SIZE, _PAGE_SIZE)
 
 
-async def _first(listing: Listing[_Item], limit: int | None) -> list[_Item]:
+async def _first(listing: Paginator[_Item], limit: int | None) -> list[_Item]:
     items: list[_Item] = []
     await _visit(listing, limit, items.append)
     return items
 
 
-async def _write_each(listing: Listing[_Item], limit: int | None) -> None:
+async def _write_each(listing: Paginator[_Item], limit: int | None) -> None:
     """Write each item as soon as it is read, so that a long list can be cut short by its reader."""
     await _visit(listing, limit, lambda item: write_json(_item_facts(item)))
 
 
-async def _visit(listing: Listing[_Item], limit: int | None, visit: Callable[[_Item], None]) -> None:
+async def _visit(listing: Paginator[_Item], limit: int | None, visit: Callable[[_Item], None]) -> None:
     seen = 0
     async for item in listing:
         visit(item)

@@ -7,9 +7,9 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 from attrs import field, frozen
 
-from signalwire_streams._http.error_bodies import presentable
+from signalwire_streams._http.error_bodies import redact
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
-from signalwire_streams.models._validation import Secret, is_handle, is_plain, kind_of, public_url
+from signalwire_streams.models._validation import Secret, is_path_segment, kind_of, needs_no_escaping, redact_url
 
 API_ROOT = "/api/laml/2010-04-01"
 """Source: https://signalwire.com/docs/compatibility-api/rest/overview"""
@@ -58,7 +58,7 @@ class Account:
     def path(self, *segments: str) -> str:
         """Build a path below this account; each segment is percent-encoded."""
         return self._root + "/".join(
-            [segment if is_plain(segment) else quote(segment, safe="@:") for segment in segments]
+            [segment if needs_no_escaping(segment) else quote(segment, safe="@:") for segment in segments]
         )
 
     def same_host_path(self, uri: str) -> str:
@@ -98,7 +98,7 @@ class Account:
 
     def _bad_next_page(self, uri: str, why: str) -> MalformedResponseError:
         # A query may name what a filter looked for, so it is shown only where there is nothing else to show.
-        shown = presentable(public_url(uri) if "//" in uri else uri, self.secrets)
+        shown = redact(redact_url(uri) if "//" in uri else uri, self.secrets)
         return MalformedResponseError(f"the Space's next page {shown!r} {why}, so it is not followed", sent="yes")
 
 
@@ -125,7 +125,7 @@ def find_account(*, space: str | None, base_url: str | None, project: str | None
         raise InvalidRequestError("token holds blanks or is not ASCII: pass the API token alone, as it was shown")
     if ":" in project:
         raise InvalidRequestError("project holds a ':': pass the Project ID alone, and the token as token=")
-    if not is_handle(project):
+    if not is_path_segment(project):
         raise InvalidRequestError("project holds characters that no Project ID has: pass it as the API page shows it")
     if bool(space) == bool(base_url):
         raise InvalidRequestError(
@@ -169,7 +169,7 @@ def _split(url: str) -> SplitResult:
 
 def _fault_of(url: str) -> str | None:
     # A function of its own: its variables hold what the address should not have, and no traceback leads into it.
-    shown = public_url(url)
+    shown = redact_url(url)
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

@@ -21,8 +21,8 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.payload import BytesPayload
 from attrs import define, field
 
-from signalwire_streams._http.deadlines import Limit
-from signalwire_streams._http.messages import Progress
+from signalwire_streams._http.deadlines import Deadline
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.errors import Phase
 
 FORM = "application/x-www-form-urlencoded"
@@ -60,8 +60,8 @@ class AttemptGuard:
         transport: the connection, once there is one.
     """
 
-    progress: Progress
-    limit: Limit
+    progress: CallState
+    limit: Deadline
     read_timeout: float
     is_read: bool
     headers: Mapping[str, str] | None = field(init=False, default=None, repr=False)

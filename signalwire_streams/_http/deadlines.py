@@ -27,7 +27,7 @@ class Timeouts:
 
 
 @define(eq=False)
-class Limit:
+class Deadline:
     """Ends the block that runs within it when its time is up: ``with limits.within(5.0) as limit``.
 
     It raises TimeoutError then, as ``asyncio.timeout`` does.
@@ -36,7 +36,7 @@ class Limit:
         ends_at: when, on the loop's clock.
     """
 
-    _limits: "Limits"
+    _timer: "DeadlineTimer"
     ends_at: float
     _task: "asyncio.Task[object]" = field(init=False)
     _cancelling: int = field(init=False)
@@ -45,13 +45,13 @@ class Limit:
     def __enter__(self) -> Self:
         self._task = cast("asyncio.Task[object]", asyncio.current_task())  # a coroutine runs in one
         self._cancelling = self._task.cancelling()
-        self._limits.add(self)
+        self._timer.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._limits.remove(self)
+        self._timer.remove(self)
         if self._expired:
             # Whoever else cancelled this task is not to be disappointed.
             own = self._task.uncancel() <= self._cancelling
@@ -66,7 +66,7 @@ class Limit:
     def end_at(self, moment: float) -> None:
         """End at another time."""
         self.ends_at = moment
-        self._limits.expect(moment)
+        self._timer.expect(moment)
 
     def expire(self) -> None:
         """End the block now."""
@@ -76,24 +76,24 @@ class Limit:
 
 
 @define(eq=False)
-class Limits:
+class DeadlineTimer:
     """The time limits that run now, in one event loop."""
 
-    _running: dict[Limit, None] = field(init=False, factory=dict)
+    _running: dict[Deadline, None] = field(init=False, factory=dict)
     _timer: asyncio.TimerHandle | None = field(init=False, default=None)
     _rings_at: float = field(init=False, default=_NEVER)
 
-    def within(self, seconds: float | None) -> Limit:
+    def within(self, seconds: float | None) -> Deadline:
         """Give a limit of so many seconds from now; of None, one that ends only when told to."""
-        return Limit(self, _NEVER if seconds is None else asyncio.get_running_loop().time() + seconds)
+        return Deadline(self, _NEVER if seconds is None else asyncio.get_running_loop().time() + seconds)
 
-    def add(self, limit: Limit) -> None:
+    def add(self, limit: Deadline) -> None:
         """Watch a limit."""
         self._running[limit] = None
         if limit.ends_at < self._rings_at:
             self.expect(limit.ends_at)
 
-    def remove(self, limit: Limit) -> None:
+    def remove(self, limit: Deadline) -> None:
         """Watch a limit no longer. The timer is left as it is: another limit will soon need it."""
         self._running.pop(limit, None)
 

@@ -17,21 +17,21 @@ from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn, override
 
 from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, read_problem, retry_after
-from signalwire_streams._http.messages import Request, Reply
+from signalwire_streams._http.messages import Request, Response
 from signalwire_streams.errors import MalformedResponseError
 from signalwire_streams.models import (
     AnsweredBy,
+    AttemptResult,
     CallDirection,
     CallStatus,
     ConferenceStatus,
-    Event,
-    Kind,
+    Operation,
     Page,
     Participant,
     ParticipantStatus,
     StreamStatus,
 )
-from signalwire_streams.models._validation import is_handle
+from signalwire_streams.models._validation import is_path_segment
 
 _Value = TypeVar("_Value")
 
@@ -136,7 +136,7 @@ def has_key(document: object, key: str) -> bool:
     if key not in IDS:
         return isinstance(found, list)
     sid = _text(found, None)
-    return sid is not None and is_handle(sid)
+    return sid is not None and is_path_segment(sid)
 
 
 def differs(document: Mapping[str, object], key: str, asked: str) -> bool:
@@ -215,22 +215,22 @@ def _next_page(value: object) -> str | None:
 _INTERNAL_ERROR = 20504
 
 _BY_STATUS = {
-    HTTPStatus.UNAUTHORIZED: Event.DENIED,
-    HTTPStatus.FORBIDDEN: Event.DENIED,
-    HTTPStatus.REQUEST_TIMEOUT: Event.TRY_AGAIN,
-    HTTPStatus.TOO_EARLY: Event.TRY_AGAIN,
-    HTTPStatus.TOO_MANY_REQUESTS: Event.THROTTLED,
+    HTTPStatus.UNAUTHORIZED: AttemptResult.FORBIDDEN,
+    HTTPStatus.FORBIDDEN: AttemptResult.FORBIDDEN,
+    HTTPStatus.REQUEST_TIMEOUT: AttemptResult.TRY_AGAIN,
+    HTTPStatus.TOO_EARLY: AttemptResult.TRY_AGAIN,
+    HTTPStatus.TOO_MANY_REQUESTS: AttemptResult.THROTTLED,
 }
-_BY_CODE = {TOO_MANY_REQUESTS: Event.THROTTLED, _INTERNAL_ERROR: Event.SERVER_FAULT}
+_BY_CODE = {TOO_MANY_REQUESTS: AttemptResult.THROTTLED, _INTERNAL_ERROR: AttemptResult.SERVER_FAULT}
 # A full page has some 3,000 objects and lists. A million of them holds the event loop for seconds.
 _MOST_CONTAINERS = 20_000
 _OTHER_TARGET = {"conference_sid": "call_sid", "call_sid": "conference_sid"}
 _OTHER_HANDLE = {"sid": "name", "name": "sid"}
-_TEXT_STOPS = frozenset({Kind.STOP, Kind.STOP_BY_NAME})
+_TEXT_STOPS = frozenset({Operation.STOP, Operation.STOP_BY_NAME})
 _OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
 
-def read_reply(status: int, headers: Mapping[str, str], body: bytes, *, complete: bool) -> Reply:
+def read_response(status: int, headers: Mapping[str, str], body: bytes, *, complete: bool) -> Response:
     """Make a reply of what came over the wire.
 
     Args:
@@ -243,7 +243,7 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes, *, complete
     # Of an answer that is fine, nothing is asked; a 2xx may still carry the code for "too many requests".
     fine = status < _REDIRECT and not (isinstance(document, dict) and document.keys() & {"code", "errors"})
     problem = None if fine else read_problem(document)
-    return Reply(status=status, headers=headers, body=body, complete=complete, document=document, problem=problem)
+    return Response(status=status, headers=headers, body=body, complete=complete, document=document, problem=problem)
 
 
 def _decode(body: bytes) -> object:
@@ -255,7 +255,7 @@ def _decode(body: bytes) -> object:
         return None
 
 
-def contradiction(exchange: Request, reply: Reply) -> str:
+def contradiction(exchange: Request, reply: Response) -> str:
     """Say in which key an answer names something else than was asked for, or return an empty string.
 
     Such an answer belongs to another request: the connection delivers answers to the wrong ones. A refusal names
@@ -268,7 +268,7 @@ def contradiction(exchange: Request, reply: Reply) -> str:
     document = reply.document
     if not isinstance(document, dict):
         return ""
-    listed = document.get(exchange.expects) if exchange.expects not in IDS else None
+    listed = document.get(exchange.required_key) if exchange.required_key not in IDS else None
     for entry in listed if isinstance(listed, list) else (document,):
         key = _contradicted_key(exchange, entry) if isinstance(entry, dict) else ""
         if key:
@@ -281,7 +281,7 @@ def _contradicted_key(exchange: Request, entry: Mapping[str, object]) -> str:
         if differs(entry, key, asked) and not _is_meant(exchange, entry, key):
             return key
         # A conference's stream has no call_sid, and a call's no conference_sid.
-        other = _OTHER_TARGET.get(key) if exchange.kind is not Kind.READ else None
+        other = _OTHER_TARGET.get(key) if exchange.operation is not Operation.READ else None
         if other is not None and entry.get(key) is None and entry.get(other) is not None:
             return other
     return ""
@@ -289,11 +289,11 @@ def _contradicted_key(exchange: Request, entry: Mapping[str, object]) -> str:
 
 def _is_meant(exchange: Request, entry: Mapping[str, object], key: str) -> bool:
     """Return True if the text that a caller passed as a stream is its name instead of its sid, or the reverse."""
-    other = _OTHER_HANDLE.get(key) if exchange.kind in _TEXT_STOPS else None
+    other = _OTHER_HANDLE.get(key) if exchange.operation in _TEXT_STOPS else None
     return other is not None and has_text(entry, other, exchange.echo[key])
 
 
-def event_of(exchange: Request, reply: Reply) -> Event:
+def classify(exchange: Request, reply: Response) -> AttemptResult:
     """Tell what an answer means for an exchange.
 
     Args:
@@ -305,38 +305,40 @@ def event_of(exchange: Request, reply: Reply) -> Event:
         return _success(exchange, reply)
     problem = reply.problem or Problem()
     if status < _OK or status >= _NO_STATUS:
-        return Event.MALFORMED
+        return AttemptResult.MALFORMED
     if problem.code in _BY_CODE:
         return _BY_CODE[problem.code]
     if status in _BY_STATUS:
         return _BY_STATUS[HTTPStatus(status)]
     if status >= _FAULT:
         return _fault(status, reply, problem)
-    return Event.REDIRECTED if status < _REFUSED else _refusal(exchange.kind, status, problem)
+    return AttemptResult.REDIRECTED if status < _REFUSED else _refusal(exchange.operation, status, problem)
 
 
-def _success(exchange: Request, reply: Reply) -> Event:
-    if has_key(reply.document, exchange.expects):
-        return Event.DONE
+def _success(exchange: Request, reply: Response) -> AttemptResult:
+    if has_key(reply.document, exchange.required_key):
+        return AttemptResult.DONE
     throttled = reply.problem is not None and reply.problem.code == TOO_MANY_REQUESTS
-    return Event.THROTTLED if throttled else Event.ACCEPTED
+    return AttemptResult.THROTTLED if throttled else AttemptResult.ACCEPTED
 
 
-def _fault(status: int, reply: Reply, problem: Problem) -> Event:
+def _fault(status: int, reply: Response, problem: Problem) -> AttemptResult:
     # A 503 in the API's own words, or one that says when to come back, was refused before it was processed.
     # A bare one comes from a proxy, and the Space behind it may have done the work.
     said = problem.is_api or retry_after(reply.headers) is not None
-    return Event.UNAVAILABLE if status == HTTPStatus.SERVICE_UNAVAILABLE and said else Event.SERVER_FAULT
+    return (
+        AttemptResult.UNAVAILABLE if status == HTTPStatus.SERVICE_UNAVAILABLE and said else AttemptResult.SERVER_FAULT
+    )
 
 
-def _refusal(kind: Kind, status: int, problem: Problem) -> Event:
+def _refusal(kind: Operation, status: int, problem: Problem) -> AttemptResult:
     if kind.is_start and problem.says_duplicate_name:
-        return Event.DUPLICATE_NAME
+        return AttemptResult.DUPLICATE_NAME
     if kind.is_stop and problem.says_target_ended:
-        return Event.TARGET_ENDED
+        return AttemptResult.TARGET_ENDED
     if kind.is_stop and problem.says_already_stopped:
-        return Event.ENDED
+        return AttemptResult.ALREADY_STOPPED
     # A bare 404 may be anybody's, a proxy's for instance.
     if kind.is_stop and status == HTTPStatus.NOT_FOUND and problem.is_api:
-        return Event.GONE
-    return Event.REJECTED
+        return AttemptResult.NOT_FOUND
+    return AttemptResult.REJECTED

@@ -176,7 +176,7 @@ def _number(value: object) -> int | None:
     return value if whole and isinstance(value, int) and 0 <= value < 10**_MAX_DIGITS else None
 
 
-def presentable(text: str, secrets: Iterable[str]) -> str:
+def redact(text: str, secrets: Iterable[str]) -> str:
     """Make foreign text fit to be shown: no secret, no line break, no control character, not endless.
 
     Secrets go first, since cutting the text could leave half of one, and in every spelling that an answer may

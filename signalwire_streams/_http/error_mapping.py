@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from attrs import frozen
 
-from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, presentable, request_id
-from signalwire_streams._http.messages import Request, Outcome, Reply
+from signalwire_streams._http.error_bodies import TOO_MANY_REQUESTS, Problem, redact, request_id
+from signalwire_streams._http.messages import Request, Response, Result
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,
@@ -19,12 +19,12 @@ from signalwire_streams.errors import (
     RateLimitedError,
     Sent,
     ServerError,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsError,
     TransportError,
     UnprocessableError,
 )
-from signalwire_streams.models import Action, Event, Kind
+from signalwire_streams.models import AttemptResult, Operation, RetryDecision
 
 _Error = TypeVar("_Error", bound=StreamsError)
 
@@ -41,30 +41,30 @@ _HINTS = {
 }
 _FAULT = 500
 _SENT_WORDS: Mapping[Sent, str] = {"no": "nothing was sent", "maybe": "the Space may have received it", "yes": ""}
-_UNREADABLE = {Event.MALFORMED, Event.ACCEPTED}
+_UNREADABLE = {AttemptResult.MALFORMED, AttemptResult.ACCEPTED}
 
 
-def failure_of(exchange: Request, outcome: Outcome) -> StreamsError:
+def to_exception(exchange: Request, outcome: Result) -> StreamsError:
     """Build the error for a call that failed or whose outcome is unknown."""
-    reply = outcome.reply
-    if outcome.action is Action.UNKNOWN:
+    reply = outcome.response
+    if outcome.decision is RetryDecision.UNKNOWN:
         return _unknown(exchange, outcome)
-    if reply is None or outcome.event in _UNREADABLE:
+    if reply is None or outcome.attempt_result in _UNREADABLE:
         return _unanswered(exchange, outcome)
     return _refused(exchange, outcome, reply)
 
 
 @frozen
-class _Story:
+class _ErrorMessage:
     """The parts of one line: who wanted what, what happened, how often it was tried."""
 
     exchange: Request
-    outcome: Outcome
+    outcome: Result
 
     def line(self, what: str) -> str:
         outcome = self.outcome
         notes = [f"{outcome.attempts} attempts"] if outcome.attempts > 1 else []
-        if outcome.reply is None and outcome.action is not Action.UNKNOWN:
+        if outcome.response is None and outcome.decision is not RetryDecision.UNKNOWN:
             notes.append(_SENT_WORDS[outcome.sent])
         if outcome.retry_after is not None:
             notes.append(f"retry after {round(outcome.retry_after, 3):g} s")
@@ -72,16 +72,16 @@ class _Story:
         if found:
             notes.append(f"request id {found}")
         tail = f" ({', '.join(note for note in notes if note)})" if any(notes) else ""
-        return f"{self.exchange.verb} {self.exchange.target}: {what}{tail}"
+        return f"{self.exchange.description} {self.exchange.target}: {what}{tail}"
 
     @property
     def request_id(self) -> str | None:
-        reply = self.outcome.reply
+        reply = self.outcome.response
         found = request_id(reply.headers) if reply is not None else None
-        return presentable(found, self.exchange.secrets) if found is not None else None
+        return redact(found, self.exchange.redact) if found is not None else None
 
 
-def _fill(error: _Error, story: _Story) -> _Error:
+def _attach(error: _Error, story: _ErrorMessage) -> _Error:
     outcome = story.outcome
     error.sent, error.attempts = outcome.sent, outcome.attempts
     error.retry_after, error.request_id = outcome.retry_after, story.request_id
@@ -112,82 +112,82 @@ def _is_http_error(error: BaseException | None) -> bool:
     return any(kind.__module__.partition(".")[0] == "aiohttp" for kind in type(error).__mro__)
 
 
-def _evidence(exchange: Request, outcome: Outcome) -> str:
+def _evidence(exchange: Request, outcome: Result) -> str:
     """What can be said of an answer, or of there being none."""
-    reply = outcome.reply
-    detail = presentable(outcome.detail, exchange.secrets)
+    reply = outcome.response
+    detail = redact(outcome.detail, exchange.redact)
     if reply is None:
-        return f"{outcome.event}: {detail}" if detail else str(outcome.event)
+        return f"{outcome.attempt_result}: {detail}" if detail else str(outcome.attempt_result)
     problem = reply.problem or Problem()
-    said = presentable("; ".join(problem.sentences), exchange.secrets)
+    said = redact("; ".join(problem.sentences), exchange.redact)
     code = f" [code {problem.code}]" if problem.code is not None else ""
     return f"HTTP {reply.status}{code}" + (f": {said}" if said else _body_kind(exchange, reply, detail))
 
 
-def _body_kind(exchange: Request, reply: Reply, detail: str) -> str:
+def _body_kind(exchange: Request, reply: Response, detail: str) -> str:
     if detail:
         return f": {detail}"
     if not reply.body:
         return ", no body"
     kind = reply.headers.get("Content-Type", "no content type")
-    return f", {presentable(kind, exchange.secrets)} body, {len(reply.body)} bytes long"
+    return f", {redact(kind, exchange.redact)} body, {len(reply.body)} bytes long"
 
 
-def _unanswered(exchange: Request, outcome: Outcome) -> StreamsError:
-    story = _Story(exchange, outcome)
+def _unanswered(exchange: Request, outcome: Result) -> StreamsError:
+    story = _ErrorMessage(exchange, outcome)
     evidence = _evidence(exchange, outcome)
-    if outcome.event in _UNREADABLE:
-        status = outcome.reply.status if outcome.reply is not None else None
-        what = evidence if outcome.reply is None else f"{outcome.event}: {evidence}"
-        return _fill(MalformedResponseError(story.line(what), status=status), story)
-    kind = CircuitOpenError if outcome.event is Event.BREAKER_OPEN else TransportError
-    return _fill(kind(story.line(evidence), phase=outcome.phase), story)
+    if outcome.attempt_result in _UNREADABLE:
+        status = outcome.response.status if outcome.response is not None else None
+        what = evidence if outcome.response is None else f"{outcome.attempt_result}: {evidence}"
+        return _attach(MalformedResponseError(story.line(what), status=status), story)
+    kind = CircuitOpenError if outcome.attempt_result is AttemptResult.BREAKER_OPEN else TransportError
+    return _attach(kind(story.line(evidence), phase=outcome.phase), story)
 
 
-def _refused(exchange: Request, outcome: Outcome, reply: Reply) -> ApiError:
-    story = _Story(exchange, outcome)
+def _refused(exchange: Request, outcome: Result, reply: Response) -> ApiError:
+    story = _ErrorMessage(exchange, outcome)
     kind = _BY_STATUS.get(reply.status, ServerError if reply.status >= _FAULT else ApiError)
     problem = reply.problem or Problem()
     if reply.status == HTTPStatus.TOO_MANY_REQUESTS or problem.code == TOO_MANY_REQUESTS:
         kind = RateLimitedError
-    elif outcome.event is Event.SERVER_FAULT:
+    elif outcome.attempt_result is AttemptResult.SERVER_FAULT:
         kind = ServerError
-    secrets = exchange.secrets
+    secrets = exchange.redact
     hint = _HINTS.get(HTTPStatus(reply.status), "") if reply.status in _HINTS else ""
-    if outcome.event is Event.REDIRECTED:
+    if outcome.attempt_result is AttemptResult.REDIRECTED:
         hint = "the API does not redirect: check the Space's name or base_url"
     what = _evidence(exchange, outcome) + (f"; {hint}" if hint else "")
-    return _fill(
+    return _attach(
         kind(
             story.line(what),
             status=reply.status,
             code=problem.code,
-            errors=tuple(presentable(text, secrets) for text in problem.sentences),
-            more_info=problem.more_info and presentable(problem.more_info, secrets),
+            errors=tuple(redact(text, secrets) for text in problem.sentences),
+            more_info=problem.more_info and redact(problem.more_info, secrets),
         ),
         story,
     )
 
 
-def _unknown(exchange: Request, outcome: Outcome) -> StreamOutcomeUnknown:
-    story = _Story(exchange, outcome)
-    accepted = outcome.event is Event.ACCEPTED
+def _unknown(exchange: Request, outcome: Result) -> StreamOutcomeUnknownError:
+    story = _ErrorMessage(exchange, outcome)
+    accepted = outcome.attempt_result is AttemptResult.ACCEPTED
     state = "the stream runs, but its id is lost" if accepted else "the stream may or may not be running"
     if exchange.name is None:
         advice = "it was sent without a name, so starting again may make a second one"
-    elif exchange.kind is Kind.CALL_START:
+    elif exchange.operation is Operation.CALL_START:
         advice = f"stop it by its name {exchange.name!r}; starting again, even under that name, may make a second one"
     else:
         advice = f"stop it by its name {exchange.name!r}, or start it again with that name and may_be_running=True"
     last = "" if outcome.attempts == 1 else "at last: "
     what = f"{state} ({last}{_evidence(exchange, outcome)}); {advice}"
-    return _fill(
-        StreamOutcomeUnknown(
+    return _attach(
+        StreamOutcomeUnknownError(
             story.line(what),
             target=exchange.target,
             name=exchange.name,
             phase=outcome.phase,
-            status=outcome.reply.status if outcome.reply is not None else None,
+            status=outcome.response.status if outcome.response is not None else None,
             accepted=accepted,
         ),
         story,

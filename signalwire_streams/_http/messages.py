@@ -10,11 +10,11 @@ from attrs import define, field, frozen, setters
 
 from signalwire_streams._http.error_bodies import Problem
 from signalwire_streams.errors import Phase, Sent
-from signalwire_streams.models import Action, Event, Kind, Lane
+from signalwire_streams.models import AttemptResult, Operation, Priority, RetryDecision
 
 
 @define(eq=False)
-class Progress:
+class CallState:
     """How far a call is, readable from outside while it runs and after it was cancelled.
 
     Attributes:
@@ -35,15 +35,15 @@ class Progress:
     phase: Phase = Phase.QUEUED
     sent: Sent = "no"
     deadline_at: float = float("inf")
-    turn_at: float | None = None
+    acquired_at: float | None = None
     attempts: int = 0
-    pushed_back: bool = False
-    may_be_done: bool = False
+    was_refused_for_now: bool = False
+    may_have_succeeded: bool = False
     target: str = ""
     name: str | None = None
     before_sending: Callable[[], Awaitable[None]] | None = None
 
-    def note_attempt(self) -> Sent:
+    def record_attempt(self) -> Sent:
         """Add the attempt under way to what was sent, and say what was sent of it."""
         sent = _SENT[self.phase]
         if sent == "yes" or self.sent == "no":
@@ -52,7 +52,7 @@ class Progress:
 
 
 @frozen(eq=False)
-class Errand:
+class CallContext:
     """How a call goes about it, apart from what it asks for.
 
     Attributes:
@@ -60,8 +60,8 @@ class Errand:
         progress: how far the call is; one for the whole errand, however many exchanges it takes.
     """
 
-    lane: Lane = Lane.INTERACTIVE
-    progress: Progress = field(factory=Progress)
+    priority: Priority = Priority.INTERACTIVE
+    state: CallState = field(factory=CallState)
 
 
 _SENT: Mapping[Phase, Sent] = {
@@ -97,23 +97,23 @@ class Request:
 
     method: str
     path: str
-    kind: Kind
-    verb: str
+    operation: Operation
+    description: str
     target: str
-    expects: str = "sid"
+    required_key: str = "sid"
     body: bytes | None = field(default=None, repr=False)
     name: str | None = None
     has_unique_name: bool = False
-    lane: Lane = Lane.INTERACTIVE
+    priority: Priority = Priority.INTERACTIVE
     deadline: float | None = None
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     echo: Mapping[str, str] = field(factory=dict, repr=False)
-    secrets: tuple[str, ...] = field(default=(), repr=False)
-    progress: Progress = field(factory=Progress, repr=False)
+    redact: tuple[str, ...] = field(default=(), repr=False)
+    state: CallState = field(factory=CallState, repr=False)
 
 
 @define(kw_only=True, eq=False, on_setattr=setters.frozen)
-class Reply:
+class Response:
     """What the Space answered.
 
     Attributes:
@@ -134,7 +134,7 @@ class Reply:
 
 
 @define(kw_only=True, eq=False, on_setattr=setters.frozen)
-class Outcome:
+class Result:
     """How an exchange ended: first one attempt, then, above the retry, the whole call.
 
     Attributes:
@@ -150,26 +150,28 @@ class Outcome:
         cause: what code of the borrowed session raised, such as a trace hook.
     """
 
-    event: Event
+    attempt_result: AttemptResult
     phase: Phase
-    reply: Reply | None = None
+    response: Response | None = None
     detail: str = ""
     retry_after: float | None = None
-    action: Action | None = None
+    decision: RetryDecision | None = None
     attempts: int = 1
     ambiguous: bool = False
     sent: Sent = "no"
     cause: Exception | None = field(default=None, repr=False)
 
-    def of_call(self, action: Action, *, phase: Phase, attempts: int, ambiguous: bool, sent: Sent) -> "Outcome":
+    def as_attempt_of(
+        self, action: RetryDecision, *, phase: Phase, attempts: int, ambiguous: bool, sent: Sent
+    ) -> "Result":
         """Make the whole call's outcome of that of its last attempt."""
-        return Outcome(
-            event=self.event,
+        return Result(
+            attempt_result=self.attempt_result,
             phase=phase,
-            reply=self.reply,
+            response=self.response,
             detail=self.detail,
             retry_after=self.retry_after,
-            action=action,
+            decision=action,
             attempts=attempts,
             ambiguous=ambiguous,
             sent=sent,
@@ -177,23 +179,23 @@ class Outcome:
         )
 
 
-Send: TypeAlias = Callable[[Request], Awaitable[Outcome]]
+Handler: TypeAlias = Callable[[Request], Awaitable[Result]]
 """Sends an exchange and says how it ended."""
 
-Middleware: TypeAlias = Callable[[Request, Send], Awaitable[Outcome]]
+Middleware: TypeAlias = Callable[[Request, Handler], Awaitable[Result]]
 """Gets an exchange and the way onward; may change the one, await the other, and change what comes back."""
 
 
 @frozen(eq=False)
 class _Link:
     middleware: Middleware
-    onward: Send
+    onward: Handler
 
-    def __call__(self, exchange: Request) -> Awaitable[Outcome]:
+    def __call__(self, exchange: Request) -> Awaitable[Result]:
         return self.middleware(exchange, self.onward)
 
 
-def chain(middlewares: Iterable[Middleware], send: Send) -> Send:
+def chain(middlewares: Iterable[Middleware], send: Handler) -> Handler:
     """Put middlewares around a sender, the first one outermost."""
     for middleware in reversed(list(middlewares)):
         send = _Link(middleware, send)

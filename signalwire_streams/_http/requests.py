@@ -17,10 +17,10 @@ from cattrs import Converter
 from cattrs.gen import make_dict_unstructure_fn, override
 
 from signalwire_streams._http.account import Account
-from signalwire_streams._http.messages import Errand, Request, Progress
+from signalwire_streams._http.messages import CallContext, CallState, Request
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models import GENERATED_NAME, Kind, StartCallStream, StartConferenceStream
-from signalwire_streams.models._validation import check_count, check_deadline, is_plain, private_parts
+from signalwire_streams.models import GENERATED_NAME, Operation, StartCallStream, StartConferenceStream
+from signalwire_streams.models._validation import check_count, check_deadline, needs_no_escaping, secrets_in
 
 _FIELDS = {
     "url": "Url",
@@ -84,7 +84,7 @@ def _encode(fields: Mapping[str, str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    return text if is_plain(text) else quote_plus(text, errors="surrogatepass")
+    return text if needs_no_escaping(text) else quote_plus(text, errors="surrogatepass")
 
 
 # One address serves thousands of starts, and it holds no secret.
@@ -155,10 +155,10 @@ def _comes_back(name: str) -> bool:
 
     Another answer's name tells it from ours. But the Space may trim or shorten a name that a caller chose.
     """
-    return name.startswith(GENERATED_NAME) or (is_plain(name) and len(name) <= _SHORT_NAME)
+    return name.startswith(GENERATED_NAME) or (needs_no_escaping(name) and len(name) <= _SHORT_NAME)
 
 
-def start(account: Account, request: Start, *, deadline: float | None, errand: Errand) -> Request:
+def start(account: Account, request: Start, *, deadline: float | None, errand: CallContext) -> Request:
     """Spell a start.
 
     Args:
@@ -168,26 +168,26 @@ def start(account: Account, request: Start, *, deadline: float | None, errand: E
         errand: in which lane it goes, and what tells how far it is.
     """
     if isinstance(request, StartConferenceStream):
-        collection, noun, kind = "Conferences", "conference", Kind.CONFERENCE_START
+        collection, noun, kind = "Conferences", "conference", Operation.CONFERENCE_START
     else:
-        collection, noun, kind = "Calls", "call", Kind.CALL_START
+        collection, noun, kind = "Calls", "call", Operation.CALL_START
     echo = {_TARGET_KEYS[collection]: request.target, "account_sid": account.sid}
     if request.name is not None and _comes_back(request.name):
         echo["name"] = request.name
     return Request(
         method="POST",
         path=account.path(collection, request.target, "Streams"),
-        kind=kind if request.name is not None else Kind.UNNAMED_START,
-        verb=f"start a stream on {noun}",
+        operation=kind if request.name is not None else Operation.UNNAMED_START,
+        description=f"start a stream on {noun}",
         target=request.target,
         body=start_form(request),
         name=request.name,
         has_unique_name=request.name is not None and request.name.startswith(GENERATED_NAME),
-        lane=errand.lane,
+        priority=errand.priority,
         deadline=check_deadline(deadline),
         echo=echo,
-        secrets=_secrets(account, request),
-        progress=errand.progress,
+        redact=_secrets(account, request),
+        state=errand.state,
     )
 
 
@@ -196,19 +196,26 @@ def _secrets(account: Account, request: Start) -> tuple[str, ...]:
     if request.parameters:
         secrets += tuple(request.parameters.values())
     if request.status_callback is not None:
-        secrets += private_parts(request.status_callback)
+        secrets += secrets_in(request.status_callback)
     if request.authorization_bearer_token is not None:
         secrets += (request.authorization_bearer_token,)
     return secrets
 
 
-def stop_kind(handle: str) -> Kind:
+def stop_kind(handle: str) -> Operation:
     """Return the kind of a stop whose handle is a bare text: a sid by its form, or else a name."""
-    return Kind.STOP if _SID.fullmatch(handle) else Kind.STOP_BY_NAME
+    return Operation.STOP if _SID.fullmatch(handle) else Operation.STOP_BY_NAME
 
 
 def stop(
-    account: Account, collection: str, target: str, handle: str, kind: Kind, *, deadline: float | None, errand: Errand
+    account: Account,
+    collection: str,
+    target: str,
+    handle: str,
+    kind: Operation,
+    *,
+    deadline: float | None,
+    errand: CallContext,
 ) -> Request:
     """Spell a stop.
 
@@ -222,23 +229,23 @@ def stop(
         errand: in which lane it goes, and what tells how far it is.
     """
     echo = {_TARGET_KEYS[collection]: target}
-    if kind is not Kind.STOP_BY_NAME:
+    if kind is not Operation.STOP_BY_NAME:
         echo["sid"] = handle
     elif _comes_back(handle):
         echo["name"] = handle
     return Request(
         method="POST",
         path=account.path(collection, target, "Streams", handle),
-        kind=kind,
-        verb=f"stop stream {handle} on {'conference' if collection == 'Conferences' else 'call'}",
+        operation=kind,
+        description=f"stop stream {handle} on {'conference' if collection == 'Conferences' else 'call'}",
         target=target,
         body=STOP,
         name=handle,
-        lane=errand.lane,
+        priority=errand.priority,
         deadline=check_deadline(deadline),
         echo=echo,
-        secrets=account.secrets,
-        progress=errand.progress,
+        redact=account.secrets,
+        state=errand.state,
     )
 
 
@@ -263,28 +270,28 @@ def read_list(
     return _read(account, path, "/".join(segments), key, echo)
 
 
-def read_next(account: Account, first: Request, uri: str) -> Request:
+def next_page(account: Account, first: Request, uri: str) -> Request:
     """Spell the reading of a further page, whose address the Space gave; it is followed as it stands.
 
     Raises:
         MalformedResponseError: the address leads to another host.
     """
-    return _read(account, account.same_host_path(uri), first.target, first.expects, first.echo)
+    return _read(account, account.same_host_path(uri), first.target, first.required_key, first.echo)
 
 
 def _read(account: Account, path: str, target: str, expects: str, echo: Mapping[str, str]) -> Request:
     return Request(
         method="GET",
         path=path,
-        kind=Kind.READ,
-        verb="read",
+        operation=Operation.READ,
+        description="read",
         target=target,
-        expects=expects,
+        required_key=expects,
         echo=echo,
-        secrets=account.secrets,
+        redact=account.secrets,
     )
 
 
-def again(exchange: Request) -> Request:
+def copy_for_new_call(exchange: Request) -> Request:
     """Spell an exchange anew, for another call with a progress of its own."""
-    return evolve(exchange, progress=Progress())
+    return evolve(exchange, state=CallState())

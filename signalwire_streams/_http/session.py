@@ -8,10 +8,10 @@ from weakref import WeakKeyDictionary
 import aiohttp
 from attrs import define, field
 
-from signalwire_streams._http.deadlines import Limit, Limits
-from signalwire_streams._http.messages import Request, Outcome, Send
+from signalwire_streams._http.deadlines import Deadline, DeadlineTimer
+from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
-from signalwire_streams.models import Action, Event
+from signalwire_streams.models import AttemptResult, RetryDecision
 
 _KEEPALIVE = 10.0
 
@@ -85,7 +85,7 @@ class SessionManager:
         return self._owned
 
     @property
-    def slots(self) -> int:
+    def max_concurrency(self) -> int:
         """How many exchanges may be under way at once: never more than the pool has connections."""
         connector = self.borrowed.connector if self.borrowed is not None else None
         if connector is None:
@@ -136,22 +136,22 @@ _DRAIN = 5.0
 
 
 @define(eq=False)
-class Line:
+class Dispatcher:
     """What the resources send their exchanges over.
 
     Attributes:
         sessions: the aiohttp session's owner.
-        send: the sender with all middlewares around it.
+        handler: the transport with all middlewares around it.
         limits: end the calls that are cut.
     """
 
     sessions: SessionManager
-    send: Send
-    limits: Limits
-    _under_way: set[Limit] = field(init=False, factory=set)
+    handler: Handler
+    limits: DeadlineTimer
+    _under_way: set[Deadline] = field(init=False, factory=set)
     _idle: asyncio.Event = field(init=False, factory=asyncio.Event)
 
-    async def perform(self, exchange: Request) -> Outcome:
+    async def send(self, exchange: Request) -> Result:
         """Send an exchange and say how the call ended.
 
         Raises:
@@ -162,7 +162,7 @@ class Line:
         try:
             with cut:
                 self._under_way.add(cut)
-                return await self.send(exchange)
+                return await self.handler(exchange)
         except TimeoutError:
             if not cut.expired:
                 raise
@@ -188,14 +188,14 @@ class Line:
             self.limits.close()
 
 
-def _cut(exchange: Request) -> Outcome:
-    progress = exchange.progress
-    unknown = exchange.kind.is_start and (progress.note_attempt() != "no" or progress.may_be_done)
-    return Outcome(
-        event=Event.UNUSABLE,
+def _cut(exchange: Request) -> Result:
+    progress = exchange.state
+    unknown = exchange.operation.is_start and (progress.record_attempt() != "no" or progress.may_have_succeeded)
+    return Result(
+        attempt_result=AttemptResult.UNRETRYABLE,
         phase=progress.phase,
         detail="the client was closed meanwhile",
-        action=Action.UNKNOWN if unknown else Action.FAIL,
+        decision=RetryDecision.UNKNOWN if unknown else RetryDecision.FAIL,
         attempts=progress.attempts,
         sent=progress.sent,
     )

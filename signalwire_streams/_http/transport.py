@@ -21,14 +21,14 @@ from signalwire_streams._http.connection_guard import (
     SilentResendError,
     UnaskedAnswerError,
 )
-from signalwire_streams._http.deadlines import Limits, Timeouts
-from signalwire_streams._http.decoding import contradiction, event_of, read_reply
+from signalwire_streams._http.deadlines import DeadlineTimer, Timeouts
+from signalwire_streams._http.decoding import classify, contradiction, read_response
 from signalwire_streams._http.error_bodies import retry_after
-from signalwire_streams._http.messages import Request, Outcome
+from signalwire_streams._http.messages import Request, Result
 from signalwire_streams._http.session import SessionManager
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
-from signalwire_streams.models import Event, Kind
+from signalwire_streams.models import AttemptResult, Operation
 
 _SMALL_ANSWER = 64 * 1024
 """Bytes of an unpacked body that a start or a stop may answer, or a refusal; real ones have a few hundred."""
@@ -62,7 +62,7 @@ _IN_WORDS = {
 
 
 @define(eq=False)
-class HttpSender:
+class HttpTransport:
     """Sends one exchange, once.
 
     Attributes:
@@ -79,7 +79,7 @@ class HttpSender:
     headers: Mapping[str, str] = field(repr=False)
     timeouts: Timeouts
     clock: Clock
-    limits: Limits
+    limits: DeadlineTimer
     _root: URL = field(init=False)
     _form_headers: Mapping[str, str] = field(init=False, repr=False)
     _large_answers: asyncio.Semaphore = field(init=False)
@@ -89,18 +89,20 @@ class HttpSender:
         self._form_headers = {**self.headers, "Content-Type": FORM}
         self._large_answers = asyncio.Semaphore(_LARGE_ANSWERS)
 
-    async def __call__(self, exchange: Request) -> Outcome:
+    async def __call__(self, exchange: Request) -> Result:
         """Send the exchange and say how it ended."""
-        progress = exchange.progress
+        progress = exchange.state
         if not self.sessions.usable:
             progress.phase = Phase.QUEUED
-            return Outcome(event=Event.UNUSABLE, phase=Phase.QUEUED, detail="the client was closed meanwhile")
+            return Result(
+                attempt_result=AttemptResult.UNRETRYABLE, phase=Phase.QUEUED, detail="the client was closed meanwhile"
+            )
         progress.phase = Phase.CONNECTING
         left = progress.deadline_at - self.clock.now()
         received: list[aiohttp.ClientResponse] = []
         content, complete = b"", False
         limit = self.limits.within(min(self.timeouts.attempt, left))
-        guard = AttemptGuard(progress, limit, self.timeouts.read, exchange.kind is Kind.READ)
+        guard = AttemptGuard(progress, limit, self.timeouts.read, exchange.operation is Operation.READ)
         try:
             with limit:
                 content, complete = await self._exchange(exchange, guard, received)
@@ -114,7 +116,7 @@ class HttpSender:
             if not received:
                 return _without_reply(exchange, error)
         response = received[0]
-        reply = read_reply(response.status, response.headers, content, complete=complete)
+        reply = read_response(response.status, response.headers, content, complete=complete)
         transport = guard.transport
         # An answer without a connection is that of a test which mocks aiohttp, and may say anything.
         different = "" if transport is None else contradiction(exchange, reply)
@@ -122,10 +124,12 @@ class HttpSender:
             # All later answers of this connection may belong to other requests as well. aiohttp may have taken it back
             # into its pool already.
             transport.abort()
-            return Outcome(event=Event.MALFORMED, phase=Phase.ANSWERED, reply=reply, detail=different)
-        event = event_of(exchange, reply)
-        wait = retry_after(reply.headers) if event is not Event.DONE else None
-        return Outcome(event=event, phase=Phase.ANSWERED, reply=reply, retry_after=wait)
+            return Result(
+                attempt_result=AttemptResult.MALFORMED, phase=Phase.ANSWERED, response=reply, detail=different
+            )
+        event = classify(exchange, reply)
+        wait = retry_after(reply.headers) if event is not AttemptResult.DONE else None
+        return Result(attempt_result=event, phase=Phase.ANSWERED, response=reply, retry_after=wait)
 
     def _url(self, path: str) -> URL:
         if "?" in path:
@@ -163,7 +167,7 @@ class HttpSender:
             # The session's own middlewares are left out: one that repeats a POST would double a stream.
             middlewares=(guard,),
         ) as response:
-            exchange.progress.phase = Phase.ANSWERED
+            exchange.state.phase = Phase.ANSWERED
             received.append(response)
             return await self._read_body(exchange, response, guard)
 
@@ -174,7 +178,7 @@ class HttpSender:
         stream, body, limit = response.content, bytearray(), _SMALL_ANSWER
         try:
             complete = await _read_up_to(limit, body, stream, guard)
-            if not complete and exchange.kind is Kind.READ and response.status < _REFUSED:
+            if not complete and exchange.operation is Operation.READ and response.status < _REFUSED:
                 limit = _LARGE_ANSWER
                 async with self._large_answers:
                     complete = await _read_up_to(limit, body, stream, guard)
@@ -197,9 +201,11 @@ async def _read_up_to(limit: int, body: bytearray, stream: aiohttp.StreamReader,
     return True
 
 
-def _without_reply(exchange: Request, error: Exception) -> Outcome:
-    phase, cause = exchange.progress.phase, _foreign_cause(error)
-    return Outcome(event=_event_of_error(phase, error, cause), phase=phase, detail=_in_words(error, phase), cause=cause)
+def _without_reply(exchange: Request, error: Exception) -> Result:
+    phase, cause = exchange.state.phase, _foreign_cause(error)
+    return Result(
+        attempt_result=_event_of_error(phase, error, cause), phase=phase, detail=_in_words(error, phase), cause=cause
+    )
 
 
 def _foreign_cause(error: Exception) -> Exception | None:
@@ -210,23 +216,27 @@ def _foreign_cause(error: Exception) -> Exception | None:
     return cause if isinstance(cause, Exception) and not isinstance(cause, aiohttp.ClientError | OSError) else None
 
 
-def _event_of_error(phase: Phase, error: Exception, cause: Exception | None) -> Event:
+def _event_of_error(phase: Phase, error: Exception, cause: Exception | None) -> AttemptResult:
     if phase is Phase.CONNECTING:
         return _event_before_writing(error, cause)
     # Whatever the error is called: the Space may have all of the request.
     if cause is not None:
-        return Event.SESSION_FAILED
-    return Event.MALFORMED if isinstance(error, aiohttp.ClientResponseError | UnaskedAnswerError) else Event.BROKEN
+        return AttemptResult.SESSION_FAILED
+    return (
+        AttemptResult.MALFORMED
+        if isinstance(error, aiohttp.ClientResponseError | UnaskedAnswerError)
+        else AttemptResult.NO_RESPONSE
+    )
 
 
-def _event_before_writing(error: Exception, cause: Exception | None) -> Event:
+def _event_before_writing(error: Exception, cause: Exception | None) -> AttemptResult:
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return Event.UNUSABLE if error.status == _PROXY_AUTH else Event.UNSENT
+        return AttemptResult.UNRETRYABLE if error.status == _PROXY_AUTH else AttemptResult.NOT_SENT
     if isinstance(error, _UNUSABLE):
-        return Event.UNUSABLE
+        return AttemptResult.UNRETRYABLE
     if cause is not None or isinstance(error, aiohttp.ClientConnectorError | TimeoutError):
-        return Event.UNSENT
-    return Event.STALE
+        return AttemptResult.NOT_SENT
+    return AttemptResult.STALE_CONNECTION
 
 
 def _in_words(error: Exception, phase: Phase) -> str:

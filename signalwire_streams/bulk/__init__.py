@@ -1,7 +1,7 @@
 """Many starts or stops: workers over one iterable, one outcome for each, a journal and a report."""
 
 from signalwire_streams.bulk._journal_reader import BulkJournal, JournalItem, JournalStatus
-from signalwire_streams.bulk._results import BulkError, BulkOutcome, BulkReport, BulkState
+from signalwire_streams.bulk._results import BulkError, BulkOutcome, BulkReport, BulkStatus
 from signalwire_streams.bulk._runner import BulkRun
 from signalwire_streams.bulk._serialization import PlannedRequest
 
@@ -11,7 +11,7 @@ __all__ = [
     "BulkOutcome",
     "BulkReport",
     "BulkRun",
-    "BulkState",
+    "BulkStatus",
     "JournalItem",
     "JournalStatus",
     "PlannedRequest",

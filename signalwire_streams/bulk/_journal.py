@@ -21,7 +21,7 @@ from signalwire_streams.bulk._journal_file import (
     INTENDED,
     SCHEMA,
     SCHEMA_VERSION,
-    Whose,
+    JournalOwner,
     connect_guarded,
     facts_of,
     failed,
@@ -33,7 +33,7 @@ from signalwire_streams.bulk._journal_file import (
     verify,
     when_free,
 )
-from signalwire_streams.bulk._results import BulkOutcome, BulkState, label_of
+from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, error_label
 from signalwire_streams.bulk._serialization import Start, plan_rows
 from signalwire_streams.bulk._write_ahead_log import (
     LOG,
@@ -62,7 +62,7 @@ _Entry: TypeAlias = tuple[str, Values, asyncio.Future[None] | None]
 
 
 @define(eq=False)
-class Commits:
+class GroupCommitter:
     """The one writer of a journal.
 
     Attributes:
@@ -240,7 +240,7 @@ class Entry:
 
     Attributes:
         id: its row.
-        state: a `BulkState`'s text, or ``intended``.
+        state: a `BulkStatus`'s text, or ``intended``.
         sid: the stream's id, where it is known.
         ambiguous: whether the id may be that of a refused second stream.
     """
@@ -271,15 +271,17 @@ class Journal:
     _looked_up: Counter[str] = field(init=False, factory=Counter)
     _rows: int = field(init=False)
     _files: OpenFiles = field(init=False)
-    _commits: Commits = field(init=False)
+    _commits: GroupCommitter = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._rows = self._inherited
         self._files = OpenFiles(self.path)
-        self._commits = Commits(self.path, self._database, self._files, self._clock, self._salt)
+        self._commits = GroupCommitter(self.path, self._database, self._files, self._clock, self._salt)
 
     @classmethod
-    def create(cls, path: JournalPath | Path | str, whose: Whose, *, run: str, clock: Clock | None = None) -> Self:
+    def create(
+        cls, path: JournalPath | Path | str, whose: JournalOwner, *, run: str, clock: Clock | None = None
+    ) -> Self:
         """Create the journal of a new run, and open it.
 
         Raises:
@@ -295,7 +297,7 @@ class Journal:
         return journal
 
     @classmethod
-    def plan(cls, path: JournalPath | Path | str, whose: Whose, *, run: str, requests: Iterable[Start]) -> None:
+    def plan(cls, path: JournalPath | Path | str, whose: JournalOwner, *, run: str, requests: Iterable[Start]) -> None:
         """Create the journal of a run that is to start these requests, for `reopen`.
 
         Raises:
@@ -308,7 +310,7 @@ class Journal:
         lock.close()
 
     @classmethod
-    def reopen(cls, path: JournalPath | Path | str, whose: Whose, *, clock: Clock | None = None) -> Self:
+    def reopen(cls, path: JournalPath | Path | str, whose: JournalOwner, *, clock: Clock | None = None) -> Self:
         """Open the journal of a run that was planned, or that ended early.
 
         Raises:
@@ -409,11 +411,11 @@ class Journal:
         self._commits.later(
             _SETTLE,
             (
-                outcome.state.value,
+                outcome.status.value,
                 stream.sid if stream is not None else None,
                 int(stream.ambiguous) if stream is not None else 0,
                 outcome.attempts,
-                label_of(error) if error is not None else None,
+                error_label(error) if error is not None else None,
                 str(error) if error is not None else None,
                 now(),
                 row,
@@ -426,7 +428,7 @@ class Journal:
 
     def settle_undoing(self, row: int, outcome: BulkOutcome[ConferenceStream | CallStream]) -> None:
         """Note what came of stopping an item's stream; how it was started stays as it is."""
-        undone = {BulkState.STOPPED: BulkState.STOPPED.value, BulkState.UNKNOWN: INTENDED}.get(outcome.state)
+        undone = {BulkStatus.STOPPED: BulkStatus.STOPPED.value, BulkStatus.UNKNOWN: INTENDED}.get(outcome.status)
         self._commits.later(_UNDO, (undone, now(), row))
 
     async def aclose(self) -> None:
@@ -503,7 +505,7 @@ class Holder:
             raise self._failure
 
 
-def _lay_out(path: JournalPath, whose: Whose, run: str, plan: Iterable[Start] | None) -> None:
+def _lay_out(path: JournalPath, whose: JournalOwner, run: str, plan: Iterable[Start] | None) -> None:
     """Write the tables, the run's facts and its plan: a process that is killed before the end leaves it unfinished.
 
     Without a log, so that all of it is in the main file.

@@ -125,7 +125,7 @@ async def when_free(clock: Clock, act: Callable[[], _Result]) -> _Result:
 
 
 @frozen
-class Whose:
+class JournalOwner:
     """Which kind of run a journal is of, and on which project of which Space.
 
     Attributes:

@@ -9,14 +9,14 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from signalwire_streams.bulk._journal_file import INTENDED, facts_of, find, is_held, reading
-from signalwire_streams.bulk._results import BulkState
+from signalwire_streams.bulk._results import BulkStatus
 from signalwire_streams.bulk._serialization import PlannedRequest, planned_request
 from signalwire_streams.bulk._write_ahead_log import JournalPath, journal_path
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream
 
 _AT_ONCE = 500  # rows per question, so that no reader keeps the writer from tidying up behind itself
-_MAY_RUN = (BulkState.STARTED.value, BulkState.ALREADY_STARTED.value, BulkState.UNKNOWN.value, INTENDED)
+_MAY_RUN = (BulkStatus.STARTED.value, BulkStatus.ALREADY_STARTED.value, BulkStatus.UNKNOWN.value, INTENDED)
 _ITEMS = "SELECT id, kind, target, name, state, sid, ambiguous, attempts, error, message, undone FROM items"
 
 
@@ -32,7 +32,7 @@ class JournalStatus:
         began: when it began, in ISO 8601.
         undone_since: when somebody began to stop what it started, or None.
         planned: how many items it has in all; None where that was not known beforehand.
-        counts: items by state: a `BulkState`'s text, ``intended`` (may have been sent, its end is not known) or
+        counts: items by state: a `BulkStatus`'s text, ``intended`` (may have been sent, its end is not known) or
             ``waiting`` (planned, and not yet tried).
         undone: how many of the streams that it started were stopped again.
         attempts: attempts that were made in all.
@@ -41,25 +41,25 @@ class JournalStatus:
     """
 
     run: str
-    doing: str
+    operation: str
     origin: str
     project: str
-    began: str
-    undone_since: str | None
+    started_at: str
+    rollback_started_at: str | None
     planned: int | None
     counts: Mapping[str, int]
-    undone: int
+    rolled_back: int
     attempts: int
     errors: Mapping[str, int]
-    held: bool
+    is_locked: bool
 
     @property
-    def unfinished(self) -> int:
+    def remaining(self) -> int:
         """How many items a resumed run would try."""
         return sum(count for state, count in self.counts.items() if state in _UNFINISHED)
 
 
-_UNFINISHED = {"waiting", INTENDED, BulkState.UNKNOWN.value, BulkState.NOT_ATTEMPTED.value, BulkState.REJECTED.value}
+_UNFINISHED = {"waiting", INTENDED, BulkStatus.UNKNOWN.value, BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value}
 
 
 @frozen(kw_only=True)
@@ -70,7 +70,7 @@ class JournalItem:
         kind: ``conference`` or ``call``.
         target: the sid of the conference or call.
         name: the stream's Name.
-        state: a `BulkState`'s text, or ``intended``.
+        state: a `BulkStatus`'s text, or ``intended``.
         sid: the stream's id, where it is known.
         ambiguous: whether ``sid`` may be that of a refused second stream; then ``name`` is the handle.
         attempts: attempts that were made.
@@ -82,13 +82,13 @@ class JournalItem:
     kind: str
     target: str
     name: str | None
-    state: str
+    status: str
     sid: str | None
     ambiguous: bool
     attempts: int
     error: str | None
     message: str | None
-    undone: str | None
+    rollback_status: str | None
 
     @property
     def stream(self) -> ConferenceStream | CallStream:
@@ -154,17 +154,17 @@ class BulkJournal:
             waiting = (planned or 0) - sum(counts.values())
             return JournalStatus(
                 run=facts["run"],
-                doing=facts["doing"],
+                operation=facts["doing"],
                 origin=facts["origin"],
                 project=facts["project"],
-                began=facts["began"],
-                undone_since=facts.get("undone_since"),
+                started_at=facts["began"],
+                rollback_started_at=facts.get("undone_since"),
                 planned=planned,
                 counts=counts | ({"waiting": waiting} if waiting > 0 else {}),
-                undone=undone,
+                rolled_back=undone,
                 attempts=attempts,
                 errors=dict(errors),
-                held=held,
+                is_locked=held,
             )
 
     def requests(self) -> Iterator[PlannedRequest]:
@@ -184,19 +184,19 @@ class BulkJournal:
                 kind=row[1],
                 target=row[2],
                 name=row[3],
-                state=row[4],
+                status=row[4],
                 sid=row[5],
                 ambiguous=bool(row[6]),
                 attempts=row[7],
                 error=row[8],
                 message=row[9],
-                undone=row[10],
+                rollback_status=row[10],
             )
 
     def streams(self) -> Iterator[ConferenceStream | CallStream]:
         """Give the streams that the run started, or may have started, and that were not stopped since."""
         for item in self.items(*_MAY_RUN):
-            if item.undone != BulkState.STOPPED:
+            if item.rollback_status != BulkStatus.STOPPED:
                 yield item.stream
 
     def _rows(self, question: str, values: tuple[str, ...]) -> Iterator[Any]:

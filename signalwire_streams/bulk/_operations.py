@@ -8,14 +8,14 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams._http.messages import Errand, Progress
+from signalwire_streams._http.messages import CallContext, CallState
 from signalwire_streams.bulk._journal import Entry, Holder, Journal
 from signalwire_streams.bulk._journal_file import INTENDED, when_free
-from signalwire_streams.bulk._results import BulkOutcome, BulkState
-from signalwire_streams.bulk._serialization import Once, Start
+from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
+from signalwire_streams.bulk._serialization import DuplicateCheck, Start
 from signalwire_streams.bulk._write_ahead_log import JournalPath, journal_path
 from signalwire_streams.clock import Clock
-from signalwire_streams.errors import InvalidRequestError, StreamOutcomeUnknown
+from signalwire_streams.errors import InvalidRequestError, StreamOutcomeUnknownError
 from signalwire_streams.models import GENERATED_NAME, CallStream, ConferenceStream, StartConferenceStream, StreamStatus
 from signalwire_streams.resources._streams import Streams
 
@@ -41,25 +41,25 @@ class Starting:
     streams: Both
     deadline: float
     run: str = field(factory=lambda: token_hex(4))
-    _once: Once = field(init=False, factory=Once)
+    _once: DuplicateCheck = field(init=False, factory=DuplicateCheck)
 
-    async def __call__(self, request: Start, errand: Errand) -> ConferenceStream | CallStream:
+    async def __call__(self, request: Start, errand: CallContext) -> ConferenceStream | CallStream:
         """Start one stream."""
         return await self.send(self.prepare(request, errand), errand)
 
-    def prepare(self, request: Start, errand: Errand) -> Start:
+    def prepare(self, request: Start, errand: CallContext) -> Start:
         """Check a request and give it its name.
 
         Raises:
             InvalidRequestError: it is no request, or its target came before under the same name.
         """
-        if not errand.progress.attempts:
+        if not errand.state.attempts:
             self._once.check(request)
         if request.name is None and not request.unnamed:
             request = evolve(request, name=f"{GENERATED_NAME}{self.run}-{request.target}")
         return request
 
-    async def send(self, request: Start, errand: Errand) -> ConferenceStream | CallStream:
+    async def send(self, request: Start, errand: CallContext) -> ConferenceStream | CallStream:
         """Start the stream of a request that was prepared."""
         if isinstance(request, StartConferenceStream):
             return await self.streams.conferences.start(request, deadline=self.deadline, errand=errand)
@@ -78,7 +78,9 @@ class Stopping:
     streams: Both
     deadline: float
 
-    async def __call__(self, stream: ConferenceStream | CallStream, errand: Errand) -> ConferenceStream | CallStream:
+    async def __call__(
+        self, stream: ConferenceStream | CallStream, errand: CallContext
+    ) -> ConferenceStream | CallStream:
         """Stop one stream."""
         deadline = self.deadline
         if isinstance(stream, ConferenceStream):
@@ -90,9 +92,9 @@ class Stopping:
 
 _Stream: TypeAlias = ConferenceStream | CallStream
 
-_RUNS = frozenset({BulkState.STARTED, BulkState.ALREADY_STARTED})
-_DOUBTFUL = frozenset({INTENDED, BulkState.UNKNOWN})
-_NO_NEWS = frozenset({BulkState.NOT_ATTEMPTED, BulkState.REJECTED})
+_RUNS = frozenset({BulkStatus.STARTED, BulkStatus.ALREADY_STARTED})
+_DOUBTFUL = frozenset({INTENDED, BulkStatus.UNKNOWN})
+_NO_NEWS = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
 
 
 @frozen
@@ -131,11 +133,11 @@ class Ledger(Protocol):
         """
         ...
 
-    def known(self, key: Key, progress: Progress) -> Entry | None:
+    def known(self, key: Key, progress: CallState) -> Entry | None:
         """Look up what an earlier part of the run left of an item."""
         ...
 
-    async def intend(self, key: Key, progress: Progress, entry: Entry | None) -> None:
+    async def intend(self, key: Key, progress: CallState, entry: Entry | None) -> None:
         """Note that an item is about to be sent, as it has its turn; it is safely kept when this returns.
 
         Raises:
@@ -143,7 +145,7 @@ class Ledger(Protocol):
         """
         ...
 
-    def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
+    def note(self, progress: CallState, outcome: BulkOutcome[Any]) -> None:
         """Note what came of an item."""
         ...
 
@@ -157,7 +159,7 @@ class Book:
     """
 
     holder: Holder
-    _rows: dict[Progress, int] = field(init=False, factory=dict)
+    _rows: dict[CallState, int] = field(init=False, factory=dict)
 
     @property
     def run(self) -> str:
@@ -180,23 +182,23 @@ class Book:
         """Write what waits and close the journal."""
         await self.holder.close()
 
-    def known(self, key: Key, progress: Progress) -> Entry | None:
+    def known(self, key: Key, progress: CallState) -> Entry | None:
         """Look up what an earlier part of the run left of an item."""
         entry = self.holder.journal.find(key.target, key.name)
         if entry is not None and entry.state == INTENDED:
             self._rows[progress] = entry.id  # an outcome is recorded even if nothing is sent, for it may be unknown
         return entry
 
-    async def intend(self, key: Key, progress: Progress, entry: Entry | None) -> None:
+    async def intend(self, key: Key, progress: CallState, entry: Entry | None) -> None:
         """Note that an item is about to be sent."""
         row = self.holder.journal.new_row() if entry is None else entry.id
         await self.holder.journal.intend(row, key.kind, key.target, key.name)
         self._rows[progress] = row
 
-    def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
+    def note(self, progress: CallState, outcome: BulkOutcome[Any]) -> None:
         """Note what came of an item."""
         row = self._rows.pop(progress, None)
-        if row is None or (progress.may_be_done and outcome.state in _NO_NEWS):
+        if row is None or (progress.may_have_succeeded and outcome.status in _NO_NEWS):
             return  # what may have been done before is not undone by that
         self.holder.journal.settle(row, outcome)
 
@@ -247,21 +249,21 @@ class JournaledStarting:
         """Close the journal."""
         await self.book.end()
 
-    async def __call__(self, request: Start, errand: Errand) -> _Stream:
+    async def __call__(self, request: Start, errand: CallContext) -> _Stream:
         """Start one stream, unless it is known to run."""
         named = self.starting.prepare(request, errand)
-        if errand.progress.attempts:  # the breaker sent it back before it was tried
+        if errand.state.attempts:  # the breaker sent it back before it was tried
             return await self.starting.send(named, errand)
         key = Key("conference" if isinstance(named, StartConferenceStream) else "call", named.target, named.name)
-        entry = self.book.known(key, errand.progress)
+        entry = self.book.known(key, errand.state)
         if entry is not None and entry.state in _RUNS:
             return _stream(key, entry)
         if entry is not None and entry.state in _DOUBTFUL:
             if named.name is None or (key.kind == "call" and not self.resend_call_starts):
                 raise _still_unknown(key)
-            errand.progress.may_be_done = True
+            errand.state.may_have_succeeded = True
         # At its turn and not before, so that a process that dies leaves no doubt about what only waited.
-        errand.progress.before_sending = partial(self.book.intend, key, errand.progress, entry)
+        errand.state.before_sending = partial(self.book.intend, key, errand.state, entry)
         return await self.starting.send(named, errand)
 
 
@@ -285,16 +287,16 @@ class JournaledStopping:
         """Close the journal."""
         await self.book.end()
 
-    async def __call__(self, stream: _Stream, errand: Errand) -> _Stream:
+    async def __call__(self, stream: _Stream, errand: CallContext) -> _Stream:
         """Stop one stream, unless it is known to be stopped."""
         key = _key_of(stream)
-        if key is None or errand.progress.attempts:
+        if key is None or errand.state.attempts:
             return await self.stopping(stream, errand)
-        entry = self.book.known(key, errand.progress)
-        if entry is not None and entry.state == BulkState.STOPPED:
+        entry = self.book.known(key, errand.state)
+        if entry is not None and entry.state == BulkStatus.STOPPED:
             return evolve(stream, status=StreamStatus.STOPPED)
-        errand.progress.may_be_done = entry is not None and entry.state in _DOUBTFUL
-        await self.book.intend(key, errand.progress, entry)
+        errand.state.may_have_succeeded = entry is not None and entry.state in _DOUBTFUL
+        await self.book.intend(key, errand.state, entry)
         return await self.stopping(stream, errand)
 
 
@@ -312,9 +314,9 @@ def _stream(key: Key, entry: Entry) -> _Stream:
     return CallStream(call_sid=key.target, sid=entry.sid, name=key.name, ambiguous=entry.ambiguous)
 
 
-def _still_unknown(key: Key) -> StreamOutcomeUnknown:
+def _still_unknown(key: Key) -> StreamOutcomeUnknownError:
     why = "without a name" if key.name is None else "on a call, where a second one may not be refused"
-    return StreamOutcomeUnknown(
+    return StreamOutcomeUnknownError(
         f"start a stream on {key.kind} {key.target}: an earlier part of this run may have started it {why}, "
         "so it is not sent again",
         sent="maybe",
@@ -334,7 +336,7 @@ class Undoing:
 
     stopping: Stopping
     holder: Holder
-    _rows: dict[Progress, int] = field(init=False, factory=dict)
+    _rows: dict[CallState, int] = field(init=False, factory=dict)
 
     async def begin(self) -> None:
         """Open the journal, and record there that the run is being stopped."""
@@ -349,15 +351,15 @@ class Undoing:
         """Write what waits and close the journal."""
         await self.holder.close()
 
-    def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
+    def note(self, progress: CallState, outcome: BulkOutcome[Any]) -> None:
         """Note what came of a stop."""
         row = self._rows.pop(progress, None)
         if row is not None:
             self.holder.journal.settle_undoing(row, outcome)
 
-    async def __call__(self, stream: _Stream, errand: Errand) -> _Stream:
+    async def __call__(self, stream: _Stream, errand: CallContext) -> _Stream:
         """Stop one stream."""
-        progress = errand.progress
+        progress = errand.state
         if not progress.attempts:  # else the breaker sent it back before it was tried
             row = self.holder.journal.find_stream(_target_of(stream), stream.name, stream.sid)
             self._rows[progress] = row

@@ -13,7 +13,7 @@ from signalwire_streams.errors import (
     InvalidRequestError,
     RateLimitedError,
     ServerError,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsError,
 )
 from signalwire_streams.models import CallStream, ConferenceStream
@@ -21,7 +21,7 @@ from signalwire_streams.models import CallStream, ConferenceStream
 _Item = TypeVar("_Item")
 
 
-class BulkState(StrEnum):
+class BulkStatus(StrEnum):
     """How an item ended."""
 
     STARTED = "started"
@@ -35,7 +35,7 @@ class BulkState(StrEnum):
     """It was certainly not carried out, and may be tried again."""
 
 
-SUCCEEDED = frozenset({BulkState.STARTED, BulkState.ALREADY_STARTED, BulkState.STOPPED})
+SUCCEEDED = frozenset({BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED})
 
 
 @frozen(kw_only=True)
@@ -54,39 +54,39 @@ class BulkOutcome(Generic[_Item]):
 
     index: int
     item: _Item
-    state: BulkState
+    status: BulkStatus
     stream: ConferenceStream | CallStream | None = None
     error: StreamsError | None = None
     attempts: int = 0
-    seconds: float = 0.0
+    duration: float = 0.0
 
     @property
     def ok(self) -> bool:
         """Whether what was asked for is so now."""
-        return self.state in SUCCEEDED
+        return self.status in SUCCEEDED
 
 
-def label_of(error: StreamsError) -> str:
+def error_label(error: StreamsError) -> str:
     """Give an error's class and, where the Space told one, its code: what errors are counted by."""
     code = getattr(error, "code", None)
     return type(error).__name__ + (f" {code}" if code is not None else "")
 
 
-def state_of(error: StreamsError, *, starting: bool) -> BulkState:
+def to_status(error: StreamsError, *, starting: bool) -> BulkStatus:
     """Tell how an item ended that ended in an error.
 
     Args:
         error: the error of its call.
-        starting: whether it was a start. A start that may have been carried out ends in `StreamOutcomeUnknown`
+        starting: whether it was a start. A start that may have been carried out ends in `StreamOutcomeUnknownError`
             and in nothing else, so its other errors are certain; a stop's are not.
     """
-    if isinstance(error, StreamOutcomeUnknown):
-        return BulkState.UNKNOWN
+    if isinstance(error, StreamOutcomeUnknownError):
+        return BulkStatus.UNKNOWN
     if isinstance(error, InvalidRequestError):
-        return BulkState.REJECTED
+        return BulkStatus.REJECTED
     if isinstance(error, ApiError) and not isinstance(error, ServerError) and error.status not in _FOR_NOW:
-        return BulkState.NOT_ATTEMPTED if isinstance(error, RateLimitedError) else BulkState.REJECTED
-    return BulkState.NOT_ATTEMPTED if starting or error.sent == "no" else BulkState.UNKNOWN
+        return BulkStatus.NOT_ATTEMPTED if isinstance(error, RateLimitedError) else BulkStatus.REJECTED
+    return BulkStatus.NOT_ATTEMPTED if starting or error.sent == "no" else BulkStatus.UNKNOWN
 
 
 _FOR_NOW = frozenset({408, 425, 429})
@@ -122,11 +122,11 @@ class BulkReport:
         seconds: how long the run took.
     """
 
-    counts: Mapping[BulkState, int]
+    counts: Mapping[BulkStatus, int]
     failures: tuple[BulkOutcome[Any], ...]
     errors: Mapping[str, int]
     attempts: int
-    latencies: Mapping[int, float]
+    latency_percentiles: Mapping[int, float]
     seconds: float
 
     @property
@@ -155,10 +155,10 @@ class BulkReport:
 
 
 @define(eq=False)
-class Tally:
+class ReportBuilder:
     """Counts outcomes as they come."""
 
-    counts: Counter[BulkState] = field(factory=Counter)
+    counts: Counter[BulkStatus] = field(factory=Counter)
     failures: list[BulkOutcome[Any]] = field(factory=list)
     errors: Counter[str] = field(factory=Counter)
     attempts: int = 0
@@ -167,13 +167,13 @@ class Tally:
 
     def add(self, outcome: BulkOutcome[Any]) -> None:
         """Count one outcome."""
-        self.counts[outcome.state] += 1
+        self.counts[outcome.status] += 1
         self.attempts += outcome.attempts
         if outcome.attempts:
-            self._latencies[int(log(max(outcome.seconds, _LEAST_LATENCY)) / _STEP)] += 1
-            self.slowest = max(self.slowest, outcome.seconds)
+            self._latencies[int(log(max(outcome.duration, _LEAST_LATENCY)) / _STEP)] += 1
+            self.slowest = max(self.slowest, outcome.duration)
         if outcome.error is not None:
-            self.errors[label_of(outcome.error)] += 1
+            self.errors[error_label(outcome.error)] += 1
         if not outcome.ok and len(self.failures) < _KEPT_FAILURES:
             self.failures.append(outcome)
 
@@ -184,7 +184,7 @@ class Tally:
             failures=tuple(self.failures),
             errors=dict(self.errors.most_common()),
             attempts=self.attempts,
-            latencies={percent: self._percentile(percent) for percent in (50, 95, 99)} | {100: self.slowest},
+            latency_percentiles={percent: self._percentile(percent) for percent in (50, 95, 99)} | {100: self.slowest},
             seconds=seconds,
         )
 

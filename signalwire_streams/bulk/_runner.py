@@ -9,8 +9,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from attrs import define, field, frozen
 
-from signalwire_streams._http.messages import Errand, Progress
-from signalwire_streams.bulk._results import BulkOutcome, BulkReport, BulkState, Tally, state_of
+from signalwire_streams._http.messages import CallContext, CallState
+from signalwire_streams.bulk._results import BulkOutcome, BulkReport, BulkStatus, ReportBuilder, to_status
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import (
     AuthenticationError,
@@ -19,11 +19,11 @@ from signalwire_streams.errors import (
     JournalError,
     PermissionDeniedError,
     RateLimitedError,
-    RunEndedError,
-    StreamOutcomeUnknown,
+    RunCancelledError,
+    StreamOutcomeUnknownError,
     StreamsError,
 )
-from signalwire_streams.models import CallStream, ConferenceStream, Lane
+from signalwire_streams.models import CallStream, ConferenceStream, Priority
 
 LEAST, MOST = 8, 256
 _CUT = 0.7
@@ -92,11 +92,11 @@ _BACKLOG = 64
 _OUTAGE, _CROWD = 60.0, 300.0  # seconds that an item waits for a Space that is down, or too busy
 _LEAST_PAUSE = 0.05
 
-Perform = Callable[[_Item, Errand], Awaitable[ConferenceStream | CallStream]]
+Perform = Callable[[_Item, CallContext], Awaitable[ConferenceStream | CallStream]]
 """Carries out one item."""
 
 
-Note = Callable[[Progress, BulkOutcome[Any]], None]
+Note = Callable[[CallState, BulkOutcome[Any]], None]
 """Hears of an outcome, and of the errand whose it is."""
 
 
@@ -149,7 +149,7 @@ class Engine(Generic[_Item]):
         Raises:
             Exception: whatever the input, or a middleware or pacer of the caller's, raised; after all outcomes.
             JournalError: an item could not be recorded, which ended the run; the same.
-            RunEndedError: the input raised CancelledError, which is no cancellation of the caller; the same.
+            RunCancelledError: the input raised CancelledError, which is no cancellation of the caller; the same.
         """
         if self._intake is None:
             # Not by the loop's factory: an eager task begins before `_intake` is set, and its input may end the run.
@@ -162,7 +162,7 @@ class Engine(Generic[_Item]):
                 if not self._intake.cancelled():
                     await self._intake
                 elif self._draining is None:  # we did not cancel it, so its input raised that
-                    raise RunEndedError(
+                    raise RunCancelledError(
                         "the run ended before all of its input was read, because the input raised CancelledError: end "
                         "the iteration instead, or raise another error"
                     )
@@ -250,7 +250,7 @@ class Engine(Generic[_Item]):
         self._changed.set()
 
     async def _carry_out(self, index: int, item: _Item) -> None:
-        errand = Errand(Lane.BULK)
+        errand = CallContext(Priority.BULK)
         began = self.clock.now()
         result: ConferenceStream | CallStream | StreamsError
         try:
@@ -266,17 +266,17 @@ class Engine(Generic[_Item]):
         outcome = BulkOutcome(
             index=index,
             item=item,
-            state=self._state(result),
+            status=self._state(result),
             stream=None if isinstance(result, StreamsError) else result,
             error=result if isinstance(result, StreamsError) else None,
-            attempts=errand.progress.attempts,
-            seconds=self.clock.now() - began,
+            attempts=errand.state.attempts,
+            duration=self.clock.now() - began,
         )
         if self.note is not None:
-            self.note(errand.progress, outcome)
+            self.note(errand.state, outcome)
         self._put(outcome)
 
-    async def _until_served(self, item: _Item, errand: Errand, began: float) -> ConferenceStream | CallStream:
+    async def _until_served(self, item: _Item, errand: CallContext, began: float) -> ConferenceStream | CallStream:
         """Carry out an item; what the breaker or the Space's limit turned away waits, and has another turn.
 
         Neither was carried out, and the limit is at its end for as many as are under way at once: more than the
@@ -286,9 +286,9 @@ class Engine(Generic[_Item]):
         while True:
             try:
                 return await self.perform(item, errand)
-            except (CircuitOpenError, RateLimitedError, StreamOutcomeUnknown) as error:
-                progress = errand.progress
-                if isinstance(error, StreamOutcomeUnknown) and (progress.sent != "no" or not progress.attempts):
+            except (CircuitOpenError, RateLimitedError, StreamOutcomeUnknownError) as error:
+                progress = errand.state
+                if isinstance(error, StreamOutcomeUnknownError) and (progress.sent != "no" or not progress.attempts):
                     raise
                 patience = _CROWD if isinstance(error, RateLimitedError) else _OUTAGE
                 pause = max(error.retry_after or 0.0, _LEAST_PAUSE)
@@ -296,38 +296,38 @@ class Engine(Generic[_Item]):
                     raise
             await self.clock.sleep(pause * (1 + self.clock.random()))
 
-    def _learn(self, errand: Errand, result: ConferenceStream | CallStream | StreamsError) -> None:
-        progress = errand.progress
-        if isinstance(result, StreamsError) and concerns_all(result):
+    def _learn(self, errand: CallContext, result: ConferenceStream | CallStream | StreamsError) -> None:
+        progress = errand.state
+        if isinstance(result, StreamsError) and is_fatal_for_run(result):
             self._denied = result
-        if progress.turn_at is not None:
-            self.limit.answered(self.clock.now() - progress.turn_at, pushed_back=progress.pushed_back)
+        if progress.acquired_at is not None:
+            self.limit.answered(self.clock.now() - progress.acquired_at, pushed_back=progress.was_refused_for_now)
 
-    def _state(self, result: ConferenceStream | CallStream | StreamsError) -> BulkState:
+    def _state(self, result: ConferenceStream | CallStream | StreamsError) -> BulkStatus:
         if isinstance(result, StreamsError):
-            return state_of(result, starting=self.starting)
+            return to_status(result, starting=self.starting)
         if not self.starting:
-            return BulkState.STOPPED
-        return BulkState.ALREADY_STARTED if result.already_started else BulkState.STARTED
+            return BulkStatus.STOPPED
+        return BulkStatus.ALREADY_STARTED if result.already_started else BulkStatus.STARTED
 
 
-def concerns_all(error: StreamsError) -> bool:
+def is_fatal_for_run(error: StreamsError) -> bool:
     """Whether what one item met, the next ones will meet as well."""
-    if isinstance(error, StreamOutcomeUnknown):  # an earlier attempt left it so, and the last one was denied
+    if isinstance(error, StreamOutcomeUnknownError):  # an earlier attempt left it so, and the last one was denied
         return error.status in {401, 403}
     return isinstance(error, AuthenticationError | PermissionDeniedError | JournalError)
 
 
-def _cut(errand: Errand, *, starting: bool) -> StreamsError:
-    progress = errand.progress
-    under_way = progress.note_attempt()
-    if under_way == "no" and not (starting and progress.may_be_done):
+def _cut(errand: CallContext, *, starting: bool) -> StreamsError:
+    progress = errand.state
+    under_way = progress.record_attempt()
+    if under_way == "no" and not (starting and progress.may_have_succeeded):
         attempts = max(progress.attempts - 1, 0)  # the last one only waited
-        return RunEndedError(
+        return RunCancelledError(
             "the run ended before this was sent", sent=progress.sent, attempts=attempts, phase=progress.phase
         )
     called = f", which was sent as {progress.name!r}" if progress.name is not None else ""
-    return StreamOutcomeUnknown(
+    return StreamOutcomeUnknownError(
         f"the run ended before the answer about {progress.target} came{called}",
         sent=progress.sent,
         attempts=progress.attempts,
@@ -338,7 +338,7 @@ def _cut(errand: Errand, *, starting: bool) -> StreamsError:
 
 
 def _not_tried(index: int, item: _Item, why: str) -> BulkOutcome[_Item]:
-    return BulkOutcome(index=index, item=item, state=BulkState.NOT_ATTEMPTED, error=RunEndedError(why))
+    return BulkOutcome(index=index, item=item, status=BulkStatus.NOT_ATTEMPTED, error=RunCancelledError(why))
 
 
 async def _each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:
@@ -377,7 +377,7 @@ class BulkRun(Generic[_Item]):
     _engine: Engine[_Item]
     _clock: Clock
     _keeper: Keeper | None = None
-    _tally: Tally = field(init=False, factory=Tally)
+    _tally: ReportBuilder = field(init=False, factory=ReportBuilder)
     _is_used: bool = field(init=False, default=False)
     _began_at: float | None = field(init=False, default=None)
     _seconds: float | None = field(init=False, default=None)
@@ -396,7 +396,7 @@ class BulkRun(Generic[_Item]):
         finally:
             await self._end()
 
-    def drain(self, seconds: float = DRAIN) -> None:
+    def shutdown(self, timeout: float = DRAIN) -> None:
         """End the run early: take nothing more in, and cut what is under way after these seconds.
 
         The loop goes on until that is done, so that it sees every outcome; a signal's handler may call this. A
@@ -406,7 +406,7 @@ class BulkRun(Generic[_Item]):
             seconds: for what is under way.
         """
         self._is_used = True
-        _ = self._engine.drain(seconds)
+        _ = self._engine.drain(timeout)
 
     async def report(self) -> BulkReport:
         """Sum the run up. Carries it out first where nobody went through it; ends it where somebody left it."""
@@ -414,10 +414,10 @@ class BulkRun(Generic[_Item]):
             async for _ in self:
                 pass
         await self._end()
-        return self.so_far
+        return self.snapshot
 
     @property
-    def so_far(self) -> BulkReport:
+    def snapshot(self) -> BulkReport:
         """What the run came to until now, for a display; without waiting for anything."""
         seconds = self._seconds
         if seconds is None:

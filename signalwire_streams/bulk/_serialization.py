@@ -8,7 +8,7 @@ from attrs import define, evolve, field, fields, frozen
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import StartCallStream, StartConferenceStream
-from signalwire_streams.models._validation import public_url
+from signalwire_streams.models._validation import redact_url
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
 PlanRow: TypeAlias = tuple[str, str, str | None, str]
@@ -41,10 +41,10 @@ class PlannedRequest:
     status_callback: bool = False
 
     @classmethod
-    def of(cls, request: Start) -> Self:
+    def from_request(cls, request: Start) -> Self:
         """Leave the secrets out of a request."""
         callback = request.status_callback
-        is_private = callback is not None and public_url(callback) != callback
+        is_private = callback is not None and redact_url(callback) != callback
         return cls(
             request=evolve(
                 request,
@@ -58,12 +58,12 @@ class PlannedRequest:
         )
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether nothing is left out."""
-        return not self.left_out
+        return not self.redacted
 
     @property
-    def left_out(self) -> Mapping[str, object]:
+    def redacted(self) -> Mapping[str, object]:
         """What is left out, by name."""
         left_out = {name: getattr(self, name) for name in ("parameters", "bearer_token", "status_callback")}
         return {name: value for name, value in left_out.items() if value}
@@ -83,7 +83,7 @@ def check_request(request: object) -> Start:
 
 
 @define(eq=False)
-class Once:
+class DuplicateCheck:
     """Tells whether the items of a run are requests, and each another one."""
 
     # Hashes instead of the items, which would be most of the memory of a long run.
@@ -112,7 +112,7 @@ def plan_rows(requests: Iterable[Start]) -> Iterator[PlanRow]:
     Raises:
         InvalidRequestError: one is no request, or comes twice.
     """
-    once = Once()
+    once = DuplicateCheck()
     for request in requests:
         once.check(request)
         yield plan_row(request)
@@ -120,7 +120,7 @@ def plan_rows(requests: Iterable[Start]) -> Iterator[PlanRow]:
 
 def plan_row(request: Start) -> PlanRow:
     """Write a request down, without its secrets."""
-    return planned_row(PlannedRequest.of(request))
+    return planned_row(PlannedRequest.from_request(request))
 
 
 def planned_row(planned: PlannedRequest) -> PlanRow:
@@ -131,8 +131,8 @@ def planned_row(planned: PlannedRequest) -> PlanRow:
         value = getattr(request, attribute.name)
         if value != attribute.default:
             written[attribute.name] = value
-    if planned.left_out:
-        written[_WITHHELD] = planned.left_out
+    if planned.redacted:
+        written[_WITHHELD] = planned.redacted
     return kind, request.target, request.name, json.dumps(written)
 
 

@@ -7,7 +7,7 @@ FastAPI or Starlette::
     from urllib.parse import parse_qsl
 
     from fastapi import BackgroundTasks, FastAPI, Request, Response
-    from signalwire_streams.callbacks import read_callback, verify_signature
+    from signalwire_streams.callbacks import parse_callback, verify_signature
 
     STATUS_CALLBACK = "https://example.com/callbacks"  # as the platform was given it, without a query
     app = FastAPI()
@@ -22,26 +22,26 @@ FastAPI or Starlette::
             return Response(status_code=403)
         is_json = body.lstrip().startswith(b"{")  # of streams that the Calling API or SWML started
         fields = json.loads(body) if is_json else parse_qsl(body.decode(), keep_blank_values=True)
-        tasks.add_task(on_callback, read_callback(fields))
+        tasks.add_task(on_callback, parse_callback(fields))
         return Response(status_code=204)  # goes out first; the platform waits no longer than 5 seconds
 
 Callbacks that come by GET have no body: pass ``method="GET"``, and read ``parse_qsl(query, keep_blank_values=True)``.
 
-Where a signature does not fit that should, `explain_mismatch` tries what proxies usually change and says what to do.
+Where a signature does not fit that should, `diagnose_signature` tries what proxies usually change and says what to do.
 """
 
-from signalwire_streams.callbacks._diagnostics import Explanation, explain_mismatch
+from signalwire_streams.callbacks._diagnostics import SignatureDiagnosis, diagnose_signature
 from signalwire_streams.callbacks._events import (
     CallbackEvent,
     CallStreamChanged,
     CallStreamState,
-    StreamErrored,
+    StreamFailed,
     StreamStarted,
     StreamStopped,
     UnknownCallback,
-    read_callback,
+    parse_callback,
 )
-from signalwire_streams.callbacks._receiver import CallbackCounts, CallbackHandler, CallbackReceiver
+from signalwire_streams.callbacks._receiver import CallbackHandler, CallbackReceiver, CallbackStatistics
 from signalwire_streams.callbacks._signature import SHA256_SIGNATURE_HEADER, SIGNATURE_HEADER, sign, verify_signature
 
 __all__ = [
@@ -49,17 +49,17 @@ __all__ = [
     "SIGNATURE_HEADER",
     "CallStreamChanged",
     "CallStreamState",
-    "CallbackCounts",
+    "CallbackStatistics",
     "CallbackEvent",
     "CallbackHandler",
     "CallbackReceiver",
-    "Explanation",
-    "StreamErrored",
+    "SignatureDiagnosis",
+    "StreamFailed",
     "StreamStarted",
     "StreamStopped",
     "UnknownCallback",
-    "explain_mismatch",
-    "read_callback",
+    "diagnose_signature",
+    "parse_callback",
     "sign",
     "verify_signature",
 ]

@@ -25,7 +25,7 @@ from signalwire_streams.callbacks._signature import (
     MAX_BODY,
     SHA256_SIGNATURE_HEADER,
     SIGNATURE_HEADER,
-    Claim,
+    Signature,
     SignedRequest,
     UnverifiableError,
     check_request,
@@ -35,7 +35,7 @@ from signalwire_streams.callbacks._signature import (
     usable_keys,
 )
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._validation import public_url
+from signalwire_streams.models._validation import redact_url
 
 _FORM, _JSON = "application/x-www-form-urlencoded", "application/json"
 _SCHEMES = frozenset({"http://", "https://"})
@@ -269,7 +269,7 @@ _SIGNATURES = (SIGNATURE_HEADER, ALIAS_HEADER, SHA256_SIGNATURE_HEADER)
 
 
 @frozen(kw_only=True)
-class Explanation:
+class SignatureDiagnosis:
     """What was found about a signature. It holds no key and no signature, neither a given nor an expected one.
 
     ``str()`` of it is some lines for a person.
@@ -283,20 +283,20 @@ class Explanation:
         url: the address that was signed, where one fits, with all its parts.
     """
 
-    fits: bool
-    finding: str
-    advice: tuple[str, ...] = ()
-    tried: tuple[str, ...] = ()
-    guesses: int = 0
+    valid: bool
+    summary: str
+    suggestions: tuple[str, ...] = ()
+    candidate_urls: tuple[str, ...] = ()
+    attempts: int = 0
     url: str | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        lines = [self.finding]
-        if self.advice:
-            lines += ["What to change:", *(f"- {sentence}" for sentence in self.advice)]
-        if self.tried and not self.fits:
-            lines += ["Addresses that verification tries:", *(f"- {url}" for url in self.tried)]
-            lines.append(f"Guesses beyond these: {self.guesses}.")
+        lines = [self.summary]
+        if self.suggestions:
+            lines += ["What to change:", *(f"- {sentence}" for sentence in self.suggestions)]
+        if self.candidate_urls and not self.valid:
+            lines += ["Addresses that verification tries:", *(f"- {url}" for url in self.candidate_urls)]
+            lines.append(f"Guesses beyond these: {self.attempts}.")
         return "\n".join(lines)
 
 
@@ -315,7 +315,7 @@ class _Fit:
         return " The search stopped early: there is more to guess than it may try." if self.stopped else ""
 
 
-def explain_mismatch(
+def diagnose_signature(
     *,
     url: str,
     headers: Mapping[str, str],
@@ -323,7 +323,7 @@ def explain_mismatch(
     keys: Sequence[str],
     method: str = "POST",
     candidates: Sequence[str] = (),
-) -> Explanation:
+) -> SignatureDiagnosis:
     """Find out why `verify_signature` refuses a request that should be a genuine one.
 
     It tries what proxies and frameworks usually change: the scheme, the host (as ``Host``, ``X-Forwarded-Host``
@@ -354,17 +354,17 @@ def explain_mismatch(
         check_request(request, usable_keys(keys))
     except UnverifiableError as refusal:
         fit = search.run(address_guesses(request, suspected), request_guesses(request))
-        return Explanation(
-            fits=False,
-            finding=f"Refused: {refusal}.{fit}",
-            advice=fit.changes or tuple(_hints(request, usable_keys(keys))),
-            tried=tried,
-            guesses=fit.guesses,
+        return SignatureDiagnosis(
+            valid=False,
+            summary=f"Refused: {refusal}.{fit}",
+            suggestions=fit.changes or tuple(_hints(request, usable_keys(keys))),
+            candidate_urls=tried,
+            attempts=fit.guesses,
             url=fit.spelling,
         )
     fit = search.run([AddressGuess(request.url, ())], [RequestGuess(request)])
-    return Explanation(
-        fits=True, finding=f"The signature fits {_shown(str(fit.spelling))}.", tried=tried, url=fit.spelling
+    return SignatureDiagnosis(
+        valid=True, summary=f"The signature fits {_shown(str(fit.spelling))}.", candidate_urls=tried, url=fit.spelling
     )
 
 
@@ -395,7 +395,7 @@ class _Search:
         """Search; guesses at the rest are tried only at addresses that need at most one change as well."""
         simple: list[AddressGuess] = []
         for guess in requests:
-            read: dict[str, tuple[Claim, ...]] = {}
+            read: dict[str, tuple[Signature, ...]] = {}
             for address in simple if guess.changes else addresses:
                 if self._work > _MOST_WORK:
                     return _Fit(None, (), self._guesses, stopped=True)
@@ -407,7 +407,7 @@ class _Search:
                     return _Fit(spelling, (*guess.changes, *address.changes, *changes), self._guesses)
         return _Fit(None, (), self._guesses)
 
-    def _claims(self, request: SignedRequest, read: dict[str, tuple[Claim, ...]]) -> tuple[Claim, ...]:
+    def _claims(self, request: SignedRequest, read: dict[str, tuple[Signature, ...]]) -> tuple[Signature, ...]:
         """Give a request's claims; of all of the address only the query counts for them, so each is read once."""
         query = request.url.partition("#")[0].partition("?")[2]
         if query not in read:
@@ -418,7 +418,7 @@ class _Search:
                 read[query] = ()
         return read[query]
 
-    def _fitting(self, request: SignedRequest, claims: Sequence[Claim]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    def _fitting(self, request: SignedRequest, claims: Sequence[Signature]) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Give the spellings of the address that fit, each with what to change about its key."""
         self._work += _A_GUESS + _SPELT_AS_HASHED * len(request.url)
         for spelling in spellings(request.url, request.headers) if claims else ():
@@ -427,7 +427,7 @@ class _Search:
                 continue
             for claim, (key, changes) in product(claims, self.keys):
                 self._work += _A_TRY + len(spelling) + len(claim.tail)
-                if claim.fits(url, key):
+                if claim.verify(url, key):
                     yield spelling, changes
 
 
@@ -470,7 +470,7 @@ def _shown(url: str) -> str:
     """Give an address as it may be shown: names of a query stay, its values and a password go."""
     address = Address.split(url)
     if address is None:
-        return repr(public_url(url))
+        return repr(redact_url(url))
     query = re.sub(r"(?<=[=])[^&]*|(?<=[?&])[^&=]+(?=&|$)", "***", address.query)
     fragment = address.fragment and "#***"
     userinfo = address.userinfo and "***@"

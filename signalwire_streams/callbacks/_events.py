@@ -76,7 +76,7 @@ class _Callback:
         return self.stream_sid
 
     @property
-    def ending(self) -> str | None:
+    def end_reason(self) -> str | None:
         """How the stream ended, in a few words; None where the event does not say that it did."""
         return None
 
@@ -96,13 +96,13 @@ class StreamStopped(_Callback):
     """``stream-stopped``: the stream ended."""
 
     @property
-    def ending(self) -> str:
+    def end_reason(self) -> str:
         """That it was stopped."""
         return "it was stopped"
 
 
 @frozen(kw_only=True)
-class StreamErrored(_Callback):
+class StreamFailed(_Callback):
     """``stream-error``: the stream could not start, or broke.
 
     Attributes:
@@ -121,7 +121,7 @@ class StreamErrored(_Callback):
         return words.startswith("duplicate")
 
     @property
-    def ending(self) -> str:
+    def end_reason(self) -> str:
         """The error as it came."""
         return self.error or "an error without a name"
 
@@ -180,16 +180,16 @@ class CallStreamChanged(_Callback):
         return _moment(self.timestamp_text) or parse_date(self.timestamp_text)
 
     @property
-    def ending(self) -> str | None:
+    def end_reason(self) -> str | None:
         """That it has finished, once the state is `finished`."""
         return "it has finished" if self.state == CallStreamState.FINISHED else None
 
 
-CallbackEvent: TypeAlias = StreamStarted | StreamStopped | StreamErrored | CallStreamChanged | UnknownCallback
-"""What `read_callback` gives."""
+CallbackEvent: TypeAlias = StreamStarted | StreamStopped | StreamFailed | CallStreamChanged | UnknownCallback
+"""What `parse_callback` gives."""
 
 
-def read_callback(fields: Fields | Mapping[str, Any]) -> CallbackEvent:
+def parse_callback(fields: Fields | Mapping[str, Any]) -> CallbackEvent:
     """Read a status callback.
 
     Verify the request first: this reads whatever it is given.
@@ -199,7 +199,7 @@ def read_callback(fields: Fields | Mapping[str, Any]) -> CallbackEvent:
             than once, the first one counts. Where the body is JSON, its document: ``json.loads(body)``.
 
     Returns:
-        A `StreamStarted`, `StreamStopped`, `StreamErrored`, of JSON a `CallStreamChanged`, or for any other event an
+        A `StreamStarted`, `StreamStopped`, `StreamFailed`, of JSON a `CallStreamChanged`, or for any other event an
         `UnknownCallback`.
 
     Raises:
@@ -215,7 +215,7 @@ def read_callback(fields: Fields | Mapping[str, Any]) -> CallbackEvent:
     known["extra"] = {name: value for name, value in told.items() if name not in FIELD_NAMES}
     event, error = told.get(_EVENT) or None, told.get(_ERROR) or None
     if event == ERRORED:
-        return StreamErrored(**known, error=error)
+        return StreamFailed(**known, error=error)
     if event not in {STARTED, STOPPED}:
         return UnknownCallback(**known, event=event, error=error)
     if error:

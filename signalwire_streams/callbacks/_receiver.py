@@ -16,10 +16,10 @@ from signalwire_streams.callbacks._events import (
     CallbackEvent,
     CallStreamChanged,
     CallStreamState,
-    StreamErrored,
+    StreamFailed,
     StreamStarted,
     StreamStopped,
-    read_callback,
+    parse_callback,
     read_document,
 )
 from signalwire_streams.callbacks._request_parsing import (
@@ -40,7 +40,7 @@ from signalwire_streams.callbacks._signature import (
     usable_keys,
 )
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._validation import check_count, check_flag, check_seconds, public_url as shown_url
+from signalwire_streams.models._validation import check_count, check_flag, check_seconds, redact_url as shown_url
 
 CallbackHandler: TypeAlias = Callable[[CallbackEvent], Awaitable[object]]
 """What a user writes: ``async def handler(event)``."""
@@ -51,7 +51,7 @@ _log = logging.getLogger("signalwire_streams.callbacks")
 
 
 @define(eq=False)
-class CallbackCounts:
+class CallbackStatistics:
     """What became of the requests so far.
 
     Attributes:
@@ -110,7 +110,7 @@ class Dispatcher:
     pending: int
     memory: int
     drain: float
-    counts: CallbackCounts = field(factory=CallbackCounts)
+    counts: CallbackStatistics = field(factory=CallbackStatistics)
     _lanes: dict[Hashable, deque[CallbackEvent]] = field(init=False, factory=dict)
     _tasks: dict[asyncio.Task[None], None] = field(init=False, factory=dict)
     _waiting: int = field(init=False, default=0)
@@ -208,7 +208,7 @@ def _identity(event: CallbackEvent) -> Hashable:
     """
     if event.stream_sid and isinstance(event, StreamStarted | StreamStopped):
         return type(event), event.stream_sid
-    if event.stream_sid and isinstance(event, StreamErrored):
+    if event.stream_sid and isinstance(event, StreamFailed):
         return type(event), event.stream_sid, event.error
     if event.stream_key is not None and isinstance(event, CallStreamChanged):
         return type(event), event.stream_key, event.state
@@ -226,7 +226,7 @@ def _ends(event: CallbackEvent) -> bool:
 
     A refused duplicate may carry the id of the stream that goes on.
     """
-    return event.ending is not None and not event.is_duplicate and event.stream_key is not None
+    return event.end_reason is not None and not event.is_duplicate and event.stream_key is not None
 
 
 _FORM = "application/x-www-form-urlencoded"
@@ -283,7 +283,7 @@ class CallbackReceiver:
     ::
 
         async def on_callback(event: CallbackEvent) -> None:
-            if isinstance(event, StreamErrored):
+            if isinstance(event, StreamFailed):
                 print(event.stream_name, event.error)
 
 
@@ -326,9 +326,9 @@ class CallbackReceiver:
             a proxy that sets them itself and lets none through.
         body_limit: the longest body in bytes.
         body_timeout: seconds that a body may take to come.
-        pending: how many events may wait for the function, those in it included.
-        memory: how many callbacks, and how many ended streams, are remembered.
-        drain: seconds that waiting events get when this closes.
+        max_pending: how many events may wait for the function, those in it included.
+        dedup_size: how many callbacks, and how many ended streams, are remembered.
+        shutdown_timeout: seconds that waiting events get when this closes.
 
     Raises:
         InvalidRequestError: something can't be right; the message says what to write instead.
@@ -343,9 +343,9 @@ class CallbackReceiver:
     trust_forwarded: bool = field(kw_only=True, default=False)
     body_limit: int = field(kw_only=True, default=64 * 1024, converter=_body_limit)
     body_timeout: float = field(kw_only=True, default=5.0)
-    pending: int = field(kw_only=True, default=1_000)
-    memory: int = field(kw_only=True, default=10_000)
-    drain: float = field(kw_only=True, default=5.0)
+    max_pending: int = field(kw_only=True, default=1_000)
+    dedup_size: int = field(kw_only=True, default=10_000)
+    shutdown_timeout: float = field(kw_only=True, default=5.0)
     _dispatcher: Dispatcher = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -354,9 +354,9 @@ class CallbackReceiver:
         check_flag(self.trust_forwarded, "trust_forwarded")
         self._dispatcher = Dispatcher(
             handler=self.handler,
-            pending=check_count(self.pending, "pending"),
-            memory=check_count(self.memory, "memory"),
-            drain=check_seconds(self.drain, "drain"),
+            pending=check_count(self.max_pending, "max_pending"),
+            memory=check_count(self.dedup_size, "dedup_size"),
+            drain=check_seconds(self.shutdown_timeout, "shutdown_timeout"),
         )
         check_seconds(self.body_timeout, "body_timeout")
         if self.public_url is not None and self.allowed_hosts is not None:
@@ -377,12 +377,12 @@ class CallbackReceiver:
         await self.aclose()
 
     @property
-    def counts(self) -> CallbackCounts:
+    def statistics(self) -> CallbackStatistics:
         """What became of the requests so far."""
         return self._dispatcher.counts
 
     async def aclose(self) -> None:
-        """Answer 503 from now on, give waiting events `drain` seconds, then cancel the rest. Safe to repeat."""
+        """Answer 503 from now on, give waiting events `shutdown_timeout` seconds, then cancel the rest. Safe to repeat."""
         await self._dispatcher.aclose()
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -391,7 +391,7 @@ class CallbackReceiver:
         try:
             event = _verified(request, await self._body(request), addresses, self.keys)
         except UnverifiableError as refusal:
-            self.counts.refused += 1
+            self.statistics.refused += 1
             _log.info("a callback to %s was refused: %s", " or ".join(map(_shown, addresses)) or "nobody", refusal)
             return web.Response(status=403)
         if self._dispatcher.offer(event):
@@ -448,10 +448,10 @@ def _verified(request: web.Request, body: bytes, addresses: Sequence[str], keys:
     if len(refusals) == len(addresses):
         raise refusals[0]
     if request.method == "GET":
-        return read_callback(read_query(path_and_query(request.raw_path).partition("?")[2]))
+        return parse_callback(read_query(path_and_query(request.raw_path).partition("?")[2]))
     fields = read_form(body)
     if request.content_type == _FORM and fields is not None:
-        return read_callback(fields)
+        return parse_callback(fields)
     document = _read_json(body)
     if not isinstance(document, dict):
         raise UnverifiableError("it is signed, and neither a form nor a JSON object")

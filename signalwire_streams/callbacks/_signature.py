@@ -54,7 +54,7 @@ class UnverifiableError(Exception):
 
 
 @frozen(kw_only=True)
-class Claim:
+class Signature:
     """One signature that a request brings.
 
     Attributes:
@@ -69,7 +69,7 @@ class Claim:
     encoding: Encoding
     tail: bytes = field(repr=False)
 
-    def fits(self, url: bytes, key: bytes) -> bool:
+    def verify(self, url: bytes, key: bytes) -> bool:
         """Tell, in constant time, whether the key signed this address."""
         return hmac.compare_digest(self.given, signature_of(key, url + self.tail, self.algorithm, self.encoding))
 
@@ -88,7 +88,7 @@ def form_tail(pairs: Pairs) -> bytes:
     return "".join(name + value for name, value in sorted(pairs, key=lambda pair: pair[0])).encode()
 
 
-def read_claims(request: SignedRequest) -> tuple[Claim, ...]:
+def read_claims(request: SignedRequest) -> tuple[Signature, ...]:
     """Find out which signatures a request brings, and what each must have been made of.
 
     Of JSON the stronger one decides: where there is a SHA-256 signature, no other is looked at. Of a form either may be
@@ -108,14 +108,14 @@ def read_claims(request: SignedRequest) -> tuple[Claim, ...]:
         raise UnverifiableError("there is no signature")
     kind = _kind(request.headers, request.body) if request.method == "POST" else "form"
     by_sha1 = tuple(
-        Claim(given=given, algorithm="sha1", encoding=encoding, tail=tail)
+        Signature(given=given, algorithm="sha1", encoding=encoding, tail=tail)
         for encoding, tail in _signed(request, kind)
         for given in weak
     )
     if kind == "form" and weak and (len(strong) != 1 or not strong[0]):
         return by_sha1
     by_sha256 = tuple(
-        Claim(given=given, algorithm="sha256", encoding="hex", tail=request.body)
+        Signature(given=given, algorithm="sha256", encoding="hex", tail=request.body)
         for given in _signatures(request.headers, SHA256_SIGNATURE_HEADER)
     )
     return by_sha256 + by_sha1 if kind == "form" else by_sha256 or by_sha1
@@ -300,7 +300,7 @@ def check_request(request: SignedRequest, keys: Sequence[bytes]) -> None:
     for key in keys:
         for url in urls:
             for claim in claims:
-                matched |= claim.fits(url, key)
+                matched |= claim.verify(url, key)
     if not matched:
         raise UnverifiableError("the signature does not fit")
 

@@ -140,7 +140,7 @@ class Leases:
         self._look_later()
 
 
-Secrets: TypeAlias = Callable[[PlannedRequest], Start]
+SecretProvider: TypeAlias = Callable[[PlannedRequest], Start]
 """Gives a request the secrets that were left out of it."""
 
 
@@ -170,7 +170,7 @@ class Batches:
     leases: Leases
     keys: Keys
     name: str
-    secrets: Secrets | None
+    secrets: SecretProvider | None
     on_outcome: Callable[[BulkOutcome[Start]], None]
     on_denied: Callable[[StreamsError], None]
 
@@ -226,9 +226,9 @@ class Batches:
         async for outcome in run:
             self.on_outcome(outcome)
             if ledger.denied is not None:
-                run.drain()  # what is under way will be refused as well
+                run.shutdown()  # what is under way will be refused as well
             elif ledger.handed_back:
-                run.drain(0)
+                run.shutdown(0)
         if ledger.denied is not None:
             self.on_denied(ledger.denied)
 
@@ -236,7 +236,7 @@ class Batches:
         """Give requests their secrets back; those that have to do without are refused."""
         requests = {}
         for index, one in planned.items():
-            if one.complete:
+            if one.is_complete:
                 requests[index] = one.request
                 continue
             try:

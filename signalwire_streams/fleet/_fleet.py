@@ -57,7 +57,7 @@ _LOOKS_AGAIN = 1.0
 
 
 def _kept(value: float) -> float:
-    return max(1.0, check_seconds(value, "keep"))
+    return max(1.0, check_seconds(value, "retention"))
 
 
 @define(eq=False)
@@ -71,7 +71,7 @@ class Fleet:
         url: the Redis, such as ``redis://host:6379/0``.
         space: the Space's name, host, or address.
         project: the Project ID.
-        keep: seconds that Redis keeps a run, from its submit.
+        retention: seconds that Redis keeps a run, from its submit.
 
     Raises:
         InvalidRequestError: something can't be right.
@@ -80,7 +80,7 @@ class Fleet:
     url: str = field(converter=check_url, repr=False)
     space: str = field(kw_only=True)
     project: str = field(kw_only=True)
-    keep: float = field(default=_WEEK, kw_only=True, converter=_kept)
+    retention: float = field(default=_WEEK, kw_only=True, converter=_kept)
     _keys: Keys = field(init=False)
     _stack: AsyncExitStack = field(init=False, factory=AsyncExitStack)
     _connection: Connection | None = field(init=False, default=None)
@@ -113,7 +113,7 @@ class Fleet:
         requests: Iterable[Start] | AsyncIterable[Start],
         *,
         name: str | None = None,
-        secrets_at_workers: bool = False,
+        redact_secrets: bool = False,
     ) -> str:
         """Give a run to the workers. All of it is read and checked before any of it is started.
 
@@ -123,7 +123,7 @@ class Fleet:
         Args:
             requests: what to start, conferences and calls mixed as they come; any number of them.
             name: what the run is called; a new one by default.
-            secrets_at_workers: True to leave bearer tokens, parameter values and callbacks with a query or password
+            redact_secrets: True to leave bearer tokens, parameter values and callbacks with a query or password
                 out of what Redis keeps; the workers' ``secrets=`` then puts them back. Else they are refused.
 
         Returns:
@@ -134,7 +134,7 @@ class Fleet:
             FleetError: Redis can't be used; submit it again under the same name.
         """
         run = check_run(token_hex(4) if name is None else name)
-        return await self._submit(run, fitted(requests, run, secrets_at_workers=secrets_at_workers))
+        return await self._submit(run, fitted(requests, run, redact_secrets=redact_secrets))
 
     async def resume(self, run: str, *, name: str | None = None) -> str | None:
         """Give the workers what a run that is over left: what was not attempted, and what nobody knows the end of.
@@ -157,10 +157,10 @@ class Fleet:
         """
         facts = await self._facts(run)
         status = facts.status(())
-        status.check_over()
+        status._check_finished()
         if not status.unfinished:
             return None
-        new = check_run((status.resumed or next_run(run)) if name is None else name)
+        new = check_run((status.resumed_as or next_run(run)) if name is None else name)
         claim = script(NOTE, (self._keys.run(run),), RESUMED, new, STOPPING)
         known = reply_of(await self._open().one(claim))
         if known == "refused":
@@ -170,12 +170,12 @@ class Fleet:
         try:
             return await self._submit(new, self._ending(facts).unfinished())
         except InvalidRequestError:  # that name is taken
-            if status.resumed is None:
+            if status.resumed_as is None:
                 await self._open().one(script(TAKE_BACK, (self._keys.run(run),), RESUMED, new))
             raise
 
     async def _submit(self, run: str, requests: AsyncIterable[Planned]) -> str:
-        submission = Submission(self._open(), self._docket, self._keys, run, round(self.keep))
+        submission = Submission(self._open(), self._docket, self._keys, run, round(self.retention))
         try:
             await submission.submit(requests)
         except (RedisError, OSError) as error:  # the engine's own
@@ -202,7 +202,7 @@ class Fleet:
         """
         names = await self._members(command("zrange", self._keys.runs, 0, -1))
         found = (RunFacts.of(name, facts) for name, facts in await self._told(names, self._keys.run))
-        return tuple(sorted((facts.status(()) for facts in found if facts is not None), key=lambda run: run.began))
+        return tuple(sorted((facts.status(()) for facts in found if facts is not None), key=lambda run: run.started_at))
 
     async def status(self, run: str) -> FleetStatus:
         """Tell how far a run is, and who works.
@@ -239,7 +239,7 @@ class Fleet:
         facts = await self._facts(run)
         connection = self._open()
         why = "the run was cancelled before its turn"
-        if not facts.status(()).over:
+        if not facts.status(()).is_finished:
             await connection.one(script(END, (self._keys.run(run),), "cancelled", why))
             await self._ending(facts).settle(facts.ended or why)
         return await self.status(run)

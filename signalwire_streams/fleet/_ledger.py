@@ -9,14 +9,14 @@ from typing import Any, cast
 from attrs import define, evolve, field, fields_dict, frozen
 
 from signalwire_streams import errors
-from signalwire_streams._http.messages import Progress
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._journal import Entry
 from signalwire_streams.bulk._journal_file import INTENDED
 from signalwire_streams.bulk._operations import Key
-from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkState, label_of
-from signalwire_streams.bulk._runner import concerns_all
+from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus, error_label
+from signalwire_streams.bulk._runner import is_fatal_for_run
 from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row
-from signalwire_streams.errors import Phase, RunEndedError, StreamOutcomeUnknown, StreamsError
+from signalwire_streams.errors import Phase, RunCancelledError, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.fleet._redis import INTEND, RELEASE, SETTLE, UNDO, RunKeys, Step, Writer
 from signalwire_streams.models import CallStream, ConferenceStream, StartConferenceStream
 
@@ -25,7 +25,7 @@ _ERRORS = {
 }
 _NOT_OF_STREAMS = frozenset({"conference_sid", "call_sid", "extra"})
 """Fields of a stream that are not written: its request has the target, and unknown keys may hold anything."""
-_MAY_RUN = SUCCEEDED | {BulkState.UNKNOWN}
+_MAY_RUN = SUCCEEDED | {BulkStatus.UNKNOWN}
 _PARTS = 4
 _ROW = 4
 
@@ -58,9 +58,9 @@ def write_outcome(outcome: BulkOutcome[Any]) -> str:
     """Write an outcome down; its item is known by its index."""
     facts: dict[str, Any] = {
         "index": outcome.index,
-        "state": outcome.state.value,
+        "state": outcome.status.value,
         "attempts": outcome.attempts,
-        "seconds": round(outcome.seconds, 4),
+        "seconds": round(outcome.duration, 4),
     }
     stream, error = outcome.stream, outcome.error
     if stream is not None:
@@ -84,11 +84,11 @@ def read_outcome(facts: Mapping[str, Any], item: Start) -> BulkOutcome[Start]:
     return BulkOutcome(
         index=facts["index"],
         item=item,
-        state=BulkState(facts["state"]),
+        status=BulkStatus(facts["state"]),
         stream=None if stream is None else _stream_on(item, stream),
         error=_read_error(facts["error"]) if "error" in facts else None,
         attempts=facts["attempts"],
-        seconds=facts["seconds"],
+        duration=facts["seconds"],
     )
 
 
@@ -109,9 +109,9 @@ def _read_error(facts: Mapping[str, Any]) -> StreamsError:
     return kind(**fields)
 
 
-def error_label(outcome: BulkOutcome[Any]) -> str:
+def outcome_error_label(outcome: BulkOutcome[Any]) -> str:
     """Give what an outcome's error is counted by, or an empty text."""
-    return "" if outcome.error is None else label_of(outcome.error)
+    return "" if outcome.error is None else error_label(outcome.error)
 
 
 def intended(owner: str) -> str:
@@ -123,7 +123,7 @@ def settled(outcome: BulkOutcome[Any]) -> str:
     """Write the mark of a start that has ended."""
     stream = outcome.stream
     ambiguous, sid = (int(stream.ambiguous), stream.sid or "") if stream is not None else (0, "")
-    return f"f:{outcome.state.value}:{ambiguous}:{sid}"
+    return f"f:{outcome.status.value}:{ambiguous}:{sid}"
 
 
 @frozen
@@ -145,7 +145,7 @@ class Mark:
 
     @property
     def state(self) -> str:
-        """How the start ended, as a `BulkState`'s text, or an empty one."""
+        """How the start ended, as a `BulkStatus`'s text, or an empty one."""
         return self.text.split(":", 2)[1] if self.is_settled else ""
 
     @property
@@ -163,7 +163,7 @@ class Mark:
         return _stream_on(request, {"name": request.name, "ambiguous": parts[2] == "1", "sid": parts[3] or None})
 
 
-_NO_NEWS = frozenset({BulkState.NOT_ATTEMPTED, BulkState.REJECTED})
+_NO_NEWS = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
 
 
 @frozen
@@ -201,9 +201,9 @@ def settling(batch: Batch, believed: str, outcome: BulkOutcome[Any]) -> Step:
         believed,
         settled(outcome),
         write_outcome(outcome),
-        outcome.state.value,
+        outcome.status.value,
         outcome.attempts,
-        error_label(outcome),
+        outcome_error_label(outcome),
         batch.keep,
     )
     return Step(SETTLE, (batch.keys.facts, batch.keys.outcomes), batch.marks, values)
@@ -238,8 +238,8 @@ class BatchLedger:
     denied: StreamsError | None = field(init=False, default=None)
     lost: set[int] = field(init=False, factory=set)
     _waiting: dict[Key, deque[int]] = field(init=False, factory=dict)
-    _rows: dict[Progress, int] = field(init=False, factory=dict)
-    _tasks: dict[Progress, "asyncio.Task[Any]"] = field(init=False, factory=dict)
+    _rows: dict[CallState, int] = field(init=False, factory=dict)
+    _tasks: dict[CallState, "asyncio.Task[Any]"] = field(init=False, factory=dict)
     _asked: set[int] = field(init=False, factory=set)
     _own: set[int] = field(init=False, factory=set)
     _settling: list["asyncio.Future[str]"] = field(init=False, factory=list)
@@ -264,22 +264,22 @@ class BatchLedger:
     async def end(self) -> None:
         """Do nothing; what is written is waited for with `written`."""
 
-    def known(self, key: Key, progress: Progress) -> Entry | None:
+    def known(self, key: Key, progress: CallState) -> Entry | None:
         """See Ledger.known."""
         index = self._waiting[key].popleft()
         self._rows[progress] = index
         self._tasks[progress] = cast("asyncio.Task[Any]", asyncio.current_task())
         return Entry(index, INTENDED, sid=None, ambiguous=False) if self._found(index).is_doubtful else None
 
-    async def intend(self, key: Key, progress: Progress, _: Entry | None) -> None:
+    async def intend(self, key: Key, progress: CallState, _: Entry | None) -> None:
         """See Ledger.intend.
 
         Raises:
-            RunEndedError: the run takes no further starts, or another worker has this one.
-            StreamOutcomeUnknown: the same, of a start that may have been sent before.
+            RunCancelledError: the run takes no further starts, or another worker has this one.
+            StreamOutcomeUnknownError: the same, of a start that may have been sent before.
         """
         if self.handed_back:
-            raise RunEndedError("it is left to others")
+            raise RunCancelledError("it is left to others")
         index = self._rows[progress]
         found = self._found(index)
         self._asked.add(index)
@@ -289,35 +289,35 @@ class BatchLedger:
             return
         if answer == "taken":
             self.lost.add(index)
-            raise RunEndedError("another worker has taken this over")
+            raise RunCancelledError("another worker has taken this over")
         self.ended = self.ended or "the run was ended before its turn"
         raise self._not_sent(key, found)
 
-    def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
+    def note(self, progress: CallState, outcome: BulkOutcome[Any]) -> None:
         """See Ledger.note."""
         index = self._rows.pop(progress, None)
         self._tasks.pop(progress, None)
         if index is None or index in self.lost:
             return
         error = outcome.error
-        if error is not None and concerns_all(error):
+        if error is not None and is_fatal_for_run(error):
             self.denied, self.handed_back = error, True
-            if not isinstance(error, StreamOutcomeUnknown):
+            if not isinstance(error, StreamOutcomeUnknownError):
                 self._release(index)
             return
-        if self.handed_back and isinstance(error, RunEndedError | StreamOutcomeUnknown):
-            if isinstance(error, RunEndedError) and not self._found(index).text:
+        if self.handed_back and isinstance(error, RunCancelledError | StreamOutcomeUnknownError):
+            if isinstance(error, RunCancelledError) and not self._found(index).text:
                 self._release(index)
             return
-        if progress.may_be_done and outcome.state in _NO_NEWS:
-            unknown = StreamOutcomeUnknown(
+        if progress.may_have_succeeded and outcome.status in _NO_NEWS:
+            unknown = StreamOutcomeUnknownError(
                 f"an earlier worker may have started it, and then: {error}",
                 sent="maybe",
                 attempts=outcome.attempts,
                 target=progress.target,
                 name=progress.name,
             )
-            outcome = evolve(outcome, state=BulkState.UNKNOWN, error=unknown)
+            outcome = evolve(outcome, status=BulkStatus.UNKNOWN, error=unknown)
         self._settle(index, outcome)
 
     def settle_rest(self, requests: Mapping[int, Start]) -> None:
@@ -331,14 +331,14 @@ class BatchLedger:
     def refuse(self, index: int, request: Start, error: StreamsError) -> None:
         """Write of a start that it can't be carried out; one that may run already is not said to be refused."""
         found = self._found(index)
-        if found.is_doubtful and not isinstance(error, StreamOutcomeUnknown):
+        if found.is_doubtful and not isinstance(error, StreamOutcomeUnknownError):
             error = may_run(key_of(request), str(error))
-        state = BulkState.REJECTED
-        if isinstance(error, RunEndedError):
-            state = BulkState.NOT_ATTEMPTED
-        elif isinstance(error, StreamOutcomeUnknown):
-            state = BulkState.UNKNOWN
-        self._settle(index, BulkOutcome(index=index, item=request, state=state, error=error))
+        state = BulkStatus.REJECTED
+        if isinstance(error, RunCancelledError):
+            state = BulkStatus.NOT_ATTEMPTED
+        elif isinstance(error, StreamOutcomeUnknownError):
+            state = BulkStatus.UNKNOWN
+        self._settle(index, BulkOutcome(index=index, item=request, status=state, error=error))
 
     def hand_back(self) -> None:
         """Cut what is under way at once, and leave it to others."""
@@ -362,7 +362,7 @@ class BatchLedger:
 
     def _not_sent(self, key: Key, found: Mark) -> StreamsError:
         why = self.ended or "the run was ended before its turn"
-        return may_run(key, why) if found.is_doubtful else RunEndedError(why)
+        return may_run(key, why) if found.is_doubtful else RunCancelledError(why)
 
     def _settle(self, index: int, outcome: BulkOutcome[Any]) -> None:
         believed = intended(self.owner) if index in self._own else self._found(index).text
@@ -377,9 +377,9 @@ class BatchLedger:
         return self.writer.later(Step(source, (self.batch.keys.facts,), self.batch.marks, values))
 
 
-def may_run(key: Key, why: str) -> StreamOutcomeUnknown:
+def may_run(key: Key, why: str) -> StreamOutcomeUnknownError:
     """Say of a start that is not made that it may have been made before."""
-    return StreamOutcomeUnknown(
+    return StreamOutcomeUnknownError(
         f"start a stream on {key.kind} {key.target}: an earlier worker may have started it; {why}",
         sent="maybe",
         target=key.target,
@@ -403,7 +403,7 @@ class StopLedger:
     keys: RunKeys = field(init=False)
     keep: int = field(init=False)
     _waiting: dict[Key, deque[int]] = field(init=False, factory=dict)
-    _rows: dict[Progress, int] = field(init=False, factory=dict)
+    _rows: dict[CallState, int] = field(init=False, factory=dict)
 
     def expect(self, index: int, stream: ConferenceStream | CallStream) -> None:
         """Hear which stream comes next."""
@@ -420,7 +420,7 @@ class StopLedger:
     async def end(self) -> None:
         """Do nothing."""
 
-    def known(self, key: Key, progress: Progress) -> Entry | None:
+    def known(self, key: Key, progress: CallState) -> Entry | None:
         """See Ledger.known: a stop can be sent as often as it takes, so nothing needs to be known."""
         waiting = self._waiting[key]
         self._rows[progress] = waiting.popleft()
@@ -428,13 +428,13 @@ class StopLedger:
             del self._waiting[key]
         return None
 
-    async def intend(self, key: Key, progress: Progress, entry: Entry | None) -> None:
+    async def intend(self, key: Key, progress: CallState, entry: Entry | None) -> None:
         """Do nothing: a stop can be sent as often as it takes."""
 
-    def note(self, progress: Progress, outcome: BulkOutcome[Any]) -> None:
+    def note(self, progress: CallState, outcome: BulkOutcome[Any]) -> None:
         """See Ledger.note."""
         index = self._rows.pop(progress, None)
-        if index is None or outcome.state is not BulkState.STOPPED:
+        if index is None or outcome.status is not BulkStatus.STOPPED:
             return
         step = Step(UNDO, (self.keys.facts,), self.keys.undone, (index, self.keep))
         _ = self.writer.later(step)  # the fleet waits for it when it is closed

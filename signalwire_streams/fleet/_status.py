@@ -7,9 +7,9 @@ from typing import Any, cast
 from attrs import define, field, frozen
 
 from signalwire_streams.bulk._journal_file import INTENDED
-from signalwire_streams.bulk._results import BulkOutcome, BulkState
+from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
 from signalwire_streams.bulk._serialization import Start
-from signalwire_streams.errors import InvalidRequestError, RunEndedError, StreamsError
+from signalwire_streams.errors import InvalidRequestError, RunCancelledError, StreamsError
 from signalwire_streams.fleet._ledger import (
     Batch,
     Mark,
@@ -49,9 +49,9 @@ class WorkerStatus:
     name: str
     host: str
     pid: int
-    since: str
-    in_hand: int
-    ended: int
+    started_at: str
+    active_batches: int
+    completed: int
     rate: float
     limit: float | None
     draining: bool
@@ -63,9 +63,9 @@ class WorkerStatus:
             name=name,
             host=facts.get("host", ""),
             pid=int(facts.get("pid", 0)),
-            since=facts.get("since", ""),
-            in_hand=int(facts.get("in_hand", 0)),
-            ended=int(facts.get("ended", 0)),
+            started_at=facts.get("since", ""),
+            active_batches=int(facts.get("in_hand", 0)),
+            completed=int(facts.get("ended", 0)),
             rate=float(facts.get("rate", 0)),
             limit=float(facts["limit"]) if facts.get("limit") else None,
             draining=facts.get("draining") == "1",
@@ -80,7 +80,7 @@ class FleetStatus:
         run: what it is called; it is part of its streams' names.
         began: when it was submitted, in ISO 8601.
         planned: how many starts it has.
-        counts: starts by state: a `BulkState`'s text, ``intended`` (with a worker now, or with one that died) or
+        counts: starts by state: a `BulkStatus`'s text, ``intended`` (with a worker now, or with one that died) or
             ``waiting`` (not begun).
         attempts: attempts that the starts that ended took, those of workers that died left out.
         errors: how often each error's class and code came, most frequent first.
@@ -94,21 +94,21 @@ class FleetStatus:
     """
 
     run: str
-    began: str
+    started_at: str
     planned: int
     counts: Mapping[str, int]
     attempts: int
     errors: Mapping[str, int]
-    ended: str | None
-    why: str | None
-    queued: bool
-    undone: int
-    stopping: bool
-    resumed: str | None
+    cancelled: str | None
+    cancel_reason: str | None
+    fully_submitted: bool
+    rolled_back: int
+    is_rolling_back: bool
+    resumed_as: str | None
     workers: tuple[WorkerStatus, ...] = ()
 
     @property
-    def done(self) -> int:
+    def completed(self) -> int:
         """How many starts have ended."""
         return sum(count for state, count in self.counts.items() if state in _SETTLED)
 
@@ -118,19 +118,19 @@ class FleetStatus:
         return self.counts.get("not_attempted", 0) + self.counts.get("unknown", 0)
 
     @property
-    def over(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether every start has ended."""
-        return self.done >= self.planned
+        return self.completed >= self.planned
 
-    def check_over(self) -> None:
+    def _check_finished(self) -> None:
         """Make sure that every start has ended.
 
         Raises:
             InvalidRequestError: it has not; the message says what to do.
         """
-        if not self.over and self.ended is None:
+        if not self.is_finished and self.cancelled is None:
             raise InvalidRequestError(f"the run {self.run!r} goes on: wait until it is over, or cancel it first")
-        if not self.over:
+        if not self.is_finished:
             raise InvalidRequestError(
                 f"workers have starts of the cancelled run {self.run!r} in hand, or had when they died: a worker ends "
                 "them"
@@ -202,17 +202,17 @@ class RunFacts:
         errors = sorted(self._counts("e:").items(), key=lambda entry: (-entry[1], entry[0]))
         return FleetStatus(
             run=self.run,
-            began=self.fields["began"],
+            started_at=self.fields["began"],
             planned=self.planned,
             counts=counts | ({"waiting": waiting} if waiting > 0 else {}),
             attempts=int(self.fields.get("attempts", 0)),
             errors=dict(errors),
-            ended=self.fields.get("ended"),
-            why=self.ended,
-            queued="queued" in self.fields,
-            undone=int(self.fields.get("undone", 0)),
-            stopping=STOPPING in self.fields,
-            resumed=self.fields.get(RESUMED),
+            cancelled=self.fields.get("ended"),
+            cancel_reason=self.ended,
+            fully_submitted="queued" in self.fields,
+            rolled_back=int(self.fields.get("undone", 0)),
+            is_rolling_back=STOPPING in self.fields,
+            resumed_as=self.fields.get(RESUMED),
             workers=workers,
         )
 
@@ -292,7 +292,7 @@ class Reading:
             self._kept[number] = read_batch(text)
 
 
-_UNFINISHED = frozenset({BulkState.NOT_ATTEMPTED, BulkState.UNKNOWN})
+_UNFINISHED = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.UNKNOWN})
 _BATCHES_AT_ONCE = 20  # batches read in one go
 
 
@@ -347,7 +347,7 @@ class Ending:
         async for _, starts in self._batches(whole=True):
             for found in starts:
                 if found.mark.state in _UNFINISHED:
-                    yield Planned(found.start.request, may_run=found.mark.state == BulkState.UNKNOWN)
+                    yield Planned(found.start.request, may_run=found.mark.state == BulkStatus.UNKNOWN)
 
     async def _batches(self, *, whole: bool = False) -> AsyncIterator[tuple[int, Sequence[Found]]]:
         """Go through the run, batch by batch; where Redis has forgotten a part of it, only a whole run will do."""
@@ -371,7 +371,7 @@ class Ending:
 
 def _settling(batch: Batch, found: Found, why: str) -> Step:
     request = found.start.request.request
-    state, error = BulkState.NOT_ATTEMPTED, cast("StreamsError", RunEndedError(why))
+    state, error = BulkStatus.NOT_ATTEMPTED, cast("StreamsError", RunCancelledError(why))
     if found.mark.is_doubtful:
-        state, error = BulkState.UNKNOWN, may_run(key_of(request), why)
-    return settling(batch, "", BulkOutcome(index=found.index, item=request, state=state, error=error))
+        state, error = BulkStatus.UNKNOWN, may_run(key_of(request), why)
+    return settling(batch, "", BulkOutcome(index=found.index, item=request, status=state, error=error))

@@ -9,7 +9,7 @@ from secrets import token_hex
 from attrs import define, evolve, field
 from docket import Docket
 
-from signalwire_streams.bulk._serialization import Once, PlannedRequest, Start, check_request
+from signalwire_streams.bulk._serialization import DuplicateCheck, PlannedRequest, Start, check_request
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
 from signalwire_streams.fleet._ledger import Planned, write_batch
 from signalwire_streams.fleet._redis import BATCH, NOTE, PLAN, Connection, Keys, RunKeys, command, reply_of, script
@@ -98,7 +98,7 @@ class Submission:
             await self.connection.all([command("set", key, text, ex=self.keep + _LONGER) for key, text in load])
 
     async def _in_batches(self, requests: AsyncIterable[Planned]) -> AsyncIterator[list[Planned]]:
-        once = Once()
+        once = DuplicateCheck()
         batch: list[Planned] = []
         async for one in requests:
             once.check(one.request.request)
@@ -146,7 +146,7 @@ class Submission:
 
 
 async def fitted(
-    requests: Iterable[Start] | AsyncIterable[Start], run: str, *, secrets_at_workers: bool
+    requests: Iterable[Start] | AsyncIterable[Start], run: str, *, redact_secrets: bool
 ) -> AsyncIterator[Planned]:
     """Fit requests for a run: with a name, and without secrets.
 
@@ -155,11 +155,11 @@ async def fitted(
     """
     async for request in _each(requests):
         check_request(request)
-        planned = PlannedRequest.of(request)
-        if planned.left_out and not secrets_at_workers:
+        planned = PlannedRequest.from_request(request)
+        if planned.redacted and not redact_secrets:
             raise InvalidRequestError(
-                f"the request for {request.target} has secrets ({', '.join(planned.left_out)}), which Redis does not "
-                "keep: submit with secrets_at_workers=True, and give the workers secrets="
+                f"the request for {request.target} has secrets ({', '.join(planned.redacted)}), which Redis does not "
+                "keep: submit with redact_secrets=True, and give the workers secrets="
             )
         if request.name is None and not request.unnamed:
             planned = evolve(planned, request=evolve(planned.request, name=f"{GENERATED_NAME}{run}-{request.target}"))

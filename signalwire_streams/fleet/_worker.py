@@ -18,7 +18,7 @@ from docket import Docket, ExponentialRetry, Worker
 from signalwire_streams._client import StreamsClient
 from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsError
-from signalwire_streams.fleet._batches import Batches, HandedBackError, Leases, Secrets
+from signalwire_streams.fleet._batches import Batches, HandedBackError, Leases, SecretProvider
 from signalwire_streams.fleet._redis import (
     BATCH,
     Command,
@@ -32,9 +32,9 @@ from signalwire_streams.fleet._redis import (
 )
 from signalwire_streams.fleet._status import RunFacts
 from signalwire_streams.fleet._submission import TASK
-from signalwire_streams.middleware._rate_limit import Pacer, SpacePacer
+from signalwire_streams.middleware._rate_limit import RateLimiter, SpaceRateLimiter
 from signalwire_streams.models._validation import check_count, check_seconds
-from signalwire_streams.redis_rate_limit import RedisPacer
+from signalwire_streams.redis_rate_limit import RedisRateLimiter
 
 _ENDS_WITHIN = 2.0  # seconds that it takes to give back what was cut, before it is cancelled
 
@@ -120,7 +120,7 @@ _LAST_WORDS = 5.0
 
 
 def _lease(value: float) -> float:
-    return max(0.05, check_seconds(value, "lease"))
+    return max(0.05, check_seconds(value, "lease_seconds"))
 
 
 def _own_name() -> str:
@@ -134,7 +134,7 @@ def _name(value: str) -> str:
 
 
 def _drain(value: float) -> float:
-    return check_seconds(value, "drain")
+    return check_seconds(value, "shutdown_timeout")
 
 
 def _count(value: int) -> int:
@@ -153,9 +153,9 @@ class FleetWorker:
         client: starts the streams; its own pacer, its own token. It is not closed here.
         concurrency: starts that may be under way at once, waiting for the pacer included, in batches of 25; fewer,
             but one batch at least, where the limit that all share is low when the worker begins.
-        lease: seconds after which a worker that gives no sign of life loses what it has in hand. One that is only
+        lease_seconds: seconds after which a worker that gives no sign of life loses what it has in hand. One that is only
             stopped for that long sends nothing more of it when it goes on.
-        drain: seconds that what is in hand gets when the worker is told to end.
+        shutdown_timeout: seconds that what is in hand gets when the worker is told to end.
         secrets: gives a request the secrets that Redis does not keep; raises `InvalidRequestError` where it can't.
         name: what the worker is called; host and process by default.
 
@@ -166,9 +166,9 @@ class FleetWorker:
     url: str = field(converter=check_url, repr=False)
     client: StreamsClient
     concurrency: int = field(default=200, kw_only=True, converter=_count)
-    lease: float = field(default=15.0, kw_only=True, converter=_lease)
-    drain: float = field(default=25.0, kw_only=True, converter=_drain)
-    secrets: Secrets | None = field(default=None, kw_only=True, repr=False)
+    lease_seconds: float = field(default=15.0, kw_only=True, converter=_lease)
+    shutdown_timeout: float = field(default=25.0, kw_only=True, converter=_drain)
+    secrets: SecretProvider | None = field(default=None, kw_only=True, repr=False)
     name: str = field(kw_only=True, converter=_name, factory=_own_name)
     _stop: asyncio.Event = field(init=False, factory=asyncio.Event)
     _denied: StreamsError | None = field(init=False, default=None)
@@ -179,7 +179,7 @@ class FleetWorker:
     _has_begun: bool = field(init=False, default=False)
 
     def stop(self) -> None:
-        """Take nothing new, finish what is in hand, hand back what takes longer than ``drain``; then `run` ends.
+        """Take nothing new, finish what is in hand, hand back what takes longer than ``shutdown_timeout``; then `run` ends.
 
         A signal's handler may call this. A second call hands everything back at once.
         """
@@ -196,14 +196,14 @@ class FleetWorker:
             FleetError: Redis refuses the user or password.
             AuthenticationError: the Space refuses the client's token; what this worker had in hand goes to others.
             PermissionDeniedError: the same.
-            StreamOutcomeUnknown: the same, of a start that an earlier worker may have made.
+            StreamOutcomeUnknownError: the same, of a start that an earlier worker may have made.
         """
         keys = Keys(self.client.origin, self.client.project)
         async with AsyncExitStack() as stack:
             url = engine_url(self.url)
             docket = await stack.enter_async_context(Docket(name=keys.prefix, url=url, execution_ttl=_KEEPS_TASKS))
             connection = await stack.enter_async_context(connected(self.url, docket, _ENDLESS))
-            leases = Leases(connection, self.lease, lambda: self._tell(keys))
+            leases = Leases(connection, self.lease_seconds, lambda: self._tell(keys))
             writer = Writer(connection)
             self._batches = Batches(
                 self.client, connection, writer, leases, keys, self.name, self.secrets, self._note, self._give_up
@@ -236,14 +236,14 @@ class FleetWorker:
             await asyncio.wait([asking, stopping])
 
     def _worker_of(self, docket: Docket) -> Worker:
-        at_once, pacer = self.concurrency, self.client.pacer
-        if isinstance(pacer, SpacePacer):
+        at_once, pacer = self.concurrency, self.client.rate_limiter
+        if isinstance(pacer, SpaceRateLimiter):
             at_once = min(at_once, int(pacer.rate * _AHEAD))  # others could have it sooner, or it could time out
         return Worker(
             docket,
             name=self.name,
             concurrency=max(1, at_once // BATCH),
-            redelivery_timeout=timedelta(seconds=self.lease),
+            redelivery_timeout=timedelta(seconds=self.lease_seconds),
             reconnection_delay=_RECONNECTS,
             minimum_check_interval=_LOOKS_FOR_WORK,
             schedule_automatic_tasks=False,
@@ -257,7 +257,7 @@ class FleetWorker:
             refused = renewing.done()
             if not refused:
                 engine.leave()
-                await asyncio.wait([engine.running], timeout=self.drain)
+                await asyncio.wait([engine.running], timeout=self.shutdown_timeout)
         finally:
             stopping.cancel()
             self._cut()
@@ -299,7 +299,7 @@ class FleetWorker:
                 return
             if self._stop.is_set():
                 raise HandedBackError(f"batch {batch} of {run} is somebody else's now")
-            await asyncio.sleep(self.lease / 8)  # whoever has it may finish it, or lose it
+            await asyncio.sleep(self.lease_seconds / 8)  # whoever has it may finish it, or lose it
 
     def _note(self, outcome: BulkOutcome[Any]) -> None:
         self._ended += outcome.ok
@@ -312,7 +312,7 @@ class FleetWorker:
         return sum(attempts for _, attempts in self._recent) / _WINDOW
 
     def _tell(self, keys: Keys) -> Sequence[Command]:
-        pacer = self.client.pacer
+        pacer = self.client.rate_limiter
         facts = {
             "host": socket.gethostname(),
             "pid": str(os.getpid()),
@@ -320,13 +320,13 @@ class FleetWorker:
             "in_hand": str(len(self._batches.leases.in_hand)),
             "ended": str(self._ended),
             "rate": f"{self._rate():.1f}",
-            "limit": f"{pacer.rate:.1f}" if isinstance(pacer, SpacePacer) else "",
+            "limit": f"{pacer.rate:.1f}" if isinstance(pacer, SpaceRateLimiter) else "",
             "draining": str(int(self._stop.is_set())),
         }
         key = keys.worker(self.name)
         return [
             command("hset", key, mapping=facts),
-            command("expire", key, max(1, round(self.lease))),
+            command("expire", key, max(1, round(self.lease_seconds))),
             command("sadd", keys.workers, self.name),
         ]
 
@@ -344,11 +344,11 @@ class FleetWorker:
 async def run_worker(
     url: str,
     *,
-    pacer: Pacer | None = None,
+    pacer: RateLimiter | None = None,
     concurrency: int = 200,
-    lease: float = 15.0,
-    drain: float = 25.0,
-    secrets: Secrets | None = None,
+    lease_seconds: float = 15.0,
+    shutdown_timeout: float = 25.0,
+    secrets: SecretProvider | None = None,
 ) -> None:
     """Be a worker of the fleet until SIGTERM or SIGINT comes; a second one hands back at once what is in hand.
 
@@ -356,28 +356,35 @@ async def run_worker(
 
     Args:
         url: the Redis that the fleet shares.
-        pacer: what the workers share the Space's limit by; a `RedisPacer` on the fleet's Redis by default.
+        pacer: what the workers share the Space's limit by; a `RedisRateLimiter` on the fleet's Redis by default.
         concurrency: see `FleetWorker`.
-        lease: see `FleetWorker`.
-        drain: see `FleetWorker`.
+        lease_seconds: see `FleetWorker`.
+        shutdown_timeout: see `FleetWorker`.
         secrets: see `FleetWorker`.
 
     Raises:
         InvalidRequestError: something can't be right, or the environment lacks something.
-        SharedPacerError: Redis can't be reached at the start, or refuses the user or password.
+        RateLimiterError: Redis can't be reached at the start, or refuses the user or password.
         FleetError: the same, with a pacer of the caller's own.
     """
     async with AsyncExitStack() as stack:
         if pacer is None:
-            pacer = await stack.enter_async_context(RedisPacer(url))
-        client = await stack.enter_async_context(StreamsClient.from_env(pacer=pacer))
-        worker = FleetWorker(url, client, concurrency=concurrency, lease=lease, drain=drain, secrets=secrets)
-        with stopped_by_signals(worker):
+            pacer = await stack.enter_async_context(RedisRateLimiter(url))
+        client = await stack.enter_async_context(StreamsClient.from_env(rate_limiter=pacer))
+        worker = FleetWorker(
+            url,
+            client,
+            concurrency=concurrency,
+            lease_seconds=lease_seconds,
+            shutdown_timeout=shutdown_timeout,
+            secrets=secrets,
+        )
+        with stop_on_signals(worker):
             await worker.run()
 
 
 @contextmanager
-def stopped_by_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] | None = None) -> Iterator[None]:
+def stop_on_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] | None = None) -> Iterator[None]:
     """Stop a worker when SIGTERM or SIGINT comes.
 
     Args:

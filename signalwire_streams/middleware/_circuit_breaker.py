@@ -4,30 +4,53 @@ from collections import deque
 
 from attrs import define, field, frozen
 
-from signalwire_streams._http.messages import Request, Outcome, Send
+from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._logs import log_breaker_closed, log_breaker_opened
-from signalwire_streams.middleware._policies import BreakerPolicy
-from signalwire_streams.models import Event
+from signalwire_streams.middleware._policies import CircuitBreakerPolicy
+from signalwire_streams.models import AttemptResult
 
-_FAILED = frozenset({Event.UNSENT, Event.BROKEN, Event.MALFORMED, Event.SERVER_FAULT, Event.UNAVAILABLE})
-_SERVED = frozenset(
-    {Event.DONE, Event.ACCEPTED, Event.REJECTED, Event.DENIED, Event.DUPLICATE_NAME, Event.GONE, Event.ENDED}
+_FAILED = frozenset(
+    {
+        AttemptResult.NOT_SENT,
+        AttemptResult.NO_RESPONSE,
+        AttemptResult.MALFORMED,
+        AttemptResult.SERVER_FAULT,
+        AttemptResult.UNAVAILABLE,
+    }
 )
-_NOT_TRIED = frozenset({Event.EXPIRED, Event.BREAKER_OPEN, Event.STALE, Event.UNUSABLE})
+_SERVED = frozenset(
+    {
+        AttemptResult.DONE,
+        AttemptResult.ACCEPTED,
+        AttemptResult.REJECTED,
+        AttemptResult.FORBIDDEN,
+        AttemptResult.DUPLICATE_NAME,
+        AttemptResult.NOT_FOUND,
+        AttemptResult.ALREADY_STOPPED,
+    }
+)
+_NOT_TRIED = frozenset(
+    {
+        AttemptResult.DEADLINE_EXCEEDED,
+        AttemptResult.BREAKER_OPEN,
+        AttemptResult.STALE_CONNECTION,
+        AttemptResult.UNRETRYABLE,
+    }
+)
 _STEPS = 30
 
 
 @define(eq=False)
-class Breaker:
+class CircuitBreaker:
     """A circuit breaker: closed, then open for a pause, then one probe decides. No clock of its own.
 
     A refusal for good (most of 4xx) is the Space at work, and counts for it: else a run over conferences that are
     gone, all of them 404, would end in a pause at the twentieth hiccup. "Too many requests" counts neither way.
     """
 
-    policy: BreakerPolicy
+    policy: CircuitBreakerPolicy
     _seen: deque["_Step"] = field(init=False, factory=deque)
     _open_until: float | None = field(init=False, default=None)
     _probing: bool = field(init=False, default=False)
@@ -37,29 +60,29 @@ class Breaker:
         """Whether requests are held back until a probe succeeds."""
         return self._open_until is not None
 
-    def admit(self, now: float) -> "Admission":
+    def allow(self, now: float) -> "Permit":
         """Ask whether a request may go."""
         if self._open_until is None:
             return _FREELY
         if now < self._open_until:
-            return Admission(wait=self._open_until - now)
+            return Permit(wait=self._open_until - now)
         if self._probing:
-            return Admission(wait=self.policy.pause)
+            return Permit(wait=self.policy.open_duration)
         self._probing = True
         return _AS_PROBE
 
-    def abandon(self, admission: "Admission") -> None:
+    def release(self, admission: "Permit") -> None:
         """Note that an admitted request ended without an outcome; was it the probe, a later one may be it."""
         if admission.is_probe:
             self._probing = False
 
-    def record(self, admission: "Admission", event: Event, now: float) -> None:
+    def record(self, admission: "Permit", event: AttemptResult, now: float) -> None:
         """Note how an admitted request ended."""
         failed = event in _FAILED
         if admission.is_probe:
             self._probing = False
             if event not in _NOT_TRIED:
-                self._open_until = now + self.policy.pause if failed else None
+                self._open_until = now + self.policy.open_duration if failed else None
         elif self._open_until is None and (failed or event in _SERVED):
             self._count(now, failed=failed)
 
@@ -74,13 +97,13 @@ class Breaker:
             return
         seen[-1].failures += 1
         outcomes, failures = sum(step.outcomes for step in seen), sum(step.failures for step in seen)
-        if outcomes >= self.policy.outcomes and failures >= outcomes * self.policy.share:
-            self._open_until = now + self.policy.pause
+        if outcomes >= self.policy.min_requests and failures >= outcomes * self.policy.failure_rate:
+            self._open_until = now + self.policy.open_duration
             seen.clear()
 
 
 @frozen
-class Admission:
+class Permit:
     """The breaker's leave for one request.
 
     Attributes:
@@ -92,8 +115,8 @@ class Admission:
     is_probe: bool = False
 
 
-_FREELY = Admission()
-_AS_PROBE = Admission(is_probe=True)
+_FREELY = Permit()
+_AS_PROBE = Permit(is_probe=True)
 
 
 @define(eq=False)
@@ -104,25 +127,25 @@ class _Step:
 
 
 @define(eq=False)
-class Break:
+class CircuitBreakerMiddleware:
     """Lets an exchange through unless the breaker is open."""
 
-    breaker: Breaker
+    breaker: CircuitBreaker
     clock: Clock
 
-    async def __call__(self, exchange: Request, send: Send) -> Outcome:
+    async def __call__(self, exchange: Request, send: Handler) -> Result:
         """Send, or answer at once that it is not tried."""
-        admission = self.breaker.admit(self.clock.now())
+        admission = self.breaker.allow(self.clock.now())
         if admission.wait:
-            exchange.progress.phase = Phase.QUEUED
-            return Outcome(event=Event.BREAKER_OPEN, phase=Phase.QUEUED, retry_after=admission.wait)
+            exchange.state.phase = Phase.QUEUED
+            return Result(attempt_result=AttemptResult.BREAKER_OPEN, phase=Phase.QUEUED, retry_after=admission.wait)
         try:
             outcome = await send(exchange)
         except BaseException:  # a probe that was cancelled must not keep the breaker waiting for it for ever
-            self.breaker.abandon(admission)
+            self.breaker.release(admission)
             raise
         was_open = self.breaker.is_open
-        self.breaker.record(admission, outcome.event, self.clock.now())
+        self.breaker.record(admission, outcome.attempt_result, self.clock.now())
         if self.breaker.is_open and not was_open:
             log_breaker_opened(self.breaker.policy, exchange, outcome)
         elif was_open and not self.breaker.is_open:

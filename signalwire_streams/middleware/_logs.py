@@ -12,10 +12,10 @@ import logging
 
 from attrs import define, field
 
-from signalwire_streams._http.error_bodies import presentable
-from signalwire_streams._http.messages import Request, Outcome
-from signalwire_streams.middleware._policies import BreakerPolicy
-from signalwire_streams.models import Action, Event, Lane
+from signalwire_streams._http.error_bodies import redact
+from signalwire_streams._http.messages import Request, Result
+from signalwire_streams.middleware._policies import CircuitBreakerPolicy
+from signalwire_streams.models import AttemptResult, Priority, RetryDecision
 
 RETRY_LOG = logging.getLogger("signalwire_streams.retry")
 OUTCOME_LOG = logging.getLogger("signalwire_streams.outcome")
@@ -26,7 +26,7 @@ _BULK_INTERVAL = 60.0
 """Seconds between two WARNINGs about the outcomes of bulk starts."""
 
 
-def log_retry(exchange: Request, outcome: Outcome, number: int, action: Action, wait: float) -> None:
+def log_retry(exchange: Request, outcome: Result, number: int, action: RetryDecision, wait: float) -> None:
     """Log an attempt that is followed by another one."""
     if not RETRY_LOG.isEnabledFor(logging.DEBUG):
         return
@@ -47,19 +47,19 @@ class OutcomeLog:
     _bulk_warning_at: float = field(init=False, default=float("-inf"))
     _unreported: int = field(init=False, default=0)
 
-    def unknown(self, exchange: Request, outcome: Outcome, now: float) -> None:
+    def unknown(self, exchange: Request, outcome: Result, now: float) -> None:
         """Log a start that may have been carried out."""
-        lost = outcome.event is Event.ACCEPTED
+        lost = outcome.attempt_result is AttemptResult.ACCEPTED
         state = "the stream runs, but its sid is lost" if lost else "the stream may be running"
-        level, suffix = self._level(exchange.lane, now)
+        level, suffix = self._level(exchange.priority, now)
         if OUTCOME_LOG.isEnabledFor(level):
             happened = _what_happened(exchange, outcome)
             OUTCOME_LOG.log(level, "%s: outcome unknown, %s: %s%s", _call(exchange), state, happened, suffix)
 
-    def ambiguous(self, exchange: Request, action: Action, now: float) -> None:
+    def ambiguous(self, exchange: Request, action: RetryDecision, now: float) -> None:
         """Log a start that succeeded after an attempt that may have been carried out."""
-        state = "already running" if action is Action.ALREADY_STARTED else "started"
-        level, suffix = self._level(exchange.lane, now)
+        state = "already running" if action is RetryDecision.ALREADY_STARTED else "started"
+        level, suffix = self._level(exchange.priority, now)
         if OUTCOME_LOG.isEnabledFor(level):
             OUTCOME_LOG.log(
                 level,
@@ -69,8 +69,8 @@ class OutcomeLog:
                 suffix,
             )
 
-    def _level(self, lane: Lane, now: float) -> tuple[int, str]:
-        if lane is Lane.INTERACTIVE:
+    def _level(self, lane: Priority, now: float) -> tuple[int, str]:
+        if lane is Priority.INTERACTIVE:
             return logging.WARNING, ""
         if now - self._bulk_warning_at < _BULK_INTERVAL:
             self._unreported += 1
@@ -80,15 +80,15 @@ class OutcomeLog:
         return logging.WARNING, suffix
 
 
-def log_breaker_opened(policy: BreakerPolicy, exchange: Request, outcome: Outcome) -> None:
+def log_breaker_opened(policy: CircuitBreakerPolicy, exchange: Request, outcome: Result) -> None:
     """Log that the circuit breaker opened."""
     BREAKER_LOG.warning(
         "circuit breaker opened: at least %g %% of the last requests failed, at last %s: %s; no requests for %g s, "
         "then one probe",
-        policy.share * 100,
+        policy.failure_rate * 100,
         _call(exchange),
         _what_happened(exchange, outcome),
-        policy.pause,
+        policy.open_duration,
     )
 
 
@@ -103,14 +103,14 @@ def log_pause(seconds: float) -> None:
 
 
 def _call(exchange: Request) -> str:
-    name = f" (name {exchange.name!r})" if exchange.kind.is_start and exchange.name is not None else ""
-    return f"{exchange.verb} {exchange.target}{name}"
+    name = f" (name {exchange.name!r})" if exchange.operation.is_start and exchange.name is not None else ""
+    return f"{exchange.description} {exchange.target}{name}"
 
 
-def _what_happened(exchange: Request, outcome: Outcome) -> str:
-    reply, event = outcome.reply, outcome.event.value
+def _what_happened(exchange: Request, outcome: Result) -> str:
+    reply, event = outcome.response, outcome.attempt_result.value
     if reply is None:
-        detail = presentable(outcome.detail, exchange.secrets)
+        detail = redact(outcome.detail, exchange.redact)
         return f"{event} ({detail})" if detail else event
     code = reply.problem.code if reply.problem is not None else None
     return f"{event} (HTTP {reply.status}" + (f", code {code})" if code is not None else ")")

@@ -8,13 +8,13 @@ from typing import TypeVar
 from attrs import define, field
 
 from signalwire_streams.errors import ClientStateError
-from signalwire_streams.models import Lane
+from signalwire_streams.models import Priority
 
 _Grant = TypeVar("_Grant")
 
 
 @define(eq=False)
-class Slots:
+class PrioritySemaphore:
     """A semaphore with two lanes: whoever waits in the interactive one gets the next free slot.
 
     Attributes:
@@ -22,22 +22,22 @@ class Slots:
     """
 
     free: int
-    _waiting: dict[Lane, dict[asyncio.Future[None], None]] = field(init=False)
+    _waiting: dict[Priority, dict[asyncio.Future[None], None]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._waiting = {lane: {} for lane in Lane}
+        self._waiting = {lane: {} for lane in Priority}
 
-    async def acquire(self, lane: Lane, patience: float) -> bool:
+    async def acquire(self, priority: Priority, timeout: float) -> bool:
         """Take a slot, waiting for one no longer than so many seconds; False when there was none."""
         if self.free > 0:
             self.free -= 1
             return True
-        if patience <= 0:
+        if timeout <= 0:
             return False
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[lane][turn] = None
+        self._waiting[priority][turn] = None
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 await turn
         except TimeoutError:
             return was_granted(turn)
@@ -46,7 +46,7 @@ class Slots:
                 self.release()
             raise
         finally:
-            self._waiting[lane].pop(turn, None)
+            self._waiting[priority].pop(turn, None)
         return True
 
     def release(self) -> None:
@@ -67,29 +67,29 @@ def was_granted(turn: asyncio.Future[_Grant]) -> bool:
 
 
 @define(eq=False)
-class Queue:
+class PriorityQueue:
     """The requests that wait. A turn that is granted holds the time until which its token may be used."""
 
-    _lanes: dict[Lane, dict[asyncio.Future[float], None]] = field(init=False)
+    _lanes: dict[Priority, dict[asyncio.Future[float], None]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._lanes = {lane: {} for lane in Lane}
+        self._lanes = {lane: {} for lane in Priority}
 
     def __len__(self) -> int:
         return sum(map(len, self._lanes.values()))
 
-    def ahead(self, lane: Lane) -> int:
+    def ahead(self, lane: Priority) -> int:
         """Count who would be served before a newcomer of that lane."""
-        return len(self._lanes[Lane.INTERACTIVE]) if lane is Lane.INTERACTIVE else len(self)
+        return len(self._lanes[Priority.INTERACTIVE]) if lane is Priority.INTERACTIVE else len(self)
 
-    def head(self) -> tuple[Lane, int]:
+    def head(self) -> tuple[Priority, int]:
         """Give the lane that is served next, and how many wait there; 0 when nobody waits."""
         for lane, turns in self._lanes.items():
             if turns:
                 return lane, len(turns)
-        return Lane.BULK, 0
+        return Priority.BULK, 0
 
-    def add(self, lane: Lane) -> asyncio.Future[float]:
+    def add(self, lane: Priority) -> asyncio.Future[float]:
         """Make a turn at the end of a lane."""
         turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._lanes[lane][turn] = None
@@ -124,7 +124,7 @@ class Queue:
 
 
 @define(eq=False)
-class Home:
+class LoopGuard:
     """The event loop and the process that a pacer was first used in."""
 
     _closed: bool = field(init=False, default=False)
@@ -138,15 +138,17 @@ class Home:
             ClientStateError: it is closed, or belongs to another event loop or process.
         """
         if self._closed:
-            raise ClientStateError("this pacer is closed: make a new RedisPacer")
+            raise ClientStateError("this pacer is closed: make a new RedisRateLimiter")
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop, self._process = loop, os.getpid()
         elif self._process != os.getpid():
-            raise ClientStateError("this pacer belongs to the process that forked this one: make a RedisPacer in each")
+            raise ClientStateError(
+                "this pacer belongs to the process that forked this one: make a RedisRateLimiter in each"
+            )
         elif self._loop is not loop:
             raise ClientStateError(
-                "this pacer belongs to another event loop: make one RedisPacer inside each asyncio.run()"
+                "this pacer belongs to another event loop: make one RedisRateLimiter inside each asyncio.run()"
             )
 
     def leave(self) -> bool:

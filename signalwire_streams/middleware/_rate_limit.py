@@ -11,13 +11,13 @@ from typing import Protocol, runtime_checkable
 from attrs import define, field
 
 from signalwire_streams._http.error_bodies import advertised_limit
-from signalwire_streams._http.messages import Request, Outcome, Send
+from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase, StreamsError
 from signalwire_streams.middleware._logs import log_pause
 from signalwire_streams.middleware._policies import RateLimit
-from signalwire_streams.middleware._queueing import Slots, was_granted
-from signalwire_streams.models import Event, Kind, Lane
+from signalwire_streams.middleware._queueing import PrioritySemaphore, was_granted
+from signalwire_streams.models import AttemptResult, Operation, Priority
 
 BURST_SHARE = 0.005
 """The part of the limit that may go out at once, unless the caller says otherwise."""
@@ -43,7 +43,7 @@ def recovered_rate(before: float, elapsed: float) -> float:
 
 
 @define(eq=False)
-class Pace:
+class TokenBucket:
     """The state of the pacing, without a clock of its own.
 
     Attributes:
@@ -66,7 +66,7 @@ class Pace:
 
     def __attrs_post_init__(self) -> None:
         self._advertised = self.limit.requests
-        self._aim_at(self.limit.most, self.limit.burst)
+        self._aim_at(self.limit.max_requests, self.limit.burst)
         self.rate = self._ceiling
         self._tokens = self._burst
 
@@ -74,17 +74,17 @@ class Pace:
         self._burst = float(burst or max(1, round(most * BURST_SHARE)))
         self._ceiling = max((most - self._burst) / self.limit.window, LEAST_RATE / self.limit.window)
 
-    def gate_wait(self, now: float) -> float:
+    def time_until_open(self, now: float) -> float:
         """Seconds until the gate is open; 0 when it is."""
         return max(0.0, self.closed_until - now)
 
-    def take(self, now: float) -> float:
+    def try_acquire(self, now: float) -> float:
         """Take leave for one request.
 
         Returns:
             0 when it may go now (and it is counted), else the seconds after which to ask again.
         """
-        wait = self.gate_wait(now)
+        wait = self.time_until_open(now)
         if wait:
             return wait
         self._recover(now)
@@ -96,11 +96,11 @@ class Pace:
         self._tokens -= 1.0
         return 0.0
 
-    def give_back(self) -> None:
+    def refund(self) -> None:
         """Return the leave of a request that was not sent after all."""
         self._tokens = min(self._burst, self._tokens + 1.0)
 
-    def throttled(self, now: float, sent_at: float, retry_after: float | None) -> None:
+    def on_throttled(self, now: float, sent_at: float, retry_after: float | None) -> None:
         """Note that the Space said "too many requests": close the gate and slow down.
 
         Args:
@@ -120,7 +120,7 @@ class Pace:
         if retry_after is not None:
             self.closed_until = max(self.closed_until, now + retry_after)
 
-    def served(self) -> None:
+    def on_success(self) -> None:
         """Note that the Space took a request: the next pause starts small again."""
         self._pause = FIRST_PAUSE
 
@@ -130,7 +130,7 @@ class Pace:
         if requests == self._advertised:
             return
         self._advertised = requests
-        most = max(1, int(requests * self.limit.share))
+        most = max(1, int(requests * self.limit.utilization))
         self._aim_at(most, min(self.limit.burst, most) if self.limit.burst else None)
         self.rate = self._ceiling if self._cut_at is None else min(self.rate, self._ceiling)
         self._tokens = min(self._tokens, self._burst)
@@ -148,10 +148,10 @@ _TICK = 0.004
 _FRESH = 0.1  # seconds that a leave may be held for what is done before sending
 
 
-class Pacer(Protocol):
+class RateLimiter(Protocol):
     """Decides when a request may go out. One is shared by everything that shares a Space's limit."""
 
-    async def acquire(self, lane: Lane, patience: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:
         """Wait until one POST may go out.
 
         Args:
@@ -164,21 +164,21 @@ class Pacer(Protocol):
         """
         ...
 
-    async def pass_gate(self, patience: float) -> float:
+    async def wait_until_allowed(self, timeout: float) -> float:
         """Wait while the Space takes no requests at all; for reads, which the limit does not count."""
         ...
 
-    def throttled(self, sent_at: float, retry_after: float | None) -> None:
+    def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
         """Hear that the Space refused a request, sent at that time of the client's clock, as too many."""
         ...
 
-    def served(self, advertised: int | None) -> None:
+    def on_success(self, advertised: int | None) -> None:
         """Hear that the Space took a request, and which limit its headers told, if any."""
         ...
 
 
 @runtime_checkable
-class SpacePacer(Pacer, Protocol):
+class SpaceRateLimiter(RateLimiter, Protocol):
     """A pacer that is shared beyond its process, and wants to know which Space it paces."""
 
     @property
@@ -186,20 +186,22 @@ class SpacePacer(Pacer, Protocol):
         """Requests per second that all who share it may make now, as far as it knows."""
         ...
 
-    def join(self, origin: str) -> None:
+    def bind(self, origin: str) -> None:
         """Hear the scheme, host and port of the Space that a client is made for."""
         ...
 
 
-def choose_pacer(origin: str, pacer: Pacer | None, rate_limit: RateLimit | None, clock: Clock) -> Pacer:
+def choose_rate_limiter(
+    origin: str, pacer: RateLimiter | None, rate_limit: RateLimit | None, clock: Clock
+) -> RateLimiter:
     """Take the caller's pacer, telling it the Space if it asks; or make one of this client's own."""
-    if isinstance(pacer, SpacePacer):
-        pacer.join(origin)
-    return pacer or LocalPacer(Pace(rate_limit or RateLimit()), clock)
+    if isinstance(pacer, SpaceRateLimiter):
+        pacer.bind(origin)
+    return pacer or LocalRateLimiter(TokenBucket(rate_limit or RateLimit()), clock)
 
 
 @define(eq=False)
-class LocalPacer:
+class LocalRateLimiter:
     """Paces the requests of one process.
 
     Attributes:
@@ -207,29 +209,29 @@ class LocalPacer:
         clock: where time and waiting come from.
     """
 
-    pace: Pace
+    bucket: TokenBucket
     clock: Clock
-    _waiting: dict[Lane, dict[asyncio.Future[None], None]] = field(init=False)
+    _waiting: dict[Priority, dict[asyncio.Future[None], None]] = field(init=False)
     _pump: asyncio.Task[None] | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
-        self._waiting = {lane: {} for lane in Lane}
+        self._waiting = {lane: {} for lane in Priority}
 
-    async def acquire(self, lane: Lane, patience: float) -> float:
-        """See `Pacer.acquire`."""
+    async def acquire(self, priority: Priority, timeout: float) -> float:
+        """See `RateLimiter.acquire`."""
         now = self.clock.now()
-        ahead = len(self._waiting[Lane.INTERACTIVE])
-        if lane is Lane.BULK:
-            ahead += len(self._waiting[Lane.BULK])
-        wait = self.pace.gate_wait(now) if ahead else self.pace.take(now)
+        ahead = len(self._waiting[Priority.INTERACTIVE])
+        if priority is Priority.BULK:
+            ahead += len(self._waiting[Priority.BULK])
+        wait = self.bucket.time_until_open(now) if ahead else self.bucket.try_acquire(now)
         if not (ahead or wait):
             return 0.0
-        least = max(wait, ahead / self.pace.rate)
-        if least >= patience:
+        least = max(wait, ahead / self.bucket.rate)
+        if least >= timeout:
             return least
-        return await self._turn(lane, patience)
+        return await self._turn(priority, timeout)
 
-    async def _turn(self, lane: Lane, patience: float) -> float:
+    async def _turn(self, lane: Priority, patience: float) -> float:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[lane][turn] = None
         # It is not the task that resets this: an eager one may end before it is assigned.
@@ -243,7 +245,7 @@ class LocalPacer:
                 return patience
         except asyncio.CancelledError:
             if was_granted(turn):
-                self.pace.give_back()
+                self.bucket.refund()
             raise
         finally:
             self._waiting[lane].pop(turn, None)
@@ -252,7 +254,7 @@ class LocalPacer:
     async def _serve(self) -> None:
         """Grant turns, interactive ones first, until nobody waits."""
         while (turn := self._next()) is not None:
-            wait = self.pace.take(self.clock.now())
+            wait = self.bucket.try_acquire(self.clock.now())
             if wait:
                 await self.clock.sleep(max(wait, _TICK))
             else:
@@ -267,34 +269,34 @@ class LocalPacer:
                 del waiting[turn]
         return None
 
-    async def pass_gate(self, patience: float) -> float:
-        """See `Pacer.pass_gate`."""
-        wait = self.pace.gate_wait(self.clock.now())
+    async def wait_until_allowed(self, timeout: float) -> float:
+        """See `RateLimiter.wait_until_allowed`."""
+        wait = self.bucket.time_until_open(self.clock.now())
         if not wait:
             return 0.0
-        if wait >= patience:
+        if wait >= timeout:
             return wait
         await self.clock.sleep(wait)
-        return await self.pass_gate(patience - wait)
+        return await self.wait_until_allowed(timeout - wait)
 
-    def throttled(self, sent_at: float, retry_after: float | None) -> None:
-        """See `Pacer.throttled`."""
+    def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
+        """See `RateLimiter.throttled`."""
         now = self.clock.now()
-        was_open = not self.pace.gate_wait(now)
-        self.pace.throttled(now, sent_at, retry_after)
-        pause = self.pace.gate_wait(now)
+        was_open = not self.bucket.time_until_open(now)
+        self.bucket.on_throttled(now, sent_at, retry_after)
+        pause = self.bucket.time_until_open(now)
         if was_open and pause:
             log_pause(pause)
 
-    def served(self, advertised: int | None) -> None:
-        """See `Pacer.served`."""
-        self.pace.served()
+    def on_success(self, advertised: int | None) -> None:
+        """See `RateLimiter.served`."""
+        self.bucket.on_success()
         if advertised is not None:
-            self.pace.advertised(advertised)
+            self.bucket.advertised(advertised)
 
 
 @define(eq=False)
-class Turns:
+class RateLimitMiddleware:
     """The middleware that makes an exchange wait for its turn.
 
     Attributes:
@@ -303,15 +305,15 @@ class Turns:
         clock: where the time comes from.
     """
 
-    slots: Slots
-    pacer: Pacer
+    slots: PrioritySemaphore
+    rate_limiter: RateLimiter
     clock: Clock
 
-    async def __call__(self, exchange: Request, send: Send) -> Outcome:
+    async def __call__(self, exchange: Request, send: Handler) -> Result:
         """Wait for a turn, then send; or say that there was none in time."""
-        progress = exchange.progress
+        progress = exchange.state
         progress.phase = Phase.QUEUED
-        if not await self.slots.acquire(exchange.lane, progress.deadline_at - self.clock.now()):
+        if not await self.slots.acquire(exchange.priority, progress.deadline_at - self.clock.now()):
             return _expired("no connection became free in time", None)
         try:
             missed = await self._turn(exchange)
@@ -320,7 +322,7 @@ class Turns:
                 missed = await self._prepare(exchange, prepare)
             if missed:
                 return _expired("the pacer would have held it longer than the call may take", missed)
-            progress.turn_at = sent_at = self.clock.now()
+            progress.acquired_at = sent_at = self.clock.now()
             outcome = await send(exchange)
         finally:
             self.slots.release()
@@ -328,28 +330,30 @@ class Turns:
         return outcome
 
     async def _turn(self, exchange: Request) -> float:
-        patience = exchange.progress.deadline_at - self.clock.now()
-        if exchange.kind is Kind.READ:
-            return await self.pacer.pass_gate(patience)
-        return await self.pacer.acquire(exchange.lane, patience)
+        patience = exchange.state.deadline_at - self.clock.now()
+        if exchange.operation is Operation.READ:
+            return await self.rate_limiter.wait_until_allowed(patience)
+        return await self.rate_limiter.acquire(exchange.priority, patience)
 
     async def _prepare(self, exchange: Request, prepare: Callable[[], Awaitable[None]]) -> float:
         granted_at = self.clock.now()
         try:
             await prepare()
         except StreamsError:
-            exchange.progress.attempts -= 1  # this one is not made, and the next one is to be prepared as well
+            exchange.state.attempts -= 1  # this one is not made, and the next one is to be prepared as well
             raise
-        exchange.progress.before_sending = None
+        exchange.state.before_sending = None
         # A leave that was held for long would be used in a window of others.
         return await self._turn(exchange) if self.clock.now() - granted_at > _FRESH else 0.0
 
-    def _report(self, outcome: Outcome, sent_at: float) -> None:
-        if outcome.event is Event.THROTTLED:
-            self.pacer.throttled(sent_at, outcome.retry_after)
-        elif outcome.reply is not None:
-            self.pacer.served(advertised_limit(outcome.reply.headers))
+    def _report(self, outcome: Result, sent_at: float) -> None:
+        if outcome.attempt_result is AttemptResult.THROTTLED:
+            self.rate_limiter.on_throttled(sent_at, outcome.retry_after)
+        elif outcome.response is not None:
+            self.rate_limiter.on_success(advertised_limit(outcome.response.headers))
 
 
-def _expired(why: str, retry_after: float | None) -> Outcome:
-    return Outcome(event=Event.EXPIRED, phase=Phase.QUEUED, detail=why, retry_after=retry_after)
+def _expired(why: str, retry_after: float | None) -> Result:
+    return Result(
+        attempt_result=AttemptResult.DEADLINE_EXCEEDED, phase=Phase.QUEUED, detail=why, retry_after=retry_after
+    )

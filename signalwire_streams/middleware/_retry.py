@@ -5,93 +5,105 @@ from collections.abc import Callable, Mapping
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams._http.messages import Request, Outcome, Send
+from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._logs import RETRY_LOG, OutcomeLog, log_retry
 from signalwire_streams.middleware._policies import RetryPolicy
-from signalwire_streams.models import Action, Attempt, Event, Kind
+from signalwire_streams.models import Attempt, AttemptResult, Operation, RetryDecision
 
-_Row = tuple[Action, Action, Action]
-_EVERYWHERE: Mapping[Action, _Row] = {action: (action, action, action) for action in Action}
+_Row = tuple[RetryDecision, RetryDecision, RetryDecision]
+_EVERYWHERE: Mapping[RetryDecision, _Row] = {action: (action, action, action) for action in RetryDecision}
 
-_PROOF, _NO_PROOF = Action.ALREADY_STOPPED, Action.FAIL
+_PROOF, _NO_PROOF = RetryDecision.ALREADY_STOPPED, RetryDecision.FAIL
 
-REFUSED_STOPS: Mapping[Event, Mapping[Kind, Action]] = {
-    Event.TARGET_ENDED: {
-        Kind.STOP_RETURNED: _PROOF,
-        Kind.STOP: _PROOF,
-        Kind.STOP_BY_NAME: _PROOF,
-        Kind.STOP_AMBIGUOUS: _PROOF,
+REFUSED_STOPS: Mapping[AttemptResult, Mapping[Operation, RetryDecision]] = {
+    AttemptResult.TARGET_ENDED: {
+        Operation.STOP_RETURNED: _PROOF,
+        Operation.STOP: _PROOF,
+        Operation.STOP_BY_NAME: _PROOF,
+        Operation.STOP_AMBIGUOUS: _PROOF,
     },
-    Event.ENDED: {
-        Kind.STOP_RETURNED: _PROOF,
-        Kind.STOP: _PROOF,
-        Kind.STOP_BY_NAME: _PROOF,
+    AttemptResult.ALREADY_STOPPED: {
+        Operation.STOP_RETURNED: _PROOF,
+        Operation.STOP: _PROOF,
+        Operation.STOP_BY_NAME: _PROOF,
         # This sid may be that of a second stream that was refused, while the first one runs.
-        Kind.STOP_AMBIGUOUS: _NO_PROOF,
+        Operation.STOP_AMBIGUOUS: _NO_PROOF,
     },
-    Event.GONE: {
+    AttemptResult.NOT_FOUND: {
         # The Space returned this sid from a start, so a stream that it does not know any more has ended.
-        Kind.STOP_RETURNED: _PROOF,
+        Operation.STOP_RETURNED: _PROOF,
         # A text may be misspelt, or a name in the form of a sid, also after an attempt that may have reached the Space.
-        Kind.STOP: _NO_PROOF,
+        Operation.STOP: _NO_PROOF,
         # Not every Space may find streams by their names.
-        Kind.STOP_BY_NAME: _NO_PROOF,
-        Kind.STOP_AMBIGUOUS: _NO_PROOF,
+        Operation.STOP_BY_NAME: _NO_PROOF,
+        Operation.STOP_AMBIGUOUS: _NO_PROOF,
     },
 }
 """When a stop that is refused counts as a stop: whatever was asked for is so, since the stream has ended."""
 
 #                           idempotent     named start       unnamed start
-_MAY_HAVE_HAPPENED: _Row = (Action.RETRY, Action.RESEND, Action.UNKNOWN)
+_MAY_HAVE_HAPPENED: _Row = (RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.UNKNOWN)
 
-MATRIX: Mapping[Event, _Row] = {
-    Event.DONE: _EVERYWHERE[Action.FINISH],
+RULES: Mapping[AttemptResult, _Row] = {
+    AttemptResult.DONE: _EVERYWHERE[RetryDecision.SUCCEED],
     # The Space never saw it.
-    Event.UNSENT: _EVERYWHERE[Action.RETRY_UNSENT],
-    Event.STALE: (Action.RETRY_NOW, Action.RETRY_NOW, Action.RETRY_ONCE),
-    Event.UNUSABLE: _EVERYWHERE[Action.FAIL],
-    Event.EXPIRED: _EVERYWHERE[Action.FAIL],
-    Event.BREAKER_OPEN: _EVERYWHERE[Action.FAIL],
+    AttemptResult.NOT_SENT: _EVERYWHERE[RetryDecision.RETRY_UNSENT],
+    AttemptResult.STALE_CONNECTION: (
+        RetryDecision.RETRY_IMMEDIATELY,
+        RetryDecision.RETRY_IMMEDIATELY,
+        RetryDecision.RETRY_IMMEDIATELY_ONCE,
+    ),
+    AttemptResult.UNRETRYABLE: _EVERYWHERE[RetryDecision.FAIL],
+    AttemptResult.DEADLINE_EXCEEDED: _EVERYWHERE[RetryDecision.FAIL],
+    AttemptResult.BREAKER_OPEN: _EVERYWHERE[RetryDecision.FAIL],
     # The Space may have carried it out.
-    Event.BROKEN: _MAY_HAVE_HAPPENED,
-    Event.MALFORMED: _MAY_HAVE_HAPPENED,
-    Event.SERVER_FAULT: _MAY_HAVE_HAPPENED,
+    AttemptResult.NO_RESPONSE: _MAY_HAVE_HAPPENED,
+    AttemptResult.MALFORMED: _MAY_HAVE_HAPPENED,
+    AttemptResult.SERVER_FAULT: _MAY_HAVE_HAPPENED,
     # So it may here, and another attempt would fail in the same way.
-    Event.SESSION_FAILED: (Action.FAIL, Action.UNKNOWN, Action.UNKNOWN),
+    AttemptResult.SESSION_FAILED: (RetryDecision.FAIL, RetryDecision.UNKNOWN, RetryDecision.UNKNOWN),
     # The Space did carry it out.
-    Event.ACCEPTED: (Action.RETRY, Action.BY_NAME, Action.UNKNOWN),
+    AttemptResult.ACCEPTED: (RetryDecision.RETRY, RetryDecision.SUCCEED_WITHOUT_SID, RetryDecision.UNKNOWN),
     # The Space refused it.
-    Event.REDIRECTED: _EVERYWHERE[Action.FAIL],
-    Event.REJECTED: _EVERYWHERE[Action.FAIL],
-    Event.DENIED: _EVERYWHERE[Action.FAIL],
-    Event.DUPLICATE_NAME: _EVERYWHERE[Action.FAIL],
-    Event.GONE: _EVERYWHERE[Action.FAIL],
-    Event.ENDED: _EVERYWHERE[Action.FAIL],
-    Event.TARGET_ENDED: _EVERYWHERE[Action.FAIL],
+    AttemptResult.REDIRECTED: _EVERYWHERE[RetryDecision.FAIL],
+    AttemptResult.REJECTED: _EVERYWHERE[RetryDecision.FAIL],
+    AttemptResult.FORBIDDEN: _EVERYWHERE[RetryDecision.FAIL],
+    AttemptResult.DUPLICATE_NAME: _EVERYWHERE[RetryDecision.FAIL],
+    AttemptResult.NOT_FOUND: _EVERYWHERE[RetryDecision.FAIL],
+    AttemptResult.ALREADY_STOPPED: _EVERYWHERE[RetryDecision.FAIL],
+    AttemptResult.TARGET_ENDED: _EVERYWHERE[RetryDecision.FAIL],
     # The Space did not take it up.
-    Event.TRY_AGAIN: _EVERYWHERE[Action.RETRY],
-    Event.UNAVAILABLE: _EVERYWHERE[Action.RETRY],
-    Event.THROTTLED: _EVERYWHERE[Action.WAIT_FOR_GATE],
+    AttemptResult.TRY_AGAIN: _EVERYWHERE[RetryDecision.RETRY],
+    AttemptResult.UNAVAILABLE: _EVERYWHERE[RetryDecision.RETRY],
+    AttemptResult.THROTTLED: _EVERYWHERE[RetryDecision.WAIT_FOR_RATE_LIMIT],
 }
 
-AMBIGUOUS = frozenset({Event.BROKEN, Event.MALFORMED, Event.SESSION_FAILED, Event.SERVER_FAULT, Event.ACCEPTED})
+AMBIGUOUS = frozenset(
+    {
+        AttemptResult.NO_RESPONSE,
+        AttemptResult.MALFORMED,
+        AttemptResult.SESSION_FAILED,
+        AttemptResult.SERVER_FAULT,
+        AttemptResult.ACCEPTED,
+    }
+)
 """After one of these, the request may have been carried out."""
 
 _COLUMNS = {
-    Kind.READ: 0,
-    Kind.STOP: 0,
-    Kind.STOP_RETURNED: 0,
-    Kind.STOP_AMBIGUOUS: 0,
-    Kind.STOP_BY_NAME: 0,
-    Kind.CONFERENCE_START: 1,
-    Kind.CALL_START: 1,
-    Kind.UNNAMED_START: 2,
+    Operation.READ: 0,
+    Operation.STOP: 0,
+    Operation.STOP_RETURNED: 0,
+    Operation.STOP_AMBIGUOUS: 0,
+    Operation.STOP_BY_NAME: 0,
+    Operation.CONFERENCE_START: 1,
+    Operation.CALL_START: 1,
+    Operation.UNNAMED_START: 2,
 }
 
 
-def action_for(kind: Kind, event: Event, *, ambiguous_before: bool) -> Action:
+def action_for(kind: Operation, event: AttemptResult, *, ambiguous_before: bool) -> RetryDecision:
     """Look up what is done.
 
     Args:
@@ -100,11 +112,11 @@ def action_for(kind: Kind, event: Event, *, ambiguous_before: bool) -> Action:
         ambiguous_before: whether an earlier attempt of the same call may have been carried out. Then a
             refusal as a duplicate proves that it was; what a refused stop proves is in `REFUSED_STOPS` anyway.
     """
-    if ambiguous_before and event is Event.DUPLICATE_NAME:
-        return Action.ALREADY_STARTED
+    if ambiguous_before and event is AttemptResult.DUPLICATE_NAME:
+        return RetryDecision.ALREADY_STARTED
     if event in REFUSED_STOPS and kind.is_stop:
         return REFUSED_STOPS[event][kind]
-    return MATRIX[event][_COLUMNS[kind]]
+    return RULES[event][_COLUMNS[kind]]
 
 
 _MAX_DOUBLINGS = 32
@@ -159,19 +171,26 @@ class RetryBudget:
         self.tokens = min(CAPACITY, self.tokens + (spent or EARNED_BY_SUCCESS))
 
 
-_UNSENT = frozenset({Action.RETRY_UNSENT, Action.RETRY_NOW, Action.RETRY_ONCE})
-_AGAIN = _UNSENT | {Action.RETRY, Action.RESEND, Action.WAIT_FOR_GATE}
+_UNSENT = frozenset({RetryDecision.RETRY_UNSENT, RetryDecision.RETRY_IMMEDIATELY, RetryDecision.RETRY_IMMEDIATELY_ONCE})
+_AGAIN = _UNSENT | {RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.WAIT_FOR_RATE_LIMIT}
 # An answer came that says that the Space did not take the request up.
-_REFUSED_FOR_NOW = frozenset({Event.TRY_AGAIN, Event.UNAVAILABLE, Event.THROTTLED})
-_DONE = frozenset({Action.FINISH, Action.ALREADY_STARTED, Action.ALREADY_STOPPED, Action.BY_NAME})
+_REFUSED_FOR_NOW = frozenset({AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED})
+_DONE = frozenset(
+    {
+        RetryDecision.SUCCEED,
+        RetryDecision.ALREADY_STARTED,
+        RetryDecision.ALREADY_STOPPED,
+        RetryDecision.SUCCEED_WITHOUT_SID,
+    }
+)
 
 
 @frozen
 class Decision:
     """What is done next: another attempt after ``wait`` seconds, or the end of the call."""
 
-    action: Action
-    wait: float = 0.0
+    action: RetryDecision
+    delay: float = 0.0
 
     @property
     def is_final(self) -> bool:
@@ -180,7 +199,7 @@ class Decision:
 
 
 @define(eq=False)
-class Retrying:
+class RetryState:
     """One call's memory and its decisions. Pure: time and chance are handed in.
 
     Attributes:
@@ -191,7 +210,7 @@ class Retrying:
     """
 
     policy: RetryPolicy
-    kind: Kind
+    kind: Operation
     budget: RetryBudget
     random: Callable[[], float]
     deadline_at: float
@@ -199,7 +218,7 @@ class Retrying:
     has_unique_name: bool = False
     _accepted: bool = False
     _refused_for_now: bool = False
-    _tries: dict[Action, int] = field(factory=dict)
+    _tries: dict[RetryDecision, int] = field(factory=dict)
     _spent: int = 0
 
     @property
@@ -207,7 +226,7 @@ class Retrying:
         """Whether an attempt so far may have been carried out without our knowing."""
         return self.ambiguous_since is not None
 
-    def decide(self, event: Event, now: float, retry_after: float | None = None) -> Decision:
+    def decide(self, event: AttemptResult, now: float, retry_after: float | None = None) -> Decision:
         """Say what is done after an attempt that ended so.
 
         Args:
@@ -221,58 +240,62 @@ class Retrying:
         if action in _DONE:
             self.budget.succeed(self._spent)
             return Decision(action)
-        self._accepted |= event is Event.ACCEPTED
+        self._accepted |= event is AttemptResult.ACCEPTED
         self._refused_for_now |= event in _REFUSED_FOR_NOW
         if event in AMBIGUOUS and self.ambiguous_since is None:
             self.ambiguous_since = now
-        if action is Action.RESEND and not self._may_resend():
-            return Decision(Action.UNKNOWN)
+        if action is RetryDecision.RESEND and not self._may_resend():
+            return Decision(RetryDecision.UNKNOWN)
         if action not in _AGAIN:
             return Decision(self._end(action))
         wait = self._wait(action, retry_after)
         if not self._allowed(action, now, wait, retry_after):
-            return Decision(self._end(Action.FAIL))
+            return Decision(self._end(RetryDecision.FAIL))
         self._tries[action] = self._tries.get(action, 0) + 1
         return Decision(action, wait)
 
-    def _end(self, action: Action) -> Action:
+    def _end(self, action: RetryDecision) -> RetryDecision:
         """Never tell a caller less than is known: a start that may run does not just "fail", nor a stop that worked."""
         if self._accepted and self.kind.is_stop:
-            return Action.ALREADY_STOPPED
-        if action is Action.FAIL and self.ambiguous and self.kind.is_start:
-            return Action.UNKNOWN
+            return RetryDecision.ALREADY_STOPPED
+        if action is RetryDecision.FAIL and self.ambiguous and self.kind.is_start:
+            return RetryDecision.UNKNOWN
         return action
 
     def _may_resend(self) -> bool:
-        return self.kind is not Kind.CALL_START or self.policy.resend_call_starts
+        return self.kind is not Operation.CALL_START or self.policy.resend_call_starts
 
-    def _wait(self, action: Action, retry_after: float | None) -> float:
-        if action in {Action.RETRY_NOW, Action.RETRY_ONCE}:
+    def _wait(self, action: RetryDecision, retry_after: float | None) -> float:
+        if action in {RetryDecision.RETRY_IMMEDIATELY, RetryDecision.RETRY_IMMEDIATELY_ONCE}:
             return 0.0
-        spread = self.policy.wait_throttled if action is Action.WAIT_FOR_GATE else self.policy.wait_transient
+        spread = (
+            self.policy.wait_throttled if action is RetryDecision.WAIT_FOR_RATE_LIMIT else self.policy.wait_transient
+        )
         return at_least(retry_after or 0.0, backoff(spread, self._tries.get(action, 0), self.random))
 
-    def _allowed(self, action: Action, now: float, wait: float, retry_after: float | None) -> bool:
+    def _allowed(self, action: RetryDecision, now: float, wait: float, retry_after: float | None) -> bool:
         policy = self.policy
-        if (retry_after or 0.0) > policy.wait_longest or now + wait >= self.deadline_at:
+        if (retry_after or 0.0) > policy.max_retry_after or now + wait >= self.deadline_at:
             return False
         if self.ambiguous_since is not None and self.kind.is_start and not self._resend_allowed(now + wait):
             return False
-        if action is Action.WAIT_FOR_GATE:
-            within = self._count(Action.WAIT_FOR_GATE) < policy.throttle_waits
-        elif action is Action.RETRY_ONCE:
-            within = self._count(Action.RETRY_ONCE) < 1
+        if action is RetryDecision.WAIT_FOR_RATE_LIMIT:
+            within = self._count(RetryDecision.WAIT_FOR_RATE_LIMIT) < policy.max_throttle_retries
+        elif action is RetryDecision.RETRY_IMMEDIATELY_ONCE:
+            within = self._count(RetryDecision.RETRY_IMMEDIATELY_ONCE) < 1
         elif action in _UNSENT:
-            within = self._count(*_UNSENT) < policy.unsent_attempts
+            within = self._count(*_UNSENT) < policy.max_connect_retries
         else:
-            within = self._count(Action.RETRY, Action.RESEND) < policy.max_attempts - 1
-        return within and self._pay(COST_TRANSIENT if action in {Action.RETRY, Action.RESEND} else COST_CHEAP)
+            within = self._count(RetryDecision.RETRY, RetryDecision.RESEND) < policy.max_attempts - 1
+        return within and self._pay(
+            COST_TRANSIENT if action in {RetryDecision.RETRY, RetryDecision.RESEND} else COST_CHEAP
+        )
 
     def _resend_allowed(self, at: float) -> bool:
         since = self.ambiguous_since or 0.0
-        return self._count(Action.RESEND) < self.policy.resends and at - since <= self.policy.resend_window
+        return self._count(RetryDecision.RESEND) < self.policy.max_resends and at - since <= self.policy.resend_window
 
-    def _count(self, *actions: Action) -> int:
+    def _count(self, *actions: RetryDecision) -> int:
         return sum(self._tries.get(action, 0) for action in actions)
 
     def _pay(self, cost: int) -> bool:
@@ -286,12 +309,12 @@ OnAttempt = Callable[[Attempt], object]
 """Hears of each attempt as it ends."""
 
 
-_PUSHED_BACK = frozenset({Event.THROTTLED, Event.UNAVAILABLE})
+_PUSHED_BACK = frozenset({AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE})
 _UNSENT_PHASES = frozenset({Phase.QUEUED, Phase.CONNECTING})
 
 
 @define(eq=False)
-class Retry:
+class RetryMiddleware:
     """Repeats an exchange as the retry matrix allows.
 
     Attributes:
@@ -307,94 +330,98 @@ class Retry:
     on_attempt: OnAttempt | None = None
     _outcome_log: OutcomeLog = field(init=False, factory=OutcomeLog)
 
-    async def __call__(self, exchange: Request, send: Send) -> Outcome:
+    async def __call__(self, exchange: Request, send: Handler) -> Result:
         """Send until the call is decided."""
         try:
             return await self._send(exchange, send)
         except CancelledError:
-            progress = exchange.progress
-            if exchange.kind.is_start and (progress.may_be_done or progress.phase not in _UNSENT_PHASES):
+            progress = exchange.state
+            if exchange.operation.is_start and (progress.may_have_succeeded or progress.phase not in _UNSENT_PHASES):
                 self._outcome_log.unknown(exchange, _cancelled(progress.phase), self.clock.now())
             raise
 
-    async def _send(self, exchange: Request, send: Send) -> Outcome:
+    async def _send(self, exchange: Request, send: Handler) -> Result:
         now = self.clock.now
-        progress = exchange.progress
+        progress = exchange.state
         progress.target, progress.name = exchange.target, exchange.name
         deadline = self.policy.deadline if exchange.deadline is None else exchange.deadline
         # An errand may take a second exchange; its deadline is that of the first.
         progress.deadline_at = min(progress.deadline_at, now() + deadline)
-        retrying = Retrying(
+        retrying = RetryState(
             self.policy,
-            exchange.kind,
+            exchange.operation,
             self.budget,
             self.clock.random,
             progress.deadline_at,
-            ambiguous_since=now() if progress.may_be_done else None,
+            ambiguous_since=now() if progress.may_have_succeeded else None,
             has_unique_name=exchange.has_unique_name,
         )
         unsure_at = Phase.QUEUED
-        last: Outcome | None = None
+        last: Result | None = None
         while True:
             progress.attempts = number = progress.attempts + 1
             began = now()
-            progress.turn_at = None
+            progress.acquired_at = None
             try:
                 outcome = await send(exchange)
             except CancelledError:
-                self._tell(exchange, _cancelled(progress.phase), number, began, Decision(Action.FAIL))
+                self._tell(exchange, _cancelled(progress.phase), number, began, Decision(RetryDecision.FAIL))
                 raise
-            if outcome.event is Event.EXPIRED and last is not None:
+            if outcome.attempt_result is AttemptResult.DEADLINE_EXCEEDED and last is not None:
                 # What the Space said last is more telling than that there was no time left to ask again.
-                outcome = evolve(last, event=Event.EXPIRED, retry_after=outcome.retry_after or last.retry_after)
+                outcome = evolve(
+                    last,
+                    attempt_result=AttemptResult.DEADLINE_EXCEEDED,
+                    retry_after=outcome.retry_after or last.retry_after,
+                )
             last = outcome
             before = retrying.ambiguous
-            decision = retrying.decide(outcome.event, now(), outcome.retry_after)
-            before |= decision.action is Action.ALREADY_STARTED
+            decision = retrying.decide(outcome.attempt_result, now(), outcome.retry_after)
+            before |= decision.action is RetryDecision.ALREADY_STARTED
             self._tell(exchange, outcome, number, began, decision)
-            progress.pushed_back |= outcome.event in _PUSHED_BACK
-            progress.may_be_done |= retrying.ambiguous
+            progress.was_refused_for_now |= outcome.attempt_result in _PUSHED_BACK
+            progress.may_have_succeeded |= retrying.ambiguous
             if retrying.ambiguous and not before:
                 unsure_at = outcome.phase
             if decision.is_final:
                 self._log_outcome(exchange, outcome, decision, ambiguous=before)
-                phase = unsure_at if decision.action is Action.UNKNOWN else outcome.phase
-                return outcome.of_call(
+                phase = unsure_at if decision.action is RetryDecision.UNKNOWN else outcome.phase
+                return outcome.as_attempt_of(
                     decision.action, phase=phase, attempts=number, ambiguous=before, sent=progress.sent
                 )
-            log_retry(exchange, outcome, number, decision.action, decision.wait)
+            log_retry(exchange, outcome, number, decision.action, decision.delay)
             progress.phase = Phase.QUEUED
-            if decision.wait:
-                await self.clock.sleep(decision.wait)
+            if decision.delay:
+                await self.clock.sleep(decision.delay)
 
-    def _log_outcome(self, exchange: Request, outcome: Outcome, decision: Decision, *, ambiguous: bool) -> None:
-        if decision.action is Action.UNKNOWN:
+    def _log_outcome(self, exchange: Request, outcome: Result, decision: Decision, *, ambiguous: bool) -> None:
+        if decision.action is RetryDecision.UNKNOWN:
             self._outcome_log.unknown(exchange, outcome, self.clock.now())
-        elif ambiguous and exchange.kind.is_start and decision.action is not Action.FAIL:
+        elif ambiguous and exchange.operation.is_start and decision.action is not RetryDecision.FAIL:
             self._outcome_log.ambiguous(exchange, decision.action, self.clock.now())
 
-    def _tell(self, exchange: Request, outcome: Outcome, number: int, began: float, decision: Decision) -> None:
-        sent = exchange.progress.note_attempt()
+    def _tell(self, exchange: Request, outcome: Result, number: int, began: float, decision: Decision) -> None:
+        sent = exchange.state.record_attempt()
         if self.on_attempt is None:
             return
-        reply = outcome.reply
+        reply = outcome.response
         now = self.clock.now()
-        turn_at = exchange.progress.turn_at
+        turn_at = exchange.state.acquired_at
         turn_at = now if turn_at is None else turn_at
         attempt = Attempt(
-            kind=exchange.kind,
+            operation=exchange.operation,
             target=exchange.target,
             name=exchange.name,
             number=number,
-            event=outcome.event,
+            result=outcome.attempt_result,
             phase=outcome.phase,
             sent=sent,
             status=reply.status if reply is not None else None,
             code=reply.problem.code if reply is not None and reply.problem is not None else None,
-            queued=turn_at - began,
+            queue_time=turn_at - began,
             duration=now - turn_at,
-            action=decision.action,
-            wait=decision.wait,
+            decision=decision.action,
+            next_delay=decision.delay,
         )
         try:
             self.on_attempt(attempt)
@@ -402,5 +429,5 @@ class Retry:
             RETRY_LOG.exception("on_attempt failed; the call goes on without it")
 
 
-def _cancelled(phase: Phase) -> Outcome:
-    return Outcome(event=Event.CANCELLED, phase=phase)
+def _cancelled(phase: Phase) -> Result:
+    return Result(attempt_result=AttemptResult.CANCELLED, phase=phase)

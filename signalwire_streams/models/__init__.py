@@ -1,6 +1,6 @@
 """What travels: immutable values and the vendor's vocabularies. No behaviour beyond validation."""
 
-from signalwire_streams.models._attempts import Action, Attempt, Event, Kind, Lane
+from signalwire_streams.models._attempts import Attempt, AttemptResult, Operation, Priority, RetryDecision
 from signalwire_streams.models._enums import (
     AnsweredBy,
     CallbackMethod,
@@ -23,7 +23,7 @@ from signalwire_streams.models._responses import Call, CallStream, Conference, C
 
 __all__ = [
     "GENERATED_NAME",
-    "Action",
+    "RetryDecision",
     "AnsweredBy",
     "Attempt",
     "Call",
@@ -35,9 +35,9 @@ __all__ = [
     "Conference",
     "ConferenceStatus",
     "ConferenceStream",
-    "Event",
-    "Kind",
-    "Lane",
+    "AttemptResult",
+    "Operation",
+    "Priority",
     "OpenOptions",
     "Page",
     "Participant",

@@ -7,7 +7,7 @@ from attrs import frozen
 from signalwire_streams.errors import Phase, Sent
 
 
-class Kind(StrEnum):
+class Operation(StrEnum):
     """What an exchange does at the Space; it decides what may be sent again."""
 
     READ = "read"
@@ -22,40 +22,40 @@ class Kind(StrEnum):
     @property
     def is_start(self) -> bool:
         """Whether doing it twice could make two streams."""
-        return self is not Kind.READ and not self.is_stop
+        return self is not Operation.READ and not self.is_stop
 
     @property
     def is_stop(self) -> bool:
         """Whether it ends a stream."""
-        return self in {Kind.STOP, Kind.STOP_RETURNED, Kind.STOP_AMBIGUOUS, Kind.STOP_BY_NAME}
+        return self in {Operation.STOP, Operation.STOP_RETURNED, Operation.STOP_AMBIGUOUS, Operation.STOP_BY_NAME}
 
 
-class Lane(Enum):
+class Priority(Enum):
     """Who goes first where requests have to wait."""
 
     INTERACTIVE = auto()
     BULK = auto()
 
 
-class Event(StrEnum):
+class AttemptResult(StrEnum):
     """How one attempt ended, as far as deciding what to do next needs it."""
 
     DONE = "answered"
-    UNSENT = "could not connect"
-    STALE = "the kept-alive connection was dead"
-    UNUSABLE = "the connection can't be used"
-    EXPIRED = "not sent in time"
+    NOT_SENT = "could not connect"
+    STALE_CONNECTION = "the kept-alive connection was dead"
+    UNRETRYABLE = "the connection can't be used"
+    DEADLINE_EXCEEDED = "not sent in time"
     BREAKER_OPEN = "not tried, the Space kept failing"
-    BROKEN = "no answer came"
+    NO_RESPONSE = "no answer came"
     SESSION_FAILED = "the borrowed session's own code failed"
     MALFORMED = "the answer can't be read"
     ACCEPTED = "accepted, but the answer can't be read"
     REDIRECTED = "redirected"
     REJECTED = "refused"
-    DENIED = "access refused"
+    FORBIDDEN = "access refused"
     DUPLICATE_NAME = "refused as a duplicate name"
-    GONE = "nothing there to stop"
-    ENDED = "stopped already"
+    NOT_FOUND = "nothing there to stop"
+    ALREADY_STOPPED = "stopped already"
     TARGET_ENDED = "its call or conference is not in progress"
     TRY_AGAIN = "asked to try again"
     THROTTLED = "too many requests"
@@ -64,19 +64,19 @@ class Event(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Action(StrEnum):
+class RetryDecision(StrEnum):
     """What is done after an attempt."""
 
-    FINISH = "finish"
+    SUCCEED = "finish"
     RETRY = "retry"
     RETRY_UNSENT = "retry, nothing was sent"
-    RETRY_NOW = "retry at once"
-    RETRY_ONCE = "retry at once, one time"
+    RETRY_IMMEDIATELY = "retry at once"
+    RETRY_IMMEDIATELY_ONCE = "retry at once, one time"
     RESEND = "send again under the same name"
-    WAIT_FOR_GATE = "wait until the Space takes requests again"
+    WAIT_FOR_RATE_LIMIT = "wait until the Space takes requests again"
     ALREADY_STARTED = "it runs already"
     ALREADY_STOPPED = "it is stopped already"
-    BY_NAME = "it runs, known by its name"
+    SUCCEED_WITHOUT_SID = "it runs, known by its name"
     FAIL = "fail"
     UNKNOWN = "the outcome is unknown"
 
@@ -101,16 +101,16 @@ class Attempt:
         wait: seconds until then.
     """
 
-    kind: Kind
+    operation: Operation
     target: str
     name: str | None
     number: int
-    event: Event
+    result: AttemptResult
     phase: Phase
     sent: Sent
     status: int | None
     code: int | None
-    queued: float
+    queue_time: float
     duration: float
-    action: Action
-    wait: float
+    decision: RetryDecision
+    next_delay: float

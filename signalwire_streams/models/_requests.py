@@ -13,12 +13,12 @@ from signalwire_streams.models._validation import (
     check_callback_url,
     check_codec,
     check_flag,
-    check_handle,
     check_parameters,
+    check_path_segment,
     check_stream_url,
     check_word,
     masks_secrets_of_init,
-    public_url,
+    redact_url,
 )
 
 
@@ -52,7 +52,7 @@ def _url(value: str) -> str:
 
 
 def _name(value: str) -> str:
-    return check_handle(value, "name")
+    return check_path_segment(value, "name")
 
 
 def _unnamed(value: bool) -> bool:  # noqa: FBT001  (attrs calls converters by position)
@@ -80,7 +80,7 @@ def _bearer_token(value: str) -> str:
 
 
 def _conference_sid(value: str) -> str:
-    return check_handle(value, "conference_sid")
+    return check_path_segment(value, "conference_sid")
 
 
 def _codec(value: Codec | str) -> Codec | str:
@@ -92,7 +92,7 @@ def _realtime(value: bool) -> bool:  # noqa: FBT001  (attrs calls converters by 
 
 
 def _call_sid(value: str) -> str:
-    return check_handle(value, "call_sid")
+    return check_path_segment(value, "call_sid")
 
 
 def _not_on_a_call(_: object, attribute: "Attribute[None]", value: Any) -> None:  # noqa: ANN401
@@ -101,7 +101,7 @@ def _not_on_a_call(_: object, attribute: "Attribute[None]", value: Any) -> None:
 
 
 def _shown_url(url: str | None) -> str:
-    return repr(public_url(url)) if url else "None"
+    return repr(redact_url(url)) if url else "None"
 
 
 def _shown_names(parameters: Mapping[str, str]) -> str:
@@ -118,7 +118,7 @@ class StartStream:
         name: ``Name``, unique per conference or call. Left out, the client makes one, because the name is
             what makes a start safe to send again and what the stream can be stopped by.
         unnamed: True to send no ``Name`` at all. A start without a name is never sent twice, so a lost
-            answer ends in `StreamOutcomeUnknown`.
+            answer ends in `StreamOutcomeUnknownError`.
         track: ``Track``; the API's default is both.
         status_callback: ``StatusCallback``, an http(s) address that hears of the stream.
         status_callback_method: ``StatusCallbackMethod``; the API's default is POST.

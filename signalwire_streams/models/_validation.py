@@ -32,7 +32,7 @@ _YEAR = 366 * 24 * 3600
 _WORD = TypeVar("_WORD", bound=StrEnum)
 
 
-def public_url(url: str) -> str:
+def redact_url(url: str) -> str:
     """Give the part of a URL that may be shown: no query, no fragment, no user and password.
 
     Everything up to the last ``@`` goes, even where it may belong to the path or the query: a password that
@@ -44,7 +44,7 @@ def public_url(url: str) -> str:
     return start + re.split(r"[?#]", rest, maxsplit=1)[0]
 
 
-def private_parts(url: str) -> tuple[str, ...]:
+def secrets_in(url: str) -> tuple[str, ...]:
     """Give the parts of a URL that may not be shown: its query, and its user with password."""
     before, _, query = url.partition("?")
     userinfo = before.partition("://")[2].rpartition("@")[0]
@@ -52,19 +52,19 @@ def private_parts(url: str) -> tuple[str, ...]:
     return tuple(part for part in (query, *values, userinfo, userinfo.partition(":")[2]) if part)
 
 
-def is_handle(value: str) -> bool:
+def is_path_segment(value: str) -> bool:
     """Tell whether a text can stand as one segment of a URL path."""
-    return is_plain(value) or (
+    return needs_no_escaping(value) or (
         bool(_HANDLE.fullmatch(value)) and value.isprintable() and ".." not in value and value != "."
     )
 
 
-def is_plain(text: str) -> bool:
+def needs_no_escaping(text: str) -> bool:
     """Tell whether a text stands for itself wherever a URL or a form has it; nearly all sids and names do."""
     return _PLAIN.fullmatch(text) is not None
 
 
-def check_handle(value: object, what: str) -> str:
+def check_path_segment(value: object, what: str) -> str:
     """Check a sid or a stream's name: it becomes one segment of a URL path.
 
     Args:
@@ -78,7 +78,7 @@ def check_handle(value: object, what: str) -> str:
         raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
     if not value:
         raise InvalidRequestError(f"{what} is empty: write the one that the API or your dashboard shows")
-    if not is_handle(value):
+    if not is_path_segment(value):
         raise InvalidRequestError(
             f"{what} {value!r} can't be part of a path: write it without blanks, '/', '\\', '?', '#', '%', '..'"
         )
@@ -96,7 +96,7 @@ def check_stream_url(value: object) -> str:
 # One address serves thousands of starts, and what is accepted holds no secret.
 @lru_cache(maxsize=256)
 def _check_stream_url(url: str) -> str:
-    shown = public_url(url)
+    shown = redact_url(url)
     if any(character.isspace() or not character.isprintable() for character in url):
         raise InvalidRequestError(f"url {shown!r} holds blanks or control characters: percent-encode them")
     if "?" in url:
@@ -148,7 +148,7 @@ def check_callback_url(value: object) -> str:
     good = url.lower().startswith(("http://", "https://")) and _has_host(url) and url.isprintable()
     if not good or " " in url:
         raise InvalidRequestError(
-            f"status_callback {public_url(url)!r} is no http(s) address: write it as 'https://host/path'"
+            f"status_callback {redact_url(url)!r} is no http(s) address: write it as 'https://host/path'"
         )
     return url
 

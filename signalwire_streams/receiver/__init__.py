@@ -15,7 +15,7 @@ from signalwire_streams.receiver._protocol import (
     decode_event,
 )
 from signalwire_streams.receiver._session import EndReason, Overflow, StreamSession
-from signalwire_streams.receiver._start_and_receive_bulk import JoinedOutcome
+from signalwire_streams.receiver._start_and_receive_bulk import OpenOutcome
 from signalwire_streams.receiver._statistics import StreamStatistics, TrackStatistics
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "ConnectedEvent",
     "DtmfEvent",
     "EndReason",
-    "JoinedOutcome",
+    "OpenOutcome",
     "MarkEvent",
     "MediaEvent",
     "MediaFormat",

@@ -86,7 +86,7 @@ class Reading:
         elif now - self._asked >= patience:
             # An answer may lie there unread where the loop was held up, so it is looked for once more.
             if self._is_late:
-                self.session.end(EndReason.LOST)
+                self.session._close(EndReason.LOST)
             self._is_late = True
 
     async def _send_ping(self) -> None:
@@ -116,10 +116,10 @@ class Reading:
             if self._received % _BURST == 0:
                 await asyncio.sleep(0)
         except ConnectionError:  # from the pong
-            self.session.end(EndReason.LOST)
+            self.session._close(EndReason.LOST)
         except Exception:  # noqa: BLE001  (whatever it is, it ends this session and no other)
             # It may be in a task of the user's, who can do nothing about it, and whose own errors would be blamed.
-            self.session.end(EndReason.FAILED)
+            self.session._close(EndReason.FAILED)
             _LOG.exception("the receiver failed for stream %s", self.session.label)
 
     def _take(self, frame: str | bytes, now: float) -> None:
@@ -129,17 +129,17 @@ class Reading:
             self.session.statistics.malformed += 1
             return
         if isinstance(event, StopEvent):
-            self.session.end(EndReason.STOPPED)
-        elif not self.session.take(event, now):
-            self.session.end(EndReason.OVERFLOW)
+            self.session._close(EndReason.STOPPED)
+        elif not self.session._enqueue(event, now):
+            self.session._close(EndReason.OVERFLOW)
 
     def _finish(self, message: WSMessage) -> None:
         if message.type is WSMsgType.ERROR:
             broken = isinstance(message.data, WebSocketError)
-            self.session.end(EndReason.UNREADABLE if broken else EndReason.LOST)
+            self.session._close(EndReason.UNREADABLE if broken else EndReason.LOST)
         else:
             lost = self.socket.close_code == WSCloseCode.ABNORMAL_CLOSURE
-            self.session.end(EndReason.LOST if lost else EndReason.CLOSED)
+            self.session._close(EndReason.LOST if lost else EndReason.CLOSED)
 
 
 @define(eq=False)
@@ -273,15 +273,15 @@ class Delivery:
         session.statistics.malformed += self._malformed
         now = asyncio.get_running_loop().time()
         while self._early:
-            session.take(self._early.pop(0), now)
+            session._enqueue(self._early.pop(0), now)
 
     async def carry(self, session: StreamSession, handler: Handler, reading: Reading) -> None:
         """Run the handler while the socket is read, until both have ended."""
         handling = asyncio.create_task(_handle(handler, session))
-        ended = asyncio.create_task(session.ended())
+        ended = asyncio.create_task(session.wait_closed())
         try:
             await asyncio.wait({handling, ended}, return_when=asyncio.FIRST_COMPLETED)
-            session.end(EndReason.HANDLER_RETURNED)  # unless there is a reason already
+            session._close(EndReason.HANDLER_RETURNED)  # unless there is a reason already
             await self._hang_up(session, reading)
             await asyncio.wait({handling})
         finally:  # also when it is cut short
@@ -327,5 +327,5 @@ async def _handle(handler: Handler, session: StreamSession) -> None:
             raise
         if isinstance(error, asyncio.CancelledError) and task.cancelling():
             raise
-        session.end(EndReason.HANDLER_FAILED)
+        session._close(EndReason.HANDLER_FAILED)
         _LOG.exception("the handler of stream %s failed, so the stream is closed", session.label)

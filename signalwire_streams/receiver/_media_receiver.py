@@ -49,12 +49,12 @@ class MediaReceiver(Opener):
     Attributes:
         sessions: the streams that come in now.
         beginning: how many sockets are open on which no stream has begun yet.
-        turned_away: how many upgrades were refused for their token, or the lack of one.
+        rejected_upgrades: how many upgrades were refused for their token, or the lack of one.
     """
 
     sessions: set[StreamSession]
-    beginning: int
-    turned_away: int
+    pending_sockets: int
+    rejected_upgrades: int
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class MediaReceiver(Opener):
         *,
         bearer_tokens: Tokens = (),
         bidirectional: bool = False,
-        backlog: int = 500,
+        max_queue: int = 500,
         backlog_bytes: int | None = None,
         overflow: Overflow = Overflow.DROP_OLDEST,
         start_timeout: float = 10.0,
@@ -91,18 +91,18 @@ class MediaReceiver(Opener):
             InvalidRequestError: nobody could deliver a stream to the handler, or there is none to deliver it to.
         """
         _check_door(handler, bearer_tokens)
-        check_count(backlog, "backlog")
-        most_bytes = BYTES_PER_EVENT * backlog if backlog_bytes is None else backlog_bytes
+        check_count(max_queue, "max_queue")
+        most_bytes = BYTES_PER_EVENT * max_queue if backlog_bytes is None else backlog_bytes
         check_count(most_bytes, "backlog_bytes")
         _check_settings(frame_limit, start_timeout, heartbeat, byte_order)
         super().__init__()
         self.sessions = set()
-        self.beginning = 0
-        self.turned_away = 0
+        self.pending_sockets = 0
+        self.rejected_upgrades = 0
         self._handler = handler
         self._doorkeeper = Doorkeeper.of(bearer_tokens)
         self._bidirectional = bidirectional
-        self._most, self._most_bytes = backlog, most_bytes
+        self._most, self._most_bytes = max_queue, most_bytes
         self._overflow = check_word(overflow, Overflow, "overflow")
         self._start_timeout = start_timeout
         self._frame_limit = frame_limit
@@ -133,7 +133,7 @@ class MediaReceiver(Opener):
         if self._closing.is_set() or admitted is None:
             return web.Response(status=503)
         if handler is None or not admitted:
-            self.turned_away += 1
+            self.rejected_upgrades += 1
             return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
         delivery = await self._upgrade(socket, request)
         if delivery is None:
@@ -169,7 +169,7 @@ class MediaReceiver(Opener):
 
     def _session(self, socket: AudioSocket, start: StartEvent) -> tuple[StreamSession, Reading]:
         media = start.media_format
-        audio_format = AudioFormat.from_start(
+        audio_format = AudioFormat.from_start_event(
             media.encoding, media.sample_rate, media.channels, byte_order=self._byte_order
         )
         playback = Playback(socket, start.stream_sid, audio_format, self._bidirectional)
@@ -179,11 +179,11 @@ class MediaReceiver(Opener):
 
     async def _begin(self, delivery: Delivery) -> StartEvent | None:
         """Wait for the start event, unless the receiver is closed before it comes."""
-        self.beginning += 1
+        self.pending_sockets += 1
         try:
             start = await self._before_closing(delivery.begin(self._start_timeout))
         finally:
-            self.beginning -= 1
+            self.pending_sockets -= 1
         if start is None and not delivery.failure:
             await delivery.close(WSCloseCode.GOING_AWAY)
         return start
@@ -294,7 +294,7 @@ class MediaReceiver(Opener):
             await self._wait_for_handlers(deadline)
         finally:  # also when this is cancelled
             for session in self.sessions:
-                session.end(EndReason.SHUTDOWN)
+                session._close(EndReason.SHUTDOWN)
         await self._wait_for_handlers(_GRACE)
         self._cancel_handlers()
         await self._wait_for_handlers(_GRACE)

@@ -95,7 +95,7 @@ class Playback:
             await self._send_audio(audio)
 
     def _frame_size(self) -> int:
-        return max(self.audio_format.bytes_of(_FRAME_MILLISECONDS), self.audio_format.sample_size)
+        return max(self.audio_format.bytes_in(_FRAME_MILLISECONDS), self.audio_format.sample_size)
 
     async def _send_audio(self, audio: bytes) -> bool:
         """Send whole samples as they are played; return whether all of them were sent before a `clear`."""
@@ -139,7 +139,7 @@ class Playback:
         await self._send("clear")
         self._plays_until = self.now()
 
-    async def press(self, digits: str) -> None:
+    async def send_dtmf(self, digits: str) -> None:
         """Send keys, as if they were pressed.
 
         Args:
@@ -154,7 +154,7 @@ class Playback:
         for digit in digits:
             await self._send("dtmf", dtmf={"digit": digit})
 
-    def echoed(self, name: str) -> None:
+    def _on_mark(self, name: str) -> None:
         """Hear that a mark came back."""
         if name in self._marks:
             played = self._marks[name][0]
@@ -162,7 +162,7 @@ class Playback:
             if not played.done():
                 played.set_result(None)
 
-    def end(self) -> None:
+    def _close(self) -> None:
         """Hear that the stream has ended: no mark comes back any more."""
         self._ended = True
         for waiting in self._marks.values():

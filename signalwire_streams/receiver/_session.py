@@ -210,15 +210,15 @@ class StreamSession:
         while (event := backlog.next() or await backlog.get()) is not None:
             yield event
 
-    def take(self, event: AudioEvent, now: float) -> bool:
+    def _enqueue(self, event: AudioEvent, now: float) -> bool:
         """Take an event in that arrived at that time, in seconds; False when the session must end for it."""
         if isinstance(event, MediaEvent):
-            self.statistics.of(event.track).note(event, now)
+            self.statistics.of(event.track)._record(event, now)
         elif isinstance(event, UnknownEvent):
             self.statistics.unknown += 1
         else:
             if isinstance(event, MarkEvent):
-                self.playback.echoed(event.name)
+                self.playback._on_mark(event.name)
             return self._backlog.keep(event)
         if self._overflow is Overflow.CLOSE and self._backlog.is_full:
             self._count_dropped(event)
@@ -233,14 +233,14 @@ class StreamSession:
         if isinstance(event, MediaEvent):
             self.statistics.of(event.track).dropped += 1
 
-    def end(self, reason: EndReason) -> None:
+    def _close(self, reason: EndReason) -> None:
         """Note how the stream ended; the first reason counts."""
         if self.end_reason is None:
             self.end_reason = reason
             self._backlog.end()
-            self.playback.end()
+            self.playback._close()
             self._over.set()
 
-    async def ended(self) -> None:
+    async def wait_closed(self) -> None:
         """Wait until the stream has ended."""
         await self._over.wait()

@@ -12,9 +12,9 @@ from signalwire_streams.errors import (
     ApiError,
     CircuitOpenError,
     InvalidRequestError,
-    JoinError,
+    OpenError,
     RateLimitedError,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsError,
 )
 from signalwire_streams.models import GENERATED_NAME
@@ -42,7 +42,7 @@ class Callback(Protocol):
         ...
 
     @property
-    def ending(self) -> str | None:
+    def end_reason(self) -> str | None:
         """How it ended, or None where it did not."""
         ...
 
@@ -80,7 +80,7 @@ class Joining:
         if self.arrived.done():  # a callback was faster, and told that the stream had ended
             return
         self.arrived.set_result(session)
-        waiting = [asyncio.create_task(self.left.wait()), asyncio.create_task(session.ended())]
+        waiting = [asyncio.create_task(self.left.wait()), asyncio.create_task(session.wait_closed())]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -94,16 +94,16 @@ class Joining:
 
     def told(self, callback: Callback) -> None:
         """Hear what the Space tells of a stream of that name."""
-        if callback.ending is None:
+        if callback.end_reason is None:
             return
-        self._last_ending = callback.ending
+        self._last_ending = callback.end_reason
         if not callback.is_duplicate:
-            self._endings[callback.stream_sid] = callback.ending
+            self._endings[callback.stream_sid] = callback.end_reason
             self._check()
 
     def broke(self, why: str) -> None:
         """Hear that its socket came, and that no stream began on it; there will be no other."""
-        self._fail(JoinError(f"its socket came, and no stream began on it: {why}", leg="socket"))
+        self._fail(OpenError(f"its socket came, and no stream began on it: {why}", stage="socket"))
 
     @property
     def last_ending(self) -> str | None:
@@ -114,9 +114,9 @@ class Joining:
         ending = self._endings.get(self._stream_sid) if self._stream_sid is not None else None
         if ending is not None:
             told = f"the Space says that the stream ended before it came in: {ending}"
-            self._fail(JoinError(told, leg="callback"))
+            self._fail(OpenError(told, stage="callback"))
 
-    def _fail(self, error: JoinError) -> None:
+    def _fail(self, error: OpenError) -> None:
         if not self.arrived.done():
             self.arrived.set_exception(error)
             self.arrived.exception()  # so that nothing is said of it where nobody waits any more
@@ -204,38 +204,40 @@ class JoinedStart:
             patience: seconds from the answer to the POST to the socket.
 
         Raises:
-            JoinError: one leg failed.
+            OpenError: one leg failed.
         """
         arrived = self.joining.arrived
         await asyncio.wait({self.start, arrived}, return_when=asyncio.FIRST_COMPLETED)
         error = self._failure()
         if not arrived.done():
-            if error is not None and not isinstance(error, StreamOutcomeUnknown):
-                raise JoinError(f"the stream was not started: {error}", leg="start") from error
+            if error is not None and not isinstance(error, StreamOutcomeUnknownError):
+                raise OpenError(f"the stream was not started: {error}", stage="start") from error
             await asyncio.wait({arrived}, timeout=patience)
         if arrived.done():
             return arrived.result()
         told = self.joining.last_ending
         if told is not None:
-            raise JoinError(f"no socket came, and the Space says of a stream of that name: {told}", leg="callback")
+            raise OpenError(f"no socket came, and the Space says of a stream of that name: {told}", stage="callback")
         if error is not None:
-            raise JoinError(f"neither answer nor socket came: {error}", leg="start") from error
-        raise JoinError(
+            raise OpenError(f"neither answer nor socket came: {error}", stage="start") from error
+        raise OpenError(
             f"the stream was started, but nobody dialled within {patience:g} s: is the url reachable from the Space?",
-            leg="socket",
+            stage="socket",
         )
 
     async def end(self) -> None:
         """Stop the stream, unless it certainly does not run, and let its socket go.
 
         Raises:
-            JoinError: it could not be stopped, so it may still be running; the cause is the stop's error.
+            OpenError: it could not be stopped, so it may still be running; the cause is the stop's error.
         """
         try:
             await self._end()
         except StreamsError as error:
             at = f"stream {self.joining.name!r} on {self.joining.target}"
-            raise JoinError(f"{at} may still be running, since it could not be stopped: {error}", leg="stop") from error
+            raise OpenError(
+                f"{at} may still be running, since it could not be stopped: {error}", stage="stop"
+            ) from error
         finally:
             self.joining.left.set()
             if self._session() is not None:
@@ -266,7 +268,7 @@ class JoinedStart:
         if not self.start.done():
             return None
         if self.start.cancelled():  # as the client was closed over it
-            return StreamOutcomeUnknown("the start was cut", sent="maybe", name=self.joining.name)
+            return StreamOutcomeUnknownError("the start was cut", sent="maybe", name=self.joining.name)
         return self.start.exception()
 
     def _session(self) -> StreamSession | None:
@@ -281,7 +283,7 @@ class JoinedStart:
             if stopped is not None:  # a repeated attempt may have started another one since
                 return bool(stream.ambiguous) or stream.sid != stopped
             return session is None or session.end_reason is not EndReason.STOPPED
-        unknown = isinstance(error, StreamOutcomeUnknown)
+        unknown = isinstance(error, StreamOutcomeUnknownError)
         if session is None or stopped is not None:
             return unknown
         return session.end_reason is not EndReason.STOPPED
@@ -291,7 +293,7 @@ class JoinedStart:
         session = self._session()
         if session is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(session.ended(), _MOMENT)
+                await asyncio.wait_for(session.wait_closed(), _MOMENT)
 
     async def _stop_in_time(self, handle: Any) -> None:  # noqa: ANN401  (a stream of the client's)
         """Stop the stream; a Space that takes nothing just now is waited for, since nobody else will stop it."""

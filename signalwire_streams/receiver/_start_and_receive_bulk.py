@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias, Unpack
 
 from attrs import Factory, define, evolve, field, frozen
 
-from signalwire_streams.errors import ClientStateError, InvalidRequestError, RunEndedError, StreamsError
+from signalwire_streams.errors import ClientStateError, InvalidRequestError, RunCancelledError, StreamsError
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream, StartOptions
 from signalwire_streams.models._validation import masks_secrets
 from signalwire_streams.receiver._session import StreamSession
@@ -35,13 +35,13 @@ class StartsMany(Protocol):
 
 
 @frozen(kw_only=True)
-class JoinedOutcome:
+class OpenOutcome:
     """What became of one of many joined starts.
 
     Attributes:
         request: the request, as it was given.
         session: the stream, once it has begun to come in.
-        error: what kept it from that: a `JoinError`, or an `InvalidRequestError` for what is no such request.
+        error: what kept it from that: a `OpenError`, or an `InvalidRequestError` for what is no such request.
     """
 
     request: Start
@@ -66,7 +66,7 @@ class JoinedRun:
     patience: float
     _starts: dict[tuple[str, str], JoinedStart] = field(init=False, factory=dict)
     _answers: "dict[tuple[str, str], asyncio.Future[Any]]" = field(init=False, factory=dict)
-    _outcomes: "asyncio.Queue[JoinedOutcome | None]" = field(init=False, factory=asyncio.Queue)
+    _outcomes: "asyncio.Queue[OpenOutcome | None]" = field(init=False, factory=asyncio.Queue)
     _joins: "set[asyncio.Task[None]]" = field(init=False, factory=set)
     _ends: "set[asyncio.Task[None]]" = field(init=False, factory=set)
     _unstopped: list[Exception] = field(init=False, factory=list)
@@ -80,7 +80,7 @@ class JoinedRun:
         self._run = self.client.start_streams(self._prepared(requests), concurrency=concurrency)
         self._running = asyncio.create_task(self._start())
 
-    async def __aiter__(self) -> AsyncIterator[JoinedOutcome]:
+    async def __aiter__(self) -> AsyncIterator[OpenOutcome]:
         while (outcome := await self._outcomes.get()) is not None:
             yield outcome
         self._outcomes.put_nowait(None)  # for whoever goes through it again
@@ -121,7 +121,7 @@ class JoinedRun:
             self.joinings.remove(start.joining)
 
     async def _end_with(self, session: StreamSession, key: tuple[str, str]) -> None:
-        await session.ended()
+        await session.wait_closed()
         await self._end(key)
 
     def _keep(self, tasks: "set[asyncio.Task[None]]", work: Coroutine[Any, Any, None]) -> None:
@@ -135,7 +135,7 @@ class JoinedRun:
             try:
                 joining = self._joining(request)
             except InvalidRequestError as error:
-                self._outcomes.put_nowait(JoinedOutcome(request=request, error=error))
+                self._outcomes.put_nowait(OpenOutcome(request=request, error=error))
                 continue
             answer = asyncio.get_running_loop().create_future()
             start = JoinedStart(joining, answer, partial(self._stops.stop, request, joining.name))
@@ -174,10 +174,10 @@ class JoinedRun:
         try:
             session = await start.session(self.patience)
         except StreamsError as error:
-            self._outcomes.put_nowait(JoinedOutcome(request=request, error=error))
+            self._outcomes.put_nowait(OpenOutcome(request=request, error=error))
             self._keep(self._ends, self._end(key))
         else:
-            self._outcomes.put_nowait(JoinedOutcome(request=request, session=session))
+            self._outcomes.put_nowait(OpenOutcome(request=request, session=session))
             self._keep(self._ends, self._end_with(session, key))
 
 
@@ -211,7 +211,7 @@ class _Stops:
             await asyncio.wait({self._running})
 
     async def _run(self) -> None:
-        why: StreamsError = RunEndedError("not stopped, since the run of the stops ended early")
+        why: StreamsError = RunCancelledError("not stopped, since the run of the stops ended early")
         try:
             async for outcome in self.client.stop_streams(self._queued()):
                 stopped = self._waiting.pop(id(outcome.item))
@@ -285,7 +285,7 @@ class Opener:
             fields: further fields of ``start_stream``; ``codec`` and ``realtime`` are for conferences only.
 
         Raises:
-            JoinError: the stream was not started, nobody dialled, or the Space told that it failed; whatever may
+            OpenError: the stream was not started, nobody dialled, or the Space told that it failed; whatever may
                 run was stopped.
             StreamsError: at the end, when the stream could not be stopped, so that it may still be running.
         """
@@ -339,7 +339,7 @@ class Opener:
         *,
         concurrency: int | None = None,
         socket_timeout: float = 15.0,
-    ) -> AsyncIterator[AsyncIterable[JoinedOutcome]]:
+    ) -> AsyncIterator[AsyncIterable[OpenOutcome]]:
         """Start many streams, and receive them: ``async with receiver.open_many(client, requests) as outcomes``.
 
         Then ``async for outcome in outcomes`` gives each as its stream begins to come in, or fails to. The starts
@@ -360,7 +360,7 @@ class Opener:
         async with self._ending(run.end()):
             yield run
 
-    async def hear(self, callback: Callback) -> None:
+    async def handle_status_callback(self, callback: Callback) -> None:
         """Hear a status callback, so that an `open` ends at once where the Space says that its stream failed.
 
         It is a handler for a `CallbackReceiver`, or to be called from yours.

@@ -215,19 +215,19 @@ class TrackStatistics:
     gaps: int = 0
     duplicates: int = 0
     out_of_order: int = 0
-    misnumbered: int = 0
-    restarts: int = 0
+    invalid_sequence: int = 0
+    sequence_resets: int = 0
     dropped: int = 0
     jitter: float = 0.0
-    lateness: float = 0.0
-    latest: float = 0.0
+    delay_ms: float = 0.0
+    max_delay_ms: float = 0.0
     _sequence: SequenceTracker = field(init=False, factory=SequenceTracker)
     _transit: float = field(init=False, default=float("-inf"))
     _least: float = field(init=False, default=0.0)  # the transit of the least delayed frame of both spans
     _least_of_span: float = field(init=False, default=0.0)
     _span_ends: float = field(init=False, default=0.0)
 
-    def note(self, media: MediaEvent, now: float) -> None:
+    def _record(self, media: MediaEvent, now: float) -> None:
         """Count a frame that arrived at that time, in seconds."""
         self.frames += 1
         self.bytes += len(media.payload)
@@ -248,12 +248,12 @@ class TrackStatistics:
             case Verdict.REPEATED:
                 self.duplicates += 1
             case Verdict.DOUBTFUL:
-                self.misnumbered += 1
+                self.invalid_sequence += 1
             case Verdict.RESTARTED:
-                self.restarts += 1
-                self.misnumbered -= 1  # the one before was right
+                self.sequence_resets += 1
+                self.invalid_sequence -= 1  # the one before was right
             case Verdict.REPLAYED:
-                self.restarts += 1
+                self.sequence_resets += 1
                 self.duplicates -= self._sequence.replayed  # those before were new
         return verdict not in _UNMEASURED
 
@@ -272,9 +272,9 @@ class TrackStatistics:
             elif transit < self._least_of_span:
                 self._least_of_span = transit
                 self._least = min(self._least, transit)
-        lateness = self.lateness = transit - self._least
-        if lateness > self.latest:  # noqa: PLR1730  (max() would take a fourth of all the time, for each frame)
-            self.latest = lateness
+        lateness = self.delay_ms = transit - self._least
+        if lateness > self.max_delay_ms:  # noqa: PLR1730  (max() would take a fourth of all the time, for each frame)
+            self.max_delay_ms = lateness
 
 
 @define(eq=False)

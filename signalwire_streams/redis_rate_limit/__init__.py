@@ -1,6 +1,9 @@
-"""One limit for many clients: `RedisPacer`, where a client has its own pacer otherwise.
+"""One limit for many clients: `RedisRateLimiter`, where a client has its own pacer otherwise.
 
->>> async with RedisPacer("redis://localhost") as pacer, StreamsClient(pacer=pacer) as client:  # doctest: +SKIP
+>>> async with (
+...     RedisRateLimiter("redis://localhost") as pacer,
+...     StreamsClient(rate_limiter=pacer) as client,
+... ):  # doctest: +SKIP
 ...     stream = await client.conferences.start_stream(conference_sid, url="wss://rx.example.com/audio")
 """
 
@@ -11,7 +14,7 @@ if not (find_spec("redis") and find_spec("throttled")):
         "signalwire_streams.redis_rate_limit needs more packages: pip install 'signalwire-streams[redis]'"
     )
 
-from signalwire_streams.redis_rate_limit._rate_limiter import RedisPacer
-from signalwire_streams.redis_rate_limit._store import SharedPacerError
+from signalwire_streams.redis_rate_limit._rate_limiter import RedisRateLimiter
+from signalwire_streams.redis_rate_limit._store import RateLimiterError
 
-__all__ = ["RedisPacer", "SharedPacerError"]
+__all__ = ["RedisRateLimiter", "RateLimiterError"]

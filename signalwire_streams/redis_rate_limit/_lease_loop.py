@@ -7,10 +7,10 @@ from attrs import define, field
 
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError
-from signalwire_streams.middleware._queueing import Queue
-from signalwire_streams.models import Lane
+from signalwire_streams.middleware._queueing import PriorityQueue
+from signalwire_streams.models import Priority
 from signalwire_streams.redis_rate_limit._state import LEASE, Outage, View
-from signalwire_streams.redis_rate_limit._store import Leased, RedisAwayError, SharedPacerError, Store
+from signalwire_streams.redis_rate_limit._store import Leased, RateLimiterError, RedisAwayError, Store
 
 _LATEST, _SOONEST = 10, 50
 """Parts of a token's age to wait between two leases when tokens are short: others ask too, so nobody waits for long."""
@@ -34,7 +34,7 @@ class Pump:
     _view: View
     _outage: Outage
     _clock: Clock
-    queue: Queue = field(factory=Queue, init=False)
+    queue: PriorityQueue = field(factory=PriorityQueue, init=False)
     _spare: deque[float] = field(factory=deque, init=False)
     _task: asyncio.Task[None] | None = field(init=False, default=None)
     _probing: asyncio.Task[None] | None = field(init=False, default=None)
@@ -43,7 +43,7 @@ class Pump:
     _left: int | None = field(init=False, default=None)
     _closed: bool = field(init=False, default=False)
 
-    def wait(self, space: str, lane: Lane) -> "asyncio.Future[float]":
+    def wait(self, space: str, lane: Priority) -> "asyncio.Future[float]":
         """Make a turn at the end of a lane; its result says until when its token may be used."""
         turn = self.queue.add(lane)
         self.start(space)
@@ -69,7 +69,7 @@ class Pump:
         """Ask for the state alone.
 
         Raises:
-            SharedPacerError: Redis refuses to be used.
+            RateLimiterError: Redis refuses to be used.
         """
         try:
             self._hear(await self._store.look(space))
@@ -84,7 +84,7 @@ class Pump:
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
-        self.queue.refuse(ClientStateError("this pacer is closed: make a new RedisPacer"))
+        self.queue.refuse(ClientStateError("this pacer is closed: make a new RedisRateLimiter"))
 
     async def _run(self, space: str) -> None:
         try:
@@ -140,7 +140,7 @@ class Pump:
         if gate:
             return min(gate, _LONGEST_NAP)
         law = self._view.law
-        burst = law.burst if lane is Lane.INTERACTIVE else law.bulk_burst
+        burst = law.burst if lane is Priority.INTERACTIVE else law.bulk_burst
         left, self._left = self._left, None
         wanted, wait = self._outage.take_up_to(min(waiting, LEASE, burst, left or LEASE), asked_at)
         if not wanted:
@@ -218,7 +218,7 @@ class Pump:
             answer = await self._store.look(space)
         except RedisAwayError:
             return False
-        except SharedPacerError:
+        except RateLimiterError:
             return True  # who asks next is told what is wrong
         if self._clock.now() - asked_at > self._view.law.age:
             return False

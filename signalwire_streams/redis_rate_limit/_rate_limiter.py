@@ -1,4 +1,4 @@
-"""`RedisPacer`: the pacer of any number of clients on one Space, which share its limit through Redis."""
+"""`RedisRateLimiter`: the pacer of any number of clients on one Space, which share its limit through Redis."""
 
 import asyncio
 import re
@@ -11,20 +11,20 @@ from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.middleware._logs import log_pause
 from signalwire_streams.middleware._policies import RateLimit
-from signalwire_streams.middleware._queueing import Home, was_granted
-from signalwire_streams.models import Lane
+from signalwire_streams.middleware._queueing import LoopGuard, was_granted
+from signalwire_streams.models import Priority
 from signalwire_streams.models._validation import check_count
 from signalwire_streams.redis_rate_limit._lease_loop import Pump
 from signalwire_streams.redis_rate_limit._state import Outage, View
-from signalwire_streams.redis_rate_limit._store import RedisAwayError, SharedPacerError, Store
+from signalwire_streams.redis_rate_limit._store import RateLimiterError, RedisAwayError, Store
 
 _FRESH = 1.0
 """Seconds for which what Redis told of the gate is believed; only reads ask again, since leases tell it anyway."""
 _HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]+")
 
 
-class RedisPacer:
-    """Shares a Space's limit with all other clients that use the same Redis: ``StreamsClient(pacer=RedisPacer(url))``.
+class RedisRateLimiter:
+    """Shares a Space's limit with all other clients that use the same Redis: ``StreamsClient(rate_limiter=RedisRateLimiter(url))``.
 
     No 10 seconds hold more requests of all clients together than their share of the limit, however many clients there
     are, and a 429 that one of them gets slows all of them down. Only Redis' clock is used.
@@ -69,26 +69,26 @@ class RedisPacer:
         self._clock = clock or Clock()
         self._view = View(rate_limit or RateLimit())
         self._outage = Outage(self._store.address, fallback_clients)
-        self._home = Home()
+        self._home = LoopGuard()
         self._pump = Pump(self._store, self._view, self._outage, self._clock)
         self._looking: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"RedisPacer({self._store.address!r}, space={self._space!r})"
+        return f"RedisRateLimiter({self._store.address!r}, space={self._space!r})"
 
     async def __aenter__(self) -> Self:
         """Make sure that Redis is there and can be used.
 
         Raises:
-            SharedPacerError: it is not, or can't.
+            RateLimiterError: it is not, or can't.
         """
         self._home.enter()
         try:
             await self._store.look(self._space or "")
         except RedisAwayError as error:
             await self.aclose()
-            wrong = SharedPacerError(f"can't reach the Redis at {self._store.address}: {error}")
-        except SharedPacerError:
+            wrong = RateLimiterError(f"can't reach the Redis at {self._store.address}: {error}")
+        except RateLimiterError:
             await self.aclose()
             raise
         else:
@@ -115,7 +115,7 @@ class RedisPacer:
         """Requests per second that all clients together may make now, as far as this one knows."""
         return self._view.rate(self._clock.now())
 
-    def join(self, origin: str) -> None:
+    def bind(self, origin: str) -> None:
         """Hear which Space a client is made for; `StreamsClient` calls it.
 
         Raises:
@@ -126,33 +126,33 @@ class RedisPacer:
         host = urlsplit(origin).netloc or origin
         if self._space not in {None, host}:
             raise InvalidRequestError(
-                f"this pacer is that of {self._space}: make one RedisPacer for each Space, or say space= where "
+                f"this pacer is that of {self._space}: make one RedisRateLimiter for each Space, or say space= where "
                 f"{host} is the same Space"
             )
         self._space = host
 
-    async def acquire(self, lane: Lane, patience: float) -> float:
-        """Wait until one POST may go out; see `Pacer.acquire`.
+    async def acquire(self, priority: Priority, timeout: float) -> float:
+        """Wait until one POST may go out; see `RateLimiter.acquire`.
 
         Raises:
-            SharedPacerError: Redis refuses to be used.
+            RateLimiterError: Redis refuses to be used.
             ClientStateError: the pacer is closed, or belongs to another event loop or process.
         """
         space = self._check()
         if self._pump.take_spare():
             return 0.0
         now = self._clock.now()
-        least = max(self._view.gate_wait(now), self._pump.queue.ahead(lane) / self._view.rate(now))
-        if least >= patience:
+        least = max(self._view.gate_wait(now), self._pump.queue.ahead(priority) / self._view.rate(now))
+        if least >= timeout:
             # Without patience for even one round trip there is a wait, though nobody knows how long.
             return least or 1 / self._view.rate(now)
-        turn = self._pump.wait(space, lane)
+        turn = self._pump.wait(space, priority)
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 await turn
         except TimeoutError:
             if not was_granted(turn):
-                return patience
+                return timeout
         except asyncio.CancelledError:
             if was_granted(turn) and turn.exception() is None:
                 self._pump.give_back(turn.result())
@@ -163,28 +163,28 @@ class RedisPacer:
         if woken <= turn.result():
             return 0.0
         # The process stood still since the grant: what it held would go out in one bunch, in a window of others.
-        return await self.acquire(lane, patience - (woken - now))
+        return await self.acquire(priority, timeout - (woken - now))
 
-    async def pass_gate(self, patience: float) -> float:
-        """Wait while the Space takes no requests at all; see `Pacer.pass_gate`.
+    async def wait_until_allowed(self, timeout: float) -> float:
+        """Wait while the Space takes no requests at all; see `RateLimiter.wait_until_allowed`.
 
         Raises:
-            SharedPacerError: Redis refuses to be used.
+            RateLimiterError: Redis refuses to be used.
             ClientStateError: the pacer is closed, or belongs to another event loop or process.
         """
         space = self._check()
         if self._clock.now() - self._view.heard_at > _FRESH and not self._outage.lasts:
-            await self._look(space, patience)
+            await self._look(space, timeout)
         wait = self._view.gate_wait(self._clock.now())
         if not wait:
             return 0.0
-        if wait >= patience:
+        if wait >= timeout:
             return wait
         await self._clock.sleep(wait)
-        return await self.pass_gate(patience - wait)
+        return await self.wait_until_allowed(timeout - wait)
 
-    def throttled(self, sent_at: float, retry_after: float | None) -> None:
-        """Hear that the Space refused a request, and tell all others; see `Pacer.throttled`."""
+    def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
+        """Hear that the Space refused a request, and tell all others; see `RateLimiter.throttled`."""
         now = self._clock.now()
         was_open = not self._view.gate_wait(now)
         self._view.throttled(now, sent_at, retry_after)
@@ -194,8 +194,8 @@ class RedisPacer:
             log_pause(pause)
         self._tell()
 
-    def served(self, advertised: int | None) -> None:
-        """Hear that the Space took a request, and which limit its headers told; see `Pacer.served`."""
+    def on_success(self, advertised: int | None) -> None:
+        """Hear that the Space took a request, and which limit its headers told; see `RateLimiter.served`."""
         self._view.served(advertised)
         if self._view.has_news:
             self._tell()

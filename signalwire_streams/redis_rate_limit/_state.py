@@ -18,7 +18,7 @@ from signalwire_streams.middleware._rate_limit import (
     FIRST_PAUSE,
     LEAST_RATE,
     LONGEST_PAUSE,
-    Pace,
+    TokenBucket,
     recovered_rate,
 )
 
@@ -55,9 +55,9 @@ class Law:
             limit: what the caller configured.
             requests: the limit that the Space tells, if it does; it can only lower the configured one.
         """
-        most = limit.most
+        most = limit.max_requests
         if requests is not None and requests < limit.requests:
-            most = max(1, int(requests * limit.share))
+            most = max(1, int(requests * limit.utilization))
         burst = min(limit.burst or max(1, round(most * BURST_SHARE)), most)
         age = limit.window / _AGES_PER_WINDOW
         rate = max((most - 2 * burst) / (limit.window + age), LEAST_RATE / limit.window)
@@ -67,7 +67,7 @@ class Law:
         """Give the limit that one of so many clients keeps to on its own, so that all of them go at that rate."""
         burst = max(1, self.burst // clients)
         requests = max(1, int(rate / clients * self.window)) + burst
-        return RateLimit(requests=requests, window=self.window, share=1.0, burst=burst)
+        return RateLimit(requests=requests, window=self.window, utilization=1.0, burst=burst)
 
 
 @frozen(kw_only=True)
@@ -292,7 +292,7 @@ class Outage:
     address: str
     clients: int | None
     _began: float | None = field(init=False, default=None)
-    _pace: Pace | None = field(init=False, default=None)
+    _pace: TokenBucket | None = field(init=False, default=None)
     _settled_at: float = field(init=False, default=float("-inf"))
 
     @property
@@ -326,7 +326,7 @@ class Outage:
 
     def take(self, now: float) -> float:
         """Take a token of this client's own part; returns the seconds until there is one, or 0."""
-        return self._pace.take(now) if self._pace is not None else 0.0
+        return self._pace.try_acquire(now) if self._pace is not None else 0.0
 
     def take_up_to(self, tokens: int, now: float) -> tuple[int, float]:
         """Say how many tokens may be leased now.
@@ -343,7 +343,7 @@ class Outage:
             self._pace = None
             return tokens, 0.0
         taken, wait = 0, 0.0
-        while taken < tokens and not (wait := self._pace.take(now)):
+        while taken < tokens and not (wait := self._pace.try_acquire(now)):
             taken += 1
         return taken, wait
 
@@ -351,17 +351,17 @@ class Outage:
         """Return tokens of this client's own part that were not leased after all."""
         if self._pace is not None:
             for _ in range(tokens):
-                self._pace.give_back()
+                self._pace.refund()
 
     def throttled(self, now: float, sent_at: float, retry_after: float | None) -> None:
         """Note that the Space refused a request: this client's own part gets smaller as well."""
         if self._pace is not None:
-            self._pace.throttled(now, sent_at, retry_after)
+            self._pace.on_throttled(now, sent_at, retry_after)
 
 
-def _empty_pace(view: View, clients: int, now: float) -> Pace:
-    pace = Pace(view.law.part(view.rate(now), clients))
+def _empty_pace(view: View, clients: int, now: float) -> TokenBucket:
+    pace = TokenBucket(view.law.part(view.rate(now), clients))
     # What went out through Redis a moment ago counts, so nobody begins with a burst.
-    while not pace.take(now):
+    while not pace.try_acquire(now):
         pass
     return pace

@@ -31,12 +31,12 @@ from redis.exceptions import (
 from throttled.asyncio.rate_limiter.gcra import RedisLimitAtomicAction
 
 from signalwire_streams.errors import InvalidRequestError, StreamsError
-from signalwire_streams.models._validation import private_parts, public_url
+from signalwire_streams.models._validation import redact_url, secrets_in
 from signalwire_streams.redis_rate_limit._state import State
 
 
 @define(eq=False, slots=False, str=False)
-class SharedPacerError(StreamsError):
+class RateLimiterError(StreamsError):
     """The limit can't be shared through this Redis: it refuses the user, is no Redis, or holds something else there.
 
     Waiting does not help. Nothing was sent, and the message holds no password.
@@ -92,7 +92,7 @@ class Store:
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.url, str):
             raise InvalidRequestError(f"url must be a str, not {type(self.url).__name__}")
-        self.address = public_url(self.url)
+        self.address = redact_url(self.url)
         client = client_of(self.url)
         if client is None:
             raise InvalidRequestError(
@@ -112,7 +112,7 @@ class Store:
 
         Raises:
             RedisAwayError: Redis did not answer.
-            SharedPacerError: it refused.
+            RateLimiterError: it refused.
         """
         async with self._exchange() as pipe:
             pipe.getex(_state_key(space), ex=_LIFE)
@@ -137,7 +137,7 @@ class Store:
 
         Raises:
             RedisAwayError: Redis did not answer.
-            SharedPacerError: it refused.
+            RateLimiterError: it refused.
         """
         async with self._exchange() as pipe:
             pipe.set(_state_key(space), State().text(), nx=True, ex=_LIFE)
@@ -150,7 +150,7 @@ class Store:
 
         Raises:
             RedisAwayError: Redis did not answer.
-            SharedPacerError: it refused.
+            RateLimiterError: it refused.
         """
         async with self._exchange() as pipe:
             pipe.getex(_state_key(space), ex=_LIFE)
@@ -167,7 +167,7 @@ class Store:
 
         Raises:
             RedisAwayError: Redis did not answer.
-            SharedPacerError: it refused.
+            RateLimiterError: it refused.
         """
         key = _state_key(space)
         async with self._exchange() as pipe:
@@ -200,7 +200,7 @@ class Store:
             except (RedisError, OSError) as error:
                 wrong = self._wrong(error)
             except ValueError:
-                wrong = SharedPacerError(f"the Redis at {self.address} holds something else under this package's keys")
+                wrong = RateLimiterError(f"the Redis at {self.address} holds something else under this package's keys")
             else:
                 return
         # Outside of the handler: the library's error, whose text may hold anything, is not to be seen with this one.
@@ -212,18 +212,18 @@ class Store:
             chain.append(cause)
         for one in chain:  # redis-py wraps what it meets while it connects
             if isinstance(one, InvalidResponse):
-                return SharedPacerError(f"what answers at {self.address} is no Redis")
+                return RateLimiterError(f"what answers at {self.address} is no Redis")
             if isinstance(one, AuthenticationError):
-                return SharedPacerError(f"the Redis at {self.address} wants another user or password in its URL")
+                return RateLimiterError(f"the Redis at {self.address} wants another user or password in its URL")
             if isinstance(one, _MAY_PASS):
                 break
             if isinstance(one, ssl.SSLError | ResponseError):
-                return SharedPacerError(f"the Redis at {self.address} can't be used: {self._shown(one)}")
+                return RateLimiterError(f"the Redis at {self.address} can't be used: {self._shown(one)}")
         return RedisAwayError(self._shown(error))
 
     def _shown(self, error: BaseException) -> str:
         words = str(error).rpartition(" of pipeline caused error: ")[2] or type(error).__name__
-        for secret in private_parts(self.url):
+        for secret in secrets_in(self.url):
             words = words.replace(secret, "…")
         return " ".join(words.split())[:200]
 

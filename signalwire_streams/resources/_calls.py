@@ -10,11 +10,11 @@ from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import read_item
 from signalwire_streams._http.requests import moment
-from signalwire_streams._http.session import Line
+from signalwire_streams._http.session import Dispatcher
 from signalwire_streams.models import Call, CallbackMethod, CallStatus, CallStream, StartCallStream, Track
-from signalwire_streams.models._validation import check_handle, masks_secrets
-from signalwire_streams.resources._pagination import Listing
-from signalwire_streams.resources._streams import Streams, settle
+from signalwire_streams.models._validation import check_path_segment, masks_secrets
+from signalwire_streams.resources._pagination import Paginator
+from signalwire_streams.resources._streams import Streams, send_or_raise
 
 _COLLECTION = "Calls"
 
@@ -23,7 +23,7 @@ _COLLECTION = "Calls"
 class Calls:
     """The calls of the account, and the streams on them."""
 
-    _line: Line
+    _dispatcher: Dispatcher
     _account: Account
     _streams: Streams[CallStream]
 
@@ -64,7 +64,7 @@ class Calls:
             parameters: at most 99 values for the WebSocket server.
             authorization_bearer_token: sent with the WebSocket upgrade.
             may_be_running: True to start again, under its ``name``, what may be running already, as a
-                `StreamOutcomeUnknown` says. The result is then ``ambiguous``: an ordinary answer does not prove that
+                `StreamOutcomeUnknownError` says. The result is then ``ambiguous``: an ordinary answer does not prove that
                 this start made the stream, and it is stopped by its name. A call may take a second stream of the name.
             deadline: seconds for the whole call, retries included.
 
@@ -73,7 +73,7 @@ class Calls:
 
         Raises:
             InvalidRequestError: an argument can't be right; nothing was sent.
-            StreamOutcomeUnknown: the stream may be running, and nobody can tell.
+            StreamOutcomeUnknownError: the stream may be running, and nobody can tell.
             ApiError: the Space refused.
             TransportError: the Space could not be reached; the stream was not started.
 
@@ -127,9 +127,9 @@ class Calls:
 
     async def get(self, call_sid: str) -> Call:
         """Read one call."""
-        exchange = requests.read(self._account, _COLLECTION, check_handle(call_sid, "call_sid"))
-        outcome = await settle(self._line, exchange)
-        return read_item(outcome.reply and outcome.reply.document, Call)
+        exchange = requests.read(self._account, _COLLECTION, check_path_segment(call_sid, "call_sid"))
+        outcome = await send_or_raise(self._dispatcher, exchange)
+        return read_item(outcome.response and outcome.response.document, Call)
 
     def list(
         self,
@@ -145,7 +145,7 @@ class Calls:
         end_time_before: datetime | str | None = None,
         end_time_after: datetime | str | None = None,
         page_size: int | None = None,
-    ) -> Listing[Call]:
+    ) -> Paginator[Call]:
         """List the calls: ``async for call in client.calls.list(status="in-progress")``.
 
         Args:
@@ -176,4 +176,4 @@ class Calls:
             "EndTime>": moment(end_time_after, "end_time_after"),
         }
         first = requests.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size, key="calls")
-        return Listing(self._line, self._account, first, Call)
+        return Paginator(self._dispatcher, self._account, first, Call)

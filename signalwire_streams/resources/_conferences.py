@@ -10,7 +10,7 @@ from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import read_item
 from signalwire_streams._http.requests import day
-from signalwire_streams._http.session import Line
+from signalwire_streams._http.session import Dispatcher
 from signalwire_streams.models import (
     CallbackMethod,
     Codec,
@@ -21,9 +21,9 @@ from signalwire_streams.models import (
     StartConferenceStream,
     Track,
 )
-from signalwire_streams.models._validation import check_handle, masks_secrets
-from signalwire_streams.resources._pagination import Listing
-from signalwire_streams.resources._streams import Streams, settle
+from signalwire_streams.models._validation import check_path_segment, masks_secrets
+from signalwire_streams.resources._pagination import Paginator
+from signalwire_streams.resources._streams import Streams, send_or_raise
 
 _COLLECTION = "Conferences"
 
@@ -32,7 +32,7 @@ _COLLECTION = "Conferences"
 class Conferences:
     """The conferences of the account, and the streams on them."""
 
-    _line: Line
+    _dispatcher: Dispatcher
     _account: Account
     _streams: Streams[ConferenceStream]
 
@@ -72,7 +72,7 @@ class Conferences:
             parameters: at most 99 values for the WebSocket server.
             authorization_bearer_token: sent with the WebSocket upgrade.
             may_be_running: True to start again, under its ``name``, what may be running already, as a
-                `StreamOutcomeUnknown` says. The result is then ``ambiguous``: an ordinary answer does not prove that
+                `StreamOutcomeUnknownError` says. The result is then ``ambiguous``: an ordinary answer does not prove that
                 this start made the stream, and it is stopped by its name.
             deadline: seconds for the whole call, retries included.
 
@@ -81,7 +81,7 @@ class Conferences:
 
         Raises:
             InvalidRequestError: an argument can't be right; nothing was sent.
-            StreamOutcomeUnknown: the stream may be running, and nobody can tell.
+            StreamOutcomeUnknownError: the stream may be running, and nobody can tell.
             ApiError: the Space refused.
             TransportError: the Space could not be reached; the stream was not started.
 
@@ -139,9 +139,9 @@ class Conferences:
 
     async def get(self, conference_sid: str) -> Conference:
         """Read one conference."""
-        exchange = requests.read(self._account, _COLLECTION, check_handle(conference_sid, "conference_sid"))
-        outcome = await settle(self._line, exchange)
-        return read_item(outcome.reply and outcome.reply.document, Conference)
+        exchange = requests.read(self._account, _COLLECTION, check_path_segment(conference_sid, "conference_sid"))
+        outcome = await send_or_raise(self._dispatcher, exchange)
+        return read_item(outcome.response and outcome.response.document, Conference)
 
     def list(
         self,
@@ -155,7 +155,7 @@ class Conferences:
         date_updated_before: date | str | None = None,
         date_updated_after: date | str | None = None,
         page_size: int | None = None,
-    ) -> Listing[Conference]:
+    ) -> Paginator[Conference]:
         """List the conferences: ``async for conference in client.conferences.list(status="in-progress")``.
 
         Args:
@@ -182,7 +182,7 @@ class Conferences:
             "DateUpdated>": day(date_updated_after, "date_updated_after"),
         }
         first = requests.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size, key="conferences")
-        return Listing(self._line, self._account, first, Conference)
+        return Paginator(self._dispatcher, self._account, first, Conference)
 
     def participants(
         self,
@@ -191,7 +191,7 @@ class Conferences:
         muted: bool | None = None,
         hold: bool | None = None,
         page_size: int | None = None,
-    ) -> Listing[Participant]:
+    ) -> Paginator[Participant]:
         """List who is in a conference.
 
         Args:
@@ -202,9 +202,9 @@ class Conferences:
 
         Source: https://signalwire.com/docs/compatibility-api/rest/participants
         """
-        sid = check_handle(conference_sid, "conference_sid")
+        sid = check_path_segment(conference_sid, "conference_sid")
         filters: Mapping[str, object] = {"Muted": muted, "Hold": hold}
         first = requests.read_list(
             self._account, _COLLECTION, sid, "Participants", filters=filters, page_size=page_size, key="participants"
         )
-        return Listing(self._line, self._account, first, Participant)
+        return Paginator(self._dispatcher, self._account, first, Participant)

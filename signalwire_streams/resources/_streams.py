@@ -9,27 +9,41 @@ from attrs import evolve, frozen
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import read_stream
-from signalwire_streams._http.error_mapping import failure_of
-from signalwire_streams._http.messages import Errand, Request, Outcome
-from signalwire_streams._http.session import Line
-from signalwire_streams.errors import InvalidRequestError, StartAgain, StreamOutcomeUnknown
+from signalwire_streams._http.error_mapping import to_exception
+from signalwire_streams._http.messages import CallContext, Request, Result
+from signalwire_streams._http.session import Dispatcher
+from signalwire_streams.errors import InvalidRequestError, StartAgain, StreamOutcomeUnknownError
 from signalwire_streams.middleware._retry import REFUSED_STOPS
-from signalwire_streams.models import Action, CallStream, ConferenceStream, Event, Kind, StreamStatus
-from signalwire_streams.models._validation import check_flag, check_handle
+from signalwire_streams.models import (
+    AttemptResult,
+    CallStream,
+    ConferenceStream,
+    Operation,
+    RetryDecision,
+    StreamStatus,
+)
+from signalwire_streams.models._validation import check_flag, check_path_segment
 
 _Stream = TypeVar("_Stream", ConferenceStream, CallStream)
-_SUCCEEDED = frozenset({Action.FINISH, Action.ALREADY_STARTED, Action.ALREADY_STOPPED, Action.BY_NAME})
+_SUCCEEDED = frozenset(
+    {
+        RetryDecision.SUCCEED,
+        RetryDecision.ALREADY_STARTED,
+        RetryDecision.ALREADY_STOPPED,
+        RetryDecision.SUCCEED_WITHOUT_SID,
+    }
+)
 
 
-async def settle(line: Line, exchange: Request) -> Outcome:
+async def send_or_raise(line: Dispatcher, exchange: Request) -> Result:
     """Perform an exchange, and raise what kept it from succeeding.
 
     Raises:
         StreamsError: the typed error of the call.
     """
-    outcome = await line.perform(exchange)
-    if outcome.action not in _SUCCEEDED:
-        raise failure_of(exchange, outcome)
+    outcome = await line.send(exchange)
+    if outcome.decision not in _SUCCEEDED:
+        raise to_exception(exchange, outcome)
     return outcome
 
 
@@ -45,7 +59,7 @@ class Streams(Generic[_Stream]):
         target_field: under which name the model has its conference or call.
     """
 
-    line: Line
+    dispatcher: Dispatcher
     account: Account
     collection: str
     model: type[_Stream]
@@ -57,36 +71,36 @@ class Streams(Generic[_Stream]):
         *,
         may_be_running: bool = False,
         deadline: float | None = None,
-        errand: Errand | None = None,
+        errand: CallContext | None = None,
     ) -> _Stream:
         """Start a stream, under a generated name where the caller gave none.
 
         Where an earlier start of that name may be running, the result is as ambiguous as after a repeated attempt.
         """
-        errand = errand or Errand()
+        errand = errand or CallContext()
         if check_flag(may_be_running, "may_be_running"):
             if request.name is None:
                 raise InvalidRequestError(
                     "may_be_running=True needs the name that the stream may be running under: pass it as name=..."
                 )
-            errand.progress.may_be_done = True
+            errand.state.may_have_succeeded = True
         if request.name is None and not request.unnamed:
             request = evolve(request, name=requests.generate_name())
         exchange = requests.start(self.account, request, deadline=deadline, errand=errand)
         try:
-            outcome = await settle(self.line, exchange)
-        except StreamOutcomeUnknown as error:
+            outcome = await send_or_raise(self.dispatcher, exchange)
+        except StreamOutcomeUnknownError as error:
             error.keep_start(self._starter(request))
             raise
         known: dict[str, object] = {
             self.target_field: request.target,
             "ambiguous": outcome.ambiguous,
-            "already_started": outcome.action is Action.ALREADY_STARTED,
+            "already_started": outcome.decision is RetryDecision.ALREADY_STARTED,
         }
         if request.name is not None:
             known["name"] = request.name
         # What refuses a second stream tells nothing of the first one.
-        reply = outcome.reply if outcome.action is Action.FINISH else None
+        reply = outcome.response if outcome.decision is RetryDecision.SUCCEED else None
         return read_stream(None if reply is None else reply.document, self.model, known)
 
     def _starter(self, request: requests.Start) -> StartAgain:
@@ -102,7 +116,7 @@ class Streams(Generic[_Stream]):
         stream: _Stream | str | None,
         *,
         deadline: float | None = None,
-        errand: Errand | None = None,
+        errand: CallContext | None = None,
     ) -> _Stream:
         """Stop a stream, given as itself, or by its call or conference and its sid or name.
 
@@ -119,20 +133,22 @@ class Streams(Generic[_Stream]):
                 f"stream is a {type(stream).__name__}: pass a {self.model.__name__}, a sid or a name"
             )
         own_target = None if isinstance(stream, str) else getattr(stream, self.target_field)
-        sid = check_handle(own_target if target is None else target, self.target_field)
+        sid = check_path_segment(own_target if target is None else target, self.target_field)
         if own_target is not None and own_target != sid:
             raise InvalidRequestError(f"the stream belongs to another {self.target_field}: pass that one, or none")
-        write = partial(requests.stop, self.account, self.collection, sid, deadline=deadline, errand=errand or Errand())
+        write = partial(
+            requests.stop, self.account, self.collection, sid, deadline=deadline, errand=errand or CallContext()
+        )
         if not isinstance(stream, str):
             return await self._stop_known(write, stream)
-        handle = check_handle(stream, "stream")
+        handle = check_path_segment(stream, "stream")
         kind = requests.stop_kind(handle)
-        asked = {self.target_field: sid, "sid" if kind is Kind.STOP else "name": handle}
+        asked = {self.target_field: sid, "sid" if kind is Operation.STOP else "name": handle}
         return await self._settle_stop(write(handle, kind), read_stream({}, self.model, asked))
 
-    async def _stop_known(self, write: Callable[[str, Kind], Request], stream: _Stream) -> _Stream:
+    async def _stop_known(self, write: Callable[[str, Operation], Request], stream: _Stream) -> _Stream:
         # Another project's client may be told that there is no such stream, although it runs.
-        returned = Kind.STOP_RETURNED if stream.account_sid in {None, self.account.sid} else Kind.STOP
+        returned = Operation.STOP_RETURNED if stream.account_sid in {None, self.account.sid} else Operation.STOP
         sid = stream.sid
         if sid and not stream.ambiguous:
             return await self._settle_stop(write(sid, returned), stream)
@@ -140,45 +156,45 @@ class Streams(Generic[_Stream]):
         if stream.name:
             return await self._stop_ambiguous(write, stream, stream.name, returned)
         if sid:
-            return await self._settle_stop(write(sid, Kind.STOP_AMBIGUOUS), stream)
+            return await self._settle_stop(write(sid, Operation.STOP_AMBIGUOUS), stream)
         raise InvalidRequestError("the stream has neither sid nor name, so it can't be stopped: end its call instead")
 
     async def _stop_ambiguous(
-        self, write: Callable[[str, Kind], Request], stream: _Stream, name: str, returned: Kind
+        self, write: Callable[[str, Operation], Request], stream: _Stream, name: str, returned: Operation
     ) -> _Stream:
-        sid, by_name = stream.sid, write(name, Kind.STOP_BY_NAME)
-        outcome = await self.line.perform(by_name)
-        if outcome.action not in _SUCCEEDED:
+        sid, by_name = stream.sid, write(name, Operation.STOP_BY_NAME)
+        outcome = await self.dispatcher.send(by_name)
+        if outcome.decision not in _SUCCEEDED:
             # A bare 404 may be a proxy's, so the Space may find the stream by its name after all.
-            if not sid or outcome.event is not Event.GONE:
-                raise failure_of(by_name, outcome)
-            by_sid = write(sid, Kind.STOP_AMBIGUOUS)
-            found = await settle(self.line, by_sid)
-            if self.model is CallStream and found.event is not Event.TARGET_ENDED:
+            if not sid or outcome.attempt_result is not AttemptResult.NOT_FOUND:
+                raise to_exception(by_name, outcome)
+            by_sid = write(sid, Operation.STOP_AMBIGUOUS)
+            found = await send_or_raise(self.dispatcher, by_sid)
+            if self.model is CallStream and found.attempt_result is not AttemptResult.TARGET_ENDED:
                 # A call takes several streams of one name, so the first one may still be running.
-                failure = failure_of(by_name, outcome)
+                failure = to_exception(by_name, outcome)
                 failure.add_note(f"the stream with the sid {sid} was stopped, but an earlier one of that name may run")
                 raise failure
             return self._stopped(by_sid, found, stream)
         stopped = self._stopped(by_name, outcome, stream)
         # A call may have taken the second stream too, and so may a conference whose first one had ended by then.
         took_one = self.model is ConferenceStream or stopped.sid == sid
-        if not sid or (outcome.action is Action.FINISH and took_one):
+        if not sid or (outcome.decision is RetryDecision.SUCCEED and took_one):
             return stopped
         second = await self._settle_stop(write(sid, returned), stream)
         return second if stopped.already_ended else stopped
 
     async def _settle_stop(self, exchange: Request, stream: _Stream) -> _Stream:
-        return self._stopped(exchange, await settle(self.line, exchange), stream)
+        return self._stopped(exchange, await send_or_raise(self.dispatcher, exchange), stream)
 
-    def _stopped(self, exchange: Request, outcome: Outcome, stream: _Stream) -> _Stream:
+    def _stopped(self, exchange: Request, outcome: Result, stream: _Stream) -> _Stream:
         """Return the stopped stream: what the answer says of it, and else what was known of it."""
-        if outcome.reply is not None and outcome.action is Action.FINISH:
+        if outcome.response is not None and outcome.decision is RetryDecision.SUCCEED:
             known: Mapping[str, object] = {self.target_field: exchange.target}
-            stopped = read_stream(outcome.reply.document, self.model, known)
+            stopped = read_stream(outcome.response.document, self.model, known)
             # A name that a caller passed may be the stream's sid after all.
             is_named = stopped.name is not None or stream.name == stopped.sid
             return stopped if is_named else evolve(stopped, name=stream.name)
         # After an attempt of this stop that may have worked, nobody can tell what ended the stream.
-        ended_before = outcome.event in REFUSED_STOPS and not outcome.ambiguous
+        ended_before = outcome.attempt_result in REFUSED_STOPS and not outcome.ambiguous
         return evolve(stream, status=StreamStatus.STOPPED, already_ended=ended_before)

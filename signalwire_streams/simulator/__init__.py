@@ -15,9 +15,9 @@ from signalwire_streams.simulator._audio.frames import Dialect
 from signalwire_streams.simulator._audio.sources import Silence, Sound, Tone, WavFile
 from signalwire_streams.simulator._connections import Certificates
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults, FaultSettings
-from signalwire_streams.simulator._request_log import Journal, ReceivedRequest
+from signalwire_streams.simulator._request_log import ReceivedRequest, RequestLog
 from signalwire_streams.simulator._space import SimulatedSpace
-from signalwire_streams.simulator._state import Stream, StreamBook
+from signalwire_streams.simulator._state import Stream, StreamRegistry
 
 __all__ = [
     "Certificates",
@@ -26,13 +26,13 @@ __all__ = [
     "FaultRule",
     "FaultSettings",
     "Faults",
-    "Journal",
+    "RequestLog",
     "ReceivedRequest",
     "Silence",
     "SimulatedSpace",
     "Sound",
     "Stream",
-    "StreamBook",
+    "StreamRegistry",
     "Tone",
     "WavFile",
 ]

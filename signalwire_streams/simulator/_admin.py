@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attrs import Attribute, asdict, define
 
-from signalwire_streams.simulator._request_log import Journal, shown_address, shown_fields, shown_names
+from signalwire_streams.simulator._request_log import RequestLog, shown_address, shown_fields, shown_names
 from signalwire_streams.simulator._serializers import Answer, Json, api_error, json_answer
 from signalwire_streams.simulator._state import SpaceState, Stream
 
@@ -38,7 +38,7 @@ class Inspection:
     """Answers the inspection paths."""
 
     _state: SpaceState
-    _journal: Journal
+    _journal: RequestLog
 
     def answer(self, method: str, path: str) -> Answer:
         """Answer a request for an inspection path."""
@@ -59,10 +59,10 @@ class Inspection:
             "conferences": len(self._state.conferences),
             "calls": len(self._state.calls),
             "streams": len(streams),
-            "alive": len(streams.alive()),
-            "doubled": len(streams.doubled()),
+            "alive": len(streams.active()),
+            "doubled": len(streams.duplicates()),
             "requests": self._journal.count(),
-            "busiest_window": self._journal.busiest_window(),
+            "busiest_window": self._journal.max_in_window(),
         }
 
     def _streams(self) -> Json:
@@ -70,8 +70,8 @@ class Inspection:
         streams = self._state.streams
         return {
             "streams": [_stream(stream) for stream in streams],
-            "alive": len(streams.alive()),
-            "doubled": [list(pair) for pair in streams.doubled()],
+            "alive": len(streams.active()),
+            "doubled": [list(pair) for pair in streams.duplicates()],
         }
 
     def _requests(self) -> Json:
@@ -79,5 +79,5 @@ class Inspection:
         return {
             "requests": [{**asdict(request), "fields": shown_fields(request.fields)} for request in self._journal],
             "counts": self._journal.counts(),
-            "busiest_window": self._journal.busiest_window(),
+            "busiest_window": self._journal.max_in_window(),
         }

@@ -36,30 +36,30 @@ class FaultKind(StrEnum):
     API_503 = "503-api"
     GARBAGE = "garbage"
     HTML = "html"
-    CUT_HEADERS = "cut-headers"
-    CUT_BODY = "cut-body"
+    TRUNCATED_HEADERS = "truncated-headers"
+    TRUNCATED_BODY = "truncated-body"
     WRONG_CONTENT_TYPE = "wrong-content-type"
-    NO_SID = "no-sid"
+    MISSING_SID = "missing-sid"
     EMPTY = "empty"
-    NOT_JSON = "not-json"
+    INVALID_JSON = "invalid-json"
     REDIRECT = "redirect"
     DUPLICATE_NAME = "duplicate-name"
     SOCKET_FIRST = "socket-first"
     SOCKET_REFUSED = "socket-refused"
     SOCKET_SLOW = "socket-slow"
-    SOCKET_DISTRUSTED = "socket-distrusted"
-    SOCKET_DROPPED = "socket-dropped"
+    TLS_UNTRUSTED = "tls-untrusted"
+    CONNECTION_DROPPED = "connection-dropped"
     NO_STOP = "no-stop"
     FRAMES_LOST = "frames-lost"
-    FRAMES_DOUBLED = "frames-doubled"
+    FRAMES_DUPLICATED = "frames-duplicated"
     FRAMES_REORDERED = "frames-reordered"
-    FRAMES_BROKEN = "frames-broken"
+    FRAMES_CORRUPTED = "frames-corrupted"
     FRAMES_IN_BURSTS = "frames-in-bursts"
     CALLBACK_LOST = "callback-lost"
-    CALLBACK_DOUBLED = "callback-doubled"
-    CALLBACK_LATE = "callback-late"
+    CALLBACK_DUPLICATED = "callback-duplicated"
+    CALLBACK_DELAYED = "callback-delayed"
     CALLBACK_REORDERED = "callback-reordered"
-    CALLBACK_BADLY_SIGNED = "callback-badly-signed"
+    CALLBACK_BAD_SIGNATURE = "callback-bad-signature"
 
 
 @frozen(kw_only=True)
@@ -69,7 +69,7 @@ class FaultSettings:
     Attributes:
         seconds: how long ``latency`` holds an answer back. The request stands in the journal before that, unless
             the rule has created=False, which carries it out behind the delay. Also what ``socket-slow`` waits
-            between connection and upgrade, and ``callback-late`` before its first try.
+            between connection and upgrade, and ``callback-delayed`` before its first try.
         read_body: whether ``hang`` and ``reset`` take the request's body off the socket.
         status: the HTTP status of ``throttle``, ``status`` and ``redirect``.
         body: ``api`` for the API's JSON error body, ``html`` for a proxy's page, ``empty`` for nothing.
@@ -78,7 +78,7 @@ class FaultSettings:
         headers: more headers.
         location: where ``redirect`` points to.
         as_: how ``duplicate-name`` is told: ``http-error`` or ``stream-error``.
-        after: media frames that go out before ``socket-dropped``.
+        after: media frames that go out before ``connection-dropped``.
         every: every so manieth media frame is lost, doubled, overtaken or broken.
         frames: media frames that come together with ``frames-in-bursts``.
     """
@@ -115,13 +115,13 @@ _KINDS: Final[Mapping[FaultKind, tuple[tuple[str, ...], FaultSettings]]] = Mappi
         FaultKind.REDIRECT: (("status", "location"), FaultSettings(status=307)),
         FaultKind.DUPLICATE_NAME: (("as_",), FaultSettings()),
         FaultKind.SOCKET_SLOW: (("seconds",), FaultSettings()),
-        FaultKind.SOCKET_DROPPED: (("after",), FaultSettings()),
+        FaultKind.CONNECTION_DROPPED: (("after",), FaultSettings()),
         FaultKind.FRAMES_LOST: (("every",), FaultSettings()),
-        FaultKind.FRAMES_DOUBLED: (("every",), FaultSettings()),
+        FaultKind.FRAMES_DUPLICATED: (("every",), FaultSettings()),
         FaultKind.FRAMES_REORDERED: (("every",), FaultSettings()),
-        FaultKind.FRAMES_BROKEN: (("every",), FaultSettings()),
+        FaultKind.FRAMES_CORRUPTED: (("every",), FaultSettings()),
         FaultKind.FRAMES_IN_BURSTS: (("frames",), FaultSettings()),
-        FaultKind.CALLBACK_LATE: (("seconds",), FaultSettings()),
+        FaultKind.CALLBACK_DELAYED: (("seconds",), FaultSettings()),
     }
 )
 _NO_SETTINGS: Final[tuple[tuple[str, ...], FaultSettings]] = ((), FaultSettings())
@@ -130,7 +130,7 @@ _NEEDED: Final = MappingProxyType(
         FaultKind.LATENCY: "seconds",
         FaultKind.STATUS: "status",
         FaultKind.SOCKET_SLOW: "seconds",
-        FaultKind.CALLBACK_LATE: "seconds",
+        FaultKind.CALLBACK_DELAYED: "seconds",
     }
 )
 
@@ -235,11 +235,11 @@ _DIAL: Final = frozenset({"dial"})
 _CARRIED_OUT: Final = frozenset(
     {
         FaultKind.LATENCY,
-        FaultKind.CUT_BODY,
+        FaultKind.TRUNCATED_BODY,
         FaultKind.WRONG_CONTENT_TYPE,
-        FaultKind.NO_SID,
+        FaultKind.MISSING_SID,
         FaultKind.EMPTY,
-        FaultKind.NOT_JSON,
+        FaultKind.INVALID_JSON,
         FaultKind.SOCKET_FIRST,
     }
 )
@@ -249,23 +249,23 @@ _OF_SOCKETS: Final = frozenset(
     {
         FaultKind.SOCKET_REFUSED,
         FaultKind.SOCKET_SLOW,
-        FaultKind.SOCKET_DISTRUSTED,
-        FaultKind.SOCKET_DROPPED,
+        FaultKind.TLS_UNTRUSTED,
+        FaultKind.CONNECTION_DROPPED,
         FaultKind.NO_STOP,
         FaultKind.FRAMES_LOST,
-        FaultKind.FRAMES_DOUBLED,
+        FaultKind.FRAMES_DUPLICATED,
         FaultKind.FRAMES_REORDERED,
-        FaultKind.FRAMES_BROKEN,
+        FaultKind.FRAMES_CORRUPTED,
         FaultKind.FRAMES_IN_BURSTS,
     }
 )
 _OF_CALLBACKS: Final = frozenset(
     {
         FaultKind.CALLBACK_LOST,
-        FaultKind.CALLBACK_DOUBLED,
-        FaultKind.CALLBACK_LATE,
+        FaultKind.CALLBACK_DUPLICATED,
+        FaultKind.CALLBACK_DELAYED,
         FaultKind.CALLBACK_REORDERED,
-        FaultKind.CALLBACK_BADLY_SIGNED,
+        FaultKind.CALLBACK_BAD_SIGNATURE,
     }
 )
 
@@ -290,9 +290,9 @@ class FaultRule:
     operations: frozenset[str]
     target: str | None
     times: int | None
-    one_in: int | None
+    every_nth: int | None
     per_target: int | None
-    created: bool
+    executed: bool
     settings: FaultSettings
     hits: int = field(default=0, init=False)
     _counter: int
@@ -304,7 +304,7 @@ class FaultRule:
         if self in self._rules:
             self._rules.remove(self)
 
-    def trip(self, operation: str, target: str | None) -> bool:
+    def _matches(self, operation: str, target: str | None) -> bool:
         """Tell whether a request that no earlier rule has taken trips this one, and count it."""
         if operation not in self.operations or (self.target is not None and target != self.target):
             return False
@@ -313,9 +313,9 @@ class FaultRule:
         of_target = self._hits_per_target.get(target, 0)
         if self.per_target is not None and of_target >= self.per_target:
             return False
-        if self.one_in is not None:
+        if self.every_nth is not None:
             self._counter += 1
-            if self._counter % self.one_in:
+            if self._counter % self.every_nth:
                 return False
         self.hits += 1
         if self.per_target is not None:
@@ -340,9 +340,9 @@ class Faults:
         on: str | None = None,
         target: str | None = None,
         times: int | None = None,
-        one_in: int | None = None,
+        every_nth: int | None = None,
         per_target: int | None = None,
-        created: bool | None = None,
+        executed: bool | None = None,
         **settings: object,
     ) -> FaultRule:
         """Add a rule behind those that stand.
@@ -356,7 +356,7 @@ class Faults:
             one_in: trip on every so manieth matching request, from an offset drawn with the Space's seed.
             per_target: trip so often at most for each conference or call.
             created: True carries the operation out before the answer is spoiled, False carries nothing out. Unless
-                given, latency, cut-body, wrong-content-type, no-sid, empty, not-json and socket-first carry it out, the
+                given, latency, truncated-body, wrong-content-type, missing-sid, empty, invalid-json and socket-first carry it out, the
                 others not.
             **settings: what the kind takes, see FaultSettings.
 
@@ -364,21 +364,21 @@ class Faults:
             ValueError: the kind, the scope or a setting is unknown or does not fit.
         """
         known = _read_kind(kind)
-        for name, number in (("times", times), ("one_in", one_in), ("per_target", per_target)):
+        for name, number in (("times", times), ("one_in", every_nth), ("per_target", per_target)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
         read = read_settings(known, settings)
         if known is FaultKind.RESET_ON_CONNECT:
             _refuse_scopes(
-                known, "before a request is known", on=on, target=target, per_target=per_target, created=created
+                known, "before a request is known", on=on, target=target, per_target=per_target, created=executed
             )
         elif known in _OF_SOCKETS:
-            _refuse_scopes(known, "to a stream that is dialled", on=on, created=created)
+            _refuse_scopes(known, "to a stream that is dialled", on=on, created=executed)
         elif known is FaultKind.SOCKET_FIRST:
-            _refuse_scopes(known, "to a start that is carried out", created=created)
+            _refuse_scopes(known, "to a start that is carried out", created=executed)
         elif known in _OF_CALLBACKS:
-            _refuse_scopes(known, "to a callback", created=created)
-        carried_out = known in _CARRIED_OUT if created is None else created
+            _refuse_scopes(known, "to a callback", created=executed)
+        carried_out = known in _CARRIED_OUT if executed is None else executed
         if carried_out and known is FaultKind.DUPLICATE_NAME:
             raise ValueError("'duplicate-name' starts nothing: leave created out")
         rule = FaultRule(
@@ -386,11 +386,11 @@ class Faults:
             operations=_read_scope(known, on),
             target=target,
             times=times,
-            one_in=one_in,
+            every_nth=every_nth,
             per_target=per_target,
-            created=carried_out,
+            executed=carried_out,
             settings=read,
-            counter=self._random.randrange(one_in) if one_in is not None else 0,
+            counter=self._random.randrange(every_nth) if every_nth is not None else 0,
             rules=self._rules,
         )
         self._rules.append(rule)
@@ -402,11 +402,11 @@ class Faults:
 
     def trip(self, operation: str, target: str | None) -> FaultRule | None:
         """Find the rule that a request trips, and count it there."""
-        return next((rule for rule in self._rules if rule.trip(operation, target)), None)
+        return next((rule for rule in self._rules if rule._matches(operation, target)), None)
 
     def trip_dialling(self, target: str) -> "list[FaultRule]":
         """Find the rules that the dialling of a stream trips, and count it there: all that apply."""
-        return [rule for rule in self._rules if rule.trip("dial", target)]
+        return [rule for rule in self._rules if rule._matches("dial", target)]
 
     def trip_callback(self, event: str, target: str) -> "FaultRule | None":
         """Find the rule that a callback trips, and count it there."""
@@ -414,7 +414,7 @@ class Faults:
 
     def trip_connection(self) -> bool:
         """Tell whether a new connection is to be reset before anything is read."""
-        return any(rule.trip("connect", None) for rule in self._rules)
+        return any(rule._matches("connect", None) for rule in self._rules)
 
 
 def _read_kind(kind: FaultKind | str) -> FaultKind:

@@ -92,7 +92,7 @@ class _Waiter:
 
 
 @define(eq=False)
-class Journal(Sequence[ReceivedRequest]):
+class RequestLog(Sequence[ReceivedRequest]):
     """The received requests; with ``keep`` False only counters and the times of POSTs stay in memory."""
 
     keep: bool = True
@@ -155,7 +155,7 @@ class Journal(Sequence[ReceivedRequest]):
         finally:
             self._waiters.remove(waiter)
 
-    def busiest_window(self, seconds: float = 10.0) -> int:
+    def max_in_window(self, seconds: float = 10.0) -> int:
         """Count the POSTs of the fullest window of that many seconds, by the Space's monotonic clock.
 
         Every POST counts, refused and spoiled ones too. A window holds its start but not its end.
@@ -167,16 +167,16 @@ class Journal(Sequence[ReceivedRequest]):
             busiest = max(busiest, last - first + 1)
         return busiest
 
-    def post_arrived(self, moment: float) -> None:
+    def _post_arrived(self, moment: float) -> None:
         """Note when a POST arrived."""
         self._posts.append(moment)
 
     def add(self, request: ReceivedRequest) -> None:
         """Enter a request."""
         self._requests.append(request)
-        self.tally(request.operation, request.target_sid)
+        self._tally(request.operation, request.target_sid)
 
-    def tally(self, operation: str, target_sid: str | None) -> None:
+    def _tally(self, operation: str, target_sid: str | None) -> None:
         """Count a request and wake whoever waited for it."""
         self._counts[operation, target_sid] += 1
         for waiter in self._waiters:

@@ -199,7 +199,7 @@ class CompatibilityApi:
         return found
 
     def _duplicate(self, target: Conference | Call, name: str | None) -> DuplicateNames:
-        taken = self._state.streams.name_is_alive(target.sid, name)
+        taken = self._state.streams.has_active_name(target.sid, name)
         return self._duplicate_names if taken else "allow"
 
     def _new_stream(self, kind: TargetKind, target: Conference | Call, values: Mapping[str, str]) -> Stream:

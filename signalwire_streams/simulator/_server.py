@@ -12,7 +12,7 @@ from signalwire_streams.simulator._admin import PREFIX, Inspection
 from signalwire_streams.simulator._connections import Connection
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults
 from signalwire_streams.simulator._rate_limit import COUNTED_METHODS, SpaceLimit, http_message
-from signalwire_streams.simulator._request_log import Journal, ReceivedRequest
+from signalwire_streams.simulator._request_log import ReceivedRequest, RequestLog
 from signalwire_streams.simulator._rest import ApiRequest, CompatibilityApi
 from signalwire_streams.simulator._routes import Route, find_route
 from signalwire_streams.simulator._serializers import Answer, http_date
@@ -74,7 +74,7 @@ class Gateway:
     """Serves the requests of every connection."""
 
     _api: CompatibilityApi
-    _journal: Journal
+    _journal: RequestLog
     _faults: Faults
     _limit: SpaceLimit
     _inspection: Inspection
@@ -106,7 +106,7 @@ class Gateway:
         if route.path.startswith(PREFIX):
             return self._send(arrival, self._inspection.answer(method, route.path))
         if method == "POST":
-            self._journal.post_arrived(moment)
+            self._journal._post_arrived(moment)
         if method in COUNTED_METHODS and not self._limit.admit(moment):
             return self._give(arrival, await self._read(arrival), self._limit.refusal())
         rule = self._faults.trip(route.operation, route.target_sid)
@@ -116,11 +116,11 @@ class Gateway:
         return self._give(arrival, fields, self._carry_out(arrival, fields))
 
     async def _spoil(self, arrival: _Arrival, rule: FaultRule) -> web.StreamResponse:
-        must_read = rule.created or rule.settings.read_body
+        must_read = rule.executed or rule.settings.read_body
         fields = await self._read(arrival) if must_read else Fields()
         if rule.kind in {FaultKind.LATENCY, FaultKind.SOCKET_FIRST}:
             return await self._delay(arrival, rule, fields)
-        carried_out = rule.created or rule.kind is FaultKind.DUPLICATE_NAME
+        carried_out = rule.executed or rule.kind is FaultKind.DUPLICATE_NAME
         genuine = self._carry_out(arrival, fields) if carried_out else NOT_CARRIED_OUT
         spoiled = spoil(rule.kind, rule.settings, genuine)
         if isinstance(spoiled, Answer):
@@ -130,7 +130,7 @@ class Gateway:
         return _Unanswered()
 
     async def _delay(self, arrival: _Arrival, rule: FaultRule, fields: Fields) -> web.StreamResponse:
-        if not rule.created:
+        if not rule.executed:
             await self._pause(rule.settings.seconds)
             return self._give(arrival, fields, self._carry_out(arrival, fields))
         answer = self._carry_out(arrival, fields)
@@ -185,7 +185,7 @@ class Gateway:
 
     def _note(self, arrival: _Arrival, fields: Fields, *, answered: int | None, created: str | None) -> None:
         if not self._journal.keep:
-            self._journal.tally(arrival.route.operation, arrival.route.target_sid)
+            self._journal._tally(arrival.route.operation, arrival.route.target_sid)
             return
         headers = arrival.request.headers
         self._journal.add(

@@ -21,11 +21,11 @@ from signalwire_streams.simulator._audio.sources import Sound
 from signalwire_streams.simulator._connections import Connection, ConnectionBook, Listener, ResetOnConnect
 from signalwire_streams.simulator._faults import Faults
 from signalwire_streams.simulator._rate_limit import SpaceLimit
-from signalwire_streams.simulator._request_log import Journal
+from signalwire_streams.simulator._request_log import RequestLog
 from signalwire_streams.simulator._rest import CompatibilityApi, DuplicateNames
 from signalwire_streams.simulator._serializers import Spelling
 from signalwire_streams.simulator._server import Gateway
-from signalwire_streams.simulator._state import IN_PROGRESS, SpaceState, Stream, StreamBook, new_sid
+from signalwire_streams.simulator._state import IN_PROGRESS, SpaceState, Stream, StreamRegistry, new_sid
 from signalwire_streams.simulator._status_callbacks import Notices
 
 
@@ -155,12 +155,12 @@ class SimulatedSpace:
         default="stream-error", validator=in_(("stream-error", "http-error", "allow"))
     )
     streams_by_name: bool = True
-    sept: bool = False
-    keep_requests: bool = True
+    long_september: bool = False
+    log_requests: bool = True
     audio: Sound | None = None
     real_time: bool = True
     dialect: Dialect = "signalwire"
-    trust: ssl.SSLContext | None = field(default=None, repr=False)
+    ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
     bidirectional: bool = False
     callbacks: bool = False
     allow_ws: bool = False
@@ -170,8 +170,8 @@ class SimulatedSpace:
     project: str = field(init=False)
     token: str = field(init=False, repr=False)
     signing_key: str = field(init=False, repr=False)
-    streams: StreamBook = field(init=False, repr=False)
-    requests: Journal = field(init=False, repr=False)
+    streams: StreamRegistry = field(init=False, repr=False)
+    requests: RequestLog = field(init=False, repr=False)
     faults: Faults = field(init=False, repr=False)
     connections: ConnectionBook = field(factory=ConnectionBook, init=False, repr=False)
     _state: SpaceState = field(init=False, repr=False)
@@ -187,7 +187,7 @@ class SimulatedSpace:
         self.token = f"PT{source.getrandbits(192):048x}"
         self.signing_key = f"PSK_{source.getrandbits(128):032x}"
         self.faults = Faults(random.Random(f"faults {self.seed}"))  # noqa: S311
-        self.requests = Journal(self.keep_requests)
+        self.requests = RequestLog(self.log_requests)
         self._state = SpaceState(source, self.clock)
         self.streams = self._state.streams
         for _ in range(self.conferences):
@@ -278,7 +278,7 @@ class SimulatedSpace:
         """Complete a call: its streams stop."""
         self._state.end_call(sid)
 
-    async def press(self, target_sid: str, digits: str, milliseconds: int = 100) -> None:
+    async def send_dtmf(self, target_sid: str, digits: str, milliseconds: int = 100) -> None:
         """Let a caller of a conference or call press keys for so long: its streams tell of them.
 
         Raises:
@@ -289,7 +289,7 @@ class SimulatedSpace:
         await self._outside.press(target_sid, digits, milliseconds)
 
     @asynccontextmanager
-    async def refusing(self) -> AsyncIterator[None]:
+    async def refuse_connections(self) -> AsyncIterator[None]:
         """Refuse new connections for a block, and close idle ones; requests that are being served go on."""
         endpoint = self._listener.refuse(self.host, self.port)
         idle = self.connections.idle()
@@ -311,7 +311,7 @@ class SimulatedSpace:
             project=self.project,
             real_time=self.real_time,
             dialect=self.dialect,
-            trust=self.trust,
+            trust=self.ssl_context,
             bidirectional=self.bidirectional,
             faults=self.faults,
             sleep=self.sleep,
@@ -320,10 +320,10 @@ class SimulatedSpace:
     def _notices(self) -> Notices | None:
         if not self.callbacks:
             return None
-        return Notices(self.project, self.signing_key, self.clock, self.sleep, self.trust, self.faults)
+        return Notices(self.project, self.signing_key, self.clock, self.sleep, self.ssl_context, self.faults)
 
     def _assemble(self) -> Gateway:
-        spelling = Spelling(self.project, self.sept)
+        spelling = Spelling(self.project, self.long_september)
         return Gateway(
             api=CompatibilityApi(
                 self._state, spelling, self.token, self.duplicate_names, self.streams_by_name, self.allow_ws

@@ -45,13 +45,13 @@ class Stream:
     error: str | None = None
     updated_at: float = Factory(lambda self: self.created_at, takes_self=True)
     stopped_at: float | None = None
-    heard: bytearray = field(factory=bytearray, init=False, repr=False)
-    pressed: str = field(default="", init=False)
-    ignored: int = field(default=0, init=False)
+    played_audio: bytearray = field(factory=bytearray, init=False, repr=False)
+    dtmf_received: str = field(default="", init=False)
+    ignored_messages: int = field(default=0, init=False)
 
 
 @define(eq=False)
-class StreamBook(Sequence[Stream]):
+class StreamRegistry(Sequence[Stream]):
     """The streams in the order of their starts, with the peaks that tell a doubled one.
 
     ``observer`` hears of each stream that starts or ends.
@@ -79,7 +79,7 @@ class StreamBook(Sequence[Stream]):
     def __getitem__(self, index: int | slice) -> Stream | list[Stream]:
         return self._all[index]
 
-    def alive(self) -> list[Stream]:
+    def active(self) -> list[Stream]:
         """List the streams that live now, in the order of their starts."""
         return [stream for stream in self._all if stream.alive]
 
@@ -87,7 +87,7 @@ class StreamBook(Sequence[Stream]):
         """List the streams that live now on one conference or call."""
         return list(self._alive.get(target_sid, {}).values())
 
-    def doubled(self) -> list[tuple[str, str | None]]:
+    def duplicates(self) -> list[tuple[str, str | None]]:
         """List (target sid, name) of which more than one stream was ever alive at the same time.
 
         Streams that were started without a name count together, under None.
@@ -122,7 +122,7 @@ class StreamBook(Sequence[Stream]):
             return None
         return next((stream for stream in named if stream.alive), named[-1])
 
-    def name_is_alive(self, target_sid: str, name: str | None) -> bool:
+    def has_active_name(self, target_sid: str, name: str | None) -> bool:
         """Tell whether a stream of that name lives on the conference or call."""
         return name is not None and self._alive_named[target_sid, name] > 0
 
@@ -212,7 +212,7 @@ class SpaceState:
     _clock: Callable[[], float]
     conferences: dict[str, Conference] = field(factory=dict, init=False)
     calls: dict[str, Call] = field(factory=dict, init=False)
-    streams: StreamBook = field(factory=StreamBook, init=False)
+    streams: StreamRegistry = field(factory=StreamRegistry, init=False)
     _ordinal: int = field(default=0, init=False)
 
     def add_conference(self, *, status: str, friendly_name: str | None, participants: int) -> Conference:

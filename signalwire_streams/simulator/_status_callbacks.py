@@ -117,14 +117,14 @@ class Notices:
             self.lost += 1
             return
         self._send(stream.sid, notice, rule)
-        if kind is FaultKind.CALLBACK_DOUBLED:
+        if kind is FaultKind.CALLBACK_DUPLICATED:
             self._send(stream.sid, notice, None)
         for overtaken in self._overtaken.pop(stream.sid, ()):
             self._send(stream.sid, overtaken, None)
 
     def _send(self, sid: str, notice: Notice, rule: FaultRule | None) -> None:
         """Send it behind those of the same stream; one that is late is waited for by none."""
-        late = rule is not None and rule.kind is FaultKind.CALLBACK_LATE
+        late = rule is not None and rule.kind is FaultKind.CALLBACK_DELAYED
         before = None if late else self._last.get(sid)
         task = asyncio.create_task(self._deliver(notice, before, rule))
         self._tasks.add(task)
@@ -155,9 +155,9 @@ class Notices:
         if before is not None:
             await asyncio.wait({before})
         key = self.key
-        if rule is not None and rule.kind is FaultKind.CALLBACK_LATE:
+        if rule is not None and rule.kind is FaultKind.CALLBACK_DELAYED:
             await self.sleep(rule.settings.seconds)
-        elif rule is not None and rule.kind is FaultKind.CALLBACK_BADLY_SIGNED:
+        elif rule is not None and rule.kind is FaultKind.CALLBACK_BAD_SIGNATURE:
             key = f"not {key}"
         for number in range(_TRIES):
             if number:

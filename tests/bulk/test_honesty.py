@@ -9,16 +9,16 @@ import pytest
 
 from signalwire_streams import (
     BulkJournal,
-    BulkState,
+    BulkStatus,
     ConferenceStream,
-    Request,
+    Handler,
     InvalidRequestError,
     JournalError,
-    Outcome,
     RateLimit,
+    Request,
+    Result,
     RetryPolicy,
-    RunEndedError,
-    Send,
+    RunCancelledError,
     StartCallStream,
     StartConferenceStream,
     StreamsClient,
@@ -51,8 +51,8 @@ async def test_a_name_that_is_unknown_is_no_proof_after_a_lost_stop_either(clien
         streams = await by_names(client, space)
         space.faults.add("reset", on="stop", per_target=1)
         report = await client.stop_streams(streams).report()
-        assert report.counts == {BulkState.REJECTED: 2}
-        assert len(space.streams.alive()) == 2
+        assert report.counts == {BulkStatus.REJECTED: 2}
+        assert len(space.streams.active()) == 2
 
 
 async def test_what_was_refused_is_refused_again(client_for: Any, tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ async def test_what_was_refused_is_refused_again(client_for: Any, tmp_path: Path
         streams = await by_names(client, space)
         for resume in (False, True, True):
             run = client.stop_streams(streams, journal=tmp_path / "stop.db", resume=resume)
-            assert (await run.report()).counts == {BulkState.REJECTED: 2}
-        assert len(space.streams.alive()) == 2
+            assert (await run.report()).counts == {BulkStatus.REJECTED: 2}
+        assert len(space.streams.active()) == 2
 
 
 async def test_a_proxy_that_knows_nothing_proves_nothing(
@@ -72,41 +72,41 @@ async def test_a_proxy_that_knows_nothing_proves_nothing(
     """A 404 that is not in the API's words says nothing of a stream."""
     await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
     space.faults.add("status", on="stop", status=404, body="html")
-    assert (await client.stop_run(tmp_path / "run.db").report()).counts == {BulkState.REJECTED: 3}
-    assert BulkJournal(tmp_path / "run.db").status().undone == 0
+    assert (await client.stop_started(tmp_path / "run.db").report()).counts == {BulkStatus.REJECTED: 3}
+    assert BulkJournal(tmp_path / "run.db").status().rolled_back == 0
     space.faults.clear()
-    assert (await client.stop_run(tmp_path / "run.db").report()).counts == {BulkState.STOPPED: 3}
-    assert space.streams.alive() == []
+    assert (await client.stop_started(tmp_path / "run.db").report()).counts == {BulkStatus.STOPPED: 3}
+    assert space.streams.active() == []
 
 
 async def test_a_name_that_has_ended_is_stopped(client_for: Any, tmp_path: Path) -> None:
     """When the Space knows a name and says that its stream has stopped, nothing is left to do."""
     async with SimulatedSpace(conferences=1) as space:
-        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
-        space.faults.add("reset", on="start", created=True)
+        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
+        space.faults.add("reset", on="start", executed=True)
         await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
-        [alive] = space.streams.alive()
+        [alive] = space.streams.active()
         await client.conferences.stop_stream(alive.target_sid, alive.sid)
-        assert (await client.stop_run(tmp_path / "run.db").report()).counts == {BulkState.STOPPED: 1}
+        assert (await client.stop_started(tmp_path / "run.db").report()).counts == {BulkStatus.STOPPED: 1}
 
 
 async def test_a_mistake_does_not_undo_what_may_run(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
     """A resumed run that refuses an item by itself leaves in the journal that it may run."""
 
-    async def refuses(exchange: Request, send: Send) -> Outcome:
+    async def refuses(exchange: Request, send: Handler) -> Result:
         raise InvalidRequestError("not like that")
 
-    impatient: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
-    space.faults.add("reset", on="start", created=True)
+    impatient: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
+    space.faults.add("reset", on="start", executed=True)
     await impatient.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
     space.faults.clear()
 
     mistaken: StreamsClient = client_for(space, middlewares=[refuses])
     run = mistaken.start_streams(on_conferences(space), journal=tmp_path / "run.db", resume=True)
-    assert (await run.report()).counts == {BulkState.REJECTED: 3}
+    assert (await run.report()).counts == {BulkStatus.REJECTED: 3}
 
     assert len(list(BulkJournal(tmp_path / "run.db").streams())) == 3
-    assert (await impatient.stop_run(tmp_path / "run.db").report()).counts == {BulkState.STOPPED: 3}
+    assert (await impatient.stop_started(tmp_path / "run.db").report()).counts == {BulkStatus.STOPPED: 3}
 
 
 async def test_a_certain_refusal_is_no_doubt(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
@@ -124,13 +124,13 @@ async def test_a_certain_refusal_is_no_doubt(client_for: Any, space: SimulatedSp
     run = client_of_patience.start_streams(requests, journal=tmp_path / "run.db", concurrency=1)
     ended = asyncio.create_task(run.report())
     await waiting.wait()
-    run.drain(0)
+    run.shutdown(0)
     report = await ended
-    assert set(report.counts) == {BulkState.NOT_ATTEMPTED}
-    assert {type(outcome.error) for outcome in report.failures} == {RunEndedError}
+    assert set(report.counts) == {BulkStatus.NOT_ATTEMPTED}
+    assert {type(outcome.error) for outcome in report.failures} == {RunCancelledError}
     space.faults.clear()
     last = await client.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
-    assert last.counts == {BulkState.STARTED: 3}
+    assert last.counts == {BulkStatus.STARTED: 3}
 
 
 class NoTime:
@@ -152,15 +152,15 @@ class NoTime:
 async def test_a_resumed_run_with_a_wrong_token_ends_early(client_for: Any, tmp_path: Path) -> None:
     """Items in doubt stay so, and are not all asked for with a token that is refused."""
     async with SimulatedSpace(conferences=40) as space:
-        first: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
-        space.faults.add("reset", on="start", created=True)
+        first: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
+        space.faults.add("reset", on="start", executed=True)
         await first.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
         space.faults.clear()
         sent = space.requests.count()
         wrong: StreamsClient = client_for(space, token="wrong")
         run = wrong.start_streams(on_conferences(space), journal=tmp_path / "run.db", resume=True, concurrency=2)
         report = await run.report()
-        assert report.counts[BulkState.NOT_ATTEMPTED] > 30
+        assert report.counts[BulkStatus.NOT_ATTEMPTED] > 30
         assert space.requests.count() - sent < 5
         last = (
             await client_for(space)
@@ -168,22 +168,22 @@ async def test_a_resumed_run_with_a_wrong_token_ends_early(client_for: Any, tmp_
             .report()
         )
         assert last.ok
-        assert space.streams.doubled() == []
+        assert space.streams.duplicates() == []
 
 
 async def test_items_in_doubt_wait_for_the_space_as_well(client_for: Any, tmp_path: Path) -> None:
     """A resumed run whose breaker opens waits with all of its items."""
     async with SimulatedSpace(conferences=30) as space:
-        first: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
-        space.faults.add("reset", on="start", created=True)
+        first: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
+        space.faults.add("reset", on="start", executed=True)
         await first.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
         space.faults.clear()
         space.faults.add("503-api", on="start", times=25)
         again: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1))
         run = again.start_streams(on_conferences(space), journal=tmp_path / "run.db", resume=True, concurrency=1)
         report = await run.report()
-        assert report.counts[BulkState.UNKNOWN] <= 25
-        assert report.counts[BulkState.STARTED] >= 5
+        assert report.counts[BulkStatus.UNKNOWN] <= 25
+        assert report.counts[BulkStatus.STARTED] >= 5
 
 
 async def test_a_journal_that_somebody_else_just_made(
@@ -194,12 +194,12 @@ async def test_a_journal_that_somebody_else_just_made(
 
     def late(wanted: JournalPath) -> Any:
         monkeypatch.undo()
-        client.plan_streams([], journal=path)
+        client.create_journal([], journal=path)
         return hold(wanted)
 
     monkeypatch.setattr(store, "hold", late)
     with pytest.raises(InvalidRequestError, match="is there already"):
-        client.plan_streams([], journal=path)
+        client.create_journal([], journal=path)
     assert BulkJournal(path).status().planned == 0
 
 
@@ -208,7 +208,7 @@ async def test_a_run_that_was_killed_before_it_began(client: StreamsClient, tmp_
     (tmp_path / "run.db").touch()
     with pytest.raises(InvalidRequestError, match="is empty, so it was not begun yet"):
         BulkJournal(tmp_path / "run.db").status()
-    assert client.plan_streams([], journal=tmp_path / "run.db").status().planned == 0
+    assert client.create_journal([], journal=tmp_path / "run.db").status().planned == 0
 
 
 @pytest.mark.parametrize("damage", ["removed", "replaced"])
@@ -232,10 +232,10 @@ async def test_a_journal_that_goes_away_ends_the_run(
 async def test_links_lead_to_one_lock(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
     """Whatever a journal is called, one process works on it."""
     path, link = tmp_path / "run.db", tmp_path / "link.db"
-    client.plan_streams(on_conferences(space), journal=path)
+    client.create_journal(on_conferences(space), journal=path)
     link.symlink_to(path)
     async for _ in client.start_streams(on_conferences(space), journal=path, resume=True, concurrency=1):
-        assert BulkJournal(link).status().held
+        assert BulkJournal(link).status().is_locked
         with pytest.raises(InvalidRequestError, match="another process runs"):
             await client.start_streams([], journal=link, resume=True).report()
 
@@ -258,13 +258,13 @@ async def test_who_is_cancelled_twice_lets_go_of_the_journal(
         consumer.cancel()
         await asyncio.sleep(0)
     await asyncio.wait([consumer])
-    assert not BulkJournal(tmp_path / "run.db").status().held
-    assert run.so_far.total == 0
+    assert not BulkJournal(tmp_path / "run.db").status().is_locked
+    assert run.snapshot.total == 0
 
 
 async def test_a_journal_that_is_damaged(client: StreamsClient, tmp_path: Path) -> None:
     """What is wrong with it is told, and not that it were of another version."""
-    journal = client.plan_streams([], journal=tmp_path / "run.db")
+    journal = client.create_journal([], journal=tmp_path / "run.db")
     with journal.path.open("r+b") as file:
         file.seek(100)
         file.write(b"\xff" * 2000)
@@ -276,7 +276,7 @@ async def test_a_folder_that_can_only_be_read(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A journal on a read-only disk can be looked into."""
-    journal = client.plan_streams([], journal=tmp_path / "run.db")
+    journal = client.create_journal([], journal=tmp_path / "run.db")
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert journal.status().planned == 0
 
@@ -284,7 +284,7 @@ async def test_a_folder_that_can_only_be_read(
 async def test_a_name_that_no_file_can_have(client: StreamsClient) -> None:
     """What the file system refuses is told in a sentence."""
     for act in (
-        lambda: client.plan_streams([], journal="x" * 300),
+        lambda: client.create_journal([], journal="x" * 300),
         lambda: BulkJournal("x" * 300).status(),
     ):
         with pytest.raises((InvalidRequestError, JournalError), match="can't be"):
@@ -294,5 +294,5 @@ async def test_a_name_that_no_file_can_have(client: StreamsClient) -> None:
 async def test_a_slow_pace_fails_nobody(client_for: Any) -> None:
     """Items wait for a pace that somebody chose, however slow it is."""
     async with SimulatedSpace(conferences=40) as space:
-        client: StreamsClient = client_for(space, rate_limit=RateLimit(requests=1, share=1.0))
-        assert (await client.start_streams(on_conferences(space)).report()).counts == {BulkState.STARTED: 40}
+        client: StreamsClient = client_for(space, rate_limit=RateLimit(requests=1, utilization=1.0))
+        assert (await client.start_streams(on_conferences(space)).report()).counts == {BulkStatus.STARTED: 40}

@@ -12,20 +12,20 @@ from attrs import evolve
 
 from signalwire_streams import (
     BulkOutcome,
-    BulkState,
+    BulkStatus,
     ConferenceStream,
     InvalidRequestError,
     JournalError,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
 )
 from signalwire_streams.bulk._journal import Entry, Journal
-from signalwire_streams.bulk._journal_file import INTENDED, Whose
+from signalwire_streams.bulk._journal_file import INTENDED, JournalOwner
 
-RUN = Whose("start", "https://example.signalwire.com", "project")
+RUN = JournalOwner("start", "https://example.signalwire.com", "project")
 
 
-def outcome(state: BulkState, **fields: Any) -> BulkOutcome[object]:
-    return BulkOutcome(index=0, item=None, state=state, **fields)
+def outcome(state: BulkStatus, **fields: Any) -> BulkOutcome[object]:
+    return BulkOutcome(index=0, item=None, status=state, **fields)
 
 
 def rows(path: Path) -> list[tuple[Any, ...]]:
@@ -45,7 +45,7 @@ async def test_an_intent_is_on_the_disk_at_once_and_an_outcome_with_the_next(tmp
         journal.settle(
             first,
             outcome(
-                BulkState.STARTED,
+                BulkStatus.STARTED,
                 stream=ConferenceStream(conference_sid="room", sid="s", name="a", ambiguous=True),
                 attempts=2,
             ),
@@ -64,7 +64,7 @@ async def test_an_outcome_does_not_wait_for_ever(tmp_path: Path, monkeypatch: py
     with Journal.create(path, RUN, run="r1") as journal:
         row = journal.new_row()
         await journal.intend(row, "conference", "room", "a")
-        journal.settle(row, outcome(BulkState.STARTED))
+        journal.settle(row, outcome(BulkStatus.STARTED))
         for _ in range(3):
             await asyncio.sleep(0)
         assert rows(path)[0][3] == "started"
@@ -93,7 +93,7 @@ async def test_a_write_that_fails_is_told_and_outcomes_are_kept(tmp_path: Path) 
     other = sqlite3.connect(path)
     other.execute("CREATE TRIGGER full BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'full'); END")
     other.commit()
-    journal.settle(row, outcome(BulkState.STARTED))
+    journal.settle(row, outcome(BulkStatus.STARTED))
     failures = await asyncio.gather(
         *(journal.intend(journal.new_row(), "call", "leg", None) for _ in range(2)), return_exceptions=True
     )
@@ -113,14 +113,14 @@ async def test_a_run_is_gone_on_with(tmp_path: Path) -> None:
     with Journal.create(path, RUN, run="r1") as journal:
         row = journal.new_row()
         await journal.intend(row, "conference", "room", "a")
-        error = StreamOutcomeUnknown("may be running", attempts=1)
-        journal.settle(row, outcome(BulkState.UNKNOWN, error=error, attempts=1))
+        error = StreamOutcomeUnknownError("may be running", attempts=1)
+        journal.settle(row, outcome(BulkStatus.UNKNOWN, error=error, attempts=1))
     with Journal.reopen(path, RUN) as journal:
         assert journal.run == "r1"
         assert journal.find("room", "a") == Entry(row, "unknown", None, False)
         assert journal.new_row() > row
         await journal.intend(row, "conference", "room", "a")
-        journal.settle(row, outcome(BulkState.ALREADY_STARTED, attempts=1))
+        journal.settle(row, outcome(BulkStatus.ALREADY_STARTED, attempts=1))
     assert rows(path) == [("conference", "room", "a", "already_started", None, 0, 2, None)]
 
 

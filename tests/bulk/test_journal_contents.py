@@ -17,7 +17,7 @@ async def test_an_item_holds_its_outcome(client_for: Any, tmp_path: Path) -> Non
     async with SimulatedSpace(conferences=3) as space:
         started, rejected, unknown = space.conference_sids
         space.faults.add("status", on="start", target=rejected, status=422, body="api", code=21402)
-        space.faults.add("reset", on="start", target=unknown, created=True)
+        space.faults.add("reset", on="start", target=unknown, executed=True)
         client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1))
         requests = [StartConferenceStream(conference_sid=sid, url=URL, name="n") for sid in space.conference_sids]
         report = await client.start_streams(requests, journal=tmp_path / "run.db").report()
@@ -28,18 +28,18 @@ async def test_an_item_holds_its_outcome(client_for: Any, tmp_path: Path) -> Non
         errors = {outcome.item.target: outcome.error for outcome in report.failures}
 
     assert {item.target for item in items.values()} == {started, rejected, unknown}
-    assert {(item.kind, item.name, item.attempts, item.undone) for item in items.values()} == {
+    assert {(item.kind, item.name, item.attempts, item.rollback_status) for item in items.values()} == {
         ("conference", "n", 1, None)
     }
     good = items[started]
-    assert (good.state, good.ambiguous, good.error, good.message) == ("started", False, None, None)
+    assert (good.status, good.ambiguous, good.error, good.message) == ("started", False, None, None)
     assert good.sid in {stream.sid for stream in space.streams}
-    assert (items[rejected].state, items[rejected].error) == ("rejected", "UnprocessableError 21402")
-    assert (items[unknown].state, items[unknown].error) == ("unknown", "StreamOutcomeUnknown")
+    assert (items[rejected].status, items[rejected].error) == ("rejected", "UnprocessableError 21402")
+    assert (items[unknown].status, items[unknown].error) == ("unknown", "StreamOutcomeUnknownError")
     for target in (rejected, unknown):
         assert items[target].sid is None
         assert items[target].message == str(errors[target])
-    assert (status.attempts, status.unfinished, status.held) == (3, 2, False)
+    assert (status.attempts, status.remaining, status.is_locked) == (3, 2, False)
 
 
 async def test_an_outcome_is_in_the_journal_a_tenth_of_a_second_later(
@@ -60,4 +60,4 @@ async def test_an_outcome_is_in_the_journal_a_tenth_of_a_second_later(
         await run.report()
 
     assert status.counts == {"started": 1, "intended": 1}
-    assert status.held
+    assert status.is_locked

@@ -15,10 +15,10 @@ import pytest
 from signalwire_streams import (
     BulkJournal,
     BulkRun,
-    BulkState,
+    BulkStatus,
     Clock,
     JournalError,
-    RunEndedError,
+    RunCancelledError,
     StartConferenceStream,
     StreamsClient,
 )
@@ -69,7 +69,7 @@ class Waits:
 async def test_a_lock_does_not_stop_the_loop(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
     """While another program writes, the run waits and everything else goes on; nothing is sent unrecorded."""
     path = tmp_path / "run.db"
-    client_for(space).plan_streams(on_conferences(space), journal=path)
+    client_for(space).create_journal(on_conferences(space), journal=path)
     turns = 0
 
     async def heart() -> None:
@@ -89,7 +89,7 @@ async def test_a_lock_does_not_stop_the_loop(client_for: Any, space: SimulatedSp
             assert len(space.requests) == 0
             await asyncio.sleep(0)
         assert turns - before >= 100
-        assert (await ended).counts == {BulkState.STARTED: 20}
+        assert (await ended).counts == {BulkStatus.STARTED: 20}
     beating.cancel()
     assert BulkJournal(path).status().counts == {"started": 20}
 
@@ -109,7 +109,7 @@ async def test_a_lock_in_mid_run(client_for: Any, space: SimulatedSpace, tmp_pat
             other.close()
             other = sqlite3.connect(path, isolation_level=None, timeout=0)
             other.execute("BEGIN IMMEDIATE")
-    assert (await run.report()).counts == {BulkState.STARTED: 20}
+    assert (await run.report()).counts == {BulkStatus.STARTED: 20}
     other.close()
     assert waits.left <= 0
     assert BulkJournal(path).status().counts == {"started": 20}
@@ -120,7 +120,7 @@ async def test_what_comes_while_a_commit_waits(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     other = sqlite3.connect(path.with_name("unused"))
     waits = Waits(lambda: other.execute("ROLLBACK"), after=20)
-    whose = store.Whose("start", "https://example.signalwire.com", "project")
+    whose = store.JournalOwner("start", "https://example.signalwire.com", "project")
     with journal_module.Journal.create(path, whose, run="r1", clock=waits.clock) as journal:
         await journal.intend(journal.new_row(), "conference", "room-1", "a")
         other.close()
@@ -140,7 +140,7 @@ async def test_a_lock_that_stays_ends_the_run(
 ) -> None:
     """After five seconds the run ends in JournalError, and what was not recorded was not sent."""
     path = tmp_path / "run.db"
-    client.plan_streams(on_conferences(space), journal=path)
+    client.create_journal(on_conferences(space), journal=path)
     other = sqlite3.connect(path, isolation_level=None, timeout=0)
     if moment == "begin":
         other.execute("BEGIN IMMEDIATE")
@@ -160,11 +160,11 @@ async def test_a_lock_that_stays_ends_the_run(
             await run.report()
     sent = space.requests.count("start-conference-stream")
     assert sent == {"begin": 0, "middle": 2, "end": 20}[moment] or (moment == "middle" and sent <= 3)
-    assert run.so_far.counts.get(BulkState.STARTED, 0) == sent
+    assert run.snapshot.counts.get(BulkStatus.STARTED, 0) == sent
     other.close()
     recorded = BulkJournal(path).status().counts
     assert sum(count for state, count in recorded.items() if state != "waiting") >= sent
-    assert not BulkJournal(path).status().held
+    assert not BulkJournal(path).status().is_locked
 
 
 async def test_a_lock_as_a_run_is_stopped(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
@@ -172,11 +172,11 @@ async def test_a_lock_as_a_run_is_stopped(client_for: Any, space: SimulatedSpace
     path = tmp_path / "run.db"
     await client_for(space).start_streams(on_conferences(space), journal=path).report()
     with locked(path), pytest.raises(JournalError, match="locked"):
-        await client_for(space).stop_run(path).report()
+        await client_for(space).stop_started(path).report()
     with locked(path) as other:
         waits = Waits(lambda: other.execute("ROLLBACK"), after=20)
-        report = await client_for(space, clock=waits.clock).stop_run(path).report()
-    assert report.counts == {BulkState.STOPPED: 20}
+        report = await client_for(space, clock=waits.clock).stop_started(path).report()
+    assert report.counts == {BulkStatus.STOPPED: 20}
 
 
 async def test_a_mark_that_can_not_be_made_stops_nothing(
@@ -191,9 +191,9 @@ async def test_a_mark_that_can_not_be_made_stops_nothing(
 
     monkeypatch.setattr(journal_module.Journal, "begin_undoing", fails)
     with pytest.raises(JournalError, match="no more"):
-        await client.stop_run(path).report()
-    assert not BulkJournal(path).status().held
-    assert len(space.streams.alive()) == 20
+        await client.stop_started(path).report()
+    assert not BulkJournal(path).status().is_locked
+    assert len(space.streams.active()) == 20
 
 
 async def test_a_cancelled_run_gives_up_a_lock(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ async def test_a_cancelled_run_gives_up_a_lock(client_for: Any, space: Simulated
         await asyncio.sleep(0)
     await asyncio.wait([consumer])
     assert consumer.done()
-    assert not BulkJournal(path).status().held
+    assert not BulkJournal(path).status().is_locked
 
 
 async def first_then_lock(run: BulkRun[Any], path: Path) -> None:
@@ -258,8 +258,8 @@ async def test_a_file_that_is_damaged_ends_the_run(
         await go_through()
     sent = space.requests.count()
     assert sent <= 4
-    assert run.so_far.counts[BulkState.STARTED] == sent
-    assert sum(run.so_far.counts.values()) == 20
+    assert run.snapshot.counts[BulkStatus.STARTED] == sent
+    assert sum(run.snapshot.counts.values()) == 20
 
     if damage == "removed" and suffix:  # we still have it open, so nothing is lost
         assert BulkJournal(path).status().counts == {"started": sent}
@@ -288,12 +288,12 @@ async def test_a_lock_that_is_gone_ends_the_run(
     with pytest.raises(JournalError, match=rf"run.db.lock was {damage}"):
         await go_through()
     sent = space.requests.count()
-    assert sent == run.so_far.counts[BulkState.STARTED] <= 4
+    assert sent == run.snapshot.counts[BulkStatus.STARTED] <= 4
     path.with_name("run.db.lock").unlink(missing_ok=True)
     assert sum(BulkJournal(path).status().counts.values()) == sent
     report = await client.start_streams(on_conferences(space), journal=path, resume=True).report()
     assert report.ok
-    assert space.streams.doubled() == []
+    assert space.streams.duplicates() == []
 
 
 async def test_a_row_of_another_process_stays(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
@@ -353,10 +353,10 @@ async def test_a_journal_that_is_full_ends_the_run(
     run = client.start_streams(requests, journal=tmp_path / "run.db", concurrency=3)
     with pytest.raises(JournalError, match="can't be written: database or disk is full"):
         await run.report()
-    counts = run.so_far.counts
-    assert counts[BulkState.STARTED] == space.requests.count() > 0
-    assert counts[BulkState.NOT_ATTEMPTED] == 20 - counts[BulkState.STARTED]
-    assert BulkJournal(tmp_path / "run.db").status().counts == {"started": counts[BulkState.STARTED]}
+    counts = run.snapshot.counts
+    assert counts[BulkStatus.STARTED] == space.requests.count() > 0
+    assert counts[BulkStatus.NOT_ATTEMPTED] == 20 - counts[BulkStatus.STARTED]
+    assert BulkJournal(tmp_path / "run.db").status().counts == {"started": counts[BulkStatus.STARTED]}
 
 
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY])
@@ -382,12 +382,12 @@ async def test_a_checkpoint_that_fails(
 
     if code == sqlite3.SQLITE_BUSY:
         await go_through()
-        assert run.so_far.counts == {BulkState.STARTED: 20}
+        assert run.snapshot.counts == {BulkStatus.STARTED: 20}
     else:
         with pytest.raises(JournalError, match="can't be written: no"):
             await go_through()
-        assert run.so_far.counts[BulkState.STARTED] == space.requests.count() < 6
-    assert BulkJournal(path).status().counts == {"started": run.so_far.counts[BulkState.STARTED]}
+        assert run.snapshot.counts[BulkStatus.STARTED] == space.requests.count() < 6
+    assert BulkJournal(path).status().counts == {"started": run.snapshot.counts[BulkStatus.STARTED]}
 
 
 FULL_DISK = """
@@ -413,7 +413,7 @@ async def main():
         except JournalError as error:
             ended = str(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        print(json.dumps([ended, {state.value: count for state, count in run.so_far.counts.items()}]))
+        print(json.dumps([ended, {state.value: count for state, count in run.snapshot.counts.items()}]))
 
 asyncio.run(main())
 """
@@ -450,7 +450,7 @@ async def test_a_disk_that_is_full_as_a_run_ends(client: StreamsClient, space: S
     """A checkpoint that is cut off leaves a main file that is not whole; the log has all of it, and both are read."""
     path, size = tmp_path / "run.db", 700_000
     more = [StartConferenceStream(conference_sid="room", url=URL, name=f"{'n' * 900}-{n}") for n in range(1000)]
-    client.plan_streams(more, journal=path)
+    client.create_journal(more, journal=path)
     assert path.stat().st_size > size  # so the first page of the items can be copied, and the next ones can't
     known = [space.base_url, space.project, space.token, space.conference_sids, str(path), 19, size]
     child = await asyncio.create_subprocess_exec(
@@ -480,9 +480,9 @@ async def test_an_input_that_raises_cancelled_error_is_told(
             yield item
 
     run = client.start_streams(later() if kind == "async" else items(), journal=tmp_path / "run.db")
-    with pytest.raises(RunEndedError, match="the input raised CancelledError"):
+    with pytest.raises(RunCancelledError, match="the input raised CancelledError"):
         await run.report()
-    assert run.so_far.counts == {BulkState.STARTED: 3}
+    assert run.snapshot.counts == {BulkStatus.STARTED: 3}
     assert BulkJournal(tmp_path / "run.db").status().counts == {"started": 3}
     task = asyncio.current_task()
     assert task is not None

@@ -17,7 +17,7 @@ import pytest
 
 from signalwire_streams import (
     BulkJournal,
-    BulkState,
+    BulkStatus,
     ConferenceStream,
     JournalError,
     StartConferenceStream,
@@ -25,7 +25,7 @@ from signalwire_streams import (
 )
 from signalwire_streams.bulk import _journal_file as store
 from signalwire_streams.bulk._journal import Journal
-from signalwire_streams.bulk._journal_file import Whose, connect
+from signalwire_streams.bulk._journal_file import JournalOwner, connect
 from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._write_ahead_log import (
     LOG_SIZE,
@@ -42,7 +42,7 @@ from signalwire_streams.bulk._write_ahead_log import (
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
-RUN = Whose("start", "https://example.signalwire.com", "project")
+RUN = JournalOwner("start", "https://example.signalwire.com", "project")
 KILLED_RUN = """
 import asyncio, json, sys
 from signalwire_streams import StartConferenceStream, StreamsClient
@@ -99,7 +99,7 @@ async def check_refused(client: StreamsClient, space: SimulatedSpace, path: Path
             use()
     for run in (
         client.start_streams(on_conferences(space), journal=path, resume=True),
-        client.stop_run(path),
+        client.stop_started(path),
     ):
         with pytest.raises(JournalError, match=f"is not whole: run.db-wal {words}"):
             await run.report()
@@ -134,8 +134,8 @@ async def test_copies_of_a_killed_run(client_for: Any, tmp_path: Path) -> None:
         assert BulkJournal(alone).status().counts == counts
 
         assert (await client.start_streams(on_conferences(space), journal=whole, resume=True).report()).ok
-        assert space.streams.doubled() == []
-        assert len(space.streams.alive()) == 60
+        assert space.streams.duplicates() == []
+        assert len(space.streams.active()) == 60
         assert BulkJournal(copy(whole, tmp_path / "ended")).status().counts == {"started": 60}
 
 
@@ -144,8 +144,8 @@ async def test_the_log_of_another_run_is_refused(client_for: Any, tmp_path: Path
     async with SimulatedSpace(conferences=60, participants=0) as space, SimulatedSpace(conferences=60) as elsewhere:
         client: StreamsClient = client_for(space)
         original, other, planned = tmp_path / "run.db", tmp_path / "other.db", tmp_path / "planned.db"
-        client.plan_streams(on_conferences(space), journal=original)
-        client.plan_streams(on_conferences(space), journal=planned)
+        client.create_journal(on_conferences(space), journal=original)
+        client.create_journal(on_conferences(space), journal=planned)
         backup = copy(original, tmp_path / "backup")
         await killed(space, original, resume=True)
         await killed(elsewhere, other)
@@ -183,7 +183,7 @@ async def note(journal: Journal, number: int) -> None:
     row = journal.new_row()
     await journal.intend(row, "conference", f"room-{number}", "a")
     stream = ConferenceStream(conference_sid=f"room-{number}", sid="s" * 3000, name="a")
-    journal.settle(row, BulkOutcome(index=0, item=None, state=BulkState.STARTED, stream=stream))
+    journal.settle(row, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED, stream=stream))
 
 
 async def test_a_log_that_was_begun_anew_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +277,7 @@ async def test_a_log_of_which_the_main_file_does_not_know_yet(client_for: Any, t
     """A run that was killed as it opened its journal had sent nothing, so its log is good; another's is not."""
     async with SimulatedSpace(conferences=3) as space:
         client: StreamsClient = client_for(space)
-        path = client.plan_streams(on_conferences(space), journal=tmp_path / "run.db").path
+        path = client.create_journal(on_conferences(space), journal=tmp_path / "run.db").path
         database = connect(journal_path(path))
         with next_generation(database):
             database.execute("REPLACE INTO run VALUES ('log', '4096')")

@@ -40,11 +40,11 @@ async def stop(client: StreamsClient, path: Any) -> None:
 
 
 async def plan(client: StreamsClient, path: Any) -> None:
-    client.plan_streams([], journal=path)
+    client.create_journal([], journal=path)
 
 
-async def stop_run(client: StreamsClient, path: Any) -> None:
-    await client.stop_run(path).report()
+async def stop_started(client: StreamsClient, path: Any) -> None:
+    await client.stop_started(path).report()
 
 
 async def status(client: StreamsClient, path: Any) -> None:
@@ -57,7 +57,7 @@ async def requests(client: StreamsClient, path: Any) -> None:
 
 Use = Callable[[StreamsClient, Any], Awaitable[None]]
 CREATING = [start, stop, plan]
-USES = [*CREATING, resume, stop_run, status, requests]
+USES = [*CREATING, resume, stop_started, status, requests]
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -129,7 +129,7 @@ async def test_a_special_file_beside_a_journal_is_refused(
 ) -> None:
     """SQLite opens and deletes the files beside a journal as well."""
     if use not in CREATING:
-        client.plan_streams([], journal=tmp_path / "run.db")
+        client.create_journal([], journal=tmp_path / "run.db")
         (tmp_path / "run.db.lock").unlink()
     os.mkfifo(tmp_path / f"run.db{suffix}")
     before = snapshot(tmp_path)
@@ -211,7 +211,7 @@ async def test_another_file_stays_as_it_is(client: StreamsClient, tmp_path: Path
     if content == "text":
         path.write_text("nothing of the kind, and long enough to be looked into" * 40)
     elif content == "cut journal":
-        client.plan_streams([], journal=path)
+        client.create_journal([], journal=path)
         os.truncate(path, 5000)
         (tmp_path / "run.db.lock").unlink()
     else:
@@ -249,7 +249,7 @@ async def test_another_file_beside_a_journal_stays(
 ) -> None:
     """SQLite deletes what it takes for a leftover of the lock, and overwrites what it takes for its index."""
     if use not in CREATING:
-        client.plan_streams([], journal=tmp_path / "run.db")
+        client.create_journal([], journal=tmp_path / "run.db")
         (tmp_path / "run.db.lock").unlink()
     (tmp_path / f"run.db{suffix}").write_text("mine")
     before = snapshot(tmp_path)
@@ -269,14 +269,14 @@ async def test_a_journal_whose_tables_are_not_finished(
         finish_tables(database)
 
     monkeypatch.setattr(journal_module, "finish_tables", finish)
-    client.plan_streams([], journal=made)
+    client.create_journal([], journal=made)
     monkeypatch.undo()
     before = snapshot(tmp_path)
-    for use in (resume, stop_run, status, requests):
+    for use in (resume, stop_started, status, requests):
         with pytest.raises(InvalidRequestError, match="was not begun yet: begin the run without resuming"):
             await use(client, killed)
     assert snapshot(tmp_path) == before
-    assert client.plan_streams([], journal=killed).status().planned == 0
+    assert client.create_journal([], journal=killed).status().planned == 0
 
 
 async def test_an_empty_file_is_used_and_kept(client: StreamsClient, tmp_path: Path) -> None:
@@ -288,9 +288,9 @@ async def test_an_empty_file_is_used_and_kept(client: StreamsClient, tmp_path: P
     items: list[Any] = [StartConferenceStream(conference_sid=f"room-{number}", url=URL) for number in range(20_000)]
     items.append("room")
     with pytest.raises(InvalidRequestError, match="an item is a str"):
-        client.plan_streams(items, journal=link)
+        client.create_journal(items, journal=link)
     assert snapshot(tmp_path) == before
-    assert client.plan_streams([], journal=link).status().planned == 0
+    assert client.create_journal([], journal=link).status().planned == 0
     assert link.is_symlink()
 
 
@@ -298,7 +298,7 @@ async def test_a_failed_plan_leaves_nothing(client: StreamsClient, tmp_path: Pat
     """Neither the file, nor its lock, nor what SQLite made."""
     wrong: Any = [StartConferenceStream(conference_sid="room", url=URL), "room"]
     with pytest.raises(InvalidRequestError, match="an item is a str"):
-        client.plan_streams(wrong, journal=tmp_path / "run.db")
+        client.create_journal(wrong, journal=tmp_path / "run.db")
     assert snapshot(tmp_path) == {}
 
 
@@ -316,7 +316,7 @@ async def test_a_file_that_replaced_the_new_one_is_not_deleted(
 
     monkeypatch.setattr("signalwire_streams.bulk._journal._lay_out", replace)
     with pytest.raises(JournalError, match="can't be made: no more"):
-        client.plan_streams([], journal=path)
+        client.create_journal([], journal=path)
     assert path.read_text() == "mine"
 
 
@@ -334,7 +334,7 @@ async def test_a_file_that_comes_at_the_last_moment_stays(
 
     monkeypatch.setattr(store, "hold", late)
     with pytest.raises(InvalidRequestError, match="is there already"):
-        client.plan_streams([], journal=path)
+        client.create_journal([], journal=path)
     assert snapshot(tmp_path).keys() == {str(path)}
     assert path.read_text() == "mine"
 
@@ -357,7 +357,7 @@ async def test_a_journal_that_may_not_be_written_is_not_resumed(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No lock is made beside it."""
-    path = client.plan_streams([], journal=tmp_path / "run.db").path
+    path = client.create_journal([], journal=tmp_path / "run.db").path
     (tmp_path / "run.db.lock").unlink()
     before = snapshot(tmp_path)
     monkeypatch.setattr("os.access", lambda path, mode: False)
@@ -383,12 +383,12 @@ async def test_another_directory_changes_nothing(
     monkeypatch.chdir(second)
     async for _ in run:
         monkeypatch.chdir(tmp_path)
-        assert journal.status().held
+        assert journal.status().is_locked
     monkeypatch.chdir(second)
     assert journal.status().counts == {"started": 3}
     assert str(journal.path) == "run.db"
     stopping = BulkJournal(first / "run.db")
-    assert (await client.stop_run(stopping.path).report()).ok
+    assert (await client.stop_started(stopping.path).report()).ok
     assert list(second.iterdir()) == []
 
 

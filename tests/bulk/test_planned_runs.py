@@ -8,10 +8,10 @@ import pytest
 from attrs import evolve
 
 from signalwire_streams import (
-    BreakerPolicy,
     BulkJournal,
-    BulkState,
+    BulkStatus,
     CallStream,
+    CircuitBreakerPolicy,
     ConferenceStream,
     InvalidRequestError,
     JournalError,
@@ -39,7 +39,7 @@ async def test_a_planned_run_is_gone_on_with_from_its_journal(
 ) -> None:
     """Nothing is sent by planning; the journal alone then tells what there is to start."""
     requests = [*on_conferences(space, codec="PCMU"), StartCallStream(call_sid=space.call_sids[0], url=URL)]
-    journal = client.plan_streams(iter(requests), journal=tmp_path / "run.db")
+    journal = client.create_journal(iter(requests), journal=tmp_path / "run.db")
     assert len(space.requests) == 0
     assert journal.status().counts == {"waiting": 4}
 
@@ -54,8 +54,8 @@ async def test_a_planned_run_is_gone_on_with_from_its_journal(
     assert planned == requests
     assert (await client.start_streams(planned, journal=journal.path, resume=True).report()).ok
     status = journal.status()
-    assert (status.planned, status.counts, status.unfinished) == (4, {"started": 4}, 0)
-    assert (status.doing, status.origin, status.project) == ("start", space.base_url, space.project)
+    assert (status.planned, status.counts, status.remaining) == (4, {"started": 4}, 0)
+    assert (status.operation, status.origin, status.project) == ("start", space.base_url, space.project)
     assert space.requests.count() == 4
     assert {stream.name for stream in space.streams} == {f"sws-{status.run}-{request.target}" for request in requests}
 
@@ -77,13 +77,13 @@ async def test_a_plan_holds_everything_but_secrets(
 ) -> None:
     """Each public field comes back as it was; of a secret only its name is kept."""
     request = StartConferenceStream(conference_sid="room", url=URL, **fields)
-    [planned] = client.plan_streams([request], journal=tmp_path / "run.db").requests()
+    [planned] = client.create_journal([request], journal=tmp_path / "run.db").requests()
 
     bare = evolve(request, parameters={}, authorization_bearer_token=None)
     if "status_callback" in left_out:
         bare = evolve(bare, status_callback=None)
     assert planned == PlannedRequest(request=bare, **left_out)
-    assert planned.complete is not bool(left_out)
+    assert planned.is_complete is not bool(left_out)
     assert b"hush" not in all_bytes(tmp_path)
 
 
@@ -100,39 +100,39 @@ async def test_a_plan_that_is_wrong_leaves_nothing_behind(
     """A mistake anywhere in a plan ends in its sentence, and the file can be used again."""
     good = StartConferenceStream(conference_sid="other", url=URL)
     with pytest.raises(InvalidRequestError, match=words):
-        client.plan_streams([good, *items], journal=tmp_path / "run.db")
-    assert client.plan_streams([good], journal=tmp_path / "run.db").status().planned == 1
+        client.create_journal([good, *items], journal=tmp_path / "run.db")
+    assert client.create_journal([good], journal=tmp_path / "run.db").status().planned == 1
 
 
 async def test_an_empty_plan(client: StreamsClient, tmp_path: Path) -> None:
     """A run that is to start nothing is planned as such."""
-    journal = client.plan_streams([], journal=tmp_path / "run.db")
+    journal = client.create_journal([], journal=tmp_path / "run.db")
     assert (journal.status().planned, journal.status().counts, list(journal.requests())) == (0, {}, [])
 
 
 async def test_what_a_run_started_is_stopped(client_for: Any, tmp_path: Path) -> None:
     """By sid where it is known, by name where only that is; what has ended meanwhile counts as stopped."""
     async with SimulatedSpace(conferences=6, calls=1, streams_by_name=True) as space:
-        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
-        space.faults.add("reset", on="start", target=space.conference_sids[0], created=True, times=1)
+        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
+        space.faults.add("reset", on="start", target=space.conference_sids[0], executed=True, times=1)
         space.faults.add("status", on="start", target=space.conference_sids[1], status=422)
         requests = [*on_conferences(space), StartCallStream(call_sid=space.call_sids[0], url=URL)]
         report = await client.start_streams(requests, journal=tmp_path / "run.db").report()
-        assert report.counts == {BulkState.STARTED: 5, BulkState.UNKNOWN: 1, BulkState.REJECTED: 1}
+        assert report.counts == {BulkStatus.STARTED: 5, BulkStatus.UNKNOWN: 1, BulkStatus.REJECTED: 1}
         journal = BulkJournal(tmp_path / "run.db")
-        space.faults.add("status", on="stop", target=space.conference_sids[2], status=404, body="api", created=True)
+        space.faults.add("status", on="stop", target=space.conference_sids[2], status=404, body="api", executed=True)
 
-        run = client.stop_run(tmp_path / "run.db")
+        run = client.stop_started(tmp_path / "run.db")
         outcomes = [outcome async for outcome in run]
 
-        assert (await run.report()).counts == {BulkState.STOPPED: 6}
+        assert (await run.report()).counts == {BulkStatus.STOPPED: 6}
         assert {type(outcome.item) for outcome in outcomes} == {ConferenceStream, CallStream}
-        assert space.streams.alive() == []
+        assert space.streams.active() == []
         status = journal.status()
-        assert (status.undone, status.counts) == (6, {"started": 5, "unknown": 1, "rejected": 1})
-        assert status.undone_since is not None
+        assert (status.rolled_back, status.counts) == (6, {"started": 5, "unknown": 1, "rejected": 1})
+        assert status.rollback_started_at is not None
         assert list(journal.streams()) == []
-        assert (await client.stop_run(tmp_path / "run.db").report()).total == 0
+        assert (await client.stop_started(tmp_path / "run.db").report()).total == 0
         with pytest.raises(InvalidRequestError, match="were stopped since"):
             await client.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
 
@@ -140,15 +140,15 @@ async def test_what_a_run_started_is_stopped(client_for: Any, tmp_path: Path) ->
 async def test_a_name_that_is_not_found_is_no_proof(client_for: Any, tmp_path: Path) -> None:
     """Nobody knows whether a stream that is known by its name only runs: that stays an error, and can be repeated."""
     async with SimulatedSpace(conferences=2, streams_by_name=False) as space:
-        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
-        space.faults.add("reset", on="start", target=space.conference_sids[0], created=True)
+        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
+        space.faults.add("reset", on="start", target=space.conference_sids[0], executed=True)
         await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
 
-        report = await client.stop_run(tmp_path / "run.db").report()
+        report = await client.stop_started(tmp_path / "run.db").report()
 
-        assert report.counts == {BulkState.STOPPED: 1, BulkState.REJECTED: 1}
+        assert report.counts == {BulkStatus.STOPPED: 1, BulkStatus.REJECTED: 1}
         [left] = BulkJournal(tmp_path / "run.db").streams()
-        assert (left.sid, left.name) == (None, space.streams.alive()[0].name)
+        assert (left.sid, left.name) == (None, space.streams.active()[0].name)
 
 
 async def test_a_stop_whose_answer_was_lost_is_repeated(client_for: Any, tmp_path: Path) -> None:
@@ -156,37 +156,39 @@ async def test_a_stop_whose_answer_was_lost_is_repeated(client_for: Any, tmp_pat
     async with SimulatedSpace(conferences=3) as space:
         client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1))
         await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
-        space.faults.add("reset", on="stop", target=space.conference_sids[0], created=True)
+        space.faults.add("reset", on="stop", target=space.conference_sids[0], executed=True)
         space.faults.add("status", on="stop", target=space.conference_sids[1], status=422)
-        first = await client.stop_run(tmp_path / "run.db").report()
-        assert first.counts == {BulkState.STOPPED: 1, BulkState.UNKNOWN: 1, BulkState.REJECTED: 1}
-        undone = {item.target: item.undone for item in BulkJournal(tmp_path / "run.db").items()}
+        first = await client.stop_started(tmp_path / "run.db").report()
+        assert first.counts == {BulkStatus.STOPPED: 1, BulkStatus.UNKNOWN: 1, BulkStatus.REJECTED: 1}
+        undone = {item.target: item.rollback_status for item in BulkJournal(tmp_path / "run.db").items()}
         assert list(map(undone.get, space.conference_sids)) == ["intended", None, "stopped"]
         space.faults.clear()
 
-        assert (await client.stop_run(tmp_path / "run.db").report()).counts == {BulkState.STOPPED: 2}
-        assert space.streams.alive() == []
+        assert (await client.stop_started(tmp_path / "run.db").report()).counts == {BulkStatus.STOPPED: 2}
+        assert space.streams.active() == []
 
 
 async def test_an_outage_while_stopping(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
     """A stop that the breaker sends back is noted once, and done when the Space is there again."""
     await client_for(space).start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
     client: StreamsClient = client_for(
-        space, breaker=BreakerPolicy(outcomes=2, pause=0.1), retry=RetryPolicy(max_attempts=1)
+        space,
+        circuit_breaker=CircuitBreakerPolicy(min_requests=2, open_duration=0.1),
+        retry=RetryPolicy(max_attempts=1),
     )
     space.faults.add("503-api", on="stop", times=2)
-    report = await client.stop_run(tmp_path / "run.db", concurrency=1).report()
-    assert report.counts == {BulkState.STOPPED: 1, BulkState.UNKNOWN: 2}
-    assert (await client.stop_run(tmp_path / "run.db").report()).counts == {BulkState.STOPPED: 2}
+    report = await client.stop_started(tmp_path / "run.db", concurrency=1).report()
+    assert report.counts == {BulkStatus.STOPPED: 1, BulkStatus.UNKNOWN: 2}
+    assert (await client.stop_started(tmp_path / "run.db").report()).counts == {BulkStatus.STOPPED: 2}
 
 
 async def test_an_item_without_a_handle_is_told(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
     """A stream without name whose answer was lost can't be stopped by anyone, and the outcome says so."""
     client: StreamsClient = client_for(space)
-    space.faults.add("reset", on="start", created=True, times=1)
+    space.faults.add("reset", on="start", executed=True, times=1)
     await client.start_streams(on_conferences(space, unnamed=True)[:1], journal=tmp_path / "run.db").report()
 
-    [failure] = (await client.stop_run(tmp_path / "run.db").report()).failures
+    [failure] = (await client.stop_started(tmp_path / "run.db").report()).failures
 
     assert "neither sid nor name" in str(failure.error)
 
@@ -195,9 +197,9 @@ async def test_only_runs_that_start_are_undone(space: SimulatedSpace, client: St
     """The journal of stops has nothing to stop, and a file that is missing neither."""
     await client.stop_streams([], journal=tmp_path / "stop.db").report()
     with pytest.raises(InvalidRequestError, match="stops streams"):
-        await client.stop_run(tmp_path / "stop.db").report()
+        await client.stop_started(tmp_path / "stop.db").report()
     with pytest.raises(InvalidRequestError, match="there is no journal"):
-        await client.stop_run(tmp_path / "none.db").report()
+        await client.stop_started(tmp_path / "none.db").report()
 
 
 async def test_items_can_be_read_while_the_run_goes_on(
@@ -209,14 +211,14 @@ async def test_items_can_be_read_while_the_run_goes_on(
         journal.status()
     space.faults.add("status", on="start", status=404, code=20404, body="api", target=space.conference_sids[1])
     async for _ in client.start_streams(on_conferences(space), journal=journal.path, concurrency=1):
-        assert journal.status().held
-    assert not journal.status().held
+        assert journal.status().is_locked
+    assert not journal.status().is_locked
     [item] = journal.items("rejected")
     assert (item.kind, item.target, item.error) == ("conference", space.conference_sids[1], "NotFoundError 20404")
     assert journal.status().errors == {"NotFoundError 20404": 1}
     assert len(list(journal.items())) == 3
     (tmp_path / "run.db.lock").unlink()
-    assert not journal.status().held
+    assert not journal.status().is_locked
 
 
 async def test_a_file_that_is_no_journal(tmp_path: Path) -> None:
@@ -233,10 +235,10 @@ async def test_a_file_that_is_no_journal(tmp_path: Path) -> None:
 async def test_a_journal_where_none_can_be(client: StreamsClient, tmp_path: Path) -> None:
     """A folder that is not there is a mistake, told before anything is sent."""
     with pytest.raises(InvalidRequestError, match="folder that may be written"):
-        client.plan_streams([], journal=tmp_path / "no" / "run.db")
+        client.create_journal([], journal=tmp_path / "no" / "run.db")
     (tmp_path / "run.db.lock").write_text("something that is no lock of ours, " * 40)
     with pytest.raises(JournalError, match="can't be opened"):
-        client.plan_streams([], journal=tmp_path / "run.db")
+        client.create_journal([], journal=tmp_path / "run.db")
 
 
 async def test_a_full_disk_ends_a_run(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
@@ -252,7 +254,7 @@ async def test_a_full_disk_ends_a_run(space: SimulatedSpace, client: StreamsClie
     with pytest.raises(JournalError, match="can't be written"):
         await go_through()
 
-    assert run.so_far.counts == {BulkState.STARTED: 1, BulkState.NOT_ATTEMPTED: 2}
+    assert run.snapshot.counts == {BulkStatus.STARTED: 1, BulkStatus.NOT_ATTEMPTED: 2}
     assert space.requests.count() == 1
 
 
@@ -261,11 +263,11 @@ async def test_a_full_disk_ends_the_stopping(space: SimulatedSpace, client: Stre
     path = tmp_path / "run.db"
     await client.start_streams(on_conferences(space), journal=path).report()
     fill(path)
-    run = client.stop_run(path)
+    run = client.stop_started(path)
     with pytest.raises(JournalError, match="can't be written: full"):
         await run.report()
-    assert run.so_far.counts == {BulkState.NOT_ATTEMPTED: 3}
-    assert len(space.streams.alive()) == 3
+    assert run.snapshot.counts == {BulkStatus.NOT_ATTEMPTED: 3}
+    assert len(space.streams.active()) == 3
 
 
 async def test_a_journal_that_is_spoilt_while_stopping(
@@ -274,7 +276,7 @@ async def test_a_journal_that_is_spoilt_while_stopping(
     """A stop whose row can't be found is not sent, and ends the run."""
     path = tmp_path / "run.db"
     await client.start_streams(on_conferences(space), journal=path).report()
-    run = client.stop_run(path, concurrency=1)
+    run = client.stop_started(path, concurrency=1)
 
     async def go_through() -> None:
         async for _ in run:
@@ -286,7 +288,7 @@ async def test_a_journal_that_is_spoilt_while_stopping(
 
     with pytest.raises(JournalError, match="does not know the stream"):
         await go_through()
-    assert run.so_far.counts == {BulkState.STOPPED: 1, BulkState.NOT_ATTEMPTED: 2}
+    assert run.snapshot.counts == {BulkStatus.STOPPED: 1, BulkStatus.NOT_ATTEMPTED: 2}
 
 
 def fill(path: Path) -> None:

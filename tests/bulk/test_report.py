@@ -2,22 +2,22 @@
 
 import pytest
 
-from signalwire_streams import BulkError, BulkOutcome, BulkState, NotFoundError, ServerError, StreamsError
-from signalwire_streams.bulk._results import Tally
+from signalwire_streams import BulkError, BulkOutcome, BulkStatus, NotFoundError, ServerError, StreamsError
+from signalwire_streams.bulk._results import ReportBuilder
 
 
 def outcome(
-    state: BulkState, seconds: float = 1.0, attempts: int = 1, error: StreamsError | None = None
+    state: BulkStatus, seconds: float = 1.0, attempts: int = 1, error: StreamsError | None = None
 ) -> BulkOutcome[str]:
-    return BulkOutcome(index=0, item="x", state=state, seconds=seconds, attempts=attempts, error=error)
+    return BulkOutcome(index=0, item="x", status=state, duration=seconds, attempts=attempts, error=error)
 
 
 def test_percentiles_are_exact_to_two_percent() -> None:
     """Latencies of 1 to 1,000 seconds, each once: the percentiles are those of the sorted list."""
-    tally = Tally()
+    tally = ReportBuilder()
     for seconds in range(1, 1_001):
-        tally.add(outcome(BulkState.STARTED, float(seconds)))
-    latencies = tally.report(1.0).latencies
+        tally.add(outcome(BulkStatus.STARTED, float(seconds)))
+    latencies = tally.report(1.0).latency_percentiles
 
     assert latencies == pytest.approx({50: 500.0, 95: 950.0, 99: 990.0, 100: 1_000.0}, rel=0.021)
     assert latencies[100] == 1_000.0
@@ -25,27 +25,27 @@ def test_percentiles_are_exact_to_two_percent() -> None:
 
 
 def test_a_single_latency_is_every_percentile() -> None:
-    tally = Tally()
-    tally.add(outcome(BulkState.STARTED, 0.25))
-    assert tally.report(1.0).latencies == dict.fromkeys((50, 95, 99, 100), 0.25)
+    tally = ReportBuilder()
+    tally.add(outcome(BulkStatus.STARTED, 0.25))
+    assert tally.report(1.0).latency_percentiles == dict.fromkeys((50, 95, 99, 100), 0.25)
 
 
 def test_items_that_were_not_sent_have_no_latency() -> None:
-    tally = Tally()
-    tally.add(outcome(BulkState.NOT_ATTEMPTED, 60.0, attempts=0))
+    tally = ReportBuilder()
+    tally.add(outcome(BulkStatus.NOT_ATTEMPTED, 60.0, attempts=0))
     report = tally.report(7.5)
-    assert report.latencies == dict.fromkeys((50, 95, 99, 100), 0.0)
-    assert (report.counts, report.attempts, report.seconds) == ({BulkState.NOT_ATTEMPTED: 1}, 0, 7.5)
+    assert report.latency_percentiles == dict.fromkeys((50, 95, 99, 100), 0.0)
+    assert (report.counts, report.attempts, report.seconds) == ({BulkStatus.NOT_ATTEMPTED: 1}, 0, 7.5)
 
 
 def test_a_thousand_failures_are_kept() -> None:
     """The report counts all failures, lists the first thousand, and raises these as a group."""
-    tally = Tally()
-    tally.add(outcome(BulkState.STARTED, attempts=2))
-    tally.add(outcome(BulkState.ALREADY_STARTED, attempts=3))
+    tally = ReportBuilder()
+    tally.add(outcome(BulkStatus.STARTED, attempts=2))
+    tally.add(outcome(BulkStatus.ALREADY_STARTED, attempts=3))
     for number in range(1_005):
-        tally.add(outcome(BulkState.REJECTED, error=NotFoundError(f"{number}", status=404, code=20404)))
-    tally.add(outcome(BulkState.UNKNOWN, error=ServerError("late", status=500)))
+        tally.add(outcome(BulkStatus.REJECTED, error=NotFoundError(f"{number}", status=404, code=20404)))
+    tally.add(outcome(BulkStatus.UNKNOWN, error=ServerError("late", status=500)))
 
     report = tally.report(1.0)
 
@@ -61,9 +61,9 @@ def test_a_thousand_failures_are_kept() -> None:
 
 
 def test_nothing_failed() -> None:
-    tally = Tally()
-    tally.add(outcome(BulkState.STOPPED))
-    tally.add(outcome(BulkState.ALREADY_STARTED))
+    tally = ReportBuilder()
+    tally.add(outcome(BulkStatus.STOPPED))
+    tally.add(outcome(BulkStatus.ALREADY_STARTED))
     report = tally.report(1.0)
     assert (report.ok, report.failures, report.errors) == (True, (), {})
     report.raise_if_failed()

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from signalwire_streams import (
-    BreakerPolicy,
     BulkJournal,
-    BulkState,
+    BulkStatus,
     CallStream,
+    CircuitBreakerPolicy,
     ConferenceStream,
     InvalidRequestError,
-    Lane,
+    Priority,
     RetryPolicy,
     StartCallStream,
     StartConferenceStream,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
 )
 from signalwire_streams.simulator import SimulatedSpace
@@ -65,12 +65,12 @@ class NeverPacer:
     def __init__(self) -> None:
         self.asked = asyncio.Event()
 
-    async def acquire(self, lane: Lane, patience: float) -> float:
+    async def acquire(self, lane: Priority, patience: float) -> float:
         self.asked.set()
         await asyncio.Event().wait()
         return 0.0
 
-    async def pass_gate(self, patience: float) -> float:
+    async def wait_until_allowed(self, patience: float) -> float:
         return 0.0
 
     def throttled(self, sent_at: float, retry_after: float | None) -> None: ...
@@ -84,7 +84,7 @@ async def leave_early(client: StreamsClient, requests: list[Any], journal: Path)
     async for outcome in run:
         if outcome.index >= 10:
             break
-    return (await run.report()).counts[BulkState.STARTED]
+    return (await run.report()).counts[BulkStatus.STARTED]
 
 
 async def test_a_run_is_gone_on_with(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
@@ -97,13 +97,13 @@ async def test_a_run_is_gone_on_with(space: SimulatedSpace, client: StreamsClien
     run = client.start_streams(on_conferences(space), journal=str(journal), resume=True)
     outcomes = [outcome async for outcome in run]
 
-    assert (await run.report()).counts == {BulkState.STARTED: 40}
+    assert (await run.report()).counts == {BulkStatus.STARTED: 40}
     assert space.requests.count("start-conference-stream") == sent + 40 - started
-    assert {outcome.stream.sid for outcome in outcomes if outcome.stream} == {s.sid for s in space.streams.alive()}
-    assert len(space.streams.alive()) == 40
+    assert {outcome.stream.sid for outcome in outcomes if outcome.stream} == {s.sid for s in space.streams.active()}
+    assert len(space.streams.active()) == 40
 
     again = await client.start_streams(on_conferences(space), journal=journal, resume=True).report()
-    assert again.counts == {BulkState.STARTED: 40}
+    assert again.counts == {BulkStatus.STARTED: 40}
     assert again.attempts == 0
     assert len(space.streams) == 40
 
@@ -112,30 +112,30 @@ async def test_a_run_is_gone_on_with(space: SimulatedSpace, client: StreamsClien
 async def test_what_may_run_is_sent_again_under_its_name(client_for: Any, tmp_path: Path, duplicate_names: Any) -> None:
     """A start whose answer was lost is found to run, or is started, under the name that the journal kept."""
     async with SimulatedSpace(conferences=6, calls=2, duplicate_names=duplicate_names) as space:
-        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
+        client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
         requests: list[Any] = [*on_conferences(space)]
         requests += [StartCallStream(call_sid=sid, url=URL) for sid in space.call_sids]
-        space.faults.add("reset", on="start", created=True, one_in=2)
+        space.faults.add("reset", on="start", executed=True, every_nth=2)
         first = await client.start_streams(requests, journal=tmp_path / "run.db").report()
-        assert first.counts[BulkState.UNKNOWN] == 4
+        assert first.counts[BulkStatus.UNKNOWN] == 4
         unknown_calls = sum(isinstance(outcome.item, StartCallStream) for outcome in first.failures)
         space.faults.clear()
 
         second = await client.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
 
-        assert second.counts.get(BulkState.UNKNOWN, 0) == unknown_calls
-        assert all(isinstance(outcome.error, StreamOutcomeUnknown) for outcome in second.failures)
+        assert second.counts.get(BulkStatus.UNKNOWN, 0) == unknown_calls
+        assert all(isinstance(outcome.error, StreamOutcomeUnknownError) for outcome in second.failures)
         if duplicate_names == "http-error":
-            assert second.counts[BulkState.ALREADY_STARTED] == 4 - unknown_calls
-        assert len(space.streams.alive()) == 8
-        assert space.streams.doubled() == []
+            assert second.counts[BulkStatus.ALREADY_STARTED] == 4 - unknown_calls
+        assert len(space.streams.active()) == 8
+        assert space.streams.duplicates() == []
 
         sent = space.requests.count()
         willing: StreamsClient = client_for(space, retry=RetryPolicy(resend_call_starts=True))
         third = await willing.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
         assert third.ok
         assert space.requests.count() == sent + unknown_calls
-        assert space.streams.doubled() == []
+        assert space.streams.duplicates() == []
 
 
 async def test_two_names_on_one_target_are_resumed_each_by_itself(
@@ -150,7 +150,7 @@ async def test_two_names_on_one_target_are_resumed_each_by_itself(
     for again in (requests, requests[::-1], requests[1:]):
         run = client.start_streams(again, journal=journal, resume=True, concurrency=1)
         outcomes = [outcome async for outcome in run]
-        assert [outcome.state for outcome in outcomes] == [BulkState.STARTED] * len(again)
+        assert [outcome.status for outcome in outcomes] == [BulkStatus.STARTED] * len(again)
         assert [outcome.attempts for outcome in outcomes] == [0] * len(again)
         for outcome in outcomes:
             known = started[outcome.item.name]
@@ -164,14 +164,14 @@ async def test_what_may_run_without_a_name_is_reported(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
     """An unnamed start whose answer was lost is never sent again, and the report says that it may run."""
-    space.faults.add("reset", on="start", created=True, times=1)
+    space.faults.add("reset", on="start", executed=True, times=1)
     requests = on_conferences(space, unnamed=True)[:3]
     first = await client.start_streams(requests, journal=tmp_path / "run.db").report()
-    assert first.counts == {BulkState.STARTED: 2, BulkState.UNKNOWN: 1}
+    assert first.counts == {BulkStatus.STARTED: 2, BulkStatus.UNKNOWN: 1}
 
     second = await client.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
 
-    assert second.counts == {BulkState.STARTED: 2, BulkState.UNKNOWN: 1}
+    assert second.counts == {BulkStatus.STARTED: 2, BulkStatus.UNKNOWN: 1}
     assert space.requests.count() == 3
     assert "not sent again" in str(second.failures[0].error)
 
@@ -180,41 +180,43 @@ async def test_what_may_run_stays_so_until_it_is_sent_again(client_for: Any, tmp
     """A resumed run that ends before it sends a doubtful item again neither says nor writes that nothing runs."""
     async with SimulatedSpace(conferences=2, duplicate_names="http-error") as space:
         journal = tmp_path / "run.db"
-        space.faults.add("reset", on="start", created=True, times=1)
-        impatient: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
+        space.faults.add("reset", on="start", executed=True, times=1)
+        impatient: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
         first = await impatient.start_streams(on_conferences(space)[:1], journal=journal).report()
-        assert first.counts == {BulkState.UNKNOWN: 1}
+        assert first.counts == {BulkStatus.UNKNOWN: 1}
 
         sent = space.requests.count()
         pacer = NeverPacer()
-        run = client_for(space, pacer=pacer).start_streams(on_conferences(space)[:1], journal=journal, resume=True)
+        run = client_for(space, rate_limiter=pacer).start_streams(
+            on_conferences(space)[:1], journal=journal, resume=True
+        )
         ended = asyncio.create_task(run.report())
         await pacer.asked.wait()
-        run.drain(0)
-        assert (await ended).counts == {BulkState.UNKNOWN: 1}
-        assert BulkJournal(journal).status().counts == {BulkState.UNKNOWN: 1}
+        run.shutdown(0)
+        assert (await ended).counts == {BulkStatus.UNKNOWN: 1}
+        assert BulkJournal(journal).status().counts == {BulkStatus.UNKNOWN: 1}
         assert space.requests.count() == sent
 
         last = await client_for(space).start_streams(on_conferences(space)[:1], journal=journal, resume=True).report()
-        assert last.counts == {BulkState.ALREADY_STARTED: 1}
-        assert space.streams.doubled() == []
+        assert last.counts == {BulkStatus.ALREADY_STARTED: 1}
+        assert space.streams.duplicates() == []
 
 
 async def test_stops_are_gone_on_with(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
     """A stop that worked is not sent again; one that may have worked is, and finding nothing is then fine."""
     streams: list[Any] = [await client.calls.start_stream(space.call_sids[0], url=URL)]
     streams += [await client.conferences.start_stream(sid, url=URL) for sid in space.conference_sids[:3]]
-    space.faults.add("reset", on="stop", created=True, target=space.conference_sids[0])
+    space.faults.add("reset", on="stop", executed=True, target=space.conference_sids[0])
     first = await client.stop_streams(streams, journal=tmp_path / "stop.db").report()
-    assert first.counts == {BulkState.STOPPED: 3, BulkState.UNKNOWN: 1}
+    assert first.counts == {BulkStatus.STOPPED: 3, BulkStatus.UNKNOWN: 1}
     space.faults.clear()
     sent = space.requests.count()
 
     second = await client.stop_streams(streams, journal=tmp_path / "stop.db", resume=True).report()
 
-    assert second.counts == {BulkState.STOPPED: 4}
+    assert second.counts == {BulkStatus.STOPPED: 4}
     assert space.requests.count() == sent + 1
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_journals_are_checked_when_the_run_begins(
@@ -238,40 +240,42 @@ async def test_mistakes_are_not_noted(space: SimulatedSpace, client: StreamsClie
     """What is no stream, or comes twice, is rejected and leaves what the journal knows as it is."""
     requests: list[Any] = [*on_conferences(space)[:1], *on_conferences(space)[:1], "room"]
     report = await client.start_streams(requests, journal=tmp_path / "run.db", concurrency=1).report()
-    assert report.counts == {BulkState.STARTED: 1, BulkState.REJECTED: 2}
+    assert report.counts == {BulkStatus.STARTED: 1, BulkStatus.REJECTED: 2}
 
     stops: list[Any] = [
         ConferenceStream(conference_sid=space.conference_sids[0]),
         CallStream(call_sid=space.call_sids[0], name="not-there"),
     ]
     stopped = await client.stop_streams(stops, journal=tmp_path / "stop.db").report()
-    assert stopped.counts == {BulkState.REJECTED: 2}
+    assert stopped.counts == {BulkStatus.REJECTED: 2}
 
 
 async def test_an_outage_is_noted_once(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
     """An item that the breaker sends back is noted once, and its end is what the journal keeps."""
     client: StreamsClient = client_for(
-        space, breaker=BreakerPolicy(outcomes=3, pause=0.1), retry=RetryPolicy(max_attempts=1)
+        space,
+        circuit_breaker=CircuitBreakerPolicy(min_requests=3, open_duration=0.1),
+        retry=RetryPolicy(max_attempts=1),
     )
     space.faults.add("503-api", on="start", times=3)
     report = await client.start_streams(on_conferences(space), journal=tmp_path / "run.db", concurrency=4).report()
-    assert report.counts == {BulkState.STARTED: 37, BulkState.NOT_ATTEMPTED: 3}
+    assert report.counts == {BulkStatus.STARTED: 37, BulkStatus.NOT_ATTEMPTED: 3}
 
     streams = [ConferenceStream(conference_sid=stream.target_sid, sid=stream.sid) for stream in space.streams]
     stops: list[Any] = [*streams, 7]
     space.faults.add("503-api", on="stop", times=3)
     stopped = await client.stop_streams(stops, journal=tmp_path / "stop.db", concurrency=4).report()
-    assert (stopped.counts[BulkState.STOPPED], stopped.counts[BulkState.REJECTED]) == (34, 1)
+    assert (stopped.counts[BulkStatus.STOPPED], stopped.counts[BulkStatus.REJECTED]) == (34, 1)
 
     rest = await client.start_streams(on_conferences(space), journal=tmp_path / "run.db", resume=True).report()
     assert rest.ok
-    assert space.streams.doubled() == []
+    assert space.streams.duplicates() == []
 
 
 async def test_secrets_are_not_in_the_journal(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
     """Neither token nor parameter value reaches the file, not even through an error."""
     requests = on_conferences(space, parameters={"card": "hush-value"}, authorization_bearer_token="hush-token")
-    space.faults.add("status", status=422, body="api", code=21402, one_in=2)
+    space.faults.add("status", status=422, body="api", code=21402, every_nth=2)
     await client.start_streams(requests, journal=tmp_path / "run.db").report()
 
     written = b"".join(path.read_bytes() for path in list_of(tmp_path))
@@ -282,7 +286,7 @@ async def test_secrets_are_not_in_the_journal(space: SimulatedSpace, client: Str
 async def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
     """After kill -9 in mid-run, twice, each conference has exactly one stream."""
     async with SimulatedSpace(conferences=600, participants=0) as space:
-        space.faults.add("reset", on="start", created=True, one_in=10)
+        space.faults.add("reset", on="start", executed=True, every_nth=10)
         known = [space.base_url, space.project, space.token, space.conference_sids, str(tmp_path / "run.db")]
         for enough, resuming in ((150, []), (400, ["resume"]), (None, ["resume"])):
             process = await fork(
@@ -298,6 +302,6 @@ async def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
             process.close()
             assert process.returncode == (0 if enough is None else -9), complaints
 
-        assert len(space.streams.alive()) == 600
-        assert {stream.target_sid for stream in space.streams.alive()} == set(space.conference_sids)
-        assert space.streams.doubled() == []
+        assert len(space.streams.active()) == 600
+        assert {stream.target_sid for stream in space.streams.active()} == set(space.conference_sids)
+        assert space.streams.duplicates() == []

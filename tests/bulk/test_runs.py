@@ -12,28 +12,28 @@ from typing import Any
 import pytest
 
 from signalwire_streams import (
-    BreakerPolicy,
     BulkError,
     BulkOutcome,
     BulkRun,
-    BulkState,
+    BulkStatus,
     CallStream,
+    CircuitBreakerPolicy,
     CircuitOpenError,
     ClientStateError,
     Clock,
     ConferenceStream,
-    Request,
+    Handler,
     InvalidRequestError,
-    Outcome,
+    Request,
+    Result,
     RetryPolicy,
-    RunEndedError,
-    Send,
+    RunCancelledError,
     StartCallStream,
     StartConferenceStream,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
 )
-from signalwire_streams._http.messages import Errand
+from signalwire_streams._http.messages import CallContext
 from signalwire_streams.bulk._runner import Engine, FixedConcurrency
 from signalwire_streams.simulator import SimulatedSpace
 
@@ -44,8 +44,8 @@ def on_conferences(space: SimulatedSpace) -> list[StartConferenceStream]:
     return [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
 
 
-def states(outcomes: list[BulkOutcome[Any]]) -> Counter[BulkState]:
-    return Counter(outcome.state for outcome in outcomes)
+def states(outcomes: list[BulkOutcome[Any]]) -> Counter[BulkStatus]:
+    return Counter(outcome.status for outcome in outcomes)
 
 
 async def test_conferences_and_calls_are_started_and_stopped(client_for: Any) -> None:
@@ -66,16 +66,16 @@ async def test_conferences_and_calls_are_started_and_stopped(client_for: Any) ->
 
         assert sorted(outcome.index for outcome in outcomes) == list(range(40))
         assert all(outcome.item is requests[outcome.index] for outcome in outcomes)
-        assert states(outcomes) == report.counts == {BulkState.STARTED: 40}
+        assert states(outcomes) == report.counts == {BulkStatus.STARTED: 40}
         assert (report.total, report.attempts, report.ok, report.failures) == (40, 40, True, ())
-        assert 0 < report.latencies[50] <= report.latencies[95] <= report.latencies[100]
+        assert 0 < report.latency_percentiles[50] <= report.latency_percentiles[95] <= report.latency_percentiles[100]
         assert report.seconds > 0
         report.raise_if_failed()
-        assert len(space.streams.alive()) == 40
+        assert len(space.streams.active()) == 40
 
         stopped = await client.stop_streams([o.stream for o in outcomes if o.stream is not None]).report()
-        assert stopped.counts == {BulkState.STOPPED: 40}
-        assert space.streams.alive() == []
+        assert stopped.counts == {BulkStatus.STOPPED: 40}
+        assert space.streams.active() == []
 
 
 async def test_names_follow_from_the_run_and_the_target(client_for: Any) -> None:
@@ -99,7 +99,7 @@ async def test_names_follow_from_the_run_and_the_target(client_for: Any) -> None
         assert names[0].endswith(first)
         assert names[1:4] == ["mine", None, None]
         for twice in outcomes[4:]:
-            assert twice.state is BulkState.REJECTED
+            assert twice.state is BulkStatus.REJECTED
             assert isinstance(twice.error, InvalidRequestError)
         assert len(space.streams) == 4
 
@@ -107,10 +107,10 @@ async def test_names_follow_from_the_run_and_the_target(client_for: Any) -> None
 async def test_nothing_raises_per_item(client_for: Any) -> None:
     """Refusals, lost answers and mistakes are outcomes; the report can raise them all together."""
     async with SimulatedSpace(conferences=4) as space:
-        client = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
+        client = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
         refused, unknown, unserved, fine = space.conference_sids
         space.faults.add("status", status=422, body="api", code=21402, target=refused)
-        space.faults.add("reset", created=True, target=unknown)
+        space.faults.add("reset", executed=True, target=unknown)
         space.faults.add("503-api", target=unserved)
         items: list[Any] = [*on_conferences(space), "no request"]
 
@@ -119,24 +119,24 @@ async def test_nothing_raises_per_item(client_for: Any) -> None:
         report = await run.report()
 
         assert [outcomes[index].state for index in range(5)] == [
-            BulkState.REJECTED,
-            BulkState.UNKNOWN,
-            BulkState.NOT_ATTEMPTED,
-            BulkState.STARTED,
-            BulkState.REJECTED,
+            BulkStatus.REJECTED,
+            BulkStatus.UNKNOWN,
+            BulkStatus.NOT_ATTEMPTED,
+            BulkStatus.STARTED,
+            BulkStatus.REJECTED,
         ]
-        assert isinstance(outcomes[1].error, StreamOutcomeUnknown)
+        assert isinstance(outcomes[1].error, StreamOutcomeUnknownError)
         assert space.requests.count() == 4
         assert not report.ok
         assert report.errors["UnprocessableError 21402"] == 1
         with pytest.raises(BulkError, match="4 of 5 items failed") as caught:
             report.raise_if_failed()
         assert caught.value.report is report
-        some, rest = caught.value.split(StreamOutcomeUnknown)
+        some, rest = caught.value.split(StreamOutcomeUnknownError)
         assert isinstance(some, BulkError)
         assert isinstance(rest, BulkError)
         assert some.report is rest.report is report
-        assert fine in {stream.target_sid for stream in space.streams.alive()}
+        assert fine in {stream.target_sid for stream in space.streams.active()}
 
 
 async def test_stops_that_fail(client_for: Any) -> None:
@@ -152,7 +152,7 @@ async def test_stops_that_fail(client_for: Any) -> None:
         ]
         outcomes = {o.index: o async for o in client.stop_streams(items, concurrency=1)}
 
-        assert [outcomes[n].state for n in range(3)] == [BulkState.REJECTED, BulkState.UNKNOWN, BulkState.REJECTED]
+        assert [outcomes[n].state for n in range(3)] == [BulkStatus.REJECTED, BulkStatus.UNKNOWN, BulkStatus.REJECTED]
 
 
 async def test_a_wrong_token_ends_a_run_early(space: SimulatedSpace, client_for: Any) -> None:
@@ -162,8 +162,8 @@ async def test_a_wrong_token_ends_a_run_early(space: SimulatedSpace, client_for:
     run = client.start_streams(requests, concurrency=2)
     outcomes = [outcome async for outcome in run]
 
-    assert states(outcomes)[BulkState.NOT_ATTEMPTED] >= 95
-    assert states(outcomes)[BulkState.REJECTED] == space.requests.count()
+    assert states(outcomes)[BulkStatus.NOT_ATTEMPTED] >= 95
+    assert states(outcomes)[BulkStatus.REJECTED] == space.requests.count()
     assert sorted(outcome.index for outcome in outcomes) == list(range(100))
     with pytest.raises(BulkError):
         (await run.report()).raise_if_failed()
@@ -172,21 +172,25 @@ async def test_a_wrong_token_ends_a_run_early(space: SimulatedSpace, client_for:
 async def test_an_outage_is_waited_for(client_for: Any) -> None:
     """While the breaker is open a run waits instead of failing item after item."""
     async with SimulatedSpace(conferences=60) as space:
-        client = client_for(space, breaker=BreakerPolicy(outcomes=5, pause=0.5), retry=RetryPolicy(max_attempts=1))
+        client = client_for(
+            space,
+            circuit_breaker=CircuitBreakerPolicy(min_requests=5, open_duration=0.5),
+            retry=RetryPolicy(max_attempts=1),
+        )
         space.faults.add("503-api", on="start", times=5)
         report = await client.start_streams(on_conferences(space), concurrency=4).report()
 
-        assert report.counts[BulkState.STARTED] == 55
-        assert report.counts[BulkState.NOT_ATTEMPTED] == 5
+        assert report.counts[BulkStatus.STARTED] == 55
+        assert report.counts[BulkStatus.NOT_ATTEMPTED] == 5
 
 
 async def test_a_crowd_is_waited_for(client_for: Any) -> None:
     """What the Space's limit turns away is not given up, however many are turned away together."""
     async with SimulatedSpace(conferences=30) as space:
         space.faults.add("throttle", on="start", times=60, retry_after=2)
-        run = client_for(space, retry=RetryPolicy(throttle_waits=0)).start_streams(on_conferences(space))
-        assert (await run.report()).counts == {BulkState.STARTED: 30}
-        assert len(space.streams.alive()) == 30
+        run = client_for(space, retry=RetryPolicy(max_throttle_retries=0)).start_streams(on_conferences(space))
+        assert (await run.report()).counts == {BulkStatus.STARTED: 30}
+        assert len(space.streams.active()) == 30
 
 
 async def test_a_crowd_without_end_is_not_waited_for(client_for: Any, space: SimulatedSpace) -> None:
@@ -194,7 +198,7 @@ async def test_a_crowd_without_end_is_not_waited_for(client_for: Any, space: Sim
     space.faults.add("throttle", on="start", retry_after=20)
     run = client_for(space).start_streams(on_conferences(space))
     report = await run.report()
-    assert report.counts == {BulkState.NOT_ATTEMPTED: 3}
+    assert report.counts == {BulkStatus.NOT_ATTEMPTED: 3}
     # Who comes to the closed gate of somebody else is not even told by the Space.
     assert "RateLimitedError 20429" in report.errors
     assert set(report.errors) <= {"RateLimitedError 20429", "TransportError"}
@@ -203,14 +207,14 @@ async def test_a_crowd_without_end_is_not_waited_for(client_for: Any, space: Sim
 async def test_an_outage_without_end_is_not_waited_for_for_ever() -> None:
     """After a minute of an open breaker an item is given up, as not attempted."""
 
-    async def never_served(item: str, errand: Errand) -> ConferenceStream:
+    async def never_served(item: str, errand: CallContext) -> ConferenceStream:
         raise CircuitOpenError("not tried, the Space kept failing", retry_after=5.0)
 
-    clock = Clock.instant()
+    clock = Clock.fake()
     run = BulkRun(Engine(["room"], never_served, starting=True, limit=FixedConcurrency(1), clock=clock), clock)
     report = await run.report()
 
-    assert report.counts == {BulkState.NOT_ATTEMPTED: 1}
+    assert report.counts == {BulkStatus.NOT_ATTEMPTED: 1}
     assert 50 < report.seconds < 70
 
 
@@ -231,8 +235,8 @@ async def test_a_failing_input_yields_what_ended_and_then_raises(client_for: Any
 
         with pytest.raises(LookupError, match="went away"):
             await go_through()
-        assert states(outcomes) == {BulkState.STARTED: 5}
-        assert (await run.report()).counts == {BulkState.STARTED: 5}
+        assert states(outcomes) == {BulkStatus.STARTED: 5}
+        assert (await run.report()).counts == {BulkStatus.STARTED: 5}
 
 
 async def test_leaving_early_leaves_nothing_running(client_for: Any) -> None:
@@ -254,7 +258,7 @@ async def test_leaving_early_leaves_nothing_running(client_for: Any) -> None:
 
         assert taken < 200
         assert report.total == taken
-        assert len(space.streams.alive()) == report.counts[BulkState.STARTED]
+        assert len(space.streams.active()) == report.counts[BulkStatus.STARTED]
         await asyncio.sleep(0)
         assert not [task for task in asyncio.all_tasks() if "carry_out" in repr(task) or "take_in" in repr(task)]
 
@@ -264,7 +268,7 @@ async def test_what_does_not_end_is_cut_and_classified(
 ) -> None:
     """What outlasts the drain is unknown when it was sent, and not attempted when it was not."""
     monkeypatch.setattr("signalwire_streams.bulk._runner.DRAIN", 0.01)
-    space.faults.add("hang", created=True)
+    space.faults.add("hang", executed=True)
     client = client_for(space, connections=2)
     run = client.start_streams(on_conferences(space), concurrency=3)
 
@@ -274,14 +278,14 @@ async def test_what_does_not_end_is_cut_and_classified(
 
     consumer = asyncio.create_task(go_through())
     await space.requests.wait_for(2)
-    assert run.so_far.total == 0
+    assert run.snapshot.total == 0
     consumer.cancel()
     with pytest.raises(asyncio.CancelledError):
         await consumer
     report = await run.report()
 
-    assert report.counts == {BulkState.UNKNOWN: 2, BulkState.NOT_ATTEMPTED: 1}
-    assert {type(outcome.error) for outcome in report.failures} == {StreamOutcomeUnknown, RunEndedError}
+    assert report.counts == {BulkStatus.UNKNOWN: 2, BulkStatus.NOT_ATTEMPTED: 1}
+    assert {type(outcome.error) for outcome in report.failures} == {StreamOutcomeUnknownError, RunCancelledError}
 
 
 async def test_what_is_cut_keeps_its_handle(
@@ -289,7 +293,7 @@ async def test_what_is_cut_keeps_its_handle(
 ) -> None:
     """A start that was cut tells where and under which name it may run."""
     monkeypatch.setattr("signalwire_streams.bulk._runner.DRAIN", 0.01)
-    space.faults.add("hang", created=True)
+    space.faults.add("hang", executed=True)
     run = client_for(space).start_streams(on_conferences(space)[:1])
     outcomes = aiter(run)
     first = asyncio.ensure_future(anext(outcomes))
@@ -298,7 +302,7 @@ async def test_what_is_cut_keeps_its_handle(
     await asyncio.wait([first])
 
     [failure] = (await run.report()).failures
-    assert isinstance(failure.error, StreamOutcomeUnknown)
+    assert isinstance(failure.error, StreamOutcomeUnknownError)
     assert failure.error.target == space.conference_sids[0]
     assert failure.error.name == space.requests[0].fields["Name"]
 
@@ -307,7 +311,7 @@ async def test_a_middleware_that_breaks_ends_the_run(client_for: Any) -> None:
     """An error that is not ours ends the run after the outcomes, and the item that met it keeps one."""
     async with SimulatedSpace(conferences=30) as space:
 
-        async def breaks(exchange: Request, send: Send) -> Outcome:
+        async def breaks(exchange: Request, send: Handler) -> Result:
             if exchange.target == space.conference_sids[5]:
                 raise LookupError("no such tenant")
             return await send(exchange)
@@ -315,10 +319,10 @@ async def test_a_middleware_that_breaks_ends_the_run(client_for: Any) -> None:
         run = client_for(space, middlewares=[breaks]).start_streams(on_conferences(space), concurrency=2)
         with pytest.raises(LookupError, match="no such tenant"):
             await run.report()
-        report = run.so_far
+        report = run.snapshot
 
-        assert report.counts[BulkState.STARTED] == len(space.streams.alive())
-        assert report.counts[BulkState.NOT_ATTEMPTED] >= 1
+        assert report.counts[BulkStatus.STARTED] == len(space.streams.active())
+        assert report.counts[BulkStatus.NOT_ATTEMPTED] >= 1
         assert report.total < 30
 
 
@@ -361,7 +365,7 @@ async def test_who_does_not_wait_for_the_drain_leaves_nothing_running(client_for
         await asyncio.sleep(0)
 
     assert not [task for task in asyncio.all_tasks() if "carry_out" in repr(task)]
-    assert (await run.report()).counts == {BulkState.UNKNOWN: 3}
+    assert (await run.report()).counts == {BulkStatus.UNKNOWN: 3}
 
 
 async def test_a_drained_run_gives_every_outcome(client_for: Any) -> None:
@@ -372,22 +376,22 @@ async def test_a_drained_run_gives_every_outcome(client_for: Any) -> None:
         async for outcome in run:
             outcomes.append(outcome)
             if len(outcomes) == 3:
-                run.drain()
+                run.shutdown()
         assert states(outcomes) == (await run.report()).counts
         assert 3 < len(outcomes) < 20
-        assert len(space.streams) == states(outcomes)[BulkState.STARTED]
+        assert len(space.streams) == states(outcomes)[BulkStatus.STARTED]
 
 
 async def test_a_second_drain_cuts_at_once(client_for: Any, space: SimulatedSpace) -> None:
     """What hangs is waited for, until somebody has had enough."""
-    space.faults.add("hang", created=True)
+    space.faults.add("hang", executed=True)
     run = client_for(space).start_streams(on_conferences(space))
     ended = asyncio.create_task(run.report())
     await space.requests.wait_for(3)
-    run.drain()
+    run.shutdown()
     await asyncio.sleep(0)
-    run.drain(0)
-    assert (await ended).counts == {BulkState.UNKNOWN: 3}
+    run.shutdown(0)
+    assert (await ended).counts == {BulkStatus.UNKNOWN: 3}
 
 
 async def test_what_was_taken_in_has_an_outcome(client_for: Any, space: SimulatedSpace) -> None:
@@ -398,7 +402,7 @@ async def test_what_was_taken_in_has_an_outcome(client_for: Any, space: Simulate
     def items() -> Iterator[StartConferenceStream]:
         for request in on_conferences(space):
             taken.append(request)
-            run.drain(0)
+            run.shutdown(0)
             yield request
 
     run = client_for(space).start_streams(items())
@@ -409,7 +413,7 @@ async def test_what_was_taken_in_has_an_outcome(client_for: Any, space: Simulate
 async def test_a_run_that_is_drained_before_it_began(client_for: Any, space: SimulatedSpace) -> None:
     """It ends without having done anything."""
     run = client_for(space).start_streams(on_conferences(space))
-    run.drain()
+    run.shutdown()
     assert (await run.report()).total == 0
     assert len(space.requests) == 0
 
@@ -441,7 +445,7 @@ async def test_a_slow_consumer_costs_no_memory(client_for: Any) -> None:
 async def test_a_run_goes_once(space: SimulatedSpace, client: StreamsClient) -> None:
     """A run that was gone through says so."""
     run = client.start_streams(on_conferences(space))
-    assert run.so_far.seconds == 0
+    assert run.snapshot.seconds == 0
     await run.report()
 
     with pytest.raises(ClientStateError, match="once"):
@@ -456,7 +460,7 @@ async def test_an_empty_run(client: StreamsClient) -> None:
     """A run over nothing is fine."""
     report = await client.start_streams([]).report()
 
-    assert (report.total, report.ok, report.latencies[50]) == (0, True, 0.0)
+    assert (report.total, report.ok, report.latency_percentiles[50]) == (0, True, 0.0)
 
 
 async def test_a_run_that_nobody_goes_through(client_for: Any, space: SimulatedSpace) -> None:
@@ -475,12 +479,12 @@ async def test_run_that_was_used_does_not_warn(client_for: Any, space: Simulated
     """Neither after its end, nor after a beginning that failed, nor when it was drained before."""
     client: StreamsClient = client_for(space)
     assert (await client.start_streams([]).report()).total == 0
-    client.start_streams([]).drain()
+    client.start_streams([]).shutdown()
     missing = tmp_path / "missing.db"
     with pytest.raises(InvalidRequestError, match="there is no journal"):
         await client.start_streams([], journal=missing, resume=True).report()
     with pytest.raises(InvalidRequestError, match="there is no journal"):
-        async for _ in client.stop_run(missing):
+        async for _ in client.stop_started(missing):
             pass
     with pytest.raises(InvalidRequestError, match="concurrency"):
         client.start_streams([], concurrency=0)
@@ -500,7 +504,7 @@ def test_run_does_not_warn_at_the_end_of_the_process() -> None:
 
 async def test_interactive_starts_go_before_a_run(client_for: Any) -> None:
     """A single start in the middle of a run does not wait for the run to end."""
-    clock = Clock.instant()
+    clock = Clock.fake()
     async with SimulatedSpace(conferences=120, participants=0) as space:
         client: StreamsClient = client_for(space, clock=clock)
         run = client.start_streams(on_conferences(space)[:-1])

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams import BulkRun, BulkState, CircuitOpenError, Clock, ConferenceStream, RateLimitedError
-from signalwire_streams._http.messages import Errand
+from signalwire_streams import BulkRun, BulkStatus, CircuitOpenError, Clock, ConferenceStream, RateLimitedError
+from signalwire_streams._http.messages import CallContext
 from signalwire_streams.bulk._runner import Engine, FixedConcurrency
 
 STREAM = ConferenceStream(conference_sid="c", sid="s")
@@ -19,8 +19,8 @@ class Turns:
         self.errors = list(errors)
         self.pauses: list[float] = []
 
-    async def __call__(self, item: str, errand: Errand) -> ConferenceStream:
-        errand.progress.attempts += 1
+    async def __call__(self, item: str, errand: CallContext) -> ConferenceStream:
+        errand.state.attempts += 1
         if self.errors:
             raise self.errors.pop(0)
         return STREAM
@@ -45,7 +45,7 @@ async def test_a_pause_is_what_was_asked_for_and_up_to_twice_that(random: float,
     report = await turns.run(random).report()
 
     assert turns.pauses == pytest.approx(pauses)
-    assert report.counts == {BulkState.STARTED: 1}
+    assert report.counts == {BulkStatus.STARTED: 1}
     assert report.seconds == pytest.approx(sum(pauses))
     assert report.attempts == 4
 
@@ -67,5 +67,5 @@ async def test_items_wait_a_minute_for_the_breaker_and_five_for_the_rate_limit(
     report = await turns.run(0.0).report()
 
     assert turns.pauses == [pause] * (tries - 1)
-    assert report.counts == {BulkState.NOT_ATTEMPTED: 1}
+    assert report.counts == {BulkStatus.NOT_ATTEMPTED: 1}
     assert report.attempts == tries

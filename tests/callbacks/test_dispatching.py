@@ -8,11 +8,11 @@ import pytest
 
 from signalwire_streams.callbacks import (
     CallbackEvent,
-    StreamErrored,
+    StreamFailed,
     StreamStarted,
     StreamStopped,
     UnknownCallback,
-    read_callback,
+    parse_callback,
 )
 from signalwire_streams.callbacks._receiver import CallbackHandler, Dispatcher
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def event(kind: str, sid: str = "a", **others: str) -> CallbackEvent:
-    return read_callback(fields(f"stream-{kind}", sid, **others))
+    return parse_callback(fields(f"stream-{kind}", sid, **others))
 
 
 def dispatcher(handler: CallbackHandler, **options: Any) -> Dispatcher:
@@ -92,7 +92,7 @@ async def test_callbacks_without_a_stream_have_no_order() -> None:
         serving.offer(event(kind, ""))
     await settled()
 
-    assert names == [StreamStopped, StreamErrored]
+    assert names == [StreamStopped, StreamFailed]
     gate.set()
     await serving.aclose()
     assert names[2:] == [StreamStarted]
@@ -122,8 +122,8 @@ async def test_duplicates_without_a_stream() -> None:
 
     serving = dispatcher(handler)
     for told in ({"X": "1"}, {"X": "1"}, {"X": "2"}):
-        serving.offer(read_callback(told))
-        serving.offer(read_callback(fields("stream-error", "", **told)))
+        serving.offer(parse_callback(told))
+        serving.offer(parse_callback(fields("stream-error", "", **told)))
     await serving.aclose()
 
     assert serving.counts.duplicates == 2

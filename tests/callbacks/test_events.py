@@ -10,11 +10,11 @@ from multidict import MultiDict
 
 from signalwire_streams import InvalidRequestError, Track
 from signalwire_streams.callbacks import (
-    StreamErrored,
+    StreamFailed,
     StreamStarted,
     StreamStopped,
     UnknownCallback,
-    read_callback,
+    parse_callback,
 )
 
 from .signing import STARTED, fields
@@ -22,7 +22,7 @@ from .signing import STARTED, fields
 
 def test_a_start() -> None:
     """Each documented field has its place."""
-    event = read_callback(STARTED)
+    event = parse_callback(STARTED)
 
     assert event == StreamStarted(
         account_sid="b08dacad-85c6-40f7-83e5-f8ae3f1b8d3a",
@@ -40,18 +40,18 @@ def test_a_start() -> None:
 
 @pytest.mark.parametrize(
     ("word", "kind"),
-    [("stream-started", StreamStarted), ("stream-stopped", StreamStopped), ("stream-error", StreamErrored)],
+    [("stream-started", StreamStarted), ("stream-stopped", StreamStopped), ("stream-error", StreamFailed)],
 )
 def test_each_event(word: str, kind: type[Any]) -> None:
     """The event decides the type, from a mapping as from pairs."""
-    assert type(read_callback(fields(word))) is kind
-    assert type(read_callback(dict(fields(word)))) is kind
-    assert type(read_callback(MultiDict(fields(word)))) is kind
+    assert type(parse_callback(fields(word))) is kind
+    assert type(parse_callback(dict(fields(word)))) is kind
+    assert type(parse_callback(MultiDict(fields(word)))) is kind
 
 
 def test_an_unknown_event() -> None:
     """An event of a later day is kept with all its fields."""
-    event = read_callback(fields("stream-paused", StreamError="why", Reason="x", Blank=""))
+    event = parse_callback(fields("stream-paused", StreamError="why", Reason="x", Blank=""))
 
     assert isinstance(event, UnknownCallback)
     assert (event.event, event.error, event.stream_sid) == ("stream-paused", "why", "stream-1")
@@ -62,7 +62,7 @@ def test_an_unknown_event() -> None:
 @pytest.mark.parametrize("nothing", [[], {}, [("StreamEvent", "")], [("", "")]])
 def test_no_fields(nothing: Any) -> None:
     """A callback that says nothing is an unknown one."""
-    event = read_callback(nothing)
+    event = parse_callback(nothing)
 
     assert isinstance(event, UnknownCallback)
     assert event.event is None
@@ -71,9 +71,9 @@ def test_no_fields(nothing: Any) -> None:
 
 def test_an_error() -> None:
     """What went wrong is told in the platform's words."""
-    event = read_callback(fields("stream-error", StreamError="connection_refused"))
+    event = parse_callback(fields("stream-error", StreamError="connection_refused"))
 
-    assert isinstance(event, StreamErrored)
+    assert isinstance(event, StreamFailed)
     assert event.error == "connection_refused"
     assert not event.is_duplicate
     assert event.extra == {}
@@ -92,18 +92,18 @@ def test_an_error() -> None:
 )
 def test_refused_duplicates(error: str | None, duplicate: bool) -> None:
     """A refused duplicate is told from a stream that broke, however the platform spells it."""
-    assert StreamErrored(error=error).is_duplicate is duplicate
+    assert StreamFailed(error=error).is_duplicate is duplicate
 
 
 def test_a_word_beside_its_event() -> None:
     """An error's word with an event that is none is not lost."""
-    assert read_callback(fields(StreamError="odd")).extra == {"StreamError": "odd"}
-    assert read_callback(fields(StreamError="")).extra == {}
+    assert parse_callback(fields(StreamError="odd")).extra == {"StreamError": "odd"}
+    assert parse_callback(fields(StreamError="")).extra == {}
 
 
 def test_unknown_words_and_dates() -> None:
     """A word that is in no vocabulary stays, and so does a time that can't be read."""
-    event = read_callback(fields(StreamTrack="left_track", Timestamp="soon"))
+    event = parse_callback(fields(StreamTrack="left_track", Timestamp="soon"))
 
     assert event.track == "left_track"
     assert event.timestamp_text == "soon"
@@ -112,14 +112,14 @@ def test_unknown_words_and_dates() -> None:
 
 def test_a_date_as_other_callbacks_write_it() -> None:
     """RFC 2822 is read as well as ISO 8601."""
-    event = read_callback(fields(Timestamp="Tue, 25 Sept 2018 20:00:00 +0000"))
+    event = parse_callback(fields(Timestamp="Tue, 25 Sept 2018 20:00:00 +0000"))
 
     assert event.timestamp == datetime(2018, 9, 25, 20, tzinfo=UTC)
 
 
 def test_a_name_that_comes_twice() -> None:
     """The first one counts, since what is added behind comes later."""
-    event = read_callback([*STARTED, ("StreamSid", "other"), ("X", "1"), ("X", "2")])
+    event = parse_callback([*STARTED, ("StreamSid", "other"), ("X", "1"), ("X", "2")])
 
     assert event.stream_sid == "stream-1"
     assert event.extra == {"X": "1"}
@@ -127,10 +127,10 @@ def test_a_name_that_comes_twice() -> None:
 
 def test_events_are_values() -> None:
     """Events are equal when they say the same, can be put into sets, and can't be changed."""
-    first, second = read_callback(fields(X="1")), read_callback(fields(X="1"))
+    first, second = parse_callback(fields(X="1")), parse_callback(fields(X="1"))
 
     assert first == second
-    assert len({first, second, read_callback(fields(X="2"))}) == 2
+    assert len({first, second, parse_callback(fields(X="2"))}) == 2
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         first.stream_sid = "other"  # type: ignore[misc]
 
@@ -142,13 +142,13 @@ def test_events_are_values() -> None:
 def test_misuse_is_told(wrong: Any) -> None:
     """What are no fields is told, with what to write instead."""
     with pytest.raises(InvalidRequestError, match="parse_qsl"):
-        read_callback(wrong)
+        parse_callback(wrong)
 
 
 @given(st.dictionaries(st.one_of(st.sampled_from([name for name, _ in STARTED]), st.text()), st.text()))
 def test_any_fields_are_an_event(told: dict[str, str]) -> None:
     """No fields are so odd that reading them, or the time in them, fails."""
-    event = read_callback(told)
+    event = parse_callback(told)
 
     assert event.timestamp is None or event.timestamp.tzinfo is not None
-    assert hash(event) == hash(read_callback(list(told.items())))
+    assert hash(event) == hash(parse_callback(list(told.items())))

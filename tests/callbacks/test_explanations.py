@@ -14,24 +14,24 @@ from signalwire_streams import InvalidRequestError
 from signalwire_streams.callbacks import (
     SHA256_SIGNATURE_HEADER,
     SIGNATURE_HEADER,
-    Explanation,
+    SignatureDiagnosis,
     _diagnostics as explain,
-    explain_mismatch,
+    diagnose_signature,
     verify_signature,
 )
 from signalwire_streams.callbacks._diagnostics import AddressGuess, address_guesses
-from signalwire_streams.callbacks._signature import MAX_BODY, Claim, SignedRequest, read_claims
+from signalwire_streams.callbacks._signature import MAX_BODY, Signature, SignedRequest, read_claims
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, URL, form, form_signature, raw_signature
 
 SEEN = "http://127.0.0.1:8080/callbacks"
 
 
-def explained(signed: str = URL, seen: str = SEEN, /, **others: Any) -> Explanation:
+def explained(signed: str = URL, seen: str = SEEN, /, **others: Any) -> SignatureDiagnosis:
     """Explain a form that was signed for one address and seen at another, with whatever else is told."""
     headers = {SIGNATURE_HEADER: form_signature(signed, STARTED), "Content-Type": FORM} | others.pop("headers", {})
     told: dict[str, Any] = {"url": seen, "headers": headers, "body": form(STARTED), "keys": [KEY]}
-    return explain_mismatch(**(told | others))
+    return diagnose_signature(**(told | others))
 
 
 PROXIES = {
@@ -93,13 +93,13 @@ def test_what_proxies_change(signed: str, seen: str, headers: dict[str, str], ad
     """The address that was signed is found, and what to change is said."""
     explanation = explained(signed, seen, headers=headers)
 
-    assert not explanation.fits
+    assert not explanation.valid
     assert explanation.url == signed
-    assert len(explanation.advice) == len(advice)
+    assert len(explanation.suggestions) == len(advice)
     for words in advice:
-        assert any(words in sentence for sentence in explanation.advice), explanation.advice
-    assert explanation.guesses >= 1
-    assert explanation.advice[0] in str(explanation)
+        assert any(words in sentence for sentence in explanation.suggestions), explanation.suggestions
+    assert explanation.attempts >= 1
+    assert explanation.suggestions[0] in str(explanation)
     assert str(explanation).startswith("Refused: the signature does not fit. It would fit as 'http")
 
 
@@ -117,7 +117,7 @@ def test_addresses_that_are_suspected(signed: str, candidate: str) -> None:
     explanation = explained(signed, candidates=["https://other.example/", candidate])
 
     assert explanation.url == signed
-    assert "public_url" in explanation.advice[0]
+    assert "public_url" in explanation.suggestions[0]
     assert "secret" not in str(explanation)
     assert explained(signed).url is None
 
@@ -136,15 +136,15 @@ def test_a_signature_that_fits() -> None:
     """Where nothing is wrong, the explanation says so, and which spelling was signed."""
     explanation = explained("https://example.com:443/callbacks?token=secret", f"{URL}?token=secret")
 
-    assert explanation.fits
+    assert explanation.valid
     assert explanation.url == "https://example.com:443/callbacks?token=secret"
     assert str(explanation) == "The signature fits 'https://example.com:443/callbacks?token=***'."
-    assert explanation.advice == ()
+    assert explanation.suggestions == ()
 
 
-def with_json(body: bytes, signed: bytes, **headers: str) -> Explanation:
+def with_json(body: bytes, signed: bytes, **headers: str) -> SignatureDiagnosis:
     told = {SIGNATURE_HEADER: raw_signature(URL, signed), "Content-Type": "application/json"} | headers
-    return explain_mismatch(url=URL, headers=told, body=body, keys=[KEY])
+    return diagnose_signature(url=URL, headers=told, body=body, keys=[KEY])
 
 
 class TestWhatFrameworksChange:
@@ -158,12 +158,12 @@ class TestWhatFrameworksChange:
         signed = json.dumps(document, separators=separators, ensure_ascii=plain).encode()
         explanation = with_json(json.dumps(document, indent=2).encode(), signed)
         assert explanation.url == URL
-        assert "raw bytes" in explanation.advice[0]
+        assert "raw bytes" in explanation.suggestions[0]
 
     def test_a_line_break_at_the_end(self) -> None:
         """A line break that was added or cut off is found."""
-        assert "raw bytes" in with_json(JSON_BODY + b"\r\n", JSON_BODY).advice[0]
-        assert "raw bytes" in with_json(JSON_BODY, JSON_BODY + b"\n").advice[0]
+        assert "raw bytes" in with_json(JSON_BODY + b"\r\n", JSON_BODY).suggestions[0]
+        assert "raw bytes" in with_json(JSON_BODY, JSON_BODY + b"\n").suggestions[0]
 
     @pytest.mark.parametrize(
         "body", [b"[" * 100_000, b'{"a":1e999}', b'{"a":"\\ud800"}', b"{\xff}", b"[" + b"9" * 5_000 + b"]"]
@@ -181,36 +181,38 @@ class TestWhatFrameworksChange:
         signature = form_signature(URL, [*kept, *((name, "") for name in names)])
         explanation = explained(URL, URL, body=form(kept), headers={SIGNATURE_HEADER: signature})
         assert explanation.url == URL
-        assert f"({', '.join(names)})" in explanation.advice[0]
+        assert f"({', '.join(names)})" in explanation.suggestions[0]
 
     @pytest.mark.parametrize("kind", ["application/json", "text/plain; x", None])
     def test_another_content_type(self, kind: str | None) -> None:
         """A content type that was changed is found."""
         explanation = explained(URL, URL, headers={"Content-Type": kind, "content-type": "text/plain"})
-        assert "Content-Type came more than once" in explanation.finding
-        assert "Content-Type" in explanation.advice[0]
+        assert "Content-Type came more than once" in explanation.summary
+        assert "Content-Type" in explanation.suggestions[0]
         assert explained(URL, URL, headers={"Content-Type": "application/json"}).url == URL
 
     def test_another_method(self) -> None:
         """A method that was told wrong is found, in either direction."""
         explanation = explained(URL, URL, method="GET")
-        assert explanation.advice == ("It was signed as a POST: verify it as one.",)
+        assert explanation.suggestions == ("It was signed as a POST: verify it as one.",)
         headers = {SIGNATURE_HEADER: form_signature(URL, ())}
         explanation = explained(URL, URL, headers=headers)
-        assert explanation.advice == ("It was signed as a GET: verify it as one, without a body.",)
+        assert explanation.suggestions == ("It was signed as a GET: verify it as one, without a body.",)
 
     @pytest.mark.parametrize("signed", [URL, f"{URL}?{form(STARTED).decode()}"])
     def test_a_get_that_is_signed_as_a_form(self, signed: str) -> None:
         """That a GET is signed by its address alone is an inference; this is how it would show if it were wrong."""
         headers = {SIGNATURE_HEADER: form_signature(signed, STARTED)}
-        explanation = explain_mismatch(url=f"{URL}?{form(STARTED).decode()}", headers=headers, keys=[KEY], method="GET")
-        assert not explanation.fits
-        assert "choose POST" in explanation.advice[0]
+        explanation = diagnose_signature(
+            url=f"{URL}?{form(STARTED).decode()}", headers=headers, keys=[KEY], method="GET"
+        )
+        assert not explanation.valid
+        assert "choose POST" in explanation.suggestions[0]
 
     def test_blanks_around_a_key(self) -> None:
         """A key that was read from a file with its line break is found."""
         explanation = explained(URL, URL, keys=[f"{KEY}\n"])
-        assert "line break" in explanation.advice[0]
+        assert "line break" in explanation.suggestions[0]
         assert explanation.url == URL
 
     def test_a_wrong_signature_of_the_stronger_kind(self) -> None:
@@ -221,13 +223,13 @@ class TestWhatFrameworksChange:
             SHA256_SIGNATURE_HEADER: "x",
         }
         explanation = explained(URL, URL, headers=headers, body=JSON_BODY)
-        assert not explanation.fits
-        assert SHA256_SIGNATURE_HEADER in explanation.advice[0]
+        assert not explanation.valid
+        assert SHA256_SIGNATURE_HEADER in explanation.suggestions[0]
 
     def test_a_body_and_an_address_at_once(self) -> None:
         """One change of the address beside one of the rest is found as well."""
         explanation = explained(URL, URL.replace("https", "http"), method="GET")
-        assert len(explanation.advice) == 2
+        assert len(explanation.suggestions) == 2
         assert explanation.url == URL
 
 
@@ -236,10 +238,10 @@ class TestNothingFits:
 
     def hints(self, **others: Any) -> str:
         explanation = explained("https://elsewhere.example/", URL, **others)
-        assert not explanation.fits
+        assert not explanation.valid
         assert explanation.url is None
         assert "What to change:" in str(explanation)
-        return " ".join(explanation.advice)
+        return " ".join(explanation.suggestions)
 
     def test_always(self) -> None:
         """The usual causes that can't be seen from a request are named."""
@@ -251,17 +253,17 @@ class TestNothingFits:
 
     def test_no_signature(self) -> None:
         """A missing header is called that."""
-        explanation = explain_mismatch(url=URL, headers={}, body=form(STARTED), keys=[KEY])
-        assert explanation.finding == "Refused: there is no signature."
-        assert "takes that header off" in explanation.advice[0]
-        explanation = explain_mismatch(url=URL, headers={SIGNATURE_HEADER: ""}, body=form(STARTED), keys=[KEY])
-        assert explanation.finding == f"Refused: {SIGNATURE_HEADER} is empty."
+        explanation = diagnose_signature(url=URL, headers={}, body=form(STARTED), keys=[KEY])
+        assert explanation.summary == "Refused: there is no signature."
+        assert "takes that header off" in explanation.suggestions[0]
+        explanation = diagnose_signature(url=URL, headers={SIGNATURE_HEADER: ""}, body=form(STARTED), keys=[KEY])
+        assert explanation.summary == f"Refused: {SIGNATURE_HEADER} is empty."
 
     @pytest.mark.parametrize("keys", [[], [""], None])
     def test_no_key(self, keys: Any) -> None:
         """A missing key is called that."""
         assert "There is no key" in self.hints(keys=keys)
-        assert explained(URL, URL, keys=keys).finding == "Refused: there is no key."
+        assert explained(URL, URL, keys=keys).summary == "Refused: there is no key."
 
     def test_a_token_in_place_of_the_key(self) -> None:
         """A key that looks like an API token is pointed out, and not shown."""
@@ -279,27 +281,27 @@ class TestNothingFits:
         """A body that verification does not read is not read to explain it either."""
         body = b"AccountSid=p-1&a=" + b"b" * MAX_BODY
         explanation = explained("https://elsewhere.example/", URL, body=body)
-        assert "the body is too large" in explanation.finding
+        assert "the body is too large" in explanation.summary
         assert "p-1" not in str(explanation)
 
     def test_the_advice_holds_on_the_command_line_too(self) -> None:
         """It speaks of keys, candidates and methods, and not of a function's arguments."""
         advice = self.hints(keys=[]) + self.hints(body=b"", headers={"Content-Length": "9"}, keys=[f"PT{KEY} "])
-        advice += " ".join(explained(URL, "/callbacks").advice + explained(URL, URL, method="GET").advice)
+        advice += " ".join(explained(URL, "/callbacks").suggestions + explained(URL, URL, method="GET").suggestions)
         assert not re.search(r"\w+=|\[|\(\)", advice), advice
 
     def test_an_address_that_is_not_absolute(self) -> None:
         """Half an address is called that."""
         explanation = explained("https://elsewhere.example/", "/callbacks?token=secret")
-        assert "not absolute" in explanation.advice[0]
-        assert explanation.tried == ("'/callbacks'",)
+        assert "not absolute" in explanation.suggestions[0]
+        assert explanation.candidate_urls == ("'/callbacks'",)
 
     def test_a_get(self) -> None:
         """A GET's project is found in its query."""
-        explanation = explain_mismatch(
+        explanation = diagnose_signature(
             url=f"{URL}?AccountSid=project-1", headers={SIGNATURE_HEADER: "x"}, keys=[KEY], method="get"
         )
-        assert "'project-1'" in " ".join(explanation.advice)
+        assert "'project-1'" in " ".join(explanation.suggestions)
 
     @pytest.mark.parametrize(
         "url", ["", "\ud800", "https://[/", "ftp://example.com/\udcff?a=\ud800", "http://a/\ud800"]
@@ -318,9 +320,9 @@ def test_no_more_is_guessed_than_can_be_waited_for(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(explain, "_MOST_WORK", 2_000_000)
     less = explained("https://elsewhere.example/", f"{URL}?a=1&b=2&c=3")
 
-    assert all_of_it.guesses > less.guesses > 0
-    assert all_of_it.finding == "Refused: the signature does not fit."
-    assert less.finding == f"Refused: the signature does not fit. {STOPPED}"
+    assert all_of_it.attempts > less.attempts > 0
+    assert all_of_it.summary == "Refused: the signature does not fit."
+    assert less.summary == f"Refused: the signature does not fit. {STOPPED}"
 
 
 @pytest.mark.parametrize(
@@ -332,14 +334,14 @@ def test_reading_is_part_of_the_work(body: bytes, query: str, monkeypatch: pytes
     """A large body or a long query is read a few times at most, also where it holds nothing to compare."""
     read: list[int] = []
 
-    def count(request: SignedRequest) -> tuple[Claim, ...]:
+    def count(request: SignedRequest) -> tuple[Signature, ...]:
         read.append(len(request.body) + len(request.url))
         return read_claims(request)
 
     monkeypatch.setattr(explain, "read_claims", count)
     candidates = [f"https://{number}.example/" for number in range(20)]
     explanation = explained("https://elsewhere.example/", f"{URL}?{query}", body=body, candidates=candidates)
-    assert explanation.finding.endswith(STOPPED)
+    assert explanation.summary.endswith(STOPPED)
     assert sum(read) < 10 * MAX_BODY
 
 
@@ -380,7 +382,7 @@ def test_misuse_is_told(wrong: dict[str, Any], hint: str) -> None:
     """What a program got wrong is told, with what to write instead."""
     told: dict[str, Any] = {"url": URL, "headers": {}, "keys": [KEY]} | wrong
     with pytest.raises(InvalidRequestError, match=hint):
-        explain_mismatch(**told)
+        diagnose_signature(**told)
 
 
 @given(
@@ -403,9 +405,9 @@ def test_nothing_secret_is_told(seen: str, signed: str, headers: dict[str, str],
         "keys": [KEY, "PSK_other"],
         "method": method,
     }
-    explanation = explain_mismatch(**told)
+    explanation = diagnose_signature(**told)
 
-    assert explanation.fits is verify_signature(**told)
+    assert explanation.valid is verify_signature(**told)
     shown = f"{explanation}{explanation!r}{attrs.evolve(explanation, url=None)}"
     for secret in (KEY, "PSK_other", form_signature(signed, STARTED), form_signature(seen, STARTED), STARTED[3][1]):
         assert secret not in shown

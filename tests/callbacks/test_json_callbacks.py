@@ -13,8 +13,8 @@ from signalwire_streams.callbacks import (
     CallStreamChanged,
     CallStreamState,
     UnknownCallback,
-    explain_mismatch,
-    read_callback,
+    diagnose_signature,
+    parse_callback,
     verify_signature,
 )
 
@@ -44,17 +44,17 @@ def changed(**params: Any) -> dict[str, Any]:
 
 def test_a_stream_of_the_calling_api() -> None:
     """Each field has its place, and what could be secret is not shown."""
-    event = read_callback(DOCUMENT)
+    event = parse_callback(DOCUMENT)
 
     assert isinstance(event, CallStreamChanged)
     assert (event.call_sid, event.account_sid, event.stream_name) == ("call-1", "project-1", "audit")
     assert (event.control_id, event.url, event.stream_sid) == ("control-1", "wss://rx.example.com/hush", None)
-    assert (event.state, event.target, event.ending) == (CallStreamState.STREAMING, "call-1", None)
+    assert (event.state, event.target, event.end_reason) == (CallStreamState.STREAMING, "call-1", None)
     assert event.timestamp == datetime.fromtimestamp(1_790_000_000.25, UTC)
     assert event.document["space_id"] == "space-1"
     assert not event.is_duplicate
     assert "hush" not in repr(event)
-    assert hash(event) == hash(read_callback(json.loads(json.dumps(DOCUMENT))))
+    assert hash(event) == hash(parse_callback(json.loads(json.dumps(DOCUMENT))))
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_a_stream_of_the_calling_api() -> None:
 )
 def test_states(state: Any, read: str | None, ending: str | None) -> None:
     """A state that is not known stays as it came."""
-    event = read_callback(changed(state=state))
+    event = parse_callback(changed(state=state))
     assert isinstance(event, CallStreamChanged)
-    assert (event.state, event.ending) == (read, ending)
+    assert (event.state, event.end_reason) == (read, ending)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_states(state: Any, read: str | None, ending: str | None) -> None:
     ],
 )
 def test_timestamps(timestamp: Any, moment: datetime | None) -> None:
-    event = read_callback({**DOCUMENT, "timestamp": timestamp})
+    event = parse_callback({**DOCUMENT, "timestamp": timestamp})
     assert event.timestamp == moment
 
 
@@ -107,7 +107,7 @@ def test_timestamps(timestamp: Any, moment: datetime | None) -> None:
 )
 def test_other_documents_are_unknown_events(document: dict[str, Any], event: str | None) -> None:
     """They are kept whole."""
-    read = read_callback(document)
+    read = parse_callback(document)
     assert isinstance(read, UnknownCallback)
     assert (read.event, read.document) == (event, document)
     assert "document" not in repr(read)
@@ -123,10 +123,10 @@ async def test_a_json_callback_reaches_the_function(algorithm: str) -> None:
         weak = {"X-SignalWire-Signature": raw_signature(server.url, body)}
         headers = {"sha1": weak, "sha256": strong, "both": weak | strong}[algorithm]
         assert await server.send(body, "", {"Content-Type": "application/json"} | headers) == 204
-        assert await server.heard.get() == read_callback(DOCUMENT)
+        assert await server.heard.get() == parse_callback(DOCUMENT)
         asked: dict[str, Any] = {"url": server.url, "headers": headers, "body": body, "keys": [KEY]}
         assert verify_signature(**asked)
-        assert explain_mismatch(**asked).fits
+        assert diagnose_signature(**asked).valid
 
 
 @pytest.mark.usefixtures("idle_clock")
@@ -159,9 +159,11 @@ async def test_json_callbacks_of_a_stream_are_handed_on_once_and_in_order() -> N
             {"control_id": "control-2", "state": "finished"},
             {"control_id": "control-2"},
         ):
-            body = json.dumps({**changed(**params), "timestamp": len(order) + server.receiver.counts.received}).encode()
+            body = json.dumps(
+                {**changed(**params), "timestamp": len(order) + server.receiver.statistics.received}
+            ).encode()
             assert await server.post_json(body) == 204
-        counts = server.receiver.counts
+        counts = server.receiver.statistics
         assert (counts.received, counts.duplicates, counts.late) == (5, 1, 1)
         hold.set()
 
@@ -175,4 +177,4 @@ async def test_json_callbacks_without_a_control_id_are_not_one_stream() -> None:
             document = {**changed(control_id=None), "timestamp": number}
             assert await server.post_json(json.dumps(document).encode()) == 204
         assert [(await server.heard.get()).timestamp_text for _ in range(2)] == ["0", "1"]
-    assert server.receiver.counts.duplicates == 0
+    assert server.receiver.statistics.duplicates == 0

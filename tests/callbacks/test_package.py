@@ -16,12 +16,12 @@ def test_names_are_there() -> None:
     assert all(hasattr(callbacks, name) for name in callbacks.__all__)
     assert {
         "CallbackReceiver",
-        "StreamErrored",
+        "StreamFailed",
         "StreamStarted",
         "StreamStopped",
         "UnknownCallback",
-        "explain_mismatch",
-        "read_callback",
+        "diagnose_signature",
+        "parse_callback",
         "sign",
         "verify_signature",
     } <= set(callbacks.__all__)
@@ -41,4 +41,4 @@ def test_the_example_compiles() -> None:
     text = (callbacks.__doc__ or "").partition("Starlette::")[2].partition("Callbacks that come by GET")[0]
     names = compile(textwrap.dedent(text), "<example>", "exec").co_names
 
-    assert {"FastAPI", "verify_signature", "read_callback"} <= set(names)
+    assert {"FastAPI", "verify_signature", "parse_callback"} <= set(names)

@@ -20,7 +20,7 @@ from signalwire_streams.callbacks import (
     SIGNATURE_HEADER,
     CallbackEvent,
     CallbackReceiver,
-    StreamErrored,
+    StreamFailed,
     StreamStarted,
     StreamStopped,
     UnknownCallback,
@@ -109,7 +109,7 @@ async def test_a_callback() -> None:
 
     assert isinstance(event, StreamStarted)
     assert event.stream_name == "audit 1 é+&="
-    assert server.receiver.counts.received == server.receiver.counts.handled == 1
+    assert server.receiver.statistics.received == server.receiver.statistics.handled == 1
 
 
 async def test_a_callback_by_get() -> None:
@@ -199,7 +199,7 @@ async def test_refusals_look_all_the_same(
         assert await server.post(query="?secret=1") == 204
         await server.heard.get()
 
-    counts = server.receiver.counts
+    counts = server.receiver.statistics
     assert (counts.received, counts.refused, server.heard.qsize()) == (1, 1, 0)
     (record,) = [record for record in caplog.records if record.name == "signalwire_streams.callbacks"]
     assert record.getMessage() == f"a callback to '{server.url}' was refused: {reason}"
@@ -273,7 +273,7 @@ async def test_a_body_that_breaks_off(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving() as server:
         await raw_exchange(server, b"Content-Length: 10\r\n\r\na=1", hang_up=True)
-        await until(lambda: server.receiver.counts.refused == 1)
+        await until(lambda: server.receiver.statistics.refused == 1)
 
     assert "the body could not be read" in caplog.text
 
@@ -487,7 +487,7 @@ class TestAllowedHosts:
         """A right signature for a host that is not listed is refused."""
         async with serving(allowed_hosts=allowed) as server:
             assert await server.post(signed=f"http://{host}/callbacks", Host=host) == status
-            assert server.receiver.counts.refused == (status == 403)
+            assert server.receiver.statistics.refused == (status == 403)
 
     async def test_a_whole_address_in_the_request_line_is_no_way_around(self) -> None:
         async with serving(allowed_hosts=["example.com"]) as server:
@@ -556,9 +556,9 @@ async def test_repeated_and_late_callbacks() -> None:
     async with serving() as server:
         for kind in ("error", "error", "started"):
             assert await server.post(fields(f"stream-{kind}", StreamError="")) == 204
-        assert isinstance(await server.heard.get(), StreamErrored)
+        assert isinstance(await server.heard.get(), StreamFailed)
 
-    counts = server.receiver.counts
+    counts = server.receiver.statistics
     assert (counts.received, counts.duplicates, counts.late, server.heard.qsize()) == (3, 1, 1, 0)
 
 
@@ -573,11 +573,11 @@ async def test_too_many_wait() -> None:
         assert await server.post() == 204
         assert await server.post(fields("stream-stopped")) == 503
         hold.set()
-        await until(lambda: server.receiver.counts.handled == 1)
+        await until(lambda: server.receiver.statistics.handled == 1)
         assert await server.post(fields("stream-stopped")) == 204
 
-    assert server.receiver.counts.overflowed == 1
-    assert server.receiver.counts.handled == 2
+    assert server.receiver.statistics.overflowed == 1
+    assert server.receiver.statistics.handled == 2
 
 
 async def test_closing() -> None:
@@ -628,9 +628,9 @@ async def test_keys_in_rotation() -> None:
         ({"body_limit": 0}, "body_limit"),
         ({"body_limit": 2_000_000}, "1048576"),
         ({"body_timeout": 0}, "body_timeout"),
-        ({"pending": 0}, "pending"),
-        ({"memory": 0}, "memory"),
-        ({"drain": 0}, "drain"),
+        ({"max_pending": 0}, "max_pending"),
+        ({"dedup_size": 0}, "dedup_size"),
+        ({"shutdown_timeout": 0}, "shutdown_timeout"),
     ],
 )
 def test_wrong_settings_are_told(wrong: dict[str, Any], hint: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver, StreamErrored, StreamStarted, StreamStopped
+from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver, StreamFailed, StreamStarted, StreamStopped
 from signalwire_streams.simulator import SimulatedSpace, Tone
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
@@ -55,7 +55,7 @@ async def test_a_stream_is_told_from_its_start_to_its_end(client_for: Any, metho
                 assert started.timestamp is not None
                 await streams.stop_stream(sid, stream)
                 assert isinstance(await events.get(), StreamStopped)
-        assert (receiver.counts.handled, receiver.counts.refused) == (4, 0)
+        assert (receiver.statistics.handled, receiver.statistics.refused) == (4, 0)
 
 
 async def test_another_key_is_refused_and_tried_three_times(client_for: Any) -> None:
@@ -71,9 +71,9 @@ async def test_another_key_is_refused_and_tried_three_times(client_for: Any) -> 
             await client_for(space).conferences.start_stream(
                 space.conference_sids[0], url="wss://a.example/b", status_callback=url
             )
-            while receiver.counts.refused < 3:  # noqa: ASYNC110  (counters raise no event)
+            while receiver.statistics.refused < 3:  # noqa: ASYNC110  (counters raise no event)
                 await asyncio.sleep(0)
-        assert receiver.counts.handled == 0
+        assert receiver.statistics.handled == 0
 
 
 async def test_an_address_that_nobody_answers_is_told(client_for: Any) -> None:
@@ -89,6 +89,6 @@ async def test_an_address_that_nobody_answers_is_told(client_for: Any) -> None:
                 space.conference_sids[0], url="wss://127.0.0.1:9/nobody", status_callback=url
             )
             event = await events.get()
-        assert isinstance(event, StreamErrored)
+        assert isinstance(event, StreamFailed)
         assert event.error == "connection_refused"
-        assert space.streams.alive() == []
+        assert space.streams.active() == []

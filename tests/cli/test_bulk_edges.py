@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams import ApiError, RunEndedError, StreamsClient, TransportError
+from signalwire_streams import ApiError, RunCancelledError, StreamsClient, TransportError
 from signalwire_streams._cli.bulk.runner import _ADVICE, Conduct
 from signalwire_streams._cli.bulk.targets import Defaults, Line, Requests, read_lines
 from signalwire_streams._cli.progress import Meter
@@ -61,7 +61,7 @@ async def test_a_status_that_has_no_error_of_its_own_comes_with_advice(
 
 def test_there_is_advice_for_every_error_of_the_space_and_of_the_network() -> None:
     families = (ApiError, TransportError)
-    kinds = {kind for family in families for kind in (family, *family.__subclasses__())} - {RunEndedError}
+    kinds = {kind for family in families for kind in (family, *family.__subclasses__())} - {RunCancelledError}
     assert {kind.__name__ for kind in kinds} - set(_ADVICE) == set()
 
 
@@ -128,7 +128,7 @@ async def test_streams_without_a_name_get_their_own_secrets_back(
     source = json_file(tmp_path / "targets.jsonl", lines)
     await shell("bulk", "start", source, *TO_URL, *RUN)
     assert (await shell(*RESUME, source)).code == 0
-    assert sorted(stream.parameters["side"] for stream in space.streams.alive()) == ["hush-1", "hush-2"]
+    assert sorted(stream.parameters["side"] for stream in space.streams.active()) == ["hush-1", "hush-2"]
     assert b"hush" not in bytes_in(folder)
 
 

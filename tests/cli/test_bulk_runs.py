@@ -68,8 +68,8 @@ async def is_gone_on_with(shell: Shell, space: SimulatedSpace, command: list[str
     shell.set(credentials(space))
     ran = await shell(*command)
     assert (ran.code, ran.err) == (0, "")
-    assert sorted(stream.target_sid for stream in space.streams.alive()) == sorted(space.conference_sids)
-    assert space.streams.doubled() == []
+    assert sorted(stream.target_sid for stream in space.streams.active()) == sorted(space.conference_sids)
+    assert space.streams.duplicates() == []
     return ran
 
 
@@ -80,12 +80,12 @@ async def is_gone_on_with(shell: Shell, space: SimulatedSpace, command: list[str
 async def test_a_killed_run_is_gone_on_with(bare_shell: Shell) -> None:
     """What was sent is intended in the journal, and is sent again under its name: none is doubled, none is lost."""
     async with SimulatedSpace(conferences=9, participants=0) as space:
-        space.faults.add("hang", on="start", created=True)
+        space.faults.add("hang", on="start", executed=True)
         async with process(*START_ALL, "--concurrency", "4", environment=credentials(space), new=True) as child:
             await space.requests.wait_for(4, "start-conference-stream", timeout=PATIENCE)
             killed = await end_of(child, signal.SIGKILL)
         assert (killed.code, killed.out, killed.err) == (-signal.SIGKILL, "", "")
-        assert len(space.streams.alive()) == 4
+        assert len(space.streams.active()) == 4
 
         told = await bare_shell(*STATUS)
         assert (told.code, told.err) == (0, "")
@@ -184,7 +184,7 @@ async def test_a_reader_who_has_had_enough_ends_the_run(bare_shell: Shell) -> No
         finally:
             os.close(writing)
         assert (ran.code, ran.err) == (141, "")
-        assert BulkJournal("run.db").status().counts["started"] == len(space.streams.alive()) < 12
+        assert BulkJournal("run.db").status().counts["started"] == len(space.streams.active()) < 12
         await is_gone_on_with(bare_shell, space, list(RESUME))
 
 
@@ -205,7 +205,7 @@ async def test_a_run_is_one_processs_at_a_time(bare_shell: Shell) -> None:
         assert as_json.json["held"] is True
         is_misuse(resumed, "another process runs the journal run.db: wait for it, or end it")
         assert (stopped.code, stopped.json["error"]) == (2, "InvalidRequestError")
-        assert (ended.code, len(space.streams.alive())) == (0, 3)
+        assert (ended.code, len(space.streams.active())) == (0, 3)
 
 
 async def test_what_was_refused_is_tried_again(shell: Shell, space: SimulatedSpace) -> None:
@@ -238,7 +238,7 @@ async def test_a_finished_run_has_nothing_left_to_send(shell: Shell, space: Simu
 
 
 async def test_what_may_run_on_a_call_is_told_until_it_may_be_sent_again(shell: Shell, space: SimulatedSpace) -> None:
-    space.faults.add("reset", on="start", created=True, times=1)
+    space.faults.add("reset", on="start", executed=True, times=1)
     assert (await shell(*START_ALL, "--kind", "call", "--concurrency", "1")).code == 1
     sent = space.requests.count()
     again = await shell(*RESUME)
@@ -247,7 +247,7 @@ async def test_what_may_run_on_a_call_is_told_until_it_may_be_sent_again(shell: 
     assert space.requests.count() == sent
     ran = await shell(*RESUME, "--resend-call-starts")
     assert (ran.code, table(ran)["started"]) == (0, "2")
-    assert (len(space.streams.alive()), space.streams.doubled()) == (2, [])
+    assert (len(space.streams.active()), space.streams.duplicates()) == (2, [])
 
 
 async def test_a_wrong_token_leaves_a_run_to_go_on_with(shell: Shell, space: SimulatedSpace) -> None:
@@ -290,7 +290,7 @@ async def test_a_journal_knows_its_space_and_project(shell: Shell, space: Simula
         shell.environment.delenv(name)
     resumed, stopped = await shell(*RESUME), await shell(*STOP)
     assert (resumed.code, stopped.code) == (0, 0)
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 @pytest.mark.parametrize("command", ["resume", "stop"])
@@ -318,7 +318,7 @@ async def test_without_a_token_nothing_is_done(shell: Shell, space: SimulatedSpa
     shell.environment.delenv("SIGNALWIRE_API_TOKEN")
     ran = await shell("bulk", command, "run.db")
     is_misuse(ran, "set SIGNALWIRE_API_TOKEN in the environment")
-    assert len(space.streams.alive()) == 3
+    assert len(space.streams.active()) == 3
 
 
 @pytest.mark.parametrize("command", ["resume", "status", "stop"])
@@ -366,7 +366,7 @@ async def test_a_run_without_a_plan_is_its_programs_to_go_on_with(shell: Shell, 
     assert table(told) == {"started": "3", "attempts": "3"}
     assert "resume" not in told.out
     assert (await shell(*offered(told, "stop"))).code == 0
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_the_journal_of_stops_is_only_looked_at(shell: Shell, space: SimulatedSpace) -> None:
@@ -389,13 +389,13 @@ async def some_of_each(space: SimulatedSpace) -> Mapping[str, str]:
     """Plan a run that leaves items in every state but one; give the targets by that."""
     started, rejected, lost = space.conference_sids
     space.faults.add("status", on="start", target=rejected, status=422, body="api")
-    space.faults.add("reset", on="start", target=lost, created=True)
+    space.faults.add("reset", on="start", target=lost, executed=True)
     requests: list[StartConferenceStream | StartCallStream] = [
         StartConferenceStream(conference_sid=sid, url=URL, name="audit") for sid in space.conference_sids
     ]
     requests.append(StartCallStream(call_sid=space.call_sids[0], url=URL))
-    async with client_of(space, retry=RetryPolicy(max_attempts=1, resends=0)) as client:
-        client.plan_streams(requests, journal="run.db")
+    async with client_of(space, retry=RetryPolicy(max_attempts=1, max_resends=0)) as client:
+        client.create_journal(requests, journal="run.db")
         await client.start_streams(requests[:3], journal="run.db", resume=True, concurrency=1).report()
     return {"started": started, "rejected": rejected, "unknown": lost}
 
@@ -406,7 +406,7 @@ async def test_a_run_is_summed_up_from_its_journal(bare_shell: Shell, space: Sim
     ran = await bare_shell(*STATUS)
     assert (ran.code, ran.err) == (0, "")
     status = BulkJournal("run.db").status()
-    began = status.began[:19].replace("T", " ")
+    began = status.started_at[:19].replace("T", " ")
     assert ran.rows[0] == f"Run {status.run} began on {began} UTC, to start streams on {space.base_url}."
     errors = ran.rows.index("Errors:")
     assert {row.split()[0]: row.split()[1] for row in ran.rows[1:errors]} == {
@@ -418,7 +418,7 @@ async def test_a_run_is_summed_up_from_its_journal(bare_shell: Shell, space: Sim
         "attempts": "3",
     }
     assert ran.rows[errors + 1 : errors + 3] == [f"  1 x  {label}" for label in status.errors]
-    assert [label.split()[0] for label in status.errors] == ["StreamOutcomeUnknown", "UnprocessableError"]
+    assert [label.split()[0] for label in status.errors] == ["StreamOutcomeUnknownError", "UnprocessableError"]
     assert (offered(ran, "resume"), offered(ran, "stop")) == (list(RESUME), list(STOP))
 
 
@@ -431,7 +431,7 @@ async def test_a_sum_is_given_in_json(bare_shell: Shell, space: SimulatedSpace) 
         "doing": "start",
         "origin": space.base_url,
         "project": space.project,
-        "began": status.began,
+        "began": status.started_at,
         "undone_since": None,
         "planned": 4,
         "counts": {"started": 1, "rejected": 1, "unknown": 1, "waiting": 1},
@@ -511,7 +511,7 @@ async def test_what_may_run_is_stopped_too_and_again_until_nothing_is_left(shell
     second = await shell(*offered(first, "stop"))
     assert (second.code, table(second)["stopped"]) == (0, "1")
     assert "Go on with it" not in second.out
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
     assert (await shell(*STATUS)).rows[-1] == "All that it started was stopped."
 
     sent = space.requests.count()
@@ -547,7 +547,7 @@ async def test_json_gives_each_stop_and_a_report(shell: Shell, space: SimulatedS
 @posix_only
 async def test_stopping_that_was_cut_off_is_gone_on_with(shell: Shell, space: SimulatedSpace) -> None:
     await shell(*START_ALL)
-    space.faults.add("hang", on="stop", created=True)
+    space.faults.add("hang", on="stop", executed=True)
     async with process(*STOP, "--concurrency", "1", environment=credentials(space)) as child:
         await space.requests.wait_for(1, "stop-conference-stream", timeout=PATIENCE)
         assert (await end_of(child, signal.SIGKILL)).out == ""
@@ -557,7 +557,7 @@ async def test_stopping_that_was_cut_off_is_gone_on_with(shell: Shell, space: Si
     space.faults.clear()
     ran = await shell(*offered(told, "stop"))
     assert (ran.code, table(ran)["stopped"]) == (0, "3")
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 # Its secrets.
@@ -594,7 +594,7 @@ async def begin_with_secrets(shell: Shell, space: SimulatedSpace, path: Path) ->
 def what_arrived(space: SimulatedSpace) -> dict[str, tuple[Any, ...]]:
     return {
         stream.target_sid: (stream.parameters, stream.authorization_bearer_token, stream.status_callback)
-        for stream in space.streams.alive()
+        for stream in space.streams.active()
     }
 
 
@@ -672,7 +672,7 @@ async def test_the_file_of_secrets_is_read_as_any(
     is_misuse(both, "standard input can't be the FILE and the bearer token")
     monkeypatch.setattr(sys, "stdin", io.StringIO(Path(source).read_text(encoding="utf-8")))  # noqa: ASYNC240
     assert (await shell(*RESUME, "-")).code == 0
-    assert len(space.streams.alive()) == 3
+    assert len(space.streams.active()) == 3
 
 
 async def test_a_journal_holds_no_secret_while_its_run_goes_on(bare_shell: Shell, tmp_path: Path, folder: Path) -> None:

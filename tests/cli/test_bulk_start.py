@@ -59,7 +59,7 @@ async def test_each_help_has_an_example(bare_shell: Shell, command: str) -> None
 async def test_the_ids_of_a_file_get_a_stream_each(shell: Shell, space: SimulatedSpace, ids: str, folder: Path) -> None:
     ran = await shell(*START, ids, *TO_URL)
     assert (ran.code, ran.err) == (0, "")
-    assert [stream.target_sid for stream in space.streams.alive()] == space.conference_sids
+    assert [stream.target_sid for stream in space.streams.active()] == space.conference_sids
     assert re.match(r"Started 3 of 3 streams in \d+ s\.\n", ran.out)
     assert table(ran)["started"] == "3"
     assert table(ran)["attempts"] == "3, 0 of them followed by another one"
@@ -84,13 +84,13 @@ async def test_what_was_started_is_stopped_by_the_command_that_is_shown(
     ran = await shell(*offered(started, "stop"))
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("Stopped 3 of 3 streams in ")
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_bare_ids_may_be_calls(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     ran = await shell(*START, ids_file(tmp_path / "ids.txt", space.call_sids), *TO_URL, "--kind", "call")
     assert (ran.code, ran.err) == (0, "")
-    assert [stream.target_sid for stream in space.streams.alive()] == space.call_sids
+    assert [stream.target_sid for stream in space.streams.active()] == space.call_sids
 
 
 async def test_every_column_of_csv_arrives(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ async def test_every_column_of_csv_arrives(shell: Shell, space: SimulatedSpace, 
     )
     ran = await shell(*START, str(path), *TO_URL, "--codec", "PCMU", "--track", "both_tracks")
     assert (ran.code, ran.err) == (0, "")
-    streams = {stream.target_sid: stream for stream in space.streams.alive()}
+    streams = {stream.target_sid: stream for stream in space.streams.active()}
     assert len(streams) == 4
     full = streams[first]
     assert (full.url, full.name, full.track, full.codec) == ("wss://b.example.com/x", "audit", "inbound_track", "PCMA")
@@ -129,7 +129,7 @@ async def test_json_lines_may_name_conferences_and_calls(shell: Shell, space: Si
     path = json_file(tmp_path / "targets.jsonl", lines)
     ran = await shell(*START, path, *TO_URL, "--parameter", "tenant=all", "--realtime")
     assert (ran.code, ran.err) == (0, "")
-    assert [(stream.target_sid, stream.url, stream.parameters) for stream in space.streams.alive()] == [
+    assert [(stream.target_sid, stream.url, stream.parameters) for stream in space.streams.active()] == [
         (space.conference_sids[0], URL, {"tenant": "all", "line": "1"}),
         (space.conference_sids[0], "wss://b.example.com/x", {"tenant": "all"}),
         (space.call_sids[0], URL, {"tenant": "other"}),
@@ -144,7 +144,7 @@ async def test_every_option_holds_for_every_line(shell: Shell, space: SimulatedS
         *("--parameter", "tenant=a", "--bearer-token-file", str(tmp_path / "token")),
     )
     assert (ran.code, ran.err) == (0, "")
-    assert len(space.streams.alive()) == 3
+    assert len(space.streams.active()) == 3
     for stream in space.streams:
         assert (stream.name, stream.track, stream.codec, stream.realtime) == ("audit", "outbound_track", "L16", False)
         assert (stream.status_callback, stream.status_callback_method) == ("https://app.example.com/hear", "POST")
@@ -157,7 +157,7 @@ async def test_the_file_may_be_standard_input(
     write_to_stdin(monkeypatch, "\n".join(["# of today", *space.conference_sids]))
     ran = await shell(*START, "-", *TO_URL)
     assert (ran.code, ran.err) == (0, "")
-    assert len(space.streams.alive()) == 3
+    assert len(space.streams.active()) == 3
 
 
 async def test_standard_input_may_be_the_token_instead(
@@ -182,7 +182,7 @@ async def test_all_that_is_live_gets_a_stream(shell: Shell, space: SimulatedSpac
     live = (space.conference_sids[:3], space.call_sids[:2])[kind == "call"]
     ran = await shell(*START, "--all-in-progress", "--kind", kind, *TO_URL)
     assert (ran.code, ran.err) == (0, "")
-    assert sorted(stream.target_sid for stream in space.streams.alive()) == sorted(live)
+    assert sorted(stream.target_sid for stream in space.streams.active()) == sorted(live)
 
 
 @pytest.mark.parametrize("source", ["file", "list"])
@@ -255,9 +255,9 @@ async def test_json_gives_each_outcome_and_a_report(
 @pytest.mark.parametrize("as_json", [False, True])
 async def test_a_repeated_attempt_is_counted(shell: Shell, space: SimulatedSpace, ids: str, *, as_json: bool) -> None:
     """An answer that was lost is fetched by sending the start again, under its name."""
-    space.faults.add("reset", on="start", created=True, times=1)
+    space.faults.add("reset", on="start", executed=True, times=1)
     ran = await shell(*START, ids, *TO_URL, *(["--json"] if as_json else []))
-    assert (ran.code, len(space.streams.alive()), space.streams.doubled()) == (0, 3, [])
+    assert (ran.code, len(space.streams.active()), space.streams.duplicates()) == (0, 3, [])
     if as_json:
         report = ran.lines[-1]["report"]
         assert (report["attempts"], report["repeated"], report["ok"], report["go_on"]) == (4, 1, True, None)
@@ -298,7 +298,7 @@ async def test_a_wrong_token_ends_the_run_at_once(shell: Shell, space: Simulated
     assert (table(ran)["rejected"], table(ran)["not tried yet"]) == ("1", "2")
     assert "  1 x AuthenticationError 20003\n" in ran.out
     assert "check SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN." in ran.out
-    assert "RunEndedError" not in ran.out
+    assert "RunCancelledError" not in ran.out
     assert "hush" not in ran.out
 
 
@@ -306,7 +306,7 @@ async def test_a_wrong_token_ends_the_run_at_once(shell: Shell, space: Simulated
 async def test_a_call_whose_answer_was_lost_is_sent_again_only_if_that_is_wanted(
     shell: Shell, space: SimulatedSpace, *, resend: bool
 ) -> None:
-    space.faults.add("reset", on="start", created=True, times=1)
+    space.faults.add("reset", on="start", executed=True, times=1)
     options = ["--resend-call-starts"] if resend else []
     ran = await shell(*START, "--all-in-progress", "--kind", "call", *TO_URL, *options)
     assert space.requests.count("start-call-stream") == 2 + resend
@@ -330,7 +330,7 @@ async def test_concurrency_is_how_many_are_under_way(bare_shell: Shell) -> None:
 def test_a_rate_is_taken_whole(rate: float, requests: int) -> None:
     """It is what the run may use, so no part of it is left to others."""
     limit = Knobs(concurrency=None, rate=rate).limit
-    assert (limit.most, limit.window) == (requests, 10.0)
+    assert (limit.max_requests, limit.window) == (requests, 10.0)
 
 
 def test_without_a_rate_a_part_of_the_spaces_limit_is_left_to_others() -> None:
@@ -457,7 +457,7 @@ async def test_good_lines_are_started_although_others_are_wrong(
     assert told == f"{path}:2: a line needs a conference_sid or a call_sid, and not both"
     assert left_out == "1 lines are left out."
     assert ran.out.startswith("Started 2 of 2 streams in ")
-    assert [stream.target_sid for stream in space.streams.alive()] == [first, second]
+    assert [stream.target_sid for stream in space.streams.active()] == [first, second]
 
 
 async def test_a_file_that_cannot_be_read_to_its_end_starts_nothing(
@@ -538,7 +538,7 @@ async def test_what_cannot_be_right_is_refused_in_one_sentence(
     ran = await shell(*START, *arguments)
     is_misuse(ran, sentence)
     assert "hush" not in ran.err
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_a_file_that_is_no_text_is_misuse(offline_shell: Shell, tmp_path: Path) -> None:
@@ -578,7 +578,7 @@ async def test_no_output_and_no_journal_holds_a_secret(
     """Not even when the Space repeats what it was sent."""
     (tmp_path / "token").write_text("hush-bearer", encoding="utf-8")
     space.faults.add("status", on="start", status=422, target=space.conference_sids[1], body="api")
-    space.faults.add("reset", on="start", target=space.conference_sids[2], created=True)
+    space.faults.add("reset", on="start", target=space.conference_sids[2], executed=True)
     secrets = ["hush-bearer", "hush-parameter", "hush-callback", space.token]
     options = ["--parameter", "key=hush-parameter", "--bearer-token-file", str(tmp_path / "token")]
     options += ["--status-callback", "https://user:hush-callback@app.example.com/hear?key=hush-callback"]
@@ -602,4 +602,4 @@ async def test_the_command_that_goes_on_is_one_to_paste(shell: Shell, space: Sim
     assert command == ["signalwire-streams", "bulk", "resume", "--project", space.project, "to day.db"]
     ran = await shell(*command[1:])
     assert (ran.code, table(ran)["started"], table(ran)["of them before"]) == (0, "3", "2")
-    assert len(space.streams.alive()) == 3
+    assert len(space.streams.active()) == 3

@@ -8,9 +8,9 @@ import pytest
 from signalwire_streams import (
     BulkOutcome,
     BulkReport,
-    BulkState,
+    BulkStatus,
     NotFoundError,
-    RunEndedError,
+    RunCancelledError,
     StartConferenceStream,
     StreamsError,
 )
@@ -22,7 +22,7 @@ ITEM = StartConferenceStream(conference_sid="room", url=URL)
 NO_LATENCIES = {50: 0.0, 95: 0.0, 99: 0.0, 100: 0.0}
 
 
-def report(counts: dict[BulkState, int], **fields: Any) -> BulkReport:
+def report(counts: dict[BulkStatus, int], **fields: Any) -> BulkReport:
     facts: dict[str, Any] = {
         "failures": (),
         "errors": {},
@@ -48,12 +48,12 @@ def closing(found: BulkReport, **fields: Any) -> Closing:
 
 
 def failure(error: StreamsError | None) -> BulkOutcome[StartConferenceStream]:
-    return BulkOutcome(index=0, item=ITEM, state=BulkState.REJECTED, error=error)
+    return BulkOutcome(index=0, item=ITEM, status=BulkStatus.REJECTED, error=error)
 
 
 def test_a_long_run_is_summed_up_in_round_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     latencies = {50: 0.0314, 95: 0.08, 99: 1.2, 100: 2.5}
-    found = report({BulkState.STARTED: 9_990, BulkState.ALREADY_STARTED: 10}, latencies=latencies, seconds=83.4)
+    found = report({BulkStatus.STARTED: 9_990, BulkStatus.ALREADY_STARTED: 10}, latencies=latencies, seconds=83.4)
     closing(found, repeats=1_234, early=2_000).write()
     assert capsys.readouterr().out == (
         "Started 10,000 of 10,000 streams in 1 min 23 s.\n"
@@ -70,19 +70,19 @@ def test_a_long_run_is_summed_up_in_round_numbers(capsys: pytest.CaptureFixture[
 
 def test_what_was_not_taken_in_and_what_was_not_sent_are_one_number(capsys: pytest.CaptureFixture[str]) -> None:
     """The other items that were not attempted have errors of their own."""
-    counts = {BulkState.STARTED: 1, BulkState.NOT_ATTEMPTED: 3}
-    found = report(counts, errors={"RunEndedError": 2, "TransportError": 1})
+    counts = {BulkStatus.STARTED: 1, BulkStatus.NOT_ATTEMPTED: 3}
+    found = report(counts, errors={"RunCancelledError": 2, "TransportError": 1})
     closing(found, planned=10).write()
     out = capsys.readouterr().out
     assert "  not attempted  1\n" in out
     assert "  not tried yet  8\n" in out
-    assert "RunEndedError" not in out
+    assert "RunCancelledError" not in out
     assert "  1 x TransportError\n      No answer came: check the network, then go on.\n" in out
 
 
 def test_the_first_error_of_a_kind_is_its_example(capsys: pytest.CaptureFixture[str]) -> None:
     failures = [failure(NotFoundError(message)) for message in ("no room\x1b[31m", "no other room")]
-    found = report({BulkState.REJECTED: 3}, failures=(failure(None), *failures), errors={"NotFoundError 20404": 2})
+    found = report({BulkStatus.REJECTED: 3}, failures=(failure(None), *failures), errors={"NotFoundError 20404": 2})
     closing(found).write()
     out = capsys.readouterr().out
     assert "  2 x NotFoundError 20404\n      for example: no room [31m\n      There is no such conference" in out
@@ -91,19 +91,19 @@ def test_the_first_error_of_a_kind_is_its_example(capsys: pytest.CaptureFixture[
 
 def test_the_ten_most_frequent_errors_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     """Also those of which no example was kept, which is so behind the first thousand failures."""
-    errors = {"RunEndedError": 60_000} | {f"NotFoundError {code}": 50_000 - code for code in range(12)}
-    closing(report({BulkState.REJECTED: sum(errors.values())}, errors=errors)).write()
+    errors = {"RunCancelledError": 60_000} | {f"NotFoundError {code}": 50_000 - code for code in range(12)}
+    closing(report({BulkStatus.REJECTED: sum(errors.values())}, errors=errors)).write()
     told = [line for line in capsys.readouterr().out.splitlines() if " x " in line]
     assert told == [f"  {50_000 - code:,} x NotFoundError {code}" for code in range(10)]
 
 
 @pytest.mark.parametrize(("doing", "verb"), [("start", "resume"), ("stop", "stop")])
 def test_the_same_command_goes_on_until_nothing_is_left(doing: str, verb: str) -> None:
-    done = BulkState.STARTED if doing == "start" else BulkState.STOPPED
+    done = BulkStatus.STARTED if doing == "start" else BulkStatus.STOPPED
     options = ("--space", "example")
     whole = closing(report({done: 2}), doing=doing, options=options)
     early = closing(report({done: 2}), doing=doing, options=options, planned=3)
-    failed = closing(report({done: 2, BulkState.UNKNOWN: 1}), doing=doing, options=options)
+    failed = closing(report({done: 2, BulkStatus.UNKNOWN: 1}), doing=doing, options=options)
     assert whole.go_on is None
     assert early.go_on == failed.go_on == f"signalwire-streams bulk {verb} --space example run.db"
 
@@ -112,7 +112,7 @@ def test_the_same_command_goes_on_until_nothing_is_left(doing: str, verb: str) -
 def test_it_is_said_whether_secrets_must_be_given_again(
     capsys: pytest.CaptureFixture[str], *, has_secrets: bool, told: str
 ) -> None:
-    waiting = report({BulkState.NOT_ATTEMPTED: 1}, failures=(failure(RunEndedError("not yet")),))
+    waiting = report({BulkStatus.NOT_ATTEMPTED: 1}, failures=(failure(RunCancelledError("not yet")),))
     closing(waiting, has_secrets=has_secrets).write()
     assert f"\n{told}" in capsys.readouterr().out
 

@@ -19,7 +19,7 @@ async def test_a_killed_run_on_calls_is_counted_as_unknown_once_it_was_resumed(
 ) -> None:
     journal = str(tmp_path / "run.db")
     bare_shell.set(credentials(space))
-    fault = space.faults.add("hang", on="start", created=True)
+    fault = space.faults.add("hang", on="start", executed=True)
     async with process(*START_CALLS, journal, environment=credentials(space)) as child:
         await space.requests.wait_for(2, "start-call-stream", timeout=PATIENCE)
         await end_of(child, signal.SIGKILL)
@@ -45,7 +45,7 @@ async def test_a_killed_run_on_calls_is_counted_as_unknown_once_it_was_resumed(
 async def test_a_start_without_a_name_is_never_offered_again(
     shell: Shell, space: SimulatedSpace, tmp_path: Path
 ) -> None:
-    space.faults.add("reset", on="start", created=True)
+    space.faults.add("reset", on="start", executed=True)
     journal = str(tmp_path / "run.db")
     file = json_file(tmp_path / "lines", [{"conference_sid": sid, "unnamed": True} for sid in space.conference_sids])
     ran = await shell("bulk", "start", file, "--url", URL, "--journal", journal, "--json")
@@ -59,7 +59,7 @@ async def test_a_start_without_a_name_is_never_offered_again(
 async def test_a_run_with_something_left_is_offered_as_before(
     shell: Shell, space: SimulatedSpace, tmp_path: Path
 ) -> None:
-    space.faults.add("reset", on="start", created=True)
+    space.faults.add("reset", on="start", executed=True)
     journal = str(tmp_path / "run.db")
     lines = [{"conference_sid": space.conference_sids[0]}, {"call_sid": space.call_sids[0]}]
     ran = await shell("bulk", "start", json_file(tmp_path / "lines", lines), "--url", URL, "--journal", journal)

@@ -103,7 +103,7 @@ async def test_an_interrupted_list_ends_quietly(space: SimulatedSpace) -> None:
 
 @posix_only
 async def test_an_interrupted_start_says_what_it_may_have_left(space: SimulatedSpace) -> None:
-    space.faults.add("hang", on="start", created=True)
+    space.faults.add("hang", on="start", executed=True)
     sid = space.conference_sids[0]
     async with process("conferences", "start-stream", sid, "--url", URL, environment=credentials(space)) as child:
         await space.requests.wait_for(1, "start-conference-stream", timeout=PATIENCE)

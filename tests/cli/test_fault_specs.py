@@ -12,7 +12,7 @@ from signalwire_streams.simulator import FaultKind, SimulatedSpace
     ("spec", "kind", "options"),
     [
         ("reset", "reset", {}),
-        ("reset:on=start,created=true,one_in=10", "reset", {"on": "start", "created": True, "one_in": 10}),
+        ("reset:on=start,executed=true,every_nth=10", "reset", {"on": "start", "executed": True, "every_nth": 10}),
         ("503:on=start,times=1", "503", {"on": "start", "times": 1}),
         ("latency:seconds=0.2", "latency", {"seconds": 0.2}),
         ("hang:read_body=false,per_target=2", "hang", {"read_body": False, "per_target": 2}),
@@ -43,7 +43,7 @@ def test_a_spec_is_a_kind_and_its_options(spec: str, kind: str, options: dict[st
         ("503:when=now", "'when' is no option: write one of on, target"),
         ("503:times=2.5", "times must be a whole number, not '2.5'"),
         ("503:times=-1", "times must be a whole number"),
-        ("503:created=maybe", "created must be true or false"),
+        ("503:executed=maybe", "executed must be true or false"),
         ("latency:seconds=soon", "seconds must be a number of seconds"),
         ("latency:seconds=inf", "seconds must be a number of seconds"),
         ("latency:seconds=-1", "seconds must be a number of seconds"),
@@ -63,6 +63,6 @@ def test_every_kind_can_be_written(kind: FaultKind) -> None:
         FaultKind.LATENCY: seconds,
         FaultKind.STATUS: ":status=500",
         FaultKind.SOCKET_SLOW: seconds,
-        FaultKind.CALLBACK_LATE: seconds,
+        FaultKind.CALLBACK_DELAYED: seconds,
     }
     read_fault(f"{kind}{needs.get(kind, '')}").add_to(SimulatedSpace().faults)

@@ -103,11 +103,11 @@ async def test_a_started_stream_is_not_lost_on_a_full_disk(
 ) -> None:
     sid = space.conference_sids[0]
     ran = await full_shell("conferences", "start-stream", sid, "--url", URL, "--name", "audit-1", *options)
-    [stream] = space.streams.alive()
+    [stream] = space.streams.active()
     stop = f"signalwire-streams conferences stop-stream {sid} {stream.sid}"
     assert ran == Ran(1, "", f"{FULL}; the stream was started: sid {stream.sid}, name audit-1; stop it with: {stop}\n")
     assert (await shell(*shlex.split(stop)[1:])).code == 0
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_a_started_stream_is_not_lost_in_a_closed_pipe(space: SimulatedSpace) -> None:
@@ -115,7 +115,7 @@ async def test_a_started_stream_is_not_lost_in_a_closed_pipe(space: SimulatedSpa
     with closed_pipe() as stdout:
         async with process(*arguments, environment=credentials(space), stdout=stdout) as child:
             ran = await end_of(child)
-    [stream] = space.streams.alive()
+    [stream] = space.streams.active()
     assert ran.code == 141
     assert ran.err.startswith(
         "error: the output can't be written: Broken pipe; the stream was started: "
@@ -130,7 +130,7 @@ async def test_a_started_stream_is_not_lost_without_an_output(
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", None)
         ran = await shell("calls", "start-stream", space.call_sids[0], "--url", URL, "--name", "n")
-    [stream] = space.streams.alive()
+    [stream] = space.streams.active()
     assert ran.code == 0
     assert ran.err.startswith(f"the stream was started: sid {stream.sid}, name n; stop it with: ")
 
@@ -153,7 +153,7 @@ async def test_a_run_is_not_lost_on_a_full_disk(
     assert (await shell(*shlex.split(status)[1:])).code == 0
     assert await full_shell(*shlex.split(status)[1:]) == Ran(1, "", f"{FULL}\n")
     assert (await shell("bulk", "resume", journal)).code == 0
-    assert len(space.streams.alive()) == 3
+    assert len(space.streams.active()) == 3
 
 
 async def test_a_failure_on_a_full_disk_is_told_with_its_json_lost(full_shell: FullShell) -> None:
@@ -177,7 +177,7 @@ async def test_a_full_stderr_does_not_end_a_run(space: SimulatedSpace, tmp_path:
     async with process(program="/bin/sh", python=("-c", command), environment=credentials(space)) as child:
         ran = await end_of(child)
     assert ran.out.startswith("Started 3 of 3 streams")
-    assert len(space.streams.alive()) == 3
+    assert len(space.streams.active()) == 3
 
 
 @pytest.mark.parametrize("command", ["--help", "calls --help"])
@@ -197,7 +197,7 @@ async def interrupted(space: SimulatedSpace, operation: str, *arguments: str) ->
 
 
 async def test_an_interrupted_start_writes_json(space: SimulatedSpace) -> None:
-    space.faults.add("hang", on="start", created=True)
+    space.faults.add("hang", on="start", executed=True)
     sid = space.conference_sids[0]
     start = ("conferences", "start-stream", sid, "--url", URL, "--name", "n", "--json")
     ran = await interrupted(space, "start-conference-stream", *start)

@@ -124,7 +124,7 @@ async def test_a_stream_of_the_space_becomes_a_wav_file(tmp_path: Path) -> None:
     ) as listener:
         trust = ssl.create_default_context(cafile=folder / "authority.pem")
         async with (
-            SimulatedSpace(conferences=1, audio=Tone(seconds=0.5), real_time=False, trust=trust) as space,
+            SimulatedSpace(conferences=1, audio=Tone(seconds=0.5), real_time=False, ssl_context=trust) as space,
             StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client,
         ):
             stream = await client.conferences.start_stream(

@@ -15,18 +15,18 @@ from rich.cells import cell_len
 from rich.console import Console, Group
 
 from signalwire_streams import (
-    Action,
     Attempt,
+    AttemptResult,
     BulkOutcome,
     BulkRun,
-    BulkState,
+    BulkStatus,
     ConferenceStream,
-    Event,
-    Kind,
+    Operation,
     Phase,
-    RunEndedError,
+    RetryDecision,
+    RunCancelledError,
     StartConferenceStream,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
 )
 from signalwire_streams._cli import progress
@@ -80,19 +80,19 @@ class Hands:
 
 def attempt(**fields: Any) -> Attempt:
     facts: dict[str, Any] = {
-        "kind": Kind.CONFERENCE_START,
+        "operation": Operation.CONFERENCE_START,
         "target": "room",
         "name": "audit",
         "number": 1,
-        "event": Event.DONE,
+        "result": AttemptResult.DONE,
         "phase": Phase.ANSWERED,
         "sent": "yes",
         "status": 200,
         "code": None,
-        "queued": 0.0,
-        "seconds": 0.1,
-        "action": Action.FINISH,
-        "wait": 0.0,
+        "queue_time": 0.0,
+        "duration": 0.1,
+        "decision": RetryDecision.SUCCEED,
+        "next_delay": 0.0,
     }
     return Attempt(**facts | fields)
 
@@ -129,10 +129,10 @@ def test_a_rate_is_not_guessed_from_a_moment() -> None:
     ("fields", "counted"),
     [
         ({}, 1),
-        ({"kind": Kind.STOP}, 1),
+        ({"operation": Operation.STOP}, 1),
         ({"sent": "maybe"}, 1),
         ({"sent": "no"}, 0),
-        ({"kind": Kind.READ}, 0),
+        ({"operation": Operation.READ}, 0),
     ],
 )
 def test_only_what_went_out_and_counts_for_the_spaces_limit_is_a_request(fields: dict[str, Any], counted: int) -> None:
@@ -141,17 +141,17 @@ def test_only_what_went_out_and_counts_for_the_spaces_limit_is_a_request(fields:
     assert (meter.requests, meter.rate) == (counted, counted)
 
 
-@pytest.mark.parametrize("action", Action)
-def test_what_another_attempt_follows_is_a_repeat(action: Action) -> None:
+@pytest.mark.parametrize("action", RetryDecision)
+def test_what_another_attempt_follows_is_a_repeat(action: RetryDecision) -> None:
     meter = Meter()
     meter.note(attempt(action=action))
     final = {
-        Action.FINISH,
-        Action.ALREADY_STARTED,
-        Action.ALREADY_STOPPED,
-        Action.BY_NAME,
-        Action.FAIL,
-        Action.UNKNOWN,
+        RetryDecision.SUCCEED,
+        RetryDecision.ALREADY_STARTED,
+        RetryDecision.ALREADY_STOPPED,
+        RetryDecision.SUCCEED_WITHOUT_SID,
+        RetryDecision.FAIL,
+        RetryDecision.UNKNOWN,
     }
     assert meter.repeats == (action not in final)
 
@@ -346,16 +346,16 @@ def starts_on(space: SimulatedSpace) -> list[StartConferenceStream]:
     return [StartConferenceStream(conference_sid=sid, url=URL, name="audit") for sid in space.conference_sids]
 
 
-def outcome(state: BulkState, **fields: Any) -> BulkOutcome[Any]:
+def outcome(state: BulkStatus, **fields: Any) -> BulkOutcome[Any]:
     item = StartConferenceStream(conference_sid="room", url=URL)
-    return BulkOutcome(index=0, item=item, state=state, **{"attempts": 1} | fields)
+    return BulkOutcome(index=0, item=item, status=state, **{"attempts": 1} | fields)
 
 
 async def test_a_run_shows_its_rate_its_repeats_and_its_outcomes(client: StreamsClient) -> None:
     """The most frequent outcome first; before a second is over nobody guesses at the rest."""
     going = conduct(client.start_streams([]), 1_000)
-    going.meter.note(attempt(action=Action.RETRY))
-    for state in (BulkState.NOT_ATTEMPTED, BulkState.STARTED, BulkState.STARTED):
+    going.meter.note(attempt(action=RetryDecision.RETRY))
+    for state in (BulkStatus.NOT_ATTEMPTED, BulkStatus.STARTED, BulkStatus.STARTED):
         going._note(outcome(state))
     assert going._progress().line == (
         "Starting: 3 of 1,000, 1 of 1,242 requests/s, 1 repeated, 2 started, 1 not attempted"
@@ -369,7 +369,7 @@ async def test_the_rest_is_guessed_from_what_this_part_of_the_run_did(client: St
     going._began -= 20
     assert going._progress().left is None
     for attempts in (0, 0, 1, 1, 1, 1):
-        going._note(outcome(BulkState.STARTED, attempts=attempts))
+        going._note(outcome(BulkStatus.STARTED, attempts=attempts))
     assert going.early == 2
     assert going._progress().left == pytest.approx(994 * 20 / 4, rel=0.1)
     assert (await going.run.report()).total == 0
@@ -378,7 +378,7 @@ async def test_the_rest_is_guessed_from_what_this_part_of_the_run_did(client: St
 async def test_a_run_is_gone_through_and_summed_up(client: StreamsClient, space: SimulatedSpace) -> None:
     going = conduct(client.start_streams([*starts_on(space), *starts_on(space)[:1]]), 4)
     report = await going.perform()
-    assert report.counts == {BulkState.STARTED: 3, BulkState.REJECTED: 1}
+    assert report.counts == {BulkStatus.STARTED: 3, BulkStatus.REJECTED: 1}
     assert (going.stopped_by, going.error, going.exit_code) == (None, None, 1)
     assert going._progress().done == 4
 
@@ -400,7 +400,7 @@ async def test_a_signal_is_answered_at_once(
         )
         held.let_go()
         report = await performing
-    assert report.counts[BulkState.STARTED] == len(space.streams.alive()) == 1
+    assert report.counts[BulkStatus.STARTED] == len(space.streams.active()) == 1
     assert going.exit_code == code
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -417,13 +417,13 @@ async def test_a_second_signal_cuts_it_and_the_first_one_counts(
         await until(lambda: going.stopped_by is not None)
         signal.raise_signal(signal.SIGINT)
         report = await performing
-        assert len(space.streams.alive()) == 2
-    assert report.counts[BulkState.UNKNOWN] == 2
+        assert len(space.streams.active()) == 2
+    assert report.counts[BulkStatus.UNKNOWN] == 2
     assert going.exit_code == 143
     captured = capsys.readouterr()
     assert len(captured.err.splitlines()) == 1
     lost = [line for line in map(json.loads, captured.out.splitlines()) if line["state"] == "unknown"]
-    assert [(line["name"], line["error"]) for line in lost] == [("audit", "StreamOutcomeUnknown")] * 2
+    assert [(line["name"], line["error"]) for line in lost] == [("audit", "StreamOutcomeUnknownError")] * 2
 
 
 async def test_an_outcome_in_json_has_the_name_that_is_known(capsys: pytest.CaptureFixture[str]) -> None:
@@ -431,19 +431,19 @@ async def test_an_outcome_in_json_has_the_name_that_is_known(capsys: pytest.Capt
     async with SimulatedSpace() as space, client_of(space) as client:
         going = conduct(client.start_streams([]), 3, as_json=True)
         stream = ConferenceStream(conference_sid="room", sid="s", name="its own", ambiguous=True)
-        going._note(outcome(BulkState.STARTED, stream=stream, seconds=0.123456))
-        going._note(outcome(BulkState.UNKNOWN, error=StreamOutcomeUnknown("so\x1b[31m\nit is", name="sent")))
-        going._note(outcome(BulkState.NOT_ATTEMPTED, error=RunEndedError("not yet"), attempts=0))
+        going._note(outcome(BulkStatus.STARTED, stream=stream, seconds=0.123456))
+        going._note(outcome(BulkStatus.UNKNOWN, error=StreamOutcomeUnknownError("so\x1b[31m\nit is", name="sent")))
+        going._note(outcome(BulkStatus.NOT_ATTEMPTED, error=RunCancelledError("not yet"), attempts=0))
     started, unknown, waiting = map(json.loads, capsys.readouterr().out.splitlines())
     assert (started["name"], started["sid"], started["ambiguous"], started["seconds"]) == ("its own", "s", True, 0.1235)
-    assert (unknown["name"], unknown["error"]) == ("sent", "StreamOutcomeUnknown")
+    assert (unknown["name"], unknown["error"]) == ("sent", "StreamOutcomeUnknownError")
     assert unknown["message"] == "so [31m it is"
     assert (waiting["name"], waiting["attempts"], waiting["target"]) == (None, 0, "room")
     assert (await going.run.report()).total == 0
 
 
-@pytest.mark.parametrize("state", BulkState)
-def test_a_state_is_spelled_as_people_say_it(state: BulkState) -> None:
+@pytest.mark.parametrize("state", BulkStatus)
+def test_a_state_is_spelled_as_people_say_it(state: BulkStatus) -> None:
     assert words(state).replace(" ", "_") == state.value
     assert "_" not in words(state)
 

@@ -57,7 +57,7 @@ async def test_it_dials_and_speaks(tmp_path: Path) -> None:
         file.writeframes(bytes(range(160)) * 40)
     receiver = MediaReceiver()
     arguments = ("--audio", str(tmp_path / "speech.wav"), "--trust", str(tmp_path / "authority.pem"), "--blast")
-    faults = ("--fault", "frames-doubled:every=4", "--fault", "no-stop")
+    faults = ("--fault", "frames-duplicated:every=4", "--fault", "no-stop")
     async with process("simulate", "--json", *arguments, *faults) as child, AsyncExitStack() as stack:
         facts = json.loads(await line_of(child))
         url = await stack.enter_async_context(receiver.serve(ssl_context=certificates.server))

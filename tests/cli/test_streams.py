@@ -19,7 +19,7 @@ async def test_a_conference_stream_is_started_and_stopped_by_the_command_that_is
     [conference, *_] = space.conference_sids
     ran = await shell("conferences", "start-stream", conference, "--url", URL, "--name", "audit-1")
     assert (ran.code, ran.err) == (0, "")
-    [stream] = space.streams.alive()
+    [stream] = space.streams.active()
     assert stream.sid in ran.out
     assert "audit-1" in ran.out
     assert "queued" in ran.out
@@ -28,17 +28,17 @@ async def test_a_conference_stream_is_started_and_stopped_by_the_command_that_is
     stopped = await shell(*stop[1:])
     assert (stopped.code, stopped.err) == (0, "")
     assert "stopped" in stopped.out
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_a_call_stream_is_started_and_stopped_by_its_name(shell: Shell, space: SimulatedSpace) -> None:
     [call, *_] = space.call_sids
     assert (await shell("calls", "start-stream", call, "--url", URL, "--name", "audit-1")).code == 0
-    assert [stream.target_sid for stream in space.streams.alive()] == [call]
+    assert [stream.target_sid for stream in space.streams.active()] == [call]
     ran = await shell("calls", "stop-stream", call, "audit-1", "--json")
     assert ran.code == 0
     assert (ran.json["status"], ran.json["call_sid"]) == ("stopped", call)
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_every_option_arrives(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
@@ -98,21 +98,21 @@ async def test_an_unnamed_stream_has_its_sid_alone(shell: Shell, space: Simulate
 
 async def test_a_stream_that_a_repeated_attempt_met_is_stopped_by_its_name(shell: Shell, space: SimulatedSpace) -> None:
     """The sid that the second attempt was told is that of a stream that never lived."""
-    space.faults.add("reset", on="start", created=True, times=1)
+    space.faults.add("reset", on="start", executed=True, times=1)
     ran = await shell("conferences", "start-stream", space.conference_sids[0], "--url", URL, "--name", "-n", "--json")
     assert ran.json["ambiguous"] is True
     stop = shlex.split(ran.json["stop_command"])
     assert stop[-3:] == ["--", space.conference_sids[0], "-n"]
     assert (await shell(*stop[1:])).code == 0
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_an_unknown_outcome_is_a_failure_with_advice(shell: Shell, space: SimulatedSpace) -> None:
-    space.faults.add("reset", on="start", created=True)
+    space.faults.add("reset", on="start", executed=True)
     ran = await shell("calls", "start-stream", space.call_sids[0], "--url", URL, "--name", "audit-1", "--json")
     assert ran.code == 1
     facts = ran.json
-    assert facts["error"] == "StreamOutcomeUnknown"
+    assert facts["error"] == "StreamOutcomeUnknownError"
     assert (facts["name"], facts["target"], facts["attempts"]) == ("audit-1", space.call_sids[0], 1)
     assert facts["sent"] in {"maybe", "yes"}
     assert ran.err == f"error: {facts['message']}\n"
@@ -177,7 +177,7 @@ async def test_may_be_running_starts_again_under_the_name(shell: Shell, space: S
     ran = await shell(*again, "--may-be-running", "--json")
     assert (ran.code, ran.json["ambiguous"], ran.json["already_started"]) == (0, True, False)
     assert (await shell(*shlex.split(ran.json["stop_command"])[1:])).code == 0
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 @pytest.mark.parametrize("group", ["conferences", "calls"])

@@ -23,7 +23,7 @@ async def test_a_pause_is_a_warning(shell: Shell, space: SimulatedSpace) -> None
 
 async def test_a_bulk_run_warns_as_well(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     space.faults.add("throttle", on="start", times=1, retry_after=0.2)
-    space.faults.add("reset", on="start", created=True, times=1)
+    space.faults.add("reset", on="start", executed=True, times=1)
     journal = ("--journal", str(tmp_path / "run.db"))
     ran = await shell("bulk", "start", "--all-in-progress", "--url", URL, "--json", *journal)
     assert ran.code == 0
@@ -45,12 +45,12 @@ async def test_verbose_logs_each_retry(shell: Shell, space: SimulatedSpace, *, b
 
 
 async def test_verbose_shows_what_the_command_reports_itself_too(shell: Shell, space: SimulatedSpace) -> None:
-    space.faults.add("reset", on="start", created=True, times=1)
+    space.faults.add("reset", on="start", executed=True, times=1)
     start = ("start-stream", space.conference_sids[0], "--url", URL)
     ran = await shell("-v", "conferences", *start)
     assert [line.partition(":")[0] for line in ran.err.splitlines()] == ["debug", "warning"]
     assert "An earlier attempt may have started it. Its name is the handle; the sid may be wrong." in ran.rows
-    space.faults.add("reset", on="start", created=True, times=1)
+    space.faults.add("reset", on="start", executed=True, times=1)
     quiet = await shell("conferences", *start)
     assert (quiet.code, quiet.err) == (0, "")
 

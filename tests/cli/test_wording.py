@@ -74,9 +74,9 @@ async def test_no_option_is_refused_in_the_words_of_python(offline_shell: Shell,
 
 
 async def test_an_unknown_outcome_advises_options(shell: Shell, space: Any) -> None:
-    space.faults.add("reset", on="start", created=True)
+    space.faults.add("reset", on="start", executed=True)
     ran = await shell("conferences", "start-stream", space.conference_sids[0], "--url", URL, "--name", "n", "--json")
-    assert (ran.code, ran.json["error"]) == (1, "StreamOutcomeUnknown")
+    assert (ran.code, ran.json["error"]) == (1, "StreamOutcomeUnknownError")
     assert PYTHON.search(json.dumps(ran.json["message"])) is None
 
 

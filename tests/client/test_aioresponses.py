@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aioresponses import aioresponses
 
-from signalwire_streams import Clock, ServerError, StreamOutcomeUnknown, StreamsClient
+from signalwire_streams import Clock, ServerError, StreamOutcomeUnknownError, StreamsClient
 
 PATH = "https://example.signalwire.com/api/laml/2010-04-01/Accounts/project/Conferences/room/Streams"
 ANSWER = {"sid": "a-stream", "name": "audit", "status": "queued", "conference_sid": "room"}
@@ -31,7 +31,7 @@ def mocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
 
 
 def client() -> StreamsClient:
-    return StreamsClient(space="example", project="project", token="token", clock=Clock.instant())
+    return StreamsClient(space="example", project="project", token="token", clock=Clock.fake())
 
 
 async def test_a_503_and_then_a_200(mocked: aioresponses) -> None:
@@ -55,7 +55,7 @@ async def test_a_mocked_500_on_an_unnamed_start(mocked: aioresponses) -> None:
     mocked.post(PATH, status=500, repeat=True)
 
     async with client() as streams:
-        with pytest.raises(StreamOutcomeUnknown):
+        with pytest.raises(StreamOutcomeUnknownError):
             await streams.conferences.start_stream("room", url="wss://rx.example.com/a", unnamed=True)
 
     [sent] = mocked.requests.values()

@@ -99,9 +99,9 @@ async def answering(raw: bytes) -> AsyncIterator[StreamsClient]:
             base_url=f"http://127.0.0.1:{port}",
             project="project",
             token="token",
-            clock=Clock.instant(),
+            clock=Clock.fake(),
             timeouts=Timeouts(read=0.2),
-            retry=RetryPolicy(max_attempts=2, throttle_waits=1),
+            retry=RetryPolicy(max_attempts=2, max_throttle_retries=1),
         ) as client,
     ):
         yield client

@@ -10,7 +10,7 @@ from attrs import evolve
 
 from signalwire_streams import (
     BadRequestError,
-    BulkState,
+    BulkStatus,
     CallStream,
     ConferenceStream,
     InvalidRequestError,
@@ -27,7 +27,7 @@ UNKNOWN_SID = "b3877c40-da60-4998-90ad-b792e98472af"
 
 
 async def end_by_stop(space: SimulatedSpace, stream: Any) -> None:
-    space.streams.stop(space.streams.alive(), 0.0)
+    space.streams.stop(space.streams.active(), 0.0)
 
 
 async def end_with_target(space: SimulatedSpace, stream: Any) -> None:
@@ -89,7 +89,7 @@ async def test_stop_of_running_stream_does_not_say_that_it_had_ended(
     sid = space.conference_sids[0]
     one, two = [await client.conferences.start_stream(sid, url=URL) for _ in range(2)]
     assert not (await client.conferences.stop_stream(one)).already_ended
-    space.faults.add("reset", on="stop", created=True, times=1)
+    space.faults.add("reset", on="stop", executed=True, times=1)
     repeated = await client.conferences.stop_stream(two)
     assert (repeated.status, repeated.already_ended) == (StreamStatus.STOPPED, False)
 
@@ -112,7 +112,7 @@ async def test_stop_that_is_refused_otherwise_is_error(
     space.faults.add("status", on="stop", **fault)
     with pytest.raises(Exception, match=f"HTTP {fault['status']}"):
         await client.conferences.stop_stream(stream)
-    assert len(space.streams.alive()) == 1
+    assert len(space.streams.active()) == 1
 
 
 async def test_404_about_stream_of_another_project_is_error(space: SimulatedSpace, client: StreamsClient) -> None:
@@ -126,19 +126,19 @@ async def test_ambiguous_stream_whose_sid_is_of_refused_second_is_no_success(cli
     """Where names stop nothing, "already stopped" about that sid does not say that the first stream has ended."""
     async with SimulatedSpace(conferences=1, streams_by_name=False) as space:
         client: StreamsClient = client_for(space)
-        space.faults.add("reset", on="start", created=True, times=1)
+        space.faults.add("reset", on="start", executed=True, times=1)
         stream = await client.conferences.start_stream(space.conference_sids[0], url=URL)
         assert stream.ambiguous
 
         with pytest.raises(BadRequestError, match="already stopped"):
             await client.conferences.stop_stream(stream)
-        assert len(space.streams.alive()) == 1
+        assert len(space.streams.active()) == 1
 
 
 async def test_bulk_stop_counts_ended_streams_as_stopped(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
-    """``stop_streams`` and ``stop_run`` give the same answer as a single stop."""
+    """``stop_streams`` and ``stop_started`` give the same answer as a single stop."""
     sids = space.conference_sids
     requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in sids]
     streams = [o.stream async for o in client.start_streams(requests, journal=tmp_path / "run.db") if o.stream]
@@ -147,8 +147,8 @@ async def test_bulk_stop_counts_ended_streams_as_stopped(
     typed: list[Any] = [*streams, ConferenceStream(conference_sid=sids[1], name="not-there")]
 
     outcomes = {outcome.index: outcome async for outcome in client.stop_streams(typed)}
-    assert [outcomes[index].state for index in range(4)] == [BulkState.STOPPED] * 3 + [BulkState.REJECTED]
-    stopped = [outcome.stream async for outcome in client.stop_run(tmp_path / "run.db")]
+    assert [outcomes[index].status for index in range(4)] == [BulkStatus.STOPPED] * 3 + [BulkStatus.REJECTED]
+    stopped = [outcome.stream async for outcome in client.stop_started(tmp_path / "run.db")]
     journaled = [outcomes[index].stream for index in range(3)]
     assert [stream is not None and stream.already_ended for stream in [*stopped, *journaled]] == [True] * 6
 
@@ -158,7 +158,7 @@ async def test_stop_takes_stream_alone(space: SimulatedSpace, client: StreamsCli
     sid, call = space.conference_sids[0], space.call_sids[0]
     await client.conferences.stop_stream(await client.conferences.start_stream(sid, url=URL))
     await client.calls.stop_stream(await client.calls.start_stream(call, url=URL), deadline=5)
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
     untyped: Any = client.conferences.stop_stream
     for arguments, words in (
         ((sid,), "the stream is missing: pass a ConferenceStream, or the conference_sid and a sid or a name"),

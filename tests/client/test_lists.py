@@ -14,9 +14,9 @@ from signalwire_streams import (
     Conference,
     ConferenceStatus,
     InvalidRequestError,
-    Listing,
     MalformedResponseError,
     Page,
+    Paginator,
     StreamsClient,
 )
 from signalwire_streams.simulator import SimulatedSpace
@@ -205,7 +205,7 @@ async def test_list_without_end_raises_after_ten_pages_without_new_item(
     """Pages that lead on for ever under new addresses, and hold nothing new, end in the error of a circle."""
     listed: list[str] = []
 
-    async def read(listing: Listing[Conference]) -> None:
+    async def read(listing: Paginator[Conference]) -> None:
         async for conference in listing:
             listed.append(conference.sid)  # noqa: PERF401  (what came before the error counts)
 

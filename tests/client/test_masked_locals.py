@@ -81,7 +81,7 @@ async def failing(work: Callable[[], Awaitable[object]]) -> BaseException:
 
 def client_of(client_for: Any, space: SimulatedSpace) -> StreamsClient:
     client: StreamsClient = client_for(
-        space, retry=RetryPolicy(max_attempts=1, resends=0, unsent_attempts=0), timeouts=Timeouts(read=0.05)
+        space, retry=RetryPolicy(max_attempts=1, max_resends=0, max_connect_retries=0), timeouts=Timeouts(read=0.05)
     )
     return client
 
@@ -90,7 +90,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "refused": {"kind": "status", "status": 422, "body": "api"},
     "denied": {"kind": "status", "status": 401, "body": "api"},
     "timeout": {"kind": "hang"},
-    "reset": {"kind": "reset", "created": True},
+    "reset": {"kind": "reset", "executed": True},
     "garbage": {"kind": "garbage"},
 }
 

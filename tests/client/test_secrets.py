@@ -32,10 +32,10 @@ def everything_told(error: BaseException) -> str:
 
 FAULTS = [
     ("hang", {}),
-    ("reset", {"created": True}),
+    ("reset", {"executed": True}),
     ("garbage", {}),
-    ("cut-headers", {}),
-    ("cut-body", {}),
+    ("truncated-headers", {}),
+    ("truncated-body", {}),
     ("html", {}),
     ("500", {}),
     ("401", {"status": 401, "body": "api"}),

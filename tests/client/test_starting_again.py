@@ -12,31 +12,33 @@ from signalwire_streams import (
     NotFoundError,
     RetryPolicy,
     StartConferenceStream,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
     TransportError,
 )
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
-ONCE = RetryPolicy(max_attempts=1, resends=0)
+ONCE = RetryPolicy(max_attempts=1, max_resends=0)
 
 
-async def lost_start(client: StreamsClient, space: SimulatedSpace, noun: str = "conference") -> StreamOutcomeUnknown:
+async def lost_start(
+    client: StreamsClient, space: SimulatedSpace, noun: str = "conference"
+) -> StreamOutcomeUnknownError:
     """Start a stream whose answer is lost."""
-    space.faults.add("reset", on="start", created=True, times=1)
+    space.faults.add("reset", on="start", executed=True, times=1)
     streams: Any = client.conferences if noun == "conference" else client.calls
-    with pytest.raises(StreamOutcomeUnknown) as caught:
+    with pytest.raises(StreamOutcomeUnknownError) as caught:
         await streams.start_stream((space.conference_sids if noun == "conference" else space.call_sids)[0], url=URL)
     return caught.value
 
 
-async def by_argument(client: StreamsClient, error: StreamOutcomeUnknown, space: SimulatedSpace) -> Any:
+async def by_argument(client: StreamsClient, error: StreamOutcomeUnknownError, space: SimulatedSpace) -> Any:
     streams: Any = client.conferences if error.target in space.conference_sids else client.calls
     return await streams.start_stream(error.target, url=URL, name=error.name, may_be_running=True)
 
 
-async def by_error(client: StreamsClient, error: StreamOutcomeUnknown, space: SimulatedSpace) -> Any:
+async def by_error(client: StreamsClient, error: StreamOutcomeUnknownError, space: SimulatedSpace) -> Any:
     return await error.start_again()
 
 
@@ -57,9 +59,9 @@ async def test_start_again_of_running_stream_is_ambiguous_and_stopped_by_name(
 
         assert (stream.name, stream.ambiguous) == (error.name, True)
         assert stream.already_started is (duplicate_names == "http-error")
-        assert space.streams.doubled() == []
+        assert space.streams.duplicates() == []
         await client.conferences.stop_stream(stream)
-        assert space.streams.alive() == []
+        assert space.streams.active() == []
         assert space.requests[-1].path.endswith(f"/Streams/{error.name}")
 
 
@@ -71,15 +73,15 @@ async def test_start_again_of_stream_that_does_not_run_starts_it(
     async with SimulatedSpace(conferences=1) as space:
         client: StreamsClient = client_for(space, retry=ONCE)
         space.faults.add("reset", on="start", times=1)
-        with pytest.raises(StreamOutcomeUnknown) as caught:
+        with pytest.raises(StreamOutcomeUnknownError) as caught:
             await client.conferences.start_stream(space.conference_sids[0], url=URL, parameters={"tenant": "acme"})
         stream = await start_again(client, caught.value, space)
         assert stream.ambiguous
-        assert [held.sid for held in space.streams.alive()] == [stream.sid]
+        assert [held.sid for held in space.streams.active()] == [stream.sid]
         if start_again is by_error:
             assert space.streams[0].parameters == {"tenant": "acme"}
         await client.conferences.stop_stream(stream)
-        assert space.streams.alive() == []
+        assert space.streams.active() == []
 
 
 @BOTH
@@ -94,24 +96,24 @@ async def test_start_again_on_call_may_make_second_stream_and_both_are_stopped(
         assert "may make a second one" in str(error)
         stream = await start_again(client, error, space)
         assert stream.ambiguous
-        assert len(space.streams.alive()) == 2
+        assert len(space.streams.active()) == 2
         if by_name:
             await client.calls.stop_stream(stream)
-            assert space.streams.alive() == []
+            assert space.streams.active() == []
         else:  # the second one is stopped, and nothing finds the first one
             with pytest.raises(NotFoundError) as caught:
                 await client.calls.stop_stream(stream)
             assert f"the stream with the sid {stream.sid} was stopped" in caught.value.__notes__[0]
-            assert stream.sid not in {held.sid for held in space.streams.alive()}
+            assert stream.sid not in {held.sid for held in space.streams.active()}
 
 
 async def test_start_again_on_call_is_sent_once(client_for: Any) -> None:
-    """Starting again by hand does not switch further resends on, which ``resend_call_starts`` decides."""
+    """Starting again by hand does not switch further max_resends on, which ``resend_call_starts`` decides."""
     for retry, sent in ((RetryPolicy(), 1), (RetryPolicy(resend_call_starts=True), 3)):
         async with SimulatedSpace(calls=1) as space:
             client: StreamsClient = client_for(space, retry=retry)
             space.faults.add("reset", on="start")
-            with pytest.raises(StreamOutcomeUnknown):
+            with pytest.raises(StreamOutcomeUnknownError):
                 await client.calls.start_stream(space.call_sids[0], url=URL, name="mine", may_be_running=True)
             assert len(space.requests) == sent
 
@@ -119,21 +121,21 @@ async def test_start_again_on_call_is_sent_once(client_for: Any) -> None:
 FAULTS: dict[str, dict[str, Any]] = {
     "refused": {"on": "start", "kind": "status", "status": 422, "body": "api"},
     "not sent": {"kind": "reset-on-connect"},
-    "lost": {"on": "start", "kind": "reset", "created": True},
+    "lost": {"on": "start", "kind": "reset", "executed": True},
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_start_again_that_fails_stays_unknown(client_for: Any, fault: dict[str, Any]) -> None:
     """A failure of the second start does not say that the first one does not run."""
-    once = RetryPolicy(max_attempts=1, resends=0, unsent_attempts=0)
+    once = RetryPolicy(max_attempts=1, max_resends=0, max_connect_retries=0)
     async with SimulatedSpace(conferences=1) as space:
         client: StreamsClient = client_for(space, retry=once)
         error = await lost_start(client, space)
         await client.aclose()
         other: StreamsClient = client_for(space, retry=once)
         space.faults.add(**fault)
-        with pytest.raises(StreamOutcomeUnknown) as again:
+        with pytest.raises(StreamOutcomeUnknownError) as again:
             await by_argument(other, error, space)
         space.faults.clear()
         assert again.value.name == error.name
@@ -156,7 +158,7 @@ async def test_may_be_running_needs_name(space: SimulatedSpace, client: StreamsC
 async def test_start_again_of_unnamed_start_is_refused(space: SimulatedSpace, client: StreamsClient) -> None:
     """It may make a second stream, which the caller has to say."""
     space.faults.add("reset", on="start", times=1)
-    with pytest.raises(StreamOutcomeUnknown) as caught:
+    with pytest.raises(StreamOutcomeUnknownError) as caught:
         await client.conferences.start_stream(space.conference_sids[0], url=URL, unnamed=True)
     with pytest.raises(InvalidRequestError, match="without a name"):
         await caught.value.start_again()
@@ -179,10 +181,10 @@ async def test_unknown_item_of_run_can_be_started_again(client_for: Any) -> None
     """An outcome's error knows its request as well."""
     async with SimulatedSpace(conferences=1) as space:
         client: StreamsClient = client_for(space, retry=ONCE)
-        space.faults.add("reset", on="start", created=True, times=1)
+        space.faults.add("reset", on="start", executed=True, times=1)
         request = StartConferenceStream(conference_sid=space.conference_sids[0], url=URL)
         [failure] = (await client.start_streams([request]).report()).failures
-        assert isinstance(failure.error, StreamOutcomeUnknown)
+        assert isinstance(failure.error, StreamOutcomeUnknownError)
         stream = await failure.error.start_again(deadline=5)
         assert (stream.name, stream.ambiguous) == (failure.error.name, True)
 

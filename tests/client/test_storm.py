@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams import ConferenceStream, StreamOutcomeUnknown, StreamsClient, StreamsError
+from signalwire_streams import ConferenceStream, StreamOutcomeUnknownError, StreamsClient, StreamsError
 from signalwire_streams.simulator import SimulatedSpace
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
@@ -35,20 +35,20 @@ async def start_all(client: StreamsClient, sids: list[str]) -> dict[str, Confere
 async def test_a_storm_of_faults(duplicate_names: Any, client_for: Any) -> None:
     """Each start ends started, already started or with a typed error, and no name ever has two streams."""
     async with SimulatedSpace(conferences=CONFERENCES, participants=0, duplicate_names=duplicate_names) as space:
-        space.faults.add("reset", on="start", created=True, one_in=10)
-        space.faults.add("503", on="start", one_in=10)
+        space.faults.add("reset", on="start", executed=True, every_nth=10)
+        space.faults.add("503", on="start", every_nth=10)
         client = client_for(space)
         outcomes = await start_all(client, space.conference_sids)
 
-        alive = Counter((stream.target_sid, stream.name) for stream in space.streams.alive())
+        alive = Counter((stream.target_sid, stream.name) for stream in space.streams.active())
         assert len(outcomes) == CONFERENCES
         assert max(alive.values()) == 1
-        assert space.streams.doubled() == []
+        assert space.streams.duplicates() == []
         for sid, outcome in outcomes.items():
             if isinstance(outcome, ConferenceStream):
                 assert alive[sid, f"record-{sid}"] == 1
             else:
-                assert isinstance(outcome, StreamOutcomeUnknown)
+                assert isinstance(outcome, StreamOutcomeUnknownError)
                 assert outcome.name == f"record-{sid}"
         started = sum(isinstance(outcome, ConferenceStream) for outcome in outcomes.values())
         repeated = space.requests.count("start-conference-stream") - CONFERENCES
@@ -61,5 +61,5 @@ async def test_a_storm_of_faults(duplicate_names: Any, client_for: Any) -> None:
         for sid, outcome in (await start_all(client, unknown)).items():
             told_a_duplicate = isinstance(outcome, StreamsError) and "Duplicated stream name" in str(outcome)
             assert isinstance(outcome, ConferenceStream) or told_a_duplicate, sid
-        assert len(space.streams.alive()) == CONFERENCES
-        assert space.streams.doubled() == []
+        assert len(space.streams.active()) == CONFERENCES
+        assert space.streams.duplicates() == []

@@ -16,7 +16,7 @@ from signalwire_streams import (
     NotFoundError,
     Phase,
     RateLimitedError,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
     StreamStatus,
     Track,
@@ -55,7 +55,7 @@ async def test_a_start_and_a_stop_on_a_conference(space: SimulatedSpace, client:
     stopped = await client.conferences.stop_stream(sid, stream)
 
     assert (stopped.sid, stopped.status) == (stream.sid, StreamStatus.STOPPED)
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_a_start_and_a_stop_on_a_call(space: SimulatedSpace, client: StreamsClient) -> None:
@@ -65,7 +65,7 @@ async def test_a_start_and_a_stop_on_a_call(space: SimulatedSpace, client: Strea
 
     assert (stream.call_sid, stream.name, space.streams[0].track) == (sid, "listen", "inbound_track")
     assert (await client.calls.stop_stream(sid, stream)).status is StreamStatus.STOPPED
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_a_name_is_made_up_unless_the_caller_opts_out(space: SimulatedSpace, client: StreamsClient) -> None:
@@ -88,20 +88,20 @@ async def test_stopping_by_sid_or_by_name(space: SimulatedSpace, client: Streams
     stream = await client.conferences.start_stream(sid, url=URL, name="kept")
     await client.conferences.stop_stream(sid, str(getattr(stream, handle)))
 
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_an_ambiguous_stream_is_stopped_by_its_name(space: SimulatedSpace, client: StreamsClient) -> None:
     """Where the sid may be that of the refused second stream, the name stops the one that runs."""
     sid = space.conference_sids[0]
-    space.faults.add("reset", created=True, times=1)
+    space.faults.add("reset", executed=True, times=1)
     stream = await client.conferences.start_stream(sid, url=URL)
     assert stream.ambiguous
-    assert stream.sid != space.streams.alive()[0].sid
+    assert stream.sid != space.streams.active()[0].sid
 
     await client.conferences.stop_stream(sid, stream)
 
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
     assert space.requests[-1].path.endswith(f"/Streams/{stream.name}")
 
 
@@ -115,7 +115,7 @@ async def test_an_ambiguous_stream_where_names_do_not_stop(client_for: Any) -> N
 
         await client.conferences.stop_stream(space.conference_sids[0], stream)
 
-        assert space.streams.alive() == []
+        assert space.streams.active() == []
 
 
 async def test_a_stream_known_by_name_only_where_names_do_not_stop(client_for: Any) -> None:
@@ -144,7 +144,7 @@ async def test_a_repeated_stop_that_finds_nothing_is_a_success(space: SimulatedS
     """When a stop's answer was lost and the next one finds it stopped, it is stopped."""
     sid = space.conference_sids[0]
     stream = await client.conferences.start_stream(sid, url=URL)
-    space.faults.add("reset", on="stop", created=True, times=2)
+    space.faults.add("reset", on="stop", executed=True, times=2)
 
     by_stream = await client.conferences.stop_stream(sid, stream)
     assert (by_stream.sid, by_stream.name, by_stream.status) == (stream.sid, stream.name, StreamStatus.STOPPED)
@@ -200,14 +200,14 @@ async def test_an_unknown_outcome_tells_what_made_it_so(space: SimulatedSpace, c
     space.faults.add("reset", times=1)
     sid = space.conference_sids[0]
 
-    with pytest.raises(StreamOutcomeUnknown) as first_lost:
+    with pytest.raises(StreamOutcomeUnknownError) as first_lost:
         await client.conferences.start_stream(sid, url=URL, name="mine")
     assert (first_lost.value.phase, first_lost.value.attempts) == (Phase.WAITING, 3)
     assert "(at last: no answer came: " in str(first_lost.value)
 
     space.faults.add("503", times=1)
     space.faults.add("status", status=400, body="api", code=21402)
-    with pytest.raises(StreamOutcomeUnknown) as then_refused:
+    with pytest.raises(StreamOutcomeUnknownError) as then_refused:
         await client.conferences.start_stream(sid, url=URL, name="mine")
     assert (then_refused.value.phase, then_refused.value.attempts) == (Phase.ANSWERED, 2)
     assert "(at last: HTTP 400 [code 21402]: " in str(then_refused.value)
@@ -254,10 +254,10 @@ async def test_a_deadline_ends_a_call(space: SimulatedSpace, client_for: Any, id
     """A caller's deadline wins over everything; a start that was out by then is unknown."""
     client = client_for(space, clock=idle_clock)
     await client.conferences.get(space.conference_sids[0])  # from here on there is a connection
-    space.faults.add("hang", created=True)
+    space.faults.add("hang", executed=True)
     began = idle_clock.now()
 
-    with pytest.raises(StreamOutcomeUnknown) as caught:
+    with pytest.raises(StreamOutcomeUnknownError) as caught:
         await client.conferences.start_stream(space.conference_sids[0], url=URL, name="mine", deadline=5)
 
     assert idle_clock.now() - began == pytest.approx(5, abs=0.1)
@@ -302,7 +302,7 @@ async def test_a_call_is_cut_when_no_connection_becomes_free(
 
 async def test_too_many_requests_until_the_deadline(space: SimulatedSpace, client_for: Any) -> None:
     """When there is no time left to ask again, what the Space said last is what the caller is told."""
-    client = client_for(space, clock=Clock(now=Clock.instant().now, sleep=Clock.instant().sleep, random=lambda: 0.0))
+    client = client_for(space, clock=Clock(now=Clock.fake().now, sleep=Clock.fake().sleep, random=lambda: 0.0))
     space.faults.add("throttle")
 
     with pytest.raises(RateLimitedError) as caught:
@@ -315,7 +315,7 @@ async def test_too_many_requests_until_the_deadline(space: SimulatedSpace, clien
 async def test_dates_that_are_none_lose_no_stream(client_for: Any) -> None:
     """A Space that spells September with four letters is understood, and nothing is lost if not."""
     september = datetime(2018, 9, 25, 20, 0, tzinfo=UTC)
-    async with SimulatedSpace(conferences=1, sept=True, clock=september.timestamp) as space:
+    async with SimulatedSpace(conferences=1, long_september=True, clock=september.timestamp) as space:
         stream = await client_for(space).conferences.start_stream(space.conference_sids[0], url=URL)
 
     assert stream.date_updated_text == "Tue, 25 Sept 2018 20:00:00 +0000"
@@ -330,9 +330,9 @@ async def test_a_closed_client_in_between_attempts(space: SimulatedSpace, client
         closing.append(asyncio.ensure_future(client._line.sessions.close()))
 
     client: StreamsClient = client_for(space, on_attempt=close)
-    space.faults.add("reset", created=True)
+    space.faults.add("reset", executed=True)
 
-    with pytest.raises(StreamOutcomeUnknown, match="closed meanwhile"):
+    with pytest.raises(StreamOutcomeUnknownError, match="closed meanwhile"):
         await client.conferences.start_stream(space.conference_sids[0], url=URL)
 
     await asyncio.gather(*closing)
@@ -345,8 +345,8 @@ async def test_a_closed_client_in_between_attempts(space: SimulatedSpace, client
 async def test_start_that_runs_despite_a_refusal_is_already_started(client_for: Any, fault: str) -> None:
     """A gateway may refuse what the API behind it has carried out; the generated name then proves it."""
     async with SimulatedSpace(conferences=1, duplicate_names="http-error") as space:
-        space.faults.add(fault, on="start", created=True, times=1)
+        space.faults.add(fault, on="start", executed=True, times=1)
         stream = await client_for(space).conferences.start_stream(space.conference_sids[0], url=URL)
 
         assert (stream.already_started, stream.ambiguous, stream.sid) == (True, True, None)
-        assert [alive.name for alive in space.streams.alive()] == [stream.name]
+        assert [alive.name for alive in space.streams.active()] == [stream.name]

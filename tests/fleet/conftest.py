@@ -42,7 +42,7 @@ class Workers:
     running: dict[FleetWorker, "asyncio.Task[None]"] = field(factory=dict)
 
     def __call__(self, client: StreamsClient | None = None, **options: Any) -> FleetWorker:
-        worker = FleetWorker(self.url, client or self.client, **({"drain": 5.0} | options))
+        worker = FleetWorker(self.url, client or self.client, **({"shutdown_timeout": 5.0} | options))
         self.running[worker] = asyncio.create_task(worker.run())
         return worker
 

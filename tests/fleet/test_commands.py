@@ -108,7 +108,7 @@ async def test_from_submit_to_stop(
     assert json.loads(await shell("resume", "nightly", "--json")) == {"run": None, "planned": 0}
 
     assert (await shell("stop", "nightly")).startswith("Stopped 3 of 3 streams")
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
     again: Any = json.loads(await shell("stop", "nightly", "--json"))
     assert again["report"] == {"ok": True, "ended": 0, "counts": {}, "errors": {}}
     assert "stopped again" in await shell("status", "nightly")

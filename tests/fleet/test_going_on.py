@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 from attrs import evolve
 
-from signalwire_streams import BulkState, InvalidRequestError, PlannedRequest, StartCallStream, StartConferenceStream
+from signalwire_streams import BulkStatus, InvalidRequestError, PlannedRequest, StartCallStream, StartConferenceStream
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet._redis import command, next_run
 from signalwire_streams.simulator import SimulatedSpace
@@ -50,24 +50,24 @@ async def test_what_is_left_is_started_once(
     workers()
     outcomes = await all_results(fleet, run)
 
-    assert [outcome.state for outcome in outcomes] == [
-        BulkState.ALREADY_STARTED,
-        BulkState.STARTED,
-        BulkState.STARTED,
-        BulkState.UNKNOWN,
-        BulkState.STARTED,
-        BulkState.STARTED,
+    assert [outcome.status for outcome in outcomes] == [
+        BulkStatus.ALREADY_STARTED,
+        BulkStatus.STARTED,
+        BulkStatus.STARTED,
+        BulkStatus.UNKNOWN,
+        BulkStatus.STARTED,
+        BulkStatus.STARTED,
     ]
     assert {stream.name for stream in space.streams} == {
         f"sws-nightly-{sid}" for sid in (*space.conference_sids, *space.call_sids[1:])
     }
-    assert space.streams.doubled() == []
+    assert space.streams.duplicates() == []
     assert [found.run for found in await fleet.runs()] == ["nightly", "nightly-r2"]
 
     assert await fleet.resume(nightly) == run
     with pytest.raises(InvalidRequestError, match="was resumed as 'nightly-r2': go on with that one"):
         await fleet.resume(nightly, name="other")
-    assert (await fleet.status(nightly)).resumed == run
+    assert (await fleet.status(nightly)).resumed_as == run
     assert await fleet.resume(run, name="last") == "last"
     assert (await fleet.status("last")).planned == 1
 
@@ -83,9 +83,9 @@ async def test_what_nobody_knows_stays_so(nightly: str, space: SimulatedSpace, f
     again = await fleet.resume(run)
     assert again == "nightly-r3"
     workers()
-    states = [outcome.state for outcome in await all_results(fleet, again)]
-    assert states[:4] == [BulkState.ALREADY_STARTED, BulkState.STARTED, BulkState.STARTED, BulkState.UNKNOWN]
-    assert space.streams.doubled() == []
+    states = [outcome.status for outcome in await all_results(fleet, again)]
+    assert states[:4] == [BulkStatus.ALREADY_STARTED, BulkStatus.STARTED, BulkStatus.STARTED, BulkStatus.UNKNOWN]
+    assert space.streams.duplicates() == []
 
 
 async def test_a_name_that_is_taken(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
@@ -98,12 +98,12 @@ async def test_a_name_that_is_taken(nightly: str, space: SimulatedSpace, fleet: 
     with pytest.raises(InvalidRequestError, match="other requests is there already"):
         await fleet.resume(nightly, name="taken")
 
-    assert (await fleet.status(nightly)).resumed is None
+    assert (await fleet.status(nightly)).resumed_as is None
     assert await fleet.resume(nightly) == "nightly-r2"
     await connection_of(fleet).one(command("delete", (await keys_of(fleet, nightly)).requests(0)))
     with pytest.raises(InvalidRequestError, match="older than Redis was told to keep it"):
         await fleet.resume(nightly)
-    assert (await fleet.status(nightly)).resumed == "nightly-r2"
+    assert (await fleet.status(nightly)).resumed_as == "nightly-r2"
 
 
 async def test_a_plan_that_is_not_whole(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
@@ -119,17 +119,17 @@ async def test_a_name_that_is_used_again(space: SimulatedSpace, fleet: Fleet, wo
     workers()
     for _ in range(2):
         run = await fleet.submit(on_conferences(space.conference_sids), name="weekly")
-        assert {outcome.state for outcome in await all_results(fleet, run)} == {BulkState.STARTED}
+        assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
         assert [outcome.ok async for outcome in fleet.stop_streams(run, workers.client)] == [True] * 3
         await connection_of(fleet).one(command("delete", fleet._keys.run(run)))
     assert len(space.streams) == 6
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_secrets_are_asked_for_again(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     """What was left out of a run's requests is left out of the next one's, and the workers put it back."""
     requests = on_conferences(space.conference_sids, parameters={"key": "hidden"})
-    run = await fleet.submit(requests, secrets_at_workers=True)
+    run = await fleet.submit(requests, redact_secrets=True)
     await fleet.cancel(run)
     resumed = await fleet.resume(run)
     assert resumed is not None
@@ -139,7 +139,7 @@ async def test_secrets_are_asked_for_again(space: SimulatedSpace, fleet: Fleet, 
         return evolve(planned.request, parameters={"key": "hidden"})
 
     workers(secrets=give)
-    assert {outcome.state for outcome in await all_results(fleet, resumed)} == {BulkState.STARTED}
+    assert {outcome.status for outcome in await all_results(fleet, resumed)} == {BulkStatus.STARTED}
     assert [stream.parameters for stream in space.streams] == [{"key": "hidden"}] * 3
 
 
@@ -171,7 +171,7 @@ async def test_runs_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet
     await fleet.submit(on_conferences(space.conference_sids), name="new")
     await connection_of(fleet).one(command("delete", fleet._keys.run("old")))
 
-    assert [(found.run, found.planned, found.over) for found in await fleet.runs()] == [("new", 3, False)]
+    assert [(found.run, found.planned, found.is_finished) for found in await fleet.runs()] == [("new", 3, False)]
     assert [found.run for found in await fleet.runs()] == ["new"]
 
 

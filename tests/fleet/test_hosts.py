@@ -9,9 +9,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from attrs import define, field
 
-from signalwire_streams import BulkState, Clock, FleetError, Pacer, RateLimit, StartConferenceStream, StreamsClient
+from signalwire_streams import (
+    BulkStatus,
+    Clock,
+    FleetError,
+    RateLimit,
+    RateLimiter,
+    StartConferenceStream,
+    StreamsClient,
+)
 from signalwire_streams.fleet import Fleet, FleetWorker, run_worker
-from signalwire_streams.middleware._rate_limit import LocalPacer, Pace
+from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.simulator import SimulatedSpace
 from tests.forks import Fork, fork
 from tests.redis_server import RedisServer
@@ -23,7 +31,7 @@ PROCESS = """
 import asyncio, sys
 from signalwire_streams.fleet import run_worker
 
-asyncio.run(run_worker(sys.argv[1], lease=float(sys.argv[2]), concurrency=50, drain=10))
+asyncio.run(run_worker(sys.argv[1], lease_seconds=float(sys.argv[2]), concurrency=50, shutdown_timeout=10))
 """
 
 
@@ -85,13 +93,13 @@ def working(fleet: Fleet, count: int) -> Callable[[], Awaitable[bool]]:
 
 
 async def some_done(fleet: Fleet, run: str) -> bool:
-    return (await fleet.status(run)).done > 20
+    return (await fleet.status(run)).completed > 20
 
 
 async def test_a_host_that_is_killed_costs_nothing(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
     """A worker killed with -9 in mid-run: every conference has exactly one stream, and every start an outcome."""
-    space.faults.add("latency", on="start", seconds=0.1, created=True)
-    space.faults.add("reset", on="start", created=True, one_in=10)
+    space.faults.add("latency", on="start", seconds=0.1, executed=True)
+    space.faults.add("reset", on="start", executed=True, every_nth=10)
     victim, _ = await hosts(lease=2.0), await hosts(lease=2.0)
     await until(working(fleet, 2))
     run = await fleet.submit(on_conferences(space.conference_sids))
@@ -102,18 +110,18 @@ async def test_a_host_that_is_killed_costs_nothing(space: SimulatedSpace, fleet:
     outcomes = await all_results(fleet, run)
 
     assert len(outcomes) == 200
-    assert {outcome.state for outcome in outcomes} <= {
-        BulkState.STARTED,
-        BulkState.ALREADY_STARTED,
-        BulkState.UNKNOWN,
+    assert {outcome.status for outcome in outcomes} <= {
+        BulkStatus.STARTED,
+        BulkStatus.ALREADY_STARTED,
+        BulkStatus.UNKNOWN,
     }
-    assert len(space.streams.alive()) == 200
-    assert space.streams.doubled() == []
+    assert len(space.streams.active()) == 200
+    assert space.streams.duplicates() == []
 
 
 async def test_calls_of_a_killed_host_are_not_doubled(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
     """Where a second start may not be refused, what a dead worker had sent is reported and not sent again."""
-    space.faults.add("hang", on="start", created=True, times=10)
+    space.faults.add("hang", on="start", executed=True, times=10)
     victim = await hosts(lease=2.0)
     run = await fleet.submit(on_calls(space.call_sids))
 
@@ -126,13 +134,13 @@ async def test_calls_of_a_killed_host_are_not_doubled(space: SimulatedSpace, fle
     outcomes = await all_results(fleet, run)
 
     assert len(space.streams) == 50
-    assert sum(outcome.state is BulkState.UNKNOWN for outcome in outcomes) >= 10
-    assert {outcome.state for outcome in outcomes} <= {BulkState.STARTED, BulkState.UNKNOWN}
+    assert sum(outcome.status is BulkStatus.UNKNOWN for outcome in outcomes) >= 10
+    assert {outcome.status for outcome in outcomes} <= {BulkStatus.STARTED, BulkStatus.UNKNOWN}
 
 
 async def test_a_host_that_was_stopped_sends_nothing_more(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
     """A worker that SIGSTOP held for longer than its lease finds its batch another's, and lets it be."""
-    space.faults.add("hang", on="start", created=True, times=25)
+    space.faults.add("hang", on="start", executed=True, times=25)
     sleeper = await hosts(lease=1.5)
     run = await fleet.submit(on_conferences(space.conference_sids[:25]))
 
@@ -150,15 +158,15 @@ async def test_a_host_that_was_stopped_sends_nothing_more(space: SimulatedSpace,
     later = await fleet.submit(on_calls(space.call_sids))
     await all_results(fleet, later)
 
-    assert [outcome.state for outcome in outcomes] == [BulkState.ALREADY_STARTED] * 25
+    assert [outcome.status for outcome in outcomes] == [BulkStatus.ALREADY_STARTED] * 25
     assert space.requests.count("start-conference-stream") == sent == 50
-    assert len(space.streams.alive()) == 75
+    assert len(space.streams.active()) == 75
     assert (await fleet.status(run)).counts == {"already_started": 25}
 
 
 async def test_sigterm_drains(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
     """A worker that gets SIGTERM finishes what it has in hand, takes no more, and ends well."""
-    space.faults.add("latency", on="start", seconds=0.3, created=True)
+    space.faults.add("latency", on="start", seconds=0.3, executed=True)
     host = await hosts()
     await until(working(fleet, 1))
     run = await fleet.submit(on_conferences(space.conference_sids))
@@ -176,7 +184,7 @@ async def test_sigterm_drains(space: SimulatedSpace, fleet: Fleet, hosts: Hosts)
 
     await hosts()
     await all_results(fleet, run)
-    assert len(space.streams.alive()) == 200
+    assert len(space.streams.active()) == 200
     assert len(space.streams) == 200
 
 
@@ -184,7 +192,7 @@ async def test_a_redis_that_comes_back_costs_nothing(
     space: SimulatedSpace, fleet: Fleet, hosts: Hosts, redis_server: RedisServer
 ) -> None:
     """Redis killed and started again in mid-run: workers and readers wait for it, nothing is lost or doubled."""
-    space.faults.add("latency", on="start", seconds=0.1, created=True)
+    space.faults.add("latency", on="start", seconds=0.1, executed=True)
     await hosts()
     await hosts()
     await until(working(fleet, 2))
@@ -197,14 +205,14 @@ async def test_a_redis_that_comes_back_costs_nothing(
     outcomes = await reading
 
     assert len(outcomes) == 200
-    assert {outcome.state for outcome in outcomes} <= {BulkState.STARTED, BulkState.ALREADY_STARTED}
-    assert len(space.streams.alive()) == 200
-    assert space.streams.doubled() == []
+    assert {outcome.status for outcome in outcomes} <= {BulkStatus.STARTED, BulkStatus.ALREADY_STARTED}
+    assert len(space.streams.active()) == 200
+    assert space.streams.duplicates() == []
 
 
 async def test_a_worker_ends_without_redis(client: StreamsClient, fleet: Fleet, redis_server: RedisServer) -> None:
     """A worker that is told to end while Redis is away ends."""
-    worker = FleetWorker(redis_server.url, client, lease=1.0, drain=1.0)
+    worker = FleetWorker(redis_server.url, client, lease_seconds=1.0, shutdown_timeout=1.0)
     task = asyncio.create_task(worker.run())
     await until(working(fleet, 1))
 
@@ -225,8 +233,8 @@ async def silenced(
     """A worker with three starts under way, whose Redis takes commands and answers none any more."""
     monkeypatch.setattr("signalwire_streams.fleet._worker._ENDS_WITHIN", 0.3)
     monkeypatch.setattr("signalwire_streams.fleet._worker._LAST_WORDS", 0.3)
-    space.faults.add("hang", on="start", created=True)
-    worker = FleetWorker(redis_server.url, client, drain=0.1)
+    space.faults.add("hang", on="start", executed=True)
+    worker = FleetWorker(redis_server.url, client, shutdown_timeout=0.1)
     task = asyncio.create_task(worker.run())
     await fleet.submit(on_conferences(space.conference_sids[:3]))
 
@@ -276,7 +284,7 @@ async def test_redis_keeps_no_secrets(
         )
         for sid in space.conference_sids[:3]
     ]
-    run = await fleet.submit(requests, secrets_at_workers=True)
+    run = await fleet.submit(requests, redact_secrets=True)
     await all_results(fleet, run)
 
     kept = redis_server.kept
@@ -285,14 +293,14 @@ async def test_redis_keeps_no_secrets(
     assert b"hidden" not in kept
 
 
-@pytest.mark.parametrize("pacer", [None, LocalPacer(Pace(RateLimit()), Clock())])
+@pytest.mark.parametrize("pacer", [None, LocalRateLimiter(TokenBucket(RateLimit()), Clock())])
 async def test_a_worker_in_this_process_ends_by_cancelling(
-    space: SimulatedSpace, fleet: Fleet, hosts: Hosts, monkeypatch: pytest.MonkeyPatch, pacer: Pacer | None
+    space: SimulatedSpace, fleet: Fleet, hosts: Hosts, monkeypatch: pytest.MonkeyPatch, pacer: RateLimiter | None
 ) -> None:
     """`run_worker` can be cancelled, as any coroutine; also with a pacer of the caller's own."""
     for name, value in hosts.environment.items():
         monkeypatch.setenv(name, value)
-    task = asyncio.create_task(run_worker(fleet.url, pacer=pacer))
+    task = asyncio.create_task(run_worker(fleet.url, rate_limiter=pacer))
     run = await fleet.submit(on_conferences(space.conference_sids[:3]))
     await all_results(fleet, run)
 

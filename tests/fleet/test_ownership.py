@@ -7,10 +7,10 @@ from datetime import datetime
 
 import pytest
 
-from signalwire_streams import BulkState, Clock, InvalidRequestError
-from signalwire_streams._http.messages import Progress
+from signalwire_streams import BulkStatus, Clock, InvalidRequestError
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._results import BulkOutcome
-from signalwire_streams.errors import RunEndedError
+from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet._batches import Leases
 from signalwire_streams.fleet._ledger import Batch, BatchLedger, key_of
@@ -51,7 +51,7 @@ async def test_redis_keeps_a_run_for_a_week_by_default(
         await fleet._writer.idle()
         found = await lifetimes(fleet)
         forgotten_at = await connection_of(fleet).one(command("zscore", fleet._keys.runs, "nightly"))
-        began = datetime.fromisoformat((await fleet.status(run)).began).timestamp()
+        began = datetime.fromisoformat((await fleet.status(run)).started_at).timestamp()
 
     kept = {name: found[name] for name in ("nightly", "marks", "outcomes", "undone")}
     assert kept == pytest.approx(dict.fromkeys(kept, expected), abs=60)
@@ -63,7 +63,7 @@ async def test_redis_keeps_a_run_for_a_week_by_default(
 async def test_marks_expire_before_a_start_has_an_outcome(space: SimulatedSpace, fleet: Fleet) -> None:
     """A mark that a worker sets before it sends a start expires even if the worker dies at once."""
     run, ledger = await _ledger_of(space, fleet)
-    key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+    key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
     await ledger.intend(key, progress, ledger.known(key, progress))
 
     assert 0 < (await lifetimes(fleet))["marks"] <= 60
@@ -101,7 +101,7 @@ async def test_worker_facts_expire_after_a_lease(fleet: Fleet, workers: Workers)
     worker = workers(name="one")
     await until(fleet.workers)
 
-    assert worker.lease == LEASE
+    assert worker.lease_seconds == LEASE
     assert 0 < await connection_of(fleet).one(command("ttl", fleet._keys.worker("one"))) <= LEASE
 
 
@@ -127,7 +127,7 @@ async def _ledger_of(space: SimulatedSpace, fleet: Fleet) -> tuple[str, BatchLed
 async def test_a_replaced_owner_does_not_release_the_mark_of_its_successor(space: SimulatedSpace, fleet: Fleet) -> None:
     """A start that another worker may have sent meanwhile is not marked as waiting by the worker that lost it."""
     run, ledger = await _ledger_of(space, fleet)
-    key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+    key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
 
     async def send() -> None:
         await ledger.intend(key, progress, ledger.known(key, progress))
@@ -139,7 +139,9 @@ async def test_a_replaced_owner_does_not_release_the_mark_of_its_successor(space
     ledger.hand_back()
     with pytest.raises(asyncio.CancelledError):
         await sending
-    ledger.note(progress, BulkOutcome(index=0, item=None, state=BulkState.NOT_ATTEMPTED, error=RunEndedError("cut")))
+    ledger.note(
+        progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=RunCancelledError("cut"))
+    )
     assert not await ledger.written()
 
     assert await connection_of(fleet).one(command("hget", ledger.batch.marks, "0")) == b"i:new"
@@ -150,12 +152,12 @@ async def test_a_step_that_is_repeated_counts_once(space: SimulatedSpace, fleet:
     """A mark or an outcome that is written again because its answer was lost changes no count and adds no outcome."""
     run, ledger = await _ledger_of(space, fleet)
     for repetition in range(2):
-        key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+        key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
         if repetition:
             ledger.expect([(0, on_conferences(space.conference_sids)[0])])
         await ledger.intend(key, progress, ledger.known(key, progress))
         assert (await fleet.status(run)).counts == {"intended": 1, "waiting": 2}
-    outcome = BulkOutcome(index=0, item=None, state=BulkState.STARTED, attempts=2)
+    outcome = BulkOutcome(index=0, item=None, status=BulkStatus.STARTED, attempts=2)
     for _ in range(2):
         ledger._settle(0, outcome)
         await ledger.written()
@@ -171,11 +173,11 @@ async def test_nothing_is_written_about_a_run_that_redis_has_forgotten(space: Si
     run, ledger = await _ledger_of(space, fleet)
     connection = connection_of(fleet)
     await connection.one(command("delete", fleet._keys.run(run)))
-    key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+    key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
 
-    with pytest.raises(RunEndedError, match="ended before its turn"):
+    with pytest.raises(RunCancelledError, match="ended before its turn"):
         await ledger.intend(key, progress, ledger.known(key, progress))
-    ledger._settle(0, BulkOutcome(index=0, item=None, state=BulkState.STARTED))
+    ledger._settle(0, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED))
     ledger._release(0)
     await ledger.written()
 
@@ -206,7 +208,7 @@ async def test_a_failed_resume_keeps_the_name_that_another_resume_took(
     facts = fleet._keys.run(run)
 
     async def refused(self: Submission, requests: object) -> None:
-        assert (await fleet.status(run)).resumed == "mine"
+        assert (await fleet.status(run)).resumed_as == "mine"
         await connection_of(fleet).one(command("hset", facts, "resumed", "theirs"))
         raise InvalidRequestError("that name is taken")
 
@@ -214,7 +216,7 @@ async def test_a_failed_resume_keeps_the_name_that_another_resume_took(
     with pytest.raises(InvalidRequestError, match="that name is taken"):
         await fleet.resume(run, name="mine")
 
-    assert (await fleet.status(run)).resumed == "theirs"
+    assert (await fleet.status(run)).resumed_as == "theirs"
 
 
 @pytest.mark.parametrize("state", ["resumed", "stopping"])
@@ -244,7 +246,7 @@ async def test_cancelling_twice_keeps_the_first_reason(space: SimulatedSpace, fl
 
     status = await fleet.cancel(run)
 
-    assert (status.ended, status.why) == ("cancelled", "the first reason")
+    assert (status.cancelled, status.cancel_reason) == ("cancelled", "the first reason")
     assert status.counts == {"not_attempted": 3}
 
 

@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError as WrongPassword, ConnectionErr
 from signalwire_streams import (
     ApiError,
     BulkOutcome,
-    BulkState,
+    BulkStatus,
     CallStream,
     ClientStateError,
     ConferenceStream,
@@ -26,7 +26,7 @@ from signalwire_streams import (
     RateLimitedError,
     StartCallStream,
     StartConferenceStream,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsError,
     TransportError,
     fleet as fleet_room,
@@ -57,7 +57,10 @@ CALL = StartCallStream(call_sid="a", url=URL, unnamed=True, status_callback="htt
 
 def test_requests_are_kept_as_they_are() -> None:
     """What is not secret of a request comes back from Redis as it was."""
-    starts = [Planned(PlannedRequest.of(CONFERENCE)), Planned(PlannedRequest.of(CALL), may_run=True)]
+    starts = [
+        Planned(PlannedRequest.from_request(CONFERENCE)),
+        Planned(PlannedRequest.from_request(CALL), may_run=True),
+    ]
     assert read_batch(write_batch(starts)) == starts
 
 
@@ -66,7 +69,7 @@ def test_requests_are_kept_as_they_are() -> None:
     [
         None,
         TransportError("lost", sent="no", attempts=3, phase=Phase.CONNECTING),
-        StreamOutcomeUnknown("may run", sent="maybe", target="c", name="n", phase=Phase.ANSWERED, accepted=True),
+        StreamOutcomeUnknownError("may run", sent="maybe", target="c", name="n", phase=Phase.ANSWERED, accepted=True),
         RateLimitedError("busy", status=429, code=20429, errors=("one", "two"), retry_after=1.5),
         ApiError("odd", status=418, request_id="r"),
     ],
@@ -77,18 +80,18 @@ def test_outcomes_are_kept_as_they_are(error: StreamsError | None) -> None:
     outcome = BulkOutcome(
         index=7,
         item=CONFERENCE,
-        state=BulkState.UNKNOWN if error else BulkState.STARTED,
+        status=BulkStatus.UNKNOWN if error else BulkStatus.STARTED,
         stream=None if error else stream,
         error=error,
         attempts=3,
-        seconds=0.25,
+        duration=0.25,
     )
 
     index, facts = read_index(write_outcome(outcome))
     read = read_outcome(facts, CONFERENCE)
 
     assert index == 7
-    assert (read.state, read.stream, read.attempts, read.seconds) == (outcome.state, outcome.stream, 3, 0.25)
+    assert (read.status, read.stream, read.attempts, read.duration) == (outcome.status, outcome.stream, 3, 0.25)
     assert type(read.error) is type(error)
     if error is not None:
         assert vars(read.error) == vars(error)
@@ -97,7 +100,7 @@ def test_outcomes_are_kept_as_they_are(error: StreamsError | None) -> None:
 def test_an_error_of_a_newer_worker() -> None:
     """An error that this version does not know is told by its message."""
     text = write_outcome(
-        BulkOutcome(index=0, item=CALL, state=BulkState.REJECTED, error=StreamsError("new", attempts=2))
+        BulkOutcome(index=0, item=CALL, status=BulkStatus.REJECTED, error=StreamsError("new", attempts=2))
     )
     facts = json.loads(text)
     facts["error"] |= {"class": "NewerError", "unheard": "of"}
@@ -113,11 +116,11 @@ def test_marks_tell_what_may_run() -> None:
     started = BulkOutcome(
         index=0,
         item=CONFERENCE,
-        state=BulkState.STARTED,
+        status=BulkStatus.STARTED,
         stream=ConferenceStream(conference_sid="c", sid="s:1", name="n", ambiguous=True),
     )
-    unknown = BulkOutcome(index=0, item=CALL, state=BulkState.UNKNOWN)
-    rejected = BulkOutcome(index=0, item=CALL, state=BulkState.REJECTED)
+    unknown = BulkOutcome(index=0, item=CALL, status=BulkStatus.UNKNOWN)
+    rejected = BulkOutcome(index=0, item=CALL, status=BulkStatus.REJECTED)
 
     assert Mark(settled(started)).stream_of(CONFERENCE) == started.stream
     assert Mark(settled(unknown)).stream_of(CALL) == CallStream(call_sid="a")
@@ -302,10 +305,10 @@ async def test_a_queue_that_takes_only_a_part(
         monkeypatch.setattr(fleet._docket, "add_many", broken)
         with pytest.raises(FleetError, match=words):
             await fleet.submit(requests, name="nightly")
-        assert not (await fleet.status("nightly")).queued
+        assert not (await fleet.status("nightly")).fully_submitted
     monkeypatch.undo()
     await fleet.submit(requests, name="nightly")
-    assert (await fleet.status("nightly")).queued
+    assert (await fleet.status("nightly")).fully_submitted
 
 
 def test_what_is_missing_is_said_in_one_sentence() -> None:

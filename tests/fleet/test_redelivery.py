@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from signalwire_streams import BulkState, RetryPolicy, StartConferenceStream, StreamOutcomeUnknown, StreamsClient
-from signalwire_streams._http.messages import Progress
+from signalwire_streams import BulkStatus, RetryPolicy, StartConferenceStream, StreamOutcomeUnknownError, StreamsClient
+from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._results import BulkOutcome
-from signalwire_streams.errors import RunEndedError
+from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet, FleetWorker
 from signalwire_streams.fleet._batches import Lease, Leases
 from signalwire_streams.fleet._ledger import Batch, BatchLedger, Mark, key_of
@@ -38,13 +38,13 @@ async def test_what_may_run_is_sent_again_under_its_name(space: SimulatedSpace, 
     workers()
     outcomes = await all_results(fleet, run)
 
-    assert [outcome.state for outcome in outcomes] == [
-        BulkState.ALREADY_STARTED,
-        BulkState.STARTED,
-        BulkState.STARTED,
+    assert [outcome.status for outcome in outcomes] == [
+        BulkStatus.ALREADY_STARTED,
+        BulkStatus.STARTED,
+        BulkStatus.STARTED,
     ]
     assert [outcome.stream.ambiguous for outcome in outcomes if outcome.stream] == [True, True, False]
-    assert len(space.streams.alive()) == 3
+    assert len(space.streams.active()) == 3
     assert (await fleet.status(run)).counts == {"already_started": 1, "started": 2}
 
 
@@ -57,10 +57,10 @@ async def test_what_can_not_be_told_is_not_sent_again(space: SimulatedSpace, fle
     workers()
     outcomes = await all_results(fleet, run)
 
-    states = [BulkState.STARTED, BulkState.UNKNOWN, BulkState.STARTED] * 2
-    assert [outcome.state for outcome in outcomes] == states
-    assert isinstance(outcomes[1].error, StreamOutcomeUnknown)
-    assert isinstance(outcomes[4].error, StreamOutcomeUnknown)
+    states = [BulkStatus.STARTED, BulkStatus.UNKNOWN, BulkStatus.STARTED] * 2
+    assert [outcome.status for outcome in outcomes] == states
+    assert isinstance(outcomes[1].error, StreamOutcomeUnknownError)
+    assert isinstance(outcomes[4].error, StreamOutcomeUnknownError)
     assert len(space.streams) == 4
 
 
@@ -74,7 +74,7 @@ async def test_a_call_is_sent_again_where_the_policy_says_so(
     workers(client_for(space, retry=RetryPolicy(resend_call_starts=True)))
     outcomes = await all_results(fleet, run)
 
-    assert [outcome.state for outcome in outcomes] == [BulkState.STARTED] * 3
+    assert [outcome.status for outcome in outcomes] == [BulkStatus.STARTED] * 3
     assert len(space.streams) == 3
 
 
@@ -103,10 +103,10 @@ async def test_a_cancelled_run_says_what_may_run(space: SimulatedSpace, fleet: F
     workers()
     outcomes = await all_results(fleet, run)
 
-    assert report.counts == {BulkState.STOPPED: 1}
-    states = [BulkState.UNKNOWN, BulkState.NOT_ATTEMPTED, BulkState.NOT_ATTEMPTED]
-    assert [outcome.state for outcome in outcomes] == states
-    assert space.streams.alive() == []
+    assert report.counts == {BulkStatus.STOPPED: 1}
+    states = [BulkStatus.UNKNOWN, BulkStatus.NOT_ATTEMPTED, BulkStatus.NOT_ATTEMPTED]
+    assert [outcome.status for outcome in outcomes] == states
+    assert space.streams.active() == []
     assert len(space.streams) == 1
 
 
@@ -115,15 +115,15 @@ async def test_stopping_waits_for_what_is_under_way(
 ) -> None:
     """What a worker has sent when the run is stopped is stopped as well, once its answer is there."""
     monkeypatch.setattr("signalwire_streams.fleet._fleet._LOOKS_AGAIN", 0.02)
-    space.faults.add("latency", on="start", seconds=0.2, created=True)
+    space.faults.add("latency", on="start", seconds=0.2, executed=True)
     workers()
     run = await fleet.submit(on_conferences(space.conference_sids))
     await until(lambda: _is_intended(fleet, run, 3))
 
     report = await fleet.stop_streams(run, workers.client).report()
 
-    assert report.counts == {BulkState.STOPPED: 3}
-    assert space.streams.alive() == []
+    assert report.counts == {BulkStatus.STOPPED: 3}
+    assert space.streams.active() == []
 
 
 async def _is_intended(fleet: Fleet, run: str, count: int) -> bool:
@@ -133,13 +133,13 @@ async def _is_intended(fleet: Fleet, run: str, count: int) -> bool:
 async def test_secrets_that_the_next_worker_lacks(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     """What may run is not said to be refused by a worker that has no secrets for it."""
     requests = on_conferences(space.conference_sids, parameters={"key": "hidden"})
-    run = await fleet.submit(requests, secrets_at_workers=True)
+    run = await fleet.submit(requests, redact_secrets=True)
     await set_marks(fleet, run, {0: DEAD})
 
     workers()
     outcomes = await all_results(fleet, run)
 
-    assert [outcome.state for outcome in outcomes] == [BulkState.UNKNOWN, BulkState.REJECTED, BulkState.REJECTED]
+    assert [outcome.status for outcome in outcomes] == [BulkStatus.UNKNOWN, BulkStatus.REJECTED, BulkStatus.REJECTED]
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ async def test_a_batch_in_hand_is_waited_for(
     lease = (await keys_of(fleet, run)).lease(0)
     await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
 
-    workers(lease=4.0)
+    workers(lease_seconds=4.0)
     await until(lambda: _holds(len(asked) > 1))
     assert space.requests.count("start-conference-stream") == 0
     await connection_of(fleet).one(command("delete", lease))
@@ -180,7 +180,7 @@ async def test_a_worker_that_ends_does_not_wait_for_a_batch(
     run = await fleet.submit(on_conferences(space.conference_sids))
     lease = (await keys_of(fleet, run)).lease(0)
     await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
-    worker = workers(lease=4.0)
+    worker = workers(lease_seconds=4.0)
     await until(lambda: _holds(bool(asked)))
 
     await workers.end(worker)
@@ -193,7 +193,7 @@ async def test_a_worker_that_ends_does_not_wait_for_a_batch(
 
 async def test_what_is_in_hand_is_finished_at_the_end(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     """A worker that is told to end finishes what it has in hand, and takes nothing new."""
-    space.faults.add("latency", on="start", seconds=0.2, created=True)
+    space.faults.add("latency", on="start", seconds=0.2, executed=True)
     worker = workers()
     run = await fleet.submit(on_conferences(space.conference_sids))
     await until(lambda: _is_intended(fleet, run, 3))
@@ -210,8 +210,8 @@ async def test_what_takes_too_long_is_handed_back(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, how: str
 ) -> None:
     """A worker that may not wait hands back what it has in hand, at once; the next one doubles and loses nothing."""
-    space.faults.add("hang", on="start", created=True, times=3)
-    worker = workers(drain=0.1 if how == "drain" else 60)
+    space.faults.add("hang", on="start", executed=True, times=3)
+    worker = workers(shutdown_timeout=0.1 if how == "drain" else 60)
     requests = on_conferences(space.conference_sids)
     run = await fleet.submit(requests)
     await until(lambda: _are_streams(space, 3))
@@ -230,8 +230,8 @@ async def test_what_takes_too_long_is_handed_back(
     workers()
 
     outcomes = await all_results(fleet, run)
-    assert [outcome.state for outcome in outcomes] == [BulkState.ALREADY_STARTED] * 3
-    assert len(space.streams.alive()) == 3
+    assert [outcome.status for outcome in outcomes] == [BulkStatus.ALREADY_STARTED] * 3
+    assert len(space.streams.active()) == 3
 
 
 async def test_a_worker_ends_before_redis_answers(
@@ -271,13 +271,13 @@ class TestAnOwnerThatWasReplaced:
 
     async def test_sends_nothing(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
         """A mark that is another's now keeps its start from being sent, and from having an outcome."""
-        key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+        key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
         entry = ledger.known(key, progress)
         await set_marks(fleet, ledger.run, {0: "i:new"})
 
-        with pytest.raises(RunEndedError, match="another worker") as caught:
+        with pytest.raises(RunCancelledError, match="another worker") as caught:
             await ledger.intend(key, progress, entry)
-        ledger.note(progress, BulkOutcome(index=0, item=None, state=BulkState.NOT_ATTEMPTED, error=caught.value))
+        ledger.note(progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=caught.value))
         await ledger.written()
 
         assert ledger.lost == {0}
@@ -285,11 +285,11 @@ class TestAnOwnerThatWasReplaced:
 
     async def test_settles_nothing(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
         """An answer that comes after another worker took over is not written."""
-        key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+        key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
         await ledger.intend(key, progress, ledger.known(key, progress))
         await connection_of(fleet).one(command("hset", ledger.batch.marks, "0", "i:new"))
 
-        ledger.note(progress, BulkOutcome(index=0, item=None, state=BulkState.STARTED))
+        ledger.note(progress, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED))
         await ledger.written()
 
         assert (await fleet.status(ledger.run)).counts == {"intended": 1, "waiting": 2}
@@ -300,12 +300,12 @@ class TestAnOwnerThatWasReplaced:
         """A run that is cancelled when a batch is about to be sent keeps it from being sent."""
         requests = dict(enumerate(on_conferences(space.conference_sids)))
         await connection_of(fleet).one(script(END, (fleet._keys.run(ledger.run),), "cancelled", "it was cancelled"))
-        key, progress = key_of(requests[0]), Progress()
+        key, progress = key_of(requests[0]), CallState()
         entry = ledger.known(key, progress)
 
-        with pytest.raises(RunEndedError, match="ended before its turn") as caught:
+        with pytest.raises(RunCancelledError, match="ended before its turn") as caught:
             await ledger.intend(key, progress, entry)
-        ledger.note(progress, BulkOutcome(index=0, item=None, state=BulkState.NOT_ATTEMPTED, error=caught.value))
+        ledger.note(progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=caught.value))
         ledger.settle_rest(requests)
         await ledger.written()
 
@@ -315,7 +315,7 @@ class TestAnOwnerThatWasReplaced:
         self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger
     ) -> None:
         """A mark that was set when the run was ended, and whose answer was lost, is found when it is set again."""
-        key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+        key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
         await set_marks(fleet, ledger.run, {0: "i:old"})
         await connection_of(fleet).one(script(END, (fleet._keys.run(ledger.run),), "cancelled", "it was cancelled"))
 
@@ -324,7 +324,7 @@ class TestAnOwnerThatWasReplaced:
 
     async def test_hands_back_what_was_not_sent(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
         """What was cut before it was sent is as good as new."""
-        key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress()
+        key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
 
         async def cut() -> None:
             await ledger.intend(key, progress, ledger.known(key, progress))
@@ -336,16 +336,16 @@ class TestAnOwnerThatWasReplaced:
         with pytest.raises(asyncio.CancelledError):
             await task
         ledger.note(
-            progress, BulkOutcome(index=0, item=None, state=BulkState.NOT_ATTEMPTED, error=RunEndedError("cut"))
+            progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=RunCancelledError("cut"))
         )
         await ledger.written()
 
         assert (await fleet.status(ledger.run)).counts == {"waiting": 3}
-        other, later = key_of(on_conferences(space.conference_sids)[1]), Progress()
+        other, later = key_of(on_conferences(space.conference_sids)[1]), CallState()
         entry = ledger.known(other, later)
-        with pytest.raises(RunEndedError, match="left to others") as caught:
+        with pytest.raises(RunCancelledError, match="left to others") as caught:
             await ledger.intend(other, later, entry)
-        ledger.note(later, BulkOutcome(index=1, item=None, state=BulkState.NOT_ATTEMPTED, error=caught.value))
+        ledger.note(later, BulkOutcome(index=1, item=None, status=BulkStatus.NOT_ATTEMPTED, error=caught.value))
         await ledger.written()
         assert (await fleet.status(ledger.run)).counts == {"waiting": 3}
 
@@ -353,11 +353,11 @@ class TestAnOwnerThatWasReplaced:
         """A start that may have been sent before does not end as one that was not."""
         ledger.marks = {0: Mark(DEAD)}
         await set_marks(fleet, ledger.run, {0: DEAD})
-        key, progress = key_of(on_conferences(space.conference_sids)[0]), Progress(may_be_done=True)
+        key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState(may_have_succeeded=True)
         await ledger.intend(key, progress, ledger.known(key, progress))
 
         ledger.note(
-            progress, BulkOutcome(index=0, item=None, state=BulkState.NOT_ATTEMPTED, error=RunEndedError("ended"))
+            progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=RunCancelledError("ended"))
         )
         await ledger.written()
 

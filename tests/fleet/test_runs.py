@@ -11,27 +11,27 @@ from attrs import evolve
 
 from signalwire_streams import (
     AuthenticationError,
-    BulkState,
+    BulkStatus,
     ClientStateError,
     Clock,
     ConferenceStream,
     FleetError,
     InvalidRequestError,
-    Lane,
     NotFoundError,
     PlannedRequest,
+    Priority,
     RateLimit,
-    RunEndedError,
+    RunCancelledError,
     StartCallStream,
     StartConferenceStream,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
 )
-from signalwire_streams.fleet import Fleet, FleetWorker, stopped_by_signals
+from signalwire_streams.fleet import Fleet, FleetWorker, stop_on_signals
 from signalwire_streams.fleet._batches import Leases
 from signalwire_streams.fleet._redis import command
 from signalwire_streams.fleet._submission import Submission
-from signalwire_streams.middleware._rate_limit import LocalPacer, Pace
+from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
@@ -51,13 +51,13 @@ async def test_every_start_is_made_once(space: SimulatedSpace, fleet: Fleet, wor
     outcomes = await all_results(fleet, run)
 
     assert run == "nightly"
-    assert [outcome.state for outcome in outcomes] == [BulkState.STARTED] * 6
+    assert [outcome.status for outcome in outcomes] == [BulkStatus.STARTED] * 6
     assert [outcome.item.target for outcome in outcomes] == [request.target for request in requests]
     assert [outcome.stream.name for outcome in outcomes if outcome.stream] == [
         f"sws-nightly-{request.target}" for request in requests
     ]
     assert {stream.sid for stream in space.streams} == {outcome.stream.sid for outcome in outcomes if outcome.stream}
-    assert all(outcome.attempts == 1 and outcome.seconds >= 0 for outcome in outcomes)
+    assert all(outcome.attempts == 1 and outcome.duration >= 0 for outcome in outcomes)
 
 
 async def test_results_can_be_asked_again_elsewhere(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
@@ -72,9 +72,9 @@ async def test_results_can_be_asked_again_elsewhere(space: SimulatedSpace, fleet
 
     assert second == first
     assert status.counts == {"started": 3}
-    assert status.over
-    assert status.queued
-    assert (status.planned, status.attempts, status.errors, status.ended) == (3, 3, {}, None)
+    assert status.is_finished
+    assert status.fully_submitted
+    assert (status.planned, status.attempts, status.errors, status.cancelled) == (3, 3, {}, None)
 
 
 async def test_results_come_while_the_run_goes_on(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
@@ -100,7 +100,7 @@ async def test_more_than_one_batch_of_any_kind_of_input(fleet: Fleet, workers: W
 
     outcomes = await all_results(fleet, run)
     assert [outcome.item.name for outcome in outcomes] == [f"s{number}" for number in range(60)]
-    assert len(space.streams.alive()) == 60
+    assert len(space.streams.active()) == 60
 
 
 async def test_plans_of_long_runs_are_not_all_kept(
@@ -138,13 +138,13 @@ async def test_a_submit_that_was_killed_is_completed_by_the_next(
     requests = on_conferences(space.conference_sids)
     await fleet.submit(requests, name="nightly")
     await connection_of(fleet).one(command("hdel", fleet._keys.run("nightly"), "queued"))
-    assert not (await fleet.status("nightly")).queued
+    assert not (await fleet.status("nightly")).fully_submitted
 
     await fleet.submit(requests, name="nightly")
     workers()
 
     assert len(await all_results(fleet, "nightly")) == 3
-    assert (await fleet.status("nightly")).queued
+    assert (await fleet.status("nightly")).fully_submitted
     assert len(space.streams) == 3
 
 
@@ -183,7 +183,7 @@ async def test_a_refusal_is_told_as_it_was(fleet: Fleet, workers: Workers) -> No
 
     [outcome] = await all_results(fleet, run)
 
-    assert outcome.state is BulkState.REJECTED
+    assert outcome.status is BulkStatus.REJECTED
     assert isinstance(outcome.error, NotFoundError)
     assert outcome.error.status == 404
     assert (await fleet.status(run)).errors == {"NotFoundError 20404": 1}
@@ -211,7 +211,7 @@ async def test_a_submit_whose_answer_is_lost_loses_no_start(
     run = await fleet.submit(requests, name="nightly")
     workers()
 
-    assert {outcome.state for outcome in await all_results(fleet, run)} == {BulkState.STARTED}
+    assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
     assert len(space.streams) == 3
 
 
@@ -223,7 +223,7 @@ async def test_a_wrong_token_leaves_a_doubtful_start_doubtful(
     await set_marks(fleet, run, {0: "i:dead"})
     async with StreamsClient(base_url=space.base_url, project=space.project, token="wrong") as stranger:
         refused = workers(stranger)
-        with pytest.raises(StreamOutcomeUnknown, match="401"):
+        with pytest.raises(StreamOutcomeUnknownError, match="401"):
             await workers.running.pop(refused)
     assert (await fleet.status(run)).counts == {"intended": 1}
 
@@ -242,7 +242,7 @@ async def test_a_wrong_token_ends_its_worker_and_no_run(space: SimulatedSpace, f
 
     workers()
     outcomes = await all_results(fleet, run)
-    assert {outcome.state for outcome in outcomes} == {BulkState.STARTED}
+    assert {outcome.status for outcome in outcomes} == {BulkStatus.STARTED}
     assert len(space.streams) == 100
 
 
@@ -252,15 +252,15 @@ async def test_a_cancelled_run_ends_without_workers(space: SimulatedSpace, fleet
 
     status = await fleet.cancel(run)
     assert status.counts == {"not_attempted": 3}
-    assert status.over
+    assert status.is_finished
     assert (await fleet.cancel(run)).counts == {"not_attempted": 3}
 
     workers()
     other = await fleet.submit(on_calls(space.call_sids))
     await all_results(fleet, other)
     outcomes = await all_results(fleet, run)
-    assert [outcome.state for outcome in outcomes] == [BulkState.NOT_ATTEMPTED] * 3
-    assert all(isinstance(outcome.error, RunEndedError) for outcome in outcomes)
+    assert [outcome.status for outcome in outcomes] == [BulkStatus.NOT_ATTEMPTED] * 3
+    assert all(isinstance(outcome.error, RunCancelledError) for outcome in outcomes)
     assert len(space.streams) == 3
 
 
@@ -287,10 +287,10 @@ async def test_what_a_run_started_is_stopped(
     report = await fleet.stop_streams(run, client).report()
     again = await fleet.stop_streams(run, client).report()
 
-    assert report.counts == {BulkState.STOPPED: 6}
+    assert report.counts == {BulkStatus.STOPPED: 6}
     assert again.total == 0
-    assert space.streams.alive() == []
-    assert (await fleet.status(run)).undone == 6
+    assert space.streams.active() == []
+    assert (await fleet.status(run)).rolled_back == 6
 
 
 async def test_a_stream_that_could_not_be_stopped_is_tried_again(
@@ -305,8 +305,8 @@ async def test_a_stream_that_could_not_be_stopped_is_tried_again(
     first = await fleet.stop_streams(run, client, concurrency=1).report()
     second = await fleet.stop_streams(run, client).report()
 
-    assert first.counts == {BulkState.STOPPED: 2, BulkState.REJECTED: 1}
-    assert second.counts == {BulkState.STOPPED: 1}
+    assert first.counts == {BulkStatus.STOPPED: 2, BulkStatus.REJECTED: 1}
+    assert second.counts == {BulkStatus.STOPPED: 1}
 
 
 async def test_a_client_of_another_project_stops_nothing(space: SimulatedSpace, fleet: Fleet) -> None:
@@ -326,7 +326,7 @@ class TestSecrets:
             {"authorization_bearer_token": "hidden"},
             {"status_callback": "https://example.com/?key=hidden"},
         ):
-            with pytest.raises(InvalidRequestError, match="secrets_at_workers=True") as caught:
+            with pytest.raises(InvalidRequestError, match="redact_secrets=True") as caught:
                 await fleet.submit(on_conferences(["c"], **fields))
             assert "hidden" not in str(caught.value)
 
@@ -341,10 +341,10 @@ class TestSecrets:
 
         workers(secrets=secrets)
         requests = on_conferences(space.conference_sids, parameters={"key": "hidden"})
-        run = await fleet.submit(requests, secrets_at_workers=True)
+        run = await fleet.submit(requests, redact_secrets=True)
 
         outcomes = await all_results(fleet, run)
-        assert [outcome.state for outcome in outcomes] == [BulkState.STARTED] * 3
+        assert [outcome.status for outcome in outcomes] == [BulkStatus.STARTED] * 3
         assert [outcome.item.parameters for outcome in outcomes] == [{}] * 3
         assert [stream.parameters for stream in space.streams] == [{"key": "hidden"}] * 3
 
@@ -352,32 +352,32 @@ class TestSecrets:
         """A worker without them refuses those starts, and makes the others."""
         workers()
         requests = on_conferences(space.conference_sids[:1], parameters={"key": "hidden"})
-        run = await fleet.submit([*requests, *on_calls(space.call_sids[:1])], secrets_at_workers=True)
+        run = await fleet.submit([*requests, *on_calls(space.call_sids[:1])], redact_secrets=True)
 
         first, second = await all_results(fleet, run)
-        assert first.state is BulkState.REJECTED
+        assert first.status is BulkStatus.REJECTED
         assert "give the workers secrets=" in str(first.error)
-        assert second.state is BulkState.STARTED
+        assert second.status is BulkStatus.STARTED
 
     async def test_of_another_request_are_refused(self, space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
         """What gives the secrets back may not change what is started."""
         workers(secrets=lambda _: StartConferenceStream(conference_sid="other", url=URL))
         requests = on_conferences(space.conference_sids[:1], parameters={"key": "hidden"})
-        run = await fleet.submit(requests, secrets_at_workers=True)
+        run = await fleet.submit(requests, redact_secrets=True)
 
         [outcome] = await all_results(fleet, run)
-        assert outcome.state is BulkState.REJECTED
+        assert outcome.status is BulkStatus.REJECTED
         assert "another request" in str(outcome.error)
 
 
 async def test_workers_are_told_of(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     """Who works can be asked, with the rate of the last seconds; who left is not told of, nor who vanished."""
-    first, second = workers(name="first", lease=1.0), workers(name="second", lease=1.0)
+    first, second = workers(name="first", lease_seconds=1.0), workers(name="second", lease_seconds=1.0)
     run = await fleet.submit(on_conferences(space.conference_sids))
     await all_results(fleet, run)
 
     async def has_told() -> bool:
-        return sum(worker.ended for worker in await fleet.workers()) == 3
+        return sum(worker.completed for worker in await fleet.workers()) == 3
 
     await until(has_told)
     status = await fleet.status(run)
@@ -425,30 +425,32 @@ async def test_a_plan_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fle
 async def test_what_only_waits_is_not_marked(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     """A start is marked when it has its turn, so that a worker that dies leaves no doubt about what only waited."""
 
-    class Held(LocalPacer):
+    class Held(LocalRateLimiter):
         """Gives leave for one start, and then for the others when it is told to."""
 
         waiting = 0
         opened = asyncio.Event()
 
-        async def acquire(self, lane: Lane, patience: float) -> float:
+        async def acquire(self, lane: Priority, patience: float) -> float:
             self.waiting += 1
             if self.waiting > 1:
                 await self.opened.wait()
             return 0.0
 
-    pacer = Held(Pace(RateLimit()), Clock())
-    async with StreamsClient(base_url=space.base_url, project=space.project, token=space.token, pacer=pacer) as client:
+    pacer = Held(TokenBucket(RateLimit()), Clock())
+    async with StreamsClient(
+        base_url=space.base_url, project=space.project, token=space.token, rate_limiter=pacer
+    ) as client:
         run = await fleet.submit(on_calls(space.call_sids))
         worker = workers(client)
 
         async def one_is_over() -> bool:
-            return pacer.waiting == 3 and (await fleet.status(run)).done == 1
+            return pacer.waiting == 3 and (await fleet.status(run)).completed == 1
 
         await until(one_is_over)
         assert (await fleet.status(run)).counts == {"started": 1, "waiting": 2}
         pacer.opened.set()
-        assert {outcome.state for outcome in await all_results(fleet, run)} == {BulkState.STARTED}
+        assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
         await workers.end(worker)
 
 
@@ -478,9 +480,9 @@ async def test_a_batch_that_fails_is_told(
             raise LookupError("no such secret yet")
         return evolve(planned.request, parameters={"key": "hidden"})
 
-    run = await fleet.submit(on_conferences(space.conference_sids, parameters={"key": "x"}), secrets_at_workers=True)
+    run = await fleet.submit(on_conferences(space.conference_sids, parameters={"key": "x"}), redact_secrets=True)
     workers(secrets=give)
-    assert {outcome.state for outcome in await all_results(fleet, run)} == {BulkState.STARTED}
+    assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
     assert f"batch 0 of {run} failed, and is tried again" in caplog.text
 
 
@@ -507,7 +509,7 @@ async def test_streams_that_can_not_be_named_can_not_be_stopped(
 
     report = await fleet.stop_streams(run, client).report()
 
-    assert report.counts == {BulkState.REJECTED: 2}
+    assert report.counts == {BulkStatus.REJECTED: 2}
     assert "neither sid nor name" in str(report.failures[0].error)
 
 
@@ -516,7 +518,7 @@ async def test_signals_where_there_are_none(client: StreamsClient, url: str) -> 
 
     async def work() -> None:
         worker = FleetWorker(url, client)
-        with stopped_by_signals(worker):
+        with stop_on_signals(worker):
             worker.stop()
 
     await asyncio.to_thread(asyncio.run, work())
@@ -526,7 +528,7 @@ async def test_signals_where_there_are_none(client: StreamsClient, url: str) -> 
 async def test_a_signal_stops_a_worker_and_is_reported(client: StreamsClient, url: str) -> None:
     worker = FleetWorker(url, client)
     heard: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    with stopped_by_signals(worker, heard.put_nowait):
+    with stop_on_signals(worker, heard.put_nowait):
         signal.raise_signal(signal.SIGTERM)
         assert await heard.get() is signal.SIGTERM
 
@@ -536,7 +538,7 @@ async def test_a_signal_stops_a_worker_and_is_reported(client: StreamsClient, ur
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 async def test_a_signal_stops_a_worker_without_a_report(client: StreamsClient, url: str) -> None:
     worker = FleetWorker(url, client)
-    with stopped_by_signals(worker):
+    with stop_on_signals(worker):
         signal.raise_signal(signal.SIGINT)
         await worker._stop.wait()
 
@@ -572,7 +574,7 @@ async def test_what_can_not_be_right_is_refused(space: SimulatedSpace, url: str)
             Fleet(wrong, space="example", project="p")
         assert "secret" not in str(caught.value)
     with pytest.raises(InvalidRequestError, match="keep"):
-        Fleet(url, space="example", project="p", keep=0)
+        Fleet(url, space="example", project="p", retention=0)
     async with StreamsClient(space="example", project="p", token="t") as client:
         for name in ("", "two\nlines", "\ud800"):
             with pytest.raises(InvalidRequestError, match="name must be a text"):
@@ -588,7 +590,7 @@ async def test_an_empty_run_is_over(fleet: Fleet) -> None:
     run = await fleet.submit([])
 
     assert await all_results(fleet, run) == []
-    assert (await fleet.status(run)).over
+    assert (await fleet.status(run)).is_finished
 
 
 async def test_a_broken_pacer_is_tried_again(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
@@ -606,7 +608,7 @@ async def test_a_broken_pacer_is_tried_again(space: SimulatedSpace, fleet: Fleet
         project=space.project,
         token=space.token,
         middlewares=[middleware],
-        clock=Clock.instant(),
+        clock=Clock.fake(),
     ) as client:
         workers(client)
         run = await fleet.submit(on_conferences(space.conference_sids))
@@ -614,4 +616,4 @@ async def test_a_broken_pacer_is_tried_again(space: SimulatedSpace, fleet: Fleet
         await workers.end_all()
 
     assert len(outcomes) == 3
-    assert len(space.streams.alive()) >= 2
+    assert len(space.streams.active()) >= 2

@@ -7,7 +7,7 @@ import pytest
 from attrs import define, evolve, field
 from redis.exceptions import ConnectionError as NotThere
 
-from signalwire_streams import BulkState, Clock, FleetError, StartConferenceStream
+from signalwire_streams import BulkStatus, Clock, FleetError, StartConferenceStream
 from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
 from signalwire_streams.fleet._redis import Connection, Keys, Step, Writer, command
 from signalwire_streams.simulator import SimulatedSpace
@@ -15,7 +15,9 @@ from signalwire_streams.simulator import SimulatedSpace
 from .conftest import Workers
 from .helpers import URL, all_results, connection_of, keys_of, on_conferences, until
 
-WORKER = WorkerStatus(name="w", host="h", pid=1, since="2026", in_hand=0, ended=0, rate=1.5, limit=None, draining=False)
+WORKER = WorkerStatus(
+    name="w", host="h", pid=1, started_at="2026", active_batches=0, completed=0, rate=1.5, limit=None, draining=False
+)
 
 
 async def test_a_run_that_was_only_submitted(space: SimulatedSpace, fleet: Fleet) -> None:
@@ -25,19 +27,25 @@ async def test_a_run_that_was_only_submitted(space: SimulatedSpace, fleet: Fleet
 
     assert status == FleetStatus(
         run="nightly",
-        began=status.began,
+        started_at=status.started_at,
         planned=3,
         counts={"waiting": 3},
         attempts=0,
         errors={},
-        ended=None,
-        why=None,
-        queued=True,
-        undone=0,
-        stopping=False,
-        resumed=None,
+        cancelled=None,
+        cancel_reason=None,
+        fully_submitted=True,
+        rolled_back=0,
+        is_rolling_back=False,
+        resumed_as=None,
     )
-    assert (status.done, status.unfinished, status.over, status.rate, status.limit) == (0, 0, False, 0, None)
+    assert (status.completed, status.unfinished, status.is_finished, status.rate, status.limit) == (
+        0,
+        0,
+        False,
+        0,
+        None,
+    )
 
 
 async def test_errors_are_listed_by_frequency_and_then_by_name(space: SimulatedSpace, fleet: Fleet) -> None:
@@ -50,7 +58,7 @@ async def test_errors_are_listed_by_frequency_and_then_by_name(space: SimulatedS
 
     assert list(status.errors.items()) == [("C", 2), ("A", 1), ("B", 1)]
     assert status.counts == {"rejected": 2, "unknown": 1}
-    assert (status.done, status.unfinished, status.over, status.undone) == (3, 1, True, 2)
+    assert (status.completed, status.unfinished, status.is_finished, status.rolled_back) == (3, 1, True, 2)
 
 
 def test_workers_are_summed_up() -> None:
@@ -58,21 +66,21 @@ def test_workers_are_summed_up() -> None:
     workers = (WORKER, evolve(WORKER, rate=2.0, limit=5.0), evolve(WORKER, limit=7.0))
     status = FleetStatus(
         run="r",
-        began="2026",
+        started_at="2026",
         planned=0,
         counts={},
         attempts=0,
         errors={},
-        ended=None,
-        why=None,
-        queued=True,
-        undone=0,
-        stopping=False,
-        resumed=None,
+        cancelled=None,
+        cancel_reason=None,
+        fully_submitted=True,
+        rolled_back=0,
+        is_rolling_back=False,
+        resumed_as=None,
         workers=workers,
     )
-    assert (status.rate, status.limit, status.over) == (5.0, 7.0, True)
-    assert WorkerStatus.of("w", {}) == evolve(WORKER, host="", pid=0, since="", rate=0.0)
+    assert (status.rate, status.limit, status.is_finished) == (5.0, 7.0, True)
+    assert WorkerStatus.of("w", {}) == evolve(WORKER, host="", pid=0, started_at="", rate=0.0)
 
 
 def test_key_names_are_the_same_in_every_version() -> None:
@@ -103,7 +111,7 @@ async def test_a_worker_finishes_a_batch_before_it_takes_the_next(fleet: Fleet, 
 
 
 async def _is_idle(fleet: Fleet) -> bool:
-    return [worker.in_hand for worker in await fleet.workers()] == [0]
+    return [worker.active_batches for worker in await fleet.workers()] == [0]
 
 
 async def test_a_batch_that_redis_has_forgotten_is_not_tried_again(
@@ -132,7 +140,7 @@ async def test_every_start_of_a_long_run_is_settled_and_read(fleet: Fleet) -> No
     assert status.counts == {"not_attempted": 1_030}
     assert [outcome.index for outcome in outcomes] == list(range(1_030))
     assert [outcome.item.target for outcome in outcomes] == [request.target for request in requests]
-    assert {outcome.state for outcome in outcomes} == {BulkState.NOT_ATTEMPTED}
+    assert {outcome.status for outcome in outcomes} == {BulkStatus.NOT_ATTEMPTED}
     assert [request.name for request in [outcome.item for outcome in outcomes]] == [
         f"sws-long-{request.target}" for request in requests
     ]

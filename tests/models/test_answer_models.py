@@ -9,16 +9,16 @@ from attrs.exceptions import FrozenInstanceError
 
 from signalwire_streams.errors import Phase
 from signalwire_streams.models import (
-    Action,
     Attempt,
+    AttemptResult,
     Call,
     CallStream,
     Conference,
     ConferenceStream,
-    Event,
-    Kind,
+    Operation,
     Page,
     Participant,
+    RetryDecision,
 )
 
 MODELS: dict[str, tuple[type[Any], str]] = {
@@ -106,20 +106,20 @@ def test_a_page_holds_items_and_its_neighbours() -> None:
 def test_an_attempt_reads_well() -> None:
     """What the telemetry hook hears of an attempt is told in words."""
     attempt = Attempt(
-        kind=Kind.CONFERENCE_START,
+        operation=Operation.CONFERENCE_START,
         target="c",
         name="room",
         number=1,
-        event=Event.BROKEN,
+        result=AttemptResult.NO_RESPONSE,
         phase=Phase.WAITING,
         sent="maybe",
         status=None,
         code=None,
-        queued=0.1,
+        queue_time=0.1,
         duration=0.5,
-        action=Action.RESEND,
-        wait=0.1,
+        decision=RetryDecision.RESEND,
+        next_delay=0.1,
     )
-    assert f"{attempt.kind}: {attempt.event}, {attempt.action}" == (
+    assert f"{attempt.operation}: {attempt.result}, {attempt.decision}" == (
         "named start on a conference: no answer came, send again under the same name"
     )

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._validation import check_count, check_deadline, check_handle, private_parts, public_url
+from signalwire_streams.models._validation import (
+    check_count,
+    check_deadline,
+    check_path_segment,
+    redact_url,
+    secrets_in,
+)
 
 
 @given(st.text())
@@ -17,7 +23,7 @@ from signalwire_streams.models._validation import check_count, check_deadline, c
 def test_any_text_is_one_path_segment_or_refused(text: str) -> None:
     """A sid that passes comes back from a URL's path as exactly one segment; any other is refused."""
     try:
-        handle = check_handle(text, "sid")
+        handle = check_path_segment(text, "sid")
     except InvalidRequestError as error:
         assert str(error).isprintable()  # noqa: PT017
         return
@@ -30,7 +36,7 @@ def test_any_text_is_one_path_segment_or_refused(text: str) -> None:
 @given(st.text(alphabet="ab.:@-_~!$&'()*+,;=é通", min_size=1).filter(lambda text: ".." not in text and text != "."))
 def test_plain_text_is_not_refused(text: str) -> None:
     """What holds none of the dangerous characters is taken as it is."""
-    assert check_handle(text, "sid") == text
+    assert check_path_segment(text, "sid") == text
 
 
 @pytest.mark.parametrize("seconds", [1, 0.001, 45.0, 86_400, 366 * 86_400, None])
@@ -90,7 +96,7 @@ def test_a_count_that_is_none_is_refused(count: object) -> None:
 )
 def test_the_public_part_of_a_url(url: str, shown: str) -> None:
     """Of a URL no query, no fragment and nothing up to the last @ is shown, since a password can hold anything."""
-    assert public_url(url) == shown
+    assert redact_url(url) == shown
 
 
 @pytest.mark.parametrize(
@@ -107,4 +113,4 @@ def test_the_public_part_of_a_url(url: str, shown: str) -> None:
 )
 def test_the_private_parts_of_a_url(url: str, parts: tuple[str, ...]) -> None:
     """A query, each value in it, the user with password, and the password alone are secrets."""
-    assert private_parts(url) == parts
+    assert secrets_in(url) == parts

@@ -65,5 +65,5 @@ async def test_codec_with_modifiers_is_sent_as_it_stands(
 async def test_planned_run_keeps_codec(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
     """A journal holds the text."""
     request = StartConferenceStream(conference_sid=space.conference_sids[0], url=URL, codec="L16@24000h@40i")
-    journal = client.plan_streams([request], journal=tmp_path / "run.db")
+    journal = client.create_journal([request], journal=tmp_path / "run.db")
     assert [planned.request.codec for planned in journal.requests()] == ["L16@24000h@40i"]

@@ -12,9 +12,9 @@ from signalwire_streams.models import (
     CallStatus,
     Codec,
     ConferenceStatus,
-    Kind,
-    Lane,
+    Operation,
     ParticipantStatus,
+    Priority,
     StreamStatus,
     Track,
 )
@@ -43,23 +43,23 @@ def test_the_words_are_the_vendors(vocabulary: type[StrEnum], words: list[str]) 
 @pytest.mark.parametrize(
     ("kind", "is_start"),
     [
-        (Kind.READ, False),
-        (Kind.STOP, False),
-        (Kind.STOP_BY_NAME, False),
-        (Kind.CONFERENCE_START, True),
-        (Kind.CALL_START, True),
-        (Kind.UNNAMED_START, True),
+        (Operation.READ, False),
+        (Operation.STOP, False),
+        (Operation.STOP_BY_NAME, False),
+        (Operation.CONFERENCE_START, True),
+        (Operation.CALL_START, True),
+        (Operation.UNNAMED_START, True),
     ],
 )
-def test_only_starts_can_be_doubled(kind: Kind, *, is_start: bool) -> None:
+def test_only_starts_can_be_doubled(kind: Operation, *, is_start: bool) -> None:
     """Reads and stops may be done twice; starts may not."""
     assert kind.is_start is is_start
-    assert kind.is_stop is (kind in {Kind.STOP, Kind.STOP_BY_NAME})
+    assert kind.is_stop is (kind in {Operation.STOP, Operation.STOP_BY_NAME})
 
 
 def test_who_goes_first() -> None:
     """Interactive requests go before bulk ones, and there is nothing else."""
-    assert list(Lane) == [Lane.INTERACTIVE, Lane.BULK]
+    assert list(Priority) == [Priority.INTERACTIVE, Priority.BULK]
 
 
 def test_everything_that_is_offered_is_there() -> None:

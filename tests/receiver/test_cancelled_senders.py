@@ -66,7 +66,7 @@ async def test_application_does_not_keep_a_connection_that_is_not_read(started: 
                 async for _ in session:
                     pass
 
-    receiver = MediaReceiver(handler, bearer_tokens=None, start_timeout=5.0, backlog=1_000_000, heartbeat=None)
+    receiver = MediaReceiver(handler, bearer_tokens=None, start_timeout=5.0, max_queue=1_000_000, heartbeat=None)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         transports.append(request.transport)
@@ -88,7 +88,7 @@ async def test_application_does_not_keep_a_connection_that_is_not_read(started: 
         with contextlib.suppress(ConnectionError):
             while True:
                 await loop.sock_sendall(peer, PING * 1000)
-        await until(lambda: not receiver.sessions and receiver.beginning == 0)
+        await until(lambda: not receiver.sessions and receiver.pending_sockets == 0)
     await runner.cleanup()
     assert transports[0] is not None
     assert transports[0].is_closing()
@@ -108,7 +108,7 @@ async def test_messages_before_the_start_are_limited(
 
 async def test_burst_leaves_turns_to_other_tasks(heard: Heard, serve: Any, dial: Any) -> None:
     """A long burst of small messages is read in several turns of the loop."""
-    receiver = MediaReceiver(heard, bearer_tokens=None, backlog=1000)
+    receiver = MediaReceiver(heard, bearer_tokens=None, max_queue=1000)
     peer = await dial(await serve(receiver))
     await peer.send_json(START)
     await until(lambda: bool(heard.sessions))

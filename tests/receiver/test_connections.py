@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from signalwire_streams import InvalidRequestError, JoinError
+from signalwire_streams import InvalidRequestError, OpenError
 from signalwire_streams.receiver import EndReason, MediaReceiver
 from signalwire_streams.receiver._server import StreamServer, default_max_pending
 
@@ -188,7 +188,7 @@ async def test_socket_without_a_start_counts_as_a_connection_without_a_stream(
     assert (await peers[0].receive()).type is aiohttp.WSMsgType.CLOSED
     await peers[1].send_json(START)
     await until(lambda: bool(heard.sessions))
-    await until(lambda: receiver.beginning == 1)
+    await until(lambda: receiver.pending_sockets == 1)
 
 
 async def test_burst_of_streams_is_not_cut_for_itself(heard: Heard, serve: Any, dial: Any) -> None:
@@ -305,7 +305,7 @@ async def test_resets_leave_nothing_behind(
         _, writer = await connect(url, sent)
         await asyncio.sleep(0)
         reset(writer)
-    await until(lambda: receiver.beginning == 0)
+    await until(lambda: receiver.pending_sockets == 0)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -347,7 +347,7 @@ async def test_client_that_leaves_before_the_upgrade_is_written(
     with pytest.raises(aiohttp.WSServerHandshakeError):
         async with aiohttp.ClientSession() as session:
             await session.ws_connect(url, headers={"Authorization": f"Bearer {joining.token}"})
-    with pytest.raises(JoinError, match="the connection broke"):
+    with pytest.raises(OpenError, match="the connection broke"):
         await joining.arrived
     assert not caplog.records
 
@@ -368,10 +368,10 @@ async def test_client_that_never_reads_does_not_hold_its_connection(
         with pytest.raises(ConnectionError):  # noqa: PT012  (the reset may come while the pings are sent, or after it)
             await loop.sock_sendall(peer, ping * 3000)
             await asyncio.sleep(20)  # on the idle clock, and longer than all limits together
-            assert receiver.beginning == 0
+            assert receiver.pending_sockets == 0
             while True:
                 await loop.sock_sendall(peer, ping)
-    await until(lambda: receiver.beginning == 0)
+    await until(lambda: receiver.pending_sockets == 0)
     assert heard.sessions == []
 
 

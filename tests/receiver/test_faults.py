@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import pytest
 from aiohttp import web
 
-from signalwire_streams import JoinError, StreamsClient
+from signalwire_streams import OpenError, StreamsClient
 from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver, StreamStarted, StreamStopped
 from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.simulator import SimulatedSpace, Tone
@@ -45,7 +45,7 @@ async def callbacks_served(receiver: CallbackReceiver) -> AsyncIterator[str]:
 async def space(trust: ssl.SSLContext) -> AsyncIterator[SimulatedSpace]:
     """A Space that speaks for a second, as fast as it is heard, and never waits."""
     async with SimulatedSpace(
-        conferences=1, audio=Tone(seconds=SECONDS), real_time=False, trust=trust, callbacks=True, sleep=at_once
+        conferences=1, audio=Tone(seconds=SECONDS), real_time=False, ssl_context=trust, callbacks=True, sleep=at_once
     ) as running:
         yield running
 
@@ -88,7 +88,7 @@ def one_stream(client: StreamsClient, conference: str, url: str, heard: Heard) -
 
 async def test_a_socket_that_drops_in_the_middle(space: SimulatedSpace, one_stream: Start) -> None:
     """The session ends as lost, with what came before."""
-    space.faults.add("socket-dropped", after=7)
+    space.faults.add("connection-dropped", after=7)
     session = await one_stream()
     assert session.end_reason is EndReason.LOST
     assert session.statistics.of("inbound").frames == 7
@@ -111,7 +111,7 @@ async def test_lost_frames(space: SimulatedSpace, one_stream: Start) -> None:
 
 
 async def test_doubled_frames(space: SimulatedSpace, one_stream: Start) -> None:
-    space.faults.add("frames-doubled", every=10)
+    space.faults.add("frames-duplicated", every=10)
     track = (await one_stream()).statistics.of("inbound")
     assert (track.frames, track.duplicates) == (55, 5)
     assert (track.missing, track.out_of_order) == (0, 0)
@@ -127,7 +127,7 @@ async def test_reordered_frames(space: SimulatedSpace, one_stream: Start) -> Non
 
 async def test_broken_base64(space: SimulatedSpace, one_stream: Start) -> None:
     """A frame that can't be read is counted as malformed, and its audio as missing; the others come."""
-    space.faults.add("frames-broken", every=10)
+    space.faults.add("frames-corrupted", every=10)
     session = await one_stream()
     track = session.statistics.of("inbound")
     assert (session.statistics.malformed, track.frames, track.missing) == (5, 45, 4)
@@ -136,7 +136,7 @@ async def test_broken_base64(space: SimulatedSpace, one_stream: Start) -> None:
 
 async def test_several_faults_of_one_stream(space: SimulatedSpace, one_stream: Start) -> None:
     """A stream runs into all the faults that apply to it."""
-    space.faults.add("frames-doubled", every=10)
+    space.faults.add("frames-duplicated", every=10)
     space.faults.add("frames-in-bursts", frames=8)
     space.faults.add("no-stop")
     session = await one_stream()
@@ -146,7 +146,7 @@ async def test_several_faults_of_one_stream(space: SimulatedSpace, one_stream: S
 
 async def test_bursts(trust: ssl.SSLContext, client_for: Any, url: str, heard: Heard) -> None:
     """Frames that are held back arrive late, and nothing is lost."""
-    async with SimulatedSpace(conferences=1, audio=Tone(seconds=0.4), trust=trust) as space:
+    async with SimulatedSpace(conferences=1, audio=Tone(seconds=0.4), ssl_context=trust) as space:
         space.faults.add("frames-in-bursts", frames=10)
         await client_for(space).conferences.start_stream(
             space.conference_sids[0], url=url, authorization_bearer_token="t", track="inbound_track"
@@ -155,7 +155,7 @@ async def test_bursts(trust: ssl.SSLContext, client_for: Any, url: str, heard: H
     track = session.statistics.of("inbound")
     assert (track.frames, track.missing) == (20, 0)
     # The first of ten frames is 180 ms older than the last, which sets the measure.
-    assert track.latest == pytest.approx(180, abs=60)
+    assert track.max_delay_ms == pytest.approx(180, abs=60)
     assert track.jitter > 5
 
 
@@ -170,7 +170,7 @@ async def joined(receiver: MediaReceiver, client: StreamsClient, conference: str
     ("fault", "settings", "error"),
     [
         ("socket-refused", {}, "connection_refused"),
-        ("socket-distrusted", {}, "connection_refused_timeout_or_ssl_error"),
+        ("tls-untrusted", {}, "connection_refused_timeout_or_ssl_error"),
         ("socket-slow", {"seconds": 60}, "connection_refused_timeout_or_ssl_error"),
     ],
 )
@@ -186,11 +186,13 @@ async def test_a_dial_that_fails(
 ) -> None:
     """The Space tells so by callback, and the joined start ends in it at once; nothing runs, nothing is open."""
     space.faults.add(fault, **settings)
-    async with callbacks_served(CallbackReceiver(receiver.hear, keys=[space.signing_key])) as callbacks:
-        with pytest.raises(JoinError, match=error) as caught:
+    async with callbacks_served(
+        CallbackReceiver(receiver.handle_status_callback, keys=[space.signing_key])
+    ) as callbacks:
+        with pytest.raises(OpenError, match=error) as caught:
             await joined(receiver, client, conference, url, status_callback=callbacks)
-        assert caught.value.leg == "callback"
-        assert space.streams.alive() == []
+        assert caught.value.stage == "callback"
+        assert space.streams.active() == []
         assert receiver.sessions == set()
 
 
@@ -199,9 +201,9 @@ async def test_a_dial_that_fails_and_no_callback(
 ) -> None:
     """Without callbacks it takes the time that a socket may take, and then says what to look at."""
     space.faults.add("socket-refused")
-    with pytest.raises(JoinError, match="is the url reachable") as caught:
+    with pytest.raises(OpenError, match="is the url reachable") as caught:
         await joined(receiver, client, conference, url, socket_timeout=0.05)
-    assert caught.value.leg == "socket"
+    assert caught.value.stage == "socket"
 
 
 async def test_a_slow_handshake(
@@ -274,7 +276,7 @@ async def test_a_doubled_callback(
 ) -> None:
     """It is handed on once, and counted."""
     callbacks, address = listening
-    space.faults.add("callback-doubled")
+    space.faults.add("callback-duplicated")
     await a_stream_with_callbacks(client, conference, url, heard, address)
     await until(lambda: callbacks.counts.received == 4)
     await callbacks.aclose()
@@ -282,7 +284,7 @@ async def test_a_doubled_callback(
     assert told.kinds == [StreamStarted, StreamStopped]
 
 
-@pytest.mark.parametrize(("fault", "settings"), [("callback-reordered", {}), ("callback-late", {"seconds": 30})])
+@pytest.mark.parametrize(("fault", "settings"), [("callback-reordered", {}), ("callback-delayed", {"seconds": 30})])
 async def test_a_callback_that_is_overtaken(
     space: SimulatedSpace,
     client: StreamsClient,
@@ -318,7 +320,7 @@ async def test_a_badly_signed_callback(
 ) -> None:
     """It is refused as often as it is tried, and never handed on."""
     callbacks, address = listening
-    space.faults.add("callback-badly-signed", on="stream-started")
+    space.faults.add("callback-bad-signature", on="stream-started")
     await a_stream_with_callbacks(client, conference, url, heard, address)
     await until(lambda: callbacks.counts.refused == 3 and callbacks.counts.handled == 1)
     assert told.kinds == [StreamStopped]
@@ -331,7 +333,7 @@ async def test_faults_of_streams_have_no_scope(space: SimulatedSpace) -> None:
         ("frames-lost", {"every": 0}, "every must be a whole number from 1"),
         ("no-stop", {"created": True}, "leave out created"),
         ("callback-lost", {"on": "start"}, "write one of any, stream-error, stream-started, stream-stopped"),
-        ("callback-late", {}, "needs seconds="),
+        ("callback-delayed", {}, "needs seconds="),
         ("socket-first", {"created": False}, "happens to a start that is carried out"),
         ("socket-first", {"on": "stop"}, "is no scope of 'socket-first'"),
     ):

@@ -8,28 +8,28 @@ from typing import Any
 import pytest
 
 from signalwire_streams import (
-    BreakerPolicy,
     BulkOutcome,
-    BulkState,
+    BulkStatus,
     CallStream,
+    CircuitBreakerPolicy,
     Clock,
     ConferenceStream,
     InvalidRequestError,
-    JoinError,
+    OpenError,
     RetryPolicy,
     StartCallStream,
     StartConferenceStream,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
 )
 from signalwire_streams.errors import (
     ClientStateError,
     NotFoundError,
     PermissionDeniedError,
-    RunEndedError,
+    RunCancelledError,
     UnprocessableError,
 )
-from signalwire_streams.receiver import EndReason, JoinedOutcome, MediaEvent, MediaReceiver
+from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver, OpenOutcome
 from signalwire_streams.simulator import SimulatedSpace, Tone
 
 from .conftest import Heard, until
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("idle_clock")
 @pytest.fixture
 async def space(trust: ssl.SSLContext) -> AsyncIterator[SimulatedSpace]:
     """A Space that dials, and goes on speaking."""
-    async with SimulatedSpace(conferences=12, calls=3, audio=Tone(), trust=trust) as running:
+    async with SimulatedSpace(conferences=12, calls=3, audio=Tone(), ssl_context=trust) as running:
         yield running
 
 
@@ -69,7 +69,7 @@ async def test_many_are_started_heard_and_stopped(
     """Each comes once with its own audio; after the block nothing runs, nothing is open, nothing was doubled."""
     client: StreamsClient = client_for(space)
     requests = requests_to(space, url)
-    outcomes: list[JoinedOutcome] = []
+    outcomes: list[OpenOutcome] = []
     async with receiver.open_many(client, requests) as joined:
         async for outcome in joined:
             outcomes.append(outcome)
@@ -77,23 +77,23 @@ async def test_many_are_started_heard_and_stopped(
             async for event in outcome.session:
                 assert isinstance(event, MediaEvent)
                 break
-        assert len(space.streams.alive()) == 15
+        assert len(space.streams.active()) == 15
     assert {outcome.request for outcome in outcomes} == set(requests)
     sids = {outcome.session.stream_sid: outcome.request.target for outcome in outcomes if outcome.session}
     assert sids == {stream.sid: stream.target_sid for stream in space.streams}
     assert {outcome.session.end_reason for outcome in outcomes if outcome.session} == {EndReason.STOPPED}
-    assert (space.streams.alive(), space.streams.doubled(), receiver.sessions) == ([], [], set())
+    assert (space.streams.active(), space.streams.duplicates(), receiver.sessions) == ([], [], set())
     assert heard.sessions == []
 
 
 async def test_answers_that_are_lost(space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str) -> None:
     """Lost answers to starts and stops double nothing and leave nothing, and requests may come one by one."""
-    space.faults.add("reset", on="start", created=True, one_in=2, per_target=1)
-    space.faults.add("reset", on="stop", created=True, one_in=2, per_target=1)
-    space.faults.add("503-api", on="stop", one_in=3, per_target=1)
+    space.faults.add("reset", on="start", executed=True, every_nth=2, per_target=1)
+    space.faults.add("reset", on="stop", executed=True, every_nth=2, per_target=1)
+    space.faults.add("503-api", on="stop", every_nth=3, per_target=1)
 
     # In no time at all so many failures would open the breaker, whose pause takes real time.
-    client = client_for(space, clock=Clock(), breaker=BreakerPolicy(outcomes=1_000))
+    client = client_for(space, clock=Clock(), circuit_breaker=CircuitBreakerPolicy(min_requests=1_000))
 
     async def one_by_one() -> AsyncIterator[StartConferenceStream]:
         for sid in space.conference_sids[:6]:
@@ -102,15 +102,15 @@ async def test_answers_that_are_lost(space: SimulatedSpace, client_for: Any, rec
     async with receiver.open_many(client, one_by_one()) as joined:
         assert [outcome.error async for outcome in joined] == [None] * 6
         assert [outcome async for outcome in joined] == []
-    assert (space.streams.alive(), space.streams.doubled(), receiver.sessions) == ([], [], set())
+    assert (space.streams.active(), space.streams.duplicates(), receiver.sessions) == ([], [], set())
 
 
 async def test_some_that_fail(space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str) -> None:
     """Each failure says which leg it was; the others go on, and what may run is stopped."""
     first, second, third, *_ = space.conference_sids
     space.faults.add("socket-refused", target=second)
-    space.faults.add("reset", on="start", created=True, target=third)
-    client = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
+    space.faults.add("reset", on="start", executed=True, target=third)
+    client = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
     requests: list[Any] = [
         StartConferenceStream(conference_sid=first, url=url, name="a"),
         StartConferenceStream(conference_sid=first, url=url, name="a"),
@@ -122,8 +122,8 @@ async def test_some_that_fail(space: SimulatedSpace, client_for: Any, receiver: 
     ]
     async with receiver.open_many(client, requests, socket_timeout=0.3) as joined:
         outcomes = [outcome async for outcome in joined]
-        assert {stream.target_sid for stream in space.streams.alive()} == {first, third}
-    assert space.streams.alive() == []
+        assert {stream.target_sid for stream in space.streams.active()} == {first, third}
+    assert space.streams.active() == []
 
     good = [outcome.request for outcome in outcomes if outcome.session is not None]
     assert {request.target for request in good} == {first, third}
@@ -142,10 +142,10 @@ async def test_some_that_fail(space: SimulatedSpace, client_for: Any, receiver: 
         assert isinstance(error, InvalidRequestError)
         assert match in str(error)
     unreachable, nowhere = told[str(requests[2])], told[str(requests[4])]
-    assert isinstance(unreachable, JoinError)
-    assert unreachable.leg == "socket"
-    assert isinstance(nowhere, JoinError)
-    assert nowhere.leg == "start"
+    assert isinstance(unreachable, OpenError)
+    assert unreachable.stage == "socket"
+    assert isinstance(nowhere, OpenError)
+    assert nowhere.stage == "start"
     assert isinstance(nowhere.__cause__, NotFoundError)
 
 
@@ -168,7 +168,7 @@ async def test_whoever_leaves_early_leaves_nothing_behind(
             assert outcome.session is not None
             break
     assert 0 < len(space.streams) <= len(asked)
-    assert (space.streams.alive(), receiver.sessions) == ([], set())
+    assert (space.streams.active(), receiver.sessions) == ([], set())
 
 
 async def test_requests_that_break_off(
@@ -187,7 +187,7 @@ async def test_requests_that_break_off(
 
     with pytest.raises(LookupError, match="no more of them"):
         await use()
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_some_that_can_not_be_stopped(
@@ -205,8 +205,8 @@ async def test_some_that_can_not_be_stopped(
     with pytest.raises(ExceptionGroup, match="1 streams could not be stopped") as caught:
         await use()
     [error] = caught.value.exceptions
-    assert isinstance(error, JoinError)
-    assert error.leg == "stop"
+    assert isinstance(error, OpenError)
+    assert error.stage == "stop"
     assert isinstance(error.__cause__, UnprocessableError)
     assert receiver.sessions == set()
 
@@ -226,7 +226,7 @@ async def test_a_token_that_is_withdrawn(
         await use()
     causes = {type(error.__cause__) for error in caught.value.exceptions}
     assert PermissionDeniedError in causes
-    assert causes <= {PermissionDeniedError, RunEndedError}
+    assert causes <= {PermissionDeniedError, RunCancelledError}
     assert receiver.sessions == set()
 
 
@@ -239,7 +239,7 @@ async def test_a_stream_that_ended_by_itself_is_not_stopped_again(
                 outcome.request, StartConferenceStream
             ) else space.end_call(outcome.request.target)
             assert outcome.session is not None
-            await outcome.session.ended()
+            await outcome.session.wait_closed()
         await until(lambda: not receiver.sessions)
     assert space.requests.count("stop-conference-stream") == space.requests.count("stop-call-stream") == 0
 
@@ -259,7 +259,7 @@ async def test_who_is_cancelled_leaves_nothing_behind(
     using.cancel()
     with pytest.raises(asyncio.CancelledError):
         await using
-    await until(lambda: not space.streams.alive() and not receiver.sessions)
+    await until(lambda: not space.streams.active() and not receiver.sessions)
 
 
 class Ending:
@@ -287,15 +287,15 @@ class Unknown:
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         async for request in self.requests:
-            error = StreamOutcomeUnknown("nobody knows", name=request.name)
-            yield BulkOutcome(index=0, item=request, state=BulkState.UNKNOWN, error=error)
+            error = StreamOutcomeUnknownError("nobody knows", name=request.name)
+            yield BulkOutcome(index=0, item=request, status=BulkStatus.UNKNOWN, error=error)
 
     def drain(self) -> None:
         pass
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(None, RunEndedError), (ClientStateError("the client is closed"), ClientStateError)]
+    ("error", "kind"), [(None, RunCancelledError), (ClientStateError("the client is closed"), ClientStateError)]
 )
 async def test_a_run_of_stops_that_ends_by_itself(
     receiver: MediaReceiver, error: Exception | None, kind: type[Exception]
@@ -309,7 +309,7 @@ async def test_a_run_of_stops_that_ends_by_itself(
 
     async def use() -> None:
         async with receiver.open_many(client, requests, socket_timeout=0.01) as joined:
-            assert [type(outcome.error) async for outcome in joined] == [JoinError, JoinError]
+            assert [type(outcome.error) async for outcome in joined] == [OpenError, OpenError]
 
     with pytest.raises(ExceptionGroup, match="2 streams could not be stopped") as caught:
         await use()
@@ -325,15 +325,15 @@ async def test_a_call_is_stopped_by_its_name(
 ) -> None:
     """As the answer to its start was lost, and no socket came."""
     [call, *_] = space.call_sids
-    space.faults.add("reset", on="start", created=True)
+    space.faults.add("reset", on="start", executed=True)
     space.faults.add("socket-slow", seconds=4)
     request = StartCallStream(call_sid=call, url=url)
-    client = client_for(space, retry=RetryPolicy(max_attempts=1, resends=0))
+    client = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
     async with receiver.open_many(client, [request], socket_timeout=0.01) as joined:
         [outcome] = [outcome async for outcome in joined]
-        assert isinstance(outcome.error, JoinError)
-        assert len(space.streams.alive()) == 1
-    assert space.streams.alive() == []
+        assert isinstance(outcome.error, OpenError)
+        assert len(space.streams.active()) == 1
+    assert space.streams.active() == []
 
 
 async def test_a_run_without_end_forgets_what_has_ended(
@@ -352,9 +352,9 @@ async def test_a_run_without_end_forgets_what_has_ended(
     async with receiver.open_many(client_for(space), one_after_the_other()) as joined:
         async for outcome in joined:
             assert outcome.session is not None
-            [stream] = space.streams.alive()
+            [stream] = space.streams.active()
             space._state.stop_stream(stream)
-            await outcome.session.ended()
+            await outcome.session.wait_closed()
             await until(lambda: not receiver._joinings._by_name)
             begun.set()
     assert len(space.streams) == 3
@@ -370,7 +370,7 @@ async def test_a_stream_that_ends_before_its_start_is_answered(
         await answer.wait()
 
     async with SimulatedSpace(
-        conferences=1, audio=Tone(seconds=0.1), real_time=False, trust=trust, sleep=held
+        conferences=1, audio=Tone(seconds=0.1), real_time=False, ssl_context=trust, sleep=held
     ) as space:
         space.faults.add("latency", on="start", seconds=1)
         [sid] = space.conference_sids
@@ -379,7 +379,7 @@ async def test_a_stream_that_ends_before_its_start_is_answered(
         ) as joined:
             async for outcome in joined:
                 assert outcome.session is not None
-                await outcome.session.ended()
+                await outcome.session.wait_closed()
                 assert outcome.session.end_reason is EndReason.STOPPED
                 answer.set()
         assert space.requests.count("stop-conference-stream") == 0
@@ -431,7 +431,7 @@ async def test_a_run_of_starts_that_breaks_off(receiver: MediaReceiver) -> None:
 
     async def use() -> None:
         async with receiver.open_many(client, [request], socket_timeout=0.01) as joined:
-            assert [type(outcome.error) async for outcome in joined] == [JoinError]
+            assert [type(outcome.error) async for outcome in joined] == [OpenError]
 
     with pytest.raises((ClientStateError, ExceptionGroup)):
         await use()

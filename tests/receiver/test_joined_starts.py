@@ -12,13 +12,13 @@ from signalwire_streams import (
     ClientStateError,
     ConferenceStream,
     InvalidRequestError,
-    JoinError,
+    OpenError,
     RetryPolicy,
     StartConferenceStream,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
 )
-from signalwire_streams.callbacks import StreamErrored, StreamStarted, StreamStopped
+from signalwire_streams.callbacks import StreamFailed, StreamStarted, StreamStopped
 from signalwire_streams.errors import CircuitOpenError, NotFoundError, RateLimitedError
 from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver
 from signalwire_streams.simulator import SimulatedSpace, Tone
@@ -31,14 +31,16 @@ pytestmark = pytest.mark.usefixtures("idle_clock")
 @pytest.fixture
 async def space(trust: ssl.SSLContext) -> AsyncIterator[SimulatedSpace]:
     """A Space that dials, and speaks as fast as it is heard."""
-    async with SimulatedSpace(conferences=3, calls=2, audio=Tone(seconds=0.2), real_time=False, trust=trust) as running:
+    async with SimulatedSpace(
+        conferences=3, calls=2, audio=Tone(seconds=0.2), real_time=False, ssl_context=trust
+    ) as running:
         yield running
 
 
 @pytest.fixture
 async def endless(trust: ssl.SSLContext) -> AsyncIterator[SimulatedSpace]:
     """A Space that dials, and goes on speaking."""
-    async with SimulatedSpace(conferences=3, calls=2, audio=Tone(), trust=trust) as running:
+    async with SimulatedSpace(conferences=3, calls=2, audio=Tone(), ssl_context=trust) as running:
         yield running
 
 
@@ -60,7 +62,7 @@ async def test_a_stream_is_started_heard_and_stopped(
             assert [event.chunk for event in media if isinstance(event, MediaEvent)] == [1, 2, 3]
             assert session.end_reason is None
         assert session.end_reason is EndReason.STOPPED
-        assert endless.streams.alive() == []
+        assert endless.streams.active() == []
         assert receiver.sessions == set()
 
 
@@ -87,7 +89,7 @@ async def test_many_at_once(
             return sum(len(event.payload) for event in heard)
 
     assert await asyncio.gather(*map(listen, space.conference_sids)) == [2 * 6400] * 3
-    assert space.streams.alive() == []
+    assert space.streams.active() == []
 
 
 async def test_a_start_that_is_refused(
@@ -95,9 +97,9 @@ async def test_a_start_that_is_refused(
 ) -> None:
     """The REST leg's own error is the cause, and nothing is stopped, since nothing runs."""
     url = await serve(receiver, ssl_context=certificate)
-    with pytest.raises(JoinError, match="was not started") as caught:
+    with pytest.raises(OpenError, match="was not started") as caught:
         await receiver.open(client_for(space).conferences, "nowhere", url=url).__aenter__()
-    assert caught.value.leg == "start"
+    assert caught.value.stage == "start"
     assert isinstance(caught.value.__cause__, NotFoundError)
     assert space.requests.count("stop-conference-stream") == 0
 
@@ -108,14 +110,14 @@ async def test_nobody_dials(
     """A url that the Space can't reach is told as such, and the stream that runs is stopped."""
     async with SimulatedSpace(conferences=1) as silent:
         [sid] = silent.conference_sids
-        with pytest.raises(JoinError, match=r"nobody dialled within 0\.01 s") as caught:
+        with pytest.raises(OpenError, match=r"nobody dialled within 0\.01 s") as caught:
             async with receiver.open(
                 client_for(silent).conferences, sid, url="wss://rx.example.com/a", socket_timeout=0.01
             ):
                 raise AssertionError
-        assert caught.value.leg == "socket"
+        assert caught.value.stage == "socket"
         assert len(silent.streams) == 1
-        assert silent.streams.alive() == []
+        assert silent.streams.active() == []
 
 
 def told(kind: type[Any], sid: str, stream: str | None, name: str | None = "mine", **more: Any) -> Any:
@@ -125,8 +127,8 @@ def told(kind: type[Any], sid: str, stream: str | None, name: str | None = "mine
 @pytest.mark.parametrize(
     ("kind", "more", "why"),
     [
-        (StreamErrored, {"error": "connection_refused"}, "connection_refused"),
-        (StreamErrored, {}, "an error without a name"),
+        (StreamFailed, {"error": "connection_refused"}, "connection_refused"),
+        (StreamFailed, {}, "an error without a name"),
         (StreamStopped, {}, "it was stopped"),
     ],
 )
@@ -139,55 +141,57 @@ async def test_the_space_tells_that_it_failed(
         opening = asyncio.ensure_future(
             receiver.open(client_for(silent).conferences, sid, url="wss://rx.example.com/a", name="mine").__aenter__()
         )
-        await until(lambda: bool(silent.streams.alive()))
+        await until(lambda: bool(silent.streams.active()))
         stream = silent.streams[0].sid
-        await receiver.hear(told(kind, sid, stream, "another", **more))
-        await receiver.hear(told(kind, "elsewhere", stream, **more))
-        await receiver.hear(told(kind, sid, "an earlier stream", **more))
-        await receiver.hear(told(StreamStarted, sid, stream))
-        await receiver.hear(told(kind, sid, stream, **more))
-        await receiver.hear(told(kind, sid, stream, **more))
-        with pytest.raises(JoinError, match=why) as caught:
+        await receiver.handle_status_callback(told(kind, sid, stream, "another", **more))
+        await receiver.handle_status_callback(told(kind, "elsewhere", stream, **more))
+        await receiver.handle_status_callback(told(kind, sid, "an earlier stream", **more))
+        await receiver.handle_status_callback(told(StreamStarted, sid, stream))
+        await receiver.handle_status_callback(told(kind, sid, stream, **more))
+        await receiver.handle_status_callback(told(kind, sid, stream, **more))
+        with pytest.raises(OpenError, match=why) as caught:
             await opening
-        assert caught.value.leg == "callback"
-        assert silent.streams.alive() == []
+        assert caught.value.stage == "callback"
+        assert silent.streams.active() == []
 
 
 async def test_what_is_told_of_a_name_is_the_last_to_go_by(client_for: Any, receiver: MediaReceiver) -> None:
     """Where nobody knows which stream a callback means, it is what is said once no socket came."""
     async with SimulatedSpace(conferences=1) as silent:
         [sid] = silent.conference_sids
-        silent.faults.add("reset", on="start", created=True)
-        client: StreamsClient = client_for(silent, retry=RetryPolicy(max_attempts=1, resends=0))
+        silent.faults.add("reset", on="start", executed=True)
+        client: StreamsClient = client_for(silent, retry=RetryPolicy(max_attempts=1, max_resends=0))
         opening = asyncio.ensure_future(
             receiver.open(
                 client.conferences, sid, url="wss://rx.example.com/a", name="mine", socket_timeout=0.1
             ).__aenter__()
         )
-        await until(lambda: bool(silent.streams.alive()))
-        await receiver.hear(told(StreamErrored, sid, silent.streams[0].sid, error="codec_error"))
-        with pytest.raises(JoinError, match="of a stream of that name: codec_error") as caught:
+        await until(lambda: bool(silent.streams.active()))
+        await receiver.handle_status_callback(told(StreamFailed, sid, silent.streams[0].sid, error="codec_error"))
+        with pytest.raises(OpenError, match="of a stream of that name: codec_error") as caught:
             await opening
-        assert caught.value.leg == "callback"
+        assert caught.value.stage == "callback"
 
 
 async def test_a_name_that_is_taken_by_oneself(client_for: Any, receiver: MediaReceiver) -> None:
     """When an attempt is repeated, the Space refuses the second stream; that says nothing against the first one."""
     async with SimulatedSpace(conferences=1) as silent:
         [sid] = silent.conference_sids
-        silent.faults.add("reset", on="start", created=True, times=1)
+        silent.faults.add("reset", on="start", executed=True, times=1)
         opening = asyncio.ensure_future(
             receiver.open(
                 client_for(silent).conferences, sid, url="wss://rx.example.com/a", name="mine", socket_timeout=0.1
             ).__aenter__()
         )
         await until(lambda: len(silent.streams) == 2)
-        await receiver.hear(told(StreamErrored, sid, silent.streams[1].sid, error="Duplicated stream name"))
+        await receiver.handle_status_callback(
+            told(StreamFailed, sid, silent.streams[1].sid, error="Duplicated stream name")
+        )
         await asyncio.sleep(0)
         assert not opening.done()
-        with pytest.raises(JoinError, match="Duplicated stream name"):
+        with pytest.raises(OpenError, match="Duplicated stream name"):
             await opening
-        assert silent.streams.alive() == []
+        assert silent.streams.active() == []
 
 
 async def test_the_socket_is_proof_enough(
@@ -195,25 +199,25 @@ async def test_the_socket_is_proof_enough(
 ) -> None:
     """When the POST's answer is lost, the socket tells that the stream runs, and its name stops it."""
     url = await serve(receiver, ssl_context=certificate)
-    endless.faults.add("reset", on="start", created=True)
-    client: StreamsClient = client_for(endless, retry=RetryPolicy(max_attempts=1, resends=0))
+    endless.faults.add("reset", on="start", executed=True)
+    client: StreamsClient = client_for(endless, retry=RetryPolicy(max_attempts=1, max_resends=0))
     async with receiver.open(client.conferences, endless.conference_sids[0], url=url) as session:
-        assert session.start.stream_sid == endless.streams.alive()[0].sid
-    assert endless.streams.alive() == []
+        assert session.start.stream_sid == endless.streams.active()[0].sid
+    assert endless.streams.active() == []
 
 
 async def test_neither_answer_nor_socket(client_for: Any, receiver: MediaReceiver) -> None:
     """What nobody can tell is told so, and the stream is stopped by its name in case it runs."""
     async with SimulatedSpace(conferences=1) as silent:
-        silent.faults.add("reset", on="start", created=True)
-        client: StreamsClient = client_for(silent, retry=RetryPolicy(max_attempts=1, resends=0))
-        with pytest.raises(JoinError, match="neither answer nor socket came") as caught:
+        silent.faults.add("reset", on="start", executed=True)
+        client: StreamsClient = client_for(silent, retry=RetryPolicy(max_attempts=1, max_resends=0))
+        with pytest.raises(OpenError, match="neither answer nor socket came") as caught:
             async with receiver.open(
                 client.conferences, silent.conference_sids[0], url="wss://rx.example.com/a", socket_timeout=0.01
             ):
                 raise AssertionError
-        assert isinstance(caught.value.__cause__, StreamOutcomeUnknown)
-        assert silent.streams.alive() == []
+        assert isinstance(caught.value.__cause__, StreamOutcomeUnknownError)
+        assert silent.streams.active() == []
 
 
 async def test_the_socket_may_come_before_the_answer(
@@ -221,12 +225,12 @@ async def test_the_socket_may_come_before_the_answer(
 ) -> None:
     """The block begins with the socket, however long the answer takes."""
     url = await serve(receiver, ssl_context=certificate)
-    endless.faults.add("hang", on="start", created=True, times=1)
-    client: StreamsClient = client_for(endless, retry=RetryPolicy(max_attempts=1, resends=0, deadline=0.4))
+    endless.faults.add("hang", on="start", executed=True, times=1)
+    client: StreamsClient = client_for(endless, retry=RetryPolicy(max_attempts=1, max_resends=0, deadline=0.4))
     await client.conferences.get(endless.conference_sids[0])  # from here on there is a connection
     async with receiver.open(client.conferences, endless.conference_sids[0], url=url) as session:
         assert session.end_reason is None
-    assert endless.streams.alive() == []
+    assert endless.streams.active() == []
 
 
 async def test_who_gives_up_leaves_nothing_behind(client_for: Any, receiver: MediaReceiver) -> None:
@@ -236,11 +240,11 @@ async def test_who_gives_up_leaves_nothing_behind(client_for: Any, receiver: Med
         opening = asyncio.ensure_future(
             receiver.open(client.conferences, silent.conference_sids[0], url="wss://rx.example.com/a").__aenter__()
         )
-        await until(lambda: bool(silent.streams.alive()))
+        await until(lambda: bool(silent.streams.active()))
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
-        await until(lambda: not silent.streams.alive())
+        await until(lambda: not silent.streams.active())
 
 
 async def test_one_name_twice_on_one_conference(
@@ -254,7 +258,7 @@ async def test_one_name_twice_on_one_conference(
             await receiver.open(streams, sid, url=url, name="mine").__aenter__()
         assert session.end_reason is None
     assert len(endless.streams) == 1
-    assert endless.streams.alive() == []
+    assert endless.streams.active() == []
     async with receiver.open(streams, sid, url=url, name="mine"):
         pass
 
@@ -270,11 +274,13 @@ async def test_a_second_stream_that_was_refused_says_nothing_against_the_first(
                 client_for(silent).conferences, sid, url="wss://rx.example.com/a", name="mine", socket_timeout=0.2
             ).__aenter__()
         )
-        await until(lambda: bool(silent.streams.alive()))
-        await receiver.hear(told(StreamErrored, sid, silent.streams[0].sid, error="Duplicated stream name"))
+        await until(lambda: bool(silent.streams.active()))
+        await receiver.handle_status_callback(
+            told(StreamFailed, sid, silent.streams[0].sid, error="Duplicated stream name")
+        )
         await asyncio.sleep(0)
         assert not opening.done()
-        with pytest.raises(JoinError, match="Duplicated stream name"):
+        with pytest.raises(OpenError, match="Duplicated stream name"):
             await opening
 
 
@@ -289,7 +295,7 @@ async def awaited(silent: SimulatedSpace, receiver: MediaReceiver, client_for: A
             socket_timeout=60,
         ).__aenter__()
     )
-    await until(lambda: bool(silent.streams.alive()))
+    await until(lambda: bool(silent.streams.active()))
     token = silent.streams[0].authorization_bearer_token
     assert token is not None
     return opening, token
@@ -307,10 +313,10 @@ async def test_a_socket_that_comes_and_breaks(client_for: Any, heard: Heard, ser
             await peer.close()
         else:
             await peer.send_str("x" * (200 if first == "too long" else 10))
-        with pytest.raises(JoinError, match="its socket came, and no stream began on it") as caught:
+        with pytest.raises(OpenError, match="its socket came, and no stream began on it") as caught:
             await opening
-        assert caught.value.leg == "socket"
-        assert silent.streams.alive() == []
+        assert caught.value.stage == "socket"
+        assert silent.streams.active() == []
 
 
 async def test_what_is_no_websocket_spends_no_token(
@@ -335,10 +341,10 @@ async def test_a_callback_between_upgrade_and_start(
     async with SimulatedSpace(conferences=1) as silent:
         opening, token = await awaited(silent, receiver, client_for)
         peer = await dial(url, token)
-        await receiver.hear(told(StreamStopped, silent.conference_sids[0], silent.streams[0].sid))
+        await receiver.handle_status_callback(told(StreamStopped, silent.conference_sids[0], silent.streams[0].sid))
         await peer.send_json({"event": "start", "start": {"streamSid": "s"}})
         assert (await peer.receive()).data == 1000
-        with pytest.raises(JoinError, match="it was stopped"):
+        with pytest.raises(OpenError, match="it was stopped"):
             await opening
     assert "failed" not in caplog.text
 
@@ -369,7 +375,7 @@ async def test_fields_that_a_joined_start_does_not_take(endless: SimulatedSpace,
             await untyped(streams, sid, url="wss://a.example/b", **{name: True}).__aenter__()
     with pytest.raises(TypeError, match="bogus"):
         await untyped(streams, sid, url="wss://a.example/b", bogus=1).__aenter__()
-    with pytest.raises(JoinError, match="can't be part of a path"):
+    with pytest.raises(OpenError, match="can't be part of a path"):
         await receiver.open(streams, "a/b", url="wss://a.example/b").__aenter__()
     assert not receiver._joinings._by_name
     assert not receiver._joinings._by_token
@@ -381,13 +387,13 @@ async def test_an_answer_that_hangs_does_not_hold_the_stop_up(
 ) -> None:
     """The stream is stopped by the sid that its socket told, while the start is still waiting."""
     url = await serve(receiver, ssl_context=certificate)
-    endless.faults.add("hang", on="start", created=True, times=1)
-    client: StreamsClient = client_for(endless, retry=RetryPolicy(max_attempts=1, resends=0, deadline=2))
+    endless.faults.add("hang", on="start", executed=True, times=1)
+    client: StreamsClient = client_for(endless, retry=RetryPolicy(max_attempts=1, max_resends=0, deadline=2))
     stopped_after = None
 
     async def watch() -> None:
         nonlocal stopped_after
-        await until(lambda: bool(endless.streams) and not endless.streams.alive())
+        await until(lambda: bool(endless.streams) and not endless.streams.active())
         stopped_after = endless.requests.count("stop-conference-stream")
 
     watching = None
@@ -406,9 +412,9 @@ async def test_an_answer_that_comes_after_the_stop(
     url = await serve(receiver, ssl_context=certificate)
 
     async def until_it_stopped(seconds: float) -> None:
-        await until(lambda: not held.streams.alive())
+        await until(lambda: not held.streams.active())
 
-    held = SimulatedSpace(conferences=1, audio=Tone(), trust=trust, sleep=until_it_stopped)
+    held = SimulatedSpace(conferences=1, audio=Tone(), ssl_context=trust, sleep=until_it_stopped)
     async with held as space:
         space.faults.add("latency", on="start", seconds=1)
         async with receiver.open(client_for(space).conferences, space.conference_sids[0], url=url):
@@ -423,11 +429,11 @@ async def test_what_is_told_first_is_what_counts(client_for: Any, heard: Heard, 
     async with SimulatedSpace(conferences=1) as silent:
         opening, token = await awaited(silent, receiver, client_for)
         peer = await dial(url, token)
-        await receiver.hear(told(StreamStopped, silent.conference_sids[0], silent.streams[0].sid))
+        await receiver.handle_status_callback(told(StreamStopped, silent.conference_sids[0], silent.streams[0].sid))
         await peer.close()
-        with pytest.raises(JoinError, match="it was stopped"):
+        with pytest.raises(OpenError, match="it was stopped"):
             await opening
-    await until(lambda: not receiver.beginning)
+    await until(lambda: not receiver.pending_sockets)
 
 
 async def test_what_goes_wrong_in_the_block_goes_first(
@@ -475,7 +481,7 @@ async def test_a_space_that_takes_no_stops_just_now(
             if answers:
                 raise answers.pop(0)
 
-    with pytest.raises(JoinError, match="nobody dialled") as caught:
+    with pytest.raises(OpenError, match="nobody dialled") as caught:
         await receiver.open(Busy(), "room", url="wss://a", socket_timeout=0.01).__aenter__()
     assert hasattr(caught.value, "__notes__") is not bool(patience)
     assert len(answers) == (0 if patience else 1)
@@ -510,7 +516,7 @@ async def test_open_counts_stream_as_stopped_that_ended_before_its_socket_came(
             with pytest.raises(ExceptionGroup, match="1 streams could not be stopped"):
                 await run.__aexit__(None, None, None)
         return
-    with pytest.raises(JoinError, match="nobody dialled") as caught:
+    with pytest.raises(OpenError, match="nobody dialled") as caught:
         await receiver.open(client.conferences, sid, url="wss://127.0.0.1:9/a", socket_timeout=0.01).__aenter__()
     assert hasattr(caught.value, "__notes__") is not ended
 
@@ -521,13 +527,13 @@ async def test_socket_that_ended_makes_refused_stop_a_success(
     """While the start has no answer, the sid is known from the socket, and so is that the stream has ended."""
     url = await serve(receiver, ssl_context=certificate)
     sid = endless.conference_sids[0]
-    endless.faults.add("hang", on="start", created=True)
+    endless.faults.add("hang", on="start", executed=True)
     endless.faults.add("no-stop")
     endless.faults.add("status", on="stop", status=404, body="api", code=20404)
-    client = client_for(endless, retry=RetryPolicy(max_attempts=1, resends=0))
+    client = client_for(endless, retry=RetryPolicy(max_attempts=1, max_resends=0))
     async with receiver.open(client.conferences, sid, url=url, name="mine") as session:
-        endless.streams.stop(endless.streams.alive(), 0.0)
-        await session.ended()
+        endless.streams.stop(endless.streams.active(), 0.0)
+        await session.wait_closed()
         assert session.end_reason is not EndReason.STOPPED
     assert endless.requests.count("stop-conference-stream") == 2
 
@@ -543,7 +549,7 @@ async def test_a_start_that_is_cut(receiver: MediaReceiver) -> None:
         async def stop_stream(self, sid: str, stream: Any, /) -> Any:
             stopped.append(stream)
 
-    with pytest.raises(JoinError, match="neither answer nor socket"):
+    with pytest.raises(OpenError, match="neither answer nor socket"):
         await receiver.open(Cut(), "room", url="wss://a", name="mine", socket_timeout=0.01).__aenter__()
     assert stopped == ["mine"]
 
@@ -577,8 +583,8 @@ async def test_a_token_opens_one_socket(
                 client.conferences, silent.conference_sids[0], url="wss://rx.example.com/a", socket_timeout=5
             ).__aenter__()
         )
-        await until(lambda: bool(silent.streams.alive()))
-        token = silent.streams.alive()[0].authorization_bearer_token
+        await until(lambda: bool(silent.streams.active()))
+        token = silent.streams.active()[0].authorization_bearer_token
         peer = await dial(url, token)
         with pytest.raises(Exception, match="401"):
             await dial(url, token)
@@ -595,7 +601,7 @@ async def test_more_streams_than_a_pool_usually_holds(
     """The Space keeps as many calls out at once as there are streams."""
     receiver = MediaReceiver(heard, bearer_tokens="t")
     url = await serve(receiver, ssl_context=certificate)
-    async with SimulatedSpace(conferences=120, participants=0, audio=Tone(), trust=trust) as space:
+    async with SimulatedSpace(conferences=120, participants=0, audio=Tone(), ssl_context=trust) as space:
         run = client_for(space).start_streams(
             StartConferenceStream(conference_sid=sid, url=url, authorization_bearer_token="t", track="inbound_track")
             for sid in space.conference_sids

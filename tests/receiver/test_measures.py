@@ -11,7 +11,7 @@ from signalwire_streams.receiver._statistics import StreamStatistics, TrackStati
 def counted(chunks: list[int | None], *, payload: bytes = b"12") -> TrackStatistics:
     statistics = TrackStatistics()
     for chunk in chunks:
-        statistics.note(MediaEvent(track="inbound", payload=payload, chunk=chunk), 0.0)
+        statistics._record(MediaEvent(track="inbound", payload=payload, chunk=chunk), 0.0)
     return statistics
 
 
@@ -61,7 +61,11 @@ def test_a_number_that_is_far_off_is_believed_if_the_next_one_follows(
 ) -> None:
     """By itself it changes nothing, and where the numbers begin anew nothing is missing."""
     statistics = counted(chunks)
-    assert (statistics.missing, statistics.misnumbered, statistics.restarts) == (missing, misnumbered, restarts)
+    assert (statistics.missing, statistics.invalid_sequence, statistics.sequence_resets) == (
+        missing,
+        misnumbered,
+        restarts,
+    )
     assert statistics.duplicates == 0
 
 
@@ -91,17 +95,17 @@ def test_arrival_is_measured() -> None:
     statistics = TrackStatistics()
     for slot, arrived in enumerate([10.000, 10.020, 10.070, 10.061]):
         media = MediaEvent(track="inbound", payload=b"", chunk=slot + 1, timestamp=20 * slot)
-        statistics.note(media, arrived)
-    assert statistics.lateness == pytest.approx(1.0)
-    assert statistics.latest == pytest.approx(30.0)
+        statistics._record(media, arrived)
+    assert statistics.delay_ms == pytest.approx(1.0)
+    assert statistics.max_delay_ms == pytest.approx(30.0)
     assert statistics.jitter == pytest.approx(30 / 16 + (29 - 30 / 16) / 16)
 
 
 def test_a_repeated_frame_says_nothing_of_arrival() -> None:
     statistics = TrackStatistics()
     for arrived in (1.0, 5.0):
-        statistics.note(MediaEvent(track="inbound", payload=b"", chunk=1, timestamp=0), arrived)
-    assert statistics.latest == 0
+        statistics._record(MediaEvent(track="inbound", payload=b"", chunk=1, timestamp=0), arrived)
+    assert statistics.max_delay_ms == 0
 
 
 def heard(*transits: float, apart: float = 0.02, statistics: TrackStatistics | None = None) -> TrackStatistics:
@@ -110,32 +114,32 @@ def heard(*transits: float, apart: float = 0.02, statistics: TrackStatistics | N
     for slot, transit in enumerate(transits, statistics.frames):
         arrived = slot * apart
         timestamp = round(arrived * 1000 - transit)
-        statistics.note(MediaEvent(track="inbound", payload=b"", chunk=slot + 1, timestamp=timestamp), arrived)
+        statistics._record(MediaEvent(track="inbound", payload=b"", chunk=slot + 1, timestamp=timestamp), arrived)
     return statistics
 
 
 def test_a_delay_that_stays_is_forgotten() -> None:
     """It counts for 10 to 20 seconds; what came to be less late counts at once."""
     statistics = heard(*[0] * 700, 1500)
-    assert statistics.lateness == pytest.approx(1500)
-    assert heard(*[1500] * 499, statistics=statistics).lateness == pytest.approx(1500)
-    assert heard(*[1500] * 500, statistics=statistics).lateness == pytest.approx(0, abs=1e-6)
-    assert heard(-10, 20, statistics=statistics).lateness == pytest.approx(30)
-    assert heard(*[20] * 499, statistics=statistics).lateness == pytest.approx(30)
-    assert heard(*[20] * 1000, statistics=statistics).lateness == pytest.approx(0, abs=1e-6)
-    assert statistics.latest == pytest.approx(1500)
+    assert statistics.delay_ms == pytest.approx(1500)
+    assert heard(*[1500] * 499, statistics=statistics).delay_ms == pytest.approx(1500)
+    assert heard(*[1500] * 500, statistics=statistics).delay_ms == pytest.approx(0, abs=1e-6)
+    assert heard(-10, 20, statistics=statistics).delay_ms == pytest.approx(30)
+    assert heard(*[20] * 499, statistics=statistics).delay_ms == pytest.approx(30)
+    assert heard(*[20] * 1000, statistics=statistics).delay_ms == pytest.approx(0, abs=1e-6)
+    assert statistics.max_delay_ms == pytest.approx(1500)
 
 
 def test_the_least_delayed_frame_may_begin_a_span() -> None:
     statistics = heard(5, 5, -5, 5, apart=5.0)
-    assert statistics.lateness == pytest.approx(10)
+    assert statistics.delay_ms == pytest.approx(10)
 
 
 def test_a_pause_is_late_however_long() -> None:
     """What was least delayed is remembered until frames come again."""
     statistics = heard(0, 0)
-    statistics.note(MediaEvent(track="inbound", payload=b"", chunk=3, timestamp=40), 30.04)
-    assert statistics.lateness == pytest.approx(30_000)
+    statistics._record(MediaEvent(track="inbound", payload=b"", chunk=3, timestamp=40), 30.04)
+    assert statistics.delay_ms == pytest.approx(30_000)
 
 
 @pytest.mark.parametrize("absurd", [10.0**15, -(10.0**15), 60_001.0, -60_001.0])
@@ -143,8 +147,8 @@ def test_a_pause_is_late_however_long() -> None:
 def test_a_timestamp_that_jumps_absurdly_is_a_new_beginning(absurd: float, first: int) -> None:
     """It adds neither lateness nor jitter, whether it goes on from there or not."""
     statistics = heard(*[0] * first, absurd, *[0] * 5, *[absurd] * 5)
-    assert (statistics.lateness, statistics.latest, statistics.jitter) == pytest.approx((0, 0, 0))
-    assert heard(absurd + 10, statistics=statistics).lateness == pytest.approx(10)
+    assert (statistics.delay_ms, statistics.max_delay_ms, statistics.jitter) == pytest.approx((0, 0, 0))
+    assert heard(absurd + 10, statistics=statistics).delay_ms == pytest.approx(10)
 
 
 def test_tracks_are_kept_apart_and_are_few() -> None:

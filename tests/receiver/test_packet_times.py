@@ -34,7 +34,7 @@ async def test_frames_have_rate_and_packet_time_of_codec(
 ) -> None:
     """Nothing counts as missing or late, whatever a frame's length."""
     url = await serve(MediaReceiver(heard, bearer_tokens="t"), ssl_context=certificate)
-    async with SimulatedSpace(conferences=1, audio=Tone(seconds=0.4), real_time=False, trust=trust) as space:
+    async with SimulatedSpace(conferences=1, audio=Tone(seconds=0.4), real_time=False, ssl_context=trust) as space:
         await client_for(space).conferences.start_stream(
             space.conference_sids[0], url=url, codec=codec, track="inbound_track", authorization_bearer_token="t"
         )
@@ -52,8 +52,8 @@ async def test_codec_that_space_cannot_encode_ends_in_codec_error(
 ) -> None:
     """The start is accepted, as on the platform, and the stream fails."""
     url = await serve(MediaReceiver(heard, bearer_tokens="t"), ssl_context=certificate)
-    async with SimulatedSpace(conferences=1, audio=Tone(seconds=0.4), trust=trust) as space:
+    async with SimulatedSpace(conferences=1, audio=Tone(seconds=0.4), ssl_context=trust) as space:
         await client_for(space).conferences.start_stream(space.conference_sids[0], url=url, codec="G722")
-        await until(lambda: not space.streams.alive())
+        await until(lambda: not space.streams.active())
         assert space.streams[0].error == "codec_error"
     assert heard.sessions == []

@@ -88,7 +88,7 @@ async def test_audio_in_pieces_of_any_size_goes_out_in_whole_frames(audio_format
     line = Line()
     playback = Playback(line, "sid", audio_format, True, now=lambda: line.time, sleep=line.sleep)
     audio = bytes(number * 7 % 251 for number in range(9_990))
-    step = audio_format.bytes_of(20)
+    step = audio_format.bytes_in(20)
     for begin in range(0, len(audio), piece):
         await playback.play(audio[begin : begin + piece])
     assert {len(payload) for payload in payloads(line)} == {step}
@@ -119,7 +119,7 @@ async def test_a_mark_stands_after_the_audio_before_it() -> None:
     await playback.play(bytes(250))
     mark = asyncio.ensure_future(playback.mark("end"))
     await asyncio.sleep(0)
-    playback.echoed("end")
+    playback._on_mark("end")
     await mark
     assert [len(payload) for payload in payloads(line)] == [160, 90]
     assert line.sent[-1]["event"] == "mark"
@@ -192,7 +192,7 @@ async def test_a_stream_that_ends_ends_what_is_being_played() -> None:
     playback = line.playback()
 
     async def end_then(seconds: float) -> None:
-        playback.end()
+        playback._close()
 
     playback.sleep = end_then
     with pytest.raises(TransportError, match="the stream has ended"):
@@ -207,19 +207,19 @@ async def test_a_mark_is_waited_for() -> None:
     marks = [asyncio.ensure_future(playback.mark("a")) for _ in range(2)]
     await asyncio.sleep(0)
     assert line.sent == [{"event": "mark", "streamSid": "sid", "mark": {"name": "a"}}] * 2
-    playback.echoed("b")
-    playback.echoed("a")
+    playback._on_mark("b")
+    playback._on_mark("a")
     await asyncio.sleep(0)
     assert [mark.done() for mark in marks] == [True, False]
-    playback.echoed("a")
+    playback._on_mark("a")
     await marks[1]
-    playback.echoed("a")
+    playback._on_mark("a")
 
 
 async def test_a_mark_that_nobody_waits_for_any_more() -> None:
     line = Line()
     playback = line.playback()
-    ends: list[Callable[[], None]] = [lambda: playback.echoed("a"), playback.end]
+    ends: list[Callable[[], None]] = [lambda: playback._on_mark("a"), playback._close]
     for end in ends:
         given_up = asyncio.ensure_future(playback.mark("a"))
         await asyncio.sleep(0)
@@ -227,7 +227,7 @@ async def test_a_mark_that_nobody_waits_for_any_more() -> None:
         end()
         await asyncio.wait([given_up])
         assert given_up.cancelled()
-        playback.echoed("a")
+        playback._on_mark("a")
         assert not playback._marks
 
 
@@ -241,17 +241,17 @@ async def test_an_echo_belongs_to_its_own_mark() -> None:
     await asyncio.wait([given_up])
     second = asyncio.ensure_future(playback.mark("a"))
     await asyncio.sleep(0)
-    playback.echoed("a")
+    playback._on_mark("a")
     await asyncio.sleep(0)
     assert not second.done()
-    playback.echoed("a")
+    playback._on_mark("a")
     await second
     assert not playback._marks
 
 
 async def test_a_mark_that_could_not_be_sent_is_not_waited_for() -> None:
     ended, broken = Line().playback(), Line(broken=True).playback()
-    ended.end()
+    ended._close()
     for playback in (ended, broken):
         with pytest.raises(TransportError):
             await playback.mark("a")
@@ -264,7 +264,7 @@ async def test_a_stream_that_ends_lets_marks_go() -> None:
     playback = line.playback()
     mark = asyncio.ensure_future(playback.mark("a"))
     await asyncio.sleep(0)
-    playback.end()
+    playback._close()
     with pytest.raises(TransportError, match="ended before the mark"):
         await mark
     with pytest.raises(TransportError, match="has ended"):
@@ -274,11 +274,11 @@ async def test_a_stream_that_ends_lets_marks_go() -> None:
 async def test_keys() -> None:
     line = Line()
     playback = line.playback()
-    await playback.press("1#")
+    await playback.send_dtmf("1#")
     assert line.sent == [{"event": "dtmf", "streamSid": "sid", "dtmf": {"digit": digit}} for digit in ("1", "#")]
     for wrong in ("", "x", "1 2", "12d"):
         with pytest.raises(InvalidRequestError, match="are no keys"):
-            await playback.press(wrong)
+            await playback.send_dtmf(wrong)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ async def test_keys() -> None:
         lambda playback: playback.flush(),
         lambda playback: playback.mark("a"),
         lambda playback: playback.clear(),
-        lambda playback: playback.press("1"),
+        lambda playback: playback.send_dtmf("1"),
     ],
 )
 async def test_a_one_way_stream_takes_nothing(send: Callable[[Playback], Any]) -> None:
@@ -345,8 +345,8 @@ async def test_a_mark_that_is_given_up_while_it_is_sent_keeps_its_place() -> Non
     await asyncio.wait([given_up])
     second = asyncio.ensure_future(playback.mark("a"))
     await asyncio.sleep(0)
-    playback.echoed("a")
+    playback._on_mark("a")
     await asyncio.sleep(0)
     assert not second.done()
-    playback.echoed("a")
+    playback._on_mark("a")
     await second

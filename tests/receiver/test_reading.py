@@ -48,7 +48,7 @@ async def test_who_keeps_up_reads_the_socket_itself(
 ) -> None:
     """While a handler waits for events no other task is there that would have to hand them over."""
     readers = set()
-    take = StreamSession.take
+    take = StreamSession._enqueue
 
     def noting(self: StreamSession, event: Any, now: float) -> bool:
         readers.add(asyncio.current_task())
@@ -65,7 +65,7 @@ async def test_who_keeps_up_reads_the_socket_itself(
     await peer.send_json(START)
     for chunk in range(1, 11):
         await peer.send_json(media(chunk))
-        await until(lambda so_far=chunk: len(heard.events) == so_far)  # type: ignore[misc]
+        await until(lambda snapshot=chunk: len(heard.events) == snapshot)  # type: ignore[misc]
     assert readers == set(handling)
 
 
@@ -92,7 +92,7 @@ async def test_whoever_is_busy_elsewhere_has_it_read(
     await until(lambda: len(chunks) == 5)
     for chunk in range(6, 9):
         await peer.send_json(media(chunk))
-        await until(lambda so_far=chunk: len(chunks) == so_far)  # type: ignore[misc]
+        await until(lambda snapshot=chunk: len(chunks) == snapshot)  # type: ignore[misc]
     await peer.close()
     await until(lambda: sessions[0].end_reason is not None)
     assert chunks == list(range(1, 9))
@@ -116,7 +116,7 @@ async def test_giving_up_a_wait_loses_nothing(serve: Any, dial: Any) -> None:
     peer = await dial(await serve(MediaReceiver(handler, bearer_tokens=None)))
     await peer.send_json(START)
     for chunk in range(1, 31):
-        await until(lambda so_far=cuts: cuts > so_far + 1)  # type: ignore[misc]
+        await until(lambda snapshot=cuts: cuts > snapshot + 1)  # type: ignore[misc]
         await peer.send_json(media(chunk))
     await until(lambda: len(chunks) == 30)
     assert chunks == list(range(1, 31))

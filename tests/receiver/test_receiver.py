@@ -207,7 +207,7 @@ async def test_a_slow_handler_loses_the_oldest_audio(serve: Any, dial: Any) -> N
             await go_on.wait()
         ended.put_nowait((session, [event async for event in session]))
 
-    url = await serve(MediaReceiver(slow, bearer_tokens=None, backlog=10))
+    url = await serve(MediaReceiver(slow, bearer_tokens=None, max_queue=10))
     slow_peer, quick_peer = await dial(url), await dial(url)
     await begin(slow_peer, streamSid="slow")
     await begin(quick_peer, streamSid="quick")
@@ -235,7 +235,7 @@ async def test_a_slow_handler_may_cost_its_stream(serve: Any, dial: Any) -> None
         await go_on.wait()
         ended.put_nowait((session, [event async for event in session]))
 
-    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, backlog=3, overflow=Overflow.CLOSE)))
+    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, max_queue=3, overflow=Overflow.CLOSE)))
     await begin(peer)
     for chunk in range(1, 6):
         await peer.send_json(media(chunk))
@@ -370,7 +370,7 @@ async def test_who_was_turned_away_is_counted(heard: Heard, serve: Any, dial: An
         with pytest.raises(aiohttp.WSServerHandshakeError):
             await dial(url, token)
     await dial(url, "right")
-    assert receiver.turned_away == 2
+    assert receiver.rejected_upgrades == 2
 
 
 async def test_an_address_of_the_sixth_version(heard: Heard, serve: Any, dial: Any) -> None:
@@ -443,10 +443,10 @@ async def test_too_many_keys_close_the_stream(serve: Any, dial: Any) -> None:
     ended = asyncio.Queue[StreamSession]()
 
     async def slow(session: StreamSession) -> None:
-        await session.ended()
+        await session.wait_closed()
         ended.put_nowait(session)
 
-    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, backlog=5)))
+    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, max_queue=5)))
     await peer.send_json(START)
     for number in range(6):
         await peer.send_json({"event": "dtmf", "dtmf": {"digit": str(number)}})
@@ -460,10 +460,10 @@ async def test_unknown_events_are_dropped_before_they_fill_the_memory(serve: Any
     go_on, ended = asyncio.Event(), asyncio.Queue[list[Any]]()
 
     async def slow(session: StreamSession) -> None:
-        await session.ended()
+        await session.wait_closed()
         ended.put_nowait([event async for event in session])
 
-    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, backlog=3)))
+    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, max_queue=3)))
     await peer.send_json(START)
     for number in range(10):
         await peer.send_json({"event": "weather", "degrees": number})
@@ -478,7 +478,7 @@ async def test_large_events_are_dropped_before_they_fill_the_memory(serve: Any, 
     ended = asyncio.Queue[tuple[StreamSession, int]]()
 
     async def slow(session: StreamSession) -> None:
-        await session.ended()
+        await session.wait_closed()
         ended.put_nowait((session, len([event async for event in session])))
 
     large = json.dumps({"event": "weather", "a": [[]] * 16_000})
@@ -497,7 +497,7 @@ async def test_large_keys_close_the_stream(serve: Any, dial: Any) -> None:
     ended = asyncio.Queue[StreamSession]()
 
     async def slow(session: StreamSession) -> None:
-        await session.ended()
+        await session.wait_closed()
         ended.put_nowait(session)
 
     peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, backlog_bytes=10_000)))
@@ -513,7 +513,7 @@ async def test_large_audio_closes_the_stream_where_none_may_be_dropped(serve: An
     ended = asyncio.Queue[StreamSession]()
 
     async def slow(session: StreamSession) -> None:
-        await session.ended()
+        await session.wait_closed()
         ended.put_nowait(session)
 
     receiver = MediaReceiver(slow, bearer_tokens=None, backlog_bytes=10_000, overflow=Overflow.CLOSE)

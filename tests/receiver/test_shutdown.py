@@ -131,7 +131,7 @@ async def test_abort_ends_what_waits_for_the_other_end(serve: Any) -> None:
     ended = asyncio.Event()
 
     async def handler(session: StreamSession) -> None:
-        await session.ended()
+        await session.wait_closed()
         ended.set()
 
     receiver = MediaReceiver(handler, bearer_tokens=None)

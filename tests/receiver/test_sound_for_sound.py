@@ -60,9 +60,9 @@ async def test_nothing_is_lost_or_changed(
                 recording.write(event.track, event.timestamp, event.chunk, event.payload)
         ended.put_nowait(session)
 
-    url = await serve(MediaReceiver(record, bearer_tokens="t", backlog=10_000), ssl_context=certificate)
+    url = await serve(MediaReceiver(record, bearer_tokens="t", max_queue=10_000), ssl_context=certificate)
     async with SimulatedSpace(
-        conferences=1, audio=WavFile(tmp_path / "in.wav"), real_time=False, trust=trust, dialect=dialect
+        conferences=1, audio=WavFile(tmp_path / "in.wav"), real_time=False, ssl_context=trust, dialect=dialect
     ) as space:
         await client_for(space).conferences.start_stream(
             space.conference_sids[0], url=url, codec=codec, authorization_bearer_token="t"

@@ -45,7 +45,7 @@ async def talking(
                 conferences=1,
                 calls=1,
                 audio=Tone(),
-                trust=trust,
+                ssl_context=trust,
                 bidirectional=True,
                 dialect=dialect,
                 real_time=real_time,
@@ -101,11 +101,11 @@ async def test_marks_come_back_at_once_where_time_is_not_kept(talking: Any) -> N
 async def test_keys_go_both_ways(talking: Any, dialect: Dialect) -> None:
     """What a caller presses comes as events, and what is sent is pressed."""
     there = await talking(dialect=dialect, call=True)
-    await there.session.playback.press("1*D")
+    await there.session.playback.send_dtmf("1*D")
     await until(lambda: there.stream.pressed == "1*D")
     [call] = there.space.call_sids
-    await there.space.press(there.space.conference_sids[0], "0")  # nobody streams that
-    await there.space.press(call, "42", milliseconds=80)
+    await there.space.send_dtmf(there.space.conference_sids[0], "0")  # nobody streams that
+    await there.space.send_dtmf(call, "42", milliseconds=80)
     keys: list[Any] = []
     async for event in there.session:
         keys += [(event.digit, event.duration)] if isinstance(event, DtmfEvent) else []
@@ -127,8 +127,8 @@ async def test_what_are_no_keys(trust: ssl.SSLContext) -> None:
     space = SimulatedSpace(conferences=1)
     for wrong in ("", "E", "1 2"):
         with pytest.raises(ValueError, match="are no keys: write them of 0 to 9"):
-            await space.press("sid", wrong)
-    await space.press("sid", "1")  # nothing is dialled here, so nobody hears of it
+            await space.send_dtmf("sid", wrong)
+    await space.send_dtmf("sid", "1")  # nothing is dialled here, so nobody hears of it
 
 
 NOT_TO_BE_FOLLOWED: list[Any] = [
@@ -171,13 +171,13 @@ async def test_what_can_not_be_followed_is_ignored_and_counted(
     runner = web.AppRunner(application)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=certificate).start()
-    async with SimulatedSpace(conferences=1, audio=Tone(), trust=trust, bidirectional=bidirectional) as space:
+    async with SimulatedSpace(conferences=1, audio=Tone(), ssl_context=trust, bidirectional=bidirectional) as space:
         await client_for(space).conferences.start_stream(
             space.conference_sids[0], url=f"wss://127.0.0.1:{runner.addresses[0][1]}/"
         )
         expected = len(NOT_TO_BE_FOLLOWED) + 1 + (not bidirectional)
-        await until(lambda: space.streams[0].ignored == expected)
-        assert space.streams[0].heard == b""
+        await until(lambda: space.streams[0].ignored_messages == expected)
+        assert space.streams[0].played_audio == b""
     await runner.cleanup()
 
 

@@ -3,49 +3,60 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.middleware._circuit_breaker import Admission, Breaker
-from signalwire_streams.middleware._policies import BreakerPolicy
-from signalwire_streams.models import Event
+from signalwire_streams.middleware._circuit_breaker import CircuitBreaker, Permit
+from signalwire_streams.middleware._policies import CircuitBreakerPolicy
+from signalwire_streams.models import AttemptResult
 
-FAILED = [Event.UNSENT, Event.BROKEN, Event.MALFORMED, Event.SERVER_FAULT, Event.UNAVAILABLE]
-SERVED = [
-    Event.DONE,
-    Event.ACCEPTED,
-    Event.REJECTED,
-    Event.DENIED,
-    Event.DUPLICATE_NAME,
-    Event.GONE,
-    Event.ENDED,
+FAILED = [
+    AttemptResult.NOT_SENT,
+    AttemptResult.NO_RESPONSE,
+    AttemptResult.MALFORMED,
+    AttemptResult.SERVER_FAULT,
+    AttemptResult.UNAVAILABLE,
 ]
-PUT_OFF = [Event.THROTTLED, Event.TRY_AGAIN, Event.REDIRECTED]
-NOT_TRIED = [Event.EXPIRED, Event.BREAKER_OPEN, Event.STALE, Event.UNUSABLE]
+SERVED = [
+    AttemptResult.DONE,
+    AttemptResult.ACCEPTED,
+    AttemptResult.REJECTED,
+    AttemptResult.FORBIDDEN,
+    AttemptResult.DUPLICATE_NAME,
+    AttemptResult.NOT_FOUND,
+    AttemptResult.ALREADY_STOPPED,
+]
+PUT_OFF = [AttemptResult.THROTTLED, AttemptResult.TRY_AGAIN, AttemptResult.REDIRECTED]
+NOT_TRIED = [
+    AttemptResult.DEADLINE_EXCEEDED,
+    AttemptResult.BREAKER_OPEN,
+    AttemptResult.STALE_CONNECTION,
+    AttemptResult.UNRETRYABLE,
+]
 
 
-def pass_through(breaker: Breaker, event: Event, now: float) -> Admission:
+def pass_through(breaker: CircuitBreaker, event: AttemptResult, now: float) -> Permit:
     """Let one request through that ends so."""
-    admission = breaker.admit(now)
+    admission = breaker.allow(now)
     assert admission.wait == 0
     breaker.record(admission, event, now)
     return admission
 
 
-def opened(at: float = 100.0) -> Breaker:
+def opened(at: float = 100.0) -> CircuitBreaker:
     """Make a breaker that opened just then."""
-    breaker = Breaker(BreakerPolicy())
+    breaker = CircuitBreaker(CircuitBreakerPolicy())
     for _ in range(20):
-        pass_through(breaker, Event.SERVER_FAULT, at)
-    assert breaker.admit(at).wait == 5.0
+        pass_through(breaker, AttemptResult.SERVER_FAULT, at)
+    assert breaker.allow(at).wait == 5.0
     return breaker
 
 
-def is_open(breaker: Breaker, now: float) -> bool:
-    return breaker.admit(now).wait > 0
+def is_open(breaker: CircuitBreaker, now: float) -> bool:
+    return breaker.allow(now).wait > 0
 
 
 @pytest.mark.parametrize("event", FAILED)
-def test_twenty_failures_open_it(event: Event) -> None:
+def test_twenty_failures_open_it(event: AttemptResult) -> None:
     """The twentieth failure in a row opens the breaker, and not the nineteenth."""
-    breaker = Breaker(BreakerPolicy())
+    breaker = CircuitBreaker(CircuitBreakerPolicy())
     for _ in range(19):
         pass_through(breaker, event, 100.0)
     assert not is_open(breaker, 100.0)
@@ -58,185 +69,191 @@ def test_twenty_failures_open_it(event: Event) -> None:
     ("successes", "failures", "opens"),
     [(10, 10, True), (11, 10, False), (11, 11, True), (100, 99, False), (100, 100, True)],
 )
-def test_half_of_the_outcomes_must_have_failed(successes: int, failures: int, served: Event, *, opens: bool) -> None:
+def test_half_of_the_outcomes_must_have_failed(
+    successes: int, failures: int, served: AttemptResult, *, opens: bool
+) -> None:
     """The breaker opens when half of at least twenty outcomes failed."""
-    breaker = Breaker(BreakerPolicy())
+    breaker = CircuitBreaker(CircuitBreakerPolicy())
     for _ in range(successes):
         pass_through(breaker, served, 100.0)
     for _ in range(failures):
         assert not is_open(breaker, 100.0)
-        pass_through(breaker, Event.BROKEN, 100.0)
+        pass_through(breaker, AttemptResult.NO_RESPONSE, 100.0)
     assert is_open(breaker, 100.0) is opens
 
 
-@pytest.mark.parametrize("event", [*PUT_OFF, Event.EXPIRED, Event.STALE, Event.UNUSABLE])
-def test_what_is_put_off_counts_neither_for_nor_against(event: Event) -> None:
+@pytest.mark.parametrize(
+    "event", [*PUT_OFF, AttemptResult.DEADLINE_EXCEEDED, AttemptResult.STALE_CONNECTION, AttemptResult.UNRETRYABLE]
+)
+def test_what_is_put_off_counts_neither_for_nor_against(event: AttemptResult) -> None:
     """429 and what was not sent are no failures, and do not dilute the failures either."""
-    breaker = Breaker(BreakerPolicy())
+    breaker = CircuitBreaker(CircuitBreakerPolicy())
     for _ in range(1000):
         pass_through(breaker, event, 100.0)
     for _ in range(19):
-        pass_through(breaker, Event.BROKEN, 100.0)
+        pass_through(breaker, AttemptResult.NO_RESPONSE, 100.0)
     assert not is_open(breaker, 100.0)
     for _ in range(1000):
         pass_through(breaker, event, 100.0)
-    pass_through(breaker, Event.BROKEN, 100.0)
+    pass_through(breaker, AttemptResult.NO_RESPONSE, 100.0)
     assert is_open(breaker, 100.0)
 
 
 def test_old_outcomes_do_not_count() -> None:
     """What happened more than the window and one step of it ago is forgotten."""
-    breaker = Breaker(BreakerPolicy())
+    breaker = CircuitBreaker(CircuitBreakerPolicy())
     for _ in range(19):
-        pass_through(breaker, Event.BROKEN, 100.0)
+        pass_through(breaker, AttemptResult.NO_RESPONSE, 100.0)
     for _ in range(19):
-        pass_through(breaker, Event.BROKEN, 132.0)
+        pass_through(breaker, AttemptResult.NO_RESPONSE, 132.0)
     assert not is_open(breaker, 132.0)
-    pass_through(breaker, Event.BROKEN, 132.0)
+    pass_through(breaker, AttemptResult.NO_RESPONSE, 132.0)
     assert is_open(breaker, 132.0)
 
 
 def test_outcomes_of_the_last_thirty_seconds_count_together() -> None:
     """Failures that are spread over the window open the breaker as well."""
-    breaker = Breaker(BreakerPolicy())
+    breaker = CircuitBreaker(CircuitBreakerPolicy())
     for number in range(19):
-        pass_through(breaker, Event.BROKEN, 100.0 + 1.5 * number)
+        pass_through(breaker, AttemptResult.NO_RESPONSE, 100.0 + 1.5 * number)
     assert not is_open(breaker, 128.5)
-    pass_through(breaker, Event.BROKEN, 128.5)
+    pass_through(breaker, AttemptResult.NO_RESPONSE, 128.5)
     assert is_open(breaker, 128.5)
 
 
 def test_it_stays_open_for_five_seconds() -> None:
     """While it is open, each request hears how long it will be."""
     breaker = opened()
-    assert breaker.admit(100.0) == Admission(wait=5.0)
-    assert breaker.admit(104.0).wait == pytest.approx(1.0)
-    assert not breaker.admit(104.0).is_probe
-    assert breaker.admit(105.0) == Admission(is_probe=True)
+    assert breaker.allow(100.0) == Permit(wait=5.0)
+    assert breaker.allow(104.0).wait == pytest.approx(1.0)
+    assert not breaker.allow(104.0).is_probe
+    assert breaker.allow(105.0) == Permit(is_probe=True)
 
 
 def test_one_probe_goes_out() -> None:
     """After the pause one request goes, and the others wait for what becomes of it."""
     breaker = opened()
-    assert breaker.admit(105.0).is_probe
+    assert breaker.allow(105.0).is_probe
     for now in (105.0, 106.0, 150.0):
-        assert breaker.admit(now) == Admission(wait=5.0)
+        assert breaker.allow(now) == Permit(wait=5.0)
 
 
 @pytest.mark.parametrize("event", FAILED)
-def test_a_probe_that_fails_opens_it_again(event: Event) -> None:
+def test_a_probe_that_fails_opens_it_again(event: AttemptResult) -> None:
     """A failed probe means another pause, counted from its end, and then another probe."""
     breaker = opened()
-    probe = breaker.admit(105.0)
+    probe = breaker.allow(105.0)
     breaker.record(probe, event, 112.0)
-    assert breaker.admit(112.0) == Admission(wait=5.0)
-    assert breaker.admit(116.9).wait == pytest.approx(0.1)
-    assert breaker.admit(117.0).is_probe
+    assert breaker.allow(112.0) == Permit(wait=5.0)
+    assert breaker.allow(116.9).wait == pytest.approx(0.1)
+    assert breaker.allow(117.0).is_probe
 
 
 @pytest.mark.parametrize("event", [*SERVED, *PUT_OFF])
-def test_a_probe_that_is_answered_closes_it(event: Event) -> None:
+def test_a_probe_that_is_answered_closes_it(event: AttemptResult) -> None:
     """A Space that serves, or refuses in its own words, is at work again."""
     breaker = opened()
-    probe = breaker.admit(105.0)
+    probe = breaker.allow(105.0)
     breaker.record(probe, event, 105.5)
     for _ in range(100):
-        assert breaker.admit(105.5) == Admission()
+        assert breaker.allow(105.5) == Permit()
 
 
 @pytest.mark.parametrize("event", NOT_TRIED)
-def test_a_probe_that_was_not_sent_decides_nothing(event: Event) -> None:
+def test_a_probe_that_was_not_sent_decides_nothing(event: AttemptResult) -> None:
     """Where the probe never reached the Space the next request is the probe."""
     breaker = opened()
-    breaker.record(breaker.admit(105.0), event, 106.0)
-    assert breaker.admit(106.0).is_probe
-    assert breaker.admit(106.0) == Admission(wait=5.0)
+    breaker.record(breaker.allow(105.0), event, 106.0)
+    assert breaker.allow(106.0).is_probe
+    assert breaker.allow(106.0) == Permit(wait=5.0)
 
 
 def test_a_probe_that_was_abandoned_decides_nothing() -> None:
     """Where the probe was cancelled the next request is the probe."""
     breaker = opened()
-    breaker.abandon(breaker.admit(105.0))
-    assert breaker.admit(106.0).is_probe
+    breaker.release(breaker.allow(105.0))
+    assert breaker.allow(106.0).is_probe
 
 
 def test_abandoning_anything_else_does_nothing() -> None:
     """A cancelled request that was not the probe does not free the probe's place."""
-    breaker = Breaker(BreakerPolicy())
-    ordinary = breaker.admit(99.0)
+    breaker = CircuitBreaker(CircuitBreakerPolicy())
+    ordinary = breaker.allow(99.0)
     for _ in range(20):
-        pass_through(breaker, Event.BROKEN, 100.0)
-    assert breaker.admit(105.0).is_probe
-    breaker.abandon(ordinary)
-    assert breaker.admit(105.0) == Admission(wait=5.0)
+        pass_through(breaker, AttemptResult.NO_RESPONSE, 100.0)
+    assert breaker.allow(105.0).is_probe
+    breaker.release(ordinary)
+    assert breaker.allow(105.0) == Permit(wait=5.0)
 
 
 @pytest.mark.parametrize("event", [*FAILED, *SERVED, *PUT_OFF])
-def test_requests_from_before_do_not_act_as_the_probe(event: Event) -> None:
+def test_requests_from_before_do_not_act_as_the_probe(event: AttemptResult) -> None:
     """What was under way when the breaker opened neither closes it nor prolongs its pause."""
-    breaker = Breaker(BreakerPolicy())
-    ordinary = [breaker.admit(99.0) for _ in range(50)]
+    breaker = CircuitBreaker(CircuitBreakerPolicy())
+    ordinary = [breaker.allow(99.0) for _ in range(50)]
     for _ in range(20):
-        pass_through(breaker, Event.BROKEN, 100.0)
+        pass_through(breaker, AttemptResult.NO_RESPONSE, 100.0)
     for admission in ordinary[:25]:
         breaker.record(admission, event, 103.0)
-    assert breaker.admit(103.0).wait == pytest.approx(2.0)
-    assert breaker.admit(105.0).is_probe
+    assert breaker.allow(103.0).wait == pytest.approx(2.0)
+    assert breaker.allow(105.0).is_probe
     for admission in ordinary[25:]:
         breaker.record(admission, event, 105.5)
-    assert breaker.admit(105.5) == Admission(wait=5.0)
+    assert breaker.allow(105.5) == Permit(wait=5.0)
 
 
 def test_after_closing_it_counts_anew() -> None:
     """A breaker that closed again needs as many failures as at first."""
     breaker = opened()
-    breaker.record(breaker.admit(105.0), Event.DONE, 105.0)
+    breaker.record(breaker.allow(105.0), AttemptResult.DONE, 105.0)
     for _ in range(19):
-        pass_through(breaker, Event.BROKEN, 105.0)
+        pass_through(breaker, AttemptResult.NO_RESPONSE, 105.0)
     assert not is_open(breaker, 105.0)
-    pass_through(breaker, Event.BROKEN, 105.0)
+    pass_through(breaker, AttemptResult.NO_RESPONSE, 105.0)
     assert is_open(breaker, 105.0)
 
 
 def test_the_numbers_are_the_policys() -> None:
     """How many outcomes, which share, which window and which pause can be set."""
-    breaker = Breaker(BreakerPolicy(outcomes=2, share=1.0, window=3.0, pause=7.0))
-    pass_through(breaker, Event.BROKEN, 0.0)
-    pass_through(breaker, Event.BROKEN, 4.0)
+    breaker = CircuitBreaker(CircuitBreakerPolicy(min_requests=2, failure_rate=1.0, window=3.0, open_duration=7.0))
+    pass_through(breaker, AttemptResult.NO_RESPONSE, 0.0)
+    pass_through(breaker, AttemptResult.NO_RESPONSE, 4.0)
     assert not is_open(breaker, 4.0)
-    pass_through(breaker, Event.BROKEN, 4.0)
-    assert breaker.admit(4.0) == Admission(wait=7.0)
+    pass_through(breaker, AttemptResult.NO_RESPONSE, 4.0)
+    assert breaker.allow(4.0) == Permit(wait=7.0)
 
 
 def test_its_memory_is_bounded() -> None:
     """Ten thousand outcomes leave no more behind than a few counters."""
-    breaker = Breaker(BreakerPolicy())
+    breaker = CircuitBreaker(CircuitBreakerPolicy())
     for number in range(10_000):
-        pass_through(breaker, Event.DONE if number % 3 else Event.BROKEN, number * 0.1)
+        pass_through(breaker, AttemptResult.DONE if number % 3 else AttemptResult.NO_RESPONSE, number * 0.1)
     assert len(breaker._seen) <= 32
 
 
 @given(
     st.lists(
-        st.tuples(st.floats(0, 5), st.sampled_from([event for event in Event if event is not Event.CANCELLED])),
+        st.tuples(
+            st.floats(0, 5), st.sampled_from([event for event in AttemptResult if event is not AttemptResult.CANCELLED])
+        ),
         max_size=120,
     )
 )
-def test_it_opens_only_for_cause_and_never_stays_open(steps: list[tuple[float, Event]]) -> None:
+def test_it_opens_only_for_cause_and_never_stays_open(steps: list[tuple[float, AttemptResult]]) -> None:
     """Whatever happens, it opens only on a failure after twenty outcomes, and lets a probe through after a pause."""
-    breaker = Breaker(BreakerPolicy())
+    breaker = CircuitBreaker(CircuitBreakerPolicy())
     now, counted, was_open = 0.0, 0, False
     for pause, event in steps:
         now += pause
-        admission = breaker.admit(now)
+        admission = breaker.allow(now)
         if admission.wait:
             assert was_open
             now += admission.wait
-            admission = breaker.admit(now)
+            admission = breaker.allow(now)
             assert admission.is_probe
         breaker.record(admission, event, now)
         counted += event in FAILED or event in SERVED
-        opens = breaker.admit(now).wait > 0
+        opens = breaker.allow(now).wait > 0
         if opens and not admission.is_probe:
             assert event in FAILED
             assert counted >= 20

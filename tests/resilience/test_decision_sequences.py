@@ -7,25 +7,36 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams.middleware._policies import RetryPolicy
-from signalwire_streams.middleware._retry import REFUSED_STOPS, RetryBudget, Retrying
-from signalwire_streams.models import Action, Event, Kind
+from signalwire_streams.middleware._retry import REFUSED_STOPS, RetryBudget, RetryState
+from signalwire_streams.models import AttemptResult, Operation, RetryDecision
 
-AMBIGUOUS = {Event.BROKEN, Event.MALFORMED, Event.SESSION_FAILED, Event.SERVER_FAULT, Event.ACCEPTED}
-SUCCESSES = {Action.FINISH, Action.ALREADY_STARTED, Action.ALREADY_STOPPED, Action.BY_NAME}
-STARTS = {Kind.CONFERENCE_START, Kind.CALL_START, Kind.UNNAMED_START}
+AMBIGUOUS = {
+    AttemptResult.NO_RESPONSE,
+    AttemptResult.MALFORMED,
+    AttemptResult.SESSION_FAILED,
+    AttemptResult.SERVER_FAULT,
+    AttemptResult.ACCEPTED,
+}
+SUCCESSES = {
+    RetryDecision.SUCCEED,
+    RetryDecision.ALREADY_STARTED,
+    RetryDecision.ALREADY_STOPPED,
+    RetryDecision.SUCCEED_WITHOUT_SID,
+}
+STARTS = {Operation.CONFERENCE_START, Operation.CALL_START, Operation.UNNAMED_START}
 
 
-def possible(kind: Kind) -> list[Event]:
+def possible(kind: Operation) -> list[AttemptResult]:
     """What can happen to a request of this kind."""
-    never = {Event.CANCELLED}
+    never = {AttemptResult.CANCELLED}
     if kind not in STARTS:
-        never.add(Event.DUPLICATE_NAME)
+        never.add(AttemptResult.DUPLICATE_NAME)
     if not kind.is_stop:
         never |= set(REFUSED_STOPS)
-    return [event for event in Event if event not in never]
+    return [event for event in AttemptResult if event not in never]
 
 
-class Told(list[tuple[Event, Action]]):
+class Told(list[tuple[AttemptResult, RetryDecision]]):
     """What happened in a call, in its order."""
 
     @property
@@ -33,7 +44,7 @@ class Told(list[tuple[Event, Action]]):
         return len(self)
 
     @property
-    def end(self) -> Action:
+    def end(self) -> RetryDecision:
         return self[-1][1]
 
     def resends_after_doubt(self) -> int:
@@ -43,16 +54,16 @@ class Told(list[tuple[Event, Action]]):
 
 
 def play(
-    kind: Kind,
+    kind: Operation,
     policy: RetryPolicy,
-    events: Sequence[Event],
+    events: Sequence[AttemptResult],
     asked: Sequence[float | None],
     chance: Random,
     budget: RetryBudget,
 ) -> Told:
     """Perform a call whose attempts end so, over and over, and take a second each."""
     now = 0.0
-    retrying = Retrying(policy, kind, budget, chance.random, policy.deadline)
+    retrying = RetryState(policy, kind, budget, chance.random, policy.deadline)
     told = Told()
     while True:
         number = len(told)
@@ -60,51 +71,51 @@ def play(
         event, wait = events[number % len(events)], asked[number % len(asked)]
         decision = retrying.decide(event, now, wait)
         told.append((event, decision.action))
-        assert decision.wait >= 0
+        assert decision.delay >= 0
         if decision.is_final:
             return told
-        if event is not Event.STALE:
-            assert decision.wait >= (wait or 0.0)
-        now += decision.wait
+        if event is not AttemptResult.STALE_CONNECTION:
+            assert decision.delay >= (wait or 0.0)
+        now += decision.delay
         assert now < policy.deadline
 
 
-def check(kind: Kind, policy: RetryPolicy, told: Told) -> None:
-    most = 1 + (policy.max_attempts - 1) + policy.unsent_attempts + policy.throttle_waits
+def check(kind: Operation, policy: RetryPolicy, told: Told) -> None:
+    most = 1 + (policy.max_attempts - 1) + policy.max_connect_retries + policy.max_throttle_retries
     assert told.sends <= most
     doubtful = any(event in AMBIGUOUS for event, _ in told)
-    if kind is Kind.UNNAMED_START or (kind is Kind.CALL_START and not policy.resend_call_starts):
+    if kind is Operation.UNNAMED_START or (kind is Operation.CALL_START and not policy.resend_call_starts):
         assert told.resends_after_doubt() == 0
     if kind in STARTS:
-        assert sum(event in AMBIGUOUS for event, _ in told) <= 1 + policy.resends
-        assert sum(action is Action.RESEND for _, action in told) <= policy.resends
-        assert told.end in {*SUCCESSES, Action.FAIL, Action.UNKNOWN}
+        assert sum(event in AMBIGUOUS for event, _ in told) <= 1 + policy.max_resends
+        assert sum(action is RetryDecision.RESEND for _, action in told) <= policy.max_resends
+        assert told.end in {*SUCCESSES, RetryDecision.FAIL, RetryDecision.UNKNOWN}
         if doubtful:
-            assert told.end is not Action.FAIL
+            assert told.end is not RetryDecision.FAIL
         else:
-            assert told.end is not Action.UNKNOWN
+            assert told.end is not RetryDecision.UNKNOWN
     else:
-        assert told.end is not Action.UNKNOWN
-    if told.end is Action.ALREADY_STARTED:
+        assert told.end is not RetryDecision.UNKNOWN
+    if told.end is RetryDecision.ALREADY_STARTED:
         assert kind in STARTS
         assert doubtful
-    if told.end is Action.ALREADY_STOPPED:
+    if told.end is RetryDecision.ALREADY_STOPPED:
         assert kind.is_stop
         last = told[-1][0]
-        assert doubtful or (last in REFUSED_STOPS and REFUSED_STOPS[last][kind] is Action.ALREADY_STOPPED)
+        assert doubtful or (last in REFUSED_STOPS and REFUSED_STOPS[last][kind] is RetryDecision.ALREADY_STOPPED)
     for event, action in told:
-        if event is Event.DONE:
-            assert action is Action.FINISH
+        if event is AttemptResult.DONE:
+            assert action is RetryDecision.SUCCEED
 
 
-@given(data=st.data(), kind=st.sampled_from(Kind), seed=st.integers(min_value=0, max_value=2**32))
-def test_any_call_keeps_the_promises(data: st.DataObject, kind: Kind, seed: int) -> None:
+@given(data=st.data(), kind=st.sampled_from(Operation), seed=st.integers(min_value=0, max_value=2**32))
+def test_any_call_keeps_the_promises(data: st.DataObject, kind: Operation, seed: int) -> None:
     """Sends are bounded, an end is reached, and no start in doubt is sent again without a name that protects it."""
     policy = RetryPolicy(
         max_attempts=data.draw(st.integers(1, 5)),
-        unsent_attempts=data.draw(st.integers(0, 4)),
-        throttle_waits=data.draw(st.integers(0, 7)),
-        resends=data.draw(st.integers(0, 3)),
+        max_connect_retries=data.draw(st.integers(0, 4)),
+        max_throttle_retries=data.draw(st.integers(0, 7)),
+        max_resends=data.draw(st.integers(0, 3)),
         resend_call_starts=data.draw(st.booleans()),
         deadline=data.draw(st.floats(1, 500)),
     )
@@ -115,22 +126,27 @@ def test_any_call_keeps_the_promises(data: st.DataObject, kind: Kind, seed: int)
     assert 0 <= budget.tokens <= 500
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_thousands_of_calls_keep_the_promises(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", Operation)
+def test_thousands_of_calls_keep_the_promises(kind: Operation) -> None:
     """Under the default policy, and one budget for all, two thousand calls through any trouble keep the promises."""
     chance = Random(20180925)  # noqa: S311
     budget = RetryBudget()
-    troubles = [event for event in possible(kind) if event is not Event.DONE]
+    troubles = [event for event in possible(kind) if event is not AttemptResult.DONE]
     for _ in range(2000):
         budget.succeed(0)
-        events = [chance.choice([*troubles, *[Event.THROTTLED, Event.UNSENT, Event.STALE] * 3]) for _ in range(20)]
+        events = [
+            chance.choice(
+                [*troubles, *[AttemptResult.THROTTLED, AttemptResult.NOT_SENT, AttemptResult.STALE_CONNECTION] * 3]
+            )
+            for _ in range(20)
+        ]
         told = play(kind, RetryPolicy(), events, [None, None, 0.0, 0.5], chance, budget)
         check(kind, RetryPolicy(), told)
         assert told.sends <= 12
 
 
-@pytest.mark.parametrize(("kind", "event"), [(kind, event) for kind in Kind for event in possible(kind)])
-def test_the_same_event_for_ever_ends(kind: Kind, event: Event) -> None:
+@pytest.mark.parametrize(("kind", "event"), [(kind, event) for kind in Operation for event in possible(kind)])
+def test_the_same_event_for_ever_ends(kind: Operation, event: AttemptResult) -> None:
     """A call to which the same happens again and again ends after at most seven sends."""
     told = play(kind, RetryPolicy(deadline=1e6), [event], [None], Random(7), RetryBudget())  # noqa: S311
     assert told.sends <= 7

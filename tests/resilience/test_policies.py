@@ -8,7 +8,7 @@ from attrs.exceptions import FrozenInstanceError
 
 from signalwire_streams._http.deadlines import Timeouts
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.middleware._policies import BreakerPolicy, RateLimit, RetryPolicy
+from signalwire_streams.middleware._policies import CircuitBreakerPolicy, RateLimit, RetryPolicy
 
 NAN, ENDLESS = float("nan"), float("inf")
 NO_COUNT = [-1, 1.5, "3", None, True, NAN, ENDLESS]
@@ -23,26 +23,32 @@ NO_SHARE = [0, -0.1, 1.1, "half", None, True, NAN, ENDLESS]
 def test_the_defaults_that_the_project_stands_by() -> None:
     """Each default is the one that the documentation promises."""
     retry = RetryPolicy()
-    assert (retry.max_attempts, retry.unsent_attempts, retry.throttle_waits) == (3, 3, 6)
-    assert (retry.resends, retry.resend_window, retry.resend_call_starts) == (2, 30.0, False)
-    assert (retry.deadline, retry.wait_longest) == (45.0, 60.0)
+    assert (retry.max_attempts, retry.max_connect_retries, retry.max_throttle_retries) == (3, 3, 6)
+    assert (retry.max_resends, retry.resend_window, retry.resend_call_starts) == (2, 30.0, False)
+    assert (retry.deadline, retry.max_retry_after) == (45.0, 60.0)
     assert (retry.wait_transient, retry.wait_throttled) == ((0.2, 5.0), (1.0, 20.0))
     timeouts = Timeouts()
     assert (timeouts.connect, timeouts.read, timeouts.attempt) == (5.0, 15.0, 20.0)
     limit = RateLimit()
-    assert (limit.requests, limit.window, limit.share, limit.burst, limit.most) == (13_800, 10.0, 0.9, None, 12_420)
-    breaker = BreakerPolicy()
-    assert (breaker.outcomes, breaker.share, breaker.window, breaker.pause) == (20, 0.5, 30.0, 5.0)
+    assert (limit.requests, limit.window, limit.utilization, limit.burst, limit.max_requests) == (
+        13_800,
+        10.0,
+        0.9,
+        None,
+        12_420,
+    )
+    breaker = CircuitBreakerPolicy()
+    assert (breaker.min_requests, breaker.failure_rate, breaker.window, breaker.open_duration) == (20, 0.5, 30.0, 5.0)
 
 
 REFUSED: list[tuple[type[Any], str, list[Any]]] = [
     (RetryPolicy, "attempts", [0, *NO_COUNT]),
-    (RetryPolicy, "unsent_attempts", NO_COUNT),
-    (RetryPolicy, "throttle_waits", NO_COUNT),
-    (RetryPolicy, "resends", NO_COUNT),
+    (RetryPolicy, "max_connect_retries", NO_COUNT),
+    (RetryPolicy, "max_throttle_retries", NO_COUNT),
+    (RetryPolicy, "max_resends", NO_COUNT),
     (RetryPolicy, "resend_window", NO_TIME),
     (RetryPolicy, "deadline", NO_TIME),
-    (RetryPolicy, "wait_longest", NO_TIME),
+    (RetryPolicy, "max_retry_after", NO_TIME),
     (RetryPolicy, "wait_transient", NO_SPREAD),
     (RetryPolicy, "wait_throttled", NO_SPREAD),
     (RetryPolicy, "resend_call_starts", ["no", 1, 0, None]),
@@ -53,10 +59,10 @@ REFUSED: list[tuple[type[Any], str, list[Any]]] = [
     (RateLimit, "window", NO_TIME),
     (RateLimit, "share", NO_SHARE),
     (RateLimit, "burst", [0, -1, 12_421, 2.5, True, "x", NAN]),
-    (BreakerPolicy, "outcomes", [0, *NO_COUNT]),
-    (BreakerPolicy, "share", NO_SHARE),
-    (BreakerPolicy, "window", NO_TIME),
-    (BreakerPolicy, "pause", NO_TIME),
+    (CircuitBreakerPolicy, "outcomes", [0, *NO_COUNT]),
+    (CircuitBreakerPolicy, "share", NO_SHARE),
+    (CircuitBreakerPolicy, "window", NO_TIME),
+    (CircuitBreakerPolicy, "pause", NO_TIME),
 ]
 
 
@@ -75,9 +81,9 @@ def test_a_number_that_makes_no_sense_is_refused(policy: type[Any], field: str, 
 
 TAKEN: list[tuple[type[Any], str, Any]] = [
     (RetryPolicy, "attempts", 1),
-    (RetryPolicy, "unsent_attempts", 0),
-    (RetryPolicy, "throttle_waits", 0),
-    (RetryPolicy, "resends", 0),
+    (RetryPolicy, "max_connect_retries", 0),
+    (RetryPolicy, "max_throttle_retries", 0),
+    (RetryPolicy, "max_resends", 0),
     (RetryPolicy, "deadline", 0.001),
     (RetryPolicy, "wait_transient", (0, 0)),
     (RetryPolicy, "wait_throttled", (3, 3)),
@@ -88,8 +94,8 @@ TAKEN: list[tuple[type[Any], str, Any]] = [
     (RateLimit, "share", 0.00001),
     (RateLimit, "burst", 1),
     (RateLimit, "burst", 12_420),
-    (BreakerPolicy, "outcomes", 1),
-    (BreakerPolicy, "share", 1.0),
+    (CircuitBreakerPolicy, "outcomes", 1),
+    (CircuitBreakerPolicy, "share", 1.0),
 ]
 
 
@@ -99,7 +105,7 @@ def test_a_number_at_the_edge_is_taken(policy: type[Any], field: str, value: obj
     assert getattr(policy(**{field: value}), field) == value
 
 
-@pytest.mark.parametrize("policy", [RetryPolicy, Timeouts, RateLimit, BreakerPolicy])
+@pytest.mark.parametrize("policy", [RetryPolicy, Timeouts, RateLimit, CircuitBreakerPolicy])
 def test_a_policy_cannot_be_changed(policy: type[Any]) -> None:
     """A policy is frozen, a value, and given by names."""
     made = policy()
@@ -117,4 +123,4 @@ def test_a_policy_cannot_be_changed(policy: type[Any]) -> None:
 )
 def test_the_share_is_rounded_down_to_at_least_one(requests: int, share: float, most: int) -> None:
     """A client takes no request more than its share, except that it always may take one."""
-    assert RateLimit(requests=requests, share=share).most == most
+    assert RateLimit(requests=requests, utilization=share).max_requests == most

@@ -12,7 +12,7 @@ from attrs import define, field
 from hypothesis import given, strategies as st
 
 from signalwire_streams.middleware._policies import RateLimit
-from signalwire_streams.middleware._rate_limit import Pace
+from signalwire_streams.middleware._rate_limit import TokenBucket
 
 Step: TypeAlias = tuple[str, float, float]
 
@@ -26,13 +26,13 @@ def fullest_window(times: list[float], window: float) -> int:
 class Driver:
     """Asks a pace for leave on a clock of its own, and notes which requests went when, and under which limit."""
 
-    pace: Pace
+    pace: TokenBucket
     now: float = 0.0
     sent: list[float] = field(factory=list)
     mosts: list[tuple[float, int]] = field(factory=list)
 
     def __attrs_post_init__(self) -> None:
-        self.mosts.append((-inf, self.pace.limit.most))
+        self.mosts.append((-inf, self.pace.limit.max_requests))
 
     def wait(self, seconds: float) -> None:
         """Let time pass, at least as little of it as the clock can show."""
@@ -40,7 +40,7 @@ class Driver:
 
     def ask(self) -> bool:
         """Ask once; note the request if it may go, and else wait as long as the pace says."""
-        wait = self.pace.take(self.now)
+        wait = self.pace.try_acquire(self.now)
         if wait:
             self.wait(wait)
             return False
@@ -59,19 +59,19 @@ class Driver:
         """Send what may go, every few milliseconds."""
         began = self.now
         for number in range(1, int(seconds / tick) + 1):
-            while not self.pace.take(self.now):
+            while not self.pace.try_acquire(self.now):
                 self.sent.append(self.now)
             self.now = began + number * tick
 
     def give_back(self) -> None:
         if self.sent:
             self.sent.pop()
-            self.pace.give_back()
+            self.pace.refund()
 
     def advertise(self, requests: int) -> None:
         self.pace.advertised(requests)
         limit = self.pace.limit
-        self.mosts.append((self.now, max(1, int(min(requests, limit.requests) * limit.share))))
+        self.mosts.append((self.now, max(1, int(min(requests, limit.requests) * limit.utilization))))
 
     def most_of(self, began: float) -> int:
         """Give the highest limit that held at any time of a window."""
@@ -104,11 +104,11 @@ def drive(driver: Driver, steps: list[Step]) -> None:
             case "long pause":
                 driver.wait(much * 20 * window)
             case "throttled":
-                pace.throttled(driver.now, driver.now - much * window, None if more < 0.5 else more * window)
+                pace.on_throttled(driver.now, driver.now - much * window, None if more < 0.5 else more * window)
             case "advertised":
                 driver.advertise(1 + int(much * 1.5 * pace.limit.requests))
             case "served":
-                pace.served()
+                pace.on_success()
             case "give back":
                 driver.give_back()
 
@@ -117,10 +117,10 @@ def drive(driver: Driver, steps: list[Step]) -> None:
 def limits(draw: st.DrawFn) -> RateLimit:
     requests = draw(st.integers(1, 300))
     share = draw(st.floats(0.01, 1))
-    most = RateLimit(requests=requests, share=share).most
+    most = RateLimit(requests=requests, utilization=share).max_requests
     return RateLimit(
         requests=requests,
-        share=share,
+        utilization=share,
         window=draw(st.floats(0.1, 60)),
         burst=draw(st.none() | st.integers(1, most)),
     )
@@ -133,7 +133,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(WHAT), st.floats(0, 1), st.floats(0, 
 @given(limit=limits(), steps=STEPS, clock=st.sampled_from([0.0, -50.0, 1e5, 3e8]))
 def test_no_window_ever_holds_more_than_the_share(limit: RateLimit, steps: list[Step], clock: float) -> None:
     """Whatever comes, in whichever order, no window holds a request more than the limit's share."""
-    driver = Driver(Pace(limit), now=clock)
+    driver = Driver(TokenBucket(limit), now=clock)
     drive(driver, steps)
     assert list(driver.crowded_windows()) == []
 
@@ -141,26 +141,26 @@ def test_no_window_ever_holds_more_than_the_share(limit: RateLimit, steps: list[
 @given(limit=limits(), gaps=st.lists(st.floats(0, 0.2), min_size=1, max_size=300), clock=st.sampled_from([0.0, 1e5]))
 def test_no_window_holds_more_than_the_share_at_any_times(limit: RateLimit, gaps: list[float], clock: float) -> None:
     """Requests that come when they like, and go away when they may not go, fill no window beyond the share."""
-    pace, now, sent = Pace(limit), clock, list[float]()
+    pace, now, sent = TokenBucket(limit), clock, list[float]()
     for gap in gaps:
         now += gap * limit.window
-        if not pace.take(now):
+        if not pace.try_acquire(now):
             sent.append(now)
-    assert fullest_window(sent, limit.window) <= limit.most
+    assert fullest_window(sent, limit.window) <= limit.max_requests
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_the_vendors_limit_holds_in_a_storm(seed: int) -> None:
     """Half a minute of requests at random times and rates keeps below 12,420 in every ten seconds."""
     chance = Random(seed)  # noqa: S311
-    pace, now, sent = Pace(RateLimit()), 0.0, list[float]()
+    pace, now, sent = TokenBucket(RateLimit()), 0.0, list[float]()
     while now < 30.0:
         calm = chance.random() < 0.00003
         now += chance.expovariate(1 / 3) if calm else chance.expovariate(4000)
-        if not pace.take(now):
+        if not pace.try_acquire(now):
             sent.append(now)
         if chance.random() < 0.00002:
-            pace.throttled(now, now - chance.random(), chance.choice([None, 0.2]))
+            pace.on_throttled(now, now - chance.random(), chance.choice([None, 0.2]))
     assert len(sent) > 10_000
     assert fullest_window(sent, 10.0) <= 12_420
 
@@ -168,7 +168,7 @@ def test_the_vendors_limit_holds_in_a_storm(seed: int) -> None:
 @pytest.mark.parametrize("tick", [0.001, 0.004, 0.01])
 def test_the_share_is_used(tick: float) -> None:
     """In the long run, at least 98 percent of the share goes out, asked every few milliseconds."""
-    driver = Driver(Pace(RateLimit()))
+    driver = Driver(TokenBucket(RateLimit()))
     driver.poll(30.0, tick)
     for began in (0.0, 10.0, 20.0 - 2 * tick):
         held = bisect_left(driver.sent, began + 10.0) - bisect_left(driver.sent, began)
@@ -180,133 +180,133 @@ def test_the_share_is_used(tick: float) -> None:
     ("limit", "burst", "rate"),
     [
         (RateLimit(), 62, 1235.8),
-        (RateLimit(requests=1000, share=1), 5, 99.5),
-        (RateLimit(requests=100, share=1, window=1.0, burst=20), 20, 80.0),
+        (RateLimit(requests=1000, utilization=1), 5, 99.5),
+        (RateLimit(requests=100, utilization=1, window=1.0, burst=20), 20, 80.0),
         (RateLimit(requests=10), 1, 0.8),
         (RateLimit(requests=1), 1, 0.05),
-        (RateLimit(requests=10, share=1, burst=10), 10, 0.05),
+        (RateLimit(requests=10, utilization=1, burst=10), 10, 0.05),
     ],
 )
 def test_burst_and_rate_make_up_the_share(limit: RateLimit, burst: int, rate: float) -> None:
     """Half a percent goes at once and the rest evenly, so that both together are the share; never nothing at all."""
-    pace = Pace(limit)
+    pace = TokenBucket(limit)
     assert pace.rate == pytest.approx(rate)
-    assert [pace.take(0.0) == 0 for _ in range(burst + 1)] == [*[True] * burst, False]
+    assert [pace.try_acquire(0.0) == 0 for _ in range(burst + 1)] == [*[True] * burst, False]
 
 
 def test_what_it_says_is_when_to_ask_again() -> None:
     """Who asks again after the time that was told may go."""
-    pace = Pace(RateLimit(requests=100, share=1, window=10.0, burst=1))
-    assert pace.take(50.0) == 0
-    wait = pace.take(50.0)
+    pace = TokenBucket(RateLimit(requests=100, utilization=1, window=10.0, burst=1))
+    assert pace.try_acquire(50.0) == 0
+    wait = pace.try_acquire(50.0)
     assert wait == pytest.approx(1 / 9.9)
     for part in (0.5, 0.95, 0.999):
-        assert pace.take(50.0 + wait * part) == pytest.approx(wait * (1 - part))
-    assert pace.take(50.0 + wait + 1e-9) == 0
+        assert pace.try_acquire(50.0 + wait * part) == pytest.approx(wait * (1 - part))
+    assert pace.try_acquire(50.0 + wait + 1e-9) == 0
 
 
 def test_a_pause_is_not_saved_up() -> None:
     """After any pause no more than the burst goes at once."""
-    pace = Pace(RateLimit())
+    pace = TokenBucket(RateLimit())
     for now in (0.0, 1e6, 1e12):
-        assert sum(pace.take(now) == 0 for _ in range(100)) == 62
+        assert sum(pace.try_acquire(now) == 0 for _ in range(100)) == 62
 
 
 def test_a_clock_that_stands_still_or_goes_back_gives_nothing() -> None:
     """Only time that passed refills."""
-    pace = Pace(RateLimit(requests=10, share=1, burst=1))
-    assert pace.take(100.0) == 0
-    assert pace.take(100.0) > 0
-    assert pace.take(50.0) > 0
-    assert pace.take(100.0) > 0
+    pace = TokenBucket(RateLimit(requests=10, utilization=1, burst=1))
+    assert pace.try_acquire(100.0) == 0
+    assert pace.try_acquire(100.0) > 0
+    assert pace.try_acquire(50.0) > 0
+    assert pace.try_acquire(100.0) > 0
 
 
 def test_a_leave_that_was_not_used_is_given_back() -> None:
     """A request that was not sent after all leaves its place to another, and no place is made up."""
-    pace = Pace(RateLimit(requests=100, share=1, burst=2))
-    assert [pace.take(0.0) == 0 for _ in range(3)] == [True, True, False]
-    pace.give_back()
-    assert [pace.take(0.0) == 0 for _ in range(2)] == [True, False]
+    pace = TokenBucket(RateLimit(requests=100, utilization=1, burst=2))
+    assert [pace.try_acquire(0.0) == 0 for _ in range(3)] == [True, True, False]
+    pace.refund()
+    assert [pace.try_acquire(0.0) == 0 for _ in range(2)] == [True, False]
     for _ in range(50):
-        pace.give_back()
-    assert [pace.take(0.0) == 0 for _ in range(3)] == [True, True, False]
+        pace.refund()
+    assert [pace.try_acquire(0.0) == 0 for _ in range(3)] == [True, True, False]
 
 
 def test_the_gate_closes_for_as_long_as_the_space_asks() -> None:
     """After a refusal with Retry-After nothing goes until then."""
-    pace = Pace(RateLimit())
-    assert pace.gate_wait(100.0) == 0
-    pace.throttled(100.0, 99.0, 7.0)
-    assert pace.gate_wait(100.0) == 7.0
-    assert pace.take(103.0) == 4.0
-    assert pace.gate_wait(107.0) == 0
-    assert pace.take(107.0) == 0
+    pace = TokenBucket(RateLimit())
+    assert pace.time_until_open(100.0) == 0
+    pace.on_throttled(100.0, 99.0, 7.0)
+    assert pace.time_until_open(100.0) == 7.0
+    assert pace.try_acquire(103.0) == 4.0
+    assert pace.time_until_open(107.0) == 0
+    assert pace.try_acquire(107.0) == 0
 
 
 def test_the_gate_closes_longer_each_time_when_the_space_does_not_say() -> None:
     """Without Retry-After the gate closes for 1, 2, 4 … up to 20 seconds, and for 1 again after a success."""
-    pace, now, pauses = Pace(RateLimit()), 0.0, []
+    pace, now, pauses = TokenBucket(RateLimit()), 0.0, []
     for _ in range(7):
-        pace.throttled(now, now, None)
-        pauses.append(pace.gate_wait(now))
+        pace.on_throttled(now, now, None)
+        pauses.append(pace.time_until_open(now))
         now += 100.0
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
-    pace.served()
-    pace.throttled(now, now, None)
-    assert pace.gate_wait(now) == 1.0
+    pace.on_success()
+    pace.on_throttled(now, now, None)
+    assert pace.time_until_open(now) == 1.0
 
 
 def test_the_gate_does_not_open_sooner_than_asked_before() -> None:
     """A later refusal with a shorter wait does not shorten an earlier one."""
-    pace = Pace(RateLimit())
-    pace.throttled(100.0, 99.0, 9.0)
-    pace.throttled(101.0, 99.0, 1.0)
-    assert pace.gate_wait(101.0) == 8.0
-    pace.throttled(102.0, 101.5, None)
-    assert pace.gate_wait(102.0) == 7.0
-    pace.throttled(103.0, 99.0, 30.0)
-    assert pace.gate_wait(103.0) == 30.0
+    pace = TokenBucket(RateLimit())
+    pace.on_throttled(100.0, 99.0, 9.0)
+    pace.on_throttled(101.0, 99.0, 1.0)
+    assert pace.time_until_open(101.0) == 8.0
+    pace.on_throttled(102.0, 101.5, None)
+    assert pace.time_until_open(102.0) == 7.0
+    pace.on_throttled(103.0, 99.0, 30.0)
+    assert pace.time_until_open(103.0) == 30.0
 
 
 def test_a_refusal_cuts_the_rate_once() -> None:
     """A refusal cuts the rate to seven tenths; others of requests from before the cut do not cut it again."""
-    pace = Pace(RateLimit())
+    pace = TokenBucket(RateLimit())
     full = pace.rate
-    pace.throttled(100.0, 99.0, 1.0)
+    pace.on_throttled(100.0, 99.0, 1.0)
     assert pace.rate == pytest.approx(full * 0.7)
     for sent_at in (99.0, 99.9, 100.0):
-        pace.throttled(101.0, sent_at, None)
+        pace.on_throttled(101.0, sent_at, None)
     assert pace.rate == pytest.approx(full * 0.7)
-    assert pace.gate_wait(101.0) == 0
+    assert pace.time_until_open(101.0) == 0
 
 
 def test_a_refusal_of_a_request_from_after_the_cut_cuts_again() -> None:
     """Who is refused at the lower rate goes slower still."""
-    pace = Pace(RateLimit())
+    pace = TokenBucket(RateLimit())
     full = pace.rate
-    pace.throttled(100.0, 99.0, 0.0)
-    pace.throttled(100.0002, 100.0001, 0.0)
+    pace.on_throttled(100.0, 99.0, 0.0)
+    pace.on_throttled(100.0002, 100.0001, 0.0)
     assert pace.rate == pytest.approx(full * 0.49, rel=0.001)
 
 
 def test_the_rate_does_not_fall_to_nothing() -> None:
     """However often the Space refuses, a request goes out now and then."""
-    pace = Pace(RateLimit())
+    pace = TokenBucket(RateLimit())
     for number in range(1000):
-        pace.throttled(100.0 + number / 1e6, 100.0 + number / 1e6, 0.0)
+        pace.on_throttled(100.0 + number / 1e6, 100.0 + number / 1e6, 0.0)
     assert pace.rate == pytest.approx(0.05)
 
 
-def rate_at(pace: Pace, now: float) -> float:
-    pace.take(now)
+def rate_at(pace: TokenBucket, now: float) -> float:
+    pace.try_acquire(now)
     return pace.rate
 
 
 def test_the_rate_recovers_by_cubic() -> None:
     """After a cut the rate grows back, fast, then flat where it was refused, up to the ceiling and not beyond."""
-    pace = Pace(RateLimit())
+    pace = TokenBucket(RateLimit())
     full = pace.rate
-    pace.throttled(100.0, 99.0, 0.0)
+    pace.on_throttled(100.0, 99.0, 0.0)
     turn = (full * 0.3 / 0.4) ** (1 / 3)
     rates = [rate_at(pace, 100.0 + turn * part / 10) for part in range(11)]
     assert rates == sorted(rates)
@@ -319,10 +319,10 @@ def test_the_rate_recovers_by_cubic() -> None:
 
 def test_it_probes_beyond_the_rate_of_the_last_refusal() -> None:
     """After two cuts the rate first returns to where it was refused, and then grows on to the ceiling."""
-    pace = Pace(RateLimit())
+    pace = TokenBucket(RateLimit())
     full = pace.rate
-    pace.throttled(100.0, 99.0, 0.0)
-    pace.throttled(100.001, 100.0005, 0.0)
+    pace.on_throttled(100.0, 99.0, 0.0)
+    pace.on_throttled(100.001, 100.0005, 0.0)
     refused = full * 0.7
     turn = (refused * 0.3 / 0.4) ** (1 / 3)
     assert rate_at(pace, 100.001 + turn) == pytest.approx(refused, rel=0.01)
@@ -332,13 +332,13 @@ def test_it_probes_beyond_the_rate_of_the_last_refusal() -> None:
 
 def test_headers_only_lower_the_limit() -> None:
     """A lower limit that the headers tell is followed until they tell the old one again; a higher one is not."""
-    pace = Pace(RateLimit())
+    pace = TokenBucket(RateLimit())
     full = pace.rate
     pace.advertised(1_000_000)
     assert pace.rate == full
     pace.advertised(1000)
     assert pace.rate == pytest.approx((900 - 4) / 10)
-    assert sum(pace.take(0.0) == 0 for _ in range(100)) == 4
+    assert sum(pace.try_acquire(0.0) == 0 for _ in range(100)) == 4
     pace.advertised(1000)
     assert pace.rate == pytest.approx((900 - 4) / 10)
     pace.advertised(20_000)
@@ -347,21 +347,21 @@ def test_headers_only_lower_the_limit() -> None:
 
 def test_a_lower_limit_takes_leave_that_was_saved_up() -> None:
     """From the moment that the headers tell a lower limit, no more than its burst goes at once."""
-    pace = Pace(RateLimit(requests=100, share=1, burst=50))
-    assert pace.take(0.0) == 0
+    pace = TokenBucket(RateLimit(requests=100, utilization=1, burst=50))
+    assert pace.try_acquire(0.0) == 0
     pace.advertised(20)
-    assert sum(pace.take(0.0) == 0 for _ in range(100)) == 20
+    assert sum(pace.try_acquire(0.0) == 0 for _ in range(100)) == 20
     pace.advertised(1)
     assert pace.rate == pytest.approx(0.05)
     pace.advertised(100)
-    assert sum(pace.take(1e6) == 0 for _ in range(100)) == 50
+    assert sum(pace.try_acquire(1e6) == 0 for _ in range(100)) == 50
 
 
 def test_headers_do_not_undo_a_cut() -> None:
     """A rate that was cut stays cut, under any limit that the headers tell, until it has recovered."""
-    pace = Pace(RateLimit())
+    pace = TokenBucket(RateLimit())
     full = pace.rate
-    pace.throttled(100.0, 99.0, 0.0)
+    pace.on_throttled(100.0, 99.0, 0.0)
     pace.advertised(13_000)
     assert pace.rate == pytest.approx(full * 0.7)
     pace.advertised(1000)

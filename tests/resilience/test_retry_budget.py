@@ -4,15 +4,15 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams.middleware._policies import RetryPolicy
-from signalwire_streams.middleware._retry import RetryBudget, Retrying
-from signalwire_streams.models import Event, Kind
+from signalwire_streams.middleware._retry import RetryBudget, RetryState
+from signalwire_streams.models import AttemptResult, Operation
 
 
-def sends(budget: RetryBudget, kind: Kind, event: Event, *, heals_after: int = 10**9) -> int:
+def sends(budget: RetryBudget, kind: Operation, event: AttemptResult, *, heals_after: int = 10**9) -> int:
     """Count the attempts of one call, each of which ends so, until the Space is well again."""
-    retrying = Retrying(RetryPolicy(resend_call_starts=True), kind, budget, lambda: 0.0, 1e9)
+    retrying = RetryState(RetryPolicy(resend_call_starts=True), kind, budget, lambda: 0.0, 1e9)
     for attempt in range(1, 100):
-        if retrying.decide(event if attempt <= heals_after else Event.DONE, 0.0).is_final:
+        if retrying.decide(event if attempt <= heals_after else AttemptResult.DONE, 0.0).is_final:
             return attempt
     raise AssertionError("the call never ends")
 
@@ -47,10 +47,17 @@ def test_succeeding(tokens: int, spent: int, after: int) -> None:
 
 @pytest.mark.parametrize(
     ("event", "cost", "per_call"),
-    [(Event.UNAVAILABLE, 14, 3), (Event.BROKEN, 14, 3), (Event.UNSENT, 5, 4), (Event.THROTTLED, 5, 7)],
+    [
+        (AttemptResult.UNAVAILABLE, 14, 3),
+        (AttemptResult.NO_RESPONSE, 14, 3),
+        (AttemptResult.NOT_SENT, 5, 4),
+        (AttemptResult.THROTTLED, 5, 7),
+    ],
 )
-@pytest.mark.parametrize("kind", [Kind.READ, Kind.STOP, Kind.CONFERENCE_START, Kind.CALL_START])
-def test_a_full_outage_is_not_answered_with_a_storm(kind: Kind, event: Event, cost: int, per_call: int) -> None:
+@pytest.mark.parametrize("kind", [Operation.READ, Operation.STOP, Operation.CONFERENCE_START, Operation.CALL_START])
+def test_a_full_outage_is_not_answered_with_a_storm(
+    kind: Operation, event: AttemptResult, cost: int, per_call: int
+) -> None:
     """In a full outage all calls together send 500 / cost requests more than one each, however many calls there are."""
     calls = 600
     budget = RetryBudget()
@@ -63,19 +70,19 @@ def test_a_full_outage_is_not_answered_with_a_storm(kind: Kind, event: Event, co
 def test_after_an_outage_successes_fill_the_bucket() -> None:
     """When the Space is well again each call earns one, so retries come back little by little."""
     budget = RetryBudget()
-    while sends(budget, Kind.READ, Event.UNAVAILABLE) > 1:
+    while sends(budget, Operation.READ, AttemptResult.UNAVAILABLE) > 1:
         pass
     assert budget.tokens < 14
-    assert sends(budget, Kind.READ, Event.UNAVAILABLE, heals_after=1) == 1
+    assert sends(budget, Operation.READ, AttemptResult.UNAVAILABLE, heals_after=1) == 1
     for _ in range(28):
-        assert sends(budget, Kind.READ, Event.DONE) == 1
-    assert sends(budget, Kind.READ, Event.UNAVAILABLE, heals_after=1) == 2
+        assert sends(budget, Operation.READ, AttemptResult.DONE) == 1
+    assert sends(budget, Operation.READ, AttemptResult.UNAVAILABLE, heals_after=1) == 2
 
 
 def test_trouble_that_a_retry_heals_costs_nothing() -> None:
     """While each retry succeeds the bucket stays full, however many there are."""
     budget = RetryBudget()
-    assert {sends(budget, Kind.READ, Event.UNAVAILABLE, heals_after=1) for _ in range(2_000)} == {2}
+    assert {sends(budget, Operation.READ, AttemptResult.UNAVAILABLE, heals_after=1) for _ in range(2_000)} == {2}
     assert budget.tokens == 500
 
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import pytest
 
 from signalwire_streams.middleware._policies import RetryPolicy
-from signalwire_streams.middleware._retry import Decision, RetryBudget, Retrying, action_for
-from signalwire_streams.models import Action, Event, Kind
+from signalwire_streams.middleware._retry import Decision, RetryBudget, RetryState, action_for
+from signalwire_streams.models import AttemptResult, Operation, RetryDecision
 
 
 class Row(NamedTuple):
@@ -15,106 +15,132 @@ class Row(NamedTuple):
     ``carefully`` is a named start on a call while the policy does not send those again.
     """
 
-    event: Event
-    idempotent: Action
-    named: Action
-    carefully: Action
-    unnamed: Action
+    event: AttemptResult
+    idempotent: RetryDecision
+    named: RetryDecision
+    carefully: RetryDecision
+    unnamed: RetryDecision
 
 
-def everywhere(event: Event, action: Action) -> Row:
+def everywhere(event: AttemptResult, action: RetryDecision) -> Row:
     return Row(event, action, action, action, action)
 
 
 ROWS: dict[str, Row] = {
-    "answered": everywhere(Event.DONE, Action.FINISH),
-    "DNS, refused, connect timeout, TLS reset": everywhere(Event.UNSENT, Action.RETRY_UNSENT),
-    "bad certificate, bad URL, proxy 407": everywhere(Event.UNUSABLE, Action.FAIL),
-    "slot, pacer or deadline expired before sending": everywhere(Event.EXPIRED, Action.FAIL),
-    "breaker open": everywhere(Event.BREAKER_OPEN, Action.FAIL),
+    "answered": everywhere(AttemptResult.DONE, RetryDecision.SUCCEED),
+    "DNS, refused, connect timeout, TLS reset": everywhere(AttemptResult.NOT_SENT, RetryDecision.RETRY_UNSENT),
+    "bad certificate, bad URL, proxy 407": everywhere(AttemptResult.UNRETRYABLE, RetryDecision.FAIL),
+    "slot, pacer or deadline expired before sending": everywhere(AttemptResult.DEADLINE_EXCEEDED, RetryDecision.FAIL),
+    "breaker open": everywhere(AttemptResult.BREAKER_OPEN, RetryDecision.FAIL),
     "dead kept-alive connection": Row(
-        Event.STALE, Action.RETRY_NOW, Action.RETRY_NOW, Action.RETRY_NOW, Action.RETRY_ONCE
+        AttemptResult.STALE_CONNECTION,
+        RetryDecision.RETRY_IMMEDIATELY,
+        RetryDecision.RETRY_IMMEDIATELY,
+        RetryDecision.RETRY_IMMEDIATELY,
+        RetryDecision.RETRY_IMMEDIATELY_ONCE,
     ),
-    "reset or timeout after writing": Row(Event.BROKEN, Action.RETRY, Action.RESEND, Action.UNKNOWN, Action.UNKNOWN),
-    "malformed answer": Row(Event.MALFORMED, Action.RETRY, Action.RESEND, Action.UNKNOWN, Action.UNKNOWN),
+    "reset or timeout after writing": Row(
+        AttemptResult.NO_RESPONSE,
+        RetryDecision.RETRY,
+        RetryDecision.RESEND,
+        RetryDecision.UNKNOWN,
+        RetryDecision.UNKNOWN,
+    ),
+    "malformed answer": Row(
+        AttemptResult.MALFORMED, RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.UNKNOWN, RetryDecision.UNKNOWN
+    ),
     "the session's own code failed after writing": Row(
-        Event.SESSION_FAILED, Action.FAIL, Action.UNKNOWN, Action.UNKNOWN, Action.UNKNOWN
+        AttemptResult.SESSION_FAILED,
+        RetryDecision.FAIL,
+        RetryDecision.UNKNOWN,
+        RetryDecision.UNKNOWN,
+        RetryDecision.UNKNOWN,
     ),
-    "2xx without a sid": Row(Event.ACCEPTED, Action.RETRY, Action.BY_NAME, Action.BY_NAME, Action.UNKNOWN),
-    "3xx": everywhere(Event.REDIRECTED, Action.FAIL),
-    "400 404 409 422": everywhere(Event.REJECTED, Action.FAIL),
-    "401 403": everywhere(Event.DENIED, Action.FAIL),
-    "408 425": everywhere(Event.TRY_AGAIN, Action.RETRY),
-    "429 or 20429": everywhere(Event.THROTTLED, Action.WAIT_FOR_GATE),
-    "503 in the API's words or with Retry-After": everywhere(Event.UNAVAILABLE, Action.RETRY),
+    "2xx without a sid": Row(
+        AttemptResult.ACCEPTED,
+        RetryDecision.RETRY,
+        RetryDecision.SUCCEED_WITHOUT_SID,
+        RetryDecision.SUCCEED_WITHOUT_SID,
+        RetryDecision.UNKNOWN,
+    ),
+    "3xx": everywhere(AttemptResult.REDIRECTED, RetryDecision.FAIL),
+    "400 404 409 422": everywhere(AttemptResult.REJECTED, RetryDecision.FAIL),
+    "401 403": everywhere(AttemptResult.FORBIDDEN, RetryDecision.FAIL),
+    "408 425": everywhere(AttemptResult.TRY_AGAIN, RetryDecision.RETRY),
+    "429 or 20429": everywhere(AttemptResult.THROTTLED, RetryDecision.WAIT_FOR_RATE_LIMIT),
+    "503 in the API's words or with Retry-After": everywhere(AttemptResult.UNAVAILABLE, RetryDecision.RETRY),
     "bare 503, 500, 20504, 502, 504": Row(
-        Event.SERVER_FAULT, Action.RETRY, Action.RESEND, Action.UNKNOWN, Action.UNKNOWN
+        AttemptResult.SERVER_FAULT,
+        RetryDecision.RETRY,
+        RetryDecision.RESEND,
+        RetryDecision.UNKNOWN,
+        RetryDecision.UNKNOWN,
     ),
 }
 ENDS = {
-    Action.FINISH,
-    Action.ALREADY_STARTED,
-    Action.ALREADY_STOPPED,
-    Action.BY_NAME,
-    Action.FAIL,
-    Action.UNKNOWN,
+    RetryDecision.SUCCEED,
+    RetryDecision.ALREADY_STARTED,
+    RetryDecision.ALREADY_STOPPED,
+    RetryDecision.SUCCEED_WITHOUT_SID,
+    RetryDecision.FAIL,
+    RetryDecision.UNKNOWN,
 }
 COLUMNS = {
-    "read": (Kind.READ, False, "idempotent"),
-    "stop": (Kind.STOP, False, "idempotent"),
-    "conference start": (Kind.CONFERENCE_START, False, "named"),
-    "conference start, call starts switched on": (Kind.CONFERENCE_START, True, "named"),
-    "call start": (Kind.CALL_START, False, "carefully"),
-    "call start, switched on": (Kind.CALL_START, True, "named"),
-    "unnamed start": (Kind.UNNAMED_START, False, "unnamed"),
-    "unnamed start, call starts switched on": (Kind.UNNAMED_START, True, "unnamed"),
+    "read": (Operation.READ, False, "idempotent"),
+    "stop": (Operation.STOP, False, "idempotent"),
+    "conference start": (Operation.CONFERENCE_START, False, "named"),
+    "conference start, call starts switched on": (Operation.CONFERENCE_START, True, "named"),
+    "call start": (Operation.CALL_START, False, "carefully"),
+    "call start, switched on": (Operation.CALL_START, True, "named"),
+    "unnamed start": (Operation.UNNAMED_START, False, "unnamed"),
+    "unnamed start, call starts switched on": (Operation.UNNAMED_START, True, "unnamed"),
 }
 
 
-def first_decision(kind: Kind, event: Event, *, resend_call_starts: bool = False) -> Decision:
+def first_decision(kind: Operation, event: AttemptResult, *, resend_call_starts: bool = False) -> Decision:
     policy = RetryPolicy(resend_call_starts=resend_call_starts)
-    return Retrying(policy, kind, RetryBudget(), lambda: 0.5, deadline_at=145.0).decide(event, 100.0)
+    return RetryState(policy, kind, RetryBudget(), lambda: 0.5, deadline_at=145.0).decide(event, 100.0)
 
 
 @pytest.mark.parametrize(("kind", "switch", "column"), COLUMNS.values(), ids=COLUMNS)
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_what_is_done_after_the_first_attempt(row: Row, kind: Kind, column: str, *, switch: bool) -> None:
+def test_what_is_done_after_the_first_attempt(row: Row, kind: Operation, column: str, *, switch: bool) -> None:
     """Each row of the matrix, for each kind of request."""
     decision = first_decision(kind, row.event, resend_call_starts=switch)
     expected = getattr(row, column)
     assert decision.action is expected
     assert decision.is_final is (expected in ENDS)
     if decision.is_final:
-        assert decision.wait == 0
+        assert decision.delay == 0
 
 
-@pytest.mark.parametrize("kind", [Kind.CONFERENCE_START, Kind.CALL_START, Kind.UNNAMED_START])
-def test_a_duplicate_name_at_the_first_attempt_is_the_callers(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [Operation.CONFERENCE_START, Operation.CALL_START, Operation.UNNAMED_START])
+def test_a_duplicate_name_at_the_first_attempt_is_the_callers(kind: Operation) -> None:
     """A name that was taken before the call began is refused."""
-    assert first_decision(kind, Event.DUPLICATE_NAME).action is Action.FAIL
+    assert first_decision(kind, AttemptResult.DUPLICATE_NAME).action is RetryDecision.FAIL
 
 
-STOPPED, FAILED = Action.ALREADY_STOPPED, Action.FAIL
+STOPPED, FAILED = RetryDecision.ALREADY_STOPPED, RetryDecision.FAIL
 REFUSED_STOPS = [
     # what the Space says,     what the handle is,     at the first attempt, after one that may have worked
-    (Event.TARGET_ENDED, Kind.STOP_RETURNED, STOPPED, STOPPED),
-    (Event.TARGET_ENDED, Kind.STOP, STOPPED, STOPPED),
-    (Event.TARGET_ENDED, Kind.STOP_BY_NAME, STOPPED, STOPPED),
-    (Event.TARGET_ENDED, Kind.STOP_AMBIGUOUS, STOPPED, STOPPED),
-    (Event.ENDED, Kind.STOP_RETURNED, STOPPED, STOPPED),
-    (Event.ENDED, Kind.STOP, STOPPED, STOPPED),
-    (Event.ENDED, Kind.STOP_BY_NAME, STOPPED, STOPPED),
-    (Event.ENDED, Kind.STOP_AMBIGUOUS, FAILED, FAILED),
-    (Event.GONE, Kind.STOP_RETURNED, STOPPED, STOPPED),
-    (Event.GONE, Kind.STOP, FAILED, FAILED),
-    (Event.GONE, Kind.STOP_BY_NAME, FAILED, FAILED),
-    (Event.GONE, Kind.STOP_AMBIGUOUS, FAILED, FAILED),
+    (AttemptResult.TARGET_ENDED, Operation.STOP_RETURNED, STOPPED, STOPPED),
+    (AttemptResult.TARGET_ENDED, Operation.STOP, STOPPED, STOPPED),
+    (AttemptResult.TARGET_ENDED, Operation.STOP_BY_NAME, STOPPED, STOPPED),
+    (AttemptResult.TARGET_ENDED, Operation.STOP_AMBIGUOUS, STOPPED, STOPPED),
+    (AttemptResult.ALREADY_STOPPED, Operation.STOP_RETURNED, STOPPED, STOPPED),
+    (AttemptResult.ALREADY_STOPPED, Operation.STOP, STOPPED, STOPPED),
+    (AttemptResult.ALREADY_STOPPED, Operation.STOP_BY_NAME, STOPPED, STOPPED),
+    (AttemptResult.ALREADY_STOPPED, Operation.STOP_AMBIGUOUS, FAILED, FAILED),
+    (AttemptResult.NOT_FOUND, Operation.STOP_RETURNED, STOPPED, STOPPED),
+    (AttemptResult.NOT_FOUND, Operation.STOP, FAILED, FAILED),
+    (AttemptResult.NOT_FOUND, Operation.STOP_BY_NAME, FAILED, FAILED),
+    (AttemptResult.NOT_FOUND, Operation.STOP_AMBIGUOUS, FAILED, FAILED),
 ]
 
 
 @pytest.mark.parametrize(("event", "kind", "first", "after_attempt"), REFUSED_STOPS)
 def test_refused_stop_is_success_where_it_proves_that_stream_ended(
-    event: Event, kind: Kind, first: Action, after_attempt: Action
+    event: AttemptResult, kind: Operation, first: RetryDecision, after_attempt: RetryDecision
 ) -> None:
     """A refusal proves the end of the stream that was meant, of any stream of that name, or of none."""
     assert first_decision(kind, event).action is first
@@ -123,34 +149,40 @@ def test_refused_stop_is_success_where_it_proves_that_stream_ended(
 
 def test_refused_stops_are_listed_for_each_kind_of_stop() -> None:
     """No combination is left out."""
-    stops = [kind for kind in Kind if kind.is_stop]
+    stops = [kind for kind in Operation if kind.is_stop]
     assert {(event, kind) for event, kind, _, _ in REFUSED_STOPS} == {
         (event, kind) for event in STOPS for kind in stops
     }
 
 
-STOPS = {Event.GONE, Event.ENDED, Event.TARGET_ENDED}
+STOPS = {AttemptResult.NOT_FOUND, AttemptResult.ALREADY_STOPPED, AttemptResult.TARGET_ENDED}
 
 
 def test_the_table_leaves_out_nothing_that_can_happen() -> None:
     """Every event has its row, except those that have tests of their own and the end by cancelling."""
-    assert {row.event for row in ROWS.values()} | {Event.DUPLICATE_NAME, *STOPS, Event.CANCELLED} == set(Event)
+    assert {row.event for row in ROWS.values()} | {
+        AttemptResult.DUPLICATE_NAME,
+        *STOPS,
+        AttemptResult.CANCELLED,
+    } == set(AttemptResult)
 
 
-@pytest.mark.parametrize("event", [Event.STALE])
-@pytest.mark.parametrize("kind", Kind)
-def test_what_was_not_written_is_sent_again_at_once(kind: Kind, event: Event) -> None:
+@pytest.mark.parametrize("event", [AttemptResult.STALE_CONNECTION])
+@pytest.mark.parametrize("kind", Operation)
+def test_what_was_not_written_is_sent_again_at_once(kind: Operation, event: AttemptResult) -> None:
     """A dead kept-alive connection costs no waiting."""
-    assert first_decision(kind, event).wait == 0
+    assert first_decision(kind, event).delay == 0
 
 
-@pytest.mark.parametrize("event", [Event.UNSENT, Event.BROKEN, Event.THROTTLED, Event.UNAVAILABLE])
-def test_other_retries_wait(event: Event) -> None:
+@pytest.mark.parametrize(
+    "event", [AttemptResult.NOT_SENT, AttemptResult.NO_RESPONSE, AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE]
+)
+def test_other_retries_wait(event: AttemptResult) -> None:
     """All else waits before another try."""
-    assert first_decision(Kind.READ, event).wait > 0
+    assert first_decision(Operation.READ, event).delay > 0
 
 
 def test_being_cancelled_is_nothing_to_decide() -> None:
     """A cancelled attempt has no row: the cancellation goes on."""
     with pytest.raises(KeyError):
-        first_decision(Kind.READ, Event.CANCELLED)
+        first_decision(Operation.READ, AttemptResult.CANCELLED)

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 import pytest
 
 from signalwire_streams import RateLimit
-from signalwire_streams.redis_rate_limit import RedisPacer
+from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from tests.redis_server import BINARY, MISSING, RedisServer
 
-PacerFactory: TypeAlias = Callable[..., RedisPacer]
+PacerFactory: TypeAlias = Callable[..., RedisRateLimiter]
 ServerFactory: TypeAlias = Callable[..., RedisServer]
 
 
@@ -64,10 +64,12 @@ async def pacer_for() -> AsyncIterator[PacerFactory]:
     """Make pacers of a Redis for one Space; each is closed with the test."""
     async with AsyncExitStack() as stack:
 
-        def make(redis: RedisServer, **options: Any) -> RedisPacer:
-            limit = RateLimit(requests=options.pop("requests", 1000), window=options.pop("window", 10.0), share=1.0)
+        def make(redis: RedisServer, **options: Any) -> RedisRateLimiter:
+            limit = RateLimit(
+                requests=options.pop("requests", 1000), window=options.pop("window", 10.0), utilization=1.0
+            )
             settings: dict[str, Any] = {"space": "example.signalwire.com", "rate_limit": limit}
-            pacer = RedisPacer(redis.url, **(settings | options))
+            pacer = RedisRateLimiter(redis.url, **(settings | options))
             stack.push_async_callback(pacer.aclose)
             return pacer
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams import RateLimit
-from signalwire_streams.middleware._rate_limit import Pace
+from signalwire_streams.middleware._rate_limit import TokenBucket
 from signalwire_streams.redis_rate_limit._state import LEASE, Law
 
 REAL = RateLimit()
@@ -43,18 +43,18 @@ def test_no_window_holds_more_than_the_limit(
     requests: int, share: float, clients: int, forgets_at: float, seed: int
 ) -> None:
     """However late leased tokens are used, and even where Redis forgets the bucket, no window holds too many."""
-    limit = RateLimit(requests=requests, share=share)
+    limit = RateLimit(requests=requests, utilization=share)
 
     used = bucket(Law.of(limit, None), clients, 25.0, forgets_at, Random(seed))  # noqa: S311
 
-    assert fullest_window(used, limit.window) <= limit.most
+    assert fullest_window(used, limit.window) <= limit.max_requests
 
 
 def test_the_law_leaves_little_unused() -> None:
     """Of the configured share, more than 96 in 100 go out."""
     law = Law.of(REAL, None)
 
-    assert 0.96 < law.rate * REAL.window / REAL.most < 1
+    assert 0.96 < law.rate * REAL.window / REAL.max_requests < 1
     assert (law.burst, law.bulk_burst, law.age) == (62, 47, 0.2)
 
 
@@ -68,19 +68,19 @@ def test_the_space_may_lower_the_limit_and_not_raise_it() -> None:
 @pytest.mark.parametrize("requests", [1, 2, 3])
 def test_a_tiny_limit_still_lets_something_out(requests: int) -> None:
     """Even a limit that leaves nothing for the rate lets a request out now and then."""
-    assert Law.of(RateLimit(requests=requests, share=1.0), None).rate > 0
+    assert Law.of(RateLimit(requests=requests, utilization=1.0), None).rate > 0
 
 
 @pytest.mark.parametrize("clients", [1, 3, 7])
 def test_the_parts_of_all_clients_are_no_more_than_the_whole(clients: int) -> None:
     """Clients that are on their own go at the same rate together, and burst no more together."""
     law = Law.of(REAL, None)
-    paces = [Pace(law.part(law.rate, clients)) for _ in range(clients)]
+    paces = [TokenBucket(law.part(law.rate, clients)) for _ in range(clients)]
 
     assert sum(pace.rate for pace in paces) == pytest.approx(law.rate, rel=0.001)
     assert sum(pace.rate for pace in paces) <= law.rate
     bursts = 0
     for pace in paces:
-        while not pace.take(0.0):
+        while not pace.try_acquire(0.0):
             bursts += 1
     assert bursts <= law.burst

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from signalwire_streams import ClientStateError, Lane, Pacer, StreamsClient
-from signalwire_streams.redis_rate_limit import RedisPacer
+from signalwire_streams import ClientStateError, Priority, RateLimiter, StreamsClient
+from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
 from tests.redis_server import RedisServer
 
@@ -43,34 +43,34 @@ def test_nothing_else_imports_it() -> None:
 
 def test_it_is_a_pacer() -> None:
     """It fits where a client takes a pacer, and shows no more than where Redis is."""
-    pacer: Pacer = RedisPacer("rediss://user:secret@redis.example.com:6380/1?socket_timeout=3")
+    pacer: RateLimiter = RedisRateLimiter("rediss://user:secret@redis.example.com:6380/1?socket_timeout=3")
 
-    assert repr(pacer) == "RedisPacer('rediss://redis.example.com:6380/1', space=None)"
+    assert repr(pacer) == "RedisRateLimiter('rediss://redis.example.com:6380/1', space=None)"
 
 
 async def test_a_client_does_not_close_its_pacer(space: SimulatedSpace, redis: RedisServer) -> None:
     """A pacer outlives the clients that it is passed to."""
-    async with RedisPacer(redis.url) as pacer:
+    async with RedisRateLimiter(redis.url) as pacer:
         for _ in range(2):
             async with StreamsClient(
-                base_url=space.base_url, project=space.project, token=space.token, pacer=pacer
+                base_url=space.base_url, project=space.project, token=space.token, rate_limiter=pacer
             ) as client:
                 await client.conferences.get(space.conference_sids[0])
-        assert await pacer.acquire(Lane.INTERACTIVE, 10) == 0
+        assert await pacer.acquire(Priority.INTERACTIVE, 10) == 0
 
 
 async def test_closing_ends_all_waiting(redis: RedisServer, pacer_for: PacerFactory, nothing_left: None) -> None:
     """Whoever waits hears that the pacer was closed, nothing is left behind, and it can be closed again."""
     pacer = pacer_for(redis, requests=10, window=100.0)
-    waiting = [asyncio.create_task(pacer.acquire(Lane.BULK, 99)) for _ in range(3)]
+    waiting = [asyncio.create_task(pacer.acquire(Priority.BULK, 99)) for _ in range(3)]
     await asyncio.sleep(0.05)
 
     await pacer.aclose()
     await pacer.aclose()
 
     ended = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [str(error) for error in ended] == ["this pacer is closed: make a new RedisPacer"] * 3
-    for again in (pacer.acquire(Lane.BULK, 1), pacer.pass_gate(1)):
+    assert [str(error) for error in ended] == ["this pacer is closed: make a new RedisRateLimiter"] * 3
+    for again in (pacer.acquire(Priority.BULK, 1), pacer.wait_until_allowed(1)):
         with pytest.raises(ClientStateError, match="this pacer is closed"):
             await again
     assert b"cmd=getex" not in redis.ask("CLIENT", "LIST")
@@ -79,9 +79,9 @@ async def test_closing_ends_all_waiting(redis: RedisServer, pacer_for: PacerFact
 async def test_closing_while_redis_is_away(redis: RedisServer, pacer_for: PacerFactory, nothing_left: None) -> None:
     """A pacer that looks for its Redis stops doing so when it is closed, and whoever asks for the gate is let go."""
     pacer = pacer_for(redis)
-    await pacer.acquire(Lane.BULK, 1)
+    await pacer.acquire(Priority.BULK, 1)
     redis.kill()
-    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 99))
+    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 99))
     await until(lambda: pacer._outage.lasts)
 
     await pacer.aclose()
@@ -94,8 +94,8 @@ async def test_closing_while_the_gate_is_looked_at(redis: RedisServer, pacer_for
     """A read that is just asking for the gate is let go when the pacer is closed, or when its patience ends."""
     pacer = pacer_for(redis)
     await pacer._store._one_at_a_time.acquire()  # as another exchange does that takes its time
-    impatient = asyncio.create_task(pacer.pass_gate(0.01))
-    patient = asyncio.create_task(pacer.pass_gate(99))
+    impatient = asyncio.create_task(pacer.wait_until_allowed(0.01))
+    patient = asyncio.create_task(pacer.wait_until_allowed(99))
 
     assert await impatient == 0
     await pacer.aclose()
@@ -104,19 +104,21 @@ async def test_closing_while_the_gate_is_looked_at(redis: RedisServer, pacer_for
 
 async def test_a_pacer_that_was_never_used(redis: RedisServer) -> None:
     """A pacer that was made and not used is closed without ado."""
-    await RedisPacer(redis.url).aclose()
+    await RedisRateLimiter(redis.url).aclose()
 
 
 def test_another_event_loop(redis: RedisServer) -> None:
     """A pacer belongs to the event loop that it was first used in, and says so elsewhere."""
-    pacer = RedisPacer(redis.url, space="example.signalwire.com")
+    pacer = RedisRateLimiter(redis.url, space="example.signalwire.com")
 
     async def use() -> None:
-        await pacer.acquire(Lane.BULK, 10)
+        await pacer.acquire(Priority.BULK, 10)
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(use())
-    with pytest.raises(ClientStateError, match=r"another event loop: make one RedisPacer inside each asyncio\.run"):
+    with pytest.raises(
+        ClientStateError, match=r"another event loop: make one RedisRateLimiter inside each asyncio\.run"
+    ):
         asyncio.run(use())
     loop.run_until_complete(pacer.aclose())
     loop.close()
@@ -125,12 +127,12 @@ def test_another_event_loop(redis: RedisServer) -> None:
 async def test_another_process(redis: RedisServer, pacer_for: PacerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pacer does not survive a fork: two processes on one connection would read each other's answers."""
     pacer = pacer_for(redis)
-    await pacer.acquire(Lane.BULK, 10)
+    await pacer.acquire(Priority.BULK, 10)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: -1)
-        with pytest.raises(ClientStateError, match="make a RedisPacer in each"):
-            await pacer.acquire(Lane.BULK, 10)
-        pacer.throttled(0.0, None)
+        with pytest.raises(ClientStateError, match="make a RedisRateLimiter in each"):
+            await pacer.acquire(Priority.BULK, 10)
+        pacer.on_throttled(0.0, None)
 
-    assert await pacer.acquire(Lane.BULK, 10) == 0
+    assert await pacer.acquire(Priority.BULK, 10) == 0

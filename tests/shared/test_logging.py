@@ -15,9 +15,9 @@ async def test_a_pause_after_429_is_one_warning_of_the_client_that_got_it(
 ) -> None:
     caplog.set_level(logging.DEBUG, "signalwire_streams")
     pacer = pacer_for(redis)
-    pacer.throttled(time.monotonic(), 30.0)
+    pacer.on_throttled(time.monotonic(), 30.0)
     for _ in range(5):
-        pacer.throttled(time.monotonic(), 31.0)
+        pacer.on_throttled(time.monotonic(), 31.0)
     pauses = [record for record in caplog.records if record.name == "signalwire_streams.rate_limit"]
     assert [(record.levelname, record.getMessage()) for record in pauses] == [
         ("WARNING", "too many requests (429): all requests pause for 30.0 s")

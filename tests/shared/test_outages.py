@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams import Clock, Lane
-from signalwire_streams.redis_rate_limit import SharedPacerError
+from signalwire_streams import Clock, Priority
+from signalwire_streams.redis_rate_limit import RateLimiterError
 from signalwire_streams.redis_rate_limit._store import Store
 from tests.redis_server import RedisServer
 
@@ -27,13 +27,13 @@ async def test_requests_wait_for_redis(
 ) -> None:
     """While Redis is away requests wait, as long as they may; one line says that it went and one that it is back."""
     pacer = pacer_for(redis)
-    await pacer.acquire(Lane.BULK, 10)
+    await pacer.acquire(Priority.BULK, 10)
     redis.kill()
 
-    assert await pacer.acquire(Lane.BULK, 0.3) == 0.3
-    waiting = [asyncio.create_task(pacer.acquire(Lane.BULK, 10)) for _ in range(3)]
-    assert await pacer.acquire(Lane.INTERACTIVE, 0.3) == 0.3
-    assert await pacer.pass_gate(1) == 0
+    assert await pacer.acquire(Priority.BULK, 0.3) == 0.3
+    waiting = [asyncio.create_task(pacer.acquire(Priority.BULK, 10)) for _ in range(3)]
+    assert await pacer.acquire(Priority.INTERACTIVE, 0.3) == 0.3
+    assert await pacer.wait_until_allowed(1) == 0
     redis.start()
 
     assert await asyncio.gather(*waiting) == [0, 0, 0]
@@ -46,7 +46,7 @@ async def test_redis_may_come_later(redis: RedisServer, pacer_for: PacerFactory)
     """A client that is started before its Redis waits for it."""
     redis.kill()
     pacer = pacer_for(redis)
-    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 10))
+    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 10))
     await until(lambda: pacer._outage.lasts)
     assert not waiting.done()
     redis.start()
@@ -59,21 +59,21 @@ async def test_a_read_needs_no_redis(redis: RedisServer, pacer_for: PacerFactory
     redis.kill()
     pacer = pacer_for(redis)
 
-    assert await pacer.pass_gate(1) == 0
+    assert await pacer.wait_until_allowed(1) == 0
     assert pacer._outage.lasts
 
 
 async def test_a_refusal_while_redis_is_away_is_told_later(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """What the Space said while Redis was away is told to the others once it is back."""
     pacer = pacer_for(redis)
-    await pacer.acquire(Lane.BULK, 10)
+    await pacer.acquire(Priority.BULK, 10)
     redis.kill()
-    assert await pacer.acquire(Lane.BULK, 0.1) == 0.1
-    pacer.throttled(time.monotonic(), 30.0)
+    assert await pacer.acquire(Priority.BULK, 0.1) == 0.1
+    pacer.on_throttled(time.monotonic(), 30.0)
     redis.start()
     await until(lambda: not pacer._view.has_news)
 
-    assert await pacer_for(redis).pass_gate(5) == pytest.approx(30, abs=5)
+    assert await pacer_for(redis).wait_until_allowed(5) == pytest.approx(30, abs=5)
 
 
 async def test_a_connection_that_was_closed_meanwhile_is_no_outage(
@@ -82,7 +82,7 @@ async def test_a_connection_that_was_closed_meanwhile_is_no_outage(
     """A Redis that closes idle connections is not away."""
     pacer = pacer_for(redis)
     for _ in range(3):
-        assert await pacer.acquire(Lane.BULK, 10) == 0
+        assert await pacer.acquire(Priority.BULK, 10) == 0
         redis.ask("CLIENT", "KILL", "TYPE", "normal")
         await asyncio.sleep(0.05)
 
@@ -129,13 +129,13 @@ async def test_clients_that_wait_do_not_burst_either(redis: RedisServer, pacer_f
 async def test_a_part_has_the_gate_and_the_refusals_too(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """A client that goes on by itself still waits at the gate, and slows down when it is refused."""
     pacer = pacer_for(redis, requests=1000, window=2.0, fallback_clients=2)
-    await pacer.acquire(Lane.BULK, 10)
+    await pacer.acquire(Priority.BULK, 10)
     redis.kill()
-    assert await pacer.acquire(Lane.BULK, 10) == 0
+    assert await pacer.acquire(Priority.BULK, 10) == 0
     began = time.monotonic()
-    pacer.throttled(began, 0.5)
-    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 10))
-    assert await pacer.acquire(Lane.BULK, 10) == 0
+    pacer.on_throttled(began, 0.5)
+    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 10))
+    assert await pacer.acquire(Priority.BULK, 10) == 0
 
     assert time.monotonic() - began >= 0.5
     assert await waiting == 0
@@ -146,9 +146,9 @@ async def test_a_part_has_the_gate_and_the_refusals_too(redis: RedisServer, pace
 async def test_a_client_that_was_on_its_own_returns_slowly(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """For a second after Redis is back a client takes no more than its part: others may not know yet."""
     pacer = pacer_for(redis, requests=1000, window=10.0, fallback_clients=10)
-    await pacer.acquire(Lane.BULK, 10)
+    await pacer.acquire(Priority.BULK, 10)
     redis.kill()
-    assert await pacer.acquire(Lane.BULK, 10) == 0
+    assert await pacer.acquire(Priority.BULK, 10) == 0
     redis.start()
     await until(lambda: not pacer._outage.lasts)
     back = time.monotonic()
@@ -180,7 +180,7 @@ async def test_answers_that_come_too_late(
     for name in ask:
         monkeypatch.setattr(Store, name, slowed(name))
     pacer = pacer_for(redis, clock=Clock(now=lambda: time.monotonic() + skipped))
-    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 10))
+    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 10))
     await until(lambda: asked >= 9)
     assert not waiting.done()
     assert "its answers come too late" in said(caplog)[0]
@@ -194,7 +194,7 @@ async def test_a_full_or_a_read_only_redis_may_recover(redis: RedisServer, pacer
     """A Redis that can't write just now is waited for, as one that is away."""
     redis.ask("CONFIG", "SET", "maxmemory", "1")
     pacer = pacer_for(redis)
-    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 10))
+    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 10))
     await until(lambda: pacer._outage.lasts)
     redis.ask("CONFIG", "SET", "maxmemory", "0")
 
@@ -207,12 +207,12 @@ async def test_a_redis_that_comes_back_with_another_password(
     """Who waits for a Redis that then refuses to be used is told so."""
     redis = redis_server()
     pacer = pacer_for(redis)
-    await pacer.acquire(Lane.BULK, 10)
+    await pacer.acquire(Priority.BULK, 10)
     redis.kill()
-    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 10))
+    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 10))
     await until(lambda: pacer._outage.lasts)
     redis.options = ("--requirepass", "s3cret")
     redis.start()
 
-    with pytest.raises(SharedPacerError, match="wants another user or password"):
+    with pytest.raises(RateLimiterError, match="wants another user or password"):
         await waiting

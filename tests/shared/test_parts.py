@@ -9,9 +9,9 @@ import math
 import pytest
 
 import signalwire_streams.redis_rate_limit
-from signalwire_streams import Lane, RateLimit
-from signalwire_streams.middleware._queueing import Queue
-from signalwire_streams.redis_rate_limit import RedisPacer
+from signalwire_streams import Priority, RateLimit
+from signalwire_streams.middleware._queueing import PriorityQueue
+from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.redis_rate_limit._lease_loop import Pump
 from signalwire_streams.redis_rate_limit._state import Outage, View
 from signalwire_streams.redis_rate_limit._store import RedisAwayError, Store
@@ -19,17 +19,17 @@ from signalwire_streams.redis_rate_limit._store import RedisAwayError, Store
 
 async def test_a_queue_passes_over_who_is_on_the_way_out() -> None:
     """A token goes to the first who still waits for it, and to nobody when nobody does."""
-    queue = Queue()
-    assert queue.head() == (Lane.BULK, 0)
+    queue = PriorityQueue()
+    assert queue.head() == (Priority.BULK, 0)
     assert not queue.grant(1.0)
-    turns = [queue.add(Lane.BULK) for _ in range(3)]
+    turns = [queue.add(Priority.BULK) for _ in range(3)]
     turns[0].cancel()
     turns[2].cancel()
 
     assert queue.grant(1.0)
     assert not queue.grant(1.0)
     assert turns[1].result() == 1.0
-    assert queue.head() == (Lane.BULK, 0)
+    assert queue.head() == (Priority.BULK, 0)
 
 
 def test_an_outage_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -56,16 +56,16 @@ def test_the_import_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_a_turn_in_the_very_moment_that_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the turn is granted while the timeout is already on its way, it is a turn, and counted."""
 
-    def wait(pump: Pump, space: str, lane: Lane) -> "asyncio.Future[float]":
+    def wait(pump: Pump, space: str, lane: Priority) -> "asyncio.Future[float]":
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[float] = loop.create_future()
         loop.call_soon(turn.set_result, math.inf)
         return turn
 
     monkeypatch.setattr(Pump, "wait", wait)
-    pacer = RedisPacer("redis://localhost", space="example.signalwire.com")
+    pacer = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
 
-    assert await pacer.acquire(Lane.BULK, 1e-9) == 0
+    assert await pacer.acquire(Priority.BULK, 1e-9) == 0
 
 
 @pytest.mark.parametrize("from_now_on", ["lease", "look"])
@@ -89,8 +89,8 @@ async def test_a_cancellation_that_is_taken_for_a_lost_connection(
 
     monkeypatch.setattr(Store, "look", hang)
     monkeypatch.setattr(Store, "lease", hang if from_now_on == "lease" else fail)
-    pacer = RedisPacer("redis://localhost", space="example.signalwire.com")
-    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 60))
+    pacer = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
+    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 60))
     await hangs.wait()
 
     await pacer.aclose()
@@ -105,8 +105,8 @@ async def test_tokens_that_nobody_waits_for_any_more(monkeypatch: pytest.MonkeyP
         raise AssertionError("it asked for more")
 
     monkeypatch.setattr(Store, "lease", fail)
-    pacer = RedisPacer("redis://localhost", space="example.signalwire.com")
-    waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 60))
+    pacer = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
+    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 60))
     await asyncio.sleep(0)
     pacer._pump.give_back(float("inf"))
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from signalwire_streams import Lane, RateLimit, StreamsClient
-from signalwire_streams.redis_rate_limit import RedisPacer
+from signalwire_streams import Priority, RateLimit, StreamsClient
+from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
 from tests.redis_server import RedisServer
 
@@ -15,7 +15,7 @@ from .conftest import PacerFactory, until
 URL = "wss://rx.example.com/audio"
 
 
-async def told(pacer: RedisPacer) -> None:
+async def told(pacer: RedisRateLimiter) -> None:
     """Wait until a pacer has told all that it knows."""
     await until(lambda: not pacer._view.has_news)
 
@@ -23,40 +23,40 @@ async def told(pacer: RedisPacer) -> None:
 async def test_a_gate_that_one_client_closes_is_closed_for_all(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """What one client was told to wait, all wait: starts as well as reads, also of a client that comes later."""
     refused, other = pacer_for(redis), pacer_for(redis)
-    await refused.acquire(Lane.BULK, 10)
-    await other.acquire(Lane.BULK, 10)
-    refused.throttled(time.monotonic(), 30.0)
+    await refused.acquire(Priority.BULK, 10)
+    await other.acquire(Priority.BULK, 10)
+    refused.on_throttled(time.monotonic(), 30.0)
     await told(refused)
 
-    assert await other.acquire(Lane.BULK, 0.2) > 0
-    assert await other.acquire(Lane.BULK, 5) == pytest.approx(30, abs=5)
-    assert await pacer_for(redis).pass_gate(5) == pytest.approx(30, abs=5)
+    assert await other.acquire(Priority.BULK, 0.2) > 0
+    assert await other.acquire(Priority.BULK, 5) == pytest.approx(30, abs=5)
+    assert await pacer_for(redis).wait_until_allowed(5) == pytest.approx(30, abs=5)
 
 
 async def test_the_gate_opens_again(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """Once the Space takes requests again, those who waited go out, reads and starts."""
     refused, other = pacer_for(redis), pacer_for(redis)
-    await other.acquire(Lane.BULK, 10)
+    await other.acquire(Priority.BULK, 10)
     began = time.monotonic()
-    refused.throttled(began, 0.4)
+    refused.on_throttled(began, 0.4)
     await told(refused)
 
-    assert await refused.pass_gate(10) == 0
+    assert await refused.wait_until_allowed(10) == 0
     assert time.monotonic() - began >= 0.4
-    assert await refused.acquire(Lane.BULK, 10) == await other.acquire(Lane.BULK, 10) == 0
+    assert await refused.acquire(Priority.BULK, 10) == await other.acquire(Priority.BULK, 10) == 0
 
 
 async def test_many_refusals_cut_the_rate_of_all_once(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """Requests of two clients that are refused together cut the rate once, for both."""
     pacers = [pacer_for(redis), pacer_for(redis)]
     for pacer in pacers:
-        await pacer.acquire(Lane.BULK, 10)
+        await pacer.acquire(Priority.BULK, 10)
     for pacer in pacers:
         for _ in range(20):
-            pacer.throttled(time.monotonic(), 0.01)
+            pacer.on_throttled(time.monotonic(), 0.01)
     for pacer in pacers:
         await told(pacer)
-        await pacer.acquire(Lane.BULK, 10)
+        await pacer.acquire(Priority.BULK, 10)
 
     rates = [pacer._view.rate(time.monotonic()) / pacer._view.law.rate for pacer in pacers]
     assert rates == [pytest.approx(0.7, abs=0.15)] * 2
@@ -66,20 +66,20 @@ async def test_many_refusals_cut_the_rate_of_all_once(redis: RedisServer, pacer_
 async def test_a_refusal_is_told_though_redis_knows_nothing_yet(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """A client whose Redis knows nothing of the Space tells it what it heard."""
     pacer = pacer_for(redis)
-    pacer.throttled(time.monotonic(), 30.0)
+    pacer.on_throttled(time.monotonic(), 30.0)
     await told(pacer)
 
-    assert await pacer_for(redis).pass_gate(5) == pytest.approx(30, abs=5)
+    assert await pacer_for(redis).wait_until_allowed(5) == pytest.approx(30, abs=5)
 
 
 async def test_a_limit_that_one_client_hears_of_counts_for_all(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """The Space's headers lower the limit of every client."""
     hears, other = pacer_for(redis, requests=1000), pacer_for(redis, requests=1000)
-    await other.acquire(Lane.BULK, 10)
-    hears.served(500)
-    hears.served(None)
+    await other.acquire(Priority.BULK, 10)
+    hears.on_success(500)
+    hears.on_success(None)
     await told(hears)
-    await other.acquire(Lane.BULK, 10)
+    await other.acquire(Priority.BULK, 10)
 
     assert other._view.law == hears._view.law
     assert other._view.law.rate < 500
@@ -88,28 +88,28 @@ async def test_a_limit_that_one_client_hears_of_counts_for_all(redis: RedisServe
 async def test_redis_forgets_and_is_told_again(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """After a FLUSHALL the gate stays closed: clients tell Redis again what they know."""
     knows = pacer_for(redis)
-    await knows.acquire(Lane.BULK, 10)
-    knows.throttled(time.monotonic(), 2.0)
+    await knows.acquire(Priority.BULK, 10)
+    knows.on_throttled(time.monotonic(), 2.0)
     await told(knows)
     redis.ask("FLUSHALL")
 
-    assert await knows.acquire(Lane.BULK, 0.1) > 0
+    assert await knows.acquire(Priority.BULK, 0.1) > 0
     await asyncio.sleep(0)
     newcomer = pacer_for(redis)
-    assert await newcomer.acquire(Lane.BULK, 10) == 0
-    assert await knows.acquire(Lane.BULK, 10) == 0
+    assert await newcomer.acquire(Priority.BULK, 10) == 0
+    assert await knows.acquire(Priority.BULK, 10) == 0
     await told(knows)
-    assert await pacer_for(redis).pass_gate(0.0) == 0
+    assert await pacer_for(redis).wait_until_allowed(0.0) == 0
 
 
 async def test_nobody_is_told_once_the_pacer_is_closed(redis: RedisServer, pacer_for: PacerFactory) -> None:
     """A request that ends after its pacer was closed still ends as it did."""
     pacer = pacer_for(redis)
-    await pacer.acquire(Lane.BULK, 10)
+    await pacer.acquire(Priority.BULK, 10)
     await pacer.aclose()
 
-    pacer.throttled(time.monotonic(), 1.0)
-    pacer.served(7)
+    pacer.on_throttled(time.monotonic(), 1.0)
+    pacer.on_success(7)
 
 
 async def test_a_space_that_is_stricter_than_it_says(redis: RedisServer) -> None:
@@ -120,13 +120,15 @@ async def test_a_space_that_is_stricter_than_it_says(redis: RedisServer) -> None
         async def start(sids: list[str]) -> None:
             limit = RateLimit(requests=200, window=1.0)
             async with (
-                RedisPacer(redis.url, rate_limit=limit) as pacer,
-                StreamsClient(base_url=space.base_url, project=space.project, token=space.token, pacer=pacer) as client,
+                RedisRateLimiter(redis.url, rate_limit=limit) as pacer,
+                StreamsClient(
+                    base_url=space.base_url, project=space.project, token=space.token, rate_limiter=pacer
+                ) as client,
             ):
                 await asyncio.gather(*(client.conferences.start_stream(sid, url=URL) for sid in sids))
 
         sids = list(space.conference_sids)
         await asyncio.gather(start(sids[:60]), start(sids[60:]))
 
-        assert len(space.streams.alive()) == 120
+        assert len(space.streams.active()) == 120
         assert space.requests.count() > 120

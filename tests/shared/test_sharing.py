@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from signalwire_streams import InvalidRequestError, Lane, RateLimit, StreamsClient
-from signalwire_streams.redis_rate_limit import RedisPacer
+from signalwire_streams import InvalidRequestError, Priority, RateLimit, StreamsClient
+from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
 from tests.redis_server import RedisServer
 
@@ -17,14 +17,14 @@ from .test_law import fullest_window
 URL = "wss://rx.example.com/audio"
 
 
-async def drain(pacers: Sequence[RedisPacer], seconds: float, each: int = 30) -> list[list[float]]:
+async def drain(pacers: Sequence[RedisRateLimiter], seconds: float, each: int = 30) -> list[list[float]]:
     """Take all that there is for so long, and tell when each pacer gave leave."""
     now = asyncio.get_running_loop().time
     ends_at = now() + seconds
     went: list[list[float]] = [[] for _ in pacers]
 
     async def ask(number: int) -> None:
-        while await pacers[number].acquire(Lane.BULK, max(0.01, ends_at - now())) == 0:
+        while await pacers[number].acquire(Priority.BULK, max(0.01, ends_at - now())) == 0:
             went[number].append(now())
 
     await asyncio.gather(*(ask(number) for number in range(len(pacers)) for _ in range(each)))
@@ -60,15 +60,17 @@ async def test_three_clients_of_a_space(redis: RedisServer) -> None:
         async def start(sids: Sequence[str]) -> None:
             limit = RateLimit(requests=200, window=1.0)
             async with (
-                RedisPacer(redis.url, rate_limit=limit) as pacer,
-                StreamsClient(base_url=space.base_url, project=space.project, token=space.token, pacer=pacer) as client,
+                RedisRateLimiter(redis.url, rate_limit=limit) as pacer,
+                StreamsClient(
+                    base_url=space.base_url, project=space.project, token=space.token, rate_limiter=pacer
+                ) as client,
             ):
                 await asyncio.gather(*(client.conferences.start_stream(sid, url=URL) for sid in sids))
 
         await asyncio.gather(*(start(space.conference_sids[first::3]) for first in range(3)))
 
-        assert len(space.streams.alive()) == space.requests.count() == 300
-        assert space.requests.busiest_window(1.0) <= 200
+        assert len(space.streams.active()) == space.requests.count() == 300
+        assert space.requests.max_in_window(1.0) <= 200
 
 
 async def test_two_spaces_do_not_mix(redis: RedisServer, pacer_for: PacerFactory) -> None:
@@ -76,7 +78,7 @@ async def test_two_spaces_do_not_mix(redis: RedisServer, pacer_for: PacerFactory
     pacers = [pacer_for(redis, requests=200, window=10.0, space=f"{name}.signalwire.com") for name in ("one", "two")]
 
     for pacer in pacers:
-        assert await pacer.acquire(Lane.BULK, 10.0) == 0
+        assert await pacer.acquire(Priority.BULK, 10.0) == 0
 
     keys = redis.ask("KEYS", "*").decode().splitlines()
     assert sorted(key for key in keys if key.startswith("s")) == [
@@ -88,18 +90,18 @@ async def test_two_spaces_do_not_mix(redis: RedisServer, pacer_for: PacerFactory
 
 async def test_a_pacer_learns_its_space_from_its_clients(redis: RedisServer) -> None:
     """The Space is that of the first client; another Space needs another pacer, unless it is said to be the same."""
-    pacer = RedisPacer(redis.url)
+    pacer = RedisRateLimiter(redis.url)
     with pytest.raises(InvalidRequestError, match="pass it to a StreamsClient"):
-        await pacer.acquire(Lane.BULK, 1.0)
+        await pacer.acquire(Priority.BULK, 1.0)
     for _ in range(2):
-        StreamsClient(space="example", project="p", token="t", pacer=pacer)
-    assert repr(pacer) == f"RedisPacer('{redis.url}', space='example.signalwire.com')"
+        StreamsClient(space="example", project="p", token="t", rate_limiter=pacer)
+    assert repr(pacer) == f"RedisRateLimiter('{redis.url}', space='example.signalwire.com')"
 
-    with pytest.raises(InvalidRequestError, match=r"one RedisPacer for each Space.*other\.signalwire\.com"):
-        StreamsClient(space="other", project="p", token="t", pacer=pacer)
+    with pytest.raises(InvalidRequestError, match=r"one RedisRateLimiter for each Space.*other\.signalwire\.com"):
+        StreamsClient(space="other", project="p", token="t", rate_limiter=pacer)
 
-    proxied = RedisPacer(redis.url, space="example.signalwire.com")
-    StreamsClient(base_url="https://proxy.example.com", project="p", token="t", pacer=proxied)
+    proxied = RedisRateLimiter(redis.url, space="example.signalwire.com")
+    StreamsClient(base_url="https://proxy.example.com", project="p", token="t", rate_limiter=proxied)
     assert "example.signalwire.com" in repr(proxied)
 
 
@@ -110,8 +112,8 @@ async def test_bulk_requests_leave_something_for_interactive_ones(redis: RedisSe
     draining = asyncio.create_task(drain([busy], 1.0, each=100))
     await asyncio.sleep(0.3)
 
-    assert (await quick.acquire(Lane.BULK, 0.001)) > 0
-    assert (await quick.acquire(Lane.INTERACTIVE, 1)) == 0
+    assert (await quick.acquire(Priority.BULK, 0.001)) > 0
+    assert (await quick.acquire(Priority.INTERACTIVE, 1)) == 0
     await draining
 
 
@@ -120,14 +122,14 @@ async def test_interactive_requests_go_before_bulk_ones(redis: RedisServer, pace
     pacer = pacer_for(redis, requests=40, window=1.0)
     order: list[str] = []
 
-    async def one(lane: Lane, name: str) -> None:
+    async def one(lane: Priority, name: str) -> None:
         assert await pacer.acquire(lane, 10) == 0
         order.append(name)
 
     async with pacer._store._one_at_a_time:  # so that none is leased before all wait
-        bulk = [asyncio.create_task(one(Lane.BULK, f"bulk {n}")) for n in range(3)]
+        bulk = [asyncio.create_task(one(Priority.BULK, f"bulk {n}")) for n in range(3)]
         await asyncio.sleep(0)
-        interactive = asyncio.create_task(one(Lane.INTERACTIVE, "interactive"))
+        interactive = asyncio.create_task(one(Priority.INTERACTIVE, "interactive"))
         await asyncio.sleep(0)
     await asyncio.gather(interactive, *bulk)
 

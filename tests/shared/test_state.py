@@ -5,7 +5,7 @@ import pytest
 from signalwire_streams import RateLimit
 from signalwire_streams.redis_rate_limit._state import Law, State, View
 
-LIMIT = RateLimit(requests=10_000, share=1.0)
+LIMIT = RateLimit(requests=10_000, utilization=1.0)
 LAW = Law.of(LIMIT, None)
 
 

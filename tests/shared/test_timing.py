@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from attrs import define, field
 
-from signalwire_streams import Clock, Lane, RateLimit
-from signalwire_streams.redis_rate_limit import RedisPacer
+from signalwire_streams import Clock, Priority, RateLimit
+from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.redis_rate_limit._state import Law, Outage, State, View
 from signalwire_streams.redis_rate_limit._store import Leased, RedisAwayError, Store
 from tests.redis_server import RedisServer
@@ -16,7 +16,7 @@ from tests.redis_server import RedisServer
 from .test_law import fullest_window
 
 DAY = 24 * 3600
-LIMIT = RateLimit(requests=1000, share=1.0)
+LIMIT = RateLimit(requests=1000, utilization=1.0)
 LAW = Law.of(LIMIT, None)
 
 
@@ -83,15 +83,17 @@ def clock(idle_clock: Clock) -> Clock:
     return Clock(now=idle_clock.now, random=lambda: 0.5)
 
 
-def pacer_of(clock: Clock, fallback_clients: int | None = None) -> RedisPacer:
-    return RedisPacer("redis://localhost", space="x", rate_limit=LIMIT, fallback_clients=fallback_clients, clock=clock)
+def pacer_of(clock: Clock, fallback_clients: int | None = None) -> RedisRateLimiter:
+    return RedisRateLimiter(
+        "redis://localhost", space="x", rate_limit=LIMIT, fallback_clients=fallback_clients, clock=clock
+    )
 
 
 @define
 class Traffic:
     """Requests that always wait for the next token."""
 
-    pacer: RedisPacer
+    pacer: RedisRateLimiter
     clock: Clock
     granted: list[float] = field(factory=list)
 
@@ -99,7 +101,7 @@ class Traffic:
         ends_at = self.clock.now() + seconds
 
         async def one() -> None:
-            while await self.pacer.acquire(Lane.BULK, ends_at - self.clock.now()) == 0:
+            while await self.pacer.acquire(Priority.BULK, ends_at - self.clock.now()) == 0:
                 self.granted.append(self.clock.now())
 
         await asyncio.gather(*(one() for _ in range(at_once)))
@@ -121,7 +123,7 @@ async def test_the_limit_is_used_and_never_exceeded(bucket: Bucket, clock: Clock
 async def test_bulk_requests_leave_a_quarter_of_the_burst(bucket: Bucket, clock: Clock) -> None:
     """The last quarter of the tokens is for interactive requests."""
     pacer = pacer_of(clock)
-    for lane, burst in ((Lane.BULK, LAW.bulk_burst), (Lane.INTERACTIVE, LAW.burst)):
+    for lane, burst in ((Priority.BULK, LAW.bulk_burst), (Priority.INTERACTIVE, LAW.burst)):
         bucket.leased.clear()
         assert await pacer.acquire(lane, 10.0) == 0
         assert {asked for _, _, asked in bucket.leased} == {burst}
@@ -133,16 +135,16 @@ async def test_bulk_requests_leave_a_quarter_of_the_burst(bucket: Bucket, clock:
 async def test_an_unused_token_is_used_next_until_it_lapses(bucket: Bucket, clock: Clock) -> None:
     """A token whose request was cancelled goes to the next request without another lease, for its age at most."""
     pacer = pacer_of(clock)
-    assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    assert await pacer.acquire(Priority.BULK, 10.0) == 0
     leases = len(bucket.leased)
 
     pacer._pump.give_back(clock.now() + LAW.age)
-    assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    assert await pacer.acquire(Priority.BULK, 10.0) == 0
     assert len(bucket.leased) == leases
 
     pacer._pump.give_back(clock.now() + LAW.age)
     await asyncio.sleep(1.01 * LAW.age)
-    assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    assert await pacer.acquire(Priority.BULK, 10.0) == 0
     assert len(bucket.leased) > leases
     await pacer.aclose()
 
@@ -150,11 +152,11 @@ async def test_an_unused_token_is_used_next_until_it_lapses(bucket: Bucket, cloc
 async def test_nothing_goes_out_while_the_gate_is_closed(bucket: Bucket, clock: Clock) -> None:
     """After a Retry-After no request is sent earlier, the first one soon after it, and Redis knows the time."""
     pacer = pacer_of(clock)
-    assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    assert await pacer.acquire(Priority.BULK, 10.0) == 0
     closed_until = clock.now() + 3.0
-    pacer.throttled(clock.now(), 3.0)
+    pacer.on_throttled(clock.now(), 3.0)
 
-    assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    assert await pacer.acquire(Priority.BULK, 10.0) == 0
 
     assert closed_until <= clock.now() <= closed_until + 0.6
     assert bucket.state is not None
@@ -168,16 +170,16 @@ async def test_pass_gate_asks_for_a_state_that_is_not_fresh(bucket: Bucket, cloc
     """A request that needs no token sees the pause that another client was told of a moment ago."""
     one, other = pacer_of(clock), pacer_of(clock)
     for pacer in (one, other):
-        assert await pacer.acquire(Lane.BULK, 10.0) == 0
-    one.throttled(clock.now(), 5.0)
+        assert await pacer.acquire(Priority.BULK, 10.0) == 0
+    one.on_throttled(clock.now(), 5.0)
     await asyncio.sleep(2.0)
 
-    assert await other.pass_gate(1.0) == pytest.approx(3.0, abs=0.1)
+    assert await other.wait_until_allowed(1.0) == pytest.approx(3.0, abs=0.1)
     assert len(bucket.looks) == 1
-    assert await other.pass_gate(1.0) == pytest.approx(3.0, abs=0.1)
+    assert await other.wait_until_allowed(1.0) == pytest.approx(3.0, abs=0.1)
     assert len(bucket.looks) == 1, "what was heard a moment ago is not asked for again"
     began = clock.now()
-    assert await other.pass_gate(10.0) == 0
+    assert await other.wait_until_allowed(10.0) == 0
     assert clock.now() - began == pytest.approx(3.0, abs=0.1)
     for pacer in (one, other):
         await pacer.aclose()
@@ -196,9 +198,9 @@ class TestOutage:
     ) -> None:
         """A request waits for Redis, and is granted soon after it is back."""
         pacer = pacer_of(clock)
-        assert await pacer.acquire(Lane.BULK, 10.0) == 0
+        assert await pacer.acquire(Priority.BULK, 10.0) == 0
         bucket.is_away = True
-        waiting = asyncio.create_task(pacer.acquire(Lane.BULK, 60.0))
+        waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 60.0))
         await asyncio.sleep(10.0)
         assert not waiting.done()
         assert 35 <= len(bucket.looks) <= 41
@@ -216,7 +218,7 @@ class TestOutage:
         bucket.is_away = True
         pacer = pacer_of(clock)
         began = clock.now()
-        assert await pacer.acquire(Lane.BULK, 7.0) == 7.0
+        assert await pacer.acquire(Priority.BULK, 7.0) == 7.0
         assert clock.now() - began == pytest.approx(7.0, abs=0.05)
         await pacer.aclose()
 
@@ -248,16 +250,16 @@ class TestOutage:
     ) -> None:
         """Tokens that lapsed on their way are not used; after the fifth time in a row Redis counts as away."""
         pacer = pacer_of(clock)
-        assert await pacer.acquire(Lane.BULK, 10.0) == 0
+        assert await pacer.acquire(Priority.BULK, 10.0) == 0
         before = len(bucket.leased)
         bucket.delay = 1.5 * LAW.age
 
-        assert await pacer.acquire(Lane.BULK, 5.0) == 5.0
+        assert await pacer.acquire(Priority.BULK, 5.0) == 5.0
 
         assert len(bucket.leased) - before == 5
         assert ["its answers come too late" in line for line in lines()] == [True]
         bucket.delay = 0.5 * LAW.age
-        assert await pacer.acquire(Lane.BULK, 5.0) == 0
+        assert await pacer.acquire(Priority.BULK, 5.0) == 0
         await pacer.aclose()
 
 
@@ -265,7 +267,7 @@ async def test_a_forgotten_bucket_begins_empty(bucket: Bucket, clock: Clock) -> 
     """Where Redis knows nothing, the state is made first and then tokens are leased as they come."""
     pacer = pacer_of(clock)
     began = clock.now()
-    assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    assert await pacer.acquire(Priority.BULK, 10.0) == 0
     assert bucket.state is not None
     assert clock.now() - began >= 1 / LAW.rate
     await pacer.aclose()
@@ -273,17 +275,17 @@ async def test_a_forgotten_bucket_begins_empty(bucket: Bucket, clock: Clock) -> 
 
 async def test_what_is_kept_in_redis_expires_after_a_day(redis: RedisServer) -> None:
     """What nobody asks for is forgotten, and each question keeps it for another day."""
-    async with RedisPacer(redis.url, space="x", rate_limit=LIMIT) as pacer:
-        assert await pacer.acquire(Lane.BULK, 10.0) == 0
+    async with RedisRateLimiter(redis.url, space="x", rate_limit=LIMIT) as pacer:
+        assert await pacer.acquire(Priority.BULK, 10.0) == 0
         key = "signalwire-streams:{x}:state"
         assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
-        for question in (pacer.acquire(Lane.BULK, 10.0), pacer._store.look("x")):
+        for question in (pacer.acquire(Priority.BULK, 10.0), pacer._store.look("x")):
             redis.ask("EXPIRE", key, "60")
             await question
             assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
         redis.ask("EXPIRE", key, "60")
-        pacer.throttled(pacer._clock.now(), 0.0)
-        assert await pacer.acquire(Lane.BULK, 10.0) == 0
+        pacer.on_throttled(pacer._clock.now(), 0.0)
+        assert await pacer.acquire(Priority.BULK, 10.0) == 0
         assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
 
 

@@ -18,7 +18,7 @@ async def test_a_second_start_is_answered_but_never_lives() -> None:
             "Duplicated stream name",
             second.json["sid"],
         )
-        assert peer.space.streams.doubled() == []
+        assert peer.space.streams.duplicates() == []
         assert [request.created for request in peer.space.requests] == [lives.sid, None]
         assert (await peer.stop(refused.sid)).status == 400
         assert (await peer.stop("n")).json["sid"] == lives.sid
@@ -41,12 +41,12 @@ async def test_a_second_start_can_really_be_doubled() -> None:
     async with simulated(duplicate_names="allow") as peer:
         replies = [await peer.start_on_call(Name="n") for _ in range(3)]
         assert all(mismatches(reply.json, CALL_STREAM) == [] for reply in replies)
-        assert len(peer.space.streams.alive()) == 3
-        assert peer.space.streams.doubled() == [(peer.space.call_sids[0], "n")]
+        assert len(peer.space.streams.active()) == 3
+        assert peer.space.streams.duplicates() == [(peer.space.call_sids[0], "n")]
         assert peer.space.streams.peak_alive_per_target() == {peer.space.call_sids[0]: 3}
         stopped = [(await peer.stop_on_call("n")).json["sid"] for _ in range(3)]
         assert stopped == [reply.json["sid"] for reply in replies]
-        assert peer.space.streams.doubled() == [(peer.space.call_sids[0], "n")]
+        assert peer.space.streams.duplicates() == [(peer.space.call_sids[0], "n")]
 
 
 async def _start_stop_start(peer: Peer) -> None:
@@ -60,7 +60,7 @@ async def test_a_name_is_free_again_once_its_stream_has_stopped() -> None:
     async with simulated() as peer:
         await _start_stop_start(peer)
         assert [stream.error for stream in peer.space.streams] == [None] * 3
-        assert peer.space.streams.doubled() == []
+        assert peer.space.streams.duplicates() == []
         assert peer.space.streams.peak_alive_per_target() == {peer.space.conference_sids[0]: 1}
 
 
@@ -70,17 +70,17 @@ async def test_names_are_unique_per_conference_or_call_only() -> None:
             await peer.start(sid, Name="n")
         for sid in peer.space.call_sids:
             await peer.start_on_call(sid, Name="n")
-        assert len(peer.space.streams.alive()) == 4
-        assert peer.space.streams.doubled() == []
+        assert len(peer.space.streams.active()) == 4
+        assert peer.space.streams.duplicates() == []
 
 
 async def test_unnamed_streams_on_one_target_count_as_doubled_under_none() -> None:
     async with simulated() as peer:
         sid = peer.space.conference_sids[0]
         await peer.start()
-        assert peer.space.streams.doubled() == []
+        assert peer.space.streams.duplicates() == []
         await peer.start()
-        assert peer.space.streams.doubled() == [(sid, None)]
+        assert peer.space.streams.duplicates() == [(sid, None)]
 
 
 async def test_streams_read_like_a_list() -> None:

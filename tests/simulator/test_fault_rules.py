@@ -29,8 +29,8 @@ def test_times_is_the_next_so_many() -> None:
 def test_one_in_is_exact_and_the_same_under_one_seed(one_in: int, seed: int) -> None:
     """Every so manieth request, from an offset that the seed gives."""
     first, second = faults(seed), faults(seed)
-    first.add("500", one_in=one_in)
-    second.add("500", one_in=one_in)
+    first.add("500", every_nth=one_in)
+    second.add("500", every_nth=one_in)
     tripped = [first.trip(START, "a") is not None for _ in range(100)]
     assert tripped == [second.trip(START, "a") is not None for _ in range(100)]
     places = [place for place, hit in enumerate(tripped) if hit]
@@ -42,7 +42,7 @@ def test_the_seed_moves_the_offset() -> None:
     offsets = set()
     for seed in range(20):
         rules = faults(seed)
-        rules.add("500", one_in=10)
+        rules.add("500", every_nth=10)
         offsets.add(next(place for place in range(10) if rules.trip(START, "a")))
     assert len(offsets) > 3
 
@@ -94,7 +94,7 @@ def test_on_names_operations(scope: str, operations: set[str]) -> None:
 def test_the_first_rule_takes_the_request_and_later_ones_do_not_count_it() -> None:
     rules = faults()
     first = rules.add("500", times=2)
-    second = rules.add("502", one_in=1, times=1)
+    second = rules.add("502", every_nth=1, times=1)
     assert [rules.trip(START, "a") for _ in range(4)] == [first, first, second, None]
 
 
@@ -164,7 +164,7 @@ def test_a_rule_that_makes_no_sense_says_what_to_write(kind: str, given: dict[st
 async def test_a_space_spoils_the_same_requests_under_the_same_seed() -> None:
     async def run() -> list[int]:
         async with simulated(seed=7) as peer:
-            rule = peer.space.faults.add("503", on="start", one_in=4)
+            rule = peer.space.faults.add("503", on="start", every_nth=4)
             statuses = [(await peer.start()).status for _ in range(12)]
             assert rule.hits == statuses.count(503) == 3
             return statuses

@@ -37,7 +37,7 @@ async def test_statuses(
     kind: str, settings: dict[str, Any], status: int, content_type: str, code: int | None, *, created: bool
 ) -> None:
     async with simulated() as peer:
-        peer.space.faults.add(kind, on="start", created=created, **settings)
+        peer.space.faults.add(kind, on="start", executed=created, **settings)
         reply = await peer.start()
         assert (reply.status, reply.headers["Content-Type"]) == (status, content_type)
         if code is None:
@@ -68,7 +68,7 @@ async def test_statuses_carry_headers(kind: str, settings: dict[str, Any], heade
 @CREATED
 async def test_a_page_of_html_with_200(*, created: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("html", on="start", created=created)
+        peer.space.faults.add("html", on="start", executed=created)
         reply = await peer.start()
         assert (reply.status, reply.headers["Content-Type"]) == (200, "text/html")
         assert reply.body.startswith(b"<html>")
@@ -78,7 +78,7 @@ async def test_a_page_of_html_with_200(*, created: bool) -> None:
 @CREATED
 async def test_a_wrong_content_type(*, created: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("wrong-content-type", on="start", created=created)
+        peer.space.faults.add("wrong-content-type", on="start", executed=created)
         reply = await peer.start()
         assert (reply.status, reply.headers["Content-Type"]) == (200, "text/plain")
         assert json.loads(reply.body)["sid"]
@@ -89,18 +89,18 @@ async def test_a_wrong_content_type(*, created: bool) -> None:
 @CREATED
 async def test_an_answer_without_a_sid(*, created: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("no-sid", on="start", created=created)
+        peer.space.faults.add("missing-sid", on="start", executed=created)
         reply = await peer.start()
         assert reply.status == 200
         assert "sid" not in reply.json
         assert not created or mismatches(reply.json, CONFERENCE_STREAM) == ["sid is missing"]
-        assert_journal(peer, "no-sid", 200, created=created)
+        assert_journal(peer, "missing-sid", 200, created=created)
 
 
 @CREATED
 async def test_an_empty_answer(*, created: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("empty", on="start", created=created)
+        peer.space.faults.add("empty", on="start", executed=created)
         reply = await peer.start()
         assert (reply.status, reply.body, reply.headers["Content-Length"]) == (200, b"", "0")
         assert_journal(peer, "empty", 200, created=created)
@@ -109,19 +109,21 @@ async def test_an_empty_answer(*, created: bool) -> None:
 @CREATED
 async def test_an_answer_that_is_no_json(*, created: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("not-json", on="start", created=created)
+        peer.space.faults.add("invalid-json", on="start", executed=created)
         reply = await peer.start()
         assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json")
         with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
             json.loads(reply.body)
-        assert_journal(peer, "not-json", 200, created=created)
+        assert_journal(peer, "invalid-json", 200, created=created)
 
 
-@pytest.mark.parametrize("kind", ["latency", "cut-body", "wrong-content-type", "no-sid", "empty", "not-json"])
+@pytest.mark.parametrize(
+    "kind", ["latency", "truncated-body", "wrong-content-type", "missing-sid", "empty", "invalid-json"]
+)
 async def test_kinds_that_spoil_an_answer_carry_the_operation_out(kind: str) -> None:
     async with simulated() as peer:
         settings: dict[str, Any] = {"seconds": 0} if kind == "latency" else {}
-        assert peer.space.faults.add(kind, **settings).created
+        assert peer.space.faults.add(kind, **settings).executed
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ async def test_kinds_that_spoil_an_answer_carry_the_operation_out(kind: str) -> 
 @CREATED
 async def test_a_redirect(settings: dict[str, Any], status: int, location: str, *, created: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("redirect", on="start", created=created, **settings)
+        peer.space.faults.add("redirect", on="start", executed=created, **settings)
         reply = await peer.start()
         assert (reply.status, reply.headers["Location"]) == (status, location)
         assert_journal(peer, "redirect", status, created=created)

@@ -23,7 +23,7 @@ CREATED = pytest.mark.parametrize("created", [False, True])
 @CREATED
 async def test_a_reset(*, created: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("reset", on="start", created=created, times=1)
+        peer.space.faults.add("reset", on="start", executed=created, times=1)
         with pytest.raises(ClientOSError) as caught:
             await peer.start()
         assert caught.value.errno == errno.ECONNRESET
@@ -54,7 +54,7 @@ async def test_a_reset_can_read_the_body_first() -> None:
 @CREATED
 async def test_a_disconnect(*, created: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("disconnect", on="start", created=created)
+        peer.space.faults.add("disconnect", on="start", executed=created)
         with pytest.raises(ServerDisconnectedError):
             await peer.start()
         assert_journal(peer, "disconnect", None, created=created)
@@ -64,7 +64,7 @@ async def test_a_disconnect(*, created: bool) -> None:
 @CREATED
 async def test_a_hang_lasts_until_the_client_goes(*, created: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("hang", on="start", created=created)
+        peer.space.faults.add("hang", on="start", executed=created)
         starting = asyncio.create_task(peer.start())
         await peer.space.requests.wait_for(1, "start-conference-stream", peer.space.conference_sids[0])
         assert not starting.done()
@@ -97,7 +97,7 @@ async def test_latency(*, created: bool | None) -> None:
         await slept.wait()
 
     async with simulated(sleep=sleep) as peer:
-        peer.space.faults.add("latency", on="start", seconds=2.5, created=created)
+        peer.space.faults.add("latency", on="start", seconds=2.5, executed=created)
         starting = asyncio.create_task(peer.start())
         if created is not False:
             await peer.space.requests.wait_for()
@@ -129,7 +129,7 @@ async def test_a_connection_is_reset_before_anything_is_read() -> None:
 async def test_garbage_is_no_http(*, created: bool) -> None:
     """Aiohttp's client reports it as a 400 that nobody sent."""
     async with simulated() as peer:
-        peer.space.faults.add("garbage", on="start", created=created)
+        peer.space.faults.add("garbage", on="start", executed=created)
         with pytest.raises(ClientResponseError) as caught:
             await peer.start()
         assert caught.value.status == 400
@@ -139,26 +139,26 @@ async def test_garbage_is_no_http(*, created: bool) -> None:
 @CREATED
 async def test_headers_are_cut(*, created: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("cut-headers", on="start", created=created)
+        peer.space.faults.add("truncated-headers", on="start", executed=created)
         with pytest.raises(ServerDisconnectedError):
             await peer.start()
-        assert_journal(peer, "cut-headers", None, created=created)
+        assert_journal(peer, "truncated-headers", None, created=created)
 
 
 @CREATED
 async def test_a_body_is_cut(*, created: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("cut-body", on="start", created=created)
+        peer.space.faults.add("truncated-body", on="start", executed=created)
         with pytest.raises(ClientPayloadError):
             await peer.start()
-        assert_journal(peer, "cut-body", None, created=created)
+        assert_journal(peer, "truncated-body", None, created=created)
 
 
 @CREATED
 async def test_a_stop_is_spoiled_like_a_start(*, created: bool) -> None:
     async with simulated() as peer:
         sid = (await peer.start()).json["sid"]
-        peer.space.faults.add("reset", on="stop", created=created, times=1)
+        peer.space.faults.add("reset", on="stop", executed=created, times=1)
         with pytest.raises(ClientOSError):
             await peer.stop(sid)
         assert peer.space.streams[0].alive is not created
@@ -167,7 +167,7 @@ async def test_a_stop_is_spoiled_like_a_start(*, created: bool) -> None:
 
 async def test_a_list_is_spoiled_too() -> None:
     async with simulated() as peer:
-        peer.space.faults.add("cut-body", on="list", times=1)
+        peer.space.faults.add("truncated-body", on="list", times=1)
         with pytest.raises(ClientPayloadError):
             await peer.get("Conferences")
         assert (await peer.get("Conferences")).status == 200

@@ -6,7 +6,7 @@ import tracemalloc
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.simulator import Journal
+from signalwire_streams.simulator import RequestLog
 
 from .peer import Clock, simulated
 
@@ -101,19 +101,19 @@ async def test_waiting_in_vain_says_what_came_instead() -> None:
 
 
 async def test_without_keeping_only_counters_stay() -> None:
-    async with simulated(keep_requests=False, rate_limit=None) as peer:
+    async with simulated(log_requests=False, rate_limit=None) as peer:
         await peer.get("Conferences")
         await peer.start()
         assert len(peer.space.requests) == 0
         assert peer.space.requests.counts() == {"list-conferences": 1, "start-conference-stream": 1}
-        assert peer.space.requests.busiest_window() == 1
+        assert peer.space.requests.max_in_window() == 1
         await peer.space.requests.wait_for(1, "start-conference-stream", timeout=0)
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
             for _ in range(50_000):
-                peer.space.requests.tally("start-conference-stream", "a")
-                peer.space.requests.post_arrived(1.0)
+                peer.space.requests._tally("start-conference-stream", "a")
+                peer.space.requests._post_arrived(1.0)
             grown = tracemalloc.get_traced_memory()[0] - before
         finally:
             tracemalloc.stop()
@@ -132,8 +132,8 @@ async def test_the_busiest_window_counts_every_post() -> None:
         await peer.start()
         clock.now += 0.2
         await peer.start()
-        assert peer.space.requests.busiest_window() == 5
-        assert peer.space.requests.busiest_window(0.1) == 4
+        assert peer.space.requests.max_in_window() == 5
+        assert peer.space.requests.max_in_window(0.1) == 4
 
 
 @given(
@@ -141,10 +141,10 @@ async def test_the_busiest_window_counts_every_post() -> None:
     seconds=st.integers(min_value=1, max_value=20),
 )
 def test_no_window_is_busier_than_the_busiest(gaps: list[int], seconds: int) -> None:
-    journal, moments, now = Journal(), list[float](), 0.0
+    journal, moments, now = RequestLog(), list[float](), 0.0
     for gap in gaps:
         now += gap
         moments.append(now)
-        journal.post_arrived(now)
+        journal._post_arrived(now)
     counted = max((sum(0 <= later - start < seconds for later in moments) for start in moments), default=0)
-    assert journal.busiest_window(seconds) == counted
+    assert journal.max_in_window(seconds) == counted

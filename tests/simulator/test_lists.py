@@ -64,7 +64,7 @@ async def test_a_call_counts_its_seconds() -> None:
 
 @pytest.mark.parametrize(("sept", "month"), [(False, "Sep"), (True, "Sept")])
 async def test_september_is_spelled_either_way(month: str, *, sept: bool) -> None:
-    async with simulated(clock=Clock(SEPTEMBER), sept=sept) as peer:
+    async with simulated(clock=Clock(SEPTEMBER), long_september=sept) as peer:
         reply = await peer.get("Conferences", peer.space.conference_sids[0])
         assert reply.json["date_created"] == f"Wed, 19 {month} 2018 21:00:00 +0000"
         assert reply.headers["Date"] == "Wed, 19 Sep 2018 21:00:00 GMT"

@@ -94,7 +94,7 @@ async def test_closing_leaves_nothing_behind() -> None:
     await peer.start()
     space.faults.add("hang", on="start", times=1)
     space.faults.add("latency", on="start", seconds=3600, times=1)
-    space.faults.add("latency", on="start", seconds=3600, times=1, created=False)
+    space.faults.add("latency", on="start", seconds=3600, times=1, executed=False)
     space.faults.add("reset", on="stop", times=1)
     with pytest.raises(ClientOSError):
         await peer.stop("x")
@@ -138,7 +138,7 @@ async def test_new_connections_are_refused_for_a_while() -> None:
         port = peer.space.port
         await peer.start()
         assert len(peer.space.connections) == 1
-        async with peer.space.refusing():
+        async with peer.space.refuse_connections():
             with pytest.raises(ClientConnectorError):
                 await peer.start()
             assert len(peer.space.connections) == 0
@@ -158,7 +158,7 @@ async def test_requests_that_are_being_served_survive_refusing() -> None:
         peer.space.faults.add("latency", on="start", seconds=1)
         starting = asyncio.create_task(peer.start())
         await peer.space.requests.wait_for()
-        async with peer.space.refusing():
+        async with peer.space.refuse_connections():
             released.set()
             assert (await starting).status == 200
         assert peer.space.connections.reset_idle() == 1
@@ -167,7 +167,7 @@ async def test_requests_that_are_being_served_survive_refusing() -> None:
 async def test_closing_while_refusing_gives_the_port_back() -> None:
     space = SimulatedSpace()
     await space.start()
-    async with space.refusing():
+    async with space.refuse_connections():
         pass
     await space.close()
     async with SimulatedSpace(port=space.port):

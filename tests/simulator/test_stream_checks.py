@@ -100,7 +100,7 @@ async def test_a_stop_must_say_stopped_and_nothing_else(fields: dict[str, str], 
         reply = await peer.send("POST", on_call.json["uri"], _form(fields))
         assert reply.status == 422
         assert about in reply.json["message"]
-        assert len(peer.space.streams.alive()) == 2
+        assert len(peer.space.streams.active()) == 2
 
 
 def _form(fields: dict[str, str]) -> bytes:

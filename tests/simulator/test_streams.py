@@ -226,7 +226,7 @@ async def test_ending_a_conference_ends_its_streams_and_its_participants() -> No
         leg = (await peer.start_on_call(participants[0]["call_sid"])).json["sid"]
         ended = await peer.post({"Status": "completed"}, "Conferences", sid)
         assert (ended.status, ended.json["status"]) == (200, "completed")
-        assert [stream.sid for stream in peer.space.streams.alive()] == [kept]
+        assert [stream.sid for stream in peer.space.streams.active()] == [kept]
         assert {stream, leg} == {one.sid for one in peer.space.streams if one.status == "stopped"}
         after = (await peer.get("Conferences", sid, "Participants")).json["participants"]
         assert {participant["status"] for participant in after} == {"completed"}
@@ -260,6 +260,6 @@ async def test_tests_can_end_calls_and_conferences_themselves() -> None:
         await peer.start()
         await peer.start_on_call()
         peer.space.end_conference(peer.space.conference_sids[0])
-        assert [stream.target_kind for stream in peer.space.streams.alive()] == ["call"]
+        assert [stream.target_kind for stream in peer.space.streams.active()] == ["call"]
         peer.space.end_call(peer.space.call_sids[0])
-        assert peer.space.streams.alive() == []
+        assert peer.space.streams.active() == []

@@ -71,7 +71,7 @@ async def test_what_nobody_can_read_is_ignored(odd: str | bytes) -> None:
         await peer.start(Url=url)
         async with asyncio.timeout(10):
             assert await ended == "after"
-        assert peer.space.streams[0].ignored == 1
+        assert peer.space.streams[0].ignored_messages == 1
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import aiohttp
 import pytest
 
 from signalwire_streams import (
-    BulkState,
+    BulkStatus,
     MalformedResponseError,
     StartConferenceStream,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
     StreamsError,
     UnprocessableError,
@@ -96,7 +96,7 @@ async def test_a_head_without_end(kind: str, space: SimulatedSpace, client_for: 
         client = client_for(space, base_url=raw.url)
         tracemalloc.start()
         try:
-            with pytest.raises(StreamOutcomeUnknown if kind == "start" else MalformedResponseError) as caught:
+            with pytest.raises(StreamOutcomeUnknownError if kind == "start" else MalformedResponseError) as caught:
                 await (
                     client.conferences.start_stream("room", url=URL, unnamed=True)
                     if kind == "start"
@@ -187,7 +187,7 @@ async def test_no_byte_of_an_unreadable_answer_is_repeated(
         outcomes = [outcome async for outcome in client.start_streams(items, journal=journal)]
         told += [repr(outcome) for outcome in outcomes]
 
-    assert [outcome.state for outcome in outcomes] == [BulkState.UNKNOWN]
+    assert [outcome.state for outcome in outcomes] == [BulkStatus.UNKNOWN]
     told += [record.getMessage() for record in caplog.records]
     told.append(journal.read_bytes().decode("latin-1"))
     assert "hush" not in "\n".join(told)
@@ -312,6 +312,6 @@ async def test_a_refusal_with_many_sentences(space: SimulatedSpace, client_for: 
 async def test_an_unknown_start_names_the_reason(space: SimulatedSpace, client_for: Any) -> None:
     """The words are ours, and say what was wrong with the answer."""
     async with raw_space(always(UNREADABLE["one header too long"])) as raw:
-        with pytest.raises(StreamOutcomeUnknown, match="no valid HTTP, or its head is too long") as caught:
+        with pytest.raises(StreamOutcomeUnknownError, match="no valid HTTP, or its head is too long") as caught:
             await client_for(space, base_url=raw.url).conferences.start_stream("room", url=URL, unnamed=True)
         assert caught.value.attempts == len(raw.requests) == 1

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from signalwire_streams import Attempt, Clock, RateLimit, StreamsClient
-from signalwire_streams.models import Action, Event, Kind
+from signalwire_streams.models import AttemptResult, Operation, RetryDecision
 from signalwire_streams.simulator import SimulatedSpace
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 URL = "wss://rx.example.com/audio"
 TURN = 10.0 / 9  # seconds between two requests of LIMIT
-LIMIT = RateLimit(requests=10, window=10.0, share=1.0, burst=1)
+LIMIT = RateLimit(requests=10, window=10.0, utilization=1.0, burst=1)
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ async def test_queue_time_is_told_apart_from_latency(
     )
 
     assert [attempt.target for attempt in attempts] == space.conference_sids[:2]
-    assert [attempt.queued for attempt in attempts] == pytest.approx([0.0, TURN], abs=0.02)
+    assert [attempt.queue_time for attempt in attempts] == pytest.approx([0.0, TURN], abs=0.02)
     assert [attempt.duration for attempt in attempts] == pytest.approx([2.0, 2.0], abs=0.02)
-    assert [attempt.wait for attempt in attempts] == [0.0, 0.0]
+    assert [attempt.next_delay for attempt in attempts] == [0.0, 0.0]
 
 
 async def test_a_retry_reports_why_and_how_long_it_waits(
@@ -49,24 +49,29 @@ async def test_a_retry_reports_why_and_how_long_it_waits(
     await client.conferences.start_stream(space.conference_sids[0], url=URL, name="one")
 
     refused, started = attempts
-    assert {(attempt.kind, attempt.name) for attempt in attempts} == {(Kind.CONFERENCE_START, "one")}
-    assert (refused.number, refused.event, refused.action, refused.sent) == (
+    assert {(attempt.operation, attempt.name) for attempt in attempts} == {(Operation.CONFERENCE_START, "one")}
+    assert (refused.number, refused.result, refused.decision, refused.sent) == (
         1,
-        Event.UNAVAILABLE,
-        Action.RETRY,
+        AttemptResult.UNAVAILABLE,
+        RetryDecision.RETRY,
         "yes",
     )
     assert (refused.status, refused.code) == (503, 20503)
-    assert refused.wait == pytest.approx(0.1)
-    assert (started.number, started.event, started.action, started.status) == (2, Event.DONE, Action.FINISH, 200)
-    assert started.queued == pytest.approx(TURN - refused.wait, abs=0.02)
-    assert started.wait == 0.0
+    assert refused.next_delay == pytest.approx(0.1)
+    assert (started.number, started.result, started.decision, started.status) == (
+        2,
+        AttemptResult.DONE,
+        RetryDecision.SUCCEED,
+        200,
+    )
+    assert started.queue_time == pytest.approx(TURN - refused.next_delay, abs=0.02)
+    assert started.next_delay == 0.0
 
 
 async def test_a_cancelled_attempt_is_reported_as_one_that_may_have_been_sent(
     space: SimulatedSpace, client: StreamsClient, attempts: list[Attempt]
 ) -> None:
-    space.faults.add("hang", on="start", created=True)
+    space.faults.add("hang", on="start", executed=True)
     starting = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
     await asyncio.sleep(3.0)
     starting.cancel()
@@ -74,7 +79,12 @@ async def test_a_cancelled_attempt_is_reported_as_one_that_may_have_been_sent(
         await starting
 
     [attempt] = attempts
-    assert (attempt.event, attempt.action, attempt.status, attempt.code) == (Event.CANCELLED, Action.FAIL, None, None)
+    assert (attempt.result, attempt.decision, attempt.status, attempt.code) == (
+        AttemptResult.CANCELLED,
+        RetryDecision.FAIL,
+        None,
+        None,
+    )
     assert attempt.sent in {"maybe", "yes"}
     assert attempt.duration == pytest.approx(3.0, abs=0.02)
     assert len(space.streams) == 1
@@ -92,6 +102,6 @@ async def test_an_attempt_that_only_waited_has_no_latency(
         await starting
 
     attempt = attempts[-1]
-    assert (attempt.event, attempt.sent, attempt.duration) == (Event.CANCELLED, "no", 0.0)
-    assert attempt.queued == pytest.approx(0.5, abs=0.02)
+    assert (attempt.result, attempt.sent, attempt.duration) == (AttemptResult.CANCELLED, "no", 0.0)
+    assert attempt.queue_time == pytest.approx(0.5, abs=0.02)
     assert space.requests.count("start-conference-stream") == 1

@@ -12,7 +12,7 @@ import pytest
 from signalwire_streams import (
     Clock,
     MalformedResponseError,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
     StreamsError,
     Timeouts,
@@ -80,7 +80,7 @@ async def test_an_accepted_start_runs_whatever_its_body(head: str, body: bytes, 
         error = await error_of_a_start(client)
 
     assert (stream.sid, stream.name) == (None, "mine")
-    assert isinstance(error, StreamOutcomeUnknown)
+    assert isinstance(error, StreamOutcomeUnknownError)
     assert (error.accepted, error.status, error.attempts) == (True, 200, 1)
 
 
@@ -105,7 +105,7 @@ async def test_an_answer_that_does_not_come_is_waited_for_as_long_as_it_may_take
     space.faults.add("hang")
     client = client_for(space, timeouts=timeouts)
     began = idle_clock.now()
-    assert isinstance(await error_of_a_start(client), StreamOutcomeUnknown)
+    assert isinstance(await error_of_a_start(client), StreamOutcomeUnknownError)
     assert idle_clock.now() - began == pytest.approx(seconds, abs=0.1)
 
     began = idle_clock.now()

@@ -15,10 +15,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from attrs import evolve
 
 from signalwire_streams import (
-    BulkState,
+    BulkStatus,
     Phase,
     StartConferenceStream,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
     StreamsError,
     TransportError,
@@ -119,7 +119,7 @@ async def test_a_trace_hook_that_raises_after_the_answer(
     async with raw_space() as raw, traced("on_request_end", raising(error)) as session:
         raised = await error_of(client_for(space, base_url=raw.url, session=session), kind)
 
-        assert isinstance(raised, StreamOutcomeUnknown if "named" in kind else TransportError)
+        assert isinstance(raised, StreamOutcomeUnknownError if "named" in kind else TransportError)
         assert raised.__cause__ is error
         assert (raised.sent, raised.attempts, len(raw.requests)) == ("yes", 1, 1)
         assert "mine" not in str(raised)
@@ -135,7 +135,7 @@ async def test_a_trace_hook_whose_error_says_that_nothing_was_sent(
     async with raw_space() as raw, traced("on_request_end", raising(error)) as session:
         raised = await error_of(client_for(space, base_url=raw.url, session=session), "unnamed")
 
-        assert isinstance(raised, StreamOutcomeUnknown)
+        assert isinstance(raised, StreamOutcomeUnknownError)
         assert len(raw.requests) == 1
 
 
@@ -184,7 +184,7 @@ async def test_a_session_that_repeats_requests(kind: str, space: SimulatedSpace,
 
     async with raw_space(fail) as raw, repeating(kind)() as session:
         client = client_for(space, base_url=raw.url, session=session)
-        with pytest.raises(StreamOutcomeUnknown) as caught:
+        with pytest.raises(StreamOutcomeUnknownError) as caught:
             await client.conferences.start_stream("room", url=URL, unnamed=True)
         for _ in range(6):
             await asyncio.sleep(0)
@@ -218,7 +218,7 @@ async def test_a_trace_hook_that_raises_on_an_error(space: SimulatedSpace, clien
     async with raw_space(reset) as raw, traced("on_request_exception", raising(error)) as session:
         raised = await error_of(client_for(space, base_url=raw.url, session=session), "named")
 
-        assert isinstance(raised, StreamOutcomeUnknown)
+        assert isinstance(raised, StreamOutcomeUnknownError)
         assert raised.__cause__ is error
         assert len(raw.requests) == 1
 
@@ -270,7 +270,7 @@ async def test_traceback_of_hook_error_shows_no_bytes_of_answer(
     async with raw_space(garbage) as raw, traced("on_request_exception", on_exception) as session:
         raised = await error_of(client_for(space, base_url=raw.url, session=session), "named")
 
-        assert isinstance(raised, StreamOutcomeUnknown)
+        assert isinstance(raised, StreamOutcomeUnknownError)
         shown = "".join(traceback.format_exception(raised))
         assert "SECRET" not in shown
         assert "mine" in shown
@@ -280,10 +280,10 @@ async def test_traceback_of_hook_error_shows_no_bytes_of_answer(
 
 
 @pytest.mark.parametrize(
-    ("name", "state"), [("on_request_end", BulkState.UNKNOWN), ("on_request_start", BulkState.STARTED)]
+    ("name", "state"), [("on_request_end", BulkStatus.UNKNOWN), ("on_request_start", BulkStatus.STARTED)]
 )
 async def test_a_trace_hook_that_raises_once_in_a_run(
-    name: str, state: BulkState, space: SimulatedSpace, client_for: Any
+    name: str, state: BulkStatus, space: SimulatedSpace, client_for: Any
 ) -> None:
     """It costs one item its outcome, or one attempt, and no other item anything."""
     async with raw_space() as raw, traced(name, raising(LookupError("mine"), times=1)) as session:
@@ -292,7 +292,7 @@ async def test_a_trace_hook_that_raises_once_in_a_run(
         outcomes = [outcome async for outcome in client.start_streams(items, concurrency=4)]
 
         states = sorted(outcome.state for outcome in outcomes)
-        assert states == sorted([state] + [BulkState.STARTED] * 19)
+        assert states == sorted([state] + [BulkStatus.STARTED] * 19)
         assert len(raw.running) == len(raw.requests) == 20
         assert {type(outcome.error and outcome.error.__cause__) for outcome in outcomes} <= {LookupError, type(None)}
 
@@ -341,7 +341,7 @@ async def test_parts_of_a_session_that_raise(
         raised = await error_of(client_for(space, base_url=raw.url, session=session), kind)
 
         assert isinstance(raised.__cause__, LookupError)
-        assert isinstance(raised, StreamOutcomeUnknown if was_sent and "named" in kind else TransportError)
+        assert isinstance(raised, StreamOutcomeUnknownError if was_sent and "named" in kind else TransportError)
         assert len(raw.requests) == int(was_sent)
 
 

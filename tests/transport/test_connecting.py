@@ -91,7 +91,7 @@ class SlowResolver(NoSuchHost):
 @pytest.mark.parametrize("kind", KINDS)
 async def test_refused(space: SimulatedSpace, client: StreamsClient, kind: str) -> None:
     """A refused connection is tried one time and three more, whatever was asked for; nothing was sent."""
-    async with space.refusing():
+    async with space.refuse_connections():
         with pytest.raises(TransportError) as caught:
             await perform(client, kind)
 
@@ -105,7 +105,7 @@ async def test_it_goes_on_once_connections_are_taken_again(space: SimulatedSpace
     """A call that could not connect goes through, once, when it can."""
     failed_once = asyncio.Event()
     client = client_for(space, on_attempt=lambda _: failed_once.set())
-    async with space.refusing():
+    async with space.refuse_connections():
         call = asyncio.ensure_future(perform(client, kind, space.conference_sids[0]))
         await failed_once.wait()
     await call
@@ -195,7 +195,7 @@ async def test_dead_kept_alive_connection(space: SimulatedSpace, client_for: Any
     assert len(space.requests) - before == 1
     assert len(attempts) == 2
     assert attempts[0].sent == ("maybe" if kind == "read" and attempts[0].phase != Phase.CONNECTING else "no")
-    assert space.streams.doubled() == []
+    assert space.streams.duplicates() == []
 
 
 @pytest.mark.parametrize("kind", ["stop", "named", "unnamed"])
@@ -276,7 +276,7 @@ async def test_reset_in_the_middle_of_writing(space: SimulatedSpace, client_for:
     assert attempts[0].sent == "maybe"
     assert attempts[0].phase in {Phase.WRITING, Phase.WAITING}
     assert space.requests.count("start-conference-stream") == (1 if unnamed else 2)
-    assert len(space.streams.alive()) == (0 if unnamed else 1)
+    assert len(space.streams.active()) == (0 if unnamed else 1)
 
 
 async def test_the_same_bytes_go_out_each_time(client_for: Any, space: SimulatedSpace) -> None:

@@ -4,19 +4,19 @@ import asyncio
 
 import pytest
 
-from signalwire_streams._http.deadlines import Limits
+from signalwire_streams._http.deadlines import DeadlineTimer
 
 
 @pytest.fixture
-def limits() -> Limits:
-    return Limits()
+def limits() -> DeadlineTimer:
+    return DeadlineTimer()
 
 
 async def forever() -> None:
     await asyncio.get_running_loop().create_future()
 
 
-async def test_a_block_ends_when_its_time_is_up(limits: Limits) -> None:
+async def test_a_block_ends_when_its_time_is_up(limits: DeadlineTimer) -> None:
     with pytest.raises(TimeoutError), limits.within(0.001) as limit:
         await forever()
     assert limit.expired
@@ -24,14 +24,14 @@ async def test_a_block_ends_when_its_time_is_up(limits: Limits) -> None:
     await asyncio.sleep(0)  # the task is not cancelled any further
 
 
-async def test_a_block_that_is_quick_is_left_alone(limits: Limits) -> None:
+async def test_a_block_that_is_quick_is_left_alone(limits: DeadlineTimer) -> None:
     with limits.within(60) as limit:
         await asyncio.sleep(0)
     assert not limit.expired
     limits.close()
 
 
-async def test_the_shorter_of_two_ends_first_and_the_longer_goes_on(limits: Limits) -> None:
+async def test_the_shorter_of_two_ends_first_and_the_longer_goes_on(limits: DeadlineTimer) -> None:
     """A later limit that ends earlier is not held up by the timer of the first."""
     with limits.within(60) as longer:
         with pytest.raises(TimeoutError), limits.within(0.001):
@@ -42,7 +42,7 @@ async def test_the_shorter_of_two_ends_first_and_the_longer_goes_on(limits: Limi
     limits.close()
 
 
-async def test_many_end(limits: Limits) -> None:
+async def test_many_end(limits: DeadlineTimer) -> None:
     ended: list[int] = []
 
     async def run(number: int) -> None:
@@ -56,7 +56,7 @@ async def test_many_end(limits: Limits) -> None:
     assert sorted(ended) == [1, 3, 5, 7, 9]
 
 
-async def test_a_limit_can_be_moved(limits: Limits) -> None:
+async def test_a_limit_can_be_moved(limits: DeadlineTimer) -> None:
     """It ends at the new time, be it earlier or later than the old one."""
     clock = asyncio.get_running_loop().time
 
@@ -75,7 +75,7 @@ async def test_a_limit_can_be_moved(limits: Limits) -> None:
     limits.close()
 
 
-async def test_a_limit_can_be_ended_by_hand_and_only_once(limits: Limits) -> None:
+async def test_a_limit_can_be_ended_by_hand_and_only_once(limits: DeadlineTimer) -> None:
     limit = limits.within(None)
 
     async def run() -> None:
@@ -90,7 +90,7 @@ async def test_a_limit_can_be_ended_by_hand_and_only_once(limits: Limits) -> Non
     await asyncio.sleep(0)
 
 
-async def test_who_else_cancels_is_not_disappointed(limits: Limits) -> None:
+async def test_who_else_cancels_is_not_disappointed(limits: DeadlineTimer) -> None:
     """Time that is up and a cancellation at once: the task is cancelled."""
 
     async def run() -> None:
@@ -105,7 +105,7 @@ async def test_who_else_cancels_is_not_disappointed(limits: Limits) -> None:
         await task
 
 
-async def test_an_error_of_the_block_comes_through(limits: Limits) -> None:
+async def test_an_error_of_the_block_comes_through(limits: DeadlineTimer) -> None:
     """Also when it is raised because the time was up."""
 
     async def run() -> None:

@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 
 from signalwire_streams import (
-    BreakerPolicy,
+    CircuitBreakerPolicy,
     Clock,
     RetryPolicy,
     ServerError,
     StartConferenceStream,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
     StreamsError,
 )
-from signalwire_streams._http.messages import Request, Outcome
+from signalwire_streams._http.messages import Request, Result
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._logs import OutcomeLog
-from signalwire_streams.models import Action, Event, Kind, Lane
+from signalwire_streams.models import AttemptResult, Operation, Priority, RetryDecision
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -94,7 +94,7 @@ async def test_no_log_line_holds_a_secret(
     caplog.set_level(logging.DEBUG)
     for kind in ("500", "garbage", "reset", "html", "throttle"):
         space.faults.add(kind, on="start", times=1)
-    client = client_for(space, retry=RetryPolicy(max_attempts=9, resends=9))
+    client = client_for(space, retry=RetryPolicy(max_attempts=9, max_resends=9))
     secrets = {"authorization_bearer_token": "hush-bearer", "parameters": {"pin": "hush-pin"}}
     for _ in range(3):
         try:
@@ -110,9 +110,9 @@ async def test_no_log_line_holds_a_secret(
 async def test_an_unknown_outcome_is_a_warning(
     space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    space.faults.add("reset", on="start", created=True)
+    space.faults.add("reset", on="start", executed=True)
     call = space.call_sids[0]
-    with pytest.raises(StreamOutcomeUnknown):
+    with pytest.raises(StreamOutcomeUnknownError):
         await client.calls.start_stream(call, url=URL, name="audit-1")
     [(level, text)] = lines(caplog, "outcome")
     assert level == "WARNING"
@@ -124,8 +124,8 @@ async def test_an_unknown_outcome_is_a_warning(
 async def test_a_lost_sid_is_a_warning(
     space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    space.faults.add("no-sid", on="start")
-    with pytest.raises(StreamOutcomeUnknown):
+    space.faults.add("missing-sid", on="start")
+    with pytest.raises(StreamOutcomeUnknownError):
         await start(client, space, unnamed=True)
     [(level, text)] = lines(caplog, "outcome")
     assert level == "WARNING"
@@ -139,7 +139,7 @@ async def test_an_ambiguous_outcome_is_a_warning(
 ) -> None:
     settings: dict[str, Any] = {} if duplicates == "callback" else {"duplicate_names": duplicates}
     async with SimulatedSpace(conferences=1, **settings) as space:
-        space.faults.add("reset", on="start", created=True, times=1)
+        space.faults.add("reset", on="start", executed=True, times=1)
         await start(client_for(space), space, name="audit-1")
         sid = space.conference_sids[0]
     assert lines(caplog, "outcome") == [
@@ -196,7 +196,7 @@ async def test_a_start_cancelled_between_two_attempts_is_a_warning_if_the_first_
         arrived.set()
         await asyncio.Event().wait()
 
-    space.faults.add("reset", on="start", created=True)
+    space.faults.add("reset", on="start", executed=True)
     task = asyncio.create_task(start(client_for(space, clock=Clock(sleep=wait_for_ever)), space, name="audit-1"))
     await arrived.wait()
     task.cancel()
@@ -211,13 +211,13 @@ async def test_a_bulk_run_warns_once_about_thousands_of_unknown_outcomes(
     caplog.set_level(logging.WARNING, "signalwire_streams")
     count = 1_000
     async with SimulatedSpace(conferences=count, participants=0) as space:
-        space.faults.add("reset", on="start", created=True)
-        client = client_for(space, breaker=BreakerPolicy(share=1.0, outcomes=10 * count))
+        space.faults.add("reset", on="start", executed=True)
+        client = client_for(space, circuit_breaker=CircuitBreakerPolicy(failure_rate=1.0, min_requests=10 * count))
         requests = [StartConferenceStream(conference_sid=sid, url=URL, unnamed=True) for sid in space.conference_sids]
         run = client.start_streams(requests)
         outcomes = [outcome async for outcome in run]
     assert len(outcomes) == count
-    assert {outcome.state for outcome in outcomes} == {"unknown"}
+    assert {outcome.status for outcome in outcomes} == {"unknown"}
     [(level, text)] = lines(caplog, "outcome")
     assert level == "WARNING"
     assert "more since" not in text
@@ -227,15 +227,21 @@ def test_the_next_warning_of_a_bulk_run_counts_the_lines_in_between(caplog: pyte
     caplog.set_level(logging.DEBUG, "signalwire_streams.outcome")
     log = OutcomeLog()
     exchange = Request(
-        method="POST", path="/", kind=Kind.CONFERENCE_START, verb="start", target="T", name="N", lane=Lane.BULK
+        method="POST",
+        path="/",
+        operation=Operation.CONFERENCE_START,
+        description="start",
+        target="T",
+        name="N",
+        priority=Priority.BULK,
     )
-    outcome = Outcome(event=Event.BROKEN, phase=Phase.WAITING)
+    outcome = Result(attempt_result=AttemptResult.NO_RESPONSE, phase=Phase.WAITING)
     for now in (0.0, 1.0, 59.0, 60.0):
         log.unknown(exchange, outcome, now)
     caplog.set_level(logging.WARNING, "signalwire_streams.outcome")
     log.unknown(exchange, outcome, 61.0)
-    log.ambiguous(exchange, Action.FINISH, 62.0)
-    log.ambiguous(exchange, Action.FINISH, 120.0)
+    log.ambiguous(exchange, RetryDecision.SUCCEED, 62.0)
+    log.ambiguous(exchange, RetryDecision.SUCCEED, 120.0)
     found = lines(caplog, "outcome")
     assert [level for level, _ in found] == ["WARNING", "DEBUG", "DEBUG", "WARNING", "WARNING"]
     assert found[3][1].endswith("(2 more since the last warning)")
@@ -246,9 +252,11 @@ async def test_the_circuit_breaker_warns_once_per_opening(
     space: SimulatedSpace, client_for: ClientFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "signalwire_streams")
-    clock = Clock.instant()
-    policy = RetryPolicy(max_attempts=1, unsent_attempts=0)
-    client = client_for(space, clock=clock, retry=policy, breaker=BreakerPolicy(outcomes=4, pause=5.0))
+    clock = Clock.fake()
+    policy = RetryPolicy(max_attempts=1, max_connect_retries=0)
+    client = client_for(
+        space, clock=clock, retry=policy, circuit_breaker=CircuitBreakerPolicy(min_requests=4, open_duration=5.0)
+    )
     sid = space.conference_sids[0]
 
     async def fail(times: int) -> None:

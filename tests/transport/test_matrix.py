@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from attrs import field, frozen
 
-from signalwire_streams import RetryPolicy, StreamOutcomeUnknown, StreamsClient, StreamsError, Timeouts
+from signalwire_streams import RetryPolicy, StreamOutcomeUnknownError, StreamsClient, StreamsError, Timeouts
 from signalwire_streams.simulator import SimulatedSpace
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
@@ -84,25 +84,25 @@ ACCEPTED = {
 }
 ROWS = [
     Row("reset before it was carried out", (fault("reset"),), ambiguous(carried_out=False)),
-    Row("reset after it was carried out", (fault("reset", created=True),), ambiguous(carried_out=True)),
+    Row("reset after it was carried out", (fault("reset", executed=True),), ambiguous(carried_out=True)),
     Row(
         "reset after it was carried out, duplicates refused over HTTP",
-        (fault("reset", created=True),),
+        (fault("reset", executed=True),),
         ambiguous(carried_out=True, named="already started"),
         {"duplicate_names": "http-error"},
     ),
     Row("connection ended before it was carried out", (fault("disconnect"),), ambiguous(carried_out=False)),
-    Row("connection ended after it", (fault("disconnect", created=True),), ambiguous(carried_out=True)),
+    Row("connection ended after it", (fault("disconnect", executed=True),), ambiguous(carried_out=True)),
     Row("no answer, not carried out", (fault("hang"),), ambiguous(carried_out=False)),
-    Row("no answer, carried out", (fault("hang", created=True),), ambiguous(carried_out=True)),
+    Row("no answer, carried out", (fault("hang", executed=True),), ambiguous(carried_out=True)),
     Row("garbage", (fault("garbage"),), ambiguous(carried_out=False)),
-    Row("garbage after it", (fault("garbage", created=True),), ambiguous(carried_out=True)),
-    Row("headers cut", (fault("cut-headers", created=True),), ambiguous(carried_out=True)),
-    Row("2xx, body cut", (fault("cut-body"),), ACCEPTED),
-    Row("2xx, no sid", (fault("no-sid"),), ACCEPTED),
+    Row("garbage after it", (fault("garbage", executed=True),), ambiguous(carried_out=True)),
+    Row("headers cut", (fault("truncated-headers", executed=True),), ambiguous(carried_out=True)),
+    Row("2xx, body cut", (fault("truncated-body"),), ACCEPTED),
+    Row("2xx, no sid", (fault("missing-sid"),), ACCEPTED),
     Row("2xx, nothing in it", (fault("empty"),), ACCEPTED),
-    Row("2xx, broken JSON", (fault("not-json"),), ACCEPTED),
-    Row("2xx, a page of HTML", (fault("html", created=True),), ACCEPTED),
+    Row("2xx, broken JSON", (fault("invalid-json"),), ACCEPTED),
+    Row("2xx, a page of HTML", (fault("html", executed=True),), ACCEPTED),
     Row("2xx, right but called text/plain", (fault("wrong-content-type"),), started_at_once_or("done", twice=1)),
     Row("301", (fault("redirect", status=301, location="/elsewhere"),), refused("ApiError 301")),
     Row("303", (fault("redirect", status=303, location="/elsewhere"),), refused("ApiError 303")),
@@ -125,14 +125,14 @@ ROWS = [
     Row("503 in the API's words", (fault("503-api"),), started_at_once_or("done")),
     Row("503 with Retry-After", (fault("503", retry_after=1),), started_at_once_or("done")),
     Row("bare 503", (fault("503"),), ambiguous(carried_out=False)),
-    Row("bare 503 after it", (fault("503", created=True),), ambiguous(carried_out=True)),
+    Row("bare 503 after it", (fault("503", executed=True),), ambiguous(carried_out=True)),
     Row("500", (fault("500"),), ambiguous(carried_out=False)),
-    Row("500 after it", (fault("500", created=True),), ambiguous(carried_out=True)),
-    Row("502 after it", (fault("502", created=True),), ambiguous(carried_out=True)),
-    Row("504 after it", (fault("504", created=True),), ambiguous(carried_out=True)),
+    Row("500 after it", (fault("500", executed=True),), ambiguous(carried_out=True)),
+    Row("502 after it", (fault("502", executed=True),), ambiguous(carried_out=True)),
+    Row("504 after it", (fault("504", executed=True),), ambiguous(carried_out=True)),
     Row(
         "code 20504 under 400",
-        (fault("status", status=400, body="api", code=20504, created=True),),
+        (fault("status", status=400, body="api", code=20504, executed=True),),
         ambiguous(carried_out=True),
     ),
 ]
@@ -156,7 +156,7 @@ async def perform(client: StreamsClient, space: SimulatedSpace, kind: str, strea
 
 
 def in_words(result: object) -> str:
-    if isinstance(result, StreamOutcomeUnknown):
+    if isinstance(result, StreamOutcomeUnknownError):
         return "unknown, accepted" if result.accepted else "unknown"
     if isinstance(result, StreamsError):
         return f"{type(result).__name__} {getattr(result, 'status', '')}".strip()
@@ -185,7 +185,7 @@ async def test_the_server_sees_what_the_matrix_promises(row: Row, kind: str, cli
         received = space.requests.count(OPERATIONS[kind]) - before
         running = len(space.streams.alive_on(target))
         assert (in_words(result), received, running) == (expect.result, expect.received, expect.running)
-        assert space.streams.doubled() == []
+        assert space.streams.duplicates() == []
         if isinstance(result, StreamsError):
             assert result.attempts == expect.received
             assert "\n" not in str(result)
@@ -221,14 +221,14 @@ async def test_a_duplicate_at_the_first_attempt_is_refused(client_for: Any) -> N
             await client.conferences.start_stream(sid, url=URL, name="audit")
 
         assert in_words(caught.value) == "UnprocessableError 422"
-        assert len(space.streams.alive()) == 1
+        assert len(space.streams.active()) == 1
 
 
 async def test_call_starts_are_sent_again_where_the_policy_says_so(client_for: Any) -> None:
     """With the switch on, a named start on a call is repeated like one on a conference."""
     async with SimulatedSpace(conferences=1, calls=1) as space:
         client = client_for(space, retry=RetryPolicy(resend_call_starts=True))
-        space.faults.add("reset", created=True, times=1)
+        space.faults.add("reset", executed=True, times=1)
 
         result, target = await perform(client, space, CALL, None)
 

@@ -8,19 +8,19 @@ import pytest
 from attrs import evolve
 
 from signalwire_streams import (
-    Action,
     Attempt,
-    BreakerPolicy,
+    AttemptResult,
+    CircuitBreakerPolicy,
     CircuitOpenError,
     Clock,
-    Event,
-    Request,
-    Kind,
-    Outcome,
+    Handler,
+    Operation,
     Phase,
+    Request,
+    Result,
+    RetryDecision,
     RetryPolicy,
-    Send,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
     StreamsError,
 )
@@ -34,22 +34,30 @@ async def test_on_attempt_hears_of_every_attempt(space: SimulatedSpace, client_f
     attempts: list[Attempt] = []
     client = client_for(space, on_attempt=attempts.append)
     space.faults.add("503-api", times=1)
-    space.faults.add("reset", created=True, times=1)
+    space.faults.add("reset", executed=True, times=1)
     sid = space.conference_sids[0]
     await client.conferences.start_stream(sid, url=URL, name="told")
 
     assert [attempt.number for attempt in attempts] == [1, 2, 3]
-    assert [attempt.event for attempt in attempts] == [Event.UNAVAILABLE, Event.BROKEN, Event.DONE]
-    assert [attempt.action for attempt in attempts] == [Action.RETRY, Action.RESEND, Action.FINISH]
+    assert [attempt.result for attempt in attempts] == [
+        AttemptResult.UNAVAILABLE,
+        AttemptResult.NO_RESPONSE,
+        AttemptResult.DONE,
+    ]
+    assert [attempt.decision for attempt in attempts] == [
+        RetryDecision.RETRY,
+        RetryDecision.RESEND,
+        RetryDecision.SUCCEED,
+    ]
     assert [attempt.phase for attempt in attempts] == [Phase.ANSWERED, Phase.WAITING, Phase.ANSWERED]
     assert [attempt.sent for attempt in attempts] == ["yes", "maybe", "yes"]
     assert [attempt.status for attempt in attempts] == [503, None, 200]
     assert attempts[0].code is not None
-    assert {(attempt.kind, attempt.target, attempt.name) for attempt in attempts} == {
-        (Kind.CONFERENCE_START, sid, "told")
+    assert {(attempt.operation, attempt.target, attempt.name) for attempt in attempts} == {
+        (Operation.CONFERENCE_START, sid, "told")
     }
-    assert attempts[0].wait > 0
-    assert all(attempt.duration > 0 and attempt.queued >= 0 for attempt in attempts)
+    assert attempts[0].next_delay > 0
+    assert all(attempt.duration > 0 and attempt.queue_time >= 0 for attempt in attempts)
 
 
 async def test_a_broken_hook_loses_no_stream(
@@ -73,35 +81,35 @@ async def test_a_cancelled_attempt_is_told(space: SimulatedSpace, client_for: An
     attempts: list[Attempt] = []
     exchanges: list[Request] = []
 
-    async def keep(exchange: Request, send: Send) -> Outcome:
+    async def keep(exchange: Request, send: Handler) -> Result:
         exchanges.append(exchange)
         return await send(exchange)
 
     client = client_for(space, on_attempt=attempts.append, middlewares=[keep])
-    space.faults.add("hang", created=True)
+    space.faults.add("hang", executed=True)
     start = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
     await space.requests.wait_for(1)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
 
-    assert [(attempt.event, attempt.phase, attempt.sent) for attempt in attempts] == [
-        (Event.CANCELLED, Phase.WAITING, "maybe")
+    assert [(attempt.result, attempt.phase, attempt.sent) for attempt in attempts] == [
+        (AttemptResult.CANCELLED, Phase.WAITING, "maybe")
     ]
-    assert exchanges[0].progress.sent == "maybe"
+    assert exchanges[0].state.sent == "maybe"
 
 
 async def test_own_middlewares_stand_outside_of_the_retry(space: SimulatedSpace, client_for: Any) -> None:
     """A caller's middlewares see each call once, the first one outermost, and may change what goes and comes."""
     seen: list[str] = []
 
-    async def outer(exchange: Request, send: Send) -> Outcome:
+    async def outer(exchange: Request, send: Handler) -> Result:
         seen.append("outer")
         outcome = await send(evolve(exchange, headers={"Traceparent": "00-1-2-01"}))
-        seen.append(f"outer got {outcome.action} after {outcome.attempts}")
+        seen.append(f"outer got {outcome.decision} after {outcome.attempts}")
         return outcome
 
-    async def inner(exchange: Request, send: Send) -> Outcome:
+    async def inner(exchange: Request, send: Handler) -> Result:
         seen.append(f"inner {exchange.headers['Traceparent']}")
         return await send(exchange)
 
@@ -115,8 +123,8 @@ async def test_own_middlewares_stand_outside_of_the_retry(space: SimulatedSpace,
 async def test_a_middleware_may_answer_by_itself(space: SimulatedSpace, client_for: Any) -> None:
     """An outcome that a middleware makes up is treated as what it says."""
 
-    async def refuse(exchange: Request, send: Send) -> Outcome:
-        return Outcome(event=Event.UNUSABLE, phase=Phase.QUEUED, detail="closed on Sundays")
+    async def refuse(exchange: Request, send: Handler) -> Result:
+        return Result(attempt_result=AttemptResult.UNRETRYABLE, phase=Phase.QUEUED, detail="closed on Sundays")
 
     client = client_for(space, middlewares=[refuse])
     with pytest.raises(StreamsError, match="closed on Sundays"):
@@ -126,8 +134,13 @@ async def test_a_middleware_may_answer_by_itself(space: SimulatedSpace, client_f
 
 async def test_the_breaker_opens_and_closes(space: SimulatedSpace, client_for: Any) -> None:
     """A Space that keeps failing is left alone for a while, then one probe decides."""
-    clock = Clock.instant()
-    client = client_for(space, clock=clock, retry=RetryPolicy(max_attempts=1), breaker=BreakerPolicy(outcomes=4, pause=5))
+    clock = Clock.fake()
+    client = client_for(
+        space,
+        clock=clock,
+        retry=RetryPolicy(max_attempts=1),
+        circuit_breaker=CircuitBreakerPolicy(min_requests=4, open_duration=5),
+    )
     sid = space.conference_sids[0]
     rule = space.faults.add("500")
     for _ in range(4):
@@ -161,27 +174,27 @@ async def test_the_breaker_opens_and_closes(space: SimulatedSpace, client_for: A
 
 async def test_an_unknown_start_stays_unknown_when_the_breaker_opens(space: SimulatedSpace, client_for: Any) -> None:
     """When what may be running can't be asked about again, the caller is told that it may be running."""
-    client = client_for(space, breaker=BreakerPolicy(outcomes=1))
-    space.faults.add("reset", created=True)
+    client = client_for(space, circuit_breaker=CircuitBreakerPolicy(min_requests=1))
+    space.faults.add("reset", executed=True)
 
-    with pytest.raises(StreamOutcomeUnknown) as caught:
+    with pytest.raises(StreamOutcomeUnknownError) as caught:
         await client.conferences.start_stream(space.conference_sids[0], url=URL, name="perhaps")
 
     assert caught.value.sent == "maybe"
-    assert len(space.streams.alive()) == 1
+    assert len(space.streams.active()) == 1
 
 
 async def test_a_ruined_retry_stays_unknown(space: SimulatedSpace, client_for: Any) -> None:
     """A refusal of the second attempt does not prove that the first did nothing."""
     client: StreamsClient = client_for(space)
-    space.faults.add("reset", created=True, times=1)
+    space.faults.add("reset", executed=True, times=1)
     space.faults.add("status", status=404, body="api", code=20404, times=1)
 
-    with pytest.raises(StreamOutcomeUnknown, match="404") as caught:
+    with pytest.raises(StreamOutcomeUnknownError, match="404") as caught:
         await client.conferences.start_stream(space.conference_sids[0], url=URL, name="perhaps")
 
     assert (caught.value.status, caught.value.attempts, caught.value.sent) == (404, 2, "yes")
-    assert len(space.streams.alive()) == 1
+    assert len(space.streams.active()) == 1
 
 
 def test_the_log_is_quiet_by_itself() -> None:

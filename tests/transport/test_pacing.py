@@ -8,22 +8,22 @@ import pytest
 
 from signalwire_streams import (
     BulkJournal,
-    BulkState,
+    BulkStatus,
     Clock,
     InvalidRequestError,
-    Lane,
     Phase,
+    Priority,
     RateLimit,
     RateLimitedError,
     RetryPolicy,
-    RunEndedError,
+    RunCancelledError,
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams._http.messages import Request, Outcome, Progress
-from signalwire_streams.middleware._queueing import Slots
-from signalwire_streams.middleware._rate_limit import LocalPacer, Pace, Turns
-from signalwire_streams.models import Event, Kind
+from signalwire_streams._http.messages import CallState, Request, Result
+from signalwire_streams.middleware._queueing import PrioritySemaphore
+from signalwire_streams.middleware._rate_limit import LocalRateLimiter, RateLimitMiddleware, TokenBucket
+from signalwire_streams.models import AttemptResult, Operation
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -43,9 +43,9 @@ class Stopwatch:
         return Clock(now=lambda: self.time, sleep=self.sleep)
 
 
-def pacer(**limit: Any) -> tuple[LocalPacer, Stopwatch]:
+def pacer(**limit: Any) -> tuple[LocalRateLimiter, Stopwatch]:
     watch = Stopwatch()
-    return LocalPacer(Pace(RateLimit(**limit)), watch.clock()), watch
+    return LocalRateLimiter(TokenBucket(RateLimit(**limit)), watch.clock()), watch
 
 
 async def test_a_burst_goes_at_once_and_the_rest_at_the_rate() -> None:
@@ -54,7 +54,7 @@ async def test_a_burst_goes_at_once_and_the_rest_at_the_rate() -> None:
     went: list[float] = []
 
     async def one() -> None:
-        assert await paced.acquire(Lane.BULK, 60) == 0
+        assert await paced.acquire(Priority.BULK, 60) == 0
         went.append(watch.time)
 
     await asyncio.gather(*(one() for _ in range(100)))
@@ -69,14 +69,14 @@ async def test_interactive_requests_go_before_bulk_ones() -> None:
     paced, _ = pacer(requests=20, window=10.0, share=1.0, burst=1)
     order: list[str] = []
 
-    async def one(lane: Lane, name: str) -> None:
+    async def one(lane: Priority, name: str) -> None:
         await paced.acquire(lane, 1000)
         order.append(name)
 
-    await paced.acquire(Lane.BULK, 60)
-    bulk = [asyncio.create_task(one(Lane.BULK, f"bulk {n}")) for n in range(3)]
+    await paced.acquire(Priority.BULK, 60)
+    bulk = [asyncio.create_task(one(Priority.BULK, f"bulk {n}")) for n in range(3)]
     await asyncio.sleep(0)
-    interactive = asyncio.create_task(one(Lane.INTERACTIVE, "interactive"))
+    interactive = asyncio.create_task(one(Priority.INTERACTIVE, "interactive"))
     await asyncio.gather(interactive, *bulk)
 
     assert order == ["interactive", "bulk 0", "bulk 1", "bulk 2"]
@@ -85,13 +85,13 @@ async def test_interactive_requests_go_before_bulk_ones() -> None:
 async def test_who_would_wait_too_long_is_told_at_once() -> None:
     """A wait that is longer than the caller's patience is not begun, and takes nothing."""
     paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
-    await paced.acquire(Lane.BULK, 60)
-    paced.throttled(0.0, 30.0)
+    await paced.acquire(Priority.BULK, 60)
+    paced.on_throttled(0.0, 30.0)
 
-    assert await paced.acquire(Lane.INTERACTIVE, 5) == 30
-    assert await paced.pass_gate(5) == 30
+    assert await paced.acquire(Priority.INTERACTIVE, 5) == 30
+    assert await paced.wait_until_allowed(5) == 30
     assert watch.time == 0
-    assert await paced.pass_gate(60) == 0
+    assert await paced.wait_until_allowed(60) == 0
     assert watch.time == 30
 
 
@@ -99,8 +99,8 @@ async def test_a_read_waits_for_the_gate_only() -> None:
     """Reads are not counted by the limit, and wait only while the Space takes nothing at all."""
     paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
     for _ in range(10):
-        assert await paced.pass_gate(1) == 0
-    assert await paced.acquire(Lane.BULK, 1) == 0
+        assert await paced.wait_until_allowed(1) == 0
+    assert await paced.acquire(Priority.BULK, 1) == 0
     assert watch.time == 0
 
 
@@ -113,12 +113,13 @@ async def test_patience_ends_a_wait_that_was_begun() -> None:
         await held.wait()
         watch.time += seconds
 
-    paced = LocalPacer(
-        Pace(RateLimit(requests=2_000, window=10.0, share=1.0, burst=1)), Clock(now=lambda: watch.time, sleep=sleep)
+    paced = LocalRateLimiter(
+        TokenBucket(RateLimit(requests=2_000, window=10.0, utilization=1.0, burst=1)),
+        Clock(now=lambda: watch.time, sleep=sleep),
     )
-    await paced.acquire(Lane.BULK, 60)
-    waiting = asyncio.create_task(paced.acquire(Lane.BULK, 0.01))
-    patient = asyncio.create_task(paced.acquire(Lane.BULK, 60))
+    await paced.acquire(Priority.BULK, 60)
+    waiting = asyncio.create_task(paced.acquire(Priority.BULK, 0.01))
+    patient = asyncio.create_task(paced.acquire(Priority.BULK, 60))
 
     assert await waiting == 0.01
     held.set()
@@ -128,37 +129,42 @@ async def test_patience_ends_a_wait_that_was_begun() -> None:
 async def test_a_turn_in_the_very_moment_that_patience_ends() -> None:
     """Where the turn is granted while the timeout is already on its way, it is a turn, and counted."""
     times = iter([0.0, 0.0, 10.0])
-    pace = Pace(RateLimit(requests=10**12, window=10.0, share=1.0, burst=1))
-    paced = LocalPacer(pace, Clock(now=lambda: next(times)))
-    assert await paced.acquire(Lane.BULK, 60) == 0
-    assert await paced.acquire(Lane.BULK, 1e-9) == 0
-    assert pace.take(10.0) > 0
+    pace = TokenBucket(RateLimit(requests=10**12, window=10.0, utilization=1.0, burst=1))
+    paced = LocalRateLimiter(pace, Clock(now=lambda: next(times)))
+    assert await paced.acquire(Priority.BULK, 60) == 0
+    assert await paced.acquire(Priority.BULK, 1e-9) == 0
+    assert pace.try_acquire(10.0) > 0
 
 
 async def test_no_patience_takes_nothing() -> None:
     """Who can't wait at all, and would have to, is told so and takes no leave."""
     paced, _ = pacer(requests=20, window=10.0, share=1.0, burst=1)
-    assert await paced.acquire(Lane.BULK, 0.0) == 0
+    assert await paced.acquire(Priority.BULK, 0.0) == 0
 
-    assert await paced.acquire(Lane.BULK, 0.0) > 0
-    assert await paced.acquire(Lane.BULK, -1.0) > 0
+    assert await paced.acquire(Priority.BULK, 0.0) > 0
+    assert await paced.acquire(Priority.BULK, -1.0) > 0
 
 
 async def test_without_a_connection_the_pacer_is_not_asked() -> None:
     """Who gets no connection in time takes no leave, and sends nothing."""
     paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
     exchange = Request(
-        method="POST", path="/x", kind=Kind.STOP, verb="ask", target="x", progress=Progress(deadline_at=0.0)
+        method="POST",
+        path="/x",
+        operation=Operation.STOP,
+        description="ask",
+        target="x",
+        state=CallState(deadline_at=0.0),
     )
 
-    async def send(_: Request) -> Outcome:
+    async def send(_: Request) -> Result:
         raise AssertionError("it was sent")
 
-    outcome = await Turns(Slots(0), paced, watch.clock())(exchange, send)
+    outcome = await RateLimitMiddleware(PrioritySemaphore(0), paced, watch.clock())(exchange, send)
 
-    assert (outcome.event, outcome.phase) == (Event.EXPIRED, Phase.QUEUED)
+    assert (outcome.attempt_result, outcome.phase) == (AttemptResult.DEADLINE_EXCEEDED, Phase.QUEUED)
     assert outcome.detail == "no connection became free in time"
-    assert await paced.acquire(Lane.BULK, 60) == 0
+    assert await paced.acquire(Priority.BULK, 60) == 0
     assert watch.time == 0
 
 
@@ -166,10 +172,10 @@ async def test_without_a_connection_the_pacer_is_not_asked() -> None:
 async def test_a_cancelled_turn_is_given_back(after_the_grant: bool) -> None:
     """Who is cancelled while waiting costs nobody a turn, even when the turn had just been granted."""
     paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
-    await paced.acquire(Lane.BULK, 60)
-    waiting = asyncio.create_task(paced.acquire(Lane.BULK, 60))
+    await paced.acquire(Priority.BULK, 60)
+    waiting = asyncio.create_task(paced.acquire(Priority.BULK, 60))
     await asyncio.sleep(0)
-    [turn] = paced._waiting[Lane.BULK]
+    [turn] = paced._waiting[Priority.BULK]
     if after_the_grant:
         turn.set_result(None)  # as the pump does
     waiting.cancel()
@@ -177,13 +183,13 @@ async def test_a_cancelled_turn_is_given_back(after_the_grant: bool) -> None:
         await waiting
     before = watch.time
 
-    assert await paced.acquire(Lane.BULK, 60) == 0
+    assert await paced.acquire(Priority.BULK, 60) == 0
     assert watch.time - before <= 1.0
 
 
 async def test_a_lying_space_is_found_out(client_for: Any) -> None:
     """A Space that takes a third of what it says is met with fewer and fewer requests, until all are started."""
-    clock = Clock.instant()
+    clock = Clock.fake()
     async with SimulatedSpace(
         conferences=300, participants=0, rate_limit=100, window=10.0, advertised_limit=300, monotonic=clock.now
     ) as space:
@@ -191,25 +197,25 @@ async def test_a_lying_space_is_found_out(client_for: Any) -> None:
             space,
             clock=clock,
             rate_limit=RateLimit(requests=300, window=10.0),
-            retry=RetryPolicy(throttle_waits=50, deadline=10_000, unsent_attempts=50),
+            retry=RetryPolicy(max_throttle_retries=50, deadline=10_000, max_connect_retries=50),
         )
         starts = [client.conferences.start_stream(sid, url=URL) for sid in space.conference_sids]
         await asyncio.gather(*starts)
 
-        assert len(space.streams.alive()) == 300
+        assert len(space.streams.active()) == 300
         assert space.requests.count("start-conference-stream") > 300
 
 
 async def test_headers_lower_the_rate(client_for: Any) -> None:
     """A Space that says it takes fewer is not asked for more, so nothing is refused."""
-    clock = Clock.instant()
+    clock = Clock.fake()
     async with SimulatedSpace(conferences=100, participants=0, rate_limit=60, monotonic=clock.now) as space:
         client = client_for(space, clock=clock, rate_limit=RateLimit(burst=1))
         for sid in space.conference_sids:
             await client.conferences.start_stream(sid, url=URL)
 
         assert space.requests.count() == 100
-        assert space.requests.busiest_window(10.0) <= 60
+        assert space.requests.max_in_window(10.0) <= 60
 
 
 async def test_too_many_requests_for_ever(space: SimulatedSpace, client_for: Any) -> None:
@@ -229,11 +235,11 @@ async def test_a_pacer_of_ones_own(space: SimulatedSpace, client_for: Any) -> No
     heard: list[object] = []
 
     class Shared:
-        async def acquire(self, lane: Lane, patience: float) -> float:
+        async def acquire(self, lane: Priority, patience: float) -> float:
             heard.append(lane)
             return 0.0
 
-        async def pass_gate(self, patience: float) -> float:
+        async def wait_until_allowed(self, patience: float) -> float:
             heard.append("gate")
             return 0.0
 
@@ -243,47 +249,49 @@ async def test_a_pacer_of_ones_own(space: SimulatedSpace, client_for: Any) -> No
         def served(self, advertised: int | None) -> None:
             heard.append(advertised)
 
-    client = client_for(space, pacer=Shared())
+    client = client_for(space, rate_limiter=Shared())
     space.faults.add("throttle", retry_after=2, times=1)
     await client.conferences.start_stream(space.conference_sids[0], url=URL)
     await client.conferences.get(space.conference_sids[0])
 
-    assert heard == [Lane.INTERACTIVE, 2.0, Lane.INTERACTIVE, 13_800, "gate", 13_800]
+    assert heard == [Priority.INTERACTIVE, 2.0, Priority.INTERACTIVE, 13_800, "gate", 13_800]
     with pytest.raises(InvalidRequestError, match="not both"):
-        StreamsClient(space="example", project="p", token="t", pacer=Shared(), rate_limit=RateLimit())
+        StreamsClient(space="example", project="p", token="t", rate_limiter=Shared(), rate_limit=RateLimit())
 
 
-class Counting(LocalPacer):
+class Counting(LocalRateLimiter):
     """Gives leave to whoever asks, and counts."""
 
     asked = 0
 
-    async def acquire(self, lane: Lane, patience: float) -> float:
+    async def acquire(self, lane: Priority, patience: float) -> float:
         self.asked += 1
         return 0.0
 
 
-def start_with(progress: Progress) -> Request:
-    return Request(method="POST", path="/x", kind=Kind.CALL_START, verb="start", target="x", progress=progress)
+def start_with(progress: CallState) -> Request:
+    return Request(
+        method="POST", path="/x", operation=Operation.CALL_START, description="start", target="x", state=progress
+    )
 
 
 @pytest.mark.parametrize(("seconds", "turns"), [(0.0, 1), (0.5, 2)])
 async def test_a_leave_that_was_held_too_long_is_asked_for_again(seconds: float, turns: int) -> None:
     """What is done before sending is done once, at the first turn; where it took long the turn is another one's."""
     watch = Stopwatch()
-    paced = Counting(Pace(RateLimit()), watch.clock())
+    paced = Counting(TokenBucket(RateLimit()), watch.clock())
     done: list[float] = []
 
     async def prepare() -> None:
         done.append(watch.time)
         watch.time += seconds
 
-    async def send(_: Request) -> Outcome:
-        return Outcome(event=Event.DONE, phase=Phase.ANSWERED)
+    async def send(_: Request) -> Result:
+        return Result(attempt_result=AttemptResult.DONE, phase=Phase.ANSWERED)
 
-    progress = Progress(before_sending=prepare)
+    progress = CallState(before_sending=prepare)
     for _ in range(2):
-        await Turns(Slots(1), paced, watch.clock())(start_with(progress), send)
+        await RateLimitMiddleware(PrioritySemaphore(1), paced, watch.clock())(start_with(progress), send)
 
     assert done == [0.0]
     assert paced.asked == turns + 1
@@ -294,26 +302,26 @@ async def test_what_can_not_be_prepared_is_not_sent() -> None:
     watch = Stopwatch()
 
     async def prepare() -> None:
-        raise RunEndedError("another worker has it")
+        raise RunCancelledError("another worker has it")
 
-    async def send(_: Request) -> Outcome:
+    async def send(_: Request) -> Result:
         raise AssertionError("it was sent")
 
-    progress = Progress(before_sending=prepare)
-    turns = Turns(Slots(1), Counting(Pace(RateLimit()), watch.clock()), watch.clock())
+    progress = CallState(before_sending=prepare)
+    turns = RateLimitMiddleware(PrioritySemaphore(1), Counting(TokenBucket(RateLimit()), watch.clock()), watch.clock())
     for _ in range(2):  # also where somebody tries it again
         progress.attempts = 1
-        with pytest.raises(RunEndedError):
+        with pytest.raises(RunCancelledError):
             await turns(start_with(progress), send)
         assert progress.attempts == 0
 
 
-class Refusing(LocalPacer):
+class Refusing(LocalRateLimiter):
     """Grants so many requests, and says of the next ones that they would have to wait for a minute."""
 
     grants = 0
 
-    async def acquire(self, lane: Lane, patience: float) -> float:
+    async def acquire(self, lane: Priority, patience: float) -> float:
         self.grants -= 1
         return 0.0 if self.grants >= 0 else 60.0
 
@@ -322,7 +330,7 @@ class Refusing(LocalPacer):
 async def test_what_the_pacer_refuses_is_not_sent(grants: int, prepared: int) -> None:
     """A request that is refused at first is not prepared; one that is refused after a slow preparation is not sent."""
     watch = Stopwatch()
-    paced = Refusing(Pace(RateLimit()), watch.clock())
+    paced = Refusing(TokenBucket(RateLimit()), watch.clock())
     paced.grants = grants
     done: list[float] = []
 
@@ -330,12 +338,18 @@ async def test_what_the_pacer_refuses_is_not_sent(grants: int, prepared: int) ->
         done.append(watch.time)
         watch.time += 0.5
 
-    async def send(_: Request) -> Outcome:
+    async def send(_: Request) -> Result:
         raise AssertionError("it was sent")
 
-    outcome = await Turns(Slots(1), paced, watch.clock())(start_with(Progress(before_sending=prepare)), send)
+    outcome = await RateLimitMiddleware(PrioritySemaphore(1), paced, watch.clock())(
+        start_with(CallState(before_sending=prepare)), send
+    )
 
-    assert (outcome.event, outcome.phase, outcome.retry_after) == (Event.EXPIRED, Phase.QUEUED, 60.0)
+    assert (outcome.attempt_result, outcome.phase, outcome.retry_after) == (
+        AttemptResult.DEADLINE_EXCEEDED,
+        Phase.QUEUED,
+        60.0,
+    )
     assert len(done) == prepared
 
 
@@ -343,18 +357,18 @@ async def test_a_journaled_start_that_the_pacer_refuses_is_not_recorded(
     space: SimulatedSpace, client_for: Any, tmp_path: Path
 ) -> None:
     """It is not sent, and the journal does not say that it may have been."""
-    clock = Clock.instant()
-    paced = Refusing(Pace(RateLimit()), clock)
+    clock = Clock.fake()
+    paced = Refusing(TokenBucket(RateLimit()), clock)
     paced.grants = 1
     journal = tmp_path / "run.db"
-    client = client_for(space, clock=clock, pacer=paced)
+    client = client_for(space, clock=clock, rate_limiter=paced)
     requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
     outcomes = [outcome async for outcome in client.start_streams(requests, concurrency=1, journal=journal)]
 
     assert [outcome.state for outcome in outcomes] == [
-        BulkState.STARTED,
-        BulkState.NOT_ATTEMPTED,
-        BulkState.NOT_ATTEMPTED,
+        BulkStatus.STARTED,
+        BulkStatus.NOT_ATTEMPTED,
+        BulkStatus.NOT_ATTEMPTED,
     ]
     assert space.requests.count() == 1
     assert [item.target for item in BulkJournal(journal).items()] == space.conference_sids[:1]
@@ -363,12 +377,12 @@ async def test_a_journaled_start_that_the_pacer_refuses_is_not_recorded(
 async def test_the_patience_for_a_closed_gate_is_not_begun_anew() -> None:
     """A gate that is closed again while a read waits for it is waited for no longer than the read's patience."""
     paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
-    paced.throttled(0.0, 30.0)
+    paced.on_throttled(0.0, 30.0)
 
     async def close_again() -> None:
-        paced.throttled(watch.time, 25.0)
+        paced.on_throttled(watch.time, 25.0)
 
-    waiting = asyncio.create_task(paced.pass_gate(50.0))
+    waiting = asyncio.create_task(paced.wait_until_allowed(50.0))
     closing = asyncio.create_task(close_again())
     assert await waiting == 25.0
     await closing

@@ -12,18 +12,18 @@ import pytest
 from signalwire_streams import (
     ClientStateError,
     Clock,
-    Request,
+    Handler,
     InvalidRequestError,
-    Lane,
-    Outcome,
+    Priority,
     RateLimit,
-    Send,
+    Request,
+    Result,
     StreamsClient,
     StreamsError,
     Timeouts,
     TransportError,
 )
-from signalwire_streams.middleware._rate_limit import LocalPacer, Pace
+from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.simulator import SimulatedSpace
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
@@ -191,7 +191,7 @@ async def test_closing_cuts_calls_that_do_not_end(
 ) -> None:
     """A call that outlasts the drain is cut, and a start among them is honestly unknown."""
     monkeypatch.setattr("signalwire_streams._http.session._DRAIN", 0.01)
-    space.faults.add("hang", created=True)
+    space.faults.add("hang", executed=True)
     client = client_for(space)
     start = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
     await space.requests.wait_for(1)
@@ -199,20 +199,20 @@ async def test_closing_cuts_calls_that_do_not_end(
 
     with pytest.raises(StreamsError) as caught:
         await start
-    assert type(caught.value).__name__ == "StreamOutcomeUnknown"
+    assert type(caught.value).__name__ == "StreamOutcomeUnknownError"
     assert space.requests.count() == 1
 
 
 async def test_nothing_is_left_after_failures(space: SimulatedSpace, nothing_left: None) -> None:
     """After calls that failed in every way, no task, connection or descriptor is left."""
     before = open_descriptors()
-    for kind in ("reset", "disconnect", "hang", "garbage", "cut-headers", "cut-body", "500", "redirect"):
-        space.faults.add(kind, one_in=3)
+    for kind in ("reset", "disconnect", "hang", "garbage", "truncated-headers", "truncated-body", "500", "redirect"):
+        space.faults.add(kind, every_nth=3)
     async with StreamsClient(
         base_url=space.base_url,
         project=space.project,
         token=space.token,
-        clock=Clock.instant(),
+        clock=Clock.fake(),
         timeouts=Timeouts(read=0.05),
     ) as client:
         starts = (client.conferences.start_stream(space.conference_sids[n % 3], url=URL) for n in range(60))
@@ -247,13 +247,13 @@ async def test_a_waiting_call_is_cut_when_the_client_closes(
     """A call that still waits for its turn when the drain ends is cut, and nothing of it is ever sent."""
     monkeypatch.setattr("signalwire_streams._http.session._DRAIN", 0.01)
 
-    class Never(LocalPacer):
-        async def acquire(self, lane: Lane, patience: float) -> float:
+    class Never(LocalRateLimiter):
+        async def acquire(self, lane: Priority, patience: float) -> float:
             await asyncio.Event().wait()
             return 0.0
 
     clock = Clock()
-    client = client_for(space, pacer=Never(Pace(RateLimit()), clock), clock=clock)
+    client = client_for(space, rate_limiter=Never(TokenBucket(RateLimit()), clock), clock=clock)
     start = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
     await asyncio.sleep(0)
     await client.aclose()
@@ -267,7 +267,7 @@ async def test_a_waiting_call_is_cut_when_the_client_closes(
 async def test_a_timeout_of_the_callers_own_stays_one(space: SimulatedSpace, client_for: Any) -> None:
     """A TimeoutError that a caller's middleware raises is not taken for the client's closing."""
 
-    async def impatient(exchange: Request, send: Send) -> Outcome:
+    async def impatient(exchange: Request, send: Handler) -> Result:
         raise TimeoutError("mine")
 
     client = client_for(space, middlewares=[impatient])

@@ -4,24 +4,24 @@ import asyncio
 
 import pytest
 
-from signalwire_streams import Lane
-from signalwire_streams.middleware._queueing import Slots
+from signalwire_streams import Priority
+from signalwire_streams.middleware._queueing import PrioritySemaphore
 
 
 async def test_interactive_exchanges_get_the_next_free_slot() -> None:
     """However many bulk exchanges wait, an interactive one goes before them."""
-    slots = Slots(1)
-    assert await slots.acquire(Lane.BULK, 60)
+    slots = PrioritySemaphore(1)
+    assert await slots.acquire(Priority.BULK, 60)
     order: list[str] = []
 
-    async def one(lane: Lane, name: str) -> None:
+    async def one(lane: Priority, name: str) -> None:
         assert await slots.acquire(lane, 60)
         order.append(name)
         slots.release()
 
-    waiting = [asyncio.create_task(one(Lane.BULK, f"bulk {n}")) for n in range(3)]
+    waiting = [asyncio.create_task(one(Priority.BULK, f"bulk {n}")) for n in range(3)]
     await asyncio.sleep(0)
-    waiting.append(asyncio.create_task(one(Lane.INTERACTIVE, "interactive")))
+    waiting.append(asyncio.create_task(one(Priority.INTERACTIVE, "interactive")))
     await asyncio.sleep(0)
     slots.release()
     await asyncio.gather(*waiting)
@@ -32,8 +32,8 @@ async def test_interactive_exchanges_get_the_next_free_slot() -> None:
 
 async def test_patience_ends_and_takes_nothing() -> None:
     """Who waited too long has no slot, and the next release is not lost on it."""
-    slots = Slots(0)
-    assert not await slots.acquire(Lane.BULK, 0.0)
+    slots = PrioritySemaphore(0)
+    assert not await slots.acquire(Priority.BULK, 0.0)
     slots.release()
     assert slots.free == 1
 
@@ -41,8 +41,8 @@ async def test_patience_ends_and_takes_nothing() -> None:
 @pytest.mark.parametrize("after_the_grant", [False, True])
 async def test_a_cancelled_wait_gives_its_slot_back(after_the_grant: bool) -> None:
     """A wait that is cancelled, even in the very moment of its grant, keeps no slot."""
-    slots = Slots(0)
-    waiting = asyncio.create_task(slots.acquire(Lane.BULK, 60))
+    slots = PrioritySemaphore(0)
+    waiting = asyncio.create_task(slots.acquire(Priority.BULK, 60))
     await asyncio.sleep(0)
     if after_the_grant:
         slots.release()
@@ -56,9 +56,9 @@ async def test_a_cancelled_wait_gives_its_slot_back(after_the_grant: bool) -> No
 
 async def test_a_release_passes_over_who_is_on_the_way_out() -> None:
     """A slot goes to the first who still wants it."""
-    slots = Slots(0)
-    leaving = asyncio.create_task(slots.acquire(Lane.BULK, 60))
-    staying = asyncio.create_task(slots.acquire(Lane.BULK, 60))
+    slots = PrioritySemaphore(0)
+    leaving = asyncio.create_task(slots.acquire(Priority.BULK, 60))
+    staying = asyncio.create_task(slots.acquire(Priority.BULK, 60))
     await asyncio.sleep(0)
     leaving.cancel()
     slots.release()

@@ -18,18 +18,18 @@ import trustme
 
 from signalwire_streams import (
     Attempt,
-    BulkState,
+    BulkStatus,
     CallStream,
     ConferenceStream,
     MalformedResponseError,
     Phase,
     StartConferenceStream,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsClient,
     StreamsError,
     TransportError,
 )
-from signalwire_streams.models import Event
+from signalwire_streams.models import AttemptResult
 from signalwire_streams.simulator import SimulatedSpace
 from tests.raw_space import VICTIM, RawConnection, RawSpace, Request, as_documented, http, raw_space
 
@@ -171,7 +171,7 @@ async def test_a_server_that_speaks_first(name: str, kind: str, make: Make) -> N
         assert raw.requests == []
         assert raw.running == {}
         assert caught.value.sent == "no"
-        assert {attempt.event for attempt in attempts} == {Event.STALE}
+        assert {attempt.result for attempt in attempts} == {AttemptResult.STALE_CONNECTION}
 
 
 async def test_a_server_that_spoke_first_once(make: Make) -> None:
@@ -242,7 +242,7 @@ async def test_session_tickets_are_no_answers(hook: str, space: SimulatedSpace, 
             for number in range(12):
                 await perform(client, "unnamed", f"room-{number}")
 
-            assert Counter(attempt.event for attempt in attempts) == {Event.DONE: 12}
+            assert Counter(attempt.result for attempt in attempts) == {AttemptResult.DONE: 12}
             assert len(raw.connections) == 12
 
 
@@ -274,14 +274,16 @@ async def test_an_answer_that_comes_while_a_trace_hook_holds_the_request(
 
         assert sid != VICTIM
         assert sid is None or [sid] == expected(raw, kind)
-        assert error is None or isinstance(error, StreamOutcomeUnknown)
+        assert error is None or isinstance(error, StreamOutcomeUnknownError)
 
 
-async def start(client: StreamsClient, raw: RawSpace, *, unnamed: bool) -> StreamOutcomeUnknown | TransportError | None:
+async def start(
+    client: StreamsClient, raw: RawSpace, *, unnamed: bool
+) -> StreamOutcomeUnknownError | TransportError | None:
     """Start a stream, check that what is returned runs, and return the error."""
     try:
         stream = await client.conferences.start_stream(ROOM, url=URL, unnamed=unnamed)
-    except (StreamOutcomeUnknown, TransportError) as error:  # a refusal would be false
+    except (StreamOutcomeUnknownError, TransportError) as error:  # a refusal would be false
         return error
     assert stream.sid in {None, *raw.sids_of(ROOM)}
     return None
@@ -340,7 +342,7 @@ async def test_a_part_of_a_head_that_comes_while_a_trace_hook_holds_the_request(
         assert len(raw.sids_of(ROOM)) == 1
         if hook == "on_connection_create_end":
             assert len(raw.requests) == (2 if unnamed else 3)
-            assert isinstance(error, StreamOutcomeUnknown) if unnamed else error is None
+            assert isinstance(error, StreamOutcomeUnknownError) if unnamed else error is None
         else:
             assert len(raw.requests) == 2
             assert error is None
@@ -422,11 +424,11 @@ async def test_an_answer_in_flight_that_names_something_else(other: str, kind: s
             error = raised
         await turns()
 
-        assert attempts[0].event is Event.MALFORMED
+        assert attempts[0].result is AttemptResult.MALFORMED
         assert attempts[0].sent == "yes"
         assert raw.connections[0].closed
         assert sid is None or [sid] == expected(raw, kind)
-        assert error is None or (isinstance(error, StreamOutcomeUnknown) and "names another" in str(error))
+        assert error is None or (isinstance(error, StreamOutcomeUnknownError) and "names another" in str(error))
         assert VICTIM not in str(error)
         # An unnamed start and one on a call are not sent again; a named one is told by the Space that it runs.
         assert len(raw.requests) == (1 if kind in {"unnamed", "call"} else 2)
@@ -502,7 +504,7 @@ async def test_a_name_that_the_caller_chose(name: str, requests: int, make: Make
         sid = None
         try:
             sid = (await make(raw).conferences.start_stream(ROOM, url=URL, name=name)).sid
-        except StreamOutcomeUnknown:
+        except StreamOutcomeUnknownError:
             assert requests > 1
 
         assert sid == (STREAM if requests == 1 else None)
@@ -532,7 +534,7 @@ async def test_an_early_answer_to_a_large_request(space: SimulatedSpace, client_
     connector = aiohttp.TCPConnector(socket_factory=with_a_small_buffer)
     async with raw_space(on_connect=refuse) as raw, aiohttp.ClientSession(connector=connector) as session:
         client = client_for(space, base_url=raw.url, session=session)
-        with pytest.raises(StreamOutcomeUnknown, match="before the request was sent") as caught:
+        with pytest.raises(StreamOutcomeUnknownError, match="before the request was sent") as caught:
             await client.conferences.start_stream(ROOM, url=URL, unnamed=True, parameters=parameters)
         gone.set()
 
@@ -581,12 +583,12 @@ async def test_a_journaled_run_with_one_unasked_answer(name: str, later: int, ma
 
         for outcome in outcomes:
             runs = raw.sids_of(outcome.item.target)
-            if outcome.state is BulkState.STARTED:
+            if outcome.status is BulkStatus.STARTED:
                 assert isinstance(outcome.stream, ConferenceStream)
                 assert outcome.stream.sid in {None, *runs}
                 assert runs
-            elif outcome.state in {BulkState.REJECTED, BulkState.NOT_ATTEMPTED}:
+            elif outcome.status in {BulkStatus.REJECTED, BulkStatus.NOT_ATTEMPTED}:
                 assert not runs
-        counts = Counter(outcome.state for outcome in outcomes)
-        assert counts[BulkState.STARTED] >= STARTS - 2
+        counts = Counter(outcome.status for outcome in outcomes)
+        assert counts[BulkStatus.STARTED] >= STARTS - 2
         assert not isinstance(outcomes[0].stream, CallStream)

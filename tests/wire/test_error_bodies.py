@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams._http import error_bodies as problems
-from signalwire_streams._http.error_bodies import Problem, presentable, read_problem
+from signalwire_streams._http.error_bodies import Problem, read_problem, redact
 
 DOCUMENTED = {
     "code": 20003,
@@ -146,13 +146,13 @@ def test_which_sentences_say_that_it_is_stopped(sentence: str, *, says: bool) ->
 )
 def test_foreign_text_becomes_one_line(text: str, shown: str) -> None:
     """Line breaks, control characters and whatever can't be printed become blanks."""
-    assert presentable(text, ()) == shown
+    assert redact(text, ()) == shown
 
 
 def test_foreign_text_does_not_go_on_for_ever() -> None:
     """Long text is cut, and says so."""
-    assert presentable("x" * 300, ()) == "x" * 300
-    assert presentable("x" * 301, ()) == "x" * 299 + "…"
+    assert redact("x" * 300, ()) == "x" * 300
+    assert redact("x" * 301, ()) == "x" * 299 + "…"
 
 
 SPELLINGS: dict[str, tuple[str, str]] = {
@@ -172,13 +172,13 @@ SPELLINGS: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize(("secret", "echo"), SPELLINGS.values(), ids=SPELLINGS)
 def test_a_secret_is_blotted_out_in_each_spelling(secret: str, echo: str) -> None:
     """A secret that the Space repeats is not shown, neither bare nor escaped for a URL, a page or JSON."""
-    assert presentable(f"bad value {echo}, {echo}!", (secret,)) == "bad value ***, ***!"
+    assert redact(f"bad value {echo}, {echo}!", (secret,)) == "bad value ***, ***!"
 
 
 @pytest.mark.parametrize("before", range(285, 301, 3))
 def test_a_secret_is_not_cut_in_half(before: int) -> None:
     """A secret that stands where the text is cut leaves not even its beginning."""
-    shown = presentable("x" * before + "hush-hush-hush" + "y" * 50, ("hush-hush-hush",))
+    shown = redact("x" * before + "hush-hush-hush" + "y" * 50, ("hush-hush-hush",))
     assert "h" not in shown
     assert len(shown) <= 300
 
@@ -197,21 +197,21 @@ def test_a_secret_is_not_cut_in_half(before: int) -> None:
 )
 def test_a_short_secret_does_not_tear_words_apart(secret: str, text: str, shown: str) -> None:
     """A secret of up to three characters is replaced where it is a word of its own."""
-    assert presentable(text, (secret,)) == shown
+    assert redact(text, (secret,)) == shown
 
 
 def test_a_secret_within_another_leaves_nothing_of_it() -> None:
     """Of secrets within each other, or that overlap, no rest is left, whatever their order."""
     for secrets in (("hush", "hush-hush-very"), ("hush-hush-very", "hush")):
-        assert presentable("hush-hush-very", secrets) == "***"
+        assert redact("hush-hush-very", secrets) == "***"
     for secrets in (("abcdef", "defghi"), ("defghi", "abcdef")):
-        assert presentable("<abcdefghi>", secrets) == "<***>"
-    assert presentable("abcdefgh", ("abcd", "efgh")) == "******"
+        assert redact("<abcdefghi>", secrets) == "<***>"
+    assert redact("abcdefgh", ("abcd", "efgh")) == "******"
 
 
 def test_a_secret_that_no_encoding_can_carry_is_blotted_out() -> None:
     """Half a surrogate pair in a secret neither stops the search nor gets through."""
-    assert presentable("bad hush\ud800hush!", ("hush\ud800hush",)) == "bad ***!"
+    assert redact("bad hush\ud800hush!", ("hush\ud800hush",)) == "bad ***!"
 
 
 def test_secrets_that_a_text_does_not_hold_are_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,10 +226,10 @@ def test_secrets_that_a_text_does_not_hold_are_not_encoded(monkeypatch: pytest.M
     monkeypatch.setattr(problems, "_spellings", encode)
     secrets = [f"{number:05}" + "v" * size for number in range(90) for size in (1000, 100_000)]
 
-    assert presentable("x" * 2000, secrets) == "x" * 299 + "…"
+    assert redact("x" * 2000, secrets) == "x" * 299 + "…"
     assert len(encoded) == 90
     assert max(map(len, encoded)) < 20
-    assert presentable(f"bad {secrets[6].upper()}!", secrets) == "bad ***!"
+    assert redact(f"bad {secrets[6].upper()}!", secrets) == "bad ***!"
 
 
 @pytest.mark.parametrize(
@@ -246,13 +246,13 @@ def test_secrets_that_a_text_does_not_hold_are_not_encoded(monkeypatch: pytest.M
 )
 def test_secret_is_found_in_any_case(secret: str, text: str) -> None:
     """Letters whose other case is a letter of another alphabet or of two are found, and so are overlapping ones."""
-    assert presentable(f"<{text}>", (secret,)) == "<***>"
+    assert redact(f"<{text}>", (secret,)) == "<***>"
 
 
 @given(st.text(), st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=3))
 def test_what_is_shown_is_one_short_line(text: str, secrets: list[str]) -> None:
     """Any text becomes one printable line of at most 300 characters."""
-    shown = presentable(text, secrets)
+    shown = redact(text, secrets)
     assert shown.isprintable()
     assert len(shown) <= 300
 
@@ -268,7 +268,7 @@ def test_what_is_shown_is_one_short_line(text: str, secrets: list[str]) -> None:
 )
 def test_no_secret_gets_through(around: str, secret: str, spell: Callable[[str], str]) -> None:
     """Wherever a secret stands in a text, and however it is spelled, nothing of it is shown."""
-    assert not set("ABCabc") & set(presentable(around + spell(secret) + around, (secret,)))
+    assert not set("ABCabc") & set(redact(around + spell(secret) + around, (secret,)))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
-from signalwire_streams._http.messages import Errand, Request, Progress
+from signalwire_streams._http.messages import CallContext, CallState, Request
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError, Phase, Sent
-from signalwire_streams.models import Kind, Lane, StartCallStream, StartConferenceStream
+from signalwire_streams.models import Operation, Priority, StartCallStream, StartConferenceStream
 
 ACCOUNT = find_account(space="example", base_url=None, project="project", token="PThush")
 ROOT = "/api/laml/2010-04-01/Accounts/project"
@@ -17,11 +17,13 @@ URL = "wss://audio.example.com/stream"
 
 
 def spell_start(request: requests.Start, *, deadline: Any = None) -> Request:
-    return requests.start(ACCOUNT, request, deadline=deadline, errand=Errand())
+    return requests.start(ACCOUNT, request, deadline=deadline, errand=CallContext())
 
 
 def spell_stop(collection: str, *, deadline: Any = None) -> Request:
-    return requests.stop(ACCOUNT, collection, "target", "room", Kind.STOP_BY_NAME, deadline=deadline, errand=Errand())
+    return requests.stop(
+        ACCOUNT, collection, "target", "room", Operation.STOP_BY_NAME, deadline=deadline, errand=CallContext()
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,40 +31,40 @@ def spell_stop(collection: str, *, deadline: Any = None) -> Request:
     [
         (
             StartConferenceStream(conference_sid="conf", url=URL, name="room"),
-            Kind.CONFERENCE_START,
+            Operation.CONFERENCE_START,
             f"{ROOT}/Conferences/conf/Streams",
             "start a stream on conference",
         ),
         (
             StartCallStream(call_sid="call", url=URL, name="room"),
-            Kind.CALL_START,
+            Operation.CALL_START,
             f"{ROOT}/Calls/call/Streams",
             "start a stream on call",
         ),
         (
             StartConferenceStream(conference_sid="conf", url=URL, unnamed=True),
-            Kind.UNNAMED_START,
+            Operation.UNNAMED_START,
             f"{ROOT}/Conferences/conf/Streams",
             "start a stream on conference",
         ),
         (
             StartCallStream(call_sid="call", url=URL, unnamed=True),
-            Kind.UNNAMED_START,
+            Operation.UNNAMED_START,
             f"{ROOT}/Calls/call/Streams",
             "start a stream on call",
         ),
     ],
     ids=["conference", "call", "unnamed on a conference", "unnamed on a call"],
 )
-def test_a_start(request_: StartConferenceStream | StartCallStream, kind: Kind, path: str, verb: str) -> None:
+def test_a_start(request_: StartConferenceStream | StartCallStream, kind: Operation, path: str, verb: str) -> None:
     """A start is a POST of its form to the streams of its target."""
     exchange = spell_start(request_)
-    assert (exchange.method, exchange.path, exchange.kind) == ("POST", path, kind)
-    assert (exchange.verb, exchange.target, exchange.name) == (verb, request_.target, request_.name)
+    assert (exchange.method, exchange.path, exchange.operation) == ("POST", path, kind)
+    assert (exchange.description, exchange.target, exchange.name) == (verb, request_.target, request_.name)
     assert exchange.body is not None
     assert exchange.body.startswith(b"Url=wss%3A%2F%2Faudio.example.com%2Fstream")
     assert (b"Name=room" in exchange.body) is (request_.name is not None)
-    assert (exchange.expects, exchange.deadline) == ("sid", None)
+    assert (exchange.required_key, exchange.deadline) == ("sid", None)
 
 
 def test_a_start_names_its_secrets() -> None:
@@ -75,25 +77,25 @@ def test_a_start_names_its_secrets() -> None:
         status_callback="https://ada:hush4@example.com/heard?key=hush5",
     )
     exchange = spell_start(request)
-    assert set(exchange.secrets) == {
+    assert set(exchange.redact) == {
         *ACCOUNT.secrets,
         *("hush1", "hush2", "hush3", "ada:hush4", "hush4", "key=hush5", "hush5"),
     }
     assert "hush" not in repr(exchange)
-    assert spell_start(StartCallStream(call_sid="call", url=URL)).secrets == ACCOUNT.secrets
+    assert spell_start(StartCallStream(call_sid="call", url=URL)).redact == ACCOUNT.secrets
 
 
 @pytest.mark.parametrize(
     ("handle", "kind"),
     [
-        ("b3877c40-da60-4998-90ad-b792e98472cf", Kind.STOP),
-        ("b3877c40-da60-4998-90ad-b792e98472st", Kind.STOP),
-        ("MZ0123456789abcdef0123456789abcdef", Kind.STOP),
-        ("audit-1", Kind.STOP_BY_NAME),
-        ("sws-1a2b3c4d-b3877c40-da60-4998-90ad-b792e98472cf", Kind.STOP_BY_NAME),
+        ("b3877c40-da60-4998-90ad-b792e98472cf", Operation.STOP),
+        ("b3877c40-da60-4998-90ad-b792e98472st", Operation.STOP),
+        ("MZ0123456789abcdef0123456789abcdef", Operation.STOP),
+        ("audit-1", Operation.STOP_BY_NAME),
+        ("sws-1a2b3c4d-b3877c40-da60-4998-90ad-b792e98472cf", Operation.STOP_BY_NAME),
     ],
 )
-def test_a_sid_is_told_from_a_name(handle: str, kind: Kind) -> None:
+def test_a_sid_is_told_from_a_name(handle: str, kind: Operation) -> None:
     """What is shaped like a sid is one: of that, "no such stream" can be believed."""
     assert requests.stop_kind(handle) is kind
 
@@ -103,28 +105,28 @@ def test_a_stop(collection: str, noun: str) -> None:
     """A stop is a POST of one field to the stream, by its sid or its name."""
     exchange = spell_stop(collection, deadline=3)
     assert (exchange.method, exchange.path) == ("POST", f"{ROOT}/{collection}/target/Streams/room")
-    assert (exchange.kind, exchange.body, exchange.deadline) == (Kind.STOP_BY_NAME, b"Status=stopped", 3)
-    assert exchange.verb == f"stop stream room on {noun}"
-    assert exchange.secrets == ACCOUNT.secrets
+    assert (exchange.operation, exchange.body, exchange.deadline) == (Operation.STOP_BY_NAME, b"Status=stopped", 3)
+    assert exchange.description == f"stop stream room on {noun}"
+    assert exchange.redact == ACCOUNT.secrets
 
 
 def test_an_errand_says_how_it_goes() -> None:
     """The lane and the progress of starts and stops are those of their errand, which may go on over several."""
-    errand = Errand(lane=Lane.BULK)
+    errand = CallContext(priority=Priority.BULK)
     start = requests.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None, errand=errand)
-    stop = requests.stop(ACCOUNT, "Calls", "call", "room", Kind.STOP_BY_NAME, deadline=None, errand=errand)
+    stop = requests.stop(ACCOUNT, "Calls", "call", "room", Operation.STOP_BY_NAME, deadline=None, errand=errand)
     for exchange in (start, stop):
-        assert exchange.lane is Lane.BULK
-        assert exchange.progress is errand.progress
-    assert spell_stop("Calls").lane is Lane.INTERACTIVE
-    assert spell_stop("Calls").progress is not errand.progress
+        assert exchange.priority is Priority.BULK
+        assert exchange.state is errand.state
+    assert spell_stop("Calls").priority is Priority.INTERACTIVE
+    assert spell_stop("Calls").state is not errand.state
 
 
 def test_a_read() -> None:
     """Reading one item is a GET without a body."""
     exchange = requests.read(ACCOUNT, "Conferences", "conf")
     assert (exchange.method, exchange.path, exchange.body) == ("GET", f"{ROOT}/Conferences/conf", None)
-    assert (exchange.kind, exchange.target, exchange.expects) == (Kind.READ, "Conferences/conf", "sid")
+    assert (exchange.operation, exchange.target, exchange.required_key) == (Operation.READ, "Conferences/conf", "sid")
 
 
 def test_a_list() -> None:
@@ -133,7 +135,7 @@ def test_a_list() -> None:
         ACCOUNT, "Calls", filters={"Status": "queued", "From": None}, page_size=1000, key="calls"
     )
     assert exchange.path == f"{ROOT}/Calls?Status=queued&PageSize=1000"
-    assert (exchange.kind, exchange.target, exchange.expects) == (Kind.READ, "Calls", "calls")
+    assert (exchange.operation, exchange.target, exchange.required_key) == (Operation.READ, "Calls", "calls")
 
 
 @pytest.mark.parametrize("size", [1, 50, 1000, None])
@@ -159,11 +161,11 @@ def test_a_page_size_that_the_api_does_not_take(size: Any, words: str) -> None:
 def test_a_next_page() -> None:
     """A next page is read at the address that the Space gave, and read for the same key."""
     first = requests.read_list(ACCOUNT, "Calls", filters={}, page_size=None, key="calls")
-    following = requests.read_next(ACCOUNT, first, "/api/x?PageToken=PA1")
+    following = requests.next_page(ACCOUNT, first, "/api/x?PageToken=PA1")
     assert following.path == "/api/x?PageToken=PA1"
-    assert (following.target, following.expects, following.kind) == ("Calls", "calls", Kind.READ)
+    assert (following.target, following.required_key, following.operation) == ("Calls", "calls", Operation.READ)
     with pytest.raises(MalformedResponseError):
-        requests.read_next(ACCOUNT, first, "https://example.org/api/x?PageToken=PA1")
+        requests.next_page(ACCOUNT, first, "https://example.org/api/x?PageToken=PA1")
 
 
 @pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf"), True, "5"])
@@ -178,12 +180,12 @@ def test_a_deadline_that_is_no_time_is_refused(deadline: Any) -> None:
 def test_an_exchange_can_be_performed_again_from_the_beginning() -> None:
     """An exchange spelled anew is the same request with a progress of its own."""
     exchange = requests.read(ACCOUNT, "Calls", "c")
-    exchange.progress.phase, exchange.progress.sent = Phase.ANSWERED, "yes"
-    twin = requests.again(exchange)
+    exchange.state.phase, exchange.state.sent = Phase.ANSWERED, "yes"
+    twin = requests.copy_for_new_call(exchange)
     assert twin is not exchange
-    assert (twin.path, twin.kind, twin.secrets) == (exchange.path, exchange.kind, exchange.secrets)
-    assert (twin.progress.phase, twin.progress.sent) == (Phase.QUEUED, "no")
-    assert exchange.progress.sent == "yes"
+    assert (twin.path, twin.operation, twin.redact) == (exchange.path, exchange.operation, exchange.redact)
+    assert (twin.state.phase, twin.state.sent) == (Phase.QUEUED, "no")
+    assert exchange.state.sent == "yes"
 
 
 def test_generated_names_differ_and_fit() -> None:
@@ -212,9 +214,9 @@ def test_generated_names_differ_and_fit() -> None:
 )
 def test_what_was_sent_over_all_attempts(phases: list[Phase], each: list[Sent], overall: Sent) -> None:
     """What once was sent, surely or perhaps, is not unsaid by a later attempt that never left."""
-    progress = Progress()
+    progress = CallState()
     said: list[Sent] = []
     for phase in phases:
         progress.phase = phase
-        said.append(progress.note_attempt())
+        said.append(progress.record_attempt())
     assert (said, progress.sent) == (each, overall)

@@ -11,9 +11,9 @@ from multidict import CIMultiDict
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import find_account
-from signalwire_streams._http.decoding import event_of, read_reply
-from signalwire_streams._http.error_mapping import failure_of
-from signalwire_streams._http.messages import Errand, Request, Outcome
+from signalwire_streams._http.decoding import classify, read_response
+from signalwire_streams._http.error_mapping import to_exception
+from signalwire_streams._http.messages import CallContext, Request, Result
 from signalwire_streams.errors import (
     ApiError,
     AuthenticationError,
@@ -26,12 +26,12 @@ from signalwire_streams.errors import (
     RateLimitedError,
     Sent,
     ServerError,
-    StreamOutcomeUnknown,
+    StreamOutcomeUnknownError,
     StreamsError,
     TransportError,
     UnprocessableError,
 )
-from signalwire_streams.models import Action, Event, Kind, StartCallStream, StartConferenceStream
+from signalwire_streams.models import AttemptResult, Operation, RetryDecision, StartCallStream, StartConferenceStream
 
 TOKEN = "PThush/hush+hush"
 BEARER = "bearer&hush=hush"
@@ -54,11 +54,11 @@ HINT_REDIRECT = "the API does not redirect: check the Space's name or base_url"
 
 
 def start() -> Request:
-    return requests.start(ACCOUNT, NAMED, deadline=None, errand=Errand())
+    return requests.start(ACCOUNT, NAMED, deadline=None, errand=CallContext())
 
 
 def unnamed_start() -> Request:
-    return requests.start(ACCOUNT, UNNAMED, deadline=None, errand=Errand())
+    return requests.start(ACCOUNT, UNNAMED, deadline=None, errand=CallContext())
 
 
 def read() -> Request:
@@ -70,21 +70,21 @@ def answered(
 ) -> StreamsError:
     """Build the error of a call whose last attempt was answered so."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    reply = read_reply(status, CIMultiDict(headers or {}), content, complete=True)
+    reply = read_response(status, CIMultiDict(headers or {}), content, complete=True)
     known: dict[str, Any] = {
-        "event": event_of(exchange, reply),
+        "event": classify(exchange, reply),
         "phase": Phase.ANSWERED,
         "reply": reply,
-        "action": Action.FAIL,
+        "action": RetryDecision.FAIL,
         "sent": "yes",
     }
-    return failure_of(exchange, Outcome(**(known | more)))
+    return to_exception(exchange, Result(**(known | more)))
 
 
-def unanswered(exchange: Request, event: Event, **more: Any) -> StreamsError:
+def unanswered(exchange: Request, event: AttemptResult, **more: Any) -> StreamsError:
     """Build the error of a call whose last attempt was not answered."""
-    known: dict[str, Any] = {"phase": Phase.WAITING, "action": Action.FAIL, "sent": "maybe"}
-    return failure_of(exchange, Outcome(event=event, **(known | more)))
+    known: dict[str, Any] = {"phase": Phase.WAITING, "action": RetryDecision.FAIL, "sent": "maybe"}
+    return to_exception(exchange, Result(attempt_result=event, **(known | more)))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ LINES: dict[str, tuple[StreamsError, str]] = {
         "read Calls/call: HTTP 429, no body (retry after 2.346 s)",
     ),
     "garbage": (
-        unanswered(read(), Event.MALFORMED, detail="BadStatusLine"),
+        unanswered(read(), AttemptResult.MALFORMED, detail="BadStatusLine"),
         "read Calls/call: the answer can't be read: BadStatusLine (the Space may have received it)",
     ),
     "a code without end": (
@@ -184,7 +184,10 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     ),
     "a stop": (
         answered(
-            requests.stop(ACCOUNT, "Calls", "call", "room-7", Kind.STOP_BY_NAME, deadline=None, errand=Errand()), 404
+            requests.stop(
+                ACCOUNT, "Calls", "call", "room-7", Operation.STOP_BY_NAME, deadline=None, errand=CallContext()
+            ),
+            404,
         ),
         "stop stream room-7 on call call: HTTP 404, no body",
     ),
@@ -193,24 +196,34 @@ LINES: dict[str, tuple[StreamsError, str]] = {
         "read Calls/call: accepted, but the answer can't be read: HTTP 200, text/html body, 6 bytes long",
     ),
     "could not connect": (
-        unanswered(read(), Event.UNSENT, detail="refused", phase=Phase.CONNECTING, sent="no", attempts=4),
+        unanswered(read(), AttemptResult.NOT_SENT, detail="refused", phase=Phase.CONNECTING, sent="no", attempts=4),
         "read Calls/call: could not connect: refused (4 attempts, nothing was sent)",
     ),
     "no answer": (
-        unanswered(read(), Event.BROKEN, detail="timeout"),
+        unanswered(read(), AttemptResult.NO_RESPONSE, detail="timeout"),
         "read Calls/call: no answer came: timeout (the Space may have received it)",
     ),
     "no answer, nothing known": (
-        unanswered(read(), Event.BROKEN),
+        unanswered(read(), AttemptResult.NO_RESPONSE),
         "read Calls/call: no answer came (the Space may have received it)",
     ),
-    "no answer, but one before": (unanswered(read(), Event.BROKEN, sent="yes"), "read Calls/call: no answer came"),
+    "no answer, but one before": (
+        unanswered(read(), AttemptResult.NO_RESPONSE, sent="yes"),
+        "read Calls/call: no answer came",
+    ),
     "not in time": (
-        unanswered(read(), Event.EXPIRED, detail="no connection", phase=Phase.QUEUED, sent="no", retry_after=0.25),
+        unanswered(
+            read(),
+            AttemptResult.DEADLINE_EXCEEDED,
+            detail="no connection",
+            phase=Phase.QUEUED,
+            sent="no",
+            retry_after=0.25,
+        ),
         "read Calls/call: not sent in time: no connection (nothing was sent, retry after 0.25 s)",
     ),
     "breaker": (
-        unanswered(read(), Event.BREAKER_OPEN, phase=Phase.QUEUED, sent="no", retry_after=5.0, attempts=0),
+        unanswered(read(), AttemptResult.BREAKER_OPEN, phase=Phase.QUEUED, sent="no", retry_after=5.0, attempts=0),
         "read Calls/call: not tried, the Space kept failing (nothing was sent, retry after 5 s)",
     ),
 }
@@ -224,7 +237,7 @@ def test_each_error_reads_well(error: StreamsError, line: str) -> None:
 
 def test_garbage_instead_of_http_is_malformed() -> None:
     """An answer that is not HTTP has no status, and its control characters are not shown."""
-    error = unanswered(read(), Event.MALFORMED, detail="BadStatusLine: \x16\x03")
+    error = unanswered(read(), AttemptResult.MALFORMED, detail="BadStatusLine: \x16\x03")
     assert isinstance(error, MalformedResponseError)
     assert error.status is None
     assert str(error) == "read Calls/call: the answer can't be read: BadStatusLine: (the Space may have received it)"
@@ -233,16 +246,18 @@ def test_garbage_instead_of_http_is_malformed() -> None:
 @pytest.mark.parametrize(
     ("event", "kind"),
     [
-        (Event.UNSENT, TransportError),
-        (Event.STALE, TransportError),
-        (Event.UNUSABLE, TransportError),
-        (Event.EXPIRED, TransportError),
-        (Event.BROKEN, TransportError),
-        (Event.BREAKER_OPEN, CircuitOpenError),
+        (AttemptResult.NOT_SENT, TransportError),
+        (AttemptResult.STALE_CONNECTION, TransportError),
+        (AttemptResult.UNRETRYABLE, TransportError),
+        (AttemptResult.DEADLINE_EXCEEDED, TransportError),
+        (AttemptResult.NO_RESPONSE, TransportError),
+        (AttemptResult.BREAKER_OPEN, CircuitOpenError),
     ],
 )
 @pytest.mark.parametrize("phase", Phase)
-def test_each_way_of_getting_no_answer_has_its_class(event: Event, kind: type[TransportError], phase: Phase) -> None:
+def test_each_way_of_getting_no_answer_has_its_class(
+    event: AttemptResult, kind: type[TransportError], phase: Phase
+) -> None:
     """Where no answer came the error tells how far the attempt got."""
     error = unanswered(read(), event, phase=phase)
     assert type(error) is kind
@@ -263,11 +278,11 @@ def test_an_error_carries_its_evidence(sent: Sent) -> None:
             sent=sent,
             attempts=3,
             retry_after=2.0,
-            action=Action.UNKNOWN,
+            action=RetryDecision.UNKNOWN,
         ),
     ):
         assert (error.sent, error.attempts, error.retry_after, error.request_id) == (sent, 3, 2.0, "req-1")
-    lost = unanswered(read(), Event.BROKEN, sent=sent, attempts=3, retry_after=2.0)
+    lost = unanswered(read(), AttemptResult.NO_RESPONSE, sent=sent, attempts=3, retry_after=2.0)
     assert (lost.sent, lost.attempts, lost.retry_after, lost.request_id) == (sent, 3, 2.0, None)
 
 
@@ -286,7 +301,7 @@ def test_a_refusal_carries_what_the_answer_says() -> None:
 
 UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     "named": (
-        unanswered(start(), Event.BROKEN, detail="timeout", action=Action.UNKNOWN, attempts=3),
+        unanswered(start(), AttemptResult.NO_RESPONSE, detail="timeout", action=RetryDecision.UNKNOWN, attempts=3),
         (
             "start a stream on conference conf: the stream may or may not be running"
             " (at last: no answer came: timeout);"
@@ -295,10 +310,10 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     ),
     "named, on a call": (
         unanswered(
-            requests.start(ACCOUNT, ON_A_CALL, deadline=None, errand=Errand()),
-            Event.BROKEN,
+            requests.start(ACCOUNT, ON_A_CALL, deadline=None, errand=CallContext()),
+            AttemptResult.NO_RESPONSE,
             detail="timeout",
-            action=Action.UNKNOWN,
+            action=RetryDecision.UNKNOWN,
         ),
         (
             "start a stream on call call: the stream may or may not be running (no answer came: timeout);"
@@ -306,7 +321,9 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
         ),
     ),
     "named, and the last attempt never left": (
-        unanswered(start(), Event.BREAKER_OPEN, sent="maybe", action=Action.UNKNOWN, attempts=2, retry_after=5.0),
+        unanswered(
+            start(), AttemptResult.BREAKER_OPEN, sent="maybe", action=RetryDecision.UNKNOWN, attempts=2, retry_after=5.0
+        ),
         (
             "start a stream on conference conf: the stream may or may not be running"
             " (at last: not tried, the Space kept failing);"
@@ -315,21 +332,21 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
         ),
     ),
     "unnamed": (
-        unanswered(unnamed_start(), Event.BROKEN, detail="timeout", action=Action.UNKNOWN),
+        unanswered(unnamed_start(), AttemptResult.NO_RESPONSE, detail="timeout", action=RetryDecision.UNKNOWN),
         (
             "start a stream on call call: the stream may or may not be running (no answer came: timeout);"
             " it was sent without a name, so starting again may make a second one"
         ),
     ),
     "answered with a fault": (
-        answered(unnamed_start(), 502, headers={"X-Request-Id": "req-1"}, action=Action.UNKNOWN),
+        answered(unnamed_start(), 502, headers={"X-Request-Id": "req-1"}, action=RetryDecision.UNKNOWN),
         (
             "start a stream on call call: the stream may or may not be running (HTTP 502, no body);"
             " it was sent without a name, so starting again may make a second one (request id req-1)"
         ),
     ),
     "accepted": (
-        answered(unnamed_start(), 200, b"{", action=Action.UNKNOWN),
+        answered(unnamed_start(), 200, b"{", action=RetryDecision.UNKNOWN),
         (
             "start a stream on call call: the stream runs, but its id is lost"
             " (HTTP 200, no content type body, 1 bytes long);"
@@ -342,14 +359,14 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
 @pytest.mark.parametrize(("error", "line"), UNKNOWN.values(), ids=UNKNOWN)
 def test_an_unknown_outcome_says_what_is_known_and_what_to_do(error: StreamsError, line: str) -> None:
     """A start whose outcome can't be told says so, with the evidence and with what is safe to do."""
-    assert type(error) is StreamOutcomeUnknown
+    assert type(error) is StreamOutcomeUnknownError
     assert str(error) == line
 
 
 def test_an_unknown_outcome_carries_its_handle() -> None:
     """The target, the name, how far it got and whether it was accepted are attributes."""
     lost = UNKNOWN["named"][0]
-    assert isinstance(lost, StreamOutcomeUnknown)
+    assert isinstance(lost, StreamOutcomeUnknownError)
     assert (lost.target, lost.name, lost.phase, lost.status, lost.accepted) == (
         "conf",
         "room-7",
@@ -358,15 +375,15 @@ def test_an_unknown_outcome_carries_its_handle() -> None:
         False,
     )
     accepted = UNKNOWN["accepted"][0]
-    assert isinstance(accepted, StreamOutcomeUnknown)
+    assert isinstance(accepted, StreamOutcomeUnknownError)
     assert (accepted.target, accepted.name, accepted.status, accepted.accepted) == ("call", None, 200, True)
     assert accepted.phase is Phase.ANSWERED
 
 
 def test_an_accepted_start_with_a_name_can_be_unknown_as_well() -> None:
     """An accepted start says that it runs, and under which name."""
-    error = answered(start(), 200, b"{", action=Action.UNKNOWN)
-    assert isinstance(error, StreamOutcomeUnknown)
+    error = answered(start(), 200, b"{", action=RetryDecision.UNKNOWN)
+    assert isinstance(error, StreamOutcomeUnknownError)
     assert error.accepted
     assert "the stream runs, but its id is lost" in str(error)
     assert "stop it by its name 'room-7'" in str(error)
@@ -406,12 +423,12 @@ def test_a_secret_that_the_space_repeats_is_not_told(secret: str, spell: Any) ->
     }
     errors = [
         answered(start(), 422, document),
-        answered(start(), 500, document, action=Action.UNKNOWN),
+        answered(start(), 500, document, action=RetryDecision.UNKNOWN),
         answered(start(), 502, b"<html>", headers={"Content-Type": f"text/{echo}"}),
         answered(start(), 200, echo.encode(), headers={"Content-Type": f"text/{echo}"}),
-        unanswered(start(), Event.BROKEN, detail=f"reset by {echo}"),
-        unanswered(start(), Event.BROKEN, detail=f"reset by {echo}", action=Action.UNKNOWN),
-        unanswered(start(), Event.MALFORMED, detail=echo),
+        unanswered(start(), AttemptResult.NO_RESPONSE, detail=f"reset by {echo}"),
+        unanswered(start(), AttemptResult.NO_RESPONSE, detail=f"reset by {echo}", action=RetryDecision.UNKNOWN),
+        unanswered(start(), AttemptResult.MALFORMED, detail=echo),
     ]
     for error in errors:
         assert echo not in told(error)
@@ -435,7 +452,7 @@ def test_a_secret_that_would_be_cut_is_not_told(before: int) -> None:
     detail=st.text(),
     request_id=st.text(),
     json_body=st.booleans(),
-    action=st.sampled_from([Action.FAIL, Action.UNKNOWN]),
+    action=st.sampled_from([RetryDecision.FAIL, RetryDecision.UNKNOWN]),
 )
 def test_whatever_is_answered_the_error_is_one_line(
     *,
@@ -445,7 +462,7 @@ def test_whatever_is_answered_the_error_is_one_line(
     detail: str,
     request_id: str,
     json_body: bool,
-    action: Action,
+    action: RetryDecision,
 ) -> None:
     """No answer can break the line of an error, nor make it endless."""
     body: object = (
@@ -456,7 +473,7 @@ def test_whatever_is_answered_the_error_is_one_line(
     headers = {"Content-Type": content_type, "X-Request-Id": request_id}
     for error in (
         answered(start(), status, body, headers=headers, detail=detail, action=action),
-        unanswered(start(), Event.BROKEN, detail=detail, action=action),
+        unanswered(start(), AttemptResult.NO_RESPONSE, detail=detail, action=action),
     ):
         line = str(error)
         assert line.isprintable()

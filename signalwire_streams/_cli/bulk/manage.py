@@ -56,20 +56,20 @@ def _list(book: BulkJournal, states: tuple[str, ...], *, as_json: bool) -> None:
     write_table(
         columns,
         [
-            (item.kind, item.target, words(item.state), item.sid, item.name, item.message)
+            (item.kind, item.target, words(item.status), item.sid, item.name, item.message)
             for item in book.items(*states)
         ],
     )
 
 
 def _write(book: BulkJournal, found: JournalStatus) -> None:
-    began = datetime.fromisoformat(found.began).strftime("%Y-%m-%d %H:%M:%S UTC")
-    click.echo(f"Run {clean(found.run)} began on {began}, to {found.doing} streams on {clean(found.origin)}.")
+    began = datetime.fromisoformat(found.started_at).strftime("%Y-%m-%d %H:%M:%S UTC")
+    click.echo(f"Run {clean(found.run)} began on {began}, to {found.operation} streams on {clean(found.origin)}.")
     rows = [] if found.planned is None else [("planned", f"{found.planned:,}")]
     rows += [(words(state), f"{count:,}") for state, count in found.counts.items()]
     rows += [("attempts", f"{found.attempts:,}")]
-    if found.undone_since is not None:
-        rows += [("stopped again", f"{found.undone:,}")]
+    if found.rollback_started_at is not None:
+        rows += [("stopped again", f"{found.rolled_back:,}")]
     write_aligned(rows, indent="  ")
     if found.errors:
         click.echo("Errors:")
@@ -82,14 +82,14 @@ def _write(book: BulkJournal, found: JournalStatus) -> None:
 def _what_now(book: BulkJournal, found: JournalStatus) -> str:
     resume = f"Go on with it:\n  {bulk_command('resume', (), book.path)}"
     stop = f"Stop what it started:\n  {bulk_command('stop', (), book.path)}"
-    if found.held:
+    if found.is_locked:
         return "A process works on it now."
-    if found.doing == "stop":
+    if found.operation == "stop":
         return "No process works on it now."
-    if found.undone_since is not None:
+    if found.rollback_started_at is not None:
         return stop if any(True for _ in book.streams()) else "All that it started was stopped."
     stuck = _stuck(book, found)
-    if found.planned is not None and found.unfinished > sum(stuck.values()):
+    if found.planned is not None and found.remaining > sum(stuck.values()):
         return f"{resume}\n{stop}"
     lines = []
     if stuck["calls"]:
@@ -109,7 +109,7 @@ def _what_now(book: BulkJournal, found: JournalStatus) -> str:
 def _stuck(book: BulkJournal, found: JournalStatus) -> Counter[str]:
     """Count the starts that a resumed run would only report as unknown again."""
     stuck: Counter[str] = Counter()
-    if found.planned is not None and found.unfinished:
+    if found.planned is not None and found.remaining:
         for item in book.items("unknown", "intended"):
             if item.name is None:
                 stuck["unnamed"] += 1
@@ -192,7 +192,7 @@ def resume(
             doing="start",
             planned=status.planned or 0,
             journal=book.path,
-            has_secrets=any(not planned.complete for planned in book.requests()),
+            has_secrets=any(not planned.is_complete for planned in book.requests()),
         )
 
     carry_out(_whose(account, status), Knobs(concurrency, rate, resend_call_starts), prepare)
@@ -222,7 +222,7 @@ def stop(account: Account, *, journal: str, concurrency: int | None, rate: float
 
     async def prepare(client: StreamsClient) -> Job:
         return Job(
-            run=client.stop_run(book.path, concurrency=concurrency),
+            run=client.stop_started(book.path, concurrency=concurrency),
             doing="stop",
             planned=sum(1 for _ in book.streams()),
             journal=book.path,

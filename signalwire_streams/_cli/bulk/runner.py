@@ -19,10 +19,10 @@ from signalwire_streams import (
     BulkOutcome,
     BulkReport,
     BulkRun,
-    BulkState,
+    BulkStatus,
     RateLimit,
     RetryPolicy,
-    RunEndedError,
+    RunCancelledError,
     StartCallStream,
     StreamsClient,
     StreamsError,
@@ -77,7 +77,7 @@ class Conduct(Generic[_Item]):
     stopped_by: Signals | None = field(init=False, default=None)
     error: StreamsError | None = field(init=False, default=None)
     _done: int = field(init=False, default=0)
-    _counts: Counter[BulkState] = field(init=False, factory=Counter)
+    _counts: Counter[BulkStatus] = field(init=False, factory=Counter)
     _show: Callable[[], None] = field(init=False, default=lambda: None)
     _began: float = field(init=False, factory=time.monotonic)
 
@@ -91,20 +91,20 @@ class Conduct(Generic[_Item]):
                             self._note(outcome)
                 except StreamsError as error:
                     self.error = error
-        return self.run.so_far
+        return self.run.snapshot
 
     @property
     def exit_code(self) -> int:
         """What the command ends with."""
         if self.stopped_by is not None:
             return INTERRUPTED if self.stopped_by is Signals.SIGINT else TERMINATED
-        return 0 if self.error is None and self.run.so_far.ok else FAILED
+        return 0 if self.error is None and self.run.snapshot.ok else FAILED
 
     def _note(self, outcome: BulkOutcome[Any]) -> None:
         self._done += 1
-        self._counts[outcome.state] += 1
+        self._counts[outcome.status] += 1
         self.early += outcome.ok and not outcome.attempts
-        self.stuck += outcome.state is BulkState.UNKNOWN and not self._can_be_resent(outcome.item)
+        self.stuck += outcome.status is BulkStatus.UNKNOWN and not self._can_be_resent(outcome.item)
         if self.as_json:
             write_json(facts_of(outcome))
 
@@ -131,10 +131,10 @@ class Conduct(Generic[_Item]):
 
     def _interrupt(self, number: Signals) -> None:
         if self.stopped_by is not None:
-            self.run.drain(0)
+            self.run.shutdown(0)
             return
         self.stopped_by = number
-        self.run.drain()
+        self.run.shutdown()
         self._show()
 
     def _progress(self) -> Progress:
@@ -168,12 +168,12 @@ def facts_of(outcome: BulkOutcome[Any]) -> dict[str, object]:
         "index": outcome.index,
         "kind": kind,
         "target": getattr(item, f"{kind}_sid"),
-        "state": outcome.state,
+        "state": outcome.status,
         "sid": stream.sid if stream is not None else None,
         "name": name,
         "ambiguous": stream.ambiguous if stream is not None else False,
         "attempts": outcome.attempts,
-        "seconds": round(outcome.seconds, 4),
+        "seconds": round(outcome.duration, 4),
         "error": type(error).__name__ if error is not None else None,
         "message": clean(for_command_line(str(error))) if error is not None else None,
     }
@@ -194,7 +194,7 @@ _ADVICE = {
     "TransportError": "No answer came: check the network, then go on.",
     "CircuitOpenError": "The Space kept failing, so these were not sent: go on when it works again.",
     "MalformedResponseError": "Something answered that is not the API, perhaps a proxy: check SIGNALWIRE_SPACE.",
-    "StreamOutcomeUnknown": "These may be running. Resuming sends those on conferences again under their names, so "
+    "StreamOutcomeUnknownError": "These may be running. Resuming sends those on conferences again under their names, so "
     "that the Space can refuse a second stream. Those on calls are sent again with --resend-call-starts only, which "
     "may start a second stream; those without a name never are.",
     "InvalidRequestError": "These can't be right, and were not sent.",
@@ -253,7 +253,9 @@ class Closing:
                     "repeated": self.repeats,
                     "errors": dict(report.errors),
                     "seconds": round(report.seconds, 3),
-                    "latencies": {f"p{percent}": round(value, 4) for percent, value in report.latencies.items()},
+                    "latencies": {
+                        f"p{percent}": round(value, 4) for percent, value in report.latency_percentiles.items()
+                    },
                     "interrupted": self.interrupted,
                     "journal": str(self.journal),
                     "go_on": self.go_on,
@@ -270,8 +272,8 @@ class Closing:
         done = sum(count for state, count in report.counts.items() if state in _DONE)
         verb = "Started" if self.doing == "start" else "Stopped"
         click.echo(f"{verb} {done:,} of {self.planned:,} streams in {spell_seconds(report.seconds)}.")
-        waiting = report.errors.get(RunEndedError.__name__, 0)
-        counts = {**report.counts, BulkState.NOT_ATTEMPTED: report.counts.get(BulkState.NOT_ATTEMPTED, 0) - waiting}
+        waiting = report.errors.get(RunCancelledError.__name__, 0)
+        counts = {**report.counts, BulkStatus.NOT_ATTEMPTED: report.counts.get(BulkStatus.NOT_ATTEMPTED, 0) - waiting}
         waiting += max(self.planned - report.total, 0)
         rows = [(words(state), f"{count:,}") for state, count in sorted(counts.items()) if count]
         if self.early:
@@ -280,7 +282,7 @@ class Closing:
             rows.append(("not tried yet", f"{waiting:,}"))
         rows.append(("attempts", f"{report.attempts:,}, {self.repeats:,} of them followed by another one"))
         if report.attempts:
-            rows.append(("time for one", _spell(report.latencies)))
+            rows.append(("time for one", _spell(report.latency_percentiles)))
         write_aligned(rows, indent="  ")
         self._write_errors()
         click.echo(f"Its journal is {self.journal}")
@@ -291,7 +293,7 @@ class Closing:
             click.echo(f"Stop what it started:\n  {self._command('stop')}")
 
     def _write_errors(self) -> None:
-        errors = [entry for entry in self.report.errors.items() if entry[0] != RunEndedError.__name__]
+        errors = [entry for entry in self.report.errors.items() if entry[0] != RunCancelledError.__name__]
         if not errors:
             return
         click.echo("Most frequent errors:")
@@ -391,7 +393,7 @@ class Knobs:
         """The rate as the client takes it."""
         if self.rate is None:
             return RateLimit()
-        return RateLimit(requests=max(1, round(self.rate * RateLimit().window)), share=1.0)
+        return RateLimit(requests=max(1, round(self.rate * RateLimit().window)), utilization=1.0)
 
 
 @frozen(kw_only=True)

@@ -35,7 +35,7 @@ def write_dry_run(requests: Sequence[Start], *, as_json: bool) -> None:
 
 
 def _facts(request: Start) -> Mapping[str, Any]:
-    planned = PlannedRequest.of(request)
+    planned = PlannedRequest.from_request(request)
     fields = asdict(planned.request)
     kind = "conference" if isinstance(request, StartConferenceStream) else "call"
     fields.pop(f"{kind}_sid")
@@ -150,13 +150,13 @@ def start(
         if not found:
             say_nothing_to_do(as_json=account.as_json)
             return None
-        path = client.plan_streams(found, journal=_new_path() if journal is None else journal).path
+        path = client.create_journal(found, journal=_new_path() if journal is None else journal).path
         return Job(
             run=client.start_streams(found, journal=path, resume=True, concurrency=concurrency),
             doing="start",
             planned=len(found),
             journal=path,
-            has_secrets=not all(PlannedRequest.of(request).complete for request in found),
+            has_secrets=not all(PlannedRequest.from_request(request).is_complete for request in found),
         )
 
     carry_out(account, knobs, prepare)

@@ -475,7 +475,7 @@ class Secrets:
         left = {key: deque(lines) for key, lines in self.lines.items()}
         for one in planned:
             line = _next(left, one.request)
-            yield one.request if one.complete else self._completed(one, line)
+            yield one.request if one.is_complete else self._completed(one, line)
 
     def given_to(self, planned: PlannedRequest) -> Start:
         """Give a request what the options say, without a file.
@@ -484,10 +484,10 @@ class Secrets:
             InvalidRequestError: something is missing.
         """
         try:
-            return planned.request if planned.complete else self._completed(planned, {})
+            return planned.request if planned.is_complete else self._completed(planned, {})
         except click.UsageError:
             raise InvalidRequestError(
-                f"{planned.request.target} needs secrets that are not kept in Redis ({', '.join(planned.left_out)}): "
+                f"{planned.request.target} needs secrets that are not kept in Redis ({', '.join(planned.redacted)}): "
                 "start all workers with the options that give them"
             ) from None
 

@@ -127,7 +127,7 @@ def submit(
         say_nothing_to_do(as_json=account.as_json)
         return
 
-    if not (workers_have_secrets or all(PlannedRequest.of(request).complete for request in found)):
+    if not (workers_have_secrets or all(PlannedRequest.from_request(request).is_complete for request in found)):
         raise click.UsageError(
             "Redis keeps no bearer tokens, parameter values or private callbacks: start the workers with the options "
             "that give them, and write --workers-have-secrets"
@@ -136,7 +136,7 @@ def submit(
     since = datetime.now(UTC)
 
     async def work(fleet: "Fleet") -> "FleetStatus":
-        return await fleet.status(await fleet.submit(found, name=run, secrets_at_workers=workers_have_secrets))
+        return await fleet.status(await fleet.submit(found, name=run, redact_secrets=workers_have_secrets))
 
     _tell(with_fleet(account, url_of_redis, work), account, since)
 
@@ -173,7 +173,7 @@ def _tell(submitted: "FleetStatus", account: Account, since: datetime) -> None:
 
 
 def _write_submitted(submitted: "FleetStatus", account: Account, since: datetime) -> None:
-    is_new = datetime.fromisoformat(submitted.began) >= since.replace(microsecond=since.microsecond // 1000 * 1000)
+    is_new = datetime.fromisoformat(submitted.started_at) >= since.replace(microsecond=since.microsecond // 1000 * 1000)
     if account.as_json:
         write_json({"run": submitted.run, "planned": submitted.planned, "is_new": is_new})
     elif is_new:
@@ -183,7 +183,7 @@ def _write_submitted(submitted: "FleetStatus", account: Account, since: datetime
     else:
         click.echo("This run was submitted before, and is not begun anew.")
         write_status(submitted, account)
-    if not is_new and (submitted.ended is not None or submitted.unfinished):
+    if not is_new and (submitted.cancelled is not None or submitted.unfinished):
         raise click.exceptions.Exit(FAILED)
 
 
@@ -212,12 +212,12 @@ class Following:
     _done_before: int = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._done_before = self.status.done
+        self._done_before = self.status.completed
 
     async def until_over(self, *, as_json: bool) -> "FleetStatus":
         """Show how far it is, until every start has ended."""
         async with shown(self._progress, as_json=as_json) as show:
-            while not self.status.over:
+            while not self.status.is_finished:
                 await asyncio.sleep(_ASKED_EVERY)
                 self.status = await self.fleet.status(self.status.run)
             show()
@@ -226,18 +226,18 @@ class Following:
     def _progress(self) -> Progress:
         found = self.status
         seconds = time.monotonic() - self._began
-        done = found.done - self._done_before
+        done = found.completed - self._done_before
         facts = [
             speed(found),
             f"{len(found.workers)} worker{'' if len(found.workers) == 1 else 's'}",
             *(f"{count:,} {words(state)}" for state, count in found.counts.items() if state != "waiting"),
         ]
         return Progress(
-            title=f"Run {clean(found.run)}" if found.ended is None else found.ended.capitalize(),
-            done=found.done,
+            title=f"Run {clean(found.run)}" if found.cancelled is None else found.cancelled.capitalize(),
+            done=found.completed,
             total=found.planned,
             facts=tuple(facts),
-            left=(found.planned - found.done) * seconds / done if done and seconds > _SETTLING else None,
+            left=(found.planned - found.completed) * seconds / done if done and seconds > _SETTLING else None,
         )
 
 
@@ -264,7 +264,7 @@ def status(account: Account, *, url_of_redis: str | None, run: str | None, follo
         if follow or (follow is None and on_terminal() and not account.as_json):
             found = await Following(fleet, found).until_over(as_json=account.as_json)
         write_status(found, account)
-        return not found.over or sum(found.counts.get(state, 0) for state in _WENT_WELL) == found.planned
+        return not found.is_finished or sum(found.counts.get(state, 0) for state in _WENT_WELL) == found.planned
 
     if not with_fleet(account, url_of_redis, work):
         raise click.exceptions.Exit(FAILED)
@@ -279,7 +279,7 @@ def results(account: Account, *, url_of_redis: str | None, run: str) -> None:
 
     async def work(fleet: "Fleet") -> None:
         found = await fleet.status(run)
-        if not found.over and not found.workers:
+        if not found.is_finished and not found.workers:
             click.echo(NO_WORKER, err=True)
         async for outcome in fleet.results(run):
             write_json(facts_of(outcome))
@@ -300,7 +300,7 @@ def cancel(account: Account, *, url_of_redis: str | None, run: str) -> None:
     async def work(fleet: "Fleet") -> None:
         before = await fleet.status(run)
         found = await fleet.cancel(run)
-        state = "cancelled" if before.ended is not None else "finished" if before.over else "running"
+        state = "cancelled" if before.cancelled is not None else "finished" if before.is_finished else "running"
         if not account.as_json:
             click.echo(_FOUND[state].format(run=clean(run)))
         write_status(found, account, {"state_before": state})
@@ -416,7 +416,7 @@ def worker(
                 redis, client, concurrency=concurrency, lease=lease, drain=drain, secrets=_giving(secrets)
             )
             write_note(f"Worker {clean(one.name)} serves project {client.project} on {client.origin}.")
-            with room.stopped_by_signals(one, _DrainNotes(clean(one.name), drain)):
+            with room.stop_on_signals(one, _DrainNotes(clean(one.name), drain)):
                 await one.run()
             write_note(f"Worker {clean(one.name)} ended.")
 

@@ -91,11 +91,11 @@ async def paced_client(stack: AsyncExitStack, account: Account, redis: str, knob
     """Give a client that shares the Space's limit, or the rate that was said, with all others of the fleet.
 
     Raises:
-        SharedPacerError: the Redis can't be used.
+        RateLimiterError: the Redis can't be used.
     """
     shared = import_module("signalwire_streams.redis_rate_limit")
-    pacer = await stack.enter_async_context(shared.RedisPacer(redis, rate_limit=knobs.limit))
-    return await stack.enter_async_context(account.client(pacer=pacer, **options))
+    pacer = await stack.enter_async_context(shared.RedisRateLimiter(redis, rate_limit=knobs.limit))
+    return await stack.enter_async_context(account.client(rate_limiter=pacer, **options))
 
 
 def with_fleet(account: Account, url: str | None, work: "Callable[[Fleet], Awaitable[_Result]]") -> _Result:
@@ -144,27 +144,27 @@ def write_status(found: "FleetStatus", account: Account, facts: Mapping[str, obj
         workers = [asdict(worker) for worker in found.workers]
         write_json({**_facts_of(found), **speeds, "workers": workers, **(facts or {})})
         return
-    click.echo(f"Run {clean(found.run)} was submitted on {_moment(found.began)}.")
+    click.echo(f"Run {clean(found.run)} was submitted on {_moment(found.started_at)}.")
     rows = [("planned", f"{found.planned:,}")]
     rows += [(words(state), f"{count:,}") for state, count in found.counts.items()]
     rows += [("attempts", f"{found.attempts:,}"), ("workers", f"{len(found.workers)}, {speed(found)}")]
-    if found.undone:
-        rows += [("stopped again", f"{found.undone:,}")]
+    if found.rolled_back:
+        rows += [("stopped again", f"{found.rolled_back:,}")]
     write_aligned(rows, indent="  ")
     if found.errors:
         click.echo("Errors:")
         write_aligned([(f"{count:,} x", label) for label, count in list(found.errors.items())[:10]], indent="  ")
-    if found.ended is not None:
-        click.echo(f"It takes no further starts: {clean(found.why)}.")
-    if not found.queued and found.ended is None:
+    if found.cancelled is not None:
+        click.echo(f"It takes no further starts: {clean(found.cancel_reason)}.")
+    if not found.fully_submitted and found.cancelled is None:
         click.echo("Not all of it is with the workers: if its submit or resume was cut off, repeat that as it was.")
-    if not found.over and not found.workers:
+    if not found.is_finished and not found.workers:
         click.echo(NO_WORKER)
-    if found.resumed is not None:
-        click.echo(f"What it left goes on as run {clean(found.resumed)}.")
-    elif found.over and found.unfinished and not found.stopping:
+    if found.resumed_as is not None:
+        click.echo(f"What it left goes on as run {clean(found.resumed_as)}.")
+    elif found.is_finished and found.unfinished and not found.is_rolling_back:
         click.echo(f"Start what is left:\n  {fleet_command('resume', account.options, found.run)}")
-    if sum(found.counts.get(state, 0) for state in MAY_RUN) > found.undone:
+    if sum(found.counts.get(state, 0) for state in MAY_RUN) > found.rolled_back:
         click.echo(f"Stop what it started:\n  {fleet_command('stop', account.options, found.run)}")
 
 
@@ -194,19 +194,19 @@ def write_overview(runs: "Sequence[FleetStatus]", workers: "Sequence[WorkerStatu
 
 
 def _run_row(run: "FleetStatus") -> Sequence[str]:
-    state = "over" if run.over else "goes on"
-    return run.run, _moment(run.began), f"{run.planned:,}", f"{run.done:,}", run.ended or state
+    state = "over" if run.is_finished else "goes on"
+    return run.run, _moment(run.started_at), f"{run.planned:,}", f"{run.completed:,}", run.cancelled or state
 
 
 def _worker_row(worker: "WorkerStatus") -> Sequence[str]:
     state = "draining" if worker.draining else "works"
-    since, started = _moment(worker.since), f"{worker.ended:,}"
-    return worker.name, since, f"{worker.in_hand:,}", started, f"{worker.rate:,.0f}", state
+    since, started = _moment(worker.started_at), f"{worker.completed:,}"
+    return worker.name, since, f"{worker.active_batches:,}", started, f"{worker.rate:,.0f}", state
 
 
 def _facts_of(found: "FleetStatus") -> dict[str, object]:
     facts = asdict(found, filter=lambda attribute, _: attribute.name != "workers")
-    return {**facts, "over": found.over}
+    return {**facts, "over": found.is_finished}
 
 
 def _moment(text: str) -> str:

@@ -134,7 +134,7 @@ class Listening:
             self._end(hearing)
 
     def _begin(self, hearing: Hearing) -> None:
-        if not hearing.session.audio_format.is_known:
+        if not hearing.session.audio_format.is_supported:
             self._screen.warn(hearing.beginning)
         elif not self.orders.as_json and not self._screen.has_table:
             self._say(hearing.beginning)
@@ -189,8 +189,8 @@ class Listening:
 
     def _take_leave(self) -> None:
         failed = f", not recorded to their end: {self._failed:,}" if self._failed else ""
-        turned_away = self._receiver.turned_away
-        refused = f", turned away for their token: {turned_away:,}" if turned_away else ""
+        rejected_upgrades = self._receiver.rejected_upgrades
+        refused = f", turned away for their token: {rejected_upgrades:,}" if rejected_upgrades else ""
         self._say(
             f"Ended. Streams: {self._ended:,}, files: {self._files:,}, audio: {spell_seconds(self._seconds)}, "
             f"lost frames: {self._lost:,}{failed}{refused}."

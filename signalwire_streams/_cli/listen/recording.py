@@ -49,7 +49,7 @@ class LevelMeter:
 
     def hear(self, payload: bytes, now: float) -> None:
         """Hear a frame that came at that time, in seconds."""
-        audio = self.format.whole(payload)
+        audio = self.format.trim(payload)
         if not audio:
             return
         self.samples += len(audio) // self.format.sample_size
@@ -151,7 +151,7 @@ class Recording:
         self._stem = plain(self.session.stream_sid, "stream")
 
     def __enter__(self) -> Self:
-        if self.session.audio_format.is_known:
+        if self.session.audio_format.is_supported:
             self._open(_announced(self.session))
         return self
 
@@ -189,7 +189,7 @@ class Recording:
             return None
         track = plain(name, "unnamed")
         stem = f"{self._stem}-{track}"
-        if self.session.audio_format.is_known:
+        if self.session.audio_format.is_supported:
             recorder = self._recorder((track,), "mono", stem)
             self.files[name] = recorder.path
             self._writes[name] = partial(_write_single, recorder)
@@ -321,11 +321,11 @@ class Hearing:
                         self.recording.write(event)
         except StreamsError as error:
             self.error = error
-            self.session.end(EndReason.HANDLER_FAILED)
+            self.session._close(EndReason.HANDLER_FAILED)
 
     def _hear(self, media: MediaEvent) -> None:
         self._heard_at = self.clock()
-        if not self.session.audio_format.is_known:
+        if not self.session.audio_format.is_supported:
             return
         name = media.track or ""
         meter = self._meters.get(name)
@@ -368,7 +368,7 @@ class Hearing:
         """What is said when it begins."""
         audio, tracks = self.session.audio_format, self.session.start.tracks
         told = f"{audio.encoding} at {audio.sample_rate} Hz, {' and '.join(tracks) or 'tracks not told'}"
-        if audio.is_known:
+        if audio.is_supported:
             return f"{self.sid} began: {clean(told)[:_LONGEST_LABEL]}"
         return (
             f"{self.sid} began: its encoding {clean(audio.encoding)[:_LONGEST_LABEL]!r} is unknown, so no WAV can be "
@@ -425,7 +425,7 @@ class Hearing:
             return "waiting"
         if now - self._heard_at > _STALLED:
             return "no audio"
-        return "recording" if self.session.audio_format.is_known else "raw"
+        return "recording" if self.session.audio_format.is_supported else "raw"
 
     @property
     def _tracks(self) -> Mapping[str, TrackStatistics]:
@@ -441,7 +441,7 @@ class Hearing:
 
     @property
     def _no_seconds(self) -> float | None:
-        return 0.0 if self.session.audio_format.is_known else None
+        return 0.0 if self.session.audio_format.is_supported else None
 
     @property
     def _end(self) -> str:

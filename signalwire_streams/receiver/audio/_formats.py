@@ -229,7 +229,7 @@ class AudioFormat:
     channels: int = field(default=1, validator=_is_within, metadata={"most": _MOST_CHANNELS})
 
     @classmethod
-    def from_start(
+    def from_start_event(
         cls,
         encoding: str | None,
         sample_rate: int | None = None,
@@ -259,7 +259,7 @@ class AudioFormat:
         )
 
     @property
-    def is_known(self) -> bool:
+    def is_supported(self) -> bool:
         """Whether the audio can be decoded; whatever needs to know the encoding raises where this is False."""
         return isinstance(self.encoding, Encoding)
 
@@ -281,17 +281,17 @@ class AudioFormat:
         """
         return _SILENCES[self._known()] * self.channels
 
-    def samples_of(self, milliseconds: int) -> int:
+    def samples_in(self, milliseconds: int) -> int:
         """Give how many samples last so long, to the nearest one."""
         return (milliseconds * self.sample_rate + _MILLISECONDS // 2) // _MILLISECONDS
 
-    def bytes_of(self, milliseconds: int) -> int:
+    def bytes_in(self, milliseconds: int) -> int:
         """Give how many bytes last so long, in whole samples.
 
         Raises:
             UnknownEncodingError: the encoding is not known.
         """
-        return self.samples_of(milliseconds) * self.sample_size
+        return self.samples_in(milliseconds) * self.sample_size
 
     def to_pcm(self, payload: bytes) -> bytes:
         """Decode a payload to linear PCM: 16 bits, signed, little-endian, at the same rate.
@@ -302,7 +302,7 @@ class AudioFormat:
             UnknownEncodingError: the encoding is not known.
         """
         encoding = self._known()
-        whole = self.whole(payload)
+        whole = self.trim(payload)
         if encoding is Encoding.MULAW:
             return mulaw_to_pcm(whole)
         if encoding is Encoding.ALAW:
@@ -325,7 +325,7 @@ class AudioFormat:
             return pcm_to_alaw(whole)
         return whole if self.byte_order == "little" else _swapped(whole)
 
-    def whole(self, payload: bytes) -> bytes:
+    def trim(self, payload: bytes) -> bytes:
         """Leave out the bytes at a payload's end that are no whole sample.
 
         Raises:

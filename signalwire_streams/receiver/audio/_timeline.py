@@ -10,7 +10,7 @@ rules:
   (`TrackTimeline.corrections`). So one absurd timestamp changes nothing, however far off it is.
 - The first frame is placed by its timestamp, until two more frames agree that it is wrong.
 - If the next frames then follow as if nothing had been missing, the gap is taken back.
-- A gap longer than ``longest_gap`` is shortened to it, unless another track of the stream shows that more time has
+- A gap longer than ``max_gap`` is shortened to it, unless another track of the stream shows that more time has
   passed. If the time of arrival is known, all silence together is at most that time and five seconds.
 - A repeated frame is dropped; a late one goes into the gap that it left, and is dropped if there is none.
 - New audio is never dropped: if timestamps repeat, run slow or go back, it follows what came before. If the numbering
@@ -62,18 +62,18 @@ class TimelineStatistics:
     frames: int = 0
     gaps: int = 0
     gap_ms: float = 0.0
-    capped: int = 0
+    truncated_gaps: int = 0
     duplicates: int = 0
     out_of_order: int = 0
     too_late: int = 0
     overlaps: int = 0
     restarts: int = 0
-    broken: int = 0
+    partial_samples: int = 0
 
 
 def _is_a_gap(_: object, __: object, value: float) -> None:
     if not 0 < value <= _DAY:
-        raise InvalidRequestError(f"longest_gap can't be {value!r}: it is seconds, above zero and up to a day")
+        raise InvalidRequestError(f"max_gap can't be {value!r}: it is seconds, above zero and up to a day")
 
 
 def _is_tolerable(_: object, __: object, value: float) -> None:
@@ -122,7 +122,7 @@ class TrackTimeline:
 
     Attributes:
         format: how the audio is encoded.
-        longest_gap: seconds of silence that one jump of the timestamps may make.
+        max_gap: seconds of silence that one jump of the timestamps may make.
         tolerance: milliseconds by which a timestamp may be off without meaning anything. (The loss of a frame that is
             shorter is noticed by its number.)
         statistics: what came of the frames so far.
@@ -137,7 +137,7 @@ class TrackTimeline:
     """
 
     format: AudioFormat
-    longest_gap: float = field(default=60.0, validator=_is_a_gap, kw_only=True)
+    max_gap: float = field(default=60.0, validator=_is_a_gap, kw_only=True)
     tolerance: int = field(default=8, validator=_is_tolerable, kw_only=True)
     statistics: TimelineStatistics = field(init=False, factory=TimelineStatistics)
     calls: int = field(init=False, default=0)
@@ -165,11 +165,11 @@ class TrackTimeline:
     def __attrs_post_init__(self) -> None:
         rate = self.format.sample_rate
         self._sample_size = self.format.sample_size
-        self._longest = int(self.longest_gap * rate)
+        self._longest = int(self.max_gap * rate)
         self._rounding = -(-rate // _MILLISECONDS) - 1
-        self._slack = max(self._rounding, self.format.samples_of(self.tolerance))
+        self._slack = max(self._rounding, self.format.samples_in(self.tolerance))
         self._restart = _RESTART * rate
-        self._packet = self.format.samples_of(_PACKET)
+        self._packet = self.format.samples_in(_PACKET)
 
     @property
     def end(self) -> int:
@@ -188,7 +188,7 @@ class TrackTimeline:
             placed += self._former.frames
         return [*(doubt.frame for doubt in placed), *(frame for frame, _ in self._repeated)]
 
-    def reckon(self, told: int) -> int | None:
+    def estimate(self, told: int) -> int | None:
         """Return the place of another track's timestamp by what this track knows.
 
         Args:
@@ -206,7 +206,7 @@ class TrackTimeline:
         chunk: int | None,
         size: int,
         *,
-        beside: Iterable["TrackTimeline"] = (),
+        other_tracks: Iterable["TrackTimeline"] = (),
         elapsed: float | None = None,
         payload: bytes | None = None,
     ) -> int | None:
@@ -235,12 +235,12 @@ class TrackTimeline:
             and timestamp is not None
             and not (self._absent or self._repeated or self._former)
         ):
-            ahead = self.format.samples_of(timestamp) - self._shift - self._next
+            ahead = self.format.samples_in(timestamp) - self._shift - self._next
             if -self._slack <= ahead <= self._slack and size % self._sample_size == 0:
                 return self._settle(samples)
         if size > 0 and size % self._sample_size:
-            self.statistics.broken += 1
-        self._beside, self._elapsed = beside, elapsed if elapsed is not None and isfinite(elapsed) else None
+            self.statistics.partial_samples += 1
+        self._beside, self._elapsed = other_tracks, elapsed if elapsed is not None and isfinite(elapsed) else None
         return self._place_unusual(timestamp, verdict, samples)
 
     def _place_unusual(self, timestamp: int | None, verdict: Verdict, samples: int) -> int | None:
@@ -260,7 +260,7 @@ class TrackTimeline:
             self._lead = self._former = None
             self._doubts.clear()
             return self._follow(samples)
-        position = self._locate(self.format.samples_of(timestamp), verdict, samples)
+        position = self._locate(self.format.samples_in(timestamp), verdict, samples)
         if position is None:
             self.statistics.too_late += 1
         return position
@@ -350,7 +350,7 @@ class TrackTimeline:
             self.vacated = gap[1], self._next
             self._next -= former.gap
             self._move(former.frames, -former.gap)
-        self.statistics.capped = former.capped
+        self.statistics.truncated_gaps = former.capped
         self._shift, self._former = former.shift, None
         return True
 
@@ -410,7 +410,7 @@ class TrackTimeline:
     def _move_anchor(self, doubt: _Doubt) -> None:
         """Place a doubtful frame, and those after it, by its timestamp."""
         ahead = doubt.told - self._shift - doubt.position
-        former = _Former(self._shift, doubt.position, 0, self.statistics.capped, [])
+        former = _Former(self._shift, doubt.position, 0, self.statistics.truncated_gaps, [])
         following = self._doubts[self._doubts.index(doubt) :]
         if ahead < 0 and self._take_back_lead(doubt):
             return
@@ -462,7 +462,7 @@ class TrackTimeline:
     def _agreed(self, told: int, position: int) -> int | None:
         """Return the shift by which another track makes sense of a timestamp, if one does."""
         for other in self._beside:
-            place = other.reckon(told)
+            place = other.estimate(told)
             if place is not None and place >= position:
                 return told - place
         return None
@@ -479,7 +479,7 @@ class TrackTimeline:
         if self._elapsed is not None:
             passed = int((self._elapsed + _MARGIN) * self.format.sample_rate) - self._missing
             length = min(length, max(0, passed))
-        self.statistics.capped += length < ahead
+        self.statistics.truncated_gaps += length < ahead
         self._shift = told - position - length
         return length
 

@@ -97,7 +97,7 @@ class WavRecorder:
         layout: ``stereo`` or ``mono``.
         encoding: ``pcm`` decodes to 16-bit linear PCM. ``as sent`` keeps µ-law and A-law as they come, code for code
             (format tags 7 and 6); L16 is linear PCM either way, in a WAV file's byte order.
-        longest_gap: seconds of silence that one jump of the timestamps may make. While a stream is received, all
+        max_gap: seconds of silence that one jump of the timestamps may make. While a stream is received, all
             silence of a track together is also at most the time that has passed and five seconds (`write_event`).
             Silence takes no space on disk, where the file system supports that, except in µ-law and A-law ``as sent``.
         tolerance: milliseconds by which a timestamp may be off without meaning anything.
@@ -115,10 +115,10 @@ class WavRecorder:
     tracks: tuple[str, ...] = field(default=("inbound", "outbound"), converter=_tracks, validator=_are_tracks)
     layout: Layout = field(default="stereo", validator=_is_one_of("mono", "stereo"))
     encoding: WavEncoding = field(default="pcm", validator=_is_one_of("pcm", "as sent"))
-    longest_gap: float = field(default=60.0, kw_only=True)
+    max_gap: float = field(default=60.0, kw_only=True)
     tolerance: int = field(default=8, kw_only=True)
-    most_bytes: int | None = field(default=None, validator=_is_a_size, kw_only=True)
-    ignored: int = field(init=False, default=0)
+    max_bytes: int | None = field(default=None, validator=_is_a_size, kw_only=True)
+    ignored_frames: int = field(init=False, default=0)
     _timelines: Mapping[str, TrackTimeline] = field(init=False)
     _shape: WavShape = field(init=False)
     _convert: Callable[[bytes], bytes] = field(init=False)
@@ -129,12 +129,11 @@ class WavRecorder:
         if stereo and (len(self.tracks) != _STEREO or self.format.channels != 1):
             raise InvalidRequestError("layout='stereo' takes two tracks of one channel each: write layout='mono'")
         self._timelines = {
-            track: TrackTimeline(self.format, longest_gap=self.longest_gap, tolerance=self.tolerance)
-            for track in self.tracks
+            track: TrackTimeline(self.format, max_gap=self.max_gap, tolerance=self.tolerance) for track in self.tracks
         }
         decoded = self.encoding == "pcm" or self.format.encoding == Encoding.L16
         self._shape = WavShape.of(self.format, channels=_STEREO if stereo else self.format.channels, decoded=decoded)
-        self._convert = self.format.to_pcm if decoded else self.format.whole
+        self._convert = self.format.to_pcm if decoded else self.format.trim
 
     @property
     def files(self) -> Mapping[str, Path]:
@@ -160,7 +159,7 @@ class WavRecorder:
         made: dict[Path, WavFile] = {}
         with ExitStack() as undo:
             for path in dict.fromkeys(self.files.values()):
-                made[path] = WavFile.create(path, self._shape, most=self.most_bytes)
+                made[path] = WavFile.create(path, self._shape, most=self.max_bytes)
                 undo.callback(made[path].discard)
             undo.pop_all()
         for number, (track, timeline) in enumerate(self._timelines.items()):
@@ -209,10 +208,12 @@ class WavRecorder:
         lane = self._lanes.get(track)
         if lane is None:
             self._check_open()
-            self.ignored += 1
+            self.ignored_frames += 1
             return
         timeline = lane.timeline
-        position = timeline.place(timestamp, chunk, len(payload), beside=lane.beside, elapsed=elapsed, payload=payload)
+        position = timeline.place(
+            timestamp, chunk, len(payload), other_tracks=lane.beside, elapsed=elapsed, payload=payload
+        )
         if lane.held or timeline.is_unsettled:
             lane.held[timeline.calls] = payload
             if timeline.corrections:

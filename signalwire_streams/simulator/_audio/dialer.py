@@ -60,7 +60,7 @@ class Dialling:
             socket=socket,
             speech=self.speech,
             spelling=Spelling(stream, self.project, call_sid, self.dialect, self.bidirectional),
-            player=Player(rate, stream.heard) if self.bidirectional else None,
+            player=Player(rate, stream.played_audio) if self.bidirectional else None,
             real_time=self.real_time,
             rules=call.rules,
             spoke=call.spoke.set,
@@ -190,7 +190,7 @@ class Dialer:
         return self._session
 
     def _trust_for(self, call: _Call) -> ssl.SSLContext | bool:
-        if call.rule(FaultKind.SOCKET_DISTRUSTED) is not None:
+        if call.rule(FaultKind.TLS_UNTRUSTED) is not None:
             return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # it knows no authority
         return True if self.dialling.trust is None else self.dialling.trust
 

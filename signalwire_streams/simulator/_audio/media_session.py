@@ -107,8 +107,8 @@ class _InBursts:
 _INSTEAD: Final[Mapping[FaultKind, Callable[[str], list[str]]]] = MappingProxyType(
     {
         FaultKind.FRAMES_LOST: lambda _: [],
-        FaultKind.FRAMES_DOUBLED: lambda frame: [frame, frame],
-        FaultKind.FRAMES_BROKEN: lambda frame: [frame.replace(_PAYLOAD, _PAYLOAD + _NO_BASE64)],
+        FaultKind.FRAMES_DUPLICATED: lambda frame: [frame, frame],
+        FaultKind.FRAMES_CORRUPTED: lambda frame: [frame.replace(_PAYLOAD, _PAYLOAD + _NO_BASE64)],
     }
 )
 
@@ -222,7 +222,7 @@ class Conversation:
     _left: int | None = field(init=False)  # frames before the line is dropped
 
     def __attrs_post_init__(self) -> None:
-        drops = (rule.settings.after for rule in self.rules if rule.kind is FaultKind.SOCKET_DROPPED)
+        drops = (rule.settings.after for rule in self.rules if rule.kind is FaultKind.CONNECTION_DROPPED)
         self._left = min(drops, default=None)
 
     async def hold(self) -> None:
@@ -296,7 +296,7 @@ class Conversation:
             try:
                 marks = self._follow(json.loads(message.data), asyncio.get_running_loop().time())
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError, Base64Error):
-                self.stream.ignored += 1
+                self.stream.ignored_messages += 1
                 continue
             self._told.set()
             await self._give_back(marks)
@@ -318,7 +318,7 @@ class Conversation:
             case "clear":
                 return self.player.clear(now)
             case "dtmf" if message["dtmf"]["digit"] in KEYS:
-                self.stream.pressed += message["dtmf"]["digit"]
+                self.stream.dtmf_received += message["dtmf"]["digit"]
             case event:
                 raise ValueError(event)
         return self.player.played(now)

@@ -49,8 +49,8 @@ def each(audio: AudioFormat) -> str:
 @pytest.mark.parametrize(("text", "encoding"), SPELLINGS)
 def test_spellings(text: str, encoding: str) -> None:
     """Usual spellings are taken for what they mean; any other text stays as it came."""
-    assert AudioFormat.from_start(text).encoding == AudioFormat(text).encoding == encoding
-    assert AudioFormat(text).is_known is isinstance(encoding, Encoding)
+    assert AudioFormat.from_start_event(text).encoding == AudioFormat(text).encoding == encoding
+    assert AudioFormat(text).is_supported is isinstance(encoding, Encoding)
 
 
 @pytest.mark.parametrize(
@@ -74,18 +74,18 @@ def test_spellings(text: str, encoding: str) -> None:
 )
 def test_rates_and_channels(told: tuple[Any, ...], rate: int, channels: int) -> None:
     """A start event that leaves out or spoils its numbers still makes a format."""
-    audio = AudioFormat.from_start(*told)
+    audio = AudioFormat.from_start_event(*told)
 
     assert (audio.sample_rate, audio.channels, audio.byte_order) == (rate, channels, "little")
-    assert AudioFormat.from_start(*told, byte_order="big").byte_order == "big"
+    assert AudioFormat.from_start_event(*told, byte_order="big").byte_order == "big"
 
 
 @given(st.none() | st.text(), st.none() | st.integers(), st.none() | st.integers())
 def test_any_start_event_makes_a_format(encoding: str | None, rate: int | None, channels: int | None) -> None:
     """Nothing that a start event says raises."""
-    audio = AudioFormat.from_start(encoding, rate, channels)
+    audio = AudioFormat.from_start_event(encoding, rate, channels)
 
-    assert audio == AudioFormat.from_start(encoding, rate, channels)
+    assert audio == AudioFormat.from_start_event(encoding, rate, channels)
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,14 @@ def test_sizes(audio: AudioFormat, size: int, silence: bytes, bytes_of_20_ms: in
     """Sizes follow from the encoding, the rate and the channels."""
     assert audio.sample_size == size
     assert audio.silence == silence
-    assert audio.bytes_of(20) == audio.samples_of(20) * size == bytes_of_20_ms
+    assert audio.bytes_in(20) == audio.samples_in(20) * size == bytes_of_20_ms
 
 
 def test_samples_are_counted_to_the_nearest_one() -> None:
     """Also where a millisecond is no whole number of them."""
     audio = AudioFormat("audio/x-L16", 11025)
 
-    assert [audio.samples_of(milliseconds) for milliseconds in (0, 1, 2, 40, -1)] == [0, 11, 22, 441, -11]
+    assert [audio.samples_in(milliseconds) for milliseconds in (0, 1, 2, 40, -1)] == [0, 11, 22, 441, -11]
 
 
 def test_silence_sounds_like_nothing() -> None:
@@ -161,7 +161,7 @@ def test_the_byte_order_is_a_choice() -> None:
 def test_audio_survives_decoding_and_encoding(audio: AudioFormat, payload: bytes) -> None:
     """All but µ-law's negative zero comes back, and only whole samples do."""
     pcm = audio.to_pcm(payload)
-    whole = audio.whole(payload)
+    whole = audio.trim(payload)
 
     assert len(pcm) == 2 * (len(payload) // audio.sample_size)
     assert audio.from_pcm(pcm) == whole == payload[: len(whole)]
@@ -173,7 +173,7 @@ def test_only_whole_samples_of_all_channels_are_decoded() -> None:
     """What is left of a sample is left out."""
     audio = AudioFormat("audio/x-L16", 16000, channels=2)
 
-    assert audio.to_pcm(b"abcdefg") == audio.from_pcm(b"abcdefg") == audio.whole(b"abcdefg") == b"abcd"
+    assert audio.to_pcm(b"abcdefg") == audio.from_pcm(b"abcdefg") == audio.trim(b"abcdefg") == b"abcd"
 
 
 @pytest.mark.parametrize(
@@ -189,9 +189,9 @@ def test_only_whole_samples_of_all_channels_are_decoded() -> None:
 )
 def test_an_unknown_encoding_is_told(use: Any) -> None:
     """What can't be decoded is passed on as it came, and whoever tries is told so."""
-    audio = AudioFormat.from_start("audio/opus\n", 48000)
+    audio = AudioFormat.from_start_event("audio/opus\n", 48000)
 
-    assert audio.samples_of(20) == 960
+    assert audio.samples_in(20) == 960
     with pytest.raises(UnknownEncodingError) as caught:
         use(audio)
     assert isinstance(caught.value, StreamsError)

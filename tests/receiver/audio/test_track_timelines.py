@@ -26,7 +26,7 @@ def positions(timeline: TrackTimeline, *frames: Frame, beside: Iterable[TrackTim
     found: list[int | None] = []
     before = timeline.calls
     for timestamp, chunk, length in frames:
-        found.append(timeline.place(timestamp, chunk, timeline.format.bytes_of(length), beside=beside))
+        found.append(timeline.place(timestamp, chunk, timeline.format.bytes_in(length), other_tracks=beside))
         for correction in timeline.corrections:
             found[correction.frame - before - 1] = correction.position
     return found
@@ -120,12 +120,12 @@ def test_the_tolerance_is_a_choice() -> None:
 
 def test_a_gap_beyond_the_longest_is_shortened() -> None:
     """After it, the timestamps count from there."""
-    timeline = TrackTimeline(MULAW, longest_gap=2)
+    timeline = TrackTimeline(MULAW, max_gap=2)
 
     assert places(timeline, *twenties(0, HOUR, HOUR + 20, HOUR + 60, HOUR + 80)) == [
         0, 2020, 2040, 2080, 2100,
     ]  # fmt: skip
-    assert timeline.statistics == TimelineStatistics(frames=5, gaps=2, gap_ms=2020.0, capped=1)
+    assert timeline.statistics == TimelineStatistics(frames=5, gaps=2, gap_ms=2020.0, truncated_gaps=1)
 
 
 FAR_OFF = [*ABSURD, -(1 << 63), -1, 0, *(1980 + by for by in (100, 500, 900, 1020, 1500, 60_000, 1 << 31))]
@@ -169,7 +169,7 @@ def test_absurd_timestamps_that_agree_are_taken_back(count: int, absurd: int, at
     timestamps[at : at + count] = (absurd + 20 * slot for slot in range(count))
 
     assert places(timeline, *twenties(*timestamps)) == [20 * slot for slot in range(200)]
-    assert (timeline.statistics.gaps, timeline.statistics.capped) == (0, 0)
+    assert (timeline.statistics.gaps, timeline.statistics.truncated_gaps) == (0, 0)
 
 
 def test_a_gap_in_which_a_late_frame_came_is_not_taken_back() -> None:
@@ -217,7 +217,7 @@ def test_silence_is_no_longer_than_the_time_that_passed() -> None:
     assert [timeline.place(at, chunk, 160, elapsed=elapsed) for at, chunk, elapsed in frames] == [
         5000 * 8, 5020 * 8, 5140 * 8, 6060 * 8,
     ]  # fmt: skip
-    assert timeline.statistics == TimelineStatistics(frames=4, gaps=3, gap_ms=6000.0, capped=3)
+    assert timeline.statistics == TimelineStatistics(frames=4, gaps=3, gap_ms=6000.0, truncated_gaps=3)
 
 
 @pytest.mark.parametrize("unknown", [float("nan"), float("inf"), float("-inf")])
@@ -381,7 +381,7 @@ def test_empty_and_broken_frames() -> None:
     assert [timeline.place(at, None, size) for at, size in [(0, 0), (0, 1), (0, 641), (20, -5), (20, 640)]] == [
         None, None, 0, None, 320,
     ]  # fmt: skip
-    assert timeline.statistics == TimelineStatistics(frames=2, broken=2)
+    assert timeline.statistics == TimelineStatistics(frames=2, partial_samples=2)
 
 
 def two_tracks(**options: Any) -> tuple[TrackTimeline, TrackTimeline]:
@@ -390,40 +390,40 @@ def two_tracks(**options: Any) -> tuple[TrackTimeline, TrackTimeline]:
 
 def test_another_track_vouches_for_the_time_that_has_passed() -> None:
     """A track that begins after more than the longest gap is put where it belongs."""
-    one, other = two_tracks(longest_gap=60)
+    one, other = two_tracks(max_gap=60)
     for at in range(0, 300_000, 1000):
-        one.place(at, None, 8000, beside=[other])
+        one.place(at, None, 8000, other_tracks=[other])
 
-    assert other.place(299_500, 1, 160, beside=[one]) == 299_500 * 8
+    assert other.place(299_500, 1, 160, other_tracks=[one]) == 299_500 * 8
     assert other.statistics == TimelineStatistics(frames=1, gaps=1, gap_ms=299_500.0)
 
 
 def test_tracks_that_pause_together_stay_together() -> None:
     """Where one gap was shortened, the other is as well, by as much."""
-    one, other = two_tracks(longest_gap=60)
-    one.place(0, 1, 160, beside=[other])
-    other.place(0, 1, 320, beside=[one])
+    one, other = two_tracks(max_gap=60)
+    one.place(0, 1, 160, other_tracks=[other])
+    other.place(0, 1, 320, other_tracks=[one])
     frames: list[Frame] = [(HOUR, 2, 20), (HOUR + 20, 3, 20)]
 
     assert positions(one, *frames, beside=[other]) == [60_020 * 8, 60_040 * 8]
     assert positions(other, *frames, beside=[one]) == [60_020 * 8, 60_040 * 8]
-    assert one.place(HOUR + 40, 4, 160, beside=[other]) == other.place(HOUR + 40, 4, 160, beside=[one])
+    assert one.place(HOUR + 40, 4, 160, other_tracks=[other]) == other.place(HOUR + 40, 4, 160, other_tracks=[one])
 
 
 def test_a_track_that_begins_after_a_shortened_gap_joins_the_other() -> None:
     """Though by its own timestamp it would be somewhere else."""
-    one, other = two_tracks(longest_gap=10)
+    one, other = two_tracks(max_gap=10)
     places(one, *twenties(0, 25_000, 25_020))
 
-    assert other.place(25_040, 1, 160, beside=[one]) == one.end
+    assert other.place(25_040, 1, 160, other_tracks=[one]) == one.end
 
 
 def test_tracks_whose_timestamps_begin_anew_stay_together() -> None:
     """The one that is behind is put beside the other, not after its own last frame."""
     one, other = two_tracks()
     for chunk in range(1, 11):
-        one.place(1000 * (chunk - 1), chunk, 8000, beside=[other])
-    other.place(0, 1, 40_000, beside=[one])
+        one.place(1000 * (chunk - 1), chunk, 8000, other_tracks=[other])
+    other.place(0, 1, 40_000, other_tracks=[one])
 
     assert positions(one, (0, 11, 20), (20, 12, 20), beside=[other]) == [80_000, 80_160]
     assert positions(other, (0, 2, 20), (20, 3, 20), beside=[one]) == [80_000, 80_160]
@@ -436,26 +436,26 @@ def test_an_absurd_timestamp_on_one_track_moves_neither(absurd: int) -> None:
         for slot in range(200):
             for track, other in (tracks, tracks[::-1]):
                 timestamp = absurd if track is tracks[1] and slot == at else 20 * slot
-                track.place(timestamp, slot + 1, 160, beside=[other])
+                track.place(timestamp, slot + 1, 160, other_tracks=[other])
         assert [track.end for track in tracks] == [200 * 160] * 2
 
 
 def test_a_track_that_never_came_vouches_for_nothing() -> None:
     """Nor does one that is not as far."""
-    one, other = two_tracks(longest_gap=10)
+    one, other = two_tracks(max_gap=10)
 
-    assert one.place(HOUR, 1, 160, beside=[other]) == 10_000 * 8
-    assert other.place(HOUR * 2, 1, 160, beside=[one]) == 10_000 * 8
+    assert one.place(HOUR, 1, 160, other_tracks=[other]) == 10_000 * 8
+    assert other.place(HOUR * 2, 1, 160, other_tracks=[one]) == 10_000 * 8
 
 
 @pytest.mark.parametrize(
     ("wrong", "name"),
     [
-        ({"longest_gap": 0}, "longest_gap"),
-        ({"longest_gap": -1}, "longest_gap"),
-        ({"longest_gap": float("inf")}, "longest_gap"),
-        ({"longest_gap": float("nan")}, "longest_gap"),
-        ({"longest_gap": 86_401}, "longest_gap"),
+        ({"max_gap": 0}, "max_gap"),
+        ({"max_gap": -1}, "max_gap"),
+        ({"max_gap": float("inf")}, "max_gap"),
+        ({"max_gap": float("nan")}, "max_gap"),
+        ({"max_gap": 86_401}, "max_gap"),
         ({"tolerance": -1}, "tolerance"),
         ({"tolerance": 1001}, "tolerance"),
     ],
@@ -544,11 +544,11 @@ WILD = st.none() | st.integers(-100, 5000) | st.integers() | st.sampled_from([*A
 @given(st.lists(st.tuples(st.booleans(), WILD, WILD, st.integers(-1, 2000)), max_size=60))
 def test_anything_may_come(frames: list[tuple[bool, int | None, int | None, int]]) -> None:
     """Nothing raises, nothing grows, no gap is longer than it may be, and no place is before the start."""
-    tracks = two_tracks(longest_gap=3)
+    tracks = two_tracks(max_gap=3)
     furthest = 0
     for left, timestamp, chunk, size in frames:
         track, beside = tracks if left else tracks[::-1]
-        places = [track.place(timestamp, chunk, size, beside=[beside])]
+        places = [track.place(timestamp, chunk, size, other_tracks=[beside])]
         places += [correction.position for correction in track.corrections]
         for position in filter(None, places):
             assert 0 <= position <= furthest + 3 * 8000 + 10 * 2000
@@ -579,11 +579,11 @@ def test_a_numbering_that_restarts_drops_nothing(count: int, restarting: str) ->
         chunk = None if restarting == "timestamps only" else number + 1
         stamp = None if restarting == "no timestamps" else timestamp
         timeline.place(stamp, chunk, 160)
-        counted.note(MediaEvent(track="inbound", payload=bytes(160), chunk=chunk, timestamp=stamp), 0.0)
+        counted._record(MediaEvent(track="inbound", payload=bytes(160), chunk=chunk, timestamp=stamp), 0.0)
 
     found = timeline.statistics
     assert (found.frames, timeline.end, found.gaps) == (3 * count, 3 * count * 160, 0)
-    assert (found.duplicates, found.restarts) == (counted.duplicates, counted.restarts)
+    assert (found.duplicates, found.restarts) == (counted.duplicates, counted.sequence_resets)
     assert found.duplicates == 0
     if restarting != "timestamps only":
         assert found.restarts == 2
@@ -602,11 +602,11 @@ def test_new_payloads_are_kept_when_the_numbering_restarts_early(count: int, sil
         chunk = None if restarting == "timestamps only" else number + 1
         payload = bytes(160) if number < silent else bytes([slot + 1]) * 160
         timeline.place(timestamp, chunk, 160, payload=payload)
-        counted.note(MediaEvent(track="inbound", payload=payload, chunk=chunk, timestamp=timestamp), 0.0)
+        counted._record(MediaEvent(track="inbound", payload=payload, chunk=chunk, timestamp=timestamp), 0.0)
 
     found = timeline.statistics
     assert (found.frames, timeline.end, found.gaps) == (len(order), len(order) * 160, 0)
-    assert (found.duplicates, found.restarts) == (counted.duplicates, counted.restarts)
+    assert (found.duplicates, found.restarts) == (counted.duplicates, counted.sequence_resets)
     assert found.duplicates == 0
 
 
@@ -617,11 +617,11 @@ def test_a_resent_payload_is_dropped(resent: range, numbered: bool) -> None:
     for number in [*range(20), *resent, *range(20, 25)]:
         chunk, payload = number + 1 if numbered else None, bytes([number]) * 160
         timeline.place(20 * number, chunk, 160, payload=payload)
-        counted.note(MediaEvent(track="inbound", payload=payload, chunk=chunk, timestamp=20 * number), 0.0)
+        counted._record(MediaEvent(track="inbound", payload=payload, chunk=chunk, timestamp=20 * number), 0.0)
 
     assert (timeline.statistics.frames, timeline.end) == (25, 25 * 160)
     assert timeline.statistics.duplicates == counted.duplicates == len(resent)
-    assert timeline.statistics.restarts == counted.restarts == 0
+    assert timeline.statistics.restarts == counted.sequence_resets == 0
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3, 50, 197, 198, 199])
@@ -674,7 +674,7 @@ def test_recordings_and_statistics_agree(frames: list[tuple[int | None, int | No
     for timestamp, chunk, size in frames:
         stamp = timestamp if timestamp is None or -(1 << 63) <= timestamp < 1 << 63 else None
         timeline.place(stamp, chunk, size)
-        counted.note(MediaEvent(track=None, payload=bytes(size), chunk=chunk, timestamp=stamp), 0.0)
+        counted._record(MediaEvent(track=None, payload=bytes(size), chunk=chunk, timestamp=stamp), 0.0)
 
     assert timeline.statistics.duplicates == counted.duplicates
-    assert timeline.statistics.restarts == counted.restarts
+    assert timeline.statistics.restarts == counted.sequence_resets

@@ -52,7 +52,7 @@ class Sound:
     def of(self, track: str, begin: int, length: int) -> bytes:
         """Give the payload of some milliseconds."""
         seed = 7 if track == "inbound" else 11
-        first, last = self.audio.bytes_of(begin), self.audio.bytes_of(begin + length)
+        first, last = self.audio.bytes_in(begin), self.audio.bytes_in(begin + length)
         return bytes((seed * at + at // 251) % 256 for at in range(first, last))
 
 
@@ -87,9 +87,9 @@ def test_what_is_heard_is_recorded(
     for track, parts in {"inbound": [(0, 40), (80, 20)], "outbound": [(40, 20)]}.items():
         wav, recorded = heard(recorder, track)
         end = 100 if layout == "stereo" or track == "inbound" else 60
-        expected = bytearray(silent * audio.samples_of(end))
+        expected = bytearray(silent * audio.samples_in(end))
         for begin, length in parts:
-            at = audio.samples_of(begin) * len(silent)
+            at = audio.samples_in(begin) * len(silent)
             part = kept(audio, encoding, sound.of(track, begin, length))
             expected[at : at + len(part)] = part
         assert recorded == bytes(expected)
@@ -137,15 +137,15 @@ def test_a_single_track_takes_frames_that_name_none(tmp_path: Path) -> None:
             recorder.write("sideband", 0, 1, b"cd")
             recorder.write("inbound", 0, 2, b"ef")
 
-    assert (read_wav(one.path).audio, one.ignored) == (b"abef", 1)
-    assert (read_wav(two.path).channel(0), two.ignored) == (b"ef", 2)
+    assert (read_wav(one.path).audio, one.ignored_frames) == (b"abef", 1)
+    assert (read_wav(two.path).channel(0), two.ignored_frames) == (b"ef", 2)
 
 
 def test_a_track_that_begins_much_later_is_beside_the_other(tmp_path: Path) -> None:
     """In one file or in two, though it is more than the longest gap."""
     for layout in LAYOUTS:
         recorder = WavRecorder(
-            tmp_path / f"{layout}.wav", MULAW, layout=layout, encoding="as sent", longest_gap=10, tolerance=5
+            tmp_path / f"{layout}.wav", MULAW, layout=layout, encoding="as sent", max_gap=10, tolerance=5
         )
         with recorder:
             for second in range(30):
@@ -166,7 +166,7 @@ def test_several_channels_are_kept_together(tmp_path: Path) -> None:
     wav = read_wav(recorder.path)
     assert wav.channels == 2
     assert wav.audio == b"abcdABCD" * 160 + b"efghEFGH" * 160
-    assert recorder.statistics["inbound"].broken == 1
+    assert recorder.statistics["inbound"].partial_samples == 1
 
 
 def test_what_came_is_counted(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_what_came_is_counted(tmp_path: Path) -> None:
             recorder.write("inbound", timestamp, chunk, payload)
 
     inbound, outbound = recorder.statistics["inbound"], recorder.statistics["outbound"]
-    assert (inbound.frames, inbound.duplicates, inbound.gaps, inbound.broken) == (2, 1, 1, 1)
+    assert (inbound.frames, inbound.duplicates, inbound.gaps, inbound.partial_samples) == (2, 1, 1, 1)
     assert outbound.frames == 0
 
 
@@ -220,7 +220,7 @@ def test_no_file_is_left_when_another_cant_be_made(tmp_path: Path) -> None:
 
 def test_a_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
     """What is after the end is refused, frame by frame."""
-    with WavRecorder(tmp_path / "call.wav", MULAW, encoding="as sent", most_bytes=400) as recorder:
+    with WavRecorder(tmp_path / "call.wav", MULAW, encoding="as sent", max_bytes=400) as recorder:
         recorder.write("inbound", 0, 1, b"i" * 160)
         for timestamp in (20, 40, 1 << 62):
             with pytest.raises(RecordingFullError, match="is full: it may hold 400 bytes"):
@@ -246,9 +246,9 @@ def test_a_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
         ({"format": AudioFormat("audio/x-L16", channels=2)}, "layout='stereo' takes two tracks of one channel each"),
         ({"layout": "quadro"}, "layout can't be 'quadro': it is one of 'mono', 'stereo'"),
         ({"encoding": "mp3"}, "encoding can't be 'mp3': it is one of 'pcm', 'as sent'"),
-        ({"longest_gap": 0}, "longest_gap can't be"),
+        ({"max_gap": 0}, "max_gap can't be"),
         ({"tolerance": -1}, "tolerance can't be"),
-        ({"most_bytes": 0}, "most_bytes can't be"),
+        ({"max_bytes": 0}, "max_bytes can't be"),
     ],
 )
 def test_what_is_written_wrong_is_told(wrong: dict[str, Any], told: str) -> None:
@@ -330,10 +330,10 @@ def test_what_arrives_is_what_is_recorded(
     if layout == "stereo":
         ends = dict.fromkeys(ends, max(ends.values()))
     for track, found in recorded.items():
-        expected = bytearray(silent * audio.samples_of(ends[track]))
+        expected = bytearray(silent * audio.samples_in(ends[track]))
         for of, timestamp, _, length in arrived:
             if of == track:
-                at = audio.samples_of(timestamp) * len(silent)
+                at = audio.samples_in(timestamp) * len(silent)
                 part = kept(audio, encoding, sound.of(track, timestamp, length))
                 expected[at : at + len(part)] = part
         assert found == bytes(expected)
@@ -393,10 +393,10 @@ def test_the_frame_after_a_pause_is_moved_to_its_place(
             recorder.write("inbound", 20 * (chunk - 1), chunk, sound.of("inbound", 20 * (chunk - 1), 20))
 
     silent = audio.silence if encoding == "as sent" else b"\0\0"
-    expected = [silent * audio.samples_of(100 + pause)] * 2
-    expected[0] = kept(audio, encoding, sound.of("inbound", 0, 100)) + silent * audio.samples_of(pause)
+    expected = [silent * audio.samples_in(100 + pause)] * 2
+    expected[0] = kept(audio, encoding, sound.of("inbound", 0, 100)) + silent * audio.samples_in(pause)
     spoken = [kept(audio, encoding, sound.of("outbound", begin, 20)) for begin in begins]
-    expected[1] = b"".join(spoken[:2]) + silent * audio.samples_of(pause) + b"".join(spoken[2:])
+    expected[1] = b"".join(spoken[:2]) + silent * audio.samples_in(pause) + b"".join(spoken[2:])
     assert [heard(recorder, track)[1] for track in recorder.tracks] == expected
 
 
@@ -441,7 +441,7 @@ def test_a_numbering_that_restarts_early_is_recorded(tmp_path: Path, count: int,
 def test_a_recording_that_is_full_says_so_when_a_frame_is_moved(tmp_path: Path) -> None:
     """And again for each frame after it; what can be kept is kept."""
     sound = Sound(MULAW)
-    with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "as sent", most_bytes=4000) as recorder:
+    with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "as sent", max_bytes=4000) as recorder:
         recorder.write("inbound", 0, 1, sound.of("inbound", 0, 20))
         recorder.write("inbound", 1000, 2, sound.of("inbound", 1000, 20))
         for slot in range(6):
@@ -468,7 +468,7 @@ def test_long_gaps_take_no_space(tmp_path: Path) -> None:
         assert blocks(recorder.path) < 199 * 3 * 4096
 
     timeline = recorder.statistics["inbound"]
-    assert (timeline.gaps, timeline.capped) == (196, 0)
+    assert (timeline.gaps, timeline.truncated_gaps) == (196, 0)
     with wave.open(str(recorder.path)) as reader:
         assert reader.getnframes() == 8 * (59_000 * 196 + 3 * 20)
 
@@ -492,7 +492,7 @@ def test_live_silence_is_no_longer_than_the_time_that_passed(
     wav = read_wav(recorder.path)
     assert len(wav.audio) // wav.block / 8000 <= 199 * 0.02 + 198 * 0.01 + 5
     assert recorder.statistics["inbound"].frames == 199
-    assert recorder.statistics["inbound"].capped > 0
+    assert recorder.statistics["inbound"].truncated_gaps > 0
 
 
 def test_live_gaps_that_did_pass_are_kept(tmp_path: Path) -> None:
