@@ -1,4 +1,4 @@
-"""What is checked before a change lands: `nox` runs it all, `nox --session tests` one part."""
+"""The checks that a change must pass. `nox` runs all of them, `nox --session tests` only the tests."""
 
 import os
 import shutil
@@ -23,36 +23,36 @@ MATRIX = [
 
 
 def dependencies(group: str) -> list[str]:
-    """Give the requirements of a dependency group."""
+    """Return the requirements of a dependency group."""
     return list(nox.project.dependency_groups(PROJECT, group))
 
 
 def lowest(requirements: list[str]) -> list[str]:
-    """Pin each requirement to the lowest version that it allows."""
+    """Pin each requirement to its lowest allowed version."""
     parsed = [Requirement(requirement) for requirement in requirements]
     return [f"{one.name}=={bound.version}" for one in parsed for bound in one.specifier if bound.operator == ">="]
 
 
 def offer_pyenv() -> None:
-    """Have pyenv offer all its interpreters, where it is: else only those that are selected are found."""
+    """Let nox find every interpreter of pyenv, not only the selected ones."""
     pyenv = shutil.which("pyenv")
     if pyenv is None or "PYENV_VERSION" in os.environ:
         return
-    words = (["version-name"], ["versions", "--bare"])
-    told = [subprocess.run([pyenv, *of], capture_output=True, text=True, check=False).stdout for of in words]  # noqa: S603
-    os.environ["PYENV_VERSION"] = ":".join(dict.fromkeys(" ".join(told).replace(":", " ").split()))
+    commands = (["version-name"], ["versions", "--bare"])
+    outputs = [subprocess.run([pyenv, *one], capture_output=True, text=True, check=False).stdout for one in commands]  # noqa: S603
+    os.environ["PYENV_VERSION"] = ":".join(dict.fromkeys(" ".join(outputs).replace(":", " ").split()))
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests on all cores; where CI is set, also hold the client half to complete branch coverage."""
+    """Run the tests on all cores. If CI is set, also require complete branch coverage."""
     session.install("--editable", EVERYTHING, *dependencies("test"))
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
     at_least = "100"
     if shutil.which("redis-server") is None:
-        session.warn("no redis-server here, so the tests that need one are skipped: on Debian it is a package")
+        session.warn("redis-server is not installed, so the tests that need it are skipped (on Debian: package redis-server)")
         at_least = "0"
     covered = ["--cov", "--cov-report", "term:skip-covered", "--cov-fail-under", at_least]
     session.run("pytest", "--numprocesses", "auto", *(covered if os.environ.get("CI") else ()))
@@ -61,7 +61,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("python,versions", MATRIX)
 def matrix(session: nox.Session, versions: str) -> None:
-    """Run the tests on the other Pythons that are installed, and with the lowest versions of what is required."""
+    """Run the tests on the other installed Pythons, and with the lowest supported versions of the dependencies."""
     pinned = lowest(PROJECT["project"]["dependencies"]) if versions == "lowest" else []
     session.install("--editable", EVERYTHING, *dependencies("test"), *pinned)
     session.run("pytest", "--numprocesses", "auto", "--hypothesis-profile", "short", *session.posargs)
@@ -77,7 +77,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types of everything, and that the public face is typed to the last name."""
+    """Check all types, and that every public name is completely typed."""
     session.install("--editable", EVERYTHING, *dependencies("types"))
     session.run("mypy")
     session.run("pyright", "--verifytypes", "signalwire_streams", "--ignoreexternal")
@@ -85,7 +85,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Build the wheel, and use it where nothing else is: without the extras, then with them."""
+    """Build the wheel and run it in an environment of its own, without the extras and then with them."""
     session.install("build")
     built = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(built, ignore_errors=True)
@@ -101,21 +101,21 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Sample mutants and report those that no test detects; `-- fleet shared --number 40 --seed 7 --seconds 60`."""
+    """Sample mutants and report those that no test detects; `-- fleet middleware --number 40 --seed 7 --seconds 60`."""
     session.install("--editable", ".[cli,pytest,redis,fleet]", *dependencies("test"))
     results = Path(session.create_tmp()).resolve() / "mutants.json"
-    session.env.pop("TMPDIR", None)  # below it, the path of a Redis socket may become too long
+    session.env.pop("TMPDIR", None)  # or the path of a Redis socket may become too long
     session.run("python", "-m", "tests.mutation", "--json", str(results), *session.posargs)
-    session.log(f"the result of every mutant: {results}")
+    session.log(f"results of all mutants: {results}")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure what this package costs beside others, as ratios taken in one run; `-- --quick` only tries it out."""
+    """Measure the cost of this package relative to others, as ratios taken in one run; `-- --quick` is a trial run."""
     session.install("--editable", ".", *dependencies("bench"))
     figures = Path(session.create_tmp()).resolve() / "figures.json"
     session.run("python", "-m", "benchmarks", "--json", str(figures), *session.posargs)
-    session.log(f"every figure of every round: {figures}")
+    session.log(f"all figures of all rounds: {figures}")
 
 
 offer_pyenv()
