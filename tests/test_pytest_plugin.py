@@ -116,7 +116,7 @@ def test_callbacks_come_signed(suite: Suite) -> None:
             assert (await told.get()).stream_sid == stream.sid
             await callbacks.aclose()
             await runner.cleanup()
-            assert callbacks.counts.refused == 0
+            assert callbacks.statistics.refused == 0
         """
     )
     done.assert_outcomes(passed=1)
@@ -140,7 +140,7 @@ def test_markers_pass_arguments(suite: Suite) -> None:
                 assert space.callbacks
 
         @pytest.mark.signalwire_space(bidirectional=True)
-        @pytest.mark.stream_receiver(bidirectional=True, backlog=5)
+        @pytest.mark.stream_receiver(bidirectional=True, max_queue=5)
         async def test_receiver(signalwire_space, stream_receiver, client):
             async with stream_receiver.open(client.conferences, signalwire_space.conference_sids[9]) as session:
                 await session.playback.play(bytes(160))
@@ -157,7 +157,7 @@ def test_markers_pass_arguments(suite: Suite) -> None:
             "*signalwire_space knows no argument 'conferance': write one of advertised_limit, allow_leaks, *",
         ),
         ("signalwire_space(10)", "*signalwire_space takes no positional arguments: write name=value"),
-        ("stream_receiver(handler=print)", "*stream_receiver knows no argument 'handler': write one of backlog, *"),
+        ("stream_receiver(handler=print)", "*stream_receiver knows no argument 'handler': write one of backlog_bytes, *"),
         ("stream_receiver(bearer_tokens=None)", "*stream_receiver knows no argument 'bearer_tokens': *"),
     ],
 )
@@ -396,7 +396,7 @@ def test_a_stream_that_does_not_come(suite: Suite) -> None:
         async def test_wrong_token(signalwire_space, stream_receiver, client):
             [sid, *_] = signalwire_space.conference_sids
             await client.conferences.start_stream(sid, url=stream_receiver.url, authorization_bearer_token="wrong")
-            while signalwire_space.streams.alive():
+            while signalwire_space.streams.active():
                 await asyncio.sleep(0)
             await stream_receiver.next_stream(timeout=0)
 

@@ -59,10 +59,10 @@ async def test_in_order_per_stream_and_no_stream_holds_up_another() -> None:
             assert serving.offer(event(kind, sid))
     await settled()
 
-    assert heard.names == ["Started quick", "Errored quick", "Stopped quick"]
+    assert heard.names == ["Started quick", "Failed quick", "Stopped quick"]
     heard.gates["slow"].set()
     await serving.aclose()
-    assert heard.names[3:] == ["Started slow", "Errored slow", "Stopped slow"]
+    assert heard.names[3:] == ["Started slow", "Failed slow", "Stopped slow"]
     assert serving.counts.received == serving.counts.handled == 6
 
 
@@ -108,7 +108,7 @@ async def test_duplicates() -> None:
         assert serving.offer(event("error", StreamError=error))
     await serving.aclose()
 
-    assert heard.names == ["Started a", "Errored a", "Errored a"]
+    assert heard.names == ["Started a", "Failed a", "Failed a"]
     assert serving.counts.duplicates == 3
     assert serving.counts.received == 6
 
@@ -166,7 +166,7 @@ async def test_a_refused_duplicate_ends_nothing() -> None:
     serving.offer(event("started"))
     await serving.aclose()
 
-    assert heard.names == ["Errored a", "Started a"]
+    assert heard.names == ["Failed a", "Started a"]
 
 
 async def test_an_end_of_no_stream_ends_none() -> None:

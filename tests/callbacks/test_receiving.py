@@ -569,7 +569,7 @@ async def test_too_many_wait() -> None:
     async def handler(_: CallbackEvent) -> None:
         await hold.wait()
 
-    async with serving(handler=handler, pending=1) as server:
+    async with serving(handler=handler, max_pending=1) as server:
         assert await server.post() == 204
         assert await server.post(fields("stream-stopped")) == 503
         hold.set()
