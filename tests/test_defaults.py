@@ -70,11 +70,11 @@ def attribute(kind: type[Any], name: str) -> object:
         pytest.param(argument(MediaReceiver, "start_timeout"), 10.0, id="seconds until the start event"),
         pytest.param(argument(MediaReceiver, "frame_limit"), 65_536, id="bytes of a message"),
         pytest.param(argument(MediaReceiver, "heartbeat"), 30.0, id="seconds of silence before a ping"),
-        pytest.param(attribute(CallbackReceiver, "pending"), 1_000, id="callbacks that wait"),
-        pytest.param(attribute(CallbackReceiver, "memory"), 10_000, id="callbacks that are remembered"),
-        pytest.param(attribute(CallbackReceiver, "drain"), 5.0, id="seconds to drain callbacks"),
-        pytest.param(attribute(CallbackReceiver, "body_limit"), 65_536, id="bytes of a callback"),
-        pytest.param(attribute(CallbackReceiver, "body_timeout"), 5.0, id="seconds of a callback's body"),
+        pytest.param(argument(CallbackReceiver, "max_pending"), 1_000, id="callbacks that wait"),
+        pytest.param(argument(CallbackReceiver, "dedup_size"), 10_000, id="callbacks that are remembered"),
+        pytest.param(argument(CallbackReceiver, "shutdown_timeout"), 5.0, id="seconds to drain callbacks"),
+        pytest.param(argument(CallbackReceiver, "body_limit"), 65_536, id="bytes of a callback"),
+        pytest.param(argument(CallbackReceiver, "body_timeout"), 5.0, id="seconds of a callback's body"),
         pytest.param(attribute(Fleet, "keep"), WEEK, id="seconds that Redis keeps a run"),
         pytest.param(attribute(FleetWorker, "lease"), 15.0, id="seconds of a lease"),
         pytest.param(argument(run_worker, "lease"), 15.0, id="seconds of a lease, as a process"),
@@ -141,7 +141,7 @@ class TestDrain:
             await asyncio.Event().wait()
 
         receiver = CallbackReceiver(stuck, keys=["PSK_test"])
-        assert receiver._dispatcher.offer(parse_callback({"StreamSid": "a", "StreamEvent": "stream-started"}))
+        assert receiver._dispatcher.offer(parse_callback({"StreamSid": "a", "StreamEvent": "stream-started"}), b"")
         await asyncio.sleep(0)
         began = idle_clock.now()
 

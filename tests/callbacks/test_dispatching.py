@@ -1,7 +1,9 @@
 """From accepted callbacks to the user's function."""
 
 import asyncio
+import gc
 import logging
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -26,8 +28,12 @@ def event(kind: str, sid: str = "a", **others: str) -> CallbackEvent:
 
 
 def dispatcher(handler: CallbackHandler, **options: Any) -> Dispatcher:
-    settings: dict[str, Any] = {"pending": 100, "memory": 100, "drain": 60.0}
-    return Dispatcher(handler=handler, **(settings | options))
+    settings: dict[str, Any] = {"max_pending": 100, "dedup_size": 100, "shutdown_timeout": 60.0}
+    return Dispatcher(handler, **(settings | options))
+
+
+def offer(serving: Dispatcher, event: CallbackEvent) -> bool:
+    return serving.offer(event, repr((event, event.extra)).encode())
 
 
 class Heard:
@@ -56,23 +62,23 @@ async def test_in_order_per_stream_and_no_stream_holds_up_another() -> None:
     serving = dispatcher(heard)
     for kind in ("started", "error", "stopped"):
         for sid in ("slow", "quick"):
-            assert serving.offer(event(kind, sid))
+            assert offer(serving, event(kind, sid))
     await settled()
 
     assert heard.names == ["Started quick", "Failed quick", "Stopped quick"]
     heard.gates["slow"].set()
     await serving.aclose()
     assert heard.names[3:] == ["Started slow", "Failed slow", "Stopped slow"]
-    assert serving.counts.received == serving.counts.handled == 6
+    assert serving.statistics.received == serving.statistics.handled == 6
 
 
 async def test_a_lane_is_opened_again() -> None:
     """A stream whose events were all served is served again when it has others."""
     heard = Heard()
     serving = dispatcher(heard)
-    serving.offer(event("started"))
+    offer(serving, event("started"))
     await settled()
-    serving.offer(event("stopped"))
+    offer(serving, event("stopped"))
     await serving.aclose()
 
     assert heard.names == ["Started a", "Stopped a"]
@@ -89,7 +95,7 @@ async def test_callbacks_without_a_stream_have_no_order() -> None:
 
     serving = dispatcher(handler)
     for kind in ("started", "stopped", "error"):
-        serving.offer(event(kind, ""))
+        offer(serving, event(kind, ""))
     await settled()
 
     assert names == [StreamStopped, StreamFailed]
@@ -103,14 +109,14 @@ async def test_duplicates() -> None:
     heard = Heard()
     serving = dispatcher(heard)
     for again in (event("started"), event("started"), event("started", Timestamp="2026-11-21T10:15:03Z")):
-        assert serving.offer(again)
+        assert offer(serving, again)
     for error in ("general_error", "general_error", "codec_error"):
-        assert serving.offer(event("error", StreamError=error))
+        assert offer(serving, event("error", StreamError=error))
     await serving.aclose()
 
     assert heard.names == ["Started a", "Failed a", "Failed a"]
-    assert serving.counts.duplicates == 3
-    assert serving.counts.received == 6
+    assert serving.statistics.duplicates == 3
+    assert serving.statistics.received == 6
 
 
 async def test_duplicates_without_a_stream() -> None:
@@ -122,11 +128,11 @@ async def test_duplicates_without_a_stream() -> None:
 
     serving = dispatcher(handler)
     for told in ({"X": "1"}, {"X": "1"}, {"X": "2"}):
-        serving.offer(parse_callback(told))
-        serving.offer(parse_callback(fields("stream-error", "", **told)))
+        offer(serving, parse_callback(told))
+        offer(serving, parse_callback(fields("stream-error", "", **told)))
     await serving.aclose()
 
-    assert serving.counts.duplicates == 2
+    assert serving.statistics.duplicates == 2
     assert [type(event) for event in seen].count(UnknownCallback) == 2
     assert len(seen) == 4
 
@@ -134,14 +140,14 @@ async def test_duplicates_without_a_stream() -> None:
 async def test_memory_is_bounded() -> None:
     """What came long ago is forgotten, so that an endless run takes no endless memory."""
     heard = Heard()
-    serving = dispatcher(heard, memory=2)
+    serving = dispatcher(heard, dedup_size=2)
     for sid in ("a", "b", "c", "a", "c"):
-        serving.offer(event("stopped", sid))
-    serving.offer(event("started", "b"))
+        offer(serving, event("stopped", sid))
+    offer(serving, event("started", "b"))
     await serving.aclose()
 
     assert sorted(heard.names) == ["Started b", "Stopped a", "Stopped a", "Stopped b", "Stopped c"]
-    assert (serving.counts.duplicates, serving.counts.late) == (1, 0)
+    assert (serving.statistics.duplicates, serving.statistics.late) == (1, 0)
 
 
 @pytest.mark.parametrize("end", ["stopped", "error"])
@@ -149,21 +155,21 @@ async def test_a_late_start_revives_nothing(end: str) -> None:
     """A start that comes after the stream's end is counted, and not handed on."""
     heard = Heard()
     serving = dispatcher(heard)
-    assert serving.offer(event(end))
-    assert serving.offer(event("started"))
-    assert serving.offer(event("started", "b"))
+    assert offer(serving, event(end))
+    assert offer(serving, event("started"))
+    assert offer(serving, event("started", "b"))
     await serving.aclose()
 
     assert heard.names[1:] == ["Started b"]
-    assert serving.counts.late == 1
+    assert serving.statistics.late == 1
 
 
 async def test_a_refused_duplicate_ends_nothing() -> None:
     """An error about a duplicate may carry the id of the stream that goes on, whose start is still to come."""
     heard = Heard()
     serving = dispatcher(heard)
-    serving.offer(event("error", StreamError="Duplicated stream ID"))
-    serving.offer(event("started"))
+    offer(serving, event("error", StreamError="Duplicated stream ID"))
+    offer(serving, event("started"))
     await serving.aclose()
 
     assert heard.names == ["Failed a", "Started a"]
@@ -173,8 +179,8 @@ async def test_an_end_of_no_stream_ends_none() -> None:
     """Where the end names no stream, a start that names none either is no late one."""
     heard = Heard()
     serving = dispatcher(heard)
-    serving.offer(event("stopped", ""))
-    serving.offer(event("started", ""))
+    offer(serving, event("stopped", ""))
+    offer(serving, event("started", ""))
     await serving.aclose()
 
     assert sorted(heard.names) == ["Started None", "Stopped None"]
@@ -183,36 +189,36 @@ async def test_an_end_of_no_stream_ends_none() -> None:
 async def test_overflow() -> None:
     """When too many wait, a callback is to come again, and is then taken."""
     heard = Heard("a", "b")
-    serving = dispatcher(heard, pending=2)
-    assert serving.offer(event("started", "a"))
-    assert serving.offer(event("started", "b"))
-    assert not serving.offer(event("started", "c"))
-    assert not serving.offer(event("stopped", "a"))
-    assert serving.offer(event("started", "a")), "a duplicate takes no place"
+    serving = dispatcher(heard, max_pending=2)
+    assert offer(serving, event("started", "a"))
+    assert offer(serving, event("started", "b"))
+    assert not offer(serving, event("started", "c"))
+    assert not offer(serving, event("stopped", "a"))
+    assert offer(serving, event("started", "a")), "a duplicate takes no place"
     heard.gates["b"].set()
     await settled()
-    assert serving.offer(event("started", "c"))
+    assert offer(serving, event("started", "c"))
     heard.gates["a"].set()
     await serving.aclose()
 
     assert sorted(heard.names) == ["Started a", "Started b", "Started c"]
-    assert serving.counts.overflowed == 2
-    assert serving.counts.handled == 3
+    assert serving.statistics.overflowed == 2
+    assert serving.statistics.handled == 3
 
 
 async def test_an_end_that_was_not_taken_ends_nothing() -> None:
     """A stop that was turned away does not make the start a late one."""
     heard = Heard("a", "b")
-    serving = dispatcher(heard, pending=1)
-    serving.offer(event("started", "a"))
-    assert not serving.offer(event("stopped", "b"))
+    serving = dispatcher(heard, max_pending=1)
+    offer(serving, event("started", "a"))
+    assert not offer(serving, event("stopped", "b"))
     heard.gates["a"].set()
     await settled()
-    assert serving.offer(event("started", "b"))
+    assert offer(serving, event("started", "b"))
     heard.gates["b"].set()
     await serving.aclose()
 
-    assert serving.counts.late == 0
+    assert serving.statistics.late == 0
 
 
 async def test_a_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
@@ -225,25 +231,146 @@ async def test_a_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
             raise LookupError("no such call")
 
     serving = dispatcher(handler)
-    serving.offer(event("started"))
-    serving.offer(event("stopped"))
+    offer(serving, event("started"))
+    offer(serving, event("stopped"))
     await serving.aclose()
 
     assert seen == ["StreamStarted", "StreamStopped"]
-    assert (serving.counts.failed, serving.counts.handled) == (1, 1)
+    assert (serving.statistics.failed, serving.statistics.handled) == (1, 1)
     (record,) = [record for record in caplog.records if record.name == "signalwire_streams.callbacks"]
     assert record.levelno == logging.ERROR
     assert record.getMessage() == "the callback handler failed for StreamStarted of stream 'a'"
     assert "no such call" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.fail.Exception("unexpected"),
+        GeneratorExit(),
+        asyncio.CancelledError(),
+        BaseExceptionGroup("", [GeneratorExit()]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_handler_that_raises_no_exception_loses_no_event(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Events that were accepted behind it are delivered, and count as received before when they are sent again."""
+    heard = Heard()
+
+    async def handler(event: CallbackEvent) -> None:
+        await heard(event)
+        if len(heard.names) == 1:
+            raise error
+
+    serving = dispatcher(handler)
+    for kind in ("started", "error", "stopped"):
+        assert offer(serving, event(kind))
+    await serving.aclose()
+
+    assert heard.names == ["Started a", "Failed a", "Stopped a"]
+    assert (serving.statistics.failed, serving.statistics.handled, serving.statistics.dropped) == (1, 2, 0)
+    assert type(error).__name__ in caplog.text
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_handler_that_ends_the_program_is_not_held_up(error: type[BaseException]) -> None:
+    """Both leave the event loop, as from any task; what was pending is counted as dropped."""
+    servings: list[Dispatcher] = []
+
+    async def handler(_: CallbackEvent) -> None:
+        raise error
+
+    async def main() -> None:
+        servings.append(dispatcher(handler))
+        offer(servings[0], event("started"))
+        offer(servings[0], event("stopped"))
+        await asyncio.Event().wait()
+
+    with pytest.raises(error):
+        asyncio.run(main())
+    statistics = servings[0].statistics
+    assert (statistics.received, statistics.failed, statistics.dropped) == (2, 0, 2)
+
+
+def test_handler_of_a_discarded_loop_is_not_held_up(recwarn: pytest.WarningsRecorder) -> None:
+    """A task that is thrown away unfinished ends without an error, and its handler has not failed."""
+    heard = Heard("a")
+    serving = dispatcher(heard)
+
+    async def main() -> None:
+        offer(serving, event("started"))
+        await settled()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.close()
+    serving._tasks.clear()
+    heard.gates.clear()
+    gc.collect()
+
+    assert (serving.statistics.failed, serving.statistics.dropped) == (0, 1)
+    assert not [warning for warning in recwarn if "ignored" in str(warning.message)]
+
+
+async def test_remembered_events_take_little_memory() -> None:
+    """Neither documents nor long names are kept, however many callbacks are remembered."""
+    heard = Heard()
+    serving = dispatcher(heard, max_pending=1_000, dedup_size=1_000)
+
+    def accept(start: int) -> None:
+        for number in range(start, start + 30):
+            text = f"{number} {'x' * 60_000}"
+            state = {"call_id": text, "control_id": text, "state": text}
+            for told in (
+                {"event_type": "new", "params": {"text": text, "items": [{}] * 1_000}},
+                {"StreamEvent": "new", "StreamSid": text, "Other": text},
+                dict(fields("stream-stopped", text)),
+                dict(fields("stream-error", "a", StreamError=text)),
+                {"event_type": "calling.call.stream", "params": state},
+            ):
+                assert serving.offer(parse_callback(told), f"{number} {sorted(told)}".encode())
+
+    accept(0)
+    await settled()
+    heard.names.clear()
+    tracemalloc.start()
+    try:
+        accept(30)
+        for _ in range(10):
+            await settled()
+        assert serving.statistics.handled == serving.statistics.received == 300
+        heard.names.clear()
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 200_000
+    finally:
+        tracemalloc.stop()
+        await serving.aclose()
+
+
+async def test_pending_bodies_are_bounded_in_bytes() -> None:
+    """Large callbacks are refused for now before there are `max_pending` of them; a small one is not alone."""
+    heard = Heard("a")
+    serving = dispatcher(heard)
+    for number in range(8):
+        assert serving.offer(event("error", "a", StreamError=str(number)), bytes(1024 * 1024))
+    assert not serving.offer(event("stopped", "a"), b"x")
+    heard.gates["a"].set()
+    await settled()
+    assert serving.offer(event("stopped", "a"), b"x")
+    await serving.aclose()
+
+    assert (serving.statistics.overflowed, serving.statistics.handled) == (1, 9)
+
+
 async def test_a_handler_that_is_not_async(caplog: pytest.LogCaptureFixture) -> None:
     """A function that gives nothing to wait for counts as one that fails."""
     serving = dispatcher(lambda _: None)  # type: ignore[arg-type,return-value]
-    serving.offer(event("started"))
+    offer(serving, event("started"))
     await serving.aclose()
 
-    assert serving.counts.failed == 1
+    assert serving.statistics.failed == 1
     assert "TypeError" in caplog.text
 
 
@@ -259,12 +386,12 @@ async def test_a_cancellation_that_is_not_ours(caplog: pytest.LogCaptureFixture)
             await waited
 
     serving = dispatcher(handler)
-    serving.offer(event("started"))
-    serving.offer(event("stopped"))
+    offer(serving, event("started"))
+    offer(serving, event("stopped"))
     await serving.aclose()
 
     assert seen == ["StreamStarted", "StreamStopped"]
-    assert serving.counts.failed == 1
+    assert serving.statistics.failed == 1
     assert "CancelledError" in caplog.text
 
 
@@ -272,36 +399,36 @@ async def test_closing_waits_for_what_is_under_way() -> None:
     """What was accepted before is served, what comes after is to come again."""
     heard = Heard("a")
     serving = dispatcher(heard)
-    serving.offer(event("started"))
-    serving.offer(event("stopped"))
+    offer(serving, event("started"))
+    offer(serving, event("stopped"))
     closing = asyncio.create_task(serving.aclose())
     await settled()
     assert not closing.done()
-    assert not serving.offer(event("started", "b"))
+    assert not offer(serving, event("started", "b"))
     heard.gates["a"].set()
     await closing
     await serving.aclose()
 
     assert heard.names == ["Started a", "Stopped a"]
-    assert (serving.counts.dropped, serving.counts.overflowed) == (0, 1)
+    assert (serving.statistics.dropped, serving.statistics.overflowed) == (0, 1)
 
 
 async def test_closing_cuts_what_does_not_end() -> None:
     """What outlasts the drain is cancelled, and with it what waits behind it."""
     heard = Heard("a")
-    serving = dispatcher(heard, drain=0.001)
+    serving = dispatcher(heard, shutdown_timeout=0.001)
     for kind in ("started", "error", "stopped"):
-        serving.offer(event(kind))
+        offer(serving, event(kind))
     await serving.aclose()
 
     assert heard.names == []
-    assert (serving.counts.dropped, serving.counts.failed, serving.counts.handled) == (3, 0, 0)
+    assert (serving.statistics.dropped, serving.statistics.failed, serving.statistics.handled) == (3, 0, 0)
 
 
 async def test_closing_that_is_cancelled_cuts_at_once() -> None:
     """Who does not want to wait for the drain leaves nothing running."""
     serving = dispatcher(Heard("a"))
-    serving.offer(event("started"))
+    offer(serving, event("started"))
     closing = asyncio.create_task(serving.aclose())
     await settled()
     closing.cancel()
@@ -309,7 +436,7 @@ async def test_closing_that_is_cancelled_cuts_at_once() -> None:
         await closing
     await settled()
 
-    assert serving.counts.dropped == 1
+    assert serving.statistics.dropped == 1
 
 
 async def test_a_handler_that_refuses_to_end() -> None:
@@ -322,13 +449,13 @@ async def test_a_handler_that_refuses_to_end() -> None:
         except asyncio.CancelledError:
             await stubborn.wait()
 
-    serving = dispatcher(handler, drain=0.001)
-    serving.offer(event("started"))
+    serving = dispatcher(handler, shutdown_timeout=0.001)
+    offer(serving, event("started"))
     await serving.aclose()
     stubborn.set()
     await settled()
 
-    assert serving.counts.handled == 1
+    assert serving.statistics.handled == 1
 
 
 async def test_closing_from_within() -> None:
@@ -340,7 +467,7 @@ async def test_closing_from_within() -> None:
         done.append(type(event).__name__)
 
     serving = dispatcher(handler)
-    serving.offer(event("stopped"))
+    offer(serving, event("stopped"))
     await settled()
 
     assert done == ["StreamStopped"]

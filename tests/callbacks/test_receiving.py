@@ -25,7 +25,7 @@ from signalwire_streams.callbacks import (
     StreamStopped,
     UnknownCallback,
 )
-from signalwire_streams.callbacks._request_parsing import HostPattern
+from signalwire_streams.callbacks._urls import HostPattern
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, fields, form, form_signature, raw_signature
 
@@ -501,7 +501,7 @@ class TestAllowedHosts:
         assert line == b"HTTP/1.1 403 Forbidden\r\n"
 
     async def test_an_address_without_a_host_matches_no_pattern(self) -> None:
-        pattern = HostPattern.of("*")
+        pattern = HostPattern.parse("*")
         assert pattern is not None
         assert not pattern.matches("/callbacks")
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, example, given, strategies as st
 
 from signalwire_streams.callbacks import SHA256_SIGNATURE_HEADER, SIGNATURE_HEADER, sign, verify_signature
-from signalwire_streams.callbacks._request_parsing import read_form
+from signalwire_streams.callbacks._signature import read_form
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, URL, form
 
