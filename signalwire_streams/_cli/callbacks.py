@@ -1,18 +1,22 @@
-"""``signalwire-streams callbacks``: for who sets up the server that gets status callbacks."""
+"""``signalwire-streams callbacks``: diagnose the signature of a status callback."""
 
 import os
 import re
 import sys
-from collections.abc import ItemsView, Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from email.parser import HeaderParser
 from pathlib import Path
+from typing import Any
 
 import click
-from attrs import field, frozen
+from attrs import asdict
+from multidict import CIMultiDict
 
 from signalwire_streams import InvalidRequestError
 from signalwire_streams._cli.options import STANDARD_INPUT
 from signalwire_streams._cli.output import FAILED, clean, failure_of, write_json
-from signalwire_streams.callbacks import SignatureDiagnosis, diagnose_signature
+from signalwire_streams.callbacks import diagnose_signature
+from signalwire_streams.models._validation import Secret
 
 _KEYS = "SIGNALWIRE_SIGNING_KEY"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -22,99 +26,39 @@ _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CHUNK = re.compile(rb"[0-9A-Fa-f]{1,8}(;[^\r\n]*)?\r\n")
 
 
-class _Pairs(ItemsView[str, str]):
-    _mapping: "Headers"
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return iter(self._mapping.pairs)
-
-
-@frozen
-class Headers(Mapping[str, str]):
-    """Headers as they came. One that came twice is there twice, since that is a reason to refuse a request.
-
-    Attributes:
-        pairs: names and values.
-    """
-
-    pairs: tuple[tuple[str, str], ...] = field(repr=False)
-
-    def __getitem__(self, name: str) -> str:
-        return dict(self.pairs)[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(dict(self.pairs))
-
-    def __len__(self) -> int:
-        return len(dict(self.pairs))
-
-    def items(self) -> ItemsView[str, str]:
-        """Give all names and values."""
-        return _Pairs(self)
-
-
-@frozen(kw_only=True)
-class Captured:
-    """A request as it was captured.
-
-    Attributes:
-        url: the address that a server sees.
-        method: as it came.
-        headers: the headers.
-        body: the raw body.
-    """
-
-    url: str = field(repr=False)
-    method: str
-    headers: Headers
-    body: bytes = field(repr=False)
-
-
-def read_captured(raw: bytes, url: str | None) -> Captured:
-    """Read a request as it goes over the wire; lines may end with LF only, as an editor leaves them.
-
-    Args:
-        raw: the request.
-        url: the address, where it is known.
-
-    Raises:
-        UsageError: it is no request, or does not say where it goes to.
-    """
-    head, _, body = _split(raw.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n"))
-    first, *lines = head.decode("utf-8", "surrogateescape").replace("\r\n", "\n").split("\n")
+def read_captured(raw: bytes, url: str | None) -> dict[str, Any]:
+    """Return the arguments of `diagnose_signature` for a request as sent; lines may end with LF only, as editors do."""
+    head, *rest = _END_OF_HEAD.split(raw.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n"), maxsplit=1)
+    first, _, lines = head.decode("utf-8", "surrogateescape").partition("\n")
     request_line = _REQUEST_LINE.fullmatch(first.strip())
     if request_line is None:
         raise click.UsageError("--request does not begin as a request does: its first line is POST /path HTTP/1.1")
-    headers = Headers(tuple(map(_header, lines)))
     method, target = request_line.groups()
-    said = {name.lower(): value for name, value in headers.pairs}
-    if "chunked" in said.get("transfer-encoding", "").lower() and _CHUNK.match(body):
+    headers, body = parse_headers(lines), b"".join(rest)
+    if "chunked" in headers.get("Transfer-Encoding", "").lower() and _CHUNK.match(body):
         raise click.UsageError("the body in --request is still in chunks: give it alone, with --body and --header")
-    length = said.get("content-length", "")
+    length = headers.get("Content-Length", "")
     if re.fullmatch("[0-9]{1,15}", length):
-        body = body[: int(length)]  # what an editor put behind it was never sent
+        body = body[: int(length)]  # what an editor appended was never sent
     if url is None:
-        if not _ABSOLUTE.match(target) and "host" not in said:
+        if not _ABSOLUTE.match(target) and "Host" not in headers:
             raise click.UsageError("--request has no Host header: give the address with --url")
-        url = target if _ABSOLUTE.match(target) else f"http://{said['host']}{target}"
-    return Captured(url=url, method=method, headers=headers, body=body)
+        url = target if _ABSOLUTE.match(target) else f"http://{headers['Host']}{target}"
+    return {"url": url, "method": method, "headers": headers, "body": body}
 
 
-def _split(raw: bytes) -> tuple[bytes, bytes, bytes]:
-    end = _END_OF_HEAD.search(raw)
-    return (raw, b"", b"") if end is None else (raw[: end.start()], end[0], raw[end.end() :])
-
-
-def _header(line: str) -> tuple[str, str]:
-    """Take a header apart. What is refused is not repeated: it may be a secret in the wrong place."""
-    name, colon, value = line.partition(":")
-    if not colon or not name or name != name.strip():
+def parse_headers(text: str) -> CIMultiDict[str]:
+    """Return the headers, with one that came twice twice, since that is a reason to refuse a request."""
+    parsed = HeaderParser().parsestr(text)
+    headers = CIMultiDict((name, str(value).strip(" \t")) for name, value in parsed.items())
+    if parsed.defects or parsed.get_payload() or any("\n" in value for value in headers.values()):
+        # The line is not repeated: it may be a secret in the wrong place.
         raise click.UsageError("a header has no name or no ':': write it as 'Name: value'")
-    return name, value.strip(" \t")
+    return headers
 
 
-def _headers(_: click.Context, __: click.Parameter, lines: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    return tuple(map(_header, lines))
+def _headers(_: click.Context, __: click.Parameter, lines: Sequence[str]) -> CIMultiDict[str]:
+    return parse_headers("\n".join(lines))
 
 
 def _candidates(_: click.Context, __: click.Parameter, urls: Sequence[str]) -> Sequence[str]:
@@ -137,13 +81,12 @@ def _read(option: str, source: str | None) -> bytes:
         raise click.UsageError(f"{option} can't be read: write the name of a file, or -") from None
 
 
-def _signing_keys(source: str | None) -> list[str]:
-    """Give the keys, from a file or from the environment."""
+def _signing_keys(source: str | None) -> list[Secret]:
     if source is None:
         text = os.environ.get(_KEYS, "")
     else:
         text = _read("--key-file", source).removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
-    keys = [key for key in re.split(r"[\s,]+", text) if key]
+    keys = [Secret(key) for key in re.split(r"[\s,]+", text) if key]
     if keys:
         return keys
     if source is not None:
@@ -153,7 +96,7 @@ def _signing_keys(source: str | None) -> list[str]:
 
 @click.group()
 def callbacks() -> None:
-    """Find out why a status callback's signature does not fit."""
+    """Diagnose the signatures of status callbacks."""
 
 
 @callbacks.command(
@@ -217,7 +160,7 @@ def explain(
     request: str | None,
     url: str | None,
     method: str | None,
-    headers: tuple[tuple[str, str], ...],
+    headers: CIMultiDict[str],
     body: str | None,
     key_file: str | None,
     candidates: Sequence[str],
@@ -238,35 +181,14 @@ def explain(
     if request is not None:
         captured = read_captured(_read("--request", request), url)
     else:
-        captured = Captured(
-            url=url or "", method=method or "POST", headers=Headers(headers), body=_read("--body", body)
-        )
+        captured = {"url": url, "method": method or "POST", "headers": headers, "body": _read("--body", body)}
     try:
-        found = diagnose_signature(
-            url=captured.url,
-            headers=captured.headers,
-            body=captured.body,
-            keys=keys,
-            method=captured.method,
-            candidates=candidates,
-        )
+        found = diagnose_signature(**captured, keys=keys, candidates=candidates)
     except InvalidRequestError as error:
         raise failure_of(error, as_json=as_json) from None
-    _write(found, as_json=as_json)
+    if as_json:
+        write_json(asdict(found, filter=lambda attribute, _: attribute.name != "url"))  # that one may hold secrets
+    else:
+        click.echo("\n".join(clean(line) for line in str(found).splitlines()))
     if not found.valid:
         raise click.exceptions.Exit(FAILED)
-
-
-def _write(found: SignatureDiagnosis, *, as_json: bool) -> None:
-    if not as_json:
-        click.echo("\n".join(clean(line) for line in str(found).splitlines()))
-        return
-    write_json(
-        {
-            "fits": found.valid,
-            "finding": found.summary,
-            "advice": found.suggestions,
-            "tried": found.candidate_urls,
-            "guesses": found.attempts,
-        }
-    )

@@ -68,11 +68,11 @@ async def test_one_that_does_not_is_1_and_what_to_change_is_told(keyed_shell: Sh
 async def test_a_program_gets_it_as_json(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE), "--json")
     assert ran.code == 1
-    assert ran.json["fits"] is False
-    assert ran.json["finding"].startswith("Refused: the signature does not fit.")
-    assert len(ran.json["advice"]) == 1
-    assert ran.json["tried"][0] == "'http://example.com/callbacks'"
-    assert sorted(ran.json) == ["advice", "finding", "fits", "guesses", "tried"]
+    assert ran.json["valid"] is False
+    assert ran.json["summary"].startswith("Refused: the signature does not fit.")
+    assert len(ran.json["suggestions"]) == 1
+    assert ran.json["candidate_urls"][0] == "'http://example.com/callbacks'"
+    assert sorted(ran.json) == ["attempts", "candidate_urls", "suggestions", "summary", "valid"]
 
 
 async def test_an_address_that_is_suspected_is_tried_as_well(keyed_shell: Shell, file: Path) -> None:
