@@ -29,8 +29,8 @@ _CHUNK = re.compile(rb"[0-9A-Fa-f]{1,8}(;[^\r\n]*)?\r\n")
 def read_captured(raw: bytes, url: str | None) -> dict[str, Any]:
     """Return the arguments of `diagnose_signature` for a request as sent; lines may end with LF only, as editors do."""
     head, *rest = _END_OF_HEAD.split(raw.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n"), maxsplit=1)
-    first, _, lines = head.decode("utf-8", "surrogateescape").partition("\n")
-    request_line = _REQUEST_LINE.fullmatch(first.strip())
+    first, _, lines = head.partition(b"\n")
+    request_line = _REQUEST_LINE.fullmatch(_decode(first).strip())
     if request_line is None:
         raise click.UsageError("--request does not begin as a request does: its first line is POST /path HTTP/1.1")
     method, target = request_line.groups()
@@ -47,10 +47,10 @@ def read_captured(raw: bytes, url: str | None) -> dict[str, Any]:
     return {"url": url, "method": method, "headers": headers, "body": body}
 
 
-def parse_headers(text: str) -> CIMultiDict[str]:
-    """Return the headers, with one that came twice twice, since that is a reason to refuse a request."""
-    parsed = HeaderParser().parsestr(text)
-    headers = CIMultiDict((name, str(value).strip(" \t")) for name, value in parsed.items())
+def parse_headers(lines: bytes) -> CIMultiDict[str]:
+    """Return the headers; one that came twice is there twice, since that is a reason to refuse a request."""
+    parsed = HeaderParser().parsestr(lines.decode("latin-1"))
+    headers = CIMultiDict((name, _decode(value.encode("latin-1")).strip(" \t")) for name, value in parsed.items())
     if parsed.defects or parsed.get_payload() or any("\n" in value for value in headers.values()):
         # The line is not repeated: it may be a secret in the wrong place.
         raise click.UsageError("a header has no name or no ':': write it as 'Name: value'")
@@ -58,7 +58,11 @@ def parse_headers(text: str) -> CIMultiDict[str]:
 
 
 def _headers(_: click.Context, __: click.Parameter, lines: Sequence[str]) -> CIMultiDict[str]:
-    return parse_headers("\n".join(lines))
+    return parse_headers("\n".join(lines).encode("utf-8", "surrogateescape"))
+
+
+def _decode(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def _candidates(_: click.Context, __: click.Parameter, urls: Sequence[str]) -> Sequence[str]:
@@ -85,7 +89,7 @@ def _signing_keys(source: str | None) -> list[Secret]:
     if source is None:
         text = os.environ.get(_KEYS, "")
     else:
-        text = _read("--key-file", source).removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
+        text = _decode(_read("--key-file", source).removeprefix(_BYTE_ORDER_MARK))
     keys = [Secret(key) for key in re.split(r"[\s,]+", text) if key]
     if keys:
         return keys

@@ -231,8 +231,7 @@ def _changed_urls(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iter
 def _suspected(given: UrlParts, candidates: Sequence[UrlParts]) -> _Changed:
     for candidate in candidates:
         whole = evolve(candidate, query=given.query, fragment="")
-        shown = str(evolve(candidate, userinfo="", query="", fragment=""))
-        change = f"It is made of the candidate {shown!r}: set it as public_url, or verify with it."
+        change = f"It is made of the candidate {redact_url(str(candidate))!r}: set it as public_url, or verify with it."
         yield candidate, change
         yield whole, change
         yield evolve(whole, path=candidate.path.removesuffix("/") + given.path), change
@@ -387,7 +386,7 @@ def _fields(request: SignedRequest) -> dict[str, str]:
 def _shown(url: str) -> str:
     """Return a URL with the names of its query, and without its values and a password."""
     parts = UrlParts.split(url)
-    if parts is None:
+    if parts is None or "@" in parts.path:  # a password that is not encoded may hold a slash
         return repr(redact_url(url))
     pieces = [piece.partition("=") for piece in parts.query.removeprefix("?").split("&")]
     query = "&".join(f"{name}=***" if equals else name and "***" for name, equals, _ in pieces)

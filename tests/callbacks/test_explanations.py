@@ -328,6 +328,13 @@ class TestNothingFits:
         assert explained(URL, url).url is None
 
 
+@pytest.mark.parametrize("url", ["https://u:se/cret@example.com/a", "http://http://u:secret@example.com/a?cret=1"])
+def test_password_with_unencoded_slash_is_not_shown(url: str) -> None:
+    explanation = explained("https://elsewhere.example/", url, candidates=[URL, "https://e.com//u:secret@a/"])
+    assert "cret" not in str(explanation)
+    assert "example.com/a" in str(explanation)
+
+
 STOPPED = "The search stopped early: there is more to guess than it may try."
 
 

@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Path:
 
 def put(file: Path, text: str) -> None:
     """Put a text into a file, byte for byte."""
-    file.write_bytes(text.encode())
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 async def explained(shell: Shell, file: Path, text: str, *arguments: str) -> Ran:
@@ -100,7 +100,7 @@ async def test_an_address_that_is_suspected_is_tried_as_well(keyed_shell: Shell,
         f"\ufeff{captured(SIGNATURE)}",
         captured(SIGNATURE, line="post /callbacks"),
         captured(SIGNATURE, line=f"POST {PUBLIC} HTTP/1.1", host=""),
-        captured("X-Note: a\x85b\u2028c", SIGNATURE),
+        captured("X-Note: a\x85b\u2028c\udcff", SIGNATURE),
         captured(SIGNATURE, "Transfer-Encoding: chunked"),
     ],
     ids=["LF", "line break", "blank lines", "mark", "lower case", "absolute", "odd blanks", "chunks taken off"],
@@ -180,6 +180,8 @@ async def test_what_a_stranger_sent_does_not_reach_the_terminal(keyed_shell: She
         ("HTTP/1.1 200 OK\r\n\r\n", "--request does not begin as a request does"),
         ("POST /x HTTP/1.1\r\nsecret\r\n\r\n", "a header has no name or no ':': write it as 'Name: value'"),
         ("POST /x HTTP/1.1\r\nA: b\r\n folded: c\r\n\r\n", "a header has no name or no ':'"),
+        ("POST /x HTTP/1.1\r\n: secret\r\n\r\n", "a header has no name or no ':'"),
+        ("POST /x HTTP/1.1\r\nA : secret\r\n\r\n", "a header has no name or no ':'"),
         ("POST /x HTTP/1.1\r\nA: b\r\n\r\n", "--request has no Host header: give the address with --url"),
         ("POST /x HTTP/1.1\nTransfer-Encoding: chunked\n\n5\r\nA=B&C\r\n0\r\n\r\n", "is still in chunks"),
     ],
