@@ -40,7 +40,7 @@ CONFTEST = """
 HURRIED = """
     from signalwire_streams import pytest_plugin
 
-    pytest_plugin._GRACE = 0.05  # what these tests leave does not end however long one waits
+    pytest_plugin._GRACE_PERIOD = 0.05  # what these tests leave never ends by itself
 """
 LEAVES_A_STREAM = """
     async def test_it(stream_receiver, start):
@@ -157,7 +157,10 @@ def test_markers_pass_arguments(suite: Suite) -> None:
             "*signalwire_space knows no argument 'conferance': write one of advertised_limit, allow_leaks, *",
         ),
         ("signalwire_space(10)", "*signalwire_space takes no positional arguments: write name=value"),
-        ("stream_receiver(handler=print)", "*stream_receiver knows no argument 'handler': write one of backlog_bytes, *"),
+        (
+            "stream_receiver(handler=print)",
+            "*stream_receiver knows no argument 'handler': write one of backlog_bytes, *",
+        ),
         ("stream_receiver(bearer_tokens=None)", "*stream_receiver knows no argument 'bearer_tokens': *"),
     ],
 )

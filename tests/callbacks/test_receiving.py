@@ -26,6 +26,7 @@ from signalwire_streams.callbacks import (
     UnknownCallback,
 )
 from signalwire_streams.callbacks._urls import HostPattern
+from tests.waiting import until
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, fields, form, form_signature, raw_signature
 
@@ -35,13 +36,6 @@ PUBLIC = "https://example.com/callbacks"
 
 async def ignore(_: CallbackEvent) -> None:
     pass
-
-
-async def until(reached: Callable[[], bool]) -> None:
-    """Give way to the server until something is reached."""
-    async with asyncio.timeout(5):
-        while not reached():  # noqa: ASYNC110  (what is counted has no event to wait for)
-            await asyncio.sleep(0)
 
 
 @attrs.define(eq=False)

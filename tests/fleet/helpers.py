@@ -1,15 +1,18 @@
 """What the tests of the fleet share."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 
 from signalwire_streams import BulkOutcome, StartCallStream, StartConferenceStream
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet._redis import BATCH, Connection, RunKeys, command
 from signalwire_streams.fleet._status import RunFacts
+from tests import waiting
 
 URL = "wss://rx.example.com/audio"
 PATIENCE = 30.0
+until = partial(waiting.until, timeout=PATIENCE, interval=0.01)
 
 
 def on_conferences(sids: Iterable[str], **fields: object) -> list[StartConferenceStream]:
@@ -24,13 +27,6 @@ async def all_results(fleet: Fleet, run: str) -> list[BulkOutcome[StartConferenc
     """Give a run's outcomes in the order of its items."""
     async with asyncio.timeout(PATIENCE):
         return sorted([outcome async for outcome in fleet.results(run)], key=lambda outcome: outcome.index)
-
-
-async def until(holds: Callable[[], Awaitable[object]]) -> None:
-    """Wait until something holds that other processes or tasks bring about."""
-    async with asyncio.timeout(PATIENCE):
-        while not await holds():  # noqa: ASYNC110  (other processes set no event)
-            await asyncio.sleep(0.01)
 
 
 def connection_of(fleet: Fleet) -> Connection:
