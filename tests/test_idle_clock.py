@@ -92,7 +92,7 @@ def test_wait_that_does_not_end_fails_and_can_be_cleaned_up(
 
     async def wait_for_ever() -> None:
         while True:  # noqa: ASYNC110  (no event is the point)
-            await asyncio.sleep(1)
+            await asyncio.sleep(30)
 
     task = loop.create_task(wait_for_ever())
     with pytest.raises(AssertionError, match="a wait does not end"):

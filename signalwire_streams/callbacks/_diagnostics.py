@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations, permutations, product
 from time import thread_time
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlencode
 
 from attrs import evolve, field, frozen
@@ -307,33 +307,34 @@ _CHANGES: Sequence[_Change] = (
 
 def _request_candidates(request: SignedRequest) -> Iterator[RequestCandidate]:
     """Yield the request with another method, content type or body."""
-
-    def changed(change: str, **fields: Any) -> RequestCandidate:
-        return RequestCandidate(evolve(request, **fields), (change,))
-
     body = request.body
     for method, signed in {"GET": b"", "POST": body}.items():
         change = f"It was signed as a {method}: verify it as one{'' if signed else ', without a body'}."
-        yield changed(change, method=method, body=signed)
+        yield RequestCandidate(evolve(request, method=method, body=signed), (change,))
     if request.method == "GET":
         change = "Its query was signed as a form, which is not taken: choose POST for callbacks."
-        yield changed(change, method="POST", body=encoded(query_of(request.url)) or b"")
+        form = encoded(query_of(request.url)) or b""
+        yield RequestCandidate(evolve(request, method="POST", body=form), (change,))
     if header_values(request.headers, SHA256_SIGNATURE_HEADER):
         change = f"Its {SHA256_SIGNATURE_HEADER} is wrong and the weaker one right: find what changed the former."
-        yield changed(change, headers=_without(request.headers, SHA256_SIGNATURE_HEADER))
+        headers = _without(request.headers, SHA256_SIGNATURE_HEADER)
+        yield RequestCandidate(evolve(request, headers=headers), (change,))
     for kind in (FORM_TYPE, "application/json"):
         change = f"It was signed as {kind}: pass the request's own Content-Type, and only one."
-        yield changed(change, headers={**_without(request.headers, "Content-Type"), "Content-Type": kind})
+        headers = _without(request.headers, "Content-Type") | {"Content-Type": kind}
+        yield RequestCandidate(evolve(request, headers=headers), (change,))
     for raw in (body.strip(), body + b"\n", *_serialized_again(body)):
         if raw != body:
-            yield changed(f"The signed body is written another way: {_RAW_BODY}.", body=raw)
+            change = f"The signed body is written another way: {_RAW_BODY}."
+            yield RequestCandidate(evolve(request, body=raw), (change,))
     names = {name for name, _ in read_form(body) or ()}
     missing = [name for name in FIELD_NAMES if name not in names] if names else []
     for count in range(1, _MAX_BLANK_FIELDS + 1):
         for blank in combinations(missing, count):
             listed = ", ".join(blank)
-            change = f"The signed form has blank fields that this one lacks ({listed}): keep blank values"
-            yield changed(f"{change}; {_RAW_BODY}.", body=body + f"&{'=&'.join(blank)}=".encode())
+            change = f"The signed form has blank fields that this one lacks ({listed}): keep blank values; {_RAW_BODY}."
+            raw = body + f"&{'=&'.join(blank)}=".encode()
+            yield RequestCandidate(evolve(request, body=raw), (change,))
 
 
 def _without(headers: Mapping[str, str], dropped: str) -> dict[str, str]:

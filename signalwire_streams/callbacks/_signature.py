@@ -11,6 +11,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Literal, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -297,12 +298,19 @@ def read_request(*, url: object, headers: object, body: object, method: object) 
     return SignedRequest(url=_url(url), headers=headers, body=_raw(body), method=method.upper())
 
 
-def check_request(request: SignedRequest, keys: Sequence[str]) -> None:
-    """Raise `UnverifiableError` if the request was not signed with one of the keys; the message holds no secret."""
+def check_request(request: SignedRequest, keys: Sequence[str], *others: str) -> None:
+    """Raise `UnverifiableError` if the request was not signed with one of the keys; the message holds no secret.
+
+    Args:
+        request: the request.
+        keys: the keys.
+        others: further URLs that may have been signed, with the same query.
+    """
     signatures = read_signatures(request)
     if not keys:
         raise UnverifiableError("there is no key")
-    urls = [url for url in map(encoded, equivalent_urls(request.url, request.headers)) if url is not None]
+    forms = chain.from_iterable(equivalent_urls(url, request.headers) for url in (request.url, *others))
+    urls = [raw for raw in map(encoded, forms) if raw is not None]
     # All are compared, so that the time taken does not tell which one is right.
     if not any([signature.verify(url, key) for key in keys for url in urls for signature in signatures]):  # noqa: C419
         raise UnverifiableError("the signature does not fit")
