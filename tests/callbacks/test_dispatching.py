@@ -278,6 +278,7 @@ async def test_handler_that_raises_no_exception_loses_no_event(
 def test_handler_that_ends_the_program_is_not_held_up(error: type[BaseException]) -> None:
     """Both leave the event loop, as from any task; what was pending is counted as dropped."""
     servings: list[Dispatcher] = []
+    tasks: list[asyncio.Task[None]] = []
 
     async def handler(_: CallbackEvent) -> None:
         raise error
@@ -286,10 +287,12 @@ def test_handler_that_ends_the_program_is_not_held_up(error: type[BaseException]
         servings.append(dispatcher(handler))
         offer(servings[0], event("started"))
         offer(servings[0], event("stopped"))
+        tasks.extend(servings[0]._tasks)
         await asyncio.Event().wait()
 
     with pytest.raises(error):
         asyncio.run(main())
+    assert isinstance(tasks[0].exception(), error)
     statistics = servings[0].statistics
     assert (statistics.received, statistics.failed, statistics.dropped) == (2, 0, 2)
 
