@@ -65,7 +65,7 @@ def suite(pytester: pytest.Pytester) -> Suite:
 
 
 @pytest.mark.parametrize("mode", ["auto", "strict"])
-def test_a_stream_is_started_heard_and_stopped(suite: Suite, mode: str) -> None:
+def test_stream_is_started_received_and_stopped(suite: Suite, mode: str) -> None:
     """A stream of the client's comes in at the receiver, by a plain start and by `open`, and nothing is left."""
     done = suite(
         """
@@ -94,7 +94,7 @@ def test_a_stream_is_started_heard_and_stopped(suite: Suite, mode: str) -> None:
     done.assert_outcomes(passed=2)
 
 
-def test_callbacks_come_signed(suite: Suite) -> None:
+def test_callbacks_are_signed_and_trust_the_certificates(suite: Suite) -> None:
     """A callback server of one's own shows a certificate of the run's authority, and is called back."""
     done = suite(
         """
@@ -122,7 +122,7 @@ def test_callbacks_come_signed(suite: Suite) -> None:
     done.assert_outcomes(passed=1)
 
 
-def test_markers_pass_arguments(suite: Suite) -> None:
+def test_closest_marker_wins(suite: Suite) -> None:
     """Markers of module, class and function add up, and the closest has the last word."""
     done = suite(
         """
@@ -164,7 +164,7 @@ def test_markers_pass_arguments(suite: Suite) -> None:
         ("stream_receiver(bearer_tokens=None)", "*stream_receiver knows no argument 'bearer_tokens': *"),
     ],
 )
-def test_a_wrong_argument_is_one_sentence(suite: Suite, marker: str, sentence: str) -> None:
+def test_wrong_marker_argument_fails_in_one_sentence(suite: Suite, marker: str, sentence: str) -> None:
     """What a marker can't pass on is refused before anything runs."""
     done = suite(f"import pytest\n@pytest.mark.{marker}\nasync def test_it(stream_receiver): ...")
 
@@ -173,7 +173,7 @@ def test_a_wrong_argument_is_one_sentence(suite: Suite, marker: str, sentence: s
     done.stdout.no_fnmatch_line("*Traceback*")
 
 
-def test_what_is_left_is_reported_once(suite: Suite, pytester: pytest.Pytester) -> None:
+def test_running_stream_and_socket_are_reported_once(suite: Suite, pytester: pytest.Pytester) -> None:
     """A stream and its socket, each in its line, in one error of the teardown; no secrets."""
     done = suite(
         LEAVES_A_STREAM
@@ -198,7 +198,7 @@ def test_what_is_left_is_reported_once(suite: Suite, pytester: pytest.Pytester) 
     assert (pytester.path / "token").read_text() not in str(done.stdout)
 
 
-def test_a_stream_that_nobody_hears_is_reported(suite: Suite) -> None:
+def test_running_stream_without_receiver_is_reported(suite: Suite) -> None:
     """The Space alone tells of its streams too, a call's and one without a name among them."""
     done = suite(
         """
@@ -215,7 +215,7 @@ def test_a_stream_that_nobody_hears_is_reported(suite: Suite) -> None:
     done.stdout.no_fnmatch_line("*socket*")
 
 
-def test_a_socket_of_somebody_else_is_reported(suite: Suite) -> None:
+def test_socket_opened_by_the_user_is_reported_unless_closed(suite: Suite) -> None:
     """What is open at the receiver is told, whoever opened it; what a user's fixture closes by then is not."""
     done = suite(
         """
@@ -255,7 +255,7 @@ def test_a_socket_of_somebody_else_is_reported(suite: Suite) -> None:
     done.stdout.no_fnmatch_line("*still runs*")
 
 
-def test_what_has_not_begun_and_who_is_not_closed_are_reported(suite: Suite) -> None:
+def test_pending_socket_and_open_client_are_reported(suite: Suite) -> None:
     """A socket without a stream on it, and a client that was left open."""
     done = suite(
         """
@@ -297,7 +297,7 @@ def test_what_has_not_begun_and_who_is_not_closed_are_reported(suite: Suite) -> 
 @pytest.mark.parametrize(
     ("ending", "outcome"), [("assert False", "failed"), ("pytest.xfail()", "xfailed"), ("pytest.skip()", "skipped")]
 )
-def test_the_first_failure_is_the_only_one(suite: Suite, ending: str, outcome: str) -> None:
+def test_failed_test_gets_no_second_error_for_leaks(suite: Suite, ending: str, outcome: str) -> None:
     """A test that did not get to its end gets no second error; what was left stands below its failure."""
     done = suite("import pytest\n" + LEAVES_A_STREAM.replace("\n    ", "\n") + f"    {ending}\n", hurried=True)
 
@@ -308,7 +308,7 @@ def test_the_first_failure_is_the_only_one(suite: Suite, ending: str, outcome: s
         )
 
 
-def test_idle_connection_of_lent_session_is_no_leak(suite: Suite) -> None:
+def test_idle_connection_of_borrowed_session_is_no_leak(suite: Suite) -> None:
     """A session that outlives the test keeps its connection alive; a forgotten client beside it is reported."""
     done = suite(
         """
@@ -351,7 +351,7 @@ def test_idle_connection_of_lent_session_is_no_leak(suite: Suite) -> None:
     )
 
 
-def test_test_that_is_no_coroutine_is_refused_at_once(suite: Suite) -> None:
+def test_sync_test_is_refused_at_once(suite: Suite) -> None:
     """Its event loop would stand, and nothing would answer; an async test of hypothesis is one."""
     done = suite(
         """
@@ -378,7 +378,7 @@ def test_test_that_is_no_coroutine_is_refused_at_once(suite: Suite) -> None:
     )
 
 
-def test_leaks_may_be_allowed(suite: Suite) -> None:
+def test_marker_allows_leaks(suite: Suite) -> None:
     """The marker says that a test leaves something on purpose."""
     done = suite(
         "import pytest\npytestmark = pytest.mark.signalwire_space(allow_leaks=True)"
@@ -387,7 +387,7 @@ def test_leaks_may_be_allowed(suite: Suite) -> None:
     done.assert_outcomes(passed=1)
 
 
-def test_a_stream_that_does_not_come(suite: Suite) -> None:
+def test_missing_stream_error_says_how_to_start_it(suite: Suite) -> None:
     """The error says how to start it, and what the Space says."""
     done = suite(
         """
@@ -426,7 +426,7 @@ def test_a_stream_that_does_not_come(suite: Suite) -> None:
     )
 
 
-def test_without_trustme(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_trustme_fails_in_one_sentence(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sentence says what to install."""
     monkeypatch.setitem(sys.modules, "trustme", None)
     done = suite("async def test_it(signalwire_space): ...")
@@ -437,7 +437,7 @@ def test_without_trustme(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_without_pytest_asyncio(suite: Suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugin_loads_without_pytest_asyncio(suite: Suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plugin loads, and pytest tells by itself that nobody runs an async fixture."""
     monkeypatch.delattr(pytest_asyncio, "fixture")
     monkeypatch.delitem(sys.modules, "signalwire_streams.pytest_plugin", raising=False)
@@ -459,7 +459,7 @@ def test_without_pytest_asyncio(suite: Suite, pytester: pytest.Pytester, monkeyp
         ("function", "function", "(loop_scope='session')", {"errors": 1}),
     ],
 )
-def test_the_space_runs_in_the_loop_of_the_test(
+def test_space_must_run_in_the_loop_of_the_test(
     suite: Suite, fixtures: str, tests: str, marker: str, outcome: dict[str, int]
 ) -> None:
     """Any loop will do, as long as it is the test's; if not, a sentence says what to set."""
@@ -479,7 +479,7 @@ def test_the_space_runs_in_the_loop_of_the_test(
         done.stdout.fnmatch_lines(["the test runs in the event loop of its *: give the test loop_scope=*"])
 
 
-def test_two_that_run_coroutines(suite: Suite) -> None:
+def test_anyio_beside_pytest_asyncio_is_refused(suite: Suite) -> None:
     """Where pytest-asyncio is there too, a test of anyio's is told what to do."""
     done = suite(
         """
@@ -502,7 +502,7 @@ def test_markers_are_registered(suite: Suite) -> None:
 
 
 @pytest.mark.parametrize("by", ["module", "entry point"])
-def test_a_suite_that_uses_nothing(pytester: pytest.Pytester, by: str) -> None:
+def test_unused_plugin_imports_nothing(pytester: pytest.Pytester, by: str) -> None:
     """In a process of its own, nothing but the plugin is imported until a fixture is asked for."""
     if by == "entry point" and not entry_points(group="pytest11", name="signalwire_streams"):
         pytest.skip("the package is not installed, or an older one is")

@@ -56,7 +56,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_in_order_per_stream_and_no_stream_holds_up_another() -> None:
+async def test_events_are_in_order_per_stream_and_concurrent_across_streams() -> None:
     """A stream whose handler is slow keeps its own order, and the others go on."""
     heard = Heard("slow")
     serving = dispatcher(heard)
@@ -72,7 +72,7 @@ async def test_in_order_per_stream_and_no_stream_holds_up_another() -> None:
     assert serving.statistics.received == serving.statistics.handled == 6
 
 
-async def test_a_lane_is_opened_again() -> None:
+async def test_stream_with_empty_queue_gets_further_events() -> None:
     """A stream whose events were all served is served again when it has others."""
     heard = Heard()
     serving = dispatcher(heard)
@@ -84,7 +84,7 @@ async def test_a_lane_is_opened_again() -> None:
     assert heard.names == ["Started a", "Stopped a"]
 
 
-async def test_callbacks_without_a_stream_have_no_order() -> None:
+async def test_events_without_stream_are_handled_concurrently() -> None:
     """What names no stream is served at once, whatever else of that kind is under way."""
     gate, names = asyncio.Event(), []
 
@@ -104,7 +104,7 @@ async def test_callbacks_without_a_stream_have_no_order() -> None:
     assert names[2:] == [StreamStarted]
 
 
-async def test_duplicates() -> None:
+async def test_repeated_event_is_handled_once() -> None:
     """A callback that comes again is not handed on, also when its time is another one."""
     heard = Heard()
     serving = dispatcher(heard)
@@ -119,7 +119,7 @@ async def test_duplicates() -> None:
     assert serving.statistics.received == 6
 
 
-async def test_duplicates_without_a_stream() -> None:
+async def test_repeated_event_without_stream_is_known_by_its_fields() -> None:
     """Where no stream is named, callbacks are the same when all they say is."""
     seen: list[CallbackEvent] = []
 
@@ -137,7 +137,7 @@ async def test_duplicates_without_a_stream() -> None:
     assert len(seen) == 4
 
 
-async def test_memory_is_bounded() -> None:
+async def test_oldest_events_are_forgotten_beyond_dedup_size() -> None:
     """What came long ago is forgotten, so that an endless run takes no endless memory."""
     heard = Heard()
     serving = dispatcher(heard, dedup_size=2)
@@ -151,7 +151,7 @@ async def test_memory_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("end", ["stopped", "error"])
-async def test_a_late_start_revives_nothing(end: str) -> None:
+async def test_start_after_end_is_counted_as_late(end: str) -> None:
     """A start that comes after the stream's end is counted, and not handed on."""
     heard = Heard()
     serving = dispatcher(heard)
@@ -164,7 +164,7 @@ async def test_a_late_start_revives_nothing(end: str) -> None:
     assert serving.statistics.late == 1
 
 
-async def test_a_refused_duplicate_ends_nothing() -> None:
+async def test_duplicate_stream_error_does_not_end_the_stream() -> None:
     """An error about a duplicate may carry the id of the stream that goes on, whose start is still to come."""
     heard = Heard()
     serving = dispatcher(heard)
@@ -175,7 +175,7 @@ async def test_a_refused_duplicate_ends_nothing() -> None:
     assert heard.names == ["Failed a", "Started a"]
 
 
-async def test_an_end_of_no_stream_ends_none() -> None:
+async def test_end_without_stream_does_not_make_a_start_late() -> None:
     """Where the end names no stream, a start that names none either is no late one."""
     heard = Heard()
     serving = dispatcher(heard)
@@ -186,7 +186,7 @@ async def test_an_end_of_no_stream_ends_none() -> None:
     assert sorted(heard.names) == ["Started None", "Stopped None"]
 
 
-async def test_overflow() -> None:
+async def test_event_beyond_max_pending_is_refused_until_there_is_room() -> None:
     """When too many wait, a callback is to come again, and is then taken."""
     heard = Heard("a", "b")
     serving = dispatcher(heard, max_pending=2)
@@ -206,7 +206,7 @@ async def test_overflow() -> None:
     assert serving.statistics.handled == 3
 
 
-async def test_an_end_that_was_not_taken_ends_nothing() -> None:
+async def test_refused_end_does_not_make_a_start_late() -> None:
     """A stop that was turned away does not make the start a late one."""
     heard = Heard("a", "b")
     serving = dispatcher(heard, max_pending=1)
@@ -221,7 +221,7 @@ async def test_an_end_that_was_not_taken_ends_nothing() -> None:
     assert serving.statistics.late == 0
 
 
-async def test_a_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+async def test_handler_error_is_logged_and_next_event_is_handled(caplog: pytest.LogCaptureFixture) -> None:
     """What a handler raises is logged, and the next event of the same stream is served."""
     seen: list[str] = []
 
@@ -253,7 +253,7 @@ async def test_a_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_handler_that_raises_no_exception_loses_no_event(
+async def test_handler_that_raises_base_exception_loses_no_event(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Events that were accepted behind it are delivered, and count as received before when they are sent again."""
@@ -275,7 +275,7 @@ async def test_handler_that_raises_no_exception_loses_no_event(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_handler_that_ends_the_program_is_not_held_up(error: type[BaseException]) -> None:
+def test_keyboard_interrupt_and_system_exit_leave_the_loop(error: type[BaseException]) -> None:
     """Both leave the event loop, as from any task; what was pending is counted as dropped."""
     servings: list[Dispatcher] = []
     tasks: list[asyncio.Task[None]] = []
@@ -297,7 +297,7 @@ def test_handler_that_ends_the_program_is_not_held_up(error: type[BaseException]
     assert (statistics.received, statistics.failed, statistics.dropped) == (2, 0, 2)
 
 
-def test_handler_of_a_discarded_loop_is_not_held_up(recwarn: pytest.WarningsRecorder) -> None:
+def test_task_of_a_discarded_loop_ends_without_error(recwarn: pytest.WarningsRecorder) -> None:
     """A task that is thrown away unfinished ends without an error, and its handler has not failed."""
     heard = Heard("a")
     serving = dispatcher(heard)
@@ -317,7 +317,7 @@ def test_handler_of_a_discarded_loop_is_not_held_up(recwarn: pytest.WarningsReco
     assert not [warning for warning in recwarn if "ignored" in str(warning.message)]
 
 
-async def test_remembered_events_take_little_memory() -> None:
+async def test_dedup_memory_holds_no_documents_or_long_names() -> None:
     """Neither documents nor long names are kept, however many callbacks are remembered."""
     heard = Heard()
     serving = dispatcher(heard, max_pending=1_000, dedup_size=1_000)
@@ -352,7 +352,7 @@ async def test_remembered_events_take_little_memory() -> None:
         await serving.aclose()
 
 
-async def test_pending_bodies_are_bounded_in_bytes() -> None:
+async def test_pending_events_are_bounded_in_bytes() -> None:
     """Large callbacks are refused for now before there are `max_pending` of them; a small one is not alone."""
     heard = Heard("a")
     serving = dispatcher(heard)
@@ -367,7 +367,7 @@ async def test_pending_bodies_are_bounded_in_bytes() -> None:
     assert (serving.statistics.overflowed, serving.statistics.handled) == (1, 9)
 
 
-async def test_a_handler_that_is_not_async(caplog: pytest.LogCaptureFixture) -> None:
+async def test_handler_that_is_not_async_counts_as_failed(caplog: pytest.LogCaptureFixture) -> None:
     """A function that gives nothing to wait for counts as one that fails."""
     serving = dispatcher(lambda _: None)  # type: ignore[arg-type,return-value]
     offer(serving, event("started"))
@@ -377,7 +377,7 @@ async def test_a_handler_that_is_not_async(caplog: pytest.LogCaptureFixture) -> 
     assert "TypeError" in caplog.text
 
 
-async def test_a_cancellation_that_is_not_ours(caplog: pytest.LogCaptureFixture) -> None:
+async def test_cancellation_inside_the_handler_counts_as_failed(caplog: pytest.LogCaptureFixture) -> None:
     """A handler that waits for something which is cancelled has failed, and its stream is served on."""
     seen: list[str] = []
 
@@ -398,7 +398,7 @@ async def test_a_cancellation_that_is_not_ours(caplog: pytest.LogCaptureFixture)
     assert "CancelledError" in caplog.text
 
 
-async def test_closing_waits_for_what_is_under_way() -> None:
+async def test_aclose_waits_for_pending_events_and_refuses_new_ones() -> None:
     """What was accepted before is served, what comes after is to come again."""
     heard = Heard("a")
     serving = dispatcher(heard)
@@ -416,7 +416,7 @@ async def test_closing_waits_for_what_is_under_way() -> None:
     assert (serving.statistics.dropped, serving.statistics.overflowed) == (0, 1)
 
 
-async def test_closing_cuts_what_does_not_end() -> None:
+async def test_aclose_cancels_and_drops_after_shutdown_timeout() -> None:
     """What outlasts the drain is cancelled, and with it what waits behind it."""
     heard = Heard("a")
     serving = dispatcher(heard, shutdown_timeout=0.001)
@@ -428,7 +428,7 @@ async def test_closing_cuts_what_does_not_end() -> None:
     assert (serving.statistics.dropped, serving.statistics.failed, serving.statistics.handled) == (3, 0, 0)
 
 
-async def test_closing_that_is_cancelled_cuts_at_once() -> None:
+async def test_cancelled_aclose_cancels_handlers_at_once() -> None:
     """Who does not want to wait for the drain leaves nothing running."""
     serving = dispatcher(Heard("a"))
     offer(serving, event("started"))
@@ -442,7 +442,7 @@ async def test_closing_that_is_cancelled_cuts_at_once() -> None:
     assert serving.statistics.dropped == 1
 
 
-async def test_a_handler_that_refuses_to_end() -> None:
+async def test_aclose_leaves_behind_handler_that_ignores_cancellation() -> None:
     """A handler that swallows its cancellation is not waited for without end."""
     stubborn = asyncio.Event()
 
@@ -461,7 +461,7 @@ async def test_a_handler_that_refuses_to_end() -> None:
     assert serving.statistics.handled == 1
 
 
-async def test_closing_from_within() -> None:
+async def test_handler_may_close_its_dispatcher() -> None:
     """A handler may close what called it."""
     done: list[str] = []
 

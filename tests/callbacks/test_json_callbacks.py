@@ -42,7 +42,7 @@ def changed(**params: Any) -> dict[str, Any]:
     return {**DOCUMENT, "params": {**PARAMS, **params}}
 
 
-def test_a_stream_of_the_calling_api() -> None:
+def test_each_field_of_a_call_stream_is_parsed() -> None:
     """Each field has its place, and what could be secret is not shown."""
     event = parse_callback(DOCUMENT)
 
@@ -67,7 +67,7 @@ def test_a_stream_of_the_calling_api() -> None:
         ("", None, None),
     ],
 )
-def test_states(state: Any, read: str | None, ending: str | None) -> None:
+def test_unknown_state_is_kept_as_received(state: Any, read: str | None, ending: str | None) -> None:
     """A state that is not known stays as it came."""
     event = parse_callback(changed(state=state))
     assert isinstance(event, CallStreamChanged)
@@ -91,7 +91,7 @@ def test_states(state: Any, read: str | None, ending: str | None) -> None:
         ("soon", None),
     ],
 )
-def test_timestamps(timestamp: Any, moment: datetime | None) -> None:
+def test_timestamp_in_seconds_milliseconds_or_iso_is_parsed(timestamp: Any, moment: datetime | None) -> None:
     event = parse_callback({**DOCUMENT, "timestamp": timestamp})
     assert event.timestamp == moment
 
@@ -105,7 +105,7 @@ def test_timestamps(timestamp: Any, moment: datetime | None) -> None:
         ({"event": "stream-started", "params": {"name": "audit"}}, None),
     ],
 )
-def test_other_documents_are_unknown_events(document: dict[str, Any], event: str | None) -> None:
+def test_other_documents_are_unknown_callbacks(document: dict[str, Any], event: str | None) -> None:
     """They are kept whole."""
     read = parse_callback(document)
     assert isinstance(read, UnknownCallback)
@@ -115,7 +115,7 @@ def test_other_documents_are_unknown_events(document: dict[str, Any], event: str
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256", "both"])
 @pytest.mark.usefixtures("idle_clock")
-async def test_a_json_callback_reaches_the_function(algorithm: str) -> None:
+async def test_signed_json_callback_reaches_the_handler(algorithm: str) -> None:
     """Verifier, explanation and receiver agree on each signature that JSON may carry."""
     body = json.dumps(DOCUMENT).encode()
     async with serving() as server:
@@ -130,7 +130,7 @@ async def test_a_json_callback_reaches_the_function(algorithm: str) -> None:
 
 
 @pytest.mark.usefixtures("idle_clock")
-async def test_any_signed_object_is_handed_on() -> None:
+async def test_any_signed_json_object_is_delivered() -> None:
     """A callback that the platform signed is never answered 403 for what it says."""
     async with serving() as server:
         for body in (b"{}", b'{"event_type":null}', b'{"params":"x"}', b' {"event_type":"new"}', b'{"a":NaN}'):
@@ -141,7 +141,7 @@ async def test_any_signed_object_is_handed_on() -> None:
 
 
 @pytest.mark.usefixtures("idle_clock")
-async def test_json_callbacks_of_a_stream_are_handed_on_once_and_in_order() -> None:
+async def test_json_callbacks_of_a_stream_are_delivered_once_and_in_order() -> None:
     """A repeated one is dropped, and so is a start that comes after the end, as with forms."""
     hold, order = asyncio.Event(), list[tuple[str | None, Any]]()
 
@@ -171,7 +171,7 @@ async def test_json_callbacks_of_a_stream_are_handed_on_once_and_in_order() -> N
 
 
 @pytest.mark.usefixtures("idle_clock")
-async def test_json_callbacks_without_a_control_id_are_not_one_stream() -> None:
+async def test_json_callbacks_without_control_id_are_not_one_stream() -> None:
     async with serving() as server:
         for number in range(2):
             document = {**changed(control_id=None), "timestamp": number}

@@ -11,7 +11,7 @@ from signalwire_streams import callbacks
 MODULES = sorted(Path(callbacks.__file__).parent.glob("*.py"))
 
 
-def test_names_are_there() -> None:
+def test_public_names_exist() -> None:
     """Every public name exists, and is documented."""
     assert all(hasattr(callbacks, name) for name in callbacks.__all__)
     assert {
@@ -36,7 +36,7 @@ def test_only_the_receiver_imports_aiohttp(path: Path) -> None:
     assert any(name.partition(".")[0] == "aiohttp" for name in imported) is (path.name == "_receiver.py")
 
 
-def test_the_example_compiles() -> None:
+def test_example_for_fastapi_compiles() -> None:
     """The example for other frameworks is Python."""
     text = (callbacks.__doc__ or "").partition("Starlette::")[2].partition("Callbacks that come by GET")[0]
     names = compile(textwrap.dedent(text), "<example>", "exec").co_names

@@ -95,7 +95,7 @@ async def serving(*, middlewares: Sequence[Middleware] = (), **options: Any) -> 
             await runner.cleanup()
 
 
-async def test_a_callback() -> None:
+async def test_signed_callback_is_answered_204_and_delivered() -> None:
     """A signed callback is answered 204, and the function hears of it."""
     async with serving() as server:
         assert await server.post() == 204
@@ -106,7 +106,7 @@ async def test_a_callback() -> None:
     assert server.receiver.statistics.received == server.receiver.statistics.handled == 1
 
 
-async def test_a_callback_by_get() -> None:
+async def test_callback_by_get_is_parsed_from_its_query() -> None:
     """A callback's fields may come in the query, beside what the address brings itself."""
     async with serving() as server:
         assert await server.get("tenant=a%20b&" + urlencode(fields("stream-stopped"))) == 204
@@ -117,7 +117,7 @@ async def test_a_callback_by_get() -> None:
     assert event.extra == {"tenant": "a b"}
 
 
-async def test_a_query_belongs_to_the_address() -> None:
+async def test_query_of_a_post_is_signed_but_no_field() -> None:
     """The query of a POST is signed, and is none of the callback's fields."""
     async with serving() as server:
         assert await server.post(query="?tenant=%41+b&StreamSid=other&x=") == 204
@@ -127,7 +127,7 @@ async def test_a_query_belongs_to_the_address() -> None:
     assert event.extra == {}
 
 
-async def test_a_hashed_body_and_the_stronger_signature() -> None:
+async def test_form_with_sha256_signature_is_accepted() -> None:
     """Forms that are signed in other ways are taken as well."""
     async with serving() as server:
         strong = raw_signature(server.url, form(STARTED), algorithm="sha256")
@@ -183,7 +183,7 @@ REFUSALS: dict[str, tuple[Callable[[Server], Any], str]] = {
 
 
 @pytest.mark.parametrize(("send", "reason"), REFUSALS.values(), ids=REFUSALS)
-async def test_refusals_look_all_the_same(
+async def test_refusal_is_a_bare_403_and_its_reason_is_logged(
     send: Callable[[Server], Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever is wrong, the answer is a bare 403, nothing happens, and the reason is in the log only."""
@@ -200,7 +200,7 @@ async def test_refusals_look_all_the_same(
     assert KEY not in caplog.text
 
 
-async def test_refused_answers_have_the_same_headers() -> None:
+async def test_refusals_have_the_same_headers() -> None:
     """Refusals of different reasons differ in nothing but their date."""
     async with serving() as server:
         answers = []
@@ -216,7 +216,7 @@ async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def test_a_large_body_that_does_not_say_so() -> None:
+async def test_chunked_body_beyond_the_limit_is_refused() -> None:
     """A body without a length is read no further than its limit."""
     async with serving(body_limit=100) as server:
         body = form(STARTED)
@@ -246,13 +246,13 @@ async def raw_exchange(server: Server, *pieces: bytes, hang_up: bool = False) ->
     return line
 
 
-async def test_a_body_that_says_it_is_large() -> None:
+async def test_announced_large_body_is_refused_unread() -> None:
     """A body that is announced as too large is not waited for."""
     async with serving(body_timeout=600.0) as server, asyncio.timeout(5):
         assert await raw_exchange(server, b"Content-Length: 1000000\r\n\r\n") == b"HTTP/1.1 403 Forbidden\r\n"
 
 
-async def test_a_slow_body(caplog: pytest.LogCaptureFixture) -> None:
+async def test_slow_body_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     """A body that does not come in time is not waited for."""
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving(body_timeout=0.001) as server:
@@ -262,7 +262,7 @@ async def test_a_slow_body(caplog: pytest.LogCaptureFixture) -> None:
     assert "the body did not come in time" in caplog.text
 
 
-async def test_a_body_that_breaks_off(caplog: pytest.LogCaptureFixture) -> None:
+async def test_sender_that_hangs_up_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A sender that hangs up in the middle of a body leaves a line in the log and nothing else."""
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving() as server:
@@ -272,7 +272,7 @@ async def test_a_body_that_breaks_off(caplog: pytest.LogCaptureFixture) -> None:
     assert "the body could not be read" in caplog.text
 
 
-async def test_a_body_that_is_garbled(caplog: pytest.LogCaptureFixture) -> None:
+async def test_malformed_body_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     """A body that breaks the rules of HTTP is refused, not answered with an error."""
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving() as server:
@@ -282,7 +282,7 @@ async def test_a_body_that_is_garbled(caplog: pytest.LogCaptureFixture) -> None:
     assert "the body could not be read" in caplog.text
 
 
-async def test_a_middleware_may_have_read_the_body() -> None:
+async def test_body_read_by_a_middleware_is_verified() -> None:
     """A body that somebody read before is verified all the same, and within the same limit."""
 
     @web.middleware
@@ -300,7 +300,7 @@ async def test_a_middleware_may_have_read_the_body() -> None:
             assert answer.status == 403
 
 
-class TestPublicAddress:
+class TestPublicUrl:
     """What the platform signed is the address that it knows."""
 
     @pytest.mark.parametrize(
@@ -316,21 +316,21 @@ class TestPublicAddress:
             ("https://example.com/callbacks/", "https://example.com/callbacks/"),
         ],
     )
-    async def test_configured(self, public_url: str, signed: str) -> None:
+    async def test_public_url_is_the_whole_url_or_its_start(self, public_url: str, signed: str) -> None:
         """The configured address is the whole one, or what a proxy takes off; the query is the request's."""
         async with serving(public_url=public_url) as server:
             assert await server.post(signed=signed) == 204
             assert await server.post(fields("stream-stopped"), signed=signed, query="?a=%2f&b=+&") == 204
             assert await server.get(urlencode(fields("stream-error")), signed=signed) == 204
 
-    async def test_a_fragment_stays_behind_the_query(self) -> None:
+    async def test_fragment_of_public_url_comes_after_the_query(self) -> None:
         """A configured fragment may have been signed, behind the request's query."""
         async with serving(public_url=f"{PUBLIC}#x") as server:
             headers = {"Content-Type": FORM, SIGNATURE_HEADER: form_signature(f"{PUBLIC}?a=1#x", STARTED)}
             assert await server.send(form(STARTED), "?a=1", headers) == 204
             assert await server.post(fields("stream-stopped"), signed=PUBLIC, query="?a=1") == 204
 
-    async def test_configured_goes_before_all(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_public_url_overrides_what_the_request_says(self, caplog: pytest.LogCaptureFixture) -> None:
         """Where an address is configured, what a request says about its host does not count."""
         caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
         async with serving(public_url="https://u:secret@example.com/callbacks", trust_forwarded=True) as server:
@@ -369,14 +369,14 @@ class TestPublicAddress:
     )
 
     @FORWARDED
-    async def test_forwarded_and_trusted(self, signed: str, headers: dict[str, Any]) -> None:
+    async def test_trusted_forwarded_headers_decide_the_url(self, signed: str, headers: dict[str, Any]) -> None:
         """Behind a proxy that can be trusted, the address is what the proxy was asked for."""
         async with serving(trust_forwarded=True) as server:
             assert await server.post(signed=signed, query="?a=%2F", **headers) == 204
             assert await server.post(fields("stream-stopped"), **headers) == 403
 
     @FORWARDED
-    async def test_forwarded_and_not_trusted(self, signed: str, headers: dict[str, Any]) -> None:
+    async def test_untrusted_forwarded_headers_are_ignored(self, signed: str, headers: dict[str, Any]) -> None:
         """Without trust, such headers are a sender's own invention."""
         async with serving() as server:
             assert await server.post(signed=signed, **headers) == 403
@@ -394,13 +394,13 @@ class TestPublicAddress:
             {"Forwarded": 'for="proto=https;host=evil.example"'},
         ],
     )
-    async def test_forwarded_nonsense(self, headers: dict[str, Any]) -> None:
+    async def test_invalid_forwarded_headers_are_ignored(self, headers: dict[str, Any]) -> None:
         """What proxies say and can't be meant is left out."""
         async with serving(trust_forwarded=True) as server:
             assert await server.post(**headers) == 204
 
     @pytest.mark.parametrize("host", ["a:b:c", "u@example.com", "", "exa mple.com"])
-    async def test_a_host_that_is_none(self, host: str) -> None:
+    async def test_invalid_host_is_refused_unless_forwarded(self, host: str) -> None:
         """A `Host` that can't be one is refused, unless proxies that are believed say better."""
         async with serving(trust_forwarded=True) as server:
             assert await server.post(signed=f"http://{host}/callbacks", Host=host) == 403
@@ -411,7 +411,7 @@ class TestPublicAddress:
             )
 
     @pytest.mark.parametrize("trust_forwarded", [False, True])
-    async def test_a_host_that_swallows_the_request(self, trust_forwarded: bool) -> None:
+    async def test_host_with_a_whole_url_is_refused(self, trust_forwarded: bool) -> None:
         """Who overheard a callback can't make another one of it by writing its address into `Host`."""
         async with serving(trust_forwarded=trust_forwarded) as server:
             overheard = f"{server.url}?" + urlencode(fields("stream-started"))
@@ -426,7 +426,7 @@ class TestPublicAddress:
         assert server.heard.empty()
 
     @pytest.mark.parametrize("target", ["http://{host}/callbacks?a=1", "/callbacks?a=1#&StreamSid=x"])
-    async def test_odd_targets(self, target: str) -> None:
+    async def test_absolute_target_and_fragment_are_accepted(self, target: str) -> None:
         """A request line may hold a whole address; a fragment, which HTTP knows not there, is none of the fields."""
         async with serving() as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -443,7 +443,7 @@ class TestPublicAddress:
         assert (event.stream_sid, event.extra) == (None, {"a": "1"})
 
     @pytest.mark.parametrize("signed", ["", "#ot=2000&rt=5000&tt=9000"])
-    async def test_timeouts_in_the_fragment(self, signed: str) -> None:
+    async def test_timeouts_in_the_fragment_may_be_signed_or_not(self, signed: str) -> None:
         """The timeouts of a callback URL stand in its fragment, which may have been signed or not."""
         async with serving(public_url=f"{PUBLIC}#ot=2000&rt=5000&tt=9000") as server:
             assert await server.post(X_SignalWire_Signature=form_signature(PUBLIC + signed, STARTED)) == 204
@@ -477,13 +477,13 @@ class TestAllowedHosts:
             (("*",), "any.example", 204),
         ],
     )
-    async def test_hosts(self, allowed: Sequence[str], host: str, status: int) -> None:
+    async def test_only_allowed_hosts_are_accepted(self, allowed: Sequence[str], host: str, status: int) -> None:
         """A right signature for a host that is not listed is refused."""
         async with serving(allowed_hosts=allowed) as server:
             assert await server.post(signed=f"http://{host}/callbacks", Host=host) == status
             assert server.receiver.statistics.refused == (status == 403)
 
-    async def test_a_whole_address_in_the_request_line_is_no_way_around(self) -> None:
+    async def test_absolute_target_does_not_bypass_allowed_hosts(self) -> None:
         async with serving(allowed_hosts=["example.com"]) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             signature = form_signature("http://evil.example/callbacks?a=1", ())
@@ -494,19 +494,19 @@ class TestAllowedHosts:
             await writer.wait_closed()
         assert line == b"HTTP/1.1 403 Forbidden\r\n"
 
-    async def test_an_address_without_a_host_matches_no_pattern(self) -> None:
+    async def test_relative_url_matches_no_host_pattern(self) -> None:
         pattern = HostPattern.parse("*")
         assert pattern is not None
         assert not pattern.matches("/callbacks")
 
-    async def test_forwarded_hosts_count_where_they_are_trusted(self) -> None:
+    async def test_trusted_forwarded_host_must_be_allowed(self) -> None:
         async with serving(allowed_hosts=["example.com"], trust_forwarded=True) as server:
             for host, status in (("example.com", 204), ("evil.example", 403)):
                 forwarded: dict[str, Any] = {"X_Forwarded_Host": host, "X_Forwarded_Proto": "https"}
                 assert await server.post(signed=f"https://{host}/callbacks", **forwarded) == status
 
     @pytest.mark.parametrize("trust_forwarded", [False, True])
-    async def test_neither_is_warned_of(self, trust_forwarded: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_missing_public_url_and_allowed_hosts_log_a_warning(self, trust_forwarded: bool, caplog: pytest.LogCaptureFixture) -> None:
         """It is said when the receiver is made, in one line, and with either setting there is none."""
         CallbackReceiver(ignore, keys=[KEY], trust_forwarded=trust_forwarded)
         [record] = caplog.records
@@ -519,14 +519,14 @@ class TestAllowedHosts:
         assert not caplog.records
 
 
-async def test_user_and_password_of_the_address() -> None:
+async def test_authorization_header_counts_as_userinfo() -> None:
     """A callback address with a password is signed with it, and the client sends it in a header."""
     async with serving() as server:
         signed = server.url.replace("http://", "http://u:p@")
         assert await server.post(signed=signed, Authorization="Basic dTpw") == 204
 
 
-async def test_the_answer_does_not_wait_for_the_function() -> None:
+async def test_answer_does_not_wait_for_the_handler() -> None:
     """The function is called after the answer, in order per stream, and different streams at the same time."""
     hold, order = asyncio.Event(), []
 
@@ -545,7 +545,7 @@ async def test_the_answer_does_not_wait_for_the_function() -> None:
     assert order[2:] == [("slow", StreamStarted), ("slow", StreamStopped)]
 
 
-async def test_repeated_and_late_callbacks() -> None:
+async def test_repeated_and_late_callbacks_are_answered_204() -> None:
     """A callback that comes again is answered well and dropped; so is a start after the end."""
     async with serving() as server:
         for kind in ("error", "error", "started"):
@@ -556,7 +556,7 @@ async def test_repeated_and_late_callbacks() -> None:
     assert (counts.received, counts.duplicates, counts.late, server.heard.qsize()) == (3, 1, 1, 0)
 
 
-async def test_too_many_wait() -> None:
+async def test_callback_beyond_max_pending_is_answered_503() -> None:
     """When too many wait, the platform is asked to try again, and the next try is taken."""
     hold = asyncio.Event()
 
@@ -574,7 +574,7 @@ async def test_too_many_wait() -> None:
     assert server.receiver.statistics.handled == 2
 
 
-async def test_closing() -> None:
+async def test_closed_receiver_answers_503() -> None:
     """A receiver that closes lets what waits end, and asks for everything else to come again."""
     async with serving() as server:
         await server.receiver.aclose()
@@ -584,14 +584,14 @@ async def test_closing() -> None:
     assert server.heard.empty()
 
 
-async def test_unknown_events_are_handed_on() -> None:
+async def test_unknown_events_are_delivered() -> None:
     """What this version does not know reaches the function, too."""
     async with serving() as server:
         assert await server.post([("Any", "thing")]) == 204
         assert isinstance(await server.heard.get(), UnknownCallback)
 
 
-async def test_keys_in_rotation() -> None:
+async def test_any_of_several_keys_is_accepted() -> None:
     """Each of several keys opens, and none is shown."""
     async with serving(keys=["PSK_new", KEY]) as server:
         assert await server.post() == 204
@@ -627,7 +627,7 @@ async def test_keys_in_rotation() -> None:
         ({"shutdown_timeout": 0}, "shutdown_timeout"),
     ],
 )
-def test_wrong_settings_are_told(wrong: dict[str, Any], hint: str) -> None:
+def test_wrong_setting_is_refused_with_advice(wrong: dict[str, Any], hint: str) -> None:
     """A receiver that can't work is not made, and the message says what to write."""
     settings: dict[str, Any] = {"handler": ignore, "keys": [KEY]} | wrong
     with pytest.raises(InvalidRequestError, match=hint) as caught:

@@ -51,12 +51,12 @@ async def explained(shell: Shell, file: Path, text: str, *arguments: str) -> Ran
     return ran
 
 
-async def test_a_signature_that_fits_is_the_exit_code_0(keyed_shell: Shell, file: Path) -> None:
+async def test_valid_signature_exits_0(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE), "--url", PUBLIC)
     assert (ran.code, ran.out, ran.err) == (0, f"The signature fits '{PUBLIC}'.\n", "")
 
 
-async def test_one_that_does_not_is_1_and_what_to_change_is_told(keyed_shell: Shell, file: Path) -> None:
+async def test_invalid_signature_exits_1_with_suggestions(keyed_shell: Shell, file: Path) -> None:
     """Without an address it is the one that a plain server sees, behind the proxy that ended TLS."""
     ran = await explained(keyed_shell, file, captured(SIGNATURE))
     assert (ran.code, ran.err) == (1, "")
@@ -65,7 +65,7 @@ async def test_one_that_does_not_is_1_and_what_to_change_is_told(keyed_shell: Sh
     assert "- 'http://example.com/callbacks'" in ran.out
 
 
-async def test_a_program_gets_it_as_json(keyed_shell: Shell, file: Path) -> None:
+async def test_json_option_writes_the_diagnosis(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE), "--json")
     assert ran.code == 1
     assert ran.json["valid"] is False
@@ -75,7 +75,7 @@ async def test_a_program_gets_it_as_json(keyed_shell: Shell, file: Path) -> None
     assert sorted(ran.json) == ["attempts", "candidate_urls", "suggestions", "summary", "valid"]
 
 
-async def test_an_address_that_is_suspected_is_tried_as_well(keyed_shell: Shell, file: Path) -> None:
+async def test_candidate_url_is_tried(keyed_shell: Shell, file: Path) -> None:
     text = captured(SIGNATURE, host="10.0.0.7:8080", line="POST /inner HTTP/1.1")
     assert PUBLIC not in (await explained(keyed_shell, file, text)).out
     ran = await explained(
@@ -105,29 +105,29 @@ async def test_an_address_that_is_suspected_is_tried_as_well(keyed_shell: Shell,
     ],
     ids=["LF", "line break", "blank lines", "mark", "lower case", "absolute", "odd blanks", "chunks taken off"],
 )
-async def test_a_request_is_read_as_tools_and_editors_leave_it(keyed_shell: Shell, file: Path, text: str) -> None:
+async def test_request_is_read_as_tools_and_editors_leave_it(keyed_shell: Shell, file: Path, text: str) -> None:
     assert (await explained(keyed_shell, file, text, "--url", PUBLIC)).code == 0
 
 
-async def test_a_request_may_name_all_of_its_address(keyed_shell: Shell, file: Path) -> None:
+async def test_absolute_target_needs_no_url(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE, line=f"POST {PUBLIC} HTTP/1.1", host=""))
     assert ran.code == 0
 
 
-async def test_a_header_that_came_twice_is_seen_twice(keyed_shell: Shell, file: Path) -> None:
+async def test_repeated_header_is_refused_as_such(keyed_shell: Shell, file: Path) -> None:
     """Since that is why it is refused."""
     ran = await explained(keyed_shell, file, captured(SIGNATURE, SIGNATURE), "--url", PUBLIC)
     assert ran.code == 1
     assert "X-SignalWire-Signature came more than once" in ran.out
 
 
-async def test_a_body_that_was_cut_is_told(keyed_shell: Shell, file: Path) -> None:
+async def test_truncated_body_is_named(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE)[:-5], "--url", PUBLIC)
     assert ran.code == 1
     assert f"Content-Length says {len(BODY)} bytes, and the body has {len(BODY) - 5}" in ran.out
 
 
-async def test_the_parts_of_a_request_can_be_given_one_by_one(
+async def test_request_can_be_given_in_parts(
     keyed_shell: Shell, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The body from a file or from standard input, byte for byte; a GET has none."""
@@ -147,7 +147,7 @@ async def test_the_parts_of_a_request_can_be_given_one_by_one(
 
 
 @pytest.mark.parametrize("keys", [f"PSK_old,{KEY}", f" PSK_old\n {KEY}\n", f"{KEY}, PSK_old"])
-async def test_there_may_be_several_keys(
+async def test_several_keys_are_read_from_each_source(
     bare_shell: Shell, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str
 ) -> None:
     """In the environment, in a file that stands instead of it, or on standard input."""
@@ -161,7 +161,7 @@ async def test_there_may_be_several_keys(
     assert (await explained(bare_shell, file, *arguments, "--key-file", "-")).code == 0
 
 
-async def test_what_a_stranger_sent_does_not_reach_the_terminal(keyed_shell: Shell, file: Path) -> None:
+async def test_escape_sequences_and_query_values_are_not_shown(keyed_shell: Shell, file: Path) -> None:
     """No escape sequence, and no value of a query."""
     text = captured(
         SIGNATURE, "X-Forwarded-Host: \x1b[2J", host="evil\x1b[31m", line="POST /\x1b]0;x\x07?pin=1234 HTTP/1.1"
@@ -186,7 +186,7 @@ async def test_what_a_stranger_sent_does_not_reach_the_terminal(keyed_shell: She
         ("POST /x HTTP/1.1\nTransfer-Encoding: chunked\n\n5\r\nA=B&C\r\n0\r\n\r\n", "is still in chunks"),
     ],
 )
-async def test_what_is_no_request_is_misuse(keyed_shell: Shell, file: Path, text: str, sentence: str) -> None:
+async def test_malformed_request_is_a_usage_error(keyed_shell: Shell, file: Path, text: str, sentence: str) -> None:
     ran = await explained(keyed_shell, file, text)
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
     assert sentence in ran.err
@@ -210,7 +210,7 @@ async def test_what_is_no_request_is_misuse(keyed_shell: Shell, file: Path, text
         (("--url", PUBLIC, "--key-file", "no-such-file"), "--key-file can't be read"),
     ],
 )
-async def test_what_cannot_be_meant_is_misuse(keyed_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:
+async def test_wrong_options_are_usage_errors(keyed_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:
     ran = await keyed_shell("callbacks", "explain", *arguments)
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
     assert sentence in ran.err
@@ -218,7 +218,7 @@ async def test_what_cannot_be_meant_is_misuse(keyed_shell: Shell, arguments: tup
 
 
 @pytest.mark.parametrize("keys", [None, "", " , \n"])
-async def test_without_a_key_there_is_nothing_to_compare(
+async def test_missing_key_is_a_usage_error(
     bare_shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str | None
 ) -> None:
     monkeypatch.delenv("SIGNALWIRE_SIGNING_KEY", raising=False)
@@ -233,7 +233,7 @@ async def test_without_a_key_there_is_nothing_to_compare(
     assert "--key-file holds no key" in ran.err
 
 
-async def test_the_help_has_an_example_and_names_the_environment(bare_shell: Shell) -> None:
+async def test_help_has_an_example_and_names_the_environment(bare_shell: Shell) -> None:
     ran = await bare_shell("callbacks", "explain", "--help")
     assert (ran.code, ran.err) == (0, "")
     assert "  signalwire-streams callbacks explain --request captured.txt" in ran.out.partition("Example")[2]
@@ -241,7 +241,7 @@ async def test_the_help_has_an_example_and_names_the_environment(bare_shell: She
         assert name in ran.out
 
 
-async def test_the_group_alone_is_misuse(bare_shell: Shell) -> None:
+async def test_group_without_command_is_a_usage_error(bare_shell: Shell) -> None:
     ran = await bare_shell("callbacks")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("Usage: ")

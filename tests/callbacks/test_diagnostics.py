@@ -95,7 +95,7 @@ PROXIES = {
 
 
 @pytest.mark.parametrize(("signed", "seen", "headers", "advice"), PROXIES.values(), ids=PROXIES)
-def test_what_proxies_change(signed: str, seen: str, headers: dict[str, str], advice: list[str]) -> None:
+def test_signed_url_is_found_after_changes_by_proxies(signed: str, seen: str, headers: dict[str, str], advice: list[str]) -> None:
     """The address that was signed is found, and what to change is said."""
     explanation = explained(signed, seen, headers=headers)
 
@@ -118,7 +118,7 @@ def test_what_proxies_change(signed: str, seen: str, headers: dict[str, str], ad
         ("https://example.com/hooks?id=7", "https://example.com/hooks?id=7"),
     ],
 )
-def test_addresses_that_are_suspected(signed: str, candidate: str) -> None:
+def test_candidates_are_tried_whole_with_query_and_before_path(signed: str, candidate: str) -> None:
     """Candidates are tried whole, with the request's query, and before its path."""
     explanation = explained(signed, candidates=["https://other.example/", candidate])
 
@@ -149,7 +149,7 @@ def test_candidates_with_fewest_changes_come_first() -> None:
     assert len({candidate.request.url for candidate in candidates}) == len(candidates)
 
 
-def test_a_signature_that_fits() -> None:
+def test_valid_signature_names_the_signed_url() -> None:
     """Where nothing is wrong, the explanation says so, and which spelling was signed."""
     explanation = explained("https://example.com:443/callbacks?token=secret", f"{URL}?token=secret")
 
@@ -164,12 +164,12 @@ def with_json(body: bytes, signed: bytes, **headers: str) -> SignatureDiagnosis:
     return diagnose_signature(url=URL, headers=told, body=body, keys=[KEY])
 
 
-class TestWhatFrameworksChange:
+class TestChangedRequest:
     """The address is right, and something else is not what was signed."""
 
     @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
     @pytest.mark.parametrize("plain", [True, False])
-    def test_json_that_was_written_anew(self, separators: tuple[str, str], plain: bool) -> None:
+    def test_json_serialized_again_is_found(self, separators: tuple[str, str], plain: bool) -> None:
         """JSON that was read and written again has other blanks or other escapes."""
         document = {"name": "é", "n": [1, 2]}
         signed = json.dumps(document, separators=separators, ensure_ascii=plain).encode()
@@ -177,7 +177,7 @@ class TestWhatFrameworksChange:
         assert explanation.url == URL
         assert "raw bytes" in explanation.suggestions[0]
 
-    def test_a_line_break_at_the_end(self) -> None:
+    def test_added_or_removed_line_break_is_found(self) -> None:
         """A line break that was added or cut off is found."""
         assert "raw bytes" in with_json(JSON_BODY + b"\r\n", JSON_BODY).suggestions[0]
         assert "raw bytes" in with_json(JSON_BODY, JSON_BODY + b"\n").suggestions[0]
@@ -185,14 +185,14 @@ class TestWhatFrameworksChange:
     @pytest.mark.parametrize(
         "body", [b"[" * 100_000, b'{"a":1e999}', b'{"a":"\\ud800"}', b"{\xff}", b"[" + b"9" * 5_000 + b"]"]
     )
-    def test_json_that_is_odd(self, body: bytes) -> None:
+    def test_json_that_cannot_be_serialized_is_skipped(self, body: bytes) -> None:
         """JSON that can't be read or written is not guessed at."""
         assert with_json(body, b"{}").url is None
 
     @pytest.mark.parametrize(
         "names", [["CallSid"], ["CallSid", "StreamError"], ["CallSid", "ConferenceSid", "StreamError"]]
     )
-    def test_blank_fields_that_were_dropped(self, names: list[str]) -> None:
+    def test_dropped_blank_fields_are_found(self, names: list[str]) -> None:
         """A framework that drops blank fields is found out."""
         kept = [(name, value) for name, value in STARTED if name not in names]
         signature = form_signature(URL, [*kept, *((name, "") for name in names)])
@@ -201,14 +201,14 @@ class TestWhatFrameworksChange:
         assert f"({', '.join(names)})" in explanation.suggestions[0]
 
     @pytest.mark.parametrize("kind", ["application/json", "text/plain; x", None])
-    def test_another_content_type(self, kind: str | None) -> None:
+    def test_changed_content_type_is_found(self, kind: str | None) -> None:
         """A content type that was changed is found."""
         explanation = explained(URL, URL, headers={"Content-Type": kind, "content-type": "text/plain"})
         assert "Content-Type came more than once" in explanation.summary
         assert "Content-Type" in explanation.suggestions[0]
         assert explained(URL, URL, headers={"Content-Type": "application/json"}).url == URL
 
-    def test_another_method(self) -> None:
+    def test_wrong_method_is_found(self) -> None:
         """A method that was told wrong is found, in either direction."""
         explanation = explained(URL, URL, method="GET")
         assert explanation.suggestions == ("It was signed as a POST: verify it as one.",)
@@ -217,7 +217,7 @@ class TestWhatFrameworksChange:
         assert explanation.suggestions == ("It was signed as a GET: verify it as one, without a body.",)
 
     @pytest.mark.parametrize("signed", [URL, f"{URL}?{form(STARTED).decode()}"])
-    def test_a_get_that_is_signed_as_a_form(self, signed: str) -> None:
+    def test_get_signed_as_a_form_is_found(self, signed: str) -> None:
         """That a GET is signed by its address alone is an inference; this is how it would show if it were wrong."""
         headers = {SIGNATURE_HEADER: form_signature(signed, STARTED)}
         explanation = diagnose_signature(
@@ -226,13 +226,13 @@ class TestWhatFrameworksChange:
         assert not explanation.valid
         assert "choose POST" in explanation.suggestions[0]
 
-    def test_blanks_around_a_key(self) -> None:
+    def test_whitespace_around_a_key_is_found(self) -> None:
         """A key that was read from a file with its line break is found."""
         explanation = explained(URL, URL, keys=[f"{KEY}\n"])
         assert "line break" in explanation.suggestions[0]
         assert explanation.url == URL
 
-    def test_a_wrong_signature_of_the_stronger_kind(self) -> None:
+    def test_wrong_sha256_beside_right_sha1_is_found(self) -> None:
         """A right SHA-1 signature beside a wrong SHA-256 one is pointed out, and still refused."""
         headers = {
             "Content-Type": "application/json",
@@ -243,14 +243,14 @@ class TestWhatFrameworksChange:
         assert not explanation.valid
         assert SHA256_SIGNATURE_HEADER in explanation.suggestions[0]
 
-    def test_a_body_and_an_address_at_once(self) -> None:
+    def test_one_url_change_and_one_other_change_are_found(self) -> None:
         """One change of the address beside one of the rest is found as well."""
         explanation = explained(URL, URL.replace("https", "http"), method="GET")
         assert len(explanation.suggestions) == 2
         assert explanation.url == URL
 
 
-class TestNothingFits:
+class TestHints:
     """No guess fits: then there are hints, and what is certain comes first."""
 
     def hints(self, **others: Any) -> str:
@@ -260,7 +260,7 @@ class TestNothingFits:
         assert "What to change:" in str(explanation)
         return " ".join(explanation.suggestions)
 
-    def test_always(self) -> None:
+    def test_usual_causes_are_always_named(self) -> None:
         """The usual causes that can't be seen from a request are named."""
         hints = self.hints()
         assert "Signing Key" in hints
@@ -268,7 +268,7 @@ class TestNothingFits:
         assert "passed as StatusCallback as a candidate" in hints
         assert "b08dacad-85c6-40f7-83e5-f8ae3f1b8d3a" in hints
 
-    def test_no_signature(self) -> None:
+    def test_missing_signature_is_named(self) -> None:
         """A missing header is called that."""
         explanation = diagnose_signature(url=URL, headers={}, body=form(STARTED), keys=[KEY])
         assert explanation.summary == "Refused: there is no signature."
@@ -277,43 +277,43 @@ class TestNothingFits:
         assert explanation.summary == f"Refused: {SIGNATURE_HEADER} is empty."
 
     @pytest.mark.parametrize("keys", [[], [""], None])
-    def test_no_key(self, keys: Any) -> None:
+    def test_missing_key_is_named(self, keys: Any) -> None:
         """A missing key is called that."""
         assert "There is no key" in self.hints(keys=keys)
         assert explained(URL, URL, keys=keys).summary == "Refused: there is no key."
 
-    def test_a_token_in_place_of_the_key(self) -> None:
+    def test_api_token_as_key_is_named(self) -> None:
         """A key that looks like an API token is pointed out, and not shown."""
         hints = self.hints(keys=["PT0123456789abcdef"])
         assert "begins as API tokens do" in hints
         assert "0123456789abcdef" not in hints
 
-    def test_a_body_that_was_read_before(self) -> None:
+    def test_body_shorter_than_content_length_is_named(self) -> None:
         """A body that is shorter than announced was read by somebody else."""
         hints = self.hints(body=b"", headers={"Content-Length": "120"})
         assert "Content-Length says 120 bytes, and the body has 0" in hints
         assert "Content-Length" not in self.hints(headers={"Content-Length": "9" * 5_000})
 
-    def test_a_body_that_is_too_large(self) -> None:
+    def test_too_large_body_is_not_read(self) -> None:
         """A body that verification does not read is not read to explain it either."""
         body = b"AccountSid=p-1&a=" + b"b" * MAX_BODY
         explanation = explained("https://elsewhere.example/", URL, body=body)
         assert "the body is too large" in explanation.summary
         assert "p-1" not in str(explanation)
 
-    def test_the_advice_holds_on_the_command_line_too(self) -> None:
+    def test_advice_names_no_python_arguments(self) -> None:
         """It speaks of keys, candidates and methods, and not of a function's arguments."""
         advice = self.hints(keys=[]) + self.hints(body=b"", headers={"Content-Length": "9"}, keys=[f"PT{KEY} "])
         advice += " ".join(explained(URL, "/callbacks").suggestions + explained(URL, URL, method="GET").suggestions)
         assert not re.search(r"\w+=|\[|\(\)", advice), advice
 
-    def test_an_address_that_is_not_absolute(self) -> None:
+    def test_relative_url_is_named(self) -> None:
         """Half an address is called that."""
         explanation = explained("https://elsewhere.example/", "/callbacks?token=secret")
         assert "not absolute" in explanation.suggestions[0]
         assert explanation.candidate_urls == ("'/callbacks'",)
 
-    def test_a_get(self) -> None:
+    def test_project_of_a_get_is_read_from_its_query(self) -> None:
         """A GET's project is found in its query."""
         explanation = diagnose_signature(
             url=f"{URL}?AccountSid=project-1", headers={SIGNATURE_HEADER: "x"}, keys=[KEY], method="get"
@@ -323,7 +323,7 @@ class TestNothingFits:
     @pytest.mark.parametrize(
         "url", ["", "\ud800", "https://[/", "ftp://example.com/\udcff?a=\ud800", "http://a/\ud800"]
     )
-    def test_odd_addresses(self, url: str) -> None:
+    def test_odd_url_raises_nothing(self, url: str) -> None:
         """No address is so odd that explaining it fails."""
         assert explained(URL, url).url is None
 
@@ -383,7 +383,7 @@ def test_search_over_large_request_is_bounded(body: bytes, query: str, monkeypat
         ({"candidates": None}, r"\['https://host/path'\]"),
     ],
 )
-def test_misuse_is_told(wrong: dict[str, Any], hint: str) -> None:
+def test_wrong_argument_is_refused_with_advice(wrong: dict[str, Any], hint: str) -> None:
     """What a program got wrong is told, with what to write instead."""
     told: dict[str, Any] = {"url": URL, "headers": {}, "keys": [KEY]} | wrong
     with pytest.raises(InvalidRequestError, match=hint):
@@ -401,7 +401,7 @@ def test_misuse_is_told(wrong: dict[str, Any], hint: str) -> None:
     ),
     method=st.sampled_from(["POST", "GET"]),
 )
-def test_nothing_secret_is_told(seen: str, signed: str, headers: dict[str, str], method: str) -> None:
+def test_diagnosis_shows_no_secret_and_agrees_with_verification(seen: str, signed: str, headers: dict[str, str], method: str) -> None:
     """No key and no signature, given or expected, is in an explanation; and it agrees with the verification."""
     told: dict[str, Any] = {
         "url": seen,
