@@ -1,4 +1,4 @@
-"""The pytest plugin, in suites as its users write them."""
+"""The pytest plugin, in test suites as users write them."""
 
 import sys
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def suite(pytester: pytest.Pytester) -> Suite:
 
 @pytest.mark.parametrize("mode", ["auto", "strict"])
 def test_stream_is_started_received_and_stopped(suite: Suite, mode: str) -> None:
-    """A stream of the client's comes in at the receiver, by a plain start and by `open`, and nothing is left."""
+    """By `start_stream` and by `open`; nothing is left running."""
     done = suite(
         """
         import pytest
@@ -95,7 +95,7 @@ def test_stream_is_started_received_and_stopped(suite: Suite, mode: str) -> None
 
 
 def test_callbacks_are_signed_and_trust_the_certificates(suite: Suite) -> None:
-    """A callback server of one's own shows a certificate of the run's authority, and is called back."""
+    """The user's callback server has a certificate of the run's authority."""
     done = suite(
         """
         import asyncio
@@ -123,7 +123,7 @@ def test_callbacks_are_signed_and_trust_the_certificates(suite: Suite) -> None:
 
 
 def test_closest_marker_wins(suite: Suite) -> None:
-    """Markers of module, class and function add up, and the closest has the last word."""
+    """Markers of module, class and function are merged."""
     done = suite(
         """
         import pytest
@@ -165,7 +165,7 @@ def test_closest_marker_wins(suite: Suite) -> None:
     ],
 )
 def test_wrong_marker_argument_fails_in_one_sentence(suite: Suite, marker: str, sentence: str) -> None:
-    """What a marker can't pass on is refused before anything runs."""
+    """Before anything runs."""
     done = suite(f"import pytest\n@pytest.mark.{marker}\nasync def test_it(stream_receiver): ...")
 
     done.assert_outcomes(errors=1)
@@ -174,7 +174,7 @@ def test_wrong_marker_argument_fails_in_one_sentence(suite: Suite, marker: str, 
 
 
 def test_running_stream_and_socket_are_reported_once(suite: Suite, pytester: pytest.Pytester) -> None:
-    """A stream and its socket, each in its line, in one error of the teardown; no secrets."""
+    """Each on its own line, in one error of the teardown, without secrets."""
     done = suite(
         LEAVES_A_STREAM
         + """
@@ -199,7 +199,7 @@ def test_running_stream_and_socket_are_reported_once(suite: Suite, pytester: pyt
 
 
 def test_running_stream_without_receiver_is_reported(suite: Suite) -> None:
-    """The Space alone tells of its streams too, a call's and one without a name among them."""
+    """Also a call's stream, and one without a name."""
     done = suite(
         """
         import pytest
@@ -216,7 +216,7 @@ def test_running_stream_without_receiver_is_reported(suite: Suite) -> None:
 
 
 def test_socket_opened_by_the_user_is_reported_unless_closed(suite: Suite) -> None:
-    """What is open at the receiver is told, whoever opened it; what a user's fixture closes by then is not."""
+    """The user's fixtures may close it in time."""
     done = suite(
         """
         import aiohttp, pytest
@@ -256,7 +256,6 @@ def test_socket_opened_by_the_user_is_reported_unless_closed(suite: Suite) -> No
 
 
 def test_pending_socket_and_open_client_are_reported(suite: Suite) -> None:
-    """A socket without a stream on it, and a client that was left open."""
     done = suite(
         """
         import aiohttp, pytest
@@ -298,7 +297,7 @@ def test_pending_socket_and_open_client_are_reported(suite: Suite) -> None:
     ("ending", "outcome"), [("assert False", "failed"), ("pytest.xfail()", "xfailed"), ("pytest.skip()", "skipped")]
 )
 def test_failed_test_gets_no_second_error_for_leaks(suite: Suite, ending: str, outcome: str) -> None:
-    """A test that did not get to its end gets no second error; what was left stands below its failure."""
+    """Leaks are listed below its failure."""
     done = suite("import pytest\n" + LEAVES_A_STREAM.replace("\n    ", "\n") + f"    {ending}\n", hurried=True)
 
     done.assert_outcomes(**{outcome: 1})
@@ -309,7 +308,7 @@ def test_failed_test_gets_no_second_error_for_leaks(suite: Suite, ending: str, o
 
 
 def test_idle_connection_of_borrowed_session_is_no_leak(suite: Suite) -> None:
-    """A session that outlives the test keeps its connection alive; a forgotten client beside it is reported."""
+    """A client that is left open beside it is reported."""
     done = suite(
         """
         import aiohttp
@@ -352,7 +351,7 @@ def test_idle_connection_of_borrowed_session_is_no_leak(suite: Suite) -> None:
 
 
 def test_sync_test_is_refused_at_once(suite: Suite) -> None:
-    """Its event loop would stand, and nothing would answer; an async test of hypothesis is one."""
+    """It would block the event loop; an async test under hypothesis is accepted."""
     done = suite(
         """
         import pytest
@@ -379,7 +378,6 @@ def test_sync_test_is_refused_at_once(suite: Suite) -> None:
 
 
 def test_marker_allows_leaks(suite: Suite) -> None:
-    """The marker says that a test leaves something on purpose."""
     done = suite(
         "import pytest\npytestmark = pytest.mark.signalwire_space(allow_leaks=True)"
         + LEAVES_A_STREAM.replace("\n    ", "\n")
@@ -388,7 +386,7 @@ def test_marker_allows_leaks(suite: Suite) -> None:
 
 
 def test_missing_stream_error_says_how_to_start_it(suite: Suite) -> None:
-    """The error says how to start it, and what the Space says."""
+    """And what the Space knows about it."""
     done = suite(
         """
         import pytest
@@ -427,7 +425,7 @@ def test_missing_stream_error_says_how_to_start_it(suite: Suite) -> None:
 
 
 def test_missing_trustme_fails_in_one_sentence(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One sentence says what to install."""
+    """It says what to install."""
     monkeypatch.setitem(sys.modules, "trustme", None)
     done = suite("async def test_it(signalwire_space): ...")
 
@@ -437,8 +435,10 @@ def test_missing_trustme_fails_in_one_sentence(suite: Suite, monkeypatch: pytest
     )
 
 
-def test_plugin_loads_without_pytest_asyncio(suite: Suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plugin loads, and pytest tells by itself that nobody runs an async fixture."""
+def test_plugin_loads_without_pytest_asyncio(
+    suite: Suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pytest itself reports that no plugin runs the async fixture."""
     monkeypatch.delattr(pytest_asyncio, "fixture")
     monkeypatch.delitem(sys.modules, "signalwire_streams.pytest_plugin", raising=False)
     pytester.makeini("[pytest]")
@@ -462,7 +462,7 @@ def test_plugin_loads_without_pytest_asyncio(suite: Suite, pytester: pytest.Pyte
 def test_space_must_run_in_the_loop_of_the_test(
     suite: Suite, fixtures: str, tests: str, marker: str, outcome: dict[str, int]
 ) -> None:
-    """Any loop will do, as long as it is the test's; if not, a sentence says what to set."""
+    """Any scope will do; otherwise one sentence says what to set."""
     done = suite(
         f"""
         import pytest
@@ -480,7 +480,7 @@ def test_space_must_run_in_the_loop_of_the_test(
 
 
 def test_anyio_beside_pytest_asyncio_is_refused(suite: Suite) -> None:
-    """Where pytest-asyncio is there too, a test of anyio's is told what to do."""
+    """One sentence says what to do."""
     done = suite(
         """
         import pytest
@@ -497,13 +497,13 @@ def test_anyio_beside_pytest_asyncio_is_refused(suite: Suite) -> None:
 
 
 def test_markers_are_registered(suite: Suite) -> None:
-    """`pytest --markers` tells what there is."""
+    """`pytest --markers` lists them."""
     suite("", "--markers").stdout.fnmatch_lines(["@pytest.mark.signalwire_space(*", "@pytest.mark.stream_receiver(*"])
 
 
 @pytest.mark.parametrize("by", ["module", "entry point"])
 def test_unused_plugin_imports_nothing(pytester: pytest.Pytester, by: str) -> None:
-    """In a process of its own, nothing but the plugin is imported until a fixture is asked for."""
+    """In a subprocess, only the plugin is imported until a test requests a fixture."""
     if by == "entry point" and not entry_points(group="pytest11", name="signalwire_streams"):
         pytest.skip("the package is not installed, or an older one is")
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")

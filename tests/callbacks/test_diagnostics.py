@@ -1,4 +1,4 @@
-"""What a person is told about a signature that does not fit."""
+"""Diagnosis of a refused signature."""
 
 import json
 import re
@@ -28,7 +28,7 @@ SEEN = "http://127.0.0.1:8080/callbacks"
 
 
 def explained(signed: str = URL, seen: str = SEEN, /, **others: Any) -> SignatureDiagnosis:
-    """Explain a form that was signed for one address and seen at another, with whatever else is told."""
+    """Diagnose a form that was signed for one URL and received at another."""
     headers = {SIGNATURE_HEADER: form_signature(signed, STARTED), "Content-Type": FORM} | others.pop("headers", {})
     told: dict[str, Any] = {"url": seen, "headers": headers, "body": form(STARTED), "keys": [KEY]}
     return diagnose_signature(**(told | others))
@@ -95,8 +95,9 @@ PROXIES = {
 
 
 @pytest.mark.parametrize(("signed", "seen", "headers", "advice"), PROXIES.values(), ids=PROXIES)
-def test_signed_url_is_found_after_changes_by_proxies(signed: str, seen: str, headers: dict[str, str], advice: list[str]) -> None:
-    """The address that was signed is found, and what to change is said."""
+def test_signed_url_is_found_after_changes_by_proxies(
+    signed: str, seen: str, headers: dict[str, str], advice: list[str]
+) -> None:
     explanation = explained(signed, seen, headers=headers)
 
     assert not explanation.valid
@@ -119,7 +120,6 @@ def test_signed_url_is_found_after_changes_by_proxies(signed: str, seen: str, he
     ],
 )
 def test_candidates_are_tried_whole_with_query_and_before_path(signed: str, candidate: str) -> None:
-    """Candidates are tried whole, with the request's query, and before its path."""
     explanation = explained(signed, candidates=["https://other.example/", candidate])
 
     assert explanation.url == signed
@@ -150,7 +150,6 @@ def test_candidates_with_fewest_changes_come_first() -> None:
 
 
 def test_valid_signature_names_the_signed_url() -> None:
-    """Where nothing is wrong, the explanation says so, and which spelling was signed."""
     explanation = explained("https://example.com:443/callbacks?token=secret", f"{URL}?token=secret")
 
     assert explanation.valid
@@ -165,12 +164,12 @@ def with_json(body: bytes, signed: bytes, **headers: str) -> SignatureDiagnosis:
 
 
 class TestChangedRequest:
-    """The address is right, and something else is not what was signed."""
+    """The URL is right, and something else differs from what was signed."""
 
     @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
     @pytest.mark.parametrize("plain", [True, False])
     def test_json_serialized_again_is_found(self, separators: tuple[str, str], plain: bool) -> None:
-        """JSON that was read and written again has other blanks or other escapes."""
+        """Parsing and serializing changes whitespace and escapes."""
         document = {"name": "é", "n": [1, 2]}
         signed = json.dumps(document, separators=separators, ensure_ascii=plain).encode()
         explanation = with_json(json.dumps(document, indent=2).encode(), signed)
@@ -178,7 +177,6 @@ class TestChangedRequest:
         assert "raw bytes" in explanation.suggestions[0]
 
     def test_added_or_removed_line_break_is_found(self) -> None:
-        """A line break that was added or cut off is found."""
         assert "raw bytes" in with_json(JSON_BODY + b"\r\n", JSON_BODY).suggestions[0]
         assert "raw bytes" in with_json(JSON_BODY, JSON_BODY + b"\n").suggestions[0]
 
@@ -186,14 +184,12 @@ class TestChangedRequest:
         "body", [b"[" * 100_000, b'{"a":1e999}', b'{"a":"\\ud800"}', b"{\xff}", b"[" + b"9" * 5_000 + b"]"]
     )
     def test_json_that_cannot_be_serialized_is_skipped(self, body: bytes) -> None:
-        """JSON that can't be read or written is not guessed at."""
         assert with_json(body, b"{}").url is None
 
     @pytest.mark.parametrize(
         "names", [["CallSid"], ["CallSid", "StreamError"], ["CallSid", "ConferenceSid", "StreamError"]]
     )
     def test_dropped_blank_fields_are_found(self, names: list[str]) -> None:
-        """A framework that drops blank fields is found out."""
         kept = [(name, value) for name, value in STARTED if name not in names]
         signature = form_signature(URL, [*kept, *((name, "") for name in names)])
         explanation = explained(URL, URL, body=form(kept), headers={SIGNATURE_HEADER: signature})
@@ -202,14 +198,13 @@ class TestChangedRequest:
 
     @pytest.mark.parametrize("kind", ["application/json", "text/plain; x", None])
     def test_changed_content_type_is_found(self, kind: str | None) -> None:
-        """A content type that was changed is found."""
         explanation = explained(URL, URL, headers={"Content-Type": kind, "content-type": "text/plain"})
         assert "Content-Type came more than once" in explanation.summary
         assert "Content-Type" in explanation.suggestions[0]
         assert explained(URL, URL, headers={"Content-Type": "application/json"}).url == URL
 
     def test_wrong_method_is_found(self) -> None:
-        """A method that was told wrong is found, in either direction."""
+        """In either direction."""
         explanation = explained(URL, URL, method="GET")
         assert explanation.suggestions == ("It was signed as a POST: verify it as one.",)
         headers = {SIGNATURE_HEADER: form_signature(URL, ())}
@@ -218,7 +213,7 @@ class TestChangedRequest:
 
     @pytest.mark.parametrize("signed", [URL, f"{URL}?{form(STARTED).decode()}"])
     def test_get_signed_as_a_form_is_found(self, signed: str) -> None:
-        """That a GET is signed by its address alone is an inference; this is how it would show if it were wrong."""
+        """That a GET is signed by its URL alone is an inference; this is how it would show if that were wrong."""
         headers = {SIGNATURE_HEADER: form_signature(signed, STARTED)}
         explanation = diagnose_signature(
             url=f"{URL}?{form(STARTED).decode()}", headers=headers, keys=[KEY], method="GET"
@@ -227,13 +222,13 @@ class TestChangedRequest:
         assert "choose POST" in explanation.suggestions[0]
 
     def test_whitespace_around_a_key_is_found(self) -> None:
-        """A key that was read from a file with its line break is found."""
+        """As when a key file is read with its line break."""
         explanation = explained(URL, URL, keys=[f"{KEY}\n"])
         assert "line break" in explanation.suggestions[0]
         assert explanation.url == URL
 
     def test_wrong_sha256_beside_right_sha1_is_found(self) -> None:
-        """A right SHA-1 signature beside a wrong SHA-256 one is pointed out, and still refused."""
+        """It is still refused."""
         headers = {
             "Content-Type": "application/json",
             SIGNATURE_HEADER: raw_signature(URL, JSON_BODY),
@@ -244,14 +239,13 @@ class TestChangedRequest:
         assert SHA256_SIGNATURE_HEADER in explanation.suggestions[0]
 
     def test_one_url_change_and_one_other_change_are_found(self) -> None:
-        """One change of the address beside one of the rest is found as well."""
         explanation = explained(URL, URL.replace("https", "http"), method="GET")
         assert len(explanation.suggestions) == 2
         assert explanation.url == URL
 
 
 class TestHints:
-    """No guess fits: then there are hints, and what is certain comes first."""
+    """Without a match there are hints; what is certain comes first."""
 
     def hints(self, **others: Any) -> str:
         explanation = explained("https://elsewhere.example/", URL, **others)
@@ -261,7 +255,7 @@ class TestHints:
         return " ".join(explanation.suggestions)
 
     def test_usual_causes_are_always_named(self) -> None:
-        """The usual causes that can't be seen from a request are named."""
+        """Those that cannot be seen from a request."""
         hints = self.hints()
         assert "Signing Key" in hints
         assert "API tokens" in hints
@@ -269,7 +263,6 @@ class TestHints:
         assert "b08dacad-85c6-40f7-83e5-f8ae3f1b8d3a" in hints
 
     def test_missing_signature_is_named(self) -> None:
-        """A missing header is called that."""
         explanation = diagnose_signature(url=URL, headers={}, body=form(STARTED), keys=[KEY])
         assert explanation.summary == "Refused: there is no signature."
         assert "takes that header off" in explanation.suggestions[0]
@@ -278,43 +271,39 @@ class TestHints:
 
     @pytest.mark.parametrize("keys", [[], [""], None])
     def test_missing_key_is_named(self, keys: Any) -> None:
-        """A missing key is called that."""
         assert "There is no key" in self.hints(keys=keys)
         assert explained(URL, URL, keys=keys).summary == "Refused: there is no key."
 
     def test_api_token_as_key_is_named(self) -> None:
-        """A key that looks like an API token is pointed out, and not shown."""
+        """And not shown."""
         hints = self.hints(keys=["PT0123456789abcdef"])
         assert "begins as API tokens do" in hints
         assert "0123456789abcdef" not in hints
 
     def test_body_shorter_than_content_length_is_named(self) -> None:
-        """A body that is shorter than announced was read by somebody else."""
+        """Something else has read it."""
         hints = self.hints(body=b"", headers={"Content-Length": "120"})
         assert "Content-Length says 120 bytes, and the body has 0" in hints
         assert "Content-Length" not in self.hints(headers={"Content-Length": "9" * 5_000})
 
     def test_too_large_body_is_not_read(self) -> None:
-        """A body that verification does not read is not read to explain it either."""
         body = b"AccountSid=p-1&a=" + b"b" * MAX_BODY
         explanation = explained("https://elsewhere.example/", URL, body=body)
         assert "the body is too large" in explanation.summary
         assert "p-1" not in str(explanation)
 
     def test_advice_names_no_python_arguments(self) -> None:
-        """It speaks of keys, candidates and methods, and not of a function's arguments."""
+        """It has to hold on the command line as well."""
         advice = self.hints(keys=[]) + self.hints(body=b"", headers={"Content-Length": "9"}, keys=[f"PT{KEY} "])
         advice += " ".join(explained(URL, "/callbacks").suggestions + explained(URL, URL, method="GET").suggestions)
         assert not re.search(r"\w+=|\[|\(\)", advice), advice
 
     def test_relative_url_is_named(self) -> None:
-        """Half an address is called that."""
         explanation = explained("https://elsewhere.example/", "/callbacks?token=secret")
         assert "not absolute" in explanation.suggestions[0]
         assert explanation.candidate_urls == ("'/callbacks'",)
 
     def test_project_of_a_get_is_read_from_its_query(self) -> None:
-        """A GET's project is found in its query."""
         explanation = diagnose_signature(
             url=f"{URL}?AccountSid=project-1", headers={SIGNATURE_HEADER: "x"}, keys=[KEY], method="get"
         )
@@ -324,7 +313,6 @@ class TestHints:
         "url", ["", "\ud800", "https://[/", "ftp://example.com/\udcff?a=\ud800", "http://a/\ud800"]
     )
     def test_odd_url_raises_nothing(self, url: str) -> None:
-        """No address is so odd that explaining it fails."""
         assert explained(URL, url).url is None
 
 
@@ -360,7 +348,7 @@ def test_search_that_takes_too_long_says_that_it_stopped(monkeypatch: pytest.Mon
     ids=["a form that can't be read", "a form", "a query", "JSON"],
 )
 def test_search_over_large_request_is_bounded(body: bytes, query: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where there is much to read and nothing to compare."""
+    """Also if there is much to parse and nothing to compare."""
     monkeypatch.setattr(_diagnostics, "_MAX_CPU_TIME", 0.05)
     candidates = [f"https://{number}.example/" for number in range(20)]
     began = thread_time()
@@ -384,7 +372,6 @@ def test_search_over_large_request_is_bounded(body: bytes, query: str, monkeypat
     ],
 )
 def test_wrong_argument_is_refused_with_advice(wrong: dict[str, Any], hint: str) -> None:
-    """What a program got wrong is told, with what to write instead."""
     told: dict[str, Any] = {"url": URL, "headers": {}, "keys": [KEY]} | wrong
     with pytest.raises(InvalidRequestError, match=hint):
         diagnose_signature(**told)
@@ -401,8 +388,10 @@ def test_wrong_argument_is_refused_with_advice(wrong: dict[str, Any], hint: str)
     ),
     method=st.sampled_from(["POST", "GET"]),
 )
-def test_diagnosis_shows_no_secret_and_agrees_with_verification(seen: str, signed: str, headers: dict[str, str], method: str) -> None:
-    """No key and no signature, given or expected, is in an explanation; and it agrees with the verification."""
+def test_diagnosis_shows_no_secret_and_agrees_with_verification(
+    seen: str, signed: str, headers: dict[str, str], method: str
+) -> None:
+    """It holds no key and no signature, neither the given nor the expected one."""
     told: dict[str, Any] = {
         "url": seen,
         "headers": {SIGNATURE_HEADER: form_signature(signed, STARTED), **headers},

@@ -1,4 +1,4 @@
-"""From accepted callbacks to the user's function."""
+"""Delivery of accepted callbacks to the user's function."""
 
 import asyncio
 import gc
@@ -37,7 +37,7 @@ def offer(serving: Dispatcher, event: CallbackEvent) -> bool:
 
 
 class Heard:
-    """A handler that notes what it hears, and holds up what it is told to."""
+    """A handler that records its events, and blocks for some streams."""
 
     def __init__(self, *held: str) -> None:
         self.names: list[str] = []
@@ -51,13 +51,13 @@ class Heard:
 
 
 async def settled() -> None:
-    """Let everything run that can run."""
+    """Run the event loop until every ready task has run."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 async def test_events_are_in_order_per_stream_and_concurrent_across_streams() -> None:
-    """A stream whose handler is slow keeps its own order, and the others go on."""
+    """A slow stream keeps its own order and does not delay the others."""
     heard = Heard("slow")
     serving = dispatcher(heard)
     for kind in ("started", "error", "stopped"):
@@ -73,7 +73,6 @@ async def test_events_are_in_order_per_stream_and_concurrent_across_streams() ->
 
 
 async def test_stream_with_empty_queue_gets_further_events() -> None:
-    """A stream whose events were all served is served again when it has others."""
     heard = Heard()
     serving = dispatcher(heard)
     offer(serving, event("started"))
@@ -85,7 +84,6 @@ async def test_stream_with_empty_queue_gets_further_events() -> None:
 
 
 async def test_events_without_stream_are_handled_concurrently() -> None:
-    """What names no stream is served at once, whatever else of that kind is under way."""
     gate, names = asyncio.Event(), []
 
     async def handler(event: CallbackEvent) -> None:
@@ -105,7 +103,7 @@ async def test_events_without_stream_are_handled_concurrently() -> None:
 
 
 async def test_repeated_event_is_handled_once() -> None:
-    """A callback that comes again is not handed on, also when its time is another one."""
+    """Also if its timestamp differs."""
     heard = Heard()
     serving = dispatcher(heard)
     for again in (event("started"), event("started"), event("started", Timestamp="2026-11-21T10:15:03Z")):
@@ -120,7 +118,6 @@ async def test_repeated_event_is_handled_once() -> None:
 
 
 async def test_repeated_event_without_stream_is_known_by_its_fields() -> None:
-    """Where no stream is named, callbacks are the same when all they say is."""
     seen: list[CallbackEvent] = []
 
     async def handler(event: CallbackEvent) -> None:
@@ -138,7 +135,6 @@ async def test_repeated_event_without_stream_is_known_by_its_fields() -> None:
 
 
 async def test_oldest_events_are_forgotten_beyond_dedup_size() -> None:
-    """What came long ago is forgotten, so that an endless run takes no endless memory."""
     heard = Heard()
     serving = dispatcher(heard, dedup_size=2)
     for sid in ("a", "b", "c", "a", "c"):
@@ -152,7 +148,7 @@ async def test_oldest_events_are_forgotten_beyond_dedup_size() -> None:
 
 @pytest.mark.parametrize("end", ["stopped", "error"])
 async def test_start_after_end_is_counted_as_late(end: str) -> None:
-    """A start that comes after the stream's end is counted, and not handed on."""
+    """The handler does not get it."""
     heard = Heard()
     serving = dispatcher(heard)
     assert offer(serving, event(end))
@@ -165,7 +161,7 @@ async def test_start_after_end_is_counted_as_late(end: str) -> None:
 
 
 async def test_duplicate_stream_error_does_not_end_the_stream() -> None:
-    """An error about a duplicate may carry the id of the stream that goes on, whose start is still to come."""
+    """It may carry the id of the stream that is running, whose start is still to come."""
     heard = Heard()
     serving = dispatcher(heard)
     offer(serving, event("error", StreamError="Duplicated stream ID"))
@@ -176,7 +172,6 @@ async def test_duplicate_stream_error_does_not_end_the_stream() -> None:
 
 
 async def test_end_without_stream_does_not_make_a_start_late() -> None:
-    """Where the end names no stream, a start that names none either is no late one."""
     heard = Heard()
     serving = dispatcher(heard)
     offer(serving, event("stopped", ""))
@@ -187,7 +182,6 @@ async def test_end_without_stream_does_not_make_a_start_late() -> None:
 
 
 async def test_event_beyond_max_pending_is_refused_until_there_is_room() -> None:
-    """When too many wait, a callback is to come again, and is then taken."""
     heard = Heard("a", "b")
     serving = dispatcher(heard, max_pending=2)
     assert offer(serving, event("started", "a"))
@@ -207,7 +201,6 @@ async def test_event_beyond_max_pending_is_refused_until_there_is_room() -> None
 
 
 async def test_refused_end_does_not_make_a_start_late() -> None:
-    """A stop that was turned away does not make the start a late one."""
     heard = Heard("a", "b")
     serving = dispatcher(heard, max_pending=1)
     offer(serving, event("started", "a"))
@@ -222,7 +215,6 @@ async def test_refused_end_does_not_make_a_start_late() -> None:
 
 
 async def test_handler_error_is_logged_and_next_event_is_handled(caplog: pytest.LogCaptureFixture) -> None:
-    """What a handler raises is logged, and the next event of the same stream is served."""
     seen: list[str] = []
 
     async def handler(event: CallbackEvent) -> None:
@@ -256,7 +248,7 @@ async def test_handler_error_is_logged_and_next_event_is_handled(caplog: pytest.
 async def test_handler_that_raises_base_exception_loses_no_event(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Events that were accepted behind it are delivered, and count as received before when they are sent again."""
+    """Events accepted behind it are delivered."""
     heard = Heard()
 
     async def handler(event: CallbackEvent) -> None:
@@ -276,7 +268,7 @@ async def test_handler_that_raises_base_exception_loses_no_event(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_keyboard_interrupt_and_system_exit_leave_the_loop(error: type[BaseException]) -> None:
-    """Both leave the event loop, as from any task; what was pending is counted as dropped."""
+    """As from any task; pending events count as dropped."""
     servings: list[Dispatcher] = []
     tasks: list[asyncio.Task[None]] = []
 
@@ -298,7 +290,7 @@ def test_keyboard_interrupt_and_system_exit_leave_the_loop(error: type[BaseExcep
 
 
 def test_task_of_a_discarded_loop_ends_without_error(recwarn: pytest.WarningsRecorder) -> None:
-    """A task that is thrown away unfinished ends without an error, and its handler has not failed."""
+    """Its handler has not failed."""
     heard = Heard("a")
     serving = dispatcher(heard)
 
@@ -318,7 +310,6 @@ def test_task_of_a_discarded_loop_ends_without_error(recwarn: pytest.WarningsRec
 
 
 async def test_dedup_memory_holds_no_documents_or_long_names() -> None:
-    """Neither documents nor long names are kept, however many callbacks are remembered."""
     heard = Heard()
     serving = dispatcher(heard, max_pending=1_000, dedup_size=1_000)
 
@@ -353,7 +344,7 @@ async def test_dedup_memory_holds_no_documents_or_long_names() -> None:
 
 
 async def test_pending_events_are_bounded_in_bytes() -> None:
-    """Large callbacks are refused for now before there are `max_pending` of them; a small one is not alone."""
+    """Also before there are `max_pending` of them."""
     heard = Heard("a")
     serving = dispatcher(heard)
     for number in range(8):
@@ -368,7 +359,6 @@ async def test_pending_events_are_bounded_in_bytes() -> None:
 
 
 async def test_handler_that_is_not_async_counts_as_failed(caplog: pytest.LogCaptureFixture) -> None:
-    """A function that gives nothing to wait for counts as one that fails."""
     serving = dispatcher(lambda _: None)  # type: ignore[arg-type,return-value]
     offer(serving, event("started"))
     await serving.aclose()
@@ -378,7 +368,7 @@ async def test_handler_that_is_not_async_counts_as_failed(caplog: pytest.LogCapt
 
 
 async def test_cancellation_inside_the_handler_counts_as_failed(caplog: pytest.LogCaptureFixture) -> None:
-    """A handler that waits for something which is cancelled has failed, and its stream is served on."""
+    """If what it awaits is cancelled, the handler has failed; the next event of the stream is handled."""
     seen: list[str] = []
 
     async def handler(event: CallbackEvent) -> None:
@@ -399,7 +389,6 @@ async def test_cancellation_inside_the_handler_counts_as_failed(caplog: pytest.L
 
 
 async def test_aclose_waits_for_pending_events_and_refuses_new_ones() -> None:
-    """What was accepted before is served, what comes after is to come again."""
     heard = Heard("a")
     serving = dispatcher(heard)
     offer(serving, event("started"))
@@ -417,7 +406,7 @@ async def test_aclose_waits_for_pending_events_and_refuses_new_ones() -> None:
 
 
 async def test_aclose_cancels_and_drops_after_shutdown_timeout() -> None:
-    """What outlasts the drain is cancelled, and with it what waits behind it."""
+    """With the events queued behind it."""
     heard = Heard("a")
     serving = dispatcher(heard, shutdown_timeout=0.001)
     for kind in ("started", "error", "stopped"):
@@ -429,7 +418,6 @@ async def test_aclose_cancels_and_drops_after_shutdown_timeout() -> None:
 
 
 async def test_cancelled_aclose_cancels_handlers_at_once() -> None:
-    """Who does not want to wait for the drain leaves nothing running."""
     serving = dispatcher(Heard("a"))
     offer(serving, event("started"))
     closing = asyncio.create_task(serving.aclose())
@@ -443,7 +431,6 @@ async def test_cancelled_aclose_cancels_handlers_at_once() -> None:
 
 
 async def test_aclose_leaves_behind_handler_that_ignores_cancellation() -> None:
-    """A handler that swallows its cancellation is not waited for without end."""
     stubborn = asyncio.Event()
 
     async def handler(_: CallbackEvent) -> None:
@@ -462,7 +449,6 @@ async def test_aclose_leaves_behind_handler_that_ignores_cancellation() -> None:
 
 
 async def test_handler_may_close_its_dispatcher() -> None:
-    """A handler may close what called it."""
     done: list[str] = []
 
     async def handler(event: CallbackEvent) -> None:

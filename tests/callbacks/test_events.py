@@ -1,4 +1,4 @@
-"""What a callback's fields say."""
+"""Parsing of callbacks that come as forms."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +21,6 @@ from .signing import STARTED, fields
 
 
 def test_each_documented_field_is_parsed() -> None:
-    """Each documented field has its place."""
     event = parse_callback(STARTED)
 
     assert event == StreamStarted(
@@ -43,14 +42,13 @@ def test_each_documented_field_is_parsed() -> None:
     [("stream-started", StreamStarted), ("stream-stopped", StreamStopped), ("stream-error", StreamFailed)],
 )
 def test_event_name_decides_the_type(word: str, kind: type[Any]) -> None:
-    """The event decides the type, from a mapping as from pairs."""
+    """For a mapping as for pairs."""
     assert type(parse_callback(fields(word))) is kind
     assert type(parse_callback(dict(fields(word)))) is kind
     assert type(parse_callback(MultiDict(fields(word)))) is kind
 
 
 def test_unknown_event_keeps_all_fields() -> None:
-    """An event of a later day is kept with all its fields."""
     event = parse_callback(fields("stream-paused", StreamError="why", Reason="x", Blank=""))
 
     assert isinstance(event, UnknownCallback)
@@ -61,7 +59,6 @@ def test_unknown_event_keeps_all_fields() -> None:
 
 @pytest.mark.parametrize("nothing", [[], {}, [("StreamEvent", "")], [("", "")]])
 def test_callback_without_fields_is_unknown(nothing: Any) -> None:
-    """A callback that says nothing is an unknown one."""
     event = parse_callback(nothing)
 
     assert isinstance(event, UnknownCallback)
@@ -70,7 +67,6 @@ def test_callback_without_fields_is_unknown(nothing: Any) -> None:
 
 
 def test_error_is_kept_as_received() -> None:
-    """What went wrong is told in the platform's words."""
     event = parse_callback(fields("stream-error", StreamError="connection_refused"))
 
     assert isinstance(event, StreamFailed)
@@ -91,18 +87,16 @@ def test_error_is_kept_as_received() -> None:
     ],
 )
 def test_duplicate_errors_are_recognized(error: str | None, duplicate: bool) -> None:
-    """A refused duplicate is told from a stream that broke, however the platform spells it."""
+    """In any spelling of the platform."""
     assert StreamFailed(error=error).is_duplicate is duplicate
 
 
 def test_error_of_another_event_is_extra() -> None:
-    """An error's word with an event that is none is not lost."""
     assert parse_callback(fields(StreamError="odd")).extra == {"StreamError": "odd"}
     assert parse_callback(fields(StreamError="")).extra == {}
 
 
 def test_unknown_track_and_unreadable_timestamp_are_kept() -> None:
-    """A word that is in no vocabulary stays, and so does a time that can't be read."""
     event = parse_callback(fields(StreamTrack="left_track", Timestamp="soon"))
 
     assert event.track == "left_track"
@@ -111,14 +105,14 @@ def test_unknown_track_and_unreadable_timestamp_are_kept() -> None:
 
 
 def test_rfc_2822_timestamp_is_parsed() -> None:
-    """RFC 2822 is read as well as ISO 8601."""
+    """Other callbacks of the platform have it."""
     event = parse_callback(fields(Timestamp="Tue, 25 Sept 2018 20:00:00 +0000"))
 
     assert event.timestamp == datetime(2018, 9, 25, 20, tzinfo=UTC)
 
 
 def test_first_value_of_a_repeated_name_counts() -> None:
-    """The first one counts, since what is added behind comes later."""
+    """What somebody appends comes later."""
     event = parse_callback([*STARTED, ("StreamSid", "other"), ("X", "1"), ("X", "2")])
 
     assert event.stream_sid == "stream-1"
@@ -126,7 +120,6 @@ def test_first_value_of_a_repeated_name_counts() -> None:
 
 
 def test_events_are_equal_hashable_and_frozen() -> None:
-    """Events are equal when they say the same, can be put into sets, and can't be changed."""
     first, second = parse_callback(fields(X="1")), parse_callback(fields(X="1"))
 
     assert first == second
@@ -140,14 +133,13 @@ def test_events_are_equal_hashable_and_frozen() -> None:
     [None, 5, "StreamSid=x", b"StreamSid=x", ["StreamSid"], {"StreamSid": ["x"]}, {"StreamSid": None}, {5: "x"}],
 )
 def test_wrong_argument_is_refused_with_advice(wrong: Any) -> None:
-    """What are no fields is told, with what to write instead."""
     with pytest.raises(InvalidRequestError, match="parse_qsl"):
         parse_callback(wrong)
 
 
 @given(st.dictionaries(st.one_of(st.sampled_from([name for name, _ in STARTED]), st.text()), st.text()))
 def test_any_fields_make_an_event(told: dict[str, str]) -> None:
-    """No fields are so odd that reading them, or the time in them, fails."""
+    """Also a timestamp that cannot be read."""
     event = parse_callback(told)
 
     assert event.timestamp is None or event.timestamp.tzinfo is not None

@@ -1,4 +1,4 @@
-"""What a stranger sends takes no time: no regular expression or parser of the package is quadratic."""
+"""Hostile input: no regular expression and no parser of the package takes quadratic time."""
 
 from collections.abc import Callable
 from time import thread_time
@@ -79,7 +79,7 @@ TARGETS: dict[str, Callable[[str], Any]] = {
 
 @pytest.mark.parametrize("read", TARGETS.values(), ids=TARGETS)
 def test_reading_long_input_takes_linear_time(read: Callable[[str], Any]) -> None:
-    """Repeated pieces behind each beginning and before each end; a quadratic reading would take seconds."""
+    """Repeated pieces between prefixes and suffixes; a quadratic parser would take a second and more."""
     slowest = (0.0, "")
     for piece in PIECES:
         for prefix in PREFIXES:

@@ -1,4 +1,4 @@
-"""Callbacks that come as JSON: those of streams that the Calling API or SWML started."""
+"""JSON callbacks, which streams started by the Calling API or SWML send."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def changed(**params: Any) -> dict[str, Any]:
 
 
 def test_each_field_of_a_call_stream_is_parsed() -> None:
-    """Each field has its place, and what could be secret is not shown."""
+    """And a URL is not shown."""
     event = parse_callback(DOCUMENT)
 
     assert isinstance(event, CallStreamChanged)
@@ -68,7 +68,6 @@ def test_each_field_of_a_call_stream_is_parsed() -> None:
     ],
 )
 def test_unknown_state_is_kept_as_received(state: Any, read: str | None, ending: str | None) -> None:
-    """A state that is not known stays as it came."""
     event = parse_callback(changed(state=state))
     assert isinstance(event, CallStreamChanged)
     assert (event.state, event.end_reason) == (read, ending)
@@ -106,7 +105,7 @@ def test_timestamp_in_seconds_milliseconds_or_iso_is_parsed(timestamp: Any, mome
     ],
 )
 def test_other_documents_are_unknown_callbacks(document: dict[str, Any], event: str | None) -> None:
-    """They are kept whole."""
+    """With the whole document."""
     read = parse_callback(document)
     assert isinstance(read, UnknownCallback)
     assert (read.event, read.document) == (event, document)
@@ -116,7 +115,7 @@ def test_other_documents_are_unknown_callbacks(document: dict[str, Any], event: 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256", "both"])
 @pytest.mark.usefixtures("idle_clock")
 async def test_signed_json_callback_reaches_the_handler(algorithm: str) -> None:
-    """Verifier, explanation and receiver agree on each signature that JSON may carry."""
+    """Receiver, `verify_signature` and `diagnose_signature` agree on each kind of signature."""
     body = json.dumps(DOCUMENT).encode()
     async with serving() as server:
         strong = {SHA256_SIGNATURE_HEADER: raw_signature(server.url, body, algorithm="sha256")}
@@ -131,7 +130,7 @@ async def test_signed_json_callback_reaches_the_handler(algorithm: str) -> None:
 
 @pytest.mark.usefixtures("idle_clock")
 async def test_any_signed_json_object_is_delivered() -> None:
-    """A callback that the platform signed is never answered 403 for what it says."""
+    """It is never answered 403 for its contents."""
     async with serving() as server:
         for body in (b"{}", b'{"event_type":null}', b'{"params":"x"}', b' {"event_type":"new"}', b'{"a":NaN}'):
             assert await server.post_json(body) == 204
@@ -142,7 +141,7 @@ async def test_any_signed_json_object_is_delivered() -> None:
 
 @pytest.mark.usefixtures("idle_clock")
 async def test_json_callbacks_of_a_stream_are_delivered_once_and_in_order() -> None:
-    """A repeated one is dropped, and so is a start that comes after the end, as with forms."""
+    """A repeated one is dropped, and so is a start after the end, as with forms."""
     hold, order = asyncio.Event(), list[tuple[str | None, Any]]()
 
     async def handler(event: CallbackEvent) -> None:

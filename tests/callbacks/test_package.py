@@ -1,4 +1,4 @@
-"""What the package offers, and what it is made of."""
+"""Public names and imports of the package."""
 
 import ast
 import textwrap
@@ -12,7 +12,6 @@ MODULES = sorted(Path(callbacks.__file__).parent.glob("*.py"))
 
 
 def test_public_names_exist() -> None:
-    """Every public name exists, and is documented."""
     assert all(hasattr(callbacks, name) for name in callbacks.__all__)
     assert {
         "CallbackReceiver",
@@ -29,7 +28,7 @@ def test_public_names_exist() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
 def test_only_the_receiver_imports_aiohttp(path: Path) -> None:
-    """Verifying and reading are pure, so that they serve any web framework."""
+    """Verification and parsing are pure, so that they work in any web framework."""
     tree = ast.walk(ast.parse(path.read_text()))
     imported = {node.module or "" for node in tree if isinstance(node, ast.ImportFrom)}
 
@@ -37,7 +36,6 @@ def test_only_the_receiver_imports_aiohttp(path: Path) -> None:
 
 
 def test_example_for_fastapi_compiles() -> None:
-    """The example for other frameworks is Python."""
     text = (callbacks.__doc__ or "").partition("Starlette::")[2].partition("Callbacks that come by GET")[0]
     names = compile(textwrap.dedent(text), "<example>", "exec").co_names
 

@@ -1,4 +1,4 @@
-"""Callbacks over a real socket, from the platform's request to the user's function."""
+"""`CallbackReceiver` over a real socket, from the request to the user's function."""
 
 import asyncio
 import logging
@@ -40,7 +40,7 @@ async def ignore(_: CallbackEvent) -> None:
 
 @attrs.define(eq=False)
 class Server:
-    """A server that takes callbacks, and a client that stands for the platform."""
+    """A server with a receiver, and a client in place of the platform."""
 
     receiver: CallbackReceiver
     session: aiohttp.ClientSession
@@ -54,7 +54,7 @@ class Server:
     async def post(
         self, pairs: Sequence[tuple[str, str]] = STARTED, *, signed: str | None = None, query: str = "", **headers: Any
     ) -> int:
-        """Send a callback that is signed for an address, and give the answer's status."""
+        """Send a callback that is signed for a URL; return the status of the answer."""
         signature = form_signature((signed or self.url) + query, pairs)
         told = {SIGNATURE_HEADER: signature, "Content-Type": FORM}
         return await self.send(
@@ -96,7 +96,6 @@ async def serving(*, middlewares: Sequence[Middleware] = (), **options: Any) -> 
 
 
 async def test_signed_callback_is_answered_204_and_delivered() -> None:
-    """A signed callback is answered 204, and the function hears of it."""
     async with serving() as server:
         assert await server.post() == 204
         event = await server.heard.get()
@@ -107,7 +106,7 @@ async def test_signed_callback_is_answered_204_and_delivered() -> None:
 
 
 async def test_callback_by_get_is_parsed_from_its_query() -> None:
-    """A callback's fields may come in the query, beside what the address brings itself."""
+    """Beside the query of the callback URL itself."""
     async with serving() as server:
         assert await server.get("tenant=a%20b&" + urlencode(fields("stream-stopped"))) == 204
         event = await server.heard.get()
@@ -118,7 +117,6 @@ async def test_callback_by_get_is_parsed_from_its_query() -> None:
 
 
 async def test_query_of_a_post_is_signed_but_no_field() -> None:
-    """The query of a POST is signed, and is none of the callback's fields."""
     async with serving() as server:
         assert await server.post(query="?tenant=%41+b&StreamSid=other&x=") == 204
         event = await server.heard.get()
@@ -128,7 +126,6 @@ async def test_query_of_a_post_is_signed_but_no_field() -> None:
 
 
 async def test_form_with_sha256_signature_is_accepted() -> None:
-    """Forms that are signed in other ways are taken as well."""
     async with serving() as server:
         strong = raw_signature(server.url, form(STARTED), algorithm="sha256")
         headers = {SHA256_SIGNATURE_HEADER: strong, "Content-Type": FORM}
@@ -186,7 +183,6 @@ REFUSALS: dict[str, tuple[Callable[[Server], Any], str]] = {
 async def test_refusal_is_a_bare_403_and_its_reason_is_logged(
     send: Callable[[Server], Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever is wrong, the answer is a bare 403, nothing happens, and the reason is in the log only."""
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving() as server:
         assert await send(server) == 403
@@ -201,7 +197,7 @@ async def test_refusal_is_a_bare_403_and_its_reason_is_logged(
 
 
 async def test_refusals_have_the_same_headers() -> None:
-    """Refusals of different reasons differ in nothing but their date."""
+    """Except for their date."""
     async with serving() as server:
         answers = []
         for signature in ("", "x", form_signature(server.url, STARTED)):
@@ -217,7 +213,7 @@ async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
 
 
 async def test_chunked_body_beyond_the_limit_is_refused() -> None:
-    """A body without a length is read no further than its limit."""
+    """It is read no further than the limit."""
     async with serving(body_limit=100) as server:
         body = form(STARTED)
         headers = {"Content-Type": FORM, SIGNATURE_HEADER: form_signature(server.url, STARTED)}
@@ -230,7 +226,7 @@ async def test_chunked_body_beyond_the_limit_is_refused() -> None:
 
 
 async def raw_exchange(server: Server, *pieces: bytes, hang_up: bool = False) -> bytes:
-    """Write bytes to the server as they are, and give the first line of what it answers."""
+    """Write raw bytes to the server, and return the first line of its answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     head = b"POST /callbacks HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: %s\r\n" % (server.port, FORM.encode())
     for piece in (head, *pieces):
@@ -247,13 +243,11 @@ async def raw_exchange(server: Server, *pieces: bytes, hang_up: bool = False) ->
 
 
 async def test_announced_large_body_is_refused_unread() -> None:
-    """A body that is announced as too large is not waited for."""
     async with serving(body_timeout=600.0) as server, asyncio.timeout(5):
         assert await raw_exchange(server, b"Content-Length: 1000000\r\n\r\n") == b"HTTP/1.1 403 Forbidden\r\n"
 
 
 async def test_slow_body_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    """A body that does not come in time is not waited for."""
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving(body_timeout=0.001) as server:
         line = await raw_exchange(server, b"Content-Length: 10\r\n\r\na=1")
@@ -263,7 +257,7 @@ async def test_slow_body_is_refused(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_sender_that_hangs_up_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A sender that hangs up in the middle of a body leaves a line in the log and nothing else."""
+    """In the middle of a body."""
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving() as server:
         await raw_exchange(server, b"Content-Length: 10\r\n\r\na=1", hang_up=True)
@@ -273,7 +267,7 @@ async def test_sender_that_hangs_up_is_logged(caplog: pytest.LogCaptureFixture) 
 
 
 async def test_malformed_body_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    """A body that breaks the rules of HTTP is refused, not answered with an error."""
+    """It is answered 403, not with a server error."""
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving() as server:
         line = await raw_exchange(server, b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\na=1")
@@ -283,7 +277,7 @@ async def test_malformed_body_is_refused(caplog: pytest.LogCaptureFixture) -> No
 
 
 async def test_body_read_by_a_middleware_is_verified() -> None:
-    """A body that somebody read before is verified all the same, and within the same limit."""
+    """Within the same limit."""
 
     @web.middleware
     async def reading(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
@@ -301,7 +295,7 @@ async def test_body_read_by_a_middleware_is_verified() -> None:
 
 
 class TestPublicUrl:
-    """What the platform signed is the address that it knows."""
+    """The platform signs the URL that it knows."""
 
     @pytest.mark.parametrize(
         ("public_url", "signed"),
@@ -317,21 +311,19 @@ class TestPublicUrl:
         ],
     )
     async def test_public_url_is_the_whole_url_or_its_start(self, public_url: str, signed: str) -> None:
-        """The configured address is the whole one, or what a proxy takes off; the query is the request's."""
+        """The query is the request's."""
         async with serving(public_url=public_url) as server:
             assert await server.post(signed=signed) == 204
             assert await server.post(fields("stream-stopped"), signed=signed, query="?a=%2f&b=+&") == 204
             assert await server.get(urlencode(fields("stream-error")), signed=signed) == 204
 
     async def test_fragment_of_public_url_comes_after_the_query(self) -> None:
-        """A configured fragment may have been signed, behind the request's query."""
         async with serving(public_url=f"{PUBLIC}#x") as server:
             headers = {"Content-Type": FORM, SIGNATURE_HEADER: form_signature(f"{PUBLIC}?a=1#x", STARTED)}
             assert await server.send(form(STARTED), "?a=1", headers) == 204
             assert await server.post(fields("stream-stopped"), signed=PUBLIC, query="?a=1") == 204
 
     async def test_public_url_overrides_what_the_request_says(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Where an address is configured, what a request says about its host does not count."""
         caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
         async with serving(public_url="https://u:secret@example.com/callbacks", trust_forwarded=True) as server:
             assert await server.post() == 403
@@ -370,14 +362,12 @@ class TestPublicUrl:
 
     @FORWARDED
     async def test_trusted_forwarded_headers_decide_the_url(self, signed: str, headers: dict[str, Any]) -> None:
-        """Behind a proxy that can be trusted, the address is what the proxy was asked for."""
         async with serving(trust_forwarded=True) as server:
             assert await server.post(signed=signed, query="?a=%2F", **headers) == 204
             assert await server.post(fields("stream-stopped"), **headers) == 403
 
     @FORWARDED
     async def test_untrusted_forwarded_headers_are_ignored(self, signed: str, headers: dict[str, Any]) -> None:
-        """Without trust, such headers are a sender's own invention."""
         async with serving() as server:
             assert await server.post(signed=signed, **headers) == 403
             if "Host" not in headers:
@@ -395,13 +385,11 @@ class TestPublicUrl:
         ],
     )
     async def test_invalid_forwarded_headers_are_ignored(self, headers: dict[str, Any]) -> None:
-        """What proxies say and can't be meant is left out."""
         async with serving(trust_forwarded=True) as server:
             assert await server.post(**headers) == 204
 
     @pytest.mark.parametrize("host", ["a:b:c", "u@example.com", "", "exa mple.com"])
     async def test_invalid_host_is_refused_unless_forwarded(self, host: str) -> None:
-        """A `Host` that can't be one is refused, unless proxies that are believed say better."""
         async with serving(trust_forwarded=True) as server:
             assert await server.post(signed=f"http://{host}/callbacks", Host=host) == 403
             assert await server.post(Host=host) == 403
@@ -412,7 +400,7 @@ class TestPublicUrl:
 
     @pytest.mark.parametrize("trust_forwarded", [False, True])
     async def test_host_with_a_whole_url_is_refused(self, trust_forwarded: bool) -> None:
-        """Who overheard a callback can't make another one of it by writing its address into `Host`."""
+        """A replayed signature cannot cover another request whose `Host` holds the signed URL."""
         async with serving(trust_forwarded=trust_forwarded) as server:
             overheard = f"{server.url}?" + urlencode(fields("stream-started"))
             forged = "?" + urlencode(fields("stream-stopped", "victim"))
@@ -427,7 +415,7 @@ class TestPublicUrl:
 
     @pytest.mark.parametrize("target", ["http://{host}/callbacks?a=1", "/callbacks?a=1#&StreamSid=x"])
     async def test_absolute_target_and_fragment_are_accepted(self, target: str) -> None:
-        """A request line may hold a whole address; a fragment, which HTTP knows not there, is none of the fields."""
+        """HTTP allows no fragment there, so it adds no fields."""
         async with serving() as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             signature = form_signature(f"{server.url}?a=1", ())
@@ -444,13 +432,12 @@ class TestPublicUrl:
 
     @pytest.mark.parametrize("signed", ["", "#ot=2000&rt=5000&tt=9000"])
     async def test_timeouts_in_the_fragment_may_be_signed_or_not(self, signed: str) -> None:
-        """The timeouts of a callback URL stand in its fragment, which may have been signed or not."""
         async with serving(public_url=f"{PUBLIC}#ot=2000&rt=5000&tt=9000") as server:
             assert await server.post(X_SignalWire_Signature=form_signature(PUBLIC + signed, STARTED)) == 204
 
 
 class TestAllowedHosts:
-    """Without a configured address, the hosts that a request may name can be listed."""
+    """Without `public_url`, the hosts that a request may name can be listed."""
 
     @pytest.mark.parametrize(
         ("allowed", "host", "status"),
@@ -478,7 +465,7 @@ class TestAllowedHosts:
         ],
     )
     async def test_only_allowed_hosts_are_accepted(self, allowed: Sequence[str], host: str, status: int) -> None:
-        """A right signature for a host that is not listed is refused."""
+        """Also with a right signature."""
         async with serving(allowed_hosts=allowed) as server:
             assert await server.post(signed=f"http://{host}/callbacks", Host=host) == status
             assert server.receiver.statistics.refused == (status == 403)
@@ -506,8 +493,10 @@ class TestAllowedHosts:
                 assert await server.post(signed=f"https://{host}/callbacks", **forwarded) == status
 
     @pytest.mark.parametrize("trust_forwarded", [False, True])
-    async def test_missing_public_url_and_allowed_hosts_log_a_warning(self, trust_forwarded: bool, caplog: pytest.LogCaptureFixture) -> None:
-        """It is said when the receiver is made, in one line, and with either setting there is none."""
+    async def test_missing_public_url_and_allowed_hosts_log_a_warning(
+        self, trust_forwarded: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """When the receiver is created, in one line; with either setting there is none."""
         CallbackReceiver(ignore, keys=[KEY], trust_forwarded=trust_forwarded)
         [record] = caplog.records
         assert record.levelname == "WARNING"
@@ -520,14 +509,14 @@ class TestAllowedHosts:
 
 
 async def test_authorization_header_counts_as_userinfo() -> None:
-    """A callback address with a password is signed with it, and the client sends it in a header."""
+    """A callback URL with a password is signed with it, and the client sends it in a header."""
     async with serving() as server:
         signed = server.url.replace("http://", "http://u:p@")
         assert await server.post(signed=signed, Authorization="Basic dTpw") == 204
 
 
 async def test_answer_does_not_wait_for_the_handler() -> None:
-    """The function is called after the answer, in order per stream, and different streams at the same time."""
+    """In order per stream, and concurrently for different streams."""
     hold, order = asyncio.Event(), []
 
     async def handler(event: CallbackEvent) -> None:
@@ -546,7 +535,7 @@ async def test_answer_does_not_wait_for_the_handler() -> None:
 
 
 async def test_repeated_and_late_callbacks_are_answered_204() -> None:
-    """A callback that comes again is answered well and dropped; so is a start after the end."""
+    """And the handler does not get them."""
     async with serving() as server:
         for kind in ("error", "error", "started"):
             assert await server.post(fields(f"stream-{kind}", StreamError="")) == 204
@@ -557,7 +546,7 @@ async def test_repeated_and_late_callbacks_are_answered_204() -> None:
 
 
 async def test_callback_beyond_max_pending_is_answered_503() -> None:
-    """When too many wait, the platform is asked to try again, and the next try is taken."""
+    """The next attempt is accepted."""
     hold = asyncio.Event()
 
     async def handler(_: CallbackEvent) -> None:
@@ -575,7 +564,7 @@ async def test_callback_beyond_max_pending_is_answered_503() -> None:
 
 
 async def test_closed_receiver_answers_503() -> None:
-    """A receiver that closes lets what waits end, and asks for everything else to come again."""
+    """Unless the signature is wrong."""
     async with serving() as server:
         await server.receiver.aclose()
         assert await server.post() == 503
@@ -585,14 +574,13 @@ async def test_closed_receiver_answers_503() -> None:
 
 
 async def test_unknown_events_are_delivered() -> None:
-    """What this version does not know reaches the function, too."""
     async with serving() as server:
         assert await server.post([("Any", "thing")]) == 204
         assert isinstance(await server.heard.get(), UnknownCallback)
 
 
 async def test_any_of_several_keys_is_accepted() -> None:
-    """Each of several keys opens, and none is shown."""
+    """None of them is shown."""
     async with serving(keys=["PSK_new", KEY]) as server:
         assert await server.post() == 204
 
@@ -628,7 +616,6 @@ async def test_any_of_several_keys_is_accepted() -> None:
     ],
 )
 def test_wrong_setting_is_refused_with_advice(wrong: dict[str, Any], hint: str) -> None:
-    """A receiver that can't work is not made, and the message says what to write."""
     settings: dict[str, Any] = {"handler": ignore, "keys": [KEY]} | wrong
     with pytest.raises(InvalidRequestError, match=hint) as caught:
         CallbackReceiver(**settings)

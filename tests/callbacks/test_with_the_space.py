@@ -1,4 +1,4 @@
-"""Callbacks that a simulated Space signs by itself are believed, and those of another one are not."""
+"""Callbacks of a simulated Space are accepted with its key only."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ async def served(receiver: CallbackReceiver) -> AsyncIterator[str]:
 @pytest.mark.parametrize("method", ["POST", "GET"])
 @pytest.mark.parametrize("query", ["", "?tenant=a%20b"])
 async def test_start_and_stop_of_a_stream_are_delivered(client_for: Any, method: str, query: str) -> None:
-    """Both methods, conferences and calls, with a query of one's own in the address."""
+    """By both methods, for conferences and calls, with and without a query in the callback URL."""
     events = asyncio.Queue[CallbackEvent]()
 
     async def heard(event: CallbackEvent) -> None:
@@ -77,7 +77,6 @@ async def test_callback_with_another_key_is_sent_and_refused_three_times(client_
 
 
 async def test_unreachable_websocket_server_is_reported_as_failed(client_for: Any) -> None:
-    """A stream whose WebSocket server can't be reached ends in an error, and that is called back."""
     events = asyncio.Queue[CallbackEvent]()
 
     async def heard(event: CallbackEvent) -> None:

@@ -1,4 +1,4 @@
-"""``callbacks explain``: a captured request, and why its signature does not fit."""
+"""``callbacks explain``: why the signature of a captured request is refused."""
 
 import io
 import sys
@@ -20,14 +20,14 @@ SIGNATURE = f"X-SignalWire-Signature: {sign(url=PUBLIC, fields=FIELDS, key=KEY)}
 
 
 def captured(*headers: str, host: str = "example.com", body: str = BODY, line: str = "POST /callbacks HTTP/1.1") -> str:
-    """Give a request as it goes over the wire."""
+    """Return a request as it is sent."""
     head = [line, *([f"Host: {host}"] if host else []), FORM, f"Content-Length: {len(body)}", *headers]
     return "\r\n".join([*head, "", body])
 
 
 @pytest.fixture
 def keyed_shell(bare_shell: Shell) -> Shell:
-    """A shell whose environment has the key."""
+    """A shell with the key in its environment."""
     bare_shell.set({"SIGNALWIRE_SIGNING_KEY": KEY})
     return bare_shell
 
@@ -38,12 +38,11 @@ def file(tmp_path: Path) -> Path:
 
 
 def put(file: Path, text: str) -> None:
-    """Put a text into a file, byte for byte."""
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 async def explained(shell: Shell, file: Path, text: str, *arguments: str) -> Ran:
-    """Explain a request out of a file."""
+    """Run the command on a request in a file."""
     put(file, text)
     ran = await shell("callbacks", "explain", "--request", str(file), *arguments)
     assert KEY not in ran.out + ran.err
@@ -57,7 +56,7 @@ async def test_valid_signature_exits_0(keyed_shell: Shell, file: Path) -> None:
 
 
 async def test_invalid_signature_exits_1_with_suggestions(keyed_shell: Shell, file: Path) -> None:
-    """Without an address it is the one that a plain server sees, behind the proxy that ended TLS."""
+    """Without --url it is the URL that a server behind a TLS proxy sees."""
     ran = await explained(keyed_shell, file, captured(SIGNATURE))
     assert (ran.code, ran.err) == (1, "")
     assert f"It would fit as '{PUBLIC}'" in ran.out
@@ -115,7 +114,6 @@ async def test_absolute_target_needs_no_url(keyed_shell: Shell, file: Path) -> N
 
 
 async def test_repeated_header_is_refused_as_such(keyed_shell: Shell, file: Path) -> None:
-    """Since that is why it is refused."""
     ran = await explained(keyed_shell, file, captured(SIGNATURE, SIGNATURE), "--url", PUBLIC)
     assert ran.code == 1
     assert "X-SignalWire-Signature came more than once" in ran.out
@@ -127,10 +125,8 @@ async def test_truncated_body_is_named(keyed_shell: Shell, file: Path) -> None:
     assert f"Content-Length says {len(BODY)} bytes, and the body has {len(BODY) - 5}" in ran.out
 
 
-async def test_request_can_be_given_in_parts(
-    keyed_shell: Shell, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The body from a file or from standard input, byte for byte; a GET has none."""
+async def test_request_can_be_given_in_parts(keyed_shell: Shell, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The body from a file or from standard input; a GET has none."""
     parts = ("callbacks", "explain", "--url", PUBLIC, "--header", FORM, "--header", SIGNATURE)
     put(file, BODY)
     assert (await keyed_shell(*parts, "--body", str(file))).code == 0
@@ -150,7 +146,7 @@ async def test_request_can_be_given_in_parts(
 async def test_several_keys_are_read_from_each_source(
     bare_shell: Shell, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str
 ) -> None:
-    """In the environment, in a file that stands instead of it, or on standard input."""
+    """From the environment, a file or standard input."""
     arguments = (captured(SIGNATURE), "--url", PUBLIC)
     bare_shell.set({"SIGNALWIRE_SIGNING_KEY": keys})
     assert (await explained(bare_shell, file, *arguments)).code == 0
@@ -162,7 +158,6 @@ async def test_several_keys_are_read_from_each_source(
 
 
 async def test_escape_sequences_and_query_values_are_not_shown(keyed_shell: Shell, file: Path) -> None:
-    """No escape sequence, and no value of a query."""
     text = captured(
         SIGNATURE, "X-Forwarded-Host: \x1b[2J", host="evil\x1b[31m", line="POST /\x1b]0;x\x07?pin=1234 HTTP/1.1"
     )
