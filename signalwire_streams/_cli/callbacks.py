@@ -32,17 +32,17 @@ def read_captured(raw: bytes, url: str | None) -> dict[str, Any]:
     first, _, lines = head.partition(b"\n")
     request_line = _REQUEST_LINE.fullmatch(_decode(first).strip())
     if request_line is None:
-        raise click.UsageError("--request does not begin as a request does: its first line is POST /path HTTP/1.1")
+        raise click.UsageError("--request does not start with a request line such as POST /path HTTP/1.1")
     method, target = request_line.groups()
     headers, body = parse_headers(lines), b"".join(rest)
     if "chunked" in headers.get("Transfer-Encoding", "").lower() and _CHUNK.match(body):
-        raise click.UsageError("the body in --request is still in chunks: give it alone, with --body and --header")
+        raise click.UsageError("the body in --request is still in chunks: pass it alone, with --body and --header")
     length = headers.get("Content-Length", "")
     if re.fullmatch("[0-9]{1,15}", length):
         body = body[: int(length)]  # what an editor appended was never sent
     if url is None:
         if not _ABSOLUTE.match(target) and "Host" not in headers:
-            raise click.UsageError("--request has no Host header: give the address with --url")
+            raise click.UsageError("--request has no Host header: pass the URL with --url")
         url = target if _ABSOLUTE.match(target) else f"http://{headers['Host']}{target}"
     return {"url": url, "method": method, "headers": headers, "body": body}
 
@@ -67,7 +67,7 @@ def _decode(raw: bytes) -> str:
 
 def _candidates(_: click.Context, __: click.Parameter, urls: Sequence[str]) -> Sequence[str]:
     if not all(map(_ABSOLUTE.match, urls)):
-        raise click.UsageError("a --candidate is no whole address: write it as https://host/path")
+        raise click.UsageError("a --candidate is no absolute URL: write it as https://host/path")
     return urls
 
 
@@ -104,7 +104,7 @@ def callbacks() -> None:
 
 
 @callbacks.command(
-    short_help="Say why a signature does not fit.",
+    short_help="Diagnose why a signature is refused.",
     epilog=f"""\b
 Environment:
   {_KEYS}   the project's Signing Key, or several with commas or blanks
@@ -113,9 +113,9 @@ Environment:
   SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read.
 
 \b
-Capture a request behind the proxy, where your server would get it, and ask about it:
+Capture a request behind the proxy, in place of your server:
   nc -l 8080 > captured.txt
-Or copy it, raw, out of the inspector of a tunnel such as ngrok.
+Or copy the raw request from the inspector of a tunnel such as ngrok.
 
 \b
 Examples:
@@ -128,37 +128,37 @@ Examples:
 
 \b
 Exit codes:
-  0 the signature fits    1 it does not    2 misuse
+  0 the signature is valid    1 it is not    2 usage error
 """,
 )
 @click.option(
-    "--request", metavar="FILE", help="The whole request as it came: line, headers, body; - for standard input."
+    "--request", metavar="FILE", help="File with the whole raw request: line, headers, body; - for standard input."
 )
 @click.option(
     "--url",
     metavar="URL",
-    help="The address that your server verifies with. Of a --request it is http:// and the Host header if left out.",
+    help="URL that your server verifies with. Default for a --request: http:// and its Host header.",
 )
-@click.option("--method", metavar="METHOD", help="Without --request; POST by default.")
+@click.option("--method", metavar="METHOD", help="Method, without --request. Default: POST.")
 @click.option(
     "--header",
     "headers",
     multiple=True,
     callback=_headers,
     metavar="'NAME: VALUE'",
-    help="Without --request; repeat it for all of them.",
+    help="Header, without --request; repeatable.",
 )
-@click.option("--body", metavar="FILE", help="Without --request: the raw body; - for standard input.")
-@click.option("--key-file", metavar="FILE", help=f"Holds the keys, instead of {_KEYS}; - for standard input.")
+@click.option("--body", metavar="FILE", help="File with the raw body, without --request; - for standard input.")
+@click.option("--key-file", metavar="FILE", help=f"File with the keys, instead of {_KEYS}; - for standard input.")
 @click.option(
     "--candidate",
     "candidates",
     multiple=True,
     callback=_candidates,
     metavar="URL",
-    help="An address that may have been signed, such as the StatusCallback of the start; repeatable.",
+    help="URL that may have been signed, such as the StatusCallback of the start; repeatable.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Write what was found as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Write the diagnosis as one JSON object.")
 def explain(
     *,
     request: str | None,
@@ -170,7 +170,7 @@ def explain(
     candidates: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Say why the signature of a captured callback does not fit, and what to change.
+    """Diagnose why the signature of a captured callback is refused, and say what to change.
 
     It tries what proxies and frameworks usually change: scheme, host, port, path, query, body. No key and no
     signature is shown, and of queries only the names.
@@ -178,9 +178,9 @@ def explain(
     if [request, body, key_file].count(STANDARD_INPUT) > 1:
         raise click.UsageError("standard input can be read once: name files for all but one of them")
     if request is not None and (method is not None or headers or body is not None):
-        raise click.UsageError("--request has it all: leave it out, or --method, --header and --body")
+        raise click.UsageError("--request includes these: leave it out, or --method, --header and --body")
     if request is None and url is None:
-        raise click.UsageError("there is nothing to explain: give a --request, or --url with --header and --body")
+        raise click.UsageError("nothing to diagnose: pass a --request, or --url with --header and --body")
     keys = _signing_keys(key_file)
     if request is not None:
         captured = read_captured(_read("--request", request), url)

@@ -37,9 +37,9 @@ _MAX_BLANK_FIELDS = 3
 _MAX_PERMUTED = 4  # parameters of a query
 _MAX_SHOWN = 80
 _SIGNATURE_HEADERS = (SIGNATURE_HEADER, ALIAS_HEADER, SHA256_SIGNATURE_HEADER)
-_CONFIGURE_PROXY = "set public_url, or trust_forwarded=True where your own proxy sets X-Forwarded-*"
-_RAW_QUERY = "pass the raw query of the request, not one that was put together again"
-_RAW_BODY = "pass the raw bytes as they came, not ones that were put together again"
+_CONFIGURE_PROXY = "set public_url, or trust_forwarded=True if your own proxy sets X-Forwarded-*"
+_RAW_QUERY = "pass the request's raw query, not one that was encoded again"
+_RAW_BODY = "pass the raw bytes of the request, not ones that were encoded again"
 
 _Changed: TypeAlias = Iterator[tuple[UrlParts, str]]  # URLs that differ in one thing, each with what to change
 _Change: TypeAlias = Callable[[UrlParts, Mapping[str, str]], _Changed]
@@ -72,8 +72,8 @@ class SignatureDiagnosis:
         if self.suggestions:
             lines += ["What to change:", *(f"- {sentence}" for sentence in self.suggestions)]
         if self.candidate_urls and not self.valid:
-            lines += ["Addresses that verification tries:", *(f"- {url}" for url in self.candidate_urls)]
-            lines.append(f"Guesses beyond these: {self.attempts}.")
+            lines += ["URLs that verification tries:", *(f"- {url}" for url in self.candidate_urls)]
+            lines.append(f"Other candidates tried: {self.attempts}.")
         return "\n".join(lines)
 
 
@@ -96,8 +96,8 @@ class Match:
 
     def __str__(self) -> str:
         if self.url is not None:
-            return f" It would fit as {_shown(self.url)}, with the changes below."
-        return " The search stopped early: there is more to guess than it may try." if self.timed_out else ""
+            return f" It would match as {_shown(self.url)}, with these changes."
+        return " The search stopped early: there is more to try than its time allows." if self.timed_out else ""
 
 
 @masks_secrets
@@ -150,7 +150,7 @@ def diagnose_signature(
         )
     signed, _ = next(_matches(request, usable))
     return SignatureDiagnosis(
-        valid=True, summary=f"The signature fits {_shown(signed)}.", candidate_urls=tried, url=signed
+        valid=True, summary=f"The signature matches {_shown(signed)}.", candidate_urls=tried, url=signed
     )
 
 
@@ -159,7 +159,7 @@ def _split_candidates(candidates: object) -> list[UrlParts]:
     split = [UrlParts.split(candidate) if isinstance(candidate, str) else None for candidate in listed]
     absolute = [parts for parts in split if parts is not None]
     if len(absolute) < len(split):
-        raise InvalidRequestError("candidates must be a list of absolute addresses: write ['https://host/path']")
+        raise InvalidRequestError("candidates must be a list of absolute URLs: write ['https://host/path']")
     return absolute
 
 
@@ -193,7 +193,7 @@ def _matches(request: SignedRequest, keys: Sequence[Secret]) -> Iterator[tuple[s
         signatures = read_signatures(request)
     except UnverifiableError:
         return
-    change = "A key has blanks or a line break around it: take them off."
+    change = "A key has blanks or a line break around it: remove them."
     stripped = [(Secret(key.strip()), (change,)) for key in keys if key != key.strip()]
     for url in equivalent_urls(request.url, request.headers):
         raw = encoded(url)
@@ -231,7 +231,9 @@ def _changed_urls(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iter
 def _suspected(given: UrlParts, candidates: Sequence[UrlParts]) -> _Changed:
     for candidate in candidates:
         whole = evolve(candidate, query=given.query, fragment="")
-        change = f"It is made of the candidate {redact_url(str(candidate))!r}: set it as public_url, or verify with it."
+        change = (
+            f"It was signed for the candidate {redact_url(str(candidate))!r}: set it as public_url, or verify with it."
+        )
         yield candidate, change
         yield whole, change
         yield evolve(whole, path=candidate.path.removesuffix("/") + given.path), change
@@ -239,7 +241,7 @@ def _suspected(given: UrlParts, candidates: Sequence[UrlParts]) -> _Changed:
 
 def _change_scheme(parts: UrlParts, _: Mapping[str, str]) -> _Changed:
     for other in {"http://", "https://"} - {parts.scheme.lower()}:
-        change = f"The signed address begins with {other}, not with {parts.scheme}: {_CONFIGURE_PROXY}."
+        change = f"The signed URL begins with {other}, not with {parts.scheme}: {_CONFIGURE_PROXY}."
         yield evolve(parts, scheme=other), change
 
 
@@ -259,7 +261,7 @@ def _change_host(parts: UrlParts, headers: Mapping[str, str]) -> _Changed:
 def _add_prefix(parts: UrlParts, headers: Mapping[str, str]) -> _Changed:
     prefix = read_forwarded(headers).prefix
     if prefix:
-        change = f"The signed path begins with {prefix!r}, which a proxy took off: set public_url with it."
+        change = f"The signed path begins with {prefix!r}, which a proxy removed: include it in public_url."
         yield evolve(parts, path=prefix + parts.path), change
 
 
@@ -274,14 +276,14 @@ def _change_slash(parts: UrlParts, _: Mapping[str, str]) -> _Changed:
 def _change_path_encoding(parts: UrlParts, _: Mapping[str, str]) -> _Changed:
     for other in (unquote(parts.path), quote(parts.path, "/%:@!$&'()*+,;=~", errors="replace")):
         if other != parts.path:
-            yield evolve(parts, path=other), "The signed path is percent-encoded another way: pass the raw one."
+            yield evolve(parts, path=other), "The signed path is percent-encoded differently: pass the raw one."
 
 
 def _change_query(parts: UrlParts, _: Mapping[str, str]) -> _Changed:
     query = parts.query.removeprefix("?")
     if not query:
         return
-    yield evolve(parts, query=""), "The signed address has no query: something in between adds it."
+    yield evolve(parts, query=""), "The signed URL has no query: something in between adds it."
     pieces = query.split("&")
     for order in permutations(pieces) if len(pieces) <= _MAX_PERMUTED else [sorted(pieces)]:
         if list(order) != pieces:
@@ -291,7 +293,7 @@ def _change_query(parts: UrlParts, _: Mapping[str, str]) -> _Changed:
     rewritten = [urlencode(pairs, errors="replace", quote_via=way) for way in (quote_plus, quote)]
     for other in (*rewritten, unquote(query), re.sub(r"=(?=&|$)", "", query)):
         if other != query:
-            change = f"The signed query is encoded another way: {_RAW_QUERY}."
+            change = f"The signed query is encoded differently: {_RAW_QUERY}."
             yield evolve(parts, query="?" + other), change
 
 
@@ -312,11 +314,11 @@ def _request_candidates(request: SignedRequest) -> Iterator[RequestCandidate]:
         change = f"It was signed as a {method}: verify it as one{'' if signed else ', without a body'}."
         yield RequestCandidate(evolve(request, method=method, body=signed), (change,))
     if request.method == "GET":
-        change = "Its query was signed as a form, which is not taken: choose POST for callbacks."
+        change = "Its query was signed as a form, which is not supported: choose POST for callbacks."
         form = encoded(query_of(request.url)) or b""
         yield RequestCandidate(evolve(request, method="POST", body=form), (change,))
     if header_values(request.headers, SHA256_SIGNATURE_HEADER):
-        change = f"Its {SHA256_SIGNATURE_HEADER} is wrong and the weaker one right: find what changed the former."
+        change = f"Its {SHA256_SIGNATURE_HEADER} is wrong and the weaker one right: find what changed it."
         headers = _without(request.headers, SHA256_SIGNATURE_HEADER)
         yield RequestCandidate(evolve(request, headers=headers), (change,))
     for kind in (FORM_TYPE, "application/json"):
@@ -325,7 +327,7 @@ def _request_candidates(request: SignedRequest) -> Iterator[RequestCandidate]:
         yield RequestCandidate(evolve(request, headers=headers), (change,))
     for raw in (body.strip(), body + b"\n", *_serialized_again(body)):
         if raw != body:
-            change = f"The signed body is written another way: {_RAW_BODY}."
+            change = f"The signed body is encoded differently: {_RAW_BODY}."
             yield RequestCandidate(evolve(request, body=raw), (change,))
     names = {name for name, _ in read_form(body) or ()}
     missing = [name for name in FIELD_NAMES if name not in names] if names else []
@@ -352,30 +354,27 @@ def _serialized_again(body: bytes) -> Iterator[bytes]:
 def _hints(request: SignedRequest, keys: Sequence[str]) -> Iterator[str]:
     """Yield likely reasons when no candidate matches; what is certain comes first."""
     if not keys:
-        yield "There is no key: give the project's Signing Key, which begins with PSK_."
+        yield "There is no key: pass the project's Signing Key, which begins with PSK_."
     if not any(header_values(request.headers, name) for name in _SIGNATURE_HEADERS):
-        yield (
-            f"No {SIGNATURE_HEADER} came: either the platform did not send this, or something in front takes that "
-            "header off."
-        )
+        yield (f"No {SIGNATURE_HEADER} came: either the platform did not send this, or a proxy removes that header.")
     if UrlParts.split(request.url) is None:
-        yield "The address is not absolute: give all of it, as 'https://host/path?query'."
+        yield "The URL is not absolute: pass all of it, as 'https://host/path?query'."
     length = (*header_values(request.headers, "Content-Length"), "")[0]
     if re.fullmatch(r"[0-9]{1,15}", length) and int(length) != len(request.body):
         yield (
             f"Content-Length says {length} bytes, and the body has {len(request.body)}: something read or rewrote it. "
-            "Pass the raw bytes, as they came."
+            "Pass the raw bytes of the request."
         )
     if any(key.startswith("PT") for key in keys):
         yield "A key begins as API tokens do: requests are signed with the Signing Key, which begins with PSK_."
     project = _fields(request).get("AccountSid", "")[:_MAX_SHOWN]
     if project:
-        yield f"The request says that it is of project {project!r}: use the Signing Key of that one."
+        yield f"The request belongs to project {project!r}: use the Signing Key of that project."
     yield (
-        "Make sure that the keys are Signing Keys (PSK_..., under API Credentials) and no API tokens, since that "
-        "can't be seen from a request; after a reset give the new key and the old one."
+        "Make sure that the keys are Signing Keys (PSK_..., under API Credentials) and no API tokens, which "
+        "cannot be seen from a request; after a reset pass the new key and the old one."
     )
-    yield "Give the address that was passed as StatusCallback as a candidate, so that it is tried as well."
+    yield "Pass the URL that was given as StatusCallback as a candidate, so that it is tried as well."
 
 
 def _fields(request: SignedRequest) -> dict[str, str]:

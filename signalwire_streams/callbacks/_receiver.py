@@ -425,7 +425,7 @@ def _check_public_url(url: object) -> str | None:
     text = url if isinstance(url, str) else ""
     parts = UrlParts.split(text)
     if parts is None or not parts.host or not parts.default_port or re.search(r"[\s\x00-\x1f]", text):
-        raise InvalidRequestError("public_url is no http(s) address: write the callback's, as 'https://host/path'")
+        raise InvalidRequestError("public_url is no http(s) URL: write the callback's, as 'https://host/path'")
     if parts.query:
         raise InvalidRequestError(
             f"public_url {redact_url(text)!r} has a query: leave it out, since each request brings its own"

@@ -196,7 +196,7 @@ def _names_body(url: str, body: bytes) -> bool:
         return False
     given = "".join(named).lower().encode("ascii", "replace")
     if len(named) > 1 or not hmac.compare_digest(given, hashlib.sha256(body).hexdigest().encode()):
-        raise UnverifiableError(f"the address names another body with {_BODY_HASH}")
+        raise UnverifiableError(f"the URL names another body with {_BODY_HASH}")
     return True
 
 
@@ -313,7 +313,7 @@ def check_request(request: SignedRequest, keys: Sequence[str], *others: str) -> 
     urls = [raw for raw in map(encoded, forms) if raw is not None]
     # All are compared, so that the time taken does not tell which one is right.
     if not any([signature.verify(url, key) for key in keys for url in urls for signature in signatures]):  # noqa: C419
-        raise UnverifiableError("the signature does not fit")
+        raise UnverifiableError("the signature does not match")
 
 
 def usable_keys(keys: object) -> tuple[Secret, ...]:

@@ -69,16 +69,16 @@ PROXIES = {
         {"X-Forwarded-Prefix": "/api/"},
         ["begins with '/api'"],
     ),
-    "a decoded path": ("https://example.com/a%20b", "https://example.com/a b", {}, ["encoded another way"]),
-    "an encoded path": ("https://example.com/a b", "https://example.com/a%20b", {}, ["encoded another way"]),
+    "a decoded path": ("https://example.com/a%20b", "https://example.com/a b", {}, ["encoded differently"]),
+    "an encoded path": ("https://example.com/a b", "https://example.com/a%20b", {}, ["encoded differently"]),
     "a query that was added": (URL, f"{URL}?utm=1", {}, ["has no query"]),
     "a query in another order": (f"{URL}?z=1&a=2&m=3", f"{URL}?a=2&m=3&z=1", {}, ["another order"]),
     "a long query that was sorted": (f"{URL}?a=1&b=2&c=3&d=4&e=5", f"{URL}?e=5&d=4&c=3&b=2&a=1", {}, ["another order"]),
-    "a decoded query": (f"{URL}?a=b%2Fc", f"{URL}?a=b/c", {}, ["query is encoded another way"]),
-    "a query with blanks as %20": (f"{URL}?a=b+c", f"{URL}?a=b%20c", {}, ["query is encoded another way"]),
-    "a query with blanks as +": (f"{URL}?a=b%20c", f"{URL}?a=b+c", {}, ["query is encoded another way"]),
-    "an encoded query": (f"{URL}?a=b:c", f"{URL}?a=b%3Ac", {}, ["query is encoded another way"]),
-    "a query without signs of equality": (f"{URL}?a&b=1", f"{URL}?a=&b=1", {}, ["query is encoded another way"]),
+    "a decoded query": (f"{URL}?a=b%2Fc", f"{URL}?a=b/c", {}, ["query is encoded differently"]),
+    "a query with blanks as %20": (f"{URL}?a=b+c", f"{URL}?a=b%20c", {}, ["query is encoded differently"]),
+    "a query with blanks as +": (f"{URL}?a=b%20c", f"{URL}?a=b+c", {}, ["query is encoded differently"]),
+    "an encoded query": (f"{URL}?a=b:c", f"{URL}?a=b%3Ac", {}, ["query is encoded differently"]),
+    "a query without signs of equality": (f"{URL}?a&b=1", f"{URL}?a=&b=1", {}, ["query is encoded differently"]),
     "another scheme and a prefix": (
         "https://example.com/api/callbacks",
         "http://example.com/callbacks",
@@ -107,7 +107,7 @@ def test_signed_url_is_found_after_changes_by_proxies(
         assert any(words in sentence for sentence in explanation.suggestions), explanation.suggestions
     assert explanation.attempts >= 1
     assert explanation.suggestions[0] in str(explanation)
-    assert str(explanation).startswith("Refused: the signature does not fit. It would fit as 'http")
+    assert str(explanation).startswith("Refused: the signature does not match. It would match as 'http")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_valid_signature_names_the_signed_url() -> None:
 
     assert explanation.valid
     assert explanation.url == "https://example.com:443/callbacks?token=secret"
-    assert str(explanation) == "The signature fits 'https://example.com:443/callbacks?token=***'."
+    assert str(explanation) == "The signature matches 'https://example.com:443/callbacks?token=***'."
     assert explanation.suggestions == ()
 
 
@@ -259,13 +259,13 @@ class TestHints:
         hints = self.hints()
         assert "Signing Key" in hints
         assert "API tokens" in hints
-        assert "passed as StatusCallback as a candidate" in hints
+        assert "given as StatusCallback as a candidate" in hints
         assert "b08dacad-85c6-40f7-83e5-f8ae3f1b8d3a" in hints
 
     def test_missing_signature_is_named(self) -> None:
         explanation = diagnose_signature(url=URL, headers={}, body=form(STARTED), keys=[KEY])
         assert explanation.summary == "Refused: there is no signature."
-        assert "takes that header off" in explanation.suggestions[0]
+        assert "removes that header" in explanation.suggestions[0]
         explanation = diagnose_signature(url=URL, headers={SIGNATURE_HEADER: ""}, body=form(STARTED), keys=[KEY])
         assert explanation.summary == f"Refused: {SIGNATURE_HEADER} is empty."
 
@@ -323,7 +323,7 @@ def test_password_with_unencoded_slash_is_not_shown(url: str) -> None:
     assert "example.com/a" in str(explanation)
 
 
-STOPPED = "The search stopped early: there is more to guess than it may try."
+STOPPED = "The search stopped early: there is more to try than its time allows."
 
 
 def test_search_that_takes_too_long_says_that_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,8 +333,8 @@ def test_search_that_takes_too_long_says_that_it_stopped(monkeypatch: pytest.Mon
 
     assert whole.attempts > 50
     assert stopped.attempts == 0
-    assert whole.summary == "Refused: the signature does not fit."
-    assert stopped.summary == f"Refused: the signature does not fit. {STOPPED}"
+    assert whole.summary == "Refused: the signature does not match."
+    assert stopped.summary == f"Refused: the signature does not match. {STOPPED}"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_only_the_receiver_imports_aiohttp(path: Path) -> None:
 
 
 def test_example_for_fastapi_compiles() -> None:
-    text = (callbacks.__doc__ or "").partition("Starlette::")[2].partition("Callbacks that come by GET")[0]
+    text = (callbacks.__doc__ or "").partition("Starlette::")[2].partition("Callbacks by GET")[0]
     names = compile(textwrap.dedent(text), "<example>", "exec").co_names
 
     assert {"FastAPI", "verify_signature", "parse_callback"} <= set(names)

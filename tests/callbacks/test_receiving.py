@@ -136,15 +136,15 @@ async def test_form_with_sha256_signature_is_accepted() -> None:
 JSON_IS_NONE = "it is signed, and neither a form nor a JSON object"
 REFUSALS: dict[str, tuple[Callable[[Server], Any], str]] = {
     "no signature": (lambda server: server.send(form(STARTED), "", {"Content-Type": FORM}), "there is no signature"),
-    "a wrong signature": (lambda server: server.post(X_SignalWire_Signature="x"), "the signature does not fit"),
-    "another address": (lambda server: server.post(signed="https://evil.example/"), "the signature does not fit"),
+    "a wrong signature": (lambda server: server.post(X_SignalWire_Signature="x"), "the signature does not match"),
+    "another address": (lambda server: server.post(signed="https://evil.example/"), "the signature does not match"),
     "another key": (
         lambda server: server.post(X_SignalWire_Signature=form_signature(server.url, STARTED, "PSK_other")),
-        "the signature does not fit",
+        "the signature does not match",
     ),
     "another body": (
         lambda server: server.post(fields(X="1"), X_SignalWire_Signature=form_signature(server.url, STARTED)),
-        "the signature does not fit",
+        "the signature does not match",
     ),
     "a form by another name": (
         lambda server: server.post(Content_Type="text/plain"),
@@ -159,11 +159,11 @@ REFUSALS: dict[str, tuple[Callable[[Server], Any], str]] = {
     ),
     "JSON with a wrong signature": (
         lambda server: server.post_json(JSON_BODY, X_SignalWire_Signature="x"),
-        "the signature does not fit",
+        "the signature does not match",
     ),
     "JSON whose SHA-256 signature is wrong": (
         lambda server: server.post_json(JSON_BODY, X_SignalWire_SHA256_Signature="x"),
-        "the signature does not fit",
+        "the signature does not match",
     ),
     "another method": (
         lambda server: server.send(

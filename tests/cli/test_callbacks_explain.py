@@ -52,15 +52,15 @@ async def explained(shell: Shell, file: Path, text: str, *arguments: str) -> Ran
 
 async def test_valid_signature_exits_0(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE), "--url", PUBLIC)
-    assert (ran.code, ran.out, ran.err) == (0, f"The signature fits '{PUBLIC}'.\n", "")
+    assert (ran.code, ran.out, ran.err) == (0, f"The signature matches '{PUBLIC}'.\n", "")
 
 
 async def test_invalid_signature_exits_1_with_suggestions(keyed_shell: Shell, file: Path) -> None:
     """Without --url it is the URL that a server behind a TLS proxy sees."""
     ran = await explained(keyed_shell, file, captured(SIGNATURE))
     assert (ran.code, ran.err) == (1, "")
-    assert f"It would fit as '{PUBLIC}'" in ran.out
-    assert "- The signed address begins with https://, not with http://: set public_url" in ran.out
+    assert f"It would match as '{PUBLIC}'" in ran.out
+    assert "- The signed URL begins with https://, not with http://: set public_url" in ran.out
     assert "- 'http://example.com/callbacks'" in ran.out
 
 
@@ -68,7 +68,7 @@ async def test_json_option_writes_the_diagnosis(keyed_shell: Shell, file: Path) 
     ran = await explained(keyed_shell, file, captured(SIGNATURE), "--json")
     assert ran.code == 1
     assert ran.json["valid"] is False
-    assert ran.json["summary"].startswith("Refused: the signature does not fit.")
+    assert ran.json["summary"].startswith("Refused: the signature does not match.")
     assert len(ran.json["suggestions"]) == 1
     assert ran.json["candidate_urls"][0] == "'http://example.com/callbacks'"
     assert sorted(ran.json) == ["attempts", "candidate_urls", "suggestions", "summary", "valid"]
@@ -87,7 +87,7 @@ async def test_candidate_url_is_tried(keyed_shell: Shell, file: Path) -> None:
         "https://example.com/callbacks",
     )
     assert ran.code == 1
-    assert f"It would fit as '{PUBLIC}'" in ran.out
+    assert f"It would match as '{PUBLIC}'" in ran.out
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ async def test_request_can_be_given_in_parts(keyed_shell: Shell, file: Path, mon
     ran = await keyed_shell("callbacks", "explain", "--url", address, "--method", "get", "--header", signed)
     assert (ran.code, ran.out) == (
         0,
-        f"The signature fits '{PUBLIC}?AccountSid=***&StreamSid=***&StreamEvent=***'.\n",
+        f"The signature matches '{PUBLIC}?AccountSid=***&StreamSid=***&StreamEvent=***'.\n",
     )
 
 
@@ -171,13 +171,13 @@ async def test_escape_sequences_and_query_values_are_not_shown(keyed_shell: Shel
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "--request does not begin as a request does"),
-        ("HTTP/1.1 200 OK\r\n\r\n", "--request does not begin as a request does"),
+        ("", "--request does not start with a request line"),
+        ("HTTP/1.1 200 OK\r\n\r\n", "--request does not start with a request line"),
         ("POST /x HTTP/1.1\r\nsecret\r\n\r\n", "a header has no name or no ':': write it as 'Name: value'"),
         ("POST /x HTTP/1.1\r\nA: b\r\n folded: c\r\n\r\n", "a header has no name or no ':'"),
         ("POST /x HTTP/1.1\r\n: secret\r\n\r\n", "a header has no name or no ':'"),
         ("POST /x HTTP/1.1\r\nA : secret\r\n\r\n", "a header has no name or no ':'"),
-        ("POST /x HTTP/1.1\r\nA: b\r\n\r\n", "--request has no Host header: give the address with --url"),
+        ("POST /x HTTP/1.1\r\nA: b\r\n\r\n", "--request has no Host header: pass the URL with --url"),
         ("POST /x HTTP/1.1\nTransfer-Encoding: chunked\n\n5\r\nA=B&C\r\n0\r\n\r\n", "is still in chunks"),
     ],
 )
@@ -191,17 +191,17 @@ async def test_malformed_request_is_a_usage_error(keyed_shell: Shell, file: Path
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "there is nothing to explain: give a --request, or --url"),
-        (("--body", "-"), "there is nothing to explain"),
+        ((), "nothing to diagnose: pass a --request, or --url"),
+        (("--body", "-"), "nothing to diagnose"),
         (("--request", "-", "--key-file", "-"), "standard input can be read once"),
-        (("--request", "x", "--body", "y"), "--request has it all: leave it out"),
-        (("--request", "x", "--header", "A: secret"), "--request has it all: leave it out"),
-        (("--request", "x", "--method", "GET"), "--request has it all: leave it out"),
+        (("--request", "x", "--body", "y"), "--request includes these: leave it out"),
+        (("--request", "x", "--header", "A: secret"), "--request includes these: leave it out"),
+        (("--request", "x", "--method", "GET"), "--request includes these: leave it out"),
         (("--request", "no-such-file"), "--request can't be read: No such file"),
         (("--request", "\0"), "--request can't be read: write the name of a file"),
         (("--url", PUBLIC, "--body", "no-such-file"), "--body can't be read: No such file"),
         (("--url", PUBLIC, "--header", "secret"), "a header has no name or no ':'"),
-        (("--url", PUBLIC, "--candidate", "example.com/secret"), "a --candidate is no whole address"),
+        (("--url", PUBLIC, "--candidate", "example.com/secret"), "a --candidate is no absolute URL"),
         (("--url", PUBLIC, "--key-file", "no-such-file"), "--key-file can't be read"),
     ],
 )
