@@ -1,4 +1,4 @@
-"""redis-server processes for tests."""
+"""A private redis-server for a test."""
 
 import shutil
 import socket

@@ -1,8 +1,7 @@
 """What the tests of the fleet share."""
 
 import asyncio
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable
 
 from signalwire_streams import BulkOutcome, StartCallStream, StartConferenceStream
 from signalwire_streams.fleet import Fleet
@@ -12,7 +11,6 @@ from tests import waiting
 
 URL = "wss://rx.example.com/audio"
 PATIENCE = 30.0
-until = partial(waiting.until, timeout=PATIENCE, interval=0.01)
 
 
 def on_conferences(sids: Iterable[str], **fields: object) -> list[StartConferenceStream]:
@@ -27,6 +25,11 @@ async def all_results(fleet: Fleet, run: str) -> list[BulkOutcome[StartConferenc
     """Give a run's outcomes in the order of its items."""
     async with asyncio.timeout(PATIENCE):
         return sorted([outcome async for outcome in fleet.results(run)], key=lambda outcome: outcome.index)
+
+
+async def until(holds: Callable[[], Awaitable[object]]) -> None:
+    """Wait for a condition that other processes or tasks bring about."""
+    await waiting.until(holds, timeout=PATIENCE, interval=0.01)
 
 
 def connection_of(fleet: Fleet) -> Connection:

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Any, TypeAlias
 
 import pytest
@@ -16,12 +15,9 @@ PacerFactory: TypeAlias = Callable[..., RedisRateLimiter]
 ServerFactory: TypeAlias = Callable[..., RedisServer]
 
 
-until = partial(waiting.until, interval=0.005)
-
-
 @pytest.fixture
 def redis_server() -> Iterator[ServerFactory]:
-    """Start servers; each is stopped with the test."""
+    """Start servers; each is ended with the test."""
     with redis_servers() as start:
         yield start
 
@@ -59,3 +55,8 @@ async def pacer_for() -> AsyncIterator[PacerFactory]:
             return pacer
 
         yield make
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait for a condition, five seconds at most."""
+    await waiting.until(holds, timeout=5.0, interval=0.005)
