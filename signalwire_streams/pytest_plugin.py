@@ -1,6 +1,6 @@
-"""The pytest plugin: a Space, and a receiver that its streams are directed to, as fixtures of your own suite.
+"""pytest plugin: fixtures with a simulated Space and a receiver for its streams.
 
-pytest finds it once ``signalwire-streams[pytest]`` is installed. Nothing happens until a test asks for a fixture:
+pytest finds it once ``signalwire-streams[pytest]`` is installed. It does nothing until a test requests a fixture:
 
 ```python
 async def test_a_stream_is_heard(signalwire_space, stream_receiver, client):
@@ -9,9 +9,9 @@ async def test_a_stream_is_heard(signalwire_space, stream_receiver, client):
             break
 ```
 
-The fixtures run in asyncio, by pytest-asyncio, or by anyio's plugin where pytest-asyncio is not installed.
+The fixtures run in asyncio, under pytest-asyncio or, if that is not installed, under anyio's plugin.
 
-PYTEST_DONT_REWRITE: there is nothing to rewrite, and pytest would complain where it is imported already.
+PYTEST_DONT_REWRITE: there is nothing to rewrite, and pytest would complain if it is imported already.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import pytest
 from attrs import define, field
 
-if TYPE_CHECKING:  # a run that does not use them pays for none of them
+if TYPE_CHECKING:  # a run that does not use the fixtures imports none of these
     from signalwire_streams.models import OpenOptions
     from signalwire_streams.receiver import MediaReceiver, StreamSession
     from signalwire_streams.receiver._start_and_receive import Starts
@@ -34,8 +34,8 @@ if TYPE_CHECKING:  # a run that does not use them pays for none of them
 __all__ = ["StreamReceiver", "signalwire_certificates", "signalwire_space", "stream_receiver"]
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
-_GRACE, _PAUSE = 1.0, 0.01  # seconds for what is just ending to end, and between two looks at it
-_CUT_SHORT = pytest.StashKey[bool]()
+_GRACE_PERIOD, _POLL_INTERVAL = 1.0, 0.01  # seconds for what is just ending
+_FAILED = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,13 +52,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Note whether the test got to its end; the report is left to others."""
+    """Record whether the test passed; the report itself is made by others."""
     if call.when != "teardown":
-        item.stash[_CUT_SHORT] = call.excinfo is not None
+        item.stash[_FAILED] = call.excinfo is not None
 
 
 def _async_fixture(function: _Function) -> _Function:
-    """Make an async fixture, by pytest-asyncio if it is there, since its strict mode wants to be asked."""
+    """Create an async fixture with pytest-asyncio if installed, as its strict mode requires."""
     try:
         from pytest_asyncio import fixture  # noqa: PLC0415
     except ImportError:
@@ -71,33 +71,26 @@ def _fail(sentence: str) -> NoReturn:
 
 
 @define(eq=False)
-class _Watch:
-    """Looks at what a test left running, before the first of the fixtures closes anything.
+class _LeakCheck:
+    """Finds what a test left running, before the first of the fixtures closes anything."""
 
-    Attributes:
-        lenient: whether it looks away.
-        space: the Space.
-        receiver: the receiver.
-        left: what was left, a line each; None before it looked.
-    """
-
-    lenient: bool
+    allow_leaks: bool
     space: "SimulatedSpace | None" = None
     receiver: "MediaReceiver | None" = None
-    left: list[str] | None = None
+    leaks: list[str] | None = None
 
-    async def look(self) -> None:
-        """Give what is just ending a moment, then note what is left; once for all fixtures."""
-        if self.lenient or self.left is not None:
+    async def run(self) -> None:
+        """Wait for what is just ending, then record what is left; once for all fixtures."""
+        if self.allow_leaks or self.leaks is not None:
             return
         clock = asyncio.get_running_loop().time
-        until = clock() + _GRACE
-        while (left := list(self._running())) and clock() < until:  # noqa: ASYNC110  (nothing tells of all of it)
-            await asyncio.sleep(_PAUSE)
-        self.left = left
+        until = clock() + _GRACE_PERIOD
+        while (leaks := list(self._running())) and clock() < until:  # noqa: ASYNC110  (no event covers all of it)
+            await asyncio.sleep(_POLL_INTERVAL)
+        self.leaks = leaks
 
-    def why(self) -> str:
-        """Say what the Space knows of streams that do not come."""
+    def missing_stream_reason(self) -> str:
+        """Return what the Space knows about streams that did not come."""
         if self.space is None:
             return ""
         if self.space.audio is None:
@@ -126,7 +119,7 @@ class _Watch:
 
     @staticmethod
     def _connections(space: "SimulatedSpace") -> int:
-        """Count the connections to the Space, without the idle ones of a session that the test's client borrowed."""
+        """Count the connections to the Space, without the idle ones of a session that the client borrowed."""
         from signalwire_streams._http.session import idle_in_lent_sessions  # noqa: PLC0415
 
         return max(len(space.connections) - idle_in_lent_sessions(urlsplit(space.base_url).port), 0)
@@ -134,11 +127,11 @@ class _Watch:
 
 @define(eq=False)
 class StreamReceiver:
-    """A receiver for a test to direct streams to.
+    """A receiver for the streams of a test.
 
     Attributes:
-        url: where it is, for a start's ``url``.
-        bearer_token: what lets a stream in, for a start's ``authorization_bearer_token``.
+        url: its URL, for a start's ``url``.
+        bearer_token: the token it accepts, for a start's ``authorization_bearer_token``.
         receiver: the receiver itself.
     """
 
@@ -146,12 +139,12 @@ class StreamReceiver:
     bearer_token: str = field(repr=False)
     receiver: "MediaReceiver"
     _arrived: "asyncio.Queue[StreamSession]" = field(repr=False)
-    _watch: _Watch = field(repr=False)
+    _leak_check: _LeakCheck = field(repr=False)
 
     def open(
         self, streams: "Starts[Any]", sid: str, **fields: "Unpack[OpenOptions]"
     ) -> "AbstractAsyncContextManager[StreamSession]":
-        """Start a stream and receive it, as `MediaReceiver.open` does, with this receiver's address.
+        """Start a stream and receive it, as `MediaReceiver.open` does, with this receiver's URL.
 
         Args:
             streams: ``client.conferences`` or ``client.calls``.
@@ -161,8 +154,8 @@ class StreamReceiver:
         given: OpenOptions = {"url": self.url, **fields}
         return self.receiver.open(streams, sid, **given)
 
-    async def next_stream(self, *, timeout: float = 15.0) -> "StreamSession":
-        """Wait for the next stream that somebody started with this address and token.
+    async def next_stream(self, *, timeout: float = 15.0) -> "StreamSession":  # noqa: ASYNC109  (as in asyncio)
+        """Wait for the next stream that was started with this URL and token.
 
         Args:
             timeout: seconds.
@@ -177,12 +170,12 @@ class StreamReceiver:
         except TimeoutError:
             raise TimeoutError(
                 f"no stream came within {timeout:g} s: start it with url=stream_receiver.url and "
-                f"authorization_bearer_token=stream_receiver.bearer_token{self._watch.why()}"
+                f"authorization_bearer_token=stream_receiver.bearer_token{self._leak_check.missing_stream_reason()}"
             ) from None
 
 
 def _arguments(request: pytest.FixtureRequest, marker: str, allowed: Iterable[str]) -> dict[str, Any]:
-    """Collect a marker's arguments; the closest to the test has the last word."""
+    """Collect the arguments of a marker; the one closest to the test wins."""
     given: dict[str, Any] = {}
     for mark in reversed(list(request.node.iter_markers(marker))):
         if mark.args:
@@ -202,7 +195,7 @@ def _space_arguments(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def _check_test(request: pytest.FixtureRequest) -> None:
-    """Refuse a test that is no coroutine: the event loop stands while it runs, so that the Space would not answer."""
+    """Refuse a test that is no coroutine: it blocks the event loop, so the Space would not answer."""
     function = request.function
     inner = getattr(getattr(function, "hypothesis", None), "inner_test", function)
     if not inspect.iscoroutinefunction(inner):
@@ -214,7 +207,7 @@ def _check_loops(request: pytest.FixtureRequest) -> None:
     if not request.config.pluginmanager.has_plugin("asyncio"):
         return
     if "anyio_backend" in request.fixturenames:
-        # Which of the two sets a fixture up depends on the order in which they were found.
+        # Which of the two sets up a fixture depends on the order in which they were loaded.
         _fail(
             "pytest-asyncio and anyio can't share these fixtures: for tests that anyio runs, give pytest -p no:asyncio"
         )
@@ -230,18 +223,18 @@ def _check_loops(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def _signalwire_watch(request: pytest.FixtureRequest) -> Iterator[_Watch]:
-    """Report what the test left running; torn down last, so that one report names it all."""
+def _signalwire_leak_check(request: pytest.FixtureRequest) -> Iterator[_LeakCheck]:
+    """Report what the test left running; torn down last, so that there is one report."""
     _check_test(request)
     _check_loops(request)
-    watch = _Watch(lenient=_space_arguments(request).get("allow_leaks", False))
-    yield watch
-    if not watch.left:
+    check = _LeakCheck(allow_leaks=_space_arguments(request).get("allow_leaks", False))
+    yield check
+    if not check.leaks:
         return
-    report = "\n  ".join(["when the test had ended:", *watch.left])
+    report = "\n  ".join(["when the test had ended:", *check.leaks])
     report += "\nStop it in the test, or mark that with @pytest.mark.signalwire_space(allow_leaks=True)."
-    if request.node.stash.get(_CUT_SHORT, False):
-        # A test that failed seldom tidies up: its own failure is the news, and this stands below it.
+    if request.node.stash.get(_FAILED, False):
+        # A test that failed seldom cleans up: its own failure comes first, and this only adds to it.
         request.node.add_report_section("teardown", "signalwire_streams", report)
     else:
         _fail(report)
@@ -249,7 +242,7 @@ def _signalwire_watch(request: pytest.FixtureRequest) -> Iterator[_Watch]:
 
 @pytest.fixture(scope="session")
 def signalwire_certificates() -> "Certificates":
-    """An authority for this run: `.server` for servers of your own, which the Space then accepts."""
+    """A certificate authority for this run: use `.server` for your own servers, which the Space then trusts."""
     from signalwire_streams.simulator import Certificates  # noqa: PLC0415
 
     try:
@@ -262,9 +255,9 @@ def signalwire_certificates() -> "Certificates":
 async def signalwire_space(
     request: pytest.FixtureRequest,
     signalwire_certificates: "Certificates",
-    _signalwire_watch: _Watch,
+    _signalwire_leak_check: _LeakCheck,
 ) -> "AsyncIterator[SimulatedSpace]":
-    """A simulated Space with three conferences and three calls that dials, speaks and calls back.
+    """A simulated Space with three conferences and three calls that sends audio and status callbacks.
 
     ``@pytest.mark.signalwire_space(conferences=10, audio=None)`` passes other arguments to `SimulatedSpace`.
     """
@@ -274,9 +267,9 @@ async def signalwire_space(
     given = usual | {"ssl_context": signalwire_certificates.trust} | _space_arguments(request)
     given.pop("allow_leaks", None)
     async with SimulatedSpace(**given) as space:
-        _signalwire_watch.space = space
+        _signalwire_leak_check.space = space
         yield space
-        await _signalwire_watch.look()
+        await _signalwire_leak_check.run()
 
 
 @_async_fixture
@@ -284,25 +277,26 @@ async def stream_receiver(
     request: pytest.FixtureRequest,
     signalwire_space: "SimulatedSpace",  # noqa: ARG001  (it outlives the receiver that it dials)
     signalwire_certificates: "Certificates",
-    _signalwire_watch: _Watch,
+    _signalwire_leak_check: _LeakCheck,
 ) -> AsyncIterator[StreamReceiver]:
-    """A `StreamReceiver` on loopback that the Space trusts.
+    """A `StreamReceiver` on localhost that the Space trusts.
 
     ``@pytest.mark.stream_receiver(bidirectional=True)`` passes other arguments to `MediaReceiver`.
     """
+    from signalwire_streams.models._validation import Secret  # noqa: PLC0415
     from signalwire_streams.receiver import MediaReceiver  # noqa: PLC0415
 
-    drawn = {"handler", "bearer_tokens"}
-    given = _arguments(request, "stream_receiver", set(inspect.signature(MediaReceiver).parameters) - drawn)
+    fixed = {"handler", "bearer_tokens"}
+    given = _arguments(request, "stream_receiver", set(inspect.signature(MediaReceiver).parameters) - fixed)
     arrived = asyncio.Queue["StreamSession"]()
 
-    async def keep(session: "StreamSession") -> None:
+    async def handler(session: "StreamSession") -> None:
         arrived.put_nowait(session)
         await session.wait_closed()
 
-    token = token_urlsafe(32)
-    receiver = _signalwire_watch.receiver = MediaReceiver(keep, bearer_tokens=token, **given)
+    token = Secret(token_urlsafe(32))
+    receiver = _signalwire_leak_check.receiver = MediaReceiver(handler, bearer_tokens=token, **given)
     async with receiver.serve(ssl_context=signalwire_certificates.server) as url:
-        yield StreamReceiver(url, token, receiver, arrived, _signalwire_watch)
-        await _signalwire_watch.look()
+        yield StreamReceiver(url, token, receiver, arrived, _signalwire_leak_check)
+        await _signalwire_leak_check.run()
         await receiver.aclose(deadline=0)  # what is left is not waited for again

@@ -1,13 +1,16 @@
-"""A redis-server of a test's own."""
+"""A private redis-server for a test."""
 
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Self
 
+import pytest
 from attrs import define, field
 
 BINARY = shutil.which("redis-server")
@@ -85,3 +88,24 @@ class RedisServer:
             self._process.wait()
             self._process = None
             self.socket.unlink(missing_ok=True)
+
+
+@contextmanager
+def redis_servers() -> Iterator[Callable[..., RedisServer]]:
+    """Start servers with further options; all of them are stopped at the end of the block."""
+    if BINARY is None:
+        pytest.skip(MISSING)
+    started: list[RedisServer] = []
+    with TemporaryDirectory(prefix="redis-") as folder:  # not tmp_path, whose name may be too long for a socket
+
+        def start(*options: str) -> RedisServer:
+            place = Path(folder) / str(len(started))
+            place.mkdir()
+            started.append(RedisServer(place, options))
+            return started[-1].start()
+
+        try:
+            yield start
+        finally:
+            for server in started:
+                server.kill()

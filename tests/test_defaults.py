@@ -141,7 +141,7 @@ class TestDrain:
             await asyncio.Event().wait()
 
         receiver = CallbackReceiver(stuck, keys=["PSK_test"])
-        assert receiver._dispatcher.offer(parse_callback({"StreamSid": "a", "StreamEvent": "stream-started"}))
+        assert receiver._dispatcher.offer(parse_callback({"StreamSid": "a", "StreamEvent": "stream-started"}), b"")
         await asyncio.sleep(0)
         began = idle_clock.now()
 

@@ -172,12 +172,12 @@ async def test_dispatcher_handles_callbacks_in_order() -> None:
         if event.stream_sid == "slow":
             await asyncio.sleep(0)
 
-    dispatcher = Dispatcher(handler=handle, pending=4, memory=100, drain=60.0)
+    dispatcher = Dispatcher(handle, max_pending=4, dedup_size=100, shutdown_timeout=60.0)
     for _ in range(3):
         for sid in ("slow", "quick"):
             for kind in ("started", "stopped"):
                 values = {"StreamEvent": f"stream-{kind}", "StreamSid": sid, "CallSid": "call", "AccountSid": "project"}
-                assert dispatcher.offer(parse_callback(values))
+                assert dispatcher.offer(parse_callback(values), b"")
     await dispatcher.aclose()
     expected = [f"{sid} Stream{kind}" for sid in ("slow", "quick") for kind in ("Started", "Stopped")]
     assert sorted(handled) == sorted(expected)

@@ -1,4 +1,4 @@
-"""The pytest plugin, in suites as its users write them."""
+"""The pytest plugin, in test suites as users write them."""
 
 import sys
 from collections.abc import Callable
@@ -40,7 +40,7 @@ CONFTEST = """
 HURRIED = """
     from signalwire_streams import pytest_plugin
 
-    pytest_plugin._GRACE = 0.05  # what these tests leave does not end however long one waits
+    pytest_plugin._GRACE_PERIOD = 0.05  # what these tests leave never ends by itself
 """
 LEAVES_A_STREAM = """
     async def test_it(stream_receiver, start):
@@ -65,8 +65,8 @@ def suite(pytester: pytest.Pytester) -> Suite:
 
 
 @pytest.mark.parametrize("mode", ["auto", "strict"])
-def test_a_stream_is_started_heard_and_stopped(suite: Suite, mode: str) -> None:
-    """A stream of the client's comes in at the receiver, by a plain start and by `open`, and nothing is left."""
+def test_stream_is_started_received_and_stopped(suite: Suite, mode: str) -> None:
+    """By `start_stream` and by `open`; nothing is left running."""
     done = suite(
         """
         import pytest
@@ -94,8 +94,8 @@ def test_a_stream_is_started_heard_and_stopped(suite: Suite, mode: str) -> None:
     done.assert_outcomes(passed=2)
 
 
-def test_callbacks_come_signed(suite: Suite) -> None:
-    """A callback server of one's own shows a certificate of the run's authority, and is called back."""
+def test_callbacks_are_signed_and_trust_the_certificates(suite: Suite) -> None:
+    """The user's callback server has a certificate of the run's authority."""
     done = suite(
         """
         import asyncio
@@ -116,14 +116,14 @@ def test_callbacks_come_signed(suite: Suite) -> None:
             assert (await told.get()).stream_sid == stream.sid
             await callbacks.aclose()
             await runner.cleanup()
-            assert callbacks.counts.refused == 0
+            assert callbacks.statistics.refused == 0
         """
     )
     done.assert_outcomes(passed=1)
 
 
-def test_markers_pass_arguments(suite: Suite) -> None:
-    """Markers of module, class and function add up, and the closest has the last word."""
+def test_closest_marker_wins(suite: Suite) -> None:
+    """Markers of module, class and function are merged."""
     done = suite(
         """
         import pytest
@@ -140,7 +140,7 @@ def test_markers_pass_arguments(suite: Suite) -> None:
                 assert space.callbacks
 
         @pytest.mark.signalwire_space(bidirectional=True)
-        @pytest.mark.stream_receiver(bidirectional=True, backlog=5)
+        @pytest.mark.stream_receiver(bidirectional=True, max_queue=5)
         async def test_receiver(signalwire_space, stream_receiver, client):
             async with stream_receiver.open(client.conferences, signalwire_space.conference_sids[9]) as session:
                 await session.playback.play(bytes(160))
@@ -157,12 +157,15 @@ def test_markers_pass_arguments(suite: Suite) -> None:
             "*signalwire_space knows no argument 'conferance': write one of advertised_limit, allow_leaks, *",
         ),
         ("signalwire_space(10)", "*signalwire_space takes no positional arguments: write name=value"),
-        ("stream_receiver(handler=print)", "*stream_receiver knows no argument 'handler': write one of backlog, *"),
+        (
+            "stream_receiver(handler=print)",
+            "*stream_receiver knows no argument 'handler': write one of backlog_bytes, *",
+        ),
         ("stream_receiver(bearer_tokens=None)", "*stream_receiver knows no argument 'bearer_tokens': *"),
     ],
 )
-def test_a_wrong_argument_is_one_sentence(suite: Suite, marker: str, sentence: str) -> None:
-    """What a marker can't pass on is refused before anything runs."""
+def test_wrong_marker_argument_fails_in_one_sentence(suite: Suite, marker: str, sentence: str) -> None:
+    """Before anything runs."""
     done = suite(f"import pytest\n@pytest.mark.{marker}\nasync def test_it(stream_receiver): ...")
 
     done.assert_outcomes(errors=1)
@@ -170,8 +173,8 @@ def test_a_wrong_argument_is_one_sentence(suite: Suite, marker: str, sentence: s
     done.stdout.no_fnmatch_line("*Traceback*")
 
 
-def test_what_is_left_is_reported_once(suite: Suite, pytester: pytest.Pytester) -> None:
-    """A stream and its socket, each in its line, in one error of the teardown; no secrets."""
+def test_running_stream_and_socket_are_reported_once(suite: Suite, pytester: pytest.Pytester) -> None:
+    """Each on its own line, in one error of the teardown, without secrets."""
     done = suite(
         LEAVES_A_STREAM
         + """
@@ -195,8 +198,8 @@ def test_what_is_left_is_reported_once(suite: Suite, pytester: pytest.Pytester) 
     assert (pytester.path / "token").read_text() not in str(done.stdout)
 
 
-def test_a_stream_that_nobody_hears_is_reported(suite: Suite) -> None:
-    """The Space alone tells of its streams too, a call's and one without a name among them."""
+def test_running_stream_without_receiver_is_reported(suite: Suite) -> None:
+    """Also a call's stream, and one without a name."""
     done = suite(
         """
         import pytest
@@ -212,8 +215,8 @@ def test_a_stream_that_nobody_hears_is_reported(suite: Suite) -> None:
     done.stdout.no_fnmatch_line("*socket*")
 
 
-def test_a_socket_of_somebody_else_is_reported(suite: Suite) -> None:
-    """What is open at the receiver is told, whoever opened it; what a user's fixture closes by then is not."""
+def test_socket_opened_by_the_user_is_reported_unless_closed(suite: Suite) -> None:
+    """The user's fixtures may close it in time."""
     done = suite(
         """
         import aiohttp, pytest
@@ -252,8 +255,7 @@ def test_a_socket_of_somebody_else_is_reported(suite: Suite) -> None:
     done.stdout.no_fnmatch_line("*still runs*")
 
 
-def test_what_has_not_begun_and_who_is_not_closed_are_reported(suite: Suite) -> None:
-    """A socket without a stream on it, and a client that was left open."""
+def test_pending_socket_and_open_client_are_reported(suite: Suite) -> None:
     done = suite(
         """
         import aiohttp, pytest
@@ -294,8 +296,8 @@ def test_what_has_not_begun_and_who_is_not_closed_are_reported(suite: Suite) -> 
 @pytest.mark.parametrize(
     ("ending", "outcome"), [("assert False", "failed"), ("pytest.xfail()", "xfailed"), ("pytest.skip()", "skipped")]
 )
-def test_the_first_failure_is_the_only_one(suite: Suite, ending: str, outcome: str) -> None:
-    """A test that did not get to its end gets no second error; what was left stands below its failure."""
+def test_failed_test_gets_no_second_error_for_leaks(suite: Suite, ending: str, outcome: str) -> None:
+    """Leaks are listed below its failure."""
     done = suite("import pytest\n" + LEAVES_A_STREAM.replace("\n    ", "\n") + f"    {ending}\n", hurried=True)
 
     done.assert_outcomes(**{outcome: 1})
@@ -305,8 +307,8 @@ def test_the_first_failure_is_the_only_one(suite: Suite, ending: str, outcome: s
         )
 
 
-def test_idle_connection_of_lent_session_is_no_leak(suite: Suite) -> None:
-    """A session that outlives the test keeps its connection alive; a forgotten client beside it is reported."""
+def test_idle_connection_of_borrowed_session_is_no_leak(suite: Suite) -> None:
+    """A client that is left open beside it is reported."""
     done = suite(
         """
         import aiohttp
@@ -348,8 +350,8 @@ def test_idle_connection_of_lent_session_is_no_leak(suite: Suite) -> None:
     )
 
 
-def test_test_that_is_no_coroutine_is_refused_at_once(suite: Suite) -> None:
-    """Its event loop would stand, and nothing would answer; an async test of hypothesis is one."""
+def test_sync_test_is_refused_at_once(suite: Suite) -> None:
+    """It would block the event loop; an async test under hypothesis is accepted."""
     done = suite(
         """
         import pytest
@@ -375,8 +377,7 @@ def test_test_that_is_no_coroutine_is_refused_at_once(suite: Suite) -> None:
     )
 
 
-def test_leaks_may_be_allowed(suite: Suite) -> None:
-    """The marker says that a test leaves something on purpose."""
+def test_marker_allows_leaks(suite: Suite) -> None:
     done = suite(
         "import pytest\npytestmark = pytest.mark.signalwire_space(allow_leaks=True)"
         + LEAVES_A_STREAM.replace("\n    ", "\n")
@@ -384,8 +385,8 @@ def test_leaks_may_be_allowed(suite: Suite) -> None:
     done.assert_outcomes(passed=1)
 
 
-def test_a_stream_that_does_not_come(suite: Suite) -> None:
-    """The error says how to start it, and what the Space says."""
+def test_missing_stream_error_says_how_to_start_it(suite: Suite) -> None:
+    """And what the Space knows about it."""
     done = suite(
         """
         import pytest
@@ -396,7 +397,7 @@ def test_a_stream_that_does_not_come(suite: Suite) -> None:
         async def test_wrong_token(signalwire_space, stream_receiver, client):
             [sid, *_] = signalwire_space.conference_sids
             await client.conferences.start_stream(sid, url=stream_receiver.url, authorization_bearer_token="wrong")
-            while signalwire_space.streams.alive():
+            while signalwire_space.streams.active():
                 await asyncio.sleep(0)
             await stream_receiver.next_stream(timeout=0)
 
@@ -423,8 +424,8 @@ def test_a_stream_that_does_not_come(suite: Suite) -> None:
     )
 
 
-def test_without_trustme(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One sentence says what to install."""
+def test_missing_trustme_fails_in_one_sentence(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what to install."""
     monkeypatch.setitem(sys.modules, "trustme", None)
     done = suite("async def test_it(signalwire_space): ...")
 
@@ -434,8 +435,10 @@ def test_without_trustme(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_without_pytest_asyncio(suite: Suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plugin loads, and pytest tells by itself that nobody runs an async fixture."""
+def test_plugin_loads_without_pytest_asyncio(
+    suite: Suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pytest itself reports that no plugin runs the async fixture."""
     monkeypatch.delattr(pytest_asyncio, "fixture")
     monkeypatch.delitem(sys.modules, "signalwire_streams.pytest_plugin", raising=False)
     pytester.makeini("[pytest]")
@@ -456,10 +459,10 @@ def test_without_pytest_asyncio(suite: Suite, pytester: pytest.Pytester, monkeyp
         ("function", "function", "(loop_scope='session')", {"errors": 1}),
     ],
 )
-def test_the_space_runs_in_the_loop_of_the_test(
+def test_space_must_run_in_the_loop_of_the_test(
     suite: Suite, fixtures: str, tests: str, marker: str, outcome: dict[str, int]
 ) -> None:
-    """Any loop will do, as long as it is the test's; if not, a sentence says what to set."""
+    """Any scope will do; otherwise one sentence says what to set."""
     done = suite(
         f"""
         import pytest
@@ -476,8 +479,8 @@ def test_the_space_runs_in_the_loop_of_the_test(
         done.stdout.fnmatch_lines(["the test runs in the event loop of its *: give the test loop_scope=*"])
 
 
-def test_two_that_run_coroutines(suite: Suite) -> None:
-    """Where pytest-asyncio is there too, a test of anyio's is told what to do."""
+def test_anyio_beside_pytest_asyncio_is_refused(suite: Suite) -> None:
+    """One sentence says what to do."""
     done = suite(
         """
         import pytest
@@ -494,13 +497,13 @@ def test_two_that_run_coroutines(suite: Suite) -> None:
 
 
 def test_markers_are_registered(suite: Suite) -> None:
-    """`pytest --markers` tells what there is."""
+    """`pytest --markers` lists them."""
     suite("", "--markers").stdout.fnmatch_lines(["@pytest.mark.signalwire_space(*", "@pytest.mark.stream_receiver(*"])
 
 
 @pytest.mark.parametrize("by", ["module", "entry point"])
-def test_a_suite_that_uses_nothing(pytester: pytest.Pytester, by: str) -> None:
-    """In a process of its own, nothing but the plugin is imported until a fixture is asked for."""
+def test_unused_plugin_imports_nothing(pytester: pytest.Pytester, by: str) -> None:
+    """In a subprocess, only the plugin is imported until a test requests a fixture."""
     if by == "entry point" and not entry_points(group="pytest11", name="signalwire_streams"):
         pytest.skip("the package is not installed, or an older one is")
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")

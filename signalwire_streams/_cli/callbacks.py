@@ -1,18 +1,22 @@
-"""``signalwire-streams callbacks``: for who sets up the server that gets status callbacks."""
+"""``signalwire-streams callbacks``: diagnose the signature of a status callback."""
 
 import os
 import re
 import sys
-from collections.abc import ItemsView, Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from email.parser import HeaderParser
 from pathlib import Path
+from typing import Any
 
 import click
-from attrs import field, frozen
+from attrs import asdict
+from multidict import CIMultiDict
 
 from signalwire_streams import InvalidRequestError
 from signalwire_streams._cli.options import STANDARD_INPUT
 from signalwire_streams._cli.output import FAILED, clean, failure_of, write_json
-from signalwire_streams.callbacks import SignatureDiagnosis, diagnose_signature
+from signalwire_streams.callbacks import diagnose_signature
+from signalwire_streams.models._validation import Secret
 
 _KEYS = "SIGNALWIRE_SIGNING_KEY"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -22,104 +26,48 @@ _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CHUNK = re.compile(rb"[0-9A-Fa-f]{1,8}(;[^\r\n]*)?\r\n")
 
 
-class _Pairs(ItemsView[str, str]):
-    _mapping: "Headers"
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return iter(self._mapping.pairs)
-
-
-@frozen
-class Headers(Mapping[str, str]):
-    """Headers as they came. One that came twice is there twice, since that is a reason to refuse a request.
-
-    Attributes:
-        pairs: names and values.
-    """
-
-    pairs: tuple[tuple[str, str], ...] = field(repr=False)
-
-    def __getitem__(self, name: str) -> str:
-        return dict(self.pairs)[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(dict(self.pairs))
-
-    def __len__(self) -> int:
-        return len(dict(self.pairs))
-
-    def items(self) -> ItemsView[str, str]:
-        """Give all names and values."""
-        return _Pairs(self)
-
-
-@frozen(kw_only=True)
-class Captured:
-    """A request as it was captured.
-
-    Attributes:
-        url: the address that a server sees.
-        method: as it came.
-        headers: the headers.
-        body: the raw body.
-    """
-
-    url: str = field(repr=False)
-    method: str
-    headers: Headers
-    body: bytes = field(repr=False)
-
-
-def read_captured(raw: bytes, url: str | None) -> Captured:
-    """Read a request as it goes over the wire; lines may end with LF only, as an editor leaves them.
-
-    Args:
-        raw: the request.
-        url: the address, where it is known.
-
-    Raises:
-        UsageError: it is no request, or does not say where it goes to.
-    """
-    head, _, body = _split(raw.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n"))
-    first, *lines = head.decode("utf-8", "surrogateescape").replace("\r\n", "\n").split("\n")
-    request_line = _REQUEST_LINE.fullmatch(first.strip())
+def read_captured(raw: bytes, url: str | None) -> dict[str, Any]:
+    """Return the arguments of `diagnose_signature` for a request as sent; lines may end with LF only, as editors do."""
+    head, *rest = _END_OF_HEAD.split(raw.removeprefix(_BYTE_ORDER_MARK).lstrip(b"\r\n"), maxsplit=1)
+    first, _, lines = head.partition(b"\n")
+    request_line = _REQUEST_LINE.fullmatch(_decode(first).strip())
     if request_line is None:
-        raise click.UsageError("--request does not begin as a request does: its first line is POST /path HTTP/1.1")
-    headers = Headers(tuple(map(_header, lines)))
+        raise click.UsageError("--request does not start with a request line such as POST /path HTTP/1.1")
     method, target = request_line.groups()
-    said = {name.lower(): value for name, value in headers.pairs}
-    if "chunked" in said.get("transfer-encoding", "").lower() and _CHUNK.match(body):
-        raise click.UsageError("the body in --request is still in chunks: give it alone, with --body and --header")
-    length = said.get("content-length", "")
+    headers, body = parse_headers(lines), b"".join(rest)
+    if "chunked" in headers.get("Transfer-Encoding", "").lower() and _CHUNK.match(body):
+        raise click.UsageError("the body in --request is still in chunks: pass it alone, with --body and --header")
+    length = headers.get("Content-Length", "")
     if re.fullmatch("[0-9]{1,15}", length):
-        body = body[: int(length)]  # what an editor put behind it was never sent
+        body = body[: int(length)]  # what an editor appended was never sent
     if url is None:
-        if not _ABSOLUTE.match(target) and "host" not in said:
-            raise click.UsageError("--request has no Host header: give the address with --url")
-        url = target if _ABSOLUTE.match(target) else f"http://{said['host']}{target}"
-    return Captured(url=url, method=method, headers=headers, body=body)
+        if not _ABSOLUTE.match(target) and "Host" not in headers:
+            raise click.UsageError("--request has no Host header: pass the URL with --url")
+        url = target if _ABSOLUTE.match(target) else f"http://{headers['Host']}{target}"
+    return {"url": url, "method": method, "headers": headers, "body": body}
 
 
-def _split(raw: bytes) -> tuple[bytes, bytes, bytes]:
-    end = _END_OF_HEAD.search(raw)
-    return (raw, b"", b"") if end is None else (raw[: end.start()], end[0], raw[end.end() :])
-
-
-def _header(line: str) -> tuple[str, str]:
-    """Take a header apart. What is refused is not repeated: it may be a secret in the wrong place."""
-    name, colon, value = line.partition(":")
-    if not colon or not name or name != name.strip():
+def parse_headers(lines: bytes) -> CIMultiDict[str]:
+    """Return the headers; one that came twice is there twice, since that is a reason to refuse a request."""
+    parsed = HeaderParser().parsestr(lines.decode("latin-1"))
+    headers = CIMultiDict((name, _decode(value.encode("latin-1")).strip(" \t")) for name, value in parsed.items())
+    if parsed.defects or parsed.get_payload() or any("\n" in value for value in headers.values()):
+        # The line is not repeated: it may be a secret in the wrong place.
         raise click.UsageError("a header has no name or no ':': write it as 'Name: value'")
-    return name, value.strip(" \t")
+    return headers
 
 
-def _headers(_: click.Context, __: click.Parameter, lines: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    return tuple(map(_header, lines))
+def _headers(_: click.Context, __: click.Parameter, lines: Sequence[str]) -> CIMultiDict[str]:
+    return parse_headers("\n".join(lines).encode("utf-8", "surrogateescape"))
+
+
+def _decode(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def _candidates(_: click.Context, __: click.Parameter, urls: Sequence[str]) -> Sequence[str]:
     if not all(map(_ABSOLUTE.match, urls)):
-        raise click.UsageError("a --candidate is no whole address: write it as https://host/path")
+        raise click.UsageError("a --candidate is no absolute URL: write it as https://host/path")
     return urls
 
 
@@ -137,13 +85,12 @@ def _read(option: str, source: str | None) -> bytes:
         raise click.UsageError(f"{option} can't be read: write the name of a file, or -") from None
 
 
-def _signing_keys(source: str | None) -> list[str]:
-    """Give the keys, from a file or from the environment."""
+def _signing_keys(source: str | None) -> list[Secret]:
     if source is None:
         text = os.environ.get(_KEYS, "")
     else:
-        text = _read("--key-file", source).removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
-    keys = [key for key in re.split(r"[\s,]+", text) if key]
+        text = _decode(_read("--key-file", source).removeprefix(_BYTE_ORDER_MARK))
+    keys = [Secret(key) for key in re.split(r"[\s,]+", text) if key]
     if keys:
         return keys
     if source is not None:
@@ -153,11 +100,11 @@ def _signing_keys(source: str | None) -> list[str]:
 
 @click.group()
 def callbacks() -> None:
-    """Find out why a status callback's signature does not fit."""
+    """Diagnose the signatures of status callbacks."""
 
 
 @callbacks.command(
-    short_help="Say why a signature does not fit.",
+    short_help="Diagnose why a signature is refused.",
     epilog=f"""\b
 Environment:
   {_KEYS}   the project's Signing Key, or several with commas or blanks
@@ -166,9 +113,9 @@ Environment:
   SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read.
 
 \b
-Capture a request behind the proxy, where your server would get it, and ask about it:
+Capture a request behind the proxy, in place of your server:
   nc -l 8080 > captured.txt
-Or copy it, raw, out of the inspector of a tunnel such as ngrok.
+Or copy the raw request from the inspector of a tunnel such as ngrok.
 
 \b
 Examples:
@@ -181,49 +128,49 @@ Examples:
 
 \b
 Exit codes:
-  0 the signature fits    1 it does not    2 misuse
+  0 the signature is valid    1 it is not    2 usage error
 """,
 )
 @click.option(
-    "--request", metavar="FILE", help="The whole request as it came: line, headers, body; - for standard input."
+    "--request", metavar="FILE", help="File with the whole raw request: line, headers, body; - for standard input."
 )
 @click.option(
     "--url",
     metavar="URL",
-    help="The address that your server verifies with. Of a --request it is http:// and the Host header if left out.",
+    help="URL that your server verifies with. Default for a --request: http:// and its Host header.",
 )
-@click.option("--method", metavar="METHOD", help="Without --request; POST by default.")
+@click.option("--method", metavar="METHOD", help="Method, without --request. Default: POST.")
 @click.option(
     "--header",
     "headers",
     multiple=True,
     callback=_headers,
     metavar="'NAME: VALUE'",
-    help="Without --request; repeat it for all of them.",
+    help="Header, without --request; repeatable.",
 )
-@click.option("--body", metavar="FILE", help="Without --request: the raw body; - for standard input.")
-@click.option("--key-file", metavar="FILE", help=f"Holds the keys, instead of {_KEYS}; - for standard input.")
+@click.option("--body", metavar="FILE", help="File with the raw body, without --request; - for standard input.")
+@click.option("--key-file", metavar="FILE", help=f"File with the keys, instead of {_KEYS}; - for standard input.")
 @click.option(
     "--candidate",
     "candidates",
     multiple=True,
     callback=_candidates,
     metavar="URL",
-    help="An address that may have been signed, such as the StatusCallback of the start; repeatable.",
+    help="URL that may have been signed, such as the StatusCallback of the start; repeatable.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Write what was found as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Write the diagnosis as one JSON object.")
 def explain(
     *,
     request: str | None,
     url: str | None,
     method: str | None,
-    headers: tuple[tuple[str, str], ...],
+    headers: CIMultiDict[str],
     body: str | None,
     key_file: str | None,
     candidates: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Say why the signature of a captured callback does not fit, and what to change.
+    """Diagnose why the signature of a captured callback is refused, and say what to change.
 
     It tries what proxies and frameworks usually change: scheme, host, port, path, query, body. No key and no
     signature is shown, and of queries only the names.
@@ -231,42 +178,21 @@ def explain(
     if [request, body, key_file].count(STANDARD_INPUT) > 1:
         raise click.UsageError("standard input can be read once: name files for all but one of them")
     if request is not None and (method is not None or headers or body is not None):
-        raise click.UsageError("--request has it all: leave it out, or --method, --header and --body")
+        raise click.UsageError("--request includes these: leave it out, or --method, --header and --body")
     if request is None and url is None:
-        raise click.UsageError("there is nothing to explain: give a --request, or --url with --header and --body")
+        raise click.UsageError("nothing to diagnose: pass a --request, or --url with --header and --body")
     keys = _signing_keys(key_file)
     if request is not None:
         captured = read_captured(_read("--request", request), url)
     else:
-        captured = Captured(
-            url=url or "", method=method or "POST", headers=Headers(headers), body=_read("--body", body)
-        )
+        captured = {"url": url, "method": method or "POST", "headers": headers, "body": _read("--body", body)}
     try:
-        found = diagnose_signature(
-            url=captured.url,
-            headers=captured.headers,
-            body=captured.body,
-            keys=keys,
-            method=captured.method,
-            candidates=candidates,
-        )
+        found = diagnose_signature(**captured, keys=keys, candidates=candidates)
     except InvalidRequestError as error:
         raise failure_of(error, as_json=as_json) from None
-    _write(found, as_json=as_json)
+    if as_json:
+        write_json(asdict(found, filter=lambda attribute, _: attribute.name != "url"))  # that one may hold secrets
+    else:
+        click.echo("\n".join(clean(line) for line in str(found).splitlines()))
     if not found.valid:
         raise click.exceptions.Exit(FAILED)
-
-
-def _write(found: SignatureDiagnosis, *, as_json: bool) -> None:
-    if not as_json:
-        click.echo("\n".join(clean(line) for line in str(found).splitlines()))
-        return
-    write_json(
-        {
-            "fits": found.valid,
-            "finding": found.summary,
-            "advice": found.suggestions,
-            "tried": found.candidate_urls,
-            "guesses": found.attempts,
-        }
-    )

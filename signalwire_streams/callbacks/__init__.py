@@ -1,7 +1,7 @@
-"""Status callbacks: verify them, read them, receive them.
+"""Status callbacks: verify, parse and receive them.
 
-Within aiohttp, `CallbackReceiver` does all of it. Elsewhere, take the request as it came, verify it, and read it. In
-FastAPI or Starlette::
+In aiohttp, `CallbackReceiver` does all of it. Elsewhere, verify the raw request, then parse it. In FastAPI
+or Starlette::
 
     import json
     from urllib.parse import parse_qsl
@@ -9,25 +9,25 @@ FastAPI or Starlette::
     from fastapi import BackgroundTasks, FastAPI, Request, Response
     from signalwire_streams.callbacks import parse_callback, verify_signature
 
-    STATUS_CALLBACK = "https://example.com/callbacks"  # as the platform was given it, without a query
+    STATUS_CALLBACK = "https://example.com/callbacks"  # as given to the platform, without a query
     app = FastAPI()
 
 
     @app.post("/callbacks")
     async def callbacks(request: Request, tasks: BackgroundTasks) -> Response:
-        query = request.scope["query_string"].decode("latin-1")  # as it came; a parsed one may differ
+        query = request.scope["query_string"].decode("latin-1")  # raw; a parsed one may differ
         body = await request.body()
         url = f"{STATUS_CALLBACK}?{query}" if query else STATUS_CALLBACK
         if not verify_signature(url=url, headers=request.headers, body=body, keys=["PSK_..."]):
             return Response(status_code=403)
-        is_json = body.lstrip().startswith(b"{")  # of streams that the Calling API or SWML started
+        is_json = body.lstrip().startswith(b"{")  # from streams that the Calling API or SWML started
         fields = json.loads(body) if is_json else parse_qsl(body.decode(), keep_blank_values=True)
         tasks.add_task(on_callback, parse_callback(fields))
-        return Response(status_code=204)  # goes out first; the platform waits no longer than 5 seconds
+        return Response(status_code=204)  # sent before the task runs; the platform waits 5 seconds
 
-Callbacks that come by GET have no body: pass ``method="GET"``, and read ``parse_qsl(query, keep_blank_values=True)``.
+Callbacks by GET have no body: pass ``method="GET"``, and parse ``parse_qsl(query, keep_blank_values=True)``.
 
-Where a signature does not fit that should, `diagnose_signature` tries what proxies usually change and says what to do.
+If a genuine signature is refused, `diagnose_signature` tries what proxies usually change and says what to do.
 """
 
 from signalwire_streams.callbacks._diagnostics import SignatureDiagnosis, diagnose_signature
@@ -49,10 +49,10 @@ __all__ = [
     "SIGNATURE_HEADER",
     "CallStreamChanged",
     "CallStreamState",
-    "CallbackStatistics",
     "CallbackEvent",
     "CallbackHandler",
     "CallbackReceiver",
+    "CallbackStatistics",
     "SignatureDiagnosis",
     "StreamFailed",
     "StreamStarted",

@@ -1,286 +1,63 @@
-"""Why does a signature not fit? For a person who sets a server up, never for the answer to a request."""
+"""Why a signature is refused: for a person who sets up a server, never for the answer to a request."""
 
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
-from itertools import chain, combinations, permutations, product
+from itertools import combinations, permutations, product
+from time import thread_time
 from typing import TypeAlias
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlencode
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve, field, frozen
 
 from signalwire_streams.callbacks._events import FIELD_NAMES
-from signalwire_streams.callbacks._request_parsing import (
-    Address,
-    header_values,
-    read_form,
-    read_forwarded,
-    read_query,
-    spellings,
-)
 from signalwire_streams.callbacks._signature import (
     ALIAS_HEADER,
+    FORM_TYPE,
     MAX_BODY,
     SHA256_SIGNATURE_HEADER,
     SIGNATURE_HEADER,
-    Signature,
     SignedRequest,
     UnverifiableError,
     check_request,
     encoded,
-    read_claims,
+    read_form,
+    read_query,
     read_request,
+    read_signatures,
     usable_keys,
 )
+from signalwire_streams.callbacks._urls import UrlParts, equivalent_urls, header_values, query_of, read_forwarded
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._validation import redact_url
+from signalwire_streams.models._validation import Secret, masks_secrets, redact_url
 
-_FORM, _JSON = "application/x-www-form-urlencoded", "application/json"
-_SCHEMES = frozenset({"http://", "https://"})
-_MOST_BLANKS = 3
-_MOST_SHUFFLED = 4
-_LONGEST_QUERY = 64 * 1024  # characters: no server takes as long a one, and writing it anew takes its time
-_PROXIED = "set public_url, or trust_forwarded=True where your own proxy sets X-Forwarded-*"
-_RAW_QUERY = "pass the raw query of the request, not one that was put together again"
-_RAW_BODY = "pass the raw bytes as they came, not ones that were put together again"
+_MAX_CPU_TIME = 2.0  # seconds that a search may take
+_MAX_BLANK_FIELDS = 3
+_MAX_PERMUTED = 4  # parameters of a query
+_MAX_SHOWN = 80
+_SIGNATURE_HEADERS = (SIGNATURE_HEADER, ALIAS_HEADER, SHA256_SIGNATURE_HEADER)
+_CONFIGURE_PROXY = "set public_url, or trust_forwarded=True if your own proxy sets X-Forwarded-*"
+_RAW_QUERY = "pass the request's raw query, not one that was encoded again"
+_RAW_BODY = "pass the raw bytes of the request, not ones that were encoded again"
 
-
-@frozen
-class AddressGuess:
-    """An address that may have been signed.
-
-    Attributes:
-        url: the address.
-        changes: what to change if it fits; nothing for the address as it was given.
-    """
-
-    url: str = field(repr=False)
-    changes: tuple[str, ...]
-
-
-@frozen
-class RequestGuess:
-    """A request that may have been signed, at whatever address.
-
-    Attributes:
-        request: its method, headers and body.
-        changes: what to change if it fits; nothing for what was given.
-    """
-
-    request: SignedRequest
-    changes: tuple[str, ...] = ()
-
-
-_Options: TypeAlias = Iterator[tuple[Address, str]]
-_Option: TypeAlias = Callable[[Address, Mapping[str, str]], _Options]
-_Changed: TypeAlias = tuple[Address, tuple[str, ...], Sequence[_Option]]  # with the options that are left to it
-
-
-def address_guesses(request: SignedRequest, candidates: Sequence[Address]) -> Iterator[AddressGuess]:
-    """Guess at the address, those with the fewest changes first and the given one before all.
-
-    There may be a great many, so each is made when it is asked for.
-
-    Args:
-        request: what was verified; its headers tell about proxies.
-        candidates: addresses that the caller suspects, whole or without the end of the path.
-    """
-    given = Address.split(request.url)
-    yield AddressGuess(request.url, ())
-    if given is None:
-        return
-    options = (_schemes, _hosts, _prefixes, _slashes, _encodings, _queries())
-    suspected = [(address, changes, options) for address, changes in _suspected(given, candidates)]
-    level: list[_Changed] = [(given, (), options)]
-    made = {request.url}
-    while level:
-        changed = chain(suspected, (more for guess in level for more in _changed(guess, request.headers)))
-        level, suspected = [], []
-        for guess in changed:
-            level.append(guess)
-            address, changes, _ = guess
-            url = str(address)
-            if url not in made:
-                made.add(url)
-                yield AddressGuess(url, changes)
-
-
-def _changed(guess: _Changed, headers: Mapping[str, str]) -> Iterator[_Changed]:
-    """Give what comes of a guess by one change more."""
-    address, changes, options = guess
-    for number, option in enumerate(options, 1):
-        for other, change in option(address, headers):
-            yield other, (*changes, change), options[number:]
-
-
-def _suspected(given: Address, candidates: Sequence[Address]) -> Iterator[tuple[Address, tuple[str, ...]]]:
-    for candidate in candidates:
-        whole = evolve(candidate, query=given.query, fragment="")
-        shown = str(evolve(candidate, userinfo="", query="", fragment=""))
-        changes = (f"It is made of the candidate {shown!r}: set it as public_url, or verify with it.",)
-        yield candidate, changes
-        yield whole, changes
-        yield evolve(whole, path=candidate.path.removesuffix("/") + given.path), changes
-
-
-def _schemes(address: Address, _: Mapping[str, str]) -> _Options:
-    for other in _SCHEMES - {address.scheme.lower()}:
-        change = f"The signed address begins with {other}, not with {address.scheme}: {_PROXIED}."
-        yield evolve(address, scheme=other), change
-
-
-def _hosts(address: Address, headers: Mapping[str, str]) -> _Options:
-    said = read_forwarded(headers)
-    host = Address.split("http://" + (*header_values(headers, "Host"), "")[0])
-    sources = {
-        "X-Forwarded-Host or Forwarded": (said.host or address.host, said.port),
-        "the Host header": (host.host, host.port) if host else ("", ""),
-    }
-    for source, (name, port) in sources.items():
-        if name and (name, port) != (address.host, address.port):
-            yield (
-                evolve(address, host=name, port=port),
-                f"The signed host is {name + port!r}, as in {source}, not {address.host + address.port!r}: {_PROXIED}.",
-            )
-
-
-def _prefixes(address: Address, headers: Mapping[str, str]) -> _Options:
-    prefix = read_forwarded(headers).prefix
-    if prefix:
-        yield (
-            evolve(address, path=prefix + address.path),
-            f"The signed path begins with {prefix!r}, which a proxy took off: set public_url with it.",
-        )
-
-
-def _slashes(address: Address, _: Mapping[str, str]) -> _Options:
-    path = address.path
-    if path.endswith("/"):
-        yield evolve(address, path=path[:-1]), "The signed path does not end with a slash: write it without one."
-    else:
-        yield evolve(address, path=path + "/"), "The signed path ends with a slash: write it with one."
-
-
-def _encodings(address: Address, _: Mapping[str, str]) -> _Options:
-    path = address.path
-    for other in (unquote(path), quote(path, "/%:@!$&'()*+,;=~", errors="replace")):
-        if other != path:
-            yield evolve(address, path=other), "The signed path is percent-encoded another way: pass the raw one."
-
-
-def _queries() -> _Option:
-    """Make an option that writes each query anew only once, however many addresses have it."""
-
-    @cache
-    def rewritten(query: str) -> list[tuple[str, str]]:
-        return list(_rewritten_queries(query))
-
-    def option(address: Address, _: Mapping[str, str]) -> _Options:
-        for query, change in rewritten(address.query.removeprefix("?")):
-            yield evolve(address, query=query), change
-
-    return option
-
-
-def _rewritten_queries(query: str) -> Iterator[tuple[str, str]]:
-    if not query:
-        return
-    yield "", "The signed address has no query: something in between adds it."
-    if len(query) > _LONGEST_QUERY:
-        return
-    pieces = query.split("&")
-    orders = permutations(pieces) if len(pieces) <= _MOST_SHUFFLED else [tuple(sorted(pieces))]
-    for order in orders:
-        if list(order) != pieces:
-            yield "?" + "&".join(order), f"The signed query is in another order: {_RAW_QUERY}."
-    pairs = parse_qsl(query, keep_blank_values=True)
-    rewritten = [urlencode(pairs, errors="replace", quote_via=way) for way in (quote_plus, quote)]
-    for other in (*rewritten, unquote(query), re.sub(r"=(?=&|$)", "", query)):
-        if other != query:
-            yield "?" + other, f"The signed query is encoded another way: {_RAW_QUERY}."
-
-
-def request_guesses(request: SignedRequest) -> Iterator[RequestGuess]:
-    """Guess at method, content type and body; what was given comes first."""
-    body = request.body
-    yield RequestGuess(request)
-    for method, signed in {"GET": b"", "POST": body}.items():
-        changes = (f"It was signed as a {method}: verify it as one{'' if signed else ', without a body'}.",)
-        yield RequestGuess(evolve(request, method=method, body=signed), changes)
-    if request.method == "GET":
-        query = request.url.partition("#")[0].partition("?")[2]
-        as_form = evolve(request, method="POST", body=encoded(query) or b"")
-        yield RequestGuess(as_form, ("Its query was signed as a form, which is not taken: choose POST for callbacks.",))
-    if header_values(request.headers, SHA256_SIGNATURE_HEADER):
-        weaker = {name: value for name, value in request.headers.items() if not _is(name, SHA256_SIGNATURE_HEADER)}
-        changes = (f"Its {SHA256_SIGNATURE_HEADER} is wrong and the weaker one right: find what changed the former.",)
-        yield RequestGuess(evolve(request, headers=weaker), changes)
-    others = {name: value for name, value in request.headers.items() if not _is(name, "Content-Type")}
-    for kind in (_FORM, _JSON):
-        changes = (f"It was signed as {kind}: pass the request's own Content-Type, and only one.",)
-        yield RequestGuess(evolve(request, headers={**others, "Content-Type": kind}), changes)
-    for raw in (body.strip(), body + b"\n", *_rewritten_json(body)):
-        if raw != body:
-            changes = (f"The signed body is written another way: {_RAW_BODY}.",)
-            yield RequestGuess(evolve(request, body=raw), changes)
-    yield from _with_blanks(request)
-
-
-def _is(name: str, header: str) -> bool:
-    return str(name).lower() == header.lower()
-
-
-def _rewritten_json(body: bytes) -> Iterator[bytes]:
-    with suppress(ValueError, RecursionError):
-        document = json.loads(body)
-        for separators, ascii_only in product(((",", ":"), (", ", ": ")), (False, True)):
-            text = json.dumps(document, separators=separators, ensure_ascii=ascii_only)
-            yield text.encode("utf-8", "replace")
-
-
-def _with_blanks(given: SignedRequest) -> Iterator[RequestGuess]:
-    """Guess that something dropped the fields whose values are blank."""
-    pairs = read_form(given.body)
-    if not pairs:
-        return
-    present = {name for name, _ in pairs}
-    missing = [name for name in FIELD_NAMES if name not in present]
-    for count in range(1, _MOST_BLANKS + 1):
-        for names in combinations(missing, count):
-            body = given.body + b"".join(b"&" + name.encode() + b"=" for name in names)
-            listed = ", ".join(names)
-            change = f"The signed form has blank fields that this one lacks ({listed}): keep blank values; {_RAW_BODY}."
-            yield RequestGuess(evolve(given, body=body), (change,))
-
-
-_MOST_WORK = 512 * 1024 * 1024
-"""What all guesses together may cost, as the bytes that could be hashed in that time: about a second."""
-
-# What each of these costs on that scale, as measured.
-_A_GUESS, _A_READING, _A_TRY = 64 * 1024, 16 * 1024, 4 * 1024
-_READ_AS_HASHED = 64  # reading a form or a query, for each of its bytes
-_SPELT_AS_HASHED = 64  # changing and spelling an address, for each of its characters
-
-_LONGEST_SHOWN = 80
-_Key: TypeAlias = tuple[bytes, tuple[str, ...]]  # with what to change if it fits
-_SIGNATURES = (SIGNATURE_HEADER, ALIAS_HEADER, SHA256_SIGNATURE_HEADER)
+_Changed: TypeAlias = Iterator[tuple[UrlParts, str]]  # URLs that differ in one thing, each with what to change
+_Change: TypeAlias = Callable[[UrlParts, Mapping[str, str]], _Changed]
 
 
 @frozen(kw_only=True)
 class SignatureDiagnosis:
-    """What was found about a signature. It holds no key and no signature, neither a given nor an expected one.
+    """Why a signature is refused. It holds no key and no signature, neither a given nor an expected one.
 
-    ``str()`` of it is some lines for a person.
+    ``str()`` of it is a few lines for a person.
 
     Attributes:
-        fits: whether `verify_signature` accepts the request as it stands.
-        finding: one sentence about what is wrong, or that nothing is.
-        advice: what to change, in sentences, the likeliest first.
-        tried: the addresses that `verify_signature` tries. Passwords and the values of queries are left out.
-        guesses: how many further addresses and bodies were tried.
-        url: the address that was signed, where one fits, with all its parts.
+        valid: whether `verify_signature` accepts the request as it stands.
+        summary: one sentence about what is wrong, or that nothing is.
+        suggestions: what to change, in sentences, the likeliest first.
+        candidate_urls: the URLs that `verify_signature` tries, without passwords and the values of queries.
+        attempts: how many further URLs and bodies were tried.
+        url: the URL that was signed, if one was found, with all its parts.
     """
 
     valid: bool
@@ -295,26 +72,35 @@ class SignatureDiagnosis:
         if self.suggestions:
             lines += ["What to change:", *(f"- {sentence}" for sentence in self.suggestions)]
         if self.candidate_urls and not self.valid:
-            lines += ["Addresses that verification tries:", *(f"- {url}" for url in self.candidate_urls)]
-            lines.append(f"Guesses beyond these: {self.attempts}.")
+            lines += ["URLs that verification tries:", *(f"- {url}" for url in self.candidate_urls)]
+            lines.append(f"Other candidates tried: {self.attempts}.")
         return "\n".join(lines)
 
 
 @frozen
-class _Fit:
-    """What fits, how many were tried until then, and whether that were not all although nothing fits."""
+class RequestCandidate:
+    """A request that may have been signed, and what to change if it was."""
 
-    spelling: str | None
+    request: SignedRequest
+    changes: tuple[str, ...] = ()
+
+
+@frozen
+class Match:
+    """The signed URL if the search found it, what to change, and how many candidates were tried."""
+
+    url: str | None = field(repr=False)
     changes: tuple[str, ...]
-    guesses: int
-    stopped: bool = False
+    attempts: int
+    timed_out: bool = False
 
     def __str__(self) -> str:
-        if self.spelling is not None:
-            return f" It would fit as {_shown(self.spelling)}, with the changes below."
-        return " The search stopped early: there is more to guess than it may try." if self.stopped else ""
+        if self.url is not None:
+            return f" It would match as {_shown(self.url)}, with these changes."
+        return " The search stopped early: there is more to try than its time allows." if self.timed_out else ""
 
 
+@masks_secrets
 def diagnose_signature(
     *,
     url: str,
@@ -326,11 +112,11 @@ def diagnose_signature(
 ) -> SignatureDiagnosis:
     """Find out why `verify_signature` refuses a request that should be a genuine one.
 
-    It tries what proxies and frameworks usually change: the scheme, the host (as ``Host``, ``X-Forwarded-Host``
-    and ``Forwarded`` have it), the port, a slash at the end of the path, a prefix that was taken off, order and
-    encoding of the query, the content type, a body that was written anew or lost its blank fields. That takes up
-    to about a second, so do not call it for each request. Where there is more to guess than that allows, as there
-    may be with a large body, a long query, or many keys and candidates, the finding says that it stopped early.
+    It tries what proxies and frameworks usually change: the scheme, the host (as ``Host``, ``X-Forwarded-Host`` and
+    ``Forwarded`` have it), the port, a trailing slash, a prefix that was removed, order and encoding of the query,
+    the content type, a body that was serialized again or lost its blank fields. It finds any one of these and any two
+    of them, at most one of them apart from the URL. That takes up to two seconds, so do not call it for each request;
+    if a large body or many keys and candidates need more, the summary says that the search stopped early.
 
     Args:
         url: as for `verify_signature`.
@@ -338,140 +124,273 @@ def diagnose_signature(
         body: as for `verify_signature`.
         keys: as for `verify_signature`.
         method: as for `verify_signature`.
-        candidates: absolute addresses to try as well, such as the one that was given as ``StatusCallback``.
+        candidates: absolute URLs to try as well, such as the one that was passed as ``StatusCallback``.
 
     Returns:
         What was found, and what to change.
 
     Raises:
-        InvalidRequestError: an argument is of a type that can't be meant; the message says what to write.
+        InvalidRequestError: an argument has the wrong type; the message says what to write.
     """
     request = read_request(url=url, headers=headers, body=body, method=method)
-    suspected = _candidates(candidates)
-    tried = tuple(dict.fromkeys(_shown(spelling) for spelling in spellings(request.url, request.headers)))
-    search = _Search(_keys(keys))
+    suspected = _split_candidates(candidates)
+    usable = usable_keys(keys)
+    tried = tuple(dict.fromkeys(map(_shown, equivalent_urls(request.url, request.headers))))
     try:
-        check_request(request, usable_keys(keys))
+        check_request(request, usable)
     except UnverifiableError as refusal:
-        fit = search.run(address_guesses(request, suspected), request_guesses(request))
+        match = _search(request, suspected, usable)
         return SignatureDiagnosis(
             valid=False,
-            summary=f"Refused: {refusal}.{fit}",
-            suggestions=fit.changes or tuple(_hints(request, usable_keys(keys))),
+            summary=f"Refused: {refusal}.{match}",
+            suggestions=match.changes or tuple(_hints(request, usable)),
             candidate_urls=tried,
-            attempts=fit.guesses,
-            url=fit.spelling,
+            attempts=match.attempts,
+            url=match.url,
         )
-    fit = search.run([AddressGuess(request.url, ())], [RequestGuess(request)])
+    signed, _ = next(_matches(request, usable))
     return SignatureDiagnosis(
-        valid=True, summary=f"The signature fits {_shown(str(fit.spelling))}.", candidate_urls=tried, url=fit.spelling
+        valid=True, summary=f"The signature matches {_shown(signed)}.", candidate_urls=tried, url=signed
     )
 
 
-def _candidates(candidates: object) -> list[Address]:
+def _split_candidates(candidates: object) -> list[UrlParts]:
     listed = list(candidates) if isinstance(candidates, Iterable) and not isinstance(candidates, str) else [None]
-    split = [Address.split(candidate) if isinstance(candidate, str) else None for candidate in listed]
-    absolute = [address for address in split if address is not None]
+    split = [UrlParts.split(candidate) if isinstance(candidate, str) else None for candidate in listed]
+    absolute = [parts for parts in split if parts is not None]
     if len(absolute) < len(split):
-        raise InvalidRequestError("candidates must be a list of absolute addresses: write ['https://host/path']")
+        raise InvalidRequestError("candidates must be a list of absolute URLs: write ['https://host/path']")
     return absolute
 
 
-def _keys(keys: Sequence[str]) -> list[_Key]:
-    given: list[_Key] = [(key, ()) for key in usable_keys(keys)]
-    change = "A key has blanks or a line break around it: take them off."
-    return given + [(key.strip(), (change,)) for key, _ in given if key != key.strip()]
+def _search(request: SignedRequest, suspected: Sequence[UrlParts], keys: Sequence[Secret]) -> Match:
+    until = thread_time() + _MAX_CPU_TIME
+    attempts = 0
+    for candidate in _candidates(request, suspected):
+        attempts += bool(candidate.changes)
+        for url, changes in _matches(candidate.request, keys):
+            return Match(url, (*candidate.changes, *changes), attempts)
+        if thread_time() >= until:
+            return Match(None, (), attempts, timed_out=True)
+    return Match(None, (), attempts)
 
 
-@define(eq=False)
-class _Search:
-    """One search for what fits, which ends when it has cost too much."""
-
-    keys: Sequence[_Key] = field(repr=False)
-    _guesses: int = field(init=False, default=0)
-    _work: int = field(init=False, default=0)
-
-    def run(self, addresses: Iterable[AddressGuess], requests: Iterable[RequestGuess]) -> _Fit:
-        """Search; guesses at the rest are tried only at addresses that need at most one change as well."""
-        simple: list[AddressGuess] = []
-        for guess in requests:
-            read: dict[str, tuple[Signature, ...]] = {}
-            for address in simple if guess.changes else addresses:
-                if self._work > _MOST_WORK:
-                    return _Fit(None, (), self._guesses, stopped=True)
-                if not guess.changes and len(address.changes) <= 1:
-                    simple.append(address)
-                self._guesses += bool(guess.changes or address.changes)
-                request = evolve(guess.request, url=address.url)
-                for spelling, changes in self._fitting(request, self._claims(request, read)):
-                    return _Fit(spelling, (*guess.changes, *address.changes, *changes), self._guesses)
-        return _Fit(None, (), self._guesses)
-
-    def _claims(self, request: SignedRequest, read: dict[str, tuple[Signature, ...]]) -> tuple[Signature, ...]:
-        """Give a request's claims; of all of the address only the query counts for them, so each is read once."""
-        query = request.url.partition("#")[0].partition("?")[2]
-        if query not in read:
-            self._work += _A_READING + _READ_AS_HASHED * (len(query) + len(request.body))
-            try:
-                read[query] = read_claims(request)
-            except UnverifiableError:
-                read[query] = ()
-        return read[query]
-
-    def _fitting(self, request: SignedRequest, claims: Sequence[Signature]) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Give the spellings of the address that fit, each with what to change about its key."""
-        self._work += _A_GUESS + _SPELT_AS_HASHED * len(request.url)
-        for spelling in spellings(request.url, request.headers) if claims else ():
-            url = encoded(spelling)
-            if url is None:
-                continue
-            for claim, (key, changes) in product(claims, self.keys):
-                self._work += _A_TRY + len(spelling) + len(claim.tail)
-                if claim.verify(url, key):
-                    yield spelling, changes
+def _candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[RequestCandidate]:
+    """Yield what may have been signed with up to two changes, at most one of them apart from the URL."""
+    near: list[RequestCandidate] = []
+    for candidate in url_candidates(request, suspected):
+        if len(candidate.changes) <= 1:
+            near.append(candidate)
+        yield candidate
+    for other, candidate in product(_request_candidates(request), near):
+        changed = evolve(other.request, url=candidate.request.url)
+        yield RequestCandidate(changed, (*other.changes, *candidate.changes))
 
 
-def _hints(request: SignedRequest, keys: Sequence[bytes]) -> Iterator[str]:
-    """Say what may be wrong where no guess fits; what is certain comes first."""
-    if not keys:
-        yield "There is no key: give the project's Signing Key, which begins with PSK_."
-    if not any(header_values(request.headers, name) for name in _SIGNATURES):
-        yield (
-            f"No {SIGNATURE_HEADER} came: either the platform did not send this, or something in front takes that "
-            "header off."
+def _matches(request: SignedRequest, keys: Sequence[Secret]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the URLs that were signed, each with what to change about its key."""
+    try:
+        signatures = read_signatures(request)
+    except UnverifiableError:
+        return
+    change = "A key has blanks or a line break around it: remove them."
+    stripped = [(Secret(key.strip()), (change,)) for key in keys if key != key.strip()]
+    for url in equivalent_urls(request.url, request.headers):
+        raw = encoded(url)
+        for key, changes in [*((key, ()) for key in keys), *stripped]:
+            if raw is not None and any(signature.verify(raw, key) for signature in signatures):
+                yield url, changes
+
+
+def url_candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[RequestCandidate]:
+    """Yield the request at the given URL, then at those with one change, then at those with two."""
+    yield RequestCandidate(request)
+    found = {request.url}
+    for parts, changes in _changed_urls(request, suspected):
+        url = str(parts)
+        if url not in found:
+            found.add(url)
+            yield RequestCandidate(evolve(request, url=url), changes)
+
+
+def _changed_urls(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[tuple[UrlParts, tuple[str, ...]]]:
+    given = UrlParts.split(request.url)
+    if given is None:
+        return
+    once = [(parts, change, _CHANGES) for parts, change in _suspected(given, suspected)]
+    for index, change_one in enumerate(_CHANGES, 1):
+        once += [(parts, change, _CHANGES[index:]) for parts, change in change_one(given, request.headers)]
+    for parts, change, _ in once:
+        yield parts, (change,)
+    for parts, change, others in once:
+        for change_another in others:
+            for other, second in change_another(parts, request.headers):
+                yield other, (change, second)
+
+
+def _suspected(given: UrlParts, candidates: Sequence[UrlParts]) -> _Changed:
+    for candidate in candidates:
+        whole = evolve(candidate, query=given.query, fragment="")
+        change = (
+            f"It was signed for the candidate {redact_url(str(candidate))!r}: set it as public_url, or verify with it."
         )
-    if Address.split(request.url) is None:
-        yield "The address is not absolute: give all of it, as 'https://host/path?query'."
+        yield candidate, change
+        yield whole, change
+        yield evolve(whole, path=candidate.path.removesuffix("/") + given.path), change
+
+
+def _change_scheme(parts: UrlParts, _: Mapping[str, str]) -> _Changed:
+    for other in {"http://", "https://"} - {parts.scheme.lower()}:
+        change = f"The signed URL begins with {other}, not with {parts.scheme}: {_CONFIGURE_PROXY}."
+        yield evolve(parts, scheme=other), change
+
+
+def _change_host(parts: UrlParts, headers: Mapping[str, str]) -> _Changed:
+    said = read_forwarded(headers)
+    host = UrlParts.split("http://" + (*header_values(headers, "Host"), "")[0])
+    sources = {
+        "X-Forwarded-Host or Forwarded": (said.host or parts.host, said.port),
+        "the Host header": (host.host, host.port) if host else ("", ""),
+    }
+    for source, (name, port) in sources.items():
+        if name and (name, port) != (parts.host, parts.port):
+            change = f"The signed host is {name + port!r}, as in {source}, not {parts.host + parts.port!r}"
+            yield evolve(parts, host=name, port=port), f"{change}: {_CONFIGURE_PROXY}."
+
+
+def _add_prefix(parts: UrlParts, headers: Mapping[str, str]) -> _Changed:
+    prefix = read_forwarded(headers).prefix
+    if prefix:
+        change = f"The signed path begins with {prefix!r}, which a proxy removed: include it in public_url."
+        yield evolve(parts, path=prefix + parts.path), change
+
+
+def _change_slash(parts: UrlParts, _: Mapping[str, str]) -> _Changed:
+    path = parts.path
+    if path.endswith("/"):
+        yield evolve(parts, path=path[:-1]), "The signed path does not end with a slash: write it without one."
+    else:
+        yield evolve(parts, path=path + "/"), "The signed path ends with a slash: write it with one."
+
+
+def _change_path_encoding(parts: UrlParts, _: Mapping[str, str]) -> _Changed:
+    for other in (unquote(parts.path), quote(parts.path, "/%:@!$&'()*+,;=~", errors="replace")):
+        if other != parts.path:
+            yield evolve(parts, path=other), "The signed path is percent-encoded differently: pass the raw one."
+
+
+def _change_query(parts: UrlParts, _: Mapping[str, str]) -> _Changed:
+    query = parts.query.removeprefix("?")
+    if not query:
+        return
+    yield evolve(parts, query=""), "The signed URL has no query: something in between adds it."
+    pieces = query.split("&")
+    for order in permutations(pieces) if len(pieces) <= _MAX_PERMUTED else [sorted(pieces)]:
+        if list(order) != pieces:
+            change = f"The signed query is in another order: {_RAW_QUERY}."
+            yield evolve(parts, query="?" + "&".join(order)), change
+    pairs = parse_qsl(query, keep_blank_values=True)
+    rewritten = [urlencode(pairs, errors="replace", quote_via=way) for way in (quote_plus, quote)]
+    for other in (*rewritten, unquote(query), re.sub(r"=(?=&|$)", "", query)):
+        if other != query:
+            change = f"The signed query is encoded differently: {_RAW_QUERY}."
+            yield evolve(parts, query="?" + other), change
+
+
+_CHANGES: Sequence[_Change] = (
+    _change_scheme,
+    _change_host,
+    _add_prefix,
+    _change_slash,
+    _change_path_encoding,
+    _change_query,
+)
+
+
+def _request_candidates(request: SignedRequest) -> Iterator[RequestCandidate]:
+    """Yield the request with another method, content type or body."""
+    body = request.body
+    for method, signed in {"GET": b"", "POST": body}.items():
+        change = f"It was signed as a {method}: verify it as one{'' if signed else ', without a body'}."
+        yield RequestCandidate(evolve(request, method=method, body=signed), (change,))
+    if request.method == "GET":
+        change = "Its query was signed as a form, which is not supported: choose POST for callbacks."
+        form = encoded(query_of(request.url)) or b""
+        yield RequestCandidate(evolve(request, method="POST", body=form), (change,))
+    if header_values(request.headers, SHA256_SIGNATURE_HEADER):
+        change = f"Its {SHA256_SIGNATURE_HEADER} is wrong and the weaker one right: find what changed it."
+        headers = _without(request.headers, SHA256_SIGNATURE_HEADER)
+        yield RequestCandidate(evolve(request, headers=headers), (change,))
+    for kind in (FORM_TYPE, "application/json"):
+        change = f"It was signed as {kind}: pass the request's own Content-Type, and only one."
+        headers = _without(request.headers, "Content-Type") | {"Content-Type": kind}
+        yield RequestCandidate(evolve(request, headers=headers), (change,))
+    for raw in (body.strip(), body + b"\n", *_serialized_again(body)):
+        if raw != body:
+            change = f"The signed body is encoded differently: {_RAW_BODY}."
+            yield RequestCandidate(evolve(request, body=raw), (change,))
+    names = {name for name, _ in read_form(body) or ()}
+    missing = [name for name in FIELD_NAMES if name not in names] if names else []
+    for count in range(1, _MAX_BLANK_FIELDS + 1):
+        for blank in combinations(missing, count):
+            listed = ", ".join(blank)
+            change = f"The signed form has blank fields that this one lacks ({listed}): keep blank values; {_RAW_BODY}."
+            raw = body + f"&{'=&'.join(blank)}=".encode()
+            yield RequestCandidate(evolve(request, body=raw), (change,))
+
+
+def _without(headers: Mapping[str, str], dropped: str) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if str(name).lower() != dropped.lower()}
+
+
+def _serialized_again(body: bytes) -> Iterator[bytes]:
+    with suppress(ValueError, RecursionError):
+        document = json.loads(body)
+        for separators, ascii_only in product(((",", ":"), (", ", ": ")), (False, True)):
+            text = json.dumps(document, separators=separators, ensure_ascii=ascii_only)
+            yield text.encode("utf-8", "replace")
+
+
+def _hints(request: SignedRequest, keys: Sequence[str]) -> Iterator[str]:
+    """Yield likely reasons when no candidate matches; what is certain comes first."""
+    if not keys:
+        yield "There is no key: pass the project's Signing Key, which begins with PSK_."
+    if not any(header_values(request.headers, name) for name in _SIGNATURE_HEADERS):
+        yield (f"No {SIGNATURE_HEADER} came: either the platform did not send this, or a proxy removes that header.")
+    if UrlParts.split(request.url) is None:
+        yield "The URL is not absolute: pass all of it, as 'https://host/path?query'."
     length = (*header_values(request.headers, "Content-Length"), "")[0]
     if re.fullmatch(r"[0-9]{1,15}", length) and int(length) != len(request.body):
         yield (
             f"Content-Length says {length} bytes, and the body has {len(request.body)}: something read or rewrote it. "
-            "Pass the raw bytes, as they came."
+            "Pass the raw bytes of the request."
         )
-    if any(key.startswith(b"PT") for key in keys):
+    if any(key.startswith("PT") for key in keys):
         yield "A key begins as API tokens do: requests are signed with the Signing Key, which begins with PSK_."
-    project = _fields(request).get("AccountSid", "")[:_LONGEST_SHOWN]
+    project = _fields(request).get("AccountSid", "")[:_MAX_SHOWN]
     if project:
-        yield f"The request says that it is of project {project!r}: use the Signing Key of that one."
+        yield f"The request belongs to project {project!r}: use the Signing Key of that project."
     yield (
-        "Make sure that the keys are Signing Keys (PSK_..., under API Credentials) and no API tokens, since that "
-        "can't be seen from a request; after a reset give the new key and the old one."
+        "Make sure that the keys are Signing Keys (PSK_..., under API Credentials) and no API tokens, which "
+        "cannot be seen from a request; after a reset pass the new key and the old one."
     )
-    yield "Give the address that was passed as StatusCallback as a candidate, so that it is tried as well."
+    yield "Pass the URL that was given as StatusCallback as a candidate, so that it is tried as well."
 
 
 def _fields(request: SignedRequest) -> dict[str, str]:
     if request.method == "GET":
-        return dict(read_query(request.url.partition("?")[2]))
+        return dict(read_query(query_of(request.url)))
     return dict(read_form(request.body) or ()) if len(request.body) <= MAX_BODY else {}
 
 
 def _shown(url: str) -> str:
-    """Give an address as it may be shown: names of a query stay, its values and a password go."""
-    address = Address.split(url)
-    if address is None:
+    """Return a URL with the names of its query, and without its values and a password."""
+    parts = UrlParts.split(url)
+    if parts is None or "@" in parts.path:  # a password that is not encoded may hold a slash
         return repr(redact_url(url))
-    query = re.sub(r"(?<=[=])[^&]*|(?<=[?&])[^&=]+(?=&|$)", "***", address.query)
-    fragment = address.fragment and "#***"
-    userinfo = address.userinfo and "***@"
-    return repr(address.scheme + userinfo + address.host + address.port + address.path + query + fragment)
+    pieces = [piece.partition("=") for piece in parts.query.removeprefix("?").split("&")]
+    query = "&".join(f"{name}=***" if equals else name and "***" for name, equals, _ in pieces)
+    query = parts.query and f"?{query}"
+    fragment = parts.fragment and "#***"
+    userinfo = parts.userinfo and "***@"
+    return repr(parts.scheme + userinfo + parts.host + parts.port + parts.path + query + fragment)

@@ -1,4 +1,4 @@
-"""What a stream's status callback says. Pure: from a form's fields, or a JSON document, to a value."""
+"""Events of status callbacks, parsed from a form's fields or a JSON document (pure)."""
 
 import math
 from collections.abc import Hashable, Mapping
@@ -8,15 +8,12 @@ from typing import Any, TypeAlias
 
 from attrs import field, frozen
 
-from signalwire_streams.callbacks._request_parsing import Fields, as_pairs
+from signalwire_streams.callbacks._signature import Fields, as_pairs
 from signalwire_streams.models import Track
 from signalwire_streams.models._responses import parse_date
 
-STARTED = "stream-started"
-STOPPED = "stream-stopped"
-ERRORED = "stream-error"
-CALL_STREAM = "calling.call.stream"
-
+_STARTED, _STOPPED, _FAILED = "stream-started", "stream-stopped", "stream-error"
+_CALL_STREAM = "calling.call.stream"
 _NAMES = {
     "AccountSid": "account_sid",
     "CallSid": "call_sid",
@@ -27,7 +24,7 @@ _NAMES = {
     "Timestamp": "timestamp_text",
     "Unique-ID": "unique_id",
 }
-_LAST_SECOND = 100_000_000_000  # a later moment is in milliseconds
+_MAX_SECONDS = 100_000_000_000  # a greater timestamp is in milliseconds
 _EVENT, _ERROR = "StreamEvent", "StreamError"
 
 FIELD_NAMES = (*_NAMES, _EVENT, _ERROR)
@@ -36,18 +33,18 @@ FIELD_NAMES = (*_NAMES, _EVENT, _ERROR)
 
 @frozen(kw_only=True)
 class _Callback:
-    """What every callback of a stream may say; a field that is missing or blank is None.
+    """Fields of any callback; one that is missing or blank is None.
 
     Attributes:
         account_sid: the project.
         call_sid: the call, for a stream of a call.
         conference_sid: the conference, for a stream of a conference.
         stream_sid: the stream.
-        stream_name: the ``Name`` that it was started under; the platform puts the sid where none was given.
-        track: a `Track`, or the word as it came where it is none.
+        stream_name: the ``Name`` that it was started with; without one, the platform sends the sid.
+        track: a `Track`, or any other word as received.
         timestamp_text: the time exactly as the platform wrote it.
-        unique_id: ``Unique-ID``, as it came.
-        extra: fields that this version does not know, as they came.
+        unique_id: ``Unique-ID`` as received.
+        extra: fields that this version does not know, as received.
     """
 
     account_sid: str | None = None
@@ -62,12 +59,12 @@ class _Callback:
 
     @property
     def timestamp(self) -> datetime | None:
-        """The moment of the event, aware, or None where the text can't be read."""
+        """The aware time of the event, or None if the text is unreadable."""
         return parse_date(self.timestamp_text)
 
     @property
     def target(self) -> str | None:
-        """The sid of the conference or call that the stream is of."""
+        """The sid of the stream's conference or call."""
         return self.conference_sid or self.call_sid
 
     @property
@@ -77,18 +74,18 @@ class _Callback:
 
     @property
     def end_reason(self) -> str | None:
-        """How the stream ended, in a few words; None where the event does not say that it did."""
+        """Why the stream ended, in a few words; None if the event is not its end."""
         return None
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether the event tells that a second stream of one id or name was refused."""
+        """Whether a second stream of the same id or name was refused."""
         return False
 
 
 @frozen(kw_only=True)
 class StreamStarted(_Callback):
-    """``stream-started``: audio begins to flow."""
+    """``stream-started``: the stream sends audio."""
 
 
 @frozen(kw_only=True)
@@ -97,43 +94,37 @@ class StreamStopped(_Callback):
 
     @property
     def end_reason(self) -> str:
-        """That it was stopped."""
         return "it was stopped"
 
 
 @frozen(kw_only=True)
 class StreamFailed(_Callback):
-    """``stream-error``: the stream could not start, or broke.
+    """``stream-error``: the stream failed to start, or broke.
 
     Attributes:
-        error: ``StreamError`` as it came, such as ``connection_refused`` or ``Duplicated stream name``.
+        error: ``StreamError`` as received, such as ``connection_refused`` or ``Duplicated stream name``.
     """
 
     error: str | None = None
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether the stream was refused since one of its id or name lives already on the conference.
-
-        That one goes on: this error says nothing against it.
-        """
-        words = (self.error or "").lower().replace("_", " ")
-        return words.startswith("duplicate")
+        """Whether the stream was refused because another one has its id or name; that one is still running."""
+        return (self.error or "").lower().startswith("duplicate")
 
     @property
     def end_reason(self) -> str:
-        """The error as it came."""
         return self.error or "an error without a name"
 
 
 @frozen(kw_only=True)
 class UnknownCallback(_Callback):
-    """A callback whose event this version does not know.
+    """A callback with an event that this version does not know.
 
     Attributes:
-        event: ``StreamEvent`` of a form or ``event_type`` of JSON as it came, or None where there was none.
-        error: ``StreamError`` as it came.
-        document: the whole document, where it came as JSON.
+        event: ``StreamEvent`` of a form or ``event_type`` of JSON, if there is one.
+        error: ``StreamError`` as received.
+        document: the whole document of a JSON callback.
     """
 
     event: str | None = None
@@ -152,15 +143,15 @@ class CallStreamState(StrEnum):
 
 @frozen(kw_only=True)
 class CallStreamChanged(_Callback):
-    """``calling.call.stream``: the state of a call's stream changed, which the Calling API or SWML started.
+    """``calling.call.stream``: a stream that the Calling API or SWML started on a call changed its state.
 
-    These callbacks come as JSON. `call_sid` is their ``call_id``, `account_sid` their ``project_id`` and `stream_name`
+    These callbacks are JSON. `call_sid` is their ``call_id``, `account_sid` their ``project_id`` and `stream_name`
     their ``name``; they have no `stream_sid`.
 
     Attributes:
-        state: a `CallStreamState`, or the word as it came where it is none.
+        state: a `CallStreamState`, or any other word as received.
         control_id: the stream's id, chosen by its starter and unique on its call.
-        url: the address that the audio is sent to.
+        url: the URL that the audio is sent to.
         document: the whole document.
     """
 
@@ -176,55 +167,52 @@ class CallStreamChanged(_Callback):
 
     @property
     def timestamp(self) -> datetime | None:
-        """The moment of the event, aware; JSON has it in seconds since 1970."""
-        return _moment(self.timestamp_text) or parse_date(self.timestamp_text)
+        """The aware time of the event; JSON has it in seconds since 1970."""
+        return _from_epoch(self.timestamp_text) or parse_date(self.timestamp_text)
 
     @property
     def end_reason(self) -> str | None:
-        """That it has finished, once the state is `finished`."""
         return "it has finished" if self.state == CallStreamState.FINISHED else None
 
 
 CallbackEvent: TypeAlias = StreamStarted | StreamStopped | StreamFailed | CallStreamChanged | UnknownCallback
-"""What `parse_callback` gives."""
+"""What `parse_callback` returns."""
 
 
 def parse_callback(fields: Fields | Mapping[str, Any]) -> CallbackEvent:
-    """Read a status callback.
-
-    Verify the request first: this reads whatever it is given.
+    """Parse a status callback. Verify the request first.
 
     Args:
-        fields: names and values of the form, or of the query where callbacks come by GET. Where a name comes more
-            than once, the first one counts. Where the body is JSON, its document: ``json.loads(body)``.
+        fields: names and values of the form, or of the query for callbacks by GET; the first value of a name counts.
+            For a JSON body its document: ``json.loads(body)``.
 
     Returns:
-        A `StreamStarted`, `StreamStopped`, `StreamFailed`, of JSON a `CallStreamChanged`, or for any other event an
-        `UnknownCallback`.
+        A `StreamStarted`, `StreamStopped` or `StreamFailed`, for JSON a `CallStreamChanged`, and for any other event
+        an `UnknownCallback`.
 
     Raises:
-        InvalidRequestError: the fields are no mapping of str to str, no pairs, and no document of an event.
+        InvalidRequestError: the fields are neither a mapping of str to str, nor pairs, nor an event's document.
     """
     if isinstance(fields, Mapping) and ("event_type" in fields or isinstance(fields.get("params"), Mapping)):
-        return read_document(fields)
-    told: dict[str, str] = {}
+        return parse_document(fields)
+    values: dict[str, str] = {}
     for name, value in as_pairs(fields):
-        told.setdefault(name, value)
-    known: dict[str, Any] = {ours: told.get(theirs) or None for theirs, ours in _NAMES.items()}
-    known["track"] = _track(known["track"])
-    known["extra"] = {name: value for name, value in told.items() if name not in FIELD_NAMES}
-    event, error = told.get(_EVENT) or None, told.get(_ERROR) or None
-    if event == ERRORED:
+        values.setdefault(name, value)
+    known: dict[str, Any] = {ours: values.get(theirs) or None for theirs, ours in _NAMES.items()}
+    known["track"] = next((track for track in Track if track == known["track"]), known["track"])
+    known["extra"] = {name: value for name, value in values.items() if name not in FIELD_NAMES}
+    event, error = values.get(_EVENT) or None, values.get(_ERROR) or None
+    if event == _FAILED:
         return StreamFailed(**known, error=error)
-    if event not in {STARTED, STOPPED}:
+    if event not in {_STARTED, _STOPPED}:
         return UnknownCallback(**known, event=event, error=error)
     if error:
         known["extra"][_ERROR] = error
-    return StreamStarted(**known) if event == STARTED else StreamStopped(**known)
+    return StreamStarted(**known) if event == _STARTED else StreamStopped(**known)
 
 
-def read_document(document: Mapping[str, Any]) -> CallStreamChanged | UnknownCallback:
-    """Read a JSON callback, whatever it says."""
+def parse_document(document: Mapping[str, Any]) -> CallStreamChanged | UnknownCallback:
+    """Parse a JSON callback; any document is an event."""
     nested = document.get("params")
     params: Mapping[str, Any] = nested if isinstance(nested, Mapping) else {}
     known: dict[str, Any] = {
@@ -235,7 +223,7 @@ def read_document(document: Mapping[str, Any]) -> CallStreamChanged | UnknownCal
         "document": document,
     }
     event = _text(document.get("event_type"))
-    if event != CALL_STREAM:
+    if event != _CALL_STREAM:
         return UnknownCallback(**known, event=event)
     word = _text(params.get("state"))
     return CallStreamChanged(
@@ -247,21 +235,17 @@ def read_document(document: Mapping[str, Any]) -> CallStreamChanged | UnknownCal
 
 
 def _text(value: object) -> str | None:
-    """Return a JSON text or number as text; None for what is blank or neither."""
+    """Return a JSON string or number as text; None for an empty string and anything else."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     return str(value) or None
 
 
-def _moment(text: str | None) -> datetime | None:
+def _from_epoch(text: str | None) -> datetime | None:
     try:
         seconds = float(text or "nan")
-        if seconds > _LAST_SECOND:
+        if seconds > _MAX_SECONDS:
             seconds /= 1000
         return datetime.fromtimestamp(seconds, UTC) if math.isfinite(seconds) else None
     except (ValueError, OverflowError, OSError):
         return None
-
-
-def _track(word: str | None) -> Track | str | None:
-    return next((track for track in Track if track == word), word)

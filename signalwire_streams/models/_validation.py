@@ -7,7 +7,7 @@ user and password in a URL, a parameter's value or a token.
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, SupportsIndex, TypeVar
@@ -303,6 +303,13 @@ def mask(value: object) -> object:
     return Unusable(type(value).__name__)
 
 
+def _mask_each(value: object) -> object:
+    """Mask the values of a list; a value that is no list is masked as a whole."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        return mask(value)
+    return tuple(map(mask, value))
+
+
 def _mask_url(value: object) -> object:
     """Mask an address that has a query, a fragment, a user or a password."""
     return Secret(value) if isinstance(value, str) and any(mark in value for mark in "?#@") else value
@@ -315,10 +322,13 @@ def _mask_project(value: object) -> object:
 
 _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
     "authorization_bearer_token": mask,
+    "key": mask,
+    "keys": _mask_each,
     "parameters": mask,
     "token": mask,
     "base_url": _mask_url,
     "project": _mask_project,
+    "public_url": _mask_url,
     "space": _mask_url,
     "status_callback": _mask_url,
     "url": _mask_url,

@@ -1,4 +1,4 @@
-"""Requests as the platform signs them; the arithmetic is spelled out here once more, apart from the package's."""
+"""Signed requests, computed independently of the package."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ JSON_BODY = b'{"event":"stream-started","params":{"name":"audit"}}'
 
 
 def fields(event: str = "stream-started", sid: str = "stream-1", **others: str) -> list[tuple[str, str]]:
-    """Make the fields of a callback."""
+    """Return the fields of a callback."""
     return list({**dict(STARTED), "StreamEvent": event, "StreamSid": sid, **others}.items())
 
 

@@ -1,7 +1,9 @@
-"""From accepted callbacks to the user's function."""
+"""Delivery of accepted callbacks to the user's function."""
 
 import asyncio
+import gc
 import logging
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -26,12 +28,16 @@ def event(kind: str, sid: str = "a", **others: str) -> CallbackEvent:
 
 
 def dispatcher(handler: CallbackHandler, **options: Any) -> Dispatcher:
-    settings: dict[str, Any] = {"pending": 100, "memory": 100, "drain": 60.0}
-    return Dispatcher(handler=handler, **(settings | options))
+    settings: dict[str, Any] = {"max_pending": 100, "dedup_size": 100, "shutdown_timeout": 60.0}
+    return Dispatcher(handler, **(settings | options))
+
+
+def offer(serving: Dispatcher, event: CallbackEvent) -> bool:
+    return serving.offer(event, repr((event, event.extra)).encode())
 
 
 class Heard:
-    """A handler that notes what it hears, and holds up what it is told to."""
+    """A handler that records its events, and blocks for some streams."""
 
     def __init__(self, *held: str) -> None:
         self.names: list[str] = []
@@ -45,41 +51,39 @@ class Heard:
 
 
 async def settled() -> None:
-    """Let everything run that can run."""
+    """Run the event loop until every ready task has run."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
-async def test_in_order_per_stream_and_no_stream_holds_up_another() -> None:
-    """A stream whose handler is slow keeps its own order, and the others go on."""
+async def test_events_are_in_order_per_stream_and_concurrent_across_streams() -> None:
+    """A slow stream keeps its own order and does not delay the others."""
     heard = Heard("slow")
     serving = dispatcher(heard)
     for kind in ("started", "error", "stopped"):
         for sid in ("slow", "quick"):
-            assert serving.offer(event(kind, sid))
+            assert offer(serving, event(kind, sid))
     await settled()
 
-    assert heard.names == ["Started quick", "Errored quick", "Stopped quick"]
+    assert heard.names == ["Started quick", "Failed quick", "Stopped quick"]
     heard.gates["slow"].set()
     await serving.aclose()
-    assert heard.names[3:] == ["Started slow", "Errored slow", "Stopped slow"]
-    assert serving.counts.received == serving.counts.handled == 6
+    assert heard.names[3:] == ["Started slow", "Failed slow", "Stopped slow"]
+    assert serving.statistics.received == serving.statistics.handled == 6
 
 
-async def test_a_lane_is_opened_again() -> None:
-    """A stream whose events were all served is served again when it has others."""
+async def test_stream_with_empty_queue_gets_further_events() -> None:
     heard = Heard()
     serving = dispatcher(heard)
-    serving.offer(event("started"))
+    offer(serving, event("started"))
     await settled()
-    serving.offer(event("stopped"))
+    offer(serving, event("stopped"))
     await serving.aclose()
 
     assert heard.names == ["Started a", "Stopped a"]
 
 
-async def test_callbacks_without_a_stream_have_no_order() -> None:
-    """What names no stream is served at once, whatever else of that kind is under way."""
+async def test_events_without_stream_are_handled_concurrently() -> None:
     gate, names = asyncio.Event(), []
 
     async def handler(event: CallbackEvent) -> None:
@@ -89,7 +93,7 @@ async def test_callbacks_without_a_stream_have_no_order() -> None:
 
     serving = dispatcher(handler)
     for kind in ("started", "stopped", "error"):
-        serving.offer(event(kind, ""))
+        offer(serving, event(kind, ""))
     await settled()
 
     assert names == [StreamStopped, StreamFailed]
@@ -98,23 +102,22 @@ async def test_callbacks_without_a_stream_have_no_order() -> None:
     assert names[2:] == [StreamStarted]
 
 
-async def test_duplicates() -> None:
-    """A callback that comes again is not handed on, also when its time is another one."""
+async def test_repeated_event_is_handled_once() -> None:
+    """Also if its timestamp differs."""
     heard = Heard()
     serving = dispatcher(heard)
     for again in (event("started"), event("started"), event("started", Timestamp="2026-11-21T10:15:03Z")):
-        assert serving.offer(again)
+        assert offer(serving, again)
     for error in ("general_error", "general_error", "codec_error"):
-        assert serving.offer(event("error", StreamError=error))
+        assert offer(serving, event("error", StreamError=error))
     await serving.aclose()
 
-    assert heard.names == ["Started a", "Errored a", "Errored a"]
-    assert serving.counts.duplicates == 3
-    assert serving.counts.received == 6
+    assert heard.names == ["Started a", "Failed a", "Failed a"]
+    assert serving.statistics.duplicates == 3
+    assert serving.statistics.received == 6
 
 
-async def test_duplicates_without_a_stream() -> None:
-    """Where no stream is named, callbacks are the same when all they say is."""
+async def test_repeated_event_without_stream_is_known_by_its_fields() -> None:
     seen: list[CallbackEvent] = []
 
     async def handler(event: CallbackEvent) -> None:
@@ -122,101 +125,96 @@ async def test_duplicates_without_a_stream() -> None:
 
     serving = dispatcher(handler)
     for told in ({"X": "1"}, {"X": "1"}, {"X": "2"}):
-        serving.offer(parse_callback(told))
-        serving.offer(parse_callback(fields("stream-error", "", **told)))
+        offer(serving, parse_callback(told))
+        offer(serving, parse_callback(fields("stream-error", "", **told)))
     await serving.aclose()
 
-    assert serving.counts.duplicates == 2
+    assert serving.statistics.duplicates == 2
     assert [type(event) for event in seen].count(UnknownCallback) == 2
     assert len(seen) == 4
 
 
-async def test_memory_is_bounded() -> None:
-    """What came long ago is forgotten, so that an endless run takes no endless memory."""
+async def test_oldest_events_are_forgotten_beyond_dedup_size() -> None:
     heard = Heard()
-    serving = dispatcher(heard, memory=2)
+    serving = dispatcher(heard, dedup_size=2)
     for sid in ("a", "b", "c", "a", "c"):
-        serving.offer(event("stopped", sid))
-    serving.offer(event("started", "b"))
+        offer(serving, event("stopped", sid))
+    offer(serving, event("started", "b"))
     await serving.aclose()
 
     assert sorted(heard.names) == ["Started b", "Stopped a", "Stopped a", "Stopped b", "Stopped c"]
-    assert (serving.counts.duplicates, serving.counts.late) == (1, 0)
+    assert (serving.statistics.duplicates, serving.statistics.late) == (1, 0)
 
 
 @pytest.mark.parametrize("end", ["stopped", "error"])
-async def test_a_late_start_revives_nothing(end: str) -> None:
-    """A start that comes after the stream's end is counted, and not handed on."""
+async def test_start_after_end_is_counted_as_late(end: str) -> None:
+    """The handler does not get it."""
     heard = Heard()
     serving = dispatcher(heard)
-    assert serving.offer(event(end))
-    assert serving.offer(event("started"))
-    assert serving.offer(event("started", "b"))
+    assert offer(serving, event(end))
+    assert offer(serving, event("started"))
+    assert offer(serving, event("started", "b"))
     await serving.aclose()
 
     assert heard.names[1:] == ["Started b"]
-    assert serving.counts.late == 1
+    assert serving.statistics.late == 1
 
 
-async def test_a_refused_duplicate_ends_nothing() -> None:
-    """An error about a duplicate may carry the id of the stream that goes on, whose start is still to come."""
+async def test_duplicate_stream_error_does_not_end_the_stream() -> None:
+    """It may carry the id of the stream that is running, whose start is still to come."""
     heard = Heard()
     serving = dispatcher(heard)
-    serving.offer(event("error", StreamError="Duplicated stream ID"))
-    serving.offer(event("started"))
+    offer(serving, event("error", StreamError="Duplicated stream ID"))
+    offer(serving, event("started"))
     await serving.aclose()
 
-    assert heard.names == ["Errored a", "Started a"]
+    assert heard.names == ["Failed a", "Started a"]
 
 
-async def test_an_end_of_no_stream_ends_none() -> None:
-    """Where the end names no stream, a start that names none either is no late one."""
+async def test_end_without_stream_does_not_make_a_start_late() -> None:
     heard = Heard()
     serving = dispatcher(heard)
-    serving.offer(event("stopped", ""))
-    serving.offer(event("started", ""))
+    offer(serving, event("stopped", ""))
+    offer(serving, event("started", ""))
     await serving.aclose()
 
     assert sorted(heard.names) == ["Started None", "Stopped None"]
 
 
-async def test_overflow() -> None:
-    """When too many wait, a callback is to come again, and is then taken."""
+async def test_event_beyond_max_pending_is_refused_until_there_is_room() -> None:
     heard = Heard("a", "b")
-    serving = dispatcher(heard, pending=2)
-    assert serving.offer(event("started", "a"))
-    assert serving.offer(event("started", "b"))
-    assert not serving.offer(event("started", "c"))
-    assert not serving.offer(event("stopped", "a"))
-    assert serving.offer(event("started", "a")), "a duplicate takes no place"
+    serving = dispatcher(heard, max_pending=2)
+    assert offer(serving, event("started", "a"))
+    assert offer(serving, event("started", "b"))
+    assert not offer(serving, event("started", "c"))
+    assert not offer(serving, event("stopped", "a"))
+    assert offer(serving, event("started", "a")), "a duplicate takes no place"
     heard.gates["b"].set()
     await settled()
-    assert serving.offer(event("started", "c"))
+    assert offer(serving, event("started", "c"))
     heard.gates["a"].set()
     await serving.aclose()
 
     assert sorted(heard.names) == ["Started a", "Started b", "Started c"]
-    assert serving.counts.overflowed == 2
-    assert serving.counts.handled == 3
+    assert serving.statistics.overflowed == 2
+    assert serving.statistics.handled == 3
 
 
-async def test_an_end_that_was_not_taken_ends_nothing() -> None:
-    """A stop that was turned away does not make the start a late one."""
+async def test_refused_end_does_not_make_a_start_late() -> None:
     heard = Heard("a", "b")
-    serving = dispatcher(heard, pending=1)
-    serving.offer(event("started", "a"))
-    assert not serving.offer(event("stopped", "b"))
+    serving = dispatcher(heard, max_pending=1)
+    offer(serving, event("started", "a"))
+    assert not offer(serving, event("stopped", "b"))
     heard.gates["a"].set()
     await settled()
-    assert serving.offer(event("started", "b"))
+    assert offer(serving, event("started", "b"))
     heard.gates["b"].set()
     await serving.aclose()
 
-    assert serving.counts.late == 0
+    assert serving.statistics.late == 0
 
 
-async def test_a_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """What a handler raises is logged, and the next event of the same stream is served."""
+async def test_handler_error_is_logged_and_next_event_is_handled(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[str] = []
 
     async def handler(event: CallbackEvent) -> None:
@@ -225,30 +223,152 @@ async def test_a_handler_that_raises(caplog: pytest.LogCaptureFixture) -> None:
             raise LookupError("no such call")
 
     serving = dispatcher(handler)
-    serving.offer(event("started"))
-    serving.offer(event("stopped"))
+    offer(serving, event("started"))
+    offer(serving, event("stopped"))
     await serving.aclose()
 
     assert seen == ["StreamStarted", "StreamStopped"]
-    assert (serving.counts.failed, serving.counts.handled) == (1, 1)
+    assert (serving.statistics.failed, serving.statistics.handled) == (1, 1)
     (record,) = [record for record in caplog.records if record.name == "signalwire_streams.callbacks"]
     assert record.levelno == logging.ERROR
     assert record.getMessage() == "the callback handler failed for StreamStarted of stream 'a'"
     assert "no such call" in caplog.text
 
 
-async def test_a_handler_that_is_not_async(caplog: pytest.LogCaptureFixture) -> None:
-    """A function that gives nothing to wait for counts as one that fails."""
-    serving = dispatcher(lambda _: None)  # type: ignore[arg-type,return-value]
-    serving.offer(event("started"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.fail.Exception("unexpected"),
+        GeneratorExit(),
+        asyncio.CancelledError(),
+        BaseExceptionGroup("", [GeneratorExit()]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_handler_that_raises_base_exception_loses_no_event(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Events accepted behind it are delivered."""
+    heard = Heard()
+
+    async def handler(event: CallbackEvent) -> None:
+        await heard(event)
+        if len(heard.names) == 1:
+            raise error
+
+    serving = dispatcher(handler)
+    for kind in ("started", "error", "stopped"):
+        assert offer(serving, event(kind))
     await serving.aclose()
 
-    assert serving.counts.failed == 1
+    assert heard.names == ["Started a", "Failed a", "Stopped a"]
+    assert (serving.statistics.failed, serving.statistics.handled, serving.statistics.dropped) == (1, 2, 0)
+    assert type(error).__name__ in caplog.text
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_keyboard_interrupt_and_system_exit_leave_the_loop(error: type[BaseException]) -> None:
+    """As from any task; pending events count as dropped."""
+    servings: list[Dispatcher] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def handler(_: CallbackEvent) -> None:
+        raise error
+
+    async def main() -> None:
+        servings.append(dispatcher(handler))
+        offer(servings[0], event("started"))
+        offer(servings[0], event("stopped"))
+        tasks.extend(servings[0]._tasks)
+        await asyncio.Event().wait()
+
+    with pytest.raises(error):
+        asyncio.run(main())
+    assert isinstance(tasks[0].exception(), error)
+    statistics = servings[0].statistics
+    assert (statistics.received, statistics.failed, statistics.dropped) == (2, 0, 2)
+
+
+def test_task_of_a_discarded_loop_ends_without_error(recwarn: pytest.WarningsRecorder) -> None:
+    """Its handler has not failed."""
+    heard = Heard("a")
+    serving = dispatcher(heard)
+
+    async def main() -> None:
+        offer(serving, event("started"))
+        await settled()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.close()
+    serving._tasks.clear()
+    heard.gates.clear()
+    gc.collect()
+
+    assert (serving.statistics.failed, serving.statistics.dropped) == (0, 1)
+    assert not [warning for warning in recwarn if "ignored" in str(warning.message)]
+
+
+async def test_dedup_memory_holds_no_documents_or_long_names() -> None:
+    heard = Heard()
+    serving = dispatcher(heard, max_pending=1_000, dedup_size=1_000)
+
+    def accept(start: int) -> None:
+        for number in range(start, start + 30):
+            text = f"{number} {'x' * 60_000}"
+            state = {"call_id": text, "control_id": text, "state": text}
+            for told in (
+                {"event_type": "new", "params": {"text": text, "items": [{}] * 1_000}},
+                {"StreamEvent": "new", "StreamSid": text, "Other": text},
+                dict(fields("stream-stopped", text)),
+                dict(fields("stream-error", "a", StreamError=text)),
+                {"event_type": "calling.call.stream", "params": state},
+            ):
+                assert serving.offer(parse_callback(told), f"{number} {sorted(told)}".encode())
+
+    accept(0)
+    await settled()
+    heard.names.clear()
+    tracemalloc.start()
+    try:
+        accept(30)
+        for _ in range(10):
+            await settled()
+        assert serving.statistics.handled == serving.statistics.received == 300
+        heard.names.clear()
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 200_000
+    finally:
+        tracemalloc.stop()
+        await serving.aclose()
+
+
+async def test_pending_events_are_bounded_in_bytes() -> None:
+    """Also before there are `max_pending` of them."""
+    heard = Heard("a")
+    serving = dispatcher(heard)
+    for number in range(8):
+        assert serving.offer(event("error", "a", StreamError=str(number)), bytes(1024 * 1024))
+    assert not serving.offer(event("stopped", "a"), b"x")
+    heard.gates["a"].set()
+    await settled()
+    assert serving.offer(event("stopped", "a"), b"x")
+    await serving.aclose()
+
+    assert (serving.statistics.overflowed, serving.statistics.handled) == (1, 9)
+
+
+async def test_handler_that_is_not_async_counts_as_failed(caplog: pytest.LogCaptureFixture) -> None:
+    serving = dispatcher(lambda _: None)  # type: ignore[arg-type,return-value]
+    offer(serving, event("started"))
+    await serving.aclose()
+
+    assert serving.statistics.failed == 1
     assert "TypeError" in caplog.text
 
 
-async def test_a_cancellation_that_is_not_ours(caplog: pytest.LogCaptureFixture) -> None:
-    """A handler that waits for something which is cancelled has failed, and its stream is served on."""
+async def test_cancellation_inside_the_handler_counts_as_failed(caplog: pytest.LogCaptureFixture) -> None:
+    """If what it awaits is cancelled, the handler has failed; the next event of the stream is handled."""
     seen: list[str] = []
 
     async def handler(event: CallbackEvent) -> None:
@@ -259,49 +379,47 @@ async def test_a_cancellation_that_is_not_ours(caplog: pytest.LogCaptureFixture)
             await waited
 
     serving = dispatcher(handler)
-    serving.offer(event("started"))
-    serving.offer(event("stopped"))
+    offer(serving, event("started"))
+    offer(serving, event("stopped"))
     await serving.aclose()
 
     assert seen == ["StreamStarted", "StreamStopped"]
-    assert serving.counts.failed == 1
+    assert serving.statistics.failed == 1
     assert "CancelledError" in caplog.text
 
 
-async def test_closing_waits_for_what_is_under_way() -> None:
-    """What was accepted before is served, what comes after is to come again."""
+async def test_aclose_waits_for_pending_events_and_refuses_new_ones() -> None:
     heard = Heard("a")
     serving = dispatcher(heard)
-    serving.offer(event("started"))
-    serving.offer(event("stopped"))
+    offer(serving, event("started"))
+    offer(serving, event("stopped"))
     closing = asyncio.create_task(serving.aclose())
     await settled()
     assert not closing.done()
-    assert not serving.offer(event("started", "b"))
+    assert not offer(serving, event("started", "b"))
     heard.gates["a"].set()
     await closing
     await serving.aclose()
 
     assert heard.names == ["Started a", "Stopped a"]
-    assert (serving.counts.dropped, serving.counts.overflowed) == (0, 1)
+    assert (serving.statistics.dropped, serving.statistics.overflowed) == (0, 1)
 
 
-async def test_closing_cuts_what_does_not_end() -> None:
-    """What outlasts the drain is cancelled, and with it what waits behind it."""
+async def test_aclose_cancels_and_drops_after_shutdown_timeout() -> None:
+    """With the events queued behind it."""
     heard = Heard("a")
-    serving = dispatcher(heard, drain=0.001)
+    serving = dispatcher(heard, shutdown_timeout=0.001)
     for kind in ("started", "error", "stopped"):
-        serving.offer(event(kind))
+        offer(serving, event(kind))
     await serving.aclose()
 
     assert heard.names == []
-    assert (serving.counts.dropped, serving.counts.failed, serving.counts.handled) == (3, 0, 0)
+    assert (serving.statistics.dropped, serving.statistics.failed, serving.statistics.handled) == (3, 0, 0)
 
 
-async def test_closing_that_is_cancelled_cuts_at_once() -> None:
-    """Who does not want to wait for the drain leaves nothing running."""
+async def test_cancelled_aclose_cancels_handlers_at_once() -> None:
     serving = dispatcher(Heard("a"))
-    serving.offer(event("started"))
+    offer(serving, event("started"))
     closing = asyncio.create_task(serving.aclose())
     await settled()
     closing.cancel()
@@ -309,11 +427,10 @@ async def test_closing_that_is_cancelled_cuts_at_once() -> None:
         await closing
     await settled()
 
-    assert serving.counts.dropped == 1
+    assert serving.statistics.dropped == 1
 
 
-async def test_a_handler_that_refuses_to_end() -> None:
-    """A handler that swallows its cancellation is not waited for without end."""
+async def test_aclose_leaves_behind_handler_that_ignores_cancellation() -> None:
     stubborn = asyncio.Event()
 
     async def handler(_: CallbackEvent) -> None:
@@ -322,17 +439,16 @@ async def test_a_handler_that_refuses_to_end() -> None:
         except asyncio.CancelledError:
             await stubborn.wait()
 
-    serving = dispatcher(handler, drain=0.001)
-    serving.offer(event("started"))
+    serving = dispatcher(handler, shutdown_timeout=0.001)
+    offer(serving, event("started"))
     await serving.aclose()
     stubborn.set()
     await settled()
 
-    assert serving.counts.handled == 1
+    assert serving.statistics.handled == 1
 
 
-async def test_closing_from_within() -> None:
-    """A handler may close what called it."""
+async def test_handler_may_close_its_dispatcher() -> None:
     done: list[str] = []
 
     async def handler(event: CallbackEvent) -> None:
@@ -340,7 +456,7 @@ async def test_closing_from_within() -> None:
         done.append(type(event).__name__)
 
     serving = dispatcher(handler)
-    serving.offer(event("stopped"))
+    offer(serving, event("stopped"))
     await settled()
 
     assert done == ["StreamStopped"]

@@ -1,4 +1,4 @@
-"""What a callback's fields say."""
+"""Parsing of callbacks that come as forms."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -20,8 +20,7 @@ from signalwire_streams.callbacks import (
 from .signing import STARTED, fields
 
 
-def test_a_start() -> None:
-    """Each documented field has its place."""
+def test_each_documented_field_is_parsed() -> None:
     event = parse_callback(STARTED)
 
     assert event == StreamStarted(
@@ -42,15 +41,14 @@ def test_a_start() -> None:
     ("word", "kind"),
     [("stream-started", StreamStarted), ("stream-stopped", StreamStopped), ("stream-error", StreamFailed)],
 )
-def test_each_event(word: str, kind: type[Any]) -> None:
-    """The event decides the type, from a mapping as from pairs."""
+def test_event_name_decides_the_type(word: str, kind: type[Any]) -> None:
+    """For a mapping as for pairs."""
     assert type(parse_callback(fields(word))) is kind
     assert type(parse_callback(dict(fields(word)))) is kind
     assert type(parse_callback(MultiDict(fields(word)))) is kind
 
 
-def test_an_unknown_event() -> None:
-    """An event of a later day is kept with all its fields."""
+def test_unknown_event_keeps_all_fields() -> None:
     event = parse_callback(fields("stream-paused", StreamError="why", Reason="x", Blank=""))
 
     assert isinstance(event, UnknownCallback)
@@ -60,8 +58,7 @@ def test_an_unknown_event() -> None:
 
 
 @pytest.mark.parametrize("nothing", [[], {}, [("StreamEvent", "")], [("", "")]])
-def test_no_fields(nothing: Any) -> None:
-    """A callback that says nothing is an unknown one."""
+def test_callback_without_fields_is_unknown(nothing: Any) -> None:
     event = parse_callback(nothing)
 
     assert isinstance(event, UnknownCallback)
@@ -69,8 +66,7 @@ def test_no_fields(nothing: Any) -> None:
     assert event.timestamp is None
 
 
-def test_an_error() -> None:
-    """What went wrong is told in the platform's words."""
+def test_error_is_kept_as_received() -> None:
     event = parse_callback(fields("stream-error", StreamError="connection_refused"))
 
     assert isinstance(event, StreamFailed)
@@ -90,19 +86,17 @@ def test_an_error() -> None:
         (None, False),
     ],
 )
-def test_refused_duplicates(error: str | None, duplicate: bool) -> None:
-    """A refused duplicate is told from a stream that broke, however the platform spells it."""
+def test_duplicate_errors_are_recognized(error: str | None, duplicate: bool) -> None:
+    """In any spelling of the platform."""
     assert StreamFailed(error=error).is_duplicate is duplicate
 
 
-def test_a_word_beside_its_event() -> None:
-    """An error's word with an event that is none is not lost."""
+def test_error_of_another_event_is_extra() -> None:
     assert parse_callback(fields(StreamError="odd")).extra == {"StreamError": "odd"}
     assert parse_callback(fields(StreamError="")).extra == {}
 
 
-def test_unknown_words_and_dates() -> None:
-    """A word that is in no vocabulary stays, and so does a time that can't be read."""
+def test_unknown_track_and_unreadable_timestamp_are_kept() -> None:
     event = parse_callback(fields(StreamTrack="left_track", Timestamp="soon"))
 
     assert event.track == "left_track"
@@ -110,23 +104,22 @@ def test_unknown_words_and_dates() -> None:
     assert event.timestamp is None
 
 
-def test_a_date_as_other_callbacks_write_it() -> None:
-    """RFC 2822 is read as well as ISO 8601."""
+def test_rfc_2822_timestamp_is_parsed() -> None:
+    """Other callbacks of the platform have it."""
     event = parse_callback(fields(Timestamp="Tue, 25 Sept 2018 20:00:00 +0000"))
 
     assert event.timestamp == datetime(2018, 9, 25, 20, tzinfo=UTC)
 
 
-def test_a_name_that_comes_twice() -> None:
-    """The first one counts, since what is added behind comes later."""
+def test_first_value_of_a_repeated_name_counts() -> None:
+    """What somebody appends comes later."""
     event = parse_callback([*STARTED, ("StreamSid", "other"), ("X", "1"), ("X", "2")])
 
     assert event.stream_sid == "stream-1"
     assert event.extra == {"X": "1"}
 
 
-def test_events_are_values() -> None:
-    """Events are equal when they say the same, can be put into sets, and can't be changed."""
+def test_events_are_equal_hashable_and_frozen() -> None:
     first, second = parse_callback(fields(X="1")), parse_callback(fields(X="1"))
 
     assert first == second
@@ -139,15 +132,14 @@ def test_events_are_values() -> None:
     "wrong",
     [None, 5, "StreamSid=x", b"StreamSid=x", ["StreamSid"], {"StreamSid": ["x"]}, {"StreamSid": None}, {5: "x"}],
 )
-def test_misuse_is_told(wrong: Any) -> None:
-    """What are no fields is told, with what to write instead."""
+def test_wrong_argument_is_refused_with_advice(wrong: Any) -> None:
     with pytest.raises(InvalidRequestError, match="parse_qsl"):
         parse_callback(wrong)
 
 
 @given(st.dictionaries(st.one_of(st.sampled_from([name for name, _ in STARTED]), st.text()), st.text()))
-def test_any_fields_are_an_event(told: dict[str, str]) -> None:
-    """No fields are so odd that reading them, or the time in them, fails."""
+def test_any_fields_make_an_event(told: dict[str, str]) -> None:
+    """Also a timestamp that cannot be read."""
     event = parse_callback(told)
 
     assert event.timestamp is None or event.timestamp.tzinfo is not None

@@ -1,4 +1,4 @@
-"""Callbacks that come as JSON: those of streams that the Calling API or SWML started."""
+"""JSON callbacks, which streams started by the Calling API or SWML send."""
 
 import asyncio
 import json
@@ -42,8 +42,8 @@ def changed(**params: Any) -> dict[str, Any]:
     return {**DOCUMENT, "params": {**PARAMS, **params}}
 
 
-def test_a_stream_of_the_calling_api() -> None:
-    """Each field has its place, and what could be secret is not shown."""
+def test_each_field_of_a_call_stream_is_parsed() -> None:
+    """And a URL is not shown."""
     event = parse_callback(DOCUMENT)
 
     assert isinstance(event, CallStreamChanged)
@@ -67,8 +67,7 @@ def test_a_stream_of_the_calling_api() -> None:
         ("", None, None),
     ],
 )
-def test_states(state: Any, read: str | None, ending: str | None) -> None:
-    """A state that is not known stays as it came."""
+def test_unknown_state_is_kept_as_received(state: Any, read: str | None, ending: str | None) -> None:
     event = parse_callback(changed(state=state))
     assert isinstance(event, CallStreamChanged)
     assert (event.state, event.end_reason) == (read, ending)
@@ -91,7 +90,7 @@ def test_states(state: Any, read: str | None, ending: str | None) -> None:
         ("soon", None),
     ],
 )
-def test_timestamps(timestamp: Any, moment: datetime | None) -> None:
+def test_timestamp_in_seconds_milliseconds_or_iso_is_parsed(timestamp: Any, moment: datetime | None) -> None:
     event = parse_callback({**DOCUMENT, "timestamp": timestamp})
     assert event.timestamp == moment
 
@@ -105,8 +104,8 @@ def test_timestamps(timestamp: Any, moment: datetime | None) -> None:
         ({"event": "stream-started", "params": {"name": "audit"}}, None),
     ],
 )
-def test_other_documents_are_unknown_events(document: dict[str, Any], event: str | None) -> None:
-    """They are kept whole."""
+def test_other_documents_are_unknown_callbacks(document: dict[str, Any], event: str | None) -> None:
+    """With the whole document."""
     read = parse_callback(document)
     assert isinstance(read, UnknownCallback)
     assert (read.event, read.document) == (event, document)
@@ -115,8 +114,8 @@ def test_other_documents_are_unknown_events(document: dict[str, Any], event: str
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256", "both"])
 @pytest.mark.usefixtures("idle_clock")
-async def test_a_json_callback_reaches_the_function(algorithm: str) -> None:
-    """Verifier, explanation and receiver agree on each signature that JSON may carry."""
+async def test_signed_json_callback_reaches_the_handler(algorithm: str) -> None:
+    """Receiver, `verify_signature` and `diagnose_signature` agree on each kind of signature."""
     body = json.dumps(DOCUMENT).encode()
     async with serving() as server:
         strong = {SHA256_SIGNATURE_HEADER: raw_signature(server.url, body, algorithm="sha256")}
@@ -130,8 +129,8 @@ async def test_a_json_callback_reaches_the_function(algorithm: str) -> None:
 
 
 @pytest.mark.usefixtures("idle_clock")
-async def test_any_signed_object_is_handed_on() -> None:
-    """A callback that the platform signed is never answered 403 for what it says."""
+async def test_any_signed_json_object_is_delivered() -> None:
+    """It is never answered 403 for its contents."""
     async with serving() as server:
         for body in (b"{}", b'{"event_type":null}', b'{"params":"x"}', b' {"event_type":"new"}', b'{"a":NaN}'):
             assert await server.post_json(body) == 204
@@ -141,8 +140,8 @@ async def test_any_signed_object_is_handed_on() -> None:
 
 
 @pytest.mark.usefixtures("idle_clock")
-async def test_json_callbacks_of_a_stream_are_handed_on_once_and_in_order() -> None:
-    """A repeated one is dropped, and so is a start that comes after the end, as with forms."""
+async def test_json_callbacks_of_a_stream_are_delivered_once_and_in_order() -> None:
+    """A repeated one is dropped, and so is a start after the end, as with forms."""
     hold, order = asyncio.Event(), list[tuple[str | None, Any]]()
 
     async def handler(event: CallbackEvent) -> None:
@@ -171,7 +170,7 @@ async def test_json_callbacks_of_a_stream_are_handed_on_once_and_in_order() -> N
 
 
 @pytest.mark.usefixtures("idle_clock")
-async def test_json_callbacks_without_a_control_id_are_not_one_stream() -> None:
+async def test_json_callbacks_without_control_id_are_not_one_stream() -> None:
     async with serving() as server:
         for number in range(2):
             document = {**changed(control_id=None), "timestamp": number}

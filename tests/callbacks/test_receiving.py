@@ -1,4 +1,4 @@
-"""Callbacks over a real socket, from the platform's request to the user's function."""
+"""`CallbackReceiver` over a real socket, from the request to the user's function."""
 
 import asyncio
 import logging
@@ -25,7 +25,8 @@ from signalwire_streams.callbacks import (
     StreamStopped,
     UnknownCallback,
 )
-from signalwire_streams.callbacks._request_parsing import HostPattern
+from signalwire_streams.callbacks._urls import HostPattern
+from tests.waiting import until
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, fields, form, form_signature, raw_signature
 
@@ -37,16 +38,9 @@ async def ignore(_: CallbackEvent) -> None:
     pass
 
 
-async def until(reached: Callable[[], bool]) -> None:
-    """Give way to the server until something is reached."""
-    async with asyncio.timeout(5):
-        while not reached():  # noqa: ASYNC110  (what is counted has no event to wait for)
-            await asyncio.sleep(0)
-
-
 @attrs.define(eq=False)
 class Server:
-    """A server that takes callbacks, and a client that stands for the platform."""
+    """A server with a receiver, and a client in place of the platform."""
 
     receiver: CallbackReceiver
     session: aiohttp.ClientSession
@@ -60,7 +54,7 @@ class Server:
     async def post(
         self, pairs: Sequence[tuple[str, str]] = STARTED, *, signed: str | None = None, query: str = "", **headers: Any
     ) -> int:
-        """Send a callback that is signed for an address, and give the answer's status."""
+        """Send a callback that is signed for a URL; return the status of the answer."""
         signature = form_signature((signed or self.url) + query, pairs)
         told = {SIGNATURE_HEADER: signature, "Content-Type": FORM}
         return await self.send(
@@ -101,8 +95,7 @@ async def serving(*, middlewares: Sequence[Middleware] = (), **options: Any) -> 
             await runner.cleanup()
 
 
-async def test_a_callback() -> None:
-    """A signed callback is answered 204, and the function hears of it."""
+async def test_signed_callback_is_answered_204_and_delivered() -> None:
     async with serving() as server:
         assert await server.post() == 204
         event = await server.heard.get()
@@ -112,8 +105,8 @@ async def test_a_callback() -> None:
     assert server.receiver.statistics.received == server.receiver.statistics.handled == 1
 
 
-async def test_a_callback_by_get() -> None:
-    """A callback's fields may come in the query, beside what the address brings itself."""
+async def test_callback_by_get_is_parsed_from_its_query() -> None:
+    """Beside the query of the callback URL itself."""
     async with serving() as server:
         assert await server.get("tenant=a%20b&" + urlencode(fields("stream-stopped"))) == 204
         event = await server.heard.get()
@@ -123,8 +116,7 @@ async def test_a_callback_by_get() -> None:
     assert event.extra == {"tenant": "a b"}
 
 
-async def test_a_query_belongs_to_the_address() -> None:
-    """The query of a POST is signed, and is none of the callback's fields."""
+async def test_query_of_a_post_is_signed_but_no_field() -> None:
     async with serving() as server:
         assert await server.post(query="?tenant=%41+b&StreamSid=other&x=") == 204
         event = await server.heard.get()
@@ -133,8 +125,7 @@ async def test_a_query_belongs_to_the_address() -> None:
     assert event.extra == {}
 
 
-async def test_a_hashed_body_and_the_stronger_signature() -> None:
-    """Forms that are signed in other ways are taken as well."""
+async def test_form_with_sha256_signature_is_accepted() -> None:
     async with serving() as server:
         strong = raw_signature(server.url, form(STARTED), algorithm="sha256")
         headers = {SHA256_SIGNATURE_HEADER: strong, "Content-Type": FORM}
@@ -145,15 +136,15 @@ async def test_a_hashed_body_and_the_stronger_signature() -> None:
 JSON_IS_NONE = "it is signed, and neither a form nor a JSON object"
 REFUSALS: dict[str, tuple[Callable[[Server], Any], str]] = {
     "no signature": (lambda server: server.send(form(STARTED), "", {"Content-Type": FORM}), "there is no signature"),
-    "a wrong signature": (lambda server: server.post(X_SignalWire_Signature="x"), "the signature does not fit"),
-    "another address": (lambda server: server.post(signed="https://evil.example/"), "the signature does not fit"),
+    "a wrong signature": (lambda server: server.post(X_SignalWire_Signature="x"), "the signature does not match"),
+    "another address": (lambda server: server.post(signed="https://evil.example/"), "the signature does not match"),
     "another key": (
         lambda server: server.post(X_SignalWire_Signature=form_signature(server.url, STARTED, "PSK_other")),
-        "the signature does not fit",
+        "the signature does not match",
     ),
     "another body": (
         lambda server: server.post(fields(X="1"), X_SignalWire_Signature=form_signature(server.url, STARTED)),
-        "the signature does not fit",
+        "the signature does not match",
     ),
     "a form by another name": (
         lambda server: server.post(Content_Type="text/plain"),
@@ -168,11 +159,11 @@ REFUSALS: dict[str, tuple[Callable[[Server], Any], str]] = {
     ),
     "JSON with a wrong signature": (
         lambda server: server.post_json(JSON_BODY, X_SignalWire_Signature="x"),
-        "the signature does not fit",
+        "the signature does not match",
     ),
     "JSON whose SHA-256 signature is wrong": (
         lambda server: server.post_json(JSON_BODY, X_SignalWire_SHA256_Signature="x"),
-        "the signature does not fit",
+        "the signature does not match",
     ),
     "another method": (
         lambda server: server.send(
@@ -189,10 +180,9 @@ REFUSALS: dict[str, tuple[Callable[[Server], Any], str]] = {
 
 
 @pytest.mark.parametrize(("send", "reason"), REFUSALS.values(), ids=REFUSALS)
-async def test_refusals_look_all_the_same(
+async def test_refusal_is_a_bare_403_and_its_reason_is_logged(
     send: Callable[[Server], Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever is wrong, the answer is a bare 403, nothing happens, and the reason is in the log only."""
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving() as server:
         assert await send(server) == 403
@@ -206,8 +196,8 @@ async def test_refusals_look_all_the_same(
     assert KEY not in caplog.text
 
 
-async def test_refused_answers_have_the_same_headers() -> None:
-    """Refusals of different reasons differ in nothing but their date."""
+async def test_refusals_have_the_same_headers() -> None:
+    """Except for their date."""
     async with serving() as server:
         answers = []
         for signature in ("", "x", form_signature(server.url, STARTED)):
@@ -222,8 +212,8 @@ async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def test_a_large_body_that_does_not_say_so() -> None:
-    """A body without a length is read no further than its limit."""
+async def test_chunked_body_beyond_the_limit_is_refused() -> None:
+    """It is read no further than the limit."""
     async with serving(body_limit=100) as server:
         body = form(STARTED)
         headers = {"Content-Type": FORM, SIGNATURE_HEADER: form_signature(server.url, STARTED)}
@@ -236,7 +226,7 @@ async def test_a_large_body_that_does_not_say_so() -> None:
 
 
 async def raw_exchange(server: Server, *pieces: bytes, hang_up: bool = False) -> bytes:
-    """Write bytes to the server as they are, and give the first line of what it answers."""
+    """Write raw bytes to the server, and return the first line of its answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     head = b"POST /callbacks HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: %s\r\n" % (server.port, FORM.encode())
     for piece in (head, *pieces):
@@ -252,14 +242,12 @@ async def raw_exchange(server: Server, *pieces: bytes, hang_up: bool = False) ->
     return line
 
 
-async def test_a_body_that_says_it_is_large() -> None:
-    """A body that is announced as too large is not waited for."""
+async def test_announced_large_body_is_refused_unread() -> None:
     async with serving(body_timeout=600.0) as server, asyncio.timeout(5):
         assert await raw_exchange(server, b"Content-Length: 1000000\r\n\r\n") == b"HTTP/1.1 403 Forbidden\r\n"
 
 
-async def test_a_slow_body(caplog: pytest.LogCaptureFixture) -> None:
-    """A body that does not come in time is not waited for."""
+async def test_slow_body_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving(body_timeout=0.001) as server:
         line = await raw_exchange(server, b"Content-Length: 10\r\n\r\na=1")
@@ -268,8 +256,8 @@ async def test_a_slow_body(caplog: pytest.LogCaptureFixture) -> None:
     assert "the body did not come in time" in caplog.text
 
 
-async def test_a_body_that_breaks_off(caplog: pytest.LogCaptureFixture) -> None:
-    """A sender that hangs up in the middle of a body leaves a line in the log and nothing else."""
+async def test_sender_that_hangs_up_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """In the middle of a body."""
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving() as server:
         await raw_exchange(server, b"Content-Length: 10\r\n\r\na=1", hang_up=True)
@@ -278,8 +266,8 @@ async def test_a_body_that_breaks_off(caplog: pytest.LogCaptureFixture) -> None:
     assert "the body could not be read" in caplog.text
 
 
-async def test_a_body_that_is_garbled(caplog: pytest.LogCaptureFixture) -> None:
-    """A body that breaks the rules of HTTP is refused, not answered with an error."""
+async def test_malformed_body_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """It is answered 403, not with a server error."""
     caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
     async with serving() as server:
         line = await raw_exchange(server, b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\na=1")
@@ -288,8 +276,8 @@ async def test_a_body_that_is_garbled(caplog: pytest.LogCaptureFixture) -> None:
     assert "the body could not be read" in caplog.text
 
 
-async def test_a_middleware_may_have_read_the_body() -> None:
-    """A body that somebody read before is verified all the same, and within the same limit."""
+async def test_body_read_by_a_middleware_is_verified() -> None:
+    """Within the same limit."""
 
     @web.middleware
     async def reading(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
@@ -306,8 +294,8 @@ async def test_a_middleware_may_have_read_the_body() -> None:
             assert answer.status == 403
 
 
-class TestPublicAddress:
-    """What the platform signed is the address that it knows."""
+class TestPublicUrl:
+    """The platform signs the URL that it knows."""
 
     @pytest.mark.parametrize(
         ("public_url", "signed"),
@@ -322,22 +310,20 @@ class TestPublicAddress:
             ("https://example.com/callbacks/", "https://example.com/callbacks/"),
         ],
     )
-    async def test_configured(self, public_url: str, signed: str) -> None:
-        """The configured address is the whole one, or what a proxy takes off; the query is the request's."""
+    async def test_public_url_is_the_whole_url_or_its_start(self, public_url: str, signed: str) -> None:
+        """The query is the request's."""
         async with serving(public_url=public_url) as server:
             assert await server.post(signed=signed) == 204
             assert await server.post(fields("stream-stopped"), signed=signed, query="?a=%2f&b=+&") == 204
             assert await server.get(urlencode(fields("stream-error")), signed=signed) == 204
 
-    async def test_a_fragment_stays_behind_the_query(self) -> None:
-        """A configured fragment may have been signed, behind the request's query."""
+    async def test_fragment_of_public_url_comes_after_the_query(self) -> None:
         async with serving(public_url=f"{PUBLIC}#x") as server:
             headers = {"Content-Type": FORM, SIGNATURE_HEADER: form_signature(f"{PUBLIC}?a=1#x", STARTED)}
             assert await server.send(form(STARTED), "?a=1", headers) == 204
             assert await server.post(fields("stream-stopped"), signed=PUBLIC, query="?a=1") == 204
 
-    async def test_configured_goes_before_all(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Where an address is configured, what a request says about its host does not count."""
+    async def test_public_url_overrides_what_the_request_says(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "signalwire_streams.callbacks")
         async with serving(public_url="https://u:secret@example.com/callbacks", trust_forwarded=True) as server:
             assert await server.post() == 403
@@ -375,15 +361,13 @@ class TestPublicAddress:
     )
 
     @FORWARDED
-    async def test_forwarded_and_trusted(self, signed: str, headers: dict[str, Any]) -> None:
-        """Behind a proxy that can be trusted, the address is what the proxy was asked for."""
+    async def test_trusted_forwarded_headers_decide_the_url(self, signed: str, headers: dict[str, Any]) -> None:
         async with serving(trust_forwarded=True) as server:
             assert await server.post(signed=signed, query="?a=%2F", **headers) == 204
             assert await server.post(fields("stream-stopped"), **headers) == 403
 
     @FORWARDED
-    async def test_forwarded_and_not_trusted(self, signed: str, headers: dict[str, Any]) -> None:
-        """Without trust, such headers are a sender's own invention."""
+    async def test_untrusted_forwarded_headers_are_ignored(self, signed: str, headers: dict[str, Any]) -> None:
         async with serving() as server:
             assert await server.post(signed=signed, **headers) == 403
             if "Host" not in headers:
@@ -400,14 +384,12 @@ class TestPublicAddress:
             {"Forwarded": 'for="proto=https;host=evil.example"'},
         ],
     )
-    async def test_forwarded_nonsense(self, headers: dict[str, Any]) -> None:
-        """What proxies say and can't be meant is left out."""
+    async def test_invalid_forwarded_headers_are_ignored(self, headers: dict[str, Any]) -> None:
         async with serving(trust_forwarded=True) as server:
             assert await server.post(**headers) == 204
 
     @pytest.mark.parametrize("host", ["a:b:c", "u@example.com", "", "exa mple.com"])
-    async def test_a_host_that_is_none(self, host: str) -> None:
-        """A `Host` that can't be one is refused, unless proxies that are believed say better."""
+    async def test_invalid_host_is_refused_unless_forwarded(self, host: str) -> None:
         async with serving(trust_forwarded=True) as server:
             assert await server.post(signed=f"http://{host}/callbacks", Host=host) == 403
             assert await server.post(Host=host) == 403
@@ -417,8 +399,8 @@ class TestPublicAddress:
             )
 
     @pytest.mark.parametrize("trust_forwarded", [False, True])
-    async def test_a_host_that_swallows_the_request(self, trust_forwarded: bool) -> None:
-        """Who overheard a callback can't make another one of it by writing its address into `Host`."""
+    async def test_host_with_a_whole_url_is_refused(self, trust_forwarded: bool) -> None:
+        """A replayed signature cannot cover another request whose `Host` holds the signed URL."""
         async with serving(trust_forwarded=trust_forwarded) as server:
             overheard = f"{server.url}?" + urlencode(fields("stream-started"))
             forged = "?" + urlencode(fields("stream-stopped", "victim"))
@@ -432,8 +414,8 @@ class TestPublicAddress:
         assert server.heard.empty()
 
     @pytest.mark.parametrize("target", ["http://{host}/callbacks?a=1", "/callbacks?a=1#&StreamSid=x"])
-    async def test_odd_targets(self, target: str) -> None:
-        """A request line may hold a whole address; a fragment, which HTTP knows not there, is none of the fields."""
+    async def test_absolute_target_and_fragment_are_accepted(self, target: str) -> None:
+        """HTTP allows no fragment there, so it adds no fields."""
         async with serving() as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             signature = form_signature(f"{server.url}?a=1", ())
@@ -449,14 +431,13 @@ class TestPublicAddress:
         assert (event.stream_sid, event.extra) == (None, {"a": "1"})
 
     @pytest.mark.parametrize("signed", ["", "#ot=2000&rt=5000&tt=9000"])
-    async def test_timeouts_in_the_fragment(self, signed: str) -> None:
-        """The timeouts of a callback URL stand in its fragment, which may have been signed or not."""
+    async def test_timeouts_in_the_fragment_may_be_signed_or_not(self, signed: str) -> None:
         async with serving(public_url=f"{PUBLIC}#ot=2000&rt=5000&tt=9000") as server:
             assert await server.post(X_SignalWire_Signature=form_signature(PUBLIC + signed, STARTED)) == 204
 
 
 class TestAllowedHosts:
-    """Without a configured address, the hosts that a request may name can be listed."""
+    """Without `public_url`, the hosts that a request may name can be listed."""
 
     @pytest.mark.parametrize(
         ("allowed", "host", "status"),
@@ -483,13 +464,13 @@ class TestAllowedHosts:
             (("*",), "any.example", 204),
         ],
     )
-    async def test_hosts(self, allowed: Sequence[str], host: str, status: int) -> None:
-        """A right signature for a host that is not listed is refused."""
+    async def test_only_allowed_hosts_are_accepted(self, allowed: Sequence[str], host: str, status: int) -> None:
+        """Also with a right signature."""
         async with serving(allowed_hosts=allowed) as server:
             assert await server.post(signed=f"http://{host}/callbacks", Host=host) == status
             assert server.receiver.statistics.refused == (status == 403)
 
-    async def test_a_whole_address_in_the_request_line_is_no_way_around(self) -> None:
+    async def test_absolute_target_does_not_bypass_allowed_hosts(self) -> None:
         async with serving(allowed_hosts=["example.com"]) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             signature = form_signature("http://evil.example/callbacks?a=1", ())
@@ -500,20 +481,22 @@ class TestAllowedHosts:
             await writer.wait_closed()
         assert line == b"HTTP/1.1 403 Forbidden\r\n"
 
-    async def test_an_address_without_a_host_matches_no_pattern(self) -> None:
-        pattern = HostPattern.of("*")
+    async def test_relative_url_matches_no_host_pattern(self) -> None:
+        pattern = HostPattern.parse("*")
         assert pattern is not None
         assert not pattern.matches("/callbacks")
 
-    async def test_forwarded_hosts_count_where_they_are_trusted(self) -> None:
+    async def test_trusted_forwarded_host_must_be_allowed(self) -> None:
         async with serving(allowed_hosts=["example.com"], trust_forwarded=True) as server:
             for host, status in (("example.com", 204), ("evil.example", 403)):
                 forwarded: dict[str, Any] = {"X_Forwarded_Host": host, "X_Forwarded_Proto": "https"}
                 assert await server.post(signed=f"https://{host}/callbacks", **forwarded) == status
 
     @pytest.mark.parametrize("trust_forwarded", [False, True])
-    async def test_neither_is_warned_of(self, trust_forwarded: bool, caplog: pytest.LogCaptureFixture) -> None:
-        """It is said when the receiver is made, in one line, and with either setting there is none."""
+    async def test_missing_public_url_and_allowed_hosts_log_a_warning(
+        self, trust_forwarded: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """When the receiver is created, in one line; with either setting there is none."""
         CallbackReceiver(ignore, keys=[KEY], trust_forwarded=trust_forwarded)
         [record] = caplog.records
         assert record.levelname == "WARNING"
@@ -525,15 +508,15 @@ class TestAllowedHosts:
         assert not caplog.records
 
 
-async def test_user_and_password_of_the_address() -> None:
-    """A callback address with a password is signed with it, and the client sends it in a header."""
+async def test_authorization_header_counts_as_userinfo() -> None:
+    """A callback URL with a password is signed with it, and the client sends it in a header."""
     async with serving() as server:
         signed = server.url.replace("http://", "http://u:p@")
         assert await server.post(signed=signed, Authorization="Basic dTpw") == 204
 
 
-async def test_the_answer_does_not_wait_for_the_function() -> None:
-    """The function is called after the answer, in order per stream, and different streams at the same time."""
+async def test_answer_does_not_wait_for_the_handler() -> None:
+    """In order per stream, and concurrently for different streams."""
     hold, order = asyncio.Event(), []
 
     async def handler(event: CallbackEvent) -> None:
@@ -551,8 +534,8 @@ async def test_the_answer_does_not_wait_for_the_function() -> None:
     assert order[2:] == [("slow", StreamStarted), ("slow", StreamStopped)]
 
 
-async def test_repeated_and_late_callbacks() -> None:
-    """A callback that comes again is answered well and dropped; so is a start after the end."""
+async def test_repeated_and_late_callbacks_are_answered_204() -> None:
+    """And the handler does not get them."""
     async with serving() as server:
         for kind in ("error", "error", "started"):
             assert await server.post(fields(f"stream-{kind}", StreamError="")) == 204
@@ -562,14 +545,14 @@ async def test_repeated_and_late_callbacks() -> None:
     assert (counts.received, counts.duplicates, counts.late, server.heard.qsize()) == (3, 1, 1, 0)
 
 
-async def test_too_many_wait() -> None:
-    """When too many wait, the platform is asked to try again, and the next try is taken."""
+async def test_callback_beyond_max_pending_is_answered_503() -> None:
+    """The next attempt is accepted."""
     hold = asyncio.Event()
 
     async def handler(_: CallbackEvent) -> None:
         await hold.wait()
 
-    async with serving(handler=handler, pending=1) as server:
+    async with serving(handler=handler, max_pending=1) as server:
         assert await server.post() == 204
         assert await server.post(fields("stream-stopped")) == 503
         hold.set()
@@ -580,8 +563,8 @@ async def test_too_many_wait() -> None:
     assert server.receiver.statistics.handled == 2
 
 
-async def test_closing() -> None:
-    """A receiver that closes lets what waits end, and asks for everything else to come again."""
+async def test_closed_receiver_answers_503() -> None:
+    """Unless the signature is wrong."""
     async with serving() as server:
         await server.receiver.aclose()
         assert await server.post() == 503
@@ -590,15 +573,14 @@ async def test_closing() -> None:
     assert server.heard.empty()
 
 
-async def test_unknown_events_are_handed_on() -> None:
-    """What this version does not know reaches the function, too."""
+async def test_unknown_events_are_delivered() -> None:
     async with serving() as server:
         assert await server.post([("Any", "thing")]) == 204
         assert isinstance(await server.heard.get(), UnknownCallback)
 
 
-async def test_keys_in_rotation() -> None:
-    """Each of several keys opens, and none is shown."""
+async def test_any_of_several_keys_is_accepted() -> None:
+    """None of them is shown."""
     async with serving(keys=["PSK_new", KEY]) as server:
         assert await server.post() == 204
 
@@ -633,8 +615,7 @@ async def test_keys_in_rotation() -> None:
         ({"shutdown_timeout": 0}, "shutdown_timeout"),
     ],
 )
-def test_wrong_settings_are_told(wrong: dict[str, Any], hint: str) -> None:
-    """A receiver that can't work is not made, and the message says what to write."""
+def test_wrong_setting_is_refused_with_advice(wrong: dict[str, Any], hint: str) -> None:
     settings: dict[str, Any] = {"handler": ignore, "keys": [KEY]} | wrong
     with pytest.raises(InvalidRequestError, match=hint) as caught:
         CallbackReceiver(**settings)

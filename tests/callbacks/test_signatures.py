@@ -1,4 +1,4 @@
-"""Which requests count as signed by the platform."""
+"""`verify_signature` and `sign`."""
 
 import hashlib
 import hmac
@@ -30,7 +30,7 @@ HASHED = f"bodySHA256={hashlib.sha256(JSON_BODY).hexdigest()}"
 
 @attrs.frozen
 class Sent:
-    """A request, ready to be verified."""
+    """Arguments of `verify_signature`."""
 
     url: str
     headers: Mapping[str, str]
@@ -108,8 +108,7 @@ SIGNED_AND_SEEN = {
 
 
 @pytest.mark.parametrize(("signed", "seen"), SIGNED_AND_SEEN.values(), ids=SIGNED_AND_SEEN)
-def test_each_scheme_at_each_spelling_of_the_address(signed: str, seen: str) -> None:
-    """What was signed for one spelling of an address is accepted at the others."""
+def test_equivalent_urls_are_accepted_in_each_scheme(signed: str, seen: str) -> None:
     for scheme in SCHEMES:
         sent, url = scheme(signed), scheme(seen).url
 
@@ -136,13 +135,11 @@ SIGNED_AND_REFUSED = {
 
 
 @pytest.mark.parametrize(("signed", "seen"), SIGNED_AND_REFUSED.values(), ids=SIGNED_AND_REFUSED)
-def test_all_else_of_the_address_counts(signed: str, seen: str) -> None:
-    """An address that differs in more than its spelling is another one."""
+def test_other_urls_are_refused_in_each_scheme(signed: str, seen: str) -> None:
     assert [scheme for scheme in SCHEMES if scheme(signed).good(url=scheme(seen).url)] == []
 
 
-def test_the_vector_of_a_form() -> None:
-    """The published example of a form's signature."""
+def test_published_form_signature_is_accepted() -> None:
     url = "https://mycompany.com/myapp.php?foo=1&bar=2"
     fields = {
         "CallSid": "CA1234567890ABCDE",
@@ -159,8 +156,7 @@ def test_the_vector_of_a_form() -> None:
         assert verify_signature(url=url, headers={header: signature}, body=body, keys=["12345"])
 
 
-def test_the_vector_of_json() -> None:
-    """The published example of a JSON body's signature."""
+def test_published_json_signature_is_accepted() -> None:
     url = "https://example.ngrok.io/webhook"
     body = b'{"event":"call.state","params":{"call_id":"abc-123","state":"answered"}}'
     signature = "c3c08c1fefaf9ee198a100d5906765a6f394bf0f"
@@ -178,8 +174,8 @@ def test_the_vector_of_json() -> None:
         ("Basic dUB4OnAvcQ==", "https://u%40x:p%2Fq@example.com/callbacks"),
     ],
 )
-def test_user_and_password_come_in_a_header(credentials: str, signed: str) -> None:
-    """A client sends an address's user and password as `Authorization`, and they belong to what was signed."""
+def test_authorization_header_counts_as_userinfo(credentials: str, signed: str) -> None:
+    """Clients send the userinfo of a URL there, and it belongs to what was signed."""
     sent = of_form(signed)
 
     assert sent.good(url=URL, headers={**sent.headers, "Authorization": credentials})
@@ -189,8 +185,7 @@ def test_user_and_password_come_in_a_header(credentials: str, signed: str) -> No
 @pytest.mark.parametrize(
     "credentials", ["", "Basic", "Basic !", "Basic /w==", "Basic dQ==", "Bearer dTpw", "Basic dTpx"]
 )
-def test_other_credentials_change_nothing(credentials: str) -> None:
-    """An `Authorization` that is not the address's own neither helps nor harms."""
+def test_other_credentials_are_ignored(credentials: str) -> None:
     plain, named = of_form(URL), of_form("https://u:p@example.com/callbacks")
 
     assert plain.good(headers={**plain.headers, "Authorization": credentials})
@@ -199,8 +194,8 @@ def test_other_credentials_change_nothing(credentials: str) -> None:
     assert not named.good(url=URL, headers=twice)
 
 
-def test_credentials_are_no_way_into_the_address() -> None:
-    """Nothing that a sender writes as a user or a password can stand for a host and a path."""
+def test_credentials_cannot_forge_another_host() -> None:
+    """A user or password cannot stand for a host and a path."""
     overheard = of_form("https://other.example/x@example.com/callbacks")
     forged = {**overheard.headers, "Authorization": "Basic b3RoZXIuZXhhbXBsZS94Og=="}  # other.example/x:
 
@@ -210,14 +205,14 @@ def test_credentials_are_no_way_into_the_address() -> None:
 @pytest.mark.parametrize(
     "keys", [[KEY], [KEY, "PSK_old"], ["PSK_old", KEY], ("PSK_old", KEY), {KEY}, ["", KEY, None, 5]]
 )
-def test_any_of_the_keys(keys: Any) -> None:
-    """Several keys may be valid while one replaces another, and what is no key does not matter beside one."""
+def test_any_of_several_keys_is_accepted(keys: Any) -> None:
+    """During a rotation; values that are no keys are ignored beside one."""
     assert of_form(URL).good(keys=keys)
 
 
 @pytest.mark.parametrize("keys", [None, [], [""], [" \t"], [None], [5], [b"bytes"], ["\ud800"], [["nested"]]])
-def test_no_key_accepts_nothing(keys: Any) -> None:
-    """Without a key everything is refused, also what was signed with an empty one."""
+def test_missing_key_accepts_nothing(keys: Any) -> None:
+    """Also what was signed with an empty key."""
     for key in ("", " \t", "?", KEY):
         headers = {SIGNATURE_HEADER: form_signature(URL, STARTED, key)}
         assert not verify_signature(url=URL, headers=headers, body=form(STARTED), keys=keys)
@@ -225,8 +220,8 @@ def test_no_key_accepts_nothing(keys: Any) -> None:
 
 @IN_EACH_SCHEME
 @pytest.mark.parametrize("kind", [dict, CIMultiDict, lambda headers: CIMultiDictProxy(CIMultiDict(headers))])
-def test_header_names_in_either_case(scheme: Any, kind: Any) -> None:
-    """Any mapping will do, whatever it makes of upper and lower case."""
+def test_header_names_ignore_case(scheme: Any, kind: Any) -> None:
+    """In any mapping."""
     sent = scheme(URL)
 
     for spell in (str.upper, str.lower, str.swapcase):
@@ -234,8 +229,8 @@ def test_header_names_in_either_case(scheme: Any, kind: Any) -> None:
 
 
 @IN_EACH_SCHEME
-def test_blanks_around_a_header(scheme: Any) -> None:
-    """Blanks and tabs around a value are no part of it; a line break is, and so are blanks within."""
+def test_whitespace_around_a_header_is_ignored(scheme: Any) -> None:
+    """A line break is not, and neither are blanks inside."""
     sent = scheme(URL)
 
     def with_values(spoil: Any) -> dict[str, str]:
@@ -249,8 +244,7 @@ def test_blanks_around_a_header(scheme: Any) -> None:
 
 @pytest.mark.parametrize("given", [None, "", " ", "x", "é", "\ud800", 5, b"bytes", ["list"]])
 @pytest.mark.parametrize("scheme", [of_form, of_json, of_get])
-def test_no_signature(scheme: Any, given: Any) -> None:
-    """Without a signature, or with something that is none, a request is refused."""
+def test_missing_or_odd_signature_is_refused(scheme: Any, given: Any) -> None:
     sent = scheme(URL)
     rest = {name: value for name, value in sent.headers.items() if "Signature" not in name}
 
@@ -260,8 +254,8 @@ def test_no_signature(scheme: Any, given: Any) -> None:
 
 
 @IN_EACH_SCHEME
-def test_a_signature_that_comes_twice(scheme: Any) -> None:
-    """Of two signatures under one name nobody can tell which one counts, so neither does."""
+def test_repeated_signature_header_is_refused(scheme: Any) -> None:
+    """It is unclear which one counts."""
     sent = scheme(URL)
     name = next(name for name in sent.headers if "Signature" in name)
     twice = CIMultiDict(sent.headers)
@@ -272,8 +266,7 @@ def test_a_signature_that_comes_twice(scheme: Any) -> None:
 
 
 @IN_EACH_SCHEME
-def test_nothing_is_none(scheme: Any) -> None:
-    """A part that is missing altogether makes a request one that was not signed."""
+def test_missing_argument_is_refused(scheme: Any) -> None:
     sent = scheme(URL)
 
     assert sent.good()
@@ -295,24 +288,23 @@ def test_nothing_is_none(scheme: Any) -> None:
         ({"method": 5}, "'GET' or 'POST'"),
     ],
 )
-def test_misuse_is_told(wrong: Any, hint: str) -> None:
-    """What a program got wrong is told as such, and the message shows no key."""
+def test_wrong_argument_is_refused_with_advice(wrong: Any, hint: str) -> None:
+    """The message shows no key."""
     with pytest.raises(InvalidRequestError, match=hint) as caught:
         of_form(URL).good(**wrong)
 
     assert KEY not in str(caught.value)
 
 
-def test_bytes_of_any_kind() -> None:
-    """A body may be any of the kinds of bytes."""
+def test_body_may_be_any_bytes_like_object() -> None:
     sent = of_json(URL)
 
     assert sent.good(body=bytearray(sent.body))
     assert sent.good(body=memoryview(sent.body))
 
 
-class TestTheTwoHashes:
-    """The SHA-1 signature beside the SHA-256 one."""
+class TestSha1AndSha256:
+    """A SHA-1 signature beside a SHA-256 one."""
 
     WEAK = raw_signature(URL, JSON_BODY)
     STRONG = raw_signature(URL, JSON_BODY, algorithm="sha256")
@@ -322,41 +314,39 @@ class TestTheTwoHashes:
         spelled = {names[name]: value for name, value in headers.items()}
         return verify_signature(url=URL, headers=spelled, body=JSON_BODY, keys=[KEY])
 
-    def test_either_alone(self) -> None:
-        """A missing signature of the stronger kind takes nothing from one of the weaker."""
+    def test_either_signature_alone_is_accepted(self) -> None:
+        """A missing SHA-256 signature does not weaken a SHA-1 one."""
         assert self.good(weak=self.WEAK)
         assert self.good(strong=self.STRONG)
         assert self.good(weak=self.WEAK, strong=self.STRONG)
 
-    def test_the_stronger_one_decides(self) -> None:
-        """A wrong SHA-256 signature is not saved by a right one of SHA-1, and a right one needs no other."""
+    def test_sha256_decides_for_json(self) -> None:
+        """A right SHA-1 signature does not save a wrong SHA-256 one."""
         assert not self.good(weak=self.WEAK, strong=self.STRONG[:-1] + "x")
         assert not self.good(weak=self.WEAK, strong=self.WEAK)
         assert not self.good(weak=self.WEAK, strong="")
         assert self.good(weak="x", strong=self.STRONG)
 
-    def test_either_name(self) -> None:
-        """The header and its alias are equally strong, so that one right one of the two is enough."""
+    def test_header_and_alias_are_equal(self) -> None:
+        """One right signature of the two is enough."""
         assert self.good(alias=self.WEAK)
         assert self.good(weak="x", alias=self.WEAK)
         assert self.good(weak=self.WEAK, alias="x")
         assert not self.good(weak="x", alias="x")
         assert not self.good(alias=self.STRONG)
 
-    def test_letters_of_the_other_case(self) -> None:
-        """Hexadecimal signatures are compared as they are written."""
+    def test_hex_signature_is_case_sensitive(self) -> None:
         assert not self.good(weak=self.WEAK.upper())
 
-    def test_sha_256_over_a_form(self) -> None:
-        """The stronger header covers the raw body, also that of a form."""
+    def test_sha256_covers_the_raw_form(self) -> None:
         body = form(STARTED)
         headers = {"Content-Type": FORM, SHA256_SIGNATURE_HEADER: raw_signature(URL, body, algorithm="sha256")}
         assert verify_signature(url=URL, headers=headers, body=body, keys=[KEY])
         assert not verify_signature(url=URL, headers=headers, body=body + b"&", keys=[KEY])
 
 
-class TestTheSha256HeaderOfAForm:
-    """That header is defined for JSON only, so that it says nothing against a form's own signature."""
+class TestSha256HeaderOfAForm:
+    """The header is defined for JSON only, so it says nothing against a form's own signature."""
 
     BODY = form(STARTED)
     SHAPES: Mapping[str, Sequence[str]] = {
@@ -380,39 +370,39 @@ class TestTheSha256HeaderOfAForm:
         return fits
 
     @pytest.mark.parametrize("strong", SHAPES.values(), ids=SHAPES)
-    def test_whatever_stands_there(self, strong: Sequence[str]) -> None:
+    def test_sha256_header_does_not_spoil_a_form(self, strong: Sequence[str]) -> None:
         assert self.fits(form_signature(URL, STARTED), strong)
         assert self.fits(form_signature(URL, ()), strong, b"", "GET")
 
     @pytest.mark.parametrize("strong", SHAPES.values(), ids=SHAPES)
-    def test_json_stays_strict(self, strong: Sequence[str]) -> None:
+    def test_wrong_sha256_refuses_json(self, strong: Sequence[str]) -> None:
         assert self.fits(raw_signature(URL, JSON_BODY), strong, JSON_BODY) is (strong == [])
 
     @pytest.mark.parametrize("shape", sorted(set(SHAPES) - {"right"}))
-    def test_a_wrong_signature_is_saved_by_a_right_one_only(self, shape: str) -> None:
+    def test_wrong_sha1_of_a_form_needs_a_right_sha256(self, shape: str) -> None:
         assert not self.fits("x", self.SHAPES[shape])
         assert self.fits("x", self.SHAPES["right"])
 
 
-class TestConfusion:
-    """One kind of request in another one's clothes."""
+class TestBodyConfusion:
+    """A request of one kind that poses as another kind."""
 
     def refused(self, headers: Mapping[str, str], body: bytes, url: str = URL, method: str = "POST") -> bool:
         return not verify_signature(url=url, headers=headers, body=body, keys=[KEY], method=method)
 
     @pytest.mark.parametrize("kind", [FORM, "application/json", "text/plain", ""])
-    def test_json_is_no_empty_form(self, kind: str) -> None:
-        """A signature over the address alone does not let any JSON through."""
+    def test_json_does_not_pass_as_empty_form(self, kind: str) -> None:
+        """A signature over the URL alone accepts no JSON."""
         assert self.refused({"Content-Type": kind, SIGNATURE_HEADER: form_signature(URL, ())}, JSON_BODY)
 
     @pytest.mark.parametrize("kind", [FORM, "application/json", "text/plain", ""])
-    def test_a_form_is_not_raw(self, kind: str) -> None:
-        """What was signed as a form's bare names and values can't be sent as a body of these."""
+    def test_form_fields_do_not_pass_as_raw_body(self, kind: str) -> None:
+        """A form's signature does not cover a body of its bare names and values."""
         joined = b"".join(name.encode() + value.encode() for name, value in [("A", "b"), ("C", "d&StreamSid=x")])
         assert self.refused({"Content-Type": kind, SIGNATURE_HEADER: raw_signature(URL, joined)}, joined)
 
-    def test_json_is_no_form(self) -> None:
-        """A JSON body, however it is labelled, is never read as a form, signed either way."""
+    def test_json_does_not_pass_as_form(self) -> None:
+        """Whatever its content type and signature."""
         body = b'{"name":"&StreamSid=x&StreamEvent=stream-stopped&"}'
         strong = raw_signature(URL, body, algorithm="sha256")
         assert self.refused({"Content-Type": FORM, SHA256_SIGNATURE_HEADER: strong}, body)
@@ -421,27 +411,26 @@ class TestConfusion:
     @pytest.mark.parametrize(
         "kind", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.x+json", ""]
     )
-    def test_kinds_of_json(self, kind: str) -> None:
-        """JSON goes by several names, and unnamed it is known by its looks."""
+    def test_json_content_types_are_accepted(self, kind: str) -> None:
+        """Without a type, JSON is recognized by its looks."""
         assert not self.refused({"Content-Type": kind, SIGNATURE_HEADER: raw_signature(URL, JSON_BODY)}, JSON_BODY)
 
     @pytest.mark.parametrize("kind", [f"{FORM}; charset=utf-8", FORM.upper(), "", "text/plain"])
-    def test_kinds_of_forms(self, kind: str) -> None:
-        """A form may be labelled with more words, or not at all."""
+    def test_form_content_types_are_accepted(self, kind: str) -> None:
+        """With parameters, or none at all."""
         assert not self.refused({"Content-Type": kind, SIGNATURE_HEADER: form_signature(URL, STARTED)}, form(STARTED))
 
-    def test_json_that_is_none(self) -> None:
-        """A body that is labelled JSON and does not look like it is refused, whichever signature it brings."""
+    def test_json_type_with_another_body_is_refused(self) -> None:
+        """Whichever signature it brings."""
         for signature in (raw_signature(URL, b""), form_signature(URL, ())):
             assert self.refused({"Content-Type": "application/json", SIGNATURE_HEADER: signature}, b"")
 
-    def test_two_content_types(self) -> None:
-        """A body that is labelled twice is refused."""
+    def test_repeated_content_type_is_refused(self) -> None:
         headers = {"Content-Type": FORM, "content-type": FORM, SIGNATURE_HEADER: form_signature(URL, STARTED)}
         assert self.refused(headers, form(STARTED))
 
-    def test_a_get_with_a_body(self) -> None:
-        """A GET has no body, so that one which has is not the platform's."""
+    def test_get_with_body_is_refused(self) -> None:
+        """The platform sends none."""
         headers = {SIGNATURE_HEADER: form_signature(URL, ())}
         assert not self.refused(headers, b"", method="GET")
         assert not self.refused(headers, b"", method="get")
@@ -451,8 +440,8 @@ class TestConfusion:
         )
 
     @pytest.mark.parametrize("method", ["", "PUT", "HEAD", "DELETE", "post "])
-    def test_other_methods(self, method: str) -> None:
-        """The platform calls with GET and POST only."""
+    def test_other_methods_are_refused(self, method: str) -> None:
+        """The platform uses GET and POST only."""
         assert self.refused({SIGNATURE_HEADER: form_signature(URL, ())}, b"", method=method)
 
     @pytest.mark.parametrize(
@@ -473,15 +462,14 @@ class TestConfusion:
             (f"bodySHA256={hashlib.sha256(b'any').hexdigest()}", b"any", True),
         ],
     )
-    def test_a_body_that_the_address_names(self, named: str, body: bytes, fits: bool) -> None:
-        """Where the address names the body's hash, the body has to be that one, whichever way it is sent."""
+    def test_body_must_match_body_sha256_of_the_url(self, named: str, body: bytes, fits: bool) -> None:
+        """Whichever method it comes with."""
         url = f"{URL}?{named}"
         headers = {SIGNATURE_HEADER: form_signature(url, ())}
         assert self.refused(headers, body, url) is not fits
         assert self.refused(headers, b"", url, method="GET")
 
-    def test_json_at_an_address_that_names_it(self) -> None:
-        """Such an address takes JSON that is signed as JSON, too, but no form that is signed by its fields."""
+    def test_body_sha256_url_accepts_signed_json_but_no_form(self) -> None:
         url = f"{URL}?{HASHED}"
         assert not self.refused({SIGNATURE_HEADER: raw_signature(url, JSON_BODY)}, JSON_BODY, url)
         url = f"{URL}?bodySHA256={hashlib.sha256(form(STARTED)).hexdigest()}"
@@ -506,8 +494,8 @@ class TestConfusion:
             b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--',
         ],
     )
-    def test_bodies_that_are_no_forms(self, body: bytes) -> None:
-        """A body that no encoder of forms makes is refused before its signature is looked at."""
+    def test_bodies_that_are_no_forms_are_refused(self, body: bytes) -> None:
+        """Whichever signature they bring."""
         pairs = [
             (name, value) for name, _, value in (piece.partition("=") for piece in body.decode("latin-1").split("&"))
         ]
@@ -518,8 +506,7 @@ class TestConfusion:
                 assert self.refused({**kind, SIGNATURE_HEADER: signature}, body)
 
 
-def test_blanks_and_repeated_names() -> None:
-    """Blank values count, and values of one name stay in the order in which they came."""
+def test_blank_values_and_repeated_names_are_signed_in_order() -> None:
     pairs = [("b", "2"), ("a", ""), ("b", "1"), ("B", "0"), ("a", " x ")]
     headers = {SIGNATURE_HEADER: form_signature(URL, pairs)}
 
@@ -529,8 +516,7 @@ def test_blanks_and_repeated_names() -> None:
     assert not verify_signature(url=URL, headers=headers, body=b"b=2&a=&b=1&B=0&a=x", keys=[KEY])
 
 
-def test_bodies_that_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A huge body is refused without being hashed."""
+def test_too_large_body_is_refused_unhashed(monkeypatch: pytest.MonkeyPatch) -> None:
     body = json.dumps({"padding": "x" * claims.MAX_BODY}).encode()
     sent = Sent(URL, {SIGNATURE_HEADER: raw_signature(URL, body)}, body)
     monkeypatch.setattr(claims, "hmac", SimpleNamespace())
@@ -539,21 +525,20 @@ def test_bodies_that_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("url", ["", "\ud800", "https://example.com/\ud800", "https://[", "https://a:b/", "://", "\n"])
-def test_odd_addresses(url: str) -> None:
-    """Whatever an address holds, the answer is no and not an error."""
+def test_odd_url_is_refused_without_error(url: str) -> None:
     assert not of_form(URL).good(url=url)
 
 
-def test_bytes_in_an_address_that_are_not_utf_8() -> None:
-    """Servers hand over such bytes as surrogates, and as bytes they were signed."""
+def test_url_bytes_that_are_not_utf_8_are_signed_as_bytes() -> None:
+    """Servers represent them as surrogates."""
     raw = f"{URL}?a=".encode() + b"\xff"
     headers = {SIGNATURE_HEADER: raw_signature("", raw + b"[]")}
 
     assert verify_signature(url=raw.decode("utf-8", "surrogateescape"), headers=headers, body=b"[]", keys=[KEY])
 
 
-def test_all_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many signatures are compared when the first one fits as when none does."""
+def test_all_signatures_are_compared_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time taken does not tell which key is right."""
     count = 0
     compare = hmac.compare_digest
 
@@ -573,10 +558,10 @@ def test_all_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestSigning:
-    """What tests and simulators sign with."""
+    """`sign`, for tests and simulators."""
 
-    def test_each_kind(self) -> None:
-        """Fields give base64, bodies and SHA-256 give hexadecimal, and nothing is as a GET."""
+    def test_sign_matches_each_scheme(self) -> None:
+        """Base64 for fields and for the URL alone, hex for bodies and SHA-256."""
         assert sign(url=URL, fields=STARTED, key=KEY) == form_signature(URL, STARTED)
         assert sign(url=URL, fields=dict(STARTED), key=KEY) == form_signature(URL, STARTED)
         assert sign(url=URL, fields=CIMultiDict([("b", "2"), ("b", "1")]), key=KEY) == form_signature(
@@ -608,8 +593,7 @@ class TestSigning:
             ({"fields": {"a": "\ud800"}}, "UTF-8"),
         ],
     )
-    def test_misuse_is_told(self, wrong: Any, hint: str) -> None:
-        """What can't be signed is told, with what to write instead."""
+    def test_wrong_argument_is_refused_with_advice(self, wrong: Any, hint: str) -> None:
         with pytest.raises(InvalidRequestError, match=hint) as caught:
             sign(**({"url": URL, "fields": {"a": "b"}, "key": KEY} | wrong))
 

@@ -1,4 +1,4 @@
-"""Whatever is changed on the way, the request is refused."""
+"""Properties: whatever is changed on the way, the request is refused."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, example, given, strategies as st
 
 from signalwire_streams.callbacks import SHA256_SIGNATURE_HEADER, SIGNATURE_HEADER, sign, verify_signature
-from signalwire_streams.callbacks._request_parsing import read_form
+from signalwire_streams.callbacks._signature import read_form
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, URL, form
 
@@ -23,14 +23,13 @@ def changed(original: bytes, at: int, byte: int) -> bytes:
 
 
 def covered(pairs: list[tuple[str, str]]) -> str:
-    """What a form's signature covers: it does not tell where a name ends and its value begins."""
+    """Return what a form's signature covers: it does not say where a name ends and its value begins."""
     return "".join(name + value for name, value in sorted(pairs, key=lambda pair: pair[0]))
 
 
 @given(PAIRS, st.booleans())
 @example([("a", "1"), ("b", ""), ("a", "0")], False)
-def test_what_is_signed_is_accepted(pairs: list[tuple[str, str]], labelled: bool) -> None:
-    """Any form that is signed is accepted as it stands."""
+def test_any_signed_form_is_accepted(pairs: list[tuple[str, str]], labelled: bool) -> None:
     headers = {SIGNATURE_HEADER: sign(url=ADDRESS, fields=pairs, key=KEY)}
     if labelled:
         headers["Content-Type"] = FORM
@@ -39,8 +38,8 @@ def test_what_is_signed_is_accepted(pairs: list[tuple[str, str]], labelled: bool
 
 
 @given(PAIRS.filter(bool), st.data())
-def test_each_field_counts(pairs: list[tuple[str, str]], data: Any) -> None:
-    """A field that is changed, dropped, doubled or blanked is noticed."""
+def test_changed_field_is_refused(pairs: list[tuple[str, str]], data: Any) -> None:
+    """Or dropped, repeated or blanked."""
     headers = {"Content-Type": FORM, SIGNATURE_HEADER: sign(url=ADDRESS, fields=pairs, key=KEY)}
     at = data.draw(st.integers(min_value=0, max_value=len(pairs) - 1))
     name, value = pairs[at]
@@ -56,8 +55,8 @@ def test_each_field_counts(pairs: list[tuple[str, str]], data: Any) -> None:
 
 
 @given(st.integers(min_value=0), BYTES)
-def test_each_byte_of_a_form_counts(at: int, byte: int) -> None:
-    """A form whose names or values are others than the signed ones is refused."""
+def test_changed_byte_of_a_form_is_refused(at: int, byte: int) -> None:
+    """If it changes a name or value."""
     headers = {"Content-Type": FORM, SIGNATURE_HEADER: sign(url=ADDRESS, fields=STARTED, key=KEY)}
     body = changed(form(STARTED), at, byte)
     pairs = read_form(body)
@@ -68,8 +67,7 @@ def test_each_byte_of_a_form_counts(at: int, byte: int) -> None:
 
 @pytest.mark.parametrize("header", [SIGNATURE_HEADER, SHA256_SIGNATURE_HEADER])
 @given(at=st.integers(min_value=0), byte=BYTES)
-def test_each_byte_of_json_counts(header: str, at: int, byte: int) -> None:
-    """JSON is signed as it is written."""
+def test_changed_byte_of_json_is_refused(header: str, at: int, byte: int) -> None:
     algorithm: Any = "sha256" if header == SHA256_SIGNATURE_HEADER else "sha1"
     headers = {header: sign(url=ADDRESS, body=JSON_BODY, key=KEY, algorithm=algorithm)}
     body = changed(JSON_BODY, at, byte)
@@ -80,8 +78,7 @@ def test_each_byte_of_json_counts(header: str, at: int, byte: int) -> None:
 
 @pytest.mark.parametrize("body", [form(STARTED), JSON_BODY, b""])
 @given(at=st.integers(min_value=0), byte=st.integers(min_value=33, max_value=126))
-def test_each_byte_of_the_address_counts(body: bytes, at: int, byte: int) -> None:
-    """An address that differs in any place is another one."""
+def test_changed_byte_of_the_url_is_refused(body: bytes, at: int, byte: int) -> None:
     method = "POST" if body else "GET"
     pairs = read_form(body)
     signature = sign(url=ADDRESS, fields=pairs, key=KEY) if pairs is not None else sign(url=ADDRESS, body=body, key=KEY)
@@ -94,8 +91,8 @@ def test_each_byte_of_the_address_counts(body: bytes, at: int, byte: int) -> Non
 
 @pytest.mark.parametrize("body", [form(STARTED), JSON_BODY])
 @given(at=st.integers(min_value=0), byte=BYTES)
-def test_each_letter_of_the_signature_counts(body: bytes, at: int, byte: int) -> None:
-    """A signature is right as a whole or wrong, also where its last letter decodes to the same."""
+def test_changed_byte_of_the_signature_is_refused(body: bytes, at: int, byte: int) -> None:
+    """Also if its last base64 character decodes to the same bytes."""
     pairs = read_form(body)
     signature = sign(url=ADDRESS, fields=pairs, key=KEY) if pairs else sign(url=ADDRESS, body=body, key=KEY)
     tampered = changed(signature.encode(), at, byte).decode("latin-1")
@@ -115,6 +112,7 @@ def test_each_letter_of_the_signature_counts(body: bytes, at: int, byte: int) ->
     body=st.one_of(st.binary(max_size=60), st.just(JSON_BODY), st.just(form(STARTED))),
     method=st.sampled_from(["GET", "POST", "PUT"]),
 )
-def test_anything_else_is_refused(url: str, headers: dict[str, str], body: bytes, method: str) -> None:
-    """No request is so odd that it raises, and none passes by chance."""
+def test_arbitrary_requests_are_refused_without_error(
+    url: str, headers: dict[str, str], body: bytes, method: str
+) -> None:
     assert not verify_signature(url=url, headers=headers, body=body, keys=[KEY], method=method)

@@ -1,4 +1,4 @@
-"""Callbacks that a simulated Space signs by itself are believed, and those of another one are not."""
+"""Callbacks of a simulated Space are accepted with its key only."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -30,8 +30,8 @@ async def served(receiver: CallbackReceiver) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
 @pytest.mark.parametrize("query", ["", "?tenant=a%20b"])
-async def test_a_stream_is_told_from_its_start_to_its_end(client_for: Any, method: str, query: str) -> None:
-    """Both methods, conferences and calls, with a query of one's own in the address."""
+async def test_start_and_stop_of_a_stream_are_delivered(client_for: Any, method: str, query: str) -> None:
+    """By both methods, for conferences and calls, with and without a query in the callback URL."""
     events = asyncio.Queue[CallbackEvent]()
 
     async def heard(event: CallbackEvent) -> None:
@@ -58,7 +58,7 @@ async def test_a_stream_is_told_from_its_start_to_its_end(client_for: Any, metho
         assert (receiver.statistics.handled, receiver.statistics.refused) == (4, 0)
 
 
-async def test_another_key_is_refused_and_tried_three_times(client_for: Any) -> None:
+async def test_callback_with_another_key_is_sent_and_refused_three_times(client_for: Any) -> None:
     async def heard(event: CallbackEvent) -> None:
         raise AssertionError
 
@@ -76,8 +76,7 @@ async def test_another_key_is_refused_and_tried_three_times(client_for: Any) -> 
         assert receiver.statistics.handled == 0
 
 
-async def test_an_address_that_nobody_answers_is_told(client_for: Any) -> None:
-    """A stream whose WebSocket server can't be reached ends in an error, and that is called back."""
+async def test_unreachable_websocket_server_is_reported_as_failed(client_for: Any) -> None:
     events = asyncio.Queue[CallbackEvent]()
 
     async def heard(event: CallbackEvent) -> None:

@@ -3,14 +3,16 @@
 import asyncio
 import json
 import shlex
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attrs import define, field
 
 from signalwire_streams.simulator import SimulatedSpace
+from tests import waiting
 
 from .shell import PATIENCE, Ran
 
@@ -86,8 +88,4 @@ async def held_space(**settings: Any) -> AsyncIterator[tuple[SimulatedSpace, Hel
         yield space, held
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Let the loop go round until something is so."""
-    async with asyncio.timeout(PATIENCE):
-        while not true():  # noqa: ASYNC110  (a signal's handler and another process's file raise no event)
-            await asyncio.sleep(0)
+until = partial(waiting.until, timeout=PATIENCE)

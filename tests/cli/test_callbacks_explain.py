@@ -1,4 +1,4 @@
-"""``callbacks explain``: a captured request, and why its signature does not fit."""
+"""``callbacks explain``: why the signature of a captured request is refused."""
 
 import io
 import sys
@@ -20,14 +20,14 @@ SIGNATURE = f"X-SignalWire-Signature: {sign(url=PUBLIC, fields=FIELDS, key=KEY)}
 
 
 def captured(*headers: str, host: str = "example.com", body: str = BODY, line: str = "POST /callbacks HTTP/1.1") -> str:
-    """Give a request as it goes over the wire."""
+    """Return a request as it is sent."""
     head = [line, *([f"Host: {host}"] if host else []), FORM, f"Content-Length: {len(body)}", *headers]
     return "\r\n".join([*head, "", body])
 
 
 @pytest.fixture
 def keyed_shell(bare_shell: Shell) -> Shell:
-    """A shell whose environment has the key."""
+    """A shell with the key in its environment."""
     bare_shell.set({"SIGNALWIRE_SIGNING_KEY": KEY})
     return bare_shell
 
@@ -38,12 +38,11 @@ def file(tmp_path: Path) -> Path:
 
 
 def put(file: Path, text: str) -> None:
-    """Put a text into a file, byte for byte."""
-    file.write_bytes(text.encode())
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 async def explained(shell: Shell, file: Path, text: str, *arguments: str) -> Ran:
-    """Explain a request out of a file."""
+    """Run the command on a request in a file."""
     put(file, text)
     ran = await shell("callbacks", "explain", "--request", str(file), *arguments)
     assert KEY not in ran.out + ran.err
@@ -51,31 +50,31 @@ async def explained(shell: Shell, file: Path, text: str, *arguments: str) -> Ran
     return ran
 
 
-async def test_a_signature_that_fits_is_the_exit_code_0(keyed_shell: Shell, file: Path) -> None:
+async def test_valid_signature_exits_0(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE), "--url", PUBLIC)
-    assert (ran.code, ran.out, ran.err) == (0, f"The signature fits '{PUBLIC}'.\n", "")
+    assert (ran.code, ran.out, ran.err) == (0, f"The signature matches '{PUBLIC}'.\n", "")
 
 
-async def test_one_that_does_not_is_1_and_what_to_change_is_told(keyed_shell: Shell, file: Path) -> None:
-    """Without an address it is the one that a plain server sees, behind the proxy that ended TLS."""
+async def test_invalid_signature_exits_1_with_suggestions(keyed_shell: Shell, file: Path) -> None:
+    """Without --url it is the URL that a server behind a TLS proxy sees."""
     ran = await explained(keyed_shell, file, captured(SIGNATURE))
     assert (ran.code, ran.err) == (1, "")
-    assert f"It would fit as '{PUBLIC}'" in ran.out
-    assert "- The signed address begins with https://, not with http://: set public_url" in ran.out
+    assert f"It would match as '{PUBLIC}'" in ran.out
+    assert "- The signed URL begins with https://, not with http://: set public_url" in ran.out
     assert "- 'http://example.com/callbacks'" in ran.out
 
 
-async def test_a_program_gets_it_as_json(keyed_shell: Shell, file: Path) -> None:
+async def test_json_option_writes_the_diagnosis(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE), "--json")
     assert ran.code == 1
-    assert ran.json["fits"] is False
-    assert ran.json["finding"].startswith("Refused: the signature does not fit.")
-    assert len(ran.json["advice"]) == 1
-    assert ran.json["tried"][0] == "'http://example.com/callbacks'"
-    assert sorted(ran.json) == ["advice", "finding", "fits", "guesses", "tried"]
+    assert ran.json["valid"] is False
+    assert ran.json["summary"].startswith("Refused: the signature does not match.")
+    assert len(ran.json["suggestions"]) == 1
+    assert ran.json["candidate_urls"][0] == "'http://example.com/callbacks'"
+    assert sorted(ran.json) == ["attempts", "candidate_urls", "suggestions", "summary", "valid"]
 
 
-async def test_an_address_that_is_suspected_is_tried_as_well(keyed_shell: Shell, file: Path) -> None:
+async def test_candidate_url_is_tried(keyed_shell: Shell, file: Path) -> None:
     text = captured(SIGNATURE, host="10.0.0.7:8080", line="POST /inner HTTP/1.1")
     assert PUBLIC not in (await explained(keyed_shell, file, text)).out
     ran = await explained(
@@ -88,7 +87,7 @@ async def test_an_address_that_is_suspected_is_tried_as_well(keyed_shell: Shell,
         "https://example.com/callbacks",
     )
     assert ran.code == 1
-    assert f"It would fit as '{PUBLIC}'" in ran.out
+    assert f"It would match as '{PUBLIC}'" in ran.out
 
 
 @pytest.mark.parametrize(
@@ -100,37 +99,34 @@ async def test_an_address_that_is_suspected_is_tried_as_well(keyed_shell: Shell,
         f"\ufeff{captured(SIGNATURE)}",
         captured(SIGNATURE, line="post /callbacks"),
         captured(SIGNATURE, line=f"POST {PUBLIC} HTTP/1.1", host=""),
-        captured("X-Note: a\x85b\u2028c", SIGNATURE),
+        captured("X-Note: a\x85b\u2028c\udcff", SIGNATURE),
         captured(SIGNATURE, "Transfer-Encoding: chunked"),
     ],
     ids=["LF", "line break", "blank lines", "mark", "lower case", "absolute", "odd blanks", "chunks taken off"],
 )
-async def test_a_request_is_read_as_tools_and_editors_leave_it(keyed_shell: Shell, file: Path, text: str) -> None:
+async def test_request_is_read_as_tools_and_editors_leave_it(keyed_shell: Shell, file: Path, text: str) -> None:
     assert (await explained(keyed_shell, file, text, "--url", PUBLIC)).code == 0
 
 
-async def test_a_request_may_name_all_of_its_address(keyed_shell: Shell, file: Path) -> None:
+async def test_absolute_target_needs_no_url(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE, line=f"POST {PUBLIC} HTTP/1.1", host=""))
     assert ran.code == 0
 
 
-async def test_a_header_that_came_twice_is_seen_twice(keyed_shell: Shell, file: Path) -> None:
-    """Since that is why it is refused."""
+async def test_repeated_header_is_refused_as_such(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE, SIGNATURE), "--url", PUBLIC)
     assert ran.code == 1
     assert "X-SignalWire-Signature came more than once" in ran.out
 
 
-async def test_a_body_that_was_cut_is_told(keyed_shell: Shell, file: Path) -> None:
+async def test_truncated_body_is_named(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE)[:-5], "--url", PUBLIC)
     assert ran.code == 1
     assert f"Content-Length says {len(BODY)} bytes, and the body has {len(BODY) - 5}" in ran.out
 
 
-async def test_the_parts_of_a_request_can_be_given_one_by_one(
-    keyed_shell: Shell, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The body from a file or from standard input, byte for byte; a GET has none."""
+async def test_request_can_be_given_in_parts(keyed_shell: Shell, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The body from a file or from standard input; a GET has none."""
     parts = ("callbacks", "explain", "--url", PUBLIC, "--header", FORM, "--header", SIGNATURE)
     put(file, BODY)
     assert (await keyed_shell(*parts, "--body", str(file))).code == 0
@@ -142,15 +138,15 @@ async def test_the_parts_of_a_request_can_be_given_one_by_one(
     ran = await keyed_shell("callbacks", "explain", "--url", address, "--method", "get", "--header", signed)
     assert (ran.code, ran.out) == (
         0,
-        f"The signature fits '{PUBLIC}?AccountSid=***&StreamSid=***&StreamEvent=***'.\n",
+        f"The signature matches '{PUBLIC}?AccountSid=***&StreamSid=***&StreamEvent=***'.\n",
     )
 
 
 @pytest.mark.parametrize("keys", [f"PSK_old,{KEY}", f" PSK_old\n {KEY}\n", f"{KEY}, PSK_old"])
-async def test_there_may_be_several_keys(
+async def test_several_keys_are_read_from_each_source(
     bare_shell: Shell, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str
 ) -> None:
-    """In the environment, in a file that stands instead of it, or on standard input."""
+    """From the environment, a file or standard input."""
     arguments = (captured(SIGNATURE), "--url", PUBLIC)
     bare_shell.set({"SIGNALWIRE_SIGNING_KEY": keys})
     assert (await explained(bare_shell, file, *arguments)).code == 0
@@ -161,8 +157,7 @@ async def test_there_may_be_several_keys(
     assert (await explained(bare_shell, file, *arguments, "--key-file", "-")).code == 0
 
 
-async def test_what_a_stranger_sent_does_not_reach_the_terminal(keyed_shell: Shell, file: Path) -> None:
-    """No escape sequence, and no value of a query."""
+async def test_escape_sequences_and_query_values_are_not_shown(keyed_shell: Shell, file: Path) -> None:
     text = captured(
         SIGNATURE, "X-Forwarded-Host: \x1b[2J", host="evil\x1b[31m", line="POST /\x1b]0;x\x07?pin=1234 HTTP/1.1"
     )
@@ -176,15 +171,17 @@ async def test_what_a_stranger_sent_does_not_reach_the_terminal(keyed_shell: She
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "--request does not begin as a request does"),
-        ("HTTP/1.1 200 OK\r\n\r\n", "--request does not begin as a request does"),
+        ("", "--request does not start with a request line"),
+        ("HTTP/1.1 200 OK\r\n\r\n", "--request does not start with a request line"),
         ("POST /x HTTP/1.1\r\nsecret\r\n\r\n", "a header has no name or no ':': write it as 'Name: value'"),
         ("POST /x HTTP/1.1\r\nA: b\r\n folded: c\r\n\r\n", "a header has no name or no ':'"),
-        ("POST /x HTTP/1.1\r\nA: b\r\n\r\n", "--request has no Host header: give the address with --url"),
+        ("POST /x HTTP/1.1\r\n: secret\r\n\r\n", "a header has no name or no ':'"),
+        ("POST /x HTTP/1.1\r\nA : secret\r\n\r\n", "a header has no name or no ':'"),
+        ("POST /x HTTP/1.1\r\nA: b\r\n\r\n", "--request has no Host header: pass the URL with --url"),
         ("POST /x HTTP/1.1\nTransfer-Encoding: chunked\n\n5\r\nA=B&C\r\n0\r\n\r\n", "is still in chunks"),
     ],
 )
-async def test_what_is_no_request_is_misuse(keyed_shell: Shell, file: Path, text: str, sentence: str) -> None:
+async def test_malformed_request_is_a_usage_error(keyed_shell: Shell, file: Path, text: str, sentence: str) -> None:
     ran = await explained(keyed_shell, file, text)
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
     assert sentence in ran.err
@@ -194,21 +191,21 @@ async def test_what_is_no_request_is_misuse(keyed_shell: Shell, file: Path, text
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "there is nothing to explain: give a --request, or --url"),
-        (("--body", "-"), "there is nothing to explain"),
+        ((), "nothing to diagnose: pass a --request, or --url"),
+        (("--body", "-"), "nothing to diagnose"),
         (("--request", "-", "--key-file", "-"), "standard input can be read once"),
-        (("--request", "x", "--body", "y"), "--request has it all: leave it out"),
-        (("--request", "x", "--header", "A: secret"), "--request has it all: leave it out"),
-        (("--request", "x", "--method", "GET"), "--request has it all: leave it out"),
+        (("--request", "x", "--body", "y"), "--request includes these: leave it out"),
+        (("--request", "x", "--header", "A: secret"), "--request includes these: leave it out"),
+        (("--request", "x", "--method", "GET"), "--request includes these: leave it out"),
         (("--request", "no-such-file"), "--request can't be read: No such file"),
         (("--request", "\0"), "--request can't be read: write the name of a file"),
         (("--url", PUBLIC, "--body", "no-such-file"), "--body can't be read: No such file"),
         (("--url", PUBLIC, "--header", "secret"), "a header has no name or no ':'"),
-        (("--url", PUBLIC, "--candidate", "example.com/secret"), "a --candidate is no whole address"),
+        (("--url", PUBLIC, "--candidate", "example.com/secret"), "a --candidate is no absolute URL"),
         (("--url", PUBLIC, "--key-file", "no-such-file"), "--key-file can't be read"),
     ],
 )
-async def test_what_cannot_be_meant_is_misuse(keyed_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:
+async def test_wrong_options_are_usage_errors(keyed_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:
     ran = await keyed_shell("callbacks", "explain", *arguments)
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
     assert sentence in ran.err
@@ -216,7 +213,7 @@ async def test_what_cannot_be_meant_is_misuse(keyed_shell: Shell, arguments: tup
 
 
 @pytest.mark.parametrize("keys", [None, "", " , \n"])
-async def test_without_a_key_there_is_nothing_to_compare(
+async def test_missing_key_is_a_usage_error(
     bare_shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str | None
 ) -> None:
     monkeypatch.delenv("SIGNALWIRE_SIGNING_KEY", raising=False)
@@ -231,7 +228,7 @@ async def test_without_a_key_there_is_nothing_to_compare(
     assert "--key-file holds no key" in ran.err
 
 
-async def test_the_help_has_an_example_and_names_the_environment(bare_shell: Shell) -> None:
+async def test_help_has_an_example_and_names_the_environment(bare_shell: Shell) -> None:
     ran = await bare_shell("callbacks", "explain", "--help")
     assert (ran.code, ran.err) == (0, "")
     assert "  signalwire-streams callbacks explain --request captured.txt" in ran.out.partition("Example")[2]
@@ -239,7 +236,7 @@ async def test_the_help_has_an_example_and_names_the_environment(bare_shell: She
         assert name in ran.out
 
 
-async def test_the_group_alone_is_misuse(bare_shell: Shell) -> None:
+async def test_group_without_command_is_a_usage_error(bare_shell: Shell) -> None:
     ran = await bare_shell("callbacks")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("Usage: ")

@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import pytest
@@ -13,7 +11,7 @@ from attrs import define, field
 from signalwire_streams import StreamsClient
 from signalwire_streams.fleet import Fleet, FleetWorker
 from signalwire_streams.simulator import SimulatedSpace
-from tests.redis_server import BINARY, MISSING, RedisServer
+from tests.redis_server import RedisServer, redis_servers
 
 KEEPING = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")
 
@@ -21,13 +19,8 @@ KEEPING = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
     """A Redis set up as the README says."""
-    if BINARY is None:
-        pytest.skip(MISSING)
-    with TemporaryDirectory(prefix="redis-") as folder:  # not tmp_path, whose name may be too long for a socket
-        server = RedisServer(Path(folder), KEEPING)
-        server.start()
-        yield server
-        server.kill()
+    with redis_servers() as start:
+        yield start(*KEEPING)
 
 
 Start: TypeAlias = Callable[..., FleetWorker]

@@ -7,6 +7,7 @@ from signalwire_streams import BulkOutcome, StartCallStream, StartConferenceStre
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet._redis import BATCH, Connection, RunKeys, command
 from signalwire_streams.fleet._status import RunFacts
+from tests import waiting
 
 URL = "wss://rx.example.com/audio"
 PATIENCE = 30.0
@@ -27,10 +28,8 @@ async def all_results(fleet: Fleet, run: str) -> list[BulkOutcome[StartConferenc
 
 
 async def until(holds: Callable[[], Awaitable[object]]) -> None:
-    """Wait until something holds that other processes or tasks bring about."""
-    async with asyncio.timeout(PATIENCE):
-        while not await holds():  # noqa: ASYNC110  (other processes set no event)
-            await asyncio.sleep(0.01)
+    """Wait for a condition that other processes or tasks bring about."""
+    await waiting.until(holds, timeout=PATIENCE, interval=0.01)
 
 
 def connection_of(fleet: Fleet) -> Connection:

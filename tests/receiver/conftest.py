@@ -11,15 +11,10 @@ import pytest
 import trustme
 
 from signalwire_streams.receiver import MediaReceiver, StreamSession
+from tests import waiting
 
 Serve: TypeAlias = Callable[..., Any]
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Let the loop go round until something is so."""
-    async with asyncio.timeout(10):
-        while not true():  # noqa: ASYNC110  (what the test looks at raises no event)
-            await asyncio.sleep(0)
+until = waiting.until
 
 
 class Heard:

@@ -1,17 +1,15 @@
 """A Redis, and pacers that share a limit through it."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import pytest
 
 from signalwire_streams import RateLimit
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
-from tests.redis_server import BINARY, MISSING, RedisServer
+from tests import waiting
+from tests.redis_server import RedisServer, redis_servers
 
 PacerFactory: TypeAlias = Callable[..., RedisRateLimiter]
 ServerFactory: TypeAlias = Callable[..., RedisServer]
@@ -20,31 +18,14 @@ ServerFactory: TypeAlias = Callable[..., RedisServer]
 @pytest.fixture
 def redis_server() -> Iterator[ServerFactory]:
     """Start servers; each is ended with the test."""
-    if BINARY is None:
-        pytest.skip(MISSING)
-    started: list[RedisServer] = []
-    # Not tmp_path, whose name may be too long for a socket.
-    with TemporaryDirectory(prefix="redis-") as folder:
-
-        def start(*options: str) -> RedisServer:
-            place = Path(folder) / str(len(started))
-            place.mkdir()
-            started.append(RedisServer(place, options))
-            return started[-1].start()
-
+    with redis_servers() as start:
         yield start
-        for server in started:
-            server.kill()
 
 
 @pytest.fixture(scope="session")
 def common_redis() -> Iterator[RedisServer]:
-    if BINARY is None:
-        pytest.skip(MISSING)
-    with TemporaryDirectory(prefix="redis-") as folder:
-        server = RedisServer(Path(folder))
-        yield server
-        server.kill()
+    with redis_servers() as start:
+        yield start()
 
 
 @pytest.fixture
@@ -77,7 +58,5 @@ async def pacer_for() -> AsyncIterator[PacerFactory]:
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Wait until something holds, five seconds at most."""
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110  (nothing tells of it)
-            await asyncio.sleep(0.005)
+    """Wait for a condition, five seconds at most."""
+    await waiting.until(holds, timeout=5.0, interval=0.005)

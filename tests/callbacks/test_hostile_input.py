@@ -1,0 +1,91 @@
+"""Hostile input: no regular expression and no parser of the package takes quadratic time."""
+
+from collections.abc import Callable
+from time import thread_time
+from typing import Any
+
+import pytest
+
+from signalwire_streams.callbacks import SIGNATURE_HEADER, parse_callback, verify_signature
+from signalwire_streams.callbacks._diagnostics import _shown
+from signalwire_streams.callbacks._signature import read_form, read_query
+from signalwire_streams.callbacks._urls import (
+    HostPattern,
+    UrlParts,
+    equivalent_urls,
+    path_and_query,
+    public_urls,
+    read_forwarded,
+    request_url,
+)
+
+LENGTH = 8_000
+PIECES = [
+    *'a =;,"\\@[./?&%-\t1',
+    *(
+        "a=",
+        'a="',
+        '"\\',
+        '",',
+        "=;",
+        "a ",
+        " =",
+        "@[",
+        "://",
+        "&=",
+        "%4",
+        "]@",
+        '=" ',
+        '""',
+        "a;",
+        "::",
+        ".a",
+        "a&",
+        "\udcff",
+    ),
+]
+PREFIXES = ["", "a=", 'a="', "http://", "https://u:p@", "/a?"]
+ENDS = ["", '"', "="]
+
+
+def of_header(name: str) -> Callable[[str], object]:
+    return lambda text: read_forwarded({name: text})
+
+
+def verified(text: str) -> object:
+    headers = {SIGNATURE_HEADER: text, "Content-Type": text, "Authorization": f"Basic {text}", text: text}
+    return verify_signature(url=text, headers=headers, body=text.encode("utf-8", "replace"), keys=["k"])
+
+
+TARGETS: dict[str, Callable[[str], Any]] = {
+    **{name: of_header(name) for name in ("Forwarded", "X-Forwarded-Host", "X-Forwarded-Proto")},
+    **{name: of_header(name) for name in ("X-Forwarded-Port", "X-Forwarded-Prefix")},
+    "URL": UrlParts.split,
+    "equivalent URLs": lambda text: equivalent_urls(text, {"Authorization": f"Basic {text}"}),
+    "target": path_and_query,
+    "request URL": lambda text: request_url(scheme="http", host=text, target=text),
+    "public URL": lambda text: public_urls(text, text),
+    "host pattern": HostPattern.parse,
+    "form": lambda text: read_form(text.encode("utf-8", "replace")),
+    "query": read_query,
+    "shown URL": _shown,
+    "verification": verified,
+    "timestamp": lambda text: parse_callback({"Timestamp": text}).timestamp,
+    "timestamp in JSON": lambda text: (
+        parse_callback({"event_type": "calling.call.stream", "timestamp": text}).timestamp
+    ),
+}
+
+
+@pytest.mark.parametrize("read", TARGETS.values(), ids=TARGETS)
+def test_reading_long_input_takes_linear_time(read: Callable[[str], Any]) -> None:
+    """Repeated pieces between prefixes and suffixes; a quadratic parser would take a second and more."""
+    slowest = (0.0, "")
+    for piece in PIECES:
+        for prefix in PREFIXES:
+            for end in ENDS:
+                text = prefix + (piece * LENGTH)[: LENGTH - len(prefix)] + end
+                began = thread_time()
+                read(text)
+                slowest = max(slowest, (thread_time() - began, text[:40]))
+    assert slowest[0] < 0.1, slowest
