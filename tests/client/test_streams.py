@@ -327,7 +327,7 @@ async def test_a_closed_client_in_between_attempts(space: SimulatedSpace, client
     closing: list[asyncio.Task[None]] = []
 
     def close(_: object) -> None:
-        closing.append(asyncio.ensure_future(client._line.sessions.close()))
+        closing.append(asyncio.ensure_future(client._dispatcher.sessions.close()))
 
     client: StreamsClient = client_for(space, on_attempt=close)
     space.faults.add("reset", executed=True)

@@ -13,17 +13,15 @@ from signalwire_streams import (
     CircuitBreakerPolicy,
     CircuitOpenError,
     Clock,
-    Handler,
     Operation,
     Phase,
-    Request,
-    Result,
     RetryDecision,
     RetryPolicy,
     StreamOutcomeUnknownError,
     StreamsClient,
     StreamsError,
 )
+from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
