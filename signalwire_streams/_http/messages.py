@@ -47,11 +47,6 @@ class CallState:
     name: str | None = None
     before_sending: Callable[[], Awaitable[None]] | None = None
 
-    def uncount_queued_attempt(self) -> None:
-        """Take the last attempt out of the count if it never had its turn."""
-        if self.acquired_at is None:
-            self.attempts -= 1
-
     def record_attempt(self) -> Sent:
         """Add the attempt under way to what was sent, and say what was sent of it."""
         sent = _SENT[self.phase]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from attrs import define, evolve, field, frozen
 
 from signalwire_streams._http.error_bodies import redact
-from signalwire_streams._http.messages import Handler, Request, Result
+from signalwire_streams._http.messages import CallState, Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._policies import RetryPolicy
@@ -354,7 +354,7 @@ class RetryMiddleware:
             except BaseException as error:
                 if isinstance(error, CancelledError):
                     self._report(request, _cancelled(state.phase), number, started_at, Decision(RetryDecision.FAIL))
-                state.uncount_queued_attempt()
+                _uncount_queued_attempt(state)
                 raise
             if result.attempt_result is AttemptResult.DEADLINE_EXCEEDED and last is not None:
                 # The Space's last answer says more than that there was no time left to ask again.
@@ -382,7 +382,7 @@ class RetryMiddleware:
                 await self._clock.sleep(decision.delay)
         if decision.action is RetryDecision.FAIL:
             state.phase = Phase.QUEUED  # nothing is in flight, whatever the caller waits for next
-        state.uncount_queued_attempt()
+        _uncount_queued_attempt(state)
         self._log_outcome(request, result, decision, ambiguous=ambiguous_before)
         phase = ambiguous_phase if decision.action is RetryDecision.UNKNOWN else result.phase
         return result.as_attempt_of(
@@ -420,6 +420,11 @@ class RetryMiddleware:
             self._on_attempt(attempt)
         except Exception:  # noqa: BLE001  (a broken hook must not lose a stream that was just started)
             _RETRY_LOG.exception("on_attempt raised an exception, which is ignored")
+
+
+def _uncount_queued_attempt(state: CallState) -> None:
+    if state.acquired_at is None:  # it never had its turn
+        state.attempts -= 1
 
 
 def _cancelled(phase: Phase) -> Result:

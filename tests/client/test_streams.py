@@ -274,7 +274,7 @@ async def test_a_retry_after_beyond_the_deadline_ends_at_once(space: SimulatedSp
     assert getattr(caught.value, "retry_after", None) == 59
 
     # The gate is shared: while it is closed, the next call is not sent at all.
-    with pytest.raises(TransportError, match="pacer") as next_one:
+    with pytest.raises(TransportError, match="rate limiter") as next_one:
         await client.conferences.start_stream(space.conference_sids[1], url=URL)
     assert next_one.value.sent == "no"
     assert next_one.value.retry_after == pytest.approx(59, abs=1)

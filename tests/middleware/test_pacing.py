@@ -170,6 +170,19 @@ async def test_without_a_connection_the_pacer_is_not_asked() -> None:
     assert watch.time == 0
 
 
+async def test_token_is_not_spent_on_a_turn_that_is_being_cancelled() -> None:
+    paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
+    await paced.acquire(Priority.BULK, 60)
+    waiting = asyncio.create_task(paced.acquire(Priority.BULK, 60))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    watch.time += 1.0
+    await paced._serve()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await paced.acquire(Priority.INTERACTIVE, 0.0) == 0
+
+
 @pytest.mark.parametrize("after_the_grant", [False, True])
 async def test_a_cancelled_turn_is_given_back(after_the_grant: bool) -> None:
     """Who is cancelled while waiting costs nobody a turn, even when the turn had just been granted."""
