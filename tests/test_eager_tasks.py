@@ -42,7 +42,7 @@ async def eager_tasks() -> None:
     asyncio.get_running_loop().set_task_factory(EAGER)
 
 
-async def test_pacer_grants_turns_after_a_task_that_ended_in_its_first_step() -> None:
+async def test_rate_limiter_grants_turns_after_a_task_that_ended_in_its_first_step() -> None:
     """The task that grants turns ends before it is assigned, and the next waiting request starts another one."""
     now = 0.0
 
@@ -63,7 +63,9 @@ async def test_pacer_grants_turns_after_a_task_that_ended_in_its_first_step() ->
     assert granted == 5
 
 
-async def test_shared_pacer_grants_turns_after_a_task_with_nothing_to_do(idle_clock: Clock, tmp_path: Path) -> None:
+async def test_shared_rate_limiter_grants_turns_after_a_task_with_nothing_to_do(
+    idle_clock: Clock, tmp_path: Path
+) -> None:
     """A refusal while Redis is away starts a task that ends at once; the next request gets its turn nevertheless."""
     async with asyncio.timeout(60):
         pacer = RedisRateLimiter(f"unix://{tmp_path}/none", space="a.example", fallback_clients=1, clock=idle_clock)
@@ -96,7 +98,7 @@ async def test_journaled_run_records_each_start(client_for: Any, tmp_path: Path)
     assert BulkJournal(tmp_path / "run.db").status().counts == {"started": 50}
 
 
-async def test_journal_writes_on_after_a_lock_that_ends_before_the_first_retry(tmp_path: Path) -> None:
+async def test_journal_continues_after_a_lock_that_ends_before_the_first_retry(tmp_path: Path) -> None:
     """The task that repeats a commit ends before it is assigned, and later commits are still made."""
     path = tmp_path / "run.db"
     other = sqlite3.connect(path.with_name("unused"))
@@ -117,7 +119,7 @@ async def test_journal_writes_on_after_a_lock_that_ends_before_the_first_retry(t
         other.close()
 
 
-async def test_input_that_ends_its_own_run_at_once() -> None:
+async def test_input_that_shuts_its_own_run_down_ends_it() -> None:
     """A run that its endless input drains before the first item ends."""
 
     def items() -> Iterator[str]:

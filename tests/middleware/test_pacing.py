@@ -50,7 +50,7 @@ def pacer(**limit: Any) -> tuple[LocalRateLimiter, Stopwatch]:
     return LocalRateLimiter(TokenBucket(RateLimit(**limit)), watch.clock()), watch
 
 
-async def test_a_burst_goes_at_once_and_the_rest_at_the_rate() -> None:
+async def test_rate_limiter_lets_a_burst_through_and_then_the_rate() -> None:
     """After the burst, requests go out evenly."""
     paced, watch = pacer(requests=100, window=10.0, utilization=1.0, burst=10)
     went: list[float] = []
@@ -66,7 +66,7 @@ async def test_a_burst_goes_at_once_and_the_rest_at_the_rate() -> None:
     assert went[-1] == pytest.approx(90 / 9, rel=0.01)
 
 
-async def test_interactive_requests_go_before_bulk_ones() -> None:
+async def test_rate_limiter_serves_interactive_requests_before_bulk_ones() -> None:
     """Among those who wait, an interactive request goes first, however late it comes."""
     paced, _ = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     order: list[str] = []
@@ -84,7 +84,7 @@ async def test_interactive_requests_go_before_bulk_ones() -> None:
     assert order == ["interactive", "bulk 0", "bulk 1", "bulk 2"]
 
 
-async def test_who_would_wait_too_long_is_told_at_once() -> None:
+async def test_acquire_returns_the_wait_at_once_if_it_exceeds_the_timeout() -> None:
     """A wait that is longer than the caller's patience is not begun, and takes nothing."""
     paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     await paced.acquire(Priority.BULK, 60)
@@ -97,7 +97,7 @@ async def test_who_would_wait_too_long_is_told_at_once() -> None:
     assert watch.time == 30
 
 
-async def test_a_read_waits_for_the_gate_only() -> None:
+async def test_read_waits_only_while_all_requests_pause() -> None:
     """Reads are not counted by the limit, and wait only while the Space takes nothing at all."""
     paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     for _ in range(10):
@@ -106,7 +106,7 @@ async def test_a_read_waits_for_the_gate_only() -> None:
     assert watch.time == 0
 
 
-async def test_patience_ends_a_wait_that_was_begun() -> None:
+async def test_acquire_times_out_while_waiting() -> None:
     """A turn that does not come within the caller's patience is given up, and the next in line gets it."""
     watch = Stopwatch()
     held = asyncio.Event()
@@ -128,7 +128,7 @@ async def test_patience_ends_a_wait_that_was_begun() -> None:
     assert await patient == 0
 
 
-async def test_a_turn_in_the_very_moment_that_patience_ends() -> None:
+async def test_grant_in_the_moment_of_the_timeout_counts() -> None:
     """Where the turn is granted while the timeout is already on its way, it is a turn, and counted."""
     times = iter([0.0, 0.0, 10.0])
     pace = TokenBucket(RateLimit(requests=10**12, window=10.0, utilization=1.0, burst=1))
@@ -138,7 +138,7 @@ async def test_a_turn_in_the_very_moment_that_patience_ends() -> None:
     assert pace.try_acquire(10.0) > 0
 
 
-async def test_no_patience_takes_nothing() -> None:
+async def test_acquire_without_time_takes_no_token() -> None:
     """Who can't wait at all, and would have to, is told so and takes no leave."""
     paced, _ = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     assert await paced.acquire(Priority.BULK, 0.0) == 0
@@ -147,7 +147,7 @@ async def test_no_patience_takes_nothing() -> None:
     assert await paced.acquire(Priority.BULK, -1.0) > 0
 
 
-async def test_without_a_connection_the_pacer_is_not_asked() -> None:
+async def test_request_without_a_connection_slot_takes_no_token() -> None:
     """Who gets no connection in time takes no leave, and sends nothing."""
     paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     exchange = Request(
@@ -184,7 +184,7 @@ async def test_token_is_not_spent_on_a_turn_that_is_being_cancelled() -> None:
 
 
 @pytest.mark.parametrize("after_the_grant", [False, True])
-async def test_a_cancelled_turn_is_given_back(after_the_grant: bool) -> None:
+async def test_cancelled_wait_gives_its_token_back(after_the_grant: bool) -> None:
     """Who is cancelled while waiting costs nobody a turn, even when the turn had just been granted."""
     paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     await paced.acquire(Priority.BULK, 60)
@@ -201,7 +201,7 @@ async def test_a_cancelled_turn_is_given_back(after_the_grant: bool) -> None:
     assert watch.time - before <= 1.0
 
 
-async def test_a_lying_space_is_found_out(client_for: Any) -> None:
+async def test_space_that_accepts_less_than_its_headers_say_gets_all_starts(client_for: Any) -> None:
     """A Space that takes a third of what it says is met with fewer and fewer requests, until all are started."""
     clock = Clock.fake()
     async with SimulatedSpace(
@@ -240,7 +240,7 @@ async def test_header_of_a_response_does_not_change_the_rate() -> None:
         assert clock.now() - before < 5
 
 
-async def test_too_many_requests_for_ever(space: SimulatedSpace, client_for: Any) -> None:
+async def test_start_that_is_always_throttled_fails_after_six_waits(space: SimulatedSpace, client_for: Any) -> None:
     """A Space that never takes the request ends it after six waits."""
     client = client_for(space, retry=RetryPolicy(deadline=1_000))
     space.faults.add("throttle", retry_after=2)
@@ -252,7 +252,7 @@ async def test_too_many_requests_for_ever(space: SimulatedSpace, client_for: Any
     assert space.requests.count() == 7
 
 
-async def test_a_pacer_of_ones_own(space: SimulatedSpace, client_for: Any) -> None:
+async def test_rate_limiter_of_the_caller_replaces_the_local_one(space: SimulatedSpace, client_for: Any) -> None:
     """A shared pacer takes the place of the local one, and hears what the Space says."""
     heard: list[object] = []
 
@@ -298,7 +298,7 @@ def start_with(progress: CallState) -> Request:
 
 
 @pytest.mark.parametrize(("seconds", "turns"), [(0.0, 1), (0.5, 2)])
-async def test_a_leave_that_was_held_too_long_is_asked_for_again(seconds: float, turns: int) -> None:
+async def test_token_held_too_long_before_sending_is_acquired_again(seconds: float, turns: int) -> None:
     """What is done before sending is done once, at the first turn; where it took long the turn is another one's."""
     watch = Stopwatch()
     paced = Counting(TokenBucket(RateLimit()), watch.clock())
@@ -348,7 +348,7 @@ class Refusing(LocalRateLimiter):
 
 
 @pytest.mark.parametrize(("grants", "prepared"), [(0, 0), (1, 1)])
-async def test_what_the_pacer_refuses_is_not_sent(grants: int, prepared: int) -> None:
+async def test_request_that_the_rate_limiter_refuses_is_not_sent(grants: int, prepared: int) -> None:
     """A request that is refused at first is not prepared; one that is refused after a slow preparation is not sent."""
     watch = Stopwatch()
     paced = Refusing(TokenBucket(RateLimit()), watch.clock())
@@ -374,7 +374,7 @@ async def test_what_the_pacer_refuses_is_not_sent(grants: int, prepared: int) ->
     assert len(done) == prepared
 
 
-async def test_a_journaled_start_that_the_pacer_refuses_is_not_recorded(
+async def test_journaled_start_that_the_rate_limiter_refuses_is_not_recorded(
     space: SimulatedSpace, client_for: Any, tmp_path: Path
 ) -> None:
     """It is not sent, and the journal does not say that it may have been."""
@@ -395,7 +395,7 @@ async def test_a_journaled_start_that_the_pacer_refuses_is_not_recorded(
     assert [item.target for item in BulkJournal(journal).items()] == space.conference_sids[:1]
 
 
-async def test_the_patience_for_a_closed_gate_is_not_begun_anew() -> None:
+async def test_timeout_of_a_pause_that_is_extended_is_not_restarted() -> None:
     """A gate that is closed again while a read waits for it is waited for no longer than the read's patience."""
     paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     paced.on_throttled(0.0, 30.0)
