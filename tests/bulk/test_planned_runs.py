@@ -296,7 +296,7 @@ async def test_journal_damaged_during_stop_started_ends_it(
 
 
 def fill(path: Path) -> None:
-    """Let every write from here on fail, as on a full disk."""
+    """Make every write fail from now on, as on a full disk."""
     database = sqlite3.connect(path)
     with database:
         database.execute("CREATE TRIGGER full BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'full'); END")
