@@ -171,7 +171,7 @@ def test_two_processes_on_one_file(tmp_path: Path) -> None:
     code = (
         "import asyncio, sys\n"
         "from signalwire_streams.bulk._journal import Journal\n"
-        "from signalwire_streams.bulk._journal_file import Whose\n"
+        "from signalwire_streams.bulk._journal_file import JournalOwner\n"
         f"journal = Journal.create(sys.argv[1], {RUN!r}, run='r1')\n"
         "asyncio.run(journal.intend(journal.new_row(), 'conference', 'room', 'a'))\n"
         "print('held', flush=True)\n"

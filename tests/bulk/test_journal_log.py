@@ -420,9 +420,9 @@ import asyncio, json, os, pathlib, shutil, signal, sqlite3, sys
 
 from signalwire_streams import BulkJournal, InvalidRequestError, JournalError, StartConferenceStream
 from signalwire_streams.bulk._journal import Journal
-from signalwire_streams.bulk._journal_file import Whose
+from signalwire_streams.bulk._journal_file import JournalOwner
 
-WHOSE = Whose("start", "https://example.signalwire.com", "project")
+WHOSE = JournalOwner("start", "https://example.signalwire.com", "project")
 folder = pathlib.Path(sys.argv[1])
 connect = sqlite3.connect
 
