@@ -9,10 +9,10 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from attrs import define, evolve, field, frozen
 
 from signalwire_streams._http.messages import CallContext, CallState
-from signalwire_streams.bulk._journal import ItemRecord, Holder, Journal
+from signalwire_streams.bulk._journal import Holder, ItemRecord, Journal
 from signalwire_streams.bulk._journal_file import IN_DOUBT, when_free
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
-from signalwire_streams.bulk._serialization import DuplicateCheck, Start
+from signalwire_streams.bulk._serialization import DuplicateCheck, Start, folded
 from signalwire_streams.bulk._write_ahead_log import JournalPath, journal_path
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError, StreamOutcomeUnknownError
@@ -56,7 +56,7 @@ class Starting:
         if not errand.state.attempts:
             self._once.check(request)
         if request.name is None and not request.unnamed:
-            request = evolve(request, name=f"{GENERATED_NAME}{self.run}-{request.target}")
+            request = evolve(request, name=f"{GENERATED_NAME}{self.run}-{folded(request.target)}")
         return request
 
     async def send(self, request: Start, errand: CallContext) -> ConferenceStream | CallStream:

@@ -138,7 +138,7 @@ async def test_unnamed_items_of_one_target_have_rows_of_their_own(tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"doing": "stop"}, "a run that starts streams"),
+        ({"operation": "stop"}, "a run that starts streams"),
         ({"origin": "https://other"}, "the Space https://example"),
         ({"project": "other"}, "the project project"),
     ],

@@ -41,13 +41,13 @@ async def test_a_planned_run_is_gone_on_with_from_its_journal(
     requests = [*on_conferences(space, codec="PCMU"), StartCallStream(call_sid=space.call_sids[0], url=URL)]
     journal = client.create_journal(iter(requests), journal=tmp_path / "run.db")
     assert len(space.requests) == 0
-    assert journal.status().counts == {"waiting": 4}
+    assert journal.status().counts == {"pending": 4}
 
     first = client.start_streams(requests, journal=journal.path, resume=True, concurrency=1)
     async for _ in first:
         break
     await first.report()
-    waiting = journal.status().counts["waiting"]
+    waiting = journal.status().counts["pending"]
     assert 0 < waiting < 4
 
     planned = [planned.request for planned in BulkJournal(tmp_path / "run.db").requests()]
@@ -161,7 +161,7 @@ async def test_a_stop_whose_answer_was_lost_is_repeated(client_for: Any, tmp_pat
         first = await client.stop_started(tmp_path / "run.db").report()
         assert first.counts == {BulkStatus.STOPPED: 1, BulkStatus.UNKNOWN: 1, BulkStatus.REJECTED: 1}
         undone = {item.target: item.rollback_status for item in BulkJournal(tmp_path / "run.db").items()}
-        assert list(map(undone.get, space.conference_sids)) == ["intended", None, "stopped"]
+        assert list(map(undone.get, space.conference_sids)) == ["in_doubt", None, "stopped"]
         space.faults.clear()
 
         assert (await client.stop_started(tmp_path / "run.db").report()).counts == {BulkStatus.STOPPED: 2}
