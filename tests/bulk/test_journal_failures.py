@@ -370,7 +370,6 @@ async def test_a_checkpoint_that_fails(
     def fails(*_: object) -> bool:
         raise error
 
-    monkeypatch.setattr(journal_module, "LOG_SIZE", 0)
     path = tmp_path / "run.db"
     run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
 
@@ -379,6 +378,7 @@ async def test_a_checkpoint_that_fails(
             if outcome.index == 2:
                 monkeypatch.setattr(wal.OpenFiles, "checkpoint", fails)
                 monkeypatch.setattr(wal.OpenFiles, "finish", lambda *_: False)
+                monkeypatch.setattr(wal.OpenFiles, "log_size", lambda *_: 1 << 40)
 
     if code == sqlite3.SQLITE_BUSY:
         await go_through()

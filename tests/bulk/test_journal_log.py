@@ -264,9 +264,10 @@ async def test_damaged_log_is_refused_wherever_the_damage_is(
     known = sum(BulkJournal(here).status().counts.values())
     assert known == (60 if readers else 30)
     used = used_frames(whole)
-    for frame in range(used):
+    assert used > 10
+    for frame in {0, 1, used // 2, used - 2, used - 1}:
         at = 32 + frame * (24 + PAGE)
-        for offset in (0, 4, 8, 16, 24, 24 + 600, 24 + PAGE - 1):
+        for offset in (4, 8, 16, 24, 24 + PAGE - 1):
             damaged = bytearray(whole)
             match damage:
                 case "cut":
