@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -178,11 +178,11 @@ class Header:
 
 def header_of(database: sqlite3.Connection) -> Header:
     """Return what the first page says in a connection's view."""
-    application, version = (
-        int(database.execute(f"PRAGMA {name}").fetchone()[0]) & 0xFFFFFFFF
-        for name in ("application_id", "user_version")
-    )
-    return Header(application, version)
+    return Header(_number(database, "application_id"), _number(database, "user_version"))
+
+
+def _number(database: sqlite3.Connection, name: str) -> int:
+    return int(database.execute(f"PRAGMA {name}").fetchone()[0]) & 0xFFFFFFFF
 
 
 def _set_version(database: sqlite3.Connection, version: int) -> None:
@@ -205,7 +205,7 @@ def next_generation(database: sqlite3.Connection, *, jump: int = 0) -> Iterator[
     """Commit what is written in the block, as the generation that this yields."""
     with database:
         database.execute("BEGIN IMMEDIATE")
-        generation = (header_of(database).generation + jump + 1) & _31_BITS
+        generation = ((_number(database, "user_version") >> 1) + jump + 1) & _31_BITS
         yield generation
         _set_version(database, generation << 1)
 
@@ -374,6 +374,7 @@ class OpenFiles:
     def log_size(self) -> int:
         """Return the size of the log in bytes."""
         identity, size = self._known[self._log]
-        size = max(size, size_of(Path(self._log)))
+        with suppress(FileNotFoundError):  # the next check says so
+            size = max(size, os.stat(self._log).st_size)  # noqa: PTH116  (as above)
         self._known[self._log] = identity, size
         return size
