@@ -188,11 +188,11 @@ class Closed:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
-    async def acquire(self, priority: Priority, timeout: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         await self.clock.sleep(timeout)
         return 1.0
 
-    async def wait_until_allowed(self, timeout: float) -> float:
+    async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         return 0.0
 
     def on_throttled(self, sent_at: float, retry_after: float | None) -> None:

@@ -156,8 +156,16 @@ class StartStreams(_StreamOperation[Start]):
 
     is_start = True
 
-    def __init__(self, *, resend_call_starts: bool, **options: Any) -> None:  # noqa: ANN401  (those of the base class)
-        super().__init__(**options)
+    def __init__(
+        self,
+        *,
+        conferences: Streams[ConferenceStream],
+        calls: Streams[CallStream],
+        deadline: float,
+        ledger: Ledger | None,
+        resend_call_starts: bool,
+    ) -> None:
+        super().__init__(conferences=conferences, calls=calls, deadline=deadline, ledger=ledger)
         self._resend_call_starts = resend_call_starts
         self._run = token_hex(4)
         self._duplicates = DuplicateCheck()

@@ -65,12 +65,12 @@ class NeverReady:
     def __init__(self) -> None:
         self.asked = asyncio.Event()
 
-    async def acquire(self, priority: Priority, timeout: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         self.asked.set()
         await asyncio.Event().wait()
         return 0.0
 
-    async def wait_until_allowed(self, timeout: float) -> float:
+    async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         return 0.0
 
     def on_throttled(self, sent_at: float, retry_after: float | None) -> None: ...

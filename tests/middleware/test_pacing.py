@@ -257,11 +257,11 @@ async def test_rate_limiter_of_the_caller_replaces_the_local_one(space: Simulate
     heard: list[object] = []
 
     class Shared:
-        async def acquire(self, priority: Priority, timeout: float) -> float:
+        async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
             heard.append(priority)
             return 0.0
 
-        async def wait_until_allowed(self, timeout: float) -> float:
+        async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
             heard.append("gate")
             return 0.0
 
@@ -286,7 +286,7 @@ class Counting(LocalRateLimiter):
 
     asked = 0
 
-    async def acquire(self, priority: Priority, timeout: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         self.asked += 1
         return 0.0
 
@@ -342,7 +342,7 @@ class Refusing(LocalRateLimiter):
 
     grants = 0
 
-    async def acquire(self, priority: Priority, timeout: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         self.grants -= 1
         return 0.0 if self.grants >= 0 else 60.0
 
