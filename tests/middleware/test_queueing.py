@@ -9,7 +9,6 @@ from signalwire_streams.middleware._queueing import PriorityQueue, PrioritySemap
 
 
 async def test_interactive_request_gets_the_next_free_slot() -> None:
-    """However many bulk exchanges wait, an interactive one goes before them."""
     slots = PrioritySemaphore(1)
     assert await slots.acquire(Priority.BULK, 60)
     order: list[str] = []
@@ -31,7 +30,7 @@ async def test_interactive_request_gets_the_next_free_slot() -> None:
 
 
 async def test_acquire_that_times_out_takes_no_slot() -> None:
-    """Who waited too long has no slot, and the next release is not lost on it."""
+    """The next release is not lost on it either."""
     slots = PrioritySemaphore(0)
     assert not await slots.acquire(Priority.BULK, 0.0)
     slots.release()
@@ -55,7 +54,6 @@ async def test_cancelled_acquire_gives_its_slot_back(after_the_grant: bool) -> N
 
 
 async def test_release_skips_a_wait_that_is_being_cancelled() -> None:
-    """A slot goes to the first who still wants it."""
     slots = PrioritySemaphore(0)
     leaving = asyncio.create_task(slots.acquire(Priority.BULK, 60))
     staying = asyncio.create_task(slots.acquire(Priority.BULK, 60))
