@@ -311,13 +311,13 @@ def _with_doubt(record: ItemRecord, state: CallState, outcome: BulkOutcome[Any])
     It is sent again on resume. Until then its name is what `BulkJournal.streams` stops it by. A name that a caller
     chose may be that of another stream, so it is not marked.
     """
-    request, name = outcome.item, state.name or ""
-    may_run = record.ambiguous or (name.startswith(GENERATED_NAME) and state.refusals - _NOTHING_STARTED)
-    if outcome.status not in _INCONCLUSIVE or not may_run:
+    request = outcome.item
+    if outcome.status not in _INCONCLUSIVE or not isinstance(request, StartConferenceStream | StartCallStream):
         return outcome
-    if isinstance(request, StartConferenceStream | StartCallStream):
-        return evolve(outcome, stream=_recorded_stream(request, evolve(record, ambiguous=True)))
-    return outcome
+    has_unique_name = state.name is not None and state.name.startswith(GENERATED_NAME)
+    if not (record.ambiguous or (has_unique_name and state.refusals - _NOTHING_STARTED)):
+        return outcome
+    return evolve(outcome, stream=_recorded_stream(request, evolve(record, ambiguous=True)))
 
 
 class RollbackLedger(JournalLedger):
