@@ -130,7 +130,7 @@ _MAGIC = (0x377F0682, 0x377F0683)
 
 
 def is_busy(error: BaseException | None) -> bool:
-    """Return whether an error passes when another program lets go of the journal."""
+    """Return whether an error passes when another program releases the journal."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # errors of the Python module itself have none
     return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
