@@ -119,6 +119,7 @@ async def test_copy_of_a_killed_run_is_whole_or_refused(client_for: Any, tmp_pat
         merged = copy(original, tmp_path / "merged", "-wal")
         with sqlite3.connect(merged) as other:
             assert other.execute("SELECT count(*) FROM items").fetchone() == (sum(counts.values()),)
+            assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         other.close()
         alone = copy(merged, tmp_path / "merged-alone")
         assert BulkJournal(alone).status().counts == counts
