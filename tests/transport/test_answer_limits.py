@@ -187,7 +187,7 @@ async def test_no_byte_of_an_unreadable_answer_is_repeated(
         outcomes = [outcome async for outcome in client.start_streams(items, journal=journal)]
         told += [repr(outcome) for outcome in outcomes]
 
-    assert [outcome.state for outcome in outcomes] == [BulkStatus.UNKNOWN]
+    assert [outcome.status for outcome in outcomes] == [BulkStatus.UNKNOWN]
     told += [record.getMessage() for record in caplog.records]
     told.append(journal.read_bytes().decode("latin-1"))
     assert "hush" not in "\n".join(told)

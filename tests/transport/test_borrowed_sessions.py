@@ -291,7 +291,7 @@ async def test_a_trace_hook_that_raises_once_in_a_run(
         items = [StartConferenceStream(conference_sid=f"room-{number}", url=URL) for number in range(20)]
         outcomes = [outcome async for outcome in client.start_streams(items, concurrency=4)]
 
-        states = sorted(outcome.state for outcome in outcomes)
+        states = sorted(outcome.status for outcome in outcomes)
         assert states == sorted([state] + [BulkStatus.STARTED] * 19)
         assert len(raw.running) == len(raw.requests) == 20
         assert {type(outcome.error and outcome.error.__cause__) for outcome in outcomes} <= {LookupError, type(None)}

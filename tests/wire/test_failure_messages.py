@@ -72,10 +72,10 @@ def answered(
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     reply = read_response(status, CIMultiDict(headers or {}), content, complete=True)
     known: dict[str, Any] = {
-        "event": classify(exchange, reply),
+        "attempt_result": classify(exchange, reply),
         "phase": Phase.ANSWERED,
-        "reply": reply,
-        "action": RetryDecision.FAIL,
+        "response": reply,
+        "decision": RetryDecision.FAIL,
         "sent": "yes",
     }
     return to_exception(exchange, Result(**(known | more)))
@@ -83,7 +83,7 @@ def answered(
 
 def unanswered(exchange: Request, event: AttemptResult, **more: Any) -> StreamsError:
     """Build the error of a call whose last attempt was not answered."""
-    known: dict[str, Any] = {"phase": Phase.WAITING, "action": RetryDecision.FAIL, "sent": "maybe"}
+    known: dict[str, Any] = {"phase": Phase.WAITING, "decision": RetryDecision.FAIL, "sent": "maybe"}
     return to_exception(exchange, Result(attempt_result=event, **(known | more)))
 
 
@@ -278,7 +278,7 @@ def test_an_error_carries_its_evidence(sent: Sent) -> None:
             sent=sent,
             attempts=3,
             retry_after=2.0,
-            action=RetryDecision.UNKNOWN,
+            decision=RetryDecision.UNKNOWN,
         ),
     ):
         assert (error.sent, error.attempts, error.retry_after, error.request_id) == (sent, 3, 2.0, "req-1")
@@ -301,7 +301,7 @@ def test_a_refusal_carries_what_the_answer_says() -> None:
 
 UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     "named": (
-        unanswered(start(), AttemptResult.NO_RESPONSE, detail="timeout", action=RetryDecision.UNKNOWN, attempts=3),
+        unanswered(start(), AttemptResult.NO_RESPONSE, detail="timeout", decision=RetryDecision.UNKNOWN, attempts=3),
         (
             "start a stream on conference conf: the stream may or may not be running"
             " (at last: no answer came: timeout);"
@@ -313,7 +313,7 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
             requests.start(ACCOUNT, ON_A_CALL, deadline=None, errand=CallContext()),
             AttemptResult.NO_RESPONSE,
             detail="timeout",
-            action=RetryDecision.UNKNOWN,
+            decision=RetryDecision.UNKNOWN,
         ),
         (
             "start a stream on call call: the stream may or may not be running (no answer came: timeout);"
@@ -322,7 +322,7 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     ),
     "named, and the last attempt never left": (
         unanswered(
-            start(), AttemptResult.BREAKER_OPEN, sent="maybe", action=RetryDecision.UNKNOWN, attempts=2, retry_after=5.0
+            start(), AttemptResult.BREAKER_OPEN, sent="maybe", decision=RetryDecision.UNKNOWN, attempts=2, retry_after=5.0
         ),
         (
             "start a stream on conference conf: the stream may or may not be running"
@@ -332,21 +332,21 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
         ),
     ),
     "unnamed": (
-        unanswered(unnamed_start(), AttemptResult.NO_RESPONSE, detail="timeout", action=RetryDecision.UNKNOWN),
+        unanswered(unnamed_start(), AttemptResult.NO_RESPONSE, detail="timeout", decision=RetryDecision.UNKNOWN),
         (
             "start a stream on call call: the stream may or may not be running (no answer came: timeout);"
             " it was sent without a name, so starting again may make a second one"
         ),
     ),
     "answered with a fault": (
-        answered(unnamed_start(), 502, headers={"X-Request-Id": "req-1"}, action=RetryDecision.UNKNOWN),
+        answered(unnamed_start(), 502, headers={"X-Request-Id": "req-1"}, decision=RetryDecision.UNKNOWN),
         (
             "start a stream on call call: the stream may or may not be running (HTTP 502, no body);"
             " it was sent without a name, so starting again may make a second one (request id req-1)"
         ),
     ),
     "accepted": (
-        answered(unnamed_start(), 200, b"{", action=RetryDecision.UNKNOWN),
+        answered(unnamed_start(), 200, b"{", decision=RetryDecision.UNKNOWN),
         (
             "start a stream on call call: the stream runs, but its id is lost"
             " (HTTP 200, no content type body, 1 bytes long);"
@@ -382,7 +382,7 @@ def test_an_unknown_outcome_carries_its_handle() -> None:
 
 def test_an_accepted_start_with_a_name_can_be_unknown_as_well() -> None:
     """An accepted start says that it runs, and under which name."""
-    error = answered(start(), 200, b"{", action=RetryDecision.UNKNOWN)
+    error = answered(start(), 200, b"{", decision=RetryDecision.UNKNOWN)
     assert isinstance(error, StreamOutcomeUnknownError)
     assert error.accepted
     assert "the stream runs, but its id is lost" in str(error)
@@ -423,11 +423,11 @@ def test_a_secret_that_the_space_repeats_is_not_told(secret: str, spell: Any) ->
     }
     errors = [
         answered(start(), 422, document),
-        answered(start(), 500, document, action=RetryDecision.UNKNOWN),
+        answered(start(), 500, document, decision=RetryDecision.UNKNOWN),
         answered(start(), 502, b"<html>", headers={"Content-Type": f"text/{echo}"}),
         answered(start(), 200, echo.encode(), headers={"Content-Type": f"text/{echo}"}),
         unanswered(start(), AttemptResult.NO_RESPONSE, detail=f"reset by {echo}"),
-        unanswered(start(), AttemptResult.NO_RESPONSE, detail=f"reset by {echo}", action=RetryDecision.UNKNOWN),
+        unanswered(start(), AttemptResult.NO_RESPONSE, detail=f"reset by {echo}", decision=RetryDecision.UNKNOWN),
         unanswered(start(), AttemptResult.MALFORMED, detail=echo),
     ]
     for error in errors:
@@ -452,7 +452,7 @@ def test_a_secret_that_would_be_cut_is_not_told(before: int) -> None:
     detail=st.text(),
     request_id=st.text(),
     json_body=st.booleans(),
-    action=st.sampled_from([RetryDecision.FAIL, RetryDecision.UNKNOWN]),
+    decision=st.sampled_from([RetryDecision.FAIL, RetryDecision.UNKNOWN]),
 )
 def test_whatever_is_answered_the_error_is_one_line(
     *,
@@ -462,7 +462,7 @@ def test_whatever_is_answered_the_error_is_one_line(
     detail: str,
     request_id: str,
     json_body: bool,
-    action: RetryDecision,
+    decision: RetryDecision,
 ) -> None:
     """No answer can break the line of an error, nor make it endless."""
     body: object = (
@@ -472,8 +472,8 @@ def test_whatever_is_answered_the_error_is_one_line(
     )
     headers = {"Content-Type": content_type, "X-Request-Id": request_id}
     for error in (
-        answered(start(), status, body, headers=headers, detail=detail, action=action),
-        unanswered(start(), AttemptResult.NO_RESPONSE, detail=detail, action=action),
+        answered(start(), status, body, headers=headers, detail=detail, decision=decision),
+        unanswered(start(), AttemptResult.NO_RESPONSE, detail=detail, decision=decision),
     ):
         line = str(error)
         assert line.isprintable()
