@@ -10,8 +10,10 @@ answer.
 import asyncio
 import re
 import select
-from collections.abc import Awaitable, Callable, Mapping
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -29,7 +31,9 @@ FORM = "application/x-www-form-urlencoded"
 _ONE_WRITE = 64 * 1024
 _READING_TURNS = 4  # turns of the loop within which it reads what has arrived
 _MOST_OVERHEAD = 256 * 1024  # bytes of a head or of trailers; aiohttp limits only each line and their number
-_STATUS_LINE = re.compile(r"HTTP/1\.[01] \d{3}(?: |$)")
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] \d{3}(?: |$)")
+_HEADER, _TAG, _NONCE = 5, 16, 8  # bytes of a TLS record besides its content
+_TLS_PROTOCOL = "_ssl_protocol"  # asyncio's; other loops hide it, and what needs it is not checked there
 _CLOSED = "the other end closed the kept-alive connection"
 _poll = getattr(select, "poll", None)  # not on Windows
 
@@ -102,8 +106,8 @@ class AttemptGuard:
         transport = self.transport
         if (
             self.progress.phase is not Phase.WAITING
-            or (transport is not None and transport.get_write_buffer_size())
-            or _has_status_line(response)
+            or (transport is not None and _unsent_bytes(transport))
+            or _has_foreign_head(response, self._wrappers[-1].received if self._wrappers else [])
         ):
             response.close()
             raise UnaskedAnswerError
@@ -210,17 +214,34 @@ class _ProtocolWrapper(asyncio.Protocol):
     It aborts the connection if data arrives before the request is written, or if too much of it is no body: heads,
     trailers, chunk extensions. A TLS session ticket is not data. Some event loops look methods up once, so replacing
     them on aiohttp's protocol is not enough.
+
+    A TLS record may arrive in part before the request is written, and shows only when the rest of it has arrived. Then
+    more was decrypted since the request than arrived since.
     """
 
     _guard: AttemptGuard
     _protocol: ResponseHandler
     _transport: asyncio.Transport
+    received: list[bytes] = field(init=False, factory=list, repr=False)
     _received: int = field(init=False, default=0)
     _body: aiohttp.StreamReader | None = field(init=False, default=None)
     _body_bytes: int = field(init=False, default=0)
+    _tls: Any = field(init=False, default=None)
+    _decrypted: int = field(init=False, default=0)
+    _removed: bool = field(init=False, default=False)
+    _encrypted: int = field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
         self._transport.set_protocol(self)
+        self._tls = getattr(self._transport, _TLS_PROTOCOL, None)
+        if self._tls is not None:
+            self._encrypted = -_record_overhead(self._transport.get_extra_info("ssl_object"))
+            self._tls.buffer_updated = partial(self._count_encrypted, self._tls.buffer_updated)
+
+    def _count_encrypted(self, buffer_updated: Callable[[int], None], size: int) -> None:
+        if self._guard.progress.phase in {Phase.WRITING, Phase.WAITING, Phase.ANSWERED}:
+            self._encrypted += size
+        buffer_updated(size)
 
     def limit_body_of(self, response: aiohttp.ClientResponse | None) -> None:
         """Limit what comes without any of the body, or stop if there is no response or all of it is there."""
@@ -229,8 +250,13 @@ class _ProtocolWrapper(asyncio.Protocol):
             self._remove()
 
     def _remove(self) -> None:
+        self._removed = True
+        if getattr(self._transport, _TLS_PROTOCOL, self) is None:
+            return  # closed; its connection_lost is still to come
         if self._transport.get_protocol() is self:
             self._transport.set_protocol(self._protocol)
+            if self._tls is not None:
+                del self._tls.buffer_updated
 
     def data_received(self, data: bytes) -> None:
         body = self._body
@@ -238,9 +264,14 @@ class _ProtocolWrapper(asyncio.Protocol):
             self._guard.not_written()
             self._refuse(UnaskedAnswerError())
             return
+        self._decrypted += len(data)
+        if self._tls is not None and self._decrypted > self._encrypted:
+            self._refuse(UnaskedAnswerError())
+            return
         self._protocol.data_received(data)
         self._received += len(data)
         if body is None:
+            self.received.append(data)
             complete = self._protocol.should_close  # it has read a head
         else:
             complete = body.is_eof()
@@ -256,7 +287,8 @@ class _ProtocolWrapper(asyncio.Protocol):
         self._protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._guard.not_written()
+        if not self._removed:  # else the phase is that of a later attempt
+            self._guard.not_written()
         self._protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -270,8 +302,30 @@ class _ProtocolWrapper(asyncio.Protocol):
         self._transport.abort()
 
 
-def _has_status_line(response: aiohttp.ClientResponse) -> bool:
-    return any(_STATUS_LINE.search(text) for text in (response.reason or "", *response.headers.values()))
+def _unsent_bytes(transport: asyncio.Transport) -> int:
+    """Return how much of the request waits in this process; over TLS, the transport below has a buffer of its own."""
+    below = getattr(getattr(transport, _TLS_PROTOCOL, None), "_transport", None)
+    return transport.get_write_buffer_size() + (below.get_write_buffer_size() if below is not None else 0)
+
+
+def _record_overhead(tls: ssl.SSLObject) -> int:
+    """Return by how many bytes a TLS record is at least longer than what it holds."""
+    cipher, version, _ = tls.cipher() or ("", "", 0)
+    if version == "TLSv1.3":
+        return _HEADER + _TAG + 1
+    return _HEADER + _TAG + (_NONCE if "GCM" in cipher else 0)
+
+
+def _has_foreign_head(response: aiohttp.ClientResponse, received: Sequence[bytes]) -> bool:
+    """Return True if the head begins with one that arrived earlier, so that a status line ended up within it."""
+    if _STATUS_LINE.search((response.reason or "").encode("utf-8", "surrogateescape")):
+        return True
+    suspects = [(name, value) for name, value in response.raw_headers if _STATUS_LINE.search(value)]
+    if not suspects:
+        return False
+    head = b"".join(received)
+    # A gateway may write a header such as "Status: HTTP/1.1 200 OK" itself; then it arrived in one piece.
+    return not all(re.search(re.escape(name) + rb":[ \t]*" + re.escape(value), head) for name, value in suspects)
 
 
 class GuardedPayload(BytesPayload):
