@@ -62,9 +62,9 @@ class Account:
         )
 
     def same_host_path(self, uri: str) -> str:
-        """Return the path and query of a next page's address exactly as the Space wrote them, without a fragment.
+        """Return the path and query of a next page's address as the Space wrote them, without a fragment.
 
-        Accepted are a path from the host's root, and an address with this Space's own scheme, host and port.
+        A path below the API's root gets this account's prefix. Accepted are a path from the host's root, and an address with this Space's own scheme, host and port.
 
         Raises:
             MalformedResponseError: it leads to another host, or is no such address; the message quotes it.
@@ -81,7 +81,8 @@ class Account:
             path = address[found.end() :]
         if not path.startswith("/") or path.startswith("//"):
             raise self._bad_next_page(uri, "is not a path from the host's root")
-        return path
+        # The Space does not know of the prefix that a proxy in front of it takes away.
+        return self.prefix + path if path.startswith(f"{API_ROOT}/") else path
 
     def _check_same_origin(self, uri: str, scheme: str, netloc: str) -> None:
         if "@" in netloc:

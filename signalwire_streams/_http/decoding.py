@@ -5,6 +5,7 @@ key that nobody knows is kept in ``extra``. Only an id must be there.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import cache, partial
@@ -222,10 +223,16 @@ _BY_STATUS = {
     HTTPStatus.TOO_MANY_REQUESTS: AttemptResult.THROTTLED,
 }
 _BY_CODE = {TOO_MANY_REQUESTS: AttemptResult.THROTTLED, _INTERNAL_ERROR: AttemptResult.SERVER_FAULT}
+# To the end where it has none, so that each byte is looked at once.
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 # A full page has some 3,000 objects and lists. A million of them holds the event loop for seconds.
 _MOST_CONTAINERS = 20_000
 _OTHER_TARGET = {"conference_sid": "call_sid", "call_sid": "conference_sid"}
 _OTHER_HANDLE = {"sid": "name", "name": "sid"}
+_OTHER_STATUS = {
+    True: frozenset({StreamStatus.STOPPED}),
+    False: frozenset({StreamStatus.QUEUED, StreamStatus.IN_PROGRESS}),
+}
 _TEXT_STOPS = frozenset({Operation.STOP, Operation.STOP_BY_NAME})
 _OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
@@ -247,7 +254,7 @@ def read_response(status: int, headers: Mapping[str, str], body: bytes, *, compl
 
 
 def _decode(body: bytes) -> object:
-    if body.count(b"[") + body.count(b"{") > _MOST_CONTAINERS:
+    if _containers(body) > _MOST_CONTAINERS and _containers(_TEXT.sub(b"", body)) > _MOST_CONTAINERS:
         return None
     try:
         return json.loads(body)
@@ -255,11 +262,23 @@ def _decode(body: bytes) -> object:
         return None
 
 
-def contradiction(exchange: Request, reply: Response) -> str:
-    """Say in which key an answer names something else than was asked for, or return an empty string.
+def _containers(body: bytes) -> int:
+    return body.count(b"[") + body.count(b"{")
 
-    Such an answer belongs to another request: the connection delivers answers to the wrong ones. A refusal names
-    nothing, so one that arrives between a request's last byte and its own answer cannot be told from that answer.
+
+def confirms(exchange: Request, reply: Response) -> bool:
+    """Return True if an answer names what was asked for: its target, or the name of its stream."""
+    document = reply.document if isinstance(reply.document, dict) else {}
+    named = exchange.echo.items() - {("account_sid", exchange.echo.get("account_sid"))}
+    return any(document.get(key) is not None and not differs(document, key, asked) for key, asked in named)
+
+
+def contradiction(exchange: Request, reply: Response) -> str:
+    """Describe in which key an answer differs from the request, or return an empty string.
+
+    Such an answer belongs to another request: the connection delivers answers to the wrong ones. An answer that names
+    nothing, such as a refusal, cannot be told from the request's own if it arrives after the request's last byte: a
+    refusal is believed, and a start that is answered so is reported as ambiguous.
 
     Args:
         exchange: what was asked for.
@@ -284,7 +303,10 @@ def _contradicted_key(exchange: Request, entry: Mapping[str, object]) -> str:
         other = _OTHER_TARGET.get(key) if exchange.operation is not Operation.READ else None
         if other is not None and entry.get(key) is None and entry.get(other) is not None:
             return other
-    return ""
+    # The answer to a start that is repeated as that to a stop says that the stream runs, and the other way round.
+    status = _text(entry.get("status"), None)
+    wrong = _OTHER_STATUS[exchange.operation.is_start] if exchange.operation is not Operation.READ else ()
+    return "status" if status is not None and status.casefold() in wrong else ""
 
 
 def _is_meant(exchange: Request, entry: Mapping[str, object], key: str) -> bool:
@@ -294,20 +316,21 @@ def _is_meant(exchange: Request, entry: Mapping[str, object], key: str) -> bool:
 
 
 def classify(exchange: Request, reply: Response) -> AttemptResult:
-    """Tell what an answer means for an exchange.
-
-    Args:
-        exchange: what was asked for.
-        reply: what was answered.
-    """
-    status = reply.status
+    """Return what an answer means for a request."""
+    status, problem = reply.status, reply.problem or Problem()
     if _OK <= status < _REDIRECT:
-        return _success(exchange, reply)
-    problem = reply.problem or Problem()
+        if has_key(reply.document, exchange.required_key):
+            return AttemptResult.DONE
+        if exchange.operation.is_stop and not _may_confirm_stop(reply):
+            return AttemptResult.MALFORMED
+        # Some gateways replace the status of an error by their own.
+        status = problem.status or status
     if status < _OK or status >= _NO_STATUS:
         return AttemptResult.MALFORMED
     if problem.code in _BY_CODE:
         return _BY_CODE[problem.code]
+    if status < _REDIRECT:
+        return AttemptResult.ACCEPTED
     if status in _BY_STATUS:
         return _BY_STATUS[HTTPStatus(status)]
     if status >= _FAULT:
@@ -315,11 +338,11 @@ def classify(exchange: Request, reply: Response) -> AttemptResult:
     return AttemptResult.REDIRECTED if status < _REFUSED else _refusal(exchange.operation, status, problem)
 
 
-def _success(exchange: Request, reply: Response) -> AttemptResult:
-    if has_key(reply.document, exchange.required_key):
-        return AttemptResult.DONE
-    throttled = reply.problem is not None and reply.problem.code == TOO_MANY_REQUESTS
-    return AttemptResult.THROTTLED if throttled else AttemptResult.ACCEPTED
+def _may_confirm_stop(reply: Response) -> bool:
+    """Return False for what is not the API's, such as a proxy's page."""
+    if reply.complete:
+        return isinstance(reply.document, dict) or not reply.body.strip()
+    return reply.body.strip()[:1] in {b"", b"{"} and "html" not in reply.headers.get("Content-Type", "")
 
 
 def _fault(status: int, reply: Response, problem: Problem) -> AttemptResult:

@@ -39,7 +39,7 @@ _HINTS = {
     HTTPStatus.UNAUTHORIZED: "check the project id, the API token and the Space",
     HTTPStatus.FORBIDDEN: "check the token's scopes",
 }
-_FAULT = 500
+_REDIRECT, _FAULT = 300, 500
 _SENT_WORDS: Mapping[Sent, str] = {"no": "nothing was sent", "maybe": "the Space may have received it", "yes": ""}
 _UNREADABLE = {AttemptResult.MALFORMED, AttemptResult.ACCEPTED}
 
@@ -146,14 +146,16 @@ def _unanswered(exchange: Request, outcome: Result) -> StreamsError:
 
 def _refused(exchange: Request, outcome: Result, reply: Response) -> ApiError:
     story = _ErrorMessage(exchange, outcome)
-    kind = _BY_STATUS.get(reply.status, ServerError if reply.status >= _FAULT else ApiError)
     problem = reply.problem or Problem()
+    # Under a 2xx, the body tells what kind of error it is.
+    status = problem.status or reply.status if reply.status < _REDIRECT else reply.status
+    kind = _BY_STATUS.get(status, ServerError if status >= _FAULT else ApiError)
     if reply.status == HTTPStatus.TOO_MANY_REQUESTS or problem.code == TOO_MANY_REQUESTS:
         kind = RateLimitedError
     elif outcome.attempt_result is AttemptResult.SERVER_FAULT:
         kind = ServerError
     secrets = exchange.redact
-    hint = _HINTS.get(HTTPStatus(reply.status), "") if reply.status in _HINTS else ""
+    hint = _HINTS.get(HTTPStatus(status), "") if status in _HINTS else ""
     if outcome.attempt_result is AttemptResult.REDIRECTED:
         hint = "the API does not redirect: check the Space's name or base_url"
     what = _evidence(exchange, outcome) + (f"; {hint}" if hint else "")

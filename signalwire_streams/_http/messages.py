@@ -145,7 +145,7 @@ class Result:
         retry_after: seconds that the Space, or the client's own guard, asks to wait.
         action: what came of the call: FINISH, ALREADY_STARTED, ALREADY_STOPPED, BY_NAME, FAIL or UNKNOWN.
         attempts: how many attempts the call made.
-        ambiguous: whether an attempt before the last may have done it.
+        ambiguous: whether an attempt before the last may have done it, or the answer does not say whose it is.
         sent: whether the Space received the request, over all attempts.
         cause: what code of the borrowed session raised, such as a trace hook.
     """
@@ -173,7 +173,7 @@ class Result:
             retry_after=self.retry_after,
             decision=action,
             attempts=attempts,
-            ambiguous=ambiguous,
+            ambiguous=ambiguous or self.ambiguous,
             sent=sent,
             cause=self.cause,
         )

@@ -22,7 +22,7 @@ from signalwire_streams._http.connection_guard import (
     UnaskedAnswerError,
 )
 from signalwire_streams._http.deadlines import DeadlineTimer, Timeouts
-from signalwire_streams._http.decoding import classify, contradiction, read_response
+from signalwire_streams._http.decoding import classify, confirms, contradiction, read_response
 from signalwire_streams._http.error_bodies import retry_after
 from signalwire_streams._http.messages import Request, Result
 from signalwire_streams._http.session import SessionManager
@@ -129,7 +129,17 @@ class HttpTransport:
             )
         event = classify(exchange, reply)
         wait = retry_after(reply.headers) if event is not AttemptResult.DONE else None
-        return Result(attempt_result=event, phase=Phase.ANSWERED, response=reply, retry_after=wait)
+        return Result(
+            attempt_result=event,
+            phase=Phase.ANSWERED,
+            response=reply,
+            retry_after=wait,
+            # Its sid may be that of another request's stream.
+            ambiguous=transport is not None
+            and event is AttemptResult.DONE
+            and exchange.operation.is_start
+            and not confirms(exchange, reply),
+        )
 
     def _url(self, path: str) -> URL:
         if "?" in path:

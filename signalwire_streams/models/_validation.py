@@ -305,12 +305,12 @@ def mask(value: object) -> object:
 
 def _mask_url(value: object) -> object:
     """Mask an address that has a query, a fragment, a user or a password."""
-    return Secret(value) if isinstance(value, str) and any(mark in value for mark in "?#@") else value
+    return value if isinstance(value, str) and not any(mark in value for mark in "?#@") else mask(value)
 
 
 def _mask_project(value: object) -> object:
     """Mask a Project ID that has something behind a colon, where the token would be."""
-    return Secret(value) if isinstance(value, str) and ":" in value else value
+    return value if isinstance(value, str) and ":" not in value else mask(value)
 
 
 _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {

@@ -648,8 +648,11 @@ async def test_a_large_request_is_written_in_pieces(space: SimulatedSpace, clien
 
 @pytest.mark.parametrize("name", ["200", "202", "404", "408", "500", "503", "garbage", "part of a head"])
 @pytest.mark.parametrize("later", [0, 2], ids=["together", "later"])
-async def test_a_journaled_run_with_one_unasked_answer(name: str, later: int, make: Make, tmp_path: Path) -> None:
-    """Of many starts none gets another's sid, none that is started does not run, none that is rejected runs."""
+@pytest.mark.parametrize("journaled", [False, True], ids=["in memory", "journaled"])
+async def test_run_with_one_unasked_answer_reports_each_start_as_it_is(
+    name: str, later: int, *, journaled: bool, make: Make, tmp_path: Path
+) -> None:
+    """None gets another's sid, none that is started does not run, none that is rejected runs."""
 
     async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
         true = await as_documented(space, connection, request)
@@ -664,7 +667,8 @@ async def test_a_journaled_run_with_one_unasked_answer(name: str, later: int, ma
     async with raw_space(answer) as raw:
         client = make(raw)
         requests = [StartConferenceStream(conference_sid=target, url=URL) for target in targets]
-        run = client.start_streams(requests, concurrency=8, journal=tmp_path / "run.db")
+        journal = tmp_path / "run.db" if journaled else None
+        run = client.start_streams(requests, concurrency=8, journal=journal)
         outcomes = [outcome async for outcome in run]
 
         for outcome in outcomes:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams._http.account import Account, find_account
+from signalwire_streams._http.account import API_ROOT, Account, find_account
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
 
 TOKEN = "PThush-hush"
@@ -266,6 +266,20 @@ NOT_FOLLOWED = {
     "\\\\example.org": "holds a backslash",
     "/\\example.org": "holds a backslash",
 }
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        (f"{API_ROOT}/Accounts/p/Calls?Page=1", f"/gate/signalwire{API_ROOT}/Accounts/p/Calls?Page=1"),
+        (f"https://example.org{API_ROOT}/Accounts/p/Calls", f"/gate/signalwire{API_ROOT}/Accounts/p/Calls"),
+        (f"/gate/signalwire{API_ROOT}/Accounts/p/Calls", f"/gate/signalwire{API_ROOT}/Accounts/p/Calls"),
+        ("/elsewhere?Page=1", "/elsewhere?Page=1"),
+    ],
+)
+def test_next_page_behind_a_prefix_gets_the_prefix(uri: str, path: str) -> None:
+    """A Space does not know of the path under which a proxy offers it."""
+    assert account(base_url="https://example.org/gate/signalwire/").same_host_path(uri) == path
 
 
 @pytest.mark.parametrize(("uri", "words"), NOT_FOLLOWED.items(), ids=NOT_FOLLOWED)

@@ -26,11 +26,12 @@ SHAPES: dict[str, tuple[object, Problem]] = {
             code=20003,
             more_info="https://signalwire.com/docs/compatibility-api/reference/errors",
             is_api=True,
+            status=401,
         ),
     ),
     "errors as sentences": (
         {"errors": ["Validation error message", "Url is invalid"]},
-        Problem(sentences=("Validation error message", "Url is invalid")),
+        Problem(sentences=("Validation error message", "Url is invalid"), status=422),
     ),
     "errors as objects": (
         {"errors": [{"code": "20404", "message": "not here"}, {"code": 7, "message": "nor there"}]},
@@ -55,7 +56,7 @@ SHAPES: dict[str, tuple[object, Problem]] = {
     ),
     "both shapes at once": (
         {"code": 1, "message": "first", "errors": ["second", {"code": 2, "message": "third"}]},
-        Problem(sentences=("first", "second", "third"), code=1),
+        Problem(sentences=("first", "second", "third"), code=1, status=422),
     ),
     "code alone": ({"code": 20429}, Problem(code=20429)),
     "code as text": ({"code": "20429", "message": "m"}, Problem(sentences=("m",), code=20429)),
@@ -64,6 +65,14 @@ SHAPES: dict[str, tuple[object, Problem]] = {
         Problem(sentences=("a", "b"), code=3),
     ),
     "blank sentences": ({"message": " ", "errors": ["", {"code": 1}, {}]}, Problem(code=1)),
+    "an error's page without its status": (
+        {"code": 20404, "message": "m", "more_info": None},
+        Problem(sentences=("m",), code=20404, is_api=True, status=400),
+    ),
+    "a status that is no error's": (
+        {"code": 20404, "message": "m", "status": 200},
+        Problem(sentences=("m",), code=20404, is_api=True, status=400),
+    ),
     "code of another type": ({"code": True}, Problem()),
     "code that is no number": ({"code": "-1"}, Problem()),
     "code in other digits": ({"code": "٢٠"}, Problem()),
@@ -104,6 +113,23 @@ def test_each_shape_of_an_error_body(document: object, problem: Problem) -> None
         ("Name is too long", False),
         ("Nickname already taken", False),
         ("Parameter name must be unique", False),
+        ("Parameter2.Name must be unique", False),
+        ("Parameter 3 name already used", False),
+        ("Parameter 3: name is taken", False),
+        ("Parameters[1][name] is taken", False),
+        ("Friendly name of the conference must be unique", False),
+        ("The name of the project is taken", False),
+        ("Project name is already suspended", False),
+        ("The name is already suspended", False),
+        ("Url host name is already blocked", False),
+        ("Codec name is not in use", False),
+        ("The name is not in use", False),
+        ("User name already exists", False),
+        ("The name of the stream must be unique", True),
+        ("stream_name is already in use", True),
+        ("Stream's name already used", True),
+        ('Invalid stream: "Name" is not unique', True),
+        ("'name' has already been taken", True),
         ("Url is invalid", False),
         ("The conference is already completed", False),
     ],
@@ -215,7 +241,7 @@ def test_a_secret_that_no_encoding_can_carry_is_blotted_out() -> None:
 
 
 def test_secrets_that_a_text_does_not_hold_are_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a secret that is longer than the text, nothing is encoded; of others, only the beginning."""
+    """Only a secret whose first letters stand in the text is encoded, as far as it could be shown."""
     encoded: list[str] = []
     spellings = problems._spellings
 
@@ -227,9 +253,39 @@ def test_secrets_that_a_text_does_not_hold_are_not_encoded(monkeypatch: pytest.M
     secrets = [f"{number:05}" + "v" * size for number in range(90) for size in (1000, 100_000)]
 
     assert redact("x" * 2000, secrets) == "x" * 299 + "…"
-    assert len(encoded) == 90
-    assert max(map(len, encoded)) < 20
+    assert encoded == []
     assert redact(f"bad {secrets[6].upper()}!", secrets) == "bad ***!"
+    assert len(encoded) == 2
+    assert max(map(len, encoded)) < 3000
+
+
+@pytest.mark.parametrize(
+    ("secret", "text", "shown"),
+    [
+        ("hush-hush\n", "'hush-hush' is bad", "'***' is bad"),
+        ("  hush-hush  ", "'hush-hush' is bad", "'***' is bad"),
+        ("hush\nvery", "'hush\r\nvery' is bad", "'***' is bad"),
+        ("hush  very", "'hush very' is bad", "'***' is bad"),
+        ("hush very", "'hush\n   very' is bad", "'***' is bad"),
+        ("hush-very", "'hush - very' is bad", "'***' is bad"),
+        ("hush\u200bvery", "'hushvery' is bad", "'***' is bad"),
+        ("hushe\u0301very", "'hush\xe9very' is bad", "'***' is bad"),
+        ("hush\xe9very", "'hushe\u0301very' is bad", "'***' is bad"),
+        ("hush & very\n", "hush+%26+very is bad", "*** is bad"),
+        ("hush &\nvery", "hush+%26%0D%0Avery is bad", "*** is bad"),
+        ("hush &\nvery", "hush &amp;\r\nvery is bad", "*** is bad"),
+        ('hush\n"very', 'hush\\n\\"very is bad', "*** is bad"),
+        ("hush-hush-very-long", "'hush-hush...' is too long", "'***...' is too long"),
+        ("hush-hush-very-long", "'hush-hus' is too long", "'***' is too long"),
+        ("hush-hush-very-long", "'hush-hu' is too long", "'hush-hu' is too long"),
+        ("hush-hush-very-very-long", "hush-hush-very-veryX is cut", "***X is cut"),
+        ("https://a.example", "see https://b.example", "see https://b.example"),
+        ("customer-7", "customers are many", "customers are many"),
+    ],
+)
+def test_secret_is_found_however_its_white_space_or_end_changed(secret: str, text: str, shown: str) -> None:
+    """A Space may trim a value, break it into lines, compose its accents, or show its beginning only."""
+    assert redact(text, (secret,)) == shown
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,12 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     ),
     "named, and the last attempt never left": (
         unanswered(
-            start(), AttemptResult.BREAKER_OPEN, sent="maybe", decision=RetryDecision.UNKNOWN, attempts=2, retry_after=5.0
+            start(),
+            AttemptResult.BREAKER_OPEN,
+            sent="maybe",
+            decision=RetryDecision.UNKNOWN,
+            attempts=2,
+            retry_after=5.0,
         ),
         (
             "start a stream on conference conf: the stream may or may not be running"

@@ -84,8 +84,62 @@ API_ERROR = {"code": 20001, "message": "Unknown error", "more_info": "https://si
     ],
 )
 def test_each_status(status: int, document: object, event: AttemptResult) -> None:
-    """What a status means does not depend on who asks, where no name and no stop is concerned."""
-    assert {classify(asking(kind), reply(status, document)) for kind in Operation} == {event}
+    """What a status means does not depend on the request, where no name and no stop is concerned."""
+    kinds = [kind for kind in Operation if not (kind.is_stop and status == 200 and isinstance(document, list | str))]
+    assert {classify(asking(kind), reply(status, document)) for kind in kinds} == {event}
+
+
+STOPS = [kind for kind in Operation if kind.is_stop]
+
+
+@pytest.mark.parametrize("kind", STOPS)
+@pytest.mark.parametrize("body", [b"<html>log in</html>", b"OK", b"{", b"[]", b'"stopped"', b"\xff", b"null"])
+def test_body_that_is_no_json_object_confirms_no_stop(kind: Operation, body: bytes) -> None:
+    """A proxy's page under a 200 says nothing of the stream, complete or not."""
+    assert classify(asking(kind), reply(200, body=body)) is AttemptResult.MALFORMED
+    for headers, content in (({}, b"<html>"), ({"Content-Type": "text/html"}, b"")):
+        broken = read_response(200, CIMultiDict(headers), content, complete=False)
+        assert classify(asking(kind), broken) is AttemptResult.MALFORMED
+
+
+@pytest.mark.parametrize("kind", STOPS)
+def test_lost_body_of_a_2xx_confirms_a_stop(kind: Operation) -> None:
+    """An answer without a body, or the beginning of an object, is the API's."""
+    for status, body in ((204, b""), (200, b" \r\n"), (200, b"{}")):
+        assert classify(asking(kind), reply(status, body=body)) is AttemptResult.ACCEPTED
+    for content in (b"", b' {"si'):
+        broken = read_response(200, CIMultiDict(), content, complete=False)
+        assert classify(asking(kind), broken) is AttemptResult.ACCEPTED
+
+
+@pytest.mark.parametrize("kind", Operation)
+@pytest.mark.parametrize(
+    ("document", "event"),
+    [
+        ({"code": 20404, "message": "x", "status": 403}, AttemptResult.FORBIDDEN),
+        ({"code": 20001, "message": "x", "status": 400}, AttemptResult.REJECTED),
+        ({"code": 20001, "message": "x", "more_info": ""}, AttemptResult.REJECTED),
+        ({"code": 20001, "message": "x", "status": 200}, AttemptResult.REJECTED),
+        ({"code": 20001, "message": "x", "status": 500}, AttemptResult.SERVER_FAULT),
+        ({"code": 20001, "message": "x", "status": 503}, AttemptResult.UNAVAILABLE),
+        ({"code": 20504, "message": "x", "status": 504}, AttemptResult.SERVER_FAULT),
+        ({"errors": ["Url is invalid"]}, AttemptResult.REJECTED),
+        ({"errors": []}, AttemptResult.ACCEPTED),
+        ({"sid": "x", "errors": ["Url is invalid"]}, AttemptResult.DONE),
+    ],
+)
+def test_the_apis_own_error_under_a_2xx_is_no_success(kind: Operation, document: object, event: AttemptResult) -> None:
+    """A gateway may replace the status; the body tells what the Space said."""
+    for status in (200, 202):
+        assert classify(asking(kind), reply(status, document)) is event
+
+
+def test_page_with_brackets_in_its_texts_is_read() -> None:
+    """Only objects and lists are counted, not the letters of texts, whatever these hold."""
+    page = {"calls": [{"sid": f"c{number}", "to": '["{' * 15 + "\\"} for number in range(1000)]}
+    assert reply(200, page).document == page
+    for body in (b'"' + b"[" * 30_000, b'{"a": "' + b'\\"[' * 30_000, b"[" * 30_000 + b'""', b'["]"]' * 9000):
+        assert reply(200, body=body).document is None
 
 
 @pytest.mark.parametrize("status", [300, 400, 401, 404, 422, 429, 500, 503])
@@ -157,6 +211,14 @@ def test_only_a_start_can_have_a_duplicate_name(kind: Operation) -> None:
         (409, {"errors": ["The call has already ended"]}, AttemptResult.TARGET_ENDED),
         (409, {"errors": ["The call's stream has already ended"]}, AttemptResult.ALREADY_STOPPED),
         (400, {"code": 21220, "message": "The stream can't be stopped yet"}, AttemptResult.REJECTED),
+        (400, {"code": 21220, "message": "Unable to stop: invalid state, try again later"}, AttemptResult.REJECTED),
+        (400, {"code": 21220, "message": "Conference is initializing"}, AttemptResult.REJECTED),
+        (400, {"errors": ["Stream is not in progress yet"]}, AttemptResult.REJECTED),
+        (400, {"errors": ["Stream is not running", "Try again in a moment"]}, AttemptResult.REJECTED),
+        (400, {"message": "The worker is not running, try again later"}, AttemptResult.REJECTED),
+        (400, {"message": "The worker is not running"}, AttemptResult.REJECTED),
+        (400, {"message": "not running"}, AttemptResult.ALREADY_STOPPED),
+        (400, {"message": "It is not in progress"}, AttemptResult.ALREADY_STOPPED),
         (422, {"errors": ["Status is invalid"]}, AttemptResult.REJECTED),
     ],
 )
@@ -286,4 +348,5 @@ def test_no_bytes_are_too_odd(
     event = classify(asking(kind, expects), read)
     assert isinstance(event, AttemptResult)
     assert (event is AttemptResult.DONE) <= (200 <= status < 300)
-    assert (event is AttemptResult.MALFORMED) is (status not in range(200, 600))
+    unread_stop = kind.is_stop and status in range(200, 300)
+    assert (event is AttemptResult.MALFORMED) <= (status not in range(200, 600) or unread_stop)
