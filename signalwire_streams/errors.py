@@ -191,7 +191,7 @@ class ServerError(ApiError):
 
 
 @define(eq=False, slots=False, str=False)
-class StreamOutcomeUnknownError(StreamsError):  # noqa: N818  (it names a state of the world, not a fault)
+class StreamOutcomeUnknownError(StreamsError):
     """A start was sent, and whether the stream runs can't be told.
 
     The API has no way to look a stream up, so the client says what it knows instead of guessing. What can be done:

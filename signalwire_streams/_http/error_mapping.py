@@ -117,7 +117,8 @@ def _evidence(exchange: Request, outcome: Result) -> str:
     reply = outcome.response
     detail = redact(outcome.detail, exchange.redact)
     if reply is None:
-        return f"{outcome.attempt_result}: {detail}" if detail else str(outcome.attempt_result)
+        happened = outcome.attempt_result.description
+        return f"{happened}: {detail}" if detail else happened
     problem = reply.problem or Problem()
     said = redact("; ".join(problem.sentences), exchange.redact)
     code = f" [code {problem.code}]" if problem.code is not None else ""
@@ -138,7 +139,7 @@ def _unanswered(exchange: Request, outcome: Result) -> StreamsError:
     evidence = _evidence(exchange, outcome)
     if outcome.attempt_result in _UNREADABLE:
         status = outcome.response.status if outcome.response is not None else None
-        what = evidence if outcome.response is None else f"{outcome.attempt_result}: {evidence}"
+        what = evidence if outcome.response is None else f"{outcome.attempt_result.description}: {evidence}"
         return _attach(MalformedResponseError(story.line(what), status=status), story)
     kind = CircuitOpenError if outcome.attempt_result is AttemptResult.BREAKER_OPEN else TransportError
     return _attach(kind(story.line(evidence), phase=outcome.phase), story)

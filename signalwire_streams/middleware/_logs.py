@@ -35,7 +35,7 @@ def log_retry(exchange: Request, outcome: Result, number: int, action: RetryDeci
         _call(exchange),
         number,
         _what_happened(exchange, outcome),
-        action.value,
+        action.description,
         wait,
     )
 
@@ -108,7 +108,7 @@ def _call(exchange: Request) -> str:
 
 
 def _what_happened(exchange: Request, outcome: Result) -> str:
-    reply, event = outcome.response, outcome.attempt_result.value
+    reply, event = outcome.response, outcome.attempt_result.description
     if reply is None:
         detail = redact(outcome.detail, exchange.redact)
         return f"{event} ({detail})" if detail else event

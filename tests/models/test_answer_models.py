@@ -1,5 +1,6 @@
 """The models of answers: what they need, what they leave open, and their dates."""
 
+import pickle
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,7 @@ from signalwire_streams.models import (
     Operation,
     Page,
     Participant,
+    Priority,
     RetryDecision,
 )
 
@@ -103,8 +105,8 @@ def test_a_page_holds_items_and_its_neighbours() -> None:
     assert (page.page, page.page_size) == (None, None)
 
 
-def test_an_attempt_reads_well() -> None:
-    """What the telemetry hook hears of an attempt is told in words."""
+def test_attempt_has_words_for_machines_and_sentences_for_people() -> None:
+    """The values of its enums are stable keys, and each has a description beside it."""
     attempt = Attempt(
         operation=Operation.CONFERENCE_START,
         target="c",
@@ -120,6 +122,13 @@ def test_an_attempt_reads_well() -> None:
         decision=RetryDecision.RESEND,
         next_delay=0.1,
     )
-    assert f"{attempt.operation}: {attempt.result}, {attempt.decision}" == (
-        "named start on a conference: no answer came, send again under the same name"
+    assert f"{attempt.operation}: {attempt.result}, {attempt.decision}" == "conference_start: no_response, resend"
+    assert (attempt.operation.description, attempt.result.description, attempt.decision.description) == (
+        "named start on a conference",
+        "no answer came",
+        "send again under the same name",
     )
+    for word in (*Operation, *AttemptResult, *RetryDecision, *Priority):
+        assert word.value == word.name.lower()
+        assert word.description.isprintable()
+        assert pickle.loads(pickle.dumps(word)) is type(word)(word.value) is word  # noqa: S301
