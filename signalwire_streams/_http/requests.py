@@ -4,34 +4,21 @@ Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams an
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from email.utils import format_datetime
 from functools import lru_cache
 from secrets import token_hex
-from typing import Any
 from urllib.parse import quote_plus
 
 from attrs import evolve, fields
-from cattrs import Converter
-from cattrs.gen import make_dict_unstructure_fn, override
 
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.messages import CallContext, CallState, Request
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import GENERATED_NAME, Operation, StartCallStream, StartConferenceStream
-from signalwire_streams.models._validation import check_count, check_deadline, needs_no_escaping, secrets_in
-
-_FIELDS = {
-    "url": "Url",
-    "name": "Name",
-    "track": "Track",
-    "codec": "StreamCodec",
-    "realtime": "StreamRealTime",
-    "status_callback": "StatusCallback",
-    "status_callback_method": "StatusCallbackMethod",
-    "authorization_bearer_token": "AuthorizationBearerToken",
-}
+from signalwire_streams.models._requests import WIRE_NAME
+from signalwire_streams.models._validation import check_count, check_deadline, needs_no_escaping
 
 # How the encoding of half a surrogate pair begins; no valid text encodes so.
 _SURROGATE = re.compile("%ED%[AB]")
@@ -40,24 +27,10 @@ STOP = b"Status=stopped"
 """Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams ("Only 'stopped' is allowed")"""
 
 
-def _form_hooks() -> Mapping[type, Callable[[Any], dict[str, str]]]:
-    converter = Converter()
-    # A boolean in a form body is inferred to be spelled as JSON spells it; the documentation does not say.
-    converter.register_unstructure_hook(bool, lambda flag: "true" if flag else "false")
-    hooks: dict[type, Callable[[Any], dict[str, str]]] = {}
-    for request in (StartConferenceStream, StartCallStream):
-        renames = {
-            attribute.name: override(rename=_FIELDS[attribute.name], omit_if_default=True)
-            if attribute.name in _FIELDS
-            else override(omit=True)
-            for attribute in fields(request)
-        }
-        hooks[request] = make_dict_unstructure_fn(request, converter, **renames)  # type: ignore[arg-type]
-    return hooks
-
-
-# Called by hand: looking a hook up takes the converter longer than the hook takes.
-_UNSTRUCTURE = _form_hooks()
+_FORM_FIELDS = {
+    model: [(each.name, each.metadata[WIRE_NAME]) for each in fields(model) if WIRE_NAME in each.metadata]
+    for model in (StartConferenceStream, StartCallStream)
+}
 
 
 def start_form(request: StartConferenceStream | StartCallStream) -> bytes:
@@ -66,10 +39,15 @@ def start_form(request: StartConferenceStream | StartCallStream) -> bytes:
     Raises:
         InvalidRequestError: a text holds half a surrogate pair, which no encoding can carry.
     """
-    form = _UNSTRUCTURE[type(request)](request)
-    for number, (name, value) in enumerate(request.parameters.items(), start=1):
-        form[f"Parameter{number}.Name"] = name
-        form[f"Parameter{number}.Value"] = value
+    form: dict[str, str] = {}
+    for name, wire_name in _FORM_FIELDS[type(request)]:
+        value = getattr(request, name)
+        if isinstance(value, Mapping):
+            for number, (key, text) in enumerate(value.items(), start=1):
+                form[f"{wire_name}{number}.Name"] = key
+                form[f"{wire_name}{number}.Value"] = text
+        elif value is not None:
+            form[wire_name] = _text(value)
     url = f"Url={_quoted_address(form.pop('Url'))}"
     return (f"{url}&{_encode(form)}" if form else url).encode("ascii")
 
@@ -99,14 +77,13 @@ def query(filters: Mapping[str, object]) -> str:
     Returns:
         The query with its question mark, or nothing.
     """
-    written = {_quoted(name): _filter_text(value) for name, value in filters.items() if value is not None}
+    written = {_quoted(name): _text(value) for name, value in filters.items() if value is not None}
     return "?" + _encode(written) if written else ""
 
 
-def _filter_text(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
+def _text(value: object) -> str:
+    # A boolean in a form body is inferred to be spelled as JSON spells it; the documentation does not say.
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def day(value: date | str | None, what: str) -> str | None:
@@ -186,20 +163,9 @@ def start(account: Account, request: Start, *, deadline: float | None, errand: C
         priority=errand.priority,
         deadline=check_deadline(deadline),
         echo=echo,
-        redact=_secrets(account, request),
+        redact=account.secrets + request.secrets,
         state=errand.state,
     )
-
-
-def _secrets(account: Account, request: Start) -> tuple[str, ...]:
-    secrets = account.secrets
-    if request.parameters:
-        secrets += tuple(request.parameters.values())
-    if request.status_callback is not None:
-        secrets += secrets_in(request.status_callback)
-    if request.authorization_bearer_token is not None:
-        secrets += (request.authorization_bearer_token,)
-    return secrets
 
 
 def stop_kind(handle: str) -> Operation:

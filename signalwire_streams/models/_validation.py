@@ -85,17 +85,17 @@ def check_path_segment(value: object, what: str) -> str:
     return value
 
 
-def check_stream_url(value: object) -> str:
-    """Check ``Url``: wss only and without a query string, as the API demands.
+def validate_stream_url(_: object, __: "Attribute[Any]", value: object) -> None:
+    """Check ``Url``: wss only and without a query string.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/streams ("The only supported protocol is wss")
     """
-    return _check_stream_url(_text(value, "url", "the wss:// address of your WebSocket server"))
+    _check_stream_url(_text(value, "url", "the wss:// address of your WebSocket server"))
 
 
-# One address serves thousands of starts, and what is accepted holds no secret.
+# One URL serves thousands of starts, and what is accepted holds no secret.
 @lru_cache(maxsize=256)
-def _check_stream_url(url: str) -> str:
+def _check_stream_url(url: str) -> None:
     shown = redact_url(url)
     if any(character.isspace() or not character.isprintable() for character in url):
         raise InvalidRequestError(f"url {shown!r} holds blanks or control characters: percent-encode them")
@@ -108,7 +108,7 @@ def _check_stream_url(url: str) -> str:
     if url.startswith("//"):
         raise InvalidRequestError(f"url has no scheme: write 'wss://{shown.lstrip('/') or 'host/path'}'")
     if url.startswith("/"):  # "Absolute or relative URL" says the API; what it is relative to, it does not
-        return url
+        return
     scheme = _scheme_of(url)
     if scheme is None:
         bare = re.sub(r"^(https?|wss?):|^[A-Za-z]+:(?=/)", "", shown, flags=re.IGNORECASE).lstrip("/") or "host/path"
@@ -116,7 +116,7 @@ def _check_stream_url(url: str) -> str:
     if scheme.lower() != "wss":
         bare = shown.partition("://")[2]
         raise InvalidRequestError(f"url starts with {scheme}://, and SignalWire takes wss only: write 'wss://{bare}'")
-    return _check_host(url, shown)
+    _check_host(url, shown)
 
 
 def _scheme_of(url: str) -> str | None:
@@ -124,14 +124,13 @@ def _scheme_of(url: str) -> str | None:
     return scheme if separator and _SCHEME.fullmatch(scheme) else None
 
 
-def _check_host(url: str, shown: str) -> str:
+def _check_host(url: str, shown: str) -> None:
     if "@" in url.partition("://")[2].partition("/")[0]:
         raise InvalidRequestError(
             f"url {shown!r} carries a user and password: pass authorization_bearer_token=... instead"
         )
     if not _has_host(url):
-        raise InvalidRequestError("url has no host, or no port that can be: write it as 'wss://host:443/path'")
-    return url
+        raise InvalidRequestError("url has no host, or an invalid port: write it as 'wss://host:443/path'")
 
 
 def _has_host(url: str) -> bool:
@@ -142,18 +141,17 @@ def _has_host(url: str) -> bool:
         return False
 
 
-def check_callback_url(value: object) -> str:
+def validate_callback_url(_: object, __: "Attribute[Any]", value: object) -> None:
     """Check ``StatusCallback``: an absolute http or https URL."""
-    url = _text(value, "status_callback", "the https:// address that should hear of the stream")
+    url = _text(value, "status_callback", "the https:// address that receives status callbacks")
     good = url.lower().startswith(("http://", "https://")) and _has_host(url) and url.isprintable()
     if not good or " " in url:
         raise InvalidRequestError(
             f"status_callback {redact_url(url)!r} is no http(s) address: write it as 'https://host/path'"
         )
-    return url
 
 
-def check_parameters(value: object) -> Mapping[str, str]:
+def check_parameters(value: Mapping[str, str]) -> Mapping[str, str]:
     """Check the custom parameters: at most 99, names not empty, names and values of type str."""
     if not isinstance(value, Mapping):
         raise InvalidRequestError(f"parameters must be a mapping of names to values, not {kind_of(value)}")
@@ -177,14 +175,13 @@ def _is_encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def check_bearer_token(value: object) -> str:
+def validate_bearer_token(_: object, __: "Attribute[Any]", value: object) -> None:
     """Check the bearer token: it becomes a header of the WebSocket upgrade, so visible ASCII only."""
     token = _text(value, "authorization_bearer_token", "the token that your WebSocket server expects")
     if not all("!" <= character <= "~" for character in token):
         raise InvalidRequestError(
             "authorization_bearer_token holds blanks or is not ASCII: write the bare token, without 'Bearer'"
         )
-    return token
 
 
 def check_flag(value: object, what: str) -> bool:
@@ -224,7 +221,7 @@ def check_word(value: object, vocabulary: type[_WORD], what: str) -> _WORD:
     raise InvalidRequestError(f"{what} {value!r} is unknown: write one of {choices}")
 
 
-def check_codec(value: object) -> Codec | str:
+def check_codec(value: Codec | str) -> Codec | str:
     """Check a codec: one of the names, with a sample rate and a packet time where they are wanted.
 
     Returns:
@@ -353,6 +350,10 @@ def validate_count(_: object, attribute: "Attribute[Any]", value: object) -> Non
 
 def validate_seconds(_: object, attribute: "Attribute[Any]", value: object) -> None:
     check_seconds(value, attribute.name)
+
+
+def validate_path_segment(_: object, attribute: "Attribute[Any]", value: object) -> None:
+    check_path_segment(value, attribute.name)
 
 
 def validate_flag(_: object, attribute: "Attribute[Any]", value: object) -> None:

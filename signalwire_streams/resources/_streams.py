@@ -85,7 +85,7 @@ class Streams(Generic[_Stream]):
                 )
             errand.state.may_have_succeeded = True
         if request.name is None and not request.unnamed:
-            request = evolve(request, name=requests.generate_name())
+            request = request.with_name(requests.generate_name())
         exchange = requests.start(self.account, request, deadline=deadline, errand=errand)
         try:
             outcome = await send_or_raise(self.dispatcher, exchange)
