@@ -190,7 +190,7 @@ async def test_closing_cuts_calls_that_do_not_end(
     space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that outlasts the drain is cut, and a start among them is honestly unknown."""
-    monkeypatch.setattr("signalwire_streams._http.session._DRAIN", 0.01)
+    monkeypatch.setattr("signalwire_streams._http.session._SHUTDOWN_TIMEOUT", 0.01)
     space.faults.add("hang", executed=True)
     client = client_for(space)
     start = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
@@ -245,7 +245,7 @@ async def test_a_waiting_call_is_cut_when_the_client_closes(
     space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that still waits for its turn when the drain ends is cut, and nothing of it is ever sent."""
-    monkeypatch.setattr("signalwire_streams._http.session._DRAIN", 0.01)
+    monkeypatch.setattr("signalwire_streams._http.session._SHUTDOWN_TIMEOUT", 0.01)
 
     class Never(LocalRateLimiter):
         async def acquire(self, lane: Priority, patience: float) -> float:
