@@ -36,6 +36,30 @@ from typing import Any, Literal, TypeAlias
 
 from attrs import define
 
+__all__ = [
+    "ApiError",
+    "AuthenticationError",
+    "BadRequestError",
+    "CircuitOpenError",
+    "ClientStateError",
+    "FleetError",
+    "InvalidRequestError",
+    "JournalError",
+    "MalformedFrameError",
+    "MalformedResponseError",
+    "NotFoundError",
+    "OpenError",
+    "PermissionDeniedError",
+    "Phase",
+    "RateLimitedError",
+    "RunCancelledError",
+    "ServerError",
+    "StreamOutcomeUnknownError",
+    "StreamsError",
+    "TransportError",
+    "UnprocessableError",
+]
+
 StartAgain: TypeAlias = Callable[[float | None], Awaitable[Any]]
 _START_AGAIN = "_start_again"
 

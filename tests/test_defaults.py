@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from attrs import evolve, fields_dict
+from attrs import evolve
 
 from signalwire_streams import (
     BulkStatus,
@@ -33,12 +33,8 @@ URL = "wss://rx.example.com/audio"
 WEEK = 7 * 24 * 3600.0
 
 
-def argument(function: Callable[..., Any], name: str) -> object:
+def default_of(function: Callable[..., Any], name: str) -> object:
     return signature(function).parameters[name].default
-
-
-def attribute(kind: type[Any], name: str) -> object:
-    return fields_dict(kind)[name].default
 
 
 @pytest.mark.parametrize(
@@ -51,8 +47,10 @@ def attribute(kind: type[Any], name: str) -> object:
         pytest.param(RetryPolicy().resend_window, 30.0, id="seconds in which it is sent again"),
         pytest.param(RetryPolicy().resend_call_starts, False, id="max_resends of a start on a call"),
         pytest.param(RetryPolicy().deadline, 45.0, id="seconds of a whole call"),
-        pytest.param(RetryPolicy().wait_transient, (0.2, 5.0), id="backoff after a fault"),
-        pytest.param(RetryPolicy().wait_throttled, (1.0, 20.0), id="backoff after a 429"),
+        pytest.param(RetryPolicy().wait_initial, 0.2, id="first wait after a failure"),
+        pytest.param(RetryPolicy().wait_max, 5.0, id="longest wait after a failure"),
+        pytest.param(RetryPolicy().throttle_wait_initial, 1.0, id="first wait after a 429"),
+        pytest.param(RetryPolicy().throttle_wait_max, 20.0, id="longest wait after a 429"),
         pytest.param(RetryPolicy().max_retry_after, 60.0, id="longest Retry-After"),
         pytest.param(Timeouts().connect, 5.0, id="seconds to connect"),
         pytest.param(Timeouts().read, 15.0, id="seconds between two reads"),
@@ -65,23 +63,23 @@ def attribute(kind: type[Any], name: str) -> object:
         pytest.param(CircuitBreakerPolicy().failure_rate, 0.5, id="share of failures that opens it"),
         pytest.param(CircuitBreakerPolicy().window, 30.0, id="seconds that an outcome counts"),
         pytest.param(CircuitBreakerPolicy().open_duration, 5.0, id="seconds that the breaker is open"),
-        pytest.param(argument(StreamsClient, "connections"), 256, id="connections"),
-        pytest.param(argument(MediaReceiver, "backlog"), 500, id="media events that wait"),
-        pytest.param(argument(MediaReceiver, "start_timeout"), 10.0, id="seconds until the start event"),
-        pytest.param(argument(MediaReceiver, "frame_limit"), 65_536, id="bytes of a message"),
-        pytest.param(argument(MediaReceiver, "heartbeat"), 30.0, id="seconds of silence before a ping"),
-        pytest.param(attribute(CallbackReceiver, "pending"), 1_000, id="callbacks that wait"),
-        pytest.param(attribute(CallbackReceiver, "memory"), 10_000, id="callbacks that are remembered"),
-        pytest.param(attribute(CallbackReceiver, "drain"), 5.0, id="seconds to drain callbacks"),
-        pytest.param(attribute(CallbackReceiver, "body_limit"), 65_536, id="bytes of a callback"),
-        pytest.param(attribute(CallbackReceiver, "body_timeout"), 5.0, id="seconds of a callback's body"),
-        pytest.param(attribute(Fleet, "keep"), WEEK, id="seconds that Redis keeps a run"),
-        pytest.param(attribute(FleetWorker, "lease"), 15.0, id="seconds of a lease"),
-        pytest.param(argument(run_worker, "lease"), 15.0, id="seconds of a lease, as a process"),
-        pytest.param(attribute(FleetWorker, "drain"), 25.0, id="seconds to drain a worker"),
-        pytest.param(argument(run_worker, "drain"), 25.0, id="seconds to drain a worker, as a process"),
-        pytest.param(attribute(FleetWorker, "concurrency"), 200, id="concurrent starts of a worker"),
-        pytest.param(argument(run_worker, "concurrency"), 200, id="concurrent starts of a worker, as a process"),
+        pytest.param(default_of(StreamsClient, "connections"), 256, id="connections"),
+        pytest.param(default_of(MediaReceiver, "max_queue"), 500, id="media events that wait"),
+        pytest.param(default_of(MediaReceiver, "start_timeout"), 10.0, id="seconds until the start event"),
+        pytest.param(default_of(MediaReceiver, "frame_limit"), 65_536, id="bytes of a message"),
+        pytest.param(default_of(MediaReceiver, "heartbeat"), 30.0, id="seconds of silence before a ping"),
+        pytest.param(default_of(CallbackReceiver, "max_pending"), 1_000, id="callbacks that wait"),
+        pytest.param(default_of(CallbackReceiver, "dedup_size"), 10_000, id="callbacks that are remembered"),
+        pytest.param(default_of(CallbackReceiver, "shutdown_timeout"), 5.0, id="seconds to drain callbacks"),
+        pytest.param(default_of(CallbackReceiver, "body_limit"), 65_536, id="bytes of a callback"),
+        pytest.param(default_of(CallbackReceiver, "body_timeout"), 5.0, id="seconds of a callback's body"),
+        pytest.param(default_of(Fleet, "retention"), WEEK, id="seconds that Redis keeps a run"),
+        pytest.param(default_of(FleetWorker, "lease_seconds"), 15.0, id="seconds of a lease"),
+        pytest.param(default_of(run_worker, "lease_seconds"), 15.0, id="seconds of a lease, as a process"),
+        pytest.param(default_of(FleetWorker, "shutdown_timeout"), 25.0, id="seconds to drain a worker"),
+        pytest.param(default_of(run_worker, "shutdown_timeout"), 25.0, id="seconds to drain a worker, as a process"),
+        pytest.param(default_of(FleetWorker, "concurrency"), 200, id="concurrent starts of a worker"),
+        pytest.param(default_of(run_worker, "concurrency"), 200, id="concurrent starts of a worker, as a process"),
     ],
 )
 def test_documented_default(default: object, expected: object) -> None:
@@ -192,17 +190,17 @@ class Closed:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
-    async def acquire(self, lane: Priority, patience: float) -> float:
-        await self.clock.sleep(patience)
+    async def acquire(self, priority: Priority, timeout: float) -> float:
+        await self.clock.sleep(timeout)
         return 1.0
 
-    async def wait_until_allowed(self, patience: float) -> float:
+    async def wait_until_allowed(self, timeout: float) -> float:
         return 0.0
 
-    def throttled(self, sent_at: float, retry_after: float | None) -> None:
+    def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
         raise NotImplementedError
 
-    def served(self, advertised: int | None) -> None:
+    def on_success(self) -> None:
         raise NotImplementedError
 
 

@@ -21,13 +21,14 @@ from signalwire_streams import (
 )
 from signalwire_streams.bulk._journal import Journal
 from signalwire_streams.bulk._journal_file import JournalOwner
-from signalwire_streams.bulk._runner import Engine, FixedConcurrency
+from signalwire_streams.bulk._runner import FixedConcurrency, WorkerPool
 from signalwire_streams.callbacks import parse_callback
 from signalwire_streams.callbacks._receiver import Dispatcher
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
+from tests.fake_operation import FakeOperation
 
 EAGER: Any = getattr(asyncio, "eager_task_factory", None)
 if EAGER is None:
@@ -120,16 +121,16 @@ async def test_input_that_ends_its_own_run_at_once() -> None:
     """A run that its endless input drains before the first item ends."""
 
     def items() -> Iterator[str]:
-        assert not engine.drain(60.0).done()
+        assert not pool.shutdown(60.0).done()
         yield from repeat("room")
 
     async def perform(item: str, errand: object) -> ConferenceStream:
         return ConferenceStream(conference_sid=item)
 
-    engine = Engine(items=items(), perform=perform, starting=True, limit=FixedConcurrency(1), clock=Clock.fake())
+    pool = WorkerPool(items(), FakeOperation(perform), limit=FixedConcurrency(1), clock=Clock.fake())
     outcomes = 0
     async with asyncio.timeout(10):
-        while await engine.next() is not None:
+        while await pool.next() is not None:
             outcomes += 1
     assert outcomes < 10
 

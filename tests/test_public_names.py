@@ -55,7 +55,7 @@ def test_names_are_completed() -> None:
 def test_version_is_that_of_the_distribution() -> None:
     """It is read when it is asked for, and comes with no other name."""
     assert signalwire_streams.__version__ == version("signalwire-streams")
-    code = "import sys, signalwire_streams as s; print(s.__version__, 'signalwire_streams.names' in sys.modules)"
+    code = "import sys, signalwire_streams as s; print(s.__version__, 'signalwire_streams._client' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert shown.stdout.split() == [signalwire_streams.__version__, "False"]
     assert "__version__" in dir(signalwire_streams)
@@ -79,7 +79,7 @@ def test_modules_are_attributes() -> None:
         ("from signalwire_streams.receiver import MediaReceiver", {"receiver", "errors", "models"}),
         (
             "from signalwire_streams import StreamsClient",
-            {"names", "_client", "clock", "bulk", "resources", "middleware", "_http", "errors", "models"},
+            {"_client", "clock", "bulk", "resources", "middleware", "_http", "errors", "models"},
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Reading what an error body says, in any of the platform's shapes."""
+"""Error bodies in any of the platform's shapes, the headers beside them, and redaction of foreign text."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,21 +13,15 @@ from attrs import frozen
 
 from signalwire_streams.models._responses import parse_date
 
-# The vendor says that each response tells limit and remaining in X- headers, and not how they are called:
-# https://signalwire.com/docs/platform/rate-limits
-_LIMIT = re.compile(r"x-.*rate-?limit.*limit|x-rate-?limit", re.IGNORECASE)
 _REQUEST_ID = ("X-Request-Id", "X-Amzn-RequestId", "X-Correlation-Id", "CF-Ray")
 _MAX_ID = 128
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read how long the Space asks to wait.
+    """Return how many seconds the Space asks to wait, or None.
 
     ``retry-after-ms`` in milliseconds; ``Retry-After`` in seconds, whole or with a fraction, or as an HTTP date
     measured against the response's own ``Date``, so that a wrong clock here does no harm. Of several the longest.
-
-    Returns:
-        Seconds, at least 0, or None where nothing readable is said.
     """
     now = parse_date(headers.get("Date")) or datetime.now(UTC)
     milliseconds = _seconds(headers.get("retry-after-ms"))
@@ -53,19 +47,11 @@ def _seconds(text: str | None) -> float | None:
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """Read the Space's own id of the answer, for its support."""
+    """Return the Space's own id of the response, for its support."""
     for name in _REQUEST_ID:
         value = headers.get(name)
         if value and value.isprintable():
             return value[:_MAX_ID]
-    return None
-
-
-def advertised_limit(headers: Mapping[str, str]) -> int | None:
-    """Read how many requests the Space says it takes in a window, or None."""
-    for name, value in headers.items():
-        if name[:2] in {"X-", "x-"} and _LIMIT.fullmatch(name) and value.isascii() and value.isdigit():
-            return int(value[:9]) or None
     return None
 
 
@@ -86,8 +72,8 @@ _MAX_DIGITS = 9
 _FIRST_CODE = 10_000
 _BAD_REQUEST, _UNPROCESSABLE, _NO_STATUS = 400, 422, 600
 
-# How the duplicate of a name is worded over HTTP is not documented; the callback says "Duplicated stream name". The name
-# of a parameter, a codec or a project may be refused in the same words, so the noun in front of it counts.
+# The HTTP wording of a duplicate is not documented; the callback says "Duplicated stream name". The name of a
+# parameter, a codec or a project may be refused in the same words, so the noun in front of it counts.
 _DUPLICATE_NAME = re.compile(
     r"""
     duplicate\w*\s+(?:stream\s+)?name
@@ -113,14 +99,14 @@ _STREAM = re.compile(r"\bstream\b", re.IGNORECASE)
 
 @frozen
 class Problem:
-    """What an error body says.
+    """A parsed error body.
 
     Attributes:
-        sentences: the messages as they came; `presentable` makes them fit to be shown.
+        sentences: the messages as they came; `redact` makes them fit to be shown.
         code: the platform's error code.
-        more_info: the address of the platform's page about the code, as it came.
+        more_info: the URL of the platform's page about the code, as it came.
         is_api: whether the body has the documented shape with a code of the platform, and is not a gateway's.
-        status: the HTTP status of the error as the API's own body states it.
+        status: the HTTP status of the error, as the API's own body has it.
     """
 
     sentences: tuple[str, ...] = ()
@@ -131,19 +117,19 @@ class Problem:
 
     @property
     def says_duplicate_name(self) -> bool:
-        """Whether it refuses a start because a stream of that name is there already."""
+        """Whether it refuses a start because its name is taken."""
         return any(_DUPLICATE_NAME.search(sentence) and not _OTHER_NAME.search(sentence) for sentence in self.sentences)
 
     @property
     def says_already_stopped(self) -> bool:
-        """Whether it refuses a stop because there is nothing left to stop."""
+        """Whether it refuses a stop because the stream has ended."""
         return not self._is_for_now and any(
             _ALREADY_STOPPED.search(sentence) and _NOT_RUNNING.search(sentence) for sentence in self.sentences
         )
 
     @property
     def says_target_ended(self) -> bool:
-        """Whether it refuses a stop because the call or conference is not in progress, so that no stream of it runs."""
+        """Whether it refuses a stop because the call or conference is not in progress, and so no stream of it runs."""
         said = " ".join(self.sentences)
         if self.code == NOT_IN_PROGRESS:
             return not self._is_for_now and bool(_TARGET.search(said) or not _STREAM.search(said))
@@ -155,13 +141,10 @@ class Problem:
 
 
 def read_problem(document: object) -> Problem:
-    """Read an error body.
+    """Parse an error body.
 
     The shapes: ``{code, message, more_info, status}``; ``{errors: [str]}`` (422 of conference streams);
-    ``{errors: [{code, message}]}`` (elsewhere on the platform). Anything else gives an empty problem.
-
-    Args:
-        document: the decoded JSON, or None.
+    ``{errors: [{code, message}]}`` (elsewhere on the platform). Anything else is an empty problem.
     """
     if not isinstance(document, dict):
         return Problem()
@@ -200,7 +183,7 @@ def _error_status(document: Mapping[str, object], *, is_api: bool) -> int | None
 
 
 def _is_documented(document: Mapping[str, object]) -> bool:
-    # A gateway's own JSON may have a code and a message too, and says nothing of what the Space did.
+    # A gateway's own JSON may have a code and a message too, but says nothing about the Space.
     code = _number(document.get("code"))
     if code is None or code < _FIRST_CODE or not isinstance(document.get("message"), str):
         return False

@@ -9,6 +9,7 @@ import aiohttp
 
 from signalwire_streams._http.deadlines import Deadline, DeadlineTimer
 from signalwire_streams._http.messages import Handler, Request, Result
+from signalwire_streams.clock import LoopGuard
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.models import AttemptResult, RetryDecision
 
@@ -28,8 +29,8 @@ class SessionManager:
         self.connections = connections
         self.borrowed = borrowed
         self._owned: aiohttp.ClientSession | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = self._shut = False
+        self._guard = LoopGuard("client", "StreamsClient")
+        self._shut = False
         if borrowed is None:
             return
         if not isinstance(borrowed, aiohttp.ClientSession):
@@ -51,15 +52,7 @@ class SessionManager:
         Raises:
             ClientStateError: the client is closed, belongs to another event loop, or its session is closed.
         """
-        loop = asyncio.get_running_loop()
-        if self._closed:
-            raise ClientStateError("this client is closed: make a new StreamsClient")
-        if self._loop is None:
-            self._loop = loop
-        elif self._loop is not loop:
-            raise ClientStateError(
-                "this client belongs to another event loop: make one StreamsClient inside each asyncio.run()"
-            )
+        self._guard.enter()
         if self.borrowed is not None and self.borrowed.closed:
             raise ClientStateError("the session that was handed to this client is closed: keep it open, or pass none")
 
@@ -91,7 +84,7 @@ class SessionManager:
         return not self._shut and (session is None or not session.closed)
 
     def refuse_new(self) -> None:
-        self._closed = True
+        self._guard.leave()
 
     async def close(self) -> None:
         """Let no further attempt begin, and close the session unless it is borrowed."""

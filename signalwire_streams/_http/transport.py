@@ -65,6 +65,7 @@ class HttpTransport:
 
     def __init__(
         self,
+        *,
         sessions: SessionManager,
         origin: str,
         headers: Mapping[str, str],

@@ -50,7 +50,7 @@ GENERATED_NAME = "sws-"
 
 WIRE_NAME = "wire_name"
 """Metadata key: the form field that the API calls it by. ``parameters`` become ``Parameter1.Name`` and so on."""
-SECRET = "secret"
+SECRET = "secret"  # noqa: S105  (the key of a mark, not a secret)
 """Metadata key: True if the value is never shown or stored, ``"partly"`` if only `redact_url` of it is."""
 SCOPE = "scope"
 """Metadata key: ``"conference"`` for a field that calls do not have."""

@@ -1,4 +1,4 @@
-"""What a caller can get wrong, each with a sentence that says what to write instead.
+"""Validation of arguments: each message says what to write instead.
 
 Every check raises `InvalidRequestError` before anything is sent. Messages never repeat a query string, a
 user and password in a URL, a parameter's value or a token.
@@ -33,10 +33,10 @@ _WORD = TypeVar("_WORD", bound=StrEnum)
 
 
 def redact_url(url: str) -> str:
-    """Give the part of a URL that may be shown: no query, no fragment, no user and password.
+    """Return the part of a URL that may be shown: no query, no fragment, no user and password.
 
-    Everything up to the last ``@`` goes, even where it may belong to the path or the query: a password that
-    was not encoded can hold anything.
+    Everything up to the last ``@`` goes, even if it may belong to the path or the query: a password that was not
+    encoded can hold anything.
     """
     before, at, rest = url.rpartition("@")
     scheme, separator, _ = before.partition("://")
@@ -45,7 +45,7 @@ def redact_url(url: str) -> str:
 
 
 def secrets_in(url: str) -> tuple[str, ...]:
-    """Give the parts of a URL that may not be shown: its query, and its user with password."""
+    """Return the parts of a URL that may not be shown: its query, and its user with password."""
     before, _, query = url.partition("?")
     userinfo = before.partition("://")[2].rpartition("@")[0]
     values = [value for _, value in parse_qsl(query)]
@@ -53,27 +53,19 @@ def secrets_in(url: str) -> tuple[str, ...]:
 
 
 def is_path_segment(value: str) -> bool:
-    """Tell whether a text can stand as one segment of a URL path."""
+    """Return True if a text can be one segment of a URL path."""
     return needs_no_escaping(value) or (
         bool(_HANDLE.fullmatch(value)) and value.isprintable() and ".." not in value and value != "."
     )
 
 
 def needs_no_escaping(text: str) -> bool:
-    """Tell whether a text stands for itself wherever a URL or a form has it; nearly all sids and names do."""
+    """Return True if a text needs no encoding in a URL or a form, as nearly all sids and names."""
     return _PLAIN.fullmatch(text) is not None
 
 
 def check_path_segment(value: object, what: str) -> str:
-    """Check a sid or a stream's name: it becomes one segment of a URL path.
-
-    Args:
-        value: what the caller gave.
-        what: how to call it in the message, for example ``conference_sid``.
-
-    Returns:
-        The value itself.
-    """
+    """Check a sid or a stream's name, which becomes one segment of a URL path, and return it."""
     if not isinstance(value, str):
         raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
     if not value:
@@ -185,35 +177,29 @@ def validate_bearer_token(_: object, __: "Attribute[Any]", value: object) -> Non
 
 
 def check_flag(value: object, what: str) -> bool:
-    """Check a switch: True or False, not a word for it."""
     if not isinstance(value, bool):
         raise InvalidRequestError(f"{what} must be True or False, not {value!r}")
     return value
 
 
 def check_deadline(value: object) -> float | None:
-    """Check the seconds that a call may take: a number above 0, or None."""
-    if value is None:
-        return None
-    return check_seconds(value, "deadline")
+    return None if value is None else check_seconds(value, "deadline")
 
 
 def check_seconds(value: object, what: str) -> float:
-    """Check a number of seconds: above 0, and no longer than a year."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _YEAR:
         raise InvalidRequestError(f"{what} must be a number of seconds above 0, and at most a year's")
     return value
 
 
 def check_count(value: object, what: str, *, least: int = 1) -> int:
-    """Check a whole number that may not be too small."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InvalidRequestError(f"{what} must be a whole number of {least} or more, not {value!r}")
     return value
 
 
 def check_word(value: object, vocabulary: type[_WORD], what: str) -> _WORD:
-    """Check a word against one of the vendor's vocabularies."""
+    """Return the member of an enum with this value."""
     for word in vocabulary:
         if word == value:
             return word
@@ -222,11 +208,7 @@ def check_word(value: object, vocabulary: type[_WORD], what: str) -> _WORD:
 
 
 def check_codec(value: Codec | str) -> Codec | str:
-    """Check a codec: one of the names, with a sample rate and a packet time where they are wanted.
-
-    Returns:
-        The `Codec` that it is, or the text where it has modifiers of its own.
-    """
+    """Return a `Codec`, or a text with a sample rate or packet time of its own as it is."""
     if isinstance(value, str):
         text = str(value)
         if text in _CODECS:
@@ -237,7 +219,7 @@ def check_codec(value: Codec | str) -> Codec | str:
     documented = ", ".join(repr(codec.value) for codec in Codec)
     raise InvalidRequestError(
         f"codec {value!r} is unknown: write one of {documented}, or {', '.join(_CODEC_NAMES)} with a sample rate "
-        f"({_RATES[0]} to {_RATES[1]}) and a packet time ({_PACKET_TIMES[0]} to {_PACKET_TIMES[1]} ms) where wanted, "
+        f"({_RATES[0]} to {_RATES[1]}) and a packet time ({_PACKET_TIMES[0]} to {_PACKET_TIMES[1]} ms) if wanted, "
         "as in 'PCMU@40i' or 'L16@24000h@40i'"
     )
 
@@ -283,7 +265,7 @@ class Unusable:
 
 
 def kind_of(value: object) -> str:
-    """Return the name of a value's type as the caller knows it, for messages."""
+    """Return the name of a value's type before it was masked, for messages."""
     if isinstance(value, Unusable):
         return value.kind
     return "str" if isinstance(value, Secret) else type(value).__name__
@@ -366,7 +348,5 @@ def validate_fraction(_: object, attribute: "Attribute[Any]", value: object) -> 
 
 
 def validate_backoff(_: object, attribute: "Attribute[Any]", value: object) -> None:
-    numbers = value if isinstance(value, tuple) else ()
-    good = [isinstance(number, int | float) and not isinstance(number, bool) for number in numbers] == [True, True]
-    if not good or not 0 <= numbers[0] <= numbers[1] < float("inf"):
-        raise InvalidRequestError(f"{attribute.name} must be (base, cap) in seconds with base <= cap, not {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        raise InvalidRequestError(f"{attribute.name} must be a number of seconds from 0, not {value!r}")

@@ -11,12 +11,9 @@ from signalwire_streams import (
     BulkJournal,
     BulkStatus,
     ConferenceStream,
-    Handler,
     InvalidRequestError,
     JournalError,
     RateLimit,
-    Request,
-    Result,
     RetryPolicy,
     RunCancelledError,
     StartCallStream,
@@ -26,6 +23,7 @@ from signalwire_streams import (
 from signalwire_streams.bulk import _journal_file as store
 from signalwire_streams.bulk._journal_file import hold
 from signalwire_streams.bulk._write_ahead_log import JournalPath
+from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"

@@ -65,17 +65,17 @@ class NeverPacer:
     def __init__(self) -> None:
         self.asked = asyncio.Event()
 
-    async def acquire(self, lane: Priority, patience: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:
         self.asked.set()
         await asyncio.Event().wait()
         return 0.0
 
-    async def wait_until_allowed(self, patience: float) -> float:
+    async def wait_until_allowed(self, timeout: float) -> float:
         return 0.0
 
-    def throttled(self, sent_at: float, retry_after: float | None) -> None: ...
+    def on_throttled(self, sent_at: float, retry_after: float | None) -> None: ...
 
-    def served(self, advertised: int | None) -> None: ...
+    def on_success(self) -> None: ...
 
 
 async def leave_early(client: StreamsClient, requests: list[Any], journal: Path) -> int:

@@ -22,10 +22,7 @@ from signalwire_streams import (
     ClientStateError,
     Clock,
     ConferenceStream,
-    Handler,
     InvalidRequestError,
-    Request,
-    Result,
     RetryPolicy,
     RunCancelledError,
     StartCallStream,
@@ -34,8 +31,10 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams._http.messages import CallContext
-from signalwire_streams.bulk._runner import Engine, FixedConcurrency
+from signalwire_streams.bulk._runner import FixedConcurrency, WorkerPool
+from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
+from tests.fake_operation import FakeOperation
 
 URL = "wss://rx.example.com/audio"
 
@@ -99,7 +98,7 @@ async def test_names_follow_from_the_run_and_the_target(client_for: Any) -> None
         assert names[0].endswith(first)
         assert names[1:4] == ["mine", None, None]
         for twice in outcomes[4:]:
-            assert twice.state is BulkStatus.REJECTED
+            assert twice.status is BulkStatus.REJECTED
             assert isinstance(twice.error, InvalidRequestError)
         assert len(space.streams) == 4
 
@@ -118,7 +117,7 @@ async def test_nothing_raises_per_item(client_for: Any) -> None:
         outcomes = {outcome.index: outcome async for outcome in run}
         report = await run.report()
 
-        assert [outcomes[index].state for index in range(5)] == [
+        assert [outcomes[index].status for index in range(5)] == [
             BulkStatus.REJECTED,
             BulkStatus.UNKNOWN,
             BulkStatus.NOT_ATTEMPTED,
@@ -152,7 +151,7 @@ async def test_stops_that_fail(client_for: Any) -> None:
         ]
         outcomes = {o.index: o async for o in client.stop_streams(items, concurrency=1)}
 
-        assert [outcomes[n].state for n in range(3)] == [BulkStatus.REJECTED, BulkStatus.UNKNOWN, BulkStatus.REJECTED]
+        assert [outcomes[n].status for n in range(3)] == [BulkStatus.REJECTED, BulkStatus.UNKNOWN, BulkStatus.REJECTED]
 
 
 async def test_a_wrong_token_ends_a_run_early(space: SimulatedSpace, client_for: Any) -> None:
@@ -211,7 +210,7 @@ async def test_an_outage_without_end_is_not_waited_for_for_ever() -> None:
         raise CircuitOpenError("not tried, the Space kept failing", retry_after=5.0)
 
     clock = Clock.fake()
-    run = BulkRun(Engine(["room"], never_served, starting=True, limit=FixedConcurrency(1), clock=clock), clock)
+    run = BulkRun(WorkerPool(["room"], FakeOperation(never_served), limit=FixedConcurrency(1), clock=clock))
     report = await run.report()
 
     assert report.counts == {BulkStatus.NOT_ATTEMPTED: 1}
@@ -267,7 +266,7 @@ async def test_what_does_not_end_is_cut_and_classified(
     client_for: Any, monkeypatch: pytest.MonkeyPatch, space: SimulatedSpace
 ) -> None:
     """What outlasts the drain is unknown when it was sent, and not attempted when it was not."""
-    monkeypatch.setattr("signalwire_streams.bulk._runner.DRAIN", 0.01)
+    monkeypatch.setattr("signalwire_streams.bulk._runner.SHUTDOWN_TIMEOUT", 0.01)
     space.faults.add("hang", executed=True)
     client = client_for(space, connections=2)
     run = client.start_streams(on_conferences(space), concurrency=3)
@@ -292,7 +291,7 @@ async def test_what_is_cut_keeps_its_handle(
     client_for: Any, monkeypatch: pytest.MonkeyPatch, space: SimulatedSpace
 ) -> None:
     """A start that was cut tells where and under which name it may run."""
-    monkeypatch.setattr("signalwire_streams.bulk._runner.DRAIN", 0.01)
+    monkeypatch.setattr("signalwire_streams.bulk._runner.SHUTDOWN_TIMEOUT", 0.01)
     space.faults.add("hang", executed=True)
     run = client_for(space).start_streams(on_conferences(space)[:1])
     outcomes = aiter(run)
@@ -448,7 +447,7 @@ async def test_a_run_goes_once(space: SimulatedSpace, client: StreamsClient) -> 
     assert run.snapshot.seconds == 0
     await run.report()
 
-    with pytest.raises(ClientStateError, match="once"):
+    with pytest.raises(ClientStateError, match="already iterated"):
         async for _ in run:
             pass
     assert (await run.report()).total == 3

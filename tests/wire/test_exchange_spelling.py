@@ -17,12 +17,12 @@ URL = "wss://audio.example.com/stream"
 
 
 def spell_start(request: requests.Start, *, deadline: Any = None) -> Request:
-    return requests.start(ACCOUNT, request, deadline=deadline, errand=CallContext())
+    return requests.start(ACCOUNT, request, deadline=deadline, context=CallContext())
 
 
 def spell_stop(collection: str, *, deadline: Any = None) -> Request:
     return requests.stop(
-        ACCOUNT, collection, "target", "room", Operation.STOP_BY_NAME, deadline=deadline, errand=CallContext()
+        ACCOUNT, collection, "target", "room", Operation.STOP_BY_NAME, deadline=deadline, context=CallContext()
     )
 
 
@@ -111,15 +111,15 @@ def test_a_stop(collection: str, noun: str) -> None:
 
 
 def test_an_errand_says_how_it_goes() -> None:
-    """The lane and the progress of starts and stops are those of their errand, which may go on over several."""
-    errand = CallContext(priority=Priority.BULK)
-    start = requests.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None, errand=errand)
-    stop = requests.stop(ACCOUNT, "Calls", "call", "room", Operation.STOP_BY_NAME, deadline=None, errand=errand)
+    """The lane and the progress of starts and stops are those of their context, which may go on over several."""
+    context = CallContext(priority=Priority.BULK)
+    start = requests.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None, context=context)
+    stop = requests.stop(ACCOUNT, "Calls", "call", "room", Operation.STOP_BY_NAME, deadline=None, context=context)
     for exchange in (start, stop):
         assert exchange.priority is Priority.BULK
-        assert exchange.state is errand.state
+        assert exchange.state is context.state
     assert spell_stop("Calls").priority is Priority.INTERACTIVE
-    assert spell_stop("Calls").state is not errand.state
+    assert spell_stop("Calls").state is not context.state
 
 
 def test_a_read() -> None:

@@ -54,11 +54,11 @@ HINT_REDIRECT = "the API does not redirect: check the Space's name or base_url"
 
 
 def start() -> Request:
-    return requests.start(ACCOUNT, NAMED, deadline=None, errand=CallContext())
+    return requests.start(ACCOUNT, NAMED, deadline=None, context=CallContext())
 
 
 def unnamed_start() -> Request:
-    return requests.start(ACCOUNT, UNNAMED, deadline=None, errand=CallContext())
+    return requests.start(ACCOUNT, UNNAMED, deadline=None, context=CallContext())
 
 
 def read() -> Request:
@@ -185,7 +185,7 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     "a stop": (
         answered(
             requests.stop(
-                ACCOUNT, "Calls", "call", "room-7", Operation.STOP_BY_NAME, deadline=None, errand=CallContext()
+                ACCOUNT, "Calls", "call", "room-7", Operation.STOP_BY_NAME, deadline=None, context=CallContext()
             ),
             404,
         ),
@@ -310,7 +310,7 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     ),
     "named, on a call": (
         unanswered(
-            requests.start(ACCOUNT, ON_A_CALL, deadline=None, errand=CallContext()),
+            requests.start(ACCOUNT, ON_A_CALL, deadline=None, context=CallContext()),
             AttemptResult.NO_RESPONSE,
             detail="timeout",
             decision=RetryDecision.UNKNOWN,

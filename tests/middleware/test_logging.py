@@ -19,7 +19,7 @@ from signalwire_streams import (
 )
 from signalwire_streams._http.messages import Request, Result
 from signalwire_streams.errors import Phase
-from signalwire_streams.middleware._logs import OutcomeLog
+from signalwire_streams.middleware._retry import OutcomeLog
 from signalwire_streams.models import AttemptResult, Operation, Priority, RetryDecision
 from signalwire_streams.simulator import SimulatedSpace
 
@@ -63,7 +63,7 @@ async def test_debug_logs_the_decision_and_the_delay(
 ) -> None:
     caplog.set_level(logging.DEBUG, "signalwire_streams")
     space.faults.add("status", on="list", status=500, body="api", code=20001, times=1)
-    client = client_for(space, retry=RetryPolicy(wait_transient=(0.0, 0.0)))
+    client = client_for(space, retry=RetryPolicy(wait_initial=0, wait_max=0))
     async for _ in client.conferences.list():
         pass
     assert lines(caplog, "retry") == [

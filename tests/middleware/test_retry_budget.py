@@ -35,13 +35,12 @@ def test_spending() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "spent", "after"),
-    [(100, 0, 101), (100, 14, 114), (100, 5, 105), (500, 0, 500), (495, 14, 500), (0, 0, 1)],
+    ("tokens", "refund", "after"),
+    [(100, 1, 101), (100, 14, 114), (100, 5, 105), (500, 1, 500), (495, 14, 500), (0, 1, 1)],
 )
-def test_succeeding(tokens: int, spent: int, after: int) -> None:
-    """A success earns one, or gives back what its last retry cost, up to a full bucket."""
+def test_refund_fills_the_budget_up_to_its_size(tokens: int, refund: int, after: int) -> None:
     budget = RetryBudget(tokens)
-    budget.succeed(spent)
+    budget.refund(refund)
     assert budget.tokens == after
 
 
@@ -86,6 +85,26 @@ def test_trouble_that_a_retry_heals_costs_nothing() -> None:
     assert budget.tokens == 500
 
 
+@pytest.mark.parametrize(
+    ("operation", "last"),
+    [
+        (Operation.CONFERENCE_START, AttemptResult.DONE),
+        (Operation.CONFERENCE_START, AttemptResult.REJECTED),
+        (Operation.CONFERENCE_START, AttemptResult.DUPLICATE_NAME),
+        (Operation.STOP, AttemptResult.TARGET_ENDED),
+        (Operation.STOP, AttemptResult.NOT_FOUND),
+        (Operation.READ, AttemptResult.FORBIDDEN),
+    ],
+)
+def test_call_that_is_served_gets_back_what_all_its_retries_cost(operation: Operation, last: AttemptResult) -> None:
+    budget = RetryBudget()
+    for _ in range(200):
+        state = RetryState(RetryPolicy(), operation, budget, lambda: 0.0, 1e9)
+        results = [AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE, AttemptResult.NOT_SENT, last]
+        assert [state.decide(result, 0.0).is_final for result in results] == [False, False, False, True]
+    assert budget.tokens == 500
+
+
 @given(st.lists(st.sampled_from(["spend 14", "spend 5", "first success", "success after 14", "success after 5"])))
 def test_the_bucket_never_overflows_nor_owes(steps: list[str]) -> None:
     """The tokens stay between none and five hundred."""
@@ -96,7 +115,7 @@ def test_the_bucket_never_overflows_nor_owes(steps: list[str]) -> None:
             case ["spend", cost]:
                 assert budget.spend(int(cost)) is (before >= int(cost))
             case ["first", _]:
-                budget.succeed(0)
+                budget.refund(1)
             case [_, _, cost]:
-                budget.succeed(int(cost))
+                budget.refund(int(cost))
         assert 0 <= budget.tokens <= 500

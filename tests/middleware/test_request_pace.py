@@ -24,15 +24,11 @@ def fullest_window(times: list[float], window: float) -> int:
 
 @define
 class Driver:
-    """Asks a pace for leave on a clock of its own, and notes which requests went when, and under which limit."""
+    """Asks a token bucket for tokens on a clock of its own, and records when requests went out."""
 
     pace: TokenBucket
     now: float = 0.0
     sent: list[float] = field(factory=list)
-    mosts: list[tuple[float, int]] = field(factory=list)
-
-    def __attrs_post_init__(self) -> None:
-        self.mosts.append((-inf, self.pace.limit.max_requests))
 
     def wait(self, seconds: float) -> None:
         """Let time pass, at least as little of it as the clock can show."""
@@ -68,26 +64,13 @@ class Driver:
             self.sent.pop()
             self.pace.refund()
 
-    def advertise(self, requests: int) -> None:
-        self.pace.advertised(requests)
+    def crowded_windows(self) -> Iterator[tuple[float, int]]:
+        """Find the windows that hold more than the limit: when they began and what they hold."""
         limit = self.pace.limit
-        self.mosts.append((self.now, max(1, int(min(requests, limit.requests) * limit.utilization))))
-
-    def most_of(self, began: float) -> int:
-        """Give the highest limit that held at any time of a window."""
-        ended = began + self.pace.limit.window
-        after = [since for since, _ in self.mosts[1:]] + [inf]
-        return max(
-            most for (since, most), until in zip(self.mosts, after, strict=True) if since < ended and until >= began
-        )
-
-    def crowded_windows(self) -> Iterator[tuple[float, int, int]]:
-        """Find the windows that hold more than the limit: when they began, what they hold, what they may hold."""
-        window = self.pace.limit.window
         for first, began in enumerate(self.sent):
-            held = bisect_left(self.sent, began + window) - first
-            if held > self.most_of(began):
-                yield began, held, self.most_of(began)
+            held = bisect_left(self.sent, began + limit.window) - first
+            if held > limit.max_requests:
+                yield began, held
 
 
 def drive(driver: Driver, steps: list[Step]) -> None:
@@ -105,8 +88,6 @@ def drive(driver: Driver, steps: list[Step]) -> None:
                 driver.wait(much * 20 * window)
             case "throttled":
                 pace.on_throttled(driver.now, driver.now - much * window, None if more < 0.5 else more * window)
-            case "advertised":
-                driver.advertise(1 + int(much * 1.5 * pace.limit.requests))
             case "served":
                 pace.on_success()
             case "give back":
@@ -126,7 +107,7 @@ def limits(draw: st.DrawFn) -> RateLimit:
     )
 
 
-WHAT = ["greedy", "greedy", "single", "pause", "long pause", "throttled", "advertised", "served", "give back"]
+WHAT = ["greedy", "greedy", "single", "pause", "long pause", "throttled", "served", "give back"]
 STEPS = st.lists(st.tuples(st.sampled_from(WHAT), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=14)
 
 
@@ -328,44 +309,3 @@ def test_it_probes_beyond_the_rate_of_the_last_refusal() -> None:
     assert rate_at(pace, 100.001 + turn) == pytest.approx(refused, rel=0.01)
     assert refused < rate_at(pace, 100.001 + 1.5 * turn) < full
     assert rate_at(pace, 200.0) == full
-
-
-def test_headers_only_lower_the_limit() -> None:
-    """A lower limit that the headers tell is followed until they tell the old one again; a higher one is not."""
-    pace = TokenBucket(RateLimit())
-    full = pace.rate
-    pace.advertised(1_000_000)
-    assert pace.rate == full
-    pace.advertised(1000)
-    assert pace.rate == pytest.approx((900 - 4) / 10)
-    assert sum(pace.try_acquire(0.0) == 0 for _ in range(100)) == 4
-    pace.advertised(1000)
-    assert pace.rate == pytest.approx((900 - 4) / 10)
-    pace.advertised(20_000)
-    assert pace.rate == full
-
-
-def test_a_lower_limit_takes_leave_that_was_saved_up() -> None:
-    """From the moment that the headers tell a lower limit, no more than its burst goes at once."""
-    pace = TokenBucket(RateLimit(requests=100, utilization=1, burst=50))
-    assert pace.try_acquire(0.0) == 0
-    pace.advertised(20)
-    assert sum(pace.try_acquire(0.0) == 0 for _ in range(100)) == 20
-    pace.advertised(1)
-    assert pace.rate == pytest.approx(0.05)
-    pace.advertised(100)
-    assert sum(pace.try_acquire(1e6) == 0 for _ in range(100)) == 50
-
-
-def test_headers_do_not_undo_a_cut() -> None:
-    """A rate that was cut stays cut, under any limit that the headers tell, until it has recovered."""
-    pace = TokenBucket(RateLimit())
-    full = pace.rate
-    pace.on_throttled(100.0, 99.0, 0.0)
-    pace.advertised(13_000)
-    assert pace.rate == pytest.approx(full * 0.7)
-    pace.advertised(1000)
-    assert pace.rate == pytest.approx(89.6)
-    pace.advertised(13_800)
-    assert pace.rate == pytest.approx(89.6)
-    assert rate_at(pace, 1000.0) == full

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 
 from signalwire_streams.middleware._policies import RetryPolicy
-from signalwire_streams.middleware._retry import Decision, RetryBudget, RetryState, action_for
+from signalwire_streams.middleware._retry import Decision, RetryBudget, RetryState, rule_for
 from signalwire_streams.models import AttemptResult, Operation, RetryDecision
 
 
@@ -144,7 +144,7 @@ def test_refused_stop_is_success_where_it_proves_that_stream_ended(
 ) -> None:
     """A refusal proves the end of the stream that was meant, of any stream of that name, or of none."""
     assert first_decision(kind, event).action is first
-    assert action_for(kind, event, ambiguous_before=True) is after_attempt
+    assert rule_for(kind, event, ambiguous_before=True) is after_attempt
 
 
 def test_refused_stops_are_listed_for_each_kind_of_stop() -> None:

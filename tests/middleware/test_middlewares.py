@@ -13,17 +13,15 @@ from signalwire_streams import (
     CircuitBreakerPolicy,
     CircuitOpenError,
     Clock,
-    Handler,
     Operation,
     Phase,
-    Request,
-    Result,
     RetryDecision,
     RetryPolicy,
     StreamOutcomeUnknownError,
     StreamsClient,
     StreamsError,
 )
+from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -117,7 +115,7 @@ async def test_own_middlewares_stand_outside_of_the_retry(space: SimulatedSpace,
     space.faults.add("503-api", times=1)
     await client.conferences.start_stream(space.conference_sids[0], url=URL)
 
-    assert seen == ["outer", "inner 00-1-2-01", "outer got finish after 2"]
+    assert seen == ["outer", "inner 00-1-2-01", "outer got succeed after 2"]
 
 
 async def test_a_middleware_may_answer_by_itself(space: SimulatedSpace, client_for: Any) -> None:

@@ -22,8 +22,14 @@ SERVED = [
     AttemptResult.DUPLICATE_NAME,
     AttemptResult.NOT_FOUND,
     AttemptResult.ALREADY_STOPPED,
+    AttemptResult.TARGET_ENDED,
 ]
-PUT_OFF = [AttemptResult.THROTTLED, AttemptResult.TRY_AGAIN, AttemptResult.REDIRECTED]
+PUT_OFF = [
+    AttemptResult.THROTTLED,
+    AttemptResult.TRY_AGAIN,
+    AttemptResult.REDIRECTED,
+    AttemptResult.SESSION_FAILED,
+]
 NOT_TRIED = [
     AttemptResult.DEADLINE_EXCEEDED,
     AttemptResult.BREAKER_OPEN,
@@ -51,6 +57,11 @@ def opened(at: float = 100.0) -> CircuitBreaker:
 
 def is_open(breaker: CircuitBreaker, now: float) -> bool:
     return breaker.allow(now).wait > 0
+
+
+def test_each_result_counts_as_a_failure_or_as_served_or_not_at_all() -> None:
+    groups = [*FAILED, *SERVED, *PUT_OFF, *NOT_TRIED, AttemptResult.CANCELLED]
+    assert sorted(groups) == sorted(AttemptResult)
 
 
 @pytest.mark.parametrize("event", FAILED)
@@ -228,7 +239,7 @@ def test_its_memory_is_bounded() -> None:
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     for number in range(10_000):
         pass_through(breaker, AttemptResult.DONE if number % 3 else AttemptResult.NO_RESPONSE, number * 0.1)
-    assert len(breaker._seen) <= 32
+    assert len(breaker._steps) <= 32
 
 
 @given(

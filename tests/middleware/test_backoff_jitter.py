@@ -3,20 +3,20 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.middleware._retry import at_least, backoff
+from signalwire_streams.middleware._retry import at_least, full_jitter
 
 
 @pytest.mark.parametrize(("tries", "most"), [(0, 0.2), (1, 0.4), (2, 0.8), (4, 3.2), (5, 5.0), (10, 5.0), (10**9, 5.0)])
 def test_the_backoff_doubles_up_to_its_cap(tries: int, most: float) -> None:
     """The longest wait doubles with each try, and then stays at the cap."""
-    assert backoff((0.2, 5.0), tries, lambda: 1.0) == pytest.approx(most)
-    assert backoff((0.2, 5.0), tries, lambda: 0.5) == pytest.approx(most / 2)
-    assert backoff((0.2, 5.0), tries, lambda: 0.0) == 0
+    assert full_jitter(0.2, 5.0, tries, lambda: 1.0) == pytest.approx(most)
+    assert full_jitter(0.2, 5.0, tries, lambda: 0.5) == pytest.approx(most / 2)
+    assert full_jitter(0.2, 5.0, tries, lambda: 0.0) == 0
 
 
 def test_no_base_is_no_wait() -> None:
     """A base of 0 never waits."""
-    assert backoff((0, 0), 7, lambda: 1.0) == 0
+    assert full_jitter(0, 0, 7, lambda: 1.0) == 0
 
 
 @given(
@@ -27,7 +27,7 @@ def test_no_base_is_no_wait() -> None:
 )
 def test_the_backoff_is_within_its_bounds(base: float, extra: float, tries: int, chance: float) -> None:
     """A wait is never negative and never above the cap."""
-    assert 0 <= backoff((base, base + extra), tries, lambda: chance) <= base + extra
+    assert 0 <= full_jitter(base, base + extra, tries, lambda: chance) <= base + extra
 
 
 @pytest.mark.parametrize(
