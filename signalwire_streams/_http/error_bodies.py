@@ -227,13 +227,14 @@ def _find(secret: str, text: str, folded: str, places: list[tuple[int, int]]) ->
     if beginning is not None and beginning[1][:_PREFIX].lower() not in folded:
         return
     bare = _fold(secret)[0]
+    is_trimmed = len(bare) <= _SHORT and secret.casefold() not in text.casefold()
     for spelling in _spellings(secret):
         start = folded.find(spelling[:_PREFIX])
         while start >= 0 and places[start][0] < _MAX_READ:
             length = _common_length(spelling, folded, start)
             first, last = places[start][0], places[start + length - 1][1]
             in_word = _is_word(text[last : last + 1])
-            if len(bare) <= _SHORT:
+            if len(secret) <= _SHORT or (is_trimmed and spelling == bare):
                 is_secret = not (in_word or _is_word(text[first - 1 : first]))
             else:
                 is_secret = length == len(spelling) or length >= _LONG_PREFIX or not in_word

@@ -105,7 +105,7 @@ PLAIN_HTTP = [
 @pytest.mark.parametrize("argument", ["space", "base_url"])
 def test_plain_http_is_only_for_this_machine(argument: str, url: str) -> None:
     """The token goes out readable to this machine alone."""
-    assert "plain http would send the token readable to all: write 'https://" in refusal(**{argument: url})
+    assert "plain http would send the token unencrypted: write 'https://" in refusal(**{argument: url})
 
 
 def test_advice_keeps_brackets_of_ipv6_address() -> None:
@@ -245,8 +245,8 @@ NOT_FOLLOWED = {
     "https://example.signalwire.com:8443/api": "is on another port",
     "https://example.signalwire.com:80/api": "is on another port",
     "http://example.signalwire.com/api": "is on another scheme",
-    "https://example.signalwire.com:http/api": "is no address",
-    "https://[::1/api": "is no address",
+    "https://example.signalwire.com:http/api": "is not a valid address",
+    "https://[::1/api": "is not a valid address",
     "https://hush@example.signalwire.com/api": "carries a user and password",
     "https://ada:hush@example.org/api": "'https://example.org/api' carries a user and password",
     "https://example.signalwire.com@example.org/api": "carries a user and password",

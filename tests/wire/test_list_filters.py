@@ -46,9 +46,9 @@ def test_a_moment_is_written_as_the_calls_want_it(value: datetime | str | None, 
 def test_a_moment_without_a_zone_is_refused() -> None:
     """A moment that could be any of two dozen is refused by the name of its filter."""
     naive = datetime(2018, 9, 19, 20)  # noqa: DTZ001
-    with pytest.raises(InvalidRequestError, match=r"^start_time names no time zone: write it as datetime\("):
+    with pytest.raises(InvalidRequestError, match=r"^start_time has no time zone: write it as datetime\("):
         moment(naive, "start_time")
-    with pytest.raises(InvalidRequestError, match=r"^date_created names no time zone"):
+    with pytest.raises(InvalidRequestError, match=r"^date_created has no time zone"):
         day(naive, "date_created")
 
 
