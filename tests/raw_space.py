@@ -60,7 +60,7 @@ class RawConnection:
 
 @define(eq=False)
 class RawSpace:
-    """Starts streams, refuses a second one of a name, and answers as it is told.
+    """Starts streams, refuses a second one of a name, and responds with `answer`.
 
     Attributes:
         answer: what to send for a request; by default what the API sends.

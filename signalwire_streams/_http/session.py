@@ -87,7 +87,7 @@ class SessionManager:
         self._guard.leave()
 
     async def close(self) -> None:
-        """Let no further attempt begin, and close the session unless it is borrowed."""
+        """Prevent further attempts, and close the session unless it is borrowed."""
         if self.borrowed is not None and not self._shut:
             _LENT[self.borrowed] -= 1
         self._shut = True

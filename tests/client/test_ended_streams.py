@@ -121,7 +121,7 @@ async def test_stop_that_is_refused_otherwise_is_error(
 
 
 async def test_404_about_stream_of_another_project_is_error(space: SimulatedSpace, client: StreamsClient) -> None:
-    """A client of another project is told that there is no such stream although it runs."""
+    """A client of another project gets a 404 for the stream although it runs."""
     stream = ConferenceStream(conference_sid=space.conference_sids[0], sid=UNKNOWN_SID, account_sid="another")
     with pytest.raises(NotFoundError):
         await client.conferences.stop_stream(stream)

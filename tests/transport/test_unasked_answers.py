@@ -1,4 +1,4 @@
-"""Answers that nobody asked for, on real sockets: none is taken for the answer to a later request."""
+"""Unsolicited responses on real sockets: none is taken for the response to a later request."""
 
 import asyncio
 import os
@@ -112,7 +112,7 @@ async def turns(count: int = 6) -> None:
 @each_unasked
 @pytest.mark.parametrize("kind", ["read", "named", "unnamed"])
 @pytest.mark.parametrize("was_read", [False, True], ids=["in the kernel", "read by the loop"])
-async def test_an_unasked_answer_on_an_idle_connection(unasked: bytes, kind: str, was_read: bool, make: Make) -> None:
+async def test_unasked_answer_on_an_idle_connection(unasked: bytes, kind: str, was_read: bool, make: Make) -> None:
     """The next request goes out once, on another connection or before its own answer, and gets that."""
     async with raw_space() as raw:
         client = make(raw)
@@ -140,7 +140,7 @@ async def test_starts_after_an_unasked_answer_stay_in_step(unasked: bytes, make:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_proxy_that_closes_all_idle_connections(kind: str, make: Make) -> None:
+async def test_proxy_that_closes_all_idle_connections(kind: str, make: Make) -> None:
     """After the process stood still, the many connections that a proxy ended with a 408 cost one attempt."""
     async with raw_space() as raw:
         client = make(raw)
@@ -156,7 +156,7 @@ async def test_a_proxy_that_closes_all_idle_connections(kind: str, make: Make) -
 
 @pytest.mark.parametrize("name", ["200", "408", "100", "part of a head", "garbage", "one byte", "a line's end"])
 @pytest.mark.parametrize("kind", ["read", "named", "unnamed"])
-async def test_a_server_that_speaks_first(name: str, kind: str, make: Make) -> None:
+async def test_server_that_speaks_first_gets_no_request(name: str, kind: str, make: Make) -> None:
     """Nothing is sent on a fresh connection on which the server spoke first, and no success is reported."""
 
     async def speak(connection: RawConnection) -> None:
@@ -174,7 +174,7 @@ async def test_a_server_that_speaks_first(name: str, kind: str, make: Make) -> N
         assert {attempt.result for attempt in attempts} == {AttemptResult.STALE_CONNECTION}
 
 
-async def test_a_server_that_spoke_first_once(make: Make) -> None:
+async def test_server_that_spoke_first_once(make: Make) -> None:
     """The start goes through on the next connection, and all unasked ones are closed."""
 
     async def speak(connection: RawConnection) -> None:
@@ -249,7 +249,7 @@ async def test_session_tickets_are_no_answers(hook: str, space: SimulatedSpace, 
 @pytest.mark.parametrize("unasked", [http(200, STOLEN), http(408), http(200, {"sid": VICTIM})])
 @pytest.mark.parametrize("hook", ["on_request_headers_sent", "on_request_chunk_sent"])
 @pytest.mark.parametrize("kind", ["read", "named", "unnamed"])
-async def test_an_answer_that_comes_while_a_trace_hook_holds_the_request(
+async def test_answer_that_comes_while_a_trace_hook_holds_the_request(
     unasked: bytes, hook: str, kind: str, space: SimulatedSpace, client_for: Any
 ) -> None:
     """A trace hook may wait just before the request is written; what arrives meanwhile is not its answer."""
@@ -292,7 +292,7 @@ async def start(
 @each_version
 @each_part_of_a_head
 @pytest.mark.parametrize("unnamed", [False, True], ids=["named", "unnamed"])
-async def test_a_server_that_sends_a_part_of_a_head_first_over_tls(
+async def test_server_that_sends_a_part_of_a_head_first_over_tls(
     part: bytes, unnamed: bool, version: ssl.TLSVersion, space: SimulatedSpace, client_for: Any
 ) -> None:
     """No start is refused that runs, and none is sent twice without a name, whenever the part is read."""
@@ -318,7 +318,7 @@ async def test_a_server_that_sends_a_part_of_a_head_first_over_tls(
     "hook", ["on_connection_create_end", "on_connection_reuseconn", "on_request_headers_sent", "on_request_chunk_sent"]
 )
 @pytest.mark.parametrize("unnamed", [False, True], ids=["named", "unnamed"])
-async def test_a_part_of_a_head_that_comes_while_a_trace_hook_holds_the_request(
+async def test_part_of_a_head_that_comes_while_a_trace_hook_holds_the_request(
     part: bytes, hook: str, unnamed: bool, space: SimulatedSpace, client_for: Any
 ) -> None:
     """The request goes out on another connection, except if the part was read before the connection was known."""
@@ -349,7 +349,7 @@ async def test_a_part_of_a_head_that_comes_while_a_trace_hook_holds_the_request(
 
 
 @pytest.mark.parametrize("hook", ["on_connection_create_end", "on_request_headers_sent", "on_request_chunk_sent"])
-async def test_a_connection_that_ends_while_a_trace_hook_holds_the_request(
+async def test_connection_that_ends_while_a_trace_hook_holds_the_request(
     hook: str, space: SimulatedSpace, client_for: Any
 ) -> None:
     """Nothing was written, so the start is sent on another connection, and is not ambiguous."""
@@ -412,7 +412,7 @@ ABOUT: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize(("other", "kind"), [(other, kind) for other, kinds in ABOUT.items() for kind in kinds])
-async def test_an_answer_in_flight_that_names_something_else(other: str, kind: str, make: Make) -> None:
+async def test_answer_in_flight_that_names_something_else(other: str, kind: str, make: Make) -> None:
     """It is no success, the connection is closed, and the sid that it has is not returned."""
     attempts: list[Attempt] = []
     async with raw_space(answering_first_with(http(200, OTHERS[other]))) as raw:
@@ -453,7 +453,7 @@ async def test_reads_that_are_answered_about_something_else(make: Make) -> None:
         assert len(raw.connections) == 9
 
 
-async def test_a_stop_that_is_answered_about_another_stream(make: Make) -> None:
+async def test_stop_that_is_answered_about_another_stream(make: Make) -> None:
     """A sid must come back as it was asked for; a name as well, or the sid that it was."""
 
     async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
@@ -494,7 +494,7 @@ async def test_answers_that_contradict_nothing(echo: dict[str, Any], make: Make)
 
 
 @pytest.mark.parametrize(("name", "requests"), [("name-\u00e9", 1), ("n" * 65, 1), ("audit-1", 3)])
-async def test_a_name_that_the_caller_chose(name: str, requests: int, make: Make) -> None:
+async def test_name_that_the_caller_chose(name: str, requests: int, make: Make) -> None:
     """The Space may trim or shorten it, so only a short and plain one must come back as it was."""
 
     async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
@@ -519,7 +519,7 @@ def with_a_small_buffer(address: Any) -> socket.socket:
     return client
 
 
-async def test_an_early_answer_to_a_large_request(space: SimulatedSpace, client_for: Any) -> None:
+async def test_early_answer_to_a_large_request(space: SimulatedSpace, client_for: Any) -> None:
     """An answer that comes before all of the request is written is not believed: the request is cut off."""
 
     async def refuse(connection: RawConnection) -> None:
@@ -628,7 +628,7 @@ async def test_header_that_quotes_a_status_line_loses_no_answer(head: str, make:
         assert [await perform(make(raw), "unnamed")] == raw.sids_of(ROOM)
 
 
-async def test_a_large_request_is_written_in_pieces(space: SimulatedSpace, client_for: Any) -> None:
+async def test_large_request_is_written_in_pieces(space: SimulatedSpace, client_for: Any) -> None:
     """The kernel takes it bit by bit, and all of it arrives."""
     parameters = {f"parameter-{number}": "x" * 9_000 for number in range(99)}
     connector = aiohttp.TCPConnector(socket_factory=with_a_small_buffer)

@@ -83,7 +83,7 @@ API_ERROR = {"code": 20001, "message": "Unknown error", "more_info": "https://si
         (-1, None, AttemptResult.MALFORMED),
     ],
 )
-def test_each_status(status: int, document: object, event: AttemptResult) -> None:
+def test_status_means_the_same_for_all_operations(status: int, document: object, event: AttemptResult) -> None:
     """What a status means does not depend on the request, where no name and no stop is concerned."""
     kinds = [kind for kind in Operation if not (kind.is_stop and status == 200 and isinstance(document, list | str))]
     assert {classify(asking(kind), reply(status, document)) for kind in kinds} == {event}
@@ -128,8 +128,8 @@ def test_lost_body_of_a_2xx_confirms_a_stop(kind: Operation) -> None:
         ({"sid": "x", "errors": ["Url is invalid"]}, AttemptResult.DONE),
     ],
 )
-def test_the_apis_own_error_under_a_2xx_is_no_success(kind: Operation, document: object, event: AttemptResult) -> None:
-    """A gateway may replace the status; the body tells what the Space said."""
+def test_apis_own_error_under_a_2xx_is_no_success(kind: Operation, document: object, event: AttemptResult) -> None:
+    """A gateway may replace the status, but not the body."""
     for status in (200, 202):
         assert classify(asking(kind), reply(status, document)) is event
 
@@ -147,8 +147,8 @@ def test_page_with_brackets_in_its_texts_is_read() -> None:
     ("code", "event"),
     [(20429, AttemptResult.THROTTLED), ("20429", AttemptResult.THROTTLED), (20504, AttemptResult.SERVER_FAULT)],
 )
-def test_the_platforms_code_goes_before_the_status(status: int, code: object, event: AttemptResult) -> None:
-    """Too many requests, and an internal error, are told by the platform's code with whatever status."""
+def test_platform_error_code_takes_precedence_over_status(status: int, code: object, event: AttemptResult) -> None:
+    """Codes 20429 and 20504 decide, whatever the status."""
     for document in ({"code": code, "message": "x"}, {"errors": [{"code": code, "message": "x"}]}):
         assert {classify(asking(kind), reply(status, document)) for kind in Operation} == {event}
 
@@ -163,10 +163,8 @@ def test_the_platforms_code_goes_before_the_status(status: int, code: object, ev
         ({}, AttemptResult.SERVER_FAULT),
     ],
 )
-def test_a_503_that_says_when_to_come_back_was_not_processed(
-    kind: Operation, headers: dict[str, str], event: AttemptResult
-) -> None:
-    """Without the API's own words only a readable Retry-After tells a refusal from a proxy's trouble."""
+def test_503_with_retry_after_is_unavailable(kind: Operation, headers: dict[str, str], event: AttemptResult) -> None:
+    """Without the API's error body, only a readable Retry-After shows that a 503 was a refusal."""
     assert classify(asking(kind), reply(503, body=b"<html>", **headers)) is event
     assert classify(asking(kind), reply(500, body=b"<html>", **headers)) is AttemptResult.SERVER_FAULT
 
@@ -182,13 +180,13 @@ def test_a_503_that_says_when_to_come_back_was_not_processed(
     ],
     ids=["sentences", "message", "objects"],
 )
-def test_a_duplicate_name_on_a_start(kind: Operation, status: int, document: object) -> None:
-    """A start that is refused for its name is told from other refusals by the words."""
+def test_start_refused_for_its_name_is_duplicate(kind: Operation, status: int, document: object) -> None:
+    """The wording distinguishes a duplicate name from other refusals."""
     assert classify(asking(kind), reply(status, document)) is AttemptResult.DUPLICATE_NAME
 
 
 @pytest.mark.parametrize("kind", [Operation.READ, Operation.STOP])
-def test_only_a_start_can_have_a_duplicate_name(kind: Operation) -> None:
+def test_duplicate_wording_on_read_or_stop_is_rejection(kind: Operation) -> None:
     """The same words about anything but a start are a plain refusal."""
     assert classify(asking(kind), reply(422, {"errors": ["Duplicated stream name"]})) is AttemptResult.REJECTED
 
@@ -222,16 +220,16 @@ def test_only_a_start_can_have_a_duplicate_name(kind: Operation) -> None:
         (422, {"errors": ["Status is invalid"]}, AttemptResult.REJECTED),
     ],
 )
-def test_nothing_there_to_stop(status: int, document: object, event: AttemptResult) -> None:
-    """A stop that finds nothing, or something that is stopped already, is told so by the API; a bare 404 by anybody."""
+def test_refused_stop_is_classified_by_code_and_wording(status: int, document: object, event: AttemptResult) -> None:
+    """The API's code or wording says that there is nothing left to stop; a bare 404 may be a proxy's."""
     for kind in Operation:
         if kind.is_stop:
             assert classify(asking(kind), reply(status, document)) is event
 
 
 @pytest.mark.parametrize("kind", [Operation.READ, *STARTS])
-def test_only_a_stop_finds_nothing_to_stop(kind: Operation) -> None:
-    """Whoever else gets a 404, or hears of something stopped, is refused."""
+def test_ended_wording_on_read_or_start_is_rejection(kind: Operation) -> None:
+    """A read or a start that is refused in the same words is a plain rejection."""
     assert classify(asking(kind), reply(404, {"message": "Not found"})) is AttemptResult.REJECTED
     assert classify(asking(kind), reply(400, {"message": "already stopped"})) is AttemptResult.REJECTED
 
@@ -248,13 +246,13 @@ def test_only_a_stop_finds_nothing_to_stop(kind: Operation) -> None:
         ([], AttemptResult.ACCEPTED),
     ],
 )
-def test_a_list_is_readable_when_its_items_are_there(document: object, event: AttemptResult) -> None:
+def test_list_response_needs_its_list(document: object, event: AttemptResult) -> None:
     """A page without its list is not readable, whatever else it holds."""
     assert classify(asking(Operation.READ, "calls"), reply(200, document)) is event
 
 
 @pytest.mark.parametrize("kind", POSTS)
-def test_a_body_that_broke_off_is_not_believed(kind: Operation) -> None:
+def test_incomplete_body_is_not_decoded(kind: Operation) -> None:
     """A complete-looking JSON of a body that was not read to its end is no document."""
     broken = read_response(200, CIMultiDict(), b'{"sid": "x"}', complete=False)
     assert broken.document is None
@@ -283,7 +281,7 @@ def test_a_body_that_broke_off_is_not_believed(kind: Operation) -> None:
     ],
     ids=lambda body: repr(body[:12]),
 )
-def test_bytes_that_are_no_answer(body: bytes) -> None:
+def test_undecodable_body_yields_no_document(body: bytes) -> None:
     """Bodies that are broken, in no encoding, nested or numbered without end are read as nothing."""
     accepted = reply(200, body=body)
     assert classify(asking(Operation.UNNAMED_START), accepted) is AttemptResult.ACCEPTED
@@ -293,21 +291,21 @@ def test_bytes_that_are_no_answer(body: bytes) -> None:
     assert refused.problem.sentences == ()
 
 
-def test_a_body_that_can_be_read_is_read() -> None:
+def test_body_in_any_unicode_encoding_is_decoded() -> None:
     """UTF-8, with or without its mark, and UTF-16 are read."""
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         body = '{"sid": "größe"}'.encode(encoding)
         assert read_response(200, {}, body, complete=True).document == {"sid": "größe"}
 
 
-def test_only_a_refusal_has_a_problem() -> None:
+def test_success_without_error_keys_has_no_problem() -> None:
     """An answer of success is not searched for errors, unless it carries an error's code."""
     assert reply(200, {"sid": "stream", "message": "fine"}).problem is None
     assert reply(200, API_ERROR).problem is not None
     assert reply(300, API_ERROR).problem is not None
 
 
-def test_a_reply_is_shown_without_its_contents() -> None:
+def test_response_repr_hides_headers_and_body() -> None:
     """What is shown of a reply holds neither body nor headers, which may repeat secrets."""
     shown = repr(reply(400, {"message": "hush"}, X_Echo="hush"))
     assert "hush" not in shown
@@ -340,7 +338,7 @@ _JSON = st.recursive(
     expects=st.sampled_from(["sid", "call_sid", "calls"]),
 )
 @example(status=429, headers={}, body=b"[" * 5000, complete=True, kind=Operation.READ, expects="calls")
-def test_no_bytes_are_too_odd(
+def test_any_bytes_are_classified_without_exception(
     status: int, headers: dict[str, str], body: bytes, *, complete: bool, kind: Operation, expects: str
 ) -> None:
     """Whatever comes over the wire is an event, and never an error."""
