@@ -213,7 +213,7 @@ _BY_CODE = {TOO_MANY_REQUESTS: AttemptResult.THROTTLED, _INTERNAL_ERROR: Attempt
 # To the end where it has none, so that each byte is looked at once.
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 # A full page has some 3,000 objects and lists. A million of them holds the event loop for seconds.
-_MOST_CONTAINERS = 20_000
+_MAX_CONTAINERS = 20_000
 _OTHER_TARGET = {"conference_sid": "call_sid", "call_sid": "conference_sid"}
 _OTHER_HANDLE = {"sid": "name", "name": "sid"}
 _OTHER_STATUS = {
@@ -234,7 +234,7 @@ def read_response(status: int, headers: Mapping[str, str], body: bytes, *, compl
 
 
 def _decode(body: bytes) -> object:
-    if _containers(body) > _MOST_CONTAINERS and _containers(_TEXT.sub(b"", body)) > _MOST_CONTAINERS:
+    if _containers(body) > _MAX_CONTAINERS and _containers(_TEXT.sub(b"", body)) > _MAX_CONTAINERS:
         return None
     try:
         return json.loads(body)

@@ -89,7 +89,7 @@ _ALREADY_STOPPED = re.compile(
 )
 _NOT_RUNNING = re.compile(r"^not\b|\b(streams?|calls?|conferences?|it)\b.{0,60}\bnot\b|\balready\b", re.IGNORECASE)
 _FOR_NOW = re.compile(
-    r"\b(yet|later|again|retry|retrying|moment|temporar\w*|queued|pending|starting|initiali[sz]ing|busy)\b",
+    r"\b(yet|later|try again|again in|retry|temporar\w*|queued|pending|starting|initiali[sz]ing|not (been )?started)\b",
     re.IGNORECASE,
 )
 
@@ -165,21 +165,14 @@ def read_problem(document: object) -> Problem:
         code=code,
         more_info=more_info if isinstance(more_info, str) else None,
         is_api=is_api,
-        status=_error_status(document, is_api=is_api),
+        # A list of errors has no status; the API sends it with a 422.
+        status=_error_status(document) if is_api else _UNPROCESSABLE if sentences else None,
     )
 
 
-def _error_status(document: Mapping[str, object], *, is_api: bool) -> int | None:
-    if is_api:
-        status = _number(document.get("status"))
-        return status if status is not None and _BAD_REQUEST <= status < _NO_STATUS else _BAD_REQUEST
-    # The validation errors of conference streams have sentences and nothing else.
-    errors = document.get("errors")
-    return (
-        _UNPROCESSABLE
-        if isinstance(errors, list) and any(isinstance(each, str) and each.strip() for each in errors)
-        else None
-    )
+def _error_status(document: Mapping[str, object]) -> int:
+    status = _number(document.get("status"))
+    return status if status is not None and _BAD_REQUEST <= status < _NO_STATUS else _BAD_REQUEST
 
 
 def _is_documented(document: Mapping[str, object]) -> bool:

@@ -35,16 +35,16 @@ SHAPES: dict[str, tuple[object, Problem]] = {
     ),
     "errors as objects": (
         {"errors": [{"code": "20404", "message": "not here"}, {"code": 7, "message": "nor there"}]},
-        Problem(sentences=("not here", "nor there"), code=20404),
+        Problem(sentences=("not here", "nor there"), code=20404, status=422),
     ),
-    "errors with details": ({"errors": [{"detail": "too long"}]}, Problem(sentences=("too long",))),
+    "errors with details": ({"errors": [{"detail": "too long"}]}, Problem(sentences=("too long",), status=422)),
     "a detail where the message is nothing": (
         {"errors": [{"code": 1, "message": None, "detail": "too long"}]},
-        Problem(sentences=("too long",), code=1),
+        Problem(sentences=("too long",), code=1, status=422),
     ),
     "a message before a detail": (
         {"errors": [{"message": "too long", "detail": "by far"}]},
-        Problem(sentences=("too long",)),
+        Problem(sentences=("too long",), status=422),
     ),
     "a message alone, as proxies have it": (
         {"message": "no healthy upstream"},
@@ -62,7 +62,7 @@ SHAPES: dict[str, tuple[object, Problem]] = {
     "code as text": ({"code": "20429", "message": "m"}, Problem(sentences=("m",), code=20429)),
     "code of the first error that has one": (
         {"errors": [{"message": "a"}, {"code": 3, "message": "b"}]},
-        Problem(sentences=("a", "b"), code=3),
+        Problem(sentences=("a", "b"), code=3, status=422),
     ),
     "blank sentences": ({"message": " ", "errors": ["", {"code": 1}, {}]}, Problem(code=1)),
     "an error's page without its status": (
