@@ -95,7 +95,7 @@ class TestDrain:
         space.faults.add("hang", on="start", executed=True)
         return space
 
-    async def test_closing_a_client_drains_for_five_seconds(
+    async def test_aclose_of_a_client_waits_five_seconds(
         self, hanging: SimulatedSpace, client_for: Any, idle_clock: Clock
     ) -> None:
         client: StreamsClient = client_for(hanging, clock=idle_clock)
@@ -111,7 +111,7 @@ class TestDrain:
         assert seconds == pytest.approx(5.0, abs=0.1)
 
     @pytest.mark.parametrize("by", ["leaving the loop", "drain"])
-    async def test_ending_a_run_drains_for_five_seconds(
+    async def test_end_of_a_run_waits_five_seconds(
         self, hanging: SimulatedSpace, client_for: Any, idle_clock: Clock, by: str
     ) -> None:
         client: StreamsClient = client_for(hanging, clock=idle_clock)
@@ -134,7 +134,7 @@ class TestDrain:
         assert idle_clock.now() - began == pytest.approx(5.0, abs=0.1)
         assert report.counts == {BulkStatus.STARTED: 1, BulkStatus.UNKNOWN: 2}
 
-    async def test_closing_a_callback_receiver_drains_for_five_seconds(self, idle_clock: Clock) -> None:
+    async def test_aclose_of_a_callback_receiver_waits_five_seconds(self, idle_clock: Clock) -> None:
         async def stuck(event: CallbackEvent) -> None:
             await asyncio.Event().wait()
 
@@ -153,9 +153,7 @@ class TestDrain:
 class TestDeadline:
     """How long a call waits at most, whatever it waits for."""
 
-    async def test_a_call_ends_after_45_seconds(
-        self, space: SimulatedSpace, client_for: Any, idle_clock: Clock
-    ) -> None:
+    async def test_call_ends_after_45_seconds(self, space: SimulatedSpace, client_for: Any, idle_clock: Clock) -> None:
         client: StreamsClient = client_for(space, clock=idle_clock, rate_limiter=Closed(idle_clock))
         began = idle_clock.now()
         with pytest.raises(StreamsError) as caught:
@@ -163,7 +161,7 @@ class TestDeadline:
         assert idle_clock.now() - began == pytest.approx(45.0, abs=0.1)
         assert caught.value.sent == "no"
 
-    async def test_an_attempt_without_an_answer_ends_after_15_seconds(
+    async def test_attempt_without_a_response_ends_after_15_seconds(
         self, space: SimulatedSpace, client_for: Any, idle_clock: Clock
     ) -> None:
         space.faults.add("hang", on="start")
@@ -173,7 +171,7 @@ class TestDeadline:
             await client.calls.start_stream(space.call_sids[0], url=URL)
         assert idle_clock.now() - began == pytest.approx(15.0, abs=0.1)
 
-    async def test_an_item_of_a_run_waits_five_minutes_for_a_space_that_is_too_busy(self, client_for: Any) -> None:
+    async def test_item_of_a_run_waits_five_minutes_for_a_throttling_space(self, client_for: Any) -> None:
         async with SimulatedSpace(conferences=1) as space:
             space.faults.add("throttle", on="start", retry_after=20)
             request = StartConferenceStream(conference_sid=space.conference_sids[0], url=URL)
@@ -185,7 +183,7 @@ class TestDeadline:
 
 
 class Closed:
-    """A pacer that never grants a request."""
+    """A rate limiter that never grants a request."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -205,7 +203,7 @@ class Closed:
 
 
 @pytest.mark.usefixtures("idle_clock")
-async def test_500_media_events_wait_for_a_slow_handler() -> None:
+async def test_media_queue_holds_500_events() -> None:
     """The oldest audio is dropped once 500 events wait."""
     ready, chunks = asyncio.Event(), list[int | None]()
 

@@ -47,11 +47,6 @@ class CallState:
     name: str | None = None
     before_sending: Callable[[], Awaitable[None]] | None = None
 
-    def uncount_queued_attempt(self) -> None:
-        """Take the last attempt out of the count if it never had its turn."""
-        if self.acquired_at is None:
-            self.attempts -= 1
-
     def record_attempt(self) -> Sent:
         """Return whether the current attempt was sent, and add it to `sent`."""
         sent = _SENT[self.phase]

@@ -12,7 +12,7 @@ from signalwire_streams._http.session import Dispatcher
 from signalwire_streams.models import Call, CallbackMethod, CallStatus, CallStream, StartCallStream, Track
 from signalwire_streams.models._validation import check_path_segment, masks_secrets
 from signalwire_streams.resources._pagination import Paginator
-from signalwire_streams.resources._streams import Streams, send_or_raise
+from signalwire_streams.resources._streams import Streams, choose_name, send_or_raise
 
 _COLLECTION = "Calls"
 
@@ -80,7 +80,7 @@ class Calls:
         request = StartCallStream(
             call_sid=call_sid,
             url=url,
-            name=name,
+            name=choose_name(name, unnamed=unnamed or may_be_running),
             unnamed=unnamed,
             track=track,
             codec=codec,

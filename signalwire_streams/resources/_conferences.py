@@ -21,7 +21,7 @@ from signalwire_streams.models import (
 )
 from signalwire_streams.models._validation import check_path_segment, masks_secrets
 from signalwire_streams.resources._pagination import Paginator
-from signalwire_streams.resources._streams import Streams, send_or_raise
+from signalwire_streams.resources._streams import Streams, choose_name, send_or_raise
 
 _COLLECTION = "Conferences"
 
@@ -87,7 +87,7 @@ class Conferences:
         request = StartConferenceStream(
             conference_sid=conference_sid,
             url=url,
-            name=name,
+            name=choose_name(name, unnamed=unnamed or may_be_running),
             unnamed=unnamed,
             track=track,
             codec=codec,

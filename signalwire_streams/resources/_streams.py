@@ -39,6 +39,11 @@ async def send_or_raise(dispatcher: Dispatcher, request: Request) -> Result:
     return result
 
 
+def choose_name(name: str | None, *, unnamed: bool) -> str | None:
+    """Return the caller's name, or a generated one, unless the start is to have none."""
+    return requests.generate_name() if name is None and not unnamed else name
+
+
 class Streams(Generic[_Stream]):
     """The streams on conferences, or on calls."""
 
@@ -66,7 +71,7 @@ class Streams(Generic[_Stream]):
         deadline: float | None = None,
         context: CallContext | None = None,
     ) -> _Stream:
-        """Start a stream, under a generated name if it has none.
+        """Start a stream.
 
         If an earlier start of that name may be running, the result is as ambiguous as after a repeated attempt.
         """
@@ -77,8 +82,6 @@ class Streams(Generic[_Stream]):
                     "may_be_running=True needs the name that the stream may be running under: pass it as name=..."
                 )
             context.state.may_have_succeeded = True
-        if request.name is None and not request.unnamed:
-            request = request.with_name(requests.generate_name())
         start = requests.start(self._account, request, deadline=deadline, context=context)
         try:
             result = await send_or_raise(self._dispatcher, start)

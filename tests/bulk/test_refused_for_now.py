@@ -34,7 +34,8 @@ Answer = Callable[[RawSpace, RawConnection, Received], Awaitable[bytes]]
 
 
 def client_of(space: RawSpace, **options: Any) -> StreamsClient:
-    return StreamsClient(**({"base_url": space.url, "project": "p", "token": "t", "clock": Clock.fake()} | options))
+    options.setdefault("clock", Clock.fake())
+    return StreamsClient(base_url=space.url, project="p", token="t", **options)
 
 
 def refusing(*answers: bytes, executes: bool = True) -> Answer:

@@ -36,7 +36,7 @@ class Turns:
 
 
 @pytest.mark.parametrize(("random", "pauses"), [(0.0, [5.0, 20.0, 0.05]), (0.5, [7.5, 30.0, 0.075])])
-async def test_a_pause_is_what_was_asked_for_and_up_to_twice_that(random: float, pauses: list[float]) -> None:
+async def test_pause_is_between_retry_after_and_twice_that(random: float, pauses: list[float]) -> None:
     """Never shorter than asked, and spread so that not all items come back at once."""
     turns = Turns(
         CircuitOpenError("open", retry_after=5.0),

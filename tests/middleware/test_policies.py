@@ -17,7 +17,7 @@ NO_WAIT = [-0.1, NAN, ENDLESS, (1, 2), "1", None, True]
 NO_SHARE = [0, -0.1, 1.1, "half", None, True, NAN, ENDLESS]
 
 
-def test_the_defaults_that_the_project_stands_by() -> None:
+def test_policies_have_the_documented_defaults() -> None:
     """Each default is the one that the documentation promises."""
     retry = RetryPolicy()
     assert (retry.max_attempts, retry.max_connect_retries, retry.max_throttle_retries) == (3, 3, 6)
@@ -69,7 +69,9 @@ REFUSED: list[tuple[type[Any], str, list[Any]]] = [
 @pytest.mark.parametrize(
     ("policy", "field", "values"), REFUSED, ids=[f"{policy.__name__}.{field}" for policy, field, _ in REFUSED]
 )
-def test_a_number_that_makes_no_sense_is_refused(policy: type[Any], field: str, values: list[object]) -> None:
+def test_invalid_number_is_rejected_by_the_name_of_its_field(
+    policy: type[Any], field: str, values: list[object]
+) -> None:
     """A nonsense number is refused by the name of its field, in a new policy as in a changed one."""
     for value in values:
         with pytest.raises(InvalidRequestError, match=f"^{field} must be ") as caught:
@@ -103,13 +105,13 @@ TAKEN: list[tuple[type[Any], str, Any]] = [
 
 
 @pytest.mark.parametrize(("policy", "field", "value"), TAKEN, ids=lambda value: getattr(value, "__name__", repr(value)))
-def test_a_number_at_the_edge_is_taken(policy: type[Any], field: str, value: object) -> None:
+def test_number_at_the_edge_is_accepted(policy: type[Any], field: str, value: object) -> None:
     """The least and the most that make sense are taken."""
     assert getattr(policy(**{field: value}), field) == value
 
 
 @pytest.mark.parametrize("policy", [RetryPolicy, Timeouts, RateLimit, CircuitBreakerPolicy])
-def test_a_policy_cannot_be_changed(policy: type[Any]) -> None:
+def test_policies_are_frozen_values(policy: type[Any]) -> None:
     """A policy is frozen, a value, and given by names."""
     made = policy()
     assert made == policy()
@@ -124,6 +126,6 @@ def test_a_policy_cannot_be_changed(policy: type[Any]) -> None:
     ("requests", "utilization", "max_requests"),
     [(13_800, 0.9, 12_420), (10, 0.9, 9), (1, 0.9, 1), (3, 0.5, 1), (100, 1, 100), (7, 0.999, 6)],
 )
-def test_the_share_is_rounded_down_to_at_least_one(requests: int, utilization: float, max_requests: int) -> None:
+def test_max_requests_is_rounded_down_to_at_least_one(requests: int, utilization: float, max_requests: int) -> None:
     """A client takes no request more than its share, except that it always may take one."""
     assert RateLimit(requests=requests, utilization=utilization).max_requests == max_requests

@@ -17,12 +17,12 @@ def sends(budget: RetryBudget, kind: Operation, event: AttemptResult, *, heals_a
     raise AssertionError("the call never ends")
 
 
-def test_the_bucket_begins_full_with_five_hundred() -> None:
+def test_budget_starts_with_five_hundred_tokens() -> None:
     """A client begins with five hundred tokens."""
     assert RetryBudget().tokens == 500
 
 
-def test_spending() -> None:
+def test_spend_takes_tokens_only_if_there_are_enough() -> None:
     """Tokens are taken when there are enough, and otherwise none."""
     budget = RetryBudget(14)
     assert budget.spend(14)
@@ -54,9 +54,7 @@ def test_refund_fills_the_budget_up_to_its_size(tokens: int, refund: int, after:
     ],
 )
 @pytest.mark.parametrize("kind", [Operation.READ, Operation.STOP, Operation.CONFERENCE_START, Operation.CALL_START])
-def test_a_full_outage_is_not_answered_with_a_storm(
-    kind: Operation, event: AttemptResult, cost: int, per_call: int
-) -> None:
+def test_budget_runs_dry_in_a_full_outage(kind: Operation, event: AttemptResult, cost: int, per_call: int) -> None:
     """In a full outage all calls together send 500 / cost requests more than one each, however many calls there are."""
     calls = 600
     budget = RetryBudget()
@@ -66,7 +64,7 @@ def test_a_full_outage_is_not_answered_with_a_storm(
     assert sum(counts) == calls + 500 // cost
 
 
-def test_after_an_outage_successes_fill_the_bucket() -> None:
+def test_successes_fill_the_budget_after_an_outage() -> None:
     """When the Space is well again each call earns one, so retries come back little by little."""
     budget = RetryBudget()
     while sends(budget, Operation.READ, AttemptResult.UNAVAILABLE) > 1:
@@ -78,7 +76,7 @@ def test_after_an_outage_successes_fill_the_bucket() -> None:
     assert sends(budget, Operation.READ, AttemptResult.UNAVAILABLE, heals_after=1) == 2
 
 
-def test_trouble_that_a_retry_heals_costs_nothing() -> None:
+def test_failures_that_a_retry_heals_cost_nothing() -> None:
     """While each retry succeeds the bucket stays full, however many there are."""
     budget = RetryBudget()
     assert {sends(budget, Operation.READ, AttemptResult.UNAVAILABLE, heals_after=1) for _ in range(2_000)} == {2}
@@ -106,7 +104,7 @@ def test_call_that_is_served_gets_back_what_all_its_retries_cost(operation: Oper
 
 
 @given(st.lists(st.sampled_from(["spend 14", "spend 5", "first success", "success after 14", "success after 5"])))
-def test_the_bucket_never_overflows_nor_owes(steps: list[str]) -> None:
+def test_budget_stays_between_none_and_five_hundred(steps: list[str]) -> None:
     """The tokens stay between none and five hundred."""
     budget = RetryBudget()
     for step in steps:
