@@ -9,7 +9,7 @@ import asyncio
 import re
 import select
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ FORM = "application/x-www-form-urlencoded"
 _ONE_WRITE = 64 * 1024
 _READING_TURNS = 4  # turns of the loop within which it reads what has arrived
 _MAX_OVERHEAD = 256 * 1024  # bytes of a head or of trailers; aiohttp limits only each line and their number
-_STATUS_LINE = re.compile(rb"HTTP/1\.[01] \d{3}(?: |$)")
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: |$)")
 _RECORD_HEADER, _RECORD_TAG, _RECORD_NONCE = 5, 16, 8  # bytes of a TLS record besides its content
 _TLS_PROTOCOL = "_ssl_protocol"  # asyncio's; on event loops that hide it, what needs it is not checked
 _CLOSED = "the other end closed the kept-alive connection"
@@ -89,7 +89,7 @@ class AttemptGuard:
         if (
             self.state.phase is not Phase.WAITING
             or (self.transport is not None and _unsent_bytes(self.transport))
-            or _has_foreign_head(response, self._wrappers[-1].received if self._wrappers else [])
+            or _has_foreign_head(response)
         ):
             response.close()
             raise UnaskedAnswerError
@@ -192,7 +192,6 @@ class _ProtocolWrapper(asyncio.Protocol):
     """
 
     def __init__(self, guard: AttemptGuard, protocol: ResponseHandler, transport: asyncio.Transport) -> None:
-        self.received: list[bytes] = []  # the head, and what came with it
         self._guard = guard
         self._protocol = protocol
         self._transport = transport
@@ -240,7 +239,6 @@ class _ProtocolWrapper(asyncio.Protocol):
         self._protocol.data_received(data)
         self._overhead += len(data)
         if body is None:
-            self.received.append(data)
             complete = self._protocol.should_close  # it has read a head
         else:
             complete = body.is_eof()
@@ -284,14 +282,15 @@ def _record_overhead(tls: ssl.SSLObject) -> int:
     return _RECORD_HEADER + _RECORD_TAG + extra
 
 
-def _has_foreign_head(response: aiohttp.ClientResponse, received: Sequence[bytes]) -> bool:
-    """Return True if aiohttp had read a part of another head before, so that the status line ended up within it."""
+def _has_foreign_head(response: aiohttp.ClientResponse) -> bool:
+    """Return True if the head begins with a part of another one, so that the response's status line ended up within it.
+
+    A gateway may quote a status line in a header of its own; then it is that of the response.
+    """
     if _STATUS_LINE.search((response.reason or "").encode("utf-8", "surrogateescape")):
         return True
-    suspects = [(name, value) for name, value in response.raw_headers if _STATUS_LINE.search(value)]
-    head = b"".join(received) if suspects else b""
-    # A gateway may write a header such as "Status: HTTP/1.1 200 OK" itself; then it arrived in one piece.
-    return not all(re.search(re.escape(name) + rb":[ \t]*" + re.escape(value), head) for name, value in suspects)
+    quoted = (_STATUS_LINE.search(value) for _, value in response.raw_headers)
+    return any(int(line[1]) != response.status for line in quoted if line is not None)
 
 
 class GuardedPayload(BytesPayload):
