@@ -31,6 +31,7 @@ _MAX_OVERHEAD = 256 * 1024  # bytes of a head or of trailers; aiohttp limits onl
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: |$)")
 _RECORD_HEADER, _RECORD_TAG, _RECORD_NONCE = 5, 16, 8  # bytes of a TLS record besides its content
 _TLS_PROTOCOL = "_ssl_protocol"  # asyncio's; on event loops that hide it, what needs it is not checked
+_NO_TLS = object()
 _CLOSED = "the other end closed the kept-alive connection"
 _poll = getattr(select, "poll", None)  # not on Windows
 
@@ -86,11 +87,7 @@ class AttemptGuard:
         finally:
             for wrapper in self._wrappers:
                 wrapper.limit_body_of(response)
-        if (
-            self.state.phase is not Phase.WAITING
-            or (self.transport is not None and _unsent_bytes(self.transport))
-            or _has_foreign_head(response)
-        ):
+        if self.state.phase is not Phase.WAITING or _unsent_bytes(self.transport) or _has_foreign_head(response):
             response.close()
             raise UnaskedAnswerError
         self.state.phase = Phase.ANSWERED
@@ -269,10 +266,14 @@ class _ProtocolWrapper(asyncio.Protocol):
         self._transport.abort()
 
 
-def _unsent_bytes(transport: asyncio.Transport) -> int:
-    """Return how much of the request waits in this process; over TLS, the transport below has a buffer of its own."""
-    below = getattr(getattr(transport, _TLS_PROTOCOL, None), "_transport", None)
-    return transport.get_write_buffer_size() + (below.get_write_buffer_size() if below is not None else 0)
+def _unsent_bytes(transport: asyncio.Transport | None) -> int:
+    """Return how much of the request waits in this process; below TLS is another transport with its own buffer."""
+    size = 0
+    # asyncio drops the protocol of a TLS transport that is closed.
+    while transport is not None and (tls := getattr(transport, _TLS_PROTOCOL, _NO_TLS)) is not None:
+        size += transport.get_write_buffer_size()
+        transport = getattr(tls, "_transport", None)
+    return size
 
 
 def _record_overhead(tls: ssl.SSLObject) -> int:

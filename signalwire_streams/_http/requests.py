@@ -77,7 +77,9 @@ def query(filters: Mapping[str, object]) -> str:
 
 
 def _text(value: object) -> str:
-    # A boolean in a form body is inferred to be spelled as JSON spells it; the documentation does not say.
+    if isinstance(value, str):
+        return value  # a masked one stays so in this frame
+    # A boolean in a form body is inferred to be written as in JSON; the documentation does not say.
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

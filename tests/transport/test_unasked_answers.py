@@ -616,6 +616,28 @@ async def test_tls_record_begun_before_request_is_no_answer(
             assert sid == (ROOM if kind == "read" else None)
 
 
+@each_version
+async def test_tls_server_that_closes_after_each_response(
+    version: ssl.TLSVersion, space: SimulatedSpace, client_for: Any
+) -> None:
+    """The response is complete before it is checked, and the connection may be closed by then."""
+
+    async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        true = await as_documented(space, connection, request)
+        connection.writer.write(true.replace(b"Content-Length", b"Connection: close\r\nContent-Length", 1))
+        raise ConnectionError
+
+    attempts: list[Attempt] = []
+    with tls_pair(version) as (server, trusting):
+        connector = aiohttp.TCPConnector(ssl=trusting)
+        async with raw_space(answer, tls=server) as raw, aiohttp.ClientSession(connector=connector) as session:
+            client = client_for(space, base_url=raw.url, session=session, on_attempt=attempts.append)
+            for number in range(3):
+                target = f"room-{number}"
+                assert [await perform(client, "unnamed", target)] == raw.sids_of(target)
+            assert len(attempts) == 3
+
+
 @pytest.mark.parametrize("head", ["Status: HTTP/1.1 200 OK", "X-Upstream:HTTP/1.1 200", "X-Via: a; HTTP/1.0 200 b"])
 async def test_header_that_quotes_a_status_line_loses_no_answer(head: str, make: Make) -> None:
     """A gateway may write the status line of a server behind it into a header of its own."""
