@@ -32,15 +32,14 @@ class Operation(_Word):
     CALL_START = "call_start", "named start on a call"
     UNNAMED_START = "unnamed_start", "unnamed start"
 
-    @property
-    def is_start(self) -> bool:
-        """Whether doing it twice could make two streams."""
-        return self is not Operation.READ and not self.is_stop
+    is_start: bool
+    """Whether doing it twice could make two streams."""
+    is_stop: bool
+    """Whether it ends a stream."""
 
-    @property
-    def is_stop(self) -> bool:
-        """Whether it ends a stream."""
-        return self in {Operation.STOP, Operation.STOP_RETURNED, Operation.STOP_AMBIGUOUS, Operation.STOP_BY_NAME}
+    def __init__(self, value: str, _: str) -> None:
+        """Derive the kind from the value."""
+        self.is_start, self.is_stop = value.endswith("_start"), value.startswith("stop")
 
 
 class Priority(_Word):
