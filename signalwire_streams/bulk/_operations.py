@@ -178,7 +178,7 @@ class StartStreams(_StreamOperation[Start]):
     def prepare(self, request: Start, context: CallContext) -> Send:
         self._duplicates.check(request)
         if request.name is None and not request.unnamed:
-            request = evolve(request, name=f"{GENERATED_NAME}{self._run}-{folded(request.target)}")
+            request = request.with_name(f"{GENERATED_NAME}{self._run}-{folded(request.target)}")
         if self._ledger is not None:
             running = self._consult(self._ledger, request, context.state)
             if running is not None:

@@ -114,7 +114,7 @@ async def test_middlewares_of_the_caller_wrap_the_retries(space: SimulatedSpace,
     space.faults.add("503-api", times=1)
     await client.conferences.start_stream(space.conference_sids[0], url=URL)
 
-    assert seen == ["outer", "inner 00-1-2-01", "outer got finish after 2"]
+    assert seen == ["outer", "inner 00-1-2-01", "outer got succeed after 2"]
 
 
 async def test_middleware_may_return_a_result_of_its_own(space: SimulatedSpace, client_for: Any) -> None:
