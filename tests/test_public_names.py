@@ -1,4 +1,4 @@
-"""The public face."""
+"""The public names."""
 
 import subprocess
 import sys
@@ -7,9 +7,10 @@ from importlib.metadata import version
 import pytest
 
 import signalwire_streams
+from signalwire_streams import middleware
 
 
-def test_names_are_sorted_and_there() -> None:
+def test_public_names_are_sorted_and_exist() -> None:
     """Every public name exists, and the list is in order."""
     names = signalwire_streams.__all__
 
@@ -38,31 +39,40 @@ def test_names_are_sorted_and_there() -> None:
     } <= set(names)
 
 
-def test_a_name_that_is_not_there_is_told() -> None:
-    """A misspelt name is an AttributeError, as in any module; a private one too, and nothing is imported for it."""
+def test_middleware_values_are_public_in_their_own_module() -> None:
+    """They are not among the first names that a user sees."""
+    own = {"Handler", "Middleware", "Request", "Response", "Result"}
+    assert own <= set(middleware.__all__)
+    assert own.isdisjoint(signalwire_streams.__all__)
+    shared = set(middleware.__all__) - own
+    assert {getattr(middleware, name) for name in shared} == {getattr(signalwire_streams, name) for name in shared}
+
+
+def test_unknown_name_raises_attribute_error() -> None:
+    """A misspelt name raises it, as in any module; a private one too, and nothing is imported for it."""
     for name in ("StreamClient", "_private", "__wrapped__"):
         with pytest.raises(AttributeError, match=f"module 'signalwire_streams' has no attribute '{name}'"):
             getattr(signalwire_streams, name)
 
 
-def test_names_are_completed() -> None:
-    """What an interactive session offers after the dot has all of them."""
+def test_dir_lists_all_public_names() -> None:
+    """An interactive session completes all of them."""
     offered = dir(signalwire_streams)
     assert set(signalwire_streams.__all__) <= set(offered)
     assert len(set(offered)) == len(offered)
 
 
 def test_version_is_that_of_the_distribution() -> None:
-    """It is read when it is asked for, and comes with no other name."""
+    """It is read when it is first used, and imports no other name."""
     assert signalwire_streams.__version__ == version("signalwire-streams")
-    code = "import sys, signalwire_streams as s; print(s.__version__, 'signalwire_streams.names' in sys.modules)"
+    code = "import sys, signalwire_streams as s; print(s.__version__, 'signalwire_streams._client' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert shown.stdout.split() == [signalwire_streams.__version__, "False"]
     assert "__version__" in dir(signalwire_streams)
 
 
 def test_modules_are_attributes() -> None:
-    """What comes along with the names is found at the first asking, as in any package."""
+    """A module that is imported with the names is an attribute of the package."""
     code = "import signalwire_streams as s; print(s.errors.ApiError is s.ApiError)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
 
@@ -72,22 +82,22 @@ def test_modules_are_attributes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "rooms"),
+    ("statement", "packages"),
     [
         ("import signalwire_streams", set()),
         ("from signalwire_streams.callbacks import verify_signature", {"callbacks", "errors", "models"}),
         ("from signalwire_streams.receiver import MediaReceiver", {"receiver", "errors", "models"}),
         (
             "from signalwire_streams import StreamsClient",
-            {"names", "_client", "clock", "bulk", "resources", "middleware", "_http", "errors", "models"},
+            {"_client", "clock", "bulk", "resources", "middleware", "_http", "errors", "models"},
         ),
     ],
 )
-def test_an_import_brings_what_it_needs_and_no_more(statement: str, rooms: set[str]) -> None:
-    """The command line, the simulator and the extras stay unloaded until they are asked for."""
+def test_import_loads_only_what_it_needs(statement: str, packages: set[str]) -> None:
+    """The command line, the simulator and the extras are not loaded before they are used."""
     code = f"{statement}\nimport sys; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     modules = set(shown.stdout.split())
 
-    assert {name.split(".")[1] for name in modules if name.startswith("signalwire_streams.")} <= rooms
+    assert {name.split(".")[1] for name in modules if name.startswith("signalwire_streams.")} <= packages
     assert not modules & {"click", "rich", "trustme", "pytest", "redis", "docket"}

@@ -17,4 +17,4 @@ if not (find_spec("redis") and find_spec("throttled")):
 from signalwire_streams.redis_rate_limit._rate_limiter import RedisRateLimiter
 from signalwire_streams.redis_rate_limit._store import RateLimiterError
 
-__all__ = ["RedisRateLimiter", "RateLimiterError"]
+__all__ = ["RateLimiterError", "RedisRateLimiter"]

@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from signalwire_streams.clock import Clock
+from signalwire_streams.clock import Clock, LoopGuard
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
-from signalwire_streams.middleware._logs import log_pause
 from signalwire_streams.middleware._policies import RateLimit
-from signalwire_streams.middleware._queueing import LoopGuard, was_granted
+from signalwire_streams.middleware._queueing import was_granted
+from signalwire_streams.middleware._rate_limit import log_pause
 from signalwire_streams.models import Priority
 from signalwire_streams.models._validation import check_count
 from signalwire_streams.redis_rate_limit._lease_loop import Pump
@@ -69,7 +69,7 @@ class RedisRateLimiter:
         self._clock = clock or Clock()
         self._view = View(rate_limit or RateLimit())
         self._outage = Outage(self._store.address, fallback_clients)
-        self._home = LoopGuard()
+        self._home = LoopGuard("pacer", "RedisRateLimiter")
         self._pump = Pump(self._store, self._view, self._outage, self._clock)
         self._looking: asyncio.Task[None] | None = None
 
@@ -194,9 +194,9 @@ class RedisRateLimiter:
             log_pause(pause)
         self._tell()
 
-    def on_success(self, advertised: int | None) -> None:
-        """Hear that the Space took a request, and which limit its headers told; see `RateLimiter.served`."""
-        self._view.served(advertised)
+    def on_success(self) -> None:
+        """Hear that the Space took a request; see `RateLimiter.on_success`."""
+        self._view.served(None)
         if self._view.has_news:
             self._tell()
 

@@ -18,8 +18,8 @@ from signalwire_streams import (
     JournalError,
     StreamOutcomeUnknownError,
 )
-from signalwire_streams.bulk._journal import Entry, Journal
-from signalwire_streams.bulk._journal_file import INTENDED, JournalOwner
+from signalwire_streams.bulk._journal import ItemRecord, Journal
+from signalwire_streams.bulk._journal_file import IN_DOUBT, JournalOwner
 
 RUN = JournalOwner("start", "https://example.signalwire.com", "project")
 
@@ -35,13 +35,13 @@ def rows(path: Path) -> list[tuple[Any, ...]]:
     return found
 
 
-async def test_an_intent_is_on_the_disk_at_once_and_an_outcome_with_the_next(tmp_path: Path) -> None:
+async def test_journal_commits_intent_at_once_and_outcome_with_the_next(tmp_path: Path) -> None:
     """Another process sees an intent before the request goes out, and its outcome by the end."""
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
         first = journal.new_row()
         await journal.intend(first, "conference", "room", "a")
-        assert rows(path) == [("conference", "room", "a", INTENDED, None, 0, 0, None)]
+        assert rows(path) == [("conference", "room", "a", IN_DOUBT, None, 0, 0, None)]
         journal.settle(
             first,
             outcome(
@@ -54,10 +54,10 @@ async def test_an_intent_is_on_the_disk_at_once_and_an_outcome_with_the_next(tmp
         assert rows(path)[0] == ("conference", "room", "a", "started", "s", 1, 2, None)
         # What is looked up is what an earlier part of the run left, not what this part wrote.
         assert journal.find("room", "a") is None
-    assert rows(path)[1][:4] == ("call", "leg", None, INTENDED)
+    assert rows(path)[1][:4] == ("call", "leg", None, IN_DOUBT)
 
 
-async def test_an_outcome_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_journal_commits_outcome_that_no_intent_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An outcome that no intent follows is written soon as well."""
     monkeypatch.setattr("signalwire_streams.bulk._journal._AT_LEAST_EVERY", 0.0)
     path = tmp_path / "run.db"
@@ -70,7 +70,7 @@ async def test_an_outcome_does_not_wait_for_ever(tmp_path: Path, monkeypatch: py
         assert rows(path)[0][3] == "started"
 
 
-async def test_intents_share_a_commit(tmp_path: Path) -> None:
+async def test_journal_commits_concurrent_intents_together(tmp_path: Path) -> None:
     """What comes together is written together, in its order; what was cancelled before that is not written."""
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
@@ -84,7 +84,7 @@ async def test_intents_share_a_commit(tmp_path: Path) -> None:
         assert [row[1] for row in rows(path)] == ["room-0", "room-1", "room-3", "room-4"]
 
 
-async def test_a_write_that_fails_is_told_and_outcomes_are_kept(tmp_path: Path) -> None:
+async def test_journal_keeps_outcomes_after_a_failed_write(tmp_path: Path) -> None:
     """Each intent is refused from then on; outcomes are written as soon as that works again, and the end raises."""
     path = tmp_path / "run.db"
     journal = Journal.create(path, RUN, run="r1")
@@ -107,7 +107,7 @@ async def test_a_write_that_fails_is_told_and_outcomes_are_kept(tmp_path: Path) 
     assert rows(path) == [("conference", "room", "a", "started", None, 0, 0, None)]
 
 
-async def test_a_run_is_gone_on_with(tmp_path: Path) -> None:
+async def test_reopened_journal_updates_the_rows_of_its_run(tmp_path: Path) -> None:
     """A reopened journal knows its run; an item that is sent again keeps its row and counts its attempts."""
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
@@ -117,14 +117,14 @@ async def test_a_run_is_gone_on_with(tmp_path: Path) -> None:
         journal.settle(row, outcome(BulkStatus.UNKNOWN, error=error, attempts=1))
     with Journal.reopen(path, RUN) as journal:
         assert journal.run == "r1"
-        assert journal.find("room", "a") == Entry(row, "unknown", None, False)
+        assert journal.find("room", "a") == ItemRecord(row, "unknown", None, False)
         assert journal.new_row() > row
         await journal.intend(row, "conference", "room", "a")
         journal.settle(row, outcome(BulkStatus.ALREADY_STARTED, attempts=1))
     assert rows(path) == [("conference", "room", "a", "already_started", None, 0, 2, None)]
 
 
-async def test_unnamed_items_of_one_target_have_rows_of_their_own(tmp_path: Path) -> None:
+async def test_unnamed_items_of_one_target_have_separate_rows(tmp_path: Path) -> None:
     """Nothing ties two unnamed items together."""
     with Journal.create(tmp_path / "run.db", RUN, run="r1") as journal:
         rows = [journal.new_row(), journal.new_row()]
@@ -132,19 +132,19 @@ async def test_unnamed_items_of_one_target_have_rows_of_their_own(tmp_path: Path
             await journal.intend(row, "conference", "room", None)
     with Journal.reopen(tmp_path / "run.db", RUN) as journal:
         found = [journal.find("room", None) for _ in range(3)]
-    assert found == [*(Entry(row, INTENDED, None, ambiguous=False) for row in rows), None]
+    assert found == [*(ItemRecord(row, IN_DOUBT, None, ambiguous=False) for row in rows), None]
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"doing": "stop"}, "a run that starts streams"),
+        ({"operation": "stop"}, "a run that starts streams"),
         ({"origin": "https://other"}, "the Space https://example"),
         ({"project": "other"}, "the project project"),
     ],
 )
-def test_a_journal_of_another_run_is_refused(tmp_path: Path, change: dict[str, str], words: str) -> None:
-    """A run goes on with its own journal only."""
+def test_journal_of_another_run_is_refused(tmp_path: Path, change: dict[str, str], words: str) -> None:
+    """A run resumes with its own journal only."""
     path = tmp_path / "run.db"
     Journal.create(path, RUN, run="r1").close()
 
@@ -153,8 +153,8 @@ def test_a_journal_of_another_run_is_refused(tmp_path: Path, change: dict[str, s
     Journal.reopen(path, RUN).close()
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
-    """A file that is there is not begun anew, one that is missing or no journal is not gone on with."""
+def test_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
+    """An existing file is not overwritten; a missing one, or one that is no journal, is not resumed."""
     path = tmp_path / "run.db"
     with pytest.raises(InvalidRequestError, match="no journal"):
         Journal.reopen(path, RUN)
@@ -165,13 +165,13 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         Journal.reopen(path, RUN)
 
 
-def test_two_processes_on_one_file(tmp_path: Path) -> None:
+def test_journal_of_a_running_process_is_refused(tmp_path: Path) -> None:
     """While one process holds a journal another is told so; a killed one holds nothing."""
     path = tmp_path / "run.db"
     code = (
         "import asyncio, sys\n"
         "from signalwire_streams.bulk._journal import Journal\n"
-        "from signalwire_streams.bulk._journal_file import Whose\n"
+        "from signalwire_streams.bulk._journal_file import JournalOwner\n"
         f"journal = Journal.create(sys.argv[1], {RUN!r}, run='r1')\n"
         "asyncio.run(journal.intend(journal.new_row(), 'conference', 'room', 'a'))\n"
         "print('held', flush=True)\n"
@@ -189,4 +189,4 @@ def test_two_processes_on_one_file(tmp_path: Path) -> None:
     with Journal.reopen(path, RUN) as journal:
         entry = journal.find("room", "a")
     assert entry is not None
-    assert entry.state == INTENDED
+    assert entry.state == IN_DOUBT

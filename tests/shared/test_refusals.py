@@ -76,8 +76,8 @@ async def test_a_limit_that_one_client_hears_of_counts_for_all(redis: RedisServe
     """The Space's headers lower the limit of every client."""
     hears, other = pacer_for(redis, requests=1000), pacer_for(redis, requests=1000)
     await other.acquire(Priority.BULK, 10)
-    hears.on_success(500)
-    hears.on_success(None)
+    hears.on_success()
+    hears.on_success()
     await told(hears)
     await other.acquire(Priority.BULK, 10)
 
@@ -109,7 +109,7 @@ async def test_nobody_is_told_once_the_pacer_is_closed(redis: RedisServer, pacer
     await pacer.aclose()
 
     pacer.on_throttled(time.monotonic(), 1.0)
-    pacer.on_success(7)
+    pacer.on_success()
 
 
 async def test_a_space_that_is_stricter_than_it_says(redis: RedisServer) -> None:
