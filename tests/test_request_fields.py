@@ -75,7 +75,7 @@ def with_secrets(planned: PlannedRequest, sample: dict[str, Any]) -> Start:
 
 @pytest.mark.parametrize("model", TARGETS)
 def test_each_field_has_a_sample(model: type[Start]) -> None:
-    """Who adds a field says here what it may hold, and then sees which form loses it."""
+    """A new field needs a sample here; the other tests then show which form loses it."""
     names = {attribute.name for attribute in fields(model)}
     assert names == {TARGETS[model], *SAMPLES}
     used = {name for case, sample in CASES if case is model for name in sample}

@@ -80,7 +80,7 @@ class GroupCommitter:
     async def write(self, statement: str, values: _Values) -> None:
         """Write it, and return when it is on the disk. If cancelled before that, it is not written."""
         if self._failure is not None:
-            raise _same(self._failure)
+            raise JournalError(str(self._failure))
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         self._waiting.append((statement, values, done))
@@ -104,7 +104,7 @@ class GroupCommitter:
             if self._failure is None or was_removed:  # else the disk may be full, and the log has all of it
                 self.is_whole = self._files.finish()
         if self._failure is not None:
-            raise _same(self._failure)
+            raise JournalError(str(self._failure))
 
     def cancel(self) -> None:
         if self._timer is not None:
@@ -120,7 +120,7 @@ class GroupCommitter:
             if self._due <= at:
                 return
             self._timer.cancel()
-        # Remembered here, since not every loop's handle tells its time.
+        # Stored here, since not every loop's handle has its time.
         self._timer, self._due = asyncio.get_running_loop().call_at(at, self._commit), at
 
     def _commit(self) -> None:
@@ -153,7 +153,7 @@ class GroupCommitter:
         waiting, self._waiting = self._waiting, [entry for entry in self._waiting if entry[2] is None]
         for _, _, done in waiting:
             if done is not None and not done.done():
-                done.set_exception(_same(error))
+                done.set_exception(JournalError(str(error)))  # each of those that wait raises its own
 
     def _write_waiting(self) -> None:
         # Those of one statement go together, which is a fifth cheaper. It changes nothing, since what is written of one
@@ -182,11 +182,6 @@ class GroupCommitter:
                 raise
         # A log that could be copied is begun anew, and does not grow until it is as long as before.
         self._log_limit = self._files.log_size() + (0 if is_whole else LOG_SIZE)
-
-
-def _same(error: JournalError) -> JournalError:
-    """Return an error with the same message, since each of those that wait raises its own."""
-    return JournalError(str(error))
 
 
 _SETTLE = (
@@ -299,7 +294,7 @@ class Journal:
     def find(self, target: str, name: str | None) -> ItemRecord | None:
         """Look up what an earlier part of the run left of an item.
 
-        Items without a name are told apart by their order only: the second call for a target returns its second.
+        Items without a name differ by their order only: the second call for a target returns its second.
         """
         if not self._inherited:
             return None

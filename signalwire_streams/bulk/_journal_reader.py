@@ -14,7 +14,7 @@ from signalwire_streams.bulk._write_ahead_log import JournalPath, journal_path
 from signalwire_streams.models import CallStream, ConferenceStream
 
 PENDING = "pending"
-"""What an item is that is planned and was not tried yet: it has no row."""
+"""The state of an item that is planned and was not tried yet: it has no row."""
 
 _AT_ONCE = 500  # rows per question, so that no reader keeps the writer from tidying up behind itself
 _MAY_RUN = (BulkStatus.STARTED.value, BulkStatus.ALREADY_STARTED.value, BulkStatus.UNKNOWN.value, IN_DOUBT)
@@ -129,7 +129,7 @@ class BulkJournal:
         """Sum the run up."""
         path = self._file
         find(path)
-        # Before the rest: a run that ends meanwhile then counts as going on, not as cut off.
+        # Before the rest: a run that ends meanwhile then counts as running, not as killed.
         is_locked = is_held(path)
         with reading(path) as (database, facts):
             counts = dict(database.execute("SELECT state, count(*) FROM items GROUP BY state ORDER BY 2 DESC"))

@@ -166,7 +166,7 @@ def test_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_journal_of_a_running_process_is_refused(tmp_path: Path) -> None:
-    """While one process holds a journal another is told so; a killed one holds nothing."""
+    """While one process holds a journal another is refused; a killed one holds nothing."""
     path = tmp_path / "run.db"
     code = (
         "import asyncio, sys\n"

@@ -1,4 +1,4 @@
-"""What a journal holds of each item, during a run and after it."""
+"""The contents of a journal, during a run and after it."""
 
 from pathlib import Path
 from typing import Any

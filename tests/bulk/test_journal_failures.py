@@ -69,7 +69,7 @@ class Waits:
 async def test_lock_of_another_program_does_not_block_the_loop(
     client_for: Any, space: SimulatedSpace, tmp_path: Path
 ) -> None:
-    """While another program writes, the run waits and everything else goes on; nothing is sent unrecorded."""
+    """While another program writes, the run waits and the loop is free; nothing is sent unrecorded."""
     path = tmp_path / "run.db"
     client_for(space).create_journal(on_conferences(space), journal=path)
     turns = 0

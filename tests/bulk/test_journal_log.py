@@ -98,7 +98,7 @@ async def check_refused(client: StreamsClient, space: SimulatedSpace, path: Path
 
 
 async def test_copy_of_a_killed_run_is_whole_or_refused(client_for: Any, tmp_path: Path) -> None:
-    """A copy that lacks a part of the log is refused; one that is whole goes on, and doubles nothing."""
+    """A copy that lacks a part of the log is refused; one that is whole is resumed, and doubles nothing."""
     async with SimulatedSpace(conferences=60, participants=0) as space:
         client = client_for(space)
         original = tmp_path / "run.db"
