@@ -15,7 +15,7 @@ and on each host, with ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIG
 
 from importlib.util import find_spec
 
-if not (find_spec("docket") and find_spec("redis") and find_spec("throttled")):
+if not (find_spec("docket") and find_spec("redis")):
     raise ModuleNotFoundError(
         "signalwire_streams.fleet needs more packages: pip install 'signalwire-streams[fleet]'", name="docket"
     )

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from signalwire_streams.errors import FleetError, InvalidRequestError
-from signalwire_streams.redis_rate_limit._store import client_of
+from signalwire_streams.redis_rate_limit._store import create_client
 
 BATCH = 25
 """Starts per task: 1 of each would make the engine the bottleneck, and many would be in doubt when a host dies."""
@@ -232,7 +232,7 @@ def _is_address(url: str) -> bool:
         scheme = urlsplit(url).scheme
     except ValueError:
         return False
-    return "://" in url and (scheme == "memory" or (scheme in _SCHEMES and client_of(url) is not None))
+    return "://" in url and (scheme == "memory" or (scheme in _SCHEMES and create_client(url) is not None))
 
 
 def engine_url(url: str) -> str:

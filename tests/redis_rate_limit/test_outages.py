@@ -14,7 +14,7 @@ from signalwire_streams.redis_rate_limit._store import Store
 from tests.redis_server import RedisServer
 
 from .conftest import PacerFactory, ServerFactory, until
-from .test_law import fullest_window
+from .test_quota import fullest_window
 from .test_sharing import drain
 
 
@@ -38,8 +38,12 @@ async def test_requests_wait_for_redis(
 
     assert await asyncio.gather(*waiting) == [0, 0, 0]
     went, came = said(caplog)
-    assert re.fullmatch(rf"the Redis at {redis.url} is away \(.+\): requests wait for it, as long as .* allow", went)
-    assert re.fullmatch(rf"the Redis at {redis.url} is back after [0-9.]+ s: the limit is shared again", came)
+    assert re.fullmatch(
+        rf"the Redis at {redis.url} is unavailable \(.+\): requests wait for it, as long as .* allow", went
+    )
+    assert re.fullmatch(
+        rf"the Redis at {redis.url} is available again after [0-9.]+ s: the limit is shared again", came
+    )
 
 
 async def test_redis_may_come_later(redis: RedisServer, pacer_for: PacerFactory) -> None:
@@ -47,7 +51,7 @@ async def test_redis_may_come_later(redis: RedisServer, pacer_for: PacerFactory)
     redis.kill()
     pacer = pacer_for(redis)
     waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 10))
-    await until(lambda: pacer._outage.lasts)
+    await until(lambda: pacer._fallback.is_active)
     assert not waiting.done()
     redis.start()
 
@@ -60,7 +64,7 @@ async def test_a_read_needs_no_redis(redis: RedisServer, pacer_for: PacerFactory
     pacer = pacer_for(redis)
 
     assert await pacer.wait_until_allowed(1) == 0
-    assert pacer._outage.lasts
+    assert pacer._fallback.is_active
 
 
 async def test_a_refusal_while_redis_is_away_is_told_later(redis: RedisServer, pacer_for: PacerFactory) -> None:
@@ -71,7 +75,7 @@ async def test_a_refusal_while_redis_is_away_is_told_later(redis: RedisServer, p
     assert await pacer.acquire(Priority.BULK, 0.1) == 0.1
     pacer.on_throttled(time.monotonic(), 30.0)
     redis.start()
-    await until(lambda: not pacer._view.has_news)
+    await until(lambda: not pacer._state.has_update)
 
     assert await pacer_for(redis).wait_until_allowed(5) == pytest.approx(30, abs=5)
 
@@ -108,8 +112,8 @@ async def test_clients_go_on_with_their_parts(
     assert len(meanwhile) > 25
     assert len([one for one in times if one > away_until + 0.5]) > 25
     assert len(said(caplog)) == 6
-    assert f"the Redis at {redis.url} is away" in said(caplog)[0]
-    assert said(caplog)[0].endswith("this client goes on with its part of the limit, one of 3")
+    assert f"the Redis at {redis.url} is unavailable" in said(caplog)[0]
+    assert said(caplog)[0].endswith("this client continues with its share of the limit, one of 3")
 
 
 async def test_clients_that_wait_do_not_burst_either(redis: RedisServer, pacer_for: PacerFactory) -> None:
@@ -139,8 +143,8 @@ async def test_a_part_has_the_gate_and_the_refusals_too(redis: RedisServer, pace
 
     assert time.monotonic() - began >= 0.5
     assert await waiting == 0
-    assert pacer._outage._pace is not None
-    assert pacer._outage._pace.rate < pacer._view.law.rate / 2
+    assert pacer._fallback._bucket is not None
+    assert pacer._fallback._bucket.rate < pacer._state.quota.rate / 2
 
 
 async def test_a_client_that_was_on_its_own_returns_slowly(redis: RedisServer, pacer_for: PacerFactory) -> None:
@@ -150,7 +154,7 @@ async def test_a_client_that_was_on_its_own_returns_slowly(redis: RedisServer, p
     redis.kill()
     assert await pacer.acquire(Priority.BULK, 10) == 0
     redis.start()
-    await until(lambda: not pacer._outage.lasts)
+    await until(lambda: not pacer._fallback.is_active)
     back = time.monotonic()
 
     [times] = await drain([pacer], 2.0)
@@ -164,13 +168,13 @@ async def test_answers_that_come_too_late(
 ) -> None:
     """Tokens that were too long on their way are not used; a Redis that is always late is as good as away."""
     asked, late, skipped = 0, True, 0.0
-    ask = {name: getattr(Store, name) for name in ("lease", "look")}
+    ask = {name: getattr(Store, name) for name in ("exchange",)}
 
     def slowed(name: str) -> Any:
-        async def answer(store: Store, *words: object) -> object:
+        async def answer(store: Store, *args: Any, **kwargs: Any) -> object:
             nonlocal asked, skipped
             asked += 1
-            answered = await ask[name](store, *words)
+            answered = await ask[name](store, *args, **kwargs)
             if late:
                 skipped += 1.0
             return answered
@@ -195,7 +199,7 @@ async def test_a_full_or_a_read_only_redis_may_recover(redis: RedisServer, pacer
     redis.ask("CONFIG", "SET", "maxmemory", "1")
     pacer = pacer_for(redis)
     waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 10))
-    await until(lambda: pacer._outage.lasts)
+    await until(lambda: pacer._fallback.is_active)
     redis.ask("CONFIG", "SET", "maxmemory", "0")
 
     assert await waiting == 0
@@ -210,9 +214,9 @@ async def test_a_redis_that_comes_back_with_another_password(
     await pacer.acquire(Priority.BULK, 10)
     redis.kill()
     waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 10))
-    await until(lambda: pacer._outage.lasts)
+    await until(lambda: pacer._fallback.is_active)
     redis.options = ("--requirepass", "s3cret")
     redis.start()
 
-    with pytest.raises(RateLimiterError, match="wants another user or password"):
+    with pytest.raises(RateLimiterError, match="requires a different user or password"):
         await waiting

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import logging
 import math
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,9 @@ import signalwire_streams.redis_rate_limit
 from signalwire_streams import Priority, RateLimit
 from signalwire_streams.middleware._queueing import PriorityQueue
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
-from signalwire_streams.redis_rate_limit._lease_loop import Pump
-from signalwire_streams.redis_rate_limit._state import Outage, View
-from signalwire_streams.redis_rate_limit._store import RedisAwayError, Store
+from signalwire_streams.redis_rate_limit._lease_loop import LeaseLoop
+from signalwire_streams.redis_rate_limit._state import Fallback, LocalState
+from signalwire_streams.redis_rate_limit._store import RedisUnavailableError, Store
 
 
 async def test_a_queue_passes_over_who_is_on_the_way_out() -> None:
@@ -35,14 +36,14 @@ async def test_a_queue_passes_over_who_is_on_the_way_out() -> None:
 def test_an_outage_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """However many find out that Redis is away, one line says so; and none that it is back when it was not away."""
     caplog.set_level(logging.INFO)
-    outage = Outage("redis://x", None)
+    outage = Fallback("redis://x", None)
     outage.end(0.0)
     for _ in range(3):
-        outage.begin("why", View(RateLimit()), 1.0)
+        outage.begin("why", LocalState(RateLimit()), 1.0)
     outage.end(2.0)
 
     assert len(caplog.records) == 2
-    assert outage.take(3.0) == 0
+    assert outage.try_acquire(3.0) == 0
 
 
 def test_the_import_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,39 +57,41 @@ def test_the_import_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_a_turn_in_the_very_moment_that_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the turn is granted while the timeout is already on its way, it is a turn, and counted."""
 
-    def wait(pump: Pump, space: str, lane: Priority) -> "asyncio.Future[float]":
+    def wait(leases: LeaseLoop, priority: Priority) -> "asyncio.Future[float]":
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[float] = loop.create_future()
         loop.call_soon(turn.set_result, math.inf)
         return turn
 
-    monkeypatch.setattr(Pump, "wait", wait)
+    monkeypatch.setattr(LeaseLoop, "wait", wait)
     pacer = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
 
     assert await pacer.acquire(Priority.BULK, 1e-9) == 0
 
 
-@pytest.mark.parametrize("from_now_on", ["lease", "look"])
+@pytest.mark.parametrize("hangs_in", ["lease", "probe"])
 async def test_a_cancellation_that_is_taken_for_a_lost_connection(
-    monkeypatch: pytest.MonkeyPatch, nothing_left: None, from_now_on: str
+    monkeypatch: pytest.MonkeyPatch, nothing_left: None, hangs_in: str
 ) -> None:
     """Closing ends the tasks even where a cancellation comes back as a connection that broke."""
 
     hangs = asyncio.Event()
 
-    async def hang(store: Store, *words: object) -> object:
+    async def hang() -> object:
         hangs.set()
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
-            raise RedisAwayError("Timeout connecting to server") from None
+            raise RedisUnavailableError("Timeout connecting to server") from None
         raise AssertionError("it was not cancelled")
 
-    async def fail(store: Store, *words: object) -> object:
-        raise RedisAwayError("refused")
+    async def fail() -> object:
+        raise RedisUnavailableError("refused")
 
-    monkeypatch.setattr(Store, "look", hang)
-    monkeypatch.setattr(Store, "lease", hang if from_now_on == "lease" else fail)
+    async def answer(store: Store, *args: Any, tokens: int = 0, **kwargs: Any) -> object:
+        return await (fail() if tokens and hangs_in == "probe" else hang())
+
+    monkeypatch.setattr(Store, "exchange", answer)
     pacer = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
     waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 60))
     await hangs.wait()
@@ -101,14 +104,14 @@ async def test_a_cancellation_that_is_taken_for_a_lost_connection(
 async def test_tokens_that_nobody_waits_for_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pump that finds tokens given back uses them before it asks for more."""
 
-    async def fail(store: Store, *words: object) -> object:
+    async def fail(store: Store, *args: object, **kwargs: object) -> object:
         raise AssertionError("it asked for more")
 
-    monkeypatch.setattr(Store, "lease", fail)
+    monkeypatch.setattr(Store, "exchange", fail)
     pacer = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
     waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 60))
     await asyncio.sleep(0)
-    pacer._pump.give_back(float("inf"))
+    pacer._leases.give_back(float("inf"))
 
     assert await waiting == 0
     await pacer.aclose()

@@ -17,7 +17,7 @@ URL = "wss://rx.example.com/audio"
 
 async def told(pacer: RedisRateLimiter) -> None:
     """Wait until a pacer has told all that it knows."""
-    await until(lambda: not pacer._view.has_news)
+    await until(lambda: not pacer._state.has_update)
 
 
 async def test_a_gate_that_one_client_closes_is_closed_for_all(redis: RedisServer, pacer_for: PacerFactory) -> None:
@@ -58,9 +58,9 @@ async def test_many_refusals_cut_the_rate_of_all_once(redis: RedisServer, pacer_
         await told(pacer)
         await pacer.acquire(Priority.BULK, 10)
 
-    rates = [pacer._view.rate(time.monotonic()) / pacer._view.law.rate for pacer in pacers]
+    rates = [pacer._state.rate(time.monotonic()) / pacer._state.quota.rate for pacer in pacers]
     assert rates == [pytest.approx(0.7, abs=0.15)] * 2
-    assert [pacer._view._state.cuts for pacer in pacers if pacer._view._state] == [1, 1]
+    assert [pacer._state.shared.cuts for pacer in pacers] == [1, 1]
 
 
 async def test_a_refusal_is_told_though_redis_knows_nothing_yet(redis: RedisServer, pacer_for: PacerFactory) -> None:
@@ -70,19 +70,6 @@ async def test_a_refusal_is_told_though_redis_knows_nothing_yet(redis: RedisServ
     await told(pacer)
 
     assert await pacer_for(redis).wait_until_allowed(5) == pytest.approx(30, abs=5)
-
-
-async def test_a_limit_that_one_client_hears_of_counts_for_all(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """The Space's headers lower the limit of every client."""
-    hears, other = pacer_for(redis, requests=1000), pacer_for(redis, requests=1000)
-    await other.acquire(Priority.BULK, 10)
-    hears.on_success(500)
-    hears.on_success(None)
-    await told(hears)
-    await other.acquire(Priority.BULK, 10)
-
-    assert other._view.law == hears._view.law
-    assert other._view.law.rate < 500
 
 
 async def test_redis_forgets_and_is_told_again(redis: RedisServer, pacer_for: PacerFactory) -> None:
@@ -109,7 +96,7 @@ async def test_nobody_is_told_once_the_pacer_is_closed(redis: RedisServer, pacer
     await pacer.aclose()
 
     pacer.on_throttled(time.monotonic(), 1.0)
-    pacer.on_success(7)
+    pacer.on_success()
 
 
 async def test_a_space_that_is_stricter_than_it_says(redis: RedisServer) -> None:

@@ -1,160 +1,91 @@
-"""What clients tell each other, and what becomes of it (pure)."""
+"""What a client knows of the shared state, and what it reports (pure)."""
 
 import pytest
 
 from signalwire_streams import RateLimit
-from signalwire_streams.redis_rate_limit._state import Law, State, View
+from signalwire_streams.redis_rate_limit._state import NO_UPDATE, LocalState, Quota, State, StateUpdate
 
 LIMIT = RateLimit(requests=10_000, utilization=1.0)
-LAW = Law.of(LIMIT, None)
+QUOTA = Quota.from_limit(LIMIT)
 
 
-def tell(view: View, state: State, redis_now: float, now: float) -> State:
-    """Tell a view's news, as the pump does."""
-    news = view.news
-    state = news.told_to(state, redis_now, now, view.law)
-    view.told(news)
-    view.hear(state, redis_now, now)
-    return state
+def test_rate_after_cut_grows_back_to_the_quota() -> None:
+    state = State(cuts=1, cut_at=100.0, rate_before=QUOTA.rate)
 
-
-def test_a_state_is_read_as_it_was_written() -> None:
-    """What is written to Redis comes back the same, and anything else there is a ValueError."""
-    state = State(cuts=3, closed_until=1.5, cut_at=0.25, rate_before=10.0, pause=2.0, requests=100)
-
-    assert State.read(state.text()) == State.read(state.text().encode()) == state
-    for junk in ("hello", '{"speed": 3}', "[1]", "7"):
-        with pytest.raises(ValueError, match=r"Expecting|unexpected|mapping"):
-            State.read(junk)
-
-
-def test_a_refusal_pauses_cuts_and_recovers() -> None:
-    """A refusal closes the gate, cuts the rate by 30 in 100, and the rate then grows to what it was."""
-    state = State().cut(100.0, LAW, pause=1.0)
-
-    assert state.closed_until == 101.0
-    assert state.rate(100.0, LAW) == pytest.approx(LAW.rate * 0.7)
-    rates = [state.rate(100.0 + second, LAW) for second in range(60)]
+    assert state.rate(100.0, QUOTA) == pytest.approx(QUOTA.rate * 0.7)
+    rates = [state.rate(100.0 + second, QUOTA) for second in range(60)]
     assert rates == sorted(rates)
-    assert rates[-1] == LAW.rate
-    assert state.rate(90.0, LAW) == pytest.approx(LAW.rate * 0.7), "Redis' own clock was set back"
+    assert rates[-1] == QUOTA.rate
+    assert state.rate(90.0, QUOTA) == pytest.approx(QUOTA.rate * 0.7), "Redis' own clock was set back"
+    assert State(cuts=9, cut_at=0.0, rate_before=1e-9).rate(0.0, QUOTA) >= 0.05
 
 
-def test_pauses_grow_while_nothing_is_served() -> None:
-    """A pause is one second at first, doubles up to twenty while nothing is served, and then begins anew."""
-    state, now, pauses = State(), 0.0, []
+def test_pauses_double_until_a_request_is_served() -> None:
+    pauses = [0.0]
     for _ in range(7):
-        pauses.append(state.next_pause(served=False))
-        state = state.cut(now, LAW, pauses[-1])
+        pauses.append(State(pause=pauses[-1]).next_pause(served=False))
 
-    assert pauses == [1, 2, 4, 8, 16, 20, 20]
-    assert state.next_pause(served=True) == 1
-    assert state.rate(0.0, LAW) >= 0.05
+    assert pauses[1:] == [1, 2, 4, 8, 16, 20, 20]
+    assert State(pause=20.0).next_pause(served=True) == 1
 
 
-def test_many_refusals_of_one_moment_are_one_cut() -> None:
-    """Two clients that are refused at the same time cut the rate once, and what was sent before cuts no more."""
-    one, other, state = View(LIMIT), View(LIMIT), State()
-    for view in (one, other):
-        view.hear(state, 1000.0, 5.0)
-        view.throttled(5.2, sent_at=5.1, retry_after=None)
+def test_pause_starts_again_after_a_served_request() -> None:
+    state = LocalState(LIMIT)
+    state.receive(State(epoch="e", cuts=1, pause=4.0), 1000.0, 5.0)
 
-    state = tell(one, state, 1000.3, 5.3)
-    state = tell(other, state, 1000.4, 5.4)
-
-    assert state.cuts == 1
-    assert state.closed_until == pytest.approx(1001.3)
-    one.throttled(6.5, sent_at=5.25, retry_after=None)
-    assert not one.has_news
-    other.throttled(6.5, sent_at=6.4, retry_after=None)
-    assert tell(other, state, 1001.5, 6.5).cuts == 2
+    state.on_throttled(6.0, sent_at=5.5, retry_after=None)
+    assert state.update.pause == 8.0
+    state.on_success()
+    state.on_throttled(8.0, sent_at=7.0, retry_after=None)
+    assert state.update.pause == 1.0
 
 
-def test_a_client_hears_of_a_cut_it_did_not_make() -> None:
-    """A refusal of what was sent before a client heard of another's cut is not a second one."""
-    view = View(LIMIT)
-    view.hear(State(epoch="e"), 1000.0, 5.0)
-    view.hear(State(epoch="e", cuts=1, cut_at=1001.0, rate_before=900.0, pause=1.0), 1001.0, 6.0)
+def test_refusals_of_requests_sent_before_the_last_cut_are_no_news() -> None:
+    """Neither after a cut of this client's own, nor after one that another client made."""
+    state = LocalState(LIMIT)
+    state.receive(State(epoch="e"), 1000.0, 5.0)
+    state.on_throttled(5.2, sent_at=5.1, retry_after=None)
+    assert state.update == StateUpdate(refused_after=0, pause=1.0)
+    state.reported(state.update)
 
-    view.throttled(6.1, sent_at=5.9, retry_after=None)
-    assert not view.has_news
-    view.throttled(7.1, sent_at=7.0, retry_after=None)
-    assert view.news.pause == 2.0
-
-
-def test_the_space_says_how_long() -> None:
-    """A Retry-After closes the gate for so long, for all clients, and here at once."""
-    view, state = View(LIMIT), State(epoch="e")
-    view.hear(state, 1000.0, 5.0)
-
-    view.throttled(5.0, sent_at=4.9, retry_after=30.0)
-    view.throttled(6.0, sent_at=4.9, retry_after=10.0)
-
-    assert view.gate_wait(6.0) == 29.0
-    state = tell(view, state, 1001.0, 6.0)
-    assert state.closed_until == pytest.approx(1030.0)
-    other = View(LIMIT)
-    other.hear(state, 1001.0, 500.0)
-    assert other.gate_wait(500.0) == pytest.approx(29.0)
-    assert other.gate_wait(529.1) == 0
+    state.on_throttled(6.5, sent_at=5.15, retry_after=None)
+    assert not state.has_update
+    state.receive(State(epoch="e", cuts=2, cut_at=1002.0, rate_before=900.0, pause=2.0), 1002.0, 7.0)
+    state.on_throttled(7.1, sent_at=6.9, retry_after=None)
+    assert not state.has_update
+    state.on_throttled(8.1, sent_at=8.0, retry_after=None)
+    assert state.update == StateUpdate(refused_after=2, pause=4.0)
 
 
-def test_clients_need_not_agree_about_the_time() -> None:
-    """Only the time that passes is a client's own, so clocks that are far apart see the same gate and rate."""
-    state = State(cuts=1, closed_until=1005.0, cut_at=1000.0, rate_before=LAW.rate)
-    views = [View(LIMIT), View(LIMIT)]
-    for view, now in zip(views, (3.0, 1e9), strict=True):
-        view.hear(state, 1002.0, now)
+def test_retry_after_closes_the_gate_here_at_once() -> None:
+    state = LocalState(LIMIT)
+    state.receive(State(epoch="e"), 1000.0, 5.0)
 
-    assert views[0].gate_wait(4.0) == views[1].gate_wait(1e9 + 1) == 2.0
-    assert views[0].rate(4.0) == pytest.approx(views[1].rate(1e9 + 1))
+    state.on_throttled(5.0, sent_at=4.9, retry_after=30.0)
+    state.on_throttled(6.0, sent_at=4.9, retry_after=10.0)
 
-
-def test_what_redis_forgot_is_told_again() -> None:
-    """A Redis that lost its memory is told of the gate, the cut and the limit that were known before."""
-    view = View(LIMIT)
-    known = State(cuts=2, closed_until=1010.0, cut_at=1000.0, rate_before=900.0, pause=4.0, requests=5000)
-    view.hear(known, 1001.0, 5.0)
-    view.hear(State(epoch="new"), 1002.0, 6.0)
-
-    assert view.gate_wait(6.0) == pytest.approx(8.0)
-
-    state = tell(view, State(epoch="new"), 1002.0, 6.0)
-
-    assert (state.epoch, state.cuts, state.cut_at, state.pause, state.requests) == ("new", 2, 1000.0, 4.0, 5000)
-    assert view.gate_wait(6.0) == pytest.approx(8.0)
-    assert not view.has_news
-    later = State(epoch="x", cuts=1, cut_at=1500.0, rate_before=100.0, requests=7000)
-    assert later.remembering(known).cut_at == 1500.0
-    assert later.remembering(known).requests == 7000
+    assert state.time_until_open(6.0) == 29.0
+    assert state.update == StateUpdate(refused_after=0, closed_until=35.0)
+    assert state.time_until_open(35.1) == 0
 
 
-def test_what_comes_up_while_telling_is_told_the_next_time() -> None:
-    """News from while the last ones were on their way are not lost."""
-    view = View(LIMIT)
-    view.throttled(1.0, sent_at=0.5, retry_after=3.0)
-    first = view.news
-    view.served(5000)
+def test_clients_with_different_clocks_see_the_same_gate_and_rate() -> None:
+    shared = State(cuts=1, closed_until=1005.0, cut_at=1000.0, rate_before=QUOTA.rate)
+    states = [LocalState(LIMIT), LocalState(LIMIT)]
+    for state, now in zip(states, (3.0, 1e9), strict=True):
+        state.receive(shared, 1002.0, now)
 
-    view.told(first)
-
-    assert view.has_news
-    assert view.news.advertised == 5000
+    assert states[0].time_until_open(4.0) == states[1].time_until_open(1e9 + 1) == 2.0
+    assert states[0].rate(4.0) == pytest.approx(states[1].rate(1e9 + 1))
 
 
-def test_the_limit_that_the_space_tells() -> None:
-    """It is told once, lowers the rate of all, and can be raised again up to the configured one."""
-    view = View(LIMIT)
-    view.served(10_000)
-    view.served(None)
-    assert not view.has_news
+def test_update_made_while_another_is_reported_is_kept() -> None:
+    state = LocalState(LIMIT)
+    state.on_throttled(1.0, sent_at=0.5, retry_after=3.0)
+    first = state.update
+    state.on_throttled(2.0, sent_at=0.5, retry_after=9.0)
 
-    view.served(5000)
-    state = tell(view, State(epoch="e"), 1000.0, 5.0)
-    assert (state.requests, view.law) == (5000, Law.of(LIMIT, 5000))
-    view.served(5000)
-    assert not view.has_news
-
-    view.served(20_000)
-    tell(view, state, 1000.0, 5.0)
-    assert view.law == LAW
+    state.reported(first)
+    assert state.update.closed_until == 11.0
+    state.reported(state.update)
+    assert state.update is NO_UPDATE

@@ -5,19 +5,19 @@ import logging
 from collections.abc import Callable, Iterator
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 
 from signalwire_streams import Clock, Priority, RateLimit
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
-from signalwire_streams.redis_rate_limit._state import Law, Outage, State, View
-from signalwire_streams.redis_rate_limit._store import Leased, RedisAwayError, Store
+from signalwire_streams.redis_rate_limit._state import NO_UPDATE, Fallback, LocalState, Quota, State, StateUpdate
+from signalwire_streams.redis_rate_limit._store import LeaseReply, RedisUnavailableError, Store
 from tests.redis_server import RedisServer
 
-from .test_law import fullest_window
+from .test_quota import fullest_window
 
 DAY = 24 * 3600
 LIMIT = RateLimit(requests=1000, utilization=1.0)
-LAW = Law.of(LIMIT, None)
+QUOTA = Quota.from_limit(LIMIT)
 
 
 @define(eq=False)
@@ -30,51 +30,47 @@ class Bucket:
     state: State | None = None
     tokens: float = 0.0
     filled_at: float = 0.0
-    leased: list[tuple[float, int, int]] = field(factory=list)  # when, how many were wanted, of which burst
-    looks: list[float] = field(factory=list)
+    leased: list[tuple[float, int, int]] = field(factory=list)  # when, how many were wanted, how many had to stay
+    reads: list[float] = field(factory=list)
 
-    async def answer(self) -> None:
+    async def exchange(
+        self,
+        space: str,
+        known: State,
+        *,
+        rate: float,
+        burst: int,
+        reserve: int = 0,
+        tokens: int = 0,
+        update: StateUpdate = NO_UPDATE,
+        now: float = 0.0,
+    ) -> LeaseReply:
+        redis_now = self.now()
+        if tokens:
+            self.leased.append((redis_now, tokens, reserve))
+        elif update == NO_UPDATE:
+            self.reads.append(redis_now)
         await asyncio.sleep(self.delay)
         if self.is_away:
-            raise RedisAwayError("refused")
-
-    async def lease(self, space: str, rate: float, burst: int, tokens: int) -> Leased:
-        self.leased.append((self.now(), tokens, burst))
-        now = self.now()
-        await self.answer()
+            raise RedisUnavailableError("refused")
         if self.state is None:
-            return Leased(state=None, redis_now=now)
-        self.tokens = min(burst, self.tokens + rate * (now - self.filled_at))
-        self.filled_at = now
-        if self.tokens >= tokens:
-            self.tokens -= tokens
-            return Leased(state=self.state, redis_now=now, tokens=tokens)
-        wait = (tokens - self.tokens) / rate
-        wait_for_one = max(0.0, (1 - self.tokens) / rate)
-        return Leased(state=self.state, redis_now=now, left=int(self.tokens), wait=wait, wait_for_one=wait_for_one)
-
-    async def found(self, space: str, rate: float, burst: int) -> None:
-        await self.answer()
-        self.state, self.tokens, self.filled_at = self.state or State(), 0.0, self.now()
-
-    async def look(self, space: str) -> Leased:
-        self.looks.append(self.now())
-        await self.answer()
-        return Leased(state=self.state, redis_now=self.now())
-
-    async def change(self, space: str, change: Callable[[State, float], State]) -> Leased:
-        await self.answer()
-        if self.state is not None:
-            self.state = change(self.state, self.now())
-        return Leased(state=self.state, redis_now=self.now())
+            self.state, self.tokens, self.filled_at = State(epoch="e"), 0.0, redis_now
+        self.tokens = min(burst, self.tokens + rate * (redis_now - self.filled_at))
+        self.filled_at = redis_now
+        if update.refused_after == self.state.cuts:
+            self.state = evolve(self.state, cuts=self.state.cuts + 1, cut_at=redis_now, rate_before=rate)
+        if update.closed_until is not None:
+            self.state = evolve(self.state, closed_until=max(self.state.closed_until, update.closed_until))
+        granted = max(0, min(tokens, int(self.tokens - reserve)))
+        self.tokens -= granted
+        return LeaseReply(state=self.state, redis_now=redis_now, tokens=granted, left=self.tokens - reserve)
 
 
 @pytest.fixture
 def bucket(idle_clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     monkeypatch.setattr("tests.conftest.ON_ITS_WAY", 0.0)  # no socket is waited for
     bucket = Bucket(idle_clock.now)
-    for name in ("lease", "found", "look", "change"):
-        monkeypatch.setattr(Store, name, lambda _, *words, name=name: getattr(bucket, name)(*words))
+    monkeypatch.setattr(Store, "exchange", lambda _, *args, **kwargs: bucket.exchange(*args, **kwargs))
     return bucket
 
 
@@ -115,7 +111,7 @@ async def test_the_limit_is_used_and_never_exceeded(bucket: Bucket, clock: Clock
     await pacer.aclose()
 
     assert fullest_window(traffic.granted, LIMIT.window) <= LIMIT.requests
-    assert len(traffic.granted) > 0.97 * LAW.rate * 19.5
+    assert len(traffic.granted) > 0.97 * QUOTA.rate * 19.5
     assert len(bucket.leased) <= 100 * 20
     assert all(1 <= wanted <= 25 for _, wanted, _ in bucket.leased)
 
@@ -123,13 +119,13 @@ async def test_the_limit_is_used_and_never_exceeded(bucket: Bucket, clock: Clock
 async def test_bulk_requests_leave_a_quarter_of_the_burst(bucket: Bucket, clock: Clock) -> None:
     """The last quarter of the tokens is for interactive requests."""
     pacer = pacer_of(clock)
-    for lane, burst in ((Priority.BULK, LAW.bulk_burst), (Priority.INTERACTIVE, LAW.burst)):
+    for lane, reserve in ((Priority.BULK, QUOTA.reserve), (Priority.INTERACTIVE, 0)):
         bucket.leased.clear()
         assert await pacer.acquire(lane, 10.0) == 0
-        assert {asked for _, _, asked in bucket.leased} == {burst}
+        assert {left for _, _, left in bucket.leased} == {reserve}
     await pacer.aclose()
 
-    assert LAW.bulk_burst == LAW.burst - LAW.burst // 4
+    assert QUOTA.reserve == QUOTA.burst // 4
 
 
 async def test_an_unused_token_is_used_next_until_it_lapses(bucket: Bucket, clock: Clock) -> None:
@@ -138,12 +134,12 @@ async def test_an_unused_token_is_used_next_until_it_lapses(bucket: Bucket, cloc
     assert await pacer.acquire(Priority.BULK, 10.0) == 0
     leases = len(bucket.leased)
 
-    pacer._pump.give_back(clock.now() + LAW.age)
+    pacer._leases.give_back(clock.now() + QUOTA.age)
     assert await pacer.acquire(Priority.BULK, 10.0) == 0
     assert len(bucket.leased) == leases
 
-    pacer._pump.give_back(clock.now() + LAW.age)
-    await asyncio.sleep(1.01 * LAW.age)
+    pacer._leases.give_back(clock.now() + QUOTA.age)
+    await asyncio.sleep(1.01 * QUOTA.age)
     assert await pacer.acquire(Priority.BULK, 10.0) == 0
     assert len(bucket.leased) > leases
     await pacer.aclose()
@@ -162,7 +158,7 @@ async def test_nothing_goes_out_while_the_gate_is_closed(bucket: Bucket, clock: 
     assert bucket.state is not None
     assert bucket.state.closed_until == pytest.approx(closed_until, abs=0.05)
     assert bucket.state.cuts == 1
-    assert bucket.state.rate_before == LAW.rate
+    assert bucket.state.rate_before == QUOTA.rate
     await pacer.aclose()
 
 
@@ -175,9 +171,9 @@ async def test_pass_gate_asks_for_a_state_that_is_not_fresh(bucket: Bucket, cloc
     await asyncio.sleep(2.0)
 
     assert await other.wait_until_allowed(1.0) == pytest.approx(3.0, abs=0.1)
-    assert len(bucket.looks) == 1
+    assert len(bucket.reads) == 1
     assert await other.wait_until_allowed(1.0) == pytest.approx(3.0, abs=0.1)
-    assert len(bucket.looks) == 1, "what was heard a moment ago is not asked for again"
+    assert len(bucket.reads) == 1, "what was heard a moment ago is not asked for again"
     began = clock.now()
     assert await other.wait_until_allowed(10.0) == 0
     assert clock.now() - began == pytest.approx(3.0, abs=0.1)
@@ -203,7 +199,7 @@ class TestOutage:
         waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 60.0))
         await asyncio.sleep(10.0)
         assert not waiting.done()
-        assert 35 <= len(bucket.looks) <= 41
+        assert 35 <= len(bucket.reads) <= 41
 
         bucket.is_away, back_at = False, clock.now()
         assert await waiting == 0
@@ -211,8 +207,8 @@ class TestOutage:
 
         assert clock.now() - back_at < 0.5
         gone, back = lines()
-        assert "is away (refused): requests wait for it" in gone
-        assert "is back after 1" in back
+        assert "is unavailable (refused): requests wait for it" in gone
+        assert "is available again after 1" in back
 
     async def test_requests_give_up_when_their_patience_ends(self, bucket: Bucket, clock: Clock) -> None:
         bucket.is_away = True
@@ -229,8 +225,8 @@ class TestOutage:
         traffic = Traffic(pacer, clock)
         await traffic.run(20.0)
 
-        part = LAW.rate / 3
-        assert 0.95 * part * 20 < len(traffic.granted) <= part * 20 + LAW.burst / 3
+        part = QUOTA.rate / 3
+        assert 0.95 * part * 20 < len(traffic.granted) <= part * 20 + QUOTA.burst / 3
         first_second = [at for at in traffic.granted if at <= traffic.granted[0] + 1.0]
         assert len(first_second) <= part + 2
 
@@ -243,7 +239,7 @@ class TestOutage:
         settling = [at for at in after.granted if back_at + 0.3 < at <= back_at + 1.0]
         assert len(settling) <= part * 0.7 + 3
         settled = [at for at in after.granted if at > back_at + 2.0]
-        assert len(settled) > LAW.rate * 2.0 * 0.9
+        assert len(settled) > QUOTA.rate * 2.0 * 0.9
 
     async def test_answers_that_come_too_late_are_an_outage(
         self, bucket: Bucket, clock: Clock, lines: Callable[[], list[str]]
@@ -252,13 +248,13 @@ class TestOutage:
         pacer = pacer_of(clock)
         assert await pacer.acquire(Priority.BULK, 10.0) == 0
         before = len(bucket.leased)
-        bucket.delay = 1.5 * LAW.age
+        bucket.delay = 1.5 * QUOTA.age
 
         assert await pacer.acquire(Priority.BULK, 5.0) == 5.0
 
         assert len(bucket.leased) - before == 5
         assert ["its answers come too late" in line for line in lines()] == [True]
-        bucket.delay = 0.5 * LAW.age
+        bucket.delay = 0.5 * QUOTA.age
         assert await pacer.acquire(Priority.BULK, 5.0) == 0
         await pacer.aclose()
 
@@ -269,7 +265,7 @@ async def test_a_forgotten_bucket_begins_empty(bucket: Bucket, clock: Clock) -> 
     began = clock.now()
     assert await pacer.acquire(Priority.BULK, 10.0) == 0
     assert bucket.state is not None
-    assert clock.now() - began >= 1 / LAW.rate
+    assert clock.now() - began >= 1 / QUOTA.rate
     await pacer.aclose()
 
 
@@ -279,7 +275,7 @@ async def test_what_is_kept_in_redis_expires_after_a_day(redis: RedisServer) -> 
         assert await pacer.acquire(Priority.BULK, 10.0) == 0
         key = "signalwire-streams:{x}:state"
         assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
-        for question in (pacer.acquire(Priority.BULK, 10.0), pacer._store.look("x")):
+        for question in (pacer.acquire(Priority.BULK, 10.0), pacer._leases.refresh()):
             redis.ask("EXPIRE", key, "60")
             await question
             assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
@@ -291,14 +287,14 @@ async def test_what_is_kept_in_redis_expires_after_a_day(redis: RedisServer) -> 
 
 def test_a_client_that_was_on_its_own_takes_no_more_than_it_wants() -> None:
     """For a second after an outage what is leased is taken from the client's own part, token by token."""
-    outage = Outage("redis://x", 1)
-    outage.begin("refused", View(LIMIT), 0.0)
+    outage = Fallback("redis://x", 1)
+    outage.begin("refused", LocalState(LIMIT), 0.0)
     outage.end(100.0)
 
-    assert outage.take_up_to(2, 100.5) == (2, 0.0)
-    assert outage.take_up_to(2, 100.5) == (2, 0.0)
-    left, wait = outage.take_up_to(25, 100.5)
-    assert (left, wait > 0) == (LAW.burst - 4, True)
-    outage.give_back(1)
-    assert outage.take_up_to(1, 100.5) == (1, 0.0)
-    assert outage.take_up_to(25, 101.0) == (25, 0.0)
+    assert outage.allowance(2, 100.5) == (2, 0.0)
+    assert outage.allowance(2, 100.5) == (2, 0.0)
+    left, wait = outage.allowance(25, 100.5)
+    assert (left, wait > 0) == (QUOTA.burst - 4, True)
+    outage.refund(1)
+    assert outage.allowance(1, 100.5) == (1, 0.0)
+    assert outage.allowance(25, 101.0) == (25, 0.0)

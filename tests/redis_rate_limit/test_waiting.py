@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ async def test_patience_ends_a_wait_that_was_begun(redis: RedisServer, pacer_for
     assert await pacer.acquire(Priority.BULK, 10) == 0
 
     assert await pacer.acquire(Priority.BULK, 0.1) == 0.1
-    assert not pacer._pump.queue
+    assert not pacer._leases.queue
     assert await pacer.acquire(Priority.BULK, 10) == 0
 
 
@@ -79,8 +80,8 @@ async def test_a_cancelled_request_gives_its_token_back(redis: RedisServer, pace
     """Who is cancelled costs nobody a turn, even when the turn had just been granted."""
     pacer = pacer_for(redis, requests=100, window=60.0)
     waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 60))
-    await until(lambda: pacer._pump.queue)
-    pacer._pump.queue.grant(time.monotonic() + 60)  # as the pump does
+    await until(lambda: pacer._leases.queue)
+    pacer._leases.queue.grant(time.monotonic() + 60)  # as the pump does
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -92,20 +93,20 @@ async def test_a_request_that_went_away_while_its_token_came(redis: RedisServer,
     """A token whose request was cancelled on the way is there for the next one, and counted once."""
     pacer = pacer_for(redis, requests=100, window=60.0)
     asking = asyncio.create_task(pacer.acquire(Priority.BULK, 60))
-    lease = Store.lease
+    exchange = Store.exchange
 
-    async def lease_slowly(store: Store, *words: float) -> object:
-        answer = await lease(store, *words)  # type: ignore[arg-type]
+    async def lease_slowly(store: Store, *args: Any, **kwargs: Any) -> object:
+        answer = await exchange(store, *args, **kwargs)
         if answer.tokens:
             asking.cancel()
             await asyncio.sleep(0.01)
         return answer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "lease", lease_slowly)
+        patch.setattr(Store, "exchange", lease_slowly)
         with pytest.raises(asyncio.CancelledError):
             await asking
-        await until(lambda: pacer._pump._task is not None and pacer._pump._task.done())
+        await until(lambda: pacer._leases._task is not None and pacer._leases._task.done())
 
     assert await pacer.acquire(Priority.BULK, 0.0) == 0
     assert await pacer.acquire(Priority.BULK, 0.0) > 0
@@ -116,7 +117,7 @@ async def test_a_token_lapses(redis: RedisServer, pacer_for: PacerFactory) -> No
     late = 0.0
     pacer = pacer_for(redis, clock=Clock(now=lambda: time.monotonic() + late))
     for seconds in (5, 9, 7):
-        pacer._pump.give_back(time.monotonic() + seconds)
+        pacer._leases.give_back(time.monotonic() + seconds)
 
     assert await pacer.acquire(Priority.BULK, 0.0) == 0
     late = 8.0
@@ -130,7 +131,7 @@ async def test_a_clock_that_is_off_does_not_matter(redis: RedisServer, pacer_for
     assert await fast.acquire(Priority.BULK, 10) == await slow.acquire(Priority.BULK, 10) == 0
 
     fast.on_throttled(time.monotonic(), 30.0)
-    await until(lambda: not fast._view.has_news)
+    await until(lambda: not fast._state.has_update)
 
     assert await slow.acquire(Priority.BULK, 0.2) > 0
     assert await slow.wait_until_allowed(5) == pytest.approx(30, abs=5)
