@@ -18,7 +18,7 @@ from attrs import asdict, define, field, frozen
 
 from signalwire_streams.bulk._journal_file import (
     INDEX,
-    INTENDED,
+    IN_DOUBT,
     SCHEMA,
     SCHEMA_VERSION,
     JournalOwner,
@@ -235,7 +235,7 @@ _UNDO = "UPDATE items SET undone = ?, changed = ? WHERE id = ?"
 
 
 @frozen
-class Entry:
+class ItemRecord:
     """What the journal knows of one item.
 
     Attributes:
@@ -355,7 +355,7 @@ class Journal:
         with telling(self.path, "written"), next_generation(self._database):
             self._database.execute("INSERT OR IGNORE INTO run VALUES ('undone_since', ?)", (now(),))
 
-    def find(self, target: str, name: str | None) -> Entry | None:
+    def find(self, target: str, name: str | None) -> ItemRecord | None:
         """Look up what an earlier part of the run left of an item.
 
         Items without a name are told apart by their order only: the second call for a target gives its second.
@@ -369,7 +369,7 @@ class Journal:
         return self._ask(
             _FIND,
             (target, name, self._inherited, skip),
-            lambda row: row and Entry(row[0], row[1], row[2], bool(row[3])),
+            lambda row: row and ItemRecord(row[0], row[1], row[2], bool(row[3])),
         )
 
     def find_stream(self, target: str, name: str | None, sid: str | None) -> int:
@@ -401,9 +401,9 @@ class Journal:
             JournalError: it can't be written.
         """
         if row > self._inherited:
-            await self._commits.committed(_INTEND, (row, kind, target, name, INTENDED, now()))
+            await self._commits.committed(_INTEND, (row, kind, target, name, IN_DOUBT, now()))
         else:
-            await self._commits.committed(_INTEND_AGAIN, (INTENDED, now(), row))
+            await self._commits.committed(_INTEND_AGAIN, (IN_DOUBT, now(), row))
 
     def settle(self, row: int, outcome: BulkOutcome[Any]) -> None:
         """Note what came of an item; it is written with the next commit."""
@@ -424,11 +424,11 @@ class Journal:
 
     async def intend_undoing(self, row: int) -> None:
         """Note that an item's stream is about to be stopped; it is on the disk when this returns."""
-        await self._commits.committed(_UNDO, (INTENDED, now(), row))
+        await self._commits.committed(_UNDO, (IN_DOUBT, now(), row))
 
     def settle_undoing(self, row: int, outcome: BulkOutcome[ConferenceStream | CallStream]) -> None:
         """Note what came of stopping an item's stream; how it was started stays as it is."""
-        undone = {BulkStatus.STOPPED: BulkStatus.STOPPED.value, BulkStatus.UNKNOWN: INTENDED}.get(outcome.status)
+        undone = {BulkStatus.STOPPED: BulkStatus.STOPPED.value, BulkStatus.UNKNOWN: IN_DOUBT}.get(outcome.status)
         self._commits.later(_UNDO, (undone, now(), row))
 
     async def aclose(self) -> None:

@@ -66,7 +66,7 @@ SCHEMA = (
 # Made when a run is gone on with, since only then is anything looked up: while a run goes on for the first time,
 # keeping it up would be most of the journal's cost.
 INDEX = "CREATE INDEX IF NOT EXISTS items_by_name ON items (target, name)"
-INTENDED = "intended"
+IN_DOUBT = "intended"
 """The state of an item whose request may have gone out, and of whose end the journal knows nothing."""
 
 _A_MOMENT = 0.2  # another process may be looking whether the journal is held
@@ -134,7 +134,7 @@ class JournalOwner:
         project: the Project ID.
     """
 
-    doing: str
+    operation: str
     origin: str
     project: str
 
@@ -144,7 +144,7 @@ class JournalOwner:
         Raises:
             InvalidRequestError: it is not.
         """
-        if known["doing"] != self.doing:
+        if known["doing"] != self.operation:
             raise InvalidRequestError(f"{path} is the journal of a run that {known['doing']}s streams: use it as one")
         for noun, its, ours in (("Space", known["origin"], self.origin), ("project", known["project"], self.project)):
             if its != ours:

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from signalwire_streams.bulk._journal_file import INTENDED, facts_of, find, is_held, reading
+from signalwire_streams.bulk._journal_file import IN_DOUBT, facts_of, find, is_held, reading
 from signalwire_streams.bulk._results import BulkStatus
 from signalwire_streams.bulk._serialization import PlannedRequest, planned_request
 from signalwire_streams.bulk._write_ahead_log import JournalPath, journal_path
@@ -16,7 +16,7 @@ from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream
 
 _AT_ONCE = 500  # rows per question, so that no reader keeps the writer from tidying up behind itself
-_MAY_RUN = (BulkStatus.STARTED.value, BulkStatus.ALREADY_STARTED.value, BulkStatus.UNKNOWN.value, INTENDED)
+_MAY_RUN = (BulkStatus.STARTED.value, BulkStatus.ALREADY_STARTED.value, BulkStatus.UNKNOWN.value, IN_DOUBT)
 _ITEMS = "SELECT id, kind, target, name, state, sid, ambiguous, attempts, error, message, undone FROM items"
 
 
@@ -59,7 +59,7 @@ class JournalStatus:
         return sum(count for state, count in self.counts.items() if state in _UNFINISHED)
 
 
-_UNFINISHED = {"waiting", INTENDED, BulkStatus.UNKNOWN.value, BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value}
+_UNFINISHED = {"waiting", IN_DOUBT, BulkStatus.UNKNOWN.value, BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value}
 
 
 @frozen(kw_only=True)

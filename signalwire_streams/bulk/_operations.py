@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from attrs import define, evolve, field, frozen
 
 from signalwire_streams._http.messages import CallContext, CallState
-from signalwire_streams.bulk._journal import Entry, Holder, Journal
-from signalwire_streams.bulk._journal_file import INTENDED, when_free
+from signalwire_streams.bulk._journal import ItemRecord, Holder, Journal
+from signalwire_streams.bulk._journal_file import IN_DOUBT, when_free
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
 from signalwire_streams.bulk._serialization import DuplicateCheck, Start
 from signalwire_streams.bulk._write_ahead_log import JournalPath, journal_path
@@ -93,7 +93,7 @@ class Stopping:
 _Stream: TypeAlias = ConferenceStream | CallStream
 
 _RUNS = frozenset({BulkStatus.STARTED, BulkStatus.ALREADY_STARTED})
-_DOUBTFUL = frozenset({INTENDED, BulkStatus.UNKNOWN})
+_DOUBTFUL = frozenset({IN_DOUBT, BulkStatus.UNKNOWN})
 _NO_NEWS = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
 
 
@@ -133,11 +133,11 @@ class Ledger(Protocol):
         """
         ...
 
-    def known(self, key: Key, progress: CallState) -> Entry | None:
+    def known(self, key: Key, progress: CallState) -> ItemRecord | None:
         """Look up what an earlier part of the run left of an item."""
         ...
 
-    async def intend(self, key: Key, progress: CallState, entry: Entry | None) -> None:
+    async def intend(self, key: Key, progress: CallState, entry: ItemRecord | None) -> None:
         """Note that an item is about to be sent, as it has its turn; it is safely kept when this returns.
 
         Raises:
@@ -182,14 +182,14 @@ class Book:
         """Write what waits and close the journal."""
         await self.holder.close()
 
-    def known(self, key: Key, progress: CallState) -> Entry | None:
+    def known(self, key: Key, progress: CallState) -> ItemRecord | None:
         """Look up what an earlier part of the run left of an item."""
         entry = self.holder.journal.find(key.target, key.name)
-        if entry is not None and entry.state == INTENDED:
+        if entry is not None and entry.state == IN_DOUBT:
             self._rows[progress] = entry.id  # an outcome is recorded even if nothing is sent, for it may be unknown
         return entry
 
-    async def intend(self, key: Key, progress: CallState, entry: Entry | None) -> None:
+    async def intend(self, key: Key, progress: CallState, entry: ItemRecord | None) -> None:
         """Note that an item is about to be sent."""
         row = self.holder.journal.new_row() if entry is None else entry.id
         await self.holder.journal.intend(row, key.kind, key.target, key.name)
@@ -308,7 +308,7 @@ def _key_of(stream: object) -> Key | None:
     return None
 
 
-def _stream(key: Key, entry: Entry) -> _Stream:
+def _stream(key: Key, entry: ItemRecord) -> _Stream:
     if key.kind == "conference":
         return ConferenceStream(conference_sid=key.target, sid=entry.sid, name=key.name, ambiguous=entry.ambiguous)
     return CallStream(call_sid=key.target, sid=entry.sid, name=key.name, ambiguous=entry.ambiguous)

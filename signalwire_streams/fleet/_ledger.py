@@ -10,8 +10,8 @@ from attrs import define, evolve, field, fields_dict, frozen
 
 from signalwire_streams import errors
 from signalwire_streams._http.messages import CallState
-from signalwire_streams.bulk._journal import Entry
-from signalwire_streams.bulk._journal_file import INTENDED
+from signalwire_streams.bulk._journal import ItemRecord
+from signalwire_streams.bulk._journal_file import IN_DOUBT
 from signalwire_streams.bulk._operations import Key
 from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus, error_label
 from signalwire_streams.bulk._runner import is_fatal_for_run
@@ -264,14 +264,14 @@ class BatchLedger:
     async def end(self) -> None:
         """Do nothing; what is written is waited for with `written`."""
 
-    def known(self, key: Key, progress: CallState) -> Entry | None:
+    def known(self, key: Key, progress: CallState) -> ItemRecord | None:
         """See Ledger.known."""
         index = self._waiting[key].popleft()
         self._rows[progress] = index
         self._tasks[progress] = cast("asyncio.Task[Any]", asyncio.current_task())
-        return Entry(index, INTENDED, sid=None, ambiguous=False) if self._found(index).is_doubtful else None
+        return ItemRecord(index, IN_DOUBT, sid=None, ambiguous=False) if self._found(index).is_doubtful else None
 
-    async def intend(self, key: Key, progress: CallState, _: Entry | None) -> None:
+    async def intend(self, key: Key, progress: CallState, _: ItemRecord | None) -> None:
         """See Ledger.intend.
 
         Raises:
@@ -420,7 +420,7 @@ class StopLedger:
     async def end(self) -> None:
         """Do nothing."""
 
-    def known(self, key: Key, progress: CallState) -> Entry | None:
+    def known(self, key: Key, progress: CallState) -> ItemRecord | None:
         """See Ledger.known: a stop can be sent as often as it takes, so nothing needs to be known."""
         waiting = self._waiting[key]
         self._rows[progress] = waiting.popleft()
@@ -428,7 +428,7 @@ class StopLedger:
             del self._waiting[key]
         return None
 
-    async def intend(self, key: Key, progress: CallState, entry: Entry | None) -> None:
+    async def intend(self, key: Key, progress: CallState, entry: ItemRecord | None) -> None:
         """Do nothing: a stop can be sent as often as it takes."""
 
     def note(self, progress: CallState, outcome: BulkOutcome[Any]) -> None:

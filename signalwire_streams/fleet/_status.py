@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from attrs import define, field, frozen
 
-from signalwire_streams.bulk._journal_file import INTENDED
+from signalwire_streams.bulk._journal_file import IN_DOUBT
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
 from signalwire_streams.bulk._serialization import Start
 from signalwire_streams.errors import InvalidRequestError, RunCancelledError, StreamsError
@@ -219,7 +219,7 @@ class RunFacts:
     @property
     def in_doubt(self) -> int:
         """How many starts are with a worker now, or with one that died."""
-        return int(self.fields.get(f"c:{INTENDED}", 0))
+        return int(self.fields.get(f"c:{IN_DOUBT}", 0))
 
     def _counts(self, prefix: str) -> dict[str, int]:
         return {name.removeprefix(prefix): int(value) for name, value in self.fields.items() if name.startswith(prefix)}

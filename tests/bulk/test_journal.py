@@ -18,8 +18,8 @@ from signalwire_streams import (
     JournalError,
     StreamOutcomeUnknownError,
 )
-from signalwire_streams.bulk._journal import Entry, Journal
-from signalwire_streams.bulk._journal_file import INTENDED, JournalOwner
+from signalwire_streams.bulk._journal import ItemRecord, Journal
+from signalwire_streams.bulk._journal_file import IN_DOUBT, JournalOwner
 
 RUN = JournalOwner("start", "https://example.signalwire.com", "project")
 
@@ -41,7 +41,7 @@ async def test_an_intent_is_on_the_disk_at_once_and_an_outcome_with_the_next(tmp
     with Journal.create(path, RUN, run="r1") as journal:
         first = journal.new_row()
         await journal.intend(first, "conference", "room", "a")
-        assert rows(path) == [("conference", "room", "a", INTENDED, None, 0, 0, None)]
+        assert rows(path) == [("conference", "room", "a", IN_DOUBT, None, 0, 0, None)]
         journal.settle(
             first,
             outcome(
@@ -54,7 +54,7 @@ async def test_an_intent_is_on_the_disk_at_once_and_an_outcome_with_the_next(tmp
         assert rows(path)[0] == ("conference", "room", "a", "started", "s", 1, 2, None)
         # What is looked up is what an earlier part of the run left, not what this part wrote.
         assert journal.find("room", "a") is None
-    assert rows(path)[1][:4] == ("call", "leg", None, INTENDED)
+    assert rows(path)[1][:4] == ("call", "leg", None, IN_DOUBT)
 
 
 async def test_an_outcome_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ async def test_a_run_is_gone_on_with(tmp_path: Path) -> None:
         journal.settle(row, outcome(BulkStatus.UNKNOWN, error=error, attempts=1))
     with Journal.reopen(path, RUN) as journal:
         assert journal.run == "r1"
-        assert journal.find("room", "a") == Entry(row, "unknown", None, False)
+        assert journal.find("room", "a") == ItemRecord(row, "unknown", None, False)
         assert journal.new_row() > row
         await journal.intend(row, "conference", "room", "a")
         journal.settle(row, outcome(BulkStatus.ALREADY_STARTED, attempts=1))
@@ -132,7 +132,7 @@ async def test_unnamed_items_of_one_target_have_rows_of_their_own(tmp_path: Path
             await journal.intend(row, "conference", "room", None)
     with Journal.reopen(tmp_path / "run.db", RUN) as journal:
         found = [journal.find("room", None) for _ in range(3)]
-    assert found == [*(Entry(row, INTENDED, None, ambiguous=False) for row in rows), None]
+    assert found == [*(ItemRecord(row, IN_DOUBT, None, ambiguous=False) for row in rows), None]
 
 
 @pytest.mark.parametrize(
@@ -189,4 +189,4 @@ def test_two_processes_on_one_file(tmp_path: Path) -> None:
     with Journal.reopen(path, RUN) as journal:
         entry = journal.find("room", "a")
     assert entry is not None
-    assert entry.state == INTENDED
+    assert entry.state == IN_DOUBT
