@@ -32,7 +32,7 @@ from signalwire_streams.bulk._runner import (
     MOST,
     AdaptiveConcurrency,
     BulkRun,
-    Engine,
+    WorkerPool,
     FixedConcurrency,
     Keeper,
     Note,
@@ -317,7 +317,7 @@ class StreamsClient:
         limit = (
             AdaptiveConcurrency() if concurrency is None else FixedConcurrency(check_count(concurrency, "concurrency"))
         )
-        return BulkRun(Engine(items, perform, starting, limit, self._clock, note), self._clock, keeper)
+        return BulkRun(WorkerPool(items, perform, starting, limit, self._clock, note), self._clock, keeper)
 
     async def aclose(self) -> None:
         """Take no new calls, give those under way five seconds to end, then close the connections."""

@@ -21,7 +21,7 @@ from signalwire_streams import (
 )
 from signalwire_streams.bulk._journal import Journal
 from signalwire_streams.bulk._journal_file import JournalOwner
-from signalwire_streams.bulk._runner import Engine, FixedConcurrency
+from signalwire_streams.bulk._runner import WorkerPool, FixedConcurrency
 from signalwire_streams.callbacks import parse_callback
 from signalwire_streams.callbacks._receiver import Dispatcher
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
@@ -126,7 +126,7 @@ async def test_input_that_ends_its_own_run_at_once() -> None:
     async def perform(item: str, errand: object) -> ConferenceStream:
         return ConferenceStream(conference_sid=item)
 
-    engine = Engine(items=items(), perform=perform, starting=True, limit=FixedConcurrency(1), clock=Clock.fake())
+    engine = WorkerPool(items=items(), perform=perform, starting=True, limit=FixedConcurrency(1), clock=Clock.fake())
     outcomes = 0
     async with asyncio.timeout(10):
         while await engine.next() is not None:

@@ -98,7 +98,7 @@ _NO_NEWS = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
 
 
 @frozen
-class Key:
+class ItemKey:
     """What an item is known by.
 
     Attributes:
@@ -133,11 +133,11 @@ class Ledger(Protocol):
         """
         ...
 
-    def known(self, key: Key, progress: CallState) -> ItemRecord | None:
+    def known(self, key: ItemKey, progress: CallState) -> ItemRecord | None:
         """Look up what an earlier part of the run left of an item."""
         ...
 
-    async def intend(self, key: Key, progress: CallState, entry: ItemRecord | None) -> None:
+    async def intend(self, key: ItemKey, progress: CallState, entry: ItemRecord | None) -> None:
         """Note that an item is about to be sent, as it has its turn; it is safely kept when this returns.
 
         Raises:
@@ -182,14 +182,14 @@ class Book:
         """Write what waits and close the journal."""
         await self.holder.close()
 
-    def known(self, key: Key, progress: CallState) -> ItemRecord | None:
+    def known(self, key: ItemKey, progress: CallState) -> ItemRecord | None:
         """Look up what an earlier part of the run left of an item."""
         entry = self.holder.journal.find(key.target, key.name)
         if entry is not None and entry.state == IN_DOUBT:
             self._rows[progress] = entry.id  # an outcome is recorded even if nothing is sent, for it may be unknown
         return entry
 
-    async def intend(self, key: Key, progress: CallState, entry: ItemRecord | None) -> None:
+    async def intend(self, key: ItemKey, progress: CallState, entry: ItemRecord | None) -> None:
         """Note that an item is about to be sent."""
         row = self.holder.journal.new_row() if entry is None else entry.id
         await self.holder.journal.intend(row, key.kind, key.target, key.name)
@@ -254,7 +254,7 @@ class JournaledStarting:
         named = self.starting.prepare(request, errand)
         if errand.state.attempts:  # the breaker sent it back before it was tried
             return await self.starting.send(named, errand)
-        key = Key("conference" if isinstance(named, StartConferenceStream) else "call", named.target, named.name)
+        key = ItemKey("conference" if isinstance(named, StartConferenceStream) else "call", named.target, named.name)
         entry = self.book.known(key, errand.state)
         if entry is not None and entry.state in _RUNS:
             return _stream(key, entry)
@@ -300,21 +300,21 @@ class JournaledStopping:
         return await self.stopping(stream, errand)
 
 
-def _key_of(stream: object) -> Key | None:
+def _key_of(stream: object) -> ItemKey | None:
     if isinstance(stream, ConferenceStream):
-        return Key("conference", stream.conference_sid, stream.name or stream.sid)
+        return ItemKey("conference", stream.conference_sid, stream.name or stream.sid)
     if isinstance(stream, CallStream):
-        return Key("call", stream.call_sid, stream.name or stream.sid)
+        return ItemKey("call", stream.call_sid, stream.name or stream.sid)
     return None
 
 
-def _stream(key: Key, entry: ItemRecord) -> _Stream:
+def _stream(key: ItemKey, entry: ItemRecord) -> _Stream:
     if key.kind == "conference":
         return ConferenceStream(conference_sid=key.target, sid=entry.sid, name=key.name, ambiguous=entry.ambiguous)
     return CallStream(call_sid=key.target, sid=entry.sid, name=key.name, ambiguous=entry.ambiguous)
 
 
-def _still_unknown(key: Key) -> StreamOutcomeUnknownError:
+def _still_unknown(key: ItemKey) -> StreamOutcomeUnknownError:
     why = "without a name" if key.name is None else "on a call, where a second one may not be refused"
     return StreamOutcomeUnknownError(
         f"start a stream on {key.kind} {key.target}: an earlier part of this run may have started it {why}, "

@@ -49,7 +49,7 @@ class AdaptiveConcurrency:
     _usual: float = field(init=False, default=0.0)
     _grace: int = field(init=False, default=0)
 
-    def answered(self, seconds: float, *, pushed_back: bool) -> None:
+    def record(self, seconds: float, *, pushed_back: bool) -> None:
         """Note a request that ended.
 
         Args:
@@ -79,7 +79,7 @@ class FixedConcurrency:
 
     limit: float
 
-    def answered(self, seconds: float, *, pushed_back: bool) -> None:
+    def record(self, seconds: float, *, pushed_back: bool) -> None:
         """Learn nothing: the number stays."""
 
 
@@ -100,7 +100,7 @@ Note = Callable[[CallState, BulkOutcome[Any]], None]
 """Hears of an outcome, and of the errand whose it is."""
 
 
-class Limit(Protocol):
+class ConcurrencyLimit(Protocol):
     """How many items may be under way at once."""
 
     @property
@@ -108,13 +108,13 @@ class Limit(Protocol):
         """How many may be under way now."""
         ...
 
-    def answered(self, seconds: float, *, pushed_back: bool) -> None:
+    def record(self, seconds: float, *, pushed_back: bool) -> None:
         """Note an item that ended."""
         ...
 
 
 @define(eq=False)
-class Engine(Generic[_Item]):
+class WorkerPool(Generic[_Item]):
     """Carries out items, a limited number at once, and hands over one outcome for each.
 
     An outcome waits in a backlog until it is taken; while the backlog is full no item is taken in, so that a
@@ -132,7 +132,7 @@ class Engine(Generic[_Item]):
     items: Iterable[_Item] | AsyncIterable[_Item]
     perform: Perform[_Item]
     starting: bool
-    limit: Limit
+    limit: ConcurrencyLimit
     clock: Clock
     note: Note | None = None
     _running: dict[asyncio.Task[None], None] = field(init=False, factory=dict)
@@ -301,7 +301,7 @@ class Engine(Generic[_Item]):
         if isinstance(result, StreamsError) and is_fatal_for_run(result):
             self._denied = result
         if progress.acquired_at is not None:
-            self.limit.answered(self.clock.now() - progress.acquired_at, pushed_back=progress.was_refused_for_now)
+            self.limit.record(self.clock.now() - progress.acquired_at, pushed_back=progress.was_refused_for_now)
 
     def _state(self, result: ConferenceStream | CallStream | StreamsError) -> BulkStatus:
         if isinstance(result, StreamsError):
@@ -374,7 +374,7 @@ class BulkRun(Generic[_Item]):
     run: nothing more is taken in, what is under way gets five seconds to end, and the report tells the rest.
     """
 
-    _engine: Engine[_Item]
+    _engine: WorkerPool[_Item]
     _clock: Clock
     _keeper: Keeper | None = None
     _tally: ReportBuilder = field(init=False, factory=ReportBuilder)

@@ -12,7 +12,7 @@ from signalwire_streams import errors
 from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._journal import ItemRecord
 from signalwire_streams.bulk._journal_file import IN_DOUBT
-from signalwire_streams.bulk._operations import Key
+from signalwire_streams.bulk._operations import ItemKey
 from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus, error_label
 from signalwire_streams.bulk._runner import is_fatal_for_run
 from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row
@@ -188,10 +188,10 @@ class Batch:
         return self.keys.marks(self.number)
 
 
-def key_of(request: Start) -> Key:
+def key_of(request: Start) -> ItemKey:
     """Give what a start is known by."""
     kind = "conference" if isinstance(request, StartConferenceStream) else "call"
-    return Key(kind, request.target, request.name)
+    return ItemKey(kind, request.target, request.name)
 
 
 def settling(batch: Batch, believed: str, outcome: BulkOutcome[Any]) -> Step:
@@ -237,7 +237,7 @@ class BatchLedger:
     handed_back: bool = field(init=False, default=False)
     denied: StreamsError | None = field(init=False, default=None)
     lost: set[int] = field(init=False, factory=set)
-    _waiting: dict[Key, deque[int]] = field(init=False, factory=dict)
+    _waiting: dict[ItemKey, deque[int]] = field(init=False, factory=dict)
     _rows: dict[CallState, int] = field(init=False, factory=dict)
     _tasks: dict[CallState, "asyncio.Task[Any]"] = field(init=False, factory=dict)
     _asked: set[int] = field(init=False, factory=set)
@@ -264,14 +264,14 @@ class BatchLedger:
     async def end(self) -> None:
         """Do nothing; what is written is waited for with `written`."""
 
-    def known(self, key: Key, progress: CallState) -> ItemRecord | None:
+    def known(self, key: ItemKey, progress: CallState) -> ItemRecord | None:
         """See Ledger.known."""
         index = self._waiting[key].popleft()
         self._rows[progress] = index
         self._tasks[progress] = cast("asyncio.Task[Any]", asyncio.current_task())
         return ItemRecord(index, IN_DOUBT, sid=None, ambiguous=False) if self._found(index).is_doubtful else None
 
-    async def intend(self, key: Key, progress: CallState, _: ItemRecord | None) -> None:
+    async def intend(self, key: ItemKey, progress: CallState, _: ItemRecord | None) -> None:
         """See Ledger.intend.
 
         Raises:
@@ -360,7 +360,7 @@ class BatchLedger:
     def _found(self, index: int) -> Mark:
         return self.marks.get(index, Mark())
 
-    def _not_sent(self, key: Key, found: Mark) -> StreamsError:
+    def _not_sent(self, key: ItemKey, found: Mark) -> StreamsError:
         why = self.ended or "the run was ended before its turn"
         return may_run(key, why) if found.is_doubtful else RunCancelledError(why)
 
@@ -377,7 +377,7 @@ class BatchLedger:
         return self.writer.later(Step(source, (self.batch.keys.facts,), self.batch.marks, values))
 
 
-def may_run(key: Key, why: str) -> StreamOutcomeUnknownError:
+def may_run(key: ItemKey, why: str) -> StreamOutcomeUnknownError:
     """Say of a start that is not made that it may have been made before."""
     return StreamOutcomeUnknownError(
         f"start a stream on {key.kind} {key.target}: an earlier worker may have started it; {why}",
@@ -402,16 +402,16 @@ class StopLedger:
     writer: Writer
     keys: RunKeys = field(init=False)
     keep: int = field(init=False)
-    _waiting: dict[Key, deque[int]] = field(init=False, factory=dict)
+    _waiting: dict[ItemKey, deque[int]] = field(init=False, factory=dict)
     _rows: dict[CallState, int] = field(init=False, factory=dict)
 
     def expect(self, index: int, stream: ConferenceStream | CallStream) -> None:
         """Hear which stream comes next."""
         handle = stream.name or stream.sid
         if isinstance(stream, ConferenceStream):
-            key = Key("conference", stream.conference_sid, handle)
+            key = ItemKey("conference", stream.conference_sid, handle)
         else:
-            key = Key("call", stream.call_sid, handle)
+            key = ItemKey("call", stream.call_sid, handle)
         self._waiting.setdefault(key, deque()).append(index)
 
     async def begin(self) -> None:
@@ -420,7 +420,7 @@ class StopLedger:
     async def end(self) -> None:
         """Do nothing."""
 
-    def known(self, key: Key, progress: CallState) -> ItemRecord | None:
+    def known(self, key: ItemKey, progress: CallState) -> ItemRecord | None:
         """See Ledger.known: a stop can be sent as often as it takes, so nothing needs to be known."""
         waiting = self._waiting[key]
         self._rows[progress] = waiting.popleft()
@@ -428,7 +428,7 @@ class StopLedger:
             del self._waiting[key]
         return None
 
-    async def intend(self, key: Key, progress: CallState, entry: ItemRecord | None) -> None:
+    async def intend(self, key: ItemKey, progress: CallState, entry: ItemRecord | None) -> None:
         """Do nothing: a stop can be sent as often as it takes."""
 
     def note(self, progress: CallState, outcome: BulkOutcome[Any]) -> None:

@@ -34,7 +34,7 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams._http.messages import CallContext
-from signalwire_streams.bulk._runner import Engine, FixedConcurrency
+from signalwire_streams.bulk._runner import WorkerPool, FixedConcurrency
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -211,7 +211,7 @@ async def test_an_outage_without_end_is_not_waited_for_for_ever() -> None:
         raise CircuitOpenError("not tried, the Space kept failing", retry_after=5.0)
 
     clock = Clock.fake()
-    run = BulkRun(Engine(["room"], never_served, starting=True, limit=FixedConcurrency(1), clock=clock), clock)
+    run = BulkRun(WorkerPool(["room"], never_served, starting=True, limit=FixedConcurrency(1), clock=clock), clock)
     report = await run.report()
 
     assert report.counts == {BulkStatus.NOT_ATTEMPTED: 1}

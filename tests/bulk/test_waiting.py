@@ -7,7 +7,7 @@ import pytest
 
 from signalwire_streams import BulkRun, BulkStatus, CircuitOpenError, Clock, ConferenceStream, RateLimitedError
 from signalwire_streams._http.messages import CallContext
-from signalwire_streams.bulk._runner import Engine, FixedConcurrency
+from signalwire_streams.bulk._runner import WorkerPool, FixedConcurrency
 
 STREAM = ConferenceStream(conference_sid="c", sid="s")
 
@@ -31,7 +31,7 @@ class Turns:
 
     def run(self, random: float) -> BulkRun[str]:
         clock = Clock(now=lambda: 1_000.0 + sum(self.pauses), sleep=self.sleep, random=lambda: random)
-        return BulkRun(Engine(["item"], self, starting=True, limit=FixedConcurrency(1), clock=clock), clock)
+        return BulkRun(WorkerPool(["item"], self, starting=True, limit=FixedConcurrency(1), clock=clock), clock)
 
 
 @pytest.mark.parametrize(("random", "pauses"), [(0.0, [5.0, 20.0, 0.05]), (0.5, [7.5, 30.0, 0.075])])
