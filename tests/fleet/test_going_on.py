@@ -7,11 +7,11 @@ from attrs import evolve
 
 from signalwire_streams import BulkStatus, InvalidRequestError, PlannedRequest, StartCallStream, StartConferenceStream
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet._redis import command, next_run
+from signalwire_streams.fleet._redis import next_run
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import URL, all_results, connection_of, keys_of, on_calls, on_conferences, set_marks
+from .helpers import URL, all_results, keys_of, on_calls, on_conferences, redis_of, set_marks
 
 DEAD = "i:dead.1"
 
@@ -44,7 +44,7 @@ async def test_what_is_left_is_started_once(
     assert (await fleet.status(nightly)).unfinished == 6
     run = await fleet.resume(nightly)
     assert run == "nightly-r2"
-    assert (await fleet.status(run)).counts == {"waiting": 6}
+    assert (await fleet.status(run)).counts == {"pending": 6}
     assert await fleet.resume(nightly) == run  # as after one whose answer was lost
 
     workers()
@@ -65,7 +65,7 @@ async def test_what_is_left_is_started_once(
     assert [found.run for found in await fleet.runs()] == ["nightly", "nightly-r2"]
 
     assert await fleet.resume(nightly) == run
-    with pytest.raises(InvalidRequestError, match="was resumed as 'nightly-r2': go on with that one"):
+    with pytest.raises(InvalidRequestError, match="was resumed as 'nightly-r2': use that one"):
         await fleet.resume(nightly, name="other")
     assert (await fleet.status(nightly)).resumed_as == run
     assert await fleet.resume(run, name="last") == "last"
@@ -77,7 +77,7 @@ async def test_what_nobody_knows_stays_so(nightly: str, space: SimulatedSpace, f
     run = await fleet.resume(nightly)
     assert run is not None
     assert (await fleet.cancel(run)).counts == {"unknown": 3, "not_attempted": 3}
-    stopped = {stream.name async for _, stream in fleet._ending(await fleet._facts(run)).streams()}
+    stopped = {stream.name async for _, stream in fleet._scan(await fleet._record(run)).streams()}
     assert stopped == {f"sws-nightly-{sid}" for sid in (*space.conference_sids[:2], space.call_sids[0])}
 
     again = await fleet.resume(run)
@@ -95,12 +95,12 @@ async def test_a_name_that_is_taken(nightly: str, space: SimulatedSpace, fleet: 
         *on_calls(space.call_sids),
     ]
     await fleet.submit([evolve(start, name=f"sws-nightly-{start.target}") for start in starts], name="taken")
-    with pytest.raises(InvalidRequestError, match="other requests is there already"):
+    with pytest.raises(InvalidRequestError, match="other requests already"):
         await fleet.resume(nightly, name="taken")
 
     assert (await fleet.status(nightly)).resumed_as is None
     assert await fleet.resume(nightly) == "nightly-r2"
-    await connection_of(fleet).one(command("delete", (await keys_of(fleet, nightly)).requests(0)))
+    await redis_of(fleet).delete((await keys_of(fleet, nightly)).requests(0))
     with pytest.raises(InvalidRequestError, match="older than Redis was told to keep it"):
         await fleet.resume(nightly)
     assert (await fleet.status(nightly)).resumed_as == "nightly-r2"
@@ -108,7 +108,7 @@ async def test_a_name_that_is_taken(nightly: str, space: SimulatedSpace, fleet: 
 
 async def test_a_plan_that_is_not_whole(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
     """Where Redis has forgotten a part of a run, nothing of it is gone on with."""
-    await connection_of(fleet).one(command("delete", (await keys_of(fleet, nightly)).requests(0)))
+    await redis_of(fleet).delete((await keys_of(fleet, nightly)).requests(0))
     with pytest.raises(InvalidRequestError, match="older than Redis was told to keep it"):
         await fleet.resume(nightly)
     assert [found.run for found in await fleet.runs()] == ["nightly"]
@@ -121,7 +121,7 @@ async def test_a_name_that_is_used_again(space: SimulatedSpace, fleet: Fleet, wo
         run = await fleet.submit(on_conferences(space.conference_sids), name="weekly")
         assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
         assert [outcome.ok async for outcome in fleet.stop_streams(run, workers.client)] == [True] * 3
-        await connection_of(fleet).one(command("delete", fleet._keys.run(run)))
+        await redis_of(fleet).delete(fleet._keys.run(run))
     assert len(space.streams) == 6
     assert space.streams.active() == []
 
@@ -146,7 +146,7 @@ async def test_secrets_are_asked_for_again(space: SimulatedSpace, fleet: Fleet, 
 async def test_what_can_not_be_gone_on_with(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     """A run that goes on, or was stopped since, is refused; of one that went well nothing is left."""
     run = await fleet.submit(on_conferences(space.conference_sids))
-    with pytest.raises(InvalidRequestError, match="wait until it is over, or cancel it"):
+    with pytest.raises(InvalidRequestError, match="wait until it ends, or cancel it"):
         await fleet.resume(run)
     dead = await fleet.submit(on_calls(space.call_sids))
     await set_marks(fleet, dead, {0: DEAD})
@@ -169,7 +169,7 @@ async def test_runs_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet
     assert await fleet.runs() == ()
     await fleet.submit(on_conferences(space.conference_sids), name="old")
     await fleet.submit(on_conferences(space.conference_sids), name="new")
-    await connection_of(fleet).one(command("delete", fleet._keys.run("old")))
+    await redis_of(fleet).delete(fleet._keys.run("old"))
 
     assert [(found.run, found.planned, found.is_finished) for found in await fleet.runs()] == [("new", 3, False)]
     assert [found.run for found in await fleet.runs()] == ["new"]
@@ -186,5 +186,5 @@ def test_the_name_of_the_next_run(run: str, following: str) -> None:
 
 def test_a_name_that_would_be_too_long() -> None:
     """Then one is to be said."""
-    with pytest.raises(InvalidRequestError, match="too long for a run's name: say what"):
+    with pytest.raises(InvalidRequestError, match="too long for a run's name: pass a name"):
         next_run("a" * 62)

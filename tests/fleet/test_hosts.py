@@ -172,14 +172,14 @@ async def test_sigterm_drains(space: SimulatedSpace, fleet: Fleet, hosts: Hosts)
     run = await fleet.submit(on_conferences(space.conference_sids))
 
     async def has_begun() -> bool:
-        return bool((await fleet.status(run)).counts.get("intended"))
+        return bool((await fleet.status(run)).counts.get("in_doubt"))
 
     await until(has_begun)
     host.terminate()
     assert await host.wait() == 0
     status = await fleet.status(run)
-    assert "intended" not in status.counts
-    assert status.counts["started"] + status.counts["waiting"] == 200
+    assert "in_doubt" not in status.counts
+    assert status.counts["started"] + status.counts["pending"] == 200
     assert len(space.streams) == status.counts["started"]
 
     await hosts()
@@ -231,8 +231,8 @@ async def silenced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[tuple[FleetWorker, "asyncio.Task[None]"]]:
     """A worker with three starts under way, whose Redis takes commands and answers none any more."""
-    monkeypatch.setattr("signalwire_streams.fleet._worker._ENDS_WITHIN", 0.3)
-    monkeypatch.setattr("signalwire_streams.fleet._worker._LAST_WORDS", 0.3)
+    monkeypatch.setattr("signalwire_streams.fleet._worker._CANCEL_AFTER", 0.3)
+    monkeypatch.setattr("signalwire_streams.fleet._worker._CLOSE_TIMEOUT", 0.3)
     space.faults.add("hang", on="start", executed=True)
     worker = FleetWorker(redis_server.url, client, shutdown_timeout=0.1)
     task = asyncio.create_task(worker.run())

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 from redis.exceptions import AuthenticationError as WrongPassword, ConnectionError as NotThere, ResponseError
 
 from signalwire_streams import (
     ApiError,
     BulkOutcome,
     BulkStatus,
-    CallStream,
     ClientStateError,
     ConferenceStream,
     FleetError,
@@ -32,34 +31,38 @@ from signalwire_streams import (
     fleet as fleet_room,
 )
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet._ledger import (
-    Mark,
-    Planned,
+from signalwire_streams.fleet._items import (
+    Evidence,
+    ItemMark,
+    PlannedItem,
+    claimed_mark,
     read_batch,
-    read_index,
     read_outcome,
-    settled,
+    released_mark,
+    settled_mark,
     write_batch,
     write_outcome,
 )
-from signalwire_streams.fleet._redis import Connection, Step, Writer, command, engine_url, joined
+from signalwire_streams.fleet._lua import LuaCall
+from signalwire_streams.fleet._redis import Connection, Writer, docket_url
 from signalwire_streams.fleet._submission import start_batch
 from signalwire_streams.simulator import SimulatedSpace
 
-from .helpers import URL, on_conferences
+from .helpers import URL, Pipe, on_conferences
 
 CONFERENCE = StartConferenceStream(
     conference_sid="c", url=URL, name="n", codec="L16", realtime=True, track="both_tracks"
 )
-STEP = Step("script", ("run",), "marks", (0, "i:worker"))
+STEP = LuaCall("script", ("run",), "marks", (0, "i:worker"))
 CALL = StartCallStream(call_sid="a", url=URL, unnamed=True, status_callback="https://example.com/hear")
 
 
 def test_requests_are_kept_as_they_are() -> None:
     """What is not secret of a request comes back from Redis as it was."""
     starts = [
-        Planned(PlannedRequest.from_request(CONFERENCE)),
-        Planned(PlannedRequest.from_request(CALL), may_run=True),
+        PlannedItem(PlannedRequest.from_request(CONFERENCE)),
+        PlannedItem(PlannedRequest.from_request(CALL), Evidence.IN_DOUBT),
+        PlannedItem(PlannedRequest.from_request(CALL), Evidence.REFUSED),
     ]
     assert read_batch(write_batch(starts)) == starts
 
@@ -87,10 +90,9 @@ def test_outcomes_are_kept_as_they_are(error: StreamsError | None) -> None:
         duration=0.25,
     )
 
-    index, facts = read_index(write_outcome(outcome))
-    read = read_outcome(facts, CONFERENCE)
+    read = read_outcome(json.loads(write_outcome(outcome)), CONFERENCE)
 
-    assert index == 7
+    assert read.index == 7
     assert (read.status, read.stream, read.attempts, read.duration) == (outcome.status, outcome.stream, 3, 0.25)
     assert type(read.error) is type(error)
     if error is not None:
@@ -111,22 +113,53 @@ def test_an_error_of_a_newer_worker() -> None:
     assert (error.message, error.attempts) == ("new", 2)
 
 
-def test_marks_tell_what_may_run() -> None:
-    """A mark tells the stream that its start made, or may have made."""
-    started = BulkOutcome(
-        index=0,
-        item=CONFERENCE,
-        status=BulkStatus.STARTED,
-        stream=ConferenceStream(conference_sid="c", sid="s:1", name="n", ambiguous=True),
-    )
-    unknown = BulkOutcome(index=0, item=CALL, status=BulkStatus.UNKNOWN)
-    rejected = BulkOutcome(index=0, item=CALL, status=BulkStatus.REJECTED)
+def outcome_of(status: BulkStatus, item: StartConferenceStream | StartCallStream = CONFERENCE) -> BulkOutcome[Any]:
+    stream = ConferenceStream(conference_sid="c", sid="s:1", name="n", ambiguous=True)
+    return BulkOutcome(index=0, item=item, status=status, stream=stream if status is BulkStatus.STARTED else None)
 
-    assert Mark(settled(started)).stream_of(CONFERENCE) == started.stream
-    assert Mark(settled(unknown)).stream_of(CALL) == CallStream(call_sid="a")
-    assert Mark(settled(rejected)).stream_of(CALL) is None
-    assert Mark("i:worker").stream_of(CONFERENCE) == ConferenceStream(conference_sid="c", name="n")
-    assert Mark().stream_of(CALL) is None
+
+@pytest.mark.parametrize("name", ["n", "sws-1-c"])
+@pytest.mark.parametrize(
+    ("mark", "stream"),
+    [
+        (settled_mark(outcome_of(BulkStatus.STARTED), was_refused=True), {"sid": "s:1", "ambiguous": True}),
+        (settled_mark(outcome_of(BulkStatus.UNKNOWN), was_refused=True), {}),
+        (settled_mark(outcome_of(BulkStatus.REJECTED), was_refused=True), None),
+        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), was_refused=False), None),
+        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), was_refused=True), "only with a generated name"),
+        (claimed_mark("worker"), {}),
+        (released_mark(was_refused=True), "only with a generated name"),
+        (released_mark(was_refused=False), None),
+    ],
+)
+def test_mark_tells_which_stream_may_be_running(name: str, mark: str, stream: dict[str, Any] | str | None) -> None:
+    """A refusal for now may have started the stream, but under the caller's own name another one may be running."""
+    if isinstance(stream, str):
+        stream = {} if name.startswith("sws-") else None
+    expected = None if stream is None else ConferenceStream(conference_sid="c", name=name, **stream)
+
+    assert ItemMark(mark).stream_of(evolve(CONFERENCE, name=name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "earlier", "evidence"),
+    [
+        ("", Evidence.NONE, Evidence.NONE),
+        ("", Evidence.REFUSED, Evidence.REFUSED),
+        ("", Evidence.IN_DOUBT, Evidence.IN_DOUBT),
+        ("r", Evidence.NONE, Evidence.REFUSED),
+        ("r", Evidence.IN_DOUBT, Evidence.IN_DOUBT),
+        ("i:worker", Evidence.NONE, Evidence.IN_DOUBT),
+        ("f:unknown:0:", Evidence.NONE, Evidence.IN_DOUBT),
+        ("f:not_attempted:r:", Evidence.NONE, Evidence.REFUSED),
+        ("f:not_attempted:0:", Evidence.NONE, Evidence.NONE),
+        ("f:rejected:0:", Evidence.REFUSED, Evidence.NONE),
+    ],
+)
+def test_mark_keeps_the_strongest_evidence(text: str, earlier: Evidence, evidence: Evidence) -> None:
+    mark = ItemMark(text, earlier)
+    assert mark.evidence is evidence
+    assert mark.is_in_doubt is (evidence is Evidence.IN_DOUBT and not text.startswith("f:"))
 
 
 @define(eq=False)
@@ -135,6 +168,9 @@ class Broken:
 
     failures: list[Exception]
     asked: int = field(init=False, default=0)
+
+    def pipeline(self) -> Pipe:
+        return Pipe(self)
 
     async def get(self, _: str) -> bytes:
         self.asked += 1
@@ -152,6 +188,9 @@ class Loads:
 
     loads: list[int] = field(init=False, factory=list)
 
+    def pipeline(self) -> Pipe:
+        return Pipe(self)
+
     async def eval(self, _: str, keys: int, *__: object) -> list[bytes]:
         self.loads.append(keys - 1)
         return [b"ok"] * (keys - 1)
@@ -161,18 +200,18 @@ async def test_a_redis_that_is_away_is_asked_again(caplog: pytest.LogCaptureFixt
     """It is said once that Redis is away, however often it is asked until it is back."""
     connection = Connection(Broken([NotThere("gone"), ResponseError("LOADING"), OSError()]), 10.0)
     with caplog.at_level(logging.WARNING, "signalwire_streams"):
-        assert await connection.one(command("get", "key")) == b"there"
+        assert await connection.run(lambda redis: redis.get("key")) == b"there"
     assert [record.getMessage() for record in caplog.records] == [
-        "the fleet's Redis can't be used, and is asked again: gone",
-        "the fleet's Redis is back",
+        "fleet Redis unavailable, retrying: gone",
+        "fleet Redis available again",
     ]
 
 
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
-        (NotThere("gone"), "can't be used: gone"),
-        (OSError(), "can't be used: OSError"),
+        (NotThere("gone"), "unavailable: gone"),
+        (OSError(), "unavailable: OSError"),
         (WrongPassword("no"), "refuses this user or password"),
         (NotThere("invalid username-password pair"), "refuses this user or password"),
     ],
@@ -180,32 +219,45 @@ async def test_a_redis_that_is_away_is_asked_again(caplog: pytest.LogCaptureFixt
 async def test_a_redis_that_stays_away(failure: Exception, words: str) -> None:
     """At the end of the patience, or where waiting would not help, it is told."""
     with pytest.raises(FleetError, match=words):
-        await Connection(Broken([failure]), 0.0).one(command("get", "key"))
+        await Connection(Broken([failure]), 0.0).run(lambda redis: redis.get("key"))
 
 
-def test_steps_of_a_kind_are_one_command() -> None:
-    """Steps of one script on one run go together; the places say which answer is whose."""
-    steps = [
-        Step("one", ("run",), "marks:0", (0, "a")),
-        Step("two", ("run",), "marks:0", (1,)),
-        Step("one", ("run",), "marks:1", (25, "b")),
-        Step("one", ("other",), "marks:1", (26, "c")),
+async def test_calls_of_one_script_and_run_are_one_command() -> None:
+    """Each call gets its own answer, whatever the order."""
+    sent: list[tuple[object, ...]] = []
+
+    class Redis:
+        def pipeline(self) -> Pipe:
+            return Pipe(self)
+
+        async def eval(self, *args: object) -> list[str]:
+            sent.append(args)
+            return [f"{args[0]} {args[3 + number]}" for number in range(int(str(args[1])) - 1)]
+
+    calls = [
+        LuaCall("one", ("run",), "marks:0", (0, "a")),
+        LuaCall("two", ("run",), "marks:0", (1,)),
+        LuaCall("one", ("run",), "marks:1", (25, "b")),
+        LuaCall("one", ("other",), "marks:1", (26, "c")),
     ]
-    assert joined(steps) == [
-        (command("eval", "one", 3, "run", "marks:0", "marks:1", "0", "a", "25", "b"), [0, 2]),
-        (command("eval", "two", 2, "run", "marks:0", "1"), [1]),
-        (command("eval", "one", 2, "other", "marks:1", "26", "c"), [3]),
+    answers = await Connection(Redis(), 0.0).call_all(calls)
+
+    assert sent == [
+        ("one", 3, "run", "marks:0", "marks:1", "0", "a", "25", "b"),
+        ("two", 2, "run", "marks:0", "1"),
+        ("one", 2, "other", "marks:1", "26", "c"),
     ]
+    assert answers == ["one marks:0", "two marks:0", "one marks:1", "one marks:1"]
 
 
 async def test_a_busy_writer_asks_no_more_often() -> None:
     """What comes while a load is on its way, and a moment longer, goes out as one."""
     redis = Loads()
     writer = Writer(Connection(redis, 0.0))
-    answers = [writer.later(STEP)]
+    answers = [writer.call(STEP)]
     for _ in range(3):  # one after the other, all within the moment that the first load's end gives
         await answers[0]
-        answers.append(writer.later(STEP))
+        answers.append(writer.call(STEP))
     assert [await answer for answer in answers] == ["ok"] * 4
     assert redis.loads == [1, 3]
 
@@ -214,9 +266,9 @@ async def test_whoever_waits_hears_of_a_failure() -> None:
     """What can't be written is told to all that wait for it; the next one tries anew."""
     writer = Writer(Connection(Broken([WrongPassword("no")]), 0.0))
     with pytest.raises(FleetError):
-        await writer.later(STEP)
+        await writer.call(STEP)
     await asyncio.sleep(0)
-    assert await writer.later(STEP) == "there"
+    assert await writer.call(STEP) == "there"
     await writer.idle()
     await writer.idle()
 
@@ -225,14 +277,14 @@ async def test_what_nobody_waits_for_is_not_written() -> None:
     """A step that was cancelled before its turn is not done; closing gives up the rest."""
     redis = Broken([])
     writer = Writer(Connection(redis, 0.0))
-    writer.later(STEP).cancel()
+    writer.call(STEP).cancel()
     await writer.idle()
     assert redis.asked == 0
 
     waiting = Writer(Connection(Broken([NotThere("gone")] * 100), 60.0))
-    first = waiting.later(STEP)
+    first = waiting.call(STEP)
     await asyncio.sleep(0)
-    second = waiting.later(STEP)
+    second = waiting.call(STEP)
     second.cancel()
     await waiting.close()
     assert first.cancelled()
@@ -242,10 +294,10 @@ async def test_what_nobody_waits_for_is_not_written() -> None:
 async def test_a_writer_that_is_closed_at_once() -> None:
     """Whoever waits hears of it, also where the writer did not come to begin."""
     writer = Writer(Connection(Broken([]), 0.0))
-    answer = writer.later(STEP)
+    answer = writer.call(STEP)
     await writer.close()
     assert answer.cancelled()
-    assert await writer.later(STEP) == "there"
+    assert await writer.call(STEP) == "there"
 
 
 async def test_a_failure_that_nobody_heard() -> None:
@@ -256,6 +308,9 @@ async def test_a_failure_that_nobody_heard() -> None:
         go_on: asyncio.Event = field(factory=asyncio.Event)
         failure: Exception | None = None
 
+        def pipeline(self) -> Pipe:
+            return Pipe(self)
+
         async def eval(self, *_: object) -> list[str]:
             await self.go_on.wait()
             if self.failure is not None:
@@ -265,7 +320,7 @@ async def test_a_failure_that_nobody_heard() -> None:
     for failure in (None, WrongPassword("no")):
         slow = Slow(failure=failure)
         writer = Writer(Connection(slow, 0.0))
-        answer = writer.later(STEP)
+        answer = writer.call(STEP)
         await asyncio.sleep(0)
         answer.cancel()
         slow.go_on.set()
@@ -274,15 +329,15 @@ async def test_a_failure_that_nobody_heard() -> None:
 
 def test_the_engine_gets_enough_connections() -> None:
     """The engine's own cap on connections is lifted, unless the address says otherwise."""
-    assert engine_url("redis://host:6379/0") == "redis://host:6379/0?max_connections=1000"
-    assert engine_url("redis://host?db=1") == "redis://host?db=1&max_connections=1000"
-    assert engine_url("redis://host?max_connections=5") == "redis://host?max_connections=5"
-    assert engine_url("memory://") == "memory://"
+    assert docket_url("redis://host:6379/0") == "redis://host:6379/0?max_connections=1000"
+    assert docket_url("redis://host?db=1") == "redis://host?db=1&max_connections=1000"
+    assert docket_url("redis://host?max_connections=5") == "redis://host?max_connections=5"
+    assert docket_url("memory://") == "memory://"
 
 
 async def test_the_submitter_s_task_does_nothing() -> None:
     """A process that only submits carries nothing out."""
-    with pytest.raises(ClientStateError, match="no worker"):
+    with pytest.raises(ClientStateError, match="not a worker"):
         await start_batch("run", 0)
 
 
@@ -301,7 +356,7 @@ async def test_a_queue_that_takes_only_a_part(
         raise NotThere("gone")
 
     requests = on_conferences(space.conference_sids)
-    for broken, words in ((refuse, "only a part of the run: OOM"), (vanish, "can't be used: gone")):
+    for broken, words in ((refuse, "only a part of the run: OOM"), (vanish, "unavailable: gone")):
         monkeypatch.setattr(fleet._docket, "add_many", broken)
         with pytest.raises(FleetError, match=words):
             await fleet.submit(requests, name="nightly")

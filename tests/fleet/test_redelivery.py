@@ -12,12 +12,26 @@ from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet, FleetWorker
 from signalwire_streams.fleet._batches import Lease, Leases
-from signalwire_streams.fleet._ledger import Batch, BatchLedger, Mark, key_of
-from signalwire_streams.fleet._redis import END, HOLD, Connection, Writer, command, script
+from signalwire_streams.fleet._items import ItemMark, key_of
+from signalwire_streams.fleet._ledger import Batch, BatchLedger
+from signalwire_streams.fleet._lua import ACQUIRE_LEASE, CANCEL_RUN
+from signalwire_streams.fleet._redis import Connection, Writer
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import PATIENCE, URL, all_results, connection_of, keys_of, on_calls, on_conferences, set_marks, until
+from .helpers import (
+    PATIENCE,
+    URL,
+    all_results,
+    connection_of,
+    keys_of,
+    no_heartbeat,
+    on_calls,
+    on_conferences,
+    redis_of,
+    set_marks,
+    until,
+)
 
 DEAD = "i:dead.1"
 
@@ -97,7 +111,7 @@ async def test_a_cancelled_run_says_what_may_run(space: SimulatedSpace, fleet: F
     target = space.conference_sids[0]
     await set_marks(fleet, run, {0: DEAD})
     await workers.client.conferences.start_stream(target, url=URL, name=f"sws-nightly-{target}")
-    assert (await fleet.cancel(run)).counts == {"intended": 1, "not_attempted": 2}
+    assert (await fleet.cancel(run)).counts == {"in_doubt": 1, "not_attempted": 2}
 
     report = await fleet.stop_streams(run, workers.client).report()
     workers()
@@ -114,7 +128,7 @@ async def test_stopping_waits_for_what_is_under_way(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a worker has sent when the run is stopped is stopped as well, once its answer is there."""
-    monkeypatch.setattr("signalwire_streams.fleet._fleet._LOOKS_AGAIN", 0.02)
+    monkeypatch.setattr("signalwire_streams.fleet._fleet._POLL_EVERY", 0.02)
     space.faults.add("latency", on="start", seconds=0.2, executed=True)
     workers()
     run = await fleet.submit(on_conferences(space.conference_sids))
@@ -127,7 +141,7 @@ async def test_stopping_waits_for_what_is_under_way(
 
 
 async def _is_intended(fleet: Fleet, run: str, count: int) -> bool:
-    return (await fleet.status(run)).counts.get("intended") == count
+    return (await fleet.status(run)).counts.get("in_doubt") == count
 
 
 async def test_secrets_that_the_next_worker_lacks(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
@@ -146,14 +160,14 @@ async def test_secrets_that_the_next_worker_lacks(space: SimulatedSpace, fleet: 
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note each try to take a batch in hand."""
     tries: list[str] = []
-    take = Leases.take
+    take = Leases.acquire
 
     async def noting(self: Leases, key: str, owner: str, cut: Callable[[], None]) -> Lease | None:
         lease = await take(self, key, owner, cut)
         tries.append(key)
         return lease
 
-    monkeypatch.setattr(Leases, "take", noting)
+    monkeypatch.setattr(Leases, "acquire", noting)
     return tries
 
 
@@ -163,12 +177,12 @@ async def test_a_batch_in_hand_is_waited_for(
     """A batch that another worker has in hand is not touched until that one lets go of it."""
     run = await fleet.submit(on_conferences(space.conference_sids))
     lease = (await keys_of(fleet, run)).lease(0)
-    await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
+    await connection_of(fleet).script(ACQUIRE_LEASE, lease, "other", 60_000)
 
     workers(lease_seconds=4.0)
     await until(lambda: _holds(len(asked) > 1))
     assert space.requests.count("start-conference-stream") == 0
-    await connection_of(fleet).one(command("delete", lease))
+    await redis_of(fleet).delete(lease)
 
     assert len(await all_results(fleet, run)) == 3
 
@@ -179,12 +193,12 @@ async def test_a_worker_that_ends_does_not_wait_for_a_batch(
     """A worker that waits for another's batch lets go of it when it is told to end."""
     run = await fleet.submit(on_conferences(space.conference_sids))
     lease = (await keys_of(fleet, run)).lease(0)
-    await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
+    await connection_of(fleet).script(ACQUIRE_LEASE, lease, "other", 60_000)
     worker = workers(lease_seconds=4.0)
     await until(lambda: _holds(bool(asked)))
 
     await workers.end(worker)
-    await connection_of(fleet).one(command("delete", lease))
+    await redis_of(fleet).delete(lease)
     workers()
 
     assert len(await all_results(fleet, run)) == 3
@@ -202,7 +216,7 @@ async def test_what_is_in_hand_is_finished_at_the_end(space: SimulatedSpace, fle
 
     assert (await fleet.status(run)).counts == {"started": 3}
     later = await fleet.submit(on_calls(space.call_sids))
-    assert (await fleet.status(later)).counts == {"waiting": 3}
+    assert (await fleet.status(later)).counts == {"pending": 3}
 
 
 @pytest.mark.parametrize("how", ["drain", "twice", "cancel"])
@@ -226,7 +240,7 @@ async def test_what_takes_too_long_is_handed_back(
         if how == "twice":
             worker.stop()
         await workers.running.pop(worker)
-    assert (await fleet.status(run)).counts == {"intended": 3}
+    assert (await fleet.status(run)).counts == {"in_doubt": 3}
     workers()
 
     outcomes = await all_results(fleet, run)
@@ -244,7 +258,7 @@ async def test_a_worker_ends_before_redis_answers(
         asked.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Connection, "one", silent)
+    monkeypatch.setattr(Connection, "run", silent)
     worker = FleetWorker(url, client)
     task = asyncio.create_task(worker.run())
     await asked.wait()
@@ -265,7 +279,8 @@ class TestAnOwnerThatWasReplaced:
     async def ledger(self, space: SimulatedSpace, fleet: Fleet) -> BatchLedger:
         run = await fleet.submit(on_conferences(space.conference_sids))
         writer = Writer(connection_of(fleet))
-        ledger = BatchLedger(Batch(await keys_of(fleet, run), run, 0, 60), "old", writer, {})
+        batch = Batch(keys=await keys_of(fleet, run), run=run, number=0, retention=60)
+        ledger = BatchLedger(batch, owner="old", writer=writer)
         ledger.expect(enumerate(on_conferences(space.conference_sids)))
         return ledger
 
@@ -281,29 +296,29 @@ class TestAnOwnerThatWasReplaced:
         await ledger.written()
 
         assert ledger.lost == {0}
-        assert (await fleet.status(ledger.run)).counts == {"intended": 1, "waiting": 2}
+        assert (await fleet.status(ledger.run)).counts == {"in_doubt": 1, "pending": 2}
 
     async def test_settles_nothing(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
         """An answer that comes after another worker took over is not written."""
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
         await ledger.intend(key, progress, ledger.known(key, progress))
-        await connection_of(fleet).one(command("hset", ledger.batch.marks, "0", "i:new"))
+        await redis_of(fleet).hset(ledger.batch.marks, "0", "i:new")
 
         ledger.note(progress, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED))
         await ledger.written()
 
-        assert (await fleet.status(ledger.run)).counts == {"intended": 1, "waiting": 2}
+        assert (await fleet.status(ledger.run)).counts == {"in_doubt": 1, "pending": 2}
 
     async def test_sends_nothing_of_a_run_that_was_ended(
         self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger
     ) -> None:
         """A run that is cancelled when a batch is about to be sent keeps it from being sent."""
         requests = dict(enumerate(on_conferences(space.conference_sids)))
-        await connection_of(fleet).one(script(END, (fleet._keys.run(ledger.run),), "cancelled", "it was cancelled"))
+        await connection_of(fleet).script(CANCEL_RUN, fleet._keys.run(ledger.run), "cancelled", "it was cancelled")
         key, progress = key_of(requests[0]), CallState()
         entry = ledger.known(key, progress)
 
-        with pytest.raises(RunCancelledError, match="ended before its turn") as caught:
+        with pytest.raises(RunCancelledError, match="cancelled before its turn") as caught:
             await ledger.intend(key, progress, entry)
         ledger.note(progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=caught.value))
         ledger.settle_rest(requests)
@@ -317,7 +332,7 @@ class TestAnOwnerThatWasReplaced:
         """A mark that was set when the run was ended, and whose answer was lost, is found when it is set again."""
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
         await set_marks(fleet, ledger.run, {0: "i:old"})
-        await connection_of(fleet).one(script(END, (fleet._keys.run(ledger.run),), "cancelled", "it was cancelled"))
+        await connection_of(fleet).script(CANCEL_RUN, fleet._keys.run(ledger.run), "cancelled", "it was cancelled")
 
         await ledger.intend(key, progress, ledger.known(key, progress))
         assert not ledger.lost
@@ -340,18 +355,18 @@ class TestAnOwnerThatWasReplaced:
         )
         await ledger.written()
 
-        assert (await fleet.status(ledger.run)).counts == {"waiting": 3}
+        assert (await fleet.status(ledger.run)).counts == {"pending": 3}
         other, later = key_of(on_conferences(space.conference_sids)[1]), CallState()
         entry = ledger.known(other, later)
-        with pytest.raises(RunCancelledError, match="left to others") as caught:
+        with pytest.raises(RunCancelledError, match="left to other workers") as caught:
             await ledger.intend(other, later, entry)
         ledger.note(later, BulkOutcome(index=1, item=None, status=BulkStatus.NOT_ATTEMPTED, error=caught.value))
         await ledger.written()
-        assert (await fleet.status(ledger.run)).counts == {"waiting": 3}
+        assert (await fleet.status(ledger.run)).counts == {"pending": 3}
 
     async def test_says_no_less_than_is_known(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
         """A start that may have been sent before does not end as one that was not."""
-        ledger.marks = {0: Mark(DEAD)}
+        ledger.marks = {0: ItemMark(DEAD)}
         await set_marks(fleet, ledger.run, {0: DEAD})
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState(may_have_succeeded=True)
         await ledger.intend(key, progress, ledger.known(key, progress))
@@ -361,7 +376,7 @@ class TestAnOwnerThatWasReplaced:
         )
         await ledger.written()
 
-        assert (await fleet.status(ledger.run)).counts == {"unknown": 1, "waiting": 2}
+        assert (await fleet.status(ledger.run)).counts == {"unknown": 1, "pending": 2}
 
 
 class TestLeases:
@@ -370,16 +385,16 @@ class TestLeases:
     async def test_a_stalled_worker_cuts_first(self, fleet: Fleet) -> None:
         """After a pause that was too long, what is in hand is cut before anything else goes on."""
         said: list[str] = []
-        leases = Leases(connection_of(fleet), 0.2, list)
-        _ = leases.begin()
-        lease = await leases.take("lease", "me", lambda: said.append("cut"))
+        leases = Leases(connection_of(fleet), duration=0.2, heartbeat=no_heartbeat)
+        _ = leases.start()
+        lease = await leases.acquire("lease", "me", lambda: said.append("cut"))
         assert lease is not None
         woken = asyncio.create_task(self._after(0.05, said))
         await asyncio.sleep(0)
 
         time.sleep(0.3)  # noqa: ASYNC251  (the pause itself)
         await woken
-        await leases.end()
+        await leases.stop()
 
         assert said == ["cut", "woken"]
         assert lease.is_lost
@@ -391,25 +406,25 @@ class TestLeases:
 
     async def test_a_lease_that_is_another_s_is_lost(self, fleet: Fleet) -> None:
         """A lease that Redis gave to another is cut at the next renewal; ours are renewed."""
-        leases = Leases(connection_of(fleet), 20.0, list)
-        lost = await leases.take("lost", "me", lambda: None)
-        kept = await leases.take("kept", "me too", lambda: None)
+        leases = Leases(connection_of(fleet), duration=20.0, heartbeat=no_heartbeat)
+        lost = await leases.acquire("lost", "me", lambda: None)
+        kept = await leases.acquire("kept", "me too", lambda: None)
         assert lost is not None
         assert kept is not None
-        await connection_of(fleet).one(command("set", "lost", "other"))
-        held_at = kept.held_at
+        await redis_of(fleet).set("lost", "other")
+        renewed_at = kept.renewed_at
 
-        _ = leases.begin()
-        await until(lambda: _holds(lost.is_lost and kept.held_at > held_at))
-        await leases.end()
+        _ = leases.start()
+        await until(lambda: _holds(lost.is_lost and kept.renewed_at > renewed_at))
+        await leases.stop()
         assert not kept.is_lost
-        assert await leases.take("lost", "third", lambda: None) is None
+        assert await leases.acquire("lost", "third", lambda: None) is None
 
     async def test_what_is_taken_after_the_cut_is_lost(self, fleet: Fleet) -> None:
         """A lease that was on its way when the worker let go of all is let go of as well."""
         cuts: list[str] = []
-        leases = Leases(connection_of(fleet), 20.0, list)
-        taking = asyncio.create_task(leases.take("late", "me", lambda: cuts.append("cut")))
+        leases = Leases(connection_of(fleet), duration=20.0, heartbeat=no_heartbeat)
+        taking = asyncio.create_task(leases.acquire("late", "me", lambda: cuts.append("cut")))
         await asyncio.sleep(0)
 
         leases.lose_all()
@@ -417,20 +432,25 @@ class TestLeases:
         assert lease is not None
 
         assert (lease.is_lost, cuts) == (True, ["cut"])
-        await leases.give_back(lease)
-        assert await Leases(connection_of(fleet), 20.0, list).take("late", "other", lambda: None) is not None
+        await leases.release(lease)
+        assert (
+            await Leases(connection_of(fleet), duration=20.0, heartbeat=no_heartbeat).acquire(
+                "late", "other", lambda: None
+            )
+            is not None
+        )
 
     async def test_only_what_was_not_renewed_is_cut(self, fleet: Fleet) -> None:
         """A look at the clock cuts what was renewed too long ago, and nothing else."""
-        leases = Leases(connection_of(fleet), 20.0, list)
-        old = await leases.take("old", "me", lambda: None)
-        fresh = await leases.take("fresh", "me too", lambda: None)
+        leases = Leases(connection_of(fleet), duration=20.0, heartbeat=no_heartbeat)
+        old = await leases.acquire("old", "me", lambda: None)
+        fresh = await leases.acquire("fresh", "me too", lambda: None)
         assert old is not None
         assert fresh is not None
-        old.held_at -= 15.0
+        old.renewed_at -= 15.0
 
-        leases._look_now()
-        await leases.end()
+        leases._check()
+        await leases.stop()
 
         assert (old.is_lost, fresh.is_lost) == (True, False)
 
@@ -440,7 +460,7 @@ class TestLeases:
         lease = Lease("key", "me", lambda: cuts.append(1), 0.0)
         lease.lose()
         lease.lose()
-        await Leases(connection_of(fleet), 1.0, list).end()
+        await Leases(connection_of(fleet), duration=1.0, heartbeat=no_heartbeat).stop()
 
         assert cuts == [1]
 

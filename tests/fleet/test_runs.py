@@ -29,13 +29,12 @@ from signalwire_streams import (
 )
 from signalwire_streams.fleet import Fleet, FleetWorker, stop_on_signals
 from signalwire_streams.fleet._batches import Leases
-from signalwire_streams.fleet._redis import command
 from signalwire_streams.fleet._submission import Submission
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import URL, all_results, connection_of, on_calls, on_conferences, set_marks, until
+from .helpers import URL, all_results, keys_of, on_calls, on_conferences, redis_of, set_marks, until
 
 
 async def test_every_start_is_made_once(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
@@ -107,7 +106,7 @@ async def test_plans_of_long_runs_are_not_all_kept(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who follows a long run keeps the requests of a few batches only."""
-    monkeypatch.setattr("signalwire_streams.fleet._status._KEPT_BATCHES", 1)
+    monkeypatch.setattr("signalwire_streams.fleet._runs._CACHED_BATCHES", 1)
     monkeypatch.setattr("signalwire_streams.fleet._submission._AT_ONCE", 1)
     workers()
     sid = space.conference_sids[0]
@@ -137,7 +136,7 @@ async def test_a_submit_that_was_killed_is_completed_by_the_next(
     """A run that was written down and not yet handed over is handed over by the same submit again."""
     requests = on_conferences(space.conference_sids)
     await fleet.submit(requests, name="nightly")
-    await connection_of(fleet).one(command("hdel", fleet._keys.run("nightly"), "queued"))
+    await redis_of(fleet).hdel(fleet._keys.run("nightly"), "queued")
     assert not (await fleet.status("nightly")).fully_submitted
 
     await fleet.submit(requests, name="nightly")
@@ -173,7 +172,7 @@ async def test_a_bad_item_leaves_nothing_behind(space: SimulatedSpace, fleet: Fl
 
     with pytest.raises(InvalidRequestError, match="no run 'nightly'"):
         await fleet.status("nightly")
-    assert await connection_of(fleet).one(command("keys", f"{fleet._keys.prefix}:our:*")) == []
+    assert await redis_of(fleet).keys(f"{fleet._keys.prefix}:our:*") == []
 
 
 async def test_a_refusal_is_told_as_it_was(fleet: Fleet, workers: Workers) -> None:
@@ -194,20 +193,20 @@ async def test_a_submit_whose_answer_is_lost_loses_no_start(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch, heard_at_last: bool
 ) -> None:
     """Redis has taken the run, and the answer to that was lost: asking again, or submitting again, finds all of it."""
-    claim = Submission._claim
+    create = Submission._create
 
     async def unheard(self: Submission, digest: str) -> str:
-        await claim(self, digest)
+        await create(self, digest)
         if not heard_at_last:
             raise FleetError("Redis can't be used")
-        return await claim(self, digest)
+        return await create(self, digest)
 
-    monkeypatch.setattr(Submission, "_claim", unheard)
+    monkeypatch.setattr(Submission, "_create", unheard)
     requests = on_conferences(space.conference_sids)
     if not heard_at_last:
         with pytest.raises(FleetError):
             await fleet.submit(requests, name="nightly")
-        monkeypatch.setattr(Submission, "_claim", claim)
+        monkeypatch.setattr(Submission, "_create", claim)
     run = await fleet.submit(requests, name="nightly")
     workers()
 
@@ -225,7 +224,7 @@ async def test_a_wrong_token_leaves_a_doubtful_start_doubtful(
         refused = workers(stranger)
         with pytest.raises(StreamOutcomeUnknownError, match="401"):
             await workers.running.pop(refused)
-    assert (await fleet.status(run)).counts == {"intended": 1}
+    assert (await fleet.status(run)).counts == {"in_doubt": 1}
 
 
 async def test_a_wrong_token_ends_its_worker_and_no_run(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
@@ -237,7 +236,7 @@ async def test_a_wrong_token_ends_its_worker_and_no_run(space: SimulatedSpace, f
         refused = workers(stranger, concurrency=1)
         with pytest.raises(AuthenticationError):
             await workers.running.pop(refused)
-    assert (await fleet.status(run)).counts == {"waiting": 100}
+    assert (await fleet.status(run)).counts == {"pending": 100}
     assert len(space.streams) == 0
 
     workers()
@@ -267,11 +266,9 @@ async def test_a_cancelled_run_ends_without_workers(space: SimulatedSpace, fleet
 async def test_what_redis_has_forgotten_is_passed_over(space: SimulatedSpace, fleet: Fleet) -> None:
     """Where a part of a run's plan is gone, as its time was up, the rest can still be ended."""
     run = await fleet.submit(on_conferences(space.conference_sids))
-    connection = connection_of(fleet)
-    facts = await fleet._facts(run)
-    await connection.one(command("delete", fleet._keys.of(run, facts.plan).requests(0)))
+    await redis_of(fleet).delete((await keys_of(fleet, run)).requests(0))
 
-    assert (await fleet.cancel(run)).counts == {"waiting": 3}
+    assert (await fleet.cancel(run)).counts == {"pending": 3}
 
 
 async def test_what_a_run_started_is_stopped(
@@ -356,7 +353,7 @@ class TestSecrets:
 
         first, second = await all_results(fleet, run)
         assert first.status is BulkStatus.REJECTED
-        assert "give the workers secrets=" in str(first.error)
+        assert "pass secrets= to the workers" in str(first.error)
         assert second.status is BulkStatus.STARTED
 
     async def test_of_another_request_are_refused(self, space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
@@ -388,7 +385,7 @@ async def test_workers_are_told_of(space: SimulatedSpace, fleet: Fleet, workers:
     await workers.end(first)
     assert [worker.name for worker in await fleet.workers()] == ["second"]
     await workers.end(second)
-    await connection_of(fleet).one(command("sadd", fleet._keys.workers, "vanished"))
+    await redis_of(fleet).sadd(fleet._keys.workers, "vanished")
     assert await fleet.workers() == ()
     assert await fleet.workers() == ()
 
@@ -396,7 +393,7 @@ async def test_workers_are_told_of(space: SimulatedSpace, fleet: Fleet, workers:
 async def test_a_run_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     """What is older than Redis was told to keep it is not started any more, and can't be asked."""
     run = await fleet.submit(on_conferences(space.conference_sids))
-    await connection_of(fleet).one(command("delete", fleet._keys.run(run)))
+    await redis_of(fleet).delete(fleet._keys.run(run))
     workers()
     other = await fleet.submit(on_calls(space.call_sids))
 
@@ -411,11 +408,11 @@ async def test_a_plan_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fle
     workers()
     run = await fleet.submit(on_conferences(space.conference_sids))
     await all_results(fleet, run)
-    waiting = await fleet.submit(on_calls(["nowhere"]), name="waiting")
+    waiting = await fleet.submit(on_calls(["nowhere"]), name="pending")
     await all_results(fleet, waiting)
     for name in (run, waiting):
-        plans = await connection_of(fleet).one(command("keys", f"{fleet._keys.run(name)}*:requests:*"))
-        await connection_of(fleet).one(command("delete", *plans))
+        plans = await redis_of(fleet).keys(f"{fleet._keys.run(name)}*:requests:*")
+        await redis_of(fleet).delete(*plans)
 
     await fleet.cancel(run)
     with pytest.raises(InvalidRequestError, match="older than Redis was told to keep"):
@@ -448,7 +445,7 @@ async def test_what_only_waits_is_not_marked(space: SimulatedSpace, fleet: Fleet
             return pacer.waiting == 3 and (await fleet.status(run)).completed == 1
 
         await until(one_is_over)
-        assert (await fleet.status(run)).counts == {"started": 1, "waiting": 2}
+        assert (await fleet.status(run)).counts == {"started": 1, "pending": 2}
         pacer.opened.set()
         assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
         await workers.end(worker)
@@ -483,20 +480,20 @@ async def test_a_batch_that_fails_is_told(
     run = await fleet.submit(on_conferences(space.conference_sids, parameters={"key": "x"}), redact_secrets=True)
     workers(secrets=give)
     assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
-    assert f"batch 0 of {run} failed, and is tried again" in caplog.text
+    assert f"batch 0 of {run} failed and is retried" in caplog.text
 
 
 async def test_a_batch_whose_plan_is_gone(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     """A worker lets a batch be whose requests Redis has forgotten."""
     run = await fleet.submit(on_conferences(space.conference_sids))
-    plans = await connection_of(fleet).one(command("keys", f"{fleet._keys.run(run)}*:requests:*"))
-    await connection_of(fleet).one(command("delete", *plans))
+    plans = await redis_of(fleet).keys(f"{fleet._keys.run(run)}*:requests:*")
+    await redis_of(fleet).delete(*plans)
     worker = workers()
     other = await fleet.submit(on_calls(space.call_sids))
     await all_results(fleet, other)
 
     await workers.end(worker)
-    assert (await fleet.status(run)).counts == {"waiting": 3}
+    assert (await fleet.status(run)).counts == {"pending": 3}
 
 
 async def test_streams_that_can_not_be_named_can_not_be_stopped(
@@ -573,7 +570,7 @@ async def test_what_can_not_be_right_is_refused(space: SimulatedSpace, url: str)
         with pytest.raises(InvalidRequestError, match="not an address") as caught:
             Fleet(wrong, space="example", project="p")
         assert "secret" not in str(caught.value)
-    with pytest.raises(InvalidRequestError, match="keep"):
+    with pytest.raises(InvalidRequestError, match="retention"):
         Fleet(url, space="example", project="p", retention=0)
     async with StreamsClient(space="example", project="p", token="t") as client:
         for name in ("", "two\nlines", "\ud800"):

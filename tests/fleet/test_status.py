@@ -9,11 +9,12 @@ from redis.exceptions import ConnectionError as NotThere
 
 from signalwire_streams import BulkStatus, Clock, FleetError, StartConferenceStream
 from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
-from signalwire_streams.fleet._redis import Connection, Keys, Step, Writer, command
+from signalwire_streams.fleet._lua import LuaCall
+from signalwire_streams.fleet._redis import Connection, Keys, Writer
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import URL, all_results, connection_of, keys_of, on_conferences, until
+from .helpers import URL, Pipe, all_results, keys_of, on_conferences, redis_of, until
 
 WORKER = WorkerStatus(
     name="w", host="h", pid=1, started_at="2026", active_batches=0, completed=0, rate=1.5, limit=None, draining=False
@@ -29,7 +30,7 @@ async def test_a_run_that_was_only_submitted(space: SimulatedSpace, fleet: Fleet
         run="nightly",
         started_at=status.started_at,
         planned=3,
-        counts={"waiting": 3},
+        counts={"pending": 3},
         attempts=0,
         errors={},
         cancelled=None,
@@ -51,8 +52,8 @@ async def test_a_run_that_was_only_submitted(space: SimulatedSpace, fleet: Fleet
 async def test_errors_are_listed_by_frequency_and_then_by_name(space: SimulatedSpace, fleet: Fleet) -> None:
     """Counts of zero are left out, and what is over is over although nothing waits."""
     run = await fleet.submit(on_conferences(space.conference_sids), name="nightly")
-    facts = {"e:B": "1", "e:A": "1", "e:C": "2", "c:rejected": "2", "c:unknown": "1", "c:intended": "0", "undone": "2"}
-    await connection_of(fleet).one(command("hset", fleet._keys.run(run), mapping=facts))
+    facts = {"e:B": "1", "e:A": "1", "e:C": "2", "c:rejected": "2", "c:unknown": "1", "c:in_doubt": "0", "stopped": "2"}
+    await redis_of(fleet).hset(fleet._keys.run(run), mapping=facts)
 
     status = await fleet.status(run)
 
@@ -80,7 +81,7 @@ def test_workers_are_summed_up() -> None:
         workers=workers,
     )
     assert (status.rate, status.limit, status.is_finished) == (5.0, 7.0, True)
-    assert WorkerStatus.of("w", {}) == evolve(WORKER, host="", pid=0, started_at="", rate=0.0)
+    assert WorkerStatus.from_hash("w", {}) == evolve(WORKER, host="", pid=0, started_at="", rate=0.0)
 
 
 def test_key_names_are_the_same_in_every_version() -> None:
@@ -89,10 +90,10 @@ def test_key_names_are_the_same_in_every_version() -> None:
     run = keys.of("nightly", "abc")
     assert keys.prefix == "sws-fleet-1:example.signalwire.com:p"
     assert (keys.workers, keys.runs) == (f"{keys.prefix}:our:workers", f"{keys.prefix}:our:runs")
-    assert (keys.worker("w"), run.facts) == (f"{keys.prefix}:our:worker:w", f"{keys.prefix}:our:run:nightly")
-    assert [run.requests(1), run.marks(2), run.lease(3), run.outcomes, run.undone] == [
+    assert (keys.worker("w"), run.run) == (f"{keys.prefix}:our:worker:w", f"{keys.prefix}:our:run:nightly")
+    assert [run.requests(1), run.marks(2), run.lease(3), run.outcomes, run.stopped] == [
         f"{keys.prefix}:our:run:nightly:abc:{last}"
-        for last in ("requests:1", "marks:2", "lease:3", "outcomes", "undone")
+        for last in ("requests:1", "marks:2", "lease:3", "outcomes", "stopped")
     ]
 
 
@@ -119,7 +120,7 @@ async def test_a_batch_that_redis_has_forgotten_is_not_tried_again(
 ) -> None:
     """A batch without its requests is done: it does not come back to the workers for ever."""
     run = await fleet.submit(on_conferences(space.conference_sids))
-    await connection_of(fleet).one(command("delete", (await keys_of(fleet, run)).requests(0)))
+    await redis_of(fleet).delete((await keys_of(fleet, run)).requests(0))
     worker = workers(concurrency=25)
     other = await fleet.submit(on_conferences(["nowhere"]))
     await all_results(fleet, other)
@@ -155,6 +156,9 @@ class Away:
     asked: list[float] = field(init=False, factory=list)
     loads: list[int] = field(init=False, factory=list)
 
+    def pipeline(self) -> Pipe:
+        return Pipe(self)
+
     async def get(self, _: str) -> bytes:
         self.asked.append(self.now())
         if len(self.asked) <= self.failures:
@@ -172,22 +176,22 @@ class TestConnection:
 
     async def test_pauses_double_up_to_a_second(self, idle_clock: Clock) -> None:
         redis = Away(idle_clock.now, 8)
-        assert await Connection(redis, 60.0).one(command("get", "key")) == b"there"
+        assert await Connection(redis, 60.0).run(lambda redis: redis.get("key")) == b"there"
         pauses = [round(later - earlier, 2) for earlier, later in zip(redis.asked, redis.asked[1:], strict=False)]
         assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
 
     async def test_it_is_given_up_at_the_end_of_the_patience(self, idle_clock: Clock) -> None:
         redis = Away(idle_clock.now, 100)
         began = idle_clock.now()
-        with pytest.raises(FleetError, match="can't be used: gone"):
-            await Connection(redis, 5.0).one(command("get", "key"))
+        with pytest.raises(FleetError, match="unavailable: gone"):
+            await Connection(redis, 5.0).run(lambda redis: redis.get("key"))
         assert 3.9 < idle_clock.now() - began <= 5.0
 
     async def test_a_writer_sends_at_most_500_steps_at_once(self, idle_clock: Clock) -> None:
         """Steps gather for a hundredth of a second, and no command grows without end."""
         redis = Away(idle_clock.now, 0)
         writer = Writer(Connection(redis, 0.0))
-        answers = [writer.later(Step("script", ("run",), "marks", (number,))) for number in range(1_101)]
+        answers = [writer.call(LuaCall("script", ("run",), "marks", (number,))) for number in range(1_101)]
         assert set(await asyncio.gather(*answers)) == {"ok"}
         assert redis.loads == [500, 500, 101]
         assert redis.asked[1] - redis.asked[0] == pytest.approx(0.01, abs=0.005)
