@@ -3,6 +3,7 @@
 import json
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from attrs import frozen
@@ -151,17 +152,18 @@ class RunScan:
     async def _batches(self, *, must_be_complete: bool = False) -> AsyncIterator[tuple[int, Sequence[ScannedItem]]]:
         for first in range(0, self._record.batches, _BATCHES_AT_ONCE):
             numbers = range(first, min(first + _BATCHES_AT_ONCE, self._record.batches))
-            replies = await self._connection.pipeline(
-                lambda pipe, numbers=numbers: [
-                    *(pipe.get(self._keys.requests(number)) for number in numbers),
-                    *(pipe.hgetall(self._keys.marks(number)) for number in numbers),
-                ]
-            )
+            replies = await self._connection.pipeline(partial(self._queue, numbers))
             for number, plan, marks in zip(numbers, replies[: len(numbers)], replies[len(numbers) :], strict=True):
                 if plan is not None:
                     yield number, scanned(plan, decode_hash(marks), number * self._record.batch_size)
                 elif must_be_complete:
                     raise _expired(self._record.run)
+
+    def _queue(self, numbers: Sequence[int], pipe: Any) -> None:  # noqa: ANN401  (redis-py's pipeline, or docket's)
+        for number in numbers:
+            pipe.get(self._keys.requests(number))
+        for number in numbers:
+            pipe.hgetall(self._keys.marks(number))
 
 
 def scanned(plan: bytes | str, marks: dict[str, str], first: int) -> list[ScannedItem]:

@@ -162,7 +162,7 @@ class Store:
         """
         closed_for = "" if update.closed_until is None else update.closed_until - now
         refused_after = "" if update.refused_after is None else update.refused_after
-        arguments = [_LIFETIME, token_hex(8), rate, burst, reserve, tokens]
+        arguments: list[Any] = [_LIFETIME, token_hex(8), rate, burst, reserve, tokens]
         arguments += [known.epoch, known.cuts, known.closed_until, known.cut_at, known.rate_before, known.pause]
         arguments += [refused_after, update.pause, closed_for]
         key = f"signalwire-streams:{{{space}}}:state"

@@ -151,7 +151,7 @@ async def test_what_can_not_be_gone_on_with(space: SimulatedSpace, fleet: Fleet,
     dead = await fleet.submit(on_calls(space.call_sids))
     await set_marks(fleet, dead, {0: DEAD})
     await fleet.cancel(dead)
-    with pytest.raises(InvalidRequestError, match="or had when they died: a worker ends them"):
+    with pytest.raises(InvalidRequestError, match="or had when they died: run a worker"):
         await fleet.resume(dead)
     workers()
     await all_results(fleet, run)

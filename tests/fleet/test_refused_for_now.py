@@ -23,8 +23,7 @@ async def space() -> AsyncIterator[SimulatedSpace]:
 
 def refuse_and_execute(space: SimulatedSpace, status: int = 503, retry_after: float = 40) -> None:
     """Answer the next three starts with a refusal, and carry them out."""
-    fault = {"status": status, "body": "api", "retry_after": retry_after}
-    space.faults.add("status", on="start", executed=True, times=3, **fault)
+    space.faults.add("status", on="start", executed=True, times=3, status=status, body="api", retry_after=retry_after)
 
 
 @pytest.fixture
