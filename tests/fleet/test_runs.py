@@ -206,7 +206,7 @@ async def test_a_submit_whose_answer_is_lost_loses_no_start(
     if not heard_at_last:
         with pytest.raises(FleetError):
             await fleet.submit(requests, name="nightly")
-        monkeypatch.setattr(Submission, "_create", claim)
+        monkeypatch.setattr(Submission, "_create", create)
     run = await fleet.submit(requests, name="nightly")
     workers()
 
