@@ -1,4 +1,4 @@
-"""What the tests of the fleet share."""
+"""Helpers of the fleet tests."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -24,13 +24,13 @@ def on_calls(sids: Iterable[str], **fields: object) -> list[StartCallStream]:
 
 
 async def all_results(fleet: Fleet, run: str) -> list[BulkOutcome[StartConferenceStream | StartCallStream]]:
-    """Give a run's outcomes in the order of its items."""
+    """Return a run's outcomes in the order of its items."""
     async with asyncio.timeout(PATIENCE):
         return sorted([outcome async for outcome in fleet.results(run)], key=lambda outcome: outcome.index)
 
 
 async def until(holds: Callable[[], Awaitable[object]]) -> None:
-    """Wait until something holds that other processes or tasks bring about."""
+    """Wait for a condition that other processes or tasks bring about."""
     async with asyncio.timeout(PATIENCE):
         while not await holds():  # noqa: ASYNC110  (other processes set no event)
             await asyncio.sleep(0.01)

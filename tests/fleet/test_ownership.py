@@ -38,10 +38,10 @@ async def lifetimes(fleet: Fleet) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("keep", [None, 600.0])
-async def test_redis_keeps_a_run_for_a_week_by_default(
+async def test_keys_of_run_expire_after_retention(
     space: SimulatedSpace, url: str, workers: Workers, keep: float | None
 ) -> None:
-    """Every key of a run expires after `keep` seconds, a week by default; its requests an hour later."""
+    """Requests expire an hour later than the rest."""
     options = {} if keep is None else {"retention": keep}
     expected = WEEK if keep is None else round(keep)
     workers()
@@ -61,7 +61,7 @@ async def test_redis_keeps_a_run_for_a_week_by_default(
     assert set(found) <= {*kept, "requests", "worker", "workers", "runs"} | {name for name in found if "-" in name}
 
 
-async def test_marks_expire_before_a_start_has_an_outcome(space: SimulatedSpace, fleet: Fleet) -> None:
+async def test_claimed_mark_expires(space: SimulatedSpace, fleet: Fleet) -> None:
     """A mark that a worker sets before it sends a start expires even if the worker dies at once."""
     run, ledger = await _ledger_of(space, fleet)
     key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
@@ -71,8 +71,7 @@ async def test_marks_expire_before_a_start_has_an_outcome(space: SimulatedSpace,
     assert (await fleet.status(run)).counts == {"in_doubt": 1, "pending": 2}
 
 
-async def test_outcomes_of_a_cancelled_run_expire(space: SimulatedSpace, fleet: Fleet) -> None:
-    """Marks and outcomes that a cancel writes, without any worker, expire with the run."""
+async def test_marks_and_outcomes_of_cancel_expire(space: SimulatedSpace, fleet: Fleet) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
     await fleet.cancel(run)
 
@@ -80,8 +79,7 @@ async def test_outcomes_of_a_cancelled_run_expire(space: SimulatedSpace, fleet: 
     assert (found["marks"], found["outcomes"]) == pytest.approx((WEEK, WEEK), abs=60)
 
 
-async def test_a_lease_expires_unless_it_is_renewed(space: SimulatedSpace, fleet: Fleet) -> None:
-    """A lease that is not renewed expires by itself; a renewal sets its whole duration again."""
+async def test_lease_expires_unless_renewed(space: SimulatedSpace, fleet: Fleet) -> None:
     connection = connection_of(fleet)
     leases = Leases(connection, duration=LEASE, heartbeat=no_heartbeat)
     lease = await leases.acquire("lease", "me", lambda: None)
@@ -97,8 +95,7 @@ async def test_a_lease_expires_unless_it_is_renewed(space: SimulatedSpace, fleet
     assert 0 < await connection.client.ttl("lease") <= LEASE
 
 
-async def test_worker_facts_expire_after_a_lease(fleet: Fleet, workers: Workers) -> None:
-    """A worker that dies is no longer listed once its lease is over."""
+async def test_worker_entry_expires_after_a_lease(fleet: Fleet, workers: Workers) -> None:
     worker = workers(name="one")
     await until(fleet.workers)
 
@@ -106,8 +103,7 @@ async def test_worker_facts_expire_after_a_lease(fleet: Fleet, workers: Workers)
     assert 0 < await redis_of(fleet).ttl(fleet._keys.worker("one")) <= LEASE
 
 
-async def test_runs_that_expired_are_removed_from_the_list(space: SimulatedSpace, fleet: Fleet) -> None:
-    """The index of runs does not grow for ever: a submit removes the runs that Redis no longer has."""
+async def test_submit_removes_expired_runs_from_index(space: SimulatedSpace, fleet: Fleet) -> None:
     connection = connection_of(fleet)
     await connection.client.zadd(fleet._keys.runs, {"expired": 1.0, "running": 99_999_999_999.0})
 
@@ -126,8 +122,7 @@ async def _ledger_of(space: SimulatedSpace, fleet: Fleet) -> tuple[str, BatchLed
     return run, ledger
 
 
-async def test_a_replaced_owner_does_not_release_the_mark_of_its_successor(space: SimulatedSpace, fleet: Fleet) -> None:
-    """A start that another worker may have sent meanwhile is not marked as waiting by the worker that lost it."""
+async def test_replaced_owner_does_not_release_mark_of_successor(space: SimulatedSpace, fleet: Fleet) -> None:
     run, ledger = await _ledger_of(space, fleet)
     key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
 
@@ -150,8 +145,8 @@ async def test_a_replaced_owner_does_not_release_the_mark_of_its_successor(space
     assert (await fleet.status(run)).counts == {"in_doubt": 1, "pending": 2}
 
 
-async def test_a_step_that_is_repeated_counts_once(space: SimulatedSpace, fleet: Fleet) -> None:
-    """A mark or an outcome that is written again because its answer was lost changes no count and adds no outcome."""
+async def test_repeated_script_call_counts_once(space: SimulatedSpace, fleet: Fleet) -> None:
+    """A mark or outcome that is written again because its answer was lost changes no count and adds no outcome."""
     run, ledger = await _ledger_of(space, fleet)
     for repetition in range(2):
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
@@ -170,8 +165,8 @@ async def test_a_step_that_is_repeated_counts_once(space: SimulatedSpace, fleet:
     assert await redis_of(fleet).xlen(ledger.batch.keys.outcomes) == 1
 
 
-async def test_nothing_is_written_about_a_run_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet) -> None:
-    """A worker that still has a batch of an expired run creates no key that would then never expire."""
+async def test_nothing_is_written_about_expired_run(space: SimulatedSpace, fleet: Fleet) -> None:
+    """A worker that still has a batch of an expired run creates no key, which would then never expire."""
     run, ledger = await _ledger_of(space, fleet)
     connection = connection_of(fleet)
     await connection.client.delete(fleet._keys.run(run))
@@ -186,8 +181,7 @@ async def test_nothing_is_written_about_a_run_that_redis_has_forgotten(space: Si
     assert set(await lifetimes(fleet)) == {"requests", "runs"}
 
 
-async def test_a_worker_does_not_give_back_the_lease_of_another(fleet: Fleet) -> None:
-    """A batch that was taken over meanwhile stays with its new owner when the old one lets go of it."""
+async def test_worker_does_not_release_lease_of_another(fleet: Fleet) -> None:
     connection = connection_of(fleet)
     old, new = (
         Leases(connection, duration=LEASE, heartbeat=no_heartbeat),
@@ -204,10 +198,9 @@ async def test_a_worker_does_not_give_back_the_lease_of_another(fleet: Fleet) ->
     assert await old.acquire("lease", "old", lambda: None) is None
 
 
-async def test_a_failed_resume_keeps_the_name_that_another_resume_took(
+async def test_failed_resume_removes_only_its_own_name(
     space: SimulatedSpace, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two resumes at the same time the one that fails takes back its own name only."""
     run = await fleet.submit(on_conferences(space.conference_sids))
     await fleet.cancel(run)
     facts = fleet._keys.run(run)
@@ -225,10 +218,9 @@ async def test_a_failed_resume_keeps_the_name_that_another_resume_took(
 
 
 @pytest.mark.parametrize("state", ["resumed", "stopping"])
-async def test_a_run_is_either_resumed_or_stopped(
+async def test_run_is_either_resumed_or_stopped(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, state: str
 ) -> None:
-    """The streams of a run that were stopped are not started again by a resume, and the first resume keeps its name."""
     run = await fleet.submit(on_conferences(space.conference_sids))
     await fleet.cancel(run)
     if state == "stopping":
@@ -243,8 +235,7 @@ async def test_a_run_is_either_resumed_or_stopped(
         assert await fleet.resume(run) == "first"
 
 
-async def test_cancelling_twice_keeps_the_first_reason(space: SimulatedSpace, fleet: Fleet) -> None:
-    """A run that was ended keeps the reason of its end."""
+async def test_second_cancel_keeps_first_reason(space: SimulatedSpace, fleet: Fleet) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
     facts = fleet._keys.run(run)
     await redis_of(fleet).hset(facts, mapping={"ended": "cancelled", "reason": "the first reason"})
@@ -258,8 +249,8 @@ async def test_cancelling_twice_keeps_the_first_reason(space: SimulatedSpace, fl
 class TestRenewal:
     """A worker renews its leases often enough to keep them, and gives them up before Redis does."""
 
-    async def test_a_lease_is_renewed_several_times_while_it_lasts(self, idle_clock: Clock) -> None:
-        """Two renewals may be lost, and the lease does not expire."""
+    async def test_lease_is_renewed_several_times_while_it_lasts(self, idle_clock: Clock) -> None:
+        """Two renewals may fail, and the lease does not expire."""
         asked: list[float] = []
         redis = Redis()
 
@@ -279,8 +270,8 @@ class TestRenewal:
         assert min(gaps) >= LEASE / 10
         assert redis.granted == 1 + len(asked)
 
-    async def test_a_lease_that_is_not_renewed_is_lost_before_it_expires(self, idle_clock: Clock) -> None:
-        """A worker that gets no answer cuts what is under way while the lease still lasts, and not much earlier."""
+    async def test_lease_without_renewal_is_lost_before_it_expires(self, idle_clock: Clock) -> None:
+        """A worker without answers cancels its starts while the lease still lasts, and not much earlier."""
         redis, cut_at = Redis(), list[float]()
         leases = Leases(Connection(redis, 600.0), duration=LEASE, heartbeat=no_heartbeat)
         began = idle_clock.now()
@@ -297,7 +288,7 @@ class TestRenewal:
 
 
 class Redis:
-    """A Redis that grants every lease, until it does not answer any more."""
+    """A Redis that grants every lease, until it stops answering."""
 
     def __init__(self) -> None:
         self.answers = True

@@ -1,4 +1,4 @@
-"""The parts of the fleet: what is written in Redis, and the patience with it."""
+"""The fleet's parts: serialization, the connection to Redis, and grouped script calls."""
 
 import asyncio
 import json
@@ -57,8 +57,7 @@ STEP = LuaCall("script", ("run",), "marks", (0, "i:worker"))
 CALL = StartCallStream(call_sid="a", url=URL, unnamed=True, status_callback="https://example.com/hear")
 
 
-def test_requests_are_kept_as_they_are() -> None:
-    """What is not secret of a request comes back from Redis as it was."""
+def test_planned_items_survive_serialization() -> None:
     starts = [
         PlannedItem(PlannedRequest.from_request(CONFERENCE)),
         PlannedItem(PlannedRequest.from_request(CALL), Evidence.IN_DOUBT),
@@ -77,8 +76,7 @@ def test_requests_are_kept_as_they_are() -> None:
         ApiError("odd", status=418, request_id="r"),
     ],
 )
-def test_outcomes_are_kept_as_they_are(error: StreamsError | None) -> None:
-    """An outcome comes back from Redis as it was, its error with its class and all that it knows."""
+def test_outcomes_survive_serialization(error: StreamsError | None) -> None:
     stream = ConferenceStream(conference_sid="c", sid="s", name="n", status="queued", ambiguous=True)
     outcome = BulkOutcome(
         index=7,
@@ -99,8 +97,7 @@ def test_outcomes_are_kept_as_they_are(error: StreamsError | None) -> None:
         assert vars(read.error) == vars(error)
 
 
-def test_an_error_of_a_newer_worker() -> None:
-    """An error that this version does not know is told by its message."""
+def test_unknown_error_class_is_read_as_streams_error() -> None:
     text = write_outcome(
         BulkOutcome(index=0, item=CALL, status=BulkStatus.REJECTED, error=StreamsError("new", attempts=2))
     )
@@ -164,7 +161,7 @@ def test_mark_keeps_the_strongest_evidence(text: str, earlier: Evidence, evidenc
 
 @define(eq=False)
 class Broken:
-    """A Redis that fails so, one failure after the other, and then answers."""
+    """A Redis that raises these failures one after the other, and then answers."""
 
     failures: list[Exception]
     asked: int = field(init=False, default=0)
@@ -184,7 +181,7 @@ class Broken:
 
 @define(eq=False)
 class Loads:
-    """A Redis that does whatever it is told, and counts how much of it comes at once."""
+    """A Redis that records how many calls each command has."""
 
     loads: list[int] = field(init=False, factory=list)
 
@@ -196,8 +193,7 @@ class Loads:
         return [b"ok"] * (keys - 1)
 
 
-async def test_a_redis_that_is_away_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
-    """It is said once that Redis is away, however often it is asked until it is back."""
+async def test_connection_logs_outage_once(caplog: pytest.LogCaptureFixture) -> None:
     connection = Connection(Broken([NotThere("gone"), ResponseError("LOADING"), OSError()]), 10.0)
     with caplog.at_level(logging.WARNING, "signalwire_streams"):
         assert await connection.run(lambda redis: redis.get("key")) == b"there"
@@ -216,13 +212,12 @@ async def test_a_redis_that_is_away_is_asked_again(caplog: pytest.LogCaptureFixt
         (NotThere("invalid username-password pair"), "refuses this user or password"),
     ],
 )
-async def test_a_redis_that_stays_away(failure: Exception, words: str) -> None:
-    """At the end of the patience, or where waiting would not help, it is told."""
+async def test_connection_raises_when_patience_ends_or_access_is_refused(failure: Exception, words: str) -> None:
     with pytest.raises(FleetError, match=words):
         await Connection(Broken([failure]), 0.0).run(lambda redis: redis.get("key"))
 
 
-async def test_calls_of_one_script_and_run_are_one_command() -> None:
+async def test_script_calls_of_one_run_are_one_command() -> None:
     """Each call gets its own answer, whatever the order."""
     sent: list[tuple[object, ...]] = []
 
@@ -250,8 +245,8 @@ async def test_calls_of_one_script_and_run_are_one_command() -> None:
     assert answers == ["one marks:0", "two marks:0", "one marks:1", "one marks:1"]
 
 
-async def test_a_busy_writer_asks_no_more_often() -> None:
-    """What comes while a load is on its way, and a moment longer, goes out as one."""
+async def test_writer_gathers_calls() -> None:
+    """Calls that come while others are in flight, or a moment later, are sent together."""
     redis = Loads()
     writer = Writer(Connection(redis, 0.0))
     answers = [writer.call(STEP)]
@@ -262,8 +257,8 @@ async def test_a_busy_writer_asks_no_more_often() -> None:
     assert redis.loads == [1, 3]
 
 
-async def test_whoever_waits_hears_of_a_failure() -> None:
-    """What can't be written is told to all that wait for it; the next one tries anew."""
+async def test_writer_failure_reaches_all_callers() -> None:
+    """The next call is tried again."""
     writer = Writer(Connection(Broken([WrongPassword("no")]), 0.0))
     with pytest.raises(FleetError):
         await writer.call(STEP)
@@ -273,8 +268,8 @@ async def test_whoever_waits_hears_of_a_failure() -> None:
     await writer.idle()
 
 
-async def test_what_nobody_waits_for_is_not_written() -> None:
-    """A step that was cancelled before its turn is not done; closing gives up the rest."""
+async def test_writer_skips_cancelled_calls() -> None:
+    """Closing cancels the rest."""
     redis = Broken([])
     writer = Writer(Connection(redis, 0.0))
     writer.call(STEP).cancel()
@@ -291,8 +286,7 @@ async def test_what_nobody_waits_for_is_not_written() -> None:
     await waiting.close()
 
 
-async def test_a_writer_that_is_closed_at_once() -> None:
-    """Whoever waits hears of it, also where the writer did not come to begin."""
+async def test_writer_closed_at_once_cancels_calls() -> None:
     writer = Writer(Connection(Broken([]), 0.0))
     answer = writer.call(STEP)
     await writer.close()
@@ -300,9 +294,7 @@ async def test_a_writer_that_is_closed_at_once() -> None:
     assert await writer.call(STEP) == "there"
 
 
-async def test_a_failure_that_nobody_heard() -> None:
-    """Who was cancelled meanwhile is not told of a failure, nor of an answer."""
-
+async def test_writer_ignores_callers_cancelled_in_flight() -> None:
     @define(eq=False)
     class Slow:
         go_on: asyncio.Event = field(factory=asyncio.Event)
@@ -327,25 +319,21 @@ async def test_a_failure_that_nobody_heard() -> None:
         await writer.idle()
 
 
-def test_the_engine_gets_enough_connections() -> None:
-    """The engine's own cap on connections is lifted, unless the address says otherwise."""
+def test_docket_url_raises_connection_limit() -> None:
     assert docket_url("redis://host:6379/0") == "redis://host:6379/0?max_connections=1000"
     assert docket_url("redis://host?db=1") == "redis://host?db=1&max_connections=1000"
     assert docket_url("redis://host?max_connections=5") == "redis://host?max_connections=5"
     assert docket_url("memory://") == "memory://"
 
 
-async def test_the_submitter_s_task_does_nothing() -> None:
-    """A process that only submits carries nothing out."""
+async def test_task_of_submitter_raises() -> None:
     with pytest.raises(ClientStateError, match="not a worker"):
         await start_batch("run", 0)
 
 
-async def test_a_queue_that_takes_only_a_part(
+async def test_partly_queued_submit_can_be_repeated(
     space: SimulatedSpace, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the engine could not queue all of it, the submit says so, and can be repeated."""
-
     class Failed:
         schedule_exception = ResponseError("OOM")
 
@@ -366,8 +354,7 @@ async def test_a_queue_that_takes_only_a_part(
     assert (await fleet.status("nightly")).fully_submitted
 
 
-def test_what_is_missing_is_said_in_one_sentence() -> None:
-    """Without the extra the import says what to install, and the package itself needs nothing of it."""
+def test_import_without_extra_says_what_to_install() -> None:
     code = (
         "import sys\n"
         "sys.modules['docket'] = None\n"
@@ -383,8 +370,7 @@ def test_what_is_missing_is_said_in_one_sentence() -> None:
     )
 
 
-def test_the_room_itself_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sentence names the extra, and the error what was missing."""
+def test_import_error_names_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docket", None)
     path = Path(fleet_room.__file__)
 

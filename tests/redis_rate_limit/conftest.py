@@ -1,4 +1,4 @@
-"""A Redis, and pacers that share a limit through it."""
+"""A Redis, and rate limiters that share a limit through it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,7 +13,7 @@ from signalwire_streams import RateLimit
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from tests.redis_server import BINARY, MISSING, RedisServer
 
-PacerFactory: TypeAlias = Callable[..., RedisRateLimiter]
+LimiterFactory: TypeAlias = Callable[..., RedisRateLimiter]
 ServerFactory: TypeAlias = Callable[..., RedisServer]
 
 
@@ -60,8 +60,8 @@ def redis(common_redis: RedisServer) -> RedisServer:
 
 
 @pytest.fixture
-async def pacer_for() -> AsyncIterator[PacerFactory]:
-    """Make pacers of a Redis for one Space; each is closed with the test."""
+async def limiter_for() -> AsyncIterator[LimiterFactory]:
+    """Create rate limiters on a Redis for one Space; each is closed with the test."""
     async with AsyncExitStack() as stack:
 
         def make(redis: RedisServer, **options: Any) -> RedisRateLimiter:
@@ -69,15 +69,15 @@ async def pacer_for() -> AsyncIterator[PacerFactory]:
                 requests=options.pop("requests", 1000), window=options.pop("window", 10.0), utilization=1.0
             )
             settings: dict[str, Any] = {"space": "example.signalwire.com", "rate_limit": limit}
-            pacer = RedisRateLimiter(redis.url, **(settings | options))
-            stack.push_async_callback(pacer.aclose)
-            return pacer
+            limiter = RedisRateLimiter(redis.url, **(settings | options))
+            stack.push_async_callback(limiter.aclose)
+            return limiter
 
         yield make
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Wait until something holds, five seconds at most."""
+    """Wait for a condition, five seconds at most."""
     async with asyncio.timeout(5):
         while not holds():  # noqa: ASYNC110  (nothing tells of it)
             await asyncio.sleep(0.005)

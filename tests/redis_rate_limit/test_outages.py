@@ -1,4 +1,4 @@
-"""Redis goes away: requests wait, or each client goes on with its part; never is there a burst."""
+"""Redis outages: requests wait, or each client continues with its share, and the limit always holds."""
 
 import asyncio
 import itertools
@@ -13,7 +13,7 @@ from signalwire_streams.redis_rate_limit import RateLimiterError
 from signalwire_streams.redis_rate_limit._store import Store
 from tests.redis_server import RedisServer
 
-from .conftest import PacerFactory, ServerFactory, until
+from .conftest import LimiterFactory, ServerFactory, until
 from .test_quota import fullest_window
 from .test_sharing import drain
 
@@ -22,18 +22,18 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "signalwire_streams.redis_rate_limit"]
 
 
-async def test_requests_wait_for_redis(
-    redis: RedisServer, pacer_for: PacerFactory, caplog: pytest.LogCaptureFixture
+async def test_requests_wait_for_redis_until_their_timeout(
+    redis: RedisServer, limiter_for: LimiterFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While Redis is away requests wait, as long as they may; one line says that it went and one that it is back."""
-    pacer = pacer_for(redis)
-    await pacer.acquire(Priority.BULK, 10)
+    """One line says that Redis became unavailable, and one that it is back."""
+    limiter = limiter_for(redis)
+    await limiter.acquire(Priority.BULK, 10)
     redis.kill()
 
-    assert await pacer.acquire(Priority.BULK, 0.3) == 0.3
-    waiting = [asyncio.create_task(pacer.acquire(Priority.BULK, 10)) for _ in range(3)]
-    assert await pacer.acquire(Priority.INTERACTIVE, 0.3) == 0.3
-    assert await pacer.wait_until_allowed(1) == 0
+    assert await limiter.acquire(Priority.BULK, 0.3) == 0.3
+    waiting = [asyncio.create_task(limiter.acquire(Priority.BULK, 10)) for _ in range(3)]
+    assert await limiter.acquire(Priority.INTERACTIVE, 0.3) == 0.3
+    assert await limiter.wait_until_allowed(1) == 0
     redis.start()
 
     assert await asyncio.gather(*waiting) == [0, 0, 0]
@@ -46,59 +46,54 @@ async def test_requests_wait_for_redis(
     )
 
 
-async def test_redis_may_come_later(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """A client that is started before its Redis waits for it."""
+async def test_client_started_before_redis_waits(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     redis.kill()
-    pacer = pacer_for(redis)
-    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 10))
-    await until(lambda: pacer._fallback.is_active)
+    limiter = limiter_for(redis)
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 10))
+    await until(lambda: limiter._fallback.is_active)
     assert not waiting.done()
     redis.start()
 
     assert await waiting == 0
 
 
-async def test_a_read_needs_no_redis(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """Reads are not counted, so they do not wait for Redis, only for the gate as far as it is known."""
+async def test_reads_do_not_wait_for_redis(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     redis.kill()
-    pacer = pacer_for(redis)
+    limiter = limiter_for(redis)
 
-    assert await pacer.wait_until_allowed(1) == 0
-    assert pacer._fallback.is_active
+    assert await limiter.wait_until_allowed(1) == 0
+    assert limiter._fallback.is_active
 
 
-async def test_a_refusal_while_redis_is_away_is_told_later(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """What the Space said while Redis was away is told to the others once it is back."""
-    pacer = pacer_for(redis)
-    await pacer.acquire(Priority.BULK, 10)
+async def test_refusal_during_outage_is_reported_afterwards(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    limiter = limiter_for(redis)
+    await limiter.acquire(Priority.BULK, 10)
     redis.kill()
-    assert await pacer.acquire(Priority.BULK, 0.1) == 0.1
-    pacer.on_throttled(time.monotonic(), 30.0)
+    assert await limiter.acquire(Priority.BULK, 0.1) == 0.1
+    limiter.on_throttled(time.monotonic(), 30.0)
     redis.start()
-    await until(lambda: not pacer._state.has_update)
+    await until(lambda: not limiter._state.has_update)
 
-    assert await pacer_for(redis).wait_until_allowed(5) == pytest.approx(30, abs=5)
+    assert await limiter_for(redis).wait_until_allowed(5) == pytest.approx(30, abs=5)
 
 
-async def test_a_connection_that_was_closed_meanwhile_is_no_outage(
-    redis: RedisServer, pacer_for: PacerFactory, caplog: pytest.LogCaptureFixture
+async def test_closed_idle_connection_is_no_outage(
+    redis: RedisServer, limiter_for: LimiterFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A Redis that closes idle connections is not away."""
-    pacer = pacer_for(redis)
+    limiter = limiter_for(redis)
     for _ in range(3):
-        assert await pacer.acquire(Priority.BULK, 10) == 0
+        assert await limiter.acquire(Priority.BULK, 10) == 0
         redis.ask("CLIENT", "KILL", "TYPE", "normal")
         await asyncio.sleep(0.05)
 
     assert said(caplog) == []
 
 
-async def test_clients_go_on_with_their_parts(
-    redis: RedisServer, pacer_for: PacerFactory, caplog: pytest.LogCaptureFixture
+async def test_fallback_clients_keep_limit_while_redis_restarts(
+    redis: RedisServer, limiter_for: LimiterFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Redis dies and comes back empty under load: the limit holds in every window, and requests go on meanwhile."""
-    pacers = [pacer_for(redis, requests=400, window=2.0, fallback_clients=3) for _ in range(3)]
-    draining = asyncio.create_task(drain(pacers, 4.5))
+    limiters = [limiter_for(redis, requests=400, window=2.0, fallback_clients=3) for _ in range(3)]
+    draining = asyncio.create_task(drain(limiters, 4.5))
     await asyncio.sleep(1.0)
     redis.kill()
     away_from = time.monotonic()
@@ -116,10 +111,9 @@ async def test_clients_go_on_with_their_parts(
     assert said(caplog)[0].endswith("this client continues with its share of the limit, one of 3")
 
 
-async def test_clients_that_wait_do_not_burst_either(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """Redis dies, loses its memory, and comes back at once, twice: still no window holds more than the limit."""
-    pacers = [pacer_for(redis, requests=400, window=2.0) for _ in range(3)]
-    draining = asyncio.create_task(drain(pacers, 3.0))
+async def test_waiting_clients_keep_limit_while_redis_restarts(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    limiters = [limiter_for(redis, requests=400, window=2.0) for _ in range(3)]
+    draining = asyncio.create_task(drain(limiters, 3.0))
     for _ in range(2):
         await asyncio.sleep(0.8)
         redis.kill()
@@ -130,43 +124,42 @@ async def test_clients_that_wait_do_not_burst_either(redis: RedisServer, pacer_f
     assert len(times) > 50
 
 
-async def test_a_part_has_the_gate_and_the_refusals_too(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """A client that goes on by itself still waits at the gate, and slows down when it is refused."""
-    pacer = pacer_for(redis, requests=1000, window=2.0, fallback_clients=2)
-    await pacer.acquire(Priority.BULK, 10)
+async def test_fallback_waits_and_slows_down_after_429(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    limiter = limiter_for(redis, requests=1000, window=2.0, fallback_clients=2)
+    await limiter.acquire(Priority.BULK, 10)
     redis.kill()
-    assert await pacer.acquire(Priority.BULK, 10) == 0
+    assert await limiter.acquire(Priority.BULK, 10) == 0
     began = time.monotonic()
-    pacer.on_throttled(began, 0.5)
-    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 10))
-    assert await pacer.acquire(Priority.BULK, 10) == 0
+    limiter.on_throttled(began, 0.5)
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 10))
+    assert await limiter.acquire(Priority.BULK, 10) == 0
 
     assert time.monotonic() - began >= 0.5
     assert await waiting == 0
-    assert pacer._fallback._bucket is not None
-    assert pacer._fallback._bucket.rate < pacer._state.quota.rate / 2
+    assert limiter._fallback._bucket is not None
+    assert limiter._fallback._bucket.rate < limiter._state.quota.rate / 2
 
 
-async def test_a_client_that_was_on_its_own_returns_slowly(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """For a second after Redis is back a client takes no more than its part: others may not know yet."""
-    pacer = pacer_for(redis, requests=1000, window=10.0, fallback_clients=10)
-    await pacer.acquire(Priority.BULK, 10)
+async def test_fallback_client_keeps_its_share_for_a_second(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    """Other clients may not know yet that Redis is back."""
+    limiter = limiter_for(redis, requests=1000, window=10.0, fallback_clients=10)
+    await limiter.acquire(Priority.BULK, 10)
     redis.kill()
-    assert await pacer.acquire(Priority.BULK, 10) == 0
+    assert await limiter.acquire(Priority.BULK, 10) == 0
     redis.start()
-    await until(lambda: not pacer._fallback.is_active)
+    await until(lambda: not limiter._fallback.is_active)
     back = time.monotonic()
 
-    [times] = await drain([pacer], 2.0)
+    [times] = await drain([limiter], 2.0)
 
     assert len([one for one in times if one < back + 0.9]) <= 12
     assert len([one for one in times if one > back + 1.1]) >= 50
 
 
-async def test_answers_that_come_too_late(
-    redis: RedisServer, pacer_for: PacerFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_late_answers_are_an_outage(
+    redis: RedisServer, limiter_for: LimiterFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Tokens that were too long on their way are not used; a Redis that is always late is as good as away."""
+    """Their tokens are not used."""
     asked, late, skipped = 0, True, 0.0
     ask = {name: getattr(Store, name) for name in ("exchange",)}
 
@@ -183,8 +176,8 @@ async def test_answers_that_come_too_late(
 
     for name in ask:
         monkeypatch.setattr(Store, name, slowed(name))
-    pacer = pacer_for(redis, clock=Clock(now=lambda: time.monotonic() + skipped))
-    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 10))
+    limiter = limiter_for(redis, clock=Clock(now=lambda: time.monotonic() + skipped))
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 10))
     await until(lambda: asked >= 9)
     assert not waiting.done()
     assert "its answers come too late" in said(caplog)[0]
@@ -194,27 +187,25 @@ async def test_answers_that_come_too_late(
     assert len(said(caplog)) == 2
 
 
-async def test_a_full_or_a_read_only_redis_may_recover(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """A Redis that can't write just now is waited for, as one that is away."""
+async def test_full_redis_is_waited_for(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     redis.ask("CONFIG", "SET", "maxmemory", "1")
-    pacer = pacer_for(redis)
-    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 10))
-    await until(lambda: pacer._fallback.is_active)
+    limiter = limiter_for(redis)
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 10))
+    await until(lambda: limiter._fallback.is_active)
     redis.ask("CONFIG", "SET", "maxmemory", "0")
 
     assert await waiting == 0
 
 
-async def test_a_redis_that_comes_back_with_another_password(
-    redis_server: ServerFactory, pacer_for: PacerFactory
+async def test_password_changed_during_outage_fails_requests(
+    redis_server: ServerFactory, limiter_for: LimiterFactory
 ) -> None:
-    """Who waits for a Redis that then refuses to be used is told so."""
     redis = redis_server()
-    pacer = pacer_for(redis)
-    await pacer.acquire(Priority.BULK, 10)
+    limiter = limiter_for(redis)
+    await limiter.acquire(Priority.BULK, 10)
     redis.kill()
-    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 10))
-    await until(lambda: pacer._fallback.is_active)
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 10))
+    await until(lambda: limiter._fallback.is_active)
     redis.options = ("--requirepass", "s3cret")
     redis.start()
 

@@ -1,4 +1,4 @@
-"""The corners that the races of a real Redis reach too seldom."""
+"""Corner cases that races with a real Redis reach too seldom."""
 
 import asyncio
 import importlib
@@ -18,8 +18,7 @@ from signalwire_streams.redis_rate_limit._state import Fallback, LocalState
 from signalwire_streams.redis_rate_limit._store import RedisUnavailableError, Store
 
 
-async def test_a_queue_passes_over_who_is_on_the_way_out() -> None:
-    """A token goes to the first who still waits for it, and to nobody when nobody does."""
+async def test_priority_queue_skips_cancelled_turns() -> None:
     queue = PriorityQueue()
     assert queue.head() == (Priority.BULK, 0)
     assert not queue.grant(1.0)
@@ -33,8 +32,7 @@ async def test_a_queue_passes_over_who_is_on_the_way_out() -> None:
     assert queue.head() == (Priority.BULK, 0)
 
 
-def test_an_outage_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """However many find out that Redis is away, one line says so; and none that it is back when it was not away."""
+def test_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     outage = Fallback("redis://x", None)
     outage.end(0.0)
@@ -46,17 +44,14 @@ def test_an_outage_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     assert outage.try_acquire(3.0) == 0
 
 
-def test_the_import_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without one of the extra's packages the import ends in a sentence."""
+def test_reload_without_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
     with pytest.raises(ImportError, match=r"pip install 'signalwire-streams\[redis\]'"):
         importlib.reload(signalwire_streams.redis_rate_limit)
 
 
-async def test_a_turn_in_the_very_moment_that_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the turn is granted while the timeout is already on its way, it is a turn, and counted."""
-
+async def test_turn_granted_as_timeout_fires_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(leases: LeaseLoop, priority: Priority) -> "asyncio.Future[float]":
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[float] = loop.create_future()
@@ -64,17 +59,15 @@ async def test_a_turn_in_the_very_moment_that_patience_ends(monkeypatch: pytest.
         return turn
 
     monkeypatch.setattr(LeaseLoop, "wait", wait)
-    pacer = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
+    limiter = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
 
-    assert await pacer.acquire(Priority.BULK, 1e-9) == 0
+    assert await limiter.acquire(Priority.BULK, 1e-9) == 0
 
 
 @pytest.mark.parametrize("hangs_in", ["lease", "probe"])
-async def test_a_cancellation_that_is_taken_for_a_lost_connection(
+async def test_aclose_although_redis_py_swallows_the_cancellation(
     monkeypatch: pytest.MonkeyPatch, nothing_left: None, hangs_in: str
 ) -> None:
-    """Closing ends the tasks even where a cancellation comes back as a connection that broke."""
-
     hangs = asyncio.Event()
 
     async def hang() -> object:
@@ -92,26 +85,24 @@ async def test_a_cancellation_that_is_taken_for_a_lost_connection(
         return await (fail() if tokens and hangs_in == "probe" else hang())
 
     monkeypatch.setattr(Store, "exchange", answer)
-    pacer = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
-    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 60))
+    limiter = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 60))
     await hangs.wait()
 
-    await pacer.aclose()
+    await limiter.aclose()
 
     assert "closed" in str((await asyncio.gather(waiting, return_exceptions=True))[0])
 
 
-async def test_tokens_that_nobody_waits_for_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pump that finds tokens given back uses them before it asks for more."""
-
+async def test_lease_loop_uses_returned_tokens_first(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(store: Store, *args: object, **kwargs: object) -> object:
         raise AssertionError("it asked for more")
 
     monkeypatch.setattr(Store, "exchange", fail)
-    pacer = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
-    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 60))
+    limiter = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 60))
     await asyncio.sleep(0)
-    pacer._leases.give_back(float("inf"))
+    limiter._leases.give_back(float("inf"))
 
     assert await waiting == 0
-    await pacer.aclose()
+    await limiter.aclose()

@@ -1,4 +1,4 @@
-"""The numbers that any number of clients keep to, so that no window holds more than the limit."""
+"""The quota that keeps every window within the limit, for any number of clients."""
 
 from bisect import bisect_left
 from random import Random
@@ -19,7 +19,7 @@ def fullest_window(times: list[float], window: float) -> int:
 
 
 def bucket(quota: Quota, clients: int, seconds: float, forgets_at: float, chance: Random) -> list[float]:
-    """Lease as fast as the bucket allows, use each token as late as it may be, and let Redis forget the bucket once."""
+    """Lease as fast as the bucket allows, use tokens as late as allowed, and lose the bucket once."""
     tokens, now, used = float(quota.burst), 0.0, list[float]()
     while now < seconds:
         before, now = now, now + chance.uniform(0.0, 2 * LEASE / quota.rate / clients)
@@ -39,10 +39,8 @@ def bucket(quota: Quota, clients: int, seconds: float, forgets_at: float, chance
     forgets_at=st.floats(0, 30),
     seed=st.integers(0, 99),
 )
-def test_no_window_holds_more_than_the_limit(
-    requests: int, share: float, clients: int, forgets_at: float, seed: int
-) -> None:
-    """However late leased tokens are used, and even where Redis forgets the bucket, no window holds too many."""
+def test_no_window_exceeds_the_limit(requests: int, share: float, clients: int, forgets_at: float, seed: int) -> None:
+    """However late tokens are used, and even if Redis loses the bucket, no window holds too many."""
     limit = RateLimit(requests=requests, utilization=share)
 
     used = bucket(Quota.from_limit(limit), clients, 25.0, forgets_at, Random(seed))  # noqa: S311
@@ -50,8 +48,7 @@ def test_no_window_holds_more_than_the_limit(
     assert fullest_window(used, limit.window) <= limit.max_requests
 
 
-def test_the_law_leaves_little_unused() -> None:
-    """Of the configured share, more than 96 in 100 go out."""
+def test_quota_uses_most_of_the_limit() -> None:
     quota = Quota.from_limit(REAL)
 
     assert 0.96 < quota.rate * REAL.window / REAL.max_requests < 1
@@ -65,8 +62,7 @@ def test_quota_of_tiny_limit_has_a_rate(requests: int) -> None:
 
 
 @pytest.mark.parametrize("clients", [1, 3, 7])
-def test_the_parts_of_all_clients_are_no_more_than_the_whole(clients: int) -> None:
-    """Clients that are on their own go at the same rate together, and burst no more together."""
+def test_shares_of_all_clients_do_not_exceed_the_quota(clients: int) -> None:
     quota = Quota.from_limit(REAL)
     paces = [TokenBucket(quota.share(quota.rate, clients)) for _ in range(clients)]
 

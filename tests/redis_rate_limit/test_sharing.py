@@ -11,58 +11,53 @@ from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
 from tests.redis_server import RedisServer
 
-from .conftest import PacerFactory
+from .conftest import LimiterFactory
 from .test_quota import fullest_window
 
 URL = "wss://rx.example.com/audio"
 
 
-async def drain(pacers: Sequence[RedisRateLimiter], seconds: float, each: int = 30) -> list[list[float]]:
-    """Take all that there is for so long, and tell when each pacer gave leave."""
+async def drain(limiters: Sequence[RedisRateLimiter], seconds: float, each: int = 30) -> list[list[float]]:
+    """Acquire as much as possible for some seconds. Return the times of each limiter's grants."""
     now = asyncio.get_running_loop().time
     ends_at = now() + seconds
-    went: list[list[float]] = [[] for _ in pacers]
+    went: list[list[float]] = [[] for _ in limiters]
 
     async def ask(number: int) -> None:
-        while await pacers[number].acquire(Priority.BULK, max(0.01, ends_at - now())) == 0:
+        while await limiters[number].acquire(Priority.BULK, max(0.01, ends_at - now())) == 0:
             went[number].append(now())
 
-    await asyncio.gather(*(ask(number) for number in range(len(pacers)) for _ in range(each)))
+    await asyncio.gather(*(ask(number) for number in range(len(limiters)) for _ in range(each)))
     return went
 
 
-async def test_no_window_of_three_clients_holds_more_than_the_limit(
-    redis: RedisServer, pacer_for: PacerFactory
-) -> None:
-    """However much three clients want at once, no window of all of them together holds more than the limit."""
-    pacers = [pacer_for(redis, requests=600, window=1.0) for _ in range(3)]
+async def test_no_window_of_three_clients_exceeds_the_limit(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    limiters = [limiter_for(redis, requests=600, window=1.0) for _ in range(3)]
 
-    went = await drain(pacers, 2.5)
+    went = await drain(limiters, 2.5)
 
     assert fullest_window(sorted(itertools.chain(*went)), 1.0) <= 600
     assert all(went)
 
 
-async def test_three_clients_use_the_limit(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """Most of the limit is used even where this machine is busy, and each client gets a part of it."""
-    pacers = [pacer_for(redis, requests=1000, window=10.0) for _ in range(3)]
+async def test_three_clients_use_the_limit_evenly(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    limiters = [limiter_for(redis, requests=1000, window=10.0) for _ in range(3)]
 
-    went = await drain(pacers, 3.0, each=10)
+    went = await drain(limiters, 3.0, each=10)
 
     assert 2.0 * 97 * 0.5 < len([time for time in itertools.chain(*went) if time > max(map(max, went)) - 2.0]) <= 200
     assert min(map(len, went)) > max(map(len, went)) / 4
 
 
-async def test_three_clients_of_a_space(redis: RedisServer) -> None:
-    """Ordinary clients share a limit by being handed a pacer each, and the Space refuses nothing."""
+async def test_three_clients_are_never_refused_by_the_space(redis: RedisServer) -> None:
     async with SimulatedSpace(conferences=300, rate_limit=200, window=1.0) as space:
 
         async def start(sids: Sequence[str]) -> None:
             limit = RateLimit(requests=200, window=1.0)
             async with (
-                RedisRateLimiter(redis.url, rate_limit=limit) as pacer,
+                RedisRateLimiter(redis.url, rate_limit=limit) as limiter,
                 StreamsClient(
-                    base_url=space.base_url, project=space.project, token=space.token, rate_limiter=pacer
+                    base_url=space.base_url, project=space.project, token=space.token, rate_limiter=limiter
                 ) as client,
             ):
                 await asyncio.gather(*(client.conferences.start_stream(sid, url=URL) for sid in sids))
@@ -73,12 +68,13 @@ async def test_three_clients_of_a_space(redis: RedisServer) -> None:
         assert space.requests.max_in_window(1.0) <= 200
 
 
-async def test_two_spaces_do_not_mix(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """Each Space has a limit of its own, under keys that name it and hold nothing secret."""
-    pacers = [pacer_for(redis, requests=200, window=10.0, space=f"{name}.signalwire.com") for name in ("one", "two")]
+async def test_spaces_have_separate_keys(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    limiters = [
+        limiter_for(redis, requests=200, window=10.0, space=f"{name}.signalwire.com") for name in ("one", "two")
+    ]
 
-    for pacer in pacers:
-        assert await pacer.acquire(Priority.BULK, 10.0) == 0
+    for limiter in limiters:
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
 
     keys = redis.ask("KEYS", "*").decode().splitlines()
     assert sorted(key for key in keys if key.startswith("s")) == [
@@ -86,27 +82,25 @@ async def test_two_spaces_do_not_mix(redis: RedisServer, pacer_for: PacerFactory
     ]
 
 
-async def test_a_pacer_learns_its_space_from_its_clients(redis: RedisServer) -> None:
-    """The Space is that of the first client; another Space needs another pacer, unless it is said to be the same."""
-    pacer = RedisRateLimiter(redis.url)
+async def test_rate_limiter_is_bound_to_space_of_first_client(redis: RedisServer) -> None:
+    limiter = RedisRateLimiter(redis.url)
     with pytest.raises(InvalidRequestError, match="pass it to a StreamsClient"):
-        await pacer.acquire(Priority.BULK, 1.0)
+        await limiter.acquire(Priority.BULK, 1.0)
     for _ in range(2):
-        StreamsClient(space="example", project="p", token="t", rate_limiter=pacer)
-    assert repr(pacer) == f"RedisRateLimiter('{redis.url}', space='example.signalwire.com')"
+        StreamsClient(space="example", project="p", token="t", rate_limiter=limiter)
+    assert repr(limiter) == f"RedisRateLimiter('{redis.url}', space='example.signalwire.com')"
 
     with pytest.raises(InvalidRequestError, match=r"one RedisRateLimiter for each Space.*other\.signalwire\.com"):
-        StreamsClient(space="other", project="p", token="t", rate_limiter=pacer)
+        StreamsClient(space="other", project="p", token="t", rate_limiter=limiter)
 
     proxied = RedisRateLimiter(redis.url, space="example.signalwire.com")
     StreamsClient(base_url="https://proxy.example.com", project="p", token="t", rate_limiter=proxied)
     assert "example.signalwire.com" in repr(proxied)
 
 
-async def test_bulk_requests_leave_something_for_interactive_ones(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """While one client has thousands to send, another one's interactive request need not wait behind them."""
-    busy = pacer_for(redis, requests=2000, window=10.0)
-    quick = pacer_for(redis, requests=2000, window=10.0)
+async def test_bulk_requests_leave_tokens_for_interactive_ones(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    busy = limiter_for(redis, requests=2000, window=10.0)
+    quick = limiter_for(redis, requests=2000, window=10.0)
     draining = asyncio.create_task(drain([busy], 1.0, each=100))
     await asyncio.sleep(0.3)
 
@@ -115,16 +109,15 @@ async def test_bulk_requests_leave_something_for_interactive_ones(redis: RedisSe
     await draining
 
 
-async def test_interactive_requests_go_before_bulk_ones(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """Among those who wait in one client, an interactive request goes first, however late it comes."""
-    pacer = pacer_for(redis, requests=40, window=1.0)
+async def test_interactive_requests_precede_bulk_ones(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    limiter = limiter_for(redis, requests=40, window=1.0)
     order: list[str] = []
 
-    async def one(lane: Priority, name: str) -> None:
-        assert await pacer.acquire(lane, 10) == 0
+    async def one(priority: Priority, name: str) -> None:
+        assert await limiter.acquire(priority, 10) == 0
         order.append(name)
 
-    async with pacer._store._lock:  # so that none is leased before all wait
+    async with limiter._store._lock:  # so that none is leased before all wait
         bulk = [asyncio.create_task(one(Priority.BULK, f"bulk {n}")) for n in range(3)]
         await asyncio.sleep(0)
         interactive = asyncio.create_task(one(Priority.INTERACTIVE, "interactive"))
@@ -134,19 +127,18 @@ async def test_interactive_requests_go_before_bulk_ones(redis: RedisServer, pace
     assert order == ["interactive", "bulk 0", "bulk 1", "bulk 2"]
 
 
-async def test_a_bucket_that_redis_does_not_know_begins_empty(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """Whoever comes first, or after a FLUSHALL, finds no burst, since nobody knows what went out before."""
-    pacers = [pacer_for(redis, requests=1000, window=10.0) for _ in range(3)]
+async def test_flushall_causes_no_burst(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    limiters = [limiter_for(redis, requests=1000, window=10.0) for _ in range(3)]
     now = asyncio.get_running_loop().time
     began = now()
 
-    draining = asyncio.create_task(drain(pacers, 2.0))
+    draining = asyncio.create_task(drain(limiters, 2.0))
     for _ in range(8):
         await asyncio.sleep(0.2)
         redis.ask("FLUSHALL")
     times = sorted(itertools.chain(*await draining))
 
-    quota = pacers[0]._state.quota
+    quota = limiters[0]._state.quota
     assert times[0] > began
     for first, time in enumerate(times):
         assert len(times) - first <= 1 + quota.rate * (times[-1] - time + quota.age) + quota.burst

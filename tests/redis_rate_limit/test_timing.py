@@ -1,4 +1,4 @@
-"""When a shared pacer asks Redis, grants a request, and decides that Redis is away: on a clock that never sleeps."""
+"""When a shared rate limiter asks Redis, grants a request, and detects an outage, on a clock that never sleeps."""
 
 import asyncio
 import logging
@@ -79,7 +79,7 @@ def clock(idle_clock: Clock) -> Clock:
     return Clock(now=idle_clock.now, random=lambda: 0.5)
 
 
-def pacer_of(clock: Clock, fallback_clients: int | None = None) -> RedisRateLimiter:
+def limiter_of(clock: Clock, fallback_clients: int | None = None) -> RedisRateLimiter:
     return RedisRateLimiter(
         "redis://localhost", space="x", rate_limit=LIMIT, fallback_clients=fallback_clients, clock=clock
     )
@@ -89,7 +89,7 @@ def pacer_of(clock: Clock, fallback_clients: int | None = None) -> RedisRateLimi
 class Traffic:
     """Requests that always wait for the next token."""
 
-    pacer: RedisRateLimiter
+    limiter: RedisRateLimiter
     clock: Clock
     granted: list[float] = field(factory=list)
 
@@ -97,18 +97,17 @@ class Traffic:
         ends_at = self.clock.now() + seconds
 
         async def one() -> None:
-            while await self.pacer.acquire(Priority.BULK, ends_at - self.clock.now()) == 0:
+            while await self.limiter.acquire(Priority.BULK, ends_at - self.clock.now()) == 0:
                 self.granted.append(self.clock.now())
 
         await asyncio.gather(*(one() for _ in range(at_once)))
 
 
-async def test_the_limit_is_used_and_never_exceeded(bucket: Bucket, clock: Clock) -> None:
-    """A busy client sends nearly what the limit allows, never more, and does not ask Redis all the time."""
-    pacer = pacer_of(clock)
-    traffic = Traffic(pacer, clock)
+async def test_busy_client_uses_the_limit_and_never_exceeds_it(bucket: Bucket, clock: Clock) -> None:
+    limiter = limiter_of(clock)
+    traffic = Traffic(limiter, clock)
     await traffic.run(20.0)
-    await pacer.aclose()
+    await limiter.aclose()
 
     assert fullest_window(traffic.granted, LIMIT.window) <= LIMIT.requests
     assert len(traffic.granted) > 0.97 * QUOTA.rate * 19.5
@@ -116,57 +115,53 @@ async def test_the_limit_is_used_and_never_exceeded(bucket: Bucket, clock: Clock
     assert all(1 <= wanted <= 25 for _, wanted, _ in bucket.leased)
 
 
-async def test_bulk_requests_leave_a_quarter_of_the_burst(bucket: Bucket, clock: Clock) -> None:
-    """The last quarter of the tokens is for interactive requests."""
-    pacer = pacer_of(clock)
-    for lane, reserve in ((Priority.BULK, QUOTA.reserve), (Priority.INTERACTIVE, 0)):
+async def test_bulk_leases_leave_a_quarter_of_the_burst(bucket: Bucket, clock: Clock) -> None:
+    limiter = limiter_of(clock)
+    for priority, reserve in ((Priority.BULK, QUOTA.reserve), (Priority.INTERACTIVE, 0)):
         bucket.leased.clear()
-        assert await pacer.acquire(lane, 10.0) == 0
+        assert await limiter.acquire(priority, 10.0) == 0
         assert {left for _, _, left in bucket.leased} == {reserve}
-    await pacer.aclose()
+    await limiter.aclose()
 
     assert QUOTA.reserve == QUOTA.burst // 4
 
 
-async def test_an_unused_token_is_used_next_until_it_lapses(bucket: Bucket, clock: Clock) -> None:
-    """A token whose request was cancelled goes to the next request without another lease, for its age at most."""
-    pacer = pacer_of(clock)
-    assert await pacer.acquire(Priority.BULK, 10.0) == 0
+async def test_returned_token_is_used_next_until_it_lapses(bucket: Bucket, clock: Clock) -> None:
+    limiter = limiter_of(clock)
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
     leases = len(bucket.leased)
 
-    pacer._leases.give_back(clock.now() + QUOTA.age)
-    assert await pacer.acquire(Priority.BULK, 10.0) == 0
+    limiter._leases.give_back(clock.now() + QUOTA.age)
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
     assert len(bucket.leased) == leases
 
-    pacer._leases.give_back(clock.now() + QUOTA.age)
+    limiter._leases.give_back(clock.now() + QUOTA.age)
     await asyncio.sleep(1.01 * QUOTA.age)
-    assert await pacer.acquire(Priority.BULK, 10.0) == 0
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
     assert len(bucket.leased) > leases
-    await pacer.aclose()
+    await limiter.aclose()
 
 
-async def test_nothing_goes_out_while_the_gate_is_closed(bucket: Bucket, clock: Clock) -> None:
-    """After a Retry-After no request is sent earlier, the first one soon after it, and Redis knows the time."""
-    pacer = pacer_of(clock)
-    assert await pacer.acquire(Priority.BULK, 10.0) == 0
+async def test_retry_after_holds_requests_back(bucket: Bucket, clock: Clock) -> None:
+    limiter = limiter_of(clock)
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
     closed_until = clock.now() + 3.0
-    pacer.on_throttled(clock.now(), 3.0)
+    limiter.on_throttled(clock.now(), 3.0)
 
-    assert await pacer.acquire(Priority.BULK, 10.0) == 0
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
 
     assert closed_until <= clock.now() <= closed_until + 0.6
     assert bucket.state is not None
     assert bucket.state.closed_until == pytest.approx(closed_until, abs=0.05)
     assert bucket.state.cuts == 1
     assert bucket.state.rate_before == QUOTA.rate
-    await pacer.aclose()
+    await limiter.aclose()
 
 
-async def test_pass_gate_asks_for_a_state_that_is_not_fresh(bucket: Bucket, clock: Clock) -> None:
-    """A request that needs no token sees the pause that another client was told of a moment ago."""
-    one, other = pacer_of(clock), pacer_of(clock)
-    for pacer in (one, other):
-        assert await pacer.acquire(Priority.BULK, 10.0) == 0
+async def test_wait_until_allowed_refreshes_stale_state(bucket: Bucket, clock: Clock) -> None:
+    one, other = limiter_of(clock), limiter_of(clock)
+    for limiter in (one, other):
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
     one.on_throttled(clock.now(), 5.0)
     await asyncio.sleep(2.0)
 
@@ -177,52 +172,50 @@ async def test_pass_gate_asks_for_a_state_that_is_not_fresh(bucket: Bucket, cloc
     began = clock.now()
     assert await other.wait_until_allowed(10.0) == 0
     assert clock.now() - began == pytest.approx(3.0, abs=0.1)
-    for pacer in (one, other):
-        await pacer.aclose()
+    for limiter in (one, other):
+        await limiter.aclose()
 
 
 class TestOutage:
-    """Redis is away, or too slow to be of use."""
+    """Redis is unavailable, or too slow."""
 
     @pytest.fixture
     def lines(self, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
         with caplog.at_level(logging.WARNING, "signalwire_streams"):
             yield lambda: [record.getMessage() for record in caplog.records]
 
-    async def test_redis_is_probed_four_times_a_second(
+    async def test_unavailable_redis_is_probed_four_times_a_second(
         self, bucket: Bucket, clock: Clock, lines: Callable[[], list[str]]
     ) -> None:
-        """A request waits for Redis, and is granted soon after it is back."""
-        pacer = pacer_of(clock)
-        assert await pacer.acquire(Priority.BULK, 10.0) == 0
+        limiter = limiter_of(clock)
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
         bucket.is_away = True
-        waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 60.0))
+        waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 60.0))
         await asyncio.sleep(10.0)
         assert not waiting.done()
         assert 35 <= len(bucket.reads) <= 41
 
         bucket.is_away, back_at = False, clock.now()
         assert await waiting == 0
-        await pacer.aclose()
+        await limiter.aclose()
 
         assert clock.now() - back_at < 0.5
         gone, back = lines()
         assert "is unavailable (refused): requests wait for it" in gone
         assert "is available again after 1" in back
 
-    async def test_requests_give_up_when_their_patience_ends(self, bucket: Bucket, clock: Clock) -> None:
+    async def test_requests_time_out_during_outage(self, bucket: Bucket, clock: Clock) -> None:
         bucket.is_away = True
-        pacer = pacer_of(clock)
+        limiter = limiter_of(clock)
         began = clock.now()
-        assert await pacer.acquire(Priority.BULK, 7.0) == 7.0
+        assert await limiter.acquire(Priority.BULK, 7.0) == 7.0
         assert clock.now() - began == pytest.approx(7.0, abs=0.05)
-        await pacer.aclose()
+        await limiter.aclose()
 
-    async def test_each_client_goes_on_with_its_part(self, bucket: Bucket, clock: Clock) -> None:
-        """Without Redis a third of the limit goes out where three clients share it, without a burst at first."""
+    async def test_fallback_client_sends_its_share(self, bucket: Bucket, clock: Clock) -> None:
         bucket.is_away = True
-        pacer = pacer_of(clock, fallback_clients=3)
-        traffic = Traffic(pacer, clock)
+        limiter = limiter_of(clock, fallback_clients=3)
+        traffic = Traffic(limiter, clock)
         await traffic.run(20.0)
 
         part = QUOTA.rate / 3
@@ -232,61 +225,57 @@ class TestOutage:
 
         # Others may not know yet that Redis is back: for a second it takes no more than its part.
         bucket.is_away = False
-        after = Traffic(pacer, clock)
+        after = Traffic(limiter, clock)
         back_at = clock.now()
         await after.run(4.0)
-        await pacer.aclose()
+        await limiter.aclose()
         settling = [at for at in after.granted if back_at + 0.3 < at <= back_at + 1.0]
         assert len(settling) <= part * 0.7 + 3
         settled = [at for at in after.granted if at > back_at + 2.0]
         assert len(settled) > QUOTA.rate * 2.0 * 0.9
 
-    async def test_answers_that_come_too_late_are_an_outage(
+    async def test_five_late_leases_are_an_outage(
         self, bucket: Bucket, clock: Clock, lines: Callable[[], list[str]]
     ) -> None:
-        """Tokens that lapsed on their way are not used; after the fifth time in a row Redis counts as away."""
-        pacer = pacer_of(clock)
-        assert await pacer.acquire(Priority.BULK, 10.0) == 0
+        limiter = limiter_of(clock)
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
         before = len(bucket.leased)
         bucket.delay = 1.5 * QUOTA.age
 
-        assert await pacer.acquire(Priority.BULK, 5.0) == 5.0
+        assert await limiter.acquire(Priority.BULK, 5.0) == 5.0
 
         assert len(bucket.leased) - before == 5
         assert ["its answers come too late" in line for line in lines()] == [True]
         bucket.delay = 0.5 * QUOTA.age
-        assert await pacer.acquire(Priority.BULK, 5.0) == 0
-        await pacer.aclose()
+        assert await limiter.acquire(Priority.BULK, 5.0) == 0
+        await limiter.aclose()
 
 
-async def test_a_forgotten_bucket_begins_empty(bucket: Bucket, clock: Clock) -> None:
-    """Where Redis knows nothing, the state is made first and then tokens are leased as they come."""
-    pacer = pacer_of(clock)
+async def test_new_bucket_starts_empty(bucket: Bucket, clock: Clock) -> None:
+    limiter = limiter_of(clock)
     began = clock.now()
-    assert await pacer.acquire(Priority.BULK, 10.0) == 0
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
     assert bucket.state is not None
     assert clock.now() - began >= 1 / QUOTA.rate
-    await pacer.aclose()
+    await limiter.aclose()
 
 
-async def test_what_is_kept_in_redis_expires_after_a_day(redis: RedisServer) -> None:
-    """What nobody asks for is forgotten, and each question keeps it for another day."""
-    async with RedisRateLimiter(redis.url, space="x", rate_limit=LIMIT) as pacer:
-        assert await pacer.acquire(Priority.BULK, 10.0) == 0
+async def test_state_expires_after_an_idle_day(redis: RedisServer) -> None:
+    async with RedisRateLimiter(redis.url, space="x", rate_limit=LIMIT) as limiter:
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
         key = "signalwire-streams:{x}:state"
         assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
-        for question in (pacer.acquire(Priority.BULK, 10.0), pacer._leases.refresh()):
+        for question in (limiter.acquire(Priority.BULK, 10.0), limiter._leases.refresh()):
             redis.ask("EXPIRE", key, "60")
             await question
             assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
         redis.ask("EXPIRE", key, "60")
-        pacer.on_throttled(pacer._clock.now(), 0.0)
-        assert await pacer.acquire(Priority.BULK, 10.0) == 0
+        limiter.on_throttled(limiter._clock.now(), 0.0)
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
         assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
 
 
-def test_a_client_that_was_on_its_own_takes_no_more_than_it_wants() -> None:
-    """For a second after an outage what is leased is taken from the client's own part, token by token."""
+def test_allowance_after_outage_is_the_share() -> None:
     outage = Fallback("redis://x", 1)
     outage.begin("refused", LocalState(LIMIT), 0.0)
     outage.end(100.0)

@@ -1,4 +1,4 @@
-"""Waiting for a turn: who gives up, what a cancelled one gives back, and when tokens lapse."""
+"""Waiting for a token: timeouts, cancellation, and tokens that lapse."""
 
 import asyncio
 import time
@@ -11,55 +11,50 @@ from signalwire_streams.middleware._queueing import PriorityQueue
 from signalwire_streams.redis_rate_limit._store import Store
 from tests.redis_server import RedisServer
 
-from .conftest import PacerFactory, until
+from .conftest import LimiterFactory, until
 
 
-async def test_who_would_wait_too_long_is_told_at_once(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """A wait that is longer than the caller's patience is not begun, and takes nothing."""
-    pacer = pacer_for(redis, requests=20, window=10.0)
-    assert await pacer.acquire(Priority.BULK, 10) == 0
-    pacer.on_throttled(0.0, 30.0)
+async def test_wait_beyond_timeout_is_refused_at_once(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    limiter = limiter_for(redis, requests=20, window=10.0)
+    assert await limiter.acquire(Priority.BULK, 10) == 0
+    limiter.on_throttled(0.0, 30.0)
     began = time.monotonic()
 
-    assert await pacer.acquire(Priority.INTERACTIVE, 5) == pytest.approx(30, abs=5)
-    assert await pacer.wait_until_allowed(5) == pytest.approx(30, abs=5)
+    assert await limiter.acquire(Priority.INTERACTIVE, 5) == pytest.approx(30, abs=5)
+    assert await limiter.wait_until_allowed(5) == pytest.approx(30, abs=5)
     assert time.monotonic() - began < 5
 
 
-async def test_too_many_before_one(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """Who comes after more requests than can go out in time is told so at once."""
-    pacer = pacer_for(redis, requests=20, window=10.0)
-    waiting = [asyncio.create_task(pacer.acquire(Priority.BULK, 60)) for _ in range(40)]
+async def test_queue_beyond_timeout_is_refused_at_once(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    limiter = limiter_for(redis, requests=20, window=10.0)
+    waiting = [asyncio.create_task(limiter.acquire(Priority.BULK, 60)) for _ in range(40)]
     await asyncio.sleep(0)
 
-    assert await pacer.acquire(Priority.BULK, 5) > 5
+    assert await limiter.acquire(Priority.BULK, 5) > 5
     for task in waiting:
         task.cancel()
 
 
-async def test_patience_ends_a_wait_that_was_begun(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """A turn that does not come within the caller's patience is given up, and nobody else loses by it."""
-    pacer = pacer_for(redis, requests=10, window=4.0)
-    assert await pacer.acquire(Priority.BULK, 10) == 0
+async def test_timeout_ends_wait_without_taking_a_token(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    limiter = limiter_for(redis, requests=10, window=4.0)
+    assert await limiter.acquire(Priority.BULK, 10) == 0
 
-    assert await pacer.acquire(Priority.BULK, 0.1) == 0.1
-    assert not pacer._leases.queue
-    assert await pacer.acquire(Priority.BULK, 10) == 0
+    assert await limiter.acquire(Priority.BULK, 0.1) == 0.1
+    assert not limiter._leases.queue
+    assert await limiter.acquire(Priority.BULK, 10) == 0
 
 
-async def test_no_patience_takes_nothing(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """Who can't wait at all is told that there is a wait, and takes nothing."""
-    pacer = pacer_for(redis)
+async def test_zero_timeout_takes_nothing(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    limiter = limiter_for(redis)
 
-    assert await pacer.acquire(Priority.BULK, 0.0) > 0
-    assert await pacer.acquire(Priority.BULK, -1.0) > 0
+    assert await limiter.acquire(Priority.BULK, 0.0) > 0
+    assert await limiter.acquire(Priority.BULK, -1.0) > 0
     assert b"*0" in redis.ask("KEYS", "*")
 
 
-async def test_a_token_that_lapsed_on_the_way_is_not_used(
-    redis: RedisServer, pacer_for: PacerFactory, monkeypatch: pytest.MonkeyPatch
+async def test_token_that_lapsed_while_process_was_suspended_is_not_used(
+    redis: RedisServer, limiter_for: LimiterFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that stood still after a grant asks again, instead of sending all that it held at once."""
     grants, stood_still = 0, 0.0
     grant = PriorityQueue.grant
 
@@ -70,29 +65,29 @@ async def test_a_token_that_lapsed_on_the_way_is_not_used(
         return grant(self, usable_until)
 
     monkeypatch.setattr(PriorityQueue, "grant", standing_still)
-    pacer = pacer_for(redis, clock=Clock(now=lambda: time.monotonic() + stood_still))
+    limiter = limiter_for(redis, clock=Clock(now=lambda: time.monotonic() + stood_still))
 
-    assert await pacer.acquire(Priority.BULK, 60) == 0
+    assert await limiter.acquire(Priority.BULK, 60) == 0
     assert grants == 2
 
 
-async def test_a_cancelled_request_gives_its_token_back(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """Who is cancelled costs nobody a turn, even when the turn had just been granted."""
-    pacer = pacer_for(redis, requests=100, window=60.0)
-    waiting = asyncio.create_task(pacer.acquire(Priority.BULK, 60))
-    await until(lambda: pacer._leases.queue)
-    pacer._leases.queue.grant(time.monotonic() + 60)  # as the pump does
+async def test_cancelled_request_returns_its_token(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    limiter = limiter_for(redis, requests=100, window=60.0)
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 60))
+    await until(lambda: limiter._leases.queue)
+    limiter._leases.queue.grant(time.monotonic() + 60)  # as the pump does
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
 
-    assert await pacer.acquire(Priority.BULK, 0.0) == 0
+    assert await limiter.acquire(Priority.BULK, 0.0) == 0
 
 
-async def test_a_request_that_went_away_while_its_token_came(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """A token whose request was cancelled on the way is there for the next one, and counted once."""
-    pacer = pacer_for(redis, requests=100, window=60.0)
-    asking = asyncio.create_task(pacer.acquire(Priority.BULK, 60))
+async def test_token_leased_for_cancelled_request_serves_the_next(
+    redis: RedisServer, limiter_for: LimiterFactory
+) -> None:
+    limiter = limiter_for(redis, requests=100, window=60.0)
+    asking = asyncio.create_task(limiter.acquire(Priority.BULK, 60))
     exchange = Store.exchange
 
     async def lease_slowly(store: Store, *args: Any, **kwargs: Any) -> object:
@@ -106,28 +101,26 @@ async def test_a_request_that_went_away_while_its_token_came(redis: RedisServer,
         patch.setattr(Store, "exchange", lease_slowly)
         with pytest.raises(asyncio.CancelledError):
             await asking
-        await until(lambda: pacer._leases._task is not None and pacer._leases._task.done())
+        await until(lambda: limiter._leases._task is not None and limiter._leases._task.done())
 
-    assert await pacer.acquire(Priority.BULK, 0.0) == 0
-    assert await pacer.acquire(Priority.BULK, 0.0) > 0
+    assert await limiter.acquire(Priority.BULK, 0.0) == 0
+    assert await limiter.acquire(Priority.BULK, 0.0) > 0
 
 
-async def test_a_token_lapses(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """A token that was not used in time is never used: a late bunch could break the limit."""
+async def test_unused_token_lapses(redis: RedisServer, limiter_for: LimiterFactory) -> None:
     late = 0.0
-    pacer = pacer_for(redis, clock=Clock(now=lambda: time.monotonic() + late))
+    limiter = limiter_for(redis, clock=Clock(now=lambda: time.monotonic() + late))
     for seconds in (5, 9, 7):
-        pacer._leases.give_back(time.monotonic() + seconds)
+        limiter._leases.give_back(time.monotonic() + seconds)
 
-    assert await pacer.acquire(Priority.BULK, 0.0) == 0
+    assert await limiter.acquire(Priority.BULK, 0.0) == 0
     late = 8.0
-    assert await pacer.acquire(Priority.BULK, 0.0) == 0
-    assert await pacer.acquire(Priority.BULK, 0.0) > 0
+    assert await limiter.acquire(Priority.BULK, 0.0) == 0
+    assert await limiter.acquire(Priority.BULK, 0.0) > 0
 
 
-async def test_a_clock_that_is_off_does_not_matter(redis: RedisServer, pacer_for: PacerFactory) -> None:
-    """Only Redis' clock counts, and two clients' clocks need not agree."""
-    fast, slow = pacer_for(redis), pacer_for(redis, clock=Clock(now=lambda: time.monotonic() + 1e6))
+async def test_clients_clocks_need_not_agree(redis: RedisServer, limiter_for: LimiterFactory) -> None:
+    fast, slow = limiter_for(redis), limiter_for(redis, clock=Clock(now=lambda: time.monotonic() + 1e6))
     assert await fast.acquire(Priority.BULK, 10) == await slow.acquire(Priority.BULK, 10) == 0
 
     fast.on_throttled(time.monotonic(), 30.0)

@@ -1,4 +1,4 @@
-"""The end of the engine's worker, where that one does not end by itself."""
+"""Stopping docket's worker even if it hangs."""
 
 import asyncio
 from typing import Any, Self
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("idle_clock")
 
 
 class Stuck:
-    """Waits for ever in one place of its life."""
+    """A docket worker that hangs in one place."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -45,8 +45,8 @@ class Stuck:
 
 
 @pytest.mark.parametrize(("where", "cancelled"), [("begin", 0), ("work", 3), ("end", 0), ("nowhere", 0)])
-async def test_it_ends_wherever_it_is_stuck(where: str, cancelled: int) -> None:
-    """It is cancelled until it is over, and an orderly end needs no cancelling."""
+async def test_supervisor_stops_wherever_docket_hangs(where: str, cancelled: int) -> None:
+    """It is cancelled until it ends; an orderly end needs no cancelling."""
     worker: Any = Stuck(where)
     engine = Supervisor(worker)
     await asyncio.sleep(0)
@@ -58,8 +58,8 @@ async def test_it_ends_wherever_it_is_stuck(where: str, cancelled: int) -> None:
     engine.raise_failure()
 
 
-async def test_a_caller_that_is_cancelled_gets_it_ended_all_the_same() -> None:
-    """Each cancellation is heard of at the end."""
+async def test_supervisor_stops_although_caller_is_cancelled() -> None:
+    """The caller's cancellation is raised at the end."""
     worker: Any = Stuck("work")
     engine = Supervisor(worker)
     ending = asyncio.create_task(engine.stop())
@@ -72,8 +72,7 @@ async def test_a_caller_that_is_cancelled_gets_it_ended_all_the_same() -> None:
     assert engine.task.done()
 
 
-async def test_a_failure_is_told() -> None:
-    """An engine that breaks off by itself says why."""
+async def test_supervisor_raises_failure_of_docket() -> None:
     worker: Any = Stuck("nowhere")
 
     async def broken() -> None:

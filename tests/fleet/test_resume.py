@@ -1,4 +1,4 @@
-"""Going on with what a run left: a new run of what was not attempted, and of what nobody knows the end of."""
+"""Resuming finished runs."""
 
 from collections.abc import AsyncIterator
 
@@ -24,7 +24,7 @@ async def space() -> AsyncIterator[SimulatedSpace]:
 
 @pytest.fixture
 async def nightly(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> str:
-    """A run that was cancelled after a worker had died over three of its six starts, one of which runs."""
+    """A cancelled run of six items, three of them in doubt after a worker died; one of those is running."""
     run = await fleet.submit([*on_conferences(space.conference_sids), *on_calls(space.call_sids)], name="nightly")
     await set_marks(fleet, run, {0: DEAD, 1: DEAD, 3: DEAD})
     sid = space.conference_sids[0]
@@ -37,10 +37,9 @@ async def nightly(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> str:
     return run
 
 
-async def test_what_is_left_is_started_once(
+async def test_resume_starts_what_is_left_once(
     nightly: str, space: SimulatedSpace, fleet: Fleet, workers: Workers
 ) -> None:
-    """What runs already is found, what does not is started; a call that may have a stream gets no second one."""
     assert (await fleet.status(nightly)).unfinished == 6
     run = await fleet.resume(nightly)
     assert run == "nightly-r2"
@@ -72,8 +71,10 @@ async def test_what_is_left_is_started_once(
     assert (await fleet.status("last")).planned == 1
 
 
-async def test_what_nobody_knows_stays_so(nightly: str, space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """A run that goes on with another and is cancelled at once leaves what nobody knew to the next one."""
+async def test_unknown_items_stay_unknown_over_resumed_runs(
+    nightly: str, space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
+    """A resumed run that is cancelled at once leaves its unknown items to the next one."""
     run = await fleet.resume(nightly)
     assert run is not None
     assert (await fleet.cancel(run)).counts == {"unknown": 3, "not_attempted": 3}
@@ -88,8 +89,7 @@ async def test_what_nobody_knows_stays_so(nightly: str, space: SimulatedSpace, f
     assert space.streams.duplicates() == []
 
 
-async def test_a_name_that_is_taken(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
-    """A run can't go on under another run's name, also where that has the same requests, and then can under its own."""
+async def test_resume_with_taken_name_is_refused(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
     starts: list[StartConferenceStream | StartCallStream] = [
         *on_conferences(space.conference_sids),
         *on_calls(space.call_sids),
@@ -106,16 +106,16 @@ async def test_a_name_that_is_taken(nightly: str, space: SimulatedSpace, fleet: 
     assert (await fleet.status(nightly)).resumed_as == "nightly-r2"
 
 
-async def test_a_plan_that_is_not_whole(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
-    """Where Redis has forgotten a part of a run, nothing of it is gone on with."""
+async def test_resume_of_partly_expired_run_is_refused(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
     await redis_of(fleet).delete((await keys_of(fleet, nightly)).requests(0))
     with pytest.raises(InvalidRequestError, match="older than Redis was told to keep it"):
         await fleet.resume(nightly)
     assert [found.run for found in await fleet.runs()] == ["nightly"]
 
 
-async def test_a_name_that_is_used_again(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """What is left in Redis of a run that it has forgotten is not taken for that of a new one of the same name."""
+async def test_expired_run_leaves_nothing_to_new_run_of_its_name(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
     workers()
     for _ in range(2):
         run = await fleet.submit(on_conferences(space.conference_sids), name="weekly")
@@ -126,8 +126,7 @@ async def test_a_name_that_is_used_again(space: SimulatedSpace, fleet: Fleet, wo
     assert space.streams.active() == []
 
 
-async def test_secrets_are_asked_for_again(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """What was left out of a run's requests is left out of the next one's, and the workers put it back."""
+async def test_resumed_run_asks_workers_for_secrets(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     requests = on_conferences(space.conference_sids, parameters={"key": "hidden"})
     run = await fleet.submit(requests, redact_secrets=True)
     await fleet.cancel(run)
@@ -143,8 +142,9 @@ async def test_secrets_are_asked_for_again(space: SimulatedSpace, fleet: Fleet, 
     assert [stream.parameters for stream in space.streams] == [{"key": "hidden"}] * 3
 
 
-async def test_what_can_not_be_gone_on_with(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """A run that goes on, or was stopped since, is refused; of one that went well nothing is left."""
+async def test_resume_refuses_runs_that_are_running_or_unknown(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
     with pytest.raises(InvalidRequestError, match="wait until it ends, or cancel it"):
         await fleet.resume(run)
@@ -164,8 +164,7 @@ async def test_what_can_not_be_gone_on_with(space: SimulatedSpace, fleet: Fleet,
         await fleet.resume(other)
 
 
-async def test_runs_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet) -> None:
-    """The list of runs has those that Redis still knows."""
+async def test_runs_omits_expired_runs(space: SimulatedSpace, fleet: Fleet) -> None:
     assert await fleet.runs() == ()
     await fleet.submit(on_conferences(space.conference_sids), name="old")
     await fleet.submit(on_conferences(space.conference_sids), name="new")
@@ -179,12 +178,10 @@ async def test_runs_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet
     ("run", "following"),
     [("nightly", "nightly-r2"), ("nightly-r2", "nightly-r3"), ("2026-11-21", "2026-11-21-r2"), ("-r2", "-r2-r2")],
 )
-def test_the_name_of_the_next_run(run: str, following: str) -> None:
-    """It is the same with a number."""
+def test_next_run_counts_up(run: str, following: str) -> None:
     assert next_run(run) == following
 
 
-def test_a_name_that_would_be_too_long() -> None:
-    """Then one is to be said."""
+def test_next_run_refuses_names_that_are_too_long() -> None:
     with pytest.raises(InvalidRequestError, match="too long for a run's name: pass a name"):
         next_run("a" * 62)
