@@ -4,29 +4,41 @@
 ...     stream = await client.conferences.start_stream(conference_sid, url="wss://rx.example.com/audio")
 ...     await client.conferences.stop_stream(conference_sid, stream)
 
-The names are in `signalwire_streams.names`, which is imported when the first of them is asked for. So who needs
-the receiver or a callback's signature alone does not pay for the client, and a pytest run pays for nothing.
+The modules below are imported when one of their names is first used, so that an import of the receiver or of the
+callbacks alone does not pay for the client.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+_MODULES = "_client _http.deadlines bulk clock errors middleware._policies middleware._rate_limit models resources"
+"""Each of them lists its public names in ``__all__``."""
+
 if TYPE_CHECKING:
     __version__: str
-    from signalwire_streams.names import *  # noqa: F403  (all of them, and this is where they belong)
-    from signalwire_streams.names import __all__ as __all__
+    from signalwire_streams._client import *  # noqa: F403  (all of its __all__; likewise below)
+    from signalwire_streams._http.deadlines import *  # noqa: F403
+    from signalwire_streams.bulk import *  # noqa: F403
+    from signalwire_streams.clock import *  # noqa: F403
+    from signalwire_streams.errors import *  # noqa: F403
+    from signalwire_streams.middleware._policies import *  # noqa: F403
+    from signalwire_streams.middleware._rate_limit import *  # noqa: F403
+    from signalwire_streams.models import *  # noqa: F403
+    from signalwire_streams.resources import *  # noqa: F403
+
+    __all__: list[str]
 else:
 
     def __getattr__(name: str) -> object:
         if name == "__version__":
-            return globals().setdefault(name, import_module("importlib.metadata").version("signalwire-streams"))
-        if name == "__all__" or not name.startswith("_"):  # others are what inspect and the like try everywhere
-            names = import_module("signalwire_streams.names")
-            if name == "__all__" or name in names.__all__:
-                return globals().setdefault(name, getattr(names, name))
-            if name in globals():  # a module that came along
-                return globals()[name]
+            globals()[name] = import_module("importlib.metadata").version("signalwire-streams")
+        elif name == "__all__" or not name.startswith("_"):  # others are what inspect and the like look for everywhere
+            modules = [import_module(f"{__name__}.{module}") for module in _MODULES.split()]
+            public = {each: getattr(module, each) for module in modules for each in module.__all__}
+            globals().update(public, __all__=sorted(public, key=lambda each: (each.islower(), each)))
+        if name in globals():
+            return globals()[name]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), "__version__", *import_module("signalwire_streams.names").__all__})
+        return sorted({*globals(), "__version__", *__getattr__("__all__")})

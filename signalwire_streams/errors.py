@@ -36,6 +36,30 @@ from typing import Any, Literal, TypeAlias
 
 from attrs import define
 
+__all__ = [
+    "ApiError",
+    "AuthenticationError",
+    "BadRequestError",
+    "CircuitOpenError",
+    "ClientStateError",
+    "FleetError",
+    "InvalidRequestError",
+    "JournalError",
+    "MalformedFrameError",
+    "MalformedResponseError",
+    "NotFoundError",
+    "OpenError",
+    "PermissionDeniedError",
+    "Phase",
+    "RateLimitedError",
+    "RunCancelledError",
+    "ServerError",
+    "StreamOutcomeUnknownError",
+    "StreamsError",
+    "TransportError",
+    "UnprocessableError",
+]
+
 StartAgain: TypeAlias = Callable[[float | None], Awaitable[Any]]
 _START_AGAIN = "_start_again"
 
@@ -191,7 +215,7 @@ class ServerError(ApiError):
 
 
 @define(eq=False, slots=False, str=False)
-class StreamOutcomeUnknownError(StreamsError):  # noqa: N818  (it names a state of the world, not a fault)
+class StreamOutcomeUnknownError(StreamsError):
     """A start was sent, and whether the stream runs can't be told.
 
     The API has no way to look a stream up, so the client says what it knows instead of guessing. What can be done:

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from attrs import evolve, fields_dict
+from attrs import evolve
 
 from signalwire_streams import (
     BulkStatus,
@@ -33,12 +33,8 @@ URL = "wss://rx.example.com/audio"
 WEEK = 7 * 24 * 3600.0
 
 
-def argument(function: Callable[..., Any], name: str) -> object:
+def default_of(function: Callable[..., Any], name: str) -> object:
     return signature(function).parameters[name].default
-
-
-def attribute(kind: type[Any], name: str) -> object:
-    return fields_dict(kind)[name].default
 
 
 @pytest.mark.parametrize(
@@ -51,8 +47,10 @@ def attribute(kind: type[Any], name: str) -> object:
         pytest.param(RetryPolicy().resend_window, 30.0, id="seconds in which it is sent again"),
         pytest.param(RetryPolicy().resend_call_starts, False, id="max_resends of a start on a call"),
         pytest.param(RetryPolicy().deadline, 45.0, id="seconds of a whole call"),
-        pytest.param(RetryPolicy().wait_transient, (0.2, 5.0), id="backoff after a fault"),
-        pytest.param(RetryPolicy().wait_throttled, (1.0, 20.0), id="backoff after a 429"),
+        pytest.param(RetryPolicy().wait_initial, 0.2, id="first wait after a failure"),
+        pytest.param(RetryPolicy().wait_max, 5.0, id="longest wait after a failure"),
+        pytest.param(RetryPolicy().throttle_wait_initial, 1.0, id="first wait after a 429"),
+        pytest.param(RetryPolicy().throttle_wait_max, 20.0, id="longest wait after a 429"),
         pytest.param(RetryPolicy().max_retry_after, 60.0, id="longest Retry-After"),
         pytest.param(Timeouts().connect, 5.0, id="seconds to connect"),
         pytest.param(Timeouts().read, 15.0, id="seconds between two reads"),
@@ -65,23 +63,23 @@ def attribute(kind: type[Any], name: str) -> object:
         pytest.param(CircuitBreakerPolicy().failure_rate, 0.5, id="share of failures that opens it"),
         pytest.param(CircuitBreakerPolicy().window, 30.0, id="seconds that an outcome counts"),
         pytest.param(CircuitBreakerPolicy().open_duration, 5.0, id="seconds that the breaker is open"),
-        pytest.param(argument(StreamsClient, "connections"), 256, id="connections"),
-        pytest.param(argument(MediaReceiver, "max_queue"), 500, id="media events that wait"),
-        pytest.param(argument(MediaReceiver, "start_timeout"), 10.0, id="seconds until the start event"),
-        pytest.param(argument(MediaReceiver, "frame_limit"), 65_536, id="bytes of a message"),
-        pytest.param(argument(MediaReceiver, "heartbeat"), 30.0, id="seconds of silence before a ping"),
-        pytest.param(attribute(CallbackReceiver, "pending"), 1_000, id="callbacks that wait"),
-        pytest.param(attribute(CallbackReceiver, "memory"), 10_000, id="callbacks that are remembered"),
-        pytest.param(attribute(CallbackReceiver, "drain"), 5.0, id="seconds to drain callbacks"),
-        pytest.param(attribute(CallbackReceiver, "body_limit"), 65_536, id="bytes of a callback"),
-        pytest.param(attribute(CallbackReceiver, "body_timeout"), 5.0, id="seconds of a callback's body"),
-        pytest.param(argument(Fleet, "retention"), WEEK, id="seconds that Redis keeps a run"),
-        pytest.param(argument(FleetWorker, "lease_seconds"), 15.0, id="seconds of a lease"),
-        pytest.param(argument(run_worker, "lease_seconds"), 15.0, id="seconds of a lease, as a process"),
-        pytest.param(argument(FleetWorker, "shutdown_timeout"), 25.0, id="seconds to drain a worker"),
-        pytest.param(argument(run_worker, "shutdown_timeout"), 25.0, id="seconds to drain a worker, as a process"),
-        pytest.param(argument(FleetWorker, "concurrency"), 200, id="concurrent starts of a worker"),
-        pytest.param(argument(run_worker, "concurrency"), 200, id="concurrent starts of a worker, as a process"),
+        pytest.param(default_of(StreamsClient, "connections"), 256, id="connections"),
+        pytest.param(default_of(MediaReceiver, "max_queue"), 500, id="media events that wait"),
+        pytest.param(default_of(MediaReceiver, "start_timeout"), 10.0, id="seconds until the start event"),
+        pytest.param(default_of(MediaReceiver, "frame_limit"), 65_536, id="bytes of a message"),
+        pytest.param(default_of(MediaReceiver, "heartbeat"), 30.0, id="seconds of silence before a ping"),
+        pytest.param(default_of(CallbackReceiver, "max_pending"), 1_000, id="callbacks that wait"),
+        pytest.param(default_of(CallbackReceiver, "dedup_size"), 10_000, id="callbacks that are remembered"),
+        pytest.param(default_of(CallbackReceiver, "shutdown_timeout"), 5.0, id="seconds to drain callbacks"),
+        pytest.param(default_of(CallbackReceiver, "body_limit"), 65_536, id="bytes of a callback"),
+        pytest.param(default_of(CallbackReceiver, "body_timeout"), 5.0, id="seconds of a callback's body"),
+        pytest.param(default_of(Fleet, "retention"), WEEK, id="seconds that Redis keeps a run"),
+        pytest.param(default_of(FleetWorker, "lease_seconds"), 15.0, id="seconds of a lease"),
+        pytest.param(default_of(run_worker, "lease_seconds"), 15.0, id="seconds of a lease, as a process"),
+        pytest.param(default_of(FleetWorker, "shutdown_timeout"), 25.0, id="seconds to drain a worker"),
+        pytest.param(default_of(run_worker, "shutdown_timeout"), 25.0, id="seconds to drain a worker, as a process"),
+        pytest.param(default_of(FleetWorker, "concurrency"), 200, id="concurrent starts of a worker"),
+        pytest.param(default_of(run_worker, "concurrency"), 200, id="concurrent starts of a worker, as a process"),
     ],
 )
 def test_documented_default(default: object, expected: object) -> None:
@@ -97,7 +95,7 @@ class TestDrain:
         space.faults.add("hang", on="start", executed=True)
         return space
 
-    async def test_closing_a_client_drains_for_five_seconds(
+    async def test_aclose_of_a_client_waits_five_seconds(
         self, hanging: SimulatedSpace, client_for: Any, idle_clock: Clock
     ) -> None:
         client: StreamsClient = client_for(hanging, clock=idle_clock)
@@ -113,7 +111,7 @@ class TestDrain:
         assert seconds == pytest.approx(5.0, abs=0.1)
 
     @pytest.mark.parametrize("by", ["leaving the loop", "drain"])
-    async def test_ending_a_run_drains_for_five_seconds(
+    async def test_end_of_a_run_waits_five_seconds(
         self, hanging: SimulatedSpace, client_for: Any, idle_clock: Clock, by: str
     ) -> None:
         client: StreamsClient = client_for(hanging, clock=idle_clock)
@@ -136,7 +134,7 @@ class TestDrain:
         assert idle_clock.now() - began == pytest.approx(5.0, abs=0.1)
         assert report.counts == {BulkStatus.STARTED: 1, BulkStatus.UNKNOWN: 2}
 
-    async def test_closing_a_callback_receiver_drains_for_five_seconds(self, idle_clock: Clock) -> None:
+    async def test_aclose_of_a_callback_receiver_waits_five_seconds(self, idle_clock: Clock) -> None:
         async def stuck(event: CallbackEvent) -> None:
             await asyncio.Event().wait()
 
@@ -155,9 +153,7 @@ class TestDrain:
 class TestDeadline:
     """How long a call waits at most, whatever it waits for."""
 
-    async def test_a_call_ends_after_45_seconds(
-        self, space: SimulatedSpace, client_for: Any, idle_clock: Clock
-    ) -> None:
+    async def test_call_ends_after_45_seconds(self, space: SimulatedSpace, client_for: Any, idle_clock: Clock) -> None:
         client: StreamsClient = client_for(space, clock=idle_clock, rate_limiter=Closed(idle_clock))
         began = idle_clock.now()
         with pytest.raises(StreamsError) as caught:
@@ -165,7 +161,7 @@ class TestDeadline:
         assert idle_clock.now() - began == pytest.approx(45.0, abs=0.1)
         assert caught.value.sent == "no"
 
-    async def test_an_attempt_without_an_answer_ends_after_15_seconds(
+    async def test_attempt_without_a_response_ends_after_15_seconds(
         self, space: SimulatedSpace, client_for: Any, idle_clock: Clock
     ) -> None:
         space.faults.add("hang", on="start")
@@ -175,7 +171,7 @@ class TestDeadline:
             await client.calls.start_stream(space.call_sids[0], url=URL)
         assert idle_clock.now() - began == pytest.approx(15.0, abs=0.1)
 
-    async def test_an_item_of_a_run_waits_five_minutes_for_a_space_that_is_too_busy(self, client_for: Any) -> None:
+    async def test_item_of_a_run_waits_five_minutes_for_a_throttling_space(self, client_for: Any) -> None:
         async with SimulatedSpace(conferences=1) as space:
             space.faults.add("throttle", on="start", retry_after=20)
             request = StartConferenceStream(conference_sid=space.conference_sids[0], url=URL)
@@ -192,22 +188,22 @@ class Closed:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
-    async def acquire(self, lane: Priority, patience: float) -> float:
-        await self.clock.sleep(patience)
+    async def acquire(self, priority: Priority, timeout: float) -> float:
+        await self.clock.sleep(timeout)
         return 1.0
 
-    async def wait_until_allowed(self, patience: float) -> float:
+    async def wait_until_allowed(self, timeout: float) -> float:
         return 0.0
 
-    def throttled(self, sent_at: float, retry_after: float | None) -> None:
+    def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
         raise NotImplementedError
 
-    def served(self, advertised: int | None) -> None:
+    def on_success(self) -> None:
         raise NotImplementedError
 
 
 @pytest.mark.usefixtures("idle_clock")
-async def test_500_media_events_wait_for_a_slow_handler() -> None:
+async def test_media_queue_holds_500_events() -> None:
     """The oldest audio is dropped once 500 events wait."""
     ready, chunks = asyncio.Event(), list[int | None]()
 

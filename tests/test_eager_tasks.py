@@ -21,13 +21,14 @@ from signalwire_streams import (
 )
 from signalwire_streams.bulk._journal import Journal
 from signalwire_streams.bulk._journal_file import JournalOwner
-from signalwire_streams.bulk._runner import WorkerPool, FixedConcurrency
+from signalwire_streams.bulk._runner import FixedConcurrency, WorkerPool
 from signalwire_streams.callbacks import parse_callback
 from signalwire_streams.callbacks._receiver import Dispatcher
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.receiver import MediaEvent, MediaReceiver, StreamSession
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
+from tests.fake_operation import FakeOperation
 
 EAGER: Any = getattr(asyncio, "eager_task_factory", None)
 if EAGER is None:
@@ -41,7 +42,7 @@ async def eager_tasks() -> None:
     asyncio.get_running_loop().set_task_factory(EAGER)
 
 
-async def test_pacer_grants_turns_after_a_task_that_ended_in_its_first_step() -> None:
+async def test_rate_limiter_grants_turns_after_a_task_that_ended_in_its_first_step() -> None:
     """The task that grants turns ends before it is assigned, and the next waiting request starts another one."""
     now = 0.0
 
@@ -62,7 +63,9 @@ async def test_pacer_grants_turns_after_a_task_that_ended_in_its_first_step() ->
     assert granted == 5
 
 
-async def test_shared_pacer_grants_turns_after_a_task_with_nothing_to_do(idle_clock: Clock, tmp_path: Path) -> None:
+async def test_shared_rate_limiter_grants_turns_after_a_task_with_nothing_to_do(
+    idle_clock: Clock, tmp_path: Path
+) -> None:
     """A refusal while Redis is away starts a task that ends at once; the next request gets its turn nevertheless."""
     async with asyncio.timeout(60):
         pacer = RedisRateLimiter(f"unix://{tmp_path}/none", space="a.example", fallback_clients=1, clock=idle_clock)
@@ -95,7 +98,7 @@ async def test_journaled_run_records_each_start(client_for: Any, tmp_path: Path)
     assert BulkJournal(tmp_path / "run.db").status().counts == {"started": 50}
 
 
-async def test_journal_writes_on_after_a_lock_that_ends_before_the_first_retry(tmp_path: Path) -> None:
+async def test_journal_continues_after_a_lock_that_ends_before_the_first_retry(tmp_path: Path) -> None:
     """The task that repeats a commit ends before it is assigned, and later commits are still made."""
     path = tmp_path / "run.db"
     other = sqlite3.connect(path.with_name("unused"))
@@ -116,20 +119,20 @@ async def test_journal_writes_on_after_a_lock_that_ends_before_the_first_retry(t
         other.close()
 
 
-async def test_input_that_ends_its_own_run_at_once() -> None:
+async def test_input_that_shuts_its_own_run_down_ends_it() -> None:
     """A run that its endless input drains before the first item ends."""
 
     def items() -> Iterator[str]:
-        assert not engine.drain(60.0).done()
+        assert not pool.shutdown(60.0).done()
         yield from repeat("room")
 
     async def perform(item: str, errand: object) -> ConferenceStream:
         return ConferenceStream(conference_sid=item)
 
-    engine = WorkerPool(items=items(), perform=perform, starting=True, limit=FixedConcurrency(1), clock=Clock.fake())
+    pool = WorkerPool(items(), FakeOperation(perform), limit=FixedConcurrency(1), clock=Clock.fake())
     outcomes = 0
     async with asyncio.timeout(10):
-        while await engine.next() is not None:
+        while await pool.next() is not None:
             outcomes += 1
     assert outcomes < 10
 

@@ -9,7 +9,7 @@ import signalwire_streams
 PACKAGE = Path(signalwire_streams.__file__).parent
 FLOORS = {
     "errors": 0,
-    "clock": 0,
+    "clock": 1,
     "models": 1,
     "_http": 2,
     "receiver": 2,
@@ -19,7 +19,6 @@ FLOORS = {
     "redis_rate_limit": 4,
     "bulk": 5,
     "_client": 6,
-    "names": 7,
     "__init__": 8,
     "fleet": 9,
     "_cli": 10,

@@ -9,7 +9,7 @@ import pytest
 import signalwire_streams
 
 
-def test_names_are_sorted_and_there() -> None:
+def test_public_names_are_sorted_and_exist() -> None:
     """Every public name exists, and the list is in order."""
     names = signalwire_streams.__all__
 
@@ -38,14 +38,14 @@ def test_names_are_sorted_and_there() -> None:
     } <= set(names)
 
 
-def test_a_name_that_is_not_there_is_told() -> None:
+def test_unknown_name_raises_attribute_error() -> None:
     """A misspelt name is an AttributeError, as in any module; a private one too, and nothing is imported for it."""
     for name in ("StreamClient", "_private", "__wrapped__"):
         with pytest.raises(AttributeError, match=f"module 'signalwire_streams' has no attribute '{name}'"):
             getattr(signalwire_streams, name)
 
 
-def test_names_are_completed() -> None:
+def test_dir_lists_all_public_names() -> None:
     """What an interactive session offers after the dot has all of them."""
     offered = dir(signalwire_streams)
     assert set(signalwire_streams.__all__) <= set(offered)
@@ -55,7 +55,7 @@ def test_names_are_completed() -> None:
 def test_version_is_that_of_the_distribution() -> None:
     """It is read when it is asked for, and comes with no other name."""
     assert signalwire_streams.__version__ == version("signalwire-streams")
-    code = "import sys, signalwire_streams as s; print(s.__version__, 'signalwire_streams.names' in sys.modules)"
+    code = "import sys, signalwire_streams as s; print(s.__version__, 'signalwire_streams._client' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert shown.stdout.split() == [signalwire_streams.__version__, "False"]
     assert "__version__" in dir(signalwire_streams)
@@ -79,11 +79,11 @@ def test_modules_are_attributes() -> None:
         ("from signalwire_streams.receiver import MediaReceiver", {"receiver", "errors", "models"}),
         (
             "from signalwire_streams import StreamsClient",
-            {"names", "_client", "clock", "bulk", "resources", "middleware", "_http", "errors", "models"},
+            {"_client", "clock", "bulk", "resources", "middleware", "_http", "errors", "models"},
         ),
     ],
 )
-def test_an_import_brings_what_it_needs_and_no_more(statement: str, rooms: set[str]) -> None:
+def test_import_loads_only_what_it_needs(statement: str, rooms: set[str]) -> None:
     """The command line, the simulator and the extras stay unloaded until they are asked for."""
     code = f"{statement}\nimport sys; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603

@@ -12,17 +12,15 @@ from signalwire_streams import (
     Codec,
     Conference,
     ConferenceStream,
-    Handler,
     Page,
     Paginator,
     Participant,
-    Request,
-    Result,
     StartConferenceStream,
     StreamsClient,
     StreamStatus,
     Track,
 )
+from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.pytest_plugin import StreamReceiver
 from signalwire_streams.receiver import MediaReceiver, StreamSession
 from signalwire_streams.simulator import SimulatedSpace

@@ -8,6 +8,8 @@ from attrs import define, field, frozen
 
 from signalwire_streams.models._validation import validate_seconds
 
+__all__ = ["Timeouts"]
+
 _NEVER = float("inf")
 
 

@@ -12,9 +12,6 @@ from attrs import frozen
 
 from signalwire_streams.models._responses import parse_date
 
-# The vendor says that each response tells limit and remaining in X- headers, and not how they are called:
-# https://signalwire.com/docs/platform/rate-limits
-_LIMIT = re.compile(r"x-.*rate-?limit.*limit|x-rate-?limit", re.IGNORECASE)
 _REQUEST_ID = ("X-Request-Id", "X-Amzn-RequestId", "X-Correlation-Id", "CF-Ray")
 _MAX_ID = 128
 
@@ -57,14 +54,6 @@ def request_id(headers: Mapping[str, str]) -> str | None:
         value = headers.get(name)
         if value and value.isprintable():
             return value[:_MAX_ID]
-    return None
-
-
-def advertised_limit(headers: Mapping[str, str]) -> int | None:
-    """Read how many requests the Space says it takes in a window, or None."""
-    for name, value in headers.items():
-        if name[:2] in {"X-", "x-"} and _LIMIT.fullmatch(name) and value.isascii() and value.isdigit():
-            return int(value[:9]) or None
     return None
 
 

@@ -22,8 +22,11 @@ class CallState:
         sent: whether the Space received any attempt so far.
         deadline_at: when the call gives up, on the client's clock.
         turn_at: when the attempt under way had its turn, or None while it waits for one.
-        attempts: attempts so far.
-        pushed_back: whether the Space said 429 or 503 to any of them.
+        attempts: attempts so far, without one that never had its turn.
+        refusals: the results of attempts that were refused for now.
+        was_refused_for_now: whether an attempt was refused for now, be it one of an earlier part of a bulk run. The
+            Space may have carried it out all the same, so if a name that no other start has is refused as a duplicate
+            later, that attempt did start the stream.
         target: the sid that the call is about.
         name: the stream's Name, for a start.
         may_be_done: whether an attempt that has ended may have carried it out, be it one of an earlier call of which
@@ -37,6 +40,7 @@ class CallState:
     deadline_at: float = float("inf")
     acquired_at: float | None = None
     attempts: int = 0
+    refusals: frozenset[AttemptResult] = frozenset()
     was_refused_for_now: bool = False
     may_have_succeeded: bool = False
     target: str = ""

@@ -10,6 +10,7 @@ from attrs import define, field
 
 from signalwire_streams._http.deadlines import Deadline, DeadlineTimer
 from signalwire_streams._http.messages import Handler, Request, Result
+from signalwire_streams.clock import LoopGuard
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.models import AttemptResult, RetryDecision
 
@@ -34,8 +35,7 @@ class SessionManager:
     connections: int
     borrowed: aiohttp.ClientSession | None = None
     _owned: aiohttp.ClientSession | None = field(init=False, default=None)
-    _loop: asyncio.AbstractEventLoop | None = field(init=False, default=None)
-    _closed: bool = field(init=False, default=False)
+    _guard: LoopGuard = field(init=False, factory=lambda: LoopGuard("client", "StreamsClient"))
     _shut: bool = field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
@@ -60,15 +60,7 @@ class SessionManager:
         Raises:
             ClientStateError: the client is closed, belongs to another event loop, or its session is closed.
         """
-        loop = asyncio.get_running_loop()
-        if self._closed:
-            raise ClientStateError("this client is closed: make a new StreamsClient")
-        if self._loop is None:
-            self._loop = loop
-        elif self._loop is not loop:
-            raise ClientStateError(
-                "this client belongs to another event loop: make one StreamsClient inside each asyncio.run()"
-            )
+        self._guard.enter()
         if self.borrowed is not None and self.borrowed.closed:
             raise ClientStateError("the session that was handed to this client is closed: keep it open, or pass none")
 
@@ -101,7 +93,7 @@ class SessionManager:
 
     def refuse_new(self) -> None:
         """Refuse every request from now on."""
-        self._closed = True
+        self._guard.leave()
 
     async def close(self) -> None:
         """Close the session if it is ours, and let no attempt begin any more."""

@@ -17,6 +17,7 @@ from signalwire_streams.models import CallStream, ConferenceStream
 
 _AT_ONCE = 500  # rows per question, so that no reader keeps the writer from tidying up behind itself
 _MAY_RUN = (BulkStatus.STARTED.value, BulkStatus.ALREADY_STARTED.value, BulkStatus.UNKNOWN.value, IN_DOUBT)
+_FAILED = (BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value)
 _ITEMS = "SELECT id, kind, target, name, state, sid, ambiguous, attempts, error, message, undone FROM items"
 
 
@@ -195,8 +196,10 @@ class BulkJournal:
 
     def streams(self) -> Iterator[ConferenceStream | CallStream]:
         """Give the streams that the run started, or may have started, and that were not stopped since."""
-        for item in self.items(*_MAY_RUN):
-            if item.rollback_status != BulkStatus.STOPPED:
+        for item in self.items(*_MAY_RUN, *_FAILED):
+            # A failed start is ambiguous if the Space refused it for now, and may have carried it out all the same.
+            may_run = item.status in _MAY_RUN or item.ambiguous
+            if may_run and item.rollback_status != BulkStatus.STOPPED:
                 yield item.stream
 
     def _rows(self, question: str, values: tuple[str, ...]) -> Iterator[Any]:

@@ -1,317 +1,240 @@
-"""Starting and stopping with a journal: what is known of an item decides whether it is sent again."""
+"""The operations of a bulk run: start or stop the stream of one item, and record it in a ledger if there is one.
 
-from collections.abc import Callable
+The ledger decides whether an item is sent at all. A stream that is recorded as running (or as stopped) is not sent
+again. One that may be running is started again under the same name, so that the Space can refuse a duplicate; without
+a name, or on a call unless the policy allows it, it is reported as unknown instead.
+"""
+
+from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from secrets import token_hex
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve, field, frozen
 
 from signalwire_streams._http.messages import CallContext, CallState
-from signalwire_streams.bulk._journal import ItemRecord, Holder, Journal
+from signalwire_streams.bulk._journal import ItemRecord, Holder
 from signalwire_streams.bulk._journal_file import IN_DOUBT, when_free
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
 from signalwire_streams.bulk._serialization import DuplicateCheck, Start
-from signalwire_streams.bulk._write_ahead_log import JournalPath, journal_path
-from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError, StreamOutcomeUnknownError
-from signalwire_streams.models import GENERATED_NAME, CallStream, ConferenceStream, StartConferenceStream, StreamStatus
+from signalwire_streams.models import (
+    GENERATED_NAME,
+    AttemptResult,
+    CallStream,
+    ConferenceStream,
+    StartCallStream,
+    StartConferenceStream,
+    StreamStatus,
+)
 from signalwire_streams.resources._streams import Streams
 
+Stream: TypeAlias = ConferenceStream | CallStream
+Send: TypeAlias = Callable[[], Awaitable[Stream]]
+_Item = TypeVar("_Item")
+_Item_contra = TypeVar("_Item_contra", contravariant=True)
 
-@frozen
-class Both:
-    """The streams of conferences and of calls."""
-
-    conferences: Streams[ConferenceStream]
-    calls: Streams[CallStream]
-
-
-@define(eq=False)
-class Starting:
-    """Starts the streams of one run, under names that follow from the run and the target.
-
-    Attributes:
-        streams: where to start them.
-        deadline: seconds for one item, its waiting for the pacer included.
-        run: what the run is called; the same run and target give the same name.
-    """
-
-    streams: Both
-    deadline: float
-    run: str = field(factory=lambda: token_hex(4))
-    _once: DuplicateCheck = field(init=False, factory=DuplicateCheck)
-
-    async def __call__(self, request: Start, errand: CallContext) -> ConferenceStream | CallStream:
-        """Start one stream."""
-        return await self.send(self.prepare(request, errand), errand)
-
-    def prepare(self, request: Start, errand: CallContext) -> Start:
-        """Check a request and give it its name.
-
-        Raises:
-            InvalidRequestError: it is no request, or its target came before under the same name.
-        """
-        if not errand.state.attempts:
-            self._once.check(request)
-        if request.name is None and not request.unnamed:
-            request = evolve(request, name=f"{GENERATED_NAME}{self.run}-{request.target}")
-        return request
-
-    async def send(self, request: Start, errand: CallContext) -> ConferenceStream | CallStream:
-        """Start the stream of a request that was prepared."""
-        if isinstance(request, StartConferenceStream):
-            return await self.streams.conferences.start(request, deadline=self.deadline, errand=errand)
-        return await self.streams.calls.start(request, deadline=self.deadline, errand=errand)
-
-
-@frozen
-class Stopping:
-    """Stops the streams of one run.
-
-    Attributes:
-        streams: where to stop them.
-        deadline: seconds for one item, its waiting for the pacer included.
-    """
-
-    streams: Both
-    deadline: float
-
-    async def __call__(
-        self, stream: ConferenceStream | CallStream, errand: CallContext
-    ) -> ConferenceStream | CallStream:
-        """Stop one stream."""
-        deadline = self.deadline
-        if isinstance(stream, ConferenceStream):
-            return await self.streams.conferences.stop(stream.conference_sid, stream, deadline=deadline, errand=errand)
-        if isinstance(stream, CallStream):
-            return await self.streams.calls.stop(stream.call_sid, stream, deadline=deadline, errand=errand)
-        raise InvalidRequestError(f"an item is a {type(stream).__name__}: pass ConferenceStream or CallStream")
-
-
-_Stream: TypeAlias = ConferenceStream | CallStream
-
-_RUNS = frozenset({BulkStatus.STARTED, BulkStatus.ALREADY_STARTED})
+_RUNNING = frozenset({BulkStatus.STARTED, BulkStatus.ALREADY_STARTED})
 _DOUBTFUL = frozenset({IN_DOUBT, BulkStatus.UNKNOWN})
-_NO_NEWS = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
+_INCONCLUSIVE = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
+_NOTHING_STARTED = frozenset({AttemptResult.THROTTLED})
 
 
 @frozen
 class ItemKey:
-    """What an item is known by.
+    """Identifies an item.
 
     Attributes:
         kind: ``conference`` or ``call``.
         target: the sid of that.
-        name: the stream's Name; for a stop its sid where it has no name.
+        name: the stream's name; to stop one without a name, its sid.
+        sid: the stream's sid, to stop it.
     """
 
     kind: str
     target: str
     name: str | None
+    sid: str | None = field(default=None, eq=False)
 
 
 @runtime_checkable
 class Ledger(Protocol):
-    """Where a run keeps book of its items: a journal's file, or what several processes share."""
+    """The record of a run's items: a journal file, or a store that several processes share."""
 
     @property
     def run(self) -> str:
-        """What the run is called; the names of its streams follow from it."""
+        """The run's id; the names of its streams follow from it."""
         ...
 
     async def begin(self) -> None:
-        """Open it; the run begins."""
+        """Open the ledger; the run begins."""
         ...
 
     async def end(self) -> None:
-        """Close it; the run has ended. Safe to repeat.
+        """Close the ledger; the run has ended. Safe to repeat.
 
         Raises:
             StreamsError: something could not be recorded; the same each time.
         """
         ...
 
-    def known(self, key: ItemKey, progress: CallState) -> ItemRecord | None:
-        """Look up what an earlier part of the run left of an item."""
-        ...
+    def known(self, key: ItemKey, state: CallState, /) -> ItemRecord | None:
+        """Return what an earlier part of the run recorded of an item.
 
-    async def intend(self, key: ItemKey, progress: CallState, entry: ItemRecord | None) -> None:
-        """Note that an item is about to be sent, as it has its turn; it is safely kept when this returns.
-
-        Raises:
-            StreamsError: it could not be noted, or may not be sent.
+        An item that is recorded at all may have been sent, under the name that the run gave it. So if that name is
+        refused as a duplicate now, the stream counts as already started.
         """
         ...
 
-    def note(self, progress: CallState, outcome: BulkOutcome[Any]) -> None:
-        """Note what came of an item."""
+    async def intend(self, key: ItemKey, state: CallState, entry: ItemRecord | None, /) -> None:
+        """Record that an item is about to be sent; it is durable when this returns.
+
+        Raises:
+            StreamsError: it could not be recorded, or may not be sent.
+        """
+        ...
+
+    def note(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
+        """Record the outcome of an item. *state* says what its attempts came to, `CallState.refusals` among it."""
         ...
 
 
-@define(eq=False)
-class Book:
-    """The journal of one run while it goes on.
+class Operation(Protocol[_Item_contra]):
+    """What a run does with each of its items."""
 
-    Attributes:
-        holder: has the journal.
-    """
-
-    holder: Holder
-    _rows: dict[CallState, int] = field(init=False, factory=dict)
-
-    @property
-    def run(self) -> str:
-        """What the run is called."""
-        return self.holder.journal.run
+    is_start: bool
 
     async def begin(self) -> None:
-        """Open the journal.
+        """Called before the first item."""
+        ...
+
+    async def end(self) -> None:
+        """Called after the last item. Safe to repeat."""
+        ...
+
+    def prepare(self, item: _Item_contra, context: CallContext, /) -> Send:
+        """Return the function that sends an item, which is called again after each pause.
 
         Raises:
-            InvalidRequestError: what the run started was stopped since.
+            StreamsError: the item is not to be sent.
         """
-        journal = await self.holder.open()
-        since = journal.undone_since
-        if since is not None:
-            await self.end()
-            raise InvalidRequestError(f"the streams of {journal.path} were stopped since {since}: begin a new run")
+        ...
 
-    async def end(self) -> None:
-        """Write what waits and close the journal."""
-        await self.holder.close()
-
-    def known(self, key: ItemKey, progress: CallState) -> ItemRecord | None:
-        """Look up what an earlier part of the run left of an item."""
-        entry = self.holder.journal.find(key.target, key.name)
-        if entry is not None and entry.state == IN_DOUBT:
-            self._rows[progress] = entry.id  # an outcome is recorded even if nothing is sent, for it may be unknown
-        return entry
-
-    async def intend(self, key: ItemKey, progress: CallState, entry: ItemRecord | None) -> None:
-        """Note that an item is about to be sent."""
-        row = self.holder.journal.new_row() if entry is None else entry.id
-        await self.holder.journal.intend(row, key.kind, key.target, key.name)
-        self._rows[progress] = row
-
-    def note(self, progress: CallState, outcome: BulkOutcome[Any]) -> None:
-        """Note what came of an item."""
-        row = self._rows.pop(progress, None)
-        if row is None or (progress.may_have_succeeded and outcome.status in _NO_NEWS):
-            return  # what may have been done before is not undone by that
-        self.holder.journal.settle(row, outcome)
+    def note(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
+        """Called with the outcome of each item that was prepared."""
+        ...
 
 
-def ledger_of(
-    journal: Path | str | Ledger | None,
-    *,
-    resume: bool,
-    clock: Clock,
-    create: Callable[[JournalPath], Journal],
-    reopen: Callable[[JournalPath], Journal],
-) -> Ledger | None:
-    """Find out where a run is to keep book, from what the caller passed.
-
-    Raises:
-        InvalidRequestError: there is nothing to resume.
-    """
-    if journal is None and resume:
-        raise InvalidRequestError("resume=True needs the journal to go on with: pass journal='run.db'")
-    if journal is None or isinstance(journal, Ledger):
-        return journal
-    return Book(Holder(partial(reopen if resume else create, journal_path(journal)), clock))
-
-
-@define(eq=False)
-class JournaledStarting:
-    """Starts streams, and keeps book of it.
-
-    What runs already is not sent again. What may run is sent again under the same name, so that the Space can
-    tell; without a name, or on a call unless the policy says otherwise, it is reported and not sent again.
-
-    Attributes:
-        starting: how one stream is started.
-        book: the journal.
-        resend_call_starts: whether what may run on a call is sent again.
-    """
-
-    starting: Starting
-    book: Ledger
-    resend_call_starts: bool
+class _StreamOperation(Generic[_Item]):
+    def __init__(
+        self,
+        *,
+        conferences: Streams[ConferenceStream],
+        calls: Streams[CallStream],
+        deadline: float,
+        ledger: Ledger | None,
+    ) -> None:
+        self._conferences, self._calls = conferences, calls
+        self._deadline = deadline
+        self._ledger = ledger
 
     async def begin(self) -> None:
-        """Open the journal, and take the run's name from it."""
-        await self.book.begin()
-        self.starting.run = self.book.run
+        if self._ledger is not None:
+            await self._ledger.begin()
 
     async def end(self) -> None:
-        """Close the journal."""
-        await self.book.end()
+        if self._ledger is not None:
+            await self._ledger.end()
 
-    async def __call__(self, request: Start, errand: CallContext) -> _Stream:
-        """Start one stream, unless it is known to run."""
-        named = self.starting.prepare(request, errand)
-        if errand.state.attempts:  # the breaker sent it back before it was tried
-            return await self.starting.send(named, errand)
-        key = ItemKey("conference" if isinstance(named, StartConferenceStream) else "call", named.target, named.name)
-        entry = self.book.known(key, errand.state)
-        if entry is not None and entry.state in _RUNS:
-            return _stream(key, entry)
-        if entry is not None and entry.state in _DOUBTFUL:
-            if named.name is None or (key.kind == "call" and not self.resend_call_starts):
-                raise _still_unknown(key)
-            errand.state.may_have_succeeded = True
-        # At its turn and not before, so that a process that dies leaves no doubt about what only waited.
-        errand.state.before_sending = partial(self.book.intend, key, errand.state, entry)
-        return await self.starting.send(named, errand)
+    def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
+        if self._ledger is not None:
+            self._ledger.note(state, outcome)
 
 
-@define(eq=False)
-class JournaledStopping:
-    """Stops streams, and keeps book of it. What is stopped is not sent again; everything else is.
+class StartStreams(_StreamOperation[Start]):
+    """Starts streams, under names that follow from the run and the target."""
 
-    Attributes:
-        stopping: how one stream is stopped.
-        book: the journal.
-    """
+    is_start = True
 
-    stopping: Stopping
-    book: Ledger
+    def __init__(self, *, resend_call_starts: bool, **options: Any) -> None:  # noqa: ANN401  (those of the base class)
+        super().__init__(**options)
+        self._resend_call_starts = resend_call_starts
+        self._run = token_hex(4)
+        self._duplicates = DuplicateCheck()
 
     async def begin(self) -> None:
-        """Open the journal."""
-        await self.book.begin()
+        await super().begin()
+        if self._ledger is not None:
+            self._run = self._ledger.run
 
-    async def end(self) -> None:
-        """Close the journal."""
-        await self.book.end()
+    def prepare(self, request: Start, context: CallContext) -> Send:
+        self._duplicates.check(request)
+        if request.name is None and not request.unnamed:
+            request = evolve(request, name=f"{GENERATED_NAME}{self._run}-{request.target}")
+        if self._ledger is not None:
+            running = self._consult(self._ledger, request, context.state)
+            if running is not None:
+                return _returning(running)
+        if isinstance(request, StartConferenceStream):
+            return partial(self._conferences.start, request, deadline=self._deadline, context=context)
+        return partial(self._calls.start, request, deadline=self._deadline, context=context)
 
-    async def __call__(self, stream: _Stream, errand: CallContext) -> _Stream:
-        """Stop one stream, unless it is known to be stopped."""
-        key = _key_of(stream)
-        if key is None or errand.state.attempts:
-            return await self.stopping(stream, errand)
-        entry = self.book.known(key, errand.state)
-        if entry is not None and entry.state == BulkStatus.STOPPED:
-            return evolve(stream, status=StreamStatus.STOPPED)
-        errand.state.may_have_succeeded = entry is not None and entry.state in _DOUBTFUL
-        await self.book.intend(key, errand.state, entry)
-        return await self.stopping(stream, errand)
+    def _consult(self, ledger: Ledger, request: Start, state: CallState) -> Stream | None:
+        key = ItemKey(
+            "conference" if isinstance(request, StartConferenceStream) else "call", request.target, request.name
+        )
+        entry = ledger.known(key, state)
+        if entry is not None:
+            if entry.state in _RUNNING:
+                return _stream_of(request, entry)
+            if entry.state in _DOUBTFUL:
+                if key.name is None or (key.kind == "call" and not self._resend_call_starts):
+                    raise _still_unknown(key)
+                state.may_have_succeeded = True
+            state.was_refused_for_now = True
+        # When it has its turn and not before, so that a process that dies leaves no doubt about what was only queued.
+        state.before_sending = partial(ledger.intend, key, state, entry)
+        return None
 
 
-def _key_of(stream: object) -> ItemKey | None:
-    if isinstance(stream, ConferenceStream):
-        return ItemKey("conference", stream.conference_sid, stream.name or stream.sid)
-    if isinstance(stream, CallStream):
-        return ItemKey("call", stream.call_sid, stream.name or stream.sid)
-    return None
+class StopStreams(_StreamOperation[Stream]):
+    """Stops streams. What is recorded as stopped is not sent again; everything else is."""
+
+    is_start = False
+
+    def prepare(self, stream: Stream, context: CallContext) -> Send:
+        send: Send
+        if isinstance(stream, ConferenceStream):
+            kind, target = "conference", stream.conference_sid
+            send = partial(self._conferences.stop, target, stream, deadline=self._deadline, context=context)
+        elif isinstance(stream, CallStream):
+            kind, target = "call", stream.call_sid
+            send = partial(self._calls.stop, target, stream, deadline=self._deadline, context=context)
+        else:
+            raise InvalidRequestError(f"an item is a {type(stream).__name__}: pass ConferenceStream or CallStream")
+        if self._ledger is not None:
+            key, state = ItemKey(kind, target, stream.name or stream.sid, stream.sid), context.state
+            entry = self._ledger.known(key, state)
+            if entry is not None and entry.state == BulkStatus.STOPPED:
+                return _returning(evolve(stream, status=StreamStatus.STOPPED))
+            state.may_have_succeeded = entry is not None and entry.state in _DOUBTFUL
+            state.before_sending = partial(self._ledger.intend, key, state, entry)
+        return send
 
 
-def _stream(key: ItemKey, entry: ItemRecord) -> _Stream:
-    if key.kind == "conference":
-        return ConferenceStream(conference_sid=key.target, sid=entry.sid, name=key.name, ambiguous=entry.ambiguous)
-    return CallStream(call_sid=key.target, sid=entry.sid, name=key.name, ambiguous=entry.ambiguous)
+def _returning(stream: Stream) -> Send:
+    async def send() -> Stream:
+        return stream
+
+    return send
+
+
+def _stream_of(request: Start, entry: ItemRecord) -> Stream:
+    if isinstance(request, StartConferenceStream):
+        return ConferenceStream(
+            conference_sid=request.target, sid=entry.sid, name=request.name, ambiguous=entry.ambiguous
+        )
+    return CallStream(call_sid=request.target, sid=entry.sid, name=request.name, ambiguous=entry.ambiguous)
 
 
 def _still_unknown(key: ItemKey) -> StreamOutcomeUnknownError:
@@ -325,47 +248,89 @@ def _still_unknown(key: ItemKey) -> StreamOutcomeUnknownError:
     )
 
 
-@define(eq=False)
-class Undoing:
-    """Stops the streams that a run started.
+class JournalLedger:
+    """The ledger of a run with a journal file of its own."""
 
-    Attributes:
-        stopping: how one stream is stopped.
-        holder: has the journal.
-    """
+    def __init__(self, holder: Holder) -> None:
+        self._holder = holder
+        self._entries: dict[CallState, ItemRecord] = {}
 
-    stopping: Stopping
-    holder: Holder
-    _rows: dict[CallState, int] = field(init=False, factory=dict)
+    @property
+    def run(self) -> str:
+        return self._holder.journal.run
 
     async def begin(self) -> None:
-        """Open the journal, and record there that the run is being stopped."""
-        journal = await self.holder.open()
+        """Open the journal.
+
+        Raises:
+            InvalidRequestError: the streams that the run started were stopped since.
+        """
+        await self._holder.open()
         try:
-            await when_free(self.holder.clock, journal.begin_undoing)
-        except BaseException:  # also when it is cancelled: nobody else closes the journal
+            await self._check()
+        except BaseException:  # also if cancelled: nothing else closes the journal
             await self.end()
             raise
 
+    async def _check(self) -> None:
+        journal = self._holder.journal
+        if journal.undone_since is not None:
+            raise InvalidRequestError(
+                f"the streams of {journal.path} were stopped since {journal.undone_since}: begin a new run"
+            )
+
     async def end(self) -> None:
-        """Write what waits and close the journal."""
-        await self.holder.close()
+        await self._holder.close()
 
-    def note(self, progress: CallState, outcome: BulkOutcome[Any]) -> None:
-        """Note what came of a stop."""
-        row = self._rows.pop(progress, None)
-        if row is not None:
-            self.holder.journal.settle_undoing(row, outcome)
+    def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
+        entry = self._holder.journal.find(key.target, key.name)
+        if entry is not None and entry.state == IN_DOUBT:
+            self._entries[state] = entry  # its outcome is recorded even if nothing is sent: it may be unknown
+        return entry
 
-    async def __call__(self, stream: _Stream, errand: CallContext) -> _Stream:
-        """Stop one stream."""
-        progress = errand.state
-        if not progress.attempts:  # else the breaker sent it back before it was tried
-            row = self.holder.journal.find_stream(_target_of(stream), stream.name, stream.sid)
-            self._rows[progress] = row
-            await self.holder.journal.intend_undoing(row)
-        return await self.stopping(stream, errand)
+    async def intend(self, key: ItemKey, state: CallState, entry: ItemRecord | None) -> None:
+        journal = self._holder.journal
+        self._entries[state] = entry or ItemRecord(journal.new_row(), IN_DOUBT, sid=None, ambiguous=False)
+        await journal.intend(self._entries[state].id, key.kind, key.target, key.name)
+
+    def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
+        entry = self._entries.pop(state, None)
+        if entry is None or (state.may_have_succeeded and outcome.status in _INCONCLUSIVE):
+            return  # an attempt that failed does not undo an earlier one that may have succeeded
+        self._holder.journal.settle(entry.id, _with_doubt(entry, state, outcome))
 
 
-def _target_of(stream: _Stream) -> str:
-    return stream.conference_sid if isinstance(stream, ConferenceStream) else stream.call_sid
+def _with_doubt(entry: ItemRecord, state: CallState, outcome: BulkOutcome[Any]) -> BulkOutcome[Any]:
+    """Mark a start that failed as ambiguous if the Space may have carried it out when it refused it for now.
+
+    It is sent again on resume. Until then its name is what `BulkJournal.streams` stops it by. A name that a caller
+    chose may be that of another stream, so it is not marked.
+    """
+    request, name = outcome.item, state.name or ""
+    may_run = entry.ambiguous or (name.startswith(GENERATED_NAME) and state.refusals - _NOTHING_STARTED)
+    if outcome.status not in _INCONCLUSIVE or not may_run:
+        return outcome
+    if isinstance(request, StartConferenceStream | StartCallStream):
+        return evolve(outcome, stream=_stream_of(request, evolve(entry, ambiguous=True)))
+    return outcome
+
+
+class RollbackLedger(JournalLedger):
+    """The ledger of stopping what a journaled run started, in that run's own journal."""
+
+    async def _check(self) -> None:
+        await when_free(self._holder.clock, self._holder.journal.begin_undoing)
+
+    def known(self, *_: object) -> None:
+        """Return None: whatever was recorded of a stream, stopping it again is safe."""
+
+    async def intend(self, key: ItemKey, state: CallState, _: ItemRecord | None) -> None:
+        journal = self._holder.journal
+        row = journal.find_stream(key.target, key.name if key.name != key.sid else None, key.sid)
+        self._entries[state] = ItemRecord(row, IN_DOUBT, sid=key.sid, ambiguous=False)
+        await journal.intend_undoing(row)
+
+    def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
+        entry = self._entries.pop(state, None)
+        if entry is not None:
+            self._holder.journal.settle_undoing(entry.id, outcome)

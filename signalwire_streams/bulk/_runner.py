@@ -1,15 +1,16 @@
-"""Many calls at once over one iterable: intake, tasks, a bounded backlog of outcomes, an orderly end."""
+"""Runs an operation over many items: intake, concurrent tasks, a bounded queue of outcomes, an orderly end."""
 
 import asyncio
 import sys
 import warnings
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
-from attrs import define, field, frozen
+from attrs import frozen
 
 from signalwire_streams._http.messages import CallContext, CallState
+from signalwire_streams.bulk._operations import Operation, Send
 from signalwire_streams.bulk._results import BulkOutcome, BulkReport, BulkStatus, ReportBuilder, to_status
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import (
@@ -23,186 +24,164 @@ from signalwire_streams.errors import (
     StreamOutcomeUnknownError,
     StreamsError,
 )
-from signalwire_streams.models import CallStream, ConferenceStream, Priority
+from signalwire_streams.models import AttemptResult, CallStream, ConferenceStream, Priority
 
-LEAST, MOST = 8, 256
-_CUT = 0.7
-_SLOW = 2.0
-_SETTLED = 0.02
-_FORGET = 1.02
+_Item = TypeVar("_Item")
+_Result: TypeAlias = ConferenceStream | CallStream | StreamsError
+
+MIN_CONCURRENCY, MAX_CONCURRENCY = 8, 256
+_DECREASE = 0.7
+_SLOW_FACTOR, _SLOW_MARGIN = 2.0, 0.02
+_BASELINE_DRIFT = 1.02
+
+SHUTDOWN_TIMEOUT = 5.0
+"""Seconds that requests in flight get when a run ends early."""
+
+_MAX_OUTCOMES = 64
+_MAX_OUTAGE, _MAX_THROTTLING = 60.0, 300.0
+"""Seconds after which an item gives up on a Space that fails, or that refuses further requests for now."""
+_MIN_PAUSE = 0.05
+_OVERLOAD = frozenset({AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE})
 
 
-@define(eq=False)
+class ConcurrencyLimit(Protocol):
+    """How many items may be in flight."""
+
+    @property
+    def limit(self) -> float:
+        """The number of items that may be in flight now."""
+        ...
+
+    def record(self, latency: float, *, overloaded: bool) -> None:
+        """Take the latency of a request into account, and whether the Space answered 429 or 503."""
+        ...
+
+
 class AdaptiveConcurrency:
     """Additive increase, multiplicative decrease, on latency and on refusals for lack of capacity.
 
-    While answers come about as fast as the fastest lately, the number grows by one each time that many were
-    answered; when they take twice as long, or the Space says 429 or 503, it shrinks by three tenths, at most
-    once for the requests that were under way together.
-
-    Attributes:
-        limit: how many may be under way now.
+    While answers come about as fast as the fastest lately, the limit grows by one each time that many were answered.
+    When they take twice as long, or the Space answers 429 or 503, it shrinks by three tenths, at most once for the
+    requests that were in flight together.
     """
 
-    limit: float = float(LEAST * 4)
-    _fastest: float | None = field(init=False, default=None)
-    _usual: float = field(init=False, default=0.0)
-    _grace: int = field(init=False, default=0)
+    def __init__(self, limit: float = 4.0 * MIN_CONCURRENCY) -> None:
+        self.limit = limit
+        self._fastest: float | None = None
+        self._average = 0.0
+        self._grace = 0
 
-    def record(self, seconds: float, *, pushed_back: bool) -> None:
-        """Note a request that ended.
-
-        Args:
-            seconds: how long it took, without its waiting for a turn.
-            pushed_back: whether the Space said 429 or 503 meanwhile.
-        """
-        fastest = seconds if self._fastest is None else min(seconds, self._fastest * _FORGET)
+    def record(self, latency: float, *, overloaded: bool) -> None:
+        fastest = latency if self._fastest is None else min(latency, self._fastest * _BASELINE_DRIFT)
         self._fastest = fastest
-        self._usual = seconds if not self._usual else self._usual + 0.1 * (seconds - self._usual)
+        self._average = latency if not self._average else self._average + 0.1 * (latency - self._average)
         if self._grace > 0:
             self._grace -= 1
-        slow = self._usual > max(fastest * _SLOW, fastest + _SETTLED)
-        if not (pushed_back or slow):
-            self.limit = min(self.limit + 1.0 / self.limit, float(MOST))
+        is_slow = self._average > max(fastest * _SLOW_FACTOR, fastest + _SLOW_MARGIN)
+        if not (overloaded or is_slow):
+            self.limit = min(self.limit + 1.0 / self.limit, float(MAX_CONCURRENCY))
         elif self._grace == 0:
-            self.limit = max(self.limit * _CUT, float(LEAST))
+            self.limit = max(self.limit * _DECREASE, float(MIN_CONCURRENCY))
             self._grace = int(self.limit)
 
 
 @frozen
 class FixedConcurrency:
-    """A number that somebody chose.
-
-    Attributes:
-        limit: how many may be under way.
-    """
+    """The limit that the caller chose."""
 
     limit: float
 
-    def record(self, seconds: float, *, pushed_back: bool) -> None:
-        """Learn nothing: the number stays."""
+    def record(self, latency: float, *, overloaded: bool) -> None:
+        """Do nothing: the limit is fixed."""
 
 
-_Item = TypeVar("_Item")
-
-DRAIN = 5.0
-"""Seconds that what is under way gets when a run ends early."""
-
-_BACKLOG = 64
-_OUTAGE, _CROWD = 60.0, 300.0  # seconds that an item waits for a Space that is down, or too busy
-_LEAST_PAUSE = 0.05
-
-Perform = Callable[[_Item, CallContext], Awaitable[ConferenceStream | CallStream]]
-"""Carries out one item."""
-
-
-Note = Callable[[CallState, BulkOutcome[Any]], None]
-"""Hears of an outcome, and of the errand whose it is."""
-
-
-class ConcurrencyLimit(Protocol):
-    """How many items may be under way at once."""
-
-    @property
-    def limit(self) -> float:
-        """How many may be under way now."""
-        ...
-
-    def record(self, seconds: float, *, pushed_back: bool) -> None:
-        """Note an item that ended."""
-        ...
-
-
-@define(eq=False)
 class WorkerPool(Generic[_Item]):
-    """Carries out items, a limited number at once, and hands over one outcome for each.
+    """Runs an operation on items, a limited number of them concurrently, and yields one outcome for each.
 
-    An outcome waits in a backlog until it is taken; while the backlog is full no item is taken in, so that a
-    slow consumer costs no memory. Nothing raises per item.
-
-    Attributes:
-        items: what to carry out.
-        perform: carries out one of them.
-        starting: whether they are starts.
-        limit: how many may be under way at once.
-        clock: where time and waiting come from.
-        note: hears of each outcome of an item that was carried out, before it is handed over.
+    Outcomes wait in a queue. While it is full no item is taken from the input, so a slow consumer costs no memory.
+    No item raises.
     """
 
-    items: Iterable[_Item] | AsyncIterable[_Item]
-    perform: Perform[_Item]
-    starting: bool
-    limit: ConcurrencyLimit
-    clock: Clock
-    note: Note | None = None
-    _running: dict[asyncio.Task[None], None] = field(init=False, factory=dict)
-    _backlog: deque[BulkOutcome[_Item]] = field(init=False, factory=deque)
-    _changed: asyncio.Event = field(init=False, factory=asyncio.Event)
-    _intake: asyncio.Future[None] | None = field(init=False, default=None)
-    _draining: asyncio.Task[None] | None = field(init=False, default=None)
-    _denied: StreamsError | None = field(init=False, default=None)
-    _broken: Exception | None = field(init=False, default=None)
+    def __init__(
+        self,
+        items: Iterable[_Item] | AsyncIterable[_Item],
+        operation: Operation[_Item],
+        *,
+        limit: ConcurrencyLimit,
+        clock: Clock,
+    ) -> None:
+        self.operation = operation
+        self.clock = clock
+        self._items = items
+        self._limit = limit
+        self._running: dict[asyncio.Task[None], None] = {}
+        self._outcomes: deque[BulkOutcome[_Item]] = deque()
+        self._changed = asyncio.Event()
+        self._intake: asyncio.Future[None] | None = None
+        self._shutdown: asyncio.Task[None] | None = None
+        self._fatal: StreamsError | None = None
+        self._foreign_error: Exception | None = None
 
     async def next(self) -> BulkOutcome[_Item] | None:
-        """Give the next outcome, or None when all are given.
+        """Return the next outcome, or None after the last.
 
         Raises:
-            Exception: whatever the input, or a middleware or pacer of the caller's, raised; after all outcomes.
+            Exception: what the input, or a middleware or rate limiter of the caller's, raised; after all outcomes.
             JournalError: an item could not be recorded, which ended the run; the same.
-            RunCancelledError: the input raised CancelledError, which is no cancellation of the caller; the same.
+            RunCancelledError: the input raised CancelledError, which is not a cancellation of the caller; the same.
         """
         if self._intake is None:
             # Not by the loop's factory: an eager task begins before `_intake` is set, and its input may end the run.
             self._intake = asyncio.Task(self._take_in())
             self._intake.add_done_callback(lambda _: self._changed.set())
-        while not self._backlog:
-            if self._broken is not None and not self._running:
-                raise self._broken
+        while not self._outcomes:
+            if self._foreign_error is not None and not self._running:
+                raise self._foreign_error
             if self._intake.done() and not self._running:
                 if not self._intake.cancelled():
                     await self._intake
-                elif self._draining is None:  # we did not cancel it, so its input raised that
+                elif self._shutdown is None:  # we did not cancel it, so its input raised that
                     raise RunCancelledError(
                         "the run ended before all of its input was read, because the input raised CancelledError: end "
                         "the iteration instead, or raise another error"
                     )
-                if isinstance(self._denied, JournalError):
-                    raise self._denied
+                if isinstance(self._fatal, JournalError):
+                    raise self._fatal
                 return None
             await self._change()
-        outcome = self._backlog.popleft()
+        outcome = self._outcomes.popleft()
         self._changed.set()
         return outcome
 
-    def drain(self, seconds: float) -> asyncio.Task[None]:
-        """Take in nothing more, and cut what is still under way after these seconds; `next` gives it all."""
+    def shutdown(self, timeout: float) -> asyncio.Task[None]:
+        """Take in no more items, and cancel those in flight after *timeout* seconds; `next` yields all outcomes."""
         if self._intake is None:
             self._intake = asyncio.get_running_loop().create_future()
-        if self._draining is not None:
-            self._draining.cancel()
+        if self._shutdown is not None:
+            self._shutdown.cancel()
         self._intake.cancel()
-        self._draining = asyncio.create_task(self._wind_up(self._intake, seconds))
-        return self._draining
+        self._shutdown = asyncio.create_task(self._wind_up(self._intake, timeout))
+        return self._shutdown
 
     async def close(self) -> AsyncIterator[BulkOutcome[_Item]]:
-        """Drain, unless that is under way already, and give what came of it."""
-        draining = self._draining or self.drain(DRAIN)
+        """Shut down, unless that is under way already, and yield the outcomes that are left."""
+        shutdown = self._shutdown or self.shutdown(SHUTDOWN_TIMEOUT)
         try:
-            await asyncio.wait([draining])
-        finally:  # also when somebody does not want to wait for the drain
-            self._cut()
-        while self._backlog:
-            yield self._backlog.popleft()
+            await asyncio.wait([shutdown])
+        finally:  # also if cancelled while waiting
+            self._cancel_running()
+        while self._outcomes:
+            yield self._outcomes.popleft()
 
     async def _wind_up(self, intake: asyncio.Future[None], seconds: float) -> None:
         await asyncio.wait([intake])
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
         if self._running:
-            self._cut()
+            self._cancel_running()
             await asyncio.wait(self._running)
 
-    def _cut(self) -> None:
+    def _cancel_running(self) -> None:
         for task in self._running:
             task.cancel()
 
@@ -210,31 +189,27 @@ class WorkerPool(Generic[_Item]):
         try:
             await self._take_all()
         finally:
-            if isinstance(self.items, AsyncGenerator):
-                await self.items.aclose()
-
-    def _break_off(self, error: Exception) -> None:
-        self._broken = error
-        self._changed.set()
+            if isinstance(self._items, AsyncGenerator):
+                await self._items.aclose()
 
     async def _take_all(self) -> None:
         index = 0
-        async for item in _each(self.items):
+        async for item in _each(self._items):
             try:
-                while len(self._running) >= int(self.limit.limit) or len(self._backlog) >= _BACKLOG:
+                while len(self._running) >= int(self._limit.limit) or len(self._outcomes) >= _MAX_OUTCOMES:
                     await self._change()
             except asyncio.CancelledError:
-                self._put(_not_tried(index, item, "the run ended before its turn"))
+                self._skip(index, item, "the run ended before its turn")
                 raise
-            if self._broken is not None:
-                self._put(_not_tried(index, item, "the run ended before its turn"))
+            if self._foreign_error is not None:
+                self._skip(index, item, "the run ended before its turn")
                 return
-            if self._denied is None:
-                task = asyncio.create_task(self._carry_out(index, item))
+            if self._fatal is None:
+                task = asyncio.create_task(self._run(index, item))
                 self._running[task] = None
                 task.add_done_callback(self._ended)
             else:
-                self._put(_not_tried(index, item, f"not tried, because of an earlier item: {self._denied}"))
+                self._skip(index, item, f"not tried, because of an earlier item: {self._fatal}")
             index += 1
 
     async def _change(self) -> None:
@@ -246,99 +221,93 @@ class WorkerPool(Generic[_Item]):
         self._changed.set()
 
     def _put(self, outcome: BulkOutcome[_Item]) -> None:
-        self._backlog.append(outcome)
+        self._outcomes.append(outcome)
         self._changed.set()
 
-    async def _carry_out(self, index: int, item: _Item) -> None:
-        errand = CallContext(Priority.BULK)
-        began = self.clock.now()
-        result: ConferenceStream | CallStream | StreamsError
+    def _skip(self, index: int, item: _Item, why: str) -> None:
+        self._put(BulkOutcome(index=index, item=item, status=BulkStatus.NOT_ATTEMPTED, error=RunCancelledError(why)))
+
+    async def _run(self, index: int, item: _Item) -> None:
+        context = CallContext(Priority.BULK)
+        state = context.state
+        started_at = self.clock.now()
+        result: _Result
         try:
-            result = await self._until_served(item, errand, began)
+            result = await self._send(self.operation.prepare(item, context), state, started_at)
         except StreamsError as error:
             result = error
+            if is_fatal_for_run(error):
+                self._fatal = error
         except asyncio.CancelledError:
-            result = _cut(errand, starting=self.starting)
-        except Exception as error:  # noqa: BLE001  (a caller's middleware or pacer broke: the item keeps its outcome)
-            result = _cut(errand, starting=self.starting)
-            self._break_off(error)
-        self._learn(errand, result)
+            result = _cancelled(state, is_start=self.operation.is_start)
+        except Exception as error:  # noqa: BLE001  (a middleware or rate limiter of the caller's: the item has an outcome)
+            result = _cancelled(state, is_start=self.operation.is_start)
+            self._foreign_error = error
+        if state.acquired_at is not None:
+            latency = self.clock.now() - state.acquired_at
+            self._limit.record(latency, overloaded=not _OVERLOAD.isdisjoint(state.refusals))
         outcome = BulkOutcome(
             index=index,
             item=item,
-            status=self._state(result),
+            status=self._status(result),
             stream=None if isinstance(result, StreamsError) else result,
             error=result if isinstance(result, StreamsError) else None,
-            attempts=errand.state.attempts,
-            duration=self.clock.now() - began,
+            attempts=state.attempts,
+            duration=self.clock.now() - started_at,
         )
-        if self.note is not None:
-            self.note(errand.state, outcome)
+        self.operation.note(state, outcome)
         self._put(outcome)
 
-    async def _until_served(self, item: _Item, errand: CallContext, began: float) -> ConferenceStream | CallStream:
-        """Carry out an item; what the breaker or the Space's limit turned away waits, and has another turn.
+    async def _send(self, send: Send, state: CallState, started_at: float) -> ConferenceStream | CallStream:
+        """Send an item, again after a pause while the circuit breaker or the Space's limit turns it away.
 
-        Neither was carried out, and the limit is at its end for as many as are under way at once: more than the
-        shared allowance of retries can be paid for. An item that an earlier part of the run left in doubt, and
-        that this one could not send, waits as well.
+        Neither carried it out, and the limit is reached for all items in flight at once, which is more than the shared
+        retry budget can pay for. An item that an earlier part of the run left in doubt, and that could not be sent this
+        time, is sent again as well.
         """
         while True:
             try:
-                return await self.perform(item, errand)
+                return await send()
             except (CircuitOpenError, RateLimitedError, StreamOutcomeUnknownError) as error:
-                progress = errand.state
-                if isinstance(error, StreamOutcomeUnknownError) and (progress.sent != "no" or not progress.attempts):
+                # Without an attempt it is the ledger that refused to send it.
+                if isinstance(error, StreamOutcomeUnknownError) and (state.sent != "no" or not error.attempts):
                     raise
-                patience = _CROWD if isinstance(error, RateLimitedError) else _OUTAGE
-                pause = max(error.retry_after or 0.0, _LEAST_PAUSE)
-                if self.clock.now() + pause - began > patience:
+                limit = _MAX_THROTTLING if isinstance(error, RateLimitedError) else _MAX_OUTAGE
+                pause = max(error.retry_after or 0.0, _MIN_PAUSE)
+                if self.clock.now() + pause - started_at > limit:
                     raise
             await self.clock.sleep(pause * (1 + self.clock.random()))
 
-    def _learn(self, errand: CallContext, result: ConferenceStream | CallStream | StreamsError) -> None:
-        progress = errand.state
-        if isinstance(result, StreamsError) and is_fatal_for_run(result):
-            self._denied = result
-        if progress.acquired_at is not None:
-            self.limit.record(self.clock.now() - progress.acquired_at, pushed_back=progress.was_refused_for_now)
-
-    def _state(self, result: ConferenceStream | CallStream | StreamsError) -> BulkStatus:
+    def _status(self, result: _Result) -> BulkStatus:
         if isinstance(result, StreamsError):
-            return to_status(result, starting=self.starting)
-        if not self.starting:
+            return to_status(result, starting=self.operation.is_start)
+        if not self.operation.is_start:
             return BulkStatus.STOPPED
         return BulkStatus.ALREADY_STARTED if result.already_started else BulkStatus.STARTED
 
 
 def is_fatal_for_run(error: StreamsError) -> bool:
-    """Whether what one item met, the next ones will meet as well."""
-    if isinstance(error, StreamOutcomeUnknownError):  # an earlier attempt left it so, and the last one was denied
+    """Return True if the other items of the run would fail with this error as well."""
+    if isinstance(error, StreamOutcomeUnknownError):  # in doubt since an earlier attempt, and the last one was denied
         return error.status in {401, 403}
     return isinstance(error, AuthenticationError | PermissionDeniedError | JournalError)
 
 
-def _cut(errand: CallContext, *, starting: bool) -> StreamsError:
-    progress = errand.state
-    under_way = progress.record_attempt()
-    if under_way == "no" and not (starting and progress.may_have_succeeded):
-        attempts = max(progress.attempts - 1, 0)  # the last one only waited
+def _cancelled(state: CallState, *, is_start: bool) -> StreamsError:
+    if state.record_attempt() == "no" and not (is_start and state.may_have_succeeded):
+        again = "" if state.sent == "no" else " again"
         return RunCancelledError(
-            "the run ended before this was sent", sent=progress.sent, attempts=attempts, phase=progress.phase
+            f"the run ended before this was sent{again}", sent=state.sent, attempts=state.attempts, phase=state.phase
         )
-    called = f", which was sent as {progress.name!r}" if progress.name is not None else ""
+    name = f", which was sent as {state.name!r}" if state.name is not None else ""
     return StreamOutcomeUnknownError(
-        f"the run ended before the answer about {progress.target} came{called}",
-        sent=progress.sent,
-        attempts=progress.attempts,
-        phase=progress.phase,
-        target=progress.target,
-        name=progress.name,
+        f"the run ended before the answer about {state.target} came{name}",
+        sent=state.sent,
+        attempts=state.attempts,
+        phase=state.phase,
+        target=state.target,
+        name=state.name,
     )
-
-
-def _not_tried(index: int, item: _Item, why: str) -> BulkOutcome[_Item]:
-    return BulkOutcome(index=index, item=item, status=BulkStatus.NOT_ATTEMPTED, error=RunCancelledError(why))
 
 
 async def _each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:
@@ -350,67 +319,48 @@ async def _each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[
             yield item
 
 
-class Keeper(Protocol):
-    """Keeps a journal of the run."""
-
-    async def begin(self) -> None:
-        """Open the journal; the run begins."""
-        ...
-
-    async def end(self) -> None:
-        """Write what waits and close the journal; the run has ended. Safe to repeat.
-
-        Raises:
-            StreamsError: something could not be recorded; the same each time.
-        """
-        ...
-
-
-@define(eq=False)
 class BulkRun(Generic[_Item]):
     """Many starts or stops: ``async for outcome in run``, then ``await run.report()``.
 
-    Outcomes come as the items end, in no particular order, one for each item. Leaving the loop early ends the
-    run: nothing more is taken in, what is under way gets five seconds to end, and the report tells the rest.
+    Outcomes come as the items end, in no particular order, one for each item. Leaving the loop early ends the run:
+    no more items are taken in, requests in flight get five seconds, and the report covers the rest.
     """
 
-    _engine: WorkerPool[_Item]
-    _clock: Clock
-    _keeper: Keeper | None = None
-    _tally: ReportBuilder = field(init=False, factory=ReportBuilder)
-    _is_used: bool = field(init=False, default=False)
-    _began_at: float | None = field(init=False, default=None)
-    _seconds: float | None = field(init=False, default=None)
+    def __init__(self, pool: WorkerPool[_Item]) -> None:
+        self._pool = pool
+        self._builder = ReportBuilder()
+        self._started_at: float | None = None
+        self._seconds: float | None = None
+        self._is_used = False
 
     async def __aiter__(self) -> AsyncGenerator[BulkOutcome[_Item], None]:
         self._is_used = True
-        if self._began_at is not None:
-            raise ClientStateError("a run can be gone through once: make a new one")
-        if self._keeper is not None:
-            await self._keeper.begin()
-        self._began_at = self._clock.now()
+        if self._started_at is not None:
+            raise ClientStateError("this run was already iterated: create a new one")
+        await self._pool.operation.begin()
+        self._started_at = self._pool.clock.now()
         try:
-            while (outcome := await self._engine.next()) is not None:
-                self._tally.add(outcome)
+            while (outcome := await self._pool.next()) is not None:
+                self._builder.add(outcome)
                 yield outcome
         finally:
             await self._end()
 
-    def shutdown(self, timeout: float = DRAIN) -> None:
-        """End the run early: take nothing more in, and cut what is under way after these seconds.
+    def shutdown(self, timeout: float = SHUTDOWN_TIMEOUT) -> None:
+        """End the run early: take in no more items, and cancel those in flight after *timeout* seconds.
 
-        The loop goes on until that is done, so that it sees every outcome; a signal's handler may call this. A
-        second call shortens the first: ``drain(0)`` cuts at once.
+        The loop goes on until that is done and yields every outcome. A signal handler may call this. A second call
+        replaces the timeout of the first: ``shutdown(0)`` cancels at once.
 
         Args:
-            seconds: for what is under way.
+            timeout: seconds for the requests in flight.
         """
         self._is_used = True
-        _ = self._engine.drain(timeout)
+        _ = self._pool.shutdown(timeout)
 
     async def report(self) -> BulkReport:
-        """Sum the run up. Carries it out first where nobody went through it; ends it where somebody left it."""
-        if self._began_at is None:
+        """Return the report of the run. Runs it first if it was not iterated; ends it if its loop was left early."""
+        if self._started_at is None:
             async for _ in self:
                 pass
         await self._end()
@@ -418,14 +368,14 @@ class BulkRun(Generic[_Item]):
 
     @property
     def snapshot(self) -> BulkReport:
-        """What the run came to until now, for a display; without waiting for anything."""
+        """The report of the run so far, for a progress display."""
         seconds = self._seconds
         if seconds is None:
-            seconds = 0.0 if self._began_at is None else self._clock.now() - self._began_at
-        return self._tally.report(seconds)
+            seconds = 0.0 if self._started_at is None else self._pool.clock.now() - self._started_at
+        return self._builder.report(seconds)
 
     def __del__(self) -> None:
-        # As Python does for a coroutine. Where __init__ failed there is no such attribute.
+        # As Python does for a coroutine. If the constructor was not called there is no such attribute.
         if not getattr(self, "_is_used", True) and not sys.is_finalizing():
             warnings.warn(
                 "a bulk run was never iterated, so nothing was sent: write 'async for outcome in run' or "
@@ -437,10 +387,9 @@ class BulkRun(Generic[_Item]):
 
     async def _end(self) -> None:
         try:
-            async for outcome in self._engine.close():
-                self._tally.add(outcome)
+            async for outcome in self._pool.close():
+                self._builder.add(outcome)
         finally:
             if self._seconds is None:
-                self._seconds = self._clock.now() - (self._began_at or self._clock.now())
-            if self._keeper is not None:
-                await self._keeper.end()
+                self._seconds = self._pool.clock.now() - (self._started_at or self._pool.clock.now())
+            await self._pool.operation.end()

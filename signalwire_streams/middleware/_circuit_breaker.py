@@ -1,15 +1,18 @@
-"""When to stop asking a Space that keeps failing."""
+"""The circuit breaker: stops sending requests to a Space that keeps failing."""
 
+import logging
 from collections import deque
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
-from signalwire_streams.middleware._logs import log_breaker_closed, log_breaker_opened
 from signalwire_streams.middleware._policies import CircuitBreakerPolicy
+from signalwire_streams.middleware._retry import SERVED, describe_call, describe_result
 from signalwire_streams.models import AttemptResult
+
+_LOG = logging.getLogger("signalwire_streams.circuit_breaker")
 
 _FAILED = frozenset(
     {
@@ -18,17 +21,6 @@ _FAILED = frozenset(
         AttemptResult.MALFORMED,
         AttemptResult.SERVER_FAULT,
         AttemptResult.UNAVAILABLE,
-    }
-)
-_SERVED = frozenset(
-    {
-        AttemptResult.DONE,
-        AttemptResult.ACCEPTED,
-        AttemptResult.REJECTED,
-        AttemptResult.FORBIDDEN,
-        AttemptResult.DUPLICATE_NAME,
-        AttemptResult.NOT_FOUND,
-        AttemptResult.ALREADY_STOPPED,
     }
 )
 _NOT_TRIED = frozenset(
@@ -42,112 +34,116 @@ _NOT_TRIED = frozenset(
 _STEPS = 30
 
 
-@define(eq=False)
-class CircuitBreaker:
-    """A circuit breaker: closed, then open for a pause, then one probe decides. No clock of its own.
+@frozen
+class Permit:
+    """The breaker's answer to a request: it may be sent if ``wait`` is 0, or else in that many seconds."""
 
-    A refusal for good (most of 4xx) is the Space at work, and counts for it: else a run over conferences that are
-    gone, all of them 404, would end in a pause at the twentieth hiccup. "Too many requests" counts neither way.
+    wait: float = 0.0
+    is_probe: bool = False
+
+
+_ALLOWED, _PROBE = Permit(), Permit(is_probe=True)
+
+
+@define(eq=False)
+class _Step:
+    since: float
+    requests: int = 0
+    failures: int = 0
+
+
+class CircuitBreaker:
+    """Closed, then open for a while, then one probe decides. It does no I/O and has no clock.
+
+    A refusal for good (most 4xx) shows the Space at work and counts as a success. Otherwise a run over conferences that
+    are gone, all of them 404, would end in a pause at the twentieth hiccup. "Too many requests" does not count.
     """
 
-    policy: CircuitBreakerPolicy
-    _seen: deque["_Step"] = field(init=False, factory=deque)
-    _open_until: float | None = field(init=False, default=None)
-    _probing: bool = field(init=False, default=False)
+    def __init__(self, policy: CircuitBreakerPolicy) -> None:
+        self.policy = policy
+        self._steps: deque[_Step] = deque()
+        self._open_until: float | None = None
+        self._is_probing = False
 
     @property
     def is_open(self) -> bool:
         """Whether requests are held back until a probe succeeds."""
         return self._open_until is not None
 
-    def allow(self, now: float) -> "Permit":
-        """Ask whether a request may go."""
+    def allow(self, now: float) -> Permit:
+        """Return whether a request may be sent."""
         if self._open_until is None:
-            return _FREELY
+            return _ALLOWED
         if now < self._open_until:
             return Permit(wait=self._open_until - now)
-        if self._probing:
+        if self._is_probing:
             return Permit(wait=self.policy.open_duration)
-        self._probing = True
-        return _AS_PROBE
+        self._is_probing = True
+        return _PROBE
 
-    def release(self, admission: "Permit") -> None:
-        """Note that an admitted request ended without an outcome; was it the probe, a later one may be it."""
-        if admission.is_probe:
-            self._probing = False
+    def release(self, permit: Permit) -> None:
+        """Take a permit back whose request ended without a result; if it was the probe, a later one may be it."""
+        if permit.is_probe:
+            self._is_probing = False
 
-    def record(self, admission: "Permit", event: AttemptResult, now: float) -> None:
-        """Note how an admitted request ended."""
-        failed = event in _FAILED
-        if admission.is_probe:
-            self._probing = False
-            if event not in _NOT_TRIED:
+    def record(self, permit: Permit, result: AttemptResult, now: float) -> None:
+        """Record the result of a request that was allowed."""
+        failed = result in _FAILED
+        if permit.is_probe:
+            self._is_probing = False
+            if result not in _NOT_TRIED:
                 self._open_until = now + self.policy.open_duration if failed else None
-        elif self._open_until is None and (failed or event in _SERVED):
+        elif self._open_until is None and (failed or result in SERVED):
             self._count(now, failed=failed)
 
     def _count(self, now: float, *, failed: bool) -> None:
-        seen = self._seen
-        if not seen or now - seen[-1].since >= self.policy.window / _STEPS:
-            seen.append(_Step(now))
-            while now - seen[0].since > self.policy.window:
-                seen.popleft()
-        seen[-1].outcomes += 1
+        steps = self._steps
+        if not steps or now - steps[-1].since >= self.policy.window / _STEPS:
+            steps.append(_Step(now))
+            while now - steps[0].since > self.policy.window:
+                steps.popleft()
+        steps[-1].requests += 1
         if not failed:
             return
-        seen[-1].failures += 1
-        outcomes, failures = sum(step.outcomes for step in seen), sum(step.failures for step in seen)
-        if outcomes >= self.policy.min_requests and failures >= outcomes * self.policy.failure_rate:
+        steps[-1].failures += 1
+        requests, failures = sum(step.requests for step in steps), sum(step.failures for step in steps)
+        if requests >= self.policy.min_requests and failures >= requests * self.policy.failure_rate:
             self._open_until = now + self.policy.open_duration
-            seen.clear()
+            steps.clear()
 
 
-@frozen
-class Permit:
-    """The breaker's leave for one request.
-
-    Attributes:
-        wait: 0 when the request may go, else the seconds after which to ask again.
-        is_probe: whether it is the one that decides after a pause.
-    """
-
-    wait: float = 0.0
-    is_probe: bool = False
-
-
-_FREELY = Permit()
-_AS_PROBE = Permit(is_probe=True)
-
-
-@define(eq=False)
-class _Step:
-    since: float
-    outcomes: int = 0
-    failures: int = 0
-
-
-@define(eq=False)
 class CircuitBreakerMiddleware:
-    """Lets an exchange through unless the breaker is open."""
+    def __init__(self, breaker: CircuitBreaker, clock: Clock) -> None:
+        self._breaker = breaker
+        self._clock = clock
 
-    breaker: CircuitBreaker
-    clock: Clock
-
-    async def __call__(self, exchange: Request, send: Handler) -> Result:
-        """Send, or answer at once that it is not tried."""
-        admission = self.breaker.allow(self.clock.now())
-        if admission.wait:
-            exchange.state.phase = Phase.QUEUED
-            return Result(attempt_result=AttemptResult.BREAKER_OPEN, phase=Phase.QUEUED, retry_after=admission.wait)
+    async def __call__(self, request: Request, send: Handler) -> Result:
+        """Send the request, unless the breaker is open."""
+        breaker = self._breaker
+        permit = breaker.allow(self._clock.now())
+        if permit.wait:
+            request.state.phase = Phase.QUEUED
+            return Result(attempt_result=AttemptResult.BREAKER_OPEN, phase=Phase.QUEUED, retry_after=permit.wait)
         try:
-            outcome = await send(exchange)
-        except BaseException:  # a probe that was cancelled must not keep the breaker waiting for it for ever
-            self.breaker.release(admission)
+            result = await send(request)
+        except BaseException:  # a probe that is cancelled must not keep the breaker waiting for it for ever
+            breaker.release(permit)
             raise
-        was_open = self.breaker.is_open
-        self.breaker.record(admission, outcome.attempt_result, self.clock.now())
-        if self.breaker.is_open and not was_open:
-            log_breaker_opened(self.breaker.policy, exchange, outcome)
-        elif was_open and not self.breaker.is_open:
-            log_breaker_closed()
-        return outcome
+        was_open = breaker.is_open
+        breaker.record(permit, result.attempt_result, self._clock.now())
+        if breaker.is_open and not was_open:
+            self._log_opened(request, result)
+        elif was_open and not breaker.is_open:
+            _LOG.info("circuit breaker closed: the probe was answered")
+        return result
+
+    def _log_opened(self, request: Request, result: Result) -> None:
+        policy = self._breaker.policy
+        _LOG.warning(
+            "circuit breaker opened: at least %g %% of the last requests failed, at last %s: %s; no requests for %g s, "
+            "then one probe",
+            policy.failure_rate * 100,
+            describe_call(request),
+            describe_result(request, result),
+            policy.open_duration,
+        )

@@ -1,4 +1,4 @@
-"""The numbers behind every decision, with the defaults that the project stands by."""
+"""The settings of the middleware and their defaults."""
 
 from attrs import field, frozen
 
@@ -12,28 +12,35 @@ from signalwire_streams.models._validation import (
     validate_seconds,
 )
 
+__all__ = ["CircuitBreakerPolicy", "RateLimit", "RetryPolicy"]
+
 _AT_LEAST_ONE = {"least": 1}
 
 
 @frozen(kw_only=True)
 class RetryPolicy:
-    """How often, how long and how fast a call is tried.
+    """How often, how long and how fast a call is retried.
+
+    Waits grow exponentially from ``wait_initial`` to ``wait_max`` with full jitter: each is random between 0 and a
+    limit that doubles. A ``Retry-After`` is always waited for in full.
 
     Attributes:
-        attempts: attempts that may reach the Space, in all.
+        max_attempts: attempts that may reach the Space, in all.
         max_connect_retries: further attempts after ones that certainly did not reach it.
-        max_throttle_retries: how often a call waits because the Space said "too many requests".
-        max_resends: how often a named start is sent again once an attempt may have been carried out; ``attempts``
-            limits it as well. (Attempts that
-            the Space turned away with 429, or that did not reach it, carry nothing out and are not counted.)
+        max_throttle_retries: how often a call waits after "too many requests".
+        max_resends: how often a named start is sent again once an attempt may have been carried out; ``max_attempts``
+            limits it as well. Attempts that were throttled or did not reach the Space carry nothing out and do not
+            count.
         resend_window: seconds after the first such attempt in which it may be sent again.
-        resend_call_starts: whether a named start on a **call** is sent again as well. That a Space refuses the
-            second stream of one name is documented for conferences only, so the default is not to; the call
-            then ends in `StreamOutcomeUnknownError`.
+        resend_call_starts: whether a named start on a **call** is sent again as well. That a Space refuses the second
+            stream of one name is documented for conferences only, so the default is False; the call then ends in
+            `StreamOutcomeUnknownError`.
         deadline: seconds for a whole call, waiting included.
-        wait_transient: seconds, base and cap of the backoff after a fault.
-        wait_throttled: seconds, base and cap of the backoff after "too many requests" without ``Retry-After``.
-        max_retry_after: seconds; a ``Retry-After`` beyond it is not waited for.
+        wait_initial: seconds; the limit of the first wait after a failure.
+        wait_max: seconds; the limit of all waits after a failure.
+        throttle_wait_initial: seconds; the limit of the first wait after "too many requests" without ``Retry-After``.
+        throttle_wait_max: seconds; the limit of all waits after "too many requests".
+        max_retry_after: seconds; a longer ``Retry-After`` is not waited for.
     """
 
     max_attempts: int = field(default=3, validator=validate_count, metadata=_AT_LEAST_ONE)
@@ -43,24 +50,34 @@ class RetryPolicy:
     resend_window: float = field(default=30.0, validator=validate_seconds)
     resend_call_starts: bool = field(default=False, validator=validate_flag)
     deadline: float = field(default=45.0, validator=validate_seconds)
-    wait_transient: tuple[float, float] = field(default=(0.2, 5.0), validator=validate_backoff)
-    wait_throttled: tuple[float, float] = field(default=(1.0, 20.0), validator=validate_backoff)
+    wait_initial: float = field(default=0.2, validator=validate_backoff)
+    wait_max: float = field(default=5.0, validator=validate_backoff)
+    throttle_wait_initial: float = field(default=1.0, validator=validate_backoff)
+    throttle_wait_max: float = field(default=20.0, validator=validate_backoff)
     max_retry_after: float = field(default=60.0, validator=validate_seconds)
+
+    def __attrs_post_init__(self) -> None:
+        for family in ("wait", "throttle_wait"):
+            initial, most = getattr(self, f"{family}_initial"), getattr(self, f"{family}_max")
+            if initial > most:
+                raise InvalidRequestError(
+                    f"{family}_initial must be at most {family}_max, which is {most!r}, not {initial!r}: pass both"
+                )
 
 
 @frozen(kw_only=True)
 class RateLimit:
-    """The Space's limit on POST, PUT and PATCH requests, and how much of it this client takes.
+    """The Space's limit on POST, PUT and PATCH requests, and how much of it this client uses.
 
-    The limit belongs to the whole Space, all projects together. Requests are spaced when they leave for a
-    connection; where connections are slow to open, some may arrive bunched, by at most the rate times the time
-    that takes. The part that is left free is for that as well.
+    The limit is that of the whole Space, all projects together. Requests are spaced when they leave for a connection.
+    If connections are slow to open, some may arrive bunched, by at most the rate times the time that takes; the unused
+    part of the limit covers that as well.
     Source: https://signalwire.com/docs/platform/rate-limits (13,800 requests in 10 seconds)
 
     Attributes:
-        requests: requests that the Space takes in one window.
+        requests: requests that the Space accepts in one window.
         window: seconds.
-        share: the part of it that this client uses; the rest is for others and for the network's jitter.
+        utilization: the fraction of it that this client uses; the rest is for others and for network jitter.
         burst: requests that may go out at once after a pause; None for half a percent of the limit.
     """
 
@@ -72,29 +89,29 @@ class RateLimit:
     def __attrs_post_init__(self) -> None:
         if self.burst is not None and not 1 <= check_count(self.burst, "burst") <= self.max_requests:
             raise InvalidRequestError(
-                f"burst must be from 1 to {self.max_requests} (the limit's share), not {self.burst!r}"
+                f"burst must be from 1 to {self.max_requests} (the limit times its utilization), not {self.burst!r}"
             )
 
     @property
     def max_requests(self) -> int:
-        """The requests of this client that any window may hold."""
+        """The most requests of this client in any window."""
         return max(1, int(self.requests * self.utilization))
 
     @property
     def rate(self) -> float:
-        """The requests of this client per second, in the long run."""
+        """Requests of this client per second, in the long run."""
         return self.max_requests / self.window
 
 
 @frozen(kw_only=True)
 class CircuitBreakerPolicy:
-    """When to stop asking a Space that keeps failing.
+    """When to stop sending requests to a Space that keeps failing.
 
     Attributes:
-        outcomes: so many must have been seen.
-        share: the part of them that must have failed.
-        window: seconds that an outcome counts.
-        pause: seconds without requests, before one probe goes out.
+        min_requests: requests in the window before the breaker can open.
+        failure_rate: the fraction of them that must have failed.
+        window: seconds that a request counts.
+        open_duration: seconds without requests, before one probe is sent.
     """
 
     min_requests: int = field(default=20, validator=validate_count, metadata=_AT_LEAST_ONE)

@@ -1,19 +1,23 @@
-"""The retry middleware: sends again what may be sent again, and says what came of the call."""
+"""Retries: which attempts may be repeated, when, and what the call came to. The decisions do no I/O."""
 
+import logging
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping
 
 from attrs import define, evolve, field, frozen
 
-from signalwire_streams._http.messages import Handler, Request, Result
+from signalwire_streams._http.error_bodies import redact
+from signalwire_streams._http.messages import CallState, Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
-from signalwire_streams.middleware._logs import RETRY_LOG, OutcomeLog, log_retry
 from signalwire_streams.middleware._policies import RetryPolicy
-from signalwire_streams.models import Attempt, AttemptResult, Operation, RetryDecision
+from signalwire_streams.models import Attempt, AttemptResult, Operation, Priority, RetryDecision
+
+_RETRY_LOG = logging.getLogger("signalwire_streams.retry")
+_OUTCOME_LOG = logging.getLogger("signalwire_streams.outcome")
 
 _Row = tuple[RetryDecision, RetryDecision, RetryDecision]
-_EVERYWHERE: Mapping[RetryDecision, _Row] = {action: (action, action, action) for action in RetryDecision}
+_ALWAYS: Mapping[RetryDecision, _Row] = {decision: (decision, decision, decision) for decision in RetryDecision}
 
 _PROOF, _NO_PROOF = RetryDecision.ALREADY_STOPPED, RetryDecision.FAIL
 
@@ -32,52 +36,52 @@ REFUSED_STOPS: Mapping[AttemptResult, Mapping[Operation, RetryDecision]] = {
         Operation.STOP_AMBIGUOUS: _NO_PROOF,
     },
     AttemptResult.NOT_FOUND: {
-        # The Space returned this sid from a start, so a stream that it does not know any more has ended.
+        # The Space returned this sid from a start, so a stream that it no longer knows has ended.
         Operation.STOP_RETURNED: _PROOF,
-        # A text may be misspelt, or a name in the form of a sid, also after an attempt that may have reached the Space.
+        # A text may be misspelt, or a name in the form of a sid, even after an attempt that may have arrived.
         Operation.STOP: _NO_PROOF,
-        # Not every Space may find streams by their names.
+        # A Space may not find streams by their names.
         Operation.STOP_BY_NAME: _NO_PROOF,
         Operation.STOP_AMBIGUOUS: _NO_PROOF,
     },
 }
-"""When a stop that is refused counts as a stop: whatever was asked for is so, since the stream has ended."""
+"""When a refused stop counts as a stop, because the stream has ended."""
 
 #                           idempotent     named start       unnamed start
 _MAY_HAVE_HAPPENED: _Row = (RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.UNKNOWN)
 
 RULES: Mapping[AttemptResult, _Row] = {
-    AttemptResult.DONE: _EVERYWHERE[RetryDecision.SUCCEED],
+    AttemptResult.DONE: _ALWAYS[RetryDecision.SUCCEED],
     # The Space never saw it.
-    AttemptResult.NOT_SENT: _EVERYWHERE[RetryDecision.RETRY_UNSENT],
+    AttemptResult.NOT_SENT: _ALWAYS[RetryDecision.RETRY_UNSENT],
     AttemptResult.STALE_CONNECTION: (
         RetryDecision.RETRY_IMMEDIATELY,
         RetryDecision.RETRY_IMMEDIATELY,
         RetryDecision.RETRY_IMMEDIATELY_ONCE,
     ),
-    AttemptResult.UNRETRYABLE: _EVERYWHERE[RetryDecision.FAIL],
-    AttemptResult.DEADLINE_EXCEEDED: _EVERYWHERE[RetryDecision.FAIL],
-    AttemptResult.BREAKER_OPEN: _EVERYWHERE[RetryDecision.FAIL],
+    AttemptResult.UNRETRYABLE: _ALWAYS[RetryDecision.FAIL],
+    AttemptResult.DEADLINE_EXCEEDED: _ALWAYS[RetryDecision.FAIL],
+    AttemptResult.BREAKER_OPEN: _ALWAYS[RetryDecision.FAIL],
     # The Space may have carried it out.
     AttemptResult.NO_RESPONSE: _MAY_HAVE_HAPPENED,
     AttemptResult.MALFORMED: _MAY_HAVE_HAPPENED,
     AttemptResult.SERVER_FAULT: _MAY_HAVE_HAPPENED,
-    # So it may here, and another attempt would fail in the same way.
+    # The same, but another attempt would fail in the same way.
     AttemptResult.SESSION_FAILED: (RetryDecision.FAIL, RetryDecision.UNKNOWN, RetryDecision.UNKNOWN),
     # The Space did carry it out.
     AttemptResult.ACCEPTED: (RetryDecision.RETRY, RetryDecision.SUCCEED_WITHOUT_SID, RetryDecision.UNKNOWN),
-    # The Space refused it.
-    AttemptResult.REDIRECTED: _EVERYWHERE[RetryDecision.FAIL],
-    AttemptResult.REJECTED: _EVERYWHERE[RetryDecision.FAIL],
-    AttemptResult.FORBIDDEN: _EVERYWHERE[RetryDecision.FAIL],
-    AttemptResult.DUPLICATE_NAME: _EVERYWHERE[RetryDecision.FAIL],
-    AttemptResult.NOT_FOUND: _EVERYWHERE[RetryDecision.FAIL],
-    AttemptResult.ALREADY_STOPPED: _EVERYWHERE[RetryDecision.FAIL],
-    AttemptResult.TARGET_ENDED: _EVERYWHERE[RetryDecision.FAIL],
-    # The Space did not take it up.
-    AttemptResult.TRY_AGAIN: _EVERYWHERE[RetryDecision.RETRY],
-    AttemptResult.UNAVAILABLE: _EVERYWHERE[RetryDecision.RETRY],
-    AttemptResult.THROTTLED: _EVERYWHERE[RetryDecision.WAIT_FOR_RATE_LIMIT],
+    # The Space refused it for good.
+    AttemptResult.REDIRECTED: _ALWAYS[RetryDecision.FAIL],
+    AttemptResult.REJECTED: _ALWAYS[RetryDecision.FAIL],
+    AttemptResult.FORBIDDEN: _ALWAYS[RetryDecision.FAIL],
+    AttemptResult.DUPLICATE_NAME: _ALWAYS[RetryDecision.FAIL],
+    AttemptResult.NOT_FOUND: _ALWAYS[RetryDecision.FAIL],
+    AttemptResult.ALREADY_STOPPED: _ALWAYS[RetryDecision.FAIL],
+    AttemptResult.TARGET_ENDED: _ALWAYS[RetryDecision.FAIL],
+    # The Space refused it for now.
+    AttemptResult.TRY_AGAIN: _ALWAYS[RetryDecision.RETRY],
+    AttemptResult.UNAVAILABLE: _ALWAYS[RetryDecision.RETRY],
+    AttemptResult.THROTTLED: _ALWAYS[RetryDecision.WAIT_FOR_RATE_LIMIT],
 }
 
 AMBIGUOUS = frozenset(
@@ -90,6 +94,21 @@ AMBIGUOUS = frozenset(
     }
 )
 """After one of these, the request may have been carried out."""
+REFUSED_FOR_NOW = frozenset({AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED})
+"""Answers by which the Space did not accept the request. (A gateway may answer so of a request that it did accept.)"""
+SERVED = frozenset(
+    {
+        AttemptResult.DONE,
+        AttemptResult.ACCEPTED,
+        AttemptResult.REJECTED,
+        AttemptResult.FORBIDDEN,
+        AttemptResult.DUPLICATE_NAME,
+        AttemptResult.NOT_FOUND,
+        AttemptResult.ALREADY_STOPPED,
+        AttemptResult.TARGET_ENDED,
+    }
+)
+"""Answers that show the Space at work, whether it did what was asked or refused it for good."""
 
 _COLUMNS = {
     Operation.READ: 0,
@@ -101,81 +120,9 @@ _COLUMNS = {
     Operation.CALL_START: 1,
     Operation.UNNAMED_START: 2,
 }
-
-
-def action_for(kind: Operation, event: AttemptResult, *, ambiguous_before: bool) -> RetryDecision:
-    """Look up what is done.
-
-    Args:
-        kind: what was asked for.
-        event: what happened.
-        ambiguous_before: whether an earlier attempt of the same call may have been carried out. Then a
-            refusal as a duplicate proves that it was; what a refused stop proves is in `REFUSED_STOPS` anyway.
-    """
-    if ambiguous_before and event is AttemptResult.DUPLICATE_NAME:
-        return RetryDecision.ALREADY_STARTED
-    if event in REFUSED_STOPS and kind.is_stop:
-        return REFUSED_STOPS[event][kind]
-    return RULES[event][_COLUMNS[kind]]
-
-
-_MAX_DOUBLINGS = 32
-
-
-def backoff(spread: tuple[float, float], tries: int, random: Callable[[], float]) -> float:
-    """Full jitter: anywhere from 0 to the smaller of the cap and base·2ⁿ.
-
-    Args:
-        spread: base and cap, in seconds.
-        tries: how often was waited before, n.
-        random: gives numbers from 0 to 1.
-    """
-    base, cap = spread
-    return float(random() * min(cap, base * 2 ** min(tries, _MAX_DOUBLINGS)))
-
-
-def at_least(asked: float, jitter: float) -> float:
-    """Wait what was asked for and some more, never less, so that not everyone comes back at once.
-
-    The jitter on top is held to a tenth of what was asked, or to its own size where nothing was asked.
-    """
-    return asked + min(jitter, max(asked * 0.1, 0.05)) if asked else jitter
-
-
-CAPACITY = 500
-COST_TRANSIENT = 14
-COST_CHEAP = 5
-"""For what certainly was not carried out: throttled, or not sent."""
-EARNED_BY_SUCCESS = 1
-
-
-@define(eq=False)
-class RetryBudget:
-    """Tokens that retries cost and successes earn.
-
-    In a full outage the bucket runs dry and calls fail after their first attempt; while the Space serves, a
-    retry that succeeds gives back what it cost.
-    """
-
-    tokens: int = CAPACITY
-
-    def spend(self, cost: int) -> bool:
-        """Take ``cost`` tokens; False when there are not enough, and then none are taken."""
-        if cost > self.tokens:
-            return False
-        self.tokens -= cost
-        return True
-
-    def succeed(self, spent: int) -> None:
-        """Note a success: its last retry's cost comes back, or a first-time success earns one token."""
-        self.tokens = min(CAPACITY, self.tokens + (spent or EARNED_BY_SUCCESS))
-
-
 _UNSENT = frozenset({RetryDecision.RETRY_UNSENT, RetryDecision.RETRY_IMMEDIATELY, RetryDecision.RETRY_IMMEDIATELY_ONCE})
-_AGAIN = _UNSENT | {RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.WAIT_FOR_RATE_LIMIT}
-# An answer came that says that the Space did not take the request up.
-_REFUSED_FOR_NOW = frozenset({AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED})
-_DONE = frozenset(
+_RETRIES = _UNSENT | {RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.WAIT_FOR_RATE_LIMIT}
+SUCCESSES = frozenset(
     {
         RetryDecision.SUCCEED,
         RetryDecision.ALREADY_STARTED,
@@ -183,42 +130,96 @@ _DONE = frozenset(
         RetryDecision.SUCCEED_WITHOUT_SID,
     }
 )
+_MAX_DOUBLINGS = 32
+
+BUDGET = 500
+COST_TRANSIENT = 14
+COST_UNEXECUTED = 5
+"""The cost of a retry after an attempt that certainly was not carried out: throttled, or not sent."""
+REWARD = 1
+"""What a success without a retry adds to the budget."""
+
+
+def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: bool) -> RetryDecision:
+    """Look up what follows a result.
+
+    If an earlier attempt of the call may have been carried out, a refusal as a duplicate proves that it was. What a
+    refused stop proves is in `REFUSED_STOPS` anyway.
+    """
+    if ambiguous_before and result is AttemptResult.DUPLICATE_NAME:
+        return RetryDecision.ALREADY_STARTED
+    if result in REFUSED_STOPS and operation.is_stop:
+        return REFUSED_STOPS[result][operation]
+    return RULES[result][_COLUMNS[operation]]
+
+
+def full_jitter(initial: float, most: float, retries: int, random: Callable[[], float]) -> float:
+    """Return a random wait between 0 and a limit that doubles with each retry from *initial* to *most*."""
+    return float(random() * min(most, initial * 2 ** min(retries, _MAX_DOUBLINGS)))
+
+
+def at_least(asked: float, jitter: float) -> float:
+    """Return a wait that is never shorter than *asked*, and a little longer so that not all clients return at once.
+
+    The jitter is at most a tenth of what was asked for, unless nothing was.
+    """
+    return asked + min(jitter, max(asked * 0.1, 0.05)) if asked else jitter
+
+
+@define(eq=False)
+class RetryBudget:
+    """Client-wide retry budget: prevents retry storms during an outage.
+
+    In a full outage it runs dry and calls fail after their first attempt. While the Space serves requests, a call gets
+    back what its retries cost.
+    """
+
+    tokens: int = BUDGET
+
+    def spend(self, cost: int) -> bool:
+        """Take *cost* tokens. Return False, and take none, if there are not enough."""
+        if cost > self.tokens:
+            return False
+        self.tokens -= cost
+        return True
+
+    def refund(self, tokens: int) -> None:
+        self.tokens = min(BUDGET, self.tokens + tokens)
 
 
 @frozen
 class Decision:
-    """What is done next: another attempt after ``wait`` seconds, or the end of the call."""
+    """What follows an attempt: another one after ``delay`` seconds, or the end of the call."""
 
     action: RetryDecision
     delay: float = 0.0
 
     @property
     def is_final(self) -> bool:
-        """Whether the call ends here."""
-        return self.action not in _AGAIN
+        return self.action not in _RETRIES
 
 
 @define(eq=False)
 class RetryState:
-    """One call's memory and its decisions. Pure: time and chance are handed in.
+    """The memory and the decisions of one call. Time and randomness are passed in.
 
     Attributes:
-        kind: what the call asks for.
-        deadline_at: when it gives up, on the clock that `decide` is told.
+        deadline_at: when the call gives up, on the clock of `decide`.
         ambiguous_since: when an attempt was first made that may have been carried out, or None.
         has_unique_name: True for a start whose name no other start has.
+        was_refused_for_now: whether an attempt was refused for now, in this call or before it.
     """
 
     policy: RetryPolicy
-    kind: Operation
+    operation: Operation
     budget: RetryBudget
     random: Callable[[], float]
     deadline_at: float
     ambiguous_since: float | None = None
     has_unique_name: bool = False
+    was_refused_for_now: bool = False
     _accepted: bool = False
-    _refused_for_now: bool = False
-    _tries: dict[RetryDecision, int] = field(factory=dict)
+    _retries: dict[RetryDecision, int] = field(factory=dict)
     _spent: int = 0
 
     @property
@@ -226,208 +227,279 @@ class RetryState:
         """Whether an attempt so far may have been carried out without our knowing."""
         return self.ambiguous_since is not None
 
-    def decide(self, event: AttemptResult, now: float, retry_after: float | None = None) -> Decision:
-        """Say what is done after an attempt that ended so.
-
-        Args:
-            event: how the attempt ended.
-            now: the time.
-            retry_after: seconds that the Space asked to wait.
-        """
-        # Only an earlier attempt of this call can have used a unique name, even one that was refused by its answer.
-        is_repeated = self.ambiguous or (self.has_unique_name and self._refused_for_now)
-        action = action_for(self.kind, event, ambiguous_before=is_repeated)
-        if action in _DONE:
-            self.budget.succeed(self._spent)
+    def decide(self, result: AttemptResult, now: float, retry_after: float | None = None) -> Decision:
+        """Return what follows an attempt with this result, if the Space asked to wait *retry_after* seconds."""
+        # Only an earlier attempt of this start can have used a unique name, even one that was refused by its answer.
+        is_repeated = self.ambiguous or (self.has_unique_name and self.was_refused_for_now)
+        action = rule_for(self.operation, result, ambiguous_before=is_repeated)
+        if action in SUCCESSES:
+            self.budget.refund(self._spent or REWARD)
             return Decision(action)
-        self._accepted |= event is AttemptResult.ACCEPTED
-        self._refused_for_now |= event in _REFUSED_FOR_NOW
-        if event in AMBIGUOUS and self.ambiguous_since is None:
+        self._accepted |= result is AttemptResult.ACCEPTED
+        self.was_refused_for_now |= result in REFUSED_FOR_NOW
+        if result in AMBIGUOUS and self.ambiguous_since is None:
             self.ambiguous_since = now
         if action is RetryDecision.RESEND and not self._may_resend():
             return Decision(RetryDecision.UNKNOWN)
-        if action not in _AGAIN:
+        if action not in _RETRIES:
+            if result in SERVED:
+                self.budget.refund(self._spent)
             return Decision(self._end(action))
-        wait = self._wait(action, retry_after)
-        if not self._allowed(action, now, wait, retry_after):
+        delay = self._delay(action, retry_after)
+        if not self._is_allowed(action, now, delay, retry_after):
             return Decision(self._end(RetryDecision.FAIL))
-        self._tries[action] = self._tries.get(action, 0) + 1
-        return Decision(action, wait)
+        self._retries[action] = self._retries.get(action, 0) + 1
+        return Decision(action, delay)
 
     def _end(self, action: RetryDecision) -> RetryDecision:
-        """Never tell a caller less than is known: a start that may run does not just "fail", nor a stop that worked."""
-        if self._accepted and self.kind.is_stop:
+        """Escalate FAIL to UNKNOWN if an earlier attempt may have succeeded."""
+        if self._accepted and self.operation.is_stop:
             return RetryDecision.ALREADY_STOPPED
-        if action is RetryDecision.FAIL and self.ambiguous and self.kind.is_start:
+        if action is RetryDecision.FAIL and self.ambiguous and self.operation.is_start:
             return RetryDecision.UNKNOWN
         return action
 
     def _may_resend(self) -> bool:
-        return self.kind is not Operation.CALL_START or self.policy.resend_call_starts
+        return self.operation is not Operation.CALL_START or self.policy.resend_call_starts
 
-    def _wait(self, action: RetryDecision, retry_after: float | None) -> float:
+    def _delay(self, action: RetryDecision, retry_after: float | None) -> float:
+        policy = self.policy
         if action in {RetryDecision.RETRY_IMMEDIATELY, RetryDecision.RETRY_IMMEDIATELY_ONCE}:
             return 0.0
-        spread = (
-            self.policy.wait_throttled if action is RetryDecision.WAIT_FOR_RATE_LIMIT else self.policy.wait_transient
-        )
-        return at_least(retry_after or 0.0, backoff(spread, self._tries.get(action, 0), self.random))
-
-    def _allowed(self, action: RetryDecision, now: float, wait: float, retry_after: float | None) -> bool:
-        policy = self.policy
-        if (retry_after or 0.0) > policy.max_retry_after or now + wait >= self.deadline_at:
-            return False
-        if self.ambiguous_since is not None and self.kind.is_start and not self._resend_allowed(now + wait):
-            return False
         if action is RetryDecision.WAIT_FOR_RATE_LIMIT:
-            within = self._count(RetryDecision.WAIT_FOR_RATE_LIMIT) < policy.max_throttle_retries
-        elif action is RetryDecision.RETRY_IMMEDIATELY_ONCE:
-            within = self._count(RetryDecision.RETRY_IMMEDIATELY_ONCE) < 1
-        elif action in _UNSENT:
-            within = self._count(*_UNSENT) < policy.max_connect_retries
+            initial, most = policy.throttle_wait_initial, policy.throttle_wait_max
         else:
-            within = self._count(RetryDecision.RETRY, RetryDecision.RESEND) < policy.max_attempts - 1
-        return within and self._pay(
-            COST_TRANSIENT if action in {RetryDecision.RETRY, RetryDecision.RESEND} else COST_CHEAP
-        )
+            initial, most = policy.wait_initial, policy.wait_max
+        return at_least(retry_after or 0.0, full_jitter(initial, most, self._count(action), self.random))
+
+    def _is_allowed(self, action: RetryDecision, now: float, delay: float, retry_after: float | None) -> bool:
+        policy = self.policy
+        if (retry_after or 0.0) > policy.max_retry_after or now + delay >= self.deadline_at:
+            return False
+        if self.ambiguous_since is not None and self.operation.is_start and not self._resend_allowed(now + delay):
+            return False
+        cost = COST_UNEXECUTED
+        if action is RetryDecision.WAIT_FOR_RATE_LIMIT:
+            is_within = self._count(action) < policy.max_throttle_retries
+        elif action is RetryDecision.RETRY_IMMEDIATELY_ONCE:
+            is_within = self._count(action) < 1
+        elif action in _UNSENT:
+            is_within = self._count(*_UNSENT) < policy.max_connect_retries
+        else:
+            is_within = self._count(RetryDecision.RETRY, RetryDecision.RESEND) < policy.max_attempts - 1
+            cost = COST_TRANSIENT
+        if not (is_within and self.budget.spend(cost)):
+            return False
+        self._spent += cost
+        return True
 
     def _resend_allowed(self, at: float) -> bool:
         since = self.ambiguous_since or 0.0
         return self._count(RetryDecision.RESEND) < self.policy.max_resends and at - since <= self.policy.resend_window
 
     def _count(self, *actions: RetryDecision) -> int:
-        return sum(self._tries.get(action, 0) for action in actions)
-
-    def _pay(self, cost: int) -> bool:
-        if not self.budget.spend(cost):
-            return False
-        self._spent = cost
-        return True
+        return sum(self._retries.get(action, 0) for action in actions)
 
 
 OnAttempt = Callable[[Attempt], object]
-"""Hears of each attempt as it ends."""
-
+"""Called with each attempt as it ends."""
 
 _UNSENT_PHASES = frozenset({Phase.QUEUED, Phase.CONNECTING})
 
 
-@define(eq=False)
 class RetryMiddleware:
-    """Repeats an exchange as the retry matrix allows.
+    def __init__(
+        self, policy: RetryPolicy, budget: RetryBudget, clock: Clock, on_attempt: OnAttempt | None = None
+    ) -> None:
+        self._policy = policy
+        self._budget = budget
+        self._clock = clock
+        self._on_attempt = on_attempt
+        self._outcome_log = OutcomeLog()
 
-    Attributes:
-        policy: how often and how long.
-        budget: the allowance that all calls of a client share.
-        clock: where time, waiting and chance come from.
-        on_attempt: hears of each attempt, the telemetry hook.
-    """
-
-    policy: RetryPolicy
-    budget: RetryBudget
-    clock: Clock
-    on_attempt: OnAttempt | None = None
-    _outcome_log: OutcomeLog = field(init=False, factory=OutcomeLog)
-
-    async def __call__(self, exchange: Request, send: Handler) -> Result:
-        """Send until the call is decided."""
+    async def __call__(self, request: Request, send: Handler) -> Result:
+        """Send the request until the call is decided."""
+        state = request.state
         try:
-            return await self._send(exchange, send)
+            return await self._send(request, send)
         except CancelledError:
-            progress = exchange.state
-            if exchange.operation.is_start and (progress.may_have_succeeded or progress.phase not in _UNSENT_PHASES):
-                self._outcome_log.unknown(exchange, _cancelled(progress.phase), self.clock.now())
+            if request.operation.is_start and (state.may_have_succeeded or state.phase not in _UNSENT_PHASES):
+                self._outcome_log.unknown(request, _cancelled(state.phase), self._clock.now())
             raise
 
-    async def _send(self, exchange: Request, send: Handler) -> Result:
-        now = self.clock.now
-        progress = exchange.state
-        progress.target, progress.name = exchange.target, exchange.name
-        deadline = self.policy.deadline if exchange.deadline is None else exchange.deadline
-        # An errand may take a second exchange; its deadline is that of the first.
-        progress.deadline_at = min(progress.deadline_at, now() + deadline)
-        retrying = RetryState(
-            self.policy,
-            exchange.operation,
-            self.budget,
-            self.clock.random,
-            progress.deadline_at,
-            ambiguous_since=now() if progress.may_have_succeeded else None,
-            has_unique_name=exchange.has_unique_name,
-            refused_for_now=progress.was_refused_for_now,
+    async def _send(self, request: Request, send: Handler) -> Result:
+        now, state, policy = self._clock.now, request.state, self._policy
+        state.target, state.name = request.target, request.name
+        deadline = policy.deadline if request.deadline is None else request.deadline
+        # A call may take a second request; its deadline is that of the first.
+        state.deadline_at = min(state.deadline_at, now() + deadline)
+        retry = RetryState(
+            policy=policy,
+            operation=request.operation,
+            budget=self._budget,
+            random=self._clock.random,
+            deadline_at=state.deadline_at,
+            ambiguous_since=now() if state.may_have_succeeded else None,
+            has_unique_name=request.has_unique_name,
+            was_refused_for_now=state.was_refused_for_now,
         )
-        unsure_at = Phase.QUEUED
+        ambiguous_phase = Phase.QUEUED
         last: Result | None = None
         while True:
-            progress.attempts = number = progress.attempts + 1
-            began = now()
-            progress.acquired_at = None
+            state.attempts = number = state.attempts + 1
+            started_at = now()
+            state.acquired_at = None
             try:
-                outcome = await send(exchange)
-            except CancelledError:
-                self._tell(exchange, _cancelled(progress.phase), number, began, Decision(RetryDecision.FAIL))
+                result = await send(request)
+            except BaseException as error:
+                if isinstance(error, CancelledError):
+                    self._report(request, _cancelled(state.phase), number, started_at, Decision(RetryDecision.FAIL))
+                _uncount_queued_attempt(state)
                 raise
-            if outcome.attempt_result is AttemptResult.DEADLINE_EXCEEDED and last is not None:
-                # What the Space said last is more telling than that there was no time left to ask again.
-                outcome = evolve(
+            if result.attempt_result is AttemptResult.DEADLINE_EXCEEDED and last is not None:
+                # The Space's last answer says more than that there was no time left to ask again.
+                result = evolve(
                     last,
                     attempt_result=AttemptResult.DEADLINE_EXCEEDED,
-                    retry_after=outcome.retry_after or last.retry_after,
+                    retry_after=result.retry_after or last.retry_after,
                 )
-            last = outcome
-            before = retrying.ambiguous
-            decision = retrying.decide(outcome.attempt_result, now(), outcome.retry_after)
-            before |= decision.action is RetryDecision.ALREADY_STARTED
-            self._tell(exchange, outcome, number, began, decision)
-            progress.was_refused_for_now |= outcome.attempt_result in _REFUSED_FOR_NOW
-            progress.may_have_succeeded |= retrying.ambiguous
-            if retrying.ambiguous and not before:
-                unsure_at = outcome.phase
+            last = result
+            ambiguous_before = retry.ambiguous
+            decision = retry.decide(result.attempt_result, now(), result.retry_after)
+            ambiguous_before |= decision.action is RetryDecision.ALREADY_STARTED
+            self._report(request, result, number, started_at, decision)
+            if result.attempt_result in REFUSED_FOR_NOW:
+                state.refusals |= {result.attempt_result}
+                state.was_refused_for_now = True
+            state.may_have_succeeded |= retry.ambiguous
+            if retry.ambiguous and not ambiguous_before:
+                ambiguous_phase = result.phase
             if decision.is_final:
-                self._log_outcome(exchange, outcome, decision, ambiguous=before)
-                phase = unsure_at if decision.action is RetryDecision.UNKNOWN else outcome.phase
-                return outcome.as_attempt_of(
-                    decision.action, phase=phase, attempts=number, ambiguous=before, sent=progress.sent
-                )
-            log_retry(exchange, outcome, number, decision.action, decision.delay)
-            progress.phase = Phase.QUEUED
+                break
+            _log_retry(request, result, number, decision)
+            state.phase = Phase.QUEUED
             if decision.delay:
-                await self.clock.sleep(decision.delay)
+                await self._clock.sleep(decision.delay)
+        if decision.action is RetryDecision.FAIL:
+            state.phase = Phase.QUEUED  # nothing is in flight, whatever the caller waits for next
+        _uncount_queued_attempt(state)
+        self._log_outcome(request, result, decision, ambiguous=ambiguous_before)
+        phase = ambiguous_phase if decision.action is RetryDecision.UNKNOWN else result.phase
+        return result.as_attempt_of(
+            decision.action, phase=phase, attempts=number, ambiguous=ambiguous_before, sent=state.sent
+        )
 
-    def _log_outcome(self, exchange: Request, outcome: Result, decision: Decision, *, ambiguous: bool) -> None:
+    def _log_outcome(self, request: Request, result: Result, decision: Decision, *, ambiguous: bool) -> None:
         if decision.action is RetryDecision.UNKNOWN:
-            self._outcome_log.unknown(exchange, outcome, self.clock.now())
-        elif ambiguous and exchange.operation.is_start and decision.action is not RetryDecision.FAIL:
-            self._outcome_log.ambiguous(exchange, decision.action, self.clock.now())
+            self._outcome_log.unknown(request, result, self._clock.now())
+        elif ambiguous and request.operation.is_start and decision.action is not RetryDecision.FAIL:
+            self._outcome_log.ambiguous(request, decision.action, self._clock.now())
 
-    def _tell(self, exchange: Request, outcome: Result, number: int, began: float, decision: Decision) -> None:
-        sent = exchange.state.record_attempt()
-        if self.on_attempt is None:
+    def _report(self, request: Request, result: Result, number: int, started_at: float, decision: Decision) -> None:
+        sent = request.state.record_attempt()
+        if self._on_attempt is None:
             return
-        reply = outcome.response
-        now = self.clock.now()
-        turn_at = exchange.state.acquired_at
-        turn_at = now if turn_at is None else turn_at
+        response, now = result.response, self._clock.now()
+        acquired_at = now if request.state.acquired_at is None else request.state.acquired_at
         attempt = Attempt(
-            operation=exchange.operation,
-            target=exchange.target,
-            name=exchange.name,
+            operation=request.operation,
+            target=request.target,
+            name=request.name,
             number=number,
-            result=outcome.attempt_result,
-            phase=outcome.phase,
+            result=result.attempt_result,
+            phase=result.phase,
             sent=sent,
-            status=reply.status if reply is not None else None,
-            code=reply.problem.code if reply is not None and reply.problem is not None else None,
-            queue_time=turn_at - began,
-            duration=now - turn_at,
+            status=response.status if response is not None else None,
+            code=response.problem.code if response is not None and response.problem is not None else None,
+            queue_time=acquired_at - started_at,
+            duration=now - acquired_at,
             decision=decision.action,
             next_delay=decision.delay,
         )
         try:
-            self.on_attempt(attempt)
+            self._on_attempt(attempt)
         except Exception:  # noqa: BLE001  (a broken hook must not lose a stream that was just started)
-            RETRY_LOG.exception("on_attempt failed; the call goes on without it")
+            _RETRY_LOG.exception("on_attempt raised an exception, which is ignored")
+
+
+def _uncount_queued_attempt(state: CallState) -> None:
+    if state.acquired_at is None:  # it never had its turn
+        state.attempts -= 1
 
 
 def _cancelled(phase: Phase) -> Result:
     return Result(attempt_result=AttemptResult.CANCELLED, phase=phase)
+
+
+def _log_retry(request: Request, result: Result, number: int, decision: Decision) -> None:
+    if _RETRY_LOG.isEnabledFor(logging.DEBUG):
+        _RETRY_LOG.debug(
+            "%s: attempt %d: %s; %s, next attempt in %.2f s",
+            describe_call(request),
+            number,
+            describe_result(request, result),
+            decision.action.value,
+            decision.delay,
+        )
+
+
+class OutcomeLog:
+    """Logs the starts of one client whose outcome is unknown or ambiguous.
+
+    A bulk run logs at most one of these per minute at WARNING and the others at DEBUG, because each `BulkOutcome`
+    reports its own.
+    """
+
+    _BULK_INTERVAL = 60.0
+
+    def __init__(self) -> None:
+        self._bulk_warning_at = float("-inf")
+        self._unreported = 0
+
+    def unknown(self, request: Request, result: Result, now: float) -> None:
+        """Log a start that may have been carried out."""
+        lost = result.attempt_result is AttemptResult.ACCEPTED
+        state = "the stream runs, but its sid is lost" if lost else "the stream may be running"
+        level, suffix = self._level(request.priority, now)
+        if _OUTCOME_LOG.isEnabledFor(level):
+            happened = describe_result(request, result)
+            _OUTCOME_LOG.log(level, "%s: outcome unknown, %s: %s%s", describe_call(request), state, happened, suffix)
+
+    def ambiguous(self, request: Request, action: RetryDecision, now: float) -> None:
+        """Log a start that succeeded after an attempt that may have been carried out."""
+        state = "already running" if action is RetryDecision.ALREADY_STARTED else "started"
+        level, suffix = self._level(request.priority, now)
+        if _OUTCOME_LOG.isEnabledFor(level):
+            _OUTCOME_LOG.log(
+                level,
+                "%s: %s, ambiguous because an earlier attempt may have started it: stop it by its name%s",
+                describe_call(request),
+                state,
+                suffix,
+            )
+
+    def _level(self, priority: Priority, now: float) -> tuple[int, str]:
+        if priority is Priority.INTERACTIVE:
+            return logging.WARNING, ""
+        if now - self._bulk_warning_at < self._BULK_INTERVAL:
+            self._unreported += 1
+            return logging.DEBUG, ""
+        suffix = f" ({self._unreported:,} more since the last warning)" if self._unreported else ""
+        self._bulk_warning_at, self._unreported = now, 0
+        return logging.WARNING, suffix
+
+
+def describe_call(request: Request) -> str:
+    """Return a request in words for a log line, which holds no secret."""
+    name = f" (name {request.name!r})" if request.operation.is_start and request.name is not None else ""
+    return f"{request.description} {request.target}{name}"
+
+
+def describe_result(request: Request, result: Result) -> str:
+    """Return the result of an attempt in words for a log line, without secrets and without a part of a body."""
+    response, words = result.response, result.attempt_result.value
+    if response is None:
+        detail = redact(result.detail, request.redact)
+        return f"{words} ({detail})" if detail else words
+    code = response.problem.code if response.problem is not None else None
+    return f"{words} (HTTP {response.status}" + (f", code {code})" if code is not None else ")")

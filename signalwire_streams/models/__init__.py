@@ -13,19 +13,18 @@ from signalwire_streams.models._enums import (
     Track,
 )
 from signalwire_streams.models._requests import (
-    GENERATED_NAME,
-    OpenOptions,
+    GENERATED_NAME as GENERATED_NAME,
+    OpenOptions as OpenOptions,
     StartCallStream,
     StartConferenceStream,
-    StartOptions,
+    StartOptions as StartOptions,
 )
 from signalwire_streams.models._responses import Call, CallStream, Conference, ConferenceStream, Page, Participant
 
 __all__ = [
-    "GENERATED_NAME",
-    "RetryDecision",
     "AnsweredBy",
     "Attempt",
+    "AttemptResult",
     "Call",
     "CallDirection",
     "CallStatus",
@@ -35,16 +34,14 @@ __all__ = [
     "Conference",
     "ConferenceStatus",
     "ConferenceStream",
-    "AttemptResult",
     "Operation",
-    "Priority",
-    "OpenOptions",
     "Page",
     "Participant",
     "ParticipantStatus",
+    "Priority",
+    "RetryDecision",
     "StartCallStream",
     "StartConferenceStream",
-    "StartOptions",
     "StreamStatus",
     "Track",
 ]

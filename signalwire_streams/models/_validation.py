@@ -365,7 +365,5 @@ def validate_fraction(_: object, attribute: "Attribute[Any]", value: object) -> 
 
 
 def validate_backoff(_: object, attribute: "Attribute[Any]", value: object) -> None:
-    numbers = value if isinstance(value, tuple) else ()
-    good = [isinstance(number, int | float) and not isinstance(number, bool) for number in numbers] == [True, True]
-    if not good or not 0 <= numbers[0] <= numbers[1] < float("inf"):
-        raise InvalidRequestError(f"{attribute.name} must be (base, cap) in seconds with base <= cap, not {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        raise InvalidRequestError(f"{attribute.name} must be a number of seconds from 0, not {value!r}")

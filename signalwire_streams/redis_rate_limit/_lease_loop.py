@@ -38,11 +38,11 @@ class LeaseLoop:
         self._slow_leases = 0
         self._closed = False
 
-    def wait(self, priority: Priority) -> "asyncio.Future[float]":
-        """Join the queue; the future's result says until when its token may be used."""
+    async def wait(self, priority: Priority, timeout: float) -> float | None:  # noqa: ASYNC109  (acquire's)
+        """Wait for a token. Return the time until which it may be used, or None on timeout."""
         turn = self.queue.add(priority)
         self.start()
-        return turn
+        return await self.queue.wait(turn, timeout, self.give_back)
 
     def start(self) -> None:
         # The task itself must not reset this: an eager one may end before it is assigned.
@@ -78,7 +78,7 @@ class LeaseLoop:
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
-        self.queue.refuse(ClientStateError("this rate limiter is closed: create a new RedisRateLimiter"))
+        self.queue.refuse(ClientStateError("this rate limiter is closed: make a new RedisRateLimiter"))
 
     async def _run(self) -> None:
         try:

@@ -7,11 +7,10 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from signalwire_streams.clock import Clock
+from signalwire_streams.clock import Clock, LoopGuard
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
-from signalwire_streams.middleware._logs import log_pause
 from signalwire_streams.middleware._policies import RateLimit
-from signalwire_streams.middleware._queueing import LoopGuard, was_granted
+from signalwire_streams.middleware._rate_limit import log_pause
 from signalwire_streams.models import Priority
 from signalwire_streams.models._validation import check_count
 from signalwire_streams.redis_rate_limit._lease_loop import LeaseLoop
@@ -69,7 +68,7 @@ class RedisRateLimiter:
         self._clock = clock or Clock()
         self._state = LocalState(rate_limit or RateLimit())
         self._fallback = Fallback(self._store.address, fallback_clients)
-        self._guard = LoopGuard()
+        self._guard = LoopGuard("rate limiter", "RedisRateLimiter")
         self._leases = LeaseLoop(store=self._store, state=self._state, fallback=self._fallback, clock=self._clock)
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -146,21 +145,11 @@ class RedisRateLimiter:
         if least >= timeout:
             # No time even for one round trip: there is a wait, but its length is unknown.
             return least or 1 / self._state.rate(now)
-        turn = self._leases.wait(priority)
-        try:
-            async with asyncio.timeout(timeout):
-                await turn
-        except TimeoutError:
-            if not was_granted(turn):
-                return timeout
-        except asyncio.CancelledError:
-            if was_granted(turn) and turn.exception() is None:
-                self._leases.give_back(turn.result())
-            raise
-        finally:
-            self._leases.queue.remove(turn)
+        usable_until = await self._leases.wait(priority, timeout)
+        if usable_until is None:
+            return timeout
         woken = self._clock.now()
-        if woken <= turn.result():
+        if woken <= usable_until:
             return 0.0
         # The process was suspended since the grant: everything granted before would now be sent at once.
         return await self.acquire(priority, timeout - (woken - now))
@@ -198,7 +187,7 @@ class RedisRateLimiter:
                 self._check()
                 self._leases.start()
 
-    def on_success(self, _: int | None = None) -> None:
+    def on_success(self) -> None:
         """Record that the Space served a request; see `RateLimiter.on_success`."""
         self._state.on_success()
 

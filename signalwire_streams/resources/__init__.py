@@ -1,4 +1,4 @@
-"""What a caller talks to: conferences and calls."""
+"""The resources of the API: conferences and calls."""
 
 from signalwire_streams.resources._calls import Calls
 from signalwire_streams.resources._conferences import Conferences

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import overload
 
-from attrs import define
-
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import read_item
@@ -14,18 +12,17 @@ from signalwire_streams._http.session import Dispatcher
 from signalwire_streams.models import Call, CallbackMethod, CallStatus, CallStream, StartCallStream, Track
 from signalwire_streams.models._validation import check_path_segment, masks_secrets
 from signalwire_streams.resources._pagination import Paginator
-from signalwire_streams.resources._streams import Streams, send_or_raise
+from signalwire_streams.resources._streams import Streams, choose_name, send_or_raise
 
 _COLLECTION = "Calls"
 
 
-@define(eq=False)
 class Calls:
     """The calls of the account, and the streams on them."""
 
-    _dispatcher: Dispatcher
-    _account: Account
-    _streams: Streams[CallStream]
+    def __init__(self, dispatcher: Dispatcher, account: Account, streams: Streams[CallStream]) -> None:
+        """Create it as `StreamsClient` does."""
+        self._dispatcher, self._account, self._streams = dispatcher, account, streams
 
     @masks_secrets
     async def start_stream(
@@ -45,35 +42,36 @@ class Calls:
         may_be_running: bool = False,
         deadline: float | None = None,
     ) -> CallStream:
-        """Copy the call's audio to a WebSocket.
+        """Start a stream that sends the call's audio to a WebSocket server.
 
-        The fields are those of `StartCallStream`. Without a ``name`` one is made up. That a Space refuses a
-        second stream of one name is documented for conferences only, so a start on a call whose answer was
-        lost is not sent again (`RetryPolicy.resend_call_starts` changes that).
+        The arguments are the fields of `StartCallStream`. Without a ``name`` one is generated. That a Space refuses a
+        second stream of one name is documented for conferences only, so a start on a call whose response was lost is
+        not sent again (`RetryPolicy.resend_call_starts` changes that).
 
         Args:
             call_sid: the call.
-            url: the wss address that the Space dials; no query string.
+            url: the wss address that the Space connects to; no query string.
             name: unique within the call.
             unnamed: True to send no name; such a start is never sent twice.
             track: which side of the audio; the API's default is both.
-            codec: for conferences only; here to say so clearly.
-            realtime: for conferences only; here to say so clearly.
-            status_callback: an http(s) address that hears of the stream.
+            codec: for conferences only; None.
+            realtime: for conferences only; None.
+            status_callback: http(s) URL that receives status callbacks.
             status_callback_method: GET or POST; the API's default is POST.
             parameters: at most 99 values for the WebSocket server.
             authorization_bearer_token: sent with the WebSocket upgrade.
-            may_be_running: True to start again, under its ``name``, what may be running already, as a
-                `StreamOutcomeUnknownError` says. The result is then ``ambiguous``: an ordinary answer does not prove that
-                this start made the stream, and it is stopped by its name. A call may take a second stream of the name.
+            may_be_running: True to start a stream again, under its ``name``, that may be running already, as a
+                `StreamOutcomeUnknownError` says. The result is then ``ambiguous``: an ordinary response does not prove
+                that this start made the stream, and it is stopped by its name.
+                A call may accept a second stream of that name.
             deadline: seconds for the whole call, retries included.
 
         Returns:
-            The stream. Keep it, or its name: the API has no way to look streams up.
+            The stream. Keep it, or its name: the API has no way to look up streams.
 
         Raises:
-            InvalidRequestError: an argument can't be right; nothing was sent.
-            StreamOutcomeUnknownError: the stream may be running, and nobody can tell.
+            InvalidRequestError: an argument is invalid; nothing was sent.
+            StreamOutcomeUnknownError: the stream may or may not be running.
             ApiError: the Space refused.
             TransportError: the Space could not be reached; the stream was not started.
 
@@ -82,7 +80,7 @@ class Calls:
         request = StartCallStream(
             call_sid=call_sid,
             url=url,
-            name=name,
+            name=choose_name(name, unnamed=unnamed or may_be_running),
             unnamed=unnamed,
             track=track,
             codec=codec,
@@ -107,29 +105,29 @@ class Calls:
     ) -> CallStream:
         """Stop a stream: ``stop_stream(stream)``, or ``stop_stream(call_sid, "audit-1")``.
 
-        A stream that has ended before, by itself or with its call, counts as stopped; the stream that is returned
-        then has ``already_ended=True``.
+        A stream that has ended before, by itself or with its call, counts as stopped; the returned stream then has
+        ``already_ended=True``.
 
         Args:
-            call_sid: the call, or a stream as it was returned and nothing else.
-            stream: the stream as it was returned, its sid or its name. That a name works here is documented
-                nowhere for this API; a returned stream is stopped by its sid wherever that is certain.
+            call_sid: the call, or a returned stream and nothing else.
+            stream: the returned stream, its sid or its name. That a name works here is not documented for this API; a
+                returned stream is stopped by its sid wherever that is certain.
             deadline: seconds for the whole call, retries included.
 
         Raises:
-            InvalidRequestError: an argument can't be right; nothing was sent.
-            NotFoundError: there is no stream of that sid or name on the call. A stream object whose sid the Space
-                returned from a start counts as stopped instead.
+            InvalidRequestError: an argument is invalid; nothing was sent.
+            NotFoundError: the call has no stream of that sid or name. A stream object whose sid the Space returned from
+                a start counts as stopped instead.
             ApiError: the Space refused.
             TransportError: the Space could not be reached; stopping again is safe.
         """
         return await self._streams.stop(call_sid, stream, deadline=deadline)
 
     async def get(self, call_sid: str) -> Call:
-        """Read one call."""
-        exchange = requests.read(self._account, _COLLECTION, check_path_segment(call_sid, "call_sid"))
-        outcome = await send_or_raise(self._dispatcher, exchange)
-        return read_item(outcome.response and outcome.response.document, Call)
+        """Fetch one call."""
+        request = requests.read(self._account, _COLLECTION, check_path_segment(call_sid, "call_sid"))
+        result = await send_or_raise(self._dispatcher, request)
+        return read_item(result.response and result.response.document, Call)
 
     def list(
         self,
@@ -149,17 +147,17 @@ class Calls:
         """List the calls: ``async for call in client.calls.list(status="in-progress")``.
 
         Args:
-            status: only those in this state.
+            status: only those with this status.
             from_: only those from this address.
             to: only those to this address.
             parent_call_sid: only those that this call created.
-            start_time: only those that began then; a datetime with its zone, or text as the API wants it.
-            start_time_before: only those that began before.
-            start_time_after: only those that began after.
+            start_time: only those that started then; a datetime with a time zone, or text in the API's format.
+            start_time_before: only those that started before.
+            start_time_after: only those that started after.
             end_time: only those that ended then.
             end_time_before: only those that ended before.
             end_time_after: only those that ended after.
-            page_size: how many are read at once, 1 to 1000; the API's default is 50.
+            page_size: items per page, 1 to 1000; the API's default is 50.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/calls
         """

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from datetime import date
 from typing import overload
 
-from attrs import define
-
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import read_item
@@ -23,18 +21,17 @@ from signalwire_streams.models import (
 )
 from signalwire_streams.models._validation import check_path_segment, masks_secrets
 from signalwire_streams.resources._pagination import Paginator
-from signalwire_streams.resources._streams import Streams, send_or_raise
+from signalwire_streams.resources._streams import Streams, choose_name, send_or_raise
 
 _COLLECTION = "Conferences"
 
 
-@define(eq=False)
 class Conferences:
     """The conferences of the account, and the streams on them."""
 
-    _dispatcher: Dispatcher
-    _account: Account
-    _streams: Streams[ConferenceStream]
+    def __init__(self, dispatcher: Dispatcher, account: Account, streams: Streams[ConferenceStream]) -> None:
+        """Create it as `StreamsClient` does."""
+        self._dispatcher, self._account, self._streams = dispatcher, account, streams
 
     @masks_secrets
     async def start_stream(
@@ -54,34 +51,34 @@ class Conferences:
         may_be_running: bool = False,
         deadline: float | None = None,
     ) -> ConferenceStream:
-        """Copy the conference's audio to a WebSocket.
+        """Start a stream that sends the conference's audio to a WebSocket server.
 
-        The fields are those of `StartConferenceStream`. Without a ``name`` one is made up, because it is what
+        The arguments are the fields of `StartConferenceStream`. Without a ``name`` one is generated, because the name
         makes the start safe to send again.
 
         Args:
             conference_sid: the conference.
-            url: the wss address that the Space dials; no query string.
+            url: the wss address that the Space connects to; no query string.
             name: unique within the conference.
             unnamed: True to send no name; such a start is never sent twice.
             track: which side of the audio; the API's default is both.
             codec: how the audio is encoded; a `Codec`, or a text with modifiers such as ``"L16@24000h@40i"``.
             realtime: the API's ``StreamRealTime``.
-            status_callback: an http(s) address that hears of the stream.
+            status_callback: http(s) URL that receives status callbacks.
             status_callback_method: GET or POST; the API's default is POST.
             parameters: at most 99 values for the WebSocket server.
             authorization_bearer_token: sent with the WebSocket upgrade.
-            may_be_running: True to start again, under its ``name``, what may be running already, as a
-                `StreamOutcomeUnknownError` says. The result is then ``ambiguous``: an ordinary answer does not prove that
-                this start made the stream, and it is stopped by its name.
+            may_be_running: True to start a stream again, under its ``name``, that may be running already, as a
+                `StreamOutcomeUnknownError` says. The result is then ``ambiguous``: an ordinary response does not prove
+                that this start made the stream, and it is stopped by its name.
             deadline: seconds for the whole call, retries included.
 
         Returns:
-            The stream. Keep it, or its name: the API has no way to look streams up.
+            The stream. Keep it, or its name: the API has no way to look up streams.
 
         Raises:
-            InvalidRequestError: an argument can't be right; nothing was sent.
-            StreamOutcomeUnknownError: the stream may be running, and nobody can tell.
+            InvalidRequestError: an argument is invalid; nothing was sent.
+            StreamOutcomeUnknownError: the stream may or may not be running.
             ApiError: the Space refused.
             TransportError: the Space could not be reached; the stream was not started.
 
@@ -90,7 +87,7 @@ class Conferences:
         request = StartConferenceStream(
             conference_sid=conference_sid,
             url=url,
-            name=name,
+            name=choose_name(name, unnamed=unnamed or may_be_running),
             unnamed=unnamed,
             track=track,
             codec=codec,
@@ -119,18 +116,18 @@ class Conferences:
     ) -> ConferenceStream:
         """Stop a stream: ``stop_stream(stream)``, or ``stop_stream(conference_sid, "audit-1")``.
 
-        A stream that has ended before, by itself or with its conference, counts as stopped; the stream that is returned
-        then has ``already_ended=True``.
+        A stream that has ended before, by itself or with its conference, counts as stopped; the returned stream then
+        has ``already_ended=True``.
 
         Args:
-            conference_sid: the conference, or a stream as it was returned and nothing else.
-            stream: the stream as it was returned, its sid or its name. That a name works here is documented
-                nowhere for this API; a returned stream is stopped by its sid wherever that is certain.
+            conference_sid: the conference, or a returned stream and nothing else.
+            stream: the returned stream, its sid or its name. That a name works here is not documented for this API; a
+                returned stream is stopped by its sid wherever that is certain.
             deadline: seconds for the whole call, retries included.
 
         Raises:
-            InvalidRequestError: an argument can't be right; nothing was sent.
-            NotFoundError: there is no stream of that sid or name on the conference. A stream object whose sid the Space
+            InvalidRequestError: an argument is invalid; nothing was sent.
+            NotFoundError: the conference has no stream of that sid or name. A stream object whose sid the Space
                 returned from a start counts as stopped instead.
             ApiError: the Space refused.
             TransportError: the Space could not be reached; stopping again is safe.
@@ -138,10 +135,10 @@ class Conferences:
         return await self._streams.stop(conference_sid, stream, deadline=deadline)
 
     async def get(self, conference_sid: str) -> Conference:
-        """Read one conference."""
-        exchange = requests.read(self._account, _COLLECTION, check_path_segment(conference_sid, "conference_sid"))
-        outcome = await send_or_raise(self._dispatcher, exchange)
-        return read_item(outcome.response and outcome.response.document, Conference)
+        """Fetch one conference."""
+        request = requests.read(self._account, _COLLECTION, check_path_segment(conference_sid, "conference_sid"))
+        result = await send_or_raise(self._dispatcher, request)
+        return read_item(result.response and result.response.document, Conference)
 
     def list(
         self,
@@ -159,15 +156,15 @@ class Conferences:
         """List the conferences: ``async for conference in client.conferences.list(status="in-progress")``.
 
         Args:
-            status: only those in this state.
-            friendly_name: only the room of this name.
+            status: only those with this status.
+            friendly_name: only the conference of this name.
             date_created: only those of this day; likewise the other dates, in UTC.
             date_created_before: only those created before this day.
             date_created_after: only those created after this day.
-            date_updated: only those changed on this day.
-            date_updated_before: only those changed before this day.
-            date_updated_after: only those changed after this day.
-            page_size: how many are read at once, 1 to 1000; the API's default is 50.
+            date_updated: only those updated on this day.
+            date_updated_before: only those updated before this day.
+            date_updated_after: only those updated after this day.
+            page_size: items per page, 1 to 1000; the API's default is 50.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/conferences
         """
@@ -192,13 +189,13 @@ class Conferences:
         hold: bool | None = None,
         page_size: int | None = None,
     ) -> Paginator[Participant]:
-        """List who is in a conference.
+        """List the participants of a conference.
 
         Args:
             conference_sid: the conference.
-            muted: only those who are muted, or only those who are not.
-            hold: only those on hold, or only those who are not.
-            page_size: how many are read at once, 1 to 1000; the API's default is 50.
+            muted: True for only those who are muted, False for only those who are not.
+            hold: True for only those on hold, False for only those who are not.
+            page_size: items per page, 1 to 1000; the API's default is 50.
 
         Source: https://signalwire.com/docs/compatibility-api/rest/participants
         """

@@ -134,7 +134,7 @@ class RequestLog(Sequence[ReceivedRequest]):
         count: int = 1,
         operation: str | None = None,
         target: str | None = None,
-        timeout: float = 5.0,  # noqa: ASYNC109 - a test's own limit, with a sentence of its own
+        timeout: float = 5.0,
     ) -> None:
         """Wait until so many requests match.
 

@@ -11,12 +11,9 @@ from signalwire_streams import (
     BulkJournal,
     BulkStatus,
     ConferenceStream,
-    Handler,
     InvalidRequestError,
     JournalError,
     RateLimit,
-    Request,
-    Result,
     RetryPolicy,
     RunCancelledError,
     StartCallStream,
@@ -26,6 +23,7 @@ from signalwire_streams import (
 from signalwire_streams.bulk import _journal_file as store
 from signalwire_streams.bulk._journal_file import hold
 from signalwire_streams.bulk._write_ahead_log import JournalPath
+from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -44,7 +42,7 @@ async def by_names(client: StreamsClient, space: SimulatedSpace) -> list[Any]:
     return streams
 
 
-async def test_a_name_that_is_unknown_is_no_proof_after_a_lost_stop_either(client_for: Any) -> None:
+async def test_stop_by_unknown_name_after_a_lost_stop_is_rejected(client_for: Any) -> None:
     """Where names are no ids, a stop by name that was lost is not taken for one that worked."""
     async with SimulatedSpace(conferences=2, streams_by_name=False) as space:
         client: StreamsClient = client_for(space)
@@ -55,7 +53,7 @@ async def test_a_name_that_is_unknown_is_no_proof_after_a_lost_stop_either(clien
         assert len(space.streams.active()) == 2
 
 
-async def test_what_was_refused_is_refused_again(client_for: Any, tmp_path: Path) -> None:
+async def test_repeated_stop_that_is_not_found_is_rejected_again(client_for: Any, tmp_path: Path) -> None:
     """A stop that found nothing by a name has not worked because it is repeated."""
     async with SimulatedSpace(conferences=2, streams_by_name=False) as space:
         client: StreamsClient = client_for(space)
@@ -66,7 +64,7 @@ async def test_what_was_refused_is_refused_again(client_for: Any, tmp_path: Path
         assert len(space.streams.active()) == 2
 
 
-async def test_a_proxy_that_knows_nothing_proves_nothing(
+async def test_bare_404_of_a_proxy_does_not_prove_a_stop(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
     """A 404 that is not in the API's words says nothing of a stream."""
@@ -79,7 +77,7 @@ async def test_a_proxy_that_knows_nothing_proves_nothing(
     assert space.streams.active() == []
 
 
-async def test_a_name_that_has_ended_is_stopped(client_for: Any, tmp_path: Path) -> None:
+async def test_stop_by_the_name_of_an_ended_stream_succeeds(client_for: Any, tmp_path: Path) -> None:
     """When the Space knows a name and says that its stream has stopped, nothing is left to do."""
     async with SimulatedSpace(conferences=1) as space:
         client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
@@ -90,7 +88,9 @@ async def test_a_name_that_has_ended_is_stopped(client_for: Any, tmp_path: Path)
         assert (await client.stop_started(tmp_path / "run.db").report()).counts == {BulkStatus.STOPPED: 1}
 
 
-async def test_a_mistake_does_not_undo_what_may_run(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_invalid_stop_does_not_overwrite_a_doubtful_item(
+    client_for: Any, space: SimulatedSpace, tmp_path: Path
+) -> None:
     """A resumed run that refuses an item by itself leaves in the journal that it may run."""
 
     async def refuses(exchange: Request, send: Handler) -> Result:
@@ -109,7 +109,7 @@ async def test_a_mistake_does_not_undo_what_may_run(client_for: Any, space: Simu
     assert (await impatient.stop_started(tmp_path / "run.db").report()).counts == {BulkStatus.STOPPED: 3}
 
 
-async def test_a_certain_refusal_is_no_doubt(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_certain_refusal_is_recorded_as_rejected(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
     """What was turned away with 429 was not carried out, also when the run is cut while it waits."""
     client: StreamsClient = client_for(space)
     space.faults.add("throttle", on="start", retry_after=30)
@@ -149,7 +149,7 @@ class NoTime:
         return 0.5
 
 
-async def test_a_resumed_run_with_a_wrong_token_ends_early(client_for: Any, tmp_path: Path) -> None:
+async def test_resumed_run_with_a_wrong_token_ends_early(client_for: Any, tmp_path: Path) -> None:
     """Items in doubt stay so, and are not all asked for with a token that is refused."""
     async with SimulatedSpace(conferences=40) as space:
         first: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
@@ -171,7 +171,7 @@ async def test_a_resumed_run_with_a_wrong_token_ends_early(client_for: Any, tmp_
         assert space.streams.duplicates() == []
 
 
-async def test_items_in_doubt_wait_for_the_space_as_well(client_for: Any, tmp_path: Path) -> None:
+async def test_doubtful_items_wait_for_the_end_of_an_outage(client_for: Any, tmp_path: Path) -> None:
     """A resumed run whose breaker opens waits with all of its items."""
     async with SimulatedSpace(conferences=30) as space:
         first: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
@@ -186,7 +186,7 @@ async def test_items_in_doubt_wait_for_the_space_as_well(client_for: Any, tmp_pa
         assert report.counts[BulkStatus.STARTED] >= 5
 
 
-async def test_a_journal_that_somebody_else_just_made(
+async def test_journal_created_by_another_process_meanwhile_is_refused(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who comes second is told, and takes nothing away."""
@@ -203,7 +203,7 @@ async def test_a_journal_that_somebody_else_just_made(
     assert BulkJournal(path).status().planned == 0
 
 
-async def test_a_run_that_was_killed_before_it_began(client: StreamsClient, tmp_path: Path) -> None:
+async def test_run_killed_before_its_first_item_is_resumed(client: StreamsClient, tmp_path: Path) -> None:
     """A journal with nothing in it says so, and can be used."""
     (tmp_path / "run.db").touch()
     with pytest.raises(InvalidRequestError, match="is empty, so it was not begun yet"):
@@ -212,7 +212,7 @@ async def test_a_run_that_was_killed_before_it_began(client: StreamsClient, tmp_
 
 
 @pytest.mark.parametrize("damage", ["removed", "replaced"])
-async def test_a_journal_that_goes_away_ends_the_run(
+async def test_journal_that_is_removed_ends_the_run(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path, damage: str
 ) -> None:
     """Notes in a file that nobody will find are none."""
@@ -229,7 +229,9 @@ async def test_a_journal_that_goes_away_ends_the_run(
         await go_through()
 
 
-async def test_links_lead_to_one_lock(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_symbolic_links_share_the_lock_of_their_journal(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path
+) -> None:
     """Whatever a journal is called, one process works on it."""
     path, link = tmp_path / "run.db", tmp_path / "link.db"
     client.create_journal(on_conferences(space), journal=path)
@@ -240,7 +242,7 @@ async def test_links_lead_to_one_lock(client: StreamsClient, space: SimulatedSpa
             await client.start_streams([], journal=link, resume=True).report()
 
 
-async def test_who_is_cancelled_twice_lets_go_of_the_journal(
+async def test_run_that_is_cancelled_twice_releases_the_journal(
     client_for: Any, space: SimulatedSpace, tmp_path: Path
 ) -> None:
     """A run that is not even given its drain still closes its journal."""
@@ -262,7 +264,7 @@ async def test_who_is_cancelled_twice_lets_go_of_the_journal(
     assert run.snapshot.total == 0
 
 
-async def test_a_journal_that_is_damaged(client: StreamsClient, tmp_path: Path) -> None:
+async def test_damaged_journal_is_refused(client: StreamsClient, tmp_path: Path) -> None:
     """What is wrong with it is told, and not that it were of another version."""
     journal = client.create_journal([], journal=tmp_path / "run.db")
     with journal.path.open("r+b") as file:
@@ -272,7 +274,7 @@ async def test_a_journal_that_is_damaged(client: StreamsClient, tmp_path: Path) 
         journal.status()
 
 
-async def test_a_folder_that_can_only_be_read(
+async def test_journal_in_a_read_only_folder_is_refused(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A journal on a read-only disk can be looked into."""
@@ -281,7 +283,7 @@ async def test_a_folder_that_can_only_be_read(
     assert journal.status().planned == 0
 
 
-async def test_a_name_that_no_file_can_have(client: StreamsClient) -> None:
+async def test_journal_with_an_impossible_name_is_refused(client: StreamsClient) -> None:
     """What the file system refuses is told in a sentence."""
     for act in (
         lambda: client.create_journal([], journal="x" * 300),
@@ -291,7 +293,7 @@ async def test_a_name_that_no_file_can_have(client: StreamsClient) -> None:
             act()
 
 
-async def test_a_slow_pace_fails_nobody(client_for: Any) -> None:
+async def test_low_rate_limit_fails_no_item_of_a_run(client_for: Any) -> None:
     """Items wait for a pace that somebody chose, however slow it is."""
     async with SimulatedSpace(conferences=40) as space:
         client: StreamsClient = client_for(space, rate_limit=RateLimit(requests=1, utilization=1.0))

@@ -34,9 +34,7 @@ def all_bytes(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.iterdir())
 
 
-async def test_a_planned_run_is_gone_on_with_from_its_journal(
-    space: SimulatedSpace, client: StreamsClient, tmp_path: Path
-) -> None:
+async def test_created_journal_is_resumed(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
     """Nothing is sent by planning; the journal alone then tells what there is to start."""
     requests = [*on_conferences(space, codec="PCMU"), StartCallStream(call_sid=space.call_sids[0], url=URL)]
     journal = client.create_journal(iter(requests), journal=tmp_path / "run.db")
@@ -72,7 +70,7 @@ async def test_a_planned_run_is_gone_on_with_from_its_journal(
         ({"status_callback": "https://u:hush-4@a.example/b?key=hush-5"}, {"status_callback": True}),
     ],
 )
-async def test_a_plan_holds_everything_but_secrets(
+async def test_created_journal_holds_everything_but_secrets(
     client: StreamsClient, tmp_path: Path, fields: dict[str, Any], left_out: dict[str, Any]
 ) -> None:
     """Each public field comes back as it was; of a secret only its name is kept."""
@@ -94,7 +92,7 @@ async def test_a_plan_holds_everything_but_secrets(
         (["room"], "an item is a str"),
     ],
 )
-async def test_a_plan_that_is_wrong_leaves_nothing_behind(
+async def test_create_journal_that_fails_leaves_no_file_behind(
     client: StreamsClient, tmp_path: Path, items: list[Any], words: str
 ) -> None:
     """A mistake anywhere in a plan ends in its sentence, and the file can be used again."""
@@ -104,13 +102,13 @@ async def test_a_plan_that_is_wrong_leaves_nothing_behind(
     assert client.create_journal([good], journal=tmp_path / "run.db").status().planned == 1
 
 
-async def test_an_empty_plan(client: StreamsClient, tmp_path: Path) -> None:
+async def test_created_journal_may_be_empty(client: StreamsClient, tmp_path: Path) -> None:
     """A run that is to start nothing is planned as such."""
     journal = client.create_journal([], journal=tmp_path / "run.db")
     assert (journal.status().planned, journal.status().counts, list(journal.requests())) == (0, {}, [])
 
 
-async def test_what_a_run_started_is_stopped(client_for: Any, tmp_path: Path) -> None:
+async def test_stop_started_stops_what_a_run_started(client_for: Any, tmp_path: Path) -> None:
     """By sid where it is known, by name where only that is; what has ended meanwhile counts as stopped."""
     async with SimulatedSpace(conferences=6, calls=1, streams_by_name=True) as space:
         client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
@@ -137,7 +135,7 @@ async def test_what_a_run_started_is_stopped(client_for: Any, tmp_path: Path) ->
             await client.start_streams(requests, journal=tmp_path / "run.db", resume=True).report()
 
 
-async def test_a_name_that_is_not_found_is_no_proof(client_for: Any, tmp_path: Path) -> None:
+async def test_stop_started_does_not_take_an_unknown_name_for_stopped(client_for: Any, tmp_path: Path) -> None:
     """Nobody knows whether a stream that is known by its name only runs: that stays an error, and can be repeated."""
     async with SimulatedSpace(conferences=2, streams_by_name=False) as space:
         client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
@@ -151,7 +149,7 @@ async def test_a_name_that_is_not_found_is_no_proof(client_for: Any, tmp_path: P
         assert (left.sid, left.name) == (None, space.streams.active()[0].name)
 
 
-async def test_a_stop_whose_answer_was_lost_is_repeated(client_for: Any, tmp_path: Path) -> None:
+async def test_stop_started_repeats_a_stop_whose_response_was_lost(client_for: Any, tmp_path: Path) -> None:
     """A stop that may have worked is noted as such, and sent again the next time; a failed one can be as well."""
     async with SimulatedSpace(conferences=3) as space:
         client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1))
@@ -168,7 +166,9 @@ async def test_a_stop_whose_answer_was_lost_is_repeated(client_for: Any, tmp_pat
         assert space.streams.active() == []
 
 
-async def test_an_outage_while_stopping(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_stop_started_waits_for_the_end_of_an_outage(
+    client_for: Any, space: SimulatedSpace, tmp_path: Path
+) -> None:
     """A stop that the breaker sends back is noted once, and done when the Space is there again."""
     await client_for(space).start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
     client: StreamsClient = client_for(
@@ -182,7 +182,9 @@ async def test_an_outage_while_stopping(client_for: Any, space: SimulatedSpace, 
     assert (await client.stop_started(tmp_path / "run.db").report()).counts == {BulkStatus.STOPPED: 2}
 
 
-async def test_an_item_without_a_handle_is_told(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_stop_started_rejects_a_stream_without_sid_and_name(
+    client_for: Any, space: SimulatedSpace, tmp_path: Path
+) -> None:
     """A stream without name whose answer was lost can't be stopped by anyone, and the outcome says so."""
     client: StreamsClient = client_for(space)
     space.faults.add("reset", on="start", executed=True, times=1)
@@ -193,7 +195,9 @@ async def test_an_item_without_a_handle_is_told(client_for: Any, space: Simulate
     assert "neither sid nor name" in str(failure.error)
 
 
-async def test_only_runs_that_start_are_undone(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+async def test_stop_started_refuses_a_journal_of_stops(
+    space: SimulatedSpace, client: StreamsClient, tmp_path: Path
+) -> None:
     """The journal of stops has nothing to stop, and a file that is missing neither."""
     await client.stop_streams([], journal=tmp_path / "stop.db").report()
     with pytest.raises(InvalidRequestError, match="stops streams"):
@@ -202,7 +206,7 @@ async def test_only_runs_that_start_are_undone(space: SimulatedSpace, client: St
         await client.stop_started(tmp_path / "none.db").report()
 
 
-async def test_items_can_be_read_while_the_run_goes_on(
+async def test_journal_can_be_read_while_the_run_continues(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
     """Another reader sees what was noted so far, and that the run is held."""
@@ -221,7 +225,7 @@ async def test_items_can_be_read_while_the_run_goes_on(
     assert not journal.status().is_locked
 
 
-async def test_a_file_that_is_no_journal(tmp_path: Path) -> None:
+async def test_stop_started_refuses_a_file_that_is_not_a_journal(tmp_path: Path) -> None:
     """Whatever else a file is, reading it as a journal ends in a sentence."""
     (tmp_path / "text").write_text("nothing of the kind, and long enough to be looked into" * 40)
     other = sqlite3.connect(tmp_path / "other")
@@ -232,7 +236,7 @@ async def test_a_file_that_is_no_journal(tmp_path: Path) -> None:
             BulkJournal(tmp_path / name).status()
 
 
-async def test_a_journal_where_none_can_be(client: StreamsClient, tmp_path: Path) -> None:
+async def test_create_journal_refuses_an_impossible_path(client: StreamsClient, tmp_path: Path) -> None:
     """A folder that is not there is a mistake, told before anything is sent."""
     with pytest.raises(InvalidRequestError, match="folder that may be written"):
         client.create_journal([], journal=tmp_path / "no" / "run.db")
@@ -241,7 +245,7 @@ async def test_a_journal_where_none_can_be(client: StreamsClient, tmp_path: Path
         client.create_journal([], journal=tmp_path / "run.db")
 
 
-async def test_a_full_disk_ends_a_run(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+async def test_full_disk_ends_the_run(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
     """What can't be noted is not sent; the run ends and says why."""
     path = tmp_path / "run.db"
     run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
@@ -258,7 +262,7 @@ async def test_a_full_disk_ends_a_run(space: SimulatedSpace, client: StreamsClie
     assert space.requests.count() == 1
 
 
-async def test_a_full_disk_ends_the_stopping(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+async def test_full_disk_ends_stop_started(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
     """A stop that can't be noted is not sent."""
     path = tmp_path / "run.db"
     await client.start_streams(on_conferences(space), journal=path).report()
@@ -270,7 +274,7 @@ async def test_a_full_disk_ends_the_stopping(space: SimulatedSpace, client: Stre
     assert len(space.streams.active()) == 3
 
 
-async def test_a_journal_that_is_spoilt_while_stopping(
+async def test_journal_damaged_during_stop_started_ends_it(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
     """A stop whose row can't be found is not sent, and ends the run."""

@@ -24,13 +24,13 @@ def test_percentiles_are_exact_to_two_percent() -> None:
     assert latencies[50] >= 500.0
 
 
-def test_a_single_latency_is_every_percentile() -> None:
+def test_single_latency_is_every_percentile() -> None:
     tally = ReportBuilder()
     tally.add(outcome(BulkStatus.STARTED, 0.25))
     assert tally.report(1.0).latency_percentiles == dict.fromkeys((50, 95, 99, 100), 0.25)
 
 
-def test_items_that_were_not_sent_have_no_latency() -> None:
+def test_unsent_items_have_no_latency() -> None:
     tally = ReportBuilder()
     tally.add(outcome(BulkStatus.NOT_ATTEMPTED, 60.0, attempts=0))
     report = tally.report(7.5)
@@ -38,7 +38,7 @@ def test_items_that_were_not_sent_have_no_latency() -> None:
     assert (report.counts, report.attempts, report.seconds) == ({BulkStatus.NOT_ATTEMPTED: 1}, 0, 7.5)
 
 
-def test_a_thousand_failures_are_kept() -> None:
+def test_report_keeps_a_thousand_failures() -> None:
     """The report counts all failures, lists the first thousand, and raises these as a group."""
     tally = ReportBuilder()
     tally.add(outcome(BulkStatus.STARTED, attempts=2))
@@ -60,7 +60,7 @@ def test_a_thousand_failures_are_kept() -> None:
     assert caught.value.report is report
 
 
-def test_nothing_failed() -> None:
+def test_raise_if_failed_without_failures_does_nothing() -> None:
     tally = ReportBuilder()
     tally.add(outcome(BulkStatus.STOPPED))
     tally.add(outcome(BulkStatus.ALREADY_STARTED))

@@ -65,17 +65,17 @@ class NeverPacer:
     def __init__(self) -> None:
         self.asked = asyncio.Event()
 
-    async def acquire(self, lane: Priority, patience: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:
         self.asked.set()
         await asyncio.Event().wait()
         return 0.0
 
-    async def wait_until_allowed(self, patience: float) -> float:
+    async def wait_until_allowed(self, timeout: float) -> float:
         return 0.0
 
-    def throttled(self, sent_at: float, retry_after: float | None) -> None: ...
+    def on_throttled(self, sent_at: float, retry_after: float | None) -> None: ...
 
-    def served(self, advertised: int | None) -> None: ...
+    def on_success(self) -> None: ...
 
 
 async def leave_early(client: StreamsClient, requests: list[Any], journal: Path) -> int:
@@ -87,7 +87,9 @@ async def leave_early(client: StreamsClient, requests: list[Any], journal: Path)
     return (await run.report()).counts[BulkStatus.STARTED]
 
 
-async def test_a_run_is_gone_on_with(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+async def test_resume_starts_only_what_was_not_started(
+    space: SimulatedSpace, client: StreamsClient, tmp_path: Path
+) -> None:
     """What was started before the break is known and not sent again; the rest is started now."""
     journal = tmp_path / "run.db"
     started = await leave_early(client, on_conferences(space), journal)
@@ -109,7 +111,9 @@ async def test_a_run_is_gone_on_with(space: SimulatedSpace, client: StreamsClien
 
 
 @pytest.mark.parametrize("duplicate_names", ["stream-error", "http-error"])
-async def test_what_may_run_is_sent_again_under_its_name(client_for: Any, tmp_path: Path, duplicate_names: Any) -> None:
+async def test_resume_resends_a_doubtful_start_under_its_name(
+    client_for: Any, tmp_path: Path, duplicate_names: Any
+) -> None:
     """A start whose answer was lost is found to run, or is started, under the name that the journal kept."""
     async with SimulatedSpace(conferences=6, calls=2, duplicate_names=duplicate_names) as space:
         client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
@@ -138,7 +142,7 @@ async def test_what_may_run_is_sent_again_under_its_name(client_for: Any, tmp_pa
         assert space.streams.duplicates() == []
 
 
-async def test_two_names_on_one_target_are_resumed_each_by_itself(
+async def test_resume_tells_two_names_on_one_target_apart(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
     """Named streams of one conference are told apart by name, in whatever order they come again; none is sent twice."""
@@ -160,7 +164,7 @@ async def test_two_names_on_one_target_are_resumed_each_by_itself(
     assert space.requests.count("start-conference-stream") == 2
 
 
-async def test_what_may_run_without_a_name_is_reported(
+async def test_resume_reports_a_doubtful_unnamed_start_as_unknown(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
     """An unnamed start whose answer was lost is never sent again, and the report says that it may run."""
@@ -176,7 +180,7 @@ async def test_what_may_run_without_a_name_is_reported(
     assert "not sent again" in str(second.failures[0].error)
 
 
-async def test_what_may_run_stays_so_until_it_is_sent_again(client_for: Any, tmp_path: Path) -> None:
+async def test_doubtful_start_stays_doubtful_until_it_is_sent_again(client_for: Any, tmp_path: Path) -> None:
     """A resumed run that ends before it sends a doubtful item again neither says nor writes that nothing runs."""
     async with SimulatedSpace(conferences=2, duplicate_names="http-error") as space:
         journal = tmp_path / "run.db"
@@ -202,7 +206,9 @@ async def test_what_may_run_stays_so_until_it_is_sent_again(client_for: Any, tmp
         assert space.streams.duplicates() == []
 
 
-async def test_stops_are_gone_on_with(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+async def test_resume_stops_only_what_was_not_stopped(
+    space: SimulatedSpace, client: StreamsClient, tmp_path: Path
+) -> None:
     """A stop that worked is not sent again; one that may have worked is, and finding nothing is then fine."""
     streams: list[Any] = [await client.calls.start_stream(space.call_sids[0], url=URL)]
     streams += [await client.conferences.start_stream(sid, url=URL) for sid in space.conference_sids[:3]]
@@ -219,7 +225,7 @@ async def test_stops_are_gone_on_with(space: SimulatedSpace, client: StreamsClie
     assert space.streams.active() == []
 
 
-async def test_journals_are_checked_when_the_run_begins(
+async def test_journal_is_checked_when_the_run_starts(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
     """A journal that is there already, is missing, or is not named, is a mistake, and nothing is sent."""
@@ -236,7 +242,7 @@ async def test_journals_are_checked_when_the_run_begins(
     assert len(space.requests) == 0
 
 
-async def test_mistakes_are_not_noted(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+async def test_invalid_items_are_not_recorded(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
     """What is no stream, or comes twice, is rejected and leaves what the journal knows as it is."""
     requests: list[Any] = [*on_conferences(space)[:1], *on_conferences(space)[:1], "room"]
     report = await client.start_streams(requests, journal=tmp_path / "run.db", concurrency=1).report()
@@ -250,7 +256,9 @@ async def test_mistakes_are_not_noted(space: SimulatedSpace, client: StreamsClie
     assert stopped.counts == {BulkStatus.REJECTED: 2}
 
 
-async def test_an_outage_is_noted_once(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_item_that_waits_for_an_outage_is_recorded_once(
+    client_for: Any, space: SimulatedSpace, tmp_path: Path
+) -> None:
     """An item that the breaker sends back is noted once, and its end is what the journal keeps."""
     client: StreamsClient = client_for(
         space,
@@ -272,7 +280,7 @@ async def test_an_outage_is_noted_once(client_for: Any, space: SimulatedSpace, t
     assert space.streams.duplicates() == []
 
 
-async def test_secrets_are_not_in_the_journal(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
+async def test_journal_holds_no_secret(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
     """Neither token nor parameter value reaches the file, not even through an error."""
     requests = on_conferences(space, parameters={"card": "hush-value"}, authorization_bearer_token="hush-token")
     space.faults.add("status", status=422, body="api", code=21402, every_nth=2)
@@ -283,7 +291,7 @@ async def test_secrets_are_not_in_the_journal(space: SimulatedSpace, client: Str
     assert space.token.encode() not in written
 
 
-async def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
+async def test_resume_after_kill_starts_nothing_twice(tmp_path: Path) -> None:
     """After kill -9 in mid-run, twice, each conference has exactly one stream."""
     async with SimulatedSpace(conferences=600, participants=0) as space:
         space.faults.add("reset", on="start", executed=True, every_nth=10)

@@ -22,10 +22,7 @@ from signalwire_streams import (
     ClientStateError,
     Clock,
     ConferenceStream,
-    Handler,
     InvalidRequestError,
-    Request,
-    Result,
     RetryPolicy,
     RunCancelledError,
     StartCallStream,
@@ -34,8 +31,10 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams._http.messages import CallContext
-from signalwire_streams.bulk._runner import WorkerPool, FixedConcurrency
+from signalwire_streams.bulk._runner import FixedConcurrency, WorkerPool
+from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
+from tests.fake_operation import FakeOperation
 
 URL = "wss://rx.example.com/audio"
 
@@ -48,7 +47,7 @@ def states(outcomes: list[BulkOutcome[Any]]) -> Counter[BulkStatus]:
     return Counter(outcome.status for outcome in outcomes)
 
 
-async def test_conferences_and_calls_are_started_and_stopped(client_for: Any) -> None:
+async def test_bulk_run_starts_and_stops_conferences_and_calls(client_for: Any) -> None:
     """Every item of a mixed input gets one outcome, and the streams that came of it can all be stopped."""
     async with SimulatedSpace(conferences=20, calls=20) as space:
         client: StreamsClient = client_for(space)
@@ -78,7 +77,7 @@ async def test_conferences_and_calls_are_started_and_stopped(client_for: Any) ->
         assert space.streams.active() == []
 
 
-async def test_names_follow_from_the_run_and_the_target(client_for: Any) -> None:
+async def test_generated_names_follow_from_run_and_target(client_for: Any) -> None:
     """In one run a target has one name; explicit names stay, and unnamed items stay unnamed."""
     async with SimulatedSpace(conferences=3) as space:
         client = client_for(space)
@@ -99,12 +98,12 @@ async def test_names_follow_from_the_run_and_the_target(client_for: Any) -> None
         assert names[0].endswith(first)
         assert names[1:4] == ["mine", None, None]
         for twice in outcomes[4:]:
-            assert twice.state is BulkStatus.REJECTED
+            assert twice.status is BulkStatus.REJECTED
             assert isinstance(twice.error, InvalidRequestError)
         assert len(space.streams) == 4
 
 
-async def test_nothing_raises_per_item(client_for: Any) -> None:
+async def test_failed_items_end_in_outcomes_and_do_not_raise(client_for: Any) -> None:
     """Refusals, lost answers and mistakes are outcomes; the report can raise them all together."""
     async with SimulatedSpace(conferences=4) as space:
         client = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
@@ -118,7 +117,7 @@ async def test_nothing_raises_per_item(client_for: Any) -> None:
         outcomes = {outcome.index: outcome async for outcome in run}
         report = await run.report()
 
-        assert [outcomes[index].state for index in range(5)] == [
+        assert [outcomes[index].status for index in range(5)] == [
             BulkStatus.REJECTED,
             BulkStatus.UNKNOWN,
             BulkStatus.NOT_ATTEMPTED,
@@ -139,7 +138,7 @@ async def test_nothing_raises_per_item(client_for: Any) -> None:
         assert fine in {stream.target_sid for stream in space.streams.active()}
 
 
-async def test_stops_that_fail(client_for: Any) -> None:
+async def test_failed_stops_are_rejected_or_unknown(client_for: Any) -> None:
     """A stop of nothing is rejected; one whose answers were lost is unknown; what is no stream is a mistake."""
     async with SimulatedSpace(conferences=1, calls=1) as space:
         client = client_for(space, retry=RetryPolicy(max_attempts=1))
@@ -152,10 +151,10 @@ async def test_stops_that_fail(client_for: Any) -> None:
         ]
         outcomes = {o.index: o async for o in client.stop_streams(items, concurrency=1)}
 
-        assert [outcomes[n].state for n in range(3)] == [BulkStatus.REJECTED, BulkStatus.UNKNOWN, BulkStatus.REJECTED]
+        assert [outcomes[n].status for n in range(3)] == [BulkStatus.REJECTED, BulkStatus.UNKNOWN, BulkStatus.REJECTED]
 
 
-async def test_a_wrong_token_ends_a_run_early(space: SimulatedSpace, client_for: Any) -> None:
+async def test_wrong_token_ends_the_run_early(space: SimulatedSpace, client_for: Any) -> None:
     """After a 401 nothing more is sent; every item still has its outcome."""
     client = client_for(space, token="wrong")
     requests = [StartConferenceStream(conference_sid=f"room-{n}", url=URL) for n in range(100)]
@@ -169,7 +168,7 @@ async def test_a_wrong_token_ends_a_run_early(space: SimulatedSpace, client_for:
         (await run.report()).raise_if_failed()
 
 
-async def test_an_outage_is_waited_for(client_for: Any) -> None:
+async def test_items_wait_for_the_end_of_an_outage(client_for: Any) -> None:
     """While the breaker is open a run waits instead of failing item after item."""
     async with SimulatedSpace(conferences=60) as space:
         client = client_for(
@@ -184,7 +183,7 @@ async def test_an_outage_is_waited_for(client_for: Any) -> None:
         assert report.counts[BulkStatus.NOT_ATTEMPTED] == 5
 
 
-async def test_a_crowd_is_waited_for(client_for: Any) -> None:
+async def test_items_wait_while_the_space_throttles(client_for: Any) -> None:
     """What the Space's limit turns away is not given up, however many are turned away together."""
     async with SimulatedSpace(conferences=30) as space:
         space.faults.add("throttle", on="start", times=60, retry_after=2)
@@ -193,7 +192,7 @@ async def test_a_crowd_is_waited_for(client_for: Any) -> None:
         assert len(space.streams.active()) == 30
 
 
-async def test_a_crowd_without_end_is_not_waited_for(client_for: Any, space: SimulatedSpace) -> None:
+async def test_item_that_is_throttled_for_five_minutes_is_not_attempted(client_for: Any, space: SimulatedSpace) -> None:
     """After five minutes an item that is always turned away may be tried again by somebody else."""
     space.faults.add("throttle", on="start", retry_after=20)
     run = client_for(space).start_streams(on_conferences(space))
@@ -204,21 +203,21 @@ async def test_a_crowd_without_end_is_not_waited_for(client_for: Any, space: Sim
     assert set(report.errors) <= {"RateLimitedError 20429", "TransportError"}
 
 
-async def test_an_outage_without_end_is_not_waited_for_for_ever() -> None:
+async def test_item_that_meets_an_open_breaker_for_a_minute_is_not_attempted() -> None:
     """After a minute of an open breaker an item is given up, as not attempted."""
 
     async def never_served(item: str, errand: CallContext) -> ConferenceStream:
         raise CircuitOpenError("not tried, the Space kept failing", retry_after=5.0)
 
     clock = Clock.fake()
-    run = BulkRun(WorkerPool(["room"], never_served, starting=True, limit=FixedConcurrency(1), clock=clock), clock)
+    run = BulkRun(WorkerPool(["room"], FakeOperation(never_served), limit=FixedConcurrency(1), clock=clock))
     report = await run.report()
 
     assert report.counts == {BulkStatus.NOT_ATTEMPTED: 1}
     assert 50 < report.seconds < 70
 
 
-async def test_a_failing_input_yields_what_ended_and_then_raises(client_for: Any) -> None:
+async def test_input_that_raises_ends_the_run_after_all_outcomes(client_for: Any) -> None:
     """When the input raises, the outcomes of what it gave come first."""
     async with SimulatedSpace(conferences=5) as space:
 
@@ -239,7 +238,7 @@ async def test_a_failing_input_yields_what_ended_and_then_raises(client_for: Any
         assert (await run.report()).counts == {BulkStatus.STARTED: 5}
 
 
-async def test_leaving_early_leaves_nothing_running(client_for: Any) -> None:
+async def test_leaving_the_loop_early_leaves_no_task_running(client_for: Any) -> None:
     """After a break nothing is taken in, what was under way ends, and the report says what became of all of it."""
     async with SimulatedSpace(conferences=200) as space:
         client = client_for(space)
@@ -263,11 +262,11 @@ async def test_leaving_early_leaves_nothing_running(client_for: Any) -> None:
         assert not [task for task in asyncio.all_tasks() if "carry_out" in repr(task) or "take_in" in repr(task)]
 
 
-async def test_what_does_not_end_is_cut_and_classified(
+async def test_requests_in_flight_after_the_timeout_are_cancelled_and_classified(
     client_for: Any, monkeypatch: pytest.MonkeyPatch, space: SimulatedSpace
 ) -> None:
     """What outlasts the drain is unknown when it was sent, and not attempted when it was not."""
-    monkeypatch.setattr("signalwire_streams.bulk._runner.DRAIN", 0.01)
+    monkeypatch.setattr("signalwire_streams.bulk._runner.SHUTDOWN_TIMEOUT", 0.01)
     space.faults.add("hang", executed=True)
     client = client_for(space, connections=2)
     run = client.start_streams(on_conferences(space), concurrency=3)
@@ -288,11 +287,11 @@ async def test_what_does_not_end_is_cut_and_classified(
     assert {type(outcome.error) for outcome in report.failures} == {StreamOutcomeUnknownError, RunCancelledError}
 
 
-async def test_what_is_cut_keeps_its_handle(
+async def test_cancelled_start_is_reported_with_its_name(
     client_for: Any, monkeypatch: pytest.MonkeyPatch, space: SimulatedSpace
 ) -> None:
     """A start that was cut tells where and under which name it may run."""
-    monkeypatch.setattr("signalwire_streams.bulk._runner.DRAIN", 0.01)
+    monkeypatch.setattr("signalwire_streams.bulk._runner.SHUTDOWN_TIMEOUT", 0.01)
     space.faults.add("hang", executed=True)
     run = client_for(space).start_streams(on_conferences(space)[:1])
     outcomes = aiter(run)
@@ -307,7 +306,7 @@ async def test_what_is_cut_keeps_its_handle(
     assert failure.error.name == space.requests[0].fields["Name"]
 
 
-async def test_a_middleware_that_breaks_ends_the_run(client_for: Any) -> None:
+async def test_middleware_that_raises_ends_the_run_after_all_outcomes(client_for: Any) -> None:
     """An error that is not ours ends the run after the outcomes, and the item that met it keeps one."""
     async with SimulatedSpace(conferences=30) as space:
 
@@ -326,7 +325,7 @@ async def test_a_middleware_that_breaks_ends_the_run(client_for: Any) -> None:
         assert report.total < 30
 
 
-async def test_the_source_is_closed(client_for: Any, space: SimulatedSpace) -> None:
+async def test_input_generator_is_closed_when_the_run_ends(client_for: Any, space: SimulatedSpace) -> None:
     """A run that is left early closes the generator it took its items from."""
     closed = asyncio.Event()
 
@@ -346,7 +345,7 @@ async def test_the_source_is_closed(client_for: Any, space: SimulatedSpace) -> N
     assert closed.is_set()
 
 
-async def test_who_does_not_wait_for_the_drain_leaves_nothing_running(client_for: Any, space: SimulatedSpace) -> None:
+async def test_cancelling_the_shutdown_leaves_no_task_running(client_for: Any, space: SimulatedSpace) -> None:
     """A second cancellation during the drain cuts what is under way at once."""
     space.faults.add("hang")
     run = client_for(space).start_streams(on_conferences(space))
@@ -368,7 +367,7 @@ async def test_who_does_not_wait_for_the_drain_leaves_nothing_running(client_for
     assert (await run.report()).counts == {BulkStatus.UNKNOWN: 3}
 
 
-async def test_a_drained_run_gives_every_outcome(client_for: Any) -> None:
+async def test_run_that_is_shut_down_yields_every_outcome(client_for: Any) -> None:
     """After a drain nothing is taken in, and the loop goes on until what was under way has ended."""
     async with SimulatedSpace(conferences=50) as space:
         run = client_for(space).start_streams(on_conferences(space), concurrency=4)
@@ -382,7 +381,7 @@ async def test_a_drained_run_gives_every_outcome(client_for: Any) -> None:
         assert len(space.streams) == states(outcomes)[BulkStatus.STARTED]
 
 
-async def test_a_second_drain_cuts_at_once(client_for: Any, space: SimulatedSpace) -> None:
+async def test_second_shutdown_cancels_at_once(client_for: Any, space: SimulatedSpace) -> None:
     """What hangs is waited for, until somebody has had enough."""
     space.faults.add("hang", executed=True)
     run = client_for(space).start_streams(on_conferences(space))
@@ -394,7 +393,7 @@ async def test_a_second_drain_cuts_at_once(client_for: Any, space: SimulatedSpac
     assert (await ended).counts == {BulkStatus.UNKNOWN: 3}
 
 
-async def test_what_was_taken_in_has_an_outcome(client_for: Any, space: SimulatedSpace) -> None:
+async def test_every_item_taken_from_the_input_has_an_outcome(client_for: Any, space: SimulatedSpace) -> None:
     """A run that is cut at the moment when it takes an item in still tells what became of it."""
     taken = []
     run: BulkRun[Any]
@@ -410,7 +409,7 @@ async def test_what_was_taken_in_has_an_outcome(client_for: Any, space: Simulate
     assert report.total == len(taken)
 
 
-async def test_a_run_that_is_drained_before_it_began(client_for: Any, space: SimulatedSpace) -> None:
+async def test_run_that_is_shut_down_before_it_started_sends_nothing(client_for: Any, space: SimulatedSpace) -> None:
     """It ends without having done anything."""
     run = client_for(space).start_streams(on_conferences(space))
     run.shutdown()
@@ -418,7 +417,7 @@ async def test_a_run_that_is_drained_before_it_began(client_for: Any, space: Sim
     assert len(space.requests) == 0
 
 
-async def test_a_slow_consumer_costs_no_memory(client_for: Any) -> None:
+async def test_slow_consumer_stops_the_intake(client_for: Any) -> None:
     """While outcomes are not taken, no more items are taken in than the backlog holds."""
     async with SimulatedSpace(conferences=400, participants=0) as space:
         client = client_for(space)
@@ -442,13 +441,13 @@ async def test_a_slow_consumer_costs_no_memory(client_for: Any) -> None:
         assert len(rest) == 399
 
 
-async def test_a_run_goes_once(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_run_can_be_iterated_once(space: SimulatedSpace, client: StreamsClient) -> None:
     """A run that was gone through says so."""
     run = client.start_streams(on_conferences(space))
     assert run.snapshot.seconds == 0
     await run.report()
 
-    with pytest.raises(ClientStateError, match="once"):
+    with pytest.raises(ClientStateError, match="already iterated"):
         async for _ in run:
             pass
     assert (await run.report()).total == 3
@@ -456,14 +455,14 @@ async def test_a_run_goes_once(space: SimulatedSpace, client: StreamsClient) -> 
         client.start_streams([], concurrency=0)
 
 
-async def test_an_empty_run(client: StreamsClient) -> None:
+async def test_empty_run_has_an_empty_report(client: StreamsClient) -> None:
     """A run over nothing is fine."""
     report = await client.start_streams([]).report()
 
     assert (report.total, report.ok, report.latency_percentiles[50]) == (0, True, 0.0)
 
 
-async def test_a_run_that_nobody_goes_through(client_for: Any, space: SimulatedSpace) -> None:
+async def test_run_that_is_never_iterated_warns(client_for: Any, space: SimulatedSpace) -> None:
     """A run that is only made sends nothing, and warns as a coroutine does that was never awaited."""
     client: StreamsClient = client_for(space)
     for make in (lambda: client.start_streams(on_conferences(space)), lambda: client.stop_streams([])):
@@ -502,7 +501,7 @@ def test_run_does_not_warn_at_the_end_of_the_process() -> None:
     assert (ran.stdout, ran.stderr) == ("", "")
 
 
-async def test_interactive_starts_go_before_a_run(client_for: Any) -> None:
+async def test_single_start_goes_before_the_items_of_a_run(client_for: Any) -> None:
     """A single start in the middle of a run does not wait for the run to end."""
     clock = Clock.fake()
     async with SimulatedSpace(conferences=120, participants=0) as space:

@@ -7,7 +7,8 @@ import pytest
 
 from signalwire_streams import BulkRun, BulkStatus, CircuitOpenError, Clock, ConferenceStream, RateLimitedError
 from signalwire_streams._http.messages import CallContext
-from signalwire_streams.bulk._runner import WorkerPool, FixedConcurrency
+from signalwire_streams.bulk._runner import FixedConcurrency, WorkerPool
+from tests.fake_operation import FakeOperation
 
 STREAM = ConferenceStream(conference_sid="c", sid="s")
 
@@ -19,8 +20,8 @@ class Turns:
         self.errors = list(errors)
         self.pauses: list[float] = []
 
-    async def __call__(self, item: str, errand: CallContext) -> ConferenceStream:
-        errand.state.attempts += 1
+    async def send(self, item: str, context: CallContext) -> ConferenceStream:
+        context.state.attempts += 1
         if self.errors:
             raise self.errors.pop(0)
         return STREAM
@@ -31,11 +32,11 @@ class Turns:
 
     def run(self, random: float) -> BulkRun[str]:
         clock = Clock(now=lambda: 1_000.0 + sum(self.pauses), sleep=self.sleep, random=lambda: random)
-        return BulkRun(WorkerPool(["item"], self, starting=True, limit=FixedConcurrency(1), clock=clock), clock)
+        return BulkRun(WorkerPool(["item"], FakeOperation(self.send), limit=FixedConcurrency(1), clock=clock))
 
 
 @pytest.mark.parametrize(("random", "pauses"), [(0.0, [5.0, 20.0, 0.05]), (0.5, [7.5, 30.0, 0.075])])
-async def test_a_pause_is_what_was_asked_for_and_up_to_twice_that(random: float, pauses: list[float]) -> None:
+async def test_pause_is_between_retry_after_and_twice_that(random: float, pauses: list[float]) -> None:
     """Never shorter than asked, and spread so that not all items come back at once."""
     turns = Turns(
         CircuitOpenError("open", retry_after=5.0),

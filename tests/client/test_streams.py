@@ -274,7 +274,7 @@ async def test_a_retry_after_beyond_the_deadline_ends_at_once(space: SimulatedSp
     assert getattr(caught.value, "retry_after", None) == 59
 
     # The gate is shared: while it is closed, the next call is not sent at all.
-    with pytest.raises(TransportError, match="pacer") as next_one:
+    with pytest.raises(TransportError, match="rate limiter") as next_one:
         await client.conferences.start_stream(space.conference_sids[1], url=URL)
     assert next_one.value.sent == "no"
     assert next_one.value.retry_after == pytest.approx(59, abs=1)
@@ -327,7 +327,7 @@ async def test_a_closed_client_in_between_attempts(space: SimulatedSpace, client
     closing: list[asyncio.Task[None]] = []
 
     def close(_: object) -> None:
-        closing.append(asyncio.ensure_future(client._line.sessions.close()))
+        closing.append(asyncio.ensure_future(client._dispatcher.sessions.close()))
 
     client: StreamsClient = client_for(space, on_attempt=close)
     space.faults.add("reset", executed=True)

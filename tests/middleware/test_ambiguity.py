@@ -32,7 +32,7 @@ def call(kind: Operation, *, tokens: int = 500, deadline: float = 1e9) -> RetryS
 
 @pytest.mark.parametrize("event", AMBIGUOUS)
 @pytest.mark.parametrize("kind", SAFE)
-def test_a_named_start_is_sent_again_twice(kind: Operation, event: AttemptResult) -> None:
+def test_ambiguous_named_start_is_resent_twice(kind: Operation, event: AttemptResult) -> None:
     """A named start is sent again at most twice, and then its outcome is unknown."""
     retrying = call(kind)
     assert not retrying.ambiguous
@@ -54,14 +54,14 @@ def test_a_named_start_is_sent_again_twice(kind: Operation, event: AttemptResult
         (500.0, RetryDecision.UNKNOWN),
     ],
 )
-def test_a_named_start_is_sent_again_within_thirty_seconds(seconds: float, action: RetryDecision) -> None:
+def test_ambiguous_named_start_is_resent_within_thirty_seconds(seconds: float, action: RetryDecision) -> None:
     """The thirty seconds count from the first attempt that may have been carried out."""
     retrying = call(Operation.CONFERENCE_START)
     assert retrying.decide(AttemptResult.NO_RESPONSE, 100.0).action is RetryDecision.RESEND
     assert retrying.decide(AttemptResult.NO_RESPONSE, 100.0 + seconds).action is action
 
 
-def test_the_thirty_seconds_hold_at_the_moment_of_sending() -> None:
+def test_resend_window_counts_the_delay_before_sending() -> None:
     """A wait that ends after the thirty seconds is not begun."""
     retrying = call(Operation.CONFERENCE_START)
     retrying.decide(AttemptResult.NO_RESPONSE, 100.0)
@@ -71,7 +71,7 @@ def test_the_thirty_seconds_hold_at_the_moment_of_sending() -> None:
     assert retrying.decide(AttemptResult.THROTTLED, 101.0, 29.1).action is RetryDecision.UNKNOWN
 
 
-def test_the_limits_of_resending_can_be_set() -> None:
+def test_resend_limits_follow_the_policy() -> None:
     """How often and for how long a named start is sent again is the policy's."""
     policy = RetryPolicy(max_resends=0)
     retrying = RetryState(policy, Operation.CONFERENCE_START, RetryBudget(), lambda: 0.0, 1e9)
@@ -85,7 +85,7 @@ def test_the_limits_of_resending_can_be_set() -> None:
 @pytest.mark.parametrize("end", REFUSALS)
 @pytest.mark.parametrize("event", AMBIGUOUS)
 @pytest.mark.parametrize("kind", SAFE)
-def test_after_an_ambiguous_attempt_a_start_does_not_just_fail(
+def test_start_that_fails_after_an_ambiguous_attempt_is_unknown(
     kind: Operation, event: AttemptResult, end: AttemptResult
 ) -> None:
     """Whatever ends such a call, the caller hears that the stream may be running."""
@@ -96,7 +96,9 @@ def test_after_an_ambiguous_attempt_a_start_does_not_just_fail(
 
 @pytest.mark.parametrize("more", CERTAIN)
 @pytest.mark.parametrize("kind", SAFE)
-def test_running_out_of_tries_after_an_ambiguous_attempt_is_unknown(kind: Operation, more: AttemptResult) -> None:
+def test_start_that_runs_out_of_attempts_after_an_ambiguous_one_is_unknown(
+    kind: Operation, more: AttemptResult
+) -> None:
     """Where further trouble uses up the limits, the outcome is unknown as well."""
     retrying = call(kind)
     retrying.decide(AttemptResult.NO_RESPONSE, 0.0)
@@ -106,7 +108,7 @@ def test_running_out_of_tries_after_an_ambiguous_attempt_is_unknown(kind: Operat
 
 
 @pytest.mark.parametrize("kind", SAFE)
-def test_without_budget_or_time_an_ambiguous_start_is_unknown(kind: Operation) -> None:
+def test_ambiguous_start_without_budget_or_time_is_unknown(kind: Operation) -> None:
     """An empty allowance, or a deadline, does not make an ambiguous start a failed one."""
     assert call(kind, tokens=0).decide(AttemptResult.NO_RESPONSE, 0.0) == Decision(RetryDecision.UNKNOWN)
     assert call(kind, deadline=0.0).decide(AttemptResult.NO_RESPONSE, 0.0) == Decision(RetryDecision.UNKNOWN)
@@ -116,7 +118,7 @@ def test_without_budget_or_time_an_ambiguous_start_is_unknown(kind: Operation) -
 
 @pytest.mark.parametrize("before", CERTAIN)
 @pytest.mark.parametrize("kind", [*SAFE, Operation.UNNAMED_START])
-def test_a_start_that_certainly_did_nothing_fails(kind: Operation, before: AttemptResult) -> None:
+def test_start_that_certainly_was_not_carried_out_fails(kind: Operation, before: AttemptResult) -> None:
     """Where each attempt certainly did nothing, a refusal is a failure and nothing is in doubt."""
     for end in (*REFUSALS, AttemptResult.DUPLICATE_NAME):
         retrying = call(kind)
@@ -130,7 +132,7 @@ def test_a_start_that_certainly_did_nothing_fails(kind: Operation, before: Attem
 )
 @pytest.mark.parametrize("event", AMBIGUOUS)
 @pytest.mark.parametrize("kind", SAFE)
-def test_a_duplicate_of_our_own_first_attempt_is_success(
+def test_duplicate_refusal_after_an_ambiguous_attempt_is_already_started(
     kind: Operation, event: AttemptResult, between: list[AttemptResult]
 ) -> None:
     """A start that is refused as its own duplicate has been carried out."""
@@ -141,7 +143,7 @@ def test_a_duplicate_of_our_own_first_attempt_is_success(
 
 
 @pytest.mark.parametrize("event", [*AMBIGUOUS, AttemptResult.ACCEPTED])
-def test_a_repeated_stop_that_finds_nothing_is_success(event: AttemptResult) -> None:
+def test_repeated_stop_of_a_returned_stream_that_is_not_found_succeeds(event: AttemptResult) -> None:
     """A stop by a returned sid that finds nothing, after one that may have been carried out, has been carried out."""
     retrying = call(Operation.STOP_RETURNED)
     assert retrying.decide(event, 0.0).action is RetryDecision.RETRY
@@ -157,14 +159,14 @@ def test_repeated_stop_by_text_that_finds_nothing_fails(event: AttemptResult) ->
 
 
 @pytest.mark.parametrize("event", CERTAIN)
-def test_a_stop_that_certainly_did_nothing_finds_nothing(event: AttemptResult) -> None:
+def test_stop_by_text_after_unsent_attempts_that_is_not_found_fails(event: AttemptResult) -> None:
     """A stop that finds nothing, after one that did nothing, fails."""
     retrying = call(Operation.STOP)
     retrying.decide(event, 0.0)
     assert retrying.decide(AttemptResult.NOT_FOUND, 1.0) == Decision(RetryDecision.FAIL)
 
 
-def test_a_stop_that_is_accepted_each_time_is_success() -> None:
+def test_stop_that_is_accepted_each_time_succeeds() -> None:
     """A stop that the Space accepts worked, even where no answer to it can be read."""
     retrying = call(Operation.STOP)
     actions = [retrying.decide(AttemptResult.ACCEPTED, 0.0).action for _ in range(3)]
@@ -173,7 +175,7 @@ def test_a_stop_that_is_accepted_each_time_is_success() -> None:
         assert hurried.decide(AttemptResult.ACCEPTED, 0.0) == Decision(RetryDecision.ALREADY_STOPPED)
 
 
-def test_a_read_that_is_accepted_each_time_fails() -> None:
+def test_read_that_is_accepted_each_time_fails() -> None:
     """A read is there for its answer."""
     retrying = call(Operation.READ)
     actions = [retrying.decide(AttemptResult.ACCEPTED, 0.0).action for _ in range(3)]
@@ -182,7 +184,7 @@ def test_a_read_that_is_accepted_each_time_fails() -> None:
 
 @pytest.mark.parametrize("kind", [Operation.READ, Operation.STOP])
 @pytest.mark.parametrize("event", AMBIGUOUS)
-def test_a_read_or_stop_may_just_fail(kind: Operation, event: AttemptResult) -> None:
+def test_read_or_stop_fails_after_an_ambiguous_attempt(kind: Operation, event: AttemptResult) -> None:
     """What does no harm when it is done twice fails after its last attempt."""
     retrying = call(kind)
     actions = [retrying.decide(event, 0.0).action for _ in range(3)]
@@ -191,7 +193,7 @@ def test_a_read_or_stop_may_just_fail(kind: Operation, event: AttemptResult) -> 
 
 @pytest.mark.parametrize("event", [*AMBIGUOUS, AttemptResult.ACCEPTED])
 @pytest.mark.parametrize("kind", [Operation.UNNAMED_START, Operation.CALL_START])
-def test_a_start_that_could_be_doubled_is_not_sent_again(kind: Operation, event: AttemptResult) -> None:
+def test_start_that_could_be_duplicated_is_not_resent(kind: Operation, event: AttemptResult) -> None:
     """A start without a name is unknown at once; so is one on a call, unless its name is known to protect it."""
     retrying = RetryState(RetryPolicy(), kind, RetryBudget(), lambda: 0.0, 1e9)
     by_name = kind is Operation.CALL_START and event is AttemptResult.ACCEPTED
@@ -202,21 +204,21 @@ def test_a_start_that_could_be_doubled_is_not_sent_again(kind: Operation, event:
 
 
 @pytest.mark.parametrize("kind", SAFE)
-def test_a_resent_start_that_is_accepted_is_known_by_its_name(kind: Operation) -> None:
+def test_resent_start_that_is_accepted_succeeds_without_sid(kind: Operation) -> None:
     """An accepted start whose answer can't be read is held by its name, and not sent again."""
     retrying = call(kind)
     retrying.decide(AttemptResult.NO_RESPONSE, 0.0)
     assert retrying.decide(AttemptResult.ACCEPTED, 1.0) == Decision(RetryDecision.SUCCEED_WITHOUT_SID)
 
 
-def test_an_accepted_start_is_not_held_to_be_ambiguous() -> None:
+def test_accepted_start_is_not_ambiguous() -> None:
     """A start that is known to run is not in doubt."""
     retrying = call(Operation.CONFERENCE_START)
     retrying.decide(AttemptResult.ACCEPTED, 0.0)
     assert not retrying.ambiguous
 
 
-def test_an_attempt_at_time_zero_is_an_attempt() -> None:
+def test_ambiguous_attempt_at_time_zero_counts() -> None:
     """A clock that begins at 0 makes no difference."""
     retrying = call(Operation.CONFERENCE_START)
     retrying.decide(AttemptResult.NO_RESPONSE, 0.0)

@@ -22,8 +22,14 @@ SERVED = [
     AttemptResult.DUPLICATE_NAME,
     AttemptResult.NOT_FOUND,
     AttemptResult.ALREADY_STOPPED,
+    AttemptResult.TARGET_ENDED,
 ]
-PUT_OFF = [AttemptResult.THROTTLED, AttemptResult.TRY_AGAIN, AttemptResult.REDIRECTED]
+PUT_OFF = [
+    AttemptResult.THROTTLED,
+    AttemptResult.TRY_AGAIN,
+    AttemptResult.REDIRECTED,
+    AttemptResult.SESSION_FAILED,
+]
 NOT_TRIED = [
     AttemptResult.DEADLINE_EXCEEDED,
     AttemptResult.BREAKER_OPEN,
@@ -53,8 +59,13 @@ def is_open(breaker: CircuitBreaker, now: float) -> bool:
     return breaker.allow(now).wait > 0
 
 
+def test_each_result_counts_as_a_failure_or_as_served_or_not_at_all() -> None:
+    groups = [*FAILED, *SERVED, *PUT_OFF, *NOT_TRIED, AttemptResult.CANCELLED]
+    assert sorted(groups) == sorted(AttemptResult)
+
+
 @pytest.mark.parametrize("event", FAILED)
-def test_twenty_failures_open_it(event: AttemptResult) -> None:
+def test_breaker_opens_after_twenty_failures(event: AttemptResult) -> None:
     """The twentieth failure in a row opens the breaker, and not the nineteenth."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     for _ in range(19):
@@ -69,7 +80,7 @@ def test_twenty_failures_open_it(event: AttemptResult) -> None:
     ("successes", "failures", "opens"),
     [(10, 10, True), (11, 10, False), (11, 11, True), (100, 99, False), (100, 100, True)],
 )
-def test_half_of_the_outcomes_must_have_failed(
+def test_breaker_opens_when_half_of_the_requests_failed(
     successes: int, failures: int, served: AttemptResult, *, opens: bool
 ) -> None:
     """The breaker opens when half of at least twenty outcomes failed."""
@@ -85,7 +96,7 @@ def test_half_of_the_outcomes_must_have_failed(
 @pytest.mark.parametrize(
     "event", [*PUT_OFF, AttemptResult.DEADLINE_EXCEEDED, AttemptResult.STALE_CONNECTION, AttemptResult.UNRETRYABLE]
 )
-def test_what_is_put_off_counts_neither_for_nor_against(event: AttemptResult) -> None:
+def test_throttled_and_unsent_requests_do_not_count(event: AttemptResult) -> None:
     """429 and what was not sent are no failures, and do not dilute the failures either."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     for _ in range(1000):
@@ -99,7 +110,7 @@ def test_what_is_put_off_counts_neither_for_nor_against(event: AttemptResult) ->
     assert is_open(breaker, 100.0)
 
 
-def test_old_outcomes_do_not_count() -> None:
+def test_requests_before_the_window_do_not_count() -> None:
     """What happened more than the window and one step of it ago is forgotten."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     for _ in range(19):
@@ -111,7 +122,7 @@ def test_old_outcomes_do_not_count() -> None:
     assert is_open(breaker, 132.0)
 
 
-def test_outcomes_of_the_last_thirty_seconds_count_together() -> None:
+def test_requests_of_the_last_thirty_seconds_count_together() -> None:
     """Failures that are spread over the window open the breaker as well."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     for number in range(19):
@@ -121,7 +132,7 @@ def test_outcomes_of_the_last_thirty_seconds_count_together() -> None:
     assert is_open(breaker, 128.5)
 
 
-def test_it_stays_open_for_five_seconds() -> None:
+def test_breaker_stays_open_for_five_seconds() -> None:
     """While it is open, each request hears how long it will be."""
     breaker = opened()
     assert breaker.allow(100.0) == Permit(wait=5.0)
@@ -130,7 +141,7 @@ def test_it_stays_open_for_five_seconds() -> None:
     assert breaker.allow(105.0) == Permit(is_probe=True)
 
 
-def test_one_probe_goes_out() -> None:
+def test_open_breaker_allows_one_probe() -> None:
     """After the pause one request goes, and the others wait for what becomes of it."""
     breaker = opened()
     assert breaker.allow(105.0).is_probe
@@ -139,7 +150,7 @@ def test_one_probe_goes_out() -> None:
 
 
 @pytest.mark.parametrize("event", FAILED)
-def test_a_probe_that_fails_opens_it_again(event: AttemptResult) -> None:
+def test_failed_probe_opens_the_breaker_again(event: AttemptResult) -> None:
     """A failed probe means another pause, counted from its end, and then another probe."""
     breaker = opened()
     probe = breaker.allow(105.0)
@@ -150,7 +161,7 @@ def test_a_probe_that_fails_opens_it_again(event: AttemptResult) -> None:
 
 
 @pytest.mark.parametrize("event", [*SERVED, *PUT_OFF])
-def test_a_probe_that_is_answered_closes_it(event: AttemptResult) -> None:
+def test_answered_probe_closes_the_breaker(event: AttemptResult) -> None:
     """A Space that serves, or refuses in its own words, is at work again."""
     breaker = opened()
     probe = breaker.allow(105.0)
@@ -160,7 +171,7 @@ def test_a_probe_that_is_answered_closes_it(event: AttemptResult) -> None:
 
 
 @pytest.mark.parametrize("event", NOT_TRIED)
-def test_a_probe_that_was_not_sent_decides_nothing(event: AttemptResult) -> None:
+def test_unsent_probe_leaves_the_breaker_open(event: AttemptResult) -> None:
     """Where the probe never reached the Space the next request is the probe."""
     breaker = opened()
     breaker.record(breaker.allow(105.0), event, 106.0)
@@ -168,14 +179,14 @@ def test_a_probe_that_was_not_sent_decides_nothing(event: AttemptResult) -> None
     assert breaker.allow(106.0) == Permit(wait=5.0)
 
 
-def test_a_probe_that_was_abandoned_decides_nothing() -> None:
+def test_released_probe_allows_another_one() -> None:
     """Where the probe was cancelled the next request is the probe."""
     breaker = opened()
     breaker.release(breaker.allow(105.0))
     assert breaker.allow(106.0).is_probe
 
 
-def test_abandoning_anything_else_does_nothing() -> None:
+def test_releasing_an_ordinary_permit_changes_nothing() -> None:
     """A cancelled request that was not the probe does not free the probe's place."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     ordinary = breaker.allow(99.0)
@@ -187,7 +198,7 @@ def test_abandoning_anything_else_does_nothing() -> None:
 
 
 @pytest.mark.parametrize("event", [*FAILED, *SERVED, *PUT_OFF])
-def test_requests_from_before_do_not_act_as_the_probe(event: AttemptResult) -> None:
+def test_results_of_requests_sent_before_the_opening_are_ignored(event: AttemptResult) -> None:
     """What was under way when the breaker opened neither closes it nor prolongs its pause."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     ordinary = [breaker.allow(99.0) for _ in range(50)]
@@ -202,7 +213,7 @@ def test_requests_from_before_do_not_act_as_the_probe(event: AttemptResult) -> N
     assert breaker.allow(105.5) == Permit(wait=5.0)
 
 
-def test_after_closing_it_counts_anew() -> None:
+def test_closed_breaker_counts_from_zero() -> None:
     """A breaker that closed again needs as many failures as at first."""
     breaker = opened()
     breaker.record(breaker.allow(105.0), AttemptResult.DONE, 105.0)
@@ -213,7 +224,7 @@ def test_after_closing_it_counts_anew() -> None:
     assert is_open(breaker, 105.0)
 
 
-def test_the_numbers_are_the_policys() -> None:
+def test_breaker_follows_the_policy() -> None:
     """How many outcomes, which share, which window and which pause can be set."""
     breaker = CircuitBreaker(CircuitBreakerPolicy(min_requests=2, failure_rate=1.0, window=3.0, open_duration=7.0))
     pass_through(breaker, AttemptResult.NO_RESPONSE, 0.0)
@@ -223,12 +234,12 @@ def test_the_numbers_are_the_policys() -> None:
     assert breaker.allow(4.0) == Permit(wait=7.0)
 
 
-def test_its_memory_is_bounded() -> None:
+def test_breaker_keeps_a_bounded_number_of_steps() -> None:
     """Ten thousand outcomes leave no more behind than a few counters."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     for number in range(10_000):
         pass_through(breaker, AttemptResult.DONE if number % 3 else AttemptResult.NO_RESPONSE, number * 0.1)
-    assert len(breaker._seen) <= 32
+    assert len(breaker._steps) <= 32
 
 
 @given(
@@ -239,7 +250,7 @@ def test_its_memory_is_bounded() -> None:
         max_size=120,
     )
 )
-def test_it_opens_only_for_cause_and_never_stays_open(steps: list[tuple[float, AttemptResult]]) -> None:
+def test_breaker_opens_only_after_failures_and_always_closes_again(steps: list[tuple[float, AttemptResult]]) -> None:
     """Whatever happens, it opens only on a failure after twenty outcomes, and lets a probe through after a pause."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     now, counted, was_open = 0.0, 0, False

@@ -109,7 +109,7 @@ def check(kind: Operation, policy: RetryPolicy, told: Told) -> None:
 
 
 @given(data=st.data(), kind=st.sampled_from(Operation), seed=st.integers(min_value=0, max_value=2**32))
-def test_any_call_keeps_the_promises(data: st.DataObject, kind: Operation, seed: int) -> None:
+def test_any_sequence_of_results_keeps_the_promises(data: st.DataObject, kind: Operation, seed: int) -> None:
     """Sends are bounded, an end is reached, and no start in doubt is sent again without a name that protects it."""
     policy = RetryPolicy(
         max_attempts=data.draw(st.integers(1, 5)),
@@ -127,13 +127,13 @@ def test_any_call_keeps_the_promises(data: st.DataObject, kind: Operation, seed:
 
 
 @pytest.mark.parametrize("kind", Operation)
-def test_thousands_of_calls_keep_the_promises(kind: Operation) -> None:
+def test_thousands_of_random_calls_keep_the_promises(kind: Operation) -> None:
     """Under the default policy, and one budget for all, two thousand calls through any trouble keep the promises."""
     chance = Random(20180925)  # noqa: S311
     budget = RetryBudget()
     troubles = [event for event in possible(kind) if event is not AttemptResult.DONE]
     for _ in range(2000):
-        budget.succeed(0)
+        budget.refund(1)
         events = [
             chance.choice(
                 [*troubles, *[AttemptResult.THROTTLED, AttemptResult.NOT_SENT, AttemptResult.STALE_CONNECTION] * 3]
@@ -146,7 +146,7 @@ def test_thousands_of_calls_keep_the_promises(kind: Operation) -> None:
 
 
 @pytest.mark.parametrize(("kind", "event"), [(kind, event) for kind in Operation for event in possible(kind)])
-def test_the_same_event_for_ever_ends(kind: Operation, event: AttemptResult) -> None:
+def test_call_with_the_same_result_for_ever_ends(kind: Operation, event: AttemptResult) -> None:
     """A call to which the same happens again and again ends after at most seven sends."""
     told = play(kind, RetryPolicy(deadline=1e6), [event], [None], Random(7), RetryBudget())  # noqa: S311
     assert told.sends <= 7

@@ -19,7 +19,7 @@ from signalwire_streams import (
 )
 from signalwire_streams._http.messages import Request, Result
 from signalwire_streams.errors import Phase
-from signalwire_streams.middleware._logs import OutcomeLog
+from signalwire_streams.middleware._retry import OutcomeLog
 from signalwire_streams.models import AttemptResult, Operation, Priority, RetryDecision
 from signalwire_streams.simulator import SimulatedSpace
 
@@ -63,7 +63,7 @@ async def test_debug_logs_the_decision_and_the_delay(
 ) -> None:
     caplog.set_level(logging.DEBUG, "signalwire_streams")
     space.faults.add("status", on="list", status=500, body="api", code=20001, times=1)
-    client = client_for(space, retry=RetryPolicy(wait_transient=(0.0, 0.0)))
+    client = client_for(space, retry=RetryPolicy(wait_initial=0, wait_max=0))
     async for _ in client.conferences.list():
         pass
     assert lines(caplog, "retry") == [
@@ -71,7 +71,7 @@ async def test_debug_logs_the_decision_and_the_delay(
     ]
 
 
-async def test_a_call_without_a_retry_logs_nothing(
+async def test_call_without_a_retry_logs_nothing(
     space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "signalwire_streams")
@@ -107,7 +107,7 @@ async def test_no_log_line_holds_a_secret(
     assert space.token not in written
 
 
-async def test_an_unknown_outcome_is_a_warning(
+async def test_unknown_outcome_logs_a_warning(
     space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     space.faults.add("reset", on="start", executed=True)
@@ -121,7 +121,7 @@ async def test_an_unknown_outcome_is_a_warning(
     )
 
 
-async def test_a_lost_sid_is_a_warning(
+async def test_lost_sid_logs_a_warning(
     space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     space.faults.add("missing-sid", on="start")
@@ -134,7 +134,7 @@ async def test_a_lost_sid_is_a_warning(
 
 
 @pytest.mark.parametrize(("duplicates", "state"), [("callback", "started"), ("http-error", "already running")])
-async def test_an_ambiguous_outcome_is_a_warning(
+async def test_ambiguous_outcome_logs_a_warning(
     client_for: ClientFactory, caplog: pytest.LogCaptureFixture, duplicates: str, state: str
 ) -> None:
     settings: dict[str, Any] = {} if duplicates == "callback" else {"duplicate_names": duplicates}
@@ -153,7 +153,7 @@ async def test_an_ambiguous_outcome_is_a_warning(
     ]
 
 
-async def test_a_certain_failure_is_no_warning(
+async def test_certain_failure_logs_no_warning(
     space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     space.faults.add("status", on="start", status=422)
@@ -163,7 +163,7 @@ async def test_a_certain_failure_is_no_warning(
 
 
 @pytest.mark.parametrize(("fault", "warnings"), [("hang", 1), ("throttle", 0)])
-async def test_a_cancelled_start_is_a_warning_only_if_it_may_run(
+async def test_cancelled_start_logs_a_warning_only_if_it_may_run(
     space: SimulatedSpace, client_for: ClientFactory, caplog: pytest.LogCaptureFixture, fault: str, warnings: int
 ) -> None:
     arrived = asyncio.Event()
@@ -187,7 +187,7 @@ async def test_a_cancelled_start_is_a_warning_only_if_it_may_run(
     assert all(text.endswith("outcome unknown, the stream may be running: cancelled") for _, text in found)
 
 
-async def test_a_start_cancelled_between_two_attempts_is_a_warning_if_the_first_may_have_started_it(
+async def test_start_cancelled_between_attempts_logs_a_warning_if_the_first_may_have_started_it(
     space: SimulatedSpace, client_for: ClientFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     arrived = asyncio.Event()
@@ -205,7 +205,7 @@ async def test_a_start_cancelled_between_two_attempts_is_a_warning_if_the_first_
     assert len(lines(caplog, "outcome")) == 1
 
 
-async def test_a_bulk_run_warns_once_about_thousands_of_unknown_outcomes(
+async def test_bulk_run_warns_once_about_thousands_of_unknown_outcomes(
     client_for: ClientFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "signalwire_streams")
@@ -223,7 +223,7 @@ async def test_a_bulk_run_warns_once_about_thousands_of_unknown_outcomes(
     assert "more since" not in text
 
 
-def test_the_next_warning_of_a_bulk_run_counts_the_lines_in_between(caplog: pytest.LogCaptureFixture) -> None:
+def test_next_warning_of_a_bulk_run_counts_the_outcomes_in_between(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "signalwire_streams.outcome")
     log = OutcomeLog()
     exchange = Request(
@@ -248,7 +248,7 @@ def test_the_next_warning_of_a_bulk_run_counts_the_lines_in_between(caplog: pyte
     assert found[4][1].endswith("(2 more since the last warning)")
 
 
-async def test_the_circuit_breaker_warns_once_per_opening(
+async def test_circuit_breaker_warns_once_per_opening(
     space: SimulatedSpace, client_for: ClientFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "signalwire_streams")
@@ -286,7 +286,7 @@ async def test_the_circuit_breaker_warns_once_per_opening(
     assert [level for level, _ in lines(caplog, "circuit_breaker")] == ["WARNING", "INFO", "WARNING"]
 
 
-async def test_a_pause_after_429_is_one_warning(
+async def test_pause_after_a_429_logs_one_warning(
     space: SimulatedSpace, client_for: ClientFactory, idle_clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = client_for(space, clock=idle_clock)
@@ -297,7 +297,7 @@ async def test_a_pause_after_429_is_one_warning(
     assert len(found) == 1
 
 
-async def test_a_429_without_a_pause_is_no_warning(
+async def test_429_without_a_pause_logs_no_warning(
     space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     space.faults.add("throttle", on="start", retry_after=0, times=1)
@@ -305,7 +305,7 @@ async def test_a_429_without_a_pause_is_no_warning(
     assert lines(caplog, "rate_limit") == []
 
 
-async def test_a_server_error_on_a_read_is_no_ambiguous_outcome(
+async def test_server_error_on_a_read_logs_no_ambiguous_outcome(
     space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     space.faults.add("500", on="list")

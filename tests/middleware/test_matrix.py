@@ -169,7 +169,7 @@ def in_words(result: object) -> str:
 
 @pytest.mark.parametrize("kind", OPERATIONS)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.happened)
-async def test_the_server_sees_what_the_matrix_promises(row: Row, kind: str, client_for: Any) -> None:
+async def test_server_receives_the_attempts_of_the_retry_matrix(row: Row, kind: str, client_for: Any) -> None:
     """After each thing that can happen, the Space has received and holds exactly what the matrix says."""
     async with SimulatedSpace(conferences=1, calls=1, **row.space) as space:
         hangs = any(rule["kind"] == "hang" for rule in row.faults)
@@ -192,7 +192,7 @@ async def test_the_server_sees_what_the_matrix_promises(row: Row, kind: str, cli
 
 
 @pytest.mark.parametrize("kind", [READ, NAMED, CALL, UNNAMED])
-async def test_404_is_final(space: SimulatedSpace, client: StreamsClient, kind: str) -> None:
+async def test_start_that_gets_a_404_is_not_retried(space: SimulatedSpace, client: StreamsClient, kind: str) -> None:
     """A conference or call that is not there is said so after one request."""
     space.faults.add("status", status=404, body="api", code=20404)
 
@@ -202,7 +202,7 @@ async def test_404_is_final(space: SimulatedSpace, client: StreamsClient, kind: 
     assert len(space.requests) == 1
 
 
-async def test_a_first_stop_of_nothing_is_an_error(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_stop_by_name_of_no_stream_raises_not_found(space: SimulatedSpace, client: StreamsClient) -> None:
     """A stop that was not sent before and finds nothing says so."""
     result, _ = await perform(client, space, STOP, "not-there")
 
@@ -210,7 +210,7 @@ async def test_a_first_stop_of_nothing_is_an_error(space: SimulatedSpace, client
     assert space.requests.count("stop-conference-stream") == 1
 
 
-async def test_a_duplicate_at_the_first_attempt_is_refused(client_for: Any) -> None:
+async def test_duplicate_name_at_the_first_attempt_is_an_error(client_for: Any) -> None:
     """A name that somebody else's stream has is an error, not a success."""
     async with SimulatedSpace(conferences=1, duplicate_names="http-error") as space:
         client = client_for(space)
@@ -224,7 +224,7 @@ async def test_a_duplicate_at_the_first_attempt_is_refused(client_for: Any) -> N
         assert len(space.streams.active()) == 1
 
 
-async def test_call_starts_are_sent_again_where_the_policy_says_so(client_for: Any) -> None:
+async def test_call_start_is_resent_if_the_policy_allows_it(client_for: Any) -> None:
     """With the switch on, a named start on a call is repeated like one on a conference."""
     async with SimulatedSpace(conferences=1, calls=1) as space:
         client = client_for(space, retry=RetryPolicy(resend_call_starts=True))

@@ -13,23 +13,21 @@ from signalwire_streams import (
     CircuitBreakerPolicy,
     CircuitOpenError,
     Clock,
-    Handler,
     Operation,
     Phase,
-    Request,
-    Result,
     RetryDecision,
     RetryPolicy,
     StreamOutcomeUnknownError,
     StreamsClient,
     StreamsError,
 )
+from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
 
 
-async def test_on_attempt_hears_of_every_attempt(space: SimulatedSpace, client_for: Any) -> None:
+async def test_on_attempt_is_called_with_every_attempt(space: SimulatedSpace, client_for: Any) -> None:
     """Each attempt is told with how it ended, how far it got and what is done next."""
     attempts: list[Attempt] = []
     client = client_for(space, on_attempt=attempts.append)
@@ -60,7 +58,7 @@ async def test_on_attempt_hears_of_every_attempt(space: SimulatedSpace, client_f
     assert all(attempt.duration > 0 and attempt.queue_time >= 0 for attempt in attempts)
 
 
-async def test_a_broken_hook_loses_no_stream(
+async def test_on_attempt_that_raises_does_not_lose_the_stream(
     space: SimulatedSpace, client_for: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A hook that raises is logged, and the start goes on."""
@@ -76,7 +74,7 @@ async def test_a_broken_hook_loses_no_stream(
     caplog.clear()
 
 
-async def test_a_cancelled_attempt_is_told(space: SimulatedSpace, client_for: Any) -> None:
+async def test_on_attempt_is_called_with_a_cancelled_attempt(space: SimulatedSpace, client_for: Any) -> None:
     """A call that is cancelled after it was written tells how far it got, and re-raises."""
     attempts: list[Attempt] = []
     exchanges: list[Request] = []
@@ -99,7 +97,7 @@ async def test_a_cancelled_attempt_is_told(space: SimulatedSpace, client_for: An
     assert exchanges[0].state.sent == "maybe"
 
 
-async def test_own_middlewares_stand_outside_of_the_retry(space: SimulatedSpace, client_for: Any) -> None:
+async def test_middlewares_of_the_caller_wrap_the_retries(space: SimulatedSpace, client_for: Any) -> None:
     """A caller's middlewares see each call once, the first one outermost, and may change what goes and comes."""
     seen: list[str] = []
 
@@ -120,7 +118,7 @@ async def test_own_middlewares_stand_outside_of_the_retry(space: SimulatedSpace,
     assert seen == ["outer", "inner 00-1-2-01", "outer got finish after 2"]
 
 
-async def test_a_middleware_may_answer_by_itself(space: SimulatedSpace, client_for: Any) -> None:
+async def test_middleware_may_return_a_result_of_its_own(space: SimulatedSpace, client_for: Any) -> None:
     """An outcome that a middleware makes up is treated as what it says."""
 
     async def refuse(exchange: Request, send: Handler) -> Result:
@@ -132,7 +130,7 @@ async def test_a_middleware_may_answer_by_itself(space: SimulatedSpace, client_f
     assert len(space.requests) == 0
 
 
-async def test_the_breaker_opens_and_closes(space: SimulatedSpace, client_for: Any) -> None:
+async def test_breaker_opens_and_closes_around_real_requests(space: SimulatedSpace, client_for: Any) -> None:
     """A Space that keeps failing is left alone for a while, then one probe decides."""
     clock = Clock.fake()
     client = client_for(
@@ -172,7 +170,7 @@ async def test_the_breaker_opens_and_closes(space: SimulatedSpace, client_for: A
     assert (await client.conferences.start_stream(sid, url=URL)).sid is not None
 
 
-async def test_an_unknown_start_stays_unknown_when_the_breaker_opens(space: SimulatedSpace, client_for: Any) -> None:
+async def test_unknown_start_stays_unknown_when_the_breaker_opens(space: SimulatedSpace, client_for: Any) -> None:
     """When what may be running can't be asked about again, the caller is told that it may be running."""
     client = client_for(space, circuit_breaker=CircuitBreakerPolicy(min_requests=1))
     space.faults.add("reset", executed=True)
@@ -184,7 +182,7 @@ async def test_an_unknown_start_stays_unknown_when_the_breaker_opens(space: Simu
     assert len(space.streams.active()) == 1
 
 
-async def test_a_ruined_retry_stays_unknown(space: SimulatedSpace, client_for: Any) -> None:
+async def test_start_whose_retry_can_not_connect_is_unknown(space: SimulatedSpace, client_for: Any) -> None:
     """A refusal of the second attempt does not prove that the first did nothing."""
     client: StreamsClient = client_for(space)
     space.faults.add("reset", executed=True, times=1)
@@ -197,6 +195,6 @@ async def test_a_ruined_retry_stays_unknown(space: SimulatedSpace, client_for: A
     assert len(space.streams.active()) == 1
 
 
-def test_the_log_is_quiet_by_itself() -> None:
+def test_logging_is_silent_by_default() -> None:
     """The package logs under its own name and adds no handlers."""
     assert logging.getLogger("signalwire_streams").handlers == []

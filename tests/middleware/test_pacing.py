@@ -20,11 +20,13 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams._http.messages import CallState, Request, Result
+from signalwire_streams._http.messages import CallState, Request, Result, chain
 from signalwire_streams.middleware._queueing import PrioritySemaphore
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, RateLimitMiddleware, TokenBucket
+from signalwire_streams.middleware._retry import RetryBudget, RetryMiddleware
 from signalwire_streams.models import AttemptResult, Operation
 from signalwire_streams.simulator import SimulatedSpace
+from tests.raw_space import RawConnection, RawSpace, Request as Received, http, raw_space
 
 URL = "wss://rx.example.com/audio"
 
@@ -48,9 +50,9 @@ def pacer(**limit: Any) -> tuple[LocalRateLimiter, Stopwatch]:
     return LocalRateLimiter(TokenBucket(RateLimit(**limit)), watch.clock()), watch
 
 
-async def test_a_burst_goes_at_once_and_the_rest_at_the_rate() -> None:
+async def test_rate_limiter_lets_a_burst_through_and_then_the_rate() -> None:
     """After the burst, requests go out evenly."""
-    paced, watch = pacer(requests=100, window=10.0, share=1.0, burst=10)
+    paced, watch = pacer(requests=100, window=10.0, utilization=1.0, burst=10)
     went: list[float] = []
 
     async def one() -> None:
@@ -64,9 +66,9 @@ async def test_a_burst_goes_at_once_and_the_rest_at_the_rate() -> None:
     assert went[-1] == pytest.approx(90 / 9, rel=0.01)
 
 
-async def test_interactive_requests_go_before_bulk_ones() -> None:
+async def test_rate_limiter_serves_interactive_requests_before_bulk_ones() -> None:
     """Among those who wait, an interactive request goes first, however late it comes."""
-    paced, _ = pacer(requests=20, window=10.0, share=1.0, burst=1)
+    paced, _ = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     order: list[str] = []
 
     async def one(lane: Priority, name: str) -> None:
@@ -82,9 +84,9 @@ async def test_interactive_requests_go_before_bulk_ones() -> None:
     assert order == ["interactive", "bulk 0", "bulk 1", "bulk 2"]
 
 
-async def test_who_would_wait_too_long_is_told_at_once() -> None:
+async def test_acquire_returns_the_wait_at_once_if_it_exceeds_the_timeout() -> None:
     """A wait that is longer than the caller's patience is not begun, and takes nothing."""
-    paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
+    paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     await paced.acquire(Priority.BULK, 60)
     paced.on_throttled(0.0, 30.0)
 
@@ -95,16 +97,16 @@ async def test_who_would_wait_too_long_is_told_at_once() -> None:
     assert watch.time == 30
 
 
-async def test_a_read_waits_for_the_gate_only() -> None:
+async def test_read_waits_only_while_all_requests_pause() -> None:
     """Reads are not counted by the limit, and wait only while the Space takes nothing at all."""
-    paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
+    paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     for _ in range(10):
         assert await paced.wait_until_allowed(1) == 0
     assert await paced.acquire(Priority.BULK, 1) == 0
     assert watch.time == 0
 
 
-async def test_patience_ends_a_wait_that_was_begun() -> None:
+async def test_acquire_times_out_while_waiting() -> None:
     """A turn that does not come within the caller's patience is given up, and the next in line gets it."""
     watch = Stopwatch()
     held = asyncio.Event()
@@ -126,7 +128,7 @@ async def test_patience_ends_a_wait_that_was_begun() -> None:
     assert await patient == 0
 
 
-async def test_a_turn_in_the_very_moment_that_patience_ends() -> None:
+async def test_grant_in_the_moment_of_the_timeout_counts() -> None:
     """Where the turn is granted while the timeout is already on its way, it is a turn, and counted."""
     times = iter([0.0, 0.0, 10.0])
     pace = TokenBucket(RateLimit(requests=10**12, window=10.0, utilization=1.0, burst=1))
@@ -136,18 +138,18 @@ async def test_a_turn_in_the_very_moment_that_patience_ends() -> None:
     assert pace.try_acquire(10.0) > 0
 
 
-async def test_no_patience_takes_nothing() -> None:
+async def test_acquire_without_time_takes_no_token() -> None:
     """Who can't wait at all, and would have to, is told so and takes no leave."""
-    paced, _ = pacer(requests=20, window=10.0, share=1.0, burst=1)
+    paced, _ = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     assert await paced.acquire(Priority.BULK, 0.0) == 0
 
     assert await paced.acquire(Priority.BULK, 0.0) > 0
     assert await paced.acquire(Priority.BULK, -1.0) > 0
 
 
-async def test_without_a_connection_the_pacer_is_not_asked() -> None:
+async def test_request_without_a_connection_slot_takes_no_token() -> None:
     """Who gets no connection in time takes no leave, and sends nothing."""
-    paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
+    paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     exchange = Request(
         method="POST",
         path="/x",
@@ -168,16 +170,28 @@ async def test_without_a_connection_the_pacer_is_not_asked() -> None:
     assert watch.time == 0
 
 
-@pytest.mark.parametrize("after_the_grant", [False, True])
-async def test_a_cancelled_turn_is_given_back(after_the_grant: bool) -> None:
-    """Who is cancelled while waiting costs nobody a turn, even when the turn had just been granted."""
-    paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
+async def test_token_is_not_spent_on_a_turn_that_is_being_cancelled() -> None:
+    paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     await paced.acquire(Priority.BULK, 60)
     waiting = asyncio.create_task(paced.acquire(Priority.BULK, 60))
     await asyncio.sleep(0)
-    [turn] = paced._waiting[Priority.BULK]
+    waiting.cancel()
+    watch.time += 1.0
+    await paced._serve()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await paced.acquire(Priority.INTERACTIVE, 0.0) == 0
+
+
+@pytest.mark.parametrize("after_the_grant", [False, True])
+async def test_cancelled_wait_gives_its_token_back(after_the_grant: bool) -> None:
+    """Who is cancelled while waiting costs nobody a turn, even when the turn had just been granted."""
+    paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
+    await paced.acquire(Priority.BULK, 60)
+    waiting = asyncio.create_task(paced.acquire(Priority.BULK, 60))
+    await asyncio.sleep(0)
     if after_the_grant:
-        turn.set_result(None)  # as the pump does
+        assert paced._queue.grant()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -187,7 +201,7 @@ async def test_a_cancelled_turn_is_given_back(after_the_grant: bool) -> None:
     assert watch.time - before <= 1.0
 
 
-async def test_a_lying_space_is_found_out(client_for: Any) -> None:
+async def test_space_that_accepts_less_than_its_headers_say_gets_all_starts(client_for: Any) -> None:
     """A Space that takes a third of what it says is met with fewer and fewer requests, until all are started."""
     clock = Clock.fake()
     async with SimulatedSpace(
@@ -206,19 +220,27 @@ async def test_a_lying_space_is_found_out(client_for: Any) -> None:
         assert space.requests.count("start-conference-stream") > 300
 
 
-async def test_headers_lower_the_rate(client_for: Any) -> None:
-    """A Space that says it takes fewer is not asked for more, so nothing is refused."""
+async def test_header_of_a_response_does_not_change_the_rate() -> None:
+    """A proxy may send any ``X-RateLimit-Limit``, and the Space's header has an unknown name."""
+
+    async def answer(space: RawSpace, _: RawConnection, request: Received) -> bytes:
+        head = "X-RateLimit-Limit: 1\r\n"
+        if len(space.requests) == 1:
+            return http(502, body=b"<html>", head=head)
+        return http(200, space.start(request), head=head)
+
     clock = Clock.fake()
-    async with SimulatedSpace(conferences=100, participants=0, rate_limit=60, monotonic=clock.now) as space:
-        client = client_for(space, clock=clock, rate_limit=RateLimit(burst=1))
-        for sid in space.conference_sids:
-            await client.conferences.start_stream(sid, url=URL)
+    async with (
+        raw_space(answer) as space,
+        StreamsClient(base_url=space.url, project="p", token="t", clock=clock) as client,
+    ):
+        before = clock.now()
+        for number in range(10):
+            await client.conferences.start_stream(f"room-{number}", url=URL)
+        assert clock.now() - before < 5
 
-        assert space.requests.count() == 100
-        assert space.requests.max_in_window(10.0) <= 60
 
-
-async def test_too_many_requests_for_ever(space: SimulatedSpace, client_for: Any) -> None:
+async def test_start_that_is_always_throttled_fails_after_six_waits(space: SimulatedSpace, client_for: Any) -> None:
     """A Space that never takes the request ends it after six waits."""
     client = client_for(space, retry=RetryPolicy(deadline=1_000))
     space.faults.add("throttle", retry_after=2)
@@ -230,31 +252,31 @@ async def test_too_many_requests_for_ever(space: SimulatedSpace, client_for: Any
     assert space.requests.count() == 7
 
 
-async def test_a_pacer_of_ones_own(space: SimulatedSpace, client_for: Any) -> None:
+async def test_rate_limiter_of_the_caller_replaces_the_local_one(space: SimulatedSpace, client_for: Any) -> None:
     """A shared pacer takes the place of the local one, and hears what the Space says."""
     heard: list[object] = []
 
     class Shared:
-        async def acquire(self, lane: Priority, patience: float) -> float:
-            heard.append(lane)
+        async def acquire(self, priority: Priority, timeout: float) -> float:
+            heard.append(priority)
             return 0.0
 
-        async def wait_until_allowed(self, patience: float) -> float:
+        async def wait_until_allowed(self, timeout: float) -> float:
             heard.append("gate")
             return 0.0
 
-        def throttled(self, sent_at: float, retry_after: float | None) -> None:
+        def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
             heard.append(retry_after)
 
-        def served(self, advertised: int | None) -> None:
-            heard.append(advertised)
+        def on_success(self) -> None:
+            heard.append("success")
 
     client = client_for(space, rate_limiter=Shared())
     space.faults.add("throttle", retry_after=2, times=1)
     await client.conferences.start_stream(space.conference_sids[0], url=URL)
     await client.conferences.get(space.conference_sids[0])
 
-    assert heard == [Priority.INTERACTIVE, 2.0, Priority.INTERACTIVE, 13_800, "gate", 13_800]
+    assert heard == [Priority.INTERACTIVE, 2.0, Priority.INTERACTIVE, "success", "gate", "success"]
     with pytest.raises(InvalidRequestError, match="not both"):
         StreamsClient(space="example", project="p", token="t", rate_limiter=Shared(), rate_limit=RateLimit())
 
@@ -264,7 +286,7 @@ class Counting(LocalRateLimiter):
 
     asked = 0
 
-    async def acquire(self, lane: Priority, patience: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:
         self.asked += 1
         return 0.0
 
@@ -276,7 +298,7 @@ def start_with(progress: CallState) -> Request:
 
 
 @pytest.mark.parametrize(("seconds", "turns"), [(0.0, 1), (0.5, 2)])
-async def test_a_leave_that_was_held_too_long_is_asked_for_again(seconds: float, turns: int) -> None:
+async def test_token_held_too_long_before_sending_is_acquired_again(seconds: float, turns: int) -> None:
     """What is done before sending is done once, at the first turn; where it took long the turn is another one's."""
     watch = Stopwatch()
     paced = Counting(TokenBucket(RateLimit()), watch.clock())
@@ -297,9 +319,8 @@ async def test_a_leave_that_was_held_too_long_is_asked_for_again(seconds: float,
     assert paced.asked == turns + 1
 
 
-async def test_what_can_not_be_prepared_is_not_sent() -> None:
-    """It is no attempt."""
-    watch = Stopwatch()
+async def test_request_whose_preparation_fails_is_not_sent_and_does_not_count_as_an_attempt() -> None:
+    clock = Stopwatch().clock()
 
     async def prepare() -> None:
         raise RunCancelledError("another worker has it")
@@ -307,13 +328,13 @@ async def test_what_can_not_be_prepared_is_not_sent() -> None:
     async def send(_: Request) -> Result:
         raise AssertionError("it was sent")
 
-    progress = CallState(before_sending=prepare)
-    turns = RateLimitMiddleware(PrioritySemaphore(1), Counting(TokenBucket(RateLimit()), watch.clock()), watch.clock())
-    for _ in range(2):  # also where somebody tries it again
-        progress.attempts = 1
+    state = CallState(before_sending=prepare)
+    limited = RateLimitMiddleware(PrioritySemaphore(1), Counting(TokenBucket(RateLimit()), clock), clock)
+    handler = chain([RetryMiddleware(RetryPolicy(), RetryBudget(), clock), limited], send)
+    for _ in range(2):  # again after a pause as well
         with pytest.raises(RunCancelledError):
-            await turns(start_with(progress), send)
-        assert progress.attempts == 0
+            await handler(start_with(state))
+        assert (state.attempts, state.before_sending) == (0, prepare)
 
 
 class Refusing(LocalRateLimiter):
@@ -321,13 +342,13 @@ class Refusing(LocalRateLimiter):
 
     grants = 0
 
-    async def acquire(self, lane: Priority, patience: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:
         self.grants -= 1
         return 0.0 if self.grants >= 0 else 60.0
 
 
 @pytest.mark.parametrize(("grants", "prepared"), [(0, 0), (1, 1)])
-async def test_what_the_pacer_refuses_is_not_sent(grants: int, prepared: int) -> None:
+async def test_request_that_the_rate_limiter_refuses_is_not_sent(grants: int, prepared: int) -> None:
     """A request that is refused at first is not prepared; one that is refused after a slow preparation is not sent."""
     watch = Stopwatch()
     paced = Refusing(TokenBucket(RateLimit()), watch.clock())
@@ -353,7 +374,7 @@ async def test_what_the_pacer_refuses_is_not_sent(grants: int, prepared: int) ->
     assert len(done) == prepared
 
 
-async def test_a_journaled_start_that_the_pacer_refuses_is_not_recorded(
+async def test_journaled_start_that_the_rate_limiter_refuses_is_not_recorded(
     space: SimulatedSpace, client_for: Any, tmp_path: Path
 ) -> None:
     """It is not sent, and the journal does not say that it may have been."""
@@ -365,7 +386,7 @@ async def test_a_journaled_start_that_the_pacer_refuses_is_not_recorded(
     requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
     outcomes = [outcome async for outcome in client.start_streams(requests, concurrency=1, journal=journal)]
 
-    assert [outcome.state for outcome in outcomes] == [
+    assert [outcome.status for outcome in outcomes] == [
         BulkStatus.STARTED,
         BulkStatus.NOT_ATTEMPTED,
         BulkStatus.NOT_ATTEMPTED,
@@ -374,9 +395,9 @@ async def test_a_journaled_start_that_the_pacer_refuses_is_not_recorded(
     assert [item.target for item in BulkJournal(journal).items()] == space.conference_sids[:1]
 
 
-async def test_the_patience_for_a_closed_gate_is_not_begun_anew() -> None:
+async def test_timeout_of_a_pause_that_is_extended_is_not_restarted() -> None:
     """A gate that is closed again while a read waits for it is waited for no longer than the read's patience."""
-    paced, watch = pacer(requests=20, window=10.0, share=1.0, burst=1)
+    paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
     paced.on_throttled(0.0, 30.0)
 
     async def close_again() -> None:

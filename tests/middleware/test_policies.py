@@ -13,20 +13,18 @@ from signalwire_streams.middleware._policies import CircuitBreakerPolicy, RateLi
 NAN, ENDLESS = float("nan"), float("inf")
 NO_COUNT = [-1, 1.5, "3", None, True, NAN, ENDLESS]
 NO_TIME = [0, -1, -0.1, "5", None, True, NAN, ENDLESS, -ENDLESS, 366 * 86_400 + 1, 10**400]
-NO_SPREAD = [
-    *[(2, 1), (-1, 1), (NAN, 1), (1, NAN), (0, ENDLESS), (-2, -1)],
-    *[(), (1,), (1, 2, 3), [1, 2], ("1", "2"), (1, None), (False, True), None, 5, "12"],
-]
+NO_WAIT = [-0.1, NAN, ENDLESS, (1, 2), "1", None, True]
 NO_SHARE = [0, -0.1, 1.1, "half", None, True, NAN, ENDLESS]
 
 
-def test_the_defaults_that_the_project_stands_by() -> None:
+def test_policies_have_the_documented_defaults() -> None:
     """Each default is the one that the documentation promises."""
     retry = RetryPolicy()
     assert (retry.max_attempts, retry.max_connect_retries, retry.max_throttle_retries) == (3, 3, 6)
     assert (retry.max_resends, retry.resend_window, retry.resend_call_starts) == (2, 30.0, False)
     assert (retry.deadline, retry.max_retry_after) == (45.0, 60.0)
-    assert (retry.wait_transient, retry.wait_throttled) == ((0.2, 5.0), (1.0, 20.0))
+    assert (retry.wait_initial, retry.wait_max) == (0.2, 5.0)
+    assert (retry.throttle_wait_initial, retry.throttle_wait_max) == (1.0, 20.0)
     timeouts = Timeouts()
     assert (timeouts.connect, timeouts.read, timeouts.attempt) == (5.0, 15.0, 20.0)
     limit = RateLimit()
@@ -42,34 +40,38 @@ def test_the_defaults_that_the_project_stands_by() -> None:
 
 
 REFUSED: list[tuple[type[Any], str, list[Any]]] = [
-    (RetryPolicy, "attempts", [0, *NO_COUNT]),
+    (RetryPolicy, "max_attempts", [0, *NO_COUNT]),
     (RetryPolicy, "max_connect_retries", NO_COUNT),
     (RetryPolicy, "max_throttle_retries", NO_COUNT),
     (RetryPolicy, "max_resends", NO_COUNT),
     (RetryPolicy, "resend_window", NO_TIME),
     (RetryPolicy, "deadline", NO_TIME),
     (RetryPolicy, "max_retry_after", NO_TIME),
-    (RetryPolicy, "wait_transient", NO_SPREAD),
-    (RetryPolicy, "wait_throttled", NO_SPREAD),
+    (RetryPolicy, "wait_initial", [5.1, *NO_WAIT]),
+    (RetryPolicy, "wait_max", NO_WAIT),
+    (RetryPolicy, "throttle_wait_initial", [20.1, *NO_WAIT]),
+    (RetryPolicy, "throttle_wait_max", NO_WAIT),
     (RetryPolicy, "resend_call_starts", ["no", 1, 0, None]),
     (Timeouts, "connect", NO_TIME),
     (Timeouts, "read", NO_TIME),
     (Timeouts, "attempt", NO_TIME),
     (RateLimit, "requests", [0, *NO_COUNT]),
     (RateLimit, "window", NO_TIME),
-    (RateLimit, "share", NO_SHARE),
+    (RateLimit, "utilization", NO_SHARE),
     (RateLimit, "burst", [0, -1, 12_421, 2.5, True, "x", NAN]),
-    (CircuitBreakerPolicy, "outcomes", [0, *NO_COUNT]),
-    (CircuitBreakerPolicy, "share", NO_SHARE),
+    (CircuitBreakerPolicy, "min_requests", [0, *NO_COUNT]),
+    (CircuitBreakerPolicy, "failure_rate", NO_SHARE),
     (CircuitBreakerPolicy, "window", NO_TIME),
-    (CircuitBreakerPolicy, "pause", NO_TIME),
+    (CircuitBreakerPolicy, "open_duration", NO_TIME),
 ]
 
 
 @pytest.mark.parametrize(
     ("policy", "field", "values"), REFUSED, ids=[f"{policy.__name__}.{field}" for policy, field, _ in REFUSED]
 )
-def test_a_number_that_makes_no_sense_is_refused(policy: type[Any], field: str, values: list[object]) -> None:
+def test_invalid_number_is_rejected_by_the_name_of_its_field(
+    policy: type[Any], field: str, values: list[object]
+) -> None:
     """A nonsense number is refused by the name of its field, in a new policy as in a changed one."""
     for value in values:
         with pytest.raises(InvalidRequestError, match=f"^{field} must be ") as caught:
@@ -80,33 +82,36 @@ def test_a_number_that_makes_no_sense_is_refused(policy: type[Any], field: str, 
 
 
 TAKEN: list[tuple[type[Any], str, Any]] = [
-    (RetryPolicy, "attempts", 1),
+    (RetryPolicy, "max_attempts", 1),
     (RetryPolicy, "max_connect_retries", 0),
     (RetryPolicy, "max_throttle_retries", 0),
     (RetryPolicy, "max_resends", 0),
     (RetryPolicy, "deadline", 0.001),
-    (RetryPolicy, "wait_transient", (0, 0)),
-    (RetryPolicy, "wait_throttled", (3, 3)),
+    (RetryPolicy, "wait_initial", 0),
+    (RetryPolicy, "wait_initial", 5),
+    (RetryPolicy, "wait_max", 0.2),
+    (RetryPolicy, "throttle_wait_initial", 20.0),
+    (RetryPolicy, "throttle_wait_max", 1),
     (RetryPolicy, "resend_call_starts", True),
     (Timeouts, "connect", 1),
     (RateLimit, "requests", 1),
-    (RateLimit, "share", 1),
-    (RateLimit, "share", 0.00001),
+    (RateLimit, "utilization", 1),
+    (RateLimit, "utilization", 0.00001),
     (RateLimit, "burst", 1),
     (RateLimit, "burst", 12_420),
-    (CircuitBreakerPolicy, "outcomes", 1),
-    (CircuitBreakerPolicy, "share", 1.0),
+    (CircuitBreakerPolicy, "min_requests", 1),
+    (CircuitBreakerPolicy, "failure_rate", 1.0),
 ]
 
 
 @pytest.mark.parametrize(("policy", "field", "value"), TAKEN, ids=lambda value: getattr(value, "__name__", repr(value)))
-def test_a_number_at_the_edge_is_taken(policy: type[Any], field: str, value: object) -> None:
+def test_number_at_the_edge_is_accepted(policy: type[Any], field: str, value: object) -> None:
     """The least and the most that make sense are taken."""
     assert getattr(policy(**{field: value}), field) == value
 
 
 @pytest.mark.parametrize("policy", [RetryPolicy, Timeouts, RateLimit, CircuitBreakerPolicy])
-def test_a_policy_cannot_be_changed(policy: type[Any]) -> None:
+def test_policies_are_frozen_values(policy: type[Any]) -> None:
     """A policy is frozen, a value, and given by names."""
     made = policy()
     assert made == policy()
@@ -118,9 +123,9 @@ def test_a_policy_cannot_be_changed(policy: type[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("requests", "share", "most"),
+    ("requests", "utilization", "max_requests"),
     [(13_800, 0.9, 12_420), (10, 0.9, 9), (1, 0.9, 1), (3, 0.5, 1), (100, 1, 100), (7, 0.999, 6)],
 )
-def test_the_share_is_rounded_down_to_at_least_one(requests: int, share: float, most: int) -> None:
+def test_max_requests_is_rounded_down_to_at_least_one(requests: int, utilization: float, max_requests: int) -> None:
     """A client takes no request more than its share, except that it always may take one."""
-    assert RateLimit(requests=requests, utilization=share).max_requests == most
+    assert RateLimit(requests=requests, utilization=utilization).max_requests == max_requests

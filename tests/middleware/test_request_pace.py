@@ -24,15 +24,11 @@ def fullest_window(times: list[float], window: float) -> int:
 
 @define
 class Driver:
-    """Asks a pace for leave on a clock of its own, and notes which requests went when, and under which limit."""
+    """Asks a token bucket for tokens on a clock of its own, and records when requests went out."""
 
     pace: TokenBucket
     now: float = 0.0
     sent: list[float] = field(factory=list)
-    mosts: list[tuple[float, int]] = field(factory=list)
-
-    def __attrs_post_init__(self) -> None:
-        self.mosts.append((-inf, self.pace.limit.max_requests))
 
     def wait(self, seconds: float) -> None:
         """Let time pass, at least as little of it as the clock can show."""
@@ -68,26 +64,13 @@ class Driver:
             self.sent.pop()
             self.pace.refund()
 
-    def advertise(self, requests: int) -> None:
-        self.pace.advertised(requests)
+    def crowded_windows(self) -> Iterator[tuple[float, int]]:
+        """Find the windows that hold more than the limit: when they began and what they hold."""
         limit = self.pace.limit
-        self.mosts.append((self.now, max(1, int(min(requests, limit.requests) * limit.utilization))))
-
-    def most_of(self, began: float) -> int:
-        """Give the highest limit that held at any time of a window."""
-        ended = began + self.pace.limit.window
-        after = [since for since, _ in self.mosts[1:]] + [inf]
-        return max(
-            most for (since, most), until in zip(self.mosts, after, strict=True) if since < ended and until >= began
-        )
-
-    def crowded_windows(self) -> Iterator[tuple[float, int, int]]:
-        """Find the windows that hold more than the limit: when they began, what they hold, what they may hold."""
-        window = self.pace.limit.window
         for first, began in enumerate(self.sent):
-            held = bisect_left(self.sent, began + window) - first
-            if held > self.most_of(began):
-                yield began, held, self.most_of(began)
+            held = bisect_left(self.sent, began + limit.window) - first
+            if held > limit.max_requests:
+                yield began, held
 
 
 def drive(driver: Driver, steps: list[Step]) -> None:
@@ -105,8 +88,6 @@ def drive(driver: Driver, steps: list[Step]) -> None:
                 driver.wait(much * 20 * window)
             case "throttled":
                 pace.on_throttled(driver.now, driver.now - much * window, None if more < 0.5 else more * window)
-            case "advertised":
-                driver.advertise(1 + int(much * 1.5 * pace.limit.requests))
             case "served":
                 pace.on_success()
             case "give back":
@@ -126,12 +107,12 @@ def limits(draw: st.DrawFn) -> RateLimit:
     )
 
 
-WHAT = ["greedy", "greedy", "single", "pause", "long pause", "throttled", "advertised", "served", "give back"]
+WHAT = ["greedy", "greedy", "single", "pause", "long pause", "throttled", "served", "give back"]
 STEPS = st.lists(st.tuples(st.sampled_from(WHAT), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=14)
 
 
 @given(limit=limits(), steps=STEPS, clock=st.sampled_from([0.0, -50.0, 1e5, 3e8]))
-def test_no_window_ever_holds_more_than_the_share(limit: RateLimit, steps: list[Step], clock: float) -> None:
+def test_no_window_exceeds_the_limit(limit: RateLimit, steps: list[Step], clock: float) -> None:
     """Whatever comes, in whichever order, no window holds a request more than the limit's share."""
     driver = Driver(TokenBucket(limit), now=clock)
     drive(driver, steps)
@@ -139,7 +120,7 @@ def test_no_window_ever_holds_more_than_the_share(limit: RateLimit, steps: list[
 
 
 @given(limit=limits(), gaps=st.lists(st.floats(0, 0.2), min_size=1, max_size=300), clock=st.sampled_from([0.0, 1e5]))
-def test_no_window_holds_more_than_the_share_at_any_times(limit: RateLimit, gaps: list[float], clock: float) -> None:
+def test_no_window_exceeds_the_limit_at_any_request_times(limit: RateLimit, gaps: list[float], clock: float) -> None:
     """Requests that come when they like, and go away when they may not go, fill no window beyond the share."""
     pace, now, sent = TokenBucket(limit), clock, list[float]()
     for gap in gaps:
@@ -150,7 +131,7 @@ def test_no_window_holds_more_than_the_share_at_any_times(limit: RateLimit, gaps
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_the_vendors_limit_holds_in_a_storm(seed: int) -> None:
+def test_default_limit_holds_under_greedy_load(seed: int) -> None:
     """Half a minute of requests at random times and rates keeps below 12,420 in every ten seconds."""
     chance = Random(seed)  # noqa: S311
     pace, now, sent = TokenBucket(RateLimit()), 0.0, list[float]()
@@ -166,7 +147,7 @@ def test_the_vendors_limit_holds_in_a_storm(seed: int) -> None:
 
 
 @pytest.mark.parametrize("tick", [0.001, 0.004, 0.01])
-def test_the_share_is_used(tick: float) -> None:
+def test_greedy_load_uses_the_whole_limit(tick: float) -> None:
     """In the long run, at least 98 percent of the share goes out, asked every few milliseconds."""
     driver = Driver(TokenBucket(RateLimit()))
     driver.poll(30.0, tick)
@@ -187,14 +168,14 @@ def test_the_share_is_used(tick: float) -> None:
         (RateLimit(requests=10, utilization=1, burst=10), 10, 0.05),
     ],
 )
-def test_burst_and_rate_make_up_the_share(limit: RateLimit, burst: int, rate: float) -> None:
+def test_burst_and_rate_add_up_to_the_limit(limit: RateLimit, burst: int, rate: float) -> None:
     """Half a percent goes at once and the rest evenly, so that both together are the share; never nothing at all."""
     pace = TokenBucket(limit)
     assert pace.rate == pytest.approx(rate)
     assert [pace.try_acquire(0.0) == 0 for _ in range(burst + 1)] == [*[True] * burst, False]
 
 
-def test_what_it_says_is_when_to_ask_again() -> None:
+def test_returned_wait_is_when_a_token_is_available() -> None:
     """Who asks again after the time that was told may go."""
     pace = TokenBucket(RateLimit(requests=100, utilization=1, window=10.0, burst=1))
     assert pace.try_acquire(50.0) == 0
@@ -205,14 +186,14 @@ def test_what_it_says_is_when_to_ask_again() -> None:
     assert pace.try_acquire(50.0 + wait + 1e-9) == 0
 
 
-def test_a_pause_is_not_saved_up() -> None:
+def test_idle_time_adds_no_more_than_the_burst() -> None:
     """After any pause no more than the burst goes at once."""
     pace = TokenBucket(RateLimit())
     for now in (0.0, 1e6, 1e12):
         assert sum(pace.try_acquire(now) == 0 for _ in range(100)) == 62
 
 
-def test_a_clock_that_stands_still_or_goes_back_gives_nothing() -> None:
+def test_clock_that_stands_still_or_goes_back_adds_no_tokens() -> None:
     """Only time that passed refills."""
     pace = TokenBucket(RateLimit(requests=10, utilization=1, burst=1))
     assert pace.try_acquire(100.0) == 0
@@ -221,7 +202,7 @@ def test_a_clock_that_stands_still_or_goes_back_gives_nothing() -> None:
     assert pace.try_acquire(100.0) > 0
 
 
-def test_a_leave_that_was_not_used_is_given_back() -> None:
+def test_refund_makes_a_token_available() -> None:
     """A request that was not sent after all leaves its place to another, and no place is made up."""
     pace = TokenBucket(RateLimit(requests=100, utilization=1, burst=2))
     assert [pace.try_acquire(0.0) == 0 for _ in range(3)] == [True, True, False]
@@ -232,7 +213,7 @@ def test_a_leave_that_was_not_used_is_given_back() -> None:
     assert [pace.try_acquire(0.0) == 0 for _ in range(3)] == [True, True, False]
 
 
-def test_the_gate_closes_for_as_long_as_the_space_asks() -> None:
+def test_429_pauses_for_its_retry_after() -> None:
     """After a refusal with Retry-After nothing goes until then."""
     pace = TokenBucket(RateLimit())
     assert pace.time_until_open(100.0) == 0
@@ -243,7 +224,7 @@ def test_the_gate_closes_for_as_long_as_the_space_asks() -> None:
     assert pace.try_acquire(107.0) == 0
 
 
-def test_the_gate_closes_longer_each_time_when_the_space_does_not_say() -> None:
+def test_429_without_retry_after_pauses_longer_each_time() -> None:
     """Without Retry-After the gate closes for 1, 2, 4 … up to 20 seconds, and for 1 again after a success."""
     pace, now, pauses = TokenBucket(RateLimit()), 0.0, []
     for _ in range(7):
@@ -256,7 +237,7 @@ def test_the_gate_closes_longer_each_time_when_the_space_does_not_say() -> None:
     assert pace.time_until_open(now) == 1.0
 
 
-def test_the_gate_does_not_open_sooner_than_asked_before() -> None:
+def test_shorter_retry_after_does_not_shorten_the_pause() -> None:
     """A later refusal with a shorter wait does not shorten an earlier one."""
     pace = TokenBucket(RateLimit())
     pace.on_throttled(100.0, 99.0, 9.0)
@@ -268,7 +249,7 @@ def test_the_gate_does_not_open_sooner_than_asked_before() -> None:
     assert pace.time_until_open(103.0) == 30.0
 
 
-def test_a_refusal_cuts_the_rate_once() -> None:
+def test_429s_of_requests_sent_before_the_cut_cut_the_rate_once() -> None:
     """A refusal cuts the rate to seven tenths; others of requests from before the cut do not cut it again."""
     pace = TokenBucket(RateLimit())
     full = pace.rate
@@ -280,7 +261,7 @@ def test_a_refusal_cuts_the_rate_once() -> None:
     assert pace.time_until_open(101.0) == 0
 
 
-def test_a_refusal_of_a_request_from_after_the_cut_cuts_again() -> None:
+def test_429_of_a_request_sent_after_the_cut_cuts_again() -> None:
     """Who is refused at the lower rate goes slower still."""
     pace = TokenBucket(RateLimit())
     full = pace.rate
@@ -289,7 +270,7 @@ def test_a_refusal_of_a_request_from_after_the_cut_cuts_again() -> None:
     assert pace.rate == pytest.approx(full * 0.49, rel=0.001)
 
 
-def test_the_rate_does_not_fall_to_nothing() -> None:
+def test_rate_has_a_lower_bound() -> None:
     """However often the Space refuses, a request goes out now and then."""
     pace = TokenBucket(RateLimit())
     for number in range(1000):
@@ -302,7 +283,7 @@ def rate_at(pace: TokenBucket, now: float) -> float:
     return pace.rate
 
 
-def test_the_rate_recovers_by_cubic() -> None:
+def test_rate_recovers_by_cubic() -> None:
     """After a cut the rate grows back, fast, then flat where it was refused, up to the ceiling and not beyond."""
     pace = TokenBucket(RateLimit())
     full = pace.rate
@@ -317,7 +298,7 @@ def test_the_rate_recovers_by_cubic() -> None:
     assert rate_at(pace, 1000.0) == full
 
 
-def test_it_probes_beyond_the_rate_of_the_last_refusal() -> None:
+def test_rate_grows_beyond_the_one_before_the_last_429() -> None:
     """After two cuts the rate first returns to where it was refused, and then grows on to the ceiling."""
     pace = TokenBucket(RateLimit())
     full = pace.rate
@@ -328,44 +309,3 @@ def test_it_probes_beyond_the_rate_of_the_last_refusal() -> None:
     assert rate_at(pace, 100.001 + turn) == pytest.approx(refused, rel=0.01)
     assert refused < rate_at(pace, 100.001 + 1.5 * turn) < full
     assert rate_at(pace, 200.0) == full
-
-
-def test_headers_only_lower_the_limit() -> None:
-    """A lower limit that the headers tell is followed until they tell the old one again; a higher one is not."""
-    pace = TokenBucket(RateLimit())
-    full = pace.rate
-    pace.advertised(1_000_000)
-    assert pace.rate == full
-    pace.advertised(1000)
-    assert pace.rate == pytest.approx((900 - 4) / 10)
-    assert sum(pace.try_acquire(0.0) == 0 for _ in range(100)) == 4
-    pace.advertised(1000)
-    assert pace.rate == pytest.approx((900 - 4) / 10)
-    pace.advertised(20_000)
-    assert pace.rate == full
-
-
-def test_a_lower_limit_takes_leave_that_was_saved_up() -> None:
-    """From the moment that the headers tell a lower limit, no more than its burst goes at once."""
-    pace = TokenBucket(RateLimit(requests=100, utilization=1, burst=50))
-    assert pace.try_acquire(0.0) == 0
-    pace.advertised(20)
-    assert sum(pace.try_acquire(0.0) == 0 for _ in range(100)) == 20
-    pace.advertised(1)
-    assert pace.rate == pytest.approx(0.05)
-    pace.advertised(100)
-    assert sum(pace.try_acquire(1e6) == 0 for _ in range(100)) == 50
-
-
-def test_headers_do_not_undo_a_cut() -> None:
-    """A rate that was cut stays cut, under any limit that the headers tell, until it has recovered."""
-    pace = TokenBucket(RateLimit())
-    full = pace.rate
-    pace.on_throttled(100.0, 99.0, 0.0)
-    pace.advertised(13_000)
-    assert pace.rate == pytest.approx(full * 0.7)
-    pace.advertised(1000)
-    assert pace.rate == pytest.approx(89.6)
-    pace.advertised(13_800)
-    assert pace.rate == pytest.approx(89.6)
-    assert rate_at(pace, 1000.0) == full

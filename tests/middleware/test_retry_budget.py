@@ -17,12 +17,12 @@ def sends(budget: RetryBudget, kind: Operation, event: AttemptResult, *, heals_a
     raise AssertionError("the call never ends")
 
 
-def test_the_bucket_begins_full_with_five_hundred() -> None:
+def test_budget_starts_with_five_hundred_tokens() -> None:
     """A client begins with five hundred tokens."""
     assert RetryBudget().tokens == 500
 
 
-def test_spending() -> None:
+def test_spend_takes_tokens_only_if_there_are_enough() -> None:
     """Tokens are taken when there are enough, and otherwise none."""
     budget = RetryBudget(14)
     assert budget.spend(14)
@@ -35,13 +35,12 @@ def test_spending() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "spent", "after"),
-    [(100, 0, 101), (100, 14, 114), (100, 5, 105), (500, 0, 500), (495, 14, 500), (0, 0, 1)],
+    ("tokens", "refund", "after"),
+    [(100, 1, 101), (100, 14, 114), (100, 5, 105), (500, 1, 500), (495, 14, 500), (0, 1, 1)],
 )
-def test_succeeding(tokens: int, spent: int, after: int) -> None:
-    """A success earns one, or gives back what its last retry cost, up to a full bucket."""
+def test_refund_fills_the_budget_up_to_its_size(tokens: int, refund: int, after: int) -> None:
     budget = RetryBudget(tokens)
-    budget.succeed(spent)
+    budget.refund(refund)
     assert budget.tokens == after
 
 
@@ -55,9 +54,7 @@ def test_succeeding(tokens: int, spent: int, after: int) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", [Operation.READ, Operation.STOP, Operation.CONFERENCE_START, Operation.CALL_START])
-def test_a_full_outage_is_not_answered_with_a_storm(
-    kind: Operation, event: AttemptResult, cost: int, per_call: int
-) -> None:
+def test_budget_runs_dry_in_a_full_outage(kind: Operation, event: AttemptResult, cost: int, per_call: int) -> None:
     """In a full outage all calls together send 500 / cost requests more than one each, however many calls there are."""
     calls = 600
     budget = RetryBudget()
@@ -67,7 +64,7 @@ def test_a_full_outage_is_not_answered_with_a_storm(
     assert sum(counts) == calls + 500 // cost
 
 
-def test_after_an_outage_successes_fill_the_bucket() -> None:
+def test_successes_fill_the_budget_after_an_outage() -> None:
     """When the Space is well again each call earns one, so retries come back little by little."""
     budget = RetryBudget()
     while sends(budget, Operation.READ, AttemptResult.UNAVAILABLE) > 1:
@@ -79,15 +76,35 @@ def test_after_an_outage_successes_fill_the_bucket() -> None:
     assert sends(budget, Operation.READ, AttemptResult.UNAVAILABLE, heals_after=1) == 2
 
 
-def test_trouble_that_a_retry_heals_costs_nothing() -> None:
+def test_failures_that_a_retry_heals_cost_nothing() -> None:
     """While each retry succeeds the bucket stays full, however many there are."""
     budget = RetryBudget()
     assert {sends(budget, Operation.READ, AttemptResult.UNAVAILABLE, heals_after=1) for _ in range(2_000)} == {2}
     assert budget.tokens == 500
 
 
+@pytest.mark.parametrize(
+    ("operation", "last"),
+    [
+        (Operation.CONFERENCE_START, AttemptResult.DONE),
+        (Operation.CONFERENCE_START, AttemptResult.REJECTED),
+        (Operation.CONFERENCE_START, AttemptResult.DUPLICATE_NAME),
+        (Operation.STOP, AttemptResult.TARGET_ENDED),
+        (Operation.STOP, AttemptResult.NOT_FOUND),
+        (Operation.READ, AttemptResult.FORBIDDEN),
+    ],
+)
+def test_call_that_is_served_gets_back_what_all_its_retries_cost(operation: Operation, last: AttemptResult) -> None:
+    budget = RetryBudget()
+    for _ in range(200):
+        state = RetryState(RetryPolicy(), operation, budget, lambda: 0.0, 1e9)
+        results = [AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE, AttemptResult.NOT_SENT, last]
+        assert [state.decide(result, 0.0).is_final for result in results] == [False, False, False, True]
+    assert budget.tokens == 500
+
+
 @given(st.lists(st.sampled_from(["spend 14", "spend 5", "first success", "success after 14", "success after 5"])))
-def test_the_bucket_never_overflows_nor_owes(steps: list[str]) -> None:
+def test_budget_stays_between_none_and_five_hundred(steps: list[str]) -> None:
     """The tokens stay between none and five hundred."""
     budget = RetryBudget()
     for step in steps:
@@ -96,7 +113,7 @@ def test_the_bucket_never_overflows_nor_owes(steps: list[str]) -> None:
             case ["spend", cost]:
                 assert budget.spend(int(cost)) is (before >= int(cost))
             case ["first", _]:
-                budget.succeed(0)
+                budget.refund(1)
             case [_, _, cost]:
-                budget.succeed(int(cost))
+                budget.refund(int(cost))
         assert 0 <= budget.tokens <= 500

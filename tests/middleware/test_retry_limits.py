@@ -54,13 +54,13 @@ def attempts_until_the_end(retrying: RetryState, events: Sequence[AttemptResult]
     ],
 )
 @pytest.mark.parametrize("kind", IDEMPOTENT)
-def test_three_attempts_that_reached_the_space(kind: Operation, event: AttemptResult) -> None:
+def test_three_attempts_may_reach_the_space(kind: Operation, event: AttemptResult) -> None:
     """What reached the Space, or may have, is tried three times in all."""
     assert attempts_until_the_end(call(kind), [event]) == 3
 
 
 @pytest.mark.parametrize("kind", Operation)
-def test_three_more_attempts_that_never_left(kind: Operation) -> None:
+def test_three_more_attempts_may_fail_to_connect(kind: Operation) -> None:
     """What certainly did not reach the Space is tried three more times."""
     assert attempts_until_the_end(call(kind), [AttemptResult.NOT_SENT]) == 4
 
@@ -75,31 +75,31 @@ def test_three_more_attempts_that_never_left(kind: Operation) -> None:
         (Operation.UNNAMED_START, 2),
     ],
 )
-def test_how_often_a_dead_connection_is_replaced(kind: Operation, attempts: int) -> None:
+def test_stale_connection_is_replaced_as_often_as_the_operation_allows(kind: Operation, attempts: int) -> None:
     """Three times, as for whatever was not sent; once for a start without a name."""
     assert attempts_until_the_end(call(kind), [AttemptResult.STALE_CONNECTION]) == attempts
 
 
-def test_an_unnamed_start_on_a_fresh_connection_may_still_fail_to_connect() -> None:
+def test_unnamed_start_after_a_stale_connection_may_still_retry_connecting() -> None:
     """The one resend after a dead connection is one of the three that never left."""
     events = [AttemptResult.STALE_CONNECTION, AttemptResult.NOT_SENT, AttemptResult.NOT_SENT, AttemptResult.NOT_SENT]
     assert attempts_until_the_end(call(Operation.UNNAMED_START), events) == 4
 
 
 @pytest.mark.parametrize("kind", Operation)
-def test_six_waits_on_too_many_requests(kind: Operation) -> None:
+def test_call_waits_six_times_after_429(kind: Operation) -> None:
     """A call waits six times when the Space takes no more requests."""
     assert attempts_until_the_end(call(kind), [AttemptResult.THROTTLED]) == 7
 
 
-def test_the_limits_add_up_and_do_not_mix() -> None:
+def test_limits_of_different_failures_are_counted_separately() -> None:
     """Each kind of trouble has its own allowance within one call."""
     events = [*[AttemptResult.THROTTLED] * 6, *[AttemptResult.NOT_SENT] * 3, *[AttemptResult.UNAVAILABLE] * 3]
     assert attempts_until_the_end(call(Operation.UNNAMED_START), events) == 12
     assert attempts_until_the_end(call(), [*events, AttemptResult.DONE]) == 12
 
 
-def test_success_after_all_limits_but_one_is_success() -> None:
+def test_call_succeeds_at_its_last_attempt() -> None:
     """A call that has tried everything once less than the limits is still a call."""
     retrying = call()
     for event in [*[AttemptResult.THROTTLED] * 6, *[AttemptResult.NOT_SENT] * 3, *[AttemptResult.NO_RESPONSE] * 2]:
@@ -118,7 +118,7 @@ def test_success_after_all_limits_but_one_is_success() -> None:
         (RetryPolicy(max_throttle_retries=1), AttemptResult.THROTTLED, 2),
     ],
 )
-def test_the_limits_are_the_policys(policy: RetryPolicy, event: AttemptResult, attempts: int) -> None:
+def test_retry_limits_follow_the_policy(policy: RetryPolicy, event: AttemptResult, attempts: int) -> None:
     """Each limit can be set."""
     assert attempts_until_the_end(call(policy=policy), [event]) == attempts
 
@@ -128,7 +128,7 @@ def test_the_limits_are_the_policys(policy: RetryPolicy, event: AttemptResult, a
     "event", [AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE, AttemptResult.TRY_AGAIN, AttemptResult.NOT_SENT]
 )
 @pytest.mark.parametrize(("asked", "again"), [(60.0, True), (60.1, False), (3600.0, False)])
-def test_a_wait_of_more_than_a_minute_is_not_waited(
+def test_retry_after_of_more_than_a_minute_is_not_waited_for(
     kind: Operation, event: AttemptResult, asked: float, *, again: bool
 ) -> None:
     """A Retry-After beyond 60 seconds ends the call at once."""
@@ -139,7 +139,7 @@ def test_a_wait_of_more_than_a_minute_is_not_waited(
 
 @pytest.mark.parametrize("event", [AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE])
 @pytest.mark.parametrize(("asked", "again"), [(9.0, True), (10.0, False), (30.0, False)])
-def test_a_wait_beyond_the_deadline_is_not_waited(event: AttemptResult, asked: float, *, again: bool) -> None:
+def test_delay_beyond_the_deadline_is_not_waited_for(event: AttemptResult, asked: float, *, again: bool) -> None:
     """A Retry-After that ends at the deadline or later ends the call at once."""
     decision = call(deadline=10.0, random=nothing).decide(event, START, asked)
     assert decision.is_final is not again
@@ -156,13 +156,13 @@ def test_a_wait_beyond_the_deadline_is_not_waited(event: AttemptResult, asked: f
     ],
 )
 @pytest.mark.parametrize("kind", IDEMPOTENT)
-def test_nothing_is_tried_after_the_deadline(kind: Operation, event: AttemptResult) -> None:
+def test_nothing_is_retried_after_the_deadline(kind: Operation, event: AttemptResult) -> None:
     """When the deadline is reached the call ends."""
     assert call(kind, deadline=0.0).decide(event, START) == Decision(RetryDecision.FAIL)
     assert not call(kind, deadline=100.0).decide(event, START).is_final
 
 
-def test_the_longest_wait_can_be_set() -> None:
+def test_max_retry_after_follows_the_policy() -> None:
     """Who can wait longer than a minute may say so."""
     policy = RetryPolicy(max_retry_after=600.0)
     assert call(policy=policy, random=nothing).decide(AttemptResult.THROTTLED, START, 600.0) == Decision(
@@ -185,7 +185,7 @@ def test_the_longest_wait_can_be_set() -> None:
     chance=st.floats(min_value=0, max_value=1),
     before=st.integers(min_value=0, max_value=1),
 )
-def test_the_wait_is_never_less_than_asked(
+def test_wait_is_never_shorter_than_retry_after(
     kind: Operation, event: AttemptResult, asked: float, chance: float, before: int
 ) -> None:
     """A Retry-After is a floor, with at most a tenth of it, or a twentieth of a second, on top."""
@@ -202,7 +202,7 @@ def test_the_wait_is_never_less_than_asked(
 
 
 @given(chances=st.lists(st.floats(min_value=0, max_value=1), min_size=6, max_size=6))
-def test_the_jitter_is_full_and_bounded(chances: list[float]) -> None:
+def test_delay_is_within_full_jitter(chances: list[float]) -> None:
     """Without Retry-After a wait is anywhere from 0 to base times 2ⁿ, and never above the cap."""
     left = list(chances)
     retrying = call(random=lambda: left.pop(0))
@@ -217,7 +217,7 @@ def test_the_jitter_is_full_and_bounded(chances: list[float]) -> None:
 
 
 @pytest.mark.parametrize("tokens", [0, 13])
-def test_without_budget_there_is_no_second_attempt(tokens: int) -> None:
+def test_call_without_budget_is_not_retried(tokens: int) -> None:
     """When the allowance is spent a fault is final at once, and nothing is taken."""
     retrying = call(tokens=tokens)
     assert retrying.decide(AttemptResult.UNAVAILABLE, START) == Decision(RetryDecision.FAIL)
@@ -236,7 +236,7 @@ def test_without_budget_there_is_no_second_attempt(tokens: int) -> None:
         (AttemptResult.STALE_CONNECTION, 5),
     ],
 )
-def test_what_a_retry_costs(event: AttemptResult, cost: int) -> None:
+def test_retry_spends_its_cost(event: AttemptResult, cost: int) -> None:
     """A retry costs 14, and 5 where the Space certainly did nothing; a success gives the last cost back."""
     retrying = call()
     retrying.decide(event, START)
@@ -245,14 +245,14 @@ def test_what_a_retry_costs(event: AttemptResult, cost: int) -> None:
     assert retrying.budget.tokens == 500
 
 
-def test_what_is_refused_costs_and_earns_nothing() -> None:
+def test_refused_call_spends_and_earns_nothing() -> None:
     """A refusal is neither a success nor a retry."""
     retrying = call(tokens=100)
     retrying.decide(AttemptResult.REJECTED, START)
     assert retrying.budget.tokens == 100
 
 
-def test_a_first_success_earns_one() -> None:
+def test_success_without_a_retry_earns_one_token() -> None:
     """Each success at the first attempt adds one to the allowance."""
     retrying = call(tokens=100)
     retrying.decide(AttemptResult.DONE, START)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 
 from signalwire_streams.middleware._policies import RetryPolicy
-from signalwire_streams.middleware._retry import Decision, RetryBudget, RetryState, action_for
+from signalwire_streams.middleware._retry import Decision, RetryBudget, RetryState, rule_for
 from signalwire_streams.models import AttemptResult, Operation, RetryDecision
 
 
@@ -104,7 +104,9 @@ def first_decision(kind: Operation, event: AttemptResult, *, resend_call_starts:
 
 @pytest.mark.parametrize(("kind", "switch", "column"), COLUMNS.values(), ids=COLUMNS)
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_what_is_done_after_the_first_attempt(row: Row, kind: Operation, column: str, *, switch: bool) -> None:
+def test_decision_after_the_first_attempt_follows_the_matrix(
+    row: Row, kind: Operation, column: str, *, switch: bool
+) -> None:
     """Each row of the matrix, for each kind of request."""
     decision = first_decision(kind, row.event, resend_call_starts=switch)
     expected = getattr(row, column)
@@ -115,7 +117,7 @@ def test_what_is_done_after_the_first_attempt(row: Row, kind: Operation, column:
 
 
 @pytest.mark.parametrize("kind", [Operation.CONFERENCE_START, Operation.CALL_START, Operation.UNNAMED_START])
-def test_a_duplicate_name_at_the_first_attempt_is_the_callers(kind: Operation) -> None:
+def test_duplicate_name_is_already_started_only_after_an_ambiguous_attempt(kind: Operation) -> None:
     """A name that was taken before the call began is refused."""
     assert first_decision(kind, AttemptResult.DUPLICATE_NAME).action is RetryDecision.FAIL
 
@@ -144,7 +146,7 @@ def test_refused_stop_is_success_where_it_proves_that_stream_ended(
 ) -> None:
     """A refusal proves the end of the stream that was meant, of any stream of that name, or of none."""
     assert first_decision(kind, event).action is first
-    assert action_for(kind, event, ambiguous_before=True) is after_attempt
+    assert rule_for(kind, event, ambiguous_before=True) is after_attempt
 
 
 def test_refused_stops_are_listed_for_each_kind_of_stop() -> None:
@@ -158,7 +160,7 @@ def test_refused_stops_are_listed_for_each_kind_of_stop() -> None:
 STOPS = {AttemptResult.NOT_FOUND, AttemptResult.ALREADY_STOPPED, AttemptResult.TARGET_ENDED}
 
 
-def test_the_table_leaves_out_nothing_that_can_happen() -> None:
+def test_rules_cover_every_result() -> None:
     """Every event has its row, except those that have tests of their own and the end by cancelling."""
     assert {row.event for row in ROWS.values()} | {
         AttemptResult.DUPLICATE_NAME,
@@ -169,7 +171,7 @@ def test_the_table_leaves_out_nothing_that_can_happen() -> None:
 
 @pytest.mark.parametrize("event", [AttemptResult.STALE_CONNECTION])
 @pytest.mark.parametrize("kind", Operation)
-def test_what_was_not_written_is_sent_again_at_once(kind: Operation, event: AttemptResult) -> None:
+def test_stale_connection_is_retried_without_delay(kind: Operation, event: AttemptResult) -> None:
     """A dead kept-alive connection costs no waiting."""
     assert first_decision(kind, event).delay == 0
 
@@ -177,12 +179,12 @@ def test_what_was_not_written_is_sent_again_at_once(kind: Operation, event: Atte
 @pytest.mark.parametrize(
     "event", [AttemptResult.NOT_SENT, AttemptResult.NO_RESPONSE, AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE]
 )
-def test_other_retries_wait(event: AttemptResult) -> None:
+def test_other_retries_have_a_delay(event: AttemptResult) -> None:
     """All else waits before another try."""
     assert first_decision(Operation.READ, event).delay > 0
 
 
-def test_being_cancelled_is_nothing_to_decide() -> None:
+def test_cancellation_has_no_rule() -> None:
     """A cancelled attempt has no row: the cancellation goes on."""
     with pytest.raises(KeyError):
         first_decision(Operation.READ, AttemptResult.CANCELLED)

@@ -8,7 +8,7 @@ from signalwire_streams import Priority
 from signalwire_streams.middleware._queueing import PrioritySemaphore
 
 
-async def test_interactive_exchanges_get_the_next_free_slot() -> None:
+async def test_interactive_request_gets_the_next_free_slot() -> None:
     """However many bulk exchanges wait, an interactive one goes before them."""
     slots = PrioritySemaphore(1)
     assert await slots.acquire(Priority.BULK, 60)
@@ -30,7 +30,7 @@ async def test_interactive_exchanges_get_the_next_free_slot() -> None:
     assert slots.free == 1
 
 
-async def test_patience_ends_and_takes_nothing() -> None:
+async def test_acquire_that_times_out_takes_no_slot() -> None:
     """Who waited too long has no slot, and the next release is not lost on it."""
     slots = PrioritySemaphore(0)
     assert not await slots.acquire(Priority.BULK, 0.0)
@@ -39,7 +39,7 @@ async def test_patience_ends_and_takes_nothing() -> None:
 
 
 @pytest.mark.parametrize("after_the_grant", [False, True])
-async def test_a_cancelled_wait_gives_its_slot_back(after_the_grant: bool) -> None:
+async def test_cancelled_acquire_gives_its_slot_back(after_the_grant: bool) -> None:
     """A wait that is cancelled, even in the very moment of its grant, keeps no slot."""
     slots = PrioritySemaphore(0)
     waiting = asyncio.create_task(slots.acquire(Priority.BULK, 60))
@@ -54,7 +54,7 @@ async def test_a_cancelled_wait_gives_its_slot_back(after_the_grant: bool) -> No
     assert slots.free == 1
 
 
-async def test_a_release_passes_over_who_is_on_the_way_out() -> None:
+async def test_release_skips_a_wait_that_is_being_cancelled() -> None:
     """A slot goes to the first who still wants it."""
     slots = PrioritySemaphore(0)
     leaving = asyncio.create_task(slots.acquire(Priority.BULK, 60))

@@ -64,7 +64,7 @@ async def test_aclose_fails_waiting_requests(
     await limiter.aclose()
 
     ended = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [str(error) for error in ended] == ["this rate limiter is closed: create a new RedisRateLimiter"] * 3
+    assert [str(error) for error in ended] == ["this rate limiter is closed: make a new RedisRateLimiter"] * 3
     for again in (limiter.acquire(Priority.BULK, 1), limiter.wait_until_allowed(1)):
         with pytest.raises(ClientStateError, match="is closed"):
             await again

@@ -12,17 +12,15 @@ import pytest
 from signalwire_streams import (
     ClientStateError,
     Clock,
-    Handler,
     InvalidRequestError,
     Priority,
     RateLimit,
-    Request,
-    Result,
     StreamsClient,
     StreamsError,
     Timeouts,
     TransportError,
 )
+from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.simulator import SimulatedSpace
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 from multidict import CIMultiDict
 
-from signalwire_streams._http.error_bodies import advertised_limit, request_id, retry_after
+from signalwire_streams._http.error_bodies import request_id, retry_after
 
 DATE = "Tue, 25 Sep 2018 20:00:00 GMT"
 
@@ -72,36 +72,3 @@ def test_no_waiting_time_is_too_odd(after: str, milliseconds: str, date: str) ->
 def test_the_id_of_a_request(headers: dict[str, str], found: str | None) -> None:
     """The first of the usual headers that holds one printable line is the request's id, not endless."""
     assert request_id(CIMultiDict(headers)) == found
-
-
-@pytest.mark.parametrize(
-    ("headers", "limit"),
-    [
-        ({}, None),
-        ({"X-RateLimit-Limit": "13800"}, 13_800),
-        ({"X-Rate-Limit-Limit": "13800"}, 13_800),
-        ({"x-ratelimit-limit": "13800"}, 13_800),
-        ({"X-RateLimit": "100"}, 100),
-        ({"X-Rate-Limit": "100"}, 100),
-        ({"X-SignalWire-RateLimit-Limit": "100"}, 100),
-        ({"X-SW-Rate-Limit-Post-Limit": "100"}, 100),
-        ({"X-RateLimit-Remaining": "3"}, None),
-        ({"X-RateLimit-Reset": "3"}, None),
-        ({"X-RateLimit-Remaining": "3", "X-RateLimit-Limit": "100"}, 100),
-        ({"RateLimit-Limit": "100"}, None),
-        ({"X-Limit": "100"}, None),
-        ({"X-RateLimit-Limit": "0"}, None),
-        ({"X-RateLimit-Limit": "-5"}, None),
-        ({"X-RateLimit-Limit": "1.5"}, None),
-        ({"X-RateLimit-Limit": "many"}, None),
-        ({"X-RateLimit-Limit": ""}, None),
-        ({"X-RateLimit-Limit": "٣"}, None),
-        ({"X-RateLimit-Limit": "100, 100;w=10"}, None),
-        ({"X-RateLimit-Limit": "9" * 5000}, 999_999_999),
-        ({"X-RateLimit-Limit": "many", "X-Rate-Limit": "100"}, 100),
-    ],
-    ids=repr,
-)
-def test_the_limit_that_the_headers_tell(headers: dict[str, str], limit: int | None) -> None:
-    """A whole number in an X- header that is named like a rate limit is one; its remainder is not."""
-    assert advertised_limit(CIMultiDict(headers)) == limit
