@@ -172,7 +172,7 @@ async def test_cli_cancel_and_resume_need_no_worker(shell: Shell, space: Simulat
     [
         (("status", "nowhere"), "there is no run 'nowhere'"),
         (("status", "--redis", "redis://user:hidden@host"), "put the password into SIGNALWIRE_FLEET_REDIS"),
-        (("status", "--redis", "host"), "not an address"),
+        (("status", "--redis", "host"), "URL is invalid"),
         (("submit", "--url", URL), "name a FILE"),
         (("submit", "--all-in-progress", "--kind", "call", "--codec", "L16"), "leave them out on calls"),
         (("stop", "nowhere"), "there is no run 'nowhere'"),
