@@ -14,7 +14,7 @@ from signalwire_streams.bulk._operations import ItemKey
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, error_label, to_status
 from signalwire_streams.bulk._runner import is_fatal_for_run
 from signalwire_streams.bulk._serialization import Start
-from signalwire_streams.errors import RunCancelledError, StreamOutcomeUnknownError, StreamsError
+from signalwire_streams.errors import InvalidRequestError, RunCancelledError, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.fleet._items import (
     Evidence,
     ItemMark,
@@ -197,7 +197,8 @@ class BatchLedger:
     def refuse(self, index: int, request: Start, error: StreamsError) -> None:
         """Write the outcome of an item that can't be started; one that may be running is not reported as rejected."""
         mark = self._mark(index)
-        if mark.is_in_doubt and not isinstance(error, StreamOutcomeUnknownError):
+        is_invalid = isinstance(error, InvalidRequestError)
+        if (mark.is_in_doubt or (is_invalid and mark.evidence)) and not isinstance(error, StreamOutcomeUnknownError):
             error = outcome_unknown(key_of(request), str(error))
         outcome = BulkOutcome(index=index, item=request, status=to_status(error, starting=True), error=error)
         self._complete(index, outcome, was_refused=mark.evidence is Evidence.REFUSED)

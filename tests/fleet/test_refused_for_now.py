@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
+from attrs import evolve
 
-from signalwire_streams import Attempt, BulkStatus, Clock, RetryPolicy, StreamsClient
+from signalwire_streams import Attempt, AuthenticationError, BulkStatus, Clock, RetryPolicy, StreamsClient
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.simulator import SimulatedSpace
 
@@ -29,16 +31,16 @@ def refuse_and_execute(space: SimulatedSpace, status: int = 503, retry_after: fl
 @pytest.fixture
 async def hand_over(
     space: SimulatedSpace, workers: Workers, client_for: Callable[..., StreamsClient]
-) -> Callable[[], Awaitable[None]]:
+) -> Callable[..., Awaitable[None]]:
     """Run a worker until it waits for the retries of three starts, then stop it."""
 
-    async def work() -> None:
+    async def work(**options: Any) -> None:
         attempts: list[Attempt] = []
 
         async def are_refused() -> bool:
             return len(attempts) == 3
 
-        worker = workers(client_for(space, clock=Clock(), on_attempt=attempts.append))
+        worker = workers(client_for(space, clock=Clock(), on_attempt=attempts.append), **options)
         await until(are_refused)
         worker.stop()
         await workers.end(worker)
@@ -137,3 +139,36 @@ async def test_refusal_with_a_name_of_the_caller_is_rejected(
     workers()
 
     assert [outcome.status for outcome in await all_results(fleet, run)] == [BulkStatus.REJECTED] * 3
+
+
+async def test_refusal_before_a_denial_is_already_started(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
+    """A worker whose token is rejected after a 503 leaves what it learned to the next worker."""
+    refuse_and_execute(space, retry_after=0)
+    space.faults.add("status", on="start", status=401, body="api")
+    run = await fleet.submit(on_calls(space.call_sids))
+    denied = workers.running.pop(workers())
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(AuthenticationError):
+            await denied
+    space.faults.clear()
+    workers()
+
+    assert [outcome.status for outcome in await all_results(fleet, run)] == STARTED_ALREADY
+    assert len(space.streams) == 3
+
+
+async def test_refusal_without_the_secrets_is_unknown(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, hand_over: Callable[..., Awaitable[None]]
+) -> None:
+    """A worker that lacks the secrets of a start that may be running does not report it as rejected."""
+    refuse_and_execute(space)
+    requests = on_conferences(space.conference_sids, authorization_bearer_token="hidden")
+    run = await fleet.submit(requests, redact_secrets=True)
+    await hand_over(secrets=lambda planned: evolve(planned.request, authorization_bearer_token="hidden"))
+    workers()
+
+    assert [outcome.status for outcome in await all_results(fleet, run)] == [BulkStatus.UNKNOWN] * 3
+    report = await fleet.stop_streams(run, workers.client).report()
+    assert report.counts == {BulkStatus.STOPPED: 3}
