@@ -17,6 +17,7 @@ from redis.exceptions import (
     AuthenticationError,
     ClusterDownError,
     InvalidResponse,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -98,7 +99,8 @@ return answer
 _LIFETIME = 24 * 3600
 """Seconds until the state of an idle Space expires."""
 _CONNECT_TIMEOUT, _ANSWER_TIMEOUT = 2.0, 1.0
-_TRANSIENT = (ReadOnlyError, OutOfMemoryError, ClusterDownError, TryAgainError)
+# NoScriptError: redis-py failed while it loaded the script, so that failure counts.
+_TRANSIENT = (ReadOnlyError, OutOfMemoryError, ClusterDownError, TryAgainError, NoScriptError)
 # Redis before 7 wraps an error that a command of the script meets in a text of its own.
 _TRANSIENT_CODES = re.compile(r"\b(?:OOM|READONLY|MISCONF|LOADING)\b")
 
@@ -144,17 +146,9 @@ class Store:
         update: StateUpdate = NO_UPDATE,
         now: float = 0.0,
     ) -> LeaseReply:
-        """Report an update, lease up to *tokens* tokens, and read the state.
+        """Report *update*, lease up to *tokens* tokens but leave *reserve* of them, and return the state.
 
-        Args:
-            space: host of the Space.
-            known: the state as this client knows it.
-            rate: tokens per second that flow into the bucket.
-            burst: tokens that the bucket holds.
-            reserve: how many of them this lease must leave.
-            tokens: how many are wanted; fewer may be granted.
-            update: what this client has learned from the Space.
-            now: the client's time, which *update* refers to.
+        *known* is the state as this client knows it, and *now* the client's time, which *update* refers to.
 
         Raises:
             RedisUnavailableError: Redis did not answer.

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any, TypeAlias
 
 import pytest
-from redis.exceptions import ResponseError
+from redis.exceptions import ConnectionError as ConnectionLost, NoScriptError, ResponseError
 
 from signalwire_streams import RateLimit
 from signalwire_streams.redis_rate_limit import RateLimiterError
@@ -192,6 +192,14 @@ async def test_key_that_holds_something_else_is_left_alone(
         await shared()
 
     assert redis.ask("DUMP", KEY) == before
+
+
+def test_connection_lost_while_script_is_loaded_is_an_outage() -> None:
+    """A restarted Redis has no scripts, and may be gone again before it gets this one."""
+    error = ConnectionLost("gone")
+    error.__context__ = NoScriptError("NOSCRIPT")
+
+    assert isinstance(Store("redis://localhost")._translate(error), RedisUnavailableError)
 
 
 def test_errors_that_older_servers_wrap_are_transient() -> None:
