@@ -81,11 +81,9 @@ class ResultReader:
         )
         if not answer:
             return []
-        if isinstance(answer, dict):  # RESP 3
-            [[entries]] = answer.values()
-        else:
-            [(_, entries)] = answer
-        return list(entries)
+        is_resp3 = isinstance(answer, dict)
+        [(_, entries)] = answer.items() if is_resp3 else answer
+        return list(entries[0] if is_resp3 else entries)
 
     async def _fetch(self, run: str, keys: RunKeys, numbers: set[int]) -> None:
         missing = sorted(numbers - self._batches.keys())

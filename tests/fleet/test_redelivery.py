@@ -244,6 +244,14 @@ async def test_starts_in_flight_are_handed_back_and_not_doubled(
     assert len(space.streams.active()) == 3
 
 
+async def test_worker_stopped_before_run_returns_at_once(client: StreamsClient, url: str) -> None:
+    worker = FleetWorker(url, client)
+    worker.stop()
+    worker.stop()
+    async with asyncio.timeout(PATIENCE):
+        await worker.run()
+
+
 async def test_worker_stops_before_redis_answers(
     client: StreamsClient, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,8 @@ async def test_refusals_at_the_same_time_cut_the_rate_once(redis: RedisServer, l
     rates = [limiter._state.rate(time.monotonic()) / limiter._state.quota.rate for limiter in limiters]
     assert rates == [pytest.approx(0.7, abs=0.15)] * 2
     assert [limiter._state.shared.cuts for limiter in limiters] == [1, 1]
+    limiters[0].on_throttled(0.0, None)  # of a request that was sent before the cut
+    assert not limiters[0]._state.has_update
 
 
 async def test_refusal_is_reported_to_an_empty_redis(redis: RedisServer, limiter_for: LimiterFactory) -> None:
