@@ -146,11 +146,9 @@ class RedisRateLimiter:
             # No time even for one round trip: there is a wait, but its length is unknown.
             return least or 1 / self._state.rate(now)
         usable_until = await self._leases.wait(priority, timeout)
-        if usable_until is None:
-            return timeout
         woken = self._clock.now()
-        if woken <= usable_until:
-            return 0.0
+        if usable_until is None or woken <= usable_until:
+            return timeout if usable_until is None else 0.0
         # The process was suspended since the grant: everything granted before would now be sent at once.
         return await self.acquire(priority, timeout - (woken - now))
 
