@@ -183,7 +183,7 @@ class TestDeadline:
 
 
 class Closed:
-    """A pacer that never grants a request."""
+    """A rate limiter that never grants a request."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock

@@ -51,15 +51,15 @@ async def test_rate_limiter_grants_turns_after_a_task_that_ended_in_its_first_st
         now += 1.0
         return now - 1.0
 
-    pacer = LocalRateLimiter(
+    limiter = LocalRateLimiter(
         TokenBucket(RateLimit(requests=100, window=10.0, utilization=1.0, burst=1)), Clock(now=later)
     )
-    assert await pacer.acquire(Priority.BULK, 60.0) == 0
+    assert await limiter.acquire(Priority.BULK, 60.0) == 0
     granted = 0
     async with asyncio.timeout(10):
         for _ in range(5):
             now -= 1.0  # so that a token is short at first, and there a moment later
-            granted += await pacer.acquire(Priority.BULK, 60.0) == 0
+            granted += await limiter.acquire(Priority.BULK, 60.0) == 0
     assert granted == 5
 
 
@@ -68,17 +68,17 @@ async def test_shared_rate_limiter_grants_turns_after_a_task_with_nothing_to_do(
 ) -> None:
     """A refusal while Redis is away starts a task that ends at once; the next request gets its turn nevertheless."""
     async with asyncio.timeout(60):
-        pacer = RedisRateLimiter(f"unix://{tmp_path}/none", space="a.example", fallback_clients=1, clock=idle_clock)
-        assert await pacer.acquire(Priority.BULK, 60.0) == 0
+        limiter = RedisRateLimiter(f"unix://{tmp_path}/none", space="a.example", fallback_clients=1, clock=idle_clock)
+        assert await limiter.acquire(Priority.BULK, 60.0) == 0
         await asyncio.sleep(1.0)
-        pacer.on_throttled(idle_clock.now(), 2.0)
-        assert await pacer.acquire(Priority.BULK, 60.0) == 0
-        await pacer.aclose()
+        limiter.on_throttled(idle_clock.now(), 2.0)
+        assert await limiter.acquire(Priority.BULK, 60.0) == 0
+        await limiter.aclose()
 
 
 @pytest.mark.usefixtures("idle_clock")
 async def test_starts_beyond_the_burst_are_all_sent(client_for: Any) -> None:
-    """Requests that have to wait for the pacer are granted in the end."""
+    """Starts that have to wait for the rate limiter are granted in the end."""
     async with SimulatedSpace(conferences=30, participants=0) as space:
         client = client_for(space, rate_limit=RateLimit(requests=100, window=10.0, utilization=1.0, burst=2))
         starts = (client.conferences.start_stream(sid, url=URL) for sid in space.conference_sids)
@@ -126,7 +126,7 @@ async def test_input_that_shuts_its_own_run_down_ends_it() -> None:
         assert not pool.shutdown(60.0).done()
         yield from repeat("room")
 
-    async def perform(item: str, errand: object) -> ConferenceStream:
+    async def perform(item: str, _: object) -> ConferenceStream:
         return ConferenceStream(conference_sid=item)
 
     pool = WorkerPool(items(), FakeOperation(perform), limit=FixedConcurrency(1), clock=Clock.fake())

@@ -1,4 +1,4 @@
-"""The public face."""
+"""The public names."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from importlib.metadata import version
 import pytest
 
 import signalwire_streams
+from signalwire_streams import middleware
 
 
 def test_public_names_are_sorted_and_exist() -> None:
@@ -38,22 +39,31 @@ def test_public_names_are_sorted_and_exist() -> None:
     } <= set(names)
 
 
+def test_middleware_values_are_public_in_their_own_module() -> None:
+    """They are not among the first names that a user sees."""
+    own = {"Handler", "Middleware", "Request", "Response", "Result"}
+    assert own <= set(middleware.__all__)
+    assert own.isdisjoint(signalwire_streams.__all__)
+    shared = set(middleware.__all__) - own
+    assert {getattr(middleware, name) for name in shared} == {getattr(signalwire_streams, name) for name in shared}
+
+
 def test_unknown_name_raises_attribute_error() -> None:
-    """A misspelt name is an AttributeError, as in any module; a private one too, and nothing is imported for it."""
+    """A misspelt name raises it, as in any module; a private one too, and nothing is imported for it."""
     for name in ("StreamClient", "_private", "__wrapped__"):
         with pytest.raises(AttributeError, match=f"module 'signalwire_streams' has no attribute '{name}'"):
             getattr(signalwire_streams, name)
 
 
 def test_dir_lists_all_public_names() -> None:
-    """What an interactive session offers after the dot has all of them."""
+    """An interactive session completes all of them."""
     offered = dir(signalwire_streams)
     assert set(signalwire_streams.__all__) <= set(offered)
     assert len(set(offered)) == len(offered)
 
 
 def test_version_is_that_of_the_distribution() -> None:
-    """It is read when it is asked for, and comes with no other name."""
+    """It is read when it is first used, and imports no other name."""
     assert signalwire_streams.__version__ == version("signalwire-streams")
     code = "import sys, signalwire_streams as s; print(s.__version__, 'signalwire_streams._client' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
@@ -62,7 +72,7 @@ def test_version_is_that_of_the_distribution() -> None:
 
 
 def test_modules_are_attributes() -> None:
-    """What comes along with the names is found at the first asking, as in any package."""
+    """A module that is imported with the names is an attribute of the package."""
     code = "import signalwire_streams as s; print(s.errors.ApiError is s.ApiError)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
 
@@ -72,7 +82,7 @@ def test_modules_are_attributes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "rooms"),
+    ("statement", "packages"),
     [
         ("import signalwire_streams", set()),
         ("from signalwire_streams.callbacks import verify_signature", {"callbacks", "errors", "models"}),
@@ -83,11 +93,11 @@ def test_modules_are_attributes() -> None:
         ),
     ],
 )
-def test_import_loads_only_what_it_needs(statement: str, rooms: set[str]) -> None:
-    """The command line, the simulator and the extras stay unloaded until they are asked for."""
+def test_import_loads_only_what_it_needs(statement: str, packages: set[str]) -> None:
+    """The command line, the simulator and the extras are not loaded before they are used."""
     code = f"{statement}\nimport sys; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     modules = set(shown.stdout.split())
 
-    assert {name.split(".")[1] for name in modules if name.startswith("signalwire_streams.")} <= rooms
+    assert {name.split(".")[1] for name in modules if name.startswith("signalwire_streams.")} <= packages
     assert not modules & {"click", "rich", "trustme", "pytest", "redis", "docket"}

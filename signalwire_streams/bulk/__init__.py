@@ -1,4 +1,4 @@
-"""Many starts or stops: workers over one iterable, one outcome for each, a journal and a report."""
+"""Bulk runs: many starts or stops from one iterable, one outcome for each, a journal and a report."""
 
 from signalwire_streams.bulk._journal_reader import BulkJournal, JournalItem, JournalStatus
 from signalwire_streams.bulk._results import BulkError, BulkOutcome, BulkReport, BulkStatus

@@ -1,7 +1,7 @@
-"""The journal of a bulk run: what was about to be sent, and what came of it, in a file that survives a kill.
+"""Write-ahead journal of a bulk run: intents and outcomes, in a file that survives a kill.
 
 An intent is committed before its request goes out; an outcome a tenth of a second later at most. So a process that
-is killed loses few outcomes, and their items are then "intended", which is as good as unknown.
+is killed loses few outcomes, and their items are then "in_doubt", which is as good as unknown.
 """
 
 import asyncio
@@ -10,90 +10,79 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias
 
-from attrs import asdict, define, field, frozen
+from attrs import asdict, frozen
 
 from signalwire_streams.bulk._journal_file import (
-    INDEX,
     IN_DOUBT,
+    INDEX,
     SCHEMA,
     SCHEMA_VERSION,
+    STATES,
     JournalOwner,
     connect_guarded,
     facts_of,
-    failed,
     hold,
     is_held,
     new_file,
     now,
-    telling,
+    store_error,
+    store_errors,
+    unreadable,
     verify,
     when_free,
 )
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, error_label
-from signalwire_streams.bulk._serialization import Start, plan_rows
+from signalwire_streams.bulk._serialization import Start, folded, plan_rows
 from signalwire_streams.bulk._write_ahead_log import (
-    LOG,
-    LOG_SIZE,
     JournalPath,
     OpenFiles,
     begin_generations,
-    checkpoint,
-    close_log,
     exists,
     finish_tables,
     is_busy,
     journal_path,
-    next_generation,
-    open_log,
 )
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError, JournalError
 from signalwire_streams.models import CallStream, ConferenceStream
 
+LOG_SIZE = 4 * 1024 * 1024  # bytes of a log before it is checkpointed
 _APART = 0.004  # seconds between two commits, when something waits for them
 _AT_LEAST_EVERY = 0.1  # seconds that what nobody waits for stays unwritten
 
-Values: TypeAlias = tuple[object, ...]
-_Entry: TypeAlias = tuple[str, Values, asyncio.Future[None] | None]
+_Values: TypeAlias = tuple[object, ...]
+_Write: TypeAlias = tuple[str, _Values, asyncio.Future[None] | None]
 
 
-@define(eq=False)
 class GroupCommitter:
-    """The one writer of a journal.
+    """The one writer of a journal, which commits what comes within a few milliseconds together.
 
     Attributes:
-        path: the journal, for messages.
-        database: the open journal.
-        files: its files, which are checked before each commit.
-        clock: measures how long another program keeps the journal locked.
-        salt: the log's, as the run began it or as it was last copied.
         is_whole: whether the main file needs no log any more.
     """
 
-    path: JournalPath
-    database: sqlite3.Connection
-    files: OpenFiles
-    clock: Clock
-    salt: int
-    is_whole: bool = field(init=False, default=False)
-    _waiting: list[_Entry] = field(init=False, factory=list)
-    _timer: asyncio.TimerHandle | None = field(init=False, default=None)
-    _retrying: asyncio.Task[None] | None = field(init=False, default=None)
-    _due: float = field(init=False, default=0.0)
-    _last: float = field(init=False, default=float("-inf"))
-    _log_limit: int = field(init=False, default=LOG_SIZE)
-    _failure: JournalError | None = field(init=False, default=None)
+    def __init__(self, *, path: JournalPath, database: sqlite3.Connection, files: OpenFiles, clock: Clock) -> None:
+        self.is_whole = False
+        self._path, self._database, self._files, self._clock = path, database, files, clock
+        self._waiting: list[_Write] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._last = float("-inf")
+        self._retrying: asyncio.Task[None] | None = None
+        self._log_limit = LOG_SIZE
+        self._failure: JournalError | None = None
 
-    def later(self, statement: str, values: Values) -> None:
+    def write_later(self, statement: str, values: _Values) -> None:
         """Write it with the next commit."""
         self._waiting.append((statement, values, None))
         self._commit_by(asyncio.get_running_loop().time() + _AT_LEAST_EVERY)
 
-    async def committed(self, statement: str, values: Values) -> None:
+    async def write(self, statement: str, values: _Values) -> None:
         """Write it, and return when it is on the disk. If cancelled before that, it is not written.
 
         Raises:
@@ -114,19 +103,19 @@ class GroupCommitter:
             JournalError: something can't be written, or could not be before.
         """
         self.cancel()
-        with telling(self.path, "written"):
+        with store_errors(self._path, "written"):
             was_removed = False
             try:
-                self.files.check()
+                self._files.check()
             except OSError as error:
-                if self.files.damage is not None:
+                if self._files.damage is not None:
                     raise
                 # What was removed is still open, so the main file gets all of it.
                 was_removed = True
-                self._failure = self._failure or failed(self.path, "written", error)
+                self._failure = self._failure or store_error(self._path, "written", error)
             self._write_waiting()
             if self._failure is None or was_removed:  # else the disk may be full, and the log has all of it
-                self.is_whole = close_log(self.path, self.database)
+                self.is_whole = self._files.finish()
         if self._failure is not None:
             raise _same(self._failure)
 
@@ -160,15 +149,15 @@ class GroupCommitter:
                 self._fail(error)
 
     async def _retry(self) -> None:
-        """Write as soon as another program lets go of the journal; what comes meanwhile waits with the rest."""
+        """Write as soon as another program releases the journal; what comes meanwhile waits with the rest."""
         try:
-            await when_free(self.clock, self._attempt)
+            await when_free(self._clock, self._attempt)
         except JournalError as error:
             self._fail(error)
 
     def _attempt(self) -> None:
-        with telling(self.path, "written"):
-            self.files.check()
+        with store_errors(self._path, "written"):
+            self._files.check()
             self._write_waiting()
             self._keep_log_small()
 
@@ -183,41 +172,37 @@ class GroupCommitter:
     def _write_waiting(self) -> None:
         # Those of one statement go together, which is a fifth cheaper. It changes nothing, since what is written of one
         # item comes in different commits: its outcome after its intent is on the disk.
-        together: dict[str, list[Values]] = {}
+        together: dict[str, list[_Values]] = {}
         for statement, values, done in self._waiting:
             if done is None or not done.cancelled():
                 together.setdefault(statement, []).append(values)
         if together:
-            with next_generation(self.database):
+            with self._files.commit():
                 for statement, rows in together.items():
-                    self.database.executemany(statement, rows)
+                    self._database.executemany(statement, rows)
         waiting, self._waiting = self._waiting, []
         for _, _, done in waiting:
             if done is not None and not done.done():
                 done.set_result(None)
 
     def _keep_log_small(self) -> None:
-        """Checkpoint the log when it has outgrown its limit, or the main file does not say that it is needed."""
-        # Those that wait for the commit go on after this returns, so nothing is sent that a cut of the log could hide.
-        if not self.files.has_to_be_copied(self.salt, self._log_limit):
+        """Checkpoint the log when it has outgrown its limit."""
+        if self._files.log_size() <= self._log_limit:
             return
+        is_whole = True
         try:
-            self.salt, is_whole = checkpoint(self.path, self.database)
+            is_whole = self._files.checkpoint()
         except sqlite3.Error as error:
             if not is_busy(error):  # what was to be written is, so the next commit will do
                 raise
-            is_whole = True
-        if not is_whole:
-            os.truncate(self.path.beside(LOG), self.files.log_size() + LOG_SIZE)
-        self._log_limit = self.files.log_size()
+        # A log that could be copied is begun anew, and does not grow until it is as long as before.
+        self._log_limit = self._files.log_size() + (0 if is_whole else LOG_SIZE)
 
 
 def _same(error: JournalError) -> JournalError:
     """Return an error with the same message, since each of those that wait raises its own."""
     return JournalError(str(error))
 
-
-_Result = TypeVar("_Result")
 
 _SETTLE = (
     "UPDATE items SET state = ?, sid = ?, ambiguous = ?, attempts = attempts + ?, error = ?, message = ?, "
@@ -231,7 +216,7 @@ _FIND = (
 )
 _FIND_STREAM = "SELECT id FROM items WHERE target = ? AND name IS ? AND sid IS ? ORDER BY id LIMIT 1"
 _PLAN = "INSERT INTO plan (kind, target, name, request) VALUES (?, ?, ?, ?)"
-_UNDO = "UPDATE items SET undone = ?, changed = ? WHERE id = ?"
+_ROLL_BACK = "UPDATE items SET rollback_status = ?, changed = ? WHERE id = ?"
 
 
 @frozen
@@ -240,7 +225,7 @@ class ItemRecord:
 
     Attributes:
         id: its row.
-        state: a `BulkStatus`'s text, or ``intended``.
+        state: a `BulkStatus`'s text, or `IN_DOUBT`.
         sid: the stream's id, where it is known.
         ambiguous: whether the id may be that of a refused second stream.
     """
@@ -251,32 +236,37 @@ class ItemRecord:
     ambiguous: bool
 
 
-@define(eq=False)
 class Journal:
-    """One run's file. Use it as ``with Journal.create(path, ...) as journal``.
+    """One run's file. Use it as ``with Journal.create(path, ...) as journal``."""
 
-    Attributes:
-        path: the file.
-        run: what the run is called; its streams' names follow from it.
-    """
+    def __init__(
+        self,
+        *,
+        path: JournalPath,
+        run: str,
+        connections: tuple[FileIO, sqlite3.Connection, sqlite3.Connection],
+        lock: sqlite3.Connection,
+        clock: Clock | None,
+        inherited: int = 0,
+    ) -> None:
+        """Begin to write.
 
-    path: JournalPath
-    run: str
-    _database: sqlite3.Connection
-    _guard: sqlite3.Connection
-    _lock: sqlite3.Connection
-    _salt: int
-    _clock: Clock
-    _inherited: int = 0
-    _looked_up: Counter[str] = field(init=False, factory=Counter)
-    _rows: int = field(init=False)
-    _files: OpenFiles = field(init=False)
-    _commits: GroupCommitter = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._rows = self._inherited
-        self._files = OpenFiles(self.path)
-        self._commits = GroupCommitter(self.path, self._database, self._files, self._clock, self._salt)
+        Args:
+            path: the file.
+            run: what the run is called; its streams' names follow from it.
+            connections: those of `connect_guarded`.
+            lock: that of `hold`.
+            clock: measures how long another program keeps the journal locked.
+            inherited: the number of the last row of an earlier part of the run.
+        """
+        self.path, self.run = path, run
+        self._main, self._database, self._guard = connections
+        self._lock = lock
+        self._clock = clock or Clock()
+        self._inherited = self._rows = inherited
+        self._looked_up: Counter[str] = Counter()
+        self._files = OpenFiles(path=path, main=self._main, database=self._database, guard=self._guard)
+        self._commits = GroupCommitter(path=path, database=self._database, files=self._files, clock=self._clock)
 
     @classmethod
     def create(
@@ -289,10 +279,9 @@ class Journal:
             JournalError: it can't be written.
         """
         path = journal_path(path)
-        with telling(path, "made"), new_file(path) as lock, ExitStack() as undo:
+        with store_errors(path, "made"), new_file(path) as lock, ExitStack() as undo:
             _lay_out(path, whose, run, None)
-            database, guard = connect_guarded(path, undo)
-            journal = cls(path, run, database, guard, lock, open_log(path, database), clock or Clock())
+            journal = cls(path=path, run=run, connections=connect_guarded(path, undo), lock=lock, clock=clock)
             undo.pop_all()
         return journal
 
@@ -305,7 +294,7 @@ class Journal:
             JournalError: it can't be written.
         """
         path = journal_path(path)
-        with telling(path, "made"), new_file(path) as lock:
+        with store_errors(path, "made"), new_file(path) as lock:
             _lay_out(path, whose, run, requests)
         lock.close()
 
@@ -321,19 +310,19 @@ class Journal:
         path = journal_path(path)
         if not exists(path):
             raise InvalidRequestError(f"there is no journal {path}: begin the run without resuming")
-        with ExitStack() as undo, telling(path, "read"):
+        with ExitStack() as undo, store_errors(path, "read"):
             if not is_held(path):
                 whose.check(path, verify(path)[0])  # before a lock file is made beside what is no journal of ours
             if not os.access(path.file, os.W_OK):
                 raise InvalidRequestError(f"the journal {path} can't be written: use an account that may write it")
             lock = undo.enter_context(closing(hold(path)))
             whose.check(path, verify(path)[0])
-            database, guard = connect_guarded(path, undo)
-            known = facts_of(path, database)
-            salt = open_log(path, database)
+            connections = connect_guarded(path, undo)
+            database = connections[1]
+            run = facts_of(path, database).run
             database.execute(INDEX)
-            last = database.execute("SELECT COALESCE(MAX(id), 0) FROM items").fetchone()[0]
-            journal = cls(path, known["run"], database, guard, lock, salt, clock or Clock(), int(last))
+            last = int(database.execute("SELECT COALESCE(MAX(id), 0) FROM items").fetchone()[0])
+            journal = cls(path=path, run=run, connections=connections, lock=lock, clock=clock, inherited=last)
             undo.pop_all()
         return journal
 
@@ -348,29 +337,34 @@ class Journal:
     @property
     def undone_since(self) -> str | None:
         """When somebody began to stop what this run started, or None."""
-        return self._ask("SELECT value FROM run WHERE key = 'undone_since'", (), lambda row: row and str(row[0]))
+        row = self._ask("SELECT value FROM run WHERE key = 'rollback_started_at'", ())
+        return row and str(row[0])
 
     def begin_undoing(self) -> None:
-        """Note that what this run started is to be stopped."""
-        with telling(self.path, "written"), next_generation(self._database):
-            self._database.execute("INSERT OR IGNORE INTO run VALUES ('undone_since', ?)", (now(),))
+        """Record that what this run started is to be stopped."""
+        with store_errors(self.path, "written"), self._files.commit():
+            self._database.execute("INSERT OR IGNORE INTO run VALUES ('rollback_started_at', ?)", (now(),))
 
     def find(self, target: str, name: str | None) -> ItemRecord | None:
         """Look up what an earlier part of the run left of an item.
 
-        Items without a name are told apart by their order only: the second call for a target gives its second.
+        Items without a name are told apart by their order only: the second call for a target returns its second.
+
+        Raises:
+            JournalError: it can't be read, or holds what this version does not write.
         """
         if not self._inherited:
             return None
-        skip = 0
+        target, skip = folded(target), 0
         if name is None:
             skip = self._looked_up[target]
             self._looked_up[target] += 1
-        return self._ask(
-            _FIND,
-            (target, name, self._inherited, skip),
-            lambda row: row and ItemRecord(row[0], row[1], row[2], bool(row[3])),
-        )
+        row = self._ask(_FIND, (target, name, self._inherited, skip))
+        if row is None:
+            return None
+        if row[1] not in STATES or not isinstance(row[2], str | None):
+            raise unreadable(self.path, f"the row {row[0]} of its table items")
+        return ItemRecord(row[0], row[1], row[2], bool(row[3]))
 
     def find_stream(self, target: str, name: str | None, sid: str | None) -> int:
         """Look up the row of a stream that this run started.
@@ -378,18 +372,18 @@ class Journal:
         Raises:
             JournalError: it is not there.
         """
-        row = self._ask(_FIND_STREAM, (target, name, sid), lambda row: row)
+        row = self._ask(_FIND_STREAM, (folded(target), name, sid))
         if row is None:
             raise JournalError(f"the journal {self.path} does not know the stream on {target} any more")
         return int(row[0])
 
     def new_row(self) -> int:
-        """Give the number of an item's row that is not there yet."""
+        """Return the number of an item's row that is not there yet."""
         self._rows += 1
         return self._rows
 
     async def intend(self, row: int, kind: str, target: str, name: str | None) -> None:
-        """Note that an item is about to be sent; it is on the disk when this returns.
+        """Record that an item is about to be sent; it is on the disk when this returns.
 
         Args:
             row: the item's row, new or of an earlier part of the run.
@@ -401,14 +395,14 @@ class Journal:
             JournalError: it can't be written.
         """
         if row > self._inherited:
-            await self._commits.committed(_INTEND, (row, kind, target, name, IN_DOUBT, now()))
+            await self._commits.write(_INTEND, (row, kind, folded(target), name, IN_DOUBT, now()))
         else:
-            await self._commits.committed(_INTEND_AGAIN, (IN_DOUBT, now(), row))
+            await self._commits.write(_INTEND_AGAIN, (IN_DOUBT, now(), row))
 
     def settle(self, row: int, outcome: BulkOutcome[Any]) -> None:
-        """Note what came of an item; it is written with the next commit."""
+        """Record the outcome of an item; it is written with the next commit."""
         stream, error = outcome.stream, outcome.error
-        self._commits.later(
+        self._commits.write_later(
             _SETTLE,
             (
                 outcome.status.value,
@@ -423,13 +417,13 @@ class Journal:
         )
 
     async def intend_undoing(self, row: int) -> None:
-        """Note that an item's stream is about to be stopped; it is on the disk when this returns."""
-        await self._commits.committed(_UNDO, (IN_DOUBT, now(), row))
+        """Record that an item's stream is about to be stopped; it is on the disk when this returns."""
+        await self._commits.write(_ROLL_BACK, (IN_DOUBT, now(), row))
 
     def settle_undoing(self, row: int, outcome: BulkOutcome[ConferenceStream | CallStream]) -> None:
-        """Note what came of stopping an item's stream; how it was started stays as it is."""
-        undone = {BulkStatus.STOPPED: BulkStatus.STOPPED.value, BulkStatus.UNKNOWN: IN_DOUBT}.get(outcome.status)
-        self._commits.later(_UNDO, (undone, now(), row))
+        """Record the outcome of stopping an item's stream; how it was started stays as it is."""
+        status = {BulkStatus.STOPPED: BulkStatus.STOPPED.value, BulkStatus.UNKNOWN: IN_DOUBT}.get(outcome.status)
+        self._commits.write_later(_ROLL_BACK, (status, now(), row))
 
     async def aclose(self) -> None:
         """Do the same as `close`, and wait for a lock of another program.
@@ -446,7 +440,7 @@ class Journal:
         """Write what waits, and close the file, which then is whole without its log.
 
         Raises:
-            JournalError: something could not be written; items that were sent stay "intended".
+            JournalError: something could not be written; items that were sent stay "in_doubt".
         """
         try:
             self._commits.finish()
@@ -455,37 +449,36 @@ class Journal:
 
     def _release(self) -> None:
         self._commits.cancel()
-        self._files.close()
         # The last one that closes copies the log into the main file and deletes it; the guard can't, for it only reads.
         last_two = (self._guard, self._database) if self._commits.is_whole else (self._database, self._guard)
-        for connection in (*last_two, self._lock):
-            connection.close()
+        for opened in (*last_two, self._main, self._lock):
+            opened.close()
 
-    def _ask(self, question: str, values: tuple[object, ...], read: Callable[[Any], _Result]) -> _Result:
-        with telling(self.path, "read"):
+    def _ask(self, question: str, values: _Values) -> Any:  # noqa: ANN401  (as sqlite3 has it)
+        with store_errors(self.path, "read"):
             self._files.check()
-            return read(self._database.execute(question, values).fetchone())
+            return self._database.execute(question, values).fetchone()
 
 
-@define(eq=False)
 class Holder:
     """Opens the journal of a run as it begins, and closes it as it ends.
 
     Attributes:
-        opening: opens the journal.
         clock: measures how long another program keeps the journal locked.
         journal: the journal, once it is open.
     """
 
-    opening: Callable[[], Journal]
-    clock: Clock
-    journal: Journal = field(init=False)
-    _is_open: bool = field(init=False, default=False)
-    _failure: JournalError | None = field(init=False, default=None)
+    journal: Journal
+
+    def __init__(self, opening: Callable[[], Journal], clock: Clock) -> None:
+        self.clock = clock
+        self._opening = opening
+        self._is_open = False
+        self._failure: JournalError | None = None
 
     async def open(self) -> Journal:
         """Open the journal, and wait for a lock of another program."""
-        self.journal = await when_free(self.clock, self.opening)
+        self.journal = await when_free(self.clock, self._opening)
         self._is_open = True
         return self.journal
 
@@ -510,7 +503,7 @@ def _lay_out(path: JournalPath, whose: JournalOwner, run: str, plan: Iterable[St
 
     Without a log, so that all of it is in the main file.
     """
-    facts = {"schema": str(SCHEMA_VERSION), "run": run, **asdict(whose), "began": now()}
+    facts = {"schema": str(SCHEMA_VERSION), "run": run, **asdict(whose), "started_at": now()}
     with closing(sqlite3.connect(path.file, timeout=0.0, isolation_level=None)) as database:
         database.execute("PRAGMA journal_mode = MEMORY").fetchone()  # there is nothing to go back to
         begin_generations(database)

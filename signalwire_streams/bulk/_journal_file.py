@@ -1,19 +1,22 @@
 """The file of a bulk run's journal: its tables, how it is opened, and which process holds it.
 
-SQLite from the standard library, in WAL mode. The file can be read with any SQLite tool, also while the run goes
-on. It holds no token and no parameter value.
+SQLite from the standard library, in WAL mode. The file can be read with any SQLite tool, also during the run. It holds
+no token and no parameter value.
 """
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 
-from attrs import frozen
+from attrs import field, frozen
+from attrs.converters import optional
 
+from signalwire_streams.bulk._results import BulkStatus
 from signalwire_streams.bulk._write_ahead_log import (
     INDEX as LOG_INDEX,
     JOURNAL,
@@ -37,8 +40,11 @@ from signalwire_streams.errors import InvalidRequestError, JournalError
 
 _Result = TypeVar("_Result")
 
-SCHEMA_VERSION = 3
+IN_DOUBT = "in_doubt"
+"""The state of an item whose request may have gone out, and whose outcome the journal does not know."""
+STATES = frozenset({IN_DOUBT, *(status.value for status in BulkStatus)})
 
+SCHEMA_VERSION = 4
 SCHEMA = (
     "CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     """CREATE TABLE plan (
@@ -60,14 +66,12 @@ SCHEMA = (
         error TEXT,
         message TEXT,
         changed TEXT NOT NULL,
-        undone TEXT CHECK (undone IN ('intended', 'stopped'))
+        rollback_status TEXT CHECK (rollback_status IN ('in_doubt', 'stopped'))
     )""",
 )
-# Made when a run is gone on with, since only then is anything looked up: while a run goes on for the first time,
-# keeping it up would be most of the journal's cost.
+# Created on resume, because only a resumed run does lookups; maintaining it during the first run would be most of the
+# journal's cost.
 INDEX = "CREATE INDEX IF NOT EXISTS items_by_name ON items (target, name)"
-IN_DOUBT = "intended"
-"""The state of an item whose request may have gone out, and of whose end the journal knows nothing."""
 
 _A_MOMENT = 0.2  # another process may be looking whether the journal is held
 _PATIENCE = 5.0  # seconds that another program may keep a journal locked
@@ -81,35 +85,47 @@ def connect(path: JournalPath) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode = WAL").fetchone()
         # NORMAL loses nothing when the process is killed; only a power cut can take the last commits.
         database.execute("PRAGMA synchronous = NORMAL")
-        database.execute("PRAGMA wal_autocheckpoint = 0")  # `wal.checkpoint` does that
+        database.execute("PRAGMA wal_autocheckpoint = 0")  # `OpenFiles.checkpoint` does that
     except BaseException:  # an open connection would keep the files
         database.close()
         raise
     return database
 
 
-def connect_guarded(path: JournalPath, undo: ExitStack) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+def connect_guarded(path: JournalPath, undo: ExitStack) -> tuple[FileIO, sqlite3.Connection, sqlite3.Connection]:
     """Open a journal to write in it, with a second connection that keeps the log when the first one closes.
 
-    The second one is opened at once, since one that opens a main file that was cut to nothing deletes the log.
+    The second one is opened at once, since one that opens a main file that was cut to nothing deletes the log. The
+    main file itself is opened first, so that it is closed last.
     """
+    main = undo.enter_context(path.file.open("r+b", buffering=0))
     database = undo.enter_context(closing(connect(path)))
-    guard = undo.enter_context(closing(_connect_to_read(path)))
+    guard = undo.enter_context(closing(_connect_to_read(path, timeout=0.0)))
     undo.callback(database.close)  # before the guard
     guard.execute("SELECT count(*) FROM sqlite_master").fetchall()
-    return database, guard
+    return main, database, guard
 
 
 def _address(path: JournalPath, mode: str) -> str:
     return f"{path.file.resolve().as_uri()}?mode={mode}"
 
 
+def _connect_to_read(path: JournalPath, *, timeout: float = 5.0) -> sqlite3.Connection:
+    return sqlite3.connect(_address(path, "ro"), uri=True, isolation_level=None, timeout=timeout)
+
+
+def _connect_to_main(path: JournalPath) -> sqlite3.Connection:
+    """Open the main file alone: without its log, without a lock, and without making a file."""
+    # Not by reading the file ourselves: to close a file drops all locks that this process has on it.
+    return sqlite3.connect(f"{_address(path, 'ro')}&immutable=1", uri=True, isolation_level=None)
+
+
 async def when_free(clock: Clock, act: Callable[[], _Result]) -> _Result:
-    """Do what a lock of another program can prevent; try again for some seconds, without blocking the event loop.
+    """Do what a lock of another program can prevent; retry for some seconds, without blocking the event loop.
 
     Args:
         clock: measures the time, and waits.
-        act: raises a `JournalError` whose cause is `wal.is_busy` where it is to be tried again.
+        act: raises a `JournalError` whose cause `is_busy` where it is to be tried again.
 
     Raises:
         JournalError: the lock was held for too long, or there is another reason.
@@ -124,29 +140,64 @@ async def when_free(clock: Clock, act: Callable[[], _Result]) -> _Result:
         await clock.sleep(_STEP)
 
 
+@contextmanager
+def store_errors(path: JournalPath, doing: str) -> Iterator[None]:
+    """Raise `JournalError` for what SQLite or the file system raises."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise store_error(path, doing, error) from error
+
+
+def store_error(path: JournalPath, doing: str, error: Exception) -> JournalError:
+    """Return the error of a journal of which something can't be "made", "read" or "written"."""
+    why = getattr(error, "strerror", None) or error
+    if doing == "read" and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
+        why = (
+            f"its log needs a file {path.beside(LOG_INDEX).name} beside it, which can't be made there; copy the "
+            "journal and its log to a folder that may be written, and name the copy"
+        )
+    return JournalError(f"the journal {path} can't be {doing}: {why}")
+
+
+def unreadable(path: JournalPath, what: str) -> JournalError:
+    """Return the error of a journal with contents that this version does not write."""
+    return JournalError(
+        f"the journal {path} can't be read: {what} is not as this version writes it; use the version that wrote it, "
+        "or a copy from before it was changed"
+    )
+
+
+@frozen(kw_only=True)
+class RunFacts:
+    """What a journal says of its run: the rows of its table ``run``."""
+
+    run: str
+    operation: str
+    origin: str
+    project: str
+    started_at: str
+    planned: int | None = field(default=None, converter=optional(int))
+    rollback_started_at: str | None = None
+
+
 @frozen
 class JournalOwner:
-    """Which kind of run a journal is of, and on which project of which Space.
-
-    Attributes:
-        doing: ``start`` or ``stop``.
-        origin: the Space's address.
-        project: the Project ID.
-    """
+    """Which kind of run a journal is of, ``start`` or ``stop``, and on which project of which Space."""
 
     operation: str
     origin: str
     project: str
 
-    def check(self, path: JournalPath, known: Mapping[str, str]) -> None:
+    def check(self, path: JournalPath, known: RunFacts) -> None:
         """Check that a journal is of such a run.
 
         Raises:
             InvalidRequestError: it is not.
         """
-        if known["doing"] != self.operation:
-            raise InvalidRequestError(f"{path} is the journal of a run that {known['doing']}s streams: use it as one")
-        for noun, its, ours in (("Space", known["origin"], self.origin), ("project", known["project"], self.project)):
+        if known.operation != self.operation:
+            raise InvalidRequestError(f"{path} is the journal of a run that {known.operation}s streams: use it as one")
+        for noun, its, ours in (("Space", known.origin, self.origin), ("project", known.project, self.project)):
             if its != ours:
                 raise InvalidRequestError(f"{path} belongs to the {noun} {its}: use it there, not on {ours}")
 
@@ -162,7 +213,7 @@ def find(path: JournalPath) -> None:
 
 
 @contextmanager
-def reading(path: JournalPath) -> Iterator[sqlite3.Connection]:
+def reading(path: JournalPath) -> Iterator[tuple[sqlite3.Connection, RunFacts]]:
     """Open a journal to read in it.
 
     Raises:
@@ -170,12 +221,11 @@ def reading(path: JournalPath) -> Iterator[sqlite3.Connection]:
         JournalError: it can't be read, or a part of it is missing.
     """
     find(path)
-    with telling(path, "read"), ExitStack() as stack:
+    with store_errors(path, "read"), ExitStack() as stack:
         is_alone = _is_alone(path)
         database = stack.enter_context(closing(_connect_to_main(path) if is_alone else _connect_to_read(path)))
         database.execute("BEGIN")  # one view of the file for all that is asked
-        facts_of(path, database)
-        yield database
+        yield database, facts_of(path, database)
 
 
 def _is_alone(path: JournalPath) -> bool:
@@ -190,7 +240,7 @@ def _is_alone(path: JournalPath) -> bool:
     return False  # the process that holds it keeps the files together
 
 
-def verify(path: JournalPath) -> tuple[Mapping[str, str], bool]:
+def verify(path: JournalPath) -> tuple[RunFacts, bool]:
     """Check that a journal that no process of ours has open is whole: its main file, and the log that belongs to it.
 
     Nothing is written, and no file is made where nothing is to be applied.
@@ -210,9 +260,8 @@ def verify(path: JournalPath) -> tuple[Mapping[str, str], bool]:
             return facts_of(path, database), False
     with closing(_connect_to_read(path)) as database:
         database.execute("BEGIN")
-        facts = facts_of(path, database)
-        check_view(path, main, header_of(database), facts)
-    return facts, True
+        check_view(path, main, header_of(database))
+        return facts_of(path, database), True
 
 
 def _header_of(path: JournalPath) -> Header:
@@ -224,40 +273,12 @@ def _header_of(path: JournalPath) -> Header:
     return Header(0, 0)
 
 
-def _connect_to_read(path: JournalPath) -> sqlite3.Connection:
-    return sqlite3.connect(_address(path, "ro"), uri=True, isolation_level=None)
-
-
-def _connect_to_main(path: JournalPath) -> sqlite3.Connection:
-    """Open the main file alone: without its log, without a lock, and without making a file."""
-    # Not by reading the file ourselves: to close a file drops all locks that this process has on it.
-    return sqlite3.connect(f"{_address(path, 'ro')}&immutable=1", uri=True, isolation_level=None)
-
-
-@contextmanager
-def telling(path: JournalPath, doing: str) -> Iterator[None]:
-    """Tell in our own words what the store could not do.
-
-    Raises:
-        JournalError: the store failed.
-    """
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise failed(path, doing, error) from error
-
-
-def failed(path: JournalPath, doing: str, error: Exception) -> JournalError:
-    """Put in our own words what the store could not do."""
-    return JournalError(f"the journal {path} can't be {doing}: {getattr(error, 'strerror', None) or error}")
-
-
-def facts_of(path: JournalPath, database: sqlite3.Connection) -> Mapping[str, str]:
+def facts_of(path: JournalPath, database: sqlite3.Connection) -> RunFacts:
     """Return what the journal says of its run.
 
     Raises:
         InvalidRequestError: the file is no journal of this version, or no run has begun in it.
-        JournalError: nothing is in it, and that is not how a run leaves it.
+        JournalError: nothing is in it, and that is not how a run leaves it; or what it says can't be right.
     """
     known: dict[str, str] = {}
     try:
@@ -267,9 +288,14 @@ def facts_of(path: JournalPath, database: sqlite3.Connection) -> Mapping[str, st
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB}:
             raise
-    if known.get("schema") != str(SCHEMA_VERSION):
+    if known.pop("schema", None) != str(SCHEMA_VERSION):
         raise InvalidRequestError(f"{path} is no journal that this version can read: its schema is another one")
-    return known
+    try:
+        if all(isinstance(value, str) for value in known.values()):
+            return RunFacts(**known)
+    except (TypeError, ValueError):  # a row is missing, or is not known here, or is no number
+        pass
+    raise unreadable(path, "its table run")
 
 
 def _blank(path: JournalPath) -> Exception:
@@ -360,7 +386,7 @@ def hold(path: JournalPath) -> sqlite3.Connection:
         lock.close()
         if "locked" in str(error):
             raise InvalidRequestError(f"another process runs the journal {path}: wait for it, or end it") from None
-        raise failed(path, "opened", error) from None
+        raise store_error(path, "opened", error) from None
     return lock
 
 
@@ -368,9 +394,9 @@ def is_held(path: JournalPath) -> bool:
     """Return whether a process works on a run now.
 
     Raises:
-        JournalError: it can't be told.
+        JournalError: that can't be found out.
     """
-    with telling(path, "read"):
+    with store_errors(path, "read"):
         if not path.beside(LOCK).exists():
             return False
         with closing(sqlite3.connect(path.beside(LOCK), timeout=0.0, isolation_level=None)) as lock:

@@ -1,6 +1,5 @@
-"""A bulk run's journal, to be read: by whoever wants to know, also while the run goes on."""
+"""A bulk run's journal, to be read: also during the run, and by other processes."""
 
-import sqlite3
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -8,17 +7,20 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from signalwire_streams.bulk._journal_file import IN_DOUBT, facts_of, find, is_held, reading
+from signalwire_streams.bulk._journal_file import IN_DOUBT, find, is_held, reading, unreadable
 from signalwire_streams.bulk._results import BulkStatus
-from signalwire_streams.bulk._serialization import PlannedRequest, planned_request
+from signalwire_streams.bulk._serialization import PlannedRequest, planned_request, stream_of
 from signalwire_streams.bulk._write_ahead_log import JournalPath, journal_path
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream
 
+PENDING = "pending"
+"""What an item is that is planned and was not tried yet: it has no row."""
+
 _AT_ONCE = 500  # rows per question, so that no reader keeps the writer from tidying up behind itself
 _MAY_RUN = (BulkStatus.STARTED.value, BulkStatus.ALREADY_STARTED.value, BulkStatus.UNKNOWN.value, IN_DOUBT)
+_REMAINING = {PENDING, IN_DOUBT, BulkStatus.UNKNOWN.value, BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value}
 _FAILED = (BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value)
-_ITEMS = "SELECT id, kind, target, name, state, sid, ambiguous, attempts, error, message, undone FROM items"
 
 
 @frozen(kw_only=True)
@@ -27,18 +29,18 @@ class JournalStatus:
 
     Attributes:
         run: what the run is called; it is part of its streams' names.
-        doing: ``start`` or ``stop``.
+        operation: ``start`` or ``stop``.
         origin: the Space's address.
         project: the Project ID.
-        began: when it began, in ISO 8601.
-        undone_since: when somebody began to stop what it started, or None.
+        started_at: when it began, in ISO 8601.
+        rollback_started_at: when somebody began to stop what it started, or None.
         planned: how many items it has in all; None where that was not known beforehand.
-        counts: items by state: a `BulkStatus`'s text, ``intended`` (may have been sent, its end is not known) or
-            ``waiting`` (planned, and not yet tried).
-        undone: how many of the streams that it started were stopped again.
+        counts: items by state: a `BulkStatus`'s text, ``in_doubt`` (may have been sent, its outcome is not known) or
+            ``pending`` (planned, and not yet tried).
+        rolled_back: how many of the streams that it started were stopped again.
         attempts: attempts that were made in all.
         errors: how often each error's class and code came, most frequent first.
-        held: whether a process works on it now.
+        is_locked: whether a process works on it now.
     """
 
     run: str
@@ -57,10 +59,7 @@ class JournalStatus:
     @property
     def remaining(self) -> int:
         """How many items a resumed run would try."""
-        return sum(count for state, count in self.counts.items() if state in _UNFINISHED)
-
-
-_UNFINISHED = {"waiting", IN_DOUBT, BulkStatus.UNKNOWN.value, BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value}
+        return sum(count for state, count in self.counts.items() if state in _REMAINING)
 
 
 @frozen(kw_only=True)
@@ -71,13 +70,13 @@ class JournalItem:
         kind: ``conference`` or ``call``.
         target: the sid of the conference or call.
         name: the stream's Name.
-        state: a `BulkStatus`'s text, or ``intended``.
+        status: a `BulkStatus`'s text, or ``in_doubt``.
         sid: the stream's id, where it is known.
         ambiguous: whether ``sid`` may be that of a refused second stream; then ``name`` is the handle.
         attempts: attempts that were made.
         error: the class and code of the error that it ended in.
         message: what that error said.
-        undone: ``stopped``, ``intended`` (its stop may have been sent), or None.
+        rollback_status: ``stopped``, ``in_doubt`` (its stop may have been sent), or None.
     """
 
     kind: str
@@ -85,7 +84,7 @@ class JournalItem:
     name: str | None
     status: str
     sid: str | None
-    ambiguous: bool
+    ambiguous: bool = field(converter=bool)
     attempts: int
     error: str | None
     message: str | None
@@ -94,13 +93,18 @@ class JournalItem:
     @property
     def stream(self) -> ConferenceStream | CallStream:
         """The item's stream, as far as the journal knows it."""
-        if self.kind == "conference":
-            return ConferenceStream(conference_sid=self.target, sid=self.sid, name=self.name, ambiguous=self.ambiguous)
-        return CallStream(call_sid=self.target, sid=self.sid, name=self.name, ambiguous=self.ambiguous)
+        return stream_of(self.kind, self.target, sid=self.sid, name=self.name, ambiguous=self.ambiguous)
+
+
+_ITEMS = "SELECT id, kind, target, name, state, sid, ambiguous, attempts, error, message, rollback_status FROM items"
+_TYPES = (str, str, str | None, str, str | None, int, int, str | None, str | None, str | None)
+_FIELDS = [attribute.name for attribute in JournalItem.__attrs_attrs__]
 
 
 def _path(path: str | PathLike[str]) -> Path:
     try:
+        if not Path(path).name and not str(path):  # an empty path would be the working directory's
+            raise InvalidRequestError("journal is empty: name a file, such as 'run.db'")
         return Path(path)
     except TypeError:
         kind = type(path).__name__
@@ -118,14 +122,14 @@ def _working_directory() -> Path | None:
 class BulkJournal:
     """The journal of a bulk run, to be read: ``BulkJournal("run.db").status()``.
 
-    It can be read while the run goes on, and by other processes.
+    It can be read during the run, and by other processes.
 
     Attributes:
         path: the file.
 
     Raises:
         InvalidRequestError: on reading, when there is no such file, or it is no journal.
-        JournalError: on reading, when the file can't be read.
+        JournalError: on reading, when the file can't be read, or a part of it is missing.
     """
 
     path: Path = field(converter=_path)
@@ -139,63 +143,60 @@ class BulkJournal:
 
     def status(self) -> JournalStatus:
         """Sum the run up."""
-        find(self._named)
+        path = self._named
+        find(path)
         # Before the rest: a run that ends meanwhile then counts as going on, not as cut off.
-        held = is_held(self._named)
-        with reading(self._named) as database:
-            facts = facts_of(self._named, database)
+        is_locked = is_held(path)
+        with reading(path) as (database, facts):
             counts = dict(database.execute("SELECT state, count(*) FROM items GROUP BY state ORDER BY 2 DESC"))
-            undone, attempts = database.execute(
-                "SELECT count(*) FILTER (WHERE undone = 'stopped'), COALESCE(SUM(attempts), 0) FROM items"
+            rolled_back, attempts = database.execute(
+                "SELECT count(*) FILTER (WHERE rollback_status = 'stopped'), COALESCE(SUM(attempts), 0) FROM items"
             ).fetchone()
-            errors = database.execute(
-                "SELECT error, count(*) FROM items WHERE error IS NOT NULL GROUP BY error ORDER BY 2 DESC, 1"
+            errors = dict(
+                database.execute(
+                    "SELECT error, count(*) FROM items WHERE error IS NOT NULL GROUP BY error ORDER BY 2 DESC, 1"
+                )
             )
-            planned = int(facts["planned"]) if "planned" in facts else None
-            waiting = (planned or 0) - sum(counts.values())
-            return JournalStatus(
-                run=facts["run"],
-                operation=facts["doing"],
-                origin=facts["origin"],
-                project=facts["project"],
-                started_at=facts["began"],
-                rollback_started_at=facts.get("undone_since"),
-                planned=planned,
-                counts=counts | ({"waiting": waiting} if waiting > 0 else {}),
-                rolled_back=undone,
-                attempts=attempts,
-                errors=dict(errors),
-                is_locked=held,
-            )
+        if not all(isinstance(word, str) for word in (*counts, *errors)):
+            raise unreadable(path, "its table items")
+        pending = (facts.planned or 0) - sum(counts.values())
+        return JournalStatus(
+            run=facts.run,
+            operation=facts.operation,
+            origin=facts.origin,
+            project=facts.project,
+            started_at=facts.started_at,
+            rollback_started_at=facts.rollback_started_at,
+            planned=facts.planned,
+            counts=counts | ({PENDING: pending} if pending > 0 else {}),
+            rolled_back=rolled_back,
+            attempts=attempts,
+            errors=errors,
+            is_locked=is_locked,
+        )
 
     def requests(self) -> Iterator[PlannedRequest]:
-        """Give what the run is to start, where that was planned, in the order of the plan."""
-        for row in self._rows("SELECT id, kind, target, name, request FROM plan WHERE id > ?", ()):
-            yield planned_request(row[1:])
+        """Return what the run is to start, where that was planned, in the order of the plan."""
+        for number, *row in self._rows("SELECT id, kind, target, name, request FROM plan WHERE id > ?", ()):
+            try:
+                yield planned_request(row)
+            except ValueError as error:
+                raise unreadable(self._named, f"the row {number} of its table plan") from error
 
     def items(self, *states: str) -> Iterator[JournalItem]:
-        """Give the items that were tried, in the order of their turns.
+        """Return the items that were tried, in the order of their turns.
 
         Args:
             states: only those in one of these states.
         """
         chosen = f" AND state IN ({', '.join('?' * len(states))})" if states else ""
-        for row in self._rows(f"{_ITEMS} WHERE id > ?{chosen}", states):
-            yield JournalItem(
-                kind=row[1],
-                target=row[2],
-                name=row[3],
-                status=row[4],
-                sid=row[5],
-                ambiguous=bool(row[6]),
-                attempts=row[7],
-                error=row[8],
-                message=row[9],
-                rollback_status=row[10],
-            )
+        for number, *row in self._rows(f"{_ITEMS} WHERE id > ?{chosen}", states):
+            if not all(map(isinstance, row, _TYPES)):
+                raise unreadable(self._named, f"the row {number} of its table items")
+            yield JournalItem(**dict(zip(_FIELDS, row, strict=True)))
 
     def streams(self) -> Iterator[ConferenceStream | CallStream]:
-        """Give the streams that the run started, or may have started, and that were not stopped since."""
+        """Return the streams that the run started, or may have started, and that were not stopped since."""
         for item in self.items(*_MAY_RUN, *_FAILED):
             # A failed start is ambiguous if the Space refused it for now, and may have carried it out all the same.
             may_run = item.status in _MAY_RUN or item.ambiguous
@@ -204,10 +205,10 @@ class BulkJournal:
 
     def _rows(self, question: str, values: tuple[str, ...]) -> Iterator[Any]:
         last = 0
-        while rows := self._some(f"{question} ORDER BY id LIMIT {_AT_ONCE}", (last, *values)):
+        while rows := self._fetch(f"{question} ORDER BY id LIMIT {_AT_ONCE}", (last, *values)):
             yield from rows
             last = rows[-1][0]
 
-    def _some(self, question: str, values: tuple[object, ...]) -> list[sqlite3.Row]:
-        with reading(self._named) as database:
+    def _fetch(self, question: str, values: tuple[object, ...]) -> list[Any]:
+        with reading(self._named) as (database, _):
             return database.execute(question, values).fetchall()

@@ -13,10 +13,10 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 from attrs import evolve, field, frozen
 
 from signalwire_streams._http.messages import CallContext, CallState
-from signalwire_streams.bulk._journal import ItemRecord, Holder
+from signalwire_streams.bulk._journal import Holder, ItemRecord
 from signalwire_streams.bulk._journal_file import IN_DOUBT, when_free
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
-from signalwire_streams.bulk._serialization import DuplicateCheck, Start
+from signalwire_streams.bulk._serialization import DuplicateCheck, Start, folded, stream_of, target_kind
 from signalwire_streams.errors import InvalidRequestError, StreamOutcomeUnknownError
 from signalwire_streams.models import (
     GENERATED_NAME,
@@ -86,7 +86,7 @@ class Ledger(Protocol):
         """
         ...
 
-    async def intend(self, key: ItemKey, state: CallState, entry: ItemRecord | None, /) -> None:
+    async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None, /) -> None:
         """Record that an item is about to be sent; it is durable when this returns.
 
         Raises:
@@ -170,7 +170,7 @@ class StartStreams(_StreamOperation[Start]):
     def prepare(self, request: Start, context: CallContext) -> Send:
         self._duplicates.check(request)
         if request.name is None and not request.unnamed:
-            request = evolve(request, name=f"{GENERATED_NAME}{self._run}-{request.target}")
+            request = evolve(request, name=f"{GENERATED_NAME}{self._run}-{folded(request.target)}")
         if self._ledger is not None:
             running = self._consult(self._ledger, request, context.state)
             if running is not None:
@@ -180,20 +180,18 @@ class StartStreams(_StreamOperation[Start]):
         return partial(self._calls.start, request, deadline=self._deadline, context=context)
 
     def _consult(self, ledger: Ledger, request: Start, state: CallState) -> Stream | None:
-        key = ItemKey(
-            "conference" if isinstance(request, StartConferenceStream) else "call", request.target, request.name
-        )
-        entry = ledger.known(key, state)
-        if entry is not None:
-            if entry.state in _RUNNING:
-                return _stream_of(request, entry)
-            if entry.state in _DOUBTFUL:
+        key = ItemKey(target_kind(request), request.target, request.name)
+        record = ledger.known(key, state)
+        if record is not None:
+            if record.state in _RUNNING:
+                return _recorded_stream(request, record)
+            if record.state in _DOUBTFUL:
                 if key.name is None or (key.kind == "call" and not self._resend_call_starts):
                     raise _still_unknown(key)
                 state.may_have_succeeded = True
             state.was_refused_for_now = True
         # When it has its turn and not before, so that a process that dies leaves no doubt about what was only queued.
-        state.before_sending = partial(ledger.intend, key, state, entry)
+        state.before_sending = partial(ledger.intend, key, state, record)
         return None
 
 
@@ -205,20 +203,20 @@ class StopStreams(_StreamOperation[Stream]):
     def prepare(self, stream: Stream, context: CallContext) -> Send:
         send: Send
         if isinstance(stream, ConferenceStream):
-            kind, target = "conference", stream.conference_sid
+            target = stream.conference_sid
             send = partial(self._conferences.stop, target, stream, deadline=self._deadline, context=context)
         elif isinstance(stream, CallStream):
-            kind, target = "call", stream.call_sid
+            target = stream.call_sid
             send = partial(self._calls.stop, target, stream, deadline=self._deadline, context=context)
         else:
             raise InvalidRequestError(f"an item is a {type(stream).__name__}: pass ConferenceStream or CallStream")
         if self._ledger is not None:
-            key, state = ItemKey(kind, target, stream.name or stream.sid, stream.sid), context.state
-            entry = self._ledger.known(key, state)
-            if entry is not None and entry.state == BulkStatus.STOPPED:
+            key, state = ItemKey(target_kind(stream), target, stream.name or stream.sid, stream.sid), context.state
+            record = self._ledger.known(key, state)
+            if record is not None and record.state == BulkStatus.STOPPED:
                 return _returning(evolve(stream, status=StreamStatus.STOPPED))
-            state.may_have_succeeded = entry is not None and entry.state in _DOUBTFUL
-            state.before_sending = partial(self._ledger.intend, key, state, entry)
+            state.may_have_succeeded = record is not None and record.state in _DOUBTFUL
+            state.before_sending = partial(self._ledger.intend, key, state, record)
         return send
 
 
@@ -229,12 +227,10 @@ def _returning(stream: Stream) -> Send:
     return send
 
 
-def _stream_of(request: Start, entry: ItemRecord) -> Stream:
-    if isinstance(request, StartConferenceStream):
-        return ConferenceStream(
-            conference_sid=request.target, sid=entry.sid, name=request.name, ambiguous=entry.ambiguous
-        )
-    return CallStream(call_sid=request.target, sid=entry.sid, name=request.name, ambiguous=entry.ambiguous)
+def _recorded_stream(request: Start, record: ItemRecord) -> Stream:
+    return stream_of(
+        target_kind(request), request.target, sid=record.sid, name=request.name, ambiguous=record.ambiguous
+    )
 
 
 def _still_unknown(key: ItemKey) -> StreamOutcomeUnknownError:
@@ -253,7 +249,7 @@ class JournalLedger:
 
     def __init__(self, holder: Holder) -> None:
         self._holder = holder
-        self._entries: dict[CallState, ItemRecord] = {}
+        self._records: dict[CallState, ItemRecord] = {}
 
     @property
     def run(self) -> str:
@@ -283,35 +279,36 @@ class JournalLedger:
         await self._holder.close()
 
     def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
-        entry = self._holder.journal.find(key.target, key.name)
-        if entry is not None and entry.state == IN_DOUBT:
-            self._entries[state] = entry  # its outcome is recorded even if nothing is sent: it may be unknown
-        return entry
+        record = self._holder.journal.find(key.target, key.name)
+        if record is not None and record.state == IN_DOUBT:
+            self._records[state] = record  # its outcome is recorded even if nothing is sent: it may be unknown
+        return record
 
-    async def intend(self, key: ItemKey, state: CallState, entry: ItemRecord | None) -> None:
+    async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:
         journal = self._holder.journal
-        self._entries[state] = entry or ItemRecord(journal.new_row(), IN_DOUBT, sid=None, ambiguous=False)
-        await journal.intend(self._entries[state].id, key.kind, key.target, key.name)
+        record = record or ItemRecord(journal.new_row(), IN_DOUBT, sid=None, ambiguous=False)
+        await journal.intend(record.id, key.kind, key.target, key.name)
+        self._records[state] = record  # not before: a row that could not be written may be another process's
 
     def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
-        entry = self._entries.pop(state, None)
-        if entry is None or (state.may_have_succeeded and outcome.status in _INCONCLUSIVE):
+        record = self._records.pop(state, None)
+        if record is None or (state.may_have_succeeded and outcome.status in _INCONCLUSIVE):
             return  # an attempt that failed does not undo an earlier one that may have succeeded
-        self._holder.journal.settle(entry.id, _with_doubt(entry, state, outcome))
+        self._holder.journal.settle(record.id, _with_doubt(record, state, outcome))
 
 
-def _with_doubt(entry: ItemRecord, state: CallState, outcome: BulkOutcome[Any]) -> BulkOutcome[Any]:
+def _with_doubt(record: ItemRecord, state: CallState, outcome: BulkOutcome[Any]) -> BulkOutcome[Any]:
     """Mark a start that failed as ambiguous if the Space may have carried it out when it refused it for now.
 
     It is sent again on resume. Until then its name is what `BulkJournal.streams` stops it by. A name that a caller
     chose may be that of another stream, so it is not marked.
     """
     request, name = outcome.item, state.name or ""
-    may_run = entry.ambiguous or (name.startswith(GENERATED_NAME) and state.refusals - _NOTHING_STARTED)
+    may_run = record.ambiguous or (name.startswith(GENERATED_NAME) and state.refusals - _NOTHING_STARTED)
     if outcome.status not in _INCONCLUSIVE or not may_run:
         return outcome
     if isinstance(request, StartConferenceStream | StartCallStream):
-        return evolve(outcome, stream=_stream_of(request, evolve(entry, ambiguous=True)))
+        return evolve(outcome, stream=_recorded_stream(request, evolve(record, ambiguous=True)))
     return outcome
 
 
@@ -327,10 +324,10 @@ class RollbackLedger(JournalLedger):
     async def intend(self, key: ItemKey, state: CallState, _: ItemRecord | None) -> None:
         journal = self._holder.journal
         row = journal.find_stream(key.target, key.name if key.name != key.sid else None, key.sid)
-        self._entries[state] = ItemRecord(row, IN_DOUBT, sid=key.sid, ambiguous=False)
         await journal.intend_undoing(row)
+        self._records[state] = ItemRecord(row, IN_DOUBT, sid=key.sid, ambiguous=False)
 
     def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
-        entry = self._entries.pop(state, None)
-        if entry is not None:
-            self._holder.journal.settle_undoing(entry.id, outcome)
+        record = self._records.pop(state, None)
+        if record is not None:
+            self._holder.journal.settle_undoing(record.id, outcome)

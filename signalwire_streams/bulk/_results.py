@@ -1,4 +1,4 @@
-"""What a bulk run came to, in a few numbers that stay small however long the run is."""
+"""Outcomes of items and the report of a run, whose size does not depend on the number of items."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from enum import StrEnum
 from math import exp, log
 from typing import Any, Generic, TypeVar
 
-from attrs import define, field, frozen
+from attrs import frozen
 
 from signalwire_streams.errors import (
     ApiError,
@@ -20,6 +20,11 @@ from signalwire_streams.models import CallStream, ConferenceStream
 
 _Item = TypeVar("_Item")
 
+_REFUSED_FOR_NOW = frozenset({408, 425, 429})
+_KEPT_FAILURES = 1_000
+_STEP = 0.02  # of the latencies' logarithm: percentiles are exact to two percent
+_LEAST_LATENCY = 1e-6
+
 
 class BulkStatus(StrEnum):
     """How an item ended."""
@@ -28,11 +33,11 @@ class BulkStatus(StrEnum):
     ALREADY_STARTED = "already_started"
     STOPPED = "stopped"
     REJECTED = "rejected"
-    """The Space, or a check before it, refused it for good."""
+    """It was refused for good, by the Space or by a check before it was sent."""
     UNKNOWN = "unknown"
-    """It may have been carried out, and nobody can tell."""
+    """It may or may not have been carried out."""
     NOT_ATTEMPTED = "not_attempted"
-    """It was certainly not carried out, and may be tried again."""
+    """It was not carried out, and may be tried again."""
 
 
 SUCCEEDED = frozenset({BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED})
@@ -40,16 +45,16 @@ SUCCEEDED = frozenset({BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatu
 
 @frozen(kw_only=True)
 class BulkOutcome(Generic[_Item]):
-    """What became of one item.
+    """The outcome of one item.
 
     Attributes:
         index: the item's place in the input, from 0.
-        item: the item as it came.
-        state: how it ended.
-        stream: the stream, where one was started or stopped.
-        error: what kept it from that.
+        item: the item as it was passed.
+        status: how it ended.
+        stream: the stream, if one was started or stopped.
+        error: the error, if none was.
         attempts: attempts that were made.
-        seconds: from its first attempt to its end, waiting included.
+        duration: seconds from its first attempt to its end, waiting included.
     """
 
     index: int
@@ -62,39 +67,29 @@ class BulkOutcome(Generic[_Item]):
 
     @property
     def ok(self) -> bool:
-        """Whether what was asked for is so now."""
+        """Whether the stream was started, or stopped, as asked."""
         return self.status in SUCCEEDED
 
 
 def error_label(error: StreamsError) -> str:
-    """Give an error's class and, where the Space told one, its code: what errors are counted by."""
+    """Return the class of an error and the platform's code, if there is one. Errors are counted by it."""
     code = getattr(error, "code", None)
     return type(error).__name__ + (f" {code}" if code is not None else "")
 
 
 def to_status(error: StreamsError, *, starting: bool) -> BulkStatus:
-    """Tell how an item ended that ended in an error.
+    """Return the status of an item that failed with this error.
 
-    Args:
-        error: the error of its call.
-        starting: whether it was a start. A start that may have been carried out ends in `StreamOutcomeUnknownError`
-            and in nothing else, so its other errors are certain; a stop's are not.
+    A start that may have been carried out fails with `StreamOutcomeUnknownError` only, so its other errors are certain;
+    those of a stop are not.
     """
     if isinstance(error, StreamOutcomeUnknownError):
         return BulkStatus.UNKNOWN
     if isinstance(error, InvalidRequestError):
         return BulkStatus.REJECTED
-    if isinstance(error, ApiError) and not isinstance(error, ServerError) and error.status not in _FOR_NOW:
+    if isinstance(error, ApiError) and not isinstance(error, ServerError) and error.status not in _REFUSED_FOR_NOW:
         return BulkStatus.NOT_ATTEMPTED if isinstance(error, RateLimitedError) else BulkStatus.REJECTED
     return BulkStatus.NOT_ATTEMPTED if starting or error.sent == "no" else BulkStatus.UNKNOWN
-
-
-_FOR_NOW = frozenset({408, 425, 429})
-
-
-_KEPT_FAILURES = 1_000
-_STEP = 0.02  # of the latencies' logarithm: percentiles are exact to two percent
-_LEAST_LATENCY = 1e-6
 
 
 class BulkError(ExceptionGroup[StreamsError]):
@@ -103,7 +98,7 @@ class BulkError(ExceptionGroup[StreamsError]):
     report: "BulkReport"
 
     def derive(self, excs: Sequence[StreamsError]) -> "BulkError":  # type: ignore[override]
-        """Make the group of some of the errors; it keeps the report."""
+        """Create the group of some of the errors, with the same report."""
         group = BulkError(self.message, excs)
         group.report = self.report
         return group
@@ -111,14 +106,14 @@ class BulkError(ExceptionGroup[StreamsError]):
 
 @frozen(kw_only=True)
 class BulkReport:
-    """What a bulk run came to.
+    """The result of a bulk run.
 
     Attributes:
-        counts: items by how they ended.
-        failures: the outcomes that did not succeed, the first thousand of them.
-        errors: how often each error's class and code came, most frequent first.
+        counts: number of items by status.
+        failures: the first thousand outcomes that did not succeed.
+        errors: number of errors by class and code, most frequent first.
         attempts: attempts that were made in all.
-        latencies: seconds by percentile (50, 95, 99 and 100), exact to two percent.
+        latency_percentiles: seconds by percentile (50, 95, 99 and 100), exact to two percent.
         seconds: how long the run took.
     """
 
@@ -131,7 +126,7 @@ class BulkReport:
 
     @property
     def total(self) -> int:
-        """How many items there were."""
+        """The number of items."""
         return sum(self.counts.values())
 
     @property
@@ -154,19 +149,18 @@ class BulkReport:
         raise group
 
 
-@define(eq=False)
 class ReportBuilder:
     """Counts outcomes as they come."""
 
-    counts: Counter[BulkStatus] = field(factory=Counter)
-    failures: list[BulkOutcome[Any]] = field(factory=list)
-    errors: Counter[str] = field(factory=Counter)
-    attempts: int = 0
-    slowest: float = 0.0
-    _latencies: Counter[int] = field(factory=Counter)
+    def __init__(self) -> None:
+        self.counts = Counter[BulkStatus]()
+        self.failures: list[BulkOutcome[Any]] = []
+        self.errors = Counter[str]()
+        self.attempts = 0
+        self.slowest = 0.0
+        self._latencies = Counter[int]()
 
     def add(self, outcome: BulkOutcome[Any]) -> None:
-        """Count one outcome."""
         self.counts[outcome.status] += 1
         self.attempts += outcome.attempts
         if outcome.attempts:
@@ -178,7 +172,6 @@ class ReportBuilder:
             self.failures.append(outcome)
 
     def report(self, seconds: float) -> BulkReport:
-        """Sum up what was counted so far."""
         return BulkReport(
             counts=dict(self.counts),
             failures=tuple(self.failures),

@@ -1,32 +1,53 @@
-"""What a run is to start, as its journal keeps it: everything about a request but its secrets."""
+"""Requests as a journal and a fleet store them: every field but the secrets."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeAlias
 
-from attrs import define, evolve, field, fields, frozen
+from attrs import evolve, fields, frozen
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models import StartCallStream, StartConferenceStream
+from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
 from signalwire_streams.models._validation import redact_url
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
 PlanRow: TypeAlias = tuple[str, str, str | None, str]
 """Kind, target, name, and the rest as JSON."""
 
+_MODELS = {"conference": (StartConferenceStream, ConferenceStream), "call": (StartCallStream, CallStream)}
 _COLUMNS = frozenset({"conference_sid", "call_sid", "name"})
-# All other fields are written; a callback only where `PlannedRequest.of` does not leave it out.
+# All other fields are written; a callback only where it holds no secret.
 _SECRET = frozenset({"parameters", "authorization_bearer_token"})
-_WITHHELD = "withheld"
 _WRITTEN = {
     model: tuple(attribute for attribute in fields(model) if attribute.name not in _COLUMNS | _SECRET)
-    for model in (StartConferenceStream, StartCallStream)
+    for model, _ in _MODELS.values()
 }
+_WITHHELD = "withheld"
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+def target_kind(item: Start | ConferenceStream | CallStream) -> str:
+    """Return ``conference`` or ``call``."""
+    return "conference" if isinstance(item, StartConferenceStream | ConferenceStream) else "call"
+
+
+def stream_of(
+    kind: str, target: str, *, sid: str | None, name: str | None, ambiguous: bool
+) -> ConferenceStream | CallStream:
+    """Return the stream of a conference or call."""
+    fields: dict[str, Any] = {f"{kind}_sid": target, "sid": sid, "name": name, "ambiguous": ambiguous}
+    return _MODELS[kind][1](**fields)
+
+
+def folded(target: str) -> str:
+    """Return a target as all spellings of it are known: the Space ignores the case of a UUID."""
+    return target.lower() if _UUID.fullmatch(target) else target
 
 
 @frozen(kw_only=True)
 class PlannedRequest:
-    """A request as a journal keeps it, without its secrets.
+    """A request as a journal stores it, without its secrets.
 
     Attributes:
         request: what is to be started.
@@ -70,7 +91,7 @@ class PlannedRequest:
 
 
 def check_request(request: object) -> Start:
-    """Make sure that an item is a request.
+    """Return an item that is a request.
 
     Raises:
         InvalidRequestError: it is none.
@@ -82,12 +103,12 @@ def check_request(request: object) -> Start:
     return request
 
 
-@define(eq=False)
 class DuplicateCheck:
-    """Tells whether the items of a run are requests, and each another one."""
+    """Checks that the items of a run are requests, each a different one."""
 
-    # Hashes instead of the items, which would be most of the memory of a long run.
-    _seen: set[int] = field(init=False, factory=set)
+    def __init__(self) -> None:
+        # Hashes instead of the items, which would be most of the memory of a long run.
+        self._seen: set[int] = set()
 
     def check(self, item: object) -> None:
         """Check the next item.
@@ -98,7 +119,7 @@ class DuplicateCheck:
         request = check_request(item)
         if request.unnamed:
             return
-        key = hash((request.target, request.name))
+        key = hash((folded(request.target), request.name))
         if key in self._seen:
             raise InvalidRequestError(
                 f"{request.target} comes twice in this run: give each of its streams a name of its own"
@@ -107,43 +128,41 @@ class DuplicateCheck:
 
 
 def plan_rows(requests: Iterable[Start]) -> Iterator[PlanRow]:
-    """Check requests and write them down.
+    """Check requests and serialize them.
 
     Raises:
         InvalidRequestError: one is no request, or comes twice.
     """
-    once = DuplicateCheck()
+    duplicates = DuplicateCheck()
     for request in requests:
-        once.check(request)
-        yield plan_row(request)
-
-
-def plan_row(request: Start) -> PlanRow:
-    """Write a request down, without its secrets."""
-    return planned_row(PlannedRequest.from_request(request))
+        duplicates.check(request)
+        yield planned_row(PlannedRequest.from_request(request))
 
 
 def planned_row(planned: PlannedRequest) -> PlanRow:
-    """Write down a request whose secrets were left out."""
+    """Serialize a request whose secrets were left out."""
     request = planned.request
-    kind, written = ("conference" if isinstance(request, StartConferenceStream) else "call"), {}
+    written = {attribute.name: getattr(request, attribute.name) for attribute in _WRITTEN[type(request)]}
     for attribute in _WRITTEN[type(request)]:
-        value = getattr(request, attribute.name)
-        if value != attribute.default:
-            written[attribute.name] = value
+        if written[attribute.name] == attribute.default:
+            del written[attribute.name]
     if planned.redacted:
         written[_WITHHELD] = planned.redacted
-    return kind, request.target, request.name, json.dumps(written)
+    return target_kind(request), request.target, request.name, json.dumps(written)
 
 
-def planned_request(row: PlanRow) -> PlannedRequest:
-    """Read a request that was written down."""
-    kind, target, name, text = row
-    written: dict[str, Any] = json.loads(text)
-    withheld: dict[str, Any] = written.pop(_WITHHELD, {})
-    request: Start
-    if kind == "conference":
-        request = StartConferenceStream(conference_sid=target, name=name, **written)
-    else:
-        request = StartCallStream(call_sid=target, name=name, **written)
-    return PlannedRequest(request=request, **withheld | {"parameters": tuple(withheld.get("parameters", ()))})
+def planned_request(row: Sequence[Any]) -> PlannedRequest:
+    """Read a row of `planned_row`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        kind, target, name, text = row
+        written: dict[str, Any] = json.loads(text)
+        withheld = {"parameters": (), **written.pop(_WITHHELD, {})}
+        request = _MODELS[kind][0](**{f"{kind}_sid": target, "name": name}, **written)
+        parameters = tuple(withheld.pop("parameters"))
+        return PlannedRequest(request=request, parameters=parameters, **withheld)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(str(error)) from error

@@ -1,23 +1,24 @@
-"""A journal's generations: how a copy of a journal is recognized that lacks its write-ahead log, or has another one.
+"""How a journal is recognized whose write-ahead log is missing, damaged, or another journal's.
 
-SQLite applies any log that lies beside a main file, and works without one where there is none. So each commit raises
-a generation, in the first page of the file: SQLite's ``user_version``. The first page is written as a whole, so it can
-be read from a main file into which a checkpoint copied only a part. An odd generation is what our own checkpoint copies
-into the main file, before the first request is sent: the log is needed. An even one follows in the log only, so a
-main file that has one got it from another program, which copied all of the log. A log belongs to a main file where
-its first commit follows the main file's generation or is older, and its last one is not older.
+SQLite takes the first invalid frame of a log for its end, applies any log that lies beside a main file, and works
+without one where there is none. So each commit raises a generation, which SQLite's ``user_version`` in the first page
+holds above its lowest bit. A set bit means: not whole without a log that reaches this generation. In the log the bit
+is never set, so a main file gets a page without it only from a checkpoint. After each commit, and before anything is
+sent that relies on it, the generation is written with the bit straight into the main file, where no damage to the log
+can reach it. A log belongs to a main file where its first commit follows the main file's generation or is older, and
+its last one is not older.
 """
 
 import os
 import secrets
 import sqlite3
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from attrs import define, field, frozen
+from attrs import frozen
 
 from signalwire_streams.errors import InvalidRequestError, JournalError
 
@@ -37,7 +38,7 @@ class JournalPath:
     """The path of a journal.
 
     Attributes:
-        name: as the caller wrote it; messages show it so.
+        name: as the caller wrote it, for messages.
         file: absolute, so that a later change of the working directory does not change the file.
     """
 
@@ -69,7 +70,7 @@ def journal_path(journal: object) -> JournalPath:
         raise InvalidRequestError("journal is empty: name a file, such as 'run.db'")
     if name == ":memory:" or name.startswith("file:"):
         raise InvalidRequestError(f"journal {name!a} is a name that SQLite reserves: name a file, such as 'run.db'")
-    if not _is_text(name):
+    if not all(" " <= character != "\x7f" and not "\ud800" <= character <= "\udfff" for character in name):
         raise InvalidRequestError(
             f"journal {name!a} is not UTF-8, or holds control characters: choose another name for the file"
         )
@@ -79,10 +80,6 @@ def journal_path(journal: object) -> JournalPath:
         raise InvalidRequestError(
             f"the journal {name} has no folder ({error.strerror}): name an absolute path"
         ) from None
-
-
-def _is_text(name: str) -> bool:
-    return all(" " <= character != "\x7f" and not "\ud800" <= character <= "\udfff" for character in name)
 
 
 def exists(path: JournalPath) -> bool:
@@ -136,32 +133,20 @@ def identity_of(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-LOG_SIZE = 4 * 1024 * 1024
-"""Bytes of a log before it is checkpointed; reserved, but not occupied, from the start."""
-
-KEY = "log"
-"""The row of the table ``run`` with the bytes that the log has at least."""
-
 JOURNAL, UNFINISHED = 0x53574A31, 0x53574A30
 """SQLite's ``application_id`` of a journal, and of one whose tables were not written yet."""
 
-_32_BITS = (1 << 32) - 1
+_31_BITS = (1 << 31) - 1
 _JUMP_BITS = 24
-_SALT, _SALT_SIZE = slice(16, 20), 4
-_FIRST_FRAME, _FRAME_HEADER = 32, 24
+_SALT, _FIRST_FRAME, _FRAME_HEADER = 16, 32, 24
+_USER_VERSION, _APPLICATION_ID = 60, 68  # bytes in the first page
 _MAGIC = (0x377F0682, 0x377F0683)
-
-
-class BusyError(OSError):
-    """Another program reads or writes the journal right now."""
 
 
 def is_busy(error: BaseException | None) -> bool:
     """Return whether an error passes when another program lets go of the journal."""
-    if isinstance(error, sqlite3.Error):
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # errors of the Python module itself have none
-        return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-    return isinstance(error, BusyError)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # errors of the Python module itself have none
+    return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 @frozen
@@ -170,20 +155,25 @@ class Header:
 
     Attributes:
         application: SQLite's ``application_id``.
-        generation: SQLite's ``user_version``, of which a journal's commits make a serial number of 32 bits.
+        version: SQLite's ``user_version``, as 32 bits.
     """
 
     application: int
-    generation: int
+    version: int
 
     @property
     def needs_log(self) -> bool:
-        """Whether a main file with this generation is not whole without its log."""
-        return bool(self.generation & 1)
+        """Whether a main file with this page is not whole without its log."""
+        return bool(self.version & 1)
 
-    def is_before(self, other: int, *, by: int = 1) -> bool:
+    @property
+    def generation(self) -> int:
+        """The serial number of the last commit, of 31 bits."""
+        return self.version >> 1
+
+    def is_older(self, other: "Header", *, by: int = 1) -> bool:
         """Return whether this generation is older than another one by a number, or by more."""
-        return 0 <= ((other - self.generation - by) & _32_BITS) < 1 << 31
+        return 0 <= ((other.generation - self.generation - by) & _31_BITS) < 1 << 30
 
 
 def header_of(database: sqlite3.Connection) -> Header:
@@ -191,10 +181,18 @@ def header_of(database: sqlite3.Connection) -> Header:
     return Header(_number(database, "application_id"), _number(database, "user_version"))
 
 
+def _number(database: sqlite3.Connection, name: str) -> int:
+    return int(database.execute(f"PRAGMA {name}").fetchone()[0]) & 0xFFFFFFFF
+
+
+def _set_version(database: sqlite3.Connection, version: int) -> None:
+    database.execute(f"PRAGMA user_version = {version - (1 << 32) if version >> 31 else version}")  # signed
+
+
 def begin_generations(database: sqlite3.Connection) -> None:
     """Write the first page of a new journal, with a generation that differs from that of any other one."""
     database.execute(f"PRAGMA application_id = {UNFINISHED}")
-    database.execute(f"PRAGMA user_version = {_signed(secrets.randbits(32) & ~1)}")
+    _set_version(database, secrets.randbits(31) << 1)
 
 
 def finish_tables(database: sqlite3.Connection) -> None:
@@ -202,82 +200,14 @@ def finish_tables(database: sqlite3.Connection) -> None:
     database.execute(f"PRAGMA application_id = {JOURNAL}")
 
 
-def _number(database: sqlite3.Connection, name: str) -> int:
-    return int(database.execute(f"PRAGMA {name}").fetchone()[0]) & _32_BITS
-
-
-def _signed(number: int) -> int:
-    return number - (1 << 32) if number >> 31 else number
-
-
 @contextmanager
-def next_generation(database: sqlite3.Connection, *, needs_log: bool = False, jump: int = 0) -> Iterator[None]:
-    """Commit what is written in the block, as the next generation."""
+def next_generation(database: sqlite3.Connection, *, jump: int = 0) -> Iterator[int]:
+    """Commit what is written in the block, as the generation that this yields."""
     with database:
         database.execute("BEGIN IMMEDIATE")
-        yield
-        following = _number(database, "user_version") + jump + 1
-        following += (following & 1) != needs_log
-        database.execute(f"PRAGMA user_version = {_signed(following & _32_BITS)}")
-
-
-def salt_of(log: Path) -> int:
-    """Return the salt in a log's header, which SQLite raises as it starts the log anew; 0 where it has none."""
-    try:
-        with log.open("rb") as file:
-            return int.from_bytes(file.read(_SALT.stop)[_SALT])
-    except FileNotFoundError:
-        return 0
-
-
-def open_log(path: JournalPath, database: sqlite3.Connection) -> int:
-    """Write into the main file that the log is needed: a run may send requests after that.
-
-    Returns:
-        The log's salt.
-
-    Raises:
-        BusyError: another program reads the journal in a long transaction.
-        sqlite3.Error: the journal can't be written.
-        OSError: the same.
-    """
-    with next_generation(database):  # makes the log, which is smaller than that of an earlier part of the run
-        database.execute("DELETE FROM run WHERE key = ?", (KEY,))
-    log = path.beside(LOG)
-    os.truncate(log, max(size_of(log), LOG_SIZE))
-    # The generations of two copies of a journal differ after this, so that the log of one does not fit the other.
-    salt, is_whole = checkpoint(path, database, jump=secrets.randbits(_JUMP_BITS))
-    if not is_whole:
-        raise BusyError("another program reads it in a long transaction")
-    return salt
-
-
-def checkpoint(path: JournalPath, database: sqlite3.Connection, *, jump: int = 0) -> tuple[int, bool]:
-    """Copy the log into the main file, which then needs the log again.
-
-    Returns:
-        The log's salt, and False where a reader in a long transaction kept a part of the log back.
-    """
-    log = path.beside(LOG)
-    with next_generation(database, needs_log=True, jump=jump):
-        database.execute("REPLACE INTO run VALUES (?, ?)", (KEY, str(size_of(log))))
-    busy, pages, copied = database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    with next_generation(database):  # starts the log anew
-        pass
-    return salt_of(log), not busy and pages == copied
-
-
-def close_log(path: JournalPath, database: sqlite3.Connection) -> bool:
-    """Copy all of the log into the main file, which then needs none.
-
-    Returns:
-        False where a reader keeps a part back: the log stays, and the next run copies it.
-    """
-    # What is left to copy after the first checkpoint is one page, so the main file alone is never half of the run.
-    _, is_whole = checkpoint(path, database)
-    if is_whole:
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    return is_whole
+        generation = ((_number(database, "user_version") >> 1) + jump + 1) & _31_BITS
+        yield generation
+        _set_version(database, generation << 1)
 
 
 def check_log(path: JournalPath, main: Header) -> bool:
@@ -304,37 +234,33 @@ def check_log(path: JournalPath, main: Header) -> bool:
     frame, page = _FIRST_FRAME, _FIRST_FRAME + _FRAME_HEADER
     if number(0) in _MAGIC:
         # A process that is killed as it starts a log leaves a new header, and the frames of before.
-        is_first = number(frame) == 1 and (number(_SALT.start) - number(frame + 8)) & _32_BITS <= 1
-        first = Header(number(page + 68), number(page + 60))
-        if is_first and first.application == JOURNAL and not main.is_before(first.generation, by=3):
+        is_first = number(frame) == 1 and (number(_SALT) - number(frame + 8)) & 0xFFFFFFFF <= 1
+        first = Header(number(page + _APPLICATION_ID), number(page + _USER_VERSION))
+        if is_first and first.application == JOURNAL and not main.is_older(first, by=2):
             return True
         if not main.needs_log and size_of(log) < page + number(8):  # nothing was committed into it yet
             return False
-    raise _foreign(path)
+    raise damaged_log(path)
 
 
-def check_view(path: JournalPath, main: Header, both: Header, facts: Mapping[str, str]) -> None:
+def check_view(path: JournalPath, main: Header, both: Header) -> None:
     """Check that a log ends where a main file ends, or later.
 
     Args:
         path: the journal.
         main: the first page of the main file alone.
-        both: the first page where the log is applied.
-        facts: what the journal says of its run where the log is applied.
+        both: the first page where the log is applied; SQLite has checked its checksums.
 
     Raises:
-        JournalError: the log is cut, or another journal's.
+        JournalError: the log is damaged, or another journal's.
     """
-    if both.application != JOURNAL or both.is_before(main.generation):
-        raise _foreign(path)
-    if both == main and not main.needs_log:  # nothing was committed into it yet
-        return
-    if size_of(path.beside(LOG)) < int(facts.get(KEY, 0)):
-        raise _foreign(path)
+    if both.application != JOURNAL or both.needs_log or both.is_older(main):
+        raise damaged_log(path)
 
 
-def _foreign(path: JournalPath) -> JournalError:
-    return log_error(path, "was cut short, or belongs to another journal")
+def damaged_log(path: JournalPath) -> JournalError:
+    """Return the error of a journal whose log does not reach what was recorded, or is another one's."""
+    return log_error(path, "was cut short or damaged, or belongs to another journal")
 
 
 def log_error(path: JournalPath, what: str) -> JournalError:
@@ -346,25 +272,39 @@ def log_error(path: JournalPath, what: str) -> JournalError:
     )
 
 
-@define(eq=False)
 class OpenFiles:
-    """The files of a journal that is open, watched for what another program does to them.
+    """The files of a journal that is open to write, watched for what another program does to them.
 
     Attributes:
-        path: the journal.
         damage: how a file was cut or replaced, so that nothing may be written to any of them.
     """
 
-    path: JournalPath
-    damage: str | None = field(init=False, default=None)
-    _known: dict[str, tuple[tuple[int, int], int]] = field(init=False, factory=dict)
-    _log: FileIO = field(init=False)
+    def __init__(
+        self, *, path: JournalPath, main: FileIO, database: sqlite3.Connection, guard: sqlite3.Connection
+    ) -> None:
+        """Begin the log of a run.
 
-    def __attrs_post_init__(self) -> None:
-        log, lock = self.path.beside(LOG), self.path.beside(LOCK)
-        for file in (self.path.file, log, self.path.beside(INDEX), lock):
-            self._known[str(file)] = identity_of(file), size_of(file)
-        self._log = log.open("rb", buffering=0)  # SQLite has no lock on the log that closing this would drop
+        Args:
+            path: the journal.
+            main: its main file, to be closed after all connections to it: that drops their locks.
+            database: writes it.
+            guard: reads it.
+
+        Raises:
+            sqlite3.Error: the journal can't be written.
+            OSError: the same.
+        """
+        self._main, self._database, self._guard = main, database, guard
+        self._log = str(path.beside(LOG))
+        self.damage: str | None = None
+        with next_generation(database):  # makes the log: its first commit has to follow the main file's generation
+            pass
+        files = (path.file, *map(path.beside, (LOG, INDEX, LOCK)))
+        self._known = {str(file): (identity_of(file), size_of(file)) for file in files}
+        # The generations of two copies of a journal differ after this, so that the log of one does not fit the other.
+        with self.commit(jump=secrets.randbits(_JUMP_BITS)):
+            pass
+        self.checkpoint()
 
     def check(self) -> None:
         """Check that each file is the one that was opened, and no shorter than it was.
@@ -393,15 +333,48 @@ class OpenFiles:
         if self.damage is not None:
             raise OSError(self.damage)
 
-    def has_to_be_copied(self, salt: int, limit: int) -> bool:
-        """Return whether the log outgrew a size, or was begun anew after another program copied all of it."""
-        self._log.seek(_SALT.start)
-        return self.log_size() > limit or int.from_bytes(self._log.read(_SALT_SIZE)) != salt
+    @contextmanager
+    def commit(self, *, jump: int = 0) -> Iterator[None]:
+        """Commit what is written in the block, and write into the main file that its log has to reach that."""
+        with next_generation(self._database, jump=jump) as generation:
+            yield
+        self._main.seek(_USER_VERSION)
+        self._main.write((generation << 1 | 1).to_bytes(4))
+        self.log_size()  # which it must not fall below
+
+    def checkpoint(self) -> bool:
+        """Copy the log into the main file, whose first page says until the end that the log is needed.
+
+        Returns:
+            False where another program's reader keeps a part of the log back.
+        """
+        try:
+            # The first page that is committed while the guard reads what was before is not copied together with that.
+            self._guard.execute("BEGIN")
+            self._guard.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            with next_generation(self._database):
+                pass
+            self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        finally:
+            self._guard.rollback()
+        busy, pages, copied = self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        return not busy and pages == copied
+
+    def finish(self) -> bool:
+        """Copy all of the log into the main file, which then needs none.
+
+        Returns:
+            False where a reader keeps a part back: the log stays, and the next run copies it.
+        """
+        is_whole = self.checkpoint()
+        if is_whole:
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return is_whole
 
     def log_size(self) -> int:
         """Return the size of the log in bytes."""
-        return os.fstat(self._log.fileno()).st_size
-
-    def close(self) -> None:
-        """Watch the files no longer."""
-        self._log.close()
+        identity, size = self._known[self._log]
+        with suppress(FileNotFoundError):  # the next check says so
+            size = max(size, os.stat(self._log).st_size)  # noqa: PTH116  (as above)
+        self._known[self._log] = identity, size
+        return size

@@ -19,33 +19,17 @@ _OUTCOME_LOG = logging.getLogger("signalwire_streams.outcome")
 _Row = tuple[RetryDecision, RetryDecision, RetryDecision]
 _ALWAYS: Mapping[RetryDecision, _Row] = {decision: (decision, decision, decision) for decision in RetryDecision}
 
-_PROOF, _NO_PROOF = RetryDecision.ALREADY_STOPPED, RetryDecision.FAIL
-
-REFUSED_STOPS: Mapping[AttemptResult, Mapping[Operation, RetryDecision]] = {
-    AttemptResult.TARGET_ENDED: {
-        Operation.STOP_RETURNED: _PROOF,
-        Operation.STOP: _PROOF,
-        Operation.STOP_BY_NAME: _PROOF,
-        Operation.STOP_AMBIGUOUS: _PROOF,
-    },
-    AttemptResult.ALREADY_STOPPED: {
-        Operation.STOP_RETURNED: _PROOF,
-        Operation.STOP: _PROOF,
-        Operation.STOP_BY_NAME: _PROOF,
-        # This sid may be that of a second stream that was refused, while the first one runs.
-        Operation.STOP_AMBIGUOUS: _NO_PROOF,
-    },
-    AttemptResult.NOT_FOUND: {
-        # The Space returned this sid from a start, so a stream that it no longer knows has ended.
-        Operation.STOP_RETURNED: _PROOF,
-        # A text may be misspelt, or a name in the form of a sid, even after an attempt that may have arrived.
-        Operation.STOP: _NO_PROOF,
-        # A Space may not find streams by their names.
-        Operation.STOP_BY_NAME: _NO_PROOF,
-        Operation.STOP_AMBIGUOUS: _NO_PROOF,
-    },
+_NAMED_STARTS = frozenset({Operation.CONFERENCE_START, Operation.CALL_START})
+_STOPS = frozenset(operation for operation in Operation if operation.is_stop)
+REFUSED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
+    AttemptResult.TARGET_ENDED: _STOPS,
+    # The sid of an ambiguous start may be that of a second stream that was refused, while the first one runs.
+    AttemptResult.ALREADY_STOPPED: _STOPS - {Operation.STOP_AMBIGUOUS},
+    # The Space returned this sid from a start, so a stream that it no longer knows has ended. A caller's text may be
+    # misspelt, and a Space may not find streams by their names.
+    AttemptResult.NOT_FOUND: frozenset({Operation.STOP_RETURNED}),
 }
-"""When a refused stop counts as a stop, because the stream has ended."""
+"""The stops that succeed although they are refused so, because the stream has ended."""
 
 #                           idempotent     named start       unnamed start
 _MAY_HAVE_HAPPENED: _Row = (RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.UNKNOWN)
@@ -110,16 +94,6 @@ SERVED = frozenset(
 )
 """Answers that show the Space at work, whether it did what was asked or refused it for good."""
 
-_COLUMNS = {
-    Operation.READ: 0,
-    Operation.STOP: 0,
-    Operation.STOP_RETURNED: 0,
-    Operation.STOP_AMBIGUOUS: 0,
-    Operation.STOP_BY_NAME: 0,
-    Operation.CONFERENCE_START: 1,
-    Operation.CALL_START: 1,
-    Operation.UNNAMED_START: 2,
-}
 _UNSENT = frozenset({RetryDecision.RETRY_UNSENT, RetryDecision.RETRY_IMMEDIATELY, RetryDecision.RETRY_IMMEDIATELY_ONCE})
 _RETRIES = _UNSENT | {RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.WAIT_FOR_RATE_LIMIT}
 SUCCESSES = frozenset(
@@ -148,9 +122,12 @@ def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: b
     """
     if ambiguous_before and result is AttemptResult.DUPLICATE_NAME:
         return RetryDecision.ALREADY_STARTED
-    if result in REFUSED_STOPS and operation.is_stop:
-        return REFUSED_STOPS[result][operation]
-    return RULES[result][_COLUMNS[operation]]
+    if operation in REFUSED_STOPS.get(result, ()):
+        return RetryDecision.ALREADY_STOPPED
+    idempotent, named_start, unnamed_start = RULES[result]
+    if operation in _NAMED_STARTS:
+        return named_start
+    return unnamed_start if operation is Operation.UNNAMED_START else idempotent
 
 
 def full_jitter(initial: float, most: float, retries: int, random: Callable[[], float]) -> float:

@@ -109,7 +109,9 @@ async def test_invalid_stop_does_not_overwrite_a_doubtful_item(
     assert (await impatient.stop_started(tmp_path / "run.db").report()).counts == {BulkStatus.STOPPED: 3}
 
 
-async def test_certain_refusal_is_recorded_as_rejected(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_throttled_start_is_not_attempted_if_the_run_is_cut(
+    client_for: Any, space: SimulatedSpace, tmp_path: Path
+) -> None:
     """What was turned away with 429 was not carried out, also when the run is cut while it waits."""
     client: StreamsClient = client_for(space)
     space.faults.add("throttle", on="start", retry_after=30)
@@ -120,8 +122,8 @@ async def test_certain_refusal_is_recorded_as_rejected(client_for: Any, space: S
         waiting.set()
         await asyncio.Event().wait()
 
-    client_of_patience: StreamsClient = client_for(space, clock=NoTime(wait))
-    run = client_of_patience.start_streams(requests, journal=tmp_path / "run.db", concurrency=1)
+    patient: StreamsClient = client_for(space, clock=NoTime(wait))
+    run = patient.start_streams(requests, journal=tmp_path / "run.db", concurrency=1)
     ended = asyncio.create_task(run.report())
     await waiting.wait()
     run.shutdown(0)
@@ -203,7 +205,7 @@ async def test_journal_created_by_another_process_meanwhile_is_refused(
     assert BulkJournal(path).status().planned == 0
 
 
-async def test_run_killed_before_its_first_item_is_resumed(client: StreamsClient, tmp_path: Path) -> None:
+async def test_journal_of_a_run_killed_before_it_started_says_so(client: StreamsClient, tmp_path: Path) -> None:
     """A journal with nothing in it says so, and can be used."""
     (tmp_path / "run.db").touch()
     with pytest.raises(InvalidRequestError, match="is empty, so it was not begun yet"):
@@ -274,7 +276,7 @@ async def test_damaged_journal_is_refused(client: StreamsClient, tmp_path: Path)
         journal.status()
 
 
-async def test_journal_in_a_read_only_folder_is_refused(
+async def test_journal_in_a_read_only_folder_can_be_read(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A journal on a read-only disk can be looked into."""

@@ -138,7 +138,7 @@ async def test_unnamed_items_of_one_target_have_rows_of_their_own(tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"doing": "stop"}, "a run that starts streams"),
+        ({"operation": "stop"}, "a run that starts streams"),
         ({"origin": "https://other"}, "the Space https://example"),
         ({"project": "other"}, "the project project"),
     ],
@@ -171,7 +171,7 @@ def test_two_processes_on_one_file(tmp_path: Path) -> None:
     code = (
         "import asyncio, sys\n"
         "from signalwire_streams.bulk._journal import Journal\n"
-        "from signalwire_streams.bulk._journal_file import Whose\n"
+        "from signalwire_streams.bulk._journal_file import JournalOwner\n"
         f"journal = Journal.create(sys.argv[1], {RUN!r}, run='r1')\n"
         "asyncio.run(journal.intend(journal.new_row(), 'conference', 'room', 'a'))\n"
         "print('held', flush=True)\n"

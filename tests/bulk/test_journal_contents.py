@@ -59,5 +59,5 @@ async def test_an_outcome_is_in_the_journal_a_tenth_of_a_second_later(
             break
         await run.report()
 
-    assert status.counts == {"started": 1, "intended": 1}
+    assert status.counts == {"started": 1, "in_doubt": 1}
     assert status.is_locked

@@ -27,21 +27,11 @@ from signalwire_streams.bulk import _journal_file as store
 from signalwire_streams.bulk._journal import Journal
 from signalwire_streams.bulk._journal_file import JournalOwner, connect
 from signalwire_streams.bulk._results import BulkOutcome
-from signalwire_streams.bulk._write_ahead_log import (
-    LOG_SIZE,
-    BusyError,
-    Header,
-    JournalPath,
-    checkpoint,
-    header_of,
-    is_busy,
-    journal_path,
-    next_generation,
-    salt_of,
-)
+from signalwire_streams.bulk._write_ahead_log import Header, JournalPath, header_of, journal_path, next_generation
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
+PAGE = 4096
 RUN = JournalOwner("start", "https://example.signalwire.com", "project")
 KILLED_RUN = """
 import asyncio, json, sys
@@ -119,7 +109,7 @@ async def test_copies_of_a_killed_run(client_for: Any, tmp_path: Path) -> None:
 
         await check_refused(client, space, copy(original, tmp_path / "alone"), "is missing")
         await check_refused(client, space, copy(original, tmp_path / "with-index", "-shm"), "is missing")
-        for size in (0, 1, 31, 32, 4096, LOG_SIZE - 1):
+        for size in (0, 1, 31, 32, 4096, original.with_name("run.db-wal").stat().st_size // 2):
             cut = copy(original, tmp_path / f"cut-{size}", "-wal")
             with (cut.parent / "run.db-wal").open("r+b") as log:
                 log.truncate(size)
@@ -153,15 +143,15 @@ async def test_the_log_of_another_run_is_refused(client_for: Any, tmp_path: Path
 
         mixed = copy(original, tmp_path / "mixed")
         shutil.copy(others_log, mixed.with_name("run.db-wal"))
-        await check_refused(client, space, mixed, "was cut short, or belongs to another journal")
+        await check_refused(client, space, mixed, "was cut short or damaged, or belongs to another journal")
 
         # A main file of before the run names no log.
-        assert BulkJournal(copy(backup, tmp_path / "older")).status().counts == {"waiting": 60}
+        assert BulkJournal(copy(backup, tmp_path / "older")).status().counts == {"pending": 60}
         shutil.copy(log, backup.with_name("run.db-wal"))
-        await check_refused(client, space, backup, "was cut short, or belongs to another journal")
+        await check_refused(client, space, backup, "was cut short or damaged, or belongs to another journal")
         no_run = copy(planned, tmp_path / "planned")
         shutil.copy(others_log, no_run.with_name("run.db-wal"))
-        await check_refused(client, space, no_run, "was cut short, or belongs to another journal")
+        await check_refused(client, space, no_run, "was cut short or damaged, or belongs to another journal")
         nothing = tmp_path / "nothing" / "run.db"
         nothing.parent.mkdir()
         nothing.touch()
@@ -186,25 +176,34 @@ async def note(journal: Journal, number: int) -> None:
     journal.settle(row, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED, stream=stream))
 
 
-async def test_a_log_that_was_begun_anew_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def salt_of(journal: Path) -> int:
+    """Return the number in the log's header that SQLite raises each time it begins the log anew."""
+    return int.from_bytes(journal.with_name(f"{journal.name}-wal").read_bytes()[16:20])
+
+
+async def test_log_that_was_begun_anew_fits_only_the_main_file_of_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At any time a main file is read with the log of that time, and refused without it or with a later one."""
-    monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log.LOG_SIZE", 64 * 1024)
     monkeypatch.setattr("signalwire_streams.bulk._journal.LOG_SIZE", 64 * 1024)
     path = tmp_path / "run.db"
     copies: list[tuple[int, int, Path]] = []
     with Journal.create(path, RUN, run="r1") as journal:
-        journal._commits._log_limit = 64 * 1024
         for number in range(80):
             await note(journal, number)
             here = copy(path, tmp_path / str(number), "-wal")
-            copies.append((number, salt_of(here.with_name("run.db-wal")), here))
+            copies.append((number, salt_of(here), here))
+    refused = 0
     salts = [salt for _, salt, _ in copies]
     assert len(set(salts)) >= 4
     assert BulkJournal(path).status().counts == {"started": 80}
     for number, _, here in copies:
         assert sum(BulkJournal(here).status().counts.values()) == number + 1
-        with pytest.raises(JournalError, match="is missing"):
-            BulkJournal(copy(here, tmp_path / f"{number}-alone")).status()
+        try:  # it is whole only where it was just checkpointed
+            assert sum(BulkJournal(copy(here, tmp_path / f"{number}-alone")).status().counts.values()) == number + 1
+        except JournalError:
+            refused += 1
+    assert refused > 60
     first, last = copies[0][2], copies[-1][2]
     for main, log in ((first, last), (last, first)):
         mixed = copy(main, tmp_path / f"{main.parent.name}-{log.parent.name}")
@@ -213,64 +212,135 @@ async def test_a_log_that_was_begun_anew_often(tmp_path: Path, monkeypatch: pyte
             BulkJournal(mixed).status()
 
 
-async def test_a_reader_in_a_long_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It keeps the log from being begun anew: the log grows, and nothing is lost."""
-    monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log.LOG_SIZE", 64 * 1024)
+async def test_reader_in_a_long_transaction_lets_the_log_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps the log from being begun anew, and from being copied wholly; nothing is lost, and no cut is hidden."""
+    monkeypatch.setattr("signalwire_streams.bulk._journal.LOG_SIZE", 64 * 1024)
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
-        journal._commits._log_limit = 64 * 1024
         reader = sqlite3.connect(path, isolation_level=None)
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM items").fetchone()
         for number in range(40):
             await note(journal, number)
-        assert path.with_name("run.db-wal").stat().st_size > 3 * 64 * 1024
+        here = copy(path, tmp_path / "here", "-wal")
+    size = here.with_name("run.db-wal").stat().st_size
+    assert size > 3 * 64 * 1024
+    for cut in range(PAGE, size, 4 * PAGE):
+        shorter = copy(here, tmp_path / f"{cut}", "-wal")
+        os.truncate(shorter.with_name("run.db-wal"), cut)
+        with pytest.raises(JournalError, match="was cut short"):
+            BulkJournal(shorter).status()
+    assert sum(BulkJournal(here).status().counts.values()) == 40
     assert BulkJournal(path).status().counts == {"started": 40}
-    with pytest.raises(JournalError, match="reads it in a long transaction") as busy:
-        Journal.reopen(path, RUN)
-    assert is_busy(busy.value.__cause__)
-    assert isinstance(busy.value.__cause__, BusyError)
-    assert BulkJournal(path).status().counts == {"started": 40}
+    with Journal.reopen(path, RUN) as journal:
+        await note(journal, 40)
+    assert sum(BulkJournal(path).status().counts.values()) == 41
     reader.close()
     with Journal.reopen(path, RUN) as journal:
-        assert journal.find("room-39", "a") is not None
+        assert journal.find("room-40", "a") is not None
+    assert not path.with_name("run.db-wal").exists()
 
 
-async def test_another_program_that_checkpoints(tmp_path: Path) -> None:
-    """Its checkpoint lets the next commit begin the log anew; the main file still names the log that is in use."""
+@pytest.mark.parametrize("damage", ["cut", "bit", "zeros to the end", "zeros in between"])
+@pytest.mark.parametrize("readers", [False, True])
+async def test_damaged_log_is_refused_wherever_the_damage_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, readers: bool
+) -> None:
+    """SQLite takes the first invalid frame for the end of a log; the main file knows how far it has to reach."""
+    monkeypatch.setattr("signalwire_streams.bulk._journal.LOG_SIZE", 64 * 1024)
+    path = tmp_path / "run.db"
+    with Journal.create(path, RUN, run="r1") as journal:
+        for number in range(30):
+            await note(journal, number)
+            if readers:
+                BulkJournal(path).status()
+                with closing(sqlite3.connect(path)) as other:  # is still open at the next checkpoint
+                    other.execute("BEGIN")
+                    other.execute("SELECT count(*) FROM items").fetchone()
+                    await note(journal, 100 + number)
+        here = copy(path, tmp_path / "here", "-wal")
+    log = here.with_name("run.db-wal")
+    whole = log.read_bytes()
+    known = sum(BulkJournal(here).status().counts.values())
+    assert known == (60 if readers else 30)
+    used = used_frames(whole)
+    assert used > 10
+    for frame in {0, 1, used // 2, used - 2, used - 1}:
+        at = 32 + frame * (24 + PAGE)
+        for offset in (4, 8, 16, 24, 24 + PAGE - 1):
+            damaged = bytearray(whole)
+            match damage:
+                case "cut":
+                    del damaged[at + offset :]
+                case "bit":
+                    damaged[at + offset] ^= 0x10
+                case "zeros to the end":
+                    damaged[at + offset :] = bytes(len(whole) - at - offset)
+                case _:
+                    damaged[at + offset : at + offset + 4200] = bytes(len(whole[at + offset : at + offset + 4200]))
+            log.write_bytes(damaged)
+            with pytest.raises(JournalError, match="was cut short or damaged"):
+                BulkJournal(here).status()
+    log.write_bytes(whole)
+    assert sum(BulkJournal(here).status().counts.values()) == known
+
+
+def used_frames(log: bytes) -> int:
+    """Return how many frames a log has: what follows is of before it was begun anew."""
+    frames = range(32, len(log), 24 + PAGE)
+    return sum(log[16:24] == log[frame + 8 : frame + 16] for frame in frames)
+
+
+async def test_copy_in_either_order_is_whole_or_refused(tmp_path: Path) -> None:
+    """A main file that was copied first fits the log of later; one that was copied after it knows more than the log."""
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
         await note(journal, 0)
-        with sqlite3.connect(path) as other:
-            other.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        other.close()
-        before = salt_of(path.with_name("run.db-wal"))
-        assert checkpoint(journal.path, journal._database)[1]
-        assert salt_of(path.with_name("run.db-wal")) == before + 2
-        here = copy(path, tmp_path / "here", "-wal")
+        earlier = copy(path, tmp_path / "earlier", "-wal")
         await note(journal, 1)
-    assert BulkJournal(here).status().counts == {"intended": 1}
-    with pytest.raises(JournalError, match="is missing"):
-        BulkJournal(copy(here, tmp_path / "alone")).status()
+        later = copy(path, tmp_path / "later", "-wal")
+    main_first = copy(earlier, tmp_path / "main-first")
+    shutil.copy(later.with_name("run.db-wal"), main_first.parent)
+    assert sum(BulkJournal(main_first).status().counts.values()) == 2
+    log_first = copy(later, tmp_path / "log-first")
+    shutil.copy(earlier.with_name("run.db-wal"), log_first.parent)
+    with pytest.raises(JournalError, match="was cut short"):
+        BulkJournal(log_first).status()
 
 
-async def test_another_program_that_checkpoints_all_the_time(tmp_path: Path) -> None:
-    """A copy with its log is read each time; one without is refused, or knows all that was recorded."""
+async def test_another_program_that_checkpoints_hides_no_cut(tmp_path: Path) -> None:
+    """A main file into which it copied the log is whole until the next commit, which begins the log anew."""
     path = tmp_path / "run.db"
-    refused = 0
     with Journal.create(path, RUN, run="r1") as journal:
+        salts = set()
         for number in range(12):
             await note(journal, number)
+            salts.add(salt_of(path))
             here = copy(path, tmp_path / f"{number}", "-wal")
             assert sum(BulkJournal(here).status().counts.values()) == number + 1
-            try:
-                assert sum(BulkJournal(copy(here, tmp_path / f"{number}-alone")).status().counts.values()) == number + 1
-            except JournalError:
-                refused += 1
-            with sqlite3.connect(path) as other:
+            with pytest.raises(JournalError, match="is missing"):
+                BulkJournal(copy(here, tmp_path / f"{number}-alone")).status()
+            with closing(sqlite3.connect(path)) as other:
                 other.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            other.close()
-    assert refused > 6
+            alone = copy(path, tmp_path / f"{number}-copied")
+            assert sum(BulkJournal(alone).status().counts.values()) == number + 1
+        assert len(salts) == 12
+
+
+async def test_loss_can_be_accepted_with_any_sqlite_program(tmp_path: Path) -> None:
+    """After a power cut there may be no better copy: who opens it with SQLite keeps what is left."""
+    path = tmp_path / "run.db"
+    with Journal.create(path, RUN, run="r1") as journal:
+        for number in range(5):
+            await note(journal, number)
+        here = copy(path, tmp_path / "here", "-wal")
+    log = here.with_name("run.db-wal")
+    os.truncate(log, log.stat().st_size - 1)
+    with pytest.raises(JournalError, match="was cut short"):
+        Journal.reopen(here, RUN)
+    with closing(sqlite3.connect(here)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert BulkJournal(here).status().counts == {"started": 3, "in_doubt": 1}
 
 
 async def test_a_log_of_which_the_main_file_does_not_know_yet(client_for: Any, tmp_path: Path) -> None:
@@ -280,14 +350,14 @@ async def test_a_log_of_which_the_main_file_does_not_know_yet(client_for: Any, t
         path = client.create_journal(on_conferences(space), journal=tmp_path / "run.db").path
         database = connect(journal_path(path))
         with next_generation(database):
-            database.execute("REPLACE INTO run VALUES ('log', '4096')")
+            database.execute("INSERT INTO plan (kind, target, request) VALUES ('call', 'leg', '{}')")
         opened = copy(path, tmp_path / "opened", "-wal")
         database.close()
         size = opened.with_name("run.db-wal").stat().st_size
         for left in (32, 56, 57, 4151, 4152, 4176, size - 1, size):  # SQLite writes header, frame and page apart
             cut = copy(opened, tmp_path / f"opened-{left}", "-wal")
             os.truncate(cut.with_name("run.db-wal"), left)
-            assert BulkJournal(cut).status().counts == {"waiting": 3}
+            assert BulkJournal(cut).status().counts == {"pending": 3}
         assert (await client.start_streams(on_conferences(space), journal=opened, resume=True).report()).ok
 
         other = sqlite3.connect(tmp_path / "orders.db", isolation_level=None)
@@ -296,7 +366,7 @@ async def test_a_log_of_which_the_main_file_does_not_know_yet(client_for: Any, t
         mixed = copy(path, tmp_path / "mixed")
         shutil.copy(tmp_path / "orders.db-wal", mixed.with_name("run.db-wal"))
         other.close()
-        await check_refused(client, space, mixed, "was cut short, or belongs to another journal")
+        await check_refused(client, space, mixed, "was cut short or damaged, or belongs to another journal")
 
 
 async def test_a_run_that_begins_while_its_journal_is_read(
@@ -320,30 +390,25 @@ def fails_to_verify(error: Exception, path: JournalPath) -> Any:
 
 
 def test_generations_are_serial_numbers() -> None:
-    """They have 32 bits, and begin again at zero."""
-    last = Header(0, 0xFFFFFFFE)
-    assert last.is_before(0xFFFFFFFF)
-    assert last.is_before(1, by=3)
-    assert not last.is_before(0, by=3)
-    assert not last.is_before(0xFFFFFFFE)
-    assert not Header(0, 1).is_before(0xFFFFFFFF)
+    """They have 31 bits, and begin again at zero."""
+    last, first, second = Header(0, 0xFFFFFFFE), Header(0, 0), Header(0, 2)
+    assert last.is_older(first)
+    assert last.is_older(second, by=2)
+    assert not last.is_older(first, by=2)
+    assert not last.is_older(last)
+    assert not last.is_older(Header(0, 0xFFFFFFFF))
+    assert not second.is_older(last)
 
 
 def test_a_generation_is_raised_beyond_its_last(tmp_path: Path) -> None:
-    """The first page has a signed number."""
+    """The first page has a signed number, whose lowest bit is cleared by each commit."""
     with closing(sqlite3.connect(tmp_path / "run.db", isolation_level=None)) as database:
-        for known, needs_log, following in ((0x7FFFFFFE, True, 0x7FFFFFFF), (0x7FFFFFFF, False, 0x80000000)):
+        for known, following in ((0x7FFFFFFE, 0x80000000), (0x7FFFFFFF, 0x80000000), (-1, 0), (-2, 0), (5, 6)):
             database.execute(f"PRAGMA user_version = {known}")
-            with next_generation(database, needs_log=needs_log):
+            with next_generation(database) as generation:
                 pass
-            assert header_of(database).generation == following
-        database.execute("PRAGMA user_version = -1")
-        with next_generation(database):
-            pass
-        assert header_of(database).generation == 0
-
-
-PAGE = 4096
+            assert header_of(database) == Header(0, following)
+            assert generation == following >> 1
 
 
 def torn(before: bytes, after: bytes) -> Iterator[bytes]:
@@ -372,7 +437,7 @@ async def test_a_checkpoint_that_is_cut_off(tmp_path: Path) -> None:
             if number == 5:
                 journal._commits._log_limit = 0  # copy it in mid-run
     copies[-1] = *copies[-1][:2], path.read_bytes()
-    assert [known for known, _, _ in copies] == [6, 12, 12]
+    assert [known for known, _, _ in copies] == [6, 6, 12, 12, 12]
     tried = 0
     for known, here, after in copies:
         for main in set(torn(here.read_bytes(), after)):
@@ -381,11 +446,11 @@ async def test_a_checkpoint_that_is_cut_off(tmp_path: Path) -> None:
             assert sum(BulkJournal(here).status().counts.values()) >= known
             alone = copy(here, tmp_path / f"alone-{tried}")
             try:
-                assert BulkJournal(alone).status().counts == {"started": 12}
+                assert sum(BulkJournal(alone).status().counts.values()) >= known
             except JournalError as error:
                 assert "is missing" in str(error)  # noqa: PT017  (either will do)
     assert tried > 10
-    with closing(sqlite3.connect(copies[1][1])) as other:  # any other program can merge what was cut off
+    with closing(sqlite3.connect(copies[2][1])) as other:  # any other program can merge what was cut off
         assert other.execute("SELECT count(*) FROM items").fetchone() == (12,)
 
 
@@ -393,7 +458,7 @@ async def test_a_log_that_was_begun_anew_and_no_more(tmp_path: Path) -> None:
     """SQLite writes a new header before the first frame; all that the log had is in the main file then."""
     with Journal.create(tmp_path / "run.db", RUN, run="r1") as journal:
         await note(journal, 0)
-        checkpoint(journal.path, journal._database)
+        journal._files.checkpoint()
         here = copy(tmp_path / "run.db", tmp_path / "here", "-wal")
     with here.with_name("run.db-wal").open("r+b") as log:
         header = bytearray(log.read(32))
@@ -416,13 +481,13 @@ def test_a_log_of_other_pages_is_refused(tmp_path: Path) -> None:
 
 
 KILLED_AT_EACH_STATEMENT = """
-import asyncio, json, os, pathlib, shutil, signal, sqlite3, sys
+import asyncio, contextlib, json, os, pathlib, shutil, signal, sqlite3, sys
 
 from signalwire_streams import BulkJournal, InvalidRequestError, JournalError, StartConferenceStream
 from signalwire_streams.bulk._journal import Journal
-from signalwire_streams.bulk._journal_file import Whose
+from signalwire_streams.bulk._journal_file import JournalOwner
 
-WHOSE = Whose("start", "https://example.signalwire.com", "project")
+WHOSE = JournalOwner("start", "https://example.signalwire.com", "project")
 folder = pathlib.Path(sys.argv[1])
 connect = sqlite3.connect
 
@@ -480,11 +545,14 @@ while True:
     here = folder / str(at)
     here.mkdir()
     count, status = killed(here / "run.db", at)
-    alone = folder / f"{at}-alone"
+    alone, merged = folder / f"{at}-alone", folder / f"{at}-merged"
     alone.mkdir()
     if (here / "run.db").exists():
         shutil.copy(here / "run.db", alone)
-    found.append((count, known(here / "run.db"), known(alone / "run.db")))
+    shutil.copytree(here, merged)
+    with contextlib.closing(connect(merged / "run.db")) as other:  # as any other program would
+        other.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    found.append((count, *(known(place / "run.db") for place in (here, merged, alone))))
     if not status:
         break
     at += 1
@@ -499,9 +567,10 @@ def test_killed_at_each_statement(tmp_path: Path) -> None:
     )
     found = json.loads(ran.stdout)
     assert len(found) > 50
-    assert found[-1] == [2, 2, 2]
-    for sent, known, known_alone in found:
+    assert found[-1] == [2, 2, 2, 2]
+    for sent, known, merged, alone in found:
         assert known is not None
-        assert known >= sent
-        assert known_alone is None or known_alone >= sent
-    assert sum(known_alone is None for _, _, known_alone in found) > 10
+        assert merged is not None
+        assert merged >= known >= sent
+        assert alone is None or alone >= sent
+    assert sum(alone is None for _, _, _, alone in found) > 10

@@ -39,13 +39,13 @@ async def test_created_journal_is_resumed(space: SimulatedSpace, client: Streams
     requests = [*on_conferences(space, codec="PCMU"), StartCallStream(call_sid=space.call_sids[0], url=URL)]
     journal = client.create_journal(iter(requests), journal=tmp_path / "run.db")
     assert len(space.requests) == 0
-    assert journal.status().counts == {"waiting": 4}
+    assert journal.status().counts == {"pending": 4}
 
     first = client.start_streams(requests, journal=journal.path, resume=True, concurrency=1)
     async for _ in first:
         break
     await first.report()
-    waiting = journal.status().counts["waiting"]
+    waiting = journal.status().counts["pending"]
     assert 0 < waiting < 4
 
     planned = [planned.request for planned in BulkJournal(tmp_path / "run.db").requests()]
@@ -159,7 +159,7 @@ async def test_stop_started_repeats_a_stop_whose_response_was_lost(client_for: A
         first = await client.stop_started(tmp_path / "run.db").report()
         assert first.counts == {BulkStatus.STOPPED: 1, BulkStatus.UNKNOWN: 1, BulkStatus.REJECTED: 1}
         undone = {item.target: item.rollback_status for item in BulkJournal(tmp_path / "run.db").items()}
-        assert list(map(undone.get, space.conference_sids)) == ["intended", None, "stopped"]
+        assert list(map(undone.get, space.conference_sids)) == ["in_doubt", None, "stopped"]
         space.faults.clear()
 
         assert (await client.stop_started(tmp_path / "run.db").report()).counts == {BulkStatus.STOPPED: 2}
@@ -296,7 +296,7 @@ async def test_journal_damaged_during_stop_started_ends_it(
 
 
 def fill(path: Path) -> None:
-    """Let every write from here on fail, as on a full disk."""
+    """Make every write fail from now on, as on a full disk."""
     database = sqlite3.connect(path)
     with database:
         database.execute("CREATE TRIGGER full BEFORE INSERT ON items BEGIN SELECT RAISE(ABORT, 'full'); END")

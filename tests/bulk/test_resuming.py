@@ -1,4 +1,4 @@
-"""Runs that ended early, and are gone on with: nothing doubled, nothing lost, nothing claimed that is not known."""
+"""Resumed runs: nothing is started twice, nothing is lost, nothing is claimed that is not known."""
 
 import asyncio
 import json
@@ -55,8 +55,8 @@ def list_of(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
-class NeverPacer:
-    """A pacer that lets no request go.
+class NeverReady:
+    """A rate limiter that never grants a request.
 
     Attributes:
         asked: set when a request waits.
@@ -190,12 +190,12 @@ async def test_doubtful_start_stays_doubtful_until_it_is_sent_again(client_for: 
         assert first.counts == {BulkStatus.UNKNOWN: 1}
 
         sent = space.requests.count()
-        pacer = NeverPacer()
-        run = client_for(space, rate_limiter=pacer).start_streams(
+        limiter = NeverReady()
+        run = client_for(space, rate_limiter=limiter).start_streams(
             on_conferences(space)[:1], journal=journal, resume=True
         )
         ended = asyncio.create_task(run.report())
-        await pacer.asked.wait()
+        await limiter.asked.wait()
         run.shutdown(0)
         assert (await ended).counts == {BulkStatus.UNKNOWN: 1}
         assert BulkJournal(journal).status().counts == {BulkStatus.UNKNOWN: 1}

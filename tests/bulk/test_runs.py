@@ -206,7 +206,7 @@ async def test_item_that_is_throttled_for_five_minutes_is_not_attempted(client_f
 async def test_item_that_meets_an_open_breaker_for_a_minute_is_not_attempted() -> None:
     """After a minute of an open breaker an item is given up, as not attempted."""
 
-    async def never_served(item: str, errand: CallContext) -> ConferenceStream:
+    async def never_served(item: str, _: CallContext) -> ConferenceStream:
         raise CircuitOpenError("not tried, the Space kept failing", retry_after=5.0)
 
     clock = Clock.fake()

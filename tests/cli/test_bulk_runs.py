@@ -78,7 +78,7 @@ async def is_gone_on_with(shell: Shell, space: SimulatedSpace, command: list[str
 
 @posix_only
 async def test_a_killed_run_is_gone_on_with(bare_shell: Shell) -> None:
-    """What was sent is intended in the journal, and is sent again under its name: none is doubled, none is lost."""
+    """What was sent is in doubt in the journal, and is sent again under its name: none is doubled, none is lost."""
     async with SimulatedSpace(conferences=9, participants=0) as space:
         space.faults.add("hang", on="start", executed=True)
         async with process(*START_ALL, "--concurrency", "4", environment=credentials(space), new=True) as child:
@@ -89,7 +89,7 @@ async def test_a_killed_run_is_gone_on_with(bare_shell: Shell) -> None:
 
         told = await bare_shell(*STATUS)
         assert (told.code, told.err) == (0, "")
-        assert table(told) == {"planned": "9", "waiting": "5", "intended": "4", "attempts": "0"}
+        assert table(told) == {"planned": "9", "pending": "5", "in_doubt": "4", "attempts": "0"}
         assert offered(told, "stop") == list(STOP)
 
         ran = await is_gone_on_with(bare_shell, space, offered(told, "resume"))
@@ -201,7 +201,7 @@ async def test_a_run_is_one_processs_at_a_time(bare_shell: Shell) -> None:
             held.let_go()
             ended = await end_of(child)
         assert (told.code, told.rows[-1]) == (0, "A process works on it now.")
-        assert table(told) == {"planned": "3", "intended": "1", "waiting": "2", "attempts": "0"}
+        assert table(told) == {"planned": "3", "in_doubt": "1", "pending": "2", "attempts": "0"}
         assert as_json.json["held"] is True
         is_misuse(resumed, "another process runs the journal run.db: wait for it, or end it")
         assert (stopped.code, stopped.json["error"]) == (2, "InvalidRequestError")
@@ -414,7 +414,7 @@ async def test_a_run_is_summed_up_from_its_journal(bare_shell: Shell, space: Sim
         "started": "1",
         "rejected": "1",
         "unknown": "1",
-        "waiting": "1",
+        "pending": "1",
         "attempts": "3",
     }
     assert ran.rows[errors + 1 : errors + 3] == [f"  1 x  {label}" for label in status.errors]
@@ -434,7 +434,7 @@ async def test_a_sum_is_given_in_json(bare_shell: Shell, space: SimulatedSpace) 
         "began": status.started_at,
         "undone_since": None,
         "planned": 4,
-        "counts": {"started": 1, "rejected": 1, "unknown": 1, "waiting": 1},
+        "counts": {"started": 1, "rejected": 1, "unknown": 1, "pending": 1},
         "undone": 0,
         "attempts": 3,
         "errors": status.errors,

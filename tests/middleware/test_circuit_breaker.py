@@ -39,7 +39,7 @@ NOT_TRIED = [
 
 
 def pass_through(breaker: CircuitBreaker, event: AttemptResult, now: float) -> Permit:
-    """Let one request through that ends so."""
+    """Record one request with this result."""
     admission = breaker.allow(now)
     assert admission.wait == 0
     breaker.record(admission, event, now)
@@ -47,7 +47,7 @@ def pass_through(breaker: CircuitBreaker, event: AttemptResult, now: float) -> P
 
 
 def opened(at: float = 100.0) -> CircuitBreaker:
-    """Make a breaker that opened just then."""
+    """Create a breaker that opened just then."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     for _ in range(20):
         pass_through(breaker, AttemptResult.SERVER_FAULT, at)

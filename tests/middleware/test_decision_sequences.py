@@ -102,7 +102,7 @@ def check(kind: Operation, policy: RetryPolicy, told: Told) -> None:
     if told.end is RetryDecision.ALREADY_STOPPED:
         assert kind.is_stop
         last = told[-1][0]
-        assert doubtful or (last in REFUSED_STOPS and REFUSED_STOPS[last][kind] is RetryDecision.ALREADY_STOPPED)
+        assert doubtful or kind in REFUSED_STOPS.get(last, ())
     for event, action in told:
         if event is AttemptResult.DONE:
             assert action is RetryDecision.SUCCEED

@@ -45,18 +45,18 @@ class Stopwatch:
         return Clock(now=lambda: self.time, sleep=self.sleep)
 
 
-def pacer(**limit: Any) -> tuple[LocalRateLimiter, Stopwatch]:
+def rate_limiter(**limit: Any) -> tuple[LocalRateLimiter, Stopwatch]:
     watch = Stopwatch()
     return LocalRateLimiter(TokenBucket(RateLimit(**limit)), watch.clock()), watch
 
 
 async def test_rate_limiter_lets_a_burst_through_and_then_the_rate() -> None:
     """After the burst, requests go out evenly."""
-    paced, watch = pacer(requests=100, window=10.0, utilization=1.0, burst=10)
+    limiter, watch = rate_limiter(requests=100, window=10.0, utilization=1.0, burst=10)
     went: list[float] = []
 
     async def one() -> None:
-        assert await paced.acquire(Priority.BULK, 60) == 0
+        assert await limiter.acquire(Priority.BULK, 60) == 0
         went.append(watch.time)
 
     await asyncio.gather(*(one() for _ in range(100)))
@@ -68,14 +68,14 @@ async def test_rate_limiter_lets_a_burst_through_and_then_the_rate() -> None:
 
 async def test_rate_limiter_serves_interactive_requests_before_bulk_ones() -> None:
     """Among those who wait, an interactive request goes first, however late it comes."""
-    paced, _ = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
+    limiter, _ = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
     order: list[str] = []
 
-    async def one(lane: Priority, name: str) -> None:
-        await paced.acquire(lane, 1000)
+    async def one(priority: Priority, name: str) -> None:
+        await limiter.acquire(priority, 1000)
         order.append(name)
 
-    await paced.acquire(Priority.BULK, 60)
+    await limiter.acquire(Priority.BULK, 60)
     bulk = [asyncio.create_task(one(Priority.BULK, f"bulk {n}")) for n in range(3)]
     await asyncio.sleep(0)
     interactive = asyncio.create_task(one(Priority.INTERACTIVE, "interactive"))
@@ -85,29 +85,29 @@ async def test_rate_limiter_serves_interactive_requests_before_bulk_ones() -> No
 
 
 async def test_acquire_returns_the_wait_at_once_if_it_exceeds_the_timeout() -> None:
-    """A wait that is longer than the caller's patience is not begun, and takes nothing."""
-    paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
-    await paced.acquire(Priority.BULK, 60)
-    paced.on_throttled(0.0, 30.0)
+    """A wait that is longer than the timeout is not started, and takes no token."""
+    limiter, watch = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
+    await limiter.acquire(Priority.BULK, 60)
+    limiter.on_throttled(0.0, 30.0)
 
-    assert await paced.acquire(Priority.INTERACTIVE, 5) == 30
-    assert await paced.wait_until_allowed(5) == 30
+    assert await limiter.acquire(Priority.INTERACTIVE, 5) == 30
+    assert await limiter.wait_until_allowed(5) == 30
     assert watch.time == 0
-    assert await paced.wait_until_allowed(60) == 0
+    assert await limiter.wait_until_allowed(60) == 0
     assert watch.time == 30
 
 
 async def test_read_waits_only_while_all_requests_pause() -> None:
     """Reads are not counted by the limit, and wait only while the Space takes nothing at all."""
-    paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
+    limiter, watch = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
     for _ in range(10):
-        assert await paced.wait_until_allowed(1) == 0
-    assert await paced.acquire(Priority.BULK, 1) == 0
+        assert await limiter.wait_until_allowed(1) == 0
+    assert await limiter.acquire(Priority.BULK, 1) == 0
     assert watch.time == 0
 
 
 async def test_acquire_times_out_while_waiting() -> None:
-    """A turn that does not come within the caller's patience is given up, and the next in line gets it."""
+    """A turn that does not come within the timeout is given up, and the next in the queue gets it."""
     watch = Stopwatch()
     held = asyncio.Event()
 
@@ -115,13 +115,13 @@ async def test_acquire_times_out_while_waiting() -> None:
         await held.wait()
         watch.time += seconds
 
-    paced = LocalRateLimiter(
+    limiter = LocalRateLimiter(
         TokenBucket(RateLimit(requests=2_000, window=10.0, utilization=1.0, burst=1)),
         Clock(now=lambda: watch.time, sleep=sleep),
     )
-    await paced.acquire(Priority.BULK, 60)
-    waiting = asyncio.create_task(paced.acquire(Priority.BULK, 0.01))
-    patient = asyncio.create_task(paced.acquire(Priority.BULK, 60))
+    await limiter.acquire(Priority.BULK, 60)
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 0.01))
+    patient = asyncio.create_task(limiter.acquire(Priority.BULK, 60))
 
     assert await waiting == 0.01
     held.set()
@@ -132,24 +132,24 @@ async def test_grant_in_the_moment_of_the_timeout_counts() -> None:
     """Where the turn is granted while the timeout is already on its way, it is a turn, and counted."""
     times = iter([0.0, 0.0, 10.0])
     pace = TokenBucket(RateLimit(requests=10**12, window=10.0, utilization=1.0, burst=1))
-    paced = LocalRateLimiter(pace, Clock(now=lambda: next(times)))
-    assert await paced.acquire(Priority.BULK, 60) == 0
-    assert await paced.acquire(Priority.BULK, 1e-9) == 0
+    limiter = LocalRateLimiter(pace, Clock(now=lambda: next(times)))
+    assert await limiter.acquire(Priority.BULK, 60) == 0
+    assert await limiter.acquire(Priority.BULK, 1e-9) == 0
     assert pace.try_acquire(10.0) > 0
 
 
 async def test_acquire_without_time_takes_no_token() -> None:
     """Who can't wait at all, and would have to, is told so and takes no leave."""
-    paced, _ = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
-    assert await paced.acquire(Priority.BULK, 0.0) == 0
+    limiter, _ = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
+    assert await limiter.acquire(Priority.BULK, 0.0) == 0
 
-    assert await paced.acquire(Priority.BULK, 0.0) > 0
-    assert await paced.acquire(Priority.BULK, -1.0) > 0
+    assert await limiter.acquire(Priority.BULK, 0.0) > 0
+    assert await limiter.acquire(Priority.BULK, -1.0) > 0
 
 
 async def test_request_without_a_connection_slot_takes_no_token() -> None:
     """Who gets no connection in time takes no leave, and sends nothing."""
-    paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
+    limiter, watch = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
     exchange = Request(
         method="POST",
         path="/x",
@@ -162,42 +162,42 @@ async def test_request_without_a_connection_slot_takes_no_token() -> None:
     async def send(_: Request) -> Result:
         raise AssertionError("it was sent")
 
-    outcome = await RateLimitMiddleware(PrioritySemaphore(0), paced, watch.clock())(exchange, send)
+    outcome = await RateLimitMiddleware(PrioritySemaphore(0), limiter, watch.clock())(exchange, send)
 
     assert (outcome.attempt_result, outcome.phase) == (AttemptResult.DEADLINE_EXCEEDED, Phase.QUEUED)
     assert outcome.detail == "no connection became free in time"
-    assert await paced.acquire(Priority.BULK, 60) == 0
+    assert await limiter.acquire(Priority.BULK, 60) == 0
     assert watch.time == 0
 
 
 async def test_token_is_not_spent_on_a_turn_that_is_being_cancelled() -> None:
-    paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
-    await paced.acquire(Priority.BULK, 60)
-    waiting = asyncio.create_task(paced.acquire(Priority.BULK, 60))
+    limiter, watch = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
+    await limiter.acquire(Priority.BULK, 60)
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 60))
     await asyncio.sleep(0)
     waiting.cancel()
     watch.time += 1.0
-    await paced._serve()
+    await limiter._serve()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert await paced.acquire(Priority.INTERACTIVE, 0.0) == 0
+    assert await limiter.acquire(Priority.INTERACTIVE, 0.0) == 0
 
 
 @pytest.mark.parametrize("after_the_grant", [False, True])
 async def test_cancelled_wait_gives_its_token_back(after_the_grant: bool) -> None:
     """Who is cancelled while waiting costs nobody a turn, even when the turn had just been granted."""
-    paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
-    await paced.acquire(Priority.BULK, 60)
-    waiting = asyncio.create_task(paced.acquire(Priority.BULK, 60))
+    limiter, watch = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
+    await limiter.acquire(Priority.BULK, 60)
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 60))
     await asyncio.sleep(0)
     if after_the_grant:
-        assert paced._queue.grant()
+        assert limiter._queue.grant()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     before = watch.time
 
-    assert await paced.acquire(Priority.BULK, 60) == 0
+    assert await limiter.acquire(Priority.BULK, 60) == 0
     assert watch.time - before <= 1.0
 
 
@@ -253,7 +253,7 @@ async def test_start_that_is_always_throttled_fails_after_six_waits(space: Simul
 
 
 async def test_rate_limiter_of_the_caller_replaces_the_local_one(space: SimulatedSpace, client_for: Any) -> None:
-    """A shared pacer takes the place of the local one, and hears what the Space says."""
+    """A shared rate limiter takes the place of the local one, and is told of successes and of 429s."""
     heard: list[object] = []
 
     class Shared:
@@ -282,7 +282,7 @@ async def test_rate_limiter_of_the_caller_replaces_the_local_one(space: Simulate
 
 
 class Counting(LocalRateLimiter):
-    """Gives leave to whoever asks, and counts."""
+    """Grants every request, and counts them."""
 
     asked = 0
 
@@ -301,7 +301,7 @@ def start_with(progress: CallState) -> Request:
 async def test_token_held_too_long_before_sending_is_acquired_again(seconds: float, turns: int) -> None:
     """What is done before sending is done once, at the first turn; where it took long the turn is another one's."""
     watch = Stopwatch()
-    paced = Counting(TokenBucket(RateLimit()), watch.clock())
+    limiter = Counting(TokenBucket(RateLimit()), watch.clock())
     done: list[float] = []
 
     async def prepare() -> None:
@@ -313,10 +313,10 @@ async def test_token_held_too_long_before_sending_is_acquired_again(seconds: flo
 
     progress = CallState(before_sending=prepare)
     for _ in range(2):
-        await RateLimitMiddleware(PrioritySemaphore(1), paced, watch.clock())(start_with(progress), send)
+        await RateLimitMiddleware(PrioritySemaphore(1), limiter, watch.clock())(start_with(progress), send)
 
     assert done == [0.0]
-    assert paced.asked == turns + 1
+    assert limiter.asked == turns + 1
 
 
 async def test_request_whose_preparation_fails_is_not_sent_and_does_not_count_as_an_attempt() -> None:
@@ -338,7 +338,7 @@ async def test_request_whose_preparation_fails_is_not_sent_and_does_not_count_as
 
 
 class Refusing(LocalRateLimiter):
-    """Grants so many requests, and says of the next ones that they would have to wait for a minute."""
+    """Grants a number of requests, and says of the next ones that they would have to wait for a minute."""
 
     grants = 0
 
@@ -351,8 +351,8 @@ class Refusing(LocalRateLimiter):
 async def test_request_that_the_rate_limiter_refuses_is_not_sent(grants: int, prepared: int) -> None:
     """A request that is refused at first is not prepared; one that is refused after a slow preparation is not sent."""
     watch = Stopwatch()
-    paced = Refusing(TokenBucket(RateLimit()), watch.clock())
-    paced.grants = grants
+    limiter = Refusing(TokenBucket(RateLimit()), watch.clock())
+    limiter.grants = grants
     done: list[float] = []
 
     async def prepare() -> None:
@@ -362,7 +362,7 @@ async def test_request_that_the_rate_limiter_refuses_is_not_sent(grants: int, pr
     async def send(_: Request) -> Result:
         raise AssertionError("it was sent")
 
-    outcome = await RateLimitMiddleware(PrioritySemaphore(1), paced, watch.clock())(
+    outcome = await RateLimitMiddleware(PrioritySemaphore(1), limiter, watch.clock())(
         start_with(CallState(before_sending=prepare)), send
     )
 
@@ -379,10 +379,10 @@ async def test_journaled_start_that_the_rate_limiter_refuses_is_not_recorded(
 ) -> None:
     """It is not sent, and the journal does not say that it may have been."""
     clock = Clock.fake()
-    paced = Refusing(TokenBucket(RateLimit()), clock)
-    paced.grants = 1
+    limiter = Refusing(TokenBucket(RateLimit()), clock)
+    limiter.grants = 1
     journal = tmp_path / "run.db"
-    client = client_for(space, clock=clock, rate_limiter=paced)
+    client = client_for(space, clock=clock, rate_limiter=limiter)
     requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
     outcomes = [outcome async for outcome in client.start_streams(requests, concurrency=1, journal=journal)]
 
@@ -396,14 +396,14 @@ async def test_journaled_start_that_the_rate_limiter_refuses_is_not_recorded(
 
 
 async def test_timeout_of_a_pause_that_is_extended_is_not_restarted() -> None:
-    """A gate that is closed again while a read waits for it is waited for no longer than the read's patience."""
-    paced, watch = pacer(requests=20, window=10.0, utilization=1.0, burst=1)
-    paced.on_throttled(0.0, 30.0)
+    """A read waits for a pause that is extended meanwhile no longer than its timeout."""
+    limiter, watch = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
+    limiter.on_throttled(0.0, 30.0)
 
     async def close_again() -> None:
-        paced.on_throttled(watch.time, 25.0)
+        limiter.on_throttled(watch.time, 25.0)
 
-    waiting = asyncio.create_task(paced.wait_until_allowed(50.0))
+    waiting = asyncio.create_task(limiter.wait_until_allowed(50.0))
     closing = asyncio.create_task(close_again())
     assert await waiting == 25.0
     await closing

@@ -26,17 +26,17 @@ def fullest_window(times: list[float], window: float) -> int:
 class Driver:
     """Asks a token bucket for tokens on a clock of its own, and records when requests went out."""
 
-    pace: TokenBucket
+    bucket: TokenBucket
     now: float = 0.0
     sent: list[float] = field(factory=list)
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, at least as little of it as the clock can show."""
+        """Advance the clock, by its smallest step at least."""
         self.now = max(self.now + seconds, nextafter(self.now, inf))
 
     def ask(self) -> bool:
-        """Ask once; note the request if it may go, and else wait as long as the pace says."""
-        wait = self.pace.try_acquire(self.now)
+        """Ask once; record the request if it may be sent, or else wait as long as the bucket says."""
+        wait = self.bucket.try_acquire(self.now)
         if wait:
             self.wait(wait)
             return False
@@ -44,7 +44,7 @@ class Driver:
         return True
 
     def ask_greedily(self, seconds: float, at_most: int) -> None:
-        """Ask whenever the pace says so, for so many seconds."""
+        """Ask again after each wait, for a number of seconds."""
         until = self.now + seconds
         for _ in range(2 * at_most):
             if self.now >= until:
@@ -55,18 +55,18 @@ class Driver:
         """Send what may go, every few milliseconds."""
         began = self.now
         for number in range(1, int(seconds / tick) + 1):
-            while not self.pace.try_acquire(self.now):
+            while not self.bucket.try_acquire(self.now):
                 self.sent.append(self.now)
             self.now = began + number * tick
 
     def give_back(self) -> None:
         if self.sent:
             self.sent.pop()
-            self.pace.refund()
+            self.bucket.refund()
 
     def crowded_windows(self) -> Iterator[tuple[float, int]]:
         """Find the windows that hold more than the limit: when they began and what they hold."""
-        limit = self.pace.limit
+        limit = self.bucket.limit
         for first, began in enumerate(self.sent):
             held = bisect_left(self.sent, began + limit.window) - first
             if held > limit.max_requests:
@@ -75,7 +75,7 @@ class Driver:
 
 def drive(driver: Driver, steps: list[Step]) -> None:
     """Take each step: what, and two numbers from 0 to 1 that say how much."""
-    pace, window = driver.pace, driver.pace.limit.window
+    bucket, window = driver.bucket, driver.bucket.limit.window
     for what, much, more in steps:
         match what:
             case "greedy":
@@ -87,9 +87,9 @@ def drive(driver: Driver, steps: list[Step]) -> None:
             case "long pause":
                 driver.wait(much * 20 * window)
             case "throttled":
-                pace.on_throttled(driver.now, driver.now - much * window, None if more < 0.5 else more * window)
+                bucket.on_throttled(driver.now, driver.now - much * window, None if more < 0.5 else more * window)
             case "served":
-                pace.on_success()
+                bucket.on_success()
             case "give back":
                 driver.give_back()
 
@@ -122,10 +122,10 @@ def test_no_window_exceeds_the_limit(limit: RateLimit, steps: list[Step], clock:
 @given(limit=limits(), gaps=st.lists(st.floats(0, 0.2), min_size=1, max_size=300), clock=st.sampled_from([0.0, 1e5]))
 def test_no_window_exceeds_the_limit_at_any_request_times(limit: RateLimit, gaps: list[float], clock: float) -> None:
     """Requests that come when they like, and go away when they may not go, fill no window beyond the share."""
-    pace, now, sent = TokenBucket(limit), clock, list[float]()
+    bucket, now, sent = TokenBucket(limit), clock, list[float]()
     for gap in gaps:
         now += gap * limit.window
-        if not pace.try_acquire(now):
+        if not bucket.try_acquire(now):
             sent.append(now)
     assert fullest_window(sent, limit.window) <= limit.max_requests
 
@@ -134,14 +134,14 @@ def test_no_window_exceeds_the_limit_at_any_request_times(limit: RateLimit, gaps
 def test_default_limit_holds_under_greedy_load(seed: int) -> None:
     """Half a minute of requests at random times and rates keeps below 12,420 in every ten seconds."""
     chance = Random(seed)  # noqa: S311
-    pace, now, sent = TokenBucket(RateLimit()), 0.0, list[float]()
+    bucket, now, sent = TokenBucket(RateLimit()), 0.0, list[float]()
     while now < 30.0:
         calm = chance.random() < 0.00003
         now += chance.expovariate(1 / 3) if calm else chance.expovariate(4000)
-        if not pace.try_acquire(now):
+        if not bucket.try_acquire(now):
             sent.append(now)
         if chance.random() < 0.00002:
-            pace.on_throttled(now, now - chance.random(), chance.choice([None, 0.2]))
+            bucket.on_throttled(now, now - chance.random(), chance.choice([None, 0.2]))
     assert len(sent) > 10_000
     assert fullest_window(sent, 10.0) <= 12_420
 
@@ -170,142 +170,142 @@ def test_greedy_load_uses_the_whole_limit(tick: float) -> None:
 )
 def test_burst_and_rate_add_up_to_the_limit(limit: RateLimit, burst: int, rate: float) -> None:
     """Half a percent goes at once and the rest evenly, so that both together are the share; never nothing at all."""
-    pace = TokenBucket(limit)
-    assert pace.rate == pytest.approx(rate)
-    assert [pace.try_acquire(0.0) == 0 for _ in range(burst + 1)] == [*[True] * burst, False]
+    bucket = TokenBucket(limit)
+    assert bucket.rate == pytest.approx(rate)
+    assert [bucket.try_acquire(0.0) == 0 for _ in range(burst + 1)] == [*[True] * burst, False]
 
 
 def test_returned_wait_is_when_a_token_is_available() -> None:
     """Who asks again after the time that was told may go."""
-    pace = TokenBucket(RateLimit(requests=100, utilization=1, window=10.0, burst=1))
-    assert pace.try_acquire(50.0) == 0
-    wait = pace.try_acquire(50.0)
+    bucket = TokenBucket(RateLimit(requests=100, utilization=1, window=10.0, burst=1))
+    assert bucket.try_acquire(50.0) == 0
+    wait = bucket.try_acquire(50.0)
     assert wait == pytest.approx(1 / 9.9)
     for part in (0.5, 0.95, 0.999):
-        assert pace.try_acquire(50.0 + wait * part) == pytest.approx(wait * (1 - part))
-    assert pace.try_acquire(50.0 + wait + 1e-9) == 0
+        assert bucket.try_acquire(50.0 + wait * part) == pytest.approx(wait * (1 - part))
+    assert bucket.try_acquire(50.0 + wait + 1e-9) == 0
 
 
 def test_idle_time_adds_no_more_than_the_burst() -> None:
     """After any pause no more than the burst goes at once."""
-    pace = TokenBucket(RateLimit())
+    bucket = TokenBucket(RateLimit())
     for now in (0.0, 1e6, 1e12):
-        assert sum(pace.try_acquire(now) == 0 for _ in range(100)) == 62
+        assert sum(bucket.try_acquire(now) == 0 for _ in range(100)) == 62
 
 
 def test_clock_that_stands_still_or_goes_back_adds_no_tokens() -> None:
     """Only time that passed refills."""
-    pace = TokenBucket(RateLimit(requests=10, utilization=1, burst=1))
-    assert pace.try_acquire(100.0) == 0
-    assert pace.try_acquire(100.0) > 0
-    assert pace.try_acquire(50.0) > 0
-    assert pace.try_acquire(100.0) > 0
+    bucket = TokenBucket(RateLimit(requests=10, utilization=1, burst=1))
+    assert bucket.try_acquire(100.0) == 0
+    assert bucket.try_acquire(100.0) > 0
+    assert bucket.try_acquire(50.0) > 0
+    assert bucket.try_acquire(100.0) > 0
 
 
 def test_refund_makes_a_token_available() -> None:
     """A request that was not sent after all leaves its place to another, and no place is made up."""
-    pace = TokenBucket(RateLimit(requests=100, utilization=1, burst=2))
-    assert [pace.try_acquire(0.0) == 0 for _ in range(3)] == [True, True, False]
-    pace.refund()
-    assert [pace.try_acquire(0.0) == 0 for _ in range(2)] == [True, False]
+    bucket = TokenBucket(RateLimit(requests=100, utilization=1, burst=2))
+    assert [bucket.try_acquire(0.0) == 0 for _ in range(3)] == [True, True, False]
+    bucket.refund()
+    assert [bucket.try_acquire(0.0) == 0 for _ in range(2)] == [True, False]
     for _ in range(50):
-        pace.refund()
-    assert [pace.try_acquire(0.0) == 0 for _ in range(3)] == [True, True, False]
+        bucket.refund()
+    assert [bucket.try_acquire(0.0) == 0 for _ in range(3)] == [True, True, False]
 
 
 def test_429_pauses_for_its_retry_after() -> None:
     """After a refusal with Retry-After nothing goes until then."""
-    pace = TokenBucket(RateLimit())
-    assert pace.time_until_open(100.0) == 0
-    pace.on_throttled(100.0, 99.0, 7.0)
-    assert pace.time_until_open(100.0) == 7.0
-    assert pace.try_acquire(103.0) == 4.0
-    assert pace.time_until_open(107.0) == 0
-    assert pace.try_acquire(107.0) == 0
+    bucket = TokenBucket(RateLimit())
+    assert bucket.time_until_open(100.0) == 0
+    bucket.on_throttled(100.0, 99.0, 7.0)
+    assert bucket.time_until_open(100.0) == 7.0
+    assert bucket.try_acquire(103.0) == 4.0
+    assert bucket.time_until_open(107.0) == 0
+    assert bucket.try_acquire(107.0) == 0
 
 
 def test_429_without_retry_after_pauses_longer_each_time() -> None:
     """Without Retry-After the gate closes for 1, 2, 4 … up to 20 seconds, and for 1 again after a success."""
-    pace, now, pauses = TokenBucket(RateLimit()), 0.0, []
+    bucket, now, pauses = TokenBucket(RateLimit()), 0.0, []
     for _ in range(7):
-        pace.on_throttled(now, now, None)
-        pauses.append(pace.time_until_open(now))
+        bucket.on_throttled(now, now, None)
+        pauses.append(bucket.time_until_open(now))
         now += 100.0
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
-    pace.on_success()
-    pace.on_throttled(now, now, None)
-    assert pace.time_until_open(now) == 1.0
+    bucket.on_success()
+    bucket.on_throttled(now, now, None)
+    assert bucket.time_until_open(now) == 1.0
 
 
 def test_shorter_retry_after_does_not_shorten_the_pause() -> None:
     """A later refusal with a shorter wait does not shorten an earlier one."""
-    pace = TokenBucket(RateLimit())
-    pace.on_throttled(100.0, 99.0, 9.0)
-    pace.on_throttled(101.0, 99.0, 1.0)
-    assert pace.time_until_open(101.0) == 8.0
-    pace.on_throttled(102.0, 101.5, None)
-    assert pace.time_until_open(102.0) == 7.0
-    pace.on_throttled(103.0, 99.0, 30.0)
-    assert pace.time_until_open(103.0) == 30.0
+    bucket = TokenBucket(RateLimit())
+    bucket.on_throttled(100.0, 99.0, 9.0)
+    bucket.on_throttled(101.0, 99.0, 1.0)
+    assert bucket.time_until_open(101.0) == 8.0
+    bucket.on_throttled(102.0, 101.5, None)
+    assert bucket.time_until_open(102.0) == 7.0
+    bucket.on_throttled(103.0, 99.0, 30.0)
+    assert bucket.time_until_open(103.0) == 30.0
 
 
 def test_429s_of_requests_sent_before_the_cut_cut_the_rate_once() -> None:
     """A refusal cuts the rate to seven tenths; others of requests from before the cut do not cut it again."""
-    pace = TokenBucket(RateLimit())
-    full = pace.rate
-    pace.on_throttled(100.0, 99.0, 1.0)
-    assert pace.rate == pytest.approx(full * 0.7)
+    bucket = TokenBucket(RateLimit())
+    full = bucket.rate
+    bucket.on_throttled(100.0, 99.0, 1.0)
+    assert bucket.rate == pytest.approx(full * 0.7)
     for sent_at in (99.0, 99.9, 100.0):
-        pace.on_throttled(101.0, sent_at, None)
-    assert pace.rate == pytest.approx(full * 0.7)
-    assert pace.time_until_open(101.0) == 0
+        bucket.on_throttled(101.0, sent_at, None)
+    assert bucket.rate == pytest.approx(full * 0.7)
+    assert bucket.time_until_open(101.0) == 0
 
 
 def test_429_of_a_request_sent_after_the_cut_cuts_again() -> None:
     """Who is refused at the lower rate goes slower still."""
-    pace = TokenBucket(RateLimit())
-    full = pace.rate
-    pace.on_throttled(100.0, 99.0, 0.0)
-    pace.on_throttled(100.0002, 100.0001, 0.0)
-    assert pace.rate == pytest.approx(full * 0.49, rel=0.001)
+    bucket = TokenBucket(RateLimit())
+    full = bucket.rate
+    bucket.on_throttled(100.0, 99.0, 0.0)
+    bucket.on_throttled(100.0002, 100.0001, 0.0)
+    assert bucket.rate == pytest.approx(full * 0.49, rel=0.001)
 
 
 def test_rate_has_a_lower_bound() -> None:
     """However often the Space refuses, a request goes out now and then."""
-    pace = TokenBucket(RateLimit())
+    bucket = TokenBucket(RateLimit())
     for number in range(1000):
-        pace.on_throttled(100.0 + number / 1e6, 100.0 + number / 1e6, 0.0)
-    assert pace.rate == pytest.approx(0.05)
+        bucket.on_throttled(100.0 + number / 1e6, 100.0 + number / 1e6, 0.0)
+    assert bucket.rate == pytest.approx(0.05)
 
 
-def rate_at(pace: TokenBucket, now: float) -> float:
-    pace.try_acquire(now)
-    return pace.rate
+def rate_at(bucket: TokenBucket, now: float) -> float:
+    bucket.try_acquire(now)
+    return bucket.rate
 
 
 def test_rate_recovers_by_cubic() -> None:
     """After a cut the rate grows back, fast, then flat where it was refused, up to the ceiling and not beyond."""
-    pace = TokenBucket(RateLimit())
-    full = pace.rate
-    pace.on_throttled(100.0, 99.0, 0.0)
+    bucket = TokenBucket(RateLimit())
+    full = bucket.rate
+    bucket.on_throttled(100.0, 99.0, 0.0)
     turn = (full * 0.3 / 0.4) ** (1 / 3)
-    rates = [rate_at(pace, 100.0 + turn * part / 10) for part in range(11)]
+    rates = [rate_at(bucket, 100.0 + turn * part / 10) for part in range(11)]
     assert rates == sorted(rates)
     assert rates[5] == pytest.approx(full - 0.4 * (turn / 2) ** 3)
     steps = [after - before for before, after in itertools.pairwise(rates)]
     assert steps == sorted(steps, reverse=True)
     assert rates[10] == pytest.approx(full)
-    assert rate_at(pace, 1000.0) == full
+    assert rate_at(bucket, 1000.0) == full
 
 
 def test_rate_grows_beyond_the_one_before_the_last_429() -> None:
     """After two cuts the rate first returns to where it was refused, and then grows on to the ceiling."""
-    pace = TokenBucket(RateLimit())
-    full = pace.rate
-    pace.on_throttled(100.0, 99.0, 0.0)
-    pace.on_throttled(100.001, 100.0005, 0.0)
+    bucket = TokenBucket(RateLimit())
+    full = bucket.rate
+    bucket.on_throttled(100.0, 99.0, 0.0)
+    bucket.on_throttled(100.001, 100.0005, 0.0)
     refused = full * 0.7
     turn = (refused * 0.3 / 0.4) ** (1 / 3)
-    assert rate_at(pace, 100.001 + turn) == pytest.approx(refused, rel=0.01)
-    assert refused < rate_at(pace, 100.001 + 1.5 * turn) < full
-    assert rate_at(pace, 200.0) == full
+    assert rate_at(bucket, 100.001 + turn) == pytest.approx(refused, rel=0.01)
+    assert refused < rate_at(bucket, 100.001 + 1.5 * turn) < full
+    assert rate_at(bucket, 200.0) == full

@@ -30,7 +30,7 @@ ROWS: dict[str, Row] = {
     "answered": everywhere(AttemptResult.DONE, RetryDecision.SUCCEED),
     "DNS, refused, connect timeout, TLS reset": everywhere(AttemptResult.NOT_SENT, RetryDecision.RETRY_UNSENT),
     "bad certificate, bad URL, proxy 407": everywhere(AttemptResult.UNRETRYABLE, RetryDecision.FAIL),
-    "slot, pacer or deadline expired before sending": everywhere(AttemptResult.DEADLINE_EXCEEDED, RetryDecision.FAIL),
+    "deadline passed before sending": everywhere(AttemptResult.DEADLINE_EXCEEDED, RetryDecision.FAIL),
     "breaker open": everywhere(AttemptResult.BREAKER_OPEN, RetryDecision.FAIL),
     "dead kept-alive connection": Row(
         AttemptResult.STALE_CONNECTION,

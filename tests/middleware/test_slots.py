@@ -1,4 +1,4 @@
-"""Who gets a connection slot."""
+"""The priority semaphore of the connection slots."""
 
 import asyncio
 
@@ -14,8 +14,8 @@ async def test_interactive_request_gets_the_next_free_slot() -> None:
     assert await slots.acquire(Priority.BULK, 60)
     order: list[str] = []
 
-    async def one(lane: Priority, name: str) -> None:
-        assert await slots.acquire(lane, 60)
+    async def one(priority: Priority, name: str) -> None:
+        assert await slots.acquire(priority, 60)
         order.append(name)
         slots.release()
 

@@ -14,7 +14,7 @@ from signalwire_streams._cli.options import ENVIRONMENT, Account, account_option
 from signalwire_streams._cli.output import Column, clean, failure_of, write_aligned, write_json, write_table
 
 _SHOWN_ERRORS = 10
-_STATES = ("started", "already_started", "stopped", "rejected", "unknown", "not_attempted", "intended")
+_STATES = ("started", "already_started", "stopped", "rejected", "unknown", "not_attempted", "in_doubt")
 
 
 @click.command(
@@ -23,7 +23,7 @@ Examples:
   signalwire-streams bulk status run.db
   signalwire-streams bulk status run.db --list unknown
 
-An item is intended from when it is about to be sent until its outcome is
+An item is in_doubt from when it is about to be sent until its outcome is
 known; if the run was killed, such a stream may be running.
 
 It reads the file only; no Space and no token are needed.
@@ -110,7 +110,7 @@ def _stuck(book: BulkJournal, found: JournalStatus) -> Counter[str]:
     """Count the starts that a resumed run would only report as unknown again."""
     stuck: Counter[str] = Counter()
     if found.planned is not None and found.remaining:
-        for item in book.items("unknown", "intended"):
+        for item in book.items("unknown", "in_doubt"):
             if item.name is None:
                 stuck["unnamed"] += 1
             elif item.kind == "call":

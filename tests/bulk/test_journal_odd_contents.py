@@ -1,0 +1,200 @@
+"""Journals that another version or another program wrote in, and places where SQLite can't read one."""
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from signalwire_streams import (
+    BulkJournal,
+    BulkStatus,
+    InvalidRequestError,
+    JournalError,
+    StartCallStream,
+    StartConferenceStream,
+    StreamsClient,
+)
+from signalwire_streams.bulk._journal import Journal
+from signalwire_streams.bulk._journal_file import JournalOwner
+from signalwire_streams.simulator import SimulatedSpace
+
+URL = "wss://rx.example.com/audio"
+RUN = JournalOwner("start", "https://example.signalwire.com", "project")
+
+
+def changed(journal: Path, *statements: str) -> None:
+    """Write in a journal, as another program would."""
+    with closing(sqlite3.connect(journal, isolation_level=None)) as other:
+        for statement in statements:
+            other.execute(statement)
+
+
+FACTS = [
+    "DELETE FROM run WHERE key = 'run'",
+    "DELETE FROM run WHERE key = 'origin'",
+    "UPDATE run SET value = 'abc' WHERE key = 'planned'",
+    "UPDATE run SET value = CAST(value AS BLOB) WHERE key = 'project'",
+    "INSERT INTO run VALUES ('of a later version', '1')",
+]
+
+
+@pytest.mark.parametrize("statement", FACTS)
+async def test_run_facts_of_another_kind_are_refused(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path, statement: str
+) -> None:
+    path = tmp_path / "run.db"
+    request = StartConferenceStream(conference_sid=space.conference_sids[0], url=URL)
+    client.create_journal([request], journal=path)
+    changed(path, statement)
+    with pytest.raises(JournalError, match="its table run is not as this version writes it; use the version"):
+        BulkJournal(path).status()
+    for run in (client.start_streams([request], journal=path, resume=True), client.stop_started(path)):
+        with pytest.raises(JournalError, match="its table run is not as"):
+            await run.report()
+    assert len(space.requests) == 0
+
+
+async def test_missing_table_is_another_schema(client: StreamsClient, tmp_path: Path) -> None:
+    journal = client.create_journal([], journal=tmp_path / "run.db")
+    changed(journal.path, "DROP TABLE run")
+    with pytest.raises(InvalidRequestError, match="its schema is another one"):
+        journal.status()
+
+
+PLANS = [
+    "request = '{'",
+    "request = '[]'",
+    "request = '7'",
+    "request = '{}'",
+    'request = \'{"url": "wss://rx.example.com/audio", "of_a_later_version": 1}\'',
+    'request = \'{"url": "wss://rx.example.com/audio", "withheld": {"of_a_later_version": 1}}\'',
+    'request = \'{"url": "wss://rx.example.com/audio", "withheld": 1}\'',
+    'request = \'{"url": "https://rx.example.com/audio"}\'',
+    "request = CAST(X'ff00' AS BLOB)",
+    "target = CAST('room' AS BLOB)",
+]
+
+
+@pytest.mark.parametrize("change", PLANS)
+def test_plan_of_another_kind_is_refused(client: StreamsClient, tmp_path: Path, change: str) -> None:
+    plan = [StartConferenceStream(conference_sid=f"room-{number}", url=URL) for number in range(2)]
+    journal = client.create_journal(plan, journal=tmp_path / "run.db")
+    changed(journal.path, f"UPDATE plan SET {change} WHERE id = 2")  # noqa: S608
+    requests = journal.requests()
+    assert next(requests).request == plan[0]
+    with pytest.raises(JournalError, match="the row 2 of its table plan is not as this version writes it"):
+        next(requests)
+
+
+ITEMS = ["kind", "target", "name", "state", "sid", "attempts", "error", "message"]
+
+
+@pytest.mark.parametrize("column", ITEMS)
+async def test_item_of_another_kind_is_refused(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path, column: str
+) -> None:
+    """Nothing is sent again, and nothing is left running, because a row could not be understood."""
+    path = tmp_path / "run.db"
+    requests = [StartConferenceStream(conference_sid=sid, url=URL, name="n") for sid in space.conference_sids]
+    await client.start_streams(requests, journal=path, concurrency=1).report()
+    sent = space.requests.count()
+    statement = f"UPDATE items SET {column} = CAST('x' AS BLOB) WHERE id = 2"  # noqa: S608
+    changed(path, "PRAGMA ignore_check_constraints = ON", statement)
+    with pytest.raises(JournalError, match="the row 2 of its table items is not as this version writes it"):
+        list(BulkJournal(path).items())
+    if column in {"state", "error"}:
+        with pytest.raises(JournalError, match="its table items is not as this version writes it"):
+            BulkJournal(path).status()
+    if column in {"state", "sid"}:
+        with pytest.raises(JournalError, match="the row 2 of its table items"):
+            await client.start_streams(requests, journal=path, resume=True).report()
+        assert space.requests.count() == sent
+
+
+async def test_unknown_state_is_not_sent_again(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    requests = [StartConferenceStream(conference_sid=space.conference_sids[0], url=URL, name="n")]
+    await client.start_streams(requests, journal=path).report()
+    changed(path, "UPDATE items SET state = 'of a later version'")
+    with pytest.raises(JournalError, match="the row 1 of its table items"):
+        await client.start_streams(requests, journal=path, resume=True).report()
+    assert space.requests.count() == 1
+
+
+ID = "0b2f6a1c-93ab-4c1d-8d3e-aaaabbbbcccc"
+
+
+@pytest.mark.parametrize("model", [StartConferenceStream, StartCallStream])
+def test_duplicate_check_ignores_the_case_of_a_uuid(client: StreamsClient, tmp_path: Path, model: Any) -> None:
+    """The Space takes both for one conference or call; other ids are compared as they are."""
+    field = "conference_sid" if model is StartConferenceStream else "call_sid"
+    for name in (None, "n"):
+        items = [model(**{field: sid}, url=URL, name=name) for sid in (ID, ID.upper())]
+        with pytest.raises(InvalidRequestError, match=f"{ID.upper()} comes twice in this run"):
+            client.create_journal(items, journal=tmp_path / "run.db")
+    other = [model(**{field: sid}, url=URL) for sid in ("room-a", "ROOM-A", ID)]
+    journal = client.create_journal(other, journal=tmp_path / "run.db")
+    assert [planned.request for planned in journal.requests()] == other
+
+
+@pytest.mark.parametrize("name", [None, "n"])
+async def test_resume_finds_a_uuid_in_another_case(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path, name: str | None
+) -> None:
+    path = tmp_path / "run.db"
+    sid = space.conference_sids[0]
+    assert sid != sid.upper()
+    request = StartConferenceStream(conference_sid=sid, url=URL, name=name)
+    await client.start_streams([request], journal=path).report()
+    again = evolve(request, conference_sid=sid.upper())
+    assert (await client.start_streams([again], journal=path, resume=True).report()).ok
+    assert space.requests.count() == 1
+    assert (await client.stop_started(path).report()).counts == {BulkStatus.STOPPED: 1}
+
+
+@pytest.mark.parametrize("path", ["", Path()])
+def test_empty_path_is_not_the_working_directory(path: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="journal is empty: name a file" if path == "" else "is a directory"):
+        BulkJournal(path).status()
+
+
+async def test_log_without_an_index_on_a_read_only_disk_says_what_to_do(tmp_path: Path) -> None:
+    """SQLite needs a file of its own to read a log; a finished journal needs none."""
+    with Journal.create(tmp_path / "run.db", RUN, run="r1") as journal:
+        await journal.intend(journal.new_row(), "call", "leg", None)
+        folder = Path(tempfile.mkdtemp(prefix="run-"))  # not below tmp_path, which no other account may enter
+        for suffix in ("", "-wal"):
+            shutil.copy(tmp_path / f"run.db{suffix}", folder)
+    shutil.copy(tmp_path / "run.db", folder / "whole.db")
+    try:
+        refused = without_leave(folder, lambda: BulkJournal(folder / "run.db").status())
+        assert "its log needs a file run.db-shm beside it" in refused
+        assert "copy the journal and its log to a folder that may be written" in refused
+        assert without_leave(folder, lambda: BulkJournal(folder / "whole.db").status()) == ""
+    finally:
+        shutil.rmtree(folder)
+
+
+def without_leave(folder: Path, use: Callable[[], object]) -> str:
+    """Use a folder as an account that may only read it; return what was raised."""
+    folder.chmod(0o555)
+    for file in folder.iterdir():
+        file.chmod(0o444)
+    account = os.geteuid()
+    if account == 0:
+        os.seteuid(65534)
+    try:
+        use()
+    except JournalError as error:
+        return str(error)
+    finally:
+        os.seteuid(account)
+        folder.chmod(0o755)
+    return ""
