@@ -21,15 +21,17 @@ _OMITTED = frozenset({"conference_sid", "call_sid", "extra"})
 """Fields of a stream that are not stored: its request has the target, and unknown keys may hold anything."""
 _MAY_RUN = SUCCEEDED | {BulkStatus.UNKNOWN}
 _ROW = 4
-_CLAIMED, _REFUSED, _SETTLED = "i:", "r", "f:"
+_CLAIMED, _SETTLED = "i:", "f:"
 
 
 class Evidence(StrEnum):
     """What earlier attempts of an item, by any worker or in the run that this one resumes, say about its stream."""
 
     NONE = ""
+    THROTTLED = "t"
+    """The Space answered 429. It hardly started the stream, but a duplicate of a generated name would prove that."""
     REFUSED = "r"
-    """The Space answered that it refuses the start for now. It may have started the stream all the same."""
+    """The Space refused the start for now, with a 503 say. It may have started the stream all the same."""
     IN_DOUBT = "i"
     """An attempt was made, or was about to be made, and its outcome is unknown."""
 
@@ -59,22 +61,20 @@ def claimed_mark(owner: str) -> str:
     return f"{_CLAIMED}{owner}"
 
 
-def released_mark(*, was_refused: bool) -> str:
-    """Return the mark of an item that its owner leaves to others."""
-    return _REFUSED if was_refused else ""
-
-
-def settled_mark(outcome: BulkOutcome[Any], *, was_refused: bool) -> str:
+def settled_mark(outcome: BulkOutcome[Any], evidence: Evidence) -> str:
     stream = outcome.stream
     detail, sid = ("1" if stream.ambiguous else "0", stream.sid or "") if stream is not None else ("0", "")
-    if was_refused and outcome.status is BulkStatus.NOT_ATTEMPTED:
-        detail = _REFUSED
+    if outcome.status is BulkStatus.NOT_ATTEMPTED:
+        detail = evidence
     return f"{_SETTLED}{outcome.status.value}:{detail}:{sid}"
 
 
 @frozen
 class ItemMark:
-    """What Redis has about an item: its mark (empty: none), and what the resumed run knew."""
+    """What Redis has about an item, and what the resumed run knew.
+
+    The text is that of `claimed_mark` or `settled_mark`, or the `Evidence` of an item that its owner left to others.
+    """
 
     text: str = ""
     earlier: Evidence = Evidence.NONE
@@ -99,10 +99,10 @@ class ItemMark:
             _, status, detail, _ = self.text.split(":", 3)
             if status == BulkStatus.UNKNOWN:
                 return Evidence.IN_DOUBT
-            return Evidence.REFUSED if detail == _REFUSED else Evidence.NONE
-        if self.is_claimed:
+            return Evidence(detail) if status == BulkStatus.NOT_ATTEMPTED else Evidence.NONE
+        if self.is_claimed or self.earlier is Evidence.IN_DOUBT:
             return Evidence.IN_DOUBT
-        return Evidence.REFUSED if self.text == _REFUSED and not self.earlier else self.earlier
+        return Evidence(self.text) or self.earlier
 
     @property
     def is_in_doubt(self) -> bool:

@@ -13,7 +13,7 @@ from signalwire_streams.bulk._journal_file import IN_DOUBT
 from signalwire_streams.bulk._operations import ItemKey
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, error_label, to_status
 from signalwire_streams.bulk._runner import is_fatal_for_run
-from signalwire_streams.bulk._serialization import Start
+from signalwire_streams.bulk._serialization import Start, target_kind
 from signalwire_streams.errors import InvalidRequestError, RunCancelledError, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.fleet._items import (
     Evidence,
@@ -21,13 +21,12 @@ from signalwire_streams.fleet._items import (
     claimed_mark,
     key_of,
     outcome_unknown,
-    released_mark,
     settled_mark,
     write_outcome,
 )
 from signalwire_streams.fleet._lua import CLAIM_ITEM, COMPLETE_ITEM, MARK_STOPPED, RELEASE_ITEM, LuaCall
 from signalwire_streams.fleet._redis import RunKeys, Writer
-from signalwire_streams.models import CallStream, ConferenceStream
+from signalwire_streams.models import AttemptResult, CallStream, ConferenceStream
 
 _NO_PROOF = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
 _CANCELLED = "the run was cancelled before its turn"
@@ -46,12 +45,12 @@ class Batch:
     def marks(self) -> str:
         return self.keys.marks(self.number)
 
-    def complete(self, expected: str, outcome: BulkOutcome[Any], *, was_refused: bool) -> LuaCall:
+    def complete(self, expected: str, outcome: BulkOutcome[Any], evidence: Evidence) -> LuaCall:
         """Return the call that writes an outcome, provided that the item's mark is the expected one."""
         values = (
             outcome.index,
             expected,
-            settled_mark(outcome, was_refused=was_refused),
+            settled_mark(outcome, evidence),
             write_outcome(outcome),
             outcome.status.value,
             outcome.attempts,
@@ -141,7 +140,7 @@ class BatchLedger:
         self._items[state] = index, key
         self._tasks[state] = cast("asyncio.Task[Any]", asyncio.current_task())
         mark = self._mark(index)
-        state.was_refused_for_now |= mark.evidence is Evidence.REFUSED
+        state.was_refused_for_now |= mark.evidence in {Evidence.THROTTLED, Evidence.REFUSED}
         return ItemRecord(index, IN_DOUBT, sid=None, ambiguous=False) if mark.is_in_doubt else None
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:  # noqa: ARG002
@@ -185,7 +184,7 @@ class BatchLedger:
         if state.may_have_succeeded and outcome.status in _NO_PROOF:
             unknown = outcome_unknown(key, f"then: {error}", attempts=outcome.attempts)
             outcome = evolve(outcome, status=BulkStatus.UNKNOWN, error=unknown)
-        self._complete(index, outcome, was_refused=state.was_refused_for_now)
+        self._complete(index, outcome, self._evidence(index, state))
 
     def settle_rest(self, requests: Mapping[int, Start]) -> None:
         """Write the outcomes of all items that were not begun when the run was cancelled."""
@@ -197,11 +196,11 @@ class BatchLedger:
     def refuse(self, index: int, request: Start, error: StreamsError) -> None:
         """Write the outcome of an item that can't be started; one that may be running is not reported as rejected."""
         mark = self._mark(index)
-        is_invalid = isinstance(error, InvalidRequestError)
-        if (mark.is_in_doubt or (is_invalid and mark.evidence)) and not isinstance(error, StreamOutcomeUnknownError):
+        may_run = mark.is_in_doubt or (mark.evidence is Evidence.REFUSED and isinstance(error, InvalidRequestError))
+        if may_run and not isinstance(error, StreamOutcomeUnknownError):
             error = outcome_unknown(key_of(request), str(error))
         outcome = BulkOutcome(index=index, item=request, status=to_status(error, starting=True), error=error)
-        self._complete(index, outcome, was_refused=mark.evidence is Evidence.REFUSED)
+        self._complete(index, outcome, mark.evidence)
 
     def hand_back(self) -> None:
         """Cancel the starts in flight, and leave them to other workers."""
@@ -223,19 +222,26 @@ class BatchLedger:
     def _mark(self, index: int) -> ItemMark:
         return self.marks.get(index, ItemMark())
 
+    def _evidence(self, index: int, state: CallState) -> Evidence:
+        """Return what is known of an item that nothing says may be running for certain."""
+        earlier = self._mark(index).evidence
+        if earlier is Evidence.REFUSED or state.refusals - {AttemptResult.THROTTLED}:
+            return Evidence.REFUSED
+        return Evidence.THROTTLED if state.refusals else earlier
+
     def _not_sent(self, key: ItemKey, mark: ItemMark) -> StreamsError:
         why = self.cancelled or _CANCELLED
         return outcome_unknown(key, why) if mark.is_in_doubt else RunCancelledError(why)
 
-    def _complete(self, index: int, outcome: BulkOutcome[Any], *, was_refused: bool) -> None:
+    def _complete(self, index: int, outcome: BulkOutcome[Any], evidence: Evidence) -> None:
         expected = self._claim if index in self._claimed else self._mark(index).text
-        call = self.batch.complete(expected, evolve(outcome, index=index), was_refused=was_refused)
+        call = self.batch.complete(expected, evolve(outcome, index=index), evidence)
         self._completing.append(self._writer.call(call))
 
     def _release(self, index: int, state: CallState) -> None:
         # Even if the answer to the claim never arrived: Redis may have it.
         if index in self._asked:
-            mark = released_mark(was_refused=state.was_refused_for_now)
+            mark = self._evidence(index, state)
             self._releasing.append(self._call(RELEASE_ITEM, index, self._claim, mark))
 
     def _call(self, source: str, *values: object) -> "asyncio.Future[str]":
@@ -258,10 +264,8 @@ class StopLedger:
 
     def expect(self, index: int, stream: ConferenceStream | CallStream) -> None:
         handle = stream.name or stream.sid
-        if isinstance(stream, ConferenceStream):
-            self._expected.add(ItemKey("conference", stream.conference_sid, handle), index)
-        else:
-            self._expected.add(ItemKey("call", stream.call_sid, handle), index)
+        target = stream.conference_sid if isinstance(stream, ConferenceStream) else stream.call_sid
+        self._expected.add(ItemKey(target_kind(stream), target, handle), index)
 
     async def begin(self) -> None:
         pass

@@ -12,7 +12,6 @@ from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, to_status
 from signalwire_streams.bulk._serialization import Start
 from signalwire_streams.errors import InvalidRequestError, RunCancelledError, StreamsError
 from signalwire_streams.fleet._items import (
-    Evidence,
     ItemMark,
     PlannedItem,
     key_of,
@@ -123,9 +122,7 @@ class RunScan:
             batch = Batch(keys=self._keys, run=self._record.run, number=number, retention=self._record.retention)
             await self._connection.call_all(
                 [
-                    batch.complete(
-                        item.mark.text, _cancelled(item, why), was_refused=item.mark.evidence is Evidence.REFUSED
-                    )
+                    batch.complete(item.mark.text, _cancelled(item, why), item.mark.evidence)
                     for item in items
                     if not (item.mark.is_settled or item.mark.is_claimed)
                 ]

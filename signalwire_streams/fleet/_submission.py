@@ -9,7 +9,7 @@ from secrets import token_hex
 from attrs import evolve
 from docket import Docket
 
-from signalwire_streams.bulk._serialization import DuplicateCheck, PlannedRequest, Start, check_request
+from signalwire_streams.bulk._serialization import DuplicateCheck, PlannedRequest, Start, check_request, folded
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
 from signalwire_streams.fleet._items import PlannedItem, write_batch
 from signalwire_streams.fleet._lua import CREATE_RUN, SET_ONCE
@@ -149,7 +149,9 @@ async def prepare(
                 "keep: submit with redact_secrets=True, and pass secrets= to the workers"
             )
         if request.name is None and not request.unnamed:
-            planned = evolve(planned, request=evolve(planned.request, name=f"{GENERATED_NAME}{run}-{request.target}"))
+            planned = evolve(
+                planned, request=evolve(planned.request, name=f"{GENERATED_NAME}{run}-{folded(request.target)}")
+            )
         yield PlannedItem(planned)
 
 

@@ -13,7 +13,7 @@ from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet._batches import Leases
-from signalwire_streams.fleet._items import key_of
+from signalwire_streams.fleet._items import Evidence, key_of
 from signalwire_streams.fleet._ledger import Batch, BatchLedger
 from signalwire_streams.fleet._redis import Connection, Writer
 from signalwire_streams.fleet._submission import Submission
@@ -156,7 +156,7 @@ async def test_repeated_script_call_counts_once(space: SimulatedSpace, fleet: Fl
         assert (await fleet.status(run)).counts == {"in_doubt": 1, "pending": 2}
     outcome = BulkOutcome(index=0, item=None, status=BulkStatus.STARTED, attempts=2)
     for _ in range(2):
-        ledger._complete(0, outcome, was_refused=False)
+        ledger._complete(0, outcome, Evidence.NONE)
         await ledger.written()
 
     status = await fleet.status(run)
@@ -174,7 +174,7 @@ async def test_nothing_is_written_about_expired_run(space: SimulatedSpace, fleet
 
     with pytest.raises(RunCancelledError, match="cancelled before its turn"):
         await ledger.intend(key, progress, ledger.known(key, progress))
-    ledger._complete(0, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED), was_refused=False)
+    ledger._complete(0, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED), Evidence.NONE)
     ledger._release(0, progress)
     await ledger.written()
 

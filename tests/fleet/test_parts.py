@@ -38,7 +38,6 @@ from signalwire_streams.fleet._items import (
     claimed_mark,
     read_batch,
     read_outcome,
-    released_mark,
     settled_mark,
     write_batch,
     write_outcome,
@@ -119,14 +118,16 @@ def outcome_of(status: BulkStatus, item: StartConferenceStream | StartCallStream
 @pytest.mark.parametrize(
     ("mark", "stream"),
     [
-        (settled_mark(outcome_of(BulkStatus.STARTED), was_refused=True), {"sid": "s:1", "ambiguous": True}),
-        (settled_mark(outcome_of(BulkStatus.UNKNOWN), was_refused=True), {}),
-        (settled_mark(outcome_of(BulkStatus.REJECTED), was_refused=True), None),
-        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), was_refused=False), None),
-        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), was_refused=True), "only with a generated name"),
+        (settled_mark(outcome_of(BulkStatus.STARTED), Evidence.REFUSED), {"sid": "s:1", "ambiguous": True}),
+        (settled_mark(outcome_of(BulkStatus.UNKNOWN), Evidence.REFUSED), {}),
+        (settled_mark(outcome_of(BulkStatus.REJECTED), Evidence.REFUSED), None),
+        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.NONE), None),
+        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.REFUSED), "only with a generated name"),
+        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.THROTTLED), None),
         (claimed_mark("worker"), {}),
-        (released_mark(was_refused=True), "only with a generated name"),
-        (released_mark(was_refused=False), None),
+        ("r", "only with a generated name"),
+        ("", None),
+        ("t", None),
     ],
 )
 def test_mark_tells_which_stream_may_be_running(name: str, mark: str, stream: dict[str, Any] | str | None) -> None:
@@ -149,7 +150,9 @@ def test_mark_tells_which_stream_may_be_running(name: str, mark: str, stream: di
         ("i:worker", Evidence.NONE, Evidence.IN_DOUBT),
         ("f:unknown:0:", Evidence.NONE, Evidence.IN_DOUBT),
         ("f:not_attempted:r:", Evidence.NONE, Evidence.REFUSED),
-        ("f:not_attempted:0:", Evidence.NONE, Evidence.NONE),
+        ("f:not_attempted:t:", Evidence.NONE, Evidence.THROTTLED),
+        ("f:not_attempted::", Evidence.NONE, Evidence.NONE),
+        ("t", Evidence.NONE, Evidence.THROTTLED),
         ("f:rejected:0:", Evidence.REFUSED, Evidence.NONE),
     ],
 )
