@@ -92,7 +92,6 @@ class BatchLedger:
 
     Attributes:
         marks: the marks as they were found, by index.
-        size: number of items in the batch.
         cancelled: why the run accepts no further starts, or None.
         handed_back: True once the owner leaves to others what it has not finished.
         denied: the error, if the Space denies access to this worker; others may have a better token.

@@ -5,14 +5,7 @@ from attrs import frozen
 
 @frozen
 class LuaCall:
-    """What one item passes to a script that is written for many.
-
-    Attributes:
-        source: the script.
-        shared: keys that all items of a run pass, the run's hash first.
-        own: the item's own key.
-        values: the item's arguments.
-    """
+    """What one item passes to a script that is written for many: keys that all items share, its own key, arguments."""
 
     source: str
     shared: tuple[str, ...]

@@ -116,17 +116,7 @@ class FleetStatus:
 
 @frozen(kw_only=True)
 class RunRecord:
-    """A run's hash in Redis.
-
-    Attributes:
-        run: its name.
-        plan: id of its plan, which the keys of its requests contain.
-        planned: number of items.
-        batch_size: items per batch.
-        retention: seconds that Redis keeps the run.
-        cancelled: why it accepts no further starts, or None.
-        fields: the hash.
-    """
+    """A run's hash in Redis; *plan* is the id that the keys of its requests contain, *cancelled* the reason, if any."""
 
     run: str
     plan: str

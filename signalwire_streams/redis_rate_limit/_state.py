@@ -34,12 +34,9 @@ class Quota:
     that came back with an old bucket: together no more than the limit.
 
     Attributes:
-        window: seconds.
-        burst: tokens that the bucket holds.
         reserve: tokens that bulk requests leave for interactive ones, which would otherwise queue behind the bulk
             requests of other clients.
         age: seconds after which an unused token lapses.
-        rate: tokens per second, for all clients together.
     """
 
     window: float
@@ -117,14 +114,7 @@ _NEVER = float("-inf")
 
 
 class LocalState:
-    """The shared state as this client knows it.
-
-    Attributes:
-        quota: the numbers to follow.
-        shared: the state that Redis last returned.
-        received_at: when it did.
-        update: what is still to be reported.
-    """
+    """The shared state as Redis last returned it, and the update that is still to be reported."""
 
     def __init__(self, limit: RateLimit) -> None:
         self.quota = Quota.from_limit(limit)
