@@ -125,7 +125,7 @@ def _has_generated_name(request: Start) -> bool:
 
 
 def key_of(request: Start) -> ItemKey:
-    return ItemKey("conference" if isinstance(request, StartConferenceStream) else "call", request.target, request.name)
+    return ItemKey(target_kind(request), request.target, request.name)
 
 
 def _stream_of(request: Start, fields: Mapping[str, Any]) -> ConferenceStream | CallStream:
