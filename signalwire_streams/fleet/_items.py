@@ -10,7 +10,7 @@ from attrs import fields_dict, frozen
 from signalwire_streams import errors
 from signalwire_streams.bulk._operations import ItemKey
 from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus
-from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row
+from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row, target_kind
 from signalwire_streams.errors import Phase, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.models import GENERATED_NAME, CallStream, ConferenceStream, StartConferenceStream
 
