@@ -152,7 +152,14 @@ class StreamsClient:
             CircuitBreakerMiddleware(CircuitBreaker(circuit_breaker or CircuitBreakerPolicy()), clock),
             RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock),
         )
-        transport = HttpTransport(sessions, account.origin, _headers(account), timeouts or Timeouts(), clock, timer)
+        transport = HttpTransport(
+            sessions=sessions,
+            origin=account.origin,
+            headers=_headers(account),
+            timeouts=timeouts or Timeouts(),
+            clock=clock,
+            timer=timer,
+        )
         self._sessions = sessions
         self._dispatcher = dispatcher = Dispatcher(sessions, chain(around, transport), timer)
         self._conference_streams = Streams(

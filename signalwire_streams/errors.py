@@ -3,16 +3,16 @@
 ::
 
     StreamsError
-    ├── InvalidRequestError        (ValueError)    the caller wrote something wrong; nothing was sent
+    ├── InvalidRequestError        (ValueError)    invalid argument; nothing was sent
     ├── ClientStateError           (RuntimeError)  the client is closed, or belongs to another event loop
     ├── JournalError                               a bulk run's journal can't be read or written
     ├── FleetError                                 the Redis that a fleet shares can't be used
-    ├── TransportError                             no answer came that could be believed
-    │   ├── CircuitOpenError                       the Space kept failing; not even tried
-    │   └── RunCancelledError                          the bulk run ended before it was sent
-    ├── MalformedResponseError                     an answer came, and it is not the API's
-    ├── OpenError                                  a stream that was to be started and received did not come
-    ├── MalformedFrameError                        a frame of the audio socket can't be read
+    ├── TransportError                             no valid response
+    │   ├── CircuitOpenError                       the circuit breaker is open; not attempted
+    │   └── RunCancelledError                      the bulk run ended before the item was sent
+    ├── MalformedResponseError                     the response did not come from the API
+    ├── OpenError                                  a stream that was started with its receiver did not begin
+    ├── MalformedFrameError                        a frame of the audio socket can't be parsed
     ├── ApiError                                   the Space refused
     │   ├── BadRequestError        400
     │   ├── AuthenticationError    401
@@ -21,13 +21,12 @@
     │   ├── UnprocessableError     422
     │   ├── RateLimitedError       429, or code 20429
     │   └── ServerError            5xx, or code 20504
-    └── StreamOutcomeUnknownError                       the stream may be running, and nobody can tell
+    └── StreamOutcomeUnknownError                  the stream may be running
 
-What only recordings can meet is beside them: `signalwire_streams.receiver.audio` adds ``UnknownEncodingError`` and
-``RecordingError``, which are `StreamsError` too.
+`signalwire_streams.receiver.audio` adds ``UnknownEncodingError`` and ``RecordingError``.
 
-Every message is one line. No message and no attribute holds an API token, a bearer token or a custom
-parameter's value. The errors pickle, so that they can cross a process boundary.
+Every message is one line. No message and no attribute holds an API token, a bearer token or a custom parameter's
+value. The errors can be pickled.
 """
 
 from collections.abc import Awaitable, Callable
@@ -71,15 +70,15 @@ class Phase(StrEnum):
     """How far one attempt got before it ended."""
 
     QUEUED = "queued"
-    """Waiting for a connection slot, for the pacer or for an open gate. Nothing was sent."""
+    """Waiting for a connection slot or for the rate limiter. Nothing was sent."""
     CONNECTING = "connecting"
     """Getting a connection: DNS, TCP, TLS, or a kept-alive one that turned out dead. Nothing was sent."""
     WRITING = "writing"
     """The request was being written. The Space may have all of it, or a part."""
     WAITING = "waiting"
-    """The request is out; no status line came back yet."""
+    """The request was written; no status line has arrived."""
     ANSWERED = "answered"
-    """A status line came back (the body may still have been lost)."""
+    """A status line arrived (the body may still have been lost)."""
 
 
 @define(eq=False, slots=False, str=False)
@@ -87,11 +86,11 @@ class StreamsError(Exception):
     """The root of every error of this package.
 
     Attributes:
-        message: one line that can be shown to a person.
+        message: one line for people.
         sent: whether the Space received the request, over all attempts of the call.
         attempts: how many attempts the call made.
-        retry_after: seconds to wait before another try, when the Space or the client knows.
-        request_id: the Space's own id of the answer, for its support.
+        retry_after: seconds to wait before another try, if the Space or the client knows.
+        request_id: the Space's own id of the response, for its support.
     """
 
     message: str
@@ -105,25 +104,25 @@ class StreamsError(Exception):
 
 
 class InvalidRequestError(StreamsError, ValueError):
-    """The caller wrote something that can't be right; the message says what to write instead."""
+    """Invalid argument; the message says what to write instead."""
 
 
 class ClientStateError(StreamsError, RuntimeError):
-    """The client can't be used now: it is closed, or it belongs to another event loop."""
+    """The client is closed, or belongs to another event loop."""
 
 
 class JournalError(StreamsError):
-    """The journal of a bulk run can't be read or written. What it could not note beforehand was not sent."""
+    """The journal of a bulk run can't be read or written. Nothing is sent that it could not record first."""
 
 
 @define(eq=False, slots=False, str=False)
 class FleetError(StreamsError):
-    """The Redis that a fleet shares can't be used. What it could not note beforehand was not sent."""
+    """The Redis that a fleet shares can't be used. Nothing is sent that could not be recorded first."""
 
 
 @define(eq=False, slots=False, str=False)
 class TransportError(StreamsError):
-    """No answer came that could be believed.
+    """No valid response arrived.
 
     Attributes:
         phase: how far the last attempt got.
@@ -133,19 +132,19 @@ class TransportError(StreamsError):
 
 
 class CircuitOpenError(TransportError):
-    """Too many recent requests failed, so this one was not tried; ``retry_after`` says when one will be."""
+    """Circuit breaker open: too many recent requests failed, so this one was not attempted."""
 
 
 class RunCancelledError(TransportError):
-    """An item of a bulk run that was not sent, because the run ended before; it may be tried again."""
+    """An item of a bulk run that did not end before the run did; it may be tried again."""
 
 
 @define(eq=False, slots=False, str=False)
 class MalformedResponseError(StreamsError):
-    """The answer is not one that the API gives: not HTTP, not JSON, or a page to follow on another host.
+    """The response is not the API's: not HTTP, not JSON, to another request, or with a next page on another host.
 
     Attributes:
-        status: the HTTP status, where there was a readable one.
+        status: the HTTP status, if there was a readable one.
     """
 
     status: int | None = None
@@ -153,31 +152,31 @@ class MalformedResponseError(StreamsError):
 
 @define(eq=False, slots=False, str=False)
 class OpenError(StreamsError):
-    """A stream that was to be started and received in one did not come; its ``__cause__`` may tell more.
+    """A stream that was started with its receiver did not begin, or could not be stopped; see its ``__cause__``.
 
     Attributes:
-        leg: which leg failed: the ``start`` (the REST call), the ``socket`` (nobody dialled, or nothing began), the
-            ``callback`` (the Space told that the stream failed), or at the end the ``stop``.
+        stage: what failed: the ``start`` (the REST call), the ``socket`` (no connection, or no start event), the
+            ``callback`` (which reported that the stream failed), or at the end the ``stop``.
     """
 
     stage: Literal["start", "socket", "callback", "stop"] = "start"
 
 
 class MalformedFrameError(StreamsError):
-    """A frame of the audio socket that is not one; the message does not repeat it."""
+    """A frame of the audio socket can't be parsed; the message does not repeat it."""
 
 
 @define(eq=False, slots=False, str=False)
 class ApiError(StreamsError):
-    """The Space answered, and refused.
+    """The Space refused the request.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/error-codes
 
     Attributes:
         status: the HTTP status.
         code: the platform's own error code, such as 20404.
-        errors: the sentences of the answer, from either of the API's error shapes.
-        more_info: the address of the platform's page about the code.
+        errors: the messages in the response, from any of the API's error shapes.
+        more_info: the URL of the platform's page about the code.
     """
 
     status: int = 0
@@ -207,7 +206,7 @@ class UnprocessableError(ApiError):
 
 
 class RateLimitedError(ApiError):
-    """429 or code 20429, and waiting did not help or would take too long."""
+    """429 or code 20429, and retries did not help or would take too long."""
 
 
 class ServerError(ApiError):
@@ -216,9 +215,9 @@ class ServerError(ApiError):
 
 @define(eq=False, slots=False, str=False)
 class StreamOutcomeUnknownError(StreamsError):
-    """A start was sent, and whether the stream runs can't be told.
+    """A start was sent, and the stream may or may not be running.
 
-    The API has no way to look a stream up, so the client says what it knows instead of guessing. What can be done:
+    The API has no way to look a stream up. What can be done:
 
     - Stop the stream by its ``name``.
     - Start it again under the same ``name``: ``await error.start_again()``, or ``start_stream(..., name=error.name,
@@ -226,14 +225,14 @@ class StreamOutcomeUnknownError(StreamsError):
       (``already_started``), or the status callback ``Duplicated stream name``, proves that the stream was running;
       an ordinary answer proves nothing, since its sid may belong to a stream that the Space then refused. That a
       second stream of one name is refused is documented for conferences; a call may take it.
-    - Without a name, decide what is worse: a second start may make a second stream.
+    - Without a name, a second start may make a second stream.
 
     Attributes:
         target: the sid of the conference or call.
         name: the Name that was sent, or None.
         phase: how far the attempt got that made the outcome unknown.
-        status: the HTTP status of the last answer, if there was one.
-        accepted: True when the Space answered 2xx but the answer could not be read: the stream runs.
+        status: the HTTP status of the last response, if there was one.
+        accepted: True if the response was a 2xx that could not be read: the stream runs.
     """
 
     target: str = ""
@@ -253,14 +252,14 @@ class StreamOutcomeUnknownError(StreamsError):
 
         Raises:
             InvalidRequestError: the start had no name, or the error was copied, pickled, or read from a journal or a
-                fleet, so that it does not have the request any more.
+                fleet, which drops the request.
             StreamsError: as in ``start_stream``.
         """
         start: StartAgain | None = vars(self).get(_START_AGAIN)
         if self.name is None:
             raise InvalidRequestError(
                 "the stream was started without a name, so starting again may make a second one: if that is right, "
-                "call start_stream(...) anew"
+                "call start_stream(...) once more"
             )
         if start is None:
             raise InvalidRequestError(
@@ -270,7 +269,7 @@ class StreamOutcomeUnknownError(StreamsError):
         return await start(deadline)
 
     def keep_start(self, start: StartAgain) -> None:
-        """Keep what `start_again` calls. It holds the request's secrets, so it is no attribute and is not copied."""
+        """Store what `start_again` calls. It holds the request's secrets, so it is neither shown nor copied."""
         vars(self)[_START_AGAIN] = start
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -49,10 +50,17 @@ class RawConnection:
         """Put bytes into the client's kernel at once, before either end of the loop runs again."""
         self.writer.get_extra_info("socket")._sock.send(data)
 
+    def encrypt(self, data: bytes) -> bytes:
+        """Return the TLS record of these bytes, for `push` to send in pieces."""
+        protocol = self.writer.transport._ssl_protocol  # type: ignore[attr-defined]
+        protocol._sslobj.write(data)
+        record: bytes = protocol._outgoing.read()
+        return record
+
 
 @define(eq=False)
 class RawSpace:
-    """Starts streams, refuses a second one of a name, and answers as it is told.
+    """Starts streams, refuses a second one of a name, and responds with `answer`.
 
     Attributes:
         answer: what to send for a request; by default what the API sends.
@@ -119,9 +127,15 @@ async def raw_space(
     *,
     on_connect: Callable[[RawConnection], Awaitable[None]] | None = None,
     tls: ssl.SSLContext | None = None,
+    receive_buffer: int | None = None,
 ) -> AsyncIterator[RawSpace]:
     space = RawSpace(answer, on_connect)
-    server = await asyncio.start_server(space.serve, "127.0.0.1", 0, ssl=tls)
+    # asyncio sends small writes at once only on sockets that say that they are TCP.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    if receive_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    server = await asyncio.start_server(space.serve, sock=listener, ssl=tls)
     port = server.sockets[0].getsockname()[1]
     space.url = f"http{'s' if tls else ''}://127.0.0.1:{port}"
     try:

@@ -88,7 +88,7 @@ def test_documented_default(default: object, expected: object) -> None:
 
 @pytest.mark.usefixtures("idle_clock")  # set up first, so that it is undone last
 class TestDrain:
-    """Whatever is closed or left gives work in progress five seconds, and not more."""
+    """Whatever is closed or left gives work in progress five seconds."""
 
     @pytest.fixture
     async def hanging(self, space: SimulatedSpace) -> SimulatedSpace:
@@ -151,7 +151,7 @@ class TestDrain:
 
 @pytest.mark.usefixtures("idle_clock")
 class TestDeadline:
-    """How long a call waits at most, whatever it waits for."""
+    """A call waits no longer, whatever it waits for."""
 
     async def test_call_ends_after_45_seconds(self, space: SimulatedSpace, client_for: Any, idle_clock: Clock) -> None:
         client: StreamsClient = client_for(space, clock=idle_clock, rate_limiter=Closed(idle_clock))
@@ -188,11 +188,11 @@ class Closed:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
-    async def acquire(self, priority: Priority, timeout: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         await self.clock.sleep(timeout)
         return 1.0
 
-    async def wait_until_allowed(self, timeout: float) -> float:
+    async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         return 0.0
 
     def on_throttled(self, sent_at: float, retry_after: float | None) -> None:

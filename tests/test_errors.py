@@ -107,9 +107,7 @@ def test_every_class_of_the_tree_is_tested_here() -> None:
 
 @pytest.mark.parametrize("how", COPIERS.values(), ids=COPIERS)
 @pytest.mark.parametrize("error", EXAMPLES, ids=each)
-def test_a_copy_knows_all_that_the_original_knows(
-    error: StreamsError, how: Callable[[StreamsError], StreamsError]
-) -> None:
+def test_copied_error_keeps_attributes(error: StreamsError, how: Callable[[StreamsError], StreamsError]) -> None:
     """An error that crosses a process boundary, or is copied, keeps its class and every attribute."""
     twin = how(error)
     assert type(twin) is type(error)
@@ -119,7 +117,7 @@ def test_a_copy_knows_all_that_the_original_knows(
 
 
 @pytest.mark.parametrize("how", COPIERS.values(), ids=COPIERS)
-def test_a_copy_keeps_what_was_learnt_after_the_error_was_made(how: Callable[[StreamsError], StreamsError]) -> None:
+def test_copied_error_keeps_later_attributes(how: Callable[[StreamsError], StreamsError]) -> None:
     """Attributes that were set later survive copying as well."""
     error = ApiError("HTTP 400", status=400)
     error.sent, error.attempts, error.retry_after, error.request_id = "yes", 4, 2.0, "req-9"
@@ -128,7 +126,7 @@ def test_a_copy_keeps_what_was_learnt_after_the_error_was_made(how: Callable[[St
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=each)
-def test_what_is_shown_is_the_message(error: StreamsError) -> None:
+def test_str_is_message(error: StreamsError) -> None:
     """``str`` of an error is its one line, whatever else it carries."""
     assert str(error) == COMMON["message"]
     assert f"{error}".splitlines() == [COMMON["message"]]
@@ -172,7 +170,7 @@ def test_the_tree(kind: type[StreamsError], parents: tuple[type[Exception], ...]
 
 
 @pytest.mark.parametrize("kind", [StreamOutcomeUnknownError, MalformedResponseError, TransportError, ApiError])
-def test_the_branches_do_not_catch_each_other(kind: type[StreamsError]) -> None:
+def test_error_branches_are_disjoint(kind: type[StreamsError]) -> None:
     """An unknown outcome, an unreadable answer, no answer and a refusal are four different things."""
     others = {StreamOutcomeUnknownError, MalformedResponseError, TransportError, ApiError} - {kind}
     assert not issubclass(kind, tuple(others))
@@ -189,7 +187,7 @@ def test_errors_can_be_raised_from_another(error: StreamsError) -> None:
     assert error.__cause__ is cause
 
 
-def test_equal_words_do_not_make_equal_errors() -> None:
+def test_errors_with_equal_messages_differ() -> None:
     """Two errors are the same only when they are one object, so they can be kept in a set."""
     one, other = StreamsError("x"), StreamsError("x")
     assert one != other
@@ -197,12 +195,12 @@ def test_equal_words_do_not_make_equal_errors() -> None:
 
 
 @pytest.mark.parametrize("kind", [type(error) for error in EXAMPLES], ids=lambda kind: kind.__name__)
-def test_an_error_without_evidence_claims_none(kind: type[StreamsError]) -> None:
+def test_error_defaults(kind: type[StreamsError]) -> None:
     """A bare error says that nothing was sent, after no attempt, and knows no time to wait."""
     error = kind("x")
     assert (error.sent, error.attempts, error.retry_after, error.request_id) == ("no", 0, None, None)
 
 
-def test_the_phases_in_their_order() -> None:
-    """The phases of an attempt are told in the order in which they are passed."""
+def test_phases_in_their_order() -> None:
+    """The phases of an attempt are in the order in which they occur."""
     assert [phase.value for phase in Phase] == ["queued", "connecting", "writing", "waiting", "answered"]

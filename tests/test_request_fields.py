@@ -95,7 +95,7 @@ def test_each_hidden_field_is_named_as_a_secret(model: type[Start]) -> None:
 
 
 @each_form
-async def test_a_journal_keeps_each_field(
+async def test_journal_keeps_each_field(
     client: StreamsClient, tmp_path: Path, model: type[Start], sample: dict[str, Any]
 ) -> None:
     request = request_of(model, sample, "target")
@@ -106,7 +106,7 @@ async def test_a_journal_keeps_each_field(
 
 
 @each_form
-def test_a_fleet_keeps_each_field(model: type[Start], sample: dict[str, Any]) -> None:
+def test_fleet_keeps_each_field(model: type[Start], sample: dict[str, Any]) -> None:
     request = request_of(model, sample, "target")
     batch = [records.PlannedItem(PlannedRequest.from_request(request), records.Evidence.IN_DOUBT)]
     [read] = records.read_batch(records.write_batch(batch))
@@ -115,7 +115,7 @@ def test_a_fleet_keeps_each_field(model: type[Start], sample: dict[str, Any]) ->
 
 
 @each_form
-async def test_a_space_gets_each_field(
+async def test_space_receives_each_field(
     client: StreamsClient, space: SimulatedSpace, model: type[Start], sample: dict[str, Any]
 ) -> None:
     """What is sent is what the simulated Space has."""
@@ -166,7 +166,7 @@ def as_json(model: type[Start], sample: dict[str, Any]) -> str:
 
 @each_form
 @pytest.mark.parametrize("form", [as_csv, as_json])
-async def test_a_file_of_targets_says_each_field(
+async def test_file_of_targets_sets_each_field(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: type[Start], sample: dict[str, Any], form: Any
 ) -> None:
     """A dry run writes each, and of a secret that it is there."""
@@ -195,7 +195,7 @@ def as_options(sample: dict[str, Any], folder: Path) -> list[str]:
 
 
 @each_form
-async def test_the_options_say_each_field(
+async def test_command_line_options_set_each_field(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: type[Start], sample: dict[str, Any]
 ) -> None:
     targets = tmp_path / "targets"
@@ -207,7 +207,7 @@ async def test_the_options_say_each_field(
 
 
 @each_form
-async def test_a_single_start_takes_each_option(
+async def test_single_start_takes_each_option(
     space: SimulatedSpace,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -237,7 +237,7 @@ async def test_a_single_start_takes_each_option(
         CallStream(call_sid="target", sid="s", api_version="v", error_code="e"),
     ],
 )
-def test_a_fleet_keeps_each_field_of_an_outcome(stream: ConferenceStream | CallStream) -> None:
+def test_fleet_keeps_each_field_of_an_outcome(stream: ConferenceStream | CallStream) -> None:
     """A stream comes back as it was; only keys that nobody knows are left out."""
     model = StartConferenceStream if isinstance(stream, ConferenceStream) else StartCallStream
     request = request_of(model, {"url": SAMPLES["url"]}, "target")

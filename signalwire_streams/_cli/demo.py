@@ -416,7 +416,11 @@ class Report:
 def _in_words(attempt: Attempt) -> str:
     if attempt.result is AttemptResult.NO_RESPONSE:
         return "no answer, connection reset"
-    return f"HTTP {attempt.status}: {attempt.result}" if attempt.status is not None else str(attempt.result)
+    return (
+        f"HTTP {attempt.status}: {attempt.result.description}"
+        if attempt.status is not None
+        else attempt.result.description
+    )
 
 
 def _percentiles(report: BulkReport) -> Mapping[str, float]:

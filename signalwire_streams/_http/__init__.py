@@ -1,1 +1,1 @@
-"""Values to HTTP and back, without I/O: paths, form fields, JSON, error bodies."""
+"""HTTP: requests, responses and errors, the aiohttp session, and one attempt over it."""

@@ -1,4 +1,4 @@
-"""Who is asking, and where: the project, its token, and the Space, as they are written on the wire."""
+"""The account: project, API token and Space, checked and in the form that requests need."""
 
 import re
 from base64 import b64encode
@@ -30,9 +30,7 @@ class Account:
     Attributes:
         origin: scheme, host and port of the Space.
         prefix: a path in front of the API, where a proxy puts one; otherwise empty.
-        sid: the project id.
-        token: the API token.
-        secrets: what must never be shown: the token, bare and as the header spells it.
+        secrets: what must never be shown: the token, bare and as the header has it.
     """
 
     origin: str
@@ -52,22 +50,22 @@ class Account:
 
     @property
     def authorization(self) -> str:
-        """The value of the ``Authorization`` header."""
         return Secret("Basic " + b64encode(f"{self.sid}:{self.token}".encode()).decode("ascii"))
 
     def path(self, *segments: str) -> str:
-        """Build a path below this account; each segment is percent-encoded."""
+        """Return a path below this account; each segment is percent-encoded."""
         return self._root + "/".join(
             [segment if needs_no_escaping(segment) else quote(segment, safe="@:") for segment in segments]
         )
 
     def same_host_path(self, uri: str) -> str:
-        """Return the path and query of a next page's address exactly as the Space wrote them, without a fragment.
+        """Return the path and query of a next page's address as the Space wrote them, without a fragment.
 
-        Accepted are a path from the host's root, and an address with this Space's own scheme, host and port.
+        A path below the API's root gets this account's prefix. Accepted are a path from the host's root, and an
+        address with this Space's own scheme, host and port.
 
         Raises:
-            MalformedResponseError: it leads to another host, or is no such address; the message quotes it.
+            MalformedResponseError: it leads to another host, or is not a valid address; the message quotes it.
         """
         if not all("!" <= character <= "~" for character in uri):
             raise self._bad_next_page(uri, "holds blanks or is not ASCII")
@@ -81,7 +79,8 @@ class Account:
             path = address[found.end() :]
         if not path.startswith("/") or path.startswith("//"):
             raise self._bad_next_page(uri, "is not a path from the host's root")
-        return path
+        # The Space does not know of the prefix that a proxy in front of it takes away.
+        return self.prefix + path if path.startswith(f"{API_ROOT}/") else path
 
     def _check_same_origin(self, uri: str, scheme: str, netloc: str) -> None:
         if "@" in netloc:
@@ -90,7 +89,7 @@ class Account:
             theirs, ours = urlsplit(f"{scheme}://{netloc}"), urlsplit(self.origin)
             origin = _origin(theirs)
         except ValueError:
-            raise self._bad_next_page(uri, "is no address") from None
+            raise self._bad_next_page(uri, "is not a valid address") from None
         if origin == self.origin:
             return
         differs = "host" if theirs.hostname != ours.hostname else "scheme" if theirs.scheme != ours.scheme else "port"
@@ -103,16 +102,16 @@ class Account:
 
 
 def find_account(*, space: str | None, base_url: str | None, project: str | None, token: str | None) -> Account:
-    """Make an account of what the caller wrote.
+    """Return the account that a caller's settings name.
 
     Args:
         space: a Space's name (``example``), its host (``example.signalwire.com``), or a base URL.
         base_url: a base URL, instead of ``space``: https, or plain http to this very machine.
-        project: the project id.
+        project: the Project ID.
         token: the API token.
 
     Raises:
-        InvalidRequestError: something is missing or can't be right; the message says what to write instead.
+        InvalidRequestError: a setting is missing or invalid; the message says what to write instead.
     """
     for what, value in {"project": project, "token": token, "space": space, "base_url": base_url}.items():
         if value is not None and not isinstance(value, str):
@@ -150,7 +149,7 @@ def _space_url(space: str) -> str:
 
 
 def _origin(parts: SplitResult) -> str:
-    """Return scheme, host and port in one form, however an address writes them."""
+    """Return scheme, host and port in one canonical form."""
     host = (parts.hostname or "").removesuffix(".")
     address = _ip_address(host)
     if isinstance(address, IPv6Address):
@@ -168,7 +167,7 @@ def _split(url: str) -> SplitResult:
 
 
 def _fault_of(url: str) -> str | None:
-    # A function of its own: its variables hold what the address should not have, and no traceback leads into it.
+    # A separate function, because its variables may hold a password and no traceback leads into it.
     shown = redact_url(url)
     try:
         parts = urlsplit(url)
@@ -177,16 +176,16 @@ def _fault_of(url: str) -> str | None:
         host, port, parts = None, None, urlsplit("")
     is_text = url.isascii() and url.isprintable() and " " not in url
     if not host or not is_text or port == 0 or not _NETLOC.fullmatch(parts.netloc.rpartition("@")[2]):
-        return f"{shown!r} is no Space: write its name, such as 'example', or 'https://host'"
+        return f"{shown!r} is not a Space: write its name, such as 'example', or 'https://host'"
     if parts.username is not None:
         return "the base URL carries a user and password: pass project= and token= instead"
     if parts.query or parts.fragment:
         return f"{shown!r} must be a bare address: leave out what follows the '?' or '#'"
     advice = "https://" + (f"[{host}]" if ":" in host else host)
     if parts.scheme == "http" and not _is_loopback(host):
-        return f"plain http would send the token readable to all: write '{advice}'"
+        return f"plain http would send the token unencrypted: write '{advice}'"
     if parts.scheme not in _STANDARD_PORTS:
-        return f"{shown!r} is no web address: write '{advice}'"
+        return f"{shown!r} is not a web address: write '{advice}'"
     return None
 
 

@@ -1,17 +1,17 @@
-"""One attempt on one connection: when its bytes are written, and whether an answer can be its own.
+"""One attempt on one connection: when its bytes are written, and whether a response can be its own.
 
-aiohttp hands out a kept-alive connection even if an answer that nobody asked for has already arrived on it, and takes
-the first answer that it reads for the answer to the request, be that written or not. So the connection is checked
-before the request is written and watched until then, and an answer counts only once all of the request has been
-written. A part of a head that the parser took earlier leaves no trace but one: it ends in the status line of the true
-answer.
+aiohttp hands out a kept-alive connection even if a response that nobody asked for has already arrived on it, and takes
+the first response that it reads for the response to the request, be that written or not. So the connection is checked
+before the request is written and watched until then, and a response counts only once all of the request has left.
 """
 
 import asyncio
 import re
 import select
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -19,7 +19,6 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
 from aiohttp.payload import BytesPayload
-from attrs import define, field
 
 from signalwire_streams._http.deadlines import Deadline
 from signalwire_streams._http.messages import CallState
@@ -28,107 +27,82 @@ from signalwire_streams.errors import Phase
 FORM = "application/x-www-form-urlencoded"
 _ONE_WRITE = 64 * 1024
 _READING_TURNS = 4  # turns of the loop within which it reads what has arrived
-_MOST_OVERHEAD = 256 * 1024  # bytes of a head or of trailers; aiohttp limits only each line and their number
-_STATUS_LINE = re.compile(r"HTTP/1\.[01] \d{3}(?: |$)")
+_MAX_OVERHEAD = 256 * 1024  # bytes of a head or of trailers; aiohttp limits only each line and their number
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})(?: |$)")
+_RECORD_HEADER, _RECORD_TAG, _RECORD_NONCE = 5, 16, 8  # bytes of a TLS record besides its content
+_TLS_PROTOCOL = "_ssl_protocol"  # asyncio's; on event loops that hide it, what needs it is not checked
+_NO_TLS = object()
 _CLOSED = "the other end closed the kept-alive connection"
 _poll = getattr(select, "poll", None)  # not on Windows
 
 
 class UnaskedAnswerError(aiohttp.ClientConnectionError):
-    """Data arrived before the request was sent, so no answer on this connection can be trusted."""
+    """Data arrived before the request was sent, so no response on this connection can be trusted."""
 
 
 class SilentResendError(aiohttp.ClientError):
-    """Stands for an error after which aiohttp would repeat a GET itself, unknown to the retry and its counting."""
+    """Replaces an error after which aiohttp would repeat a GET itself, unknown to the retry and its counting."""
 
 
 class RepeatedRequestError(aiohttp.ClientError):
     """The session sent a request again that was written already, unknown to the retry and its counting."""
 
 
-@define(eq=False)
 class AttemptGuard:
-    """Client middleware for one attempt: records its phase, and rejects an answer that belongs to another request.
+    """aiohttp client middleware that records the phase of one attempt and rejects another request's response."""
 
-    Attributes:
-        progress: where the phase is recorded.
-        limit: what ends the attempt.
-        read_timeout: seconds to wait for the answer once the request is written, and for each piece of it.
-        is_read: True for a GET, which has no body.
-        headers: set on the request whatever else has set them, such as an entry in netrc.
-        ends_at: when the attempt ends, whatever it does.
-        transport: the connection, once there is one.
-    """
-
-    progress: CallState
-    limit: Deadline
-    read_timeout: float
-    is_read: bool
-    headers: Mapping[str, str] | None = field(init=False, default=None, repr=False)
-    ends_at: float = field(init=False)
-    _wrappers: list["_ProtocolWrapper"] = field(init=False, factory=list, repr=False)
-    _protocol: ResponseHandler | None = field(init=False, default=None)
-    _writer: AbstractStreamWriter | None = field(init=False, default=None)
-    transport: asyncio.Transport | None = field(init=False, default=None)
-
-    def __attrs_post_init__(self) -> None:
-        self.ends_at = self.limit.ends_at
+    def __init__(self, *, state: CallState, deadline: Deadline, read_timeout: float, is_read: bool) -> None:
+        self.state = state
+        self.read_timeout = read_timeout
+        self.transport: asyncio.Transport | None = None
+        self.headers: Mapping[str, str] | None = None  # set on the request after netrc and the like
+        self._deadline = deadline
+        self._ends_at = deadline.ends_at
+        self._is_read = is_read  # a GET, which has no body
+        self._protocol: ResponseHandler | None = None
+        self._wrappers: list[_ProtocolWrapper] = []
+        self._writer: AbstractStreamWriter | None = None
 
     def allow(self, seconds: float) -> None:
         """Limit the next step to *seconds*, within the limit of the whole attempt."""
-        self.limit.end_at(min(self.ends_at, asyncio.get_running_loop().time() + seconds))
+        self._deadline.end_at(min(self._ends_at, asyncio.get_running_loop().time() + seconds))
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Send the request, and return its answer."""
         self._check_not_written()
         if self.headers is not None:
             request.headers.update(self.headers)
         # The only place where the connection is known and nothing is written yet; aiohttp looks it up on the instance.
-        request.send = partial(self.send, request.send)  # type: ignore[method-assign]
+        request.send = partial(self._send, request.send)  # type: ignore[method-assign]
         response = None
         try:
             response = await handler(request)
         except aiohttp.ClientConnectorError:
             raise
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            if self.is_read:
+            if self._is_read:
                 raise SilentResendError from error
             raise
         finally:
             for wrapper in self._wrappers:
                 wrapper.limit_body_of(response)
-        transport = self.transport
-        if (
-            self.progress.phase is not Phase.WAITING
-            or (transport is not None and transport.get_write_buffer_size())
-            or _has_status_line(response)
-        ):
+        if self.state.phase is not Phase.WAITING or _unsent_bytes(self.transport) or _has_foreign_head(response):
             response.close()
             raise UnaskedAnswerError
-        self.progress.phase = Phase.ANSWERED
+        self.state.phase = Phase.ANSWERED
         return response
 
-    async def send(
+    async def _send(
         self, send: Callable[[Connection], Awaitable[aiohttp.ClientResponse]], conn: Connection
     ) -> aiohttp.ClientResponse:
-        """Send the request on a connection, unless something has arrived on it.
-
-        Args:
-            send: aiohttp's own method.
-            conn: the connection.
-
-        Raises:
-            aiohttp.ClientConnectionError: the request must not be written to this connection.
-        """
         self._protocol, self.transport = conn.protocol, conn.transport
         if self._protocol is None or self.transport is None:
             raise aiohttp.ClientConnectionResetError(_CLOSED)
         self._wrappers.append(_ProtocolWrapper(self, self._protocol, self.transport))
         await self._check_connection()
         response = await send(conn)
-        if self.is_read:
+        if self._is_read:
             self.written(in_one_write=True)
         return response
 
@@ -142,12 +116,12 @@ class AttemptGuard:
         await self._check_connection()
         self._check_not_written()
         self._writer = writer
-        self.progress.phase = Phase.WRITING
+        self.state.phase = Phase.WRITING
 
     def not_written(self) -> None:
         """Correct the phase if nothing is written, at a time from which on nothing can be."""
-        if self.progress.phase is Phase.WRITING and self._writer is not None and not self._writer.output_size:
-            self.progress.phase = Phase.CONNECTING
+        if self.state.phase is Phase.WRITING and self._writer is not None and not self._writer.output_size:
+            self.state.phase = Phase.CONNECTING
 
     def written(self, *, in_one_write: bool) -> None:
         """Record that all of the request is written.
@@ -157,9 +131,9 @@ class AttemptGuard:
                 transport at once: then the kernel took none, and the kept-alive connection was dead.
         """
         if in_one_write and (self.transport is None or self.transport.is_closing()):
-            self.progress.phase = Phase.CONNECTING
+            self.state.phase = Phase.CONNECTING
         else:
-            self.progress.phase = Phase.WAITING
+            self.state.phase = Phase.WAITING
             self.allow(self.read_timeout)
 
     def _is_unfit(self) -> bool:
@@ -169,7 +143,7 @@ class AttemptGuard:
             or transport is None
             or transport.is_closing()
             or protocol.should_close
-            or self.limit.ends_at < asyncio.get_running_loop().time()
+            or self._deadline.ends_at < asyncio.get_running_loop().time()
         )
 
     def _has_data(self) -> bool:
@@ -182,7 +156,7 @@ class AttemptGuard:
         return bool(poll.poll(0))
 
     def _check_not_written(self) -> None:
-        if self.progress.phase is not Phase.CONNECTING:
+        if self.state.phase is not Phase.CONNECTING:
             raise RepeatedRequestError
 
     async def _check_connection(self) -> None:
@@ -203,52 +177,73 @@ class AttemptGuard:
             raise UnaskedAnswerError
 
 
-@define(eq=False)
 class _ProtocolWrapper(asyncio.Protocol):
-    """Receives what arrives until the answer is complete, and hands it on to aiohttp's protocol.
+    """Receives what arrives until the response is complete, and passes it on to aiohttp's protocol.
 
     It aborts the connection if data arrives before the request is written, or if too much of it is no body: heads,
     trailers, chunk extensions. A TLS session ticket is not data. Some event loops look methods up once, so replacing
     them on aiohttp's protocol is not enough.
+
+    A part of a TLS record may arrive before the request is written; it shows only when the rest has arrived. Then more
+    was decrypted since the request than arrived since.
     """
 
-    _guard: AttemptGuard
-    _protocol: ResponseHandler
-    _transport: asyncio.Transport
-    _received: int = field(init=False, default=0)
-    _body: aiohttp.StreamReader | None = field(init=False, default=None)
-    _body_bytes: int = field(init=False, default=0)
+    def __init__(self, guard: AttemptGuard, protocol: ResponseHandler, transport: asyncio.Transport) -> None:
+        self._guard = guard
+        self._protocol = protocol
+        self._transport = transport
+        self._overhead = 0
+        self._body: aiohttp.StreamReader | None = None
+        self._body_bytes = 0
+        self._removed = False
+        transport.set_protocol(self)
+        self._tls: Any = getattr(transport, _TLS_PROTOCOL, None)
+        self._decrypted = self._encrypted = 0
+        if self._tls is not None:
+            self._encrypted = -_record_overhead(transport.get_extra_info("ssl_object"))
+            self._tls.buffer_updated = partial(self._count_encrypted, self._tls.buffer_updated)
 
-    def __attrs_post_init__(self) -> None:
-        self._transport.set_protocol(self)
+    def _count_encrypted(self, buffer_updated: Callable[[int], None], size: int) -> None:
+        if self._guard.state.phase in {Phase.WRITING, Phase.WAITING, Phase.ANSWERED}:
+            self._encrypted += size
+        buffer_updated(size)
 
     def limit_body_of(self, response: aiohttp.ClientResponse | None) -> None:
         """Limit what comes without any of the body, or stop if there is no response or all of it is there."""
-        self._body, self._received = response.content if response is not None else None, 0
+        self._body, self._overhead = response.content if response is not None else None, 0
         if self._body is None or self._body.is_eof():
             self._remove()
 
     def _remove(self) -> None:
+        self._removed = True
+        if getattr(self._transport, _TLS_PROTOCOL, self) is None:
+            return  # closed; its connection_lost is still to come
         if self._transport.get_protocol() is self:
             self._transport.set_protocol(self._protocol)
+            if self._tls is not None:
+                del self._tls.buffer_updated
 
     def data_received(self, data: bytes) -> None:
         body = self._body
-        if body is None and self._guard.progress.phase is not Phase.WAITING:
+        if body is None and self._guard.state.phase is not Phase.WAITING:
             self._guard.not_written()
             self._refuse(UnaskedAnswerError())
             return
+        self._decrypted += len(data)
+        if self._tls is not None and self._decrypted > self._encrypted:
+            self._refuse(UnaskedAnswerError())
+            return
         self._protocol.data_received(data)
-        self._received += len(data)
+        self._overhead += len(data)
         if body is None:
             complete = self._protocol.should_close  # it has read a head
         else:
             complete = body.is_eof()
             if body.total_bytes != self._body_bytes:
-                self._body_bytes, self._received = body.total_bytes, 0
+                self._body_bytes, self._overhead = body.total_bytes, 0
             if complete:
                 self._remove()
-        if self._received > _MOST_OVERHEAD and not complete:
+        if self._overhead > _MAX_OVERHEAD and not complete:
             self._refuse(HttpProcessingError(code=400, message="the head is too long"))
 
     def eof_received(self) -> None:
@@ -256,7 +251,8 @@ class _ProtocolWrapper(asyncio.Protocol):
         self._protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._guard.not_written()
+        if not self._removed:  # else the phase is that of a later attempt
+            self._guard.not_written()
         self._protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -270,8 +266,32 @@ class _ProtocolWrapper(asyncio.Protocol):
         self._transport.abort()
 
 
-def _has_status_line(response: aiohttp.ClientResponse) -> bool:
-    return any(_STATUS_LINE.search(text) for text in (response.reason or "", *response.headers.values()))
+def _unsent_bytes(transport: asyncio.Transport | None) -> int:
+    """Return how much of the request waits in this process; below TLS is another transport with its own buffer."""
+    size = 0
+    # asyncio drops the protocol of a TLS transport that is closed.
+    while transport is not None and (tls := getattr(transport, _TLS_PROTOCOL, _NO_TLS)) is not None:
+        size += transport.get_write_buffer_size()
+        transport = getattr(tls, "_transport", None)
+    return size
+
+
+def _record_overhead(tls: ssl.SSLObject) -> int:
+    """Return by how many bytes a TLS record is at least longer than its content."""
+    cipher, version, _ = tls.cipher() or ("", "", 0)
+    extra = 1 if version == "TLSv1.3" else _RECORD_NONCE if "GCM" in cipher else 0
+    return _RECORD_HEADER + _RECORD_TAG + extra
+
+
+def _has_foreign_head(response: aiohttp.ClientResponse) -> bool:
+    """Return True if the head begins with a part of another one, so that the response's status line ended up within it.
+
+    A gateway may quote a status line in a header of its own; then it is that of the response.
+    """
+    if _STATUS_LINE.search((response.reason or "").encode("utf-8", "surrogateescape")):
+        return True
+    quoted = (_STATUS_LINE.search(value) for _, value in response.raw_headers)
+    return any(int(line[1]) != response.status for line in quoted if line is not None)
 
 
 class GuardedPayload(BytesPayload):

@@ -1,10 +1,10 @@
-"""Time limits of many calls over one timer of the loop, since nearly all of them end long before it rings."""
+"""Time limits of many calls over one timer of the loop, since nearly all of them end long before it fires."""
 
 import asyncio
 from types import TracebackType
 from typing import Self, cast
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from signalwire_streams.models._validation import validate_seconds
 
@@ -19,8 +19,8 @@ class Timeouts:
 
     Attributes:
         connect: DNS, TCP and TLS together.
-        read: between two pieces of an answer.
-        attempt: the whole attempt, once it has a connection slot and the pacer's leave.
+        read: between two pieces of a response.
+        attempt: the whole attempt, once it has a connection slot and a rate-limit token.
     """
 
     connect: float = field(default=5.0, validator=validate_seconds)
@@ -28,21 +28,18 @@ class Timeouts:
     attempt: float = field(default=20.0, validator=validate_seconds)
 
 
-@define(eq=False)
 class Deadline:
-    """Ends the block that runs within it when its time is up: ``with limits.within(5.0) as limit``.
+    """Cancels the block that runs within it when its time is up, and raises TimeoutError, as ``asyncio.timeout`` does.
 
-    It raises TimeoutError then, as ``asyncio.timeout`` does.
-
-    Attributes:
-        ends_at: when, on the loop's clock.
+    Made by `DeadlineTimer.within`: ``with timer.within(5.0) as deadline``.
     """
 
-    _timer: "DeadlineTimer"
-    ends_at: float
-    _task: "asyncio.Task[object]" = field(init=False)
-    _cancelling: int = field(init=False)
-    _expired: bool = field(init=False, default=False)
+    def __init__(self, timer: "DeadlineTimer", ends_at: float) -> None:
+        self.ends_at = ends_at  # on the loop's clock
+        self.expired = False
+        self._timer = timer
+        self._task: asyncio.Task[object]
+        self._cancelling = 0
 
     def __enter__(self) -> Self:
         self._task = cast("asyncio.Task[object]", asyncio.current_task())  # a coroutine runs in one
@@ -54,74 +51,66 @@ class Deadline:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._timer.remove(self)
-        if self._expired:
-            # Whoever else cancelled this task is not to be disappointed.
+        if self.expired:
+            # A cancellation by somebody else must still reach the task.
             own = self._task.uncancel() <= self._cancelling
             if own and kind is asyncio.CancelledError:
                 raise TimeoutError from error
 
-    @property
-    def expired(self) -> bool:
-        """Whether the time was up before the block ended."""
-        return self._expired
-
     def end_at(self, moment: float) -> None:
-        """End at another time."""
         self.ends_at = moment
         self._timer.expect(moment)
 
     def expire(self) -> None:
         """End the block now."""
-        if not self._expired:
-            self._expired = True
+        if not self.expired:
+            self.expired = True
             self._task.cancel()
 
 
-@define(eq=False)
 class DeadlineTimer:
-    """The time limits that run now, in one event loop."""
+    """The deadlines that run now, in one event loop."""
 
-    _running: dict[Deadline, None] = field(init=False, factory=dict)
-    _timer: asyncio.TimerHandle | None = field(init=False, default=None)
-    _rings_at: float = field(init=False, default=_NEVER)
+    def __init__(self) -> None:
+        self._running: dict[Deadline, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._fires_at = _NEVER
 
     def within(self, seconds: float | None) -> Deadline:
-        """Give a limit of so many seconds from now; of None, one that ends only when told to."""
+        """Return a deadline this many seconds from now; with None, one that only `Deadline.expire` ends."""
         return Deadline(self, _NEVER if seconds is None else asyncio.get_running_loop().time() + seconds)
 
-    def add(self, limit: Deadline) -> None:
-        """Watch a limit."""
-        self._running[limit] = None
-        if limit.ends_at < self._rings_at:
-            self.expect(limit.ends_at)
+    def add(self, deadline: Deadline) -> None:
+        self._running[deadline] = None
+        if deadline.ends_at < self._fires_at:
+            self.expect(deadline.ends_at)
 
-    def remove(self, limit: Deadline) -> None:
-        """Watch a limit no longer. The timer is left as it is: another limit will soon need it."""
-        self._running.pop(limit, None)
+    def remove(self, deadline: Deadline) -> None:
+        # The timer is left as it is: another deadline will soon need it.
+        self._running.pop(deadline, None)
 
     def expect(self, moment: float) -> None:
-        """Ring no later than then."""
-        if moment >= self._rings_at:
+        """Fire no later than *moment*."""
+        if moment >= self._fires_at:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._rings_at = moment
-        self._timer = asyncio.get_running_loop().call_at(moment, self._ring)
+        self._fires_at = moment
+        self._timer = asyncio.get_running_loop().call_at(moment, self._fire)
 
     def close(self) -> None:
-        """Take the timer back."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer, self._rings_at = None, _NEVER
+            self._timer, self._fires_at = None, _NEVER
 
-    def _ring(self) -> None:
+    def _fire(self) -> None:
         now = asyncio.get_running_loop().time()
-        self._timer, self._rings_at = None, _NEVER
+        self._timer, self._fires_at = None, _NEVER
         following = _NEVER
-        for limit in list(self._running):
-            if limit.ends_at <= now:
-                limit.expire()
-            elif limit.ends_at < following:
-                following = limit.ends_at
+        for deadline in list(self._running):
+            if deadline.ends_at <= now:
+                deadline.expire()
+            elif deadline.ends_at < following:
+                following = deadline.ends_at
         if following < _NEVER:
             self.expect(following)

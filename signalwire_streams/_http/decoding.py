@@ -1,10 +1,12 @@
-"""JSON to values: tolerant, because a started stream must never be lost to an unreadable detail.
+"""JSON to values, and what a response means for its request.
 
-A key that is missing or of the wrong type becomes None, a word that no vocabulary knows stays a ``str``, a
-key that nobody knows is kept in ``extra``. Only an id must be there.
+Decoding is tolerant, because a started stream must never be lost to an unreadable detail: a key that is missing or of
+the wrong type becomes None, an unknown status stays a ``str``, an unknown key is kept in ``extra``. Only an id is
+required.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import cache, partial
@@ -43,8 +45,8 @@ _RENAMES = {
     "end_time_text": "end_time",
 }
 IDS = frozenset({"sid", "call_sid"})
-"""Keys under which an answer has an id; under any other that is expected, it has a list."""
-# What the client knows of a stream, and no answer says.
+"""Keys that hold an id; any other required key holds a list."""
+# Known to the client only, whatever a response says.
 _OURS = {"ambiguous": False, "already_started": False, "already_ended": False}
 
 
@@ -110,12 +112,12 @@ def _converter() -> Converter:
     return converter
 
 
-# Called by hand: looking a hook up takes the converter as long as the hook takes.
+# Not looked up in the converter, which takes as long as the hook itself.
 _HOOKS: dict[type, tuple[_Hook, frozenset[str]]] = {}
 
 
 def _make_hook(model: type[Any]) -> tuple[_Hook, frozenset[str]]:
-    """Make what structures a model; with it go the keys that it knows."""
+    """Return the function that structures a model, and the keys that the model knows."""
     names = {attribute.name: _RENAMES.get(attribute.name, attribute.name) for attribute in fields(model)}
     overrides: dict[str, Any] = {name: override(rename=key) for name, key in names.items()}
     known = frozenset(key for name, key in names.items() if name not in _OURS and name != "extra")
@@ -131,7 +133,7 @@ def _structure(document: Mapping[str, object], model: type[_Value], ours: Mappin
 
 
 def has_key(document: object, key: str) -> bool:
-    """Tell whether an answer has what it is read for: an id that can stand in a path, or a list."""
+    """Return True if a response has what it is read for: an id that can be part of a path, or a list."""
     found = document.get(key) if isinstance(document, dict) else None
     if key not in IDS:
         return isinstance(found, list)
@@ -140,28 +142,19 @@ def has_key(document: object, key: str) -> bool:
 
 
 def differs(document: Mapping[str, object], key: str, asked: str) -> bool:
-    """Return True if a document has another value under a key than was asked for; upper and lower case are the same.
-
-    A key that is missing or null does not differ. A list or an object does.
-    """
+    """Return True if a key has another value than was asked for, whatever its case; null does not differ."""
     found = document.get(key)
     return found is not None and found != asked and not has_text(document, key, asked)
 
 
 def has_text(document: Mapping[str, object], key: str, asked: str) -> bool:
-    """Return True if a document has a text under a key; upper and lower case are the same."""
+    """Return True if a key has this text, in any case."""
     found = _text(document.get(key), None)
     return found is not None and found.casefold() == asked.casefold()
 
 
 def read_stream(document: object, model: type[_Value], asked: Mapping[str, object]) -> _Value:
-    """Structure the answer to a start or a stop.
-
-    Args:
-        document: the decoded JSON.
-        model: `ConferenceStream` or `CallStream`.
-        asked: what is known without the answer, the target's sid among it; it goes before the answer.
-    """
+    """Structure the response to a start or a stop; *asked* is what is known without it, and takes precedence."""
     return _structure(document if isinstance(document, dict) else {}, model, {**_OURS, **asked})
 
 
@@ -180,12 +173,7 @@ def read_item(document: object, model: type[_Value]) -> _Value:
 
 
 def read_page(document: object, model: type[_Value], key: str) -> Page[_Value]:
-    """Structure one page of a list.
-
-    Args:
-        document: the decoded JSON.
-        model: what the list holds.
-        key: under which key the list is.
+    """Structure one page of a list, whose items are under *key*.
 
     Raises:
         MalformedResponseError: there is no list, an item in it has no id, or the next page's address is no text.
@@ -214,7 +202,7 @@ def _next_page(value: object) -> str | None:
 # Source: https://signalwire.com/docs/compatibility-api/rest/error-codes
 _INTERNAL_ERROR = 20504
 
-_BY_STATUS = {
+_BY_STATUS: Mapping[int, AttemptResult] = {
     HTTPStatus.UNAUTHORIZED: AttemptResult.FORBIDDEN,
     HTTPStatus.FORBIDDEN: AttemptResult.FORBIDDEN,
     HTTPStatus.REQUEST_TIMEOUT: AttemptResult.TRY_AGAIN,
@@ -222,32 +210,31 @@ _BY_STATUS = {
     HTTPStatus.TOO_MANY_REQUESTS: AttemptResult.THROTTLED,
 }
 _BY_CODE = {TOO_MANY_REQUESTS: AttemptResult.THROTTLED, _INTERNAL_ERROR: AttemptResult.SERVER_FAULT}
+# To the end where it has none, so that each byte is looked at once.
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 # A full page has some 3,000 objects and lists. A million of them holds the event loop for seconds.
-_MOST_CONTAINERS = 20_000
+_MAX_CONTAINERS = 20_000
 _OTHER_TARGET = {"conference_sid": "call_sid", "call_sid": "conference_sid"}
 _OTHER_HANDLE = {"sid": "name", "name": "sid"}
+_OTHER_STATUS = {
+    True: frozenset({StreamStatus.STOPPED}),
+    False: frozenset({StreamStatus.QUEUED, StreamStatus.IN_PROGRESS}),
+}
 _TEXT_STOPS = frozenset({Operation.STOP, Operation.STOP_BY_NAME})
 _OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
 
 def read_response(status: int, headers: Mapping[str, str], body: bytes, *, complete: bool) -> Response:
-    """Make a reply of what came over the wire.
-
-    Args:
-        status: the HTTP status.
-        headers: case-insensitive.
-        body: as far as it was read.
-        complete: False when the body broke off or was too long to be read whole.
-    """
+    """Return the response, decoded if its body is complete."""
     document = _decode(body) if complete and body else None
-    # Of an answer that is fine, nothing is asked; a 2xx may still carry the code for "too many requests".
+    # A 2xx may carry the API's error as well.
     fine = status < _REDIRECT and not (isinstance(document, dict) and document.keys() & {"code", "errors"})
     problem = None if fine else read_problem(document)
     return Response(status=status, headers=headers, body=body, complete=complete, document=document, problem=problem)
 
 
 def _decode(body: bytes) -> object:
-    if body.count(b"[") + body.count(b"{") > _MOST_CONTAINERS:
+    if _containers(body) > _MAX_CONTAINERS and _containers(_TEXT.sub(b"", body)) > _MAX_CONTAINERS:
         return None
     try:
         return json.loads(body)
@@ -255,90 +242,96 @@ def _decode(body: bytes) -> object:
         return None
 
 
-def contradiction(exchange: Request, reply: Response) -> str:
-    """Say in which key an answer names something else than was asked for, or return an empty string.
+def _containers(body: bytes) -> int:
+    return body.count(b"[") + body.count(b"{")
 
-    Such an answer belongs to another request: the connection delivers answers to the wrong ones. A refusal names
-    nothing, so one that arrives between a request's last byte and its own answer cannot be told from that answer.
 
-    Args:
-        exchange: what was asked for.
-        reply: what was answered.
+def confirms(request: Request, response: Response) -> bool:
+    """Return True if an answer names what was asked for: its target, or the name of its stream."""
+    document = response.document if isinstance(response.document, dict) else {}
+    named = request.echo.items() - {("account_sid", request.echo.get("account_sid"))}
+    return any(document.get(key) is not None and not differs(document, key, asked) for key, asked in named)
+
+
+def contradiction(request: Request, response: Response) -> str:
+    """Describe in which key a response differs from its request, or return an empty string.
+
+    Such a response belongs to another request: the connection delivers responses to the wrong ones. One that names
+    nothing, such as a refusal, cannot be told from the request's own if it arrives after the request's last byte: a
+    refusal is believed, and a start that is answered so is reported as ambiguous.
     """
-    document = reply.document
+    document = response.document
     if not isinstance(document, dict):
         return ""
-    listed = document.get(exchange.required_key) if exchange.required_key not in IDS else None
+    listed = document.get(request.required_key) if request.required_key not in IDS else None
     for entry in listed if isinstance(listed, list) else (document,):
-        key = _contradicted_key(exchange, entry) if isinstance(entry, dict) else ""
+        key = _contradicted_key(request, entry) if isinstance(entry, dict) else ""
         if key:
             return f"it names another {key}, so it answers another request"
     return ""
 
 
-def _contradicted_key(exchange: Request, entry: Mapping[str, object]) -> str:
-    for key, asked in exchange.echo.items():
-        if differs(entry, key, asked) and not _is_meant(exchange, entry, key):
+def _contradicted_key(request: Request, entry: Mapping[str, object]) -> str:
+    for key, asked in request.echo.items():
+        if differs(entry, key, asked) and not _is_meant(request, entry, key):
             return key
         # A conference's stream has no call_sid, and a call's no conference_sid.
-        other = _OTHER_TARGET.get(key) if exchange.operation is not Operation.READ else None
+        other = _OTHER_TARGET.get(key) if request.operation is not Operation.READ else None
         if other is not None and entry.get(key) is None and entry.get(other) is not None:
             return other
-    return ""
+    # The answer to a start that is repeated as that to a stop says that the stream runs, and the other way round.
+    status = _text(entry.get("status"), None)
+    wrong = _OTHER_STATUS[request.operation.is_start] if request.operation is not Operation.READ else ()
+    return "status" if status is not None and status.casefold() in wrong else ""
 
 
-def _is_meant(exchange: Request, entry: Mapping[str, object], key: str) -> bool:
+def _is_meant(request: Request, entry: Mapping[str, object], key: str) -> bool:
     """Return True if the text that a caller passed as a stream is its name instead of its sid, or the reverse."""
-    other = _OTHER_HANDLE.get(key) if exchange.operation in _TEXT_STOPS else None
-    return other is not None and has_text(entry, other, exchange.echo[key])
+    other = _OTHER_HANDLE.get(key) if request.operation in _TEXT_STOPS else None
+    return other is not None and has_text(entry, other, request.echo[key])
 
 
-def classify(exchange: Request, reply: Response) -> AttemptResult:
-    """Tell what an answer means for an exchange.
-
-    Args:
-        exchange: what was asked for.
-        reply: what was answered.
-    """
-    status = reply.status
+def classify(request: Request, response: Response) -> AttemptResult:
+    """Return what a response means for its request."""
+    status, problem = response.status, response.problem or Problem()
     if _OK <= status < _REDIRECT:
-        return _success(exchange, reply)
-    problem = reply.problem or Problem()
-    if status < _OK or status >= _NO_STATUS:
+        if has_key(response.document, request.required_key):
+            return AttemptResult.DONE
+        if request.operation.is_stop and not _may_confirm_stop(response):
+            return AttemptResult.MALFORMED
+        # A gateway may have replaced the status of the API's own error.
+        status = problem.status or status
+    if not _OK <= status < _NO_STATUS:
         return AttemptResult.MALFORMED
     if problem.code in _BY_CODE:
         return _BY_CODE[problem.code]
-    if status in _BY_STATUS:
-        return _BY_STATUS[HTTPStatus(status)]
+    if status < _REDIRECT:
+        return AttemptResult.ACCEPTED
+    return _BY_STATUS.get(status) or _refusal(request.operation, status, response, problem)
+
+
+def _may_confirm_stop(response: Response) -> bool:
+    """Return False for what is not the API's, such as a proxy's page."""
+    if response.complete:
+        return isinstance(response.document, dict) or not response.body.strip()
+    return response.body.strip()[:1] in {b"", b"{"} and "html" not in response.headers.get("Content-Type", "")
+
+
+def _refusal(operation: Operation, status: int, response: Response, problem: Problem) -> AttemptResult:
     if status >= _FAULT:
-        return _fault(status, reply, problem)
-    return AttemptResult.REDIRECTED if status < _REFUSED else _refusal(exchange.operation, status, problem)
-
-
-def _success(exchange: Request, reply: Response) -> AttemptResult:
-    if has_key(reply.document, exchange.required_key):
-        return AttemptResult.DONE
-    throttled = reply.problem is not None and reply.problem.code == TOO_MANY_REQUESTS
-    return AttemptResult.THROTTLED if throttled else AttemptResult.ACCEPTED
-
-
-def _fault(status: int, reply: Response, problem: Problem) -> AttemptResult:
-    # A 503 in the API's own words, or one that says when to come back, was refused before it was processed.
-    # A bare one comes from a proxy, and the Space behind it may have done the work.
-    said = problem.is_api or retry_after(reply.headers) is not None
-    return (
-        AttemptResult.UNAVAILABLE if status == HTTPStatus.SERVICE_UNAVAILABLE and said else AttemptResult.SERVER_FAULT
-    )
-
-
-def _refusal(kind: Operation, status: int, problem: Problem) -> AttemptResult:
-    if kind.is_start and problem.says_duplicate_name:
-        return AttemptResult.DUPLICATE_NAME
-    if kind.is_stop and problem.says_target_ended:
+        # A 503 in the API's own words, or one that says when to come back, was refused before it was processed.
+        # A bare one comes from a proxy, and the Space behind it may have done the work.
+        refused = problem.is_api or retry_after(response.headers) is not None
+        unavailable = status == HTTPStatus.SERVICE_UNAVAILABLE and refused
+        return AttemptResult.UNAVAILABLE if unavailable else AttemptResult.SERVER_FAULT
+    if status < _REFUSED:
+        return AttemptResult.REDIRECTED
+    if not operation.is_stop:
+        is_duplicate = operation.is_start and problem.says_duplicate_name
+        return AttemptResult.DUPLICATE_NAME if is_duplicate else AttemptResult.REJECTED
+    if problem.says_target_ended:
         return AttemptResult.TARGET_ENDED
-    if kind.is_stop and problem.says_already_stopped:
+    if problem.says_already_stopped:
         return AttemptResult.ALREADY_STOPPED
-    # A bare 404 may be anybody's, a proxy's for instance.
-    if kind.is_stop and status == HTTPStatus.NOT_FOUND and problem.is_api:
-        return AttemptResult.NOT_FOUND
-    return AttemptResult.REJECTED
+    # A bare 404 may be a proxy's.
+    return AttemptResult.NOT_FOUND if status == HTTPStatus.NOT_FOUND and problem.is_api else AttemptResult.REJECTED

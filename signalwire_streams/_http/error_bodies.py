@@ -1,4 +1,4 @@
-"""Reading what an error body says, in any of the platform's shapes."""
+"""Error bodies in any of the platform's shapes, the headers beside them, and redaction of foreign text."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from html import escape
 from json import dumps
 from math import isfinite
+from unicodedata import combining, normalize
 from urllib.parse import quote, quote_plus
 
 from attrs import frozen
@@ -17,13 +18,10 @@ _MAX_ID = 128
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read how long the Space asks to wait.
+    """Return how many seconds the Space asks to wait, or None.
 
     ``retry-after-ms`` in milliseconds; ``Retry-After`` in seconds, whole or with a fraction, or as an HTTP date
     measured against the response's own ``Date``, so that a wrong clock here does no harm. Of several the longest.
-
-    Returns:
-        Seconds, at least 0, or None where nothing readable is said.
     """
     now = parse_date(headers.get("Date")) or datetime.now(UTC)
     milliseconds = _seconds(headers.get("retry-after-ms"))
@@ -49,7 +47,7 @@ def _seconds(text: str | None) -> float | None:
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """Read the Space's own id of the answer, for its support."""
+    """Return the Space's own id of the response, for its support."""
     for name in _REQUEST_ID:
         value = headers.get(name)
         if value and value.isprintable():
@@ -63,21 +61,36 @@ TOO_MANY_REQUESTS = 20429
 NOT_IN_PROGRESS = 21220
 """The call or conference is not in a state to stream. Source: as above"""
 
+_LETTERS, _UNSEEN = re.compile(r"\s*([0-9A-Za-z]+)"), re.compile("[^!-~]")
 _MAX_TEXT = 300
 _MAX_READ = 2048  # characters of a text in which secrets are looked for
 _LONGEST_CHARACTER = 12  # characters that one may take when it is encoded: "%F0%9F%98%80"
 _MAX_SENTENCES = 20
 _SHORT = 3
-_BEGINNING = 12
+_PREFIX, _LONG_PREFIX = 8, 16
 _MAX_DIGITS = 9
 _FIRST_CODE = 10_000
+_BAD_REQUEST, _UNPROCESSABLE, _NO_STATUS = 400, 422, 600
 
-# How the duplicate of a name is worded over HTTP is not documented; the callback says "Duplicated stream name".
+# The HTTP wording of a duplicate is not documented; the callback says "Duplicated stream name". The name of a
+# parameter, a codec or a project may be refused in the same words, so the noun in front of it counts.
 _DUPLICATE_NAME = re.compile(
-    r"duplicate\w*\s+(stream\s+)?name|(?<!parameter )\bname\b.{0,40}\b(already|taken|in use|unique)", re.IGNORECASE
+    r"""
+    duplicate\w*\s+(?:stream\s+)?name
+    | (?:^ | [:;,.(]\s* | \b(?:the|this|that|its|same|a|with|by|of|stream(?:'s|s)?)\s+ | \bstream[_ ]?)
+      ["'`]?name["'`]? (?!\s+of\b(?!\s+(?:the|this|that|a)\s+stream))
+      \b .{0,40} \b(?: taken | (?<!not\s)in\suse | unique | already\s(?:exists?|running|used|active|registered|started))
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
+_OTHER_NAME = re.compile(r"\bparameters?\W{0,2}\d|\bparameter name\b", re.IGNORECASE)
 _ALREADY_STOPPED = re.compile(
     r"\balready\b.{0,20}\b(stopped|ended|completed)|\bnot (running|in.progress)", re.IGNORECASE
+)
+_NOT_RUNNING = re.compile(r"^not\b|\b(streams?|calls?|conferences?|it)\b.{0,60}\bnot\b|\balready\b", re.IGNORECASE)
+_FOR_NOW = re.compile(
+    r"\b(yet|later|try again|again in|retry|temporar\w*|queued|pending|starting|initiali[sz]ing|not (been )?started)\b",
+    re.IGNORECASE,
 )
 
 _TARGET = re.compile(r"\b(call|conference)\b", re.IGNORECASE)
@@ -86,47 +99,52 @@ _STREAM = re.compile(r"\bstream\b", re.IGNORECASE)
 
 @frozen
 class Problem:
-    """What an error body says.
+    """A parsed error body.
 
     Attributes:
-        sentences: the messages as they came; `presentable` makes them fit to be shown.
+        sentences: the messages as they came; `redact` makes them fit to be shown.
         code: the platform's error code.
-        more_info: the address of the platform's page about the code, as it came.
+        more_info: the URL of the platform's page about the code, as it came.
         is_api: whether the body has the documented shape with a code of the platform, and is not a gateway's.
+        status: the HTTP status of the error, as the API's own body has it.
     """
 
     sentences: tuple[str, ...] = ()
     code: int | None = None
     more_info: str | None = None
     is_api: bool = False
+    status: int | None = None
 
     @property
     def says_duplicate_name(self) -> bool:
-        """Whether it refuses a start because a stream of that name is there already."""
-        return any(_DUPLICATE_NAME.search(sentence) for sentence in self.sentences)
+        """Whether it refuses a start because its name is taken."""
+        return any(_DUPLICATE_NAME.search(sentence) and not _OTHER_NAME.search(sentence) for sentence in self.sentences)
 
     @property
     def says_already_stopped(self) -> bool:
-        """Whether it refuses a stop because there is nothing left to stop."""
-        return any(_ALREADY_STOPPED.search(sentence) for sentence in self.sentences)
+        """Whether it refuses a stop because the stream has ended."""
+        return not self._is_for_now and any(
+            _ALREADY_STOPPED.search(sentence) and _NOT_RUNNING.search(sentence) for sentence in self.sentences
+        )
 
     @property
     def says_target_ended(self) -> bool:
-        """Whether it refuses a stop because the call or conference is not in progress, so that no stream of it runs."""
+        """Whether it refuses a stop because the call or conference is not in progress, and so no stream of it runs."""
         said = " ".join(self.sentences)
         if self.code == NOT_IN_PROGRESS:
-            return bool(_TARGET.search(said)) or not _STREAM.search(said)
+            return not self._is_for_now and bool(_TARGET.search(said) or not _STREAM.search(said))
         return self.says_already_stopped and bool(_TARGET.search(said)) and not _STREAM.search(said)
+
+    @property
+    def _is_for_now(self) -> bool:
+        return any(_FOR_NOW.search(sentence) for sentence in self.sentences)
 
 
 def read_problem(document: object) -> Problem:
-    """Read an error body.
+    """Parse an error body.
 
     The shapes: ``{code, message, more_info, status}``; ``{errors: [str]}`` (422 of conference streams);
-    ``{errors: [{code, message}]}`` (elsewhere on the platform). Anything else gives an empty problem.
-
-    Args:
-        document: the decoded JSON, or None.
+    ``{errors: [{code, message}]}`` (elsewhere on the platform). Anything else is an empty problem.
     """
     if not isinstance(document, dict):
         return Problem()
@@ -139,19 +157,26 @@ def read_problem(document: object) -> Problem:
         elif isinstance(entry, dict):
             code = _number(entry.get("code")) if code is None else code
             sentences += [text for text in (entry.get("message"), entry.get("detail")) if isinstance(text, str)][:1]
-    message, more_info = document.get("message"), document.get("more_info")
+    message, more_info, is_api = document.get("message"), document.get("more_info"), _is_documented(document)
     said = [message] if isinstance(message, str) else []
     sentences = [sentence for sentence in sentences if sentence.strip()]
     return Problem(
         sentences=tuple(sentence for sentence in [*said, *sentences] if sentence.strip())[:_MAX_SENTENCES],
         code=code,
         more_info=more_info if isinstance(more_info, str) else None,
-        is_api=_is_documented(document),
+        is_api=is_api,
+        # A list of errors has no status; the API sends it with a 422.
+        status=_error_status(document) if is_api else _UNPROCESSABLE if sentences else None,
     )
 
 
+def _error_status(document: Mapping[str, object]) -> int:
+    status = _number(document.get("status"))
+    return status if status is not None and _BAD_REQUEST <= status < _NO_STATUS else _BAD_REQUEST
+
+
 def _is_documented(document: Mapping[str, object]) -> bool:
-    # A gateway's own JSON may have a code and a message too, and says nothing of what the Space did.
+    # A gateway's own JSON may have a code and a message too, but says nothing about the Space.
     code = _number(document.get("code"))
     if code is None or code < _FIRST_CODE or not isinstance(document.get("message"), str):
         return False
@@ -166,67 +191,97 @@ def _number(value: object) -> int | None:
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """Make foreign text fit to be shown: no secret, no line break, no control character, not endless.
+    """Make foreign text fit to be shown: no secret, no line break, no control character, at most 300 characters.
 
-    Secrets go first, since cutting the text could leave half of one, and in every spelling that an answer may
-    use. A secret of three characters or fewer is replaced only where it stands as a word of its own, since it
-    would otherwise tear other words apart.
+    Secrets go first, since cutting the text could leave half of one, and in every spelling that an answer may use. An
+    answer may also trim a secret, break it into lines or cut it off, so white space does not count, and eight or more
+    characters of its beginning are hidden as well. A secret of three characters or fewer is replaced only where it
+    stands as a word of its own, since it would otherwise tear other words apart.
     """
-    hidden = tuple(secrets)
+    hidden = [secret[:_MAX_READ] for secret in secrets]
     # Long enough to find a secret whole that begins in the part that may be shown.
     text = text[: _MAX_READ + _LONGEST_CHARACTER * max(map(len, hidden), default=0)]
-    folded = _fold(text)
-    spans = sorted(span for secret in hidden for span in _find(secret, text, folded))
+    folded, places = _fold(text)
+    spans = sorted(span for secret in hidden for span in _find(secret, text, folded, places))
     kept, end = [], 0
     for start, stop in spans:
-        if end <= start < _MAX_READ:
+        if end <= start:
             kept += [text[end:start], "***"]
-        end = max(end, stop) if start < _MAX_READ else end
+        end = max(end, stop)
     kept.append(text[end:_MAX_READ])
     flat = " ".join("".join(character if character.isprintable() else " " for character in "".join(kept)).split())
     return flat if len(flat) <= _MAX_TEXT else flat[: _MAX_TEXT - 1] + "…"
 
 
-def _find(secret: str, text: str, folded: str) -> Iterator[tuple[int, int]]:
-    """Return where a secret stands in a text, in any spelling and case."""
-    # Secrets may be many and large, and hardly any is in the text. No spelling is shorter than the secret itself, and
-    # each begins with a spelling of the secret's beginning.
-    if not secret.strip() or len(secret) > len(text):
+def _find(secret: str, text: str, folded: str, places: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Return where a secret, or a long beginning of it, stands in the part of a text that may be shown."""
+    # Secrets may be many and large, and hardly any is in the text; each spelling has plain letters as they are.
+    beginning = _LETTERS.match(normalize("NFC", secret))
+    if beginning is not None and beginning[1][:_PREFIX].lower() not in folded:
         return
-    if not any(spelling in folded for spelling in _spellings(secret[:_BEGINNING])):
-        return
+    bare = _fold(secret)[0]
+    is_trimmed = len(bare) <= _SHORT and secret.casefold() not in text.casefold()
     for spelling in _spellings(secret):
-        start = folded.find(spelling)
-        while 0 <= start < _MAX_READ:  # no more is shown
-            stop = start + len(spelling)
-            if len(secret) > _SHORT or not (_is_word(text[start - 1 : start]) or _is_word(text[stop : stop + 1])):
-                yield start, stop
-            start = folded.find(spelling, start + 1)
+        start = folded.find(spelling[:_PREFIX])
+        while start >= 0 and places[start][0] < _MAX_READ:
+            length = _common_length(spelling, folded, start)
+            first, last = places[start][0], places[start + length - 1][1]
+            in_word = _is_word(text[last : last + 1])
+            if len(secret) <= _SHORT or (is_trimmed and spelling == bare):
+                is_secret = not (in_word or _is_word(text[first - 1 : first]))
+            else:
+                is_secret = length == len(spelling) or length >= _LONG_PREFIX or not in_word
+            if is_secret:
+                yield first, last
+            start = folded.find(spelling[:_PREFIX], start + 1)
+
+
+def _common_length(spelling: str, folded: str, start: int) -> int:
+    if folded.startswith(spelling, start):
+        return len(spelling)
+    return next(index for index, letter in enumerate(spelling) if folded[start + index : start + index + 1] != letter)
 
 
 def _is_word(character: str) -> bool:
     return character.isalnum() or character == "_"
 
 
-def _fold(text: str) -> str:
-    """Return a text in which upper and lower case are the same, character by character."""
+def _fold(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """Return a text without white space, case and ways to write an accent, and where each of its characters was."""
     if text.isascii():
-        return text.lower()
-    # Some have two lower cases, and some change their length.
-    return "".join(character.lower()[0].upper()[0].lower()[0] for character in text)
+        return _UNSEEN.sub("", text).lower(), [(at, at + 1) for at, letter in enumerate(text) if "!" <= letter <= "~"]
+    folded: list[str] = []
+    places: list[tuple[int, int]] = []
+    start = 0
+    while start < len(text):
+        stop = start + 1
+        while stop < len(text) and combining(text[stop]):
+            stop += 1
+        cluster = normalize("NFC", text[start:stop])
+        if not cluster.isspace() and cluster.isprintable():
+            # The upper case first, since some letters of different alphabets share it.
+            letters = cluster.upper().casefold()
+            letters = "".join(letter for letter in letters if not combining(letter)) or letters
+            folded.append(letters)
+            places += [(start, stop)] * len(letters)
+        start = stop
+    return "".join(folded), places
 
 
 def _spellings(secret: str) -> set[str]:
-    return {
-        _fold(spelling)
-        for spelling in {
-            secret,
-            quote_plus(secret, errors="replace"),
-            quote(secret, safe="", errors="replace"),
-            quote(secret, errors="replace"),
-            escape(secret),
-            escape(secret).replace("&#x27;", "&#39;"),
-            dumps(secret)[1:-1],
-            dumps(secret)[1:-1].replace("/", "\\/"),
-        }
+    lines = secret.replace("\r\n", "\n")
+    spelled = {
+        _fold(spelling)[0]
+        for text in {secret, normalize("NFC", secret), " ".join(secret.split()), lines.replace("\n", "\r\n")}
+        for spelling in (
+            text,
+            quote_plus(text, errors="replace"),
+            quote(text, safe="", errors="replace"),
+            quote(text, errors="replace"),
+            escape(text),
+            escape(text).replace("&#x27;", "&#39;"),
+            dumps(text)[1:-1],
+            dumps(text)[1:-1].replace("/", "\\/"),
+        )
     }
+    return spelled - {""}

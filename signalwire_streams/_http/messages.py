@@ -1,9 +1,10 @@
-"""The values that pass between the floors: an exchange goes down, an outcome comes up.
+"""The values that pass between the layers: a request goes down, a result comes up.
 
-They are as frozen as ``attrs.frozen`` makes them, in the way that costs less when they are made.
+They are as frozen as ``attrs.frozen`` makes them, in a way that makes creating them cheaper.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import TypeAlias
 
 from attrs import define, field, frozen, setters
@@ -18,10 +19,10 @@ class CallState:
     """How far a call is, readable from outside while it runs and after it was cancelled.
 
     Attributes:
-        phase: how far the attempt under way got.
+        phase: how far the current attempt is.
         sent: whether the Space received any attempt so far.
         deadline_at: when the call gives up, on the client's clock.
-        turn_at: when the attempt under way had its turn, or None while it waits for one.
+        acquired_at: when the current attempt got its slot and token, or None while it waits for them.
         attempts: attempts so far, without one that never had its turn.
         refusals: the results of attempts that were refused for now.
         was_refused_for_now: whether an attempt was refused for now, be it one of an earlier part of a bulk run. The
@@ -29,10 +30,9 @@ class CallState:
             later, that attempt did start the stream.
         target: the sid that the call is about.
         name: the stream's Name, for a start.
-        may_be_done: whether an attempt that has ended may have carried it out, be it one of an earlier call of which
-            only a journal tells.
-        before_sending: what is done once, when the first attempt has its turn, before it goes out; whatever that raises
-            ends the call, and nothing is sent.
+        may_have_succeeded: whether an attempt that has ended may have been carried out, including one of an earlier
+            call that only a journal records.
+        before_sending: called once, before the first attempt is sent; an exception from it ends the call unsent.
     """
 
     phase: Phase = Phase.QUEUED
@@ -48,7 +48,7 @@ class CallState:
     before_sending: Callable[[], Awaitable[None]] | None = None
 
     def record_attempt(self) -> Sent:
-        """Add the attempt under way to what was sent, and say what was sent of it."""
+        """Return whether the current attempt was sent, and add it to `sent`."""
         sent = _SENT[self.phase]
         if sent == "yes" or self.sent == "no":
             self.sent = sent
@@ -57,11 +57,11 @@ class CallState:
 
 @frozen(eq=False)
 class CallContext:
-    """How a call goes about it, apart from what it asks for.
+    """Per-call context, independent of the request.
 
     Attributes:
-        lane: who goes first where requests wait.
-        progress: how far the call is; one for the whole errand, however many exchanges it takes.
+        priority: which requests go first where they wait.
+        state: how far the call is; one for the whole call, even if it takes several requests.
     """
 
     priority: Priority = Priority.INTERACTIVE
@@ -79,24 +79,23 @@ _SENT: Mapping[Phase, Sent] = {
 
 @define(kw_only=True, eq=False, on_setattr=setters.frozen)
 class Request:
-    """One request to the Space, spelled out: the same bytes go out on each attempt.
+    """One request to the Space; the same bytes are sent on each attempt.
 
     Attributes:
-        method: the HTTP method.
         path: path and query from the host's root, percent-encoded.
-        expects: the key that a readable answer has: an id, or the items of a list.
-        body: the form, encoded once.
-        kind: what it does, which decides what may be repeated.
-        verb: what it does in words, for messages.
+        operation: what it does, which decides whether it may be repeated.
+        description: what it does in words, for messages.
         target: the sid of the conference or call, or the path of a list.
+        required_key: the key that a readable response has: an id, or the items of a list.
+        body: the form, encoded once.
         name: the stream's Name, for a start.
         has_unique_name: True if the name was generated for this start, so no other start has it.
-        lane: who goes first where requests wait.
+        priority: which requests go first where they wait.
         deadline: seconds that the whole call may take; None for the policy's own.
         headers: further headers, for middlewares to fill.
-        echo: what an answer must repeat under these keys, where it has them.
-        secrets: what must not show up in an error, should the Space repeat it.
-        progress: how far the call is.
+        echo: what a response must repeat under these keys, if it has them.
+        redact: what must not show up in an error if the Space repeats it.
+        state: how far the call is.
     """
 
     method: str
@@ -121,12 +120,11 @@ class Response:
     """What the Space answered.
 
     Attributes:
-        status: the HTTP status.
         headers: case-insensitive.
         body: as far as it was read.
-        complete: False when the body broke off or was too long.
-        document: the JSON in the body, or None where there is none.
-        problem: what the body says went wrong, for an answer that is not a 2xx.
+        complete: False if the body broke off or was too long.
+        document: the decoded JSON, or None.
+        problem: the error in the body, if there is one.
     """
 
     status: int
@@ -139,19 +137,18 @@ class Response:
 
 @define(kw_only=True, eq=False, on_setattr=setters.frozen)
 class Result:
-    """How an exchange ended: first one attempt, then, above the retry, the whole call.
+    """How a request ended: first one attempt, then, above the retry, the whole call.
 
     Attributes:
-        event: how the last attempt ended.
-        phase: how far the last attempt got; where the outcome is unknown, the attempt that made it so.
-        reply: the Space's answer, if one came.
-        detail: the evidence in words where there is no answer, without secrets.
-        retry_after: seconds that the Space, or the client's own guard, asks to wait.
-        action: what came of the call: FINISH, ALREADY_STARTED, ALREADY_STOPPED, BY_NAME, FAIL or UNKNOWN.
+        attempt_result: how the last attempt ended.
+        phase: how far the last attempt got; if the outcome is unknown, the attempt that made it so.
+        detail: what happened, if there is no response; without secrets.
+        retry_after: seconds that the Space or the circuit breaker asks to wait.
+        decision: the final one: SUCCEED, SUCCEED_WITHOUT_SID, ALREADY_STARTED, ALREADY_STOPPED, FAIL or UNKNOWN.
         attempts: how many attempts the call made.
-        ambiguous: whether an attempt before the last may have done it.
+        ambiguous: whether an attempt before the last may have done it, or the response names nothing asked for.
         sent: whether the Space received the request, over all attempts.
-        cause: what code of the borrowed session raised, such as a trace hook.
+        cause: an exception that the borrowed session's own code raised, such as a trace hook.
     """
 
     attempt_result: AttemptResult
@@ -168,7 +165,7 @@ class Result:
     def as_attempt_of(
         self, action: RetryDecision, *, phase: Phase, attempts: int, ambiguous: bool, sent: Sent
     ) -> "Result":
-        """Make the whole call's outcome of that of its last attempt."""
+        """Return the whole call's result, made from that of its last attempt."""
         return Result(
             attempt_result=self.attempt_result,
             phase=phase,
@@ -177,30 +174,25 @@ class Result:
             retry_after=self.retry_after,
             decision=action,
             attempts=attempts,
-            ambiguous=ambiguous,
+            ambiguous=ambiguous or self.ambiguous,
             sent=sent,
             cause=self.cause,
         )
 
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Result]]
-"""Sends an exchange and says how it ended."""
+"""Sends a request and returns how it ended."""
 
 Middleware: TypeAlias = Callable[[Request, Handler], Awaitable[Result]]
-"""Gets an exchange and the way onward; may change the one, await the other, and change what comes back."""
+"""Gets a request and the next handler; may change the request, await the handler, and change the result."""
 
 
-@frozen(eq=False)
-class _Link:
-    middleware: Middleware
-    onward: Handler
-
-    def __call__(self, exchange: Request) -> Awaitable[Result]:
-        return self.middleware(exchange, self.onward)
+def _call(middleware: Middleware, following: Handler, request: Request) -> Awaitable[Result]:
+    return middleware(request, following)
 
 
 def chain(middlewares: Iterable[Middleware], send: Handler) -> Handler:
-    """Put middlewares around a sender, the first one outermost."""
+    """Return a handler with middlewares around it, the first one outermost."""
     for middleware in reversed(list(middlewares)):
-        send = _Link(middleware, send)
+        send = partial(_call, middleware, send)
     return send

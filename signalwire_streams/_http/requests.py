@@ -1,37 +1,24 @@
-"""What the resources ask for, spelled as exchanges: the one place where the API's paths are written.
+"""Request builders: the one place that knows the API's paths and form fields.
 
 Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams and .../streams
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from email.utils import format_datetime
 from functools import lru_cache
 from secrets import token_hex
-from typing import Any
 from urllib.parse import quote_plus
 
 from attrs import evolve, fields
-from cattrs import Converter
-from cattrs.gen import make_dict_unstructure_fn, override
 
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.messages import CallContext, CallState, Request
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import GENERATED_NAME, Operation, StartCallStream, StartConferenceStream
-from signalwire_streams.models._validation import check_count, check_deadline, needs_no_escaping, secrets_in
-
-_FIELDS = {
-    "url": "Url",
-    "name": "Name",
-    "track": "Track",
-    "codec": "StreamCodec",
-    "realtime": "StreamRealTime",
-    "status_callback": "StatusCallback",
-    "status_callback_method": "StatusCallbackMethod",
-    "authorization_bearer_token": "AuthorizationBearerToken",
-}
+from signalwire_streams.models._requests import WIRE_NAME
+from signalwire_streams.models._validation import check_count, check_deadline, needs_no_escaping
 
 # How the encoding of half a surrogate pair begins; no valid text encodes so.
 _SURROGATE = re.compile("%ED%[AB]")
@@ -40,24 +27,10 @@ STOP = b"Status=stopped"
 """Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams ("Only 'stopped' is allowed")"""
 
 
-def _form_hooks() -> Mapping[type, Callable[[Any], dict[str, str]]]:
-    converter = Converter()
-    # A boolean in a form body is inferred to be spelled as JSON spells it; the documentation does not say.
-    converter.register_unstructure_hook(bool, lambda flag: "true" if flag else "false")
-    hooks: dict[type, Callable[[Any], dict[str, str]]] = {}
-    for request in (StartConferenceStream, StartCallStream):
-        renames = {
-            attribute.name: override(rename=_FIELDS[attribute.name], omit_if_default=True)
-            if attribute.name in _FIELDS
-            else override(omit=True)
-            for attribute in fields(request)
-        }
-        hooks[request] = make_dict_unstructure_fn(request, converter, **renames)  # type: ignore[arg-type]
-    return hooks
-
-
-# Called by hand: looking a hook up takes the converter longer than the hook takes.
-_UNSTRUCTURE = _form_hooks()
+_FORM_FIELDS = {
+    model: [(each.name, each.metadata[WIRE_NAME]) for each in fields(model) if WIRE_NAME in each.metadata]
+    for model in (StartConferenceStream, StartCallStream)
+}
 
 
 def start_form(request: StartConferenceStream | StartCallStream) -> bytes:
@@ -66,16 +39,20 @@ def start_form(request: StartConferenceStream | StartCallStream) -> bytes:
     Raises:
         InvalidRequestError: a text holds half a surrogate pair, which no encoding can carry.
     """
-    form = _UNSTRUCTURE[type(request)](request)
-    for number, (name, value) in enumerate(request.parameters.items(), start=1):
-        form[f"Parameter{number}.Name"] = name
-        form[f"Parameter{number}.Value"] = value
+    form: dict[str, str] = {}
+    for name, wire_name in _FORM_FIELDS[type(request)]:
+        value = getattr(request, name)
+        if isinstance(value, Mapping):
+            for number, (key, text) in enumerate(value.items(), start=1):
+                form[f"{wire_name}{number}.Name"] = key
+                form[f"{wire_name}{number}.Value"] = text
+        elif value is not None:
+            form[wire_name] = _text(value)
     url = f"Url={_quoted_address(form.pop('Url'))}"
     return (f"{url}&{_encode(form)}" if form else url).encode("ascii")
 
 
 def _encode(fields: Mapping[str, str]) -> str:
-    """Encode fields whose names are what they are on the wire."""
     encoded = "&".join([f"{name}={_quoted(value)}" for name, value in fields.items()])
     # No encoding error is the cause of this one, since it would carry the text.
     if _SURROGATE.search(encoded):
@@ -87,30 +64,27 @@ def _quoted(text: str) -> str:
     return text if needs_no_escaping(text) else quote_plus(text, errors="surrogatepass")
 
 
-# One address serves thousands of starts, and it holds no secret.
+# One URL serves thousands of starts, and it holds no secret.
 @lru_cache(maxsize=256)
 def _quoted_address(url: str) -> str:
     return _encode({"": url})[1:]
 
 
 def query(filters: Mapping[str, object]) -> str:
-    """Encode the filters of a list, leaving out what is None.
-
-    Returns:
-        The query with its question mark, or nothing.
-    """
-    written = {_quoted(name): _filter_text(value) for name, value in filters.items() if value is not None}
+    """Return the query with its question mark, without filters that are None, or an empty string."""
+    written = {_quoted(name): _text(value) for name, value in filters.items() if value is not None}
     return "?" + _encode(written) if written else ""
 
 
-def _filter_text(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value  # a masked one stays so in this frame
+    # A boolean in a form body is inferred to be written as in JSON; the documentation does not say.
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def day(value: date | str | None, what: str) -> str | None:
-    """Write a day as the conference filters want it: ``YYYY-MM-DD``."""
+    """Format a day for the conference filters: ``YYYY-MM-DD``."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, datetime):
@@ -119,7 +93,7 @@ def day(value: date | str | None, what: str) -> str | None:
 
 
 def moment(value: datetime | str | None, what: str) -> str | None:
-    """Write a moment as the call filters want it: RFC 2822 in GMT."""
+    """Format a moment for the call filters: RFC 2822 in GMT."""
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, datetime):
@@ -129,7 +103,7 @@ def moment(value: datetime | str | None, what: str) -> str | None:
 
 def _aware(value: datetime, what: str) -> datetime:
     if value.tzinfo is None:
-        raise InvalidRequestError(f"{what} names no time zone: write it as datetime(..., tzinfo=UTC)")
+        raise InvalidRequestError(f"{what} has no time zone: write it as datetime(..., tzinfo=UTC)")
     return value
 
 
@@ -146,64 +120,43 @@ _SID = re.compile("[0-9A-Za-z]{8}(-[0-9A-Za-z]{4}){3}-[0-9A-Za-z]{12}|[A-Z]{2}[0
 
 
 def generate_name() -> str:
-    """Make a Name that no other start has."""
+    """Return a Name that no other start has."""
     return f"{GENERATED_NAME}{token_hex(12)}"
 
 
 def _comes_back(name: str) -> bool:
-    """Return True if an answer repeats the name as it was sent.
-
-    Another answer's name tells it from ours. But the Space may trim or shorten a name that a caller chose.
-    """
+    """Return True if a response to us must repeat the name; the Space may trim or shorten one that a caller chose."""
     return name.startswith(GENERATED_NAME) or (needs_no_escaping(name) and len(name) <= _SHORT_NAME)
 
 
-def start(account: Account, request: Start, *, deadline: float | None, errand: CallContext) -> Request:
-    """Spell a start.
-
-    Args:
-        account: who asks.
-        request: what for, with its name already decided.
-        deadline: seconds for the whole call, or None for the policy's own.
-        errand: in which lane it goes, and what tells how far it is.
-    """
+def start(account: Account, request: Start, *, deadline: float | None, context: CallContext) -> Request:
+    """Build a start, whose name is already decided."""
     if isinstance(request, StartConferenceStream):
-        collection, noun, kind = "Conferences", "conference", Operation.CONFERENCE_START
+        collection, noun, operation = "Conferences", "conference", Operation.CONFERENCE_START
     else:
-        collection, noun, kind = "Calls", "call", Operation.CALL_START
+        collection, noun, operation = "Calls", "call", Operation.CALL_START
     echo = {_TARGET_KEYS[collection]: request.target, "account_sid": account.sid}
     if request.name is not None and _comes_back(request.name):
         echo["name"] = request.name
     return Request(
         method="POST",
         path=account.path(collection, request.target, "Streams"),
-        operation=kind if request.name is not None else Operation.UNNAMED_START,
+        operation=operation if request.name is not None else Operation.UNNAMED_START,
         description=f"start a stream on {noun}",
         target=request.target,
         body=start_form(request),
         name=request.name,
         has_unique_name=request.name is not None and request.name.startswith(GENERATED_NAME),
-        priority=errand.priority,
+        priority=context.priority,
         deadline=check_deadline(deadline),
         echo=echo,
-        redact=_secrets(account, request),
-        state=errand.state,
+        redact=account.secrets + request.secrets,
+        state=context.state,
     )
 
 
-def _secrets(account: Account, request: Start) -> tuple[str, ...]:
-    secrets = account.secrets
-    if request.parameters:
-        secrets += tuple(request.parameters.values())
-    if request.status_callback is not None:
-        secrets += secrets_in(request.status_callback)
-    if request.authorization_bearer_token is not None:
-        secrets += (request.authorization_bearer_token,)
-    return secrets
-
-
 def stop_kind(handle: str) -> Operation:
-    """Return the kind of a stop whose handle is a bare text: a sid by its form, or else a name."""
+    """Return the operation of a stop by text: a sid by its form, or else a name."""
     return Operation.STOP if _SID.fullmatch(handle) else Operation.STOP_BY_NAME
 
 
@@ -212,55 +165,45 @@ def stop(
     collection: str,
     target: str,
     handle: str,
-    kind: Operation,
+    operation: Operation,
     *,
     deadline: float | None,
-    errand: CallContext,
+    context: CallContext,
 ) -> Request:
-    """Spell a stop.
-
-    Args:
-        account: who asks.
-        collection: ``Conferences`` or ``Calls``.
-        target: the sid of the conference or call.
-        handle: the stream's sid or name.
-        kind: what is known of the handle.
-        deadline: seconds for the whole call, or None for the policy's own.
-        errand: in which lane it goes, and what tells how far it is.
-    """
+    """Build a stop of the stream with a sid or name, the *handle*."""
     echo = {_TARGET_KEYS[collection]: target}
-    if kind is not Operation.STOP_BY_NAME:
+    if operation is not Operation.STOP_BY_NAME:
         echo["sid"] = handle
     elif _comes_back(handle):
         echo["name"] = handle
     return Request(
         method="POST",
         path=account.path(collection, target, "Streams", handle),
-        operation=kind,
+        operation=operation,
         description=f"stop stream {handle} on {'conference' if collection == 'Conferences' else 'call'}",
         target=target,
         body=STOP,
         name=handle,
-        priority=errand.priority,
+        priority=context.priority,
         deadline=check_deadline(deadline),
         echo=echo,
         redact=account.secrets,
-        state=errand.state,
+        state=context.state,
     )
 
 
 def read(account: Account, *segments: str) -> Request:
-    """Spell the reading of one conference or call."""
+    """Build a read of one conference or call."""
     return _read(account, account.path(*segments), "/".join(segments), "sid", {"sid": segments[-1]})
 
 
 def read_list(
     account: Account, *segments: str, filters: Mapping[str, object], page_size: int | None, key: str
 ) -> Request:
-    """Spell the reading of a list's first page.
+    """Build a read of a list's first page.
 
     Raises:
-        InvalidRequestError: the page size is not one that the API takes.
+        InvalidRequestError: the API does not take this page size.
     """
     if page_size is not None and check_count(page_size, "page_size") > MAX_PAGE_SIZE:
         raise InvalidRequestError(f"page_size must be from 1 to {MAX_PAGE_SIZE}, not {page_size!r}")
@@ -271,7 +214,7 @@ def read_list(
 
 
 def next_page(account: Account, first: Request, uri: str) -> Request:
-    """Spell the reading of a further page, whose address the Space gave; it is followed as it stands.
+    """Build a read of the next page, at the address from the previous one.
 
     Raises:
         MalformedResponseError: the address leads to another host.
@@ -292,6 +235,6 @@ def _read(account: Account, path: str, target: str, expects: str, echo: Mapping[
     )
 
 
-def copy_for_new_call(exchange: Request) -> Request:
-    """Spell an exchange anew, for another call with a progress of its own."""
-    return evolve(exchange, state=CallState())
+def copy_for_new_call(request: Request) -> Request:
+    """Return the same request with a state of its own."""
+    return evolve(request, state=CallState())

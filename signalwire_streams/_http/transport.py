@@ -1,6 +1,6 @@
-"""One attempt over aiohttp, from an exchange to an outcome. Nothing that aiohttp raises gets out of here.
+"""One attempt over aiohttp, from a request to its result. Nothing that aiohttp raises gets out of here.
 
-aiohttp's exceptions can't tell "not sent" from "maybe sent": a dead kept-alive connection and a request that
+aiohttp's exceptions don't distinguish "not sent" from "maybe sent": a dead kept-alive connection and a request that
 was read and then reset raise the same class. So the attempt's guard records when the request is written, and the
 phase decides.
 """
@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 
 import aiohttp
-from attrs import define, field
 from yarl import URL
 
 from signalwire_streams._http.connection_guard import (
@@ -22,7 +21,7 @@ from signalwire_streams._http.connection_guard import (
     UnaskedAnswerError,
 )
 from signalwire_streams._http.deadlines import DeadlineTimer, Timeouts
-from signalwire_streams._http.decoding import classify, contradiction, read_response
+from signalwire_streams._http.decoding import classify, confirms, contradiction, read_response
 from signalwire_streams._http.error_bodies import retry_after
 from signalwire_streams._http.messages import Request, Result
 from signalwire_streams._http.session import SessionManager
@@ -31,13 +30,13 @@ from signalwire_streams.errors import Phase
 from signalwire_streams.models import AttemptResult, Operation
 
 _SMALL_ANSWER = 64 * 1024
-"""Bytes of an unpacked body that a start or a stop may answer, or a refusal; real ones have a few hundred."""
+"""Limit in bytes of the unpacked response to a start or a stop, or of a refusal; real ones have a few hundred."""
 _LARGE_ANSWER = 4 * 1024 * 1024
-"""Bytes of an unpacked body that a read may answer."""
+"""Limit in bytes of the unpacked response to a read."""
 _LARGE_ANSWERS = 8
-"""Answers above the small limit that a client reads at once; the others wait, and so do their servers."""
+"""How many responses above the small limit a client reads at once; the others wait, and so do their servers."""
 _BUFFER = 64 * 1024
-"""Bytes that aiohttp unpacks ahead of what was read. A session's own value may be any."""
+"""Bytes that aiohttp unpacks ahead; a borrowed session may have any value of its own."""
 _MAX_LINE, _MAX_HEADERS = 64 * 1024, 512
 """Gateways add cookies and policies that are longer than aiohttp's 8,190 bytes, and more of them than its 128."""
 _REFUSED = 300
@@ -51,108 +50,111 @@ _UNUSABLE = (
     aiohttp.ServerFingerprintMismatch,
     aiohttp.InvalidURL,
     aiohttp.NonHttpUrlClientError,
-    ValueError,  # aiohttp's word for a session whose own settings contradict the request's
+    ValueError,  # raised by aiohttp if a session's own settings contradict the request's
 )
 
-_IN_WORDS = {
+_DESCRIPTIONS = {
     aiohttp.ClientResponseError: "the answer is no valid HTTP, or its head is too long",
     UnaskedAnswerError: "an answer arrived before the request was sent",
     RepeatedRequestError: "the session itself sends requests again",
 }
 
 
-@define(eq=False)
 class HttpTransport:
-    """Sends one exchange, once.
+    """Sends one request, once."""
 
-    Attributes:
-        sessions: where the aiohttp session comes from.
-        origin: scheme, host and port of the Space.
-        headers: what every request carries, the authorisation among it.
-        timeouts: how long an attempt may take.
-        clock: where the time comes from.
-        limits: end the attempts whose time is up.
-    """
-
-    sessions: SessionManager
-    origin: str
-    headers: Mapping[str, str] = field(repr=False)
-    timeouts: Timeouts
-    clock: Clock
-    limits: DeadlineTimer
-    _root: URL = field(init=False)
-    _form_headers: Mapping[str, str] = field(init=False, repr=False)
-    _large_answers: asyncio.Semaphore = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._root = URL(self.origin)
-        self._form_headers = {**self.headers, "Content-Type": FORM}
+    def __init__(
+        self,
+        *,
+        sessions: SessionManager,
+        origin: str,
+        headers: Mapping[str, str],
+        timeouts: Timeouts,
+        clock: Clock,
+        timer: DeadlineTimer,
+    ) -> None:
+        self._sessions = sessions
+        self._origin, self._root = origin, URL(origin)
+        self._headers, self._form_headers = headers, {**headers, "Content-Type": FORM}
+        self._timeouts = timeouts
+        self._clock = clock
+        self._timer = timer
         self._large_answers = asyncio.Semaphore(_LARGE_ANSWERS)
 
-    async def __call__(self, exchange: Request) -> Result:
-        """Send the exchange and say how it ended."""
-        progress = exchange.state
-        if not self.sessions.usable:
-            progress.phase = Phase.QUEUED
+    async def __call__(self, request: Request) -> Result:
+        """Send the request and return how the attempt ended."""
+        state = request.state
+        if not self._sessions.usable:
+            state.phase = Phase.QUEUED
             return Result(
                 attempt_result=AttemptResult.UNRETRYABLE, phase=Phase.QUEUED, detail="the client was closed meanwhile"
             )
-        progress.phase = Phase.CONNECTING
-        left = progress.deadline_at - self.clock.now()
+        state.phase = Phase.CONNECTING
         received: list[aiohttp.ClientResponse] = []
         content, complete = b"", False
-        limit = self.limits.within(min(self.timeouts.attempt, left))
-        guard = AttemptGuard(progress, limit, self.timeouts.read, exchange.operation is Operation.READ)
+        deadline = self._timer.within(min(self._timeouts.attempt, state.deadline_at - self._clock.now()))
+        guard = AttemptGuard(
+            state=state,
+            deadline=deadline,
+            read_timeout=self._timeouts.read,
+            is_read=request.operation is Operation.READ,
+        )
         try:
-            with limit:
-                content, complete = await self._exchange(exchange, guard, received)
+            with deadline:
+                content, complete = await self._exchange(request, guard, received)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if received or task is None or task.cancelling():
                 raise
-            # Nobody cancelled this call: a borrowed session was closed, and aiohttp dropped who waited in its pool.
-            return _without_reply(exchange, aiohttp.ClientConnectionError("the session was closed"))
+            # Nobody cancelled this call: a borrowed session was closed, and aiohttp dropped the waiters of its pool.
+            return _without_response(request, aiohttp.ClientConnectionError("the session was closed"))
         except Exception as error:  # noqa: BLE001  (trace hooks, a resolver and more of a borrowed session run in it)
             if not received:
-                return _without_reply(exchange, error)
-        response = received[0]
-        reply = read_response(response.status, response.headers, content, complete=complete)
-        transport = guard.transport
-        # An answer without a connection is that of a test which mocks aiohttp, and may say anything.
-        different = "" if transport is None else contradiction(exchange, reply)
-        if transport is not None and different:
-            # All later answers of this connection may belong to other requests as well. aiohttp may have taken it back
-            # into its pool already.
-            transport.abort()
+                return _without_response(request, error)
+        head = received[0]
+        response = read_response(head.status, head.headers, content, complete=complete)
+        # A response without a connection is that of a test which mocks aiohttp, and may say anything.
+        different = "" if guard.transport is None else contradiction(request, response)
+        if guard.transport is not None and different:
+            # All later responses of this connection may belong to other requests as well. aiohttp may have taken it
+            # back into its pool already.
+            guard.transport.abort()
             return Result(
-                attempt_result=AttemptResult.MALFORMED, phase=Phase.ANSWERED, response=reply, detail=different
+                attempt_result=AttemptResult.MALFORMED, phase=Phase.ANSWERED, response=response, detail=different
             )
-        event = classify(exchange, reply)
-        wait = retry_after(reply.headers) if event is not AttemptResult.DONE else None
-        return Result(attempt_result=event, phase=Phase.ANSWERED, response=reply, retry_after=wait)
+        result = classify(request, response)
+        is_started = request.operation.is_start and result is AttemptResult.DONE
+        return Result(
+            attempt_result=result,
+            phase=Phase.ANSWERED,
+            response=response,
+            retry_after=None if result is AttemptResult.DONE else retry_after(response.headers),
+            # The sid may be that of another request's stream.
+            ambiguous=is_started and guard.transport is not None and not confirms(request, response),
+        )
 
     def _url(self, path: str) -> URL:
         if "?" in path:
-            return URL(self.origin + path, encoded=True)
+            return URL(self._origin + path, encoded=True)
         return self._root.with_path(path, encoded=True)  # at half the price
 
     async def _exchange(
-        self, exchange: Request, guard: AttemptGuard, received: list[aiohttp.ClientResponse]
+        self, request: Request, guard: AttemptGuard, received: list[aiohttp.ClientResponse]
     ) -> tuple[bytes, bool]:
-        guard.allow(self.timeouts.connect)
-        session = self.sessions.session()
-        body, headers = None, self.headers
-        if exchange.body is not None:
-            body, headers = GuardedPayload(exchange.body, guard), self._form_headers
-        if exchange.headers:
-            headers = {**headers, **exchange.headers}
+        guard.allow(self._timeouts.connect)
+        session = self._sessions.session()
+        body, headers = None, self._headers
+        if request.body is not None:
+            body, headers = GuardedPayload(request.body, guard), self._form_headers
+        if request.headers:
+            headers = {**headers, **request.headers}
         if session.trust_env:
             # aiohttp refuses the header beside an entry of netrc, so the guard sets it later.
             guard.headers = {_AUTHORIZATION: headers[_AUTHORIZATION]}
             headers = {name: value for name, value in headers.items() if name != _AUTHORIZATION}
         async with session.request(
-            exchange.method,
-            self._url(exchange.path),
+            request.method,
+            self._url(request.path),
             data=body,
             headers=headers,
             # Set for each request, since a borrowed session may have other defaults.
@@ -167,18 +169,18 @@ class HttpTransport:
             # The session's own middlewares are left out: one that repeats a POST would double a stream.
             middlewares=(guard,),
         ) as response:
-            exchange.state.phase = Phase.ANSWERED
+            request.state.phase = Phase.ANSWERED
             received.append(response)
-            return await self._read_body(exchange, response, guard)
+            return await self._read_body(request, response, guard)
 
     async def _read_body(
-        self, exchange: Request, response: aiohttp.ClientResponse, guard: AttemptGuard
+        self, request: Request, response: aiohttp.ClientResponse, guard: AttemptGuard
     ) -> tuple[bytes, bool]:
-        """Return the body, as far as it can be read and may be kept, and True if that is all of it."""
+        """Return the body as far as it was read and kept, and True if that is all of it."""
         stream, body, limit = response.content, bytearray(), _SMALL_ANSWER
         try:
             complete = await _read_up_to(limit, body, stream, guard)
-            if not complete and exchange.operation is Operation.READ and response.status < _REFUSED:
+            if not complete and request.operation is Operation.READ and response.status < _REFUSED:
                 limit = _LARGE_ANSWER
                 async with self._large_answers:
                     complete = await _read_up_to(limit, body, stream, guard)
@@ -201,10 +203,10 @@ async def _read_up_to(limit: int, body: bytearray, stream: aiohttp.StreamReader,
     return True
 
 
-def _without_reply(exchange: Request, error: Exception) -> Result:
-    phase, cause = exchange.state.phase, _foreign_cause(error)
+def _without_response(request: Request, error: Exception) -> Result:
+    phase, cause = request.state.phase, _foreign_cause(error)
     return Result(
-        attempt_result=_event_of_error(phase, error, cause), phase=phase, detail=_in_words(error, phase), cause=cause
+        attempt_result=_classify_error(phase, error, cause), phase=phase, detail=_describe(error, phase), cause=cause
     )
 
 
@@ -216,9 +218,9 @@ def _foreign_cause(error: Exception) -> Exception | None:
     return cause if isinstance(cause, Exception) and not isinstance(cause, aiohttp.ClientError | OSError) else None
 
 
-def _event_of_error(phase: Phase, error: Exception, cause: Exception | None) -> AttemptResult:
+def _classify_error(phase: Phase, error: Exception, cause: Exception | None) -> AttemptResult:
     if phase is Phase.CONNECTING:
-        return _event_before_writing(error, cause)
+        return _classify_unsent(error, cause)
     # Whatever the error is called: the Space may have all of the request.
     if cause is not None:
         return AttemptResult.SESSION_FAILED
@@ -229,7 +231,7 @@ def _event_of_error(phase: Phase, error: Exception, cause: Exception | None) -> 
     )
 
 
-def _event_before_writing(error: Exception, cause: Exception | None) -> AttemptResult:
+def _classify_unsent(error: Exception, cause: Exception | None) -> AttemptResult:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return AttemptResult.UNRETRYABLE if error.status == _PROXY_AUTH else AttemptResult.NOT_SENT
     if isinstance(error, _UNUSABLE):
@@ -239,7 +241,7 @@ def _event_before_writing(error: Exception, cause: Exception | None) -> AttemptR
     return AttemptResult.STALE_CONNECTION
 
 
-def _in_words(error: Exception, phase: Phase) -> str:
+def _describe(error: Exception, phase: Phase) -> str:
     """Describe an error without its text, which may repeat bytes of an answer's head or the request's headers."""
     if phase is Phase.CONNECTING and isinstance(error, aiohttp.ClientConnectorError):
         # No answer was read yet, and the text says what is wrong.
@@ -248,9 +250,9 @@ def _in_words(error: Exception, phase: Phase) -> str:
         return "timeout: no connection in time" if phase is Phase.CONNECTING else "timeout: no answer in time"
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy answered HTTP {error.status}"
-    for kind, words in _IN_WORDS.items():
+    for kind, description in _DESCRIPTIONS.items():
         if isinstance(error, kind):
-            return words
+            return description
     number = error.errno if isinstance(error, OSError) else None
     name = type(error.__cause__ if isinstance(error, SilentResendError) else error).__name__
     return f"{name}: {os.strerror(number)}" if number is not None else name

@@ -60,14 +60,10 @@ _Write: TypeAlias = tuple[str, _Values, asyncio.Future[None] | None]
 
 
 class GroupCommitter:
-    """The one writer of a journal, which commits what comes within a few milliseconds together.
-
-    Attributes:
-        is_whole: whether the main file needs no log any more.
-    """
+    """The one writer of a journal, which commits what comes within a few milliseconds together."""
 
     def __init__(self, *, path: JournalPath, database: sqlite3.Connection, files: OpenFiles, clock: Clock) -> None:
-        self.is_whole = False
+        self.is_whole = False  # whether the main file needs no log any more
         self._path, self._database, self._files, self._clock = path, database, files, clock
         self._waiting: list[_Write] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -78,16 +74,11 @@ class GroupCommitter:
         self._failure: JournalError | None = None
 
     def write_later(self, statement: str, values: _Values) -> None:
-        """Write it with the next commit."""
         self._waiting.append((statement, values, None))
         self._commit_by(asyncio.get_running_loop().time() + _AT_LEAST_EVERY)
 
     async def write(self, statement: str, values: _Values) -> None:
-        """Write it, and return when it is on the disk. If cancelled before that, it is not written.
-
-        Raises:
-            JournalError: it can't be written, or something could not be before.
-        """
+        """Write it, and return when it is on the disk. If cancelled before that, it is not written."""
         if self._failure is not None:
             raise _same(self._failure)
         loop = asyncio.get_running_loop()
@@ -97,11 +88,7 @@ class GroupCommitter:
         await done
 
     def finish(self) -> None:
-        """Write what waits, and leave a journal that is whole without its log.
-
-        Raises:
-            JournalError: something can't be written, or could not be before.
-        """
+        """Write what waits, and leave a journal that is whole without its log."""
         self.cancel()
         with store_errors(self._path, "written"):
             was_removed = False
@@ -120,7 +107,6 @@ class GroupCommitter:
             raise _same(self._failure)
 
     def cancel(self) -> None:
-        """Write nothing more by itself."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -186,7 +172,6 @@ class GroupCommitter:
                 done.set_result(None)
 
     def _keep_log_small(self) -> None:
-        """Checkpoint the log when it has outgrown its limit."""
         if self._files.log_size() <= self._log_limit:
             return
         is_whole = True
@@ -221,14 +206,7 @@ _ROLL_BACK = "UPDATE items SET rollback_status = ?, changed = ? WHERE id = ?"
 
 @frozen
 class ItemRecord:
-    """What the journal knows of one item.
-
-    Attributes:
-        id: its row.
-        state: a `BulkStatus`'s text, or `IN_DOUBT`.
-        sid: the stream's id, where it is known.
-        ambiguous: whether the id may be that of a refused second stream.
-    """
+    """What the journal knows of one item: its row, a `BulkStatus`'s text or `IN_DOUBT`, and its stream's id."""
 
     id: int
     state: str
@@ -249,16 +227,6 @@ class Journal:
         clock: Clock | None,
         inherited: int = 0,
     ) -> None:
-        """Begin to write.
-
-        Args:
-            path: the file.
-            run: what the run is called; its streams' names follow from it.
-            connections: those of `connect_guarded`.
-            lock: that of `hold`.
-            clock: measures how long another program keeps the journal locked.
-            inherited: the number of the last row of an earlier part of the run.
-        """
         self.path, self.run = path, run
         self._main, self._database, self._guard = connections
         self._lock = lock
@@ -272,12 +240,7 @@ class Journal:
     def create(
         cls, path: JournalPath | Path | str, whose: JournalOwner, *, run: str, clock: Clock | None = None
     ) -> Self:
-        """Create the journal of a new run, and open it.
-
-        Raises:
-            InvalidRequestError: the file is there already, can't be made, or another process holds it.
-            JournalError: it can't be written.
-        """
+        """Create the journal of a new run, and open it."""
         path = journal_path(path)
         with store_errors(path, "made"), new_file(path) as lock, ExitStack() as undo:
             _lay_out(path, whose, run, None)
@@ -287,12 +250,7 @@ class Journal:
 
     @classmethod
     def plan(cls, path: JournalPath | Path | str, whose: JournalOwner, *, run: str, requests: Iterable[Start]) -> None:
-        """Create the journal of a run that is to start these requests, for `reopen`.
-
-        Raises:
-            InvalidRequestError: as in `create`; or an item is no request, or two requests are the same.
-            JournalError: it can't be written.
-        """
+        """Create the journal of a run that is to start these requests, for `reopen`."""
         path = journal_path(path)
         with store_errors(path, "made"), new_file(path) as lock:
             _lay_out(path, whose, run, requests)
@@ -300,13 +258,7 @@ class Journal:
 
     @classmethod
     def reopen(cls, path: JournalPath | Path | str, whose: JournalOwner, *, clock: Clock | None = None) -> Self:
-        """Open the journal of a run that was planned, or that ended early.
-
-        Raises:
-            InvalidRequestError: there is no such file, it is no journal of this version, it belongs to another
-                Space, project or kind of run, or another process holds it.
-            JournalError: it can't be read or written, or a part of it is missing.
-        """
+        """Open the journal of a run that was planned, or that ended early."""
         path = journal_path(path)
         if not exists(path):
             raise InvalidRequestError(f"there is no journal {path}: begin the run without resuming")
@@ -336,7 +288,6 @@ class Journal:
 
     @property
     def undone_since(self) -> str | None:
-        """When somebody began to stop what this run started, or None."""
         row = self._ask("SELECT value FROM run WHERE key = 'rollback_started_at'", ())
         return row and str(row[0])
 
@@ -349,9 +300,6 @@ class Journal:
         """Look up what an earlier part of the run left of an item.
 
         Items without a name are told apart by their order only: the second call for a target returns its second.
-
-        Raises:
-            JournalError: it can't be read, or holds what this version does not write.
         """
         if not self._inherited:
             return None
@@ -367,33 +315,17 @@ class Journal:
         return ItemRecord(row[0], row[1], row[2], bool(row[3]))
 
     def find_stream(self, target: str, name: str | None, sid: str | None) -> int:
-        """Look up the row of a stream that this run started.
-
-        Raises:
-            JournalError: it is not there.
-        """
         row = self._ask(_FIND_STREAM, (folded(target), name, sid))
         if row is None:
             raise JournalError(f"the journal {self.path} does not know the stream on {target} any more")
         return int(row[0])
 
     def new_row(self) -> int:
-        """Return the number of an item's row that is not there yet."""
         self._rows += 1
         return self._rows
 
     async def intend(self, row: int, kind: str, target: str, name: str | None) -> None:
-        """Record that an item is about to be sent; it is on the disk when this returns.
-
-        Args:
-            row: the item's row, new or of an earlier part of the run.
-            kind: ``conference`` or ``call``.
-            target: the sid of that.
-            name: the stream's Name.
-
-        Raises:
-            JournalError: it can't be written.
-        """
+        """Record that an item is about to be sent; it is on the disk when this returns."""
         if row > self._inherited:
             await self._commits.write(_INTEND, (row, kind, folded(target), name, IN_DOUBT, now()))
         else:
@@ -426,22 +358,14 @@ class Journal:
         self._commits.write_later(_ROLL_BACK, (status, now(), row))
 
     async def aclose(self) -> None:
-        """Do the same as `close`, and wait for a lock of another program.
-
-        Raises:
-            JournalError: as in `close`.
-        """
+        """Do the same as `close`, and wait for a lock of another program."""
         try:
             await when_free(self._clock, self._commits.finish)
         finally:
             self._release()
 
     def close(self) -> None:
-        """Write what waits, and close the file, which then is whole without its log.
-
-        Raises:
-            JournalError: something could not be written; items that were sent stay "in_doubt".
-        """
+        """Write what waits, and close the file, which then is whole without its log."""
         try:
             self._commits.finish()
         finally:
@@ -461,14 +385,9 @@ class Journal:
 
 
 class Holder:
-    """Opens the journal of a run as it begins, and closes it as it ends.
+    """Opens the journal of a run as it begins, and closes it as it ends."""
 
-    Attributes:
-        clock: measures how long another program keeps the journal locked.
-        journal: the journal, once it is open.
-    """
-
-    journal: Journal
+    journal: Journal  # once it is open
 
     def __init__(self, opening: Callable[[], Journal], clock: Clock) -> None:
         self.clock = clock
@@ -477,17 +396,12 @@ class Holder:
         self._failure: JournalError | None = None
 
     async def open(self) -> Journal:
-        """Open the journal, and wait for a lock of another program."""
         self.journal = await when_free(self.clock, self._opening)
         self._is_open = True
         return self.journal
 
     async def close(self) -> None:
-        """Write what waits and close the journal. Safe to repeat.
-
-        Raises:
-            JournalError: something could not be written; the same each time.
-        """
+        """Write what waits and close the journal. Safe to repeat."""
         if self._is_open:
             self._is_open = False
             try:

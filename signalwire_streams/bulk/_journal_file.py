@@ -121,15 +121,7 @@ def _connect_to_main(path: JournalPath) -> sqlite3.Connection:
 
 
 async def when_free(clock: Clock, act: Callable[[], _Result]) -> _Result:
-    """Do what a lock of another program can prevent; retry for some seconds, without blocking the event loop.
-
-    Args:
-        clock: measures the time, and waits.
-        act: raises a `JournalError` whose cause `is_busy` where it is to be tried again.
-
-    Raises:
-        JournalError: the lock was held for too long, or there is another reason.
-    """
+    """Do what a lock of another program can prevent; retry for some seconds, without blocking the event loop."""
     since = clock.now()
     while True:
         try:
@@ -190,11 +182,6 @@ class JournalOwner:
     project: str
 
     def check(self, path: JournalPath, known: RunFacts) -> None:
-        """Check that a journal is of such a run.
-
-        Raises:
-            InvalidRequestError: it is not.
-        """
         if known.operation != self.operation:
             raise InvalidRequestError(f"{path} is the journal of a run that {known.operation}s streams: use it as one")
         for noun, its, ours in (("Space", known.origin, self.origin), ("project", known.project, self.project)):
@@ -203,23 +190,12 @@ class JournalOwner:
 
 
 def find(path: JournalPath) -> None:
-    """Check that there is a journal's file to be read.
-
-    Raises:
-        InvalidRequestError: there is none, or it is another kind of file.
-    """
     if not exists(path):
         raise InvalidRequestError(f"there is no journal {path}: name the file that the run wrote")
 
 
 @contextmanager
 def reading(path: JournalPath) -> Iterator[tuple[sqlite3.Connection, RunFacts]]:
-    """Open a journal to read in it.
-
-    Raises:
-        InvalidRequestError: there is no such file, or it is no journal of this version.
-        JournalError: it can't be read, or a part of it is missing.
-    """
     find(path)
     with store_errors(path, "read"), ExitStack() as stack:
         is_alone = _is_alone(path)
@@ -245,12 +221,7 @@ def verify(path: JournalPath) -> tuple[RunFacts, bool]:
 
     Nothing is written, and no file is made where nothing is to be applied.
 
-    Returns:
-        What the journal says of its run, and whether it can't be read without its log.
-
-    Raises:
-        InvalidRequestError: the file is no journal of this version, or no run has begun in it.
-        JournalError: a part is missing.
+    Return what the journal says of its run, and whether it can't be read without its log.
     """
     main = _header_of(path)
     if main.application == UNFINISHED:
@@ -274,19 +245,14 @@ def _header_of(path: JournalPath) -> Header:
 
 
 def facts_of(path: JournalPath, database: sqlite3.Connection) -> RunFacts:
-    """Return what the journal says of its run.
-
-    Raises:
-        InvalidRequestError: the file is no journal of this version, or no run has begun in it.
-        JournalError: nothing is in it, and that is not how a run leaves it; or what it says can't be right.
-    """
     known: dict[str, str] = {}
     try:
         if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise _blank(path)
         known = dict(database.execute("SELECT key, value FROM run"))
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB}:
+        # Errors of the Python module itself have no code.
+        if getattr(error, "sqlite_errorcode", None) not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB}:
             raise
     if known.pop("schema", None) != str(SCHEMA_VERSION):
         raise InvalidRequestError(f"{path} is no journal that this version can read: its schema is another one")
@@ -316,14 +282,7 @@ def is_free(path: JournalPath) -> bool:
 
 @contextmanager
 def new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
-    """Take a path for a new journal. On an error nothing is left of what this call made, and nothing else is touched.
-
-    Yields:
-        The lock of `hold`.
-
-    Raises:
-        InvalidRequestError: something is there already, or no file can be made there.
-    """
+    """Hold a path for a new journal. On an error nothing stays that this made, and nothing else is touched."""
     _check_free(path)
     with ExitStack() as undo:
         lock = undo.enter_context(closing(_hold_new(path, undo)))
@@ -367,12 +326,7 @@ def _undo(act: Callable[[Path], None], file: Path, identity: tuple[int, int]) ->
 
 
 def hold(path: JournalPath) -> sqlite3.Connection:
-    """Take a run for this process: a lock that ends with the process, however it ends.
-
-    Raises:
-        InvalidRequestError: another process holds it, or no file can be made there.
-        JournalError: the lock can't be used.
-    """
+    """Take a run for this process: a lock that ends with the process, however it ends."""
     try:
         lock = sqlite3.connect(path.beside(LOCK), timeout=_A_MOMENT, isolation_level=None)
     except (sqlite3.OperationalError, OSError):
@@ -391,11 +345,6 @@ def hold(path: JournalPath) -> sqlite3.Connection:
 
 
 def is_held(path: JournalPath) -> bool:
-    """Return whether a process works on a run now.
-
-    Raises:
-        JournalError: that can't be found out.
-    """
     with store_errors(path, "read"):
         if not path.beside(LOCK).exists():
             return False
@@ -408,5 +357,4 @@ def is_held(path: JournalPath) -> bool:
 
 
 def now() -> str:
-    """Return the time as the journal writes it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -5,13 +5,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import asdict, field, fields, frozen
 
 from signalwire_streams.bulk._journal_file import IN_DOUBT, find, is_held, reading, unreadable
 from signalwire_streams.bulk._results import BulkStatus
 from signalwire_streams.bulk._serialization import PlannedRequest, planned_request, stream_of
 from signalwire_streams.bulk._write_ahead_log import JournalPath, journal_path
-from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream
 
 PENDING = "pending"
@@ -98,24 +97,11 @@ class JournalItem:
 
 _ITEMS = "SELECT id, kind, target, name, state, sid, ambiguous, attempts, error, message, rollback_status FROM items"
 _TYPES = (str, str, str | None, str, str | None, int, int, str | None, str | None, str | None)
-_FIELDS = [attribute.name for attribute in JournalItem.__attrs_attrs__]
+_FIELDS = [attribute.name for attribute in fields(JournalItem)]
 
 
 def _path(path: str | PathLike[str]) -> Path:
-    try:
-        if not Path(path).name and not str(path):  # an empty path would be the working directory's
-            raise InvalidRequestError("journal is empty: name a file, such as 'run.db'")
-        return Path(path)
-    except TypeError:
-        kind = type(path).__name__
-        raise InvalidRequestError(f"journal is of type {kind}: write a path as text, such as 'run.db'") from None
-
-
-def _working_directory() -> Path | None:
-    try:
-        return Path.cwd()
-    except OSError:  # it was removed; `journal_path` says so
-        return None
+    return Path(journal_path(path).name)
 
 
 @frozen
@@ -128,22 +114,20 @@ class BulkJournal:
         path: the file.
 
     Raises:
-        InvalidRequestError: on reading, when there is no such file, or it is no journal.
+        InvalidRequestError: the path can't be a journal's; on reading, when there is no such file, or it is no journal.
         JournalError: on reading, when the file can't be read, or a part of it is missing.
     """
 
     path: Path = field(converter=_path)
-    _folder: Path | None = field(init=False, eq=False, repr=False, factory=_working_directory)
+    _file: JournalPath = field(init=False, eq=False, repr=False)
 
-    @property
-    def _named(self) -> JournalPath:
-        # Checked when it is read, and not before.
-        path = journal_path(self.path)
-        return path if self._folder is None else evolve(path, file=self._folder / self.path)
+    @_file.default
+    def _absolute(self) -> JournalPath:
+        return journal_path(self.path)
 
     def status(self) -> JournalStatus:
         """Sum the run up."""
-        path = self._named
+        path = self._file
         find(path)
         # Before the rest: a run that ends meanwhile then counts as going on, not as cut off.
         is_locked = is_held(path)
@@ -161,13 +145,7 @@ class BulkJournal:
             raise unreadable(path, "its table items")
         pending = (facts.planned or 0) - sum(counts.values())
         return JournalStatus(
-            run=facts.run,
-            operation=facts.operation,
-            origin=facts.origin,
-            project=facts.project,
-            started_at=facts.started_at,
-            rollback_started_at=facts.rollback_started_at,
-            planned=facts.planned,
+            **asdict(facts),
             counts=counts | ({PENDING: pending} if pending > 0 else {}),
             rolled_back=rolled_back,
             attempts=attempts,
@@ -181,7 +159,7 @@ class BulkJournal:
             try:
                 yield planned_request(row)
             except ValueError as error:
-                raise unreadable(self._named, f"the row {number} of its table plan") from error
+                raise unreadable(self._file, f"the row {number} of its table plan") from error
 
     def items(self, *states: str) -> Iterator[JournalItem]:
         """Return the items that were tried, in the order of their turns.
@@ -192,7 +170,7 @@ class BulkJournal:
         chosen = f" AND state IN ({', '.join('?' * len(states))})" if states else ""
         for number, *row in self._rows(f"{_ITEMS} WHERE id > ?{chosen}", states):
             if not all(map(isinstance, row, _TYPES)):
-                raise unreadable(self._named, f"the row {number} of its table items")
+                raise unreadable(self._file, f"the row {number} of its table items")
             yield JournalItem(**dict(zip(_FIELDS, row, strict=True)))
 
     def streams(self) -> Iterator[ConferenceStream | CallStream]:
@@ -210,5 +188,5 @@ class BulkJournal:
             last = rows[-1][0]
 
     def _fetch(self, question: str, values: tuple[object, ...]) -> list[Any]:
-        with reading(self._named) as (database, _):
+        with reading(self._file) as (database, _):
             return database.execute(question, values).fetchall()

@@ -156,8 +156,16 @@ class StartStreams(_StreamOperation[Start]):
 
     is_start = True
 
-    def __init__(self, *, resend_call_starts: bool, **options: Any) -> None:  # noqa: ANN401  (those of the base class)
-        super().__init__(**options)
+    def __init__(
+        self,
+        *,
+        conferences: Streams[ConferenceStream],
+        calls: Streams[CallStream],
+        deadline: float,
+        ledger: Ledger | None,
+        resend_call_starts: bool,
+    ) -> None:
+        super().__init__(conferences=conferences, calls=calls, deadline=deadline, ledger=ledger)
         self._resend_call_starts = resend_call_starts
         self._run = token_hex(4)
         self._duplicates = DuplicateCheck()
@@ -170,7 +178,7 @@ class StartStreams(_StreamOperation[Start]):
     def prepare(self, request: Start, context: CallContext) -> Send:
         self._duplicates.check(request)
         if request.name is None and not request.unnamed:
-            request = evolve(request, name=f"{GENERATED_NAME}{self._run}-{folded(request.target)}")
+            request = request.with_name(f"{GENERATED_NAME}{self._run}-{folded(request.target)}")
         if self._ledger is not None:
             running = self._consult(self._ledger, request, context.state)
             if running is not None:
@@ -303,13 +311,13 @@ def _with_doubt(record: ItemRecord, state: CallState, outcome: BulkOutcome[Any])
     It is sent again on resume. Until then its name is what `BulkJournal.streams` stops it by. A name that a caller
     chose may be that of another stream, so it is not marked.
     """
-    request, name = outcome.item, state.name or ""
-    may_run = record.ambiguous or (name.startswith(GENERATED_NAME) and state.refusals - _NOTHING_STARTED)
-    if outcome.status not in _INCONCLUSIVE or not may_run:
+    request = outcome.item
+    if outcome.status not in _INCONCLUSIVE or not isinstance(request, StartConferenceStream | StartCallStream):
         return outcome
-    if isinstance(request, StartConferenceStream | StartCallStream):
-        return evolve(outcome, stream=_recorded_stream(request, evolve(record, ambiguous=True)))
-    return outcome
+    has_unique_name = state.name is not None and state.name.startswith(GENERATED_NAME)
+    if not (record.ambiguous or (has_unique_name and state.refusals - _NOTHING_STARTED)):
+        return outcome
+    return evolve(outcome, stream=_recorded_stream(request, evolve(record, ambiguous=True)))
 
 
 class RollbackLedger(JournalLedger):

@@ -15,13 +15,14 @@ Start: TypeAlias = StartConferenceStream | StartCallStream
 PlanRow: TypeAlias = tuple[str, str, str | None, str]
 """Kind, target, name, and the rest as JSON."""
 
-_MODELS = {"conference": (StartConferenceStream, ConferenceStream), "call": (StartCallStream, CallStream)}
+_REQUESTS: dict[str, type[Start]] = {"conference": StartConferenceStream, "call": StartCallStream}
+_STREAMS: dict[str, type[ConferenceStream | CallStream]] = {"conference": ConferenceStream, "call": CallStream}
 _COLUMNS = frozenset({"conference_sid", "call_sid", "name"})
 # All other fields are written; a callback only where it holds no secret.
 _SECRET = frozenset({"parameters", "authorization_bearer_token"})
 _WRITTEN = {
     model: tuple(attribute for attribute in fields(model) if attribute.name not in _COLUMNS | _SECRET)
-    for model, _ in _MODELS.values()
+    for model in _REQUESTS.values()
 }
 _WITHHELD = "withheld"
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -35,9 +36,8 @@ def target_kind(item: Start | ConferenceStream | CallStream) -> str:
 def stream_of(
     kind: str, target: str, *, sid: str | None, name: str | None, ambiguous: bool
 ) -> ConferenceStream | CallStream:
-    """Return the stream of a conference or call."""
     fields: dict[str, Any] = {f"{kind}_sid": target, "sid": sid, "name": name, "ambiguous": ambiguous}
-    return _MODELS[kind][1](**fields)
+    return _STREAMS[kind](**fields)
 
 
 def folded(target: str) -> str:
@@ -91,11 +91,6 @@ class PlannedRequest:
 
 
 def check_request(request: object) -> Start:
-    """Return an item that is a request.
-
-    Raises:
-        InvalidRequestError: it is none.
-    """
     if not isinstance(request, StartConferenceStream | StartCallStream):
         raise InvalidRequestError(
             f"an item is a {type(request).__name__}: pass StartConferenceStream or StartCallStream"
@@ -111,11 +106,6 @@ class DuplicateCheck:
         self._seen: set[int] = set()
 
     def check(self, item: object) -> None:
-        """Check the next item.
-
-        Raises:
-            InvalidRequestError: it is no request, or its target came before under the same name.
-        """
         request = check_request(item)
         if request.unnamed:
             return
@@ -128,11 +118,7 @@ class DuplicateCheck:
 
 
 def plan_rows(requests: Iterable[Start]) -> Iterator[PlanRow]:
-    """Check requests and serialize them.
-
-    Raises:
-        InvalidRequestError: one is no request, or comes twice.
-    """
+    """Check requests and serialize them."""
     duplicates = DuplicateCheck()
     for request in requests:
         duplicates.check(request)
@@ -142,26 +128,20 @@ def plan_rows(requests: Iterable[Start]) -> Iterator[PlanRow]:
 def planned_row(planned: PlannedRequest) -> PlanRow:
     """Serialize a request whose secrets were left out."""
     request = planned.request
-    written = {attribute.name: getattr(request, attribute.name) for attribute in _WRITTEN[type(request)]}
-    for attribute in _WRITTEN[type(request)]:
-        if written[attribute.name] == attribute.default:
-            del written[attribute.name]
+    values = ((attribute, getattr(request, attribute.name)) for attribute in _WRITTEN[type(request)])
+    written = {attribute.name: value for attribute, value in values if value != attribute.default}
     if planned.redacted:
         written[_WITHHELD] = planned.redacted
     return target_kind(request), request.target, request.name, json.dumps(written)
 
 
 def planned_request(row: Sequence[Any]) -> PlannedRequest:
-    """Read a row of `planned_row`.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Read a row of `planned_row`; raise ValueError for one that is none."""
     try:
         kind, target, name, text = row
         written: dict[str, Any] = json.loads(text)
         withheld = {"parameters": (), **written.pop(_WITHHELD, {})}
-        request = _MODELS[kind][0](**{f"{kind}_sid": target, "name": name}, **written)
+        request = _REQUESTS[kind](**{f"{kind}_sid": target, "name": name}, **written)
         parameters = tuple(withheld.pop("parameters"))
         return PlannedRequest(request=request, parameters=parameters, **withheld)
     except (TypeError, AttributeError, KeyError) as error:

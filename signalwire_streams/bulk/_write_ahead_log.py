@@ -35,12 +35,7 @@ _KINDS = {
 
 @frozen
 class JournalPath:
-    """The path of a journal.
-
-    Attributes:
-        name: as the caller wrote it, for messages.
-        file: absolute, so that a later change of the working directory does not change the file.
-    """
+    """The path of a journal: as the caller wrote it, and absolute, so that no chdir changes the file."""
 
     name: str
     file: Path
@@ -55,11 +50,6 @@ class JournalPath:
 
 
 def journal_path(journal: object) -> JournalPath:
-    """Return the path of the journal that a caller named.
-
-    Raises:
-        InvalidRequestError: the name can't be that of a journal.
-    """
     if isinstance(journal, JournalPath):
         return journal
     name = os.fspath(journal) if isinstance(journal, str | os.PathLike) else None
@@ -86,9 +76,6 @@ def exists(path: JournalPath) -> bool:
     """Return whether there is a journal's file, and check that nothing at or beside the path is another kind of file.
 
     Nothing is opened: to open a FIFO blocks, and SQLite deletes what it takes for a leftover of its own.
-
-    Raises:
-        InvalidRequestError: the journal, or a file beside it, is no regular file, or can't be looked up.
     """
     try:
         is_there = _is_regular(path.file)
@@ -120,7 +107,6 @@ def _is_regular(file: Path) -> bool:
 
 
 def size_of(path: Path) -> int:
-    """Return a file's size in bytes; 0 where there is no file."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -144,19 +130,14 @@ _MAGIC = (0x377F0682, 0x377F0683)
 
 
 def is_busy(error: BaseException | None) -> bool:
-    """Return whether an error passes when another program lets go of the journal."""
+    """Return whether an error passes when another program releases the journal."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # errors of the Python module itself have none
     return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 @frozen
 class Header:
-    """What the first page of a database says.
-
-    Attributes:
-        application: SQLite's ``application_id``.
-        version: SQLite's ``user_version``, as 32 bits.
-    """
+    """SQLite's ``application_id`` and ``user_version`` in the first page of a database, without signs."""
 
     application: int
     version: int
@@ -168,7 +149,6 @@ class Header:
 
     @property
     def generation(self) -> int:
-        """The serial number of the last commit, of 31 bits."""
         return self.version >> 1
 
     def is_older(self, other: "Header", *, by: int = 1) -> bool:
@@ -177,7 +157,6 @@ class Header:
 
 
 def header_of(database: sqlite3.Connection) -> Header:
-    """Return what the first page says in a connection's view."""
     return Header(_number(database, "application_id"), _number(database, "user_version"))
 
 
@@ -196,7 +175,6 @@ def begin_generations(database: sqlite3.Connection) -> None:
 
 
 def finish_tables(database: sqlite3.Connection) -> None:
-    """Write that the tables of a new journal are all there."""
     database.execute(f"PRAGMA application_id = {JOURNAL}")
 
 
@@ -211,15 +189,7 @@ def next_generation(database: sqlite3.Connection, *, jump: int = 0) -> Iterator[
 
 
 def check_log(path: JournalPath, main: Header) -> bool:
-    """Check that a log begins where a main file ends, and return whether there is something in it.
-
-    Args:
-        path: the journal, which no process of ours writes now.
-        main: the first page of the main file alone.
-
-    Raises:
-        JournalError: the log is missing, cut, or another journal's.
-    """
+    """Check that a log begins where a main file ends, and return whether there is something in it."""
     log = path.beside(LOG)
     if not size_of(log):
         if main.needs_log:
@@ -240,30 +210,16 @@ def check_log(path: JournalPath, main: Header) -> bool:
             return True
         if not main.needs_log and size_of(log) < page + number(8):  # nothing was committed into it yet
             return False
-    raise damaged_log(path)
+    raise log_error(path)
 
 
 def check_view(path: JournalPath, main: Header, both: Header) -> None:
-    """Check that a log ends where a main file ends, or later.
-
-    Args:
-        path: the journal.
-        main: the first page of the main file alone.
-        both: the first page where the log is applied; SQLite has checked its checksums.
-
-    Raises:
-        JournalError: the log is damaged, or another journal's.
-    """
+    """Check that a log, as far as SQLite found it valid, ends where a main file ends, or later."""
     if both.application != JOURNAL or both.needs_log or both.is_older(main):
-        raise damaged_log(path)
+        raise log_error(path)
 
 
-def damaged_log(path: JournalPath) -> JournalError:
-    """Return the error of a journal whose log does not reach what was recorded, or is another one's."""
-    return log_error(path, "was cut short or damaged, or belongs to another journal")
-
-
-def log_error(path: JournalPath, what: str) -> JournalError:
+def log_error(path: JournalPath, what: str = "was cut short or damaged, or belongs to another journal") -> JournalError:
     """Return the error of a journal that is not whole."""
     log = path.beside(LOG)
     return JournalError(
@@ -273,30 +229,14 @@ def log_error(path: JournalPath, what: str) -> JournalError:
 
 
 class OpenFiles:
-    """The files of a journal that is open to write, watched for what another program does to them.
-
-    Attributes:
-        damage: how a file was cut or replaced, so that nothing may be written to any of them.
-    """
+    """The files of a journal that is open to write, watched for what another program does to them."""
 
     def __init__(
         self, *, path: JournalPath, main: FileIO, database: sqlite3.Connection, guard: sqlite3.Connection
     ) -> None:
-        """Begin the log of a run.
-
-        Args:
-            path: the journal.
-            main: its main file, to be closed after all connections to it: that drops their locks.
-            database: writes it.
-            guard: reads it.
-
-        Raises:
-            sqlite3.Error: the journal can't be written.
-            OSError: the same.
-        """
         self._main, self._database, self._guard = main, database, guard
         self._log = str(path.beside(LOG))
-        self.damage: str | None = None
+        self.damage: str | None = None  # how a file was cut or replaced, so that nothing may be written to any of them
         with next_generation(database):  # makes the log: its first commit has to follow the main file's generation
             pass
         files = (path.file, *map(path.beside, (LOG, INDEX, LOCK)))
@@ -307,11 +247,7 @@ class OpenFiles:
         self.checkpoint()
 
     def check(self) -> None:
-        """Check that each file is the one that was opened, and no shorter than it was.
-
-        Raises:
-            OSError: one is not, and nothing may be written any more.
-        """
+        """Raise OSError unless each file is the one that was opened, and no shorter than it was."""
         for file, (identity, size) in self._known.items():
             if self.damage is not None:
                 break
@@ -345,8 +281,7 @@ class OpenFiles:
     def checkpoint(self) -> bool:
         """Copy the log into the main file, whose first page says until the end that the log is needed.
 
-        Returns:
-            False where another program's reader keeps a part of the log back.
+        Return False where another program's reader keeps a part of the log back.
         """
         try:
             # The first page that is committed while the guard reads what was before is not copied together with that.
@@ -361,18 +296,13 @@ class OpenFiles:
         return not busy and pages == copied
 
     def finish(self) -> bool:
-        """Copy all of the log into the main file, which then needs none.
-
-        Returns:
-            False where a reader keeps a part back: the log stays, and the next run copies it.
-        """
+        """Copy all of the log into the main file, which then needs none, unless a reader keeps a part back."""
         is_whole = self.checkpoint()
         if is_whole:
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return is_whole
 
     def log_size(self) -> int:
-        """Return the size of the log in bytes."""
         identity, size = self._known[self._log]
         with suppress(FileNotFoundError):  # the next check says so
             size = max(size, os.stat(self._log).st_size)  # noqa: PTH116  (as above)

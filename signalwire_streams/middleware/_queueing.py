@@ -39,7 +39,10 @@ class PriorityQueue:
             turns.pop(turn, None)
 
     async def wait(
-        self, turn: asyncio.Future[float], timeout: float, give_back: Callable[[float], object]
+        self,
+        turn: asyncio.Future[float],
+        timeout: float,  # noqa: ASYNC109  (it may be 0)
+        give_back: Callable[[float], object],
     ) -> float | None:
         """Wait for a turn and return its grant, or None on timeout.
 
@@ -91,7 +94,7 @@ class PrioritySemaphore:
         self.free = free
         self._queue = PriorityQueue()
 
-    async def acquire(self, priority: Priority, timeout: float) -> bool:
+    async def acquire(self, priority: Priority, timeout: float) -> bool:  # noqa: ASYNC109  (it may be 0)
         """Acquire a slot within *timeout* seconds. Return False on timeout."""
         if self.free > 0:
             self.free -= 1

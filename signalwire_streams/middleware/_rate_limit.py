@@ -115,7 +115,7 @@ class TokenBucket:
 class RateLimiter(Protocol):
     """Decides when a request may be sent. One is shared by all that share a Space's limit."""
 
-    async def acquire(self, priority: Priority, timeout: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (a longer wait is not begun)
         """Wait until one POST may be sent.
 
         Args:
@@ -128,7 +128,7 @@ class RateLimiter(Protocol):
         """
         ...
 
-    async def wait_until_allowed(self, timeout: float) -> float:
+    async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (a longer wait is not begun)
         """Wait while the Space accepts no requests at all. For reads, which do not count against the limit.
 
         Returns:
@@ -170,7 +170,7 @@ class LocalRateLimiter:
         self._queue = PriorityQueue()
         self._serving: asyncio.Task[None] | None = None
 
-    async def acquire(self, priority: Priority, timeout: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (a longer wait is not begun)
         now = self._clock.now()
         ahead = self._queue.ahead(priority)
         wait = self.bucket.time_until_open(now) if ahead else self.bucket.try_acquire(now)
@@ -193,7 +193,7 @@ class LocalRateLimiter:
             elif not self._queue.grant():
                 self.bucket.refund()
 
-    async def wait_until_allowed(self, timeout: float) -> float:
+    async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (a longer wait is not begun)
         wait = self.bucket.time_until_open(self._clock.now())
         if not wait:
             return 0.0

@@ -415,7 +415,7 @@ def _log_retry(request: Request, result: Result, number: int, decision: Decision
             describe_call(request),
             number,
             describe_result(request, result),
-            decision.action.value,
+            decision.action.description,
             decision.delay,
         )
 
@@ -474,7 +474,7 @@ def describe_call(request: Request) -> str:
 
 def describe_result(request: Request, result: Result) -> str:
     """Return the result of an attempt in words for a log line, without secrets and without a part of a body."""
-    response, words = result.response, result.attempt_result.value
+    response, words = result.response, result.attempt_result.description
     if response is None:
         detail = redact(result.detail, request.redact)
         return f"{words} ({detail})" if detail else words

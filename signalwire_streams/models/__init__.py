@@ -1,4 +1,4 @@
-"""What travels: immutable values and the vendor's vocabularies. No behaviour beyond validation."""
+"""Requests, responses and the enums of the API: immutable, validated values."""
 
 from signalwire_streams.models._attempts import Attempt, AttemptResult, Operation, Priority, RetryDecision
 from signalwire_streams.models._enums import (

@@ -1,104 +1,113 @@
 """What is known of one attempt to get an answer from the Space."""
 
-from enum import Enum, StrEnum, auto
+from enum import StrEnum
+from typing import Self
 
 from attrs import frozen
 
 from signalwire_streams.errors import Phase, Sent
 
 
-class Operation(StrEnum):
-    """What an exchange does at the Space; it decides what may be sent again."""
+class _Word(StrEnum):
+    """A word that machines may rely on; `description` is for people and may change."""
 
-    READ = "read"
-    STOP = "stop"
-    STOP_RETURNED = "stop by returned sid"
-    STOP_AMBIGUOUS = "stop by ambiguous sid"
-    STOP_BY_NAME = "stop by name"
-    CONFERENCE_START = "named start on a conference"
-    CALL_START = "named start on a call"
-    UNNAMED_START = "unnamed start"
+    description: str
 
-    @property
-    def is_start(self) -> bool:
-        """Whether doing it twice could make two streams."""
-        return self is not Operation.READ and not self.is_stop
-
-    @property
-    def is_stop(self) -> bool:
-        """Whether it ends a stream."""
-        return self in {Operation.STOP, Operation.STOP_RETURNED, Operation.STOP_AMBIGUOUS, Operation.STOP_BY_NAME}
+    def __new__(cls, value: str, description: str) -> Self:
+        """Create a member from its value and its description."""
+        word = str.__new__(cls, value)
+        word._value_, word.description = value, description
+        return word
 
 
-class Priority(Enum):
-    """Who goes first where requests have to wait."""
+class Operation(_Word):
+    """What a request does at the Space, which decides whether it may be sent again."""
 
-    INTERACTIVE = auto()
-    BULK = auto()
+    READ = "read", "read"
+    STOP = "stop", "stop"
+    STOP_RETURNED = "stop_returned", "stop by returned sid"
+    STOP_AMBIGUOUS = "stop_ambiguous", "stop by ambiguous sid"
+    STOP_BY_NAME = "stop_by_name", "stop by name"
+    CONFERENCE_START = "conference_start", "named start on a conference"
+    CALL_START = "call_start", "named start on a call"
+    UNNAMED_START = "unnamed_start", "unnamed start"
 
+    is_start: bool
+    """Whether doing it twice could make two streams."""
+    is_stop: bool
+    """Whether it ends a stream."""
 
-class AttemptResult(StrEnum):
-    """How one attempt ended, as far as deciding what to do next needs it."""
-
-    DONE = "answered"
-    NOT_SENT = "could not connect"
-    STALE_CONNECTION = "the kept-alive connection was dead"
-    UNRETRYABLE = "the connection can't be used"
-    DEADLINE_EXCEEDED = "not sent in time"
-    BREAKER_OPEN = "not tried, the Space kept failing"
-    NO_RESPONSE = "no answer came"
-    SESSION_FAILED = "the borrowed session's own code failed"
-    MALFORMED = "the answer can't be read"
-    ACCEPTED = "accepted, but the answer can't be read"
-    REDIRECTED = "redirected"
-    REJECTED = "refused"
-    FORBIDDEN = "access refused"
-    DUPLICATE_NAME = "refused as a duplicate name"
-    NOT_FOUND = "nothing there to stop"
-    ALREADY_STOPPED = "stopped already"
-    TARGET_ENDED = "its call or conference is not in progress"
-    TRY_AGAIN = "asked to try again"
-    THROTTLED = "too many requests"
-    UNAVAILABLE = "unavailable"
-    SERVER_FAULT = "the Space failed"
-    CANCELLED = "cancelled"
+    def __init__(self, value: str, _: str) -> None:
+        """Derive the kind from the value."""
+        self.is_start, self.is_stop = value.endswith("_start"), value.startswith("stop")
 
 
-class RetryDecision(StrEnum):
+class Priority(_Word):
+    """Which requests go first where they have to wait: the interactive ones."""
+
+    INTERACTIVE = "interactive", "single calls"
+    BULK = "bulk", "items of bulk runs"
+
+
+class AttemptResult(_Word):
+    """How one attempt ended."""
+
+    DONE = "done", "answered"
+    NOT_SENT = "not_sent", "could not connect"
+    STALE_CONNECTION = "stale_connection", "the kept-alive connection was dead"
+    UNRETRYABLE = "unretryable", "the connection can't be used"
+    DEADLINE_EXCEEDED = "deadline_exceeded", "not sent in time"
+    BREAKER_OPEN = "breaker_open", "not tried, the Space kept failing"
+    NO_RESPONSE = "no_response", "no answer came"
+    SESSION_FAILED = "session_failed", "the borrowed session's own code failed"
+    MALFORMED = "malformed", "the answer can't be read"
+    ACCEPTED = "accepted", "accepted, but the answer can't be read"
+    REDIRECTED = "redirected", "redirected"
+    REJECTED = "rejected", "refused"
+    FORBIDDEN = "forbidden", "access refused"
+    DUPLICATE_NAME = "duplicate_name", "refused as a duplicate name"
+    NOT_FOUND = "not_found", "nothing there to stop"
+    ALREADY_STOPPED = "already_stopped", "stopped already"
+    TARGET_ENDED = "target_ended", "its call or conference is not in progress"
+    TRY_AGAIN = "try_again", "asked to try again"
+    THROTTLED = "throttled", "too many requests"
+    UNAVAILABLE = "unavailable", "unavailable"
+    SERVER_FAULT = "server_fault", "the Space failed"
+    CANCELLED = "cancelled", "cancelled"
+
+
+class RetryDecision(_Word):
     """What is done after an attempt."""
 
-    SUCCEED = "finish"
-    RETRY = "retry"
-    RETRY_UNSENT = "retry, nothing was sent"
-    RETRY_IMMEDIATELY = "retry at once"
-    RETRY_IMMEDIATELY_ONCE = "retry at once, one time"
-    RESEND = "send again under the same name"
-    WAIT_FOR_RATE_LIMIT = "wait until the Space takes requests again"
-    ALREADY_STARTED = "it runs already"
-    ALREADY_STOPPED = "it is stopped already"
-    SUCCEED_WITHOUT_SID = "it runs, known by its name"
-    FAIL = "fail"
-    UNKNOWN = "the outcome is unknown"
+    SUCCEED = "succeed", "finish"
+    RETRY = "retry", "retry"
+    RETRY_UNSENT = "retry_unsent", "retry, nothing was sent"
+    RETRY_IMMEDIATELY = "retry_immediately", "retry at once"
+    RETRY_IMMEDIATELY_ONCE = "retry_immediately_once", "retry at once, one time"
+    RESEND = "resend", "send again under the same name"
+    WAIT_FOR_RATE_LIMIT = "wait_for_rate_limit", "wait until the Space takes requests again"
+    ALREADY_STARTED = "already_started", "it runs already"
+    ALREADY_STOPPED = "already_stopped", "it is stopped already"
+    SUCCEED_WITHOUT_SID = "succeed_without_sid", "it runs, known by its name"
+    FAIL = "fail", "fail"
+    UNKNOWN = "unknown", "the outcome is unknown"
 
 
 @frozen(kw_only=True)
 class Attempt:
-    """One attempt, as ``on_attempt`` hears of it. It holds no secret.
+    """One attempt, as ``on_attempt`` gets it. It holds no secret.
 
     Attributes:
-        kind: what the exchange does.
         target: the sid of the conference or call, or the path of a list.
         name: the stream's Name, for a start.
         number: counted from 1 within the call.
-        event: how the attempt ended.
         phase: how far it got.
         sent: whether the Space received this attempt.
         status: the HTTP status, if one came.
         code: the platform's error code, if one came.
-        queued: seconds that it waited for a connection slot and for the pacer.
-        seconds: how long it then took.
-        action: what is done next.
-        wait: seconds until then.
+        queue_time: seconds that it waited for a connection slot and for the rate limiter.
+        duration: seconds that it then took.
+        next_delay: seconds until the next attempt.
     """
 
     operation: Operation

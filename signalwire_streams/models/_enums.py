@@ -1,18 +1,31 @@
 """The vendor's fixed vocabularies.
 
-In requests a word that is not listed is refused before anything is sent. In answers an unknown word is
-kept as it came, as a plain ``str``.
+A value in a request that is not listed is refused before anything is sent. In answers an unknown one is kept as it
+came, as a plain ``str``.
 """
 
 from enum import StrEnum
+from typing import NoReturn
+
+from signalwire_streams.errors import InvalidRequestError
 
 
-class Track(StrEnum):
-    """Which side of the conversation is copied; the API's default is both.
+class _Choice(StrEnum):
+    """A field of a request that takes no other values than these."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        choices = ", ".join(repr(member.value) for member in cls)
+        raise InvalidRequestError(f"{cls.__field__} {value!r} is unknown: write one of {choices}")  # type: ignore[attr-defined]
+
+
+class Track(_Choice):
+    """Which side of the conversation is streamed; the API's default is both.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/streams
     """
 
+    __field__ = "track"
     INBOUND = "inbound_track"
     OUTBOUND = "outbound_track"
     BOTH = "both_tracks"
@@ -35,15 +48,16 @@ class Codec(StrEnum):
     L16_24K = "L16@24000h"
 
 
-class CallbackMethod(StrEnum):
-    """How the Space calls the status callback; the API's default is POST."""
+class CallbackMethod(_Choice):
+    """The HTTP method of status callbacks; the API's default is POST."""
 
+    __field__ = "status_callback_method"
     GET = "GET"
     POST = "POST"
 
 
 class StreamStatus(StrEnum):
-    """Where a stream is in its life."""
+    """State of a stream."""
 
     QUEUED = "queued"
     IN_PROGRESS = "in-progress"
@@ -51,7 +65,7 @@ class StreamStatus(StrEnum):
 
 
 class ConferenceStatus(StrEnum):
-    """Where a conference is in its life."""
+    """State of a conference."""
 
     INIT = "init"
     IN_PROGRESS = "in-progress"
@@ -59,7 +73,7 @@ class ConferenceStatus(StrEnum):
 
 
 class CallStatus(StrEnum):
-    """Where a call is in its life."""
+    """State of a call."""
 
     QUEUED = "queued"
     RINGING = "ringing"
@@ -72,7 +86,7 @@ class CallStatus(StrEnum):
 
 
 class CallDirection(StrEnum):
-    """Who started the call."""
+    """Which side placed the call."""
 
     INBOUND = "inbound"
     OUTBOUND = "outbound"
@@ -86,7 +100,7 @@ class AnsweredBy(StrEnum):
 
 
 class ParticipantStatus(StrEnum):
-    """Whether a participant is still in the conference."""
+    """State of a participant."""
 
     IN_PROGRESS = "in-progress"
     COMPLETED = "completed"

@@ -1,24 +1,26 @@
-"""What a caller asks for: validated, immutable, ready to be sent as often as needed."""
+"""Requests to start a stream. A field's metadata says all that form encoding, storage and redaction need."""
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from copy import copy
+from typing import Any, Self, TypedDict
 
-from attrs import Attribute, field, frozen
-from attrs.converters import optional
+from attrs import Attribute, field, fields, frozen
+from attrs.converters import optional as maybe
+from attrs.validators import optional
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._enums import CallbackMethod, Codec, Track
 from signalwire_streams.models._validation import (
-    check_bearer_token,
-    check_callback_url,
     check_codec,
-    check_flag,
     check_parameters,
-    check_path_segment,
-    check_stream_url,
-    check_word,
     masks_secrets_of_init,
     redact_url,
+    secrets_in,
+    validate_bearer_token,
+    validate_callback_url,
+    validate_flag,
+    validate_path_segment,
+    validate_stream_url,
 )
 
 
@@ -43,56 +45,15 @@ class OpenOptions(StartOptions, total=False):
 
 
 GENERATED_NAME = "sws-"
-"""How each name begins that this package generates; such a name is used for one start only."""
+"""Prefix of the names that this package generates; such a name is used for one start only."""
 
 
-# attrs takes the type that a caller may pass from the converter's argument: these say it.
-def _url(value: str) -> str:
-    return check_stream_url(value)
-
-
-def _name(value: str) -> str:
-    return check_path_segment(value, "name")
-
-
-def _unnamed(value: bool) -> bool:  # noqa: FBT001  (attrs calls converters by position)
-    return check_flag(value, "unnamed")
-
-
-def _track(value: Track | str) -> Track:
-    return check_word(value, Track, "track")
-
-
-def _callback(value: str) -> str:
-    return check_callback_url(value)
-
-
-def _callback_method(value: CallbackMethod | str) -> CallbackMethod:
-    return check_word(value, CallbackMethod, "status_callback_method")
-
-
-def _parameters(value: Mapping[str, str]) -> Mapping[str, str]:
-    return check_parameters(value)
-
-
-def _bearer_token(value: str) -> str:
-    return check_bearer_token(value)
-
-
-def _conference_sid(value: str) -> str:
-    return check_path_segment(value, "conference_sid")
-
-
-def _codec(value: Codec | str) -> Codec | str:
-    return check_codec(value)
-
-
-def _realtime(value: bool) -> bool:  # noqa: FBT001  (attrs calls converters by position)
-    return check_flag(value, "realtime")
-
-
-def _call_sid(value: str) -> str:
-    return check_path_segment(value, "call_sid")
+WIRE_NAME = "wire_name"
+"""Metadata key: the form field that the API calls it by. ``parameters`` become ``Parameter1.Name`` and so on."""
+SECRET = "secret"  # noqa: S105  (the key of a mark, not a secret)
+"""Metadata key: True if the value is never shown or stored, ``"partly"`` if only `redact_url` of it is."""
+SCOPE = "scope"
+"""Metadata key: ``"conference"`` for a field that calls do not have."""
 
 
 def _not_on_a_call(_: object, attribute: "Attribute[None]", value: Any) -> None:  # noqa: ANN401
@@ -100,11 +61,11 @@ def _not_on_a_call(_: object, attribute: "Attribute[None]", value: Any) -> None:
         raise InvalidRequestError(f"{attribute.name} is for conference streams only: leave it out on a call")
 
 
-def _shown_url(url: str | None) -> str:
+def _redacted_url(url: str | None) -> str:
     return repr(redact_url(url)) if url else "None"
 
 
-def _shown_names(parameters: Mapping[str, str]) -> str:
+def _parameter_names(parameters: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{name!r}: ***" for name in parameters) + "}"
 
 
@@ -114,35 +75,76 @@ class StartStream:
     """What every start has in common. Use `StartConferenceStream` or `StartCallStream`.
 
     Attributes:
-        url: ``Url``, the wss address that the Space dials; no query string.
-        name: ``Name``, unique per conference or call. Left out, the client makes one, because the name is
+        url: ``Url``, the wss address that the Space connects to; no query string.
+        name: ``Name``, unique per conference or call. Left out, the client generates one, because the name is
             what makes a start safe to send again and what the stream can be stopped by.
         unnamed: True to send no ``Name`` at all. A start without a name is never sent twice, so a lost
             answer ends in `StreamOutcomeUnknownError`.
         track: ``Track``; the API's default is both.
-        status_callback: ``StatusCallback``, an http(s) address that hears of the stream.
+        status_callback: ``StatusCallback``, the http(s) URL that receives status callbacks.
         status_callback_method: ``StatusCallbackMethod``; the API's default is POST.
-        parameters: ``Parameter1.Name``/``.Value`` and so on, at most 99, handed to the WebSocket server.
+        parameters: ``Parameter1.Name``/``.Value`` and so on, at most 99, passed to the WebSocket server.
         authorization_bearer_token: ``AuthorizationBearerToken``, sent with the WebSocket upgrade.
 
     Raises:
-        InvalidRequestError: a field can't be right; the message says what to write instead.
+        InvalidRequestError: a field is invalid; the message says what to write instead.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/streams
     """
 
-    url: str = field(converter=_url)
-    name: str | None = field(default=None, converter=optional(_name))
-    unnamed: bool = field(default=False, converter=_unnamed)
-    track: Track | None = field(default=None, converter=optional(_track))
-    status_callback: str | None = field(default=None, converter=optional(_callback), repr=_shown_url)
-    status_callback_method: CallbackMethod | None = field(default=None, converter=optional(_callback_method))
-    parameters: Mapping[str, str] = field(factory=dict, converter=_parameters, repr=_shown_names, hash=False)
-    authorization_bearer_token: str | None = field(default=None, converter=optional(_bearer_token), repr=False)
+    url: str = field(validator=validate_stream_url, metadata={WIRE_NAME: "Url"})
+    name: str | None = field(default=None, validator=optional(validate_path_segment), metadata={WIRE_NAME: "Name"})
+    unnamed: bool = field(default=False, validator=validate_flag)
+    track: Track | None = field(default=None, converter=maybe(Track), metadata={WIRE_NAME: "Track"})
+    status_callback: str | None = field(
+        default=None,
+        validator=optional(validate_callback_url),
+        repr=_redacted_url,
+        metadata={WIRE_NAME: "StatusCallback", SECRET: "partly"},
+    )
+    status_callback_method: CallbackMethod | None = field(
+        default=None, converter=maybe(CallbackMethod), metadata={WIRE_NAME: "StatusCallbackMethod"}
+    )
+    parameters: Mapping[str, str] = field(
+        factory=dict,
+        converter=check_parameters,
+        repr=_parameter_names,
+        hash=False,
+        metadata={WIRE_NAME: "Parameter", SECRET: True},
+    )
+    authorization_bearer_token: str | None = field(
+        default=None,
+        validator=optional(validate_bearer_token),
+        repr=False,
+        metadata={WIRE_NAME: "AuthorizationBearerToken", SECRET: True},
+    )
 
     def __attrs_post_init__(self) -> None:
         if self.unnamed and self.name is not None:
             raise InvalidRequestError("name and unnamed=True contradict each other: write one of the two")
+
+    def with_name(self, name: str) -> Self:
+        """Return a copy under a name that was generated for it; its fields are not validated again."""
+        twin = copy(self)
+        object.__setattr__(twin, "name", name)
+        return twin
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What of it must never be shown: each field's value, or the private parts of a URL."""
+        found: tuple[str, ...] = ()
+        for name, secret in _SECRETS:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, Mapping):
+                found += tuple(value.values())
+            else:
+                found += (value,) if secret is True else secrets_in(value)
+        return found
+
+
+_SECRETS = [(each.name, each.metadata[SECRET]) for each in fields(StartStream) if SECRET in each.metadata]
 
 
 @masks_secrets_of_init
@@ -158,9 +160,13 @@ class StartConferenceStream(StartStream):
     Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
     """
 
-    conference_sid: str = field(converter=_conference_sid)
-    codec: Codec | str | None = field(default=None, converter=optional(_codec))
-    realtime: bool | None = field(default=None, converter=optional(_realtime))
+    conference_sid: str = field(validator=validate_path_segment)
+    codec: Codec | str | None = field(
+        default=None, converter=maybe(check_codec), metadata={WIRE_NAME: "StreamCodec", SCOPE: "conference"}
+    )
+    realtime: bool | None = field(
+        default=None, validator=optional(validate_flag), metadata={WIRE_NAME: "StreamRealTime", SCOPE: "conference"}
+    )
 
     @property
     def target(self) -> str:
@@ -179,9 +185,9 @@ class StartCallStream(StartStream):
     Source: https://signalwire.com/docs/compatibility-api/rest/streams
     """
 
-    call_sid: str = field(converter=_call_sid)
-    codec: None = field(default=None, validator=_not_on_a_call, repr=False)
-    realtime: None = field(default=None, validator=_not_on_a_call, repr=False)
+    call_sid: str = field(validator=validate_path_segment)
+    codec: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
+    realtime: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
 
     @property
     def target(self) -> str:

@@ -1,4 +1,4 @@
-"""Calls, as the Space lists them."""
+"""What the Space responds: streams, conferences, calls, participants and pages of them."""
 
 import re
 from collections.abc import Mapping
@@ -28,14 +28,10 @@ _END_OF_DAY = re.compile(r"(?<=[T\s])24(?=:00(?::00(?:[.,]0+)?)?(?![\d:.,]))", r
 
 
 def parse_date(text: str | None) -> datetime | None:
-    """Read an RFC 2822 or ISO 8601 date.
+    """Parse an RFC 2822 or ISO 8601 date into an aware ``datetime``, or return None.
 
-    Args:
-        text: the date as the platform wrote it, for example ``Tue, 25 Sept 2018 20:00:00 +0000`` or
-            ``2018-09-25 20:00:00 UTC``. A leap second is read as the second after it.
-
-    Returns:
-        An aware ``datetime`` (UTC where the text names no zone), or None where the text can't be read.
+    The platform writes, for example, ``Tue, 25 Sept 2018 20:00:00 +0000`` or ``2018-09-25 20:00:00 UTC``. Without a
+    zone it is UTC; a leap second becomes the second after it.
     """
     if not text:
         return None
@@ -64,11 +60,10 @@ _Item_co = TypeVar("_Item_co", covariant=True)
 
 @frozen(kw_only=True)
 class Page(Generic[_Item_co]):
-    """One page of a list, with the addresses of its neighbours as the Space wrote them.
+    """One page of a list, with the addresses of other pages as the Space wrote them.
 
     Attributes:
-        items: what is on the page.
-        next_page_uri: where the next page is, or None on the last one. It is followed as it stands.
+        next_page_uri: the address of the next page, or None on the last one. It is followed as it stands.
         page: the page's number, from 0.
         page_size: how many items a full page holds.
     """
@@ -82,24 +77,40 @@ class Page(Generic[_Item_co]):
     page_size: int | None = None
 
 
+class _Dated:
+    """The dates of a resource, parsed."""
+
+    __slots__ = ()
+    date_created_text: str | None
+    date_updated_text: str | None
+
+    @property
+    def date_created(self) -> datetime | None:
+        """When it was created (for a participant: joined), aware, or None if the text can't be parsed."""
+        return parse_date(self.date_created_text)
+
+    @property
+    def date_updated(self) -> datetime | None:
+        """When it last changed, aware, or None if the text can't be parsed."""
+        return parse_date(self.date_updated_text)
+
+
 @frozen(kw_only=True)
 class _Stream:
-    """What the streams of conferences and of calls have in common.
+    """Fields of the streams of conferences and of calls.
 
     Attributes:
-        sid: the stream's id. None where the Space started the stream but the id could not be learnt;
-            then ``name`` is the handle.
+        sid: the stream's id. None if the Space started the stream but its id was lost; then ``name`` is the handle.
         name: the ``Name`` it was started under, or None.
-        status: a `StreamStatus`, or the word as it came where it is none of them.
+        status: a `StreamStatus`, or the unknown text as it came.
         account_sid: the project.
         date_updated_text: the date exactly as the Space wrote it.
         uri: the stream's path on the Space.
-        ambiguous: True when an earlier attempt of the same start may have done it. ``sid`` may then belong to
-            a stream that the Space refuses as a duplicate, so the handle is the **name**.
-        already_started: True when the Space refused a repeated start as a duplicate of its own first attempt.
-        already_ended: True when a stop found that the stream had ended before, by itself or with its call
-            or conference.
-        extra: keys of the answer that this version does not know, as they came.
+        ambiguous: True if an earlier attempt of the same start may have started it, or the response did not name what
+            was asked for. ``sid`` may then belong to another stream, so the handle is the **name**.
+        already_started: True if the Space refused a repeated start as a duplicate of its own first attempt.
+        already_ended: True if a stop found that the stream had ended before, by itself or with its call or conference.
+        extra: keys of the response that this version does not know, as they came.
     """
 
     sid: str | None = None
@@ -115,7 +126,7 @@ class _Stream:
 
     @property
     def date_updated(self) -> datetime | None:
-        """The moment of the last change, aware, or None where the text can't be read."""
+        """The moment of the last change, aware, or None if the text can't be parsed."""
         return parse_date(self.date_updated_text)
 
 
@@ -142,16 +153,15 @@ class CallStream(_Stream):
 
 
 @frozen(kw_only=True)
-class Call:
+class Call(_Dated):
     """A call.
 
     Attributes:
-        sid: the call's id.
-        status: a `CallStatus`, or the word as it came where it is none of them.
-        from_: who called (``from`` on the wire).
+        status: a `CallStatus`, or the unknown text as it came.
+        from_: the caller (``from`` on the wire).
         duration: seconds.
         audio_rtt_avg: milliseconds, like the other round-trip times and jitters.
-        extra: keys of the answer that this version does not know, as they came.
+        extra: keys of the response that this version does not know, as they came.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/calls
     """
@@ -204,26 +214,15 @@ class Call:
         """When the call ended, aware, or None."""
         return parse_date(self.end_time_text)
 
-    @property
-    def date_created(self) -> datetime | None:
-        """When the call was created, aware, or None where the text can't be read."""
-        return parse_date(self.date_created_text)
-
-    @property
-    def date_updated(self) -> datetime | None:
-        """When the call last changed, aware, or None where the text can't be read."""
-        return parse_date(self.date_updated_text)
-
 
 @frozen(kw_only=True)
-class Conference:
+class Conference(_Dated):
     """A conference.
 
     Attributes:
-        sid: the conference's id.
-        status: a `ConferenceStatus`, or the word as it came where it is none of them.
+        status: a `ConferenceStatus`, or the unknown text as it came.
         friendly_name: the room's name.
-        extra: keys of the answer that this version does not know, as they came.
+        extra: keys of the response that this version does not know, as they came.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/conferences
     """
@@ -240,25 +239,15 @@ class Conference:
     subresource_uris: Mapping[str, object] = field(factory=dict, hash=False)
     extra: Mapping[str, object] = field(factory=dict, hash=False, repr=False)
 
-    @property
-    def date_created(self) -> datetime | None:
-        """When the conference was created, aware, or None where the text can't be read."""
-        return parse_date(self.date_created_text)
-
-    @property
-    def date_updated(self) -> datetime | None:
-        """When the conference last changed, aware, or None where the text can't be read."""
-        return parse_date(self.date_updated_text)
-
 
 @frozen(kw_only=True)
-class Participant:
+class Participant(_Dated):
     """One call in a conference.
 
     Attributes:
         call_sid: the participant's call.
-        status: a `ParticipantStatus`, or the word as it came where it is none of them.
-        extra: keys of the answer that this version does not know, as they came.
+        status: a `ParticipantStatus`, or the unknown text as it came.
+        extra: keys of the response that this version does not know, as they came.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/participants
     """
@@ -277,13 +266,3 @@ class Participant:
     date_updated_text: str | None = None
     uri: str | None = None
     extra: Mapping[str, object] = field(factory=dict, hash=False, repr=False)
-
-    @property
-    def date_created(self) -> datetime | None:
-        """When the participant joined, aware, or None where the text can't be read."""
-        return parse_date(self.date_created_text)
-
-    @property
-    def date_updated(self) -> datetime | None:
-        """When the participant last changed, aware, or None where the text can't be read."""
-        return parse_date(self.date_updated_text)

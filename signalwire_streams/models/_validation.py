@@ -1,4 +1,4 @@
-"""What a caller can get wrong, each with a sentence that says what to write instead.
+"""Validation of arguments: each message says what to write instead.
 
 Every check raises `InvalidRequestError` before anything is sent. Messages never repeat a query string, a
 user and password in a URL, a parameter's value or a token.
@@ -33,10 +33,10 @@ _WORD = TypeVar("_WORD", bound=StrEnum)
 
 
 def redact_url(url: str) -> str:
-    """Give the part of a URL that may be shown: no query, no fragment, no user and password.
+    """Return the part of a URL that may be shown: no query, no fragment, no user and password.
 
-    Everything up to the last ``@`` goes, even where it may belong to the path or the query: a password that
-    was not encoded can hold anything.
+    Everything up to the last ``@`` goes, even if it may belong to the path or the query: a password that was not
+    encoded can hold anything.
     """
     before, at, rest = url.rpartition("@")
     scheme, separator, _ = before.partition("://")
@@ -45,7 +45,7 @@ def redact_url(url: str) -> str:
 
 
 def secrets_in(url: str) -> tuple[str, ...]:
-    """Give the parts of a URL that may not be shown: its query, and its user with password."""
+    """Return the parts of a URL that may not be shown: its query, and its user with password."""
     before, _, query = url.partition("?")
     userinfo = before.partition("://")[2].rpartition("@")[0]
     values = [value for _, value in parse_qsl(query)]
@@ -53,27 +53,19 @@ def secrets_in(url: str) -> tuple[str, ...]:
 
 
 def is_path_segment(value: str) -> bool:
-    """Tell whether a text can stand as one segment of a URL path."""
+    """Return True if a text can be one segment of a URL path."""
     return needs_no_escaping(value) or (
         bool(_HANDLE.fullmatch(value)) and value.isprintable() and ".." not in value and value != "."
     )
 
 
 def needs_no_escaping(text: str) -> bool:
-    """Tell whether a text stands for itself wherever a URL or a form has it; nearly all sids and names do."""
+    """Return True if a text needs no encoding in a URL or a form, as nearly all sids and names."""
     return _PLAIN.fullmatch(text) is not None
 
 
 def check_path_segment(value: object, what: str) -> str:
-    """Check a sid or a stream's name: it becomes one segment of a URL path.
-
-    Args:
-        value: what the caller gave.
-        what: how to call it in the message, for example ``conference_sid``.
-
-    Returns:
-        The value itself.
-    """
+    """Check a sid or a stream's name, which becomes one segment of a URL path, and return it."""
     if not isinstance(value, str):
         raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
     if not value:
@@ -85,17 +77,17 @@ def check_path_segment(value: object, what: str) -> str:
     return value
 
 
-def check_stream_url(value: object) -> str:
-    """Check ``Url``: wss only and without a query string, as the API demands.
+def validate_stream_url(_: object, __: "Attribute[Any]", value: object) -> None:
+    """Check ``Url``: wss only and without a query string.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/streams ("The only supported protocol is wss")
     """
-    return _check_stream_url(_text(value, "url", "the wss:// address of your WebSocket server"))
+    _check_stream_url(_text(value, "url", "the wss:// address of your WebSocket server"))
 
 
-# One address serves thousands of starts, and what is accepted holds no secret.
+# One URL serves thousands of starts, and what is accepted holds no secret.
 @lru_cache(maxsize=256)
-def _check_stream_url(url: str) -> str:
+def _check_stream_url(url: str) -> None:
     shown = redact_url(url)
     if any(character.isspace() or not character.isprintable() for character in url):
         raise InvalidRequestError(f"url {shown!r} holds blanks or control characters: percent-encode them")
@@ -108,7 +100,7 @@ def _check_stream_url(url: str) -> str:
     if url.startswith("//"):
         raise InvalidRequestError(f"url has no scheme: write 'wss://{shown.lstrip('/') or 'host/path'}'")
     if url.startswith("/"):  # "Absolute or relative URL" says the API; what it is relative to, it does not
-        return url
+        return
     scheme = _scheme_of(url)
     if scheme is None:
         bare = re.sub(r"^(https?|wss?):|^[A-Za-z]+:(?=/)", "", shown, flags=re.IGNORECASE).lstrip("/") or "host/path"
@@ -116,7 +108,7 @@ def _check_stream_url(url: str) -> str:
     if scheme.lower() != "wss":
         bare = shown.partition("://")[2]
         raise InvalidRequestError(f"url starts with {scheme}://, and SignalWire takes wss only: write 'wss://{bare}'")
-    return _check_host(url, shown)
+    _check_host(url, shown)
 
 
 def _scheme_of(url: str) -> str | None:
@@ -124,14 +116,13 @@ def _scheme_of(url: str) -> str | None:
     return scheme if separator and _SCHEME.fullmatch(scheme) else None
 
 
-def _check_host(url: str, shown: str) -> str:
+def _check_host(url: str, shown: str) -> None:
     if "@" in url.partition("://")[2].partition("/")[0]:
         raise InvalidRequestError(
             f"url {shown!r} carries a user and password: pass authorization_bearer_token=... instead"
         )
     if not _has_host(url):
-        raise InvalidRequestError("url has no host, or no port that can be: write it as 'wss://host:443/path'")
-    return url
+        raise InvalidRequestError("url has no host, or an invalid port: write it as 'wss://host:443/path'")
 
 
 def _has_host(url: str) -> bool:
@@ -142,18 +133,17 @@ def _has_host(url: str) -> bool:
         return False
 
 
-def check_callback_url(value: object) -> str:
+def validate_callback_url(_: object, __: "Attribute[Any]", value: object) -> None:
     """Check ``StatusCallback``: an absolute http or https URL."""
-    url = _text(value, "status_callback", "the https:// address that should hear of the stream")
+    url = _text(value, "status_callback", "the https:// address that receives status callbacks")
     good = url.lower().startswith(("http://", "https://")) and _has_host(url) and url.isprintable()
     if not good or " " in url:
         raise InvalidRequestError(
             f"status_callback {redact_url(url)!r} is no http(s) address: write it as 'https://host/path'"
         )
-    return url
 
 
-def check_parameters(value: object) -> Mapping[str, str]:
+def check_parameters(value: Mapping[str, str]) -> Mapping[str, str]:
     """Check the custom parameters: at most 99, names not empty, names and values of type str."""
     if not isinstance(value, Mapping):
         raise InvalidRequestError(f"parameters must be a mapping of names to values, not {kind_of(value)}")
@@ -177,46 +167,39 @@ def _is_encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def check_bearer_token(value: object) -> str:
+def validate_bearer_token(_: object, __: "Attribute[Any]", value: object) -> None:
     """Check the bearer token: it becomes a header of the WebSocket upgrade, so visible ASCII only."""
     token = _text(value, "authorization_bearer_token", "the token that your WebSocket server expects")
     if not all("!" <= character <= "~" for character in token):
         raise InvalidRequestError(
             "authorization_bearer_token holds blanks or is not ASCII: write the bare token, without 'Bearer'"
         )
-    return token
 
 
 def check_flag(value: object, what: str) -> bool:
-    """Check a switch: True or False, not a word for it."""
     if not isinstance(value, bool):
         raise InvalidRequestError(f"{what} must be True or False, not {value!r}")
     return value
 
 
 def check_deadline(value: object) -> float | None:
-    """Check the seconds that a call may take: a number above 0, or None."""
-    if value is None:
-        return None
-    return check_seconds(value, "deadline")
+    return None if value is None else check_seconds(value, "deadline")
 
 
 def check_seconds(value: object, what: str) -> float:
-    """Check a number of seconds: above 0, and no longer than a year."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _YEAR:
         raise InvalidRequestError(f"{what} must be a number of seconds above 0, and at most a year's")
     return value
 
 
 def check_count(value: object, what: str, *, least: int = 1) -> int:
-    """Check a whole number that may not be too small."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InvalidRequestError(f"{what} must be a whole number of {least} or more, not {value!r}")
     return value
 
 
 def check_word(value: object, vocabulary: type[_WORD], what: str) -> _WORD:
-    """Check a word against one of the vendor's vocabularies."""
+    """Return the member of an enum with this value."""
     for word in vocabulary:
         if word == value:
             return word
@@ -224,12 +207,8 @@ def check_word(value: object, vocabulary: type[_WORD], what: str) -> _WORD:
     raise InvalidRequestError(f"{what} {value!r} is unknown: write one of {choices}")
 
 
-def check_codec(value: object) -> Codec | str:
-    """Check a codec: one of the names, with a sample rate and a packet time where they are wanted.
-
-    Returns:
-        The `Codec` that it is, or the text where it has modifiers of its own.
-    """
+def check_codec(value: Codec | str) -> Codec | str:
+    """Return a `Codec`, or a text with a sample rate or packet time of its own as it is."""
     if isinstance(value, str):
         text = str(value)
         if text in _CODECS:
@@ -240,7 +219,7 @@ def check_codec(value: object) -> Codec | str:
     documented = ", ".join(repr(codec.value) for codec in Codec)
     raise InvalidRequestError(
         f"codec {value!r} is unknown: write one of {documented}, or {', '.join(_CODEC_NAMES)} with a sample rate "
-        f"({_RATES[0]} to {_RATES[1]}) and a packet time ({_PACKET_TIMES[0]} to {_PACKET_TIMES[1]} ms) where wanted, "
+        f"({_RATES[0]} to {_RATES[1]}) and a packet time ({_PACKET_TIMES[0]} to {_PACKET_TIMES[1]} ms) if wanted, "
         "as in 'PCMU@40i' or 'L16@24000h@40i'"
     )
 
@@ -286,7 +265,7 @@ class Unusable:
 
 
 def kind_of(value: object) -> str:
-    """Return the name of a value's type as the caller knows it, for messages."""
+    """Return the name of a value's type before it was masked, for messages."""
     if isinstance(value, Unusable):
         return value.kind
     return "str" if isinstance(value, Secret) else type(value).__name__
@@ -305,12 +284,12 @@ def mask(value: object) -> object:
 
 def _mask_url(value: object) -> object:
     """Mask an address that has a query, a fragment, a user or a password."""
-    return Secret(value) if isinstance(value, str) and any(mark in value for mark in "?#@") else value
+    return value if isinstance(value, str) and not any(mark in value for mark in "?#@") else mask(value)
 
 
 def _mask_project(value: object) -> object:
     """Mask a Project ID that has something behind a colon, where the token would be."""
-    return Secret(value) if isinstance(value, str) and ":" in value else value
+    return value if isinstance(value, str) and ":" not in value else mask(value)
 
 
 _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
@@ -353,6 +332,10 @@ def validate_count(_: object, attribute: "Attribute[Any]", value: object) -> Non
 
 def validate_seconds(_: object, attribute: "Attribute[Any]", value: object) -> None:
     check_seconds(value, attribute.name)
+
+
+def validate_path_segment(_: object, attribute: "Attribute[Any]", value: object) -> None:
+    check_path_segment(value, attribute.name)
 
 
 def validate_flag(_: object, attribute: "Attribute[Any]", value: object) -> None:

@@ -82,7 +82,7 @@ class Streams(Generic[_Stream]):
                     "may_be_running=True needs the name that the stream may be running under: pass it as name=..."
                 )
             context.state.may_have_succeeded = True
-        start = requests.start(self._account, request, deadline=deadline, errand=context)
+        start = requests.start(self._account, request, deadline=deadline, context=context)
         try:
             result = await send_or_raise(self._dispatcher, start)
         except StreamOutcomeUnknownError as error:
@@ -132,7 +132,7 @@ class Streams(Generic[_Stream]):
         if own_target is not None and own_target != sid:
             raise InvalidRequestError(f"the stream belongs to another {field}: pass that one, or none")
         build = partial(
-            requests.stop, self._account, self._collection, sid, deadline=deadline, errand=context or CallContext()
+            requests.stop, self._account, self._collection, sid, deadline=deadline, context=context or CallContext()
         )
         if not isinstance(stream, str):
             return await self._stop_known(build, stream)

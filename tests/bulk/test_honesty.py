@@ -78,7 +78,6 @@ async def test_bare_404_of_a_proxy_does_not_prove_a_stop(
 
 
 async def test_stop_by_the_name_of_an_ended_stream_succeeds(client_for: Any, tmp_path: Path) -> None:
-    """When the Space knows a name and says that its stream has stopped, nothing is left to do."""
     async with SimulatedSpace(conferences=1) as space:
         client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
         space.faults.add("reset", on="start", executed=True)
@@ -112,7 +111,7 @@ async def test_invalid_stop_does_not_overwrite_a_doubtful_item(
 async def test_throttled_start_is_not_attempted_if_the_run_is_cut(
     client_for: Any, space: SimulatedSpace, tmp_path: Path
 ) -> None:
-    """What was turned away with 429 was not carried out, also when the run is cut while it waits."""
+    """A 429 carries nothing out, even if the run is cancelled while the item waits."""
     client: StreamsClient = client_for(space)
     space.faults.add("throttle", on="start", retry_after=30)
     requests = [StartCallStream(call_sid=sid, url=URL) for sid in space.call_sids]
@@ -152,7 +151,7 @@ class NoTime:
 
 
 async def test_resumed_run_with_a_wrong_token_ends_early(client_for: Any, tmp_path: Path) -> None:
-    """Items in doubt stay so, and are not all asked for with a token that is refused."""
+    """Doubtful items stay doubtful, and are not all sent with a token that is refused."""
     async with SimulatedSpace(conferences=40) as space:
         first: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
         space.faults.add("reset", on="start", executed=True)
@@ -191,7 +190,7 @@ async def test_doubtful_items_wait_for_the_end_of_an_outage(client_for: Any, tmp
 async def test_journal_created_by_another_process_meanwhile_is_refused(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who comes second is told, and takes nothing away."""
+    """The second process changes nothing."""
     path = tmp_path / "run.db"
 
     def late(wanted: JournalPath) -> Any:
@@ -217,7 +216,7 @@ async def test_journal_of_a_run_killed_before_it_started_says_so(client: Streams
 async def test_journal_that_is_removed_ends_the_run(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path, damage: str
 ) -> None:
-    """Notes in a file that nobody will find are none."""
+    """A record in a file that nobody will find is worthless."""
     path = tmp_path / "run.db"
     run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
 
@@ -234,7 +233,7 @@ async def test_journal_that_is_removed_ends_the_run(
 async def test_symbolic_links_share_the_lock_of_their_journal(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path
 ) -> None:
-    """Whatever a journal is called, one process works on it."""
+    """One process works on a journal, by whichever path it opened it."""
     path, link = tmp_path / "run.db", tmp_path / "link.db"
     client.create_journal(on_conferences(space), journal=path)
     link.symlink_to(path)
@@ -267,7 +266,7 @@ async def test_run_that_is_cancelled_twice_releases_the_journal(
 
 
 async def test_damaged_journal_is_refused(client: StreamsClient, tmp_path: Path) -> None:
-    """What is wrong with it is told, and not that it were of another version."""
+    """The message names the damage, and does not take it for another version."""
     journal = client.create_journal([], journal=tmp_path / "run.db")
     with journal.path.open("r+b") as file:
         file.seek(100)
@@ -286,7 +285,6 @@ async def test_journal_in_a_read_only_folder_can_be_read(
 
 
 async def test_journal_with_an_impossible_name_is_refused(client: StreamsClient) -> None:
-    """What the file system refuses is told in a sentence."""
     for act in (
         lambda: client.create_journal([], journal="x" * 300),
         lambda: BulkJournal("x" * 300).status(),
@@ -296,7 +294,6 @@ async def test_journal_with_an_impossible_name_is_refused(client: StreamsClient)
 
 
 async def test_low_rate_limit_fails_no_item_of_a_run(client_for: Any) -> None:
-    """Items wait for a pace that somebody chose, however slow it is."""
     async with SimulatedSpace(conferences=40) as space:
         client: StreamsClient = client_for(space, rate_limit=RateLimit(requests=1, utilization=1.0))
         assert (await client.start_streams(on_conferences(space)).report()).counts == {BulkStatus.STARTED: 40}

@@ -35,7 +35,7 @@ def rows(path: Path) -> list[tuple[Any, ...]]:
     return found
 
 
-async def test_an_intent_is_on_the_disk_at_once_and_an_outcome_with_the_next(tmp_path: Path) -> None:
+async def test_journal_commits_intent_at_once_and_outcome_with_the_next(tmp_path: Path) -> None:
     """Another process sees an intent before the request goes out, and its outcome by the end."""
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
@@ -57,7 +57,7 @@ async def test_an_intent_is_on_the_disk_at_once_and_an_outcome_with_the_next(tmp
     assert rows(path)[1][:4] == ("call", "leg", None, IN_DOUBT)
 
 
-async def test_an_outcome_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_journal_commits_outcome_that_no_intent_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An outcome that no intent follows is written soon as well."""
     monkeypatch.setattr("signalwire_streams.bulk._journal._AT_LEAST_EVERY", 0.0)
     path = tmp_path / "run.db"
@@ -70,7 +70,7 @@ async def test_an_outcome_does_not_wait_for_ever(tmp_path: Path, monkeypatch: py
         assert rows(path)[0][3] == "started"
 
 
-async def test_intents_share_a_commit(tmp_path: Path) -> None:
+async def test_journal_commits_concurrent_intents_together(tmp_path: Path) -> None:
     """What comes together is written together, in its order; what was cancelled before that is not written."""
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
@@ -84,7 +84,7 @@ async def test_intents_share_a_commit(tmp_path: Path) -> None:
         assert [row[1] for row in rows(path)] == ["room-0", "room-1", "room-3", "room-4"]
 
 
-async def test_a_write_that_fails_is_told_and_outcomes_are_kept(tmp_path: Path) -> None:
+async def test_journal_keeps_outcomes_after_a_failed_write(tmp_path: Path) -> None:
     """Each intent is refused from then on; outcomes are written as soon as that works again, and the end raises."""
     path = tmp_path / "run.db"
     journal = Journal.create(path, RUN, run="r1")
@@ -107,7 +107,7 @@ async def test_a_write_that_fails_is_told_and_outcomes_are_kept(tmp_path: Path) 
     assert rows(path) == [("conference", "room", "a", "started", None, 0, 0, None)]
 
 
-async def test_a_run_is_gone_on_with(tmp_path: Path) -> None:
+async def test_reopened_journal_updates_the_rows_of_its_run(tmp_path: Path) -> None:
     """A reopened journal knows its run; an item that is sent again keeps its row and counts its attempts."""
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
@@ -124,7 +124,7 @@ async def test_a_run_is_gone_on_with(tmp_path: Path) -> None:
     assert rows(path) == [("conference", "room", "a", "already_started", None, 0, 2, None)]
 
 
-async def test_unnamed_items_of_one_target_have_rows_of_their_own(tmp_path: Path) -> None:
+async def test_unnamed_items_of_one_target_have_separate_rows(tmp_path: Path) -> None:
     """Nothing ties two unnamed items together."""
     with Journal.create(tmp_path / "run.db", RUN, run="r1") as journal:
         rows = [journal.new_row(), journal.new_row()]
@@ -143,8 +143,8 @@ async def test_unnamed_items_of_one_target_have_rows_of_their_own(tmp_path: Path
         ({"project": "other"}, "the project project"),
     ],
 )
-def test_a_journal_of_another_run_is_refused(tmp_path: Path, change: dict[str, str], words: str) -> None:
-    """A run goes on with its own journal only."""
+def test_journal_of_another_run_is_refused(tmp_path: Path, change: dict[str, str], words: str) -> None:
+    """A run resumes with its own journal only."""
     path = tmp_path / "run.db"
     Journal.create(path, RUN, run="r1").close()
 
@@ -153,8 +153,8 @@ def test_a_journal_of_another_run_is_refused(tmp_path: Path, change: dict[str, s
     Journal.reopen(path, RUN).close()
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
-    """A file that is there is not begun anew, one that is missing or no journal is not gone on with."""
+def test_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
+    """An existing file is not overwritten; a missing one, or one that is no journal, is not resumed."""
     path = tmp_path / "run.db"
     with pytest.raises(InvalidRequestError, match="no journal"):
         Journal.reopen(path, RUN)
@@ -165,7 +165,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         Journal.reopen(path, RUN)
 
 
-def test_two_processes_on_one_file(tmp_path: Path) -> None:
+def test_journal_of_a_running_process_is_refused(tmp_path: Path) -> None:
     """While one process holds a journal another is told so; a killed one holds nothing."""
     path = tmp_path / "run.db"
     code = (

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("idle_clock")
 URL = "wss://rx.example.com/audio"
 
 
-async def test_an_item_holds_its_outcome(client_for: Any, tmp_path: Path) -> None:
+async def test_journal_item_holds_its_outcome(client_for: Any, tmp_path: Path) -> None:
     """A started item holds its sid and no error; a failed one holds the error and its message, and no sid."""
     async with SimulatedSpace(conferences=3) as space:
         started, rejected, unknown = space.conference_sids
@@ -42,7 +42,7 @@ async def test_an_item_holds_its_outcome(client_for: Any, tmp_path: Path) -> Non
     assert (status.attempts, status.remaining, status.is_locked) == (3, 2, False)
 
 
-async def test_an_outcome_is_in_the_journal_a_tenth_of_a_second_later(
+async def test_outcome_is_in_the_journal_after_a_tenth_of_a_second(
     client_for: Any, tmp_path: Path, idle_clock: Clock
 ) -> None:
     """Another process sees how far a run is, and a process that is killed loses no older outcome."""

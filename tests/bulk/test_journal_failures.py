@@ -51,7 +51,7 @@ def locked(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 class Waits:
-    """A clock whose waits take turns of the loop, and that lets go of a lock after some of them."""
+    """A clock whose waits take turns of the loop, and that releases a lock after some of them."""
 
     def __init__(self, let_go: Callable[[], object], after: int) -> None:
         self.let_go, self.left = let_go, after
@@ -66,7 +66,9 @@ class Waits:
         await asyncio.sleep(0)
 
 
-async def test_a_lock_does_not_stop_the_loop(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_lock_of_another_program_does_not_block_the_loop(
+    client_for: Any, space: SimulatedSpace, tmp_path: Path
+) -> None:
     """While another program writes, the run waits and everything else goes on; nothing is sent unrecorded."""
     path = tmp_path / "run.db"
     client_for(space).create_journal(on_conferences(space), journal=path)
@@ -95,7 +97,9 @@ async def test_a_lock_does_not_stop_the_loop(client_for: Any, space: SimulatedSp
 
 
 @pytest.mark.parametrize("moment", ["middle", "end"])
-async def test_a_lock_in_mid_run(client_for: Any, space: SimulatedSpace, tmp_path: Path, moment: str) -> None:
+async def test_commit_waits_for_a_lock_in_mid_run(
+    client_for: Any, space: SimulatedSpace, tmp_path: Path, moment: str
+) -> None:
     """A commit that can't be made at once is made as soon as it can, and so is the last one."""
     path = tmp_path / "run.db"
     other = sqlite3.connect(path.with_name("unused"))
@@ -115,7 +119,7 @@ async def test_a_lock_in_mid_run(client_for: Any, space: SimulatedSpace, tmp_pat
     assert BulkJournal(path).status().counts == {"started": 20}
 
 
-async def test_what_comes_while_a_commit_waits(tmp_path: Path) -> None:
+async def test_intent_joins_a_commit_that_waits_for_a_lock(tmp_path: Path) -> None:
     """It is written with the commit that a lock of another program puts off."""
     path = tmp_path / "run.db"
     other = sqlite3.connect(path.with_name("unused"))
@@ -135,7 +139,7 @@ async def test_what_comes_while_a_commit_waits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["begin", "middle", "end"])
-async def test_a_lock_that_stays_ends_the_run(
+async def test_lock_that_stays_ends_the_run(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, moment: str
 ) -> None:
     """After five seconds the run ends in JournalError, and what was not recorded was not sent."""
@@ -167,7 +171,7 @@ async def test_a_lock_that_stays_ends_the_run(
     assert not BulkJournal(path).status().is_locked
 
 
-async def test_a_lock_as_a_run_is_stopped(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_stopping_a_run_waits_for_a_lock(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
     """Stopping waits for another program as well, and gives up as late."""
     path = tmp_path / "run.db"
     await client_for(space).start_streams(on_conferences(space), journal=path).report()
@@ -179,10 +183,10 @@ async def test_a_lock_as_a_run_is_stopped(client_for: Any, space: SimulatedSpace
     assert report.counts == {BulkStatus.STOPPED: 20}
 
 
-async def test_a_mark_that_can_not_be_made_stops_nothing(
+async def test_rollback_that_can_not_be_recorded_stops_nothing(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that can't record that it is being undone sends no stop, and lets go of the journal."""
+    """A run that can't record that it is being rolled back sends no stop, and releases the journal."""
     path = tmp_path / "run.db"
     await client.start_streams(on_conferences(space), journal=path).report()
 
@@ -196,7 +200,7 @@ async def test_a_mark_that_can_not_be_made_stops_nothing(
     assert len(space.streams.active()) == 20
 
 
-async def test_a_cancelled_run_gives_up_a_lock(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_cancelled_run_releases_a_locked_journal(client_for: Any, space: SimulatedSpace, tmp_path: Path) -> None:
     """A consumer that is cancelled while its journal is locked ends, and leaves no task and no lock of ours."""
     path = tmp_path / "run.db"
     waiting = asyncio.Event()
@@ -240,7 +244,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
-async def test_a_file_that_is_damaged_ends_the_run(
+async def test_damaged_file_ends_the_run(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, suffix: str, damage: str
 ) -> None:
     """A journal whose files another program removes, replaces or cuts records nothing, so nothing more is sent."""
@@ -273,7 +277,7 @@ async def test_a_file_that_is_damaged_ends_the_run(
 
 
 @pytest.mark.parametrize("damage", ["removed", "replaced"])
-async def test_a_lock_that_is_gone_ends_the_run(
+async def test_lost_lock_file_ends_the_run(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, damage: str
 ) -> None:
     """Another process can hold the run then, so this one writes and sends nothing more."""
@@ -296,7 +300,9 @@ async def test_a_lock_that_is_gone_ends_the_run(
     assert space.streams.duplicates() == []
 
 
-async def test_a_row_of_another_process_stays(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_intent_does_not_replace_a_row_of_another_process(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path
+) -> None:
     """An intent that can't be recorded has no row, so its outcome is not written into the row that was there."""
     path = tmp_path / "run.db"
     run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
@@ -320,7 +326,7 @@ async def test_a_row_of_another_process_stays(client: StreamsClient, space: Simu
     assert sum(counts.values()) == 19
 
 
-async def test_a_damage_is_found_before_a_lookup(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_lookup_checks_the_files_first(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
     """A resumed run reads as well, and what is read from a damaged file can't be trusted."""
     path = tmp_path / "run.db"
     await client.start_streams(on_conferences(space), journal=path).report()
@@ -335,7 +341,7 @@ async def test_a_damage_is_found_before_a_lookup(client: StreamsClient, space: S
         await go_through()
 
 
-async def test_a_journal_that_is_full_ends_the_run(
+async def test_full_journal_ends_the_run(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite's own limit: the run ends in JournalError, also where its outcomes can be written in the end."""
@@ -360,7 +366,7 @@ async def test_a_journal_that_is_full_ends_the_run(
 
 
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY])
-async def test_a_checkpoint_that_fails(
+async def test_failed_checkpoint_ends_the_run_unless_the_journal_is_busy(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     """A full disk ends the run; a lock only puts the checkpoint off."""
@@ -423,7 +429,7 @@ asyncio.run(main())
     ("moment", "size"),
     [(-1, 0), (-1, 4096), (-1, 10_000), (-1, 22_000), (0, 0), (5, 0), (5, 40_000), (19, 0)],
 )
-async def test_a_full_disk_ends_a_run(space: SimulatedSpace, tmp_path: Path, moment: int, size: int) -> None:
+async def test_full_disk_ends_the_run(space: SimulatedSpace, tmp_path: Path, moment: int, size: int) -> None:
     """At whatever moment nothing more can be written: JournalError, and nothing was sent that is not recorded."""
     path = tmp_path / "run.db"
     known = [space.base_url, space.project, space.token, space.conference_sids, str(path), moment, size]
@@ -446,7 +452,9 @@ async def test_a_full_disk_ends_a_run(space: SimulatedSpace, tmp_path: Path, mom
     assert set(recorded) <= {"started", "in_doubt"}
 
 
-async def test_a_disk_that_is_full_as_a_run_ends(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_full_disk_at_the_last_checkpoint_loses_nothing(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path
+) -> None:
     """A checkpoint that is cut off leaves a main file that is not whole; the log has all of it, and both are read."""
     path, size = tmp_path / "run.db", 700_000
     more = [StartConferenceStream(conference_sid="room", url=URL, name=f"{'n' * 900}-{n}") for n in range(1000)]
@@ -466,7 +474,7 @@ async def test_a_disk_that_is_full_as_a_run_ends(client: StreamsClient, space: S
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
-async def test_an_input_that_raises_cancelled_error_is_told(
+async def test_input_that_raises_cancelled_error_is_reported(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, kind: str
 ) -> None:
     """It is no cancellation of the consumer, who gets what was carried out, and then an error."""

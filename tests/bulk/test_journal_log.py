@@ -97,7 +97,7 @@ async def check_refused(client: StreamsClient, space: SimulatedSpace, path: Path
     assert space.requests.count() == sent
 
 
-async def test_copies_of_a_killed_run(client_for: Any, tmp_path: Path) -> None:
+async def test_copy_of_a_killed_run_is_whole_or_refused(client_for: Any, tmp_path: Path) -> None:
     """A copy that lacks a part of the log is refused; one that is whole goes on, and doubles nothing."""
     async with SimulatedSpace(conferences=60, participants=0) as space:
         client = client_for(space)
@@ -119,6 +119,7 @@ async def test_copies_of_a_killed_run(client_for: Any, tmp_path: Path) -> None:
         merged = copy(original, tmp_path / "merged", "-wal")
         with sqlite3.connect(merged) as other:
             assert other.execute("SELECT count(*) FROM items").fetchone() == (sum(counts.values()),)
+            assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         other.close()
         alone = copy(merged, tmp_path / "merged-alone")
         assert BulkJournal(alone).status().counts == counts
@@ -129,7 +130,7 @@ async def test_copies_of_a_killed_run(client_for: Any, tmp_path: Path) -> None:
         assert BulkJournal(copy(whole, tmp_path / "ended")).status().counts == {"started": 60}
 
 
-async def test_the_log_of_another_run_is_refused(client_for: Any, tmp_path: Path) -> None:
+async def test_log_of_another_run_is_refused(client_for: Any, tmp_path: Path) -> None:
     """SQLite would apply any log; here it would mix two runs."""
     async with SimulatedSpace(conferences=60, participants=0) as space, SimulatedSpace(conferences=60) as elsewhere:
         client: StreamsClient = client_for(space)
@@ -159,7 +160,7 @@ async def test_the_log_of_another_run_is_refused(client_for: Any, tmp_path: Path
         await check_refused(client, space, nothing, "is missing or is not its own")
 
 
-def test_a_main_file_without_tables_is_not_taken_for_new(tmp_path: Path) -> None:
+def test_main_file_without_tables_is_not_taken_for_new(tmp_path: Path) -> None:
     """All tables are in the main file before a run begins."""
     database = sqlite3.connect(tmp_path / "run.db")
     database.execute("PRAGMA journal_mode = WAL")
@@ -168,7 +169,7 @@ def test_a_main_file_without_tables_is_not_taken_for_new(tmp_path: Path) -> None
         BulkJournal(tmp_path / "run.db").status()
 
 
-async def note(journal: Journal, number: int) -> None:
+async def record(journal: Journal, number: int) -> None:
     """Record one item from its intent to its outcome."""
     row = journal.new_row()
     await journal.intend(row, "conference", f"room-{number}", "a")
@@ -181,7 +182,7 @@ def salt_of(journal: Path) -> int:
     return int.from_bytes(journal.with_name(f"{journal.name}-wal").read_bytes()[16:20])
 
 
-async def test_log_that_was_begun_anew_fits_only_the_main_file_of_its_time(
+async def test_restarted_log_fits_only_the_main_file_of_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At any time a main file is read with the log of that time, and refused without it or with a later one."""
@@ -190,7 +191,7 @@ async def test_log_that_was_begun_anew_fits_only_the_main_file_of_its_time(
     copies: list[tuple[int, int, Path]] = []
     with Journal.create(path, RUN, run="r1") as journal:
         for number in range(80):
-            await note(journal, number)
+            await record(journal, number)
             here = copy(path, tmp_path / str(number), "-wal")
             copies.append((number, salt_of(here), here))
     refused = 0
@@ -221,7 +222,7 @@ async def test_reader_in_a_long_transaction_lets_the_log_grow(tmp_path: Path, mo
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM items").fetchone()
         for number in range(40):
-            await note(journal, number)
+            await record(journal, number)
         here = copy(path, tmp_path / "here", "-wal")
     size = here.with_name("run.db-wal").stat().st_size
     assert size > 3 * 64 * 1024
@@ -233,7 +234,7 @@ async def test_reader_in_a_long_transaction_lets_the_log_grow(tmp_path: Path, mo
     assert sum(BulkJournal(here).status().counts.values()) == 40
     assert BulkJournal(path).status().counts == {"started": 40}
     with Journal.reopen(path, RUN) as journal:
-        await note(journal, 40)
+        await record(journal, 40)
     assert sum(BulkJournal(path).status().counts.values()) == 41
     reader.close()
     with Journal.reopen(path, RUN) as journal:
@@ -251,13 +252,13 @@ async def test_damaged_log_is_refused_wherever_the_damage_is(
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
         for number in range(30):
-            await note(journal, number)
+            await record(journal, number)
             if readers:
                 BulkJournal(path).status()
                 with closing(sqlite3.connect(path)) as other:  # is still open at the next checkpoint
                     other.execute("BEGIN")
                     other.execute("SELECT count(*) FROM items").fetchone()
-                    await note(journal, 100 + number)
+                    await record(journal, 100 + number)
         here = copy(path, tmp_path / "here", "-wal")
     log = here.with_name("run.db-wal")
     whole = log.read_bytes()
@@ -295,9 +296,9 @@ async def test_copy_in_either_order_is_whole_or_refused(tmp_path: Path) -> None:
     """A main file that was copied first fits the log of later; one that was copied after it knows more than the log."""
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
-        await note(journal, 0)
+        await record(journal, 0)
         earlier = copy(path, tmp_path / "earlier", "-wal")
-        await note(journal, 1)
+        await record(journal, 1)
         later = copy(path, tmp_path / "later", "-wal")
     main_first = copy(earlier, tmp_path / "main-first")
     shutil.copy(later.with_name("run.db-wal"), main_first.parent)
@@ -314,7 +315,7 @@ async def test_another_program_that_checkpoints_hides_no_cut(tmp_path: Path) -> 
     with Journal.create(path, RUN, run="r1") as journal:
         salts = set()
         for number in range(12):
-            await note(journal, number)
+            await record(journal, number)
             salts.add(salt_of(path))
             here = copy(path, tmp_path / f"{number}", "-wal")
             assert sum(BulkJournal(here).status().counts.values()) == number + 1
@@ -332,7 +333,7 @@ async def test_loss_can_be_accepted_with_any_sqlite_program(tmp_path: Path) -> N
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
         for number in range(5):
-            await note(journal, number)
+            await record(journal, number)
         here = copy(path, tmp_path / "here", "-wal")
     log = here.with_name("run.db-wal")
     os.truncate(log, log.stat().st_size - 1)
@@ -343,7 +344,7 @@ async def test_loss_can_be_accepted_with_any_sqlite_program(tmp_path: Path) -> N
     assert BulkJournal(here).status().counts == {"started": 3, "in_doubt": 1}
 
 
-async def test_a_log_of_which_the_main_file_does_not_know_yet(client_for: Any, tmp_path: Path) -> None:
+async def test_log_that_the_main_file_does_not_know_yet_is_accepted(client_for: Any, tmp_path: Path) -> None:
     """A run that was killed as it opened its journal had sent nothing, so its log is good; another's is not."""
     async with SimulatedSpace(conferences=3) as space:
         client: StreamsClient = client_for(space)
@@ -369,7 +370,7 @@ async def test_a_log_of_which_the_main_file_does_not_know_yet(client_for: Any, t
         await check_refused(client, space, mixed, "was cut short or damaged, or belongs to another journal")
 
 
-async def test_a_run_that_begins_while_its_journal_is_read(
+async def test_reader_tolerates_a_run_that_begins_meanwhile(
     client_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its process keeps the files together, so what a reader saw of them one by one says nothing."""
@@ -400,7 +401,7 @@ def test_generations_are_serial_numbers() -> None:
     assert not second.is_older(last)
 
 
-def test_a_generation_is_raised_beyond_its_last(tmp_path: Path) -> None:
+def test_generation_wraps_around(tmp_path: Path) -> None:
     """The first page has a signed number, whose lowest bit is cleared by each commit."""
     with closing(sqlite3.connect(tmp_path / "run.db", isolation_level=None)) as database:
         for known, following in ((0x7FFFFFFE, 0x80000000), (0x7FFFFFFF, 0x80000000), (-1, 0), (-2, 0), (5, 6)):
@@ -417,7 +418,7 @@ def torn(before: bytes, after: bytes) -> Iterator[bytes]:
         yield after[:at] + before[at:]
 
 
-async def test_a_checkpoint_that_is_cut_off(tmp_path: Path) -> None:
+async def test_checkpoint_that_is_cut_off_loses_nothing(tmp_path: Path) -> None:
     """A main file that has a part of the log is read with the log, and never without it."""
     path = tmp_path / "run.db"
     copies: list[tuple[int, Path, bytes]] = []
@@ -432,7 +433,7 @@ async def test_a_checkpoint_that_is_cut_off(tmp_path: Path) -> None:
     with Journal.create(path, RUN, run="r1") as journal:
         journal._database.set_trace_callback(statement)
         for number in range(12):
-            await note(journal, number)
+            await record(journal, number)
             recorded += 1
             if number == 5:
                 journal._commits._log_limit = 0  # copy it in mid-run
@@ -454,10 +455,10 @@ async def test_a_checkpoint_that_is_cut_off(tmp_path: Path) -> None:
         assert other.execute("SELECT count(*) FROM items").fetchone() == (12,)
 
 
-async def test_a_log_that_was_begun_anew_and_no_more(tmp_path: Path) -> None:
+async def test_log_with_only_a_new_header_is_accepted(tmp_path: Path) -> None:
     """SQLite writes a new header before the first frame; all that the log had is in the main file then."""
     with Journal.create(tmp_path / "run.db", RUN, run="r1") as journal:
-        await note(journal, 0)
+        await record(journal, 0)
         journal._files.checkpoint()
         here = copy(tmp_path / "run.db", tmp_path / "here", "-wal")
     with here.with_name("run.db-wal").open("r+b") as log:
@@ -468,7 +469,7 @@ async def test_a_log_that_was_begun_anew_and_no_more(tmp_path: Path) -> None:
     assert sum(BulkJournal(here).status().counts.values()) == 1
 
 
-def test_a_log_of_other_pages_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_no_log_is_refused(tmp_path: Path) -> None:
     """Neither text nor zeros beside a planned journal is a log, and a log of ours ends where it says."""
     Journal.plan(tmp_path / "run.db", RUN, run="r1", requests=[])
     for number, content in enumerate((b"precious " * 50, bytes(5000))):
@@ -493,16 +494,16 @@ connect = sqlite3.connect
 
 
 def work(path, sent):
-    async def notes(journal, first):
+    async def record(journal, first):
         for number in range(first, first + 1):
             row = journal.new_row()
             await journal.intend(row, "call", f"leg-{number}", None)
             os.write(sent, b"x")
 
     with Journal.create(path, WHOSE, run="r1") as journal:
-        asyncio.run(notes(journal, 0))
+        asyncio.run(record(journal, 0))
     with Journal.reopen(path, WHOSE) as journal:
-        asyncio.run(notes(journal, 1))
+        asyncio.run(record(journal, 1))
 
 
 def killed(path, at):
@@ -560,7 +561,7 @@ print(json.dumps(found))
 """
 
 
-def test_killed_at_each_statement(tmp_path: Path) -> None:
+def test_process_killed_at_any_statement_loses_nothing(tmp_path: Path) -> None:
     """Whenever a process is killed, its journal knows what was sent; the main file alone does too, or is refused."""
     ran = subprocess.run(  # noqa: S603
         [sys.executable, "-c", KILLED_AT_EACH_STATEMENT, str(tmp_path)], capture_output=True, text=True, check=True

@@ -61,6 +61,24 @@ async def test_run_facts_of_another_kind_are_refused(
     assert len(space.requests) == 0
 
 
+BYTES = "CAST(X'ff' AS TEXT)"
+NO_TEXTS = {
+    "run": f"UPDATE run SET value = {BYTES} WHERE key = 'project'",  # noqa: S608
+    "items": f"INSERT INTO items (id, kind, target, state, changed) VALUES (1, 'call', {BYTES}, 'started', '')",  # noqa: S608
+    "plan": f"UPDATE plan SET target = {BYTES}",  # noqa: S608
+}
+
+
+@pytest.mark.parametrize("table", NO_TEXTS)
+def test_text_that_is_no_text_is_refused(client: StreamsClient, tmp_path: Path, table: str) -> None:
+    """SQLite stores bytes that are no UTF-8 as text where another program asks for it."""
+    request = StartConferenceStream(conference_sid="room", url=URL)
+    journal = client.create_journal([request], journal=tmp_path / "run.db")
+    changed(journal.path, NO_TEXTS[table])
+    with pytest.raises(JournalError, match="can't be read: Could not decode to UTF-8"):
+        list(journal.requests() if table == "plan" else journal.items())
+
+
 async def test_missing_table_is_another_schema(client: StreamsClient, tmp_path: Path) -> None:
     journal = client.create_journal([], journal=tmp_path / "run.db")
     changed(journal.path, "DROP TABLE run")

@@ -105,7 +105,7 @@ def folder() -> Iterator[Path]:
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("through", ["itself", "link", "chain"])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_special_file_is_refused_and_stays(
+async def test_special_file_is_refused_and_stays(
     space: SimulatedSpace, client: StreamsClient, folder: Path, kind: str, through: str, use: Use
 ) -> None:
     """A device, FIFO, socket or directory is not opened and not deleted, whichever way a path leads to it."""
@@ -124,7 +124,7 @@ async def test_a_special_file_is_refused_and_stays(
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("suffix", [".lock", "-wal", "-shm", "-journal"])
-async def test_a_special_file_beside_a_journal_is_refused(
+async def test_special_file_beside_a_journal_is_refused(
     client: StreamsClient, tmp_path: Path, suffix: str, use: Use
 ) -> None:
     """SQLite opens and deletes the files beside a journal as well."""
@@ -139,7 +139,7 @@ async def test_a_special_file_beside_a_journal_is_refused(
 
 
 @pytest.mark.parametrize("use", USES)
-async def test_a_link_that_leads_nowhere_is_refused(client: StreamsClient, tmp_path: Path, use: Use) -> None:
+async def test_dangling_link_is_refused(client: StreamsClient, tmp_path: Path, use: Use) -> None:
     """Nothing is made at its other end, be it missing or a circle."""
     (tmp_path / "link").symlink_to(tmp_path / "missing")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
@@ -167,7 +167,7 @@ async def test_a_link_that_leads_nowhere_is_refused(client: StreamsClient, tmp_p
         BytesPath(),
     ],
 )
-async def test_a_name_that_is_none_is_refused(
+async def test_invalid_name_is_refused(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any, use: Use
 ) -> None:
     """It ends in a sentence that can be printed, and no file is made anywhere."""
@@ -183,7 +183,7 @@ async def test_a_name_that_is_none_is_refused(
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", ["missing/run.db", "file/run.db", "x" * 300, "x" * 253, "x" * 249])
-async def test_a_place_where_no_journal_can_be_is_refused(
+async def test_path_where_no_file_can_be_made_is_refused(
     client: StreamsClient, tmp_path: Path, name: str, use: Use
 ) -> None:
     """A folder that is missing, or is a file, and a name that is too long for one of the files, leave nothing."""
@@ -197,7 +197,7 @@ async def test_a_place_where_no_journal_can_be_is_refused(
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="only Linux has a folder that takes no file from root")
 @pytest.mark.parametrize("use", CREATING)
-async def test_a_folder_that_takes_no_file_is_refused(client: StreamsClient, use: Use) -> None:
+async def test_folder_that_takes_no_file_is_refused(client: StreamsClient, use: Use) -> None:
     """Not even root may make a file in every folder."""
     with pytest.raises(InvalidRequestError, match="a folder that may be written"):
         await use(client, "/proc/run.db")
@@ -205,7 +205,7 @@ async def test_a_folder_that_takes_no_file_is_refused(client: StreamsClient, use
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("content", ["text", "other database", "other database in WAL mode", "cut journal"])
-async def test_another_file_stays_as_it_is(client: StreamsClient, tmp_path: Path, content: str, use: Use) -> None:
+async def test_other_file_stays_as_it_is(client: StreamsClient, tmp_path: Path, content: str, use: Use) -> None:
     """A file that is no journal keeps its bytes, and gets no file beside it."""
     path = tmp_path / "run.db"
     if content == "text":
@@ -229,7 +229,7 @@ async def test_another_file_stays_as_it_is(client: StreamsClient, tmp_path: Path
 @pytest.mark.parametrize("use", CREATING)
 @pytest.mark.parametrize("suffix", ["-wal", "-journal", "-shm"])
 @pytest.mark.parametrize("main", ["missing", "empty"])
-async def test_what_is_left_of_another_journal_stays(
+async def test_remains_of_another_journal_stay(
     client: StreamsClient, tmp_path: Path, main: str, suffix: str, use: Use
 ) -> None:
     """SQLite deletes a log without its main file; a run may be in it."""
@@ -244,9 +244,7 @@ async def test_what_is_left_of_another_journal_stays(
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("suffix", [".lock-wal", ".lock-shm", ".lock-journal", "-shm"])
-async def test_another_file_beside_a_journal_stays(
-    client: StreamsClient, tmp_path: Path, suffix: str, use: Use
-) -> None:
+async def test_other_file_beside_a_journal_stays(client: StreamsClient, tmp_path: Path, suffix: str, use: Use) -> None:
     """SQLite deletes what it takes for a leftover of the lock, and overwrites what it takes for its index."""
     if use not in CREATING:
         client.create_journal([], journal=tmp_path / "run.db")
@@ -258,7 +256,7 @@ async def test_another_file_beside_a_journal_stays(
     assert snapshot(tmp_path) == before
 
 
-async def test_a_journal_whose_tables_are_not_finished(
+async def test_journal_with_unfinished_tables_is_taken_for_new(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that is killed as it makes a journal leaves a file that a new run uses."""
@@ -279,7 +277,7 @@ async def test_a_journal_whose_tables_are_not_finished(
     assert client.create_journal([], journal=killed).status().planned == 0
 
 
-async def test_an_empty_file_is_used_and_kept(client: StreamsClient, tmp_path: Path) -> None:
+async def test_empty_file_is_used_and_kept(client: StreamsClient, tmp_path: Path) -> None:
     """A file that somebody made beforehand is not deleted when the plan is wrong."""
     path, link = tmp_path / "run.db", tmp_path / "link"
     path.touch()
@@ -294,7 +292,7 @@ async def test_an_empty_file_is_used_and_kept(client: StreamsClient, tmp_path: P
     assert link.is_symlink()
 
 
-async def test_a_failed_plan_leaves_nothing(client: StreamsClient, tmp_path: Path) -> None:
+async def test_failed_plan_leaves_nothing(client: StreamsClient, tmp_path: Path) -> None:
     """Neither the file, nor its lock, nor what SQLite made."""
     wrong: Any = [StartConferenceStream(conference_sid="room", url=URL), "room"]
     with pytest.raises(InvalidRequestError, match="an item is a str"):
@@ -302,7 +300,7 @@ async def test_a_failed_plan_leaves_nothing(client: StreamsClient, tmp_path: Pat
     assert snapshot(tmp_path) == {}
 
 
-async def test_a_file_that_replaced_the_new_one_is_not_deleted(
+async def test_failed_creation_does_not_delete_a_replaced_file(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What fails removes only what it made itself."""
@@ -320,7 +318,7 @@ async def test_a_file_that_replaced_the_new_one_is_not_deleted(
     assert path.read_text() == "mine"
 
 
-async def test_a_file_that_comes_at_the_last_moment_stays(
+async def test_file_made_during_creation_stays(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that knows nothing of our lock may make the file while we take it."""
@@ -339,7 +337,7 @@ async def test_a_file_that_comes_at_the_last_moment_stays(
     assert path.read_text() == "mine"
 
 
-async def test_a_finished_journal_can_be_read_without_a_file_being_made(
+async def test_finished_journal_is_read_without_making_a_file(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
     """A journal that is whole by itself needs no other file, so it can be read on a disk that takes none."""
@@ -353,7 +351,7 @@ async def test_a_finished_journal_can_be_read_without_a_file_being_made(
     assert snapshot(tmp_path) == before
 
 
-async def test_a_journal_that_may_not_be_written_is_not_resumed(
+async def test_read_only_journal_is_not_resumed(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No lock is made beside it."""
@@ -366,7 +364,7 @@ async def test_a_journal_that_may_not_be_written_is_not_resumed(
     assert snapshot(tmp_path) == before
 
 
-async def test_another_directory_changes_nothing(
+async def test_journal_ignores_a_change_of_the_working_directory(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relative path means what it meant when it was passed, also after a chdir in mid-run."""
@@ -392,7 +390,9 @@ async def test_another_directory_changes_nothing(
     assert list(second.iterdir()) == []
 
 
-async def test_a_directory_that_is_gone(client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_relative_path_needs_a_working_directory(
+    client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A relative path needs a working directory."""
     gone = tmp_path / "gone"
     gone.mkdir()

@@ -35,7 +35,7 @@ def all_bytes(folder: Path) -> bytes:
 
 
 async def test_created_journal_is_resumed(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
-    """Nothing is sent by planning; the journal alone then tells what there is to start."""
+    """Nothing is sent before; the journal alone says what is left to start."""
     requests = [*on_conferences(space, codec="PCMU"), StartCallStream(call_sid=space.call_sids[0], url=URL)]
     journal = client.create_journal(iter(requests), journal=tmp_path / "run.db")
     assert len(space.requests) == 0
@@ -136,7 +136,7 @@ async def test_stop_started_stops_what_a_run_started(client_for: Any, tmp_path: 
 
 
 async def test_stop_started_does_not_take_an_unknown_name_for_stopped(client_for: Any, tmp_path: Path) -> None:
-    """Nobody knows whether a stream that is known by its name only runs: that stays an error, and can be repeated."""
+    """A stream that is known by its name only may be running: stopping it stays an error, and can be repeated."""
     async with SimulatedSpace(conferences=2, streams_by_name=False) as space:
         client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
         space.faults.add("reset", on="start", target=space.conference_sids[0], executed=True)
@@ -150,7 +150,7 @@ async def test_stop_started_does_not_take_an_unknown_name_for_stopped(client_for
 
 
 async def test_stop_started_repeats_a_stop_whose_response_was_lost(client_for: Any, tmp_path: Path) -> None:
-    """A stop that may have worked is noted as such, and sent again the next time; a failed one can be as well."""
+    """A stop that may have worked is recorded as such and sent again the next time, and so is a failed one."""
     async with SimulatedSpace(conferences=3) as space:
         client: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1))
         await client.start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
@@ -169,7 +169,7 @@ async def test_stop_started_repeats_a_stop_whose_response_was_lost(client_for: A
 async def test_stop_started_waits_for_the_end_of_an_outage(
     client_for: Any, space: SimulatedSpace, tmp_path: Path
 ) -> None:
-    """A stop that the breaker sends back is noted once, and done when the Space is there again."""
+    """A stop that the breaker sends back is recorded once, and sent when the Space is back."""
     await client_for(space).start_streams(on_conferences(space), journal=tmp_path / "run.db").report()
     client: StreamsClient = client_for(
         space,
@@ -209,7 +209,7 @@ async def test_stop_started_refuses_a_journal_of_stops(
 async def test_journal_can_be_read_while_the_run_continues(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
-    """Another reader sees what was noted so far, and that the run is held."""
+    """Another reader sees what was recorded so far, and that the journal is locked."""
     journal = BulkJournal(tmp_path / "run.db")
     with pytest.raises(InvalidRequestError, match="there is no journal"):
         journal.status()
@@ -226,7 +226,6 @@ async def test_journal_can_be_read_while_the_run_continues(
 
 
 async def test_stop_started_refuses_a_file_that_is_not_a_journal(tmp_path: Path) -> None:
-    """Whatever else a file is, reading it as a journal ends in a sentence."""
     (tmp_path / "text").write_text("nothing of the kind, and long enough to be looked into" * 40)
     other = sqlite3.connect(tmp_path / "other")
     other.execute("CREATE TABLE run (key, value)")
@@ -237,7 +236,7 @@ async def test_stop_started_refuses_a_file_that_is_not_a_journal(tmp_path: Path)
 
 
 async def test_create_journal_refuses_an_impossible_path(client: StreamsClient, tmp_path: Path) -> None:
-    """A folder that is not there is a mistake, told before anything is sent."""
+    """Before anything is sent."""
     with pytest.raises(InvalidRequestError, match="folder that may be written"):
         client.create_journal([], journal=tmp_path / "no" / "run.db")
     (tmp_path / "run.db.lock").write_text("something that is no lock of ours, " * 40)
@@ -246,7 +245,7 @@ async def test_create_journal_refuses_an_impossible_path(client: StreamsClient, 
 
 
 async def test_full_disk_ends_the_run(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
-    """What can't be noted is not sent; the run ends and says why."""
+    """Nothing is sent without being recorded first; the run ends and says why."""
     path = tmp_path / "run.db"
     run = client.start_streams(on_conferences(space), journal=path, concurrency=1)
 
@@ -263,7 +262,7 @@ async def test_full_disk_ends_the_run(space: SimulatedSpace, client: StreamsClie
 
 
 async def test_full_disk_ends_stop_started(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
-    """A stop that can't be noted is not sent."""
+    """A stop that can't be recorded is not sent."""
     path = tmp_path / "run.db"
     await client.start_streams(on_conferences(space), journal=path).report()
     fill(path)

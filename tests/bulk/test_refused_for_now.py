@@ -14,12 +14,15 @@ from signalwire_streams import (
     BulkStatus,
     CircuitBreakerPolicy,
     Clock,
+    ConferenceStream,
     RetryPolicy,
     RunCancelledError,
     StartCallStream,
     StartConferenceStream,
     StreamsClient,
 )
+from signalwire_streams.bulk._journal import Journal
+from signalwire_streams.bulk._journal_file import JournalOwner
 from signalwire_streams.middleware import Handler, Request, Result
 from tests.raw_space import RawConnection, RawSpace, Request as Received, as_documented, http, raw_space
 
@@ -220,3 +223,26 @@ async def test_caller_that_cancels_after_a_refusal_does_not_make_it_unknown() ->
         shutdown.add_done_callback(lambda _: run.shutdown(0))
         statuses = Counter([outcome.status async for outcome in run])
     assert statuses == {BulkStatus.NOT_ATTEMPTED: 1}
+
+
+async def test_stop_that_was_refused_for_now_and_then_rejected_is_not_ambiguous(tmp_path: Path) -> None:
+    """Stopping again is safe, so nothing is in doubt."""
+    stream = ConferenceStream(conference_sid="room", name="sws-1-room")
+    not_found = http(404, {"code": 20404, "message": "not found", "more_info": "", "status": 404})
+    async with raw_space(refusing(BUSY, not_found, executes=False)) as space, client_of(space) as client:
+        journal = tmp_path / "run.db"
+        [stopped] = [outcome async for outcome in client.stop_streams([stream], journal=journal)]
+    assert stopped.status is BulkStatus.REJECTED
+    assert [item.ambiguous for item in BulkJournal(journal).items()] == [False]
+
+
+async def test_resume_records_a_call_whose_start_was_interrupted_as_unknown(tmp_path: Path) -> None:
+    """Its process died after it was recorded, and it is not sent again."""
+    path = tmp_path / "run.db"
+    async with raw_space() as space, client_of(space) as client:
+        owner = JournalOwner("start", client.origin, client.project)
+        with Journal.create(path, owner, run="1") as journal:
+            await journal.intend(journal.new_row(), "call", "call", "sws-1-call")
+        [outcome] = await run_all(client, CALL, journal=path, resume=True)
+        assert (outcome.status, space.requests) == (BulkStatus.UNKNOWN, [])
+    assert BulkJournal(path).status().counts == {"unknown": 1}

@@ -65,12 +65,12 @@ class NeverReady:
     def __init__(self) -> None:
         self.asked = asyncio.Event()
 
-    async def acquire(self, priority: Priority, timeout: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         self.asked.set()
         await asyncio.Event().wait()
         return 0.0
 
-    async def wait_until_allowed(self, timeout: float) -> float:
+    async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         return 0.0
 
     def on_throttled(self, sent_at: float, retry_after: float | None) -> None: ...
@@ -90,7 +90,6 @@ async def leave_early(client: StreamsClient, requests: list[Any], journal: Path)
 async def test_resume_starts_only_what_was_not_started(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
-    """What was started before the break is known and not sent again; the rest is started now."""
     journal = tmp_path / "run.db"
     started = await leave_early(client, on_conferences(space), journal)
     assert 10 <= started < 40
@@ -145,7 +144,7 @@ async def test_resume_resends_a_doubtful_start_under_its_name(
 async def test_resume_tells_two_names_on_one_target_apart(
     space: SimulatedSpace, client: StreamsClient, tmp_path: Path
 ) -> None:
-    """Named streams of one conference are told apart by name, in whatever order they come again; none is sent twice."""
+    """In whatever order they come again; none is started twice."""
     sid = space.conference_sids[0]
     requests = [StartConferenceStream(conference_sid=sid, url=URL, name=name) for name in ("audit", "captions")]
     journal = tmp_path / "run.db"
@@ -243,7 +242,7 @@ async def test_journal_is_checked_when_the_run_starts(
 
 
 async def test_invalid_items_are_not_recorded(space: SimulatedSpace, client: StreamsClient, tmp_path: Path) -> None:
-    """What is no stream, or comes twice, is rejected and leaves what the journal knows as it is."""
+    """An item of another type, or one that occurs twice, is rejected and changes nothing in the journal."""
     requests: list[Any] = [*on_conferences(space)[:1], *on_conferences(space)[:1], "room"]
     report = await client.start_streams(requests, journal=tmp_path / "run.db", concurrency=1).report()
     assert report.counts == {BulkStatus.STARTED: 1, BulkStatus.REJECTED: 2}
@@ -259,7 +258,7 @@ async def test_invalid_items_are_not_recorded(space: SimulatedSpace, client: Str
 async def test_item_that_waits_for_an_outage_is_recorded_once(
     client_for: Any, space: SimulatedSpace, tmp_path: Path
 ) -> None:
-    """An item that the breaker sends back is noted once, and its end is what the journal keeps."""
+    """The journal keeps its final outcome."""
     client: StreamsClient = client_for(
         space,
         circuit_breaker=CircuitBreakerPolicy(min_requests=3, open_duration=0.1),

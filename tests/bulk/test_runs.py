@@ -139,7 +139,7 @@ async def test_failed_items_end_in_outcomes_and_do_not_raise(client_for: Any) ->
 
 
 async def test_failed_stops_are_rejected_or_unknown(client_for: Any) -> None:
-    """A stop of nothing is rejected; one whose answers were lost is unknown; what is no stream is a mistake."""
+    """An unknown stream is rejected, a lost response is unknown, and an item of another type is rejected."""
     async with SimulatedSpace(conferences=1, calls=1) as space:
         client = client_for(space, retry=RetryPolicy(max_attempts=1))
         sid = space.conference_sids[0]
@@ -184,7 +184,7 @@ async def test_items_wait_for_the_end_of_an_outage(client_for: Any) -> None:
 
 
 async def test_items_wait_while_the_space_throttles(client_for: Any) -> None:
-    """What the Space's limit turns away is not given up, however many are turned away together."""
+    """However many items are throttled together."""
     async with SimulatedSpace(conferences=30) as space:
         space.faults.add("throttle", on="start", times=60, retry_after=2)
         run = client_for(space, retry=RetryPolicy(max_throttle_retries=0)).start_streams(on_conferences(space))
@@ -193,7 +193,6 @@ async def test_items_wait_while_the_space_throttles(client_for: Any) -> None:
 
 
 async def test_item_that_is_throttled_for_five_minutes_is_not_attempted(client_for: Any, space: SimulatedSpace) -> None:
-    """After five minutes an item that is always turned away may be tried again by somebody else."""
     space.faults.add("throttle", on="start", retry_after=20)
     run = client_for(space).start_streams(on_conferences(space))
     report = await run.report()
@@ -204,8 +203,6 @@ async def test_item_that_is_throttled_for_five_minutes_is_not_attempted(client_f
 
 
 async def test_item_that_meets_an_open_breaker_for_a_minute_is_not_attempted() -> None:
-    """After a minute of an open breaker an item is given up, as not attempted."""
-
     async def never_served(item: str, _: CallContext) -> ConferenceStream:
         raise CircuitOpenError("not tried, the Space kept failing", retry_after=5.0)
 
@@ -239,7 +236,7 @@ async def test_input_that_raises_ends_the_run_after_all_outcomes(client_for: Any
 
 
 async def test_leaving_the_loop_early_leaves_no_task_running(client_for: Any) -> None:
-    """After a break nothing is taken in, what was under way ends, and the report says what became of all of it."""
+    """No more items are taken in, requests in flight end, and the report covers all of them."""
     async with SimulatedSpace(conferences=200) as space:
         client = client_for(space)
         taken = 0
@@ -265,7 +262,7 @@ async def test_leaving_the_loop_early_leaves_no_task_running(client_for: Any) ->
 async def test_requests_in_flight_after_the_timeout_are_cancelled_and_classified(
     client_for: Any, monkeypatch: pytest.MonkeyPatch, space: SimulatedSpace
 ) -> None:
-    """What outlasts the drain is unknown when it was sent, and not attempted when it was not."""
+    """They are unknown if they were sent, and not attempted if not."""
     monkeypatch.setattr("signalwire_streams.bulk._runner.SHUTDOWN_TIMEOUT", 0.01)
     space.faults.add("hang", executed=True)
     client = client_for(space, connections=2)
@@ -290,7 +287,6 @@ async def test_requests_in_flight_after_the_timeout_are_cancelled_and_classified
 async def test_cancelled_start_is_reported_with_its_name(
     client_for: Any, monkeypatch: pytest.MonkeyPatch, space: SimulatedSpace
 ) -> None:
-    """A start that was cut tells where and under which name it may run."""
     monkeypatch.setattr("signalwire_streams.bulk._runner.SHUTDOWN_TIMEOUT", 0.01)
     space.faults.add("hang", executed=True)
     run = client_for(space).start_streams(on_conferences(space)[:1])
@@ -346,7 +342,7 @@ async def test_input_generator_is_closed_when_the_run_ends(client_for: Any, spac
 
 
 async def test_cancelling_the_shutdown_leaves_no_task_running(client_for: Any, space: SimulatedSpace) -> None:
-    """A second cancellation during the drain cuts what is under way at once."""
+    """A second cancellation cancels the requests in flight at once."""
     space.faults.add("hang")
     run = client_for(space).start_streams(on_conferences(space))
 
@@ -368,7 +364,7 @@ async def test_cancelling_the_shutdown_leaves_no_task_running(client_for: Any, s
 
 
 async def test_run_that_is_shut_down_yields_every_outcome(client_for: Any) -> None:
-    """After a drain nothing is taken in, and the loop goes on until what was under way has ended."""
+    """No more items are taken in, and the loop continues until the requests in flight have ended."""
     async with SimulatedSpace(conferences=50) as space:
         run = client_for(space).start_streams(on_conferences(space), concurrency=4)
         outcomes = []
@@ -382,7 +378,6 @@ async def test_run_that_is_shut_down_yields_every_outcome(client_for: Any) -> No
 
 
 async def test_second_shutdown_cancels_at_once(client_for: Any, space: SimulatedSpace) -> None:
-    """What hangs is waited for, until somebody has had enough."""
     space.faults.add("hang", executed=True)
     run = client_for(space).start_streams(on_conferences(space))
     ended = asyncio.create_task(run.report())
@@ -394,7 +389,7 @@ async def test_second_shutdown_cancels_at_once(client_for: Any, space: Simulated
 
 
 async def test_every_item_taken_from_the_input_has_an_outcome(client_for: Any, space: SimulatedSpace) -> None:
-    """A run that is cut at the moment when it takes an item in still tells what became of it."""
+    """Even if the run is cancelled in the moment of the intake."""
     taken = []
     run: BulkRun[Any]
 
@@ -456,7 +451,6 @@ async def test_run_can_be_iterated_once(space: SimulatedSpace, client: StreamsCl
 
 
 async def test_empty_run_has_an_empty_report(client: StreamsClient) -> None:
-    """A run over nothing is fine."""
     report = await client.start_streams([]).report()
 
     assert (report.total, report.ok, report.latency_percentiles[50]) == (0, True, 0.0)
@@ -491,7 +485,7 @@ async def test_run_that_was_used_does_not_warn(client_for: Any, space: Simulated
 
 
 def test_run_does_not_warn_at_the_end_of_the_process() -> None:
-    """What a process leaves when it ends is not complained of, on any version of Python."""
+    """On any version of Python."""
     code = (
         "from signalwire_streams import StreamsClient\n"
         "client = StreamsClient(space='example', project='p', token='t')\n"

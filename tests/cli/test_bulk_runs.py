@@ -89,7 +89,7 @@ async def test_a_killed_run_is_gone_on_with(bare_shell: Shell) -> None:
 
         told = await bare_shell(*STATUS)
         assert (told.code, told.err) == (0, "")
-        assert table(told) == {"planned": "9", "pending": "5", "in_doubt": "4", "attempts": "0"}
+        assert table(told) == {"planned": "9", "pending": "5", "in doubt": "4", "attempts": "0"}
         assert offered(told, "stop") == list(STOP)
 
         ran = await is_gone_on_with(bare_shell, space, offered(told, "resume"))
@@ -201,7 +201,7 @@ async def test_a_run_is_one_processs_at_a_time(bare_shell: Shell) -> None:
             held.let_go()
             ended = await end_of(child)
         assert (told.code, told.rows[-1]) == (0, "A process works on it now.")
-        assert table(told) == {"planned": "3", "in_doubt": "1", "pending": "2", "attempts": "0"}
+        assert table(told) == {"planned": "3", "in doubt": "1", "pending": "2", "attempts": "0"}
         assert as_json.json["held"] is True
         is_misuse(resumed, "another process runs the journal run.db: wait for it, or end it")
         assert (stopped.code, stopped.json["error"]) == (2, "InvalidRequestError")
@@ -327,7 +327,7 @@ async def test_a_file_that_is_no_journal_is_told(shell: Shell, folder: Path, com
     is_misuse(await shell("bulk", command, "none.db"), "there is no journal none.db: name the file that the run wrote")
     is_misuse(await shell("bulk", command, "notes"), "notes is no journal that this version can read")
     is_misuse(await shell("bulk", command, "."), "here is a directory, and a journal is a regular file")
-    is_misuse(await shell("bulk", command, ""), "here is a directory, and a journal is a regular file")
+    is_misuse(await shell("bulk", command, ""), "journal is empty: name a file")
     os.mkfifo(folder / "pipe")
     is_misuse(await shell("bulk", command, "pipe"), "pipe is a FIFO, and a journal is a regular file")
     is_misuse(await shell("bulk", command, "\udcff.db"), "is not UTF-8, or holds control characters")

@@ -25,14 +25,14 @@ async def test_a_killed_run_on_calls_is_counted_as_unknown_once_it_was_resumed(
         await end_of(child, signal.SIGKILL)
     fault.remove()
     before = await bare_shell("bulk", "status", journal)
-    assert table(before) == {"planned": "2", "in_doubt": "2", "attempts": "0"}
+    assert table(before) == {"planned": "2", "in doubt": "2", "attempts": "0"}
 
     resumed = await bare_shell("bulk", "resume", journal)
     assert table(resumed)["unknown"] == "2"
     assert "bulk resume" not in resumed.out
     after = await bare_shell("bulk", "status", journal)
     assert table(after)["unknown"] == "2"
-    assert "in_doubt" not in after.out
+    assert "in doubt" not in after.out
     assert "2 streams on calls may be running; a resumed run does not start them again" in after.out
     assert offered(after, "stop") == ["bulk", "stop", journal]
     assert space.requests.count("start-call-stream") == 2

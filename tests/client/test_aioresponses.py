@@ -34,7 +34,7 @@ def client() -> StreamsClient:
     return StreamsClient(space="example", project="project", token="token", clock=Clock.fake())
 
 
-async def test_a_503_and_then_a_200(mocked: aioresponses) -> None:
+async def test_503_and_then_a_200(mocked: aioresponses) -> None:
     """The mocked 503 is followed by a second request with the same bytes, and the start succeeds."""
     mocked.post(PATH, status=503, payload={"code": 20503, "message": "busy", "more_info": "", "status": 503})
     mocked.post(PATH, status=200, payload=ANSWER)
@@ -50,7 +50,7 @@ async def test_a_503_and_then_a_200(mocked: aioresponses) -> None:
     ] * 2
 
 
-async def test_a_mocked_500_on_an_unnamed_start(mocked: aioresponses) -> None:
+async def test_mocked_500_on_an_unnamed_start(mocked: aioresponses) -> None:
     """What may not be repeated is not repeated under a mock either."""
     mocked.post(PATH, status=500, repeat=True)
 
@@ -62,7 +62,7 @@ async def test_a_mocked_500_on_an_unnamed_start(mocked: aioresponses) -> None:
     assert len(sent) == 1
 
 
-async def test_a_mocked_exception(mocked: aioresponses) -> None:
+async def test_mocked_exception(mocked: aioresponses) -> None:
     """A mocked connection error is retried, and a read that keeps failing ends in a typed error."""
     mocked.post(PATH, exception=aiohttp.ServerDisconnectedError())
     mocked.post(PATH, status=200, payload=ANSWER)

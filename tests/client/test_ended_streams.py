@@ -9,13 +9,18 @@ import pytest
 from attrs import evolve
 
 from signalwire_streams import (
+    ApiError,
     BadRequestError,
     BulkStatus,
     CallStream,
     ConferenceStream,
     InvalidRequestError,
+    MalformedResponseError,
     NotFoundError,
+    PermissionDeniedError,
+    ServerError,
     StartConferenceStream,
+    StreamOutcomeUnknownError,
     StreamsClient,
     StreamStatus,
 )
@@ -116,7 +121,7 @@ async def test_stop_that_is_refused_otherwise_is_error(
 
 
 async def test_404_about_stream_of_another_project_is_error(space: SimulatedSpace, client: StreamsClient) -> None:
-    """A client of another project is told that there is no such stream although it runs."""
+    """A client of another project gets a 404 for the stream although it runs."""
     stream = ConferenceStream(conference_sid=space.conference_sids[0], sid=UNKNOWN_SID, account_sid="another")
     with pytest.raises(NotFoundError):
         await client.conferences.stop_stream(stream)
@@ -312,3 +317,91 @@ async def test_stop_keeps_name_that_answer_leaves_out(
         client: StreamsClient = client_for(space, base_url=raw.url)
         stopped = await client.conferences.stop_stream("room", NAME)
         assert (stopped.sid, stopped.name) == (document["sid"], name)
+
+
+@pytest.mark.usefixtures("idle_clock")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http(200, body=b"<html>log in</html>"),
+        http(200, {"sid": UNKNOWN_SID, "conference_sid": "room", "status": "in-progress"}),
+        http(200, {"sid": UNKNOWN_SID, "conference_sid": "room", "status": "Queued"}),
+    ],
+    ids=["a page", "in progress", "queued"],
+)
+async def test_stop_answered_otherwise_than_stopped_is_no_success(client_for: Any, answer: bytes) -> None:
+    """Nor is it one in a run: the stream goes on, and the error says that the answer can't be believed."""
+
+    async def refuse(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        return answer
+
+    async with SimulatedSpace() as simulated, raw_space(refuse) as raw:
+        client = client_for(simulated, base_url=raw.url)
+        stream = ConferenceStream(conference_sid="room", sid=UNKNOWN_SID, name="audit")
+        with pytest.raises(MalformedResponseError) as caught:
+            await client.conferences.stop_stream(stream)
+        assert (caught.value.attempts, caught.value.sent) == (3, "yes")
+        outcomes = [outcome async for outcome in client.stop_streams([stream])]
+        assert [outcome.ok for outcome in outcomes] == [False]
+
+
+@pytest.mark.usefixtures("idle_clock")
+@pytest.mark.parametrize(("noun", "requests"), [("conference", 3), ("call", 1)])
+async def test_start_answered_as_stopped_is_no_success(client_for: Any, noun: str, requests: int) -> None:
+    """It is the answer to a stop, so whether the stream runs is unknown."""
+
+    async def refuse(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        document = {"sid": UNKNOWN_SID, request.target_key: request.target, "status": "stopped"}
+        return http(200, document | {"name": request.fields["Name"]})
+
+    async with SimulatedSpace() as simulated, raw_space(refuse) as raw:
+        client = client_for(simulated, base_url=raw.url)
+        streams: Any = client.conferences if noun == "conference" else client.calls
+        with pytest.raises(StreamOutcomeUnknownError, match="names another status"):
+            await streams.start_stream("room", url=URL)
+        assert len(raw.requests) == requests
+
+
+@pytest.mark.parametrize(
+    ("document", "ambiguous"),
+    [
+        ({}, True),
+        ({"conference_sid": None, "name": None, "account_sid": None}, True),
+        ({"conference_sid": "ROOM", "name": None}, False),
+        ({"conference_sid": "room"}, False),
+        ({"name": "audit"}, False),
+    ],
+)
+async def test_start_whose_answer_names_nothing_is_ambiguous(
+    client_for: Any, document: dict[str, Any], *, ambiguous: bool
+) -> None:
+    """Its sid may be that of another request's stream, so it is stopped by its name where it has one."""
+
+    async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        if "Status" in request.fields:
+            return http(200, {"sid": UNKNOWN_SID, "conference_sid": request.target, "status": "stopped"})
+        return http(200, {"sid": UNKNOWN_SID, "status": "queued", **document})
+
+    async with SimulatedSpace() as simulated, raw_space(answer) as raw:
+        client = client_for(simulated, base_url=raw.url)
+        stream = await client.conferences.start_stream("room", url=URL, name="audit")
+        assert (stream.sid, stream.name, stream.ambiguous) == (UNKNOWN_SID, "audit", ambiguous)
+        await client.conferences.stop_stream(stream)
+        assert raw.requests[1].path.rpartition("/")[2] == ("audit" if ambiguous else UNKNOWN_SID)
+        unnamed = await client.conferences.start_stream("room", url=URL, unnamed=True)
+        assert (unnamed.sid, unnamed.ambiguous) == (UNKNOWN_SID, not document.get("conference_sid"))
+
+
+@pytest.mark.parametrize(("status", "error"), [(404, NotFoundError), (403, PermissionDeniedError), (503, ServerError)])
+@pytest.mark.usefixtures("idle_clock")
+async def test_start_refused_under_a_2xx_is_error(client_for: Any, status: int, error: type[ApiError]) -> None:
+    """A gateway replaced the status of the API's own error, which its body still has."""
+
+    async def refuse(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
+        return http(200, {"code": 20404, "message": "gone", "more_info": "", "status": status})
+
+    async with SimulatedSpace() as simulated, raw_space(refuse) as raw:
+        client = client_for(simulated, base_url=raw.url)
+        with pytest.raises(error, match=r"HTTP 200 \[code 20404\]: gone") as caught:
+            await client.conferences.start_stream("room", url=URL)
+        assert (caught.value.status, caught.value.code) == (200, 20404)

@@ -21,7 +21,7 @@ def environment_of(space: SimulatedSpace) -> dict[str, str]:
     "missing", [NAMES, NAMES[:1], NAMES[1:], (NAMES[0], NAMES[2])], ids=lambda names: f"{len(names)} missing"
 )
 @pytest.mark.parametrize("empty", [False, True], ids=["not set", "empty"])
-def test_all_that_is_missing_is_named(missing: tuple[str, ...], empty: bool) -> None:
+def test_missing_environment_variables_are_all_named(missing: tuple[str, ...], empty: bool) -> None:
     """The refusal names each variable that is not set, or is empty, and none that is."""
     environment = {name: "example" for name in NAMES if name not in missing}
     if empty:
@@ -32,7 +32,7 @@ def test_all_that_is_missing_is_named(missing: tuple[str, ...], empty: bool) -> 
 
 
 @pytest.mark.parametrize("name", ["space", "project", "token", "base_url"])
-def test_option_that_environment_has_is_refused(name: str) -> None:
+def test_option_set_by_environment_is_refused(name: str) -> None:
     """Neither of the two is silently ignored."""
     untyped: Any = StreamsClient.from_env
     with pytest.raises(InvalidRequestError, match=f"leave out {name}, or write StreamsClient"):
@@ -56,13 +56,13 @@ def test_options_of_environment_are_those_of_client() -> None:
     assert set(ClientOptions.__annotations__) == taken
 
 
-async def test_a_client_of_a_mapping(space: SimulatedSpace) -> None:
+async def test_client_of_a_mapping(space: SimulatedSpace) -> None:
     """Where a mapping is handed over, it alone is looked at."""
     async with StreamsClient.from_env(environment_of(space)) as client:
         assert (await client.conferences.get(space.conference_sids[0])).sid == space.conference_sids[0]
 
 
-async def test_a_client_of_the_process(space: SimulatedSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_of_the_process(space: SimulatedSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing is handed over, the process's own environment is looked at."""
     for name, value in environment_of(space).items():
         monkeypatch.setenv(name, value)

@@ -115,8 +115,8 @@ async def test_filters_as_the_api_wants_them(space: SimulatedSpace, client: Stre
         client.calls.list(start_time=datetime(2018, 9, 25))  # noqa: DTZ001
 
 
-async def test_a_list_with_the_wrong_token(space: SimulatedSpace, client_for: Any) -> None:
-    """A wrong token is told as such, with what to check."""
+async def test_list_with_the_wrong_token(space: SimulatedSpace, client_for: Any) -> None:
+    """A wrong token is reported as such, with what to check."""
     client = client_for(space, token="wrong")
 
     with pytest.raises(AuthenticationError, match="check the project id"):
@@ -144,7 +144,9 @@ PAGES = [
 
 
 @pytest.mark.parametrize(("page", "words"), PAGES)
-async def test_pages_that_lead_astray(page: dict[str, Any], words: str, space: SimulatedSpace, client_for: Any) -> None:
+async def test_next_page_elsewhere_or_in_a_circle_is_malformed(
+    page: dict[str, Any], words: str, space: SimulatedSpace, client_for: Any
+) -> None:
     """A page on another host, without end or without sense ends in a typed error, and no request leaves the host."""
     asked: list[str] = []
 
@@ -244,7 +246,7 @@ async def test_long_list_with_empty_and_repeated_pages_is_read_to_its_end(
     assert set(listed) == {f"c{number}" for number in range(10, 111, 10)}
 
 
-async def test_an_absolute_next_page_on_the_same_host(space: SimulatedSpace, client_for: Any) -> None:
+async def test_absolute_next_page_on_the_same_host(space: SimulatedSpace, client_for: Any) -> None:
     """A next page that is given with scheme and host is followed where it is the same ones."""
     asked: list[str] = []
 

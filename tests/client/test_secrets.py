@@ -47,7 +47,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("kind", "options"), FAULTS, ids=[name for name, _ in FAULTS])
 @pytest.mark.parametrize("unnamed", [True, False])
-async def test_no_failure_tells_a_secret(
+async def test_failures_show_no_secret(
     space: SimulatedSpace,
     client_for: Any,
     caplog: pytest.LogCaptureFixture,
@@ -79,7 +79,7 @@ async def test_no_failure_tells_a_secret(
         assert secret not in "\n".join(told)
 
 
-async def test_a_space_that_repeats_secrets_in_its_answers(space: SimulatedSpace, client_for: Any) -> None:
+async def test_space_that_repeats_secrets_in_its_answers(space: SimulatedSpace, client_for: Any) -> None:
     """What the Space says of a request is passed on, and secrets in it are not."""
 
     async def parrot(request: web.BaseRequest) -> web.Response:
@@ -106,7 +106,7 @@ async def test_a_space_that_repeats_secrets_in_its_answers(space: SimulatedSpace
         assert secret not in told
 
 
-def test_wrong_settings_do_not_tell_the_token() -> None:
+def test_invalid_settings_do_not_show_token() -> None:
     """A client that can't be made does not show what it was given."""
     for token in ("a token with blanks", "tökén-secret"):
         with pytest.raises(InvalidRequestError) as caught:

@@ -108,7 +108,7 @@ async def test_start_again_on_call_may_make_second_stream_and_both_are_stopped(
 
 
 async def test_start_again_on_call_is_sent_once(client_for: Any) -> None:
-    """Starting again by hand does not switch further max_resends on, which ``resend_call_starts`` decides."""
+    """start_again does not enable further resends; only ``resend_call_starts`` does."""
     for retry, sent in ((RetryPolicy(), 1), (RetryPolicy(resend_call_starts=True), 3)):
         async with SimulatedSpace(calls=1) as space:
             client: StreamsClient = client_for(space, retry=retry)
@@ -166,7 +166,7 @@ async def test_start_again_of_unnamed_start_is_refused(space: SimulatedSpace, cl
 
 
 @pytest.mark.parametrize("twin_of", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])  # noqa: S301
-async def test_copied_error_does_not_hold_the_request(client_for: Any, twin_of: Callable[[Any], Any]) -> None:
+async def test_copied_error_cannot_start_again(client_for: Any, twin_of: Callable[[Any], Any]) -> None:
     """A copy has no secrets and no client, and says what to write instead."""
     async with SimulatedSpace(conferences=1) as space:
         error = await lost_start(client_for(space, retry=ONCE), space)
@@ -189,7 +189,7 @@ async def test_unknown_item_of_run_can_be_started_again(client_for: Any) -> None
         assert (stream.name, stream.ambiguous) == (failure.error.name, True)
 
 
-async def test_message_names_the_way(client_for: Any) -> None:
+async def test_unknown_outcome_message_names_start_again(client_for: Any) -> None:
     """The error of a conference's start says how to start again."""
     async with SimulatedSpace(conferences=1) as space:
         error = await lost_start(client_for(space, retry=ONCE), space)

@@ -27,7 +27,7 @@ from signalwire_streams.simulator import SimulatedSpace
 URL = "wss://rx.example.com/audio"
 
 
-async def test_a_start_and_a_stop_on_a_conference(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_start_and_a_stop_on_a_conference(space: SimulatedSpace, client: StreamsClient) -> None:
     """One await starts a stream with every field as asked, another stops it."""
     sid = space.conference_sids[0]
     stream = await client.conferences.start_stream(
@@ -58,7 +58,7 @@ async def test_a_start_and_a_stop_on_a_conference(space: SimulatedSpace, client:
     assert space.streams.active() == []
 
 
-async def test_a_start_and_a_stop_on_a_call(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_start_and_a_stop_on_a_call(space: SimulatedSpace, client: StreamsClient) -> None:
     """Calls have the same two operations."""
     sid = space.call_sids[0]
     stream = await client.calls.start_stream(sid, url=URL, track="inbound_track", name="listen")
@@ -68,7 +68,7 @@ async def test_a_start_and_a_stop_on_a_call(space: SimulatedSpace, client: Strea
     assert space.streams.active() == []
 
 
-async def test_a_name_is_made_up_unless_the_caller_opts_out(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_name_is_generated_unless_unnamed(space: SimulatedSpace, client: StreamsClient) -> None:
     """Every start carries a name of its own, so that it can be repeated safely; ``unnamed`` sends none."""
     first, second = space.conference_sids[:2]
     one = await client.conferences.start_stream(first, url=URL)
@@ -91,7 +91,7 @@ async def test_stopping_by_sid_or_by_name(space: SimulatedSpace, client: Streams
     assert space.streams.active() == []
 
 
-async def test_an_ambiguous_stream_is_stopped_by_its_name(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_ambiguous_stream_is_stopped_by_its_name(space: SimulatedSpace, client: StreamsClient) -> None:
     """Where the sid may be that of the refused second stream, the name stops the one that runs."""
     sid = space.conference_sids[0]
     space.faults.add("reset", executed=True, times=1)
@@ -105,7 +105,7 @@ async def test_an_ambiguous_stream_is_stopped_by_its_name(space: SimulatedSpace,
     assert space.requests[-1].path.endswith(f"/Streams/{stream.name}")
 
 
-async def test_an_ambiguous_stream_where_names_do_not_stop(client_for: Any) -> None:
+async def test_ambiguous_stream_where_names_do_not_stop(client_for: Any) -> None:
     """Where a Space knows no names in paths, the sid is tried after the name."""
     async with SimulatedSpace(conferences=1, streams_by_name=False) as space:
         client = client_for(space)
@@ -118,7 +118,7 @@ async def test_an_ambiguous_stream_where_names_do_not_stop(client_for: Any) -> N
         assert space.streams.active() == []
 
 
-async def test_a_stream_known_by_name_only_where_names_do_not_stop(client_for: Any) -> None:
+async def test_stream_known_by_name_only_where_names_do_not_stop(client_for: Any) -> None:
     """A stream whose sid was lost, on a Space that knows no names in paths, can't be stopped, and that is said."""
     async with SimulatedSpace(conferences=1, streams_by_name=False) as space:
         client = client_for(space)
@@ -130,7 +130,7 @@ async def test_a_stream_known_by_name_only_where_names_do_not_stop(client_for: A
             await client.conferences.stop_stream(space.conference_sids[0], stream)
 
 
-async def test_an_ambiguous_stream_that_is_not_there(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_ambiguous_stream_that_is_not_there(space: SimulatedSpace, client: StreamsClient) -> None:
     """Where an ambiguous stream is known by its name alone, and that is not found, there is nothing else to try."""
     lost = ConferenceStream(conference_sid=space.conference_sids[0], name="lost", ambiguous=True)
 
@@ -140,7 +140,7 @@ async def test_an_ambiguous_stream_that_is_not_there(space: SimulatedSpace, clie
     assert len(space.requests) == 1
 
 
-async def test_a_repeated_stop_that_finds_nothing_is_a_success(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_repeated_stop_that_finds_nothing_is_a_success(space: SimulatedSpace, client: StreamsClient) -> None:
     """When a stop's answer was lost and the next one finds it stopped, it is stopped."""
     sid = space.conference_sids[0]
     stream = await client.conferences.start_stream(sid, url=URL)
@@ -168,7 +168,7 @@ async def test_streams_are_not_mixed_up(space: SimulatedSpace, client: StreamsCl
     assert len(space.requests) == sent
 
 
-async def test_a_stream_without_a_handle_cannot_be_stopped(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_stream_without_a_handle_cannot_be_stopped(space: SimulatedSpace, client: StreamsClient) -> None:
     """A stream of which neither sid nor name is known is refused before anything is sent."""
     with pytest.raises(InvalidRequestError, match="neither sid nor name"):
         await client.conferences.stop_stream("room", ConferenceStream(conference_sid="room"))
@@ -178,7 +178,7 @@ async def test_a_stream_without_a_handle_cannot_be_stopped(space: SimulatedSpace
 
 
 @pytest.mark.parametrize("by", ["stream", "sid"])
-async def test_a_stop_whose_answers_cannot_be_read_is_a_success(
+async def test_stop_whose_answers_cannot_be_read_is_a_success(
     space: SimulatedSpace, client: StreamsClient, by: str
 ) -> None:
     """A stop that is accepted each time has worked, though no answer to it ever names the stream."""
@@ -193,7 +193,7 @@ async def test_a_stop_whose_answers_cannot_be_read_is_a_success(
     assert space.requests.count("stop-conference-stream") == 3
 
 
-async def test_an_unknown_outcome_tells_what_made_it_so(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_unknown_outcome_reports_its_cause(space: SimulatedSpace, client: StreamsClient) -> None:
     """After different failures the phase is that of the first attempt in doubt, and the sentence that of the last."""
     space.faults.add("reset", times=1)
     space.faults.add("503", times=1)
@@ -229,7 +229,7 @@ async def test_an_unknown_outcome_tells_what_made_it_so(space: SimulatedSpace, c
         ({"parameters": {"half": "\ud800"}}, "surrogate"),
     ],
 )
-async def test_mistakes_end_before_the_network(
+async def test_invalid_arguments_send_nothing(
     space: SimulatedSpace, client: StreamsClient, arguments: dict[str, Any], words: str
 ) -> None:
     """What can't be right is refused with what to write instead, and the Space receives nothing."""
@@ -250,7 +250,7 @@ async def test_mistakes_end_before_the_network(
     assert space.connections.opened == 0
 
 
-async def test_a_deadline_ends_a_call(space: SimulatedSpace, client_for: Any, idle_clock: Clock) -> None:
+async def test_deadline_ends_a_call(space: SimulatedSpace, client_for: Any, idle_clock: Clock) -> None:
     """A caller's deadline wins over everything; a start that was out by then is unknown."""
     client = client_for(space, clock=idle_clock)
     await client.conferences.get(space.conference_sids[0])  # from here on there is a connection
@@ -266,7 +266,7 @@ async def test_a_deadline_ends_a_call(space: SimulatedSpace, client_for: Any, id
     assert caught.value.target == space.conference_sids[0]
 
 
-async def test_a_retry_after_beyond_the_deadline_ends_at_once(space: SimulatedSpace, client: StreamsClient) -> None:
+async def test_retry_after_beyond_the_deadline_ends_at_once(space: SimulatedSpace, client: StreamsClient) -> None:
     """Told to wait longer than allowed, the call raises at once and says how long the Space asked for."""
     space.faults.add("throttle", retry_after=59)
     with pytest.raises(Exception, match="429") as caught:
@@ -283,7 +283,7 @@ async def test_a_retry_after_beyond_the_deadline_ends_at_once(space: SimulatedSp
     assert len(space.requests) == 1
 
 
-async def test_a_call_is_cut_when_no_connection_becomes_free(
+async def test_call_is_cut_when_no_connection_becomes_free(
     space: SimulatedSpace, client_for: Any, idle_clock: Clock
 ) -> None:
     """Waiting for a connection ends with the deadline, and nothing is sent."""
@@ -301,7 +301,7 @@ async def test_a_call_is_cut_when_no_connection_becomes_free(
 
 
 async def test_too_many_requests_until_the_deadline(space: SimulatedSpace, client_for: Any) -> None:
-    """When there is no time left to ask again, what the Space said last is what the caller is told."""
+    """If there is no time left to retry, the caller gets the Space's last response."""
     client = client_for(space, clock=Clock(now=Clock.fake().now, sleep=Clock.fake().sleep, random=lambda: 0.0))
     space.faults.add("throttle")
 
@@ -312,7 +312,7 @@ async def test_too_many_requests_until_the_deadline(space: SimulatedSpace, clien
     assert (caught.value.attempts, caught.value.sent) == (2, "yes")
 
 
-async def test_dates_that_are_none_lose_no_stream(client_for: Any) -> None:
+async def test_unparsable_dates_lose_no_stream(client_for: Any) -> None:
     """A Space that spells September with four letters is understood, and nothing is lost if not."""
     september = datetime(2018, 9, 25, 20, 0, tzinfo=UTC)
     async with SimulatedSpace(conferences=1, long_september=True, clock=september.timestamp) as space:
@@ -322,7 +322,7 @@ async def test_dates_that_are_none_lose_no_stream(client_for: Any) -> None:
     assert stream.date_updated == september
 
 
-async def test_a_closed_client_in_between_attempts(space: SimulatedSpace, client_for: Any) -> None:
+async def test_closed_client_in_between_attempts(space: SimulatedSpace, client_for: Any) -> None:
     """A call whose client is closed between two attempts ends with what is known, not with aiohttp's words."""
     closing: list[asyncio.Task[None]] = []
 

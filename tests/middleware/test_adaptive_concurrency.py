@@ -39,7 +39,7 @@ def test_limit_shrinks_when_latency_rises() -> None:
 
 
 def test_limit_grows_again_when_a_slow_space_stays_slow() -> None:
-    """A Space that is slow for good is not held to what it once was."""
+    """The baseline follows a Space that stays slow."""
     adaptive = AdaptiveConcurrency(limit=8.0)
     adaptive.record(0.01, overloaded=False)
     for _ in range(2_000):
@@ -48,7 +48,6 @@ def test_limit_grows_again_when_a_slow_space_stays_slow() -> None:
 
 
 def test_fixed_concurrency_ignores_what_is_recorded() -> None:
-    """Who chooses a number keeps it."""
     fixed = FixedConcurrency(12)
     fixed.record(9.0, overloaded=True)
     assert fixed.limit == 12

@@ -88,7 +88,7 @@ def test_resend_limits_follow_the_policy() -> None:
 def test_start_that_fails_after_an_ambiguous_attempt_is_unknown(
     kind: Operation, event: AttemptResult, end: AttemptResult
 ) -> None:
-    """Whatever ends such a call, the caller hears that the stream may be running."""
+    """Whatever ends such a call, the caller learns that the stream may be running."""
     retrying = call(kind)
     retrying.decide(event, 0.0)
     assert retrying.decide(end, 1.0) == Decision(RetryDecision.UNKNOWN)
@@ -99,7 +99,6 @@ def test_start_that_fails_after_an_ambiguous_attempt_is_unknown(
 def test_start_that_runs_out_of_attempts_after_an_ambiguous_one_is_unknown(
     kind: Operation, more: AttemptResult
 ) -> None:
-    """Where further trouble uses up the limits, the outcome is unknown as well."""
     retrying = call(kind)
     retrying.decide(AttemptResult.NO_RESPONSE, 0.0)
     actions = [retrying.decide(more, 1.0).action for _ in range(12)]
@@ -109,7 +108,6 @@ def test_start_that_runs_out_of_attempts_after_an_ambiguous_one_is_unknown(
 
 @pytest.mark.parametrize("kind", SAFE)
 def test_ambiguous_start_without_budget_or_time_is_unknown(kind: Operation) -> None:
-    """An empty allowance, or a deadline, does not make an ambiguous start a failed one."""
     assert call(kind, tokens=0).decide(AttemptResult.NO_RESPONSE, 0.0) == Decision(RetryDecision.UNKNOWN)
     assert call(kind, deadline=0.0).decide(AttemptResult.NO_RESPONSE, 0.0) == Decision(RetryDecision.UNKNOWN)
     retrying = call(kind, deadline=10.0)
@@ -119,7 +117,6 @@ def test_ambiguous_start_without_budget_or_time_is_unknown(kind: Operation) -> N
 @pytest.mark.parametrize("before", CERTAIN)
 @pytest.mark.parametrize("kind", [*SAFE, Operation.UNNAMED_START])
 def test_start_that_certainly_was_not_carried_out_fails(kind: Operation, before: AttemptResult) -> None:
-    """Where each attempt certainly did nothing, a refusal is a failure and nothing is in doubt."""
     for end in (*REFUSALS, AttemptResult.DUPLICATE_NAME):
         retrying = call(kind)
         assert not retrying.decide(before, 0.0).is_final
@@ -167,7 +164,7 @@ def test_stop_by_text_after_unsent_attempts_that_is_not_found_fails(event: Attem
 
 
 def test_stop_that_is_accepted_each_time_succeeds() -> None:
-    """A stop that the Space accepts worked, even where no answer to it can be read."""
+    """An accepted stop worked, even if none of its responses can be read."""
     retrying = call(Operation.STOP)
     actions = [retrying.decide(AttemptResult.ACCEPTED, 0.0).action for _ in range(3)]
     assert actions == [RetryDecision.RETRY, RetryDecision.RETRY, RetryDecision.ALREADY_STOPPED]
@@ -185,7 +182,6 @@ def test_read_that_is_accepted_each_time_fails() -> None:
 @pytest.mark.parametrize("kind", [Operation.READ, Operation.STOP])
 @pytest.mark.parametrize("event", AMBIGUOUS)
 def test_read_or_stop_fails_after_an_ambiguous_attempt(kind: Operation, event: AttemptResult) -> None:
-    """What does no harm when it is done twice fails after its last attempt."""
     retrying = call(kind)
     actions = [retrying.decide(event, 0.0).action for _ in range(3)]
     assert actions == [RetryDecision.RETRY, RetryDecision.RETRY, RetryDecision.FAIL]
@@ -212,7 +208,6 @@ def test_resent_start_that_is_accepted_succeeds_without_sid(kind: Operation) -> 
 
 
 def test_accepted_start_is_not_ambiguous() -> None:
-    """A start that is known to run is not in doubt."""
     retrying = call(Operation.CONFERENCE_START)
     retrying.decide(AttemptResult.ACCEPTED, 0.0)
     assert not retrying.ambiguous
@@ -232,7 +227,7 @@ REFUSED_FOR_NOW = [AttemptResult.THROTTLED, AttemptResult.TRY_AGAIN, AttemptResu
 @pytest.mark.parametrize("event", REFUSED_FOR_NOW)
 @pytest.mark.parametrize("kind", SAFE)
 def test_duplicate_of_generated_name_after_refusal_is_own_stream(kind: Operation, event: AttemptResult) -> None:
-    """Nobody else knows a generated name, so an earlier attempt made the stream, whatever was answered to it."""
+    """No other start has a generated name, so an earlier attempt made the stream, whatever its response was."""
     policy = RetryPolicy(resend_call_starts=True)
     retrying = RetryState(policy, kind, RetryBudget(), lambda: 0.0, 1e9, has_unique_name=True)
     retrying.decide(event, 0.0)
@@ -241,7 +236,7 @@ def test_duplicate_of_generated_name_after_refusal_is_own_stream(kind: Operation
 
 @pytest.mark.parametrize("event", REFUSED_FOR_NOW)
 def test_duplicate_of_chosen_name_after_refusal_is_rejected(event: AttemptResult) -> None:
-    """A name that the caller chose may be in use by a stream of somebody else's."""
+    """A name that the caller chose may be that of another stream."""
     retrying = call(Operation.CONFERENCE_START)
     retrying.decide(event, 0.0)
     assert retrying.decide(AttemptResult.DUPLICATE_NAME, 1.0) == Decision(RetryDecision.FAIL)

@@ -35,11 +35,10 @@ def test_full_jitter_stays_within_its_bounds(base: float, extra: float, tries: i
     [(0.0, 3.0, 3.0), (10.0, 0.0, 10.0), (10.0, 0.5, 10.5), (10.0, 5.0, 11.0), (0.1, 5.0, 0.15), (60.0, 20.0, 66.0)],
 )
 def test_retry_after_is_a_lower_bound_with_a_tenth_of_jitter(asked: float, jitter: float, wait: float) -> None:
-    """The jitter goes on top of what was asked, up to a tenth of it, or a twentieth of a second."""
+    """The jitter is added to it, up to a tenth of it or a twentieth of a second."""
     assert at_least(asked, jitter) == pytest.approx(wait)
 
 
 @given(st.floats(0, 1e9), st.floats(0, 1e9))
 def test_wait_is_never_shorter_than_retry_after(asked: float, jitter: float) -> None:
-    """Nobody comes back sooner than asked."""
     assert at_least(asked, jitter) >= asked

@@ -97,7 +97,7 @@ def test_breaker_opens_when_half_of_the_requests_failed(
     "event", [*PUT_OFF, AttemptResult.DEADLINE_EXCEEDED, AttemptResult.STALE_CONNECTION, AttemptResult.UNRETRYABLE]
 )
 def test_throttled_and_unsent_requests_do_not_count(event: AttemptResult) -> None:
-    """429 and what was not sent are no failures, and do not dilute the failures either."""
+    """They are not failures, and do not dilute the failure rate either."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     for _ in range(1000):
         pass_through(breaker, event, 100.0)
@@ -111,7 +111,7 @@ def test_throttled_and_unsent_requests_do_not_count(event: AttemptResult) -> Non
 
 
 def test_requests_before_the_window_do_not_count() -> None:
-    """What happened more than the window and one step of it ago is forgotten."""
+    """The window is exact to one of its steps."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     for _ in range(19):
         pass_through(breaker, AttemptResult.NO_RESPONSE, 100.0)
@@ -133,7 +133,7 @@ def test_requests_of_the_last_thirty_seconds_count_together() -> None:
 
 
 def test_breaker_stays_open_for_five_seconds() -> None:
-    """While it is open, each request hears how long it will be."""
+    """While it is open, each permit says for how long."""
     breaker = opened()
     assert breaker.allow(100.0) == Permit(wait=5.0)
     assert breaker.allow(104.0).wait == pytest.approx(1.0)
@@ -162,7 +162,6 @@ def test_failed_probe_opens_the_breaker_again(event: AttemptResult) -> None:
 
 @pytest.mark.parametrize("event", [*SERVED, *PUT_OFF])
 def test_answered_probe_closes_the_breaker(event: AttemptResult) -> None:
-    """A Space that serves, or refuses in its own words, is at work again."""
     breaker = opened()
     probe = breaker.allow(105.0)
     breaker.record(probe, event, 105.5)
@@ -172,7 +171,7 @@ def test_answered_probe_closes_the_breaker(event: AttemptResult) -> None:
 
 @pytest.mark.parametrize("event", NOT_TRIED)
 def test_unsent_probe_leaves_the_breaker_open(event: AttemptResult) -> None:
-    """Where the probe never reached the Space the next request is the probe."""
+    """The next request is the probe."""
     breaker = opened()
     breaker.record(breaker.allow(105.0), event, 106.0)
     assert breaker.allow(106.0).is_probe
@@ -199,7 +198,7 @@ def test_releasing_an_ordinary_permit_changes_nothing() -> None:
 
 @pytest.mark.parametrize("event", [*FAILED, *SERVED, *PUT_OFF])
 def test_results_of_requests_sent_before_the_opening_are_ignored(event: AttemptResult) -> None:
-    """What was under way when the breaker opened neither closes it nor prolongs its pause."""
+    """Requests in flight when the breaker opened neither close it nor prolong its pause."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     ordinary = [breaker.allow(99.0) for _ in range(50)]
     for _ in range(20):
@@ -235,7 +234,6 @@ def test_breaker_follows_the_policy() -> None:
 
 
 def test_breaker_keeps_a_bounded_number_of_steps() -> None:
-    """Ten thousand outcomes leave no more behind than a few counters."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     for number in range(10_000):
         pass_through(breaker, AttemptResult.DONE if number % 3 else AttemptResult.NO_RESPONSE, number * 0.1)
@@ -251,7 +249,7 @@ def test_breaker_keeps_a_bounded_number_of_steps() -> None:
     )
 )
 def test_breaker_opens_only_after_failures_and_always_closes_again(steps: list[tuple[float, AttemptResult]]) -> None:
-    """Whatever happens, it opens only on a failure after twenty outcomes, and lets a probe through after a pause."""
+    """It opens only on a failure after twenty requests, and allows a probe after its pause."""
     breaker = CircuitBreaker(CircuitBreakerPolicy())
     now, counted, was_open = 0.0, 0, False
     for pause, event in steps:

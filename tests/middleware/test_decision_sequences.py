@@ -27,7 +27,7 @@ STARTS = {Operation.CONFERENCE_START, Operation.CALL_START, Operation.UNNAMED_ST
 
 
 def possible(kind: Operation) -> list[AttemptResult]:
-    """What can happen to a request of this kind."""
+    """Return the results that a request of this kind can have."""
     never = {AttemptResult.CANCELLED}
     if kind not in STARTS:
         never.add(AttemptResult.DUPLICATE_NAME)
@@ -37,7 +37,7 @@ def possible(kind: Operation) -> list[AttemptResult]:
 
 
 class Told(list[tuple[AttemptResult, RetryDecision]]):
-    """What happened in a call, in its order."""
+    """The results and decisions of one call, in order."""
 
     @property
     def sends(self) -> int:
@@ -48,7 +48,7 @@ class Told(list[tuple[AttemptResult, RetryDecision]]):
         return self[-1][1]
 
     def resends_after_doubt(self) -> int:
-        """Count what may have reached the Space after an attempt that may have been carried out."""
+        """Count the attempts that may have reached the Space after an ambiguous one."""
         doubtful = [number for number, (event, _) in enumerate(self) if event in AMBIGUOUS]
         return self.sends - 1 - doubtful[0] if doubtful else 0
 
@@ -110,7 +110,7 @@ def check(kind: Operation, policy: RetryPolicy, told: Told) -> None:
 
 @given(data=st.data(), kind=st.sampled_from(Operation), seed=st.integers(min_value=0, max_value=2**32))
 def test_any_sequence_of_results_keeps_the_promises(data: st.DataObject, kind: Operation, seed: int) -> None:
-    """Sends are bounded, an end is reached, and no start in doubt is sent again without a name that protects it."""
+    """Attempts are bounded, the call ends, and no ambiguous start is resent without a name that protects it."""
     policy = RetryPolicy(
         max_attempts=data.draw(st.integers(1, 5)),
         max_connect_retries=data.draw(st.integers(0, 4)),
@@ -128,7 +128,6 @@ def test_any_sequence_of_results_keeps_the_promises(data: st.DataObject, kind: O
 
 @pytest.mark.parametrize("kind", Operation)
 def test_thousands_of_random_calls_keep_the_promises(kind: Operation) -> None:
-    """Under the default policy, and one budget for all, two thousand calls through any trouble keep the promises."""
     chance = Random(20180925)  # noqa: S311
     budget = RetryBudget()
     troubles = [event for event in possible(kind) if event is not AttemptResult.DONE]

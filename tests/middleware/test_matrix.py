@@ -68,7 +68,7 @@ def ambiguous(*, carried_out: bool, named: str = "ambiguous") -> dict[str, Expec
 
 
 def refused(error: str) -> dict[str, Expect]:
-    """Expect an answer that is final, whatever was asked for."""
+    """Expect a result that is final for every operation."""
     return {
         kind: Expect("done" if kind == STOP and error == "gone" else error, 1, 1 if kind == STOP else 0)
         for kind in OPERATIONS
@@ -170,7 +170,6 @@ def in_words(result: object) -> str:
 @pytest.mark.parametrize("kind", OPERATIONS)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.happened)
 async def test_server_receives_the_attempts_of_the_retry_matrix(row: Row, kind: str, client_for: Any) -> None:
-    """After each thing that can happen, the Space has received and holds exactly what the matrix says."""
     async with SimulatedSpace(conferences=1, calls=1, **row.space) as space:
         hangs = any(rule["kind"] == "hang" for rule in row.faults)
         client = client_for(space, timeouts=Timeouts(read=0.05) if hangs else Timeouts())
@@ -193,7 +192,6 @@ async def test_server_receives_the_attempts_of_the_retry_matrix(row: Row, kind: 
 
 @pytest.mark.parametrize("kind", [READ, NAMED, CALL, UNNAMED])
 async def test_start_that_gets_a_404_is_not_retried(space: SimulatedSpace, client: StreamsClient, kind: str) -> None:
-    """A conference or call that is not there is said so after one request."""
     space.faults.add("status", status=404, body="api", code=20404)
 
     result, _ = await perform(client, space, kind, None)
@@ -211,7 +209,7 @@ async def test_stop_by_name_of_no_stream_raises_not_found(space: SimulatedSpace,
 
 
 async def test_duplicate_name_at_the_first_attempt_is_an_error(client_for: Any) -> None:
-    """A name that somebody else's stream has is an error, not a success."""
+    """It may be the name of another stream."""
     async with SimulatedSpace(conferences=1, duplicate_names="http-error") as space:
         client = client_for(space)
         sid = space.conference_sids[0]

@@ -28,7 +28,6 @@ URL = "wss://rx.example.com/audio"
 
 
 async def test_on_attempt_is_called_with_every_attempt(space: SimulatedSpace, client_for: Any) -> None:
-    """Each attempt is told with how it ended, how far it got and what is done next."""
     attempts: list[Attempt] = []
     client = client_for(space, on_attempt=attempts.append)
     space.faults.add("503-api", times=1)
@@ -61,7 +60,7 @@ async def test_on_attempt_is_called_with_every_attempt(space: SimulatedSpace, cl
 async def test_on_attempt_that_raises_does_not_lose_the_stream(
     space: SimulatedSpace, client_for: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A hook that raises is logged, and the start goes on."""
+    """The exception is logged."""
 
     def broken(attempt: Attempt) -> None:
         raise LookupError("no such metric")
@@ -75,7 +74,7 @@ async def test_on_attempt_that_raises_does_not_lose_the_stream(
 
 
 async def test_on_attempt_is_called_with_a_cancelled_attempt(space: SimulatedSpace, client_for: Any) -> None:
-    """A call that is cancelled after it was written tells how far it got, and re-raises."""
+    """A call that is cancelled after it was written reports its phase and re-raises."""
     attempts: list[Attempt] = []
     exchanges: list[Request] = []
 
@@ -98,7 +97,7 @@ async def test_on_attempt_is_called_with_a_cancelled_attempt(space: SimulatedSpa
 
 
 async def test_middlewares_of_the_caller_wrap_the_retries(space: SimulatedSpace, client_for: Any) -> None:
-    """A caller's middlewares see each call once, the first one outermost, and may change what goes and comes."""
+    """They see each call once, the first one outermost, and may change request and result."""
     seen: list[str] = []
 
     async def outer(exchange: Request, send: Handler) -> Result:
@@ -115,7 +114,7 @@ async def test_middlewares_of_the_caller_wrap_the_retries(space: SimulatedSpace,
     space.faults.add("503-api", times=1)
     await client.conferences.start_stream(space.conference_sids[0], url=URL)
 
-    assert seen == ["outer", "inner 00-1-2-01", "outer got finish after 2"]
+    assert seen == ["outer", "inner 00-1-2-01", "outer got succeed after 2"]
 
 
 async def test_middleware_may_return_a_result_of_its_own(space: SimulatedSpace, client_for: Any) -> None:
@@ -131,7 +130,6 @@ async def test_middleware_may_return_a_result_of_its_own(space: SimulatedSpace, 
 
 
 async def test_breaker_opens_and_closes_around_real_requests(space: SimulatedSpace, client_for: Any) -> None:
-    """A Space that keeps failing is left alone for a while, then one probe decides."""
     clock = Clock.fake()
     client = client_for(
         space,
@@ -171,7 +169,6 @@ async def test_breaker_opens_and_closes_around_real_requests(space: SimulatedSpa
 
 
 async def test_unknown_start_stays_unknown_when_the_breaker_opens(space: SimulatedSpace, client_for: Any) -> None:
-    """When what may be running can't be asked about again, the caller is told that it may be running."""
     client = client_for(space, circuit_breaker=CircuitBreakerPolicy(min_requests=1))
     space.faults.add("reset", executed=True)
 

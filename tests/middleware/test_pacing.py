@@ -67,7 +67,7 @@ async def test_rate_limiter_lets_a_burst_through_and_then_the_rate() -> None:
 
 
 async def test_rate_limiter_serves_interactive_requests_before_bulk_ones() -> None:
-    """Among those who wait, an interactive request goes first, however late it comes."""
+    """An interactive request is served first, however late it comes."""
     limiter, _ = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
     order: list[str] = []
 
@@ -98,7 +98,7 @@ async def test_acquire_returns_the_wait_at_once_if_it_exceeds_the_timeout() -> N
 
 
 async def test_read_waits_only_while_all_requests_pause() -> None:
-    """Reads are not counted by the limit, and wait only while the Space takes nothing at all."""
+    """Reads do not count against the limit."""
     limiter, watch = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
     for _ in range(10):
         assert await limiter.wait_until_allowed(1) == 0
@@ -139,7 +139,6 @@ async def test_grant_in_the_moment_of_the_timeout_counts() -> None:
 
 
 async def test_acquire_without_time_takes_no_token() -> None:
-    """Who can't wait at all, and would have to, is told so and takes no leave."""
     limiter, _ = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
     assert await limiter.acquire(Priority.BULK, 0.0) == 0
 
@@ -148,7 +147,7 @@ async def test_acquire_without_time_takes_no_token() -> None:
 
 
 async def test_request_without_a_connection_slot_takes_no_token() -> None:
-    """Who gets no connection in time takes no leave, and sends nothing."""
+    """Nothing is sent either."""
     limiter, watch = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
     exchange = Request(
         method="POST",
@@ -185,7 +184,7 @@ async def test_token_is_not_spent_on_a_turn_that_is_being_cancelled() -> None:
 
 @pytest.mark.parametrize("after_the_grant", [False, True])
 async def test_cancelled_wait_gives_its_token_back(after_the_grant: bool) -> None:
-    """Who is cancelled while waiting costs nobody a turn, even when the turn had just been granted."""
+    """Even if it had just been granted."""
     limiter, watch = rate_limiter(requests=20, window=10.0, utilization=1.0, burst=1)
     await limiter.acquire(Priority.BULK, 60)
     waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 60))
@@ -202,7 +201,7 @@ async def test_cancelled_wait_gives_its_token_back(after_the_grant: bool) -> Non
 
 
 async def test_space_that_accepts_less_than_its_headers_say_gets_all_starts(client_for: Any) -> None:
-    """A Space that takes a third of what it says is met with fewer and fewer requests, until all are started."""
+    """The client slows down until the Space accepts them all."""
     clock = Clock.fake()
     async with SimulatedSpace(
         conferences=300, participants=0, rate_limit=100, window=10.0, advertised_limit=300, monotonic=clock.now
@@ -241,7 +240,6 @@ async def test_header_of_a_response_does_not_change_the_rate() -> None:
 
 
 async def test_start_that_is_always_throttled_fails_after_six_waits(space: SimulatedSpace, client_for: Any) -> None:
-    """A Space that never takes the request ends it after six waits."""
     client = client_for(space, retry=RetryPolicy(deadline=1_000))
     space.faults.add("throttle", retry_after=2)
 
@@ -257,11 +255,11 @@ async def test_rate_limiter_of_the_caller_replaces_the_local_one(space: Simulate
     heard: list[object] = []
 
     class Shared:
-        async def acquire(self, priority: Priority, timeout: float) -> float:
+        async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
             heard.append(priority)
             return 0.0
 
-        async def wait_until_allowed(self, timeout: float) -> float:
+        async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
             heard.append("gate")
             return 0.0
 
@@ -286,7 +284,7 @@ class Counting(LocalRateLimiter):
 
     asked = 0
 
-    async def acquire(self, priority: Priority, timeout: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         self.asked += 1
         return 0.0
 
@@ -299,7 +297,7 @@ def start_with(progress: CallState) -> Request:
 
 @pytest.mark.parametrize(("seconds", "turns"), [(0.0, 1), (0.5, 2)])
 async def test_token_held_too_long_before_sending_is_acquired_again(seconds: float, turns: int) -> None:
-    """What is done before sending is done once, at the first turn; where it took long the turn is another one's."""
+    """`before_sending` is called once, in the first turn; if it takes long, a new token is acquired."""
     watch = Stopwatch()
     limiter = Counting(TokenBucket(RateLimit()), watch.clock())
     done: list[float] = []
@@ -342,7 +340,7 @@ class Refusing(LocalRateLimiter):
 
     grants = 0
 
-    async def acquire(self, priority: Priority, timeout: float) -> float:
+    async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
         self.grants -= 1
         return 0.0 if self.grants >= 0 else 60.0
 

@@ -52,7 +52,7 @@ class Driver:
             self.ask()
 
     def poll(self, seconds: float, tick: float) -> None:
-        """Send what may go, every few milliseconds."""
+        """Send what is allowed, every few milliseconds."""
         began = self.now
         for number in range(1, int(seconds / tick) + 1):
             while not self.bucket.try_acquire(self.now):
@@ -74,7 +74,7 @@ class Driver:
 
 
 def drive(driver: Driver, steps: list[Step]) -> None:
-    """Take each step: what, and two numbers from 0 to 1 that say how much."""
+    """Take each step: its kind, and two numbers from 0 to 1 for its size."""
     bucket, window = driver.bucket, driver.bucket.limit.window
     for what, much, more in steps:
         match what:
@@ -113,7 +113,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(WHAT), st.floats(0, 1), st.floats(0, 
 
 @given(limit=limits(), steps=STEPS, clock=st.sampled_from([0.0, -50.0, 1e5, 3e8]))
 def test_no_window_exceeds_the_limit(limit: RateLimit, steps: list[Step], clock: float) -> None:
-    """Whatever comes, in whichever order, no window holds a request more than the limit's share."""
+    """Whatever happens, in whichever order."""
     driver = Driver(TokenBucket(limit), now=clock)
     drive(driver, steps)
     assert list(driver.crowded_windows()) == []
@@ -121,7 +121,7 @@ def test_no_window_exceeds_the_limit(limit: RateLimit, steps: list[Step], clock:
 
 @given(limit=limits(), gaps=st.lists(st.floats(0, 0.2), min_size=1, max_size=300), clock=st.sampled_from([0.0, 1e5]))
 def test_no_window_exceeds_the_limit_at_any_request_times(limit: RateLimit, gaps: list[float], clock: float) -> None:
-    """Requests that come when they like, and go away when they may not go, fill no window beyond the share."""
+    """Requests come at any time, and are dropped if they are not allowed."""
     bucket, now, sent = TokenBucket(limit), clock, list[float]()
     for gap in gaps:
         now += gap * limit.window
@@ -148,7 +148,7 @@ def test_default_limit_holds_under_greedy_load(seed: int) -> None:
 
 @pytest.mark.parametrize("tick", [0.001, 0.004, 0.01])
 def test_greedy_load_uses_the_whole_limit(tick: float) -> None:
-    """In the long run, at least 98 percent of the share goes out, asked every few milliseconds."""
+    """In the long run at least 98 percent of it, if asked every few milliseconds."""
     driver = Driver(TokenBucket(RateLimit()))
     driver.poll(30.0, tick)
     for began in (0.0, 10.0, 20.0 - 2 * tick):
@@ -169,14 +169,13 @@ def test_greedy_load_uses_the_whole_limit(tick: float) -> None:
     ],
 )
 def test_burst_and_rate_add_up_to_the_limit(limit: RateLimit, burst: int, rate: float) -> None:
-    """Half a percent goes at once and the rest evenly, so that both together are the share; never nothing at all."""
+    """Half a percent may go at once and the rest evenly; at least one request in any case."""
     bucket = TokenBucket(limit)
     assert bucket.rate == pytest.approx(rate)
     assert [bucket.try_acquire(0.0) == 0 for _ in range(burst + 1)] == [*[True] * burst, False]
 
 
 def test_returned_wait_is_when_a_token_is_available() -> None:
-    """Who asks again after the time that was told may go."""
     bucket = TokenBucket(RateLimit(requests=100, utilization=1, window=10.0, burst=1))
     assert bucket.try_acquire(50.0) == 0
     wait = bucket.try_acquire(50.0)
@@ -187,14 +186,12 @@ def test_returned_wait_is_when_a_token_is_available() -> None:
 
 
 def test_idle_time_adds_no_more_than_the_burst() -> None:
-    """After any pause no more than the burst goes at once."""
     bucket = TokenBucket(RateLimit())
     for now in (0.0, 1e6, 1e12):
         assert sum(bucket.try_acquire(now) == 0 for _ in range(100)) == 62
 
 
 def test_clock_that_stands_still_or_goes_back_adds_no_tokens() -> None:
-    """Only time that passed refills."""
     bucket = TokenBucket(RateLimit(requests=10, utilization=1, burst=1))
     assert bucket.try_acquire(100.0) == 0
     assert bucket.try_acquire(100.0) > 0
@@ -203,7 +200,7 @@ def test_clock_that_stands_still_or_goes_back_adds_no_tokens() -> None:
 
 
 def test_refund_makes_a_token_available() -> None:
-    """A request that was not sent after all leaves its place to another, and no place is made up."""
+    """No token beyond the burst is added."""
     bucket = TokenBucket(RateLimit(requests=100, utilization=1, burst=2))
     assert [bucket.try_acquire(0.0) == 0 for _ in range(3)] == [True, True, False]
     bucket.refund()
@@ -214,7 +211,6 @@ def test_refund_makes_a_token_available() -> None:
 
 
 def test_429_pauses_for_its_retry_after() -> None:
-    """After a refusal with Retry-After nothing goes until then."""
     bucket = TokenBucket(RateLimit())
     assert bucket.time_until_open(100.0) == 0
     bucket.on_throttled(100.0, 99.0, 7.0)
@@ -225,7 +221,7 @@ def test_429_pauses_for_its_retry_after() -> None:
 
 
 def test_429_without_retry_after_pauses_longer_each_time() -> None:
-    """Without Retry-After the gate closes for 1, 2, 4 … up to 20 seconds, and for 1 again after a success."""
+    """The pause is 1, 2, 4 … up to 20 seconds, and 1 again after a success."""
     bucket, now, pauses = TokenBucket(RateLimit()), 0.0, []
     for _ in range(7):
         bucket.on_throttled(now, now, None)
@@ -250,7 +246,7 @@ def test_shorter_retry_after_does_not_shorten_the_pause() -> None:
 
 
 def test_429s_of_requests_sent_before_the_cut_cut_the_rate_once() -> None:
-    """A refusal cuts the rate to seven tenths; others of requests from before the cut do not cut it again."""
+    """The cut is to seven tenths."""
     bucket = TokenBucket(RateLimit())
     full = bucket.rate
     bucket.on_throttled(100.0, 99.0, 1.0)
@@ -262,7 +258,6 @@ def test_429s_of_requests_sent_before_the_cut_cut_the_rate_once() -> None:
 
 
 def test_429_of_a_request_sent_after_the_cut_cuts_again() -> None:
-    """Who is refused at the lower rate goes slower still."""
     bucket = TokenBucket(RateLimit())
     full = bucket.rate
     bucket.on_throttled(100.0, 99.0, 0.0)
@@ -271,7 +266,7 @@ def test_429_of_a_request_sent_after_the_cut_cuts_again() -> None:
 
 
 def test_rate_has_a_lower_bound() -> None:
-    """However often the Space refuses, a request goes out now and then."""
+    """However many 429s there are, a request is sent now and then."""
     bucket = TokenBucket(RateLimit())
     for number in range(1000):
         bucket.on_throttled(100.0 + number / 1e6, 100.0 + number / 1e6, 0.0)

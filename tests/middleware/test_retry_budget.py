@@ -9,7 +9,7 @@ from signalwire_streams.models import AttemptResult, Operation
 
 
 def sends(budget: RetryBudget, kind: Operation, event: AttemptResult, *, heals_after: int = 10**9) -> int:
-    """Count the attempts of one call, each of which ends so, until the Space is well again."""
+    """Count the attempts of one call, each with this result until the Space serves again."""
     retrying = RetryState(RetryPolicy(resend_call_starts=True), kind, budget, lambda: 0.0, 1e9)
     for attempt in range(1, 100):
         if retrying.decide(event if attempt <= heals_after else AttemptResult.DONE, 0.0).is_final:
@@ -65,7 +65,7 @@ def test_budget_runs_dry_in_a_full_outage(kind: Operation, event: AttemptResult,
 
 
 def test_successes_fill_the_budget_after_an_outage() -> None:
-    """When the Space is well again each call earns one, so retries come back little by little."""
+    """Each call earns one token, so retries return little by little."""
     budget = RetryBudget()
     while sends(budget, Operation.READ, AttemptResult.UNAVAILABLE) > 1:
         pass

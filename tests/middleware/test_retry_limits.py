@@ -55,13 +55,11 @@ def attempts_until_the_end(retrying: RetryState, events: Sequence[AttemptResult]
 )
 @pytest.mark.parametrize("kind", IDEMPOTENT)
 def test_three_attempts_may_reach_the_space(kind: Operation, event: AttemptResult) -> None:
-    """What reached the Space, or may have, is tried three times in all."""
     assert attempts_until_the_end(call(kind), [event]) == 3
 
 
 @pytest.mark.parametrize("kind", Operation)
 def test_three_more_attempts_may_fail_to_connect(kind: Operation) -> None:
-    """What certainly did not reach the Space is tried three more times."""
     assert attempts_until_the_end(call(kind), [AttemptResult.NOT_SENT]) == 4
 
 
@@ -76,7 +74,7 @@ def test_three_more_attempts_may_fail_to_connect(kind: Operation) -> None:
     ],
 )
 def test_stale_connection_is_replaced_as_often_as_the_operation_allows(kind: Operation, attempts: int) -> None:
-    """Three times, as for whatever was not sent; once for a start without a name."""
+    """Three times; once for a start without a name."""
     assert attempts_until_the_end(call(kind), [AttemptResult.STALE_CONNECTION]) == attempts
 
 
@@ -88,12 +86,10 @@ def test_unnamed_start_after_a_stale_connection_may_still_retry_connecting() -> 
 
 @pytest.mark.parametrize("kind", Operation)
 def test_call_waits_six_times_after_429(kind: Operation) -> None:
-    """A call waits six times when the Space takes no more requests."""
     assert attempts_until_the_end(call(kind), [AttemptResult.THROTTLED]) == 7
 
 
 def test_limits_of_different_failures_are_counted_separately() -> None:
-    """Each kind of trouble has its own allowance within one call."""
     events = [*[AttemptResult.THROTTLED] * 6, *[AttemptResult.NOT_SENT] * 3, *[AttemptResult.UNAVAILABLE] * 3]
     assert attempts_until_the_end(call(Operation.UNNAMED_START), events) == 12
     assert attempts_until_the_end(call(), [*events, AttemptResult.DONE]) == 12
@@ -163,7 +159,6 @@ def test_nothing_is_retried_after_the_deadline(kind: Operation, event: AttemptRe
 
 
 def test_max_retry_after_follows_the_policy() -> None:
-    """Who can wait longer than a minute may say so."""
     policy = RetryPolicy(max_retry_after=600.0)
     assert call(policy=policy, random=nothing).decide(AttemptResult.THROTTLED, START, 600.0) == Decision(
         RetryDecision.WAIT_FOR_RATE_LIMIT, 600.0
@@ -218,7 +213,6 @@ def test_delay_is_within_full_jitter(chances: list[float]) -> None:
 
 @pytest.mark.parametrize("tokens", [0, 13])
 def test_call_without_budget_is_not_retried(tokens: int) -> None:
-    """When the allowance is spent a fault is final at once, and nothing is taken."""
     retrying = call(tokens=tokens)
     assert retrying.decide(AttemptResult.UNAVAILABLE, START) == Decision(RetryDecision.FAIL)
     assert retrying.budget.tokens == tokens
@@ -237,7 +231,7 @@ def test_call_without_budget_is_not_retried(tokens: int) -> None:
     ],
 )
 def test_retry_spends_its_cost(event: AttemptResult, cost: int) -> None:
-    """A retry costs 14, and 5 where the Space certainly did nothing; a success gives the last cost back."""
+    """It costs 14, and 5 if the request certainly was not carried out; a success gives it back."""
     retrying = call()
     retrying.decide(event, START)
     assert retrying.budget.tokens == 500 - cost
@@ -253,7 +247,6 @@ def test_refused_call_spends_and_earns_nothing() -> None:
 
 
 def test_success_without_a_retry_earns_one_token() -> None:
-    """Each success at the first attempt adds one to the allowance."""
     retrying = call(tokens=100)
     retrying.decide(AttemptResult.DONE, START)
     assert retrying.budget.tokens == 101

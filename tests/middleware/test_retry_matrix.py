@@ -107,7 +107,6 @@ def first_decision(kind: Operation, event: AttemptResult, *, resend_call_starts:
 def test_decision_after_the_first_attempt_follows_the_matrix(
     row: Row, kind: Operation, column: str, *, switch: bool
 ) -> None:
-    """Each row of the matrix, for each kind of request."""
     decision = first_decision(kind, row.event, resend_call_starts=switch)
     expected = getattr(row, column)
     assert decision.action is expected
@@ -185,6 +184,6 @@ def test_other_retries_have_a_delay(event: AttemptResult) -> None:
 
 
 def test_cancellation_has_no_rule() -> None:
-    """A cancelled attempt has no row: the cancellation goes on."""
+    """The cancellation propagates."""
     with pytest.raises(KeyError):
         first_decision(Operation.READ, AttemptResult.CANCELLED)

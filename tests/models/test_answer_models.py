@@ -1,5 +1,6 @@
 """The models of answers: what they need, what they leave open, and their dates."""
 
+import pickle
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,7 @@ from signalwire_streams.models import (
     Operation,
     Page,
     Participant,
+    Priority,
     RetryDecision,
 )
 
@@ -54,7 +56,7 @@ def test_only_the_id_must_be_known(model: type[Any], key: str) -> None:
 
 
 @each_model
-def test_a_model_is_a_value(model: type[Any], key: str) -> None:
+def test_model_is_a_value(model: type[Any], key: str) -> None:
     """Models are equal when they say the same, can't be changed, and are shown in one line."""
     made = model(**{key: "x"})
     assert made == model(**{key: "x"})
@@ -67,7 +69,7 @@ def test_a_model_is_a_value(model: type[Any], key: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "date"), DATES)
-def test_a_date_is_read_from_its_text(name: str, date: str) -> None:
+def test_date_is_read_from_its_text(name: str, date: str) -> None:
     """A date keeps the platform's text, and is read from it when it is asked for."""
     model, key = MODELS[name]
     made = model(**{key: "x", f"{date}_text": "Tue, 25 Sept 2018 20:00:00 +0000"})
@@ -76,14 +78,14 @@ def test_a_date_is_read_from_its_text(name: str, date: str) -> None:
 
 @pytest.mark.parametrize("text", [None, "soon"])
 @pytest.mark.parametrize(("name", "date"), DATES)
-def test_a_date_that_cannot_be_read_is_none(name: str, date: str, text: str | None) -> None:
+def test_date_that_cannot_be_read_is_none(name: str, date: str, text: str | None) -> None:
     """A model with an unreadable date is a model all the same."""
     model, key = MODELS[name]
     assert getattr(model(**{key: "x", f"{date}_text": text}), date) is None
 
 
 @pytest.mark.parametrize("model", [ConferenceStream, CallStream], ids=lambda model: model.__name__)
-def test_a_stream_is_plain_unless_it_is_said_otherwise(model: type[Any]) -> None:
+def test_stream_is_plain_unless_it_is_said_otherwise(model: type[Any]) -> None:
     """A stream is neither ambiguous nor found to be running already, unless the client found so."""
     key = "conference_sid" if model is ConferenceStream else "call_sid"
     stream = model(**{key: "x"})
@@ -91,11 +93,11 @@ def test_a_stream_is_plain_unless_it_is_said_otherwise(model: type[Any]) -> None
 
 
 def test_two_models_do_not_share_what_is_extra() -> None:
-    """Each model has a mapping of its own for keys that nobody knows."""
+    """Each instance has its own mapping for unknown keys."""
     assert Conference(sid="a").extra is not Conference(sid="a").extra
 
 
-def test_a_page_holds_items_and_its_neighbours() -> None:
+def test_page_holds_items_and_its_neighbours() -> None:
     """A page may have no neighbours and no number."""
     page = Page(items=("a", "b"))
     assert page.items == ("a", "b")
@@ -103,8 +105,8 @@ def test_a_page_holds_items_and_its_neighbours() -> None:
     assert (page.page, page.page_size) == (None, None)
 
 
-def test_an_attempt_reads_well() -> None:
-    """What the telemetry hook hears of an attempt is told in words."""
+def test_attempt_has_words_for_machines_and_sentences_for_people() -> None:
+    """The values of its enums are stable keys, and each has a description beside it."""
     attempt = Attempt(
         operation=Operation.CONFERENCE_START,
         target="c",
@@ -120,6 +122,13 @@ def test_an_attempt_reads_well() -> None:
         decision=RetryDecision.RESEND,
         next_delay=0.1,
     )
-    assert f"{attempt.operation}: {attempt.result}, {attempt.decision}" == (
-        "named start on a conference: no answer came, send again under the same name"
+    assert f"{attempt.operation}: {attempt.result}, {attempt.decision}" == "conference_start: no_response, resend"
+    assert (attempt.operation.description, attempt.result.description, attempt.decision.description) == (
+        "named start on a conference",
+        "no answer came",
+        "send again under the same name",
     )
+    for word in (*Operation, *AttemptResult, *RetryDecision, *Priority):
+        assert word.value == word.name.lower()
+        assert word.description.isprintable()
+        assert pickle.loads(pickle.dumps(word)) is type(word)(word.value) is word  # noqa: S301

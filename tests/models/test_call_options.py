@@ -40,7 +40,7 @@ def test_plain_text_is_not_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("seconds", [1, 0.001, 45.0, 86_400, 366 * 86_400, None])
-def test_a_deadline_above_zero_is_taken(seconds: float | None) -> None:
+def test_deadline_above_zero_is_accepted(seconds: float | None) -> None:
     """A deadline is seconds, or None for the policy's own."""
     assert check_deadline(seconds) == seconds
 
@@ -50,7 +50,7 @@ def test_a_deadline_above_zero_is_taken(seconds: float | None) -> None:
     [0, -1, -0.5, float("inf"), float("-inf"), float("nan"), True, "5", [], b"1", 366 * 86_400 + 1, 10**400],
     ids=lambda seconds: repr(seconds)[:10],
 )
-def test_a_deadline_that_is_no_time_is_refused(seconds: object) -> None:
+def test_invalid_deadline_is_refused(seconds: object) -> None:
     """A deadline that is no number above 0, or longer than a year, is refused and not repeated."""
     with pytest.raises(
         InvalidRequestError, match=r"^deadline must be a number of seconds above 0, and at most a year's$"
@@ -59,13 +59,13 @@ def test_a_deadline_that_is_no_time_is_refused(seconds: object) -> None:
 
 
 @pytest.mark.parametrize(("count", "least"), [(1, 1), (0, 0), (10**9, 1)])
-def test_a_count_that_is_high_enough_is_taken(count: int, least: int) -> None:
+def test_sufficient_count_is_accepted(count: int, least: int) -> None:
     """A count is a whole number that reaches the least one."""
     assert check_count(count, "concurrency", least=least) == count
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.0, "3", True, None, float("nan")])
-def test_a_count_that_is_none_is_refused(count: object) -> None:
+def test_invalid_count_is_refused(count: object) -> None:
     """A count that is too small or no whole number is refused by the name of its argument."""
     with pytest.raises(InvalidRequestError, match=r"^concurrency must be a whole number of 1 or more, not "):
         check_count(count, "concurrency")
@@ -94,7 +94,7 @@ def test_a_count_that_is_none_is_refused(count: object) -> None:
         ("", ""),
     ],
 )
-def test_the_public_part_of_a_url(url: str, shown: str) -> None:
+def test_redacted_url_drops_query_and_credentials(url: str, shown: str) -> None:
     """Of a URL no query, no fragment and nothing up to the last @ is shown, since a password can hold anything."""
     assert redact_url(url) == shown
 
@@ -111,6 +111,6 @@ def test_the_public_part_of_a_url(url: str, shown: str) -> None:
         ("", ()),
     ],
 )
-def test_the_private_parts_of_a_url(url: str, parts: tuple[str, ...]) -> None:
+def test_secrets_in_url_are_query_and_credentials(url: str, parts: tuple[str, ...]) -> None:
     """A query, each value in it, the user with password, and the password alone are secrets."""
     assert secrets_in(url) == parts

@@ -25,14 +25,14 @@ def start(kind: str, /, **settings: Any) -> StartConferenceStream | StartCallStr
 
 
 def refused_alike(**settings: Any) -> str:
-    """Give the one message with which a start is refused on a conference and on a call."""
+    """Return the message with which a start is refused, the same on a conference and on a call."""
     messages = {refusal(kind, **settings) for kind in KINDS}
     assert len(messages) == 1
     return messages.pop()
 
 
 def refusal(kind: str, /, **settings: Any) -> str:
-    """Give the message of a refused start, after checking that it is one line and a ValueError too."""
+    """Return the message of a refused start; it is one line and a ValueError too."""
     with pytest.raises(InvalidRequestError) as caught:
         start(kind, **settings)
     error = caught.value
@@ -82,7 +82,7 @@ URL_REFUSALS = {
 
 
 @pytest.mark.parametrize(("url", "advice"), URL_REFUSALS.values(), ids=URL_REFUSALS)
-def test_a_url_that_cannot_be_right_is_refused(url: object, advice: str) -> None:
+def test_invalid_stream_url_is_refused(url: object, advice: str) -> None:
     """A url other than a bare wss address is refused with what to write instead."""
     message = refused_alike(url=url)
     assert message.startswith("url ")
@@ -104,7 +104,7 @@ def test_a_url_that_cannot_be_right_is_refused(url: object, advice: str) -> None
         "/relative/stream",
     ],
 )
-def test_a_url_that_can_be_right_stays_as_it_is(kind: str, url: str) -> None:
+def test_valid_stream_url_is_kept(kind: str, url: str) -> None:
     """A wss address, or a relative one, is taken to the letter."""
     assert start(kind, url=url).url == url
 
@@ -139,7 +139,7 @@ HANDLE_REFUSALS = {
 
 @both_kinds
 @pytest.mark.parametrize("handle", HANDLE_REFUSALS.values(), ids=HANDLE_REFUSALS)
-def test_a_sid_that_is_no_path_segment_is_refused(kind: str, handle: object) -> None:
+def test_invalid_sid_is_refused(kind: str, handle: object) -> None:
     """A sid that could lead elsewhere than to its own path is refused by the name of its argument."""
     _, target = KINDS[kind]
     message = refusal(kind, **{target: handle})
@@ -148,7 +148,7 @@ def test_a_sid_that_is_no_path_segment_is_refused(kind: str, handle: object) -> 
 
 
 @pytest.mark.parametrize("handle", HANDLE_REFUSALS.values(), ids=HANDLE_REFUSALS)
-def test_a_name_that_is_no_path_segment_is_refused(handle: object) -> None:
+def test_invalid_name_is_refused(handle: object) -> None:
     """A stream can be stopped by its name, so a name has to fit a path as a sid does."""
     assert refused_alike(name=handle).startswith("name ")
 
@@ -169,7 +169,7 @@ def test_a_name_that_is_no_path_segment_is_refused(handle: object) -> None:
         "a&b=c;d,e+f",
     ],
 )
-def test_a_sid_or_name_that_fits_a_path_is_taken(kind: str, handle: str) -> None:
+def test_valid_sid_and_name_are_accepted(kind: str, handle: str) -> None:
     """Any printable text that is one path segment will do as sid and as name."""
     _, target = KINDS[kind]
     request = start(kind, name=handle, **{target: handle})
@@ -188,7 +188,7 @@ WORD_REFUSALS = {
 
 
 @pytest.mark.parametrize(("field", "word", "choices"), WORD_REFUSALS.values(), ids=WORD_REFUSALS)
-def test_an_unknown_word_is_refused_with_the_known_ones(field: str, word: object, choices: str) -> None:
+def test_unknown_track_or_method_is_refused_with_choices(field: str, word: object, choices: str) -> None:
     """A word that the API does not list is refused, and the listed ones are named."""
     message = refused_alike(**{field: word})
     assert message.startswith(f"{field} {word!r} is unknown")
@@ -196,21 +196,21 @@ def test_an_unknown_word_is_refused_with_the_known_ones(field: str, word: object
 
 
 @pytest.mark.parametrize("codec", ["OPUS", "pcmu", "L16@8000", ""])
-def test_an_unknown_codec_is_refused_with_the_known_ones(codec: str) -> None:
+def test_unknown_codec_is_refused_with_the_known_ones(codec: str) -> None:
     """A codec that the API does not list is refused, and the listed ones are named."""
     assert "'PCMU', 'PCMA', 'L16', 'L16@16000h', 'L16@24000h'" in refusal("conference", codec=codec)
 
 
 @both_kinds
 @pytest.mark.parametrize("track", list(Track))
-def test_a_track_may_be_a_word_or_its_member(kind: str, track: Track) -> None:
+def test_track_is_text_or_member(kind: str, track: Track) -> None:
     """The plain word and the enum's member mean the same."""
     assert start(kind, track=track.value).track is track
     assert start(kind, track=track) == start(kind, track=str(track))
 
 
 @pytest.mark.parametrize("codec", list(Codec))
-def test_a_codec_may_be_a_word_or_its_member(codec: Codec) -> None:
+def test_codec_is_text_or_member(codec: Codec) -> None:
     """The plain word and the enum's member mean the same."""
     assert start("conference", codec=codec.value).codec is codec
     assert start("conference", codec=codec).codec is codec
@@ -218,7 +218,7 @@ def test_a_codec_may_be_a_word_or_its_member(codec: Codec) -> None:
 
 @both_kinds
 @pytest.mark.parametrize("method", list(CallbackMethod))
-def test_a_callback_method_may_be_a_word_or_its_member(kind: str, method: CallbackMethod) -> None:
+def test_callback_method_is_text_or_member(kind: str, method: CallbackMethod) -> None:
     """The plain word and the enum's member mean the same."""
     assert start(kind, status_callback_method=method.value).status_callback_method is method
 
@@ -226,7 +226,7 @@ def test_a_callback_method_may_be_a_word_or_its_member(kind: str, method: Callba
 @pytest.mark.parametrize(
     ("field", "value"), [("codec", "PCMU"), ("codec", Codec.L16), ("realtime", True), ("realtime", False)]
 )
-def test_a_call_has_neither_codec_nor_realtime(field: str, value: object) -> None:
+def test_call_has_neither_codec_nor_realtime(field: str, value: object) -> None:
     """What only conference streams know is refused on a call instead of being dropped in silence."""
     assert refusal("call", **{field: value}) == f"{field} is for conference streams only: leave it out on a call"
 
@@ -235,13 +235,13 @@ def test_a_call_has_neither_codec_nor_realtime(field: str, value: object) -> Non
 @pytest.mark.parametrize(
     ("kind", "switch"), [("conference", "realtime"), ("conference", "unnamed"), ("call", "unnamed")]
 )
-def test_a_switch_is_true_or_false(kind: str, switch: str, value: object) -> None:
+def test_flag_must_be_bool(kind: str, switch: str, value: object) -> None:
     """A word or number in place of True or False is refused."""
     assert refusal(kind, **{switch: value}) == f"{switch} must be True or False, not {value!r}"
 
 
 @both_kinds
-def test_a_name_and_no_name_contradict_each_other(kind: str) -> None:
+def test_name_with_unnamed_is_refused(kind: str) -> None:
     """A start is either named or unnamed."""
     assert refusal(kind, name="room", unnamed=True) == (
         "name and unnamed=True contradict each other: write one of the two"
@@ -263,7 +263,7 @@ CALLBACK_REFUSALS = {
 
 
 @pytest.mark.parametrize("url", CALLBACK_REFUSALS.values(), ids=CALLBACK_REFUSALS)
-def test_a_callback_that_is_no_web_address_is_refused(url: str) -> None:
+def test_callback_that_is_no_web_address_is_refused(url: str) -> None:
     """A status callback has to be an absolute http or https address."""
     message = refused_alike(status_callback=url)
     assert message.startswith("status_callback ")
@@ -271,7 +271,7 @@ def test_a_callback_that_is_no_web_address_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(("value", "words"), [("", "is empty: write the https://"), (7, "must be a str, not int")])
-def test_a_callback_that_is_no_text_is_refused(value: object, words: str) -> None:
+def test_callback_that_is_no_text_is_refused(value: object, words: str) -> None:
     """An empty callback, or one of another type, is refused."""
     assert words in refused_alike(status_callback=value)
 
@@ -285,7 +285,7 @@ def test_a_callback_that_is_no_text_is_refused(value: object, words: str) -> Non
         "HTTPS://user:pw@example.com/",
     ],
 )
-def test_a_callback_may_have_a_query(kind: str, url: str) -> None:
+def test_callback_may_have_a_query(kind: str, url: str) -> None:
     """A status callback is taken to the letter, query string and password included."""
     assert start(kind, status_callback=url).status_callback == url
 
@@ -318,7 +318,7 @@ def test_ninety_nine_parameters_are_taken(kind: str) -> None:
 
 
 @both_kinds
-def test_a_later_change_of_the_callers_mapping_changes_no_request(kind: str) -> None:
+def test_later_change_of_the_callers_mapping_changes_no_request(kind: str) -> None:
     """A request keeps its own copy of the parameters."""
     mine = {"a": "1"}
     request = start(kind, parameters=mine)
@@ -338,7 +338,7 @@ TOKEN_REFUSALS = {
 
 
 @pytest.mark.parametrize("token", TOKEN_REFUSALS.values(), ids=TOKEN_REFUSALS)
-def test_a_bearer_token_that_no_header_can_carry_is_refused(token: object) -> None:
+def test_bearer_token_that_no_header_can_carry_is_refused(token: object) -> None:
     """A bearer token is visible ASCII; the refusal does not repeat it."""
     message = refused_alike(authorization_bearer_token=token)
     assert message.startswith("authorization_bearer_token ")
@@ -374,7 +374,7 @@ SECRET_KEEPING: Mapping[str, Mapping[str, Any]] = {
 
 
 @pytest.mark.parametrize("settings", SECRET_KEEPING.values(), ids=SECRET_KEEPING)
-def test_a_refusal_repeats_no_secret(settings: Mapping[str, Any]) -> None:
+def test_refusal_repeats_no_secret(settings: Mapping[str, Any]) -> None:
     """No refusal repeats a query, a password, a token or a parameter's value."""
     assert "hush" not in refused_alike(**settings)
 
@@ -408,7 +408,7 @@ def test_repr_of_a_bare_request(kind: str) -> None:
 
 
 @both_kinds
-def test_a_request_cannot_be_changed(kind: str) -> None:
+def test_request_cannot_be_changed(kind: str) -> None:
     """A request is frozen."""
     request = start(kind)
     with pytest.raises(FrozenInstanceError):
@@ -424,7 +424,7 @@ def test_requests_that_say_the_same_are_one_in_a_set(kind: str) -> None:
 
 
 @both_kinds
-def test_a_changed_copy_is_checked_as_well(kind: str) -> None:
+def test_changed_copy_is_checked_as_well(kind: str) -> None:
     """``attrs.evolve`` gives another request, by the same rules."""
     request = start(kind, parameters={"a": "1"}, track="inbound_track", authorization_bearer_token="t")
     assert evolve(request) == request
@@ -454,7 +454,7 @@ def test_options_left_out_are_left_to_the_api() -> None:
     assert request.parameters == {}
 
 
-def test_the_target_is_the_sid() -> None:
+def test_target_is_the_sid() -> None:
     """The target of a start is its conference, or its call."""
     assert StartConferenceStream(conference_sid="conf", url=URL).target == "conf"
     assert StartCallStream(call_sid="call", url=URL).target == "call"

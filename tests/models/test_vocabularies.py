@@ -33,7 +33,7 @@ WORDS: dict[type[StrEnum], list[str]] = {
 
 
 @pytest.mark.parametrize(("vocabulary", "words"), WORDS.items(), ids=lambda value: getattr(value, "__name__", ""))
-def test_the_words_are_the_vendors(vocabulary: type[StrEnum], words: list[str]) -> None:
+def test_enum_values_are_the_documented_ones(vocabulary: type[StrEnum], words: list[str]) -> None:
     """Each vocabulary has the documented words and no other, and a member is its word."""
     assert [member.value for member in vocabulary] == words
     assert [f"{member}" for member in vocabulary] == words
@@ -51,18 +51,18 @@ def test_the_words_are_the_vendors(vocabulary: type[StrEnum], words: list[str]) 
         (Operation.UNNAMED_START, True),
     ],
 )
-def test_only_starts_can_be_doubled(kind: Operation, *, is_start: bool) -> None:
+def test_is_start_is_true_for_starts_only(kind: Operation, *, is_start: bool) -> None:
     """Reads and stops may be done twice; starts may not."""
     assert kind.is_start is is_start
     assert kind.is_stop is (kind in {Operation.STOP, Operation.STOP_BY_NAME})
 
 
-def test_who_goes_first() -> None:
+def test_priorities() -> None:
     """Interactive requests go before bulk ones, and there is nothing else."""
     assert list(Priority) == [Priority.INTERACTIVE, Priority.BULK]
 
 
-def test_everything_that_is_offered_is_there() -> None:
+def test_all_exports_exist() -> None:
     """Each exported name of the models exists, once and in order."""
     assert sorted(models.__all__) == sorted(set(models.__all__))
     assert all(hasattr(models, name) for name in models.__all__)

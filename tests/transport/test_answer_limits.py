@@ -58,7 +58,7 @@ LARGE_HEADS = {
 
 @pytest.mark.parametrize("answer", LARGE_HEADS.values(), ids=LARGE_HEADS)
 @pytest.mark.parametrize("borrowed", [False, True], ids=["owned", "borrowed"])
-async def test_a_large_head_loses_no_stream(
+async def test_large_head_loses_no_stream(
     answer: bytes, borrowed: bool, space: SimulatedSpace, client_for: Any
 ) -> None:
     """Gateways add long headers, and many: the sid is read, and one POST was sent."""
@@ -71,7 +71,7 @@ async def test_a_large_head_loses_no_stream(
 
 
 @pytest.mark.parametrize("lines", [3, 4])
-async def test_a_head_may_have_256_kib(lines: int, space: SimulatedSpace, client_for: Any) -> None:
+async def test_head_may_have_256_kib(lines: int, space: SimulatedSpace, client_for: Any) -> None:
     head = "".join(f"X-{number}: {'x' * 60_000}\r\n" for number in range(lines))
     async with raw_space(always(http(200, {"sid": SID}, head=head))) as raw:
         stream = await client_for(space, base_url=raw.url).conferences.start_stream("room", url=URL)
@@ -81,7 +81,7 @@ async def test_a_head_may_have_256_kib(lines: int, space: SimulatedSpace, client
 
 
 @pytest.mark.parametrize("kind", ["start", "read"])
-async def test_a_head_without_end(kind: str, space: SimulatedSpace, client_for: Any) -> None:
+async def test_head_without_end(kind: str, space: SimulatedSpace, client_for: Any) -> None:
     """Each line is short enough and they are not too many, but not all of them are read."""
     lines = [f"X-{number}: {'x' * 60_000}\r\n".encode() for number in range(400)]
 
@@ -115,7 +115,7 @@ TRAILERS = b"0\r\n" + b"".join(f"X-{number}: {'x' * 60_000}\r\n".encode() for nu
 
 
 @pytest.mark.parametrize("rest", [TRAILERS, b"0;" + b"x" * 20 * MIB + b"\r\n\r\n"], ids=["trailers", "an extension"])
-async def test_a_body_whose_end_is_large(rest: bytes, space: SimulatedSpace, client_for: Any) -> None:
+async def test_body_whose_end_is_large(rest: bytes, space: SimulatedSpace, client_for: Any) -> None:
     """Little of what follows the last chunk is kept; the start was accepted, and is known by its name."""
 
     async def answer(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
@@ -187,7 +187,7 @@ async def test_no_byte_of_an_unreadable_answer_is_repeated(
         outcomes = [outcome async for outcome in client.start_streams(items, journal=journal)]
         told += [repr(outcome) for outcome in outcomes]
 
-    assert [outcome.state for outcome in outcomes] == [BulkStatus.UNKNOWN]
+    assert [outcome.status for outcome in outcomes] == [BulkStatus.UNKNOWN]
     told += [record.getMessage() for record in caplog.records]
     told.append(journal.read_bytes().decode("latin-1"))
     assert "hush" not in "\n".join(told)
@@ -199,7 +199,7 @@ def packed(size: int) -> bytes:
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 @pytest.mark.parametrize("read_bufsize", [1, 2**18])
-async def test_a_body_that_unpacks_to_a_large_one(
+async def test_body_that_unpacks_to_a_large_one(
     encoding: str, read_bufsize: int, space: SimulatedSpace, client_for: Any
 ) -> None:
     """No more of it is unpacked than a start may answer; the start was accepted, and is known by its name."""
@@ -221,7 +221,7 @@ async def test_a_body_that_unpacks_to_a_large_one(
 
 
 @pytest.mark.parametrize(("padding", "sid"), [(60_000, SID), (70_000, None)])
-async def test_a_start_may_answer_64_kib(padding: int, sid: str | None, space: SimulatedSpace, client_for: Any) -> None:
+async def test_start_may_answer_64_kib(padding: int, sid: str | None, space: SimulatedSpace, client_for: Any) -> None:
     body = gzip.compress(json.dumps({"sid": SID, "padding": "x" * padding}).encode())
     async with raw_space(always(http(200, body=body, head="Content-Encoding: gzip\r\n"))) as raw:
         stream = await client_for(space, base_url=raw.url).conferences.start_stream("room", url=URL)
@@ -233,7 +233,7 @@ async def test_a_start_may_answer_64_kib(padding: int, sid: str | None, space: S
     ("items", "padding", "readable"),
     [(1_000, 60_000, True), (1_000, 3 * MIB, True), (1_000, 4 * MIB, False), (20_000, 0, False)],
 )
-async def test_a_page_may_have_4_mib(
+async def test_page_may_have_4_mib(
     items: int, padding: int, readable: bool, space: SimulatedSpace, client_for: Any
 ) -> None:
     """A page that is longer, or has more parts than any, ends in a typed error after the attempts that a read has."""
@@ -248,7 +248,7 @@ async def test_a_page_may_have_4_mib(
         assert caught.value.attempts == 3
 
 
-async def test_the_large_answers_of_a_client_have_a_common_bound(space: SimulatedSpace, client_for: Any) -> None:
+async def test_large_answers_of_a_client_have_a_common_bound(space: SimulatedSpace, client_for: Any) -> None:
     """Of many large pages that arrive at once only a few are in memory; the others wait, and none is lost."""
     pages, size = 20, 3 * MIB
     body = json.dumps({"conferences": [{"sid": "room"}], "padding": "x" * size}).encode()
@@ -287,7 +287,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
-async def test_json_that_is_made_to_cost_much(body: bytes, space: SimulatedSpace, client_for: Any) -> None:
+async def test_expensive_json_is_not_decoded(body: bytes, space: SimulatedSpace, client_for: Any) -> None:
     """A page of 4 MiB whose parts would take seconds and gigabytes is not decoded."""
     async with raw_space(always(http(200, body=body))) as raw:
         client = client_for(space, base_url=raw.url)
@@ -297,7 +297,7 @@ async def test_json_that_is_made_to_cost_much(body: bytes, space: SimulatedSpace
             await client.conferences.get("room")
 
 
-async def test_a_refusal_with_many_sentences(space: SimulatedSpace, client_for: Any) -> None:
+async def test_refusal_with_many_sentences(space: SimulatedSpace, client_for: Any) -> None:
     """Only the first of them are kept, and the parameters' values are looked for in those."""
     errors = [f"no {number}: value-7" for number in range(2_000)]
     parameters = {f"parameter-{number}": f"value-{number}" for number in range(99)}
@@ -309,7 +309,7 @@ async def test_a_refusal_with_many_sentences(space: SimulatedSpace, client_for: 
     assert caught.value.errors == tuple(f"no {number}: ***" for number in range(20))
 
 
-async def test_an_unknown_start_names_the_reason(space: SimulatedSpace, client_for: Any) -> None:
+async def test_unknown_start_names_the_reason(space: SimulatedSpace, client_for: Any) -> None:
     """The words are ours, and say what was wrong with the answer."""
     async with raw_space(always(UNREADABLE["one header too long"])) as raw:
         with pytest.raises(StreamOutcomeUnknownError, match="no valid HTTP, or its head is too long") as caught:

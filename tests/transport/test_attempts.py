@@ -27,7 +27,7 @@ def client(space: SimulatedSpace, client_for: Any, idle_clock: Clock, attempts: 
     return client
 
 
-async def test_queue_time_is_told_apart_from_latency(
+async def test_queue_time_is_separate_from_duration(
     space: SimulatedSpace, client: StreamsClient, attempts: list[Attempt]
 ) -> None:
     """Of two starts at once the second one waits for the rate limit; both then wait for their answers."""
@@ -42,7 +42,7 @@ async def test_queue_time_is_told_apart_from_latency(
     assert [attempt.next_delay for attempt in attempts] == [0.0, 0.0]
 
 
-async def test_a_retry_reports_why_and_how_long_it_waits(
+async def test_retry_reports_why_and_how_long_it_waits(
     space: SimulatedSpace, client: StreamsClient, attempts: list[Attempt]
 ) -> None:
     space.faults.add("status", on="start", status=503, body="api", code=20503, times=1)
@@ -68,7 +68,7 @@ async def test_a_retry_reports_why_and_how_long_it_waits(
     assert started.next_delay == 0.0
 
 
-async def test_a_cancelled_attempt_is_reported_as_one_that_may_have_been_sent(
+async def test_cancelled_attempt_is_reported_as_one_that_may_have_been_sent(
     space: SimulatedSpace, client: StreamsClient, attempts: list[Attempt]
 ) -> None:
     space.faults.add("hang", on="start", executed=True)
@@ -90,7 +90,7 @@ async def test_a_cancelled_attempt_is_reported_as_one_that_may_have_been_sent(
     assert len(space.streams) == 1
 
 
-async def test_an_attempt_that_only_waited_has_no_latency(
+async def test_attempt_that_only_waited_has_no_latency(
     space: SimulatedSpace, client: StreamsClient, attempts: list[Attempt]
 ) -> None:
     """A start that is cancelled in the queue was not sent, and all its time is queue time."""

@@ -38,7 +38,7 @@ each_bad_body = pytest.mark.parametrize(("head", "body"), (ENDLESS | SPOILED).va
 
 @asynccontextmanager
 async def answering(status: int, head: str, body: bytes, after: float = 0.0) -> AsyncIterator[str]:
-    """Answer each request so, after so many seconds, and keep the connection open; give the server's address."""
+    """Serve this response to each request after a delay, keep the connection open, and yield the server's address."""
 
     writers: list[asyncio.StreamWriter] = []
 
@@ -72,7 +72,7 @@ async def error_of_a_start(client: StreamsClient) -> StreamsError:
 
 
 @each_bad_body
-async def test_an_accepted_start_runs_whatever_its_body(head: str, body: bytes, client_of: Any) -> None:
+async def test_accepted_start_succeeds_whatever_its_body(head: str, body: bytes, client_of: Any) -> None:
     """A start that was accepted is held by its name where the body can't be read; without a name its id is lost."""
     async with answering(200, head, body) as address:
         client = client_of(address)
@@ -85,7 +85,7 @@ async def test_an_accepted_start_runs_whatever_its_body(head: str, body: bytes, 
 
 
 @pytest.mark.parametrize(("head", "body"), ENDLESS.values(), ids=ENDLESS)
-async def test_the_rest_of_an_answer_is_waited_for_as_long_as_a_piece_may_take(
+async def test_read_timeout_applies_to_each_piece_of_body(
     head: str, body: bytes, client_for: Any, space: SimulatedSpace, idle_clock: Clock
 ) -> None:
     """Neither shorter nor longer, and from when the answer began."""
@@ -98,7 +98,7 @@ async def test_the_rest_of_an_answer_is_waited_for_as_long_as_a_piece_may_take(
 
 
 @pytest.mark.parametrize(("timeouts", "seconds"), [(Timeouts(read=3), 3), (Timeouts(attempt=2), 2)])
-async def test_an_answer_that_does_not_come_is_waited_for_as_long_as_it_may_take(
+async def test_read_timeout_applies_to_missing_response(
     timeouts: Timeouts, seconds: int, client_for: Any, space: SimulatedSpace, idle_clock: Clock
 ) -> None:
     """A start that was sent once, and a read, which is tried three times."""
@@ -114,7 +114,7 @@ async def test_an_answer_that_does_not_come_is_waited_for_as_long_as_it_may_take
     assert idle_clock.now() - began == pytest.approx(3 * seconds, abs=0.1)
 
 
-async def test_a_read_is_tried_again(client_of: Any) -> None:
+async def test_read_with_broken_body_is_retried(client_of: Any) -> None:
     """A read whose body does not end is tried three times, and then malformed."""
     async with answering(200, *ENDLESS["a part of it"]) as address:
         with pytest.raises(MalformedResponseError) as caught:
@@ -124,7 +124,7 @@ async def test_a_read_is_tried_again(client_of: Any) -> None:
 
 
 @each_bad_body
-async def test_a_refusal_is_a_refusal_whatever_its_body(head: str, body: bytes, client_of: Any) -> None:
+async def test_refusal_is_error_whatever_its_body(head: str, body: bytes, client_of: Any) -> None:
     """A refusal whose body can't be read is final by its status alone."""
     async with answering(422, head, body) as address:
         error = await error_of_a_start(client_of(address))
@@ -133,7 +133,7 @@ async def test_a_refusal_is_a_refusal_whatever_its_body(head: str, body: bytes, 
     assert (error.code, error.errors, error.attempts) == (None, (), 1)
 
 
-async def test_a_refusal_is_not_read_without_end(client_of: Any) -> None:
+async def test_refusal_body_is_read_up_to_limit(client_of: Any) -> None:
     """Of a refusal no more than 64 KiB are read, and what was cut off there is not believed."""
     async with answering(422, f"Content-Length: {len(REFUSAL)}\r\n", REFUSAL) as address:
         error = await error_of_a_start(client_of(address))

@@ -67,9 +67,7 @@ class Resolver(AbstractResolver):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("error", [None, *ERRORS], ids=lambda error: type(error).__name__)
-async def test_a_resolver_that_fails(
-    error: Exception | None, kind: str, space: SimulatedSpace, client_for: Any
-) -> None:
+async def test_resolver_that_fails(error: Exception | None, kind: str, space: SimulatedSpace, client_for: Any) -> None:
     """No address, or any error: certainly nothing was sent."""
     connector = aiohttp.TCPConnector(resolver=Resolver(error))
     async with aiohttp.ClientSession(connector=connector) as session:
@@ -98,7 +96,7 @@ def traced(name: str, hook: Any) -> aiohttp.ClientSession:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", BEFORE)
 @each_error
-async def test_a_trace_hook_that_raises_before_the_request_is_written(
+async def test_trace_hook_that_raises_before_the_request_is_written(
     name: str, kind: str, error: Exception, space: SimulatedSpace, client_for: Any
 ) -> None:
     """Nothing was sent, and the error is that. aiohttp calls all these hooks before it writes, whatever their names."""
@@ -112,7 +110,7 @@ async def test_a_trace_hook_that_raises_before_the_request_is_written(
 
 @pytest.mark.parametrize("kind", KINDS)
 @each_error
-async def test_a_trace_hook_that_raises_after_the_answer(
+async def test_trace_hook_that_raises_after_the_answer(
     kind: str, error: Exception, space: SimulatedSpace, client_for: Any
 ) -> None:
     """A start may run, so its outcome is unknown, with the hook's error as the cause; nothing is sent again."""
@@ -128,7 +126,7 @@ async def test_a_trace_hook_that_raises_after_the_answer(
 @pytest.mark.parametrize(
     "error", [aiohttp.ConnectionTimeoutError("mine"), TimeoutError("mine"), aiohttp.InvalidURL("mine")]
 )
-async def test_a_trace_hook_whose_error_says_that_nothing_was_sent(
+async def test_trace_hook_whose_error_says_that_nothing_was_sent(
     error: Exception, space: SimulatedSpace, client_for: Any
 ) -> None:
     """Whatever the error is called: the phase says that the start may run."""
@@ -140,7 +138,7 @@ async def test_a_trace_hook_whose_error_says_that_nothing_was_sent(
 
 
 @pytest.mark.parametrize("kind", ["named", "unnamed"])
-async def test_a_trace_hook_that_raises_just_before_the_body_is_written(
+async def test_trace_hook_that_raises_just_before_the_body_is_written(
     kind: str, space: SimulatedSpace, client_for: Any
 ) -> None:
     """Nothing was sent, so the next attempt starts the stream, and the result is not ambiguous."""
@@ -174,7 +172,7 @@ def repeating(kind: str) -> type[aiohttp.ClientSession]:
 
 
 @pytest.mark.parametrize("kind", ["502", "no answer", "at once"])
-async def test_a_session_that_repeats_requests(kind: str, space: SimulatedSpace, client_for: Any) -> None:
+async def test_session_that_repeats_requests(kind: str, space: SimulatedSpace, client_for: Any) -> None:
     """A start is written once: of what its session sends again nothing reaches the Space."""
 
     async def fail(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
@@ -193,7 +191,7 @@ async def test_a_session_that_repeats_requests(kind: str, space: SimulatedSpace,
         assert kind == "at once" or "sends requests again" in str(caught.value)
 
 
-async def test_a_session_that_repeats_what_was_not_written(space: SimulatedSpace, client_for: Any) -> None:
+async def test_session_that_repeats_what_was_not_written(space: SimulatedSpace, client_for: Any) -> None:
     """Its repetition is harmless, and works."""
 
     async def speak(connection: RawConnection) -> None:
@@ -208,7 +206,7 @@ async def test_a_session_that_repeats_what_was_not_written(space: SimulatedSpace
         assert len(raw.requests) == 1
 
 
-async def test_a_trace_hook_that_raises_on_an_error(space: SimulatedSpace, client_for: Any) -> None:
+async def test_trace_hook_that_raises_on_an_error(space: SimulatedSpace, client_for: Any) -> None:
     """The hook's error takes the place of the connection's; the start may run."""
     error = LookupError("mine")
 
@@ -282,7 +280,7 @@ async def test_traceback_of_hook_error_shows_no_bytes_of_answer(
 @pytest.mark.parametrize(
     ("name", "state"), [("on_request_end", BulkStatus.UNKNOWN), ("on_request_start", BulkStatus.STARTED)]
 )
-async def test_a_trace_hook_that_raises_once_in_a_run(
+async def test_trace_hook_that_raises_once_in_a_run(
     name: str, state: BulkStatus, space: SimulatedSpace, client_for: Any
 ) -> None:
     """It costs one item its outcome, or one attempt, and no other item anything."""
@@ -291,7 +289,7 @@ async def test_a_trace_hook_that_raises_once_in_a_run(
         items = [StartConferenceStream(conference_sid=f"room-{number}", url=URL) for number in range(20)]
         outcomes = [outcome async for outcome in client.start_streams(items, concurrency=4)]
 
-        states = sorted(outcome.state for outcome in outcomes)
+        states = sorted(outcome.status for outcome in outcomes)
         assert states == sorted([state] + [BulkStatus.STARTED] * 19)
         assert len(raw.running) == len(raw.requests) == 20
         assert {type(outcome.error and outcome.error.__cause__) for outcome in outcomes} <= {LookupError, type(None)}
@@ -368,9 +366,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", HARMLESS.values(), ids=HARMLESS)
-async def test_settings_of_a_session_that_change_nothing(
-    options: dict[str, Any], space: SimulatedSpace, client_for: Any
-) -> None:
+async def test_session_settings_are_overridden(options: dict[str, Any], space: SimulatedSpace, client_for: Any) -> None:
     """A start, a read and a stop go through once each, with this client's credentials."""
     authorizations: list[str] = []
 
@@ -394,7 +390,7 @@ async def test_settings_of_a_session_that_change_nothing(
 
 
 async def test_middlewares_of_this_package_may_add_headers(space: SimulatedSpace, client_for: Any) -> None:
-    """Headers that a middleware adds to an exchange go out beside the client's own, read from netrc or not."""
+    """Headers that a middleware adds are sent beside the client's own, read from netrc or not."""
 
     async def add(exchange: Any, send: Any) -> Any:
         return await send(evolve(exchange, headers={"X-Trace": "7"}))

@@ -34,7 +34,7 @@ async def perform(client: StreamsClient, kind: str, sid: str = "a-conference") -
 
 @define
 class RawServer:
-    """A socket that counts its connections and does as it is told with each."""
+    """A socket that counts its connections and handles each as given."""
 
     treat: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
     port: int = 0
@@ -101,7 +101,7 @@ async def test_refused(space: SimulatedSpace, client: StreamsClient, kind: str) 
 
 
 @pytest.mark.parametrize("kind", ["read", "named", "unnamed"])
-async def test_it_goes_on_once_connections_are_taken_again(space: SimulatedSpace, client_for: Any, kind: str) -> None:
+async def test_retry_succeeds_once_connections_are_accepted(space: SimulatedSpace, client_for: Any, kind: str) -> None:
     """A call that could not connect goes through, once, when it can."""
     failed_once = asyncio.Event()
     client = client_for(space, on_attempt=lambda _: failed_once.set())
@@ -146,7 +146,7 @@ async def test_tls_handshake_broken(kind: str, treat: Any, client_for: Any, spac
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_bad_certificate(kind: str, client_for: Any, space: SimulatedSpace) -> None:
-    """A certificate that nobody vouches for is final at once, and says so."""
+    """An untrusted certificate fails at once, and the message says so."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
     async with raw_server(hang_up, tls) as server:
@@ -199,7 +199,7 @@ async def test_dead_kept_alive_connection(space: SimulatedSpace, client_for: Any
 
 
 @pytest.mark.parametrize("kind", ["stop", "named", "unnamed"])
-async def test_a_kept_alive_connection_that_was_ended(space: SimulatedSpace, client_for: Any, kind: str) -> None:
+async def test_kept_alive_connection_that_was_ended(space: SimulatedSpace, client_for: Any, kind: str) -> None:
     """One that the Space has closed in an orderly way is noticed before a byte is written, too."""
     attempts: list[Attempt] = []
     client = client_for(space, on_attempt=attempts.append)
@@ -234,7 +234,7 @@ class StandsStill(aiohttp.TCPConnector):
         return connection
 
 
-async def test_a_process_that_stood_still(
+async def test_process_that_stood_still(
     space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request whose time was over before it was written is not written: others may have made it meanwhile."""
@@ -248,10 +248,10 @@ async def test_a_process_that_stood_still(
     assert space.requests.count("start-conference-stream") == 1
 
 
-async def test_without_the_kernels_word(
+async def test_stale_connection_without_poll(
     space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the operating system can't tell, a dead connection may leave a start unknown, and never doubles it."""
+    """Without poll, a dead connection may leave a start unknown, but never doubles it."""
     monkeypatch.setattr("signalwire_streams._http.connection_guard._poll", None)
     client = client_for(space)
     sid = space.conference_sids[0]
@@ -279,7 +279,7 @@ async def test_reset_in_the_middle_of_writing(space: SimulatedSpace, client_for:
     assert len(space.streams.active()) == (0 if unnamed else 1)
 
 
-async def test_the_same_bytes_go_out_each_time(client_for: Any, space: SimulatedSpace) -> None:
+async def test_retries_send_identical_bytes(client_for: Any, space: SimulatedSpace) -> None:
     """Every attempt of a start carries the same body, name included."""
     bodies: list[bytes] = []
 

@@ -16,7 +16,7 @@ async def forever() -> None:
     await asyncio.get_running_loop().create_future()
 
 
-async def test_a_block_ends_when_its_time_is_up(limits: DeadlineTimer) -> None:
+async def test_block_is_cancelled_at_deadline(limits: DeadlineTimer) -> None:
     with pytest.raises(TimeoutError), limits.within(0.001) as limit:
         await forever()
     assert limit.expired
@@ -24,14 +24,14 @@ async def test_a_block_ends_when_its_time_is_up(limits: DeadlineTimer) -> None:
     await asyncio.sleep(0)  # the task is not cancelled any further
 
 
-async def test_a_block_that_is_quick_is_left_alone(limits: DeadlineTimer) -> None:
+async def test_block_within_deadline_is_not_cancelled(limits: DeadlineTimer) -> None:
     with limits.within(60) as limit:
         await asyncio.sleep(0)
     assert not limit.expired
     limits.close()
 
 
-async def test_the_shorter_of_two_ends_first_and_the_longer_goes_on(limits: DeadlineTimer) -> None:
+async def test_nested_deadlines_end_in_order(limits: DeadlineTimer) -> None:
     """A later limit that ends earlier is not held up by the timer of the first."""
     with limits.within(60) as longer:
         with pytest.raises(TimeoutError), limits.within(0.001):
@@ -42,7 +42,7 @@ async def test_the_shorter_of_two_ends_first_and_the_longer_goes_on(limits: Dead
     limits.close()
 
 
-async def test_many_end(limits: DeadlineTimer) -> None:
+async def test_many_deadlines_end_at_their_times(limits: DeadlineTimer) -> None:
     ended: list[int] = []
 
     async def run(number: int) -> None:
@@ -56,7 +56,7 @@ async def test_many_end(limits: DeadlineTimer) -> None:
     assert sorted(ended) == [1, 3, 5, 7, 9]
 
 
-async def test_a_limit_can_be_moved(limits: DeadlineTimer) -> None:
+async def test_deadline_can_be_moved(limits: DeadlineTimer) -> None:
     """It ends at the new time, be it earlier or later than the old one."""
     clock = asyncio.get_running_loop().time
 
@@ -75,7 +75,7 @@ async def test_a_limit_can_be_moved(limits: DeadlineTimer) -> None:
     limits.close()
 
 
-async def test_a_limit_can_be_ended_by_hand_and_only_once(limits: DeadlineTimer) -> None:
+async def test_deadline_can_be_expired_once(limits: DeadlineTimer) -> None:
     limit = limits.within(None)
 
     async def run() -> None:
@@ -90,7 +90,7 @@ async def test_a_limit_can_be_ended_by_hand_and_only_once(limits: DeadlineTimer)
     await asyncio.sleep(0)
 
 
-async def test_who_else_cancels_is_not_disappointed(limits: DeadlineTimer) -> None:
+async def test_foreign_cancellation_is_kept(limits: DeadlineTimer) -> None:
     """Time that is up and a cancellation at once: the task is cancelled."""
 
     async def run() -> None:
@@ -105,7 +105,7 @@ async def test_who_else_cancels_is_not_disappointed(limits: DeadlineTimer) -> No
         await task
 
 
-async def test_an_error_of_the_block_comes_through(limits: DeadlineTimer) -> None:
+async def test_exception_of_block_propagates(limits: DeadlineTimer) -> None:
     """Also when it is raised because the time was up."""
 
     async def run() -> None:

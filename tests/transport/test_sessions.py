@@ -42,7 +42,7 @@ async def test_nothing_is_opened_before_the_first_request() -> None:
     await client.aclose()
 
 
-def test_a_client_can_be_made_outside_of_a_loop_and_used_inside() -> None:
+def test_client_can_be_made_outside_of_a_loop_and_used_inside() -> None:
     """Making a client needs no running loop."""
     client = StreamsClient(space="example", project="p", token="t")
 
@@ -83,7 +83,7 @@ def test_plain_with() -> None:
         pass
 
 
-async def test_a_borrowed_session_is_used_and_left_open(space: SimulatedSpace, client_for: Any) -> None:
+async def test_borrowed_session_is_used_and_left_open(space: SimulatedSpace, client_for: Any) -> None:
     """The caller's session carries the requests and outlives the client."""
     async with aiohttp.ClientSession() as session:
         client = client_for(space, session=session)
@@ -94,7 +94,7 @@ async def test_a_borrowed_session_is_used_and_left_open(space: SimulatedSpace, c
         assert len(space.connections) == 1
 
 
-async def test_a_borrowed_session_that_is_closed(space: SimulatedSpace, client_for: Any) -> None:
+async def test_borrowed_session_that_is_closed(space: SimulatedSpace, client_for: Any) -> None:
     """A session that the caller closed is named as the reason."""
     session = aiohttp.ClientSession()
     client = client_for(space, session=session)
@@ -126,7 +126,7 @@ async def test_sessions_whose_default_headers_describe_a_body_are_refused(header
             StreamsClient(space="example", project="p", token="t", session=session)
 
 
-async def test_a_borrowed_session_cannot_spoil_a_start(space: SimulatedSpace, client_for: Any) -> None:
+async def test_borrowed_session_cannot_spoil_a_start(space: SimulatedSpace, client_for: Any) -> None:
     """Middlewares that repeat, raise_for_status and default headers of the session change nothing."""
 
     async def repeat(
@@ -146,7 +146,7 @@ async def test_a_borrowed_session_cannot_spoil_a_start(space: SimulatedSpace, cl
     assert len(space.streams) == 1
 
 
-async def test_a_small_pool_is_not_overrun(space: SimulatedSpace, client_for: Any) -> None:
+async def test_small_pool_is_not_overrun(space: SimulatedSpace, client_for: Any) -> None:
     """More calls than connections wait their turn instead of timing out in the pool."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=2)) as session:
         client = client_for(space, session=session)
@@ -158,7 +158,7 @@ async def test_a_small_pool_is_not_overrun(space: SimulatedSpace, client_for: An
 
 
 @pytest.mark.parametrize("body", ["api", "html"])
-async def test_a_refused_attempt_gives_its_connection_back(space: SimulatedSpace, client_for: Any, body: str) -> None:
+async def test_refused_attempt_gives_its_connection_back(space: SimulatedSpace, client_for: Any, body: str) -> None:
     """With a pool of one, an answer that is not wanted does not block the retry."""
     client = client_for(space, connections=1)
     space.faults.add("status", status=503, body=body, retry_after=0, times=2, headers={"X-Padding": "x" * 4000})
@@ -167,7 +167,7 @@ async def test_a_refused_attempt_gives_its_connection_back(space: SimulatedSpace
     assert space.requests.count("start-conference-stream") == 3
 
 
-async def test_closing_waits_for_calls_under_way(space: SimulatedSpace, client_for: Any) -> None:
+async def test_close_waits_for_calls_in_flight(space: SimulatedSpace, client_for: Any) -> None:
     """`aclose` lets a call that is under way end."""
     hold = asyncio.Event()
     slow = SimulatedSpace(conferences=1, sleep=lambda _: hold.wait())  # type: ignore[arg-type,return-value]
@@ -184,11 +184,11 @@ async def test_closing_waits_for_calls_under_way(space: SimulatedSpace, client_f
         assert (await start).sid is not None
 
 
-async def test_closing_cuts_calls_that_do_not_end(
+async def test_close_cancels_calls_after_shutdown_timeout(
     space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that outlasts the drain is cut, and a start among them is honestly unknown."""
-    monkeypatch.setattr("signalwire_streams._http.session._DRAIN", 0.01)
+    monkeypatch.setattr("signalwire_streams._http.session._SHUTDOWN_TIMEOUT", 0.01)
     space.faults.add("hang", executed=True)
     client = client_for(space)
     start = asyncio.create_task(client.conferences.start_stream(space.conference_sids[0], url=URL))
@@ -201,7 +201,7 @@ async def test_closing_cuts_calls_that_do_not_end(
     assert space.requests.count() == 1
 
 
-async def test_nothing_is_left_after_failures(space: SimulatedSpace, nothing_left: None) -> None:
+async def test_failures_leave_no_connection(space: SimulatedSpace, nothing_left: None) -> None:
     """After calls that failed in every way, no task, connection or descriptor is left."""
     before = open_descriptors()
     for kind in ("reset", "disconnect", "hang", "garbage", "truncated-headers", "truncated-body", "500", "redirect"):
@@ -227,7 +227,7 @@ async def test_nothing_is_left_after_failures(space: SimulatedSpace, nothing_lef
     assert open_descriptors() <= before
 
 
-async def test_cancelling_leaves_nothing(space: SimulatedSpace, nothing_left: None) -> None:
+async def test_cancelled_call_leaves_no_connection(space: SimulatedSpace, nothing_left: None) -> None:
     """A cancelled call re-raises, closes its connection and leaves no task."""
     space.faults.add("hang")
     async with StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client:
@@ -239,11 +239,11 @@ async def test_cancelling_leaves_nothing(space: SimulatedSpace, nothing_left: No
         assert space.requests.count() == 1
 
 
-async def test_a_waiting_call_is_cut_when_the_client_closes(
+async def test_close_cancels_waiting_call(
     space: SimulatedSpace, client_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that still waits for its turn when the drain ends is cut, and nothing of it is ever sent."""
-    monkeypatch.setattr("signalwire_streams._http.session._DRAIN", 0.01)
+    monkeypatch.setattr("signalwire_streams._http.session._SHUTDOWN_TIMEOUT", 0.01)
 
     class Never(LocalRateLimiter):
         async def acquire(self, lane: Priority, patience: float) -> float:
@@ -262,7 +262,7 @@ async def test_a_waiting_call_is_cut_when_the_client_closes(
     assert space.connections.opened == 0
 
 
-async def test_a_timeout_of_the_callers_own_stays_one(space: SimulatedSpace, client_for: Any) -> None:
+async def test_timeout_of_caller_propagates(space: SimulatedSpace, client_for: Any) -> None:
     """A TimeoutError that a caller's middleware raises is not taken for the client's closing."""
 
     async def impatient(exchange: Request, send: Handler) -> Result:
@@ -273,8 +273,8 @@ async def test_a_timeout_of_the_callers_own_stays_one(space: SimulatedSpace, cli
         await client.conferences.get(space.conference_sids[0])
 
 
-async def test_a_borrowed_pool_that_closes(space: SimulatedSpace, client_for: Any) -> None:
-    """When the owner closes a session, who waits in its pool gets an error of ours, and no cancellation."""
+async def test_borrowed_pool_that_closes(space: SimulatedSpace, client_for: Any) -> None:
+    """If the owner closes a session, calls that wait in its pool get an error of this package, not a cancellation."""
     space.faults.add("hang", times=1)
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1))
     room = f"{space.base_url}/api/laml/2010-04-01/Accounts/{space.project}/Conferences/{space.conference_sids[0]}"
@@ -292,7 +292,7 @@ async def test_a_borrowed_pool_that_closes(space: SimulatedSpace, client_for: An
     await asyncio.gather(holding, return_exceptions=True)
 
 
-async def test_a_borrowed_sessions_own_content_type_is_not_used(space: SimulatedSpace, client_for: Any) -> None:
+async def test_borrowed_sessions_own_content_type_is_not_used(space: SimulatedSpace, client_for: Any) -> None:
     """A form is called a form, whatever the session says by default."""
     async with aiohttp.ClientSession(headers={"Content-Type": "application/json"}) as session:
         await client_for(space, session=session).conferences.start_stream(space.conference_sids[0], url=URL)
@@ -300,7 +300,7 @@ async def test_a_borrowed_sessions_own_content_type_is_not_used(space: Simulated
     assert space.requests[0].headers["Content-Type"] == "application/x-www-form-urlencoded"
 
 
-async def test_a_pool_with_a_limit_per_host_is_not_overrun(space: SimulatedSpace, client_for: Any) -> None:
+async def test_pool_with_a_limit_per_host_is_not_overrun(space: SimulatedSpace, client_for: Any) -> None:
     """The limit for one host counts as well, since all requests go to one."""
     connector = aiohttp.TCPConnector(limit=0, limit_per_host=2)
     async with aiohttp.ClientSession(connector=connector) as session:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams._http.account import Account, find_account
+from signalwire_streams._http.account import API_ROOT, Account, find_account
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
 
 TOKEN = "PThush-hush"
@@ -44,7 +44,7 @@ def refusal(**settings: Any) -> str:
         ("http://127.0.0.1:8080", "http://127.0.0.1:8080", ""),
     ],
 )
-def test_a_space_is_a_name_a_host_or_an_address(space: str, origin: str, prefix: str) -> None:
+def test_space_is_name_host_or_url(space: str, origin: str, prefix: str) -> None:
     """A Space may be given by its name, by its host or by its address."""
     found = account(space=space)
     assert (found.origin, found.prefix) == (origin, prefix)
@@ -80,7 +80,7 @@ def test_a_space_is_a_name_a_host_or_an_address(space: str, origin: str, prefix:
         ("https://xn--exmple-cua.org", "https://xn--exmple-cua.org", ""),
     ],
 )
-def test_a_base_url_names_a_host_and_may_have_a_prefix(base_url: str, origin: str, prefix: str) -> None:
+def test_base_url_may_have_prefix(base_url: str, origin: str, prefix: str) -> None:
     """A base URL is https, or http to this very machine; neither the API's path nor a standard port is part of it."""
     found = account(base_url=base_url)
     assert (found.origin, found.prefix) == (origin, prefix)
@@ -103,9 +103,9 @@ PLAIN_HTTP = [
 
 @pytest.mark.parametrize("url", PLAIN_HTTP)
 @pytest.mark.parametrize("argument", ["space", "base_url"])
-def test_plain_http_is_only_for_this_machine(argument: str, url: str) -> None:
+def test_plain_http_is_accepted_for_loopback_only(argument: str, url: str) -> None:
     """The token goes out readable to this machine alone."""
-    assert "plain http would send the token readable to all: write 'https://" in refusal(**{argument: url})
+    assert "plain http would send the token unencrypted: write 'https://" in refusal(**{argument: url})
 
 
 def test_advice_keeps_brackets_of_ipv6_address() -> None:
@@ -142,7 +142,7 @@ URL_REFUSALS = {
 
 
 @pytest.mark.parametrize(("url", "advice"), URL_REFUSALS.values(), ids=URL_REFUSALS)
-def test_a_base_url_that_cannot_be_right_is_refused(url: str, advice: str) -> None:
+def test_invalid_base_url_is_refused(url: str, advice: str) -> None:
     """A base URL with more or less than an address is refused with what to write, and secrets are not repeated."""
     assert advice in refusal(base_url=url)
 
@@ -150,7 +150,7 @@ def test_a_base_url_that_cannot_be_right_is_refused(url: str, advice: str) -> No
 @pytest.mark.parametrize(
     "space", ["my space", "ada:hush@example", "a?b", "a#b", "example\n", "::1", "example/", "exam/ple", "exämple", "/"]
 )
-def test_a_space_that_cannot_be_right_is_refused(space: str) -> None:
+def test_invalid_space_is_refused(space: str) -> None:
     """A Space that is neither name nor host is refused."""
     assert refusal(space=space)
 
@@ -178,19 +178,19 @@ def test_a_space_that_cannot_be_right_is_refused(space: str) -> None:
     ],
     ids=str,
 )
-def test_what_is_missing_or_cannot_be_right_is_refused(settings: dict[str, Any], words: str) -> None:
+def test_missing_or_invalid_setting_is_refused(settings: dict[str, Any], words: str) -> None:
     """Each missing or impossible setting is refused by its name; a token is never repeated."""
     assert words in refusal(**settings)
 
 
-def test_the_authorization_is_basic() -> None:
+def test_authorization_is_basic() -> None:
     """The user is the project id, and the password the API token."""
     scheme, _, encoded = account(space="example").authorization.partition(" ")
     assert scheme == "Basic"
     assert b64decode(encoded).decode() == f"{PROJECT}:{TOKEN}"
 
 
-def test_the_token_is_not_shown() -> None:
+def test_account_repr_hides_token() -> None:
     """An account is shown without its token, which counts as a secret in both spellings."""
     found = account(space="example")
     assert PROJECT in repr(found)
@@ -215,7 +215,7 @@ def test_paths_are_percent_encoded(segments: tuple[str, ...], path: str) -> None
     assert account(space="example").path(*segments) == f"/api/laml/2010-04-01/Accounts/{PROJECT}/{path}"
 
 
-def test_a_path_has_the_proxys_prefix_and_the_project_encoded() -> None:
+def test_path_includes_prefix_and_encoded_project() -> None:
     """A proxy's prefix goes in front of the API's path, and the project is a segment like another."""
     found = account(base_url="https://proxy.example.org/sw", project="prøject")
     assert found.path("Calls") == "/sw/api/laml/2010-04-01/Accounts/pr%C3%B8ject/Calls"
@@ -233,7 +233,7 @@ def test_a_path_has_the_proxys_prefix_and_the_project_encoded() -> None:
         ("/", "/"),
     ],
 )
-def test_a_next_page_on_the_same_host_is_followed_as_it_stands(uri: str, path: str) -> None:
+def test_next_page_on_same_host_is_followed_unchanged(uri: str, path: str) -> None:
     """The address of a next page goes out exactly as the Space wrote it."""
     assert account(space="example").same_host_path(uri) == path
 
@@ -245,8 +245,8 @@ NOT_FOLLOWED = {
     "https://example.signalwire.com:8443/api": "is on another port",
     "https://example.signalwire.com:80/api": "is on another port",
     "http://example.signalwire.com/api": "is on another scheme",
-    "https://example.signalwire.com:http/api": "is no address",
-    "https://[::1/api": "is no address",
+    "https://example.signalwire.com:http/api": "is not a valid address",
+    "https://[::1/api": "is not a valid address",
     "https://hush@example.signalwire.com/api": "carries a user and password",
     "https://ada:hush@example.org/api": "'https://example.org/api' carries a user and password",
     "https://example.signalwire.com@example.org/api": "carries a user and password",
@@ -266,6 +266,20 @@ NOT_FOLLOWED = {
     "\\\\example.org": "holds a backslash",
     "/\\example.org": "holds a backslash",
 }
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        (f"{API_ROOT}/Accounts/p/Calls?Page=1", f"/gate/signalwire{API_ROOT}/Accounts/p/Calls?Page=1"),
+        (f"https://example.org{API_ROOT}/Accounts/p/Calls", f"/gate/signalwire{API_ROOT}/Accounts/p/Calls"),
+        (f"/gate/signalwire{API_ROOT}/Accounts/p/Calls", f"/gate/signalwire{API_ROOT}/Accounts/p/Calls"),
+        ("/elsewhere?Page=1", "/elsewhere?Page=1"),
+    ],
+)
+def test_next_page_behind_a_prefix_gets_the_prefix(uri: str, path: str) -> None:
+    """A Space does not know of the path under which a proxy offers it."""
+    assert account(base_url="https://example.org/gate/signalwire/").same_host_path(uri) == path
 
 
 @pytest.mark.parametrize(("uri", "words"), NOT_FOLLOWED.items(), ids=NOT_FOLLOWED)
@@ -299,13 +313,13 @@ def test_next_page_on_same_origin_is_followed_in_any_notation(base_url: str, uri
 
 
 @pytest.mark.parametrize("base_url", ["https://Example.signalwire.com", "https://example.signalwire.com:443"])
-def test_a_next_page_is_on_the_same_host_however_the_caller_spelled_it(base_url: str) -> None:
+def test_next_page_origin_matches_any_notation_of_base_url(base_url: str) -> None:
     """Capitals and a standard port in the caller's own address make no other host of the Space's."""
     assert account(base_url=base_url).same_host_path("https://example.signalwire.com/x") == "/x"
 
 
 @pytest.mark.parametrize("uri", ["/api/a b", "/api/\r\nX-Evil: 1", "/api/ø", "/api/\t", "/api/\x00", "/api/\u2028"])
-def test_a_next_page_that_cannot_be_sent_as_it_stands_is_not_followed(uri: str) -> None:
+def test_next_page_with_unsafe_characters_is_refused(uri: str) -> None:
     """An address with blanks, or beyond ASCII, is not mended but refused."""
     with pytest.raises(MalformedResponseError, match="holds blanks or is not ASCII") as caught:
         account(space="example").same_host_path(uri)
@@ -313,7 +327,7 @@ def test_a_next_page_that_cannot_be_sent_as_it_stands_is_not_followed(uri: str) 
 
 
 @given(st.text())
-def test_whatever_a_space_points_to_stays_on_its_host(uri: str) -> None:
+def test_any_next_page_stays_on_host(uri: str) -> None:
     """Any text is a visible ASCII path below the origin, or refused."""
     try:
         path = account(space="example").same_host_path(uri)

@@ -17,12 +17,12 @@ URL = "wss://audio.example.com/stream"
 
 
 def spell_start(request: requests.Start, *, deadline: Any = None) -> Request:
-    return requests.start(ACCOUNT, request, deadline=deadline, errand=CallContext())
+    return requests.start(ACCOUNT, request, deadline=deadline, context=CallContext())
 
 
 def spell_stop(collection: str, *, deadline: Any = None) -> Request:
     return requests.stop(
-        ACCOUNT, collection, "target", "room", Operation.STOP_BY_NAME, deadline=deadline, errand=CallContext()
+        ACCOUNT, collection, "target", "room", Operation.STOP_BY_NAME, deadline=deadline, context=CallContext()
     )
 
 
@@ -56,7 +56,9 @@ def spell_stop(collection: str, *, deadline: Any = None) -> Request:
     ],
     ids=["conference", "call", "unnamed on a conference", "unnamed on a call"],
 )
-def test_a_start(request_: StartConferenceStream | StartCallStream, kind: Operation, path: str, verb: str) -> None:
+def test_start_request(
+    request_: StartConferenceStream | StartCallStream, kind: Operation, path: str, verb: str
+) -> None:
     """A start is a POST of its form to the streams of its target."""
     exchange = spell_start(request_)
     assert (exchange.method, exchange.path, exchange.operation) == ("POST", path, kind)
@@ -67,7 +69,7 @@ def test_a_start(request_: StartConferenceStream | StartCallStream, kind: Operat
     assert (exchange.required_key, exchange.deadline) == ("sid", None)
 
 
-def test_a_start_names_its_secrets() -> None:
+def test_start_request_lists_its_secrets() -> None:
     """Tokens, each parameter's value and the private parts of the callback are known as secrets, and not shown."""
     request = StartCallStream(
         call_sid="call",
@@ -95,13 +97,13 @@ def test_a_start_names_its_secrets() -> None:
         ("sws-1a2b3c4d-b3877c40-da60-4998-90ad-b792e98472cf", Operation.STOP_BY_NAME),
     ],
 )
-def test_a_sid_is_told_from_a_name(handle: str, kind: Operation) -> None:
+def test_stop_handle_is_recognized_as_sid_or_name(handle: str, kind: Operation) -> None:
     """What is shaped like a sid is one: of that, "no such stream" can be believed."""
     assert requests.stop_kind(handle) is kind
 
 
 @pytest.mark.parametrize(("collection", "noun"), [("Conferences", "conference"), ("Calls", "call")])
-def test_a_stop(collection: str, noun: str) -> None:
+def test_stop_request(collection: str, noun: str) -> None:
     """A stop is a POST of one field to the stream, by its sid or its name."""
     exchange = spell_stop(collection, deadline=3)
     assert (exchange.method, exchange.path) == ("POST", f"{ROOT}/{collection}/target/Streams/room")
@@ -110,26 +112,26 @@ def test_a_stop(collection: str, noun: str) -> None:
     assert exchange.redact == ACCOUNT.secrets
 
 
-def test_an_errand_says_how_it_goes() -> None:
-    """The lane and the progress of starts and stops are those of their errand, which may go on over several."""
-    errand = CallContext(priority=Priority.BULK)
-    start = requests.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None, errand=errand)
-    stop = requests.stop(ACCOUNT, "Calls", "call", "room", Operation.STOP_BY_NAME, deadline=None, errand=errand)
+def test_start_and_stop_take_priority_and_state_from_context() -> None:
+    """Starts and stops take priority and state from their context, which several requests may share."""
+    context = CallContext(priority=Priority.BULK)
+    start = requests.start(ACCOUNT, StartCallStream(call_sid="call", url=URL), deadline=None, context=context)
+    stop = requests.stop(ACCOUNT, "Calls", "call", "room", Operation.STOP_BY_NAME, deadline=None, context=context)
     for exchange in (start, stop):
         assert exchange.priority is Priority.BULK
-        assert exchange.state is errand.state
+        assert exchange.state is context.state
     assert spell_stop("Calls").priority is Priority.INTERACTIVE
-    assert spell_stop("Calls").state is not errand.state
+    assert spell_stop("Calls").state is not context.state
 
 
-def test_a_read() -> None:
+def test_read_request() -> None:
     """Reading one item is a GET without a body."""
     exchange = requests.read(ACCOUNT, "Conferences", "conf")
     assert (exchange.method, exchange.path, exchange.body) == ("GET", f"{ROOT}/Conferences/conf", None)
     assert (exchange.operation, exchange.target, exchange.required_key) == (Operation.READ, "Conferences/conf", "sid")
 
 
-def test_a_list() -> None:
+def test_list_request() -> None:
     """Reading a list is a GET with its filters; what it expects is the key of its items."""
     exchange = requests.read_list(
         ACCOUNT, "Calls", filters={"Status": "queued", "From": None}, page_size=1000, key="calls"
@@ -139,7 +141,7 @@ def test_a_list() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 50, 1000, None])
-def test_a_page_size_that_the_api_takes(size: int | None) -> None:
+def test_valid_page_size_is_sent(size: int | None) -> None:
     """A page holds 1 to 1000 items, or as many as the API likes."""
     path = requests.read_list(ACCOUNT, "Calls", filters={}, page_size=size, key="calls").path
     assert path == f"{ROOT}/Calls" + (f"?PageSize={size}" if size else "")
@@ -152,13 +154,13 @@ def test_a_page_size_that_the_api_takes(size: int | None) -> None:
         *((size, "from 1 to 1000") for size in (1001, 10**9)),
     ],
 )
-def test_a_page_size_that_the_api_does_not_take(size: Any, words: str) -> None:
+def test_invalid_page_size_is_refused(size: Any, words: str) -> None:
     """Any other page size is refused before anything is sent."""
     with pytest.raises(InvalidRequestError, match=f"^page_size must be {words}, not {size!r}$"):
         requests.read_list(ACCOUNT, "Calls", filters={}, page_size=size, key="calls")
 
 
-def test_a_next_page() -> None:
+def test_next_page_request_keeps_required_key() -> None:
     """A next page is read at the address that the Space gave, and read for the same key."""
     first = requests.read_list(ACCOUNT, "Calls", filters={}, page_size=None, key="calls")
     following = requests.next_page(ACCOUNT, first, "/api/x?PageToken=PA1")
@@ -169,7 +171,7 @@ def test_a_next_page() -> None:
 
 
 @pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf"), True, "5"])
-def test_a_deadline_that_is_no_time_is_refused(deadline: Any) -> None:
+def test_invalid_deadline_is_refused(deadline: Any) -> None:
     """A deadline that is no time is refused on starts and on stops."""
     with pytest.raises(InvalidRequestError, match="deadline"):
         spell_start(StartCallStream(call_sid="c", url=URL), deadline=deadline)
@@ -177,8 +179,8 @@ def test_a_deadline_that_is_no_time_is_refused(deadline: Any) -> None:
         spell_stop("Calls", deadline=deadline)
 
 
-def test_an_exchange_can_be_performed_again_from_the_beginning() -> None:
-    """An exchange spelled anew is the same request with a progress of its own."""
+def test_copied_request_has_its_own_state() -> None:
+    """The copy is the same request with a state of its own."""
     exchange = requests.read(ACCOUNT, "Calls", "c")
     exchange.state.phase, exchange.state.sent = Phase.ANSWERED, "yes"
     twin = requests.copy_for_new_call(exchange)
@@ -188,7 +190,7 @@ def test_an_exchange_can_be_performed_again_from_the_beginning() -> None:
     assert exchange.state.sent == "yes"
 
 
-def test_generated_names_differ_and_fit() -> None:
+def test_generated_names_are_unique_and_valid() -> None:
     """A generated name is unlike any other and can be part of a path."""
     names = {requests.generate_name() for _ in range(500)}
     assert len(names) == 500
@@ -212,7 +214,7 @@ def test_generated_names_differ_and_fit() -> None:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
-def test_what_was_sent_over_all_attempts(phases: list[Phase], each: list[Sent], overall: Sent) -> None:
+def test_sent_accumulates_over_attempts(phases: list[Phase], each: list[Sent], overall: Sent) -> None:
     """What once was sent, surely or perhaps, is not unsaid by a later attempt that never left."""
     progress = CallState()
     said: list[Sent] = []

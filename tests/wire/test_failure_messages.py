@@ -54,11 +54,11 @@ HINT_REDIRECT = "the API does not redirect: check the Space's name or base_url"
 
 
 def start() -> Request:
-    return requests.start(ACCOUNT, NAMED, deadline=None, errand=CallContext())
+    return requests.start(ACCOUNT, NAMED, deadline=None, context=CallContext())
 
 
 def unnamed_start() -> Request:
-    return requests.start(ACCOUNT, UNNAMED, deadline=None, errand=CallContext())
+    return requests.start(ACCOUNT, UNNAMED, deadline=None, context=CallContext())
 
 
 def read() -> Request:
@@ -72,10 +72,10 @@ def answered(
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     reply = read_response(status, CIMultiDict(headers or {}), content, complete=True)
     known: dict[str, Any] = {
-        "event": classify(exchange, reply),
+        "attempt_result": classify(exchange, reply),
         "phase": Phase.ANSWERED,
-        "reply": reply,
-        "action": RetryDecision.FAIL,
+        "response": reply,
+        "decision": RetryDecision.FAIL,
         "sent": "yes",
     }
     return to_exception(exchange, Result(**(known | more)))
@@ -83,7 +83,7 @@ def answered(
 
 def unanswered(exchange: Request, event: AttemptResult, **more: Any) -> StreamsError:
     """Build the error of a call whose last attempt was not answered."""
-    known: dict[str, Any] = {"phase": Phase.WAITING, "action": RetryDecision.FAIL, "sent": "maybe"}
+    known: dict[str, Any] = {"phase": Phase.WAITING, "decision": RetryDecision.FAIL, "sent": "maybe"}
     return to_exception(exchange, Result(attempt_result=event, **(known | more)))
 
 
@@ -117,7 +117,7 @@ def unanswered(exchange: Request, event: AttemptResult, **more: Any) -> StreamsE
         (600, b"", MalformedResponseError),
     ],
 )
-def test_each_answer_has_its_class(status: int, body: object, kind: type[StreamsError]) -> None:
+def test_status_and_code_choose_error_class(status: int, body: object, kind: type[StreamsError]) -> None:
     """The class of an error is that of the status, or of the platform's code where it says more."""
     error = answered(read(), status, body)
     assert type(error) is kind
@@ -185,7 +185,7 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     "a stop": (
         answered(
             requests.stop(
-                ACCOUNT, "Calls", "call", "room-7", Operation.STOP_BY_NAME, deadline=None, errand=CallContext()
+                ACCOUNT, "Calls", "call", "room-7", Operation.STOP_BY_NAME, deadline=None, context=CallContext()
             ),
             404,
         ),
@@ -230,8 +230,8 @@ LINES: dict[str, tuple[StreamsError, str]] = {
 
 
 @pytest.mark.parametrize(("error", "line"), LINES.values(), ids=LINES)
-def test_each_error_reads_well(error: StreamsError, line: str) -> None:
-    """An error is one line: who wanted what, what came of it, a hint where there is one, and the evidence."""
+def test_error_message(error: StreamsError, line: str) -> None:
+    """An error is one line: the call, what happened, a hint if there is one, and the evidence."""
     assert str(error) == line
 
 
@@ -255,10 +255,10 @@ def test_garbage_instead_of_http_is_malformed() -> None:
     ],
 )
 @pytest.mark.parametrize("phase", Phase)
-def test_each_way_of_getting_no_answer_has_its_class(
+def test_result_without_response_chooses_error_class(
     event: AttemptResult, kind: type[TransportError], phase: Phase
 ) -> None:
-    """Where no answer came the error tells how far the attempt got."""
+    """Without a response, the error says how far the attempt got."""
     error = unanswered(read(), event, phase=phase)
     assert type(error) is kind
     assert isinstance(error, TransportError)
@@ -266,7 +266,7 @@ def test_each_way_of_getting_no_answer_has_its_class(
 
 
 @pytest.mark.parametrize("sent", ["no", "maybe", "yes"])
-def test_an_error_carries_its_evidence(sent: Sent) -> None:
+def test_error_carries_sent_attempts_and_request_id(sent: Sent) -> None:
     """Whether it was sent, how often, how long to wait and the request's id are attributes as well."""
     for error in (
         answered(read(), 503, headers={"X-Request-Id": "req-1"}, sent=sent, attempts=3, retry_after=2.0),
@@ -278,7 +278,7 @@ def test_an_error_carries_its_evidence(sent: Sent) -> None:
             sent=sent,
             attempts=3,
             retry_after=2.0,
-            action=RetryDecision.UNKNOWN,
+            decision=RetryDecision.UNKNOWN,
         ),
     ):
         assert (error.sent, error.attempts, error.retry_after, error.request_id) == (sent, 3, 2.0, "req-1")
@@ -286,7 +286,7 @@ def test_an_error_carries_its_evidence(sent: Sent) -> None:
     assert (lost.sent, lost.attempts, lost.retry_after, lost.request_id) == (sent, 3, 2.0, None)
 
 
-def test_a_refusal_carries_what_the_answer_says() -> None:
+def test_api_error_carries_code_and_messages() -> None:
     """The platform's code, its sentences and its page about the code are attributes."""
     more_info = "https://signalwire.com/docs/compatibility-api/reference/errors"
     error = answered(
@@ -301,7 +301,7 @@ def test_a_refusal_carries_what_the_answer_says() -> None:
 
 UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     "named": (
-        unanswered(start(), AttemptResult.NO_RESPONSE, detail="timeout", action=RetryDecision.UNKNOWN, attempts=3),
+        unanswered(start(), AttemptResult.NO_RESPONSE, detail="timeout", decision=RetryDecision.UNKNOWN, attempts=3),
         (
             "start a stream on conference conf: the stream may or may not be running"
             " (at last: no answer came: timeout);"
@@ -310,10 +310,10 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     ),
     "named, on a call": (
         unanswered(
-            requests.start(ACCOUNT, ON_A_CALL, deadline=None, errand=CallContext()),
+            requests.start(ACCOUNT, ON_A_CALL, deadline=None, context=CallContext()),
             AttemptResult.NO_RESPONSE,
             detail="timeout",
-            action=RetryDecision.UNKNOWN,
+            decision=RetryDecision.UNKNOWN,
         ),
         (
             "start a stream on call call: the stream may or may not be running (no answer came: timeout);"
@@ -322,7 +322,12 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     ),
     "named, and the last attempt never left": (
         unanswered(
-            start(), AttemptResult.BREAKER_OPEN, sent="maybe", action=RetryDecision.UNKNOWN, attempts=2, retry_after=5.0
+            start(),
+            AttemptResult.BREAKER_OPEN,
+            sent="maybe",
+            decision=RetryDecision.UNKNOWN,
+            attempts=2,
+            retry_after=5.0,
         ),
         (
             "start a stream on conference conf: the stream may or may not be running"
@@ -332,21 +337,21 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
         ),
     ),
     "unnamed": (
-        unanswered(unnamed_start(), AttemptResult.NO_RESPONSE, detail="timeout", action=RetryDecision.UNKNOWN),
+        unanswered(unnamed_start(), AttemptResult.NO_RESPONSE, detail="timeout", decision=RetryDecision.UNKNOWN),
         (
             "start a stream on call call: the stream may or may not be running (no answer came: timeout);"
             " it was sent without a name, so starting again may make a second one"
         ),
     ),
     "answered with a fault": (
-        answered(unnamed_start(), 502, headers={"X-Request-Id": "req-1"}, action=RetryDecision.UNKNOWN),
+        answered(unnamed_start(), 502, headers={"X-Request-Id": "req-1"}, decision=RetryDecision.UNKNOWN),
         (
             "start a stream on call call: the stream may or may not be running (HTTP 502, no body);"
             " it was sent without a name, so starting again may make a second one (request id req-1)"
         ),
     ),
     "accepted": (
-        answered(unnamed_start(), 200, b"{", action=RetryDecision.UNKNOWN),
+        answered(unnamed_start(), 200, b"{", decision=RetryDecision.UNKNOWN),
         (
             "start a stream on call call: the stream runs, but its id is lost"
             " (HTTP 200, no content type body, 1 bytes long);"
@@ -357,13 +362,13 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
 
 
 @pytest.mark.parametrize(("error", "line"), UNKNOWN.values(), ids=UNKNOWN)
-def test_an_unknown_outcome_says_what_is_known_and_what_to_do(error: StreamsError, line: str) -> None:
-    """A start whose outcome can't be told says so, with the evidence and with what is safe to do."""
+def test_unknown_outcome_message_says_what_to_do(error: StreamsError, line: str) -> None:
+    """An unknown outcome is reported with the evidence and with what is safe to do."""
     assert type(error) is StreamOutcomeUnknownError
     assert str(error) == line
 
 
-def test_an_unknown_outcome_carries_its_handle() -> None:
+def test_unknown_outcome_carries_target_and_name() -> None:
     """The target, the name, how far it got and whether it was accepted are attributes."""
     lost = UNKNOWN["named"][0]
     assert isinstance(lost, StreamOutcomeUnknownError)
@@ -380,9 +385,9 @@ def test_an_unknown_outcome_carries_its_handle() -> None:
     assert accepted.phase is Phase.ANSWERED
 
 
-def test_an_accepted_start_with_a_name_can_be_unknown_as_well() -> None:
+def test_named_start_accepted_without_sid_can_be_unknown() -> None:
     """An accepted start says that it runs, and under which name."""
-    error = answered(start(), 200, b"{", action=RetryDecision.UNKNOWN)
+    error = answered(start(), 200, b"{", decision=RetryDecision.UNKNOWN)
     assert isinstance(error, StreamOutcomeUnknownError)
     assert error.accepted
     assert "the stream runs, but its id is lost" in str(error)
@@ -412,7 +417,7 @@ def told(error: StreamsError) -> str:
 
 @pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
-def test_a_secret_that_the_space_repeats_is_not_told(secret: str, spell: Any) -> None:
+def test_secret_repeated_by_space_is_redacted(secret: str, spell: Any) -> None:
     """Neither message nor attribute of any error repeats a secret, wherever the answer has it."""
     echo = spell(secret)
     document = {
@@ -423,11 +428,11 @@ def test_a_secret_that_the_space_repeats_is_not_told(secret: str, spell: Any) ->
     }
     errors = [
         answered(start(), 422, document),
-        answered(start(), 500, document, action=RetryDecision.UNKNOWN),
+        answered(start(), 500, document, decision=RetryDecision.UNKNOWN),
         answered(start(), 502, b"<html>", headers={"Content-Type": f"text/{echo}"}),
         answered(start(), 200, echo.encode(), headers={"Content-Type": f"text/{echo}"}),
         unanswered(start(), AttemptResult.NO_RESPONSE, detail=f"reset by {echo}"),
-        unanswered(start(), AttemptResult.NO_RESPONSE, detail=f"reset by {echo}", action=RetryDecision.UNKNOWN),
+        unanswered(start(), AttemptResult.NO_RESPONSE, detail=f"reset by {echo}", decision=RetryDecision.UNKNOWN),
         unanswered(start(), AttemptResult.MALFORMED, detail=echo),
     ]
     for error in errors:
@@ -437,7 +442,7 @@ def test_a_secret_that_the_space_repeats_is_not_told(secret: str, spell: Any) ->
 
 
 @pytest.mark.parametrize("before", range(270, 301, 6))
-def test_a_secret_that_would_be_cut_is_not_told(before: int) -> None:
+def test_secret_at_truncation_boundary_is_redacted(before: int) -> None:
     """A secret at the very end of what is shown leaves not even its first letters."""
     error = answered(start(), 400, {"message": "x" * before + TOKEN + "y" * 100, "more_info": "x" * before + BEARER})
     assert "hus" not in told(error)
@@ -452,9 +457,9 @@ def test_a_secret_that_would_be_cut_is_not_told(before: int) -> None:
     detail=st.text(),
     request_id=st.text(),
     json_body=st.booleans(),
-    action=st.sampled_from([RetryDecision.FAIL, RetryDecision.UNKNOWN]),
+    decision=st.sampled_from([RetryDecision.FAIL, RetryDecision.UNKNOWN]),
 )
-def test_whatever_is_answered_the_error_is_one_line(
+def test_any_response_yields_one_line_message(
     *,
     status: int,
     message: str,
@@ -462,7 +467,7 @@ def test_whatever_is_answered_the_error_is_one_line(
     detail: str,
     request_id: str,
     json_body: bool,
-    action: RetryDecision,
+    decision: RetryDecision,
 ) -> None:
     """No answer can break the line of an error, nor make it endless."""
     body: object = (
@@ -472,8 +477,8 @@ def test_whatever_is_answered_the_error_is_one_line(
     )
     headers = {"Content-Type": content_type, "X-Request-Id": request_id}
     for error in (
-        answered(start(), status, body, headers=headers, detail=detail, action=action),
-        unanswered(start(), AttemptResult.NO_RESPONSE, detail=detail, action=action),
+        answered(start(), status, body, headers=headers, detail=detail, decision=decision),
+        unanswered(start(), AttemptResult.NO_RESPONSE, detail=detail, decision=decision),
     ):
         line = str(error)
         assert line.isprintable()

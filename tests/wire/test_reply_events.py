@@ -83,9 +83,65 @@ API_ERROR = {"code": 20001, "message": "Unknown error", "more_info": "https://si
         (-1, None, AttemptResult.MALFORMED),
     ],
 )
-def test_each_status(status: int, document: object, event: AttemptResult) -> None:
-    """What a status means does not depend on who asks, where no name and no stop is concerned."""
-    assert {classify(asking(kind), reply(status, document)) for kind in Operation} == {event}
+def test_status_means_the_same_for_all_operations(status: int, document: object, event: AttemptResult) -> None:
+    """What a status means does not depend on the request, where no name and no stop is concerned."""
+    kinds = [kind for kind in Operation if not (kind.is_stop and status == 200 and isinstance(document, list | str))]
+    assert {classify(asking(kind), reply(status, document)) for kind in kinds} == {event}
+
+
+STOPS = [kind for kind in Operation if kind.is_stop]
+
+
+@pytest.mark.parametrize("kind", STOPS)
+@pytest.mark.parametrize("body", [b"<html>log in</html>", b"OK", b"{", b"[]", b'"stopped"', b"\xff", b"null"])
+def test_body_that_is_no_json_object_confirms_no_stop(kind: Operation, body: bytes) -> None:
+    """A proxy's page under a 200 says nothing of the stream, complete or not."""
+    assert classify(asking(kind), reply(200, body=body)) is AttemptResult.MALFORMED
+    for headers, content in (({}, b"<html>"), ({"Content-Type": "text/html"}, b"")):
+        broken = read_response(200, CIMultiDict(headers), content, complete=False)
+        assert classify(asking(kind), broken) is AttemptResult.MALFORMED
+
+
+@pytest.mark.parametrize("kind", STOPS)
+def test_lost_body_of_a_2xx_confirms_a_stop(kind: Operation) -> None:
+    """An answer without a body, or the beginning of an object, is the API's."""
+    for status, body in ((204, b""), (200, b" \r\n"), (200, b"{}")):
+        assert classify(asking(kind), reply(status, body=body)) is AttemptResult.ACCEPTED
+    for content in (b"", b' {"si'):
+        broken = read_response(200, CIMultiDict(), content, complete=False)
+        assert classify(asking(kind), broken) is AttemptResult.ACCEPTED
+
+
+@pytest.mark.parametrize("kind", Operation)
+@pytest.mark.parametrize(
+    ("document", "event"),
+    [
+        ({"code": 20404, "message": "x", "status": 403}, AttemptResult.FORBIDDEN),
+        ({"code": 20001, "message": "x", "status": 400}, AttemptResult.REJECTED),
+        ({"code": 20001, "message": "x", "more_info": ""}, AttemptResult.REJECTED),
+        ({"code": 20001, "message": "x", "status": 200}, AttemptResult.REJECTED),
+        ({"code": 20001, "message": "x", "status": 500}, AttemptResult.SERVER_FAULT),
+        ({"code": 20001, "message": "x", "status": 503}, AttemptResult.UNAVAILABLE),
+        ({"code": 20504, "message": "x", "status": 504}, AttemptResult.SERVER_FAULT),
+        ({"errors": ["Url is invalid"]}, AttemptResult.REJECTED),
+        ({"errors": [{"code": "20001", "message": "x"}]}, AttemptResult.REJECTED),
+        ({"errors": [{"code": 7}]}, AttemptResult.ACCEPTED),
+        ({"errors": []}, AttemptResult.ACCEPTED),
+        ({"sid": "x", "errors": ["Url is invalid"]}, AttemptResult.DONE),
+    ],
+)
+def test_apis_own_error_under_a_2xx_is_no_success(kind: Operation, document: object, event: AttemptResult) -> None:
+    """A gateway may replace the status, but not the body."""
+    for status in (200, 202):
+        assert classify(asking(kind), reply(status, document)) is event
+
+
+def test_page_with_brackets_in_its_texts_is_read() -> None:
+    """Only objects and lists are counted, not the letters of texts, whatever these hold."""
+    page = {"calls": [{"sid": f"c{number}", "to": '["{' * 15 + "\\"} for number in range(1000)]}
+    assert reply(200, page).document == page
+    for body in (b'"' + b"[" * 30_000, b'{"a": "' + b'\\"[' * 30_000, b"[" * 30_000 + b'""', b'["]"]' * 9000):
+        assert reply(200, body=body).document is None
 
 
 @pytest.mark.parametrize("status", [300, 400, 401, 404, 422, 429, 500, 503])
@@ -93,8 +149,8 @@ def test_each_status(status: int, document: object, event: AttemptResult) -> Non
     ("code", "event"),
     [(20429, AttemptResult.THROTTLED), ("20429", AttemptResult.THROTTLED), (20504, AttemptResult.SERVER_FAULT)],
 )
-def test_the_platforms_code_goes_before_the_status(status: int, code: object, event: AttemptResult) -> None:
-    """Too many requests, and an internal error, are told by the platform's code with whatever status."""
+def test_platform_error_code_takes_precedence_over_status(status: int, code: object, event: AttemptResult) -> None:
+    """Codes 20429 and 20504 decide, whatever the status."""
     for document in ({"code": code, "message": "x"}, {"errors": [{"code": code, "message": "x"}]}):
         assert {classify(asking(kind), reply(status, document)) for kind in Operation} == {event}
 
@@ -109,10 +165,8 @@ def test_the_platforms_code_goes_before_the_status(status: int, code: object, ev
         ({}, AttemptResult.SERVER_FAULT),
     ],
 )
-def test_a_503_that_says_when_to_come_back_was_not_processed(
-    kind: Operation, headers: dict[str, str], event: AttemptResult
-) -> None:
-    """Without the API's own words only a readable Retry-After tells a refusal from a proxy's trouble."""
+def test_503_with_retry_after_is_unavailable(kind: Operation, headers: dict[str, str], event: AttemptResult) -> None:
+    """Without the API's error body, only a readable Retry-After shows that a 503 was a refusal."""
     assert classify(asking(kind), reply(503, body=b"<html>", **headers)) is event
     assert classify(asking(kind), reply(500, body=b"<html>", **headers)) is AttemptResult.SERVER_FAULT
 
@@ -128,13 +182,13 @@ def test_a_503_that_says_when_to_come_back_was_not_processed(
     ],
     ids=["sentences", "message", "objects"],
 )
-def test_a_duplicate_name_on_a_start(kind: Operation, status: int, document: object) -> None:
-    """A start that is refused for its name is told from other refusals by the words."""
+def test_start_refused_for_its_name_is_duplicate(kind: Operation, status: int, document: object) -> None:
+    """The wording distinguishes a duplicate name from other refusals."""
     assert classify(asking(kind), reply(status, document)) is AttemptResult.DUPLICATE_NAME
 
 
 @pytest.mark.parametrize("kind", [Operation.READ, Operation.STOP])
-def test_only_a_start_can_have_a_duplicate_name(kind: Operation) -> None:
+def test_duplicate_wording_on_read_or_stop_is_rejection(kind: Operation) -> None:
     """The same words about anything but a start are a plain refusal."""
     assert classify(asking(kind), reply(422, {"errors": ["Duplicated stream name"]})) is AttemptResult.REJECTED
 
@@ -157,19 +211,30 @@ def test_only_a_start_can_have_a_duplicate_name(kind: Operation) -> None:
         (409, {"errors": ["The call has already ended"]}, AttemptResult.TARGET_ENDED),
         (409, {"errors": ["The call's stream has already ended"]}, AttemptResult.ALREADY_STOPPED),
         (400, {"code": 21220, "message": "The stream can't be stopped yet"}, AttemptResult.REJECTED),
+        (400, {"code": 21220, "message": "Unable to stop: invalid state, try again later"}, AttemptResult.REJECTED),
+        (400, {"code": 21220, "message": "Conference is initializing"}, AttemptResult.REJECTED),
+        (400, {"code": 21220, "message": "Conference has not started"}, AttemptResult.REJECTED),
+        (400, {"code": 21220, "message": "Call is not in progress: busy"}, AttemptResult.TARGET_ENDED),
+        (400, {"message": "Stream is already stopped, so it can't be stopped again"}, AttemptResult.ALREADY_STOPPED),
+        (400, {"errors": ["Stream is not in progress yet"]}, AttemptResult.REJECTED),
+        (400, {"errors": ["Stream is not running", "Try again in a moment"]}, AttemptResult.REJECTED),
+        (400, {"message": "The worker is not running, try again later"}, AttemptResult.REJECTED),
+        (400, {"message": "The worker is not running"}, AttemptResult.REJECTED),
+        (400, {"message": "not running"}, AttemptResult.ALREADY_STOPPED),
+        (400, {"message": "It is not in progress"}, AttemptResult.ALREADY_STOPPED),
         (422, {"errors": ["Status is invalid"]}, AttemptResult.REJECTED),
     ],
 )
-def test_nothing_there_to_stop(status: int, document: object, event: AttemptResult) -> None:
-    """A stop that finds nothing, or something that is stopped already, is told so by the API; a bare 404 by anybody."""
+def test_refused_stop_is_classified_by_code_and_wording(status: int, document: object, event: AttemptResult) -> None:
+    """The API's code or wording says that there is nothing left to stop; a bare 404 may be a proxy's."""
     for kind in Operation:
         if kind.is_stop:
             assert classify(asking(kind), reply(status, document)) is event
 
 
 @pytest.mark.parametrize("kind", [Operation.READ, *STARTS])
-def test_only_a_stop_finds_nothing_to_stop(kind: Operation) -> None:
-    """Whoever else gets a 404, or hears of something stopped, is refused."""
+def test_ended_wording_on_read_or_start_is_rejection(kind: Operation) -> None:
+    """A read or a start that is refused in the same words is a plain rejection."""
     assert classify(asking(kind), reply(404, {"message": "Not found"})) is AttemptResult.REJECTED
     assert classify(asking(kind), reply(400, {"message": "already stopped"})) is AttemptResult.REJECTED
 
@@ -186,13 +251,13 @@ def test_only_a_stop_finds_nothing_to_stop(kind: Operation) -> None:
         ([], AttemptResult.ACCEPTED),
     ],
 )
-def test_a_list_is_readable_when_its_items_are_there(document: object, event: AttemptResult) -> None:
+def test_list_response_needs_its_list(document: object, event: AttemptResult) -> None:
     """A page without its list is not readable, whatever else it holds."""
     assert classify(asking(Operation.READ, "calls"), reply(200, document)) is event
 
 
 @pytest.mark.parametrize("kind", POSTS)
-def test_a_body_that_broke_off_is_not_believed(kind: Operation) -> None:
+def test_incomplete_body_is_not_decoded(kind: Operation) -> None:
     """A complete-looking JSON of a body that was not read to its end is no document."""
     broken = read_response(200, CIMultiDict(), b'{"sid": "x"}', complete=False)
     assert broken.document is None
@@ -221,7 +286,7 @@ def test_a_body_that_broke_off_is_not_believed(kind: Operation) -> None:
     ],
     ids=lambda body: repr(body[:12]),
 )
-def test_bytes_that_are_no_answer(body: bytes) -> None:
+def test_undecodable_body_yields_no_document(body: bytes) -> None:
     """Bodies that are broken, in no encoding, nested or numbered without end are read as nothing."""
     accepted = reply(200, body=body)
     assert classify(asking(Operation.UNNAMED_START), accepted) is AttemptResult.ACCEPTED
@@ -231,21 +296,21 @@ def test_bytes_that_are_no_answer(body: bytes) -> None:
     assert refused.problem.sentences == ()
 
 
-def test_a_body_that_can_be_read_is_read() -> None:
+def test_body_in_any_unicode_encoding_is_decoded() -> None:
     """UTF-8, with or without its mark, and UTF-16 are read."""
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         body = '{"sid": "größe"}'.encode(encoding)
         assert read_response(200, {}, body, complete=True).document == {"sid": "größe"}
 
 
-def test_only_a_refusal_has_a_problem() -> None:
+def test_success_without_error_keys_has_no_problem() -> None:
     """An answer of success is not searched for errors, unless it carries an error's code."""
     assert reply(200, {"sid": "stream", "message": "fine"}).problem is None
     assert reply(200, API_ERROR).problem is not None
     assert reply(300, API_ERROR).problem is not None
 
 
-def test_a_reply_is_shown_without_its_contents() -> None:
+def test_response_repr_hides_headers_and_body() -> None:
     """What is shown of a reply holds neither body nor headers, which may repeat secrets."""
     shown = repr(reply(400, {"message": "hush"}, X_Echo="hush"))
     assert "hush" not in shown
@@ -278,7 +343,7 @@ _JSON = st.recursive(
     expects=st.sampled_from(["sid", "call_sid", "calls"]),
 )
 @example(status=429, headers={}, body=b"[" * 5000, complete=True, kind=Operation.READ, expects="calls")
-def test_no_bytes_are_too_odd(
+def test_any_bytes_are_classified_without_exception(
     status: int, headers: dict[str, str], body: bytes, *, complete: bool, kind: Operation, expects: str
 ) -> None:
     """Whatever comes over the wire is an event, and never an error."""
@@ -286,4 +351,5 @@ def test_no_bytes_are_too_odd(
     event = classify(asking(kind, expects), read)
     assert isinstance(event, AttemptResult)
     assert (event is AttemptResult.DONE) <= (200 <= status < 300)
-    assert (event is AttemptResult.MALFORMED) is (status not in range(200, 600))
+    unread_stop = kind.is_stop and status in range(200, 300)
+    assert (event is AttemptResult.MALFORMED) <= (status not in range(200, 600) or unread_stop)

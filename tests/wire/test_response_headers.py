@@ -37,13 +37,13 @@ WAITS: dict[str, tuple[dict[str, str], float | None]] = {
 
 
 @pytest.mark.parametrize(("headers", "seconds"), WAITS.values(), ids=WAITS)
-def test_how_long_the_space_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_headers(headers: dict[str, str], seconds: float | None) -> None:
     """Seconds, milliseconds or an HTTP date are read; a date is measured by the Space's own clock."""
     assert retry_after(CIMultiDict(headers)) == seconds
 
 
 @given(st.text(), st.text(), st.sampled_from([DATE, "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", ""]))
-def test_no_waiting_time_is_too_odd(after: str, milliseconds: str, date: str) -> None:
+def test_any_retry_after_text_is_parsed_or_ignored(after: str, milliseconds: str, date: str) -> None:
     """Whatever the headers hold is a finite time of at least 0, or None."""
     for headers in (
         {"Retry-After": after, "retry-after-ms": milliseconds, "Date": date},
@@ -69,6 +69,6 @@ def test_no_waiting_time_is_too_odd(after: str, milliseconds: str, date: str) ->
         ({"X-Request-Id": "x" * 500}, "x" * 128),
     ],
 )
-def test_the_id_of_a_request(headers: dict[str, str], found: str | None) -> None:
+def test_request_id_headers(headers: dict[str, str], found: str | None) -> None:
     """The first of the usual headers that holds one printable line is the request's id, not endless."""
     assert request_id(CIMultiDict(headers)) == found

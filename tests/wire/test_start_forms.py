@@ -50,7 +50,7 @@ def test_every_field_of_a_conference_start() -> None:
 
 
 def test_every_field_of_a_call_start() -> None:
-    """A call's start is spelled alike, without codec and realtime."""
+    """A call's start has the same form, without codec and realtime."""
     request = StartCallStream(
         call_sid="b3877c40-da60-4998-90ad-b792e98472ca",
         url=URL,
@@ -105,7 +105,7 @@ def test_every_field_of_a_call_start() -> None:
     ],
     ids=["bare", "unnamed", "name", "umlaut", "parameter", "empty value", "false", "true"],
 )
-def test_the_bytes_of_a_form(request_: StartConferenceStream | StartCallStream, form: bytes) -> None:
+def test_start_form_bytes(request_: StartConferenceStream | StartCallStream, form: bytes) -> None:
     """What the caller leaves out is left out, and what is said is percent-encoded UTF-8."""
     assert start_form(request_) == form
 
@@ -132,7 +132,7 @@ def test_half_a_surrogate_pair_is_refused(parameters: dict[str, str]) -> None:
     assert caught.value.__cause__ is None
 
 
-def test_a_stop_is_one_field() -> None:
+def test_stop_form_is_one_field() -> None:
     """The only status that a stream can be given is stopped."""
     assert parse_qsl(STOP.decode("ascii"), strict_parsing=True) == [("Status", "stopped")]
 
@@ -154,7 +154,7 @@ _STARTS = st.fixed_dictionaries(
 
 
 @given(_STARTS)
-def test_a_form_says_what_the_request_says(given_: dict[str, Any]) -> None:
+def test_form_round_trips_any_request(given_: dict[str, Any]) -> None:
     """A server that decodes the form of any valid start finds every value as the caller wrote it."""
     sent = dict(fields_of(StartConferenceStream(conference_sid="c", **given_)))
     parameters = given_["parameters"]

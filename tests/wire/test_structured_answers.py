@@ -153,7 +153,7 @@ each_example = pytest.mark.parametrize(("model", "document"), EXAMPLES.values(),
 
 
 @each_example
-def test_a_documented_example_structures_unchanged(model: type[Any], document: dict[str, Any]) -> None:
+def test_documented_example_is_structured(model: type[Any], document: dict[str, Any]) -> None:
     """Each key of a documented answer is found again under its name, to the letter, and nothing is extra."""
     item = read_any(model, document)
     said = {
@@ -166,7 +166,7 @@ def test_a_documented_example_structures_unchanged(model: type[Any], document: d
     assert item.extra == {}
 
 
-def test_the_words_of_the_examples_become_members() -> None:
+def test_documented_statuses_become_enum_members() -> None:
     """A known word becomes the member of its vocabulary."""
     call = read_item(CALL_ANSWER, Call)
     assert call.status is CallStatus.COMPLETED
@@ -178,7 +178,7 @@ def test_the_words_of_the_examples_become_members() -> None:
     assert read_any(CallStream, CALL_STREAM).status is StreamStatus.QUEUED
 
 
-def test_the_dates_of_the_examples_are_read() -> None:
+def test_documented_dates_are_parsed() -> None:
     """The documentation's own unreadable date is read nonetheless."""
     stream = read_any(ConferenceStream, CONFERENCE_STREAM)
     assert stream.date_updated_text == "Tue, 25 Sept 2018 20:00:00 +0000"
@@ -187,13 +187,13 @@ def test_the_dates_of_the_examples_are_read() -> None:
 
 
 def test_keys_of_older_spaces_are_known() -> None:
-    """A call stream of an older Space tells its API version and an error code."""
+    """A call stream of an older Space has an API version and an error code."""
     stream = read_any(CallStream, {**CALL_STREAM, "api_version": "2010-04-01", "error_code": 21220})
     assert (stream.api_version, stream.error_code, stream.extra) == ("2010-04-01", "21220", {})
 
 
 @each_example
-def test_keys_that_nobody_knows_are_kept(model: type[Any], document: dict[str, Any]) -> None:
+def test_unknown_keys_are_kept_in_extra(model: type[Any], document: dict[str, Any]) -> None:
     """An unknown key is kept as it came, even where it has the name of one of ours."""
     news = {
         "brand_new": {"a": [1, None]},
@@ -206,7 +206,7 @@ def test_keys_that_nobody_knows_are_kept(model: type[Any], document: dict[str, A
 
 
 @each_stream
-def test_an_answer_cannot_say_what_only_the_client_knows(
+def test_response_cannot_set_client_side_flags(
     model: type[Any], document: dict[str, Any], asked: dict[str, object]
 ) -> None:
     """A Space that claims a stream to be ambiguous or started already is kept as extra, and not believed."""
@@ -217,14 +217,14 @@ def test_an_answer_cannot_say_what_only_the_client_knows(
 
 
 @each_example
-def test_words_that_nobody_knows_are_kept(model: type[Any], document: dict[str, Any]) -> None:
+def test_unknown_status_stays_text(model: type[Any], document: dict[str, Any]) -> None:
     """An unknown status stays the word as it came."""
     status = read_any(model, {**document, "status": "hibernating"}).status
     assert status == "hibernating"
     assert type(status) is str
 
 
-def test_other_unknown_words_are_kept() -> None:
+def test_unknown_direction_and_answerer_stay_text() -> None:
     """An unknown direction, or something unknown that answered, stays the word as it came."""
     call = read_item({**CALL_ANSWER, "direction": "outbound-dial", "answered_by": "fax"}, Call)
     assert (call.direction, call.answered_by) == ("outbound-dial", "fax")
@@ -232,7 +232,7 @@ def test_other_unknown_words_are_kept() -> None:
 
 @pytest.mark.parametrize("wrong", [[], {}, ["x"], {"x": 1}, True, 1.5], ids=repr)
 @each_example
-def test_a_value_of_the_wrong_type_is_unknown(model: type[Any], document: dict[str, Any], wrong: object) -> None:
+def test_value_of_wrong_type_becomes_none(model: type[Any], document: dict[str, Any], wrong: object) -> None:
     """A text, word, switch or number of a type that it can't have becomes None instead of an error."""
     identity = {"sid", "conference_sid", "call_sid"}
     item = read_any(
@@ -291,7 +291,7 @@ def test_flags(value: object, *, flag: bool | None) -> None:
 
 
 @each_stream
-def test_what_was_asked_goes_before_what_is_answered(
+def test_requested_values_take_precedence_over_response(
     model: type[Any], document: dict[str, Any], asked: dict[str, object]
 ) -> None:
     """A stream belongs to the conference or call that it was started on, whatever the answer says."""
@@ -306,7 +306,7 @@ def test_what_was_asked_goes_before_what_is_answered(
     [(ConferenceStream, {"conference_sid": CONFERENCE}), (CallStream, {"call_sid": CALL})],
     ids=["conference", "call"],
 )
-def test_a_stream_is_known_without_any_answer(model: type[Any], asked: dict[str, object], nothing: object) -> None:
+def test_stream_is_structured_without_response(model: type[Any], asked: dict[str, object], nothing: object) -> None:
     """Where the answer says nothing, the stream is what was asked for."""
     assert read_stream(nothing, model, asked) == model(**asked)
 
@@ -317,7 +317,7 @@ def test_a_stream_is_known_without_any_answer(model: type[Any], asked: dict[str,
     ids=repr,
 )
 @pytest.mark.parametrize(("model", "key"), [(Conference, "sid"), (Participant, "call_sid"), (Call, "sid")])
-def test_an_item_without_an_id_is_malformed(model: type[Any], key: str, wrong: object) -> None:
+def test_item_without_id_is_malformed(model: type[Any], key: str, wrong: object) -> None:
     """A conference, call or participant without an id is no answer of the API."""
     with pytest.raises(MalformedResponseError) as caught:
         read_item(wrong, model)
@@ -325,7 +325,7 @@ def test_an_item_without_an_id_is_malformed(model: type[Any], key: str, wrong: o
     assert caught.value.sent == "yes"
 
 
-def test_an_item_needs_its_id_alone() -> None:
+def test_item_needs_only_its_id() -> None:
     """A conference that only has an id is a conference."""
     assert read_item({"sid": "x"}, Conference) == Conference(sid="x")
     assert read_item({"call_sid": "x"}, Participant) == Participant(call_sid="x")
@@ -350,13 +350,13 @@ PAGE: dict[str, Any] = {
     ],
     ids=["conferences", "participants", "calls"],
 )
-def test_a_documented_page(model: type[Any], key: str, document: dict[str, Any]) -> None:
+def test_documented_page(model: type[Any], key: str, document: dict[str, Any]) -> None:
     """A page keeps its items in order, and the addresses of its neighbours as they came."""
     page = read_page({**PAGE, key: [document, document]}, model, key)
     assert page == Page(items=(read_item(document, model),) * 2, **PAGE)
 
 
-def test_a_page_may_be_empty() -> None:
+def test_page_may_be_empty() -> None:
     """A list without items is a page without items."""
     assert read_page({"calls": []}, Call, "calls") == Page(items=())
 
@@ -366,7 +366,7 @@ def test_a_page_may_be_empty() -> None:
     [None, [], "calls", 7, {}, {"calls": None}, {"calls": {}}, {"calls": "x"}, {"conferences": []}],
     ids=repr,
 )
-def test_a_page_without_its_list_is_malformed(document: object) -> None:
+def test_page_without_its_list_is_malformed(document: object) -> None:
     """A page that has no list of what was asked for is no answer of the API."""
     with pytest.raises(
         MalformedResponseError, match=r"^the Space answered with a page that has no list of calls$"
@@ -376,7 +376,7 @@ def test_a_page_without_its_list_is_malformed(document: object) -> None:
 
 
 @pytest.mark.parametrize("item", [None, {}, "x", {"sid": ""}], ids=repr)
-def test_a_page_with_an_item_without_an_id_is_malformed(item: object) -> None:
+def test_page_with_an_item_without_an_id_is_malformed(item: object) -> None:
     """A page is as good as its items."""
     with pytest.raises(MalformedResponseError, match="a call that has no sid"):
         read_page({"calls": [CALL_ANSWER, item]}, Call, "calls")
@@ -404,6 +404,6 @@ def test_a_page_with_an_item_without_an_id_is_malformed(item: object) -> None:
     ],
     ids=repr,
 )
-def test_what_makes_an_answer_readable(document: object, key: str, *, found: bool) -> None:
+def test_required_key_decides_whether_response_is_readable(document: object, key: str, *, found: bool) -> None:
     """An answer is readable when it has the id or the list that it is read for."""
     assert has_key(document, key) is found

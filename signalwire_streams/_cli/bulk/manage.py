@@ -34,8 +34,8 @@ It reads the file only; no Space and no token are needed.
 @click.option("--json", "as_json", is_flag=True, help="Write JSON; with --list one object per item.")
 def status(*, journal: str, states: tuple[str, ...], as_json: bool) -> None:
     """Show how far a run is, from its journal; also while it goes on."""
-    book = BulkJournal(journal)
     try:
+        book = BulkJournal(journal)
         if states:
             _list(book, states, as_json=as_json)
         elif as_json:
