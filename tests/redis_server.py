@@ -24,12 +24,12 @@ def free_port() -> int:
 
 @define(eq=False)
 class RedisServer:
-    """A redis-server on a socket of its own, which keeps nothing unless it is told to; ended by its process's id.
+    """A redis-server on its own socket, which persists nothing by default.
 
     Attributes:
-        folder: where its socket and its files are.
-        options: of its command line.
-        reconfigured: True if it no longer works as it did when it was started.
+        folder: directory of its socket and files.
+        options: further command-line options.
+        reconfigured: True if its configuration was changed after the start.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class RedisServer:
 
     @property
     def kept(self) -> bytes:
-        """All that it has written to its files."""
+        """Everything in its append-only files."""
         return b"".join(path.read_bytes() for path in sorted((self.folder / "appendonlydir").iterdir()))
 
     def start(self) -> Self:
@@ -71,7 +71,7 @@ class RedisServer:
             return False
 
     def ask(self, *words: str) -> bytes:
-        """Send one command and give the answer as it came; enough for short ones."""
+        """Send one command and return the raw reply; enough for short ones."""
         self.reconfigured |= words[0] == "CONFIG" or words[:2] == ("CLIENT", "PAUSE")
         with socket.socket(socket.AF_UNIX) as talk:
             talk.settimeout(5)
@@ -82,7 +82,7 @@ class RedisServer:
             return talk.recv(65536)
 
     def kill(self) -> None:
-        """End it at once, as a lost machine does."""
+        """Kill it at once, as if the machine were lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

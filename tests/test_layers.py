@@ -33,7 +33,6 @@ ONLY_IN = {
     "yarl": {"_http", "simulator"},
     "docket": {"fleet"},
     "redis": {"fleet", "redis_rate_limit"},
-    "throttled": {"redis_rate_limit"},
     "trustme": {"simulator"},
     "pytest": {"pytest_plugin"},
     "pytest_asyncio": {"pytest_plugin"},

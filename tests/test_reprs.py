@@ -20,7 +20,7 @@ SHOWN = {
     ("Lease", "key"),  # the name of a key in Redis
     ("PlannedRequest", "parameters"),  # the names of parameters
 }
-OF_REDIS = {"fleet", "shared"}
+OF_REDIS = {"fleet", "redis_rate_limit"}
 """Packages whose URLs may hold the password of a Redis."""
 TESTED_WITH = ("_cli", "simulator", "pytest_plugin", "__main__")
 """Parts that no production code imports."""

@@ -1,12 +1,12 @@
-"""Many hosts, one Space: runs that go on when a host dies.
+"""Many hosts, one Space: runs that survive the loss of a host.
 
-One process reaches the Space's limit by itself; a fleet is for surviving a lost host. It needs a Redis and
+One process can use all of a Space's limit; a fleet is for surviving a lost host. It needs a Redis and
 ``pip install 'signalwire-streams[fleet]'``.
 
 >>> async with Fleet("redis://localhost", space="example", project="...") as fleet:  # doctest: +SKIP
 ...     run = await fleet.submit(requests)
 ...     async for outcome in fleet.results(run):
-...         print(outcome.state)
+...         print(outcome.status)
 
 and on each host, with ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIGNALWIRE_API_TOKEN`` set:
 
@@ -15,7 +15,7 @@ and on each host, with ``SIGNALWIRE_SPACE``, ``SIGNALWIRE_PROJECT_ID`` and ``SIG
 
 from importlib.util import find_spec
 
-if not (find_spec("docket") and find_spec("redis") and find_spec("throttled")):
+if not (find_spec("docket") and find_spec("redis")):
     raise ModuleNotFoundError(
         "signalwire_streams.fleet needs more packages: pip install 'signalwire-streams[fleet]'", name="docket"
     )

@@ -1,260 +1,253 @@
-"""Carrying out one batch, however often it is delivered: what is settled is let be, the rest is started."""
+"""Processing a batch under a lease, however often docket delivers it: what is settled is skipped, the rest started.
+
+A lease is a key in Redis that expires. A worker that can't renew it assumes at 70 % of its lifetime that it is lost,
+and cancels its starts in flight before the batch can pass to another worker.
+"""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from secrets import token_hex
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from attrs import define, field
+from attrs import define
 
 from signalwire_streams._client import StreamsClient
 from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._serialization import PlannedRequest, Start
 from signalwire_streams.errors import InvalidRequestError, StreamsError
-from signalwire_streams.fleet._ledger import Batch, BatchLedger, Mark, read_batch
-from signalwire_streams.fleet._redis import (
-    HOLD,
-    LET_GO,
-    RENEW,
-    Command,
-    Connection,
-    Keys,
-    Writer,
-    command,
-    reply_of,
-    script,
-)
-from signalwire_streams.fleet._status import RunFacts, text_of
+from signalwire_streams.fleet._ledger import Batch, BatchLedger
+from signalwire_streams.fleet._lua import ACQUIRE_LEASE, RELEASE_LEASE, RENEW_LEASE
+from signalwire_streams.fleet._redis import Connection, Keys, Writer, decode, decode_hash
+from signalwire_streams.fleet._runs import ScannedItem, scanned
+from signalwire_streams.fleet._status import RunRecord
 
-_MILLISECONDS = 1_000
+_LOG = logging.getLogger("signalwire_streams.fleet")
+
 _RENEWALS = 4  # per lease
-_LOOKS = 16  # per lease
-_TRUSTED = 0.7  # of a lease, from when its renewal was asked for
+_CHECKS = 16  # per lease
+_TRUSTED = 0.7  # of a lease, from when its renewal was sent
 
 
 @define(eq=False)
 class Lease:
-    """One batch in hand.
+    """The right to work on one batch.
 
     Attributes:
-        key: the lease's key.
-        owner: who has it.
-        cut: lets go of what is under way.
-        held_at: when it was last asked for with success, on the loop's clock.
-        is_lost: whether it is not ours any more, or may not be.
+        cancel: cancels the starts in flight.
+        renewed_at: when the last successful renewal was sent, on the loop's clock.
+        is_lost: True if another worker has it, or may have it.
     """
 
     key: str
     owner: str
-    cut: Callable[[], None]
-    held_at: float
+    cancel: Callable[[], None]
+    renewed_at: float
     is_lost: bool = False
 
     def lose(self) -> None:
-        """Let go of it, since it is or may be somebody else's."""
         if not self.is_lost:
             self.is_lost = True
-            self.cut()
+            self.cancel()
 
 
-@define(eq=False)
 class Leases:
-    """The batches that a worker has in hand.
+    """A worker's leases, and the task that renews them.
 
     Attributes:
-        connection: the way to Redis.
-        seconds: how long a lease lasts when it is not renewed.
-        tell: what is to be written with each renewal.
+        active: the leases by owner.
     """
 
-    connection: Connection
-    seconds: float
-    tell: Callable[[], Sequence[Command]]
-    in_hand: dict[str, Lease] = field(init=False, factory=dict)
-    _over: bool = field(init=False, default=False)
-    _look: asyncio.TimerHandle | None = field(init=False, default=None)
-    _renewing: asyncio.Task[None] | None = field(init=False, default=None)
+    def __init__(self, connection: Connection, *, duration: float, heartbeat: Callable[[Any], object]) -> None:
+        """Args: the seconds that a lease lasts, and what queues the worker's heartbeat on a pipeline."""
+        self.active: dict[str, Lease] = {}
+        self._connection = connection
+        self._duration = duration
+        self._heartbeat = heartbeat
+        self._all_lost = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._renewing: asyncio.Task[None] | None = None
 
-    def begin(self) -> asyncio.Task[None]:
-        """Renew from now on; the task ends only where Redis refuses that, with the error."""
+    def start(self) -> asyncio.Task[None]:
+        """Start renewing. The task ends only if Redis refuses access, with the error."""
         self._renewing = asyncio.create_task(self._renew())
-        self._look_later()
+        self._check_later()
         return self._renewing
 
-    async def end(self) -> None:
-        """Renew no more."""
-        if self._look is not None:
-            self._look.cancel()
+    async def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
 
-    async def take(self, key: str, owner: str, cut: Callable[[], None]) -> Lease | None:
-        """Take a batch in hand, unless somebody else has it."""
-        asked = asyncio.get_running_loop().time()
-        answer = reply_of(await self.connection.one(script(HOLD, (key,), owner, self._milliseconds)))
-        if answer != "ok":
+    async def acquire(self, key: str, owner: str, cancel: Callable[[], None]) -> Lease | None:
+        """Return the lease, or None if another worker has it."""
+        asked_at = asyncio.get_running_loop().time()
+        if await self._connection.script(ACQUIRE_LEASE, key, owner, self._milliseconds) != "ok":
             return None
-        lease = self.in_hand[owner] = Lease(key, owner, cut, asked)
-        if self._over:
+        lease = self.active[owner] = Lease(key, owner, cancel, asked_at)
+        if self._all_lost:
             lease.lose()
         return lease
 
     def lose_all(self) -> None:
-        """Let go of all, and of whatever is taken from now on."""
-        self._over = True
-        for lease in list(self.in_hand.values()):
+        """Lose all leases, and those that are acquired later."""
+        self._all_lost = True
+        for lease in list(self.active.values()):
             lease.lose()
 
-    async def give_back(self, lease: Lease) -> None:
-        """Let go of a batch, so that somebody else can take it at once."""
-        self.in_hand.pop(lease.owner, None)
-        await self.connection.one(script(LET_GO, (lease.key,), lease.owner))
+    async def release(self, lease: Lease) -> None:
+        """Release a lease, so that another worker can acquire it at once."""
+        self.active.pop(lease.owner, None)
+        await self._connection.script(RELEASE_LEASE, lease.key, lease.owner)
 
     @property
     def _milliseconds(self) -> int:
-        return round(self.seconds * _MILLISECONDS)
+        return round(self._duration * 1_000)
 
     async def _renew(self) -> None:
         while True:
-            leases = [lease for lease in self.in_hand.values() if not lease.is_lost]
-            asked = asyncio.get_running_loop().time()
-            renewals = [script(RENEW, (lease.key,), lease.owner, self._milliseconds) for lease in leases]
-            answers = await self.connection.all([*renewals, *self.tell()])
-            for lease, answer in zip(leases, answers, strict=False):  # what was told has answers too
-                if reply_of(answer) == "ok":
-                    lease.held_at = max(lease.held_at, asked)
+            leases = [lease for lease in self.active.values() if not lease.is_lost]
+            asked_at = asyncio.get_running_loop().time()
+
+            def queue(pipe: Any, leases: Sequence[Lease] = leases) -> None:  # noqa: ANN401
+                for lease in leases:
+                    pipe.eval(RENEW_LEASE, 1, lease.key, lease.owner, str(self._milliseconds))
+                self._heartbeat(pipe)
+
+            answers = await self._connection.pipeline(queue)
+            for lease, answer in zip(leases, answers, strict=False):  # the heartbeat has answers too
+                if decode(answer) == "ok":
+                    lease.renewed_at = max(lease.renewed_at, asked_at)
                 else:
                     lease.lose()
-            await asyncio.sleep(self.seconds / _RENEWALS)
+            await asyncio.sleep(self._duration / _RENEWALS)
 
-    def _look_later(self) -> None:
-        # A timer's own call comes before anything that a timer wakes: after a pause it is the first to act.
-        self._look = asyncio.get_running_loop().call_later(self.seconds / _LOOKS, self._look_now)
+    def _check_later(self) -> None:
+        # A timer's callback runs before any task that a timer wakes: after a suspension it is the first to act.
+        self._timer = asyncio.get_running_loop().call_later(self._duration / _CHECKS, self._check)
 
-    def _look_now(self) -> None:
+    def _check(self) -> None:
         now = asyncio.get_running_loop().time()
-        for lease in list(self.in_hand.values()):
-            if now - lease.held_at > self.seconds * _TRUSTED:
+        for lease in list(self.active.values()):
+            if now - lease.renewed_at > self._duration * _TRUSTED:
                 lease.lose()
-        self._look_later()
+        self._check_later()
 
 
 SecretProvider: TypeAlias = Callable[[PlannedRequest], Start]
-"""Gives a request the secrets that were left out of it."""
+"""Returns the request with the secrets that were left out of it."""
 
 
-class HandedBackError(Exception):
-    """A batch that is not done, and that the engine is to deliver again."""
+class RequeueBatch(Exception):  # noqa: N818  (it tells docket what to do)
+    """A batch is not finished, and docket is to deliver it again."""
 
 
-@define(eq=False)
-class Batches:
-    """Carries out batches.
+class BatchProcessor:
+    """Processes batches for a worker."""
 
-    Attributes:
-        client: starts the streams.
-        connection: the way to Redis.
-        writer: writes marks and outcomes.
-        leases: what this worker has in hand.
-        keys: what things are called.
-        name: what the worker is called.
-        secrets: gives requests their secrets back.
-        on_outcome: hears of each outcome.
-        on_denied: hears that the Space refuses whatever this worker sends.
-    """
+    def __init__(
+        self,
+        client: StreamsClient,
+        connection: Connection,
+        *,
+        writer: Writer,
+        leases: Leases,
+        keys: Keys,
+        worker: str,
+        secrets: SecretProvider | None,
+        on_outcome: Callable[[BulkOutcome[Start]], None],
+        on_denied: Callable[[StreamsError], None],
+    ) -> None:
+        """Args: *on_outcome* is called with each outcome, *on_denied* if the Space denies access to this worker."""
+        self._client = client
+        self._connection = connection
+        self._writer = writer
+        self._leases = leases
+        self._keys = keys
+        self._worker = worker
+        self._secrets = secrets
+        self._on_outcome = on_outcome
+        self._on_denied = on_denied
 
-    client: StreamsClient
-    connection: Connection
-    writer: Writer
-    leases: Leases
-    keys: Keys
-    name: str
-    secrets: SecretProvider | None
-    on_outcome: Callable[[BulkOutcome[Start]], None]
-    on_denied: Callable[[StreamsError], None]
-
-    async def carry_out(self, facts: RunFacts, number: int) -> bool:
-        """Carry out a batch.
-
-        Returns:
-            False when somebody else has it in hand now.
+    async def process(self, run: str, number: int) -> bool:
+        """Process a batch. Return False if another worker has it.
 
         Raises:
-            HandedBackError: it is not done, and nobody has it in hand now.
-            FleetError: Redis can't be used.
+            RequeueBatch: it is not finished, and no worker has it.
+            FleetError: Redis is unavailable.
         """
-        keys = self.keys.of(facts.run, facts.plan)
-        batch = Batch(keys, facts.run, number, facts.keep)
-        owner = f"{self.name}.{token_hex(4)}"
-        ledger = BatchLedger(batch, owner, self.writer, {}, ended=facts.ended)
-        lease = await self.leases.take(keys.lease(number), owner, ledger.hand_back)
+        record = RunRecord.from_hash(run, await self._connection.hash(self._keys.run(run)))
+        if record is None:
+            _LOG.warning("batch %d of %s has expired and is skipped", number, run)
+            return True
+        keys = self._keys.of(run, record.plan)
+        batch = Batch(keys=keys, run=run, number=number, retention=record.retention)
+        owner = f"{self._worker}.{token_hex(4)}"
+        ledger = BatchLedger(batch, owner=owner, writer=self._writer, cancelled=record.cancelled)
+        lease = await self._leases.acquire(keys.lease(number), owner, ledger.hand_back)
         if lease is None:
             return False
         try:
-            done = await self._start(facts, number, ledger)
+            finished = await self._process(record, number, ledger)
         finally:
-            await self.leases.give_back(lease)
-        if not done:
-            raise HandedBackError(f"batch {number} of {facts.run} is left to others")
+            await self._leases.release(lease)
+        if not finished:
+            raise RequeueBatch(f"batch {number} of {run} is left to other workers")
         return True
 
-    async def _start(self, facts: RunFacts, number: int, ledger: BatchLedger) -> bool:
-        plan, marks = await self.connection.all(
-            [
-                command("get", ledger.batch.keys.requests(number)),
-                command("hgetall", ledger.batch.marks),
-            ]
+    async def _process(self, record: RunRecord, number: int, ledger: BatchLedger) -> bool:
+        batch = ledger.batch
+        plan, marks = await self._connection.pipeline(
+            lambda pipe: [pipe.get(batch.keys.requests(number)), pipe.hgetall(batch.marks)]
         )
         if plan is None:
-            return True  # the run is older than Redis was told to keep it
-        planned = dict(enumerate(read_batch(plan), number * facts.batch))
-        texts = text_of(marks)
-        ledger.marks = {index: Mark(texts.get(str(index), ""), one.may_run) for index, one in planned.items()}
-        ledger.size = len(planned)
-        left = {index: one.request for index, one in planned.items() if not ledger.marks[index].is_settled}
-        requests = self._completed(left, ledger)
+            return True  # the run has expired
+        items = scanned(plan, decode_hash(marks), number * record.batch_size)
+        ledger.marks = {item.index: item.mark for item in items}
+        ledger.size = len(items)
+        requests = self._with_secrets([item for item in items if not item.mark.is_settled], ledger)
         expected = ledger.expect(requests.items())
-        if ledger.ended is None and expected and not ledger.handed_back:
-            await self._run(ledger, expected)
-        if ledger.ended is not None:
+        if ledger.cancelled is None and expected and not ledger.handed_back:
+            await self._start(ledger, expected)
+        if ledger.cancelled is not None:
             ledger.settle_rest(requests)
         return await ledger.written()
 
-    async def _run(self, ledger: BatchLedger, requests: Sequence[Start]) -> None:
-        run = self.client.start_streams(requests, concurrency=len(requests), journal=ledger)
+    async def _start(self, ledger: BatchLedger, requests: Sequence[Start]) -> None:
+        run = self._client.start_streams(requests, concurrency=len(requests), journal=ledger)
         async for outcome in run:
-            self.on_outcome(outcome)
+            self._on_outcome(outcome)
             if ledger.denied is not None:
-                run.shutdown()  # what is under way will be refused as well
+                run.shutdown()  # the starts in flight will be denied as well
             elif ledger.handed_back:
                 run.shutdown(0)
         if ledger.denied is not None:
-            self.on_denied(ledger.denied)
+            self._on_denied(ledger.denied)
 
-    def _completed(self, planned: Mapping[int, PlannedRequest], ledger: BatchLedger) -> dict[int, Start]:
-        """Give requests their secrets back; those that have to do without are refused."""
+    def _with_secrets(self, items: Sequence[ScannedItem], ledger: BatchLedger) -> Mapping[int, Start]:
+        """Put the secrets back, and refuse the items that lack them."""
         requests = {}
-        for index, one in planned.items():
-            if one.is_complete:
-                requests[index] = one.request
-                continue
+        for item in items:
             try:
-                requests[index] = self._with_secrets(one)
+                requests[item.index] = self._completed(item.planned.request)
             except InvalidRequestError as error:
-                ledger.refuse(index, one.request, error)
+                ledger.refuse(item.index, item.request, error)
         return requests
 
-    def _with_secrets(self, planned: PlannedRequest) -> Start:
-        if self.secrets is None:
+    def _completed(self, planned: PlannedRequest) -> Start:
+        if planned.is_complete:
+            return planned.request
+        if self._secrets is None:
             raise InvalidRequestError(
-                f"{planned.request.target} needs secrets that are not kept in Redis: give the workers secrets="
+                f"{planned.request.target} needs secrets that Redis does not keep: pass secrets= to the workers"
             )
-        request = self.secrets(planned)
-        if _known_by(request) != _known_by(planned.request):
-            raise InvalidRequestError(f"secrets= gave another request than that of {planned.request.target}")
+        request = self._secrets(planned)
+        if _identity(request) != _identity(planned.request):
+            raise InvalidRequestError(f"secrets= returned another request than that of {planned.request.target}")
         return request
 
 
-def _known_by(request: Start) -> tuple[str, str | None, bool]:
+def _identity(request: Start) -> tuple[str, str | None, bool]:
     return request.target, request.name, request.unnamed

@@ -1,4 +1,4 @@
-"""`Fleet`: submits runs, follows them, and ends them, from any process that reaches the fleet's Redis."""
+"""`Fleet`: submits runs, follows them, and stops their streams, from any process that reaches the fleet's Redis."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
@@ -8,7 +8,6 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Any, Self
 
-from attrs import define, field
 from docket import Docket
 from redis.exceptions import RedisError
 
@@ -18,91 +17,79 @@ from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._runner import BulkRun
 from signalwire_streams.bulk._serialization import Start
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
-from signalwire_streams.fleet._ledger import Planned, StopLedger
+from signalwire_streams.fleet._items import PlannedItem
+from signalwire_streams.fleet._ledger import StopLedger
+from signalwire_streams.fleet._lua import CANCEL_RUN, SET_ONCE, UNSET
 from signalwire_streams.fleet._redis import (
-    END,
-    NOTE,
-    TAKE_BACK,
-    Command,
     Connection,
     Keys,
     Writer,
+    check_available,
     check_run,
     check_url,
-    command,
-    connected,
-    engine_url,
-    make_sure,
+    connect,
+    decode,
+    decode_hash,
+    docket_url,
     next_run,
-    reply_of,
-    script,
 )
-from signalwire_streams.fleet._status import (
-    RESUMED,
-    STOPPING,
-    Ending,
-    FleetStatus,
-    Reading,
-    RunFacts,
-    WorkerStatus,
-    text_of,
-)
-from signalwire_streams.fleet._submission import TASK, Submission, fitted, start_batch
+from signalwire_streams.fleet._runs import ResultReader, RunScan
+from signalwire_streams.fleet._status import RESUMED, STOPPING, FleetStatus, RunRecord, WorkerStatus
+from signalwire_streams.fleet._submission import TASK, Submission, prepare, start_batch
 from signalwire_streams.models import CallStream, ConferenceStream
 from signalwire_streams.models._validation import check_seconds
 
-_PATIENCE, _AT_FIRST = 30.0, 3.0
+_PATIENCE, _PATIENCE_AT_FIRST = 30.0, 3.0
 _WEEK = 7 * 24 * 3600.0
-_LOOKS_AGAIN = 1.0
+_POLL_EVERY = 1.0
+_CANCELLED = "the run was cancelled before its turn"
 
 
-def _kept(value: float) -> float:
-    return max(1.0, check_seconds(value, "retention"))
-
-
-@define(eq=False)
 class Fleet:
     """The runs of one project, shared by any number of hosts over one Redis.
 
     Use it as ``async with Fleet("redis://...", space="example", project="...") as fleet``. It needs no API token:
     the workers have it.
-
-    Attributes:
-        url: the Redis, such as ``redis://host:6379/0``.
-        space: the Space's name, host, or address.
-        project: the Project ID.
-        retention: seconds that Redis keeps a run, from its submit.
-
-    Raises:
-        InvalidRequestError: something can't be right.
     """
 
-    url: str = field(converter=check_url, repr=False)
-    space: str = field(kw_only=True)
-    project: str = field(kw_only=True)
-    retention: float = field(default=_WEEK, kw_only=True, converter=_kept)
-    _keys: Keys = field(init=False)
-    _stack: AsyncExitStack = field(init=False, factory=AsyncExitStack)
-    _connection: Connection | None = field(init=False, default=None)
-    _docket: Docket = field(init=False)
-    _writer: Writer = field(init=False)
+    def __init__(self, url: str, *, space: str, project: str, retention: float = _WEEK) -> None:
+        """Check the arguments; nothing is connected yet.
 
-    def __attrs_post_init__(self) -> None:
+        Args:
+            url: the Redis, such as ``redis://host:6379/0``.
+            space: the Space's name, host, or URL.
+            project: the Project ID.
+            retention: seconds that Redis keeps a run after its submit.
+
+        Raises:
+            InvalidRequestError: an argument is invalid.
+        """
+        self.url = check_url(url)
+        self.space = space
+        self.project = project
+        self.retention = max(1.0, check_seconds(retention, "retention"))
         # The token is not used, but an account is checked as a whole.
-        account = find_account(space=self.space, base_url=None, project=self.project, token="none")  # noqa: S106
+        account = find_account(space=space, base_url=None, project=project, token="none")  # noqa: S106
         self._keys = Keys(account.origin, account.sid)
+        self._stack = AsyncExitStack()
+        self._connection: Connection | None = None
+        self._docket: Docket
+        self._writer: Writer
+
+    def __repr__(self) -> str:
+        return f"Fleet(space={self.space!r}, project={self.project!r}, retention={self.retention!r})"
 
     async def __aenter__(self) -> Self:
-        await make_sure(self.url, _AT_FIRST)
-        docket = Docket(name=self._keys.prefix, url=engine_url(self.url))
+        await check_available(self.url, _PATIENCE_AT_FIRST)
+        docket = Docket(name=self._keys.prefix, url=docket_url(self.url))
         self._docket = await self._stack.enter_async_context(docket)
         docket.register(start_batch, names=[TASK])
-        self._connection = await self._stack.enter_async_context(connected(self.url, docket, _PATIENCE))
+        self._connection = await self._stack.enter_async_context(connect(self.url, docket, _PATIENCE))
         self._writer = Writer(self._connection)
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._connection = None
         await self._writer.idle()
@@ -115,133 +102,131 @@ class Fleet:
         name: str | None = None,
         redact_secrets: bool = False,
     ) -> str:
-        """Give a run to the workers. All of it is read and checked before any of it is started.
+        """Submit a run to the workers. All of it is read and checked before any of it is started.
 
-        A submit that was killed, or that failed, can be repeated under the same name, with the same requests:
-        nothing is started twice. Requests without a name get one that follows from the run and the target.
+        A submit that was killed, or that failed, can be repeated under the same name, with the same requests: nothing
+        is started twice. Requests without a name get one derived from the run and the target.
 
         Args:
-            requests: what to start, conferences and calls mixed as they come; any number of them.
-            name: what the run is called; a new one by default.
+            requests: conferences and calls to start a stream on, mixed in any order; any number of them.
+            name: the run's name; a new one by default.
             redact_secrets: True to leave bearer tokens, parameter values and callbacks with a query or password
-                out of what Redis keeps; the workers' ``secrets=`` then puts them back. Else they are refused.
+                out of what Redis keeps; the workers' ``secrets=`` then puts them back. By default they are refused.
 
         Returns:
             The run's name.
 
         Raises:
             InvalidRequestError: an item can't be submitted, or another run has that name; nothing was started.
-            FleetError: Redis can't be used; submit it again under the same name.
+            FleetError: Redis is unavailable; submit again under the same name.
         """
         run = check_run(token_hex(4) if name is None else name)
-        return await self._submit(run, fitted(requests, run, redact_secrets=redact_secrets))
+        return await self._submit(run, prepare(requests, run, redact_secrets=redact_secrets))
 
     async def resume(self, run: str, *, name: str | None = None) -> str | None:
-        """Give the workers what a run that is over left: what was not attempted, and what nobody knows the end of.
+        """Resubmit what a finished run left ``not_attempted`` or ``unknown``, as a new run.
 
-        It becomes a run of its own, with the streams' names of the first: a conference's stream that runs already is
-        told as `already_started`, and not started again. A start on a call, or without a name, that nobody knows the
-        end of stays `unknown` (calls: unless the workers' ``RetryPolicy.resend_call_starts``). It can be repeated.
+        Its streams keep their names, so a conference's stream that is running ends as `already_started`, and is not
+        started again. An unknown start on a call, or without a name, stays `unknown` (calls: unless the workers'
+        ``RetryPolicy.resend_call_starts``). A resume can be repeated.
 
         Args:
-            run: the run that is over.
-            name: what the new one is called; by default the same and a number, as in ``nightly-r2``.
+            run: the finished run.
+            name: the new run's name; by default the same and a number, as in ``nightly-r2``.
 
         Returns:
-            The new run's name, or None where nothing is left.
+            The new run's name, or None if nothing is left.
 
         Raises:
-            InvalidRequestError: there is no such run, or it goes on, or its streams were stopped since, or it was
-                resumed under another name.
-            FleetError: Redis can't be used; resume it again.
+            InvalidRequestError: there is no such run, or it is still running, or its streams were stopped since, or it
+                was resumed under another name.
+            FleetError: Redis is unavailable; resume it again.
         """
-        facts = await self._facts(run)
-        status = facts.status(())
-        status._check_finished()
+        record = await self._record(run)
+        record.check_finished()
+        status = record.status()
         if not status.unfinished:
             return None
+        connection, key = self._open(), self._keys.run(run)
         new = check_run((status.resumed_as or next_run(run)) if name is None else name)
-        claim = script(NOTE, (self._keys.run(run),), RESUMED, new, STOPPING)
-        known = reply_of(await self._open().one(claim))
-        if known == "refused":
+        resumed_as = await connection.script(SET_ONCE, key, RESUMED, new, STOPPING)
+        if resumed_as == "refused":
             raise InvalidRequestError(f"streams of the run {run!r} were stopped since: submit a new one")
-        if known != new:
-            raise InvalidRequestError(f"the run {run!r} was resumed as {known!r}: go on with that one")
+        if resumed_as != new:
+            raise InvalidRequestError(f"the run {run!r} was resumed as {resumed_as!r}: use that one")
         try:
-            return await self._submit(new, self._ending(facts).unfinished())
+            return await self._submit(new, self._scan(record).unfinished())
         except InvalidRequestError:  # that name is taken
             if status.resumed_as is None:
-                await self._open().one(script(TAKE_BACK, (self._keys.run(run),), RESUMED, new))
+                await connection.script(UNSET, key, RESUMED, new)
             raise
 
-    async def _submit(self, run: str, requests: AsyncIterable[Planned]) -> str:
-        submission = Submission(self._open(), self._docket, self._keys, run, round(self.retention))
+    async def _submit(self, run: str, items: AsyncIterable[PlannedItem]) -> str:
+        submission = Submission(self._open(), self._docket, keys=self._keys, run=run, retention=round(self.retention))
         try:
-            await submission.submit(requests)
-        except (RedisError, OSError) as error:  # the engine's own
-            raise FleetError(f"Redis can't be used: {error}; repeat it for {run!r}") from None
+            await submission.submit(items)
+        except (RedisError, OSError) as error:  # docket's own
+            raise FleetError(f"Redis is unavailable: {error}; repeat it for {run!r}") from None
         return run
 
     def results(self, run: str) -> AsyncGenerator[BulkOutcome[Start], None]:
-        """Give the outcome of each start of a run, in the order of their ends, until the run is over.
+        """Iterate over the outcomes of a run's starts, in the order in which they ended, until the run is finished.
 
-        It can be asked again, later and elsewhere, and then begins anew. The items are as Redis keeps them, without
-        their secrets; what a stream's answer had that this version does not know is left out.
+        Each call begins with the first outcome, in any process. The items are as Redis keeps them, without their
+        secrets; keys of a stream's response that this version does not know are missing.
 
         Raises:
-            InvalidRequestError: there is no such run, or not any more.
-            FleetError: Redis can't be used.
+            InvalidRequestError: there is no such run, or it has expired.
+            FleetError: Redis is unavailable.
         """
-        return Reading(self._open(), self._keys, partial(self._facts, run)).outcomes()
+        return ResultReader(self._open(), self._keys, partial(self._record, run)).outcomes()
 
     async def runs(self) -> tuple[FleetStatus, ...]:
-        """Tell of all runs that Redis knows, in the order of their submits; without the workers.
+        """Return all runs that Redis keeps, in the order of their submits; without the workers.
 
         Raises:
-            FleetError: Redis can't be used.
+            FleetError: Redis is unavailable.
         """
-        names = await self._members(command("zrange", self._keys.runs, 0, -1))
-        found = (RunFacts.of(name, facts) for name, facts in await self._told(names, self._keys.run))
-        return tuple(sorted((facts.status(()) for facts in found if facts is not None), key=lambda run: run.started_at))
+        names = await self._open().run(lambda redis: redis.zrange(self._keys.runs, 0, -1))
+        records = [RunRecord.from_hash(name, fields) for name, fields in await self._hashes(names, self._keys.run)]
+        return tuple(sorted((run.status() for run in records if run is not None), key=lambda run: run.started_at))
 
     async def status(self, run: str) -> FleetStatus:
-        """Tell how far a run is, and who works.
+        """Return a run's progress, and the workers.
 
         Raises:
-            InvalidRequestError: there is no such run, or not any more.
-            FleetError: Redis can't be used.
+            InvalidRequestError: there is no such run, or it has expired.
+            FleetError: Redis is unavailable.
         """
-        facts = await self._facts(run)
-        return facts.status(await self.workers())
+        record = await self._record(run)
+        return record.status(await self.workers())
 
     async def workers(self) -> tuple[WorkerStatus, ...]:
-        """Tell who works for this project now.
+        """Return the active workers of this project.
 
         Raises:
-            FleetError: Redis can't be used.
+            FleetError: Redis is unavailable.
         """
-        names = sorted(await self._members(command("smembers", self._keys.workers)))
-        told = await self._told(names, self._keys.worker)
-        gone = [name for name, facts in told if not facts]
-        if gone:
-            await self._open().one(command("srem", self._keys.workers, *gone))  # one that lives adds itself again
-        return tuple(WorkerStatus.of(name, text_of(facts)) for name, facts in told if facts)
+        names = await self._open().run(lambda redis: redis.smembers(self._keys.workers))
+        hashes = sorted(await self._hashes(names, self._keys.worker))
+        expired = [name for name, fields in hashes if not fields]
+        if expired:  # one that is alive adds itself again
+            await self._open().run(lambda redis: redis.srem(self._keys.workers, *expired))
+        return tuple(WorkerStatus.from_hash(name, fields) for name, fields in hashes if fields)
 
     async def cancel(self, run: str) -> FleetStatus:
-        """Take no further starts of a run. What was not begun is told to be not attempted; no worker is needed.
+        """Accept no further starts of a run. Starts that were not begun end as not attempted; this needs no worker.
 
-        What a worker has marked as begun goes on to its end.
+        A start that a worker has claimed is finished by it.
 
         Raises:
-            InvalidRequestError: there is no such run, or not any more.
-            FleetError: Redis can't be used; cancel it again.
+            InvalidRequestError: there is no such run, or it has expired.
+            FleetError: Redis is unavailable; cancel it again.
         """
-        facts = await self._facts(run)
-        connection = self._open()
-        why = "the run was cancelled before its turn"
-        if not facts.status(()).is_finished:
-            await connection.one(script(END, (self._keys.run(run),), "cancelled", why))
-            await self._ending(facts).settle(facts.ended or why)
+        record = await self._record(run)
+        if not record.status().is_finished:
+            await self._open().script(CANCEL_RUN, self._keys.run(run), "cancelled", _CANCELLED)
+            await self._scan(record).settle(record.cancelled or _CANCELLED)
         return await self.status(run)
 
     def stop_streams(
@@ -249,59 +234,56 @@ class Fleet:
     ) -> BulkRun[ConferenceStream | CallStream]:
         """Stop what a run started, or may have started: ``async for outcome in fleet.stop_streams(run, client)``.
 
-        The run is cancelled first, and what workers have under way is waited for as long as they live. Streams are
-        stopped by their sid, or by their name where only that is known. Those that have ended meanwhile count as
+        The run is cancelled first, and starts in flight are waited for as long as their workers live. Streams are
+        stopped by their sid, or by their name if only that is known. Streams that have ended meanwhile count as
         stopped. It can be repeated until nothing is left.
 
         Args:
             run: the run.
             client: stops the streams, with its own token.
-            concurrency: how many stops may be under way at once; found out while running when left out.
+            concurrency: number of concurrent stops; tuned automatically by default.
 
         Raises:
-            InvalidRequestError: the client is another project's; or, on going through the run, there is none.
-            FleetError: on going through the run, when Redis can't be used.
+            InvalidRequestError: the client belongs to another project; or, on iteration, there is no such run.
+            FleetError: on iteration, if Redis is unavailable.
         """
         if (client.origin, client.project) != (self._keys.origin, self._keys.project):
-            raise InvalidRequestError("the client is of another Space or project than the fleet: pass one of its own")
+            raise InvalidRequestError(
+                "the client belongs to another Space or project than the fleet: pass one of its own"
+            )
         self._open()
         ledger = StopLedger(run, self._writer)
         return client.stop_streams(self._streams(run, ledger), journal=ledger, concurrency=concurrency)
 
     async def _streams(self, run: str, ledger: StopLedger) -> AsyncGenerator[ConferenceStream | CallStream, None]:
-        await self._writer.idle()  # what was stopped a moment ago, too
-        await self._facts(run)
-        await self._open().one(script(NOTE, (self._keys.run(run),), STOPPING, "1"))
+        await self._writer.idle()  # it may still be writing what an earlier call stopped
+        await self._record(run)
+        await self._open().script(SET_ONCE, self._keys.run(run), STOPPING, "1")
         await self.cancel(run)
-        facts = await self._facts(run)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _PATIENCE
-        while facts.in_doubt and loop.time() < until and await self.workers():
-            await asyncio.sleep(_LOOKS_AGAIN)
-            facts = await self._facts(run)
-        ledger.keys, ledger.keep = self._keys.of(run, facts.plan), facts.keep
-        async for index, stream in self._ending(facts).streams():
+        record = await self._record(run)
+        now = asyncio.get_running_loop().time
+        until = now() + _PATIENCE
+        while record.in_doubt and now() < until and await self.workers():
+            await asyncio.sleep(_POLL_EVERY)
+            record = await self._record(run)
+        ledger.keys, ledger.retention = self._keys.of(run, record.plan), record.retention
+        async for index, stream in self._scan(record).streams():
             ledger.expect(index, stream)
             yield stream
 
-    async def _members(self, listing: Command) -> list[str]:
-        return [reply_of(name) for name in await self._open().one(listing)]
+    async def _hashes(self, names: Iterable[Any], key: Callable[[str], str]) -> list[tuple[str, dict[str, str]]]:
+        decoded: Sequence[str] = [decode(name) for name in names]
+        hashes = await self._open().pipeline(lambda pipe: [pipe.hgetall(key(name)) for name in decoded])
+        return [(name, decode_hash(fields)) for name, fields in zip(decoded, hashes, strict=True)]
 
-    async def _told(self, names: Sequence[str], key: Callable[[str], str]) -> list[tuple[str, Any]]:
-        if not names:
-            return []
-        told = await self._open().all([command("hgetall", key(name)) for name in names])
-        return list(zip(names, told, strict=True))
+    def _scan(self, record: RunRecord) -> RunScan:
+        return RunScan(self._open(), self._keys.of(record.run, record.plan), record)
 
-    def _ending(self, facts: RunFacts) -> Ending:
-        return Ending(self._open(), self._keys.of(facts.run, facts.plan), facts)
-
-    async def _facts(self, run: str) -> RunFacts:
-        answer = await self._open().one(command("hgetall", self._keys.run(check_run(run))))
-        facts = RunFacts.of(run, answer)
-        if facts is None:
-            raise InvalidRequestError(f"there is no run {run!r} of this project: name one that was submitted")
-        return facts
+    async def _record(self, run: str) -> RunRecord:
+        record = RunRecord.from_hash(run, await self._open().hash(self._keys.run(check_run(run))))
+        if record is None:
+            raise InvalidRequestError(f"there is no run {run!r} in this project: name one that was submitted")
+        return record
 
     def _open(self) -> Connection:
         if self._connection is None:

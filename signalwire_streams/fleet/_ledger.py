@@ -1,440 +1,287 @@
-"""The book that the starts of one batch are kept in: marks and outcomes in Redis, under one owner's name."""
+"""Ledgers of a fleet's bulk runs: what workers record of the items they start, and `Fleet` of the streams it stops."""
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from attrs import define, evolve, field, fields_dict, frozen
+from attrs import evolve, frozen
 
-from signalwire_streams import errors
 from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._journal import ItemRecord
 from signalwire_streams.bulk._journal_file import IN_DOUBT
 from signalwire_streams.bulk._operations import ItemKey
-from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus, error_label
+from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, error_label, to_status
 from signalwire_streams.bulk._runner import is_fatal_for_run
-from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row
-from signalwire_streams.errors import Phase, RunCancelledError, StreamOutcomeUnknownError, StreamsError
-from signalwire_streams.fleet._redis import INTEND, RELEASE, SETTLE, UNDO, RunKeys, Step, Writer
-from signalwire_streams.models import CallStream, ConferenceStream, StartConferenceStream
+from signalwire_streams.bulk._serialization import Start, target_kind
+from signalwire_streams.errors import InvalidRequestError, RunCancelledError, StreamOutcomeUnknownError, StreamsError
+from signalwire_streams.fleet._items import (
+    Evidence,
+    ItemMark,
+    claimed_mark,
+    key_of,
+    outcome_unknown,
+    settled_mark,
+    write_outcome,
+)
+from signalwire_streams.fleet._lua import CLAIM_ITEM, COMPLETE_ITEM, MARK_STOPPED, RELEASE_ITEM, LuaCall
+from signalwire_streams.fleet._redis import RunKeys, Writer
+from signalwire_streams.models import AttemptResult, CallStream, ConferenceStream
 
-_ERRORS = {
-    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, StreamsError)
-}
-_NOT_OF_STREAMS = frozenset({"conference_sid", "call_sid", "extra"})
-"""Fields of a stream that are not written: its request has the target, and unknown keys may hold anything."""
-_MAY_RUN = SUCCEEDED | {BulkStatus.UNKNOWN}
-_PARTS = 4
-_ROW = 4
-
-
-@frozen
-class Planned:
-    """A start of a run.
-
-    Attributes:
-        request: what is to be started, without secrets.
-        may_run: whether an earlier run may have started it.
-    """
-
-    request: PlannedRequest
-    may_run: bool = False
+_NO_PROOF = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
+_CANCELLED = "the run was cancelled before its turn"
 
 
-def write_batch(starts: Sequence[Planned]) -> str:
-    """Write starts down, in their order."""
-    rows = [(*planned_row(start.request), *([True] if start.may_run else [])) for start in starts]
-    return json.dumps(rows, separators=(",", ":"))
-
-
-def read_batch(text: bytes | str) -> list[Planned]:
-    """Read starts that were written down."""
-    return [Planned(planned_request(tuple(row[:4])), may_run=len(row) > _ROW) for row in json.loads(text)]
-
-
-def write_outcome(outcome: BulkOutcome[Any]) -> str:
-    """Write an outcome down; its item is known by its index."""
-    facts: dict[str, Any] = {
-        "index": outcome.index,
-        "state": outcome.status.value,
-        "attempts": outcome.attempts,
-        "seconds": round(outcome.duration, 4),
-    }
-    stream, error = outcome.stream, outcome.error
-    if stream is not None:
-        kept = {name: getattr(stream, name) for name in fields_dict(type(stream)) if name not in _NOT_OF_STREAMS}
-        facts["stream"] = {name: value for name, value in kept.items() if value not in (None, False)}
-    if error is not None:
-        known = {name: getattr(error, name) for name in fields_dict(type(error))}
-        facts["error"] = {"class": type(error).__name__, **known}
-    return json.dumps(facts, separators=(",", ":"))
-
-
-def read_index(text: bytes | str) -> tuple[int, Mapping[str, Any]]:
-    """Read which item an outcome is of, and the rest of it for `read_outcome`."""
-    facts: dict[str, Any] = json.loads(text)
-    return int(facts["index"]), facts
-
-
-def read_outcome(facts: Mapping[str, Any], item: Start) -> BulkOutcome[Start]:
-    """Read an outcome that was written down."""
-    stream = facts.get("stream")
-    return BulkOutcome(
-        index=facts["index"],
-        item=item,
-        status=BulkStatus(facts["state"]),
-        stream=None if stream is None else _stream_on(item, stream),
-        error=_read_error(facts["error"]) if "error" in facts else None,
-        attempts=facts["attempts"],
-        duration=facts["seconds"],
-    )
-
-
-def _stream_on(request: Start, fields: Mapping[str, Any]) -> ConferenceStream | CallStream:
-    if isinstance(request, StartConferenceStream):
-        return ConferenceStream(conference_sid=request.target, **fields)
-    return CallStream(call_sid=request.target, **fields)
-
-
-def _read_error(facts: Mapping[str, Any]) -> StreamsError:
-    # A newer worker may know errors that this reader does not.
-    kind = _ERRORS.get(facts["class"], StreamsError)
-    fields = {name: value for name, value in facts.items() if name in fields_dict(kind)}
-    if "phase" in fields:
-        fields["phase"] = Phase(fields["phase"])
-    if "errors" in fields:
-        fields["errors"] = tuple(fields["errors"])
-    return kind(**fields)
-
-
-def outcome_error_label(outcome: BulkOutcome[Any]) -> str:
-    """Give what an outcome's error is counted by, or an empty text."""
-    return "" if outcome.error is None else error_label(outcome.error)
-
-
-def intended(owner: str) -> str:
-    """Write the mark of a start that its owner may have sent."""
-    return f"i:{owner}"
-
-
-def settled(outcome: BulkOutcome[Any]) -> str:
-    """Write the mark of a start that has ended."""
-    stream = outcome.stream
-    ambiguous, sid = (int(stream.ambiguous), stream.sid or "") if stream is not None else (0, "")
-    return f"f:{outcome.status.value}:{ambiguous}:{sid}"
-
-
-@frozen
-class Mark:
-    """A start's mark.
-
-    Attributes:
-        text: as it is in Redis; empty where there is none.
-        may_run: whether an earlier run may have made this start.
-    """
-
-    text: str = ""
-    may_run: bool = False
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether the start has ended."""
-        return self.text.startswith("f:")
-
-    @property
-    def state(self) -> str:
-        """How the start ended, as a `BulkStatus`'s text, or an empty one."""
-        return self.text.split(":", 2)[1] if self.is_settled else ""
-
-    @property
-    def is_doubtful(self) -> bool:
-        """Whether it may have been sent, and nothing is known of its end."""
-        return self.text.startswith("i:") or (self.may_run and not self.text)
-
-    def stream_of(self, request: Start) -> ConferenceStream | CallStream | None:
-        """Give the stream that it started, or may have started."""
-        if self.is_doubtful:
-            return _stream_on(request, {"name": request.name})
-        parts = self.text.split(":", _PARTS - 1)
-        if len(parts) < _PARTS or parts[1] not in _MAY_RUN:
-            return None
-        return _stream_on(request, {"name": request.name, "ambiguous": parts[2] == "1", "sid": parts[3] or None})
-
-
-_NO_NEWS = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
-
-
-@frozen
+@frozen(kw_only=True)
 class Batch:
-    """Which starts these are.
-
-    Attributes:
-        keys: what the run's things are called.
-        run: the run.
-        number: the batch's place in it, from 0.
-        keep: seconds that Redis keeps what it hears of them.
-    """
+    """A batch of a run: its keys, its number from 0, and the seconds that Redis keeps what is written about it."""
 
     keys: RunKeys
     run: str
     number: int
-    keep: int
+    retention: int
 
     @property
     def marks(self) -> str:
-        """The key of their marks."""
         return self.keys.marks(self.number)
 
-
-def key_of(request: Start) -> ItemKey:
-    """Give what a start is known by."""
-    kind = "conference" if isinstance(request, StartConferenceStream) else "call"
-    return ItemKey(kind, request.target, request.name)
-
-
-def settling(batch: Batch, believed: str, outcome: BulkOutcome[Any]) -> Step:
-    """Spell how an outcome is written, provided that the mark is the one that is believed."""
-    values = (
-        outcome.index,
-        believed,
-        settled(outcome),
-        write_outcome(outcome),
-        outcome.status.value,
-        outcome.attempts,
-        outcome_error_label(outcome),
-        batch.keep,
-    )
-    return Step(SETTLE, (batch.keys.facts, batch.keys.outcomes), batch.marks, values)
+    def complete(self, expected: str, outcome: BulkOutcome[Any], evidence: Evidence) -> LuaCall:
+        """Return the call that writes an outcome, provided that the item's mark is the expected one."""
+        values = (
+            outcome.index,
+            expected,
+            settled_mark(outcome, evidence),
+            write_outcome(outcome),
+            outcome.status.value,
+            outcome.attempts,
+            "" if outcome.error is None else error_label(outcome.error),
+            self.retention,
+        )
+        return LuaCall(COMPLETE_ITEM, (self.keys.run, self.keys.outcomes), self.marks, values)
 
 
-@define(eq=False)
+class _Expected:
+    """Items of a run that the bulk machinery knows by their key only; of equal keys the first comes first."""
+
+    def __init__(self) -> None:
+        self._indexes: dict[ItemKey, deque[int]] = {}
+
+    def add(self, key: ItemKey, index: int) -> None:
+        self._indexes.setdefault(key, deque()).append(index)
+
+    def take(self, key: ItemKey) -> int:
+        indexes = self._indexes[key]
+        index = indexes.popleft()
+        if not indexes:
+            del self._indexes[key]
+        return index
+
+    def discard(self, key: ItemKey, index: int) -> bool:
+        """Remove an item. Return False if it was taken, or never added."""
+        if index not in self._indexes.get(key, ()):
+            return False
+        self._indexes[key].remove(index)
+        return True
+
+
 class BatchLedger:
-    """Keeps book of the starts of one batch, for one owner.
+    """Records the starts of one batch in Redis, for one owner; the `Ledger` of that bulk run.
 
-    Before a start goes out its mark must be set from what the owner found to his own, in one step; whoever finds
-    another's mark there sends nothing, and writes no outcome.
+    Before a start is sent, its mark is changed from the one that the owner found to the owner's, in one step. An owner
+    that finds another's mark there sends nothing and writes no outcome.
 
     Attributes:
-        batch: which starts these are.
-        owner: who carries them out; another one for each delivery.
-        writer: writes in Redis.
         marks: the marks as they were found, by index.
-        size: how many starts the batch has.
-        ended: why the run takes no further starts, or None.
-        handed_back: whether the owner was cut, and leaves to others what he has not finished.
-        denied: what the Space said, where it refuses whatever this worker sends; others may have a better token.
-        lost: starts that somebody else had taken over.
+        cancelled: why the run accepts no further starts, or None.
+        handed_back: True once the owner leaves to others what it has not finished.
+        denied: the error, if the Space denies access to this worker; others may have a better token.
+        lost: items that another worker took over.
     """
 
-    batch: Batch
-    owner: str
-    writer: Writer
-    marks: Mapping[int, Mark]
-    size: int = 0
-    ended: str | None = None
-    handed_back: bool = field(init=False, default=False)
-    denied: StreamsError | None = field(init=False, default=None)
-    lost: set[int] = field(init=False, factory=set)
-    _waiting: dict[ItemKey, deque[int]] = field(init=False, factory=dict)
-    _rows: dict[CallState, int] = field(init=False, factory=dict)
-    _tasks: dict[CallState, "asyncio.Task[Any]"] = field(init=False, factory=dict)
-    _asked: set[int] = field(init=False, factory=set)
-    _own: set[int] = field(init=False, factory=set)
-    _settling: list["asyncio.Future[str]"] = field(init=False, factory=list)
-    _releasing: list["asyncio.Future[str]"] = field(init=False, factory=list)
+    def __init__(self, batch: Batch, *, owner: str, writer: Writer, cancelled: str | None = None) -> None:
+        self.batch = batch
+        self.marks: Mapping[int, ItemMark] = {}
+        self.size = 0
+        self.cancelled = cancelled
+        self.handed_back = False
+        self.denied: StreamsError | None = None
+        self.lost: set[int] = set()
+        self._claim = claimed_mark(owner)
+        self._writer = writer
+        self._expected = _Expected()
+        self._items: dict[CallState, tuple[int, ItemKey]] = {}
+        self._tasks: dict[CallState, asyncio.Task[Any]] = {}
+        self._asked: set[int] = set()
+        self._claimed: set[int] = set()
+        self._completing: list[asyncio.Future[str]] = []
+        self._releasing: list[asyncio.Future[str]] = []
 
-    def expect(self, starts: Iterable[tuple[int, Start]]) -> Sequence[Start]:
-        """Hear which starts will come, each with its index, and give them."""
+    def expect(self, items: Iterable[tuple[int, Start]]) -> Sequence[Start]:
+        """Register the items that will be started, by index. Return their requests."""
         requests = []
-        for index, request in starts:
-            self._waiting.setdefault(key_of(request), deque()).append(index)
+        for index, request in items:
+            self._expected.add(key_of(request), index)
             requests.append(request)
         return requests
 
     @property
     def run(self) -> str:
-        """What the run is called."""
         return self.batch.run
 
     async def begin(self) -> None:
-        """Do nothing; what is to be known was read beforehand."""
+        pass  # everything was read before
 
     async def end(self) -> None:
-        """Do nothing; what is written is waited for with `written`."""
+        pass  # `written` waits for what is not written yet
 
-    def known(self, key: ItemKey, progress: CallState) -> ItemRecord | None:
-        """See Ledger.known."""
-        index = self._waiting[key].popleft()
-        self._rows[progress] = index
-        self._tasks[progress] = cast("asyncio.Task[Any]", asyncio.current_task())
-        return ItemRecord(index, IN_DOUBT, sid=None, ambiguous=False) if self._found(index).is_doubtful else None
+    def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
+        index = self._expected.take(key)
+        self._items[state] = index, key
+        self._tasks[state] = cast("asyncio.Task[Any]", asyncio.current_task())
+        mark = self._mark(index)
+        state.was_refused_for_now |= mark.evidence in {Evidence.THROTTLED, Evidence.REFUSED}
+        return ItemRecord(index, IN_DOUBT, sid=None, ambiguous=False) if mark.is_in_doubt else None
 
-    async def intend(self, key: ItemKey, progress: CallState, _: ItemRecord | None) -> None:
-        """See Ledger.intend.
+    async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:  # noqa: ARG002
+        """Claim an item.
 
         Raises:
-            RunCancelledError: the run takes no further starts, or another worker has this one.
-            StreamOutcomeUnknownError: the same, of a start that may have been sent before.
+            RunCancelledError: the run was cancelled, or another worker has this item.
+            StreamOutcomeUnknownError: the run was cancelled, and an earlier worker may have sent this item.
         """
         if self.handed_back:
-            raise RunCancelledError("it is left to others")
-        index = self._rows[progress]
-        found = self._found(index)
+            raise RunCancelledError("left to other workers")
+        index, _ = self._items[state]
+        mark = self._mark(index)
         self._asked.add(index)
-        answer = await self._step(INTEND, index, found.text, intended(self.owner), self.batch.keep)
+        answer = await self._call(CLAIM_ITEM, index, mark.text, self._claim, self.batch.retention)
         if answer == "ok":
-            self._own.add(index)
+            self._claimed.add(index)
             return
         if answer == "taken":
             self.lost.add(index)
             raise RunCancelledError("another worker has taken this over")
-        self.ended = self.ended or "the run was ended before its turn"
-        raise self._not_sent(key, found)
+        self.cancelled = self.cancelled or _CANCELLED
+        raise self._not_sent(key, mark)
 
-    def note(self, progress: CallState, outcome: BulkOutcome[Any]) -> None:
-        """See Ledger.note."""
-        index = self._rows.pop(progress, None)
-        self._tasks.pop(progress, None)
-        if index is None or index in self.lost:
+    def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
+        """Write an outcome, or release the item if it is left to other workers."""
+        self._tasks.pop(state, None)
+        index, key = self._items.pop(state, (None, None))
+        if index is None or key is None or index in self.lost:
             return
         error = outcome.error
         if error is not None and is_fatal_for_run(error):
             self.denied, self.handed_back = error, True
             if not isinstance(error, StreamOutcomeUnknownError):
-                self._release(index)
+                self._release(index, state)
             return
         if self.handed_back and isinstance(error, RunCancelledError | StreamOutcomeUnknownError):
-            if isinstance(error, RunCancelledError) and not self._found(index).text:
-                self._release(index)
+            if isinstance(error, RunCancelledError) and not self._mark(index).is_claimed:
+                self._release(index, state)
             return
-        if progress.may_have_succeeded and outcome.status in _NO_NEWS:
-            unknown = StreamOutcomeUnknownError(
-                f"an earlier worker may have started it, and then: {error}",
-                sent="maybe",
-                attempts=outcome.attempts,
-                target=progress.target,
-                name=progress.name,
-            )
+        if state.may_have_succeeded and outcome.status in _NO_PROOF:
+            unknown = outcome_unknown(key, f"then: {error}", attempts=outcome.attempts)
             outcome = evolve(outcome, status=BulkStatus.UNKNOWN, error=unknown)
-        self._settle(index, outcome)
+        self._complete(index, outcome, self._evidence(index, state))
 
     def settle_rest(self, requests: Mapping[int, Start]) -> None:
-        """Write of all starts that were not begun that they were not, or that nobody knows, since the run is over."""
+        """Write the outcomes of all items that were not begun when the run was cancelled."""
         for index, request in requests.items():
             key = key_of(request)
-            if index in self._waiting.get(key, ()):
-                self._waiting[key].remove(index)
-                self.refuse(index, request, self._not_sent(key, self._found(index)))
+            if self._expected.discard(key, index):
+                self.refuse(index, request, self._not_sent(key, self._mark(index)))
 
     def refuse(self, index: int, request: Start, error: StreamsError) -> None:
-        """Write of a start that it can't be carried out; one that may run already is not said to be refused."""
-        found = self._found(index)
-        if found.is_doubtful and not isinstance(error, StreamOutcomeUnknownError):
-            error = may_run(key_of(request), str(error))
-        state = BulkStatus.REJECTED
-        if isinstance(error, RunCancelledError):
-            state = BulkStatus.NOT_ATTEMPTED
-        elif isinstance(error, StreamOutcomeUnknownError):
-            state = BulkStatus.UNKNOWN
-        self._settle(index, BulkOutcome(index=index, item=request, status=state, error=error))
+        """Write the outcome of an item that can't be started; one that may be running is not reported as rejected."""
+        mark = self._mark(index)
+        may_run = mark.is_in_doubt or (mark.evidence is Evidence.REFUSED and isinstance(error, InvalidRequestError))
+        if may_run and not isinstance(error, StreamOutcomeUnknownError):
+            error = outcome_unknown(key_of(request), str(error))
+        outcome = BulkOutcome(index=index, item=request, status=to_status(error, starting=True), error=error)
+        self._complete(index, outcome, mark.evidence)
 
     def hand_back(self) -> None:
-        """Cut what is under way at once, and leave it to others."""
+        """Cancel the starts in flight, and leave them to other workers."""
         self.handed_back = True
         for task in self._tasks.values():
             task.cancel()
 
     async def written(self) -> bool:
-        """Wait until all that was noted is in Redis, and tell whether every start of the batch is settled there.
+        """Wait until Redis has everything. Return True if every item of the batch is settled there.
 
         Raises:
-            FleetError: it can't be written.
+            FleetError: Redis is unavailable.
         """
-        settling = len(self._settling)
-        answers = await asyncio.gather(*self._settling, *self._releasing)
+        completing = len(self._completing)
+        answers = await asyncio.gather(*self._completing, *self._releasing)
         before = sum(mark.is_settled for mark in self.marks.values())
-        return before + answers[:settling].count("ok") >= self.size
+        return before + answers[:completing].count("ok") >= self.size
 
-    def _found(self, index: int) -> Mark:
-        return self.marks.get(index, Mark())
+    def _mark(self, index: int) -> ItemMark:
+        return self.marks.get(index, ItemMark())
 
-    def _not_sent(self, key: ItemKey, found: Mark) -> StreamsError:
-        why = self.ended or "the run was ended before its turn"
-        return may_run(key, why) if found.is_doubtful else RunCancelledError(why)
+    def _evidence(self, index: int, state: CallState) -> Evidence:
+        """Return what is known of an item that nothing says may be running for certain."""
+        earlier = self._mark(index).evidence
+        if earlier is Evidence.REFUSED or state.refusals - {AttemptResult.THROTTLED}:
+            return Evidence.REFUSED
+        return Evidence.THROTTLED if state.refusals else earlier
 
-    def _settle(self, index: int, outcome: BulkOutcome[Any]) -> None:
-        believed = intended(self.owner) if index in self._own else self._found(index).text
-        self._settling.append(self.writer.later(settling(self.batch, believed, evolve(outcome, index=index))))
+    def _not_sent(self, key: ItemKey, mark: ItemMark) -> StreamsError:
+        why = self.cancelled or _CANCELLED
+        return outcome_unknown(key, why) if mark.is_in_doubt else RunCancelledError(why)
 
-    def _release(self, index: int) -> None:
-        # Also where the answer to the mark did not come any more: it may be there.
+    def _complete(self, index: int, outcome: BulkOutcome[Any], evidence: Evidence) -> None:
+        expected = self._claim if index in self._claimed else self._mark(index).text
+        call = self.batch.complete(expected, evolve(outcome, index=index), evidence)
+        self._completing.append(self._writer.call(call))
+
+    def _release(self, index: int, state: CallState) -> None:
+        # Even if the answer to the claim never arrived: Redis may have it.
         if index in self._asked:
-            self._releasing.append(self._step(RELEASE, index, intended(self.owner)))
+            mark = self._evidence(index, state)
+            self._releasing.append(self._call(RELEASE_ITEM, index, self._claim, mark))
 
-    def _step(self, source: str, *values: object) -> "asyncio.Future[str]":
-        return self.writer.later(Step(source, (self.batch.keys.facts,), self.batch.marks, values))
-
-
-def may_run(key: ItemKey, why: str) -> StreamOutcomeUnknownError:
-    """Say of a start that is not made that it may have been made before."""
-    return StreamOutcomeUnknownError(
-        f"start a stream on {key.kind} {key.target}: an earlier worker may have started it; {why}",
-        sent="maybe",
-        target=key.target,
-        name=key.name,
-    )
+    def _call(self, source: str, *values: object) -> "asyncio.Future[str]":
+        return self._writer.call(LuaCall(source, (self.batch.keys.run,), self.batch.marks, values))
 
 
-@define(eq=False)
 class StopLedger:
-    """Keeps book of which streams were stopped.
+    """Records which streams of a run were stopped; the `Ledger` of that bulk run.
 
-    Attributes:
-        run: the run.
-        writer: writes in Redis.
-        keys: what the run's things are called; known when its first stream comes.
-        keep: seconds that Redis keeps what it hears of them.
+    A stop can be sent as often as it takes, so nothing is recorded before it.
     """
 
-    run: str
-    writer: Writer
-    keys: RunKeys = field(init=False)
-    keep: int = field(init=False)
-    _waiting: dict[ItemKey, deque[int]] = field(init=False, factory=dict)
-    _rows: dict[CallState, int] = field(init=False, factory=dict)
+    def __init__(self, run: str, writer: Writer) -> None:
+        self.run = run
+        self.keys: RunKeys  # known once the run was read, before its first stream
+        self.retention = 0
+        self._writer = writer
+        self._expected = _Expected()
+        self._indexes: dict[CallState, int] = {}
 
     def expect(self, index: int, stream: ConferenceStream | CallStream) -> None:
-        """Hear which stream comes next."""
         handle = stream.name or stream.sid
-        if isinstance(stream, ConferenceStream):
-            key = ItemKey("conference", stream.conference_sid, handle)
-        else:
-            key = ItemKey("call", stream.call_sid, handle)
-        self._waiting.setdefault(key, deque()).append(index)
+        target = stream.conference_sid if isinstance(stream, ConferenceStream) else stream.call_sid
+        self._expected.add(ItemKey(target_kind(stream), target, handle), index)
 
     async def begin(self) -> None:
-        """Do nothing."""
+        pass
 
     async def end(self) -> None:
-        """Do nothing."""
+        pass
 
-    def known(self, key: ItemKey, progress: CallState) -> ItemRecord | None:
-        """See Ledger.known: a stop can be sent as often as it takes, so nothing needs to be known."""
-        waiting = self._waiting[key]
-        self._rows[progress] = waiting.popleft()
-        if not waiting:
-            del self._waiting[key]
+    def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
+        self._indexes[state] = self._expected.take(key)
         return None
 
-    async def intend(self, key: ItemKey, progress: CallState, entry: ItemRecord | None) -> None:
-        """Do nothing: a stop can be sent as often as it takes."""
+    async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:
+        pass
 
-    def note(self, progress: CallState, outcome: BulkOutcome[Any]) -> None:
-        """See Ledger.note."""
-        index = self._rows.pop(progress, None)
+    def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
+        index = self._indexes.pop(state, None)
         if index is None or outcome.status is not BulkStatus.STOPPED:
             return
-        step = Step(UNDO, (self.keys.facts,), self.keys.undone, (index, self.keep))
-        _ = self.writer.later(step)  # the fleet waits for it when it is closed
+        # The fleet waits for this when it is closed.
+        _ = self._writer.call(LuaCall(MARK_STOPPED, (self.keys.run,), self.keys.stopped, (index, self.retention)))

@@ -1,267 +1,240 @@
-"""The way to the fleet's Redis: one connection pool, and patience with a Redis that goes away and comes back."""
+"""Access to the fleet's Redis: names of keys, commands that outlast an outage, and script calls sent in groups."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from re import fullmatch
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
-from attrs import define, field, frozen
+from attrs import frozen
 from docket import Docket
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from signalwire_streams.errors import FleetError, InvalidRequestError
-from signalwire_streams.redis_rate_limit._store import client_of
+from signalwire_streams.fleet._lua import LuaCall
+from signalwire_streams.redis_rate_limit._store import create_client
 
 BATCH = 25
-"""Starts per task: 1 of each would make the engine the bottleneck, and many would be in doubt when a host dies."""
-
+"""Items per task: with one each, docket would be the bottleneck; with many, a dead worker leaves many in doubt."""
 _VERSION = 1
-_LONGEST = 64
+_LONGEST_NAME = 64
 
 
 @frozen
 class Keys:
-    """The names of one project's things.
-
-    Attributes:
-        origin: the Space's address.
-        project: the Project ID.
-    """
+    """Key names of one project; docket's own begin with the same prefix, ours continue with ``our``."""
 
     origin: str
     project: str
 
     @property
     def prefix(self) -> str:
-        """What all names begin with; the engine calls this project's queue so, and ours go on with ``our``."""
         return f"sws-fleet-{_VERSION}:{self.origin.partition('://')[2]}:{self.project}"
 
     @property
     def workers(self) -> str:
-        """The set of workers."""
         return f"{self.prefix}:our:workers"
 
     @property
     def runs(self) -> str:
-        """The runs, by when they are forgotten."""
+        """The runs, by expiry time."""
         return f"{self.prefix}:our:runs"
 
     def worker(self, name: str) -> str:
-        """What one worker tells of itself."""
         return f"{self.prefix}:our:worker:{name}"
 
     def run(self, run: str) -> str:
-        """A run's facts and counts."""
+        """The run's fields and counts."""
         return f"{self.prefix}:our:run:{run}"
 
     def of(self, run: str, plan: str) -> "RunKeys":
-        """Give the names of one run's things."""
         return RunKeys(self.run(run), plan)
 
 
 @frozen
 class RunKeys:
-    """The names of one run's things.
+    """Key names of one run.
 
-    All but its facts have the name of its plan as well, which no other run has: one of the same name that is submitted
-    when this one is forgotten must not take what is left of it for its own.
-
-    Attributes:
-        facts: the run's facts and counts.
-        plan: the name of its plan.
+    All but its hash contain the id of its plan too, which is unique: if this run expires and another is submitted
+    under its name, that one must not find what is left of this one.
     """
 
-    facts: str
+    run: str
     plan: str
 
     def requests(self, batch: int) -> str:
-        """The requests of a batch."""
-        return f"{self.facts}:{self.plan}:requests:{batch}"
+        return f"{self.run}:{self.plan}:requests:{batch}"
 
     def marks(self, batch: int) -> str:
-        """The marks of a batch's starts."""
-        return f"{self.facts}:{self.plan}:marks:{batch}"
+        return f"{self.run}:{self.plan}:marks:{batch}"
 
     def lease(self, batch: int) -> str:
-        """Who works on a batch."""
-        return f"{self.facts}:{self.plan}:lease:{batch}"
+        return f"{self.run}:{self.plan}:lease:{batch}"
 
     @property
     def outcomes(self) -> str:
-        """The run's outcomes, in the order of their ends."""
-        return f"{self.facts}:{self.plan}:outcomes"
+        return f"{self.run}:{self.plan}:outcomes"
 
     @property
-    def undone(self) -> str:
-        """Which of its streams were stopped again."""
-        return f"{self.facts}:{self.plan}:undone"
+    def stopped(self) -> str:
+        return f"{self.run}:{self.plan}:stopped"
 
 
 def check_run(run: object) -> str:
-    """Check the name of a run: it becomes a part of its streams' names.
-
-    Raises:
-        InvalidRequestError: it can't be one.
-    """
     if not isinstance(run, str) or not fullmatch(r"[0-9A-Za-z_-]{1,64}", run):
-        raise InvalidRequestError("a run's name has 1 to 64 letters, digits, '-' or '_': choose such a one")
+        raise InvalidRequestError("a run's name has 1 to 64 letters, digits, '-' or '_': choose such a name")
     return run
 
 
 def next_run(run: str) -> str:
-    """Call the run that goes on with another: ``nightly-r2`` after ``nightly``, ``nightly-r3`` after that.
-
-    Raises:
-        InvalidRequestError: that would be too long.
-    """
+    """Return the name of the run that resumes another: ``nightly-r2`` after ``nightly``, then ``nightly-r3``."""
     found = fullmatch(r"(.+)-r([1-9][0-9]{0,3})", run)
     following = f"{run}-r2" if found is None else f"{found[1]}-r{int(found[2]) + 1}"
-    if len(following) > _LONGEST:
-        raise InvalidRequestError(f"{following!r} is too long for a run's name: say what the new run is to be called")
+    if len(following) > _LONGEST_NAME:
+        raise InvalidRequestError(f"{following!r} is too long for a run's name: pass a name for the new run")
     return following
 
 
 _LOG = logging.getLogger("signalwire_streams.fleet")
+_Reply = TypeVar("_Reply")
 
 _SCHEMES = ("redis", "rediss", "unix", "memory")
-_ANSWER_WITHIN = 10.0  # seconds
-_FIRST_PAUSE, _LAST_PAUSE = 0.05, 1.0
-# The engine takes one connection for each task at times, and the pool's own cap of 100 would starve it.
-_CONNECTIONS = 1_000
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_ANSWER_TIMEOUT = 10.0
+_MAX_CONNECTIONS = 1000
+"""docket may use one connection for each task, and the pool's default of 100 would starve it."""
 
 
-@frozen
-class Command:
-    """One command to Redis.
-
-    Attributes:
-        name: the client's method.
-        values: what it takes.
-        options: what it takes by name.
-    """
-
-    name: str
-    values: tuple[Any, ...] = ()
-    options: Mapping[str, Any] = field(factory=dict)
-
-
-def command(name: str, *values: Any, **options: Any) -> Command:  # noqa: ANN401  (whatever the method takes)
-    """Spell a command."""
-    return Command(name, values, options)
-
-
-@define(eq=False)
 class Connection:
-    """Carries out commands, again and again while Redis is away. What is carried out must bear to be repeated.
+    """Sends commands to Redis, and repeats them while it is unavailable, so they must be safe to repeat.
+
+    redis-py's ``Retry`` does not fit: it repeats a wrong password (its `AuthenticationError` is a `ConnectionError`)
+    but no write that a full Redis refuses, and its exponential backoff overflows after a thousand failures.
 
     Attributes:
-        client: the client, a pool in itself.
-        patience: seconds that a Redis may be away.
+        patience: seconds that Redis may be unavailable.
     """
 
-    client: Any
-    patience: float
-    _is_away: bool = field(init=False, default=False)
+    # Any: the in-memory client of docket has no type of redis-py's.
+    def __init__(self, client: Any, patience: float) -> None:  # noqa: ANN401
+        self.client = client
+        self.patience = patience
+        self._is_away = False
 
-    async def one(self, single: Command) -> Any:  # noqa: ANN401  (the command's own)
-        """Carry out one command.
-
-        Raises:
-            FleetError: Redis stayed away, or refused.
-        """
-        return (await self.all([single]))[0]
-
-    async def all(self, commands: Sequence[Command]) -> list[Any]:
-        """Carry out commands in one go, in their order, but not as one.
+    async def run(self, send: Callable[[Any], Awaitable[_Reply]]) -> _Reply:
+        """Return what *send* returns, called with the client.
 
         Raises:
-            FleetError: Redis stayed away, or refused.
+            FleetError: Redis stayed unavailable, or refuses access.
         """
-        clock = asyncio.get_running_loop()
-        began = clock.time()
-        pause = _FIRST_PAUSE
+        now = asyncio.get_running_loop().time
+        began, pause = now(), _FIRST_PAUSE
         while True:
             try:
-                answers = await self._once(commands)
+                reply = await send(self.client)
             except (RedisError, OSError) as error:
                 if _is_refusal(error):
-                    raise FleetError(f"Redis refuses this user or password: {_words(error)}") from None
-                if clock.time() + pause - began > self.patience:
-                    raise FleetError(f"Redis can't be used: {_words(error)}") from None
-                if not self._is_away:  # once, however many are waiting for it
+                    raise FleetError(f"Redis refuses this user or password: {_message(error)}") from None
+                if now() + pause - began > self.patience:
+                    raise FleetError(f"Redis is unavailable: {_message(error)}") from None
+                if not self._is_away:  # logged once, however many commands wait
                     self._is_away = True
-                    _LOG.warning("the fleet's Redis can't be used, and is asked again: %s", _words(error))
+                    _LOG.warning("fleet Redis unavailable, retrying: %s", _message(error))
             else:
                 if self._is_away:
                     self._is_away = False
-                    _LOG.warning("the fleet's Redis is back")
-                return answers
+                    _LOG.warning("fleet Redis available again")
+                return reply
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _LAST_PAUSE)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _once(self, commands: Sequence[Command]) -> list[Any]:
-        if len(commands) == 1:
-            [single] = commands
-            return [await getattr(self.client, single.name)(*single.values, **single.options)]
-        pipeline = self.client.pipeline(transaction=False) if isinstance(self.client, Redis) else self.client.pipeline()
-        for each in commands:
-            getattr(pipeline, each.name)(*each.values, **each.options)
-        return list(await pipeline.execute())
+    async def pipeline(self, queue: Callable[[Any], object]) -> list[Any]:
+        """Return the replies to the commands that *queue* puts on a pipeline. They do not form a transaction."""
+
+        async def send(client: Any) -> list[Any]:  # noqa: ANN401
+            pipe = client.pipeline(transaction=False) if isinstance(client, Redis) else client.pipeline()
+            queue(pipe)
+            return list(await pipe.execute())
+
+        return await self.run(send)
+
+    async def hash(self, key: str) -> dict[str, str]:
+        return decode_hash(await self.run(lambda client: client.hgetall(key)))
+
+    async def script(self, source: str, key: str | Sequence[str], *values: object) -> str:
+        """Run a script. It is sent as it is: EVALSHA would cost a further round trip after each restart of Redis."""
+        keys = [key] if isinstance(key, str) else key
+        return decode(await self.run(lambda client: client.eval(source, len(keys), *keys, *map(str, values))))
+
+    async def call_all(self, calls: Sequence[LuaCall]) -> list[str]:
+        """Make script calls in one round trip, those of one script and run as one command."""
+        groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        for place, call in enumerate(calls):
+            groups.setdefault((call.source, call.shared), []).append(place)
+
+        def queue(pipe: Any) -> None:  # noqa: ANN401
+            for (source, shared), places in groups.items():
+                keys = [*shared, *(calls[place].own for place in places)]
+                pipe.eval(source, len(keys), *keys, *(str(value) for place in places for value in calls[place].values))
+
+        answers = [""] * len(calls)
+        for places, replies in zip(groups.values(), await self.pipeline(queue), strict=True):
+            for place, reply in zip(places, replies, strict=True):
+                answers[place] = decode(reply)
+        return answers
+
+
+def decode(reply: Any) -> str:  # noqa: ANN401  (bytes, or text if the URL says so)
+    return reply.decode() if isinstance(reply, bytes) else str(reply)
+
+
+def decode_hash(reply: Mapping[Any, Any]) -> dict[str, str]:
+    return {decode(name): decode(value) for name, value in reply.items()}
 
 
 def check_url(url: object) -> str:
-    """Check the address of a Redis; the message does not repeat it, since it may hold a password.
-
-    Raises:
-        InvalidRequestError: it is none.
-    """
-    if not isinstance(url, str) or not _is_address(url):
+    """Check the URL of a Redis; the message does not repeat it, since it may contain a password."""
+    if not isinstance(url, str) or not _is_valid(url):
         raise InvalidRequestError(
-            "the fleet's Redis is not an address, or has an option that can't be: write it as 'redis://host:6379/0', "
+            "the fleet's Redis URL is invalid, or has an invalid option: write it as 'redis://host:6379/0', "
             "'rediss://...' or 'unix:///path'"
         )
     return url
 
 
-def _is_address(url: str) -> bool:
+def _is_valid(url: str) -> bool:
     try:
         scheme = urlsplit(url).scheme
     except ValueError:
         return False
-    return "://" in url and (scheme == "memory" or (scheme in _SCHEMES and client_of(url) is not None))
+    return "://" in url and (scheme == "memory" or (scheme in _SCHEMES and create_client(url) is not None))
 
 
-def engine_url(url: str) -> str:
-    """Give the address as the engine is to have it."""
+def docket_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme == "memory" or "max_connections" in parse_qs(parts.query):
         return url
-    return f"{url}{'&' if parts.query else '?'}max_connections={_CONNECTIONS}"
+    return f"{url}{'&' if parts.query else '?'}max_connections={_MAX_CONNECTIONS}"
 
 
-async def make_sure(url: str, patience: float) -> None:
-    """Make sure that a Redis answers; the engine itself would wait for it without end.
-
-    Raises:
-        FleetError: it does not answer within so many seconds, or refuses.
-    """
+async def check_available(url: str, patience: float) -> None:
+    """Check that Redis answers; docket itself would wait for it without end."""
     if urlsplit(url).scheme != "memory":
         async with Redis.from_url(url, retry=None, socket_connect_timeout=patience, socket_timeout=patience) as client:
-            await Connection(client, patience).one(command("ping"))
+            await Connection(client, patience).run(lambda client: client.ping())
 
 
 @asynccontextmanager
-async def connected(url: str, docket: Docket, patience: float) -> AsyncIterator[Connection]:
-    """Open a way to a Redis, or to the engine's in-memory one."""
+async def connect(url: str, docket: Docket, patience: float) -> AsyncIterator[Connection]:
+    """Connect to Redis, or to docket's in-memory one."""
     if urlsplit(url).scheme == "memory":
         async with docket.redis() as memory:
             yield Connection(memory, patience)
         return
-    options: dict[str, Any] = {"socket_timeout": _ANSWER_WITHIN, "socket_connect_timeout": _ANSWER_WITHIN}
+    options: dict[str, Any] = {"socket_timeout": _ANSWER_TIMEOUT, "socket_connect_timeout": _ANSWER_TIMEOUT}
     client = Redis.from_url(url, retry=None, **options)
     try:
         yield Connection(client, patience)
@@ -270,280 +243,79 @@ async def connected(url: str, docket: Docket, patience: float) -> AsyncIterator[
 
 
 def _is_refusal(error: Exception) -> bool:
-    # Some of redis-py's versions raise a wrong password as a ConnectionError.
+    # Some versions of redis-py raise a wrong password as a plain ConnectionError.
     return isinstance(error, AuthenticationError | NoPermissionError) or any(
         words in str(error) for words in ("invalid username-password", "Authentication required")
     )
 
 
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-_EACH = """
-local counted, kept = {}, {}
-local function count(name, more) counted[name] = (counted[name] or 0) + more end
-local function keep(key, seconds) kept[key] = seconds end
-local function each(shared, size, step)
-  local answers = {}
-  for i = 1, #KEYS - shared do
-    local own = {}
-    for j = 1, size do own[j] = ARGV[(i - 1) * size + j] end
-    answers[i] = step(KEYS[shared + i], own)
-  end
-  for name, more in pairs(counted) do redis.call('HINCRBY', KEYS[1], name, more) end
-  for key, seconds in pairs(kept) do redis.call('EXPIRE', key, seconds) end
-  return answers
-end
-"""
-"""What is done for many starts at once names the keys that they share first, the run's the very first, then one key
-for each start, and has the same number of arguments for each; it answers with a word for each."""
+_MOST_AT_ONCE = 500
+_GATHER_TIME = 0.01  # seconds; less than the Space takes to answer, and a round trip costs as much as thirty calls
 
-INTEND = (
-    _EACH
-    + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return each(1, 0, function() return 'gone' end) end
-local ended = redis.call('HEXISTS', KEYS[1], 'ended') == 1
-return each(1, 4, function(marks, own)
-  local mark = redis.call('HGET', marks, own[1]) or ''
-  if mark == own[3] then return 'ok' end
-  if ended then return 'ended' end
-  if mark ~= own[2] then return 'taken' end
-  redis.call('HSET', marks, own[1], own[3])
-  if mark == '' then count('c:intended', 1) end
-  keep(marks, own[4])
-  return 'ok'
-end)
-"""
-)
-"""Keys: run, marks of each. Arguments of each: index, the mark that is believed, the new one, seconds to keep it."""
-
-SETTLE = (
-    _EACH
-    + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return each(2, 0, function() return 'gone' end) end
-return each(2, 8, function(marks, own)
-  local mark = redis.call('HGET', marks, own[1]) or ''
-  if mark == own[3] then return 'ok' end
-  if mark ~= own[2] then return 'taken' end
-  redis.call('HSET', marks, own[1], own[3])
-  redis.call('XADD', KEYS[2], '*', 'o', own[4])
-  if mark ~= '' then count('c:intended', -1) end
-  count('c:' .. own[5], 1)
-  count('attempts', tonumber(own[6]))
-  if own[7] ~= '' then count('e:' .. own[7], 1) end
-  keep(marks, own[8])
-  keep(KEYS[2], own[8])
-  return 'ok'
-end)
-"""
-)
-"""Keys: run, outcomes, marks of each. Arguments of each: index, the mark that is believed, the new one, the outcome,
-its state, how many attempts it took, its error's label, seconds to keep it."""
-
-RELEASE = (
-    _EACH
-    + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return each(1, 0, function() return 'gone' end) end
-return each(1, 2, function(marks, own)
-  local mark = redis.call('HGET', marks, own[1]) or ''
-  if mark ~= own[2] then return 'taken' end
-  redis.call('HDEL', marks, own[1])
-  count('c:intended', -1)
-  return 'ok'
-end)
-"""
-)
-"""Keys: run, marks of each. Arguments of each: index, the mark that is believed."""
-
-UNDO = (
-    _EACH
-    + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return each(1, 0, function() return 'gone' end) end
-return each(1, 2, function(undone, own)
-  if redis.call('HSET', undone, own[1], '1') == 1 then count('undone', 1) end
-  keep(undone, own[2])
-  return 'ok'
-end)
-"""
-)
-"""Keys: run, what was stopped again for each. Arguments of each: index, seconds to keep it."""
-
-END = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 'gone' end
-if redis.call('HEXISTS', KEYS[1], 'ended') == 1 then return 'taken' end
-redis.call('HSET', KEYS[1], 'ended', ARGV[1])
-redis.call('HSET', KEYS[1], 'why', ARGV[2])
-return 'ok'
-"""
-"""Keys: run. Arguments: how it ended, and why in words."""
-
-PLAN = """
-local digest = redis.call('HGET', KEYS[1], 'digest')
-if digest then
-  if digest == ARGV[2] then return 'known' end
-  return 'other'
-end
-redis.call('DEL', KEYS[1])
-for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('HSET', KEYS[1], 'digest', ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-redis.call('ZADD', KEYS[2], ARGV[3], ARGV[4])
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[5])
-return 'ok'
-"""
-"""Keys: run, runs. Arguments: seconds to keep it, the plan's digest, when it is forgotten, in seconds, what the run is
-called, now, the run's facts by name."""
-
-NOTE = """
-if redis.call('HEXISTS', KEYS[1], 'digest') == 0 then return 'gone' end
-if ARGV[3] and redis.call('HEXISTS', KEYS[1], ARGV[3]) == 1 then return 'refused' end
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
-return redis.call('HGET', KEYS[1], ARGV[1])
-"""
-"""Keys: run. Arguments: a fact's name, its value where it has none yet, a fact that must not be known. It answers with
-the value that the fact has then."""
-
-TAKE_BACK = """
-if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
-return 'ok'
-"""
-"""Keys: run. Arguments: a fact's name, the value that it had."""
-
-HOLD = """
-local owner = redis.call('GET', KEYS[1])
-if owner and owner ~= ARGV[1] then return 'taken' end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 'ok'
-"""
-"""Keys: a batch's lease. Arguments: owner, milliseconds."""
-
-RENEW = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'taken' end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 'ok'
-"""
-"""Keys: a batch's lease. Arguments: owner, milliseconds."""
-
-LET_GO = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-return 'ok'
-"""
-"""Keys: a batch's lease. Arguments: owner."""
+_Queued: TypeAlias = tuple[LuaCall, asyncio.Future[str]]
 
 
-@frozen
-class Step:
-    """What is to be done for one start.
-
-    Attributes:
-        source: the script; one that is written for many.
-        shared: the keys that starts of one run share.
-        own: this start's own key.
-        values: what it takes beside.
-    """
-
-    source: str
-    shared: tuple[str, ...]
-    own: str
-    values: tuple[object, ...]
-
-
-def script(source: str, keys: Sequence[str], *values: object) -> Command:
-    """Spell the run of a script."""
-    return command("eval", source, len(keys), *keys, *map(str, values))
-
-
-def joined(steps: Sequence[Step]) -> list[tuple[Command, list[int]]]:
-    """Spell steps as few commands, each with the places of the steps that it takes, in the order of its answers."""
-    places: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    for place, step in enumerate(steps):
-        places.setdefault((step.source, step.shared), []).append(place)
-    commands = []
-    for (source, shared), mine in places.items():
-        keys = [*shared, *(steps[place].own for place in mine)]
-        values = [value for place in mine for value in steps[place].values]
-        commands.append((script(source, keys, *values), mine))
-    return commands
-
-
-def reply_of(reply: Any) -> str:  # noqa: ANN401  (Redis gives bytes or text)
-    """Give the word that a script answered."""
-    return reply.decode() if isinstance(reply, bytes) else str(reply)
-
-
-_AT_ONCE = 500
-_GATHERS = 0.01  # seconds; less than an answer of the Space takes, and a load costs as much as thirty steps in it
-
-_Waiting: TypeAlias = tuple[Step, asyncio.Future[str]]
-
-
-@define(eq=False)
 class Writer:
-    """Carries out steps for many at once.
+    """Makes script calls in groups.
 
-    The first step goes out at once. While it is on its way, and a moment longer, the next ones gather and then go
-    out together, so that a busy worker asks Redis no more often than another.
-
-    Attributes:
-        connection: the way to Redis.
+    The first call is sent at once. While it is in flight, and a moment longer, further calls gather and are then sent
+    together, so a busy worker sends Redis no more commands than an idle one.
     """
 
-    connection: Connection
-    _waiting: list[_Waiting] = field(init=False, factory=list)
-    _load: list[_Waiting] = field(init=False, factory=list)
-    _serving: asyncio.Task[None] | None = field(init=False, default=None)
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._queued: list[_Queued] = []
+        self._in_flight: list[_Queued] = []
+        self._task: asyncio.Task[None] | None = None
 
-    def later(self, step: Step) -> asyncio.Future[str]:
-        """Carry out a step; the future has its answer. If that is cancelled before its turn, nothing is done."""
+    def call(self, call: LuaCall) -> asyncio.Future[str]:
+        """Return a future of the answer. If it is cancelled before the call is sent, the call is not made."""
         answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiting.append((step, answered))
-        self._go_on()
+        self._queued.append((call, answered))
+        self._start()
         return answered
 
     async def idle(self) -> None:
-        """Wait until nothing waits any more."""
-        while self._serving is not None:
-            await asyncio.wait([self._serving])
-            await asyncio.sleep(0)  # its end is heard of in the loop's next turn
+        """Wait until no call is queued."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
+            await asyncio.sleep(0)  # its callback runs in the loop's next turn
 
     async def close(self) -> None:
-        """Give up what waits."""
-        if self._serving is not None:
-            self._serving.cancel()
+        """Cancel the calls that are queued."""
+        if self._task is not None:
+            self._task.cancel()
             await self.idle()
 
-    def _go_on(self) -> None:
-        if self._serving is None and self._waiting:
-            self._serving = asyncio.create_task(self._serve())
-            self._serving.add_done_callback(self._ended)
+    def _start(self) -> None:
+        if self._task is None and self._queued:
+            self._task = asyncio.create_task(self._send_all())
+            self._task.add_done_callback(self._ended)
 
-    def _ended(self, serving: asyncio.Task[None]) -> None:
-        # Not in the task itself, which never begins where it is cancelled at once: whoever waits must hear of it.
-        self._serving = None
-        if serving.cancelled() or serving.exception() is not None:
-            left, self._load, self._waiting = [*self._load, *self._waiting], [], []
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # Not in the task itself, which never begins if it is cancelled at once: the callers must learn of it.
+        self._task = None
+        if task.cancelled() or task.exception() is not None:
+            left, self._in_flight, self._queued = [*self._in_flight, *self._queued], [], []
             for _, answered in left:
-                if serving.cancelled():
+                if task.cancelled():
                     answered.cancel()
                 elif not answered.done():
-                    answered.set_exception(cast("BaseException", serving.exception()))
-        self._go_on()
+                    answered.set_exception(cast("BaseException", task.exception()))
+        self._start()
 
-    async def _serve(self) -> None:
-        while self._waiting:
-            self._load = [entry for entry in self._waiting[:_AT_ONCE] if not entry[1].cancelled()]
-            del self._waiting[:_AT_ONCE]
-            if self._load:
-                await self._carry_out(self._load)
-            self._load = []
-            await asyncio.sleep(_GATHERS)
-
-    async def _carry_out(self, load: Sequence[_Waiting]) -> None:
-        commands = joined([step for step, _ in load])
-        answers = await self.connection.all([command for command, _ in commands])
-        for (_, places), replies in zip(commands, answers, strict=True):
-            for place, reply in zip(places, replies, strict=True):
-                answered = load[place][1]
-                if not answered.done():
-                    answered.set_result(reply_of(reply))
+    async def _send_all(self) -> None:
+        while self._queued:
+            self._in_flight = [entry for entry in self._queued[:_MOST_AT_ONCE] if not entry[1].cancelled()]
+            del self._queued[:_MOST_AT_ONCE]
+            if self._in_flight:
+                answers = await self._connection.call_all([call for call, _ in self._in_flight])
+                for (_, answered), answer in zip(self._in_flight, answers, strict=True):
+                    if not answered.done():
+                        answered.set_result(answer)
+            self._in_flight = []
+            await asyncio.sleep(_GATHER_TIME)

@@ -1,4 +1,4 @@
-"""Submitting: all of a run is read, checked and written down before the first of it is handed to the workers."""
+"""Submitting a run: all of it is read, checked and stored before the workers get any of it."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import suppress
@@ -6,152 +6,139 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from secrets import token_hex
 
-from attrs import define, evolve, field
+from attrs import evolve
 from docket import Docket
 
-from signalwire_streams.bulk._serialization import DuplicateCheck, PlannedRequest, Start, check_request
+from signalwire_streams.bulk._serialization import DuplicateCheck, PlannedRequest, Start, check_request, folded
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
-from signalwire_streams.fleet._ledger import Planned, write_batch
-from signalwire_streams.fleet._redis import BATCH, NOTE, PLAN, Connection, Keys, RunKeys, command, reply_of, script
-from signalwire_streams.fleet._status import RunFacts
+from signalwire_streams.fleet._items import PlannedItem, write_batch
+from signalwire_streams.fleet._lua import CREATE_RUN, SET_ONCE
+from signalwire_streams.fleet._redis import BATCH, Connection, Keys
+from signalwire_streams.fleet._status import RunRecord
 from signalwire_streams.models import GENERATED_NAME
 
 TASK = "start_batch"
-"""What the engine calls it."""
-
-
-async def start_batch(run: str, batch: int) -> None:
-    """Stand for the task where it is only submitted; a worker puts its own in this place."""
-    raise ClientStateError(f"batch {batch} of {run} came to a process that is no worker")
-
-
-_LONGER = 3600  # seconds that requests outlive their run's facts, which point to them
-_AT_ONCE = 40  # batches written in one go
+"""The name of docket's task."""
+_REQUESTS_OUTLIVE_RUN = 3600  # seconds, since the run's hash points to them
+_BATCHES_AT_ONCE = 40
 _TASKS_AT_ONCE = 500
 
 
-@define(eq=False)
+async def start_batch(run: str, batch: int) -> None:
+    """Stand in for the task in a process that only submits; workers register their own."""
+    raise ClientStateError(f"batch {batch} of {run} came to a process that is not a worker")
+
+
 class Submission:
-    """Submits one run.
+    """Submits one run."""
 
-    Attributes:
-        connection: the way to Redis.
-        docket: the engine's queue.
-        keys: what things are called.
-        run: what the run is called.
-        keep: seconds that Redis keeps it.
-    """
+    def __init__(self, connection: Connection, docket: Docket, *, keys: Keys, run: str, retention: int) -> None:
+        self._connection = connection
+        self._docket = docket
+        self._run = run
+        self._retention = retention
+        self._plan = token_hex(6)
+        self._runs_key = keys.runs
+        self._keys = keys.of(run, self._plan)
+        self._planned = 0
+        self._batches = 0
 
-    connection: Connection
-    docket: Docket
-    keys: Keys
-    run: str
-    keep: int
-    _plan: str = field(init=False, factory=lambda: token_hex(6))
-    _planned: int = field(init=False, default=0)
-    _batches: int = field(init=False, default=0)
-    _keys: RunKeys = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._keys = self.keys.of(self.run, self._plan)
-
-    async def submit(self, requests: AsyncIterable[Planned]) -> None:
-        """Write the run down, unless it is there already, and hand it to the workers, unless that was done.
+    async def submit(self, items: AsyncIterable[PlannedItem]) -> None:
+        """Store the run, unless it is stored, and queue its batches, unless they are queued.
 
         Raises:
             InvalidRequestError: an item can't be submitted, or another run has that name; nothing was started.
-            FleetError: Redis can't be used; repeat it.
+            FleetError: Redis is unavailable; submit again.
         """
         try:
-            digest = await self._write(requests)
-        except BaseException:  # also when it is cancelled: nothing points to what was written yet
-            with suppress(FleetError):  # a Redis that is away is not waited for; what is there expires
-                await self._discard(Connection(self.connection.client, 0.0))
+            digest = await self._store(items)
+        except BaseException:  # also a cancellation: nothing points to the requests yet
+            with suppress(FleetError):  # no waiting for Redis: the requests expire
+                await self._discard(Connection(self._connection.client, 0.0))
             raise
-        # Without an answer to this, the plan may be the run's already. So it stays; if it is not, it expires.
-        answer = await self._claim(digest)
+        # If the answer is lost, the plan may belong to the run, so it stays; if it does not, it expires.
+        answer = await self._create(digest)
         if answer != "ok":
-            await self._discard(self.connection)
+            await self._discard(self._connection)
         if answer == "other":
             raise InvalidRequestError(
-                f"a run {self.run!r} with other requests is there already: choose another name for this one"
+                f"there is a run {self._run!r} with other requests already: choose another name for this one"
             )
         await self._queue()
 
-    async def _write(self, requests: AsyncIterable[Planned]) -> str:
+    async def _store(self, items: AsyncIterable[PlannedItem]) -> str:
         digest = sha256()
-        load: list[tuple[str, str]] = []
-        async for batch in self._in_batches(requests):
+        texts: list[tuple[str, str]] = []
+        async for batch in _in_batches(items):
             text = write_batch(batch)
             digest.update(text.encode())
-            load.append((self._keys.requests(self._batches), text))
+            texts.append((self._keys.requests(self._batches), text))
             self._batches += 1
             self._planned += len(batch)
-            if len(load) >= _AT_ONCE:
-                await self._put(load)
-                load = []
-        await self._put(load)
+            if len(texts) >= _BATCHES_AT_ONCE:
+                await self._write(texts)
+                texts = []
+        await self._write(texts)
         return digest.hexdigest()
 
-    async def _put(self, load: list[tuple[str, str]]) -> None:
-        if load:
-            await self.connection.all([command("set", key, text, ex=self.keep + _LONGER) for key, text in load])
+    async def _write(self, texts: list[tuple[str, str]]) -> None:
+        seconds = self._retention + _REQUESTS_OUTLIVE_RUN
+        await self._connection.pipeline(lambda pipe: [pipe.set(key, text, ex=seconds) for key, text in texts])
 
-    async def _in_batches(self, requests: AsyncIterable[Planned]) -> AsyncIterator[list[Planned]]:
-        once = DuplicateCheck()
-        batch: list[Planned] = []
-        async for one in requests:
-            once.check(one.request.request)
-            batch.append(one)
-            if len(batch) == BATCH:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    async def _claim(self, digest: str) -> str:
+    async def _create(self, digest: str) -> str:
         now = datetime.now(UTC)
-        facts = {
+        fields = {
             "plan": self._plan,
             "planned": self._planned,
-            "batch": BATCH,
-            "keep": self.keep,
-            "began": now.isoformat(timespec="milliseconds"),
+            "batch_size": BATCH,
+            "retention": self._retention,
+            "started_at": now.isoformat(timespec="milliseconds"),
         }
-        flat = [value for entry in facts.items() for value in entry]
-        keys = (self.keys.run(self.run), self.keys.runs)
-        since = now.timestamp()
-        plan = script(PLAN, keys, self.keep, digest, since + self.keep, self.run, since, *flat)
-        return reply_of(await self.connection.one(plan))
+        flat = [value for entry in fields.items() for value in entry]
+        expires_at = now.timestamp() + self._retention
+        arguments = (self._retention, digest, expires_at, self._run, now.timestamp(), *flat)
+        return await self._connection.script(CREATE_RUN, (self._keys.run, self._runs_key), *arguments)
 
     async def _discard(self, connection: Connection) -> None:
-        facts = RunFacts.of(self.run, await connection.one(command("hgetall", self._keys.facts)))
-        if facts is not None and facts.plan == self._plan:
-            return  # claimed by a try whose answer was lost
+        record = RunRecord.from_hash(self._run, await connection.hash(self._keys.run))
+        if record is not None and record.plan == self._plan:
+            return  # the run was created by an attempt whose answer was lost
         keys = [self._keys.requests(number) for number in range(self._batches)]
-        for first in range(0, len(keys), _TASKS_AT_ONCE):
-            await connection.one(command("delete", *keys[first : first + _TASKS_AT_ONCE]))
+        await connection.pipeline(lambda pipe: [pipe.delete(key) for key in keys])
 
     async def _queue(self) -> None:
-        facts = RunFacts.of(self.run, await self.connection.one(command("hgetall", self._keys.facts)))
-        if facts is None or "queued" in facts.fields:
+        record = RunRecord.from_hash(self._run, await self._connection.hash(self._keys.run))
+        if record is None or record.is_queued:
             return
-        for first in range(0, facts.batches, _TASKS_AT_ONCE):
-            numbers = range(first, min(first + _TASKS_AT_ONCE, facts.batches))
-            calls = [self.docket.call(TASK, key=f"{self.run}:{number}")(self.run, number) for number in numbers]
-            failed = [one.schedule_exception for one in await self.docket.add_many(calls) if one.schedule_exception]
+        for first in range(0, record.batches, _TASKS_AT_ONCE):
+            numbers = range(first, min(first + _TASKS_AT_ONCE, record.batches))
+            tasks = [self._docket.call(TASK, key=f"{self._run}:{number}")(self._run, number) for number in numbers]
+            failed = [task.schedule_exception for task in await self._docket.add_many(tasks) if task.schedule_exception]
             if failed:
-                raise FleetError(f"Redis took only a part of the run: {failed[0]}; repeat it")
-        await self.connection.one(script(NOTE, (self._keys.facts,), "queued", "1"))
+                raise FleetError(f"Redis accepted only a part of the run: {failed[0]}; submit it again")
+        await self._connection.script(SET_ONCE, self._keys.run, "queued", "1")
 
 
-async def fitted(
+async def _in_batches(items: AsyncIterable[PlannedItem]) -> AsyncIterator[list[PlannedItem]]:
+    duplicates = DuplicateCheck()
+    batch: list[PlannedItem] = []
+    async for item in items:
+        duplicates.check(item.request.request)
+        batch.append(item)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+async def prepare(
     requests: Iterable[Start] | AsyncIterable[Start], run: str, *, redact_secrets: bool
-) -> AsyncIterator[Planned]:
-    """Fit requests for a run: with a name, and without secrets.
+) -> AsyncIterator[PlannedItem]:
+    """Yield requests with a name and without secrets.
 
     Raises:
-        InvalidRequestError: an item is no request, or has secrets.
+        InvalidRequestError: an item is not a request, or has secrets.
     """
     async for request in _each(requests):
         check_request(request)
@@ -159,11 +146,13 @@ async def fitted(
         if planned.redacted and not redact_secrets:
             raise InvalidRequestError(
                 f"the request for {request.target} has secrets ({', '.join(planned.redacted)}), which Redis does not "
-                "keep: submit with redact_secrets=True, and give the workers secrets="
+                "keep: submit with redact_secrets=True, and pass secrets= to the workers"
             )
         if request.name is None and not request.unnamed:
-            planned = evolve(planned, request=evolve(planned.request, name=f"{GENERATED_NAME}{run}-{request.target}"))
-        yield Planned(planned)
+            planned = evolve(
+                planned, request=evolve(planned.request, name=f"{GENERATED_NAME}{run}-{folded(request.target)}")
+            )
+        yield PlannedItem(planned)
 
 
 async def _each(requests: Iterable[Start] | AsyncIterable[Start]) -> AsyncIterator[Start]:

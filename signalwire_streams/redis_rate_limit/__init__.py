@@ -1,15 +1,15 @@
-"""One limit for many clients: `RedisRateLimiter`, where a client has its own pacer otherwise.
+"""One rate limit for many clients: pass a `RedisRateLimiter` to each of them.
 
 >>> async with (
-...     RedisRateLimiter("redis://localhost") as pacer,
-...     StreamsClient(rate_limiter=pacer) as client,
+...     RedisRateLimiter("redis://localhost") as rate_limiter,
+...     StreamsClient(rate_limiter=rate_limiter) as client,
 ... ):  # doctest: +SKIP
 ...     stream = await client.conferences.start_stream(conference_sid, url="wss://rx.example.com/audio")
 """
 
 from importlib.util import find_spec
 
-if not (find_spec("redis") and find_spec("throttled")):
+if not find_spec("redis"):
     raise ImportError(
         "signalwire_streams.redis_rate_limit needs more packages: pip install 'signalwire-streams[redis]'"
     )

@@ -1,4 +1,4 @@
-"""`RedisRateLimiter`: the pacer of any number of clients on one Space, which share its limit through Redis."""
+"""`RedisRateLimiter`: one rate limit for any number of clients of a Space, shared through Redis."""
 
 import asyncio
 import re
@@ -10,27 +10,26 @@ from urllib.parse import urlsplit
 from signalwire_streams.clock import Clock, LoopGuard
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.middleware._policies import RateLimit
-from signalwire_streams.middleware._queueing import was_granted
 from signalwire_streams.middleware._rate_limit import log_pause
 from signalwire_streams.models import Priority
 from signalwire_streams.models._validation import check_count
-from signalwire_streams.redis_rate_limit._lease_loop import Pump
-from signalwire_streams.redis_rate_limit._state import Outage, View
-from signalwire_streams.redis_rate_limit._store import RateLimiterError, RedisAwayError, Store
+from signalwire_streams.redis_rate_limit._lease_loop import LeaseLoop
+from signalwire_streams.redis_rate_limit._state import Fallback, LocalState
+from signalwire_streams.redis_rate_limit._store import RateLimiterError, RedisUnavailableError, Store
 
 _FRESH = 1.0
-"""Seconds for which what Redis told of the gate is believed; only reads ask again, since leases tell it anyway."""
+"""Seconds for which a read trusts the last known state; starts need no check, since every lease returns the state."""
 _HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]+")
 
 
 class RedisRateLimiter:
-    """Shares a Space's limit with all other clients that use the same Redis: ``StreamsClient(rate_limiter=RedisRateLimiter(url))``.
+    """Shares a Space's rate limit with all clients on the same Redis: ``StreamsClient(rate_limiter=...)``.
 
-    No 10 seconds hold more requests of all clients together than their share of the limit, however many clients there
-    are, and a 429 that one of them gets slows all of them down. Only Redis' clock is used.
+    No 10-second window holds more requests of all clients together than their share of the limit, and a 429 that one
+    of them receives slows all of them down. Only Redis' clock is used.
 
-    Close it with `aclose`, or use it as ``async with``, which also tells at once where Redis can't be used; a client
-    that it is passed to does not close it. One pacer serves one Space, from one event loop.
+    Close it with `aclose`, or use it as ``async with``, which also fails at once if Redis can't be used. Clients do not
+    close it. Use one rate limiter per Space, process and event loop.
     """
 
     def __init__(
@@ -42,22 +41,22 @@ class RedisRateLimiter:
         fallback_clients: int | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Prepare a pacer; Redis is not asked before the first request.
+        """Create a rate limiter; it connects to Redis on the first request.
 
         Args:
-            url: where Redis is, as in ``redis://host:6379/0``, ``rediss://user:password@host`` (TLS) or
-                ``unix:///path``; redis-py's options may follow, as in ``?socket_timeout=2``.
-            space: whose limit it is: the Space's host. Left out, it is the host of the clients that use the pacer; to
-                be said where they reach one Space under several names.
-            rate_limit: the Space's limit and the part of it that all these clients take together. All should be given
-                the same.
-            fallback_clients: what happens while Redis is away. None: requests wait for it, as long as their deadlines
-                allow. A number: each client goes on by itself with the limit divided by that number, so it should
-                be at least the number of clients.
-            clock: where time, waiting and chance come from; for tests.
+            url: URL of the Redis, such as ``redis://host:6379/0``, ``rediss://user:password@host`` (TLS) or
+                ``unix:///path``, with redis-py's options, such as ``?socket_timeout=2``.
+            space: host of the Space. By default, the host that the clients use; needed only if they reach one Space
+                under several names.
+            rate_limit: the Space's limit, and the share of it that all these clients use together. Use the same value
+                everywhere.
+            fallback_clients: what happens while Redis is unavailable. None: requests wait for it, as long as their
+                deadlines allow. A number: each client continues with the limit divided by it, so it should be at least
+                the number of clients.
+            clock: source of time, sleep and randomness; for tests.
 
         Raises:
-            InvalidRequestError: something can't be right; the message says what to write, and no password.
+            InvalidRequestError: invalid argument; the message says how to fix it and contains no password.
         """
         if fallback_clients is not None:
             check_count(fallback_clients, "fallback_clients", least=1)
@@ -65,117 +64,105 @@ class RedisRateLimiter:
             raise InvalidRequestError("space must be the Space's host, such as 'example.signalwire.com'")
         self._store = Store(url)
         self._space = space
-        self._said = space is not None
+        self._has_fixed_space = space is not None
         self._clock = clock or Clock()
-        self._view = View(rate_limit or RateLimit())
-        self._outage = Outage(self._store.address, fallback_clients)
-        self._home = LoopGuard("pacer", "RedisRateLimiter")
-        self._pump = Pump(self._store, self._view, self._outage, self._clock)
-        self._looking: asyncio.Task[None] | None = None
+        self._state = LocalState(rate_limit or RateLimit())
+        self._fallback = Fallback(self._store.address, fallback_clients)
+        self._guard = LoopGuard("rate limiter", "RedisRateLimiter")
+        self._leases = LeaseLoop(store=self._store, state=self._state, fallback=self._fallback, clock=self._clock)
+        self._refreshing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"RedisRateLimiter({self._store.address!r}, space={self._space!r})"
 
     async def __aenter__(self) -> Self:
-        """Make sure that Redis is there and can be used.
+        """Check that Redis is available.
 
         Raises:
-            RateLimiterError: it is not, or can't.
+            RateLimiterError: Redis can't be reached, or refuses access.
         """
-        self._home.enter()
+        self._guard.enter()
         try:
-            await self._store.look(self._space or "")
-        except RedisAwayError as error:
+            await self._store.ping()
+        except RedisUnavailableError as error:
             await self.aclose()
-            wrong = RateLimiterError(f"can't reach the Redis at {self._store.address}: {error}")
+            failure = RateLimiterError(f"can't reach the Redis at {self._store.address}: {error}")
         except RateLimiterError:
             await self.aclose()
             raise
         else:
             return self
-        raise wrong
+        raise failure
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connection to Redis. Requests that still wait end in `ClientStateError`; it can be repeated."""
-        if not self._home.leave():
+        """Close the connection to Redis. Requests that still wait raise `ClientStateError`. Safe to repeat."""
+        if not self._guard.leave():
             return
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait({self._looking})
-        await self._pump.aclose()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.wait({self._refreshing})
+        await self._leases.aclose()
         await self._store.aclose()
 
     @property
     def rate(self) -> float:
-        """Requests per second that all clients together may make now, as far as this one knows."""
-        return self._view.rate(self._clock.now())
+        """Requests per second that all clients together may send now, as far as this one knows."""
+        return self._state.rate(self._clock.now())
 
     def bind(self, origin: str) -> None:
-        """Hear which Space a client is made for; `StreamsClient` calls it.
+        """Set the Space; called by `StreamsClient`.
 
         Raises:
-            InvalidRequestError: the pacer belongs to another Space.
+            InvalidRequestError: the rate limiter belongs to another Space.
         """
-        if self._said:
+        if self._has_fixed_space:
             return
         host = urlsplit(origin).netloc or origin
         if self._space not in {None, host}:
             raise InvalidRequestError(
-                f"this pacer is that of {self._space}: make one RedisRateLimiter for each Space, or say space= where "
-                f"{host} is the same Space"
+                f"this rate limiter belongs to {self._space}: create one RedisRateLimiter for each Space, or pass "
+                f"space= if {host} is the same Space"
             )
         self._space = host
 
-    async def acquire(self, priority: Priority, timeout: float) -> float:
-        """Wait until one POST may go out; see `RateLimiter.acquire`.
+    async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
+        """Wait until one POST may be sent; see `RateLimiter.acquire`.
 
         Raises:
-            RateLimiterError: Redis refuses to be used.
-            ClientStateError: the pacer is closed, or belongs to another event loop or process.
+            RateLimiterError: Redis refuses access.
+            ClientStateError: the rate limiter is closed, or belongs to another event loop or process.
         """
-        space = self._check()
-        if self._pump.take_spare():
+        self._check()
+        if self._leases.take_spare():
             return 0.0
         now = self._clock.now()
-        least = max(self._view.gate_wait(now), self._pump.queue.ahead(priority) / self._view.rate(now))
+        least = max(self._state.time_until_open(now), self._leases.queue.ahead(priority) / self._state.rate(now))
         if least >= timeout:
-            # Without patience for even one round trip there is a wait, though nobody knows how long.
-            return least or 1 / self._view.rate(now)
-        turn = self._pump.wait(space, priority)
-        try:
-            async with asyncio.timeout(timeout):
-                await turn
-        except TimeoutError:
-            if not was_granted(turn):
-                return timeout
-        except asyncio.CancelledError:
-            if was_granted(turn) and turn.exception() is None:
-                self._pump.give_back(turn.result())
-            raise
-        finally:
-            self._pump.queue.remove(turn)
+            # No time even for one round trip: there is a wait, but its length is unknown.
+            return least or 1 / self._state.rate(now)
+        usable_until = await self._leases.wait(priority, timeout)
         woken = self._clock.now()
-        if woken <= turn.result():
-            return 0.0
-        # The process stood still since the grant: what it held would go out in one bunch, in a window of others.
+        if usable_until is None or woken <= usable_until:
+            return timeout if usable_until is None else 0.0
+        # The process was suspended since the grant: everything granted before would now be sent at once.
         return await self.acquire(priority, timeout - (woken - now))
 
-    async def wait_until_allowed(self, timeout: float) -> float:
-        """Wait while the Space takes no requests at all; see `RateLimiter.wait_until_allowed`.
+    async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (RateLimiter's)
+        """Wait while the Space accepts no requests at all; see `RateLimiter.wait_until_allowed`.
 
         Raises:
-            RateLimiterError: Redis refuses to be used.
-            ClientStateError: the pacer is closed, or belongs to another event loop or process.
+            RateLimiterError: Redis refuses access.
+            ClientStateError: the rate limiter is closed, or belongs to another event loop or process.
         """
-        space = self._check()
-        if self._clock.now() - self._view.heard_at > _FRESH and not self._outage.lasts:
-            await self._look(space, timeout)
-        wait = self._view.gate_wait(self._clock.now())
+        self._check()
+        if self._clock.now() - self._state.received_at > _FRESH and not self._fallback.is_active:
+            await self._refresh(timeout)
+        wait = self._state.time_until_open(self._clock.now())
         if not wait:
             return 0.0
         if wait >= timeout:
@@ -184,39 +171,36 @@ class RedisRateLimiter:
         return await self.wait_until_allowed(timeout - wait)
 
     def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
-        """Hear that the Space refused a request, and tell all others; see `RateLimiter.throttled`."""
+        """Record a 429 and report it to the other clients; see `RateLimiter.on_throttled`."""
         now = self._clock.now()
-        was_open = not self._view.gate_wait(now)
-        self._view.throttled(now, sent_at, retry_after)
-        self._outage.throttled(now, sent_at, retry_after)
-        pause = self._view.gate_wait(now)
+        was_open = not self._state.time_until_open(now)
+        self._state.on_throttled(now, sent_at, retry_after)
+        self._fallback.on_throttled(now, sent_at, retry_after)
+        pause = self._state.time_until_open(now)
         if was_open and pause:
             log_pause(pause)
-        self._tell()
+        if self._state.has_update:
+            # The request's own result must reach its caller, so nothing is raised here.
+            with suppress(ClientStateError, InvalidRequestError):
+                self._check()
+                self._leases.start()
 
     def on_success(self) -> None:
-        """Hear that the Space took a request; see `RateLimiter.on_success`."""
-        self._view.served(None)
-        if self._view.has_news:
-            self._tell()
+        """Record that the Space served a request; see `RateLimiter.on_success`."""
+        self._state.on_success()
 
-    def _tell(self) -> None:
-        # What became of a request must reach its caller, so nothing is raised here.
-        with suppress(ClientStateError, InvalidRequestError):
-            self._pump.start(self._check())
+    async def _refresh(self, patience: float) -> None:
+        """Read the shared state, once for all requests that need it."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._leases.refresh())
+        await asyncio.wait({self._refreshing}, timeout=max(0.0, patience))
+        if self._refreshing.done() and not self._refreshing.cancelled():
+            self._refreshing.result()
 
-    async def _look(self, space: str, patience: float) -> None:
-        """Ask for the state, once for all who want to know it; nobody waits longer than they would."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._pump.look(space))
-        await asyncio.wait({self._looking}, timeout=max(0.0, patience))
-        if self._looking.done() and not self._looking.cancelled():
-            self._looking.result()
-
-    def _check(self) -> str:
-        self._home.enter()
+    def _check(self) -> None:
+        self._guard.enter()
         if self._space is None:
             raise InvalidRequestError(
-                "this pacer was not told whose limit it is: pass it to a StreamsClient, or say space="
+                "this rate limiter does not know its Space: pass it to a StreamsClient, or pass space="
             )
-        return self._space
+        self._leases.space = self._space

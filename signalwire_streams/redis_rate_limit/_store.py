@@ -1,19 +1,15 @@
-"""The shared tokens and state in Redis: the only place that talks to it.
-
-The limiter is throttled-py's GCRA, which reads Redis' own clock. Its script is run as it is, but within a transaction
-with the state, so that each answer tells whether the bucket behind the tokens is one that began empty: to the script
-a key that is missing is a full bucket, and after a FLUSHALL that would be a burst on top of what went out before.
-(Its own store has no transactions, rounds rates to whole requests in whole seconds, and keeps connection pools by
-their URL, password included, for the life of the process.)
-"""
+"""Shared tokens and state in Redis: one hash per Space, one Lua script, and the only code here that talks to Redis."""
 
 import asyncio
+import re
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from secrets import token_hex
+from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -21,242 +17,214 @@ from redis.exceptions import (
     AuthenticationError,
     ClusterDownError,
     InvalidResponse,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
     TryAgainError,
-    WatchError,
 )
-from throttled.asyncio.rate_limiter.gcra import RedisLimitAtomicAction
 
 from signalwire_streams.errors import InvalidRequestError, StreamsError
 from signalwire_streams.models._validation import redact_url, secrets_in
-from signalwire_streams.redis_rate_limit._state import State
+from signalwire_streams.redis_rate_limit._state import NO_UPDATE, State, StateUpdate
 
 
 @define(eq=False, slots=False, str=False)
 class RateLimiterError(StreamsError):
-    """The limit can't be shared through this Redis: it refuses the user, is no Redis, or holds something else there.
+    """The limit can't be shared through this Redis: access is denied, it is not a Redis, or its key is taken.
 
-    Waiting does not help. Nothing was sent, and the message holds no password.
+    Retrying does not help. Nothing was sent, and the message contains no password.
     """
 
 
-class RedisAwayError(Exception):
+class RedisUnavailableError(Exception):
     """Redis can't be reached or does not answer in time, which may pass; never raised to a caller of the package."""
 
 
-_LIFE = 24 * 3600
-"""Seconds after which what nobody asks for is forgotten; what is asked for lives on."""
-_CONNECT, _ANSWER = 2.0, 1.0
-_MAY_PASS = (ReadOnlyError, OutOfMemoryError, ClusterDownError, TryAgainError)
-_Change: TypeAlias = Callable[[State, float], State]
+SCRIPT = """
+local life, new_epoch = ARGV[1], ARGV[2]
+local rate, burst, reserve, wanted = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local known_epoch, known = ARGV[7], {}
+for i = 1, 5 do known[i] = tonumber(ARGV[7 + i]) end
+local refused_after, new_pause, closed_for = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
+
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local fields = redis.call('HMGET', KEYS[1], 'epoch', 'cuts', 'closed_until', 'cut_at', 'rate_before', 'pause',
+  'tokens', 'filled_at')
+-- Whatever was sent before Redis began to count, or lost its memory, counts as a full burst: the bucket starts empty.
+if redis.call('EXISTS', KEYS[1]) == 0 then fields = {new_epoch, 0, 0, 0, 0, 0, 0, now} end
+for i = 1, 8 do
+  if i > 1 then fields[i] = tonumber(fields[i]) end
+  if not fields[i] then return redis.error_reply('WRONGTYPE not the state of a rate limiter') end
+end
+local epoch, cuts, closed_until, cut_at, rate_before, pause, tokens, filled_at = unpack(fields)
+
+-- A clock that was set back must neither hold the gate closed nor stop the refill until it has caught up.
+if now < filled_at then
+  local step = filled_at - now
+  closed_until, cut_at, filled_at = closed_until - step, cut_at - step, now
+end
+
+-- What this client knows, and Redis has lost.
+if known_epoch ~= '' and (known_epoch ~= epoch or cuts < known[1]) then
+  if known[3] > cut_at then cut_at, rate_before, pause = known[3], known[4], known[5] end
+  cuts, closed_until = math.max(cuts, known[1]), math.max(closed_until, known[2])
+end
+
+tokens = math.min(burst, tokens + (now - filled_at) * rate)
+-- Refusals that come in together cut the rate once: the others do not know of that cut yet.
+if refused_after == cuts then
+  cuts, cut_at, rate_before = cuts + 1, now, rate
+  if new_pause > 0 then pause = new_pause end
+  closed_until = math.max(closed_until, now + new_pause)
+end
+if closed_for then closed_until = math.max(closed_until, now + closed_for) end
+
+local granted = 0
+if now >= closed_until then granted = math.max(0, math.min(wanted, math.floor(tokens - reserve))) end
+tokens = tokens - granted
+redis.call('HSET', KEYS[1], 'epoch', epoch, 'cuts', cuts, 'closed_until', closed_until, 'cut_at', cut_at,
+  'rate_before', rate_before, 'pause', pause, 'tokens', tokens, 'filled_at', now)
+redis.call('EXPIRE', KEYS[1], life)
+local answer = {epoch}
+for i, number in ipairs({cuts, closed_until, cut_at, rate_before, pause, now, granted, tokens - reserve}) do
+  answer[i + 1] = string.format('%.17g', number)
+end
+return answer
+"""
+"""One exchange, by Redis' own clock: refill the bucket, apply the update, lease tokens, and return the state."""
+
+_LIFETIME = 24 * 3600
+"""Seconds until the state of an idle Space expires."""
+_CONNECT_TIMEOUT, _ANSWER_TIMEOUT = 2.0, 1.0
+# NoScriptError: redis-py failed while it loaded the script, so that failure counts.
+_TRANSIENT = (ReadOnlyError, OutOfMemoryError, ClusterDownError, TryAgainError, NoScriptError)
+# Redis before 7 wraps an error that a command of the script meets in a text of its own.
+_TRANSIENT_CODES = re.compile(r"\b(?:OOM|READONLY|MISCONF|LOADING)\b")
 
 
 @frozen(kw_only=True)
-class Leased:
-    """What Redis answered.
+class LeaseReply:
+    """The state, Redis' time, the tokens granted, and how many are left (negative: so many are missing)."""
 
-    Attributes:
-        state: the shared state, or None where Redis knows of none; tokens are void then.
-        redis_now: the time there.
-        tokens: how many were leased; 0 when there were fewer than asked for.
-        left: how many there were.
-        wait: seconds until there are as many as asked for.
-        wait_for_one: seconds until there is one.
-    """
-
-    state: State | None
+    state: State
     redis_now: float
     tokens: int = 0
-    left: int = 0
-    wait: float = 0.0
-    wait_for_one: float = 0.0
+    left: float = 0.0
 
 
-@define(eq=False)
 class Store:
-    """One connection to Redis, and what one Space's clients keep there.
+    """One connection to Redis, and one Space's state there."""
 
-    Attributes:
-        url: where Redis is; it may hold a password.
-        address: the part of it that can be shown.
-    """
-
-    url: str = field(repr=False)
-    address: str = field(init=False)
-    _redis: Redis = field(init=False, repr=False)
-    _one_at_a_time: asyncio.Lock = field(factory=asyncio.Lock, init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        if not isinstance(self.url, str):
-            raise InvalidRequestError(f"url must be a str, not {type(self.url).__name__}")
-        self.address = redact_url(self.url)
-        client = client_of(self.url)
+    def __init__(self, url: str) -> None:
+        """Check the URL; the connection is opened by the first request."""
+        if not isinstance(url, str):
+            raise InvalidRequestError(f"url must be a str, not {type(url).__name__}")
+        self._url = url
+        self.address = redact_url(url)
+        client = create_client(url)
         if client is None:
             raise InvalidRequestError(
-                f"{self.address!r} is no address of a Redis, or has an option that can't be: write it as "
+                f"{self.address!r} is not the URL of a Redis, or has an invalid option: write it as "
                 "'redis://host:6379/0', 'rediss://user:password@host' for TLS, or 'unix:///path'"
             )
         self._redis = client
+        self._script = client.register_script(SCRIPT)
+        self._lock = asyncio.Lock()
 
-    async def lease(self, space: str, rate: float, burst: int, tokens: int) -> Leased:
-        """Ask for tokens, without waiting for them.
+    async def exchange(
+        self,
+        space: str,
+        known: State,
+        *,
+        rate: float,
+        burst: int,
+        reserve: int = 0,
+        tokens: int = 0,
+        update: StateUpdate = NO_UPDATE,
+        now: float = 0.0,
+    ) -> LeaseReply:
+        """Report *update*, lease up to *tokens* tokens but leave *reserve* of them, and return the state.
 
-        Args:
-            space: whose.
-            rate: tokens per second that flow into the bucket.
-            burst: tokens that it may hold for this purpose.
-            tokens: how many are wanted.
+        *known* is the state as this client knows it, and *now* the client's time, which *update* refers to.
 
         Raises:
-            RedisAwayError: Redis did not answer.
+            RedisUnavailableError: Redis did not answer.
             RateLimiterError: it refused.
         """
-        async with self._exchange() as pipe:
-            pipe.getex(_state_key(space), ex=_LIFE)
-            pipe.time()
-            pipe.eval(RedisLimitAtomicAction.SCRIPTS, 1, _tokens_key(space), 1 / rate, burst, tokens)
-            text, time, (limited, left, empty_after, wait) = await pipe.execute()
-            state, redis_now = _read(text), _seconds(time)
-        if state is None or not limited:
-            return Leased(state=state, redis_now=redis_now, tokens=tokens if state is not None else 0)
-        return Leased(
-            state=state,
-            redis_now=redis_now,
-            left=max(0, left),
-            wait=float(wait),
-            wait_for_one=max(0.0, float(empty_after) - (burst - 1) / rate),
+        closed_for = "" if update.closed_until is None else update.closed_until - now
+        refused_after = "" if update.refused_after is None else update.refused_after
+        arguments: list[Any] = [_LIFETIME, token_hex(8), rate, burst, reserve, tokens]
+        arguments += [known.epoch, known.cuts, known.closed_until, known.cut_at, known.rate_before, known.pause]
+        arguments += [refused_after, update.pause, closed_for]
+        key = f"signalwire-streams:{{{space}}}:state"
+        epoch, cuts, *numbers = await self._run(partial(self._script, keys=[key], args=arguments))
+        closed_until, cut_at, rate_before, pause, redis_now, granted, left = map(float, numbers)
+        state = State(
+            epoch=epoch.decode() if isinstance(epoch, bytes) else epoch,
+            cuts=int(cuts),
+            closed_until=closed_until,
+            cut_at=cut_at,
+            rate_before=rate_before,
+            pause=pause,
         )
+        return LeaseReply(state=state, redis_now=redis_now, tokens=int(granted), left=left)
 
-    async def found(self, space: str, rate: float, burst: int) -> None:
-        """Begin anew where Redis knows nothing, with an empty bucket; unless somebody else just did.
-
-        An empty bucket can only be too strict: whatever went out before is counted as if it had been all.
-
-        Raises:
-            RedisAwayError: Redis did not answer.
-            RateLimiterError: it refused.
-        """
-        async with self._exchange() as pipe:
-            pipe.set(_state_key(space), State().text(), nx=True, ex=_LIFE)
-            pipe.delete(_tokens_key(space))
-            pipe.eval(RedisLimitAtomicAction.SCRIPTS, 1, _tokens_key(space), 1 / rate, burst, burst)
-            await pipe.execute()
-
-    async def look(self, space: str) -> Leased:
-        """Ask for the state alone.
-
-        Raises:
-            RedisAwayError: Redis did not answer.
-            RateLimiterError: it refused.
-        """
-        async with self._exchange() as pipe:
-            pipe.getex(_state_key(space), ex=_LIFE)
-            pipe.time()
-            text, time = await pipe.execute()
-            return Leased(state=_read(text), redis_now=_seconds(time))
-
-    async def change(self, space: str, change: _Change) -> Leased:
-        """Change the state, whoever else does so at the same time; nothing happens where there is none.
-
-        Args:
-            space: whose.
-            change: makes the new state of the one that is there and the time there.
-
-        Raises:
-            RedisAwayError: Redis did not answer.
-            RateLimiterError: it refused.
-        """
-        key = _state_key(space)
-        async with self._exchange() as pipe:
-            while True:
-                await pipe.watch(key)
-                state, redis_now = _read(await pipe.get(key)), _seconds(await pipe.time())
-                if state is None:
-                    return Leased(state=None, redis_now=redis_now)
-                changed = change(state, redis_now)
-                pipe.multi()
-                pipe.set(key, changed.text(), ex=_LIFE)
-                with suppress(WatchError):
-                    await pipe.execute()
-                    return Leased(state=changed, redis_now=redis_now)
+    async def ping(self) -> None:
+        """Check that Redis answers; same errors as `exchange`."""
+        await self._run(self._redis.ping)
 
     async def aclose(self) -> None:
-        """Close the connection."""
-        # A Redis that went away needs no farewell.
-        with suppress(RedisError, OSError):
+        with suppress(RedisError, OSError):  # the server may be gone
             await self._redis.aclose()
 
-    # Any, since redis-py's types say that a command is to be awaited, which those that a pipeline queues are not.
-    @asynccontextmanager
-    async def _exchange(self) -> AsyncIterator[Any]:
-        """Hold the connection for one exchange, and say in this package's words what goes wrong."""
-        async with self._one_at_a_time:
+    async def _run(self, send: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401  (redis-py's own type)
+        async with self._lock:
             try:
-                async with self._redis.pipeline(transaction=True) as pipe:
-                    yield pipe
+                return await send()
             except (RedisError, OSError) as error:
-                wrong = self._wrong(error)
-            except ValueError:
-                wrong = RateLimiterError(f"the Redis at {self.address} holds something else under this package's keys")
-            else:
-                return
-        # Outside of the handler: the library's error, whose text may hold anything, is not to be seen with this one.
-        raise wrong
+                translated = self._translate(error)
+        # Raised outside the handler: redis-py's error, whose text may hold anything, must not become its context.
+        raise translated
 
-    def _wrong(self, error: BaseException) -> Exception:
+    def _translate(self, error: BaseException) -> Exception:
         chain = [error]
         while cause := chain[-1].__cause__ or chain[-1].__context__:
             chain.append(cause)
         for one in chain:  # redis-py wraps what it meets while it connects
             if isinstance(one, InvalidResponse):
-                return RateLimiterError(f"what answers at {self.address} is no Redis")
+                return RateLimiterError(f"the server at {self.address} is not a Redis")
             if isinstance(one, AuthenticationError):
-                return RateLimiterError(f"the Redis at {self.address} wants another user or password in its URL")
-            if isinstance(one, _MAY_PASS):
+                return RateLimiterError(f"the Redis at {self.address} requires a different user or password in its URL")
+            if isinstance(one, _TRANSIENT) or (isinstance(one, ResponseError) and _TRANSIENT_CODES.search(str(one))):
                 break
+            if "WRONGTYPE" in str(one):
+                return RateLimiterError(f"the Redis at {self.address} holds something else under this package's key")
             if isinstance(one, ssl.SSLError | ResponseError):
-                return RateLimiterError(f"the Redis at {self.address} can't be used: {self._shown(one)}")
-        return RedisAwayError(self._shown(error))
+                return RateLimiterError(f"the Redis at {self.address} can't be used: {self._redacted(one)}")
+        return RedisUnavailableError(self._redacted(error))
 
-    def _shown(self, error: BaseException) -> str:
-        words = str(error).rpartition(" of pipeline caused error: ")[2] or type(error).__name__
-        for secret in secrets_in(self.url):
-            words = words.replace(secret, "…")
-        return " ".join(words.split())[:200]
+    def _redacted(self, error: BaseException) -> str:
+        text = str(error) or type(error).__name__
+        for secret in secrets_in(self._url):
+            text = text.replace(secret, "…")
+        return " ".join(text.split())[:200]
 
 
-def client_of(url: str) -> "Redis | None":
-    """Make a client, which connects when it is first used; None where the address, or an option in it, can't be."""
+def create_client(url: str) -> "Redis | None":
+    """Create a client, which connects on first use; None if the URL or one of its options is invalid."""
     try:
         client = Redis.from_url(
             url,
-            socket_connect_timeout=_CONNECT,
-            socket_timeout=_ANSWER,
-            # What is sent again may count twice, and whether Redis is there is decided here.
+            socket_connect_timeout=_CONNECT_TIMEOUT,
+            socket_timeout=_ANSWER_TIMEOUT,
+            # A lease that is repeated may count twice, and the lease loop decides whether Redis is available.
             retry=Retry(NoBackoff(), 0),
         )
         pool = client.connection_pool
-        pool.connection_class(**pool.connection_kwargs)  # or an option that is none would come up at the first request
+        pool.connection_class(**pool.connection_kwargs)  # otherwise an unknown option would fail the first request
     except (ValueError, TypeError):
         return None
     return client
-
-
-# The braces make a Redis cluster keep both keys in one place.
-def _state_key(space: str) -> str:
-    return f"signalwire-streams:{{{space}}}:state"
-
-
-def _tokens_key(space: str) -> str:
-    return f"signalwire-streams:{{{space}}}:tokens"
-
-
-def _read(text: bytes | str | None) -> State | None:
-    return None if text is None else State.read(text)
-
-
-def _seconds(time: tuple[int, int]) -> float:
-    return time[0] + time[1] / 1e6

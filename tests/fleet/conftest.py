@@ -1,4 +1,4 @@
-"""A Redis of the test's own, workers that end with the test, and a fleet of a Space's project."""
+"""A test's own Redis, workers that end with the test, and a fleet of the Space's project."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -52,7 +52,7 @@ class Workers:
 
 @pytest.fixture
 def url(request: pytest.FixtureRequest) -> str:
-    """The engine's in-memory Redis, another one for each test."""
+    """docket's in-memory Redis, a new one for each test."""
     return f"memory://{id(request)}"
 
 

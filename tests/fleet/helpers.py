@@ -1,12 +1,15 @@
-"""What the tests of the fleet share."""
+"""Helpers of the fleet tests."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from attrs import define, field
 
 from signalwire_streams import BulkOutcome, StartCallStream, StartConferenceStream
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet._redis import BATCH, Connection, RunKeys, command
-from signalwire_streams.fleet._status import RunFacts
+from signalwire_streams.fleet._redis import BATCH, Connection, RunKeys
+from signalwire_streams.fleet._status import RunRecord
 from tests import waiting
 
 URL = "wss://rx.example.com/audio"
@@ -22,7 +25,7 @@ def on_calls(sids: Iterable[str], **fields: object) -> list[StartCallStream]:
 
 
 async def all_results(fleet: Fleet, run: str) -> list[BulkOutcome[StartConferenceStream | StartCallStream]]:
-    """Give a run's outcomes in the order of its items."""
+    """Return a run's outcomes in the order of its items."""
     async with asyncio.timeout(PATIENCE):
         return sorted([outcome async for outcome in fleet.results(run)], key=lambda outcome: outcome.index)
 
@@ -38,18 +41,39 @@ def connection_of(fleet: Fleet) -> Connection:
     return connection
 
 
+def redis_of(fleet: Fleet) -> Any:
+    """Return the client of the fleet's Redis."""
+    return connection_of(fleet).client
+
+
+def no_heartbeat(pipe: object) -> None:
+    """Queue nothing with the renewals of leases."""
+
+
+@define(eq=False)
+class Pipe:
+    """A pipeline that runs its commands on a test's Redis, one after the other."""
+
+    redis: Any
+    queued: list[tuple[str, tuple[Any, ...]]] = field(init=False, factory=list)
+
+    def eval(self, *args: Any) -> None:
+        self.queued.append(("eval", args))
+
+    async def execute(self) -> list[Any]:
+        return [await getattr(self.redis, name)(*args) for name, args in self.queued]
+
+
 async def keys_of(fleet: Fleet, run: str) -> RunKeys:
-    """Tell what a run's things are called."""
-    facts = RunFacts.of(run, await connection_of(fleet).one(command("hgetall", fleet._keys.run(run))))
-    assert facts is not None
-    return fleet._keys.of(run, facts.plan)
+    record = RunRecord.from_hash(run, await connection_of(fleet).hash(fleet._keys.run(run)))
+    assert record is not None
+    return fleet._keys.of(run, record.plan)
 
 
 async def set_marks(fleet: Fleet, run: str, marks: dict[int, str]) -> None:
-    """Put marks there as a worker that died may have left them."""
-    connection, keys = connection_of(fleet), await keys_of(fleet, run)
+    """Set marks as a worker that died may have left them."""
+    redis, keys = redis_of(fleet), await keys_of(fleet, run)
     for index, mark in marks.items():
-        key = keys.marks(index // BATCH)
-        await connection.one(command("hset", key, str(index), mark))
+        await redis.hset(keys.marks(index // BATCH), str(index), mark)
         if mark.startswith("i:"):
-            await connection.one(command("hincrby", fleet._keys.run(run), "c:intended", 1))
+            await redis.hincrby(fleet._keys.run(run), "c:in_doubt", 1)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no su
 
 @define(eq=False)
 class Shell:
-    """Runs commands in a thread of this process, so that the test's own loop goes on serving the Space."""
+    """Runs commands in a thread of this process, so that the test's own loop can serve the Space."""
 
     capture: pytest.CaptureFixture[str]
     environment: dict[str, str]
@@ -81,10 +81,10 @@ async def worker(shell: Shell, tmp_path: Path, fleet: Fleet) -> AsyncIterator[as
     process.close()
 
 
-async def test_from_submit_to_stop(
+async def test_cli_fleet_from_submit_to_stop(
     shell: Shell, worker: asyncio.subprocess.Process, fleet: Fleet, space: SimulatedSpace
 ) -> None:
-    """A run is submitted, followed, told, stopped; and the worker ends when it is told to."""
+    """Submit, follow, and stop a run from the command line, with a worker process."""
     out = await shell("submit", "--all-in-progress", "--run", "nightly", "--url", URL)
     assert out.startswith("Submitted 3 streams as run nightly.")
     assert "signalwire-streams fleet stop nightly" in out
@@ -124,10 +124,9 @@ async def test_from_submit_to_stop(
     assert "There are no runs." not in await shell("status")
 
 
-async def test_secrets_stay_with_the_workers(
+async def test_cli_submit_with_secrets_needs_workers_that_have_them(
     shell: Shell, worker: asyncio.subprocess.Process, fleet: Fleet, space: SimulatedSpace, tmp_path: Path
 ) -> None:
-    """A submit with a secret is refused, unless the workers have it."""
     targets = tmp_path / "targets.jsonl"
     lines = [{"conference_sid": sid, "authorization_bearer_token": "hidden"} for sid in space.conference_sids]
     targets.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -141,14 +140,13 @@ async def test_secrets_stay_with_the_workers(
     assert [stream.authorization_bearer_token for stream in space.streams] == ["hidden"] * 3
 
 
-async def test_a_run_is_cancelled_without_workers(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
-    """A run that nobody works on can be looked at, and cancelled."""
+async def test_cli_cancel_and_resume_need_no_worker(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     targets = tmp_path / "targets.txt"
     targets.write_text("\n".join(space.call_sids))
     await shell("submit", str(targets), "--kind", "call", "--url", URL, "--run", "r")
 
     out = await shell("status", "r", "--once")
-    assert "waiting" in out
+    assert "pending" in out
     assert "No worker works now" in out
     cancelled = await shell("cancel", "r")
     assert cancelled.startswith("Run r is cancelled.\n")
@@ -165,7 +163,7 @@ async def test_a_run_is_cancelled_without_workers(shell: Shell, space: Simulated
     again = json.loads(await shell("resume", "r", "--json"))
     assert again == {"run": "r-r2", "planned": len(space.call_sids), "is_new": False}
     late = json.loads(await shell("cancel", "r-r2", "--json"))
-    assert (late["ended"], late["state_before"]) == ("cancelled", "running")
+    assert (late["cancelled"], late["state_before"]) == ("cancelled", "running")
     assert len(space.streams) == 0
 
 
@@ -174,24 +172,21 @@ async def test_a_run_is_cancelled_without_workers(shell: Shell, space: Simulated
     [
         (("status", "nowhere"), "there is no run 'nowhere'"),
         (("status", "--redis", "redis://user:hidden@host"), "put the password into SIGNALWIRE_FLEET_REDIS"),
-        (("status", "--redis", "host"), "not an address"),
+        (("status", "--redis", "host"), "URL is invalid"),
         (("submit", "--url", URL), "name a FILE"),
         (("submit", "--all-in-progress", "--kind", "call", "--codec", "L16"), "leave them out on calls"),
         (("stop", "nowhere"), "there is no run 'nowhere'"),
         (("cancel", "nowhere"), "there is no run 'nowhere'"),
     ],
 )
-async def test_what_can_not_be_right(shell: Shell, arguments: tuple[str, ...], words: str) -> None:
-    """Misuse is told in one line, with exit code 2 and no secret."""
+async def test_cli_fleet_usage_errors(shell: Shell, arguments: tuple[str, ...], words: str) -> None:
     await shell(*arguments, code=2)
 
     assert words in shell.err
     assert "hidden" not in shell.err
 
 
-async def test_results_that_nobody_works_on(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whoever waits for results is told that there is no worker."""
-
+async def test_cli_results_without_worker_warn(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def nothing(_: Fleet, run: str) -> AsyncIterator[None]:
         assert run == "r"
         return
@@ -206,8 +201,7 @@ async def test_results_that_nobody_works_on(shell: Shell, monkeypatch: pytest.Mo
     assert shell.err == "No worker works now: start one with signalwire-streams fleet worker\n"
 
 
-async def test_dry_runs_and_empty_ones(shell: Shell, tmp_path: Path) -> None:
-    """A dry run submits nothing, and neither does a file without targets."""
+async def test_cli_submit_dry_run_and_empty_file_submit_nothing(shell: Shell, tmp_path: Path) -> None:
     targets = tmp_path / "targets.txt"
     targets.write_text("a\nb\n")
     assert "2 streams would be started" in await shell("submit", str(targets), "--url", URL, "--dry-run")
@@ -215,16 +209,14 @@ async def test_dry_runs_and_empty_ones(shell: Shell, tmp_path: Path) -> None:
     assert "nothing to start" in await shell("submit", str(targets), "--url", URL)
 
 
-async def test_no_redis_is_said(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that does not know the Redis says how to tell it."""
+async def test_cli_fleet_without_redis_says_so(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SIGNALWIRE_FLEET_REDIS")
     for command in ("status", "worker"):
         await shell(command, code=2)
         assert "set SIGNALWIRE_FLEET_REDIS (or --redis)" in shell.err
 
 
-async def test_a_missing_extra_is_said(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra the commands say what to install."""
+async def test_cli_fleet_without_extra_says_what_to_install(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docket", None)
     monkeypatch.delitem(sys.modules, "signalwire_streams.fleet")
     await shell("status", code=2)

@@ -1,4 +1,4 @@
-"""Workers as processes of their own on a real Redis: killed, stalled, told to end; and a Redis that goes away."""
+"""Workers as processes on a real Redis: killed, suspended, terminated; and Redis restarts."""
 
 import asyncio
 import os
@@ -96,8 +96,8 @@ async def some_done(fleet: Fleet, run: str) -> bool:
     return (await fleet.status(run)).completed > 20
 
 
-async def test_a_host_that_is_killed_costs_nothing(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
-    """A worker killed with -9 in mid-run: every conference has exactly one stream, and every start an outcome."""
+async def test_killed_worker_loses_and_doubles_nothing(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
+    """A worker is killed with -9 during a run: each conference has one stream, and each start an outcome."""
     space.faults.add("latency", on="start", seconds=0.1, executed=True)
     space.faults.add("reset", on="start", executed=True, every_nth=10)
     victim, _ = await hosts(lease=2.0), await hosts(lease=2.0)
@@ -119,8 +119,10 @@ async def test_a_host_that_is_killed_costs_nothing(space: SimulatedSpace, fleet:
     assert space.streams.duplicates() == []
 
 
-async def test_calls_of_a_killed_host_are_not_doubled(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
-    """Where a second start may not be refused, what a dead worker had sent is reported and not sent again."""
+async def test_calls_of_killed_worker_are_unknown_and_not_sent_again(
+    space: SimulatedSpace, fleet: Fleet, hosts: Hosts
+) -> None:
+    """A call may accept a second stream of the same name."""
     space.faults.add("hang", on="start", executed=True, times=10)
     victim = await hosts(lease=2.0)
     run = await fleet.submit(on_calls(space.call_sids))
@@ -138,8 +140,10 @@ async def test_calls_of_a_killed_host_are_not_doubled(space: SimulatedSpace, fle
     assert {outcome.status for outcome in outcomes} <= {BulkStatus.STARTED, BulkStatus.UNKNOWN}
 
 
-async def test_a_host_that_was_stopped_sends_nothing_more(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
-    """A worker that SIGSTOP held for longer than its lease finds its batch another's, and lets it be."""
+async def test_worker_suspended_beyond_its_lease_sends_nothing_more(
+    space: SimulatedSpace, fleet: Fleet, hosts: Hosts
+) -> None:
+    """A worker that SIGSTOP held finds its batch taken over."""
     space.faults.add("hang", on="start", executed=True, times=25)
     sleeper = await hosts(lease=1.5)
     run = await fleet.submit(on_conferences(space.conference_sids[:25]))
@@ -164,22 +168,21 @@ async def test_a_host_that_was_stopped_sends_nothing_more(space: SimulatedSpace,
     assert (await fleet.status(run)).counts == {"already_started": 25}
 
 
-async def test_sigterm_drains(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
-    """A worker that gets SIGTERM finishes what it has in hand, takes no more, and ends well."""
+async def test_sigterm_finishes_starts_in_flight(space: SimulatedSpace, fleet: Fleet, hosts: Hosts) -> None:
     space.faults.add("latency", on="start", seconds=0.3, executed=True)
     host = await hosts()
     await until(working(fleet, 1))
     run = await fleet.submit(on_conferences(space.conference_sids))
 
     async def has_begun() -> bool:
-        return bool((await fleet.status(run)).counts.get("intended"))
+        return bool((await fleet.status(run)).counts.get("in_doubt"))
 
     await until(has_begun)
     host.terminate()
     assert await host.wait() == 0
     status = await fleet.status(run)
-    assert "intended" not in status.counts
-    assert status.counts["started"] + status.counts["waiting"] == 200
+    assert "in_doubt" not in status.counts
+    assert status.counts["started"] + status.counts["pending"] == 200
     assert len(space.streams) == status.counts["started"]
 
     await hosts()
@@ -188,10 +191,9 @@ async def test_sigterm_drains(space: SimulatedSpace, fleet: Fleet, hosts: Hosts)
     assert len(space.streams) == 200
 
 
-async def test_a_redis_that_comes_back_costs_nothing(
+async def test_redis_restart_during_run_loses_and_doubles_nothing(
     space: SimulatedSpace, fleet: Fleet, hosts: Hosts, redis_server: RedisServer
 ) -> None:
-    """Redis killed and started again in mid-run: workers and readers wait for it, nothing is lost or doubled."""
     space.faults.add("latency", on="start", seconds=0.1, executed=True)
     await hosts()
     await hosts()
@@ -210,8 +212,7 @@ async def test_a_redis_that_comes_back_costs_nothing(
     assert space.streams.duplicates() == []
 
 
-async def test_a_worker_ends_without_redis(client: StreamsClient, fleet: Fleet, redis_server: RedisServer) -> None:
-    """A worker that is told to end while Redis is away ends."""
+async def test_worker_stops_while_redis_is_down(client: StreamsClient, fleet: Fleet, redis_server: RedisServer) -> None:
     worker = FleetWorker(redis_server.url, client, lease_seconds=1.0, shutdown_timeout=1.0)
     task = asyncio.create_task(worker.run())
     await until(working(fleet, 1))
@@ -230,9 +231,9 @@ async def silenced(
     redis_server: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[tuple[FleetWorker, "asyncio.Task[None]"]]:
-    """A worker with three starts under way, whose Redis takes commands and answers none any more."""
-    monkeypatch.setattr("signalwire_streams.fleet._worker._ENDS_WITHIN", 0.3)
-    monkeypatch.setattr("signalwire_streams.fleet._worker._LAST_WORDS", 0.3)
+    """A worker with three starts in flight, whose Redis accepts commands and no longer answers."""
+    monkeypatch.setattr("signalwire_streams.fleet._worker._CANCEL_AFTER", 0.3)
+    monkeypatch.setattr("signalwire_streams.fleet._worker._CLOSE_TIMEOUT", 0.3)
     space.faults.add("hang", on="start", executed=True)
     worker = FleetWorker(redis_server.url, client, shutdown_timeout=0.1)
     task = asyncio.create_task(worker.run())
@@ -248,18 +249,17 @@ async def silenced(
     assert space.requests.count("start-conference-stream") == 3
 
 
-async def test_a_worker_ends_while_redis_stands_still(silenced: tuple[FleetWorker, "asyncio.Task[None]"]) -> None:
-    """A Redis that answers nothing does not hold up the end of a worker, which sends nothing more."""
+async def test_worker_stops_while_redis_does_not_answer(silenced: tuple[FleetWorker, "asyncio.Task[None]"]) -> None:
     worker, task = silenced
     worker.stop()
     async with asyncio.timeout(PATIENCE):
         await task
 
 
-async def test_a_worker_that_is_cancelled_ends_while_redis_stands_still(
+async def test_cancelled_worker_ends_while_redis_does_not_answer(
     silenced: tuple[FleetWorker, "asyncio.Task[None]"],
 ) -> None:
-    """However often it is cancelled: it ends, as cancelled."""
+    """However often it is cancelled, it raises CancelledError at the end."""
     _, task = silenced
     for _ in range(3):
         task.cancel()
@@ -269,10 +269,9 @@ async def test_a_worker_that_is_cancelled_ends_while_redis_stands_still(
             await task
 
 
-async def test_redis_keeps_no_secrets(
+async def test_redis_files_contain_no_secrets(
     space: SimulatedSpace, fleet: Fleet, hosts: Hosts, redis_server: RedisServer
 ) -> None:
-    """Neither the API token nor a secret of a request is anywhere in what Redis has written."""
     await hosts()
     requests = [
         StartConferenceStream(
@@ -293,14 +292,13 @@ async def test_redis_keeps_no_secrets(
     assert b"hidden" not in kept
 
 
-@pytest.mark.parametrize("pacer", [None, LocalRateLimiter(TokenBucket(RateLimit()), Clock())])
-async def test_a_worker_in_this_process_ends_by_cancelling(
-    space: SimulatedSpace, fleet: Fleet, hosts: Hosts, monkeypatch: pytest.MonkeyPatch, pacer: RateLimiter | None
+@pytest.mark.parametrize("limiter", [None, LocalRateLimiter(TokenBucket(RateLimit()), Clock())])
+async def test_run_worker_can_be_cancelled(
+    space: SimulatedSpace, fleet: Fleet, hosts: Hosts, monkeypatch: pytest.MonkeyPatch, limiter: RateLimiter | None
 ) -> None:
-    """`run_worker` can be cancelled, as any coroutine; also with a pacer of the caller's own."""
     for name, value in hosts.environment.items():
         monkeypatch.setenv(name, value)
-    task = asyncio.create_task(run_worker(fleet.url, rate_limiter=pacer))
+    task = asyncio.create_task(run_worker(fleet.url, rate_limiter=limiter))
     run = await fleet.submit(on_conferences(space.conference_sids[:3]))
     await all_results(fleet, run)
 
@@ -310,10 +308,9 @@ async def test_a_worker_in_this_process_ends_by_cancelling(
     assert await fleet.workers() == ()
 
 
-async def test_a_wrong_password_is_told(
+async def test_wrong_redis_password_ends_worker_and_submit_at_once(
     space: SimulatedSpace, client: StreamsClient, redis_server: RedisServer
 ) -> None:
-    """Where Redis wants a password, a wrong one ends a worker and a submit at once, and is not repeated."""
     url = redis_server.url.replace("unix://", "unix://user:hidden@")
     with pytest.raises(FleetError, match="refuses this user or password") as caught:
         async with asyncio.timeout(PATIENCE):

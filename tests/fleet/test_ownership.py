@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 
 import pytest
@@ -13,13 +13,14 @@ from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet._batches import Leases
-from signalwire_streams.fleet._ledger import Batch, BatchLedger, key_of
-from signalwire_streams.fleet._redis import Command, Connection, Writer, command
+from signalwire_streams.fleet._items import Evidence, key_of
+from signalwire_streams.fleet._ledger import Batch, BatchLedger
+from signalwire_streams.fleet._redis import Connection, Writer
 from signalwire_streams.fleet._submission import Submission
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import all_results, connection_of, keys_of, on_conferences, set_marks, until
+from .helpers import Pipe, all_results, connection_of, keys_of, no_heartbeat, on_conferences, redis_of, set_marks, until
 
 HOUR = 3600
 WEEK = 7 * 24 * HOUR
@@ -30,18 +31,18 @@ async def lifetimes(fleet: Fleet) -> dict[str, int]:
     """Return the seconds until each of the fleet's keys expires (-1: never), by the last word of the key."""
     connection = connection_of(fleet)
     prefix = f"{fleet._keys.prefix}:our:"
-    names = [bytes(name).decode() for name in await connection.one(command("keys", f"{prefix}*"))]
+    names = [bytes(name).decode() for name in await connection.client.keys(f"{prefix}*")]
     words = [[part for part in name.removeprefix(prefix).split(":") if part.isalpha()][-1] for name in names]
-    seconds = [await connection.one(command("ttl", name)) for name in names]
+    seconds = [await connection.client.ttl(name) for name in names]
     return dict(zip(words, seconds, strict=True))
 
 
 @pytest.mark.parametrize("keep", [None, 600.0])
-async def test_redis_keeps_a_run_for_a_week_by_default(
+async def test_keys_of_run_expire_after_retention(
     space: SimulatedSpace, url: str, workers: Workers, keep: float | None
 ) -> None:
-    """Every key of a run expires after `keep` seconds, a week by default; its requests an hour later."""
-    options = {} if keep is None else {"keep": keep}
+    """Requests expire an hour later than the rest."""
+    options = {} if keep is None else {"retention": keep}
     expected = WEEK if keep is None else round(keep)
     workers()
     async with Fleet(url, space=space.base_url, project=space.project, **options) as fleet:
@@ -50,28 +51,27 @@ async def test_redis_keeps_a_run_for_a_week_by_default(
         _ = [outcome async for outcome in fleet.stop_streams(run, workers.client)]
         await fleet._writer.idle()
         found = await lifetimes(fleet)
-        forgotten_at = await connection_of(fleet).one(command("zscore", fleet._keys.runs, "nightly"))
+        forgotten_at = await redis_of(fleet).zscore(fleet._keys.runs, "nightly")
         began = datetime.fromisoformat((await fleet.status(run)).started_at).timestamp()
 
-    kept = {name: found[name] for name in ("nightly", "marks", "outcomes", "undone")}
+    kept = {name: found[name] for name in ("nightly", "marks", "outcomes", "stopped")}
     assert kept == pytest.approx(dict.fromkeys(kept, expected), abs=60)
     assert found["requests"] == pytest.approx(expected + HOUR, abs=60)
     assert forgotten_at == pytest.approx(began + expected, abs=60)
     assert set(found) <= {*kept, "requests", "worker", "workers", "runs"} | {name for name in found if "-" in name}
 
 
-async def test_marks_expire_before_a_start_has_an_outcome(space: SimulatedSpace, fleet: Fleet) -> None:
+async def test_claimed_mark_expires(space: SimulatedSpace, fleet: Fleet) -> None:
     """A mark that a worker sets before it sends a start expires even if the worker dies at once."""
     run, ledger = await _ledger_of(space, fleet)
     key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
     await ledger.intend(key, progress, ledger.known(key, progress))
 
     assert 0 < (await lifetimes(fleet))["marks"] <= 60
-    assert (await fleet.status(run)).counts == {"intended": 1, "waiting": 2}
+    assert (await fleet.status(run)).counts == {"in_doubt": 1, "pending": 2}
 
 
-async def test_outcomes_of_a_cancelled_run_expire(space: SimulatedSpace, fleet: Fleet) -> None:
-    """Marks and outcomes that a cancel writes, without any worker, expire with the run."""
+async def test_marks_and_outcomes_of_cancel_expire(space: SimulatedSpace, fleet: Fleet) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
     await fleet.cancel(run)
 
@@ -79,53 +79,50 @@ async def test_outcomes_of_a_cancelled_run_expire(space: SimulatedSpace, fleet: 
     assert (found["marks"], found["outcomes"]) == pytest.approx((WEEK, WEEK), abs=60)
 
 
-async def test_a_lease_expires_unless_it_is_renewed(space: SimulatedSpace, fleet: Fleet) -> None:
-    """A lease that is not renewed expires by itself; a renewal sets its whole duration again."""
+async def test_lease_expires_unless_renewed(space: SimulatedSpace, fleet: Fleet) -> None:
     connection = connection_of(fleet)
-    leases = Leases(connection, LEASE, list)
-    lease = await leases.take("lease", "me", lambda: None)
+    leases = Leases(connection, duration=LEASE, heartbeat=no_heartbeat)
+    lease = await leases.acquire("lease", "me", lambda: None)
     assert lease is not None
-    assert 0 < await connection.one(command("ttl", "lease")) <= LEASE
+    assert 0 < await connection.client.ttl("lease") <= LEASE
 
-    await connection.one(command("set", "lease", "me"))  # without an end
-    held_at = lease.held_at
-    _ = leases.begin()
-    await until(lambda: _holds(lambda: lease.held_at > held_at))
-    await leases.end()
+    await connection.client.set("lease", "me")  # without an end
+    renewed_at = lease.renewed_at
+    _ = leases.start()
+    await until(lambda: _holds(lambda: lease.renewed_at > renewed_at))
+    await leases.stop()
 
-    assert 0 < await connection.one(command("ttl", "lease")) <= LEASE
+    assert 0 < await connection.client.ttl("lease") <= LEASE
 
 
-async def test_worker_facts_expire_after_a_lease(fleet: Fleet, workers: Workers) -> None:
-    """A worker that dies is no longer listed once its lease is over."""
+async def test_worker_entry_expires_after_a_lease(fleet: Fleet, workers: Workers) -> None:
     worker = workers(name="one")
     await until(fleet.workers)
 
     assert worker.lease_seconds == LEASE
-    assert 0 < await connection_of(fleet).one(command("ttl", fleet._keys.worker("one"))) <= LEASE
+    assert 0 < await redis_of(fleet).ttl(fleet._keys.worker("one")) <= LEASE
 
 
-async def test_runs_that_expired_are_removed_from_the_list(space: SimulatedSpace, fleet: Fleet) -> None:
-    """The index of runs does not grow for ever: a submit removes the runs that Redis no longer has."""
+async def test_submit_removes_expired_runs_from_index(space: SimulatedSpace, fleet: Fleet) -> None:
     connection = connection_of(fleet)
-    await connection.one(command("zadd", fleet._keys.runs, {"expired": 1.0, "running": 99_999_999_999.0}))
+    await connection.client.zadd(fleet._keys.runs, {"expired": 1.0, "running": 99_999_999_999.0})
 
     await fleet.submit(on_conferences(space.conference_sids), name="nightly")
 
-    names = await connection.one(command("zrange", fleet._keys.runs, 0, -1))
+    names = await connection.client.zrange(fleet._keys.runs, 0, -1)
     assert sorted(names) == [b"nightly", b"running"]
 
 
 async def _ledger_of(space: SimulatedSpace, fleet: Fleet) -> tuple[str, BatchLedger]:
     run = await fleet.submit(on_conferences(space.conference_sids))
-    batch = Batch(await keys_of(fleet, run), run, 0, 60)
-    ledger = BatchLedger(batch, "old", Writer(connection_of(fleet)), {}, size=3)
+    batch = Batch(keys=await keys_of(fleet, run), run=run, number=0, retention=60)
+    ledger = BatchLedger(batch, owner="old", writer=Writer(connection_of(fleet)))
+    ledger.size = 3
     ledger.expect(enumerate(on_conferences(space.conference_sids)))
     return run, ledger
 
 
-async def test_a_replaced_owner_does_not_release_the_mark_of_its_successor(space: SimulatedSpace, fleet: Fleet) -> None:
-    """A start that another worker may have sent meanwhile is not marked as waiting by the worker that lost it."""
+async def test_replaced_owner_does_not_release_mark_of_successor(space: SimulatedSpace, fleet: Fleet) -> None:
     run, ledger = await _ledger_of(space, fleet)
     key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
 
@@ -134,8 +131,8 @@ async def test_a_replaced_owner_does_not_release_the_mark_of_its_successor(space
         await asyncio.Event().wait()
 
     sending = asyncio.create_task(send())
-    await until(lambda: _holds(lambda: 0 in ledger._own))
-    await connection_of(fleet).one(command("hset", ledger.batch.marks, "0", "i:new"))
+    await until(lambda: _holds(lambda: 0 in ledger._claimed))
+    await redis_of(fleet).hset(ledger.batch.marks, "0", "i:new")
     ledger.hand_back()
     with pytest.raises(asyncio.CancelledError):
         await sending
@@ -144,72 +141,73 @@ async def test_a_replaced_owner_does_not_release_the_mark_of_its_successor(space
     )
     assert not await ledger.written()
 
-    assert await connection_of(fleet).one(command("hget", ledger.batch.marks, "0")) == b"i:new"
-    assert (await fleet.status(run)).counts == {"intended": 1, "waiting": 2}
+    assert await redis_of(fleet).hget(ledger.batch.marks, "0") == b"i:new"
+    assert (await fleet.status(run)).counts == {"in_doubt": 1, "pending": 2}
 
 
-async def test_a_step_that_is_repeated_counts_once(space: SimulatedSpace, fleet: Fleet) -> None:
-    """A mark or an outcome that is written again because its answer was lost changes no count and adds no outcome."""
+async def test_repeated_script_call_counts_once(space: SimulatedSpace, fleet: Fleet) -> None:
+    """A mark or outcome that is written again because its answer was lost changes no count and adds no outcome."""
     run, ledger = await _ledger_of(space, fleet)
     for repetition in range(2):
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
         if repetition:
             ledger.expect([(0, on_conferences(space.conference_sids)[0])])
         await ledger.intend(key, progress, ledger.known(key, progress))
-        assert (await fleet.status(run)).counts == {"intended": 1, "waiting": 2}
+        assert (await fleet.status(run)).counts == {"in_doubt": 1, "pending": 2}
     outcome = BulkOutcome(index=0, item=None, status=BulkStatus.STARTED, attempts=2)
     for _ in range(2):
-        ledger._settle(0, outcome)
+        ledger._complete(0, outcome, Evidence.NONE)
         await ledger.written()
 
     status = await fleet.status(run)
-    assert status.counts == {"started": 1, "waiting": 2}
+    assert status.counts == {"started": 1, "pending": 2}
     assert (status.attempts, status.errors) == (2, {})
-    assert await connection_of(fleet).one(command("xlen", ledger.batch.keys.outcomes)) == 1
+    assert await redis_of(fleet).xlen(ledger.batch.keys.outcomes) == 1
 
 
-async def test_nothing_is_written_about_a_run_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet) -> None:
-    """A worker that still has a batch of an expired run creates no key that would then never expire."""
+async def test_nothing_is_written_about_expired_run(space: SimulatedSpace, fleet: Fleet) -> None:
+    """A worker that still has a batch of an expired run creates no key, which would then never expire."""
     run, ledger = await _ledger_of(space, fleet)
     connection = connection_of(fleet)
-    await connection.one(command("delete", fleet._keys.run(run)))
+    await connection.client.delete(fleet._keys.run(run))
     key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
 
-    with pytest.raises(RunCancelledError, match="ended before its turn"):
+    with pytest.raises(RunCancelledError, match="cancelled before its turn"):
         await ledger.intend(key, progress, ledger.known(key, progress))
-    ledger._settle(0, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED))
-    ledger._release(0)
+    ledger._complete(0, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED), Evidence.NONE)
+    ledger._release(0, progress)
     await ledger.written()
 
     assert set(await lifetimes(fleet)) == {"requests", "runs"}
 
 
-async def test_a_worker_does_not_give_back_the_lease_of_another(fleet: Fleet) -> None:
-    """A batch that was taken over meanwhile stays with its new owner when the old one lets go of it."""
+async def test_worker_does_not_release_lease_of_another(fleet: Fleet) -> None:
     connection = connection_of(fleet)
-    old, new = Leases(connection, LEASE, list), Leases(connection, LEASE, list)
-    lease = await old.take("lease", "old", lambda: None)
+    old, new = (
+        Leases(connection, duration=LEASE, heartbeat=no_heartbeat),
+        Leases(connection, duration=LEASE, heartbeat=no_heartbeat),
+    )
+    lease = await old.acquire("lease", "old", lambda: None)
     assert lease is not None
-    await connection.one(command("delete", "lease"))  # it expired
-    assert await new.take("lease", "new", lambda: None) is not None
+    await connection.client.delete("lease")  # it expired
+    assert await new.acquire("lease", "new", lambda: None) is not None
 
-    await old.give_back(lease)
+    await old.release(lease)
 
-    assert await connection.one(command("get", "lease")) == b"new"
-    assert await old.take("lease", "old", lambda: None) is None
+    assert await connection.client.get("lease") == b"new"
+    assert await old.acquire("lease", "old", lambda: None) is None
 
 
-async def test_a_failed_resume_keeps_the_name_that_another_resume_took(
+async def test_failed_resume_removes_only_its_own_name(
     space: SimulatedSpace, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two resumes at the same time the one that fails takes back its own name only."""
     run = await fleet.submit(on_conferences(space.conference_sids))
     await fleet.cancel(run)
     facts = fleet._keys.run(run)
 
     async def refused(self: Submission, requests: object) -> None:
         assert (await fleet.status(run)).resumed_as == "mine"
-        await connection_of(fleet).one(command("hset", facts, "resumed", "theirs"))
+        await redis_of(fleet).hset(facts, "resumed", "theirs")
         raise InvalidRequestError("that name is taken")
 
     monkeypatch.setattr(Submission, "submit", refused)
@@ -220,10 +218,9 @@ async def test_a_failed_resume_keeps_the_name_that_another_resume_took(
 
 
 @pytest.mark.parametrize("state", ["resumed", "stopping"])
-async def test_a_run_is_either_resumed_or_stopped(
+async def test_run_is_either_resumed_or_stopped(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, state: str
 ) -> None:
-    """The streams of a run that were stopped are not started again by a resume, and the first resume keeps its name."""
     run = await fleet.submit(on_conferences(space.conference_sids))
     await fleet.cancel(run)
     if state == "stopping":
@@ -238,11 +235,10 @@ async def test_a_run_is_either_resumed_or_stopped(
         assert await fleet.resume(run) == "first"
 
 
-async def test_cancelling_twice_keeps_the_first_reason(space: SimulatedSpace, fleet: Fleet) -> None:
-    """A run that was ended keeps the reason of its end."""
+async def test_second_cancel_keeps_first_reason(space: SimulatedSpace, fleet: Fleet) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
     facts = fleet._keys.run(run)
-    await connection_of(fleet).one(command("hset", facts, mapping={"ended": "cancelled", "why": "the first reason"}))
+    await redis_of(fleet).hset(facts, mapping={"ended": "cancelled", "reason": "the first reason"})
 
     status = await fleet.cancel(run)
 
@@ -253,21 +249,20 @@ async def test_cancelling_twice_keeps_the_first_reason(space: SimulatedSpace, fl
 class TestRenewal:
     """A worker renews its leases often enough to keep them, and gives them up before Redis does."""
 
-    async def test_a_lease_is_renewed_several_times_while_it_lasts(self, idle_clock: Clock) -> None:
-        """Two renewals may be lost, and the lease does not expire."""
+    async def test_lease_is_renewed_several_times_while_it_lasts(self, idle_clock: Clock) -> None:
+        """Two renewals may fail, and the lease does not expire."""
         asked: list[float] = []
         redis = Redis()
 
-        def tell() -> Sequence[Command]:
+        def heartbeat(pipe: object) -> None:
             asked.append(idle_clock.now())
-            return ()
 
-        leases = Leases(Connection(redis, 60.0), LEASE, tell)
-        lease = await leases.take("lease", "me", lambda: None)
+        leases = Leases(Connection(redis, 60.0), duration=LEASE, heartbeat=heartbeat)
+        lease = await leases.acquire("lease", "me", lambda: None)
         assert lease is not None
-        _ = leases.begin()
+        _ = leases.start()
         await asyncio.sleep(4 * LEASE)
-        await leases.end()
+        await leases.stop()
 
         assert not lease.is_lost
         gaps = [later - earlier for earlier, later in itertools.pairwise(asked)]
@@ -275,17 +270,17 @@ class TestRenewal:
         assert min(gaps) >= LEASE / 10
         assert redis.granted == 1 + len(asked)
 
-    async def test_a_lease_that_is_not_renewed_is_lost_before_it_expires(self, idle_clock: Clock) -> None:
-        """A worker that gets no answer cuts what is under way while the lease still lasts, and not much earlier."""
+    async def test_lease_without_renewal_is_lost_before_it_expires(self, idle_clock: Clock) -> None:
+        """A worker without answers cancels its starts while the lease still lasts, and not much earlier."""
         redis, cut_at = Redis(), list[float]()
-        leases = Leases(Connection(redis, 600.0), LEASE, list)
+        leases = Leases(Connection(redis, 600.0), duration=LEASE, heartbeat=no_heartbeat)
         began = idle_clock.now()
-        lease = await leases.take("lease", "me", lambda: cut_at.append(idle_clock.now()))
+        lease = await leases.acquire("lease", "me", lambda: cut_at.append(idle_clock.now()))
         assert lease is not None
         redis.answers = False
-        _ = leases.begin()
+        _ = leases.start()
         await asyncio.sleep(2 * LEASE)
-        await leases.end()
+        await leases.stop()
 
         assert lease.is_lost
         [seconds] = [at - began for at in cut_at]
@@ -293,11 +288,14 @@ class TestRenewal:
 
 
 class Redis:
-    """A Redis that grants every lease, until it does not answer any more."""
+    """A Redis that grants every lease, until it stops answering."""
 
     def __init__(self) -> None:
         self.answers = True
         self.granted = 0
+
+    def pipeline(self) -> Pipe:
+        return Pipe(self)
 
     async def eval(self, *_: object) -> bytes:
         if not self.answers:

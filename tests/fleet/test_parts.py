@@ -1,4 +1,4 @@
-"""The parts of the fleet: what is written in Redis, and the patience with it."""
+"""The fleet's parts: serialization, the connection to Redis, and grouped script calls."""
 
 import asyncio
 import json
@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 from redis.exceptions import AuthenticationError as WrongPassword, ConnectionError as NotThere, ResponseError
 
 from signalwire_streams import (
     ApiError,
     BulkOutcome,
     BulkStatus,
-    CallStream,
     ClientStateError,
     ConferenceStream,
     FleetError,
@@ -32,34 +31,36 @@ from signalwire_streams import (
     fleet as fleet_room,
 )
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet._ledger import (
-    Mark,
-    Planned,
+from signalwire_streams.fleet._items import (
+    Evidence,
+    ItemMark,
+    PlannedItem,
+    claimed_mark,
     read_batch,
-    read_index,
     read_outcome,
-    settled,
+    settled_mark,
     write_batch,
     write_outcome,
 )
-from signalwire_streams.fleet._redis import Connection, Step, Writer, command, engine_url, joined
+from signalwire_streams.fleet._lua import LuaCall
+from signalwire_streams.fleet._redis import Connection, Writer, docket_url
 from signalwire_streams.fleet._submission import start_batch
 from signalwire_streams.simulator import SimulatedSpace
 
-from .helpers import URL, on_conferences
+from .helpers import URL, Pipe, on_conferences
 
 CONFERENCE = StartConferenceStream(
     conference_sid="c", url=URL, name="n", codec="L16", realtime=True, track="both_tracks"
 )
-STEP = Step("script", ("run",), "marks", (0, "i:worker"))
+STEP = LuaCall("script", ("run",), "marks", (0, "i:worker"))
 CALL = StartCallStream(call_sid="a", url=URL, unnamed=True, status_callback="https://example.com/hear")
 
 
-def test_requests_are_kept_as_they_are() -> None:
-    """What is not secret of a request comes back from Redis as it was."""
+def test_planned_items_survive_serialization() -> None:
     starts = [
-        Planned(PlannedRequest.from_request(CONFERENCE)),
-        Planned(PlannedRequest.from_request(CALL), may_run=True),
+        PlannedItem(PlannedRequest.from_request(CONFERENCE)),
+        PlannedItem(PlannedRequest.from_request(CALL), Evidence.IN_DOUBT),
+        PlannedItem(PlannedRequest.from_request(CALL), Evidence.REFUSED),
     ]
     assert read_batch(write_batch(starts)) == starts
 
@@ -74,8 +75,7 @@ def test_requests_are_kept_as_they_are() -> None:
         ApiError("odd", status=418, request_id="r"),
     ],
 )
-def test_outcomes_are_kept_as_they_are(error: StreamsError | None) -> None:
-    """An outcome comes back from Redis as it was, its error with its class and all that it knows."""
+def test_outcomes_survive_serialization(error: StreamsError | None) -> None:
     stream = ConferenceStream(conference_sid="c", sid="s", name="n", status="queued", ambiguous=True)
     outcome = BulkOutcome(
         index=7,
@@ -87,18 +87,16 @@ def test_outcomes_are_kept_as_they_are(error: StreamsError | None) -> None:
         duration=0.25,
     )
 
-    index, facts = read_index(write_outcome(outcome))
-    read = read_outcome(facts, CONFERENCE)
+    read = read_outcome(json.loads(write_outcome(outcome)), CONFERENCE)
 
-    assert index == 7
+    assert read.index == 7
     assert (read.status, read.stream, read.attempts, read.duration) == (outcome.status, outcome.stream, 3, 0.25)
     assert type(read.error) is type(error)
     if error is not None:
         assert vars(read.error) == vars(error)
 
 
-def test_an_error_of_a_newer_worker() -> None:
-    """An error that this version does not know is told by its message."""
+def test_unknown_error_class_is_read_as_streams_error() -> None:
     text = write_outcome(
         BulkOutcome(index=0, item=CALL, status=BulkStatus.REJECTED, error=StreamsError("new", attempts=2))
     )
@@ -111,30 +109,68 @@ def test_an_error_of_a_newer_worker() -> None:
     assert (error.message, error.attempts) == ("new", 2)
 
 
-def test_marks_tell_what_may_run() -> None:
-    """A mark tells the stream that its start made, or may have made."""
-    started = BulkOutcome(
-        index=0,
-        item=CONFERENCE,
-        status=BulkStatus.STARTED,
-        stream=ConferenceStream(conference_sid="c", sid="s:1", name="n", ambiguous=True),
-    )
-    unknown = BulkOutcome(index=0, item=CALL, status=BulkStatus.UNKNOWN)
-    rejected = BulkOutcome(index=0, item=CALL, status=BulkStatus.REJECTED)
+def outcome_of(status: BulkStatus, item: StartConferenceStream | StartCallStream = CONFERENCE) -> BulkOutcome[Any]:
+    stream = ConferenceStream(conference_sid="c", sid="s:1", name="n", ambiguous=True)
+    return BulkOutcome(index=0, item=item, status=status, stream=stream if status is BulkStatus.STARTED else None)
 
-    assert Mark(settled(started)).stream_of(CONFERENCE) == started.stream
-    assert Mark(settled(unknown)).stream_of(CALL) == CallStream(call_sid="a")
-    assert Mark(settled(rejected)).stream_of(CALL) is None
-    assert Mark("i:worker").stream_of(CONFERENCE) == ConferenceStream(conference_sid="c", name="n")
-    assert Mark().stream_of(CALL) is None
+
+@pytest.mark.parametrize("name", ["n", "sws-1-c"])
+@pytest.mark.parametrize(
+    ("mark", "stream"),
+    [
+        (settled_mark(outcome_of(BulkStatus.STARTED), Evidence.REFUSED), {"sid": "s:1", "ambiguous": True}),
+        (settled_mark(outcome_of(BulkStatus.UNKNOWN), Evidence.REFUSED), {}),
+        (settled_mark(outcome_of(BulkStatus.REJECTED), Evidence.REFUSED), None),
+        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.NONE), None),
+        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.REFUSED), "only with a generated name"),
+        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.THROTTLED), None),
+        (claimed_mark("worker"), {}),
+        ("r", "only with a generated name"),
+        ("", None),
+        ("t", None),
+    ],
+)
+def test_mark_tells_which_stream_may_be_running(name: str, mark: str, stream: dict[str, Any] | str | None) -> None:
+    """A refusal for now may have started the stream, but under the caller's own name another one may be running."""
+    if isinstance(stream, str):
+        stream = {} if name.startswith("sws-") else None
+    expected = None if stream is None else ConferenceStream(conference_sid="c", name=name, **stream)
+
+    assert ItemMark(mark).stream_of(evolve(CONFERENCE, name=name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "earlier", "evidence"),
+    [
+        ("", Evidence.NONE, Evidence.NONE),
+        ("", Evidence.REFUSED, Evidence.REFUSED),
+        ("", Evidence.IN_DOUBT, Evidence.IN_DOUBT),
+        ("r", Evidence.NONE, Evidence.REFUSED),
+        ("r", Evidence.IN_DOUBT, Evidence.IN_DOUBT),
+        ("i:worker", Evidence.NONE, Evidence.IN_DOUBT),
+        ("f:unknown:0:", Evidence.NONE, Evidence.IN_DOUBT),
+        ("f:not_attempted:r:", Evidence.NONE, Evidence.REFUSED),
+        ("f:not_attempted:t:", Evidence.NONE, Evidence.THROTTLED),
+        ("f:not_attempted::", Evidence.NONE, Evidence.NONE),
+        ("t", Evidence.NONE, Evidence.THROTTLED),
+        ("f:rejected:0:", Evidence.REFUSED, Evidence.NONE),
+    ],
+)
+def test_mark_keeps_the_strongest_evidence(text: str, earlier: Evidence, evidence: Evidence) -> None:
+    mark = ItemMark(text, earlier)
+    assert mark.evidence is evidence
+    assert mark.is_in_doubt is (evidence is Evidence.IN_DOUBT and not text.startswith("f:"))
 
 
 @define(eq=False)
 class Broken:
-    """A Redis that fails so, one failure after the other, and then answers."""
+    """A Redis that raises these failures one after the other, and then answers."""
 
     failures: list[Exception]
     asked: int = field(init=False, default=0)
+
+    def pipeline(self) -> Pipe:
+        return Pipe(self)
 
     async def get(self, _: str) -> bytes:
         self.asked += 1
@@ -148,113 +184,127 @@ class Broken:
 
 @define(eq=False)
 class Loads:
-    """A Redis that does whatever it is told, and counts how much of it comes at once."""
+    """A Redis that records how many calls each command has."""
 
     loads: list[int] = field(init=False, factory=list)
+
+    def pipeline(self) -> Pipe:
+        return Pipe(self)
 
     async def eval(self, _: str, keys: int, *__: object) -> list[bytes]:
         self.loads.append(keys - 1)
         return [b"ok"] * (keys - 1)
 
 
-async def test_a_redis_that_is_away_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
-    """It is said once that Redis is away, however often it is asked until it is back."""
+async def test_connection_logs_outage_once(caplog: pytest.LogCaptureFixture) -> None:
     connection = Connection(Broken([NotThere("gone"), ResponseError("LOADING"), OSError()]), 10.0)
     with caplog.at_level(logging.WARNING, "signalwire_streams"):
-        assert await connection.one(command("get", "key")) == b"there"
+        assert await connection.run(lambda redis: redis.get("key")) == b"there"
     assert [record.getMessage() for record in caplog.records] == [
-        "the fleet's Redis can't be used, and is asked again: gone",
-        "the fleet's Redis is back",
+        "fleet Redis unavailable, retrying: gone",
+        "fleet Redis available again",
     ]
 
 
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
-        (NotThere("gone"), "can't be used: gone"),
-        (OSError(), "can't be used: OSError"),
+        (NotThere("gone"), "unavailable: gone"),
+        (OSError(), "unavailable: OSError"),
         (WrongPassword("no"), "refuses this user or password"),
         (NotThere("invalid username-password pair"), "refuses this user or password"),
     ],
 )
-async def test_a_redis_that_stays_away(failure: Exception, words: str) -> None:
-    """At the end of the patience, or where waiting would not help, it is told."""
+async def test_connection_raises_when_patience_ends_or_access_is_refused(failure: Exception, words: str) -> None:
     with pytest.raises(FleetError, match=words):
-        await Connection(Broken([failure]), 0.0).one(command("get", "key"))
+        await Connection(Broken([failure]), 0.0).run(lambda redis: redis.get("key"))
 
 
-def test_steps_of_a_kind_are_one_command() -> None:
-    """Steps of one script on one run go together; the places say which answer is whose."""
-    steps = [
-        Step("one", ("run",), "marks:0", (0, "a")),
-        Step("two", ("run",), "marks:0", (1,)),
-        Step("one", ("run",), "marks:1", (25, "b")),
-        Step("one", ("other",), "marks:1", (26, "c")),
+async def test_script_calls_of_one_run_are_one_command() -> None:
+    """Each call gets its own answer, whatever the order."""
+    sent: list[tuple[object, ...]] = []
+
+    class Redis:
+        def pipeline(self) -> Pipe:
+            return Pipe(self)
+
+        async def eval(self, *args: object) -> list[str]:
+            sent.append(args)
+            return [f"{args[0]} {args[3 + number]}" for number in range(int(str(args[1])) - 1)]
+
+    calls = [
+        LuaCall("one", ("run",), "marks:0", (0, "a")),
+        LuaCall("two", ("run",), "marks:0", (1,)),
+        LuaCall("one", ("run",), "marks:1", (25, "b")),
+        LuaCall("one", ("other",), "marks:1", (26, "c")),
     ]
-    assert joined(steps) == [
-        (command("eval", "one", 3, "run", "marks:0", "marks:1", "0", "a", "25", "b"), [0, 2]),
-        (command("eval", "two", 2, "run", "marks:0", "1"), [1]),
-        (command("eval", "one", 2, "other", "marks:1", "26", "c"), [3]),
+    answers = await Connection(Redis(), 0.0).call_all(calls)
+
+    assert sent == [
+        ("one", 3, "run", "marks:0", "marks:1", "0", "a", "25", "b"),
+        ("two", 2, "run", "marks:0", "1"),
+        ("one", 2, "other", "marks:1", "26", "c"),
     ]
+    assert answers == ["one marks:0", "two marks:0", "one marks:1", "one marks:1"]
 
 
-async def test_a_busy_writer_asks_no_more_often() -> None:
-    """What comes while a load is on its way, and a moment longer, goes out as one."""
+async def test_writer_gathers_calls() -> None:
+    """Calls that come while others are in flight, or a moment later, are sent together."""
     redis = Loads()
     writer = Writer(Connection(redis, 0.0))
-    answers = [writer.later(STEP)]
+    answers = [writer.call(STEP)]
     for _ in range(3):  # one after the other, all within the moment that the first load's end gives
         await answers[0]
-        answers.append(writer.later(STEP))
+        answers.append(writer.call(STEP))
     assert [await answer for answer in answers] == ["ok"] * 4
     assert redis.loads == [1, 3]
 
 
-async def test_whoever_waits_hears_of_a_failure() -> None:
-    """What can't be written is told to all that wait for it; the next one tries anew."""
+async def test_writer_failure_reaches_all_callers() -> None:
+    """The next call is tried again."""
     writer = Writer(Connection(Broken([WrongPassword("no")]), 0.0))
     with pytest.raises(FleetError):
-        await writer.later(STEP)
+        await writer.call(STEP)
     await asyncio.sleep(0)
-    assert await writer.later(STEP) == "there"
+    assert await writer.call(STEP) == "there"
     await writer.idle()
     await writer.idle()
 
 
-async def test_what_nobody_waits_for_is_not_written() -> None:
-    """A step that was cancelled before its turn is not done; closing gives up the rest."""
+async def test_writer_skips_cancelled_calls() -> None:
+    """Closing cancels the rest."""
     redis = Broken([])
     writer = Writer(Connection(redis, 0.0))
-    writer.later(STEP).cancel()
+    writer.call(STEP).cancel()
     await writer.idle()
     assert redis.asked == 0
 
     waiting = Writer(Connection(Broken([NotThere("gone")] * 100), 60.0))
-    first = waiting.later(STEP)
+    first = waiting.call(STEP)
     await asyncio.sleep(0)
-    second = waiting.later(STEP)
+    second = waiting.call(STEP)
     second.cancel()
     await waiting.close()
     assert first.cancelled()
     await waiting.close()
 
 
-async def test_a_writer_that_is_closed_at_once() -> None:
-    """Whoever waits hears of it, also where the writer did not come to begin."""
+async def test_writer_closed_at_once_cancels_calls() -> None:
     writer = Writer(Connection(Broken([]), 0.0))
-    answer = writer.later(STEP)
+    answer = writer.call(STEP)
     await writer.close()
     assert answer.cancelled()
-    assert await writer.later(STEP) == "there"
+    assert await writer.call(STEP) == "there"
 
 
-async def test_a_failure_that_nobody_heard() -> None:
-    """Who was cancelled meanwhile is not told of a failure, nor of an answer."""
-
+async def test_writer_ignores_callers_cancelled_in_flight() -> None:
     @define(eq=False)
     class Slow:
         go_on: asyncio.Event = field(factory=asyncio.Event)
         failure: Exception | None = None
+
+        def pipeline(self) -> Pipe:
+            return Pipe(self)
 
         async def eval(self, *_: object) -> list[str]:
             await self.go_on.wait()
@@ -265,32 +315,28 @@ async def test_a_failure_that_nobody_heard() -> None:
     for failure in (None, WrongPassword("no")):
         slow = Slow(failure=failure)
         writer = Writer(Connection(slow, 0.0))
-        answer = writer.later(STEP)
+        answer = writer.call(STEP)
         await asyncio.sleep(0)
         answer.cancel()
         slow.go_on.set()
         await writer.idle()
 
 
-def test_the_engine_gets_enough_connections() -> None:
-    """The engine's own cap on connections is lifted, unless the address says otherwise."""
-    assert engine_url("redis://host:6379/0") == "redis://host:6379/0?max_connections=1000"
-    assert engine_url("redis://host?db=1") == "redis://host?db=1&max_connections=1000"
-    assert engine_url("redis://host?max_connections=5") == "redis://host?max_connections=5"
-    assert engine_url("memory://") == "memory://"
+def test_docket_url_raises_connection_limit() -> None:
+    assert docket_url("redis://host:6379/0") == "redis://host:6379/0?max_connections=1000"
+    assert docket_url("redis://host?db=1") == "redis://host?db=1&max_connections=1000"
+    assert docket_url("redis://host?max_connections=5") == "redis://host?max_connections=5"
+    assert docket_url("memory://") == "memory://"
 
 
-async def test_the_submitter_s_task_does_nothing() -> None:
-    """A process that only submits carries nothing out."""
-    with pytest.raises(ClientStateError, match="no worker"):
+async def test_task_of_submitter_raises() -> None:
+    with pytest.raises(ClientStateError, match="not a worker"):
         await start_batch("run", 0)
 
 
-async def test_a_queue_that_takes_only_a_part(
+async def test_partly_queued_submit_can_be_repeated(
     space: SimulatedSpace, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the engine could not queue all of it, the submit says so, and can be repeated."""
-
     class Failed:
         schedule_exception = ResponseError("OOM")
 
@@ -301,7 +347,7 @@ async def test_a_queue_that_takes_only_a_part(
         raise NotThere("gone")
 
     requests = on_conferences(space.conference_sids)
-    for broken, words in ((refuse, "only a part of the run: OOM"), (vanish, "can't be used: gone")):
+    for broken, words in ((refuse, "only a part of the run: OOM"), (vanish, "unavailable: gone")):
         monkeypatch.setattr(fleet._docket, "add_many", broken)
         with pytest.raises(FleetError, match=words):
             await fleet.submit(requests, name="nightly")
@@ -311,8 +357,7 @@ async def test_a_queue_that_takes_only_a_part(
     assert (await fleet.status("nightly")).fully_submitted
 
 
-def test_what_is_missing_is_said_in_one_sentence() -> None:
-    """Without the extra the import says what to install, and the package itself needs nothing of it."""
+def test_import_without_extra_says_what_to_install() -> None:
     code = (
         "import sys\n"
         "sys.modules['docket'] = None\n"
@@ -328,8 +373,7 @@ def test_what_is_missing_is_said_in_one_sentence() -> None:
     )
 
 
-def test_the_room_itself_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sentence names the extra, and the error what was missing."""
+def test_import_error_names_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docket", None)
     path = Path(fleet_room.__file__)
 

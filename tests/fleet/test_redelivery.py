@@ -1,4 +1,4 @@
-"""Batches that come a second time: what a worker that died, stalled or was cut off left of them."""
+"""Batches that are delivered again after a worker died, stalled or was cut off."""
 
 import asyncio
 import time
@@ -12,12 +12,26 @@ from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet, FleetWorker
 from signalwire_streams.fleet._batches import Lease, Leases
-from signalwire_streams.fleet._ledger import Batch, BatchLedger, Mark, key_of
-from signalwire_streams.fleet._redis import END, HOLD, Connection, Writer, command, script
+from signalwire_streams.fleet._items import ItemMark, key_of
+from signalwire_streams.fleet._ledger import Batch, BatchLedger
+from signalwire_streams.fleet._lua import ACQUIRE_LEASE, CANCEL_RUN
+from signalwire_streams.fleet._redis import Connection, Writer
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import PATIENCE, URL, all_results, connection_of, keys_of, on_calls, on_conferences, set_marks, until
+from .helpers import (
+    PATIENCE,
+    URL,
+    all_results,
+    connection_of,
+    keys_of,
+    no_heartbeat,
+    on_calls,
+    on_conferences,
+    redis_of,
+    set_marks,
+    until,
+)
 
 DEAD = "i:dead.1"
 
@@ -28,8 +42,10 @@ async def space() -> AsyncIterator[SimulatedSpace]:
         yield running
 
 
-async def test_what_may_run_is_sent_again_under_its_name(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """Of a dead worker's starts on conferences those that run are found running, and the others are started."""
+async def test_conference_in_doubt_is_sent_again_under_its_name(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
+    """Of a dead worker's starts, those that are running end as already started, and the others are started."""
     requests = on_conferences(space.conference_sids)
     run = await fleet.submit(requests, name="nightly")
     await set_marks(fleet, run, {0: DEAD, 1: DEAD})
@@ -48,8 +64,9 @@ async def test_what_may_run_is_sent_again_under_its_name(space: SimulatedSpace, 
     assert (await fleet.status(run)).counts == {"already_started": 1, "started": 2}
 
 
-async def test_what_can_not_be_told_is_not_sent_again(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """A dead worker's starts on calls, and those without a name, are reported as unknown; the others are made."""
+async def test_calls_and_unnamed_starts_in_doubt_are_unknown(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
     unnamed = [StartConferenceStream(conference_sid=space.conference_sids[0], url=URL, unnamed=True) for _ in range(3)]
     run = await fleet.submit([*on_calls(space.call_sids), *unnamed])
     await set_marks(fleet, run, {1: DEAD, 4: DEAD})
@@ -64,10 +81,9 @@ async def test_what_can_not_be_told_is_not_sent_again(space: SimulatedSpace, fle
     assert len(space.streams) == 4
 
 
-async def test_a_call_is_sent_again_where_the_policy_says_so(
+async def test_call_in_doubt_is_sent_again_if_policy_allows(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, client_for: Callable[..., StreamsClient]
 ) -> None:
-    """With ``resend_call_starts`` a dead worker's start on a call is sent again under its name."""
     run = await fleet.submit(on_calls(space.call_sids))
     await set_marks(fleet, run, {0: DEAD})
 
@@ -78,8 +94,7 @@ async def test_a_call_is_sent_again_where_the_policy_says_so(
     assert len(space.streams) == 3
 
 
-async def test_what_is_settled_is_let_be(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """A batch that is delivered once more sends nothing that has ended."""
+async def test_redelivered_batch_skips_settled_items(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
     worker = workers()
     await all_results(fleet, run)
@@ -91,13 +106,14 @@ async def test_what_is_settled_is_let_be(space: SimulatedSpace, fleet: Fleet, wo
     assert (await fleet.status(run)).counts == {"started": 3}
 
 
-async def test_a_cancelled_run_says_what_may_run(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """What a dead worker may have sent of a run that was cancelled is unknown, and not sent again; it is stopped."""
+async def test_item_in_doubt_of_cancelled_run_is_unknown_and_stopped(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids), name="nightly")
     target = space.conference_sids[0]
     await set_marks(fleet, run, {0: DEAD})
     await workers.client.conferences.start_stream(target, url=URL, name=f"sws-nightly-{target}")
-    assert (await fleet.cancel(run)).counts == {"intended": 1, "not_attempted": 2}
+    assert (await fleet.cancel(run)).counts == {"in_doubt": 1, "not_attempted": 2}
 
     report = await fleet.stop_streams(run, workers.client).report()
     workers()
@@ -110,11 +126,10 @@ async def test_a_cancelled_run_says_what_may_run(space: SimulatedSpace, fleet: F
     assert len(space.streams) == 1
 
 
-async def test_stopping_waits_for_what_is_under_way(
+async def test_stop_streams_waits_for_starts_in_flight(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a worker has sent when the run is stopped is stopped as well, once its answer is there."""
-    monkeypatch.setattr("signalwire_streams.fleet._fleet._LOOKS_AGAIN", 0.02)
+    monkeypatch.setattr("signalwire_streams.fleet._fleet._POLL_EVERY", 0.02)
     space.faults.add("latency", on="start", seconds=0.2, executed=True)
     workers()
     run = await fleet.submit(on_conferences(space.conference_sids))
@@ -127,11 +142,10 @@ async def test_stopping_waits_for_what_is_under_way(
 
 
 async def _is_intended(fleet: Fleet, run: str, count: int) -> bool:
-    return (await fleet.status(run)).counts.get("intended") == count
+    return (await fleet.status(run)).counts.get("in_doubt") == count
 
 
-async def test_secrets_that_the_next_worker_lacks(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """What may run is not said to be refused by a worker that has no secrets for it."""
+async def test_item_in_doubt_without_secrets_is_unknown(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     requests = on_conferences(space.conference_sids, parameters={"key": "hidden"})
     run = await fleet.submit(requests, redact_secrets=True)
     await set_marks(fleet, run, {0: DEAD})
@@ -144,55 +158,52 @@ async def test_secrets_that_the_next_worker_lacks(space: SimulatedSpace, fleet: 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note each try to take a batch in hand."""
+    """Record each attempt to acquire a lease."""
     tries: list[str] = []
-    take = Leases.take
+    take = Leases.acquire
 
     async def noting(self: Leases, key: str, owner: str, cut: Callable[[], None]) -> Lease | None:
         lease = await take(self, key, owner, cut)
         tries.append(key)
         return lease
 
-    monkeypatch.setattr(Leases, "take", noting)
+    monkeypatch.setattr(Leases, "acquire", noting)
     return tries
 
 
-async def test_a_batch_in_hand_is_waited_for(
+async def test_batch_of_another_worker_is_waited_for(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, asked: list[str]
 ) -> None:
-    """A batch that another worker has in hand is not touched until that one lets go of it."""
     run = await fleet.submit(on_conferences(space.conference_sids))
     lease = (await keys_of(fleet, run)).lease(0)
-    await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
+    await connection_of(fleet).script(ACQUIRE_LEASE, lease, "other", 60_000)
 
     workers(lease_seconds=4.0)
     await until(lambda: _holds(len(asked) > 1))
     assert space.requests.count("start-conference-stream") == 0
-    await connection_of(fleet).one(command("delete", lease))
+    await redis_of(fleet).delete(lease)
 
     assert len(await all_results(fleet, run)) == 3
 
 
-async def test_a_worker_that_ends_does_not_wait_for_a_batch(
+async def test_stopping_worker_does_not_wait_for_batch_of_another(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, asked: list[str]
 ) -> None:
-    """A worker that waits for another's batch lets go of it when it is told to end."""
     run = await fleet.submit(on_conferences(space.conference_sids))
     lease = (await keys_of(fleet, run)).lease(0)
-    await connection_of(fleet).one(script(HOLD, (lease,), "other", 60_000))
+    await connection_of(fleet).script(ACQUIRE_LEASE, lease, "other", 60_000)
     worker = workers(lease_seconds=4.0)
     await until(lambda: _holds(bool(asked)))
 
     await workers.end(worker)
-    await connection_of(fleet).one(command("delete", lease))
+    await redis_of(fleet).delete(lease)
     workers()
 
     assert len(await all_results(fleet, run)) == 3
     assert len(space.streams) == 3
 
 
-async def test_what_is_in_hand_is_finished_at_the_end(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """A worker that is told to end finishes what it has in hand, and takes nothing new."""
+async def test_stopping_worker_finishes_starts_in_flight(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     space.faults.add("latency", on="start", seconds=0.2, executed=True)
     worker = workers()
     run = await fleet.submit(on_conferences(space.conference_sids))
@@ -202,14 +213,13 @@ async def test_what_is_in_hand_is_finished_at_the_end(space: SimulatedSpace, fle
 
     assert (await fleet.status(run)).counts == {"started": 3}
     later = await fleet.submit(on_calls(space.call_sids))
-    assert (await fleet.status(later)).counts == {"waiting": 3}
+    assert (await fleet.status(later)).counts == {"pending": 3}
 
 
 @pytest.mark.parametrize("how", ["drain", "twice", "cancel"])
-async def test_what_takes_too_long_is_handed_back(
+async def test_starts_in_flight_are_handed_back_and_not_doubled(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, how: str
 ) -> None:
-    """A worker that may not wait hands back what it has in hand, at once; the next one doubles and loses nothing."""
     space.faults.add("hang", on="start", executed=True, times=3)
     worker = workers(shutdown_timeout=0.1 if how == "drain" else 60)
     requests = on_conferences(space.conference_sids)
@@ -226,7 +236,7 @@ async def test_what_takes_too_long_is_handed_back(
         if how == "twice":
             worker.stop()
         await workers.running.pop(worker)
-    assert (await fleet.status(run)).counts == {"intended": 3}
+    assert (await fleet.status(run)).counts == {"in_doubt": 3}
     workers()
 
     outcomes = await all_results(fleet, run)
@@ -234,17 +244,24 @@ async def test_what_takes_too_long_is_handed_back(
     assert len(space.streams.active()) == 3
 
 
-async def test_a_worker_ends_before_redis_answers(
+async def test_worker_stopped_before_run_returns_at_once(client: StreamsClient, url: str) -> None:
+    worker = FleetWorker(url, client)
+    worker.stop()
+    worker.stop()
+    async with asyncio.timeout(PATIENCE):
+        await worker.run()
+
+
+async def test_worker_stops_before_redis_answers(
     client: StreamsClient, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that still waits for Redis ends when it is told to, however often."""
     asked = asyncio.Event()
 
     async def silent(*_: object) -> None:
         asked.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Connection, "one", silent)
+    monkeypatch.setattr(Connection, "run", silent)
     worker = FleetWorker(url, client)
     task = asyncio.create_task(worker.run())
     await asked.wait()
@@ -259,18 +276,20 @@ async def _are_streams(space: SimulatedSpace, count: int) -> bool:
 
 
 class TestAnOwnerThatWasReplaced:
-    """Whoever lost a start to another worker does nothing more of it."""
+    """An owner that lost an item to another worker leaves it alone."""
 
     @pytest.fixture
     async def ledger(self, space: SimulatedSpace, fleet: Fleet) -> BatchLedger:
         run = await fleet.submit(on_conferences(space.conference_sids))
         writer = Writer(connection_of(fleet))
-        ledger = BatchLedger(Batch(await keys_of(fleet, run), run, 0, 60), "old", writer, {})
+        batch = Batch(keys=await keys_of(fleet, run), run=run, number=0, retention=60)
+        ledger = BatchLedger(batch, owner="old", writer=writer)
         ledger.expect(enumerate(on_conferences(space.conference_sids)))
         return ledger
 
-    async def test_sends_nothing(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
-        """A mark that is another's now keeps its start from being sent, and from having an outcome."""
+    async def test_sends_nothing_that_another_worker_claimed(
+        self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger
+    ) -> None:
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
         entry = ledger.known(key, progress)
         await set_marks(fleet, ledger.run, {0: "i:new"})
@@ -281,29 +300,29 @@ class TestAnOwnerThatWasReplaced:
         await ledger.written()
 
         assert ledger.lost == {0}
-        assert (await fleet.status(ledger.run)).counts == {"intended": 1, "waiting": 2}
+        assert (await fleet.status(ledger.run)).counts == {"in_doubt": 1, "pending": 2}
 
-    async def test_settles_nothing(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
-        """An answer that comes after another worker took over is not written."""
+    async def test_writes_no_outcome_after_another_worker_took_over(
+        self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger
+    ) -> None:
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
         await ledger.intend(key, progress, ledger.known(key, progress))
-        await connection_of(fleet).one(command("hset", ledger.batch.marks, "0", "i:new"))
+        await redis_of(fleet).hset(ledger.batch.marks, "0", "i:new")
 
         ledger.note(progress, BulkOutcome(index=0, item=None, status=BulkStatus.STARTED))
         await ledger.written()
 
-        assert (await fleet.status(ledger.run)).counts == {"intended": 1, "waiting": 2}
+        assert (await fleet.status(ledger.run)).counts == {"in_doubt": 1, "pending": 2}
 
-    async def test_sends_nothing_of_a_run_that_was_ended(
+    async def test_sends_nothing_of_cancelled_run(
         self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger
     ) -> None:
-        """A run that is cancelled when a batch is about to be sent keeps it from being sent."""
         requests = dict(enumerate(on_conferences(space.conference_sids)))
-        await connection_of(fleet).one(script(END, (fleet._keys.run(ledger.run),), "cancelled", "it was cancelled"))
+        await connection_of(fleet).script(CANCEL_RUN, fleet._keys.run(ledger.run), "cancelled", "it was cancelled")
         key, progress = key_of(requests[0]), CallState()
         entry = ledger.known(key, progress)
 
-        with pytest.raises(RunCancelledError, match="ended before its turn") as caught:
+        with pytest.raises(RunCancelledError, match="cancelled before its turn") as caught:
             await ledger.intend(key, progress, entry)
         ledger.note(progress, BulkOutcome(index=0, item=None, status=BulkStatus.NOT_ATTEMPTED, error=caught.value))
         ledger.settle_rest(requests)
@@ -311,19 +330,19 @@ class TestAnOwnerThatWasReplaced:
 
         assert (await fleet.status(ledger.run)).counts == {"not_attempted": 3}
 
-    async def test_a_mark_that_is_there_is_there(
+    async def test_own_mark_counts_although_its_answer_was_lost(
         self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger
     ) -> None:
-        """A mark that was set when the run was ended, and whose answer was lost, is found when it is set again."""
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
         await set_marks(fleet, ledger.run, {0: "i:old"})
-        await connection_of(fleet).one(script(END, (fleet._keys.run(ledger.run),), "cancelled", "it was cancelled"))
+        await connection_of(fleet).script(CANCEL_RUN, fleet._keys.run(ledger.run), "cancelled", "it was cancelled")
 
         await ledger.intend(key, progress, ledger.known(key, progress))
         assert not ledger.lost
 
-    async def test_hands_back_what_was_not_sent(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
-        """What was cut before it was sent is as good as new."""
+    async def test_releases_items_that_were_not_sent(
+        self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger
+    ) -> None:
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
 
         async def cut() -> None:
@@ -340,18 +359,19 @@ class TestAnOwnerThatWasReplaced:
         )
         await ledger.written()
 
-        assert (await fleet.status(ledger.run)).counts == {"waiting": 3}
+        assert (await fleet.status(ledger.run)).counts == {"pending": 3}
         other, later = key_of(on_conferences(space.conference_sids)[1]), CallState()
         entry = ledger.known(other, later)
-        with pytest.raises(RunCancelledError, match="left to others") as caught:
+        with pytest.raises(RunCancelledError, match="left to other workers") as caught:
             await ledger.intend(other, later, entry)
         ledger.note(later, BulkOutcome(index=1, item=None, status=BulkStatus.NOT_ATTEMPTED, error=caught.value))
         await ledger.written()
-        assert (await fleet.status(ledger.run)).counts == {"waiting": 3}
+        assert (await fleet.status(ledger.run)).counts == {"pending": 3}
 
-    async def test_says_no_less_than_is_known(self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger) -> None:
-        """A start that may have been sent before does not end as one that was not."""
-        ledger.marks = {0: Mark(DEAD)}
+    async def test_item_in_doubt_is_not_reported_as_not_attempted(
+        self, space: SimulatedSpace, fleet: Fleet, ledger: BatchLedger
+    ) -> None:
+        ledger.marks = {0: ItemMark(DEAD)}
         await set_marks(fleet, ledger.run, {0: DEAD})
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState(may_have_succeeded=True)
         await ledger.intend(key, progress, ledger.known(key, progress))
@@ -361,25 +381,25 @@ class TestAnOwnerThatWasReplaced:
         )
         await ledger.written()
 
-        assert (await fleet.status(ledger.run)).counts == {"unknown": 1, "waiting": 2}
+        assert (await fleet.status(ledger.run)).counts == {"unknown": 1, "pending": 2}
 
 
 class TestLeases:
-    """A worker knows by its own clock when what it has in hand may be another's."""
+    """A worker knows by its own clock when its leases may have passed to another."""
 
-    async def test_a_stalled_worker_cuts_first(self, fleet: Fleet) -> None:
-        """After a pause that was too long, what is in hand is cut before anything else goes on."""
+    async def test_suspended_worker_cancels_starts_first(self, fleet: Fleet) -> None:
+        """After a suspension, its starts are cancelled before anything else runs."""
         said: list[str] = []
-        leases = Leases(connection_of(fleet), 0.2, list)
-        _ = leases.begin()
-        lease = await leases.take("lease", "me", lambda: said.append("cut"))
+        leases = Leases(connection_of(fleet), duration=0.2, heartbeat=no_heartbeat)
+        _ = leases.start()
+        lease = await leases.acquire("lease", "me", lambda: said.append("cut"))
         assert lease is not None
         woken = asyncio.create_task(self._after(0.05, said))
         await asyncio.sleep(0)
 
         time.sleep(0.3)  # noqa: ASYNC251  (the pause itself)
         await woken
-        await leases.end()
+        await leases.stop()
 
         assert said == ["cut", "woken"]
         assert lease.is_lost
@@ -389,58 +409,54 @@ class TestLeases:
         await asyncio.sleep(seconds)
         said.append("woken")
 
-    async def test_a_lease_that_is_another_s_is_lost(self, fleet: Fleet) -> None:
-        """A lease that Redis gave to another is cut at the next renewal; ours are renewed."""
-        leases = Leases(connection_of(fleet), 20.0, list)
-        lost = await leases.take("lost", "me", lambda: None)
-        kept = await leases.take("kept", "me too", lambda: None)
+    async def test_lease_of_another_is_lost_at_renewal(self, fleet: Fleet) -> None:
+        leases = Leases(connection_of(fleet), duration=20.0, heartbeat=no_heartbeat)
+        lost = await leases.acquire("lost", "me", lambda: None)
+        kept = await leases.acquire("kept", "me too", lambda: None)
         assert lost is not None
         assert kept is not None
-        await connection_of(fleet).one(command("set", "lost", "other"))
-        held_at = kept.held_at
+        await redis_of(fleet).set("lost", "other")
+        renewed_at = kept.renewed_at
 
-        _ = leases.begin()
-        await until(lambda: _holds(lost.is_lost and kept.held_at > held_at))
-        await leases.end()
+        _ = leases.start()
+        await until(lambda: _holds(lost.is_lost and kept.renewed_at > renewed_at))
+        await leases.stop()
         assert not kept.is_lost
-        assert await leases.take("lost", "third", lambda: None) is None
+        assert await leases.acquire("lost", "third", lambda: None) is None
 
-    async def test_what_is_taken_after_the_cut_is_lost(self, fleet: Fleet) -> None:
-        """A lease that was on its way when the worker let go of all is let go of as well."""
+    async def test_lease_acquired_after_lose_all_is_lost(self, fleet: Fleet) -> None:
         cuts: list[str] = []
-        leases = Leases(connection_of(fleet), 20.0, list)
-        taking = asyncio.create_task(leases.take("late", "me", lambda: cuts.append("cut")))
-        await asyncio.sleep(0)
-
+        leases = Leases(connection_of(fleet), duration=20.0, heartbeat=no_heartbeat)
         leases.lose_all()
-        lease = await taking
+
+        lease = await leases.acquire("late", "me", lambda: cuts.append("cut"))
         assert lease is not None
 
         assert (lease.is_lost, cuts) == (True, ["cut"])
-        await leases.give_back(lease)
-        assert await Leases(connection_of(fleet), 20.0, list).take("late", "other", lambda: None) is not None
+        await leases.release(lease)
+        others = Leases(connection_of(fleet), duration=20.0, heartbeat=no_heartbeat)
+        assert await others.acquire("late", "other", lambda: None) is not None
 
-    async def test_only_what_was_not_renewed_is_cut(self, fleet: Fleet) -> None:
-        """A look at the clock cuts what was renewed too long ago, and nothing else."""
-        leases = Leases(connection_of(fleet), 20.0, list)
-        old = await leases.take("old", "me", lambda: None)
-        fresh = await leases.take("fresh", "me too", lambda: None)
+    async def test_check_loses_only_leases_without_renewal(self, fleet: Fleet) -> None:
+        leases = Leases(connection_of(fleet), duration=20.0, heartbeat=no_heartbeat)
+        old = await leases.acquire("old", "me", lambda: None)
+        fresh = await leases.acquire("fresh", "me too", lambda: None)
         assert old is not None
         assert fresh is not None
-        old.held_at -= 15.0
+        old.renewed_at -= 15.0
 
-        leases._look_now()
-        await leases.end()
+        leases._check()
+        await leases.stop()
 
         assert (old.is_lost, fresh.is_lost) == (True, False)
 
-    async def test_ends_where_it_did_not_begin(self, fleet: Fleet) -> None:
-        """What was not begun can be ended; what is lost is lost once."""
+    async def test_leases_stop_without_start(self, fleet: Fleet) -> None:
+        """A lost lease is lost once."""
         cuts: list[int] = []
         lease = Lease("key", "me", lambda: cuts.append(1), 0.0)
         lease.lose()
         lease.lose()
-        await Leases(connection_of(fleet), 1.0, list).end()
+        await Leases(connection_of(fleet), duration=1.0, heartbeat=no_heartbeat).stop()
 
         assert cuts == [1]
 

@@ -1,4 +1,4 @@
-"""Runs that are shared, from their submit to their end."""
+"""Runs from submit to results, with workers in this process."""
 
 import asyncio
 import signal
@@ -29,17 +29,15 @@ from signalwire_streams import (
 )
 from signalwire_streams.fleet import Fleet, FleetWorker, stop_on_signals
 from signalwire_streams.fleet._batches import Leases
-from signalwire_streams.fleet._redis import command
 from signalwire_streams.fleet._submission import Submission
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import URL, all_results, connection_of, on_calls, on_conferences, set_marks, until
+from .helpers import URL, all_results, keys_of, on_calls, on_conferences, redis_of, set_marks, until
 
 
-async def test_every_start_is_made_once(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """A run of conferences and calls is started by whoever works, each once, with the outcomes of a bulk run."""
+async def test_run_starts_every_item_once(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     workers()
     workers()
     requests: list[StartConferenceStream | StartCallStream] = [
@@ -60,8 +58,9 @@ async def test_every_start_is_made_once(space: SimulatedSpace, fleet: Fleet, wor
     assert all(outcome.attempts == 1 and outcome.duration >= 0 for outcome in outcomes)
 
 
-async def test_results_can_be_asked_again_elsewhere(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """What became of a run can be asked again, and by who did not submit it."""
+async def test_results_can_be_read_again_by_another_fleet(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
     workers()
     run = await fleet.submit(on_conferences(space.conference_sids))
     first = await all_results(fleet, run)
@@ -77,8 +76,7 @@ async def test_results_can_be_asked_again_elsewhere(space: SimulatedSpace, fleet
     assert (status.planned, status.attempts, status.errors, status.cancelled) == (3, 3, {}, None)
 
 
-async def test_results_come_while_the_run_goes_on(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """Who asks before anything was done gets each outcome when it is there."""
+async def test_results_arrive_during_the_run(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
     asking = asyncio.create_task(all_results(fleet, run))
     await asyncio.sleep(0)
@@ -88,9 +86,7 @@ async def test_results_come_while_the_run_goes_on(space: SimulatedSpace, fleet: 
     assert len(await asking) == 3
 
 
-async def test_more_than_one_batch_of_any_kind_of_input(fleet: Fleet, workers: Workers, space: SimulatedSpace) -> None:
-    """An input that comes by and by is taken as well as a list, however many batches it makes."""
-
+async def test_submit_accepts_any_iterable_of_any_length(fleet: Fleet, workers: Workers, space: SimulatedSpace) -> None:
     async def trickle() -> AsyncIterator[StartConferenceStream]:
         for number in range(60):
             yield StartConferenceStream(conference_sid=space.conference_sids[0], url=URL, name=f"s{number}")
@@ -103,12 +99,11 @@ async def test_more_than_one_batch_of_any_kind_of_input(fleet: Fleet, workers: W
     assert len(space.streams.active()) == 60
 
 
-async def test_plans_of_long_runs_are_not_all_kept(
+async def test_results_cache_few_batches(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who follows a long run keeps the requests of a few batches only."""
-    monkeypatch.setattr("signalwire_streams.fleet._status._KEPT_BATCHES", 1)
-    monkeypatch.setattr("signalwire_streams.fleet._submission._AT_ONCE", 1)
+    monkeypatch.setattr("signalwire_streams.fleet._runs._CACHED_BATCHES", 1)
+    monkeypatch.setattr("signalwire_streams.fleet._submission._BATCHES_AT_ONCE", 1)
     workers()
     sid = space.conference_sids[0]
     requests = [StartConferenceStream(conference_sid=sid, url=URL, name=f"s{number}") for number in range(60)]
@@ -118,8 +113,7 @@ async def test_plans_of_long_runs_are_not_all_kept(
     assert [outcome.item for outcome in await all_results(fleet, run)] == requests
 
 
-async def test_a_repeated_submit_starts_nothing_twice(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """The same run may be submitted as often as one likes, before and after its end."""
+async def test_repeated_submit_starts_nothing_twice(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     requests = on_conferences(space.conference_sids)
     await fleet.submit(requests, name="nightly")
     await fleet.submit(requests, name="nightly")
@@ -131,13 +125,10 @@ async def test_a_repeated_submit_starts_nothing_twice(space: SimulatedSpace, fle
     assert len(space.streams) == 3
 
 
-async def test_a_submit_that_was_killed_is_completed_by_the_next(
-    space: SimulatedSpace, fleet: Fleet, workers: Workers
-) -> None:
-    """A run that was written down and not yet handed over is handed over by the same submit again."""
+async def test_killed_submit_is_completed_by_the_next(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     requests = on_conferences(space.conference_sids)
     await fleet.submit(requests, name="nightly")
-    await connection_of(fleet).one(command("hdel", fleet._keys.run("nightly"), "queued"))
+    await redis_of(fleet).hdel(fleet._keys.run("nightly"), "queued")
     assert not (await fleet.status("nightly")).fully_submitted
 
     await fleet.submit(requests, name="nightly")
@@ -148,8 +139,7 @@ async def test_a_submit_that_was_killed_is_completed_by_the_next(
     assert len(space.streams) == 3
 
 
-async def test_another_run_of_that_name_is_refused(space: SimulatedSpace, fleet: Fleet) -> None:
-    """A name stands for one run."""
+async def test_submit_of_other_requests_under_taken_name_is_refused(space: SimulatedSpace, fleet: Fleet) -> None:
     requests = on_conferences(space.conference_sids)
     await fleet.submit(requests, name="nightly")
 
@@ -159,9 +149,7 @@ async def test_another_run_of_that_name_is_refused(space: SimulatedSpace, fleet:
     assert (await fleet.status("nightly")).planned == 3
 
 
-async def test_a_bad_item_leaves_nothing_behind(space: SimulatedSpace, fleet: Fleet) -> None:
-    """Nothing of a run is started, or kept, where an item can't be: neither a wrong one nor one that comes twice."""
-
+async def test_submit_with_invalid_item_leaves_nothing_in_redis(space: SimulatedSpace, fleet: Fleet) -> None:
     def wrong() -> Iterator[Any]:
         yield from (StartConferenceStream(conference_sid=f"c{number}", url=URL) for number in range(30))
         yield "no request"
@@ -173,11 +161,10 @@ async def test_a_bad_item_leaves_nothing_behind(space: SimulatedSpace, fleet: Fl
 
     with pytest.raises(InvalidRequestError, match="no run 'nightly'"):
         await fleet.status("nightly")
-    assert await connection_of(fleet).one(command("keys", f"{fleet._keys.prefix}:our:*")) == []
+    assert await redis_of(fleet).keys(f"{fleet._keys.prefix}:our:*") == []
 
 
-async def test_a_refusal_is_told_as_it_was(fleet: Fleet, workers: Workers) -> None:
-    """An outcome has the error of its start, with all that it knows."""
+async def test_rejection_keeps_its_error(fleet: Fleet, workers: Workers) -> None:
     workers()
     run = await fleet.submit(on_conferences(["nowhere"]))
 
@@ -190,24 +177,23 @@ async def test_a_refusal_is_told_as_it_was(fleet: Fleet, workers: Workers) -> No
 
 
 @pytest.mark.parametrize("heard_at_last", [True, False])
-async def test_a_submit_whose_answer_is_lost_loses_no_start(
+async def test_submit_whose_answer_is_lost_loses_no_item(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch, heard_at_last: bool
 ) -> None:
-    """Redis has taken the run, and the answer to that was lost: asking again, or submitting again, finds all of it."""
-    claim = Submission._claim
+    create = Submission._create
 
     async def unheard(self: Submission, digest: str) -> str:
-        await claim(self, digest)
+        await create(self, digest)
         if not heard_at_last:
             raise FleetError("Redis can't be used")
-        return await claim(self, digest)
+        return await create(self, digest)
 
-    monkeypatch.setattr(Submission, "_claim", unheard)
+    monkeypatch.setattr(Submission, "_create", unheard)
     requests = on_conferences(space.conference_sids)
     if not heard_at_last:
         with pytest.raises(FleetError):
             await fleet.submit(requests, name="nightly")
-        monkeypatch.setattr(Submission, "_claim", claim)
+        monkeypatch.setattr(Submission, "_create", create)
     run = await fleet.submit(requests, name="nightly")
     workers()
 
@@ -215,21 +201,17 @@ async def test_a_submit_whose_answer_is_lost_loses_no_start(
     assert len(space.streams) == 3
 
 
-async def test_a_wrong_token_leaves_a_doubtful_start_doubtful(
-    space: SimulatedSpace, fleet: Fleet, workers: Workers
-) -> None:
-    """What an earlier worker may have started is no less so since a later one was refused."""
+async def test_denied_worker_leaves_item_in_doubt(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids[:1]))
     await set_marks(fleet, run, {0: "i:dead"})
     async with StreamsClient(base_url=space.base_url, project=space.project, token="wrong") as stranger:
         refused = workers(stranger)
         with pytest.raises(StreamOutcomeUnknownError, match="401"):
             await workers.running.pop(refused)
-    assert (await fleet.status(run)).counts == {"intended": 1}
+    assert (await fleet.status(run)).counts == {"in_doubt": 1}
 
 
-async def test_a_wrong_token_ends_its_worker_and_no_run(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """A host with a stale token is as good as a dead one: what it had in hand goes to those with a better one."""
+async def test_denied_worker_ends_and_its_run_continues(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     sid = space.conference_sids[0]
     requests = [StartConferenceStream(conference_sid=sid, url=URL, name=f"s{number}") for number in range(100)]
     run = await fleet.submit(requests)
@@ -237,7 +219,7 @@ async def test_a_wrong_token_ends_its_worker_and_no_run(space: SimulatedSpace, f
         refused = workers(stranger, concurrency=1)
         with pytest.raises(AuthenticationError):
             await workers.running.pop(refused)
-    assert (await fleet.status(run)).counts == {"waiting": 100}
+    assert (await fleet.status(run)).counts == {"pending": 100}
     assert len(space.streams) == 0
 
     workers()
@@ -246,8 +228,7 @@ async def test_a_wrong_token_ends_its_worker_and_no_run(space: SimulatedSpace, f
     assert len(space.streams) == 100
 
 
-async def test_a_cancelled_run_ends_without_workers(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """Cancelling tells of all that was not begun; a worker that comes later sends none of it."""
+async def test_cancelled_run_finishes_without_workers(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
 
     status = await fleet.cancel(run)
@@ -264,20 +245,16 @@ async def test_a_cancelled_run_ends_without_workers(space: SimulatedSpace, fleet
     assert len(space.streams) == 3
 
 
-async def test_what_redis_has_forgotten_is_passed_over(space: SimulatedSpace, fleet: Fleet) -> None:
-    """Where a part of a run's plan is gone, as its time was up, the rest can still be ended."""
+async def test_cancel_skips_expired_batches(space: SimulatedSpace, fleet: Fleet) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
-    connection = connection_of(fleet)
-    facts = await fleet._facts(run)
-    await connection.one(command("delete", fleet._keys.of(run, facts.plan).requests(0)))
+    await redis_of(fleet).delete((await keys_of(fleet, run)).requests(0))
 
-    assert (await fleet.cancel(run)).counts == {"waiting": 3}
+    assert (await fleet.cancel(run)).counts == {"pending": 3}
 
 
-async def test_what_a_run_started_is_stopped(
+async def test_stop_streams_stops_all_once(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, client: StreamsClient
 ) -> None:
-    """Stopping stops all that the run started, counts what has ended meanwhile, and has nothing left to do then."""
     workers()
     run = await fleet.submit([*on_conferences(space.conference_sids), *on_calls(space.call_sids)])
     first, *_ = await all_results(fleet, run)
@@ -293,10 +270,9 @@ async def test_what_a_run_started_is_stopped(
     assert (await fleet.status(run)).rolled_back == 6
 
 
-async def test_a_stream_that_could_not_be_stopped_is_tried_again(
+async def test_failed_stop_is_tried_again_by_next_stop_streams(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, client: StreamsClient
 ) -> None:
-    """Only what was stopped is left out the next time."""
     workers()
     run = await fleet.submit(on_conferences(space.conference_sids))
     await all_results(fleet, run)
@@ -309,18 +285,16 @@ async def test_a_stream_that_could_not_be_stopped_is_tried_again(
     assert second.counts == {BulkStatus.STOPPED: 1}
 
 
-async def test_a_client_of_another_project_stops_nothing(space: SimulatedSpace, fleet: Fleet) -> None:
-    """The client that stops is of the fleet's own project."""
+async def test_stop_streams_refuses_client_of_another_project(space: SimulatedSpace, fleet: Fleet) -> None:
     async with StreamsClient(base_url=space.base_url, project="another", token="t") as stranger:
         with pytest.raises(InvalidRequestError, match="another Space or project"):
             fleet.stop_streams("nightly", stranger)
 
 
 class TestSecrets:
-    """Redis keeps no secrets."""
+    """Secrets of requests, which Redis does not keep."""
 
-    async def test_are_refused(self, fleet: Fleet) -> None:
-        """A request with a secret is refused, and the sentence says what to do, but not the secret."""
+    async def test_submit_refuses_secrets_by_default(self, fleet: Fleet) -> None:
         for fields in (
             {"parameters": {"key": "hidden"}},
             {"authorization_bearer_token": "hidden"},
@@ -330,9 +304,7 @@ class TestSecrets:
                 await fleet.submit(on_conferences(["c"], **fields))
             assert "hidden" not in str(caught.value)
 
-    async def test_are_put_back_by_the_worker(self, space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-        """What was left out is given back where the start is made."""
-
+    async def test_worker_puts_secrets_back(self, space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
         def secrets(planned: PlannedRequest) -> StartConferenceStream | StartCallStream:
             assert planned.parameters == ("key",)
             return StartConferenceStream(
@@ -348,19 +320,21 @@ class TestSecrets:
         assert [outcome.item.parameters for outcome in outcomes] == [{}] * 3
         assert [stream.parameters for stream in space.streams] == [{"key": "hidden"}] * 3
 
-    async def test_that_a_worker_lacks(self, space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-        """A worker without them refuses those starts, and makes the others."""
+    async def test_item_without_its_secrets_is_rejected(
+        self, space: SimulatedSpace, fleet: Fleet, workers: Workers
+    ) -> None:
         workers()
         requests = on_conferences(space.conference_sids[:1], parameters={"key": "hidden"})
         run = await fleet.submit([*requests, *on_calls(space.call_sids[:1])], redact_secrets=True)
 
         first, second = await all_results(fleet, run)
         assert first.status is BulkStatus.REJECTED
-        assert "give the workers secrets=" in str(first.error)
+        assert "pass secrets= to the workers" in str(first.error)
         assert second.status is BulkStatus.STARTED
 
-    async def test_of_another_request_are_refused(self, space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-        """What gives the secrets back may not change what is started."""
+    async def test_secrets_of_another_request_are_rejected(
+        self, space: SimulatedSpace, fleet: Fleet, workers: Workers
+    ) -> None:
         workers(secrets=lambda _: StartConferenceStream(conference_sid="other", url=URL))
         requests = on_conferences(space.conference_sids[:1], parameters={"key": "hidden"})
         run = await fleet.submit(requests, redact_secrets=True)
@@ -370,8 +344,7 @@ class TestSecrets:
         assert "another request" in str(outcome.error)
 
 
-async def test_workers_are_told_of(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """Who works can be asked, with the rate of the last seconds; who left is not told of, nor who vanished."""
+async def test_workers_reports_active_workers(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     first, second = workers(name="first", lease_seconds=1.0), workers(name="second", lease_seconds=1.0)
     run = await fleet.submit(on_conferences(space.conference_sids))
     await all_results(fleet, run)
@@ -388,15 +361,16 @@ async def test_workers_are_told_of(space: SimulatedSpace, fleet: Fleet, workers:
     await workers.end(first)
     assert [worker.name for worker in await fleet.workers()] == ["second"]
     await workers.end(second)
-    await connection_of(fleet).one(command("sadd", fleet._keys.workers, "vanished"))
+    await redis_of(fleet).sadd(fleet._keys.workers, "vanished")
     assert await fleet.workers() == ()
     assert await fleet.workers() == ()
 
 
-async def test_a_run_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """What is older than Redis was told to keep it is not started any more, and can't be asked."""
+async def test_expired_run_is_skipped_by_workers_and_unknown_to_fleet(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
-    await connection_of(fleet).one(command("delete", fleet._keys.run(run)))
+    await redis_of(fleet).delete(fleet._keys.run(run))
     workers()
     other = await fleet.submit(on_calls(space.call_sids))
 
@@ -406,59 +380,56 @@ async def test_a_run_that_redis_has_forgotten(space: SimulatedSpace, fleet: Flee
     assert len(space.streams) == 3
 
 
-async def test_a_plan_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """A run whose requests are gone can be ended, and says why it can't be told."""
+async def test_results_of_partly_expired_run_raise(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     workers()
     run = await fleet.submit(on_conferences(space.conference_sids))
     await all_results(fleet, run)
-    waiting = await fleet.submit(on_calls(["nowhere"]), name="waiting")
+    waiting = await fleet.submit(on_calls(["nowhere"]), name="pending")
     await all_results(fleet, waiting)
     for name in (run, waiting):
-        plans = await connection_of(fleet).one(command("keys", f"{fleet._keys.run(name)}*:requests:*"))
-        await connection_of(fleet).one(command("delete", *plans))
+        plans = await redis_of(fleet).keys(f"{fleet._keys.run(name)}*:requests:*")
+        await redis_of(fleet).delete(*plans)
 
     await fleet.cancel(run)
     with pytest.raises(InvalidRequestError, match="older than Redis was told to keep"):
         await all_results(fleet, run)
 
 
-async def test_what_only_waits_is_not_marked(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """A start is marked when it has its turn, so that a worker that dies leaves no doubt about what only waited."""
-
+async def test_item_that_waits_for_rate_limiter_is_not_claimed(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
     class Held(LocalRateLimiter):
-        """Gives leave for one start, and then for the others when it is told to."""
+        """Grants one start at once, and the others once it is opened."""
 
         waiting = 0
         opened = asyncio.Event()
 
-        async def acquire(self, lane: Priority, patience: float) -> float:
+        async def acquire(self, priority: Priority, patience: float) -> float:
             self.waiting += 1
             if self.waiting > 1:
                 await self.opened.wait()
             return 0.0
 
-    pacer = Held(TokenBucket(RateLimit()), Clock())
+    limiter = Held(TokenBucket(RateLimit()), Clock())
     async with StreamsClient(
-        base_url=space.base_url, project=space.project, token=space.token, rate_limiter=pacer
+        base_url=space.base_url, project=space.project, token=space.token, rate_limiter=limiter
     ) as client:
         run = await fleet.submit(on_calls(space.call_sids))
         worker = workers(client)
 
         async def one_is_over() -> bool:
-            return pacer.waiting == 3 and (await fleet.status(run)).completed == 1
+            return limiter.waiting == 3 and (await fleet.status(run)).completed == 1
 
         await until(one_is_over)
-        assert (await fleet.status(run)).counts == {"started": 1, "waiting": 2}
-        pacer.opened.set()
+        assert (await fleet.status(run)).counts == {"started": 1, "pending": 2}
+        limiter.opened.set()
         assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
         await workers.end(worker)
 
 
-async def test_a_worker_that_may_not_renew_ends(
+async def test_worker_ends_if_redis_refuses_renewal(
     fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that Redis refuses to let renew its leases ends with that; it would be believed to be dead."""
-
     async def refuse(_: Leases) -> None:
         raise FleetError("Redis refuses this user or password: no permission")
 
@@ -468,10 +439,9 @@ async def test_a_worker_that_may_not_renew_ends(
         await workers.running.pop(worker)
 
 
-async def test_a_batch_that_fails_is_told(
+async def test_failing_batch_is_logged_and_retried(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What breaks in a caller's own code is logged, and the batch is tried again."""
     broken = [True]
 
     def give(planned: PlannedRequest) -> StartConferenceStream | StartCallStream:
@@ -483,26 +453,24 @@ async def test_a_batch_that_fails_is_told(
     run = await fleet.submit(on_conferences(space.conference_sids, parameters={"key": "x"}), redact_secrets=True)
     workers(secrets=give)
     assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
-    assert f"batch 0 of {run} failed, and is tried again" in caplog.text
+    assert f"batch 0 of {run} failed and is retried" in caplog.text
 
 
-async def test_a_batch_whose_plan_is_gone(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """A worker lets a batch be whose requests Redis has forgotten."""
+async def test_batch_without_requests_is_finished(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
-    plans = await connection_of(fleet).one(command("keys", f"{fleet._keys.run(run)}*:requests:*"))
-    await connection_of(fleet).one(command("delete", *plans))
+    plans = await redis_of(fleet).keys(f"{fleet._keys.run(run)}*:requests:*")
+    await redis_of(fleet).delete(*plans)
     worker = workers()
     other = await fleet.submit(on_calls(space.call_sids))
     await all_results(fleet, other)
 
     await workers.end(worker)
-    assert (await fleet.status(run)).counts == {"waiting": 3}
+    assert (await fleet.status(run)).counts == {"pending": 3}
 
 
-async def test_streams_that_can_not_be_named_can_not_be_stopped(
+async def test_unnamed_item_in_doubt_cannot_be_stopped(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, client: StreamsClient
 ) -> None:
-    """What may run and has neither sid nor name is told, since only the end of its call stops it."""
     requests = [StartConferenceStream(conference_sid=space.conference_sids[0], url=URL, unnamed=True)] * 2
     run = await fleet.submit(requests)
     await set_marks(fleet, run, {0: "i:dead", 1: "i:dead"})
@@ -513,9 +481,7 @@ async def test_streams_that_can_not_be_named_can_not_be_stopped(
     assert "neither sid nor name" in str(report.failures[0].error)
 
 
-async def test_signals_where_there_are_none(client: StreamsClient, url: str) -> None:
-    """A worker in a thread of its own is not stopped by signals, and works nevertheless."""
-
+async def test_stop_on_signals_without_signal_support(client: StreamsClient, url: str) -> None:
     async def work() -> None:
         worker = FleetWorker(url, client)
         with stop_on_signals(worker):
@@ -525,7 +491,7 @@ async def test_signals_where_there_are_none(client: StreamsClient, url: str) -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
-async def test_a_signal_stops_a_worker_and_is_reported(client: StreamsClient, url: str) -> None:
+async def test_signal_stops_worker_and_calls_hook(client: StreamsClient, url: str) -> None:
     worker = FleetWorker(url, client)
     heard: asyncio.Queue[signal.Signals] = asyncio.Queue()
     with stop_on_signals(worker, heard.put_nowait):
@@ -536,15 +502,14 @@ async def test_a_signal_stops_a_worker_and_is_reported(client: StreamsClient, ur
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
-async def test_a_signal_stops_a_worker_without_a_report(client: StreamsClient, url: str) -> None:
+async def test_signal_stops_worker_without_hook(client: StreamsClient, url: str) -> None:
     worker = FleetWorker(url, client)
     with stop_on_signals(worker):
         signal.raise_signal(signal.SIGINT)
         await worker._stop.wait()
 
 
-async def test_the_rate_is_that_of_the_last_seconds(client: StreamsClient, url: str) -> None:
-    """What was attempted some time ago does not count."""
+async def test_worker_rate_covers_last_seconds(client: StreamsClient, url: str) -> None:
     worker = FleetWorker(url, client)
     now = asyncio.get_running_loop().time()
     worker._recent.extend([(now - 60, 1_000), (now, 50)])
@@ -552,9 +517,7 @@ async def test_the_rate_is_that_of_the_last_seconds(client: StreamsClient, url: 
     assert worker._rate() == 10
 
 
-async def test_an_engine_that_breaks_is_told(fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ends the engine ends the worker, and is not hidden."""
-
+async def test_worker_raises_failure_of_docket(fleet: Fleet, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(_: object) -> None:
         raise RuntimeError("broken")
 
@@ -564,20 +527,19 @@ async def test_an_engine_that_breaks_is_told(fleet: Fleet, workers: Workers, mon
         await workers.running.pop(worker)
 
 
-async def test_what_can_not_be_right_is_refused(space: SimulatedSpace, url: str) -> None:
-    """A fleet, a worker and a run's name are checked before anything is done."""
+async def test_invalid_arguments_are_refused(space: SimulatedSpace, url: str) -> None:
     fleet = Fleet(url, space=space.base_url, project=space.project)
     with pytest.raises(ClientStateError, match="async with"):
         await fleet.submit([])
     for wrong in ("secret@host", "http://host", "redis://[secret", None):
-        with pytest.raises(InvalidRequestError, match="not an address") as caught:
-            Fleet(wrong, space="example", project="p")
+        with pytest.raises(InvalidRequestError, match="URL is invalid") as caught:
+            Fleet(wrong, space="example", project="p")  # type: ignore[arg-type]
         assert "secret" not in str(caught.value)
-    with pytest.raises(InvalidRequestError, match="keep"):
+    with pytest.raises(InvalidRequestError, match="retention"):
         Fleet(url, space="example", project="p", retention=0)
     async with StreamsClient(space="example", project="p", token="t") as client:
         for name in ("", "two\nlines", "\ud800"):
-            with pytest.raises(InvalidRequestError, match="name must be a text"):
+            with pytest.raises(InvalidRequestError, match="name must be printable text"):
                 FleetWorker(url, client, name=name)
     async with fleet:
         for wrong_name in ("", "a b", "a:b", 7):
@@ -585,16 +547,14 @@ async def test_what_can_not_be_right_is_refused(space: SimulatedSpace, url: str)
                 await fleet.submit([], name=wrong_name)  # type: ignore[arg-type]
 
 
-async def test_an_empty_run_is_over(fleet: Fleet) -> None:
-    """A run of nothing has no outcomes, and has ended."""
+async def test_empty_run_is_finished(fleet: Fleet) -> None:
     run = await fleet.submit([])
 
     assert await all_results(fleet, run) == []
     assert (await fleet.status(run)).is_finished
 
 
-async def test_a_broken_pacer_is_tried_again(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """What a caller's own part raises hands the batch back, and loses nothing of it."""
+async def test_failing_rate_limiter_requeues_batch(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     tries = []
 
     async def middleware(exchange: Any, send: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a fleet reports of its runs and workers, and how it goes through long runs and outages."""
+"""Status of runs and workers, and behaviour in long runs and outages."""
 
 import asyncio
 from typing import Any
@@ -9,19 +9,19 @@ from redis.exceptions import ConnectionError as NotThere
 
 from signalwire_streams import BulkStatus, Clock, FleetError, StartConferenceStream
 from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
-from signalwire_streams.fleet._redis import Connection, Keys, Step, Writer, command
+from signalwire_streams.fleet._lua import LuaCall
+from signalwire_streams.fleet._redis import Connection, Keys, Writer
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import URL, all_results, connection_of, keys_of, on_conferences, until
+from .helpers import URL, Pipe, all_results, keys_of, on_conferences, redis_of, until
 
 WORKER = WorkerStatus(
     name="w", host="h", pid=1, started_at="2026", active_batches=0, completed=0, rate=1.5, limit=None, draining=False
 )
 
 
-async def test_a_run_that_was_only_submitted(space: SimulatedSpace, fleet: Fleet) -> None:
-    """Before any worker takes it, all of a run waits and nothing is counted."""
+async def test_status_of_submitted_run_is_all_pending(space: SimulatedSpace, fleet: Fleet) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids), name="nightly")
     status = await fleet.status(run)
 
@@ -29,7 +29,7 @@ async def test_a_run_that_was_only_submitted(space: SimulatedSpace, fleet: Fleet
         run="nightly",
         started_at=status.started_at,
         planned=3,
-        counts={"waiting": 3},
+        counts={"pending": 3},
         attempts=0,
         errors={},
         cancelled=None,
@@ -48,11 +48,11 @@ async def test_a_run_that_was_only_submitted(space: SimulatedSpace, fleet: Fleet
     )
 
 
-async def test_errors_are_listed_by_frequency_and_then_by_name(space: SimulatedSpace, fleet: Fleet) -> None:
-    """Counts of zero are left out, and what is over is over although nothing waits."""
+async def test_status_sorts_errors_by_frequency_and_name(space: SimulatedSpace, fleet: Fleet) -> None:
+    """States with a count of zero are omitted."""
     run = await fleet.submit(on_conferences(space.conference_sids), name="nightly")
-    facts = {"e:B": "1", "e:A": "1", "e:C": "2", "c:rejected": "2", "c:unknown": "1", "c:intended": "0", "undone": "2"}
-    await connection_of(fleet).one(command("hset", fleet._keys.run(run), mapping=facts))
+    facts = {"e:B": "1", "e:A": "1", "e:C": "2", "c:rejected": "2", "c:unknown": "1", "c:in_doubt": "0", "stopped": "2"}
+    await redis_of(fleet).hset(fleet._keys.run(run), mapping=facts)
 
     status = await fleet.status(run)
 
@@ -61,8 +61,7 @@ async def test_errors_are_listed_by_frequency_and_then_by_name(space: SimulatedS
     assert (status.completed, status.unfinished, status.is_finished, status.rolled_back) == (3, 1, True, 2)
 
 
-def test_workers_are_summed_up() -> None:
-    """Their rates add up, and the limit is the highest that one of them knows."""
+def test_status_sums_up_workers() -> None:
     workers = (WORKER, evolve(WORKER, rate=2.0, limit=5.0), evolve(WORKER, limit=7.0))
     status = FleetStatus(
         run="r",
@@ -80,24 +79,23 @@ def test_workers_are_summed_up() -> None:
         workers=workers,
     )
     assert (status.rate, status.limit, status.is_finished) == (5.0, 7.0, True)
-    assert WorkerStatus.of("w", {}) == evolve(WORKER, host="", pid=0, started_at="", rate=0.0)
+    assert WorkerStatus.from_hash("w", {}) == evolve(WORKER, host="", pid=0, started_at="", rate=0.0)
 
 
-def test_key_names_are_the_same_in_every_version() -> None:
+def test_key_names() -> None:
     """Workers and submitters of several releases share one Redis, so the names of its keys are a contract."""
     keys = Keys("https://example.signalwire.com", "p")
     run = keys.of("nightly", "abc")
     assert keys.prefix == "sws-fleet-1:example.signalwire.com:p"
     assert (keys.workers, keys.runs) == (f"{keys.prefix}:our:workers", f"{keys.prefix}:our:runs")
-    assert (keys.worker("w"), run.facts) == (f"{keys.prefix}:our:worker:w", f"{keys.prefix}:our:run:nightly")
-    assert [run.requests(1), run.marks(2), run.lease(3), run.outcomes, run.undone] == [
+    assert (keys.worker("w"), run.run) == (f"{keys.prefix}:our:worker:w", f"{keys.prefix}:our:run:nightly")
+    assert [run.requests(1), run.marks(2), run.lease(3), run.outcomes, run.stopped] == [
         f"{keys.prefix}:our:run:nightly:abc:{last}"
-        for last in ("requests:1", "marks:2", "lease:3", "outcomes", "undone")
+        for last in ("requests:1", "marks:2", "lease:3", "outcomes", "stopped")
     ]
 
 
-async def test_a_worker_finishes_a_batch_before_it_takes_the_next(fleet: Fleet, workers: Workers) -> None:
-    """One slot is enough for any number of batches, and is free at the end."""
+async def test_worker_with_one_slot_processes_batches_one_by_one(fleet: Fleet, workers: Workers) -> None:
     worker = workers(concurrency=25)
     requests = [StartConferenceStream(conference_sid="none", url=URL, name=f"s{number}") for number in range(60)]
     run = await fleet.submit(requests)
@@ -114,12 +112,9 @@ async def _is_idle(fleet: Fleet) -> bool:
     return [worker.active_batches for worker in await fleet.workers()] == [0]
 
 
-async def test_a_batch_that_redis_has_forgotten_is_not_tried_again(
-    space: SimulatedSpace, fleet: Fleet, workers: Workers
-) -> None:
-    """A batch without its requests is done: it does not come back to the workers for ever."""
+async def test_expired_batch_is_not_retried(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
-    await connection_of(fleet).one(command("delete", (await keys_of(fleet, run)).requests(0)))
+    await redis_of(fleet).delete((await keys_of(fleet, run)).requests(0))
     worker = workers(concurrency=25)
     other = await fleet.submit(on_conferences(["nowhere"]))
     await all_results(fleet, other)
@@ -129,8 +124,8 @@ async def test_a_batch_that_redis_has_forgotten_is_not_tried_again(
     assert (list(snapshot.future), list(snapshot.running)) == ([], [])
 
 
-async def test_every_start_of_a_long_run_is_settled_and_read(fleet: Fleet) -> None:
-    """A run of more batches than are written, ended or read at once has one outcome for each start, in order."""
+async def test_long_run_has_one_outcome_per_item(fleet: Fleet) -> None:
+    """The run has more batches than are written, scanned or read at once."""
     requests = [StartConferenceStream(conference_sid=f"c{number}", url=URL) for number in range(1_030)]
     run = await fleet.submit(requests, name="long")
     status = await fleet.cancel(run)
@@ -148,12 +143,15 @@ async def test_every_start_of_a_long_run_is_settled_and_read(fleet: Fleet) -> No
 
 @define(eq=False)
 class Away:
-    """A Redis that does not answer a number of times."""
+    """A Redis whose first answers fail."""
 
     now: Any
     failures: int
     asked: list[float] = field(init=False, factory=list)
     loads: list[int] = field(init=False, factory=list)
+
+    def pipeline(self) -> Pipe:
+        return Pipe(self)
 
     async def get(self, _: str) -> bytes:
         self.asked.append(self.now())
@@ -168,26 +166,26 @@ class Away:
 
 
 class TestConnection:
-    """How often a Redis that is away is asked."""
+    """How often an unavailable Redis is asked."""
 
-    async def test_pauses_double_up_to_a_second(self, idle_clock: Clock) -> None:
+    async def test_connection_pauses_double_up_to_a_second(self, idle_clock: Clock) -> None:
         redis = Away(idle_clock.now, 8)
-        assert await Connection(redis, 60.0).one(command("get", "key")) == b"there"
+        assert await Connection(redis, 60.0).run(lambda redis: redis.get("key")) == b"there"
         pauses = [round(later - earlier, 2) for earlier, later in zip(redis.asked, redis.asked[1:], strict=False)]
         assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
 
-    async def test_it_is_given_up_at_the_end_of_the_patience(self, idle_clock: Clock) -> None:
+    async def test_connection_gives_up_when_patience_ends(self, idle_clock: Clock) -> None:
         redis = Away(idle_clock.now, 100)
         began = idle_clock.now()
-        with pytest.raises(FleetError, match="can't be used: gone"):
-            await Connection(redis, 5.0).one(command("get", "key"))
+        with pytest.raises(FleetError, match="unavailable: gone"):
+            await Connection(redis, 5.0).run(lambda redis: redis.get("key"))
         assert 3.9 < idle_clock.now() - began <= 5.0
 
-    async def test_a_writer_sends_at_most_500_steps_at_once(self, idle_clock: Clock) -> None:
-        """Steps gather for a hundredth of a second, and no command grows without end."""
+    async def test_writer_sends_at_most_500_calls_at_once(self, idle_clock: Clock) -> None:
+        """Calls gather for a hundredth of a second."""
         redis = Away(idle_clock.now, 0)
         writer = Writer(Connection(redis, 0.0))
-        answers = [writer.later(Step("script", ("run",), "marks", (number,))) for number in range(1_101)]
+        answers = [writer.call(LuaCall("script", ("run",), "marks", (number,))) for number in range(1_101)]
         assert set(await asyncio.gather(*answers)) == {"ok"}
         assert redis.loads == [500, 500, 101]
         assert redis.asked[1] - redis.asked[0] == pytest.approx(0.01, abs=0.005)

@@ -38,7 +38,7 @@ TESTS: Mapping[str, Sequence[Sequence[str]]] = {
     "models": (["tests/models"], EVERYWHERE, ["tests/wire"], ["tests/client"]),
     "receiver": (["tests/receiver"], EVERYWHERE),
     "resources": (["tests/client"], ["tests/transport", "tests/wire"]),
-    "shared": (["tests/shared"], EVERYWHERE),
+    "redis_rate_limit": (["tests/redis_rate_limit"], EVERYWHERE),
     "transport": (["tests/transport"], ["tests/client"], EVERYWHERE),
     "wire": (["tests/wire"], EVERYWHERE, ["tests/transport"], ["tests/client"]),
 }

@@ -1,17 +1,17 @@
-"""The end of the engine's worker, where that one does not end by itself."""
+"""Stopping docket's worker even if it hangs."""
 
 import asyncio
 from typing import Any, Self
 
 import pytest
 
-from signalwire_streams.fleet._worker import Engine
+from signalwire_streams.fleet._worker import Supervisor
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 
 
 class Stuck:
-    """Waits for ever in one place of its life."""
+    """A docket worker that hangs in one place."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -45,44 +45,43 @@ class Stuck:
 
 
 @pytest.mark.parametrize(("where", "cancelled"), [("begin", 0), ("work", 3), ("end", 0), ("nowhere", 0)])
-async def test_it_ends_wherever_it_is_stuck(where: str, cancelled: int) -> None:
-    """It is cancelled until it is over, and an orderly end needs no cancelling."""
+async def test_supervisor_stops_wherever_docket_hangs(where: str, cancelled: int) -> None:
+    """It is cancelled until it ends; an orderly end needs no cancelling."""
     worker: Any = Stuck(where)
-    engine = Engine(worker)
+    engine = Supervisor(worker)
     await asyncio.sleep(0)
 
-    await engine.end()
+    await engine.stop()
 
-    assert engine.running.done()
+    assert engine.task.done()
     assert worker.cancelled == cancelled
-    engine.tell_failure()
+    engine.raise_failure()
 
 
-async def test_a_caller_that_is_cancelled_gets_it_ended_all_the_same() -> None:
-    """Each cancellation is heard of at the end."""
+async def test_supervisor_stops_although_caller_is_cancelled() -> None:
+    """The caller's cancellation is raised at the end."""
     worker: Any = Stuck("work")
-    engine = Engine(worker)
-    ending = asyncio.create_task(engine.end())
+    engine = Supervisor(worker)
+    ending = asyncio.create_task(engine.stop())
     for _ in range(2):
         await asyncio.sleep(0)
         ending.cancel()
 
     with pytest.raises(asyncio.CancelledError):
         await ending
-    assert engine.running.done()
+    assert engine.task.done()
 
 
-async def test_a_failure_is_told() -> None:
-    """An engine that breaks off by itself says why."""
+async def test_supervisor_raises_failure_of_docket() -> None:
     worker: Any = Stuck("nowhere")
 
     async def broken() -> None:
         raise RuntimeError("broken")
 
     worker.run_forever = broken
-    engine = Engine(worker)
-    await asyncio.wait([engine.running])
-    await engine.end()
+    engine = Supervisor(worker)
+    await asyncio.wait([engine.task])
+    await engine.stop()
 
     with pytest.raises(RuntimeError, match="broken"):
-        engine.tell_failure()
+        engine.raise_failure()

@@ -1,4 +1,4 @@
-"""A Redis, and pacers that share a limit through it."""
+"""A Redis, and rate limiters that share a limit through it."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -11,7 +11,7 @@ from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from tests import waiting
 from tests.redis_server import RedisServer, redis_servers
 
-PacerFactory: TypeAlias = Callable[..., RedisRateLimiter]
+LimiterFactory: TypeAlias = Callable[..., RedisRateLimiter]
 ServerFactory: TypeAlias = Callable[..., RedisServer]
 
 
@@ -41,8 +41,8 @@ def redis(common_redis: RedisServer) -> RedisServer:
 
 
 @pytest.fixture
-async def pacer_for() -> AsyncIterator[PacerFactory]:
-    """Make pacers of a Redis for one Space; each is closed with the test."""
+async def limiter_for() -> AsyncIterator[LimiterFactory]:
+    """Create rate limiters on a Redis for one Space; each is closed with the test."""
     async with AsyncExitStack() as stack:
 
         def make(redis: RedisServer, **options: Any) -> RedisRateLimiter:
@@ -50,9 +50,9 @@ async def pacer_for() -> AsyncIterator[PacerFactory]:
                 requests=options.pop("requests", 1000), window=options.pop("window", 10.0), utilization=1.0
             )
             settings: dict[str, Any] = {"space": "example.signalwire.com", "rate_limit": limit}
-            pacer = RedisRateLimiter(redis.url, **(settings | options))
-            stack.push_async_callback(pacer.aclose)
-            return pacer
+            limiter = RedisRateLimiter(redis.url, **(settings | options))
+            stack.push_async_callback(limiter.aclose)
+            return limiter
 
         yield make
 

@@ -1,4 +1,4 @@
-"""Log lines of a shared pacer."""
+"""Log lines of a shared rate limiter."""
 
 import logging
 import time
@@ -7,17 +7,17 @@ import pytest
 
 from tests.redis_server import RedisServer
 
-from .conftest import PacerFactory
+from .conftest import LimiterFactory
 
 
-async def test_a_pause_after_429_is_one_warning_of_the_client_that_got_it(
-    redis: RedisServer, pacer_for: PacerFactory, caplog: pytest.LogCaptureFixture
+async def test_pause_after_429_is_logged_once_by_the_client_that_got_it(
+    redis: RedisServer, limiter_for: LimiterFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "signalwire_streams")
-    pacer = pacer_for(redis)
-    pacer.on_throttled(time.monotonic(), 30.0)
+    limiter = limiter_for(redis)
+    limiter.on_throttled(time.monotonic(), 30.0)
     for _ in range(5):
-        pacer.on_throttled(time.monotonic(), 31.0)
+        limiter.on_throttled(time.monotonic(), 31.0)
     pauses = [record for record in caplog.records if record.name == "signalwire_streams.rate_limit"]
     assert [(record.levelname, record.getMessage()) for record in pauses] == [
         ("WARNING", "too many requests (429): all requests pause for 30.0 s")

@@ -1,4 +1,4 @@
-"""Going on with what a run left: a new run of what was not attempted, and of what nobody knows the end of."""
+"""Resuming finished runs."""
 
 from collections.abc import AsyncIterator
 
@@ -7,11 +7,11 @@ from attrs import evolve
 
 from signalwire_streams import BulkStatus, InvalidRequestError, PlannedRequest, StartCallStream, StartConferenceStream
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet._redis import command, next_run
+from signalwire_streams.fleet._redis import next_run
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import URL, all_results, connection_of, keys_of, on_calls, on_conferences, set_marks
+from .helpers import URL, all_results, keys_of, on_calls, on_conferences, redis_of, set_marks
 
 DEAD = "i:dead.1"
 
@@ -24,7 +24,7 @@ async def space() -> AsyncIterator[SimulatedSpace]:
 
 @pytest.fixture
 async def nightly(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> str:
-    """A run that was cancelled after a worker had died over three of its six starts, one of which runs."""
+    """A cancelled run of six items, three of them in doubt after a worker died; one of those is running."""
     run = await fleet.submit([*on_conferences(space.conference_sids), *on_calls(space.call_sids)], name="nightly")
     await set_marks(fleet, run, {0: DEAD, 1: DEAD, 3: DEAD})
     sid = space.conference_sids[0]
@@ -37,14 +37,13 @@ async def nightly(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> str:
     return run
 
 
-async def test_what_is_left_is_started_once(
+async def test_resume_starts_what_is_left_once(
     nightly: str, space: SimulatedSpace, fleet: Fleet, workers: Workers
 ) -> None:
-    """What runs already is found, what does not is started; a call that may have a stream gets no second one."""
     assert (await fleet.status(nightly)).unfinished == 6
     run = await fleet.resume(nightly)
     assert run == "nightly-r2"
-    assert (await fleet.status(run)).counts == {"waiting": 6}
+    assert (await fleet.status(run)).counts == {"pending": 6}
     assert await fleet.resume(nightly) == run  # as after one whose answer was lost
 
     workers()
@@ -65,19 +64,21 @@ async def test_what_is_left_is_started_once(
     assert [found.run for found in await fleet.runs()] == ["nightly", "nightly-r2"]
 
     assert await fleet.resume(nightly) == run
-    with pytest.raises(InvalidRequestError, match="was resumed as 'nightly-r2': go on with that one"):
+    with pytest.raises(InvalidRequestError, match="was resumed as 'nightly-r2': use that one"):
         await fleet.resume(nightly, name="other")
     assert (await fleet.status(nightly)).resumed_as == run
     assert await fleet.resume(run, name="last") == "last"
     assert (await fleet.status("last")).planned == 1
 
 
-async def test_what_nobody_knows_stays_so(nightly: str, space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """A run that goes on with another and is cancelled at once leaves what nobody knew to the next one."""
+async def test_unknown_items_stay_unknown_over_resumed_runs(
+    nightly: str, space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
+    """A resumed run that is cancelled at once leaves its unknown items to the next one."""
     run = await fleet.resume(nightly)
     assert run is not None
     assert (await fleet.cancel(run)).counts == {"unknown": 3, "not_attempted": 3}
-    stopped = {stream.name async for _, stream in fleet._ending(await fleet._facts(run)).streams()}
+    stopped = {stream.name async for _, stream in fleet._scan(await fleet._record(run)).streams()}
     assert stopped == {f"sws-nightly-{sid}" for sid in (*space.conference_sids[:2], space.call_sids[0])}
 
     again = await fleet.resume(run)
@@ -88,46 +89,44 @@ async def test_what_nobody_knows_stays_so(nightly: str, space: SimulatedSpace, f
     assert space.streams.duplicates() == []
 
 
-async def test_a_name_that_is_taken(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
-    """A run can't go on under another run's name, also where that has the same requests, and then can under its own."""
+async def test_resume_with_taken_name_is_refused(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
     starts: list[StartConferenceStream | StartCallStream] = [
         *on_conferences(space.conference_sids),
         *on_calls(space.call_sids),
     ]
     await fleet.submit([evolve(start, name=f"sws-nightly-{start.target}") for start in starts], name="taken")
-    with pytest.raises(InvalidRequestError, match="other requests is there already"):
+    with pytest.raises(InvalidRequestError, match="other requests already"):
         await fleet.resume(nightly, name="taken")
 
     assert (await fleet.status(nightly)).resumed_as is None
     assert await fleet.resume(nightly) == "nightly-r2"
-    await connection_of(fleet).one(command("delete", (await keys_of(fleet, nightly)).requests(0)))
+    await redis_of(fleet).delete((await keys_of(fleet, nightly)).requests(0))
     with pytest.raises(InvalidRequestError, match="older than Redis was told to keep it"):
         await fleet.resume(nightly)
     assert (await fleet.status(nightly)).resumed_as == "nightly-r2"
 
 
-async def test_a_plan_that_is_not_whole(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
-    """Where Redis has forgotten a part of a run, nothing of it is gone on with."""
-    await connection_of(fleet).one(command("delete", (await keys_of(fleet, nightly)).requests(0)))
+async def test_resume_of_partly_expired_run_is_refused(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
+    await redis_of(fleet).delete((await keys_of(fleet, nightly)).requests(0))
     with pytest.raises(InvalidRequestError, match="older than Redis was told to keep it"):
         await fleet.resume(nightly)
     assert [found.run for found in await fleet.runs()] == ["nightly"]
 
 
-async def test_a_name_that_is_used_again(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """What is left in Redis of a run that it has forgotten is not taken for that of a new one of the same name."""
+async def test_expired_run_leaves_nothing_to_new_run_of_its_name(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
     workers()
     for _ in range(2):
         run = await fleet.submit(on_conferences(space.conference_sids), name="weekly")
         assert {outcome.status for outcome in await all_results(fleet, run)} == {BulkStatus.STARTED}
         assert [outcome.ok async for outcome in fleet.stop_streams(run, workers.client)] == [True] * 3
-        await connection_of(fleet).one(command("delete", fleet._keys.run(run)))
+        await redis_of(fleet).delete(fleet._keys.run(run))
     assert len(space.streams) == 6
     assert space.streams.active() == []
 
 
-async def test_secrets_are_asked_for_again(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """What was left out of a run's requests is left out of the next one's, and the workers put it back."""
+async def test_resumed_run_asks_workers_for_secrets(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
     requests = on_conferences(space.conference_sids, parameters={"key": "hidden"})
     run = await fleet.submit(requests, redact_secrets=True)
     await fleet.cancel(run)
@@ -143,15 +142,16 @@ async def test_secrets_are_asked_for_again(space: SimulatedSpace, fleet: Fleet, 
     assert [stream.parameters for stream in space.streams] == [{"key": "hidden"}] * 3
 
 
-async def test_what_can_not_be_gone_on_with(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
-    """A run that goes on, or was stopped since, is refused; of one that went well nothing is left."""
+async def test_resume_refuses_runs_that_are_running_or_unknown(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers
+) -> None:
     run = await fleet.submit(on_conferences(space.conference_sids))
-    with pytest.raises(InvalidRequestError, match="wait until it is over, or cancel it"):
+    with pytest.raises(InvalidRequestError, match="wait until it ends, or cancel it"):
         await fleet.resume(run)
     dead = await fleet.submit(on_calls(space.call_sids))
     await set_marks(fleet, dead, {0: DEAD})
     await fleet.cancel(dead)
-    with pytest.raises(InvalidRequestError, match="or had when they died: a worker ends them"):
+    with pytest.raises(InvalidRequestError, match="or had when they died: run a worker"):
         await fleet.resume(dead)
     workers()
     await all_results(fleet, run)
@@ -164,12 +164,11 @@ async def test_what_can_not_be_gone_on_with(space: SimulatedSpace, fleet: Fleet,
         await fleet.resume(other)
 
 
-async def test_runs_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet) -> None:
-    """The list of runs has those that Redis still knows."""
+async def test_runs_omits_expired_runs(space: SimulatedSpace, fleet: Fleet) -> None:
     assert await fleet.runs() == ()
     await fleet.submit(on_conferences(space.conference_sids), name="old")
     await fleet.submit(on_conferences(space.conference_sids), name="new")
-    await connection_of(fleet).one(command("delete", fleet._keys.run("old")))
+    await redis_of(fleet).delete(fleet._keys.run("old"))
 
     assert [(found.run, found.planned, found.is_finished) for found in await fleet.runs()] == [("new", 3, False)]
     assert [found.run for found in await fleet.runs()] == ["new"]
@@ -179,12 +178,10 @@ async def test_runs_that_redis_has_forgotten(space: SimulatedSpace, fleet: Fleet
     ("run", "following"),
     [("nightly", "nightly-r2"), ("nightly-r2", "nightly-r3"), ("2026-11-21", "2026-11-21-r2"), ("-r2", "-r2-r2")],
 )
-def test_the_name_of_the_next_run(run: str, following: str) -> None:
-    """It is the same with a number."""
+def test_next_run_counts_up(run: str, following: str) -> None:
     assert next_run(run) == following
 
 
-def test_a_name_that_would_be_too_long() -> None:
-    """Then one is to be said."""
-    with pytest.raises(InvalidRequestError, match="too long for a run's name: say what"):
+def test_next_run_refuses_names_that_are_too_long() -> None:
+    with pytest.raises(InvalidRequestError, match="too long for a run's name: pass a name"):
         next_run("a" * 62)

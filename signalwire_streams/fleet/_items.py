@@ -1,0 +1,186 @@
+"""Items of a run as Redis keeps them: planned requests, marks, and outcomes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from attrs import fields_dict, frozen
+
+from signalwire_streams import errors
+from signalwire_streams.bulk._operations import ItemKey
+from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus
+from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row, target_kind
+from signalwire_streams.errors import Phase, StreamOutcomeUnknownError, StreamsError
+from signalwire_streams.models import GENERATED_NAME, CallStream, ConferenceStream, StartConferenceStream
+
+_ERRORS = {
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, StreamsError)
+}
+_OMITTED = frozenset({"conference_sid", "call_sid", "extra"})
+"""Fields of a stream that are not stored: its request has the target, and unknown keys may hold anything."""
+_MAY_RUN = SUCCEEDED | {BulkStatus.UNKNOWN}
+_ROW = 4
+_CLAIMED, _SETTLED = "i:", "f:"
+
+
+class Evidence(StrEnum):
+    """What earlier attempts of an item, by any worker or in the run that this one resumes, say about its stream."""
+
+    NONE = ""
+    THROTTLED = "t"
+    """The Space answered 429. It hardly started the stream, but a duplicate of a generated name would prove that."""
+    REFUSED = "r"
+    """The Space refused the start for now, with a 503 say. It may have started the stream all the same."""
+    IN_DOUBT = "i"
+    """An attempt was made, or was about to be made, and its outcome is unknown."""
+
+
+@frozen
+class PlannedItem:
+    """A request without its secrets, and what the run that this one resumes knows about it."""
+
+    request: PlannedRequest
+    earlier: Evidence = Evidence.NONE
+
+
+def write_batch(items: Sequence[PlannedItem]) -> str:
+    rows = [(*planned_row(item.request), *([item.earlier] if item.earlier else [])) for item in items]
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def read_batch(text: bytes | str) -> list[PlannedItem]:
+    return [
+        PlannedItem(planned_request(tuple(row[:_ROW])), Evidence(row[_ROW]) if len(row) > _ROW else Evidence.NONE)
+        for row in json.loads(text)
+    ]
+
+
+def claimed_mark(owner: str) -> str:
+    """Return the mark of an item that its owner may have sent."""
+    return f"{_CLAIMED}{owner}"
+
+
+def settled_mark(outcome: BulkOutcome[Any], evidence: Evidence) -> str:
+    stream = outcome.stream
+    detail, sid = ("1" if stream.ambiguous else "0", stream.sid or "") if stream is not None else ("0", "")
+    if outcome.status is BulkStatus.NOT_ATTEMPTED:
+        detail = evidence
+    return f"{_SETTLED}{outcome.status.value}:{detail}:{sid}"
+
+
+@frozen
+class ItemMark:
+    """What Redis has about an item, and what the resumed run knew.
+
+    The text is that of `claimed_mark` or `settled_mark`, or the `Evidence` of an item that its owner left to others.
+    """
+
+    text: str = ""
+    earlier: Evidence = Evidence.NONE
+
+    @property
+    def is_settled(self) -> bool:
+        return self.text.startswith(_SETTLED)
+
+    @property
+    def is_claimed(self) -> bool:
+        return self.text.startswith(_CLAIMED)
+
+    @property
+    def status(self) -> str:
+        """The item's `BulkStatus` as text, or an empty text."""
+        return self.text.split(":", 2)[1] if self.is_settled else ""
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the next attempt has to know."""
+        if self.is_settled:
+            _, status, detail, _ = self.text.split(":", 3)
+            if status == BulkStatus.UNKNOWN:
+                return Evidence.IN_DOUBT
+            return Evidence(detail) if status == BulkStatus.NOT_ATTEMPTED else Evidence.NONE
+        if self.is_claimed or self.earlier is Evidence.IN_DOUBT:
+            return Evidence.IN_DOUBT
+        return Evidence(self.text) or self.earlier
+
+    @property
+    def is_in_doubt(self) -> bool:
+        return not self.is_settled and self.evidence is Evidence.IN_DOUBT
+
+    def stream_of(self, request: Start) -> ConferenceStream | CallStream | None:
+        """Return the stream that this item started, or may have started."""
+        if self.is_settled:
+            _, status, detail, sid = self.text.split(":", 3)
+            if status in _MAY_RUN:
+                return _stream_of(request, {"name": request.name, "ambiguous": detail == "1", "sid": sid or None})
+        if self.is_in_doubt or (self.evidence is Evidence.REFUSED and _has_generated_name(request)):
+            return _stream_of(request, {"name": request.name})
+        return None
+
+
+def _has_generated_name(request: Start) -> bool:
+    # Under a name that the caller chose, somebody else's stream may be running.
+    return request.name is not None and request.name.startswith(GENERATED_NAME)
+
+
+def key_of(request: Start) -> ItemKey:
+    return ItemKey(target_kind(request), request.target, request.name)
+
+
+def _stream_of(request: Start, fields: Mapping[str, Any]) -> ConferenceStream | CallStream:
+    if isinstance(request, StartConferenceStream):
+        return ConferenceStream(conference_sid=request.target, **fields)
+    return CallStream(call_sid=request.target, **fields)
+
+
+def outcome_unknown(key: ItemKey, why: str, *, attempts: int = 0) -> StreamOutcomeUnknownError:
+    """Return the error of an item that ends without proof of what an earlier attempt did."""
+    return StreamOutcomeUnknownError(
+        f"start a stream on {key.kind} {key.target}: an earlier worker may have started it; {why}",
+        sent="maybe",
+        attempts=attempts,
+        target=key.target,
+        name=key.name,
+    )
+
+
+def write_outcome(outcome: BulkOutcome[Any]) -> str:
+    """Serialize an outcome; its item is known by its index."""
+    document: dict[str, Any] = {
+        "index": outcome.index,
+        "status": outcome.status.value,
+        "attempts": outcome.attempts,
+        "duration": round(outcome.duration, 4),
+    }
+    stream, error = outcome.stream, outcome.error
+    if stream is not None:
+        values = {name: getattr(stream, name) for name in fields_dict(type(stream)) if name not in _OMITTED}
+        document["stream"] = {name: value for name, value in values.items() if value not in (None, False)}
+    if error is not None:
+        document["error"] = {"class": type(error).__name__, **{n: getattr(error, n) for n in fields_dict(type(error))}}
+    return json.dumps(document, separators=(",", ":"))
+
+
+def read_outcome(document: Mapping[str, Any], item: Start) -> BulkOutcome[Start]:
+    stream, error = document.get("stream"), document.get("error")
+    return BulkOutcome(
+        index=document["index"],
+        item=item,
+        status=BulkStatus(document["status"]),
+        stream=None if stream is None else _stream_of(item, stream),
+        error=None if error is None else _read_error(error),
+        attempts=document["attempts"],
+        duration=document["duration"],
+    )
+
+
+def _read_error(document: Mapping[str, Any]) -> StreamsError:
+    # A newer worker may know errors that this reader does not.
+    kind = _ERRORS.get(document["class"], StreamsError)
+    values = {name: value for name, value in document.items() if name in fields_dict(kind)}
+    if "phase" in values:
+        values["phase"] = Phase(values["phase"])
+    if "errors" in values:
+        values["errors"] = tuple(values["errors"])
+    return kind(**values)

@@ -1,0 +1,93 @@
+"""Corner cases that races with a real Redis reach too seldom."""
+
+import asyncio
+import importlib
+import importlib.util
+import logging
+from typing import Any
+
+import pytest
+
+import signalwire_streams.redis_rate_limit
+from signalwire_streams import Priority, RateLimit
+from signalwire_streams.middleware._queueing import PriorityQueue
+from signalwire_streams.redis_rate_limit import RedisRateLimiter
+from signalwire_streams.redis_rate_limit._state import Fallback, LocalState
+from signalwire_streams.redis_rate_limit._store import RedisUnavailableError, Store
+
+
+async def test_priority_queue_skips_cancelled_turns() -> None:
+    queue = PriorityQueue()
+    assert queue.head() == (Priority.BULK, 0)
+    assert not queue.grant(1.0)
+    turns = [queue.add(Priority.BULK) for _ in range(3)]
+    turns[0].cancel()
+    turns[2].cancel()
+
+    assert queue.grant(1.0)
+    assert not queue.grant(1.0)
+    assert turns[1].result() == 1.0
+    assert queue.head() == (Priority.BULK, 0)
+
+
+def test_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    outage = Fallback("redis://x", None)
+    outage.end(0.0)
+    for _ in range(3):
+        outage.begin("why", LocalState(RateLimit()), 1.0)
+    outage.end(2.0)
+
+    assert len(caplog.records) == 2
+    assert outage.try_acquire(3.0) == 0
+
+
+def test_reload_without_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    with pytest.raises(ImportError, match=r"pip install 'signalwire-streams\[redis\]'"):
+        importlib.reload(signalwire_streams.redis_rate_limit)
+
+
+@pytest.mark.parametrize("hangs_in", ["lease", "probe"])
+async def test_aclose_although_redis_py_swallows_the_cancellation(
+    monkeypatch: pytest.MonkeyPatch, nothing_left: None, hangs_in: str
+) -> None:
+    hangs = asyncio.Event()
+
+    async def hang() -> object:
+        hangs.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise RedisUnavailableError("Timeout connecting to server") from None
+        raise AssertionError("it was not cancelled")
+
+    async def fail() -> object:
+        raise RedisUnavailableError("refused")
+
+    async def answer(store: Store, *args: Any, tokens: int = 0, **kwargs: Any) -> object:
+        return await (fail() if tokens and hangs_in == "probe" else hang())
+
+    monkeypatch.setattr(Store, "exchange", answer)
+    limiter = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 60))
+    await hangs.wait()
+
+    await limiter.aclose()
+
+    assert "closed" in str((await asyncio.gather(waiting, return_exceptions=True))[0])
+
+
+async def test_lease_loop_uses_returned_tokens_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(store: Store, *args: object, **kwargs: object) -> object:
+        raise AssertionError("it asked for more")
+
+    monkeypatch.setattr(Store, "exchange", fail)
+    limiter = RedisRateLimiter("redis://localhost", space="example.signalwire.com")
+    waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 60))
+    await asyncio.sleep(0)
+    limiter._leases.give_back(float("inf"))
+
+    assert await waiting == 0
+    await limiter.aclose()

@@ -1,0 +1,289 @@
+"""When a shared rate limiter asks Redis, grants a request, and detects an outage, on a clock that never sleeps."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+from attrs import define, evolve, field
+
+from signalwire_streams import Clock, Priority, RateLimit
+from signalwire_streams.redis_rate_limit import RedisRateLimiter
+from signalwire_streams.redis_rate_limit._state import NO_UPDATE, Fallback, LocalState, Quota, State, StateUpdate
+from signalwire_streams.redis_rate_limit._store import LeaseReply, RedisUnavailableError, Store
+from tests.redis_server import RedisServer
+
+from .test_quota import fullest_window
+
+DAY = 24 * 3600
+LIMIT = RateLimit(requests=1000, utilization=1.0)
+QUOTA = Quota.from_limit(LIMIT)
+
+
+@define(eq=False)
+class Bucket:
+    """The Redis of one Space, as a token bucket on the test's clock."""
+
+    now: Callable[[], float]
+    delay: float = 0.001  # seconds that an answer takes
+    is_away: bool = False
+    state: State | None = None
+    tokens: float = 0.0
+    filled_at: float = 0.0
+    leased: list[tuple[float, int, int]] = field(factory=list)  # when, how many were wanted, how many had to stay
+    reads: list[float] = field(factory=list)
+
+    async def exchange(
+        self,
+        space: str,
+        known: State,
+        *,
+        rate: float,
+        burst: int,
+        reserve: int = 0,
+        tokens: int = 0,
+        update: StateUpdate = NO_UPDATE,
+        now: float = 0.0,
+    ) -> LeaseReply:
+        redis_now = self.now()
+        if tokens:
+            self.leased.append((redis_now, tokens, reserve))
+        elif update == NO_UPDATE:
+            self.reads.append(redis_now)
+        await asyncio.sleep(self.delay)
+        if self.is_away:
+            raise RedisUnavailableError("refused")
+        if self.state is None:
+            self.state, self.tokens, self.filled_at = State(epoch="e"), 0.0, redis_now
+        self.tokens = min(burst, self.tokens + rate * (redis_now - self.filled_at))
+        self.filled_at = redis_now
+        if update.refused_after == self.state.cuts:
+            self.state = evolve(self.state, cuts=self.state.cuts + 1, cut_at=redis_now, rate_before=rate)
+        if update.closed_until is not None:
+            self.state = evolve(self.state, closed_until=max(self.state.closed_until, update.closed_until))
+        granted = max(0, min(tokens, int(self.tokens - reserve)))
+        self.tokens -= granted
+        return LeaseReply(state=self.state, redis_now=redis_now, tokens=granted, left=self.tokens - reserve)
+
+
+@pytest.fixture
+def bucket(idle_clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    monkeypatch.setattr("tests.conftest.ON_ITS_WAY", 0.0)  # no socket is waited for
+    bucket = Bucket(idle_clock.now)
+    monkeypatch.setattr(Store, "exchange", lambda _, *args, **kwargs: bucket.exchange(*args, **kwargs))
+    return bucket
+
+
+@pytest.fixture
+def clock(idle_clock: Clock) -> Clock:
+    return Clock(now=idle_clock.now, random=lambda: 0.5)
+
+
+def limiter_of(clock: Clock, fallback_clients: int | None = None) -> RedisRateLimiter:
+    return RedisRateLimiter(
+        "redis://localhost", space="x", rate_limit=LIMIT, fallback_clients=fallback_clients, clock=clock
+    )
+
+
+@define
+class Traffic:
+    """Requests that always wait for the next token."""
+
+    limiter: RedisRateLimiter
+    clock: Clock
+    granted: list[float] = field(factory=list)
+
+    async def run(self, seconds: float, at_once: int = 40) -> None:
+        ends_at = self.clock.now() + seconds
+
+        async def one() -> None:
+            while await self.limiter.acquire(Priority.BULK, ends_at - self.clock.now()) == 0:
+                self.granted.append(self.clock.now())
+
+        await asyncio.gather(*(one() for _ in range(at_once)))
+
+
+async def test_busy_client_uses_the_limit_and_never_exceeds_it(bucket: Bucket, clock: Clock) -> None:
+    limiter = limiter_of(clock)
+    traffic = Traffic(limiter, clock)
+    await traffic.run(20.0)
+    await limiter.aclose()
+
+    assert fullest_window(traffic.granted, LIMIT.window) <= LIMIT.requests
+    assert len(traffic.granted) > 0.97 * QUOTA.rate * 19.5
+    assert len(bucket.leased) <= 100 * 20
+    assert all(1 <= wanted <= 25 for _, wanted, _ in bucket.leased)
+
+
+async def test_bulk_leases_leave_a_quarter_of_the_burst(bucket: Bucket, clock: Clock) -> None:
+    limiter = limiter_of(clock)
+    for priority, reserve in ((Priority.BULK, QUOTA.reserve), (Priority.INTERACTIVE, 0)):
+        bucket.leased.clear()
+        assert await limiter.acquire(priority, 10.0) == 0
+        assert {left for _, _, left in bucket.leased} == {reserve}
+    await limiter.aclose()
+
+    assert QUOTA.reserve == QUOTA.burst // 4
+
+
+async def test_returned_token_is_used_next_until_it_lapses(bucket: Bucket, clock: Clock) -> None:
+    limiter = limiter_of(clock)
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
+    leases = len(bucket.leased)
+
+    limiter._leases.give_back(clock.now() + QUOTA.age)
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
+    assert len(bucket.leased) == leases
+
+    limiter._leases.give_back(clock.now() + QUOTA.age)
+    await asyncio.sleep(1.01 * QUOTA.age)
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
+    assert len(bucket.leased) > leases
+    await limiter.aclose()
+
+
+async def test_retry_after_holds_requests_back(bucket: Bucket, clock: Clock) -> None:
+    limiter = limiter_of(clock)
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
+    closed_until = clock.now() + 3.0
+    limiter.on_throttled(clock.now(), 3.0)
+
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
+
+    assert closed_until <= clock.now() <= closed_until + 0.6
+    assert bucket.state is not None
+    assert bucket.state.closed_until == pytest.approx(closed_until, abs=0.05)
+    assert bucket.state.cuts == 1
+    assert bucket.state.rate_before == QUOTA.rate
+    await limiter.aclose()
+
+
+async def test_wait_until_allowed_refreshes_stale_state(bucket: Bucket, clock: Clock) -> None:
+    one, other = limiter_of(clock), limiter_of(clock)
+    for limiter in (one, other):
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
+    one.on_throttled(clock.now(), 5.0)
+    await asyncio.sleep(2.0)
+
+    assert await other.wait_until_allowed(1.0) == pytest.approx(3.0, abs=0.1)
+    assert len(bucket.reads) == 1
+    assert await other.wait_until_allowed(1.0) == pytest.approx(3.0, abs=0.1)
+    assert len(bucket.reads) == 1, "what was heard a moment ago is not asked for again"
+    began = clock.now()
+    assert await other.wait_until_allowed(10.0) == 0
+    assert clock.now() - began == pytest.approx(3.0, abs=0.1)
+    for limiter in (one, other):
+        await limiter.aclose()
+
+
+class TestOutage:
+    """Redis is unavailable, or too slow."""
+
+    @pytest.fixture
+    def lines(self, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+        with caplog.at_level(logging.WARNING, "signalwire_streams"):
+            yield lambda: [record.getMessage() for record in caplog.records]
+
+    async def test_unavailable_redis_is_probed_four_times_a_second(
+        self, bucket: Bucket, clock: Clock, lines: Callable[[], list[str]]
+    ) -> None:
+        limiter = limiter_of(clock)
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
+        bucket.is_away = True
+        waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 60.0))
+        await asyncio.sleep(10.0)
+        assert not waiting.done()
+        assert 35 <= len(bucket.reads) <= 41
+
+        bucket.is_away, back_at = False, clock.now()
+        assert await waiting == 0
+        await limiter.aclose()
+
+        assert clock.now() - back_at < 0.5
+        gone, back = lines()
+        assert "is unavailable (refused): requests wait for it" in gone
+        assert "is available again after 1" in back
+
+    async def test_requests_time_out_during_outage(self, bucket: Bucket, clock: Clock) -> None:
+        bucket.is_away = True
+        limiter = limiter_of(clock)
+        began = clock.now()
+        assert await limiter.acquire(Priority.BULK, 7.0) == 7.0
+        assert clock.now() - began == pytest.approx(7.0, abs=0.05)
+        await limiter.aclose()
+
+    async def test_fallback_client_sends_its_share(self, bucket: Bucket, clock: Clock) -> None:
+        bucket.is_away = True
+        limiter = limiter_of(clock, fallback_clients=3)
+        traffic = Traffic(limiter, clock)
+        await traffic.run(20.0)
+
+        part = QUOTA.rate / 3
+        assert 0.95 * part * 20 < len(traffic.granted) <= part * 20 + QUOTA.burst / 3
+        first_second = [at for at in traffic.granted if at <= traffic.granted[0] + 1.0]
+        assert len(first_second) <= part + 2
+
+        # Others may not know yet that Redis is back: for a second it takes no more than its part.
+        bucket.is_away = False
+        after = Traffic(limiter, clock)
+        back_at = clock.now()
+        await after.run(4.0)
+        await limiter.aclose()
+        settling = [at for at in after.granted if back_at + 0.3 < at <= back_at + 1.0]
+        assert len(settling) <= part * 0.7 + 3
+        settled = [at for at in after.granted if at > back_at + 2.0]
+        assert len(settled) > QUOTA.rate * 2.0 * 0.9
+
+    async def test_five_late_leases_are_an_outage(
+        self, bucket: Bucket, clock: Clock, lines: Callable[[], list[str]]
+    ) -> None:
+        limiter = limiter_of(clock)
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
+        before = len(bucket.leased)
+        bucket.delay = 1.5 * QUOTA.age
+
+        assert await limiter.acquire(Priority.BULK, 5.0) == 5.0
+
+        assert len(bucket.leased) - before == 5
+        assert ["its answers come too late" in line for line in lines()] == [True]
+        bucket.delay = 0.5 * QUOTA.age
+        assert await limiter.acquire(Priority.BULK, 5.0) == 0
+        await limiter.aclose()
+
+
+async def test_new_bucket_starts_empty(bucket: Bucket, clock: Clock) -> None:
+    limiter = limiter_of(clock)
+    began = clock.now()
+    assert await limiter.acquire(Priority.BULK, 10.0) == 0
+    assert bucket.state is not None
+    assert clock.now() - began >= 1 / QUOTA.rate
+    await limiter.aclose()
+
+
+async def test_state_expires_after_an_idle_day(redis: RedisServer) -> None:
+    async with RedisRateLimiter(redis.url, space="x", rate_limit=LIMIT) as limiter:
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
+        key = "signalwire-streams:{x}:state"
+        assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
+        for question in (limiter.acquire(Priority.BULK, 10.0), limiter._leases.refresh()):
+            redis.ask("EXPIRE", key, "60")
+            await question
+            assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
+        redis.ask("EXPIRE", key, "60")
+        limiter.on_throttled(limiter._clock.now(), 0.0)
+        assert await limiter.acquire(Priority.BULK, 10.0) == 0
+        assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
+
+
+def test_allowance_after_outage_is_the_share() -> None:
+    outage = Fallback("redis://x", 1)
+    outage.begin("refused", LocalState(LIMIT), 0.0)
+    outage.end(100.0)
+
+    assert outage.allowance(2, 100.5) == (2, 0.0)
+    assert outage.allowance(2, 100.5) == (2, 0.0)
+    left, wait = outage.allowance(25, 100.5)
+    assert (left, wait > 0) == (QUOTA.burst - 4, True)
+    outage.refund(1)
+    assert outage.allowance(1, 100.5) == (1, 0.0)
+    assert outage.allowance(25, 101.0) == (25, 0.0)
