@@ -24,13 +24,13 @@ from signalwire_streams._cli.output import (
 
 _NAME = "signalwire-streams"
 _MODULES = {
-    "bulk": "bulk.manage",
+    "bulk": "bulk",
     "callbacks": "callbacks",
     "calls": "streams",
     "conferences": "streams",
     "demo": "demo",
-    "fleet": "fleet.commands",
-    "listen": "listen.app",
+    "fleet": "fleet",
+    "listen": "listen",
     "simulate": "simulate",
 }
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from signalwire_streams import ApiError, RunCancelledError, StreamsClient, TransportError
-from signalwire_streams._cli.bulk.runner import _ADVICE, Conduct
-from signalwire_streams._cli.bulk.targets import Defaults, Line, Requests, read_lines
+from signalwire_streams._cli.bulk_runner import _ADVICE, Conduct
+from signalwire_streams._cli.bulk_targets import Defaults, Line, Requests, read_lines
 from signalwire_streams._cli.progress import Meter
 from signalwire_streams.simulator import SimulatedSpace
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams import StartCallStream, StartConferenceStream
-from signalwire_streams._cli.bulk.targets import BadLine, Defaults, Line, Requests, read_lines
+from signalwire_streams._cli.bulk_targets import BadLine, Defaults, Line, Requests, read_lines
 
 URL = "wss://audio.example.com/live"
 CSV_COLUMNS = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams._cli.bulk.targets import BadLine, Line, read_lines
+from signalwire_streams._cli.bulk_targets import BadLine, Line, read_lines
 
 from .shell import URL, Ran, Shell
 

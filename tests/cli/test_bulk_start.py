@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from signalwire_streams import BulkJournal, RateLimit
-from signalwire_streams._cli.bulk.runner import Knobs
+from signalwire_streams._cli.bulk_runner import Knobs
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, files_in, held_space, ids_file, json_file, offered, table

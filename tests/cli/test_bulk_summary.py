@@ -14,7 +14,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsError,
 )
-from signalwire_streams._cli.bulk.runner import Closing, bulk_command
+from signalwire_streams._cli.bulk_runner import Closing, bulk_command
 
 from .shell import URL
 

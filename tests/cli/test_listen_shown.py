@@ -16,9 +16,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from signalwire_streams._cli.listen import display as screens
-from signalwire_streams._cli.listen.display import Sight, bar, draw, screen, spell_time
-from signalwire_streams._cli.listen.recording import LevelMeter, Row, dbfs
+from signalwire_streams._cli import listen_display as screens
+from signalwire_streams._cli.listen_display import Sight, bar, draw, screen, spell_time
+from signalwire_streams._cli.listen_recording import LevelMeter, Row, dbfs
 from signalwire_streams.receiver.audio import AudioFormat
 
 from .shell import Shell, end_of, line_of, process

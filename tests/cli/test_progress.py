@@ -30,7 +30,7 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams._cli import progress
-from signalwire_streams._cli.bulk.runner import Conduct, words
+from signalwire_streams._cli.bulk_runner import Conduct, words
 from signalwire_streams._cli.output import telling
 from signalwire_streams._cli.progress import Meter, Progress, draw, shown, spell_seconds
 from signalwire_streams.simulator import SimulatedSpace

@@ -66,7 +66,7 @@ async def worker(shell: Shell, tmp_path: Path, fleet: Fleet) -> AsyncIterator[as
     words = ["fleet", "worker", "--rate", "1000", "--bearer-token-file", str(token)]
     process = await fork(
         *words,
-        imports=["signalwire_streams._cli.fleet.commands"],
+        imports=["signalwire_streams._cli.fleet"],
         environment=os.environ | shell.environment,
     )
 

@@ -19,10 +19,10 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsError,
 )
-from signalwire_streams._cli.bulk.runner import Conduct, Knobs, concurrency_option, facts_of, resend_option, words
-from signalwire_streams._cli.bulk.start import FILES, Kind, checked, live, say_nothing_to_do, write_dry_run
-from signalwire_streams._cli.bulk.targets import Defaults, Requests, Secrets, Start, read_lines, read_source
-from signalwire_streams._cli.fleet.render import (
+from signalwire_streams._cli.bulk_runner import Conduct, Knobs, concurrency_option, facts_of, resend_option, words
+from signalwire_streams._cli.bulk_start import FILES, Kind, checked, live, say_nothing_to_do, write_dry_run
+from signalwire_streams._cli.bulk_targets import Defaults, Requests, Secrets, Start, read_lines, read_source
+from signalwire_streams._cli.fleet_status import (
     FLEET_ENVIRONMENT,
     MAY_RUN,
     NO_WORKER,

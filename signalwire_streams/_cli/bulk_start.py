@@ -9,8 +9,8 @@ import click
 from attrs import asdict
 
 from signalwire_streams import Call, Conference, PlannedRequest, StartConferenceStream, StreamsClient
-from signalwire_streams._cli.bulk.runner import Job, Knobs, carry_out, resend_option, run_options
-from signalwire_streams._cli.bulk.targets import Defaults, Requests, Start, read_lines, read_source
+from signalwire_streams._cli.bulk_runner import Job, Knobs, carry_out, resend_option, run_options
+from signalwire_streams._cli.bulk_targets import Defaults, Requests, Start, read_lines, read_source
 from signalwire_streams._cli.options import (
     ENVIRONMENT,
     Account,

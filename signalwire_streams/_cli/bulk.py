@@ -7,9 +7,9 @@ import click
 from attrs import asdict, evolve
 
 from signalwire_streams import BulkJournal, JournalStatus, StreamsClient, StreamsError
-from signalwire_streams._cli.bulk.runner import Job, Knobs, bulk_command, carry_out, resend_option, run_options, words
-from signalwire_streams._cli.bulk.start import start
-from signalwire_streams._cli.bulk.targets import Secrets, by_target, read_lines, read_source
+from signalwire_streams._cli.bulk_runner import Job, Knobs, bulk_command, carry_out, resend_option, run_options, words
+from signalwire_streams._cli.bulk_start import start
+from signalwire_streams._cli.bulk_targets import Secrets, by_target, read_lines, read_source
 from signalwire_streams._cli.options import ENVIRONMENT, Account, account_options, secret_options
 from signalwire_streams._cli.output import Column, clean, failure_of, write_aligned, write_json, write_table
 

@@ -16,7 +16,7 @@ import click
 from attrs import asdict
 
 from signalwire_streams import InvalidRequestError, StreamsError
-from signalwire_streams._cli.bulk.runner import Knobs, rate_option, words
+from signalwire_streams._cli.bulk_runner import Knobs, rate_option, words
 from signalwire_streams._cli.options import Account, Decorator
 from signalwire_streams._cli.output import Column, Misuse, clean, failure_of, write_aligned, write_json, write_table
 

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from signalwire_streams._cli.listen.recording import FLOOR, Row
+from signalwire_streams._cli.listen_recording import FLOOR, Row
 from signalwire_streams._cli.output import bare_table, clean, on_terminal, telling
 from signalwire_streams._cli.progress import spell_seconds
 

@@ -14,9 +14,9 @@ import click
 from attrs import define, field, frozen
 
 from signalwire_streams._cli import ignore_interrupts
-from signalwire_streams._cli.listen.display import Screen, Sight, screen
-from signalwire_streams._cli.listen.recording import Hearing, Recording, Shelf
-from signalwire_streams._cli.listen.tls import (
+from signalwire_streams._cli.listen_display import Screen, Sight, screen
+from signalwire_streams._cli.listen_recording import Hearing, Recording, Shelf
+from signalwire_streams._cli.listen_tls import (
     TOKENS,
     Tls,
     check_tls_options,
