@@ -1,18 +1,17 @@
-"""Carrying out a bulk run from the command line, whatever it does: its options, its client, its end."""
+"""Execution of a bulk run: its options, its client, its progress and its summary."""
 
-import asyncio
 import contextlib
 import math
 import shlex
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from signal import Signals
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import click
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from signalwire_streams import (
     ApiError,
@@ -27,107 +26,184 @@ from signalwire_streams import (
     StreamsClient,
     StreamsError,
 )
-from signalwire_streams._cli.options import Account, Decorator, adding
+from signalwire_streams._cli.options import Account, Decorator
 from signalwire_streams._cli.output import (
     FAILED,
     INTERRUPTED,
     OUTCOMES,
     TERMINATED,
     clean,
-    failure_of,
     for_command_line,
+    in_words,
     noting,
     silenced,
-    write_aligned,
+    write_counts,
+    write_errors,
     write_json,
 )
-from signalwire_streams._cli.progress import Meter, Progress, shown, spell_seconds
+from signalwire_streams._cli.progress import Meter, Progress, format_duration, on_signals, seconds_left, shown
 
-_Item = TypeVar("_Item")
-_SETTLING = 1.0  # seconds before a guess at the rest is worth showing
+_SPACE_LIMIT = RateLimit().requests / RateLimit().window
+_SUCCEEDED = {BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED}
 
 
-@define(eq=False)
-class Conduct(Generic[_Item]):
-    """Goes through a run.
+def _not_nan(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is not a number: write requests per second, such as 100")
+    return value
+
+
+def concurrency_option(default: int | None = None) -> Decorator:
+    """Return the option for the number of concurrent requests; without a default it is tuned automatically."""
+    return click.option(
+        "--concurrency",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=default,
+        show_default=default is not None,
+        help="Concurrent requests" + ("; tuned automatically by default." if default is None else "."),
+    )
+
+
+def rate_option(whose: str = "") -> Decorator:
+    """Return the option for the rate limit, and whose limit it is."""
+    return click.option(
+        "--rate",
+        type=click.FloatRange(min=0.1, max=_SPACE_LIMIT),
+        callback=_not_nan,
+        metavar="N",
+        help=f"Maximum requests per second{whose}; by default nine tenths of the Space's {_SPACE_LIMIT:,.0f}.",
+    )
+
+
+resend_option: Decorator = click.option(
+    "--resend-call-starts",
+    is_flag=True,
+    help="Retry a start on a call, too, if its response was lost. It may start a second stream: that the Space "
+    "refuses a second one of the same name is documented for conferences only.",
+)
+
+
+def rate_limit(rate: float | None) -> RateLimit:
+    """Return the limit of a client that may send so many requests per second."""
+    if rate is None:
+        return RateLimit()
+    return RateLimit(requests=max(1, round(rate * RateLimit().window)), utilization=1.0)
+
+
+@frozen(kw_only=True)
+class RunOptions:
+    """The options of a run: concurrent requests, requests per second, and whether starts on calls are retried."""
+
+    concurrency: int | None = None
+    rate: float | None = None
+    resend_call_starts: bool = False
+    meter: Meter = field(init=False, factory=Meter)
+
+    def client_options(self) -> dict[str, Any]:
+        """Return what the client of the run is created with."""
+        return {
+            "on_attempt": self.meter.record,
+            "rate_limit": rate_limit(self.rate),
+            "retry": RetryPolicy(resend_call_starts=self.resend_call_starts),
+        }
+
+
+class BulkRunner:
+    """Iterates over a run, shows its progress, and sums it up.
 
     Attributes:
         run: the run.
-        title: what it does.
-        total: how many items it has.
-        meter: hears of the attempts.
-        limit: requests per second that it may use.
-        as_json: whether each outcome is written as JSON.
-        resend_call_starts: whether a resumed run sends unknown starts on calls again.
-        early: items that an earlier part of the run had carried out.
+        already_done: items that an earlier part of the run had completed.
         stuck: unknown starts that a resumed run would only report again.
         stopped_by: the first signal that came, or None.
         error: what ended the run, apart from its items, or None.
     """
 
-    run: BulkRun[_Item]
-    title: str
-    total: int
-    meter: Meter
-    limit: float
-    as_json: bool
-    resend_call_starts: bool = False
-    early: int = field(init=False, default=0)
-    stuck: int = field(init=False, default=0)
-    stopped_by: Signals | None = field(init=False, default=None)
-    error: StreamsError | None = field(init=False, default=None)
-    _done: int = field(init=False, default=0)
-    _counts: Counter[BulkStatus] = field(init=False, factory=Counter)
-    _show: Callable[[], None] = field(init=False, default=lambda: None)
-    _began: float = field(init=False, factory=time.monotonic)
+    def __init__(
+        self,
+        run: BulkRun[Any],
+        *,
+        operation: str,
+        total: int,
+        options: RunOptions,
+        as_json: bool,
+        journal: Path | None = None,
+        command: Callable[[str], str] | None = None,
+        has_secrets: bool = False,
+    ) -> None:
+        self.run = run
+        self.already_done = self.stuck = 0
+        self.stopped_by: Signals | None = None
+        self.error: StreamsError | None = None
+        self._operation = operation
+        self._total = total
+        self._options = options
+        self._as_json = as_json
+        self._journal = journal
+        self._command = command
+        self._has_secrets = has_secrets
+        self._counts: Counter[BulkStatus] = Counter()
+        self._show: Callable[[], None] = lambda: None
+        self._started_at = time.monotonic()
 
-    async def perform(self) -> BulkReport:
-        """Go through the run, and tell what it came to. What ended it early is in ``error`` and ``stopped_by``."""
-        with self._signals():
-            async with shown(self._progress, as_json=self.as_json) as self._show:
+    async def execute(self) -> BulkReport:
+        """Iterate over the run, and return its report. What ended it early is in ``error`` and ``stopped_by``."""
+        with on_signals(self._interrupt):
+            async with shown(self._progress, as_json=self._as_json) as self._show:
                 try:
                     async with contextlib.aclosing(aiter(self.run)) as outcomes:
                         async for outcome in outcomes:
-                            self._note(outcome)
+                            self._record(outcome)
                 except StreamsError as error:
                     self.error = error
         return self.run.snapshot
 
+    async def execute_and_report(self) -> None:
+        """Execute the run and write its summary, unless it ended before its first item."""
+        status = "the run has no journal" if self._command is None else self._command("status")
+        with noting(f"see what became of the run: {status}", also_for_pipes=True):
+            report = await self.execute()
+            if report.total or self.error is None:
+                summary = Summary(
+                    report=report,
+                    operation=self._operation,
+                    planned=self._total,
+                    already_done=self.already_done,
+                    stuck=self.stuck,
+                    retries=self._options.meter.retries,
+                    journal=self._journal,
+                    command=self._command,
+                    interrupted=self.stopped_by is not None,
+                    has_secrets=self._has_secrets,
+                )
+                (summary.write_json if self._as_json else summary.write)()
+
+    def end(self) -> None:
+        """End the command with what ended the run, or with its exit code."""
+        if self.error is not None:
+            raise self.error
+        if self.exit_code:
+            raise click.exceptions.Exit(self.exit_code)
+
     @property
     def exit_code(self) -> int:
-        """What the command ends with."""
+        """The exit code of the command."""
         if self.stopped_by is not None:
             return INTERRUPTED if self.stopped_by is Signals.SIGINT else TERMINATED
         return 0 if self.error is None and self.run.snapshot.ok else FAILED
 
-    def _note(self, outcome: BulkOutcome[Any]) -> None:
-        self._done += 1
+    def _record(self, outcome: BulkOutcome[Any]) -> None:
         self._counts[outcome.status] += 1
-        self.early += outcome.ok and not outcome.attempts
+        self.already_done += outcome.ok and not outcome.attempts
         self.stuck += outcome.status is BulkStatus.UNKNOWN and not self._can_be_resent(outcome.item)
-        if self.as_json:
-            write_json(facts_of(outcome))
+        if self._as_json:
+            write_json(outcome_facts(outcome))
 
     def _can_be_resent(self, item: Any) -> bool:  # noqa: ANN401  (a request, or a stream to stop)
         if getattr(item, "unnamed", False):
             return False
-        return self.resend_call_starts or not isinstance(item, StartCallStream)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        numbers = (Signals.SIGINT, Signals.SIGTERM)
-        try:
-            for number in numbers:
-                loop.add_signal_handler(number, self._interrupt, number)
-        except (NotImplementedError, RuntimeError):  # Windows' loops, and other threads', take no signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
+        return self._options.resend_call_starts or not isinstance(item, StartCallStream)
 
     def _interrupt(self, number: Signals) -> None:
         if self.stopped_by is not None:
@@ -138,127 +214,129 @@ class Conduct(Generic[_Item]):
         self._show()
 
     def _progress(self) -> Progress:
-        outcomes = tuple(f"{count:,} {words(state)}" for state, count in self._counts.most_common())
+        done = self._counts.total()
+        outcomes = tuple(f"{count:,} {in_words(status)}" for status, count in self._counts.most_common())
         if self.stopped_by is not None:
-            ending = "interrupted: 5 s for what is under way, interrupt again to cut it"
-            return Progress(title="Ending", done=self._done, total=self.total, facts=(ending, *outcomes))
-        seconds = time.monotonic() - self._began
-        tried = self._done - self.early
-        rate = f"{self.meter.rate:,.0f} of {self.limit:,{'.0f' if self.limit >= 1 else '.1f'}} requests/s"
+            notice = "interrupted: 5 s for requests in flight, interrupt again to abort them"
+            return Progress(title="Ending", done=done, total=self._total, facts=(notice, *outcomes))
+        meter, limit = self._options.meter, rate_limit(self._options.rate).rate
+        rate = f"{meter.rate:,.0f} of {limit:,{'.0f' if limit >= 1 else '.1f'}} requests/s"
         return Progress(
-            title=self.title,
-            done=self._done,
-            total=self.total,
-            facts=(rate, f"{self.meter.repeats:,} repeated", *outcomes),
-            left=(self.total - self._done) * seconds / tried if tried and seconds > _SETTLING else None,
+            title="Starting" if self._operation == "start" else "Stopping",
+            done=done,
+            total=self._total,
+            facts=(rate, f"{meter.retries:,} retried", *outcomes),
+            left=seconds_left(done - self.already_done, self._total - done, self._started_at),
         )
 
 
-def words(state: str) -> str:
-    """Give a state as people say it."""
-    return state.replace("_", " ")
-
-
-def facts_of(outcome: BulkOutcome[Any]) -> dict[str, object]:
-    """Give an outcome as JSON has it."""
+def outcome_facts(outcome: BulkOutcome[Any]) -> dict[str, object]:
+    """Return the JSON object of an outcome."""
     item, stream, error = outcome.item, outcome.stream, outcome.error
     kind = "conference" if hasattr(item, "conference_sid") else "call"
-    name = stream.name if stream is not None else getattr(error, "name", None) or item.name
     return {
         "index": outcome.index,
         "kind": kind,
         "target": getattr(item, f"{kind}_sid"),
-        "state": outcome.status,
+        "status": outcome.status,
         "sid": stream.sid if stream is not None else None,
-        "name": name,
+        "name": stream.name if stream is not None else getattr(error, "name", None) or item.name,
         "ambiguous": stream.ambiguous if stream is not None else False,
         "attempts": outcome.attempts,
-        "seconds": round(outcome.duration, 4),
+        "duration": round(outcome.duration, 4),
         "error": type(error).__name__ if error is not None else None,
         "message": clean(for_command_line(str(error))) if error is not None else None,
     }
 
 
-_SHOWN_ERRORS = 10
 _MILLISECONDS = 1_000
 _ADVICE = {
-    "AuthenticationError": "The Space does not know this project with this token: check SIGNALWIRE_PROJECT_ID and "
+    "AuthenticationError": "The Space does not accept this project and token: check SIGNALWIRE_PROJECT_ID and "
     "SIGNALWIRE_API_TOKEN.",
-    "PermissionDeniedError": "The token may not do this: give it the scope in the dashboard.",
-    "NotFoundError": "There is no such conference, call or stream (any more): check the id, or let it be.",
-    "ApiError": "The Space refuses the request with a status of its own: its words are above.",
-    "BadRequestError": "The Space refuses the request as it is: its own words are above.",
-    "UnprocessableError": "The Space refuses a field: its own words are above.",
-    "RateLimitedError": "Others use up the Space's limit: go on later, or with a lower --rate.",
-    "ServerError": "The Space failed: go on when it works again.",
-    "TransportError": "No answer came: check the network, then go on.",
-    "CircuitOpenError": "The Space kept failing, so these were not sent: go on when it works again.",
-    "MalformedResponseError": "Something answered that is not the API, perhaps a proxy: check SIGNALWIRE_SPACE.",
-    "StreamOutcomeUnknownError": "These may be running. Resuming sends those on conferences again under their names, so "
-    "that the Space can refuse a second stream. Those on calls are sent again with --resend-call-starts only, which "
-    "may start a second stream; those without a name never are.",
-    "InvalidRequestError": "These can't be right, and were not sent.",
-    "JournalError": "The journal can't be written, so these were not sent: make room on the disk, then go on.",
+    "PermissionDeniedError": "The token lacks a permission: give it the scope in the dashboard.",
+    "NotFoundError": "There is no such conference, call or stream (any more): check the id, or skip it.",
+    "ApiError": "The Space refused the request with an unusual status: its message is above.",
+    "BadRequestError": "The Space refused the request: its message is above.",
+    "UnprocessableError": "The Space refused a field: its message is above.",
+    "RateLimitedError": "Other clients use up the Space's rate limit: resume later, or with a lower --rate.",
+    "ServerError": "The Space failed: resume when it works again.",
+    "TransportError": "No response: check the network, then resume.",
+    "CircuitOpenError": "The Space kept failing, so these were not sent: resume when it works again.",
+    "MalformedResponseError": "The response did not come from the API, but perhaps from a proxy: check "
+    "SIGNALWIRE_SPACE.",
+    "StreamOutcomeUnknownError": "These may be running. Resuming sends those on conferences again under their names, "
+    "so that the Space can refuse a second stream. Those on calls are sent again with --resend-call-starts only, "
+    "which may start a second stream; those without a name never are.",
+    "InvalidRequestError": "These are invalid, and were not sent.",
+    "JournalError": "The journal can't be written, so these were not sent: make room on the disk, then resume.",
 }
 
 
+def bulk_command(verb: str, options: Sequence[str], journal: Path) -> str:
+    """Return a command for a run that can be pasted into a shell."""
+    file = str(journal)
+    return shlex.join(["signalwire-streams", "bulk", verb, *options, *(["--"] if file.startswith("-") else []), file])
+
+
 @frozen(kw_only=True)
-class Closing:
-    """The end of a run.
+class Summary:
+    """The summary of a run.
 
     Attributes:
-        report: what it came to.
-        doing: ``start`` or ``stop``.
-        planned: how many items there were.
-        early: items that an earlier part of the run had carried out.
+        report: its report.
+        operation: ``start`` or ``stop``.
+        planned: how many items it had.
+        already_done: items that an earlier part of the run had completed.
         stuck: unknown starts that a resumed run would only report again.
-        repeats: attempts that were followed by another one.
-        journal: the run's file.
-        options: the options that a further command needs to find the Space.
+        retries: attempts that were retried.
+        journal: the run's file, or None.
+        command: returns the command of a verb (``resume``, ``stop``) for this run, or None if there is none.
         interrupted: whether a signal ended it.
         has_secrets: whether its requests have secrets, which no journal keeps.
     """
 
     report: BulkReport
-    doing: str
+    operation: str
     planned: int
-    early: int
+    already_done: int = 0
     stuck: int = 0
-    repeats: int
-    journal: Path
-    options: Sequence[str]
-    interrupted: bool
-    has_secrets: bool
+    retries: int
+    journal: Path | None
+    command: Callable[[str], str] | None
+    interrupted: bool = False
+    has_secrets: bool = False
 
     @property
-    def go_on(self) -> str | None:
-        """The command that does the rest, or None when there is none."""
-        ok = sum(count for state, count in self.report.counts.items() if state in _DONE)
-        if ok + self.stuck >= self.planned:
+    def resume_command(self) -> str | None:
+        """The command that does the rest, or None if there is none."""
+        if self._succeeded + self.stuck >= self.planned or self.command is None:
             return None
-        return self._command("resume" if self.doing == "start" else "stop")
+        return self.command("resume" if self.operation == "start" else "stop")
+
+    @property
+    def _succeeded(self) -> int:
+        return sum(count for status, count in self.report.counts.items() if status in _SUCCEEDED)
 
     def write_json(self) -> None:
         """Write it as one JSON object."""
         report = self.report
+        latencies = {f"p{percent}": round(value, 4) for percent, value in report.latency_percentiles.items()}
         write_json(
             {
                 "report": {
-                    "ok": report.ok and not self.go_on,
+                    "ok": report.ok and self._succeeded >= self.planned,
                     "planned": self.planned,
-                    "ended": report.total,
-                    "earlier": self.early,
+                    "completed": report.total,
+                    "already_done": self.already_done,
                     "counts": dict(report.counts),
                     "attempts": report.attempts,
-                    "repeated": self.repeats,
+                    "retries": self.retries,
                     "errors": dict(report.errors),
                     "seconds": round(report.seconds, 3),
-                    "latencies": {
-                        f"p{percent}": round(value, 4) for percent, value in report.latency_percentiles.items()
-                    },
+                    "latencies": latencies,
                     "interrupted": self.interrupted,
-                    "journal": str(self.journal),
-                    "go_on": self.go_on,
+                    "journal": None if self.journal is None else str(self.journal),
+                    "resume_command": self.resume_command,
                 }
             }
         )
@@ -267,214 +345,63 @@ class Closing:
         """Write it for a person."""
         report = self.report
         if self.planned == 0:
-            click.echo(f"There is nothing left to {self.doing}.")
+            click.echo(f"There is nothing left to {self.operation}.")
             return
-        done = sum(count for state, count in report.counts.items() if state in _DONE)
-        verb = "Started" if self.doing == "start" else "Stopped"
-        click.echo(f"{verb} {done:,} of {self.planned:,} streams in {spell_seconds(report.seconds)}.")
-        waiting = report.errors.get(RunCancelledError.__name__, 0)
-        counts = {**report.counts, BulkStatus.NOT_ATTEMPTED: report.counts.get(BulkStatus.NOT_ATTEMPTED, 0) - waiting}
-        waiting += max(self.planned - report.total, 0)
-        rows = [(words(state), f"{count:,}") for state, count in sorted(counts.items()) if count]
-        if self.early:
-            rows.append(("of them before", f"{self.early:,}"))
-        if waiting:
-            rows.append(("not tried yet", f"{waiting:,}"))
-        rows.append(("attempts", f"{report.attempts:,}, {self.repeats:,} of them followed by another one"))
-        if report.attempts:
-            rows.append(("time for one", _spell(report.latency_percentiles)))
-        write_aligned(rows, indent="  ")
-        self._write_errors()
-        click.echo(f"Its journal is {self.journal}")
-        if self.go_on is not None:
-            again = " (and give its secrets again)" if self.has_secrets else ""
-            click.echo(f"Go on with it{again}:\n  {self.go_on}")
-        if self.doing == "start" and report.total:
-            click.echo(f"Stop what it started:\n  {self._command('stop')}")
-
-    def _write_errors(self) -> None:
-        errors = [entry for entry in self.report.errors.items() if entry[0] != RunCancelledError.__name__]
-        if not errors:
-            return
-        click.echo("Most frequent errors:")
-        examples = {}
-        for outcome in reversed(self.report.failures):
-            if outcome.error is not None:
-                examples[type(outcome.error).__name__] = clean(for_command_line(str(outcome.error)))
-        for label, count in errors[:_SHOWN_ERRORS]:
-            kind = label.partition(" ")[0]
-            click.echo(f"  {count:,} x {label}")
-            if kind in examples:
-                click.echo(f"      for example: {examples[kind]}")
-            click.echo(f"      {_ADVICE.get(kind, _ADVICE[ApiError.__name__])}")
-
-    def _command(self, verb: str) -> str:
-        return bulk_command(verb, self.options, self.journal)
-
-
-def bulk_command(verb: str, options: Sequence[str], journal: Path) -> str:
-    """Spell a command about a run, to be pasted into a shell."""
-    file = str(journal)
-    return shlex.join(["signalwire-streams", "bulk", verb, *options, *(["--"] if file.startswith("-") else []), file])
-
-
-_DONE = {"started", "already_started", "stopped"}
-
-
-def _spell(latencies: Mapping[int, float]) -> str:
-    spelled = (
-        f"{'max' if percent == 100 else f'p{percent}'} {seconds * _MILLISECONDS:,.0f}"  # noqa: PLR2004  (all of it)
-        for percent, seconds in latencies.items()
-    )
-    return ", ".join(spelled) + " ms"
-
-
-_MOST = RateLimit().requests / RateLimit().window
-
-
-def _number(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    if value is not None and math.isnan(value):
-        raise click.BadParameter("nan is no number: write requests per second, such as 100")
-    return value
-
-
-def concurrency_option(default: int | None = None) -> Decorator:
-    """Make the option that says how many may be under way at once; without a default that is found out."""
-    text = "So many at once" + ("; found out while running if left out." if default is None else ".")
-    return click.option(
-        "--concurrency",
-        type=click.IntRange(min=1),
-        metavar="N",
-        default=default,
-        show_default=default is not None,
-        help=text,
-    )
-
-
-def rate_option(whose: str = "") -> Decorator:
-    """Make the option that says how fast to go, and who does that together."""
-    return click.option(
-        "--rate",
-        type=click.FloatRange(min=0.1, max=_MOST),
-        callback=_number,
-        metavar="N",
-        help=f"Requests per second at most{whose}; nine tenths of the Space's {_MOST:,.0f} if left out.",
-    )
-
-
-run_options: Decorator = adding((concurrency_option(), rate_option()))
-"""Add the options that any run has."""
-
-resend_option: Decorator = click.option(
-    "--resend-call-starts",
-    is_flag=True,
-    help="Send a call's start again too when its answer was lost. It may double a stream: that a second one of "
-    "its name is refused is documented for conferences only.",
-)
-"""Add the option that a run of starts has."""
-
-
-@frozen
-class Knobs:
-    """How a run goes about it.
-
-    Attributes:
-        concurrency: how many at once, or None.
-        rate: requests per second at most, or None.
-        resend_call_starts: whether a call's start may be sent again.
-    """
-
-    concurrency: int | None
-    rate: float | None
-    resend_call_starts: bool = False
-
-    @property
-    def limit(self) -> RateLimit:
-        """The rate as the client takes it."""
-        if self.rate is None:
-            return RateLimit()
-        return RateLimit(requests=max(1, round(self.rate * RateLimit().window)), utilization=1.0)
-
-
-@frozen(kw_only=True)
-class Job:
-    """A run that is ready to go.
-
-    Attributes:
-        run: the run.
-        doing: ``start`` or ``stop``.
-        planned: how many items it has.
-        journal: its file.
-        has_secrets: whether its requests have secrets.
-    """
-
-    run: BulkRun[Any]
-    doing: str
-    planned: int
-    journal: Path
-    has_secrets: bool = False
-
-
-@define(eq=False)
-class _Carrying:
-    account: Account
-    knobs: Knobs
-    meter: Meter
-    prepare: Callable[[StreamsClient], Awaitable[Job | None]]
-
-    async def work(self, client: StreamsClient) -> tuple[int, StreamsError | None]:
-        job = await self.prepare(client)
-        if job is None:
-            return 0, None
-        conduct = Conduct(
-            run=job.run,
-            title="Starting" if job.doing == "start" else "Stopping",
-            total=job.planned,
-            meter=self.meter,
-            limit=self.knobs.limit.rate,
-            as_json=self.account.as_json,
-            resend_call_starts=self.knobs.resend_call_starts,
+        verb = "Started" if self.operation == "start" else "Stopped"
+        click.echo(f"{verb} {self._succeeded:,} of {self.planned:,} streams in {format_duration(report.seconds)}.")
+        pending = report.errors.get(RunCancelledError.__name__, 0)
+        counts = {**report.counts, BulkStatus.NOT_ATTEMPTED: report.counts.get(BulkStatus.NOT_ATTEMPTED, 0) - pending}
+        pending += max(self.planned - report.total, 0)
+        latency = [("latency", format_latencies(report.latency_percentiles))] if report.attempts else []
+        write_counts(
+            {**dict(sorted(counts.items())), "from earlier runs": self.already_done, "pending": pending},
+            ("attempts", f"{report.attempts:,} ({self.retries:,} retried)"),
+            *latency,
         )
-        with noting(f"see what became of the run: {bulk_command('status', (), job.journal)}"):
-            report = await conduct.perform()
-            if report.total or conduct.error is None:
-                closing = Closing(
-                    report=report,
-                    doing=job.doing,
-                    planned=job.planned,
-                    early=conduct.early,
-                    stuck=conduct.stuck,
-                    repeats=self.meter.repeats,
-                    journal=job.journal,
-                    options=self.account.options,
-                    interrupted=conduct.stopped_by is not None,
-                    has_secrets=job.has_secrets,
-                )
-                (closing.write_json if self.account.as_json else closing.write)()
-        return conduct.exit_code, conduct.error
+        errors = {label: count for label, count in report.errors.items() if label != RunCancelledError.__name__}
+        write_errors(errors, self._details)
+        if self.journal is not None:
+            click.echo(f"Journal: {self.journal}")
+        if self.resume_command is not None:
+            again = " (and pass its secrets again)" if self.has_secrets else ""
+            click.echo(f"Resume{again}:\n  {self.resume_command}")
+        if self.operation == "start" and report.total and self.command is not None:
+            click.echo(f"Roll back:\n  {self.command('stop')}")
+
+    def _details(self, label: str) -> Iterable[str]:
+        """Return an example of an error, and what to do about it."""
+        kind = label.partition(" ")[0]
+        errors = (outcome.error for outcome in self.report.failures if outcome.error is not None)
+        example = next((error for error in errors if type(error).__name__ == kind), None)
+        if example is not None:
+            yield f"for example: {clean(for_command_line(str(example)))}"
+        yield _ADVICE.get(kind, _ADVICE[ApiError.__name__])
 
 
-def carry_out(account: Account, knobs: Knobs, prepare: Callable[[StreamsClient], Awaitable[Job | None]]) -> None:
-    """Carry out a run, and end the command with what came of it.
+def format_latencies(latencies: Mapping[int, float]) -> str:
+    """Return percentiles in milliseconds: "p50 31, p95 80, max 250 ms"."""
+    names = {100: "max"}
+    return ", ".join(f"{names.get(p, f'p{p}')} {value * _MILLISECONDS:,.0f}" for p, value in latencies.items()) + " ms"
+
+
+def execute(
+    account: Account, options: RunOptions, prepare: Callable[[StreamsClient], Awaitable[BulkRunner | None]]
+) -> None:
+    """Execute a run, write its summary, and end the command with its exit code.
 
     Args:
-        account: where it goes.
-        knobs: how it goes about it.
-        prepare: makes the run, or says that there is nothing to do and gives None.
-
-    Raises:
-        Exit: not everything succeeded.
-        Failure: the run could not be carried out.
+        account: the account.
+        options: the options of the run.
+        prepare: creates the runner, or reports that there is nothing to do and returns None.
     """
-    meter = Meter()
+
+    async def work(client: StreamsClient) -> BulkRunner | None:
+        runner = await prepare(client)
+        if runner is not None:
+            await runner.execute_and_report()
+        return runner
+
     with silenced(OUTCOMES):
-        code, error = account.perform(
-            _Carrying(account, knobs, meter, prepare).work,
-            on_attempt=meter.note,
-            rate_limit=knobs.limit,
-            retry=RetryPolicy(resend_call_starts=knobs.resend_call_starts),
-        )
-    if error is not None:
-        raise failure_of(error, as_json=account.as_json)
-    if code:
-        raise click.exceptions.Exit(code)
+        runner = account.run(work, **options.client_options())
+    if runner is not None:
+        runner.end()

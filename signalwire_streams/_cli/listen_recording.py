@@ -1,18 +1,18 @@
-"""One stream while it is heard and recorded, and what came of it."""
+"""Recording of one stream: its level meters, its files, and its summary."""
 
 import asyncio
+import errno
 import math
 import re
 import sys
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self, TypeAlias, TypeVar
+from typing import BinaryIO, TypeAlias, TypeVar, get_args
 
-from attrs import define, field, frozen
+from attrs import frozen
 
 from signalwire_streams import InvalidRequestError, StreamsError
 from signalwire_streams._cli.output import clean
@@ -20,54 +20,51 @@ from signalwire_streams.receiver import EndReason, MediaEvent, StreamSession, Tr
 from signalwire_streams.receiver.audio import AudioFormat, Layout, RecordingError, WavEncoding, WavRecorder
 
 FLOOR = -60.0
-"""The level, in dBFS, below which nothing is worth showing."""
+"""The level in dBFS below which a meter shows nothing."""
 
 _FULL_SCALE = 1 << 15
-_FALL = 20.0  # decibels a second
+_DECAY = 20.0  # decibels a second
 
 
-@define(eq=False)
 class LevelMeter:
-    """Listens to one track.
+    """Measures the level of one track, whose encoding must be supported.
 
     Attributes:
-        format: how the audio is encoded; it must be known.
-        samples: how many came.
-        peak: the greatest magnitude of a sample so far.
+        samples: how many samples came.
+        peak: the greatest magnitude of a sample.
     """
 
-    format: AudioFormat
-    samples: int = field(init=False, default=0)
-    peak: int = field(init=False, default=0)
-    _level: float = field(init=False, default=0.0)
-    _at: float = field(init=False, default=0.0)
+    def __init__(self, audio_format: AudioFormat) -> None:
+        self.samples = self.peak = 0
+        self._format = audio_format
+        self._level = self._at = 0.0
 
     @property
     def seconds(self) -> float:
         """How much audio came."""
-        return self.samples / self.format.sample_rate
+        return self.samples / self._format.sample_rate
 
-    def hear(self, payload: bytes, now: float) -> None:
-        """Hear a frame that came at that time, in seconds."""
-        audio = self.format.trim(payload)
+    def add(self, payload: bytes, now: float) -> None:
+        """Measure a frame that came at this time."""
+        audio = self._format.trim(payload)
         if not audio:
             return
-        self.samples += len(audio) // self.format.sample_size
-        magnitude = _magnitude(self.format, audio)
+        self.samples += len(audio) // self._format.sample_size
+        magnitude = _magnitude(self._format, audio)
         self.peak = max(self.peak, magnitude)
-        self._level, self._at = max(magnitude, self._fallen(now)), now
+        self._level, self._at = max(magnitude, self._decayed(now)), now
 
     def level(self, now: float) -> float | None:
-        """Give the level of the last moment in dBFS, or None in silence."""
-        return dbfs(self._fallen(now))
+        """Return the present level in dBFS, or None in silence."""
+        return dbfs(self._decayed(now))
 
-    def _fallen(self, now: float) -> float:
-        fallen = self._level * 10 ** (-_FALL / 20 * max(0.0, now - self._at))
-        return fallen if fallen >= 1 else 0.0
+    def _decayed(self, now: float) -> float:
+        level = self._level * 10 ** (-_DECAY / 20 * max(0.0, now - self._at))
+        return level if level >= 1 else 0.0
 
 
 def dbfs(magnitude: float) -> float | None:
-    """Give the level of a magnitude, in decibels below full scale; None of zero, which has none."""
+    """Return the level of a magnitude in decibels below full scale, or None for zero."""
     return 20 * math.log10(magnitude / _FULL_SCALE) if magnitude else None
 
 
@@ -82,9 +79,9 @@ def _magnitude(audio_format: AudioFormat, audio: bytes) -> int:
 
 @cache
 def _codes(encoding: str) -> tuple[bytes, Sequence[int]]:
-    """Give the rank of each code of one byte by its magnitude, and the magnitudes by rank.
+    """Return the rank of each one-byte code by its magnitude, and the magnitudes by rank.
 
-    To look for the greatest rank takes a quarter of the time that decoding and looking through the samples takes.
+    The maximum of the ranks is found in a quarter of the time that decoding the samples takes.
     """
     magnitudes = [abs(sample) for sample in _samples(AudioFormat(encoding), bytes(range(256)))]
     ranked = sorted(set(magnitudes))
@@ -98,127 +95,122 @@ def _samples(audio_format: AudioFormat, audio: bytes) -> "array[int]":
     return pcm
 
 
-MOST_TRACKS = 8
-"""More than any stream has: who makes up names of tracks must not fill memory and disk."""
+MAX_TRACKS = 8
+"""More than any stream has: a peer that makes up names of tracks must not fill memory and disk."""
 
 _Write: TypeAlias = Callable[[MediaEvent], None]
 _Made = TypeVar("_Made")
 
 _BOTH = ("inbound", "outbound")
-_MOST_OF_A_NAME = 10_000
-_LONGEST = 100
+_MAX_NUMBER = 10_000
+_MAX_STEM, _MAX_TRACK = 100, 64
 _FOREIGN = re.compile(r"[^A-Za-z0-9_-]+")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SHORTAGES = {errno.EMFILE, errno.ENFILE}
+
+PASSTHROUGH: WavEncoding = get_args(WavEncoding)[1]
+"""The encoding that keeps µ-law and A-law."""
 
 
 @frozen(kw_only=True)
-class Shelf:
-    """Where recordings go, and what they are like.
-
-    Attributes:
-        directory: the directory.
-        layout: ``stereo`` has two tracks in one file, ``mono`` each in its own.
-        encoding: ``pcm``, or ``as sent``.
-    """
+class RecordingOptions:
+    """Where recordings go, whether tracks share a file, and how they are encoded."""
 
     directory: Path
     layout: Layout = "stereo"
     encoding: WavEncoding = "pcm"
 
 
-@define(eq=False)
 class Recording:
-    """The recording of one stream; use it with ``with``.
+    """The files of one stream.
 
     Tracks that the stream did not announce get files of their own as they come, so that nothing is lost.
 
     Attributes:
-        shelf: where it goes.
-        session: the stream.
-        files: in which file each track is, by the track's name; an empty one where frames name none.
+        files: the file of each track by the track's name, which is empty if frames name none.
         left_out: frames of more tracks than any stream has.
     """
 
-    shelf: Shelf
-    session: StreamSession
-    files: dict[str, Path] = field(init=False, factory=dict)
-    left_out: int = field(init=False, default=0)
-    _stem: str = field(init=False)
-    _writes: dict[str, _Write] = field(init=False, factory=dict)
-    _closing: ExitStack = field(init=False, factory=ExitStack)
+    def __init__(self, options: RecordingOptions, session: StreamSession) -> None:
+        self.files: dict[str, Path] = {}
+        self.left_out = 0
+        self._options = options
+        self._format = session.audio_format
+        self._tracks = _announced(session)
+        self._stem = safe_name(session.stream_sid, "stream", _MAX_STEM)
+        self._writes: dict[str, _Write] = {}
+        self._closing = ExitStack()
 
-    def __attrs_post_init__(self) -> None:
-        self._stem = plain(self.session.stream_sid, "stream")
+    def open(self) -> None:
+        """Create the files of the tracks that the stream announced; others are created as frames come."""
+        if not self._format.is_supported:
+            return
+        is_pair = len(self._tracks) == len(_BOTH) and self._format.channels == 1
+        recorder = self._recorder(self._tracks, self._options.layout if is_pair else "mono", self._stem)
+        self._stem = recorder.path.stem  # further files get the same number
+        self.files.update(recorder.files)
+        self._writes.update(dict.fromkeys(self._tracks, recorder.write_event))
+        if len(self._tracks) == 1:
+            self._writes[""] = self._writes[self._tracks[0]]
 
-    def __enter__(self) -> Self:
-        if self.session.audio_format.is_supported:
-            self._open(_announced(self.session))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the files."""
         self._closing.close()
 
     def write(self, media: MediaEvent) -> None:
         """Write a frame.
 
         Raises:
-            RecordingError: it can't be written.
+            RecordingError: it cannot be written.
         """
         name = media.track or ""
-        write = self._writes.get(name) or self._further(name)
+        write = self._writes.get(name) or self._add_track(name)
         if write is None:
             self.left_out += 1
         else:
             write(media)
 
-    def _open(self, tracks: tuple[str, ...]) -> None:
-        is_pair = len(tracks) == len(_BOTH) and self.session.audio_format.channels == 1
-        recorder = self._recorder(tracks, self.shelf.layout if is_pair else "mono", self._stem)
-        # A further track's file is named as these are, with their number.
-        self._stem = recorder.path.stem
-        self.files.update(recorder.files)
-        self._writes.update(dict.fromkeys(tracks, recorder.write_event))
-        if len(tracks) == 1:
-            self._writes[""] = self._writes[tracks[0]]
-
-    def _further(self, name: str) -> _Write | None:
-        """Make a file for one more track, unless there are too many."""
-        if len(self.files) >= MOST_TRACKS:
+    def _add_track(self, name: str) -> _Write | None:
+        """Create a file for one more track, unless there are too many."""
+        if len(self.files) >= MAX_TRACKS:
             return None
-        track = plain(name, "unnamed")
+        track = safe_name(name, "unnamed", _MAX_TRACK)
         stem = f"{self._stem}-{track}"
-        if self.session.audio_format.is_supported:
+        if self._format.is_supported:
             recorder = self._recorder((track,), "mono", stem)
             self.files[name] = recorder.path
             self._writes[name] = partial(_write_single, recorder)
         else:
-            file = self._make(_RawFile, stem, ".raw")
+            file = self._create(_RawFile, stem, ".raw")
             self._closing.callback(file.close)
             self.files[name] = file.path
             self._writes[name] = file.write
         return self._writes[name]
 
     def _recorder(self, tracks: tuple[str, ...], layout: Layout, stem: str) -> WavRecorder:
-        def make(path: Path) -> WavRecorder:
-            recorder = WavRecorder(path, self.session.audio_format, tracks, layout, self.shelf.encoding)
-            recorder.open()
+        def create(path: Path) -> WavRecorder:
+            recorder = WavRecorder(path, self._format, tracks, layout, self._options.encoding)
+            try:
+                recorder.open()
+            except InvalidRequestError as error:
+                if isinstance(error.__context__, FileExistsError):
+                    raise error.__context__ from None
+                raise
             return recorder
 
-        recorder = self._make(make, stem, ".wav")
+        recorder = self._create(create, stem, ".wav")
         self._closing.callback(recorder.close)
         return recorder
 
-    def _make(self, make: Callable[[Path], _Made], stem: str, suffix: str) -> _Made:
-        """Make a file, with a number in its name where there is such a file already."""
-        for number in range(1, _MOST_OF_A_NAME):
+    def _create(self, create: Callable[[Path], _Made], stem: str, suffix: str) -> _Made:
+        """Create a file, with a number in its name if there is such a file already."""
+        for number in range(1, _MAX_NUMBER):
             name = stem if number == 1 else f"{stem}-{number}"
             try:
-                return make(self.shelf.directory / f"{name}{suffix}")
-            except (InvalidRequestError, FileExistsError):
+                return create(self._options.directory / f"{name}{suffix}")
+            except FileExistsError:
                 continue
-        raise RecordingError(f"there are {_MOST_OF_A_NAME} recordings called {stem}: choose another directory")
+        raise RecordingError(f"there are {_MAX_NUMBER} recordings called {stem}: choose another directory")
 
 
 def _write_single(recorder: WavRecorder, media: MediaEvent) -> None:
@@ -227,7 +219,7 @@ def _write_single(recorder: WavRecorder, media: MediaEvent) -> None:
 
 
 class _RawFile:
-    """Payloads as they came, one after the other."""
+    """A file of payloads as they came, one after the other."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -239,50 +231,47 @@ class _RawFile:
         except FileExistsError:
             raise
         except OSError as error:
-            raise RecordingError(f"the file {self.path} can't be made: {error}", path=self.path) from error
+            raise RecordingError(f"the file {self.path} can't be created: {error}", path=self.path) from error
 
     def write(self, media: MediaEvent) -> None:
-        try:
-            self._file.write(media.payload)
-        except OSError as error:
-            raise self._error(error) from error
+        self._call(lambda: self._file.write(media.payload))
 
     def close(self) -> None:
+        self._call(self._file.close)
+
+    def _call(self, action: Callable[[], object]) -> None:
         try:
-            self._file.close()
+            action()
         except OSError as error:
-            raise self._error(error) from error
-
-    def _error(self, error: OSError) -> RecordingError:
-        return RecordingError(f"the file {self.path} can't be written: {error}", path=self.path)
+            raise RecordingError(f"the file {self.path} can't be written: {error}", path=self.path) from error
 
 
-def plain(text: str | None, otherwise: str) -> str:
-    """Make a part of a file's name from whatever the other end sent: no dots, no slashes, nothing a shell minds."""
-    return _FOREIGN.sub("-", text or "")[:_LONGEST].strip("-") or otherwise
+def safe_name(text: str | None, default: str, length: int) -> str:
+    """Return a part of a file's name for text of a peer: letters, digits, ``-`` and ``_``."""
+    return _FOREIGN.sub("-", text or "")[:length].strip("-") or default
 
 
 def _announced(session: StreamSession) -> tuple[str, ...]:
-    """Give the tracks that the stream says it has, the inbound one first, which is then on the left."""
-    told = [track for track in dict.fromkeys(session.start.tracks) if _PLAIN.fullmatch(track)][:MOST_TRACKS]
-    return tuple(sorted(told, key=lambda track: track != _BOTH[0])) or _BOTH
+    """Return the tracks that the stream announces, the inbound one first, which is then on the left."""
+    tracks = [track for track in dict.fromkeys(session.start.tracks) if _PLAIN.fullmatch(track)][:MAX_TRACKS]
+    return tuple(sorted(tracks, key=lambda track: track != _BOTH[0])) or _BOTH
 
 
 _STALLED = 3.0  # seconds without audio, of which 50 frames a second should come
-_LONGEST_LABEL = 64
+_MAX_LABEL = 64
 
 
 @frozen(kw_only=True)
 class Row:
-    """A stream as a table shows it.
+    """A stream in the live table.
 
     Attributes:
         sid: the stream's id.
-        seconds: how much audio came, or None where that can't be told.
-        levels: each track with its level in dBFS, or None in silence.
+        seconds: how much audio came, or None if that is unknown.
+        levels: the level of each track in dBFS, or None in silence.
         frames: frames that came.
-        lost: frames that never came, or came too fast.
-        state: what it does now.
+        lost: frames that never came, or were dropped.
+        status: its present status.
     """
 
     sid: str
@@ -290,60 +279,83 @@ class Row:
     levels: tuple[tuple[str, float | None], ...]
     frames: int
     lost: int
-    state: str
+    status: str
 
 
-@define(eq=False)
-class Hearing:
-    """One stream.
+class StreamRecorder:
+    """Records one stream and measures its levels.
 
     Attributes:
         session: the stream.
         recording: its files.
-        clock: where the time comes from, in seconds.
         error: why it was not recorded to its end, or None.
     """
 
-    session: StreamSession
-    recording: Recording
-    clock: Callable[[], float] = field(factory=lambda: asyncio.get_running_loop().time)
-    error: StreamsError | None = field(init=False, default=None)
-    _meters: dict[str, LevelMeter] = field(init=False, factory=dict)
-    _heard_at: float = field(init=False, default=0.0)
+    def __init__(
+        self, session: StreamSession, options: RecordingOptions, free_descriptor: Callable[[], Awaitable[bool]]
+    ) -> None:
+        """Prepare the recording.
 
-    async def go_on(self) -> None:
+        Args:
+            session: the stream.
+            options: where its files go.
+            free_descriptor: frees a file descriptor, and returns whether there was one to free.
+        """
+        self.session = session
+        self.recording = Recording(options, session)
+        self.error: StreamsError | None = None
+        self._free_descriptor = free_descriptor
+        self._clock = asyncio.get_running_loop().time
+        self._meters: dict[str, LevelMeter] = {}
+        self._last_audio_at = 0.0
+
+    async def run(self) -> None:
         """Record the stream until it ends, or as long as it can be recorded."""
         try:
-            with self.recording:
+            try:
+                await self._with_descriptors(self.recording.open)
                 async for event in self.session:
                     if isinstance(event, MediaEvent):
-                        self._hear(event)
-                        self.recording.write(event)
+                        self._measure(event)
+                        await self._with_descriptors(partial(self.recording.write, event))
+            finally:
+                self.recording.close()
         except StreamsError as error:
             self.error = error
-            self.session._close(EndReason.HANDLER_FAILED)
+            self.session._close(EndReason.HANDLER_FAILED)  # noqa: SLF001  (raising would log a traceback)
 
-    def _hear(self, media: MediaEvent) -> None:
-        self._heard_at = self.clock()
+    async def _with_descriptors(self, action: Callable[[], None]) -> None:
+        """Call a function that may create a file. Connections without a stream must not keep it from a descriptor."""
+        while True:
+            try:
+                return action()
+            except RecordingError as error:
+                is_shortage = isinstance(error.__cause__, OSError) and error.__cause__.errno in _SHORTAGES
+                if not is_shortage or not await self._free_descriptor():
+                    raise
+
+    def _measure(self, media: MediaEvent) -> None:
+        self._last_audio_at = self._clock()
         if not self.session.audio_format.is_supported:
             return
         name = media.track or ""
         meter = self._meters.get(name)
         if meter is None:
-            if len(self._meters) >= MOST_TRACKS:
+            if len(self._meters) >= MAX_TRACKS:
                 return
             meter = self._meters[name] = LevelMeter(self.session.audio_format)
-        meter.hear(media.payload, self._heard_at)
+        meter.add(media.payload, self._last_audio_at)
 
     @property
     def sid(self) -> str:
         """The stream's id, fit to be shown."""
-        return clean(self.session.stream_sid or "")[:_LONGEST_LABEL] or "a stream without a sid"
+        return clean(self.session.stream_sid or "")[:_MAX_LABEL] or "a stream without a sid"
 
     @property
     def seconds(self) -> float | None:
-        """How much audio came, of the track that brought most; None where the encoding is not known."""
-        return max((meter.seconds for meter in self._meters.values()), default=self._no_seconds)
+        """How much audio came, of the longest track; None if the encoding is unknown."""
+        default = 0.0 if self.session.audio_format.is_supported else None
+        return max((meter.seconds for meter in self._meters.values()), default=default)
 
     @property
     def lost(self) -> int:
@@ -352,62 +364,71 @@ class Hearing:
 
     @property
     def row(self) -> Row:
-        """How it stands now."""
-        now = self.clock()
+        """Its present state."""
+        now = self._clock()
+        status = "recording" if self.session.audio_format.is_supported else "raw"
+        if not self._frames:
+            status = "waiting"
+        elif now - self._last_audio_at > _STALLED:
+            status = "no audio"
         return Row(
             sid=self.sid,
             seconds=self.seconds,
             levels=tuple((clean(name), meter.level(now)) for name, meter in self._meters.items()),
             frames=self._frames,
             lost=self.lost,
-            state=self._state(now),
+            status=status,
         )
 
     @property
-    def beginning(self) -> str:
-        """What is said when it begins."""
+    def started_line(self) -> str:
+        """The line that is printed when it starts."""
         audio, tracks = self.session.audio_format, self.session.start.tracks
-        told = f"{audio.encoding} at {audio.sample_rate} Hz, {' and '.join(tracks) or 'tracks not told'}"
+        details = f"{audio.encoding} at {audio.sample_rate} Hz, {' and '.join(tracks) or 'unknown tracks'}"
         if audio.is_supported:
-            return f"{self.sid} began: {clean(told)[:_LONGEST_LABEL]}"
+            return f"{self.sid} started: {clean(details)[:_MAX_LABEL]}"
         return (
-            f"{self.sid} began: its encoding {clean(audio.encoding)[:_LONGEST_LABEL]!r} is unknown, so no WAV can be "
+            f"{self.sid} started: its encoding {clean(audio.encoding)[:_MAX_LABEL]!r} is unknown, so no WAV can be "
             "written; payloads are written to .raw files as received"
         )
 
     @property
-    def ending(self) -> str:
-        """What is said when it has ended."""
+    def ended_line(self) -> str:
+        """The line that is printed when it has ended."""
         peak = dbfs(self._peak)
+        sound = "silence" if peak is None else f"peak {peak:.1f} dBFS"
         facts = [
-            *([] if self.seconds is None else [f"{self.seconds:.1f} s"]),
-            *([] if self.seconds is None else ["silence" if peak is None else f"peak {peak:.1f} dBFS"]),
+            *([] if self.seconds is None else [f"{self.seconds:.1f} s", sound]),
             f"{self._frames:,} frames, {self.lost:,} lost",
             *([f"{self.recording.left_out:,} of too many tracks left out"] if self.recording.left_out else []),
         ]
-        files = ", ".join(dict.fromkeys(str(path) for path in self.recording.files.values())) or "no file"
-        return clean(f"{self.sid} ended ({self._end}): {', '.join(facts)}; {files}")
+        return clean(f"{self.sid} ended ({self._end}): {', '.join(facts)}; {', '.join(self.files) or 'no file'}")
+
+    @property
+    def files(self) -> list[str]:
+        """Its files."""
+        return list(dict.fromkeys(map(str, self.recording.files.values())))
 
     @property
     def facts(self) -> dict[str, object]:
-        """What came of it, as JSON has it. Keys that were pressed and custom parameters are nobody's business."""
-        audio, statistics = self.session.audio_format, self.session.statistics
+        """Its JSON object. Custom parameters and DTMF digits are private, so they are left out."""
+        audio = self.session.audio_format
         return {
             "sid": self.session.stream_sid,
             "call_sid": self.session.start.call_sid,
             "end": self._end,
-            "files": list(dict.fromkeys(str(path) for path in self.recording.files.values())),
+            "files": self.files,
             "encoding": audio.encoding,
             "sample_rate": audio.sample_rate,
             "seconds": _rounded(self.seconds),
             "peak_dbfs": _rounded(dbfs(self._peak)),
-            "tracks": {name: self._facts_of(name, track) for name, track in self._tracks.items()},
+            "tracks": {name: self._track_facts(name, track) for name, track in self._tracks.items()},
             "left_out": self.recording.left_out,
-            "malformed": statistics.malformed,
+            "malformed": self.session.statistics.malformed,
             "error": None if self.error is None else clean(self.error),
         }
 
-    def _facts_of(self, name: str, track: TrackStatistics) -> dict[str, object]:
+    def _track_facts(self, name: str, track: TrackStatistics) -> dict[str, object]:
         meter, path = self._meters.get(name), self.recording.files.get(name)
         return {
             "file": None if path is None else str(path),
@@ -420,13 +441,6 @@ class Hearing:
             "peak_dbfs": None if meter is None else _rounded(dbfs(meter.peak)),
         }
 
-    def _state(self, now: float) -> str:
-        if not self._frames:
-            return "waiting"
-        if now - self._heard_at > _STALLED:
-            return "no audio"
-        return "recording" if self.session.audio_format.is_supported else "raw"
-
     @property
     def _tracks(self) -> Mapping[str, TrackStatistics]:
         return self.session.statistics.tracks
@@ -438,10 +452,6 @@ class Hearing:
     @property
     def _peak(self) -> int:
         return max((meter.peak for meter in self._meters.values()), default=0)
-
-    @property
-    def _no_seconds(self) -> float | None:
-        return 0.0 if self.session.audio_format.is_supported else None
 
     @property
     def _end(self) -> str:

@@ -49,8 +49,12 @@ def table(ran: Ran) -> dict[str, str]:
     for row in ran.rows:
         name, gap, value = row.strip().partition("  ")
         if row.startswith("  ") and gap:
-            found[name] = value.strip()
+            found[_MERGED.get(name, name)] = value.strip()
     return found
+
+
+_MERGED = {"waiting": "pending", "intended": "in doubt"}
+"""What journals called these two before."""
 
 
 @define(eq=False)

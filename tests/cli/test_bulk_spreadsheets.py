@@ -57,7 +57,7 @@ def test_a_separator_that_cannot_be_one_is_refused(separator: str) -> None:
 
 def test_a_separator_line_keeps_the_numbers_of_lines() -> None:
     assert fields_of("sep=;\n\nconference_sid;name\nroom-1\n") == [
-        (4, "this line has 1 columns, and the first one names 2")
+        (4, "this line has 1 columns, but the first one names 2")
     ]
 
 
@@ -103,7 +103,7 @@ def test_a_cell_in_a_column_without_a_name_is_refused() -> None:
     assert fields_of("conference_sid,,name\nroom-1,,a\nroom-2,b,c\nroom-3,,d,e\n") == [
         {"conference_sid": "room-1", "name": "a"},
         (3, "column 2 has no name: name it in the first line, or empty it"),
-        (4, "this line has 4 columns, and the first one names 3"),
+        (4, "this line has 4 columns, but the first one names 3"),
     ]
 
 
@@ -185,7 +185,7 @@ def test_columns_without_an_id_are_one_sentence(header: str) -> None:
 
 def test_a_json_array_is_one_sentence() -> None:
     assert fields_of('[{"conference_sid": "a"},\n{"conference_sid": "b"}]\n') == [
-        (1, "a JSON array is not read: write one JSON object per line")
+        (1, "this is a JSON array: write one JSON object per line instead")
     ]
 
 
@@ -256,10 +256,10 @@ def is_misuse(ran: Ran, sentence: str) -> None:
     ("content", "sentence"),
     [
         (b"conference_sid,name\nroom-1,a\nroom-2,Caf\xe9\n", f":3: can't be read: this line is not UTF-8; {SAVE_AS}"),
-        (TEXT.encode("utf-16-le"), f"it is no text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
-        (TEXT.encode("utf-16-be"), f"it is no text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
-        (TEXT.encode("utf-32-le"), f"it is no text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
-        (TEXT.encode("utf-32-be"), f"it is no text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
+        (TEXT.encode("utf-16-le"), f"it is not text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
+        (TEXT.encode("utf-16-be"), f"it is not text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
+        (TEXT.encode("utf-32-le"), f"it is not text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
+        (TEXT.encode("utf-32-be"), f"it is not text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
         (b"\xff\xfea", "its UTF-16 is damaged"),
         (TEXT.encode("utf-32")[:-1], "its UTF-32 is damaged"),
         (b"PK\x03\x04\x14\x00\x06\x00\x08\xe9", "is a spreadsheet, not CSV: export it as 'CSV UTF-8'"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from signalwire_streams import BulkJournal, RateLimit
-from signalwire_streams._cli.bulk_runner import Knobs
+from signalwire_streams._cli.bulk_runner import rate_limit
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, files_in, held_space, ids_file, json_file, offered, table
@@ -62,13 +62,13 @@ async def test_the_ids_of_a_file_get_a_stream_each(shell: Shell, space: Simulate
     assert [stream.target_sid for stream in space.streams.active()] == space.conference_sids
     assert re.match(r"Started 3 of 3 streams in \d+ s\.\n", ran.out)
     assert table(ran)["started"] == "3"
-    assert table(ran)["attempts"] == "3, 0 of them followed by another one"
-    assert table(ran)["time for one"].endswith(" ms")
+    assert table(ran)["attempts"] == "3 (0 retried)"
+    assert table(ran)["latency"].endswith(" ms")
     assert "resume" not in ran.out
 
     [journal] = files_in(folder, ".db")
     assert re.fullmatch(r"bulk-\d{8}T\d{6}Z-[0-9a-f]{4}\.db", journal.name)
-    assert f"Its journal is {journal.name}\n" in ran.out
+    assert f"Journal: {journal.name}\n" in ran.out
     run = BulkJournal(journal).status().run
     assert [stream.name for stream in space.streams] == [f"sws-{run}-{sid}" for sid in space.conference_sids]
 
@@ -193,7 +193,7 @@ async def test_nothing_to_start_is_no_failure(bare_shell: Shell, tmp_path: Path,
         ran = await bare_shell(*START, what, *TO_URL)
         as_json = await bare_shell(*START, what, *TO_URL, "--json")
     assert (ran.code, ran.out, ran.err) == (0, "There is nothing to start.\n", "")
-    assert (as_json.code, as_json.json, as_json.err) == (0, {"report": {"ok": True, "planned": 0, "ended": 0}}, "")
+    assert (as_json.code, as_json.json, as_json.err) == (0, {"report": {"ok": True, "planned": 0, "completed": 0}}, "")
     assert files_in(folder) == []
 
 
@@ -212,12 +212,12 @@ async def test_json_gives_each_outcome_and_a_report(
     room, leg, missing = sorted(outcomes, key=lambda outcome: outcome["index"])
     sids = {stream.target_sid: stream.sid for stream in space.streams}
 
-    assert room.pop("seconds") > 0
+    assert room.pop("duration") > 0
     assert room == {
         "index": 0,
         "kind": "conference",
         "target": space.conference_sids[0],
-        "state": "started",
+        "status": "started",
         "sid": sids[space.conference_sids[0]],
         "name": "audit",
         "ambiguous": False,
@@ -225,9 +225,9 @@ async def test_json_gives_each_outcome_and_a_report(
         "error": None,
         "message": None,
     }
-    assert (leg["kind"], leg["target"], leg["state"]) == ("call", space.call_sids[0], "started")
+    assert (leg["kind"], leg["target"], leg["status"]) == ("call", space.call_sids[0], "started")
     assert leg["sid"] == sids[space.call_sids[0]]
-    assert (missing["state"], missing["sid"], missing["error"]) == ("rejected", None, "NotFoundError")
+    assert (missing["status"], missing["sid"], missing["error"]) == ("rejected", None, "NotFoundError")
     assert "no-such-room" in missing["message"]
 
     facts = report.pop("report")
@@ -239,15 +239,15 @@ async def test_json_gives_each_outcome_and_a_report(
     assert facts == {
         "ok": False,
         "planned": 3,
-        "ended": 3,
-        "earlier": 0,
+        "completed": 3,
+        "already_done": 0,
         "counts": {"started": 2, "rejected": 1},
         "attempts": 3,
-        "repeated": 0,
+        "retries": 0,
         "errors": {"NotFoundError 20404": 1},
         "interrupted": False,
         "journal": "run.db",
-        "go_on": "signalwire-streams bulk resume run.db",
+        "resume_command": "signalwire-streams bulk resume run.db",
     }
     assert (folder / "run.db").exists()
 
@@ -260,19 +260,19 @@ async def test_a_repeated_attempt_is_counted(shell: Shell, space: SimulatedSpace
     assert (ran.code, len(space.streams.active()), space.streams.duplicates()) == (0, 3, [])
     if as_json:
         report = ran.lines[-1]["report"]
-        assert (report["attempts"], report["repeated"], report["ok"], report["go_on"]) == (4, 1, True, None)
+        assert (report["attempts"], report["retries"], report["ok"], report["resume_command"]) == (4, 1, True, None)
         assert sum(outcome["ambiguous"] for outcome in ran.lines[:-1]) == 1
     else:
-        assert table(ran)["attempts"] == "4, 1 of them followed by another one"
+        assert table(ran)["attempts"] == "4 (1 retried)"
 
 
 @pytest.mark.parametrize(
     ("status", "error", "advice"),
     [
-        (400, "BadRequestError", "The Space refuses the request as it is"),
+        (400, "BadRequestError", "The Space refused the request"),
         (403, "PermissionDeniedError", "give it the scope in the dashboard"),
-        (404, "NotFoundError", "check the id, or let it be"),
-        (422, "UnprocessableError", "The Space refuses a field"),
+        (404, "NotFoundError", "check the id, or skip it"),
+        (422, "UnprocessableError", "The Space refused a field"),
     ],
 )
 async def test_what_is_refused_comes_with_an_example_and_with_advice(
@@ -282,7 +282,7 @@ async def test_what_is_refused_comes_with_an_example_and_with_advice(
     ran = await shell(*START, ids, *TO_URL, "--concurrency", "1")
     assert (ran.code, ran.err) == (1, "")
     assert (table(ran)["started"], table(ran)["rejected"]) == ("2", "1")
-    _, errors = ran.out.split("Most frequent errors:\n")
+    _, errors = ran.out.split("Errors:\n")
     count, example, sentence, *_ = errors.splitlines()
     assert re.fullmatch(rf"  1 x {error}( \d+)?", count)
     assert example.startswith(f"      for example: start a stream on conference {space.conference_sids[2]}: ")
@@ -295,7 +295,7 @@ async def test_a_wrong_token_ends_the_run_at_once(shell: Shell, space: Simulated
     ran = await shell(*START, ids, *TO_URL, "--concurrency", "1")
     assert (ran.code, ran.err) == (1, "")
     assert space.requests.count() == 1
-    assert (table(ran)["rejected"], table(ran)["not tried yet"]) == ("1", "2")
+    assert (table(ran)["rejected"], table(ran)["pending"]) == ("1", "2")
     assert "  1 x AuthenticationError 20003\n" in ran.out
     assert "check SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN." in ran.out
     assert "RunCancelledError" not in ran.out
@@ -329,12 +329,12 @@ async def test_concurrency_is_how_many_are_under_way(bare_shell: Shell) -> None:
 @pytest.mark.parametrize(("rate", "requests"), [(0.1, 1), (2.5, 25), (10.0, 100), (1380.0, 13_800)])
 def test_a_rate_is_taken_whole(rate: float, requests: int) -> None:
     """It is what the run may use, so no part of it is left to others."""
-    limit = Knobs(concurrency=None, rate=rate).limit
+    limit = rate_limit(rate)
     assert (limit.max_requests, limit.window) == (requests, 10.0)
 
 
 def test_without_a_rate_a_part_of_the_spaces_limit_is_left_to_others() -> None:
-    assert Knobs(concurrency=None, rate=None).limit == RateLimit()
+    assert rate_limit(None) == RateLimit()
 
 
 # What is tried out: --dry-run.
@@ -425,10 +425,10 @@ async def test_one_bad_line_starts_nothing(shell: Shell, space: SimulatedSpace, 
     ran = await shell(*START, path, *TO_URL)
     assert (ran.code, ran.out) == (2, "")
     second, fourth, verdict = ran.err.splitlines()
-    assert second.startswith(f"{path}:2: this is no id: ")
+    assert second.startswith(f"{path}:2: this is not an id: ")
     assert fourth.startswith(f"{path}:4: conference_sid 'a b' can't be part of a path: ")
     assert verdict == (
-        "error: 2 of 4 lines are wrong, and nothing was started: fix them, or leave them out with --skip-invalid"
+        "error: 2 of 4 lines are invalid, and nothing was started: fix them, or skip them with --skip-invalid"
     )
     assert space.requests.count() == 0
     assert files_in(folder) == []
@@ -441,7 +441,7 @@ async def test_bad_lines_are_told_in_json(shell: Shell, space: SimulatedSpace, t
     assert ran.json["error"] == "InvalidLines"
     [line] = ran.json["lines"]
     assert line["line"] == 2
-    assert line["message"].startswith("this is no id: ")
+    assert line["message"].startswith("this is not an id: ")
     assert len(ran.err.splitlines()) == 2
     assert space.requests.count() == 0
 
@@ -455,7 +455,7 @@ async def test_good_lines_are_started_although_others_are_wrong(
     assert ran.code == 0
     told, left_out = ran.err.splitlines()
     assert told == f"{path}:2: a line needs a conference_sid or a call_sid, and not both"
-    assert left_out == "1 lines are left out."
+    assert left_out == "1 invalid lines skipped."
     assert ran.out.startswith("Started 2 of 2 streams in ")
     assert [stream.target_sid for stream in space.streams.active()] == [first, second]
 
@@ -481,7 +481,7 @@ async def test_all_bad_lines_of_thousands_are_told(shell: Shell, space: Simulate
     assert ran.code == 2
     *lines, verdict = ran.err.splitlines()
     assert [line.removeprefix(f"{path}:").partition(":")[0] for line in lines] == [str(number) for number in wrong]
-    assert "4 of 4,000 lines are wrong" in verdict
+    assert "4 of 4,000 lines are invalid" in verdict
     assert space.requests.count() == 0
 
 
@@ -514,8 +514,8 @@ async def test_no_secret_is_told_of_a_bad_line(bare_shell: Shell, tmp_path: Path
         ((), "name a FILE of ids, - for standard input, or write --all-in-progress"),
         (("ids", "--all-in-progress"), "name a FILE of ids, - for standard input, or write --all-in-progress"),
         (("ids", "more"), "unexpected extra argument (more)"),
-        (("ids", "--kind", "call", "--codec", "PCMU"), "--codec and --realtime are for conference streams only"),
-        (("ids", "--kind", "call", "--no-realtime"), "--codec and --realtime are for conference streams only"),
+        (("ids", "--kind", "call", "--codec", "PCMU"), "--codec is for conference streams only"),
+        (("ids", "--kind", "call", "--no-realtime"), "--realtime is for conference streams only"),
         (("ids", "--kind", "room"), "'room' is not one of 'conference', 'call'"),
         (("ids", "--concurrency", "0"), "0 is not in the range x>=1"),
         (("ids", "--rate", "0"), "0.0 is not in the range 0.1<=x<=1380.0"),
@@ -546,10 +546,10 @@ async def test_a_file_that_is_no_text_is_misuse(offline_shell: Shell, tmp_path: 
     is_misuse(await offline_shell(*START, str(tmp_path / "ids"), *TO_URL), "write the name of a text file in UTF-8")
 
 
-async def test_a_closed_standard_input_names_nothing(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_closed_standard_input_is_a_usage_error(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     ran = await bare_shell(*START, "-", *TO_URL, "--dry-run")
-    assert (ran.code, ran.out) == (0, "0 streams would be started. Nothing was sent.\n")
+    is_misuse(ran, "standard input is closed: name a FILE, or pipe the targets in")
 
 
 async def test_missing_credentials_are_misuse(bare_shell: Shell, tmp_path: Path) -> None:
@@ -588,7 +588,7 @@ async def test_no_output_and_no_journal_holds_a_secret(
     path = json_file(tmp_path / "targets.jsonl", lines)
     runs = [await shell(*START, path, *TO_URL, *options), await shell(*START, path, *TO_URL, *options, "--json")]
     assert [ran.code for ran in runs] == [1, 1]
-    assert "(and give its secrets again)" in runs[0].out
+    assert "(and pass its secrets again)" in runs[0].out
     assert {tuple(stream.parameters.values()) for stream in space.streams} == {("hush-parameter", "hush-own")}
     kept = bytes_in(folder) + "".join(ran.out + ran.err for ran in runs).encode()
     assert space.conference_sids[0].encode() in kept
@@ -598,8 +598,8 @@ async def test_no_output_and_no_journal_holds_a_secret(
 async def test_the_command_that_goes_on_is_one_to_paste(shell: Shell, space: SimulatedSpace, ids: str) -> None:
     space.faults.add("status", on="start", status=404, times=1)
     started = await shell(*START, ids, *TO_URL, "--json", "--journal", "to day.db", "--project", space.project)
-    command = shlex.split(started.lines[-1]["report"]["go_on"])
+    command = shlex.split(started.lines[-1]["report"]["resume_command"])
     assert command == ["signalwire-streams", "bulk", "resume", "--project", space.project, "to day.db"]
     ran = await shell(*command[1:])
-    assert (ran.code, table(ran)["started"], table(ran)["of them before"]) == (0, "3", "2")
+    assert (ran.code, table(ran)["started"], table(ran)["from earlier runs"]) == (0, "3", "2")
     assert len(space.streams.active()) == 3

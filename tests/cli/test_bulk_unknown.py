@@ -25,14 +25,14 @@ async def test_a_killed_run_on_calls_is_counted_as_unknown_once_it_was_resumed(
         await end_of(child, signal.SIGKILL)
     fault.remove()
     before = await bare_shell("bulk", "status", journal)
-    assert table(before) == {"planned": "2", "intended": "2", "attempts": "0"}
+    assert table(before) == {"planned": "2", "in doubt": "2", "attempts": "0"}
 
     resumed = await bare_shell("bulk", "resume", journal)
     assert table(resumed)["unknown"] == "2"
     assert "bulk resume" not in resumed.out
     after = await bare_shell("bulk", "status", journal)
     assert table(after)["unknown"] == "2"
-    assert "intended" not in after.out
+    assert "in doubt" not in table(after)
     assert "2 streams on calls may be running; a resumed run does not start them again" in after.out
     assert offered(after, "stop") == ["bulk", "stop", journal]
     assert space.requests.count("start-call-stream") == 2
@@ -50,7 +50,7 @@ async def test_a_start_without_a_name_is_never_offered_again(
     file = json_file(tmp_path / "lines", [{"conference_sid": sid, "unnamed": True} for sid in space.conference_sids])
     ran = await shell("bulk", "start", file, "--url", URL, "--journal", journal, "--json")
     assert ran.code == 1
-    assert ran.lines[-1]["report"]["go_on"] is None
+    assert ran.lines[-1]["report"]["resume_command"] is None
     found = await shell("bulk", "status", journal)
     assert "3 streams without a name may be running, and are never started again" in found.out
     assert "bulk resume" not in found.out

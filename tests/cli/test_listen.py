@@ -61,7 +61,7 @@ async def listening(
     everybody: bool = True,
 ) -> AsyncIterator[Listener]:
     """Run a listener while the block runs."""
-    options = ["--json", "--directory", str(directory), *(["--no-token"] if everybody else []), *arguments]
+    options = ["--json", "--directory", str(directory), *(["--allow-anonymous"] if everybody else []), *arguments]
     async with process("listen", *options, environment=environment, python=python) as child:
         facts = json.loads(await line_of(child))
         yield Listener(child, facts["url"], directory)
@@ -148,7 +148,7 @@ async def test_a_stream_of_the_space_becomes_a_wav_file(tmp_path: Path) -> None:
 
 
 async def test_each_track_can_have_a_file_of_its_own_with_the_codes_as_they_came(tmp_path: Path) -> None:
-    async with listening(tmp_path, "--mono", "--as-sent") as listener, dialled(listener.url) as peer:
+    async with listening(tmp_path, "--mono", "--passthrough") as listener, dialled(listener.url) as peer:
         await begin(peer)
         await speak(peer)
         await stop(peer)
@@ -267,7 +267,7 @@ async def test_who_has_not_begun_does_not_hold_up_the_end(tmp_path: Path) -> Non
 
 
 async def test_it_can_end_by_itself(bare_shell: Shell, tmp_path: Path) -> None:
-    ran = await bare_shell("listen", "--no-token", "--directory", str(tmp_path), "--seconds", "0.01")
+    ran = await bare_shell("listen", "--allow-anonymous", "--directory", str(tmp_path), "--seconds", "0.01")
     assert (ran.code, ran.err) == (0, "")
     assert ran.rows[-1] == "Ended. Streams: 0, files: 0, audio: 0 s, lost frames: 0."
 
@@ -321,10 +321,10 @@ async def test_a_certificate_of_ones_own_is_shown(bare_shell: Shell, tmp_path: P
         "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"
     )
     for key in ("key.pem", "authority.pem"):
-        command = ("listen", "--no-token", "--cert", str(tmp_path / "both.pem"), "--key", str(tmp_path / key))
+        command = ("listen", "--allow-anonymous", "--cert", str(tmp_path / "both.pem"), "--key", str(tmp_path / key))
         ran = await bare_shell(*command)
         assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
-        assert "are no certificate and its key" in ran.err
+        assert "are not a certificate and its key" in ran.err
 
 
 # What goes wrong.
@@ -334,7 +334,7 @@ async def test_a_directory_that_takes_no_files_is_one_clear_sentence(bare_shell:
     """Said before anybody is let in."""
     (tmp_path / "file").touch()
     for directory in (tmp_path / "file", tmp_path / "file" / "below"):
-        ran = await bare_shell("listen", "--no-token", "--directory", str(directory))
+        ran = await bare_shell("listen", "--allow-anonymous", "--directory", str(directory))
         assert (ran.code, ran.out, len(ran.err.splitlines())) == (1, "", 1)
         assert ran.err.startswith(f"error: can't write to {directory}: ")
 
@@ -363,7 +363,7 @@ async def test_a_stream_that_cannot_be_recorded_leaves_the_others_alone(tmp_path
         ran = await listener.end()
     assert (failed["end"], failed["files"]) == ("handler failed", [])
     assert failed["error"].startswith(f"the recording {folder / 'unlucky.wav'} can't be made: ")
-    assert ran.err == f"error: unlucky is not recorded any further: {failed['error']}\n"
+    assert ran.err == f"error: unlucky is not fully recorded: {failed['error']}\n"
     assert [facts["error"] for facts in (well, unhurt)] == [None, None]
     assert len(sound_of(well["files"][0])[1]) == len(sound_of(tmp_path / "elsewhere" / "before.wav")[1]) == 1600
     assert ran.code == 1
@@ -385,13 +385,13 @@ async def test_a_full_disk_is_one_clear_sentence(tmp_path: Path, encoding: str) 
         ran = await listener.end()
     assert ran.code == 1
     assert "can't be written" in facts["error"]
-    assert ran.err.splitlines()[-1] == f"error: s-1 is not recorded any further: {facts['error']}"
+    assert ran.err.splitlines()[-1] == f"error: s-1 is not fully recorded: {facts['error']}"
 
 
 async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ran = await bare_shell("listen", "--no-token", "--directory", str(tmp_path), "--port", str(port))
+        ran = await bare_shell("listen", "--allow-anonymous", "--directory", str(tmp_path), "--port", str(port))
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.startswith(f"error: can't listen on 127.0.0.1 port {port}: ")
 
@@ -399,7 +399,7 @@ async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell, tmp_path: Pa
 async def test_a_reader_who_has_had_enough_ends_it(tmp_path: Path) -> None:
     """As in ``signalwire-streams listen --json | head -1``: what came is recorded nevertheless."""
     reading, writing = os.pipe()
-    options = ("listen", "--json", "--no-token", "--directory", str(tmp_path))
+    options = ("listen", "--json", "--allow-anonymous", "--directory", str(tmp_path))
     async with process(*options, stdout=writing) as child:
         os.close(writing)
         with os.fdopen(reading, "rb") as lines:
@@ -417,20 +417,20 @@ async def test_a_reader_who_has_had_enough_ends_it(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         ((), "set SIGNALWIRE_STREAMS_TOKEN, or name a --bearer-token-file"),
-        (("--no-token", "--bearer-token-file", "-"), "--no-token lets everybody in: leave it out"),
+        (("--allow-anonymous", "--bearer-token-file", "-"), "--allow-anonymous requires no token: leave it out"),
         (("--bearer-token-file", "no-such-file"), "--bearer-token-file can't be read: No such file"),
         (("--bearer-token-file", "\0"), "--bearer-token-file can't be read: write the name of a text file"),
         (("--bearer-token-file", os.devnull), "--bearer-token-file holds no token"),
-        (("--no-token", "--key", "key.pem"), "--key has no --cert"),
-        (("--no-token", "--self-signed", "--cert", "x"), "--self-signed makes a certificate: leave it out"),
-        (("--no-token", "--cert", "no-such-file"), "--cert or --key can't be read: No such file"),
-        (("--no-token", "--path", "audio"), "'audio' is no path: write it as /audio"),
-        (("--no-token", "--path", "/{a}"), "'/{a}' is no path"),
-        (("--no-token", "--port", "70000"), "70000 is not in the range"),
-        (("--no-token", "--seconds", "nan"), "that is no number of seconds"),
-        (("--no-token", "--seconds", "0"), "0.0 is not in the range"),
-        (("--no-token", "--streams", "0"), "0 is not in the range"),
-        (("--no-token", "--byte-order", "middle"), "'middle' is not one of"),
+        (("--allow-anonymous", "--key", "key.pem"), "--key has no --cert"),
+        (("--allow-anonymous", "--self-signed", "--cert", "x"), "--self-signed creates a certificate: leave it out"),
+        (("--allow-anonymous", "--cert", "no-such-file"), "--cert or --key can't be read: No such file"),
+        (("--allow-anonymous", "--path", "audio"), "'audio' is not a path: write it as /audio"),
+        (("--allow-anonymous", "--path", "/{a}"), "'/{a}' is not a path"),
+        (("--allow-anonymous", "--port", "70000"), "70000 is not in the range"),
+        (("--allow-anonymous", "--seconds", "nan"), "not a number of seconds"),
+        (("--allow-anonymous", "--seconds", "0"), "0.0 is not in the range"),
+        (("--allow-anonymous", "--streams", "0"), "0 is not in the range"),
+        (("--allow-anonymous", "--byte-order", "middle"), "'middle' is not one of"),
     ],
 )
 async def test_what_cannot_be_meant_is_misuse(bare_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:

@@ -30,9 +30,9 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams._cli import progress
-from signalwire_streams._cli.bulk_runner import Conduct, words
-from signalwire_streams._cli.output import telling
-from signalwire_streams._cli.progress import Meter, Progress, draw, shown, spell_seconds
+from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions
+from signalwire_streams._cli.output import in_words, logging_to
+from signalwire_streams._cli.progress import Meter, Progress, draw, format_duration, shown
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import held_space, until
@@ -99,7 +99,7 @@ def attempt(**fields: Any) -> Attempt:
 
 def test_before_the_first_attempt_there_is_no_rate() -> None:
     meter = Meter()
-    assert (meter.rate, meter.requests, meter.repeats) == (0.0, 0, 0)
+    assert (meter.rate, meter.requests, meter.retries) == (0.0, 0, 0)
 
 
 def test_the_rate_is_that_of_the_last_three_seconds() -> None:
@@ -108,7 +108,7 @@ def test_the_rate_is_that_of_the_last_three_seconds() -> None:
     rates = []
     for count in (30, 60, 90, 0, 0, 0):
         for _ in range(count):
-            meter.note(attempt())
+            meter.record(attempt())
         clock.time += 1
         rates.append(meter.rate)
     assert rates == [30, 45, 60, 50, 30, 0]
@@ -120,7 +120,7 @@ def test_a_rate_is_not_guessed_from_a_moment() -> None:
     clock = Hands()
     meter = Meter(clock)
     for _ in range(10):
-        meter.note(attempt())
+        meter.record(attempt())
     clock.time += 0.01
     assert meter.rate == 10
 
@@ -137,14 +137,14 @@ def test_a_rate_is_not_guessed_from_a_moment() -> None:
 )
 def test_only_what_went_out_and_counts_for_the_spaces_limit_is_a_request(fields: dict[str, Any], counted: int) -> None:
     meter = Meter()
-    meter.note(attempt(**fields))
+    meter.record(attempt(**fields))
     assert (meter.requests, meter.rate) == (counted, counted)
 
 
 @pytest.mark.parametrize("action", RetryDecision)
 def test_what_another_attempt_follows_is_a_repeat(action: RetryDecision) -> None:
     meter = Meter()
-    meter.note(attempt(action=action))
+    meter.record(attempt(decision=action))
     final = {
         RetryDecision.SUCCEED,
         RetryDecision.ALREADY_STARTED,
@@ -153,7 +153,7 @@ def test_what_another_attempt_follows_is_a_repeat(action: RetryDecision) -> None
         RetryDecision.FAIL,
         RetryDecision.UNKNOWN,
     }
-    assert meter.repeats == (action not in final)
+    assert meter.retries == (action not in final)
 
 
 # What is written of it.
@@ -175,7 +175,7 @@ def test_what_another_attempt_follows_is_a_repeat(action: RetryDecision) -> None
     ],
 )
 def test_a_duration_is_spelled_as_people_say_it(seconds: float, words: str) -> None:
-    assert spell_seconds(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_all_of_it_is_one_line() -> None:
@@ -278,7 +278,7 @@ def test_a_display_that_broke_is_no_matter_of_whoever_logs(capsys: pytest.Captur
     def fail(_: str) -> None:
         raise BrokenPipeError
 
-    with telling("signalwire_streams", fail):
+    with logging_to(fail):
         logging.getLogger("signalwire_streams").warning("Redis is away")
     assert "BrokenPipeError" in capsys.readouterr().err
 
@@ -330,7 +330,7 @@ async def test_a_display_on_stderr_leaves_stdout_alone(
     assert "requests/s" in ran.err
     assert "\x1b" not in ran.out
     if as_json:
-        assert [line.get("state") for line in ran.lines] == ["started"] * 3 + [None]
+        assert [line.get("status") for line in ran.lines] == ["started"] * 3 + [None]
     else:
         assert ran.out.startswith("Started 3 of 3 streams in ")
 
@@ -338,8 +338,8 @@ async def test_a_display_on_stderr_leaves_stdout_alone(
 # How a run goes on, and how it ends early.
 
 
-def conduct(run: BulkRun[Any], total: int, *, as_json: bool = False) -> Conduct[Any]:
-    return Conduct(run=run, title="Starting", total=total, meter=Meter(), limit=1242.0, as_json=as_json)
+def runner_of(run: BulkRun[Any], total: int, *, as_json: bool = False) -> BulkRunner:
+    return BulkRunner(run, operation="start", total=total, options=RunOptions(), as_json=as_json)
 
 
 def starts_on(space: SimulatedSpace) -> list[StartConferenceStream]:
@@ -353,34 +353,34 @@ def outcome(state: BulkStatus, **fields: Any) -> BulkOutcome[Any]:
 
 async def test_a_run_shows_its_rate_its_repeats_and_its_outcomes(client: StreamsClient) -> None:
     """The most frequent outcome first; before a second is over nobody guesses at the rest."""
-    going = conduct(client.start_streams([]), 1_000)
-    going.meter.note(attempt(action=RetryDecision.RETRY))
+    runner = runner_of(client.start_streams([]), 1_000)
+    runner._options.meter.record(attempt(decision=RetryDecision.RETRY))
     for state in (BulkStatus.NOT_ATTEMPTED, BulkStatus.STARTED, BulkStatus.STARTED):
-        going._note(outcome(state))
-    assert going._progress().line == (
-        "Starting: 3 of 1,000, 1 of 1,242 requests/s, 1 repeated, 2 started, 1 not attempted"
+        runner._record(outcome(state))
+    assert runner._progress().line == (
+        "Starting: 3 of 1,000, 1 of 1,242 requests/s, 1 retried, 2 started, 1 not attempted"
     )
-    assert (await going.run.report()).total == 0
+    assert (await runner.run.report()).total == 0
 
 
 async def test_the_rest_is_guessed_from_what_this_part_of_the_run_did(client: StreamsClient) -> None:
     """What an earlier part had done took this one no time."""
-    going = conduct(client.start_streams([]), 1_000)
-    going._began -= 20
-    assert going._progress().left is None
+    runner = runner_of(client.start_streams([]), 1_000)
+    runner._started_at -= 20
+    assert runner._progress().left is None
     for attempts in (0, 0, 1, 1, 1, 1):
-        going._note(outcome(BulkStatus.STARTED, attempts=attempts))
-    assert going.early == 2
-    assert going._progress().left == pytest.approx(994 * 20 / 4, rel=0.1)
-    assert (await going.run.report()).total == 0
+        runner._record(outcome(BulkStatus.STARTED, attempts=attempts))
+    assert runner.already_done == 2
+    assert runner._progress().left == pytest.approx(994 * 20 / 4, rel=0.1)
+    assert (await runner.run.report()).total == 0
 
 
 async def test_a_run_is_gone_through_and_summed_up(client: StreamsClient, space: SimulatedSpace) -> None:
-    going = conduct(client.start_streams([*starts_on(space), *starts_on(space)[:1]]), 4)
-    report = await going.perform()
+    runner = runner_of(client.start_streams([*starts_on(space), *starts_on(space)[:1]]), 4)
+    report = await runner.execute()
     assert report.counts == {BulkStatus.STARTED: 3, BulkStatus.REJECTED: 1}
-    assert (going.stopped_by, going.error, going.exit_code) == (None, None, 1)
-    assert going._progress().done == 4
+    assert (runner.stopped_by, runner.error, runner.exit_code) == (None, None, 1)
+    assert runner._progress().done == 4
 
 
 @posix_only
@@ -390,18 +390,18 @@ async def test_a_signal_is_answered_at_once(
 ) -> None:
     """It is said what happens now; what is under way ends, and nothing more is begun."""
     async with held_space(conferences=4) as (space, held), client_of(space) as client:
-        going = conduct(client.start_streams(starts_on(space), concurrency=1), 4)
-        performing = asyncio.create_task(going.perform())
+        runner = runner_of(client.start_streams(starts_on(space), concurrency=1), 4)
+        performing = asyncio.create_task(runner.execute())
         await space.requests.wait_for(1)
         signal.raise_signal(number)
-        await until(lambda: going.stopped_by is number)
+        await until(lambda: runner.stopped_by is number)
         assert capsys.readouterr().err == (
-            "Ending: 0 of 4, interrupted: 5 s for what is under way, interrupt again to cut it\n"
+            "Ending: 0 of 4, interrupted: 5 s for requests in flight, interrupt again to abort them\n"
         )
         held.let_go()
         report = await performing
     assert report.counts[BulkStatus.STARTED] == len(space.streams.active()) == 1
-    assert going.exit_code == code
+    assert runner.exit_code == code
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -410,42 +410,47 @@ async def test_a_second_signal_cuts_it_and_the_first_one_counts(
     capsys: pytest.CaptureFixture[str], handlers: None
 ) -> None:
     async with held_space(conferences=4) as (space, _), client_of(space) as client:
-        going = conduct(client.start_streams(starts_on(space), concurrency=2), 4, as_json=True)
-        performing = asyncio.create_task(going.perform())
+        runner = runner_of(client.start_streams(starts_on(space), concurrency=2), 4, as_json=True)
+        performing = asyncio.create_task(runner.execute())
         await space.requests.wait_for(2)
         signal.raise_signal(signal.SIGTERM)
-        await until(lambda: going.stopped_by is not None)
+        await until(lambda: runner.stopped_by is not None)
         signal.raise_signal(signal.SIGINT)
         report = await performing
         assert len(space.streams.active()) == 2
     assert report.counts[BulkStatus.UNKNOWN] == 2
-    assert going.exit_code == 143
+    assert runner.exit_code == 143
     captured = capsys.readouterr()
     assert len(captured.err.splitlines()) == 1
-    lost = [line for line in map(json.loads, captured.out.splitlines()) if line["state"] == "unknown"]
+    lost = [line for line in map(json.loads, captured.out.splitlines()) if line["status"] == "unknown"]
     assert [(line["name"], line["error"]) for line in lost] == [("audit", "StreamOutcomeUnknownError")] * 2
 
 
 async def test_an_outcome_in_json_has_the_name_that_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     """The stream's own, or the one that was sent; and no control character of a foreign message."""
     async with SimulatedSpace() as space, client_of(space) as client:
-        going = conduct(client.start_streams([]), 3, as_json=True)
+        runner = runner_of(client.start_streams([]), 3, as_json=True)
         stream = ConferenceStream(conference_sid="room", sid="s", name="its own", ambiguous=True)
-        going._note(outcome(BulkStatus.STARTED, stream=stream, seconds=0.123456))
-        going._note(outcome(BulkStatus.UNKNOWN, error=StreamOutcomeUnknownError("so\x1b[31m\nit is", name="sent")))
-        going._note(outcome(BulkStatus.NOT_ATTEMPTED, error=RunCancelledError("not yet"), attempts=0))
+        runner._record(outcome(BulkStatus.STARTED, stream=stream, duration=0.123456))
+        runner._record(outcome(BulkStatus.UNKNOWN, error=StreamOutcomeUnknownError("so\x1b[31m\nit is", name="sent")))
+        runner._record(outcome(BulkStatus.NOT_ATTEMPTED, error=RunCancelledError("not yet"), attempts=0))
     started, unknown, waiting = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (started["name"], started["sid"], started["ambiguous"], started["seconds"]) == ("its own", "s", True, 0.1235)
+    assert (started["name"], started["sid"], started["ambiguous"], started["duration"]) == (
+        "its own",
+        "s",
+        True,
+        0.1235,
+    )
     assert (unknown["name"], unknown["error"]) == ("sent", "StreamOutcomeUnknownError")
     assert unknown["message"] == "so [31m it is"
     assert (waiting["name"], waiting["attempts"], waiting["target"]) == (None, 0, "room")
-    assert (await going.run.report()).total == 0
+    assert (await runner.run.report()).total == 0
 
 
 @pytest.mark.parametrize("state", BulkStatus)
 def test_a_state_is_spelled_as_people_say_it(state: BulkStatus) -> None:
-    assert words(state).replace(" ", "_") == state.value
-    assert "_" not in words(state)
+    assert in_words(state).replace(" ", "_") == state.value
+    assert "_" not in in_words(state)
 
 
 def client_of(space: SimulatedSpace) -> StreamsClient:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from signalwire_streams._cli.output import OUTCOMES, logging_to_stderr, silenced, telling
+from signalwire_streams._cli.output import OUTCOMES, logging_to, logging_to_stderr, silenced
 from signalwire_streams.simulator import SimulatedSpace
 
 from .shell import URL, Shell
@@ -65,7 +65,7 @@ def test_a_line_holds_no_control_characters(capsys: pytest.CaptureFixture[str]) 
 
 def test_what_a_display_shows_is_not_written_twice(capsys: pytest.CaptureFixture[str]) -> None:
     shown: list[str] = []
-    with logging_to_stderr(), telling("signalwire_streams.receiver", shown.append):
+    with logging_to_stderr(), logging_to(shown.append, name="signalwire_streams.receiver"):
         LIBRARY.getChild("receiver").warning("a")
         LIBRARY.getChild("receiver.audio").warning("b")
         LIBRARY.getChild("receivers").warning("c")
