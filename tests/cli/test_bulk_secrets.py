@@ -22,7 +22,7 @@ OLD, NEW = "wss://old.example.com/a", "wss://new.example.com/a"
 Fields = Mapping[str, Any]
 
 
-def line(url: str | None = NEW, token: Any = "new", **fields: Any) -> dict[str, Any]:
+def line(url: str | None = NEW, token: Any = "new", **fields: Any) -> dict[str, Any]:  # noqa: S107
     """Return a line for the room; without a url, one that relies on ``--url``."""
     own = {"conference_sid": ROOM, "authorization_bearer_token": token, "url": url, **fields}
     return {name: value for name, value in own.items() if value is not None}

@@ -15,13 +15,16 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
 from attrs import define
 
-from signalwire_streams import StreamsClient
+from signalwire_streams import InvalidRequestError, StreamsClient
+from signalwire_streams._cli.listen_recording import Recording, RecordingOptions
+from signalwire_streams.receiver.audio import AudioFormat, WavRecorder
 from signalwire_streams.simulator import SimulatedSpace, Tone
 
 from .bulk_runs import until
@@ -212,6 +215,40 @@ async def test_a_track_that_was_not_announced_is_not_lost(tmp_path: Path) -> Non
     assert len(facts["files"]) == len(files_in(tmp_path)) == 7
     assert [len(sound_of(file)[1]) for file in facts["files"][1:]] == [800] * 6
     assert facts["left_out"] == 16 * 5
+
+
+@pytest.mark.parametrize("encoding", ["audio/x-mulaw", "audio/opus"])
+@pytest.mark.parametrize("announced", [BOTH, ("t" * 65,), ("ü" * 70,)])
+async def test_listen_records_tracks_with_long_names(tmp_path: Path, encoding: str, announced: Sequence[str]) -> None:
+    """Names that differ only after what a file's name takes of them have files of their own."""
+    names = ["t" * 64, "t" * 65, "t" * 100, "t" * 200, "é" * 90]
+    async with listening(tmp_path) as listener, dialled(listener.url) as peer:
+        await begin(peer, tracks=announced, encoding=encoding)
+        await speak(peer, tracks=["inbound", *names])
+        await stop(peer)
+        facts = await listener.ended()
+    assert (facts["error"], facts["end"], facts["left_out"]) == (None, "stopped", 0)
+    files = {facts["tracks"][name]["file"] for name in names}
+    assert len(files) == len(names)
+    assert all(path.stat().st_size > 500 for path in files_in(tmp_path))
+
+
+def test_listen_reports_why_a_file_cannot_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a file that exists makes it try the next number."""
+    tried: list[Path] = []
+
+    def refuse(recorder: WavRecorder) -> None:
+        tried.append(recorder.path)
+        raise InvalidRequestError("no such layout")
+
+    monkeypatch.setattr(WavRecorder, "open", refuse)
+    session: Any = SimpleNamespace(
+        stream_sid="s-1", start=SimpleNamespace(tracks=BOTH), audio_format=AudioFormat("audio/x-mulaw", 8000)
+    )
+    recording = Recording(RecordingOptions(directory=tmp_path), session)
+    with pytest.raises(InvalidRequestError, match="no such layout"):
+        recording.open()
+    assert tried == [tmp_path / "s-1.wav"]
 
 
 async def test_an_unknown_encoding_is_kept_as_it_comes(tmp_path: Path) -> None:
