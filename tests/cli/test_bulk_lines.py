@@ -385,6 +385,13 @@ def test_a_target_may_come_twice_under_two_names_only() -> None:
     ]
 
 
+def test_uuid_in_other_case_is_the_same_target() -> None:
+    sid = "aaaaaaaa-0000-4000-8000-00000000000b"
+    requests = requests_of(f"{sid}\n{sid.upper()}\nroom\nROOM\n")
+    assert [bad.number for bad in requests.bad] == [2]
+    assert [request.target for request in requests.good] == [sid, "room", "ROOM"]
+
+
 def test_a_target_may_have_several_streams_without_a_name() -> None:
     requests = requests_of("room\nroom\n", unnamed=True)
     assert (len(requests.good), requests.bad) == (2, [])

@@ -107,6 +107,26 @@ def test_a_cell_in_a_column_without_a_name_is_refused() -> None:
     ]
 
 
+@pytest.mark.parametrize("cell", ['="id""', '="id', '="i"d"', '=""id"', '="id"x'])
+@pytest.mark.parametrize("header", ["conference_sid;name", "name;conference_sid", "", "conference_sid;parameters.pin"])
+def test_formula_with_an_odd_quote_is_refused(cell: str, header: str) -> None:
+    """It would be sent with its quotes. Its text is not repeated, since it may be a secret."""
+    quoted = '"' + cell.replace('"', '""') + '"'
+    text = {"": f"{cell}\n", "conference_sid;parameters.pin": f"{header}\nroom;{quoted}\n"}.get(
+        header, f"{header}\n{quoted};room\n"
+    )
+    [bad] = read_lines(text, "conference_sid")
+    assert isinstance(bad, BadLine)
+    assert bad.why == 'a formula has an odd number of quotes: write it as ="text", or the text alone'
+
+
+@pytest.mark.parametrize("cell", ['id"', '"id', 'i"d', '"="id'])
+def test_id_with_a_quote_is_refused(cell: str) -> None:
+    [bad] = read_lines(f"{cell}\n", "call_sid")
+    assert isinstance(bad, BadLine)
+    assert bad.why.endswith("holds a quote: write the id alone")
+
+
 @pytest.mark.parametrize("cell", ['="00123"', '"=""00123"""', "'00123", '"00123"', "'00123'", ' ="00123" '])
 def test_an_id_that_was_kept_a_text_is_that_text(cell: str) -> None:
     assert fields_of(f"name;conference_sid\nn;{cell}\n") == [{"name": "n", "conference_sid": "00123"}]

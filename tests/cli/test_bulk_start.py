@@ -409,6 +409,39 @@ async def test_a_dry_run_on_all_that_is_live_only_lists(shell: Shell, space: Sim
     assert files_in(folder) == []
 
 
+# Without a journal.
+
+
+async def test_bulk_start_without_a_journal_says_once_what_that_means(
+    shell: Shell, space: SimulatedSpace, ids: str, folder: Path
+) -> None:
+    note = "No journal: this run can't be resumed after a crash, nor rolled back with 'bulk stop'.\n"
+    before = files_in(folder)
+    ran = await shell(*START, ids, *TO_URL, "--no-journal", "--name", "audit")
+    assert (ran.code, ran.err, table(ran)["started"]) == (0, note, "3")
+    assert not {"Journal", "Resume", "Roll back"} & {row.partition(":")[0] for row in ran.rows}
+    again = await shell(*START, ids, *TO_URL, "--no-journal", "--json", "--unnamed")
+    report = again.lines[-1]["report"]
+    assert (again.code, again.err) == (0, note)
+    assert (report["ok"], report["planned"], report["journal"], report["resume_command"]) == (True, 3, None, None)
+    assert files_in(folder) == before
+    assert len(space.streams.active()) == 6
+
+
+async def test_bulk_start_without_a_journal_reports_failures(shell: Shell, space: SimulatedSpace, ids: str) -> None:
+    space.faults.add("status", on="start", status=404, times=1)
+    ran = await shell(*START, ids, *TO_URL, "--no-journal")
+    assert (ran.code, table(ran)["rejected"]) == (1, "1")
+    assert "bulk resume" not in ran.out
+
+
+async def test_journal_and_no_journal_exclude_each_other(offline_shell: Shell, ids: str) -> None:
+    is_misuse(
+        await offline_shell(*START, ids, *TO_URL, "--no-journal", "--journal", "run.db"),
+        "--journal and --no-journal contradict each other",
+    )
+
+
 async def test_a_dry_run_of_nothing(bare_shell: Shell, tmp_path: Path) -> None:
     path = ids_file(tmp_path / "ids.txt", [])
     ran = await bare_shell(*START, path, "--dry-run")
