@@ -9,7 +9,7 @@ from secrets import token_hex
 from typing import Any
 
 import click
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from signalwire_streams import (
     BulkJournal,
@@ -26,12 +26,10 @@ from signalwire_streams._cli.bulk_runner import (
     BulkRunner,
     RunOptions,
     bulk_command,
-    concurrency_option,
     execute,
-    rate_option,
-    resend_option,
+    run_options,
 )
-from signalwire_streams._cli.bulk_secrets import Secrets, by_target
+from signalwire_streams._cli.bulk_secrets import Secrets, by_target, secret_options
 from signalwire_streams._cli.bulk_targets import Defaults, Requests, Start, read_lines, read_source
 from signalwire_streams._cli.options import (
     ENVIRONMENT,
@@ -43,7 +41,6 @@ from signalwire_streams._cli.options import (
     conference_options,
     json_option,
     refuse_conference_options,
-    secret_options,
     wants_json,
 )
 from signalwire_streams._cli.output import (
@@ -64,9 +61,9 @@ _HIDDEN = "***"
 _PAGE_SIZE = 1_000
 
 FILES = """\b
-FILE has one id per line, and comments that begin with "# "; or it is CSV whose
-first line names its columns, as spreadsheets save it; or it has one JSON object
-per line. CSV and JSON may have these fields for each stream:
+FILE has one id per line, and comments that begin with "# "; or it is CSV
+whose first line names its columns, as spreadsheets save it; or it has one
+JSON object per line. CSV and JSON may have these fields for each stream:
   conference_sid or call_sid, url, name, unnamed, track, codec, realtime,
   status_callback, status_callback_method, authorization_bearer_token,
   and parameters (JSON: an object; CSV: a column parameters.NAME for each)
@@ -75,17 +72,6 @@ per line. CSV and JSON may have these fields for each stream:
 
 @frozen
 class Targets:
-    """The conferences and calls that a run starts streams on, as the command line names them.
-
-    Attributes:
-        file: the file that lists them, or None for all that are live.
-        kind: what bare ids are, and what is listed.
-        skip_invalid: whether invalid lines are skipped.
-        is_dry_run: whether the requests are only written.
-        defaults: the fields that the options give to all streams.
-        as_json: whether results are written as JSON.
-    """
-
     file: str | None
     kind: Noun
     skip_invalid: bool
@@ -119,7 +105,6 @@ class Targets:
         return requests.good
 
     async def list_live(self, client: StreamsClient) -> Sequence[Start]:
-        """Return a request for each live conference or call."""
         resource: Any = client.conferences if self.kind == "conference" else client.calls
         listing: AsyncIterator[Conference | Call] = aiter(resource.list(status="in-progress", page_size=_PAGE_SIZE))
         # An item can move to the next page while the list is read, and come twice.
@@ -236,9 +221,7 @@ Examples:
 )
 @click.option("--journal", metavar="PATH", help="The run's journal; by default bulk-TIME.db in this folder.")
 @click.option("--no-journal", is_flag=True, help="Keep no journal: the run can't be resumed or rolled back.")
-@concurrency_option()
-@rate_option()
-@resend_option
+@run_options(resend=True)
 @target_options
 @account_options
 def start(
@@ -247,9 +230,7 @@ def start(
     targets: Targets,
     journal: str | None,
     no_journal: bool,
-    concurrency: int | None,
-    rate: float | None,
-    resend_call_starts: bool,
+    options: RunOptions,
 ) -> None:
     """Start a stream on each of many conferences or calls, from a file or on all that are live.
 
@@ -273,7 +254,7 @@ def start(
         else:
             path = client.create_journal(found, journal=_new_path() if journal is None else journal).path
         return _runner(
-            client.start_streams(found, journal=path, resume=path is not None, concurrency=concurrency),
+            client.start_streams(found, journal=path, resume=path is not None, concurrency=options.concurrency),
             account,
             options,
             path,
@@ -281,7 +262,6 @@ def start(
             has_secrets=not all(PlannedRequest.from_request(request).is_complete for request in found),
         )
 
-    options = RunOptions(rate=rate, resend_call_starts=resend_call_starts)
     execute(account, options, prepare)
 
 
@@ -322,14 +302,12 @@ Space and project default to those of the journal.
 \b
 Examples:
   signalwire-streams bulk resume bulk-20261121T101500Z-1f3a.db
-  signalwire-streams bulk resume run.db targets.csv --bearer-token-file token.txt
+  signalwire-streams bulk resume run.db targets.csv
 """,
 )
 @click.argument("journal")
 @click.argument("file", required=False)
-@concurrency_option()
-@rate_option()
-@resend_option
+@run_options(resend=True)
 @secret_options
 @account_options
 def resume(
@@ -337,12 +315,8 @@ def resume(
     *,
     journal: str,
     file: str | None,
-    concurrency: int | None,
-    rate: float | None,
-    resend_call_starts: bool,
-    parameters: dict[str, str],
-    authorization_bearer_token: str | None,
-    status_callback: str | None,
+    options: RunOptions,
+    secrets: Secrets,
 ) -> None:
     """Resume a run that ended early.
 
@@ -359,19 +333,17 @@ def resume(
         raise click.UsageError(
             f"{journal} was created by a program, which knows what is left: resume it there, with resume=True"
         )
-    lines = {}
     if file is not None:
         first = next((one.request for one in book.requests()), None)
         kind: Noun = "call" if isinstance(first, StartCallStream) else "conference"
-        lines = by_target(read_lines(read_source(file), f"{kind}_sid"))
-    secrets = Secrets(parameters, authorization_bearer_token, status_callback, lines)
+        secrets = evolve(secrets, lines=by_target(read_lines(read_source(file), f"{kind}_sid")))
     for _ in secrets.complete(book.requests):  # all are there and valid before anything is sent
         pass
 
     async def prepare(client: StreamsClient) -> BulkRunner:
         requests = secrets.complete(book.requests)
         return _runner(
-            client.start_streams(requests, journal=book.path, resume=True, concurrency=concurrency),
+            client.start_streams(requests, journal=book.path, resume=True, concurrency=options.concurrency),
             account,
             options,
             book.path,
@@ -379,7 +351,6 @@ def resume(
             has_secrets=any(not planned.is_complete for planned in book.requests()),
         )
 
-    options = RunOptions(rate=rate, resend_call_starts=resend_call_starts)
     execute(account.or_else(space=status.origin, project=status.project), options, prepare)
 
 
@@ -391,10 +362,9 @@ Example:
 """,
 )
 @click.argument("journal")
-@concurrency_option()
-@rate_option()
+@run_options(resend=False)
 @account_options
-def stop(account: Account, *, journal: str, concurrency: int | None, rate: float | None) -> None:
+def stop(account: Account, *, journal: str, options: RunOptions) -> None:
     """Stop every stream that a run started, or may have started.
 
     Each is stopped by its sid, or by its name if only that is known. Repeat it until nothing is left. A run whose
@@ -402,10 +372,9 @@ def stop(account: Account, *, journal: str, concurrency: int | None, rate: float
     """
     book = BulkJournal(journal)
     status = book.status()
-    options = RunOptions(rate=rate)
 
     async def prepare(client: StreamsClient) -> BulkRunner:
-        run = client.stop_started(book.path, concurrency=concurrency)
+        run = client.stop_started(book.path, concurrency=options.concurrency)
         return _runner(run, account, options, book.path, operation="stop", total=sum(1 for _ in book.streams()))
 
     execute(account.or_else(space=status.origin, project=status.project), options, prepare)
@@ -413,6 +382,8 @@ def stop(account: Account, *, journal: str, concurrency: int | None, rate: float
 
 IN_DOUBT = ("in_doubt", "intended")
 """The status of an item from when it is about to be sent until its outcome is known; the latter as of old journals."""
+
+_STATUSES = [*(status.value for status in BulkStatus), IN_DOUBT[0]]
 
 
 @bulk.command(
@@ -432,8 +403,9 @@ It only reads the file; no Space and no token are needed.
     "--list",
     "statuses",
     multiple=True,
-    type=click.Choice([*(status.value for status in BulkStatus), IN_DOUBT[0]]),
-    help="List the items with this status.",
+    type=click.Choice(_STATUSES),
+    metavar="STATUS",
+    help=f"List the items with this status: {', '.join(_STATUSES)}.",
 )
 @json_option("Write JSON; with --list one object per item.")
 def status(*, journal: str, statuses: tuple[str, ...], as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """Execution of a bulk run: its options, its client, its progress and its summary."""
 
 import contextlib
+import functools
 import math
 import shlex
 import time
@@ -26,7 +27,7 @@ from signalwire_streams import (
     StreamsClient,
     StreamsError,
 )
-from signalwire_streams._cli.options import Account, Decorator
+from signalwire_streams._cli.options import Account, Decorator, adding
 from signalwire_streams._cli.output import (
     FAILED,
     INTERRUPTED,
@@ -53,37 +54,6 @@ def _not_nan(_: click.Context, __: click.Parameter, value: float | None) -> floa
     return value
 
 
-def concurrency_option(default: int | None = None) -> Decorator:
-    """Return the option for the number of concurrent requests; without a default it is tuned automatically."""
-    return click.option(
-        "--concurrency",
-        type=click.IntRange(min=1),
-        metavar="N",
-        default=default,
-        show_default=default is not None,
-        help="Concurrent requests" + ("; tuned automatically by default." if default is None else "."),
-    )
-
-
-def rate_option(whose: str = "") -> Decorator:
-    """Return the option for the rate limit, and whose limit it is."""
-    return click.option(
-        "--rate",
-        type=click.FloatRange(min=0.1, max=_SPACE_LIMIT),
-        callback=_not_nan,
-        metavar="N",
-        help=f"Maximum requests per second{whose}; by default nine tenths of the Space's {_SPACE_LIMIT:,.0f}.",
-    )
-
-
-resend_option: Decorator = click.option(
-    "--resend-call-starts",
-    is_flag=True,
-    help="Retry a start on a call, too, if its response was lost. It may start a second stream: that the Space "
-    "refuses a second one of the same name is documented for conferences only.",
-)
-
-
 def rate_limit(rate: float | None) -> RateLimit:
     """Return the limit of a client that may send so many requests per second."""
     if rate is None:
@@ -93,7 +63,7 @@ def rate_limit(rate: float | None) -> RateLimit:
 
 @frozen(kw_only=True)
 class RunOptions:
-    """The options of a run: concurrent requests, requests per second, and whether starts on calls are retried."""
+    """The options of a run. Without a concurrency it is tuned automatically."""
 
     concurrency: int | None = None
     rate: float | None = None
@@ -101,12 +71,62 @@ class RunOptions:
     meter: Meter = field(init=False, factory=Meter)
 
     def client_options(self) -> dict[str, Any]:
-        """Return what the client of the run is created with."""
         return {
             "on_attempt": self.meter.record,
             "rate_limit": rate_limit(self.rate),
             "retry": RetryPolicy(resend_call_starts=self.resend_call_starts),
         }
+
+
+def run_options(*, resend: bool, concurrency: int | None = None, whose: str = "") -> Decorator:
+    """Add ``--concurrency`` and ``--rate``, and pass them to the command as its `RunOptions`.
+
+    Args:
+        resend: whether to add ``--resend-call-starts``.
+        concurrency: the default; None tunes it automatically.
+        whose: what the rate limit applies to, if not to this process.
+    """
+    automatic = "; tuned automatically by default." if concurrency is None else "."
+    options: list[Decorator] = [
+        click.option(
+            "--concurrency",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=concurrency,
+            show_default=concurrency is not None,
+            help=f"Concurrent requests{automatic}",
+        ),
+        click.option(
+            "--rate",
+            type=click.FloatRange(min=0.1, max=_SPACE_LIMIT),
+            callback=_not_nan,
+            metavar="N",
+            help=f"Maximum requests per second{whose}; by default nine tenths of the Space's {_SPACE_LIMIT:,.0f}.",
+        ),
+    ]
+    if resend:
+        options.append(_RESEND)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @adding(*options)
+        @functools.wraps(command)
+        def with_options(
+            *, concurrency: int | None, rate: float | None, resend_call_starts: bool = False, **others: object
+        ) -> None:
+            found = RunOptions(concurrency=concurrency, rate=rate, resend_call_starts=resend_call_starts)
+            command(options=found, **others)
+
+        return with_options
+
+    return decorate
+
+
+_RESEND: Decorator = click.option(
+    "--resend-call-starts",
+    is_flag=True,
+    help="Retry a start on a call, too, if its response was lost. It may start a second stream: that the Space "
+    "refuses a second one of the same name is documented for conferences only.",
+)
 
 
 class BulkRunner:
@@ -188,7 +208,6 @@ class BulkRunner:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the command."""
         if self.stopped_by is not None:
             return INTERRUPTED if self.stopped_by is Signals.SIGINT else TERMINATED
         return 0 if self.error is None and self.run.snapshot.ok else FAILED
@@ -231,7 +250,6 @@ class BulkRunner:
 
 
 def outcome_facts(outcome: BulkOutcome[Any]) -> dict[str, object]:
-    """Return the JSON object of an outcome."""
     item, stream, error = outcome.item, outcome.stream, outcome.error
     kind = "conference" if hasattr(item, "conference_sid") else "call"
     return {
@@ -318,7 +336,6 @@ class Summary:
         return sum(count for status, count in self.report.counts.items() if status in _SUCCEEDED)
 
     def write_json(self) -> None:
-        """Write it as one JSON object."""
         report = self.report
         latencies = {f"p{percent}": round(value, 4) for percent, value in report.latency_percentiles.items()}
         write_json(
@@ -342,7 +359,6 @@ class Summary:
         )
 
     def write(self) -> None:
-        """Write it for a person."""
         report = self.report
         if self.planned == 0:
             click.echo(f"There is nothing left to {self.operation}.")

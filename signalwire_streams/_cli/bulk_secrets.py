@@ -1,5 +1,6 @@
 """Secrets of a run, which neither a journal nor Redis keeps: passed again by options, or by the file they came from."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from attrs import evolve, field, frozen
 
 from signalwire_streams import InvalidRequestError, PlannedRequest, StartConferenceStream
 from signalwire_streams._cli.bulk_targets import NAMING, SIDS, BadLine, Defaults, Line, Read, Start
-from signalwire_streams._cli.options import CONFERENCE_ONLY, FIELDS
+from signalwire_streams._cli.options import CONFERENCE_ONLY, FIELDS, adding, field_option
 
 _SECRET = ("parameters", "authorization_bearer_token")
 _OPTIONAL = set(FIELDS) - {*_SECRET, *SIDS}
@@ -80,6 +81,23 @@ class Secrets:
         )
 
 
+def secret_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of the fields that no journal keeps, and pass them to the command as its `Secrets`."""
+
+    @adding(*map(field_option, (*_SECRET, "status_callback")))
+    @functools.wraps(command)
+    def with_secrets(
+        *,
+        parameters: dict[str, str],
+        authorization_bearer_token: str | None,
+        status_callback: str | None,
+        **others: object,
+    ) -> None:
+        command(secrets=Secrets(parameters, authorization_bearer_token, status_callback), **others)
+
+    return with_secrets
+
+
 def by_target(lines: Iterable[Read]) -> dict[str, list[Line]]:
     """Group a file's lines by the id of their conference or call; those that are invalid started nothing.
 
@@ -112,7 +130,6 @@ def _unset_options(planned: Iterable[PlannedRequest]) -> frozenset[str]:
 
 
 def _differing(request: Start) -> set[str]:
-    """Return the fields, secrets aside, that differ from their default."""
     return {name for name in _OPTIONAL if getattr(request, name) != FIELDS[name].default}
 
 

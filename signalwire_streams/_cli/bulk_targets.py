@@ -377,11 +377,6 @@ class Defaults:
     parameters: Mapping[str, str] = field(factory=dict, repr=False)
 
     def request(self, line: Mapping[str, Any]) -> Start:
-        """Create the request of one line.
-
-        Raises:
-            InvalidRequestError: a field is missing or invalid.
-        """
         sids = [name for name in SIDS if name in line]
         if len(sids) != 1:
             raise InvalidRequestError("a line needs a conference_sid or a call_sid, and not both")
@@ -397,8 +392,6 @@ class Defaults:
 
 @frozen
 class Requests:
-    """The requests of a run, and the invalid lines."""
-
     good: list[Start] = field(factory=list)
     bad: list[BadLine] = field(factory=list)
 

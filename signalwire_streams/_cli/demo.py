@@ -65,7 +65,6 @@ class Row:
 
     @classmethod
     def of_count(cls, label: str, key: str, count: int, total: int | None = None) -> "Row":
-        """Return the row of a count."""
         return cls(label, key, count, f"{count:,}" + ("" if total is None else f" of {total:,}"))
 
 
@@ -93,7 +92,6 @@ class BulkPart:
         self._created = self._refused = self._running = self._duplicates = 0
 
     async def run(self, space: SimulatedSpace) -> None:
-        """Find the live conferences, start a stream on each, then stop them all."""
         began = time.perf_counter()
         async with StreamsClient(
             space=space.base_url, project=space.project, token=space.token, on_attempt=self._record
@@ -130,11 +128,9 @@ class BulkPart:
 
     @property
     def retries(self) -> list[Attempt]:
-        """The attempts that were retried."""
         return [attempt for attempt in self._attempts if attempt.decision in RETRIES]
 
     def client_rows(self) -> Iterator[Row]:
-        """Return the client's account."""
         found, retries = len(self._found), self.retries
         yield Row.of_count("live conferences found", "found", found)
         yield Row.of_count("streams started", "started", len(self._streams), found)
@@ -152,7 +148,6 @@ class BulkPart:
         yield Row("time for everything", "seconds", round(self._seconds, 3), f"{self._seconds:.1f} s")
 
     def space_rows(self) -> Iterator[Row]:
-        """Return the Space's own account."""
         yield Row.of_count("streams that ever ran", "streams_created", self._created)
         yield Row.of_count("second starts, refused", "streams_refused_as_duplicates", self._refused)
         yield Row.of_count("streams still running", "streams_alive", self._running)
@@ -186,7 +181,6 @@ class AudioPart:
         self._done = self._exact = self._running = self._duplicates = self._open_sockets = 0
 
     async def run(self, seed: int) -> None:
-        """Record every conference of the Space."""
         certificates = Certificates.make()
         receiver = MediaReceiver()
         async with SimulatedSpace(
@@ -243,7 +237,6 @@ class AudioPart:
         return sum(getattr(track, name) for track in self._tracks)
 
     def rows(self) -> Iterator[Row]:
-        """Return the numbers of the recordings."""
         jitter = max((track.jitter for track in self._tracks), default=0.0)
         total = _CONFERENCES * len(_TRACKS)
         yield Row.of_count("tracks recorded exactly", "tracks_recorded_to_the_sample", self._exact, total)
@@ -253,7 +246,6 @@ class AudioPart:
         yield Row.of_count("streams still running", "streams_alive", self._running)
 
     def facts(self) -> Mapping[str, object]:
-        """Return the JSON object of the recordings."""
         return {
             "conferences": _CONFERENCES,
             "tracks": len(self._tracks),
@@ -377,7 +369,6 @@ async def _run(streams: BulkPart, audio: AudioPart, conferences: int, seed: int,
 
 
 def _write(streams: BulkPart, audio: AudioPart) -> None:
-    """Write the result for a person."""
     table = bare_table(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)

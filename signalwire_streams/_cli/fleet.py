@@ -22,13 +22,11 @@ from signalwire_streams._cli.bulk import FILES, IN_DOUBT, Targets, target_option
 from signalwire_streams._cli.bulk_runner import (
     BulkRunner,
     RunOptions,
-    concurrency_option,
     outcome_facts,
-    rate_option,
-    resend_option,
+    run_options,
 )
-from signalwire_streams._cli.bulk_secrets import Secrets
-from signalwire_streams._cli.options import ENVIRONMENT, Account, Decorator, account_options, secret_options
+from signalwire_streams._cli.bulk_secrets import Secrets, secret_options
+from signalwire_streams._cli.options import ENVIRONMENT, Account, account_options
 from signalwire_streams._cli.output import (
     FAILED,
     Column,
@@ -52,7 +50,7 @@ _Result = TypeVar("_Result")
 
 _REDIS = "SIGNALWIRE_FLEET_REDIS"
 _ENVIRONMENT = f"""\
-  {_REDIS}  the Redis that the fleet shares: redis://host:6379/0,
+  {_REDIS}  the Redis of the fleet: redis://host:6379/0,
                           rediss://user:password@host, unix:///path
 """
 _NO_WORKER = "No active workers: start one with signalwire-streams fleet worker"
@@ -63,13 +61,11 @@ _LOW_LIMIT = 10
 _POLL_INTERVAL = 0.5
 _CONCURRENCY = 200
 
-_shared_rate_option: Decorator = rate_option(" of all workers and stops together (use the same value everywhere)")
+_SHARED_RATE = " of all workers and stops together (use the same value everywhere)"
 _run_id_option = functools.partial(click.option, "--run-id", metavar="ID")
 
 
 def _redis_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--redis``, and pass the URL to the command."""
-
     @click.option(
         "--redis",
         "redis_url",
@@ -121,7 +117,6 @@ async def _client(account: Account, redis: str, options: RunOptions) -> AsyncIte
 
 
 def _with_fleet(account: Account, redis_url: str | None, work: "Callable[[Fleet], Awaitable[_Result]]") -> _Result:
-    """Run a coroutine with the fleet of an account's project."""
     module = _fleet_module()
 
     async def with_it() -> _Result:
@@ -256,7 +251,6 @@ def status(account: Account, *, redis_url: str | None, run: str | None, follow: 
 
 
 async def _follow(fleet: "Fleet", found: "FleetStatus", *, as_json: bool) -> "FleetStatus":
-    """Show the progress of a run until it is finished."""
     started_at, done_before = time.monotonic(), found.completed
 
     def progress() -> Progress:
@@ -323,16 +317,15 @@ def cancel(account: Account, *, redis_url: str | None, run: str) -> None:
 
 @fleet.command(short_help="Stop every stream that a run started.", epilog=f"{ENVIRONMENT}{_ENVIRONMENT}")
 @click.argument("run")
-@concurrency_option()
-@_shared_rate_option
+@run_options(resend=False, whose=_SHARED_RATE)
 @_redis_option
 @account_options
-def stop(account: Account, *, redis_url: str | None, run: str, concurrency: int | None, rate: float | None) -> None:
+def stop(account: Account, *, redis_url: str | None, run: str, options: RunOptions) -> None:
     """Stop every stream that a run started, or may have started. The run is cancelled, too.
 
     Each is stopped by its sid, or by its name if only that is known. Repeat it until nothing is left.
     """
-    module, options = _fleet_module(), RunOptions(rate=rate)
+    module = _fleet_module()
 
     async def work() -> BulkRunner:
         redis = _check_redis(redis_url)
@@ -342,7 +335,7 @@ def stop(account: Account, *, redis_url: str | None, run: str, concurrency: int 
         ):
             before = await found.cancel(run)
             runner = BulkRunner(
-                found.stop_streams(run, client, concurrency=concurrency),
+                found.stop_streams(run, client, concurrency=options.concurrency),
                 operation="stop",
                 total=sum(before.counts.get(state, 0) for state in _MAY_RUN) - before.rolled_back,
                 options=options,
@@ -380,9 +373,7 @@ Example:
     metavar="SECONDS",
     help="Time to finish work in progress after SIGTERM.",
 )
-@concurrency_option(_CONCURRENCY)
-@_shared_rate_option
-@resend_option
+@run_options(resend=True, concurrency=_CONCURRENCY, whose=_SHARED_RATE)
 @secret_options
 @_redis_option
 @account_options
@@ -392,12 +383,8 @@ def worker(
     redis_url: str | None,
     lease_seconds: float,
     shutdown_timeout: float,
-    concurrency: int,
-    rate: float | None,
-    resend_call_starts: bool,
-    parameters: dict[str, str],
-    authorization_bearer_token: str | None,
-    status_callback: str | None,
+    options: RunOptions,
+    secrets: Secrets,
 ) -> None:
     """Execute the submitted runs, together with all other workers, until SIGTERM or Ctrl-C.
 
@@ -405,8 +392,6 @@ def worker(
     hands back everything at once. The workers share the Space's limit, or the --rate, through Redis.
     """
     module = _fleet_module()
-    secrets = Secrets(parameters, authorization_bearer_token, status_callback)
-    options = RunOptions(rate=rate, resend_call_starts=resend_call_starts)
 
     async def work() -> None:
         redis = _check_redis(redis_url)
@@ -414,7 +399,7 @@ def worker(
             one = module.FleetWorker(
                 redis,
                 client,
-                concurrency=concurrency,
+                concurrency=options.concurrency,
                 lease_seconds=lease_seconds,
                 shutdown_timeout=shutdown_timeout,
                 secrets=secrets.add_to,
@@ -443,7 +428,6 @@ def _signal_notes(worker: str, shutdown_timeout: float) -> Callable[[Signals], N
 
 
 def _command(verb: str, account: Account, run: str) -> str:
-    """Return a command for a run that can be pasted into a shell."""
     words = ["signalwire-streams", "fleet", verb, *account.options]
     return shlex.join([*words, *(["--"] if run.startswith("-") else []), run])
 
@@ -482,7 +466,6 @@ def _speed(found: "FleetStatus") -> str:
 
 
 def _write_overview(runs: "Sequence[FleetStatus]", workers: "Sequence[WorkerStatus]", *, as_json: bool) -> None:
-    """Write all runs and workers."""
     if as_json:
         write_json({"runs": [_run_facts(run) for run in runs], "workers": [asdict(one) for one in workers]})
         return

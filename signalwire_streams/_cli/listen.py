@@ -61,11 +61,6 @@ def read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...]
 
 
 def _load_tls(certificate: Path | None, key: Path | None, *, self_signed: bool) -> Tls:
-    """Load the certificate and its key.
-
-    Raises:
-        UsageError: they cannot be used, or the options contradict each other.
-    """
     if self_signed and (certificate is not None or key is not None):
         raise click.UsageError("--self-signed creates a certificate: leave it out, or --cert and --key")
     if key is not None and certificate is None:
@@ -87,11 +82,6 @@ def _load_tls(certificate: Path | None, key: Path | None, *, self_signed: bool) 
 
 
 def _create_tls(directory: Path, host: str) -> Tls:
-    """Create a certificate for this run, and write its CA into the directory, in place of that of the last run.
-
-    Raises:
-        Failure: the file cannot be written.
-    """
     try:
         hosts = () if ipaddress.ip_address(host).is_unspecified else (host,)
     except ValueError:
@@ -133,7 +123,6 @@ class Listener:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the command."""
         return FAILED if self._failed else 0
 
     async def run(self, *, host: str, port: int, path: str, tls: Tls) -> None:
@@ -271,21 +260,24 @@ def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float
     short_help="Receive streams, and record each in a WAV file.",
     epilog=f"""\b
 Environment:
-  {_TOKENS}   the bearer token that streams must carry, or several
-                             separated by blanks; there is no option for it, since
-                             others on this machine can read a command line
-  SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: it starts no streams.
+  {_TOKENS}  the bearer token that streams must carry, or
+                            several separated by blanks; there is no option
+                            for it, since others on this machine can read a
+                            command line
+  SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not
+  read: it starts no streams.
 
 \b
-Files are named after the streams: SID.wav, or SID-2.wav if that exists already.
-With --mono, and for further tracks: SID-TRACK.wav. If the encoding is unknown, the
-payloads are written to SID-TRACK.raw, one after the other. DTMF digits and custom
-parameters are written nowhere.
+Files are named after the streams: SID.wav, or SID-2.wav if that exists.
+With --mono, and for further tracks: SID-TRACK.wav. If the encoding is
+unknown, the payloads are written to SID-TRACK.raw, one after the other. DTMF
+digits and custom parameters are written nowhere.
 
 \b
 Examples:
   signalwire-streams listen --self-signed --directory recordings
-  signalwire-streams listen --port 8443 --cert fullchain.pem --key privkey.pem --host 0.0.0.0
+  signalwire-streams listen --host 0.0.0.0 --port 8443 \\
+      --cert fullchain.pem --key privkey.pem
   signalwire-streams listen --allow-anonymous --self-signed --streams 1 --json
 """,
 )

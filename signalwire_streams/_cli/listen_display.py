@@ -56,7 +56,6 @@ async def live_table(look: Callable[[], DisplayState], *, as_json: bool) -> Asyn
 
 
 def draw(state: DisplayState, *, width: int, height: int, plain: bool = False) -> Group:
-    """Draw the table for a terminal of this size; *plain* uses ASCII only."""
     room = max(height - _OTHER_LINES, 1)
     shown = state.rows if len(state.rows) <= room else state.rows[: max(room - 1, 1)]
     more = len(state.rows) - len(shown)
@@ -107,7 +106,6 @@ def _as_plain(text: str, *, plain: bool) -> str:
 
 
 def bar(level: float | None, *, plain: bool = False) -> str:
-    """Draw a level in dBFS as a bar of eight characters."""
     part = 0.0 if level is None else max(0.0, min(1.0, 1 - level / FLOOR))
     if plain:
         return ("#" * round(part * _BAR)).ljust(_BAR, ".")

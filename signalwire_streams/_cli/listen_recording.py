@@ -41,11 +41,9 @@ class LevelMeter:
 
     @property
     def seconds(self) -> float:
-        """How much audio came."""
         return self.samples / self._format.sample_rate
 
     def add(self, payload: bytes, now: float) -> None:
-        """Measure a frame that came at this time."""
         audio = self._format.trim(payload)
         if not audio:
             return
@@ -114,8 +112,6 @@ PASSTHROUGH: WavEncoding = get_args(WavEncoding)[1]
 
 @frozen(kw_only=True)
 class RecordingOptions:
-    """Where recordings go, whether tracks share a file, and how they are encoded."""
-
     directory: Path
     layout: Layout = "stereo"
     encoding: WavEncoding = "pcm"
@@ -154,15 +150,9 @@ class Recording:
             self._writes[""] = self._writes[self._tracks[0]]
 
     def close(self) -> None:
-        """Close the files."""
         self._closing.close()
 
     def write(self, media: MediaEvent) -> None:
-        """Write a frame.
-
-        Raises:
-            RecordingError: it cannot be written.
-        """
         name = media.track or ""
         write = self._writes.get(name) or self._add_track(name)
         if write is None:
@@ -203,7 +193,6 @@ class Recording:
         return recorder
 
     def _create(self, create: Callable[[Path], _Made], stem: str, suffix: str) -> _Made:
-        """Create a file, with a number in its name if there is such a file already."""
         for number in range(1, _MAX_NUMBER):
             name = stem if number == 1 else f"{stem}-{number}"
             try:
@@ -219,8 +208,6 @@ def _write_single(recorder: WavRecorder, media: MediaEvent) -> None:
 
 
 class _RawFile:
-    """A file of payloads as they came, one after the other."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = self._open()
@@ -263,17 +250,6 @@ _MAX_LABEL = 64
 
 @frozen(kw_only=True)
 class Row:
-    """A stream in the live table.
-
-    Attributes:
-        sid: the stream's id.
-        seconds: how much audio came, or None if that is unknown.
-        levels: the level of each track in dBFS, or None in silence.
-        frames: frames that came.
-        lost: frames that never came, or were dropped.
-        status: its present status.
-    """
-
     sid: str
     seconds: float | None
     levels: tuple[tuple[str, float | None], ...]
@@ -364,7 +340,6 @@ class StreamRecorder:
 
     @property
     def row(self) -> Row:
-        """Its present state."""
         now = self._clock()
         status = "recording" if self.session.audio_format.is_supported else "raw"
         if not self._frames:
@@ -382,7 +357,6 @@ class StreamRecorder:
 
     @property
     def started_line(self) -> str:
-        """The line that is printed when it starts."""
         audio, tracks = self.session.audio_format, self.session.start.tracks
         details = f"{audio.encoding} at {audio.sample_rate} Hz, {' and '.join(tracks) or 'unknown tracks'}"
         if audio.is_supported:
@@ -394,7 +368,6 @@ class StreamRecorder:
 
     @property
     def ended_line(self) -> str:
-        """The line that is printed when it has ended."""
         peak = dbfs(self._peak)
         sound = "silence" if peak is None else f"peak {peak:.1f} dBFS"
         facts = [
@@ -406,7 +379,6 @@ class StreamRecorder:
 
     @property
     def files(self) -> list[str]:
-        """Its files."""
         return list(dict.fromkeys(map(str, self.recording.files.values())))
 
     @property

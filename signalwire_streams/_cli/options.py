@@ -78,11 +78,6 @@ class Account:
     options: tuple[str, ...] = ()
 
     def client(self, **options: Any) -> StreamsClient:  # noqa: ANN401  (the client's own)
-        """Create a client.
-
-        Raises:
-            InvalidRequestError: something is missing or invalid.
-        """
         token = os.environ.get(TOKEN)
         found = {f"{SPACE} (or --space)": self.space, f"{PROJECT} (or --project)": self.project, TOKEN: token}
         missing = [name for name, value in found.items() if not value]
@@ -186,7 +181,6 @@ def _parameters(_: click.Context, __: click.Parameter, words: Sequence[str]) -> 
 
 
 def _codec(_: click.Context, __: click.Parameter, word: str | None) -> str | None:
-    """Check the codec before the targets of a run are read."""
     try:
         return None if word is None else check_codec(word)
     except InvalidRequestError as error:
@@ -247,12 +241,10 @@ def field_option(name: str, **settings: Any) -> Decorator:  # noqa: ANN401  (cli
 
 
 def conference_options(*, hidden: bool = False) -> Decorator:
-    """Return the options that only a start on a conference has."""
     return adding(*(field_option(name, hidden=hidden) for name in FIELDS if name in CONFERENCE_ONLY))
 
 
 def refuse_conference_options(given: Mapping[str, Any], where: str) -> None:
-    """Refuse options that only a start on a conference has."""
     for name in sorted(CONFERENCE_ONLY):
         if given[name] is not None:
             raise click.UsageError(f"--{name} is for conference streams only: leave it out on {where}")
@@ -279,9 +271,6 @@ bulk_start_options: Decorator = adding(
     *map(field_option, _SHARED),
 )
 """The options of a run for all of its starts."""
-
-secret_options: Decorator = adding(*map(field_option, ("parameters", "authorization_bearer_token", "status_callback")))
-"""The options of the fields that no journal keeps."""
 
 limit_option: Decorator = click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of results."

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TextIO, TypeVar
@@ -74,13 +75,11 @@ def in_words(status: str) -> str:
 
 
 def is_terminal() -> bool:
-    """Return whether stdout is a terminal."""
     stdout: TextIO | None = sys.stdout  # None where the shell closed it
     return stdout is not None and stdout.isatty()
 
 
 def write_json(facts: Mapping[str, object]) -> None:
-    """Write one JSON object on one line."""
     click.echo(json.dumps(facts))
 
 
@@ -113,6 +112,7 @@ _MIN_WIDTH = 60
 """On a terminal where not even a sid and a status fit, lines wrap: better than half a sid."""
 
 _MAX_ERRORS = 10
+_DETAIL = " " * 6
 
 
 @frozen
@@ -150,7 +150,6 @@ def _table(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequ
 
 
 def write_aligned(rows: Iterable[Sequence[str]], indent: str = "") -> None:
-    """Write rows in plain columns, uncut."""
     rows = list(rows)
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -166,12 +165,13 @@ def write_counts(counts: Mapping[str, int], *rows: tuple[str, str], first: Seque
 
 def write_errors(errors: Mapping[str, int], details: Callable[[str], Iterable[str]] = lambda _: ()) -> None:
     """Write how often each of the most frequent errors came, and lines of details below each."""
+    width = Console().width if is_terminal() else _UNLIMITED
     if errors:
         click.echo("Errors:")
     for label, count in list(errors.items())[:_MAX_ERRORS]:
         click.echo(f"  {count:,} x {label}")
         for line in details(label):
-            click.echo(f"      {line}")
+            click.echo(textwrap.fill(line, width, initial_indent=_DETAIL, subsequent_indent=_DETAIL))
 
 
 def bare_table(*, show_header: bool = True) -> Table:
@@ -271,7 +271,6 @@ def _log_everything(_: click.Context, __: click.Parameter, value: bool) -> None:
 
 
 def verbose_option(command: _Command) -> _Command:
-    """Add ``--verbose`` to a command."""
     add = click.option(
         "-v",
         "--verbose",
@@ -298,7 +297,6 @@ class Failure(click.ClickException):
         self._facts = facts
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print the message on stderr, and the JSON object on stdout."""
         if text := self._line():
             click.echo(text, file=file, err=file is None)
         if self._facts is not None:
@@ -342,5 +340,4 @@ def failure_of(error: StreamsError, *, as_json: bool) -> Failure:
 
 
 def cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> Failure:
-    """Return the failure of a server that cannot listen on its address."""
     return Failure(f"can't listen on {host} port {port}: {clean(getattr(error, 'strerror', None) or error)}")

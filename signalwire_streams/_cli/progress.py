@@ -52,7 +52,6 @@ class Meter:
         self._started_at: float | None = None
 
     def record(self, attempt: Attempt) -> None:
-        """Count an attempt that has ended."""
         now = self._clock()
         if self._started_at is None:
             self._started_at = now
@@ -63,7 +62,6 @@ class Meter:
 
     @property
     def rate(self) -> float:
-        """Requests per second, over the last three."""
         now = self._clock()
         while self._recent and self._recent[0] < now - _WINDOW:
             self._recent.popleft()
@@ -92,7 +90,6 @@ class Progress:
 
     @property
     def line(self) -> str:
-        """All of it in one line."""
         left = () if self.left is None else (f"{format_duration(self.left)} left",)
         return f"{self.title}: " + ", ".join((f"{self.done:,} of {self.total:,}", *self.facts, *left))
 
@@ -111,11 +108,9 @@ class Display:
 
     @property
     def is_live(self) -> bool:
-        """Whether something is drawn."""
         return self._live is not None
 
     def write(self, text: str) -> None:
-        """Write a line of output."""
         if self._live is not None and is_terminal():
             self._live.console.print(Text(text), soft_wrap=True)
         else:
@@ -129,7 +124,6 @@ class Display:
             write_note(clean(text))
 
     def update(self, drawn: RenderableType) -> None:
-        """Draw something in place of what was drawn before."""
         if self._live is not None:
             self._live.update(drawn, refresh=True)
 
@@ -149,8 +143,6 @@ def live_display(*, as_json: bool) -> Iterator[tuple[Display, Console]]:
 
 @asynccontextmanager
 async def repeating(action: Callable[[], None], interval: float) -> AsyncIterator[None]:
-    """Call a function at an interval while the block runs."""
-
     async def repeat() -> None:
         while True:
             await asyncio.sleep(interval)
@@ -186,7 +178,6 @@ async def shown(look: Callable[[], Progress], *, as_json: bool) -> AsyncIterator
 
 
 def draw(progress: Progress) -> Group:
-    """Draw the bar and, below it, the facts."""
     row = Table.grid(padding=(0, 2, 0, 0), expand=True)
     row.add_column(no_wrap=True)
     row.add_column(ratio=1)

@@ -23,11 +23,6 @@ Fault = tuple[str, Mapping[str, Any]]
 
 
 def parse_fault(spec: str) -> Fault:
-    """Parse ``KIND:key=value,key=value``.
-
-    Raises:
-        ValueError: the syntax is wrong.
-    """
     kind, separator, rest = spec.partition(":")
     options: dict[str, Any] = {}
     for pair in rest.split(",") if separator else ():
@@ -152,9 +147,12 @@ Kinds:
 \b
 Examples:
   signalwire-streams simulate --conferences 200
-  signalwire-streams simulate --fault reset:on=start,executed=true,every_nth=10
-  signalwire-streams simulate --fault 503:on=start,times=1 --fault latency:seconds=0.2
-  signalwire-streams simulate --audio speech.wav --ca-file authority.pem --fault frames-lost:every=50
+  signalwire-streams simulate \\
+      --fault reset:on=start,executed=true,every_nth=10
+  signalwire-streams simulate --fault 503:on=start,times=1 \\
+      --fault latency:seconds=0.2
+  signalwire-streams simulate --audio speech.wav --ca-file authority.pem \\
+      --fault frames-lost:every=50
 
 SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: they are printed.
 """,

@@ -259,8 +259,6 @@ def _utc(moment: datetime | None) -> datetime | None:
 
 @frozen
 class _Target:
-    """A conference or call that a command starts or stops a stream on."""
-
     account: Account
     noun: Noun
     sid: str
@@ -280,8 +278,6 @@ class _Target:
                 raise self._interruption(attempts) from None
 
     def stop(self, handle: str) -> None:
-        """Stop a stream, given by its sid or name."""
-
         async def work(client: StreamsClient) -> None:
             resource: Any = client.conferences if self.noun == "conference" else client.calls
             stream: _Stream = await resource.stop_stream(self.sid, handle)
@@ -319,7 +315,6 @@ class _Target:
                 click.echo(f"Stop it with:\n  {stop}")
 
     def _interruption(self, attempts: Sequence[Attempt]) -> Interruption:
-        """Report what an interrupted start may have left behind."""
         name = attempts[-1].name if attempts else None
         was_sent = any(attempt.sent != "no" for attempt in attempts)
         stop = self._stop_command(name) if was_sent and name else None

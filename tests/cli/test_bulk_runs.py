@@ -77,7 +77,7 @@ async def is_gone_on_with(shell: Shell, space: SimulatedSpace, command: list[str
 
 
 @posix_only
-async def test_a_killed_run_is_gone_on_with(bare_shell: Shell) -> None:
+async def test_killed_run_is_resumed(bare_shell: Shell) -> None:
     """What was sent is intended in the journal, and is sent again under its name: none is doubled, none is lost."""
     async with SimulatedSpace(conferences=9, participants=0) as space:
         space.faults.add("hang", on="start", executed=True)
@@ -99,7 +99,7 @@ async def test_a_killed_run_is_gone_on_with(bare_shell: Shell) -> None:
 
 @posix_only
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_a_signal_lets_what_is_under_way_end(bare_shell: Shell, number: signal.Signals, code: int) -> None:
+async def test_signal_lets_requests_in_flight_finish(bare_shell: Shell, number: signal.Signals, code: int) -> None:
     async with held_space(conferences=7) as (space, held):
         async with process(*START_ALL, "--concurrency", "2", environment=credentials(space)) as child:
             await space.requests.wait_for(2, "start-conference-stream", timeout=PATIENCE)
@@ -121,7 +121,7 @@ async def test_a_signal_lets_what_is_under_way_end(bare_shell: Shell, number: si
 
 
 @posix_only
-async def test_a_second_signal_cuts_what_is_under_way(bare_shell: Shell) -> None:
+async def test_second_signal_aborts_requests_in_flight(bare_shell: Shell) -> None:
     """What was sent may be running, and the report says so; in JSON as well."""
     async with held_space(conferences=5) as (space, _):
         arguments = (*START_ALL, "--concurrency", "2", "--json")
@@ -144,7 +144,7 @@ async def test_a_second_signal_cuts_what_is_under_way(bare_shell: Shell) -> None
 
 
 @posix_only
-async def test_what_waited_for_its_turn_was_not_sent(bare_shell: Shell) -> None:
+async def test_queued_starts_are_not_sent_after_a_signal(bare_shell: Shell) -> None:
     """A rate holds the second start back; two signals end the run, and nothing is claimed to be unknown."""
     async with SimulatedSpace(conferences=3, participants=0) as space:
         arguments = (*START_ALL, "--rate", "0.1", "--concurrency", "2")
@@ -161,7 +161,7 @@ async def test_what_waited_for_its_turn_was_not_sent(bare_shell: Shell) -> None:
 
 
 @posix_only
-async def test_a_signal_before_the_run_leaves_nothing(folder: Path) -> None:
+async def test_signal_before_the_run_leaves_no_journal(folder: Path) -> None:
     async with SimulatedSpace(conferences=1) as space:
         space.faults.add("hang", on="list")
         async with process(*START_ALL, environment=credentials(space)) as child:
@@ -172,7 +172,7 @@ async def test_a_signal_before_the_run_leaves_nothing(folder: Path) -> None:
 
 
 @posix_only
-async def test_a_reader_who_has_had_enough_ends_the_run(bare_shell: Shell) -> None:
+async def test_broken_pipe_ends_the_run_and_names_its_journal(bare_shell: Shell) -> None:
     """As in ``signalwire-streams bulk start ... --json | head``; what was started is in the journal."""
     async with SimulatedSpace(conferences=12, participants=0) as space:
         reading, writing = os.pipe()
@@ -191,7 +191,7 @@ async def test_a_reader_who_has_had_enough_ends_the_run(bare_shell: Shell) -> No
 
 
 @posix_only
-async def test_a_run_is_one_processs_at_a_time(bare_shell: Shell) -> None:
+async def test_journal_in_use_is_readable_but_locked(bare_shell: Shell) -> None:
     """While one works on it, everybody may look, and nobody may go on with it or stop it."""
     async with held_space(conferences=3) as (space, held):
         bare_shell.set(credentials(space))
@@ -210,7 +210,7 @@ async def test_a_run_is_one_processs_at_a_time(bare_shell: Shell) -> None:
         assert (ended.code, len(space.streams.active())) == (0, 3)
 
 
-async def test_what_was_refused_is_tried_again(shell: Shell, space: SimulatedSpace) -> None:
+async def test_resume_retries_rejected_starts(shell: Shell, space: SimulatedSpace) -> None:
     rule = space.faults.add("status", on="start", status=422, target=space.conference_sids[1])
     assert (await shell(*START_ALL)).code == 1
     again = await shell(*RESUME)
@@ -220,7 +220,7 @@ async def test_what_was_refused_is_tried_again(shell: Shell, space: SimulatedSpa
     assert "resume" not in ran.out
 
 
-async def test_a_finished_run_has_nothing_left_to_send(shell: Shell, space: SimulatedSpace) -> None:
+async def test_resume_of_a_finished_run_sends_nothing(shell: Shell, space: SimulatedSpace) -> None:
     await shell(*START_ALL)
     sent = space.requests.count()
     ran = await shell(*RESUME)
@@ -239,7 +239,7 @@ async def test_a_finished_run_has_nothing_left_to_send(shell: Shell, space: Simu
     assert space.requests.count() == sent
 
 
-async def test_what_may_run_on_a_call_is_told_until_it_may_be_sent_again(shell: Shell, space: SimulatedSpace) -> None:
+async def test_resume_reports_unknown_call_starts_unless_resending(shell: Shell, space: SimulatedSpace) -> None:
     space.faults.add("reset", on="start", executed=True, times=1)
     assert (await shell(*START_ALL, "--kind", "call", "--concurrency", "1")).code == 1
     sent = space.requests.count()
@@ -252,7 +252,7 @@ async def test_what_may_run_on_a_call_is_told_until_it_may_be_sent_again(shell: 
     assert (len(space.streams.active()), space.streams.duplicates()) == (2, [])
 
 
-async def test_a_wrong_token_leaves_a_run_to_go_on_with(shell: Shell, space: SimulatedSpace) -> None:
+async def test_run_with_a_wrong_token_can_be_resumed(shell: Shell, space: SimulatedSpace) -> None:
     space.faults.add("status", on="start", status=404, times=3)
     await shell(*START_ALL)
     shell.set({"SIGNALWIRE_API_TOKEN": "PTwrong-and-hush"})
@@ -263,7 +263,7 @@ async def test_a_wrong_token_leaves_a_run_to_go_on_with(shell: Shell, space: Sim
     await is_gone_on_with(shell, space, offered(ran, "resume"))
 
 
-async def test_a_full_disk_ends_the_run_and_is_told(shell: Shell, space: SimulatedSpace) -> None:
+async def test_run_ends_when_its_journal_cannot_be_written(shell: Shell, space: SimulatedSpace) -> None:
     """What can't be noted is not sent."""
     space.faults.add("status", on="start", status=404, times=3)
     await shell(*START_ALL)
@@ -285,7 +285,7 @@ async def test_a_full_disk_ends_the_run_and_is_told(shell: Shell, space: Simulat
 # Whose run it is.
 
 
-async def test_a_journal_knows_its_space_and_project(shell: Shell, space: SimulatedSpace) -> None:
+async def test_resume_and_stop_take_space_and_project_from_the_journal(shell: Shell, space: SimulatedSpace) -> None:
     """Of the account, the token alone is needed."""
     await shell(*START_ALL)
     for name in ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID"):
@@ -303,7 +303,7 @@ async def test_a_journal_knows_its_space_and_project(shell: Shell, space: Simula
         (("--space", "another"), "run.db belongs to the Space http://127.0.0.1:"),
     ],
 )
-async def test_a_journal_of_another_account_is_refused(
+async def test_journal_of_another_account_is_rejected(
     shell: Shell, space: SimulatedSpace, command: str, option: tuple[str, str], sentence: str
 ) -> None:
     await shell(*START_ALL)
@@ -315,7 +315,7 @@ async def test_a_journal_of_another_account_is_refused(
 
 
 @pytest.mark.parametrize("command", ["resume", "stop"])
-async def test_without_a_token_nothing_is_done(shell: Shell, space: SimulatedSpace, command: str) -> None:
+async def test_resume_and_stop_need_a_token(shell: Shell, space: SimulatedSpace, command: str) -> None:
     await shell(*START_ALL)
     shell.environment.delenv("SIGNALWIRE_API_TOKEN")
     ran = await shell("bulk", command, "run.db")
@@ -324,7 +324,7 @@ async def test_without_a_token_nothing_is_done(shell: Shell, space: SimulatedSpa
 
 
 @pytest.mark.parametrize("command", ["resume", "status", "stop"])
-async def test_a_file_that_is_no_journal_is_told(shell: Shell, folder: Path, command: str) -> None:
+async def test_file_that_is_not_a_journal_is_rejected(shell: Shell, folder: Path, command: str) -> None:
     (folder / "notes").write_text("nothing of the kind, and long enough to be looked into" * 40, encoding="utf-8")
     is_misuse(await shell("bulk", command, "none.db"), "there is no journal none.db: name the file that the run wrote")
     is_misuse(await shell("bulk", command, "notes"), "notes is no journal that this version can read")
@@ -347,7 +347,7 @@ async def test_a_file_that_is_no_journal_is_told(shell: Shell, folder: Path, com
         ("no/run.db", "name a file in a folder that may be written"),
     ],
 )
-async def test_bulk_start_refuses_what_can_be_no_journal(
+async def test_bulk_start_rejects_an_invalid_journal_path(
     shell: Shell, space: SimulatedSpace, folder: Path, name: str, sentence: str
 ) -> None:
     """Nothing is sent, and no file is made or deleted."""
@@ -358,7 +358,7 @@ async def test_bulk_start_refuses_what_can_be_no_journal(
     assert [file.name for file in files_in(folder)] == ["pipe", "targets"]
 
 
-async def test_a_run_without_a_plan_is_its_programs_to_go_on_with(shell: Shell, space: SimulatedSpace) -> None:
+async def test_resume_rejects_a_run_without_a_plan(shell: Shell, space: SimulatedSpace) -> None:
     """It can be looked at and stopped all the same."""
     requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
     async with client_of(space) as client:
@@ -371,7 +371,7 @@ async def test_a_run_without_a_plan_is_its_programs_to_go_on_with(shell: Shell, 
     assert space.streams.active() == []
 
 
-async def test_the_journal_of_stops_is_only_looked_at(shell: Shell, space: SimulatedSpace) -> None:
+async def test_status_of_a_journal_of_stops(shell: Shell, space: SimulatedSpace) -> None:
     await shell(*START_ALL)
     streams = [ConferenceStream(conference_sid=stream.target_sid, sid=stream.sid) for stream in space.streams]
     async with client_of(space) as client:
@@ -402,7 +402,7 @@ async def some_of_each(space: SimulatedSpace) -> Mapping[str, str]:
     return {"started": started, "rejected": rejected, "unknown": lost}
 
 
-async def test_a_run_is_summed_up_from_its_journal(bare_shell: Shell, space: SimulatedSpace) -> None:
+async def test_status_shows_counts_and_errors(bare_shell: Shell, space: SimulatedSpace) -> None:
     """Without any account."""
     await some_of_each(space)
     ran = await bare_shell(*STATUS)
@@ -424,7 +424,7 @@ async def test_a_run_is_summed_up_from_its_journal(bare_shell: Shell, space: Sim
     assert (offered(ran, "resume"), offered(ran, "stop")) == (list(RESUME), list(STOP))
 
 
-async def test_a_sum_is_given_in_json(bare_shell: Shell, space: SimulatedSpace) -> None:
+async def test_status_as_json(bare_shell: Shell, space: SimulatedSpace) -> None:
     await some_of_each(space)
     facts = (await bare_shell(*STATUS, "--json")).json
     status = BulkJournal("run.db").status()
@@ -444,7 +444,7 @@ async def test_a_sum_is_given_in_json(bare_shell: Shell, space: SimulatedSpace) 
     }
 
 
-async def test_items_are_listed_by_their_state(bare_shell: Shell, space: SimulatedSpace) -> None:
+async def test_status_lists_items_by_status(bare_shell: Shell, space: SimulatedSpace) -> None:
     targets = await some_of_each(space)
     for state, target in targets.items():
         ran = await bare_shell(*STATUS, "--list", state)
@@ -459,7 +459,7 @@ async def test_items_are_listed_by_their_state(bare_shell: Shell, space: Simulat
     assert (none.code, len(none.rows)) == (0, 1)
 
 
-async def test_items_are_listed_in_json(bare_shell: Shell, space: SimulatedSpace) -> None:
+async def test_status_lists_items_as_json(bare_shell: Shell, space: SimulatedSpace) -> None:
     targets = await some_of_each(space)
     ran = await bare_shell(*STATUS, "--json", "--list", "rejected", "--list", "started")
     started, rejected = ran.lines
@@ -480,7 +480,7 @@ async def test_items_are_listed_in_json(bare_shell: Shell, space: SimulatedSpace
     assert targets["rejected"] in rejected["message"]
 
 
-async def test_a_list_fits_a_terminal(bare_shell: Shell, space: SimulatedSpace) -> None:
+async def test_status_list_fits_a_terminal(bare_shell: Shell, space: SimulatedSpace) -> None:
     await some_of_each(space)
     bare_shell.pretend_terminal(80)
     ran = await bare_shell(*STATUS, "--list", "rejected")
@@ -488,14 +488,14 @@ async def test_a_list_fits_a_terminal(bare_shell: Shell, space: SimulatedSpace) 
     assert space.conference_sids[1] in ran.out
 
 
-async def test_an_unknown_state_is_misuse(bare_shell: Shell) -> None:
+async def test_an_unknown_state_is_a_usage_error(bare_shell: Shell) -> None:
     is_misuse(await bare_shell(*STATUS, "--list", "lost"), "'lost' is not one of 'started', 'already_started'")
 
 
 # Stopped.
 
 
-async def test_what_may_run_is_stopped_too_and_again_until_nothing_is_left(shell: Shell, space: SimulatedSpace) -> None:
+async def test_stop_includes_unknown_streams_and_can_be_repeated(shell: Shell, space: SimulatedSpace) -> None:
     """A stop that fails is told, and sent again by the command that is shown."""
     await some_of_each(space)
     space.faults.clear()
@@ -524,7 +524,7 @@ async def test_what_may_run_is_stopped_too_and_again_until_nothing_is_left(shell
     assert space.requests.count() == sent
 
 
-async def test_a_run_that_was_stopped_is_not_gone_on_with(shell: Shell, space: SimulatedSpace) -> None:
+async def test_stopped_run_cannot_be_resumed(shell: Shell, space: SimulatedSpace) -> None:
     await shell(*START_ALL)
     assert (await shell(*STOP)).code == 0
     sent = space.requests.count()
@@ -534,7 +534,7 @@ async def test_a_run_that_was_stopped_is_not_gone_on_with(shell: Shell, space: S
     assert space.requests.count() == sent
 
 
-async def test_json_gives_each_stop_and_a_report(shell: Shell, space: SimulatedSpace) -> None:
+async def test_stop_writes_outcomes_and_report_as_json(shell: Shell, space: SimulatedSpace) -> None:
     await shell(*START_ALL)
     ran = await shell(*STOP, "--json", "--rate", "1000", "--concurrency", "2")
     *outcomes, last = ran.lines
@@ -552,7 +552,7 @@ async def test_json_gives_each_stop_and_a_report(shell: Shell, space: SimulatedS
 
 
 @posix_only
-async def test_stopping_that_was_cut_off_is_gone_on_with(shell: Shell, space: SimulatedSpace) -> None:
+async def test_killed_stop_is_repeated(shell: Shell, space: SimulatedSpace) -> None:
     await shell(*START_ALL)
     space.faults.add("hang", on="stop", executed=True)
     async with process(*STOP, "--concurrency", "1", environment=credentials(space)) as child:
@@ -605,9 +605,7 @@ def what_arrived(space: SimulatedSpace) -> dict[str, tuple[Any, ...]]:
     }
 
 
-async def test_secrets_that_are_not_given_again_are_named(
-    shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
-) -> None:
+async def test_resume_names_missing_secrets(shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path) -> None:
     """All of those of a request, and by the options that give them."""
     await begin_with_secrets(shell, space, tmp_path)
     sent = space.requests.count()
@@ -626,7 +624,7 @@ async def test_secrets_that_are_not_given_again_are_named(
     assert table(await shell(*STATUS))["attempts"] == "3"
 
 
-async def test_secrets_are_given_again_by_the_file_that_they_came_from(
+async def test_resume_takes_secrets_from_the_file(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
 ) -> None:
     source = await begin_with_secrets(shell, space, tmp_path)
@@ -641,7 +639,7 @@ async def test_secrets_are_given_again_by_the_file_that_they_came_from(
     assert b"hush" not in ran.out.encode() + bytes_in(folder)
 
 
-async def test_secrets_are_given_again_by_options(
+async def test_resume_takes_secrets_from_options(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
 ) -> None:
     """For all that had them, and for no other; a line of the FILE goes before them."""
@@ -669,7 +667,7 @@ async def test_secrets_are_given_again_by_options(
     assert b"hush" not in ran.out.encode() + bytes_in(folder)
 
 
-async def test_the_file_of_secrets_is_read_as_any(
+async def test_resume_reads_its_file_as_start_does(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = await begin_with_secrets(shell, space, tmp_path)
@@ -682,7 +680,7 @@ async def test_the_file_of_secrets_is_read_as_any(
     assert len(space.streams.active()) == 3
 
 
-async def test_a_journal_holds_no_secret_while_its_run_goes_on(bare_shell: Shell, tmp_path: Path, folder: Path) -> None:
+async def test_journal_holds_no_secret_during_the_run(bare_shell: Shell, tmp_path: Path, folder: Path) -> None:
     async with held_space(conferences=3) as (space, held):
         bare_shell.set(credentials(space))
         source = json_file(tmp_path / "targets.jsonl", secret_lines(space))

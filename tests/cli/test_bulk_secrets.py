@@ -1,7 +1,6 @@
 """``bulk resume JOURNAL FILE``: a secret is sent only with the stream whose line in the FILE it came from."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,10 +139,3 @@ async def test_bulk_resume_reads_bare_ids_as_the_run_did(shell: Shell, space: Si
     assert (await shell(*start)).code == 1
     assert (await shell("bulk", "resume", journal, calls, "--parameter", "pin=1")).code == 0
     assert [stream.parameters for stream in space.streams.active()] == [{"pin": "1"}]
-
-
-async def test_closed_standard_input_is_no_bearer_token(offline_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", None)
-    ran = await offline_shell("calls", "start-stream", "leg", "--url", NEW, "--bearer-token-file", "-")
-    assert (ran.code, ran.out) == (2, "")
-    assert "--bearer-token-file can't be read: standard input is closed" in ran.err

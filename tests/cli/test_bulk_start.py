@@ -56,7 +56,9 @@ async def test_each_help_has_an_example(bare_shell: Shell, command: str) -> None
     assert ("SIGNALWIRE_API_TOKEN" in ran.out) is (command != "status")
 
 
-async def test_the_ids_of_a_file_get_a_stream_each(shell: Shell, space: SimulatedSpace, ids: str, folder: Path) -> None:
+async def test_bulk_start_starts_a_stream_for_each_id(
+    shell: Shell, space: SimulatedSpace, ids: str, folder: Path
+) -> None:
     ran = await shell(*START, ids, *TO_URL)
     assert (ran.code, ran.err) == (0, "")
     assert [stream.target_sid for stream in space.streams.active()] == space.conference_sids
@@ -73,7 +75,7 @@ async def test_the_ids_of_a_file_get_a_stream_each(shell: Shell, space: Simulate
     assert [stream.name for stream in space.streams] == [f"sws-{run}-{sid}" for sid in space.conference_sids]
 
 
-async def test_what_was_started_is_stopped_by_the_command_that_is_shown(
+async def test_bulk_start_prints_the_command_that_stops_its_streams(
     shell: Shell, space: SimulatedSpace, ids: str
 ) -> None:
     """It holds the options that lead to the Space, and a file's name of any kind."""
@@ -136,7 +138,9 @@ async def test_json_lines_may_name_conferences_and_calls(shell: Shell, space: Si
     ]
 
 
-async def test_every_option_holds_for_every_line(shell: Shell, space: SimulatedSpace, ids: str, tmp_path: Path) -> None:
+async def test_bulk_start_applies_options_to_every_line(
+    shell: Shell, space: SimulatedSpace, ids: str, tmp_path: Path
+) -> None:
     (tmp_path / "token").write_text("bearer-of-audio\n", encoding="utf-8")
     ran = await shell(
         *(*START, ids, *TO_URL, "--name", "audit", "--track", "outbound_track", "--codec", "L16", "--no-realtime"),
@@ -175,7 +179,9 @@ async def test_standard_input_is_not_both(offline_shell: Shell, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("kind", ["conference", "call"])
-async def test_all_that_is_live_gets_a_stream(shell: Shell, space: SimulatedSpace, kind: str) -> None:
+async def test_bulk_start_all_in_progress_starts_a_stream_on_each(
+    shell: Shell, space: SimulatedSpace, kind: str
+) -> None:
     """What has ended gets none."""
     space.add_conference(status="completed")
     space.add_call(status="completed")
@@ -186,7 +192,9 @@ async def test_all_that_is_live_gets_a_stream(shell: Shell, space: SimulatedSpac
 
 
 @pytest.mark.parametrize("source", ["file", "list"])
-async def test_nothing_to_start_is_no_failure(bare_shell: Shell, tmp_path: Path, folder: Path, source: str) -> None:
+async def test_bulk_start_without_targets_succeeds(
+    bare_shell: Shell, tmp_path: Path, folder: Path, source: str
+) -> None:
     async with SimulatedSpace() as space:
         bare_shell.set(credentials(space))
         what = ids_file(tmp_path / "ids.txt", []) if source == "file" else "--all-in-progress"
@@ -197,7 +205,7 @@ async def test_nothing_to_start_is_no_failure(bare_shell: Shell, tmp_path: Path,
     assert files_in(folder) == []
 
 
-async def test_json_gives_each_outcome_and_a_report(
+async def test_bulk_start_writes_outcomes_and_report_as_json(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
 ) -> None:
     lines: list[dict[str, Any]] = [
@@ -253,7 +261,7 @@ async def test_json_gives_each_outcome_and_a_report(
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-async def test_a_repeated_attempt_is_counted(shell: Shell, space: SimulatedSpace, ids: str, *, as_json: bool) -> None:
+async def test_bulk_start_counts_retries(shell: Shell, space: SimulatedSpace, ids: str, *, as_json: bool) -> None:
     """An answer that was lost is fetched by sending the start again, under its name."""
     space.faults.add("reset", on="start", executed=True, times=1)
     ran = await shell(*START, ids, *TO_URL, *(["--json"] if as_json else []))
@@ -275,7 +283,7 @@ async def test_a_repeated_attempt_is_counted(shell: Shell, space: SimulatedSpace
         (422, "UnprocessableError", "The Space refused a field"),
     ],
 )
-async def test_what_is_refused_comes_with_an_example_and_with_advice(
+async def test_bulk_summary_has_an_example_and_advice_for_errors(
     shell: Shell, space: SimulatedSpace, ids: str, status: int, error: str, advice: str
 ) -> None:
     space.faults.add("status", on="start", status=status, target=space.conference_sids[2], body="api")
@@ -303,7 +311,7 @@ async def test_a_wrong_token_ends_the_run_at_once(shell: Shell, space: Simulated
 
 
 @pytest.mark.parametrize("resend", [False, True])
-async def test_a_call_whose_answer_was_lost_is_sent_again_only_if_that_is_wanted(
+async def test_call_start_with_lost_response_is_resent_only_on_request(
     shell: Shell, space: SimulatedSpace, *, resend: bool
 ) -> None:
     space.faults.add("reset", on="start", executed=True, times=1)
@@ -315,7 +323,7 @@ async def test_a_call_whose_answer_was_lost_is_sent_again_only_if_that_is_wanted
     assert table(ran).get("unknown") == (None if resend else "1")
 
 
-async def test_concurrency_is_how_many_are_under_way(bare_shell: Shell) -> None:
+async def test_concurrency_option_limits_requests_in_flight(bare_shell: Shell) -> None:
     async with held_space(conferences=7) as (space, held):
         bare_shell.set(credentials(space))
         going = asyncio.create_task(bare_shell(*START, "--all-in-progress", *TO_URL, "--concurrency", "3"))
@@ -327,13 +335,13 @@ async def test_concurrency_is_how_many_are_under_way(bare_shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(("rate", "requests"), [(0.1, 1), (2.5, 25), (10.0, 100), (1380.0, 13_800)])
-def test_a_rate_is_taken_whole(rate: float, requests: int) -> None:
+def test_rate_option_is_used_in_full(rate: float, requests: int) -> None:
     """It is what the run may use, so no part of it is left to others."""
     limit = rate_limit(rate)
     assert (limit.max_requests, limit.window) == (requests, 10.0)
 
 
-def test_without_a_rate_a_part_of_the_spaces_limit_is_left_to_others() -> None:
+def test_default_rate_leaves_a_part_of_the_limit() -> None:
     assert rate_limit(None) == RateLimit()
 
 
@@ -479,9 +487,7 @@ async def test_bad_lines_are_told_in_json(shell: Shell, space: SimulatedSpace, t
     assert space.requests.count() == 0
 
 
-async def test_good_lines_are_started_although_others_are_wrong(
-    shell: Shell, space: SimulatedSpace, tmp_path: Path
-) -> None:
+async def test_skip_invalid_starts_the_valid_lines(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     first, second, _ = space.conference_sids
     path = json_file(tmp_path / "targets.jsonl", [{"conference_sid": first}, {}, {"conference_sid": second}])
     ran = await shell(*START, path, *TO_URL, "--skip-invalid")
@@ -493,9 +499,7 @@ async def test_good_lines_are_started_although_others_are_wrong(
     assert [stream.target_sid for stream in space.streams.active()] == [first, second]
 
 
-async def test_a_file_that_cannot_be_read_to_its_end_starts_nothing(
-    shell: Shell, space: SimulatedSpace, tmp_path: Path
-) -> None:
+async def test_unreadable_rest_of_a_file_starts_nothing(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     """Lines that nobody could read can't be left out knowingly."""
     path = tmp_path / "targets.csv"
     path.write_text(f'conference_sid,name\n{space.conference_sids[0]},n\nroom,"open\nother,n\n', encoding="utf-8")
@@ -518,7 +522,7 @@ async def test_all_bad_lines_of_thousands_are_told(shell: Shell, space: Simulate
     assert space.requests.count() == 0
 
 
-async def test_a_bad_line_can_draw_nothing_on_the_terminal(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_error_of_a_line_has_no_control_characters(bare_shell: Shell, tmp_path: Path) -> None:
     """Neither can a file's name."""
     path = tmp_path / "a\x1b[31m.jsonl"
     path.write_text(json.dumps({"\x1b[2J": 1}) + "\n", encoding="utf-8")
@@ -527,7 +531,7 @@ async def test_a_bad_line_can_draw_nothing_on_the_terminal(bare_shell: Shell, tm
     assert "\x1b" not in ran.err
 
 
-async def test_no_secret_is_told_of_a_bad_line(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_error_of_a_line_has_no_secret(bare_shell: Shell, tmp_path: Path) -> None:
     secrets = {"parameters": {"pin": "hush"}, "authorization_bearer_token": "hush"}
     lines: list[dict[str, Any]] = [
         {"conference_sid": "a b", **secrets},
@@ -574,7 +578,7 @@ async def test_what_cannot_be_right_is_refused_in_one_sentence(
     assert space.streams.active() == []
 
 
-async def test_a_file_that_is_no_text_is_misuse(offline_shell: Shell, tmp_path: Path) -> None:
+async def test_a_file_that_is_no_text_is_a_usage_error(offline_shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "ids").write_bytes(b"\xff\xfe\x00")
     is_misuse(await offline_shell(*START, str(tmp_path / "ids"), *TO_URL), "write the name of a text file in UTF-8")
 
@@ -590,7 +594,9 @@ async def test_missing_credentials_are_misuse(bare_shell: Shell, tmp_path: Path)
     is_misuse(ran, "set SIGNALWIRE_SPACE (or --space)")
 
 
-async def test_a_journal_is_never_written_over(shell: Shell, space: SimulatedSpace, ids: str, folder: Path) -> None:
+async def test_bulk_start_never_overwrites_a_journal(
+    shell: Shell, space: SimulatedSpace, ids: str, folder: Path
+) -> None:
     (folder / "run.db").write_text("somebody's", encoding="utf-8")
     ran = await shell(*START, ids, *TO_URL, "--journal", "run.db")
     is_misuse(ran, "the journal run.db is there already: resume it, or choose another file")
@@ -598,7 +604,7 @@ async def test_a_journal_is_never_written_over(shell: Shell, space: SimulatedSpa
     assert space.requests.count() == 0
 
 
-async def test_a_journal_where_none_can_be_is_misuse(shell: Shell, space: SimulatedSpace, ids: str) -> None:
+async def test_journal_in_a_missing_folder_is_a_usage_error(shell: Shell, space: SimulatedSpace, ids: str) -> None:
     ran = await shell(*START, ids, *TO_URL, "--journal", "no/run.db", "--json")
     assert (ran.code, ran.json["error"]) == (2, "InvalidRequestError")
     assert "name a file in a folder that may be written" in ran.json["message"]
@@ -628,7 +634,7 @@ async def test_no_output_and_no_journal_holds_a_secret(
     assert [secret for secret in [*secrets, "hush-own"] if secret.encode() in kept] == []
 
 
-async def test_the_command_that_goes_on_is_one_to_paste(shell: Shell, space: SimulatedSpace, ids: str) -> None:
+async def test_resume_command_can_be_pasted(shell: Shell, space: SimulatedSpace, ids: str) -> None:
     space.faults.add("status", on="start", status=404, times=1)
     started = await shell(*START, ids, *TO_URL, "--json", "--journal", "to day.db", "--project", space.project)
     command = shlex.split(started.lines[-1]["report"]["resume_command"])

@@ -49,7 +49,7 @@ def failure(error: StreamsError | None) -> BulkOutcome[StartConferenceStream]:
     return BulkOutcome(index=0, item=ITEM, status=BulkStatus.REJECTED, error=error)
 
 
-def test_a_long_run_is_summed_up_in_round_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_of_a_long_run(capsys: pytest.CaptureFixture[str]) -> None:
     latencies = {50: 0.0314, 95: 0.08, 99: 1.2, 100: 2.5}
     found = report(
         {BulkStatus.STARTED: 9_990, BulkStatus.ALREADY_STARTED: 10}, latency_percentiles=latencies, seconds=83.4
@@ -68,7 +68,7 @@ def test_a_long_run_is_summed_up_in_round_numbers(capsys: pytest.CaptureFixture[
     )
 
 
-def test_what_was_not_taken_in_and_what_was_not_sent_are_one_number(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_counts_unsent_and_unread_items_as_pending(capsys: pytest.CaptureFixture[str]) -> None:
     """The other items that were not attempted have errors of their own."""
     counts = {BulkStatus.STARTED: 1, BulkStatus.NOT_ATTEMPTED: 3}
     found = report(counts, errors={"RunCancelledError": 2, "TransportError": 1})
@@ -80,7 +80,7 @@ def test_what_was_not_taken_in_and_what_was_not_sent_are_one_number(capsys: pyte
     assert "  1 x TransportError\n      No response: check the network, then resume.\n" in out
 
 
-def test_the_first_error_of_a_kind_is_its_example(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_shows_the_first_error_of_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
     failures = [failure(NotFoundError(message)) for message in ("no room\x1b[31m", "no other room")]
     found = report({BulkStatus.REJECTED: 3}, failures=(failure(None), *failures), errors={"NotFoundError 20404": 2})
     summary(found).write()
@@ -89,7 +89,7 @@ def test_the_first_error_of_a_kind_is_its_example(capsys: pytest.CaptureFixture[
     assert "no other room" not in out
 
 
-def test_the_ten_most_frequent_errors_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_shows_the_ten_most_frequent_errors(capsys: pytest.CaptureFixture[str]) -> None:
     """Also those of which no example was kept, which is so behind the first thousand failures."""
     errors = {"RunCancelledError": 60_000} | {f"NotFoundError {code}": 50_000 - code for code in range(12)}
     summary(report({BulkStatus.REJECTED: sum(errors.values())}, errors=errors)).write()
@@ -98,7 +98,7 @@ def test_the_ten_most_frequent_errors_are_told(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(("operation", "verb"), [("start", "resume"), ("stop", "stop")])
-def test_the_same_command_resumes_until_nothing_is_left(operation: str, verb: str) -> None:
+def test_summary_offers_resume_until_nothing_is_left(operation: str, verb: str) -> None:
     done = BulkStatus.STARTED if operation == "start" else BulkStatus.STOPPED
     command = partial(bulk_command, options=("--space", "example"), journal=Path("run.db"))
     whole = summary(report({done: 2}), operation=operation, command=command)
@@ -109,7 +109,7 @@ def test_the_same_command_resumes_until_nothing_is_left(operation: str, verb: st
 
 
 @pytest.mark.parametrize(("has_secrets", "told"), [(False, "Resume:\n"), (True, "Resume (and pass its")])
-def test_it_is_said_whether_secrets_must_be_given_again(
+def test_summary_asks_for_secrets_of_the_run(
     capsys: pytest.CaptureFixture[str], *, has_secrets: bool, told: str
 ) -> None:
     waiting = report({BulkStatus.NOT_ATTEMPTED: 1}, failures=(failure(RunCancelledError("not yet")),))
@@ -117,7 +117,7 @@ def test_it_is_said_whether_secrets_must_be_given_again(
     assert f"\n{told}" in capsys.readouterr().out
 
 
-def test_nothing_is_offered_to_be_stopped_where_nothing_was_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_offers_no_rollback_if_nothing_was_started(capsys: pytest.CaptureFixture[str]) -> None:
     summary(report({}), planned=3).write()
     out = capsys.readouterr().out
     assert "bulk resume run.db" in out

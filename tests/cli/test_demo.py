@@ -44,7 +44,7 @@ async def test_every_stream_is_started_once_and_stopped(bare_shell: Shell, confe
         assert ordered[0] > 0
 
 
-async def test_what_is_heard_is_what_was_said(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_demo_recordings_equal_what_was_sent(bare_shell: Shell, tmp_path: Path) -> None:
     """Twenty conferences are recorded, to the sample, and nothing is left of them but the files."""
     ran = await bare_shell("demo", "--conferences", "1", "--json", "--recordings", str(tmp_path / "new" / "heard"))
     assert (ran.code, ran.err) == (0, "")
@@ -56,7 +56,7 @@ async def test_what_is_heard_is_what_was_said(bare_shell: Shell, tmp_path: Path)
     assert len(list((tmp_path / "new" / "heard").glob("*.wav"))) == 20
 
 
-async def test_what_is_misheard_is_told(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_demo_reports_a_recording_that_differs(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo fails when a recording is not what was said."""
     monkeypatch.setattr(demo, "_sent", lambda track, length: None)
     ran = await bare_shell("demo", "--conferences", "1")
@@ -72,7 +72,7 @@ async def test_a_directory_that_can_not_be_made(bare_shell: Shell, tmp_path: Pat
     assert "can't create" in ran.err
 
 
-async def test_a_person_gets_a_table(bare_shell: Shell) -> None:
+async def test_demo_writes_a_table(bare_shell: Shell) -> None:
     ran = await bare_shell("demo", "--conferences", "12")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("Simulating a Space with 12 live conferences")
@@ -82,7 +82,7 @@ async def test_a_person_gets_a_table(bare_shell: Shell) -> None:
     assert "\x1b" not in ran.out
 
 
-async def test_a_terminal_gets_it_within_eighty_columns(bare_shell: Shell) -> None:
+async def test_demo_fits_eighty_columns(bare_shell: Shell) -> None:
     bare_shell.pretend_terminal(80)
     ran = await bare_shell("demo", "--conferences", "1")
     assert ran.code == 0
@@ -91,7 +91,7 @@ async def test_a_terminal_gets_it_within_eighty_columns(bare_shell: Shell) -> No
     assert "duplicate streams" in ran.out
 
 
-async def test_a_stream_that_is_not_started_is_told(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_demo_reports_a_failed_start(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def refusing(conferences: int, seed: int) -> SimulatedSpace:
         space = simulated_space(conferences, seed)
         space.faults.clear()

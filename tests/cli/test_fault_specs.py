@@ -26,7 +26,7 @@ from signalwire_streams.simulator import FaultKind, SimulatedSpace
         ("duplicate-name:as=stream-error", "duplicate-name", {"as_": "stream-error"}),
     ],
 )
-def test_a_spec_is_a_kind_and_its_options(spec: str, kind: str, options: dict[str, Any]) -> None:
+def test_parse_fault_returns_kind_and_options(spec: str, kind: str, options: dict[str, Any]) -> None:
     assert parse_fault(spec) == (kind, options)
     space = SimulatedSpace()
     space.faults.add(kind, **options)
@@ -49,14 +49,14 @@ def test_a_spec_is_a_kind_and_its_options(spec: str, kind: str, options: dict[st
         ("503:times=1,times=2", "times is given twice"),
     ],
 )
-def test_a_spec_that_is_spelled_wrongly_is_refused(spec: str, sentence: str) -> None:
+def test_parse_fault_rejects_wrong_syntax(spec: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=r"option|must be|twice") as caught:
         parse_fault(spec)
     assert sentence in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", FaultKind)
-def test_every_kind_can_be_written(kind: FaultKind) -> None:
+def test_parse_fault_accepts_every_kind(kind: FaultKind) -> None:
     seconds = ":seconds=1"
     needs = {
         FaultKind.LATENCY: seconds,

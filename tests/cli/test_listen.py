@@ -282,7 +282,7 @@ async def test_a_peer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_finishes_what_comes_in(tmp_path: Path, number: signal.Signals) -> None:
+async def test_signal_finishes_recordings(tmp_path: Path, number: signal.Signals) -> None:
     """The files are whole, each stream is told, and that is as good an end as any: exit code 0."""
     async with listening(tmp_path) as listener, dialled(listener.url) as one, dialled(listener.url) as other:
         for peer in (one, other):
@@ -296,14 +296,14 @@ async def test_a_signal_finishes_what_comes_in(tmp_path: Path, number: signal.Si
         assert len(sound_of(facts["files"][0])[1]) == facts["tracks"]["inbound"]["frames"] * 320
 
 
-async def test_who_has_not_begun_does_not_hold_up_the_end(tmp_path: Path) -> None:
+async def test_pending_socket_does_not_delay_the_end_of_listen(tmp_path: Path) -> None:
     """The 10 seconds that a start may take are not waited for: nothing is said of a start that did not come."""
     async with listening(tmp_path) as listener, dialled(listener.url):
         ran = await listener.end()
     assert (ran.code, ran.out, ran.err) == (0, "", "")
 
 
-async def test_it_can_end_by_itself(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_listen_ends_after_a_time_or_number_of_streams(bare_shell: Shell, tmp_path: Path) -> None:
     ran = await bare_shell("listen", "--allow-anonymous", "--directory", str(tmp_path), "--seconds", "0.01")
     assert (ran.code, ran.err) == (0, "")
     assert ran.rows[-1] == "Ended. Streams: 0, files: 0, audio: 0 s, lost frames: 0."
@@ -312,7 +312,7 @@ async def test_it_can_end_by_itself(bare_shell: Shell, tmp_path: Path) -> None:
 # Who may come in.
 
 
-async def test_only_a_right_token_is_let_in(tmp_path: Path) -> None:
+async def test_listen_rejects_wrong_tokens(tmp_path: Path) -> None:
     """There may be several, from a file as well; none of them is ever shown."""
     (tmp_path / "tokens").write_text("t0ken-a\n t0ken-b \n")
     environment = {"SIGNALWIRE_STREAMS_TOKEN": "t0ken-c"}
@@ -336,7 +336,7 @@ async def test_only_a_right_token_is_let_in(tmp_path: Path) -> None:
         assert secret not in json.dumps(told) + ran.out + ran.err
 
 
-async def test_a_certificate_of_ones_own_is_shown(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_listen_serves_the_given_certificate(bare_shell: Shell, tmp_path: Path) -> None:
     """And one that is no certificate is misuse, not a question about a password."""
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
@@ -433,7 +433,7 @@ async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell, tmp_path: Pa
     assert ran.err.startswith(f"error: can't listen on 127.0.0.1 port {port}: ")
 
 
-async def test_a_reader_who_has_had_enough_ends_it(tmp_path: Path) -> None:
+async def test_broken_pipe_ends_listen(tmp_path: Path) -> None:
     """As in ``signalwire-streams listen --json | head -1``: what came is recorded nevertheless."""
     reading, writing = os.pipe()
     options = ("listen", "--json", "--allow-anonymous", "--directory", str(tmp_path))
@@ -470,7 +470,9 @@ async def test_a_reader_who_has_had_enough_ends_it(tmp_path: Path) -> None:
         (("--allow-anonymous", "--byte-order", "middle"), "'middle' is not one of"),
     ],
 )
-async def test_what_cannot_be_meant_is_misuse(bare_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:
+async def test_what_cannot_be_meant_is_a_usage_error(
+    bare_shell: Shell, arguments: tuple[str, ...], sentence: str
+) -> None:
     bare_shell.environment.delenv("SIGNALWIRE_STREAMS_TOKEN", raising=False)
     ran = await bare_shell("listen", *arguments)
     assert (ran.code, ran.out) == (2, "")

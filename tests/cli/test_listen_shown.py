@@ -104,7 +104,7 @@ def test_full_scale_is_zero_and_silence_has_no_level() -> None:
         (3.0, "████████", "########"),
     ],
 )
-def test_a_bar_is_as_long_as_it_is_loud(level: float | None, drawn: str, plain: str) -> None:
+def test_bar_length_follows_the_level(level: float | None, drawn: str, plain: str) -> None:
     assert (bar(level), bar(level, plain=True)) == (drawn, plain)
 
 
@@ -115,7 +115,7 @@ def test_a_bar_is_never_longer_than_eight() -> None:
 @pytest.mark.parametrize(
     ("seconds", "spelled"), [(0, "00:00"), (59.9, "00:59"), (61, "01:01"), (3_599, "59:59"), (36_061, "10:01:01")]
 )
-def test_a_time_is_spelled_as_clocks_do(seconds: float, spelled: str) -> None:
+def test_format_time_like_a_clock(seconds: float, spelled: str) -> None:
     assert format_time(seconds) == spelled
 
 
@@ -141,7 +141,7 @@ def drawn(rows: list[Row], *, width: int = 80, height: int = 20, plain: bool = F
     return [line.rstrip() for line in written.getvalue().splitlines()]
 
 
-def test_a_stream_is_a_line_with_all_there_is_to_see() -> None:
+def test_table_has_a_line_per_stream() -> None:
     titles, stream, total = drawn([row(7)], width=100)
     assert titles.split() == ["STREAM", "TIME", "LEVEL", "FRAMES", "LOST", "STATUS"]
     assert stream.split() == [
@@ -262,7 +262,7 @@ async def test_a_table_on_stderr_leaves_stdout_alone(
     assert "00000007-" in captured.err
 
 
-async def test_what_the_receiver_logs_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_live_table_shows_the_receivers_log(capsys: pytest.CaptureFixture[str]) -> None:
     """With what went wrong but no traceback, and only while somebody listens."""
     log = logging.getLogger("signalwire_streams.receiver")
     before = list(log.handlers)
@@ -280,7 +280,7 @@ async def test_what_the_receiver_logs_is_told_in_a_line(capsys: pytest.CaptureFi
 
 
 @posix_only
-async def test_a_person_gets_a_line_when_a_stream_begins_and_when_it_ends(tmp_path: Path) -> None:
+async def test_listen_writes_a_line_per_start_and_end(tmp_path: Path) -> None:
     """And one for all at the end; a sid can't clear the screen."""
     async with process("listen", "--allow-anonymous", "--directory", str(tmp_path), new=True) as child:
         url = (await line_of(child)).split()[-1]
@@ -300,7 +300,7 @@ async def test_a_person_gets_a_line_when_a_stream_begins_and_when_it_ends(tmp_pa
 
 
 @posix_only
-async def test_what_is_lost_is_told(tmp_path: Path) -> None:
+async def test_listen_reports_lost_frames(tmp_path: Path) -> None:
     """Frames that never came, that came twice, and that came late, each by its own name."""
     async with process("listen", "--json", "--allow-anonymous", "--directory", str(tmp_path)) as child:
         url = json.loads(await line_of(child))["url"]

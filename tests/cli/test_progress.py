@@ -135,14 +135,14 @@ def test_a_rate_is_not_guessed_from_a_moment() -> None:
         ({"operation": Operation.READ}, 0),
     ],
 )
-def test_only_what_went_out_and_counts_for_the_spaces_limit_is_a_request(fields: dict[str, Any], counted: int) -> None:
+def test_meter_counts_sent_requests_other_than_reads(fields: dict[str, Any], counted: int) -> None:
     meter = Meter()
     meter.record(attempt(**fields))
     assert (meter.requests, meter.rate) == (counted, counted)
 
 
 @pytest.mark.parametrize("action", RetryDecision)
-def test_what_another_attempt_follows_is_a_repeat(action: RetryDecision) -> None:
+def test_meter_counts_retries(action: RetryDecision) -> None:
     meter = Meter()
     meter.record(attempt(decision=action))
     final = {
@@ -174,11 +174,11 @@ def test_what_another_attempt_follows_is_a_repeat(action: RetryDecision) -> None
         (90_000, "25 h 0 min"),
     ],
 )
-def test_a_duration_is_spelled_as_people_say_it(seconds: float, words: str) -> None:
+def test_format_duration_in_words(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
 
 
-def test_all_of_it_is_one_line() -> None:
+def test_progress_line() -> None:
     assert FAR.line == "Starting: 1,234 of 10,000, 97 of 1,242 requests/s, 3 repeated, 1 min 34 s left"
     assert Progress(title="Ending", done=0, total=0, facts=()).line == "Ending: 0 of 0"
 
@@ -224,7 +224,7 @@ def looking(times: int) -> tuple[Callable[[], Progress], asyncio.Event]:
     return look, enough
 
 
-async def test_a_pipe_gets_a_line_now_and_then(
+async def test_progress_writes_lines_into_a_pipe(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "_WRITTEN_EVERY", 0.0)
@@ -248,7 +248,7 @@ async def test_after_the_command_nothing_more_is_written(
     assert asyncio.all_tasks() == before
 
 
-async def test_what_goes_wrong_in_the_command_is_not_covered_up(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_progress_does_not_hide_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     look, _ = looking(1)
     with pytest.raises(RuntimeError, match="boom"):
         async with shown(look, as_json=False):
@@ -257,7 +257,7 @@ async def test_what_goes_wrong_in_the_command_is_not_covered_up(capsys: pytest.C
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-async def test_beside_json_only_news_is_written(
+async def test_progress_beside_json_writes_only_news(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, terminal: bool
 ) -> None:
     """Into a pipe, and where stdout is a terminal as well, on which a display would disturb it."""
@@ -274,7 +274,7 @@ async def test_beside_json_only_news_is_written(
     assert capsys.readouterr().err == "Starting: 1 of 100, all well\n"
 
 
-def test_a_display_that_broke_is_no_matter_of_whoever_logs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_display_does_not_break_logging(capsys: pytest.CaptureFixture[str]) -> None:
     def fail(_: str) -> None:
         raise BrokenPipeError
 
@@ -351,7 +351,7 @@ def outcome(state: BulkStatus, **fields: Any) -> BulkOutcome[Any]:
     return BulkOutcome(index=0, item=item, status=state, **{"attempts": 1} | fields)
 
 
-async def test_a_run_shows_its_rate_its_repeats_and_its_outcomes(client: StreamsClient) -> None:
+async def test_runner_shows_rate_retries_and_outcomes(client: StreamsClient) -> None:
     """The most frequent outcome first; before a second is over nobody guesses at the rest."""
     runner = runner_of(client.start_streams([]), 1_000)
     runner._options.meter.record(attempt(decision=RetryDecision.RETRY))
@@ -363,7 +363,7 @@ async def test_a_run_shows_its_rate_its_repeats_and_its_outcomes(client: Streams
     assert (await runner.run.report()).total == 0
 
 
-async def test_the_rest_is_guessed_from_what_this_part_of_the_run_did(client: StreamsClient) -> None:
+async def test_runner_estimates_the_rest_without_earlier_items(client: StreamsClient) -> None:
     """What an earlier part had done took this one no time."""
     runner = runner_of(client.start_streams([]), 1_000)
     runner._started_at -= 20
@@ -375,7 +375,7 @@ async def test_the_rest_is_guessed_from_what_this_part_of_the_run_did(client: St
     assert (await runner.run.report()).total == 0
 
 
-async def test_a_run_is_gone_through_and_summed_up(client: StreamsClient, space: SimulatedSpace) -> None:
+async def test_runner_returns_the_report(client: StreamsClient, space: SimulatedSpace) -> None:
     runner = runner_of(client.start_streams([*starts_on(space), *starts_on(space)[:1]]), 4)
     report = await runner.execute()
     assert report.counts == {BulkStatus.STARTED: 3, BulkStatus.REJECTED: 1}
@@ -385,7 +385,7 @@ async def test_a_run_is_gone_through_and_summed_up(client: StreamsClient, space:
 
 @posix_only
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_a_signal_is_answered_at_once(
+async def test_runner_reports_a_signal_at_once(
     capsys: pytest.CaptureFixture[str], handlers: None, number: signal.Signals, code: int
 ) -> None:
     """It is said what happens now; what is under way ends, and nothing more is begun."""
@@ -406,7 +406,7 @@ async def test_a_signal_is_answered_at_once(
 
 
 @posix_only
-async def test_a_second_signal_cuts_it_and_the_first_one_counts(
+async def test_runner_second_signal_aborts_but_first_sets_the_code(
     capsys: pytest.CaptureFixture[str], handlers: None
 ) -> None:
     async with held_space(conferences=4) as (space, _), client_of(space) as client:
@@ -448,7 +448,7 @@ async def test_an_outcome_in_json_has_the_name_that_is_known(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("state", BulkStatus)
-def test_a_state_is_spelled_as_people_say_it(state: BulkStatus) -> None:
+def test_status_in_words_has_no_underscore(state: BulkStatus) -> None:
     assert in_words(state).replace(" ", "_") == state.value
     assert "_" not in in_words(state)
 

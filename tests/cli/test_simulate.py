@@ -30,7 +30,7 @@ def _environment(facts: dict[str, str]) -> dict[str, str]:
 
 
 @posix_only
-async def test_it_announces_itself_serves_and_ends(bare_shell: Shell) -> None:
+async def test_simulate_announces_serves_and_ends(bare_shell: Shell) -> None:
     arguments = ("--json", "--conferences", "4", "--fault", "503-api:on=start", "--rate-limit", "none", "--seed", "5")
     async with process("simulate", *arguments, "--no-request-log") as child:
         facts = json.loads(await line_of(child))
@@ -48,7 +48,7 @@ async def test_it_announces_itself_serves_and_ends(bare_shell: Shell) -> None:
 
 
 @posix_only
-async def test_it_dials_and_speaks(tmp_path: Path) -> None:
+async def test_simulate_sends_audio(tmp_path: Path) -> None:
     """With --audio it is the other end of a receiver: faults and all."""
     certificates = Certificates.make()
     (tmp_path / "authority.pem").write_bytes(certificates.authority)
@@ -81,7 +81,7 @@ async def test_it_dials_and_speaks(tmp_path: Path) -> None:
 
 
 @posix_only
-async def test_a_person_gets_lines_to_paste(bare_shell: Shell) -> None:
+async def test_simulate_prints_exports(bare_shell: Shell) -> None:
     async with process("simulate", "--calls", "1") as child:
         text = ""
         while "Ctrl-C" not in text:
@@ -131,7 +131,9 @@ async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell) -> None:
         (("--fault", "callback-lost"), "there are no callbacks, so write --callbacks too"),
     ],
 )
-async def test_what_cannot_be_meant_is_misuse(bare_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:
+async def test_what_cannot_be_meant_is_a_usage_error(
+    bare_shell: Shell, arguments: tuple[str, ...], sentence: str
+) -> None:
     ran = await bare_shell("simulate", *arguments)
     assert (ran.code, ran.out) == (2, "")
     assert sentence in ran.err
