@@ -1,4 +1,4 @@
-"""What bulk commands meet at the edges: foreign files, answers and values that nobody expects."""
+"""``bulk`` with unusual files, responses and values."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def test_advice_exists_for_each_api_and_transport_error() -> None:
     assert {kind.__name__ for kind in kinds} - set(_ADVICE) == set()
 
 
-# Secrets that are given again, and can't be right.
+# Invalid secrets.
 
 
 async def begin_with_secrets(shell: Shell, space: SimulatedSpace, path: Path, **fields: Any) -> None:
@@ -116,7 +116,7 @@ async def test_resume_rejects_invalid_secrets_of_the_file(
 async def test_resume_gives_unnamed_streams_their_own_secrets(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
 ) -> None:
-    """Those of one target are told apart by their order, as the journal does it."""
+    """They are matched by their order, as in the journal."""
     space.faults.add("status", on="start", status=404, times=2)
     lines = [
         {"conference_sid": space.conference_sids[0], "unnamed": True, "parameters": {"side": f"hush-{number}"}}

@@ -1,4 +1,4 @@
-"""Files of targets: what each line says, and what is wrong with the others, by number and in a sentence."""
+"""Files of targets: fields of valid lines, and numbers and messages of invalid ones."""
 
 import csv
 import io
@@ -22,18 +22,18 @@ NO_ID = "this is not an id: write one id per line, or CSV whose first line names
 
 
 def read(text: str, sid_field: str = "conference_sid") -> list[tuple[int, Any]]:
-    """Give each line's number with its fields, or with the sentence about it."""
+    """Return each line's number with its fields, or with its message."""
     return [(line.number, line.fields if isinstance(line, Line) else line.why) for line in read_lines(text, sid_field)]
 
 
 def requests_of(text: str, **fields: Any) -> Requests:
-    """Make the requests of a file, each with the URL unless it says otherwise."""
+    """Return the requests of a file, with a default URL."""
     parameters = fields.pop("parameters", {})
     return Requests.from_lines(read_lines(text, "conference_sid"), Defaults({"url": URL, **fields}, parameters))
 
 
 def only_bad(text: str, **fields: Any) -> BadLine:
-    """Give the one bad line of a file that has no good ones."""
+    """Return the only line of a file, which is invalid."""
     requests = requests_of(text, **fields)
     assert requests.good == []
     [bad] = requests.bad
@@ -192,7 +192,7 @@ def test_csv_switches_are_true_or_false() -> None:
 
 
 def test_csv_quoted_cell_holds_commas_quotes_and_line_breaks() -> None:
-    """The row after a cell of several lines keeps the number that an editor shows for it."""
+    """A row after a cell of several lines has the number that an editor shows."""
     text = 'conference_sid,parameters.note\nroom-1,"a, ""b"""\nroom-2,"one\ntwo\n\nfour"\nroom-3,\nroom-4\n'
     assert read(text) == [
         (2, {"conference_sid": "room-1", "parameters": {"note": 'a, "b"'}}),
@@ -237,7 +237,7 @@ def test_malformed_csv_row_is_reported_at_its_first_line(last: str) -> None:
 
 
 def test_malformed_csv_row_does_not_hide_later_rows() -> None:
-    """The rows behind a broken one are read; those behind a quote that is never closed can't be, and that is told."""
+    """Rows after a malformed one are read; those after an unclosed quote cannot be, and that is reported."""
     lines = list(read_lines('conference_sid,name\nCF1,n\nCF2,"a"b\nCF3,n\nCF4,"open\nCF5,n\n', "conference_sid"))
     assert [line.number for line in lines] == [2, 3, 4, 5]
     assert [line.hides_more for line in lines if isinstance(line, BadLine)] == [False, True]
@@ -264,7 +264,7 @@ def test_csv_round_trip(rows: list[tuple[str, str]]) -> None:
 
 
 def check_thousands(text: str, sentence: str) -> None:
-    """Check that of thousands of lines one is told, and all others are taken."""
+    """Check that one of thousands of lines is reported, and all others are accepted."""
     requests = requests_of(text)
     assert requests.bad == [BadLine(WRONG, sentence)]
     assert len(requests.good) == COUNT - 1
@@ -273,7 +273,7 @@ def check_thousands(text: str, sentence: str) -> None:
 
 
 def thousands(good: str, bad: str, first: int = 1) -> str:
-    """Write thousands of lines, the one in the middle a bad one."""
+    """Write thousands of lines, of which one is invalid."""
     numbers = range(first, first + COUNT)
     return "".join(f"{bad if number == WRONG else good % number}\n" for number in numbers)
 

@@ -1,4 +1,4 @@
-"""``bulk resume``, ``status`` and ``stop``: runs that were cut off in every way, their journals, and their secrets."""
+"""``bulk resume``, ``status`` and ``stop``: interrupted runs, their journals, and their secrets."""
 
 import asyncio
 import io
@@ -56,14 +56,14 @@ def is_misuse(ran: Ran, sentence: str) -> None:
 
 
 async def news_of(child: Process) -> str:
-    """Read the line that a process writes on stderr next."""
+    """Read the next line of a process's stderr."""
     assert child.stderr is not None
     async with asyncio.timeout(PATIENCE):
         return (await child.stderr.readline()).decode()
 
 
 async def is_gone_on_with(shell: Shell, space: SimulatedSpace, command: list[str]) -> Ran:
-    """Check that a run that was cut off is brought to its end, with no stream too few and none too many."""
+    """Check that an interrupted run is completed, with exactly one stream per conference."""
     space.faults.clear()
     shell.set(credentials(space))
     ran = await shell(*command)
@@ -73,12 +73,12 @@ async def is_gone_on_with(shell: Shell, space: SimulatedSpace, command: list[str
     return ran
 
 
-# Cut off, and gone on with.
+# Resume.
 
 
 @posix_only
 async def test_killed_run_is_resumed(bare_shell: Shell) -> None:
-    """What was sent is intended in the journal, and is sent again under its name: none is doubled, none is lost."""
+    """Sent starts are in doubt in the journal, and are sent again under their names: none is duplicated or lost."""
     async with SimulatedSpace(conferences=9, participants=0) as space:
         space.faults.add("hang", on="start", executed=True)
         async with process(*START_ALL, "--concurrency", "4", environment=credentials(space), new=True) as child:
@@ -122,7 +122,7 @@ async def test_signal_lets_requests_in_flight_finish(bare_shell: Shell, number: 
 
 @posix_only
 async def test_second_signal_aborts_requests_in_flight(bare_shell: Shell) -> None:
-    """What was sent may be running, and the report says so; in JSON as well."""
+    """The report says that sent starts may be running, also in JSON."""
     async with held_space(conferences=5) as (space, _):
         arguments = (*START_ALL, "--concurrency", "2", "--json")
         async with process(*arguments, environment=credentials(space)) as child:
@@ -145,7 +145,7 @@ async def test_second_signal_aborts_requests_in_flight(bare_shell: Shell) -> Non
 
 @posix_only
 async def test_queued_starts_are_not_sent_after_a_signal(bare_shell: Shell) -> None:
-    """A rate holds the second start back; two signals end the run, and nothing is claimed to be unknown."""
+    """The rate limit delays the second start; two signals end the run, and no start is unknown."""
     async with SimulatedSpace(conferences=3, participants=0) as space:
         arguments = (*START_ALL, "--rate", "0.1", "--concurrency", "2")
         async with process(*arguments, environment=credentials(space)) as child:
@@ -173,7 +173,7 @@ async def test_signal_before_the_run_leaves_no_journal(folder: Path) -> None:
 
 @posix_only
 async def test_broken_pipe_ends_the_run_and_names_its_journal(bare_shell: Shell) -> None:
-    """As in ``signalwire-streams bulk start ... --json | head``; what was started is in the journal."""
+    """As in ``signalwire-streams bulk start ... --json | head``; started streams are in the journal."""
     async with SimulatedSpace(conferences=12, participants=0) as space:
         reading, writing = os.pipe()
         os.close(reading)
@@ -192,7 +192,7 @@ async def test_broken_pipe_ends_the_run_and_names_its_journal(bare_shell: Shell)
 
 @posix_only
 async def test_journal_in_use_is_readable_but_locked(bare_shell: Shell) -> None:
-    """While one works on it, everybody may look, and nobody may go on with it or stop it."""
+    """While a process runs it, others may read it, but not resume or stop it."""
     async with held_space(conferences=3) as (space, held):
         bare_shell.set(credentials(space))
         async with process(*START_ALL, "--concurrency", "1", environment=credentials(space)) as child:
@@ -264,7 +264,7 @@ async def test_run_with_a_wrong_token_can_be_resumed(shell: Shell, space: Simula
 
 
 async def test_run_ends_when_its_journal_cannot_be_written(shell: Shell, space: SimulatedSpace) -> None:
-    """What can't be noted is not sent."""
+    """Nothing is sent without being recorded first."""
     space.faults.add("status", on="start", status=404, times=3)
     await shell(*START_ALL)
     database = sqlite3.connect("run.db")
@@ -282,11 +282,11 @@ async def test_run_ends_when_its_journal_cannot_be_written(shell: Shell, space: 
     assert space.requests.count() == sent
 
 
-# Whose run it is.
+# Space, project and token.
 
 
 async def test_resume_and_stop_take_space_and_project_from_the_journal(shell: Shell, space: SimulatedSpace) -> None:
-    """Of the account, the token alone is needed."""
+    """Only the token is needed."""
     await shell(*START_ALL)
     for name in ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID"):
         shell.environment.delenv(name)
@@ -350,7 +350,7 @@ async def test_file_that_is_not_a_journal_is_rejected(shell: Shell, folder: Path
 async def test_bulk_start_rejects_an_invalid_journal_path(
     shell: Shell, space: SimulatedSpace, folder: Path, name: str, sentence: str
 ) -> None:
-    """Nothing is sent, and no file is made or deleted."""
+    """Nothing is sent, and no file is created or deleted."""
     os.mkfifo(folder / "pipe")
     ids_file(folder / "targets", space.conference_sids)
     is_misuse(await shell("bulk", "start", "targets", "--url", URL, "--journal", name), sentence)
@@ -359,7 +359,7 @@ async def test_bulk_start_rejects_an_invalid_journal_path(
 
 
 async def test_resume_rejects_a_run_without_a_plan(shell: Shell, space: SimulatedSpace) -> None:
-    """It can be looked at and stopped all the same."""
+    """Its status can be read, and its streams can be stopped."""
     requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
     async with client_of(space) as client:
         await client.start_streams(requests, journal="run.db").report()
@@ -384,11 +384,11 @@ async def test_status_of_a_journal_of_stops(shell: Shell, space: SimulatedSpace)
     is_misuse(await shell("bulk", "stop", "stops.db"), "stops.db is the journal of a run that stops streams")
 
 
-# Looked at.
+# Status.
 
 
 async def some_of_each(space: SimulatedSpace) -> Mapping[str, str]:
-    """Plan a run that leaves items in every state but one; give the targets by that."""
+    """Create a run with items of every status but one, and return their targets by status."""
     started, rejected, lost = space.conference_sids
     space.faults.add("status", on="start", target=rejected, status=422, body="api")
     space.faults.add("reset", on="start", target=lost, executed=True)
@@ -492,11 +492,11 @@ async def test_an_unknown_state_is_a_usage_error(bare_shell: Shell) -> None:
     is_misuse(await bare_shell(*STATUS, "--list", "lost"), "'lost' is not one of 'started', 'already_started'")
 
 
-# Stopped.
+# Stop.
 
 
 async def test_stop_includes_unknown_streams_and_can_be_repeated(shell: Shell, space: SimulatedSpace) -> None:
-    """A stop that fails is told, and sent again by the command that is shown."""
+    """A failed stop is reported, and repeated by the suggested command."""
     await some_of_each(space)
     space.faults.clear()
     rule = space.faults.add("status", on="stop", target=space.conference_sids[0], status=403)
@@ -567,7 +567,7 @@ async def test_killed_stop_is_repeated(shell: Shell, space: SimulatedSpace) -> N
     assert space.streams.active() == []
 
 
-# Its secrets.
+# Secrets.
 
 
 SECRETS = {
@@ -588,7 +588,7 @@ def secret_lines(space: SimulatedSpace) -> list[dict[str, Any]]:
 
 
 async def begin_with_secrets(shell: Shell, space: SimulatedSpace, path: Path) -> str:
-    """Begin a run with secrets that starts nothing; give the name of the file that they are in."""
+    """Start a run with secrets whose starts fail, and return the file of its targets."""
     source = json_file(path / "targets.jsonl", secret_lines(space))
     space.faults.add("status", on="start", status=404, times=3)
     ran = await shell("bulk", "start", source, *TO_URL, *RUN)
@@ -606,7 +606,7 @@ def what_arrived(space: SimulatedSpace) -> dict[str, tuple[Any, ...]]:
 
 
 async def test_resume_names_missing_secrets(shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path) -> None:
-    """All of those of a request, and by the options that give them."""
+    """All missing secrets of a request are named by their options."""
     await begin_with_secrets(shell, space, tmp_path)
     sent = space.requests.count()
     bare = await shell(*RESUME)
@@ -642,7 +642,7 @@ async def test_resume_takes_secrets_from_the_file(
 async def test_resume_takes_secrets_from_options(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
 ) -> None:
-    """For all that had them, and for no other; a line of the FILE goes before them."""
+    """They apply to all requests that had them; a line of the FILE overrides them."""
     await begin_with_secrets(shell, space, tmp_path)
     (tmp_path / "token").write_text("hush-new-bearer", encoding="utf-8")
     third = {"conference_sid": space.conference_sids[2], "parameters": {"pin": "hush-line", "more": "hush-more"}}

@@ -1,4 +1,4 @@
-"""Files of targets as spreadsheets write them: read, or refused with the line and what to do."""
+"""Files of targets as spreadsheets write them: accepted, or rejected with line and remedy."""
 
 import gzip
 import io

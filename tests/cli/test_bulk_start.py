@@ -1,4 +1,4 @@
-"""``bulk start``: from files of every kind, on all that is live, tried out beforehand, and refused in a sentence."""
+"""``bulk start``: from files of every kind, on all live targets, dry runs, and rejected input."""
 
 import asyncio
 import io
@@ -78,7 +78,7 @@ async def test_bulk_start_starts_a_stream_for_each_id(
 async def test_bulk_start_prints_the_command_that_stops_its_streams(
     shell: Shell, space: SimulatedSpace, ids: str
 ) -> None:
-    """It holds the options that lead to the Space, and a file's name of any kind."""
+    """It has the options for the Space, and quotes the name of the file."""
     options = ("--space", space.base_url, "--project", space.project, "--journal", "-run of 'today'.db")
     shell.set({"SIGNALWIRE_SPACE": "elsewhere", "SIGNALWIRE_PROJECT_ID": "another"})
     started = await shell(*START, ids, *TO_URL, *options)
@@ -182,7 +182,7 @@ async def test_standard_input_is_not_both(offline_shell: Shell, monkeypatch: pyt
 async def test_bulk_start_all_in_progress_starts_a_stream_on_each(
     shell: Shell, space: SimulatedSpace, kind: str
 ) -> None:
-    """What has ended gets none."""
+    """Those that have ended get none."""
     space.add_conference(status="completed")
     space.add_call(status="completed")
     live = (space.conference_sids[:3], space.call_sids[:2])[kind == "call"]
@@ -262,7 +262,7 @@ async def test_bulk_start_writes_outcomes_and_report_as_json(
 
 @pytest.mark.parametrize("as_json", [False, True])
 async def test_bulk_start_counts_retries(shell: Shell, space: SimulatedSpace, ids: str, *, as_json: bool) -> None:
-    """An answer that was lost is fetched by sending the start again, under its name."""
+    """A start whose response is lost is sent again under its name."""
     space.faults.add("reset", on="start", executed=True, times=1)
     ran = await shell(*START, ids, *TO_URL, *(["--json"] if as_json else []))
     assert (ran.code, len(space.streams.active()), space.streams.duplicates()) == (0, 3, [])
@@ -336,7 +336,7 @@ async def test_concurrency_option_limits_requests_in_flight(bare_shell: Shell) -
 
 @pytest.mark.parametrize(("rate", "requests"), [(0.1, 1), (2.5, 25), (10.0, 100), (1380.0, 13_800)])
 def test_rate_option_is_used_in_full(rate: float, requests: int) -> None:
-    """It is what the run may use, so no part of it is left to others."""
+    """No part of it is left to other clients."""
     limit = rate_limit(rate)
     assert (limit.max_requests, limit.window) == (requests, 10.0)
 
@@ -345,7 +345,7 @@ def test_default_rate_leaves_a_part_of_the_limit() -> None:
     assert rate_limit(None) == RateLimit()
 
 
-# What is tried out: --dry-run.
+# Dry runs.
 
 
 async def test_a_dry_run_needs_no_account_and_leaves_nothing(bare_shell: Shell, tmp_path: Path, folder: Path) -> None:
@@ -458,7 +458,7 @@ async def test_a_dry_run_of_nothing(bare_shell: Shell, tmp_path: Path) -> None:
     assert (as_json.code, as_json.out) == (0, "")
 
 
-# What is wrong: lines, options, files.
+# Invalid lines, options and files.
 
 
 async def test_one_bad_line_starts_nothing(shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path) -> None:
@@ -500,7 +500,7 @@ async def test_skip_invalid_starts_the_valid_lines(shell: Shell, space: Simulate
 
 
 async def test_unreadable_rest_of_a_file_starts_nothing(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
-    """Lines that nobody could read can't be left out knowingly."""
+    """Lines that cannot be read cannot be skipped knowingly."""
     path = tmp_path / "targets.csv"
     path.write_text(f'conference_sid,name\n{space.conference_sids[0]},n\nroom,"open\nother,n\n', encoding="utf-8")
     ran = await shell(*START, str(path), *TO_URL, "--skip-invalid")

@@ -1,4 +1,4 @@
-"""The end of a bulk run in words: what is counted, which errors are told, and which command does the rest."""
+"""Summary of a bulk run: counts, errors, and suggested commands."""
 
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,7 @@ def test_summary_shows_the_first_error_of_a_kind(capsys: pytest.CaptureFixture[s
 
 
 def test_summary_shows_the_ten_most_frequent_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    """Also those of which no example was kept, which is so behind the first thousand failures."""
+    """Also those without an example, which only the first thousand failures keep."""
     errors = {"RunCancelledError": 60_000} | {f"NotFoundError {code}": 50_000 - code for code in range(12)}
     summary(report({BulkStatus.REJECTED: sum(errors.values())}, errors=errors)).write()
     told = [line for line in capsys.readouterr().out.splitlines() if " x " in line]

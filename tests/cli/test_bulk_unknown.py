@@ -1,4 +1,4 @@
-"""Starts whose outcome is unknown: counted as such, and a resumed run is offered only where it can do something."""
+"""Starts whose outcome is unknown: counted as such, and resume is suggested only if it can do something."""
 
 import signal
 from pathlib import Path

@@ -16,7 +16,7 @@ from .shell import Shell, end_of, line_of, process
 
 @pytest.fixture(autouse=True)
 def shortly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A moment of audio tells as much as two seconds."""
+    """A moment of audio proves as much as two seconds."""
     monkeypatch.setattr(demo, "SECONDS", 0.1)
 
 
@@ -57,7 +57,7 @@ async def test_demo_recordings_equal_what_was_sent(bare_shell: Shell, tmp_path: 
 
 
 async def test_demo_reports_a_recording_that_differs(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo fails when a recording is not what was said."""
+    """The demo fails if a recording differs from what was sent."""
     monkeypatch.setattr(demo, "_sent", lambda track, length: None)
     ran = await bare_shell("demo", "--conferences", "1")
     assert ran.code == 1

@@ -1,4 +1,4 @@
-"""What goes wrong: exit codes, one sentence on stderr, one JSON object on stdout, and never a traceback."""
+"""Failures: exit codes, one line on stderr, one JSON object on stdout, and never a traceback."""
 
 import asyncio
 import os

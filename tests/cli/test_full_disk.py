@@ -1,4 +1,4 @@
-"""Output that can't be written: one line on stderr, an exit code, and nothing lost that only the output had."""
+"""Output that cannot be written: one line on stderr, an exit code, and no information lost."""
 
 import os
 import shlex

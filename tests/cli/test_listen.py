@@ -47,11 +47,11 @@ class Listener:
     directory: Path
 
     async def ended(self) -> Any:
-        """Wait for the next stream that ended, and give what is told of it."""
+        """Return the JSON object of the next stream that ends."""
         return json.loads(await line_of(self.child))
 
     async def end(self, number: signal.Signals = signal.SIGINT) -> Ran:
-        """Tell it to end."""
+        """Send a signal, and wait for the end."""
         return await end_of(self.child, number)
 
 
@@ -104,19 +104,19 @@ async def stop(peer: aiohttp.ClientWebSocketResponse) -> None:
 
 
 def files_in(directory: Path) -> list[Path]:
-    """Give all files, however deep."""
+    """Return all files, at any depth."""
     return [path for path in directory.rglob("*") if path.is_file()]
 
 
 def sound_of(file: str | Path) -> tuple[int, "array[int]"]:
-    """Give a WAV file's channels and samples; reading it is the proof that it is whole."""
+    """Return a WAV file's channels and samples; reading it proves that it is complete."""
     with wave.open(str(file)) as audio:
         samples = array("h", audio.readframes(audio.getnframes()))
         assert len(samples) == audio.getnframes() * audio.getnchannels()
         return audio.getnchannels(), samples
 
 
-# What is recorded.
+# Recordings.
 
 
 async def test_a_stream_of_the_space_becomes_a_wav_file(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ async def test_each_track_can_have_a_file_of_its_own_with_the_codes_as_they_came
 
 
 async def test_a_file_that_is_there_is_never_written_to(tmp_path: Path) -> None:
-    """Nor is one of a stream that goes on: two streams of one sid at the same time have two files."""
+    """Two streams of one sid at the same time have two files."""
     (tmp_path / "s-1.wav").write_bytes(b"precious")
     async with listening(tmp_path) as listener, dialled(listener.url) as one, dialled(listener.url) as other:
         for peer in (one, other):
@@ -252,7 +252,7 @@ def test_listen_reports_why_a_file_cannot_be_created(tmp_path: Path, monkeypatch
 
 
 async def test_an_unknown_encoding_is_kept_as_it_comes(tmp_path: Path) -> None:
-    """There can be no WAV of it, and that is said."""
+    """The message says that no WAV can be written."""
     async with listening(tmp_path) as listener, dialled(listener.url) as peer:
         await begin(peer, encoding="audio/\x1b[31mopus")
         await speak(peer, tracks=["inbound"])
@@ -283,7 +283,7 @@ async def test_a_peer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_signal_finishes_recordings(tmp_path: Path, number: signal.Signals) -> None:
-    """The files are whole, each stream is told, and that is as good an end as any: exit code 0."""
+    """The files are complete, each stream is reported, and the exit code is 0."""
     async with listening(tmp_path) as listener, dialled(listener.url) as one, dialled(listener.url) as other:
         for peer in (one, other):
             await begin(peer)
@@ -297,7 +297,7 @@ async def test_signal_finishes_recordings(tmp_path: Path, number: signal.Signals
 
 
 async def test_pending_socket_does_not_delay_the_end_of_listen(tmp_path: Path) -> None:
-    """The 10 seconds that a start may take are not waited for: nothing is said of a start that did not come."""
+    """It does not wait 10 seconds for a start event, and does not report that there was none."""
     async with listening(tmp_path) as listener, dialled(listener.url):
         ran = await listener.end()
     assert (ran.code, ran.out, ran.err) == (0, "", "")
@@ -309,11 +309,11 @@ async def test_listen_ends_after_a_time_or_number_of_streams(bare_shell: Shell, 
     assert ran.rows[-1] == "Ended. Streams: 0, files: 0, audio: 0 s, lost frames: 0."
 
 
-# Who may come in.
+# Tokens and certificates.
 
 
 async def test_listen_rejects_wrong_tokens(tmp_path: Path) -> None:
-    """There may be several, from a file as well; none of them is ever shown."""
+    """There may be several, also from a file; none is ever printed."""
     (tmp_path / "tokens").write_text("t0ken-a\n t0ken-b \n")
     environment = {"SIGNALWIRE_STREAMS_TOKEN": "t0ken-c"}
     arguments = ("--bearer-token-file", str(tmp_path / "tokens"), "--streams", "2")
@@ -337,7 +337,7 @@ async def test_listen_rejects_wrong_tokens(tmp_path: Path) -> None:
 
 
 async def test_listen_serves_the_given_certificate(bare_shell: Shell, tmp_path: Path) -> None:
-    """And one that is no certificate is misuse, not a question about a password."""
+    """An invalid one is a usage error, and OpenSSL asks for no password."""
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
@@ -364,11 +364,11 @@ async def test_listen_serves_the_given_certificate(bare_shell: Shell, tmp_path: 
         assert "are not a certificate and its key" in ran.err
 
 
-# What goes wrong.
+# Failures.
 
 
 async def test_a_directory_that_takes_no_files_is_one_clear_sentence(bare_shell: Shell, tmp_path: Path) -> None:
-    """Said before anybody is let in."""
+    """It is reported before any stream is accepted."""
     (tmp_path / "file").touch()
     for directory in (tmp_path / "file", tmp_path / "file" / "below"):
         ran = await bare_shell("listen", "--allow-anonymous", "--directory", str(directory))
@@ -377,7 +377,7 @@ async def test_a_directory_that_takes_no_files_is_one_clear_sentence(bare_shell:
 
 
 async def test_a_stream_that_cannot_be_recorded_leaves_the_others_alone(tmp_path: Path) -> None:
-    """It is closed as failed, and told; a later one is recorded; the exit code says that not all went well."""
+    """It is closed as failed, and reported; a later one is recorded; the exit code is 1."""
     folder = tmp_path / "folder"
     async with listening(folder) as listener, dialled(listener.url) as before:
         await begin(before, "before")
@@ -434,7 +434,7 @@ async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell, tmp_path: Pa
 
 
 async def test_broken_pipe_ends_listen(tmp_path: Path) -> None:
-    """As in ``signalwire-streams listen --json | head -1``: what came is recorded nevertheless."""
+    """As in ``signalwire-streams listen --json | head -1``: the stream is recorded nevertheless."""
     reading, writing = os.pipe()
     options = ("listen", "--json", "--allow-anonymous", "--directory", str(tmp_path))
     async with process(*options, stdout=writing) as child:

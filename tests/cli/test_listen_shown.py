@@ -1,4 +1,4 @@
-"""What ``listen`` shows: levels, the live table, and lines for people; and where each of them goes."""
+"""Output of ``listen``: levels, the live table, and lines."""
 
 import asyncio
 import io
@@ -29,7 +29,7 @@ LINEAR = AudioFormat("audio/x-L16", 8000)
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment that leaves it to the streams whether they are terminals."""
+    """An environment that does not override whether streams are terminals."""
     for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"COLUMNS": "80", "LINES": "20", "TERM": "xterm"}.items():
@@ -60,7 +60,7 @@ def test_a_level_is_that_of_the_greatest_sample(samples: tuple[int, ...], level:
 @pytest.mark.parametrize("encoding", ["audio/x-mulaw", "audio/x-alaw", "audio/x-L16"])
 @pytest.mark.parametrize("order", ["little", "big"])
 def test_the_peak_is_exact_in_every_encoding(encoding: str, order: Any) -> None:
-    """As decoding shows it, whatever shortcut is taken; an odd byte at the end is no sample."""
+    """It equals that of the decoded samples; an odd byte at the end is ignored."""
     source = random.Random(encoding)  # noqa: S311  (nothing is guarded here)
     audio_format = AudioFormat(encoding, 8000, order)
     for length in (1, 2, 3, 160, 161, 641):
@@ -163,7 +163,7 @@ def test_a_narrow_terminal_cuts_the_sid_and_nothing_else() -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 100])
 @pytest.mark.parametrize("width", [120, 80, 60, 30])
 def test_the_table_fits_the_terminal(height: int, count: int, width: int) -> None:
-    """As far as one can: a stream, what is left out, and the sum are always there."""
+    """A stream, the number of hidden ones, and the sum are always there."""
     lines = drawn([row(number) for number in range(count)], width=width, height=height)
     assert len(lines) <= max(height - 1, 4)
     assert max(map(cell_len, lines)) <= width
@@ -190,13 +190,13 @@ def test_a_terminal_that_shows_ascii_only_gets_no_more() -> None:
 
 
 def pretend_terminal(monkeypatch: pytest.MonkeyPatch, *streams: str) -> None:
-    """Let stdout or stderr pass for a terminal."""
+    """Make stdout or stderr look like a terminal."""
     for name in streams:
         monkeypatch.setattr(getattr(sys, name), "isatty", lambda: True)
 
 
 def looking() -> tuple[Any, asyncio.Event]:
-    """Give what says what is to be seen, and an event that comes when it was asked a few times."""
+    """Return a function for the state of the table, and an event that is set after a few calls."""
     seen = asyncio.Event()
     times = 0
 
@@ -263,7 +263,7 @@ async def test_a_table_on_stderr_leaves_stdout_alone(
 
 
 async def test_live_table_shows_the_receivers_log(capsys: pytest.CaptureFixture[str]) -> None:
-    """With what went wrong but no traceback, and only while somebody listens."""
+    """With its error but without a traceback, and only during the block."""
     log = logging.getLogger("signalwire_streams.receiver")
     before = list(log.handlers)
     async with live_table(looking()[0], as_json=True):

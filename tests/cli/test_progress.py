@@ -1,4 +1,4 @@
-"""How far a long command is: its numbers, its one line in a pipe, its two on a terminal, and how it ends early."""
+"""Progress of a long command: its numbers, its output in a pipe and on a terminal, and its early end."""
 
 import asyncio
 import io
@@ -44,7 +44,7 @@ FAR = Progress(title="Starting", done=1_234, total=10_000, facts=("97 of 1,242 r
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment that leaves it to the streams whether they are terminals."""
+    """An environment that does not override whether streams are terminals."""
     for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
@@ -53,7 +53,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Put the handlers of signals back."""
+    """Restore the signal handlers."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -61,11 +61,11 @@ def handlers() -> Iterator[None]:
 
 
 def pretend_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let stderr pass for a terminal."""
+    """Make stderr look like a terminal."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
 
-# What the meter counts.
+# The meter.
 
 
 class Hands:
@@ -156,7 +156,7 @@ def test_meter_counts_retries(action: RetryDecision) -> None:
     assert meter.retries == (action not in final)
 
 
-# What is written of it.
+# Text and drawing.
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_terminal_gets_two_lines_that_fit(look: Progress, columns: int) -> Non
 
 
 def looking(times: int) -> tuple[Callable[[], Progress], asyncio.Event]:
-    """Give what says how far it is, and an event that comes when that was asked so often."""
+    """Return a function for the progress, and an event that is set after a number of calls."""
     enough = asyncio.Event()
     done = 0
 
@@ -335,7 +335,7 @@ async def test_a_display_on_stderr_leaves_stdout_alone(
         assert ran.out.startswith("Started 3 of 3 streams in ")
 
 
-# How a run goes on, and how it ends early.
+# The runner.
 
 
 def runner_of(run: BulkRun[Any], total: int, *, as_json: bool = False) -> BulkRunner:
@@ -352,7 +352,7 @@ def outcome(state: BulkStatus, **fields: Any) -> BulkOutcome[Any]:
 
 
 async def test_runner_shows_rate_retries_and_outcomes(client: StreamsClient) -> None:
-    """The most frequent outcome first; before a second is over nobody guesses at the rest."""
+    """The most frequent outcome comes first; the rest is not estimated in the first second."""
     runner = runner_of(client.start_streams([]), 1_000)
     runner._options.meter.record(attempt(decision=RetryDecision.RETRY))
     for state in (BulkStatus.NOT_ATTEMPTED, BulkStatus.STARTED, BulkStatus.STARTED):
@@ -364,7 +364,7 @@ async def test_runner_shows_rate_retries_and_outcomes(client: StreamsClient) -> 
 
 
 async def test_runner_estimates_the_rest_without_earlier_items(client: StreamsClient) -> None:
-    """What an earlier part had done took this one no time."""
+    """Items that an earlier part of the run completed took no time."""
     runner = runner_of(client.start_streams([]), 1_000)
     runner._started_at -= 20
     assert runner._progress().left is None
@@ -388,7 +388,7 @@ async def test_runner_returns_the_report(client: StreamsClient, space: Simulated
 async def test_runner_reports_a_signal_at_once(
     capsys: pytest.CaptureFixture[str], handlers: None, number: signal.Signals, code: int
 ) -> None:
-    """It is said what happens now; what is under way ends, and nothing more is begun."""
+    """It prints what happens now; requests in flight finish, and nothing more is sent."""
     async with held_space(conferences=4) as (space, held), client_of(space) as client:
         runner = runner_of(client.start_streams(starts_on(space), concurrency=1), 4)
         performing = asyncio.create_task(runner.execute())
@@ -427,7 +427,7 @@ async def test_runner_second_signal_aborts_but_first_sets_the_code(
 
 
 async def test_an_outcome_in_json_has_the_name_that_is_known(capsys: pytest.CaptureFixture[str]) -> None:
-    """The stream's own, or the one that was sent; and no control character of a foreign message."""
+    """The stream's own, or the one that was sent; messages have no control characters."""
     async with SimulatedSpace() as space, client_of(space) as client:
         runner = runner_of(client.start_streams([]), 3, as_json=True)
         stream = ConferenceStream(conference_sid="room", sid="s", name="its own", ambiguous=True)

@@ -97,7 +97,7 @@ async def test_an_unnamed_stream_has_its_sid_alone(shell: Shell, space: Simulate
 
 
 async def test_a_stream_that_a_repeated_attempt_met_is_stopped_by_its_name(shell: Shell, space: SimulatedSpace) -> None:
-    """The sid that the second attempt was told is that of a stream that never lived."""
+    """The sid in the second response is that of a stream that failed."""
     space.faults.add("reset", on="start", executed=True, times=1)
     ran = await shell("conferences", "start-stream", space.conference_sids[0], "--url", URL, "--name", "-n", "--json")
     assert ran.json["ambiguous"] is True

@@ -1,4 +1,4 @@
-"""What the command line says is wrong is in its own words: options and JSON, not Python."""
+"""Error messages of the command line name options and JSON, not Python."""
 
 import json
 import re
