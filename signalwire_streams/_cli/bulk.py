@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
+from textwrap import fill, indent
 from typing import Any
 
 import click
@@ -60,12 +61,12 @@ from signalwire_streams._cli.streams import Noun
 _HIDDEN = "***"
 _PAGE_SIZE = 1_000
 
-FILES = """\b
+_COLUMNS = ", ".join(name for name in FIELDS if name not in {"conference_sid", "parameters"})
+FILES = f"""\b
 FILE has one id per line, and comments that begin with "# "; or it is CSV
 whose first line names its columns, as spreadsheets save it; or it has one
 JSON object per line. CSV and JSON may have these fields for each stream:
-  conference_sid or call_sid, url, name, unnamed, track, codec, realtime,
-  status_callback, status_callback_method, authorization_bearer_token,
+{indent(fill(f"conference_sid or call_sid, {_COLUMNS},", 72), "  ")}
   and parameters (JSON: an object; CSV: a column parameters.NAME for each)
 """
 
@@ -387,6 +388,7 @@ _STATUSES = [*(status.value for status in BulkStatus), IN_DOUBT[0]]
 
 
 @bulk.command(
+    short_help="Show the progress of a run.",
     epilog="""\b
 Examples:
   signalwire-streams bulk status run.db
