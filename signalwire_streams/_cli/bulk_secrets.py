@@ -139,24 +139,26 @@ def _line_of(planned: PlannedRequest, unused: list[Line], unset: frozenset[str])
     A line counts only if the checks of the start accept it and make this very request of it. The journal does not
     record the options of the start, so they may have supplied what the line lacks, as far as the plan allows that.
     """
-    if not unused:
-        return {}
-    fits = [line for line in unused if _fits(line, planned)]
-    # Else a file that was written for the resume, and repeats the secrets only.
-    exact = [line for line in fits if _is_exact(line, planned, unset)] or fits
-    if not exact and not planned.is_complete:
+    fits = (line for line in unused if _fits(line, planned))
+    exact = (line for line in fits if _is_exact(line, planned, unset))
+    first, others = next(exact, None), exact
+    if first is None:  # perhaps the file was written for the resume, and repeats the secrets only
+        fits = (line for line in unused if _fits(line, planned))
+        first, others = next(fits, None), fits
+    if first is None and unused and not planned.is_complete:
         raise click.UsageError(
             f"no line of the FILE makes the stream that the run planned on {planned.request.target} (see line "
             f"{unused[0].number}): name the FILE that the run was started with"
         )
-    if not exact:
+    if first is None:
         return {}
-    first, *others = exact
     lacks = _supplied(first, planned)
-    rivals = [line for line in others if not lacks <= _supplied(line, planned) and not _same_secrets(first, line)]
-    if rivals and not planned.is_complete:
+    # If the start accepted the first line, then also each other one that needs the same options.
+    rivals = (line for line in others if lacks and not lacks <= _supplied(line, planned))
+    rival = next((line for line in rivals if not _same_secrets(first, line)), None)
+    if rival is not None and not planned.is_complete:
         raise click.UsageError(
-            f"lines {first.number} and {rivals[0].number} of the FILE have different secrets, and both may be the "
+            f"lines {first.number} and {rival.number} of the FILE have different secrets, and both may be the "
             f"stream on {planned.request.target}: leave out the one that was not started"
         )
     unused.remove(first)
