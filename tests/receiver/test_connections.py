@@ -175,7 +175,7 @@ async def test_descriptor_for_a_file_is_taken_from_a_connection_without_a_stream
     await stream.send_json(START)
     await until(lambda: len(heard.sessions) == 1)
     first, second = await connect(url), await connect(url)
-    await until(lambda: len(next(iter(receiver._servers))._pending) == 2)
+    await until(lambda: len(next(iter(receiver._servers))._open) == 3)
     assert await receiver._free_descriptor()
     await rest_of(first)
     assert is_open(second)
