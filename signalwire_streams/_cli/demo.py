@@ -34,7 +34,6 @@ from signalwire_streams._cli.output import (
     Failure,
     bare_table,
     clean,
-    in_words,
     is_terminal,
     silenced,
     write_aligned,
@@ -160,10 +159,10 @@ class BulkPart:
 
 
 def _cause(attempt: Attempt) -> str:
-    result = in_words(attempt.result)
+    result = getattr(attempt.result, "description", attempt.result)
     if attempt.result is AttemptResult.NO_RESPONSE:
         return "no response, connection reset"
-    return f"HTTP {attempt.status}: {result}" if attempt.status is not None else result
+    return f"HTTP {attempt.status}: {result}" if attempt.status is not None else str(result)
 
 
 class AudioPart:
