@@ -52,7 +52,9 @@ def tests(session: nox.Session) -> None:
         return
     at_least = "100"
     if shutil.which("redis-server") is None:
-        session.warn("redis-server is not installed, so the tests that need it are skipped (on Debian: package redis-server)")
+        session.warn(
+            "redis-server is not installed, so the tests that need it are skipped (on Debian: package redis-server)"
+        )
         at_least = "0"
     covered = ["--cov", "--cov-report", "term:skip-covered", "--cov-fail-under", at_least]
     session.run("pytest", "--numprocesses", "auto", *(covered if os.environ.get("CI") else ()))

@@ -5,7 +5,7 @@ import sys
 from signalwire_streams._cli import ignore_interrupts
 
 _OF_THE_EXTRA = {"click", "rich", "trustme"}
-_MISUSE = 2
+_USAGE_ERROR = 2
 _INTERRUPTED = 130
 
 
@@ -13,7 +13,7 @@ def main() -> int:
     """Run the command line on the process's arguments. From its return on, the process ignores SIGINT.
 
     Returns:
-        The exit code: 0 all well, 1 something failed, 2 misuse, 130 interrupted.
+        The exit code: 0 success, 1 failure, 2 usage error, 130 interrupted.
     """
     try:
         try:
@@ -27,7 +27,7 @@ def main() -> int:
 
 def _run() -> int:
     try:
-        # Only the command line needs click and rich, so whoever has not installed them hears of it here.
+        # Only the command line needs click and rich, so their absence is reported here.
         from signalwire_streams._cli.main import run  # noqa: PLC0415  (see above)
 
         return run()
@@ -35,7 +35,7 @@ def _run() -> int:
         if (error.name or "").partition(".")[0] not in _OF_THE_EXTRA:
             raise
         sys.stderr.write("error: the command line needs more packages: pip install 'signalwire-streams[cli]'\n")
-        return _MISUSE
+        return _USAGE_ERROR
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The whole command line, and its run."""
+"""The program: its commands, and how each of them ends."""
 
 import io
 import os
@@ -11,36 +11,35 @@ from typing import TextIO, cast
 
 import click
 
+from signalwire_streams import StreamsError
+from signalwire_streams._cli.options import wants_json
 from signalwire_streams._cli.output import (
+    BROKEN_PIPE,
     FAILED,
     INTERRUPTED,
-    PIPE_CLOSED,
+    Interruption,
     clean,
+    failure_of,
     logging_to_stderr,
-    say_misuse,
     verbose_option,
     write_note,
 )
 
 _NAME = "signalwire-streams"
 _MODULES = {
-    "bulk": "bulk.manage",
+    "bulk": "bulk",
     "callbacks": "callbacks",
     "calls": "streams",
     "conferences": "streams",
     "demo": "demo",
-    "fleet": "fleet.commands",
-    "listen": "listen.app",
+    "fleet": "fleet",
+    "listen": "listen",
     "simulate": "simulate",
 }
 
 
 class _OutputError(Exception):
-    """The output can't be written. It is no OSError, because click treats some of those as its own.
-
-    Attributes:
-        cause: what the system said, with notes of the command.
-    """
+    """The output cannot be written. Not an OSError, because click handles some of those itself."""
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(str(cause))
@@ -49,11 +48,11 @@ class _OutputError(Exception):
 
 @contextmanager
 def _output_errors() -> Iterator[None]:
-    """Raise an `_OutputError` for output that can't be written; any other OSError is a bug and stays one."""
+    """Raise `_OutputError` for output that cannot be written; any other OSError is a bug and stays one."""
     try:
         yield
     except OSError as error:
-        # The stream can't be asked: Python drops its buffer when a write fails, and the next flush succeeds.
+        # The stream cannot be asked: Python drops its buffer when a write fails, and the next flush succeeds.
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if isinstance(error, BrokenPipeError) or frame.f_code in {click.echo.__code__, _flush.__code__}:
             raise _OutputError(error) from error
@@ -61,14 +60,12 @@ def _output_errors() -> Iterator[None]:
 
 
 class _Program(click.Group):
-    """The commands, each imported when it is asked for: all of them together take half a second."""
+    """The commands, each imported when it is used: all of them together take half a second."""
 
     def list_commands(self, _: click.Context) -> list[str]:
-        """Name the commands."""
         return list(_MODULES)
 
     def get_command(self, _: click.Context, name: str) -> click.Command | None:
-        """Fetch a command."""
         if name not in _MODULES:
             return None
         return cast("click.Command", getattr(import_module(f"signalwire_streams._cli.{_MODULES[name]}"), name))
@@ -76,17 +73,18 @@ class _Program(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
     ) -> click.Context:
-        """Parse the command line, which is where click prints ``--help``."""
-        with _output_errors():
+        with _output_errors():  # click prints --help while it parses
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command. Ctrl-C ends it quietly; click would write an empty line."""
+        """Run a command. Every error of the library, and Ctrl-C, becomes an exit code here."""
         try:
             with _output_errors():
                 return super().invoke(ctx)
+        except StreamsError as error:
+            raise failure_of(error, as_json=wants_json(ctx)) from None
         except KeyboardInterrupt:
-            raise click.exceptions.Exit(INTERRUPTED) from None
+            raise Interruption(as_json=wants_json(ctx)) from None
 
 
 @click.group(
@@ -94,33 +92,26 @@ class _Program(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Without an account:
-  signalwire-streams demo        1,000 streams started and stopped under faults
-  signalwire-streams simulate    a Space of your own, on this machine
-  signalwire-streams listen      a WebSocket server that records streams
+  signalwire-streams demo        start and stop 1,000 streams under faults
+  signalwire-streams simulate    run a simulated Space on this machine
+  signalwire-streams listen      run a WebSocket server that records streams
 
 \b
 Exit codes:
-  0 all well    1 something failed    2 misuse    130 interrupted
-  141 the reader of a pipe left    143 told to end
+  0 success        1 failure        2 usage error
+  130 interrupted  141 broken pipe  143 terminated (SIGTERM)
 """,
 )
 @verbose_option
 @click.version_option(package_name=_NAME, prog_name=_NAME)
 def program() -> None:
-    """Start and stop SignalWire audio streams, never twice."""
+    """Start and stop SignalWire audio streams, and never start one twice."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: instead of the process's own.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command line, by default on the arguments of the process, and return the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a room's name may hold what the terminal can't show
+        sys.stdout.reconfigure(errors="replace")  # a conference's name may not be encodable for the terminal
     with logging_to_stderr():
         try:
             with _output_errors():
@@ -134,8 +125,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         return int(program.main(args=arguments, prog_name=_NAME, standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
     except click.UsageError as error:
-        say_misuse(error)
+        hint = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
+        click.echo(f"error: {clean(error.format_message())}{hint}", err=True)
         return error.exit_code
     except click.ClickException as error:
         error.show()
@@ -145,7 +140,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _open_streams() -> list[TextIO]:
-    """Give stdout and stderr; each is None where the shell closed it, as with ``>&-``."""
+    """Return stdout and stderr; each is None where the shell closed it, as with ``>&-``."""
     streams: Sequence[TextIO | None] = (sys.stdout, sys.stderr)
     return [stream for stream in streams if stream is not None]
 
@@ -156,7 +151,7 @@ def _flush() -> None:
 
 
 def _end_without_output(error: OSError) -> int:
-    """Say on stderr why there is no output, with what the command noted. A closed pipe alone is no failure."""
+    """Print on stderr why there is no output, with the command's notes. A broken pipe alone is no failure."""
     notes = "".join(f"; {clean(note)}" for note in getattr(error, "__notes__", ()))
     is_pipe = isinstance(error, BrokenPipeError)
     if notes or not is_pipe:
@@ -166,4 +161,4 @@ def _end_without_output(error: OSError) -> int:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-    return PIPE_CLOSED if is_pipe else FAILED
+    return BROKEN_PIPE if is_pipe else FAILED

@@ -1,43 +1,75 @@
-"""The options that a start has on a conference and on a call, each named as the client's argument is."""
+"""Options that several commands share: the account, JSON, and the fields of a start."""
 
 import asyncio
+import errno
 import functools
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
-from attrs import frozen
+from attrs import evolve, fields, frozen
 
-from signalwire_streams import CallbackMethod, InvalidRequestError, StreamsClient, StreamsError, Track
-from signalwire_streams._cli.output import Interruption, failure_of, verbose_option
+from signalwire_streams import InvalidRequestError, StartCallStream, StartConferenceStream, StreamsClient
+from signalwire_streams._cli.output import verbose_option
 from signalwire_streams.models._validation import check_codec
 
-_SPACE, _PROJECT, _TOKEN = "SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"
+SPACE, PROJECT, TOKEN = "SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"
 
 _Result = TypeVar("_Result")
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 ENVIRONMENT = f"""\b
 Environment:
-  {_SPACE}        the Space: example, example.signalwire.com
-                          or, for tests, an address such as http://127.0.0.1:8080
-  {_PROJECT}   the Project ID
-  {_TOKEN}    the API token; there is no option for it, since
+  {SPACE}        the Space: example, example.signalwire.com
+                          or, for tests, a URL such as http://127.0.0.1:8080
+  {PROJECT}   the Project ID
+  {TOKEN}    the API token; there is no option for it, since
                           others on this machine can read a command line
 """
 
 
+def adding(*options: Decorator) -> Decorator:
+    """Combine options, which ``--help`` shows in this order, into one decorator."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+_WANTS_JSON = "signalwire_streams.wants_json"
+
+
+def wants_json(context: click.Context) -> bool:
+    """Return whether the command was asked for JSON."""
+    return bool(context.meta.get(_WANTS_JSON))
+
+
+def json_option(help_text: str) -> Decorator:
+    """Return the option ``--json``. It also decides how an error of the command is written."""
+
+    def remember(context: click.Context, _: click.Parameter, value: bool) -> bool:  # noqa: FBT001  (click's signature)
+        context.meta[_WANTS_JSON] = value
+        return value
+
+    return click.option("--json", "as_json", is_flag=True, callback=remember, help=help_text)
+
+
 @frozen
 class Account:
-    """Where a command goes, as far as the command line and the environment say.
+    """Space, project and output format of a command.
 
     Attributes:
-        space: the Space's name, host or loopback address.
+        space: the Space's name, host or loopback URL.
         project: the Project ID.
-        as_json: whether the answer, and an error, is to be JSON.
-        options: the options that were written out, to be repeated in a command that is shown.
+        as_json: whether results and errors are written as JSON.
+        options: the options that were on the command line, for commands that are suggested to the user.
     """
 
     space: str | None
@@ -46,53 +78,42 @@ class Account:
     options: tuple[str, ...] = ()
 
     def client(self, **options: Any) -> StreamsClient:  # noqa: ANN401  (the client's own)
-        """Make a client, with further options of its own.
-
-        Raises:
-            InvalidRequestError: something is missing, or can't be right.
-        """
-        token = os.environ.get(_TOKEN)
-        found = {f"{_SPACE} (or --space)": self.space, f"{_PROJECT} (or --project)": self.project, _TOKEN: token}
+        token = os.environ.get(TOKEN)
+        found = {f"{SPACE} (or --space)": self.space, f"{PROJECT} (or --project)": self.project, TOKEN: token}
         missing = [name for name, value in found.items() if not value]
         if missing:
             raise InvalidRequestError(f"set {', '.join(missing)} in the environment: your Space's API page shows them")
         return StreamsClient(space=self.space, project=self.project, token=token, **options)
 
-    def perform(self, work: Callable[[StreamsClient], Awaitable[_Result]], **options: Any) -> _Result:  # noqa: ANN401
-        """Do a piece of work with a client, made with these options, that is closed at its end, however it ends.
-
-        Raises:
-            Failure: it did not succeed.
-            Interruption: Ctrl-C ended it.
-        """
+    def run(self, work: Callable[[StreamsClient], Awaitable[_Result]], **options: Any) -> _Result:  # noqa: ANN401
+        """Run a coroutine with a client that is created with these options and closed afterwards."""
 
         async def with_client() -> _Result:
             async with self.client(**options) as client:
                 return await work(client)
 
-        try:
-            return asyncio.run(with_client())
-        except StreamsError as error:
-            raise failure_of(error, as_json=self.as_json) from None
-        except KeyboardInterrupt:
-            raise Interruption(as_json=self.as_json) from None
+        return asyncio.run(with_client())
+
+    def or_else(self, *, space: str, project: str) -> "Account":
+        """Return an account with these values where the command line and the environment have none."""
+        return evolve(self, space=self.space or space, project=self.project or project)
 
 
 def account_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--space``, ``--project`` and ``--json``, and hand them to the command as its `Account`."""
+    """Add ``--space``, ``--project`` and ``--json``, and pass them to the command as its `Account`."""
 
-    @click.option("--space", envvar=_SPACE, metavar="SPACE", help=f"The Space; instead of {_SPACE}.")
-    @click.option("--project", envvar=_PROJECT, metavar="ID", help=f"The Project ID; instead of {_PROJECT}.")
-    @click.option("--json", "as_json", is_flag=True, help="Write JSON, one object per line; errors as well.")
+    @click.option("--space", envvar=SPACE, metavar="SPACE", help=f"The Space; instead of {SPACE}.")
+    @click.option("--project", envvar=PROJECT, metavar="ID", help=f"The Project ID; instead of {PROJECT}.")
+    @json_option("Write JSON, one object per line; errors as well.")
     @verbose_option
     @functools.wraps(command)
-    def with_account(*, space: str | None, project: str | None, as_json: bool, **fields: object) -> None:
-        command(Account(space, project, as_json, _written_out(space=space, project=project)), **fields)
+    def with_account(*, space: str | None, project: str | None, as_json: bool, **others: object) -> None:
+        command(Account(space, project, as_json, _on_command_line(space=space, project=project)), **others)
 
     return with_account
 
 
-def _written_out(**values: str | None) -> tuple[str, ...]:
+def _on_command_line(**values: str | None) -> tuple[str, ...]:
     context = click.get_current_context()
     return tuple(
         word
@@ -107,23 +128,47 @@ _BYTE_ORDER_MARK = "\ufeff"
 _INPUT_IS_TAKEN = "signalwire_streams.input_is_taken"
 
 
-class StartFields(TypedDict):
-    """What the options give, ready to be handed to ``start_stream``."""
+def read_text(source: str) -> str:
+    """Read a text file, or standard input for ``-``.
 
-    url: str
-    name: str | None
-    unnamed: bool
-    track: str | None
-    status_callback: str | None
-    status_callback_method: str | None
-    parameters: dict[str, str]
-    authorization_bearer_token: str | None
-    may_be_running: bool
-    deadline: float | None
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8, or the name is not that of a file.
+    """
+    if source != STANDARD_INPUT:
+        return Path(source).read_text(encoding="utf-8-sig")
+    if sys.stdin is None:  # the shell closed it
+        raise OSError(errno.EBADF, "standard input is closed")
+    return sys.stdin.read().removeprefix(_BYTE_ORDER_MARK)
+
+
+def read_token_file(source: str) -> str:
+    """Read the file of ``--bearer-token-file``.
+
+    An error does not repeat the name of the file: it may be the token itself, passed by mistake.
+    """
+    try:
+        return read_text(source)
+    except OSError as error:
+        raise click.UsageError(f"--bearer-token-file can't be read: {error.strerror}") from None
+    except ValueError:  # not UTF-8, or not the name of a file
+        raise click.UsageError("--bearer-token-file can't be read: write the name of a text file, or -") from None
+
+
+def token_is_on_standard_input() -> bool:
+    """Return whether standard input is used up, since the bearer token was read from it."""
+    return bool(click.get_current_context().meta.get(_INPUT_IS_TAKEN))
+
+
+def _bearer_token(context: click.Context, __: click.Parameter, source: str | None) -> str | None:
+    if source is None:
+        return None
+    context.meta[_INPUT_IS_TAKEN] = source == STANDARD_INPUT
+    return read_token_file(source).strip()
 
 
 def _parameters(_: click.Context, __: click.Parameter, words: Sequence[str]) -> dict[str, str]:
-    """Take NAME=VALUE apart. What is refused is not repeated: a value may be a secret."""
+    """Split each NAME=VALUE. An error does not repeat it: a value may be a secret."""
     parameters: dict[str, str] = {}
     for word in words:
         name, separator, value = word.partition("=")
@@ -135,129 +180,98 @@ def _parameters(_: click.Context, __: click.Parameter, words: Sequence[str]) -> 
     return parameters
 
 
-def _bearer_token(context: click.Context, __: click.Parameter, source: str | None) -> str | None:
-    """Read the token. The file's name is not repeated: it may be the token itself, put there by mistake."""
-    if source is None:
-        return None
-    context.meta[_INPUT_IS_TAKEN] = source == STANDARD_INPUT
-    try:
-        text = read_text(source)
-    except OSError as error:
-        raise click.UsageError(f"--bearer-token-file can't be read: {error.strerror}") from None
-    except ValueError:  # not UTF-8, or a name that no file can have
-        raise click.UsageError("--bearer-token-file can't be read: write the name of a text file, or -") from None
-    return text.strip()
-
-
-def read_text(source: str) -> str:
-    """Read a text file, or standard input for ``-``.
-
-    Raises:
-        OSError: it can't be read.
-        ValueError: it is not UTF-8, or has a name that no file can have.
-    """
-    if source != STANDARD_INPUT:
-        return Path(source).read_text(encoding="utf-8-sig")
-    # Standard input is None where the shell closed it.
-    return "" if sys.stdin is None else sys.stdin.read().removeprefix(_BYTE_ORDER_MARK)
-
-
 def _codec(_: click.Context, __: click.Parameter, word: str | None) -> str | None:
-    """Check the codec before the targets of a run are read."""
     try:
         return None if word is None else check_codec(word)
     except InvalidRequestError as error:
         raise click.UsageError(str(error)) from None
 
 
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+FIELDS: Mapping[str, Any] = {attribute.name: attribute for attribute in fields(StartConferenceStream)}
+"""The fields of a start, by name. Options, columns of a file and a dry run follow from them."""
 
-
-def token_is_on_standard_input() -> bool:
-    """Whether standard input is used up, since the bearer token came from there."""
-    return bool(click.get_current_context().meta.get(_INPUT_IS_TAKEN))
-
-
-def adding(options: Sequence[Decorator]) -> Decorator:
-    """Make a decorator that adds options, shown in this order."""
-
-    def add(command: Callable[..., None]) -> Callable[..., None]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-_URL_HELP = "The WebSocket server that gets the audio; no query string."
-_PARAMETER = click.option(
-    "--parameter",
-    "parameters",
-    multiple=True,
-    callback=_parameters,
-    metavar="NAME=VALUE",
-    help="A value for the WebSocket server; repeat it for more.",
+SWITCHES = frozenset(name for name, attribute in FIELDS.items() if bool in {attribute.type, *get_args(attribute.type)})
+CONFERENCE_ONLY = frozenset(
+    attribute.name for attribute in fields(StartCallStream) if attribute.type in {None, type(None)}
 )
-_BEARER_TOKEN = click.option(
-    "--bearer-token-file",
-    "authorization_bearer_token",
-    callback=_bearer_token,
-    metavar="FILE",
-    help="Holds the token that the WebSocket server expects; - reads it from standard input.",
-)
-_CALLBACK = click.option("--status-callback", metavar="URL", help="An address that hears of the stream.")
-_FIELDS = (
-    click.option("--unnamed", is_flag=True, help="Send no name. Such a start is never sent twice."),
-    click.option("--track", type=click.Choice([word.value for word in Track]), help="Which side; both by default."),
-    _CALLBACK,
-    click.option(
-        "--status-callback-method",
-        type=click.Choice([word.value for word in CallbackMethod]),
-        help="How it is called; POST by default.",
+
+_HELP = {
+    "url": "URL of the WebSocket server that receives the audio; no query string.",
+    "name": "Name of the stream, unique on its conference or call; generated by default.",
+    "unnamed": "Send no name. Such a start is never retried once it may have been received.",
+    "track": "Which side is streamed; both by default.",
+    "status_callback": "URL that receives status callbacks.",
+    "status_callback_method": "HTTP method of status callbacks; POST by default.",
+    "parameters": "A value for the WebSocket server; repeatable.",
+    "authorization_bearer_token": "File with the token that the WebSocket server expects; - reads standard input.",
+    "codec": "PCMU, PCMA, L16 or G722, optionally with sample rate and packet time: L16@24000h@40i.",
+    "realtime": "The API's StreamRealTime.",
+}
+_SPECIAL: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
+    "url": ((), {"metavar": "wss://..."}),
+    "status_callback": ((), {"metavar": "URL"}),
+    "codec": ((), {"metavar": "CODEC", "callback": _codec}),
+    "parameters": (
+        ("--parameter", "parameters"),
+        {"multiple": True, "metavar": "NAME=VALUE", "callback": _parameters},
     ),
-    _PARAMETER,
-    _BEARER_TOKEN,
-)
+    "authorization_bearer_token": (
+        ("--bearer-token-file", "authorization_bearer_token"),
+        {"metavar": "FILE", "callback": _bearer_token},
+    ),
+}
 
-conference_options: Decorator = adding(
-    (
-        click.option(
-            "--codec",
-            callback=_codec,
-            metavar="CODEC",
-            help="How the audio is encoded: PCMU, PCMA, L16 or G722, with sample rate and packet time if wanted, as in "
-            "L16@24000h@40i.",
-        ),
-        click.option("--realtime/--no-realtime", default=None, help="The API's StreamRealTime."),
-    )
-)
-"""Add the options that only a conference's start has."""
+
+def field_option(name: str, **settings: Any) -> Decorator:  # noqa: ANN401  (click's own)
+    """Return the option of one field of a start, named and typed as the field is."""
+    words, special = _SPECIAL.get(name, ((), {}))
+    option = "--" + name.replace("_", "-")
+    types = get_args(FIELDS[name].type)
+    choices = next((kind for kind in types if isinstance(kind, type) and issubclass(kind, StrEnum)), None)
+    found: dict[str, Any] = {"help": _HELP[name], **special}  # a new field needs a help text
+    if FIELDS[name].type is bool:
+        found |= {"is_flag": True}
+    elif bool in types:
+        option, found["default"] = f"{option}/--no-{name}", None
+    elif "callback" not in special and choices is not None:
+        found["type"] = click.Choice([word.value for word in choices])
+    elif "metavar" not in found:
+        found["metavar"] = name.upper()
+    return click.option(*(words or (option,)), **found | settings)
+
+
+def conference_options(*, hidden: bool = False) -> Decorator:
+    return adding(*(field_option(name, hidden=hidden) for name in FIELDS if name in CONFERENCE_ONLY))
+
+
+def refuse_conference_options(given: Mapping[str, Any], where: str) -> None:
+    for name in sorted(CONFERENCE_ONLY):
+        if given[name] is not None:
+            raise click.UsageError(f"--{name} is for conference streams only: leave it out on {where}")
+
+
+_SHARED = [name for name in FIELDS if name not in {"url", "name", "conference_sid", *CONFERENCE_ONLY}]
 
 start_options: Decorator = adding(
-    (
-        click.option("--url", required=True, metavar="wss://...", help=_URL_HELP),
-        click.option("--name", metavar="NAME", help="Unique on its conference or call; one is made up if left out."),
-        *_FIELDS,
-        click.option(
-            "--may-be-running",
-            is_flag=True,
-            help="A stream of this --name may be running: start it again, and stop it by its name.",
-        ),
-        click.option(
-            "--deadline", type=float, metavar="SECONDS", help="For the whole start, repeated attempts included."
-        ),
-    )
+    field_option("url", required=True),
+    field_option("name"),
+    *map(field_option, _SHARED),
+    click.option(
+        "--may-be-running",
+        is_flag=True,
+        help="A stream of this --name may be running: start it again, and stop it by its name.",
+    ),
+    click.option("--deadline", type=float, metavar="SECONDS", help="Time limit of the whole start, retries included."),
 )
-"""Add the options that every single start has."""
+"""The options of a single start."""
 
 bulk_start_options: Decorator = adding(
-    (
-        click.option("--url", metavar="wss://...", help=f"{_URL_HELP} A line may name another."),
-        click.option("--name", metavar="NAME", help="The same for all; each gets one of its own if left out."),
-        *_FIELDS,
-    )
+    field_option("url", help=f"{_HELP['url']} A line may name another."),
+    field_option("name", help="The same name for all; by default each stream gets a generated one."),
+    *map(field_option, _SHARED),
 )
-"""Add the options that all starts of a run share."""
+"""The options of a run for all of its starts."""
 
-secret_options: Decorator = adding((_PARAMETER, _BEARER_TOKEN, _CALLBACK))
-"""Add the options that give what no journal keeps."""
+limit_option: Decorator = click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of results."
+)

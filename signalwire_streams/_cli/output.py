@@ -1,9 +1,10 @@
-"""What goes to stdout: JSON lines, tables on a terminal, plain columns into a pipe."""
+"""Output of all commands: JSON lines, tables, logs on stderr, and errors with their exit codes."""
 
 import json
 import logging
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TextIO, TypeVar
@@ -17,6 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from signalwire_streams import InvalidRequestError, StreamsError
+
+FAILED, USAGE_ERROR, INTERRUPTED, BROKEN_PIPE, TERMINATED = 1, 2, 130, 141, 143
+"""Exit codes; the last three are 128 plus the number of a signal, as in a shell."""
 
 _JSON_TYPES = {
     "str": "a string",
@@ -47,58 +51,51 @@ _PHRASES = (
 
 
 def for_command_line(message: str) -> str:
-    """Return a message with Python's words replaced."""
-    message = _TYPE.sub(_in_json_words, message)
+    """Replace Python's terms in a message of the library by those of the command line."""
+    message = _TYPE.sub(_in_json_terms, message)
     for python, words in _PHRASES:
         message = message.replace(python, words)
     return message
 
 
-def _in_json_words(found: "re.Match[str]") -> str:
+def _in_json_terms(found: "re.Match[str]") -> str:
     beginning = "is" if found[1] == "is of type" else found[1]
     return f"{beginning} {_JSON_TYPES[found[2]]}"
 
 
-_GAP = "  "
-_NOTHING = "-"
-_ENDLESS = 10_000
-_NARROWEST = 60
-"""Where not even a sid and a status fit, the terminal may wrap the lines: better than half a sid."""
+def clean(text: object) -> str:
+    """Return text of a peer as one line without control and escape characters."""
+    printable = (character if character.isprintable() else " " for character in str(text))
+    return " ".join("".join(printable).split())
 
 
-@frozen
-class Column:
-    """A column of a table.
+def in_words(status: str) -> str:
+    """Return a machine word as people write it: ``not_attempted`` as "not attempted"."""
+    return status.replace("_", " ")
 
-    Attributes:
-        title: what stands above it.
-        whole: whether its cells may never be cut.
-        spare: whether it is left out of a terminal that is too narrow for the whole table.
-    """
 
-    title: str
-    whole: bool = False
-    spare: bool = False
+def is_terminal() -> bool:
+    stdout: TextIO | None = sys.stdout  # None where the shell closed it
+    return stdout is not None and stdout.isatty()
 
 
 def write_json(facts: Mapping[str, object]) -> None:
-    """Write one JSON object on one line."""
     click.echo(json.dumps(facts))
 
 
 def write_note(text: str) -> None:
-    """Write a line to stderr. A stderr that can't be written, such as a full disk, ends no command."""
+    """Write a line to stderr. A stderr that cannot be written, such as a full disk, ends no command."""
     with suppress(OSError):
         click.echo(text, err=True)
 
 
 @contextmanager
 def noting(text: str, *, also_for_pipes: bool = False) -> Iterator[None]:
-    """Add a note to the error of a block whose output can't be written.
+    """Add a note to the error of a block whose output cannot be written.
 
     Args:
         text: what the user must not lose; it is printed on stderr with that error.
-        also_for_pipes: whether it is printed for a pipe as well whose reader closed it.
+        also_for_pipes: whether it is printed for a broken pipe as well.
     """
     try:
         yield
@@ -108,63 +105,40 @@ def noting(text: str, *, also_for_pipes: bool = False) -> Iterator[None]:
         raise
 
 
-def clean(text: object) -> str:
-    """Make foreign text fit for one line of a terminal: no line break, no control or escape character."""
-    printable = (character if character.isprintable() else " " for character in str(text))
-    return " ".join("".join(printable).split())
+_GAP = "  "
+_EMPTY = "-"
+_UNLIMITED = 10_000
+_MIN_WIDTH = 60
+"""On a terminal where not even a sid and a status fit, lines wrap: better than half a sid."""
+
+_MAX_ERRORS = 10
+_DETAIL = " " * 6
 
 
-def on_terminal() -> bool:
-    """Whether a person looks at stdout."""
-    stdout: TextIO | None = sys.stdout  # None where the shell closed it
-    return stdout is not None and stdout.isatty()
+@frozen
+class Column:
+    """A column of a table: ``whole`` cells are never cut; a ``spare`` column is dropped on a narrow terminal."""
+
+    title: str
+    whole: bool = False
+    spare: bool = False
 
 
 def write_table(columns: Sequence[Column], rows: Sequence[Sequence[object]]) -> None:
     """Write a table, cut to fit a terminal, uncut elsewhere; a cell that is None or empty is a dash."""
-    cells = [[clean(cell) if cell is not None else "" for cell in row] for row in rows]
-    filled = [[cell or _NOTHING for cell in row] for row in cells]
-    if on_terminal() and Console().width >= _NARROWEST:
-        _write_fitting(columns, filled)
-    else:
-        write_aligned([[column.title for column in columns], *filled])
-
-
-def write_aligned(rows: Iterable[Sequence[str]], indent: str = "") -> None:
-    """Write rows in plain columns, uncut."""
-    rows = list(rows)
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-        click.echo(indent + _GAP.join(padded).rstrip())
-
-
-def bare_table(*, show_header: bool = True) -> Table:
-    """Make a table without lines, which look the same in every terminal."""
-    return Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), show_header=show_header)
-
-
-def write_rich(table: Table) -> None:
-    """Write what rich draws.
-
-    It goes by way of click, since rich ends the process by itself when the pipe is closed.
-    """
-    console = Console(highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    click.echo(captured.get(), nl=False)
-
-
-def _write_fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    cells = [[clean("" if cell is None else cell) or _EMPTY for cell in row] for row in rows]
+    if not is_terminal() or Console().width < _MIN_WIDTH:
+        write_aligned([[column.title for column in columns], *cells])
+        return
     console = Console()
-    table = _drawn(columns, rows, range(len(columns)))
-    endless = console.options.update(max_width=_ENDLESS)
-    if Measurement.get(console, endless, table).maximum > console.width:
-        table = _drawn(columns, rows, [index for index, column in enumerate(columns) if not column.spare])
+    table = _table(columns, cells, range(len(columns)))
+    unlimited = console.options.update(max_width=_UNLIMITED)
+    if Measurement.get(console, unlimited, table).maximum > console.width:
+        table = _table(columns, cells, [index for index, column in enumerate(columns) if not column.spare])
     write_rich(table)
 
 
-def _drawn(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequence[int]) -> Table:
+def _table(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequence[int]) -> Table:
     table = bare_table()
     for index in shown:
         column = columns[index]
@@ -173,6 +147,47 @@ def _drawn(columns: Sequence[Column], rows: Sequence[Sequence[str]], shown: Sequ
     for row in rows:
         table.add_row(*(Text(row[index], no_wrap=True, overflow="ellipsis") for index in shown))
     return table
+
+
+def write_aligned(rows: Iterable[Sequence[str]], indent: str = "") -> None:
+    rows = list(rows)
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        click.echo(indent + _GAP.join(padded).rstrip())
+
+
+def write_counts(counts: Mapping[str, int], *rows: tuple[str, str], first: Sequence[tuple[str, str]] = ()) -> None:
+    """Write the numbers of a run: items by status, with further rows before and after them."""
+    found = [(in_words(status), f"{count:,}") for status, count in counts.items() if count]
+    write_aligned([*first, *found, *rows], indent="  ")
+
+
+def write_errors(errors: Mapping[str, int], details: Callable[[str], Iterable[str]] = lambda _: ()) -> None:
+    """Write how often each of the most frequent errors came, and lines of details below each."""
+    width = Console().width if is_terminal() else _UNLIMITED
+    if errors:
+        click.echo("Errors:")
+    for label, count in list(errors.items())[:_MAX_ERRORS]:
+        click.echo(f"  {count:,} x {label}")
+        for line in details(label):
+            click.echo(textwrap.fill(line, width, initial_indent=_DETAIL, subsequent_indent=_DETAIL))
+
+
+def bare_table(*, show_header: bool = True) -> Table:
+    """Create a table without lines, which looks the same in every terminal."""
+    return Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), show_header=show_header)
+
+
+def write_rich(table: Table) -> None:
+    """Write a table that rich draws.
+
+    It is captured and written by click, since rich itself ends the process on a broken pipe.
+    """
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    click.echo(captured.get(), nl=False)
 
 
 _Command = TypeVar("_Command", bound=Callable[..., Any] | click.Command)
@@ -192,20 +207,16 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             level = f"{record.levelname.lower()}: " if self._with_level else ""
-            self._write(level + self._words(record))
-        except Exception:  # noqa: BLE001  (a display that broke is no matter of whoever logs)
+            error = record.exc_info[1] if record.exc_info else None
+            cause = "" if error is None else f" ({type(error).__name__}: {error})"
+            self._write(level + record.getMessage() + cause)
+        except Exception:  # noqa: BLE001  (a broken display must not break the code that logs)
             self.handleError(record)
-
-    @staticmethod
-    def _words(record: logging.LogRecord) -> str:
-        error = record.exc_info[1] if record.exc_info else None
-        why = "" if error is None else f" ({type(error).__name__}: {error})"
-        return record.getMessage() + why
 
 
 @contextmanager
 def logging_to_stderr() -> Iterator[None]:
-    """Write what the library logs to stderr while the block runs: warnings, or everything after ``--verbose``."""
+    """Write the library's log to stderr while the block runs: warnings, or everything after ``--verbose``."""
 
     def is_shown_here(record: logging.LogRecord) -> bool:
         return not any(f"{record.name}.".startswith(f"{name}.") for name in _shown_elsewhere)
@@ -222,18 +233,11 @@ def logging_to_stderr() -> Iterator[None]:
 
 
 @contextmanager
-def telling(
-    name: str, tell: Callable[[str], None], *, level: int = logging.WARNING, with_level: bool = False
+def logging_to(
+    write: Callable[[str], None], *, name: str = _LIBRARY.name, level: int = logging.WARNING, with_level: bool = False
 ) -> Iterator[None]:
-    """Pass what a logger and its children log to a display instead of to stderr while the block runs.
-
-    Args:
-        name: the logger.
-        tell: shows one record.
-        level: the lowest level to pass on.
-        with_level: whether the line begins with the record's level.
-    """
-    handler = _Handler(tell, level, with_level=with_level)
+    """Pass the log of a logger and its children to a display instead of stderr while the block runs."""
+    handler = _Handler(write, level, with_level=with_level)
     logger = logging.getLogger(name)
     logger.addHandler(handler)
     _shown_elsewhere.append(name)
@@ -248,7 +252,7 @@ def telling(
 def silenced(*names: str) -> Iterator[None]:
     """Drop the warnings of loggers while the block runs, unless ``--verbose`` asks for everything.
 
-    It is for what the command reports itself.
+    It is for events that the command reports itself.
     """
     loggers = [] if _LIBRARY.level == logging.DEBUG else [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
@@ -261,34 +265,29 @@ def silenced(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _show_everything(_: click.Context, __: click.Parameter, value: bool) -> None:  # noqa: FBT001  (click's signature)
+def _log_everything(_: click.Context, __: click.Parameter, value: bool) -> None:  # noqa: FBT001  (click's signature)
     if value:
         _LIBRARY.setLevel(logging.DEBUG)
 
 
 def verbose_option(command: _Command) -> _Command:
-    """Add ``--verbose`` to a command."""
     add = click.option(
         "-v",
         "--verbose",
         is_flag=True,
         expose_value=False,
-        callback=_show_everything,
+        callback=_log_everything,
         help="Log retries and more to stderr.",
     )
     return add(command)
 
 
-FAILED, MISUSE, INTERRUPTED, PIPE_CLOSED, TERMINATED = 1, 2, 130, 141, 143
-"""The exit codes; the last three are 128 and the signal's number, as a shell has it."""
-
-
 class Failure(click.ClickException):
-    """What kept a command from succeeding, on its way to the user.
+    """A failed command.
 
     Args:
         message: one line for a person.
-        facts: the same for a program, or None when the command was not asked for JSON.
+        facts: the JSON object for a program, or None if the command was not asked for JSON.
     """
 
     exit_code = FAILED
@@ -298,27 +297,26 @@ class Failure(click.ClickException):
         self._facts = facts
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Say it."""
-        click.echo(f"error: {clean(self.message)}", file=file, err=file is None)
-        self.write_facts()
-
-    def write_facts(self) -> None:
-        """Write the JSON object, if the command was asked for JSON."""
+        if text := self._line():
+            click.echo(text, file=file, err=file is None)
         if self._facts is not None:
             write_json(self._facts)
 
+    def _line(self) -> str:
+        return f"error: {clean(self.message)}"
 
-class Misuse(Failure):
-    """What the user wrote can't be right; nothing was sent."""
 
-    exit_code = MISUSE
+class UsageError(Failure):
+    """An argument is invalid; nothing was sent."""
+
+    exit_code = USAGE_ERROR
 
 
 class Interruption(Failure):
     """Ctrl-C ended the command.
 
     Args:
-        message: what it may have left behind, or nothing.
+        message: what the command may have left behind, or nothing.
         facts: more for a program than the message.
         as_json: whether the command was asked for JSON.
     """
@@ -329,25 +327,17 @@ class Interruption(Failure):
         known = {"error": "Interrupted", "status": None, "code": None, "message": message or "interrupted"}
         super().__init__(message, {**known, **(facts or {})} if as_json else None)
 
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print what it may have left behind."""
-        if self.message:
-            click.echo(clean(self.message), file=file, err=file is None)
-        self.write_facts()
+    def _line(self) -> str:
+        return clean(self.message)
 
 
 def failure_of(error: StreamsError, *, as_json: bool) -> Failure:
-    """Make a failure of what the library raised; none of its attributes is a secret."""
+    """Turn an error of the library into a failure; none of its attributes is a secret."""
     message = for_command_line(str(error))
     facts = {"error": type(error).__name__, "status": None, "code": None, **asdict(error), "message": message}
-    kind = Misuse if isinstance(error, InvalidRequestError) else Failure
+    kind = UsageError if isinstance(error, InvalidRequestError) else Failure
     return kind(message, facts if as_json else None)
 
 
-def say_misuse(error: click.UsageError) -> None:
-    """Say in one line what is wrong with the command line, and where to read how it goes."""
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        error.show()
-        return
-    hint = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
-    click.echo(f"error: {clean(error.format_message())}{hint}", err=True)
+def cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> Failure:
+    return Failure(f"can't listen on {host} port {port}: {clean(getattr(error, 'strerror', None) or error)}")

@@ -1,28 +1,30 @@
-"""How a long command shows how far it is: a display on a terminal, a line now and then into a pipe."""
+"""Progress of a long command: a live display on a terminal, a line every few seconds into a pipe."""
 
 import asyncio
 import logging
+import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
-from typing import TypeAlias
+from contextlib import asynccontextmanager, contextmanager
 
-from attrs import define, field, frozen
-from rich.console import Console, Group
+import click
+from attrs import frozen
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from signalwire_streams import Attempt, Operation, RetryDecision
-from signalwire_streams._cli.output import clean, on_terminal, telling, write_note
+from signalwire_streams._cli.output import clean, is_terminal, logging_to, write_note
 
 _WINDOW = 3.0
 _DRAWN_EVERY, _WRITTEN_EVERY = 0.2, 5.0
+_SETTLING = 1.0  # seconds before an estimate of the remaining time is worth showing
 _MINUTE, _HOUR = 60, 3600
 
-REPEATED = frozenset(
+RETRIES = frozenset(
     {
         RetryDecision.RETRY,
         RetryDecision.RETRY_UNSENT,
@@ -32,56 +34,52 @@ REPEATED = frozenset(
         RetryDecision.WAIT_FOR_RATE_LIMIT,
     }
 )
-"""What is done after an attempt that another one of the same call follows."""
+"""Decisions after which another attempt of the same call follows."""
 
 
-@define(eq=False)
 class Meter:
-    """Counts attempts as they end; give its `note` to the client as ``on_attempt``.
+    """Counts attempts and measures their rate; pass its `record` to the client as ``on_attempt``.
 
     Attributes:
-        clock: where the time comes from, in seconds.
         requests: requests that went out and that the Space's limit counts.
-        repeats: attempts that were followed by another one.
+        retries: attempts that were retried.
     """
 
-    clock: Callable[[], float] = time.monotonic
-    requests: int = 0
-    repeats: int = 0
-    _recent: deque[float] = field(init=False, factory=deque)
-    _began: float | None = field(init=False, default=None)
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.requests = self.retries = 0
+        self._clock = clock
+        self._recent: deque[float] = deque()
+        self._started_at: float | None = None
 
-    def note(self, attempt: Attempt) -> None:
-        """Hear of an attempt."""
-        now = self.clock()
-        if self._began is None:
-            self._began = now
-        self.repeats += attempt.decision in REPEATED
+    def record(self, attempt: Attempt) -> None:
+        now = self._clock()
+        if self._started_at is None:
+            self._started_at = now
+        self.retries += attempt.decision in RETRIES
         if attempt.operation is not Operation.READ and attempt.sent != "no":
             self.requests += 1
             self._recent.append(now)
 
     @property
     def rate(self) -> float:
-        """Requests per second, over the last three."""
-        now = self.clock()
+        now = self._clock()
         while self._recent and self._recent[0] < now - _WINDOW:
             self._recent.popleft()
-        if self._began is None:
+        if self._started_at is None:
             return 0.0
-        return len(self._recent) / max(min(now - self._began, _WINDOW), 1.0)
+        return len(self._recent) / max(min(now - self._started_at, _WINDOW), 1.0)
 
 
 @frozen(kw_only=True)
 class Progress:
-    """How far a command is.
+    """Progress of a command.
 
     Attributes:
         title: what it does.
-        done: items that ended.
-        total: items there are.
-        facts: what else there is to say, most important first.
-        left: seconds that the rest will take, or None where nobody knows.
+        done: items that have ended.
+        total: all items.
+        facts: further numbers, most important first.
+        left: seconds that the rest will take, or None if that is unknown.
     """
 
     title: str
@@ -92,82 +90,128 @@ class Progress:
 
     @property
     def line(self) -> str:
-        """All of it in one line."""
-        left = () if self.left is None else (f"{spell_seconds(self.left)} left",)
+        left = () if self.left is None else (f"{format_duration(self.left)} left",)
         return f"{self.title}: " + ", ".join((f"{self.done:,} of {self.total:,}", *self.facts, *left))
 
 
-Show: TypeAlias = Callable[[Progress], None]
+def seconds_left(done: int, rest: int, since: float) -> float | None:
+    """Estimate how long the rest takes, from the items that were done since a time of the monotonic clock."""
+    seconds = time.monotonic() - since
+    return rest * seconds / done if done and seconds > _SETTLING else None
+
+
+class Display:
+    """Writes lines. Where there is a live display, they go above it."""
+
+    def __init__(self, live: Live | None = None) -> None:
+        self._live = live
+
+    @property
+    def is_live(self) -> bool:
+        return self._live is not None
+
+    def write(self, text: str) -> None:
+        if self._live is not None and is_terminal():
+            self._live.console.print(Text(text), soft_wrap=True)
+        else:
+            click.echo(text)
+
+    def warn(self, text: str) -> None:
+        """Write a line of text to stderr, without its control characters."""
+        if self._live is not None:
+            self._live.console.print(Text(clean(text)), soft_wrap=True)
+        else:
+            write_note(clean(text))
+
+    def update(self, drawn: RenderableType) -> None:
+        if self._live is not None:
+            self._live.update(drawn, refresh=True)
+
+
+@contextmanager
+def live_display(*, as_json: bool) -> Iterator[tuple[Display, Console]]:
+    """Draw on stderr while the block runs, if that is a terminal, and stdout is not one that gets JSON."""
+    console = Console(stderr=True)
+    if not console.is_terminal or console.is_dumb_terminal or (as_json and is_terminal()):
+        yield Display(), console
+        return
+    with Live(
+        console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as live:
+        yield Display(live), console
+
+
+@asynccontextmanager
+async def repeating(action: Callable[[], None], interval: float) -> AsyncIterator[None]:
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(interval)
+            action()
+
+    task = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 @asynccontextmanager
 async def shown(look: Callable[[], Progress], *, as_json: bool) -> AsyncIterator[Callable[[], None]]:
-    """Show on stderr, while the block runs, how far it is.
-
-    Args:
-        look: says how far it is.
-        as_json: whether stdout gets JSON, which no display may disturb, and no line may double.
+    """Show the progress of a block on stderr: live on a terminal, else as lines unless stdout gets JSON.
 
     Yields:
-        What shows it at once, for news that should not wait.
+        A function that shows it at once, for news that should not wait.
     """
-    console = Console(stderr=True)
-    live = console.is_terminal and not console.is_dumb_terminal and not (as_json and on_terminal())
-    with ExitStack() as stack:
-        show = stack.enter_context(_drawn(console)) if live else _write
-        ticking = None
-        if live or not as_json:
-            ticking = asyncio.create_task(_tick(look, show, _DRAWN_EVERY if live else _WRITTEN_EVERY))
-        try:
-            yield lambda: show(look())
-        finally:
-            if ticking is not None:
-                ticking.cancel()
-                await asyncio.wait([ticking])
-
-
-async def _tick(look: Callable[[], Progress], show: Show, seconds: float) -> None:
-    while True:
-        await asyncio.sleep(seconds)
-        show(look())
-
-
-def _write(progress: Progress) -> None:
-    write_note(progress.line)
-
-
-@contextmanager
-def _drawn(console: Console) -> Iterator[Show]:
-    with (
-        Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False) as live,
-        telling(
-            "signalwire_streams",
-            lambda line: console.print(Text(clean(line)), soft_wrap=True),
-            level=logging.NOTSET,
-            with_level=True,
-        ),
-    ):
-        yield lambda progress: live.update(draw(progress), refresh=True)
+    with live_display(as_json=as_json) as (display, _):
+        if display.is_live:
+            with logging_to(display.warn, level=logging.NOTSET, with_level=True):
+                async with repeating(show := lambda: display.update(draw(look())), _DRAWN_EVERY):
+                    yield show
+        else:
+            show = lambda: write_note(look().line)  # noqa: E731
+            if as_json:
+                yield show
+                return
+            async with repeating(show, _WRITTEN_EVERY):
+                yield show
 
 
 def draw(progress: Progress) -> Group:
-    """Draw the bar and, below it, the facts."""
     row = Table.grid(padding=(0, 2, 0, 0), expand=True)
     row.add_column(no_wrap=True)
     row.add_column(ratio=1)
     row.add_column(no_wrap=True)
     row.add_column(no_wrap=True)
-    left = "" if progress.left is None else f"{spell_seconds(progress.left)} left"
+    left = "" if progress.left is None else f"{format_duration(progress.left)} left"
     bar = ProgressBar(total=max(progress.total, 1), completed=progress.done)
     row.add_row(progress.title, bar, f"{progress.done:,} of {progress.total:,}", left)
     return Group(row, Text(", ".join(progress.facts), style="dim", no_wrap=True, overflow="ellipsis"))
 
 
-def spell_seconds(seconds: float) -> str:
-    """Spell a duration as people say it."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in words: "1 min 34 s"."""
     whole = round(seconds)
     if whole < _MINUTE:
         return f"{whole} s"
     if whole < _HOUR:
         return f"{whole // _MINUTE} min {whole % _MINUTE} s"
     return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
+
+
+@contextmanager
+def on_signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Call a function on SIGINT and SIGTERM while the block runs, in place of what they do by default."""
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        for number in numbers:
+            loop.add_signal_handler(number, handle, number)
+    except (NotImplementedError, RuntimeError):  # Windows' loops, and those of other threads, take no signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)

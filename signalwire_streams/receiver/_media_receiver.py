@@ -111,6 +111,7 @@ class MediaReceiver(Opener):
         self._byte_order: Literal["little", "big"] = byte_order
         self._tasks: set[asyncio.Task[None]] = set()
         self._deliveries: set[Delivery] = set()
+        self._servers: set[StreamServer] = set()
         self._failure_log = RateLimitedLog(10)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -270,6 +271,7 @@ class MediaReceiver(Opener):
             handshake_timeout=handshake_timeout,
             max_pending=default_max_pending() if max_pending is None else check_count(max_pending, "max_pending"),
         )
+        self._servers.add(server)
         try:
             bound = await server.listen(host, port)
             shown = f"[{host}]" if ":" in host else host
@@ -278,6 +280,7 @@ class MediaReceiver(Opener):
             try:
                 await self.aclose(shutdown_timeout)
             finally:
+                self._servers.discard(server)
                 await server.close()
 
     async def aclose(self, deadline: float = 5.0) -> None:
@@ -310,6 +313,13 @@ class MediaReceiver(Opener):
             )
             self._cancel_handlers()  # which ends everything but the handlers
             await self._wait_for_handlers(_GRACE)
+
+    async def _free_descriptor(self) -> bool:
+        """Close the oldest connection without a stream, so that a handler can open a file. Return False if none is left."""
+        for server in self._servers:
+            if await server.free_descriptor():
+                return True
+        return False
 
     def abort(self) -> None:
         """Drop the sockets of all streams at once, so that `aclose` need not wait until the other end answers."""

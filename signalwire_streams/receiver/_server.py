@@ -450,6 +450,13 @@ class StreamServer(web.Server):
             self._by_protocol.pop(connection.protocol, None)
         self._forget(connection)
 
+    async def free_descriptor(self) -> bool:
+        """Close the oldest pending connection, so that a file can be opened. Return False if there is none."""
+        while self._pending:
+            if await self._close_oldest():
+                return True
+        return False
+
     async def _close_oldest(self) -> bool:
         """Close the pending connection that was accepted first, unless it is not old enough yet.
 

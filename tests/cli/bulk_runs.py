@@ -1,4 +1,4 @@
-"""What the tests of ``bulk`` share: files of targets, a Space that answers when it is told to, a run's files."""
+"""Helpers of the tests of ``bulk``: files of targets, a Space that holds responses back, files of a run."""
 
 import asyncio
 import json
@@ -18,35 +18,35 @@ from .shell import PATIENCE, Ran
 
 
 def ids_file(path: Path, ids: Iterable[str]) -> str:
-    """Write a file with one id per line, and give its name."""
+    """Write a file with one id per line, and return its name."""
     path.write_text("".join(f"{sid}\n" for sid in ids), encoding="utf-8")
     return str(path)
 
 
 def json_file(path: Path, lines: Iterable[Mapping[str, Any]]) -> str:
-    """Write a file with one JSON object per line, and give its name."""
+    """Write a file with one JSON object per line, and return its name."""
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     return str(path)
 
 
 def files_in(folder: Path, suffix: str = "") -> list[Path]:
-    """Give the files of a folder that end so."""
+    """Return the files of a folder with this suffix."""
     return sorted(folder.glob(f"*{suffix}"))
 
 
 def bytes_in(folder: Path) -> bytes:
-    """Give all that the files of a folder hold, a journal's side files included."""
+    """Return the contents of all files of a folder, including a journal's side files."""
     return b"".join(path.read_bytes() for path in files_in(folder))
 
 
 def offered(ran: Ran, verb: str) -> list[str]:
-    """Find the one command of that verb that the output offers, as the words behind the program's name."""
+    """Return the arguments of the one command of this verb that the output suggests."""
     [line] = [line for line in ran.rows if line.startswith(f"  signalwire-streams bulk {verb} ")]
     return shlex.split(line)[1:]
 
 
 def table(ran: Ran) -> dict[str, str]:
-    """Read the indented lines of a summary: what is counted, and what stands behind it."""
+    """Return the indented rows of a summary by label."""
     found = {}
     for row in ran.rows:
         name, gap, value = row.strip().partition("  ")
@@ -57,7 +57,7 @@ def table(ran: Ran) -> dict[str, str]:
 
 @define(eq=False)
 class Held:
-    """Holds answers back until it is told to let them go.
+    """Holds responses back until they are released.
 
     Attributes:
         most: how many were held at once, at most.
@@ -75,13 +75,13 @@ class Held:
         self._now -= 1
 
     def let_go(self) -> None:
-        """Hold nothing back any more."""
+        """Release all responses."""
         self._free.set()
 
 
 @asynccontextmanager
 async def held_space(**settings: Any) -> AsyncIterator[tuple[SimulatedSpace, Held]]:
-    """A Space that carries starts out at once, and answers none before it is told to."""
+    """A Space that executes starts at once, and holds its responses back."""
     held = Held()
     async with SimulatedSpace(participants=0, sleep=held, **settings) as space:
         space.faults.add("latency", on="start", seconds=1)

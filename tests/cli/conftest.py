@@ -1,4 +1,4 @@
-"""A Space, and a shell whose environment leads to it."""
+"""A Space, and a shell with its credentials."""
 
 from collections.abc import AsyncIterator
 
@@ -18,7 +18,7 @@ async def space() -> AsyncIterator[SimulatedSpace]:
 
 @pytest.fixture
 def bare_shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
-    """A shell without credentials, whose commands don't tell how far they are however slow this machine is."""
+    """A shell without credentials, whose commands print no progress even on a slow machine."""
     monkeypatch.setattr(progress, "_WRITTEN_EVERY", 600.0)
     for name in ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -27,7 +27,7 @@ def bare_shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def offline_shell(bare_shell: Shell) -> Shell:
-    """A shell whose environment leads nowhere: a command that sent something would fail with 1, not with 2."""
+    """A shell whose Space does not exist: a command that sent something would fail with 1, not with 2."""
     bare_shell.set(
         {"SIGNALWIRE_SPACE": "http://127.0.0.1:9", "SIGNALWIRE_PROJECT_ID": "p", "SIGNALWIRE_API_TOKEN": "t"}
     )
@@ -36,6 +36,6 @@ def offline_shell(bare_shell: Shell) -> Shell:
 
 @pytest.fixture
 def shell(bare_shell: Shell, space: SimulatedSpace) -> Shell:
-    """A shell whose environment leads to the Space."""
+    """A shell with the credentials of the Space."""
     bare_shell.set(credentials(space))
     return bare_shell

@@ -1,4 +1,4 @@
-"""Running the command line: in this process where that will do, as a process of its own where it won't."""
+"""Running the command line in this process, or as a separate process."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ URL = "wss://audio.example.com/live"
 
 @frozen
 class Ran:
-    """What came of a command."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -47,7 +47,7 @@ class Ran:
 
 
 def credentials(space: SimulatedSpace) -> dict[str, str]:
-    """The environment that leads to a simulated Space."""
+    """The environment of a client of a simulated Space."""
     return {
         "SIGNALWIRE_SPACE": space.base_url,
         "SIGNALWIRE_PROJECT_ID": space.project,
@@ -57,7 +57,7 @@ def credentials(space: SimulatedSpace) -> dict[str, str]:
 
 @frozen
 class Shell:
-    """Runs commands in a thread of this process, so that the test's own loop goes on serving the Space."""
+    """Runs commands in a thread of this process, so that the test's loop can serve the Space."""
 
     capture: pytest.CaptureFixture[str]
     environment: pytest.MonkeyPatch
@@ -70,7 +70,7 @@ class Shell:
         return Ran(code, captured.out, captured.err)
 
     def pretend_terminal(self, columns: int) -> None:
-        """Let stdout pass for a terminal of that width."""
+        """Make stdout look like a terminal of this width."""
         self.environment.setattr(sys.stdout, "isatty", lambda: True)
         self.set({"COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"})
 

@@ -1,4 +1,4 @@
-"""What bulk commands meet at the edges: foreign files, answers and values that nobody expects."""
+"""``bulk`` with unusual files, responses and values."""
 
 import io
 import json
@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from signalwire_streams import ApiError, RunCancelledError, StreamsClient, TransportError
-from signalwire_streams._cli.bulk.runner import _ADVICE, Conduct
-from signalwire_streams._cli.bulk.targets import Defaults, Line, Requests, read_lines
-from signalwire_streams._cli.progress import Meter
+from signalwire_streams._cli.bulk_runner import _ADVICE, BulkRunner, RunOptions
+from signalwire_streams._cli.bulk_targets import Defaults, Line, Requests, read_lines
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, ids_file, json_file, offered
@@ -48,7 +47,7 @@ def read(text: str) -> list[tuple[int, Any]]:
 # Answers.
 
 
-async def test_a_status_that_has_no_error_of_its_own_comes_with_advice(
+async def test_bulk_summary_has_advice_for_an_unusual_status(
     shell: Shell, space: SimulatedSpace, tmp_path: Path
 ) -> None:
     space.faults.add("status", on="start", status=409, body="api", times=1)
@@ -59,13 +58,13 @@ async def test_a_status_that_has_no_error_of_its_own_comes_with_advice(
     assert offered(ran, "resume") == list(RESUME)
 
 
-def test_there_is_advice_for_every_error_of_the_space_and_of_the_network() -> None:
+def test_advice_exists_for_each_api_and_transport_error() -> None:
     families = (ApiError, TransportError)
     kinds = {kind for family in families for kind in (family, *family.__subclasses__())} - {RunCancelledError}
     assert {kind.__name__ for kind in kinds} - set(_ADVICE) == set()
 
 
-# Secrets that are given again, and can't be right.
+# Invalid secrets.
 
 
 async def begin_with_secrets(shell: Shell, space: SimulatedSpace, path: Path, **fields: Any) -> None:
@@ -75,7 +74,7 @@ async def begin_with_secrets(shell: Shell, space: SimulatedSpace, path: Path, **
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-async def test_a_status_callback_that_cannot_be_right_is_misuse(
+async def test_resume_rejects_an_invalid_status_callback(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, *, as_json: bool
 ) -> None:
     await begin_with_secrets(shell, space, tmp_path, status_callback="https://a.example.com/?key=hush")
@@ -87,9 +86,7 @@ async def test_a_status_callback_that_cannot_be_right_is_misuse(
     assert space.requests.count() == 1
 
 
-async def test_a_bearer_token_that_cannot_be_right_is_misuse(
-    shell: Shell, space: SimulatedSpace, tmp_path: Path
-) -> None:
+async def test_resume_rejects_an_invalid_bearer_token(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     await begin_with_secrets(shell, space, tmp_path, authorization_bearer_token="hush")
     (tmp_path / "token").write_text("Bearer hush", encoding="utf-8")
     ran = await shell(*RESUME, "--bearer-token-file", str(tmp_path / "token"))
@@ -105,7 +102,7 @@ async def test_a_bearer_token_that_cannot_be_right_is_misuse(
         {"name": {"hush": 1}},
     ],
 )
-async def test_a_file_of_secrets_that_cannot_be_right_is_misuse(
+async def test_resume_rejects_invalid_secrets_of_the_file(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     await begin_with_secrets(shell, space, tmp_path, parameters={"pin": "hush"})
@@ -116,10 +113,10 @@ async def test_a_file_of_secrets_that_cannot_be_right_is_misuse(
     assert space.requests.count() == 1
 
 
-async def test_streams_without_a_name_get_their_own_secrets_back(
+async def test_resume_gives_unnamed_streams_their_own_secrets(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
 ) -> None:
-    """Those of one target are told apart by their order, as the journal does it."""
+    """They are matched by their order, as in the journal."""
     space.faults.add("status", on="start", status=404, times=2)
     lines = [
         {"conference_sid": space.conference_sids[0], "unnamed": True, "parameters": {"side": f"hush-{number}"}}
@@ -135,15 +132,15 @@ async def test_streams_without_a_name_get_their_own_secrets_back(
 # Values.
 
 
-async def test_a_rate_that_is_no_number_is_misuse(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_rate_option_rejects_nan(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     path = ids_file(tmp_path / "ids.txt", space.conference_sids)
     is_misuse(await shell("bulk", "start", path, *TO_URL, *RUN, "--rate", "nan"), "nan")
 
 
-async def test_a_rate_below_one_is_not_shown_as_none(client: StreamsClient) -> None:
+async def test_progress_shows_a_rate_below_one(client: StreamsClient) -> None:
     run = client.start_streams([])
-    conduct: Conduct[Any] = Conduct(run=run, title="Starting", total=1, meter=Meter(), limit=0.2, as_json=False)
-    assert " of 0 requests/s" not in conduct._progress().line
+    runner = BulkRunner(run, operation="start", total=1, options=RunOptions(rate=0.2), as_json=False)
+    assert " of 0 requests/s" not in runner._progress().line
     assert (await run.report()).total == 0
 
 
@@ -151,7 +148,7 @@ async def test_a_rate_below_one_is_not_shown_as_none(client: StreamsClient) -> N
 
 
 @pytest.mark.parametrize("text", ["conference_sid,name\nroom,n\n", '{"conference_sid": "room", "name": "n"}\n'])
-async def test_a_byte_order_mark_on_standard_input_is_no_part_of_the_text(
+async def test_byte_order_mark_on_standard_input_is_ignored(
     bare_shell: Shell, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"\ufeff{text}"))
@@ -163,22 +160,22 @@ async def test_a_byte_order_mark_on_standard_input_is_no_part_of_the_text(
 @pytest.mark.parametrize(
     ("header", "row"), [('"conference_sid","name"', '"room","n"'), ('"name","conference_sid"', '"n","room"')]
 )
-def test_the_names_of_csv_columns_may_be_quoted(header: str, row: str) -> None:
+def test_csv_accepts_quoted_column_names(header: str, row: str) -> None:
     assert read(f"{header}\n{row}\n") == [(2, {"conference_sid": "room", "name": "n"})]
 
 
-def test_one_quoted_column_is_csv_too() -> None:
+def test_csv_accepts_one_quoted_column() -> None:
     assert read('"call_sid"\n"leg"\n') == [(2, {"call_sid": "leg"})]
 
 
-def test_a_stream_without_a_name_does_not_forbid_one_with_a_name() -> None:
+def test_unnamed_and_named_stream_of_one_target_are_accepted() -> None:
     lines = [{"conference_sid": "room", "unnamed": True}, {"conference_sid": "room"}]
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
-    requests = Requests.of(read_lines(text, "conference_sid"), Defaults({"url": URL}))
+    requests = Requests.from_lines(read_lines(text, "conference_sid"), Defaults({"url": URL}))
     assert (len(requests.good), requests.bad) == (2, [])
 
 
-async def test_a_dry_run_shows_a_switch_that_is_off(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_dry_run_shows_a_disabled_switch(bare_shell: Shell, tmp_path: Path) -> None:
     path = ids_file(tmp_path / "ids.txt", ["room"])
     ran = await bare_shell("bulk", "start", path, *TO_URL, "--dry-run", "--no-realtime")
     assert ran.rows[0].split() == ["conference", "room", "sws-RUN-room", URL, "realtime=False"]

@@ -1,4 +1,4 @@
-"""Files of targets: what each line says, and what is wrong with the others, by number and in a sentence."""
+"""Files of targets: fields of valid lines, and numbers and messages of invalid ones."""
 
 import csv
 import io
@@ -9,33 +9,31 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams import StartCallStream, StartConferenceStream
-from signalwire_streams._cli.bulk.targets import BadLine, Defaults, Line, Requests, read_lines
+from signalwire_streams._cli.bulk_targets import BadLine, Defaults, Line, Requests, read_lines
 
 URL = "wss://audio.example.com/live"
-CSV_COLUMNS = (
-    "conference_sid, call_sid, url, name, unnamed, track, codec, realtime, status_callback, "
-    "status_callback_method, authorization_bearer_token, parameters.NAME"
+JSON_FIELDS = (
+    "conference_sid, call_sid, url, name, unnamed, track, status_callback, status_callback_method, parameters, "
+    "authorization_bearer_token, codec, realtime"
 )
-JSON_FIELDS = CSV_COLUMNS.replace(
-    "authorization_bearer_token, parameters.NAME", "parameters, authorization_bearer_token"
-)
+CSV_COLUMNS = JSON_FIELDS.replace(" parameters,", "") + ", parameters.NAME"
 COUNT, WRONG = 6_000, 3_001
-NO_ID = "this is no id: write one id per line, or CSV whose first line names its columns"
+NO_ID = "this is not an id: write one id per line, or CSV whose first line names its columns"
 
 
 def read(text: str, sid_field: str = "conference_sid") -> list[tuple[int, Any]]:
-    """Give each line's number with its fields, or with the sentence about it."""
+    """Return each line's number with its fields, or with its message."""
     return [(line.number, line.fields if isinstance(line, Line) else line.why) for line in read_lines(text, sid_field)]
 
 
 def requests_of(text: str, **fields: Any) -> Requests:
-    """Make the requests of a file, each with the URL unless it says otherwise."""
+    """Return the requests of a file, with a default URL."""
     parameters = fields.pop("parameters", {})
-    return Requests.of(read_lines(text, "conference_sid"), Defaults({"url": URL, **fields}, parameters))
+    return Requests.from_lines(read_lines(text, "conference_sid"), Defaults({"url": URL, **fields}, parameters))
 
 
 def only_bad(text: str, **fields: Any) -> BadLine:
-    """Give the one bad line of a file that has no good ones."""
+    """Return the only line of a file, which is invalid."""
     requests = requests_of(text, **fields)
     assert requests.good == []
     [bad] = requests.bad
@@ -43,22 +41,22 @@ def only_bad(text: str, **fields: Any) -> BadLine:
 
 
 @pytest.mark.parametrize("sid_field", ["conference_sid", "call_sid"])
-def test_each_bare_id_is_of_the_kind_that_was_asked_for(sid_field: str) -> None:
+def test_bare_ids_have_the_requested_kind(sid_field: str) -> None:
     assert read("one\ntwo\n", sid_field) == [(1, {sid_field: "one"}), (2, {sid_field: "two"})]
 
 
-def test_blank_lines_and_comments_between_ids_are_passed_over_and_counted() -> None:
+def test_blank_lines_and_comments_are_skipped_but_numbered() -> None:
     text = "\n# of today\none\n\n   \n  # of yesterday, too\n\ttwo  \n"
     assert read(text) == [(3, {"conference_sid": "one"}), (7, {"conference_sid": "two"})]
 
 
 @pytest.mark.parametrize("comment", ["#", "# x", "#\tx", "## x", "# a, b; c", "# #N/A"])
-def test_a_number_sign_and_a_blank_begin_a_comment(comment: str) -> None:
+def test_hash_and_blank_start_a_comment(comment: str) -> None:
     assert read(f"{comment}\none\n{comment}\n") == [(2, {"conference_sid": "one"})]
 
 
 @pytest.mark.parametrize("line", ["#room-1", "#!x", "#a,b", "'#room-1'", "##x"])
-def test_a_number_sign_without_a_blank_is_refused(line: str) -> None:
+def test_hash_without_a_blank_is_rejected(line: str) -> None:
     """It may be a target."""
     [first, second] = read_lines(f"{line}\none\n", "conference_sid")
     assert isinstance(first, BadLine)
@@ -66,17 +64,17 @@ def test_a_number_sign_without_a_blank_is_refused(line: str) -> None:
     assert second == Line(2, {"conference_sid": "one"})
 
 
-def test_the_last_id_needs_no_line_break_and_lines_may_end_as_on_windows() -> None:
+def test_ids_accept_crlf_and_a_missing_last_line_break() -> None:
     assert read("one\r\n\r\ntwo") == [(1, {"conference_sid": "one"}), (3, {"conference_sid": "two"})]
 
 
 @pytest.mark.parametrize("text", ["", "\n", "   \r\n\t\n", "# nothing yet\n"])
-def test_a_file_may_have_no_ids(text: str) -> None:
+def test_empty_file_has_no_targets(text: str) -> None:
     assert read(text) == []
 
 
 @pytest.mark.parametrize("line", ["two,URL", "two;URL", "two,", ",", "sid;url"])
-def test_columns_without_names_are_no_ids(line: str) -> None:
+def test_columns_without_a_header_are_rejected(line: str) -> None:
     assert read(f"one\n{line}\nthree\n") == [
         (1, {"conference_sid": "one"}),
         (2, NO_ID),
@@ -85,14 +83,14 @@ def test_columns_without_names_are_no_ids(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["a b", "a/b", "..", "a?b", "a%20b", "a\0b"])
-def test_what_no_path_can_hold_is_no_id(line: str) -> None:
+def test_id_that_no_url_path_can_hold_is_rejected(line: str) -> None:
     bad = only_bad(f"\n{line}\n")
     assert bad.number == 2
     assert bad.why.startswith("conference_sid ")
     assert "can't be part of a path" in bad.why
 
 
-def test_a_json_line_says_what_a_request_has_and_null_says_nothing() -> None:
+def test_json_line_sets_fields_and_null_sets_none() -> None:
     first = {
         "conference_sid": "room",
         "url": URL,
@@ -113,20 +111,20 @@ def test_a_json_line_says_what_a_request_has_and_null_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("{", "this is no JSON: Expecting property name enclosed in double quotes"),
-        ('{"conference_sid": "a"} {"conference_sid": "b"}', "this is no JSON: Extra data"),
-        ("room-2", "this is no JSON: Expecting value"),
-        ("# of today", "this is no JSON: Expecting value"),
-        ("[" * 100_000, "this is no JSON: it can not be read"),
-        ("9" * 5_000, "this is no JSON: it can not be read"),
-        ("5", 'this is no JSON object: write it as {"conference_sid": "..."}'),
-        ("null", 'this is no JSON object: write it as {"conference_sid": "..."}'),
-        ('["room"]', 'this is no JSON object: write it as {"conference_sid": "..."}'),
+        ("{", "this is not JSON: Expecting property name enclosed in double quotes"),
+        ('{"conference_sid": "a"} {"conference_sid": "b"}', "this is not JSON: Extra data"),
+        ("room-2", "this is not JSON: Expecting value"),
+        ("# of today", "this is not JSON: Expecting value"),
+        ("[" * 100_000, "this is not JSON: it cannot be parsed"),
+        ("9" * 5_000, "this is not JSON: it cannot be parsed"),
+        ("5", 'this is not a JSON object: write it as {"conference_sid": "..."}'),
+        ("null", 'this is not a JSON object: write it as {"conference_sid": "..."}'),
+        ('["room"]', 'this is not a JSON object: write it as {"conference_sid": "..."}'),
         ('{"sid": "a"}', f"'sid' is unknown: write {JSON_FIELDS}"),
         ('{"conference_sid": "a", "Url": null}', f"'Url' is unknown: write {JSON_FIELDS}"),
     ],
 )
-def test_a_json_line_that_is_no_object_of_that_kind_is_told(line: str, sentence: str) -> None:
+def test_invalid_json_line_is_reported(line: str, sentence: str) -> None:
     good = '{"conference_sid": "room"}'
     assert read(f"{good}\n{line}\n{good}\n") == [
         (1, {"conference_sid": "room"}),
@@ -135,13 +133,13 @@ def test_a_json_line_that_is_no_object_of_that_kind_is_told(line: str, sentence:
     ]
 
 
-def test_a_sentence_about_a_json_line_does_not_repeat_it() -> None:
+def test_error_of_a_json_line_does_not_quote_it() -> None:
     [(number, sentence)] = read('{"authorization_bearer_token": "hush", "parameters": {"pin": "hush"}')
     assert number == 1
     assert "hush" not in sentence
 
 
-def test_the_first_line_of_csv_names_the_columns_in_any_order() -> None:
+def test_csv_columns_may_be_in_any_order() -> None:
     text = "url, conference_sid ,name\nwss://a,room-1,x\nwss://b, room-2 ,y z\n"
     assert read(text) == [
         (2, {"url": "wss://a", "conference_sid": "room-1", "name": "x"}),
@@ -149,29 +147,29 @@ def test_the_first_line_of_csv_names_the_columns_in_any_order() -> None:
     ]
 
 
-def test_one_column_is_csv_too() -> None:
+def test_csv_accepts_one_column() -> None:
     assert read("call_sid\nleg-1\nleg-2\n") == [(2, {"call_sid": "leg-1"}), (3, {"call_sid": "leg-2"})]
 
 
-def test_the_first_line_of_csv_alone_starts_nothing() -> None:
+def test_csv_header_alone_has_no_targets() -> None:
     assert read("conference_sid,url\n") == []
 
 
-def test_blank_lines_and_empty_rows_of_csv_are_passed_over_and_counted() -> None:
+def test_csv_blank_and_empty_rows_are_skipped_but_numbered() -> None:
     assert read("\n\nconference_sid,name\n\nroom-1,\n,\n  , \nroom-2,n\n\n") == [
         (5, {"conference_sid": "room-1"}),
         (8, {"conference_sid": "room-2", "name": "n"}),
     ]
 
 
-def test_rows_may_end_as_on_windows() -> None:
+def test_csv_accepts_crlf() -> None:
     assert read("conference_sid,name\r\nroom-1,n\r\n\r\nroom-2,n\r\n") == [
         (2, {"conference_sid": "room-1", "name": "n"}),
         (4, {"conference_sid": "room-2", "name": "n"}),
     ]
 
 
-def test_each_parameter_has_a_column_and_an_empty_cell_is_none() -> None:
+def test_csv_parameter_columns_skip_empty_cells() -> None:
     text = "conference_sid,parameters.tenant,parameters.a.b\nroom-1, x ,\nroom-2,,y\nroom-3,,\n"
     assert read(text) == [
         (2, {"conference_sid": "room-1", "parameters": {"tenant": " x "}}),
@@ -180,7 +178,7 @@ def test_each_parameter_has_a_column_and_an_empty_cell_is_none() -> None:
     ]
 
 
-def test_switches_in_csv_are_true_or_false() -> None:
+def test_csv_switches_are_true_or_false() -> None:
     text = (
         "conference_sid,unnamed,realtime\nroom-1,true,false\nroom-2, FALSE ,\nroom-3,yes,\nroom-4,,True\nroom-5,,JA\n"
     )
@@ -193,22 +191,22 @@ def test_switches_in_csv_are_true_or_false() -> None:
     ]
 
 
-def test_a_quoted_cell_holds_commas_quotes_and_line_breaks() -> None:
-    """The row after a cell of several lines keeps the number that an editor shows for it."""
+def test_csv_quoted_cell_holds_commas_quotes_and_line_breaks() -> None:
+    """A row after a cell of several lines has the number that an editor shows."""
     text = 'conference_sid,parameters.note\nroom-1,"a, ""b"""\nroom-2,"one\ntwo\n\nfour"\nroom-3,\nroom-4\n'
     assert read(text) == [
         (2, {"conference_sid": "room-1", "parameters": {"note": 'a, "b"'}}),
         (3, {"conference_sid": "room-2", "parameters": {"note": "one\ntwo\n\nfour"}}),
         (7, {"conference_sid": "room-3"}),
-        (8, "this line has 1 columns, and the first one names 2"),
+        (8, "this line has 1 columns, but the first one names 2"),
     ]
 
 
 @pytest.mark.parametrize("row", ["room", "room,a,b", "# a comment"])
-def test_a_row_has_as_many_cells_as_there_are_columns(row: str) -> None:
+def test_csv_row_with_wrong_number_of_cells_is_rejected(row: str) -> None:
     count = len(row.split(","))
     assert read(f"conference_sid,name\n{row}\nroom-2,n\n") == [
-        (2, f"this line has {count} columns, and the first one names 2"),
+        (2, f"this line has {count} columns, but the first one names 2"),
         (3, {"conference_sid": "room-2", "name": "n"}),
     ]
 
@@ -219,27 +217,27 @@ def test_a_row_has_as_many_cells_as_there_are_columns(row: str) -> None:
         ("conference_sid,urls", f"'urls' is unknown: write {CSV_COLUMNS}"),
         ("conference_sid,Names", f"'Names' is unknown: write {CSV_COLUMNS}"),
         ("conference_sid,parameters.", f"'parameters.' is unknown: write {CSV_COLUMNS}"),
-        ("conference_sid,parameters", "a parameter has a column of its own: write it as parameters.NAME"),
-        ("conference_sid,url,url", "the column url is there twice"),
-        ("conference_sid,Url,URL", "the column url is there twice"),
-        ("conference_sid,ConferenceSid", "the column conference_sid is there twice"),
-        ("conference_sid,parameters.a,parameters.a", "the column parameters.a is there twice"),
+        ("conference_sid,parameters", "each parameter has a column of its own: write it as parameters.NAME"),
+        ("conference_sid,url,url", "there are two columns url"),
+        ("conference_sid,Url,URL", "there are two columns url"),
+        ("conference_sid,ConferenceSid", "there are two columns conference_sid"),
+        ("conference_sid,parameters.a,parameters.a", "there are two columns parameters.a"),
     ],
 )
-def test_a_first_line_of_csv_that_cannot_be_right_is_all_that_is_told(header: str, sentence: str) -> None:
+def test_invalid_csv_header_is_the_only_error(header: str, sentence: str) -> None:
     assert read(f"\n{header}\nroom-1,a,b\nroom-2\n") == [(2, sentence)]
 
 
 @pytest.mark.parametrize("last", ['room-3,"a"b', 'room-3,"never ends', 'room-3,"never\nends\n\n'])
-def test_a_row_that_is_no_csv_is_told_where_it_begins(last: str) -> None:
+def test_malformed_csv_row_is_reported_at_its_first_line(last: str) -> None:
     first, second = read(f'conference_sid,name\nroom-1,"a"\n{last}')
     assert first == (2, {"conference_sid": "room-1", "name": "a"})
     assert second[0] == 3
-    assert second[1].startswith("this is no CSV: " if '"a"b' in last else "a quote opens here and is never closed")
+    assert second[1].startswith("this is not CSV: " if '"a"b' in last else "a quote opens here and is never closed")
 
 
-def test_a_row_that_is_no_csv_costs_itself_and_no_more() -> None:
-    """The rows behind a broken one are read; those behind a quote that is never closed can't be, and that is told."""
+def test_malformed_csv_row_does_not_hide_later_rows() -> None:
+    """Rows after a malformed one are read; those after an unclosed quote cannot be, and that is reported."""
     lines = list(read_lines('conference_sid,name\nCF1,n\nCF2,"a"b\nCF3,n\nCF4,"open\nCF5,n\n', "conference_sid"))
     assert [line.number for line in lines] == [2, 3, 4, 5]
     assert [line.hides_more for line in lines if isinstance(line, BadLine)] == [False, True]
@@ -252,7 +250,7 @@ def test_a_row_that_is_no_csv_costs_itself_and_no_more() -> None:
         max_size=6,
     )
 )
-def test_whatever_a_writer_of_csv_wrote_is_read(rows: list[tuple[str, str]]) -> None:
+def test_csv_round_trip(rows: list[tuple[str, str]]) -> None:
     written = io.StringIO(newline="")
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(["parameters.a", "conference_sid", "parameters.b"])
@@ -266,7 +264,7 @@ def test_whatever_a_writer_of_csv_wrote_is_read(rows: list[tuple[str, str]]) -> 
 
 
 def check_thousands(text: str, sentence: str) -> None:
-    """Check that of thousands of lines one is told, and all others are taken."""
+    """Check that one of thousands of lines is reported, and all others are accepted."""
     requests = requests_of(text)
     assert requests.bad == [BadLine(WRONG, sentence)]
     assert len(requests.good) == COUNT - 1
@@ -275,7 +273,7 @@ def check_thousands(text: str, sentence: str) -> None:
 
 
 def thousands(good: str, bad: str, first: int = 1) -> str:
-    """Write thousands of lines, the one in the middle a bad one."""
+    """Write thousands of lines, of which one is invalid."""
     numbers = range(first, first + COUNT)
     return "".join(f"{bad if number == WRONG else good % number}\n" for number in numbers)
 
@@ -287,7 +285,7 @@ def test_one_bad_line_of_thousands_of_ids() -> None:
 def test_one_bad_line_of_thousands_of_json() -> None:
     check_thousands(
         thousands('{"conference_sid": "room-%d"}', '{"conference_sid": "room-3001"'),
-        "this is no JSON: Expecting ',' delimiter",
+        "this is not JSON: Expecting ',' delimiter",
     )
 
 
@@ -298,7 +296,7 @@ def test_one_bad_line_of_thousands_of_csv() -> None:
     )
 
 
-def test_the_options_hold_for_every_line() -> None:
+def test_options_apply_to_every_line() -> None:
     requests = requests_of("one\ntwo\n", track="both_tracks", codec="PCMU", name=None, parameters={"tenant": "a"})
     assert requests.bad == []
     assert requests.good == [
@@ -309,7 +307,7 @@ def test_the_options_hold_for_every_line() -> None:
     ]
 
 
-def test_a_line_says_otherwise_and_adds_its_parameters() -> None:
+def test_line_overrides_options_and_adds_parameters() -> None:
     [request] = requests_of(
         'conference_sid,url,realtime,parameters.tenant,parameters.line\nroom,"wss://b.example.com/x",false,b,1\n',
         realtime=True,
@@ -323,7 +321,7 @@ def test_a_line_says_otherwise_and_adds_its_parameters() -> None:
     )
 
 
-def test_a_call_gets_no_option_of_conferences() -> None:
+def test_call_ignores_conference_options() -> None:
     text = '{"call_sid": "leg"}\n{"conference_sid": "room"}\n'
     assert requests_of(text, codec="PCMU", realtime=True, track="both_tracks").good == [
         StartCallStream(call_sid="leg", url=URL, track="both_tracks"),
@@ -357,20 +355,22 @@ def test_a_call_gets_no_option_of_conferences() -> None:
         ({"call_sid": "a", "realtime": False}, "realtime is for conference streams only"),
     ],
 )
-def test_a_field_that_cannot_be_right_makes_its_line_a_bad_one(fields: dict[str, Any], sentence: str) -> None:
+def test_invalid_field_makes_its_line_invalid(fields: dict[str, Any], sentence: str) -> None:
     bad = only_bad(f"\n{json.dumps(fields)}\n")
     assert bad.number == 2
     assert sentence in bad.why
     assert "hush" not in bad.why
 
 
-def test_without_a_url_for_all_each_line_needs_one() -> None:
-    requests = Requests.of(read_lines(f"conference_sid,url\none,\ntwo,{URL}\n", "call_sid"), Defaults({"url": None}))
+def test_line_without_any_url_is_invalid() -> None:
+    requests = Requests.from_lines(
+        read_lines(f"conference_sid,url\none,\ntwo,{URL}\n", "call_sid"), Defaults({"url": None})
+    )
     assert requests.bad == [BadLine(2, "there is no url: pass --url, or give the line one")]
     assert requests.good == [StartConferenceStream(conference_sid="two", url=URL)]
 
 
-def test_a_target_may_come_twice_under_two_names_only() -> None:
+def test_duplicate_target_and_name_is_invalid() -> None:
     requests = requests_of("conference_sid,name\nroom,a\nroom,b\nroom,\nother,a\nroom,a\nroom,\n")
     advice = "leave it out, or give each of its streams a name of its own"
     assert requests.bad == [
@@ -385,24 +385,31 @@ def test_a_target_may_come_twice_under_two_names_only() -> None:
     ]
 
 
-def test_a_target_may_have_several_streams_without_a_name() -> None:
+def test_uuid_in_other_case_is_the_same_target() -> None:
+    sid = "aaaaaaaa-0000-4000-8000-00000000000b"
+    requests = requests_of(f"{sid}\n{sid.upper()}\nroom\nROOM\n")
+    assert [bad.number for bad in requests.bad] == [2]
+    assert [request.target for request in requests.good] == [sid, "room", "ROOM"]
+
+
+def test_target_may_have_several_unnamed_streams() -> None:
     requests = requests_of("room\nroom\n", unnamed=True)
     assert (len(requests.good), requests.bad) == (2, [])
 
 
-def test_bad_lines_of_every_kind_are_told_in_the_order_of_the_file() -> None:
+def test_invalid_lines_are_reported_in_file_order() -> None:
     requests = requests_of("a b\none\ntwo,three\none\n")
     assert [(line.number, line.why.partition(":")[0]) for line in requests.bad] == [
         (1, "conference_sid 'a b' can't be part of a path"),
-        (3, "this is no id"),
+        (3, "this is not an id"),
         (4, "one is on line 2 already"),
     ]
     assert [request.target for request in requests.good] == ["one"]
 
 
-def test_no_secret_is_in_what_is_shown_of_them() -> None:
+def test_repr_of_lines_and_defaults_hides_secrets() -> None:
     text = '{"conference_sid": "room", "parameters": {"pin": "hush"}, "authorization_bearer_token": "hush"}'
     [line] = read_lines(text, "conference_sid")
     defaults = Defaults({"url": URL, "authorization_bearer_token": "hush"}, {"key": "hush"})
     assert repr(line) == "Line(number=1)"
-    assert "hush" not in repr(defaults) + repr(Requests.of([line], defaults).good)
+    assert "hush" not in repr(defaults) + repr(Requests.from_lines([line], defaults).good)

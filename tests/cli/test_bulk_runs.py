@@ -1,4 +1,4 @@
-"""``bulk resume``, ``status`` and ``stop``: runs that were cut off in every way, their journals, and their secrets."""
+"""``bulk resume``, ``status`` and ``stop``: interrupted runs, their journals, and their secrets."""
 
 import asyncio
 import io
@@ -56,14 +56,14 @@ def is_misuse(ran: Ran, sentence: str) -> None:
 
 
 async def news_of(child: Process) -> str:
-    """Read the line that a process writes on stderr next."""
+    """Read the next line of a process's stderr."""
     assert child.stderr is not None
     async with asyncio.timeout(PATIENCE):
         return (await child.stderr.readline()).decode()
 
 
 async def is_gone_on_with(shell: Shell, space: SimulatedSpace, command: list[str]) -> Ran:
-    """Check that a run that was cut off is brought to its end, with no stream too few and none too many."""
+    """Check that an interrupted run is completed, with exactly one stream per conference."""
     space.faults.clear()
     shell.set(credentials(space))
     ran = await shell(*command)
@@ -73,12 +73,12 @@ async def is_gone_on_with(shell: Shell, space: SimulatedSpace, command: list[str
     return ran
 
 
-# Cut off, and gone on with.
+# Resume.
 
 
 @posix_only
-async def test_a_killed_run_is_gone_on_with(bare_shell: Shell) -> None:
-    """What was sent is in doubt in the journal, and is sent again under its name: none is doubled, none is lost."""
+async def test_killed_run_is_resumed(bare_shell: Shell) -> None:
+    """Sent starts are in doubt in the journal, and are sent again under their names: none is duplicated or lost."""
     async with SimulatedSpace(conferences=9, participants=0) as space:
         space.faults.add("hang", on="start", executed=True)
         async with process(*START_ALL, "--concurrency", "4", environment=credentials(space), new=True) as child:
@@ -93,36 +93,36 @@ async def test_a_killed_run_is_gone_on_with(bare_shell: Shell) -> None:
         assert offered(told, "stop") == list(STOP)
 
         ran = await is_gone_on_with(bare_shell, space, offered(told, "resume"))
-        assert table(ran)["attempts"] == "9, 0 of them followed by another one"
-        assert "of them before" not in ran.out
+        assert table(ran)["attempts"] == "9 (0 retried)"
+        assert "from earlier runs" not in ran.out
 
 
 @posix_only
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_a_signal_lets_what_is_under_way_end(bare_shell: Shell, number: signal.Signals, code: int) -> None:
+async def test_signal_lets_requests_in_flight_finish(bare_shell: Shell, number: signal.Signals, code: int) -> None:
     async with held_space(conferences=7) as (space, held):
         async with process(*START_ALL, "--concurrency", "2", environment=credentials(space)) as child:
             await space.requests.wait_for(2, "start-conference-stream", timeout=PATIENCE)
             child.send_signal(number)
             assert await news_of(child) == (
-                "Ending: 0 of 7, interrupted: 5 s for what is under way, interrupt again to cut it\n"
+                "Ending: 0 of 7, interrupted: 5 s for requests in flight, interrupt again to abort them\n"
             )
             held.let_go()
             ended = await end_of(child)
         assert (ended.code, ended.err) == (code, "")
         assert ended.out.startswith("Started 2 of 7 streams in ")
-        assert (table(ended)["started"], table(ended)["not tried yet"]) == ("2", "5")
+        assert (table(ended)["started"], table(ended)["pending"]) == ("2", "5")
         assert "Most frequent errors" not in ended.out
         assert space.requests.count("start-conference-stream") == 2
 
         ran = await is_gone_on_with(bare_shell, space, offered(ended, "resume"))
-        assert (table(ran)["started"], table(ran)["of them before"]) == ("7", "2")
+        assert (table(ran)["started"], table(ran)["from earlier runs"]) == ("7", "2")
         assert space.requests.count("start-conference-stream") == 7
 
 
 @posix_only
-async def test_a_second_signal_cuts_what_is_under_way(bare_shell: Shell) -> None:
-    """What was sent may be running, and the report says so; in JSON as well."""
+async def test_second_signal_aborts_requests_in_flight(bare_shell: Shell) -> None:
+    """The report says that sent starts may be running, also in JSON."""
     async with held_space(conferences=5) as (space, _):
         arguments = (*START_ALL, "--concurrency", "2", "--json")
         async with process(*arguments, environment=credentials(space)) as child:
@@ -132,20 +132,20 @@ async def test_a_second_signal_cuts_what_is_under_way(bare_shell: Shell) -> None
             ended = await end_of(child, signal.SIGINT)
         assert (ended.code, ended.err) == (130, "")
         *outcomes, last = ended.lines
-        unknown = [outcome for outcome in outcomes if outcome["state"] == "unknown"]
+        unknown = [outcome for outcome in outcomes if outcome["status"] == "unknown"]
         assert sorted(outcome["target"] for outcome in unknown) == sorted(space.conference_sids[:2])
         assert {outcome["name"] for outcome in unknown} == {stream.name for stream in space.streams}
         report = last["report"]
         assert (report["ok"], report["interrupted"], report["planned"]) == (False, True, 5)
         assert report["counts"]["unknown"] == 2
-        assert report["ended"] == len(outcomes) < 5
+        assert report["completed"] == len(outcomes) < 5
 
-        await is_gone_on_with(bare_shell, space, shlex.split(report["go_on"])[1:])
+        await is_gone_on_with(bare_shell, space, shlex.split(report["resume_command"])[1:])
 
 
 @posix_only
-async def test_what_waited_for_its_turn_was_not_sent(bare_shell: Shell) -> None:
-    """A rate holds the second start back; two signals end the run, and nothing is claimed to be unknown."""
+async def test_queued_starts_are_not_sent_after_a_signal(bare_shell: Shell) -> None:
+    """The rate limit delays the second start; two signals end the run, and no start is unknown."""
     async with SimulatedSpace(conferences=3, participants=0) as space:
         arguments = (*START_ALL, "--rate", "0.1", "--concurrency", "2")
         async with process(*arguments, environment=credentials(space)) as child:
@@ -155,13 +155,13 @@ async def test_what_waited_for_its_turn_was_not_sent(bare_shell: Shell) -> None:
             ended = await end_of(child, signal.SIGINT)
         assert ended.code == 130
         assert "unknown" not in ended.out
-        assert (table(ended)["started"], table(ended)["not tried yet"]) == ("1", "2")
+        assert (table(ended)["started"], table(ended)["pending"]) == ("1", "2")
         assert space.requests.count("start-conference-stream") == 1
         await is_gone_on_with(bare_shell, space, offered(ended, "resume"))
 
 
 @posix_only
-async def test_a_signal_before_the_run_leaves_nothing(folder: Path) -> None:
+async def test_signal_before_the_run_leaves_no_journal(folder: Path) -> None:
     async with SimulatedSpace(conferences=1) as space:
         space.faults.add("hang", on="list")
         async with process(*START_ALL, environment=credentials(space)) as child:
@@ -172,8 +172,8 @@ async def test_a_signal_before_the_run_leaves_nothing(folder: Path) -> None:
 
 
 @posix_only
-async def test_a_reader_who_has_had_enough_ends_the_run(bare_shell: Shell) -> None:
-    """As in ``signalwire-streams bulk start ... --json | head``; what was started is in the journal."""
+async def test_broken_pipe_ends_the_run_and_names_its_journal(bare_shell: Shell) -> None:
+    """As in ``signalwire-streams bulk start ... --json | head``; started streams are in the journal."""
     async with SimulatedSpace(conferences=12, participants=0) as space:
         reading, writing = os.pipe()
         os.close(reading)
@@ -183,14 +183,16 @@ async def test_a_reader_who_has_had_enough_ends_the_run(bare_shell: Shell) -> No
                 ran = await end_of(child)
         finally:
             os.close(writing)
-        assert (ran.code, ran.err) == (141, "")
+        assert ran.code == 141
+        status = "signalwire-streams bulk status run.db"
+        assert ran.err == f"error: the output can't be written: Broken pipe; see what became of the run: {status}\n"
         assert BulkJournal("run.db").status().counts["started"] == len(space.streams.active()) < 12
         await is_gone_on_with(bare_shell, space, list(RESUME))
 
 
 @posix_only
-async def test_a_run_is_one_processs_at_a_time(bare_shell: Shell) -> None:
-    """While one works on it, everybody may look, and nobody may go on with it or stop it."""
+async def test_journal_in_use_is_readable_but_locked(bare_shell: Shell) -> None:
+    """While a process runs it, others may read it, but not resume or stop it."""
     async with held_space(conferences=3) as (space, held):
         bare_shell.set(credentials(space))
         async with process(*START_ALL, "--concurrency", "1", environment=credentials(space)) as child:
@@ -200,49 +202,49 @@ async def test_a_run_is_one_processs_at_a_time(bare_shell: Shell) -> None:
             resumed, stopped = await bare_shell(*RESUME), await bare_shell(*STOP, "--json")
             held.let_go()
             ended = await end_of(child)
-        assert (told.code, told.rows[-1]) == (0, "A process works on it now.")
+        assert (told.code, told.rows[-1]) == (0, "It is running now.")
         assert table(told) == {"planned": "3", "in doubt": "1", "pending": "2", "attempts": "0"}
-        assert as_json.json["held"] is True
+        assert as_json.json["is_locked"] is True
         is_misuse(resumed, "another process runs the journal run.db: wait for it, or end it")
         assert (stopped.code, stopped.json["error"]) == (2, "InvalidRequestError")
         assert (ended.code, len(space.streams.active())) == (0, 3)
 
 
-async def test_what_was_refused_is_tried_again(shell: Shell, space: SimulatedSpace) -> None:
+async def test_resume_retries_rejected_starts(shell: Shell, space: SimulatedSpace) -> None:
     rule = space.faults.add("status", on="start", status=422, target=space.conference_sids[1])
     assert (await shell(*START_ALL)).code == 1
     again = await shell(*RESUME)
-    assert (again.code, table(again)["rejected"], table(again)["of them before"]) == (1, "1", "2")
+    assert (again.code, table(again)["rejected"], table(again)["from earlier runs"]) == (1, "1", "2")
     rule.remove()
     ran = await is_gone_on_with(shell, space, offered(again, "resume"))
     assert "resume" not in ran.out
 
 
-async def test_a_finished_run_has_nothing_left_to_send(shell: Shell, space: SimulatedSpace) -> None:
+async def test_resume_of_a_finished_run_sends_nothing(shell: Shell, space: SimulatedSpace) -> None:
     await shell(*START_ALL)
     sent = space.requests.count()
     ran = await shell(*RESUME)
     assert (ran.code, ran.err) == (0, "")
     assert table(ran) == {
         "started": "3",
-        "of them before": "3",
-        "attempts": "0, 0 of them followed by another one",
+        "from earlier runs": "3",
+        "attempts": "0 (0 retried)",
     }
     as_json = await shell(*RESUME, "--json")
     *outcomes, last = as_json.lines
-    assert {(outcome["state"], outcome["attempts"]) for outcome in outcomes} == {("started", 0)}
+    assert {(outcome["status"], outcome["attempts"]) for outcome in outcomes} == {("started", 0)}
     assert {outcome["sid"] for outcome in outcomes} == {stream.sid for stream in space.streams}
     report = last["report"]
-    assert (report["ok"], report["earlier"], report["attempts"], report["go_on"]) == (True, 3, 0, None)
+    assert (report["ok"], report["already_done"], report["attempts"], report["resume_command"]) == (True, 3, 0, None)
     assert space.requests.count() == sent
 
 
-async def test_what_may_run_on_a_call_is_told_until_it_may_be_sent_again(shell: Shell, space: SimulatedSpace) -> None:
+async def test_resume_reports_unknown_call_starts_unless_resending(shell: Shell, space: SimulatedSpace) -> None:
     space.faults.add("reset", on="start", executed=True, times=1)
     assert (await shell(*START_ALL, "--kind", "call", "--concurrency", "1")).code == 1
     sent = space.requests.count()
     again = await shell(*RESUME)
-    assert (again.code, table(again)["unknown"], table(again)["of them before"]) == (1, "1", "1")
+    assert (again.code, table(again)["unknown"], table(again)["from earlier runs"]) == (1, "1", "1")
     assert "so it is not sent again" in again.out
     assert space.requests.count() == sent
     ran = await shell(*RESUME, "--resend-call-starts")
@@ -250,7 +252,7 @@ async def test_what_may_run_on_a_call_is_told_until_it_may_be_sent_again(shell: 
     assert (len(space.streams.active()), space.streams.duplicates()) == (2, [])
 
 
-async def test_a_wrong_token_leaves_a_run_to_go_on_with(shell: Shell, space: SimulatedSpace) -> None:
+async def test_run_with_a_wrong_token_can_be_resumed(shell: Shell, space: SimulatedSpace) -> None:
     space.faults.add("status", on="start", status=404, times=3)
     await shell(*START_ALL)
     shell.set({"SIGNALWIRE_API_TOKEN": "PTwrong-and-hush"})
@@ -261,8 +263,8 @@ async def test_a_wrong_token_leaves_a_run_to_go_on_with(shell: Shell, space: Sim
     await is_gone_on_with(shell, space, offered(ran, "resume"))
 
 
-async def test_a_full_disk_ends_the_run_and_is_told(shell: Shell, space: SimulatedSpace) -> None:
-    """What can't be noted is not sent."""
+async def test_run_ends_when_its_journal_cannot_be_written(shell: Shell, space: SimulatedSpace) -> None:
+    """Nothing is sent without being recorded first."""
     space.faults.add("status", on="start", status=404, times=3)
     await shell(*START_ALL)
     database = sqlite3.connect("run.db")
@@ -273,18 +275,18 @@ async def test_a_full_disk_ends_the_run_and_is_told(shell: Shell, space: Simulat
     ran, as_json = await shell(*RESUME), await shell(*RESUME, "--json")
     assert (ran.code, ran.err) == (1, "error: the journal run.db can't be written: full\n")
     assert table(ran)["not attempted"] == "3"
-    assert "make room on the disk, then go on." in ran.out
+    assert "make room on the disk, then resume." in ran.out
     assert offered(ran, "resume") == list(RESUME)
     *_, report, error = as_json.lines
     assert (as_json.code, report["report"]["ok"], error["error"]) == (1, False, "JournalError")
     assert space.requests.count() == sent
 
 
-# Whose run it is.
+# Space, project and token.
 
 
-async def test_a_journal_knows_its_space_and_project(shell: Shell, space: SimulatedSpace) -> None:
-    """Of the account, the token alone is needed."""
+async def test_resume_and_stop_take_space_and_project_from_the_journal(shell: Shell, space: SimulatedSpace) -> None:
+    """Only the token is needed."""
     await shell(*START_ALL)
     for name in ("SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID"):
         shell.environment.delenv(name)
@@ -301,7 +303,7 @@ async def test_a_journal_knows_its_space_and_project(shell: Shell, space: Simula
         (("--space", "another"), "run.db belongs to the Space http://127.0.0.1:"),
     ],
 )
-async def test_a_journal_of_another_account_is_refused(
+async def test_journal_of_another_account_is_rejected(
     shell: Shell, space: SimulatedSpace, command: str, option: tuple[str, str], sentence: str
 ) -> None:
     await shell(*START_ALL)
@@ -313,7 +315,7 @@ async def test_a_journal_of_another_account_is_refused(
 
 
 @pytest.mark.parametrize("command", ["resume", "stop"])
-async def test_without_a_token_nothing_is_done(shell: Shell, space: SimulatedSpace, command: str) -> None:
+async def test_resume_and_stop_need_a_token(shell: Shell, space: SimulatedSpace, command: str) -> None:
     await shell(*START_ALL)
     shell.environment.delenv("SIGNALWIRE_API_TOKEN")
     ran = await shell("bulk", command, "run.db")
@@ -322,7 +324,7 @@ async def test_without_a_token_nothing_is_done(shell: Shell, space: SimulatedSpa
 
 
 @pytest.mark.parametrize("command", ["resume", "status", "stop"])
-async def test_a_file_that_is_no_journal_is_told(shell: Shell, folder: Path, command: str) -> None:
+async def test_file_that_is_not_a_journal_is_rejected(shell: Shell, folder: Path, command: str) -> None:
     (folder / "notes").write_text("nothing of the kind, and long enough to be looked into" * 40, encoding="utf-8")
     is_misuse(await shell("bulk", command, "none.db"), "there is no journal none.db: name the file that the run wrote")
     is_misuse(await shell("bulk", command, "notes"), "notes is no journal that this version can read")
@@ -345,10 +347,10 @@ async def test_a_file_that_is_no_journal_is_told(shell: Shell, folder: Path, com
         ("no/run.db", "name a file in a folder that may be written"),
     ],
 )
-async def test_bulk_start_refuses_what_can_be_no_journal(
+async def test_bulk_start_rejects_an_invalid_journal_path(
     shell: Shell, space: SimulatedSpace, folder: Path, name: str, sentence: str
 ) -> None:
-    """Nothing is sent, and no file is made or deleted."""
+    """Nothing is sent, and no file is created or deleted."""
     os.mkfifo(folder / "pipe")
     ids_file(folder / "targets", space.conference_sids)
     is_misuse(await shell("bulk", "start", "targets", "--url", URL, "--journal", name), sentence)
@@ -356,12 +358,12 @@ async def test_bulk_start_refuses_what_can_be_no_journal(
     assert [file.name for file in files_in(folder)] == ["pipe", "targets"]
 
 
-async def test_a_run_without_a_plan_is_its_programs_to_go_on_with(shell: Shell, space: SimulatedSpace) -> None:
-    """It can be looked at and stopped all the same."""
+async def test_resume_rejects_a_run_without_a_plan(shell: Shell, space: SimulatedSpace) -> None:
+    """Its status can be read, and its streams can be stopped."""
     requests = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
     async with client_of(space) as client:
         await client.start_streams(requests, journal="run.db").report()
-    is_misuse(await shell(*RESUME), "run.db was begun by a program, which knows what is left: resume it there")
+    is_misuse(await shell(*RESUME), "run.db was created by a program, which knows what is left: resume it there")
     told = await shell(*STATUS)
     assert table(told) == {"started": "3", "attempts": "3"}
     assert "resume" not in told.out
@@ -369,24 +371,24 @@ async def test_a_run_without_a_plan_is_its_programs_to_go_on_with(shell: Shell, 
     assert space.streams.active() == []
 
 
-async def test_the_journal_of_stops_is_only_looked_at(shell: Shell, space: SimulatedSpace) -> None:
+async def test_status_of_a_journal_of_stops(shell: Shell, space: SimulatedSpace) -> None:
     await shell(*START_ALL)
     streams = [ConferenceStream(conference_sid=stream.target_sid, sid=stream.sid) for stream in space.streams]
     async with client_of(space) as client:
         await client.stop_streams(streams, journal="stops.db").report()
     told = await shell("bulk", "status", "stops.db")
-    assert (told.code, told.rows[-1]) == (0, "No process works on it now.")
+    assert (told.code, told.rows[-1]) == (0, "It is not running now.")
     assert f", to stop streams on {space.base_url}." in told.out
     assert table(told)["stopped"] == "3"
-    is_misuse(await shell("bulk", "resume", "stops.db"), "was begun by a program")
+    is_misuse(await shell("bulk", "resume", "stops.db"), "was created by a program")
     is_misuse(await shell("bulk", "stop", "stops.db"), "stops.db is the journal of a run that stops streams")
 
 
-# Looked at.
+# Status.
 
 
 async def some_of_each(space: SimulatedSpace) -> Mapping[str, str]:
-    """Plan a run that leaves items in every state but one; give the targets by that."""
+    """Create a run with items of every status but one, and return their targets by status."""
     started, rejected, lost = space.conference_sids
     space.faults.add("status", on="start", target=rejected, status=422, body="api")
     space.faults.add("reset", on="start", target=lost, executed=True)
@@ -400,16 +402,16 @@ async def some_of_each(space: SimulatedSpace) -> Mapping[str, str]:
     return {"started": started, "rejected": rejected, "unknown": lost}
 
 
-async def test_a_run_is_summed_up_from_its_journal(bare_shell: Shell, space: SimulatedSpace) -> None:
+async def test_status_shows_counts_and_errors(bare_shell: Shell, space: SimulatedSpace) -> None:
     """Without any account."""
     await some_of_each(space)
     ran = await bare_shell(*STATUS)
     assert (ran.code, ran.err) == (0, "")
     status = BulkJournal("run.db").status()
     began = status.started_at[:19].replace("T", " ")
-    assert ran.rows[0] == f"Run {status.run} began on {began} UTC, to start streams on {space.base_url}."
+    assert ran.rows[0] == f"Run {status.run}, started on {began} UTC, to start streams on {space.base_url}."
     errors = ran.rows.index("Errors:")
-    assert {row.split()[0]: row.split()[1] for row in ran.rows[1:errors]} == {
+    assert table(ran) == {
         "planned": "4",
         "started": "1",
         "rejected": "1",
@@ -417,38 +419,38 @@ async def test_a_run_is_summed_up_from_its_journal(bare_shell: Shell, space: Sim
         "pending": "1",
         "attempts": "3",
     }
-    assert ran.rows[errors + 1 : errors + 3] == [f"  1 x  {label}" for label in status.errors]
+    assert ran.rows[errors + 1 : errors + 3] == [f"  1 x {label}" for label in status.errors]
     assert [label.split()[0] for label in status.errors] == ["StreamOutcomeUnknownError", "UnprocessableError"]
     assert (offered(ran, "resume"), offered(ran, "stop")) == (list(RESUME), list(STOP))
 
 
-async def test_a_sum_is_given_in_json(bare_shell: Shell, space: SimulatedSpace) -> None:
+async def test_status_as_json(bare_shell: Shell, space: SimulatedSpace) -> None:
     await some_of_each(space)
     facts = (await bare_shell(*STATUS, "--json")).json
     status = BulkJournal("run.db").status()
     assert facts == {
         "run": status.run,
-        "doing": "start",
+        "operation": "start",
         "origin": space.base_url,
         "project": space.project,
-        "began": status.started_at,
-        "undone_since": None,
+        "started_at": status.started_at,
+        "rollback_started_at": None,
         "planned": 4,
         "counts": {"started": 1, "rejected": 1, "unknown": 1, "pending": 1},
-        "undone": 0,
+        "rolled_back": 0,
         "attempts": 3,
         "errors": status.errors,
-        "held": False,
+        "is_locked": False,
     }
 
 
-async def test_items_are_listed_by_their_state(bare_shell: Shell, space: SimulatedSpace) -> None:
+async def test_status_lists_items_by_status(bare_shell: Shell, space: SimulatedSpace) -> None:
     targets = await some_of_each(space)
     for state, target in targets.items():
         ran = await bare_shell(*STATUS, "--list", state)
         assert (ran.code, ran.err) == (0, "")
         header, row = ran.rows
-        assert header.split() == ["KIND", "TARGET", "STATE", "SID", "NAME", "MESSAGE"]
+        assert header.split() == ["KIND", "TARGET", "STATUS", "SID", "NAME", "MESSAGE"]
         assert row.split()[:3] == ["conference", target, state]
         assert "audit" in row
     both = await bare_shell(*STATUS, "--list", "started", "--list", "unknown")
@@ -457,7 +459,7 @@ async def test_items_are_listed_by_their_state(bare_shell: Shell, space: Simulat
     assert (none.code, len(none.rows)) == (0, 1)
 
 
-async def test_items_are_listed_in_json(bare_shell: Shell, space: SimulatedSpace) -> None:
+async def test_status_lists_items_as_json(bare_shell: Shell, space: SimulatedSpace) -> None:
     targets = await some_of_each(space)
     ran = await bare_shell(*STATUS, "--json", "--list", "rejected", "--list", "started")
     started, rejected = ran.lines
@@ -465,20 +467,20 @@ async def test_items_are_listed_in_json(bare_shell: Shell, space: SimulatedSpace
         "kind": "conference",
         "target": targets["started"],
         "name": "audit",
-        "state": "started",
+        "status": "started",
         "sid": space.streams[0].sid,
         "ambiguous": False,
         "attempts": 1,
         "error": None,
         "message": None,
-        "undone": None,
+        "rollback_status": None,
     }
     assert (rejected["target"], rejected["sid"]) == (targets["rejected"], None)
     assert rejected["error"].startswith("UnprocessableError")
     assert targets["rejected"] in rejected["message"]
 
 
-async def test_a_list_fits_a_terminal(bare_shell: Shell, space: SimulatedSpace) -> None:
+async def test_status_list_fits_a_terminal(bare_shell: Shell, space: SimulatedSpace) -> None:
     await some_of_each(space)
     bare_shell.pretend_terminal(80)
     ran = await bare_shell(*STATUS, "--list", "rejected")
@@ -486,15 +488,15 @@ async def test_a_list_fits_a_terminal(bare_shell: Shell, space: SimulatedSpace) 
     assert space.conference_sids[1] in ran.out
 
 
-async def test_an_unknown_state_is_misuse(bare_shell: Shell) -> None:
+async def test_an_unknown_state_is_a_usage_error(bare_shell: Shell) -> None:
     is_misuse(await bare_shell(*STATUS, "--list", "lost"), "'lost' is not one of 'started', 'already_started'")
 
 
-# Stopped.
+# Stop.
 
 
-async def test_what_may_run_is_stopped_too_and_again_until_nothing_is_left(shell: Shell, space: SimulatedSpace) -> None:
-    """A stop that fails is told, and sent again by the command that is shown."""
+async def test_stop_includes_unknown_streams_and_can_be_repeated(shell: Shell, space: SimulatedSpace) -> None:
+    """A failed stop is reported, and repeated by the suggested command."""
     await some_of_each(space)
     space.faults.clear()
     rule = space.faults.add("status", on="stop", target=space.conference_sids[0], status=403)
@@ -503,26 +505,26 @@ async def test_what_may_run_is_stopped_too_and_again_until_nothing_is_left(shell
     assert first.out.startswith("Stopped 1 of 2 streams in ")
     assert "give it the scope in the dashboard." in first.out
     told = await shell(*STATUS)
-    assert table(told)["stopped again"] == "1"
+    assert table(told)["rolled back"] == "1"
     assert offered(told, "stop") == offered(first, "stop") == list(STOP)
     assert "resume" not in told.out + first.out
 
     rule.remove()
     second = await shell(*offered(first, "stop"))
     assert (second.code, table(second)["stopped"]) == (0, "1")
-    assert "Go on with it" not in second.out
+    assert "Resume" not in second.out
     assert space.streams.active() == []
-    assert (await shell(*STATUS)).rows[-1] == "All that it started was stopped."
+    assert (await shell(*STATUS)).rows[-1] == "All streams that it started were stopped."
 
     sent = space.requests.count()
     third, as_json = await shell(*STOP), await shell(*STOP, "--json")
     assert (third.code, third.out, third.err) == (0, "There is nothing left to stop.\n", "")
     report = as_json.json["report"]
-    assert (as_json.code, report["ok"], report["planned"], report["go_on"]) == (0, True, 0, None)
+    assert (as_json.code, report["ok"], report["planned"], report["resume_command"]) == (0, True, 0, None)
     assert space.requests.count() == sent
 
 
-async def test_a_run_that_was_stopped_is_not_gone_on_with(shell: Shell, space: SimulatedSpace) -> None:
+async def test_stopped_run_cannot_be_resumed(shell: Shell, space: SimulatedSpace) -> None:
     await shell(*START_ALL)
     assert (await shell(*STOP)).code == 0
     sent = space.requests.count()
@@ -532,27 +534,32 @@ async def test_a_run_that_was_stopped_is_not_gone_on_with(shell: Shell, space: S
     assert space.requests.count() == sent
 
 
-async def test_json_gives_each_stop_and_a_report(shell: Shell, space: SimulatedSpace) -> None:
+async def test_stop_writes_outcomes_and_report_as_json(shell: Shell, space: SimulatedSpace) -> None:
     await shell(*START_ALL)
     ran = await shell(*STOP, "--json", "--rate", "1000", "--concurrency", "2")
     *outcomes, last = ran.lines
     assert (ran.code, ran.err) == (0, "")
-    assert {(outcome["state"], outcome["kind"]) for outcome in outcomes} == {("stopped", "conference")}
+    assert {(outcome["status"], outcome["kind"]) for outcome in outcomes} == {("stopped", "conference")}
     assert {outcome["sid"] for outcome in outcomes} == {stream.sid for stream in space.streams}
     assert {outcome["name"] for outcome in outcomes} == {stream.name for stream in space.streams}
     report = last["report"]
-    assert (report["ok"], report["counts"], report["planned"], report["go_on"]) == (True, {"stopped": 3}, 3, None)
+    assert (report["ok"], report["counts"], report["planned"], report["resume_command"]) == (
+        True,
+        {"stopped": 3},
+        3,
+        None,
+    )
 
 
 @posix_only
-async def test_stopping_that_was_cut_off_is_gone_on_with(shell: Shell, space: SimulatedSpace) -> None:
+async def test_killed_stop_is_repeated(shell: Shell, space: SimulatedSpace) -> None:
     await shell(*START_ALL)
     space.faults.add("hang", on="stop", executed=True)
     async with process(*STOP, "--concurrency", "1", environment=credentials(space)) as child:
         await space.requests.wait_for(1, "stop-conference-stream", timeout=PATIENCE)
         assert (await end_of(child, signal.SIGKILL)).out == ""
     told = await shell(*STATUS)
-    assert "stopped again" in table(told)
+    assert "rolled back" in table(told)
     assert "resume" not in told.out
     space.faults.clear()
     ran = await shell(*offered(told, "stop"))
@@ -560,7 +567,7 @@ async def test_stopping_that_was_cut_off_is_gone_on_with(shell: Shell, space: Si
     assert space.streams.active() == []
 
 
-# Its secrets.
+# Secrets.
 
 
 SECRETS = {
@@ -581,13 +588,13 @@ def secret_lines(space: SimulatedSpace) -> list[dict[str, Any]]:
 
 
 async def begin_with_secrets(shell: Shell, space: SimulatedSpace, path: Path) -> str:
-    """Begin a run with secrets that starts nothing; give the name of the file that they are in."""
+    """Start a run with secrets whose starts fail, and return the file of its targets."""
     source = json_file(path / "targets.jsonl", secret_lines(space))
     space.faults.add("status", on="start", status=404, times=3)
     ran = await shell("bulk", "start", source, *TO_URL, *RUN)
     assert ran.code == 1
     assert "hush" not in ran.out + ran.err
-    assert f"Go on with it (and give its secrets again):\n  {shlex.join(['signalwire-streams', *RESUME])}\n" in ran.out
+    assert f"Resume (and pass its secrets again):\n  {shlex.join(['signalwire-streams', *RESUME])}\n" in ran.out
     return source
 
 
@@ -598,28 +605,26 @@ def what_arrived(space: SimulatedSpace) -> dict[str, tuple[Any, ...]]:
     }
 
 
-async def test_secrets_that_are_not_given_again_are_named(
-    shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
-) -> None:
-    """All of those of a request, and by the options that give them."""
+async def test_resume_names_missing_secrets(shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path) -> None:
+    """All missing secrets of a request are named by their options."""
     await begin_with_secrets(shell, space, tmp_path)
     sent = space.requests.count()
     bare = await shell(*RESUME)
     is_misuse(
         bare,
-        f"the journal keeps no secrets, and {space.conference_sids[1]} had some: give them again with "
+        f"the journal keeps no secrets, and {space.conference_sids[1]} had some: pass them again with "
         "--parameter pin=... --parameter tenant=... --bearer-token-file FILE --status-callback URL, "
         "or name the FILE that they came from after the journal",
     )
     some = await shell(*RESUME, "--parameter", "tenant=hush", "--status-callback", "https://a.example.com/?hush")
-    is_misuse(some, "give them again with --parameter pin=... --bearer-token-file FILE, or name")
+    is_misuse(some, "pass them again with --parameter pin=... --bearer-token-file FILE, or name")
     assert "hush" not in some.err
     assert b"hush" not in bytes_in(folder)
     assert space.requests.count() == sent
     assert table(await shell(*STATUS))["attempts"] == "3"
 
 
-async def test_secrets_are_given_again_by_the_file_that_they_came_from(
+async def test_resume_takes_secrets_from_the_file(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
 ) -> None:
     source = await begin_with_secrets(shell, space, tmp_path)
@@ -634,10 +639,10 @@ async def test_secrets_are_given_again_by_the_file_that_they_came_from(
     assert b"hush" not in ran.out.encode() + bytes_in(folder)
 
 
-async def test_secrets_are_given_again_by_options(
+async def test_resume_takes_secrets_from_options(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
 ) -> None:
-    """For all that had them, and for no other; a line of the FILE goes before them."""
+    """They apply to all requests that had them; a line of the FILE overrides them."""
     await begin_with_secrets(shell, space, tmp_path)
     (tmp_path / "token").write_text("hush-new-bearer", encoding="utf-8")
     third = {"conference_sid": space.conference_sids[2], "parameters": {"pin": "hush-line", "more": "hush-more"}}
@@ -662,7 +667,7 @@ async def test_secrets_are_given_again_by_options(
     assert b"hush" not in ran.out.encode() + bytes_in(folder)
 
 
-async def test_the_file_of_secrets_is_read_as_any(
+async def test_resume_reads_its_file_as_start_does(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = await begin_with_secrets(shell, space, tmp_path)
@@ -675,7 +680,7 @@ async def test_the_file_of_secrets_is_read_as_any(
     assert len(space.streams.active()) == 3
 
 
-async def test_a_journal_holds_no_secret_while_its_run_goes_on(bare_shell: Shell, tmp_path: Path, folder: Path) -> None:
+async def test_journal_holds_no_secret_during_the_run(bare_shell: Shell, tmp_path: Path, folder: Path) -> None:
     async with held_space(conferences=3) as (space, held):
         bare_shell.set(credentials(space))
         source = json_file(tmp_path / "targets.jsonl", secret_lines(space))

@@ -1,4 +1,4 @@
-"""Files of targets as spreadsheets write them: read, or refused with the line and what to do."""
+"""Files of targets as spreadsheets write them: accepted, or rejected with line and remedy."""
 
 import gzip
 import io
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams._cli.bulk.targets import BadLine, Line, read_lines
+from signalwire_streams._cli.bulk_targets import BadLine, Line, read_lines
 
 from .shell import URL, Ran, Shell
 
@@ -30,7 +30,7 @@ def fields_of(text: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_the_delimiter_is_found_in_the_header(delimiter: str) -> None:
+def test_csv_delimiter_is_detected_in_the_header(delimiter: str) -> None:
     rows = [["conference_sid", "url", "name"], ["room-1", URL, "a"], ["room-2", "", "b"]]
     text = "".join(delimiter.join(row) + "\n" for row in rows)
     assert fields_of(text) == [
@@ -40,7 +40,7 @@ def test_the_delimiter_is_found_in_the_header(delimiter: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["sep=;", "SEP=;", '"sep=;"', "  sep=; ", "sep=;;;"])
-def test_a_separator_line_is_no_row(line: str) -> None:
+def test_separator_line_is_not_a_row(line: str) -> None:
     assert fields_of(f"{line}\nconference_sid;name\nroom-1;a,b\n") == [{"conference_sid": "room-1", "name": "a,b"}]
 
 
@@ -49,7 +49,7 @@ def test_a_separator_line_may_name_another_delimiter() -> None:
 
 
 @pytest.mark.parametrize("separator", ['"', "'", "x", "1", " "])
-def test_a_separator_that_cannot_be_one_is_refused(separator: str) -> None:
+def test_invalid_separator_is_rejected(separator: str) -> None:
     assert fields_of(f"sep={separator}\nconference_sid\nroom-1\n") == [
         (1, "the separator of this line can't be used: write sep=; or sep=,")
     ]
@@ -57,11 +57,11 @@ def test_a_separator_that_cannot_be_one_is_refused(separator: str) -> None:
 
 def test_a_separator_line_keeps_the_numbers_of_lines() -> None:
     assert fields_of("sep=;\n\nconference_sid;name\nroom-1\n") == [
-        (4, "this line has 1 columns, and the first one names 2")
+        (4, "this line has 1 columns, but the first one names 2")
     ]
 
 
-def test_a_separator_line_before_other_columns_is_refused() -> None:
+def test_a_separator_line_before_other_columns_is_rejected() -> None:
     [(number, why)] = fields_of("sep=;\nid;name\nroom-1;n\n")
     assert (number, why.partition(":")[0]) == (2, "'id' is unknown")
 
@@ -70,11 +70,11 @@ def test_a_separator_line_before_other_columns_is_refused() -> None:
     "name",
     ["ConferenceSid", "CONFERENCE_SID", "Conference SID", "conference-sid", " conference sid ", '"ConferenceSID"'],
 )
-def test_the_names_of_columns_are_read_in_any_spelling(name: str) -> None:
+def test_column_names_ignore_case_and_separators(name: str) -> None:
     assert fields_of(f"{name}\nroom-1\nroom-2\n") == IDS
 
 
-def test_every_field_is_read_in_the_spelling_of_the_api() -> None:
+def test_column_names_of_the_api_are_accepted() -> None:
     header = "CallSid,Url,Name,Track,StatusCallback,StatusCallbackMethod,AuthorizationBearerToken,Parameters.Tenant"
     row = f"leg,{URL},n,both_tracks,https://app.example.com/x,GET,bearer,acme"
     assert fields_of(f"{header}\n{row}\n") == [
@@ -95,31 +95,51 @@ def test_every_field_is_read_in_the_spelling_of_the_api() -> None:
 
 
 @pytest.mark.parametrize("text", ["conference_sid,,\nroom-1,,\nroom-2,,,\n", "conference_sid,,\nroom-1\nroom-2,\n"])
-def test_empty_columns_at_the_end_are_passed_over(text: str) -> None:
+def test_trailing_empty_columns_are_ignored(text: str) -> None:
     assert fields_of(text) == IDS
 
 
-def test_a_cell_in_a_column_without_a_name_is_refused() -> None:
+def test_a_cell_in_a_column_without_a_name_is_rejected() -> None:
     assert fields_of("conference_sid,,name\nroom-1,,a\nroom-2,b,c\nroom-3,,d,e\n") == [
         {"conference_sid": "room-1", "name": "a"},
         (3, "column 2 has no name: name it in the first line, or empty it"),
-        (4, "this line has 4 columns, and the first one names 3"),
+        (4, "this line has 4 columns, but the first one names 3"),
     ]
 
 
+@pytest.mark.parametrize("cell", ['="id""', '="id', '="i"d"', '=""id"', '="id"x'])
+@pytest.mark.parametrize("header", ["conference_sid;name", "name;conference_sid", "", "conference_sid;parameters.pin"])
+def test_formula_with_an_odd_quote_is_rejected(cell: str, header: str) -> None:
+    """It would be sent with its quotes. Its text is not repeated, since it may be a secret."""
+    quoted = '"' + cell.replace('"', '""') + '"'
+    text = {"": f"{cell}\n", "conference_sid;parameters.pin": f"{header}\nroom;{quoted}\n"}.get(
+        header, f"{header}\n{quoted};room\n"
+    )
+    [bad] = read_lines(text, "conference_sid")
+    assert isinstance(bad, BadLine)
+    assert bad.why == 'a formula has an odd number of quotes: write it as ="text", or the text alone'
+
+
+@pytest.mark.parametrize("cell", ['id"', '"id', 'i"d', '"="id'])
+def test_id_with_a_quote_is_rejected(cell: str) -> None:
+    [bad] = read_lines(f"{cell}\n", "call_sid")
+    assert isinstance(bad, BadLine)
+    assert bad.why.endswith("holds a quote: write the id alone")
+
+
 @pytest.mark.parametrize("cell", ['="00123"', '"=""00123"""', "'00123", '"00123"', "'00123'", ' ="00123" '])
-def test_an_id_that_was_kept_a_text_is_that_text(cell: str) -> None:
+def test_quoted_id_is_unquoted(cell: str) -> None:
     assert fields_of(f"name;conference_sid\nn;{cell}\n") == [{"name": "n", "conference_sid": "00123"}]
 
 
-def test_other_cells_that_were_kept_a_text_are_that_text() -> None:
+def test_text_formula_in_other_cells_is_unquoted() -> None:
     assert fields_of('conference_sid;name;parameters.pin\nroom-1;="007";="0""9"\n') == [
         {"conference_sid": "room-1", "name": "007", "parameters": {"pin": '0"9'}}
     ]
 
 
 @pytest.mark.parametrize("cell", ["1.23E+11", "1,23E+11", "1E+15", "-4.5e+20", "9.9E-10"])
-def test_a_number_that_a_spreadsheet_made_is_refused(cell: str) -> None:
+def test_a_number_that_a_spreadsheet_made_is_rejected(cell: str) -> None:
     assert fields_of(f"conference_sid;parameters.phone\n{cell};\nroom-2;{cell}\n") == [
         (2, f"conference_sid {cell!r} {MANGLED}"),
         (3, f"parameters.phone {MANGLED}"),
@@ -129,7 +149,7 @@ def test_a_number_that_a_spreadsheet_made_is_refused(cell: str) -> None:
 
 
 @pytest.mark.parametrize("cell", ["1E11", "E+11", "CF1E+11", "123", "12-34"])
-def test_what_only_resembles_such_a_number_is_read(cell: str) -> None:
+def test_text_like_a_mangled_number_is_accepted(cell: str) -> None:
     assert fields_of(f"conference_sid\n{cell}\n") == [{"conference_sid": cell}]
 
 
@@ -141,7 +161,7 @@ def test_what_only_resembles_such_a_number_is_read(cell: str) -> None:
         *("#\u0417\u041d\u0410\u0427!", "#\u041d/\u0414"),
     ],
 )
-def test_the_error_of_a_formula_is_refused(cell: str) -> None:
+def test_the_error_of_a_formula_is_rejected(cell: str) -> None:
     sentence = f"holds the spreadsheet's error {cell}: correct its formula there, and save again"
     assert fields_of(f"conference_sid;name\nroom-1;{cell}\n{cell};\n") == [
         (2, f"name {sentence}"),
@@ -152,18 +172,18 @@ def test_the_error_of_a_formula_is_refused(cell: str) -> None:
 
 
 @pytest.mark.parametrize("cell", ["##", "########"])
-def test_an_id_of_a_column_that_was_too_narrow_is_refused(cell: str) -> None:
+def test_an_id_of_a_column_that_was_too_narrow_is_rejected(cell: str) -> None:
     sentence = f"conference_sid holds the spreadsheet's error {cell}: widen its column there, and save again"
     assert fields_of(f"conference_sid;name\n{cell};{cell}\n") == [(2, sentence)]
     assert fields_of(f"{cell}\nroom-1\n") == [(1, sentence), {"conference_sid": "room-1"}]
 
 
 @pytest.mark.parametrize("name", ["##", "#", "#1", "#urgent!", "#a/b", "Error:502", "# #", "#n/a?"])
-def test_a_name_that_only_resembles_such_an_error_is_read(name: str) -> None:
+def test_name_like_a_spreadsheet_error_is_accepted(name: str) -> None:
     assert fields_of(f"conference_sid;name\nroom-1;{name}\n") == [{"conference_sid": "room-1", "name": name}]
 
 
-def test_a_nul_in_a_cell_is_refused() -> None:
+def test_a_nul_in_a_cell_is_rejected() -> None:
     assert fields_of("conference_sid,name\nroom-1,a\0b\n") == [(2, "name holds a NUL character: remove it")]
 
 
@@ -185,7 +205,7 @@ def test_columns_without_an_id_are_one_sentence(header: str) -> None:
 
 def test_a_json_array_is_one_sentence() -> None:
     assert fields_of('[{"conference_sid": "a"},\n{"conference_sid": "b"}]\n') == [
-        (1, "a JSON array is not read: write one JSON object per line")
+        (1, "this is a JSON array: write one JSON object per line instead")
     ]
 
 
@@ -256,10 +276,10 @@ def is_misuse(ran: Ran, sentence: str) -> None:
     ("content", "sentence"),
     [
         (b"conference_sid,name\nroom-1,a\nroom-2,Caf\xe9\n", f":3: can't be read: this line is not UTF-8; {SAVE_AS}"),
-        (TEXT.encode("utf-16-le"), f"it is no text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
-        (TEXT.encode("utf-16-be"), f"it is no text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
-        (TEXT.encode("utf-32-le"), f"it is no text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
-        (TEXT.encode("utf-32-be"), f"it is no text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
+        (TEXT.encode("utf-16-le"), f"it is not text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
+        (TEXT.encode("utf-16-be"), f"it is not text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
+        (TEXT.encode("utf-32-le"), f"it is not text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
+        (TEXT.encode("utf-32-be"), f"it is not text, or UTF-16 or UTF-32 without a byte order mark; {SAVE_AS}"),
         (b"\xff\xfea", "its UTF-16 is damaged"),
         (TEXT.encode("utf-32")[:-1], "its UTF-32 is damaged"),
         (b"PK\x03\x04\x14\x00\x06\x00\x08\xe9", "is a spreadsheet, not CSV: export it as 'CSV UTF-8'"),
@@ -279,13 +299,13 @@ def is_misuse(ran: Ran, sentence: str) -> None:
         "gzip",
     ],
 )
-async def test_a_file_in_another_encoding_is_refused(
+async def test_a_file_in_another_encoding_is_rejected(
     offline_shell: Shell, tmp_path: Path, content: bytes, sentence: str
 ) -> None:
     is_misuse(await offline_shell(*START, file_of(tmp_path / "targets.csv", content)), sentence)
 
 
-async def test_a_file_of_secrets_without_ids_is_refused(shell: Shell, tmp_path: Path) -> None:
+async def test_a_file_of_secrets_without_ids_is_rejected(shell: Shell, tmp_path: Path) -> None:
     journal = str(tmp_path / "run.db")
     started = await shell(
         "bulk", "start", "--all-in-progress", "--url", URL, "--parameter", "a=b", "--journal", journal

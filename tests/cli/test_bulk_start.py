@@ -1,4 +1,4 @@
-"""``bulk start``: from files of every kind, on all that is live, tried out beforehand, and refused in a sentence."""
+"""``bulk start``: from files of every kind, on all live targets, dry runs, and rejected input."""
 
 import asyncio
 import io
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from signalwire_streams import BulkJournal, RateLimit
-from signalwire_streams._cli.bulk.runner import Knobs
+from signalwire_streams._cli.bulk_runner import rate_limit
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, files_in, held_space, ids_file, json_file, offered, table
@@ -56,27 +56,29 @@ async def test_each_help_has_an_example(bare_shell: Shell, command: str) -> None
     assert ("SIGNALWIRE_API_TOKEN" in ran.out) is (command != "status")
 
 
-async def test_the_ids_of_a_file_get_a_stream_each(shell: Shell, space: SimulatedSpace, ids: str, folder: Path) -> None:
+async def test_bulk_start_starts_a_stream_for_each_id(
+    shell: Shell, space: SimulatedSpace, ids: str, folder: Path
+) -> None:
     ran = await shell(*START, ids, *TO_URL)
     assert (ran.code, ran.err) == (0, "")
     assert [stream.target_sid for stream in space.streams.active()] == space.conference_sids
     assert re.match(r"Started 3 of 3 streams in \d+ s\.\n", ran.out)
     assert table(ran)["started"] == "3"
-    assert table(ran)["attempts"] == "3, 0 of them followed by another one"
-    assert table(ran)["time for one"].endswith(" ms")
+    assert table(ran)["attempts"] == "3 (0 retried)"
+    assert table(ran)["latency"].endswith(" ms")
     assert "resume" not in ran.out
 
     [journal] = files_in(folder, ".db")
     assert re.fullmatch(r"bulk-\d{8}T\d{6}Z-[0-9a-f]{4}\.db", journal.name)
-    assert f"Its journal is {journal.name}\n" in ran.out
+    assert f"Journal: {journal.name}\n" in ran.out
     run = BulkJournal(journal).status().run
     assert [stream.name for stream in space.streams] == [f"sws-{run}-{sid}" for sid in space.conference_sids]
 
 
-async def test_what_was_started_is_stopped_by_the_command_that_is_shown(
+async def test_bulk_start_prints_the_command_that_stops_its_streams(
     shell: Shell, space: SimulatedSpace, ids: str
 ) -> None:
-    """It holds the options that lead to the Space, and a file's name of any kind."""
+    """It has the options for the Space, and quotes the name of the file."""
     options = ("--space", space.base_url, "--project", space.project, "--journal", "-run of 'today'.db")
     shell.set({"SIGNALWIRE_SPACE": "elsewhere", "SIGNALWIRE_PROJECT_ID": "another"})
     started = await shell(*START, ids, *TO_URL, *options)
@@ -136,7 +138,9 @@ async def test_json_lines_may_name_conferences_and_calls(shell: Shell, space: Si
     ]
 
 
-async def test_every_option_holds_for_every_line(shell: Shell, space: SimulatedSpace, ids: str, tmp_path: Path) -> None:
+async def test_bulk_start_applies_options_to_every_line(
+    shell: Shell, space: SimulatedSpace, ids: str, tmp_path: Path
+) -> None:
     (tmp_path / "token").write_text("bearer-of-audio\n", encoding="utf-8")
     ran = await shell(
         *(*START, ids, *TO_URL, "--name", "audit", "--track", "outbound_track", "--codec", "L16", "--no-realtime"),
@@ -175,8 +179,10 @@ async def test_standard_input_is_not_both(offline_shell: Shell, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("kind", ["conference", "call"])
-async def test_all_that_is_live_gets_a_stream(shell: Shell, space: SimulatedSpace, kind: str) -> None:
-    """What has ended gets none."""
+async def test_bulk_start_all_in_progress_starts_a_stream_on_each(
+    shell: Shell, space: SimulatedSpace, kind: str
+) -> None:
+    """Those that have ended get none."""
     space.add_conference(status="completed")
     space.add_call(status="completed")
     live = (space.conference_sids[:3], space.call_sids[:2])[kind == "call"]
@@ -186,18 +192,20 @@ async def test_all_that_is_live_gets_a_stream(shell: Shell, space: SimulatedSpac
 
 
 @pytest.mark.parametrize("source", ["file", "list"])
-async def test_nothing_to_start_is_no_failure(bare_shell: Shell, tmp_path: Path, folder: Path, source: str) -> None:
+async def test_bulk_start_without_targets_succeeds(
+    bare_shell: Shell, tmp_path: Path, folder: Path, source: str
+) -> None:
     async with SimulatedSpace() as space:
         bare_shell.set(credentials(space))
         what = ids_file(tmp_path / "ids.txt", []) if source == "file" else "--all-in-progress"
         ran = await bare_shell(*START, what, *TO_URL)
         as_json = await bare_shell(*START, what, *TO_URL, "--json")
     assert (ran.code, ran.out, ran.err) == (0, "There is nothing to start.\n", "")
-    assert (as_json.code, as_json.json, as_json.err) == (0, {"report": {"ok": True, "planned": 0, "ended": 0}}, "")
+    assert (as_json.code, as_json.json, as_json.err) == (0, {"report": {"ok": True, "planned": 0, "completed": 0}}, "")
     assert files_in(folder) == []
 
 
-async def test_json_gives_each_outcome_and_a_report(
+async def test_bulk_start_writes_outcomes_and_report_as_json(
     shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path
 ) -> None:
     lines: list[dict[str, Any]] = [
@@ -212,12 +220,12 @@ async def test_json_gives_each_outcome_and_a_report(
     room, leg, missing = sorted(outcomes, key=lambda outcome: outcome["index"])
     sids = {stream.target_sid: stream.sid for stream in space.streams}
 
-    assert room.pop("seconds") > 0
+    assert room.pop("duration") > 0
     assert room == {
         "index": 0,
         "kind": "conference",
         "target": space.conference_sids[0],
-        "state": "started",
+        "status": "started",
         "sid": sids[space.conference_sids[0]],
         "name": "audit",
         "ambiguous": False,
@@ -225,9 +233,9 @@ async def test_json_gives_each_outcome_and_a_report(
         "error": None,
         "message": None,
     }
-    assert (leg["kind"], leg["target"], leg["state"]) == ("call", space.call_sids[0], "started")
+    assert (leg["kind"], leg["target"], leg["status"]) == ("call", space.call_sids[0], "started")
     assert leg["sid"] == sids[space.call_sids[0]]
-    assert (missing["state"], missing["sid"], missing["error"]) == ("rejected", None, "NotFoundError")
+    assert (missing["status"], missing["sid"], missing["error"]) == ("rejected", None, "NotFoundError")
     assert "no-such-room" in missing["message"]
 
     facts = report.pop("report")
@@ -239,50 +247,50 @@ async def test_json_gives_each_outcome_and_a_report(
     assert facts == {
         "ok": False,
         "planned": 3,
-        "ended": 3,
-        "earlier": 0,
+        "completed": 3,
+        "already_done": 0,
         "counts": {"started": 2, "rejected": 1},
         "attempts": 3,
-        "repeated": 0,
+        "retries": 0,
         "errors": {"NotFoundError 20404": 1},
         "interrupted": False,
         "journal": "run.db",
-        "go_on": "signalwire-streams bulk resume run.db",
+        "resume_command": "signalwire-streams bulk resume run.db",
     }
     assert (folder / "run.db").exists()
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-async def test_a_repeated_attempt_is_counted(shell: Shell, space: SimulatedSpace, ids: str, *, as_json: bool) -> None:
-    """An answer that was lost is fetched by sending the start again, under its name."""
+async def test_bulk_start_counts_retries(shell: Shell, space: SimulatedSpace, ids: str, *, as_json: bool) -> None:
+    """A start whose response is lost is sent again under its name."""
     space.faults.add("reset", on="start", executed=True, times=1)
     ran = await shell(*START, ids, *TO_URL, *(["--json"] if as_json else []))
     assert (ran.code, len(space.streams.active()), space.streams.duplicates()) == (0, 3, [])
     if as_json:
         report = ran.lines[-1]["report"]
-        assert (report["attempts"], report["repeated"], report["ok"], report["go_on"]) == (4, 1, True, None)
+        assert (report["attempts"], report["retries"], report["ok"], report["resume_command"]) == (4, 1, True, None)
         assert sum(outcome["ambiguous"] for outcome in ran.lines[:-1]) == 1
     else:
-        assert table(ran)["attempts"] == "4, 1 of them followed by another one"
+        assert table(ran)["attempts"] == "4 (1 retried)"
 
 
 @pytest.mark.parametrize(
     ("status", "error", "advice"),
     [
-        (400, "BadRequestError", "The Space refuses the request as it is"),
+        (400, "BadRequestError", "The Space refused the request"),
         (403, "PermissionDeniedError", "give it the scope in the dashboard"),
-        (404, "NotFoundError", "check the id, or let it be"),
-        (422, "UnprocessableError", "The Space refuses a field"),
+        (404, "NotFoundError", "check the id, or skip it"),
+        (422, "UnprocessableError", "The Space refused a field"),
     ],
 )
-async def test_what_is_refused_comes_with_an_example_and_with_advice(
+async def test_bulk_summary_has_an_example_and_advice_for_errors(
     shell: Shell, space: SimulatedSpace, ids: str, status: int, error: str, advice: str
 ) -> None:
     space.faults.add("status", on="start", status=status, target=space.conference_sids[2], body="api")
     ran = await shell(*START, ids, *TO_URL, "--concurrency", "1")
     assert (ran.code, ran.err) == (1, "")
     assert (table(ran)["started"], table(ran)["rejected"]) == ("2", "1")
-    _, errors = ran.out.split("Most frequent errors:\n")
+    _, errors = ran.out.split("Errors:\n")
     count, example, sentence, *_ = errors.splitlines()
     assert re.fullmatch(rf"  1 x {error}( \d+)?", count)
     assert example.startswith(f"      for example: start a stream on conference {space.conference_sids[2]}: ")
@@ -295,7 +303,7 @@ async def test_a_wrong_token_ends_the_run_at_once(shell: Shell, space: Simulated
     ran = await shell(*START, ids, *TO_URL, "--concurrency", "1")
     assert (ran.code, ran.err) == (1, "")
     assert space.requests.count() == 1
-    assert (table(ran)["rejected"], table(ran)["not tried yet"]) == ("1", "2")
+    assert (table(ran)["rejected"], table(ran)["pending"]) == ("1", "2")
     assert "  1 x AuthenticationError 20003\n" in ran.out
     assert "check SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN." in ran.out
     assert "RunCancelledError" not in ran.out
@@ -303,7 +311,7 @@ async def test_a_wrong_token_ends_the_run_at_once(shell: Shell, space: Simulated
 
 
 @pytest.mark.parametrize("resend", [False, True])
-async def test_a_call_whose_answer_was_lost_is_sent_again_only_if_that_is_wanted(
+async def test_call_start_with_lost_response_is_resent_only_on_request(
     shell: Shell, space: SimulatedSpace, *, resend: bool
 ) -> None:
     space.faults.add("reset", on="start", executed=True, times=1)
@@ -315,7 +323,7 @@ async def test_a_call_whose_answer_was_lost_is_sent_again_only_if_that_is_wanted
     assert table(ran).get("unknown") == (None if resend else "1")
 
 
-async def test_concurrency_is_how_many_are_under_way(bare_shell: Shell) -> None:
+async def test_concurrency_option_limits_requests_in_flight(bare_shell: Shell) -> None:
     async with held_space(conferences=7) as (space, held):
         bare_shell.set(credentials(space))
         going = asyncio.create_task(bare_shell(*START, "--all-in-progress", *TO_URL, "--concurrency", "3"))
@@ -327,17 +335,17 @@ async def test_concurrency_is_how_many_are_under_way(bare_shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(("rate", "requests"), [(0.1, 1), (2.5, 25), (10.0, 100), (1380.0, 13_800)])
-def test_a_rate_is_taken_whole(rate: float, requests: int) -> None:
-    """It is what the run may use, so no part of it is left to others."""
-    limit = Knobs(concurrency=None, rate=rate).limit
+def test_rate_option_is_used_in_full(rate: float, requests: int) -> None:
+    """No part of it is left to other clients."""
+    limit = rate_limit(rate)
     assert (limit.max_requests, limit.window) == (requests, 10.0)
 
 
-def test_without_a_rate_a_part_of_the_spaces_limit_is_left_to_others() -> None:
-    assert Knobs(concurrency=None, rate=None).limit == RateLimit()
+def test_default_rate_leaves_a_part_of_the_limit() -> None:
+    assert rate_limit(None) == RateLimit()
 
 
-# What is tried out: --dry-run.
+# Dry runs.
 
 
 async def test_a_dry_run_needs_no_account_and_leaves_nothing(bare_shell: Shell, tmp_path: Path, folder: Path) -> None:
@@ -409,6 +417,39 @@ async def test_a_dry_run_on_all_that_is_live_only_lists(shell: Shell, space: Sim
     assert files_in(folder) == []
 
 
+# Without a journal.
+
+
+async def test_bulk_start_without_a_journal_says_once_what_that_means(
+    shell: Shell, space: SimulatedSpace, ids: str, folder: Path
+) -> None:
+    note = "No journal: this run can't be resumed after a crash, nor rolled back with 'bulk stop'.\n"
+    before = files_in(folder)
+    ran = await shell(*START, ids, *TO_URL, "--no-journal", "--name", "audit")
+    assert (ran.code, ran.err, table(ran)["started"]) == (0, note, "3")
+    assert not {"Journal", "Resume", "Roll back"} & {row.partition(":")[0] for row in ran.rows}
+    again = await shell(*START, ids, *TO_URL, "--no-journal", "--json", "--unnamed")
+    report = again.lines[-1]["report"]
+    assert (again.code, again.err) == (0, note)
+    assert (report["ok"], report["planned"], report["journal"], report["resume_command"]) == (True, 3, None, None)
+    assert files_in(folder) == before
+    assert len(space.streams.active()) == 6
+
+
+async def test_bulk_start_without_a_journal_reports_failures(shell: Shell, space: SimulatedSpace, ids: str) -> None:
+    space.faults.add("status", on="start", status=404, times=1)
+    ran = await shell(*START, ids, *TO_URL, "--no-journal")
+    assert (ran.code, table(ran)["rejected"]) == (1, "1")
+    assert "bulk resume" not in ran.out
+
+
+async def test_journal_and_no_journal_exclude_each_other(offline_shell: Shell, ids: str) -> None:
+    is_misuse(
+        await offline_shell(*START, ids, *TO_URL, "--no-journal", "--journal", "run.db"),
+        "--journal and --no-journal contradict each other",
+    )
+
+
 async def test_a_dry_run_of_nothing(bare_shell: Shell, tmp_path: Path) -> None:
     path = ids_file(tmp_path / "ids.txt", [])
     ran = await bare_shell(*START, path, "--dry-run")
@@ -417,7 +458,7 @@ async def test_a_dry_run_of_nothing(bare_shell: Shell, tmp_path: Path) -> None:
     assert (as_json.code, as_json.out) == (0, "")
 
 
-# What is wrong: lines, options, files.
+# Invalid lines, options and files.
 
 
 async def test_one_bad_line_starts_nothing(shell: Shell, space: SimulatedSpace, tmp_path: Path, folder: Path) -> None:
@@ -425,10 +466,10 @@ async def test_one_bad_line_starts_nothing(shell: Shell, space: SimulatedSpace, 
     ran = await shell(*START, path, *TO_URL)
     assert (ran.code, ran.out) == (2, "")
     second, fourth, verdict = ran.err.splitlines()
-    assert second.startswith(f"{path}:2: this is no id: ")
+    assert second.startswith(f"{path}:2: this is not an id: ")
     assert fourth.startswith(f"{path}:4: conference_sid 'a b' can't be part of a path: ")
     assert verdict == (
-        "error: 2 of 4 lines are wrong, and nothing was started: fix them, or leave them out with --skip-invalid"
+        "error: 2 of 4 lines are invalid, and nothing was started: fix them, or skip them with --skip-invalid"
     )
     assert space.requests.count() == 0
     assert files_in(folder) == []
@@ -441,29 +482,25 @@ async def test_bad_lines_are_told_in_json(shell: Shell, space: SimulatedSpace, t
     assert ran.json["error"] == "InvalidLines"
     [line] = ran.json["lines"]
     assert line["line"] == 2
-    assert line["message"].startswith("this is no id: ")
+    assert line["message"].startswith("this is not an id: ")
     assert len(ran.err.splitlines()) == 2
     assert space.requests.count() == 0
 
 
-async def test_good_lines_are_started_although_others_are_wrong(
-    shell: Shell, space: SimulatedSpace, tmp_path: Path
-) -> None:
+async def test_skip_invalid_starts_the_valid_lines(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     first, second, _ = space.conference_sids
     path = json_file(tmp_path / "targets.jsonl", [{"conference_sid": first}, {}, {"conference_sid": second}])
     ran = await shell(*START, path, *TO_URL, "--skip-invalid")
     assert ran.code == 0
     told, left_out = ran.err.splitlines()
     assert told == f"{path}:2: a line needs a conference_sid or a call_sid, and not both"
-    assert left_out == "1 lines are left out."
+    assert left_out == "1 invalid lines skipped."
     assert ran.out.startswith("Started 2 of 2 streams in ")
     assert [stream.target_sid for stream in space.streams.active()] == [first, second]
 
 
-async def test_a_file_that_cannot_be_read_to_its_end_starts_nothing(
-    shell: Shell, space: SimulatedSpace, tmp_path: Path
-) -> None:
-    """Lines that nobody could read can't be left out knowingly."""
+async def test_unreadable_rest_of_a_file_starts_nothing(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
+    """Lines that cannot be read cannot be skipped knowingly."""
     path = tmp_path / "targets.csv"
     path.write_text(f'conference_sid,name\n{space.conference_sids[0]},n\nroom,"open\nother,n\n', encoding="utf-8")
     ran = await shell(*START, str(path), *TO_URL, "--skip-invalid")
@@ -481,11 +518,11 @@ async def test_all_bad_lines_of_thousands_are_told(shell: Shell, space: Simulate
     assert ran.code == 2
     *lines, verdict = ran.err.splitlines()
     assert [line.removeprefix(f"{path}:").partition(":")[0] for line in lines] == [str(number) for number in wrong]
-    assert "4 of 4,000 lines are wrong" in verdict
+    assert "4 of 4,000 lines are invalid" in verdict
     assert space.requests.count() == 0
 
 
-async def test_a_bad_line_can_draw_nothing_on_the_terminal(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_error_of_a_line_has_no_control_characters(bare_shell: Shell, tmp_path: Path) -> None:
     """Neither can a file's name."""
     path = tmp_path / "a\x1b[31m.jsonl"
     path.write_text(json.dumps({"\x1b[2J": 1}) + "\n", encoding="utf-8")
@@ -494,7 +531,7 @@ async def test_a_bad_line_can_draw_nothing_on_the_terminal(bare_shell: Shell, tm
     assert "\x1b" not in ran.err
 
 
-async def test_no_secret_is_told_of_a_bad_line(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_error_of_a_line_has_no_secret(bare_shell: Shell, tmp_path: Path) -> None:
     secrets = {"parameters": {"pin": "hush"}, "authorization_bearer_token": "hush"}
     lines: list[dict[str, Any]] = [
         {"conference_sid": "a b", **secrets},
@@ -514,8 +551,8 @@ async def test_no_secret_is_told_of_a_bad_line(bare_shell: Shell, tmp_path: Path
         ((), "name a FILE of ids, - for standard input, or write --all-in-progress"),
         (("ids", "--all-in-progress"), "name a FILE of ids, - for standard input, or write --all-in-progress"),
         (("ids", "more"), "unexpected extra argument (more)"),
-        (("ids", "--kind", "call", "--codec", "PCMU"), "--codec and --realtime are for conference streams only"),
-        (("ids", "--kind", "call", "--no-realtime"), "--codec and --realtime are for conference streams only"),
+        (("ids", "--kind", "call", "--codec", "PCMU"), "--codec is for conference streams only"),
+        (("ids", "--kind", "call", "--no-realtime"), "--realtime is for conference streams only"),
         (("ids", "--kind", "room"), "'room' is not one of 'conference', 'call'"),
         (("ids", "--concurrency", "0"), "0 is not in the range x>=1"),
         (("ids", "--rate", "0"), "0.0 is not in the range 0.1<=x<=1380.0"),
@@ -541,15 +578,15 @@ async def test_what_cannot_be_right_is_refused_in_one_sentence(
     assert space.streams.active() == []
 
 
-async def test_a_file_that_is_no_text_is_misuse(offline_shell: Shell, tmp_path: Path) -> None:
+async def test_a_file_that_is_no_text_is_a_usage_error(offline_shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "ids").write_bytes(b"\xff\xfe\x00")
     is_misuse(await offline_shell(*START, str(tmp_path / "ids"), *TO_URL), "write the name of a text file in UTF-8")
 
 
-async def test_a_closed_standard_input_names_nothing(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_closed_standard_input_is_a_usage_error(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     ran = await bare_shell(*START, "-", *TO_URL, "--dry-run")
-    assert (ran.code, ran.out) == (0, "0 streams would be started. Nothing was sent.\n")
+    is_misuse(ran, "standard input is closed: name a FILE, or pipe the targets in")
 
 
 async def test_missing_credentials_are_misuse(bare_shell: Shell, tmp_path: Path) -> None:
@@ -557,7 +594,9 @@ async def test_missing_credentials_are_misuse(bare_shell: Shell, tmp_path: Path)
     is_misuse(ran, "set SIGNALWIRE_SPACE (or --space)")
 
 
-async def test_a_journal_is_never_written_over(shell: Shell, space: SimulatedSpace, ids: str, folder: Path) -> None:
+async def test_bulk_start_never_overwrites_a_journal(
+    shell: Shell, space: SimulatedSpace, ids: str, folder: Path
+) -> None:
     (folder / "run.db").write_text("somebody's", encoding="utf-8")
     ran = await shell(*START, ids, *TO_URL, "--journal", "run.db")
     is_misuse(ran, "the journal run.db is there already: resume it, or choose another file")
@@ -565,7 +604,7 @@ async def test_a_journal_is_never_written_over(shell: Shell, space: SimulatedSpa
     assert space.requests.count() == 0
 
 
-async def test_a_journal_where_none_can_be_is_misuse(shell: Shell, space: SimulatedSpace, ids: str) -> None:
+async def test_journal_in_a_missing_folder_is_a_usage_error(shell: Shell, space: SimulatedSpace, ids: str) -> None:
     ran = await shell(*START, ids, *TO_URL, "--journal", "no/run.db", "--json")
     assert (ran.code, ran.json["error"]) == (2, "InvalidRequestError")
     assert "name a file in a folder that may be written" in ran.json["message"]
@@ -588,18 +627,18 @@ async def test_no_output_and_no_journal_holds_a_secret(
     path = json_file(tmp_path / "targets.jsonl", lines)
     runs = [await shell(*START, path, *TO_URL, *options), await shell(*START, path, *TO_URL, *options, "--json")]
     assert [ran.code for ran in runs] == [1, 1]
-    assert "(and give its secrets again)" in runs[0].out
+    assert "(and pass its secrets again)" in runs[0].out
     assert {tuple(stream.parameters.values()) for stream in space.streams} == {("hush-parameter", "hush-own")}
     kept = bytes_in(folder) + "".join(ran.out + ran.err for ran in runs).encode()
     assert space.conference_sids[0].encode() in kept
     assert [secret for secret in [*secrets, "hush-own"] if secret.encode() in kept] == []
 
 
-async def test_the_command_that_goes_on_is_one_to_paste(shell: Shell, space: SimulatedSpace, ids: str) -> None:
+async def test_resume_command_can_be_pasted(shell: Shell, space: SimulatedSpace, ids: str) -> None:
     space.faults.add("status", on="start", status=404, times=1)
     started = await shell(*START, ids, *TO_URL, "--json", "--journal", "to day.db", "--project", space.project)
-    command = shlex.split(started.lines[-1]["report"]["go_on"])
+    command = shlex.split(started.lines[-1]["report"]["resume_command"])
     assert command == ["signalwire-streams", "bulk", "resume", "--project", space.project, "to day.db"]
     ran = await shell(*command[1:])
-    assert (ran.code, table(ran)["started"], table(ran)["of them before"]) == (0, "3", "2")
+    assert (ran.code, table(ran)["started"], table(ran)["from earlier runs"]) == (0, "3", "2")
     assert len(space.streams.active()) == 3

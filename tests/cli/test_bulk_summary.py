@@ -1,5 +1,6 @@
-"""The end of a bulk run in words: what is counted, which errors are told, and which command does the rest."""
+"""Summary of a bulk run: counts, errors, and suggested commands."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsError,
 )
-from signalwire_streams._cli.bulk.runner import Closing, bulk_command
+from signalwire_streams._cli.bulk_runner import Summary, bulk_command
 
 from .shell import URL
 
@@ -27,98 +28,97 @@ def report(counts: dict[BulkStatus, int], **fields: Any) -> BulkReport:
         "failures": (),
         "errors": {},
         "attempts": sum(counts.values()),
-        "latencies": NO_LATENCIES,
+        "latency_percentiles": NO_LATENCIES,
         "seconds": 1.0,
     }
     return BulkReport(counts=counts, **facts | fields)
 
 
-def closing(found: BulkReport, **fields: Any) -> Closing:
+def summary(found: BulkReport, **fields: Any) -> Summary:
     facts: dict[str, Any] = {
-        "doing": "start",
+        "operation": "start",
         "planned": found.total,
-        "early": 0,
-        "repeats": 0,
+        "retries": 0,
         "journal": Path("run.db"),
-        "options": (),
-        "interrupted": False,
-        "has_secrets": False,
+        "command": lambda verb: bulk_command(verb, (), Path("run.db")),
     }
-    return Closing(report=found, **facts | fields)
+    return Summary(report=found, **facts | fields)
 
 
 def failure(error: StreamsError | None) -> BulkOutcome[StartConferenceStream]:
     return BulkOutcome(index=0, item=ITEM, status=BulkStatus.REJECTED, error=error)
 
 
-def test_a_long_run_is_summed_up_in_round_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_of_a_long_run(capsys: pytest.CaptureFixture[str]) -> None:
     latencies = {50: 0.0314, 95: 0.08, 99: 1.2, 100: 2.5}
-    found = report({BulkStatus.STARTED: 9_990, BulkStatus.ALREADY_STARTED: 10}, latencies=latencies, seconds=83.4)
-    closing(found, repeats=1_234, early=2_000).write()
+    found = report(
+        {BulkStatus.STARTED: 9_990, BulkStatus.ALREADY_STARTED: 10}, latency_percentiles=latencies, seconds=83.4
+    )
+    summary(found, retries=1_234, already_done=2_000).write()
     assert capsys.readouterr().out == (
         "Started 10,000 of 10,000 streams in 1 min 23 s.\n"
-        "  already started  10\n"
-        "  started          9,990\n"
-        "  of them before   2,000\n"
-        "  attempts         10,000, 1,234 of them followed by another one\n"
-        "  time for one     p50 31, p95 80, p99 1,200, max 2,500 ms\n"
-        "Its journal is run.db\n"
-        "Stop what it started:\n"
+        "  already started    10\n"
+        "  started            9,990\n"
+        "  from earlier runs  2,000\n"
+        "  attempts           10,000 (1,234 retried)\n"
+        "  latency            p50 31, p95 80, p99 1,200, max 2,500 ms\n"
+        "Journal: run.db\n"
+        "Roll back:\n"
         "  signalwire-streams bulk stop run.db\n"
     )
 
 
-def test_what_was_not_taken_in_and_what_was_not_sent_are_one_number(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_counts_unsent_and_unread_items_as_pending(capsys: pytest.CaptureFixture[str]) -> None:
     """The other items that were not attempted have errors of their own."""
     counts = {BulkStatus.STARTED: 1, BulkStatus.NOT_ATTEMPTED: 3}
     found = report(counts, errors={"RunCancelledError": 2, "TransportError": 1})
-    closing(found, planned=10).write()
+    summary(found, planned=10).write()
     out = capsys.readouterr().out
     assert "  not attempted  1\n" in out
-    assert "  not tried yet  8\n" in out
+    assert "  pending        8\n" in out
     assert "RunCancelledError" not in out
-    assert "  1 x TransportError\n      No answer came: check the network, then go on.\n" in out
+    assert "  1 x TransportError\n      No response: check the network, then resume.\n" in out
 
 
-def test_the_first_error_of_a_kind_is_its_example(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_shows_the_first_error_of_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
     failures = [failure(NotFoundError(message)) for message in ("no room\x1b[31m", "no other room")]
     found = report({BulkStatus.REJECTED: 3}, failures=(failure(None), *failures), errors={"NotFoundError 20404": 2})
-    closing(found).write()
+    summary(found).write()
     out = capsys.readouterr().out
     assert "  2 x NotFoundError 20404\n      for example: no room [31m\n      There is no such conference" in out
     assert "no other room" not in out
 
 
-def test_the_ten_most_frequent_errors_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """Also those of which no example was kept, which is so behind the first thousand failures."""
+def test_summary_shows_the_ten_most_frequent_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also those without an example, which only the first thousand failures keep."""
     errors = {"RunCancelledError": 60_000} | {f"NotFoundError {code}": 50_000 - code for code in range(12)}
-    closing(report({BulkStatus.REJECTED: sum(errors.values())}, errors=errors)).write()
+    summary(report({BulkStatus.REJECTED: sum(errors.values())}, errors=errors)).write()
     told = [line for line in capsys.readouterr().out.splitlines() if " x " in line]
     assert told == [f"  {50_000 - code:,} x NotFoundError {code}" for code in range(10)]
 
 
-@pytest.mark.parametrize(("doing", "verb"), [("start", "resume"), ("stop", "stop")])
-def test_the_same_command_goes_on_until_nothing_is_left(doing: str, verb: str) -> None:
-    done = BulkStatus.STARTED if doing == "start" else BulkStatus.STOPPED
-    options = ("--space", "example")
-    whole = closing(report({done: 2}), doing=doing, options=options)
-    early = closing(report({done: 2}), doing=doing, options=options, planned=3)
-    failed = closing(report({done: 2, BulkStatus.UNKNOWN: 1}), doing=doing, options=options)
-    assert whole.go_on is None
-    assert early.go_on == failed.go_on == f"signalwire-streams bulk {verb} --space example run.db"
+@pytest.mark.parametrize(("operation", "verb"), [("start", "resume"), ("stop", "stop")])
+def test_summary_offers_resume_until_nothing_is_left(operation: str, verb: str) -> None:
+    done = BulkStatus.STARTED if operation == "start" else BulkStatus.STOPPED
+    command = partial(bulk_command, options=("--space", "example"), journal=Path("run.db"))
+    whole = summary(report({done: 2}), operation=operation, command=command)
+    early = summary(report({done: 2}), operation=operation, command=command, planned=3)
+    failed = summary(report({done: 2, BulkStatus.UNKNOWN: 1}), operation=operation, command=command)
+    assert whole.resume_command is None
+    assert early.resume_command == failed.resume_command == f"signalwire-streams bulk {verb} --space example run.db"
 
 
-@pytest.mark.parametrize(("has_secrets", "told"), [(False, "Go on with it:\n"), (True, "Go on with it (and give its")])
-def test_it_is_said_whether_secrets_must_be_given_again(
+@pytest.mark.parametrize(("has_secrets", "told"), [(False, "Resume:\n"), (True, "Resume (and pass its")])
+def test_summary_asks_for_secrets_of_the_run(
     capsys: pytest.CaptureFixture[str], *, has_secrets: bool, told: str
 ) -> None:
     waiting = report({BulkStatus.NOT_ATTEMPTED: 1}, failures=(failure(RunCancelledError("not yet")),))
-    closing(waiting, has_secrets=has_secrets).write()
+    summary(waiting, has_secrets=has_secrets).write()
     assert f"\n{told}" in capsys.readouterr().out
 
 
-def test_nothing_is_offered_to_be_stopped_where_nothing_was_done(capsys: pytest.CaptureFixture[str]) -> None:
-    closing(report({}), planned=3).write()
+def test_summary_offers_no_rollback_if_nothing_was_started(capsys: pytest.CaptureFixture[str]) -> None:
+    summary(report({}), planned=3).write()
     out = capsys.readouterr().out
     assert "bulk resume run.db" in out
     assert "bulk stop" not in out

@@ -1,4 +1,4 @@
-"""Starts whose outcome is unknown: counted as such, and a resumed run is offered only where it can do something."""
+"""Starts whose outcome is unknown: counted as such, and resume is suggested only if it can do something."""
 
 import signal
 from pathlib import Path
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there ar
 START_CALLS = ("bulk", "start", "--all-in-progress", "--kind", "call", "--url", URL, "--journal")
 
 
-async def test_a_killed_run_on_calls_is_counted_as_unknown_once_it_was_resumed(
+async def test_resume_counts_call_starts_in_doubt_as_unknown(
     bare_shell: Shell, space: SimulatedSpace, tmp_path: Path
 ) -> None:
     journal = str(tmp_path / "run.db")
@@ -32,7 +32,7 @@ async def test_a_killed_run_on_calls_is_counted_as_unknown_once_it_was_resumed(
     assert "bulk resume" not in resumed.out
     after = await bare_shell("bulk", "status", journal)
     assert table(after)["unknown"] == "2"
-    assert "in doubt" not in after.out
+    assert "in doubt" not in table(after)
     assert "2 streams on calls may be running; a resumed run does not start them again" in after.out
     assert offered(after, "stop") == ["bulk", "stop", journal]
     assert space.requests.count("start-call-stream") == 2
@@ -42,23 +42,19 @@ async def test_a_killed_run_on_calls_is_counted_as_unknown_once_it_was_resumed(
     assert (sent_again.code, table(sent_again)["started"]) == (0, "2")
 
 
-async def test_a_start_without_a_name_is_never_offered_again(
-    shell: Shell, space: SimulatedSpace, tmp_path: Path
-) -> None:
+async def test_resume_is_not_offered_for_unnamed_starts(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     space.faults.add("reset", on="start", executed=True)
     journal = str(tmp_path / "run.db")
     file = json_file(tmp_path / "lines", [{"conference_sid": sid, "unnamed": True} for sid in space.conference_sids])
     ran = await shell("bulk", "start", file, "--url", URL, "--journal", journal, "--json")
     assert ran.code == 1
-    assert ran.lines[-1]["report"]["go_on"] is None
+    assert ran.lines[-1]["report"]["resume_command"] is None
     found = await shell("bulk", "status", journal)
     assert "3 streams without a name may be running, and are never started again" in found.out
     assert "bulk resume" not in found.out
 
 
-async def test_a_run_with_something_left_is_offered_as_before(
-    shell: Shell, space: SimulatedSpace, tmp_path: Path
-) -> None:
+async def test_resume_is_offered_while_something_is_left(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     space.faults.add("reset", on="start", executed=True)
     journal = str(tmp_path / "run.db")
     lines = [{"conference_sid": space.conference_sids[0]}, {"call_sid": space.call_sids[0]}]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from signalwire_streams import AttemptResult
 from signalwire_streams._cli import demo
 from signalwire_streams._cli.demo import simulated_space
 from signalwire_streams.simulator import SimulatedSpace
@@ -15,7 +16,7 @@ from .shell import Shell, end_of, line_of, process
 
 @pytest.fixture(autouse=True)
 def shortly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A moment of audio tells as much as two seconds."""
+    """A moment of audio proves as much as two seconds."""
     monkeypatch.setattr(demo, "SECONDS", 0.1)
 
 
@@ -27,9 +28,11 @@ async def test_every_stream_is_started_once_and_stopped(bare_shell: Shell, confe
     assert facts["ok"] is True
     for name in ("conferences", "found", "started", "stopped", "streams_created"):
         assert facts[name] == conferences, name
-    assert (facts["streams_alive"], facts["streams_doubled"], facts["failures"]) == (0, 0, [])
-    assert facts["retries"] == sum(facts["retries_by_event"].values()) > 0
-    assert {"no answer came", "unavailable", "too many requests"} == set(facts["retries_by_event"])
+    assert (facts["streams_alive"], facts["duplicate_streams"], facts["failures"]) == (0, 0, [])
+    assert facts["retries"] == sum(facts["retries_by_result"].values()) > 0
+    assert {
+        str(result) for result in (AttemptResult.NO_RESPONSE, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED)
+    } == set(facts["retries_by_result"])
     assert facts["started_by_repeated_attempt"] > 0
     assert facts["streams_refused_as_duplicates"] > 0
     # One request more than the calls and their repetitions, for the list. An ambiguous stream may take a second stop.
@@ -41,35 +44,35 @@ async def test_every_stream_is_started_once_and_stopped(bare_shell: Shell, confe
         assert ordered[0] > 0
 
 
-async def test_what_is_heard_is_what_was_said(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_demo_recordings_equal_what_was_sent(bare_shell: Shell, tmp_path: Path) -> None:
     """Twenty conferences are recorded, to the sample, and nothing is left of them but the files."""
     ran = await bare_shell("demo", "--conferences", "1", "--json", "--recordings", str(tmp_path / "new" / "heard"))
     assert (ran.code, ran.err) == (0, "")
     audio = ran.json["audio"]
     assert (audio["tracks"], audio["tracks_recorded_to_the_sample"], audio["conferences"]) == (40, 40, 20)
     assert audio["frames"] >= 200
-    for name in ("frames_missing", "frames_dropped", "streams_alive", "streams_doubled", "sockets_open"):
+    for name in ("frames_missing", "frames_dropped", "streams_alive", "duplicate_streams", "sockets_open"):
         assert audio[name] == 0, name
     assert len(list((tmp_path / "new" / "heard").glob("*.wav"))) == 20
 
 
-async def test_what_is_misheard_is_told(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo fails when a recording is not what was said."""
-    monkeypatch.setattr(demo, "_said", lambda track, length: None)
+async def test_demo_reports_a_recording_that_differs(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo fails if a recording differs from what was sent."""
+    monkeypatch.setattr(demo, "_sent", lambda track, length: None)
     ran = await bare_shell("demo", "--conferences", "1")
     assert ran.code == 1
     assert "0 of 40" in ran.out
-    assert "Something went wrong: what was heard is not all that was said." in ran.out
+    assert "Something went wrong: the recordings differ from what was sent." in ran.out
 
 
 async def test_a_directory_that_can_not_be_made(bare_shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ran = await bare_shell("demo", "--recordings", str(tmp_path / "file" / "heard"))
     assert ran.code == 1
-    assert "can't make" in ran.err
+    assert "can't create" in ran.err
 
 
-async def test_a_person_gets_a_table(bare_shell: Shell) -> None:
+async def test_demo_writes_a_table(bare_shell: Shell) -> None:
     ran = await bare_shell("demo", "--conferences", "12")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("Simulating a Space with 12 live conferences")
@@ -79,16 +82,16 @@ async def test_a_person_gets_a_table(bare_shell: Shell) -> None:
     assert "\x1b" not in ran.out
 
 
-async def test_a_terminal_gets_it_within_eighty_columns(bare_shell: Shell) -> None:
+async def test_demo_fits_eighty_columns(bare_shell: Shell) -> None:
     bare_shell.pretend_terminal(80)
     ran = await bare_shell("demo", "--conferences", "1")
     assert ran.code == 0
     assert max(map(len, ran.rows)) <= 80
     assert "…" not in ran.out
-    assert "streams doubled" in ran.out
+    assert "duplicate streams" in ran.out
 
 
-async def test_a_stream_that_is_not_started_is_told(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_demo_reports_a_failed_start(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def refusing(conferences: int, seed: int) -> SimulatedSpace:
         space = simulated_space(conferences, seed)
         space.faults.clear()

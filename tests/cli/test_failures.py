@@ -1,4 +1,4 @@
-"""What goes wrong: exit codes, one sentence on stderr, one JSON object on stdout, and never a traceback."""
+"""Failures: exit codes, one line on stderr, one JSON object on stdout, and never a traceback."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from .shell import PATIENCE, URL, Shell, credentials, end_of, process
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals and pipes")
 
 
-async def test_everything_that_is_missing_is_named(bare_shell: Shell) -> None:
+async def test_missing_settings_are_named(bare_shell: Shell) -> None:
     ran = await bare_shell("conferences", "list")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == (
@@ -25,14 +25,14 @@ async def test_everything_that_is_missing_is_named(bare_shell: Shell) -> None:
     )
 
 
-async def test_what_is_there_is_not_named(bare_shell: Shell) -> None:
+async def test_present_settings_are_not_named(bare_shell: Shell) -> None:
     ran = await bare_shell("calls", "list", "--space", "example", "--project", "p", "--json")
     assert ran.code == 2
     assert ran.json["error"] == "InvalidRequestError"
     assert ran.json["message"].startswith("set SIGNALWIRE_API_TOKEN in the environment")
 
 
-async def test_options_go_before_the_environment(shell: Shell, space: SimulatedSpace) -> None:
+async def test_options_override_the_environment(shell: Shell, space: SimulatedSpace) -> None:
     shell.set({"SIGNALWIRE_SPACE": "elsewhere", "SIGNALWIRE_PROJECT_ID": "another"})
     ran = await shell("conferences", "list", "--space", space.base_url, "--project", space.project)
     assert ran.code == 0
@@ -45,7 +45,7 @@ async def test_there_is_no_option_for_the_token(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("space_name", ["http://example.com", "ftp://127.0.0.1", "a b", "https://u:hush@h"])
-async def test_a_space_that_cannot_be_one_is_misuse(shell: Shell, space_name: str) -> None:
+async def test_invalid_space_is_a_usage_error(shell: Shell, space_name: str) -> None:
     ran = await shell("conferences", "list", "--space", space_name)
     assert (ran.code, ran.out) == (2, "")
     assert len(ran.err.splitlines()) == 1
@@ -117,7 +117,7 @@ async def test_an_interrupted_start_says_what_it_may_have_left(space: SimulatedS
 
 
 @posix_only
-async def test_a_reader_who_has_had_enough_is_no_failure(space: SimulatedSpace) -> None:
+async def test_broken_pipe_of_a_list_is_no_failure(space: SimulatedSpace) -> None:
     """As in ``signalwire-streams conferences list | head``."""
     reading, writing = os.pipe()
     os.close(reading)

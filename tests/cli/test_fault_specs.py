@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams._cli.simulate import read_fault
+from signalwire_streams._cli.simulate import parse_fault
 from signalwire_streams.simulator import FaultKind, SimulatedSpace
 
 
@@ -26,21 +26,20 @@ from signalwire_streams.simulator import FaultKind, SimulatedSpace
         ("duplicate-name:as=stream-error", "duplicate-name", {"as_": "stream-error"}),
     ],
 )
-def test_a_spec_is_a_kind_and_its_options(spec: str, kind: str, options: dict[str, Any]) -> None:
-    fault = read_fault(spec)
-    assert (fault.kind, fault.options) == (kind, options)
+def test_parse_fault_returns_kind_and_options(spec: str, kind: str, options: dict[str, Any]) -> None:
+    assert parse_fault(spec) == (kind, options)
     space = SimulatedSpace()
-    fault.add_to(space.faults)
+    space.faults.add(kind, **options)
     assert len(space.faults) == 1
 
 
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("503:", "'' is no option"),
-        ("503:times", "'times' is no option: write it as key=value"),
-        ("503:times=", "'times=' is no option"),
-        ("503:when=now", "'when' is no option: write one of on, target"),
+        ("503:", "'' is not an option"),
+        ("503:times", "'times' is not an option: write it as key=value"),
+        ("503:times=", "'times=' is not an option"),
+        ("503:when=now", "'when' is not an option: write one of on, target"),
         ("503:times=2.5", "times must be a whole number, not '2.5'"),
         ("503:times=-1", "times must be a whole number"),
         ("503:executed=maybe", "executed must be true or false"),
@@ -50,14 +49,14 @@ def test_a_spec_is_a_kind_and_its_options(spec: str, kind: str, options: dict[st
         ("503:times=1,times=2", "times is given twice"),
     ],
 )
-def test_a_spec_that_is_spelled_wrongly_is_refused(spec: str, sentence: str) -> None:
+def test_parse_fault_rejects_wrong_syntax(spec: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=r"option|must be|twice") as caught:
-        read_fault(spec)
+        parse_fault(spec)
     assert sentence in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", FaultKind)
-def test_every_kind_can_be_written(kind: FaultKind) -> None:
+def test_parse_fault_accepts_every_kind(kind: FaultKind) -> None:
     seconds = ":seconds=1"
     needs = {
         FaultKind.LATENCY: seconds,
@@ -65,4 +64,5 @@ def test_every_kind_can_be_written(kind: FaultKind) -> None:
         FaultKind.SOCKET_SLOW: seconds,
         FaultKind.CALLBACK_DELAYED: seconds,
     }
-    read_fault(f"{kind}{needs.get(kind, '')}").add_to(SimulatedSpace().faults)
+    name, options = parse_fault(f"{kind}{needs.get(kind, '')}")
+    SimulatedSpace().faults.add(name, **options)

@@ -1,4 +1,4 @@
-"""Output that can't be written: one line on stderr, an exit code, and nothing lost that only the output had."""
+"""Output that cannot be written: one line on stderr, an exit code, and no information lost."""
 
 import os
 import shlex
@@ -164,7 +164,7 @@ async def test_a_failure_on_a_full_disk_is_told_with_its_json_lost(full_shell: F
     assert second == FULL
 
 
-async def test_nothing_can_be_written_at_all(space: SimulatedSpace) -> None:
+async def test_closed_stdout_and_stderr_end_quietly(space: SimulatedSpace) -> None:
     command = f'"{sys.executable}" -m signalwire_streams calls list >/dev/full 2>/dev/full'
     async with process(program="/bin/sh", python=("-c", command), environment=credentials(space)) as child:
         assert await end_of(child) == Ran(1, "", "")

@@ -15,13 +15,16 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
 from attrs import define
 
-from signalwire_streams import StreamsClient
+from signalwire_streams import InvalidRequestError, StreamsClient
+from signalwire_streams._cli.listen_recording import Recording, RecordingOptions
+from signalwire_streams.receiver.audio import AudioFormat, WavRecorder
 from signalwire_streams.simulator import SimulatedSpace, Tone
 
 from .bulk_runs import until
@@ -44,11 +47,11 @@ class Listener:
     directory: Path
 
     async def ended(self) -> Any:
-        """Wait for the next stream that ended, and give what is told of it."""
+        """Return the JSON object of the next stream that ends."""
         return json.loads(await line_of(self.child))
 
     async def end(self, number: signal.Signals = signal.SIGINT) -> Ran:
-        """Tell it to end."""
+        """Send a signal, and wait for the end."""
         return await end_of(self.child, number)
 
 
@@ -61,7 +64,7 @@ async def listening(
     everybody: bool = True,
 ) -> AsyncIterator[Listener]:
     """Run a listener while the block runs."""
-    options = ["--json", "--directory", str(directory), *(["--no-token"] if everybody else []), *arguments]
+    options = ["--json", "--directory", str(directory), *(["--allow-anonymous"] if everybody else []), *arguments]
     async with process("listen", *options, environment=environment, python=python) as child:
         facts = json.loads(await line_of(child))
         yield Listener(child, facts["url"], directory)
@@ -101,19 +104,19 @@ async def stop(peer: aiohttp.ClientWebSocketResponse) -> None:
 
 
 def files_in(directory: Path) -> list[Path]:
-    """Give all files, however deep."""
+    """Return all files, at any depth."""
     return [path for path in directory.rglob("*") if path.is_file()]
 
 
 def sound_of(file: str | Path) -> tuple[int, "array[int]"]:
-    """Give a WAV file's channels and samples; reading it is the proof that it is whole."""
+    """Return a WAV file's channels and samples; reading it proves that it is complete."""
     with wave.open(str(file)) as audio:
         samples = array("h", audio.readframes(audio.getnframes()))
         assert len(samples) == audio.getnframes() * audio.getnchannels()
         return audio.getnchannels(), samples
 
 
-# What is recorded.
+# Recordings.
 
 
 async def test_a_stream_of_the_space_becomes_a_wav_file(tmp_path: Path) -> None:
@@ -148,7 +151,7 @@ async def test_a_stream_of_the_space_becomes_a_wav_file(tmp_path: Path) -> None:
 
 
 async def test_each_track_can_have_a_file_of_its_own_with_the_codes_as_they_came(tmp_path: Path) -> None:
-    async with listening(tmp_path, "--mono", "--as-sent") as listener, dialled(listener.url) as peer:
+    async with listening(tmp_path, "--mono", "--passthrough") as listener, dialled(listener.url) as peer:
         await begin(peer)
         await speak(peer)
         await stop(peer)
@@ -161,7 +164,7 @@ async def test_each_track_can_have_a_file_of_its_own_with_the_codes_as_they_came
 
 
 async def test_a_file_that_is_there_is_never_written_to(tmp_path: Path) -> None:
-    """Nor is one of a stream that goes on: two streams of one sid at the same time have two files."""
+    """Two streams of one sid at the same time have two files."""
     (tmp_path / "s-1.wav").write_bytes(b"precious")
     async with listening(tmp_path) as listener, dialled(listener.url) as one, dialled(listener.url) as other:
         for peer in (one, other):
@@ -214,8 +217,42 @@ async def test_a_track_that_was_not_announced_is_not_lost(tmp_path: Path) -> Non
     assert facts["left_out"] == 16 * 5
 
 
+@pytest.mark.parametrize("encoding", ["audio/x-mulaw", "audio/opus"])
+@pytest.mark.parametrize("announced", [BOTH, ("t" * 65,), ("ü" * 70,)])
+async def test_listen_records_tracks_with_long_names(tmp_path: Path, encoding: str, announced: Sequence[str]) -> None:
+    """Names that differ only after what a file's name takes of them have files of their own."""
+    names = ["t" * 64, "t" * 65, "t" * 100, "t" * 200, "é" * 90]
+    async with listening(tmp_path) as listener, dialled(listener.url) as peer:
+        await begin(peer, tracks=announced, encoding=encoding)
+        await speak(peer, tracks=["inbound", *names])
+        await stop(peer)
+        facts = await listener.ended()
+    assert (facts["error"], facts["end"], facts["left_out"]) == (None, "stopped", 0)
+    files = {facts["tracks"][name]["file"] for name in names}
+    assert len(files) == len(names)
+    assert all(path.stat().st_size > 500 for path in files_in(tmp_path))
+
+
+def test_listen_reports_why_a_file_cannot_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a file that exists makes it try the next number."""
+    tried: list[Path] = []
+
+    def refuse(recorder: WavRecorder) -> None:
+        tried.append(recorder.path)
+        raise InvalidRequestError("no such layout")
+
+    monkeypatch.setattr(WavRecorder, "open", refuse)
+    session: Any = SimpleNamespace(
+        stream_sid="s-1", start=SimpleNamespace(tracks=BOTH), audio_format=AudioFormat("audio/x-mulaw", 8000)
+    )
+    recording = Recording(RecordingOptions(directory=tmp_path), session)
+    with pytest.raises(InvalidRequestError, match="no such layout"):
+        recording.open()
+    assert tried == [tmp_path / "s-1.wav"]
+
+
 async def test_an_unknown_encoding_is_kept_as_it_comes(tmp_path: Path) -> None:
-    """There can be no WAV of it, and that is said."""
+    """The message says that no WAV can be written."""
     async with listening(tmp_path) as listener, dialled(listener.url) as peer:
         await begin(peer, encoding="audio/\x1b[31mopus")
         await speak(peer, tracks=["inbound"])
@@ -245,8 +282,8 @@ async def test_a_peer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_finishes_what_comes_in(tmp_path: Path, number: signal.Signals) -> None:
-    """The files are whole, each stream is told, and that is as good an end as any: exit code 0."""
+async def test_signal_finishes_recordings(tmp_path: Path, number: signal.Signals) -> None:
+    """The files are complete, each stream is reported, and the exit code is 0."""
     async with listening(tmp_path) as listener, dialled(listener.url) as one, dialled(listener.url) as other:
         for peer in (one, other):
             await begin(peer)
@@ -259,24 +296,24 @@ async def test_a_signal_finishes_what_comes_in(tmp_path: Path, number: signal.Si
         assert len(sound_of(facts["files"][0])[1]) == facts["tracks"]["inbound"]["frames"] * 320
 
 
-async def test_who_has_not_begun_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    """The 10 seconds that a start may take are not waited for: nothing is said of a start that did not come."""
+async def test_pending_socket_does_not_delay_the_end_of_listen(tmp_path: Path) -> None:
+    """It does not wait 10 seconds for a start event, and does not report that there was none."""
     async with listening(tmp_path) as listener, dialled(listener.url):
         ran = await listener.end()
     assert (ran.code, ran.out, ran.err) == (0, "", "")
 
 
-async def test_it_can_end_by_itself(bare_shell: Shell, tmp_path: Path) -> None:
-    ran = await bare_shell("listen", "--no-token", "--directory", str(tmp_path), "--seconds", "0.01")
+async def test_listen_ends_after_a_time_or_number_of_streams(bare_shell: Shell, tmp_path: Path) -> None:
+    ran = await bare_shell("listen", "--allow-anonymous", "--directory", str(tmp_path), "--seconds", "0.01")
     assert (ran.code, ran.err) == (0, "")
     assert ran.rows[-1] == "Ended. Streams: 0, files: 0, audio: 0 s, lost frames: 0."
 
 
-# Who may come in.
+# Tokens and certificates.
 
 
-async def test_only_a_right_token_is_let_in(tmp_path: Path) -> None:
-    """There may be several, from a file as well; none of them is ever shown."""
+async def test_listen_rejects_wrong_tokens(tmp_path: Path) -> None:
+    """There may be several, also from a file; none is ever printed."""
     (tmp_path / "tokens").write_text("t0ken-a\n t0ken-b \n")
     environment = {"SIGNALWIRE_STREAMS_TOKEN": "t0ken-c"}
     arguments = ("--bearer-token-file", str(tmp_path / "tokens"), "--streams", "2")
@@ -299,8 +336,8 @@ async def test_only_a_right_token_is_let_in(tmp_path: Path) -> None:
         assert secret not in json.dumps(told) + ran.out + ran.err
 
 
-async def test_a_certificate_of_ones_own_is_shown(bare_shell: Shell, tmp_path: Path) -> None:
-    """And one that is no certificate is misuse, not a question about a password."""
+async def test_listen_serves_the_given_certificate(bare_shell: Shell, tmp_path: Path) -> None:
+    """An invalid one is a usage error, and OpenSSL asks for no password."""
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
@@ -321,26 +358,26 @@ async def test_a_certificate_of_ones_own_is_shown(bare_shell: Shell, tmp_path: P
         "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"
     )
     for key in ("key.pem", "authority.pem"):
-        command = ("listen", "--no-token", "--cert", str(tmp_path / "both.pem"), "--key", str(tmp_path / key))
+        command = ("listen", "--allow-anonymous", "--cert", str(tmp_path / "both.pem"), "--key", str(tmp_path / key))
         ran = await bare_shell(*command)
         assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
-        assert "are no certificate and its key" in ran.err
+        assert "are not a certificate and its key" in ran.err
 
 
-# What goes wrong.
+# Failures.
 
 
 async def test_a_directory_that_takes_no_files_is_one_clear_sentence(bare_shell: Shell, tmp_path: Path) -> None:
-    """Said before anybody is let in."""
+    """It is reported before any stream is accepted."""
     (tmp_path / "file").touch()
     for directory in (tmp_path / "file", tmp_path / "file" / "below"):
-        ran = await bare_shell("listen", "--no-token", "--directory", str(directory))
+        ran = await bare_shell("listen", "--allow-anonymous", "--directory", str(directory))
         assert (ran.code, ran.out, len(ran.err.splitlines())) == (1, "", 1)
         assert ran.err.startswith(f"error: can't write to {directory}: ")
 
 
 async def test_a_stream_that_cannot_be_recorded_leaves_the_others_alone(tmp_path: Path) -> None:
-    """It is closed as failed, and told; a later one is recorded; the exit code says that not all went well."""
+    """It is closed as failed, and reported; a later one is recorded; the exit code is 1."""
     folder = tmp_path / "folder"
     async with listening(folder) as listener, dialled(listener.url) as before:
         await begin(before, "before")
@@ -363,7 +400,7 @@ async def test_a_stream_that_cannot_be_recorded_leaves_the_others_alone(tmp_path
         ran = await listener.end()
     assert (failed["end"], failed["files"]) == ("handler failed", [])
     assert failed["error"].startswith(f"the recording {folder / 'unlucky.wav'} can't be made: ")
-    assert ran.err == f"error: unlucky is not recorded any further: {failed['error']}\n"
+    assert ran.err == f"error: unlucky is not fully recorded: {failed['error']}\n"
     assert [facts["error"] for facts in (well, unhurt)] == [None, None]
     assert len(sound_of(well["files"][0])[1]) == len(sound_of(tmp_path / "elsewhere" / "before.wav")[1]) == 1600
     assert ran.code == 1
@@ -385,21 +422,21 @@ async def test_a_full_disk_is_one_clear_sentence(tmp_path: Path, encoding: str) 
         ran = await listener.end()
     assert ran.code == 1
     assert "can't be written" in facts["error"]
-    assert ran.err.splitlines()[-1] == f"error: s-1 is not recorded any further: {facts['error']}"
+    assert ran.err.splitlines()[-1] == f"error: s-1 is not fully recorded: {facts['error']}"
 
 
 async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ran = await bare_shell("listen", "--no-token", "--directory", str(tmp_path), "--port", str(port))
+        ran = await bare_shell("listen", "--allow-anonymous", "--directory", str(tmp_path), "--port", str(port))
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.startswith(f"error: can't listen on 127.0.0.1 port {port}: ")
 
 
-async def test_a_reader_who_has_had_enough_ends_it(tmp_path: Path) -> None:
-    """As in ``signalwire-streams listen --json | head -1``: what came is recorded nevertheless."""
+async def test_broken_pipe_ends_listen(tmp_path: Path) -> None:
+    """As in ``signalwire-streams listen --json | head -1``: the stream is recorded nevertheless."""
     reading, writing = os.pipe()
-    options = ("listen", "--json", "--no-token", "--directory", str(tmp_path))
+    options = ("listen", "--json", "--allow-anonymous", "--directory", str(tmp_path))
     async with process(*options, stdout=writing) as child:
         os.close(writing)
         with os.fdopen(reading, "rb") as lines:
@@ -417,23 +454,25 @@ async def test_a_reader_who_has_had_enough_ends_it(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         ((), "set SIGNALWIRE_STREAMS_TOKEN, or name a --bearer-token-file"),
-        (("--no-token", "--bearer-token-file", "-"), "--no-token lets everybody in: leave it out"),
+        (("--allow-anonymous", "--bearer-token-file", "-"), "--allow-anonymous requires no token: leave it out"),
         (("--bearer-token-file", "no-such-file"), "--bearer-token-file can't be read: No such file"),
         (("--bearer-token-file", "\0"), "--bearer-token-file can't be read: write the name of a text file"),
         (("--bearer-token-file", os.devnull), "--bearer-token-file holds no token"),
-        (("--no-token", "--key", "key.pem"), "--key has no --cert"),
-        (("--no-token", "--self-signed", "--cert", "x"), "--self-signed makes a certificate: leave it out"),
-        (("--no-token", "--cert", "no-such-file"), "--cert or --key can't be read: No such file"),
-        (("--no-token", "--path", "audio"), "'audio' is no path: write it as /audio"),
-        (("--no-token", "--path", "/{a}"), "'/{a}' is no path"),
-        (("--no-token", "--port", "70000"), "70000 is not in the range"),
-        (("--no-token", "--seconds", "nan"), "that is no number of seconds"),
-        (("--no-token", "--seconds", "0"), "0.0 is not in the range"),
-        (("--no-token", "--streams", "0"), "0 is not in the range"),
-        (("--no-token", "--byte-order", "middle"), "'middle' is not one of"),
+        (("--allow-anonymous", "--key", "key.pem"), "--key has no --cert"),
+        (("--allow-anonymous", "--self-signed", "--cert", "x"), "--self-signed creates a certificate: leave it out"),
+        (("--allow-anonymous", "--cert", "no-such-file"), "--cert or --key can't be read: No such file"),
+        (("--allow-anonymous", "--path", "audio"), "'audio' is not a path: write it as /audio"),
+        (("--allow-anonymous", "--path", "/{a}"), "'/{a}' is not a path"),
+        (("--allow-anonymous", "--port", "70000"), "70000 is not in the range"),
+        (("--allow-anonymous", "--seconds", "nan"), "not a number of seconds"),
+        (("--allow-anonymous", "--seconds", "0"), "0.0 is not in the range"),
+        (("--allow-anonymous", "--streams", "0"), "0 is not in the range"),
+        (("--allow-anonymous", "--byte-order", "middle"), "'middle' is not one of"),
     ],
 )
-async def test_what_cannot_be_meant_is_misuse(bare_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:
+async def test_what_cannot_be_meant_is_a_usage_error(
+    bare_shell: Shell, arguments: tuple[str, ...], sentence: str
+) -> None:
     bare_shell.environment.delenv("SIGNALWIRE_STREAMS_TOKEN", raising=False)
     ran = await bare_shell("listen", *arguments)
     assert (ran.code, ran.out) == (2, "")

@@ -1,4 +1,4 @@
-"""What ``listen`` shows: levels, the live table, and lines for people; and where each of them goes."""
+"""Output of ``listen``: levels, the live table, and lines."""
 
 import asyncio
 import io
@@ -16,9 +16,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from signalwire_streams._cli.listen import display as screens
-from signalwire_streams._cli.listen.display import Sight, bar, draw, screen, spell_time
-from signalwire_streams._cli.listen.recording import LevelMeter, Row, dbfs
+from signalwire_streams._cli import listen_display as screens
+from signalwire_streams._cli.listen_display import DisplayState, bar, draw, format_time, live_table
+from signalwire_streams._cli.listen_recording import LevelMeter, Row, dbfs
 from signalwire_streams.receiver.audio import AudioFormat
 
 from .shell import Shell, end_of, line_of, process
@@ -29,7 +29,7 @@ LINEAR = AudioFormat("audio/x-L16", 8000)
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment that leaves it to the streams whether they are terminals."""
+    """An environment that does not override whether streams are terminals."""
     for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"COLUMNS": "80", "LINES": "20", "TERM": "xterm"}.items():
@@ -52,7 +52,7 @@ def linear(*samples: int) -> bytes:
 )
 def test_a_level_is_that_of_the_greatest_sample(samples: tuple[int, ...], level: float | None) -> None:
     meter = LevelMeter(LINEAR)
-    meter.hear(linear(*samples), 1.0)
+    meter.add(linear(*samples), 1.0)
     assert meter.level(1.0) == (None if level is None else pytest.approx(level, abs=0.01))
     assert meter.samples == len(samples)
 
@@ -60,13 +60,13 @@ def test_a_level_is_that_of_the_greatest_sample(samples: tuple[int, ...], level:
 @pytest.mark.parametrize("encoding", ["audio/x-mulaw", "audio/x-alaw", "audio/x-L16"])
 @pytest.mark.parametrize("order", ["little", "big"])
 def test_the_peak_is_exact_in_every_encoding(encoding: str, order: Any) -> None:
-    """As decoding shows it, whatever shortcut is taken; an odd byte at the end is no sample."""
+    """It equals that of the decoded samples; an odd byte at the end is ignored."""
     source = random.Random(encoding)  # noqa: S311  (nothing is guarded here)
     audio_format = AudioFormat(encoding, 8000, order)
     for length in (1, 2, 3, 160, 161, 641):
         payload = source.randbytes(length)
         meter = LevelMeter(audio_format)
-        meter.hear(payload, 0.0)
+        meter.add(payload, 0.0)
         decoded = array("h", audio_format.to_pcm(payload))
         if sys.byteorder == "big":
             decoded.byteswap()
@@ -77,11 +77,11 @@ def test_the_peak_is_exact_in_every_encoding(encoding: str, order: Any) -> None:
 def test_a_level_rises_at_once_and_falls_slowly() -> None:
     """20 decibels a second, and to nothing in the end; the peak stays."""
     meter = LevelMeter(LINEAR)
-    meter.hear(linear(32767), 10.0)
-    meter.hear(linear(33), 10.5)
+    meter.add(linear(32767), 10.0)
+    meter.add(linear(33), 10.5)
     assert meter.level(10.5) == pytest.approx(-10, abs=0.01)
     assert meter.level(12.0) == pytest.approx(-40, abs=0.01)
-    meter.hear(linear(16384), 12.0)
+    meter.add(linear(16384), 12.0)
     assert meter.level(12.0) == pytest.approx(-6, abs=0.05)
     assert meter.level(100.0) is None
     assert meter.peak == 32767
@@ -104,7 +104,7 @@ def test_full_scale_is_zero_and_silence_has_no_level() -> None:
         (3.0, "████████", "########"),
     ],
 )
-def test_a_bar_is_as_long_as_it_is_loud(level: float | None, drawn: str, plain: str) -> None:
+def test_bar_length_follows_the_level(level: float | None, drawn: str, plain: str) -> None:
     assert (bar(level), bar(level, plain=True)) == (drawn, plain)
 
 
@@ -115,8 +115,8 @@ def test_a_bar_is_never_longer_than_eight() -> None:
 @pytest.mark.parametrize(
     ("seconds", "spelled"), [(0, "00:00"), (59.9, "00:59"), (61, "01:01"), (3_599, "59:59"), (36_061, "10:01:01")]
 )
-def test_a_time_is_spelled_as_clocks_do(seconds: float, spelled: str) -> None:
-    assert spell_time(seconds) == spelled
+def test_format_time_like_a_clock(seconds: float, spelled: str) -> None:
+    assert format_time(seconds) == spelled
 
 
 # The table.
@@ -129,21 +129,21 @@ def row(number: int, **fields: Any) -> Row:
         "levels": (("inbound", -12.0), ("outbound", None)),
         "frames": 366_100,
         "lost": 12,
-        "state": "recording",
+        "status": "recording",
     }
     return Row(**facts | fields)
 
 
 def drawn(rows: list[Row], *, width: int = 80, height: int = 20, plain: bool = False) -> list[str]:
     written = io.StringIO()
-    sight = Sight(title="Listening", rows=rows, ended=4, seconds=75.0)
+    sight = DisplayState(title="Listening", rows=rows, ended=4, seconds=75.0)
     Console(file=written, width=width, color_system=None).print(draw(sight, width=width, height=height, plain=plain))
     return [line.rstrip() for line in written.getvalue().splitlines()]
 
 
-def test_a_stream_is_a_line_with_all_there_is_to_see() -> None:
+def test_table_has_a_line_per_stream() -> None:
     titles, stream, total = drawn([row(7)], width=100)
-    assert titles.split() == ["STREAM", "TIME", "LEVEL", "FRAMES", "LOST", "STATE"]
+    assert titles.split() == ["STREAM", "TIME", "LEVEL", "FRAMES", "LOST", "STATUS"]
     assert stream.split() == [
         *("00000007-dd84-439e-b154-5a137a1d5006", "1:01:01"),
         *("in", "██████▍·", "out", "········", "366,100", "12", "recording"),
@@ -163,7 +163,7 @@ def test_a_narrow_terminal_cuts_the_sid_and_nothing_else() -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 100])
 @pytest.mark.parametrize("width", [120, 80, 60, 30])
 def test_the_table_fits_the_terminal(height: int, count: int, width: int) -> None:
-    """As far as one can: a stream, what is left out, and the sum are always there."""
+    """A stream, the number of hidden ones, and the sum are always there."""
     lines = drawn([row(number) for number in range(count)], width=width, height=height)
     assert len(lines) <= max(height - 1, 4)
     assert max(map(cell_len, lines)) <= width
@@ -190,22 +190,22 @@ def test_a_terminal_that_shows_ascii_only_gets_no_more() -> None:
 
 
 def pretend_terminal(monkeypatch: pytest.MonkeyPatch, *streams: str) -> None:
-    """Let stdout or stderr pass for a terminal."""
+    """Make stdout or stderr look like a terminal."""
     for name in streams:
         monkeypatch.setattr(getattr(sys, name), "isatty", lambda: True)
 
 
 def looking() -> tuple[Any, asyncio.Event]:
-    """Give what says what is to be seen, and an event that comes when it was asked a few times."""
+    """Return a function for the state of the table, and an event that is set after a few calls."""
     seen = asyncio.Event()
     times = 0
 
-    def look() -> Sight:
+    def look() -> DisplayState:
         nonlocal times
         times += 1
         if times > 2:
             seen.set()
-        return Sight(title="Listening", rows=[row(7)], ended=times, seconds=1.0)
+        return DisplayState(title="Listening", rows=[row(7)], ended=times, seconds=1.0)
 
     return look, seen
 
@@ -217,15 +217,15 @@ async def test_a_terminal_gets_a_table_with_lines_above_it(
     pretend_terminal(monkeypatch, "stdout", "stderr")
     monkeypatch.setattr(screens, "_DRAWN_EVERY", 0.0)
     look, seen = looking()
-    async with screen(look, as_json=False) as shown:
+    async with live_table(look, as_json=False) as shown:
         await seen.wait()
-        shown.say("it ended " * 20)
+        shown.write("it ended " * 20)
         shown.warn("so\x1b[31m\nit is")
-        assert shown.has_table
+        assert shown.is_live
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "it ended " * 20 in captured.err
-    assert "error: so [31m it is" in captured.err
+    assert "so [31m it is" in captured.err
     assert "00000007-" in captured.err
     assert captured.err.endswith("\x1b[1A\x1b[2K" * 3)
 
@@ -239,11 +239,11 @@ async def test_without_a_terminal_to_draw_on_there_are_lines_only(
     """Also where JSON goes to the terminal, which a table would disturb."""
     pretend_terminal(monkeypatch, *terminals)
     look, seen = looking()
-    async with screen(look, as_json=as_json) as shown:
-        shown.say("it ended")
+    async with live_table(look, as_json=as_json) as shown:
+        shown.write("it ended")
         shown.warn("no")
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("it ended\n", "error: no\n")
+    assert (captured.out, captured.err) == ("it ended\n", "no\n")
     assert not seen.is_set()
 
 
@@ -254,19 +254,19 @@ async def test_a_table_on_stderr_leaves_stdout_alone(
     pretend_terminal(monkeypatch, "stderr")
     look, seen = looking()
     monkeypatch.setattr(screens, "_DRAWN_EVERY", 0.0)
-    async with screen(look, as_json=False) as shown:
+    async with live_table(look, as_json=False) as shown:
         await seen.wait()
-        shown.say("it ended")
+        shown.write("it ended")
     captured = capsys.readouterr()
     assert captured.out == "it ended\n"
     assert "00000007-" in captured.err
 
 
-async def test_what_the_receiver_logs_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """With what went wrong but no traceback, and only while somebody listens."""
+async def test_live_table_shows_the_receivers_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """With its error but without a traceback, and only during the block."""
     log = logging.getLogger("signalwire_streams.receiver")
     before = list(log.handlers)
-    async with screen(looking()[0], as_json=True):
+    async with live_table(looking()[0], as_json=True):
         log.warning("a stream %s", "did\x1b[2J not start")
         try:
             raise RuntimeError("boom")  # noqa: TRY301  (as a handler may)
@@ -280,9 +280,9 @@ async def test_what_the_receiver_logs_is_told_in_a_line(capsys: pytest.CaptureFi
 
 
 @posix_only
-async def test_a_person_gets_a_line_when_a_stream_begins_and_when_it_ends(tmp_path: Path) -> None:
+async def test_listen_writes_a_line_per_start_and_end(tmp_path: Path) -> None:
     """And one for all at the end; a sid can't clear the screen."""
-    async with process("listen", "--no-token", "--directory", str(tmp_path), new=True) as child:
+    async with process("listen", "--allow-anonymous", "--directory", str(tmp_path), new=True) as child:
         url = (await line_of(child)).split()[-1]
         while "Ctrl-C" not in await line_of(child):
             pass
@@ -293,16 +293,16 @@ async def test_a_person_gets_a_line_when_a_stream_begins_and_when_it_ends(tmp_pa
             await stop(peer)
         ended = await line_of(child)
         ran = await end_of(child, signal.SIGINT)
-    assert began == "s [2J 1 began: audio/x-mulaw at 8000 Hz, inbound and outbound\n"
+    assert began == "s [2J 1 started: audio/x-mulaw at 8000 Hz, inbound and outbound\n"
     assert ended == f"s [2J 1 ended (stopped): 0.1 s, peak -0.2 dBFS, 10 frames, 0 lost; {tmp_path / 's-2J-1.wav'}\n"
     assert (ran.code, ran.err) == (0, "")
     assert ran.out == "Ended. Streams: 1, files: 1, audio: 0 s, lost frames: 0.\n"
 
 
 @posix_only
-async def test_what_is_lost_is_told(tmp_path: Path) -> None:
+async def test_listen_reports_lost_frames(tmp_path: Path) -> None:
     """Frames that never came, that came twice, and that came late, each by its own name."""
-    async with process("listen", "--json", "--no-token", "--directory", str(tmp_path)) as child:
+    async with process("listen", "--json", "--allow-anonymous", "--directory", str(tmp_path)) as child:
         url = json.loads(await line_of(child))["url"]
         async with dialled(url) as peer:
             await begin(peer)

@@ -41,7 +41,7 @@ UPGRADE = (
     ids=["nothing", "half a head", "another path", "no HTTP", "no start"],
 )
 async def test_streams_are_recorded_beside_slow_clients(tmp_path: Path, sent: bytes, most_lines: int) -> None:
-    """Those that had begun go on, new ones get in at once, and stderr stays short."""
+    """Live streams continue, new ones are accepted at once, and stderr stays short."""
     async with contextlib.AsyncExitStack() as stack:
         listener = await stack.enter_async_context(listening(tmp_path, python=("-c", LIMITED)))
         peers = [await stack.enter_async_context(dialled(listener.url)) for _ in range(3)]
@@ -76,8 +76,28 @@ async def test_streams_are_recorded_beside_slow_clients(tmp_path: Path, sent: by
     assert "Traceback" not in ran.err
 
 
+async def test_files_of_streams_get_descriptors_of_silent_clients(tmp_path: Path) -> None:
+    """As many streams are recorded as there are descriptors for, although half of them belong to silent clients."""
+    streams = 60  # of three descriptors each
+    async with contextlib.AsyncExitStack() as stack:
+        listener = await stack.enter_async_context(listening(tmp_path, "--mono", python=("-c", LIMITED)))
+        address = "127.0.0.1", int(listener.url.rsplit(":", 1)[1].strip("/"))
+        for _ in range(DESCRIPTORS // 2):
+            stack.enter_context(socket.create_connection(address))
+        peers = []
+        for number in range(streams):
+            peers.append(await stack.enter_async_context(dialled(listener.url)))
+            await begin(peers[-1], f"s-{number}")
+        for peer in peers:
+            await stop(peer)
+        facts = [await listener.ended() for _ in peers]
+        ran = await listener.end()
+    assert [told["error"] for told in facts if told["error"]] == []
+    assert (ran.code, len(files_in(tmp_path))) == (0, 2 * streams)
+
+
 async def test_second_interrupt_ends_it_at_once(tmp_path: Path) -> None:
-    """Also where a peer does not answer that its socket is closed; the recording is whole, and stderr is empty."""
+    """Even if a peer does not answer the close frame; the recording is complete, and stderr is empty."""
     async with listening(tmp_path) as listener:
         port = int(listener.url.rsplit(":", 1)[1].strip("/"))
         _, silent = await asyncio.open_connection("127.0.0.1", port)  # reads nothing, and answers nothing

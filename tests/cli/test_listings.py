@@ -132,7 +132,7 @@ async def test_a_true_terminal_gets_the_same(space: SimulatedSpace) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--status", "gone"), ("--limit", "0"), ("--limit", "many"), ("extra",)])
-async def test_what_cannot_be_meant_is_misuse(offline_shell: Shell, arguments: tuple[str, ...]) -> None:
+async def test_what_cannot_be_meant_is_a_usage_error(offline_shell: Shell, arguments: tuple[str, ...]) -> None:
     ran = await offline_shell("conferences", "list", *arguments)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("error: ")

@@ -55,7 +55,7 @@ async def test_no_command_gets_the_help_as_misuse(bare_shell: Shell, group: tupl
     assert ran.err.startswith("Usage: ")
 
 
-async def test_an_unknown_command_is_misuse(bare_shell: Shell) -> None:
+async def test_an_unknown_command_is_a_usage_error(bare_shell: Shell) -> None:
     ran = await bare_shell("conference")
     assert (ran.code, len(ran.err.splitlines())) == (2, 1)
     assert ran.err.startswith("error: No such command 'conference'")

@@ -1,4 +1,4 @@
-"""How far a long command is: its numbers, its one line in a pipe, its two on a terminal, and how it ends early."""
+"""Progress of a long command: its numbers, its output in a pipe and on a terminal, and its early end."""
 
 import asyncio
 import io
@@ -30,9 +30,9 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams._cli import progress
-from signalwire_streams._cli.bulk.runner import Conduct, words
-from signalwire_streams._cli.output import telling
-from signalwire_streams._cli.progress import Meter, Progress, draw, shown, spell_seconds
+from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions
+from signalwire_streams._cli.output import in_words, logging_to
+from signalwire_streams._cli.progress import Meter, Progress, draw, format_duration, shown
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import held_space, until
@@ -44,7 +44,7 @@ FAR = Progress(title="Starting", done=1_234, total=10_000, facts=("97 of 1,242 r
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment that leaves it to the streams whether they are terminals."""
+    """An environment that does not override whether streams are terminals."""
     for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
@@ -53,7 +53,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Put the handlers of signals back."""
+    """Restore the signal handlers."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -61,11 +61,11 @@ def handlers() -> Iterator[None]:
 
 
 def pretend_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let stderr pass for a terminal."""
+    """Make stderr look like a terminal."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
 
-# What the meter counts.
+# The meter.
 
 
 class Hands:
@@ -99,7 +99,7 @@ def attempt(**fields: Any) -> Attempt:
 
 def test_before_the_first_attempt_there_is_no_rate() -> None:
     meter = Meter()
-    assert (meter.rate, meter.requests, meter.repeats) == (0.0, 0, 0)
+    assert (meter.rate, meter.requests, meter.retries) == (0.0, 0, 0)
 
 
 def test_the_rate_is_that_of_the_last_three_seconds() -> None:
@@ -108,7 +108,7 @@ def test_the_rate_is_that_of_the_last_three_seconds() -> None:
     rates = []
     for count in (30, 60, 90, 0, 0, 0):
         for _ in range(count):
-            meter.note(attempt())
+            meter.record(attempt())
         clock.time += 1
         rates.append(meter.rate)
     assert rates == [30, 45, 60, 50, 30, 0]
@@ -120,7 +120,7 @@ def test_a_rate_is_not_guessed_from_a_moment() -> None:
     clock = Hands()
     meter = Meter(clock)
     for _ in range(10):
-        meter.note(attempt())
+        meter.record(attempt())
     clock.time += 0.01
     assert meter.rate == 10
 
@@ -135,16 +135,16 @@ def test_a_rate_is_not_guessed_from_a_moment() -> None:
         ({"operation": Operation.READ}, 0),
     ],
 )
-def test_only_what_went_out_and_counts_for_the_spaces_limit_is_a_request(fields: dict[str, Any], counted: int) -> None:
+def test_meter_counts_sent_requests_other_than_reads(fields: dict[str, Any], counted: int) -> None:
     meter = Meter()
-    meter.note(attempt(**fields))
+    meter.record(attempt(**fields))
     assert (meter.requests, meter.rate) == (counted, counted)
 
 
 @pytest.mark.parametrize("action", RetryDecision)
-def test_what_another_attempt_follows_is_a_repeat(action: RetryDecision) -> None:
+def test_meter_counts_retries(action: RetryDecision) -> None:
     meter = Meter()
-    meter.note(attempt(action=action))
+    meter.record(attempt(decision=action))
     final = {
         RetryDecision.SUCCEED,
         RetryDecision.ALREADY_STARTED,
@@ -153,10 +153,10 @@ def test_what_another_attempt_follows_is_a_repeat(action: RetryDecision) -> None
         RetryDecision.FAIL,
         RetryDecision.UNKNOWN,
     }
-    assert meter.repeats == (action not in final)
+    assert meter.retries == (action not in final)
 
 
-# What is written of it.
+# Text and drawing.
 
 
 @pytest.mark.parametrize(
@@ -174,11 +174,11 @@ def test_what_another_attempt_follows_is_a_repeat(action: RetryDecision) -> None
         (90_000, "25 h 0 min"),
     ],
 )
-def test_a_duration_is_spelled_as_people_say_it(seconds: float, words: str) -> None:
-    assert spell_seconds(seconds) == words
+def test_format_duration_in_words(seconds: float, words: str) -> None:
+    assert format_duration(seconds) == words
 
 
-def test_all_of_it_is_one_line() -> None:
+def test_progress_line() -> None:
     assert FAR.line == "Starting: 1,234 of 10,000, 97 of 1,242 requests/s, 3 repeated, 1 min 34 s left"
     assert Progress(title="Ending", done=0, total=0, facts=()).line == "Ending: 0 of 0"
 
@@ -210,7 +210,7 @@ def test_a_terminal_gets_two_lines_that_fit(look: Progress, columns: int) -> Non
 
 
 def looking(times: int) -> tuple[Callable[[], Progress], asyncio.Event]:
-    """Give what says how far it is, and an event that comes when that was asked so often."""
+    """Return a function for the progress, and an event that is set after a number of calls."""
     enough = asyncio.Event()
     done = 0
 
@@ -224,7 +224,7 @@ def looking(times: int) -> tuple[Callable[[], Progress], asyncio.Event]:
     return look, enough
 
 
-async def test_a_pipe_gets_a_line_now_and_then(
+async def test_progress_writes_lines_into_a_pipe(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "_WRITTEN_EVERY", 0.0)
@@ -248,7 +248,7 @@ async def test_after_the_command_nothing_more_is_written(
     assert asyncio.all_tasks() == before
 
 
-async def test_what_goes_wrong_in_the_command_is_not_covered_up(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_progress_does_not_hide_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     look, _ = looking(1)
     with pytest.raises(RuntimeError, match="boom"):
         async with shown(look, as_json=False):
@@ -257,7 +257,7 @@ async def test_what_goes_wrong_in_the_command_is_not_covered_up(capsys: pytest.C
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-async def test_beside_json_only_news_is_written(
+async def test_progress_beside_json_writes_only_news(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, terminal: bool
 ) -> None:
     """Into a pipe, and where stdout is a terminal as well, on which a display would disturb it."""
@@ -274,11 +274,11 @@ async def test_beside_json_only_news_is_written(
     assert capsys.readouterr().err == "Starting: 1 of 100, all well\n"
 
 
-def test_a_display_that_broke_is_no_matter_of_whoever_logs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_display_does_not_break_logging(capsys: pytest.CaptureFixture[str]) -> None:
     def fail(_: str) -> None:
         raise BrokenPipeError
 
-    with telling("signalwire_streams", fail):
+    with logging_to(fail):
         logging.getLogger("signalwire_streams").warning("Redis is away")
     assert "BrokenPipeError" in capsys.readouterr().err
 
@@ -330,16 +330,16 @@ async def test_a_display_on_stderr_leaves_stdout_alone(
     assert "requests/s" in ran.err
     assert "\x1b" not in ran.out
     if as_json:
-        assert [line.get("state") for line in ran.lines] == ["started"] * 3 + [None]
+        assert [line.get("status") for line in ran.lines] == ["started"] * 3 + [None]
     else:
         assert ran.out.startswith("Started 3 of 3 streams in ")
 
 
-# How a run goes on, and how it ends early.
+# The runner.
 
 
-def conduct(run: BulkRun[Any], total: int, *, as_json: bool = False) -> Conduct[Any]:
-    return Conduct(run=run, title="Starting", total=total, meter=Meter(), limit=1242.0, as_json=as_json)
+def runner_of(run: BulkRun[Any], total: int, *, as_json: bool = False) -> BulkRunner:
+    return BulkRunner(run, operation="start", total=total, options=RunOptions(), as_json=as_json)
 
 
 def starts_on(space: SimulatedSpace) -> list[StartConferenceStream]:
@@ -351,101 +351,106 @@ def outcome(state: BulkStatus, **fields: Any) -> BulkOutcome[Any]:
     return BulkOutcome(index=0, item=item, status=state, **{"attempts": 1} | fields)
 
 
-async def test_a_run_shows_its_rate_its_repeats_and_its_outcomes(client: StreamsClient) -> None:
-    """The most frequent outcome first; before a second is over nobody guesses at the rest."""
-    going = conduct(client.start_streams([]), 1_000)
-    going.meter.note(attempt(action=RetryDecision.RETRY))
+async def test_runner_shows_rate_retries_and_outcomes(client: StreamsClient) -> None:
+    """The most frequent outcome comes first; the rest is not estimated in the first second."""
+    runner = runner_of(client.start_streams([]), 1_000)
+    runner._options.meter.record(attempt(decision=RetryDecision.RETRY))
     for state in (BulkStatus.NOT_ATTEMPTED, BulkStatus.STARTED, BulkStatus.STARTED):
-        going._note(outcome(state))
-    assert going._progress().line == (
-        "Starting: 3 of 1,000, 1 of 1,242 requests/s, 1 repeated, 2 started, 1 not attempted"
+        runner._record(outcome(state))
+    assert runner._progress().line == (
+        "Starting: 3 of 1,000, 1 of 1,242 requests/s, 1 retried, 2 started, 1 not attempted"
     )
-    assert (await going.run.report()).total == 0
+    assert (await runner.run.report()).total == 0
 
 
-async def test_the_rest_is_guessed_from_what_this_part_of_the_run_did(client: StreamsClient) -> None:
-    """What an earlier part had done took this one no time."""
-    going = conduct(client.start_streams([]), 1_000)
-    going._began -= 20
-    assert going._progress().left is None
+async def test_runner_estimates_the_rest_without_earlier_items(client: StreamsClient) -> None:
+    """Items that an earlier part of the run completed took no time."""
+    runner = runner_of(client.start_streams([]), 1_000)
+    runner._started_at -= 20
+    assert runner._progress().left is None
     for attempts in (0, 0, 1, 1, 1, 1):
-        going._note(outcome(BulkStatus.STARTED, attempts=attempts))
-    assert going.early == 2
-    assert going._progress().left == pytest.approx(994 * 20 / 4, rel=0.1)
-    assert (await going.run.report()).total == 0
+        runner._record(outcome(BulkStatus.STARTED, attempts=attempts))
+    assert runner.already_done == 2
+    assert runner._progress().left == pytest.approx(994 * 20 / 4, rel=0.1)
+    assert (await runner.run.report()).total == 0
 
 
-async def test_a_run_is_gone_through_and_summed_up(client: StreamsClient, space: SimulatedSpace) -> None:
-    going = conduct(client.start_streams([*starts_on(space), *starts_on(space)[:1]]), 4)
-    report = await going.perform()
+async def test_runner_returns_the_report(client: StreamsClient, space: SimulatedSpace) -> None:
+    runner = runner_of(client.start_streams([*starts_on(space), *starts_on(space)[:1]]), 4)
+    report = await runner.execute()
     assert report.counts == {BulkStatus.STARTED: 3, BulkStatus.REJECTED: 1}
-    assert (going.stopped_by, going.error, going.exit_code) == (None, None, 1)
-    assert going._progress().done == 4
+    assert (runner.stopped_by, runner.error, runner.exit_code) == (None, None, 1)
+    assert runner._progress().done == 4
 
 
 @posix_only
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_a_signal_is_answered_at_once(
+async def test_runner_reports_a_signal_at_once(
     capsys: pytest.CaptureFixture[str], handlers: None, number: signal.Signals, code: int
 ) -> None:
-    """It is said what happens now; what is under way ends, and nothing more is begun."""
+    """It prints what happens now; requests in flight finish, and nothing more is sent."""
     async with held_space(conferences=4) as (space, held), client_of(space) as client:
-        going = conduct(client.start_streams(starts_on(space), concurrency=1), 4)
-        performing = asyncio.create_task(going.perform())
+        runner = runner_of(client.start_streams(starts_on(space), concurrency=1), 4)
+        performing = asyncio.create_task(runner.execute())
         await space.requests.wait_for(1)
         signal.raise_signal(number)
-        await until(lambda: going.stopped_by is number)
+        await until(lambda: runner.stopped_by is number)
         assert capsys.readouterr().err == (
-            "Ending: 0 of 4, interrupted: 5 s for what is under way, interrupt again to cut it\n"
+            "Ending: 0 of 4, interrupted: 5 s for requests in flight, interrupt again to abort them\n"
         )
         held.let_go()
         report = await performing
     assert report.counts[BulkStatus.STARTED] == len(space.streams.active()) == 1
-    assert going.exit_code == code
+    assert runner.exit_code == code
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @posix_only
-async def test_a_second_signal_cuts_it_and_the_first_one_counts(
+async def test_runner_second_signal_aborts_but_first_sets_the_code(
     capsys: pytest.CaptureFixture[str], handlers: None
 ) -> None:
     async with held_space(conferences=4) as (space, _), client_of(space) as client:
-        going = conduct(client.start_streams(starts_on(space), concurrency=2), 4, as_json=True)
-        performing = asyncio.create_task(going.perform())
+        runner = runner_of(client.start_streams(starts_on(space), concurrency=2), 4, as_json=True)
+        performing = asyncio.create_task(runner.execute())
         await space.requests.wait_for(2)
         signal.raise_signal(signal.SIGTERM)
-        await until(lambda: going.stopped_by is not None)
+        await until(lambda: runner.stopped_by is not None)
         signal.raise_signal(signal.SIGINT)
         report = await performing
         assert len(space.streams.active()) == 2
     assert report.counts[BulkStatus.UNKNOWN] == 2
-    assert going.exit_code == 143
+    assert runner.exit_code == 143
     captured = capsys.readouterr()
     assert len(captured.err.splitlines()) == 1
-    lost = [line for line in map(json.loads, captured.out.splitlines()) if line["state"] == "unknown"]
+    lost = [line for line in map(json.loads, captured.out.splitlines()) if line["status"] == "unknown"]
     assert [(line["name"], line["error"]) for line in lost] == [("audit", "StreamOutcomeUnknownError")] * 2
 
 
 async def test_an_outcome_in_json_has_the_name_that_is_known(capsys: pytest.CaptureFixture[str]) -> None:
-    """The stream's own, or the one that was sent; and no control character of a foreign message."""
+    """The stream's own, or the one that was sent; messages have no control characters."""
     async with SimulatedSpace() as space, client_of(space) as client:
-        going = conduct(client.start_streams([]), 3, as_json=True)
+        runner = runner_of(client.start_streams([]), 3, as_json=True)
         stream = ConferenceStream(conference_sid="room", sid="s", name="its own", ambiguous=True)
-        going._note(outcome(BulkStatus.STARTED, stream=stream, seconds=0.123456))
-        going._note(outcome(BulkStatus.UNKNOWN, error=StreamOutcomeUnknownError("so\x1b[31m\nit is", name="sent")))
-        going._note(outcome(BulkStatus.NOT_ATTEMPTED, error=RunCancelledError("not yet"), attempts=0))
+        runner._record(outcome(BulkStatus.STARTED, stream=stream, duration=0.123456))
+        runner._record(outcome(BulkStatus.UNKNOWN, error=StreamOutcomeUnknownError("so\x1b[31m\nit is", name="sent")))
+        runner._record(outcome(BulkStatus.NOT_ATTEMPTED, error=RunCancelledError("not yet"), attempts=0))
     started, unknown, waiting = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (started["name"], started["sid"], started["ambiguous"], started["seconds"]) == ("its own", "s", True, 0.1235)
+    assert (started["name"], started["sid"], started["ambiguous"], started["duration"]) == (
+        "its own",
+        "s",
+        True,
+        0.1235,
+    )
     assert (unknown["name"], unknown["error"]) == ("sent", "StreamOutcomeUnknownError")
     assert unknown["message"] == "so [31m it is"
     assert (waiting["name"], waiting["attempts"], waiting["target"]) == (None, 0, "room")
-    assert (await going.run.report()).total == 0
+    assert (await runner.run.report()).total == 0
 
 
 @pytest.mark.parametrize("state", BulkStatus)
-def test_a_state_is_spelled_as_people_say_it(state: BulkStatus) -> None:
-    assert words(state).replace(" ", "_") == state.value
-    assert "_" not in words(state)
+def test_status_in_words_has_no_underscore(state: BulkStatus) -> None:
+    assert in_words(state).replace(" ", "_") == state.value
+    assert "_" not in in_words(state)
 
 
 def client_of(space: SimulatedSpace) -> StreamsClient:

@@ -105,7 +105,9 @@ async def test_a_wrong_token_is_a_failure(shell: Shell, space: SimulatedSpace, c
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("sid", ["a/b", "..", "a b", ""])
-async def test_a_sid_that_cannot_be_one_is_misuse(offline_shell: Shell, command: tuple[str, ...], sid: str) -> None:
+async def test_a_sid_that_cannot_be_one_is_a_usage_error(
+    offline_shell: Shell, command: tuple[str, ...], sid: str
+) -> None:
     ran = await offline_shell(*command, sid)
     assert (ran.code, ran.out) == (2, "")
     assert len(ran.err.splitlines()) == 1

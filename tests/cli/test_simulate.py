@@ -30,9 +30,9 @@ def _environment(facts: dict[str, str]) -> dict[str, str]:
 
 
 @posix_only
-async def test_it_announces_itself_serves_and_ends(bare_shell: Shell) -> None:
+async def test_simulate_announces_serves_and_ends(bare_shell: Shell) -> None:
     arguments = ("--json", "--conferences", "4", "--fault", "503-api:on=start", "--rate-limit", "none", "--seed", "5")
-    async with process("simulate", *arguments, "--quiet-requests") as child:
+    async with process("simulate", *arguments, "--no-request-log") as child:
         facts = json.loads(await line_of(child))
         assert sorted(facts) == ["base_url", "project", "signing_key", "token"]
         bare_shell.set(_environment(facts))
@@ -48,7 +48,7 @@ async def test_it_announces_itself_serves_and_ends(bare_shell: Shell) -> None:
 
 
 @posix_only
-async def test_it_dials_and_speaks(tmp_path: Path) -> None:
+async def test_simulate_sends_audio(tmp_path: Path) -> None:
     """With --audio it is the other end of a receiver: faults and all."""
     certificates = Certificates.make()
     (tmp_path / "authority.pem").write_bytes(certificates.authority)
@@ -56,7 +56,13 @@ async def test_it_dials_and_speaks(tmp_path: Path) -> None:
         file.setparams((1, 2, 8_000, 0, "NONE", ""))
         file.writeframes(bytes(range(160)) * 40)
     receiver = MediaReceiver()
-    arguments = ("--audio", str(tmp_path / "speech.wav"), "--trust", str(tmp_path / "authority.pem"), "--blast")
+    arguments = (
+        "--audio",
+        str(tmp_path / "speech.wav"),
+        "--ca-file",
+        str(tmp_path / "authority.pem"),
+        "--no-real-time",
+    )
     faults = ("--fault", "frames-duplicated:every=4", "--fault", "no-stop")
     async with process("simulate", "--json", *arguments, *faults) as child, AsyncExitStack() as stack:
         facts = json.loads(await line_of(child))
@@ -75,7 +81,7 @@ async def test_it_dials_and_speaks(tmp_path: Path) -> None:
 
 
 @posix_only
-async def test_a_person_gets_lines_to_paste(bare_shell: Shell) -> None:
+async def test_simulate_prints_exports(bare_shell: Shell) -> None:
     async with process("simulate", "--calls", "1") as child:
         text = ""
         while "Ctrl-C" not in text:
@@ -90,7 +96,7 @@ async def test_a_person_gets_lines_to_paste(bare_shell: Shell) -> None:
     assert "(live conferences: 10, live calls: 1)" in text
     assert list(exports) == ["SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"]
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out == "\nEnded. Requests: 2, streams: 1, still alive: 1, ever doubled: 0.\n"
+    assert ran.out == "\nEnded. Requests: 2, streams: 1, still running: 1, duplicate streams: 0.\n"
 
 
 async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell) -> None:
@@ -118,14 +124,16 @@ async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell) -> None:
         (("--duplicate-names", "maybe"), "'maybe' is not one of 'stream-error'"),
         (("--audio", __file__), "is no WAV file"),
         (("--audio", "speach.wav"), "No such file or directory; write tone, silence or a WAV file"),
-        (("--trust", __file__), "holds no certificate in PEM"),
-        (("--trust", "no.pem"), "holds no certificate in PEM: No such file"),
+        (("--ca-file", __file__), "holds no certificate in PEM"),
+        (("--ca-file", "no.pem"), "holds no certificate in PEM: No such file"),
         (("--fault", "frames-lost:every=0", "--audio", "tone"), "every must be a whole number from 1"),
-        (("--fault", "frames-lost"), "nobody is dialled, so write --audio too"),
-        (("--fault", "callback-lost"), "nobody is called back, so write --callbacks too"),
+        (("--fault", "frames-lost"), "there are no audio sockets, so write --audio too"),
+        (("--fault", "callback-lost"), "there are no callbacks, so write --callbacks too"),
     ],
 )
-async def test_what_cannot_be_meant_is_misuse(bare_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:
+async def test_what_cannot_be_meant_is_a_usage_error(
+    bare_shell: Shell, arguments: tuple[str, ...], sentence: str
+) -> None:
     ran = await bare_shell("simulate", *arguments)
     assert (ran.code, ran.out) == (2, "")
     assert sentence in ran.err

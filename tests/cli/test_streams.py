@@ -97,7 +97,7 @@ async def test_an_unnamed_stream_has_its_sid_alone(shell: Shell, space: Simulate
 
 
 async def test_a_stream_that_a_repeated_attempt_met_is_stopped_by_its_name(shell: Shell, space: SimulatedSpace) -> None:
-    """The sid that the second attempt was told is that of a stream that never lived."""
+    """The sid in the second response is that of a stream that failed."""
     space.faults.add("reset", on="start", executed=True, times=1)
     ran = await shell("conferences", "start-stream", space.conference_sids[0], "--url", URL, "--name", "-n", "--json")
     assert ran.json["ambiguous"] is True
@@ -156,7 +156,7 @@ async def test_what_cannot_be_right_is_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize("content", [b"", b"two words", b"\xff\xfe"])
-async def test_a_file_without_a_token_is_misuse(offline_shell: Shell, tmp_path: Path, content: bytes) -> None:
+async def test_a_file_without_a_token_is_a_usage_error(offline_shell: Shell, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
     ran = await offline_shell("conferences", "start-stream", "sid", "--url", URL, "--bearer-token-file", str(path))
@@ -167,7 +167,7 @@ async def test_a_file_without_a_token_is_misuse(offline_shell: Shell, tmp_path: 
 async def test_a_closed_standard_input_holds_no_token(offline_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     ran = await offline_shell("conferences", "start-stream", "sid", "--url", URL, "--bearer-token-file", "-")
-    _is_misuse(ran, "authorization_bearer_token")
+    _is_misuse(ran, "--bearer-token-file can't be read: standard input is closed")
 
 
 async def test_may_be_running_starts_again_under_the_name(shell: Shell, space: SimulatedSpace) -> None:
@@ -181,7 +181,7 @@ async def test_may_be_running_starts_again_under_the_name(shell: Shell, space: S
 
 
 @pytest.mark.parametrize("group", ["conferences", "calls"])
-async def test_may_be_running_without_name_is_misuse(offline_shell: Shell, group: str) -> None:
+async def test_may_be_running_without_name_is_a_usage_error(offline_shell: Shell, group: str) -> None:
     ran = await offline_shell(group, "start-stream", "sid", "--url", URL, "--may-be-running")
     _is_misuse(ran, "the name that the stream may be running under")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from signalwire_streams._cli.output import OUTCOMES, logging_to_stderr, silenced, telling
+from signalwire_streams._cli.output import OUTCOMES, logging_to, logging_to_stderr, silenced
 from signalwire_streams.simulator import SimulatedSpace
 
 from .shell import URL, Shell
@@ -63,9 +63,9 @@ def test_a_line_holds_no_control_characters(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "warning: a [31m b\nerror: no Redis (ValueError: boom)\n"
 
 
-def test_what_a_display_shows_is_not_written_twice(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_shown_by_a_display_is_not_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     shown: list[str] = []
-    with logging_to_stderr(), telling("signalwire_streams.receiver", shown.append):
+    with logging_to_stderr(), logging_to(shown.append, name="signalwire_streams.receiver"):
         LIBRARY.getChild("receiver").warning("a")
         LIBRARY.getChild("receiver.audio").warning("b")
         LIBRARY.getChild("receivers").warning("c")
@@ -73,7 +73,7 @@ def test_what_a_display_shows_is_not_written_twice(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "warning: c\n"
 
 
-def test_what_is_silenced_is_logged_again_afterwards(capsys: pytest.CaptureFixture[str]) -> None:
+def test_silenced_log_is_written_again_afterwards(capsys: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger(OUTCOMES)
     with logging_to_stderr():
         with silenced(OUTCOMES):

@@ -1,4 +1,4 @@
-"""What the command line says is wrong is in its own words: options and JSON, not Python."""
+"""Error messages of the command line name options and JSON, not Python."""
 
 import json
 import re
@@ -41,7 +41,7 @@ WRONG: list[dict[str, Any]] = [
 ]
 
 
-async def test_no_line_of_a_file_is_refused_in_the_words_of_python(offline_shell: Shell, tmp_path: Any) -> None:
+async def test_errors_of_lines_use_no_python_terms(offline_shell: Shell, tmp_path: Any) -> None:
     file = json_file(tmp_path / "lines", WRONG)
     ran = await offline_shell("bulk", "start", file, "--json")
     assert ran.code == 2
@@ -65,7 +65,7 @@ async def test_no_line_of_a_file_is_refused_in_the_words_of_python(offline_shell
         ("--url", URL, "--project", "a b"),
     ],
 )
-async def test_no_option_is_refused_in_the_words_of_python(offline_shell: Shell, options: tuple[str, ...]) -> None:
+async def test_errors_of_options_use_no_python_terms(offline_shell: Shell, options: tuple[str, ...]) -> None:
     ran = await offline_shell("conferences", "start-stream", "room", *options, "--json")
     assert ran.code == 2
     assert PYTHON.search(ran.json["message"]) is None

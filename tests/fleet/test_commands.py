@@ -66,7 +66,7 @@ async def worker(shell: Shell, tmp_path: Path, fleet: Fleet) -> AsyncIterator[as
     words = ["fleet", "worker", "--rate", "1000", "--bearer-token-file", str(token)]
     process = await fork(
         *words,
-        imports=["signalwire_streams._cli.fleet.commands"],
+        imports=["signalwire_streams._cli.fleet"],
         environment=os.environ | shell.environment,
     )
 
@@ -84,8 +84,8 @@ async def worker(shell: Shell, tmp_path: Path, fleet: Fleet) -> AsyncIterator[as
 async def test_cli_fleet_from_submit_to_stop(
     shell: Shell, worker: asyncio.subprocess.Process, fleet: Fleet, space: SimulatedSpace
 ) -> None:
-    """Submit, follow, and stop a run from the command line, with a worker process."""
-    out = await shell("submit", "--all-in-progress", "--run", "nightly", "--url", URL)
+    """A run is submitted, followed, told, stopped; and the worker ends when it is told to."""
+    out = await shell("submit", "--all-in-progress", "--run-id", "nightly", "--url", URL)
     assert out.startswith("Submitted 3 streams as run nightly.")
     assert "signalwire-streams fleet stop nightly" in out
 
@@ -93,34 +93,34 @@ async def test_cli_fleet_from_submit_to_stop(
     assert "started" in followed
     assert "3 of 3" in shell.err
     told = [json.loads(line) for line in (await shell("results", "nightly")).splitlines()]
-    assert {line["state"] for line in told} == {"started"}
+    assert {line["status"] for line in told} == {"started"}
     assert {line["target"] for line in told} == set(space.conference_sids)
     status: Any = json.loads(await shell("status", "nightly", "--json"))
-    assert (status["counts"], status["over"], len(status["workers"])) == ({"started": 3}, True, 1)
+    assert (status["counts"], status["is_finished"], len(status["workers"])) == ({"started": 3}, True, 1)
     assert [line.split()[0] for line in (await shell("status")).splitlines()[:2]] == ["RUN", "nightly"]
     overview: Any = json.loads(await shell("status", "--json"))
     assert [run["run"] for run in overview["runs"]] == ["nightly"]
     assert [found["limit"] for found in overview["workers"]] == [status["limit"]]
     assert 900 < status["limit"] <= 1000
-    assert "Nothing is left" in await shell("resume", "nightly")
+    assert "has nothing left to start" in await shell("resume", "nightly")
     assert (await shell("cancel", "nightly")).startswith("Run nightly had already finished, so there was nothing to")
-    assert json.loads(await shell("cancel", "nightly", "--json"))["state_before"] == "finished"
+    assert json.loads(await shell("cancel", "nightly", "--json"))["status_before"] == "finished"
     assert json.loads(await shell("resume", "nightly", "--json")) == {"run": None, "planned": 0}
 
     assert (await shell("stop", "nightly")).startswith("Stopped 3 of 3 streams")
     assert space.streams.active() == []
     again: Any = json.loads(await shell("stop", "nightly", "--json"))
-    assert again["report"] == {"ok": True, "ended": 0, "counts": {}, "errors": {}}
-    assert "stopped again" in await shell("status", "nightly")
+    assert (again["report"]["ok"], again["report"]["completed"], again["report"]["counts"]) == (True, 0, {})
+    assert "rolled back" in await shell("status", "nightly")
 
     worker.send_signal(signal.SIGTERM)
     _, notes = await worker.communicate()
     assert worker.returncode == 0
     [serves, drains, ended] = notes.decode().splitlines()
-    assert "serves project" in serves
-    assert "is draining (SIGTERM): it takes no new work and finishes what it has within 25 s" in drains
+    assert "serving project" in serves
+    assert "is draining (SIGTERM): it takes no new work and finishes what is in progress within 25 s" in drains
     assert ended.endswith(" ended.")
-    assert "No worker works now." in await shell("status")
+    assert "No active workers." in await shell("status")
     assert "There are no runs." not in await shell("status")
 
 
@@ -132,9 +132,9 @@ async def test_cli_submit_with_secrets_needs_workers_that_have_them(
     targets.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
     await shell("submit", str(targets), "--url", URL, code=2)
-    assert "--workers-have-secrets" in shell.err
+    assert "--redact-secrets" in shell.err
     assert "hidden" not in shell.err
-    submitted = json.loads(await shell("submit", str(targets), "--url", URL, "--workers-have-secrets", "--json"))
+    submitted = json.loads(await shell("submit", str(targets), "--url", URL, "--redact-secrets", "--json"))
     await all_results(fleet, submitted["run"])
 
     assert [stream.authorization_bearer_token for stream in space.streams] == ["hidden"] * 3
@@ -143,27 +143,27 @@ async def test_cli_submit_with_secrets_needs_workers_that_have_them(
 async def test_cli_cancel_and_resume_need_no_worker(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     targets = tmp_path / "targets.txt"
     targets.write_text("\n".join(space.call_sids))
-    await shell("submit", str(targets), "--kind", "call", "--url", URL, "--run", "r")
+    await shell("submit", str(targets), "--kind", "call", "--url", URL, "--run-id", "r")
 
     out = await shell("status", "r", "--once")
     assert "pending" in out
-    assert "No worker works now" in out
+    assert "No active workers" in out
     cancelled = await shell("cancel", "r")
     assert cancelled.startswith("Run r is cancelled.\n")
     assert "not attempted" in cancelled
     assert (await shell("cancel", "r")).startswith("Run r was already cancelled.\n")
-    assert json.loads(await shell("cancel", "r", "--json"))["state_before"] == "cancelled"
+    assert json.loads(await shell("cancel", "r", "--json"))["status_before"] == "cancelled"
     assert "signalwire-streams fleet resume r" in await shell("status", "r", "--once", code=1)
     assert (await shell("resume", "r")).startswith(f"Submitted {len(space.call_sids)} streams as run r-r2.")
-    assert "goes on as run r-r2" in await shell("status", "r", "--once", code=1)
-    await shell("resume", "r", "--run", "again", code=2)
+    assert "resumed as run r-r2" in await shell("status", "r", "--once", code=1)
+    await shell("resume", "r", "--run-id", "again", code=2)
     assert "was resumed as 'r-r2'" in shell.err
-    submitting = ("submit", str(targets), "--kind", "call", "--url", URL, "--run", "r")
-    assert "submitted before" in await shell(*submitting, code=1)
+    submitting = ("submit", str(targets), "--kind", "call", "--url", URL, "--run-id", "r")
+    assert "already submitted" in await shell(*submitting, code=1)
     again = json.loads(await shell("resume", "r", "--json"))
     assert again == {"run": "r-r2", "planned": len(space.call_sids), "is_new": False}
     late = json.loads(await shell("cancel", "r-r2", "--json"))
-    assert (late["cancelled"], late["state_before"]) == ("cancelled", "running")
+    assert (late["cancelled"], late["status_before"]) == ("cancelled", "running")
     assert len(space.streams) == 0
 
 
@@ -174,7 +174,7 @@ async def test_cli_cancel_and_resume_need_no_worker(shell: Shell, space: Simulat
         (("status", "--redis", "redis://user:hidden@host"), "put the password into SIGNALWIRE_FLEET_REDIS"),
         (("status", "--redis", "host"), "URL is invalid"),
         (("submit", "--url", URL), "name a FILE"),
-        (("submit", "--all-in-progress", "--kind", "call", "--codec", "L16"), "leave them out on calls"),
+        (("submit", "--all-in-progress", "--kind", "call", "--codec", "L16"), "leave it out on calls"),
         (("stop", "nowhere"), "there is no run 'nowhere'"),
         (("cancel", "nowhere"), "there is no run 'nowhere'"),
     ],
@@ -195,10 +195,10 @@ async def test_cli_results_without_worker_warn(shell: Shell, monkeypatch: pytest
     monkeypatch.setattr(Fleet, "results", nothing)
     targets = tmp_path / "targets.txt"
     targets.write_text("a\n")
-    await shell("submit", str(targets), "--url", URL, "--run", "r")
+    await shell("submit", str(targets), "--url", URL, "--run-id", "r")
 
     assert await shell("results", "r") == ""
-    assert shell.err == "No worker works now: start one with signalwire-streams fleet worker\n"
+    assert shell.err == "No active workers: start one with signalwire-streams fleet worker\n"
 
 
 async def test_cli_submit_dry_run_and_empty_file_submit_nothing(shell: Shell, tmp_path: Path) -> None:

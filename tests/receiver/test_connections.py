@@ -165,6 +165,25 @@ async def test_oldest_connection_without_a_stream_is_closed_first(
     ]
 
 
+async def test_descriptor_for_a_file_is_taken_from_a_connection_without_a_stream(
+    heard: Heard, serve: Any, connect: Any, dial: Any
+) -> None:
+    """The oldest is closed, as soon as it is old enough; streams are not."""
+    receiver = MediaReceiver(heard, bearer_tokens=None)
+    url = await serve(receiver, handshake_timeout=600.0)
+    stream = await dial(url)
+    await stream.send_json(START)
+    await until(lambda: len(heard.sessions) == 1)
+    first, second = await connect(url), await connect(url)
+    await until(lambda: len(next(iter(receiver._servers))._open) == 3)
+    assert await receiver._free_descriptor()
+    await rest_of(first)
+    assert is_open(second)
+    assert await receiver._free_descriptor()
+    assert not await receiver._free_descriptor()
+    assert len(receiver.sessions) == 1
+
+
 async def test_shortage_is_logged_again_after_a_minute(
     heard: Heard, serve: Any, connect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,7 @@
-"""What a file of targets says, line by line: ids, CSV or JSON lines, told apart by how the text begins.
+"""Targets of a run, read from a file line by line: ids, CSV or JSON lines, detected by how the text begins.
 
 CSV is read as spreadsheets write it: with ``,``, ``;`` or tabs, a ``sep=`` line, column names in any spelling, and
-empty columns at the end. What a spreadsheet has changed beyond repair is refused.
+empty columns at the end. A cell that a spreadsheet has changed beyond repair is rejected.
 """
 
 import codecs
@@ -10,16 +10,22 @@ import io
 import json
 import re
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
+from uuid import UUID
 
 import click
-from attrs import define, evolve, field, frozen
+from attrs import field, frozen
 
-from signalwire_streams import InvalidRequestError, PlannedRequest, StartCallStream, StartConferenceStream
-from signalwire_streams._cli.options import STANDARD_INPUT, token_is_on_standard_input
+from signalwire_streams import InvalidRequestError, StartCallStream, StartConferenceStream
+from signalwire_streams._cli.options import (
+    CONFERENCE_ONLY,
+    FIELDS,
+    STANDARD_INPUT,
+    SWITCHES,
+    token_is_on_standard_input,
+)
 from signalwire_streams._cli.output import clean, for_command_line
 
 _ENCODINGS = (  # by their byte order marks; that of UTF-32-LE begins with that of UTF-16-LE
@@ -59,7 +65,7 @@ def _content(file: str) -> bytes:
     if file != STANDARD_INPUT:
         return Path(file).read_bytes()
     if sys.stdin is None:  # the shell closed it
-        return b""
+        raise click.UsageError("standard input is closed: name a FILE, or pipe the targets in")
     buffer = getattr(sys.stdin, "buffer", None)
     return buffer.read() if buffer is not None else sys.stdin.read().encode()
 
@@ -78,7 +84,7 @@ def _decoded(content: bytes, file: str) -> str:
             raise click.UsageError(f"{file} {why}")
     if content[1:2] == b"\0" or content[:1] == b"\0":
         raise click.UsageError(
-            f"{file} can't be read: it is no text, or UTF-16 or UTF-32 without a byte order mark; {_SAVE_AS}"
+            f"{file} can't be read: it is not text, or UTF-16 or UTF-32 without a byte order mark; {_SAVE_AS}"
         )
     try:
         return _with_line_feeds(content.decode("utf-8-sig"))
@@ -91,26 +97,13 @@ def _with_line_feeds(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-_SIDS = ("conference_sid", "call_sid")
-_SWITCHES = {"unnamed", "realtime"}
+SIDS = ("conference_sid", "call_sid")
 _PARAMETER = "parameters."
-_FIELDS = (
-    *_SIDS,
-    "url",
-    "name",
-    "unnamed",
-    "track",
-    "codec",
-    "realtime",
-    "status_callback",
-    "status_callback_method",
-    "parameters",
-    "authorization_bearer_token",
-)
+_FIELDS = (*SIDS, *(name for name in FIELDS if name not in SIDS))
 _COLUMNS = ", ".join(name for name in _FIELDS if name != "parameters") + ", parameters.NAME"
 _DELIMITERS = (",", ";", "\t")
 _ALIASES = {"streamcodec": "codec", "streamrealtime": "realtime"}
-"""The API's own names of fields, where they differ by more than their spelling."""
+"""The API's own names of fields, where they differ by more than case and separators."""
 
 _SEPARATOR_LINE = re.compile(r'"?sep=(.?)"?[,;\t]*', re.IGNORECASE)
 _FORMULA = re.compile(r'="((?:[^"]|"")*)"')
@@ -122,18 +115,13 @@ _SPREADSHEET_ERROR = re.compile(
 )
 _COMMENT = re.compile(r"#|#+\s.*")
 _NO_COMMENT = "this is neither an id nor a comment: begin a comment with a # and a blank"
-_NO_ID = "this is no id: write one id per line, or CSV whose first line names its columns"
+_NO_ID = "this is not an id: write one id per line, or CSV whose first line names its columns"
 _NO_SID_COLUMN = f"the first line has no column conference_sid or call_sid: write {_COLUMNS}"
 
 
 @frozen
 class Line:
-    """A line that could be read.
-
-    Attributes:
-        number: its number in the file, from 1.
-        fields: what it says, under the names that a request has.
-    """
+    """A line that could be read: its number in the file, from 1, and its fields under the names of a request."""
 
     number: int
     fields: Mapping[str, Any] = field(repr=False)
@@ -141,12 +129,12 @@ class Line:
 
 @frozen
 class BadLine:
-    """A line that is wrong.
+    """An invalid line.
 
     Attributes:
         number: its number in the file, from 1.
         why: what is wrong, and what to write instead.
-        hides_more: whether lines behind it could not be read for it, so that it can't be skipped.
+        hides_more: whether the lines after it could not be read, so that it cannot be skipped.
     """
 
     number: int
@@ -158,12 +146,7 @@ Read: TypeAlias = Line | BadLine
 
 
 def read_lines(text: str, sid_field: str) -> Iterator[Read]:
-    """Read a file of targets.
-
-    Args:
-        text: the file; its lines end in LF.
-        sid_field: what a bare id is: ``conference_sid`` or ``call_sid``.
-    """
+    """Read a file of targets, whose lines end in LF; *sid_field* says what a bare id is."""
     lines = text.split("\n")
     number, first = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, ""))
     bare = first.strip()
@@ -172,7 +155,7 @@ def read_lines(text: str, sid_field: str) -> Iterator[Read]:
     separator = _SEPARATOR_LINE.fullmatch(first.strip(" "))
     delimiter = separator[1] if separator is not None else _delimiter_of(first)
     if bare.startswith("["):
-        why = "a JSON array is not read: write one JSON object per line"
+        why = "this is a JSON array: write one JSON object per line instead"
     elif separator is not None and (not delimiter or delimiter.isalnum() or delimiter in "\"'"):
         why = "the separator of this line can't be used: write sep=; or sep=,"
     elif delimiter:
@@ -185,9 +168,9 @@ def read_lines(text: str, sid_field: str) -> Iterator[Read]:
 
 
 def _delimiter_of(header: str) -> str:
-    """Return what separates the columns of a first line that names an id, or an empty text if none is named."""
+    """Return the delimiter of a first line that names an id column, or an empty text if none does."""
     for delimiter in _DELIMITERS:
-        if not {_field_of(cell) for cell in _cells(header, delimiter)}.isdisjoint(_SIDS):
+        if not {_field_of(cell) for cell in _cells(header, delimiter)}.isdisjoint(SIDS):
             return delimiter
     return ""
 
@@ -226,9 +209,9 @@ def _from_json(line: str) -> Mapping[str, Any]:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"this is no JSON: {getattr(error, 'msg', 'it can not be read')}") from None
+        raise ValueError(f"this is not JSON: {getattr(error, 'msg', 'it cannot be parsed')}") from None
     if not isinstance(fields, dict):
-        raise ValueError('this is no JSON object: write it as {"conference_sid": "..."}')  # noqa: TRY004  (of a text)
+        raise ValueError('this is not a JSON object: write it as {"conference_sid": "..."}')  # noqa: TRY004  (of a text)
     unknown = [name for name in fields if name not in _FIELDS]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is unknown: write {', '.join(_FIELDS)}")
@@ -238,7 +221,7 @@ def _from_json(line: str) -> Mapping[str, Any]:
 def _from_csv(text: str, delimiter: str, *, has_separator_line: bool = False) -> Iterator[Read]:
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: Sequence[str] = ()
-    began = 1
+    start = 1
     skip = has_separator_line
     while True:
         try:
@@ -246,10 +229,10 @@ def _from_csv(text: str, delimiter: str, *, has_separator_line: bool = False) ->
         except StopIteration:
             return
         except csv.Error as error:
-            yield _no_csv(began, error, is_open=rows.line_num > began, is_header=not header)
-            began = rows.line_num + 1
+            yield _csv_error(start, error, is_open=rows.line_num > start, is_header=not header)
+            start = rows.line_num + 1
             continue
-        number, began = began, rows.line_num + 1
+        number, start = start, rows.line_num + 1
         if not any(cell.strip() for cell in cells):
             continue
         if skip:
@@ -266,14 +249,14 @@ def _from_csv(text: str, delimiter: str, *, has_separator_line: bool = False) ->
                 return
 
 
-def _no_csv(number: int, error: csv.Error, *, is_open: bool, is_header: bool) -> BadLine:
+def _csv_error(number: int, error: csv.Error, *, is_open: bool, is_header: bool) -> BadLine:
     is_open = is_open or "unexpected end" in str(error)
     if is_open:
         why = "a quote opens here and is never closed"
     elif "field limit" in str(error):
         why = f"a cell has more than {csv.field_size_limit():,} characters: shorten it"
     else:
-        why = f"this is no CSV: {error}"
+        why = f"this is not CSV: {error}"
     return BadLine(number, why, hides_more=is_open or is_header)
 
 
@@ -283,14 +266,14 @@ def _header(cells: Sequence[str]) -> Sequence[str]:
     names = [_field_of(cell) for cell in cells]
     for cell, name in zip(cells, names, strict=True):
         if name == "parameters":
-            raise ValueError("a parameter has a column of its own: write it as parameters.NAME")
+            raise ValueError("each parameter has a column of its own: write it as parameters.NAME")
         if name is None:
             raise ValueError(f"{cell.strip()!r} is unknown: write {_COLUMNS}")
     fields = [name or "" for name in names]
     twice = [name for name in fields if name and fields.count(name) > 1]
     if twice:
-        raise ValueError(f"the column {twice[0]} is there twice")
-    if set(fields).isdisjoint(_SIDS):
+        raise ValueError(f"there are two columns {twice[0]}")
+    if set(fields).isdisjoint(SIDS):
         raise ValueError(_NO_SID_COLUMN)
     return fields
 
@@ -312,24 +295,22 @@ def _row(header: Sequence[str], cells: Sequence[str]) -> Mapping[str, Any]:
     if len(cells) > named:
         cells = [*cells[:named], *_without_empty_end(cells[named:])]
     if len(cells) != named:
-        raise ValueError(f"this line has {len(cells)} columns, and the first one names {named}")
+        raise ValueError(f"this line has {len(cells)} columns, but the first one names {named}")
     fields: dict[str, Any] = {}
     parameters: dict[str, str] = {}
     for position, (name, cell) in enumerate(zip(header, cells, strict=True), start=1):
-        formula = _FORMULA.fullmatch(cell.strip())
-        if formula is not None:
-            cell = formula[1].replace('""', '"')  # noqa: PLW2901  (a text that is kept from becoming a number)
+        cell = _without_formula(cell)  # noqa: PLW2901
         value = cell.strip()
         if not value:
             continue
         if not name:
             raise ValueError(f"column {position} has no name: name it in the first line, or empty it")
-        value = _bare_sid(value) if name in _SIDS else value
+        value = _bare_sid(value) if name in SIDS else value
         _check_cell(name, value)
         if name.startswith(_PARAMETER):
             parameters[name.removeprefix(_PARAMETER)] = cell
         else:
-            fields[name] = _switch(name, value) if name in _SWITCHES else value
+            fields[name] = _switch(name, value) if name in SWITCHES else value
     return fields | ({"parameters": parameters} if parameters else {})
 
 
@@ -340,28 +321,40 @@ def _without_empty_end(cells: Sequence[str]) -> Sequence[str]:
     return cells[:end]
 
 
-def _bare_sid(text: str) -> str:
-    """Return an id without what a spreadsheet or a person put around it to keep it a text."""
+def _without_formula(cell: str) -> str:
+    """Return the text of ``="text"``, which keeps a spreadsheet from turning it into a number."""
+    text = cell.strip()
+    if not text.startswith('="'):
+        return cell
     formula = _FORMULA.fullmatch(text)
-    text = formula[1] if formula is not None else text
+    if formula is None:
+        raise ValueError('a formula has an odd number of quotes: write it as ="text", or the text alone')
+    return formula[1].replace('""', '"')
+
+
+def _bare_sid(text: str) -> str:
+    """Return an id without the quotes that a spreadsheet or a person put around it to keep it a text."""
+    text = _without_formula(text)
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-        return text[1:-1].strip()
+        text = text[1:-1].strip()
     return text.removeprefix("'")
 
 
 def _check_cell(name: str, value: str) -> None:
-    """Refuse what a spreadsheet made of a text. Only ids and names are repeated, since others may be secrets."""
-    shown = f" {value!r}" if name in {*_SIDS, "name"} else ""
+    """Reject what a spreadsheet made of a text. Only ids and names are repeated, since others may be secrets."""
+    shown = f" {value!r}" if name in {*SIDS, "name"} else ""
     if _MANGLED_NUMBER.fullmatch(value):
         raise ValueError(
             f"{name}{shown} was turned into a number by a spreadsheet, and digits are lost: format the column as "
             "text there, enter it again, and save again"
         )
-    is_too_narrow = name in _SIDS and len(value) > 1 and not value.strip("#")
+    is_too_narrow = name in SIDS and len(value) > 1 and not value.strip("#")
     if is_too_narrow or _SPREADSHEET_ERROR.fullmatch(value):
         remedy = "widen its column there" if is_too_narrow else "correct its formula there"
         raise ValueError(f"{name} holds the spreadsheet's error {value}: {remedy}, and save again")
-    if "\0" in value and name not in _SIDS:
+    if '"' in value and name in SIDS:
+        raise ValueError(f"{name}{shown} holds a quote: write the id alone")
+    if "\0" in value and name not in SIDS:
         raise ValueError(f"{name} holds a NUL character: remove it")
 
 
@@ -373,34 +366,23 @@ def _switch(name: str, value: str) -> bool:
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
 
-_ON_CONFERENCES = {"codec", "realtime"}
-_NAMING = {"name", "unnamed"}  # a line that says one of them overrules both
+NAMING = {"name", "unnamed"}  # a line with one of them overrides both
 
 
 @frozen
 class Defaults:
-    """What the options say of every stream; a line may say otherwise.
-
-    Attributes:
-        fields: the fields of a request.
-        parameters: the custom parameters; those of a line are added.
-    """
+    """Fields that the options give to every stream; a line overrides them, and its parameters are added."""
 
     fields: Mapping[str, Any] = field(repr=False)
     parameters: Mapping[str, str] = field(factory=dict, repr=False)
 
     def request(self, line: Mapping[str, Any]) -> Start:
-        """Make the request of one line.
-
-        Raises:
-            InvalidRequestError: a field is missing, or can't be right.
-        """
-        sids = [name for name in ("conference_sid", "call_sid") if name in line]
+        sids = [name for name in SIDS if name in line]
         if len(sids) != 1:
             raise InvalidRequestError("a line needs a conference_sid or a call_sid, and not both")
         is_call = sids == ["call_sid"]
-        left_out = (_ON_CONFERENCES if is_call else set()) | (_NAMING if _NAMING & line.keys() else set())
-        given = {name: value for name, value in self.fields.items() if value is not None and name not in left_out}
+        omitted = (CONFERENCE_ONLY if is_call else set()) | (NAMING if NAMING & line.keys() else set())
+        given = {name: value for name, value in self.fields.items() if value is not None and name not in omitted}
         own = line.get("parameters", {})
         fields = {**given, **line, "parameters": {**self.parameters, **own} if isinstance(own, dict) else own}
         if "url" not in fields:
@@ -408,21 +390,14 @@ class Defaults:
         return StartCallStream(**fields) if is_call else StartConferenceStream(**fields)
 
 
-@define(eq=False)
+@frozen
 class Requests:
-    """The requests of a run, and the lines that are none.
-
-    Attributes:
-        good: the requests.
-        bad: the lines that are wrong.
-    """
-
     good: list[Start] = field(factory=list)
     bad: list[BadLine] = field(factory=list)
 
     @classmethod
-    def of(cls, lines: Iterable[Read], defaults: Defaults) -> "Requests":
-        """Make the requests of lines; each may be there once."""
+    def from_lines(cls, lines: Iterable[Read], defaults: Defaults) -> "Requests":
+        """Create the requests of lines; each may be there once."""
         requests = cls()
         seen: dict[tuple[str, str | None], int] = {}
         for line in lines:
@@ -439,7 +414,7 @@ class Requests:
 def _once(request: Start, line: Line, seen: dict[tuple[str, str | None], int]) -> Start:
     if request.unnamed:
         return request
-    first = seen.setdefault((request.target, request.name), line.number)
+    first = seen.setdefault((_folded(request.target), request.name), line.number)
     if first != line.number:
         raise InvalidRequestError(
             f"{request.target} is on line {first} already: leave it out, or give each of its streams a name of its own"
@@ -447,90 +422,10 @@ def _once(request: Start, line: Line, seen: dict[tuple[str, str | None], int]) -
     return request
 
 
-_TargetAndName = tuple[str, str | None]
-
-
-@frozen
-class Secrets:
-    """What was given again: by options for all, and by the lines of the file that the run was started with.
-
-    Attributes:
-        parameters: custom parameters for all.
-        bearer_token: the token for all.
-        status_callback: the address for all.
-        lines: the fields of the lines, by target and name, in their order.
-    """
-
-    parameters: Mapping[str, str] = field(factory=dict, repr=False)
-    bearer_token: str | None = field(default=None, repr=False)
-    status_callback: str | None = field(default=None, repr=False)
-    lines: Mapping[_TargetAndName, Sequence[Mapping[str, Any]]] = field(factory=dict, repr=False)
-
-    def complete(self, planned: Iterable[PlannedRequest]) -> Iterator[Start]:
-        """Give each request with its secrets.
-
-        Raises:
-            UsageError: one is missing; the sentence says which option gives it.
-        """
-        left = {key: deque(lines) for key, lines in self.lines.items()}
-        for one in planned:
-            line = _next(left, one.request)
-            yield one.request if one.is_complete else self._completed(one, line)
-
-    def given_to(self, planned: PlannedRequest) -> Start:
-        """Give a request what the options say, without a file.
-
-        Raises:
-            InvalidRequestError: something is missing.
-        """
-        try:
-            return planned.request if planned.is_complete else self._completed(planned, {})
-        except click.UsageError:
-            raise InvalidRequestError(
-                f"{planned.request.target} needs secrets that are not kept in Redis ({', '.join(planned.redacted)}): "
-                "start all workers with the options that give them"
-            ) from None
-
-    def _completed(self, planned: PlannedRequest, line: Mapping[str, Any]) -> Start:
-        request = planned.request
-        own = line.get("parameters")
-        values = {**self.parameters, **(own if isinstance(own, dict) else {})}
-        missing = [f"--parameter {name}=..." for name in planned.parameters if name not in values]
-        token = line.get("authorization_bearer_token", self.bearer_token)
-        if planned.bearer_token and token is None:
-            missing.append("--bearer-token-file FILE")
-        callback = line.get("status_callback", self.status_callback)
-        if planned.status_callback and callback is None:
-            missing.append("--status-callback URL")
-        if missing:
-            raise click.UsageError(
-                f"the journal keeps no secrets, and {request.target} had some: give them again with "
-                f"{' '.join(missing)}, or name the FILE that they came from after the journal"
-            )
-        parameters = {name: values[name] for name in planned.parameters}
-        completed = evolve(request, parameters=parameters)
-        if planned.bearer_token:
-            completed = evolve(completed, authorization_bearer_token=token)
-        return evolve(completed, status_callback=callback) if planned.status_callback else completed
-
-
-def by_target(lines: Iterable[Read]) -> dict[_TargetAndName, list[Mapping[str, Any]]]:
-    """Arrange a file's lines by what they start; those that are wrong started nothing.
-
-    Raises:
-        UsageError: a line hides those behind it.
-    """
-    found: dict[_TargetAndName, list[Mapping[str, Any]]] = {}
-    for line in lines:
-        if isinstance(line, BadLine) and line.hides_more:
-            raise click.UsageError(f"line {line.number} of the FILE: {line.why}")
-        if isinstance(line, Line):
-            sid, name = line.fields.get("conference_sid") or line.fields.get("call_sid"), line.fields.get("name")
-            found.setdefault((str(sid), name if isinstance(name, str) else None), []).append(line.fields)
-    return found
-
-
-def _next(left: Mapping[_TargetAndName, "deque[Mapping[str, Any]]"], request: Start) -> Mapping[str, Any]:
-    """Give the line that a request came from: the first one for its target and name that is not used yet."""
-    lines = left.get((request.target, request.name)) or left.get((request.target, None))
-    return lines.popleft() if lines else {}
+def _folded(sid: str) -> str:
+    """Return a UUID in lower case, since its case means nothing."""
+    try:
+        UUID(sid)
+    except ValueError:
+        return sid
+    return sid.lower()

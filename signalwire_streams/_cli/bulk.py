@@ -1,0 +1,485 @@
+"""The command ``bulk``: start streams on many conferences or calls, resume and roll back such runs."""
+
+import functools
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+from textwrap import fill, indent
+from typing import Any
+
+import click
+from attrs import asdict, evolve, frozen
+
+from signalwire_streams import (
+    BulkJournal,
+    BulkStatus,
+    Call,
+    Conference,
+    JournalStatus,
+    PlannedRequest,
+    StartCallStream,
+    StartConferenceStream,
+    StreamsClient,
+)
+from signalwire_streams._cli.bulk_runner import (
+    BulkRunner,
+    RunOptions,
+    bulk_command,
+    execute,
+    run_options,
+)
+from signalwire_streams._cli.bulk_secrets import Secrets, by_target, secret_options
+from signalwire_streams._cli.bulk_targets import Defaults, Requests, Start, read_lines, read_source
+from signalwire_streams._cli.options import (
+    ENVIRONMENT,
+    FIELDS,
+    Account,
+    account_options,
+    adding,
+    bulk_start_options,
+    conference_options,
+    json_option,
+    refuse_conference_options,
+    wants_json,
+)
+from signalwire_streams._cli.output import (
+    Column,
+    UsageError,
+    clean,
+    in_words,
+    write_aligned,
+    write_counts,
+    write_errors,
+    write_json,
+    write_note,
+    write_table,
+)
+from signalwire_streams._cli.streams import Noun
+
+_HIDDEN = "***"
+_PAGE_SIZE = 1_000
+
+_COLUMNS = ", ".join(name for name in FIELDS if name not in {"conference_sid", "parameters"})
+FILES = f"""\b
+FILE has one id per line, and comments that begin with "# "; or it is CSV
+whose first line names its columns, as spreadsheets save it; or it has one
+JSON object per line. CSV and JSON may have these fields for each stream:
+{indent(fill(f"conference_sid or call_sid, {_COLUMNS},", 72), "  ")}
+  and parameters (JSON: an object; CSV: a column parameters.NAME for each)
+"""
+
+
+@frozen
+class Targets:
+    file: str | None
+    kind: Noun
+    skip_invalid: bool
+    is_dry_run: bool
+    defaults: Defaults
+    as_json: bool
+
+    def read(self) -> Sequence[Start] | None:
+        """Read the requests from the file, and print the invalid lines; None without a file.
+
+        Raises:
+            UsageError: there are invalid lines, and they are not to be skipped.
+        """
+        if self.file is None:
+            return None
+        requests = Requests.from_lines(read_lines(read_source(self.file), f"{self.kind}_sid"), self.defaults)
+        bad, total = requests.bad, len(requests.bad) + len(requests.good)
+        for line in bad:
+            click.echo(f"{clean(self.file)}:{line.number}: {clean(line.why)}", err=True)
+        if any(line.hides_more for line in bad):
+            raise UsageError("nothing was started, since not every line could be read: fix the file first")
+        if bad and not self.skip_invalid:
+            lines = [{"line": line.number, "message": line.why} for line in bad]
+            raise UsageError(
+                f"{len(bad):,} of {total:,} lines are invalid, and nothing was started: fix them, or skip them with "
+                "--skip-invalid",
+                {"error": "InvalidLines", "lines": lines} if self.as_json else None,
+            )
+        if bad:
+            click.echo(f"{len(bad):,} invalid lines skipped.", err=True)
+        return requests.good
+
+    async def list_live(self, client: StreamsClient) -> Sequence[Start]:
+        resource: Any = client.conferences if self.kind == "conference" else client.calls
+        listing: AsyncIterator[Conference | Call] = aiter(resource.list(status="in-progress", page_size=_PAGE_SIZE))
+        # An item can move to the next page while the list is read, and come twice.
+        sids = dict.fromkeys([item.sid async for item in listing])
+        return [self.defaults.request({f"{self.kind}_sid": sid}) for sid in sids]
+
+    def is_done(self, requests: Sequence[Start]) -> bool:
+        """Return whether nothing is to be started, after writing why."""
+        if self.is_dry_run:
+            self._write_dry_run(requests)
+        elif not requests and self.as_json:
+            write_json({"report": {"ok": True, "planned": 0, "completed": 0}})
+        elif not requests:
+            click.echo("There is nothing to start.")
+        return self.is_dry_run or not requests
+
+    def _write_dry_run(self, requests: Sequence[Start]) -> None:
+        if self.as_json:
+            for request in requests:
+                write_json(_request_facts(request))
+            return
+        if requests:
+            write_aligned([_request_cells(request) for request in requests])
+        click.echo(f"{len(requests):,} streams would be started. Nothing was sent.")
+
+
+def _request_facts(request: Start) -> Mapping[str, Any]:
+    """Return the JSON object of a request in a dry run; secrets are masked."""
+    planned = PlannedRequest.from_request(request)
+    kind = "conference" if isinstance(request, StartConferenceStream) else "call"
+    fields = asdict(planned.request, filter=lambda attribute, _: attribute.name != f"{kind}_sid")
+    fields["parameters"] = dict.fromkeys(planned.parameters, _HIDDEN)
+    if planned.bearer_token:
+        fields["authorization_bearer_token"] = _HIDDEN
+    if planned.status_callback:
+        fields["status_callback"] = _HIDDEN
+    return {
+        "kind": kind,
+        "target": request.target,
+        **{name: value for name, value in fields.items() if value not in (None, {})},
+        "name": request.name if request.name or request.unnamed else f"sws-RUN-{request.target}",
+    }
+
+
+def _request_cells(request: Start) -> tuple[str, ...]:
+    facts = dict(_request_facts(request))
+    first = [facts.pop(name) or "-" for name in ("kind", "target", "name", "url")]
+    facts = {name: ",".join(value) if isinstance(value, dict) else value for name, value in facts.items()}
+    words = [f"{name}={value}" for name, value in facts.items() if (name, value) != ("unnamed", False)]
+    return (*map(clean, first), clean(" ".join(words)))
+
+
+_target_options = adding(
+    click.argument("file", required=False),
+    click.option("--all-in-progress", is_flag=True, help="All live conferences or calls, instead of a FILE."),
+    click.option(
+        "--kind",
+        type=click.Choice(["conference", "call"]),
+        default="conference",
+        show_default=True,
+        help="What bare ids are, and what --all-in-progress lists.",
+    ),
+    click.option("--skip-invalid", is_flag=True, help="Skip invalid lines instead of refusing the FILE."),
+    click.option("--dry-run", is_flag=True, help="Print the requests, and send nothing."),
+    bulk_start_options,
+    conference_options(),
+)
+
+
+def target_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that name the targets and their fields, and pass them to the command as its `Targets`."""
+
+    @_target_options
+    @functools.wraps(command)
+    def with_targets(
+        *,
+        file: str | None,
+        all_in_progress: bool,
+        kind: Noun,
+        skip_invalid: bool,
+        dry_run: bool,
+        parameters: dict[str, str],
+        **others: Any,  # noqa: ANN401  (the fields of a request, which checks them, and options of the command)
+    ) -> None:
+        if (file is None) is not all_in_progress:
+            raise click.UsageError("name a FILE of ids, - for standard input, or write --all-in-progress")
+        fields = {name: others.pop(name) for name in FIELDS if name in others}
+        if kind == "call":
+            refuse_conference_options(fields, "calls")
+        fields["unnamed"] = fields["unnamed"] or None
+        defaults = Defaults(fields, parameters)
+        as_json = wants_json(click.get_current_context())
+        command(targets=Targets(file, kind, skip_invalid, dry_run, defaults, as_json), **others)
+
+    return with_targets
+
+
+@click.group(short_help="Start, resume and stop thousands of streams.")
+def bulk() -> None:
+    """Start streams on thousands of conferences or calls; resume after a crash; stop them all."""
+
+
+@bulk.command(
+    short_help="Start a stream on each of many conferences or calls.",
+    epilog=f"""{FILES}
+{ENVIRONMENT}
+\b
+Examples:
+  signalwire-streams bulk start --all-in-progress \\
+      --url wss://audio.example.com/live
+  signalwire-streams bulk start targets.csv --dry-run \\
+      --url wss://audio.example.com/live
+""",
+)
+@click.option("--journal", metavar="PATH", help="The run's journal; by default bulk-TIME.db in this folder.")
+@click.option("--no-journal", is_flag=True, help="Keep no journal: the run can't be resumed or rolled back.")
+@run_options(resend=True)
+@target_options
+@account_options
+def start(
+    account: Account,
+    *,
+    targets: Targets,
+    journal: str | None,
+    no_journal: bool,
+    options: RunOptions,
+) -> None:
+    """Start a stream on each of many conferences or calls, from a file or on all that are live.
+
+    All lines are checked before anything is sent, and all invalid ones are reported. The run is recorded in a
+    journal, so that `bulk resume` continues it after a kill, a crash or Ctrl-C without starting a stream twice,
+    and `bulk stop` stops what it started. Ctrl-C lets requests in flight finish; a second one aborts them.
+    """
+    if no_journal and journal is not None:
+        raise click.UsageError("--journal and --no-journal contradict each other: write one of the two")
+    requests = targets.read()
+    if requests is not None and targets.is_done(requests):
+        return
+
+    async def prepare(client: StreamsClient) -> BulkRunner | None:
+        found = await targets.list_live(client) if requests is None else requests
+        if requests is None and targets.is_done(found):
+            return None
+        path = None
+        if no_journal:
+            write_note("No journal: this run can't be resumed after a crash, nor rolled back with 'bulk stop'.")
+        else:
+            path = client.create_journal(found, journal=_new_path() if journal is None else journal).path
+        return _runner(
+            client.start_streams(found, journal=path, resume=path is not None, concurrency=options.concurrency),
+            account,
+            options,
+            path,
+            total=len(found),
+            has_secrets=not all(PlannedRequest.from_request(request).is_complete for request in found),
+        )
+
+    execute(account, options, prepare)
+
+
+def _runner(
+    run: Any,  # noqa: ANN401  (of starts, or of stops)
+    account: Account,
+    options: RunOptions,
+    path: Path | None,
+    *,
+    total: int,
+    operation: str = "start",
+    has_secrets: bool = False,
+) -> BulkRunner:
+    return BulkRunner(
+        run,
+        operation=operation,
+        total=total,
+        options=options,
+        as_json=account.as_json,
+        journal=path,
+        command=None if path is None else lambda verb: bulk_command(verb, account.options, path),
+        has_secrets=has_secrets,
+    )
+
+
+def _new_path() -> str:
+    return f"bulk-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{token_hex(2)}.db"
+
+
+_OF_THE_JOURNAL = """
+\b
+Space and project default to those of the journal.
+"""
+
+
+@bulk.command(
+    epilog=f"""{ENVIRONMENT}{_OF_THE_JOURNAL}
+\b
+Examples:
+  signalwire-streams bulk resume bulk-20261121T101500Z-1f3a.db
+  signalwire-streams bulk resume run.db targets.csv
+""",
+)
+@click.argument("journal")
+@click.argument("file", required=False)
+@run_options(resend=True)
+@secret_options
+@account_options
+def resume(
+    account: Account,
+    *,
+    journal: str,
+    file: str | None,
+    options: RunOptions,
+    secrets: Secrets,
+) -> None:
+    """Resume a run that ended early.
+
+    Streams that are running are not started again. Starts whose outcome is unknown are sent again under their
+    names, so that the Space can refuse a duplicate; on a call, or without a name, they are only reported.
+    Everything else is started.
+
+    A journal keeps no secrets. If the run had some, pass them again: by the options, or by the FILE that they
+    came from.
+    """
+    book = BulkJournal(journal)
+    status = book.status()
+    if status.planned is None:
+        raise click.UsageError(
+            f"{journal} was created by a program, which knows what is left: resume it there, with resume=True"
+        )
+    if file is not None:
+        first = next((one.request for one in book.requests()), None)
+        kind: Noun = "call" if isinstance(first, StartCallStream) else "conference"
+        secrets = evolve(secrets, lines=by_target(read_lines(read_source(file), f"{kind}_sid")))
+    for _ in secrets.complete(book.requests):  # all are there and valid before anything is sent
+        pass
+
+    async def prepare(client: StreamsClient) -> BulkRunner:
+        requests = secrets.complete(book.requests)
+        return _runner(
+            client.start_streams(requests, journal=book.path, resume=True, concurrency=options.concurrency),
+            account,
+            options,
+            book.path,
+            total=status.planned or 0,
+            has_secrets=any(not planned.is_complete for planned in book.requests()),
+        )
+
+    execute(account.or_else(space=status.origin, project=status.project), options, prepare)
+
+
+@bulk.command(
+    epilog=f"""{ENVIRONMENT}{_OF_THE_JOURNAL}
+\b
+Example:
+  signalwire-streams bulk stop bulk-20261121T101500Z-1f3a.db
+""",
+)
+@click.argument("journal")
+@run_options(resend=False)
+@account_options
+def stop(account: Account, *, journal: str, options: RunOptions) -> None:
+    """Stop every stream that a run started, or may have started.
+
+    Each is stopped by its sid, or by its name if only that is known. Repeat it until nothing is left. A run whose
+    streams are being stopped can't be resumed.
+    """
+    book = BulkJournal(journal)
+    status = book.status()
+
+    async def prepare(client: StreamsClient) -> BulkRunner:
+        run = client.stop_started(book.path, concurrency=options.concurrency)
+        return _runner(run, account, options, book.path, operation="stop", total=sum(1 for _ in book.streams()))
+
+    execute(account.or_else(space=status.origin, project=status.project), options, prepare)
+
+
+IN_DOUBT = "in_doubt"
+"""The status of an item from when it is about to be sent until its outcome is known; the latter as of old journals."""
+
+_STATUSES = [*(status.value for status in BulkStatus), IN_DOUBT]
+
+
+@bulk.command(
+    short_help="Show the progress of a run.",
+    epilog="""\b
+Examples:
+  signalwire-streams bulk status run.db
+  signalwire-streams bulk status run.db --list unknown
+
+An item is in doubt from when it is about to be sent until its outcome is
+known; if the run was killed, such a stream may be running.
+
+It only reads the file; no Space and no token are needed.
+""",
+)
+@click.argument("journal")
+@click.option(
+    "--list",
+    "statuses",
+    multiple=True,
+    type=click.Choice(_STATUSES),
+    metavar="STATUS",
+    help=f"List the items with this status: {', '.join(_STATUSES)}.",
+)
+@json_option("Write JSON; with --list one object per item.")
+def status(*, journal: str, statuses: tuple[str, ...], as_json: bool) -> None:
+    """Show the progress of a run from its journal, also while it is running."""
+    book = BulkJournal(journal)
+    if not statuses and as_json:
+        write_json(asdict(book.status()))
+    elif not statuses:
+        _write_status(book, book.status())
+    else:
+        items = book.items(*statuses)
+        if as_json:
+            for item in items:
+                write_json(asdict(item))
+            return
+        columns = [Column("KIND", whole=True), Column("TARGET", whole=True), Column("STATUS", whole=True)]
+        columns += [Column("SID", spare=True), Column("NAME", spare=True), Column("MESSAGE")]
+        rows = [(item.kind, item.target, in_words(item.status), item.sid, item.name, item.message) for item in items]
+        write_table(columns, rows)
+
+
+def _write_status(book: BulkJournal, found: JournalStatus) -> None:
+    moment = datetime.fromisoformat(found.started_at).strftime("%Y-%m-%d %H:%M:%S UTC")
+    click.echo(f"Run {clean(found.run)}, started on {moment}, to {found.operation} streams on {clean(found.origin)}.")
+    rows = [("attempts", f"{found.attempts:,}")]
+    if found.rollback_started_at is not None:
+        rows += [("rolled back", f"{found.rolled_back:,}")]
+    write_counts(found.counts, *rows, first=[] if found.planned is None else [("planned", f"{found.planned:,}")])
+    write_errors(found.errors)
+    for line in _next_steps(book, found):
+        click.echo(line)
+
+
+def _next_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
+    """Say what is going on, or what can be done, with a run."""
+    roll_back = f"Roll back:\n  {bulk_command('stop', (), book.path)}"
+    if found.is_locked:
+        yield "It is running now."
+    elif found.operation == "stop":
+        yield "It is not running now."
+    elif found.rollback_started_at is not None:
+        yield roll_back if any(True for _ in book.streams()) else "All streams that it started were stopped."
+    else:
+        stuck = _count_stuck(book, found)
+        if found.planned is not None and found.remaining > stuck.total():
+            yield f"Resume:\n  {bulk_command('resume', (), book.path)}"
+        else:
+            yield from _stuck_steps(book, stuck)
+        yield roll_back
+
+
+def _stuck_steps(book: BulkJournal, stuck: Counter[str]) -> Iterable[str]:
+    if stuck["calls"]:
+        yield (
+            f"{stuck['calls']:,} streams on calls may be running; a resumed run does not start them again, since a "
+            "call may accept a second stream of the same name. To start them again nevertheless:\n"
+            f"  {bulk_command('resume', ('--resend-call-starts',), book.path)}"
+        )
+    if stuck["unnamed"]:
+        yield (
+            f"{stuck['unnamed']:,} streams without a name may be running, and are never started again: end their "
+            "conference or call to stop them."
+        )
+
+
+def _count_stuck(book: BulkJournal, found: JournalStatus) -> Counter[str]:
+    """Count the starts that a resumed run would only report as unknown again."""
+    stuck: Counter[str] = Counter()
+    if found.planned is not None and found.remaining:
+        for item in book.items("unknown", IN_DOUBT):
+            if item.name is None:
+                stuck["unnamed"] += 1
+            elif item.kind == "call":
+                stuck["calls"] += 1
+    return stuck

@@ -1,1 +1,0 @@
-"""``signalwire-streams bulk``: many streams from one command, with a journal that survives it."""

@@ -1,0 +1,381 @@
+"""The command ``listen``: a receiver that records streams."""
+
+import asyncio
+import contextlib
+import ipaddress
+import math
+import os
+import re
+import ssl
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from signal import SIGTERM, Signals
+
+import click
+from attrs import field, frozen
+
+from signalwire_streams._cli import ignore_interrupts
+from signalwire_streams._cli.listen_display import DisplayState, live_table
+from signalwire_streams._cli.listen_recording import PASSTHROUGH, RecordingOptions, StreamRecorder
+from signalwire_streams._cli.options import json_option, read_token_file
+from signalwire_streams._cli.output import FAILED, Failure, cannot_listen, clean, write_json
+from signalwire_streams._cli.progress import Display, format_duration, on_signals
+from signalwire_streams.receiver import MediaReceiver, StreamSession
+from signalwire_streams.receiver.audio import ByteOrder
+from signalwire_streams.simulator import Certificates
+
+_TOKENS = "SIGNALWIRE_STREAMS_TOKEN"
+_CA_FILE = "authority.pem"
+_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
+
+
+@frozen
+class Tls:
+    """The certificate of the server, or None for plain HTTP; and the file of the CA that was created for it."""
+
+    context: ssl.SSLContext | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+
+
+def read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...] | None:
+    """Return the bearer tokens, from a file or from the environment; None if none is required.
+
+    Raises:
+        UsageError: there is none, and that was not asked for.
+    """
+    if allow_anonymous:
+        if source is not None:
+            raise click.UsageError("--allow-anonymous requires no token: leave it out, or --bearer-token-file")
+        return None
+    text = os.environ.get(_TOKENS, "") if source is None else read_token_file(source)
+    tokens = tuple(dict.fromkeys(text.split()))
+    if tokens:
+        return tokens
+    if source is not None:
+        raise click.UsageError("--bearer-token-file holds no token: write the one that the starts pass into it")
+    raise click.UsageError(
+        f"set {_TOKENS}, or name a --bearer-token-file, so that only your streams are accepted; --allow-anonymous "
+        "accepts those of anyone who can reach the address"
+    )
+
+
+def _load_tls(certificate: Path | None, key: Path | None, *, self_signed: bool) -> Tls:
+    if self_signed and (certificate is not None or key is not None):
+        raise click.UsageError("--self-signed creates a certificate: leave it out, or --cert and --key")
+    if key is not None and certificate is None:
+        raise click.UsageError("--key has no --cert: name the certificate that the key belongs to")
+    if certificate is None:
+        return Tls()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # Without a password here, OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except ssl.SSLError:
+        raise click.UsageError(
+            "--cert and --key are not a certificate and its key: name the chain and the key, both in PEM and without "
+            "a password"
+        ) from None
+    except OSError as error:
+        raise click.UsageError(f"--cert or --key can't be read: {error.strerror}") from None
+    return Tls(context)
+
+
+def _create_tls(directory: Path, host: str) -> Tls:
+    try:
+        hosts = () if ipaddress.ip_address(host).is_unspecified else (host,)
+    except ValueError:
+        hosts = (host,)
+    made = Certificates.make(*dict.fromkeys(("localhost", "127.0.0.1", "::1", *hosts)))
+    file = directory / _CA_FILE
+    try:
+        file.write_bytes(made.authority)
+    except OSError as error:
+        raise Failure(f"can't write {file}: {error.strerror}") from None
+    return Tls(made.server, file)
+
+
+class Listener:
+    """Records streams until a signal, a time or a number of streams ends it."""
+
+    def __init__(
+        self,
+        options: RecordingOptions,
+        *,
+        tokens: tuple[str, ...] | None,
+        byte_order: ByteOrder,
+        seconds: float | None,
+        streams: int | None,
+        as_json: bool,
+    ) -> None:
+        self._options = options
+        self._receiver = MediaReceiver(self._record, bearer_tokens=tokens, byte_order=byte_order)
+        self._allows_anonymous = tokens is None
+        self._seconds_limit = seconds
+        self._streams_limit = streams
+        self._as_json = as_json
+        self._live: dict[StreamSession, StreamRecorder] = {}
+        self._ended = self._failed = self._lost = self._files = 0
+        self._seconds = 0.0
+        self._over = asyncio.Event()
+        self._broken_pipe: BrokenPipeError | None = None
+        self._display = Display()
+
+    @property
+    def exit_code(self) -> int:
+        return FAILED if self._failed else 0
+
+    async def run(self, *, host: str, port: int, path: str, tls: Tls) -> None:
+        """Listen until it is time to end, and finish the recordings then.
+
+        Raises:
+            Failure: the server cannot listen on the address.
+            BrokenPipeError: the reader of stdout is gone.
+        """
+        try:
+            with on_signals(self._interrupt):
+                async with (
+                    self._served(host, port, path, tls) as url,
+                    live_table(self._state, as_json=self._as_json) as self._display,
+                ):
+                    try:
+                        self._announce(url, tls)
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(self._seconds_limit):
+                                await self._over.wait()
+                    finally:
+                        # Live streams could continue for hours, and the user asked to end now.
+                        await self._receiver.aclose(0)
+        finally:
+            ignore_interrupts()
+        if self._broken_pipe is not None:
+            raise self._broken_pipe
+        if not self._as_json:
+            self._write_summary()
+
+    def _interrupt(self, _: Signals) -> None:
+        if self._over.is_set():  # a second Ctrl-C; the recordings are complete by then
+            self._receiver.abort()
+            asyncio.get_running_loop().remove_signal_handler(SIGTERM)  # so that it ends the process in any case
+        self._over.set()
+
+    @contextlib.asynccontextmanager
+    async def _served(self, host: str, port: int, path: str, tls: Tls) -> AsyncIterator[str]:
+        stack = contextlib.AsyncExitStack()
+        try:
+            url = await stack.enter_async_context(
+                self._receiver.serve(host=host, port=port, path=path, ssl_context=tls.context)
+            )
+        except (OSError, UnicodeError) as error:
+            raise cannot_listen(host, port, error) from None
+        async with stack:
+            yield url
+
+    async def _record(self, session: StreamSession) -> None:
+        free_descriptor = self._receiver._free_descriptor  # noqa: SLF001  (nobody else needs it)
+        recorder = StreamRecorder(session, self._options, free_descriptor)
+        self._live[session] = recorder
+        try:
+            if not session.audio_format.is_supported:
+                self._display.warn(f"error: {recorder.started_line}")
+            elif not self._as_json and not self._display.is_live:
+                self._write(recorder.started_line)
+            await recorder.run()
+        finally:
+            del self._live[session]
+            self._count(recorder)
+
+    def _count(self, recorder: StreamRecorder) -> None:
+        self._ended += 1
+        self._lost += recorder.lost
+        self._seconds += recorder.seconds or 0.0
+        self._files += len(recorder.files)
+        if recorder.error is not None:
+            self._failed += 1
+            self._display.warn(f"error: {recorder.sid} is not fully recorded: {recorder.error}")
+        self._write(recorder.facts if self._as_json else recorder.ended_line)
+        if self._ended == self._streams_limit:
+            self._over.set()
+
+    def _write(self, output: str | Mapping[str, object]) -> None:
+        """Write a line or a JSON object. A broken pipe, as in ``| head``, ends the command."""
+        try:
+            if isinstance(output, str):
+                self._display.write(output)
+            else:
+                write_json(output)
+        except BrokenPipeError as error:
+            self._broken_pipe = error
+            self._over.set()
+
+    def _state(self) -> DisplayState:
+        live = list(self._live.values())
+        return DisplayState(
+            title="Ending" if self._over.is_set() else "Listening",
+            rows=[recorder.row for recorder in live],
+            ended=self._ended,
+            seconds=self._seconds + sum(recorder.seconds or 0.0 for recorder in live),
+        )
+
+    def _announce(self, url: str, tls: Tls) -> None:
+        directory, ca_file = str(self._options.directory), tls.ca_file and str(tls.ca_file)
+        if self._as_json:
+            self._write({"url": url, "directory": directory, "authority": ca_file})
+            return
+        self._write(f"Listening on {url}")
+        self._write(f"Recordings: {clean(directory)}")
+        if tls.context is None:
+            self._write("No TLS, but SignalWire connects to wss:// only: put a proxy or a tunnel in front of it.")
+        if ca_file is not None:
+            self._write(f"Clients must trust the CA in {clean(ca_file)}, as 'simulate --ca-file' does.")
+        if self._allows_anonymous:
+            self._write("Warning: no authentication; anyone who can reach this address can send audio.")
+        self._write("Press Ctrl-C to end.")
+
+    def _write_summary(self) -> None:
+        failed = f", not fully recorded: {self._failed:,}" if self._failed else ""
+        rejected = self._receiver.rejected_upgrades
+        rejected_text = f", rejected (bad token): {rejected:,}" if rejected else ""
+        self._write(
+            f"Ended. Streams: {self._ended:,}, files: {self._files:,}, audio: {format_duration(self._seconds)}, "
+            f"lost frames: {self._lost:,}{failed}{rejected_text}."
+        )
+
+
+def _path(_: click.Context, __: click.Parameter, text: str) -> str:
+    if not _PATH.fullmatch(text):
+        raise click.BadParameter(
+            f"{text!r} is not a path: write it as /audio, with letters, digits, '/', '.', '_', '~', '-'"
+        )
+    return text
+
+
+def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("not a number of seconds: write one such as 60")
+    return value
+
+
+@click.command(
+    short_help="Receive streams, and record each in a WAV file.",
+    epilog=f"""\b
+Environment:
+  {_TOKENS}  the bearer token that streams must carry, or
+                            several separated by blanks; there is no option
+                            for it, since others on this machine can read a
+                            command line
+  SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not
+  read: it starts no streams.
+
+\b
+Files are named after the streams: SID.wav, or SID-2.wav if that exists.
+With --mono, and for further tracks: SID-TRACK.wav. If the encoding is
+unknown, the payloads are written to SID-TRACK.raw, one after the other. DTMF
+digits and custom parameters are written nowhere.
+
+\b
+Examples:
+  signalwire-streams listen --self-signed --directory recordings
+  signalwire-streams listen --host 0.0.0.0 --port 8443 \\
+      --cert fullchain.pem --key privkey.pem
+  signalwire-streams listen --allow-anonymous --self-signed --streams 1 --json
+""",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="The address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, show_default=True, metavar="N", help="0 chooses a free one."
+)
+@click.option("--path", default="/", show_default=True, callback=_path, help="The path that accepts streams.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    show_default=True,
+    metavar="DIR",
+    help="The directory for recordings; created if it does not exist.",
+)
+@click.option("--mono", is_flag=True, help="One file per track, instead of one with inbound left and outbound right.")
+@click.option("--passthrough", is_flag=True, help="Keep µ-law and A-law, at half the size of 16-bit linear PCM.")
+@click.option(
+    "--byte-order",
+    type=click.Choice(["little", "big"]),
+    default="little",
+    show_default=True,
+    help="Byte order of L16, which is undocumented.",
+)
+@click.option("--cert", type=click.Path(path_type=Path), metavar="FILE", help="The certificate chain, in PEM.")
+@click.option("--key", type=click.Path(path_type=Path), metavar="FILE", help="Its key, unless in the same file.")
+@click.option(
+    "--self-signed", is_flag=True, help=f"Create a certificate for this run, and write its CA to DIR/{_CA_FILE}."
+)
+@click.option(
+    "--bearer-token-file",
+    metavar="FILE",
+    help=f"File with the tokens, instead of {_TOKENS}; - reads standard input.",
+)
+@click.option("--allow-anonymous", is_flag=True, help="Require no token: anyone who can reach the address can send.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
+    metavar="N",
+    help="End after this many seconds.",
+)
+@click.option("--streams", type=click.IntRange(min=1), metavar="N", help="End after this many streams.")
+@json_option("Write one JSON object when it listens, and one for each stream that ended.")
+def listen(
+    *,
+    host: str,
+    port: int,
+    path: str,
+    directory: Path,
+    mono: bool,
+    passthrough: bool,
+    byte_order: ByteOrder,
+    cert: Path | None,
+    key: Path | None,
+    self_signed: bool,
+    bearer_token_file: str | None,
+    allow_anonymous: bool,
+    seconds: float | None,
+    streams: int | None,
+    as_json: bool,
+) -> None:
+    """Receive streams, and record each in a WAV file.
+
+    It runs until Ctrl-C or SIGTERM, which finish the recordings. A terminal shows the live streams with their
+    levels and losses; a pipe gets a line when a stream starts and when it ends. The exit code is 0 unless something
+    could not be recorded.
+    """
+    tls = _load_tls(cert, key, self_signed=self_signed)
+    tokens = read_tokens(bearer_token_file, allow_anonymous=allow_anonymous)
+    _check_directory(directory)
+    if self_signed:
+        tls = _create_tls(directory, host)
+    listener = Listener(
+        RecordingOptions(
+            directory=directory,
+            layout="mono" if mono else "stereo",
+            encoding=PASSTHROUGH if passthrough else "pcm",
+        ),
+        tokens=tokens,
+        byte_order=byte_order,
+        seconds=seconds,
+        streams=streams,
+        as_json=as_json,
+    )
+    # Where the loop takes no signal handlers (Windows), Ctrl-C comes as an exception.
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(listener.run(host=host, port=port, path=path, tls=tls))
+    if listener.exit_code:
+        raise click.exceptions.Exit(listener.exit_code)
+
+
+def _check_directory(directory: Path) -> None:
+    """Create the directory, and check at once that files can be created in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise Failure(f"can't write to {directory}: {error.strerror}: name another --directory") from None

@@ -1,1 +1,0 @@
-"""``signalwire-streams listen``: a receiver that writes down what it hears."""

@@ -1,0 +1,124 @@
+"""The live table of ``listen``: one line for each stream, and one for all."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from attrs import frozen
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from signalwire_streams._cli.listen_recording import FLOOR, Row
+from signalwire_streams._cli.output import bare_table, logging_to
+from signalwire_streams._cli.progress import Display, format_duration, live_display, repeating
+
+_DRAWN_EVERY = 0.25
+_BAR, _EIGHTHS = 8, " ▏▎▍▌▋▊▉"
+_LOUD, _HOT = -6.0, -1.0
+_SHORT = {"inbound": "in", "outbound": "out"}
+_MAX_TRACK = 4
+_MAX_LEVELS = 2
+_MINUTE, _HOUR = 60, 3600
+_NUMBERS = {"TIME", "FRAMES", "LOST"}
+_MIN_WIDTHS = {"LEVEL": 56, "FRAMES": 72, "STATUS": 72}
+"""The width that a terminal needs for a column, so that there is room for the sid."""
+
+_OTHER_LINES = 3  # the titles, the sum, and the line of the cursor
+
+
+@frozen(kw_only=True)
+class DisplayState:
+    """Contents of the live table: its title, the live streams, and the number and audio of those that ended."""
+
+    title: str
+    rows: Sequence[Row]
+    ended: int
+    seconds: float
+
+
+@asynccontextmanager
+async def live_table(look: Callable[[], DisplayState], *, as_json: bool) -> AsyncIterator[Display]:
+    """Show the table while the block runs, if there is a terminal for it, and what the receiver logs."""
+    with (
+        live_display(as_json=as_json) as (display, console),
+        logging_to(lambda line: display.warn(f"error: {line}"), name="signalwire_streams.receiver"),
+    ):
+        if not display.is_live:
+            yield display
+            return
+
+        def show() -> None:
+            width, height = console.size
+            display.update(draw(look(), width=width, height=height, plain=console.options.ascii_only))
+
+        async with repeating(show, _DRAWN_EVERY):
+            yield display
+
+
+def draw(state: DisplayState, *, width: int, height: int, plain: bool = False) -> Group:
+    room = max(height - _OTHER_LINES, 1)
+    shown = state.rows if len(state.rows) <= room else state.rows[: max(room - 1, 1)]
+    more = len(state.rows) - len(shown)
+    parts: list[Table | Text] = []
+    if shown:
+        parts.append(_table(shown, width, plain=plain))
+    if more:
+        parts.append(_line(f"and {more:,} more"))
+    facts = (f"{len(state.rows):,} live", f"{state.ended:,} ended", f"{format_duration(state.seconds)} of audio")
+    parts.append(_line(f"{state.title}: {', '.join(facts)}"))
+    return Group(*parts)
+
+
+def _table(rows: Sequence[Row], width: int, *, plain: bool) -> Table:
+    cells: dict[str, list[Text]] = {
+        # This column gives way: half a sid will do, since all of it is printed at the end.
+        "STREAM": [
+            Text(_as_plain(row.sid, plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
+            for row in rows
+        ],
+        "TIME": [Text("-" if row.seconds is None else format_time(row.seconds)) for row in rows],
+        "LEVEL": [_levels(row.levels, plain=plain) for row in rows],
+        "FRAMES": [Text(f"{row.frames:,}") for row in rows],
+        "LOST": [Text(f"{row.lost:,}", style="red" if row.lost else "") for row in rows],
+        "STATUS": [Text(row.status) for row in rows],
+    }
+    titles = [title for title in cells if width >= _MIN_WIDTHS.get(title, 0)]
+    table = bare_table()
+    for title in titles:
+        table.add_column(title, no_wrap=title != "STREAM", justify="right" if title in _NUMBERS else "left")
+    for line in zip(*(cells[title] for title in titles), strict=True):
+        table.add_row(*line)
+    return table
+
+
+def _levels(levels: Sequence[tuple[str, float | None]], *, plain: bool) -> Text:
+    text = Text()
+    for name, level in levels[:_MAX_LEVELS]:
+        text.append(f"{_SHORT.get(name) or _as_plain(name, plain=plain)[:_MAX_TRACK]} ", style="dim")
+        style = "green" if level is None or level < _LOUD else "yellow" if level < _HOT else "red"
+        text.append(bar(level, plain=plain), style=style)
+        text.append(" ")
+    return text
+
+
+def _as_plain(text: str, *, plain: bool) -> str:
+    return text.encode("ascii", "replace").decode() if plain else text
+
+
+def bar(level: float | None, *, plain: bool = False) -> str:
+    part = 0.0 if level is None else max(0.0, min(1.0, 1 - level / FLOOR))
+    if plain:
+        return ("#" * round(part * _BAR)).ljust(_BAR, ".")
+    whole, eighths = divmod(round(part * _BAR * len(_EIGHTHS)), len(_EIGHTHS))
+    return ("█" * whole + (_EIGHTHS[eighths] if eighths else "")).ljust(_BAR, "·")
+
+
+def format_time(seconds: float) -> str:
+    """Return a time as a clock shows it: 01:05, 1:00:05."""
+    whole = int(seconds)
+    minutes = f"{whole % _HOUR // _MINUTE:02}:{whole % _MINUTE:02}"
+    return f"{whole // _HOUR}:{minutes}" if whole >= _HOUR else minutes
+
+
+def _line(text: str) -> Text:
+    return Text(text, style="dim", no_wrap=True, overflow="crop")

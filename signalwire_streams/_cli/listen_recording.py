@@ -1,0 +1,434 @@
+"""Recording of one stream: its level meters, its files, and its summary."""
+
+import asyncio
+import errno
+import math
+import re
+import sys
+from array import array
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache, partial
+from pathlib import Path
+from typing import BinaryIO, TypeAlias, TypeVar, get_args
+
+from attrs import frozen
+
+from signalwire_streams import InvalidRequestError, StreamsError
+from signalwire_streams._cli.output import clean
+from signalwire_streams.receiver import EndReason, MediaEvent, StreamSession, TrackStatistics
+from signalwire_streams.receiver.audio import AudioFormat, Layout, RecordingError, WavEncoding, WavRecorder
+
+FLOOR = -60.0
+"""The level in dBFS below which a meter shows nothing."""
+
+_FULL_SCALE = 1 << 15
+_DECAY = 20.0  # decibels a second
+
+
+class LevelMeter:
+    """Measures the level of one track, whose encoding must be supported.
+
+    Attributes:
+        samples: how many samples came.
+        peak: the greatest magnitude of a sample.
+    """
+
+    def __init__(self, audio_format: AudioFormat) -> None:
+        self.samples = self.peak = 0
+        self._format = audio_format
+        self._level = self._at = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self._format.sample_rate
+
+    def add(self, payload: bytes, now: float) -> None:
+        audio = self._format.trim(payload)
+        if not audio:
+            return
+        self.samples += len(audio) // self._format.sample_size
+        magnitude = _magnitude(self._format, audio)
+        self.peak = max(self.peak, magnitude)
+        self._level, self._at = max(magnitude, self._decayed(now)), now
+
+    def level(self, now: float) -> float | None:
+        """Return the present level in dBFS, or None in silence."""
+        return dbfs(self._decayed(now))
+
+    def _decayed(self, now: float) -> float:
+        level = self._level * 10 ** (-_DECAY / 20 * max(0.0, now - self._at))
+        return level if level >= 1 else 0.0
+
+
+def dbfs(magnitude: float) -> float | None:
+    """Return the level of a magnitude in decibels below full scale, or None for zero."""
+    return 20 * math.log10(magnitude / _FULL_SCALE) if magnitude else None
+
+
+def _magnitude(audio_format: AudioFormat, audio: bytes) -> int:
+    if audio_format.sample_size == audio_format.channels:
+        ranks, magnitudes = _codes(audio_format.encoding)
+        return magnitudes[max(audio.translate(ranks))]
+    pcm = _samples(audio_format, audio)
+    highest, lowest = max(pcm), min(pcm)
+    return max(highest, -lowest)
+
+
+@cache
+def _codes(encoding: str) -> tuple[bytes, Sequence[int]]:
+    """Return the rank of each one-byte code by its magnitude, and the magnitudes by rank.
+
+    The maximum of the ranks is found in a quarter of the time that decoding the samples takes.
+    """
+    magnitudes = [abs(sample) for sample in _samples(AudioFormat(encoding), bytes(range(256)))]
+    ranked = sorted(set(magnitudes))
+    return bytes(map(ranked.index, magnitudes)), ranked
+
+
+def _samples(audio_format: AudioFormat, audio: bytes) -> "array[int]":
+    pcm = array("h", audio_format.to_pcm(audio))
+    if sys.byteorder == "big":
+        pcm.byteswap()
+    return pcm
+
+
+MAX_TRACKS = 8
+"""More than any stream has: a peer that makes up names of tracks must not fill memory and disk."""
+
+_Write: TypeAlias = Callable[[MediaEvent], None]
+_Made = TypeVar("_Made")
+
+_BOTH = ("inbound", "outbound")
+_MAX_NUMBER = 10_000
+_MAX_STEM, _MAX_TRACK = 100, 64
+_FOREIGN = re.compile(r"[^A-Za-z0-9_-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SHORTAGES = {errno.EMFILE, errno.ENFILE}
+
+PASSTHROUGH: WavEncoding = get_args(WavEncoding)[1]
+"""The encoding that keeps µ-law and A-law."""
+
+
+@frozen(kw_only=True)
+class RecordingOptions:
+    directory: Path
+    layout: Layout = "stereo"
+    encoding: WavEncoding = "pcm"
+
+
+class Recording:
+    """The files of one stream.
+
+    Tracks that the stream did not announce get files of their own as they come, so that nothing is lost.
+
+    Attributes:
+        files: the file of each track by the track's name, which is empty if frames name none.
+        left_out: frames of more tracks than any stream has.
+    """
+
+    def __init__(self, options: RecordingOptions, session: StreamSession) -> None:
+        self.files: dict[str, Path] = {}
+        self.left_out = 0
+        self._options = options
+        self._format = session.audio_format
+        self._tracks = _announced(session)
+        self._stem = safe_name(session.stream_sid, "stream", _MAX_STEM)
+        self._writes: dict[str, _Write] = {}
+        self._closing = ExitStack()
+
+    def open(self) -> None:
+        """Create the files of the tracks that the stream announced; others are created as frames come."""
+        if not self._format.is_supported:
+            return
+        is_pair = len(self._tracks) == len(_BOTH) and self._format.channels == 1
+        recorder = self._recorder(self._tracks, self._options.layout if is_pair else "mono", self._stem)
+        self._stem = recorder.path.stem  # further files get the same number
+        self.files.update(recorder.files)
+        self._writes.update(dict.fromkeys(self._tracks, recorder.write_event))
+        if len(self._tracks) == 1:
+            self._writes[""] = self._writes[self._tracks[0]]
+
+    def close(self) -> None:
+        self._closing.close()
+
+    def write(self, media: MediaEvent) -> None:
+        name = media.track or ""
+        write = self._writes.get(name) or self._add_track(name)
+        if write is None:
+            self.left_out += 1
+        else:
+            write(media)
+
+    def _add_track(self, name: str) -> _Write | None:
+        """Create a file for one more track, unless there are too many."""
+        if len(self.files) >= MAX_TRACKS:
+            return None
+        track = safe_name(name, "unnamed", _MAX_TRACK)
+        stem = f"{self._stem}-{track}"
+        if self._format.is_supported:
+            recorder = self._recorder((track,), "mono", stem)
+            self.files[name] = recorder.path
+            self._writes[name] = partial(_write_single, recorder)
+        else:
+            file = self._create(_RawFile, stem, ".raw")
+            self._closing.callback(file.close)
+            self.files[name] = file.path
+            self._writes[name] = file.write
+        return self._writes[name]
+
+    def _recorder(self, tracks: tuple[str, ...], layout: Layout, stem: str) -> WavRecorder:
+        def create(path: Path) -> WavRecorder:
+            recorder = WavRecorder(path, self._format, tracks, layout, self._options.encoding)
+            try:
+                recorder.open()
+            except InvalidRequestError as error:
+                if isinstance(error.__context__, FileExistsError):
+                    raise error.__context__ from None
+                raise
+            return recorder
+
+        recorder = self._create(create, stem, ".wav")
+        self._closing.callback(recorder.close)
+        return recorder
+
+    def _create(self, create: Callable[[Path], _Made], stem: str, suffix: str) -> _Made:
+        for number in range(1, _MAX_NUMBER):
+            name = stem if number == 1 else f"{stem}-{number}"
+            try:
+                return create(self._options.directory / f"{name}{suffix}")
+            except FileExistsError:
+                continue
+        raise RecordingError(f"there are {_MAX_NUMBER} recordings called {stem}: choose another directory")
+
+
+def _write_single(recorder: WavRecorder, media: MediaEvent) -> None:
+    """Write a frame of a recorder's only track, whatever the track is called."""
+    recorder.write(None, media.timestamp, media.chunk, media.payload, elapsed=media.elapsed)
+
+
+class _RawFile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = self._open()
+
+    def _open(self) -> BinaryIO:
+        try:
+            return self.path.open("xb")
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise RecordingError(f"the file {self.path} can't be created: {error}", path=self.path) from error
+
+    def write(self, media: MediaEvent) -> None:
+        self._call(lambda: self._file.write(media.payload))
+
+    def close(self) -> None:
+        self._call(self._file.close)
+
+    def _call(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            raise RecordingError(f"the file {self.path} can't be written: {error}", path=self.path) from error
+
+
+def safe_name(text: str | None, default: str, length: int) -> str:
+    """Return a part of a file's name for text of a peer: letters, digits, ``-`` and ``_``."""
+    return _FOREIGN.sub("-", text or "")[:length].strip("-") or default
+
+
+def _announced(session: StreamSession) -> tuple[str, ...]:
+    """Return the tracks that the stream announces, the inbound one first, which is then on the left."""
+    tracks = [track for track in dict.fromkeys(session.start.tracks) if _PLAIN.fullmatch(track)][:MAX_TRACKS]
+    return tuple(sorted(tracks, key=lambda track: track != _BOTH[0])) or _BOTH
+
+
+_STALLED = 3.0  # seconds without audio, of which 50 frames a second should come
+_MAX_LABEL = 64
+
+
+@frozen(kw_only=True)
+class Row:
+    sid: str
+    seconds: float | None
+    levels: tuple[tuple[str, float | None], ...]
+    frames: int
+    lost: int
+    status: str
+
+
+class StreamRecorder:
+    """Records one stream and measures its levels.
+
+    Attributes:
+        session: the stream.
+        recording: its files.
+        error: why it was not recorded to its end, or None.
+    """
+
+    def __init__(
+        self, session: StreamSession, options: RecordingOptions, free_descriptor: Callable[[], Awaitable[bool]]
+    ) -> None:
+        """Prepare the recording.
+
+        Args:
+            session: the stream.
+            options: where its files go.
+            free_descriptor: frees a file descriptor, and returns whether there was one to free.
+        """
+        self.session = session
+        self.recording = Recording(options, session)
+        self.error: StreamsError | None = None
+        self._free_descriptor = free_descriptor
+        self._clock = asyncio.get_running_loop().time
+        self._meters: dict[str, LevelMeter] = {}
+        self._last_audio_at = 0.0
+
+    async def run(self) -> None:
+        """Record the stream until it ends, or as long as it can be recorded."""
+        try:
+            try:
+                await self._with_descriptors(self.recording.open)
+                async for event in self.session:
+                    if isinstance(event, MediaEvent):
+                        self._measure(event)
+                        await self._with_descriptors(partial(self.recording.write, event))
+            finally:
+                self.recording.close()
+        except StreamsError as error:
+            self.error = error
+            self.session._close(EndReason.HANDLER_FAILED)  # noqa: SLF001  (raising would log a traceback)
+
+    async def _with_descriptors(self, action: Callable[[], None]) -> None:
+        """Call a function that may create a file. Connections without a stream must not keep it from a descriptor."""
+        while True:
+            try:
+                return action()
+            except RecordingError as error:
+                is_shortage = isinstance(error.__cause__, OSError) and error.__cause__.errno in _SHORTAGES
+                if not is_shortage or not await self._free_descriptor():
+                    raise
+
+    def _measure(self, media: MediaEvent) -> None:
+        self._last_audio_at = self._clock()
+        if not self.session.audio_format.is_supported:
+            return
+        name = media.track or ""
+        meter = self._meters.get(name)
+        if meter is None:
+            if len(self._meters) >= MAX_TRACKS:
+                return
+            meter = self._meters[name] = LevelMeter(self.session.audio_format)
+        meter.add(media.payload, self._last_audio_at)
+
+    @property
+    def sid(self) -> str:
+        """The stream's id, fit to be shown."""
+        return clean(self.session.stream_sid or "")[:_MAX_LABEL] or "a stream without a sid"
+
+    @property
+    def seconds(self) -> float | None:
+        """How much audio came, of the longest track; None if the encoding is unknown."""
+        default = 0.0 if self.session.audio_format.is_supported else None
+        return max((meter.seconds for meter in self._meters.values()), default=default)
+
+    @property
+    def lost(self) -> int:
+        """Frames that never came, or were dropped because this machine was too slow."""
+        return sum(track.missing + track.dropped for track in self._tracks.values())
+
+    @property
+    def row(self) -> Row:
+        now = self._clock()
+        status = "recording" if self.session.audio_format.is_supported else "raw"
+        if not self._frames:
+            status = "waiting"
+        elif now - self._last_audio_at > _STALLED:
+            status = "no audio"
+        return Row(
+            sid=self.sid,
+            seconds=self.seconds,
+            levels=tuple((clean(name), meter.level(now)) for name, meter in self._meters.items()),
+            frames=self._frames,
+            lost=self.lost,
+            status=status,
+        )
+
+    @property
+    def started_line(self) -> str:
+        audio, tracks = self.session.audio_format, self.session.start.tracks
+        details = f"{audio.encoding} at {audio.sample_rate} Hz, {' and '.join(tracks) or 'unknown tracks'}"
+        if audio.is_supported:
+            return f"{self.sid} started: {clean(details)[:_MAX_LABEL]}"
+        return (
+            f"{self.sid} started: its encoding {clean(audio.encoding)[:_MAX_LABEL]!r} is unknown, so no WAV can be "
+            "written; payloads are written to .raw files as received"
+        )
+
+    @property
+    def ended_line(self) -> str:
+        peak = dbfs(self._peak)
+        sound = "silence" if peak is None else f"peak {peak:.1f} dBFS"
+        facts = [
+            *([] if self.seconds is None else [f"{self.seconds:.1f} s", sound]),
+            f"{self._frames:,} frames, {self.lost:,} lost",
+            *([f"{self.recording.left_out:,} of too many tracks left out"] if self.recording.left_out else []),
+        ]
+        return clean(f"{self.sid} ended ({self._end}): {', '.join(facts)}; {', '.join(self.files) or 'no file'}")
+
+    @property
+    def files(self) -> list[str]:
+        return list(dict.fromkeys(map(str, self.recording.files.values())))
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """Its JSON object. Custom parameters and DTMF digits are private, so they are left out."""
+        audio = self.session.audio_format
+        return {
+            "sid": self.session.stream_sid,
+            "call_sid": self.session.start.call_sid,
+            "end": self._end,
+            "files": self.files,
+            "encoding": audio.encoding,
+            "sample_rate": audio.sample_rate,
+            "seconds": _rounded(self.seconds),
+            "peak_dbfs": _rounded(dbfs(self._peak)),
+            "tracks": {name: self._track_facts(name, track) for name, track in self._tracks.items()},
+            "left_out": self.recording.left_out,
+            "malformed": self.session.statistics.malformed,
+            "error": None if self.error is None else clean(self.error),
+        }
+
+    def _track_facts(self, name: str, track: TrackStatistics) -> dict[str, object]:
+        meter, path = self._meters.get(name), self.recording.files.get(name)
+        return {
+            "file": None if path is None else str(path),
+            "frames": track.frames,
+            "missing": track.missing,
+            "duplicates": track.duplicates,
+            "out_of_order": track.out_of_order,
+            "dropped": track.dropped,
+            "seconds": None if meter is None else _rounded(meter.seconds),
+            "peak_dbfs": None if meter is None else _rounded(dbfs(meter.peak)),
+        }
+
+    @property
+    def _tracks(self) -> Mapping[str, TrackStatistics]:
+        return self.session.statistics.tracks
+
+    @property
+    def _frames(self) -> int:
+        return sum(track.frames for track in self._tracks.values())
+
+    @property
+    def _peak(self) -> int:
+        return max((meter.peak for meter in self._meters.values()), default=0)
+
+    @property
+    def _end(self) -> str:
+        return str(self.session.end_reason or EndReason.SHUTDOWN)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
