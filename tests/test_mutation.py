@@ -68,7 +68,7 @@ def test_mutants_are_placed_by_bytes() -> None:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a project whose tests detect one mutant of two."""
     project = tmp_path / "project"
-    package, tests = project / "signalwire_streams" / "wire", project / "tests" / "wire"
+    package, tests = project / "signalwire_streams" / "_http", project / "tests" / "http"
     package.mkdir(parents=True)
     tests.mkdir(parents=True)
     (project / "benchmarks").mkdir()
@@ -76,8 +76,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (project / name).write_text("")
     (project / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = ["-pno:signalwire_streams"]\n')
     (package / "__init__.py").write_text("def first():\n    raise KeyError\n\n\ndef second():\n    raise KeyError\n")
-    (tests / "test_wire.py").write_text(
-        "import pytest\nfrom signalwire_streams.wire import first\n\n"
+    (tests / "test_http.py").write_text(
+        "import pytest\nfrom signalwire_streams._http import first\n\n"
         "def test_first():\n    with pytest.raises(KeyError):\n        first()\n"
     )
     monkeypatch.setattr(mutation, "PROJECT", project)
@@ -89,18 +89,18 @@ def test_survivors_are_reported_and_the_project_is_not_changed(
 ) -> None:
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
     results = project.parent / "mutants.json"
-    monkeypatch.setattr(sys, "argv", ["mutation", "wire", "--number", "0", "--at-most", "10", "--json", str(results)])
+    monkeypatch.setattr(sys, "argv", ["mutation", "_http", "--number", "0", "--at-most", "10", "--json", str(results)])
 
     with pytest.raises(SystemExit) as ended:
         mutation.main()
 
     assert ended.value.code == 1
-    found = json.loads(results.read_text())["packages"]["wire"]
+    found = json.loads(results.read_text())["packages"]["_http"]
     assert [(each["line"], each["result"]) for each in found["results"]] == [(2, "killed"), (6, "survived")]
     assert found["survival_percent"] == 50
     shown = capsys.readouterr().out
     assert shown.endswith(
-        "survivors in wire:\n  signalwire_streams/wire/__init__.py:6 [statement] raise KeyError -> pass\n"
+        "survivors in _http:\n  signalwire_streams/_http/__init__.py:6 [statement] raise KeyError -> pass\n"
     )
     assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
 
@@ -109,10 +109,10 @@ def test_survivors_are_reported_and_the_project_is_not_changed(
 def test_tests_that_fail_without_a_mutant_are_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, output: str, words: str
 ) -> None:
-    monkeypatch.setattr(mutation, "_copy_project", lambda copy: (copy / "tests" / "wire").mkdir(parents=True))
+    monkeypatch.setattr(mutation, "_copy_project", lambda copy: (copy / "tests" / "http").mkdir(parents=True))
     monkeypatch.setattr(mutation, "_run_tests", lambda *_: ("killed", output, 7.0))
-    monkeypatch.setattr(sys, "argv", ["mutation", "wire"])
-    with pytest.raises(SystemExit, match=f"the tests of wire fail without any mutant:\n.*{words}"):
+    monkeypatch.setattr(sys, "argv", ["mutation", "_http"])
+    with pytest.raises(SystemExit, match=f"the tests of _http fail without any mutant:\n.*{words}"):
         mutation.main()
 
 
@@ -120,4 +120,4 @@ def test_unknown_packages_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(sys, "argv", ["mutation", "elsewhere"])
     with pytest.raises(SystemExit):
         mutation.main()
-    assert "unknown package elsewhere: choose from bulk," in capsys.readouterr().err
+    assert "unknown package elsewhere: choose from _http, bulk," in capsys.readouterr().err

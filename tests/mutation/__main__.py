@@ -31,16 +31,15 @@ PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = "signalwire_streams"
 EVERYWHERE = ["tests/test_defaults.py", "tests/test_reprs.py"]
 TESTS: Mapping[str, Sequence[Sequence[str]]] = {
+    "_http": (["tests/http"], ["tests/transport"], EVERYWHERE, ["tests/client"]),
     "bulk": (["tests/bulk"], EVERYWHERE),
     "callbacks": (["tests/callbacks"], EVERYWHERE),
     "fleet": (["tests/fleet"], EVERYWHERE),
     "middleware": (["tests/middleware"], EVERYWHERE, ["tests/transport"]),
-    "models": (["tests/models"], EVERYWHERE, ["tests/wire"], ["tests/client"]),
+    "models": (["tests/models"], EVERYWHERE, ["tests/http"], ["tests/client"]),
     "receiver": (["tests/receiver"], EVERYWHERE),
-    "resources": (["tests/client"], ["tests/transport", "tests/wire"]),
     "redis_rate_limit": (["tests/redis_rate_limit"], EVERYWHERE),
-    "transport": (["tests/transport"], ["tests/client"], EVERYWHERE),
-    "wire": (["tests/wire"], EVERYWHERE, ["tests/transport"], ["tests/client"]),
+    "resources": (["tests/client"], ["tests/transport", "tests/http"]),
 }
 """The packages that are mutated, and the tests that concern each: its own ones first, then those of its users."""
 COPIED = (PACKAGE, "tests", "benchmarks", "pyproject.toml", "noxfile.py", "README.md")
