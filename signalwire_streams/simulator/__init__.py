@@ -5,9 +5,9 @@ cannot pass unseen.
 
 ```python
 async with SimulatedSpace(conferences=200, calls=20) as space:
-    space.faults.add("reset", on="start", created=True, times=1)
+    space.faults.add("reset", on="start", executed=True, times=1)
     ...  # talk to space.base_url with space.project and space.token
-    assert space.streams.doubled() == []
+    assert space.streams.duplicates() == []
 ```
 """
 
@@ -26,8 +26,8 @@ __all__ = [
     "FaultRule",
     "FaultSettings",
     "Faults",
-    "RequestLog",
     "ReceivedRequest",
+    "RequestLog",
     "Silence",
     "SimulatedSpace",
     "Sound",

@@ -20,7 +20,7 @@ PREFIX: Final = "/_space"
 
 
 def _is_shown(attribute: "Attribute[Any]", _value: object) -> bool:
-    return attribute.name not in {"authorization_bearer_token", "heard"}
+    return attribute.name not in {"authorization_bearer_token", "played_audio"}
 
 
 def _stream(stream: Stream) -> Json:

@@ -68,7 +68,7 @@ class FaultSettings:
 
     Attributes:
         seconds: how long ``latency`` holds an answer back. The request stands in the journal before that, unless
-            the rule has created=False, which carries it out behind the delay. Also what ``socket-slow`` waits
+            the rule has executed=False, which carries it out behind the delay. Also what ``socket-slow`` waits
             between connection and upgrade, and ``callback-delayed`` before its first try.
         read_body: whether ``hang`` and ``reset`` take the request's body off the socket.
         status: the HTTP status of ``throttle``, ``status`` and ``redirect``.
@@ -279,9 +279,9 @@ class FaultRule:
         operations: the operations it applies to.
         target: the only conference or call it applies to; None for all.
         times: how often it trips at most; None for without end.
-        one_in: every so manieth matching request trips it.
+        every_nth: every so manieth matching request trips it.
         per_target: how often it trips at most for each conference or call.
-        created: whether the operation is carried out although its answer is spoiled.
+        executed: whether the operation is carried out although its answer is spoiled.
         settings: how the fault goes about it.
         hits: how often it has tripped.
     """
@@ -353,9 +353,9 @@ class Faults:
                 "stream-started", "stream-stopped" or "stream-error".
             target: only requests for this conference or call.
             times: trip so often at most; times=1 is "the next one".
-            one_in: trip on every so manieth matching request, from an offset drawn with the Space's seed.
+            every_nth: trip on every so manieth matching request, from an offset drawn with the Space's seed.
             per_target: trip so often at most for each conference or call.
-            created: True carries the operation out before the answer is spoiled, False carries nothing out. Unless
+            executed: True carries the operation out before the answer is spoiled, False carries nothing out. Unless
                 given, latency, truncated-body, wrong-content-type, missing-sid, empty, invalid-json and socket-first carry it out, the
                 others not.
             **settings: what the kind takes, see FaultSettings.
@@ -364,23 +364,23 @@ class Faults:
             ValueError: the kind, the scope or a setting is unknown or does not fit.
         """
         known = _read_kind(kind)
-        for name, number in (("times", times), ("one_in", every_nth), ("per_target", per_target)):
+        for name, number in (("times", times), ("every_nth", every_nth), ("per_target", per_target)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
         read = read_settings(known, settings)
         if known is FaultKind.RESET_ON_CONNECT:
             _refuse_scopes(
-                known, "before a request is known", on=on, target=target, per_target=per_target, created=executed
+                known, "before a request is known", on=on, target=target, per_target=per_target, executed=executed
             )
         elif known in _OF_SOCKETS:
-            _refuse_scopes(known, "to a stream that is dialled", on=on, created=executed)
+            _refuse_scopes(known, "to a stream that is dialled", on=on, executed=executed)
         elif known is FaultKind.SOCKET_FIRST:
-            _refuse_scopes(known, "to a start that is carried out", created=executed)
+            _refuse_scopes(known, "to a start that is carried out", executed=executed)
         elif known in _OF_CALLBACKS:
-            _refuse_scopes(known, "to a callback", created=executed)
+            _refuse_scopes(known, "to a callback", executed=executed)
         carried_out = known in _CARRIED_OUT if executed is None else executed
         if carried_out and known is FaultKind.DUPLICATE_NAME:
-            raise ValueError("'duplicate-name' starts nothing: leave created out")
+            raise ValueError("'duplicate-name' starts nothing: leave executed out")
         rule = FaultRule(
             kind=known,
             operations=_read_scope(known, on),
@@ -444,4 +444,4 @@ def _read_scope(kind: FaultKind, on: str | None) -> frozenset[str]:
 def _refuse_scopes(kind: FaultKind, when: str, **scopes: object) -> None:
     given = [name for name, value in scopes.items() if value is not None]
     if given:
-        raise ValueError(f"{kind.value!r} happens {when}: leave out {', '.join(given)}, use times or one_in")
+        raise ValueError(f"{kind.value!r} happens {when}: leave out {', '.join(given)}, use times or every_nth")

@@ -130,7 +130,7 @@ def test_connections_trip_only_their_own_rules() -> None:
         ("slow", {}, "'slow' is no kind of fault; there are .*latency"),
         ("500", {"on": "starts"}, "on='starts' is no scope of '500'; write one of any, .*start"),
         ("500", {"times": 0}, "times must be at least 1, not 0"),
-        ("500", {"one_in": -1}, "one_in must be at least 1"),
+        ("500", {"every_nth": -1}, "every_nth must be at least 1"),
         ("500", {"per_target": 0}, "per_target must be at least 1"),
         ("500", {"status": 500}, "status is no setting of '500', which takes body"),
         ("empty", {"body": "api"}, "body is no setting of 'empty', which takes no settings"),
@@ -151,9 +151,9 @@ def test_connections_trip_only_their_own_rules() -> None:
             {"on": "nonsense"},
             "is no scope of 'duplicate-name'; write one of start, start-call-stream",
         ),
-        ("duplicate-name", {"created": True}, "'duplicate-name' starts nothing"),
-        ("reset-on-connect", {"on": "start"}, "leave out on, use times or one_in"),
-        ("reset-on-connect", {"target": "a", "created": False}, "leave out target, created"),
+        ("duplicate-name", {"executed": True}, "'duplicate-name' starts nothing"),
+        ("reset-on-connect", {"on": "start"}, "leave out on, use times or every_nth"),
+        ("reset-on-connect", {"target": "a", "executed": False}, "leave out target, executed"),
     ],
 )
 def test_a_rule_that_makes_no_sense_says_what_to_write(kind: str, given: dict[str, Any], sentence: str) -> None:
