@@ -177,7 +177,7 @@ def _faithful_tracks(path: Path) -> int:
 
 
 def _said(track: str, length: int) -> "array[int]":
-    clip = _TONE.clip(track, _RATE).samples
+    clip = _TONE.clip(track, _RATE).samples(0, _RATE)
     return (clip * (length // len(clip) + 1))[:length]
 
 

@@ -1,7 +1,7 @@
-"""A SignalWire Space that lives in this process: the other side of tests and benchmarks.
+"""A SignalWire Space in this process: the other side of tests and benchmarks.
 
-It imports nothing of the client half of this package and spells the wire itself, so that a mistake in the client
-cannot pass unseen.
+It imports nothing of the client half of this package and implements the protocol independently, so that a mistake in
+the client cannot go unnoticed.
 
 ```python
 async with SimulatedSpace(conferences=200, calls=20) as space:

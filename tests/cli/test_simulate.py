@@ -116,7 +116,7 @@ async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell) -> None:
         (("--port", "70000"), "70000 is not in the range"),
         (("--conferences", "-1"), "-1 is not in the range"),
         (("--duplicate-names", "maybe"), "'maybe' is not one of 'stream-error'"),
-        (("--audio", __file__), "is no WAV file"),
+        (("--audio", __file__), "is not a WAV file"),
         (("--audio", "speach.wav"), "No such file or directory; write tone, silence or a WAV file"),
         (("--trust", __file__), "holds no certificate in PEM"),
         (("--trust", "no.pem"), "holds no certificate in PEM: No such file"),

@@ -43,7 +43,6 @@ async def test_a_second_start_can_really_be_doubled() -> None:
         assert all(mismatches(reply.json, CALL_STREAM) == [] for reply in replies)
         assert len(peer.space.streams.active()) == 3
         assert peer.space.streams.duplicates() == [(peer.space.call_sids[0], "n")]
-        assert peer.space.streams.peak_alive_per_target() == {peer.space.call_sids[0]: 3}
         stopped = [(await peer.stop_on_call("n")).json["sid"] for _ in range(3)]
         assert stopped == [reply.json["sid"] for reply in replies]
         assert peer.space.streams.duplicates() == [(peer.space.call_sids[0], "n")]
@@ -61,7 +60,6 @@ async def test_a_name_is_free_again_once_its_stream_has_stopped() -> None:
         await _start_stop_start(peer)
         assert [stream.error for stream in peer.space.streams] == [None] * 3
         assert peer.space.streams.duplicates() == []
-        assert peer.space.streams.peak_alive_per_target() == {peer.space.conference_sids[0]: 1}
 
 
 async def test_names_are_unique_per_conference_or_call_only() -> None:

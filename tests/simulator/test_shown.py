@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from signalwire_streams.simulator import Stream
-from signalwire_streams.simulator._request_log import shown_address
-from signalwire_streams.simulator._status_callbacks import Notice
+from signalwire_streams.simulator._request_log import redact_url
+from signalwire_streams.simulator._status_callbacks import StatusCallback
 
 from .peer import Peer, simulated
 
@@ -78,8 +78,8 @@ def test_a_callback_that_goes_out_is_printed_without_what_it_tells() -> None:
     stream = Stream(
         sid="s", target_kind="call", target_sid="c", created_at=0, url="", status_callback=FIELDS["StatusCallback"]
     )
-    notice = Notice.of(stream, "stream-started", project="p", number=1, moment=0)
-    assert repr(notice) == "Notice(method='POST', url='https://app.example.com:8443/status')"
+    callback = StatusCallback.from_stream(stream, "stream-started", project="p", number=1, moment=0)
+    assert repr(callback) == "StatusCallback(method='POST', url='https://app.example.com:8443/status')"
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_a_callback_that_goes_out_is_printed_without_what_it_tells() -> None:
     ],
 )
 def test_addresses_are_cut(url: str, shown: str) -> None:
-    assert shown_address(url) == shown
+    assert redact_url(url) == shown
