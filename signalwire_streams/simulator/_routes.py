@@ -24,7 +24,7 @@ _OPERATIONS = {
     ("POST", "Calls", "Streams", 5): "stop-call-stream",
 }
 
-_ABSENT: list[str | None] = [None] * 4
+_ABSENT: list[str | None] = [None] * 5
 
 OPERATIONS = frozenset({*_OPERATIONS.values(), UNKNOWN})
 
@@ -59,7 +59,7 @@ def find_route(method: str, raw_path: str) -> Route:
     segments = path[len(BASE_PATH) :].removesuffix(".json").split("/")
     if "%" in path:
         segments = [unquote(segment) for segment in segments]
-    account, collection, target, subcollection, stream, *_ = [*segments, *_ABSENT]
+    account, collection, target, subcollection, stream = [*segments, *_ABSENT][:5]
     return Route(
         operation=_OPERATIONS.get((method, collection or "", subcollection or "", len(segments)), UNKNOWN),
         path=path,
