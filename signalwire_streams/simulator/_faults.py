@@ -2,10 +2,10 @@
 
 Rules are matched in the order in which they were added. A request, connection or callback triggers at most one rule,
 and only those that no earlier rule took advance a later rule's counter: which are hit is exact, and the same in each
-run under one seed. A stream that is dialed triggers every rule that applies to it.
+run under one seed. A stream that is dialled triggers every rule that applies to it.
 
 To add a fault, add a member to `FaultKind`: it holds all that there is to know about a kind. Only kinds that change how
-a stream is dialed or a callback is sent need code elsewhere, where that is done.
+a stream is dialled or a callback is sent need code elsewhere, where that is done.
 """
 
 import json
@@ -243,11 +243,11 @@ class _Subject:
 _REQUEST = _Subject(_REQUEST_SCOPES)
 _START = _Subject({name: scope for name, scope in _REQUEST_SCOPES.items() if scope <= _STARTS})
 _EXECUTED_START = evolve(_START, when="to a start that is executed", refused=("executed",))
-# Neither a connection nor the dialing of a stream is an operation of the API; these stand for them.
+# Neither a connection nor the dialling of a stream is an operation of the API; these stand for them.
 _CONNECTION = _Subject(
     {"any": frozenset({"connect"})}, "before a request is read", ("on", "target", "per_target", "executed")
 )
-_DIALING = _Subject({"any": frozenset({"dial"})}, "to a stream that is dialed", ("on", "executed"))
+_DIALLING = _Subject({"any": frozenset({"dial"})}, "to a stream that is dialled", ("on", "executed"))
 _CALLBACK = _Subject(
     {"any": _EVENTS, **{event: frozenset({event}) for event in sorted(_EVENTS)}}, "to a callback", ("executed",)
 )
@@ -343,34 +343,34 @@ class FaultKind(StrEnum):
     )
     DUPLICATE_NAME = "duplicate-name", _Definition(subject=_START, takes=("as_",))
     SOCKET_FIRST = "socket-first", _Definition(subject=_EXECUTED_START, executed=True)
-    SOCKET_REFUSED = "socket-refused", _Definition(subject=_DIALING)
-    SOCKET_SLOW = "socket-slow", _Definition(subject=_DIALING, takes=("seconds",), needs="seconds")
-    TLS_UNTRUSTED = "tls-untrusted", _Definition(subject=_DIALING)
-    CONNECTION_DROPPED = "connection-dropped", _Definition(subject=_DIALING, takes=("after",))
-    NO_STOP = "no-stop", _Definition(subject=_DIALING)
+    SOCKET_REFUSED = "socket-refused", _Definition(subject=_DIALLING)
+    SOCKET_SLOW = "socket-slow", _Definition(subject=_DIALLING, takes=("seconds",), needs="seconds")
+    TLS_UNTRUSTED = "tls-untrusted", _Definition(subject=_DIALLING)
+    CONNECTION_DROPPED = "connection-dropped", _Definition(subject=_DIALLING, takes=("after",))
+    NO_STOP = "no-stop", _Definition(subject=_DIALLING)
     FRAMES_LOST = (
         "frames-lost",
-        _Definition(subject=_DIALING, takes=("every",), frames=_replaced(lambda _: [])),
+        _Definition(subject=_DIALLING, takes=("every",), frames=_replaced(lambda _: [])),
     )
     FRAMES_DUPLICATED = (
         "frames-duplicated",
-        _Definition(subject=_DIALING, takes=("every",), frames=_replaced(lambda frame: [frame, frame])),
+        _Definition(subject=_DIALLING, takes=("every",), frames=_replaced(lambda frame: [frame, frame])),
     )
     FRAMES_REORDERED = (
         "frames-reordered",
-        _Definition(subject=_DIALING, takes=("every",), frames=lambda settings: _SwapEveryNth(settings.every)),
+        _Definition(subject=_DIALLING, takes=("every",), frames=lambda settings: _SwapEveryNth(settings.every)),
     )
     FRAMES_CORRUPTED = (  # what is inserted is not Base64
         "frames-corrupted",
         _Definition(
-            subject=_DIALING,
+            subject=_DIALLING,
             takes=("every",),
             frames=_replaced(lambda frame: [frame.replace('"payload": "', '"payload": "!')]),
         ),
     )
     FRAMES_IN_BURSTS = (
         "frames-in-bursts",
-        _Definition(subject=_DIALING, takes=("frames",), frames=lambda settings: _Bursts(settings.frames)),
+        _Definition(subject=_DIALLING, takes=("frames",), frames=lambda settings: _Bursts(settings.frames)),
     )
     CALLBACK_LOST = "callback-lost", _Definition(subject=_CALLBACK)
     CALLBACK_DUPLICATED = "callback-duplicated", _Definition(subject=_CALLBACK)

@@ -5,9 +5,11 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import overload
+from typing import TypeVar, overload
 
 from attrs import field, frozen
+
+_T = TypeVar("_T")
 
 _HIDDEN = "***"
 _URLS = frozenset({"Url", "StatusCallback", "AnnounceUrl"})
@@ -82,29 +84,37 @@ class ReceivedRequest:
     connection: int
 
 
-class RequestLog(Sequence[ReceivedRequest]):
+class ReadOnlyList(Sequence[_T]):
+    """A list that its users can only read."""
+
+    def __init__(self) -> None:
+        """Create an empty list."""
+        self._items: list[_T] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> _T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[_T]: ...
+    def __getitem__(self, index: int | slice) -> _T | list[_T]:
+        return self._items[index]
+
+    def __iter__(self) -> Iterator[_T]:
+        return iter(self._items)
+
+
+class RequestLog(ReadOnlyList[ReceivedRequest]):
     """The received requests. With ``keep`` False only counters and the times of POSTs are kept in memory."""
 
     def __init__(self, keep: bool = True) -> None:  # noqa: FBT001, FBT002  (public)
         """Create an empty log."""
+        super().__init__()
         self.keep = keep
-        self._requests: list[ReceivedRequest] = []
         self._counts: Counter[tuple[str, str | None]] = Counter()
         self._posts: array[float] = array("d")
         self._waiters: list[tuple[int, str | None, str | None, asyncio.Future[None]]] = []
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    def __iter__(self) -> Iterator[ReceivedRequest]:
-        return iter(self._requests)
-
-    @overload
-    def __getitem__(self, index: int) -> ReceivedRequest: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ReceivedRequest]: ...
-    def __getitem__(self, index: int | slice) -> ReceivedRequest | list[ReceivedRequest]:
-        return self._requests[index]
 
     def count(self, operation: str | None = None, target: str | None = None) -> int:
         """Count the requests of an operation, for a conference or call; None stands for any."""
@@ -161,7 +171,7 @@ class RequestLog(Sequence[ReceivedRequest]):
 
     def add(self, request: ReceivedRequest) -> None:
         """Add a request."""
-        self._requests.append(request)
+        self._items.append(request)
         self._count(request.operation, request.target_sid)
 
     def _count(self, operation: str, target_sid: str | None) -> None:

@@ -61,6 +61,10 @@ Json = dict[str, object]
 _MORE_INFO = "https://signalwire.com/docs/compatibility-api/reference/errors"
 _API_VERSION = "2010-04-01"
 _NORTH_AMERICAN_DIGITS = 12
+_KNOWN_AFTERWARDS = (  # of a call
+    *("annotation", "group_sid", "audio_in_mos", "sip_result_code", "audio_rtt_avg", "audio_rtt_min", "audio_rtt_max"),
+    *("audio_out_jitter_min", "audio_out_jitter_max", "audio_out_jitter_avg", "audio_out_lost"),
+)
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -177,7 +181,7 @@ class Serializer:
             "status": call.status,
             "start_time": self._date_or_null(call.started_at),
             "end_time": self._date_or_null(call.ended_at),
-            "duration": _duration(call),
+            "duration": 0 if call.started_at is None or call.ended_at is None else int(call.ended_at - call.started_at),
             "price": None,
             "price_unit": "USD",
             "direction": call.direction,
@@ -187,17 +191,7 @@ class Serializer:
             "caller_name": None,
             "uri": f"{uri}.json",
             "subresource_uris": {"notifications": None, "recordings": f"{uri}/Recordings.json"},
-            "annotation": None,
-            "group_sid": None,
-            "audio_in_mos": None,
-            "sip_result_code": None,
-            "audio_rtt_avg": None,
-            "audio_rtt_min": None,
-            "audio_rtt_max": None,
-            "audio_out_jitter_min": None,
-            "audio_out_jitter_max": None,
-            "audio_out_jitter_avg": None,
-            "audio_out_lost": None,
+            **dict.fromkeys(_KNOWN_AFTERWARDS),
         }
 
     def stream(self, stream: Stream, *, status: str) -> Json:
@@ -231,12 +225,6 @@ class Serializer:
 
     def _date_or_null(self, moment: float | None) -> str | None:
         return None if moment is None else self._date(moment)
-
-
-def _duration(call: Call) -> int:
-    if call.started_at is None or call.ended_at is None:
-        return 0
-    return int(call.ended_at - call.started_at)
 
 
 def _formatted(number: str) -> str:

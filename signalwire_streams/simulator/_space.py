@@ -56,7 +56,7 @@ class SimulatedSpace:
         long_september: write September as "Sept", as the vendor's examples do.
         log_requests: whether the requests are kept; otherwise they are only counted.
         audio: what is heard in conferences and calls. With it the Space dials the WebSocket server of each stream
-            that starts; without it streams run, and nothing is dialed.
+            that starts; without it streams run, and nothing is dialled.
         real_time: whether audio is sent in real time; otherwise as fast as the other end reads.
         dialect: whose frames are sent.
         ssl_context: which certificates of WebSocket and callback servers are accepted; None for those of well-known
@@ -64,7 +64,7 @@ class SimulatedSpace:
         bidirectional: whether streams play the audio that they receive (in real time if ``real_time``), as those of
             cXML's ``<Connect><Stream>`` do; each `Stream` has what was played.
         callbacks: whether status callbacks are sent, signed with the signing key.
-        allow_ws: whether ``ws://`` URLs on loopback are accepted and dialed, for clients that would send them;
+        allow_ws: whether ``ws://`` URLs on loopback are accepted and dialled, for clients that would send them;
             the vendor accepts wss only, and so does this package's client.
         clock: the clock of dates, in POSIX seconds.
         monotonic: the clock of the limit's window and of the request log, in seconds.

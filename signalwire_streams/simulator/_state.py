@@ -2,12 +2,11 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import overload
+from collections.abc import Callable, Iterable, Mapping
 
 from attrs import Factory, define, field
 
-from signalwire_streams.simulator._request_log import redact_url, redact_values
+from signalwire_streams.simulator._request_log import ReadOnlyList, redact_url, redact_values
 from signalwire_streams.simulator._routes import TargetKind
 
 
@@ -50,35 +49,22 @@ class Stream:
     ignored_messages: int = field(default=0, init=False)
 
 
-class StreamRegistry(Sequence[Stream]):
+class StreamRegistry(ReadOnlyList[Stream]):
     """The streams in the order of their starts, and which of them ever ran twice at the same time."""
 
     def __init__(self, observer: Callable[[Stream], None] | None = None) -> None:
         """Create an empty registry; the observer is called with each stream that starts or ends."""
+        super().__init__()
         self._observer = observer
-        self._all: list[Stream] = []
         self._by_sid: dict[str, Stream] = {}
         self._by_name: dict[tuple[str, str], list[Stream]] = {}
         self._active: dict[str, dict[str, Stream]] = {}
         self._active_names: Counter[tuple[str, str | None]] = Counter()
         self._duplicates: dict[tuple[str, str | None], None] = {}
 
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def __iter__(self) -> Iterator[Stream]:
-        return iter(self._all)
-
-    @overload
-    def __getitem__(self, index: int) -> Stream: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Stream]: ...
-    def __getitem__(self, index: int | slice) -> Stream | list[Stream]:
-        return self._all[index]
-
     def active(self) -> list[Stream]:
         """Return the streams that are running, in the order of their starts."""
-        return [stream for stream in self._all if stream.alive]
+        return [stream for stream in self._items if stream.alive]
 
     def alive_on(self, target_sid: str) -> list[Stream]:
         """Return the streams that are running on one conference or call."""
@@ -93,7 +79,7 @@ class StreamRegistry(Sequence[Stream]):
 
     def add(self, stream: Stream) -> None:
         """Add a new stream; it runs unless it has an error."""
-        self._all.append(stream)
+        self._items.append(stream)
         self._by_sid[stream.sid] = stream
         if stream.name is not None:
             self._by_name.setdefault((stream.target_sid, stream.name), []).append(stream)

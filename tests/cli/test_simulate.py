@@ -106,10 +106,10 @@ async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--fault", "boom"), "'boom' is no kind of fault"),
+        (("--fault", "boom"), "'boom' is not a kind of fault"),
         (("--fault", "503:times"), "write it as key=value"),
         (("--fault", "503:times=0"), "times must be at least 1"),
-        (("--fault", "503:seconds=1"), "seconds is no setting of '503'"),
+        (("--fault", "503:seconds=1"), "seconds is not a setting of '503'"),
         (("--fault", "latency"), "'latency' needs seconds"),
         (("--rate-limit", "0"), "write a number above 0, or none"),
         (("--rate-limit", "9" * 5000), "write a number above 0, or none"),

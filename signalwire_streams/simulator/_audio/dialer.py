@@ -140,7 +140,7 @@ class Dialer:
             player=Player(octets_per_second, stream.played_audio) if self._bidirectional else None,
             real_time=self._real_time,
             rules=call.rules,
-            on_audio=call.audio_sent.set,
+            audio_sent=call.audio_sent,
             stopped=call.stopped,
         )
 

@@ -6,7 +6,7 @@ import socket
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -93,7 +93,7 @@ class MediaSession:
         player: Player | None,
         real_time: bool,
         rules: Sequence[FaultRule],
-        on_audio: Callable[[], None],
+        audio_sent: asyncio.Event,
         stopped: asyncio.Event,
     ) -> None:
         self._stream = stream
@@ -103,7 +103,7 @@ class MediaSession:
         self._player = player
         self._real_time = real_time
         self._rules = rules
-        self._on_audio = on_audio
+        self._audio_sent = audio_sent
         self._stopped = stopped  # set when the stream is to end, or the other end has closed the socket
         self._received = asyncio.Event()
         drops = (rule.settings.after for rule in rules if rule.kind is FaultKind.CONNECTION_DROPPED)
@@ -163,7 +163,7 @@ class MediaSession:
     async def _send(self, frames: Sequence[str]) -> bool:
         for frame in frames:
             await self._socket.send_str(frame)
-            self._on_audio()
+            self._audio_sent.set()
             if self._frames_until_drop is not None:
                 self._frames_until_drop -= 1
                 if not self._frames_until_drop:
