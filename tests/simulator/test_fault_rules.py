@@ -1,4 +1,4 @@
-"""Which requests run into a fault: scopes, counters, order, refused rules."""
+"""Which requests trigger a fault: scopes, counters, order, invalid rules."""
 
 import random
 from itertools import pairwise
@@ -15,14 +15,14 @@ START, STOP, CALL_START = "start-conference-stream", "stop-conference-stream", "
 
 
 def faults(seed: int = 0) -> Faults:
-    return Faults(random.Random(seed))  # noqa: S311 - reproducible on purpose
+    return Faults(random.Random(seed))  # noqa: S311  (reproducible on purpose)
 
 
 def trip(rules: Faults, operation: str, target: str | None = None) -> FaultRule | None:
     return next(matching_rules(rules, operation, target), None)
 
 
-def test_times_is_the_next_so_many() -> None:
+def test_rule_with_times_triggers_on_the_next_requests_only() -> None:
     rules = faults()
     rule = rules.add("500", times=2)
     assert [trip(rules, START, "a") is rule for _ in range(4)] == [True, True, False, False]
@@ -30,20 +30,20 @@ def test_times_is_the_next_so_many() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("one_in", [1, 2, 10])
-def test_one_in_is_exact_and_the_same_under_one_seed(one_in: int, seed: int) -> None:
-    """Every so manieth request, from an offset that the seed gives."""
+@pytest.mark.parametrize("every_nth", [1, 2, 10])
+def test_every_nth_is_exact_and_depends_on_the_seed_only(every_nth: int, seed: int) -> None:
+    """Every n-th request, from an offset that depends on the seed."""
     first, second = faults(seed), faults(seed)
-    first.add("500", every_nth=one_in)
-    second.add("500", every_nth=one_in)
+    first.add("500", every_nth=every_nth)
+    second.add("500", every_nth=every_nth)
     tripped = [trip(first, START, "a") is not None for _ in range(100)]
     assert tripped == [trip(second, START, "a") is not None for _ in range(100)]
     places = [place for place, hit in enumerate(tripped) if hit]
-    assert len(places) == 100 // one_in
-    assert {later - earlier for earlier, later in pairwise(places)} <= {one_in}
+    assert len(places) == 100 // every_nth
+    assert {later - earlier for earlier, later in pairwise(places)} <= {every_nth}
 
 
-def test_the_seed_moves_the_offset() -> None:
+def test_every_nth_has_an_offset_that_depends_on_the_seed() -> None:
     offsets = set()
     for seed in range(20):
         rules = faults(seed)
@@ -59,7 +59,7 @@ def test_per_target_counts_each_conference_or_call() -> None:
     assert hits == ["a", "b", "c"]
 
 
-def test_target_picks_one_conference_or_call() -> None:
+def test_rule_with_target_ignores_other_targets() -> None:
     rules = faults()
     rules.add("500", target="a")
     assert trip(rules, START, "b") is None
@@ -93,11 +93,11 @@ def test_target_picks_one_conference_or_call() -> None:
         ),
     ],
 )
-def test_on_names_operations(scope: str, operations: set[str]) -> None:
+def test_scope_stands_for_operations(scope: str, operations: set[str]) -> None:
     assert faults().add("500", on=scope).operations == operations
 
 
-def test_the_first_rule_takes_the_request_and_later_ones_do_not_count_it() -> None:
+def test_request_taken_by_a_rule_does_not_count_for_later_rules() -> None:
     rules = faults()
     first = rules.add("500", times=2)
     second = rules.add("502", every_nth=1, times=1)
@@ -118,7 +118,7 @@ def test_rules_can_be_removed_and_cleared() -> None:
     assert trip(rules, START, "a") is None
 
 
-def test_connections_trip_only_their_own_rules() -> None:
+def test_connections_trigger_only_rules_for_connections() -> None:
     rules = faults()
     rules.add("500")
     connect = rules.add("reset-on-connect", times=1)
@@ -162,12 +162,12 @@ def test_connections_trip_only_their_own_rules() -> None:
         ("reset-on-connect", {"target": "a", "executed": False}, "leave out target, executed"),
     ],
 )
-def test_a_rule_that_makes_no_sense_says_what_to_write(kind: str, given: dict[str, Any], sentence: str) -> None:
+def test_invalid_rule_is_refused_with_a_hint(kind: str, given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         faults().add(kind, **given)
 
 
-async def test_a_space_spoils_the_same_requests_under_the_same_seed() -> None:
+async def test_space_replaces_the_same_responses_under_the_same_seed() -> None:
     async def run() -> list[int]:
         async with simulated(seed=7) as peer:
             rule = peer.space.faults.add("503", on="start", every_nth=4)
@@ -178,8 +178,8 @@ async def test_a_space_spoils_the_same_requests_under_the_same_seed() -> None:
     assert await run() == await run()
 
 
-async def test_strangers_and_other_paths_run_into_faults_like_everyone() -> None:
-    """A proxy in front knows no tokens; what is no operation of the API is left alone."""
+async def test_fault_applies_without_authentication_but_not_to_unknown_operations() -> None:
+    """A proxy in front checks no tokens; paths outside of the API are not affected."""
     async with simulated() as peer:
         peer.space.faults.add("502")
         reply = await peer.send("GET", peer.path("Conferences"), headers={"Authorization": ""})

@@ -1,11 +1,11 @@
-"""The playback clock: audio is heard in the time that it takes, and marks come back when they are reached."""
+"""Playback: audio takes its time, and marks are returned when they are reached."""
 
 import pytest
 
 from signalwire_streams.simulator._audio.media_session import Player
 
 
-def test_audio_is_heard_in_its_own_time() -> None:
+def test_player_plays_audio_in_real_time() -> None:
     player = Player(octets_per_second=10)
     player.play(b"0123456789", now=5.0)
     player.mark("end of the first", now=5.1)
@@ -22,13 +22,13 @@ def test_audio_is_heard_in_its_own_time() -> None:
     assert player.next_mark() is None
 
 
-def test_a_mark_with_nothing_before_it_is_reached_at_once() -> None:
+def test_mark_on_an_empty_queue_is_reached_at_once() -> None:
     player = Player(octets_per_second=10)
     player.mark("now", now=3.0)
     assert player.advance(3.0) == ["now"]
 
 
-def test_after_a_pause_the_clock_begins_anew() -> None:
+def test_audio_after_a_pause_begins_when_it_arrives() -> None:
     player = Player(octets_per_second=10)
     player.play(b"0123456789", now=0.0)
     assert player.advance(5.0) == []
@@ -38,8 +38,8 @@ def test_after_a_pause_the_clock_begins_anew() -> None:
 
 
 @pytest.mark.parametrize(("now", "heard"), [(0.0, b""), (0.3, b"012"), (1.0, b"0123456789"), (1.2, b"0123456789ab")])
-def test_what_is_cleared_was_heard_up_to_then(now: float, heard: bytes) -> None:
-    """Its marks come back at once, and what comes next is heard at once."""
+def test_clear_keeps_what_was_played_so_far(now: float, heard: bytes) -> None:
+    """Its marks are returned at once, and what follows is played at once."""
     player = Player(octets_per_second=10)
     player.play(b"0123456789", now=0.0)
     player.play(b"abcde", now=0.0)
@@ -50,7 +50,7 @@ def test_what_is_cleared_was_heard_up_to_then(now: float, heard: bytes) -> None:
     assert player.advance(now) == ["next"]
 
 
-def test_without_a_clock_all_is_heard_at_once() -> None:
+def test_player_without_rate_plays_at_once() -> None:
     player = Player(octets_per_second=None)
     player.play(b"0123456789", now=0.0)
     player.mark("end", now=0.0)
