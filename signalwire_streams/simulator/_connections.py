@@ -226,8 +226,8 @@ class ConnectionRegistry:
 
     def __init__(self) -> None:
         """Create an empty registry."""
-        self.opened = 0
-        self.resets = 0
+        self.opened: int = 0
+        self.resets: int = 0
         self.tasks: set[asyncio.Task[None]] = set()
         self._open: dict[Connection, None] = {}
         self._closing = False

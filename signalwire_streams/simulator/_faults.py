@@ -511,9 +511,6 @@ class Faults:
         """Remove all rules."""
         self._rules.clear()
 
-    def _matching(self, operation: str, target: str | None) -> Iterator[FaultRule]:
-        return (rule for rule in self._rules if rule._matches(operation, target))  # noqa: SLF001
-
 
 def _read_settings(kind: FaultKind, definition: _Definition, given: Mapping[str, Any]) -> FaultSettings:
     for name in given:
@@ -527,8 +524,8 @@ def _read_settings(kind: FaultKind, definition: _Definition, given: Mapping[str,
 
 
 def matching_rules(faults: Faults, operation: str, target: str | None = None) -> Iterator[FaultRule]:
-    """Yield the rules that an operation triggers, and count each one that is taken; not a method that users see."""
-    return faults._matching(operation, target)  # noqa: SLF001
+    """Yield the rules that an operation triggers, and count each when it is yielded; not a method that users see."""
+    return (rule for rule in faults._rules if rule._matches(operation, target))  # noqa: SLF001
 
 
 def faulty_response(rule: FaultRule, response: Response) -> FaultyResponse:

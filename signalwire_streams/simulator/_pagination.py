@@ -38,7 +38,7 @@ class _Listed(Protocol):
     """The place among everything that the Space ever created; lists are ordered by it."""
 
 
-_Item = TypeVar("_Item", bound=_Listed)
+Item = TypeVar("Item", bound=_Listed)
 _Parser = Callable[[str], object]
 _ordinal = attrgetter("ordinal")
 
@@ -113,8 +113,8 @@ _FILTERS: dict[str, dict[str, _Filter]] = {
 
 def list_document(
     name: str,
-    items: Iterable[_Item],
-    serialize: Callable[[_Item], Json],
+    items: Iterable[Item],
+    serialize: Callable[[Item], Json],
     *,
     path: str,
     query: Mapping[str, str],
@@ -171,7 +171,7 @@ def _test(
     return test
 
 
-def _from_token(items: Sequence[_Item], token: str, size: int) -> tuple[int, int]:
+def _from_token(items: Sequence[Item], token: str, size: int) -> tuple[int, int]:
     match = _TOKEN.fullmatch(token)
     if match is None:
         raise BadQuery(400, _INVALID_PAGE_TOKEN, "PageToken is not valid: it must start with PA or PB")

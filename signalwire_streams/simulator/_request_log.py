@@ -111,7 +111,7 @@ class RequestLog(ReadOnlyList[ReceivedRequest]):
     def __init__(self, keep: bool = True) -> None:  # noqa: FBT001, FBT002  (public)
         """Create an empty log."""
         super().__init__()
-        self.keep = keep
+        self.keep: bool = keep
         self._counts: Counter[tuple[str, str | None]] = Counter()
         self._posts: array[float] = array("d")
         self._waiters: list[tuple[int, str | None, str | None, asyncio.Future[None]]] = []

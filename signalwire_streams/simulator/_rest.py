@@ -5,14 +5,14 @@ conference or call, fields, state, name.
 """
 
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from attrs import field, frozen
 
-from signalwire_streams.simulator._pagination import BadQuery, list_document
+from signalwire_streams.simulator._pagination import BadQuery, Item, list_document
 from signalwire_streams.simulator._routes import Route, TargetKind
-from signalwire_streams.simulator._serializers import Response, Serializer, api_error, error_list, json_response
+from signalwire_streams.simulator._serializers import Json, Response, Serializer, api_error, error_list, json_response
 from signalwire_streams.simulator._state import IN_PROGRESS, Call, Conference, SpaceState, Stream
 from signalwire_streams.simulator._validation import (
     Fields,
@@ -96,26 +96,18 @@ class CompatibilityApi:
             return api_error(refused.status, refused.code, refused.message)
 
     def _list_conferences(self, request: ApiRequest) -> Response:
-        conferences, serialize = self._state.conferences.values(), self._serializer.conference
-        return json_response(
-            list_document("conferences", conferences, serialize, path=request.route.path, query=request.query)
-        )
+        return _list(request, "conferences", self._state.conferences.values(), self._serializer.conference)
 
     def _list_participants(self, request: ApiRequest) -> Response:
         conference = self._conference(request.route)
         if conference is None:
             return _not_found()
-        participants, serialize = conference.participants, self._serializer.participant
-        return json_response(
-            list_document("participants", participants, serialize, path=request.route.path, query=request.query)
-        )
+        return _list(request, "participants", conference.participants, self._serializer.participant)
 
     def _list_calls(self, request: ApiRequest) -> Response:
         # The participants' call legs can be read but are not listed, so that a Space with calls=20 lists 20.
         calls = (call for call in self._state.calls.values() if call.conference_sid is None)
-        return json_response(
-            list_document("calls", calls, self._serializer.call, path=request.route.path, query=request.query)
-        )
+        return _list(request, "calls", calls, self._serializer.call)
 
     def _get_conference(self, request: ApiRequest) -> Response:
         conference = self._conference(request.route)
@@ -211,6 +203,10 @@ class CompatibilityApi:
             parameters=parameters_of(values),
             authorization_bearer_token=values.get("AuthorizationBearerToken"),
         )
+
+
+def _list(request: ApiRequest, name: str, items: Iterable[Item], serialize: Callable[[Item], Json]) -> Response:
+    return json_response(list_document(name, items, serialize, path=request.route.path, query=request.query))
 
 
 def _not_found() -> Response:
