@@ -12,7 +12,7 @@ from operator import attrgetter, eq, gt, lt
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlencode
 
-from signalwire_streams.simulator._serializers import Json, day_of, read_day, read_moment
+from signalwire_streams.simulator._serializers import Json, Refused, api_error, day_of, read_day, read_moment
 
 _INVALID_ARGUMENT = 10000
 _INVALID_PAGE_TOKEN = 21481
@@ -21,16 +21,6 @@ _MAX_PAGE = 2**31 - 1
 _PAGING_FIELDS = frozenset({"Page", "PageSize", "PageToken"})
 _FORWARD, _BACKWARD = "PA", "PB"
 _TOKEN = re.compile(r"(?P<direction>PA|PB)(?P<ordinal>[0-9a-f]+)")
-
-
-class BadQuery(Exception):  # noqa: N818  (a response to the client, not a failure of the simulator)
-    """A query that the API refuses with an HTTP status and an error code."""
-
-    def __init__(self, status: int, code: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
 
 
 class _Listed(Protocol):
@@ -122,7 +112,7 @@ def list_document(
     """Return the page of a list that a query asks for: "conferences", "calls" or "participants".
 
     Raises:
-        BadQuery: a filter or a paging field is invalid.
+        Refused: a filter or a paging field is invalid.
     """
     tests = [_test(field, value, *_FILTERS[name][field]) for field, value in query.items() if field in _FILTERS[name]]
     matching = [item for item in items if all(test(item) for test in tests)]
@@ -158,7 +148,7 @@ def _test(
     try:
         wanted = parser(value)
     except ValueError as error:
-        raise BadQuery(422, _INVALID_ARGUMENT, f"{field.rstrip('<>')} {error}") from None
+        raise Refused(api_error(422, _INVALID_ARGUMENT, f"{field.rstrip('<>')} {error}")) from None
 
     def test(item: object) -> bool:
         actual = getattr(item, attribute)
@@ -174,7 +164,7 @@ def _test(
 def _from_token(items: Sequence[Item], token: str, size: int) -> tuple[int, int]:
     match = _TOKEN.fullmatch(token)
     if match is None:
-        raise BadQuery(400, _INVALID_PAGE_TOKEN, "PageToken is not valid: it must start with PA or PB")
+        raise Refused(api_error(400, _INVALID_PAGE_TOKEN, "PageToken is not valid: it must start with PA or PB"))
     ordinal = int(match["ordinal"], base=16)
     if match["direction"] == _FORWARD:
         start = bisect_right(items, ordinal, key=_ordinal)
@@ -189,5 +179,5 @@ def _number(query: Mapping[str, str], name: str, default: int, least: int, most:
         return default
     number = int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(most)) else -1
     if not least <= number <= most:
-        raise BadQuery(400, _INVALID_ARGUMENT, f"{name} must be a number from {least} to {most}")
+        raise Refused(api_error(400, _INVALID_ARGUMENT, f"{name} must be a number from {least} to {most}"))
     return number

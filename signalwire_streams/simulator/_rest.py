@@ -6,13 +6,21 @@ conference or call, fields, state, name.
 
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
 from attrs import field, frozen
 
-from signalwire_streams.simulator._pagination import BadQuery, Item, list_document
+from signalwire_streams.simulator._pagination import Item, list_document
 from signalwire_streams.simulator._routes import Route, TargetKind
-from signalwire_streams.simulator._serializers import Json, Response, Serializer, api_error, error_list, json_response
+from signalwire_streams.simulator._serializers import (
+    Json,
+    Refused,
+    Response,
+    Serializer,
+    api_error,
+    error_list,
+    json_response,
+)
 from signalwire_streams.simulator._state import IN_PROGRESS, Call, Conference, SpaceState, Stream
 from signalwire_streams.simulator._validation import (
     Fields,
@@ -24,6 +32,7 @@ from signalwire_streams.simulator._validation import (
     parameters_of,
 )
 
+_Resource = TypeVar("_Resource")
 DuplicateNames = Literal["stream-error", "http-error", "allow"]
 
 _INVALID_ARGUMENT = 10000
@@ -87,22 +96,20 @@ class CompatibilityApi:
             return api_error(401, _AUTHENTICATION, "Authentication failed")
         operation = self._operations.get(request.route.operation)
         if operation is None or request.route.account_sid != self._serializer.project:
-            return _not_found()
+            return _NOT_FOUND
         if request.fields.problem is not None:
             return api_error(400, _INVALID_ARGUMENT, request.fields.problem)
         try:
             return operation(request)
-        except BadQuery as refused:
-            return api_error(refused.status, refused.code, refused.message)
+        except Refused as refused:
+            return refused.response
 
     def _list_conferences(self, request: ApiRequest) -> Response:
         return _list(request, "conferences", self._state.conferences.values(), self._serializer.conference)
 
     def _list_participants(self, request: ApiRequest) -> Response:
-        conference = self._conference(request.route)
-        if conference is None:
-            return _not_found()
-        return _list(request, "participants", conference.participants, self._serializer.participant)
+        participants = self._conference(request.route).participants
+        return _list(request, "participants", participants, self._serializer.participant)
 
     def _list_calls(self, request: ApiRequest) -> Response:
         # The participants' call legs can be read but are not listed, so that a Space with calls=20 lists 20.
@@ -110,40 +117,33 @@ class CompatibilityApi:
         return _list(request, "calls", calls, self._serializer.call)
 
     def _get_conference(self, request: ApiRequest) -> Response:
-        conference = self._conference(request.route)
-        return _not_found() if conference is None else json_response(self._serializer.conference(conference))
+        return json_response(self._serializer.conference(self._conference(request.route)))
 
     def _get_call(self, request: ApiRequest) -> Response:
-        call = self._state.calls.get(request.route.target_sid or "")
-        return _not_found() if call is None else json_response(self._serializer.call(call))
+        return json_response(self._serializer.call(_found(self._state.calls.get(request.route.target_sid or ""))))
 
     def _end_conference(self, request: ApiRequest) -> Response:
         conference = self._conference(request.route)
-        if conference is None:
-            return _not_found()
         problems = check_end_conference(request.fields.values)
         if problems:
             return api_error(422, problems[0].code, problems[0].message)
         if conference.status == "completed":
-            return _wrong_state("Conference is already completed")
+            raise _wrong_state("Conference is already completed")
         if "Status" in request.fields.values:
             self._state.end_conference(conference.sid)
         return json_response(self._serializer.conference(conference))
 
     def _start_stream(self, request: ApiRequest) -> Response:
-        route, values = request.route, request.fields.values
-        target = self._state.find_target(route.target_kind, route.target_sid)
-        if target is None:
-            return _not_found()
-        problems = check_start(route.target_kind, self._as_wss(values))
-        if problems:
-            return _invalid(route.target_kind, problems)
+        kind, values = request.route.target_kind, request.fields.values
+        target: Conference | Call = _found(self._state.find_target(kind, request.route.target_sid))
+        _refuse(kind, check_start(kind, self._as_wss(values)))
         if target.status != IN_PROGRESS:
-            return _wrong_state(f"The {route.target_kind} is not in progress")
-        duplicate = request.duplicate or self._duplicate(target, values.get("Name"))
+            raise _wrong_state(f"The {kind} is not in progress")
+        is_taken = self._state.streams.has_active_name(target.sid, values.get("Name"))
+        duplicate = request.duplicate or (self._duplicate_names if is_taken else "allow")
         if duplicate == "http-error":
-            return _invalid(route.target_kind, [Problem(_DUPLICATED_NAME)])
-        stream = self._new_stream(route.target_kind, target, values)
+            _refuse(kind, [Problem(_DUPLICATED_NAME)])
+        stream = self._new_stream(kind, target, values)
         if duplicate == "stream-error":
             # The response is that of a start that worked; only a status callback reports the error.
             stream.error, stream.status = _DUPLICATED_NAME, "stopped"
@@ -152,17 +152,17 @@ class CompatibilityApi:
         return json_response(self._serializer.stream(stream, status="queued"), created=created)
 
     def _stop_stream(self, request: ApiRequest) -> Response:
-        route = request.route
-        target = self._state.find_target(route.target_kind, route.target_sid)
-        stream = self._find_stream(target, route.stream)
-        if stream is None:
-            return _not_found()
-        problems = check_stop(request.fields.values)
-        if problems:
-            return _invalid(route.target_kind, problems)
+        route, streams = request.route, self._state.streams
+        target: Conference | Call = _found(self._state.find_target(route.target_kind, route.target_sid))
+        reference = _found(route.stream)
+        stream = streams.find(target.sid, reference)
+        if stream is None and self._streams_by_name:
+            stream = streams.find_named(target.sid, reference)
+        stream = _found(stream)
+        _refuse(route.target_kind, check_stop(request.fields.values))
         if not stream.alive:
             # Not documented; status and sentence are our reading.
-            return _wrong_state("Stream is already stopped")
+            raise _wrong_state("Stream is already stopped")
         self._state.stop_stream(stream)
         return json_response(self._serializer.stream(stream, status=stream.status))
 
@@ -171,20 +171,8 @@ class CompatibilityApi:
         url = values.get("Url", "")
         return {**values, "Url": f"wss{url[2:]}"} if self._allow_ws and is_ws_on_loopback(url) else values
 
-    def _conference(self, route: Route) -> Conference | None:
-        return self._state.conferences.get(route.target_sid or "")
-
-    def _find_stream(self, target: Conference | Call | None, reference: str | None) -> Stream | None:
-        if target is None or reference is None:
-            return None
-        found = self._state.streams.find(target.sid, reference)
-        return (
-            self._state.streams.find_named(target.sid, reference) if found is None and self._streams_by_name else found
-        )
-
-    def _duplicate(self, target: Conference | Call, name: str | None) -> DuplicateNames:
-        taken = self._state.streams.has_active_name(target.sid, name)
-        return self._duplicate_names if taken else "allow"
+    def _conference(self, route: Route) -> Conference:
+        return _found(self._state.conferences.get(route.target_sid or ""))
 
     def _new_stream(self, kind: TargetKind, target: Conference | Call, values: Mapping[str, str]) -> Stream:
         realtime = values.get("StreamRealTime")
@@ -209,16 +197,22 @@ def _list(request: ApiRequest, name: str, items: Iterable[Item], serialize: Call
     return json_response(list_document(name, items, serialize, path=request.route.path, query=request.query))
 
 
-def _not_found() -> Response:
-    return api_error(404, _NO_SUCH_RESOURCE, "The requested resource was not found")
+_NOT_FOUND = api_error(404, _NO_SUCH_RESOURCE, "The requested resource was not found")
 
 
-def _wrong_state(message: str) -> Response:
-    return api_error(400, _NOT_IN_PROGRESS, message)
+def _found(resource: _Resource | None) -> _Resource:
+    if resource is None:
+        raise Refused(_NOT_FOUND)
+    return resource
 
 
-def _invalid(kind: TargetKind, problems: list[Problem]) -> Response:
+def _wrong_state(message: str) -> Refused:
+    return Refused(api_error(400, _NOT_IN_PROGRESS, message))
+
+
+def _refuse(kind: TargetKind, problems: list[Problem]) -> None:
     # A conference stream's 422 lists all problems; a call stream's has the usual error body.
-    if kind == "conference":
-        return error_list(problem.message for problem in problems)
-    return api_error(422, problems[0].code, problems[0].message)
+    if problems and kind == "conference":
+        raise Refused(error_list(problem.message for problem in problems))
+    if problems:
+        raise Refused(api_error(422, problems[0].code, problems[0].message))

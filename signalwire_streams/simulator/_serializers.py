@@ -79,6 +79,14 @@ class Response:
     created: str | None = None
 
 
+class Refused(Exception):  # noqa: N818  (a response to the client, not a failure of the simulator)
+    """Ends an operation with an error response."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response)
+        self.response = response
+
+
 def json_response(body: Mapping[str, object], *, status: int = 200, created: str | None = None) -> Response:
     return Response(status, json.dumps(body).encode(), created=created)
 
