@@ -120,7 +120,7 @@ class CompatibilityApi:
         return json_response(self._serializer.conference(self._conference(request.route)))
 
     def _get_call(self, request: ApiRequest) -> Response:
-        return json_response(self._serializer.call(_found(self._state.calls.get(request.route.target_sid or ""))))
+        return json_response(self._serializer.call(self._call(request.route)))
 
     def _end_conference(self, request: ApiRequest) -> Response:
         conference = self._conference(request.route)
@@ -135,7 +135,7 @@ class CompatibilityApi:
 
     def _start_stream(self, request: ApiRequest) -> Response:
         kind, values = request.route.target_kind, request.fields.values
-        target: Conference | Call = _found(self._state.find_target(kind, request.route.target_sid))
+        target = self._target(request.route)
         _refuse(kind, check_start(kind, self._as_wss(values)))
         if target.status != IN_PROGRESS:
             raise _wrong_state(f"The {kind} is not in progress")
@@ -153,7 +153,7 @@ class CompatibilityApi:
 
     def _stop_stream(self, request: ApiRequest) -> Response:
         route, streams = request.route, self._state.streams
-        target: Conference | Call = _found(self._state.find_target(route.target_kind, route.target_sid))
+        target = self._target(route)
         reference = _found(route.stream)
         stream = streams.find(target.sid, reference)
         if stream is None and self._streams_by_name:
@@ -170,6 +170,12 @@ class CompatibilityApi:
         """Disguise a ws URL on loopback as the wss one that validation requires, if that is allowed."""
         url = values.get("Url", "")
         return {**values, "Url": f"wss{url[2:]}"} if self._allow_ws and is_ws_on_loopback(url) else values
+
+    def _target(self, route: Route) -> Conference | Call:
+        return self._call(route) if route.target_kind == "call" else self._conference(route)
+
+    def _call(self, route: Route) -> Call:
+        return _found(self._state.calls.get(route.target_sid or ""))
 
     def _conference(self, route: Route) -> Conference:
         return _found(self._state.conferences.get(route.target_sid or ""))

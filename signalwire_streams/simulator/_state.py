@@ -243,10 +243,6 @@ class SpaceState:
         self.calls[sid] = call
         return call
 
-    def find_target(self, kind: TargetKind, sid: str | None) -> Conference | Call | None:
-        """Return the conference or call that a stream is to be started on."""
-        return self.calls.get(sid or "") if kind == "call" else self.conferences.get(sid or "")
-
     def stop_stream(self, stream: Stream) -> None:
         """End a running stream."""
         self.streams.stop([stream], self.now())
