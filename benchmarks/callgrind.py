@@ -26,13 +26,12 @@ class CallgrindMissingError(Exception):
 
 
 @contextmanager
-def counting() -> Iterator[None]:
-    """Count the instructions of a block in a child that `counted_child` started; otherwise do nothing."""
-    path = os.environ.get(_LIBRARY)
-    if path is None:
+def counting(*, enabled: bool) -> Iterator[None]:
+    """Count the instructions of a block; the process must be one that `counted_child` started."""
+    if not enabled:
         yield
         return
-    helper = ctypes.CDLL(path)
+    helper = ctypes.CDLL(os.environ[_LIBRARY])
     helper.start()
     try:
         yield

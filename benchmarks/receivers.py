@@ -93,7 +93,7 @@ def _measured(receiver: Callable[[Received], AbstractAsyncContextManager[int]]) 
                     gc.collect()
                     received.epoch = command["epoch"]
                     used = cpu()
-                    counted.enter_context(counting())
+                    counted.enter_context(counting(enabled=command.get("counted", False)))
                 if "frames" in command:
                     await _all_received(received, command["frames"])
                     counted.close()

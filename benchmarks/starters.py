@@ -71,7 +71,7 @@ def _measured(starter: Callable[[Site], AbstractAsyncContextManager[Run]]) -> Ta
                 items = [(_SIDS[n % len(_SIDS)], f"{command['tag']}-{n}") for n in range(command["starts"])]
                 gc.collect()
                 memory, began, used = peak_memory(), time.perf_counter(), cpu()
-                with counting():
+                with counting(enabled=command.get("counted", False)):
                     confirmed = await run(items)
                 return {
                     "cpu": cpu() - used,

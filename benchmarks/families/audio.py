@@ -95,12 +95,12 @@ def _measure(
 
 
 def send(
-    sockets: int, frames: int, sender: Child, receiver: Child, *, real_time: bool
+    sockets: int, frames: int, sender: Child, receiver: Child, *, real_time: bool, counted: bool = False
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Send frames to a receiver on new sockets; return what both sides measured."""
     sender.ask(connect=receiver.ask()["port"], sockets=sockets)
     epoch = time.monotonic() + _HEAD_START + frames * _ENCODING if real_time else None
-    receiver.ask(sockets=sockets, epoch=epoch)
+    receiver.ask(sockets=sockets, epoch=epoch, counted=counted)
     sent = sender.ask(send=frames, epoch=epoch)
     received = receiver.ask(frames=sockets * frames)
     sender.ask()

@@ -31,7 +31,7 @@ def _starts(helper: Path, rounds: int, starts: int) -> Section:
         for name, target in contenders_of_instructions():
             with counted_child(target, helper, base_url=running.base_url) as (client, instructions):
                 for number in range(-1, rounds):
-                    ask(name, client, running, starts=starts, tag=f"round-{number}")
+                    ask(name, client, running, starts=starts, tag=f"round-{number}", counted=number >= 0)
                     if number >= 0:
                         costs.add(name, instructions() / starts / 1e3)
     return Section(
@@ -51,7 +51,7 @@ def _frames(helper: Path, rounds: int, frames: int = 100) -> Section:
         for name, target in ((audio.HAND, "receivers:aiohttp"), (audio.OURS, "receivers:media_receiver")):
             with counted_child(target, helper) as (receiver, instructions):
                 for number in range(-1, rounds):
-                    _, received = audio.send(_SOCKETS, frames, sender, receiver, real_time=False)
+                    _, received = audio.send(_SOCKETS, frames, sender, receiver, real_time=False, counted=number >= 0)
                     if number >= 0:
                         costs.add(name, instructions() / received["frames"] / 1e3)
     return Section(

@@ -31,10 +31,10 @@ class StartsNotConfirmedError(Exception):
     """A contender did not start what it was asked to, so its figure would be of something else."""
 
 
-def ask(name: str, child: Child, running: Server, *, starts: int, tag: str) -> dict[str, float]:
+def ask(name: str, child: Child, running: Server, *, starts: int, tag: str, counted: bool = False) -> dict[str, float]:
     """Start streams in a child, and check with the server that each was one request."""
     before = running.served()
-    answer = child.ask(starts=starts, tag=tag)
+    answer = child.ask(starts=starts, tag=tag, counted=counted)
     _check(name, answer["confirmed"], running.served() - before, starts)
     return answer
 
