@@ -225,7 +225,7 @@ _REQUEST_SCOPES = {
 _EVENTS = frozenset({"stream-started", "stream-stopped", "stream-error"})
 
 
-@frozen
+@frozen(eq=False)
 class _Subject:
     """What a kind of fault happens to.
 
@@ -290,6 +290,16 @@ class FaultKind(StrEnum):
         kind._value_ = value
         _DEFINITIONS[value] = definition
         return kind
+
+    @property
+    def requires_audio(self) -> bool:
+        """Whether it can happen only in a Space with audio, which dials."""
+        return _DEFINITIONS[self].subject in {_DIALLING, _EXECUTED_START}
+
+    @property
+    def requires_callbacks(self) -> bool:
+        """Whether it can happen only in a Space with callbacks."""
+        return _DEFINITIONS[self].subject is _CALLBACK
 
     LATENCY = "latency", _Definition(takes=("seconds",), needs="seconds", executed=True)
     HANG = "hang", _Definition(takes=("read_body",), respond=lambda *_: Disconnection.HANG)

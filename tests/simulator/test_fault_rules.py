@@ -185,3 +185,13 @@ async def test_fault_applies_without_authentication_but_not_to_unknown_operation
         reply = await peer.send("GET", peer.path("Conferences"), headers={"Authorization": ""})
         assert reply.status == 502
         assert (await peer.get("Rooms")).status == 404
+
+
+def test_kinds_name_what_they_require_of_a_space() -> None:
+    assert {kind.value for kind in FaultKind if kind.requires_callbacks} == {
+        kind.value for kind in FaultKind if kind.startswith("callback-")
+    }
+    assert {kind.value for kind in FaultKind if kind.requires_audio} == {
+        *(kind.value for kind in FaultKind if kind.startswith(("socket-", "frames-"))),
+        *("tls-untrusted", "connection-dropped", "no-stop"),
+    }
