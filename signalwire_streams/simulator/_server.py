@@ -31,7 +31,7 @@ _LOGGED_HEADERS = ("User-Agent", "Content-Type")  # and never Authorization
 
 
 class _AlreadySentResponse(web.StreamResponse):
-    """Tells aiohttp that the response has been written; one object serves every request.
+    """Signals to aiohttp that the response has been written; one object serves every request.
 
     The Space writes its own bytes: that costs half of what aiohttp's responses do, and a Space that sends malformed
     responses has to anyway.
@@ -53,7 +53,7 @@ class _AlreadySentResponse(web.StreamResponse):
 
 
 class _NoResponse(web.StreamResponse):
-    """Tells aiohttp that the connection is gone, so that it writes nothing and logs nothing."""
+    """Signals to aiohttp that the connection is gone, so that it writes nothing and logs nothing."""
 
     async def prepare(self, _request: web.BaseRequest) -> AbstractStreamWriter | None:
         raise ConnectionResetError

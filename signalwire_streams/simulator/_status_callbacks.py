@@ -121,7 +121,7 @@ class StatusCallbackSender:
             task.add_done_callback(lambda done: self._forget(sid, done))
 
     async def close(self) -> None:
-        """Give up what is not delivered."""
+        """Abandon what is not delivered."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
