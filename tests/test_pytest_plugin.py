@@ -396,7 +396,7 @@ def test_a_stream_that_does_not_come(suite: Suite) -> None:
         async def test_wrong_token(signalwire_space, stream_receiver, client):
             [sid, *_] = signalwire_space.conference_sids
             await client.conferences.start_stream(sid, url=stream_receiver.url, authorization_bearer_token="wrong")
-            while signalwire_space.streams.alive():
+            while signalwire_space.streams.active():
                 await asyncio.sleep(0)
             await stream_receiver.next_stream(timeout=0)
 

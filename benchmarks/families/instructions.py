@@ -22,7 +22,7 @@ def measure(plan: Plan) -> list[Section]:
     rounds = plan.pick(full=2, quick=1)
     with TemporaryDirectory() as directory:
         helper = compile_helper(Path(directory))
-        return [_starts(helper, rounds, plan.pick(full=250, quick=100)), _frames(helper, rounds)]
+        return [_starts(helper, rounds, plan.pick(full=150, quick=60)), _frames(helper, rounds)]
 
 
 def _starts(helper: Path, rounds: int, starts: int) -> Section:
