@@ -202,6 +202,7 @@ async def fastapi(received: Received) -> AsyncIterator[int]:
     application.add_api_websocket_route("/", audio)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen(1024)  # before uvicorn does, since the port is returned at once
         server = Server(Config(application, log_level="error", access_log=False, backlog=1024))
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         try:
