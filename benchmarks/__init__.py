@@ -1,1 +1,1 @@
-"""What this package costs, as ratios taken in one run: ``python -m benchmarks``."""
+"""What this package costs, as ratios to hand-written code measured in the same run: ``python -m benchmarks``."""

@@ -1,40 +1,56 @@
-"""Figures: what each round gave, and how two of them compare within a round."""
+"""Figures: one value per contender and round, and how contenders compare within a round."""
 
+import resource
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import frozen
+
+_Choice = TypeVar("_Choice")
+_PER_MEGABYTE = 1e6 if sys.platform == "darwin" else 1e6 / 1024  # the unit of ru_maxrss
+
+
+@frozen(kw_only=True)
+class Plan:
+    """How long to measure.
+
+    Attributes:
+        quick: only check that everything works; the figures are worth little.
+        loops: the event loops to measure with; the first is the one that all families use.
+    """
+
+    quick: bool = False
+    loops: tuple[str, ...] = ("asyncio", "uvloop")
+
+    @property
+    def long_rounds(self) -> int:
+        """Rounds of measurements that take minutes; odd, so that the median is a round that happened."""
+        return self.pick(full=5, quick=1)
+
+    def pick(self, *, full: _Choice, quick: _Choice) -> _Choice:
+        """Return the size for this plan."""
+        return quick if self.quick else full
 
 
 @frozen
 class Spread:
-    """The middle of some rounds, and how far they lie apart.
-
-    Attributes:
-        median: the middle.
-        low: the least.
-        high: the most.
-    """
+    """The median, minimum and maximum of some rounds."""
 
     median: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, rounds: Sequence[float]) -> "Spread":
-        """Sum rounds up."""
+    def from_rounds(cls, rounds: Sequence[float]) -> "Spread":
+        """Summarize rounds."""
         return cls(statistics.median(rounds), min(rounds), max(rounds))
 
 
 @frozen
 class Series:
-    """One contender's figure in every round.
-
-    Attributes:
-        name: the contender.
-        rounds: the figure, round by round.
-    """
+    """The figure of one contender in every round."""
 
     name: str
     rounds: tuple[float, ...]
@@ -42,11 +58,12 @@ class Series:
     @property
     def spread(self) -> Spread:
         """The rounds in short."""
-        return Spread.of(self.rounds)
+        return Spread.from_rounds(self.rounds)
 
     def over(self, other: "Series") -> Spread:
-        """Divide by another series, each round by the same round: what slowed the machine then slowed both."""
-        return Spread.of([mine / theirs for mine, theirs in zip(self.rounds, other.rounds, strict=True) if theirs])
+        """Divide by another series, round by round: what slowed the machine then slowed both."""
+        ratios = [mine / theirs for mine, theirs in zip(self.rounds, other.rounds, strict=True) if theirs]
+        return Spread.from_rounds(ratios)
 
 
 @frozen(kw_only=True)
@@ -55,42 +72,42 @@ class Section:
 
     Attributes:
         title: what was measured.
-        unit: of the figures.
+        unit: the unit of the figures.
         series: the contenders.
-        yardstick: whose figure the others are divided by; None where a ratio says nothing.
+        baseline: the contender by whose figure the others are divided; None where a ratio says nothing.
         ours: the name of this package's own figure, which is divided by each of the others.
-        plotted: whether it is worth a picture.
+        plotted: whether it is plotted.
         notes: what a reader should know.
     """
 
     title: str
     unit: str
     series: tuple[Series, ...]
-    yardstick: str | None = None
+    baseline: str | None = None
     ours: str | None = None
     plotted: bool = False
     notes: tuple[str, ...] = ()
 
     def find(self, name: str | None) -> Series | None:
-        """Give the series of that name, if it was measured."""
+        """Return the series of that name, if it was measured."""
         return next((series for series in self.series if series.name == name), None)
 
-    def over_yardstick(self, series: Series) -> Spread | None:
-        """Give a series over the yardstick."""
-        yardstick = self.find(self.yardstick)
-        return series.over(yardstick) if yardstick is not None and any(yardstick.rounds) else None
+    def over_baseline(self, series: Series) -> Spread | None:
+        """Return the ratio of a series to the baseline."""
+        baseline = self.find(self.baseline)
+        return series.over(baseline) if baseline is not None and any(baseline.rounds) else None
 
     def ours_over(self, series: Series) -> Spread | None:
-        """Give this package's own figure over a series."""
+        """Return the ratio of this package's own figure to a series."""
         ours = self.find(self.ours)
         return ours.over(series) if ours is not None and any(series.rounds) else None
 
     def document(self) -> dict[str, Any]:
-        """Give all of it as JSON has it."""
+        """Return everything as JSON."""
         return {
             "title": self.title,
             "unit": self.unit,
-            "yardstick": self.yardstick,
+            "baseline": self.baseline,
             "ours": self.ours,
             "notes": self.notes,
             "series": [
@@ -98,7 +115,7 @@ class Section:
                     "name": series.name,
                     "rounds": series.rounds,
                     **_document(series.spread),
-                    "over_yardstick": _document(self.over_yardstick(series)),
+                    "over_baseline": _document(self.over_baseline(series)),
                     "ours_over_it": _document(self.ours_over(series)),
                 }
                 for series in self.series
@@ -111,22 +128,33 @@ def _document(spread: Spread | None) -> dict[str, float]:
 
 
 class Rounds:
-    """Gathers figures while rounds go by."""
+    """Collects figures round by round."""
 
     def __init__(self) -> None:
         self._found: dict[str, list[float]] = {}
 
     def add(self, name: str, value: float) -> None:
-        """Note a contender's figure of this round."""
+        """Add a contender's figure of this round."""
         self._found.setdefault(name, []).append(value)
 
     def series(self, names: Iterable[str] | None = None) -> tuple[Series, ...]:
-        """Give what was gathered, of some contenders or of all."""
+        """Return what was collected, of some contenders or of all."""
         wanted = self._found if names is None else [name for name in names if name in self._found]
         return tuple(Series(name, tuple(self._found[name])) for name in wanted)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Give the value that so large a share of them does not exceed."""
+    """Return the value that this share of them does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def cpu() -> float:
+    """Return the CPU seconds that this process has used in all threads."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def peak_memory() -> float:
+    """Return the maximum memory of this process so far, in megabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PER_MEGABYTE

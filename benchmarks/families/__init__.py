@@ -1,1 +1,1 @@
-"""The families of figures: each asks its children round by round, and gives sections."""
+"""The families of figures: each asks its children round by round, and returns sections."""

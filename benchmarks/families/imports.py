@@ -1,16 +1,15 @@
-"""What imports cost beside ``import aiohttp``, and what they bring along."""
+"""What imports cost compared with ``import aiohttp``, and which modules they load."""
 
 import json
 import os
 import subprocess
 import sys
 
-from benchmarks.figures import Rounds, Section
-from benchmarks.plan import Plan
+from benchmarks.figures import Plan, Rounds, Section
 
 _TIMED = "import time; w, c = time.perf_counter(), time.process_time(); {}; "
 _TIMES = "print(time.process_time() - c, time.perf_counter() - w)"
-_BROUGHT = "import json, sys; from signalwire_streams import StreamsClient; print(json.dumps(sorted(sys.modules)))"
+_LOADED = "import json, sys; from signalwire_streams import StreamsClient; print(json.dumps(sorted(sys.modules)))"
 _UNWANTED = ("_cli", "simulator", "receiver", "callbacks", "pytest_plugin")
 _UNWANTED_EXTRAS = ("click", "rich", "trustme", "pytest")
 _IMPORTS = (
@@ -22,9 +21,9 @@ _IMPORTS = (
 
 
 def measure(plan: Plan) -> list[Section]:
-    """Import in fresh processes, in turns."""
+    """Import in new processes, in turn."""
     cpu, wall = Rounds(), Rounds()
-    for number in range(-1, plan.pick(full=21, quick=11)):  # the first round writes the byte code
+    for number in range(-1, plan.pick(full=21, quick=11)):  # the first round writes the bytecode
         for statement in _IMPORTS:
             used, waited = map(float, _python(_TIMED.format(statement) + _TIMES).split())
             if number >= 0:
@@ -35,26 +34,26 @@ def measure(plan: Plan) -> list[Section]:
             title="CPU of an import",
             unit="ms",
             series=cpu.series(),
-            yardstick="import aiohttp",
+            baseline="import aiohttp",
             plotted=True,
-            notes=_rooms(),
+            notes=_packages(),
         ),
-        Section(title="Time of an import", unit="ms", series=wall.series(), yardstick="import aiohttp"),
+        Section(title="Time of an import", unit="ms", series=wall.series(), baseline="import aiohttp"),
     ]
 
 
-def _rooms() -> tuple[str, str]:
-    modules = json.loads(_python(_BROUGHT))
+def _packages() -> tuple[str, str]:
+    modules = json.loads(_python(_LOADED))
     own = {name.split(".")[1] for name in modules if name.startswith("signalwire_streams.")}
-    unwanted = [room for room in _UNWANTED if room in own] + [name for name in _UNWANTED_EXTRAS if name in modules]
+    unwanted = [name for name in _UNWANTED if name in own] + [name for name in _UNWANTED_EXTRAS if name in modules]
     return (
-        f"rooms that the client brings: {', '.join(sorted(own))}",
-        f"imported, though nobody asked for it: {', '.join(unwanted) or 'nothing'}",
+        f"packages that the client loads: {', '.join(sorted(own))}",
+        f"loaded without need: {', '.join(unwanted) or 'nothing'}",
     )
 
 
 def _python(program: str) -> str:
     command = [sys.executable, "-c", program]
-    # Byte code may be written, as it is where a package is installed; or every import would compile this one again.
+    # Bytecode may be written, as for an installed package; otherwise every import would compile this one again.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout  # noqa: S603

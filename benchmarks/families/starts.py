@@ -1,62 +1,67 @@
-"""What a start costs: CPU time of the client, and how many one process makes in a second."""
+"""What a start costs: CPU and rate, growth with size and concurrency, latency, and use of the rate limit."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from benchmarks.children import Child, ChildError, Contender, line_up
-from benchmarks.figures import Rounds, Section
-from benchmarks.plan import Plan
+from benchmarks.figures import Plan, Rounds, Section
+from benchmarks.processes import Child, ChildError, Contender, child, start_all
 from benchmarks.servers import Server, server
 
 HAND = "hand-written aiohttp"
+OURS = "this client"
 SINGLE = "this client, one at a time"
 
-_EVERYWHERE = (
-    (HAND, "benchmarks.starting.by_hand:plain"),
-    ("hand-written aiohttp, tuned", "benchmarks.starting.by_hand:tuned"),
-    (SINGLE, "benchmarks.starting.this_client:single"),
-    ("this client, bulk", "benchmarks.starting.this_client:bulk"),
-    ("this client, bulk with journal", "benchmarks.starting.this_client:journaled"),
+_ON_ALL_LOOPS = (
+    (HAND, "starters:aiohttp_plain"),
+    ("hand-written aiohttp, tuned", "starters:aiohttp_tuned"),
+    (SINGLE, "starters:single"),
+    ("this client, bulk", "starters:bulk"),
+    ("this client, bulk with journal", "starters:journaled"),
 )
-_PEERS = (
-    ("hand-written aiohttp, header for auth=", "benchmarks.starting.by_hand:with_header"),
-    ("twilio (async)", "benchmarks.starting.with_twilio:single"),
-    ("signalwire-sdk 3.0.2 in threads", "benchmarks.starting.with_signalwire_sdk:threads"),
-    ("telnyx (async)", "benchmarks.starting.with_telnyx:single"),
-    ("httpx by hand", "benchmarks.starting.with_httpx:plain"),
+_ON_FIRST_LOOP = (
+    ("hand-written aiohttp, header for auth=", "starters:aiohttp_header"),
+    ("twilio (async)", "starters:twilio"),
+    ("signalwire-sdk 3.0.2 in threads", "starters:signalwire_sdk"),
+    ("telnyx (async)", "starters:telnyx"),
+    ("httpx by hand", "starters:httpx_plain"),
 )
 
 
 class StartsNotConfirmedError(Exception):
-    """A contender did not start what it was told to, so that its figure would be of something else."""
+    """A contender did not start what it was asked to, so its figure would be of something else."""
 
 
-def ask(name: str, child: Child, there: Server, *, starts: int, tag: str) -> dict[str, float]:
-    """Let a child start streams, and check with the server that each was one request."""
-    before = there.served()
-    answer = child.ask(starts=starts, tag=tag)
-    served = there.served() - before
-    if not answer["confirmed"] == served == starts:
-        raise StartsNotConfirmedError(f"{name}: {answer['confirmed']} confirmed, {served} served, {starts} asked for")
+def ask(name: str, child: Child, running: Server, *, starts: int, tag: str, counted: bool = False) -> dict[str, float]:
+    """Start streams in a child, and check with the server that each was one request."""
+    before = running.served()
+    answer = child.ask(starts=starts, tag=tag, counted=counted)
+    _check(name, answer["confirmed"], running.served() - before, starts)
     return answer
 
 
-def measure(plan: Plan) -> list[Section]:
-    """Let all contenders start the same streams in turns."""
+def _check(name: str, confirmed: int, served: int, starts: int) -> None:
+    if not confirmed == served == starts:
+        raise StartsNotConfirmedError(f"{name}: {confirmed} confirmed, {served} served, {starts} asked for")
+
+
+def measure_starts(plan: Plan) -> list[Section]:
+    """Start the same streams with all contenders in turn."""
     contenders = [
-        Contender(_on(name, loop), target, loop) for loop in plan.loops for name, target in _contenders(loop, plan)
+        Contender(_on(name, loop), target, loop)
+        for loop in plan.loops
+        for name, target in (*_ON_ALL_LOOPS, *(_ON_FIRST_LOOP if loop == plan.loops[0] else ()))
     ]
     rounds, passes, starts = plan.pick(full=(7, 2, 600), quick=(3, 1, 300))
     costs, rates = Rounds(), Rounds()
-    with server() as there, ExitStack() as stack:
-        children, notes = line_up(stack, contenders, base_url=there.base_url)
+    with server() as running, ExitStack() as stack:
+        children, notes = start_all(stack, contenders, base_url=running.base_url)
         for number in range(-1, rounds):  # the first round warms up, and opens the connections
             spent = dict.fromkeys(children, (0.0, 0.0))
-            # Short turns: what slows the machine for a second then slows all contenders, not one.
+            # Short turns: what slows the machine for a second then slows all contenders.
             for turn in range(passes):
                 for name, child in list(children.items()):
                     try:
-                        answer = ask(name, child, there, starts=starts, tag=f"{number}-{turn}")
+                        answer = ask(name, child, running, starts=starts, tag=f"{number}-{turn}")
                     except ChildError as error:
                         del children[name]
                         notes.append(f"left out: {name}, since {error}")
@@ -67,33 +72,149 @@ def measure(plan: Plan) -> list[Section]:
                 cpu, seconds = spent[name]
                 costs.add(name, cpu / (starts * passes) * 1e6)
                 rates.add(name, starts * passes / seconds)
-    about = f"{starts * passes} starts a round, from 16 workers; the other side is {there.name}"
+    about = f"{starts * passes} starts a round, from 16 workers; the server is {running.name}"
     sections = []
     for loop in plan.loops:
-        names = [name for contender in contenders if contender.loop == loop and (name := contender.name) in children]
-        sections += _sections(loop, names, costs, rates, (about, *notes))
+        names = [contender.name for contender in contenders if contender.loop == loop and contender.name in children]
+        sections += [
+            Section(
+                title=f"CPU per start, {loop}",
+                unit="µs",
+                series=costs.series(names),
+                baseline=_on(HAND, loop),
+                ours=_on(SINGLE, loop),
+                plotted=True,
+                notes=(about, *notes),
+            ),
+            Section(title=f"Starts per second of one process, {loop}", unit="1/s", series=rates.series(names)),
+        ]
     return sections
-
-
-def _contenders(loop: str, plan: Plan) -> Sequence[tuple[str, str]]:
-    return (*_EVERYWHERE, *_PEERS) if loop == plan.loops[0] else _EVERYWHERE
 
 
 def _on(name: str, loop: str) -> str:
     return name if loop == "asyncio" else f"{name}, {loop}"
 
 
-def _sections(loop: str, names: list[str], costs: Rounds, rates: Rounds, notes: tuple[str, ...]) -> list[Section]:
-    hand, single = _on(HAND, loop), _on(SINGLE, loop)
+_CONCURRENCY = 64
+_WARM_UP = 1_000
+
+
+def measure_growth(plan: Plan) -> list[Section]:
+    """Run bulk runs of all sizes and concurrencies, each in a new process whose connections are open."""
+    sizes = plan.pick(full=(100, 1_000, 10_000, 100_000), quick=(100, 1_000, 5_000))
+    widths = plan.pick(full=(1, 8, 64, 256, 512), quick=(1, 64, 512))
+    starts = plan.pick(full=2_000, quick=1_000)
+    by_size, by_width = (Rounds(), Rounds()), (Rounds(), Rounds())
+    with server() as running:
+        for number in range(plan.long_rounds):
+            for size in sizes:
+                _grow(by_size, f"{size:,}", running, starts=size, concurrency=_CONCURRENCY, number=number)
+            for width in widths:
+                _grow(by_width, str(width), running, starts=starts, concurrency=width, number=number)
+    about = f"bulk runs with a journal, concurrency {_CONCURRENCY}; the server is {running.name}"
+    grown = ("peak above that of a client which has made a run of 1,000 before",)
     return [
         Section(
-            title=f"CPU per start, {loop}",
+            title="CPU per start by number of targets",
             unit="µs",
-            series=costs.series(names),
-            yardstick=hand,
-            ours=single,
+            series=by_size[0].series(),
+            baseline="1,000",
             plotted=True,
-            notes=notes,
+            notes=(about,),
         ),
-        Section(title=f"Starts per second of one process, {loop}", unit="1/s", series=rates.series(names)),
+        Section(title="Memory by number of targets", unit="MB", series=by_size[1].series(), plotted=True, notes=grown),
+        Section(
+            title="CPU per start by concurrency",
+            unit="µs",
+            series=by_width[0].series(),
+            baseline="64",
+            plotted=True,
+            notes=(f"bulk runs of {starts:,} with a journal",),
+        ),
+        Section(title="Memory by concurrency", unit="MB", series=by_width[1].series(), notes=grown),
     ]
+
+
+def _grow(
+    rounds: tuple[Rounds, Rounds], name: str, running: Server, *, starts: int, concurrency: int, number: int
+) -> None:
+    with child("starters:journaled", base_url=running.base_url, concurrency=concurrency) as client:
+        ask(name, client, running, starts=_WARM_UP, tag="warm-up")
+        answer = ask(name, client, running, starts=starts, tag=f"round-{number}")
+    rounds[0].add(name, answer["cpu"] / starts * 1e6)
+    rounds[1].add(name, answer["grown"])
+
+
+def measure_latency(plan: Plan) -> list[Section]:
+    """Start by hand and with this client alternately, one at a time: what one caller waits for one start."""
+    pairs = plan.pick(full=1_000, quick=200)
+    medians, tails, added = Rounds(), Rounds(), Rounds()
+    with server() as running, child("starters:latency", plan.loops[0], base_url=running.base_url) as both:
+        for number in range(-1, plan.pick(full=7, quick=3)):
+            answer = both.ask(pairs=pairs, tag=f"round-{number}")
+            if number < 0:
+                continue
+            for name, side in ((HAND, "hand"), (OURS, "ours")):
+                medians.add(name, answer[side]["median"])
+                tails.add(name, answer[side]["p99"])
+            added.add("median", answer["ours"]["median"] - answer["hand"]["median"])
+            added.add("99th percentile", answer["ours"]["p99"] - answer["hand"]["p99"])
+    about = f"{pairs} pairs a round, alternating in one process; the server is {running.name}"
+    sides = (("median", medians.series()), ("99th percentile", tails.series()))
+    return [
+        *(
+            Section(
+                title=f"One start at a time: {what}",
+                unit="µs",
+                series=series,
+                baseline=HAND,
+                plotted=True,
+                notes=(about,),
+            )
+            for what, series in sides
+        ),
+        Section(title="What this client adds to one start", unit="µs", series=added.series()),
+    ]
+
+
+# Source: https://signalwire.com/docs/platform/rate-limits
+_LIMIT, _WINDOW = 13_800, 10.0
+
+
+def measure_pacing(plan: Plan) -> list[Section]:
+    """Run journaled bulk runs for a little longer than one window, with the rate limiter on."""
+    seconds = plan.pick(full=_WINDOW + 2.0, quick=3.5)
+    window = plan.pick(full=_WINDOW, quick=2.0)
+    used, worst, cores = Rounds(), Rounds(), Rounds()
+    for _ in range(plan.long_rounds):
+        for utilization in (1.0, 0.9):
+            rate = _LIMIT / _WINDOW * utilization
+            answer = _pace(utilization, int(rate * seconds), window)
+            name = f"utilization={utilization}: {rate:,.0f} starts a second"
+            used.add(name, answer["steady"] / (rate * window) * 100)
+            worst.add(name, answer["busiest"] / (rate * window) * 100)
+            cores.add(name, answer["cpu"] / answer["seconds"] * 100)
+    about = f"bulk runs with a journal, {seconds:.0f} s each, against a small server that records each arrival"
+    seen = f"the fullest {window:.0f} s on the server; 100 is all that the client may send"
+    return [
+        Section(title="Use of the rate limit", unit="%", series=used.series(), notes=(about,)),
+        Section(title="Worst window", unit="%", series=worst.series(), plotted=True, notes=(seen,)),
+        Section(title="CPU of the client at that rate", unit="% of one core", series=cores.series(), plotted=True),
+    ]
+
+
+def _pace(utilization: float, starts: int, window: float) -> dict[str, float]:
+    with child("servers:serve") as running:
+        base_url = f"http://127.0.0.1:{running.ask()['port']}"
+        with child("starters:journaled", base_url=base_url, utilization=utilization) as client:
+            client.ask(starts=200, tag="warm-up")
+            running.ask(forget=True)
+            answer = client.ask(starts=starts, tag="run")
+            seen = running.ask(window=window)
+    _check(OURS, answer["confirmed"], seen["served"], starts)
+    return {**answer, **seen}
+
+
+def contenders_of_instructions() -> Sequence[tuple[str, str]]:
+    """Return the contenders whose instructions are counted: the baseline first."""
+    return (_ON_ALL_LOOPS[0], *_ON_ALL_LOOPS[2:])

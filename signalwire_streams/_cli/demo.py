@@ -269,7 +269,7 @@ def _count_exact_tracks(path: Path) -> int:
 
 
 def _sent(track: str, length: int) -> "array[int]":
-    clip = _TONE.clip(track, _RATE).samples
+    clip = _TONE.clip(track, _RATE).samples(0, _RATE)
     return (clip * (length // len(clip) + 1))[:length]
 
 

@@ -1,13 +1,13 @@
-"""A SignalWire Space that lives in this process: the other side of tests and benchmarks.
+"""A SignalWire Space in this process: the other side of tests and benchmarks.
 
-It imports nothing of the client half of this package and spells the wire itself, so that a mistake in the client
-cannot pass unseen.
+It imports nothing of the client half of this package and implements the protocol independently, so that a mistake in
+the client cannot go unnoticed.
 
 ```python
 async with SimulatedSpace(conferences=200, calls=20) as space:
-    space.faults.add("reset", on="start", created=True, times=1)
+    space.faults.add("reset", on="start", executed=True, times=1)
     ...  # talk to space.base_url with space.project and space.token
-    assert space.streams.doubled() == []
+    assert space.streams.duplicates() == []
 ```
 """
 

@@ -1,273 +1,392 @@
-"""Fault rules: which request or connection runs into which fault (pure).
+"""Fault injection: what can go wrong, what it happens to, and what is sent instead (pure).
 
-Rules are tried in the order in which they were added. A request, connection or callback trips at most one rule, and
-only one that no earlier rule has taken moves a later rule's counter: which are spoiled is exact and, under one seed,
-the same in each run. A stream that is dialled trips all the rules that apply to it.
+Rules are matched in the order in which they were added. A request, connection or callback triggers at most one rule,
+and only those that no earlier rule took advance a later rule's counter: which are hit is exact, and the same in each
+run under one seed. A stream that is dialled triggers every rule that applies to it.
+
+To add a fault, add a member to `FaultKind`: it holds all that there is to know about a kind. Only kinds that change how
+a stream is dialled or a callback is sent need code elsewhere, where that is done.
 """
 
+import json
 import random
-from collections.abc import Mapping
-from enum import StrEnum
-from types import MappingProxyType
-from typing import Any, Final, Literal, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import Enum, StrEnum, auto
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
-from attrs import define, evolve, field, frozen
+from attrs import Attribute, define, evolve, field, frozen
 
 from signalwire_streams.simulator._routes import OPERATIONS, UNKNOWN
+from signalwire_streams.simulator._serializers import (
+    Response,
+    api_error,
+    http_message,
+    json_response,
+    reason_phrase,
+    retry_after_header,
+)
 
 Body = Literal["api", "html", "empty"]
 DuplicateAnswer = Literal["http-error", "stream-error"]
 
 
-class FaultKind(StrEnum):
-    """What a fault does: to a request, an answer or a connection; to a stream's socket or frames; to a callback."""
+def _must_be(wanted: str, is_valid: Callable[[Any], bool]) -> Callable[[object, "Attribute[Any]", object], None]:
+    def check(_: object, attribute: "Attribute[Any]", value: object) -> None:
+        if not is_valid(value):
+            raise ValueError(f"{attribute.name} must be {wanted}, not {value!r}")
 
-    LATENCY = "latency"
-    HANG = "hang"
-    RESET = "reset"
-    DISCONNECT = "disconnect"
-    RESET_ON_CONNECT = "reset-on-connect"
-    THROTTLE = "throttle"
-    STATUS = "status"
-    PROXY_500 = "500"
-    PROXY_502 = "502"
-    PROXY_503 = "503"
-    PROXY_504 = "504"
-    API_503 = "503-api"
-    GARBAGE = "garbage"
-    HTML = "html"
-    TRUNCATED_HEADERS = "truncated-headers"
-    TRUNCATED_BODY = "truncated-body"
-    WRONG_CONTENT_TYPE = "wrong-content-type"
-    MISSING_SID = "missing-sid"
-    EMPTY = "empty"
-    INVALID_JSON = "invalid-json"
-    REDIRECT = "redirect"
-    DUPLICATE_NAME = "duplicate-name"
-    SOCKET_FIRST = "socket-first"
-    SOCKET_REFUSED = "socket-refused"
-    SOCKET_SLOW = "socket-slow"
-    TLS_UNTRUSTED = "tls-untrusted"
-    CONNECTION_DROPPED = "connection-dropped"
-    NO_STOP = "no-stop"
-    FRAMES_LOST = "frames-lost"
-    FRAMES_DUPLICATED = "frames-duplicated"
-    FRAMES_REORDERED = "frames-reordered"
-    FRAMES_CORRUPTED = "frames-corrupted"
-    FRAMES_IN_BURSTS = "frames-in-bursts"
-    CALLBACK_LOST = "callback-lost"
-    CALLBACK_DUPLICATED = "callback-duplicated"
-    CALLBACK_DELAYED = "callback-delayed"
-    CALLBACK_REORDERED = "callback-reordered"
-    CALLBACK_BAD_SIGNATURE = "callback-bad-signature"
+    return check
+
+
+def _one_of(*words: str) -> Callable[[object, "Attribute[Any]", object], None]:
+    *most, last = map(repr, words)
+    return _must_be(f"{', '.join(most)} or {last}", words.__contains__)
+
+
+_is_count = _must_be("a whole number from 1", lambda value: isinstance(value, int) and value >= 1)
 
 
 @frozen(kw_only=True)
 class FaultSettings:
-    """How a fault goes about it; each kind takes only its own settings.
+    """How a fault behaves; each kind takes only its own settings.
 
     Attributes:
-        seconds: how long ``latency`` holds an answer back. The request stands in the journal before that, unless
-            the rule has created=False, which carries it out behind the delay. Also what ``socket-slow`` waits
-            between connection and upgrade, and ``callback-delayed`` before its first try.
-        read_body: whether ``hang`` and ``reset`` take the request's body off the socket.
+        seconds: how long ``latency`` delays the response. The request is logged before that, unless the rule has
+            executed=False, which executes it after the delay. Also how long ``socket-slow`` waits between connection
+            and upgrade, and ``callback-delayed`` before its first attempt.
+        read_body: whether ``hang`` and ``reset`` read the request's body.
         status: the HTTP status of ``throttle``, ``status`` and ``redirect``.
         body: ``api`` for the API's JSON error body, ``html`` for a proxy's page, ``empty`` for nothing.
         code: the API's error code in that body; None chooses one that fits the status.
         retry_after: seconds, or the header's text.
-        headers: more headers.
+        headers: additional headers.
         location: where ``redirect`` points to.
-        as_: how ``duplicate-name`` is told: ``http-error`` or ``stream-error``.
-        after: media frames that go out before ``connection-dropped``.
-        every: every so manieth media frame is lost, doubled, overtaken or broken.
-        frames: media frames that come together with ``frames-in-bursts``.
+        as_: how ``duplicate-name`` is reported: ``http-error`` or ``stream-error``.
+        after: media frames that are sent before ``connection-dropped``.
+        every: every n-th media frame is lost, duplicated, reordered or corrupted.
+        frames: media frames that arrive together with ``frames-in-bursts``.
     """
 
-    seconds: float = 0.0
-    read_body: bool = True
-    status: int = 500
-    body: Body = "html"
-    code: int | None = None
-    retry_after: float | str | None = None
-    headers: Mapping[str, str] = MappingProxyType({})
-    location: str = "/"
-    as_: DuplicateAnswer = "http-error"
-    after: int = 10
-    every: int = 10
-    frames: int = 10
+    seconds: float = field(
+        default=0.0,
+        validator=_must_be("a number of seconds", lambda value: isinstance(value, int | float) and value >= 0),
+    )
+    read_body: bool = field(default=True, validator=_must_be("True or False", lambda value: isinstance(value, bool)))
+    status: int = field(
+        default=500,
+        validator=_must_be("an HTTP status from 200 to 599", lambda value: value in range(200, 600)),
+    )
+    body: Body = field(default="html", validator=_one_of("api", "html", "empty"))
+    code: int | None = field(
+        default=None,
+        validator=_must_be("an error code such as 20429", lambda value: value is None or isinstance(value, int)),
+    )
+    retry_after: float | str | None = field(
+        default=None,
+        validator=_must_be(
+            "seconds or the header's text", lambda value: value is None or isinstance(value, int | float | str)
+        ),
+    )
+    headers: Mapping[str, str] = field(
+        factory=dict,
+        validator=_must_be("a mapping of header names to values", lambda value: isinstance(value, Mapping)),
+    )
+    location: str = field(default="/", validator=_must_be("a text", lambda value: isinstance(value, str)))
+    as_: DuplicateAnswer = field(default="http-error", validator=_one_of("http-error", "stream-error"))
+    after: int = field(default=10, validator=_is_count)
+    every: int = field(default=10, validator=_is_count)
+    frames: int = field(default=10, validator=_is_count)
 
 
-_STATUS_SETTINGS: Final = ("body", "code", "retry_after", "headers")
+class Disconnection(Enum):
+    """A connection that ends without a response."""
 
-# What each kind can be told, and what it does when it is not told.
-_KINDS: Final[Mapping[FaultKind, tuple[tuple[str, ...], FaultSettings]]] = MappingProxyType(
-    {
-        FaultKind.LATENCY: (("seconds",), FaultSettings()),
-        FaultKind.HANG: (("read_body",), FaultSettings()),
-        FaultKind.RESET: (("read_body",), FaultSettings(read_body=False)),
-        FaultKind.THROTTLE: (("status", *_STATUS_SETTINGS), FaultSettings(status=429, body="api")),
-        FaultKind.STATUS: (("status", *_STATUS_SETTINGS), FaultSettings()),
-        FaultKind.PROXY_500: (_STATUS_SETTINGS, FaultSettings(status=500)),
-        FaultKind.PROXY_502: (_STATUS_SETTINGS, FaultSettings(status=502)),
-        FaultKind.PROXY_503: (_STATUS_SETTINGS, FaultSettings(status=503)),
-        FaultKind.PROXY_504: (_STATUS_SETTINGS, FaultSettings(status=504)),
-        FaultKind.API_503: (_STATUS_SETTINGS, FaultSettings(status=503, body="api")),
-        FaultKind.REDIRECT: (("status", "location"), FaultSettings(status=307)),
-        FaultKind.DUPLICATE_NAME: (("as_",), FaultSettings()),
-        FaultKind.SOCKET_SLOW: (("seconds",), FaultSettings()),
-        FaultKind.CONNECTION_DROPPED: (("after",), FaultSettings()),
-        FaultKind.FRAMES_LOST: (("every",), FaultSettings()),
-        FaultKind.FRAMES_DUPLICATED: (("every",), FaultSettings()),
-        FaultKind.FRAMES_REORDERED: (("every",), FaultSettings()),
-        FaultKind.FRAMES_CORRUPTED: (("every",), FaultSettings()),
-        FaultKind.FRAMES_IN_BURSTS: (("frames",), FaultSettings()),
-        FaultKind.CALLBACK_DELAYED: (("seconds",), FaultSettings()),
-    }
-)
-_NO_SETTINGS: Final[tuple[tuple[str, ...], FaultSettings]] = ((), FaultSettings())
-_NEEDED: Final = MappingProxyType(
-    {
-        FaultKind.LATENCY: "seconds",
-        FaultKind.STATUS: "status",
-        FaultKind.SOCKET_SLOW: "seconds",
-        FaultKind.CALLBACK_DELAYED: "seconds",
-    }
-)
+    RESET = auto()
+    HANG = auto()
 
 
-def read_settings(kind: FaultKind, given: Mapping[str, Any]) -> FaultSettings:
-    """Check a kind's settings and fill in the rest.
+@frozen
+class RawBytes:
+    """Bytes that are sent as they are; then the connection is closed with FIN."""
 
-    Raises:
-        ValueError: a setting that the kind does not take or needs, or a value out of range.
-    """
-    allowed, defaults = _KINDS.get(kind, _NO_SETTINGS)
-    for name in given:
-        if name not in allowed:
-            takes = f"takes {', '.join(allowed)}" if allowed else "takes no settings"
-            raise ValueError(f"{name} is no setting of {kind.value!r}, which {takes}")
-    needed = _NEEDED.get(kind)
-    if needed is not None and needed not in given:
-        raise ValueError(f"{kind.value!r} needs {needed}=..., as in faults.add({kind.value!r}, {needed}=...)")
-    for name, value in given.items():
-        sentence = _RULES[name](value)
-        if sentence is not None:
-            raise ValueError(f"{name} must be {sentence}, not {value!r}")
-    return evolve(defaults, **given)
+    data: bytes = field(repr=False)
 
 
-def _seconds(value: object) -> str | None:
-    return None if isinstance(value, int | float) and value >= 0 else "a number of seconds"
+FaultyResponse: TypeAlias = Response | RawBytes | Disconnection
+_Responder: TypeAlias = Callable[[Response, FaultSettings], FaultyResponse]
+
+NOT_EXECUTED = json_response({"sid": "00000000-0000-4000-8000-000000000000", "status": "queued"})
+"""Stands for the response to a request that was not executed: a sid that nothing has."""
+
+# The API's codes by HTTP status, where a documented one fits; a 503 is "unknown", not an internal error.
+_CODES = {401: 20003, 403: 10003, 404: 20404, 429: 20429, 500: 20504}
+_UNKNOWN_ERROR = 20001
 
 
-def _number(value: object) -> str | None:
-    return None if isinstance(value, int) and value >= 1 else "a whole number from 1"
+def _page(status: int) -> bytes:
+    title = f"{status} {reason_phrase(status)}"
+    return f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n".encode()
 
 
-def _boolean(value: object) -> str | None:
-    return None if isinstance(value, bool) else "True or False"
+def _error(_: Response, settings: FaultSettings) -> Response:
+    status, headers = settings.status, {**settings.headers, **retry_after_header(settings.retry_after)}
+    if settings.body == "api":
+        code = settings.code if settings.code is not None else _CODES.get(status, _UNKNOWN_ERROR)
+        return evolve(api_error(status, code, reason_phrase(status)), headers=headers)
+    return Response(status, b"" if settings.body == "empty" else _page(status), "text/html", headers)
 
 
-def _status(value: object) -> str | None:
-    lowest, highest = 200, 599
-    return None if isinstance(value, int) and lowest <= value <= highest else "an HTTP status from 200 to 599"
+def _redirect(_: Response, settings: FaultSettings) -> Response:
+    return Response(settings.status, _page(settings.status), "text/html", {"Location": settings.location})
 
 
-def _body(value: object) -> str | None:
-    return None if value in get_args(Body) else "'api', 'html' or 'empty'"
+def _without_sid(response: Response, _: FaultSettings) -> Response:
+    document = {name: value for name, value in json.loads(response.body).items() if name != "sid"}
+    return evolve(response, body=json.dumps(document).encode())
 
 
-def _code(value: object) -> str | None:
-    return None if value is None or isinstance(value, int) else "an error code such as 20429"
+class FrameFault(Protocol):
+    """Changes the media frames of one stream before they are sent."""
+
+    def process(self, frames: Sequence[str]) -> list[str]:
+        """Return what is sent in place of the frames of one packet time."""
+        ...
+
+    def flush(self) -> list[str]:
+        """Return what is still held back at the end."""
+        ...
 
 
-def _retry_after(value: object) -> str | None:
-    return None if value is None or isinstance(value, int | float | str) else "seconds or the header's text"
+class _ReplaceEveryNth:
+    def __init__(self, every: int, replace: Callable[[str], list[str]]) -> None:
+        self._every = every
+        self._replace = replace
+        self._count = 0
+
+    def process(self, frames: Sequence[str]) -> list[str]:
+        sent = []
+        for frame in frames:
+            self._count += 1
+            sent += [frame] if self._count % self._every else self._replace(frame)
+        return sent
+
+    def flush(self) -> list[str]:
+        return []
 
 
-def _headers(value: object) -> str | None:
-    return None if isinstance(value, Mapping) else "a mapping of header names to values"
+class _SwapEveryNth:
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._count = 0
+        self._held: list[str] = []
+
+    def process(self, frames: Sequence[str]) -> list[str]:
+        sent = []
+        for frame in frames:
+            self._count += 1
+            if not self._held and self._count % self._every == 0:
+                self._held = [frame]
+            else:
+                sent += [frame, *self.flush()]
+        return sent
+
+    def flush(self) -> list[str]:
+        held, self._held = self._held, []
+        return held
 
 
-def _text(value: object) -> str | None:
-    return None if isinstance(value, str) else "a text"
+class _Bursts:
+    def __init__(self, frames: int) -> None:
+        self._frames = frames
+        self._held: list[str] = []
+
+    def process(self, frames: Sequence[str]) -> list[str]:
+        self._held += frames
+        return self.flush() if len(self._held) >= self._frames else []
+
+    def flush(self) -> list[str]:
+        held, self._held = self._held, []
+        return held
 
 
-def _duplicate(value: object) -> str | None:
-    return None if value in get_args(DuplicateAnswer) else "'http-error' or 'stream-error'"
+def _replaced(replace: Callable[[str], list[str]]) -> Callable[[FaultSettings], FrameFault]:
+    return lambda settings: _ReplaceEveryNth(settings.every, replace)
 
 
-_RULES: Final = MappingProxyType(
-    {
-        "seconds": _seconds,
-        "read_body": _boolean,
-        "status": _status,
-        "body": _body,
-        "code": _code,
-        "retry_after": _retry_after,
-        "headers": _headers,
-        "location": _text,
-        "as_": _duplicate,
-        "after": _number,
-        "every": _number,
-        "frames": _number,
-    }
-)
-
-
-_START: Final = frozenset({"start-conference-stream", "start-call-stream"})
-_SCOPES: Final = {
+_STARTS = frozenset({"start-conference-stream", "start-call-stream"})
+_REQUEST_SCOPES = {
     "any": OPERATIONS - {UNKNOWN},
-    "start": _START,
+    "start": _STARTS,
     "stop": frozenset({"stop-conference-stream", "stop-call-stream"}),
     "list": frozenset({"list-conferences", "list-participants", "list-calls"}),
     "get": frozenset({"get-conference", "get-call"}),
     **{operation: frozenset({operation}) for operation in OPERATIONS},
 }
-_CALLBACKS: Final = frozenset({"stream-started", "stream-stopped", "stream-error"})
-_CALLBACK_SCOPES: Final = {"any": _CALLBACKS, **{event: frozenset({event}) for event in _CALLBACKS}}
+_EVENTS = frozenset({"stream-started", "stream-stopped", "stream-error"})
 
-# A connection has no operation, and neither has the dialling of a stream; these stand for them.
-_CONNECT: Final = frozenset({"connect"})
-_DIAL: Final = frozenset({"dial"})
 
-# These spoil an answer that must exist first, so they carry the operation out unless told otherwise.
-_CARRIED_OUT: Final = frozenset(
-    {
-        FaultKind.LATENCY,
-        FaultKind.TRUNCATED_BODY,
-        FaultKind.WRONG_CONTENT_TYPE,
-        FaultKind.MISSING_SID,
-        FaultKind.EMPTY,
-        FaultKind.INVALID_JSON,
-        FaultKind.SOCKET_FIRST,
-    }
+@frozen(eq=False)
+class _Subject:
+    """What a kind of fault happens to.
+
+    Attributes:
+        scopes: the values of ``on``, and the operations that each stands for. The first is the default.
+        when: completes the sentence that refuses the arguments in ``refused``.
+        refused: arguments of `Faults.add` that make no sense.
+    """
+
+    scopes: Mapping[str, frozenset[str]]
+    when: str = ""
+    refused: tuple[str, ...] = ()
+
+
+_REQUEST = _Subject(_REQUEST_SCOPES)
+_START = _Subject({name: scope for name, scope in _REQUEST_SCOPES.items() if scope <= _STARTS})
+_EXECUTED_START = evolve(_START, when="to a start that is executed", refused=("executed",))
+# Neither a connection nor the dialling of a stream is an operation of the API; these stand for them.
+_CONNECTION = _Subject(
+    {"any": frozenset({"connect"})}, "before a request is read", ("on", "target", "per_target", "executed")
+)
+_DIALLING = _Subject({"any": frozenset({"dial"})}, "to a stream that is dialled", ("on", "executed"))
+_CALLBACK = _Subject(
+    {"any": _EVENTS, **{event: frozenset({event}) for event in sorted(_EVENTS)}}, "to a callback", ("executed",)
 )
 
-_OF_STARTS: Final = frozenset({FaultKind.DUPLICATE_NAME, FaultKind.SOCKET_FIRST})
-_OF_SOCKETS: Final = frozenset(
-    {
-        FaultKind.SOCKET_REFUSED,
-        FaultKind.SOCKET_SLOW,
-        FaultKind.TLS_UNTRUSTED,
-        FaultKind.CONNECTION_DROPPED,
-        FaultKind.NO_STOP,
-        FaultKind.FRAMES_LOST,
-        FaultKind.FRAMES_DUPLICATED,
-        FaultKind.FRAMES_REORDERED,
-        FaultKind.FRAMES_CORRUPTED,
-        FaultKind.FRAMES_IN_BURSTS,
-    }
-)
-_OF_CALLBACKS: Final = frozenset(
-    {
-        FaultKind.CALLBACK_LOST,
-        FaultKind.CALLBACK_DUPLICATED,
-        FaultKind.CALLBACK_DELAYED,
-        FaultKind.CALLBACK_REORDERED,
-        FaultKind.CALLBACK_BAD_SIGNATURE,
-    }
-)
+
+@frozen(kw_only=True)
+class _Definition:
+    """Everything there is to know about a kind of fault.
+
+    Attributes:
+        subject: what it happens to.
+        takes: its settings.
+        needs: the setting that must be given.
+        defaults: the settings that are not given.
+        executed: whether the request is executed unless the rule says otherwise.
+        respond: returns what is sent instead of the response.
+        frames: creates what changes a stream's media frames.
+    """
+
+    subject: _Subject = _REQUEST
+    takes: tuple[str, ...] = ()
+    needs: str | None = None
+    defaults: FaultSettings = FaultSettings()
+    executed: bool = False
+    respond: _Responder = lambda response, _: response
+    frames: Callable[[FaultSettings], FrameFault] | None = None
+
+
+_PLAIN = _Definition()
+_DEFINITIONS: dict[str, _Definition] = {}
+_ERROR = ("body", "code", "retry_after", "headers")
+
+
+class FaultKind(StrEnum):
+    """What a fault does: to a request, response or connection; to a stream's socket or frames; to a callback."""
+
+    def __new__(cls, value: str, definition: _Definition = _PLAIN) -> Self:
+        """Create a kind, and register its definition."""
+        kind = str.__new__(cls, value)
+        kind._value_ = value
+        _DEFINITIONS[value] = definition
+        return kind
+
+    @property
+    def requires_audio(self) -> bool:
+        """Whether it can happen only in a Space with audio, which dials."""
+        return _DEFINITIONS[self].subject in {_DIALLING, _EXECUTED_START}
+
+    @property
+    def requires_callbacks(self) -> bool:
+        """Whether it can happen only in a Space with callbacks."""
+        return _DEFINITIONS[self].subject is _CALLBACK
+
+    LATENCY = "latency", _Definition(takes=("seconds",), needs="seconds", executed=True)
+    HANG = "hang", _Definition(takes=("read_body",), respond=lambda *_: Disconnection.HANG)
+    RESET = (
+        "reset",
+        _Definition(
+            takes=("read_body",), defaults=FaultSettings(read_body=False), respond=lambda *_: Disconnection.RESET
+        ),
+    )
+    DISCONNECT = "disconnect", _Definition(respond=lambda *_: RawBytes(b""))
+    RESET_ON_CONNECT = "reset-on-connect", _Definition(subject=_CONNECTION)
+    THROTTLE = (
+        "throttle",
+        _Definition(takes=("status", *_ERROR), defaults=FaultSettings(status=429, body="api"), respond=_error),
+    )
+    STATUS = "status", _Definition(takes=("status", *_ERROR), needs="status", respond=_error)
+    PROXY_500 = "500", _Definition(takes=_ERROR, defaults=FaultSettings(status=500), respond=_error)
+    PROXY_502 = "502", _Definition(takes=_ERROR, defaults=FaultSettings(status=502), respond=_error)
+    PROXY_503 = "503", _Definition(takes=_ERROR, defaults=FaultSettings(status=503), respond=_error)
+    PROXY_504 = "504", _Definition(takes=_ERROR, defaults=FaultSettings(status=504), respond=_error)
+    API_503 = "503-api", _Definition(takes=_ERROR, defaults=FaultSettings(status=503, body="api"), respond=_error)
+    GARBAGE = "garbage", _Definition(respond=lambda *_: RawBytes(b"\x16\x03\x01 this is not HTTP\x00\xff\r\n\r\n"))
+    HTML = "html", _Definition(respond=lambda *_: Response(200, _page(200), "text/html"))
+    TRUNCATED_HEADERS = (
+        "truncated-headers",
+        _Definition(respond=lambda response, _: RawBytes(http_message(response).partition(b"\r\n\r\n")[0])),
+    )
+    TRUNCATED_BODY = (  # by at least a byte
+        "truncated-body",
+        _Definition(
+            executed=True,
+            respond=lambda response, _: RawBytes(http_message(response)[: -(len(response.body) + 1) // 2]),
+        ),
+    )
+    WRONG_CONTENT_TYPE = (
+        "wrong-content-type",
+        _Definition(executed=True, respond=lambda response, _: evolve(response, content_type="text/plain")),
+    )
+    MISSING_SID = "missing-sid", _Definition(executed=True, respond=_without_sid)
+    EMPTY = "empty", _Definition(executed=True, respond=lambda response, _: evolve(response, body=b""))
+    INVALID_JSON = (
+        "invalid-json",
+        _Definition(
+            executed=True,
+            respond=lambda response, _: evolve(response, body=response.body[: len(response.body) // 2]),
+        ),
+    )
+    REDIRECT = (
+        "redirect",
+        _Definition(takes=("status", "location"), defaults=FaultSettings(status=307), respond=_redirect),
+    )
+    DUPLICATE_NAME = "duplicate-name", _Definition(subject=_START, takes=("as_",))
+    SOCKET_FIRST = "socket-first", _Definition(subject=_EXECUTED_START, executed=True)
+    SOCKET_REFUSED = "socket-refused", _Definition(subject=_DIALLING)
+    SOCKET_SLOW = "socket-slow", _Definition(subject=_DIALLING, takes=("seconds",), needs="seconds")
+    TLS_UNTRUSTED = "tls-untrusted", _Definition(subject=_DIALLING)
+    CONNECTION_DROPPED = "connection-dropped", _Definition(subject=_DIALLING, takes=("after",))
+    NO_STOP = "no-stop", _Definition(subject=_DIALLING)
+    FRAMES_LOST = (
+        "frames-lost",
+        _Definition(subject=_DIALLING, takes=("every",), frames=_replaced(lambda _: [])),
+    )
+    FRAMES_DUPLICATED = (
+        "frames-duplicated",
+        _Definition(subject=_DIALLING, takes=("every",), frames=_replaced(lambda frame: [frame, frame])),
+    )
+    FRAMES_REORDERED = (
+        "frames-reordered",
+        _Definition(subject=_DIALLING, takes=("every",), frames=lambda settings: _SwapEveryNth(settings.every)),
+    )
+    FRAMES_CORRUPTED = (  # what is inserted is not Base64
+        "frames-corrupted",
+        _Definition(
+            subject=_DIALLING,
+            takes=("every",),
+            frames=_replaced(lambda frame: [frame.replace('"payload": "', '"payload": "!')]),
+        ),
+    )
+    FRAMES_IN_BURSTS = (
+        "frames-in-bursts",
+        _Definition(subject=_DIALLING, takes=("frames",), frames=lambda settings: _Bursts(settings.frames)),
+    )
+    CALLBACK_LOST = "callback-lost", _Definition(subject=_CALLBACK)
+    CALLBACK_DUPLICATED = "callback-duplicated", _Definition(subject=_CALLBACK)
+    CALLBACK_DELAYED = "callback-delayed", _Definition(subject=_CALLBACK, takes=("seconds",), needs="seconds")
+    CALLBACK_REORDERED = "callback-reordered", _Definition(subject=_CALLBACK)
+    CALLBACK_BAD_SIGNATURE = "callback-bad-signature", _Definition(subject=_CALLBACK)
 
 
 @define(eq=False, kw_only=True)
@@ -278,12 +397,12 @@ class FaultRule:
         kind: what it does.
         operations: the operations it applies to.
         target: the only conference or call it applies to; None for all.
-        times: how often it trips at most; None for without end.
-        one_in: every so manieth matching request trips it.
-        per_target: how often it trips at most for each conference or call.
-        created: whether the operation is carried out although its answer is spoiled.
-        settings: how the fault goes about it.
-        hits: how often it has tripped.
+        times: how often it triggers at most; None for no limit.
+        every_nth: it triggers on every n-th matching request.
+        per_target: how often it triggers at most for each conference or call.
+        executed: whether the request is executed although its response is replaced.
+        settings: how the fault behaves.
+        hits: how often it has triggered.
     """
 
     kind: FaultKind
@@ -300,18 +419,17 @@ class FaultRule:
     _hits_per_target: dict[str | None, int] = field(factory=dict, init=False)
 
     def remove(self) -> None:
-        """Take the rule out; once it is out, this does nothing."""
+        """Remove the rule; removing it again does nothing."""
         if self in self._rules:
             self._rules.remove(self)
 
     def _matches(self, operation: str, target: str | None) -> bool:
-        """Tell whether a request that no earlier rule has taken trips this one, and count it."""
-        if operation not in self.operations or (self.target is not None and target != self.target):
+        if operation not in self.operations or self.target not in {None, target}:
             return False
         if self.times is not None and self.hits >= self.times:
             return False
-        of_target = self._hits_per_target.get(target, 0)
-        if self.per_target is not None and of_target >= self.per_target:
+        hits = self._hits_per_target.get(target, 0)
+        if self.per_target is not None and hits >= self.per_target:
             return False
         if self.every_nth is not None:
             self._counter += 1
@@ -319,16 +437,17 @@ class FaultRule:
                 return False
         self.hits += 1
         if self.per_target is not None:
-            self._hits_per_target[target] = of_target + 1
+            self._hits_per_target[target] = hits + 1
         return True
 
 
-@define(eq=False)
 class Faults:
     """The Space's fault rules."""
 
-    _random: random.Random = field(repr=False)
-    _rules: list[FaultRule] = field(factory=list, init=False)
+    def __init__(self, source: random.Random) -> None:
+        """Create an empty list of rules, whose offsets are drawn from a source."""
+        self._random = source
+        self._rules: list[FaultRule] = []
 
     def __len__(self) -> int:
         return len(self._rules)
@@ -343,52 +462,54 @@ class Faults:
         every_nth: int | None = None,
         per_target: int | None = None,
         executed: bool | None = None,
-        **settings: object,
+        **settings: Any,  # noqa: ANN401  (each setting has its own type)
     ) -> FaultRule:
-        """Add a rule behind those that stand.
+        """Add a rule after the existing ones.
 
         Args:
             kind: what happens, a FaultKind or its text.
             on: "start", "stop", "list", "get", "any" or one operation's name; "any" unless given. For callbacks
                 "stream-started", "stream-stopped" or "stream-error".
             target: only requests for this conference or call.
-            times: trip so often at most; times=1 is "the next one".
-            one_in: trip on every so manieth matching request, from an offset drawn with the Space's seed.
-            per_target: trip so often at most for each conference or call.
-            created: True carries the operation out before the answer is spoiled, False carries nothing out. Unless
-                given, latency, truncated-body, wrong-content-type, missing-sid, empty, invalid-json and socket-first carry it out, the
-                others not.
-            **settings: what the kind takes, see FaultSettings.
+            times: trigger at most this often; times=1 is "the next one".
+            every_nth: trigger on every n-th matching request, from an offset drawn with the Space's seed.
+            per_target: trigger at most this often for each conference or call.
+            executed: True executes the request before its response is replaced, False does not execute it. By default
+                latency, truncated-body, wrong-content-type, missing-sid, empty, invalid-json and socket-first
+                execute it, the others do not.
+            **settings: the kind's settings, see FaultSettings.
 
         Raises:
             ValueError: the kind, the scope or a setting is unknown or does not fit.
         """
-        known = _read_kind(kind)
-        for name, number in (("times", times), ("one_in", every_nth), ("per_target", per_target)):
+        if kind not in _DEFINITIONS:
+            raise ValueError(f"{kind!r} is not a kind of fault; there are {', '.join(sorted(FaultKind))}")
+        known, definition = FaultKind(kind), _DEFINITIONS[kind]
+        for name, number in (("times", times), ("every_nth", every_nth), ("per_target", per_target)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
-        read = read_settings(known, settings)
-        if known is FaultKind.RESET_ON_CONNECT:
-            _refuse_scopes(
-                known, "before a request is known", on=on, target=target, per_target=per_target, created=executed
+        read = _read_settings(known, definition, settings)
+        subject = definition.subject
+        given = {"on": on, "target": target, "per_target": per_target, "executed": executed}
+        refused = [name for name in subject.refused if given[name] is not None]
+        if refused:
+            raise ValueError(
+                f"{known.value!r} happens {subject.when}: leave out {', '.join(refused)}, use times or every_nth"
             )
-        elif known in _OF_SOCKETS:
-            _refuse_scopes(known, "to a stream that is dialled", on=on, created=executed)
-        elif known is FaultKind.SOCKET_FIRST:
-            _refuse_scopes(known, "to a start that is carried out", created=executed)
-        elif known in _OF_CALLBACKS:
-            _refuse_scopes(known, "to a callback", created=executed)
-        carried_out = known in _CARRIED_OUT if executed is None else executed
-        if carried_out and known is FaultKind.DUPLICATE_NAME:
-            raise ValueError("'duplicate-name' starts nothing: leave created out")
+        if executed and known is FaultKind.DUPLICATE_NAME:
+            raise ValueError("'duplicate-name' starts nothing: leave executed out")
+        scopes = subject.scopes
+        scope = scopes.get(next(iter(scopes)) if on is None else on)
+        if scope is None:
+            raise ValueError(f"on={on!r} is not a scope of {known.value!r}; write one of {', '.join(sorted(scopes))}")
         rule = FaultRule(
             kind=known,
-            operations=_read_scope(known, on),
+            operations=scope,
             target=target,
             times=times,
             every_nth=every_nth,
             per_target=per_target,
-            executed=carried_out,
+            executed=definition.executed if executed is None else executed,
             settings=read,
             counter=self._random.randrange(every_nth) if every_nth is not None else 0,
             rules=self._rules,
@@ -397,51 +518,32 @@ class Faults:
         return rule
 
     def clear(self) -> None:
-        """Take every rule out."""
+        """Remove all rules."""
         self._rules.clear()
 
-    def trip(self, operation: str, target: str | None) -> FaultRule | None:
-        """Find the rule that a request trips, and count it there."""
-        return next((rule for rule in self._rules if rule._matches(operation, target)), None)
 
-    def trip_dialling(self, target: str) -> "list[FaultRule]":
-        """Find the rules that the dialling of a stream trips, and count it there: all that apply."""
-        return [rule for rule in self._rules if rule._matches("dial", target)]
-
-    def trip_callback(self, event: str, target: str) -> "FaultRule | None":
-        """Find the rule that a callback trips, and count it there."""
-        return self.trip(event, target)
-
-    def trip_connection(self) -> bool:
-        """Tell whether a new connection is to be reset before anything is read."""
-        return any(rule._matches("connect", None) for rule in self._rules)
+def _read_settings(kind: FaultKind, definition: _Definition, given: Mapping[str, Any]) -> FaultSettings:
+    for name in given:
+        if name not in definition.takes:
+            takes = f"takes {', '.join(definition.takes)}" if definition.takes else "takes no settings"
+            raise ValueError(f"{name} is not a setting of {kind.value!r}, which {takes}")
+    needs = definition.needs
+    if needs is not None and needs not in given:
+        raise ValueError(f"{kind.value!r} needs {needs}=..., as in faults.add({kind.value!r}, {needs}=...)")
+    return evolve(definition.defaults, **given)
 
 
-def _read_kind(kind: FaultKind | str) -> FaultKind:
-    try:
-        return FaultKind(kind)
-    except ValueError:
-        kinds = ", ".join(sorted(FaultKind))
-        raise ValueError(f"{kind!r} is no kind of fault; there are {kinds}") from None
+def matching_rules(faults: Faults, operation: str, target: str | None = None) -> Iterator[FaultRule]:
+    """Yield the rules that an operation triggers, and count each when it is yielded; not a method that users see."""
+    return (rule for rule in faults._rules if rule._matches(operation, target))  # noqa: SLF001
 
 
-def _read_scope(kind: FaultKind, on: str | None) -> frozenset[str]:
-    if kind is FaultKind.RESET_ON_CONNECT:
-        return _CONNECT
-    if kind in _OF_SOCKETS:
-        return _DIAL
-    scopes, usual = _SCOPES, "any"
-    if kind in _OF_CALLBACKS:
-        scopes = _CALLBACK_SCOPES
-    elif kind in _OF_STARTS:
-        scopes, usual = {name: scope for name, scope in _SCOPES.items() if scope <= _START}, "start"
-    scope = scopes.get(usual if on is None else on)
-    if scope is None:
-        raise ValueError(f"on={on!r} is no scope of {kind.value!r}; write one of {', '.join(sorted(scopes))}")
-    return scope
+def faulty_response(rule: FaultRule, response: Response) -> FaultyResponse:
+    """Return what is sent instead of a response."""
+    return _DEFINITIONS[rule.kind].respond(response, rule.settings)
 
 
-def _refuse_scopes(kind: FaultKind, when: str, **scopes: object) -> None:
-    given = [name for name, value in scopes.items() if value is not None]
-    if given:
-        raise ValueError(f"{kind.value!r} happens {when}: leave out {', '.join(given)}, use times or one_in")
+def frame_faults(rules: Sequence[FaultRule]) -> list[FrameFault]:
+    """Create what changes the media frames of a stream that triggered some rules, in their order."""
+    definitions = ((_DEFINITIONS[rule.kind], rule.settings) for rule in rules)
+    return [definition.frames(settings) for definition, settings in definitions if definition.frames is not None]

@@ -1,26 +1,27 @@
-"""What the Space received, in the order of arrival, and waiting for it."""
+"""The log of received requests, and the redaction of what is shown of them."""
 
 import asyncio
 import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, overload
+from typing import TypeVar, overload
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
-HIDDEN: Final = "***"
+_T = TypeVar("_T")
 
-_ADDRESSES: Final = frozenset({"Url", "StatusCallback", "AnnounceUrl"})
-_PLAIN: Final = frozenset(
+_HIDDEN = "***"
+_URLS = frozenset({"Url", "StatusCallback", "AnnounceUrl"})
+_PUBLIC = frozenset(
     {"Name", "Track", "StatusCallbackMethod", "StreamCodec", "StreamRealTime", "Status", "AnnounceMethod"}
 )
-_PARAMETER_NAME: Final = re.compile(r"Parameter[0-9]+\.Name")
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_PARAMETER_NAME = re.compile(r"Parameter[0-9]+\.Name")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def shown_address(url: str) -> str:
-    """Give an address without user, password, query and fragment.
+def redact_url(url: str) -> str:
+    """Return a URL without user, password, query and fragment.
 
     All up to the last ``@`` is taken for user and password, since one that was not encoded can hold anything.
     """
@@ -29,42 +30,42 @@ def shown_address(url: str) -> str:
     return (scheme[0] if scheme else "") + re.split(r"[?#]", rest, maxsplit=1)[0]
 
 
-def shown_fields(fields: Mapping[str, str]) -> dict[str, str]:
-    """Give a body's fields: the values of those that hold no secret, addresses as `shown_address`, no others.
+def redact_fields(fields: Mapping[str, str]) -> dict[str, str]:
+    """Return a body's fields with the values of those that hold no secret.
 
-    A name that is not known may be a misspelled one of the others, so its value is not shown.
+    An unknown name may be a misspelled one of the others, so its value is hidden.
     """
-    return {name: _shown(name, value) for name, value in fields.items()}
+    return {name: _redacted(name, value) for name, value in fields.items()}
 
 
-def shown_names(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Give custom parameters' names."""
-    return dict.fromkeys(parameters, HIDDEN)
+def redact_values(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return custom parameters with all values hidden."""
+    return dict.fromkeys(parameters, _HIDDEN)
 
 
-def _shown(name: str, value: str) -> str:
-    if name in _ADDRESSES:
-        return shown_address(value)
-    return value if name in _PLAIN or _PARAMETER_NAME.fullmatch(name) else HIDDEN
+def _redacted(name: str, value: str) -> str:
+    if name in _URLS:
+        return redact_url(value)
+    return value if name in _PUBLIC or _PARAMETER_NAME.fullmatch(name) else _HIDDEN
 
 
 @frozen(kw_only=True)
 class ReceivedRequest:
-    """One request that reached the API. Its ``repr`` shows no bearer token, and of parameters only the names.
+    """One request that reached the API. Its ``repr`` shows no bearer token, and only the names of parameters.
 
     Attributes:
         method: the HTTP method.
         path: the path as it was sent, still percent-encoded, without the query.
         operation: the operation it asked for, or "unknown".
         target_sid: the conference or call in its path.
-        stream_sid: what its path names as the stream, a sid or a name.
-        fields: the body's fields by their wire names; empty when the body was not read.
+        stream_sid: the stream in its path, a sid or a name.
+        fields: the body's fields by their wire names; empty if the body was not read.
         query: the query's fields.
-        headers: User-Agent and Content-Type as far as they were sent, and never any other.
+        headers: User-Agent and Content-Type if they were sent, and never any other.
         received_at: when it arrived, in seconds of the Space's monotonic clock.
-        created: the sid of the stream that came to life by it.
-        answered: the HTTP status; None when it got no well-formed answer.
-        fault: the kind of the fault that it ran into.
+        created: the sid of the stream that it started.
+        answered: the HTTP status; None if it got no well-formed response.
+        fault: the kind of fault that it triggered.
         connection: the number of its TCP connection, from 1 in the order they were opened.
     """
 
@@ -73,7 +74,7 @@ class ReceivedRequest:
     operation: str
     target_sid: str | None
     stream_sid: str | None
-    fields: Mapping[str, str] = field(repr=lambda fields: repr(shown_fields(fields)))
+    fields: Mapping[str, str] = field(repr=lambda fields: repr(redact_fields(fields)))
     query: Mapping[str, str]
     headers: Mapping[str, str]
     received_at: float
@@ -83,36 +84,37 @@ class ReceivedRequest:
     connection: int
 
 
-@define(eq=False)
-class _Waiter:
-    count: int
-    operation: str | None
-    target: str | None
-    reached: asyncio.Future[None]
+class ReadOnlyList(Sequence[_T]):
+    """A list that its users can only read."""
 
-
-@define(eq=False)
-class RequestLog(Sequence[ReceivedRequest]):
-    """The received requests; with ``keep`` False only counters and the times of POSTs stay in memory."""
-
-    keep: bool = True
-    _requests: list[ReceivedRequest] = field(factory=list, init=False)
-    _counts: Counter[tuple[str, str | None]] = field(factory=Counter, init=False)
-    _posts: "array[float]" = field(factory=lambda: array("d"), init=False)
-    _waiters: list[_Waiter] = field(factory=list, init=False)
+    def __init__(self) -> None:
+        """Create an empty list."""
+        self._items: list[_T] = []
 
     def __len__(self) -> int:
-        return len(self._requests)
-
-    def __iter__(self) -> Iterator[ReceivedRequest]:
-        return iter(self._requests)
+        return len(self._items)
 
     @overload
-    def __getitem__(self, index: int) -> ReceivedRequest: ...
+    def __getitem__(self, index: int) -> _T: ...
     @overload
-    def __getitem__(self, index: slice) -> list[ReceivedRequest]: ...
-    def __getitem__(self, index: int | slice) -> ReceivedRequest | list[ReceivedRequest]:
-        return self._requests[index]
+    def __getitem__(self, index: slice) -> list[_T]: ...
+    def __getitem__(self, index: int | slice) -> _T | list[_T]:
+        return self._items[index]
+
+    def __iter__(self) -> Iterator[_T]:
+        return iter(self._items)
+
+
+class RequestLog(ReadOnlyList[ReceivedRequest]):
+    """The received requests. With ``keep`` False only counters and the times of POSTs are kept in memory."""
+
+    def __init__(self, keep: bool = True) -> None:  # noqa: FBT001, FBT002  (public)
+        """Create an empty log."""
+        super().__init__()
+        self.keep: bool = keep
+        self._counts: Counter[tuple[str, str | None]] = Counter()
+        self._posts: array[float] = array("d")
+        self._waiters: list[tuple[int, str | None, str | None, asyncio.Future[None]]] = []
 
     def count(self, operation: str | None = None, target: str | None = None) -> int:
         """Count the requests of an operation, for a conference or call; None stands for any."""
@@ -123,7 +125,7 @@ class RequestLog(Sequence[ReceivedRequest]):
         )
 
     def counts(self) -> dict[str, int]:
-        """Give how many requests each operation had."""
+        """Return the number of requests of each operation."""
         totals: Counter[str] = Counter()
         for (operation, _), count in self._counts.items():
             totals[operation] += count
@@ -134,20 +136,20 @@ class RequestLog(Sequence[ReceivedRequest]):
         count: int = 1,
         operation: str | None = None,
         target: str | None = None,
-        timeout: float = 5.0,
+        timeout: float = 5.0,  # noqa: ASYNC109  (the message says what was received)
     ) -> None:
-        """Wait until so many requests match.
+        """Wait until this many requests match.
 
         Raises:
-            TimeoutError: after ``timeout`` seconds, saying what was received instead.
+            TimeoutError: after ``timeout`` seconds; the message says what was received instead.
         """
         if self.count(operation, target) >= count:
             return
-        waiter = _Waiter(count, operation, target, asyncio.get_running_loop().create_future())
+        waiter = count, operation, target, asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
             async with asyncio.timeout(timeout):
-                await waiter.reached
+                await waiter[-1]
         except TimeoutError:
             wanted = f"{count} of {operation or 'any operation'}{f' for {target}' if target else ''}"
             received = ", ".join(f"{n} {name}" for name, n in sorted(self.counts().items())) or "nothing"
@@ -156,9 +158,9 @@ class RequestLog(Sequence[ReceivedRequest]):
             self._waiters.remove(waiter)
 
     def max_in_window(self, seconds: float = 10.0) -> int:
-        """Count the POSTs of the fullest window of that many seconds, by the Space's monotonic clock.
+        """Return the largest number of POSTs in any window of that many seconds, by the Space's monotonic clock.
 
-        Every POST counts, refused and spoiled ones too. A window holds its start but not its end.
+        Every POST counts, also if it was refused or its response replaced. A window includes its start, not its end.
         """
         busiest = first = 0
         for last, moment in enumerate(self._posts):
@@ -167,18 +169,23 @@ class RequestLog(Sequence[ReceivedRequest]):
             busiest = max(busiest, last - first + 1)
         return busiest
 
-    def _post_arrived(self, moment: float) -> None:
-        """Note when a POST arrived."""
-        self._posts.append(moment)
-
     def add(self, request: ReceivedRequest) -> None:
-        """Enter a request."""
-        self._requests.append(request)
-        self._tally(request.operation, request.target_sid)
+        """Add a request."""
+        self._items.append(request)
+        self._count(request.operation, request.target_sid)
 
-    def _tally(self, operation: str, target_sid: str | None) -> None:
-        """Count a request and wake whoever waited for it."""
+    def _count(self, operation: str, target_sid: str | None) -> None:
         self._counts[operation, target_sid] += 1
-        for waiter in self._waiters:
-            if not waiter.reached.done() and self.count(waiter.operation, waiter.target) >= waiter.count:
-                waiter.reached.set_result(None)
+        for count, wanted, target, reached in self._waiters:
+            if not reached.done() and self.count(wanted, target) >= count:
+                reached.set_result(None)
+
+
+def count_post(log: RequestLog, moment: float) -> None:
+    """Record when a POST arrived; not a method that users see."""
+    log._posts.append(moment)  # noqa: SLF001
+
+
+def count_request(log: RequestLog, operation: str, target_sid: str | None) -> None:
+    """Count a request that is not kept; not a method that users see."""
+    log._count(operation, target_sid)  # noqa: SLF001

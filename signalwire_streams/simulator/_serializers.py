@@ -1,4 +1,4 @@
-"""How the Compatibility API spells what it answers: resources, streams, errors (pure).
+"""The Compatibility API's JSON and HTTP: resources, streams, errors, dates, messages (pure).
 
 The shapes are those of https://signalwire.com/docs/compatibility-api/ and its OpenAPI description.
 """
@@ -9,48 +9,38 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from types import MappingProxyType
-from typing import Final
+from http import HTTPStatus
 
 from attrs import field, frozen
 
 from signalwire_streams.simulator._routes import BASE_PATH
 from signalwire_streams.simulator._state import Call, Conference, Participant, Stream
 
-# Spelled out, since strftime would follow the machine's locale.
-_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_SEPTEMBER: Final = 9
+# strftime would follow the machine's locale.
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_SEPTEMBER = 9
 
 
 @lru_cache(maxsize=1024)
-def _spell(seconds: int, sept: bool) -> str:  # noqa: FBT001 - a cache key, called only below
+def _date_and_time(seconds: int, long_september: bool) -> str:  # noqa: FBT001  (a cache key)
     moment = time.gmtime(seconds)
-    month = "Sept" if sept and moment.tm_mon == _SEPTEMBER else _MONTHS[moment.tm_mon - 1]
+    month = "Sept" if long_september and moment.tm_mon == _SEPTEMBER else _MONTHS[moment.tm_mon - 1]
     clock = f"{moment.tm_hour:02}:{moment.tm_min:02}:{moment.tm_sec:02}"
     return f"{_DAYS[moment.tm_wday]}, {moment.tm_mday:02} {month} {moment.tm_year} {clock}"
 
 
-def rfc_2822(moment: float, *, sept: bool = False) -> str:
-    """Spell a POSIX timestamp as ``Wed, 19 Sep 2018 21:00:00 +0000``.
-
-    With ``sept`` the month reads "Sept", which is no RFC 2822 month but stands in the vendor's examples.
-    """
-    return f"{_spell(int(moment), sept)} +0000"
-
-
 def http_date(moment: float) -> str:
-    """Spell a POSIX timestamp as the Date header does, ``Wed, 19 Sep 2018 21:00:00 GMT``."""
-    return f"{_spell(int(moment), sept=False)} GMT"
+    """Format a POSIX timestamp as the Date header does, ``Wed, 19 Sep 2018 21:00:00 GMT``."""
+    return f"{_date_and_time(int(moment), False)} GMT"
 
 
 def day_of(moment: float) -> date:
-    """Give the UTC day of a POSIX timestamp."""
     return datetime.fromtimestamp(moment, UTC).date()
 
 
 def read_day(text: str) -> date | None:
-    """Read ``YYYY-MM-DD``; None when it is something else."""
+    """Parse ``YYYY-MM-DD``; return None for anything else."""
     try:
         return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date()
     except ValueError:
@@ -58,7 +48,7 @@ def read_day(text: str) -> date | None:
 
 
 def read_moment(text: str) -> int | None:
-    """Read an RFC 2822 date to whole POSIX seconds; None when it is something else."""
+    """Parse an RFC 2822 date to whole POSIX seconds; return None for anything else."""
     try:
         moment = parsedate_to_datetime(text)
     except (ValueError, OverflowError, IndexError, TypeError):
@@ -68,50 +58,82 @@ def read_moment(text: str) -> int | None:
 
 Json = dict[str, object]
 
-#: Where the vendor's error bodies point to.
-MORE_INFO: Final = "https://signalwire.com/docs/compatibility-api/reference/errors"
-_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
-_API_VERSION: Final = "2010-04-01"
-_NORTH_AMERICAN_DIGITS: Final = 12
+_MORE_INFO = "https://signalwire.com/docs/compatibility-api/reference/errors"
+_API_VERSION = "2010-04-01"
+_NORTH_AMERICAN_DIGITS = 12
+_KNOWN_AFTERWARDS = (  # of a call
+    *("annotation", "group_sid", "audio_in_mos", "sip_result_code", "audio_rtt_avg", "audio_rtt_min", "audio_rtt_max"),
+    *("audio_out_jitter_min", "audio_out_jitter_max", "audio_out_jitter_avg", "audio_out_lost"),
+)
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 @frozen
-class Answer:
-    """An HTTP answer. ``created`` is the sid of the stream that came to life by it, for the journal."""
+class Response:
+    """An HTTP response. ``created`` is the sid of the stream that it started, for the request log."""
 
     status: int
     body: bytes = field(repr=False)
     content_type: str = "application/json"
-    headers: Mapping[str, str] = _NO_HEADERS
+    headers: Mapping[str, str] = field(factory=dict)
     created: str | None = None
 
 
-def json_answer(body: Mapping[str, object], *, status: int = 200, created: str | None = None) -> Answer:
-    """Answer with a JSON object."""
-    return Answer(status, json.dumps(body).encode(), created=created)
+class Refused(Exception):  # noqa: N818  (a response to the client, not a failure of the simulator)
+    """Ends an operation with an error response."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response)
+        self.response = response
 
 
-def api_error(status: int, code: int, message: str) -> Answer:
-    """Answer with the API's usual error body, ``{code, message, more_info, status}``."""
-    return json_answer(
-        {"code": code, "message": message, "more_info": f"{MORE_INFO}#{code}", "status": status}, status=status
+def json_response(body: Mapping[str, object], *, status: int = 200, created: str | None = None) -> Response:
+    return Response(status, json.dumps(body).encode(), created=created)
+
+
+def api_error(status: int, code: int, message: str) -> Response:
+    """Return the API's usual error, ``{code, message, more_info, status}``."""
+    return json_response(
+        {"code": code, "message": message, "more_info": f"{_MORE_INFO}#{code}", "status": status}, status=status
     )
 
 
-def error_list(messages: Iterable[str]) -> Answer:
-    """Answer 422 as conference streams do: ``{"errors": [text, ...]}``, every problem at once."""
-    return json_answer({"errors": list(messages)}, status=422)
+def error_list(messages: Iterable[str]) -> Response:
+    """Return 422 as conference streams do: ``{"errors": [text, ...]}``, all problems at once."""
+    return json_response({"errors": list(messages)}, status=422)
+
+
+def reason_phrase(status: int) -> str:
+    return _REASONS.get(status, "Unknown")
+
+
+def retry_after_header(retry_after: float | str | None) -> dict[str, str]:
+    """Return a Retry-After header: seconds without a trailing fraction of zero, a text as it is; empty for None."""
+    if retry_after is None:
+        return {}
+    return {"Retry-After": retry_after if isinstance(retry_after, str) else f"{retry_after:g}"}
+
+
+def http_message(response: Response, more_headers: Mapping[str, str] | None = None) -> bytes:
+    """Encode a response: status line, headers, body; its own headers override the additional ones."""
+    head = (
+        f"HTTP/1.1 {response.status} {reason_phrase(response.status)}\r\n"
+        f"Content-Type: {response.content_type}\r\n"
+        f"Content-Length: {len(response.body)}\r\n"
+    )
+    headers = {**(more_headers or {}), **response.headers}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{head}{lines}\r\n".encode("latin-1") + response.body
 
 
 @frozen
-class Spelling:
-    """Spells one project's resources; ``sept`` writes September as the vendor's examples do."""
+class Serializer:
+    """Serializes one project's resources; ``long_september`` writes "Sept", as the vendor's examples do."""
 
     project: str
-    sept: bool = False
+    long_september: bool = False
 
     def conference(self, conference: Conference) -> Json:
-        """Spell a conference."""
         uri = f"{BASE_PATH}{self.project}/Conferences/{conference.sid}"
         return {
             "sid": conference.sid,
@@ -130,7 +152,6 @@ class Spelling:
         }
 
     def participant(self, participant: Participant) -> Json:
-        """Spell a participant of a conference."""
         room = f"{BASE_PATH}{self.project}/Conferences/{participant.conference_sid}"
         return {
             "account_sid": self.project,
@@ -149,7 +170,7 @@ class Spelling:
         }
 
     def call(self, call: Call) -> Json:
-        """Spell a call; what a running call cannot know yet is null, as documented."""
+        """Serialize a call; what is not known before it ends is null, as documented."""
         uri = f"{BASE_PATH}{self.project}/Calls/{call.sid}"
         caller, callee = _formatted(call.from_number), _formatted(call.to_number)
         return {
@@ -168,7 +189,7 @@ class Spelling:
             "status": call.status,
             "start_time": self._date_or_null(call.started_at),
             "end_time": self._date_or_null(call.ended_at),
-            "duration": _duration(call),
+            "duration": 0 if call.started_at is None or call.ended_at is None else int(call.ended_at - call.started_at),
             "price": None,
             "price_unit": "USD",
             "direction": call.direction,
@@ -178,21 +199,11 @@ class Spelling:
             "caller_name": None,
             "uri": f"{uri}.json",
             "subresource_uris": {"notifications": None, "recordings": f"{uri}/Recordings.json"},
-            "annotation": None,
-            "group_sid": None,
-            "audio_in_mos": None,
-            "sip_result_code": None,
-            "audio_rtt_avg": None,
-            "audio_rtt_min": None,
-            "audio_rtt_max": None,
-            "audio_out_jitter_min": None,
-            "audio_out_jitter_max": None,
-            "audio_out_jitter_avg": None,
-            "audio_out_lost": None,
+            **dict.fromkeys(_KNOWN_AFTERWARDS),
         }
 
     def stream(self, stream: Stream, *, status: str) -> Json:
-        """Spell a stream.
+        """Serialize a stream.
 
         An unnamed conference stream's name is null; a call stream's name is never null in the documentation, and
         ``StreamName`` defaults to the stream's sid there, so it is the sid here.
@@ -218,16 +229,10 @@ class Spelling:
         }
 
     def _date(self, moment: float) -> str:
-        return rfc_2822(moment, sept=self.sept)
+        return f"{_date_and_time(int(moment), self.long_september)} +0000"
 
     def _date_or_null(self, moment: float | None) -> str | None:
         return None if moment is None else self._date(moment)
-
-
-def _duration(call: Call) -> int:
-    if call.started_at is None or call.ended_at is None:
-        return 0
-    return int(call.ended_at - call.started_at)
 
 
 def _formatted(number: str) -> str:

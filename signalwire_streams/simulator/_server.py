@@ -1,44 +1,49 @@
-"""The Space's front door: each HTTP request is counted, limited, perhaps spoiled, answered and journalled."""
+"""The Space's HTTP server: each request is counted, limited, perhaps hit by a fault, answered and logged."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final, cast
+from typing import cast
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
-from attrs import define, evolve, field, frozen
+from attrs import evolve, frozen
 
-from signalwire_streams.simulator._admin import PREFIX, Inspection
+from signalwire_streams.simulator._admin import PREFIX, AdminApi
 from signalwire_streams.simulator._connections import Connection
-from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults
-from signalwire_streams.simulator._rate_limit import COUNTED_METHODS, SpaceLimit, http_message
-from signalwire_streams.simulator._request_log import ReceivedRequest, RequestLog
+from signalwire_streams.simulator._faults import (
+    NOT_EXECUTED,
+    Disconnection,
+    FaultKind,
+    FaultRule,
+    Faults,
+    RawBytes,
+    faulty_response,
+    matching_rules,
+)
+from signalwire_streams.simulator._rate_limit import COUNTED_METHODS, SpaceLimit
+from signalwire_streams.simulator._request_log import ReceivedRequest, RequestLog, count_post, count_request
 from signalwire_streams.simulator._rest import ApiRequest, CompatibilityApi
 from signalwire_streams.simulator._routes import Route, find_route
-from signalwire_streams.simulator._serializers import Answer, http_date
-from signalwire_streams.simulator._spoil import NOT_CARRIED_OUT, Ending, RawBytes, spoil
+from signalwire_streams.simulator._serializers import Response, http_date, http_message
 from signalwire_streams.simulator._validation import Fields, read_fields
 
-__all__ = ["Gateway"]
-
-#: Headers that the journal keeps; Authorization is never one of them.
-_KEPT_HEADERS: Final = ("User-Agent", "Content-Type")
+_LOGGED_HEADERS = ("User-Agent", "Content-Type")  # and never Authorization
 
 
-class _Sent(web.StreamResponse):
-    """Tells aiohttp that the answer is on the wire already; one object serves every request.
+class _AlreadySentResponse(web.StreamResponse):
+    """Signals to aiohttp that the response has been written; one object serves every request.
 
-    The Space writes its own bytes: it costs half of what aiohttp's responses do, and a Space that sends rubbish on
-    purpose has to anyway.
+    The Space writes its own bytes: that costs half of what aiohttp's responses do, and a Space that sends malformed
+    responses has to anyway.
     """
 
     def __init__(self, *, keep_alive: bool) -> None:
         super().__init__()
-        self._goes_on = keep_alive
+        self._keeps_alive = keep_alive
 
     @property
     def keep_alive(self) -> bool | None:
-        return self._goes_on
+        return self._keeps_alive
 
     async def prepare(self, _request: web.BaseRequest) -> AbstractStreamWriter | None:
         return None
@@ -47,20 +52,20 @@ class _Sent(web.StreamResponse):
         return
 
 
-class _Unanswered(web.StreamResponse):
-    """Tells aiohttp that the connection is gone, so that it writes nothing and logs nothing."""
+class _NoResponse(web.StreamResponse):
+    """Signals to aiohttp that the connection is gone, so that it writes nothing and logs nothing."""
 
     async def prepare(self, _request: web.BaseRequest) -> AbstractStreamWriter | None:
         raise ConnectionResetError
 
 
-_KEPT_ALIVE: Final = _Sent(keep_alive=True)
-_LAST: Final = _Sent(keep_alive=False)
+_KEEP_ALIVE = _AlreadySentResponse(keep_alive=True)
+_CLOSE = _AlreadySentResponse(keep_alive=False)
 
 
 @frozen
 class _Arrival:
-    """A request as it came in, before its body was read."""
+    """A request whose body has not been read yet."""
 
     request: web.BaseRequest
     route: Route
@@ -69,20 +74,32 @@ class _Arrival:
     fault: FaultRule | None = None
 
 
-@define(eq=False, kw_only=True)
-class Gateway:
+class Server:
     """Serves the requests of every connection."""
 
-    _api: CompatibilityApi
-    _journal: RequestLog
-    _faults: Faults
-    _limit: SpaceLimit
-    _inspection: Inspection
-    _clock: Callable[[], float]
-    _monotonic: Callable[[], float]
-    _sleep: Callable[[float], Awaitable[None]]
-    _spoke: Callable[[str], Awaitable[None]]
-    _closing: asyncio.Event = field(factory=asyncio.Event, init=False)
+    def __init__(
+        self,
+        *,
+        api: CompatibilityApi,
+        admin: AdminApi,
+        requests: RequestLog,
+        faults: Faults,
+        limit: SpaceLimit,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
+        wait_for_audio: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._api = api
+        self._admin = admin
+        self._log = requests
+        self._faults = faults
+        self._limit = limit
+        self._clock = clock
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._wait_for_audio = wait_for_audio
+        self._closing = asyncio.Event()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request; this is aiohttp's handler."""
@@ -91,55 +108,60 @@ class Gateway:
         try:
             return await self._serve(request, connection)
         except (ConnectionError, web.RequestPayloadError):
-            return _Unanswered()
+            return _NoResponse()
         finally:
             connection.busy = False
 
     def close(self) -> None:
-        """Let go of every answer that is being held back."""
+        """End all delays."""
         self._closing.set()
 
     async def _serve(self, request: web.BaseRequest, connection: Connection) -> web.StreamResponse:
         method, moment = request.method, self._monotonic()
-        arrival = _Arrival(request, find_route(method, request.raw_path), connection, moment)
-        route = arrival.route
+        route = find_route(method, request.raw_path)
+        arrival = _Arrival(request, route, connection, moment)
         if route.path.startswith(PREFIX):
-            return self._send(arrival, self._inspection.answer(method, route.path))
+            return self._send(arrival, self._admin.answer(method, route.path))
         if method == "POST":
-            self._journal._post_arrived(moment)
+            count_post(self._log, moment)
         if method in COUNTED_METHODS and not self._limit.admit(moment):
-            return self._give(arrival, await self._read(arrival), self._limit.refusal())
-        rule = self._faults.trip(route.operation, route.target_sid)
+            return self._log_and_send(arrival, await self._read(arrival), self._limit.refusal())
+        rule = next(matching_rules(self._faults, route.operation, route.target_sid), None)
         if rule is not None:
-            return await self._spoil(evolve(arrival, fault=rule), rule)
+            return await self._serve_with_fault(evolve(arrival, fault=rule), rule)
         fields = await self._read(arrival)
-        return self._give(arrival, fields, self._carry_out(arrival, fields))
+        return self._log_and_send(arrival, fields, self._execute(arrival, fields))
 
-    async def _spoil(self, arrival: _Arrival, rule: FaultRule) -> web.StreamResponse:
-        must_read = rule.executed or rule.settings.read_body
-        fields = await self._read(arrival) if must_read else Fields()
+    async def _serve_with_fault(self, arrival: _Arrival, rule: FaultRule) -> web.StreamResponse:
+        fields = await self._read(arrival) if rule.executed or rule.settings.read_body else Fields()
         if rule.kind in {FaultKind.LATENCY, FaultKind.SOCKET_FIRST}:
             return await self._delay(arrival, rule, fields)
-        carried_out = rule.executed or rule.kind is FaultKind.DUPLICATE_NAME
-        genuine = self._carry_out(arrival, fields) if carried_out else NOT_CARRIED_OUT
-        spoiled = spoil(rule.kind, rule.settings, genuine)
-        if isinstance(spoiled, Answer):
-            return self._give(arrival, fields, evolve(spoiled, created=genuine.created))
-        self._note(arrival, fields, answered=None, created=genuine.created)
-        await _end(arrival.connection, spoiled)
-        return _Unanswered()
+        is_executed = rule.executed or rule.kind is FaultKind.DUPLICATE_NAME
+        genuine = self._execute(arrival, fields) if is_executed else NOT_EXECUTED
+        faulty = faulty_response(rule, genuine)
+        if isinstance(faulty, Response):
+            return self._log_and_send(arrival, fields, evolve(faulty, created=genuine.created))
+        self._record(arrival, fields, answered=None, created=genuine.created)
+        match faulty:
+            case RawBytes(data):
+                arrival.connection.finish(data)
+            case Disconnection.RESET:
+                arrival.connection.reset()
+            case Disconnection.HANG:
+                await arrival.connection.wait_gone()
+        return _NoResponse()
 
     async def _delay(self, arrival: _Arrival, rule: FaultRule, fields: Fields) -> web.StreamResponse:
         if not rule.executed:
             await self._pause(rule.settings.seconds)
-            return self._give(arrival, fields, self._carry_out(arrival, fields))
-        answer = self._carry_out(arrival, fields)
-        self._note(arrival, fields, answered=answer.status, created=answer.created)
+            return self._log_and_send(arrival, fields, self._execute(arrival, fields))
+        response = self._execute(arrival, fields)
+        self._record(arrival, fields, answered=response.status, created=response.created)
         if rule.kind is FaultKind.LATENCY:
             await self._pause(rule.settings.seconds)
-        elif answer.created is not None:
-            await self._spoke(answer.created)
-        return self._send(arrival, answer)
+        elif response.created is not None:
+            await self._wait_for_audio(response.created)
+        return self._send(arrival, response)
 
     async def _pause(self, seconds: float) -> None:
         sleeping = asyncio.ensure_future(self._sleep(seconds))
@@ -155,49 +177,48 @@ class Gateway:
         try:
             body = await arrival.request.content.read()
         except (ConnectionError, web.RequestPayloadError):
-            self._note(arrival, Fields(), answered=None, created=None)
+            self._record(arrival, Fields(), answered=None, created=None)
             raise
         return read_fields(arrival.request.headers.get("Content-Type", ""), body)
 
-    def _carry_out(self, arrival: _Arrival, fields: Fields) -> Answer:
-        rule = arrival.fault
+    def _execute(self, arrival: _Arrival, fields: Fields) -> Response:
+        rule, route = arrival.fault, arrival.route
         duplicate = rule.settings.as_ if rule is not None and rule.kind is FaultKind.DUPLICATE_NAME else None
         authorization = arrival.request.headers.get("Authorization")
-        return self._api.answer(
-            ApiRequest(arrival.route, authorization, arrival.route.query_fields(), fields, duplicate)
-        )
+        return self._api.answer(ApiRequest(route, authorization, route.query_fields(), fields, duplicate))
 
-    def _give(self, arrival: _Arrival, fields: Fields, answer: Answer) -> web.StreamResponse:
-        self._note(arrival, fields, answered=answer.status, created=answer.created)
-        return self._send(arrival, answer)
+    def _log_and_send(self, arrival: _Arrival, fields: Fields, response: Response) -> web.StreamResponse:
+        self._record(arrival, fields, answered=response.status, created=response.created)
+        return self._send(arrival, response)
 
-    def _send(self, arrival: _Arrival, answer: Answer) -> web.StreamResponse:
+    def _send(self, arrival: _Arrival, response: Response) -> web.StreamResponse:
         headers = self._limit.headers_at(arrival.moment)
         headers["Date"] = http_date(self._clock())
         keep_alive = arrival.request.keep_alive
         if not keep_alive:
             headers["Connection"] = "close"
-        message = http_message(answer, headers)
+        message = http_message(response, headers)
         if arrival.request.method == "HEAD":
-            message = message[: len(message) - len(answer.body)]
+            message = message[: len(message) - len(response.body)]
         arrival.connection.send(message)
-        return _KEPT_ALIVE if keep_alive else _LAST
+        return _KEEP_ALIVE if keep_alive else _CLOSE
 
-    def _note(self, arrival: _Arrival, fields: Fields, *, answered: int | None, created: str | None) -> None:
-        if not self._journal.keep:
-            self._journal._tally(arrival.route.operation, arrival.route.target_sid)
+    def _record(self, arrival: _Arrival, fields: Fields, *, answered: int | None, created: str | None) -> None:
+        route = arrival.route
+        if not self._log.keep:
+            count_request(self._log, route.operation, route.target_sid)
             return
         headers = arrival.request.headers
-        self._journal.add(
+        self._log.add(
             ReceivedRequest(
                 method=arrival.request.method,
-                path=arrival.route.path,
-                operation=arrival.route.operation,
-                target_sid=arrival.route.target_sid,
-                stream_sid=arrival.route.stream,
+                path=route.path,
+                operation=route.operation,
+                target_sid=route.target_sid,
+                stream_sid=route.stream,
                 fields=fields.values,
-                query=arrival.route.query_fields(),
-                headers={name: headers[name] for name in _KEPT_HEADERS if name in headers},
+                query=route.query_fields(),
+                headers={name: headers[name] for name in _LOGGED_HEADERS if name in headers},
                 received_at=arrival.moment,
                 created=created,
                 answered=answered,
@@ -205,13 +226,3 @@ class Gateway:
                 connection=arrival.connection.number,
             )
         )
-
-
-async def _end(connection: Connection, spoiled: RawBytes | Ending) -> None:
-    match spoiled:
-        case RawBytes(data):
-            connection.finish(data)
-        case Ending.RESET:
-            connection.reset()
-        case Ending.HANG:
-            await connection.wait_gone()

@@ -1,44 +1,43 @@
-"""What the Space holds: conferences, participants, calls, streams (pure; no I/O, the clock is given)."""
+"""The Space's state: conferences, participants, calls, streams (pure; the clock is injected)."""
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final, overload
+from collections.abc import Callable, Iterable, Mapping
 
 from attrs import Factory, define, field
 
-from signalwire_streams.simulator._request_log import shown_address, shown_names
+from signalwire_streams.simulator._request_log import ReadOnlyList, redact_url, redact_values
 from signalwire_streams.simulator._routes import TargetKind
 
 
-def _address(url: str | None) -> str:
-    return repr(None if url is None else shown_address(url))
+def _redacted(url: str | None) -> str:
+    return repr(None if url is None else redact_url(url))
 
 
 @define(eq=False, kw_only=True)
 class Stream:
     """One stream: what was asked for, and what became of it.
 
-    ``name`` is None when the start gave none. ``error`` says why a stream that was answered with 200 never lived
+    ``name`` is None if the start had none. ``error`` says why a stream that was answered with 200 did not run, or ended
     (a status callback's ``StreamError``, https://signalwire.com/docs/compatibility-api/rest/streams/).
-    ``created_at`` and ``stopped_at`` are POSIX seconds of the Space's clock. Of a bidirectional stream ``heard`` is
-    the audio that has been played, ``pressed`` the keys that were sent, and ``ignored`` counts what could not be
-    followed; on a one-way stream all that is sent is ignored. Its ``repr`` shows no bearer token, of parameters only
-    the names, and addresses without user, password and query.
+    ``created_at`` and ``stopped_at`` are POSIX seconds of the Space's clock. Of a bidirectional stream ``played_audio``
+    is the audio that was played to the call, ``dtmf_received`` the keys that were sent, and ``ignored_messages`` counts
+    messages that were invalid; on a one-way stream all messages are ignored. Its ``repr`` shows no bearer token, only
+    the names of parameters, and URLs without user, password and query.
     """
 
     sid: str
     target_kind: TargetKind
     target_sid: str
     created_at: float
-    url: str = field(repr=_address)
+    url: str = field(repr=_redacted)
     name: str | None = None
     track: str = "both_tracks"
     codec: str | None = None
     realtime: bool | None = None
-    status_callback: str | None = field(default=None, repr=_address)
+    status_callback: str | None = field(default=None, repr=_redacted)
     status_callback_method: str = "POST"
-    parameters: Mapping[str, str] = field(factory=dict, repr=lambda parameters: repr(shown_names(parameters)))
+    parameters: Mapping[str, str] = field(factory=dict, repr=lambda parameters: repr(redact_values(parameters)))
     authorization_bearer_token: str | None = field(default=None, repr=False)
     status: str = "queued"
     alive: bool = False
@@ -50,111 +49,83 @@ class Stream:
     ignored_messages: int = field(default=0, init=False)
 
 
-@define(eq=False)
-class StreamRegistry(Sequence[Stream]):
-    """The streams in the order of their starts, with the peaks that tell a doubled one.
+class StreamRegistry(ReadOnlyList[Stream]):
+    """The streams in the order of their starts, and which of them ever ran twice at the same time."""
 
-    ``observer`` hears of each stream that starts or ends.
-    """
-
-    observer: Callable[[Stream], None] | None = None
-    _all: list[Stream] = field(factory=list, init=False)
-    _by_sid: dict[str, Stream] = field(factory=dict, init=False)
-    _by_name: dict[tuple[str, str], list[Stream]] = field(factory=dict, init=False)
-    _alive: dict[str, dict[str, Stream]] = field(factory=dict, init=False)
-    _alive_named: Counter[tuple[str, str | None]] = field(factory=Counter, init=False)
-    _doubled: dict[tuple[str, str | None], None] = field(factory=dict, init=False)
-    _peaks: dict[str, int] = field(factory=dict, init=False)
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def __iter__(self) -> Iterator[Stream]:
-        return iter(self._all)
-
-    @overload
-    def __getitem__(self, index: int) -> Stream: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Stream]: ...
-    def __getitem__(self, index: int | slice) -> Stream | list[Stream]:
-        return self._all[index]
+    def __init__(self, observer: Callable[[Stream], None] | None = None) -> None:
+        """Create an empty registry; the observer is called with each stream that starts or ends."""
+        super().__init__()
+        self._observer = observer
+        self._by_sid: dict[str, Stream] = {}
+        self._by_name: dict[tuple[str, str], list[Stream]] = {}
+        self._active: dict[str, dict[str, Stream]] = {}
+        self._active_names: Counter[tuple[str, str | None]] = Counter()
+        self._duplicates: dict[tuple[str, str | None], None] = {}
 
     def active(self) -> list[Stream]:
-        """List the streams that live now, in the order of their starts."""
-        return [stream for stream in self._all if stream.alive]
+        """Return the streams that are running, in the order of their starts."""
+        return [stream for stream in self._items if stream.alive]
 
     def alive_on(self, target_sid: str) -> list[Stream]:
-        """List the streams that live now on one conference or call."""
-        return list(self._alive.get(target_sid, {}).values())
+        """Return the streams that are running on one conference or call."""
+        return list(self._active.get(target_sid, {}).values())
 
     def duplicates(self) -> list[tuple[str, str | None]]:
-        """List (target sid, name) of which more than one stream was ever alive at the same time.
+        """Return each (target sid, name) of which more than one stream was ever running at the same time.
 
         Streams that were started without a name count together, under None.
         """
-        return list(self._doubled)
-
-    def peak_alive_per_target(self) -> dict[str, int]:
-        """Give for each conference or call the most streams that it ever carried at the same time."""
-        return dict(self._peaks)
+        return list(self._duplicates)
 
     def add(self, stream: Stream) -> None:
-        """Enter a new stream; it lives unless it carries an error."""
-        self._all.append(stream)
+        """Add a new stream; it runs unless it has an error."""
+        self._items.append(stream)
         self._by_sid[stream.sid] = stream
         if stream.name is not None:
             self._by_name.setdefault((stream.target_sid, stream.name), []).append(stream)
         if stream.error is None:
             stream.alive = True
-            self._count_birth(stream)
-        if self.observer is not None:
-            self.observer(stream)
+            self._active.setdefault(stream.target_sid, {})[stream.sid] = stream
+            key = stream.target_sid, stream.name
+            self._active_names[key] += 1
+            if self._active_names[key] > 1:
+                self._duplicates[key] = None
+        if self._observer is not None:
+            self._observer(stream)
 
     def find(self, target_sid: str, sid: str) -> Stream | None:
-        """Find a stream of one conference or call by its sid."""
+        """Return a stream of one conference or call by its sid."""
         stream = self._by_sid.get(sid)
         return stream if stream is not None and stream.target_sid == target_sid else None
 
     def find_named(self, target_sid: str, name: str) -> Stream | None:
-        """Find a stream by its name: the oldest that lives, or else the newest that has ended."""
+        """Return a stream by its name: the oldest that is running, or else the newest that has ended."""
         named = self._by_name.get((target_sid, name))
-        if not named:
-            return None
-        return next((stream for stream in named if stream.alive), named[-1])
+        return next((stream for stream in named if stream.alive), named[-1]) if named else None
 
     def has_active_name(self, target_sid: str, name: str | None) -> bool:
-        """Tell whether a stream of that name lives on the conference or call."""
-        return name is not None and self._alive_named[target_sid, name] > 0
+        """Return whether a stream of that name is running on the conference or call."""
+        return name is not None and self._active_names[target_sid, name] > 0
 
     def stop(self, streams: Iterable[Stream], now: float) -> None:
-        """End streams that live."""
+        """End running streams."""
         for stream in streams:
             stream.alive = False
             stream.status = "stopped"
             stream.updated_at = stream.stopped_at = now
-            del self._alive[stream.target_sid][stream.sid]
-            self._alive_named[stream.target_sid, stream.name] -= 1
-            if self.observer is not None:
-                self.observer(stream)
-
-    def _count_birth(self, stream: Stream) -> None:
-        target_sid, key = stream.target_sid, (stream.target_sid, stream.name)
-        on_target = self._alive.setdefault(target_sid, {})
-        on_target[stream.sid] = stream
-        if len(on_target) > self._peaks.get(target_sid, 0):
-            self._peaks[target_sid] = len(on_target)
-        self._alive_named[key] += 1
-        if self._alive_named[key] > 1:
-            self._doubled[key] = None
+            del self._active[stream.target_sid][stream.sid]
+            self._active_names[stream.target_sid, stream.name] -= 1
+            if self._observer is not None:
+                self._observer(stream)
 
 
-IN_PROGRESS: Final = "in-progress"
-_NOT_YET_STARTED: Final = frozenset({"queued", "ringing"})
+IN_PROGRESS = "in-progress"
+_NOT_STARTED = frozenset({"queued", "ringing"})
 
 
 @define(eq=False, kw_only=True)
 class Call:
-    """A call leg. Those that belong to a conference's participants carry its sid."""
+    """A call leg; ``conference_sid`` is set on those of a conference's participants."""
 
     sid: str
     ordinal: int
@@ -172,7 +143,7 @@ class Call:
 
 @define(eq=False, kw_only=True)
 class Participant:
-    """A call leg's seat in a conference."""
+    """A call leg in a conference."""
 
     call_sid: str
     conference_sid: str
@@ -186,7 +157,7 @@ class Participant:
 
 @define(eq=False, kw_only=True)
 class Conference:
-    """A conference room; `status` is init, in-progress or completed."""
+    """A conference; `status` is init, in-progress or completed."""
 
     sid: str
     ordinal: int
@@ -204,20 +175,20 @@ def new_sid(source: random.Random) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-@define(eq=False)
 class SpaceState:
-    """The Space's resources, each kept in the order of its creation."""
+    """The Space's resources, each in the order of its creation."""
 
-    _random: random.Random
-    _clock: Callable[[], float]
-    conferences: dict[str, Conference] = field(factory=dict, init=False)
-    calls: dict[str, Call] = field(factory=dict, init=False)
-    streams: StreamRegistry = field(factory=StreamRegistry, init=False)
-    _ordinal: int = field(default=0, init=False)
+    def __init__(self, *, source: random.Random, clock: Callable[[], float], streams: StreamRegistry) -> None:
+        self.conferences: dict[str, Conference] = {}
+        self.calls: dict[str, Call] = {}
+        self.streams = streams
+        self.now = clock
+        self._random = source
+        self._ordinal = 0
 
     def add_conference(self, *, status: str, friendly_name: str | None, participants: int) -> Conference:
-        """Open a conference with so many participants, each on a call leg of its own."""
-        now, sid = self._clock(), new_sid(self._random)
+        """Create a conference, with a call leg for each participant."""
+        now, sid = self.now(), new_sid(self._random)
         ordinal = self._next_ordinal()
         conference = Conference(
             sid=sid,
@@ -253,8 +224,8 @@ class SpaceState:
         parent_call_sid: str | None = None,
         conference_sid: str | None = None,
     ) -> Call:
-        """Place a call leg; numbers that are not given are drawn from the fictitious 555-01xx range."""
-        now, sid = self._clock(), new_sid(self._random)
+        """Create a call leg; numbers that are not given are drawn from the fictitious 555-01xx range."""
+        now, sid = self.now(), new_sid(self._random)
         call = Call(
             sid=sid,
             ordinal=self._next_ordinal(),
@@ -264,30 +235,21 @@ class SpaceState:
             direction=direction,
             created_at=now,
             updated_at=now,
-            started_at=None if status in _NOT_YET_STARTED else now,
-            ended_at=None if status in {*_NOT_YET_STARTED, IN_PROGRESS} else now,
+            started_at=None if status in _NOT_STARTED else now,
+            ended_at=None if status in {*_NOT_STARTED, IN_PROGRESS} else now,
             parent_call_sid=parent_call_sid,
             conference_sid=conference_sid,
         )
         self.calls[sid] = call
         return call
 
-    def find_target(self, kind: TargetKind, sid: str | None) -> Conference | Call | None:
-        """Find what a stream can be started on."""
-        return self.calls.get(sid or "") if kind == "call" else self.conferences.get(sid or "")
-
-    def start_stream(self, stream: Stream) -> Stream:
-        """Enter a stream; the caller has checked it."""
-        self.streams.add(stream)
-        return stream
-
     def stop_stream(self, stream: Stream) -> None:
-        """End a stream that lives."""
-        self.streams.stop([stream], self._clock())
+        """End a running stream."""
+        self.streams.stop([stream], self.now())
 
     def end_conference(self, sid: str) -> None:
         """Complete a conference: its streams stop, its participants and their call legs are completed."""
-        now = self._clock()
+        now = self.now()
         conference = self.conferences[sid]
         conference.status, conference.updated_at = "completed", now
         self.streams.stop(self.streams.alive_on(sid), now)
@@ -297,18 +259,13 @@ class SpaceState:
 
     def end_call(self, sid: str) -> None:
         """Complete a call: its streams stop."""
-        now = self._clock()
+        now = self.now()
         call = self.calls[sid]
         call.status, call.updated_at, call.ended_at = "completed", now, now
         self.streams.stop(self.streams.alive_on(sid), now)
 
     def draw_sid(self) -> str:
-        """Draw the next sid of the seeded row."""
         return new_sid(self._random)
-
-    def now(self) -> float:
-        """Read the Space's clock, in POSIX seconds."""
-        return self._clock()
 
     def _next_ordinal(self) -> int:
         self._ordinal += 1

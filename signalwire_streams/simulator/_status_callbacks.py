@@ -1,7 +1,7 @@
-"""Status callbacks: what the Space tells of its streams, signed, and tried as often as documented.
+"""Status callbacks: signed, and retried as often as documented.
 
-https://signalwire.com/docs/compatibility-api/. Nothing of the client half is used here: the signature is spelled once
-more, so that a mistake in the one who checks it can't pass unseen.
+https://signalwire.com/docs/compatibility-api/. The signature is computed here independently of the client half, so that
+a mistake in its verification cannot go unnoticed.
 """
 
 import asyncio
@@ -11,42 +11,32 @@ import ssl
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from typing import Final
 from urllib.parse import urlencode
 
 import aiohttp
-from attrs import define, field, frozen
+from attrs import field, frozen
 from yarl import URL
 
-from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults
-from signalwire_streams.simulator._request_log import shown_address
+from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults, matching_rules
+from signalwire_streams.simulator._request_log import redact_url
 from signalwire_streams.simulator._state import Stream
 
-__all__ = ["Notice", "Notices"]
-
-_TRIES: Final = 3
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=5.0)
-_SIGNATURE: Final = "X-SignalWire-Signature"
-_GOOD: Final = range(200, 300)
+_ATTEMPTS = 3
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=5.0)
+_SIGNATURE = "X-SignalWire-Signature"
+_SUCCESS = range(200, 300)
 
 
 @frozen
-class Notice:
-    """One callback, ready to go out.
-
-    Attributes:
-        method: GET or POST.
-        url: the address, with the fields in its query for GET.
-        fields: what it tells.
-    """
+class StatusCallback:
+    """A callback. With GET, its fields are in the query of the URL too."""
 
     method: str
-    url: str = field(repr=lambda url: repr(shown_address(url)))
+    url: str = field(repr=lambda url: repr(redact_url(url)))
     fields: Mapping[str, str] = field(repr=False)
 
     @classmethod
-    def of(cls, stream: Stream, event: str, *, project: str, number: int, moment: float) -> "Notice":
-        """Write a stream's callback."""
+    def from_stream(cls, stream: Stream, event: str, *, project: str, number: int, moment: float) -> "StatusCallback":
         target = "ConferenceSid" if stream.target_kind == "conference" else "CallSid"
         fields = {
             "AccountSid": project,
@@ -66,75 +56,72 @@ class Notice:
         return cls(stream.status_callback_method, url, fields)
 
     def signature(self, key: str) -> str:
-        """Sign it: HMAC-SHA1 over the address and, for POST, the sorted fields."""
+        """Compute HMAC-SHA1 over the URL and, for POST, the sorted fields."""
         signed = self.url
         if self.method == "POST":
             signed += "".join(name + value for name, value in sorted(self.fields.items()))
         return b64encode(hmac.new(key.encode(), signed.encode(), hashlib.sha1).digest()).decode("ascii")
 
 
-@define(eq=False)
-class Notices:
-    """Sends callbacks, those of one stream in their order.
+class StatusCallbackSender:
+    """Sends callbacks, those of one stream in order."""
 
-    Attributes:
-        project: the Project ID.
-        key: the signing key.
-        clock: the time, in POSIX seconds.
-        sleep: waits between two tries.
-        trust: which certificates are accepted.
-        faults: the fault rules.
-        sent: how often a callback was delivered.
-        lost: how often one was given up.
-    """
+    def __init__(
+        self,
+        *,
+        project: str,
+        signing_key: str,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
+        ssl_context: ssl.SSLContext | None,
+        faults: Faults,
+    ) -> None:
+        self.sleep = sleep
+        self._project = project
+        self._signing_key = signing_key
+        self._clock = clock
+        self._ssl = True if ssl_context is None else ssl_context
+        self._faults = faults
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_tasks: dict[str, asyncio.Task[None]] = {}
+        self._overtaken: dict[str, list[StatusCallback]] = {}
+        self._number = 0
 
-    project: str
-    key: str = field(repr=False)
-    clock: Callable[[], float]
-    sleep: Callable[[float], Awaitable[None]]
-    trust: ssl.SSLContext | None
-    faults: Faults
-    sent: int = field(init=False, default=0)
-    lost: int = field(init=False, default=0)
-    _session: aiohttp.ClientSession | None = field(init=False, default=None)
-    _last: dict[str, "asyncio.Task[None]"] = field(init=False, factory=dict)
-    _tasks: "set[asyncio.Task[None]]" = field(init=False, factory=set)
-    _overtaken: dict[str, list[Notice]] = field(init=False, factory=dict)
-    _number: int = field(init=False, default=0)
-
-    def tell(self, stream: Stream, event: str) -> None:
-        """Send a stream's callback, if it wants any."""
+    def send(self, stream: Stream, event: str) -> None:
+        """Send a stream's callback, if it has a callback URL."""
         if stream.status_callback is None:
             return
         self._number += 1
-        notice = Notice.of(stream, event, project=self.project, number=self._number, moment=self.clock())
-        rule = self.faults.trip_callback(event, stream.target_sid)
+        callback = StatusCallback.from_stream(
+            stream, event, project=self._project, number=self._number, moment=self._clock()
+        )
+        rule = next(matching_rules(self._faults, event, stream.target_sid), None)
         kind = None if rule is None else rule.kind
         if kind is FaultKind.CALLBACK_REORDERED:
-            self._overtaken.setdefault(stream.sid, []).append(notice)
+            self._overtaken.setdefault(stream.sid, []).append(callback)
             return
         if kind is FaultKind.CALLBACK_LOST:
-            self.lost += 1
             return
-        self._send(stream.sid, notice, rule)
+        self._schedule(stream.sid, callback, rule)
         if kind is FaultKind.CALLBACK_DUPLICATED:
-            self._send(stream.sid, notice, None)
+            self._schedule(stream.sid, callback)
         for overtaken in self._overtaken.pop(stream.sid, ()):
-            self._send(stream.sid, overtaken, None)
+            self._schedule(stream.sid, overtaken)
 
-    def _send(self, sid: str, notice: Notice, rule: FaultRule | None) -> None:
-        """Send it behind those of the same stream; one that is late is waited for by none."""
-        late = rule is not None and rule.kind is FaultKind.CALLBACK_DELAYED
-        before = None if late else self._last.get(sid)
-        task = asyncio.create_task(self._deliver(notice, before, rule))
+    def _schedule(self, sid: str, callback: StatusCallback, rule: FaultRule | None = None) -> None:
+        """Deliver a callback after those of the same stream; none waits for one that is delayed by a fault."""
+        is_delayed = rule is not None and rule.kind is FaultKind.CALLBACK_DELAYED
+        previous = None if is_delayed else self._last_tasks.get(sid)
+        task = asyncio.create_task(self._deliver(callback, previous, rule))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        if not late:
-            self._last[sid] = task
+        if not is_delayed:
+            self._last_tasks[sid] = task
             task.add_done_callback(lambda done: self._forget(sid, done))
 
     async def close(self) -> None:
-        """Give up what is not delivered."""
+        """Abandon what is not delivered."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -142,43 +129,38 @@ class Notices:
         if self._session is not None:
             await self._session.close()
 
-    async def settled(self) -> None:
-        """Wait until every callback is delivered, or given up."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
     def _forget(self, sid: str, task: "asyncio.Task[None]") -> None:
-        if self._last.get(sid) is task:
-            del self._last[sid]
+        if self._last_tasks.get(sid) is task:
+            del self._last_tasks[sid]
 
-    async def _deliver(self, notice: Notice, before: "asyncio.Task[None] | None", rule: FaultRule | None) -> None:
-        if before is not None:
-            await asyncio.wait({before})
-        key = self.key
+    async def _deliver(
+        self, callback: StatusCallback, previous: "asyncio.Task[None] | None", rule: FaultRule | None
+    ) -> None:
+        if previous is not None:
+            await asyncio.wait({previous})
+        key = self._signing_key
         if rule is not None and rule.kind is FaultKind.CALLBACK_DELAYED:
             await self.sleep(rule.settings.seconds)
         elif rule is not None and rule.kind is FaultKind.CALLBACK_BAD_SIGNATURE:
             key = f"not {key}"
-        for number in range(_TRIES):
+        for number in range(_ATTEMPTS):
             if number:
                 await self.sleep(1.0)
-            if await self._try(notice, key):
-                self.sent += 1
+            if await self._attempt(callback, key):
                 return
-        self.lost += 1
 
-    async def _try(self, notice: Notice, key: str) -> bool:
+    async def _attempt(self, callback: StatusCallback, key: str) -> bool:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=_TIMEOUT, cookie_jar=aiohttp.DummyCookieJar())
         try:
             async with self._session.request(
-                notice.method,
-                URL(notice.url, encoded=True),  # as it was signed, to the byte
-                data=notice.fields if notice.method == "POST" else None,
-                headers={_SIGNATURE: notice.signature(key)},
-                ssl=self.trust if self.trust is not None else True,
+                callback.method,
+                URL(callback.url, encoded=True),  # byte for byte what was signed
+                data=callback.fields if callback.method == "POST" else None,
+                headers={_SIGNATURE: callback.signature(key)},
+                ssl=self._ssl,
                 allow_redirects=False,
             ) as response:
-                return response.status in _GOOD
+                return response.status in _SUCCESS
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return False

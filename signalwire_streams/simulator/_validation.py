@@ -1,4 +1,4 @@
-"""The documented validations of request bodies (pure).
+"""Request bodies: parsing, and the documented validation (pure).
 
 Source: https://signalwire.com/docs/compatibility-api/ and its OpenAPI description, which also forbids every field
 that it does not name. Codes: 21402 bad URL, 21456 bad callback URL, 53404 unsupported codec, 10000 the rest. The
@@ -9,28 +9,26 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from types import MappingProxyType
-from typing import Final
 from urllib.parse import SplitResult, unquote_plus, urlsplit
 
 from attrs import field, frozen
 
 from signalwire_streams.simulator._routes import TargetKind
 
-_FORM: Final = "application/x-www-form-urlencoded"
-_JSON: Final = "application/json"
+_FORM = "application/x-www-form-urlencoded"
+_JSON = "application/json"
 
 
 @frozen
 class Fields:
-    """A body's fields by their wire names, or the problem that kept it from being read."""
+    """A body's fields by their wire names, or the problem that kept it from being parsed."""
 
     values: dict[str, str] = field(factory=dict, repr=False)
     problem: str | None = None
 
 
 def read_fields(content_type: str, body: bytes) -> Fields:
-    """Read a body.
+    """Parse a body.
 
     Forms are documented (https://signalwire.com/docs/compatibility-api/); JSON is what the vendor's own SDK sends,
     booleans and numbers included. Of a repeated field the last counts.
@@ -46,7 +44,7 @@ def read_fields(content_type: str, body: bytes) -> Fields:
 
 
 def _read_form(body: bytes) -> Fields:
-    # By hand, since every start comes this way and urllib's parse_qsl takes three times as long.
+    # Every start comes this way, and urllib's parse_qsl takes three times as long.
     values: dict[str, str] = {}
     try:
         for pair in body.decode().split("&"):
@@ -59,9 +57,7 @@ def _read_form(body: bytes) -> Fields:
 
 
 def _unquoted(text: str) -> str:
-    if "%" in text or "+" in text:
-        return unquote_plus(text, errors="strict")
-    return text
+    return unquote_plus(text, errors="strict") if "%" in text or "+" in text else text
 
 
 def _read_json(body: bytes) -> Fields:
@@ -82,35 +78,30 @@ def _read_json(body: bytes) -> Fields:
     return Fields(values)
 
 
-INVALID_ARGUMENT: Final = 10000
-INVALID_URL: Final = 21402
-INVALID_CALLBACK: Final = 21456
-INVALID_CODEC: Final = 53404
+_INVALID_ARGUMENT = 10000
+_INVALID_URL = 21402
+_INVALID_CALLBACK = 21456
+_INVALID_CODEC = 53404
 
-_CODEC: Final = re.compile(r"(PCMU|PCMA|G722|L16)(@[1-9][0-9]{3,5}h)?(@[1-9][0-9]{0,2}i)?")
-_PARAMETER: Final = re.compile(r"Parameter([1-9][0-9]{0,5})\.(Name|Value)")
-_MOST_PARAMETERS: Final = 99
+_CODEC = re.compile(r"(PCMU|PCMA|G722|L16)(@[1-9][0-9]{3,5}h)?(@[1-9][0-9]{0,2}i)?")
+_PARAMETER = re.compile(r"Parameter([1-9][0-9]{0,5})\.(Name|Value)")
+_MAX_PARAMETERS = 99
 
 
 @frozen
 class Problem:
-    """What is wrong with a request, with the API's error code for it."""
+    """What is wrong with a request, and the API's error code for it."""
 
     message: str
-    code: int = INVALID_ARGUMENT
+    code: int = _INVALID_ARGUMENT
 
 
-Check = Callable[[str], str | None]
+_Check = Callable[[str], str | None]
+"""Returns what is wrong with a value."""
 
 
-def _one_of(*values: str) -> Check:
-    choices = frozenset(values)
-    sentence = f"must be one of {', '.join(values)}"
-
-    def check(value: str) -> str | None:
-        return None if value in choices else sentence
-
-    return check
+def _one_of(*values: str) -> _Check:
+    return lambda value: None if value in values else f"must be one of {', '.join(values)}"
 
 
 def _not_blank(value: str) -> str | None:
@@ -127,7 +118,7 @@ def _split(value: str) -> SplitResult | None:
 
 
 def is_ws_on_loopback(url: str) -> bool:
-    """Tell whether an address is one of this machine's, without TLS, which no real Space dials."""
+    """Return whether a URL is one of this machine's without TLS, which no real Space dials."""
     parts = _split(url)
     return parts is not None and parts.scheme == "ws" and parts.hostname in {"127.0.0.1", "::1", "localhost"}
 
@@ -161,65 +152,49 @@ def _codec(value: str) -> str | None:
     return None if _CODEC.fullmatch(value) else "is not a supported codec"
 
 
-def _anything(_value: str) -> str | None:
-    return None
-
-
-_CALL_STREAM: Final[Mapping[str, tuple[Check, int]]] = MappingProxyType(
-    {
-        "Url": (_stream_url, INVALID_URL),
-        "Name": (_not_blank, INVALID_ARGUMENT),
-        "Track": (_one_of("inbound_track", "outbound_track", "both_tracks"), INVALID_ARGUMENT),
-        "StatusCallback": (_callback_url, INVALID_CALLBACK),
-        "StatusCallbackMethod": (_one_of("GET", "POST"), INVALID_ARGUMENT),
-        "AuthorizationBearerToken": (_anything, INVALID_ARGUMENT),
-    }
-)
-_CONFERENCE_STREAM: Final[Mapping[str, tuple[Check, int]]] = MappingProxyType(
-    {
-        **_CALL_STREAM,
-        "StreamCodec": (_codec, INVALID_CODEC),
-        "StreamRealTime": (_one_of("true", "false"), INVALID_ARGUMENT),
-    }
-)
-_STOP: Final[Mapping[str, tuple[Check, int]]] = MappingProxyType({"Status": (_one_of("stopped"), INVALID_ARGUMENT)})
-_END_CONFERENCE: Final[Mapping[str, tuple[Check, int]]] = MappingProxyType(
-    {
-        "Status": (_one_of("completed"), INVALID_ARGUMENT),
-        "AnnounceUrl": (_callback_url, INVALID_URL),
-        "AnnounceMethod": (_one_of("GET", "POST"), INVALID_ARGUMENT),
-    }
-)
+_Checks = Mapping[str, tuple[_Check, int]]
+_CALL_STREAM: _Checks = {
+    "Url": (_stream_url, _INVALID_URL),
+    "Name": (_not_blank, _INVALID_ARGUMENT),
+    "Track": (_one_of("inbound_track", "outbound_track", "both_tracks"), _INVALID_ARGUMENT),
+    "StatusCallback": (_callback_url, _INVALID_CALLBACK),
+    "StatusCallbackMethod": (_one_of("GET", "POST"), _INVALID_ARGUMENT),
+    "AuthorizationBearerToken": (lambda _: None, _INVALID_ARGUMENT),
+}
+_CONFERENCE_STREAM: _Checks = {
+    **_CALL_STREAM,
+    "StreamCodec": (_codec, _INVALID_CODEC),
+    "StreamRealTime": (_one_of("true", "false"), _INVALID_ARGUMENT),
+}
+_STOP: _Checks = {"Status": (_one_of("stopped"), _INVALID_ARGUMENT)}
+_END_CONFERENCE: _Checks = {
+    "Status": (_one_of("completed"), _INVALID_ARGUMENT),
+    "AnnounceUrl": (_callback_url, _INVALID_URL),
+    "AnnounceMethod": (_one_of("GET", "POST"), _INVALID_ARGUMENT),
+}
 
 
 def check_start(kind: TargetKind, values: Mapping[str, str]) -> list[Problem]:
-    """Find everything that is wrong with the fields of a start."""
+    """Return everything that is wrong with the fields of a start."""
     checks = _CALL_STREAM if kind == "call" else _CONFERENCE_STREAM
-    problems = [] if "Url" in values else [Problem("Url is required", INVALID_URL)]
-    others: dict[str, str] = {}
-    for name, value in values.items():
-        if name in checks:
-            problems.extend(_apply(checks, name, value))
-        else:
-            others[name] = value
-    if others:
-        problems.extend(_check_parameters(others))
-    return problems
+    missing = [] if "Url" in values else [Problem("Url is required", _INVALID_URL)]
+    others = {name: value for name, value in values.items() if name not in checks}
+    return [*missing, *_known(checks, values), *_parameters(others)]
 
 
 def check_stop(values: Mapping[str, str]) -> list[Problem]:
-    """Find everything that is wrong with the fields of a stop."""
+    """Return everything that is wrong with the fields of a stop."""
     missing = [] if "Status" in values else [Problem("Status is required")]
-    return [*missing, *_check_known(_STOP, values)]
+    return [*missing, *_known(_STOP, values), *_unknown(_STOP, values)]
 
 
 def check_end_conference(values: Mapping[str, str]) -> list[Problem]:
-    """Find everything that is wrong with the fields of a conference's update."""
-    return _check_known(_END_CONFERENCE, values)
+    """Return everything that is wrong with the fields of a conference's update."""
+    return [*_known(_END_CONFERENCE, values), *_unknown(_END_CONFERENCE, values)]
 
 
 def parameters_of(values: Mapping[str, str]) -> dict[str, str]:
-    """Give the custom parameters, name to value, of fields that have passed the check."""
+    """Return the custom parameters by name, from fields that have been checked."""
     return {
         value: values[f"{field.removesuffix('.Name')}.Value"]
         for field, value in values.items()
@@ -227,33 +202,28 @@ def parameters_of(values: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _apply(checks: Mapping[str, tuple[Check, int]], name: str, value: str) -> Iterator[Problem]:
-    check, code = checks[name]
-    fault = check(value)
-    if fault is not None:
-        yield Problem(f"{name} {fault}", code)
-
-
-def _check_known(checks: Mapping[str, tuple[Check, int]], values: Mapping[str, str]) -> list[Problem]:
-    problems: list[Problem] = []
+def _known(checks: _Checks, values: Mapping[str, str]) -> Iterator[Problem]:
     for name, value in values.items():
-        problems.extend(_apply(checks, name, value) if name in checks else [_unknown(name)])
-    return problems
+        if name in checks:
+            check, code = checks[name]
+            fault = check(value)
+            if fault is not None:
+                yield Problem(f"{name} {fault}", code)
 
 
-def _unknown(name: str) -> Problem:
-    return Problem(f"{name} is not a known field")
+def _unknown(checks: _Checks, values: Mapping[str, str]) -> Iterator[Problem]:
+    return (Problem(f"{name} is not a known field") for name in values if name not in checks)
 
 
-def _check_parameters(values: Mapping[str, str]) -> Iterator[Problem]:
+def _parameters(values: Mapping[str, str]) -> Iterator[Problem]:
     for name, value in values.items():
         match = _PARAMETER.fullmatch(name)
         if match is None:
-            yield _unknown(name)
+            yield from _unknown({}, {name: value})
             continue
         number, part = match.groups()
-        if int(number) > _MOST_PARAMETERS:
-            yield Problem(f"{name}: custom parameters are numbered 1 to {_MOST_PARAMETERS}")
+        if int(number) > _MAX_PARAMETERS:
+            yield Problem(f"{name}: custom parameters are numbered 1 to {_MAX_PARAMETERS}")
         partner = f"Parameter{number}.{'Value' if part == 'Name' else 'Name'}"
         if partner not in values:
             yield Problem(f"{name} has no {partner}")

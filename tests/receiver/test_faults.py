@@ -304,9 +304,9 @@ async def test_a_callback_that_is_overtaken(
         await stopped.wait()
 
     space.faults.add(fault, on="stream-started", **settings)
-    notices = space._outside.notices
-    assert notices is not None
-    notices.sleep = until_it_stopped
+    sender = space._callback_sender
+    assert sender is not None
+    sender.sleep = until_it_stopped
     await a_stream_with_callbacks(client, conference, url, heard, address)
     await until(lambda: callbacks.counts.handled == 1)
     stopped.set()

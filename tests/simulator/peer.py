@@ -1,4 +1,4 @@
-"""A client that knows nothing but HTTP: a plain aiohttp session beside a Space."""
+"""A plain HTTP client for a Space."""
 
 import json
 from base64 import b64encode
@@ -19,7 +19,7 @@ FORM = "application/x-www-form-urlencoded"
 
 @frozen
 class Reply:
-    """An answer, read to its end."""
+    """A complete response."""
 
     status: int
     body: bytes
@@ -32,7 +32,7 @@ class Reply:
 
 @define(eq=False)
 class Peer:
-    """Sends requests to a Space, authenticated unless told otherwise."""
+    """Sends requests to a Space, authenticated by default."""
 
     space: SimulatedSpace
     session: ClientSession
@@ -61,7 +61,7 @@ class Peer:
         return await self.send("POST", self.path(*segments), urlencode(fields).encode())
 
     async def start(self, conference_sid: str | None = None, **fields: str) -> Reply:
-        """Start a stream on a conference, the first one unless told otherwise."""
+        """Start a stream on a conference, by default on the first one."""
         sid = self.space.conference_sids[0] if conference_sid is None else conference_sid
         return await self.post({"Url": URL, **fields}, "Conferences", sid, "Streams")
 
@@ -80,7 +80,7 @@ class Peer:
 
 @asynccontextmanager
 async def simulated(conferences: int = 1, calls: int = 1, **options: Any) -> AsyncIterator[Peer]:
-    """Run a Space, and a session that talks to it."""
+    """Run a Space, and a client for it."""
     async with (
         SimulatedSpace(conferences=conferences, calls=calls, **options) as space,
         ClientSession(connector=TCPConnector(limit=0)) as session,
@@ -90,7 +90,7 @@ async def simulated(conferences: int = 1, calls: int = 1, **options: Any) -> Asy
 
 @define(eq=False)
 class Clock:
-    """A clock that stands until it is moved."""
+    """A clock that stands still until it is moved."""
 
     now: float = 1_000_000.0
 
@@ -98,9 +98,9 @@ class Clock:
         return self.now
 
 
-def assert_journal(peer: Peer, fault: str, answered: int | None, *, created: bool) -> None:
-    """Assert what the Space holds of the only request that it received."""
+def assert_logged(peer: Peer, fault: str, answered: int | None, *, executed: bool) -> None:
+    """Assert what the Space logged of its only request."""
     [request] = peer.space.requests
     assert (request.fault, request.answered) == (fault, answered)
-    assert [request.created] == [stream.sid for stream in peer.space.streams] if created else not request.created
-    assert len(peer.space.streams) == created
+    assert [request.created] == [stream.sid for stream in peer.space.streams] if executed else not request.created
+    assert len(peer.space.streams) == executed

@@ -1,4 +1,4 @@
-"""The shapes of the vendor's OpenAPI description, spelled once more: every property, and what it may hold."""
+"""The shapes of the vendor's OpenAPI description, written independently: every property, and its values."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -162,7 +162,7 @@ CALL: Shape = {
 
 
 def page(name: str, shape: Shape) -> Shape:
-    """Give the shape of a list's page."""
+    """Return the shape of a list's page."""
     return {
         "uri": uri,
         "first_page_uri": uri,

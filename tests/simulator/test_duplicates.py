@@ -1,11 +1,11 @@
-"""Streams of one name: the three ways a Space can take a second start, and what the records tell."""
+"""Streams of one name: the three ways to answer a second start, and what is recorded."""
 
 from .peer import Peer, simulated
 from .shapes import CALL_STREAM, CONFERENCE_STREAM, ERROR, ERROR_LIST, mismatches
 
 
-async def test_a_second_start_is_answered_but_never_lives() -> None:
-    """What the vendor documents: only a status callback would tell "Duplicated stream name"."""
+async def test_second_start_of_a_name_is_answered_but_does_not_run() -> None:
+    """As documented: only a status callback reports "Duplicated stream name"."""
     async with simulated() as peer:
         first, second = await peer.start(Name="n"), await peer.start(Name="n")
         assert (second.status, second.json["status"], second.json["name"]) == (200, "queued", "n")
@@ -24,7 +24,7 @@ async def test_a_second_start_is_answered_but_never_lives() -> None:
         assert (await peer.stop("n")).json["sid"] == lives.sid
 
 
-async def test_a_second_start_can_be_an_http_error() -> None:
+async def test_second_start_of_a_name_can_be_an_http_error() -> None:
     async with simulated(duplicate_names="http-error") as peer:
         await peer.start(Name="n")
         on_conference = await peer.start(Name="n")
@@ -37,13 +37,12 @@ async def test_a_second_start_can_be_an_http_error() -> None:
         assert len(peer.space.streams) == 2
 
 
-async def test_a_second_start_can_really_be_doubled() -> None:
+async def test_second_start_of_a_name_can_be_allowed() -> None:
     async with simulated(duplicate_names="allow") as peer:
         replies = [await peer.start_on_call(Name="n") for _ in range(3)]
         assert all(mismatches(reply.json, CALL_STREAM) == [] for reply in replies)
         assert len(peer.space.streams.active()) == 3
         assert peer.space.streams.duplicates() == [(peer.space.call_sids[0], "n")]
-        assert peer.space.streams.peak_alive_per_target() == {peer.space.call_sids[0]: 3}
         stopped = [(await peer.stop_on_call("n")).json["sid"] for _ in range(3)]
         assert stopped == [reply.json["sid"] for reply in replies]
         assert peer.space.streams.duplicates() == [(peer.space.call_sids[0], "n")]
@@ -56,12 +55,11 @@ async def _start_stop_start(peer: Peer) -> None:
     assert (await peer.start(Name="n")).json["status"] == "queued"
 
 
-async def test_a_name_is_free_again_once_its_stream_has_stopped() -> None:
+async def test_name_can_be_reused_after_its_stream_has_stopped() -> None:
     async with simulated() as peer:
         await _start_stop_start(peer)
         assert [stream.error for stream in peer.space.streams] == [None] * 3
         assert peer.space.streams.duplicates() == []
-        assert peer.space.streams.peak_alive_per_target() == {peer.space.conference_sids[0]: 1}
 
 
 async def test_names_are_unique_per_conference_or_call_only() -> None:
@@ -74,7 +72,7 @@ async def test_names_are_unique_per_conference_or_call_only() -> None:
         assert peer.space.streams.duplicates() == []
 
 
-async def test_unnamed_streams_on_one_target_count_as_doubled_under_none() -> None:
+async def test_unnamed_streams_on_one_target_are_duplicates_under_none() -> None:
     async with simulated() as peer:
         sid = peer.space.conference_sids[0]
         await peer.start()
@@ -83,7 +81,7 @@ async def test_unnamed_streams_on_one_target_count_as_doubled_under_none() -> No
         assert peer.space.streams.duplicates() == [(sid, None)]
 
 
-async def test_streams_read_like_a_list() -> None:
+async def test_streams_are_a_sequence() -> None:
     async with simulated() as peer:
         sids = [(await peer.start(Name=name)).json["sid"] for name in "abc"]
         assert len(peer.space.streams) == 3

@@ -1,4 +1,4 @@
-"""Which requests run into a fault: scopes, counters, order, refused rules."""
+"""Which requests trigger a fault: scopes, counters, order, invalid rules."""
 
 import random
 from itertools import pairwise
@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams.simulator import FaultKind, Faults
+from signalwire_streams.simulator import FaultKind, FaultRule, Faults
+from signalwire_streams.simulator._faults import matching_rules
 
 from .peer import simulated
 
@@ -14,51 +15,56 @@ START, STOP, CALL_START = "start-conference-stream", "stop-conference-stream", "
 
 
 def faults(seed: int = 0) -> Faults:
-    return Faults(random.Random(seed))  # noqa: S311 - reproducible on purpose
+    return Faults(random.Random(seed))  # noqa: S311  (reproducible on purpose)
 
 
-def test_times_is_the_next_so_many() -> None:
+def trip(rules: Faults, operation: str, target: str | None = None) -> FaultRule | None:
+    return next(matching_rules(rules, operation, target), None)
+
+
+def test_rule_with_times_triggers_on_the_next_requests_only() -> None:
     rules = faults()
     rule = rules.add("500", times=2)
-    assert [rules.trip(START, "a") is rule for _ in range(4)] == [True, True, False, False]
+    assert [trip(rules, START, "a") is rule for _ in range(4)] == [True, True, False, False]
     assert rule.hits == 2
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("one_in", [1, 2, 10])
-def test_one_in_is_exact_and_the_same_under_one_seed(one_in: int, seed: int) -> None:
-    """Every so manieth request, from an offset that the seed gives."""
+@pytest.mark.parametrize("every_nth", [1, 2, 10])
+def test_every_nth_is_exact_and_depends_on_the_seed_only(every_nth: int, seed: int) -> None:
+    """Every n-th request, from an offset that depends on the seed."""
     first, second = faults(seed), faults(seed)
-    first.add("500", every_nth=one_in)
-    second.add("500", every_nth=one_in)
-    tripped = [first.trip(START, "a") is not None for _ in range(100)]
-    assert tripped == [second.trip(START, "a") is not None for _ in range(100)]
+    first.add("500", every_nth=every_nth)
+    second.add("500", every_nth=every_nth)
+    tripped = [trip(first, START, "a") is not None for _ in range(100)]
+    assert tripped == [trip(second, START, "a") is not None for _ in range(100)]
     places = [place for place, hit in enumerate(tripped) if hit]
-    assert len(places) == 100 // one_in
-    assert {later - earlier for earlier, later in pairwise(places)} <= {one_in}
+    assert len(places) == 100 // every_nth
+    assert {later - earlier for earlier, later in pairwise(places)} <= {every_nth}
 
 
-def test_the_seed_moves_the_offset() -> None:
+def test_every_nth_has_an_offset_that_depends_on_the_seed() -> None:
     offsets = set()
     for seed in range(20):
         rules = faults(seed)
         rules.add("500", every_nth=10)
-        offsets.add(next(place for place in range(10) if rules.trip(START, "a")))
+        offsets.add(next(place for place in range(10) if trip(rules, START, "a")))
     assert len(offsets) > 3
 
 
 def test_per_target_counts_each_conference_or_call() -> None:
     rules = faults()
     rules.add("500", per_target=1)
-    assert [rules.trip(START, sid) is not None for sid in ("a", "b", "a", "b", "c")] == [True, True, False, False, True]
+    hits = [sid for sid in ("a", "b", "a", "b", "c") if trip(rules, START, sid)]
+    assert hits == ["a", "b", "c"]
 
 
-def test_target_picks_one_conference_or_call() -> None:
+def test_rule_with_target_ignores_other_targets() -> None:
     rules = faults()
     rules.add("500", target="a")
-    assert rules.trip(START, "b") is None
-    assert rules.trip(START, "a") is not None
-    assert rules.trip("list-conferences", None) is None
+    assert trip(rules, START, "b") is None
+    assert trip(rules, START, "a") is not None
+    assert trip(rules, "list-conferences", None) is None
 
 
 @pytest.mark.parametrize(
@@ -87,15 +93,15 @@ def test_target_picks_one_conference_or_call() -> None:
         ),
     ],
 )
-def test_on_names_operations(scope: str, operations: set[str]) -> None:
+def test_scope_stands_for_operations(scope: str, operations: set[str]) -> None:
     assert faults().add("500", on=scope).operations == operations
 
 
-def test_the_first_rule_takes_the_request_and_later_ones_do_not_count_it() -> None:
+def test_request_taken_by_a_rule_does_not_count_for_later_rules() -> None:
     rules = faults()
     first = rules.add("500", times=2)
     second = rules.add("502", every_nth=1, times=1)
-    assert [rules.trip(START, "a") for _ in range(4)] == [first, first, second, None]
+    assert [trip(rules, START, "a") for _ in range(4)] == [first, first, second, None]
 
 
 def test_rules_can_be_removed_and_cleared() -> None:
@@ -104,36 +110,36 @@ def test_rules_can_be_removed_and_cleared() -> None:
     rules.add("502")
     rule.remove()
     rule.remove()
-    tripped = rules.trip(START, "a")
+    tripped = trip(rules, START, "a")
     assert tripped is not None
     assert tripped.kind is FaultKind.PROXY_502
     rules.clear()
     assert len(rules) == 0
-    assert rules.trip(START, "a") is None
+    assert trip(rules, START, "a") is None
 
 
-def test_connections_trip_only_their_own_rules() -> None:
+def test_connections_trigger_only_rules_for_connections() -> None:
     rules = faults()
     rules.add("500")
     connect = rules.add("reset-on-connect", times=1)
-    assert rules.trip_connection() is True
-    assert rules.trip_connection() is False
+    assert trip(rules, "connect") is connect
+    assert trip(rules, "connect") is None
     assert connect.hits == 1
     rules.clear()
     rules.add(FaultKind.RESET_ON_CONNECT)
-    assert rules.trip(START, "a") is None
+    assert trip(rules, START, "a") is None
 
 
 @pytest.mark.parametrize(
     ("kind", "given", "sentence"),
     [
-        ("slow", {}, "'slow' is no kind of fault; there are .*latency"),
-        ("500", {"on": "starts"}, "on='starts' is no scope of '500'; write one of any, .*start"),
+        ("slow", {}, "'slow' is not a kind of fault; there are .*latency"),
+        ("500", {"on": "starts"}, "on='starts' is not a scope of '500'; write one of any, .*start"),
         ("500", {"times": 0}, "times must be at least 1, not 0"),
-        ("500", {"one_in": -1}, "one_in must be at least 1"),
+        ("500", {"every_nth": -1}, "every_nth must be at least 1"),
         ("500", {"per_target": 0}, "per_target must be at least 1"),
-        ("500", {"status": 500}, "status is no setting of '500', which takes body"),
-        ("empty", {"body": "api"}, "body is no setting of 'empty', which takes no settings"),
+        ("500", {"status": 500}, "status is not a setting of '500', which takes body"),
+        ("empty", {"body": "api"}, "body is not a setting of 'empty', which takes no settings"),
         ("latency", {}, r"'latency' needs seconds=\.\.\."),
         ("latency", {"seconds": -1}, "seconds must be a number of seconds, not -1"),
         ("status", {}, r"'status' needs status=\.\.\."),
@@ -145,23 +151,23 @@ def test_connections_trip_only_their_own_rules() -> None:
         ("hang", {"read_body": 1}, "read_body must be True or False"),
         ("redirect", {"location": 1}, "location must be a text"),
         ("duplicate-name", {"as_": "error"}, "as_ must be 'http-error' or 'stream-error'"),
-        ("duplicate-name", {"on": "stop"}, "is no scope of 'duplicate-name'; write one of start, start-call-stream"),
+        ("duplicate-name", {"on": "stop"}, "is not a scope of 'duplicate-name'; write one of start, start-call-stream"),
         (
             "duplicate-name",
             {"on": "nonsense"},
-            "is no scope of 'duplicate-name'; write one of start, start-call-stream",
+            "is not a scope of 'duplicate-name'; write one of start, start-call-stream",
         ),
-        ("duplicate-name", {"created": True}, "'duplicate-name' starts nothing"),
-        ("reset-on-connect", {"on": "start"}, "leave out on, use times or one_in"),
-        ("reset-on-connect", {"target": "a", "created": False}, "leave out target, created"),
+        ("duplicate-name", {"executed": True}, "'duplicate-name' starts nothing"),
+        ("reset-on-connect", {"on": "start"}, "leave out on, use times or every_nth"),
+        ("reset-on-connect", {"target": "a", "executed": False}, "leave out target, executed"),
     ],
 )
-def test_a_rule_that_makes_no_sense_says_what_to_write(kind: str, given: dict[str, Any], sentence: str) -> None:
+def test_invalid_rule_is_refused_with_a_hint(kind: str, given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         faults().add(kind, **given)
 
 
-async def test_a_space_spoils_the_same_requests_under_the_same_seed() -> None:
+async def test_space_replaces_the_same_responses_under_the_same_seed() -> None:
     async def run() -> list[int]:
         async with simulated(seed=7) as peer:
             rule = peer.space.faults.add("503", on="start", every_nth=4)
@@ -172,10 +178,20 @@ async def test_a_space_spoils_the_same_requests_under_the_same_seed() -> None:
     assert await run() == await run()
 
 
-async def test_strangers_and_other_paths_run_into_faults_like_everyone() -> None:
-    """A proxy in front knows no tokens; what is no operation of the API is left alone."""
+async def test_fault_applies_without_authentication_but_not_to_unknown_operations() -> None:
+    """A proxy in front checks no tokens; paths outside of the API are not affected."""
     async with simulated() as peer:
         peer.space.faults.add("502")
         reply = await peer.send("GET", peer.path("Conferences"), headers={"Authorization": ""})
         assert reply.status == 502
         assert (await peer.get("Rooms")).status == 404
+
+
+def test_kinds_name_what_they_require_of_a_space() -> None:
+    assert {kind.value for kind in FaultKind if kind.requires_callbacks} == {
+        kind.value for kind in FaultKind if kind.startswith("callback-")
+    }
+    assert {kind.value for kind in FaultKind if kind.requires_audio} == {
+        *(kind.value for kind in FaultKind if kind.startswith(("socket-", "frames-"))),
+        *("tls-untrusted", "connection-dropped", "no-stop"),
+    }

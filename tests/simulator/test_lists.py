@@ -36,7 +36,7 @@ async def test_each_resource_has_its_documented_shape() -> None:
 
 
 @pytest.mark.parametrize("status", ["queued", "in-progress", "completed"])
-async def test_calls_of_any_age_have_the_documented_shape(status: str) -> None:
+async def test_call_of_any_status_has_the_documented_shape(status: str) -> None:
     async with simulated() as peer:
         sid = peer.space.add_call(status=status, from_number="sip:a@example.com", to_number="+442071838750")
         call = (await peer.get("Calls", sid)).json
@@ -46,14 +46,14 @@ async def test_calls_of_any_age_have_the_documented_shape(status: str) -> None:
         assert call["formatted_from"] == call["from"] == "sip:a@example.com"
 
 
-async def test_what_is_not_there_is_404() -> None:
+async def test_unknown_resource_is_404() -> None:
     async with simulated() as peer:
         for segments in (("Conferences", "x"), ("Calls", "x"), ("Conferences", "x", "Participants")):
             reply = await peer.get(*segments)
             assert (reply.status, reply.json["code"]) == (404, 20404)
 
 
-async def test_a_call_counts_its_seconds() -> None:
+async def test_ended_call_has_its_duration() -> None:
     clock = Clock()
     async with simulated(clock=clock) as peer:
         [sid] = peer.space.call_sids
@@ -63,7 +63,7 @@ async def test_a_call_counts_its_seconds() -> None:
 
 
 @pytest.mark.parametrize(("sept", "month"), [(False, "Sep"), (True, "Sept")])
-async def test_september_is_spelled_either_way(month: str, *, sept: bool) -> None:
+async def test_september_is_abbreviated_as_configured(month: str, *, sept: bool) -> None:
     async with simulated(clock=Clock(SEPTEMBER), long_september=sept) as peer:
         reply = await peer.get("Conferences", peer.space.conference_sids[0])
         assert reply.json["date_created"] == f"Wed, 19 {month} 2018 21:00:00 +0000"
@@ -73,7 +73,7 @@ async def test_september_is_spelled_either_way(month: str, *, sept: bool) -> Non
 @pytest.mark.parametrize(
     ("size", "pages"), [(None, [50, 50, 23]), ("1000", [123]), ("100", [100, 23]), ("123", [123]), ("41", [41] * 3)]
 )
-async def test_following_the_next_page_reads_everything_once(size: str | None, pages: list[int]) -> None:
+async def test_following_next_page_uri_reads_everything_once(size: str | None, pages: list[int]) -> None:
     async with simulated(conferences=123, participants=0) as peer:
         suffix = f"?PageSize={size}" if size else ""
         read = [one async for one in _pages(peer, peer.path("Conferences") + suffix)]
@@ -83,7 +83,7 @@ async def test_following_the_next_page_reads_everything_once(size: str | None, p
         assert sids == peer.space.conference_sids
 
 
-async def test_a_page_leads_back() -> None:
+async def test_page_links_to_previous_and_first_page() -> None:
     async with simulated(conferences=5, participants=0) as peer:
         first, second, third = [one async for one in _pages(peer, peer.path("Conferences") + ".json?PageSize=2")]
         assert first["previous_page_uri"] is None
@@ -95,8 +95,8 @@ async def test_a_page_leads_back() -> None:
         assert third["uri"].startswith(peer.path("Conferences") + ".json?")
 
 
-async def test_a_token_stays_right_while_the_list_shrinks() -> None:
-    """A client that computes the next page itself misses one here; one that follows the URI does not."""
+async def test_page_token_stays_correct_while_the_list_shrinks() -> None:
+    """A client that computes the next page itself misses one; a client that follows the URI does not."""
     async with simulated(conferences=4, participants=0) as peer:
         query = {"Status": "in-progress", "PageSize": "2"}
         first = (await peer.get("Conferences", query=query)).json
@@ -107,7 +107,7 @@ async def test_a_token_stays_right_while_the_list_shrinks() -> None:
         assert [one["sid"] for one in computed] == peer.space.conference_sids[3:]
 
 
-async def test_a_page_behind_the_end_is_empty() -> None:
+async def test_page_behind_the_end_is_empty() -> None:
     async with simulated() as peer:
         read = (await peer.get("Conferences", query={"Page": "7"})).json
         assert (read["conferences"], read["next_page_uri"], read["page"]) == ([], None, 7)
@@ -131,7 +131,7 @@ async def test_a_page_behind_the_end_is_empty() -> None:
         ({"DateUpdated": "Wed, 19 Sep 2018 21:00:00 +0000"}, 422, 10000),
     ],
 )
-async def test_a_bad_query_is_refused(query: dict[str, str], status: int, code: int) -> None:
+async def test_invalid_query_is_refused(query: dict[str, str], status: int, code: int) -> None:
     async with simulated() as peer:
         reply = await peer.get("Conferences", query=query)
         assert (reply.status, reply.json["code"]) == (status, code)
@@ -194,7 +194,7 @@ async def test_calls_are_filtered(query: dict[str, str], found: list[int]) -> No
         assert [one["sid"] for one in read] == [peer.space.call_sids[place] for place in found]
 
 
-async def test_a_time_that_is_none_is_refused() -> None:
+async def test_invalid_filter_of_calls_is_422() -> None:
     async with simulated() as peer:
         assert (await peer.get("Calls", query={"StartTime": "noon"})).status == 422
         assert (await peer.get("Calls", query={"Status": "init"})).status == 422
@@ -210,7 +210,7 @@ async def test_participants_are_filtered(query: dict[str, str], count: int) -> N
         assert (await peer.get(*segments, query={"Muted": "maybe"})).status == 422
 
 
-async def test_filters_stay_in_the_page_uris() -> None:
+async def test_page_uris_keep_the_filters() -> None:
     async with simulated(conferences=3, participants=0) as peer:
         peer.space.end_conference(peer.space.conference_sids[1])
         path = peer.path("Conferences") + "?Status=in-progress&DateCreated%3E=2000-01-01&PageSize=1"
@@ -218,7 +218,7 @@ async def test_filters_stay_in_the_page_uris() -> None:
         assert read == [peer.space.conference_sids[0], peer.space.conference_sids[2]]
 
 
-async def test_participants_legs_are_served_but_not_listed() -> None:
+async def test_participants_call_legs_are_readable_but_not_listed() -> None:
     async with simulated(calls=3) as peer:
         seats = (await peer.get("Conferences", peer.space.conference_sids[0], "Participants")).json["participants"]
         assert (await peer.get("Calls", seats[0]["call_sid"])).json["direction"] == "inbound"

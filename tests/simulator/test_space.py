@@ -1,4 +1,4 @@
-"""The Space's life: seeds, sockets, refusing, resets, inspection, closing, what it imports."""
+"""The Space: seeds, sockets, refused and reset connections, admin paths, closing, imports."""
 
 import ast
 import asyncio
@@ -17,7 +17,7 @@ from .peer import Peer, simulated
 from .shapes import uuid
 
 
-def test_one_seed_gives_one_space() -> None:
+def test_spaces_with_one_seed_are_equal() -> None:
     first, second, other = (SimulatedSpace(conferences=3, calls=2, seed=seed) for seed in (1, 1, 2))
     for name in ("project", "token", "signing_key", "conference_sids", "call_sids"):
         assert getattr(first, name) == getattr(second, name)
@@ -29,7 +29,7 @@ def test_one_seed_gives_one_space() -> None:
     assert first.signing_key not in repr(first)
 
 
-async def test_one_seed_gives_the_same_streams() -> None:
+async def test_spaces_with_one_seed_create_the_same_sids() -> None:
     async def run() -> list[str]:
         async with simulated(seed=3) as peer:
             return [(await peer.start()).json["sid"] for _ in range(3)]
@@ -37,14 +37,14 @@ async def test_one_seed_gives_the_same_streams() -> None:
     assert await run() == await run()
 
 
-def test_what_makes_no_space_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="conferences"):
         SimulatedSpace(conferences=-1)
     with pytest.raises(ValueError, match="duplicate_names"):
         SimulatedSpace(duplicate_names="never")  # type: ignore[arg-type]
 
 
-async def test_a_space_is_started_and_closed_by_hand() -> None:
+async def test_space_can_be_started_and_closed_explicitly() -> None:
     space = SimulatedSpace()
     await space.start()
     assert space.base_url == f"http://127.0.0.1:{space.port}"
@@ -55,11 +55,11 @@ async def test_a_space_is_started_and_closed_by_hand() -> None:
     await space.close()
 
 
-async def test_a_space_that_never_started_can_be_closed() -> None:
+async def test_space_that_was_not_started_can_be_closed() -> None:
     await SimulatedSpace().close()
 
 
-async def test_a_port_that_is_taken_is_an_oserror() -> None:
+async def test_port_in_use_is_an_oserror() -> None:
     async with simulated() as peer:
         other = SimulatedSpace(port=peer.space.port)
         with pytest.raises(OSError, match=r"[Aa]ddress"):
@@ -67,7 +67,7 @@ async def test_a_port_that_is_taken_is_an_oserror() -> None:
         await other.close()
 
 
-async def test_ipv6() -> None:
+async def test_space_can_listen_on_ipv6() -> None:
     space = SimulatedSpace(host="::1")
     try:
         await space.start()
@@ -80,12 +80,12 @@ async def test_ipv6() -> None:
 
 
 def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the listing's own descriptor counts on both sides
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208  (the listing's own descriptor counts on both sides)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors through /proc")
-async def test_closing_leaves_nothing_behind() -> None:
-    """Not with requests that hang, wait, are half sent, or connections that are idle or reset."""
+async def test_close_leaves_no_task_and_no_descriptor() -> None:
+    """Also with requests that hang, are delayed or incomplete, and with idle or reset connections."""
     tasks, descriptors = asyncio.all_tasks(), _descriptors()
     space = SimulatedSpace(conferences=1)
     await space.start()
@@ -115,7 +115,7 @@ async def test_closing_leaves_nothing_behind() -> None:
     assert _descriptors() == descriptors
 
 
-async def test_a_connection_that_arrives_while_closing_is_dropped() -> None:
+async def test_connection_that_arrives_while_closing_is_dropped() -> None:
     tasks = asyncio.all_tasks()
     space = SimulatedSpace()
     await space.start()
@@ -133,7 +133,7 @@ async def test_a_connection_that_arrives_while_closing_is_dropped() -> None:
     assert asyncio.all_tasks() == tasks
 
 
-async def test_new_connections_are_refused_for_a_while() -> None:
+async def test_refuse_connections_refuses_new_and_closes_idle_ones() -> None:
     async with simulated() as peer:
         port = peer.space.port
         await peer.start()
@@ -148,7 +148,7 @@ async def test_new_connections_are_refused_for_a_while() -> None:
         assert peer.space.requests.count() == 2
 
 
-async def test_requests_that_are_being_served_survive_refusing() -> None:
+async def test_refuse_connections_keeps_requests_that_are_being_served() -> None:
     released = asyncio.Event()
 
     async def sleep(_seconds: float) -> None:
@@ -164,7 +164,7 @@ async def test_requests_that_are_being_served_survive_refusing() -> None:
         assert peer.space.connections.reset_idle() == 1
 
 
-async def test_closing_while_refusing_gives_the_port_back() -> None:
+async def test_port_is_free_after_refusing_and_closing() -> None:
     space = SimulatedSpace()
     await space.start()
     async with space.refuse_connections():
@@ -174,8 +174,8 @@ async def test_closing_while_refusing_gives_the_port_back() -> None:
         pass
 
 
-async def test_idle_connections_are_reset_at_once() -> None:
-    """Before the call returns: a request that is written next finds the reset already there."""
+async def test_reset_idle_resets_before_it_returns() -> None:
+    """A request that is written next fails at once."""
     async with simulated() as peer:
         reader, writer = await asyncio.open_connection("127.0.0.1", peer.space.port)
         writer.write(b"GET /_space HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -190,7 +190,7 @@ async def test_idle_connections_are_reset_at_once() -> None:
             await writer.wait_closed()
 
 
-async def test_idle_connections_are_closed() -> None:
+async def test_close_idle_closes_connections() -> None:
     async with simulated() as peer:
         reader, writer = await asyncio.open_connection("127.0.0.1", peer.space.port)
         writer.write(b"GET /_space HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -225,8 +225,8 @@ async def test_connections_are_kept_alive_and_numbered() -> None:
         assert peer.space.connections.opened == 2
 
 
-async def test_inspection_shows_what_the_space_holds() -> None:
-    """Without authentication, without a trace, without the Authorization header."""
+async def test_admin_paths_show_the_state_of_the_space() -> None:
+    """Without authentication, without being logged, and without the Authorization header."""
     async with simulated(conferences=2, rate_limit=1, duplicate_names="allow") as peer:
         await peer.start(Name="n", AuthorizationBearerToken="bearer-of-audio")
         await peer.start(Name="n")
@@ -256,7 +256,7 @@ async def test_inspection_shows_what_the_space_holds() -> None:
         assert peer.space.requests.count() == 2
 
 
-async def test_what_is_no_http_is_answered_400(caplog: pytest.LogCaptureFixture) -> None:
+async def test_bytes_that_are_not_http_are_answered_with_400(caplog: pytest.LogCaptureFixture) -> None:
     async with simulated() as peer:
         reader, writer = await asyncio.open_connection("127.0.0.1", peer.space.port)
         writer.write(b"nonsense\r\n\r\n")
@@ -267,8 +267,8 @@ async def test_what_is_no_http_is_answered_400(caplog: pytest.LogCaptureFixture)
     caplog.clear()
 
 
-def test_the_simulator_imports_nothing_of_the_client() -> None:
-    """It spells the wire itself, or one typo would pass every test."""
+def test_simulator_imports_nothing_of_the_client() -> None:
+    """It implements the protocol independently, or one typo would pass every test."""
     [folder] = signalwire_streams.simulator.__path__
     allowed = {"aiohttp", "attr", "attrs", "trustme", "yarl", *sys.stdlib_module_names}
     for module in Path(folder).rglob("*.py"):
@@ -285,7 +285,7 @@ def test_the_simulator_imports_nothing_of_the_client() -> None:
                 assert own or name.split(".")[0] in allowed, f"{module.name} imports {name}"
 
 
-def test_the_public_names_are_sorted_and_there() -> None:
+def test_public_names_are_sorted_and_defined() -> None:
     names = signalwire_streams.simulator.__all__
     assert names == sorted(names)
     assert all(hasattr(signalwire_streams.simulator, name) for name in names)

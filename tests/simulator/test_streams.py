@@ -1,4 +1,4 @@
-"""Starting and stopping streams: the four operations, their checks and their shapes."""
+"""Starting and stopping streams: the four operations, their validation and their shapes."""
 
 import json
 
@@ -8,7 +8,7 @@ from .peer import URL, Peer, simulated
 from .shapes import CALL_STREAM, CONFERENCE_STREAM, ERROR, mismatches
 
 
-async def test_a_conference_stream_is_started_with_everything_it_can_be_told() -> None:
+async def test_conference_stream_is_started_with_all_fields() -> None:
     async with simulated() as peer:
         reply = await peer.start(
             Name="audit-1",
@@ -44,8 +44,8 @@ async def test_a_conference_stream_is_started_with_everything_it_can_be_told() -
         assert "a b&c=d" not in repr(stream)
 
 
-async def test_a_call_stream_is_started_with_the_url_alone() -> None:
-    """The defaults: both tracks, POST callbacks, and a name that reads like the sid."""
+async def test_call_stream_is_started_with_nothing_but_a_url() -> None:
+    """The defaults: both tracks, POST callbacks, and the sid as the name."""
     async with simulated() as peer:
         reply = await peer.start_on_call()
         assert reply.status == 200
@@ -56,14 +56,14 @@ async def test_a_call_stream_is_started_with_the_url_alone() -> None:
         assert (stream.codec, stream.realtime) == (None, None)
 
 
-async def test_an_unnamed_conference_stream_answers_a_null_name() -> None:
+async def test_unnamed_conference_stream_has_a_null_name() -> None:
     async with simulated() as peer:
         assert (await peer.start()).json["name"] is None
 
 
 @pytest.mark.parametrize("suffix", ["", ".json"])
 @pytest.mark.parametrize("collection", ["Conferences", "Calls"])
-async def test_paths_are_served_with_and_without_json(suffix: str, collection: str) -> None:
+async def test_paths_are_valid_with_and_without_json_suffix(suffix: str, collection: str) -> None:
     async with simulated() as peer:
         sid = (peer.space.conference_sids if collection == "Conferences" else peer.space.call_sids)[0]
         started = await peer.send("POST", peer.path(collection, sid, "Streams") + suffix, b"Url=wss://a.b/c")
@@ -74,8 +74,8 @@ async def test_paths_are_served_with_and_without_json(suffix: str, collection: s
         assert (stopped.status, stopped.json["status"]) == (200, "stopped")
 
 
-async def test_json_bodies_are_read_like_forms() -> None:
-    """The vendor's own SDK sends them, with booleans that are booleans."""
+async def test_json_body_is_parsed_like_a_form() -> None:
+    """The vendor's own SDK sends JSON, with real booleans."""
     async with simulated() as peer:
         body = {"Url": URL, "StreamRealTime": True, "Name": "n", "Track": None}
         path = peer.path("Conferences", peer.space.conference_sids[0], "Streams")
@@ -98,7 +98,7 @@ async def test_json_bodies_are_read_like_forms() -> None:
         ("application/x-www-form-urlencoded", b"Url=\xff"),
     ],
 )
-async def test_a_body_that_cannot_be_read_is_400(content_type: str, body: bytes) -> None:
+async def test_unparsable_body_is_400(content_type: str, body: bytes) -> None:
     async with simulated() as peer:
         path = peer.path("Conferences", peer.space.conference_sids[0], "Streams")
         reply = await peer.send("POST", path, body, {"Content-Type": content_type})
@@ -116,7 +116,7 @@ async def test_a_body_that_cannot_be_read_is_400(content_type: str, body: bytes)
         (None, "00000000-0000-4000-8000-000000000000", 404, 20404),
     ],
 )
-async def test_a_stranger_is_turned_away(
+async def test_wrong_credentials_are_401_and_another_account_is_404(
     authorization: str | None, account: str | None, status: int, code: int
 ) -> None:
     async with simulated() as peer:
@@ -130,14 +130,14 @@ async def test_a_stranger_is_turned_away(
         assert list(peer.space.streams) == []
 
 
-async def test_the_scheme_of_the_authorization_is_case_insensitive() -> None:
+async def test_authorization_scheme_is_case_insensitive() -> None:
     async with simulated() as peer:
         headers = {"Authorization": peer.authorization().replace("Basic", "basic")}
         assert (await peer.send("GET", peer.path("Conferences"), headers=headers)).status == 200
 
 
-async def test_a_stream_is_stopped_once() -> None:
-    """That the second stop is a 400 is the simulator's reading; the vendor documents nothing."""
+async def test_second_stop_of_a_stream_is_400() -> None:
+    """Not documented; the status is our reading."""
     async with simulated() as peer:
         sid = (await peer.start(Name="n")).json["sid"]
         first = await peer.stop(sid)
@@ -152,8 +152,8 @@ async def test_a_stream_is_stopped_once() -> None:
             assert again.json["message"] == "Stream is already stopped"
 
 
-async def test_a_stream_is_stopped_by_its_name() -> None:
-    """The name is one path segment, whatever is in it."""
+async def test_stream_can_be_stopped_by_its_name() -> None:
+    """The name is one path segment, whatever it contains."""
     async with simulated() as peer:
         name = "audit 1/ä.json"
         started = await peer.start_on_call(Name=name)
@@ -163,7 +163,7 @@ async def test_a_stream_is_stopped_by_its_name() -> None:
         assert (stopped.status, stopped.json["sid"]) == (200, started.json["sid"])
 
 
-async def test_stopping_by_name_can_be_switched_off() -> None:
+async def test_stop_by_name_can_be_disabled() -> None:
     async with simulated(streams_by_name=False) as peer:
         started = await peer.start(Name="audit")
         assert (await peer.stop("audit")).status == 404
@@ -176,7 +176,7 @@ async def _is_not_found(peer: Peer, fields: dict[str, str], *segments: str) -> N
     assert mismatches(reply.json, ERROR) == []
 
 
-async def test_what_does_not_exist_is_404() -> None:
+async def test_unknown_target_or_stream_is_404() -> None:
     async with simulated(conferences=2) as peer:
         conference, other = peer.space.conference_sids
         [call] = peer.space.call_sids
@@ -194,7 +194,7 @@ async def test_what_does_not_exist_is_404() -> None:
 
 
 @pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "OPTIONS", "HEAD"])
-async def test_methods_that_the_api_does_not_have_are_404(method: str) -> None:
+async def test_unsupported_method_is_404(method: str) -> None:
     async with simulated() as peer:
         reply = await peer.send(method, peer.path("Conferences"))
         assert (reply.status, reply.body == b"") == (404, method == "HEAD")
@@ -204,20 +204,20 @@ async def test_methods_that_the_api_does_not_have_are_404(method: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["init", "completed"])
-async def test_a_conference_that_is_not_in_progress_takes_no_stream(status: str) -> None:
+async def test_conference_not_in_progress_refuses_a_stream(status: str) -> None:
     async with simulated() as peer:
         reply = await peer.start(peer.space.add_conference(status=status))
         assert (reply.status, reply.json["code"]) == (400, 21220)
 
 
 @pytest.mark.parametrize("status", ["queued", "ringing", "busy", "completed"])
-async def test_a_call_that_is_not_in_progress_takes_no_stream(status: str) -> None:
+async def test_call_not_in_progress_refuses_a_stream(status: str) -> None:
     async with simulated() as peer:
         reply = await peer.start_on_call(peer.space.add_call(status=status))
         assert (reply.status, reply.json["code"]) == (400, 21220)
 
 
-async def test_ending_a_conference_ends_its_streams_and_its_participants() -> None:
+async def test_ending_a_conference_ends_its_streams_and_participants() -> None:
     async with simulated(conferences=2) as peer:
         sid, other = peer.space.conference_sids
         stream = (await peer.start(sid)).json["sid"]
@@ -246,8 +246,8 @@ async def test_ending_a_conference_ends_its_streams_and_its_participants() -> No
         ({"Colour": "red"}, 422),
     ],
 )
-async def test_an_update_that_ends_nothing(fields: dict[str, str], status: int) -> None:
-    """Conferences' own 422 has the usual error body, unlike that of their streams."""
+async def test_conference_update_that_ends_nothing(fields: dict[str, str], status: int) -> None:
+    """A conference's own 422 has the usual error body, unlike that of its streams."""
     async with simulated() as peer:
         reply = await peer.post(fields, "Conferences", peer.space.conference_sids[0])
         assert reply.status == status
@@ -255,7 +255,7 @@ async def test_an_update_that_ends_nothing(fields: dict[str, str], status: int) 
         assert (await peer.start()).status == 200
 
 
-async def test_tests_can_end_calls_and_conferences_themselves() -> None:
+async def test_calls_and_conferences_can_be_ended_directly() -> None:
     async with simulated() as peer:
         await peer.start()
         await peer.start_on_call()

@@ -1,1 +1,1 @@
-"""The Space's voice: what is said in its conferences and calls, and how it gets to a WebSocket server."""
+"""The Space's audio: what is heard in its conferences and calls, and how it is sent to a WebSocket server."""

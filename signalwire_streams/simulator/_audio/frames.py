@@ -1,4 +1,4 @@
-"""The frames of the audio socket, spelled as the Space does (pure).
+"""The frames of the audio socket as the Space encodes them (pure).
 
 https://signalwire.com/docs/compatibility-api/rest/streams. The second dialect is Twilio's, which some SignalWire
 setups were seen to be written for: ``streamSid`` on every frame, version 1.0.0, a body in ``stop``.
@@ -7,151 +7,144 @@ setups were seen to be written for: ``streamSid`` on every frame, version 1.0.0,
 import json
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle, zip_longest
-from typing import Final, Literal, TypeAlias
-
-from attrs import define, field, frozen
+from itertools import count, zip_longest
+from math import gcd
+from typing import Literal, TypeAlias
 
 from signalwire_streams.simulator._audio.sources import Codec, Sound, codec_of
 from signalwire_streams.simulator._state import Stream
 
-__all__ = ["Dialect", "Speech", "Spelling", "tracks_of"]
-
 Dialect = Literal["signalwire", "twilio"]
-_TRACKS: Final[Mapping[str, tuple[str, ...]]] = {
+TRACKS: Mapping[str, tuple[str, ...]] = {
     "inbound_track": ("inbound",),
     "outbound_track": ("outbound",),
     "both_tracks": ("inbound", "outbound"),
 }
 
+TrackPayload: TypeAlias = tuple[str, str]
+"""A track, and its audio in one frame."""
 
-def tracks_of(stream: Stream) -> tuple[str, ...]:
-    """Give the names of a stream's tracks, as its frames have them."""
-    return _TRACKS[stream.track]
-
-
-Heard: TypeAlias = tuple[str, str]
-"""A track, and what is heard on it in one frame."""
+_CACHED_BYTES = 1 << 25  # of one track; frames beyond are encoded each time
 
 
-@frozen
-class _Loop:
-    frames: Sequence[Heard]
-    repeats: bool
+class _EncodedTrack:
+    """Encodes frames when they are first needed, so that a long file does not hold up the event loop."""
 
-    def __iter__(self) -> Iterator[Heard]:
-        return cycle(self.frames) if self.repeats else iter(self.frames)
+    def __init__(self, sound: Sound, track: str, codec: Codec) -> None:
+        self._track = track
+        self._codec = codec
+        self._clip = sound.clip(track, codec.rate)
+        # A loop of the clip need not be a whole number of frames: after this many, both begin together.
+        loop, step = self._clip.length * 1_000, codec.rate * codec.packet_time
+        self._period = loop // gcd(loop, step) if self._clip.repeats else None
+        self._frames: list[TrackPayload] = []
+        self._cacheable = _CACHED_BYTES // (codec.frame_start(1) * codec.width)
+
+    def __iter__(self) -> Iterator[TrackPayload]:
+        for number in count():
+            index = number if self._period is None else number % self._period
+            if index < len(self._frames):
+                yield self._frames[index]
+                continue
+            frame = self._encode(index)
+            if frame is None:
+                return
+            if index == len(self._frames) < self._cacheable:
+                self._frames.append(frame)
+            yield frame
+
+    def _encode(self, index: int) -> TrackPayload | None:
+        samples = self._clip.samples(self._codec.frame_start(index), self._codec.frame_start(index + 1))
+        return (self._track, b64encode(self._codec.encode(samples)).decode("ascii")) if samples else None
 
 
-@define(eq=False)
-class Speech:
-    """What is heard, cut into frames and encoded; once for all streams that hear the same.
+class EncodedAudio:
+    """A sound cut into encoded frames, once for all streams of the same codec."""
 
-    Attributes:
-        sound: what is heard.
-    """
+    def __init__(self, sound: Sound) -> None:
+        self._sound = sound
+        self._tracks: dict[tuple[str, str | None], _EncodedTrack] = {}
 
-    sound: Sound
-    _encoded: dict[tuple[str, str | None], _Loop] = field(init=False, factory=dict)
+    def slots(self, stream: Stream) -> Iterator[tuple[TrackPayload, ...]]:
+        """Yield the frames of each packet time, one for each track that has not ended.
 
-    def payloads(self, stream: Stream) -> Iterator[tuple[Heard, ...]]:
-        """Return, for every frame, track and payload of each track that still has something to say."""
-        for slot in zip_longest(*(self._of(track, stream.codec) for track in tracks_of(stream))):
+        Raises:
+            OSError: the sound is a file that can't be read any more.
+            ValueError: it is not a WAV file any more.
+        """
+        for slot in zip_longest(*(self._track(track, stream.codec) for track in TRACKS[stream.track])):
             yield tuple(filter(None, slot)) if None in slot else slot
 
-    def _of(self, track: str, codec: str | None) -> _Loop:
+    def _track(self, track: str, codec: str | None) -> _EncodedTrack:
         key = track, codec
-        if key not in self._encoded:
-            self._encoded[key] = self._encode(track, codec_of(codec))
-        return self._encoded[key]
-
-    def _encode(self, track: str, codec: Codec) -> _Loop:
-        clip = self.sound.clip(track, codec.rate)
-        step = codec.rate * codec.packet_time // 1_000
-        frames = (clip.samples[start : start + step] for start in range(0, len(clip.samples), step))
-        return _Loop([(track, b64encode(codec.encode(frame)).decode("ascii")) for frame in frames], clip.repeats)
+        if key not in self._tracks:
+            self._tracks[key] = _EncodedTrack(self._sound, track, codec_of(codec))
+        return self._tracks[key]
 
 
-@define(eq=False)
-class Spelling:
-    """Spells the frames of one stream, and counts them.
+class FrameEncoder:
+    """Encodes the frames of one stream, and numbers them."""
 
-    Attributes:
-        stream: the stream.
-        project: the Project ID.
-        call_sid: the call that the frames name; None leaves it out.
-        dialect: whose way.
-        bidirectional: whether the stream plays what it is sent; its frames name it then.
-    """
-
-    stream: Stream
-    project: str
-    call_sid: str | None
-    dialect: Dialect = "signalwire"
-    bidirectional: bool = False
-    _sequence: int = field(init=False, default=0)
-    _chunks: dict[str, int] = field(init=False, factory=dict)
-    _sid: str = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._sid = f'"streamSid": "{self.stream.sid}", ' if self.dialect == "twilio" else ""
+    def __init__(
+        self, stream: Stream, *, project: str, dialect: Dialect = "signalwire", bidirectional: bool = False
+    ) -> None:
+        self._stream = stream
+        self._project = project
+        self._call_sid = stream.target_sid if stream.target_kind == "call" else None
+        self._is_twilio = dialect == "twilio"
+        self._names_replies = {"streamSid": stream.sid} if bidirectional else {}
+        self._sequence = 0
+        self._chunks: dict[str, int] = {}
+        self._media_sid = f'"streamSid": "{stream.sid}", ' if self._is_twilio else ""
 
     def connected(self) -> str:
-        """Spell the first frame."""
-        version = "0.2.0" if self.dialect == "signalwire" else "1.0.0"
+        version = "1.0.0" if self._is_twilio else "0.2.0"
         return json.dumps({"event": "connected", "protocol": "Call", "version": version})
 
     def start(self) -> str:
-        """Spell the start."""
-        codec = codec_of(self.stream.codec)
+        codec = codec_of(self._stream.codec)
         body: dict[str, object] = {
-            "streamSid": self.stream.sid,
-            "accountSid": self.project,
-            "tracks": list(tracks_of(self.stream)),
+            "streamSid": self._stream.sid,
+            "accountSid": self._project,
+            "tracks": list(TRACKS[self._stream.track]),
             "mediaFormat": {"encoding": codec.encoding, "sampleRate": codec.rate, "channels": 1},
         }
-        if self.call_sid is not None:
-            body["callSid"] = self.call_sid
-        if self.stream.parameters:
-            body["customParameters"] = dict(self.stream.parameters)
-        return self._spell("start", start=body)
+        if self._call_sid is not None:
+            body["callSid"] = self._call_sid
+        if self._stream.parameters:
+            body["customParameters"] = dict(self._stream.parameters)
+        return self._numbered("start", start=body)
 
-    def media(self, timestamp: int, heard: Sequence[Heard]) -> list[str]:
-        """Spell some audio. By hand, since it is spelled fifty times a second for each track."""
-        spelled = []
-        for track, payload in heard:
+    def media(self, timestamp: int, slot: Sequence[TrackPayload]) -> list[str]:
+        # Without json, since each track needs fifty a second.
+        frames = []
+        for track, payload in slot:
             self._sequence += 1
             chunk = self._chunks[track] = self._chunks.get(track, 0) + 1
-            spelled.append(
-                f'{{"event": "media", "sequenceNumber": "{self._sequence}", {self._sid}"media": {{"track": "{track}", '
-                f'"chunk": "{chunk}", "timestamp": "{timestamp}", "payload": "{payload}"}}}}'
+            frames.append(
+                f'{{"event": "media", "sequenceNumber": "{self._sequence}", {self._media_sid}"media": '
+                f'{{"track": "{track}", "chunk": "{chunk}", "timestamp": "{timestamp}", "payload": "{payload}"}}}}'
             )
-        return spelled
+        return frames
 
     def dtmf(self, digit: str, milliseconds: int) -> str:
-        """Spell a key that a caller pressed."""
         body: dict[str, object] = {"digit": digit, "duration": milliseconds}
-        if self.dialect == "twilio":
+        if self._is_twilio:
             body["track"] = "inbound_track"
-        return self._spell("dtmf", **self._name_if_bidirectional(), dtmf=body)
+        return self._numbered("dtmf", **self._names_replies, dtmf=body)
 
     def mark(self, name: str) -> str:
-        """Spell that a mark was reached; only Twilio numbers these."""
         body = {"mark": {"name": name}}
-        if self.dialect == "twilio":
-            return self._spell("mark", **body)
-        return json.dumps({"event": "mark", **self._name_if_bidirectional(), **body})
+        if self._is_twilio:  # which alone numbers these
+            return self._numbered("mark", **body)
+        return json.dumps({"event": "mark", **self._names_replies, **body})
 
     def stop(self) -> str:
-        """Spell the end."""
-        if self.dialect == "signalwire":
-            return self._spell("stop")
-        return self._spell("stop", stop={"accountSid": self.project, "callSid": self.call_sid})
+        if self._is_twilio:
+            return self._numbered("stop", stop={"accountSid": self._project, "callSid": self._call_sid})
+        return self._numbered("stop")
 
-    def _name_if_bidirectional(self) -> Mapping[str, str]:
-        return {"streamSid": self.stream.sid} if self.bidirectional else {}
-
-    def _spell(self, event: str, **body: object) -> str:
+    def _numbered(self, event: str, **body: object) -> str:
         self._sequence += 1
-        sid = {"streamSid": self.stream.sid} if self.dialect == "twilio" else {}
+        sid = {"streamSid": self._stream.sid} if self._is_twilio else {}
         return json.dumps({"event": event, "sequenceNumber": str(self._sequence), **sid, **body})

@@ -1,12 +1,12 @@
-"""No secret is told: not by the inspection paths, which anyone can ask, and not by what a failed test prints."""
+"""Secrets are shown neither by the admin paths, which anyone can read, nor by what a failed test prints."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
 from signalwire_streams.simulator import Stream
-from signalwire_streams.simulator._request_log import shown_address
-from signalwire_streams.simulator._status_callbacks import Notice
+from signalwire_streams.simulator._request_log import redact_url
+from signalwire_streams.simulator._status_callbacks import StatusCallback
 
 from .peer import Peer, simulated
 
@@ -27,8 +27,8 @@ async def peer() -> AsyncIterator[Peer]:
         yield peer
 
 
-async def test_inspection_tells_names_and_no_secrets(peer: Peer) -> None:
-    """Neither of the streams nor of the requests, those among them that were refused."""
+async def test_admin_paths_show_names_and_no_secrets(peer: Peer) -> None:
+    """Neither for streams nor for requests, also refused ones."""
     await peer.start(**FIELDS)
     await peer.start(bearertoken="bearer-of-audio", **FIELDS)
     bare = {"Authorization": ""}
@@ -52,8 +52,8 @@ async def test_inspection_tells_names_and_no_secrets(peer: Peer) -> None:
         assert secret.encode() not in streams.body + requests.body
 
 
-async def test_what_is_printed_tells_none_either(peer: Peer) -> None:
-    """And the objects keep the true values."""
+async def test_reprs_show_no_secrets(peer: Peer) -> None:
+    """The attributes have the true values."""
     await peer.start(**FIELDS)
     [stream], [request] = peer.space.streams, peer.space.requests
     shown = repr(stream) + repr(request)
@@ -67,19 +67,19 @@ async def test_what_is_printed_tells_none_either(peer: Peer) -> None:
     assert (stream.parameters, stream.authorization_bearer_token) == ({"tenant": "tenant-7"}, "bearer-of-audio")
 
 
-async def test_a_start_with_the_url_alone_is_shown(peer: Peer) -> None:
+async def test_admin_path_shows_a_start_with_nothing_but_a_url(peer: Peer) -> None:
     await peer.start()
     [stream] = (await peer.send("GET", "/_space/streams")).json["streams"]
     assert (stream["status_callback"], stream["parameters"]) == (None, {})
     assert "status_callback=None" in repr(peer.space.streams[0])
 
 
-def test_a_callback_that_goes_out_is_printed_without_what_it_tells() -> None:
+def test_repr_of_a_callback_shows_no_fields() -> None:
     stream = Stream(
         sid="s", target_kind="call", target_sid="c", created_at=0, url="", status_callback=FIELDS["StatusCallback"]
     )
-    notice = Notice.of(stream, "stream-started", project="p", number=1, moment=0)
-    assert repr(notice) == "Notice(method='POST', url='https://app.example.com:8443/status')"
+    callback = StatusCallback.from_stream(stream, "stream-started", project="p", number=1, moment=0)
+    assert repr(callback) == "StatusCallback(method='POST', url='https://app.example.com:8443/status')"
 
 
 @pytest.mark.parametrize(
@@ -93,5 +93,5 @@ def test_a_callback_that_goes_out_is_printed_without_what_it_tells() -> None:
         ("", ""),
     ],
 )
-def test_addresses_are_cut(url: str, shown: str) -> None:
-    assert shown_address(url) == shown
+def test_redacted_url_has_no_user_password_query_and_fragment(url: str, shown: str) -> None:
+    assert redact_url(url) == shown

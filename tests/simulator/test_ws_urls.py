@@ -1,4 +1,4 @@
-"""Loopback addresses without TLS, where a Space is told to take them, and what odd servers there send."""
+"""WebSocket URLs on loopback without TLS, and invalid messages of the servers there."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,7 +35,7 @@ async def listening(listen: Listen, host: str = "127.0.0.1") -> AsyncIterator[st
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_a_loopback_ws_address_is_dialled_where_it_is_allowed(host: str) -> None:
+async def test_ws_url_on_loopback_is_dialled_if_allowed(host: str) -> None:
     async def listen(socket: web.WebSocketResponse) -> None:
         ended.set_result([message.json()["event"] async for message in socket])
 
@@ -52,8 +52,8 @@ async def test_a_loopback_ws_address_is_dialled_where_it_is_allowed(host: str) -
 
 
 @pytest.mark.parametrize("odd", ["[" * 100_000, '{"a":' * 100_000, b"\xff", "9" * 5_000])
-async def test_what_nobody_can_read_is_ignored(odd: str | bytes) -> None:
-    """The Space goes on listening: a mark that comes after it is given back."""
+async def test_invalid_message_is_ignored(odd: str | bytes) -> None:
+    """The Space continues to read: a later mark is returned."""
 
     async def listen(socket: web.WebSocketResponse) -> None:
         await socket.receive()
@@ -85,6 +85,6 @@ async def test_what_nobody_can_read_is_ignored(odd: str | bytes) -> None:
         (True, "ws://[127.0.0.1/"),
     ],
 )
-async def test_no_other_is(allow_ws: bool, url: str) -> None:
+async def test_other_ws_urls_are_refused(allow_ws: bool, url: str) -> None:
     async with simulated(allow_ws=allow_ws) as peer:
         assert (await peer.start(Url=url)).status == 422

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from .peer import assert_journal, simulated
+from .peer import assert_logged, simulated
 from .shapes import CONFERENCE_STREAM, ERROR, ERROR_LIST, mismatches
 
-CREATED = pytest.mark.parametrize("created", [False, True])
+EXECUTED = pytest.mark.parametrize("executed", [False, True])
 
 
 STATUS_FAULTS: list[tuple[str, dict[str, Any], int, str, int | None]] = [
@@ -32,12 +32,12 @@ STATUS_FAULTS: list[tuple[str, dict[str, Any], int, str, int | None]] = [
 
 
 @pytest.mark.parametrize(("kind", "settings", "status", "content_type", "code"), STATUS_FAULTS)
-@CREATED
-async def test_statuses(
-    kind: str, settings: dict[str, Any], status: int, content_type: str, code: int | None, *, created: bool
+@EXECUTED
+async def test_status_fault_sends_status_and_body(
+    kind: str, settings: dict[str, Any], status: int, content_type: str, code: int | None, *, executed: bool
 ) -> None:
     async with simulated() as peer:
-        peer.space.faults.add(kind, on="start", executed=created, **settings)
+        peer.space.faults.add(kind, on="start", executed=executed, **settings)
         reply = await peer.start()
         assert (reply.status, reply.headers["Content-Type"]) == (status, content_type)
         if code is None:
@@ -45,7 +45,7 @@ async def test_statuses(
         else:
             assert mismatches(reply.json, ERROR) == []
             assert (reply.json["code"], reply.json["status"]) == (code, status)
-        assert_journal(peer, kind, status, created=created)
+        assert_logged(peer, kind, status, executed=executed)
 
 
 @pytest.mark.parametrize(
@@ -58,69 +58,69 @@ async def test_statuses(
     ],
 )
 @pytest.mark.parametrize("kind", ["throttle", "503-api", "503"])
-async def test_statuses_carry_headers(kind: str, settings: dict[str, Any], headers: Mapping[str, str]) -> None:
+async def test_status_fault_sends_headers(kind: str, settings: dict[str, Any], headers: Mapping[str, str]) -> None:
     async with simulated() as peer:
         peer.space.faults.add(kind, **settings)
         reply = await peer.start()
         assert headers.items() <= reply.headers.items()
 
 
-@CREATED
-async def test_a_page_of_html_with_200(*, created: bool) -> None:
+@EXECUTED
+async def test_html_fault_sends_a_page_with_status_200(*, executed: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("html", on="start", executed=created)
+        peer.space.faults.add("html", on="start", executed=executed)
         reply = await peer.start()
         assert (reply.status, reply.headers["Content-Type"]) == (200, "text/html")
         assert reply.body.startswith(b"<html>")
-        assert_journal(peer, "html", 200, created=created)
+        assert_logged(peer, "html", 200, executed=executed)
 
 
-@CREATED
-async def test_a_wrong_content_type(*, created: bool) -> None:
+@EXECUTED
+async def test_wrong_content_type_fault_changes_only_the_content_type(*, executed: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("wrong-content-type", on="start", executed=created)
+        peer.space.faults.add("wrong-content-type", on="start", executed=executed)
         reply = await peer.start()
         assert (reply.status, reply.headers["Content-Type"]) == (200, "text/plain")
         assert json.loads(reply.body)["sid"]
-        assert (mismatches(reply.json, CONFERENCE_STREAM) == []) == created
-        assert_journal(peer, "wrong-content-type", 200, created=created)
+        assert (mismatches(reply.json, CONFERENCE_STREAM) == []) == executed
+        assert_logged(peer, "wrong-content-type", 200, executed=executed)
 
 
-@CREATED
-async def test_an_answer_without_a_sid(*, created: bool) -> None:
+@EXECUTED
+async def test_missing_sid_fault_removes_only_the_sid(*, executed: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("missing-sid", on="start", executed=created)
+        peer.space.faults.add("missing-sid", on="start", executed=executed)
         reply = await peer.start()
         assert reply.status == 200
         assert "sid" not in reply.json
-        assert not created or mismatches(reply.json, CONFERENCE_STREAM) == ["sid is missing"]
-        assert_journal(peer, "missing-sid", 200, created=created)
+        assert not executed or mismatches(reply.json, CONFERENCE_STREAM) == ["sid is missing"]
+        assert_logged(peer, "missing-sid", 200, executed=executed)
 
 
-@CREATED
-async def test_an_empty_answer(*, created: bool) -> None:
+@EXECUTED
+async def test_empty_fault_sends_no_body(*, executed: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("empty", on="start", executed=created)
+        peer.space.faults.add("empty", on="start", executed=executed)
         reply = await peer.start()
         assert (reply.status, reply.body, reply.headers["Content-Length"]) == (200, b"", "0")
-        assert_journal(peer, "empty", 200, created=created)
+        assert_logged(peer, "empty", 200, executed=executed)
 
 
-@CREATED
-async def test_an_answer_that_is_no_json(*, created: bool) -> None:
+@EXECUTED
+async def test_invalid_json_fault_sends_half_of_the_body(*, executed: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("invalid-json", on="start", executed=created)
+        peer.space.faults.add("invalid-json", on="start", executed=executed)
         reply = await peer.start()
         assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json")
         with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
             json.loads(reply.body)
-        assert_journal(peer, "invalid-json", 200, created=created)
+        assert_logged(peer, "invalid-json", 200, executed=executed)
 
 
 @pytest.mark.parametrize(
     "kind", ["latency", "truncated-body", "wrong-content-type", "missing-sid", "empty", "invalid-json"]
 )
-async def test_kinds_that_spoil_an_answer_carry_the_operation_out(kind: str) -> None:
+async def test_fault_that_changes_a_response_executes_the_request(kind: str) -> None:
     async with simulated() as peer:
         settings: dict[str, Any] = {"seconds": 0} if kind == "latency" else {}
         assert peer.space.faults.add(kind, **settings).executed
@@ -130,16 +130,18 @@ async def test_kinds_that_spoil_an_answer_carry_the_operation_out(kind: str) -> 
     ("settings", "status", "location"),
     [({}, 307, "/"), ({"status": 301, "location": "https://elsewhere.example/"}, 301, "https://elsewhere.example/")],
 )
-@CREATED
-async def test_a_redirect(settings: dict[str, Any], status: int, location: str, *, created: bool) -> None:
+@EXECUTED
+async def test_redirect_fault_sends_status_and_location(
+    settings: dict[str, Any], status: int, location: str, *, executed: bool
+) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("redirect", on="start", executed=created, **settings)
+        peer.space.faults.add("redirect", on="start", executed=executed, **settings)
         reply = await peer.start()
         assert (reply.status, reply.headers["Location"]) == (status, location)
-        assert_journal(peer, "redirect", status, created=created)
+        assert_logged(peer, "redirect", status, executed=executed)
 
 
-async def test_a_name_is_called_a_duplicate_although_it_is_none() -> None:
+async def test_duplicate_name_fault_refuses_an_unused_name() -> None:
     async with simulated() as peer:
         peer.space.faults.add("duplicate-name", times=2)
         on_conference, on_call = await peer.start(Name="n"), await peer.start_on_call(Name="n")
@@ -151,7 +153,7 @@ async def test_a_name_is_called_a_duplicate_although_it_is_none() -> None:
         assert len(peer.space.streams) == 0
 
 
-async def test_a_start_is_answered_although_its_stream_never_lives() -> None:
+async def test_duplicate_name_fault_as_stream_error_starts_nothing() -> None:
     async with simulated() as peer:
         peer.space.faults.add("duplicate-name", as_="stream-error", times=1)
         reply = await peer.start(Name="n")

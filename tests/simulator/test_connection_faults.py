@@ -1,4 +1,4 @@
-"""Faults of the connection and of HTTP itself: what the client sees, what the Space did, what the journal says."""
+"""Faults of the connection and of HTTP itself: what the client sees, what the Space does, what it logs."""
 
 import asyncio
 import errno
@@ -15,35 +15,35 @@ from aiohttp import (
 
 from signalwire_streams.simulator import FaultKind
 
-from .peer import assert_journal, simulated
+from .peer import assert_logged, simulated
 
-CREATED = pytest.mark.parametrize("created", [False, True])
+EXECUTED = pytest.mark.parametrize("executed", [False, True])
 
 
-@CREATED
-async def test_a_reset(*, created: bool) -> None:
+@EXECUTED
+async def test_reset_fault_resets_the_connection(*, executed: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("reset", on="start", executed=created, times=1)
+        peer.space.faults.add("reset", on="start", executed=executed, times=1)
         with pytest.raises(ClientOSError) as caught:
             await peer.start()
         assert caught.value.errno == errno.ECONNRESET
-        assert_journal(peer, "reset", None, created=created)
+        assert_logged(peer, "reset", None, executed=executed)
         assert peer.space.connections.resets == 1
         assert (await peer.start()).status == 200
 
 
-async def test_a_reset_does_not_wait_for_the_body() -> None:
-    """The request is cut while it is being written, and the journal has no fields of it."""
+async def test_reset_fault_does_not_read_the_body() -> None:
+    """The connection is reset while the request is being written, and its fields are not logged."""
     async with simulated() as peer:
         peer.space.faults.add("reset", on="start", times=1)
         path = peer.path("Conferences", peer.space.conference_sids[0], "Streams")
         with pytest.raises(ClientError):
             await peer.send("POST", path, BytesIO(b"x" * 8_000_000))
-        assert_journal(peer, "reset", None, created=False)
+        assert_logged(peer, "reset", None, executed=False)
         assert peer.space.requests[0].fields == {}
 
 
-async def test_a_reset_can_read_the_body_first() -> None:
+async def test_reset_fault_with_read_body_reads_the_body_first() -> None:
     async with simulated() as peer:
         peer.space.faults.add("reset", on="start", times=1, read_body=True)
         with pytest.raises(ClientOSError):
@@ -51,30 +51,30 @@ async def test_a_reset_can_read_the_body_first() -> None:
         assert peer.space.requests[0].fields["Name"] == "read"
 
 
-@CREATED
-async def test_a_disconnect(*, created: bool) -> None:
+@EXECUTED
+async def test_disconnect_fault_closes_the_connection(*, executed: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("disconnect", on="start", executed=created)
+        peer.space.faults.add("disconnect", on="start", executed=executed)
         with pytest.raises(ServerDisconnectedError):
             await peer.start()
-        assert_journal(peer, "disconnect", None, created=created)
+        assert_logged(peer, "disconnect", None, executed=executed)
         assert peer.space.connections.resets == 0
 
 
-@CREATED
-async def test_a_hang_lasts_until_the_client_goes(*, created: bool) -> None:
+@EXECUTED
+async def test_hang_fault_lasts_until_the_client_disconnects(*, executed: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("hang", on="start", executed=created)
+        peer.space.faults.add("hang", on="start", executed=executed)
         starting = asyncio.create_task(peer.start())
         await peer.space.requests.wait_for(1, "start-conference-stream", peer.space.conference_sids[0])
         assert not starting.done()
-        assert_journal(peer, "hang", None, created=created)
+        assert_logged(peer, "hang", None, executed=executed)
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
 
 
-async def test_a_hang_can_leave_the_body_on_the_socket() -> None:
+async def test_hang_fault_without_read_body_does_not_read_the_body() -> None:
     async with simulated() as peer:
         peer.space.faults.add("hang", on="start", read_body=False)
         path = peer.path("Conferences", peer.space.conference_sids[0], "Streams")
@@ -86,9 +86,9 @@ async def test_a_hang_can_leave_the_body_on_the_socket() -> None:
             await starting
 
 
-@pytest.mark.parametrize("created", [None, False, True])
-async def test_latency(*, created: bool | None) -> None:
-    """The operation comes before the delay unless created=False puts it behind."""
+@pytest.mark.parametrize("executed", [None, False, True])
+async def test_latency_fault_delays_the_response(*, executed: bool | None) -> None:
+    """The request is executed before the delay, or after it with executed=False."""
     slept, asked, seconds_asked = asyncio.Event(), asyncio.Event(), list[float]()
 
     async def sleep(seconds: float) -> None:
@@ -97,11 +97,11 @@ async def test_latency(*, created: bool | None) -> None:
         await slept.wait()
 
     async with simulated(sleep=sleep) as peer:
-        peer.space.faults.add("latency", on="start", seconds=2.5, executed=created)
+        peer.space.faults.add("latency", on="start", seconds=2.5, executed=executed)
         starting = asyncio.create_task(peer.start())
-        if created is not False:
+        if executed is not False:
             await peer.space.requests.wait_for()
-            assert_journal(peer, "latency", 200, created=True)
+            assert_logged(peer, "latency", 200, executed=True)
         else:
             await asked.wait()
             assert len(peer.space.streams) == len(peer.space.requests) == 0
@@ -109,10 +109,10 @@ async def test_latency(*, created: bool | None) -> None:
         slept.set()
         assert (await starting).json["sid"] == peer.space.streams[0].sid
         assert seconds_asked == [2.5]
-        assert_journal(peer, "latency", 200, created=True)
+        assert_logged(peer, "latency", 200, executed=True)
 
 
-async def test_a_connection_is_reset_before_anything_is_read() -> None:
+async def test_reset_on_connect_fault_resets_before_reading() -> None:
     async with simulated() as peer:
         rule = peer.space.faults.add("reset-on-connect", times=2)
         for _ in range(2):
@@ -125,47 +125,47 @@ async def test_a_connection_is_reset_before_anything_is_read() -> None:
         assert len(peer.space.connections) == 1
 
 
-@CREATED
-async def test_garbage_is_no_http(*, created: bool) -> None:
-    """Aiohttp's client reports it as a 400 that nobody sent."""
+@EXECUTED
+async def test_garbage_fault_sends_bytes_that_are_not_http(*, executed: bool) -> None:
+    """Aiohttp's client reports a 400, which was not sent."""
     async with simulated() as peer:
-        peer.space.faults.add("garbage", on="start", executed=created)
+        peer.space.faults.add("garbage", on="start", executed=executed)
         with pytest.raises(ClientResponseError) as caught:
             await peer.start()
         assert caught.value.status == 400
-        assert_journal(peer, "garbage", None, created=created)
+        assert_logged(peer, "garbage", None, executed=executed)
 
 
-@CREATED
-async def test_headers_are_cut(*, created: bool) -> None:
+@EXECUTED
+async def test_truncated_headers_fault_sends_part_of_the_headers(*, executed: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("truncated-headers", on="start", executed=created)
+        peer.space.faults.add("truncated-headers", on="start", executed=executed)
         with pytest.raises(ServerDisconnectedError):
             await peer.start()
-        assert_journal(peer, "truncated-headers", None, created=created)
+        assert_logged(peer, "truncated-headers", None, executed=executed)
 
 
-@CREATED
-async def test_a_body_is_cut(*, created: bool) -> None:
+@EXECUTED
+async def test_truncated_body_fault_sends_part_of_the_body(*, executed: bool) -> None:
     async with simulated() as peer:
-        peer.space.faults.add("truncated-body", on="start", executed=created)
+        peer.space.faults.add("truncated-body", on="start", executed=executed)
         with pytest.raises(ClientPayloadError):
             await peer.start()
-        assert_journal(peer, "truncated-body", None, created=created)
+        assert_logged(peer, "truncated-body", None, executed=executed)
 
 
-@CREATED
-async def test_a_stop_is_spoiled_like_a_start(*, created: bool) -> None:
+@EXECUTED
+async def test_fault_applies_to_stops(*, executed: bool) -> None:
     async with simulated() as peer:
         sid = (await peer.start()).json["sid"]
-        peer.space.faults.add("reset", on="stop", executed=created, times=1)
+        peer.space.faults.add("reset", on="stop", executed=executed, times=1)
         with pytest.raises(ClientOSError):
             await peer.stop(sid)
-        assert peer.space.streams[0].alive is not created
-        assert (await peer.stop(sid)).status == (400 if created else 200)
+        assert peer.space.streams[0].alive is not executed
+        assert (await peer.stop(sid)).status == (400 if executed else 200)
 
 
-async def test_a_list_is_spoiled_too() -> None:
+async def test_fault_applies_to_lists() -> None:
     async with simulated() as peer:
         peer.space.faults.add("truncated-body", on="list", times=1)
         with pytest.raises(ClientPayloadError):
@@ -173,20 +173,20 @@ async def test_a_list_is_spoiled_too() -> None:
         assert (await peer.get("Conferences")).status == 200
 
 
-async def test_what_is_carried_out_is_checked_like_any_request() -> None:
+async def test_request_with_a_fault_is_validated() -> None:
     async with simulated() as peer:
         peer.space.faults.add("wrong-content-type", on="start")
         reply = await peer.start(Url="ws://rx.example.com/a")
         assert (reply.status, reply.headers["Content-Type"]) == (422, "text/plain")
 
 
-async def test_a_request_over_the_limit_trips_no_fault() -> None:
+async def test_request_over_the_limit_triggers_no_fault() -> None:
     async with simulated(rate_limit=0) as peer:
         rule = peer.space.faults.add("500")
         assert (await peer.start()).status == 429
         assert rule.hits == 0
 
 
-def test_every_kind_is_shown_here() -> None:
-    """A kind that is added needs a test here, among the faults of answers, or in the receiver's `test_faults`."""
+def test_number_of_kinds_is_that_of_the_tested_ones() -> None:
+    """A new kind needs a test here, in `test_response_faults` or in the receiver's `test_faults`."""
     assert len(FaultKind) == 38

@@ -1,4 +1,4 @@
-"""The documented checks of starts and stops, each with its operation's own shape of a 422."""
+"""The documented validation of starts and stops, with the shape of a 422 of each operation."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def _fields(changes: dict[str, str | None]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("changes", "_code", "about"), BROKEN)
-async def test_a_broken_start_on_a_conference_is_422_with_a_list(
+async def test_invalid_start_on_a_conference_is_422_with_a_list(
     changes: dict[str, str | None], _code: int, about: str
 ) -> None:
     async with simulated() as peer:
@@ -57,7 +57,7 @@ async def test_a_broken_start_on_a_conference_is_422_with_a_list(
         ({"StreamRealTime": "true"}, 10000, "StreamRealTime"),
     ],
 )
-async def test_a_broken_start_on_a_call_is_422_with_a_code(
+async def test_invalid_start_on_a_call_is_422_with_a_code(
     changes: dict[str, str | None], code: int, about: str
 ) -> None:
     """Codec and real time exist on conferences only."""
@@ -70,20 +70,20 @@ async def test_a_broken_start_on_a_call_is_422_with_a_code(
 
 
 @pytest.mark.parametrize("changes", [{"StreamCodec": "OPUS"}, {"StreamRealTime": "True"}, {"StreamRealTime": "1"}])
-async def test_a_conference_checks_codec_and_real_time(changes: dict[str, str]) -> None:
+async def test_conference_start_validates_codec_and_real_time(changes: dict[str, str]) -> None:
     async with simulated() as peer:
         reply = await peer.start(**changes)
         assert reply.status == 422
         assert mismatches(reply.json, ERROR_LIST) == []
 
 
-async def test_a_conference_tells_every_problem_at_once() -> None:
+async def test_conference_start_reports_every_problem() -> None:
     async with simulated() as peer:
         reply = await peer.start(Track="all", StatusCallbackMethod="PUT", Colour="red")
         assert len(reply.json["errors"]) == 3
 
 
-async def test_relative_urls_are_documented_and_accepted() -> None:
+async def test_relative_url_is_accepted_as_documented() -> None:
     async with simulated() as peer:
         assert (await peer.start(Url="/audio")).status == 200
 
@@ -91,7 +91,7 @@ async def test_relative_urls_are_documented_and_accepted() -> None:
 @pytest.mark.parametrize(
     ("fields", "about"), [({}, "Status"), ({"Status": "paused"}, "Status"), ({"Status": "stopped", "X": ""}, "X")]
 )
-async def test_a_stop_must_say_stopped_and_nothing_else(fields: dict[str, str], about: str) -> None:
+async def test_stop_requires_status_stopped_and_nothing_else(fields: dict[str, str], about: str) -> None:
     async with simulated() as peer:
         on_conference, on_call = await peer.start(), await peer.start_on_call()
         reply = await peer.send("POST", on_conference.json["uri"], _form(fields))

@@ -9,7 +9,7 @@ from .peer import Clock, simulated
 from .shapes import ERROR, mismatches
 
 
-async def test_the_request_after_the_last_admitted_one_is_refused_until_the_window_has_moved() -> None:
+async def test_request_over_the_limit_is_refused_until_the_window_has_moved() -> None:
     clock = Clock()
     async with simulated(rate_limit=3, window=10.0, monotonic=clock) as peer:
         replies = []
@@ -31,7 +31,7 @@ async def test_the_request_after_the_last_admitted_one_is_refused_until_the_wind
         assert [request.answered for request in peer.space.requests] == [200, 200, 200, 429, 200, 429]
 
 
-async def test_reading_is_not_limited() -> None:
+async def test_reads_are_not_limited() -> None:
     async with simulated(rate_limit=0) as peer:
         assert (await peer.get("Conferences")).status == 200
         assert (await peer.start()).status == 429
@@ -41,23 +41,23 @@ async def test_reading_is_not_limited() -> None:
         assert (await peer.get("Conferences")).headers["X-RateLimit-Remaining"] == "0"
 
 
-async def test_no_limit_has_no_headers() -> None:
+async def test_space_without_limit_sends_no_limit_headers() -> None:
     async with simulated(rate_limit=None) as peer:
         assert not [name for name in (await peer.start()).headers if name.startswith("X-RateLimit")]
 
 
-async def test_headers_can_be_left_out() -> None:
+async def test_limit_headers_can_be_left_out() -> None:
     async with simulated(limit_headers=False) as peer:
         assert not [name for name in (await peer.start()).headers if name.startswith("X-RateLimit")]
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(2, "2"), (1.0, "1"), (0.25, "0.25")])
-async def test_a_refusal_can_say_when_to_come_back(seconds: float, header: str) -> None:
+async def test_refusal_can_have_retry_after(seconds: float, header: str) -> None:
     async with simulated(rate_limit=0, retry_after=seconds) as peer:
         assert (await peer.start()).headers["Retry-After"] == header
 
 
-async def test_a_space_can_lie_about_its_limit() -> None:
+async def test_advertised_limit_can_differ_from_the_limit() -> None:
     async with simulated(rate_limit=2, advertised_limit=100) as peer:
         replies = [await peer.start() for _ in range(3)]
         assert [reply.status for reply in replies] == [200, 200, 429]
@@ -70,7 +70,7 @@ async def test_a_space_can_lie_about_its_limit() -> None:
     limit=st.integers(min_value=0, max_value=6),
 )
 def test_no_window_ever_holds_more_than_the_limit(gaps: list[int], limit: int) -> None:
-    """And none is refused that would have fitted."""
+    """And no request within the limit is refused."""
     window = SpaceLimit(limit=limit, window=10.0)
     now, admitted = 0.0, list[float]()
     for gap in gaps:

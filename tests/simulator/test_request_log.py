@@ -1,4 +1,4 @@
-"""What the Space received: the entries, the counters, waiting, the busiest window."""
+"""The request log: entries, counters, waiting, the fullest window."""
 
 import asyncio
 import tracemalloc
@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams.simulator import RequestLog
+from signalwire_streams.simulator._request_log import count_post, count_request
 
 from .peer import Clock, simulated
 
 
-async def test_an_entry_tells_everything_but_secrets() -> None:
+async def test_logged_request_has_all_but_secrets() -> None:
     clock = Clock(50.0)
     async with simulated(monotonic=clock) as peer:
         sid = peer.space.conference_sids[0]
@@ -37,7 +38,7 @@ async def test_an_entry_tells_everything_but_secrets() -> None:
         assert peer.space.token not in repr(list(peer.space.requests))
 
 
-async def test_the_journal_reads_like_a_list() -> None:
+async def test_request_log_is_a_sequence() -> None:
     async with simulated() as peer:
         await peer.start()
         await peer.get("Calls")
@@ -63,7 +64,7 @@ async def test_requests_are_counted_by_operation_and_target() -> None:
         assert requests.counts() == {"start-conference-stream": 3, "list-conferences": 1}
 
 
-async def test_a_body_that_breaks_off_is_noted() -> None:
+async def test_request_with_incomplete_body_is_logged() -> None:
     async with simulated() as peer:
         _, writer = await asyncio.open_connection("127.0.0.1", peer.space.port)
         path = peer.path("Conferences", peer.space.conference_sids[0], "Streams")
@@ -76,7 +77,7 @@ async def test_a_body_that_breaks_off_is_noted() -> None:
         assert (request.answered, request.fields, request.created) == (None, {}, None)
 
 
-async def test_waiting_ends_with_the_request_it_waits_for() -> None:
+async def test_wait_for_returns_when_the_requests_have_arrived() -> None:
     async with simulated() as peer:
         waiting = asyncio.create_task(peer.space.requests.wait_for(2, "start-conference-stream"))
         await peer.start()
@@ -87,7 +88,7 @@ async def test_waiting_ends_with_the_request_it_waits_for() -> None:
         await peer.space.requests.wait_for(2, "start-conference-stream")
 
 
-async def test_waiting_in_vain_says_what_came_instead() -> None:
+async def test_wait_for_times_out_with_what_was_received() -> None:
     async with simulated() as peer:
         await peer.get("Calls")
         sentence = "waited 0 s for 1 of start-call-stream for x; received 1 list-calls"
@@ -100,7 +101,7 @@ async def test_waiting_in_vain_says_what_came_instead() -> None:
             await peer.space.requests.wait_for(timeout=0)
 
 
-async def test_without_keeping_only_counters_stay() -> None:
+async def test_log_that_keeps_nothing_still_counts() -> None:
     async with simulated(log_requests=False, rate_limit=None) as peer:
         await peer.get("Conferences")
         await peer.start()
@@ -112,16 +113,16 @@ async def test_without_keeping_only_counters_stay() -> None:
         try:
             before = tracemalloc.get_traced_memory()[0]
             for _ in range(50_000):
-                peer.space.requests._tally("start-conference-stream", "a")
-                peer.space.requests._post_arrived(1.0)
+                count_request(peer.space.requests, "start-conference-stream", "a")
+                count_post(peer.space.requests, 1.0)
             grown = tracemalloc.get_traced_memory()[0] - before
         finally:
             tracemalloc.stop()
         assert grown < 600_000
 
 
-async def test_the_busiest_window_counts_every_post() -> None:
-    """Those that were refused or spoiled too; reading is not counted."""
+async def test_max_in_window_counts_every_post() -> None:
+    """Also those that were refused or replaced by a fault, but no reads."""
     clock = Clock()
     async with simulated(monotonic=clock, rate_limit=3) as peer:
         peer.space.faults.add("500", times=1)
@@ -140,11 +141,11 @@ async def test_the_busiest_window_counts_every_post() -> None:
     gaps=st.lists(st.integers(min_value=0, max_value=8), max_size=50),
     seconds=st.integers(min_value=1, max_value=20),
 )
-def test_no_window_is_busier_than_the_busiest(gaps: list[int], seconds: int) -> None:
+def test_max_in_window_is_the_maximum_of_all_windows(gaps: list[int], seconds: int) -> None:
     journal, moments, now = RequestLog(), list[float](), 0.0
     for gap in gaps:
         now += gap
         moments.append(now)
-        journal._post_arrived(now)
+        count_post(journal, now)
     counted = max((sum(0 <= later - start < seconds for later in moments) for start in moments), default=0)
     assert journal.max_in_window(seconds) == counted

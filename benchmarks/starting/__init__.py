@@ -1,1 +1,0 @@
-"""Those who start streams, each in a child of its own."""
