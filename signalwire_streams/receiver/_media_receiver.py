@@ -63,7 +63,7 @@ class MediaReceiver(Opener):
         bearer_tokens: Tokens = (),
         bidirectional: bool = False,
         max_queue: int = 500,
-        backlog_bytes: int | None = None,
+        max_queue_bytes: int | None = None,
         overflow: Overflow = Overflow.DROP_OLDEST,
         start_timeout: float = 10.0,
         frame_limit: int = 64 * 1024,
@@ -78,7 +78,7 @@ class MediaReceiver(Opener):
                 function (also an async one) that says so, or None to let everybody in who finds the address.
             bidirectional: whether the streams play what they are sent.
             backlog: media events that may wait for a slow handler; 50 a second come of each track.
-            backlog_bytes: memory that they may take, and as much again for keys and marks; unless given, 4 KiB for
+            max_queue_bytes: memory that they may take, and as much again for keys and marks; unless given, 4 KiB for
                 each of ``backlog``.
             overflow: what happens when more would have to wait.
             start_timeout: seconds from the upgrade to the start event.
@@ -92,8 +92,8 @@ class MediaReceiver(Opener):
         """
         _check_door(handler, bearer_tokens)
         check_count(max_queue, "max_queue")
-        most_bytes = BYTES_PER_EVENT * max_queue if backlog_bytes is None else backlog_bytes
-        check_count(most_bytes, "backlog_bytes")
+        most_bytes = BYTES_PER_EVENT * max_queue if max_queue_bytes is None else max_queue_bytes
+        check_count(most_bytes, "max_queue_bytes")
         _check_settings(frame_limit, start_timeout, heartbeat, byte_order)
         super().__init__()
         self.sessions = set()

@@ -93,7 +93,7 @@ class JoinedRun:
         Raises:
             ExceptionGroup: some could not be stopped, so that they may still be running.
         """
-        self._run.drain()
+        self._run.shutdown()
         for join in self._joins:
             join.cancel()
         await asyncio.wait({self._running})

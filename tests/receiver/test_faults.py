@@ -265,7 +265,7 @@ async def test_a_lost_callback(
     callbacks, address = listening
     space.faults.add("callback-lost", on="stream-stopped")
     session = await a_stream_with_callbacks(client, conference, url, heard, address)
-    await until(lambda: callbacks.counts.handled == 1)
+    await until(lambda: callbacks.statistics.handled == 1)
     await callbacks.aclose()
     assert session.end_reason is EndReason.STOPPED
     assert told.kinds == [StreamStarted]
@@ -278,9 +278,9 @@ async def test_a_doubled_callback(
     callbacks, address = listening
     space.faults.add("callback-duplicated")
     await a_stream_with_callbacks(client, conference, url, heard, address)
-    await until(lambda: callbacks.counts.received == 4)
+    await until(lambda: callbacks.statistics.received == 4)
     await callbacks.aclose()
-    assert callbacks.counts.duplicates == 2
+    assert callbacks.statistics.duplicates == 2
     assert told.kinds == [StreamStarted, StreamStopped]
 
 
@@ -308,9 +308,9 @@ async def test_a_callback_that_is_overtaken(
     assert notices is not None
     notices.sleep = until_it_stopped
     await a_stream_with_callbacks(client, conference, url, heard, address)
-    await until(lambda: callbacks.counts.handled == 1)
+    await until(lambda: callbacks.statistics.handled == 1)
     stopped.set()
-    await until(lambda: callbacks.counts.late == 1)
+    await until(lambda: callbacks.statistics.late == 1)
     await callbacks.aclose()
     assert told.kinds == [StreamStopped]
 
@@ -322,7 +322,7 @@ async def test_a_badly_signed_callback(
     callbacks, address = listening
     space.faults.add("callback-bad-signature", on="stream-started")
     await a_stream_with_callbacks(client, conference, url, heard, address)
-    await until(lambda: callbacks.counts.refused == 3 and callbacks.counts.handled == 1)
+    await until(lambda: callbacks.statistics.refused == 3 and callbacks.statistics.handled == 1)
     assert told.kinds == [StreamStopped]
 
 
@@ -331,10 +331,10 @@ async def test_faults_of_streams_have_no_scope(space: SimulatedSpace) -> None:
     for kind, wrong, match in (
         ("frames-lost", {"on": "start"}, "happens to a stream that is dialled: leave out on"),
         ("frames-lost", {"every": 0}, "every must be a whole number from 1"),
-        ("no-stop", {"created": True}, "leave out created"),
+        ("no-stop", {"executed": True}, "happens to a stream that is dialled: leave out"),
         ("callback-lost", {"on": "start"}, "write one of any, stream-error, stream-started, stream-stopped"),
         ("callback-delayed", {}, "needs seconds="),
-        ("socket-first", {"created": False}, "happens to a start that is carried out"),
+        ("socket-first", {"executed": False}, "happens to a start that is carried out"),
         ("socket-first", {"on": "stop"}, "is no scope of 'socket-first'"),
     ):
         with pytest.raises(ValueError, match=match):

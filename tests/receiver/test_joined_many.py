@@ -290,7 +290,7 @@ class Unknown:
             error = StreamOutcomeUnknownError("nobody knows", name=request.name)
             yield BulkOutcome(index=0, item=request, status=BulkStatus.UNKNOWN, error=error)
 
-    def drain(self) -> None:
+    def shutdown(self) -> None:
         pass
 
 
@@ -410,7 +410,7 @@ class Run:
     def __aiter__(self) -> Any:
         return self.outcomes
 
-    def drain(self) -> None:
+    def shutdown(self) -> None:
         pass
 
 

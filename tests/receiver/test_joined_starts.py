@@ -492,7 +492,7 @@ async def test_a_space_that_takes_no_stops_just_now(
     [
         ({"status": 404, "body": "api", "code": 20404}, True),
         ({"status": 404, "body": "html"}, False),
-        ({"status": 400, "body": "api", "code": 21220, "created": True}, True),
+        ({"status": 400, "body": "api", "code": 21220, "executed": True}, True),
         ({"status": 400, "body": "api", "code": 10000}, False),
     ],
 )

@@ -54,7 +54,7 @@ async def test_who_keeps_up_reads_the_socket_itself(
         readers.add(asyncio.current_task())
         return take(self, event, now)
 
-    monkeypatch.setattr(StreamSession, "take", noting)
+    monkeypatch.setattr(StreamSession, "_enqueue", noting)
     handling = []
 
     async def handler(session: StreamSession) -> None:
@@ -238,7 +238,7 @@ async def test_a_ping_that_can_not_be_answered_is_no_failure(
 async def test_an_answer_that_lies_there_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that was held up looks once more before it gives a peer up."""
     ended: list[EndReason] = []
-    session = SimpleNamespace(end_reason=None, end=ended.append)
+    session = SimpleNamespace(end_reason=None, _close=ended.append)
     looked_after = reading.Reading(None, session, Backlog(1), 1.0)  # type: ignore[arg-type]
     looked_after.begin()
     looked_after.backlog.is_awaited = True

@@ -411,9 +411,9 @@ async def test_a_first_frame_that_breaks_the_rules(
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"backlog": 0}, "backlog must be a whole number of 1 or more"),
-        ({"backlog": "5"}, "backlog must be a whole number"),
-        ({"backlog_bytes": 0}, "backlog_bytes must be a whole number of 1 or more"),
+        ({"max_queue": 0}, "max_queue must be a whole number of 1 or more"),
+        ({"max_queue": "5"}, "max_queue must be a whole number"),
+        ({"max_queue_bytes": 0}, "max_queue_bytes must be a whole number of 1 or more"),
         ({"frame_limit": 0}, "frame_limit must be a whole number"),
         ({"start_timeout": -1}, "start_timeout must be a number of seconds above 0"),
         ({"heartbeat": -1}, "heartbeat must be a number of seconds above 0"),
@@ -500,7 +500,7 @@ async def test_large_keys_close_the_stream(serve: Any, dial: Any) -> None:
         await session.wait_closed()
         ended.put_nowait(session)
 
-    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, backlog_bytes=10_000)))
+    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, max_queue_bytes=10_000)))
     await peer.send_json(START)
     for _ in range(4):
         await peer.send_json({"event": "mark", "mark": {"name": "x" * 4000}})
@@ -516,7 +516,7 @@ async def test_large_audio_closes_the_stream_where_none_may_be_dropped(serve: An
         await session.wait_closed()
         ended.put_nowait(session)
 
-    receiver = MediaReceiver(slow, bearer_tokens=None, backlog_bytes=10_000, overflow=Overflow.CLOSE)
+    receiver = MediaReceiver(slow, bearer_tokens=None, max_queue_bytes=10_000, overflow=Overflow.CLOSE)
     peer = await dial(await serve(receiver))
     await peer.send_json(START)
     for chunk in range(1, 5):
@@ -553,7 +553,7 @@ async def test_events_before_the_start_are_handed_over_after_it(heard: Heard, se
 
 
 @pytest.mark.parametrize("frame", [{"event": "dtmf", "dtmf": {"digit": "1"}}, media(1), {"event": "weather"}])
-@pytest.mark.parametrize("bound", [{"backlog": 5}, {"backlog_bytes": 600}])
+@pytest.mark.parametrize("bound", [{"max_queue": 5}, {"max_queue_bytes": 600}])
 async def test_events_before_the_start_are_bounded(
     heard: Heard,
     serve: Any,
@@ -591,7 +591,7 @@ async def test_a_receiver_that_fails_says_so(
     def broken(self: StreamSession, event: Any, now: float) -> bool:
         raise LookupError("no such row")
 
-    monkeypatch.setattr(StreamSession, "take", broken)
+    monkeypatch.setattr(StreamSession, "_enqueue", broken)
     peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
     await peer.send_json(START)
     await peer.send_json({"event": "mark", "mark": {"name": "a"}})

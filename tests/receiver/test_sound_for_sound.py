@@ -54,7 +54,9 @@ async def test_nothing_is_lost_or_changed(
     ended = asyncio.Queue[StreamSession]()
 
     async def record(session: StreamSession) -> None:
-        with WavRecorder(tmp_path / "out.wav", session.audio_format, layout="mono", encoding="as sent") as recording:
+        with WavRecorder(
+            tmp_path / "out.wav", session.audio_format, layout="mono", encoding="passthrough"
+        ) as recording:
             async for event in session:
                 assert isinstance(event, MediaEvent)
                 recording.write(event.track, event.timestamp, event.chunk, event.payload)

@@ -68,8 +68,8 @@ async def test_audio_is_heard_and_marks_come_back(talking: Any, dialect: Dialect
     await there.session.playback.play(bytes(range(160)) * 10)
     await there.session.playback.mark("said")
     assert clock() - began >= 0.19
-    assert there.stream.heard == bytes(range(160)) * 10
-    assert there.stream.ignored == 0
+    assert there.stream.played_audio == bytes(range(160)) * 10
+    assert there.stream.ignored_messages == 0
 
 
 async def test_what_is_cleared_is_not_heard(talking: Any) -> None:
@@ -84,17 +84,17 @@ async def test_what_is_cleared_is_not_heard(talking: Any) -> None:
         await marked
         saying.cancel()
         await asyncio.wait({saying})
-    assert len(there.stream.heard) < 20_000
+    assert len(there.stream.played_audio) < 20_000
     await playback.play(b"\x02" * 160)
     await playback.mark("next")
-    assert there.stream.heard.endswith(b"\x02" * 160)
+    assert there.stream.played_audio.endswith(b"\x02" * 160)
 
 
 async def test_marks_come_back_at_once_where_time_is_not_kept(talking: Any) -> None:
     there = await talking(real_time=False)
     marked = [asyncio.ensure_future(there.session.playback.mark(name)) for name in "abc"]
     await asyncio.gather(*marked)
-    assert there.stream.ignored == 0
+    assert there.stream.ignored_messages == 0
 
 
 @pytest.mark.parametrize("dialect", ["signalwire", "twilio"])
@@ -102,7 +102,7 @@ async def test_keys_go_both_ways(talking: Any, dialect: Dialect) -> None:
     """What a caller presses comes as events, and what is sent is pressed."""
     there = await talking(dialect=dialect, call=True)
     await there.session.playback.send_dtmf("1*D")
-    await until(lambda: there.stream.pressed == "1*D")
+    await until(lambda: there.stream.dtmf_received == "1*D")
     [call] = there.space.call_sids
     await there.space.send_dtmf(there.space.conference_sids[0], "0")  # nobody streams that
     await there.space.send_dtmf(call, "42", milliseconds=80)
@@ -186,5 +186,5 @@ async def test_the_other_end_that_hangs_up(talking: Any) -> None:
     there = await talking()
     await there.session.playback.socket.close()
     await until(lambda: not there.stream.alive)
-    await there.session.ended()
+    await there.session.wait_closed()
     assert there.session.end_reason is EndReason.CLOSED

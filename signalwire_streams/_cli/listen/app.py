@@ -344,7 +344,9 @@ def listen(
         path=path,
         tls=tls.context,
         tokens=tokens,
-        shelf=Shelf(directory=directory, layout="mono" if mono else "stereo", encoding="as sent" if as_sent else "pcm"),
+        shelf=Shelf(
+            directory=directory, layout="mono" if mono else "stereo", encoding="passthrough" if as_sent else "pcm"
+        ),
         byte_order=byte_order,
         seconds=seconds,
         streams=streams,

@@ -118,7 +118,7 @@ class Shelf:
     Attributes:
         directory: the directory.
         layout: ``stereo`` has two tracks in one file, ``mono`` each in its own.
-        encoding: ``pcm``, or ``as sent``.
+        encoding: ``pcm``, or ``passthrough``.
     """
 
     directory: Path

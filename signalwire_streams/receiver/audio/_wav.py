@@ -26,7 +26,7 @@ from signalwire_streams.receiver.audio._wav_file import WavFile, WavShape
 
 Layout: TypeAlias = Literal["mono", "stereo"]
 """One file for each track, or one file with the first track on the left and the second on the right."""
-WavEncoding: TypeAlias = Literal["pcm", "as sent"]
+WavEncoding: TypeAlias = Literal["pcm", "passthrough"]
 """16-bit linear PCM, which everything plays; or the codes that were sent, which loses nothing and is half as long."""
 
 _STEREO = 2
@@ -53,7 +53,7 @@ def _is_a_file(_: object, __: object, value: Path) -> None:
 
 def _is_a_size(_: object, __: object, value: int | None) -> None:
     if value is not None and value < 1:
-        raise InvalidRequestError(f"most_bytes can't be {value!r}: it is a number of bytes, above zero")
+        raise InvalidRequestError(f"max_bytes can't be {value!r}: it is a number of bytes, above zero")
 
 
 def _is_one_of(*words: str) -> Callable[[object, "Attribute[Any]", Any], None]:
@@ -95,11 +95,11 @@ class WavRecorder:
         format: how the audio that comes is encoded.
         tracks: their names, as media frames have them; for ``stereo`` the left one first.
         layout: ``stereo`` or ``mono``.
-        encoding: ``pcm`` decodes to 16-bit linear PCM. ``as sent`` keeps µ-law and A-law as they come, code for code
+        encoding: ``pcm`` decodes to 16-bit linear PCM. ``passthrough`` keeps µ-law and A-law as they come, code for code
             (format tags 7 and 6); L16 is linear PCM either way, in a WAV file's byte order.
         max_gap: seconds of silence that one jump of the timestamps may make. While a stream is received, all
             silence of a track together is also at most the time that has passed and five seconds (`write_event`).
-            Silence takes no space on disk, where the file system supports that, except in µ-law and A-law ``as sent``.
+            Silence takes no space on disk, where the file system supports that, except in µ-law and A-law ``passthrough``.
         tolerance: milliseconds by which a timestamp may be off without meaning anything.
         most_bytes: bytes of audio that a file may hold; None for as many as a WAV file can.
         ignored: frames of tracks that are none of ``tracks``. With a single track, a frame that names none is its.
@@ -114,7 +114,7 @@ class WavRecorder:
     format: AudioFormat
     tracks: tuple[str, ...] = field(default=("inbound", "outbound"), converter=_tracks, validator=_are_tracks)
     layout: Layout = field(default="stereo", validator=_is_one_of("mono", "stereo"))
-    encoding: WavEncoding = field(default="pcm", validator=_is_one_of("pcm", "as sent"))
+    encoding: WavEncoding = field(default="pcm", validator=_is_one_of("pcm", "passthrough"))
     max_gap: float = field(default=60.0, kw_only=True)
     tolerance: int = field(default=8, kw_only=True)
     max_bytes: int | None = field(default=None, validator=_is_a_size, kw_only=True)

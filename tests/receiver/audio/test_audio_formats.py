@@ -181,8 +181,8 @@ def test_only_whole_samples_of_all_channels_are_decoded() -> None:
     [
         lambda audio: audio.sample_size,
         lambda audio: audio.silence,
-        lambda audio: audio.bytes_of(20),
-        lambda audio: audio.whole(b"12"),
+        lambda audio: audio.bytes_in(20),
+        lambda audio: audio.trim(b"12"),
         lambda audio: audio.to_pcm(b"12"),
         lambda audio: audio.from_pcm(b"12"),
     ],
