@@ -343,12 +343,12 @@ async def test_client_that_leaves_before_the_upgrade_is_written(
     receiver = MediaReceiver()
     url = await serve(receiver)
     monkeypatch.setattr(web.WebSocketResponse, "prepare", gone)
-    joining = receiver._joinings.add("sid", "name")
+    pending = receiver._pending_streams.add("sid", "name")
     with pytest.raises(aiohttp.WSServerHandshakeError):
         async with aiohttp.ClientSession() as session:
-            await session.ws_connect(url, headers={"Authorization": f"Bearer {joining.token}"})
+            await session.ws_connect(url, headers={"Authorization": f"Bearer {pending.token}"})
     with pytest.raises(OpenError, match="the connection broke"):
-        await joining.arrived
+        await pending._arrival
     assert not caplog.records
 
 

@@ -46,7 +46,7 @@ async def space(trust: ssl.SSLContext) -> AsyncIterator[SimulatedSpace]:
 
 @pytest.fixture
 def receiver(heard: Heard) -> MediaReceiver:
-    return MediaReceiver(heard, bearer_tokens="nobody else's")
+    return MediaReceiver(heard, bearer_tokens="nobody-elses")
 
 
 @pytest.fixture
@@ -355,7 +355,7 @@ async def test_a_run_without_end_forgets_what_has_ended(
             [stream] = space.streams.active()
             space._state.stop_stream(stream)
             await outcome.session.wait_closed()
-            await until(lambda: not receiver._joinings._by_name)
+            await until(lambda: not receiver._pending_streams._by_name)
             begun.set()
     assert len(space.streams) == 3
 
@@ -383,7 +383,7 @@ async def test_a_stream_that_ends_before_its_start_is_answered(
                 assert outcome.session.end_reason is EndReason.STOPPED
                 answer.set()
         assert space.requests.count("stop-conference-stream") == 0
-        assert receiver._joinings._by_name == {}
+        assert receiver._pending_streams._by_name == {}
 
 
 async def test_an_error_of_the_requests_is_not_lost(

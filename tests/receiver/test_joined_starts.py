@@ -46,7 +46,7 @@ async def endless(trust: ssl.SSLContext) -> AsyncIterator[SimulatedSpace]:
 
 @pytest.fixture
 def receiver(heard: Heard) -> MediaReceiver:
-    return MediaReceiver(heard, bearer_tokens="nobody else's")
+    return MediaReceiver(heard, bearer_tokens="nobody-elses")
 
 
 async def test_a_stream_is_started_heard_and_stopped(
@@ -377,8 +377,8 @@ async def test_fields_that_a_joined_start_does_not_take(endless: SimulatedSpace,
         await untyped(streams, sid, url="wss://a.example/b", bogus=1).__aenter__()
     with pytest.raises(OpenError, match="can't be part of a path"):
         await receiver.open(streams, "a/b", url="wss://a.example/b").__aenter__()
-    assert not receiver._joinings._by_name
-    assert not receiver._joinings._by_token
+    assert not receiver._pending_streams._by_name
+    assert not receiver._pending_streams._by_token
     assert len(endless.requests) == 0
 
 
@@ -467,7 +467,7 @@ async def test_a_space_that_takes_no_stops_just_now(
 ) -> None:
     """It is waited for, since nobody else will stop the stream; but not for ever."""
     monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._OUTAGE", patience)
-    monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._LEAST_PAUSE", 0.001)
+    monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._MIN_DELAY", 0.001)
     answers: list[Exception] = [
         CircuitOpenError("not tried, the Space kept failing", retry_after=0.001),
         RateLimitedError("too many requests", status=429),

@@ -15,10 +15,10 @@ from signalwire_streams.receiver import (
     MediaEvent,
     MediaReceiver,
     StreamSession,
-    _connection as reading,
+    StreamStatistics,
+    _connection as connections,
     _server as audio_socket,
 )
-from signalwire_streams.receiver._session import Backlog
 
 from .conftest import Heard, until
 from .test_receiver import START, media, reset
@@ -40,7 +40,7 @@ async def deaf() -> Any:
 @pytest.fixture
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at once whether somebody reads."""
-    monkeypatch.setattr(reading, "_LOOK", 0.0)
+    monkeypatch.setattr(connections, "_WATCH_INTERVAL", 0.0)
 
 
 async def test_who_keeps_up_reads_the_socket_itself(
@@ -73,7 +73,7 @@ async def test_whoever_is_busy_elsewhere_has_it_read(
     serve: Any, dial: Any, quick_looks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What came meanwhile waits in its order, and who comes back soon reads by himself again."""
-    monkeypatch.setattr(reading, "_STAY", 0.0)
+    monkeypatch.setattr(connections, "_MIN_BACKGROUND", 0.0)
     come_back, sessions, chunks = asyncio.Event(), [], []
 
     async def handler(session: StreamSession) -> None:
@@ -235,23 +235,24 @@ async def test_a_ping_that_can_not_be_answered_is_no_failure(
     assert "failed" not in caplog.text
 
 
-async def test_an_answer_that_lies_there_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop that was held up looks once more before it gives a peer up."""
+async def test_pong_that_is_unread_while_the_loop_is_blocked_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that was blocked looks once more before it gives a peer up."""
+    receiver = MediaReceiver(heartbeat=1.0, bidirectional=True)
     ended: list[EndReason] = []
-    session = SimpleNamespace(end_reason=None, _close=ended.append)
-    looked_after = reading.Reading(None, session, Backlog(1), 1.0)  # type: ignore[arg-type]
-    looked_after.begin()
-    looked_after.backlog.is_awaited = True
-    monkeypatch.setattr(reading.Reading, "_send_ping", lambda _: asyncio.sleep(0))
+    session: Any = SimpleNamespace(
+        end_reason=None, _close=ended.append, _queue=SimpleNamespace(is_awaited=True), statistics=StreamStatistics()
+    )
+    connection = receiver._connect(None)  # type: ignore[arg-type]
+    connection._start_reading(session)
+    monkeypatch.setattr(connections.Connection, "_ping", lambda _: asyncio.sleep(0))
     now = asyncio.get_running_loop().time()
-    looked_after.look(now + 2)
-    looked_after.look(now + 10)
+    connection.check(now + 2)
+    connection.check(now + 10)
     assert not ended
-    looked_after._heard = now + 10
-    looked_after.look(now + 10.05)
-    looked_after.look(now + 12)
-    looked_after.look(now + 14)
+    connection._received_at = now + 10
+    connection.check(now + 10.05)
+    connection.check(now + 12)
+    connection.check(now + 14)
     assert not ended
-    looked_after.look(now + 14.05)
+    connection.check(now + 14.05)
     assert ended == [EndReason.LOST]
-    await looked_after.end()

@@ -434,7 +434,7 @@ def test_settings_that_can_not_be_meant(settings: dict[str, Any], match: str) ->
 
 
 def test_overflow_may_be_written_as_a_word() -> None:
-    receiver = MediaReceiver(overflow="close the stream", heartbeat=None)  # type: ignore[arg-type]
+    receiver = MediaReceiver(overflow="close", heartbeat=None)  # type: ignore[arg-type]
     assert receiver._overflow is Overflow.CLOSE
 
 
