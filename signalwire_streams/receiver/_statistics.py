@@ -192,8 +192,8 @@ class TrackStatistics:
     payload follows.
 
     In the same way, a timestamp that is more than 100 ms ahead of the least delayed frame's, or more than a minute
-    behind it, is believed only if the next frame's agrees. It then is the new base of the delay. Until then it counts
-    neither for the delay nor for the jitter.
+    behind it, is believed only if the next frame's agrees, and so is the first one. It then is the new base of the
+    delay. Until then it counts neither for the delay nor for the jitter.
 
     Attributes:
         frames: media frames received.
@@ -228,10 +228,10 @@ class TrackStatistics:
         self.max_delay_ms = 0.0
         self._sequence = SequenceTracker()
         self._transit = 0.0  # arrival less timestamp, of the last frame that was believed
-        self._least = float("-inf")  # the transit of the least delayed frame of this span and the one before
+        self._least = float("inf")  # the transit of the least delayed frame of this span and the one before
         self._least_of_span = 0.0
         self._span_ends = 0.0
-        self._doubted = 0.0, 0  # the transit of a doubtful frame, and its position in `frames`
+        self._doubted = 0.0, -1  # the transit of a doubtful frame, and its position in `frames`
 
     def _record(self, media: MediaEvent, now: float) -> None:
         """Count a frame that arrived at that time, in seconds."""
@@ -282,14 +282,15 @@ class TrackStatistics:
             self.max_delay_ms = delay
 
     def _rebase(self, transit: float, now: float) -> None:
-        """Measure from a transit that is out of range, if it is the first one or repeats that of the frame before."""
+        """Measure from a transit that is out of range, as the first one is, if it agrees with the frame before."""
         doubted, frame = self._doubted
-        if self._span_ends and (frame + 1 != self.frames or abs(transit - doubted) > _MAX_EARLY):
+        if frame + 1 != self.frames or abs(transit - doubted) > _MAX_EARLY:
             self._doubted = transit, self.frames
             return
-        self._transit = self._least = self._least_of_span = transit
+        self._transit = transit
+        self._least = self._least_of_span = min(doubted, transit)
         self._span_ends = now + _SPAN
-        self.delay_ms = 0.0
+        self.delay_ms = transit - self._least
 
 
 class StreamStatistics:

@@ -191,6 +191,67 @@ async def test_socket_without_a_start_counts_as_a_connection_without_a_stream(
     await until(lambda: receiver.pending_sockets == 1)
 
 
+async def test_socket_with_a_valid_token_is_closed_last(heard: Heard, serve: Any, connect: Any, dial: Any) -> None:
+    """Its start may be slow; clients that have presented nothing make room for each other."""
+    receiver = MediaReceiver(heard, bearer_tokens="right", start_timeout=600.0)
+    url = await serve(receiver, max_pending=3, handshake_timeout=600.0)
+    peer = await dial(url, "right")
+    idle = [await connect(url) for _ in range(6)]
+    await rest_of(idle[3])
+    assert [is_open(connection) for connection in idle] == [False] * 4 + [True] * 2
+    await peer.send_json(START)
+    await until(lambda: len(heard.sessions) == 1)
+
+
+async def test_oldest_admitted_socket_is_closed_where_all_are_admitted(heard: Heard, serve: Any, dial: Any) -> None:
+    """A valid token is no permission to fill the server with sockets that never start."""
+    receiver = MediaReceiver(heard, bearer_tokens="right", start_timeout=600.0)
+    url = await serve(receiver, max_pending=2, handshake_timeout=600.0)
+    peers = [await dial(url, "right") for _ in range(3)]
+    assert (await peers[0].receive()).type is aiohttp.WSMsgType.CLOSED
+    await until(lambda: receiver.pending_sockets == 2)
+
+
+class Checks:
+    """Token checks that take eight seconds, counted."""
+
+    def __init__(self, *, refuses: bool) -> None:
+        self.running = self.most = self.begun = 0
+        self.refuses = refuses  # to be cancelled
+
+    async def __call__(self, token: str) -> bool:
+        self.begun += 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(8)
+        except asyncio.CancelledError:
+            if not self.refuses:
+                raise
+            await asyncio.sleep(0.5)
+        finally:
+            self.running -= 1
+        return False
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_token_checks_of_clients_that_hang_up_are_bounded(
+    heard: Heard, serve: Any, connect: Any, refuses: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A check is cancelled when its client is gone, and counts until it has ended."""
+    checks = Checks(refuses=refuses)
+    url = await serve(MediaReceiver(heard, bearer_tokens=checks), max_pending=3)
+    head = UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer hush")
+    for number in range(12):
+        _, writer = await connect(url, head)
+        await until(lambda begun=number: checks.begun > begun)  # type: ignore[misc]
+        reset(writer)
+    await until(lambda: checks.running == 0)
+    assert checks.begun == 12
+    assert checks.most <= 4
+    assert not [line for line in caplog.messages if "token check" in line]
+
+
 async def test_burst_of_streams_is_not_cut_for_itself(heard: Heard, serve: Any, dial: Any) -> None:
     """More streams than the cap that dial at once all get in, since each connection has a moment to begin."""
     url = await serve(MediaReceiver(heard, bearer_tokens=None), max_pending=5)
@@ -413,11 +474,29 @@ async def test_port_that_is_taken(heard: Heard, serve: Any, monkeypatch: pytest.
         ({"max_pending": 0}, "max_pending must be a whole number of 1 or more"),
         ({"shutdown_timeout": -1}, "shutdown_timeout must be a number of seconds above 0"),
         ({"path": "audio"}, "path 'audio' does not begin with a slash: write it as '/audio'"),
+        ({"path": "/a?b"}, "path '/a.b' is not what a client would request: write it as '/a'"),
+        ({"path": "/a#b"}, "write it as '/a'"),
+        ({"path": "/a/../b"}, "write it as '/b'"),
+        ({"path": "/a/./b"}, "write it as '/a/b'"),
+        ({"path": "/%41"}, "write it as '/A'"),
+        ({"path": "/a\n"}, "write it as '/a'"),
+        ({"path": "/\ud800"}, "write it as '/'"),
     ],
 )
 async def test_invalid_settings_of_a_server(heard: Heard, serve: Any, settings: dict[str, Any], match: str) -> None:
     with pytest.raises(InvalidRequestError, match=match):
         await serve(MediaReceiver(heard, bearer_tokens=None), **settings)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "//", "/a//b", "/a b", "/a%20b", "/\u00e9", "/%C3%A9", "/a%2Fb", "/a%3Fb", "/a+b"]
+)
+async def test_stream_is_received_on_every_path_that_serve_accepts(
+    heard: Heard, serve: Any, dial: Any, path: str
+) -> None:
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None), path=path))
+    await peer.send_json(START)
+    await until(lambda: bool(heard.sessions))
 
 
 @pytest.mark.parametrize("poll", [True, False])

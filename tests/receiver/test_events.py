@@ -152,12 +152,16 @@ def test_negative_numbers_are_numbers() -> None:
         {"event": "new", "a": [str(number) for number in range(10_000)]},
         {"event": "new", "a": {f"key {number}": number * 1000 for number in range(10_000)}},
         {"event": "new", "a": "\u20ac" * 50_000},
+        {"event": "new", "a": "\U0001f600" + "a" * 50_000},
+        {"event": "new", "a": ["\U0001f600" + "a" * 500] * 100},
+        {"event": "mark", "mark": {"name": "\U0001f600" + "a" * 50_000}},
         {"event": "connected", "a": [[[]]] * 10_000},
         {"event": "mark", "mark": {"name": "a" * 50_000}},
     ],
 )
 def test_an_event_knows_how_much_memory_it_takes_at_most(document: dict[str, Any]) -> None:
-    for frame in (json.dumps(document), json.dumps(document).encode()):
+    plain = json.dumps(document, ensure_ascii=False)
+    for frame in (json.dumps(document), json.dumps(document).encode(), plain, plain.encode(), plain.encode("utf-16")):
         tracemalloc.start()
         event = decode_event(frame)
         taken, _ = tracemalloc.get_traced_memory()

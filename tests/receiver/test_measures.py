@@ -151,6 +151,38 @@ def test_a_timestamp_that_jumps_absurdly_is_a_new_beginning(absurd: float, first
     assert heard(absurd + 10, statistics=statistics).delay_ms == pytest.approx(10)
 
 
+@pytest.mark.parametrize("ahead", [110, 500, 5_000, 50_000, 10**12])
+@pytest.mark.parametrize("position", [0, 1, 2, 100, 490])
+def test_single_timestamp_ahead_changes_nothing(ahead: int, position: int) -> None:
+    """It did not come before the others, so its timestamp is wrong: neither delay nor jitter follow it."""
+    transits = [float(number % 7) for number in range(500)]
+    good = heard(*transits)
+    transits[position] -= ahead
+    statistics = heard(*transits)
+    assert statistics.frames == 500
+    assert statistics.delay_ms == pytest.approx(transits[-1])
+    assert statistics.max_delay_ms == pytest.approx(6)
+    assert statistics.jitter == pytest.approx(good.jitter, abs=0.5)
+
+
+def test_timestamps_ahead_that_do_not_agree_change_nothing() -> None:
+    statistics = heard(*[0] * 10, *(-1_000.0 * number for number in range(1, 20)), 3)
+    assert (statistics.delay_ms, statistics.max_delay_ms) == pytest.approx((3, 3))
+
+
+def test_same_wrong_timestamp_twice_is_not_confirmed_by_a_later_frame() -> None:
+    statistics = heard(*[0] * 10, -5_000, *[0] * 5, -5_000, *[0] * 5)
+    assert (statistics.delay_ms, statistics.max_delay_ms) == (0, 0)
+
+
+def test_timestamps_that_stay_ahead_are_the_new_base() -> None:
+    """As after a delay that stayed: the second frame confirms the first, and the least delayed one is the base."""
+    statistics = heard(*[0] * 10, -5_010, -5_000)
+    assert statistics.delay_ms == pytest.approx(10)
+    assert heard(-4_990, statistics=statistics).delay_ms == pytest.approx(20)
+    assert statistics.jitter == pytest.approx(10 / 16)
+
+
 def test_tracks_are_kept_apart_and_are_few() -> None:
     """A peer that makes up names of tracks fills no memory."""
     statistics = StreamStatistics()
@@ -159,4 +191,5 @@ def test_tracks_are_kept_apart_and_are_few() -> None:
     for number in range(1000):
         statistics.of(f"track-{number}").frames += 1
     assert len(statistics.tracks) <= 9
+    assert StreamStatistics().of("a" * 101) is not None
     assert sum(track.frames for track in statistics.tracks.values()) == 1000

@@ -350,3 +350,34 @@ async def test_a_mark_that_is_given_up_while_it_is_sent_keeps_its_place() -> Non
     assert not second.done()
     playback._on_mark("a")
     await second
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("", "a mark can't be called ''"),
+        (None, "a mark can't be called None"),
+        (5, "a mark can't be called 5"),
+        (b"a", "a mark can't be called b'a'"),
+        ("\ud800", "half a surrogate pair"),
+        ("x" * 900, "would exceed frame_limit: shorten it"),
+        ("\u20ac" * 150, "would exceed frame_limit: shorten it"),
+    ],
+)
+async def test_mark_that_could_not_come_back_is_refused(name: Any, match: str) -> None:
+    """Nothing is sent, not even the rest of the audio."""
+    line = Line()
+    playback = Playback(line, "sid", AudioFormat("audio/x-mulaw"), True, sleep=line.sleep, max_message=1000)
+    await playback.play(b"a")
+    with pytest.raises(InvalidRequestError, match=match):
+        await playback.mark(name)
+    assert line.sent == []
+    assert playback._marks == {}
+
+
+@pytest.mark.parametrize("digits", ["", "1w", "\uff11", "a", None, 5, b"1", ["1"]])
+async def test_dtmf_that_is_no_key_is_refused(digits: Any) -> None:
+    line = Line()
+    with pytest.raises(InvalidRequestError, match="are no keys: write them of 0 to 9"):
+        await line.playback().send_dtmf(digits)
+    assert line.sent == []

@@ -122,6 +122,45 @@ async def test_giving_up_a_wait_loses_nothing(serve: Any, dial: Any) -> None:
     assert chunks == list(range(1, 31))
 
 
+@pytest.mark.parametrize("background", [False, True])
+async def test_iterator_goes_on_after_a_wait_was_cancelled(
+    serve: Any, dial: Any, quick_looks: None, background: bool
+) -> None:
+    """`anext` on one iterator under a time limit: no event is lost, and only the end of the stream ends it."""
+    chunks, cuts = [], 0
+    ended = asyncio.Event()
+
+    async def handler(session: StreamSession) -> None:
+        nonlocal cuts
+        events = aiter(session)
+        while not ended.is_set():
+            try:
+                async with asyncio.timeout(0.01):
+                    event = await anext(events)
+            except TimeoutError:
+                cuts += 1
+                if background:
+                    await asyncio.sleep(0.1)  # so that a task reads meanwhile
+            except StopAsyncIteration:
+                assert session.end_reason is EndReason.STOPPED
+                ended.set()
+            else:
+                assert isinstance(event, MediaEvent)
+                chunks.append(event.chunk)
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
+
+    peer = await dial(await serve(MediaReceiver(handler, bearer_tokens=None)))
+    await peer.send_json(START)
+    for chunk in range(1, 31):
+        await until(lambda snapshot=cuts: cuts > snapshot)  # type: ignore[misc]
+        await peer.send_json(media(chunk))
+    await until(lambda: len(chunks) == 30)
+    await peer.send_json({"event": "stop"})
+    await ended.wait()
+    assert chunks == list(range(1, 31))
+
+
 @pytest.mark.parametrize("begun", [False, True])
 async def test_pings_are_answered(serve: Any, deaf: Any, heard: Heard, begun: bool) -> None:
     """Also before the stream has begun; what answers none is not taken for a frame."""

@@ -421,6 +421,12 @@ async def test_a_first_frame_that_breaks_the_rules(
         ({"byte_order": "middle"}, "byte_order can't be 'middle': write 'little' or 'big'"),
         ({"bearer_tokens": 5}, "bearer_tokens is a int: pass a token, several, or a function"),
         ({"handler": "x"}, "the handler is a str: write async def handler"),
+        ({"bearer_tokens": b"t"}, "bearer_tokens is a bytes: pass a token"),
+        ({"bearer_tokens": ["t", ""]}, "a bearer token is empty"),
+        ({"bearer_tokens": "\ud800"}, "a bearer token holds blanks or is not ASCII"),
+        ({"bearer_tokens": "t\n"}, "a bearer token holds blanks or is not ASCII"),
+        ({"bearer_tokens": ["t", " t "]}, "a bearer token holds blanks or is not ASCII"),
+        ({"bearer_tokens": "\u00e9"}, "a bearer token holds blanks or is not ASCII"),
     ],
 )
 def test_settings_that_can_not_be_meant(settings: dict[str, Any], match: str) -> None:
@@ -490,6 +496,49 @@ async def test_large_events_are_dropped_before_they_fill_the_memory(serve: Any, 
     session, waiting = await ended.get()
     assert session.statistics.unknown == 20
     assert waiting <= 2
+
+
+async def test_long_track_names_are_dropped_before_they_fill_the_memory(serve: Any, dial: Any) -> None:
+    """500 audio events whose tracks have 64,000 letters took 129 MB, and so did their names in the statistics."""
+    ended = asyncio.Queue[tuple[StreamSession, int]]()
+
+    async def slow(session: StreamSession) -> None:
+        await session.wait_closed()
+        ended.put_nowait((session, len([event async for event in session])))
+
+    receiver = MediaReceiver(slow, bearer_tokens=None, max_queue_bytes=1_000_000)
+    peer = await dial(await serve(receiver))
+    await peer.send_json(START)
+    for number in range(20):
+        frame = {"event": "media", "media": {"track": f"{number}" + "a" * 60_000, "payload": "AAAA"}}
+        await peer.send_json(frame)
+    await peer.send_json({"event": "stop"})
+    session, waiting = await ended.get()
+    assert waiting == 5
+    assert list(session.statistics.tracks) == ["others"]
+    assert session.statistics.tracks["others"].dropped == 15
+
+
+async def test_long_track_names_before_the_start_are_bounded(
+    heard: Heard, serve: Any, dial: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
+    for _ in range(20):
+        await peer.send_json({"event": "media", "media": {"track": "a" * 60_000, "payload": "AAAA"}})
+    assert (await peer.receive()).data == 1008
+    assert "too many frames came before the start event" in caplog.text
+
+
+@pytest.mark.parametrize(("size", "reason"), [(0, EndReason.STOPPED), (1, EndReason.UNREADABLE)])
+async def test_frame_limit_is_the_largest_message(
+    heard: Heard, serve: Any, dial: Any, size: int, reason: EndReason
+) -> None:
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None, frame_limit=1000)))
+    await peer.send_json(START)
+    frame = '{"event": "x", "a": "%s"}'
+    await peer.send_str(frame % ("a" * (1000 + size - len(frame) + 2)))
+    await peer.send_json({"event": "stop"})
+    assert (await heard.end()).end_reason is reason
 
 
 async def test_large_keys_close_the_stream(serve: Any, dial: Any) -> None:
