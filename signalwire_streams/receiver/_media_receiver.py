@@ -104,8 +104,7 @@ class MediaReceiver(StarterMixin):
         check_seconds(start_timeout, "start_timeout")
         if heartbeat is not None:
             check_seconds(heartbeat, "heartbeat")
-        if byte_order not in {"little", "big"}:
-            raise InvalidRequestError(f"byte_order can't be {byte_order!r}: write 'little' or 'big'")
+        AudioFormat("", byte_order=byte_order)  # which checks it
         super().__init__()
         self.sessions = set()
         self.pending_sockets = 0

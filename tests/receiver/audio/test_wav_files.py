@@ -16,9 +16,9 @@ from signalwire_streams.receiver.audio._wav_file import WavFile, WavShape, paddi
 from .wavs import read_wav
 
 MULAW, ALAW, L16 = AudioFormat("audio/x-mulaw"), AudioFormat("audio/x-alaw"), AudioFormat("audio/x-L16", 16000)
-PCM = WavShape.of(MULAW, channels=1, decoded=True)
-STEREO = WavShape.of(MULAW, channels=2, decoded=True)
-CODES = WavShape.of(MULAW, channels=1, decoded=False)
+PCM = WavShape.from_format(MULAW, channels=1, decoded=True)
+STEREO = WavShape.from_format(MULAW, channels=2, decoded=True)
+CODES = WavShape.from_format(MULAW, channels=1, decoded=False)
 SECOND = 16_000  # bytes of PCM
 
 
@@ -62,7 +62,7 @@ def test_headers(
     channels: int,
 ) -> None:
     """A header says what the audio is and how much of it there is; what is not PCM has its length in samples, too."""
-    shape = WavShape.of(audio, channels=channels, decoded=decoded)
+    shape = WavShape.from_format(audio, channels=channels, decoded=decoded)
     content = bytes(range(3 * shape.block))
     path = tmp_path / "a.wav"
     path.write_bytes(shape.header(len(content)) + content + bytes(padding(len(content))))
@@ -72,20 +72,20 @@ def test_headers(
     assert wav.audio == content
     assert wav.samples == (None if tag == 1 else 3)
     assert shape.silence == silence
-    assert len(shape.header(0)) == len(shape.header(shape.most))
+    assert len(shape.header(0)) == len(shape.header(shape.max_bytes))
 
 
 def test_a_shape_tells_how_much_its_sizes_can_tell() -> None:
     """The whole file's size has 32 bits, the padding and most of the header included."""
-    for shape in (PCM, STEREO, CODES, WavShape.of(ALAW, channels=2, decoded=False)):
-        assert shape.most % shape.block == 0
-        size = int.from_bytes(shape.header(shape.most)[4:8], "little")
+    for shape in (PCM, STEREO, CODES, WavShape.from_format(ALAW, channels=2, decoded=False)):
+        assert shape.max_bytes % shape.block == 0
+        size = int.from_bytes(shape.header(shape.max_bytes)[4:8], "little")
         assert (1 << 32) - 16 < size < 1 << 32
 
 
 def test_an_unknown_encoding_has_no_codes_to_keep() -> None:
     with pytest.raises(UnknownEncodingError):
-        WavShape.of(AudioFormat("audio/opus"), channels=1, decoded=False)
+        WavShape.from_format(AudioFormat("audio/opus"), channels=1, decoded=False)
 
 
 def test_a_file_is_well_formed_from_the_start(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_gaps_are_silence(tmp_path: Path, shape: WavShape, gap: int) -> None:
     assert read_wav(file.path).audio == silence + audio + silence + audio
 
 
-@pytest.mark.parametrize("shape", [STEREO, WavShape.of(ALAW, channels=2, decoded=False)], ids=["pcm", "codes"])
+@pytest.mark.parametrize("shape", [STEREO, WavShape.from_format(ALAW, channels=2, decoded=False)], ids=["pcm", "codes"])
 @pytest.mark.parametrize("behind", [0, 500, 8_000, 20_000, 60_000])
 def test_channels_meet_however_far_apart_they_are(tmp_path: Path, shape: WavShape, behind: int) -> None:
     """In memory or on disk, and what is there of the other channel stays."""
@@ -175,7 +175,7 @@ def test_audio_may_come_for_a_place_that_is_partly_on_disk(tmp_path: Path) -> No
 @pytest.mark.parametrize("most", [10_000, 10_001])
 def test_a_file_that_is_full_says_so_and_keeps_what_it_has(tmp_path: Path, most: int) -> None:
     """A frame is written as a whole or not at all, and late ones still fit in."""
-    file = WavFile.create(tmp_path / "a.wav", PCM, most=most)
+    file = WavFile.create(tmp_path / "a.wav", PCM, max_bytes=most)
     file.write(1, b"ab" * 4000)
     for _ in range(2):
         with pytest.raises(RecordingFullError, match=rf"a.wav is full: it may hold {most} bytes$") as caught:
@@ -190,7 +190,7 @@ def test_a_file_that_is_full_says_so_and_keeps_what_it_has(tmp_path: Path, most:
 
 def test_a_file_holds_what_its_header_can_tell_and_no_more(tmp_path: Path) -> None:
     """Whatever one asks for."""
-    file = WavFile.create(tmp_path / "a.wav", PCM, most=1 << 40)
+    file = WavFile.create(tmp_path / "a.wav", PCM, max_bytes=1 << 40)
     with pytest.raises(RecordingFullError):
         file.write(1 << 31, b"ab")
     with pytest.raises(RecordingFullError):
