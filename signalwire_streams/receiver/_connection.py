@@ -61,21 +61,11 @@ class Connection:
         heartbeat: float | None,
         failure_log: RateLimitedLog,
     ) -> None:
-        """Create a connection for a socket that is upgraded.
-
-        Args:
-            socket: the socket.
-            max_queue: events that may precede the start event.
-            max_queue_bytes: memory that they may take. The last one may exceed it.
-            heartbeat: seconds of silence before a ping; None sends none. aiohttp has that too, at the price of a turn
-                of the event loop for each frame.
-            failure_log: logs why no stream started.
-        """
-        self.socket = socket
+        self.socket = socket  # upgraded
         self.failure = ""  # why no stream started
         self._max_queue = max_queue
         self._max_queue_bytes = max_queue_bytes
-        self._heartbeat = heartbeat
+        self._heartbeat = heartbeat  # aiohttp's own costs a turn of the event loop for each frame
         self._failure_log = failure_log
         self._early: list[AudioEvent] = []
         self._early_bytes = self._malformed = self._ignored = self._messages = 0

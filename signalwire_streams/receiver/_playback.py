@@ -27,9 +27,7 @@ _ECHO_MARGIN = 128  # bytes by which the echo of a mark may be longer than the m
 class Socket(Protocol):
     """The part of a WebSocket that `Playback` needs."""
 
-    async def send_str(self, data: str) -> None:
-        """Send a text message."""
-        ...
+    async def send_str(self, data: str) -> None: ...
 
 
 class Playback:

@@ -73,36 +73,23 @@ def reset(transport: asyncio.Transport | None) -> None:
 class AudioSocket(web.WebSocketResponse):
     """A WebSocket whose senders can be cancelled, and whose connection does not outlive its close.
 
-    Attributes:
-        transport: its connection, or None when that was lost before the upgrade.
+    Its transport is None if the connection was lost before the upgrade.
     """
 
     def __init__(self, transport: asyncio.Transport | None, *, max_msg_size: int) -> None:
-        """Create a WebSocket that is not upgraded yet.
-
-        Args:
-            transport: its connection.
-            max_msg_size: bytes that one message may have.
-        """
         super().__init__(timeout=_ANSWER_TIMEOUT, max_msg_size=max_msg_size, autoping=False, compress=False)
         self.transport = transport
         self._send_tasks: set[asyncio.Task[Any]] = set()
         self._close_task: asyncio.Task[bool] | None = None
 
     async def send_str(self, data: str, compress: int | None = None) -> None:
-        """Send a text message."""
-        sending = super().send_str(data, compress)
-        await (sending if self._sends_at_once(len(data)) else self._run_shielded(sending))
+        await self._send(super().send_str(data, compress), len(data))
 
     async def ping(self, message: bytes = b"") -> None:
-        """Send a ping."""
-        sending = super().ping(message)
-        await (sending if self._sends_at_once(len(message)) else self._run_shielded(sending))
+        await self._send(super().ping(message), len(message))
 
     async def pong(self, message: bytes = b"") -> None:
-        """Answer a ping."""
-        sending = super().pong(message)
-        await (sending if self._sends_at_once(len(message)) else self._run_shielded(sending))
+        await self._send(super().pong(message), len(message))
 
     async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
         """Close the WebSocket, or wait until it is closed. aiohttp calls this too, when the other end closes it.
@@ -126,6 +113,15 @@ class AudioSocket(web.WebSocketResponse):
             reset(self.transport)
         return closed
 
+    async def _send(self, sending: Coroutine[Any, Any, None], size: int) -> None:
+        """Send a message; if that may have to wait, in a task that a cancelled sender leaves running."""
+        if self._sends_at_once(size):
+            await sending
+        else:
+            task = self._track_task(sending)
+            await asyncio.wait({task})
+            task.result()
+
     def _sends_at_once(self, size: int) -> bool:
         """Return whether a message is written without a wait, or is refused."""
         transport = self.transport
@@ -144,27 +140,23 @@ class AudioSocket(web.WebSocketResponse):
         if not task.cancelled():
             task.exception()  # retrieved, so that asyncio does not log it when its sender was cancelled
 
-    async def _run_shielded(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._track_task(work)
-        await asyncio.wait({task})
-        task.result()
-
 
 Tokens: TypeAlias = str | Collection[str] | Callable[[str], bool | Awaitable[bool]] | None
 """One token, several, a function that checks one, or None to admit everybody."""
 
-
+_NO_TOKENS: tuple[type[object], ...] = (bytes, bytearray)  # collections of numbers
 MaskedTokens: TypeAlias = tuple[object, ...] | Callable[[str], bool | Awaitable[bool]] | Unusable | None
 
 
-def mask_tokens(tokens: Any) -> MaskedTokens:  # noqa: ANN401  (a caller may pass anything)
+def mask_tokens(tokens: Tokens) -> MaskedTokens:
     """Return tokens that no ``repr`` shows, as a tuple. Anything else than tokens is replaced by its type."""
     if tokens is None or callable(tokens):
         return tokens
     if isinstance(tokens, str):
         return (Secret(tokens),)
-    is_collection = isinstance(tokens, Collection) and not isinstance(tokens, bytes | bytearray)
-    return tuple(map(mask, tokens)) if is_collection else Unusable(type(tokens).__name__)
+    if isinstance(tokens, _NO_TOKENS) or not isinstance(tokens, Collection):
+        return Unusable(type(tokens).__name__)
+    return tuple(map(mask, tokens))
 
 
 class TokenAuthenticator:
@@ -287,9 +279,8 @@ class _Connection(Slot):
         server.unproven[self] = None
 
     def admit(self) -> None:
-        if self in self._server.unproven:
-            del self._server.unproven[self]
-            self._server.admitted[self] = None
+        del self._server.unproven[self]
+        self._server.admitted[self] = None
 
     def release(self) -> None:
         self._server.unproven.pop(self, None)
@@ -332,14 +323,6 @@ class StreamServer(web.Server):
     def __init__(
         self, handler: Respond, *, ssl_context: SSLContext | None, handshake_timeout: float, max_pending: int
     ) -> None:
-        """Create a server; `listen` starts it.
-
-        Args:
-            handler: responds to each request.
-            ssl_context: the certificate, or None for plain HTTP.
-            handshake_timeout: seconds from the accept to the end of the request's head.
-            max_pending: connections that may be open without a stream.
-        """
         # Each connection ends with its response, so there is no idle one to keep alive and no rest of a body to read.
         super().__init__(self._respond, access_log=None, keepalive_timeout=0, lingering_time=0, logger=_HTTP_LOG)
         self._handler = handler

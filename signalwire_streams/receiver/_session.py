@@ -46,14 +46,8 @@ class EventQueue:
     """
 
     def __init__(self, *, max_events: int, max_bytes: int | None = None, on_drop: Callable[[Droppable], None]) -> None:
-        """Create an empty queue.
-
-        Args:
-            max_events: limit for droppable events, and again for the others.
-            max_bytes: memory limit for each of both. The last event may exceed it.
-            on_drop: called with each dropped event.
-        """
-        self.max_events = max_events
+        self.max_events = max_events  # of droppable events, and again of the others; likewise for the bytes
+        # The last event may exceed it.
         self.max_bytes = BYTES_PER_EVENT * max_events if max_bytes is None else max_bytes
         self.is_awaited = False
         self.read: Callable[[], Awaitable[None]] | None = None  # reads one message; None while a task reads them

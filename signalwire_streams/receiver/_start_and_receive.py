@@ -28,29 +28,15 @@ class Callback(Protocol):
     """A status callback of `signalwire_streams.callbacks`."""
 
     @property
-    def target(self) -> str | None:
-        """Sid of the conference or call."""
-        ...
-
+    def target(self) -> str | None: ...
     @property
-    def stream_sid(self) -> str | None:
-        """Sid of the stream."""
-        ...
-
+    def stream_sid(self) -> str | None: ...
     @property
-    def stream_name(self) -> str | None:
-        """``Name`` of the stream."""
-        ...
-
+    def stream_name(self) -> str | None: ...
     @property
-    def end_reason(self) -> str | None:
-        """Why the stream ended; None if it did not."""
-        ...
-
+    def end_reason(self) -> str | None: ...
     @property
-    def is_duplicate(self) -> bool:
-        """True if a second stream was refused; which of the two sids it then has is not documented."""
-        ...
+    def is_duplicate(self) -> bool: ...  # if so, it is not documented which of the two streams' sids it has
 
 
 _Stream = TypeVar("_Stream")
@@ -61,13 +47,8 @@ class Starts(Protocol[_Stream]):
 
     async def start_stream(
         self, sid: str, /, *, url: str, name: str | None = ..., authorization_bearer_token: str | None = ...
-    ) -> _Stream:
-        """Start a stream."""
-        ...
-
-    async def stop_stream(self, sid: str, stream: _Stream | str, /) -> _Stream:
-        """Stop a stream, given as itself, its sid or its name."""
-        ...
+    ) -> _Stream: ...
+    async def stop_stream(self, sid: str, stream: _Stream | str, /) -> _Stream: ...
 
 
 class PendingStream:

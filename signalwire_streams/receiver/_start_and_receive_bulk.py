@@ -25,14 +25,9 @@ class StartsMany(Protocol):
     """Starts and stops many streams: a `StreamsClient`."""
 
     @property
-    def start_streams(self) -> Callable[..., Any]:
-        """Start many streams."""
-        ...
-
+    def start_streams(self) -> Callable[..., Any]: ...
     @property
-    def stop_streams(self) -> Callable[..., Any]:
-        """Stop many streams."""
-        ...
+    def stop_streams(self) -> Callable[..., Any]: ...
 
 
 @frozen(kw_only=True)

@@ -68,7 +68,7 @@ class Broken(list[str]):
 )
 def test_refused_setting_shows_no_token(settings: dict[str, Any]) -> None:
     with pytest.raises((InvalidRequestError, LookupError)) as caught:
-        MediaReceiver(**({"handler": handler, "bearer_tokens": SECRET} | settings))
+        MediaReceiver(**({"handler": handler, "bearer_tokens": SECRET} | settings))  # type: ignore[arg-type]
     shown = locals_of(caught.value)
     assert "tokens=" in shown
     assert "hush" not in shown + str(caught.value)

@@ -338,13 +338,12 @@ class AudioFormat:
         return _whole(payload, self.sample_size)
 
     def _codec(self) -> _Codec:
-        codec = _CODECS.get(self.encoding)  # type: ignore[call-overload]  # a str that is none is not found
-        if codec is None:
-            raise UnknownEncodingError(
-                f"audio encoded as {self.encoding[:80]!r} can't be decoded: take the payloads as they come",
-                encoding=self.encoding,
-            )
-        return codec
+        if isinstance(self.encoding, Encoding):
+            return _CODECS[self.encoding]
+        raise UnknownEncodingError(
+            f"audio encoded as {self.encoding[:80]!r} can't be decoded: take the payloads as they come",
+            encoding=self.encoding,
+        )
 
 
 def _whole(payload: bytes, size: int) -> bytes:

@@ -9,7 +9,7 @@ Frames are placed by their timestamps (see `TrackTimeline`), so that tracks stay
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,10 @@ WavEncoding: TypeAlias = Literal["pcm", "passthrough"]
 
 _STEREO = 2
 _TRACK = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it becomes part of a file name, and may come from a peer
+
+
+def _tracks(value: Iterable[str]) -> tuple[str, ...]:
+    return tuple(value)
 
 
 def _validate_tracks(_: object, __: object, value: tuple[object, ...]) -> None:
@@ -104,7 +108,7 @@ class WavRecorder:
 
     path: Path = field(converter=Path, validator=_validate_path)
     format: AudioFormat
-    tracks: tuple[str, ...] = field(default=("inbound", "outbound"), converter=tuple, validator=_validate_tracks)
+    tracks: tuple[str, ...] = field(default=("inbound", "outbound"), converter=_tracks, validator=_validate_tracks)
     layout: Layout = field(default="stereo", validator=_validate_choice, metadata={"choices": ("mono", "stereo")})
     encoding: WavEncoding = field(
         default="pcm", validator=_validate_choice, metadata={"choices": ("pcm", "passthrough")}
