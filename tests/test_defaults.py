@@ -66,7 +66,7 @@ def attribute(kind: type[Any], name: str) -> object:
         pytest.param(CircuitBreakerPolicy().window, 30.0, id="seconds that an outcome counts"),
         pytest.param(CircuitBreakerPolicy().open_duration, 5.0, id="seconds that the breaker is open"),
         pytest.param(argument(StreamsClient, "connections"), 256, id="connections"),
-        pytest.param(argument(MediaReceiver, "backlog"), 500, id="media events that wait"),
+        pytest.param(argument(MediaReceiver, "max_queue"), 500, id="media events that wait"),
         pytest.param(argument(MediaReceiver, "start_timeout"), 10.0, id="seconds until the start event"),
         pytest.param(argument(MediaReceiver, "frame_limit"), 65_536, id="bytes of a message"),
         pytest.param(argument(MediaReceiver, "heartbeat"), 30.0, id="seconds of silence before a ping"),

@@ -114,7 +114,7 @@ class MediaEvent:
         timestamp: milliseconds since the stream's start.
         sequence_number: position of the frame on the socket, from 1.
         elapsed: seconds between the arrivals of the start event and of this frame, by the receiver's clock; None if
-            `decode_event` was not told. Not compared by ``==``.
+            `decode_event` did not get it. Ignored by ``==``.
     """
 
     track: str | None

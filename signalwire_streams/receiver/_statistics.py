@@ -11,11 +11,11 @@ from zlib import crc32
 from signalwire_streams.receiver._protocol import MediaEvent
 
 WINDOW = 64
-"""How many of the last numbers are remembered."""
+"""Number of remembered numbers."""
 FARTHEST = 3_000
-"""Chunks, a minute of audio: no connection that stays up loses more at once."""
+"""Chunks, a minute of audio: no connection that survives loses more at once."""
 REPLAY = 8
-"""How many repeated frames, in order and from the first one on, are new frames of a numbering that restarted."""
+"""Number of repeated frames, in order and from the first one on, that prove a restart of the numbering."""
 
 _SLOT, _BITS = WINDOW - 1, (1 << WINDOW) - 1
 
@@ -52,9 +52,9 @@ class SequenceTracker:
     A frame is repeated if both its number and its timestamp were seen among the last 64 numbers; a frame without a
     number, if its timestamp was seen with the same payload. The payloads of a numbering's first eight frames are
     compared as well: one that differs is new audio, and the numbering restarted. A resend of at least the first eight
-    frames, in order and without another frame between them, cannot be told from a restart with the same audio within
-    the first 64 frames, and is taken for one. A restart after fewer than eight frames, with the same timestamps and
-    the same audio (such as silence), cannot be told from a resend, and is taken for that.
+    frames, in order and without another frame between them, looks like a restart with the same audio within the first
+    64 frames, and counts as one. A restart after fewer than eight frames, with the same timestamps and the same audio
+    (such as silence), looks like a resend, and counts as one.
 
     Attributes:
         skipped: how many numbers before the last frame are missing; valid after `Verdict.AHEAD` and `Verdict.FIRST`.
@@ -237,7 +237,7 @@ class TrackStatistics:
         """Count a frame that arrived at that time, in seconds."""
         self.frames += 1
         self.bytes += len(media.payload)
-        # The timestamp of a frame without audio does not tell it from another one.
+        # The timestamp of a frame without audio does not identify it.
         verdict = self._sequence.note(media.chunk, media.timestamp if media.payload else None, media.payload)
         if (verdict is _NEXT or self._count(verdict)) and media.timestamp is not None:
             self._record_arrival(now * _MILLISECONDS - media.timestamp, now)

@@ -1,4 +1,4 @@
-"""Connections that carry no stream: they are limited in time and number, and no stream is closed for them."""
+"""Connections without a stream are limited in time and number, and no stream is closed for them."""
 
 import asyncio
 import contextlib
@@ -459,7 +459,7 @@ async def test_streams_are_taken_on_several_addresses(
 
 
 async def test_port_that_is_taken(heard: Heard, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an error, and what was bound before is given back."""
+    """It raises, and the addresses that were bound before are released."""
     with socket.create_server(("127.0.0.2", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -567,7 +567,7 @@ async def test_shortage_without_a_new_connection_closes_none(
 
 
 async def test_connection_that_is_closed_before_it_is_opened() -> None:
-    """Its socket is closed, and a request whose connection was lost gets no turn."""
+    """Its socket is closed, and a request on a lost connection gets a 503."""
 
     async def respond(*_: Any) -> web.StreamResponse:
         raise AssertionError

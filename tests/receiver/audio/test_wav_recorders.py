@@ -50,14 +50,14 @@ class Sound:
     audio: AudioFormat
 
     def of(self, track: str, begin: int, length: int) -> bytes:
-        """Give the payload of some milliseconds."""
+        """Return a payload of some milliseconds."""
         seed = 7 if track == "inbound" else 11
         first, last = self.audio.bytes_in(begin), self.audio.bytes_in(begin + length)
         return bytes((seed * at + at // 251) % 256 for at in range(first, last))
 
 
 def kept(audio: AudioFormat, encoding: str, payload: bytes) -> bytes:
-    """Give what a recording has of a payload."""
+    """Return a payload as a recording stores it."""
     if encoding == "pcm" or "L16" in audio.encoding:
         return audio.to_pcm(payload)
     return payload
@@ -71,7 +71,7 @@ def heard(recorder: WavRecorder, track: str) -> tuple[Wav, bytes]:
 @pytest.mark.parametrize("audio", FORMATS, ids=each)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_heard_is_recorded(
+def test_recording_holds_the_received_audio(
     tmp_path: Path, audio: AudioFormat, encoding: Literal["pcm", "passthrough"], layout: Literal["mono", "stereo"]
 ) -> None:
     """Both tracks, in their places, and silence where nothing came."""
@@ -97,7 +97,7 @@ def test_what_is_heard_is_recorded(
         assert (wav.channels, wav.sample_rate) == (2 if layout == "stereo" else 1, audio.sample_rate)
 
 
-def test_pcm_is_what_the_standard_library_reads(tmp_path: Path) -> None:
+def test_pcm_recording_is_readable_by_wave_module(tmp_path: Path) -> None:
     """Also while the recording goes on."""
     with WavRecorder(tmp_path / "call.wav", MULAW) as recorder:
         for read in (0, 1):
@@ -127,7 +127,7 @@ def test_mono_has_a_file_for_each_track(tmp_path: Path, path: str, tracks: tuple
     assert all(read_wav(file).audio == b"" for file in recorder.files.values())
 
 
-def test_a_single_track_takes_frames_that_name_none(tmp_path: Path) -> None:
+def test_single_track_takes_frames_without_track(tmp_path: Path) -> None:
     """With several, or of another track, they are ignored and counted."""
     one = WavRecorder(tmp_path / "one.wav", MULAW, ("inbound",), "mono", "passthrough")
     two = WavRecorder(tmp_path / "two.wav", MULAW, encoding="passthrough")
@@ -141,7 +141,7 @@ def test_a_single_track_takes_frames_that_name_none(tmp_path: Path) -> None:
     assert (read_wav(two.path).channel(0), two.ignored_frames) == (b"ef", 2)
 
 
-def test_a_track_that_begins_much_later_is_beside_the_other(tmp_path: Path) -> None:
+def test_track_that_begins_much_later_is_beside_the_other(tmp_path: Path) -> None:
     """In one file or in two, though it is more than the longest gap."""
     for layout in LAYOUTS:
         recorder = WavRecorder(
@@ -169,7 +169,7 @@ def test_several_channels_are_kept_together(tmp_path: Path) -> None:
     assert recorder.statistics["inbound"].partial_samples == 1
 
 
-def test_what_came_is_counted(tmp_path: Path) -> None:
+def test_statistics_count_frames(tmp_path: Path) -> None:
     """For each track, and it is there after the recording as well."""
     recorder = WavRecorder(tmp_path / "call.wav", AudioFormat("audio/x-L16", 16000))
     with recorder:
@@ -181,7 +181,7 @@ def test_what_came_is_counted(tmp_path: Path) -> None:
     assert outbound.frames == 0
 
 
-def test_a_recorder_is_used_between_its_beginning_and_its_end(tmp_path: Path) -> None:
+def test_recorder_is_used_between_its_beginning_and_its_end(tmp_path: Path) -> None:
     """Before and after, it says so."""
     recorder = WavRecorder(tmp_path / "call.wav", MULAW)
 
@@ -218,7 +218,7 @@ def test_no_file_is_left_when_another_cant_be_made(tmp_path: Path) -> None:
         assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
+def test_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
     """What is after the end is refused, frame by frame."""
     with WavRecorder(tmp_path / "call.wav", MULAW, encoding="passthrough", max_bytes=400) as recorder:
         recorder.write("inbound", 0, 1, b"i" * 160)
@@ -251,14 +251,14 @@ def test_a_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
         ({"max_bytes": 0}, "max_bytes can't be"),
     ],
 )
-def test_what_is_written_wrong_is_told(wrong: dict[str, Any], told: str) -> None:
+def test_invalid_argument_is_refused(wrong: dict[str, Any], told: str) -> None:
     """Before any file is made."""
     with pytest.raises(InvalidRequestError, match=told):
         WavRecorder(**{"path": "call.wav", "format": MULAW, **wrong})
 
 
-def test_an_unknown_encoding_cant_be_recorded() -> None:
-    """Whoever asks for it gets to know at once."""
+def test_unknown_encoding_raises_on_creation() -> None:
+    """The recorder can't be created, so no file is."""
     with pytest.raises(UnknownEncodingError):
         WavRecorder("call.wav", AudioFormat("audio/opus", 48000))
 
@@ -277,7 +277,7 @@ os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 """
 
 
-def test_the_file_of_a_killed_process_can_be_played(tmp_path: Path) -> None:
+def test_file_of_a_killed_process_can_be_played(tmp_path: Path) -> None:
     """It lacks two seconds at most, on either track."""
     path = tmp_path / "call.wav"
     killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)  # noqa: S603
@@ -298,7 +298,7 @@ TRACKS = st.sampled_from(["inbound", "outbound"])
 
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[list[Frame], list[Frame]]:
-    """Give the frames of two tracks, and those that arrive: some are lost, repeated, or out of order."""
+    """Return the frames of two tracks, and those that arrive: some are lost, repeated, or out of order."""
     sent: list[Frame] = []
     for track in ("inbound", "outbound"):
         lengths = draw(st.lists(st.integers(1, 60), max_size=12))
@@ -310,7 +310,7 @@ def streams(draw: st.DrawFn) -> tuple[list[Frame], list[Frame]]:
 
 @settings(max_examples=25)
 @given(streams(), st.sampled_from(FORMATS), st.sampled_from(ENCODINGS), st.sampled_from(LAYOUTS))
-def test_what_arrives_is_what_is_recorded(
+def test_any_arrival_is_recorded_in_place(
     frames: tuple[list[Frame], list[Frame]],
     audio: AudioFormat,
     encoding: Literal["pcm", "passthrough"],
@@ -381,7 +381,7 @@ def test_two_absurd_timestamps_that_agree_leave_the_recording_as_it_is(
 @pytest.mark.parametrize("audio", FORMATS, ids=each)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("pause", [10, 500, 30_000])
-def test_the_frame_after_a_pause_is_moved_to_its_place(
+def test_frame_after_a_pause_is_moved_to_its_place(
     tmp_path: Path, audio: AudioFormat, encoding: Literal["pcm", "passthrough"], pause: int
 ) -> None:
     """As soon as the next one agrees with it; where it was before is silence."""
@@ -422,7 +422,7 @@ def test_frames_of_a_numbering_that_restarts_are_recorded(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("count", "silent"), [(1, 0), (3, 0), (3, 1), (7, 6)])
-def test_a_numbering_that_restarts_early_is_recorded(tmp_path: Path, count: int, silent: int) -> None:
+def test_numbering_that_restarts_early_is_recorded(tmp_path: Path, count: int, silent: int) -> None:
     """The payloads show that the frames are new, also if both numberings begin with silence."""
     sound = Sound(MULAW)
     payloads = [
@@ -438,7 +438,7 @@ def test_a_numbering_that_restarts_early_is_recorded(tmp_path: Path, count: int,
     assert recorder.statistics["inbound"].duplicates == 0
 
 
-def test_a_recording_that_is_full_says_so_when_a_frame_is_moved(tmp_path: Path) -> None:
+def test_recording_that_is_full_says_so_when_a_frame_is_moved(tmp_path: Path) -> None:
     """And again for each frame after it; what can be kept is kept."""
     sound = Sound(MULAW)
     with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "passthrough", max_bytes=4000) as recorder:
@@ -518,7 +518,7 @@ def test_live_gaps_that_did_pass_are_kept(tmp_path: Path) -> None:
     assert [heard(recorder, track)[1] for track in recorder.tracks] == [one, other]
 
 
-def test_a_full_disk_leaves_a_recording_that_can_be_played(tmp_path: Path) -> None:
+def test_full_disk_leaves_a_recording_that_can_be_played(tmp_path: Path) -> None:
     """Here, a process that may write no more than 100,000 bytes into a file."""
     path = tmp_path / "call.wav"
     code = """

@@ -1,4 +1,4 @@
-"""Who reads a socket when, and how it is found out that nobody is at its other end."""
+"""Reading a socket in the handler or in the background, and detecting dead peers."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -39,14 +39,14 @@ async def deaf() -> Any:
 
 @pytest.fixture
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at once whether somebody reads."""
+    """Check at once whether the handler reads."""
     monkeypatch.setattr(connections, "_WATCH_INTERVAL", 0.0)
 
 
-async def test_who_keeps_up_reads_the_socket_itself(
+async def test_waiting_handler_reads_the_socket_itself(
     serve: Any, dial: Any, heard: Heard, quick_looks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a handler waits for events no other task is there that would have to hand them over."""
+    """While a handler waits for events, no other task reads them for it."""
     readers = set()
     take = StreamSession._enqueue
 
@@ -69,10 +69,10 @@ async def test_who_keeps_up_reads_the_socket_itself(
     assert readers == set(handling)
 
 
-async def test_whoever_is_busy_elsewhere_has_it_read(
+async def test_busy_handler_has_its_socket_read_in_background(
     serve: Any, dial: Any, quick_looks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What came meanwhile waits in its order, and who comes back soon reads by himself again."""
+    """Events stay in order meanwhile, and the handler reads by itself again once it is back."""
     monkeypatch.setattr(connections, "_MIN_BACKGROUND", 0.0)
     come_back, sessions, chunks = asyncio.Event(), [], []
 
@@ -98,8 +98,8 @@ async def test_whoever_is_busy_elsewhere_has_it_read(
     assert chunks == list(range(1, 9))
 
 
-async def test_giving_up_a_wait_loses_nothing(serve: Any, dial: Any) -> None:
-    """A loop that was cut by a time limit is gone on with by another one."""
+async def test_cancelled_loop_loses_no_event(serve: Any, dial: Any) -> None:
+    """A new loop continues where one that timed out has stopped."""
     chunks, cuts = [], 0
 
     async def handler(session: StreamSession) -> None:
@@ -162,8 +162,8 @@ async def test_iterator_goes_on_after_a_wait_was_cancelled(
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_pings_are_answered(serve: Any, deaf: Any, heard: Heard, begun: bool) -> None:
-    """Also before the stream has begun; what answers none is not taken for a frame."""
+async def test_ping_is_answered(serve: Any, deaf: Any, heard: Heard, begun: bool) -> None:
+    """Even before the start event; an unsolicited pong is no frame."""
     peer = await deaf(await serve(MediaReceiver(heard, bearer_tokens=None)))
     if begun:
         await peer.send_json(START)
@@ -176,7 +176,7 @@ async def test_pings_are_answered(serve: Any, deaf: Any, heard: Heard, begun: bo
     assert (await heard.end()).end_reason is EndReason.CLOSED
 
 
-async def test_a_silent_peer_is_asked_and_given_up(serve: Any, deaf: Any, heard: Heard, quick_looks: None) -> None:
+async def test_silent_peer_is_pinged_and_dropped(serve: Any, deaf: Any, heard: Heard, quick_looks: None) -> None:
     """A connection that died without a word does not stay for ever."""
     peer = await deaf(await serve(MediaReceiver(heard, bearer_tokens=None, heartbeat=0.01)))
     await peer.send_json(START)
@@ -185,7 +185,7 @@ async def test_a_silent_peer_is_asked_and_given_up(serve: Any, deaf: Any, heard:
     assert (await heard.end()).end_reason is EndReason.LOST
 
 
-async def test_a_silent_peer_that_answers_is_kept(
+async def test_silent_peer_that_answers_pings_is_kept(
     serve: Any, deaf: Any, dial: Any, heard: Heard, quick_looks: None
 ) -> None:
     """Each silence is asked about anew, on each of the sockets."""
@@ -210,10 +210,10 @@ async def flood(session: StreamSession) -> None:
         await session.playback._send("media", media={"payload": "A" * 60_000})
 
 
-async def test_a_peer_that_takes_nothing_more_does_not_hold_its_stream(
+async def test_peer_that_stops_reading_does_not_block_its_stream(
     serve: Any, deaf: Any, heard: Heard, quick_looks: None
 ) -> None:
-    """Where a silent peer is given up, whoever waits to send to it hears of it, and nothing is left."""
+    """Dropping a silent peer fails the task that waits to send to it, and leaves nothing behind."""
     told: list[TransportError] = []
 
     async def handler(session: StreamSession) -> None:
@@ -231,7 +231,7 @@ async def test_a_peer_that_takes_nothing_more_does_not_hold_its_stream(
     assert told
 
 
-async def test_a_farewell_that_nobody_takes_is_given_up(serve: Any, deaf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_frame_that_is_not_read_is_given_up(serve: Any, deaf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that has enough is done, also where its peer takes nothing any more."""
     monkeypatch.setattr(audio_socket, "_CLOSE_TIMEOUT", 0.05)
     blocked: list[tuple[StreamSession, asyncio.Task[None]]] = []
@@ -252,7 +252,7 @@ async def test_a_farewell_that_nobody_takes_is_given_up(serve: Any, deaf: Any, m
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_a_ping_that_can_not_be_answered_is_no_failure(
+async def test_ping_that_cannot_be_answered_is_no_failure(
     serve: Any, deaf: Any, heard: Heard, caplog: pytest.LogCaptureFixture, begun: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A peer that asks and is gone before the answer has broken the connection, and no more."""
