@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from zlib import crc32
 
+from attrs import define, field
+
 from signalwire_streams.receiver._protocol import MediaEvent
 
 WINDOW = 64
@@ -183,6 +185,7 @@ _NEXT = Verdict.NEXT
 _UNMEASURED = {Verdict.LATE, Verdict.REPEATED, Verdict.DOUBTFUL}
 
 
+@define(eq=False)
 class TrackStatistics:
     """Counts and timing of one track's media frames.
 
@@ -212,26 +215,25 @@ class TrackStatistics:
         max_delay_ms: maximum of ``delay_ms``.
     """
 
-    def __init__(self) -> None:
-        """Start at zero."""
-        self.frames = 0
-        self.bytes = 0
-        self.missing = 0
-        self.gaps = 0
-        self.duplicates = 0
-        self.out_of_order = 0
-        self.invalid_sequence = 0
-        self.sequence_resets = 0
-        self.dropped = 0
-        self.jitter = 0.0
-        self.delay_ms = 0.0
-        self.max_delay_ms = 0.0
-        self._sequence = SequenceTracker()
-        self._transit = 0.0  # arrival less timestamp, of the last frame that was believed
-        self._least = float("inf")  # the transit of the least delayed frame of this span and the one before
-        self._least_of_span = 0.0
-        self._span_ends = 0.0
-        self._doubted = 0.0, -1  # the transit of a doubtful frame, and its position in `frames`
+    frames: int = 0
+    bytes: int = 0
+    missing: int = 0
+    gaps: int = 0
+    duplicates: int = 0
+    out_of_order: int = 0
+    invalid_sequence: int = 0
+    sequence_resets: int = 0
+    dropped: int = 0
+    jitter: float = 0.0
+    delay_ms: float = 0.0
+    max_delay_ms: float = 0.0
+    _sequence: SequenceTracker = field(init=False, factory=SequenceTracker, repr=False)
+    # Arrival less timestamp of the last frame that was believed, and of the least delayed one of both spans.
+    _transit: float = field(init=False, default=0.0, repr=False)
+    _least: float = field(init=False, default=float("inf"), repr=False)
+    _least_of_span: float = field(init=False, default=0.0, repr=False)
+    _span_ends: float = field(init=False, default=0.0, repr=False)
+    _doubted: tuple[float, int] = field(init=False, default=(0.0, -1), repr=False)  # its transit, and `frames` then
 
     def _record(self, media: MediaEvent, now: float) -> None:
         """Count a frame that arrived at that time, in seconds."""
@@ -243,7 +245,7 @@ class TrackStatistics:
             self._record_arrival(now * _MILLISECONDS - media.timestamp, now)
 
     def _count(self, verdict: Verdict) -> bool:
-        """Count a frame whose number does not follow; return whether its arrival is measured."""
+        """Count a frame whose number does not follow the last one; return whether to measure its arrival."""
         match verdict:
             case Verdict.AHEAD:
                 self.gaps += 1
@@ -293,6 +295,7 @@ class TrackStatistics:
         self.delay_ms = transit - self._least
 
 
+@define(eq=False)
 class StreamStatistics:
     """Counts of one audio socket.
 
@@ -301,11 +304,9 @@ class StreamStatistics:
         unknown: events that this version does not know.
     """
 
-    def __init__(self) -> None:
-        """Start at zero."""
-        self.malformed = 0
-        self.unknown = 0
-        self._tracks: dict[str, TrackStatistics] = {}
+    malformed: int = 0
+    unknown: int = 0
+    _tracks: dict[str, TrackStatistics] = field(init=False, factory=dict)
 
     @property
     def tracks(self) -> Mapping[str, TrackStatistics]:
