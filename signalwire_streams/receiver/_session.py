@@ -52,7 +52,7 @@ class EventQueue:
         self.is_awaited = False
         self.read: Callable[[], Awaitable[None]] | None = None  # reads one message; None while a task reads them
         self._on_drop = on_drop
-        self._droppable: deque[Droppable] = deque()
+        self._droppable: deque[tuple[int, Droppable]] = deque()  # each with its memory
         self._kept: deque[tuple[int, KeptEvent]] = deque()  # each with the number of droppable events before it
         self._bytes = self._kept_bytes = 0
         self._added = self._removed = 0  # droppable events
@@ -68,7 +68,7 @@ class EventQueue:
         size = memory_of(event)
         self._added += 1
         self._bytes += size
-        self._droppable.append(event)
+        self._droppable.append((size, event))
         room = self.max_events
         if self._waiter is not None:
             self.wake()
@@ -126,9 +126,9 @@ class EventQueue:
         return self._pop_droppable() if self._droppable else None
 
     def _pop_droppable(self) -> Droppable:
-        event = self._droppable.popleft()
+        size, event = self._droppable.popleft()
         self._removed += 1
-        self._bytes -= memory_of(event)
+        self._bytes -= size
         return event
 
 

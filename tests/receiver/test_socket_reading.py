@@ -135,12 +135,12 @@ async def test_iterator_goes_on_after_a_wait_was_cancelled(
         events = aiter(session)
         while not ended.is_set():
             try:
-                async with asyncio.timeout(0.01):
+                async with asyncio.timeout(0.0005):
                     event = await anext(events)
             except TimeoutError:
                 cuts += 1
                 if background:
-                    await asyncio.sleep(0.1)  # so that a task reads meanwhile
+                    await asyncio.sleep(0.001)  # so that a task reads meanwhile
             except StopAsyncIteration:
                 assert session.end_reason is EndReason.STOPPED
                 ended.set()
