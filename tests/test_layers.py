@@ -30,7 +30,7 @@ APART = {"simulator"}
 ONLY_IN = {
     "aiohttp": {"_http", "_client", "receiver", "callbacks", "simulator"},
     "cattrs": {"_http"},
-    "yarl": {"_http", "simulator"},
+    "yarl": {"_http", "receiver", "simulator"},
     "docket": {"fleet"},
     "redis": {"fleet", "redis_rate_limit"},
     "trustme": {"simulator"},

@@ -17,7 +17,7 @@ from attrs import field, frozen
 
 from signalwire_streams._cli import ignore_interrupts
 from signalwire_streams._cli.listen_display import DisplayState, live_table
-from signalwire_streams._cli.listen_recording import PASSTHROUGH, RecordingOptions, StreamRecorder
+from signalwire_streams._cli.listen_recording import RecordingOptions, StreamRecorder
 from signalwire_streams._cli.options import json_option, read_token_file
 from signalwire_streams._cli.output import FAILED, Failure, cannot_listen, clean, write_json
 from signalwire_streams._cli.progress import Display, format_duration, on_signals
@@ -356,7 +356,7 @@ def listen(
         RecordingOptions(
             directory=directory,
             layout="mono" if mono else "stereo",
-            encoding=PASSTHROUGH if passthrough else "pcm",
+            encoding="passthrough" if passthrough else "pcm",
         ),
         tokens=tokens,
         byte_order=byte_order,

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, TypeVar, get_args
+from typing import BinaryIO, TypeAlias, TypeVar
 
 from attrs import frozen
 
@@ -106,7 +106,6 @@ _FOREIGN = re.compile(r"[^A-Za-z0-9_-]+")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHORTAGES = {errno.EMFILE, errno.ENFILE}
 
-PASSTHROUGH: WavEncoding = get_args(WavEncoding)[1]
 """The encoding that keeps µ-law and A-law."""
 
 

@@ -1,4 +1,5 @@
-"""One audio socket, from its upgrade to its close."""
+"""One audio socket, from its upgrade to its close, and the watchdog over all of them."""
+# ruff: noqa: SLF001  (what is private to users of a session is not to this package)
 
 import asyncio
 import contextlib
@@ -7,181 +8,32 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
 from aiohttp import WebSocketError, WSCloseCode, WSMessage, WSMsgType
-from attrs import define, field
 
 from signalwire_streams.errors import MalformedFrameError
 from signalwire_streams.receiver._protocol import (
     AudioEvent,
     ConnectedEvent,
-    MediaEvent,
     StartEvent,
     StopEvent,
     decode_event,
+    memory_of,
 )
 from signalwire_streams.receiver._server import AudioSocket, RateLimitedLog, reset
-from signalwire_streams.receiver._session import Backlog, EndReason, StreamSession
+from signalwire_streams.receiver._session import EndReason, EventQueue, StreamSession
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 
-_LOOK = 0.05  # seconds that frames may lie in a socket before somebody else reads it
-_STAY = 1.0  # seconds that it is read so at least, since whoever was busy once will be again
-_BURST = 100  # messages that are read before other tasks get a turn
-_PONG = 0.5  # of a heartbeat: how long the other end may take to answer
-_TEXT = WSMsgType.TEXT
-
-
-@define(eq=False)
-class Reading:
-    """Reads one socket, until its stream ends.
-
-    To hand each frame from one task to another costs as much as to read it. So the task that waits for an event reads
-    the socket itself. While it is busy elsewhere another one does, and lets the oldest audio go where too much waits.
-
-    Attributes:
-        socket: the socket, upgraded.
-        session: what the events are for.
-        backlog: where they wait.
-        heartbeat: seconds of silence after which the other end is asked whether it is there; None never asks. aiohttp
-            has that too, at the price of a turn of the event loop for each frame.
-    """
-
-    socket: AudioSocket
-    session: StreamSession
-    backlog: Backlog
-    heartbeat: float | None
-    _task: asyncio.Task[None] | None = field(init=False, default=None)
-    _ping: asyncio.Task[None] | None = field(init=False, default=None)
-    _began: float = field(init=False, default=0.0)
-    _heard: float = field(init=False, default=0.0)
-    _asked: float = field(init=False, default=float("-inf"))
-    _is_late: bool = field(init=False, default=False)
-    _received: int = field(init=False, default=0)
-
-    def begin(self) -> None:
-        """Let whoever waits for an event read."""
-        self._began = self._heard = asyncio.get_running_loop().time()
-        self.backlog.pull = self._read
-
-    async def end(self) -> None:
-        """Read no more in a task of its own."""
-        for task in (self._task, self._ping):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait({task})
-
-    def look(self, now: float) -> None:
-        """See to it that somebody reads, and that the other end is there."""
-        if self.session.end_reason is not None:
-            return
-        if self.backlog.pull is not None and not self.backlog.is_awaited:
-            self.backlog.pull = None
-            self._task = asyncio.create_task(self._read_on(now + _STAY))
-        if self.heartbeat is not None and now - self._heard >= self.heartbeat:
-            self._ask(now, self.heartbeat * _PONG)
-
-    def _ask(self, now: float, patience: float) -> None:
-        if self._asked < self._heard:
-            self._asked, self._is_late = now, False
-            self._ping = asyncio.create_task(self._send_ping())
-        elif now - self._asked >= patience:
-            # An answer may lie there unread where the loop was held up, so it is looked for once more.
-            if self._is_late:
-                self.session._close(EndReason.LOST)
-            self._is_late = True
-
-    async def _send_ping(self) -> None:
-        with contextlib.suppress(ConnectionError):  # who reads will hear of it
-            await self.socket.ping()
-
-    async def _read_on(self, stays_until: float) -> None:
-        while self.session.end_reason is None:
-            if self.backlog.is_awaited and self._heard > stays_until:
-                self.backlog.pull = self._read
-                self.backlog.wake()
-                return
-            await self._read()
-
-    async def _read(self) -> None:
-        """Read one message."""
-        try:
-            message = await self.socket.receive()
-            now = self._heard = asyncio.get_running_loop().time()
-            if message.type is _TEXT or message.type is WSMsgType.BINARY:
-                self._take(message.data, now)
-            elif message.type is WSMsgType.PING:
-                await self.socket.pong(message.data)
-            elif message.type is not WSMsgType.PONG:
-                self._finish(message)
-            self._received += 1
-            if self._received % _BURST == 0:
-                await asyncio.sleep(0)
-        except ConnectionError:  # from the pong
-            self.session._close(EndReason.LOST)
-        except Exception:  # noqa: BLE001  (whatever it is, it ends this session and no other)
-            # It may be in a task of the user's, who can do nothing about it, and whose own errors would be blamed.
-            self.session._close(EndReason.FAILED)
-            _LOG.exception("the receiver failed for stream %s", self.session.label)
-
-    def _take(self, frame: str | bytes, now: float) -> None:
-        try:
-            event = decode_event(frame, elapsed=now - self._began)
-        except MalformedFrameError:
-            self.session.statistics.malformed += 1
-            return
-        if isinstance(event, StopEvent):
-            self.session._close(EndReason.STOPPED)
-        elif not self.session._enqueue(event, now):
-            self.session._close(EndReason.OVERFLOW)
-
-    def _finish(self, message: WSMessage) -> None:
-        if message.type is WSMsgType.ERROR:
-            broken = isinstance(message.data, WebSocketError)
-            self.session._close(EndReason.UNREADABLE if broken else EndReason.LOST)
-        else:
-            lost = self.socket.close_code == WSCloseCode.ABNORMAL_CLOSURE
-            self.session._close(EndReason.LOST if lost else EndReason.CLOSED)
-
-
-@define(eq=False)
-class Lookout:
-    """Looks after all readings of a receiver, with one timer, since one for each would cost more than they do."""
-
-    _readings: set[Reading] = field(init=False, factory=set)
-    _timer: asyncio.TimerHandle | None = field(init=False, default=None)
-
-    @contextlib.contextmanager
-    def over(self, reading: Reading) -> Iterator[None]:
-        """Look after a reading while the block runs."""
-        self._readings.add(reading)
-        reading.begin()
-        if self._timer is None:
-            self._look_later()
-        try:
-            yield
-        finally:
-            self._readings.discard(reading)
-            if not self._readings and self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    def _look_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
-
-    def _look(self) -> None:
-        now = asyncio.get_running_loop().time()
-        for reading in self._readings:
-            reading.look(now)
-        self._look_later()
-
-
 Handler: TypeAlias = Callable[[StreamSession], Awaitable[None]]
-"""What a user writes: ``async def handler(session)``."""
+"""A user's function: ``async def handler(session)``."""
 
-
-_MIN_IGNORED = 100  # messages without an event that may come before the start event, however few events may
-_LEFT_BEHIND: set["asyncio.Task[Any]"] = set()
+_WATCH_INTERVAL = 0.05  # seconds that frames may wait in a socket while its handler is busy elsewhere
+_MIN_BACKGROUND = 1.0  # seconds that a task of its own then reads them, since a busy handler will be busy again
+_BURST = 100  # messages that are read before other tasks get a turn
+_PONG_SHARE = 0.5  # of the heartbeat: time that the other end has to answer a ping
+_MIN_IGNORED = 100  # messages without an event that may precede the start event, however small the queue is
+_TEXT = WSMsgType.TEXT
 _CLOSED = {WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED}
-_CODES = {
+_CLOSE_CODES = {
     EndReason.HANDLER_RETURNED: WSCloseCode.OK,
     EndReason.HANDLER_FAILED: WSCloseCode.INTERNAL_ERROR,
     EndReason.OVERFLOW: WSCloseCode.TRY_AGAIN_LATER,
@@ -189,57 +41,68 @@ _CODES = {
 }
 
 
-@define(eq=False)
-class Delivery:
-    """What comes in over one socket.
+class Connection:
+    """One socket. `wait_start` reads it up to the start event, then `run` reads it for a session.
 
-    Attributes:
-        socket: the socket, upgraded.
-        most: how many events may come before the start event, and how many messages without an event.
-        most_bytes: how much memory they may take; the last one may exceed it.
-        failure_log: logs why no stream began.
-        failure: why no stream began on it.
+    Passing each frame from one task to another would cost as much as reading it. So the task that waits for an event
+    reads the socket itself. While the handler is busy elsewhere, a background task reads, and the queue drops the
+    oldest audio if it overflows.
     """
 
-    socket: AudioSocket
-    most: int
-    most_bytes: int
-    failure_log: RateLimitedLog
-    failure: str = field(init=False, default="")
-    _early: list[AudioEvent] = field(init=False, factory=list, repr=False)
-    _early_bytes: int = field(init=False, default=0)
-    _malformed: int = field(init=False, default=0)
-    _received: int = field(init=False, default=0)
-    _ignored: int = field(init=False, default=0)
+    session: StreamSession
+    queue: EventQueue
 
-    async def begin(self, patience: float) -> StartEvent | None:
-        """Wait for the start event; on timeout, or if too much comes before it, close the socket and set `failure`."""
+    def __init__(
+        self,
+        socket: AudioSocket,
+        *,
+        max_queue: int,
+        max_queue_bytes: int,
+        heartbeat: float | None,
+        failure_log: RateLimitedLog,
+    ) -> None:
+        self.socket = socket  # upgraded
+        self.failure = ""  # why no stream started
+        self._max_queue = max_queue
+        self._max_queue_bytes = max_queue_bytes
+        self._heartbeat = heartbeat  # aiohttp's own costs a turn of the event loop for each frame
+        self._failure_log = failure_log
+        self._early: list[AudioEvent] = []
+        self._early_bytes = self._malformed = self._ignored = self._messages = 0
+        self._reader: asyncio.Task[None] | None = None
+        self._pinger: asyncio.Task[None] | None = None
+        self._started_at = self._received_at = 0.0
+        self._pinged_at = float("-inf")
+        self._is_pong_late = False
+
+    async def wait_start(self, timeout: float) -> StartEvent | None:  # noqa: ASYNC109  (it closes the socket)
+        """Wait for the start event. On timeout or after too many other messages, set `failure` and close the socket."""
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 while (message := await self.socket.receive()).type not in _CLOSED:
-                    self._received += 1
-                    if self._received % _BURST == 0:
+                    self._messages += 1
+                    if self._messages % _BURST == 0:
                         await asyncio.sleep(0)
                     if message.type is WSMsgType.PING:
                         self._ignore()
                         await self.socket.pong(message.data)
-                    elif (start := self._take_early(message)) is not None:
+                    elif (start := self._on_early_message(message)) is not None:
                         return start
             self.failure = "it was closed before that"
         except TimeoutError:
-            self.failure = f"nothing more came within {patience:g} s"
+            self.failure = f"nothing more came within {timeout:g} s"
         except ConnectionError:
             self.failure = "the connection broke"
         except MalformedFrameError as error:
             self.failure = str(error)
         if self._malformed:
             self.failure += f"; {self._malformed} frames could not be read"
-        self.failure_log.warning("a socket was opened, and no stream began on it: %s", self.failure)
+        self._failure_log.warning("a socket was opened, and no stream began on it: %s", self.failure)
         await self.close(WSCloseCode.POLICY_VIOLATION)
         return None
 
-    def _take_early(self, message: WSMessage) -> StartEvent | None:
-        """Return the start event, or keep what comes before it."""
+    def _on_early_message(self, message: WSMessage) -> StartEvent | None:
+        """Return the start event, or store an event that precedes it."""
         if message.type is WSMsgType.PONG:
             self._ignore()
             return None
@@ -255,51 +118,56 @@ class Delivery:
             return event
         if isinstance(event, ConnectedEvent | StopEvent):
             self._ignore()
+        elif len(self._early) >= self._max_queue or self._early_bytes >= self._max_queue_bytes:
+            raise MalformedFrameError("too many frames came before the start event")
         else:
-            if len(self._early) >= self.most or self._early_bytes >= self.most_bytes:
-                raise MalformedFrameError("too many frames came before the start event")
             self._early.append(event)
-            self._early_bytes += len(event.payload) if isinstance(event, MediaEvent) else event.memory
+            self._early_bytes += memory_of(event)
         return None
 
     def _ignore(self) -> None:
-        """Count a message that is not kept."""
         self._ignored += 1
-        if self._ignored > max(self.most, _MIN_IGNORED):
+        if self._ignored > max(self._max_queue, _MIN_IGNORED):
             raise MalformedFrameError("too many frames came before the start event")
 
-    def hand_over(self, session: StreamSession) -> None:
-        """Pass to a session what came before its start event."""
-        session.statistics.malformed += self._malformed
-        now = asyncio.get_running_loop().time()
-        while self._early:
-            session._enqueue(self._early.pop(0), now)
-
-    async def carry(self, session: StreamSession, handler: Handler, reading: Reading) -> None:
-        """Run the handler while the socket is read, until both have ended."""
+    async def run(self, session: StreamSession, handler: Handler) -> None:
+        """Run the handler, and read the socket for its session, until both have ended."""
+        self._start_reading(session)
         handling = asyncio.create_task(_handle(handler, session))
         ended = asyncio.create_task(session.wait_closed())
         try:
             await asyncio.wait({handling, ended}, return_when=asyncio.FIRST_COMPLETED)
-            session._close(EndReason.HANDLER_RETURNED)  # unless there is a reason already
-            await self._hang_up(session, reading)
+            session._close(EndReason.HANDLER_RETURNED)  # unless it has ended for another reason
+            await self._close_session()
             await asyncio.wait({handling})
-        finally:  # also when it is cut short
+        finally:  # also when it is cancelled
             handling.cancel()
             ended.cancel()
             try:
                 await asyncio.wait({handling, ended})
-            except asyncio.CancelledError:  # cancelled twice: the handler refuses to end, so it is left behind
+            except asyncio.CancelledError:  # for the second time: the handler ignores its cancellation
                 reset(self.socket.transport)
-                leave_behind(handling)
+                abandon(handling)
                 raise
-            await self._hang_up(session, reading)
+            await self._close_session()
 
-    async def _hang_up(self, session: StreamSession, reading: Reading) -> None:
-        await reading.end()
-        if session.end_reason is EndReason.LOST:
-            reset(self.socket.transport)  # nobody reads a farewell, and whoever waits to send must hear of it
-        await self.close(_CODES.get(session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
+    def _start_reading(self, session: StreamSession) -> None:
+        self.session, self.queue = session, session._queue
+        self._started_at = self._received_at = asyncio.get_running_loop().time()
+        session.statistics.malformed += self._malformed
+        for event in self._early:
+            session._enqueue(event, self._started_at)
+        self._early.clear()
+        self.queue.read = self._read
+
+    async def _close_session(self) -> None:
+        for task in (self._reader, self._pinger):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+        if self.session.end_reason is EndReason.LOST:
+            reset(self.socket.transport)  # no close frame can arrive, and pending sends must fail
+        await self.close(_CLOSE_CODES.get(self.session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
 
     async def close(self, code: WSCloseCode) -> None:
         """Close the socket with a code; reset the connection when this is cancelled."""
@@ -309,11 +177,108 @@ class Delivery:
             reset(self.socket.transport)
             raise
 
+    async def _read(self) -> None:
+        """Read one message, in the handler's task or in the background."""
+        try:
+            message = await self.socket.receive()
+            now = self._received_at = asyncio.get_running_loop().time()
+            if message.type is _TEXT or message.type is WSMsgType.BINARY:
+                self._on_frame(message.data, now)
+            elif message.type is WSMsgType.PING:
+                await self.socket.pong(message.data)
+            elif message.type is not WSMsgType.PONG:
+                self._on_close(message)
+            self._messages += 1
+            if self._messages % _BURST == 0:
+                await asyncio.sleep(0)
+        except ConnectionError:  # from the pong
+            self.session._close(EndReason.LOST)
+        except Exception:  # noqa: BLE001  (a bug here ends this session and no other)
+            # In the handler's task it would pass for an error of the handler.
+            self.session._close(EndReason.FAILED)
+            _LOG.exception("the receiver failed for stream %s", self.session.label)
 
-def leave_behind(task: "asyncio.Task[Any]") -> None:
-    """Keep a task that refuses to be cancelled until it ends, since the loop itself keeps none."""
-    _LEFT_BEHIND.add(task)
-    task.add_done_callback(_LEFT_BEHIND.discard)
+    def _on_frame(self, frame: str | bytes, now: float) -> None:
+        try:
+            event = decode_event(frame, elapsed=now - self._started_at)
+        except MalformedFrameError:
+            self.session.statistics.malformed += 1
+            return
+        if isinstance(event, StopEvent):
+            self.session._close(EndReason.STOPPED)
+        elif not self.session._enqueue(event, now):
+            self.session._close(EndReason.OVERFLOW)
+
+    def _on_close(self, message: WSMessage) -> None:
+        if message.type is WSMsgType.ERROR:
+            is_invalid = isinstance(message.data, WebSocketError)
+            self.session._close(EndReason.UNREADABLE if is_invalid else EndReason.LOST)
+        else:
+            is_lost = self.socket.close_code == WSCloseCode.ABNORMAL_CLOSURE
+            self.session._close(EndReason.LOST if is_lost else EndReason.CLOSED)
+
+    async def _read_in_background(self, until: float) -> None:
+        while self.session.end_reason is None:
+            if self.queue.is_awaited and self._received_at > until:
+                self.queue.read = self._read
+                self.queue.wake()
+                return
+            await self._read()
+
+    def check(self, now: float) -> None:
+        """Make sure that the socket is read, and that the other end is alive. Called by the watchdog."""
+        if self.session.end_reason is not None:
+            return
+        if self.queue.read is not None and not self.queue.is_awaited:
+            self.queue.read = None
+            self._reader = asyncio.create_task(self._read_in_background(now + _MIN_BACKGROUND))
+        if self._heartbeat is not None and now - self._received_at >= self._heartbeat:
+            self._check_heartbeat(now, self._heartbeat * _PONG_SHARE)
+
+    def _check_heartbeat(self, now: float, timeout: float) -> None:
+        if self._pinged_at < self._received_at:
+            self._pinged_at, self._is_pong_late = now, False
+            self._pinger = asyncio.create_task(self._ping())
+        elif now - self._pinged_at >= timeout:
+            # If the loop was blocked, the pong may be in the socket unread: allow one more interval.
+            if self._is_pong_late:
+                self.session._close(EndReason.LOST)
+            self._is_pong_late = True
+
+    async def _ping(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the next read reports it
+            await self.socket.ping()
+
+
+class Watchdog:
+    """Checks all connections of a receiver with a single timer; one timer each would cost more than the checks."""
+
+    def __init__(self) -> None:
+        self._connections: set[Connection] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @contextlib.contextmanager
+    def watch(self, connection: Connection) -> Iterator[None]:
+        """Check a connection while the block runs."""
+        self._connections.add(connection)
+        if self._timer is None:
+            self._schedule()
+        try:
+            yield
+        finally:
+            self._connections.discard(connection)
+            if not self._connections and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _schedule(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_INTERVAL, self._check_all)
+
+    def _check_all(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for connection in self._connections:
+            connection.check(now)
+        self._schedule()
 
 
 async def _handle(handler: Handler, session: StreamSession) -> None:
@@ -322,10 +287,19 @@ async def _handle(handler: Handler, session: StreamSession) -> None:
         await handler(session)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # whatever it is, it ends this session and no other
-        if task is None or asyncio.current_task(task.get_loop()) is not task:  # a task that is discarded unfinished
+    except BaseException as error:  # a handler's error ends its own session and no other
+        if task is None or asyncio.current_task(task.get_loop()) is not task:  # garbage collection of the task
             raise
         if isinstance(error, asyncio.CancelledError) and task.cancelling():
             raise
         session._close(EndReason.HANDLER_FAILED)
         _LOG.exception("the handler of stream %s failed, so the stream is closed", session.label)
+
+
+_ABANDONED: set["asyncio.Task[Any]"] = set()
+
+
+def abandon(task: "asyncio.Task[Any]") -> None:
+    """Hold a reference to a task that ignores its cancellation, since the loop holds none."""
+    _ABANDONED.add(task)
+    task.add_done_callback(_ABANDONED.discard)

@@ -1,55 +1,59 @@
-"""The receiver: an aiohttp handler, or a server of its own, that turns audio sockets into sessions."""
+"""`MediaReceiver`: an aiohttp handler, or a server of its own, that turns audio sockets into sessions."""
+# ruff: noqa: SLF001  (what is private to users of a session is not to this package)
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from aiohttp import WSCloseCode, web
+from yarl import URL
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._validation import check_count, check_seconds, check_word
-from signalwire_streams.receiver._connection import Delivery, Handler, Lookout, Reading, leave_behind
+from signalwire_streams.models._validation import Unusable, check_count, check_seconds, check_word, kind_of
+from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, abandon
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import StartEvent
 from signalwire_streams.receiver._server import (
     AudioSocket,
-    Doorkeeper,
+    MaskedTokens,
     RateLimitedLog,
+    Slot,
     StreamServer,
+    TokenAuthenticator,
     Tokens,
     bearer_token,
     default_max_pending,
+    mask_tokens,
     reset,
 )
-from signalwire_streams.receiver._session import BYTES_PER_EVENT, Backlog, EndReason, Overflow, StreamSession
-from signalwire_streams.receiver._start_and_receive_bulk import Opener
-from signalwire_streams.receiver._statistics import StreamStatistics
+from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, StreamSession
+from signalwire_streams.receiver._start_and_receive_bulk import StarterMixin
 from signalwire_streams.receiver.audio._formats import AudioFormat
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _GRACE = 1.0  # seconds for a handler to notice that its stream was closed, and again that it was cancelled
-_MAX_NAMED = 5
+_MAX_NAMED = 5  # handlers that a log line names
 
 _Result = TypeVar("_Result")
 
 
-class MediaReceiver(Opener):
-    """Receives streams, and hands each to a handler of yours.
+class MediaReceiver(StarterMixin):
+    """Receives streams and calls your handler with each.
 
-    It takes a route of an application of yours: ``app.router.add_get("/audio", receiver.handle)``. Or it serves by
-    itself: ``async with receiver.serve(port=8443, ssl_context=...) as url``.
+    Add it to your aiohttp application, ``app.router.add_get("/audio", receiver.handle)``, or let it run a server:
+    ``async with receiver.serve(port=8443, ssl_context=...) as url``.
 
-    A handler is ``async def handler(session)`` and goes through its session with ``async for``. When it raises, its
+    A handler is ``async def handler(session)`` and iterates over its session with ``async for``. When it raises, its
     own stream is closed, and no other.
 
     Attributes:
-        sessions: the streams that come in now.
-        beginning: how many sockets are open on which no stream has begun yet.
-        rejected_upgrades: how many upgrades were refused for their token, or the lack of one.
+        sessions: the streams that are being received.
+        pending_sockets: number of open WebSockets that have not sent a start event.
+        rejected_upgrades: number of upgrades that were refused for a missing or wrong token.
     """
 
     sessions: set[StreamSession]
@@ -63,158 +67,159 @@ class MediaReceiver(Opener):
         bearer_tokens: Tokens = (),
         bidirectional: bool = False,
         max_queue: int = 500,
-        backlog_bytes: int | None = None,
+        max_queue_bytes: int | None = None,
         overflow: Overflow = Overflow.DROP_OLDEST,
         start_timeout: float = 10.0,
         frame_limit: int = 64 * 1024,
         heartbeat: float | None = 30.0,
         byte_order: Literal["little", "big"] = "little",
     ) -> None:
-        """Prepare a receiver.
+        """Create a receiver.
 
         Args:
-            handler: called with each stream. Without one, no streams are taken but those of `open` and `open_many`.
-            bearer_tokens: which tokens may deliver one to the handler, checked before the upgrade: one, several, a
-                function (also an async one) that says so, or None to let everybody in who finds the address.
-            bidirectional: whether the streams play what they are sent.
-            backlog: media events that may wait for a slow handler; 50 a second come of each track.
-            backlog_bytes: memory that they may take, and as much again for keys and marks; unless given, 4 KiB for
-                each of ``backlog``.
-            overflow: what happens when more would have to wait.
-            start_timeout: seconds from the upgrade to the start event.
+            handler: called with each session. Without a handler, only the streams of `open` and `open_many` are
+                received.
+            bearer_tokens: tokens that admit a stream to the handler, checked before the upgrade: one, several, a
+                function (``def`` or ``async def``) that returns True for a valid one, or None to admit everybody.
+                A token is visible ASCII without blanks.
+            bidirectional: whether the streams play the audio that is sent back.
+            max_queue: media events that may wait for a slow handler; each track sends 50 per second.
+            max_queue_bytes: memory limit for those events, and again for keys and marks; by default 4 KiB for each
+                event of ``max_queue``.
+            overflow: what to do when the queue is full.
+            start_timeout: seconds from the upgrade to the start event, and for a token check.
             frame_limit: bytes that one message may have.
-            heartbeat: seconds of silence after which a ping finds out whether the other end is there, which has half
-                as long to answer; None sends none.
-            byte_order: of L16, which is not documented.
+            heartbeat: seconds of silence before a ping, which must be answered in half that time; None sends no pings.
+            byte_order: byte order of L16 audio, which is not documented.
 
         Raises:
-            InvalidRequestError: nobody could deliver a stream to the handler, or there is none to deliver it to.
+            InvalidRequestError: an argument is invalid, or handler and ``bearer_tokens`` do not fit together.
         """
-        _check_door(handler, bearer_tokens)
+        tokens = bearer_tokens = mask_tokens(bearer_tokens)  # type: ignore[assignment]  # tracebacks show both
+        _check_handler(handler, tokens)
         check_count(max_queue, "max_queue")
-        most_bytes = BYTES_PER_EVENT * max_queue if backlog_bytes is None else backlog_bytes
-        check_count(most_bytes, "backlog_bytes")
-        _check_settings(frame_limit, start_timeout, heartbeat, byte_order)
+        max_queue_bytes = BYTES_PER_EVENT * max_queue if max_queue_bytes is None else max_queue_bytes
+        check_count(max_queue_bytes, "max_queue_bytes")
+        check_count(frame_limit, "frame_limit")
+        check_seconds(start_timeout, "start_timeout")
+        if heartbeat is not None:
+            check_seconds(heartbeat, "heartbeat")
+        AudioFormat("", byte_order=byte_order)  # which checks it
         super().__init__()
         self.sessions = set()
         self.pending_sockets = 0
         self.rejected_upgrades = 0
         self._handler = handler
-        self._doorkeeper = Doorkeeper.of(bearer_tokens)
+        self._authenticator = TokenAuthenticator(tokens)
         self._bidirectional = bidirectional
-        self._most, self._most_bytes = max_queue, most_bytes
+        self._max_queue, self._max_queue_bytes = max_queue, max_queue_bytes
         self._overflow = check_word(overflow, Overflow, "overflow")
         self._start_timeout = start_timeout
         self._frame_limit = frame_limit
         self._heartbeat = heartbeat
-        self._lookout = Lookout()
         self._byte_order: Literal["little", "big"] = byte_order
+        self._watchdog = Watchdog()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._deliveries: set[Delivery] = set()
         self._servers: set[StreamServer] = set()
+        self._connections: set[Connection] = set()
         self._failure_log = RateLimitedLog(10)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Receive one stream, until it ends and its handler has returned.
+        """Receive one stream, until it has ended and its handler has returned.
 
-        Only `serve` limits connections without a stream. In an application of yours, set its own limit:
+        Only `serve` limits connections without a stream. In an application of yours, set a limit of its own:
         ``web.AppRunner(app, keepalive_timeout=10)`` closes a connection when the head of its request takes longer. By
         default aiohttp waits for an hour.
         """
-        return await self._receive(request, lambda: None)
+        return await self._receive(request, Slot())
 
-    async def _receive(self, request: web.BaseRequest, carries_stream: Callable[[], None]) -> web.StreamResponse:
-        socket = AudioSocket(request.transport, max_msg_size=self._frame_limit)
-        if not socket.can_prepare(request).ok:  # it is no WebSocket, so it spends no token
+    async def _receive(self, request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
+        # aiohttp's limit is the first size that it refuses.
+        socket = AudioSocket(request.transport, max_msg_size=self._frame_limit + 1)
+        if not socket.can_prepare(request).ok:  # not a WebSocket request, which must not use up a token
             return web.Response(status=400)
         token = bearer_token(request.headers.get("Authorization"))
-        joining = self._joinings.claim(token)
-        handler = self._handler if joining is None else joining.hold
-        admitted = joining is not None or (handler is not None and await self._admits(token))
+        pending = self._pending_streams.claim(token)
+        handler = self._handler if pending is None else pending.on_session
+        admitted = pending is not None or (handler is not None and await self._allows(token, slot))
         if self._closing.is_set() or admitted is None:
             return web.Response(status=503)
         if handler is None or not admitted:
             self.rejected_upgrades += 1
             return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
-        delivery = await self._upgrade(socket, request)
-        if delivery is None:
-            if joining is not None:
-                joining.broke("the connection broke")
-            return web.Response(status=503)  # it cannot be sent; aiohttp fails on a socket that was not upgraded
-        start = await self._begin(delivery)
-        if start is not None:
-            carries_stream()
-            task = asyncio.create_task(self._carry(delivery, start, handler))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            if joining is not None:
-                task.add_done_callback(lambda _: joining.closed.set())
-            await asyncio.shield(task)
-        elif joining is not None:
-            joining.broke(delivery.failure or "the receiver was closed")
-        return socket
-
-    async def _admits(self, token: str | None) -> bool | None:
-        """Check a token. Return None when the check does not end in time, or the receiver is closed before."""
-        admitted = await self._before_closing(self._doorkeeper.admits(token), self._start_timeout)
-        if admitted is None and not self._closing.is_set():
-            _LOG.warning("the token check did not return within %g s, so the stream is refused", self._start_timeout)
-        return admitted
-
-    async def _upgrade(self, socket: AudioSocket, request: web.BaseRequest) -> Delivery | None:
+        slot.admit()
         try:
             await socket.prepare(request)
         except ConnectionError:  # the other end left
-            return None
-        return Delivery(socket, self._most, self._most_bytes, self._failure_log)
+            if pending is not None:
+                pending.on_socket_failed("the connection broke")
+            return web.Response(status=503)  # it can't be sent, but aiohttp fails on a socket that was not upgraded
+        connection = self._connect(socket)
+        start = await self._wait_start(connection)
+        if start is not None:
+            slot.release()
+            task = asyncio.create_task(self._run(connection, start, handler))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            if pending is not None:
+                task.add_done_callback(lambda _: pending.socket_closed.set())
+            await asyncio.shield(task)
+        elif pending is not None:
+            pending.on_socket_failed(connection.failure or "the receiver was closed")
+        return socket
 
-    def _session(self, socket: AudioSocket, start: StartEvent) -> tuple[StreamSession, Reading]:
+    def _connect(self, socket: AudioSocket) -> Connection:
+        return Connection(
+            socket,
+            max_queue=self._max_queue,
+            max_queue_bytes=self._max_queue_bytes,
+            heartbeat=self._heartbeat,
+            failure_log=self._failure_log,
+        )
+
+    async def _allows(self, token: str | None, slot: Slot) -> bool | None:
+        """Check a token. Return None if that is too slow, or the client or the receiver is gone before it ends."""
+        admitted = await _unless(
+            self._authenticator.allows(token), self._closing, slot.closed, limit=self._start_timeout
+        )
+        if admitted is None and not self._closing.is_set() and not slot.closed.is_set():
+            _LOG.warning("the token check did not return within %g s, so the stream is refused", self._start_timeout)
+        return admitted
+
+    async def _wait_start(self, connection: Connection) -> StartEvent | None:
+        """Wait for the start event, unless the receiver is closed before it comes."""
+        self.pending_sockets += 1
+        try:
+            start = await _unless(connection.wait_start(self._start_timeout), self._closing)
+        finally:
+            self.pending_sockets -= 1
+        if start is None and not connection.failure:
+            await connection.close(WSCloseCode.GOING_AWAY)
+        return start
+
+    async def _run(self, connection: Connection, start: StartEvent, handler: Handler) -> None:
         media = start.media_format
         audio_format = AudioFormat.from_start_event(
             media.encoding, media.sample_rate, media.channels, byte_order=self._byte_order
         )
-        playback = Playback(socket, start.stream_sid, audio_format, self._bidirectional)
-        backlog = Backlog(self._most, self._most_bytes)
-        session = StreamSession(start, audio_format, playback, StreamStatistics(), backlog, self._overflow)
-        return session, Reading(socket, session, backlog, self._heartbeat)
-
-    async def _begin(self, delivery: Delivery) -> StartEvent | None:
-        """Wait for the start event, unless the receiver is closed before it comes."""
-        self.pending_sockets += 1
-        try:
-            start = await self._before_closing(delivery.begin(self._start_timeout))
-        finally:
-            self.pending_sockets -= 1
-        if start is None and not delivery.failure:
-            await delivery.close(WSCloseCode.GOING_AWAY)
-        return start
-
-    async def _before_closing(self, work: Coroutine[Any, Any, _Result], limit: float | None = None) -> _Result | None:
-        """Return what a coroutine returns, or None when the receiver is closed before, or the limit is over."""
-        task, closing = asyncio.create_task(work), asyncio.create_task(self._closing.wait())
-        try:
-            await asyncio.wait({task, closing}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() and not task.cancelled() and not closing.done() else None
-        finally:
-            closing.cancel()
-            task.cancel()
-            await asyncio.wait({task}, timeout=_GRACE)
-            if not task.done():
-                leave_behind(task)
-            elif not task.cancelled():
-                task.exception()  # retrieved, so that asyncio does not log it
-
-    async def _carry(self, delivery: Delivery, start: StartEvent, handler: Handler) -> None:
-        session, reading = self._session(delivery.socket, start)
-        delivery.hand_over(session)
+        session = StreamSession(
+            start,
+            audio_format=audio_format,
+            playback=Playback(
+                connection.socket, start.stream_sid, audio_format, self._bidirectional, max_message=self._frame_limit
+            ),
+            max_queue=self._max_queue,
+            max_queue_bytes=self._max_queue_bytes,
+            overflow=self._overflow,
+        )
         self.sessions.add(session)
-        self._deliveries.add(delivery)
+        self._connections.add(connection)
         try:
-            with self._lookout.over(reading):
-                await delivery.carry(session, handler, reading)
+            with self._watchdog.watch(connection):
+                await connection.run(session, handler)
         finally:
             self.sessions.discard(session)
-            self._deliveries.discard(delivery)
+            self._connections.discard(connection)
 
     @asynccontextmanager
     async def serve(
@@ -228,42 +233,43 @@ class MediaReceiver(Opener):
         max_pending: int | None = None,
         shutdown_timeout: float = 5.0,
     ) -> AsyncIterator[str]:
-        """Serve by itself while the block runs, and close at its end.
+        """Run a server while the block runs, and close the receiver at its end.
 
-        A handler that refuses its cancellation does not keep the block from ending, but it keeps `asyncio.run` from it.
+        A handler that ignores its cancellation does not delay the end of the block, but that of `asyncio.run`.
 
         Args:
-            host: the address to listen on.
-            port: 0 takes a free one.
-            path: where streams are taken.
-            ssl_context: the certificate; without one, something before this server must speak TLS, since
-                SignalWire dials wss only.
+            host: address to listen on.
+            port: port to listen on; 0 takes a free one.
+            path: path of the streams' URL, without query and fragment.
+            ssl_context: context with the server's certificate. Without one, a proxy before this server must speak
+                TLS, since SignalWire connects by wss only.
             handshake_timeout: seconds that a connection has, from its accept, for its TLS handshake and the head of
                 its request.
-            max_pending: connections that may be open without a stream; the oldest of them is closed for a new one.
-                By default half of the file descriptors that the process may open, at most 2,048.
-            shutdown_timeout: the `deadline` of `aclose` at the end of the block.
+            max_pending: connections that may be open without a stream. For each further one the oldest is closed,
+                those with a valid token last. By default half of the file descriptors that the process may open, at
+                most 2,048.
+            shutdown_timeout: the ``deadline`` of `aclose` at the end of the block.
 
         Yields:
-            The address, as a start's ``url`` has it.
+            The address, as the ``url`` of a start.
 
         Raises:
             ClientStateError: the receiver was closed.
             InvalidRequestError: an argument is invalid.
+            OSError: the host is unknown, or the port is taken.
         """
         self._check_open()
         check_seconds(handshake_timeout, "handshake_timeout")
         if shutdown_timeout != 0:
             check_seconds(shutdown_timeout, "shutdown_timeout")
-        if not path.startswith("/"):
-            raise InvalidRequestError(f"path {path!r} does not begin with a slash: write it as '/audio'")
+        _check_path(path)
 
-        async def respond(request: web.BaseRequest, carries_stream: Callable[[], None]) -> web.StreamResponse:
+        async def respond(request: web.BaseRequest, slot: Slot) -> web.StreamResponse:
             if path not in {request.path, request.rel_url.raw_path}:
                 return web.Response(status=404)
             if request.method != "GET":
                 return web.Response(status=405, headers={"Allow": "GET"})
-            return await self._receive(request, carries_stream)
+            return await self._receive(request, slot)
 
         server = StreamServer(
             respond,
@@ -284,10 +290,10 @@ class MediaReceiver(Opener):
                 await server.close()
 
     async def aclose(self, deadline: float = 5.0) -> None:
-        """Refuse new streams, close those that are still open at the deadline with code 1001, and stop their handlers.
+        """Refuse new streams, close those that are open at the deadline with code 1001, and stop their handlers.
 
-        It returns at most two seconds after the deadline. By then a handler had a second to end after its stream was
-        closed, and another one after it was cancelled. A handler that is still running is logged and left behind.
+        It returns at most two seconds after the deadline: a handler has one second to return after its stream was
+        closed, and another one after it was cancelled. A handler that is still running is logged and abandoned.
 
         Args:
             deadline: seconds that open streams may continue.
@@ -311,20 +317,20 @@ class MediaReceiver(Opener):
                 ", ".join(labels[:_MAX_NAMED]),
                 more,
             )
-            self._cancel_handlers()  # which ends everything but the handlers
+            self._cancel_handlers()  # for the second time, which ends everything but the handlers
             await self._wait_for_handlers(_GRACE)
 
     async def _free_descriptor(self) -> bool:
-        """Close the oldest connection without a stream, so that a handler can open a file. Return False if none is left."""
+        """Close the oldest connection that carries no stream, so a handler can open a file. Return False if none is left."""
         for server in self._servers:
             if await server.free_descriptor():
                 return True
         return False
 
     def abort(self) -> None:
-        """Drop the sockets of all streams at once, so that `aclose` need not wait until the other end answers."""
-        for delivery in self._deliveries:
-            reset(delivery.socket.transport)
+        """Reset the connections of all streams, so that `aclose` need not wait until the other ends answer."""
+        for connection in self._connections:
+            reset(connection.socket.transport)
 
     async def _wait_for_handlers(self, seconds: float) -> None:
         if self._tasks:
@@ -343,26 +349,44 @@ class MediaReceiver(Opener):
         await self.aclose()
 
 
-def _check_settings(frame_limit: int, start_timeout: float, heartbeat: float | None, byte_order: str) -> None:
-    check_count(frame_limit, "frame_limit")
-    check_seconds(start_timeout, "start_timeout")
-    if heartbeat is not None:
-        check_seconds(heartbeat, "heartbeat")
-    if byte_order not in {"little", "big"}:
-        raise InvalidRequestError(f"byte_order can't be {byte_order!r}: write 'little' or 'big'")
+async def _unless(
+    work: Coroutine[Any, Any, _Result], *events: asyncio.Event, limit: float | None = None
+) -> _Result | None:
+    """Return what a coroutine returns; cancel it and return None if an event is set or the limit is over before."""
+    task, *stops = map(asyncio.create_task, (work, *(event.wait() for event in events)))
+    try:
+        await asyncio.wait({task, *stops}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        return (
+            task.result() if task.done() and not task.cancelled() and not any(stop.done() for stop in stops) else None
+        )
+    finally:
+        for stop in (task, *stops):
+            stop.cancel()
+        await asyncio.wait({task}, timeout=_GRACE)
+        if not task.done():
+            abandon(task)
+        elif not task.cancelled():
+            task.exception()  # retrieved, so that asyncio does not log it
 
 
-def _check_door(handler: Handler | None, tokens: Tokens) -> None:
+def _check_handler(handler: Handler | None, tokens: MaskedTokens) -> None:
     if handler is not None and not callable(handler):
         raise InvalidRequestError(f"the handler is a {type(handler).__name__}: write async def handler(session)")
-    if tokens is not None and not callable(tokens) and not isinstance(tokens, Collection):
-        raise InvalidRequestError(f"bearer_tokens is a {type(tokens).__name__}: pass a token, several, or a function")
-    no_tokens = isinstance(tokens, Collection) and not isinstance(tokens, str) and not tokens
-    if handler is not None and no_tokens:
+    if isinstance(tokens, Unusable):
+        raise InvalidRequestError(f"bearer_tokens is a {kind_of(tokens)}: pass a token, several, or a function")
+    if handler is not None and tokens == ():
         raise InvalidRequestError(
             "a handler needs bearer_tokens=..., which says who may deliver a stream to it (None: everybody)"
         )
-    if handler is None and not no_tokens:
+    if handler is None and tokens != ():
         raise InvalidRequestError(
             "bearer_tokens=... lets streams in, and there is no handler: pass one, or leave the tokens out"
         )
+
+
+def _check_path(path: str) -> None:
+    if not path.startswith("/"):
+        raise InvalidRequestError(f"path {path!r} does not begin with a slash: write it as '/audio'")
+    url = URL(f"ws://host{path}")
+    if path not in {url.path, url.raw_path}:
+        raise InvalidRequestError(f"path {path!r} is not what a client would request: write it as {url.raw_path!r}")

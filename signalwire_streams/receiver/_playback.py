@@ -1,7 +1,7 @@
-"""What goes back to the Space over a bidirectional stream: audio in its own time, marks, keys.
+"""Sending over a bidirectional stream: audio in real time, marks, keys.
 
-REST-started streams are receive-only as far as documented; bidirectional ones come from cXML
-(``<Connect><Stream>``). Nothing in the protocol tells which one a stream is, so the receiver is told.
+As far as documented, streams started over REST only send; bidirectional ones come from cXML (``<Connect><Stream>``).
+The protocol does not say which kind a stream is, so the receiver needs ``bidirectional=True``.
 
 Source: https://signalwire.com/docs/compatibility-api/cxml/voice/stream
 """
@@ -15,62 +15,81 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
-from attrs import define, field
-
 from signalwire_streams.errors import InvalidRequestError, StreamsError, TransportError
 from signalwire_streams.receiver.audio._formats import AudioFormat
 
 _KEYS = frozenset("0123456789*#ABCD")
 _FRAME_MILLISECONDS = 20
-_AHEAD = 0.1  # seconds of audio that the Space may hold beyond what is playing
+_MAX_AHEAD = 0.1  # seconds of audio that the Space may hold beyond what is playing
+_ECHO_MARGIN = 128  # bytes by which the echo of a mark may be longer than the mark
 
 
 class Socket(Protocol):
-    """The part of a WebSocket that sending needs."""
+    """The part of a WebSocket that `Playback` needs."""
 
-    async def send_str(self, data: str) -> None:
-        """Send a text message."""
-        ...
+    async def send_str(self, data: str) -> None: ...
 
 
-@define(eq=False)
 class Playback:
-    """The way back of one stream.
+    """Sends audio, marks and keys over one bidirectional stream.
 
     Attributes:
-        socket: where to send.
-        stream_sid: the stream's id, which every frame carries.
-        audio_format: how the audio is encoded that the Space plays: as that which it sends.
-        bidirectional: whether the Space plays what it is sent.
-        now: the time, in seconds.
-        sleep: waits so many seconds.
+        socket: the WebSocket.
+        stream_sid: the stream's id, which is in every message.
+        audio_format: encoding of the audio in both directions.
+        bidirectional: whether the Space plays what it is sent; if False, every method raises `InvalidRequestError`.
+        now: clock, in seconds.
+        sleep: waits for a number of seconds.
     """
 
-    socket: Socket
-    stream_sid: str | None
-    audio_format: AudioFormat
-    bidirectional: bool
-    now: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    _rest: bytes = field(init=False, default=b"", repr=False)  # less than a frame, which waits for more
-    _plays_until: float = field(init=False, default=float("-inf"))
-    _marks: dict[str, deque[asyncio.Future[None]]] = field(init=False, factory=dict)
-    _cleared: int = field(init=False, default=0)
-    _ended: bool = field(init=False, default=False)
-
-    async def play(self, audio: bytes) -> None:
-        """Send audio, encoded as the stream's own, no faster than it is played.
-
-        It goes out in whole frames of 20 ms, however it is cut into calls: the rest, less than a frame, waits for the
-        next call. After the last one, call `flush` or `mark`, which send it. Return when the Space holds no more than
-        a tenth of a second beyond what is playing, so that a loop of calls sends evenly. `clear` ends it, and audio
-        that was not sent yet is not sent.
+    def __init__(
+        self,
+        socket: Socket,
+        stream_sid: str | None,
+        audio_format: AudioFormat,
+        bidirectional: bool,  # noqa: FBT001  (a public signature)
+        *,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        max_message: int = 64 * 1024,
+    ) -> None:
+        """Created by `MediaReceiver`.
 
         Args:
-            audio: raw audio without a header, of any length.
+            socket: the WebSocket.
+            stream_sid: the stream's id.
+            audio_format: encoding of the audio.
+            bidirectional: whether the Space plays what it is sent.
+            now: clock, in seconds.
+            sleep: waits for a number of seconds.
+            max_message: bytes that a message from the Space may have.
+        """
+        self.socket = socket
+        self.stream_sid = stream_sid
+        self.audio_format = audio_format
+        self.bidirectional = bidirectional
+        self.now = now
+        self.sleep = sleep
+        self._max_message = max_message
+        self._rest = b""  # less than a frame, kept for the next call
+        self._plays_until = float("-inf")
+        self._marks: dict[str, deque[asyncio.Future[None]]] = {}
+        self._clears = 0
+        self._is_closed = False
+
+    async def play(self, audio: bytes) -> None:
+        """Send audio in real time, in frames of 20 ms.
+
+        The audio may be split over calls at any byte. What is left of the last frame waits for the next call, or for
+        `flush` or `mark`. Return when the Space holds at most 100 ms of audio beyond what is playing, so a loop of
+        calls sends evenly. `clear` ends the call, and the rest of its audio is not sent.
+
+        Args:
+            audio: raw audio, encoded as `audio_format` says, without a header, of any length.
 
         Raises:
-            UnknownEncodingError: the length of the audio is unknown; nothing was sent.
+            UnknownEncodingError: the encoding is unknown, so the duration is too; nothing was sent.
+            InvalidRequestError: the stream is not bidirectional.
             TransportError: the stream ended before all of it was sent.
         """
         self._check_open()
@@ -81,12 +100,11 @@ class Playback:
             self._rest += audio[whole:]
 
     async def flush(self) -> None:
-        """Send the rest of the audio that was played, in a frame of less than 20 ms.
-
-        Half a sample at its end still waits for its other half.
+        """Send the audio that `play` has kept, as a frame of less than 20 ms. Half a sample is still kept.
 
         Raises:
-            TransportError: the stream ended before it was sent.
+            InvalidRequestError: the stream is not bidirectional.
+            TransportError: the stream has ended.
         """
         self._check_open()
         if self._rest:
@@ -98,64 +116,78 @@ class Playback:
         return max(self.audio_format.bytes_in(_FRAME_MILLISECONDS), self.audio_format.sample_size)
 
     async def _send_audio(self, audio: bytes) -> bool:
-        """Send whole samples as they are played; return whether all of them were sent before a `clear`."""
-        step, cleared = self._frame_size(), self._cleared
+        """Send whole samples in real time; return whether all of them were sent before a `clear`."""
+        step, clears = self._frame_size(), self._clears
         for begin in range(0, len(audio), step):
             frame = audio[begin : begin + step]
             await self._send("media", media={"payload": b64encode(frame).decode("ascii")})
             seconds = len(frame) / self.audio_format.sample_size / self.audio_format.sample_rate
             self._plays_until = max(self._plays_until, self.now()) + seconds
-            wait = self._plays_until - self.now() - _AHEAD
+            wait = self._plays_until - self.now() - _MAX_AHEAD
             if wait > 0:
                 await self.sleep(wait)
-            if self._cleared != cleared:
+            if self._clears != clears:
                 return False
         return True
 
     async def mark(self, name: str) -> None:
-        """Wait until everything that was played so far has been heard, or was cleared; `flush` it first.
+        """`flush`, then wait until all audio that was sent has been played or cleared.
 
         Args:
-            name: what to call this point; it may be used again.
+            name: name of this point in the audio; it may be used again.
 
         Raises:
+            InvalidRequestError: the name is empty, no valid text, or too long for ``frame_limit``; or the stream is
+                not bidirectional. Nothing was sent.
             TransportError: the stream ended before that.
         """
+        self._check_open()
+        if not _is_text(name):
+            raise InvalidRequestError(f"a mark can't be called {name!r}: write a name that is a str and not empty")
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise InvalidRequestError("a mark's name holds half a surrogate pair: write text that UTF-8 can carry")
+        if len(self._message("mark", mark={"name": name})) + _ECHO_MARGIN > self._max_message:
+            raise InvalidRequestError("a mark's name is so long that its echo would exceed frame_limit: shorten it")
         await self.flush()
         played: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # It stays in its place when nobody waits for it any more: its echo comes all the same.
+        # It keeps its place even if nobody waits for it any more, since its echo comes all the same.
         self._marks.setdefault(name, deque()).append(played)
         try:
             await self._send("mark", mark={"name": name})
-        except StreamsError:  # a cancellation comes too late: the frame is written, and its echo will come
+        except StreamsError:  # not for a cancellation: the message is written by then
             self._forget(name, played)
             raise
         await played
 
     async def clear(self) -> None:
-        """Drop the audio that was not heard yet, here and in the Space; marks that wait for it come back at once."""
-        self._cleared += 1
+        """Drop the audio that was not played yet, here and in the Space; marks after it come back at once.
+
+        Raises:
+            InvalidRequestError: the stream is not bidirectional.
+            TransportError: the stream has ended.
+        """
+        self._clears += 1
         self._rest = b""
         await self._send("clear")
         self._plays_until = self.now()
 
     async def send_dtmf(self, digits: str) -> None:
-        """Send keys, as if they were pressed.
+        """Send keys as if they were pressed.
 
         Args:
-            digits: of ``0`` to ``9``, ``*``, ``#`` and ``A`` to ``D``.
+            digits: ``0`` to ``9``, ``*``, ``#`` and ``A`` to ``D``; at least one.
 
         Raises:
-            InvalidRequestError: one of them is no key.
+            InvalidRequestError: one of them is not a key, or the stream is not bidirectional; nothing was sent.
+            TransportError: the stream ended before all of them were sent.
         """
-        unknown = next((digit for digit in digits if digit not in _KEYS), None)
-        if unknown is not None or not digits:
+        if not _is_text(digits) or not _KEYS.issuperset(digits):
             raise InvalidRequestError(f"{digits!r} are no keys: write them of 0 to 9, *, # and A to D")
         for digit in digits:
             await self._send("dtmf", dtmf={"digit": digit})
 
     def _on_mark(self, name: str) -> None:
-        """Hear that a mark came back."""
+        """Called when a mark comes back."""
         if name in self._marks:
             played = self._marks[name][0]
             self._forget(name, played)
@@ -163,8 +195,8 @@ class Playback:
                 played.set_result(None)
 
     def _close(self) -> None:
-        """Hear that the stream has ended: no mark comes back any more."""
-        self._ended = True
+        """Called when the stream has ended; no mark comes back any more."""
+        self._is_closed = True
         for waiting in self._marks.values():
             for played in waiting:
                 if not played.done():
@@ -183,12 +215,19 @@ class Playback:
                 "this stream is one-way, so nothing can be sent: make it bidirectional (cXML <Connect><Stream>) and "
                 "pass bidirectional=True to the receiver"
             )
-        if self._ended:
+        if self._is_closed:
             raise TransportError("the stream has ended, so nothing can be sent")
+
+    def _message(self, event: str, **body: Mapping[str, str]) -> str:
+        return json.dumps({"event": event, "streamSid": self.stream_sid, **body})
 
     async def _send(self, event: str, **body: Mapping[str, str]) -> None:
         self._check_open()
         try:
-            await self.socket.send_str(json.dumps({"event": event, "streamSid": self.stream_sid, **body}))
+            await self.socket.send_str(self._message(event, **body))
         except ConnectionError as error:
             raise TransportError(f"the stream's connection broke while sending: {type(error).__name__}") from error
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""

@@ -1,4 +1,4 @@
-"""Reading a frame of the audio socket: a pure function of its text, usable from any framework.
+"""Frames of the audio socket, decoded by a pure function of their text that any web framework can call.
 
 >>> from signalwire_streams.receiver import MediaEvent, decode_event
 >>> async def audio(websocket):  # FastAPI or Starlette  # doctest: +SKIP
@@ -8,8 +8,8 @@
 ...         if isinstance(event, MediaEvent):
 ...             await consume(event.track, event.payload)
 
-Both dialects are read: SignalWire's, and that of Twilio, which puts ``streamSid`` on every frame. Numbers may be
-strings. Keys and events that this version does not know are kept, not refused.
+Both dialects are supported: SignalWire's, and Twilio's, which puts ``streamSid`` on every frame. Numbers may be
+strings. Unknown keys and events are kept, not refused.
 
 Source: https://signalwire.com/docs/compatibility-api/rest/streams
 """
@@ -26,33 +26,33 @@ from attrs import define, evolve, field, frozen, setters
 from signalwire_streams.errors import MalformedFrameError
 
 
-def _shown_length(payload: bytes) -> str:
+def _length_only(payload: bytes) -> str:
     return f"<{len(payload)} bytes>"
 
 
-def _shown_names(parameters: Mapping[str, str]) -> str:
+def _names_only(parameters: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{name!r}: ***" for name in parameters) + "}"
 
 
 @frozen(kw_only=True)
-class _ParsedEvent:
-    """An event read as JSON: its parts may take many times the memory of its text.
+class _JsonEvent:
+    """An event whose parts may take many times the memory of its frame.
 
     Attributes:
-        memory: bytes that it takes at most, roughly; 0 if it was not read from a frame.
+        memory: upper bound of the bytes that it takes; 0 if it was not decoded from a frame.
     """
 
     memory: int = field(default=0, eq=False, repr=False)
 
 
 @frozen(kw_only=True)
-class ConnectedEvent(_ParsedEvent):
-    """The socket is open, and the stream will begin.
+class ConnectedEvent(_JsonEvent):
+    """The socket is open; the start event follows.
 
     Attributes:
         protocol: ``Call``.
-        version: the protocol's version; ``0.2.0`` from SignalWire.
-        extra: keys that this version does not know.
+        version: version of the protocol; SignalWire sends ``0.2.0``.
+        extra: unknown keys of the frame.
     """
 
     protocol: str | None = None
@@ -62,10 +62,10 @@ class ConnectedEvent(_ParsedEvent):
 
 @frozen(kw_only=True)
 class MediaFormat:
-    """How the audio is encoded.
+    """Encoding of a stream's audio, as the start event has it.
 
     Attributes:
-        encoding: as it came, such as ``audio/x-mulaw`` or ``audio/x-L16``.
+        encoding: such as ``audio/x-mulaw`` or ``audio/x-L16``.
         sample_rate: samples per second.
         channels: 1.
     """
@@ -76,19 +76,19 @@ class MediaFormat:
 
 
 @frozen(kw_only=True)
-class StartEvent(_ParsedEvent):
-    """The stream begins.
+class StartEvent(_JsonEvent):
+    """The stream starts.
 
     Attributes:
-        stream_sid: the stream's id.
-        account_sid: the project.
-        call_sid: the call; it is not documented whether a conference's stream has one.
-        conference_sid: the conference, where it is told.
+        stream_sid: id of the stream.
+        account_sid: Project ID.
+        call_sid: id of the call; whether a conference's stream has one is not documented.
+        conference_sid: id of the conference, if the frame has it.
         tracks: ``inbound``, ``outbound``, or both.
-        custom_parameters: what the start handed over.
-        media_format: how the audio is encoded.
-        sequence_number: counted from 1 over the whole socket.
-        extra: keys that this version does not know.
+        custom_parameters: the ``parameters`` of the start, by name.
+        media_format: encoding of the audio.
+        sequence_number: position of the frame on the socket, from 1.
+        extra: unknown keys of the frame's ``start`` object.
     """
 
     stream_sid: str | None = None
@@ -96,29 +96,29 @@ class StartEvent(_ParsedEvent):
     call_sid: str | None = None
     conference_sid: str | None = None
     tracks: tuple[str, ...] = ()
-    custom_parameters: Mapping[str, str] = field(factory=dict, repr=_shown_names, hash=False)
+    custom_parameters: Mapping[str, str] = field(factory=dict, repr=_names_only, hash=False)
     media_format: MediaFormat = field(factory=MediaFormat)
     sequence_number: int | None = None
     extra: Mapping[str, object] = field(factory=dict, repr=False, hash=False)
 
 
-# As frozen as the others, but made in half the time: there are thousands a second.
+# As immutable as the others, but created in half the time: there are thousands per second.
 @define(kw_only=True, on_setattr=setters.frozen, unsafe_hash=True)
 class MediaEvent:
-    """Some audio of one track.
+    """Audio of one track, usually 20 ms.
 
     Attributes:
-        track: ``inbound`` or ``outbound``; None where the frame does not say.
-        payload: the audio, encoded as the `StartEvent` says, without any header.
-        chunk: counted from 1 for each track.
-        timestamp: milliseconds from the stream's start.
-        sequence_number: counted from 1 over the whole socket.
-        elapsed: seconds from the arrival of the start event to that of this one, by the receiver's clock; None if no
-            receiver was there (`decode_event`). Events that differ only in this are equal.
+        track: ``inbound`` or ``outbound``; None if the frame has none.
+        payload: the audio, encoded as the `StartEvent` says, without a header.
+        chunk: position of the frame in its track, from 1.
+        timestamp: milliseconds since the stream's start.
+        sequence_number: position of the frame on the socket, from 1.
+        elapsed: seconds between the arrivals of the start event and of this frame, by the receiver's clock; None if
+            `decode_event` did not get it. Ignored by ``==``.
     """
 
     track: str | None
-    payload: bytes = field(repr=_shown_length)
+    payload: bytes = field(repr=_length_only)
     chunk: int | None = None
     timestamp: int | None = None
     sequence_number: int | None = None
@@ -126,14 +126,14 @@ class MediaEvent:
 
 
 @frozen(kw_only=True)
-class DtmfEvent(_ParsedEvent):
-    """Somebody pressed a key.
+class DtmfEvent(_JsonEvent):
+    """A key was pressed.
 
     Attributes:
         digit: ``0`` to ``9``, ``*``, ``#``, ``A`` to ``D``.
         duration: milliseconds.
-        track: on which track, where that is told.
-        sequence_number: counted from 1 over the whole socket.
+        track: the track, if the frame has it.
+        sequence_number: position of the frame on the socket, from 1.
     """
 
     digit: str
@@ -143,12 +143,12 @@ class DtmfEvent(_ParsedEvent):
 
 
 @frozen(kw_only=True)
-class MarkEvent(_ParsedEvent):
-    """The audio that was sent before a mark of this name has been played, or was cleared.
+class MarkEvent(_JsonEvent):
+    """All audio that was sent before the mark of this name has been played or cleared.
 
     Attributes:
-        name: as it was sent.
-        sequence_number: counted from 1 over the whole socket; SignalWire leaves it out.
+        name: name of the mark, as it was sent.
+        sequence_number: position of the frame on the socket, from 1; SignalWire omits it.
     """
 
     name: str
@@ -156,12 +156,12 @@ class MarkEvent(_ParsedEvent):
 
 
 @frozen(kw_only=True)
-class StopEvent(_ParsedEvent):
-    """The stream has ended. It may never come: that the socket closes is the end as well.
+class StopEvent(_JsonEvent):
+    """The stream has ended. Streams may also end without it, when the socket closes.
 
     Attributes:
-        sequence_number: counted from 1 over the whole socket.
-        extra: keys that this version does not know.
+        sequence_number: position of the frame on the socket, from 1.
+        extra: unknown keys of the frame.
     """
 
     sequence_number: int | None = None
@@ -169,11 +169,11 @@ class StopEvent(_ParsedEvent):
 
 
 @frozen(kw_only=True)
-class UnknownEvent(_ParsedEvent):
+class UnknownEvent(_JsonEvent):
     """An event that this version does not know.
 
     Attributes:
-        name: the ``event`` of the frame, where it is a text.
+        name: the frame's ``event``, if it is a string.
         document: the whole frame.
     """
 
@@ -184,15 +184,14 @@ class UnknownEvent(_ParsedEvent):
 KeptEvent: TypeAlias = ConnectedEvent | StartEvent | DtmfEvent | MarkEvent | StopEvent
 """Events that are never dropped, however slow a handler is."""
 AudioEvent: TypeAlias = KeptEvent | MediaEvent | UnknownEvent
-"""Whatever a frame of the audio socket can be."""
+"""Any event of the audio socket."""
 
+_CHARACTER, _ITEM, _LIST, _OBJECT = 4, 176, 96, 288  # bytes of each in memory, at most
+_MAX_DIGITS, _MAX_NUMBER = 19, 1 << 63
+_START_KEYS = ("streamSid", "accountSid", "callSid", "conferenceSid", "tracks", "customParameters", "mediaFormat")
 
-_MOST_DIGITS = 19
-_ITEM, _LIST, _OBJECT = 176, 96, 288  # bytes of an object's item, of a list, of an object; each at most
-_LIMIT = 1 << 63
-
-# A media frame as both dialects spell it, which is read twice as fast like this as by way of JSON. Whatever looks
-# different takes the long way, to the same event.
+# A media frame as both dialects write it; this is twice as fast as JSON. Every other frame is decoded as JSON, to the
+# same event.
 _MEDIA = re.compile(
     r"""\{"event":\ ?"media",\ ?
     "sequenceNumber":\ ?"([0-9]{1,18})",\ ?
@@ -206,100 +205,106 @@ _MEDIA = re.compile(
 
 
 def decode_event(frame: str | bytes, *, elapsed: float | None = None) -> AudioEvent:
-    """Read one frame.
+    """Decode one frame.
 
     Args:
-        frame: the text of a WebSocket message.
-        elapsed: seconds from the arrival of the start event to that of this frame, for `MediaEvent.elapsed`.
+        frame: text of a WebSocket message.
+        elapsed: seconds since the start event arrived, for `MediaEvent.elapsed`.
 
     Raises:
-        MalformedFrameError: the frame is no JSON object, or an event that is known lacks what makes it one. The
-            message does not repeat the frame.
+        MalformedFrameError: the frame is not a JSON object, or a required key of a known event is missing or invalid.
+            Neither the message nor the traceback's local variables repeat the frame.
     """
-    media = _MEDIA(frame) if isinstance(frame, str) else None
-    if media is not None:
+    try:
+        media = _MEDIA(frame) if isinstance(frame, str) else None
+        if media is None:
+            return _decode_json(frame, elapsed)
         sequence_number, track, chunk, timestamp, payload = media.groups()
         return MediaEvent(
             track=track,
-            payload=_octets(payload),
+            payload=_decode_base64(payload),
             chunk=int(chunk),
             timestamp=int(timestamp),
             sequence_number=int(sequence_number),
             elapsed=elapsed,
         )
+    except MalformedFrameError as error:
+        reason = str(error)
+    frame = payload = ""
+    raise MalformedFrameError(reason)
+
+
+def memory_of(event: AudioEvent) -> int:
+    """Return the bytes of an event that depend on the frame it was decoded from."""
+    if isinstance(event, MediaEvent):
+        return len(event.payload) + (_CHARACTER * len(event.track) if event.track else 0)
+    return event.memory
+
+
+def _decode_json(frame: str | bytes, elapsed: float | None) -> AudioEvent:
     try:
-        document = json.loads(frame)
+        text = frame if isinstance(frame, str) else frame.decode(json.detect_encoding(frame), "surrogatepass")
+        document = json.loads(text)
     except (ValueError, RecursionError):
         raise MalformedFrameError("a frame of the audio socket is no JSON") from None
     if not isinstance(document, dict):
         raise MalformedFrameError("a frame of the audio socket is no JSON object")
     name = document.get("event")
     if name == "media":
-        return _media(document, elapsed)
-    read = _READERS.get(name) if isinstance(name, str) else None
-    memory = _memory_of(frame)
-    if read is None:
+        return _decode_media(document, elapsed)
+    decode = _DECODERS.get(name) if isinstance(name, str) else None
+    memory = _parsed_size(text)
+    if decode is None:
         return UnknownEvent(name=name if isinstance(name, str) else None, document=document, memory=memory)
-    return evolve(read(document), memory=memory)
+    return evolve(decode(document), memory=memory)
 
 
-def _memory_of(frame: str | bytes) -> int:
-    """Return how many bytes a frame takes at most once it is parsed, without looking at what it parsed to."""
-    if isinstance(frame, str):
-        found = frame.count(","), frame.count("["), frame.count("{")
-    else:
-        found = frame.count(b","), frame.count(b"["), frame.count(b"{")
-    items, lists, objects = found
-    return getsizeof(frame) + _ITEM * items + _LIST * lists + _OBJECT * objects
+def _parsed_size(text: str) -> int:
+    """Return an upper bound of the bytes that a frame takes once it is parsed, without walking the result."""
+    # An escape may put a character of four bytes into a string that otherwise takes one byte for each.
+    size = _CHARACTER * len(text) if "\\u" in text else getsizeof(text)
+    return size + _ITEM * text.count(",") + _LIST * text.count("[") + _OBJECT * text.count("{")
 
 
-def _connected(document: dict[str, Any]) -> ConnectedEvent:
+def _decode_connected(document: dict[str, Any]) -> ConnectedEvent:
     return ConnectedEvent(
         protocol=_text(document.get("protocol")),
         version=_text(document.get("version")),
-        extra=_rest(document, "protocol", "version"),
+        extra=_extra(document, "protocol", "version"),
     )
 
 
-def _start(document: dict[str, Any]) -> StartEvent:
+def _decode_start(document: dict[str, Any]) -> StartEvent:
     body = _body(document, "start")
-    tracks, parameters = body.get("tracks"), body.get("customParameters")
+    tracks, parameters, media = body.get("tracks"), body.get("customParameters"), body.get("mediaFormat")
+    media = media if isinstance(media, dict) else {}
     return StartEvent(
         stream_sid=_text(document.get("streamSid")) or _text(body.get("streamSid")),
         account_sid=_text(body.get("accountSid")),
         call_sid=_text(body.get("callSid")),
         conference_sid=_text(body.get("conferenceSid")),
         tracks=tuple(filter(None, map(_text, tracks))) if isinstance(tracks, list) else (),
-        custom_parameters=_parameters(parameters) if isinstance(parameters, dict) else {},
-        media_format=_media_format(body.get("mediaFormat")),
+        custom_parameters=_decode_parameters(parameters) if isinstance(parameters, dict) else {},
+        media_format=MediaFormat(
+            encoding=_text(media.get("encoding")),
+            sample_rate=_number(media.get("sampleRate")),
+            channels=_number(media.get("channels")),
+        ),
         sequence_number=_number(document.get("sequenceNumber")),
-        extra=_rest(body, *_OF_A_START),
+        extra=_extra(body, *_START_KEYS),
     )
 
 
-_OF_A_START = ("streamSid", "accountSid", "callSid", "conferenceSid", "tracks", "customParameters", "mediaFormat")
-
-
-def _parameters(found: dict[str, Any]) -> dict[str, str]:
-    # Values are texts; a number is taken for one, and what is nested was no parameter.
+def _decode_parameters(found: dict[str, Any]) -> dict[str, str]:
+    # Values are strings; a number is converted, and anything nested cannot have been a parameter.
     return {name: str(value) for name, value in found.items() if isinstance(value, str | int | float)}
 
 
-def _media_format(body: object) -> MediaFormat:
-    if not isinstance(body, dict):
-        return MediaFormat()
-    return MediaFormat(
-        encoding=_text(body.get("encoding")),
-        sample_rate=_number(body.get("sampleRate")),
-        channels=_number(body.get("channels")),
-    )
-
-
-def _media(document: dict[str, Any], elapsed: float | None) -> MediaEvent:
+def _decode_media(document: dict[str, Any], elapsed: float | None) -> MediaEvent:
     body = _body(document, "media")
     return MediaEvent(
         track=_text(body.get("track")),
-        payload=_octets(body.get("payload")),
+        payload=_decode_base64(body.get("payload")),
         chunk=_number(body.get("chunk")),
         timestamp=_number(body.get("timestamp")),
         sequence_number=_number(document.get("sequenceNumber")),
@@ -307,41 +312,40 @@ def _media(document: dict[str, Any], elapsed: float | None) -> MediaEvent:
     )
 
 
-def _octets(payload: Any) -> bytes:  # noqa: ANN401  (it may be any JSON)
+def _decode_base64(payload: Any) -> bytes:  # noqa: ANN401  (it may be any JSON)
     try:
         return a2b_base64(payload, strict_mode=True)
     except (TypeError, ValueError, Base64Error):
         raise MalformedFrameError("a media frame's payload is no base64") from None
 
 
-def _dtmf(document: dict[str, Any]) -> DtmfEvent:
+def _decode_dtmf(document: dict[str, Any]) -> DtmfEvent:
     body = _body(document, "dtmf")
     return DtmfEvent(
-        digit=_needed(body, "digit", "dtmf"),
+        digit=_required(body, "digit", "dtmf"),
         duration=_number(body.get("duration")),
         track=_text(body.get("track")),
         sequence_number=_number(document.get("sequenceNumber")),
     )
 
 
-def _mark(document: dict[str, Any]) -> MarkEvent:
-    return MarkEvent(
-        name=_needed(_body(document, "mark"), "name", "mark"), sequence_number=_number(document.get("sequenceNumber"))
-    )
+def _decode_mark(document: dict[str, Any]) -> MarkEvent:
+    name = _required(_body(document, "mark"), "name", "mark")
+    return MarkEvent(name=name, sequence_number=_number(document.get("sequenceNumber")))
 
 
-def _stop(document: dict[str, Any]) -> StopEvent:
+def _decode_stop(document: dict[str, Any]) -> StopEvent:
     return StopEvent(
-        sequence_number=_number(document.get("sequenceNumber")), extra=_rest(document, "sequenceNumber", "streamSid")
+        sequence_number=_number(document.get("sequenceNumber")), extra=_extra(document, "sequenceNumber", "streamSid")
     )
 
 
-_READERS: Mapping[str, Callable[[dict[str, Any]], KeptEvent]] = {
-    "connected": _connected,
-    "start": _start,
-    "dtmf": _dtmf,
-    "mark": _mark,
-    "stop": _stop,
+_DECODERS: Mapping[str, Callable[[dict[str, Any]], KeptEvent]] = {
+    "connected": _decode_connected,
+    "start": _decode_start,
+    "dtmf": _decode_dtmf,
+    "mark": _decode_mark,
+    "stop": _decode_stop,
 }
 
 
@@ -352,7 +356,7 @@ def _body(document: dict[str, Any], name: str) -> dict[str, Any]:
     return body
 
 
-def _needed(body: dict[str, Any], key: str, event: str) -> str:
+def _required(body: dict[str, Any], key: str, event: str) -> str:
     value = body.get(key)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -366,16 +370,16 @@ def _text(value: object) -> str | None:
 
 
 def _number(value: object) -> int | None:
-    """Read a whole number that came as a number or as a text; None where it is none that can be meant."""
+    """Return an integer that was sent as a number or a string; None if it is neither, or beyond 64 bits."""
     if isinstance(value, str):
         digits = value.removeprefix("-")
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS):
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS):
             return None
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and -_LIMIT <= value < _LIMIT:
+    if isinstance(value, int) and not isinstance(value, bool) and -_MAX_NUMBER <= value < _MAX_NUMBER:
         return value
     return None
 
 
-def _rest(body: Mapping[str, object], *known: str) -> dict[str, object]:
+def _extra(body: Mapping[str, object], *known: str) -> dict[str, object]:
     return {name: value for name, value in body.items() if name not in known and name != "event"}

@@ -21,35 +21,29 @@ from ssl import SSLContext, SSLError
 from typing import Any, TypeAlias, TypeVar
 
 from aiohttp import WSCloseCode, http_exceptions, web
-from attrs import define, field
 
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models._validation import Secret, Unusable, mask
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _INTERVAL = 60.0
 
 
-@define(eq=False)
 class RateLimitedLog:
-    """Logs at most `burst` warnings a minute, and counts the others.
+    """Logs at most `burst` warnings a minute, and counts the others."""
 
-    Attributes:
-        burst: lines in a minute.
-    """
-
-    burst: int
-    _began: float = field(init=False, default=float("-inf"))
-    _logged: int = field(init=False, default=0)
-    _suppressed: int = field(init=False, default=0)
+    def __init__(self, burst: int) -> None:
+        self._burst = burst
+        self._began = float("-inf")
+        self._logged = self._suppressed = 0
 
     def warning(self, text: str, *values: object) -> None:
-        """Log a warning, unless there were too many in this minute."""
         now = asyncio.get_running_loop().time()
         if now - self._began >= _INTERVAL:
             if self._suppressed:
                 text, values = text + " (and %d more such lines since the last one)", (*values, self._suppressed)
             self._began, self._logged, self._suppressed = now, 0, 0
-        if self._logged < self.burst:
+        if self._logged < self._burst:
             self._logged += 1
             _LOG.warning(text, *values)
         else:
@@ -79,36 +73,23 @@ def reset(transport: asyncio.Transport | None) -> None:
 class AudioSocket(web.WebSocketResponse):
     """A WebSocket whose senders can be cancelled, and whose connection does not outlive its close.
 
-    Attributes:
-        transport: its connection, or None when that was lost before the upgrade.
+    Its transport is None if the connection was lost before the upgrade.
     """
 
     def __init__(self, transport: asyncio.Transport | None, *, max_msg_size: int) -> None:
-        """Create a WebSocket that is not upgraded yet.
-
-        Args:
-            transport: its connection.
-            max_msg_size: bytes that one message may have.
-        """
         super().__init__(timeout=_ANSWER_TIMEOUT, max_msg_size=max_msg_size, autoping=False, compress=False)
         self.transport = transport
         self._send_tasks: set[asyncio.Task[Any]] = set()
         self._close_task: asyncio.Task[bool] | None = None
 
     async def send_str(self, data: str, compress: int | None = None) -> None:
-        """Send a text message."""
-        sending = super().send_str(data, compress)
-        await (sending if self._sends_at_once(len(data)) else self._run_shielded(sending))
+        await self._send(super().send_str(data, compress), len(data))
 
     async def ping(self, message: bytes = b"") -> None:
-        """Send a ping."""
-        sending = super().ping(message)
-        await (sending if self._sends_at_once(len(message)) else self._run_shielded(sending))
+        await self._send(super().ping(message), len(message))
 
     async def pong(self, message: bytes = b"") -> None:
-        """Answer a ping."""
-        sending = super().pong(message)
-        await (sending if self._sends_at_once(len(message)) else self._run_shielded(sending))
+        await self._send(super().pong(message), len(message))
 
     async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
         """Close the WebSocket, or wait until it is closed. aiohttp calls this too, when the other end closes it.
@@ -132,6 +113,15 @@ class AudioSocket(web.WebSocketResponse):
             reset(self.transport)
         return closed
 
+    async def _send(self, sending: Coroutine[Any, Any, None], size: int) -> None:
+        """Send a message; if that may have to wait, in a task that a cancelled sender leaves running."""
+        if self._sends_at_once(size):
+            await sending
+        else:
+            task = self._track_task(sending)
+            await asyncio.wait({task})
+            task.result()
+
     def _sends_at_once(self, size: int) -> bool:
         """Return whether a message is written without a wait, or is refused."""
         transport = self.transport
@@ -150,67 +140,67 @@ class AudioSocket(web.WebSocketResponse):
         if not task.cancelled():
             task.exception()  # retrieved, so that asyncio does not log it when its sender was cancelled
 
-    async def _run_shielded(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._track_task(work)
-        await asyncio.wait({task})
-        task.result()
-
 
 Tokens: TypeAlias = str | Collection[str] | Callable[[str], bool | Awaitable[bool]] | None
-"""One token, several, what decides about one, or None to let everybody in."""
+"""One token, several, a function that checks one, or None to admit everybody."""
+
+_NO_TOKENS: tuple[type[object], ...] = (bytes, bytearray)  # collections of numbers
+MaskedTokens: TypeAlias = tuple[object, ...] | Callable[[str], bool | Awaitable[bool]] | Unusable | None
 
 
-@define(eq=False)
-class Doorkeeper:
-    """Checks bearer tokens.
+def mask_tokens(tokens: Tokens) -> MaskedTokens:
+    """Return tokens that no ``repr`` shows, as a tuple. Anything else than tokens is replaced by its type."""
+    if tokens is None or callable(tokens):
+        return tokens
+    if isinstance(tokens, str):
+        return (Secret(tokens),)
+    if isinstance(tokens, _NO_TOKENS) or not isinstance(tokens, Collection):
+        return Unusable(type(tokens).__name__)
+    return tuple(map(mask, tokens))
 
-    Attributes:
-        ask: the caller's own check, or None.
-        everybody: whether no token is needed.
-    """
 
-    ask: Callable[[str], bool | Awaitable[bool]] | None = None
-    everybody: bool = False
-    _known: set[bytes] = field(init=False, factory=set, repr=False)
+class TokenAuthenticator:
+    """Checks bearer tokens."""
 
-    @classmethod
-    def of(cls, tokens: Tokens) -> "Doorkeeper":
-        """Make one of what the user gave.
+    def __init__(self, tokens: MaskedTokens) -> None:
+        """Create an authenticator.
 
         Raises:
-            InvalidRequestError: it is no token, and nothing that holds some.
+            InvalidRequestError: a token is no string, or a header can't carry it.
         """
-        if tokens is None:
-            return cls(everybody=True)
-        if callable(tokens):
-            return cls(ask=tokens)
-        keeper = cls()
-        for token in [tokens] if isinstance(tokens, str) else tokens:
+        self._check = tokens if callable(tokens) else None
+        self._admits_everybody = tokens is None
+        self._hashes: set[bytes] = set()
+        for token in tokens if isinstance(tokens, tuple) else ():
             if not token or not isinstance(token, str):
                 raise InvalidRequestError("a bearer token is empty or no str: write the token that the start passes")
-            keeper._known.add(token_hash(token))
-        return keeper
+            if not all("!" <= character <= "~" for character in token):
+                raise InvalidRequestError(
+                    "a bearer token holds blanks or is not ASCII, so no start can pass it: write the bare token, "
+                    "without 'Bearer'"
+                )
+            self._hashes.add(token_hash(token))
 
-    async def admits(self, token: str | None) -> bool:
-        """Tell whether a token, or the lack of one, lets its bearer in."""
-        if self.everybody:
+    async def allows(self, token: str | None) -> bool:
+        """Return whether a token, or the lack of one, is valid."""
+        if self._admits_everybody:
             return True
         if token is None:
             return False
-        if self.ask is None:
-            return token_hash(token) in self._known
-        answer = self.ask(token)
+        if self._check is None:
+            return token_hash(token) in self._hashes
+        answer = self._check(str(token))  # a plain str, which no local variable here holds
         return (await answer if inspect.isawaitable(answer) else answer) is True
 
 
 def bearer_token(authorization: str | None) -> str | None:
-    """Take the token out of an ``Authorization`` header."""
+    """Return the token of an ``Authorization`` header, masked."""
     scheme, _, token = (authorization or "").partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None
+    return Secret(token.strip()) if scheme.lower() == "bearer" and token.strip() else None
 
 
 def token_hash(token: str) -> bytes:
-    """Give what a token is looked up by: how long that takes then tells nothing of a token that is not known."""
+    """Return what tokens are looked up by, so that the time of a look-up reveals nothing about the valid ones."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
@@ -221,9 +211,6 @@ _MIN_AGE = 0.25  # seconds that a connection has at least, so that a burst of st
 _ACCEPT_RETRY = 0.2  # seconds until the next accept, when it failed and no connection can be closed for it
 _MAX_PENDING = 2_048
 _DEFAULT_PENDING = 256  # where the number of file descriptors is unknown
-
-Respond: TypeAlias = Callable[[web.BaseRequest, Callable[[], None]], Awaitable[web.StreamResponse]]
-"""Called with a request, and with a function to call when the request's connection begins to carry a stream."""
 
 
 def default_max_pending() -> int:
@@ -240,7 +227,6 @@ class _MalformedRequestFilter(logging.Filter):
     """Drops the traceback that aiohttp logs at ERROR for each malformed request, which quotes what the client sent."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record is about anything but a malformed request."""
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, http_exceptions.HttpProcessingError):
             _LOG.debug("rejected a malformed request: HTTP %d", error.code)
@@ -251,33 +237,59 @@ class _MalformedRequestFilter(logging.Filter):
 _HTTP_LOG.addFilter(_MalformedRequestFilter())
 
 
-@define(eq=False)
-class _Connection:
-    """One accepted connection.
+class Slot:
+    """A connection's place among those without a stream. By itself, as in an application of yours, it limits nothing.
 
     Attributes:
-        sock: its socket.
-        accepted_at: when it was accepted, in the loop's time.
-        closed: set when its socket is closed, or about to be closed in this turn of the loop.
-        opening: the task that hands it to the protocol, after a TLS handshake if there is one.
-        protocol: its protocol, once the loop has made one.
-        transport: its transport, after the TLS handshake.
-        timer: aborts it.
-        is_upgraded: whether no HTTP response can be under way: a handler has the request, or upgraded it.
+        closed: set when the connection is closed.
     """
 
-    sock: socket.socket
-    accepted_at: float
-    closed: asyncio.Event = field(init=False, factory=asyncio.Event)
-    opening: asyncio.Task[None] = field(init=False)
-    protocol: web.RequestHandler | None = field(init=False, default=None)
-    transport: asyncio.Transport | None = field(init=False, default=None)
-    timer: asyncio.TimerHandle | None = field(init=False, default=None)
-    is_upgraded: bool = field(init=False, default=False)
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+
+    def admit(self) -> None:
+        """Called when the connection has presented a valid token."""
+
+    def release(self) -> None:
+        """Called when the connection begins to carry a stream."""
+
+
+Respond: TypeAlias = Callable[[web.BaseRequest, Slot], Awaitable[web.StreamResponse]]
+
+
+class _Connection(Slot):
+    """An accepted connection. It is pending, in one of two groups, until it carries a stream or has ended.
+
+    It has ended when its socket is closed and its request handler has returned: a client that hangs up while its token
+    is checked makes no room for another check.
+    """
+
+    def __init__(self, server: "StreamServer", sock: socket.socket) -> None:
+        super().__init__()
+        self.sock = sock
+        self.accepted_at = asyncio.get_running_loop().time()
+        self.opening: asyncio.Task[None]  # creates the protocol, after the TLS handshake if there is one
+        self.protocol: web.RequestHandler | None = None
+        self.transport: asyncio.Transport | None = None
+        self.released = asyncio.Event()  # set when it is not pending any more
+        self.is_handled = False
+        self.can_reset = False  # no HTTP response is being sent: a handler has the request, or upgraded it
+        self._server = server
+        self._timer: asyncio.TimerHandle | None = None
+        server.unproven[self] = None
+
+    def admit(self) -> None:
+        del self._server.unproven[self]
+        self._server.admitted[self] = None
+
+    def release(self) -> None:
+        self._server.unproven.pop(self, None)
+        self._server.admitted.pop(self, None)
+        self.released.set()
 
     def abort(self) -> None:
-        """Close it at once; what an HTTP response has left in the kernel is still sent."""
-        if self.is_upgraded:
+        """Close it at once. The kernel still sends what is left of an HTTP response."""
+        if self.can_reset:
             reset(self.transport)
         elif self.transport is not None:
             self.transport.abort()
@@ -285,15 +297,19 @@ class _Connection:
             self.opening.cancel()  # which closes the transport
 
     def abort_after(self, seconds: float) -> None:
-        """Close it if it is still there after that time."""
-        self.keep()
-        self.timer = asyncio.get_running_loop().call_later(seconds, self.abort)
+        self.cancel_timer()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.abort)
 
-    def keep(self) -> None:
-        """Stop the timer."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+    def cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def on_closed(self) -> None:
+        self.cancel_timer()
+        self.closed.set()
+        if not self.is_handled:
+            self.release()
 
 
 class StreamServer(web.Server):
@@ -301,20 +317,12 @@ class StreamServer(web.Server):
 
     A connection is pending until it carries a stream. It has `handshake_timeout` seconds, counted from its accept, for
     its TLS handshake and the head of its request. When more than `max_pending` are pending, or when no file descriptor
-    is left to accept another one, the oldest of them is closed.
+    is left to accept another one, the oldest of them is closed; one with a valid token only if there is no other.
     """
 
     def __init__(
         self, handler: Respond, *, ssl_context: SSLContext | None, handshake_timeout: float, max_pending: int
     ) -> None:
-        """Create a server; `listen` starts it.
-
-        Args:
-            handler: responds to each request.
-            ssl_context: the certificate, or None for plain HTTP.
-            handshake_timeout: seconds from the accept to the end of the request's head.
-            max_pending: connections that may be open without a stream.
-        """
         # Each connection ends with its response, so there is no idle one to keep alive and no rest of a body to read.
         super().__init__(self._respond, access_log=None, keepalive_timeout=0, lingering_time=0, logger=_HTTP_LOG)
         self._handler = handler
@@ -322,7 +330,8 @@ class StreamServer(web.Server):
         self._handshake_timeout = handshake_timeout
         self._max_pending = max_pending
         self._open: set[_Connection] = set()
-        self._pending: dict[_Connection, None] = {}  # the oldest first
+        self.unproven: dict[_Connection, None] = {}  # pending connections without a valid token, the oldest first
+        self.admitted: dict[_Connection, None] = {}  # pending connections with one
         self._by_protocol: dict[web.RequestHandler, _Connection] = {}
         self._listeners: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
@@ -353,40 +362,36 @@ class StreamServer(web.Server):
             await connection.closed.wait()
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        """Called when a connection can be used, after its TLS handshake."""
         super().connection_made(handler, transport)
         self._by_protocol[handler].transport = transport
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        """Called when a connection was closed."""
         super().connection_lost(handler, exc)
-        self._forget(self._by_protocol.pop(handler))
+        self._on_closed(self._by_protocol.pop(handler))
 
-    def _forget(self, connection: _Connection) -> None:
-        connection.keep()
+    def _on_closed(self, connection: _Connection) -> None:
         self._open.discard(connection)
-        self._pending.pop(connection, None)
-        connection.closed.set()
+        connection.on_closed()
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = self._by_protocol.get(request.protocol)
         if connection is None:  # the connection was lost before the request got its turn
             return web.Response(status=503)
 
-        def carries_stream() -> None:
-            self._pending.pop(connection, None)
-
-        connection.keep()
-        connection.is_upgraded = True
+        connection.cancel_timer()
+        connection.is_handled = connection.can_reset = True
         try:
-            response = await self._handler(request, carries_stream)
-            connection.is_upgraded = isinstance(response, web.WebSocketResponse)
+            response = await self._handler(request, connection)
+            connection.can_reset = isinstance(response, web.WebSocketResponse)
         except Exception:
-            connection.is_upgraded = False  # aiohttp responds with an error
+            connection.can_reset = False  # aiohttp responds with an error
             raise
         finally:
+            connection.is_handled = False
             if connection in self._open:
                 connection.abort_after(_CLOSE_TIMEOUT)
+            else:
+                connection.release()
         response.force_close()
         return response
 
@@ -401,7 +406,7 @@ class StreamServer(web.Server):
                 await self._on_accept_error(listener, error)
                 continue
             self._add(accepted)
-            while len(self._pending) > self._max_pending:
+            while self._pending > self._max_pending:
                 if await self._close_oldest():
                     self._shortage_log.warning(
                         "%d connections wait without a stream, so the oldest of them is closed for each new one",
@@ -422,9 +427,8 @@ class StreamServer(web.Server):
             await asyncio.sleep(_ACCEPT_RETRY)
 
     def _add(self, accepted: socket.socket) -> None:
-        connection = _Connection(accepted, asyncio.get_running_loop().time())
+        connection = _Connection(self, accepted)
         self._open.add(connection)
-        self._pending[connection] = None
         connection.abort_after(self._handshake_timeout)
         connection.opening = asyncio.create_task(self._open_connection(connection))
         connection.opening.add_done_callback(lambda _: self._opened(connection))
@@ -448,7 +452,11 @@ class StreamServer(web.Server):
             return
         else:
             self._by_protocol.pop(connection.protocol, None)
-        self._forget(connection)
+        self._on_closed(connection)
+
+    @property
+    def _pending(self) -> int:
+        return len(self.unproven) + len(self.admitted)
 
     async def free_descriptor(self) -> bool:
         """Close the oldest pending connection, so that a file can be opened. Return False if there is none."""
@@ -458,19 +466,15 @@ class StreamServer(web.Server):
         return False
 
     async def _close_oldest(self) -> bool:
-        """Close the pending connection that was accepted first, unless it is not old enough yet.
-
-        Returns:
-            Whether it was closed. If not, time has passed, in which there may have become room without that.
-        """
-        oldest = next(iter(self._pending))
+        """Close the oldest pending connection. If it is too young, wait until it is not, and return False."""
+        oldest = next(iter(self.unproven or self.admitted))
         age = asyncio.get_running_loop().time() - oldest.accepted_at
         if age < _MIN_AGE:
             await asyncio.sleep(_MIN_AGE - age)
             return False
         oldest.abort()
-        await oldest.closed.wait()
-        await asyncio.sleep(0)  # the loop closes the socket behind that
+        await oldest.released.wait()
+        await asyncio.sleep(0)  # the loop closes the socket after that
         return True
 
 

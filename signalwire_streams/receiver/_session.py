@@ -1,7 +1,5 @@
-"""Events that wait between the socket and the handler, bounded in number and in bytes.
-
-Audio is dropped if it must be, keys and marks never.
-"""
+"""One stream's session, and the bounded queue between its socket and its handler."""
+# ruff: noqa: SLF001  (what is private to users is not to this package)
 
 import asyncio
 import re
@@ -11,108 +9,106 @@ from enum import StrEnum
 from secrets import token_hex
 from typing import TypeAlias
 
-from attrs import Factory, define, field
-
 from signalwire_streams.errors import ClientStateError
 from signalwire_streams.receiver._playback import Playback
-from signalwire_streams.receiver._protocol import AudioEvent, KeptEvent, MarkEvent, MediaEvent, StartEvent, UnknownEvent
+from signalwire_streams.receiver._protocol import (
+    AudioEvent,
+    KeptEvent,
+    MarkEvent,
+    MediaEvent,
+    StartEvent,
+    UnknownEvent,
+    memory_of,
+)
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio._formats import AudioFormat
 
 Droppable: TypeAlias = MediaEvent | UnknownEvent
-"""What is dropped when too much waits: audio is only worth something in time, and what is unknown nobody waits for."""
+"""Events that an overflowing queue drops: stale audio is worthless, and nothing depends on an unknown event."""
 
 BYTES_PER_EVENT = 4096
-"""Bytes that may wait for each event that may: more than 40 ms of 48 kHz audio."""
+"""Default byte limit for each event of the queue's limit; more than 40 ms of 48 kHz audio."""
 
 
 class Overflow(StrEnum):
-    """What happens when a handler is too slow, and as much waits as may."""
+    """What to do when the handler is too slow and the queue is full."""
 
-    DROP_OLDEST = "drop the oldest audio"
-    """The oldest audio is dropped and counted; what the handler gets next is newer."""
-    CLOSE = "close the stream"
-    """The session ends with `EndReason.OVERFLOW`; what waits is still given."""
+    DROP_OLDEST = "drop_oldest"
+    """Drop the oldest audio and count it, so that the handler catches up."""
+    CLOSE = "close"
+    """End the session with `EndReason.OVERFLOW`. The handler still gets the queued events."""
 
 
-@define(eq=False)
-class Backlog:
-    """What waits for the handler, in the order of its arrival.
+class EventQueue:
+    """Events in order of arrival. When it overflows, it drops the oldest audio but never keys and marks.
 
-    Attributes:
-        most: how much audio may wait, and how many keys and marks, in events.
-        most_bytes: how much memory they may take, by themselves each; the last event may exceed it.
-        is_awaited: whether somebody waits for the next event.
-        pull: reads on until something may have come; None while somebody else reads.
+    It is its own iterator, for one consumer at a time. Cancelling `__anext__` loses no event.
     """
 
-    most: int
-    most_bytes: int = field(default=Factory(lambda self: BYTES_PER_EVENT * self.most, takes_self=True))
-    is_awaited: bool = field(init=False, default=False)
-    pull: Callable[[], Awaitable[None]] | None = field(init=False, default=None)
-    _droppable: deque[Droppable] = field(init=False, factory=deque, repr=False)
-    # Each with how many droppable ones came before it.
-    _kept: deque[tuple[int, KeptEvent]] = field(init=False, factory=deque, repr=False)
-    _bytes: int = field(init=False, default=0)
-    _newest: int = field(init=False, default=0)
-    _kept_bytes: int = field(init=False, default=0)
-    _came: int = field(init=False, default=0)
-    _went: int = field(init=False, default=0)
-    _ended: bool = field(init=False, default=False)
-    _waiter: asyncio.Future[None] | None = field(init=False, default=None)
+    def __init__(self, *, max_events: int, max_bytes: int | None = None, on_drop: Callable[[Droppable], None]) -> None:
+        self.max_events = max_events  # of droppable events, and again of the others; likewise for the bytes
+        # The last event may exceed it.
+        self.max_bytes = BYTES_PER_EVENT * max_events if max_bytes is None else max_bytes
+        self.is_awaited = False
+        self.read: Callable[[], Awaitable[None]] | None = None  # reads one message; None while a task reads them
+        self._on_drop = on_drop
+        self._droppable: deque[tuple[int, Droppable]] = deque()  # each with its memory
+        self._kept: deque[tuple[int, KeptEvent]] = deque()  # each with the number of droppable events before it
+        self._bytes = self._kept_bytes = 0
+        self._added = self._removed = 0  # droppable events
+        self._is_closed = False
+        self._waiter: asyncio.Future[None] | None = None
 
     @property
     def is_full(self) -> bool:
-        """Whether a further droppable event costs an older one."""
-        return len(self._droppable) >= self.most or self._bytes >= self.most_bytes
+        return len(self._droppable) >= self.max_events or self._bytes >= self.max_bytes
 
-    def put(self, event: Droppable) -> Droppable | None:
-        """Add an event; return one that was dropped for it, if any (`shed` returns further ones)."""
-        self._came += 1
-        self._droppable.append(event)
-        size = self._newest = len(event.payload) if isinstance(event, MediaEvent) else event.memory
+    def put(self, event: Droppable) -> None:
+        """Add a droppable event; drop the oldest ones if the queue overflows."""
+        size = memory_of(event)
+        self._added += 1
         self._bytes += size
+        self._droppable.append((size, event))
+        room = self.max_events
         if self._waiter is not None:
             self.wake()
-        if len(self._droppable) > self.most or self._bytes - size >= self.most_bytes:
-            return self.shed()
-        return None
-
-    def shed(self) -> Droppable | None:
-        """Drop the oldest droppable event if too much waits, and return it."""
-        awaited = self._waiter is not None  # which takes one
-        if len(self._droppable) <= self.most + awaited and self._bytes - self._newest < self.most_bytes:
-            return None
-        return self._take_oldest()
+            room += 1  # the consumer takes one of them
+        while len(self._droppable) > room or self._bytes - size >= self.max_bytes:
+            self._on_drop(self._pop_droppable())
 
     def keep(self, event: KeptEvent) -> bool:
-        """Add an event that is never dropped; return False, and add nothing, if too many of these wait."""
-        if len(self._kept) >= self.most or self._kept_bytes >= self.most_bytes:
+        """Add an event that is never dropped. Return False, and add nothing, if too many of them wait."""
+        if len(self._kept) >= self.max_events or self._kept_bytes >= self.max_bytes:
             return False
-        self._kept.append((self._came, event))
-        self._kept_bytes += event.memory
+        self._kept.append((self._added, event))
+        self._kept_bytes += memory_of(event)
         self.wake()
         return True
 
-    def end(self) -> None:
-        """Let nothing more come."""
-        self._ended = True
+    def close(self) -> None:
+        """End the iteration after the events that are queued."""
+        self._is_closed = True
         self.wake()
 
-    async def get(self) -> AudioEvent | None:
-        """Give the next event, or None when the stream has ended and nothing waits.
+    def wake(self) -> None:
+        """Make the waiting consumer check again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-        Raises:
-            ClientStateError: somebody else waits for it already.
-        """
-        if self.is_awaited:
-            raise ClientStateError("a stream can be gone through by one loop at a time")
-        self.is_awaited = True
-        try:
-            while (event := self.next()) is None and not self._ended:
-                await (self.pull or self._wait)()
-        finally:
-            self.is_awaited = False
+    def __aiter__(self) -> "EventQueue":
+        return self
+
+    async def __anext__(self) -> AudioEvent:
+        while (event := self._pop()) is None:
+            if self._is_closed:
+                raise StopAsyncIteration
+            if self.is_awaited:
+                raise ClientStateError("a stream can be gone through by one loop at a time")
+            self.is_awaited = True
+            try:
+                await (self.read or self._wait)()
+            finally:
+                self.is_awaited = False
         return event
 
     async def _wait(self) -> None:
@@ -122,96 +118,103 @@ class Backlog:
         finally:
             self._waiter = None
 
-    def next(self) -> AudioEvent | None:
-        """Give the next event if one waits, else None."""
-        if self._kept and self._kept[0][0] <= self._went:
+    def _pop(self) -> AudioEvent | None:
+        if self._kept and self._kept[0][0] <= self._removed:
             event = self._kept.popleft()[1]
-            self._kept_bytes -= event.memory
+            self._kept_bytes -= memory_of(event)
             return event
-        return self._take_oldest() if self._droppable else None
+        return self._pop_droppable() if self._droppable else None
 
-    def _take_oldest(self) -> Droppable:
-        event = self._droppable.popleft()
-        self._went += 1
-        self._bytes -= len(event.payload) if isinstance(event, MediaEvent) else event.memory
+    def _pop_droppable(self) -> Droppable:
+        size, event = self._droppable.popleft()
+        self._removed += 1
+        self._bytes -= size
         return event
 
-    def wake(self) -> None:
-        """Let whoever waits look again."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
-
-_PLAIN = re.compile(r"[0-9A-Za-z_-]{1,100}")
+_SAFE_NAME = re.compile(r"[0-9A-Za-z_-]{1,100}")
 
 
 class EndReason(StrEnum):
-    """How a session ended."""
+    """Why a session ended."""
 
     STOPPED = "stopped"
-    """The Space said that the stream stopped."""
+    """The Space sent the stop event."""
     CLOSED = "closed"
-    """The Space closed the socket without saying so before, which is as ordinary."""
-    LOST = "connection lost"
-    """The connection broke."""
+    """The Space closed the socket without a stop event, which is normal too."""
+    LOST = "connection_lost"
+    """The connection broke, or the other end answered no ping."""
     UNREADABLE = "unreadable"
-    """The Space sent what no WebSocket may, or a message that was too long."""
-    OVERFLOW = "handler too slow"
-    """The handler was too slow, and the receiver had been told to close then; or too many keys and marks waited."""
-    HANDLER_RETURNED = "handler returned"
-    """The handler had enough."""
-    HANDLER_FAILED = "handler failed"
+    """The Space sent an invalid WebSocket frame, or a message above ``frame_limit``."""
+    OVERFLOW = "overflow"
+    """The handler was too slow: the queue was full with `Overflow.CLOSE`, or too many keys and marks waited."""
+    HANDLER_RETURNED = "handler_returned"
+    """The handler returned while the stream was running."""
+    HANDLER_FAILED = "handler_failed"
     """The handler raised."""
     SHUTDOWN = "shutdown"
     """The receiver was closed."""
-    FAILED = "receiver failed"
-    """The receiver itself failed, which the log tells more of."""
+    FAILED = "receiver_failed"
+    """A bug in the receiver; the log has the traceback."""
 
 
-@define(eq=False)
 class StreamSession:
-    """One stream while it comes in: ``async for event in session``.
+    """One stream as it is received: ``async for event in session``.
 
-    The loop ends when the stream does. It gives media, keys, marks and unknown events in the order of their
-    arrival, repeated and late frames among them: a `WavRecorder` puts them in their places.
+    The loop yields media, keys, marks and unknown events in order of arrival, and ends with the stream. Frames that
+    were repeated or arrived late are included; a `WavRecorder` puts them in place. A wait for the next event may be
+    cancelled, by ``asyncio.timeout`` for instance, and repeated on the same iterator. Only one task may wait at a
+    time; a second one raises `ClientStateError`.
 
     Attributes:
-        start: how the stream began.
-        audio_format: how its audio is encoded.
-        playback: the way back, for a bidirectional stream.
-        statistics: what came so far.
-        label: a name for files and logs: the stream's sid where that is a plain one, else one that is made up, since
-            the sid comes from the other end of a socket and could hold a path or a line break.
-        end_reason: how it ended, or None while it goes on.
+        start: the start event.
+        audio_format: encoding, sample rate and channels of the audio.
+        playback: sends audio back, on a bidirectional stream.
+        statistics: counts of received, missing and dropped frames so far.
+        label: a name that is safe in file names and logs: the stream's sid, or a random name if that holds anything
+            but letters, digits, ``-`` and ``_``.
+        end_reason: why the stream ended; None while it is running.
     """
 
-    start: StartEvent
-    audio_format: AudioFormat
-    playback: Playback
-    statistics: StreamStatistics
-    _backlog: Backlog
-    _overflow: Overflow
-    label: str = field(init=False)
-    end_reason: EndReason | None = field(init=False, default=None)
-    _over: asyncio.Event = field(init=False, factory=asyncio.Event)
+    def __init__(
+        self,
+        start: StartEvent,
+        *,
+        audio_format: AudioFormat,
+        playback: Playback,
+        max_queue: int,
+        max_queue_bytes: int,
+        overflow: Overflow,
+    ) -> None:
+        """Created by `MediaReceiver`."""
+        self.start = start
+        self.audio_format = audio_format
+        self.playback = playback
+        self.statistics = StreamStatistics()
+        sid = start.stream_sid or ""
+        self.label = sid if _SAFE_NAME.fullmatch(sid) else f"stream-{token_hex(8)}"
+        self.end_reason: EndReason | None = None
+        self._overflow = overflow
+        self._queue = EventQueue(max_events=max_queue, max_bytes=max_queue_bytes, on_drop=self._on_drop)
+        self._ended = asyncio.Event()
 
-    @label.default
-    def _label(self) -> str:
-        sid = self.start.stream_sid or ""
-        return sid if _PLAIN.fullmatch(sid) else f"stream-{token_hex(8)}"
+    def __repr__(self) -> str:
+        return f"<StreamSession {self.label}: {self.end_reason or 'running'}>"
 
     @property
     def stream_sid(self) -> str | None:
-        """The stream's id."""
+        """The stream's id, as the start event has it."""
         return self.start.stream_sid
 
-    async def __aiter__(self) -> AsyncIterator[AudioEvent]:
-        backlog = self._backlog
-        while (event := backlog.next() or await backlog.get()) is not None:
-            yield event
+    def __aiter__(self) -> AsyncIterator[AudioEvent]:
+        return self._queue
+
+    async def wait_closed(self) -> None:
+        """Wait until the stream has ended."""
+        await self._ended.wait()
 
     def _enqueue(self, event: AudioEvent, now: float) -> bool:
-        """Take an event in that arrived at that time, in seconds; False when the session must end for it."""
+        """Queue an event that arrived at *now*, in seconds; return False if the session must end for it."""
         if isinstance(event, MediaEvent):
             self.statistics.of(event.track)._record(event, now)
         elif isinstance(event, UnknownEvent):
@@ -219,28 +222,21 @@ class StreamSession:
         else:
             if isinstance(event, MarkEvent):
                 self.playback._on_mark(event.name)
-            return self._backlog.keep(event)
-        if self._overflow is Overflow.CLOSE and self._backlog.is_full:
-            self._count_dropped(event)
+            return self._queue.keep(event)
+        if self._overflow is Overflow.CLOSE and self._queue.is_full:
+            self._on_drop(event)
             return False
-        dropped = self._backlog.put(event)
-        while dropped is not None:
-            self._count_dropped(dropped)
-            dropped = self._backlog.shed()
+        self._queue.put(event)
         return True
 
-    def _count_dropped(self, event: Droppable) -> None:
+    def _on_drop(self, event: Droppable) -> None:
         if isinstance(event, MediaEvent):
             self.statistics.of(event.track).dropped += 1
 
     def _close(self, reason: EndReason) -> None:
-        """Note how the stream ended; the first reason counts."""
+        """End the session, unless it has ended already."""
         if self.end_reason is None:
             self.end_reason = reason
-            self._backlog.end()
+            self._queue.close()
             self.playback._close()
-            self._over.set()
-
-    async def wait_closed(self) -> None:
-        """Wait until the stream has ended."""
-        await self._over.wait()
+            self._ended.set()

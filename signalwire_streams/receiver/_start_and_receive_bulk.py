@@ -1,4 +1,4 @@
-"""Many joined starts over one bulk run of starts, and one of stops."""
+"""`MediaReceiver.open` and `open_many`. Many streams share one bulk run of starts and one of stops."""
 
 import asyncio
 import logging
@@ -7,41 +7,37 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Protocol, TypeAlias, Unpack
 
-from attrs import Factory, define, evolve, field, frozen
+from attrs import evolve, frozen
 
 from signalwire_streams.errors import ClientStateError, InvalidRequestError, RunCancelledError, StreamsError
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream, StartOptions
 from signalwire_streams.models._validation import masks_secrets
 from signalwire_streams.receiver._session import StreamSession
-from signalwire_streams.receiver._start_and_receive import Callback, JoinedStart, Joining, Joinings, Starts
+from signalwire_streams.receiver._start_and_receive import Callback, PendingStream, PendingStreams, Starts
 
-OWN_TOKEN = "each joined start gets a token of its own: leave authorization_bearer_token out"  # noqa: S105  (it is a sentence)
+_LOG = logging.getLogger("signalwire_streams.receiver")
+_OWN_TOKEN = "each joined start gets a token of its own: leave authorization_bearer_token out"  # noqa: S105  (a sentence)
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
 
 
 class StartsMany(Protocol):
-    """What starts and stops many streams: a `StreamsClient`."""
+    """Starts and stops many streams: a `StreamsClient`."""
 
     @property
-    def start_streams(self) -> Callable[..., Any]:
-        """Start many streams."""
-        ...
-
+    def start_streams(self) -> Callable[..., Any]: ...
     @property
-    def stop_streams(self) -> Callable[..., Any]:
-        """Stop many streams."""
-        ...
+    def stop_streams(self) -> Callable[..., Any]: ...
 
 
 @frozen(kw_only=True)
 class OpenOutcome:
-    """What became of one of many joined starts.
+    """Outcome of one start of `MediaReceiver.open_many`.
 
     Attributes:
-        request: the request, as it was given.
-        session: the stream, once it has begun to come in.
-        error: what kept it from that: a `OpenError`, or an `InvalidRequestError` for what is no such request.
+        request: the request, as it was passed.
+        session: the session; None if the stream did not start.
+        error: why not: an `OpenError`, or an `InvalidRequestError` if the item can't be started.
     """
 
     request: Start
@@ -49,111 +45,100 @@ class OpenOutcome:
     error: StreamsError | None = None
 
 
-@define(eq=False)
-class JoinedRun:
-    """Many joined starts: ``async for outcome in run`` gives each as its stream begins, or fails to.
+class BulkStartAndReceive:
+    """Many streams: ``async for outcome in run`` yields each as soon as it starts or fails to.
 
-    A stream that ends is forgotten, so that a run may go on for ever.
-
-    Attributes:
-        client: starts and stops them.
-        joinings: where their sockets will be announced.
-        patience: seconds from the answer to a POST to its socket.
+    A stream that has ended is forgotten, so the requests may be endless.
     """
 
-    client: StartsMany
-    joinings: Joinings
-    patience: float
-    _starts: dict[tuple[str, str], JoinedStart] = field(init=False, factory=dict)
-    _answers: "dict[tuple[str, str], asyncio.Future[Any]]" = field(init=False, factory=dict)
-    _outcomes: "asyncio.Queue[OpenOutcome | None]" = field(init=False, factory=asyncio.Queue)
-    _joins: "set[asyncio.Task[None]]" = field(init=False, factory=set)
-    _ends: "set[asyncio.Task[None]]" = field(init=False, factory=set)
-    _unstopped: list[Exception] = field(init=False, factory=list)
-    _stops: "_Stops" = field(init=False, default=Factory(lambda self: _Stops(self.client), takes_self=True))
-    _run: Any = field(init=False, default=None)
-    _running: "asyncio.Task[None]" = field(init=False)
-    _told: bool = field(init=False, default=False)
+    def __init__(self, client: StartsMany, pending: PendingStreams, socket_timeout: float) -> None:
+        self._pending = pending
+        self._socket_timeout = socket_timeout
+        self._client = client
+        self._stops = BatchedStops(client)
+        self._open: dict[tuple[str, str], PendingStream] = {}
+        self._answers: dict[tuple[str, str], asyncio.Future[Any]] = {}
+        self._outcomes: asyncio.Queue[OpenOutcome | None] = asyncio.Queue()
+        self._arrivals: set[asyncio.Task[None]] = set()
+        self._closings: set[asyncio.Task[None]] = set()
+        self._failed_stops: list[Exception] = []
+        self._is_read = False  # to the end, so that an error of the requests was raised
+        self._run: Any
+        self._running: asyncio.Task[None]
 
-    def begin(self, requests: Iterable[Start] | AsyncIterable[Start], concurrency: int | None) -> None:
-        """Begin to start them."""
-        self._run = self.client.start_streams(self._prepared(requests), concurrency=concurrency)
-        self._running = asyncio.create_task(self._start())
+    def start(self, requests: Iterable[Start] | AsyncIterable[Start], concurrency: int | None) -> None:
+        self._run = self._client.start_streams(self._prepared(requests), concurrency=concurrency)
+        self._running = asyncio.create_task(self._collect_answers())
 
     async def __aiter__(self) -> AsyncIterator[OpenOutcome]:
         while (outcome := await self._outcomes.get()) is not None:
             yield outcome
-        self._outcomes.put_nowait(None)  # for whoever goes through it again
-        self._told = True
+        self._outcomes.put_nowait(None)  # ends a second iteration
+        self._is_read = True
         await self._running
 
-    async def end(self) -> None:
-        """Start no more, stop what may run, and let the sockets go.
+    async def close(self) -> None:
+        """Start no more streams, stop those that may run, and close their sockets.
 
         Raises:
-            ExceptionGroup: some could not be stopped, so that they may still be running.
+            ExceptionGroup: some could not be stopped, so they may still be running.
         """
-        self._run.drain()
-        for join in self._joins:
-            join.cancel()
+        self._run.shutdown()
+        for arrival in self._arrivals:
+            arrival.cancel()
         await asyncio.wait({self._running})
-        for key in list(self._starts):
-            self._keep(self._ends, self._end(key))
-        if self._ends:
-            await asyncio.wait(self._ends)
-        await self._stops.end()
-        if self._unstopped:
-            raise ExceptionGroup(f"{len(self._unstopped)} streams could not be stopped", self._unstopped)
-        if not self._told:
-            await self._running  # an error of the requests' own comes out in any case
+        for stream in list(self._open.values()):
+            self._spawn(self._closings, self._close(stream))
+        if self._closings:
+            await asyncio.wait(self._closings)
+        await self._stops.close()
+        if self._failed_stops:
+            raise ExceptionGroup(f"{len(self._failed_stops)} streams could not be stopped", self._failed_stops)
+        if not self._is_read:
+            await self._running
 
-    async def _end(self, key: tuple[str, str]) -> None:
-        """End a start; whoever is first does it."""
-        start = self._starts.pop(key, None)
-        if start is None:
+    async def _close(self, stream: PendingStream, session: StreamSession | None = None) -> None:
+        """Stop a stream, at the end of its session if there is one, unless that is done or being done."""
+        if session is not None:
+            await session.wait_closed()
+        if self._open.get((stream.target, stream.name)) is not stream:
             return
-        self.joinings.close(start.joining)
+        del self._open[stream.target, stream.name]
         try:
-            await start.end()
+            await self._pending.close(stream)
         except StreamsError as error:
-            self._unstopped.append(error)
-        finally:
-            self.joinings.remove(start.joining)
+            self._failed_stops.append(error)
 
-    async def _end_with(self, session: StreamSession, key: tuple[str, str]) -> None:
-        await session.wait_closed()
-        await self._end(key)
-
-    def _keep(self, tasks: "set[asyncio.Task[None]]", work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, tasks: "set[asyncio.Task[None]]", work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
     async def _prepared(self, requests: Iterable[Start] | AsyncIterable[Start]) -> AsyncIterator[Start]:
-        """Give each request a token of its own, and wait for its socket; refuse what can't have one."""
+        """Yield each request with its own token, or report that it can't have one."""
         async for request in _each(requests):
             try:
-                joining = self._joining(request)
+                stream = self._add(request)
             except InvalidRequestError as error:
                 self._outcomes.put_nowait(OpenOutcome(request=request, error=error))
                 continue
-            answer = asyncio.get_running_loop().create_future()
-            start = JoinedStart(joining, answer, partial(self._stops.stop, request, joining.name))
-            key = request.target, joining.name
-            self._starts[key], self._answers[key] = start, answer
-            self._keep(self._joins, self._join(request, start))
-            yield evolve(request, name=joining.name, unnamed=False, authorization_bearer_token=joining.token)
+            answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            stream.begin(answer, partial(self._stops.stop, request, stream.name))
+            key = stream.target, stream.name
+            self._open[key], self._answers[key] = stream, answer
+            self._spawn(self._arrivals, self._wait_session(request, stream))
+            yield evolve(request, name=stream.name, unnamed=False, authorization_bearer_token=stream.token)
 
-    def _joining(self, request: Start) -> Joining:
+    def _add(self, request: Start) -> PendingStream:
         if not isinstance(request, StartConferenceStream | StartCallStream):
             raise InvalidRequestError(
                 f"an item is a {type(request).__name__}: pass StartConferenceStream or StartCallStream"
             )
         if request.authorization_bearer_token is not None:
-            raise InvalidRequestError(OWN_TOKEN)
-        return self.joinings.add(request.target, request.name)
+            raise InvalidRequestError(_OWN_TOKEN)
+        return self._pending.add(request.target, request.name)
 
-    async def _start(self) -> None:
+    async def _collect_answers(self) -> None:
         try:
             async for outcome in self._run:
                 answer = self._answers.pop((outcome.item.target, outcome.item.name))
@@ -161,71 +146,69 @@ class JoinedRun:
                     answer.set_result(outcome.stream)
                 else:
                     answer.set_exception(outcome.error)
-                    answer.exception()  # so that nothing is said of it where nobody waits any more
+                    answer.exception()  # retrieved, so that asyncio does not log it if nobody waits
         finally:
             for answer in self._answers.values():
-                answer.cancel()  # what was left when the run broke off
-            if self._joins:
-                await asyncio.wait(self._joins)
+                answer.cancel()  # the run was cut off
+            if self._arrivals:
+                await asyncio.wait(self._arrivals)
             self._outcomes.put_nowait(None)
 
-    async def _join(self, request: Start, start: JoinedStart) -> None:
-        key = request.target, start.joining.name
+    async def _wait_session(self, request: Start, stream: PendingStream) -> None:
+        session = error = None
         try:
-            session = await start.session(self.patience)
-        except StreamsError as error:
-            self._outcomes.put_nowait(OpenOutcome(request=request, error=error))
-            self._keep(self._ends, self._end(key))
-        else:
-            self._outcomes.put_nowait(OpenOutcome(request=request, session=session))
-            self._keep(self._ends, self._end_with(session, key))
+            session = await stream.wait_session(self._socket_timeout)
+        except StreamsError as failure:
+            error = failure
+        self._outcomes.put_nowait(OpenOutcome(request=request, session=session, error=error))
+        self._spawn(self._closings, self._close(stream, session))
 
 
-@define(eq=False)
-class _Stops:
-    """Stops streams one by one for their owners, over one bulk run."""
+class BatchedStops:
+    """Stops streams one at a time for their owners, all over one bulk run."""
 
-    client: StartsMany
-    _queue: "asyncio.Queue[ConferenceStream | CallStream | None]" = field(init=False, factory=asyncio.Queue)
-    _waiting: "dict[object, asyncio.Future[None]]" = field(init=False, factory=dict)
-    _running: "asyncio.Task[None] | None" = field(init=False, default=None)
+    def __init__(self, client: StartsMany) -> None:
+        self._client = client
+        self._queue: asyncio.Queue[ConferenceStream | CallStream | None] = asyncio.Queue()
+        self._waiting: dict[object, asyncio.Future[None]] = {}  # by the id of the stream object
+        self._running: asyncio.Task[None] | None = None
 
     async def stop(self, request: Start, name: str, stream: ConferenceStream | CallStream | str) -> None:
-        """Stop what a request started, given as it was returned, by its name or by the sid that its socket has.
+        """Stop what a request started, given as the start returned it, by its name or by its sid.
 
         Raises:
             StreamsError: it may still be running.
         """
         if isinstance(stream, str):
-            stream = _handled(request, name if stream == name else None, None if stream == name else stream)
+            stream = _stream_of(request, name if stream == name else None, None if stream == name else stream)
         stopped = self._waiting[id(stream)] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(stream)
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
         await stopped
 
-    async def end(self) -> None:
-        """Take no more."""
+    async def close(self) -> None:
+        """Wait until all stops have ended."""
         if self._running is not None:
             self._queue.put_nowait(None)
             await asyncio.wait({self._running})
 
     async def _run(self) -> None:
-        why: StreamsError = RunCancelledError("not stopped, since the run of the stops ended early")
+        reason: StreamsError = RunCancelledError("not stopped, since the run of the stops ended early")
         try:
-            async for outcome in self.client.stop_streams(self._queued()):
+            async for outcome in self._client.stop_streams(self._queued()):
                 stopped = self._waiting.pop(id(outcome.item))
                 if outcome.ok:
                     stopped.set_result(None)
                 else:
                     stopped.set_exception(outcome.error)
         except StreamsError as error:
-            why = error
+            reason = error
         finally:
             for stopped in self._waiting.values():
-                stopped.set_exception(why)
+                stopped.set_exception(reason)
             self._waiting.clear()
-            self._queue = asyncio.Queue()  # what it did not take is told of now
+            self._queue = asyncio.Queue()  # the streams in the old one have just failed
 
     async def _queued(self) -> AsyncIterator[ConferenceStream | CallStream]:
         while (stream := await self._queue.get()) is not None:
@@ -241,22 +224,18 @@ async def _each(requests: Iterable[Start] | AsyncIterable[Start]) -> AsyncIterat
             yield request
 
 
-def _handled(request: Start, name: str | None, sid: str | None) -> ConferenceStream | CallStream:
-    """Return the stream that a request started, as far as its sid or its name identifies it."""
+def _stream_of(request: Start, name: str | None, sid: str | None) -> ConferenceStream | CallStream:
     if isinstance(request, StartConferenceStream):
         return ConferenceStream(conference_sid=request.target, name=name, sid=sid)
     return CallStream(call_sid=request.target, name=name, sid=sid)
 
 
-_LOG = logging.getLogger("signalwire_streams.receiver")
-
-
-class Opener:
-    """The part of a `MediaReceiver` that starts what it receives."""
+class StarterMixin:
+    """The part of `MediaReceiver` that starts the streams that it receives."""
 
     def __init__(self) -> None:
-        """Begin without a stream."""
-        self._joinings = Joinings()
+        """Start with no stream."""
+        self._pending_streams = PendingStreams()
         self._closing = asyncio.Event()
 
     @masks_secrets
@@ -271,65 +250,41 @@ class Opener:
         socket_timeout: float = 15.0,
         **fields: Unpack[StartOptions],
     ) -> AsyncIterator[StreamSession]:
-        """Start a stream, and receive it: ``async with receiver.open(client.conferences, sid, url=...) as session``.
+        """Start a stream and receive it: ``async with receiver.open(client.conferences, sid, url=...) as session``.
 
-        A token of its own is made for the stream's socket. The session is there as soon as the socket has begun,
-        whether or not the start was answered by then. At the end of the block the stream is stopped.
+        The stream's socket gets a bearer token of its own. The session is there as soon as the socket has sent its
+        start event, even before the start request is answered. The stream is stopped at the end of the block.
 
         Args:
             streams: ``client.conferences`` or ``client.calls``.
-            sid: the conference or call.
-            url: where this receiver is reached from outside, as `serve` gives it or as your proxy has it.
-            name: the stream's Name; one is made up if left out.
-            socket_timeout: seconds from the answer to the socket.
-            fields: further fields of ``start_stream``; ``codec`` and ``realtime`` are for conferences only.
+            sid: sid of the conference or call.
+            url: public ``wss://`` address of this receiver, from `serve` or from your proxy.
+            name: the stream's ``Name``; generated by default.
+            socket_timeout: seconds from the answer to the start request until the socket has sent its start event.
+            fields: other arguments of ``start_stream``; ``codec`` and ``realtime`` are for conferences only.
 
         Raises:
-            OpenError: the stream was not started, nobody dialled, or the Space told that it failed; whatever may
-                run was stopped.
-            StreamsError: at the end, when the stream could not be stopped, so that it may still be running.
+            OpenError: the start failed, no socket came, or the Space reported that the stream failed; a stream that
+                may be running was stopped. Also raised at the end of the block, with ``stage="stop"``, if the
+                stream could not be stopped, so that it may still be running.
+            InvalidRequestError: an argument is invalid, or a stream of that name is open here.
+            ClientStateError: the receiver was closed.
         """
         self._check_open()
         if "authorization_bearer_token" in fields:
-            raise InvalidRequestError(OWN_TOKEN)
+            raise InvalidRequestError(_OWN_TOKEN)
         if fields.keys() & {"unnamed", "may_be_running"}:
             raise InvalidRequestError("open starts a new stream with a name: leave unnamed and may_be_running out")
-        joining = self._joinings.add(sid, name)
+        stream = self._pending_streams.add(sid, name)
         try:
-            start: Callable[..., Awaitable[Any]] = streams.start_stream  # which fields it takes, it checks itself
-            starting = start(sid, url=url, name=joining.name, authorization_bearer_token=joining.token, **fields)
-            joined = JoinedStart(joining, asyncio.ensure_future(starting), partial(streams.stop_stream, sid))
-        except BaseException:  # most likely a TypeError over a field that no start has; whatever it is, it goes on
-            self._joinings.remove(joining)
+            start: Callable[..., Awaitable[Any]] = streams.start_stream  # which checks the fields
+            starting = start(sid, url=url, name=stream.name, authorization_bearer_token=stream.token, **fields)
+            stream.begin(asyncio.ensure_future(starting), partial(streams.stop_stream, sid))
+        except BaseException:  # such as a TypeError for an unknown field
+            self._pending_streams.discard(stream)
             raise
-        async with self._ending(self._end(joined)):
-            yield await joined.session(socket_timeout)
-
-    async def _end(self, joined: JoinedStart) -> None:
-        self._joinings.close(joined.joining)
-        try:
-            await joined.end()
-        finally:
-            self._joinings.remove(joined.joining)
-
-    @asynccontextmanager
-    async def _ending(self, end: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-        """Leave nothing that runs behind, also when somebody does not want to wait for it."""
-        try:
-            yield
-        except BaseException as error:  # a cancellation too leaves nothing behind
-            try:
-                await asyncio.shield(asyncio.create_task(end))
-            except Exception as failure:  # noqa: BLE001  (what went wrong in the block goes first, whatever else does)
-                told = f"{type(failure).__name__}: {failure}"
-                _LOG.error("%s", told)
-                error.add_note(told)
-            raise
-        await asyncio.shield(asyncio.create_task(end))
-
-    def _check_open(self) -> None:
-        if self._closing.is_set():
-            raise ClientStateError("this receiver is closed: make a new MediaReceiver")
+        async with self._closing_with(self._pending_streams.close(stream)):
+            yield await stream.wait_session(socket_timeout)
 
     @asynccontextmanager
     async def open_many(
@@ -340,32 +295,53 @@ class Opener:
         concurrency: int | None = None,
         socket_timeout: float = 15.0,
     ) -> AsyncIterator[AsyncIterable[OpenOutcome]]:
-        """Start many streams, and receive them: ``async with receiver.open_many(client, requests) as outcomes``.
+        """Start many streams and receive them: ``async with receiver.open_many(client, requests) as outcomes``.
 
-        Then ``async for outcome in outcomes`` gives each as its stream begins to come in, or fails to. The starts
-        are a run of ``client.start_streams``; at the end of the block all that may run is stopped the same way.
+        ``async for outcome in outcomes`` then yields each stream as soon as it sends its start event, or fails to.
+        The starts are one run of ``client.start_streams``. At the end of the block, all streams that may be running
+        are stopped in a run of ``client.stop_streams``.
 
         Args:
             client: a `StreamsClient`.
-            requests: what to start, conferences and calls mixed as they come; each ``url`` leads to this receiver.
+            requests: conferences and calls in any order; each ``url`` must lead to this receiver.
             concurrency: as in ``client.start_streams``.
-            socket_timeout: seconds from an answer to its socket.
+            socket_timeout: seconds from the answer to a start request until its socket has sent its start event.
 
         Raises:
-            ExceptionGroup: at the end, when some could not be stopped, so that they may still be running.
+            ExceptionGroup: at the end of the block, if some could not be stopped, so that they may still be running.
+            ClientStateError: the receiver was closed.
         """
         self._check_open()
-        run = JoinedRun(client, self._joinings, socket_timeout)
-        run.begin(requests, concurrency)
-        async with self._ending(run.end()):
+        run = BulkStartAndReceive(client, self._pending_streams, socket_timeout)
+        run.start(requests, concurrency)
+        async with self._closing_with(run.close()):
             yield run
 
     async def handle_status_callback(self, callback: Callback) -> None:
-        """Hear a status callback, so that an `open` ends at once where the Space says that its stream failed.
+        """Handle a status callback, so that `open` fails at once when the Space reports that its stream failed.
 
-        It is a handler for a `CallbackReceiver`, or to be called from yours.
+        Pass it to a `CallbackReceiver` as the handler, or call it from yours.
 
         Args:
-            callback: a callback of `signalwire_streams.callbacks`, which was verified.
+            callback: a verified callback of `signalwire_streams.callbacks`.
         """
-        self._joinings.told(callback)
+        self._pending_streams.on_callback(callback)
+
+    @asynccontextmanager
+    async def _closing_with(self, close: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+        """Close at the end of the block, even if it is cancelled meanwhile; an error of the block goes first."""
+        try:
+            yield
+        except BaseException as error:
+            try:
+                await asyncio.shield(asyncio.create_task(close))
+            except Exception as failure:  # noqa: BLE001  (it is logged, and noted on the error of the block)
+                text = f"{type(failure).__name__}: {failure}"
+                _LOG.error("%s", text)
+                error.add_note(text)
+            raise
+        await asyncio.shield(asyncio.create_task(close))
+
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise ClientStateError("this receiver is closed: make a new MediaReceiver")

@@ -13,13 +13,20 @@ from attrs import define, field
 from signalwire_streams.receiver._protocol import MediaEvent
 
 WINDOW = 64
-"""How many of the last numbers are remembered."""
+"""Number of remembered numbers."""
 FARTHEST = 3_000
-"""Chunks, a minute of audio: no connection that stays up loses more at once."""
+"""Chunks, a minute of audio: no connection that survives loses more at once."""
 REPLAY = 8
-"""How many repeated frames, in order and from the first one on, are new frames of a numbering that restarted."""
+"""Number of repeated frames, in order and from the first one on, that prove a restart of the numbering."""
 
 _SLOT, _BITS = WINDOW - 1, (1 << WINDOW) - 1
+
+_SMOOTHING = 1 / 16  # of the jitter: RFC 3550, 6.4.1
+_MILLISECONDS = 1_000
+_MAX_EARLY = 100.0  # milliseconds: no network delivers frames that much earlier than the least delayed one
+_JUMP = 60_000.0  # milliseconds: a timestamp that far behind is from another clock, or is no timestamp
+_SPAN = 10.0  # seconds: the delay is against the least delayed frame of these and of as many before
+_MAX_TRACKS, _MAX_TRACK_NAME, _OTHERS = 8, 100, "others"
 
 
 class Verdict(Enum):
@@ -41,35 +48,35 @@ class Verdict(Enum):
     """This frame and the `replayed` ones before it repeat the first ones but are new: the numbering restarted."""
 
 
-@define(eq=False)
 class SequenceTracker:
     """The numbers of one track.
 
     A frame is repeated if both its number and its timestamp were seen among the last 64 numbers; a frame without a
     number, if its timestamp was seen with the same payload. The payloads of a numbering's first eight frames are
     compared as well: one that differs is new audio, and the numbering restarted. A resend of at least the first eight
-    frames, in order and without another frame between them, cannot be told from a restart with the same audio within
-    the first 64 frames, and is taken for one. A restart after fewer than eight frames, with the same timestamps and
-    the same audio (such as silence), cannot be told from a resend, and is taken for that.
+    frames, in order and without another frame between them, looks like a restart with the same audio within the first
+    64 frames, and counts as one. A restart after fewer than eight frames, with the same timestamps and the same audio
+    (such as silence), looks like a resend, and counts as one.
 
     Attributes:
         skipped: how many numbers before the last frame are missing; valid after `Verdict.AHEAD` and `Verdict.FIRST`.
         replayed: how many frames before the last one turned out to be new; valid after `Verdict.REPLAYED`.
     """
 
-    skipped: int = field(init=False, default=0)
-    replayed: int = field(init=False, default=0)
-    _next: int | None = field(init=False, default=None)  # the number that follows the highest one
-    _lowest: int = field(init=False, default=0)  # of the current numbering
-    _seen: int = field(init=False, default=1)  # one bit for each of the last numbers, the lowest for the last
-    _stamps: list[int | None] = field(init=False, factory=lambda: [None] * WINDOW)  # the timestamps of those seen
-    _frames: int = field(init=False, default=0)
-    _doubted: tuple[int, int] | None = field(init=False, default=None)  # which number, as which frame, would confirm
-    _doubted_frame: tuple[int | None, int] = field(init=False, default=(None, 0))  # its timestamp and digest
-    _digests: list[int] = field(init=False, factory=lambda: [0] * REPLAY)  # of the numbering's first payloads
-    _ordinals: dict[tuple[int, int], int] = field(init=False, factory=dict)  # of unnumbered frames, as `_ordinal`
-    _ordinal: int = field(init=False, default=0)
-    _replay: tuple[int, int] | None = field(init=False, default=None)  # which number, as which frame, would continue
+    def __init__(self) -> None:
+        self.skipped = 0
+        self.replayed = 0
+        self._next: int | None = None  # the number after the highest one
+        self._lowest = 0  # of the current numbering
+        self._seen = 1  # one bit for each of the last numbers, the lowest bit for the last one
+        self._stamps: list[int | None] = [None] * WINDOW  # timestamps of the numbers that were seen
+        self._frames = 0
+        self._doubted: tuple[int, int] | None = None  # the number, and the frame, that would confirm a doubtful one
+        self._doubted_frame: tuple[int | None, int] = (None, 0)  # timestamp and digest of the doubtful frame
+        self._digests = [0] * REPLAY  # of the numbering's first payloads
+        self._ordinals: dict[tuple[int, int], int] = {}  # of frames without a number, by timestamp and digest
+        self._ordinal = 0
+        self._replay: tuple[int, int] | None = None  # the number, and the frame, that would continue a replay
 
     @property
     def is_replaying(self) -> bool:
@@ -175,38 +182,37 @@ def _digest(payload: bytes | int) -> int:
 _NEXT = Verdict.NEXT
 
 
-_SMOOTHING = 1 / 16  # of the jitter: RFC 3550, 6.4.1
-_MILLISECONDS = 1_000
-_JUMP = 60_000.0  # milliseconds: timestamps that jump by more have begun anew, or are no timestamps
 _UNMEASURED = {Verdict.LATE, Verdict.REPEATED, Verdict.DOUBTFUL}
-_SPAN = 10.0  # seconds: frames are late against the least delayed one of these and of as many before
 
 
 @define(eq=False)
 class TrackStatistics:
-    """What came of one track.
+    """Counts and timing of one track's media frames.
 
     A number more than 3,000 ahead of the last one, 64 or more behind it, or used before with another timestamp or
-    payload, is believed only if the next frame follows on it; then the frames are counted from there, and nothing is
-    missing before it. Repeated frames, from the first one on, are a restart as well if there are eight of them or
-    another payload follows (`SequenceTracker`). A timestamp that jumps by more than a minute against the clock begins
-    anew in the same way: it adds to no jitter, and later frames are measured against it.
+    payload, is believed only if the next frame follows it; then the numbering has restarted, and no frame is missing
+    before it. Repeated frames from the first one on are a restart as well if there are eight of them or another
+    payload follows.
+
+    In the same way, a timestamp that is more than 100 ms ahead of the least delayed frame's, or more than a minute
+    behind it, is believed only if the next frame's agrees, and so is the first one. It then is the new base of the
+    delay. Until then it counts neither for the delay nor for the jitter.
 
     Attributes:
-        frames: media frames that came.
-        bytes: their audio, in bytes.
-        missing: frames that never came, by their chunk numbers.
-        gaps: how often some were missing.
-        duplicates: frames that came again.
-        out_of_order: frames that came after a later one.
-        misnumbered: frames whose number was not believed.
-        restarts: how often the numbers began anew.
-        dropped: frames that the receiver dropped because its owner was too slow.
-        jitter: milliseconds; how unevenly frames arrive, smoothed as RFC 3550 does.
-        lateness: milliseconds by which the last frame came later, by its timestamp, than the least delayed one of the
-            last 10 to 20 seconds. So a delay that stays counts no more after that time. A frame arrives when it is
-            read, which is up to 50 ms later when the handler has just become busy elsewhere.
-        latest: the greatest lateness.
+        frames: media frames received.
+        bytes: bytes of audio received.
+        missing: frames that never arrived, by their numbers.
+        gaps: number of times that frames were missing.
+        duplicates: frames that were received again.
+        out_of_order: frames that arrived after a later one.
+        invalid_sequence: frames whose number was not believed.
+        sequence_resets: number of times that the numbering restarted.
+        dropped: frames that the receiver dropped since the handler was too slow.
+        jitter: variation of the delay in milliseconds, smoothed as in RFC 3550.
+        delay_ms: milliseconds that the last frame was late, by its timestamp, against the least delayed one of the
+            last 10 to 20 seconds; a permanent delay is therefore forgotten after that time. A frame arrives when it is
+            read, which is up to 50 ms late if the handler has just become busy elsewhere.
+        max_delay_ms: maximum of ``delay_ms``.
     """
 
     frames: int = 0
@@ -221,23 +227,25 @@ class TrackStatistics:
     jitter: float = 0.0
     delay_ms: float = 0.0
     max_delay_ms: float = 0.0
-    _sequence: SequenceTracker = field(init=False, factory=SequenceTracker)
-    _transit: float = field(init=False, default=float("-inf"))
-    _least: float = field(init=False, default=0.0)  # the transit of the least delayed frame of both spans
-    _least_of_span: float = field(init=False, default=0.0)
-    _span_ends: float = field(init=False, default=0.0)
+    _sequence: SequenceTracker = field(init=False, factory=SequenceTracker, repr=False)
+    # Arrival less timestamp of the last frame that was believed, and of the least delayed one of both spans.
+    _transit: float = field(init=False, default=0.0, repr=False)
+    _least: float = field(init=False, default=float("inf"), repr=False)
+    _least_of_span: float = field(init=False, default=0.0, repr=False)
+    _span_ends: float = field(init=False, default=0.0, repr=False)
+    _doubted: tuple[float, int] = field(init=False, default=(0.0, -1), repr=False)  # its transit, and `frames` then
 
     def _record(self, media: MediaEvent, now: float) -> None:
         """Count a frame that arrived at that time, in seconds."""
         self.frames += 1
         self.bytes += len(media.payload)
-        # The timestamp of a frame without audio does not tell it from another one.
+        # The timestamp of a frame without audio does not identify it.
         verdict = self._sequence.note(media.chunk, media.timestamp if media.payload else None, media.payload)
         if (verdict is _NEXT or self._count(verdict)) and media.timestamp is not None:
-            self._note_arrival(now * _MILLISECONDS - media.timestamp, now)
+            self._record_arrival(now * _MILLISECONDS - media.timestamp, now)
 
     def _count(self, verdict: Verdict) -> bool:
-        """Count a frame whose number does not follow; return whether its arrival is measured."""
+        """Count a frame whose number does not follow the last one; return whether to measure its arrival."""
         match verdict:
             case Verdict.AHEAD:
                 self.gaps += 1
@@ -257,32 +265,42 @@ class TrackStatistics:
                 self.duplicates -= self._sequence.replayed  # those before were new
         return verdict not in _UNMEASURED
 
-    def _note_arrival(self, transit: float, now: float) -> None:
-        change = abs(transit - self._transit)
+    def _record_arrival(self, transit: float, now: float) -> None:
+        delay = transit - self._least
+        if not -_MAX_EARLY <= delay <= _JUMP:
+            self._rebase(transit, now)
+            return
+        self.jitter += (abs(transit - self._transit) - self.jitter) * _SMOOTHING
         self._transit = transit
-        if change > _JUMP:  # also the first
-            self._least = self._least_of_span = transit
+        if now >= self._span_ends:
+            self._least = min(self._least_of_span, transit)
+            self._least_of_span = transit
             self._span_ends = now + _SPAN
-        else:
-            self.jitter += (change - self.jitter) * _SMOOTHING
-            if now >= self._span_ends:
-                self._least = min(self._least_of_span, transit)
-                self._least_of_span = transit
-                self._span_ends = now + _SPAN
-            elif transit < self._least_of_span:
-                self._least_of_span = transit
-                self._least = min(self._least, transit)
-        lateness = self.delay_ms = transit - self._least
-        if lateness > self.max_delay_ms:  # noqa: PLR1730  (max() would take a fourth of all the time, for each frame)
-            self.max_delay_ms = lateness
+        elif transit < self._least_of_span:
+            self._least_of_span = transit
+            self._least = min(self._least, transit)
+        delay = self.delay_ms = transit - self._least
+        if delay > self.max_delay_ms:  # noqa: PLR1730  (max() would take a fourth of all the time, for each frame)
+            self.max_delay_ms = delay
+
+    def _rebase(self, transit: float, now: float) -> None:
+        """Measure from a transit that is out of range, as the first one is, if it agrees with the frame before."""
+        doubted, frame = self._doubted
+        if frame + 1 != self.frames or abs(transit - doubted) > _MAX_EARLY:
+            self._doubted = transit, self.frames
+            return
+        self._transit = transit
+        self._least = self._least_of_span = min(doubted, transit)
+        self._span_ends = now + _SPAN
+        self.delay_ms = transit - self._least
 
 
 @define(eq=False)
 class StreamStatistics:
-    """What came over one audio socket.
+    """Counts of one audio socket.
 
     Attributes:
-        malformed: frames that could not be read.
+        malformed: frames that could not be decoded.
         unknown: events that this version does not know.
     """
 
@@ -292,17 +310,14 @@ class StreamStatistics:
 
     @property
     def tracks(self) -> Mapping[str, TrackStatistics]:
-        """The tracks' statistics, by their names."""
+        """Statistics of the tracks, by name. From the ninth track on, and for very long names, it is ``others``."""
         return self._tracks
 
     def of(self, track: str | None) -> TrackStatistics:
-        """Give the statistics of a track; the first time, they are new."""
+        """Return the statistics of a track; they start at zero when its first frame arrives."""
         found = self._tracks.get(track or "")
         if found is None:
             # A peer that makes up names must not fill the memory.
-            name = (track or "") if len(self._tracks) < _MOST_TRACKS else _OTHERS
-            found = self._tracks.setdefault(name, TrackStatistics())
+            is_kept = len(self._tracks) < _MAX_TRACKS and len(track or "") <= _MAX_TRACK_NAME
+            found = self._tracks.setdefault((track or "") if is_kept else _OTHERS, TrackStatistics())
         return found
-
-
-_MOST_TRACKS, _OTHERS = 8, "others"

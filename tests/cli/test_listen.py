@@ -277,7 +277,7 @@ async def test_a_peer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None
         assert peer._conn.transport is not None
         peer._conn.transport.abort()  # as a process that is killed leaves it
         facts = await listener.ended()
-    assert facts["end"] in {"connection lost", "closed"}
+    assert facts["end"] in {"connection_lost", "closed"}
     assert len(sound_of(facts["files"][0])[1]) == 1600
 
 
@@ -398,7 +398,7 @@ async def test_a_stream_that_cannot_be_recorded_leaves_the_others_alone(tmp_path
         await stop(before)
         unhurt = await listener.ended()
         ran = await listener.end()
-    assert (failed["end"], failed["files"]) == ("handler failed", [])
+    assert (failed["end"], failed["files"]) == ("handler_failed", [])
     assert failed["error"].startswith(f"the recording {folder / 'unlucky.wav'} can't be made: ")
     assert ran.err == f"error: unlucky is not fully recorded: {failed['error']}\n"
     assert [facts["error"] for facts in (well, unhurt)] == [None, None]

@@ -18,7 +18,7 @@ until = waiting.until
 
 
 class Heard:
-    """A handler that keeps what it gets."""
+    """A handler that stores its sessions and events."""
 
     def __init__(self) -> None:
         self.sessions: list[StreamSession] = []
@@ -44,7 +44,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def certificate(authority: trustme.CA) -> ssl.SSLContext:
-    """What a server on loopback shows."""
+    """TLS context of a server on loopback."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     return context
@@ -52,7 +52,7 @@ def certificate(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.fixture
 def trust(authority: trustme.CA) -> ssl.SSLContext:
-    """What accepts it."""
+    """TLS context of a client that trusts it."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
@@ -76,7 +76,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 @pytest.fixture
 async def dial() -> AsyncIterator[Callable[..., Any]]:
-    """Dial a receiver by hand."""
+    """Connect to a receiver without a simulator."""
     async with aiohttp.ClientSession() as session, AsyncExitStack() as stack:
 
         async def connect(url: str, token: str | None = None) -> aiohttp.ClientWebSocketResponse:

@@ -1,4 +1,4 @@
-"""Connections that carry no stream: they are limited in time and number, and no stream is closed for them."""
+"""Connections without a stream are limited in time and number, and no stream is closed for them."""
 
 import asyncio
 import contextlib
@@ -210,6 +210,68 @@ async def test_socket_without_a_start_counts_as_a_connection_without_a_stream(
     await until(lambda: receiver.pending_sockets == 1)
 
 
+async def test_socket_with_a_valid_token_is_closed_last(heard: Heard, serve: Any, connect: Any, dial: Any) -> None:
+    """Its start may be slow; clients that have presented nothing make room for each other."""
+    receiver = MediaReceiver(heard, bearer_tokens="right", start_timeout=600.0)
+    url = await serve(receiver, max_pending=3, handshake_timeout=600.0)
+    peer = await dial(url, "right")
+    idle = [await connect(url) for _ in range(6)]
+    await rest_of(idle[3])
+    assert [is_open(connection) for connection in idle] == [False] * 4 + [True] * 2
+    await peer.send_json(START)
+    await until(lambda: len(heard.sessions) == 1)
+
+
+async def test_oldest_admitted_socket_is_closed_where_all_are_admitted(heard: Heard, serve: Any, dial: Any) -> None:
+    """A valid token is no permission to fill the server with sockets that never start."""
+    receiver = MediaReceiver(heard, bearer_tokens="right", start_timeout=600.0)
+    url = await serve(receiver, max_pending=2, handshake_timeout=600.0)
+    peers = [await dial(url, "right") for _ in range(3)]
+    assert (await peers[0].receive()).type is aiohttp.WSMsgType.CLOSED
+    await until(lambda: receiver.pending_sockets == 2)
+
+
+class Checks:
+    """Token checks that take eight seconds, counted."""
+
+    def __init__(self, *, refuses: bool) -> None:
+        self.running = self.most = 0
+        self.begun = asyncio.Queue[None]()
+        self.refuses = refuses  # to be cancelled
+
+    async def __call__(self, token: str) -> bool:
+        self.begun.put_nowait(None)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(8)
+        except asyncio.CancelledError:
+            if not self.refuses:
+                raise
+            await asyncio.sleep(0.5)
+        finally:
+            self.running -= 1
+        return False
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_token_checks_of_clients_that_hang_up_are_bounded(
+    heard: Heard, serve: Any, connect: Any, refuses: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A check is cancelled when its client is gone, and counts until it has ended."""
+    checks = Checks(refuses=refuses)
+    url = await serve(MediaReceiver(heard, bearer_tokens=checks), max_pending=3)
+    head = UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer hush")
+    for _ in range(12):
+        _, writer = await connect(url, head)
+        await checks.begun.get()
+        reset(writer)
+    await asyncio.sleep(2)
+    assert checks.running == 0
+    assert checks.most <= 4
+    assert not [line for line in caplog.messages if "token check" in line]
+
+
 async def test_burst_of_streams_is_not_cut_for_itself(heard: Heard, serve: Any, dial: Any) -> None:
     """More streams than the cap that dial at once all get in, since each connection has a moment to begin."""
     url = await serve(MediaReceiver(heard, bearer_tokens=None), max_pending=5)
@@ -349,8 +411,11 @@ async def test_client_that_leaves_while_its_token_is_checked(
     assert heard.sessions == []
 
 
+@pytest.mark.parametrize("is_pending", [False, True])
 async def test_client_that_leaves_before_the_upgrade_is_written(
     serve: Any,
+    heard: Heard,
+    is_pending: bool,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -359,15 +424,17 @@ async def test_client_that_leaves_before_the_upgrade_is_written(
     async def gone(*_: Any) -> None:
         raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
 
-    receiver = MediaReceiver()
+    receiver = MediaReceiver(heard, bearer_tokens="t")
     url = await serve(receiver)
     monkeypatch.setattr(web.WebSocketResponse, "prepare", gone)
-    joining = receiver._joinings.add("sid", "name")
+    pending = receiver._pending_streams.add("sid", "name")
     with pytest.raises(aiohttp.WSServerHandshakeError):
         async with aiohttp.ClientSession() as session:
-            await session.ws_connect(url, headers={"Authorization": f"Bearer {joining.token}"})
-    with pytest.raises(OpenError, match="the connection broke"):
-        await joining.arrived
+            await session.ws_connect(url, headers={"Authorization": f"Bearer {pending.token if is_pending else 't'}"})
+    if is_pending:
+        with pytest.raises(OpenError, match="the connection broke"):
+            await pending._arrival
+    assert heard.sessions == []
     assert not caplog.records
 
 
@@ -411,7 +478,7 @@ async def test_streams_are_taken_on_several_addresses(
 
 
 async def test_port_that_is_taken(heard: Heard, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an error, and what was bound before is given back."""
+    """It raises, and the addresses that were bound before are released."""
     with socket.create_server(("127.0.0.2", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -432,11 +499,29 @@ async def test_port_that_is_taken(heard: Heard, serve: Any, monkeypatch: pytest.
         ({"max_pending": 0}, "max_pending must be a whole number of 1 or more"),
         ({"shutdown_timeout": -1}, "shutdown_timeout must be a number of seconds above 0"),
         ({"path": "audio"}, "path 'audio' does not begin with a slash: write it as '/audio'"),
+        ({"path": "/a?b"}, "path '/a.b' is not what a client would request: write it as '/a'"),
+        ({"path": "/a#b"}, "write it as '/a'"),
+        ({"path": "/a/../b"}, "write it as '/b'"),
+        ({"path": "/a/./b"}, "write it as '/a/b'"),
+        ({"path": "/%41"}, "write it as '/A'"),
+        ({"path": "/a\n"}, "write it as '/a'"),
+        ({"path": "/\ud800"}, "write it as '/'"),
     ],
 )
 async def test_invalid_settings_of_a_server(heard: Heard, serve: Any, settings: dict[str, Any], match: str) -> None:
     with pytest.raises(InvalidRequestError, match=match):
         await serve(MediaReceiver(heard, bearer_tokens=None), **settings)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "//", "/a//b", "/a b", "/a%20b", "/\u00e9", "/%C3%A9", "/a%2Fb", "/a%3Fb", "/a+b"]
+)
+async def test_stream_is_received_on_every_path_that_serve_accepts(
+    heard: Heard, serve: Any, dial: Any, path: str
+) -> None:
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None), path=path))
+    await peer.send_json(START)
+    await until(lambda: bool(heard.sessions))
 
 
 @pytest.mark.parametrize("poll", [True, False])
@@ -501,7 +586,7 @@ async def test_shortage_without_a_new_connection_closes_none(
 
 
 async def test_connection_that_is_closed_before_it_is_opened() -> None:
-    """Its socket is closed, and a request whose connection was lost gets no turn."""
+    """Its socket is closed, and a request on a lost connection gets a 503."""
 
     async def respond(*_: Any) -> web.StreamResponse:
         raise AssertionError

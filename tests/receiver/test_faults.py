@@ -1,4 +1,4 @@
-"""Whatever befalls a stream, its socket or its callbacks: the receiver or the joined start says what happened."""
+"""Faults of streams, sockets and callbacks, as the receiver and `open` report them."""
 
 import asyncio
 import ssl
@@ -86,23 +86,23 @@ def one_stream(client: StreamsClient, conference: str, url: str, heard: Heard) -
     return start
 
 
-async def test_a_socket_that_drops_in_the_middle(space: SimulatedSpace, one_stream: Start) -> None:
-    """The session ends as lost, with what came before."""
+async def test_dropped_socket_ends_session_as_lost(space: SimulatedSpace, one_stream: Start) -> None:
+    """The session ends as lost, after the events that arrived."""
     space.faults.add("connection-dropped", after=7)
     session = await one_stream()
     assert session.end_reason is EndReason.LOST
     assert session.statistics.of("inbound").frames == 7
 
 
-async def test_no_stop(space: SimulatedSpace, one_stream: Start) -> None:
-    """A socket that is closed without a stop is an ordinary end, and told apart."""
+async def test_stream_without_stop_event_ends_when_socket_closes(space: SimulatedSpace, one_stream: Start) -> None:
+    """It is a normal end with a reason of its own."""
     space.faults.add("no-stop")
     session = await one_stream()
     assert session.end_reason is EndReason.CLOSED
     assert session.statistics.of("inbound").frames == FRAMES
 
 
-async def test_lost_frames(space: SimulatedSpace, one_stream: Start) -> None:
+async def test_lost_frames_are_counted_as_missing(space: SimulatedSpace, one_stream: Start) -> None:
     """Gaps are counted, and how many frames are missing."""
     space.faults.add("frames-lost", every=10)
     track = (await one_stream()).statistics.of("inbound")
@@ -110,14 +110,14 @@ async def test_lost_frames(space: SimulatedSpace, one_stream: Start) -> None:
     assert (track.duplicates, track.out_of_order) == (0, 0)
 
 
-async def test_doubled_frames(space: SimulatedSpace, one_stream: Start) -> None:
+async def test_duplicated_frames_are_counted(space: SimulatedSpace, one_stream: Start) -> None:
     space.faults.add("frames-duplicated", every=10)
     track = (await one_stream()).statistics.of("inbound")
     assert (track.frames, track.duplicates) == (55, 5)
     assert (track.missing, track.out_of_order) == (0, 0)
 
 
-async def test_reordered_frames(space: SimulatedSpace, one_stream: Start) -> None:
+async def test_reordered_frames_are_counted_as_out_of_order(space: SimulatedSpace, one_stream: Start) -> None:
     """A frame that is overtaken is out of order, and not missing once it has come."""
     space.faults.add("frames-reordered", every=20)
     track = (await one_stream()).statistics.of("inbound")
@@ -125,7 +125,7 @@ async def test_reordered_frames(space: SimulatedSpace, one_stream: Start) -> Non
     assert (track.missing, track.duplicates) == (0, 0)
 
 
-async def test_broken_base64(space: SimulatedSpace, one_stream: Start) -> None:
+async def test_corrupted_frames_are_counted_as_malformed(space: SimulatedSpace, one_stream: Start) -> None:
     """A frame that can't be read is counted as malformed, and its audio as missing; the others come."""
     space.faults.add("frames-corrupted", every=10)
     session = await one_stream()
@@ -134,7 +134,7 @@ async def test_broken_base64(space: SimulatedSpace, one_stream: Start) -> None:
     assert session.end_reason is EndReason.STOPPED
 
 
-async def test_several_faults_of_one_stream(space: SimulatedSpace, one_stream: Start) -> None:
+async def test_several_faults_of_one_stream_are_all_counted(space: SimulatedSpace, one_stream: Start) -> None:
     """A stream runs into all the faults that apply to it."""
     space.faults.add("frames-duplicated", every=10)
     space.faults.add("frames-in-bursts", frames=8)
@@ -144,7 +144,7 @@ async def test_several_faults_of_one_stream(space: SimulatedSpace, one_stream: S
     assert (session.statistics.of("inbound").frames, session.statistics.of("inbound").duplicates) == (55, 5)
 
 
-async def test_bursts(trust: ssl.SSLContext, client_for: Any, url: str, heard: Heard) -> None:
+async def test_bursts_lose_no_frame(trust: ssl.SSLContext, client_for: Any, url: str, heard: Heard) -> None:
     """Frames that are held back arrive late, and nothing is lost."""
     async with SimulatedSpace(conferences=1, audio=Tone(seconds=0.4), ssl_context=trust) as space:
         space.faults.add("frames-in-bursts", frames=10)
@@ -174,7 +174,7 @@ async def joined(receiver: MediaReceiver, client: StreamsClient, conference: str
         ("socket-slow", {"seconds": 60}, "connection_refused_timeout_or_ssl_error"),
     ],
 )
-async def test_a_dial_that_fails(
+async def test_open_fails_when_the_space_cannot_connect(
     space: SimulatedSpace,
     client: StreamsClient,
     receiver: MediaReceiver,
@@ -184,7 +184,7 @@ async def test_a_dial_that_fails(
     settings: dict[str, Any],
     error: str,
 ) -> None:
-    """The Space tells so by callback, and the joined start ends in it at once; nothing runs, nothing is open."""
+    """The callback ends `open` at once; nothing runs and nothing is open."""
     space.faults.add(fault, **settings)
     async with callbacks_served(
         CallbackReceiver(receiver.handle_status_callback, keys=[space.signing_key])
@@ -196,17 +196,17 @@ async def test_a_dial_that_fails(
         assert receiver.sessions == set()
 
 
-async def test_a_dial_that_fails_and_no_callback(
+async def test_open_fails_by_timeout_when_no_callback_reports_failed_connection(
     space: SimulatedSpace, client: StreamsClient, receiver: MediaReceiver, url: str, conference: str
 ) -> None:
-    """Without callbacks it takes the time that a socket may take, and then says what to look at."""
+    """Without callbacks it takes the socket timeout; the error says what to check."""
     space.faults.add("socket-refused")
     with pytest.raises(OpenError, match="is the url reachable") as caught:
         await joined(receiver, client, conference, url, socket_timeout=0.05)
     assert caught.value.stage == "socket"
 
 
-async def test_a_slow_handshake(
+async def test_open_waits_for_slow_handshake(
     space: SimulatedSpace, client: StreamsClient, receiver: MediaReceiver, url: str, conference: str
 ) -> None:
     """One that comes in the end is a stream like any other."""
@@ -214,7 +214,7 @@ async def test_a_slow_handshake(
     assert await joined(receiver, client, conference, url) == FRAMES
 
 
-async def test_the_socket_comes_before_the_answer(
+async def test_open_yields_session_before_start_is_answered(
     space: SimulatedSpace, client: StreamsClient, receiver: MediaReceiver, url: str, conference: str
 ) -> None:
     """The session is there before the start was answered."""
@@ -258,34 +258,34 @@ async def a_stream_with_callbacks(
     return await heard.end()
 
 
-async def test_a_lost_callback(
+async def test_lost_callback_is_not_handled(
     space: SimulatedSpace, client: StreamsClient, url: str, conference: str, heard: Heard, listening: Any, told: Told
 ) -> None:
     """What never comes is not missed: the session itself has its end."""
     callbacks, address = listening
     space.faults.add("callback-lost", on="stream-stopped")
     session = await a_stream_with_callbacks(client, conference, url, heard, address)
-    await until(lambda: callbacks.counts.handled == 1)
+    await until(lambda: callbacks.statistics.handled == 1)
     await callbacks.aclose()
     assert session.end_reason is EndReason.STOPPED
     assert told.kinds == [StreamStarted]
 
 
-async def test_a_doubled_callback(
+async def test_duplicated_callback_is_handled_once(
     space: SimulatedSpace, client: StreamsClient, url: str, conference: str, heard: Heard, listening: Any, told: Told
 ) -> None:
     """It is handed on once, and counted."""
     callbacks, address = listening
     space.faults.add("callback-duplicated")
     await a_stream_with_callbacks(client, conference, url, heard, address)
-    await until(lambda: callbacks.counts.received == 4)
+    await until(lambda: callbacks.statistics.received == 4)
     await callbacks.aclose()
-    assert callbacks.counts.duplicates == 2
+    assert callbacks.statistics.duplicates == 2
     assert told.kinds == [StreamStarted, StreamStopped]
 
 
 @pytest.mark.parametrize(("fault", "settings"), [("callback-reordered", {}), ("callback-delayed", {"seconds": 30})])
-async def test_a_callback_that_is_overtaken(
+async def test_late_started_callback_is_not_handled(
     space: SimulatedSpace,
     client: StreamsClient,
     url: str,
@@ -308,33 +308,33 @@ async def test_a_callback_that_is_overtaken(
     assert sender is not None
     sender.sleep = until_it_stopped
     await a_stream_with_callbacks(client, conference, url, heard, address)
-    await until(lambda: callbacks.counts.handled == 1)
+    await until(lambda: callbacks.statistics.handled == 1)
     stopped.set()
-    await until(lambda: callbacks.counts.late == 1)
+    await until(lambda: callbacks.statistics.late == 1)
     await callbacks.aclose()
     assert told.kinds == [StreamStopped]
 
 
-async def test_a_badly_signed_callback(
+async def test_callback_with_bad_signature_is_refused(
     space: SimulatedSpace, client: StreamsClient, url: str, conference: str, heard: Heard, listening: Any, told: Told
 ) -> None:
     """It is refused as often as it is tried, and never handed on."""
     callbacks, address = listening
     space.faults.add("callback-bad-signature", on="stream-started")
     await a_stream_with_callbacks(client, conference, url, heard, address)
-    await until(lambda: callbacks.counts.refused == 3 and callbacks.counts.handled == 1)
+    await until(lambda: callbacks.statistics.refused == 3 and callbacks.statistics.handled == 1)
     assert told.kinds == [StreamStopped]
 
 
-async def test_faults_of_streams_have_no_scope(space: SimulatedSpace) -> None:
-    """What they can't be told is refused in a sentence."""
+async def test_stream_faults_reject_settings_of_requests(space: SimulatedSpace) -> None:
+    """The message says what to write instead."""
     for kind, wrong, match in (
         ("frames-lost", {"on": "start"}, "happens to a stream that is dialled: leave out on"),
         ("frames-lost", {"every": 0}, "every must be a whole number from 1"),
-        ("no-stop", {"created": True}, "leave out created"),
+        ("no-stop", {"executed": True}, "happens to a stream that is dialled: leave out"),
         ("callback-lost", {"on": "start"}, "write one of any, stream-error, stream-started, stream-stopped"),
         ("callback-delayed", {}, "needs seconds="),
-        ("socket-first", {"created": False}, "happens to a start that is carried out"),
+        ("socket-first", {"executed": False}, "happens to a start that is carried out"),
         ("socket-first", {"on": "stop"}, "is no scope of 'socket-first'"),
     ):
         with pytest.raises(ValueError, match=match):

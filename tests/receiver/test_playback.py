@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("idle_clock")
 
 
 class Line:
-    """Takes what is sent, on a clock that moves when somebody waits."""
+    """A WebSocket that stores messages, with a clock that advances when a task sleeps."""
 
     def __init__(self, *, broken: bool = False) -> None:
         self.sent: list[Any] = []
@@ -40,7 +40,7 @@ class Line:
         return Playback(self, "sid", audio_format, bidirectional, now=lambda: self.time, sleep=self.sleep)
 
 
-async def test_audio_goes_out_as_it_is_played() -> None:
+async def test_play_sends_audio_in_real_time() -> None:
     """A tenth of a second goes ahead; from then on each piece waits for its time."""
     line = Line()
     playback = line.playback()
@@ -55,8 +55,8 @@ async def test_audio_goes_out_as_it_is_played() -> None:
     assert len(line.waits) == 5
 
 
-async def test_audio_of_an_unknown_encoding_is_not_sent() -> None:
-    """How long it plays can't be told, so it could not go out in its time."""
+async def test_play_refuses_unknown_encoding() -> None:
+    """Its duration is unknown, so it can't be sent in real time."""
     line = Line()
     playback = Playback(line, "sid", AudioFormat("audio/x-new"), True)
     with pytest.raises(UnknownEncodingError):
@@ -64,7 +64,7 @@ async def test_audio_of_an_unknown_encoding_is_not_sent() -> None:
     assert line.sent == []
 
 
-async def test_cleared_audio_is_not_waited_for() -> None:
+async def test_clear_resets_the_playing_time() -> None:
     line = Line()
     playback = line.playback()
     await playback.play(b"\xff" * 800)
@@ -83,7 +83,7 @@ def payloads(line: Line) -> list[bytes]:
 
 @pytest.mark.parametrize("piece", [1, 159, 161, 250, 319, 321, 639, 641, 5000])
 @pytest.mark.parametrize("audio_format", [MULAW, L16], ids=["mulaw", "L16"])
-async def test_audio_in_pieces_of_any_size_goes_out_in_whole_frames(audio_format: AudioFormat, piece: int) -> None:
+async def test_play_sends_pieces_of_any_size_in_whole_frames(audio_format: AudioFormat, piece: int) -> None:
     """The rest of a piece waits for the next one, and for `flush` after the last."""
     line = Line()
     playback = Playback(line, "sid", audio_format, True, now=lambda: line.time, sleep=line.sleep)
@@ -100,7 +100,7 @@ async def test_audio_in_pieces_of_any_size_goes_out_in_whole_frames(audio_format
     assert len(payloads(line)) == -(-len(audio) // step)
 
 
-async def test_half_a_sample_waits_for_its_other_half() -> None:
+async def test_play_keeps_half_a_sample() -> None:
     """A flush between both does not separate them, so that later samples are not shifted by a byte."""
     line = Line()
     playback = Playback(line, "sid", L16, True, now=lambda: line.time, sleep=line.sleep)
@@ -112,7 +112,7 @@ async def test_half_a_sample_waits_for_its_other_half() -> None:
     assert payloads(line) == [b"aabb", b"ccdd"]
 
 
-async def test_a_mark_stands_after_the_audio_before_it() -> None:
+async def test_mark_is_sent_after_the_audio_before_it() -> None:
     """Also after the rest that is no whole frame."""
     line = Line()
     playback = line.playback()
@@ -125,7 +125,7 @@ async def test_a_mark_stands_after_the_audio_before_it() -> None:
     assert line.sent[-1]["event"] == "mark"
 
 
-async def test_clear_forgets_the_rest() -> None:
+async def test_clear_drops_the_rest_of_the_audio() -> None:
     """Whether it waits for more, or is behind audio that is being sent."""
     line = Line()
     playback = line.playback()
@@ -144,7 +144,7 @@ async def test_clear_forgets_the_rest() -> None:
     assert payloads(line)[-1] == b"c" * 160
 
 
-async def test_audio_that_was_given_up_leaves_no_rest() -> None:
+async def test_cancelled_play_leaves_no_rest() -> None:
     """What comes next begins with a sample of its own."""
     line = Line()
     playback = line.playback()
@@ -162,7 +162,7 @@ async def test_audio_that_was_given_up_leaves_no_rest() -> None:
     assert payloads(line)[-1] == b"b" * 160
 
 
-async def test_a_rate_of_less_than_a_sample_in_a_frame() -> None:
+async def test_play_sends_at_least_one_sample_per_frame() -> None:
     """A start event may name any rate; its audio goes out sample by sample."""
     line = Line()
     playback = Playback(line, "sid", AudioFormat("audio/x-L16", 10), True, now=lambda: line.time, sleep=line.sleep)
@@ -170,7 +170,7 @@ async def test_a_rate_of_less_than_a_sample_in_a_frame() -> None:
     assert payloads(line) == [b"aa", b"bb"]
 
 
-async def test_clear_ends_what_is_being_played() -> None:
+async def test_clear_ends_running_play() -> None:
     """What was not sent yet is not sent."""
     line = Line()
     playback = line.playback()
@@ -187,7 +187,7 @@ async def test_clear_ends_what_is_being_played() -> None:
     assert [frame["event"] for frame in line.sent] == [*["media"] * 10, "clear"]
 
 
-async def test_a_stream_that_ends_ends_what_is_being_played() -> None:
+async def test_end_of_stream_ends_running_play() -> None:
     line = Line()
     playback = line.playback()
 
@@ -200,8 +200,8 @@ async def test_a_stream_that_ends_ends_what_is_being_played() -> None:
     assert len(line.sent) == 6
 
 
-async def test_a_mark_is_waited_for() -> None:
-    """A mark comes back when what was sent before it has been played; marks of one name in their order."""
+async def test_mark_waits_for_its_echo() -> None:
+    """Marks of one name come back in order."""
     line = Line()
     playback = line.playback()
     marks = [asyncio.ensure_future(playback.mark("a")) for _ in range(2)]
@@ -216,7 +216,7 @@ async def test_a_mark_is_waited_for() -> None:
     playback._on_mark("a")
 
 
-async def test_a_mark_that_nobody_waits_for_any_more() -> None:
+async def test_cancelled_mark_ignores_its_echo() -> None:
     line = Line()
     playback = line.playback()
     ends: list[Callable[[], None]] = [lambda: playback._on_mark("a"), playback._close]
@@ -231,8 +231,8 @@ async def test_a_mark_that_nobody_waits_for_any_more() -> None:
         assert not playback._marks
 
 
-async def test_an_echo_belongs_to_its_own_mark() -> None:
-    """Also when nobody waits for the first of two of one name any more."""
+async def test_echoes_of_equal_names_arrive_in_order() -> None:
+    """Even if the first of two marks of one name was cancelled."""
     line = Line()
     playback = line.playback()
     given_up = asyncio.ensure_future(playback.mark("a"))
@@ -249,7 +249,7 @@ async def test_an_echo_belongs_to_its_own_mark() -> None:
     assert not playback._marks
 
 
-async def test_a_mark_that_could_not_be_sent_is_not_waited_for() -> None:
+async def test_mark_that_could_not_be_sent_is_forgotten() -> None:
     ended, broken = Line().playback(), Line(broken=True).playback()
     ended._close()
     for playback in (ended, broken):
@@ -258,7 +258,7 @@ async def test_a_mark_that_could_not_be_sent_is_not_waited_for() -> None:
         assert not playback._marks
 
 
-async def test_a_stream_that_ends_lets_marks_go() -> None:
+async def test_end_of_stream_fails_waiting_marks() -> None:
     """Nobody waits for a mark of a stream that is over, and nothing more is sent."""
     line = Line()
     playback = line.playback()
@@ -271,7 +271,7 @@ async def test_a_stream_that_ends_lets_marks_go() -> None:
         await playback.play(b"\xff")
 
 
-async def test_keys() -> None:
+async def test_send_dtmf_sends_each_key() -> None:
     line = Line()
     playback = line.playback()
     await playback.send_dtmf("1#")
@@ -291,20 +291,20 @@ async def test_keys() -> None:
         lambda playback: playback.send_dtmf("1"),
     ],
 )
-async def test_a_one_way_stream_takes_nothing(send: Callable[[Playback], Any]) -> None:
-    """The reason is told here, since the Space would only ignore it."""
+async def test_one_way_stream_refuses_to_send(send: Callable[[Playback], Any]) -> None:
+    """The error has the reason; the Space would just ignore the message."""
     line = Line()
     with pytest.raises(InvalidRequestError, match="one-way"):
         await send(line.playback(bidirectional=False))
     assert line.sent == []
 
 
-async def test_a_connection_that_breaks() -> None:
+async def test_broken_connection_raises_transport_error() -> None:
     with pytest.raises(TransportError, match="broke while sending: ConnectionResetError"):
         await Line(broken=True).playback().clear()
 
 
-async def test_marks_come_back_over_the_socket(serve: Any, dial: Any) -> None:
+async def test_mark_returns_when_its_echo_arrives_on_the_socket(serve: Any, dial: Any) -> None:
     """The handler's own loop need not look for them, and gets them as well."""
     played = asyncio.Event()
 
@@ -326,7 +326,7 @@ async def test_marks_come_back_over_the_socket(serve: Any, dial: Any) -> None:
         await played.wait()
 
 
-async def test_a_mark_that_is_given_up_while_it_is_sent_keeps_its_place() -> None:
+async def test_mark_cancelled_while_sending_keeps_its_place() -> None:
     """Its frame is written by then, so its echo will come, and belongs to no other mark."""
     line, written = Line(), asyncio.Event()
 
@@ -350,3 +350,34 @@ async def test_a_mark_that_is_given_up_while_it_is_sent_keeps_its_place() -> Non
     assert not second.done()
     playback._on_mark("a")
     await second
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("", "a mark can't be called ''"),
+        (None, "a mark can't be called None"),
+        (5, "a mark can't be called 5"),
+        (b"a", "a mark can't be called b'a'"),
+        ("\ud800", "half a surrogate pair"),
+        ("x" * 900, "would exceed frame_limit: shorten it"),
+        ("\u20ac" * 150, "would exceed frame_limit: shorten it"),
+    ],
+)
+async def test_mark_that_could_not_come_back_is_refused(name: Any, match: str) -> None:
+    """Nothing is sent, not even the rest of the audio."""
+    line = Line()
+    playback = Playback(line, "sid", AudioFormat("audio/x-mulaw"), True, sleep=line.sleep, max_message=1000)
+    await playback.play(b"a")
+    with pytest.raises(InvalidRequestError, match=match):
+        await playback.mark(name)
+    assert line.sent == []
+    assert playback._marks == {}
+
+
+@pytest.mark.parametrize("digits", ["", "1w", "\uff11", "a", None, 5, b"1", ["1"]])
+async def test_dtmf_that_is_no_key_is_refused(digits: Any) -> None:
+    line = Line()
+    with pytest.raises(InvalidRequestError, match="are no keys: write them of 0 to 9"):
+        await line.playback().send_dtmf(digits)
+    assert line.sent == []

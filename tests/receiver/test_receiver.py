@@ -1,4 +1,4 @@
-"""Audio sockets that come in: who may, what is made of them, how they end."""
+"""Incoming audio sockets: authentication, sessions, and how they end."""
 
 import asyncio
 import json
@@ -52,8 +52,8 @@ async def begin(peer: aiohttp.ClientWebSocketResponse, **start: Any) -> None:
     await peer.send_json({**START, "start": {**START["start"], **start}})  # type: ignore[dict-item]
 
 
-async def test_a_stream_is_handed_to_the_handler(heard: Heard, serve: Any, dial: Any) -> None:
-    """The handler gets what begins a stream, then its events in their order, until it stops."""
+async def test_handler_receives_events_in_order(heard: Heard, serve: Any, dial: Any) -> None:
+    """The handler gets the start event, then the events in order, until the stream stops."""
     peer = await dial(await serve(MediaReceiver(heard, bearer_tokens="t")), "t")
     await begin(peer)
     await peer.send_json(media(1))
@@ -89,8 +89,10 @@ async def test_a_stream_is_handed_to_the_handler(heard: Heard, serve: Any, dial:
         (None, "any", 101),
     ],
 )
-async def test_who_may_deliver(heard: Heard, serve: Any, dial: Any, tokens: Any, sent: str | None, status: int) -> None:
-    """A token is checked before the upgrade; without a right one there is no WebSocket."""
+async def test_bearer_token_is_required(
+    heard: Heard, serve: Any, dial: Any, tokens: Any, sent: str | None, status: int
+) -> None:
+    """A token is checked before the upgrade; without a valid one there is no WebSocket."""
     url = await serve(MediaReceiver(heard, bearer_tokens=tokens))
     if status == 101:
         peer = await dial(url, sent)
@@ -101,7 +103,7 @@ async def test_who_may_deliver(heard: Heard, serve: Any, dial: Any, tokens: Any,
     assert caught.value.status == status
 
 
-async def test_tokens_can_be_asked_for(heard: Heard, serve: Any, dial: Any) -> None:
+async def test_token_check_function_decides(heard: Heard, serve: Any, dial: Any) -> None:
     async def known(token: str) -> bool:
         await asyncio.sleep(0)
         return token == "right"
@@ -113,13 +115,13 @@ async def test_tokens_can_be_asked_for(heard: Heard, serve: Any, dial: Any) -> N
 
 
 @pytest.mark.parametrize("tokens", ["", [""], [7], ["right", None]])
-async def test_tokens_that_are_none(heard: Heard, tokens: Any) -> None:
+async def test_empty_tokens_are_refused(heard: Heard, tokens: Any) -> None:
     with pytest.raises(InvalidRequestError, match="a bearer token is empty or no str"):
         MediaReceiver(heard, bearer_tokens=tokens)
 
 
-async def test_it_is_a_handler_of_an_application(heard: Heard, dial: Any) -> None:
-    """It serves beside whatever else an application serves."""
+async def test_handle_works_in_an_application(heard: Heard, dial: Any) -> None:
+    """It serves next to the other routes of an application."""
     application = web.Application()
     application.router.add_get("/audio", MediaReceiver(heard, bearer_tokens=None).handle)
     runner = web.AppRunner(application)
@@ -143,8 +145,8 @@ def reset(peer: aiohttp.ClientWebSocketResponse) -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "going away", "reset", "too long", "no WebSocket"])
-async def test_how_a_socket_ends(heard: Heard, serve: Any, dial: Any, how: str) -> None:
-    """Closing without a stop is ordinary; a connection that breaks and one that makes no sense are told apart."""
+async def test_end_reason_of_each_socket_end(heard: Heard, serve: Any, dial: Any, how: str) -> None:
+    """Closing without a stop event is normal; broken connections and invalid data have reasons of their own."""
     peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None, frame_limit=1000)))
     await begin(peer)
     await peer.send_json(media(1))
@@ -166,8 +168,8 @@ async def test_how_a_socket_ends(heard: Heard, serve: Any, dial: Any, how: str) 
     assert session.end_reason is ends.get(how, EndReason.CLOSED)
 
 
-async def test_frames_that_can_not_be_read_are_counted(heard: Heard, serve: Any, dial: Any) -> None:
-    """A broken frame costs itself and nothing else."""
+async def test_malformed_frames_are_counted(heard: Heard, serve: Any, dial: Any) -> None:
+    """The stream continues after a malformed frame."""
     peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
     await begin(peer)
     for frame in ("no JSON", '{"event": "media", "media": {"payload": "!"}}', "[]"):
@@ -180,10 +182,10 @@ async def test_frames_that_can_not_be_read_are_counted(heard: Heard, serve: Any,
 
 
 @pytest.mark.parametrize("first", ["nothing", "nonsense", "close"])
-async def test_a_stream_that_does_not_start(
+async def test_socket_without_start_event_is_closed(
     heard: Heard, serve: Any, dial: Any, first: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who does not begin in time, or with nonsense, is closed, and no handler hears of it."""
+    """A socket that sends no start event in time, or invalid data, is closed; the handler is not called."""
     patience = 0.01 if first == "nothing" else 60.0
     peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None, start_timeout=patience)))
     if first == "nonsense":
@@ -198,8 +200,8 @@ async def test_a_stream_that_does_not_start(
     assert "hush" not in caplog.text
 
 
-async def test_a_slow_handler_loses_the_oldest_audio(serve: Any, dial: Any) -> None:
-    """Memory stays bounded, what is lost is counted, and keys are not lost; other streams are unharmed."""
+async def test_slow_handler_loses_oldest_audio(serve: Any, dial: Any) -> None:
+    """Memory is bounded, dropped audio is counted, keys are kept, and other streams are not affected."""
     go_on, ended = asyncio.Event(), asyncio.Queue[tuple[StreamSession, list[Any]]]()
 
     async def slow(session: StreamSession) -> None:
@@ -227,8 +229,8 @@ async def test_a_slow_handler_loses_the_oldest_audio(serve: Any, dial: Any) -> N
     assert session.end_reason is EndReason.CLOSED
 
 
-async def test_a_slow_handler_may_cost_its_stream(serve: Any, dial: Any) -> None:
-    """With the other policy the stream ends, with what waited."""
+async def test_slow_handler_closes_stream_with_overflow_close(serve: Any, dial: Any) -> None:
+    """The handler still gets the queued events."""
     go_on, ended = asyncio.Event(), asyncio.Queue[tuple[StreamSession, list[Any]]]()
 
     async def slow(session: StreamSession) -> None:
@@ -246,10 +248,10 @@ async def test_a_slow_handler_may_cost_its_stream(serve: Any, dial: Any) -> None
     assert session.statistics.tracks["inbound"].dropped == 1
 
 
-async def test_a_handler_that_fails_ends_its_own_stream(
+async def test_failing_handler_ends_its_own_stream_only(
     serve: Any, dial: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its error is logged, without audio and parameters; the others go on."""
+    """Its error is logged without audio and parameters; the other streams continue."""
     ended = asyncio.Queue[StreamSession]()
 
     async def fails(session: StreamSession) -> None:
@@ -272,7 +274,7 @@ async def test_a_handler_that_fails_ends_its_own_stream(
     assert (await ended.get()).end_reason is EndReason.CLOSED
 
 
-async def test_a_handler_that_has_enough(serve: Any, dial: Any) -> None:
+async def test_returning_handler_closes_stream(serve: Any, dial: Any) -> None:
     """When it returns, the stream's socket is closed."""
     sessions: list[StreamSession] = []
 
@@ -288,8 +290,8 @@ async def test_a_handler_that_has_enough(serve: Any, dial: Any) -> None:
     assert sessions[0].end_reason is EndReason.HANDLER_RETURNED
 
 
-async def test_closing_lets_streams_finish(heard: Heard, serve: Any, dial: Any) -> None:
-    """New ones are refused, those that come in may end in their time."""
+async def test_aclose_lets_streams_finish(heard: Heard, serve: Any, dial: Any) -> None:
+    """New streams are refused, open ones may continue until the deadline."""
     receiver = MediaReceiver(heard, bearer_tokens=None)
     url = await serve(receiver)
     peer = await dial(url)
@@ -309,10 +311,10 @@ async def test_closing_lets_streams_finish(heard: Heard, serve: Any, dial: Any) 
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
-async def test_closing_does_not_wait_for_ever(
+async def test_aclose_ends_streams_at_the_deadline(
     serve: Any, dial: Any, stubborn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the deadline streams are closed with 1001, also when a handler does not care."""
+    """After the deadline streams are closed with 1001, even if a handler ignores that."""
     monkeypatch.setattr("signalwire_streams.receiver._media_receiver._GRACE", 0.01)
     sessions: list[StreamSession] = []
 
@@ -333,16 +335,16 @@ async def test_closing_does_not_wait_for_ever(
     assert sessions[0].end_reason is EndReason.SHUTDOWN
 
 
-async def test_a_receiver_without_a_handler_takes_nobody(serve: Any, dial: Any) -> None:
-    """It is for the streams that it opens by itself."""
+async def test_receiver_without_handler_refuses_sockets(serve: Any, dial: Any) -> None:
+    """It only receives the streams that it opens."""
     url = await serve(MediaReceiver())
     for token in (None, "any"):
         with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
             await dial(url, token)
 
 
-async def test_a_door_that_makes_no_sense(heard: Heard) -> None:
-    """A handler that nobody could reach, or tokens for nobody, is refused in a sentence."""
+async def test_handler_and_tokens_must_fit(heard: Heard) -> None:
+    """A handler without tokens, or tokens without a handler, are refused."""
     nobodies: list[Any] = [(), [], set()]
     for nobody in nobodies:
         with pytest.raises(InvalidRequestError, match="a handler needs bearer_tokens"):
@@ -353,8 +355,8 @@ async def test_a_door_that_makes_no_sense(heard: Heard) -> None:
         MediaReceiver(bearer_tokens=None)
 
 
-async def test_a_socket_that_has_not_begun_does_not_hold_the_end_up(heard: Heard, serve: Any, dial: Any) -> None:
-    """Who has upgraded and said nothing yet is closed with 1001 when the receiver closes."""
+async def test_pending_socket_does_not_delay_aclose(heard: Heard, serve: Any, dial: Any) -> None:
+    """A socket without a start event is closed with 1001 when the receiver closes."""
     receiver = MediaReceiver(heard, bearer_tokens=None, start_timeout=600)
     peer = await dial(await serve(receiver))
     closing = asyncio.ensure_future(receiver.aclose())
@@ -363,7 +365,7 @@ async def test_a_socket_that_has_not_begun_does_not_hold_the_end_up(heard: Heard
     assert heard.sessions == []
 
 
-async def test_who_was_turned_away_is_counted(heard: Heard, serve: Any, dial: Any) -> None:
+async def test_rejected_upgrades_are_counted(heard: Heard, serve: Any, dial: Any) -> None:
     receiver = MediaReceiver(heard, bearer_tokens="right")
     url = await serve(receiver)
     for token in ("wrong", None):
@@ -373,8 +375,8 @@ async def test_who_was_turned_away_is_counted(heard: Heard, serve: Any, dial: An
     assert receiver.rejected_upgrades == 2
 
 
-async def test_an_address_of_the_sixth_version(heard: Heard, serve: Any, dial: Any) -> None:
-    """It stands in brackets, as addresses have it."""
+async def test_serve_supports_ipv6(heard: Heard, serve: Any, dial: Any) -> None:
+    """The address is in brackets."""
     url = await serve(MediaReceiver(heard, bearer_tokens=None), host="::1")
     assert url.startswith("ws://[::1]:")
     await dial(url)
@@ -385,10 +387,10 @@ async def test_an_address_of_the_sixth_version(heard: Heard, serve: Any, dial: A
     [(b"\x81\x7e\x01\x00" + b"x" * 256, 100), (b"\x81\x02\xff\xff", 1000), (b"\xc1\x02{}", 1000), (b"\x83\x00", 1000)],
     ids=["too long", "no utf-8", "reserved bits", "reserved opcode"],
 )
-async def test_a_first_frame_that_breaks_the_rules(
+async def test_invalid_first_websocket_frame_is_logged_once(
     heard: Heard, serve: Any, caplog: pytest.LogCaptureFixture, frame: bytes, limit: int
 ) -> None:
-    """It is told as any other bad beginning, in one line."""
+    """It is logged in one line, like any other failed start."""
     url = await serve(MediaReceiver(heard, bearer_tokens=None, frame_limit=limit))
     port = int(url.rsplit(":", 1)[1].strip("/"))
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -411,9 +413,9 @@ async def test_a_first_frame_that_breaks_the_rules(
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"backlog": 0}, "backlog must be a whole number of 1 or more"),
-        ({"backlog": "5"}, "backlog must be a whole number"),
-        ({"backlog_bytes": 0}, "backlog_bytes must be a whole number of 1 or more"),
+        ({"max_queue": 0}, "max_queue must be a whole number of 1 or more"),
+        ({"max_queue": "5"}, "max_queue must be a whole number"),
+        ({"max_queue_bytes": 0}, "max_queue_bytes must be a whole number of 1 or more"),
         ({"frame_limit": 0}, "frame_limit must be a whole number"),
         ({"start_timeout": -1}, "start_timeout must be a number of seconds above 0"),
         ({"heartbeat": -1}, "heartbeat must be a number of seconds above 0"),
@@ -421,10 +423,16 @@ async def test_a_first_frame_that_breaks_the_rules(
         ({"byte_order": "middle"}, "byte_order can't be 'middle': write 'little' or 'big'"),
         ({"bearer_tokens": 5}, "bearer_tokens is a int: pass a token, several, or a function"),
         ({"handler": "x"}, "the handler is a str: write async def handler"),
+        ({"bearer_tokens": b"t"}, "bearer_tokens is a bytes: pass a token"),
+        ({"bearer_tokens": ["t", ""]}, "a bearer token is empty"),
+        ({"bearer_tokens": "\ud800"}, "a bearer token holds blanks or is not ASCII"),
+        ({"bearer_tokens": "t\n"}, "a bearer token holds blanks or is not ASCII"),
+        ({"bearer_tokens": ["t", " t "]}, "a bearer token holds blanks or is not ASCII"),
+        ({"bearer_tokens": "\u00e9"}, "a bearer token holds blanks or is not ASCII"),
     ],
 )
-def test_settings_that_can_not_be_meant(settings: dict[str, Any], match: str) -> None:
-    """Each is refused when the receiver is made, and not by the first stream."""
+def test_invalid_settings_are_refused(settings: dict[str, Any], match: str) -> None:
+    """They are refused when the receiver is created, not when the first stream arrives."""
 
     async def handler(session: StreamSession) -> None:
         raise AssertionError
@@ -433,12 +441,12 @@ def test_settings_that_can_not_be_meant(settings: dict[str, Any], match: str) ->
         MediaReceiver(**({"handler": handler, "bearer_tokens": "t"} | settings))  # type: ignore[arg-type]
 
 
-def test_overflow_may_be_written_as_a_word() -> None:
-    receiver = MediaReceiver(overflow="close the stream", heartbeat=None)  # type: ignore[arg-type]
+def test_overflow_is_accepted_as_a_string() -> None:
+    receiver = MediaReceiver(overflow="close", heartbeat=None)  # type: ignore[arg-type]
     assert receiver._overflow is Overflow.CLOSE
 
 
-async def test_too_many_keys_close_the_stream(serve: Any, dial: Any) -> None:
+async def test_too_many_keys_close_stream(serve: Any, dial: Any) -> None:
     """Keys are not dropped, and they do not fill the memory either."""
     ended = asyncio.Queue[StreamSession]()
 
@@ -492,15 +500,58 @@ async def test_large_events_are_dropped_before_they_fill_the_memory(serve: Any, 
     assert waiting <= 2
 
 
-async def test_large_keys_close_the_stream(serve: Any, dial: Any) -> None:
-    """They are not dropped; what they take is bounded all the same."""
+async def test_long_track_names_are_dropped_before_they_fill_the_memory(serve: Any, dial: Any) -> None:
+    """500 audio events whose tracks have 64,000 letters took 129 MB, and so did their names in the statistics."""
+    ended = asyncio.Queue[tuple[StreamSession, int]]()
+
+    async def slow(session: StreamSession) -> None:
+        await session.wait_closed()
+        ended.put_nowait((session, len([event async for event in session])))
+
+    receiver = MediaReceiver(slow, bearer_tokens=None, max_queue_bytes=1_000_000)
+    peer = await dial(await serve(receiver))
+    await peer.send_json(START)
+    for number in range(20):
+        frame = {"event": "media", "media": {"track": f"{number}" + "a" * 60_000, "payload": "AAAA"}}
+        await peer.send_json(frame)
+    await peer.send_json({"event": "stop"})
+    session, waiting = await ended.get()
+    assert waiting == 5
+    assert list(session.statistics.tracks) == ["others"]
+    assert session.statistics.tracks["others"].dropped == 15
+
+
+async def test_long_track_names_before_the_start_are_bounded(
+    heard: Heard, serve: Any, dial: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
+    for _ in range(20):
+        await peer.send_json({"event": "media", "media": {"track": "a" * 60_000, "payload": "AAAA"}})
+    assert (await peer.receive()).data == 1008
+    assert "too many frames came before the start event" in caplog.text
+
+
+@pytest.mark.parametrize(("size", "reason"), [(0, EndReason.STOPPED), (1, EndReason.UNREADABLE)])
+async def test_frame_limit_is_the_largest_message(
+    heard: Heard, serve: Any, dial: Any, size: int, reason: EndReason
+) -> None:
+    peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None, frame_limit=1000)))
+    await peer.send_json(START)
+    frame = '{"event": "x", "a": "%s"}'
+    await peer.send_str(frame % ("a" * (1000 + size - len(frame) + 2)))
+    await peer.send_json({"event": "stop"})
+    assert (await heard.end()).end_reason is reason
+
+
+async def test_large_keys_close_stream(serve: Any, dial: Any) -> None:
+    """They are not dropped, but their memory is bounded."""
     ended = asyncio.Queue[StreamSession]()
 
     async def slow(session: StreamSession) -> None:
         await session.wait_closed()
         ended.put_nowait(session)
 
-    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, backlog_bytes=10_000)))
+    peer = await dial(await serve(MediaReceiver(slow, bearer_tokens=None, max_queue_bytes=10_000)))
     await peer.send_json(START)
     for _ in range(4):
         await peer.send_json({"event": "mark", "mark": {"name": "x" * 4000}})
@@ -509,14 +560,14 @@ async def test_large_keys_close_the_stream(serve: Any, dial: Any) -> None:
     assert len([event async for event in session]) == 3
 
 
-async def test_large_audio_closes_the_stream_where_none_may_be_dropped(serve: Any, dial: Any) -> None:
+async def test_large_audio_closes_stream_with_overflow_close(serve: Any, dial: Any) -> None:
     ended = asyncio.Queue[StreamSession]()
 
     async def slow(session: StreamSession) -> None:
         await session.wait_closed()
         ended.put_nowait(session)
 
-    receiver = MediaReceiver(slow, bearer_tokens=None, backlog_bytes=10_000, overflow=Overflow.CLOSE)
+    receiver = MediaReceiver(slow, bearer_tokens=None, max_queue_bytes=10_000, overflow=Overflow.CLOSE)
     peer = await dial(await serve(receiver))
     await peer.send_json(START)
     for chunk in range(1, 5):
@@ -527,7 +578,7 @@ async def test_large_audio_closes_the_stream_where_none_may_be_dropped(serve: An
     assert session.statistics.of("inbound").dropped == 1
 
 
-async def test_events_before_the_start_are_handed_over_after_it(heard: Heard, serve: Any, dial: Any) -> None:
+async def test_events_before_the_start_are_delivered_after_it(heard: Heard, serve: Any, dial: Any) -> None:
     """Keys, marks, audio and unknown events in their order; unreadable frames are counted as later ones are."""
     peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
     await peer.send_str("no JSON")
@@ -553,7 +604,7 @@ async def test_events_before_the_start_are_handed_over_after_it(heard: Heard, se
 
 
 @pytest.mark.parametrize("frame", [{"event": "dtmf", "dtmf": {"digit": "1"}}, media(1), {"event": "weather"}])
-@pytest.mark.parametrize("bound", [{"backlog": 5}, {"backlog_bytes": 600}])
+@pytest.mark.parametrize("bound", [{"max_queue": 5}, {"max_queue_bytes": 600}])
 async def test_events_before_the_start_are_bounded(
     heard: Heard,
     serve: Any,
@@ -562,7 +613,7 @@ async def test_events_before_the_start_are_bounded(
     bound: dict[str, int],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A peer that never begins a stream fills no memory."""
+    """A peer that never sends a start event can't fill the memory."""
     peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None, **bound)))  # type: ignore[arg-type]
     for _ in range(6):
         await peer.send_json(frame)
@@ -571,7 +622,7 @@ async def test_events_before_the_start_are_bounded(
     assert "too many frames came before the start event" in caplog.text
 
 
-async def test_a_stream_that_does_not_start_says_how_much_could_not_be_read(
+async def test_failed_start_reports_number_of_malformed_frames(
     heard: Heard, serve: Any, dial: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
@@ -583,15 +634,15 @@ async def test_a_stream_that_does_not_start_says_how_much_could_not_be_read(
     assert "hush" not in caplog.text
 
 
-async def test_a_receiver_that_fails_says_so(
+async def test_bug_in_the_receiver_ends_session_as_failed(
     serve: Any, dial: Any, heard: Heard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A mistake of this package's own does not pass for the handler's wish."""
+    """A bug of this package is not reported as the handler's."""
 
     def broken(self: StreamSession, event: Any, now: float) -> bool:
         raise LookupError("no such row")
 
-    monkeypatch.setattr(StreamSession, "take", broken)
+    monkeypatch.setattr(StreamSession, "_enqueue", broken)
     peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
     await peer.send_json(START)
     await peer.send_json({"event": "mark", "mark": {"name": "a"}})
@@ -601,8 +652,8 @@ async def test_a_receiver_that_fails_says_so(
 
 
 @pytest.mark.parametrize("sid", ["../outside", "a\nb", "", "x" * 200, None])
-async def test_a_sid_that_could_be_a_path(serve: Any, dial: Any, heard: Heard, sid: str | None) -> None:
-    """The label is fit for the name of a file, whatever the other end calls its stream."""
+async def test_label_is_safe_for_any_sid(serve: Any, dial: Any, heard: Heard, sid: str | None) -> None:
+    """The label is safe in a file name, whatever sid the peer sends."""
     peer = await dial(await serve(MediaReceiver(heard, bearer_tokens=None)))
     await peer.send_json({"event": "start", "start": {"streamSid": sid}})
     await peer.send_json({"event": "stop"})
@@ -611,8 +662,8 @@ async def test_a_sid_that_could_be_a_path(serve: Any, dial: Any, heard: Heard, s
     assert session.label.replace("-", "").isalnum()
 
 
-async def test_who_is_admitted_while_it_closes_is_turned_away(heard: Heard, serve: Any, dial: Any) -> None:
-    """A token check that takes long does not let a stream in after the end."""
+async def test_token_check_that_ends_after_aclose_admits_nobody(heard: Heard, serve: Any, dial: Any) -> None:
+    """A slow token check admits no stream after the receiver was closed."""
     asked, answer = asyncio.Event(), asyncio.Event()
 
     async def check(token: str) -> bool:

@@ -107,7 +107,7 @@ async def test_handler_that_answers_a_cancellation_with_an_error(dial: Any, capl
     assert record.getMessage() == "the handler of stream stream-1 failed, so the stream is closed"
 
 
-async def test_streams_may_go_on_until_the_deadline(dial: Any) -> None:
+async def test_streams_continue_until_the_deadline(dial: Any) -> None:
     """And no longer: a stream that goes on is closed with 1001 then."""
     sessions = list[StreamSession]()
 
@@ -126,7 +126,7 @@ async def test_streams_may_go_on_until_the_deadline(dial: Any) -> None:
     assert 5.0 <= loop.time() - ending < 5.5
 
 
-async def test_abort_ends_what_waits_for_the_other_end(serve: Any) -> None:
+async def test_abort_ends_waits_for_the_other_end(serve: Any) -> None:
     """A peer that does not answer that its socket is closed is not waited for any longer."""
     ended = asyncio.Event()
 
@@ -187,9 +187,7 @@ async def test_serve_that_is_cancelled_ends_at_once(dial: Any) -> None:
         await dial(url)
 
 
-async def test_closing_in_an_application_of_ones_own_ends_its_requests(
-    dial: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_aclose_ends_requests_of_an_application(dial: Any, caplog: pytest.LogCaptureFixture) -> None:
     """After `aclose` no request waits for a handler that refuses to end, so that the application's server can end."""
     begun, end = asyncio.Event(), asyncio.Event()
 

@@ -1,13 +1,14 @@
-"""How the audio of a stream is encoded, and what follows from that.
+"""Encodings of a stream's audio, and their conversion to linear PCM.
 
-A *sample* here is one moment of all channels (the platform sends one channel), so a track at 8000 Hz has 8000 samples
-a second, however many bytes each has.
+A *sample* spans all channels (the platform sends one), so a track at 8000 Hz has 8000 samples per second, whatever
+their size in bytes.
 
 Source: https://signalwire.com/docs/compatibility-api/
 """
 
 import re
 import struct
+from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
 from itertools import pairwise
@@ -21,10 +22,10 @@ from signalwire_streams.errors import InvalidRequestError, StreamsError
 
 @define(eq=False, slots=False, str=False)
 class UnknownEncodingError(StreamsError):
-    """The audio is encoded in a way that this package does not know, so it can only be passed on as it came.
+    """The encoding of the audio is unknown, so its payloads can only be passed on as they are.
 
     Attributes:
-        encoding: what the Space called it.
+        encoding: the encoding, as the start event has it.
     """
 
     encoding: str = ""
@@ -32,10 +33,10 @@ class UnknownEncodingError(StreamsError):
 
 @define(eq=False, slots=False, str=False)
 class RecordingError(StreamsError):
-    """A recording can't be written: the disk is full, the folder is not there, or it was closed.
+    """A recording can't be written: the disk is full, the directory does not exist, or the recording was closed.
 
     Attributes:
-        path: the file, where it is one.
+        path: the file; None if no single file is concerned.
     """
 
     path: Path | None = None
@@ -43,7 +44,7 @@ class RecordingError(StreamsError):
 
 @define(eq=False, slots=False, str=False)
 class RecordingFullError(RecordingError):
-    """The recording is as long as it may be. Everything before is kept, and the file is well-formed."""
+    """The recording has reached its maximum size. The file is valid and holds everything before."""
 
 
 _SIGN = 0x80
@@ -64,13 +65,13 @@ def _alaw_magnitude(code: int) -> int:
 
 
 def _mulaw_threshold(code: int) -> int:
-    """Give the least 14-bit magnitude of a code."""
+    """Return the least 14-bit magnitude of a code."""
     segment, step = divmod(code, 16)
     return max(0, ((step + 16) << (segment + 1)) - _MULAW_BIAS)
 
 
 def _alaw_threshold(code: int) -> int:
-    """Give the least 13-bit magnitude of a code."""
+    """Return the least 13-bit magnitude of a code."""
     segment, step = divmod(code, 16)
     return 2 * step if segment == 0 else (step + 16) << segment
 
@@ -92,14 +93,14 @@ _ALAW_LOW, _ALAW_HIGH = _both_bytes(
 
 
 def _runs(thresholds: list[int], magnitudes: int) -> bytes:
-    """Give the code of each magnitude, when a code reaches from its threshold to the next one's."""
+    """Return the code of each magnitude; a code extends from its threshold to the next one's."""
     return b"".join(
         bytes([code]) * (above - least) for code, (least, above) in enumerate(pairwise([*thresholds, magnitudes]))
     )
 
 
 def _widen(codes: bytes, scale: int, mask: int) -> bytes:
-    """Give each code once for every 16-bit sample that shares its upper bits."""
+    """Repeat each code for every 16-bit sample that shares its upper bits."""
     copies = 1 << scale
     wide = bytearray(copies * len(codes))
     for copy in range(copies):
@@ -107,8 +108,8 @@ def _widen(codes: bytes, scale: int, mask: int) -> bytes:
     return bytes(wide)
 
 
-# The tables are indexed by a signed sample: what is negative counts from the end, where it stands as well when a
-# 16-bit sample is read as an unsigned one. Both laws round down, so -1 of 16 bits is -1 of 14 or 13.
+# The tables are indexed by a signed sample; a negative one counts from the end. Both laws round down, so -1 of 16 bits
+# is -1 of 14 or 13.
 @cache
 def _mulaw_codes() -> bytes:
     codes = _runs([_mulaw_threshold(code) for code in range(128)], 8193)
@@ -123,27 +124,27 @@ def _alaw_codes() -> bytes:
 
 
 def mulaw_to_pcm(codes: bytes) -> bytes:
-    """Decode µ-law: two bytes of linear PCM for each code."""
+    """Decode µ-law to linear PCM: 16 bits, signed, little-endian, for each byte."""
     return _decode(codes, _MULAW_LOW, _MULAW_HIGH)
 
 
 def alaw_to_pcm(codes: bytes) -> bytes:
-    """Decode A-law: two bytes of linear PCM for each code."""
+    """Decode A-law to linear PCM: 16 bits, signed, little-endian, for each byte."""
     return _decode(codes, _ALAW_LOW, _ALAW_HIGH)
 
 
 def pcm_to_mulaw(pcm: bytes) -> bytes:
-    """Encode linear PCM in µ-law: one code for each two bytes; an odd byte at the end is no sample and is left out."""
+    """Encode 16-bit little-endian linear PCM as µ-law. An odd byte at the end is left out."""
     return _encode(pcm, _mulaw_codes())
 
 
 def pcm_to_alaw(pcm: bytes) -> bytes:
-    """Encode linear PCM in A-law: one code for each two bytes; an odd byte at the end is no sample and is left out."""
+    """Encode 16-bit little-endian linear PCM as A-law. An odd byte at the end is left out."""
     return _encode(pcm, _alaw_codes())
 
 
 def _decode(codes: bytes, low: bytes, high: bytes) -> bytes:
-    # Three calls into C, whatever the length: a loop over the samples would take twenty times as long.
+    # Three calls into C for any length; a loop over the samples would take twenty times as long.
     pcm = bytearray(2 * len(codes))
     pcm[::2] = codes.translate(low)
     pcm[1::2] = codes.translate(high)
@@ -158,9 +159,7 @@ def _encode(pcm: bytes, codes: bytes) -> bytes:
 ByteOrder: TypeAlias = Literal["little", "big"]
 """Which byte of a 16-bit sample comes first."""
 
-_TELEPHONY_RATE = 8000
-_MOST_RATE = 768_000
-_MOST_CHANNELS = 16
+_TELEPHONY_RATE, _MAX_RATE, _MAX_CHANNELS = 8000, 768_000, 16
 _MILLISECONDS = 1000
 _PCM_SIZE = 2
 
@@ -173,60 +172,72 @@ class Encoding(StrEnum):
     L16 = "audio/x-L16"
 
 
-# Only µ-law and L16 are documented for the start event; the others are how the same things are called elsewhere.
-_NAMES = {
-    "mulaw": Encoding.MULAW,
-    "ulaw": Encoding.MULAW,
-    "mu-law": Encoding.MULAW,
-    "u-law": Encoding.MULAW,
-    "pcmu": Encoding.MULAW,
-    "basic": Encoding.MULAW,
-    "alaw": Encoding.ALAW,
-    "a-law": Encoding.ALAW,
-    "pcma": Encoding.ALAW,
-    "l16": Encoding.L16,
+@frozen
+class _Codec:
+    """How one encoding is stored and converted.
+
+    Attributes:
+        names: lower-case names without ``audio/`` and ``x-``. Only those of µ-law and L16 are documented for the start
+            event; the others are in use elsewhere.
+        size: bytes per sample of one channel.
+        silence: one silent sample of one channel.
+        decode: converts to little-endian linear PCM; None if it is linear PCM.
+        encode: converts from it.
+    """
+
+    names: tuple[str, ...]
+    size: int
+    silence: bytes
+    decode: Callable[[bytes], bytes] | None = None
+    encode: Callable[[bytes], bytes] | None = None
+
+
+_CODECS = {
+    Encoding.MULAW: _Codec(
+        ("mulaw", "ulaw", "mu-law", "u-law", "pcmu", "basic"), 1, b"\xff", mulaw_to_pcm, pcm_to_mulaw
+    ),
+    Encoding.ALAW: _Codec(("alaw", "a-law", "pcma"), 1, b"\xd5", alaw_to_pcm, pcm_to_alaw),
+    Encoding.L16: _Codec(("l16",), _PCM_SIZE, b"\0\0"),
 }
+_ENCODINGS = {name: encoding for encoding, codec in _CODECS.items() for name in codec.names}
 _RATE = re.compile(r"@(\d{1,6})h?\b|;\s*rate\s*=\s*\"?(\d{1,6})\b", re.ASCII | re.IGNORECASE)
-_SIZES = {Encoding.MULAW: 1, Encoding.ALAW: 1, Encoding.L16: _PCM_SIZE}
-_SILENCES = {Encoding.MULAW: b"\xff", Encoding.ALAW: b"\xd5", Encoding.L16: b"\0\0"}
 
 
 def _encoding(text: str) -> Encoding | str:
     name = re.split("[;@]", text, maxsplit=1)[0].strip().lower()
-    return _NAMES.get(name.removeprefix("audio/").removeprefix("x-"), text)
+    return _ENCODINGS.get(name.removeprefix("audio/").removeprefix("x-"), text)
 
 
-def _is_within(_: object, attribute: "Attribute[int]", value: object) -> None:
+def _validate_range(_: object, attribute: "Attribute[int]", value: object) -> None:
     most = attribute.metadata["most"]
     if not isinstance(value, int) or not 1 <= value <= most:
         raise InvalidRequestError(f"{attribute.name} can't be {value!r}: it is a whole number from 1 to {most}")
 
 
-def _is_byte_order(_: object, __: object, value: object) -> None:
+def _validate_byte_order(_: object, __: object, value: object) -> None:
     if value not in ("little", "big"):
         raise InvalidRequestError(f"byte_order can't be {value!r}: write 'little' or 'big'")
 
 
 @frozen
 class AudioFormat:
-    """How audio is encoded.
+    """Encoding, sample rate and channels of audio.
 
     Attributes:
-        encoding: an `Encoding`, or the text as it came where it is none of them. Any usual spelling is taken for the
-            `Encoding` that it means.
+        encoding: an `Encoding`; other usual names of one are converted to it. An unknown encoding stays a string.
         sample_rate: samples per second.
-        byte_order: of L16. Which one the platform sends is not documented; whatever is known of it points to
-            ``little``, though the standard's ``audio/L16`` (RFC 2586) is ``big``.
+        byte_order: of L16. The platform's is not documented; all that is known points to ``little``, although the
+            standard's ``audio/L16`` (RFC 2586) is ``big``.
         channels: the platform sends one.
 
     Raises:
-        InvalidRequestError: a number can't be right.
+        InvalidRequestError: a number or the byte order is invalid.
     """
 
     encoding: Encoding | str = field(converter=_encoding)
-    sample_rate: int = field(default=_TELEPHONY_RATE, validator=_is_within, metadata={"most": _MOST_RATE})
-    byte_order: ByteOrder = field(default="little", validator=_is_byte_order)
-    channels: int = field(default=1, validator=_is_within, metadata={"most": _MOST_CHANNELS})
+    sample_rate: int = field(default=_TELEPHONY_RATE, validator=_validate_range, metadata={"most": _MAX_RATE})
+    byte_order: ByteOrder = field(default="little", validator=_validate_byte_order)
+    channels: int = field(default=1, validator=_validate_range, metadata={"most": _MAX_CHANNELS})
 
     @classmethod
     def from_start_event(
@@ -237,30 +248,30 @@ class AudioFormat:
         *,
         byte_order: ByteOrder = "little",
     ) -> Self:
-        """Make the format from what a start event says, whatever it says.
+        """Create the format from a start event, whatever that holds.
 
-        A rate that is left out is looked for in the encoding's text (``L16@16000h``, ``audio/L16;rate=16000``); else,
-        or where it can't be one, it is 8000. Channels that can't be are 1.
+        A missing sample rate is taken from the encoding (``L16@16000h``, ``audio/L16;rate=16000``). A rate that is
+        still missing, or invalid, is 8000; an invalid number of channels is 1.
 
         Args:
             encoding: ``mediaFormat.encoding``.
             sample_rate: ``mediaFormat.sampleRate``.
             channels: ``mediaFormat.channels``.
-            byte_order: of L16; the event does not tell it.
+            byte_order: of L16, which the event does not have.
         """
         text = encoding or ""
         if sample_rate is None and (found := _RATE.search(text)):
             sample_rate = int(found[1] or found[2])
         return cls(
             encoding=text,
-            sample_rate=sample_rate if sample_rate and 1 <= sample_rate <= _MOST_RATE else _TELEPHONY_RATE,
+            sample_rate=sample_rate if sample_rate and 1 <= sample_rate <= _MAX_RATE else _TELEPHONY_RATE,
             byte_order=byte_order,
-            channels=channels if channels and 1 <= channels <= _MOST_CHANNELS else 1,
+            channels=channels if channels and 1 <= channels <= _MAX_CHANNELS else 1,
         )
 
     @property
     def is_supported(self) -> bool:
-        """Whether the audio can be decoded; whatever needs to know the encoding raises where this is False."""
+        """True if the audio can be decoded. Else all that depends on the encoding raises `UnknownEncodingError`."""
         return isinstance(self.encoding, Encoding)
 
     @property
@@ -268,74 +279,67 @@ class AudioFormat:
         """Bytes of one sample, over all channels.
 
         Raises:
-            UnknownEncodingError: the encoding is not known.
+            UnknownEncodingError: the encoding is unknown.
         """
-        return _SIZES[self._known()] * self.channels
+        return self._codec().size * self.channels
 
     @property
     def silence(self) -> bytes:
         """One sample of silence: 0xFF in µ-law, 0xD5 in A-law, zeros in L16.
 
         Raises:
-            UnknownEncodingError: the encoding is not known.
+            UnknownEncodingError: the encoding is unknown.
         """
-        return _SILENCES[self._known()] * self.channels
+        return self._codec().silence * self.channels
 
     def samples_in(self, milliseconds: int) -> int:
-        """Give how many samples last so long, to the nearest one."""
+        """Return the number of samples in a duration, rounded to the nearest."""
         return (milliseconds * self.sample_rate + _MILLISECONDS // 2) // _MILLISECONDS
 
     def bytes_in(self, milliseconds: int) -> int:
-        """Give how many bytes last so long, in whole samples.
+        """Return the number of bytes in a duration, in whole samples.
 
         Raises:
-            UnknownEncodingError: the encoding is not known.
+            UnknownEncodingError: the encoding is unknown.
         """
         return self.samples_in(milliseconds) * self.sample_size
 
     def to_pcm(self, payload: bytes) -> bytes:
         """Decode a payload to linear PCM: 16 bits, signed, little-endian, at the same rate.
 
-        Bytes at the end that are no whole sample (an odd byte of L16) are left out.
+        Bytes at the end that are less than a sample (an odd byte of L16) are left out.
 
         Raises:
-            UnknownEncodingError: the encoding is not known.
+            UnknownEncodingError: the encoding is unknown.
         """
-        encoding = self._known()
-        whole = self.trim(payload)
-        if encoding is Encoding.MULAW:
-            return mulaw_to_pcm(whole)
-        if encoding is Encoding.ALAW:
-            return alaw_to_pcm(whole)
-        return whole if self.byte_order == "little" else _swapped(whole)
+        return self._convert(self._codec().decode, self.trim(payload))
 
     def from_pcm(self, pcm: bytes) -> bytes:
         """Encode linear PCM (16 bits, signed, little-endian, at the same rate) as a payload.
 
-        Bytes at the end that are no whole sample are left out.
+        Bytes at the end that are less than a sample are left out.
 
         Raises:
-            UnknownEncodingError: the encoding is not known.
+            UnknownEncodingError: the encoding is unknown.
         """
-        encoding = self._known()
-        whole = _whole(pcm, _PCM_SIZE * self.channels)
-        if encoding is Encoding.MULAW:
-            return pcm_to_mulaw(whole)
-        if encoding is Encoding.ALAW:
-            return pcm_to_alaw(whole)
-        return whole if self.byte_order == "little" else _swapped(whole)
+        return self._convert(self._codec().encode, _whole(pcm, _PCM_SIZE * self.channels))
+
+    def _convert(self, convert: Callable[[bytes], bytes] | None, audio: bytes) -> bytes:
+        if convert is not None:
+            return convert(audio)
+        return audio if self.byte_order == "little" else _swapped(audio)
 
     def trim(self, payload: bytes) -> bytes:
-        """Leave out the bytes at a payload's end that are no whole sample.
+        """Return the payload without bytes at its end that are less than a sample.
 
         Raises:
-            UnknownEncodingError: the encoding is not known.
+            UnknownEncodingError: the encoding is unknown.
         """
         return _whole(payload, self.sample_size)
 
-    def _known(self) -> Encoding:
+    def _codec(self) -> _Codec:
         if isinstance(self.encoding, Encoding):
-            return self.encoding
+            return _CODECS[self.encoding]
         raise UnknownEncodingError(
             f"audio encoded as {self.encoding[:80]!r} can't be decoded: take the payloads as they come",
             encoding=self.encoding,
@@ -343,8 +347,8 @@ class AudioFormat:
 
 
 def _whole(payload: bytes, size: int) -> bytes:
-    broken = len(payload) % size
-    return payload[:-broken] if broken else payload
+    partial = len(payload) % size
+    return payload[:-partial] if partial else payload
 
 
 def _swapped(samples: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Positions of a track's frames, to the sample.
+"""Positions of a track's frames, to the sample. Pure, and its state stays small however long the stream is.
 
 A frame carries a timestamp in whole milliseconds from the stream's start and a number that counts the track's frames.
 Neither is reliable: timestamps are rounded and may jitter, both may be missing, repeated, out of order or absurd. The
@@ -6,17 +6,15 @@ rules:
 
 - A frame that follows the one before, as far as its timestamp can tell, follows it **to the sample**.
 - A gap is kept, as silence, if the numbers show that frames are missing, or if a second frame agrees with the
-  timestamp after it. Until then the frame follows the one before; once a second frame agrees, both get their places
-  (`TrackTimeline.corrections`). So one absurd timestamp changes nothing, however far off it is.
+  timestamp after it. Until then the frame follows the one before; once a second frame agrees, both are moved to their
+  places (`TrackTimeline.corrections`). So a single absurd timestamp changes nothing.
 - The first frame is placed by its timestamp, until two more frames agree that it is wrong.
-- If the next frames then follow as if nothing had been missing, the gap is taken back.
+- If the next frames then follow as if nothing had been missing, the gap is removed.
 - A gap longer than ``max_gap`` is shortened to it, unless another track of the stream shows that more time has
   passed. If the time of arrival is known, all silence together is at most that time and five seconds.
-- A repeated frame is dropped; a late one goes into the gap that it left, and is dropped if there is none.
+- A repeated frame is dropped; a late one fills the gap that it left, and is dropped if there is none.
 - New audio is never dropped: if timestamps repeat, run slow or go back, it follows what came before. If the numbering
   restarts, the audio is new (`SequenceTracker`).
-
-Pure; it keeps a few numbers, and no more of them however long the stream or whatever comes.
 
 Source: https://signalwire.com/docs/compatibility-api/
 """
@@ -33,30 +31,30 @@ from signalwire_streams.receiver.audio._formats import AudioFormat
 
 _MILLISECONDS = 1000
 _DAY = 24 * 3600
-_LIMIT = 1 << 63  # a timestamp beyond it is none, so that not even the numbers grow
-_MOST_HOLES = 64
+_LIMIT = 1 << 63  # a timestamp beyond it is ignored, so that the numbers do not grow
+_MAX_HOLES = 64
 _RESTART = 1  # seconds: timestamps that fall behind by more restart, if a second frame agrees
 _PACKET = 60  # milliseconds: what a missing frame may have lasted, unless its neighbour is longer
-_MOST_DOUBTS = 3
-_MOST_FOLLOWING = 4  # frames after a move of the anchor that may still return to the former one
+_MAX_DOUBTS = 3
+_MAX_FOLLOWING = 4  # frames after a move of the anchor that may still return to the former one
 _MARGIN = 5  # seconds of silence beyond the time that passed: for delayed starts and clocks that differ
 
 
 @define
 class TimelineStatistics:
-    """What came of a track's frames.
+    """Counts of a track's frames.
 
     Attributes:
-        frames: frames that were given a place.
-        gaps: how often there was a gap; the time before the first frame is one.
-        gap_ms: milliseconds that are missing now; late frames make them fewer.
-        capped: gaps that were too long and were shortened.
-        duplicates: frames that came again and were dropped.
-        out_of_order: frames that came late and were put where they belong.
-        too_late: frames that came late and were dropped, because their place is taken.
-        overlaps: frames that begin, by their timestamps, before the one before ends; they were put after it.
-        restarts: how often the numbering restarted.
-        broken: frames with bytes at the end that are no whole sample; those bytes are left out.
+        frames: frames that were placed.
+        gaps: number of gaps; the time before the first frame is one.
+        gap_ms: milliseconds that are missing now; late frames reduce it.
+        truncated_gaps: gaps that were too long and were shortened.
+        duplicates: repeated frames, which were dropped.
+        out_of_order: late frames that were put in their places.
+        too_late: late frames that were dropped, since their places are taken.
+        overlaps: frames whose timestamps lie before the end of the frame before; they were placed after it.
+        restarts: number of times that the numbering restarted.
+        partial_samples: frames with bytes at the end that are less than a sample; those bytes are left out.
     """
 
     frames: int = 0
@@ -71,23 +69,23 @@ class TimelineStatistics:
     partial_samples: int = 0
 
 
-def _is_a_gap(_: object, __: object, value: float) -> None:
+def _validate_max_gap(_: object, __: object, value: float) -> None:
     if not 0 < value <= _DAY:
         raise InvalidRequestError(f"max_gap can't be {value!r}: it is seconds, above zero and up to a day")
 
 
-def _is_tolerable(_: object, __: object, value: float) -> None:
+def _validate_tolerance(_: object, __: object, value: float) -> None:
     if not 0 <= value <= _MILLISECONDS:
         raise InvalidRequestError(f"tolerance can't be {value!r}: it is milliseconds, from 0 to {_MILLISECONDS}")
 
 
 @frozen
 class Correction:
-    """A frame that belongs elsewhere than `TrackTimeline.place` returned.
+    """A frame that has been moved since `TrackTimeline.place` returned its place.
 
     Attributes:
-        frame: which call of `place` it was, counted from 1.
-        position: the sample at which it begins.
+        frame: the call of `place`, counted from 1.
+        position: its first sample.
     """
 
     frame: int
@@ -101,18 +99,18 @@ class _Doubt:
     frame: int
     position: int
     samples: int
-    told: int  # the timestamp in samples
+    stamp: int  # the timestamp in samples
     missing: int  # frames missing before it, by the numbers
 
 
 @define(eq=False)
 class _Former:
-    """The anchor before the last move, to which a few frames may still return as if nothing had been missing."""
+    """The anchor before the last move, to which the next few frames may return as if nothing had been missing."""
 
     shift: int
     begin: int  # of the gap that the move made
     gap: int
-    capped: int
+    truncated_gaps: int
     frames: list[_Doubt]  # those placed after the gap
 
 
@@ -121,24 +119,24 @@ class TrackTimeline:
     """The places of one track's frames.
 
     Attributes:
-        format: how the audio is encoded.
-        max_gap: seconds of silence that one jump of the timestamps may make.
-        tolerance: milliseconds by which a timestamp may be off without meaning anything. (The loss of a frame that is
-            shorter is noticed by its number.)
-        statistics: what came of the frames so far.
-        calls: how often `place` was called.
-        corrections: frames whose place the last call of `place` changed. Their old places, if they had any, are in
+        format: encoding of the audio.
+        max_gap: seconds of silence that one jump of the timestamps may add.
+        tolerance: milliseconds by which a timestamp may deviate without effect. (The loss of a shorter frame is
+            detected by its number.)
+        statistics: counts of the frames so far.
+        calls: number of calls of `place`.
+        corrections: frames that the last call of `place` moved. Their old places, if they had any, are in
             ``vacated``.
-        vacated: the samples, from the first to before the last, that are silence now, apart from the corrected frames.
+        vacated: range of samples, as in a slice, that are silence now, apart from the corrected frames.
 
     Raises:
-        InvalidRequestError: a number can't be right.
-        UnknownEncodingError: the encoding is not known, so that nobody can tell how long a frame is.
+        InvalidRequestError: ``max_gap`` or ``tolerance`` is invalid.
+        UnknownEncodingError: the encoding is unknown, so the duration of a frame is too.
     """
 
     format: AudioFormat
-    max_gap: float = field(default=60.0, validator=_is_a_gap, kw_only=True)
-    tolerance: int = field(default=8, validator=_is_tolerable, kw_only=True)
+    max_gap: float = field(default=60.0, validator=_validate_max_gap, kw_only=True)
+    tolerance: int = field(default=8, validator=_validate_tolerance, kw_only=True)
     statistics: TimelineStatistics = field(init=False, factory=TimelineStatistics)
     calls: int = field(init=False, default=0)
     corrections: list[Correction] = field(init=False, factory=list)
@@ -159,7 +157,9 @@ class TrackTimeline:
     _repeated: list[tuple[int, int]] = field(init=False, factory=list)  # frames and samples that may be new
     _holes: list[tuple[int, int]] = field(init=False, factory=list)
     _missing: int = field(init=False, default=0)
-    _beside: Iterable["TrackTimeline"] = field(init=False, default=(), repr=False)  # of the current call, as `elapsed`
+    _other_tracks: Iterable["TrackTimeline"] = field(
+        init=False, default=(), repr=False
+    )  # of the current call, as `elapsed`
     _elapsed: float | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
@@ -173,31 +173,31 @@ class TrackTimeline:
 
     @property
     def end(self) -> int:
-        """Where the next frame goes if it follows: samples from the stream's start."""
+        """End of the last frame, in samples from the stream's start."""
         return self._next
 
     @property
     def is_unsettled(self) -> bool:
-        """Whether frames may still be corrected."""
+        """True if frames may still be corrected."""
         return bool(self._former or self._doubts or self._repeated or self._lead)
 
     def unsettled(self) -> list[int]:
-        """Return which frames may still be corrected, as `Correction.frame` counts them."""
+        """Return the frames that may still be corrected, as `Correction.frame` counts them."""
         placed = [*self._doubts, *filter(None, [self._lead])]
         if self._former is not None:
             placed += self._former.frames
         return [*(doubt.frame for doubt in placed), *(frame for frame, _ in self._repeated)]
 
-    def estimate(self, told: int) -> int | None:
-        """Return the place of another track's timestamp by what this track knows.
+    def estimate(self, stamp: int) -> int | None:
+        """Return the place of another track's timestamp as this track would place it.
 
         Args:
-            told: the timestamp in samples.
+            stamp: the timestamp in samples.
 
         Returns:
-            The sample, counted from the stream's start; None if this track cannot tell.
+            The sample, counted from the stream's start; None if this track can't tell.
         """
-        place = told - self._shift
+        place = stamp - self._shift
         return place if self._next and place <= self._next + self._longest else None
 
     def place(
@@ -216,13 +216,13 @@ class TrackTimeline:
             timestamp: milliseconds from the stream's start.
             chunk: the frame's number within its track.
             size: the payload's length in bytes.
-            beside: the timelines of the stream's other tracks. They are asked how much time has passed if this track
-                cannot tell.
-            elapsed: seconds from the stream's start to the frame's arrival; None, nan or infinity if that is not known.
-            payload: the frame's audio, which distinguishes a resent frame from a new one; None if that is not known.
+            other_tracks: timelines of the stream's other tracks, which show how much time has passed if this track
+                can't tell.
+            elapsed: seconds from the stream's start to the frame's arrival; None, nan or infinity if unknown.
+            payload: the frame's audio, which distinguishes a resent frame from a new one; None if unknown.
 
         Returns:
-            The sample, counted from the stream's start, at which the frame begins; None if it is to be dropped.
+            The frame's first sample, counted from the stream's start; None to drop the frame.
         """
         self.calls += 1
         if self.corrections:
@@ -240,7 +240,7 @@ class TrackTimeline:
                 return self._settle(samples)
         if size > 0 and size % self._sample_size:
             self.statistics.partial_samples += 1
-        self._beside, self._elapsed = other_tracks, elapsed if elapsed is not None and isfinite(elapsed) else None
+        self._other_tracks, self._elapsed = other_tracks, elapsed if elapsed is not None and isfinite(elapsed) else None
         return self._place_unusual(timestamp, verdict, samples)
 
     def _place_unusual(self, timestamp: int | None, verdict: Verdict, samples: int) -> int | None:
@@ -290,33 +290,33 @@ class TrackTimeline:
         self._next += samples
         return position
 
-    def _locate(self, told: int, verdict: Verdict, samples: int) -> int | None:
-        ahead = told - self._shift - self._next
+    def _locate(self, stamp: int, verdict: Verdict, samples: int) -> int | None:
+        ahead = stamp - self._shift - self._next
         absent, slack = self._absent, self._slack
         if absent:
             slack = self._rounding  # a frame is missing: the timestamp counts, even for less than the tolerance
         if -self._slack <= ahead <= slack:
             if verdict is Verdict.LATE and ahead < -self._rounding:
-                return self._fill(told - self._shift, samples)
+                return self._fill(stamp - self._shift, samples)
             return self._settle(samples)
-        if verdict in _EARLIER and (self._confirm_by_earlier(told) or ahead < 0):
-            hole = self._fill(told - self._shift, samples) if self._lead is None or verdict is Verdict.LATE else None
+        if verdict in _EARLIER and (self._confirm_by_earlier(stamp) or ahead < 0):
+            hole = self._fill(stamp - self._shift, samples) if self._lead is None or verdict is Verdict.LATE else None
             if hole is not None or verdict is Verdict.LATE:
                 return hole
         if not self._next and ahead > 0:
-            self._lead = _Doubt(self.calls, 0, samples, told, absent)
-            self._pause(0, self._gap(told, 0))
+            self._lead = _Doubt(self.calls, 0, samples, stamp, absent)
+            self._pause(0, self._gap(stamp, 0))
             self._lead.position = self._next
             self._absent = 0
             return self._follow(samples)
         if 0 < ahead <= absent * max(self._packet, samples):
-            self._pause(self._next, self._in_frames(self._gap(told, self._next), samples))
-        elif not self._return_to_former(told):
-            return self._doubt(told, ahead, verdict, samples)
+            self._pause(self._next, self._in_frames(self._gap(stamp, self._next), samples))
+        elif not self._return_to_former(stamp):
+            return self._doubt(stamp, ahead, verdict, samples)
         return self._settle(samples)
 
     def _settle(self, samples: int) -> int:
-        """Place a frame that follows, by its timestamp as well."""
+        """Place a frame that follows the one before and whose timestamp agrees."""
         if self._doubts:
             self._doubts.clear()
         if self._lead is not None:
@@ -331,16 +331,16 @@ class TrackTimeline:
         """Remember a frame as one that was placed after the anchor moved."""
         if self._former is not None:
             self._former.frames.append(_Doubt(self.calls, self._next, samples, 0, 0))
-            if len(self._former.frames) > _MOST_FOLLOWING:
+            if len(self._former.frames) > _MAX_FOLLOWING:
                 self._former = None
 
-    def _return_to_former(self, told: int) -> bool:
-        """Take back the last move of the anchor, if a frame follows as if it had not been made; return whether so."""
+    def _return_to_former(self, stamp: int) -> bool:
+        """Undo the last move of the anchor if a frame follows as if it had not been made; return whether it was."""
         former = self._former
         if former is None or self._absent:
             return False
         gap = former.begin, former.begin + former.gap
-        off = told - former.shift - (self._next - former.gap)
+        off = stamp - former.shift - (self._next - former.gap)
         if abs(off) > self._slack or (former.gap and gap not in self._holes):
             return False
         if former.gap:
@@ -350,58 +350,58 @@ class TrackTimeline:
             self.vacated = gap[1], self._next
             self._next -= former.gap
             self._move(former.frames, -former.gap)
-        self.statistics.truncated_gaps = former.capped
+        self.statistics.truncated_gaps = former.truncated_gaps
         self._shift, self._former = former.shift, None
         return True
 
-    def _doubt(self, told: int, ahead: int, verdict: Verdict, samples: int) -> int:
+    def _doubt(self, stamp: int, ahead: int, verdict: Verdict, samples: int) -> int:
         """Place a frame whose timestamp does not fit: by that of an earlier doubtful frame, or after the last one."""
-        agreeing = self._agreeing(told)
+        agreeing = self._agreeing(stamp)
         if agreeing is not None:
             self._move_anchor(agreeing)
-            ahead = told - self._shift - self._next
+            ahead = stamp - self._shift - self._next
             if ahead > self._slack:
-                self._pause(self._next, self._in_frames(self._gap(told, self._next), samples))
+                self._pause(self._next, self._in_frames(self._gap(stamp, self._next), samples))
             elif ahead < -self._slack:
                 self.statistics.overlaps += 1
             return self._settle(samples)
         if ahead < 0:
             self.statistics.overlaps += 1
             if verdict in _RESTARTS:
-                self._restart_at(told, self._next)
+                self._restart_at(stamp, self._next)
                 return self._settle(samples)
             if -ahead <= self._restart and self._lead is None:
                 self._doubts.clear()
                 self._former = None
                 return self._follow(samples)  # the timestamps still count: a gap that comes makes up for it
-        doubt = _Doubt(self.calls, self._next, samples, told, self._absent)
+        doubt = _Doubt(self.calls, self._next, samples, stamp, self._absent)
         self._doubts.append(doubt)
         self._note_following(samples)
-        del self._doubts[:-_MOST_DOUBTS]
+        del self._doubts[:-_MAX_DOUBTS]
         self._follow(samples)
         if self._is_progressing():
             self._move_anchor(self._doubts[0])
             self._doubts = self._doubts[1:]
         return doubt.position
 
-    def _agreeing(self, told: int) -> _Doubt | None:
+    def _agreeing(self, stamp: int) -> _Doubt | None:
         """Return the doubtful frame that a timestamp follows."""
         for doubt in reversed(self._doubts):
-            off = told - doubt.told - (self._next - doubt.position)
+            off = stamp - doubt.stamp - (self._next - doubt.position)
             if -self._slack <= off <= self._slack + (self._absent - doubt.missing) * self._packet:
                 return doubt
         return None
 
     def _is_progressing(self) -> bool:
         """Return whether the doubtful frames are far apart, each later than the one before."""
-        steps = [later.told - doubt.told for doubt, later in pairwise(self._doubts)]
-        return len(steps) == _MOST_DOUBTS - 1 and all(self._packet < step <= self._longest for step in steps)
+        steps = [later.stamp - doubt.stamp for doubt, later in pairwise(self._doubts)]
+        return len(steps) == _MAX_DOUBTS - 1 and all(self._packet < step <= self._longest for step in steps)
 
-    def _confirm_by_earlier(self, told: int) -> bool:
+    def _confirm_by_earlier(self, stamp: int) -> bool:
         """Move the anchor to a doubtful frame if one that was sent shortly before it arrives after it."""
         for doubt in self._doubts:
-            is_before = 0 < doubt.told - told <= WINDOW * self._packet
-            if is_before and told - self._shift >= doubt.position - self._slack:
+            is_before = 0 < doubt.stamp - stamp <= WINDOW * self._packet
+            if is_before and stamp - self._shift >= doubt.position - self._slack:
                 self._move_anchor(doubt)
                 self._doubts.clear()
                 return True
@@ -409,15 +409,15 @@ class TrackTimeline:
 
     def _move_anchor(self, doubt: _Doubt) -> None:
         """Place a doubtful frame, and those after it, by its timestamp."""
-        ahead = doubt.told - self._shift - doubt.position
+        ahead = doubt.stamp - self._shift - doubt.position
         former = _Former(self._shift, doubt.position, 0, self.statistics.truncated_gaps, [])
         following = self._doubts[self._doubts.index(doubt) :]
         if ahead < 0 and self._take_back_lead(doubt):
             return
         if ahead < -self._restart:
-            self._restart_at(doubt.told, doubt.position)
-            ahead = doubt.told - self._shift - doubt.position
-        if ahead > 0 and (length := self._gap(doubt.told, doubt.position)) > 0:
+            self._restart_at(doubt.stamp, doubt.position)
+            ahead = doubt.stamp - self._shift - doubt.position
+        if ahead > 0 and (length := self._gap(doubt.stamp, doubt.position)) > 0:
             self.vacated = doubt.position, self._next
             self._pause(doubt.position, length)
             self._move(following, length)
@@ -432,19 +432,19 @@ class TrackTimeline:
                 self.corrections.append(Correction(doubt.frame, doubt.position))
 
     def _take_back_lead(self, doubt: _Doubt) -> bool:
-        """Move the first frame, and the doubtful ones after it, to before the second one; return whether it is so."""
+        """Move the first frame, and the doubtful ones after it, before the second one; return whether they moved."""
         lead = self._lead
         if lead is None or self._holes != [(0, lead.position)]:
             return False
         if self._doubts[0].position != lead.position + lead.samples:
-            return False  # those between are not known any more
-        agreed = self._agreed(doubt.told, 0) or 0
-        begin = max(0, doubt.told - agreed - (doubt.position - lead.position))
+            return False  # the frames between are not known any more
+        agreed = self._agreed(doubt.stamp, 0) or 0
+        begin = max(0, doubt.stamp - agreed - (doubt.position - lead.position))
         if begin >= lead.position:
             return False
         self.vacated = lead.position, self._next
         by = begin - lead.position
-        self._shift = doubt.told - (doubt.position + by)
+        self._shift = doubt.stamp - (doubt.position + by)
         self._holes, self._next, self._lead, self._former = [], self._next + by, None, None
         self.statistics.gaps = 0
         self._miss(-self._missing)
@@ -454,33 +454,33 @@ class TrackTimeline:
             self._pause(0, begin)
         return True
 
-    def _restart_at(self, told: int, position: int) -> None:
+    def _restart_at(self, stamp: int, position: int) -> None:
         """Count timestamps anew, so that this one belongs to a position, or beside another track further on."""
-        agreed = self._agreed(told, position)
-        self._shift = told - position if agreed is None else agreed
+        agreed = self._agreed(stamp, position)
+        self._shift = stamp - position if agreed is None else agreed
 
-    def _agreed(self, told: int, position: int) -> int | None:
+    def _agreed(self, stamp: int, position: int) -> int | None:
         """Return the shift by which another track makes sense of a timestamp, if one does."""
-        for other in self._beside:
-            place = other.estimate(told)
+        for other in self._other_tracks:
+            place = other.estimate(stamp)
             if place is not None and place >= position:
-                return told - place
+                return stamp - place
         return None
 
-    def _gap(self, told: int, position: int) -> int:
+    def _gap(self, stamp: int, position: int) -> int:
         """Return how much silence belongs between a position and a timestamp, and count timestamps from there."""
-        ahead = length = told - self._shift - position
+        ahead = length = stamp - self._shift - position
         if ahead > self._longest or not position:
-            agreed = self._agreed(told, position)
+            agreed = self._agreed(stamp, position)
             if agreed is None:
                 length = min(ahead, self._longest)
             else:
-                ahead = length = told - agreed - position
+                ahead = length = stamp - agreed - position
         if self._elapsed is not None:
             passed = int((self._elapsed + _MARGIN) * self.format.sample_rate) - self._missing
             length = min(length, max(0, passed))
         self.statistics.truncated_gaps += length < ahead
-        self._shift = told - position - length
+        self._shift = stamp - position - length
         return length
 
     def _in_frames(self, ahead: int, samples: int) -> int:
@@ -491,7 +491,7 @@ class TrackTimeline:
     def _pause(self, position: int, length: int) -> None:
         if length > 0:
             self._holes.append((position, position + length))
-            del self._holes[:-_MOST_HOLES]
+            del self._holes[:-_MAX_HOLES]
             self._next += length
             self.statistics.gaps += 1
             self._miss(length)
@@ -501,7 +501,7 @@ class TrackTimeline:
         self.statistics.gap_ms = self._missing * _MILLISECONDS / self.format.sample_rate
 
     def _fill(self, place: int, samples: int) -> int | None:
-        """Return the place of a late frame, if there is a hole about where it belongs; the hole gets smaller."""
+        """Return the place of a late frame if there is a hole about where it belongs, and shrink the hole."""
         slack = min(self._slack, samples // 2)
         for number, (begin, end) in enumerate(self._holes):
             if end - begin >= samples - slack and begin - slack <= place and place + samples <= end + slack:

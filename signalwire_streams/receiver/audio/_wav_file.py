@@ -1,11 +1,11 @@
-"""One WAV file that grows: audio is put at any sample of any channel, and what nobody wrote is silence.
+"""One WAV file that grows: audio may be written at any sample of any channel, and the rest is silence.
 
-The end of the recording, a few seconds, is in memory: there, tracks that are about as far as each other meet.
-What lies before is on disk, and is read and written again when a track comes that is further behind. So memory does
-not depend on how far apart the tracks are.
+The last few seconds of the recording are in memory, where tracks that are about equally far meet. What lies before is
+on disk, and is read and written again for a track that is further behind. So the memory does not depend on the
+distance between the tracks.
 
-With every two seconds of audio, what is new goes to disk, and then the header's sizes are put right. So the file of a
-process that was killed is well-formed, and lacks its last seconds only.
+After every two seconds of audio, the new audio is written to disk, and then the sizes in the header. So the file of a
+process that is killed is valid and lacks only the last seconds.
 """
 
 import os
@@ -16,24 +16,26 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Self
 
-from attrs import define, field, frozen
+from attrs import frozen
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.receiver.audio._formats import AudioFormat, Encoding, RecordingError, RecordingFullError
 
 PCM_TAG, ALAW_TAG, MULAW_TAG = 1, 6, 7
 _TAGS: Mapping[str, int] = {Encoding.MULAW: MULAW_TAG, Encoding.ALAW: ALAW_TAG, Encoding.L16: PCM_TAG}
-_MOST = (1 << 32) - 1  # every size in the header has 32 bits
+_MAX_SIZE = (1 << 32) - 1  # every size in the header has 32 bits
 _BITS = 8
+_SECONDS_KEPT, _SECONDS_UNWRITTEN = 1, 2  # of audio in memory that is on disk as well, and that is not yet
+_PIECE = 1 << 16
 
 
 @frozen(kw_only=True)
 class WavShape:
-    """How the audio of a WAV file is laid out.
+    """Layout of the audio in a WAV file.
 
     Attributes:
-        tag: the format tag: 1 is linear PCM, 6 A-law, 7 µ-law.
-        channels: how many are interleaved.
+        tag: format tag: 1 is linear PCM, 6 A-law, 7 µ-law.
+        channels: number of interleaved channels.
         sample_rate: samples per second.
         width: bytes of one sample of one channel.
         silence: one silent sample of one channel.
@@ -46,15 +48,15 @@ class WavShape:
     silence: bytes
 
     @classmethod
-    def of(cls, audio: AudioFormat, *, channels: int, decoded: bool) -> "WavShape":
-        """Give the shape for audio of a format, either decoded to linear PCM or with the codes that were sent.
+    def from_format(cls, audio: AudioFormat, *, channels: int, decoded: bool) -> "WavShape":
+        """Return the shape for payloads of a format, either decoded to linear PCM or as they are.
 
         Raises:
-            UnknownEncodingError: the encoding is not known.
+            UnknownEncodingError: the encoding is unknown.
         """
-        kept = AudioFormat(Encoding.L16, audio.sample_rate) if decoded else audio
-        silence = kept.silence[: kept.sample_size // kept.channels]
-        tag = _TAGS[kept.encoding]
+        stored = AudioFormat(Encoding.L16, audio.sample_rate) if decoded else audio
+        silence = stored.silence[: stored.sample_size // stored.channels]
+        tag = _TAGS[stored.encoding]
         return cls(tag=tag, channels=channels, sample_rate=audio.sample_rate, width=len(silence), silence=silence)
 
     @property
@@ -63,12 +65,12 @@ class WavShape:
         return self.width * self.channels
 
     @property
-    def most(self) -> int:
-        """Bytes of audio that the header's numbers can tell, in whole blocks; a little less than 4 GiB."""
-        return (_MOST - len(self.header(0))) // self.block * self.block
+    def max_bytes(self) -> int:
+        """Bytes of audio that the header can express, in whole blocks: a little less than 4 GiB."""
+        return (_MAX_SIZE - len(self.header(0))) // self.block * self.block
 
     def header(self, size: int) -> bytes:
-        """Spell the header of a file with so many bytes of audio. All headers of a shape are equally long."""
+        """Return the header of a file with *size* bytes of audio. All headers of a shape have the same length."""
         layout = struct.pack(
             "<HHIIHH",
             self.tag,
@@ -81,14 +83,14 @@ class WavShape:
         if self.tag == PCM_TAG:
             chunks = _chunk(b"fmt ", layout)
         else:
-            # Whatever is not PCM says how many bytes of extension follow (none), and has its length in samples.
+            # Other formats have the size of an extension (none), and their length in samples.
             chunks = _chunk(b"fmt ", layout + b"\0\0") + _chunk(b"fact", struct.pack("<I", size // self.block))
         whole = b"WAVE" + chunks + struct.pack("<4sI", b"data", size)
         return struct.pack("<4sI", b"RIFF", len(whole) + size + padding(size)) + whole
 
 
 def padding(size: int) -> int:
-    """Give how many bytes follow audio of such a size, so that it ends on an even one."""
+    """Return the number of bytes that follow *size* bytes of audio, so that the file has an even length."""
     return size % 2
 
 
@@ -96,44 +98,29 @@ def _chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack("<4sI", name, len(body)) + body
 
 
-_KEPT, _UNWRITTEN = 1, 2  # seconds in memory that are on disk as well, and that are not yet
-_PIECE = 1 << 16
-
-
-@define(eq=False)
 class WavFile:
-    """A WAV file that is being written. Make one with `create`.
+    """A WAV file that is being written; `create` opens one."""
 
-    Attributes:
-        path: the file.
-        shape: how its audio is laid out.
-        most: bytes of audio that it may hold.
-    """
-
-    path: Path
-    shape: WavShape
-    most: int
-    _file: BufferedRandom
-    _header_size: int = field(init=False)
-    _block: int = field(init=False)
-    _second: int = field(init=False)
-    _start: int = field(init=False, default=0)  # bytes of audio before the tail; all of them are on disk
-    _tail: bytearray = field(init=False, factory=bytearray, repr=False)
-    _clean: int = field(init=False, default=0)  # bytes of the tail that are on disk as well
-    _ended: str | None = field(init=False, default=None)
-
-    def __attrs_post_init__(self) -> None:
-        self._header_size = len(self.shape.header(0))
-        self._block = self.shape.block
-        self._second = self.shape.sample_rate * self._block
+    def __init__(self, path: Path, shape: WavShape, max_bytes: int, file: BufferedRandom) -> None:
+        self.path = path
+        self.shape = shape
+        self.max_bytes = max_bytes
+        self._file = file
+        self._header_size = len(shape.header(0))
+        self._block = shape.block
+        self._second = shape.sample_rate * shape.block
+        self._start = 0  # bytes of audio before the tail; all of them are on disk
+        self._tail = bytearray()
+        self._clean = 0  # bytes of the tail that are on disk as well
+        self._ended: str | None = None  # why nothing more can be written
 
     @classmethod
-    def create(cls, path: Path, shape: WavShape, *, most: int | None = None) -> Self:
-        """Make a file that holds no audio yet.
+    def create(cls, path: Path, shape: WavShape, *, max_bytes: int | None = None) -> Self:
+        """Create a file without audio.
 
         Raises:
-            InvalidRequestError: there is such a file already.
-            RecordingError: it can't be made.
+            InvalidRequestError: the file exists.
+            RecordingError: it can't be created.
         """
         try:
             opened = path.open("x+b")
@@ -141,7 +128,7 @@ class WavFile:
             raise InvalidRequestError(f"the recording {path} is there already: choose another file") from None
         except (OSError, ValueError) as error:
             raise RecordingError(f"the recording {path} can't be made: {error}", path=path) from error
-        file = cls(path, shape, shape.most if most is None else min(most, shape.most), opened)
+        file = cls(path, shape, shape.max_bytes if max_bytes is None else min(max_bytes, shape.max_bytes), opened)
         try:
             file.flush()
         except RecordingError:
@@ -155,40 +142,36 @@ class WavFile:
         return self._start + len(self._tail)
 
     def write(self, sample: int, audio: bytes, channel: int | None = None) -> None:
-        """Put audio at a sample.
+        """Write audio at a sample.
 
         Args:
-            sample: where it begins, counted from the file's start.
+            sample: first sample, counted from the file's start.
             audio: whole samples, of one channel or of all.
-            channel: counted from 0; None where the audio is of all channels.
+            channel: channel, from 0; None if the audio is of all channels.
 
         Raises:
-            RecordingFullError: the file would become too long. None of this audio was written; audio that belongs
-                further to the front still can be.
+            RecordingFullError: the file would become too large. None of this audio was written; audio at an earlier
+                sample still can be.
             RecordingError: the file can't be written, or was closed. After a failure nothing more is written.
         """
         if self._ended is not None:
             raise self._error(self._ended)
         begin = sample * self._block
         length = len(audio) if channel is None else len(audio) // self.shape.width * self._block
-        if begin + length > self.most:
+        if begin + length > self.max_bytes:
             raise RecordingFullError(
-                f"the recording {self.path} is full: it may hold {self.most} bytes", path=self.path
+                f"the recording {self.path} is full: it may hold {self.max_bytes} bytes", path=self.path
             )
         if begin < self._start:
             length = min(length, self._start - begin)
             size = length if channel is None else length // self._block * self.shape.width
-            self._patch(begin, length, audio[:size], channel)
+            self._write_on_disk(begin, length, audio[:size], channel)
             audio, begin = audio[size:], self._start
         if audio:
             self._append(begin - self._start, audio, channel)
 
     def shorten(self, sample: int) -> None:
-        """Drop the audio from a sample on, if there is any.
-
-        Raises:
-            RecordingError: the file can't be written, or was closed.
-        """
+        """Drop the audio from a sample on."""
         size = sample * self._block
         if size >= self.size:
             return
@@ -196,31 +179,31 @@ class WavFile:
         self._start = min(self._start, size)
         self._clean = min(self._clean, len(self._tail))
         self.flush()
-        with self._telling():
+        with self._translated_errors():
             # After the header, which never claims more than there is.
             self._file.truncate(self._header_size + size + padding(size))
 
     def flush(self) -> None:
-        """Put on disk what is in memory, and then the sizes in the header.
+        """Write the audio in memory to disk, and then the sizes in the header.
 
         Raises:
             RecordingError: the file can't be written, was removed or replaced, or was closed.
         """
         if self._ended is not None:
             raise self._error(self._ended)
-        with self._telling():
+        with self._translated_errors():
             if not os.fstat(self._file.fileno()).st_nlink:  # writing to a file without a name succeeds
                 raise OSError("the file was removed or replaced")
             self._store()
             self._file.write(bytes(padding(self.size)))
-            # The audio first: the header never tells of more than there is.
+            # The audio first, since the header never claims more than there is.
             self._file.flush()
             self._file.seek(0)
             self._file.write(self.shape.header(self.size))
             self._file.flush()
 
     def close(self) -> None:
-        """Put everything on disk and close the file. Closing again, or after a failure, does nothing more.
+        """Write everything to disk and close the file. Closing again, or after a failure, has no effect.
 
         Raises:
             RecordingError: the file can't be written.
@@ -230,7 +213,7 @@ class WavFile:
                 self.flush()
         finally:
             self._ended = self._ended or "is closed"
-            # What could be written was written; a file that failed fails once more here.
+            # A file that failed before fails again here.
             with suppress(OSError):
                 self._file.close()
 
@@ -243,8 +226,8 @@ class WavFile:
             self.path.unlink()
 
     def _append(self, offset: int, audio: bytes, channel: int | None) -> None:
-        """Put audio into the tail, or so far beyond it that a new one begins."""
-        if offset > len(self._tail) + _UNWRITTEN * self._second:
+        """Write audio to the tail, or so far beyond it that a new tail begins."""
+        if offset > len(self._tail) + _SECONDS_UNWRITTEN * self._second:
             self._skip(self._start + offset)
             offset = 0
         if channel is None:
@@ -254,9 +237,9 @@ class WavFile:
             self._lengthen(offset + len(audio) // self.shape.width * self._block)
             self._weave(self._tail, offset, audio, channel)
         self._clean = min(self._clean, offset)
-        if len(self._tail) - self._clean > _UNWRITTEN * self._second:
+        if len(self._tail) - self._clean > _SECONDS_UNWRITTEN * self._second:
             self.flush()
-            forgotten = max(0, len(self._tail) - _KEPT * self._second)
+            forgotten = max(0, len(self._tail) - _SECONDS_KEPT * self._second)
             del self._tail[:forgotten]
             self._start += forgotten
             self._clean -= forgotten
@@ -266,15 +249,14 @@ class WavFile:
             self._tail += self.shape.silence * (missing // self.shape.width)
 
     def _weave(self, into: bytearray, offset: int, audio: bytes, channel: int) -> None:
-        """Replace one channel, which must be there already."""
+        """Overwrite one channel."""
         width, block = self.shape.width, self._block
         first, last = offset + channel * width, offset + len(audio) // width * block
         for byte in range(width):
             into[first + byte : last : block] = audio[byte::width]
 
-    def _patch(self, begin: int, length: int, audio: bytes, channel: int | None) -> None:
-        """Put audio where the file is on disk only."""
-        with self._telling():
+    def _write_on_disk(self, begin: int, length: int, audio: bytes, channel: int | None) -> None:
+        with self._translated_errors():
             self._file.seek(self._header_size + begin)
             there = bytearray(audio)
             if channel is not None:
@@ -284,8 +266,8 @@ class WavFile:
             self._file.write(there)
 
     def _skip(self, begin: int) -> None:
-        """Begin a new tail further on, with silence before it."""
-        with self._telling():
+        """Begin a new tail at *begin*, with silence before it."""
+        with self._translated_errors():
             self._store()
             if any(self.shape.silence):
                 missing = begin - self.size
@@ -293,21 +275,21 @@ class WavFile:
                 for written in range(0, missing, _PIECE):
                     self._file.write(piece[: missing - written])
             else:
-                self._file.truncate(self._header_size + begin)  # zeros that take no space, where the disk can do that
+                self._file.truncate(self._header_size + begin)  # a hole of zeros, if the file system supports it
         self._start, self._tail, self._clean = begin, bytearray(), 0
         self.flush()
 
     def _store(self) -> None:
-        """Write what of the tail is not on disk; the file is then at the audio's end."""
+        """Write the part of the tail that is not on disk. The file position is then the end of the audio."""
         self._file.seek(self._header_size + self._start + self._clean)
         self._file.write(memoryview(self._tail)[self._clean :])
         self._clean = len(self._tail)
 
-    def _error(self, what: str) -> RecordingError:
-        return RecordingError(f"the recording {self.path} {what}", path=self.path)
+    def _error(self, reason: str) -> RecordingError:
+        return RecordingError(f"the recording {self.path} {reason}", path=self.path)
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -47,7 +47,7 @@ def each(audio: AudioFormat) -> str:
 
 
 @pytest.mark.parametrize(("text", "encoding"), SPELLINGS)
-def test_spellings(text: str, encoding: str) -> None:
+def test_usual_names_are_converted_to_encodings(text: str, encoding: str) -> None:
     """Usual spellings are taken for what they mean; any other text stays as it came."""
     assert AudioFormat.from_start_event(text).encoding == AudioFormat(text).encoding == encoding
     assert AudioFormat(text).is_supported is isinstance(encoding, Encoding)
@@ -72,7 +72,7 @@ def test_spellings(text: str, encoding: str) -> None:
         ((None, None, None), 8000, 1),
     ],
 )
-def test_rates_and_channels(told: tuple[Any, ...], rate: int, channels: int) -> None:
+def test_invalid_rate_and_channels_get_defaults(told: tuple[Any, ...], rate: int, channels: int) -> None:
     """A start event that leaves out or spoils its numbers still makes a format."""
     audio = AudioFormat.from_start_event(*told)
 
@@ -81,7 +81,7 @@ def test_rates_and_channels(told: tuple[Any, ...], rate: int, channels: int) -> 
 
 
 @given(st.none() | st.text(), st.none() | st.integers(), st.none() | st.integers())
-def test_any_start_event_makes_a_format(encoding: str | None, rate: int | None, channels: int | None) -> None:
+def test_any_start_event_creates_a_format(encoding: str | None, rate: int | None, channels: int | None) -> None:
     """Nothing that a start event says raises."""
     audio = AudioFormat.from_start_event(encoding, rate, channels)
 
@@ -101,13 +101,13 @@ def test_any_start_event_makes_a_format(encoding: str | None, rate: int | None, 
         ({"byte_order": None}, "byte_order"),
     ],
 )
-def test_what_is_written_wrong_is_told(wrong: dict[str, Any], name: str) -> None:
+def test_invalid_argument_is_refused(wrong: dict[str, Any], name: str) -> None:
     """A format that somebody writes must be right."""
     with pytest.raises(InvalidRequestError, match=rf"^{name} can't be"):
         AudioFormat("audio/x-L16", **wrong)
 
 
-def test_a_format_is_a_value() -> None:
+def test_formats_compare_by_value() -> None:
     """Equal formats are equal, and stay as they are."""
     audio = AudioFormat("PCMU")
 
@@ -130,7 +130,7 @@ def test_a_format_is_a_value() -> None:
         (AudioFormat("audio/x-mulaw", channels=2), 2, b"\xff\xff", 320),
     ],
 )
-def test_sizes(audio: AudioFormat, size: int, silence: bytes, bytes_of_20_ms: int) -> None:
+def test_sample_size_silence_and_bytes(audio: AudioFormat, size: int, silence: bytes, bytes_of_20_ms: int) -> None:
     """Sizes follow from the encoding, the rate and the channels."""
     assert audio.sample_size == size
     assert audio.silence == silence
@@ -144,13 +144,13 @@ def test_samples_are_counted_to_the_nearest_one() -> None:
     assert [audio.samples_in(milliseconds) for milliseconds in (0, 1, 2, 40, -1)] == [0, 11, 22, 441, -11]
 
 
-def test_silence_sounds_like_nothing() -> None:
+def test_silence_decodes_to_zero() -> None:
     """µ-law has a zero, and A-law's silence is the least that it has."""
     assert AudioFormat("audio/x-mulaw").to_pcm(b"\xff" * 3) == bytes(6)
     assert AudioFormat("audio/x-alaw").to_pcm(b"\xd5") == struct.pack("<h", 8)
 
 
-def test_the_byte_order_is_a_choice() -> None:
+def test_byte_order_swaps_l16() -> None:
     """Linear PCM is little-endian, however L16 comes."""
     assert AudioFormat("audio/x-L16", 16000).to_pcm(b"\x01\x02\x03\x04") == b"\x01\x02\x03\x04"
     assert AudioFormat("audio/x-L16", 16000, "big").to_pcm(b"\x01\x02\x03\x04") == b"\x02\x01\x04\x03"
@@ -181,14 +181,14 @@ def test_only_whole_samples_of_all_channels_are_decoded() -> None:
     [
         lambda audio: audio.sample_size,
         lambda audio: audio.silence,
-        lambda audio: audio.bytes_of(20),
-        lambda audio: audio.whole(b"12"),
+        lambda audio: audio.bytes_in(20),
+        lambda audio: audio.trim(b"12"),
         lambda audio: audio.to_pcm(b"12"),
         lambda audio: audio.from_pcm(b"12"),
     ],
 )
-def test_an_unknown_encoding_is_told(use: Any) -> None:
-    """What can't be decoded is passed on as it came, and whoever tries is told so."""
+def test_unknown_encoding_raises(use: Any) -> None:
+    """Everything that depends on the encoding raises; the payloads can still be passed on."""
     audio = AudioFormat.from_start_event("audio/opus\n", 48000)
 
     assert audio.samples_in(20) == 960

@@ -41,7 +41,7 @@ def linear(samples: "range | list[int]") -> bytes:
     return struct.pack(f"<{len(samples)}h", *samples)
 
 
-def test_the_tables_are_those_of_the_recommendation() -> None:
+def test_tables_are_those_of_the_recommendation() -> None:
     """The end points of the segments, as the recommendation prints them."""
     assert MU_ENDS[::16] == [0, 31, 95, 223, 479, 991, 2015, 4063, 8159]
     assert A_ENDS[32::16] == [64, 128, 256, 512, 1024, 2048, 4096]
@@ -92,7 +92,7 @@ def test_every_linear_sample_has_the_alaw_code_of_its_interval() -> None:
     assert pcm_to_alaw(linear(SAMPLES)) == expected
 
 
-def test_a_code_stands_for_the_middle_of_its_interval() -> None:
+def test_code_stands_for_the_middle_of_its_interval() -> None:
     """So encoding is off by half an interval at most, though at a segment's end another level may be nearer."""
     for law in (MULAW, ALAW):
         widths = [above - least for least, above in pairwise([*law.decisions, law.levels[-1]])]
@@ -101,7 +101,7 @@ def test_a_code_stands_for_the_middle_of_its_interval() -> None:
 
 
 @pytest.mark.parametrize("encode", [pcm_to_mulaw, pcm_to_alaw])
-def test_an_odd_byte_at_the_end_is_no_sample(encode: object) -> None:
+def test_odd_byte_at_the_end_is_no_sample(encode: object) -> None:
     """It is left out; and of nothing comes nothing."""
     assert callable(encode)
     assert encode(b"\x10\x20\x30") == encode(b"\x10\x20")

@@ -41,7 +41,7 @@ def places(timeline: TrackTimeline, *frames: Frame, beside: Iterable[TrackTimeli
 
 
 def twenties(*timestamps: int, first: int = 1) -> list[Frame]:
-    """Give frames of 20 ms, numbered as they come."""
+    """Return numbered frames of 20 ms."""
     return [(timestamp, chunk, 20) for chunk, timestamp in enumerate(timestamps, first)]
 
 
@@ -76,7 +76,7 @@ def test_lengths_may_change() -> None:
     assert places(timeline, (0, 1, 20), (20, 2, 40), (60, 3, 5), (65, 4, 100), (165, 5, 20)) == [0, 20, 60, 65, 165]
 
 
-def test_a_gap_is_kept() -> None:
+def test_gap_is_kept() -> None:
     """Lost frames, and a pause without any, leave their time empty."""
     timeline = TrackTimeline(MULAW)
 
@@ -84,7 +84,7 @@ def test_a_gap_is_kept() -> None:
     assert timeline.statistics == TimelineStatistics(frames=5, gaps=2, gap_ms=440.0)
 
 
-def test_a_track_that_begins_late_begins_late() -> None:
+def test_track_that_begins_late_begins_late() -> None:
     """The time before the first frame is a gap as well."""
     timeline = TrackTimeline(MULAW)
 
@@ -92,7 +92,7 @@ def test_a_track_that_begins_late_begins_late() -> None:
     assert timeline.statistics == TimelineStatistics(frames=2, gaps=1, gap_ms=5000.0)
 
 
-def test_a_lost_frame_that_is_shorter_than_the_tolerance_is_noticed_by_its_number() -> None:
+def test_lost_frame_that_is_shorter_than_the_tolerance_is_noticed_by_its_number() -> None:
     """Without numbers, several must be lost before the timestamps can tell."""
     numbered: list[Frame] = [(0, 1, 5), (10, 3, 5), (15, 4, 5)]
     unnumbered: list[Frame] = [(0, None, 5), (10, None, 5), (20, None, 5), (25, None, 5)]
@@ -101,7 +101,7 @@ def test_a_lost_frame_that_is_shorter_than_the_tolerance_is_noticed_by_its_numbe
     assert places(TrackTimeline(MULAW), *unnumbered) == [0, 5, 20, 25]
 
 
-def test_a_gap_of_whole_frames_is_exact() -> None:
+def test_gap_of_whole_frames_is_exact() -> None:
     """Though the timestamps about a lost frame of 12.5 ms say that it had 12 or 13."""
     timeline = TrackTimeline(MULAW)
     found = [timeline.place(timestamp, chunk, 100) for timestamp, chunk in [(0, 1), (12, 2), (37, 4), (50, 5), (25, 3)]]
@@ -110,7 +110,7 @@ def test_a_gap_of_whole_frames_is_exact() -> None:
     assert timeline.statistics == TimelineStatistics(frames=5, gaps=1, gap_ms=0.0, out_of_order=1)
 
 
-def test_the_tolerance_is_a_choice() -> None:
+def test_tolerance_is_a_choice() -> None:
     """None at all still leaves what rounding takes."""
     strict, loose = TrackTimeline(MULAW, tolerance=0), TrackTimeline(MULAW, tolerance=100)
 
@@ -118,7 +118,7 @@ def test_the_tolerance_is_a_choice() -> None:
     assert [loose.place(at, None, 160) for at in (0, 100, 140)] == [0, 160, 320]
 
 
-def test_a_gap_beyond_the_longest_is_shortened() -> None:
+def test_gap_beyond_the_longest_is_shortened() -> None:
     """After it, the timestamps count from there."""
     timeline = TrackTimeline(MULAW, max_gap=2)
 
@@ -172,7 +172,7 @@ def test_absurd_timestamps_that_agree_are_taken_back(count: int, absurd: int, at
     assert (timeline.statistics.gaps, timeline.statistics.truncated_gaps) == (0, 0)
 
 
-def test_a_gap_in_which_a_late_frame_came_is_not_taken_back() -> None:
+def test_gap_in_which_a_late_frame_came_is_not_taken_back() -> None:
     """Then it was none that only timestamps made."""
     timeline = TrackTimeline(MULAW)
     frames: list[Frame] = [(0, 1, 20), (5000, 3, 20), (5020, 4, 20), (4980, 2, 20), (60, 5, 20), (80, 6, 20)]
@@ -180,20 +180,20 @@ def test_a_gap_in_which_a_late_frame_came_is_not_taken_back() -> None:
     assert places(timeline, *frames) == [0, 5000, 5020, 4980, 5040, 5060]
 
 
-def test_a_late_frame_confirms_the_doubtful_one_after_it() -> None:
+def test_late_frame_confirms_the_doubtful_one_after_it() -> None:
     timeline = TrackTimeline(MULAW)
 
     assert places(timeline, (0, 1, 20), (5000, 3, 20), (4980, 2, 20), (5020, 4, 20)) == [0, 5000, 4980, 5020]
 
 
-def test_an_absurd_timestamp_within_a_pause_does_not_hide_it() -> None:
+def test_absurd_timestamp_within_a_pause_does_not_hide_it() -> None:
     """The frames about it agree with each other."""
     timeline = TrackTimeline(MULAW)
 
     assert places(timeline, *twenties(0, 5000, 1 << 40, 5040, 5060)) == [0, 5000, 5020, 5040, 5060]
 
 
-def test_a_first_timestamp_is_wrong_only_if_two_agree_and_it_can_be() -> None:
+def test_first_timestamp_is_wrong_only_if_two_agree_and_it_can_be() -> None:
     """Otherwise the first frame stays where it is, and the others follow it."""
     disagreeing = places(TrackTimeline(MULAW), *twenties(5000, 100, 3000, 200, 2500, 2520, 2540))
     shortened = places(TrackTimeline(MULAW), *twenties(100_000, 99_900, 99_920, 99_940))
@@ -202,7 +202,7 @@ def test_a_first_timestamp_is_wrong_only_if_two_agree_and_it_can_be() -> None:
     assert shortened == [60_000, 60_020, 60_040, 60_060]
 
 
-def test_a_wrong_first_timestamp_of_a_late_track_leaves_the_gap_before_it() -> None:
+def test_wrong_first_timestamp_of_a_late_track_leaves_the_gap_before_it() -> None:
     timeline = TrackTimeline(MULAW)
 
     assert places(timeline, *twenties(30_000, 5020, 5040, 5060)) == [5000, 5020, 5040, 5060]
@@ -221,7 +221,7 @@ def test_silence_is_no_longer_than_the_time_that_passed() -> None:
 
 
 @pytest.mark.parametrize("unknown", [float("nan"), float("inf"), float("-inf")])
-def test_a_time_of_arrival_that_is_no_number_bounds_nothing(unknown: float) -> None:
+def test_time_of_arrival_that_is_no_number_bounds_nothing(unknown: float) -> None:
     """As with frames whose time of arrival is not known."""
     timeline, plain = TrackTimeline(MULAW), TrackTimeline(MULAW)
     for slot, timestamp in enumerate([0, 20, 40, 100_000, 100_020], 1):
@@ -231,7 +231,7 @@ def test_a_time_of_arrival_that_is_no_number_bounds_nothing(unknown: float) -> N
     assert (timeline.end, timeline.statistics) == (plain.end, plain.statistics)
 
 
-def test_a_loss_right_after_a_pause_is_kept() -> None:
+def test_loss_right_after_a_pause_is_kept() -> None:
     """The frame that confirms the end of the pause is not the next one by its number."""
     frames: list[Frame] = [(0, 1, 20), (20, 2, 20), (1000, 3, 20), (1080, 7, 20), (1100, 8, 20)]
 
@@ -245,7 +245,7 @@ def test_frames_that_are_far_apart_are_kept_apart() -> None:
     assert places(timeline, *twenties(*range(0, 600_000, 59_000)))[:-2] == [*range(0, 500_000, 59_000)]
 
 
-def test_a_jump_that_is_confirmed_is_not_taken_back() -> None:
+def test_jump_that_is_confirmed_is_not_taken_back() -> None:
     """Timestamps that go back after that have begun anew, and new audio is put after the old."""
     timeline = TrackTimeline(MULAW)
 
@@ -268,7 +268,7 @@ def test_timestamps_below_zero_follow() -> None:
     assert places(timeline, *twenties(-5000, -4980, -4940, -4920)) == [0, 20, 60, 80]
 
 
-def test_a_track_without_timestamps_is_contiguous() -> None:
+def test_track_without_timestamps_is_contiguous() -> None:
     """Numbers or none, the frames follow each other; those that came with one are still placed by it."""
     assert places(TrackTimeline(MULAW), (None, None, 20), (None, None, 20), (None, None, 30)) == [0, 20, 40]
     assert places(TrackTimeline(MULAW), (None, 1, 20), (None, 7, 20), (100, 8, 20)) == [0, 20, 100]
@@ -276,7 +276,7 @@ def test_a_track_without_timestamps_is_contiguous() -> None:
 
 
 @pytest.mark.parametrize("chunks", [(1, 2, 3), (None, None, None)])
-def test_a_frame_that_comes_again_is_dropped(chunks: tuple[int | None, ...]) -> None:
+def test_frame_that_comes_again_is_dropped(chunks: tuple[int | None, ...]) -> None:
     """At once or a little later, by its number and timestamp."""
     timeline = TrackTimeline(MULAW)
     one, two, three = ((20 * at, chunk, 20) for at, chunk in enumerate(chunks))
@@ -296,7 +296,7 @@ def test_late_frames_go_to_their_own_place(numbered: bool) -> None:
     assert timeline.statistics == TimelineStatistics(frames=7, gaps=1, gap_ms=0.0, out_of_order=4)
 
 
-def test_the_first_frame_may_be_late() -> None:
+def test_first_frame_may_be_late() -> None:
     """Also one that is very short."""
     assert places(TrackTimeline(MULAW), (20, 2, 20), (0, 1, 20), (40, 3, 20)) == [20, 0, 40]
     assert places(TrackTimeline(MULAW), (5, 2, 5), (0, 1, 5), (10, 3, 5)) == [5, 0, 10]
@@ -312,7 +312,7 @@ def test_late_frames_of_several_lengths_fit_as_they_are() -> None:
     assert timeline.statistics.gap_ms == 43.0
 
 
-def test_a_late_frame_with_jitter_is_moved_into_its_gap() -> None:
+def test_late_frame_with_jitter_is_moved_into_its_gap() -> None:
     """Before the gap's beginning or beyond its end, as far as the tolerance goes."""
     for jittered in (15, 20, 26):
         timeline = TrackTimeline(MULAW)
@@ -322,7 +322,7 @@ def test_a_late_frame_with_jitter_is_moved_into_its_gap() -> None:
 
 
 @pytest.mark.parametrize("late", [(10, 2, 20), (20, 2, 60), (-100, 2, 20), (65, 2, 20)])
-def test_a_late_frame_without_a_gap_is_dropped(late: Frame) -> None:
+def test_late_frame_without_a_gap_is_dropped(late: Frame) -> None:
     """What is there is not written over."""
     timeline = TrackTimeline(MULAW)
 
@@ -330,7 +330,7 @@ def test_a_late_frame_without_a_gap_is_dropped(late: Frame) -> None:
     assert timeline.statistics.too_late == 1
 
 
-def test_gaps_are_not_remembered_forever() -> None:
+def test_number_of_remembered_gaps_is_bounded() -> None:
     """After 64 more of them, a late frame follows what came last."""
     timeline = TrackTimeline(MULAW)
     apart: list[Frame] = [(200 * at, None, 20) for at in range(70)]
@@ -350,7 +350,7 @@ def test_new_audio_is_never_dropped() -> None:
 
 
 @pytest.mark.parametrize("first", [102, 1])
-def test_timestamps_and_numbers_may_begin_anew(first: int) -> None:
+def test_timestamps_and_numbers_may_restart(first: int) -> None:
     """What comes then follows what there was, and its own gaps are kept."""
     timeline = TrackTimeline(MULAW)
     before = places(timeline, *twenties(*range(0, 2020, 20)))
@@ -360,14 +360,14 @@ def test_timestamps_and_numbers_may_begin_anew(first: int) -> None:
     assert after == [2020, 2040, 2080, 2100]
 
 
-def test_a_counter_that_stands_still_takes_nothing() -> None:
+def test_constant_timestamp_drops_nothing() -> None:
     """The timestamps tell the frames apart."""
     timeline = TrackTimeline(MULAW)
 
     assert places(timeline, *((20 * at, 1, 20) for at in range(100))) == [20 * at for at in range(100)]
 
 
-def test_an_absurd_number_takes_nothing() -> None:
+def test_absurd_number_drops_nothing() -> None:
     """Those that follow count as usual again."""
     timeline = TrackTimeline(MULAW)
 
@@ -388,7 +388,7 @@ def two_tracks(**options: Any) -> tuple[TrackTimeline, TrackTimeline]:
     return TrackTimeline(MULAW, **options), TrackTimeline(MULAW, **options)
 
 
-def test_another_track_vouches_for_the_time_that_has_passed() -> None:
+def test_other_track_confirms_passed_time() -> None:
     """A track that begins after more than the longest gap is put where it belongs."""
     one, other = two_tracks(max_gap=60)
     for at in range(0, 300_000, 1000):
@@ -410,7 +410,7 @@ def test_tracks_that_pause_together_stay_together() -> None:
     assert one.place(HOUR + 40, 4, 160, other_tracks=[other]) == other.place(HOUR + 40, 4, 160, other_tracks=[one])
 
 
-def test_a_track_that_begins_after_a_shortened_gap_joins_the_other() -> None:
+def test_track_that_begins_after_a_shortened_gap_joins_the_other() -> None:
     """Though by its own timestamp it would be somewhere else."""
     one, other = two_tracks(max_gap=10)
     places(one, *twenties(0, 25_000, 25_020))
@@ -418,7 +418,7 @@ def test_a_track_that_begins_after_a_shortened_gap_joins_the_other() -> None:
     assert other.place(25_040, 1, 160, other_tracks=[one]) == one.end
 
 
-def test_tracks_whose_timestamps_begin_anew_stay_together() -> None:
+def test_tracks_whose_timestamps_restart_stay_together() -> None:
     """The one that is behind is put beside the other, not after its own last frame."""
     one, other = two_tracks()
     for chunk in range(1, 11):
@@ -430,7 +430,7 @@ def test_tracks_whose_timestamps_begin_anew_stay_together() -> None:
 
 
 @pytest.mark.parametrize("absurd", FAR_OFF)
-def test_an_absurd_timestamp_on_one_track_moves_neither(absurd: int) -> None:
+def test_absurd_timestamp_on_one_track_moves_neither(absurd: int) -> None:
     for at in (0, 1, 99, 199):
         tracks = two_tracks()
         for slot in range(200):
@@ -440,7 +440,7 @@ def test_an_absurd_timestamp_on_one_track_moves_neither(absurd: int) -> None:
         assert [track.end for track in tracks] == [200 * 160] * 2
 
 
-def test_a_track_that_never_came_vouches_for_nothing() -> None:
+def test_track_without_frames_confirms_nothing() -> None:
     """Nor does one that is not as far."""
     one, other = two_tracks(max_gap=10)
 
@@ -460,7 +460,7 @@ def test_a_track_that_never_came_vouches_for_nothing() -> None:
         ({"tolerance": 1001}, "tolerance"),
     ],
 )
-def test_what_is_written_wrong_is_told(wrong: dict[str, Any], name: str) -> None:
+def test_invalid_argument_is_refused(wrong: dict[str, Any], name: str) -> None:
     """A timeline that can't work is not made."""
     with pytest.raises(InvalidRequestError, match=f"^{name} can't be"):
         TrackTimeline(MULAW, **wrong)
@@ -489,7 +489,7 @@ def test_audio_without_loss_is_contiguous(sizes: list[int], rate: int, data: st.
 
 
 @given(LENGTHS, st.data())
-def test_what_arrives_is_where_it_was(lengths: list[int], data: st.DataObject) -> None:
+def test_any_arrival_is_placed_where_it_was(lengths: list[int], data: st.DataObject) -> None:
     """Frames of whole milliseconds that are lost, repeated and out of order are placed exactly, each one once."""
     frames = list(zip(accumulate(lengths, initial=0), range(1, len(lengths) + 1), lengths, strict=False))
     arrived = data.draw(st.lists(st.sampled_from(frames), max_size=60))
@@ -542,7 +542,7 @@ WILD = st.none() | st.integers(-100, 5000) | st.integers() | st.sampled_from([*A
 
 
 @given(st.lists(st.tuples(st.booleans(), WILD, WILD, st.integers(-1, 2000)), max_size=60))
-def test_anything_may_come(frames: list[tuple[bool, int | None, int | None, int]]) -> None:
+def test_any_frames_keep_the_invariants(frames: list[tuple[bool, int | None, int | None, int]]) -> None:
     """Nothing raises, nothing grows, no gap is longer than it may be, and no place is before the start."""
     tracks = two_tracks(max_gap=3)
     furthest = 0
@@ -570,7 +570,7 @@ NUMBERED = ["both", "numbers only", "timestamps only", "no timestamps"]
 
 @pytest.mark.parametrize("count", [8, 9, 20, 63, 64, 65, 66, 67, 68, 100, 133, 200, 300])
 @pytest.mark.parametrize("restarting", NUMBERED)
-def test_a_numbering_that_restarts_drops_nothing(count: int, restarting: str) -> None:
+def test_numbering_that_restarts_drops_nothing(count: int, restarting: str) -> None:
     """After however many frames, and whether the timestamps restart as well, go on, or are missing."""
     timeline, counted = TrackTimeline(MULAW), TrackStatistics()
     for slot in range(3 * count):
@@ -612,7 +612,7 @@ def test_new_payloads_are_kept_when_the_numbering_restarts_early(count: int, sil
 
 @pytest.mark.parametrize("resent", [range(1), range(7), range(5, 20), range(19, 20)])
 @pytest.mark.parametrize("numbered", [True, False])
-def test_a_resent_payload_is_dropped(resent: range, numbered: bool) -> None:
+def test_resent_payload_is_dropped(resent: range, numbered: bool) -> None:
     timeline, counted = TrackTimeline(MULAW), TrackStatistics()
     for number in [*range(20), *resent, *range(20, 25)]:
         chunk, payload = number + 1 if numbered else None, bytes([number]) * 160
@@ -626,7 +626,7 @@ def test_a_resent_payload_is_dropped(resent: range, numbered: bool) -> None:
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3, 50, 197, 198, 199])
 @pytest.mark.parametrize("off", [-1020, -100, -40, -20, 20, 40, 100, 1020])
-def test_an_unnumbered_frame_with_the_timestamp_of_another_one_is_kept(at: int, off: int) -> None:
+def test_unnumbered_frame_with_the_timestamp_of_another_one_is_kept(at: int, off: int) -> None:
     """Its payload shows that it is another frame."""
     timeline = TrackTimeline(MULAW)
     found: dict[int, int | None] = {}
@@ -639,7 +639,7 @@ def test_an_unnumbered_frame_with_the_timestamp_of_another_one_is_kept(at: int, 
     assert (timeline.statistics.duplicates, timeline.statistics.gap_ms) == (0, 0)
 
 
-def test_a_restart_may_hold_empty_frames() -> None:
+def test_restart_may_hold_empty_frames() -> None:
     """They count as frames by their numbers, and have no place."""
     timeline = TrackTimeline(MULAW)
     frames = [(None if slot == 2 else 20 * slot, slot + 1, 0 if slot == 2 else 20) for slot in range(10)]
@@ -648,7 +648,7 @@ def test_a_restart_may_hold_empty_frames() -> None:
     assert timeline.statistics.restarts == 1
 
 
-def test_the_frames_of_a_restart_get_their_places_in_their_order() -> None:
+def test_frames_of_a_restart_get_their_places_in_their_order() -> None:
     """Those that were taken for repeated ones at first as well."""
     timeline = TrackTimeline(MULAW)
     frames = twenties(*range(0, 400, 20))
@@ -657,7 +657,7 @@ def test_the_frames_of_a_restart_get_their_places_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("resent", [range(1), range(7), range(5, 20), range(19, 20)])
-def test_a_resend_is_no_restart(resent: range) -> None:
+def test_resend_is_no_restart(resent: range) -> None:
     """Fewer than eight frames, or any that do not begin with the first one."""
     timeline = TrackTimeline(MULAW)
     frames = twenties(*range(0, 500, 20))

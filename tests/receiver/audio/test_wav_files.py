@@ -16,9 +16,9 @@ from signalwire_streams.receiver.audio._wav_file import WavFile, WavShape, paddi
 from .wavs import read_wav
 
 MULAW, ALAW, L16 = AudioFormat("audio/x-mulaw"), AudioFormat("audio/x-alaw"), AudioFormat("audio/x-L16", 16000)
-PCM = WavShape.of(MULAW, channels=1, decoded=True)
-STEREO = WavShape.of(MULAW, channels=2, decoded=True)
-CODES = WavShape.of(MULAW, channels=1, decoded=False)
+PCM = WavShape.from_format(MULAW, channels=1, decoded=True)
+STEREO = WavShape.from_format(MULAW, channels=2, decoded=True)
+CODES = WavShape.from_format(MULAW, channels=1, decoded=False)
 SECOND = 16_000  # bytes of PCM
 
 
@@ -51,7 +51,7 @@ def break_disk(file: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("channels", [1, 2])
-def test_headers(
+def test_header_has_the_shape(
     tmp_path: Path,
     audio: AudioFormat,
     decoded: bool,
@@ -62,7 +62,7 @@ def test_headers(
     channels: int,
 ) -> None:
     """A header says what the audio is and how much of it there is; what is not PCM has its length in samples, too."""
-    shape = WavShape.of(audio, channels=channels, decoded=decoded)
+    shape = WavShape.from_format(audio, channels=channels, decoded=decoded)
     content = bytes(range(3 * shape.block))
     path = tmp_path / "a.wav"
     path.write_bytes(shape.header(len(content)) + content + bytes(padding(len(content))))
@@ -72,23 +72,23 @@ def test_headers(
     assert wav.audio == content
     assert wav.samples == (None if tag == 1 else 3)
     assert shape.silence == silence
-    assert len(shape.header(0)) == len(shape.header(shape.most))
+    assert len(shape.header(0)) == len(shape.header(shape.max_bytes))
 
 
-def test_a_shape_tells_how_much_its_sizes_can_tell() -> None:
+def test_shape_limits_bytes_to_its_header() -> None:
     """The whole file's size has 32 bits, the padding and most of the header included."""
-    for shape in (PCM, STEREO, CODES, WavShape.of(ALAW, channels=2, decoded=False)):
-        assert shape.most % shape.block == 0
-        size = int.from_bytes(shape.header(shape.most)[4:8], "little")
+    for shape in (PCM, STEREO, CODES, WavShape.from_format(ALAW, channels=2, decoded=False)):
+        assert shape.max_bytes % shape.block == 0
+        size = int.from_bytes(shape.header(shape.max_bytes)[4:8], "little")
         assert (1 << 32) - 16 < size < 1 << 32
 
 
-def test_an_unknown_encoding_has_no_codes_to_keep() -> None:
+def test_unknown_encoding_has_no_shape() -> None:
     with pytest.raises(UnknownEncodingError):
-        WavShape.of(AudioFormat("audio/opus"), channels=1, decoded=False)
+        WavShape.from_format(AudioFormat("audio/opus"), channels=1, decoded=False)
 
 
-def test_a_file_is_well_formed_from_the_start(tmp_path: Path) -> None:
+def test_file_is_well_formed_from_the_start(tmp_path: Path) -> None:
     """And after each flush, and closed, also where its audio ends on an odd byte."""
     path = tmp_path / "a.wav"
     file = WavFile.create(path, CODES)
@@ -135,7 +135,7 @@ def test_gaps_are_silence(tmp_path: Path, shape: WavShape, gap: int) -> None:
     assert read_wav(file.path).audio == silence + audio + silence + audio
 
 
-@pytest.mark.parametrize("shape", [STEREO, WavShape.of(ALAW, channels=2, decoded=False)], ids=["pcm", "codes"])
+@pytest.mark.parametrize("shape", [STEREO, WavShape.from_format(ALAW, channels=2, decoded=False)], ids=["pcm", "codes"])
 @pytest.mark.parametrize("behind", [0, 500, 8_000, 20_000, 60_000])
 def test_channels_meet_however_far_apart_they_are(tmp_path: Path, shape: WavShape, behind: int) -> None:
     """In memory or on disk, and what is there of the other channel stays."""
@@ -173,9 +173,9 @@ def test_audio_may_come_for_a_place_that_is_partly_on_disk(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("most", [10_000, 10_001])
-def test_a_file_that_is_full_says_so_and_keeps_what_it_has(tmp_path: Path, most: int) -> None:
+def test_file_that_is_full_says_so_and_keeps_what_it_has(tmp_path: Path, most: int) -> None:
     """A frame is written as a whole or not at all, and late ones still fit in."""
-    file = WavFile.create(tmp_path / "a.wav", PCM, most=most)
+    file = WavFile.create(tmp_path / "a.wav", PCM, max_bytes=most)
     file.write(1, b"ab" * 4000)
     for _ in range(2):
         with pytest.raises(RecordingFullError, match=rf"a.wav is full: it may hold {most} bytes$") as caught:
@@ -188,9 +188,9 @@ def test_a_file_that_is_full_says_so_and_keeps_what_it_has(tmp_path: Path, most:
     assert read_wav(file.path).audio == b"ef" + b"ab" * 4000 + b"cd" * 999
 
 
-def test_a_file_holds_what_its_header_can_tell_and_no_more(tmp_path: Path) -> None:
+def test_file_holds_what_its_header_can_tell_and_no_more(tmp_path: Path) -> None:
     """Whatever one asks for."""
-    file = WavFile.create(tmp_path / "a.wav", PCM, most=1 << 40)
+    file = WavFile.create(tmp_path / "a.wav", PCM, max_bytes=1 << 40)
     with pytest.raises(RecordingFullError):
         file.write(1 << 31, b"ab")
     with pytest.raises(RecordingFullError):
@@ -200,7 +200,7 @@ def test_a_file_holds_what_its_header_can_tell_and_no_more(tmp_path: Path) -> No
     assert read_wav(file.path).audio == b""
 
 
-def test_no_file_is_written_over(tmp_path: Path) -> None:
+def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(b"precious")
 
@@ -210,15 +210,13 @@ def test_no_file_is_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing/a.wav", "a\0.wav"])
-def test_a_file_that_cant_be_made_says_so(tmp_path: Path, name: str) -> None:
+def test_file_that_cannot_be_created_raises(tmp_path: Path, name: str) -> None:
     with pytest.raises(RecordingError, match=r"can't be made: ") as caught:
         WavFile.create(tmp_path / name, PCM)
     assert caught.value.path == tmp_path / name
 
 
-def test_a_file_whose_header_cant_be_written_is_not_left_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_whose_header_cant_be_written_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "open", lambda path, mode: Faulty(open(path, mode)))  # noqa: PTH123, SIM115
 
     with pytest.raises(RecordingError, match=r"can't be written: .*No space left"):
@@ -242,7 +240,7 @@ USES: dict[str, Callable[[WavFile], None]] = {
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_a_full_disk_ends_the_file(tmp_path: Path, use: Callable[[WavFile], None]) -> None:
+def test_full_disk_ends_the_file(tmp_path: Path, use: Callable[[WavFile], None]) -> None:
     """From then on everything says so at once, memory does not grow, and what is on disk can be played."""
     file = WavFile.create(tmp_path / "a.wav", PCM)
     file.write(0, b"ab" * 40_000)
@@ -262,7 +260,7 @@ def test_a_full_disk_ends_the_file(tmp_path: Path, use: Callable[[WavFile], None
         assert reader.readframes(40_000) == b"ab" * 40_000
 
 
-def test_a_closed_file_takes_nothing(tmp_path: Path) -> None:
+def test_closed_file_refuses_audio(tmp_path: Path) -> None:
     file = WavFile.create(tmp_path / "a.wav", PCM)
     file.close()
 
@@ -271,7 +269,7 @@ def test_a_closed_file_takes_nothing(tmp_path: Path) -> None:
             use()
 
 
-def test_a_file_that_was_shortened_by_others_does_no_harm(tmp_path: Path) -> None:
+def test_file_that_was_shortened_by_others_does_no_harm(tmp_path: Path) -> None:
     """What is missing is taken for zeros."""
     file = WavFile.create(tmp_path / "a.wav", STEREO)
     file.write(0, b"ab" * 40_000, 0)
@@ -286,7 +284,7 @@ def test_a_file_that_was_shortened_by_others_does_no_harm(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file can't be removed there")
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_file_that_was_removed_or_replaced_ends_in_an_error(tmp_path: Path, replaced: bool) -> None:
+def test_file_that_was_removed_or_replaced_ends_in_an_error(tmp_path: Path, replaced: bool) -> None:
     """With the next audio that goes to disk, at the latest after two seconds; the other file is left alone."""
     file = WavFile.create(tmp_path / "a.wav", PCM)
     file.write(0, b"ab" * 2 * 8_000)
@@ -312,7 +310,7 @@ def test_closing_a_file_that_was_removed_ends_in_an_error(tmp_path: Path) -> Non
         file.close()
 
 
-def test_a_file_that_was_renamed_is_written_under_its_new_name(tmp_path: Path) -> None:
+def test_file_that_was_renamed_is_written_under_its_new_name(tmp_path: Path) -> None:
     file = WavFile.create(tmp_path / "a.wav", PCM)
     moved = file.path.rename(tmp_path / "b.wav")
     file.write(0, b"ab" * 40_000)
@@ -321,7 +319,7 @@ def test_a_file_that_was_renamed_is_written_under_its_new_name(tmp_path: Path) -
     assert read_wav(moved).audio == b"ab" * 40_000
 
 
-def test_a_file_that_is_discarded_is_gone(tmp_path: Path) -> None:
+def test_file_that_is_discarded_is_gone(tmp_path: Path) -> None:
     """Even if somebody was faster."""
     file = WavFile.create(tmp_path / "a.wav", PCM)
     file.discard()
@@ -332,7 +330,7 @@ def test_a_file_that_is_discarded_is_gone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [PCM, STEREO, CODES], ids=["pcm", "stereo", "codes"])
 @pytest.mark.parametrize("left", [0, 1, 7_999, 40_000, 79_999, 80_000, 90_000])
-def test_a_file_may_be_shortened(tmp_path: Path, shape: WavShape, left: int) -> None:
+def test_file_may_be_shortened(tmp_path: Path, shape: WavShape, left: int) -> None:
     """In memory or on disk; it is well-formed at once, and audio may follow."""
     file = WavFile.create(tmp_path / "a.wav", shape)
     audio = bytes(number % 251 for number in range(80_000 * shape.block))
@@ -348,7 +346,7 @@ def test_a_file_may_be_shortened(tmp_path: Path, shape: WavShape, left: int) -> 
     assert read_wav(file.path).audio == rest + b"ab" * shape.block
 
 
-def test_a_long_gap_takes_no_space(tmp_path: Path) -> None:
+def test_long_gap_takes_no_space(tmp_path: Path) -> None:
     """Where silence is zeros; in other encodings it has to be written."""
     for shape, most in ((PCM, 16_384), (STEREO, 16_384), (CODES, 700_000)):
         file = WavFile.create(tmp_path / f"{shape.channels}-{shape.tag}.wav", shape)

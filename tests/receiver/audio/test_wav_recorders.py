@@ -33,7 +33,7 @@ FORMATS = [
     AudioFormat("audio/x-L16", 24000),
 ]
 LAYOUTS: list[Any] = ["mono", "stereo"]
-ENCODINGS: list[Any] = ["pcm", "as sent"]
+ENCODINGS: list[Any] = ["pcm", "passthrough"]
 
 Frame: TypeAlias = tuple[str, int, int, int]
 """A track, a timestamp, a number, and a length in milliseconds."""
@@ -50,14 +50,14 @@ class Sound:
     audio: AudioFormat
 
     def of(self, track: str, begin: int, length: int) -> bytes:
-        """Give the payload of some milliseconds."""
+        """Return a payload of some milliseconds."""
         seed = 7 if track == "inbound" else 11
         first, last = self.audio.bytes_in(begin), self.audio.bytes_in(begin + length)
         return bytes((seed * at + at // 251) % 256 for at in range(first, last))
 
 
 def kept(audio: AudioFormat, encoding: str, payload: bytes) -> bytes:
-    """Give what a recording has of a payload."""
+    """Return a payload as a recording stores it."""
     if encoding == "pcm" or "L16" in audio.encoding:
         return audio.to_pcm(payload)
     return payload
@@ -71,8 +71,8 @@ def heard(recorder: WavRecorder, track: str) -> tuple[Wav, bytes]:
 @pytest.mark.parametrize("audio", FORMATS, ids=each)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_heard_is_recorded(
-    tmp_path: Path, audio: AudioFormat, encoding: Literal["pcm", "as sent"], layout: Literal["mono", "stereo"]
+def test_recording_holds_the_received_audio(
+    tmp_path: Path, audio: AudioFormat, encoding: Literal["pcm", "passthrough"], layout: Literal["mono", "stereo"]
 ) -> None:
     """Both tracks, in their places, and silence where nothing came."""
     sound = Sound(audio)
@@ -82,7 +82,7 @@ def test_what_is_heard_is_recorded(
         recorder.write("inbound", 20, 2, sound.of("inbound", 20, 20))
         recorder.write("inbound", 80, 4, sound.of("inbound", 80, 20))
 
-    is_law = encoding == "as sent" and "law" in audio.encoding
+    is_law = encoding == "passthrough" and "law" in audio.encoding
     silent = audio.silence if is_law else b"\0\0"
     for track, parts in {"inbound": [(0, 40), (80, 20)], "outbound": [(40, 20)]}.items():
         wav, recorded = heard(recorder, track)
@@ -97,7 +97,7 @@ def test_what_is_heard_is_recorded(
         assert (wav.channels, wav.sample_rate) == (2 if layout == "stereo" else 1, audio.sample_rate)
 
 
-def test_pcm_is_what_the_standard_library_reads(tmp_path: Path) -> None:
+def test_pcm_recording_is_readable_by_wave_module(tmp_path: Path) -> None:
     """Also while the recording goes on."""
     with WavRecorder(tmp_path / "call.wav", MULAW) as recorder:
         for read in (0, 1):
@@ -127,10 +127,10 @@ def test_mono_has_a_file_for_each_track(tmp_path: Path, path: str, tracks: tuple
     assert all(read_wav(file).audio == b"" for file in recorder.files.values())
 
 
-def test_a_single_track_takes_frames_that_name_none(tmp_path: Path) -> None:
+def test_single_track_takes_frames_without_track(tmp_path: Path) -> None:
     """With several, or of another track, they are ignored and counted."""
-    one = WavRecorder(tmp_path / "one.wav", MULAW, ("inbound",), "mono", "as sent")
-    two = WavRecorder(tmp_path / "two.wav", MULAW, encoding="as sent")
+    one = WavRecorder(tmp_path / "one.wav", MULAW, ("inbound",), "mono", "passthrough")
+    two = WavRecorder(tmp_path / "two.wav", MULAW, encoding="passthrough")
     for recorder in (one, two):
         with recorder:
             recorder.write(None, 0, 1, b"ab")
@@ -141,11 +141,11 @@ def test_a_single_track_takes_frames_that_name_none(tmp_path: Path) -> None:
     assert (read_wav(two.path).channel(0), two.ignored_frames) == (b"ef", 2)
 
 
-def test_a_track_that_begins_much_later_is_beside_the_other(tmp_path: Path) -> None:
+def test_track_that_begins_much_later_is_beside_the_other(tmp_path: Path) -> None:
     """In one file or in two, though it is more than the longest gap."""
     for layout in LAYOUTS:
         recorder = WavRecorder(
-            tmp_path / f"{layout}.wav", MULAW, layout=layout, encoding="as sent", max_gap=10, tolerance=5
+            tmp_path / f"{layout}.wav", MULAW, layout=layout, encoding="passthrough", max_gap=10, tolerance=5
         )
         with recorder:
             for second in range(30):
@@ -169,7 +169,7 @@ def test_several_channels_are_kept_together(tmp_path: Path) -> None:
     assert recorder.statistics["inbound"].partial_samples == 1
 
 
-def test_what_came_is_counted(tmp_path: Path) -> None:
+def test_statistics_count_frames(tmp_path: Path) -> None:
     """For each track, and it is there after the recording as well."""
     recorder = WavRecorder(tmp_path / "call.wav", AudioFormat("audio/x-L16", 16000))
     with recorder:
@@ -181,7 +181,7 @@ def test_what_came_is_counted(tmp_path: Path) -> None:
     assert outbound.frames == 0
 
 
-def test_a_recorder_is_used_between_its_beginning_and_its_end(tmp_path: Path) -> None:
+def test_recorder_is_used_between_its_beginning_and_its_end(tmp_path: Path) -> None:
     """Before and after, it says so."""
     recorder = WavRecorder(tmp_path / "call.wav", MULAW)
 
@@ -218,9 +218,9 @@ def test_no_file_is_left_when_another_cant_be_made(tmp_path: Path) -> None:
         assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
+def test_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
     """What is after the end is refused, frame by frame."""
-    with WavRecorder(tmp_path / "call.wav", MULAW, encoding="as sent", max_bytes=400) as recorder:
+    with WavRecorder(tmp_path / "call.wav", MULAW, encoding="passthrough", max_bytes=400) as recorder:
         recorder.write("inbound", 0, 1, b"i" * 160)
         for timestamp in (20, 40, 1 << 62):
             with pytest.raises(RecordingFullError, match="is full: it may hold 400 bytes"):
@@ -245,20 +245,20 @@ def test_a_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
         ({"tracks": ("inbound",)}, "layout='stereo' takes two tracks"),
         ({"format": AudioFormat("audio/x-L16", channels=2)}, "layout='stereo' takes two tracks of one channel each"),
         ({"layout": "quadro"}, "layout can't be 'quadro': it is one of 'mono', 'stereo'"),
-        ({"encoding": "mp3"}, "encoding can't be 'mp3': it is one of 'pcm', 'as sent'"),
+        ({"encoding": "mp3"}, "encoding can't be 'mp3': it is one of 'pcm', 'passthrough'"),
         ({"max_gap": 0}, "max_gap can't be"),
         ({"tolerance": -1}, "tolerance can't be"),
         ({"max_bytes": 0}, "max_bytes can't be"),
     ],
 )
-def test_what_is_written_wrong_is_told(wrong: dict[str, Any], told: str) -> None:
+def test_invalid_argument_is_refused(wrong: dict[str, Any], told: str) -> None:
     """Before any file is made."""
     with pytest.raises(InvalidRequestError, match=told):
         WavRecorder(**{"path": "call.wav", "format": MULAW, **wrong})
 
 
-def test_an_unknown_encoding_cant_be_recorded() -> None:
-    """Whoever asks for it gets to know at once."""
+def test_unknown_encoding_raises_on_creation() -> None:
+    """The recorder can't be created, so no file is."""
     with pytest.raises(UnknownEncodingError):
         WavRecorder("call.wav", AudioFormat("audio/opus", 48000))
 
@@ -277,7 +277,7 @@ os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 """
 
 
-def test_the_file_of_a_killed_process_can_be_played(tmp_path: Path) -> None:
+def test_file_of_a_killed_process_can_be_played(tmp_path: Path) -> None:
     """It lacks two seconds at most, on either track."""
     path = tmp_path / "call.wav"
     killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)  # noqa: S603
@@ -298,7 +298,7 @@ TRACKS = st.sampled_from(["inbound", "outbound"])
 
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[list[Frame], list[Frame]]:
-    """Give the frames of two tracks, and those that arrive: some are lost, repeated, or out of order."""
+    """Return the frames of two tracks, and those that arrive: some are lost, repeated, or out of order."""
     sent: list[Frame] = []
     for track in ("inbound", "outbound"):
         lengths = draw(st.lists(st.integers(1, 60), max_size=12))
@@ -310,10 +310,10 @@ def streams(draw: st.DrawFn) -> tuple[list[Frame], list[Frame]]:
 
 @settings(max_examples=25)
 @given(streams(), st.sampled_from(FORMATS), st.sampled_from(ENCODINGS), st.sampled_from(LAYOUTS))
-def test_what_arrives_is_what_is_recorded(
+def test_any_arrival_is_recorded_in_place(
     frames: tuple[list[Frame], list[Frame]],
     audio: AudioFormat,
-    encoding: Literal["pcm", "as sent"],
+    encoding: Literal["pcm", "passthrough"],
     layout: Literal["mono", "stereo"],
 ) -> None:
     """Whatever is lost, repeated or out of order: each frame is where it was, once, and all else is silence."""
@@ -325,7 +325,7 @@ def test_what_arrives_is_what_is_recorded(
             for track, timestamp, chunk, length in arrived:
                 recorder.write(track, timestamp, chunk, sound.of(track, timestamp, length))
         recorded = {track: heard(recorder, track)[1] for track in recorder.tracks}
-    silent = kept(audio, encoding, audio.silence) if encoding == "as sent" else b"\0\0"
+    silent = kept(audio, encoding, audio.silence) if encoding == "passthrough" else b"\0\0"
     ends = {track: max((at + length for of, at, _, length in arrived if of == track), default=0) for track in recorded}
     if layout == "stereo":
         ends = dict.fromkeys(ends, max(ends.values()))
@@ -351,7 +351,7 @@ def test_one_absurd_timestamp_leaves_the_recording_as_it_is(
     sound = Sound(MULAW)
     for at in (0, 1, 30, 59):
         path = tmp_path / f"{at}.wav"
-        with WavRecorder(path, MULAW, layout=layout, encoding="as sent") as recorder:
+        with WavRecorder(path, MULAW, layout=layout, encoding="passthrough") as recorder:
             for slot in range(60):
                 for track in recorder.tracks:
                     timestamp = absurd if (track, slot) == ("inbound", at) else 20 * slot
@@ -368,7 +368,7 @@ def test_two_absurd_timestamps_that_agree_leave_the_recording_as_it_is(
     """The gap that they made is taken out of the file again."""
     sound = Sound(MULAW)
     for at in (0, 30, 56):
-        with WavRecorder(tmp_path / f"{at}.wav", MULAW, layout=layout, encoding="as sent") as recorder:
+        with WavRecorder(tmp_path / f"{at}.wav", MULAW, layout=layout, encoding="passthrough") as recorder:
             for slot in range(60):
                 for track in recorder.tracks:
                     is_wrong = track == "outbound" and slot in {at, at + 1}
@@ -381,8 +381,8 @@ def test_two_absurd_timestamps_that_agree_leave_the_recording_as_it_is(
 @pytest.mark.parametrize("audio", FORMATS, ids=each)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("pause", [10, 500, 30_000])
-def test_the_frame_after_a_pause_is_moved_to_its_place(
-    tmp_path: Path, audio: AudioFormat, encoding: Literal["pcm", "as sent"], pause: int
+def test_frame_after_a_pause_is_moved_to_its_place(
+    tmp_path: Path, audio: AudioFormat, encoding: Literal["pcm", "passthrough"], pause: int
 ) -> None:
     """As soon as the next one agrees with it; where it was before is silence."""
     sound = Sound(audio)
@@ -392,7 +392,7 @@ def test_the_frame_after_a_pause_is_moved_to_its_place(
             recorder.write("outbound", begin, chunk, sound.of("outbound", begin, 20))
             recorder.write("inbound", 20 * (chunk - 1), chunk, sound.of("inbound", 20 * (chunk - 1), 20))
 
-    silent = audio.silence if encoding == "as sent" else b"\0\0"
+    silent = audio.silence if encoding == "passthrough" else b"\0\0"
     expected = [silent * audio.samples_in(100 + pause)] * 2
     expected[0] = kept(audio, encoding, sound.of("inbound", 0, 100)) + silent * audio.samples_in(pause)
     spoken = [kept(audio, encoding, sound.of("outbound", begin, 20)) for begin in begins]
@@ -413,7 +413,7 @@ def test_several_channels_move_together(tmp_path: Path) -> None:
 def test_frames_of_a_numbering_that_restarts_are_recorded(tmp_path: Path) -> None:
     """All of them, those that were taken for repeated ones at first as well."""
     sound = Sound(MULAW)
-    with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "as sent") as recorder:
+    with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "passthrough") as recorder:
         for slot in range(60):
             recorder.write("inbound", 20 * (slot % 20), slot % 20 + 1, sound.of("inbound", 20 * slot, 20))
 
@@ -422,14 +422,14 @@ def test_frames_of_a_numbering_that_restarts_are_recorded(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("count", "silent"), [(1, 0), (3, 0), (3, 1), (7, 6)])
-def test_a_numbering_that_restarts_early_is_recorded(tmp_path: Path, count: int, silent: int) -> None:
+def test_numbering_that_restarts_early_is_recorded(tmp_path: Path, count: int, silent: int) -> None:
     """The payloads show that the frames are new, also if both numberings begin with silence."""
     sound = Sound(MULAW)
     payloads = [
         b"\xff" * 160 if slot % count < silent and slot < 2 * count else sound.of("inbound", 20 * slot, 20)
         for slot in range(count + 30)
     ]
-    with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "as sent") as recorder:
+    with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "passthrough") as recorder:
         for slot, payload in enumerate(payloads):
             number = slot if slot < count else slot - count
             recorder.write("inbound", 20 * number, number + 1, payload)
@@ -438,10 +438,10 @@ def test_a_numbering_that_restarts_early_is_recorded(tmp_path: Path, count: int,
     assert recorder.statistics["inbound"].duplicates == 0
 
 
-def test_a_recording_that_is_full_says_so_when_a_frame_is_moved(tmp_path: Path) -> None:
+def test_recording_that_is_full_says_so_when_a_frame_is_moved(tmp_path: Path) -> None:
     """And again for each frame after it; what can be kept is kept."""
     sound = Sound(MULAW)
-    with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "as sent", max_bytes=4000) as recorder:
+    with WavRecorder(tmp_path / "call.wav", MULAW, ("inbound",), "mono", "passthrough", max_bytes=4000) as recorder:
         recorder.write("inbound", 0, 1, sound.of("inbound", 0, 20))
         recorder.write("inbound", 1000, 2, sound.of("inbound", 1000, 20))
         for slot in range(6):
@@ -476,7 +476,7 @@ def test_long_gaps_take_no_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize("numbered", ["follow", "jump", "none"])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_live_silence_is_no_longer_than_the_time_that_passed(
-    tmp_path: Path, encoding: Literal["pcm", "as sent"], numbered: str
+    tmp_path: Path, encoding: Literal["pcm", "passthrough"], numbered: str
 ) -> None:
     """And five seconds, whatever the timestamps and the numbers say."""
     recorder = WavRecorder(tmp_path / "call.wav", MULAW, encoding=encoding)
@@ -498,7 +498,7 @@ def test_live_silence_is_no_longer_than_the_time_that_passed(
 def test_live_gaps_that_did_pass_are_kept(tmp_path: Path) -> None:
     """A recorder that is opened late, a pause, and a track that begins late are where they were."""
     sound = Sound(MULAW)
-    with WavRecorder(tmp_path / "call.wav", MULAW, encoding="as sent") as recorder:
+    with WavRecorder(tmp_path / "call.wav", MULAW, encoding="passthrough") as recorder:
         for track, begin in [("inbound", 20_000), ("inbound", 70_000), ("outbound", 70_000)]:
             for slot in range(3):
                 at = begin + 20 * slot
@@ -518,7 +518,7 @@ def test_live_gaps_that_did_pass_are_kept(tmp_path: Path) -> None:
     assert [heard(recorder, track)[1] for track in recorder.tracks] == [one, other]
 
 
-def test_a_full_disk_leaves_a_recording_that_can_be_played(tmp_path: Path) -> None:
+def test_full_disk_leaves_a_recording_that_can_be_played(tmp_path: Path) -> None:
     """Here, a process that may write no more than 100,000 bytes into a file."""
     path = tmp_path / "call.wav"
     code = """

@@ -19,7 +19,7 @@ class Wav:
     audio: bytes
 
     def channel(self, number: int) -> bytes:
-        """Give one channel's audio."""
+        """Return one channel's audio."""
         width = self.bits // 8
         return b"".join(
             self.audio[at + number * width : at + (number + 1) * width] for at in range(0, len(self.audio), self.block)

@@ -1,4 +1,4 @@
-"""The way back, to a Space that plays what it is sent: audio is heard, marks come back, keys are pressed."""
+"""Sending to a Space that plays: audio arrives, marks come back, keys are pressed."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ class Talking:
 async def talking(
     trust: ssl.SSLContext, client_for: Any, heard: Heard, serve: Any, certificate: ssl.SSLContext
 ) -> AsyncIterator[Any]:
-    """Make a Space that plays what it is sent, and a stream that goes on until the test ends."""
+    """Create a Space that plays, and a stream that runs until the test ends."""
     async with AsyncExitStack() as stack:
 
         async def make(*, dialect: Dialect = "signalwire", real_time: bool = True, call: bool = False) -> Talking:
@@ -60,7 +60,7 @@ async def talking(
 
 
 @pytest.mark.parametrize("dialect", ["signalwire", "twilio"])
-async def test_audio_is_heard_and_marks_come_back(talking: Any, dialect: Dialect) -> None:
+async def test_played_audio_arrives_and_marks_come_back(talking: Any, dialect: Dialect) -> None:
     """A mark is awaited until the audio before it was played, which takes as long as it lasts."""
     there = await talking(dialect=dialect)
     clock = asyncio.get_running_loop().time
@@ -68,11 +68,11 @@ async def test_audio_is_heard_and_marks_come_back(talking: Any, dialect: Dialect
     await there.session.playback.play(bytes(range(160)) * 10)
     await there.session.playback.mark("said")
     assert clock() - began >= 0.19
-    assert there.stream.heard == bytes(range(160)) * 10
-    assert there.stream.ignored == 0
+    assert there.stream.played_audio == bytes(range(160)) * 10
+    assert there.stream.ignored_messages == 0
 
 
-async def test_what_is_cleared_is_not_heard(talking: Any) -> None:
+async def test_cleared_audio_is_not_played(talking: Any) -> None:
     """The mark that waited for it comes back at once."""
     there = await talking()
     playback = there.session.playback
@@ -84,25 +84,25 @@ async def test_what_is_cleared_is_not_heard(talking: Any) -> None:
         await marked
         saying.cancel()
         await asyncio.wait({saying})
-    assert len(there.stream.heard) < 20_000
+    assert len(there.stream.played_audio) < 20_000
     await playback.play(b"\x02" * 160)
     await playback.mark("next")
-    assert there.stream.heard.endswith(b"\x02" * 160)
+    assert there.stream.played_audio.endswith(b"\x02" * 160)
 
 
-async def test_marks_come_back_at_once_where_time_is_not_kept(talking: Any) -> None:
+async def test_marks_come_back_at_once_without_real_time(talking: Any) -> None:
     there = await talking(real_time=False)
     marked = [asyncio.ensure_future(there.session.playback.mark(name)) for name in "abc"]
     await asyncio.gather(*marked)
-    assert there.stream.ignored == 0
+    assert there.stream.ignored_messages == 0
 
 
 @pytest.mark.parametrize("dialect", ["signalwire", "twilio"])
-async def test_keys_go_both_ways(talking: Any, dialect: Dialect) -> None:
-    """What a caller presses comes as events, and what is sent is pressed."""
+async def test_dtmf_is_sent_both_ways(talking: Any, dialect: Dialect) -> None:
+    """The caller's keys arrive as events, and sent keys are pressed."""
     there = await talking(dialect=dialect, call=True)
     await there.session.playback.send_dtmf("1*D")
-    await until(lambda: there.stream.pressed == "1*D")
+    await until(lambda: there.stream.dtmf_received == "1*D")
     [call] = there.space.call_sids
     await there.space.send_dtmf(there.space.conference_sids[0], "0")  # nobody streams that
     await there.space.send_dtmf(call, "42", milliseconds=80)
@@ -114,7 +114,7 @@ async def test_keys_go_both_ways(talking: Any, dialect: Dialect) -> None:
     assert keys == [("4", 80), ("2", 80)]
 
 
-async def test_marks_are_events_too(talking: Any) -> None:
+async def test_marks_are_events(talking: Any) -> None:
     there = await talking()
     await there.session.playback.mark("here")
     async for event in there.session:
@@ -123,7 +123,7 @@ async def test_marks_are_events_too(talking: Any) -> None:
             return
 
 
-async def test_what_are_no_keys(trust: ssl.SSLContext) -> None:
+async def test_simulator_refuses_invalid_keys(trust: ssl.SSLContext) -> None:
     space = SimulatedSpace(conferences=1)
     for wrong in ("", "E", "1 2"):
         with pytest.raises(ValueError, match="are not keys: write them of 0 to 9"):
@@ -146,10 +146,10 @@ GOOD = {"event": "clear", "streamSid": "its own"}
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-async def test_what_can_not_be_followed_is_ignored_and_counted(
+async def test_invalid_messages_are_ignored_and_counted(
     trust: ssl.SSLContext, client_for: Any, certificate: ssl.SSLContext, bidirectional: bool
 ) -> None:
-    """A Space follows only what is spelled as documented; on a one-way stream it follows nothing."""
+    """A Space only obeys documented messages, and none on a one-way stream."""
 
     async def send(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
@@ -181,10 +181,10 @@ async def test_what_can_not_be_followed_is_ignored_and_counted(
     await runner.cleanup()
 
 
-async def test_the_other_end_that_hangs_up(talking: Any) -> None:
+async def test_simulator_survives_a_receiver_that_hangs_up(talking: Any) -> None:
     """The stream ends with its socket."""
     there = await talking()
     await there.session.playback.socket.close()
     await until(lambda: not there.stream.alive)
-    await there.session.ended()
+    await there.session.wait_closed()
     assert there.session.end_reason is EndReason.CLOSED

@@ -1,4 +1,4 @@
-"""Many joined starts: one run of starts, one of stops, and each stream comes as it begins."""
+"""Starting and receiving many streams: one run of starts, one of stops."""
 
 import asyncio
 import ssl
@@ -46,7 +46,7 @@ async def space(trust: ssl.SSLContext) -> AsyncIterator[SimulatedSpace]:
 
 @pytest.fixture
 def receiver(heard: Heard) -> MediaReceiver:
-    return MediaReceiver(heard, bearer_tokens="nobody else's")
+    return MediaReceiver(heard, bearer_tokens="nobody-elses")
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def requests_to(space: SimulatedSpace, url: str, **fields: Any) -> list[StartCon
     ]
 
 
-async def test_many_are_started_heard_and_stopped(
+async def test_open_many_starts_receives_and_stops_all_streams(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str, heard: Heard
 ) -> None:
     """Each comes once with its own audio; after the block nothing runs, nothing is open, nothing was doubled."""
@@ -86,7 +86,9 @@ async def test_many_are_started_heard_and_stopped(
     assert heard.sessions == []
 
 
-async def test_answers_that_are_lost(space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str) -> None:
+async def test_open_many_survives_lost_answers_without_duplicates(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
+) -> None:
     """Lost answers to starts and stops double nothing and leave nothing, and requests may come one by one."""
     space.faults.add("reset", on="start", executed=True, every_nth=2, per_target=1)
     space.faults.add("reset", on="stop", executed=True, every_nth=2, per_target=1)
@@ -105,8 +107,10 @@ async def test_answers_that_are_lost(space: SimulatedSpace, client_for: Any, rec
     assert (space.streams.active(), space.streams.duplicates(), receiver.sessions) == ([], [], set())
 
 
-async def test_some_that_fail(space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str) -> None:
-    """Each failure says which leg it was; the others go on, and what may run is stopped."""
+async def test_open_many_reports_each_failure_with_its_stage(
+    space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
+) -> None:
+    """The other streams continue, and all that may run are stopped at the end."""
     first, second, third, *_ = space.conference_sids
     space.faults.add("socket-refused", target=second)
     space.faults.add("reset", on="start", executed=True, target=third)
@@ -149,10 +153,10 @@ async def test_some_that_fail(space: SimulatedSpace, client_for: Any, receiver: 
     assert isinstance(nowhere.__cause__, NotFoundError)
 
 
-async def test_whoever_leaves_early_leaves_nothing_behind(
+async def test_leaving_open_many_early_stops_everything(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
-    """What was not sent is not sent any more, and what may run is stopped."""
+    """Pending starts are not sent any more, and streams that may run are stopped."""
     asked: list[str] = []
 
     async def endless() -> AsyncIterator[StartConferenceStream]:
@@ -171,10 +175,10 @@ async def test_whoever_leaves_early_leaves_nothing_behind(
     assert (space.streams.active(), receiver.sessions) == ([], set())
 
 
-async def test_requests_that_break_off(
+async def test_error_of_the_requests_is_raised_after_streams_are_stopped(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
-    """An error of the caller's own iterable comes through, after what was started before it was stopped."""
+    """An error of the caller's iterable is raised after the streams were stopped."""
 
     def broken() -> Any:
         yield StartConferenceStream(conference_sid=space.conference_sids[0], url=url)
@@ -190,7 +194,7 @@ async def test_requests_that_break_off(
     assert space.streams.active() == []
 
 
-async def test_some_that_can_not_be_stopped(
+async def test_open_many_raises_group_of_failed_stops(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
     """They may still be running, so the block ends in their errors; the others are stopped."""
@@ -211,10 +215,10 @@ async def test_some_that_can_not_be_stopped(
     assert receiver.sessions == set()
 
 
-async def test_a_token_that_is_withdrawn(
+async def test_revoked_token_reports_every_stream_that_was_not_stopped(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
-    """403 ends the run of the stops early; every stream that was not stopped is told."""
+    """403 ends the run of the stops early; each stream that was not stopped is in the group."""
     space.faults.add("status", on="stop", status=403)
 
     async def use() -> None:
@@ -230,7 +234,7 @@ async def test_a_token_that_is_withdrawn(
     assert receiver.sessions == set()
 
 
-async def test_a_stream_that_ended_by_itself_is_not_stopped_again(
+async def test_stream_that_ended_itself_is_not_stopped(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
     async with receiver.open_many(client_for(space), requests_to(space, url)) as joined:
@@ -244,7 +248,7 @@ async def test_a_stream_that_ended_by_itself_is_not_stopped_again(
     assert space.requests.count("stop-conference-stream") == space.requests.count("stop-call-stream") == 0
 
 
-async def test_who_is_cancelled_leaves_nothing_behind(
+async def test_cancelled_open_many_stops_everything(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
     begun = asyncio.Event()
@@ -263,7 +267,7 @@ async def test_who_is_cancelled_leaves_nothing_behind(
 
 
 class Ending:
-    """A client whose starts tell nothing, and whose run of stops ends before it has stopped anything."""
+    """A client whose starts have unknown outcomes, and whose run of stops ends before any stop."""
 
     def __init__(self, error: Exception | None) -> None:
         self.error = error
@@ -290,17 +294,17 @@ class Unknown:
             error = StreamOutcomeUnknownError("nobody knows", name=request.name)
             yield BulkOutcome(index=0, item=request, status=BulkStatus.UNKNOWN, error=error)
 
-    def drain(self) -> None:
+    def shutdown(self) -> None:
         pass
 
 
 @pytest.mark.parametrize(
     ("error", "kind"), [(None, RunCancelledError), (ClientStateError("the client is closed"), ClientStateError)]
 )
-async def test_a_run_of_stops_that_ends_by_itself(
+async def test_stop_run_that_ends_early_fails_the_remaining_stops(
     receiver: MediaReceiver, error: Exception | None, kind: type[Exception]
 ) -> None:
-    """Each stream that was not stopped is told, by its name where only that is known."""
+    """Each stream is passed to the stops, by name if the sid is unknown."""
     client = Ending(error)
     requests: list[Any] = [
         StartConferenceStream(conference_sid="room", url="wss://a.example/b", name="mine"),
@@ -320,7 +324,7 @@ async def test_a_run_of_stops_that_ends_by_itself(
     }
 
 
-async def test_a_call_is_stopped_by_its_name(
+async def test_call_with_lost_answer_is_stopped_by_name(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
     """As the answer to its start was lost, and no socket came."""
@@ -336,7 +340,7 @@ async def test_a_call_is_stopped_by_its_name(
     assert space.streams.active() == []
 
 
-async def test_a_run_without_end_forgets_what_has_ended(
+async def test_endless_run_forgets_ended_streams(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
     """A stream that ended needs no memory."""
@@ -355,15 +359,15 @@ async def test_a_run_without_end_forgets_what_has_ended(
             [stream] = space.streams.active()
             space._state.stop_stream(stream)
             await outcome.session.wait_closed()
-            await until(lambda: not receiver._joinings._by_name)
+            await until(lambda: not receiver._pending_streams._by_name)
             begun.set()
     assert len(space.streams) == 3
 
 
-async def test_a_stream_that_ends_before_its_start_is_answered(
+async def test_stream_that_ends_before_its_answer_is_not_stopped(
     trust: ssl.SSLContext, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
-    """The socket tells that it came and went; the answer is waited for, and nothing is stopped."""
+    """The socket proves that it ended; the answer is awaited, and nothing is stopped."""
     answer = asyncio.Event()
 
     async def held(seconds: float) -> None:
@@ -383,13 +387,13 @@ async def test_a_stream_that_ends_before_its_start_is_answered(
                 assert outcome.session.end_reason is EndReason.STOPPED
                 answer.set()
         assert space.requests.count("stop-conference-stream") == 0
-        assert receiver._joinings._by_name == {}
+        assert receiver._pending_streams._by_name == {}
 
 
-async def test_an_error_of_the_requests_is_not_lost(
+async def test_error_of_the_requests_is_raised_without_iteration(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
-    """Also when nobody goes through the outcomes."""
+    """Even if the outcomes are not iterated."""
 
     def broken() -> Any:
         raise LookupError("no more of them")
@@ -410,11 +414,11 @@ class Run:
     def __aiter__(self) -> Any:
         return self.outcomes
 
-    def drain(self) -> None:
+    def shutdown(self) -> None:
         pass
 
 
-async def test_a_run_of_starts_that_breaks_off(receiver: MediaReceiver) -> None:
+async def test_start_run_that_breaks_off_stops_unanswered_streams_by_name(receiver: MediaReceiver) -> None:
     """What was taken from the requests may run for all that is known, so it is stopped by its name."""
 
     class Client(Ending):
@@ -438,7 +442,7 @@ async def test_a_run_of_starts_that_breaks_off(receiver: MediaReceiver) -> None:
     assert [stream.name for stream in client.asked] == ["mine"]
 
 
-async def test_what_goes_wrong_in_the_block_goes_before_what_goes_wrong_in_the_requests(
+async def test_error_of_the_block_takes_precedence_over_error_of_the_requests(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
     """A cancellation above all: the error of the requests is noted on it."""

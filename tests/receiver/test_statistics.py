@@ -1,4 +1,4 @@
-"""The numbers of a stream: what is missing, what came twice or late, how evenly it came."""
+"""Statistics of a stream: missing, repeated and late frames, delay and jitter."""
 
 import random
 
@@ -31,7 +31,7 @@ def counted(chunks: list[int | None], *, payload: bytes = b"12") -> TrackStatist
         ([None, None], 0, 0, 0, 0),
     ],
 )
-def test_chunk_numbers_tell_what_is_missing(
+def test_missing_frames_are_counted_by_chunk_numbers(
     chunks: list[int | None], missing: int, gaps: int, duplicates: int, out_of_order: int
 ) -> None:
     statistics = counted(chunks)
@@ -56,7 +56,7 @@ def test_chunk_numbers_tell_what_is_missing(
         ([5, 1 << 62, (1 << 62) + 1, 6, 7, 8], 0, 0, 2),
     ],
 )
-def test_a_number_that_is_far_off_is_believed_if_the_next_one_follows(
+def test_distant_number_is_believed_if_the_next_one_follows(
     chunks: list[int | None], missing: int, misnumbered: int, restarts: int
 ) -> None:
     """By itself it changes nothing, and where the numbers begin anew nothing is missing."""
@@ -69,13 +69,13 @@ def test_a_number_that_is_far_off_is_believed_if_the_next_one_follows(
     assert statistics.duplicates == 0
 
 
-def test_after_a_restart_frames_are_told_apart_again() -> None:
+def test_frames_are_classified_after_a_restart() -> None:
     statistics = counted([*range(1, 101), 1, 2, 2, 1, 5, 4])
     found = (statistics.missing, statistics.gaps, statistics.duplicates, statistics.out_of_order)
     assert found == (1, 1, 2, 1)
 
 
-def test_every_order_of_every_frame_adds_up() -> None:
+def test_counts_are_right_for_any_order_of_frames() -> None:
     """Whatever is lost, repeated or shuffled within the window, the counts are right."""
     source = random.Random(1)  # noqa: S311  (nothing is guarded here)
     for _ in range(200):
@@ -90,7 +90,7 @@ def test_every_order_of_every_frame_adds_up() -> None:
         assert statistics.duplicates == len(again)
 
 
-def test_arrival_is_measured() -> None:
+def test_delay_and_jitter_are_measured() -> None:
     """Lateness is against the least delayed frame; jitter is smoothed."""
     statistics = TrackStatistics()
     for slot, arrived in enumerate([10.000, 10.020, 10.070, 10.061]):
@@ -101,7 +101,7 @@ def test_arrival_is_measured() -> None:
     assert statistics.jitter == pytest.approx(30 / 16 + (29 - 30 / 16) / 16)
 
 
-def test_a_repeated_frame_says_nothing_of_arrival() -> None:
+def test_repeated_frame_is_not_measured() -> None:
     statistics = TrackStatistics()
     for arrived in (1.0, 5.0):
         statistics._record(MediaEvent(track="inbound", payload=b"", chunk=1, timestamp=0), arrived)
@@ -109,7 +109,7 @@ def test_a_repeated_frame_says_nothing_of_arrival() -> None:
 
 
 def heard(*transits: float, apart: float = 0.02, statistics: TrackStatistics | None = None) -> TrackStatistics:
-    """Hear frames of 20 ms that take so many milliseconds each."""
+    """Record frames of 20 ms with the given transit times in milliseconds."""
     statistics = statistics or TrackStatistics()
     for slot, transit in enumerate(transits, statistics.frames):
         arrived = slot * apart
@@ -118,7 +118,7 @@ def heard(*transits: float, apart: float = 0.02, statistics: TrackStatistics | N
     return statistics
 
 
-def test_a_delay_that_stays_is_forgotten() -> None:
+def test_permanent_delay_is_forgotten() -> None:
     """It counts for 10 to 20 seconds; what came to be less late counts at once."""
     statistics = heard(*[0] * 700, 1500)
     assert statistics.delay_ms == pytest.approx(1500)
@@ -130,12 +130,12 @@ def test_a_delay_that_stays_is_forgotten() -> None:
     assert statistics.max_delay_ms == pytest.approx(1500)
 
 
-def test_the_least_delayed_frame_may_begin_a_span() -> None:
+def test_least_delayed_frame_may_begin_a_span() -> None:
     statistics = heard(5, 5, -5, 5, apart=5.0)
     assert statistics.delay_ms == pytest.approx(10)
 
 
-def test_a_pause_is_late_however_long() -> None:
+def test_pause_counts_as_delay() -> None:
     """What was least delayed is remembered until frames come again."""
     statistics = heard(0, 0)
     statistics._record(MediaEvent(track="inbound", payload=b"", chunk=3, timestamp=40), 30.04)
@@ -144,14 +144,46 @@ def test_a_pause_is_late_however_long() -> None:
 
 @pytest.mark.parametrize("absurd", [10.0**15, -(10.0**15), 60_001.0, -60_001.0])
 @pytest.mark.parametrize("first", [0, 5])
-def test_a_timestamp_that_jumps_absurdly_is_a_new_beginning(absurd: float, first: int) -> None:
+def test_absurd_timestamp_jump_is_a_new_base(absurd: float, first: int) -> None:
     """It adds neither lateness nor jitter, whether it goes on from there or not."""
     statistics = heard(*[0] * first, absurd, *[0] * 5, *[absurd] * 5)
     assert (statistics.delay_ms, statistics.max_delay_ms, statistics.jitter) == pytest.approx((0, 0, 0))
     assert heard(absurd + 10, statistics=statistics).delay_ms == pytest.approx(10)
 
 
-def test_tracks_are_kept_apart_and_are_few() -> None:
+@pytest.mark.parametrize("ahead", [110, 500, 5_000, 50_000, 10**12])
+@pytest.mark.parametrize("position", [0, 1, 2, 100, 490])
+def test_single_timestamp_ahead_changes_nothing(ahead: int, position: int) -> None:
+    """It did not come before the others, so its timestamp is wrong: neither delay nor jitter follow it."""
+    transits = [float(number % 7) for number in range(500)]
+    good = heard(*transits)
+    transits[position] -= ahead
+    statistics = heard(*transits)
+    assert statistics.frames == 500
+    assert statistics.delay_ms == pytest.approx(transits[-1])
+    assert statistics.max_delay_ms == pytest.approx(6)
+    assert statistics.jitter == pytest.approx(good.jitter, abs=0.5)
+
+
+def test_timestamps_ahead_that_do_not_agree_change_nothing() -> None:
+    statistics = heard(*[0] * 10, *(-1_000.0 * number for number in range(1, 20)), 3)
+    assert (statistics.delay_ms, statistics.max_delay_ms) == pytest.approx((3, 3))
+
+
+def test_same_wrong_timestamp_twice_is_not_confirmed_by_a_later_frame() -> None:
+    statistics = heard(*[0] * 10, -5_000, *[0] * 5, -5_000, *[0] * 5)
+    assert (statistics.delay_ms, statistics.max_delay_ms) == (0, 0)
+
+
+def test_timestamps_that_stay_ahead_are_the_new_base() -> None:
+    """As after a delay that stayed: the second frame confirms the first, and the least delayed one is the base."""
+    statistics = heard(*[0] * 10, -5_010, -5_000)
+    assert statistics.delay_ms == pytest.approx(10)
+    assert heard(-4_990, statistics=statistics).delay_ms == pytest.approx(20)
+    assert statistics.jitter == pytest.approx(10 / 16)
+
+
+def test_tracks_are_counted_separately_and_are_bounded() -> None:
     """A peer that makes up names of tracks fills no memory."""
     statistics = StreamStatistics()
     assert statistics.of("inbound") is statistics.of("inbound") is not statistics.of("outbound")
@@ -159,4 +191,5 @@ def test_tracks_are_kept_apart_and_are_few() -> None:
     for number in range(1000):
         statistics.of(f"track-{number}").frames += 1
     assert len(statistics.tracks) <= 9
+    assert StreamStatistics().of("a" * 101) is not None
     assert sum(track.frames for track in statistics.tracks.values()) == 1000

@@ -67,12 +67,12 @@ MEDIA = {
         ({"event": "stop", "sequenceNumber": "9"}, StopEvent(sequence_number=9)),
     ],
 )
-def test_the_documented_frames(frame: dict[str, Any], event: object) -> None:
+def test_documented_frame_is_decoded(frame: dict[str, Any], event: object) -> None:
     assert decode_event(json.dumps(frame)) == event
     assert decode_event(json.dumps(frame).encode()) == event
 
 
-def test_the_other_dialect() -> None:
+def test_twilio_dialect_is_decoded_to_the_same_events() -> None:
     """A sid on every frame, numbers as numbers or as texts, a body in stop, a track of a key."""
     start = decode_event('{"event": "start", "streamSid": "MZ1", "start": {"callSid": "CA1", "tracks": ["inbound"]}}')
     assert isinstance(start, StartEvent)
@@ -89,7 +89,7 @@ def test_the_other_dialect() -> None:
     assert stop == StopEvent(extra={"stop": {"callSid": "CA1"}})
 
 
-def test_what_is_not_known_is_kept() -> None:
+def test_unknown_keys_and_events_are_kept() -> None:
     """A newer platform's events and keys are no errors."""
     unknown = decode_event('{"event": "transcription", "text": "hello"}')
     assert unknown == UnknownEvent(name="transcription", document={"event": "transcription", "text": "hello"})
@@ -122,7 +122,7 @@ def test_what_is_not_known_is_kept() -> None:
         ('{"event": "mark", "mark": {}}', "a mark frame has no name"),
     ],
 )
-def test_what_is_no_frame(frame: str | bytes, words: str) -> None:
+def test_invalid_frame_is_malformed(frame: str | bytes, words: str) -> None:
     """A frame that can't be read is told in words, and not repeated."""
     with pytest.raises(MalformedFrameError, match=words) as caught:
         decode_event(frame)
@@ -130,7 +130,7 @@ def test_what_is_no_frame(frame: str | bytes, words: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["x", "", "1.5", "-", "٣", "9" * 20, 10**30, 1.5, None, True, [], {}, "1e3", " 1"])
-def test_numbers_that_are_none(value: object) -> None:
+def test_invalid_number_is_left_out(value: object) -> None:
     """What can't be a count of frames or milliseconds is left out, and the frame is read."""
     event = decode_event(json.dumps({**MEDIA, "sequenceNumber": value}))
     assert isinstance(event, MediaEvent)
@@ -138,7 +138,7 @@ def test_numbers_that_are_none(value: object) -> None:
     assert event.payload == b"audio"
 
 
-def test_negative_numbers_are_numbers() -> None:
+def test_negative_number_is_decoded() -> None:
     event = decode_event(json.dumps({**MEDIA, "sequenceNumber": "-5"}))
     assert isinstance(event, MediaEvent)
     assert event.sequence_number == -5
@@ -152,12 +152,16 @@ def test_negative_numbers_are_numbers() -> None:
         {"event": "new", "a": [str(number) for number in range(10_000)]},
         {"event": "new", "a": {f"key {number}": number * 1000 for number in range(10_000)}},
         {"event": "new", "a": "\u20ac" * 50_000},
+        {"event": "new", "a": "\U0001f600" + "a" * 50_000},
+        {"event": "new", "a": ["\U0001f600" + "a" * 500] * 100},
+        {"event": "mark", "mark": {"name": "\U0001f600" + "a" * 50_000}},
         {"event": "connected", "a": [[[]]] * 10_000},
         {"event": "mark", "mark": {"name": "a" * 50_000}},
     ],
 )
-def test_an_event_knows_how_much_memory_it_takes_at_most(document: dict[str, Any]) -> None:
-    for frame in (json.dumps(document), json.dumps(document).encode()):
+def test_event_memory_is_an_upper_bound(document: dict[str, Any]) -> None:
+    plain = json.dumps(document, ensure_ascii=False)
+    for frame in (json.dumps(document), json.dumps(document).encode(), plain, plain.encode(), plain.encode("utf-16")):
         tracemalloc.start()
         event = decode_event(frame)
         taken, _ = tracemalloc.get_traced_memory()
@@ -166,7 +170,7 @@ def test_an_event_knows_how_much_memory_it_takes_at_most(document: dict[str, Any
         assert taken <= event.memory + 1000
 
 
-def test_a_media_event_knows_when_it_arrived() -> None:
+def test_media_event_has_elapsed_time_if_given() -> None:
     """If it is told so, by the short way and by the long one; it is the same event either way."""
     for frame in SPELLED:
         event = decode_event(frame, elapsed=1.5)
@@ -175,7 +179,7 @@ def test_a_media_event_knows_when_it_arrived() -> None:
         assert event == decode_event(frame)
 
 
-def test_nothing_private_is_shown() -> None:
+def test_event_repr_shows_no_private_content() -> None:
     """A log that shows an event shows neither audio nor parameters."""
     start = decode_event('{"event": "start", "start": {"customParameters": {"card": "hush", "nested": {"a": 1}}}}')
     shown = repr([start, decode_event(json.dumps(MEDIA)), decode_event('{"event": "new", "body": "hush"}')])
@@ -194,7 +198,7 @@ NAMES = st.sampled_from(["connected", "start", "media", "dtmf", "mark", "stop", 
 
 
 @given(name=NAMES, rest=st.dictionaries(st.sampled_from(["start", "media", "dtmf", "mark", "streamSid"]), JSON))
-def test_any_frame_is_an_event_or_malformed(name: str, rest: dict[str, Any]) -> None:
+def test_any_json_decodes_to_event_or_raises_malformed(name: str, rest: dict[str, Any]) -> None:
     """Whatever a key holds, nothing but the one error gets out."""
     try:
         event = decode_event(json.dumps({"event": name, **rest}))
@@ -204,7 +208,7 @@ def test_any_frame_is_an_event_or_malformed(name: str, rest: dict[str, Any]) -> 
 
 
 @given(st.text() | st.binary())
-def test_any_text_is_an_event_or_malformed(frame: str | bytes) -> None:
+def test_any_text_decodes_to_event_or_raises_malformed(frame: str | bytes) -> None:
     """Whatever a frame is, nothing but the one error gets out."""
     try:
         event = decode_event(frame)
@@ -233,7 +237,7 @@ SPELLED = [
 
 
 @pytest.mark.parametrize("frame", SPELLED)
-def test_however_a_frame_is_spelled_it_is_the_same_event(frame: str) -> None:
+def test_json_formatting_does_not_change_the_event(frame: str) -> None:
     """Blanks, order, numbers or strings, escapes: nothing of it matters."""
     event = MediaEvent(track="inbound", payload=b"audio", chunk=41, timestamp=820, sequence_number=42)
     assert decode_event(frame) == event
@@ -246,13 +250,13 @@ def test_however_a_frame_is_spelled_it_is_the_same_event(frame: str) -> None:
     length=st.integers(0, 8),
     instead=st.text(max_size=6) | st.sampled_from(['"', "\\", "=", "\n", "9" * 30, "}", "null"]),
 )
-def test_the_short_way_and_the_long_way_lead_to_the_same(frame: str, at: int, length: int, instead: str) -> None:
+def test_fast_path_and_json_path_agree(frame: str, at: int, length: int, instead: str) -> None:
     """Frames in the usual spelling are read by a shorter way; it reads no frame differently, broken ones neither."""
     frame = frame[:at] + instead + frame[at + length :]
     assert outcome_of(frame) == outcome_of(frame.encode("utf-8", "surrogatepass"))
 
 
-def test_an_event_can_not_be_changed() -> None:
+def test_events_are_immutable() -> None:
     event = MediaEvent(track="inbound", payload=b"audio")
     with pytest.raises(AttributeError):
         event.track = "outbound"

@@ -1,4 +1,4 @@
-"""Starting a stream and receiving it as one: three legs in any order, and nothing left behind."""
+"""Starting a stream and receiving it as one: answer, socket and callback in any order, nothing left behind."""
 
 import asyncio
 import ssl
@@ -46,10 +46,10 @@ async def endless(trust: ssl.SSLContext) -> AsyncIterator[SimulatedSpace]:
 
 @pytest.fixture
 def receiver(heard: Heard) -> MediaReceiver:
-    return MediaReceiver(heard, bearer_tokens="nobody else's")
+    return MediaReceiver(heard, bearer_tokens="nobody-elses")
 
 
-async def test_a_stream_is_started_heard_and_stopped(
+async def test_open_starts_receives_and_stops_stream(
     endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
     """Within the block its audio comes in; after it nothing runs and nothing is open."""
@@ -75,7 +75,7 @@ async def zip_first(session: Any, most: int) -> AsyncIterator[Any]:
             return
 
 
-async def test_many_at_once(
+async def test_concurrent_opens_receive_their_own_audio(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
     """Each block gets its own stream's audio, to its end; the Space had stopped it by itself, which is fine."""
@@ -92,7 +92,7 @@ async def test_many_at_once(
     assert space.streams.active() == []
 
 
-async def test_a_start_that_is_refused(
+async def test_open_raises_refused_start_as_cause(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
     """The REST leg's own error is the cause, and nothing is stopped, since nothing runs."""
@@ -104,10 +104,10 @@ async def test_a_start_that_is_refused(
     assert space.requests.count("stop-conference-stream") == 0
 
 
-async def test_nobody_dials(
+async def test_open_without_socket_fails_and_stops_the_stream(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, certificate: ssl.SSLContext
 ) -> None:
-    """A url that the Space can't reach is told as such, and the stream that runs is stopped."""
+    """The error names the url as a possible cause, and the stream that runs is stopped."""
     async with SimulatedSpace(conferences=1) as silent:
         [sid] = silent.conference_sids
         with pytest.raises(OpenError, match=r"nobody dialled within 0\.01 s") as caught:
@@ -132,7 +132,7 @@ def told(kind: type[Any], sid: str, stream: str | None, name: str | None = "mine
         (StreamStopped, {}, "it was stopped"),
     ],
 )
-async def test_the_space_tells_that_it_failed(
+async def test_failure_callback_fails_open_at_once(
     client_for: Any, receiver: MediaReceiver, kind: type[Any], more: dict[str, str], why: str
 ) -> None:
     """A status callback of that very stream ends the waiting; those of others do not."""
@@ -155,8 +155,8 @@ async def test_the_space_tells_that_it_failed(
         assert silent.streams.active() == []
 
 
-async def test_what_is_told_of_a_name_is_the_last_to_go_by(client_for: Any, receiver: MediaReceiver) -> None:
-    """Where nobody knows which stream a callback means, it is what is said once no socket came."""
+async def test_callback_of_the_name_explains_missing_socket(client_for: Any, receiver: MediaReceiver) -> None:
+    """A callback that may be about another stream is only used once no socket came."""
     async with SimulatedSpace(conferences=1) as silent:
         [sid] = silent.conference_sids
         silent.faults.add("reset", on="start", executed=True)
@@ -173,7 +173,7 @@ async def test_what_is_told_of_a_name_is_the_last_to_go_by(client_for: Any, rece
         assert caught.value.stage == "callback"
 
 
-async def test_a_name_that_is_taken_by_oneself(client_for: Any, receiver: MediaReceiver) -> None:
+async def test_open_with_duplicate_name_fails(client_for: Any, receiver: MediaReceiver) -> None:
     """When an attempt is repeated, the Space refuses the second stream; that says nothing against the first one."""
     async with SimulatedSpace(conferences=1) as silent:
         [sid] = silent.conference_sids
@@ -194,10 +194,10 @@ async def test_a_name_that_is_taken_by_oneself(client_for: Any, receiver: MediaR
         assert silent.streams.active() == []
 
 
-async def test_the_socket_is_proof_enough(
+async def test_socket_confirms_start_whose_answer_was_lost(
     endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
-    """When the POST's answer is lost, the socket tells that the stream runs, and its name stops it."""
+    """When the POST's answer is lost, the socket proves that the stream runs, and it is stopped by name."""
     url = await serve(receiver, ssl_context=certificate)
     endless.faults.add("reset", on="start", executed=True)
     client: StreamsClient = client_for(endless, retry=RetryPolicy(max_attempts=1, max_resends=0))
@@ -206,8 +206,8 @@ async def test_the_socket_is_proof_enough(
     assert endless.streams.active() == []
 
 
-async def test_neither_answer_nor_socket(client_for: Any, receiver: MediaReceiver) -> None:
-    """What nobody can tell is told so, and the stream is stopped by its name in case it runs."""
+async def test_open_fails_without_answer_and_socket(client_for: Any, receiver: MediaReceiver) -> None:
+    """The outcome is unknown, so the stream is stopped by name in case it runs."""
     async with SimulatedSpace(conferences=1) as silent:
         silent.faults.add("reset", on="start", executed=True)
         client: StreamsClient = client_for(silent, retry=RetryPolicy(max_attempts=1, max_resends=0))
@@ -220,7 +220,7 @@ async def test_neither_answer_nor_socket(client_for: Any, receiver: MediaReceive
         assert silent.streams.active() == []
 
 
-async def test_the_socket_may_come_before_the_answer(
+async def test_open_does_not_wait_for_the_answer(
     endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
     """The block begins with the socket, however long the answer takes."""
@@ -233,8 +233,8 @@ async def test_the_socket_may_come_before_the_answer(
     assert endless.streams.active() == []
 
 
-async def test_who_gives_up_leaves_nothing_behind(client_for: Any, receiver: MediaReceiver) -> None:
-    """A cancelled block still stops what it started."""
+async def test_cancelled_open_stops_the_stream(client_for: Any, receiver: MediaReceiver) -> None:
+    """A cancelled block still stops its stream."""
     async with SimulatedSpace(conferences=1) as silent:
         client = client_for(silent)
         opening = asyncio.ensure_future(
@@ -247,7 +247,7 @@ async def test_who_gives_up_leaves_nothing_behind(client_for: Any, receiver: Med
         await until(lambda: not silent.streams.active())
 
 
-async def test_one_name_twice_on_one_conference(
+async def test_open_refuses_name_that_is_open_on_the_target(
     endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
     """The second one is refused here: were it sent, its end would stop the first one by their common name."""
@@ -263,9 +263,7 @@ async def test_one_name_twice_on_one_conference(
         pass
 
 
-async def test_a_second_stream_that_was_refused_says_nothing_against_the_first(
-    client_for: Any, receiver: MediaReceiver
-) -> None:
+async def test_duplicate_callback_does_not_fail_the_first_stream(client_for: Any, receiver: MediaReceiver) -> None:
     """Whose sid such a callback carries is not documented."""
     async with SimulatedSpace(conferences=1) as silent:
         [sid] = silent.conference_sids
@@ -285,7 +283,7 @@ async def test_a_second_stream_that_was_refused_says_nothing_against_the_first(
 
 
 async def awaited(silent: SimulatedSpace, receiver: MediaReceiver, client_for: Any) -> tuple[Any, str]:
-    """Open a stream that nobody dials for; give the opening and its token."""
+    """Open a stream whose Space does not dial; return the task and the token."""
     opening = asyncio.ensure_future(
         receiver.open(
             client_for(silent).conferences,
@@ -302,8 +300,10 @@ async def awaited(silent: SimulatedSpace, receiver: MediaReceiver, client_for: A
 
 
 @pytest.mark.parametrize("first", ["garbage", "nothing", "too long"])
-async def test_a_socket_that_comes_and_breaks(client_for: Any, heard: Heard, serve: Any, dial: Any, first: str) -> None:
-    """No other will come, so that is told at once, and not that nobody dialled."""
+async def test_open_fails_when_no_stream_begins_on_its_socket(
+    client_for: Any, heard: Heard, serve: Any, dial: Any, first: str
+) -> None:
+    """There is no other socket to wait for, so it fails at once with the reason."""
     receiver = MediaReceiver(frame_limit=100)
     url = await serve(receiver)
     async with SimulatedSpace(conferences=1) as silent:
@@ -319,7 +319,7 @@ async def test_a_socket_that_comes_and_breaks(client_for: Any, heard: Heard, ser
         assert silent.streams.active() == []
 
 
-async def test_what_is_no_websocket_spends_no_token(
+async def test_plain_request_does_not_use_up_the_token(
     client_for: Any, receiver: MediaReceiver, serve: Any, dial: Any
 ) -> None:
     url = await serve(receiver)
@@ -333,10 +333,10 @@ async def test_what_is_no_websocket_spends_no_token(
         await peer.close()
 
 
-async def test_a_callback_between_upgrade_and_start(
+async def test_failure_callback_after_the_upgrade_fails_open(
     client_for: Any, receiver: MediaReceiver, serve: Any, dial: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The callback is what is told, and the socket is closed in order."""
+    """The error is the callback's, and the socket is closed properly."""
     url = await serve(receiver)
     async with SimulatedSpace(conferences=1) as silent:
         opening, token = await awaited(silent, receiver, client_for)
@@ -349,7 +349,7 @@ async def test_a_callback_between_upgrade_and_start(
     assert "failed" not in caplog.text
 
 
-async def test_a_receiver_that_is_closed_opens_nothing(endless: SimulatedSpace, client_for: Any) -> None:
+async def test_closed_receiver_refuses_open(endless: SimulatedSpace, client_for: Any) -> None:
     """Nothing is sent, and it serves no more either."""
     receiver = MediaReceiver()
     await receiver.aclose()
@@ -364,7 +364,7 @@ async def test_a_receiver_that_is_closed_opens_nothing(endless: SimulatedSpace, 
     assert len(endless.requests) == 0
 
 
-async def test_fields_that_a_joined_start_does_not_take(endless: SimulatedSpace, client_for: Any) -> None:
+async def test_open_refuses_fields_of_its_own(endless: SimulatedSpace, client_for: Any) -> None:
     """Nothing is sent, and nothing is waited for."""
     receiver, streams, [sid, *_] = MediaReceiver(), client_for(endless).conferences, endless.conference_sids
     untyped: Any = receiver.open
@@ -377,15 +377,15 @@ async def test_fields_that_a_joined_start_does_not_take(endless: SimulatedSpace,
         await untyped(streams, sid, url="wss://a.example/b", bogus=1).__aenter__()
     with pytest.raises(OpenError, match="can't be part of a path"):
         await receiver.open(streams, "a/b", url="wss://a.example/b").__aenter__()
-    assert not receiver._joinings._by_name
-    assert not receiver._joinings._by_token
+    assert not receiver._pending_streams._by_name
+    assert not receiver._pending_streams._by_token
     assert len(endless.requests) == 0
 
 
-async def test_an_answer_that_hangs_does_not_hold_the_stop_up(
+async def test_stop_does_not_wait_for_hanging_answer(
     endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
-    """The stream is stopped by the sid that its socket told, while the start is still waiting."""
+    """The stream is stopped by the sid of its socket while the start request is pending."""
     url = await serve(receiver, ssl_context=certificate)
     endless.faults.add("hang", on="start", executed=True, times=1)
     client: StreamsClient = client_for(endless, retry=RetryPolicy(max_attempts=1, max_resends=0, deadline=2))
@@ -405,10 +405,10 @@ async def test_an_answer_that_hangs_does_not_hold_the_stop_up(
     assert endless.requests.count("stop-conference-stream") == 2
 
 
-async def test_an_answer_that_comes_after_the_stop(
+async def test_answer_after_the_stop_is_stopped_if_it_is_another_stream(
     trust: ssl.SSLContext, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
-    """It tells that the stream that was stopped is the one that was started, so nothing more is stopped."""
+    """If it names the stream that was stopped, nothing more is stopped."""
     url = await serve(receiver, ssl_context=certificate)
 
     async def until_it_stopped(seconds: float) -> None:
@@ -422,7 +422,7 @@ async def test_an_answer_that_comes_after_the_stop(
         assert space.requests.count("stop-conference-stream") == 1
 
 
-async def test_what_is_told_first_is_what_counts(client_for: Any, heard: Heard, serve: Any, dial: Any) -> None:
+async def test_first_outcome_of_a_start_counts(client_for: Any, heard: Heard, serve: Any, dial: Any) -> None:
     """A callback that ended the waiting is not replaced by a socket that breaks after it."""
     receiver = MediaReceiver(start_timeout=60)
     url = await serve(receiver)
@@ -436,7 +436,7 @@ async def test_what_is_told_first_is_what_counts(client_for: Any, heard: Heard, 
     await until(lambda: not receiver.pending_sockets)
 
 
-async def test_what_goes_wrong_in_the_block_goes_first(
+async def test_error_of_the_block_takes_precedence_over_failed_stop(
     endless: SimulatedSpace,
     client_for: Any,
     receiver: MediaReceiver,
@@ -462,12 +462,12 @@ async def test_what_goes_wrong_in_the_block_goes_first(
 
 
 @pytest.mark.parametrize("patience", [60.0, 0.0])
-async def test_a_space_that_takes_no_stops_just_now(
+async def test_stop_is_retried_while_the_space_refuses_it(
     receiver: MediaReceiver, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    """It is waited for, since nobody else will stop the stream; but not for ever."""
+    """There is a limit to the retries."""
     monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._OUTAGE", patience)
-    monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._LEAST_PAUSE", 0.001)
+    monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._MIN_DELAY", 0.001)
     answers: list[Exception] = [
         CircuitOpenError("not tried, the Space kept failing", retry_after=0.001),
         RateLimitedError("too many requests", status=429),
@@ -492,7 +492,7 @@ async def test_a_space_that_takes_no_stops_just_now(
     [
         ({"status": 404, "body": "api", "code": 20404}, True),
         ({"status": 404, "body": "html"}, False),
-        ({"status": 400, "body": "api", "code": 21220, "created": True}, True),
+        ({"status": 400, "body": "api", "code": 21220, "executed": True}, True),
         ({"status": 400, "body": "api", "code": 10000}, False),
     ],
 )
@@ -538,7 +538,7 @@ async def test_socket_that_ended_makes_refused_stop_a_success(
     assert endless.requests.count("stop-conference-stream") == 2
 
 
-async def test_a_start_that_is_cut(receiver: MediaReceiver) -> None:
+async def test_cancelled_start_has_unknown_outcome(receiver: MediaReceiver) -> None:
     """A POST that somebody cancels may have been carried out: the stream is stopped by its name."""
     stopped: list[Any] = []
 
@@ -554,7 +554,7 @@ async def test_a_start_that_is_cut(receiver: MediaReceiver) -> None:
     assert stopped == ["mine"]
 
 
-async def test_a_stream_that_can_not_be_stopped_is_told(
+async def test_stream_that_cannot_be_stopped_raises_open_error(
     endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:
     """It may still be running, so the block ends in the stop's own error."""
@@ -571,7 +571,7 @@ async def test_a_stream_that_can_not_be_stopped_is_told(
     assert receiver.sessions == set()  # its socket is closed all the same, which may end it, and may not
 
 
-async def test_a_token_opens_one_socket(
+async def test_token_admits_one_socket(
     client_for: Any, receiver: MediaReceiver, serve: Any, dial: Any, heard: Heard
 ) -> None:
     """The token of a joined start lets its own stream in, once, and is gone when the block is."""
@@ -595,7 +595,7 @@ async def test_a_token_opens_one_socket(
         await peer.close()
 
 
-async def test_more_streams_than_a_pool_usually_holds(
+async def test_more_streams_than_the_pool_size_are_opened(
     trust: ssl.SSLContext, client_for: Any, heard: Heard, serve: Any, certificate: ssl.SSLContext
 ) -> None:
     """The Space keeps as many calls out at once as there are streams."""

@@ -1,4 +1,4 @@
-"""Who reads a socket when, and how it is found out that nobody is at its other end."""
+"""Reading a socket in the handler or in the background, and detecting dead peers."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -15,10 +15,10 @@ from signalwire_streams.receiver import (
     MediaEvent,
     MediaReceiver,
     StreamSession,
-    _connection as reading,
+    StreamStatistics,
+    _connection as connections,
     _server as audio_socket,
 )
-from signalwire_streams.receiver._session import Backlog
 
 from .conftest import Heard, until
 from .test_receiver import START, media, reset
@@ -39,14 +39,14 @@ async def deaf() -> Any:
 
 @pytest.fixture
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at once whether somebody reads."""
-    monkeypatch.setattr(reading, "_LOOK", 0.0)
+    """Check at once whether the handler reads."""
+    monkeypatch.setattr(connections, "_WATCH_INTERVAL", 0.0)
 
 
-async def test_who_keeps_up_reads_the_socket_itself(
+async def test_waiting_handler_reads_the_socket_itself(
     serve: Any, dial: Any, heard: Heard, quick_looks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a handler waits for events no other task is there that would have to hand them over."""
+    """While a handler waits for events, no other task reads them for it."""
     readers = set()
     take = StreamSession._enqueue
 
@@ -54,7 +54,7 @@ async def test_who_keeps_up_reads_the_socket_itself(
         readers.add(asyncio.current_task())
         return take(self, event, now)
 
-    monkeypatch.setattr(StreamSession, "take", noting)
+    monkeypatch.setattr(StreamSession, "_enqueue", noting)
     handling = []
 
     async def handler(session: StreamSession) -> None:
@@ -69,11 +69,11 @@ async def test_who_keeps_up_reads_the_socket_itself(
     assert readers == set(handling)
 
 
-async def test_whoever_is_busy_elsewhere_has_it_read(
+async def test_busy_handler_has_its_socket_read_in_background(
     serve: Any, dial: Any, quick_looks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What came meanwhile waits in its order, and who comes back soon reads by himself again."""
-    monkeypatch.setattr(reading, "_STAY", 0.0)
+    """Events stay in order meanwhile, and the handler reads by itself again once it is back."""
+    monkeypatch.setattr(connections, "_MIN_BACKGROUND", 0.0)
     come_back, sessions, chunks = asyncio.Event(), [], []
 
     async def handler(session: StreamSession) -> None:
@@ -98,8 +98,8 @@ async def test_whoever_is_busy_elsewhere_has_it_read(
     assert chunks == list(range(1, 9))
 
 
-async def test_giving_up_a_wait_loses_nothing(serve: Any, dial: Any) -> None:
-    """A loop that was cut by a time limit is gone on with by another one."""
+async def test_cancelled_loop_loses_no_event(serve: Any, dial: Any) -> None:
+    """A new loop continues where one that timed out has stopped."""
     chunks, cuts = [], 0
 
     async def handler(session: StreamSession) -> None:
@@ -122,9 +122,48 @@ async def test_giving_up_a_wait_loses_nothing(serve: Any, dial: Any) -> None:
     assert chunks == list(range(1, 31))
 
 
+@pytest.mark.parametrize("background", [False, True])
+async def test_iterator_goes_on_after_a_wait_was_cancelled(
+    serve: Any, dial: Any, quick_looks: None, background: bool
+) -> None:
+    """`anext` on one iterator under a time limit: no event is lost, and only the end of the stream ends it."""
+    chunks, cuts = [], 0
+    ended = asyncio.Event()
+
+    async def handler(session: StreamSession) -> None:
+        nonlocal cuts
+        events = aiter(session)
+        while not ended.is_set():
+            try:
+                async with asyncio.timeout(0.0005):
+                    event = await anext(events)
+            except TimeoutError:
+                cuts += 1
+                if background:
+                    await asyncio.sleep(0.001)  # so that a task reads meanwhile
+            except StopAsyncIteration:
+                assert session.end_reason is EndReason.STOPPED
+                ended.set()
+            else:
+                assert isinstance(event, MediaEvent)
+                chunks.append(event.chunk)
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
+
+    peer = await dial(await serve(MediaReceiver(handler, bearer_tokens=None)))
+    await peer.send_json(START)
+    for chunk in range(1, 31):
+        await until(lambda snapshot=cuts: cuts > snapshot)  # type: ignore[misc]
+        await peer.send_json(media(chunk))
+    await until(lambda: len(chunks) == 30)
+    await peer.send_json({"event": "stop"})
+    await ended.wait()
+    assert chunks == list(range(1, 31))
+
+
 @pytest.mark.parametrize("begun", [False, True])
-async def test_pings_are_answered(serve: Any, deaf: Any, heard: Heard, begun: bool) -> None:
-    """Also before the stream has begun; what answers none is not taken for a frame."""
+async def test_ping_is_answered(serve: Any, deaf: Any, heard: Heard, begun: bool) -> None:
+    """Even before the start event; an unsolicited pong is no frame."""
     peer = await deaf(await serve(MediaReceiver(heard, bearer_tokens=None)))
     if begun:
         await peer.send_json(START)
@@ -137,7 +176,7 @@ async def test_pings_are_answered(serve: Any, deaf: Any, heard: Heard, begun: bo
     assert (await heard.end()).end_reason is EndReason.CLOSED
 
 
-async def test_a_silent_peer_is_asked_and_given_up(serve: Any, deaf: Any, heard: Heard, quick_looks: None) -> None:
+async def test_silent_peer_is_pinged_and_dropped(serve: Any, deaf: Any, heard: Heard, quick_looks: None) -> None:
     """A connection that died without a word does not stay for ever."""
     peer = await deaf(await serve(MediaReceiver(heard, bearer_tokens=None, heartbeat=0.01)))
     await peer.send_json(START)
@@ -146,7 +185,7 @@ async def test_a_silent_peer_is_asked_and_given_up(serve: Any, deaf: Any, heard:
     assert (await heard.end()).end_reason is EndReason.LOST
 
 
-async def test_a_silent_peer_that_answers_is_kept(
+async def test_silent_peer_that_answers_pings_is_kept(
     serve: Any, deaf: Any, dial: Any, heard: Heard, quick_looks: None
 ) -> None:
     """Each silence is asked about anew, on each of the sockets."""
@@ -171,10 +210,10 @@ async def flood(session: StreamSession) -> None:
         await session.playback._send("media", media={"payload": "A" * 60_000})
 
 
-async def test_a_peer_that_takes_nothing_more_does_not_hold_its_stream(
+async def test_peer_that_stops_reading_does_not_block_its_stream(
     serve: Any, deaf: Any, heard: Heard, quick_looks: None
 ) -> None:
-    """Where a silent peer is given up, whoever waits to send to it hears of it, and nothing is left."""
+    """Dropping a silent peer fails the task that waits to send to it, and leaves nothing behind."""
     told: list[TransportError] = []
 
     async def handler(session: StreamSession) -> None:
@@ -192,7 +231,7 @@ async def test_a_peer_that_takes_nothing_more_does_not_hold_its_stream(
     assert told
 
 
-async def test_a_farewell_that_nobody_takes_is_given_up(serve: Any, deaf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_frame_that_is_not_read_is_given_up(serve: Any, deaf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that has enough is done, also where its peer takes nothing any more."""
     monkeypatch.setattr(audio_socket, "_CLOSE_TIMEOUT", 0.05)
     blocked: list[tuple[StreamSession, asyncio.Task[None]]] = []
@@ -213,7 +252,7 @@ async def test_a_farewell_that_nobody_takes_is_given_up(serve: Any, deaf: Any, m
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_a_ping_that_can_not_be_answered_is_no_failure(
+async def test_ping_that_cannot_be_answered_is_no_failure(
     serve: Any, deaf: Any, heard: Heard, caplog: pytest.LogCaptureFixture, begun: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A peer that asks and is gone before the answer has broken the connection, and no more."""
@@ -235,23 +274,24 @@ async def test_a_ping_that_can_not_be_answered_is_no_failure(
     assert "failed" not in caplog.text
 
 
-async def test_an_answer_that_lies_there_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop that was held up looks once more before it gives a peer up."""
+async def test_pong_that_is_unread_while_the_loop_is_blocked_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that was blocked looks once more before it gives a peer up."""
+    receiver = MediaReceiver(heartbeat=1.0, bidirectional=True)
     ended: list[EndReason] = []
-    session = SimpleNamespace(end_reason=None, end=ended.append)
-    looked_after = reading.Reading(None, session, Backlog(1), 1.0)  # type: ignore[arg-type]
-    looked_after.begin()
-    looked_after.backlog.is_awaited = True
-    monkeypatch.setattr(reading.Reading, "_send_ping", lambda _: asyncio.sleep(0))
+    session: Any = SimpleNamespace(
+        end_reason=None, _close=ended.append, _queue=SimpleNamespace(is_awaited=True), statistics=StreamStatistics()
+    )
+    connection = receiver._connect(None)  # type: ignore[arg-type]
+    connection._start_reading(session)
+    monkeypatch.setattr(connections.Connection, "_ping", lambda _: asyncio.sleep(0))
     now = asyncio.get_running_loop().time()
-    looked_after.look(now + 2)
-    looked_after.look(now + 10)
+    connection.check(now + 2)
+    connection.check(now + 10)
     assert not ended
-    looked_after._heard = now + 10
-    looked_after.look(now + 10.05)
-    looked_after.look(now + 12)
-    looked_after.look(now + 14)
+    connection._received_at = now + 10
+    connection.check(now + 10.05)
+    connection.check(now + 12)
+    connection.check(now + 14)
     assert not ended
-    looked_after.look(now + 14.05)
+    connection.check(now + 14.05)
     assert ended == [EndReason.LOST]
-    await looked_after.end()
