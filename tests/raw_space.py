@@ -143,4 +143,5 @@ async def raw_space(
     finally:
         server.close()
         for connection in space.connections:
-            connection.writer.close()
+            connection.writer.transport.abort()  # which waits for no peer, and for no paused reading
+        await asyncio.sleep(0)

@@ -159,7 +159,7 @@ def test_closest_marker_wins(suite: Suite) -> None:
         ("signalwire_space(10)", "*signalwire_space takes no positional arguments: write name=value"),
         (
             "stream_receiver(handler=print)",
-            "*stream_receiver knows no argument 'handler': write one of backlog_bytes, *",
+            "*stream_receiver knows no argument 'handler': write one of bidirectional, *",
         ),
         ("stream_receiver(bearer_tokens=None)", "*stream_receiver knows no argument 'bearer_tokens': *"),
     ],

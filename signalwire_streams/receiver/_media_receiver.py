@@ -147,7 +147,8 @@ class MediaReceiver(StarterMixin):
         if handler is None or not admitted:
             self.rejected_upgrades += 1
             return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
-        slot.admit()
+        if pending is not None or not self._authenticator.admits_everybody:
+            slot.admit()
         try:
             await socket.prepare(request)
         except ConnectionError:  # the other end left

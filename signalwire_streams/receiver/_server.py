@@ -169,7 +169,7 @@ class TokenAuthenticator:
             InvalidRequestError: a token is no string, or a header can't carry it.
         """
         self._check = tokens if callable(tokens) else None
-        self._admits_everybody = tokens is None
+        self.admits_everybody = tokens is None
         self._hashes: set[bytes] = set()
         for token in tokens if isinstance(tokens, tuple) else ():
             if not token or not isinstance(token, str):
@@ -183,7 +183,7 @@ class TokenAuthenticator:
 
     async def allows(self, token: str | None) -> bool:
         """Return whether a token, or the lack of one, is valid."""
-        if self._admits_everybody:
+        if self.admits_everybody:
             return True
         if token is None:
             return False

@@ -221,7 +221,7 @@ async def test_a_track_that_was_not_announced_is_not_lost(tmp_path: Path) -> Non
 @pytest.mark.parametrize("announced", [BOTH, ("t" * 65,), ("ü" * 70,)])
 async def test_listen_records_tracks_with_long_names(tmp_path: Path, encoding: str, announced: Sequence[str]) -> None:
     """Names that differ only after what a file's name takes of them have files of their own."""
-    names = ["t" * 64, "t" * 65, "t" * 100, "t" * 200, "é" * 90]
+    names = ["t" * 64, "t" * 65, "t" * 99, "t" * 100, "é" * 90]
     async with listening(tmp_path) as listener, dialled(listener.url) as peer:
         await begin(peer, tracks=announced, encoding=encoding)
         await speak(peer, tracks=["inbound", *names])

@@ -334,8 +334,8 @@ async def test_stream_faults_reject_settings_of_requests(space: SimulatedSpace) 
         ("no-stop", {"executed": True}, "happens to a stream that is dialled: leave out"),
         ("callback-lost", {"on": "start"}, "write one of any, stream-error, stream-started, stream-stopped"),
         ("callback-delayed", {}, "needs seconds="),
-        ("socket-first", {"executed": False}, "happens to a start that is carried out"),
-        ("socket-first", {"on": "stop"}, "is no scope of 'socket-first'"),
+        ("socket-first", {"executed": False}, "happens to a start that is executed"),
+        ("socket-first", {"on": "stop"}, "is not a scope of 'socket-first'"),
     ):
         with pytest.raises(ValueError, match=match):
             space.faults.add(kind, **wrong)
