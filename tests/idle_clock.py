@@ -7,7 +7,7 @@ import pytest
 
 from signalwire_streams import Clock
 
-_IN_TRANSIT = 0.002  # seconds that bytes may take from one end of a socket to the other
+IN_TRANSIT = 0.002  # seconds that bytes may take from one end of a socket to the other
 _LONG_WAIT = 0.05  # seconds; before the clock skips more, the sockets are checked again
 _CHECKS = 10  # how often
 _STUCK = 10.0  # real seconds after which a loop without timers and events counts as stuck
@@ -40,11 +40,11 @@ def skip_idle_time(loop: Any, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     def select(seconds: float | None) -> Any:
         nonlocal now, end
-        events = select_events(_STUCK if seconds is None else min(seconds, _IN_TRANSIT))
+        events = select_events(_STUCK if seconds is None else min(seconds, IN_TRANSIT))
         checks = _CHECKS - 1 if seconds is not None and seconds > _LONG_WAIT else 0
         while not events and checks:  # a busy machine may deliver late
             checks -= 1
-            events = select_events(_IN_TRANSIT)
+            events = select_events(IN_TRANSIT)
         assert events or seconds is not None, "nothing can happen any more, and something waits for it"
         now += seconds if seconds and not events and not in_threads else _TURN
         if now >= end:

@@ -322,7 +322,7 @@ class MediaReceiver(StarterMixin):
             await self._wait_for_handlers(_GRACE)
 
     async def _free_descriptor(self) -> bool:
-        """Close the oldest connection that carries no stream, so a handler can open a file. Return False if none is left."""
+        """Close the oldest connection without a stream to free its descriptor. Return False if there is none."""
         for server in self._servers:
             if await server.free_descriptor():
                 return True
