@@ -35,8 +35,8 @@ class Deadline:
     """
 
     def __init__(self, timer: "DeadlineTimer", ends_at: float) -> None:
-        self.ends_at = ends_at  # on the loop's clock
-        self.expired = False
+        self.ends_at: float = ends_at  # on the loop's clock
+        self.expired: bool = False
         self._timer = timer
         self._task: asyncio.Task[object]
         self._cancelling = 0

@@ -310,15 +310,15 @@ class CallbackReceiver:
         self.keys: Sequence[str] = usable_keys(keys)
         if not self.keys:
             raise InvalidRequestError("keys holds no key: write the project's Signing Key, as keys=['PSK_...']")
-        self.public_url = _check_public_url(public_url)
-        self.allowed_hosts = _check_allowed_hosts(allowed_hosts)
+        self.public_url: str | None = _check_public_url(public_url)
+        self.allowed_hosts: tuple[HostPattern, ...] | None = _check_allowed_hosts(allowed_hosts)
         if self.public_url is not None and self.allowed_hosts is not None:
             raise InvalidRequestError("public_url names the host already: leave out allowed_hosts, or public_url")
-        self.trust_forwarded = check_flag(trust_forwarded, "trust_forwarded")
-        self.body_limit = check_count(body_limit, "body_limit")
+        self.trust_forwarded: bool = check_flag(trust_forwarded, "trust_forwarded")
+        self.body_limit: int = check_count(body_limit, "body_limit")
         if body_limit > MAX_BODY:
             raise InvalidRequestError(f"body_limit {body_limit} is too much: write {MAX_BODY} bytes at most")
-        self.body_timeout = check_seconds(body_timeout, "body_timeout")
+        self.body_timeout: float = check_seconds(body_timeout, "body_timeout")
         self._dispatcher = Dispatcher(
             handler,
             max_pending=check_count(max_pending, "max_pending"),

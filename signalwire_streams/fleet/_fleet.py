@@ -64,10 +64,10 @@ class Fleet:
         Raises:
             InvalidRequestError: an argument is invalid.
         """
-        self.url = check_url(url)
+        self.url: str = check_url(url)
         self.space = space
         self.project = project
-        self.retention = max(1.0, check_seconds(retention, "retention"))
+        self.retention: float = max(1.0, check_seconds(retention, "retention"))
         # The token is not used, but an account is checked as a whole.
         account = find_account(space=space, base_url=None, project=project, token="none")  # noqa: S106
         self._keys = Keys(account.origin, account.sid)

@@ -138,12 +138,12 @@ class FleetWorker:
         """
         if name is not None and not (name and name.isprintable()):
             raise InvalidRequestError("name must be printable text, such as the host's name")
-        self.url = check_url(url)
+        self.url: str = check_url(url)
         self.client = client
-        self.concurrency = check_count(concurrency, "concurrency")
-        self.lease_seconds = max(0.05, check_seconds(lease_seconds, "lease_seconds"))
-        self.shutdown_timeout = check_seconds(shutdown_timeout, "shutdown_timeout")
-        self.name = name or f"{socket.gethostname()}-{os.getpid()}-{token_hex(2)}"
+        self.concurrency: int = check_count(concurrency, "concurrency")
+        self.lease_seconds: float = max(0.05, check_seconds(lease_seconds, "lease_seconds"))
+        self.shutdown_timeout: float = check_seconds(shutdown_timeout, "shutdown_timeout")
+        self.name: str = name or f"{socket.gethostname()}-{os.getpid()}-{token_hex(2)}"
         self.secrets = secrets
         self._keys = Keys(client.origin, client.project)
         self._stop = asyncio.Event()

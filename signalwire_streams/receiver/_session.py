@@ -190,9 +190,9 @@ class StreamSession:
         self.start = start
         self.audio_format = audio_format
         self.playback = playback
-        self.statistics = StreamStatistics()
+        self.statistics: StreamStatistics = StreamStatistics()
         sid = start.stream_sid or ""
-        self.label = sid if _SAFE_NAME.fullmatch(sid) else f"stream-{token_hex(8)}"
+        self.label: str = sid if _SAFE_NAME.fullmatch(sid) else f"stream-{token_hex(8)}"
         self.end_reason: EndReason | None = None
         self._overflow = overflow
         self._queue = EventQueue(max_events=max_queue, max_bytes=max_queue_bytes, on_drop=self._on_drop)
