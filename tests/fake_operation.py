@@ -23,4 +23,6 @@ class FakeOperation:
     def prepare(self, item: str, context: CallContext) -> Callable[[], Awaitable[ConferenceStream | CallStream]]:
         return partial(self._send, item, context)
 
+    def recorded(self, item: str) -> None: ...
+
     def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None: ...

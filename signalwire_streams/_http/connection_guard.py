@@ -225,7 +225,8 @@ class _ProtocolWrapper(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         body = self._body
-        if body is None and self._guard.state.phase is not Phase.WAITING:
+        # The rest of the request may leave in the very turn in which this was read, so it is looked at here.
+        if body is None and (self._guard.state.phase is not Phase.WAITING or _unsent_bytes(self._transport)):
             self._guard.not_written()
             self._refuse(UnaskedAnswerError())
             return

@@ -17,7 +17,7 @@ from signalwire_streams.bulk._journal import Holder, ItemRecord
 from signalwire_streams.bulk._journal_file import IN_DOUBT, when_free
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
 from signalwire_streams.bulk._serialization import DuplicateCheck, Start, folded, stream_of, target_kind
-from signalwire_streams.errors import InvalidRequestError, StreamOutcomeUnknownError
+from signalwire_streams.errors import InvalidRequestError, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.models import (
     GENERATED_NAME,
     AttemptResult,
@@ -86,6 +86,10 @@ class Ledger(Protocol):
         """
         ...
 
+    def find(self, key: ItemKey, /) -> ItemRecord | None:
+        """Return the same for an item that this run does not send. None if somebody else reports such items."""
+        ...
+
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None, /) -> None:
         """Record that an item is about to be sent; it is durable when this returns.
 
@@ -118,6 +122,10 @@ class Operation(Protocol[_Item_contra]):
         Raises:
             StreamsError: the item is not to be sent.
         """
+        ...
+
+    def recorded(self, item: _Item_contra, /) -> Stream | StreamsError | None:
+        """Return the result of an item that this run ends without sending, if an earlier part of the run left one."""
         ...
 
     def note(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
@@ -177,8 +185,7 @@ class StartStreams(_StreamOperation[Start]):
 
     def prepare(self, request: Start, context: CallContext) -> Send:
         self._duplicates.check(request)
-        if request.name is None and not request.unnamed:
-            request = request.with_name(f"{GENERATED_NAME}{self._run}-{folded(request.target)}")
+        request = self._named(request)
         if self._ledger is not None:
             running = self._consult(self._ledger, request, context.state)
             if running is not None:
@@ -186,6 +193,23 @@ class StartStreams(_StreamOperation[Start]):
         if isinstance(request, StartConferenceStream):
             return partial(self._conferences.start, request, deadline=self._deadline, context=context)
         return partial(self._calls.start, request, deadline=self._deadline, context=context)
+
+    def recorded(self, request: Start) -> Stream | StreamsError | None:
+        if self._ledger is None:
+            return None
+        request = self._named(request)
+        key = ItemKey(target_kind(request), request.target, request.name)
+        record = self._ledger.find(key)
+        if record is not None and record.state in _RUNNING:
+            return _recorded_stream(request, record)
+        if record is not None and record.state in _DOUBTFUL:
+            return _still_unknown(key, "and this run ended before it was sent again")
+        return None
+
+    def _named(self, request: Start) -> Start:
+        if request.name is None and not request.unnamed:
+            return request.with_name(f"{GENERATED_NAME}{self._run}-{folded(request.target)}")
+        return request
 
     def _consult(self, ledger: Ledger, request: Start, state: CallState) -> Stream | None:
         key = ItemKey(target_kind(request), request.target, request.name)
@@ -195,7 +219,8 @@ class StartStreams(_StreamOperation[Start]):
                 return _recorded_stream(request, record)
             if record.state in _DOUBTFUL:
                 if key.name is None or (key.kind == "call" and not self._resend_call_starts):
-                    raise _still_unknown(key)
+                    why = "without a name" if key.name is None else "on a call, where a second one may not be refused"
+                    raise _still_unknown(key, f"{why}, so it is not sent again")
                 state.may_have_succeeded = True
             state.was_refused_for_now = True
         # When it has its turn and not before, so that a process that dies leaves no doubt about what was only queued.
@@ -227,6 +252,14 @@ class StopStreams(_StreamOperation[Stream]):
             state.before_sending = partial(self._ledger.intend, key, state, record)
         return send
 
+    def recorded(self, stream: Stream) -> Stream | StreamsError | None:
+        if self._ledger is None:
+            return None
+        target = stream.conference_sid if isinstance(stream, ConferenceStream) else stream.call_sid
+        record = self._ledger.find(ItemKey(target_kind(stream), target, stream.name or stream.sid, stream.sid))
+        is_stopped = record is not None and record.state == BulkStatus.STOPPED
+        return evolve(stream, status=StreamStatus.STOPPED) if is_stopped else None
+
 
 def _returning(stream: Stream) -> Send:
     async def send() -> Stream:
@@ -241,11 +274,9 @@ def _recorded_stream(request: Start, record: ItemRecord) -> Stream:
     )
 
 
-def _still_unknown(key: ItemKey) -> StreamOutcomeUnknownError:
-    why = "without a name" if key.name is None else "on a call, where a second one may not be refused"
+def _still_unknown(key: ItemKey, why: str) -> StreamOutcomeUnknownError:
     return StreamOutcomeUnknownError(
-        f"start a stream on {key.kind} {key.target}: an earlier part of this run may have started it {why}, "
-        "so it is not sent again",
+        f"start a stream on {key.kind} {key.target}: an earlier part of this run may have started it {why}",
         sent="maybe",
         target=key.target,
         name=key.name,
@@ -287,10 +318,13 @@ class JournalLedger:
         await self._holder.close()
 
     def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
-        record = self._holder.journal.find(key.target, key.name)
+        record = self.find(key)
         if record is not None and record.state == IN_DOUBT:
             self._records[state] = record  # its outcome is recorded even if nothing is sent: it may be unknown
         return record
+
+    def find(self, key: ItemKey) -> ItemRecord | None:
+        return self._holder.journal.find(key.target, key.name)
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:
         journal = self._holder.journal
@@ -328,6 +362,9 @@ class RollbackLedger(JournalLedger):
 
     def known(self, *_: object) -> None:
         """Return None: whatever was recorded of a stream, stopping it again is safe."""
+
+    def find(self, _: object) -> None:
+        pass
 
     async def intend(self, key: ItemKey, state: CallState, _: ItemRecord | None) -> None:
         journal = self._holder.journal

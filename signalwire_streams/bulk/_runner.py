@@ -225,7 +225,8 @@ class WorkerPool(Generic[_Item]):
         self._changed.set()
 
     def _skip(self, index: int, item: _Item, why: str) -> None:
-        self._put(BulkOutcome(index=index, item=item, status=BulkStatus.NOT_ATTEMPTED, error=RunCancelledError(why)))
+        result = self.operation.recorded(item) or RunCancelledError(why)
+        self._put(self._outcome(index, item, result))
 
     async def _run(self, index: int, item: _Item) -> None:
         context = CallContext(Priority.BULK)
@@ -246,17 +247,22 @@ class WorkerPool(Generic[_Item]):
         if state.acquired_at is not None:
             latency = self.clock.now() - state.acquired_at
             self._limit.record(latency, overloaded=not _OVERLOAD.isdisjoint(state.refusals))
-        outcome = BulkOutcome(
+        outcome = self._outcome(index, item, result, state.attempts, self.clock.now() - started_at)
+        self.operation.note(state, outcome)
+        self._put(outcome)
+
+    def _outcome(
+        self, index: int, item: _Item, result: _Result, attempts: int = 0, duration: float = 0.0
+    ) -> BulkOutcome[_Item]:
+        return BulkOutcome(
             index=index,
             item=item,
             status=self._status(result),
             stream=None if isinstance(result, StreamsError) else result,
             error=result if isinstance(result, StreamsError) else None,
-            attempts=state.attempts,
-            duration=self.clock.now() - started_at,
+            attempts=attempts,
+            duration=duration,
         )
-        self.operation.note(state, outcome)
-        self._put(outcome)
 
     async def _send(self, send: Send, state: CallState, started_at: float) -> ConferenceStream | CallStream:
         """Send an item, again after a pause while the circuit breaker or the Space's limit turns it away.

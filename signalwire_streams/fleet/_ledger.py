@@ -142,6 +142,9 @@ class BatchLedger:
         state.was_refused_for_now |= mark.evidence in {Evidence.THROTTLED, Evidence.REFUSED}
         return ItemRecord(index, IN_DOUBT, sid=None, ambiguous=False) if mark.is_in_doubt else None
 
+    def find(self, key: ItemKey) -> None:
+        """Return None: `settle_rest` reports what is not sent."""
+
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:  # noqa: ARG002
         """Claim an item.
 
@@ -275,6 +278,9 @@ class StopLedger:
     def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
         self._indexes[state] = self._expected.take(key)
         return None
+
+    def find(self, key: ItemKey) -> None:
+        """Return None: what is not stopped is found again."""
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:
         pass

@@ -181,14 +181,16 @@ class PendingStream:
     def _may_run(self, stopped: str | None) -> bool:
         """Return whether a stream may be running after the start has ended and the stream `stopped` was stopped."""
         session, error = self._session(), self._start_error()
-        if stopped is not None:  # a later attempt of the start may have started another stream
-            if error is not None:
-                return isinstance(error, StreamOutcomeUnknownError)
-            stream = self._start.result()
-            return bool(stream.ambiguous) or stream.sid != stopped
-        if session is not None:
-            return session.end_reason is not EndReason.STOPPED
-        return error is None or isinstance(error, StreamOutcomeUnknownError)
+        if stopped is None and session is not None:
+            if session.end_reason is not EndReason.STOPPED:
+                return True
+            stopped = session.stream_sid
+        if error is not None:
+            return isinstance(error, StreamOutcomeUnknownError)
+        if session is None:
+            return True
+        stream = self._start.result()  # a later attempt of the start may have started another stream
+        return bool(stream.ambiguous) or stream.sid != stopped
 
     async def _stop_and_wait(self, stream: Any) -> None:  # noqa: ANN401  (a stream of the client's)
         """Stop the stream, and retry while the Space refuses requests, since nobody else will stop it."""

@@ -102,7 +102,7 @@ _CONNECT_TIMEOUT, _ANSWER_TIMEOUT = 2.0, 1.0
 # NoScriptError: redis-py failed while it loaded the script, so that failure counts.
 _TRANSIENT = (ReadOnlyError, OutOfMemoryError, ClusterDownError, TryAgainError, NoScriptError)
 # Redis before 7 wraps an error that a command of the script meets in a text of its own.
-_TRANSIENT_CODES = re.compile(r"\b(?:OOM|READONLY|MISCONF|LOADING)\b")
+_TRANSIENT_CODES = re.compile(r"\b(?:OOM|READONLY|MISCONF|LOADING|BUSY|NOREPLICAS)\b")
 
 
 @frozen(kw_only=True)

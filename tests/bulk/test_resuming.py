@@ -179,6 +179,30 @@ async def test_resume_reports_a_doubtful_unnamed_start_as_unknown(
     assert "not sent again" in str(second.failures[0].error)
 
 
+@pytest.mark.parametrize("how", ["shut down", "token rejected"])
+async def test_resume_that_ends_early_reports_what_the_journal_knows(how: str, client_for: Any, tmp_path: Path) -> None:
+    """Items that ran or may run are not reported as safe to try again, although their turn did not come."""
+    async with SimulatedSpace(conferences=1, calls=3) as space:
+        calls = [StartCallStream(call_sid=sid, url=URL) for sid in space.call_sids]
+        requests = [*on_conferences(space), *calls]
+        space.faults.add("reset", on="start", target=space.call_sids[2], executed=True, times=1)
+        journal = tmp_path / "run.db"
+        first = await client_for(space).start_streams(requests[1:], journal=journal).report()
+        assert first.counts == {BulkStatus.STARTED: 2, BulkStatus.UNKNOWN: 1}
+
+        space.faults.add("status", on="start", status=401, body="api", times=1)
+        run = client_for(space).start_streams(requests, journal=journal, resume=True, concurrency=1)
+        found = {}
+        async for outcome in run:
+            found[outcome.item.target] = outcome.status
+            if how == "shut down":
+                run.shutdown(0)
+        expected = dict.fromkeys(space.call_sids[:2], BulkStatus.STARTED) | {space.call_sids[2]: BulkStatus.UNKNOWN}
+        if how == "token rejected":
+            assert set(expected) <= set(found)
+        assert {target: expected.get(target, status) for target, status in found.items()} == found
+
+
 async def test_doubtful_start_stays_doubtful_until_it_is_sent_again(client_for: Any, tmp_path: Path) -> None:
     """A resumed run that ends before it sends a doubtful item again neither says nor writes that nothing runs."""
     async with SimulatedSpace(conferences=2, duplicate_names="http-error") as space:

@@ -521,6 +521,37 @@ async def test_open_counts_stream_as_stopped_that_ended_before_its_socket_came(
     assert hasattr(caught.value, "__notes__") is not ended
 
 
+@pytest.mark.parametrize("answer", ["ambiguous", "another sid", "unknown"])
+async def test_second_stream_is_stopped_after_the_first_has_ended(
+    answer: str, receiver: MediaReceiver, serve: Any, dial: Any
+) -> None:
+    """The session's stream ended by itself, but a later attempt of the start may have started another one."""
+    stopped: list[object] = []
+
+    class Streams:
+        async def start_stream(self, sid: str, /, *, url: str, **options: Any) -> ConferenceStream:
+            socket = await dial(url, options["authorization_bearer_token"])
+            await socket.send_str('{"event": "start", "start": {"streamSid": "first"}}')
+            await socket.send_str('{"event": "stop"}')
+            if answer == "unknown":
+                raise StreamOutcomeUnknownError("no answer", sent="maybe", name=options["name"])
+            return ConferenceStream(
+                conference_sid=sid, name=options["name"], sid="second", ambiguous=answer == "ambiguous"
+            )
+
+        async def stop_stream(self, _: str, stream: Any, /) -> Any:
+            stopped.append(stream)
+            return stream
+
+    url = await serve(receiver)
+    async with receiver.open(Streams(), "room", url=url, name="mine") as session:
+        async for _ in session:
+            pass
+        await until(lambda: session.end_reason is EndReason.STOPPED)
+        await asyncio.sleep(0)
+    assert len(stopped) == 1
+
+
 async def test_socket_that_ended_makes_refused_stop_a_success(
     endless: SimulatedSpace, client_for: Any, receiver: MediaReceiver, serve: Any, certificate: ssl.SSLContext
 ) -> None:

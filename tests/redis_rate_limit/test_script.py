@@ -202,7 +202,7 @@ def test_connection_lost_while_script_is_loaded_is_an_outage() -> None:
     assert isinstance(Store("redis://localhost")._translate(error), RedisUnavailableError)
 
 
-def test_errors_that_older_servers_wrap_are_transient() -> None:
+def test_errors_that_pass_are_transient() -> None:
     """Before Redis 7 an error within a script has a text of its own, without the code at its start."""
     store = Store("redis://localhost")
     wrapped = (
@@ -210,4 +210,6 @@ def test_errors_that_older_servers_wrap_are_transient() -> None:
     )
 
     assert isinstance(store._translate(ResponseError(wrapped)), RedisUnavailableError)
+    for code in ("BUSY Redis is busy running a script", "NOREPLICAS Not enough good replicas to write"):
+        assert isinstance(store._translate(ResponseError(code)), RedisUnavailableError)
     assert isinstance(store._translate(ResponseError("unknown command 'evalsha'")), RateLimiterError)

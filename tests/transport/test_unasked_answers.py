@@ -1,6 +1,7 @@
 """Unsolicited responses on real sockets: none is taken for the response to a later request."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -571,6 +572,39 @@ async def test_answer_before_buffered_request_has_left_is_refused(
                 await client.conferences.start_stream(ROOM, url=URL, unnamed=True, parameters=parameters)
             gone.set()
             await turns()
+
+
+async def test_answer_read_in_the_turn_in_which_the_request_leaves_is_refused(
+    space: SimulatedSpace, client_for: Any
+) -> None:
+    """While the loop was busy, an early answer came and the kernel took up what was left of the request."""
+
+    async def refuse(connection: RawConnection) -> None:
+        reading: Any = connection.writer.transport
+        reading.pause_reading()
+        await may_answer.wait()
+        # All within one turn of the loop: its next one finds the answer, and room for the rest of the request.
+        connection.push(http(404, API_ERROR))
+        with contextlib.suppress(BlockingIOError):
+            while reading._sock.recv(1 << 20):
+                pass
+        await gone.wait()
+        raise ConnectionError
+
+    may_answer, gone = asyncio.Event(), asyncio.Event()
+    connector = aiohttp.TCPConnector(socket_factory=with_a_small_buffer)
+    async with (
+        raw_space(on_connect=refuse, receive_buffer=2048) as raw,
+        aiohttp.ClientSession(connector=connector) as session,
+    ):
+        client = client_for(space, base_url=raw.url, session=session)
+        parameters = {"parameter": "x" * 9_000}
+        start = asyncio.create_task(client.conferences.start_stream(ROOM, url=URL, unnamed=True, parameters=parameters))
+        await turns(50)
+        may_answer.set()
+        with pytest.raises(StreamOutcomeUnknownError, match="before the request was sent"):
+            await start
+        gone.set()
 
 
 @each_version
