@@ -69,7 +69,7 @@ class Deadline:
 
 
 class DeadlineTimer:
-    """The deadlines that run now, in one event loop."""
+    """The active deadlines of one event loop."""
 
     def __init__(self) -> None:
         self._running: dict[Deadline, None] = {}

@@ -368,9 +368,7 @@ def test_page_may_be_empty() -> None:
 )
 def test_page_without_its_list_is_malformed(document: object) -> None:
     """A page that has no list of what was asked for is no answer of the API."""
-    with pytest.raises(
-        MalformedResponseError, match=r"^the Space answered with a page that has no list of calls$"
-    ) as caught:
+    with pytest.raises(MalformedResponseError, match=r"^the Space returned a page without a list of calls$") as caught:
         read_page(document, Call, "calls")
     assert caught.value.sent == "yes"
 

@@ -53,7 +53,7 @@ def test_deadline_above_zero_is_accepted(seconds: float | None) -> None:
 def test_invalid_deadline_is_refused(seconds: object) -> None:
     """A deadline that is no number above 0, or longer than a year, is refused and not repeated."""
     with pytest.raises(
-        InvalidRequestError, match=r"^deadline must be a number of seconds above 0, and at most a year's$"
+        InvalidRequestError, match=r"^deadline must be a number of seconds above 0, and at most a year$"
     ):
         check_deadline(seconds)
 
