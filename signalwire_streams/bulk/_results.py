@@ -112,7 +112,7 @@ class BulkReport:
         counts: number of items by status.
         failures: the first thousand outcomes that did not succeed.
         errors: number of errors by class and code, most frequent first.
-        attempts: attempts that were made in all.
+        attempts: total number of attempts.
         latency_percentiles: seconds by percentile (50, 95, 99 and 100), exact to two percent.
         seconds: how long the run took.
     """

@@ -102,9 +102,9 @@ async def _uninterrupted(coroutine: Coroutine[object, object, None]) -> None:
 
 
 class FleetWorker:
-    """Starts what others submit for its client's project: ``await FleetWorker(url, client).run()``.
+    """Executes the runs submitted for its client's project: ``await FleetWorker(url, client).run()``.
 
-    Any number of workers, on any hosts, share the work. What a worker had in flight when it died passes to the others
+    Any number of workers, on any hosts, share the work. The in-flight work of a worker that died passes to the others
     after about a lease. Two workers never work on the same start at once.
     """
 
@@ -211,7 +211,7 @@ class FleetWorker:
                 await writer.close()
 
     async def _is_reachable(self, connection: Connection) -> bool:
-        """Wait for Redis. Return False if the worker is stopped meanwhile."""
+        """Wait for Redis. Return False if the worker is stopped first."""
         asking = asyncio.ensure_future(connection.run(lambda redis: redis.exists(self._keys.workers)))
         stopping = asyncio.create_task(self._stop.wait())
         try:

@@ -159,7 +159,7 @@ def test_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="no journal"):
         Journal.reopen(path, RUN)
     sqlite3.connect(path).execute("CREATE TABLE other (x)").connection.close()
-    with pytest.raises(InvalidRequestError, match="there already"):
+    with pytest.raises(InvalidRequestError, match="already exists"):
         Journal.create(path, RUN, run="r1")
     with pytest.raises(InvalidRequestError, match="schema"):
         Journal.reopen(path, RUN)
