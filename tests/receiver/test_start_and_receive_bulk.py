@@ -135,7 +135,7 @@ async def test_open_many_reports_each_failure_with_its_stage(
     assert len(told) == 5
     for request, match in (
         (requests[1], "has an open stream of the name"),
-        (requests[5], "leave authorization_bearer_token out"),
+        (requests[5], "omit authorization_bearer_token"),
         (requests[6], "an item is a str: pass StartConferenceStream"),
     ):
         error = (
