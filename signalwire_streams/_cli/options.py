@@ -175,7 +175,7 @@ def _parameters(_: click.Context, __: click.Parameter, words: Sequence[str]) -> 
         if not separator or not name:
             raise click.UsageError("a --parameter has no name or no '=': write it as NAME=VALUE")
         if name in parameters:
-            raise click.UsageError(f"--parameter {name} is given twice: give each value a name of its own")
+            raise click.UsageError(f"--parameter {name} is given twice: give each value its own name")
         parameters[name] = value
     return parameters
 
@@ -266,7 +266,7 @@ start_options: Decorator = adding(
 """The options of a single start."""
 
 bulk_start_options: Decorator = adding(
-    field_option("url", help=f"{_HELP['url']} A line may name another."),
+    field_option("url", help=f"{_HELP['url']} A line may override it."),
     field_option("name", help="The same name for all; by default each stream gets a generated one."),
     *map(field_option, _SHARED),
 )

@@ -185,7 +185,7 @@ async def test_broken_pipe_ends_the_run_and_names_its_journal(bare_shell: Shell)
             os.close(writing)
         assert ran.code == 141
         status = "signalwire-streams bulk status run.db"
-        assert ran.err == f"error: the output can't be written: Broken pipe; see what became of the run: {status}\n"
+        assert ran.err == f"error: the output can't be written: Broken pipe; check the run: {status}\n"
         assert BulkJournal("run.db").status().counts["started"] == len(space.streams.active()) < 12
         await is_gone_on_with(bare_shell, space, list(RESUME))
 
@@ -205,7 +205,7 @@ async def test_journal_in_use_is_readable_but_locked(bare_shell: Shell) -> None:
         assert (told.code, told.rows[-1]) == (0, "It is running now.")
         assert table(told) == {"planned": "3", "in doubt": "1", "pending": "2", "attempts": "0"}
         assert as_json.json["is_locked"] is True
-        is_misuse(resumed, "another process runs the journal run.db: wait for it, or end it")
+        is_misuse(resumed, "another process is using the journal run.db: wait for it, or stop it")
         assert (stopped.code, stopped.json["error"]) == (2, "InvalidRequestError")
         assert (ended.code, len(space.streams.active())) == (0, 3)
 
@@ -275,7 +275,7 @@ async def test_run_ends_when_its_journal_cannot_be_written(shell: Shell, space: 
     ran, as_json = await shell(*RESUME), await shell(*RESUME, "--json")
     assert (ran.code, ran.err) == (1, "error: the journal run.db can't be written: full\n")
     assert table(ran)["not attempted"] == "3"
-    assert "make room on the disk, then resume." in ran.out
+    assert "free some disk space, then resume." in ran.out
     assert offered(ran, "resume") == list(RESUME)
     *_, report, error = as_json.lines
     assert (as_json.code, report["report"]["ok"], error["error"]) == (1, False, "JournalError")
@@ -327,11 +327,11 @@ async def test_resume_and_stop_need_a_token(shell: Shell, space: SimulatedSpace,
 async def test_file_that_is_not_a_journal_is_rejected(shell: Shell, folder: Path, command: str) -> None:
     (folder / "notes").write_text("nothing of the kind, and long enough to be looked into" * 40, encoding="utf-8")
     is_misuse(await shell("bulk", command, "none.db"), "there is no journal none.db: name the file that the run wrote")
-    is_misuse(await shell("bulk", command, "notes"), "notes is no journal that this version can read")
-    is_misuse(await shell("bulk", command, "."), "here is a directory, and a journal is a regular file")
+    is_misuse(await shell("bulk", command, "notes"), "notes is not a journal that this version can read")
+    is_misuse(await shell("bulk", command, "."), "here is a directory, but a journal must be a regular file")
     is_misuse(await shell("bulk", command, ""), "journal is empty: name a file")
     os.mkfifo(folder / "pipe")
-    is_misuse(await shell("bulk", command, "pipe"), "pipe is a FIFO, and a journal is a regular file")
+    is_misuse(await shell("bulk", command, "pipe"), "pipe is a FIFO, but a journal must be a regular file")
     is_misuse(await shell("bulk", command, "\udcff.db"), "is not UTF-8, or holds control characters")
     broken = await shell("bulk", command, "pipe", "--json")
     assert (broken.code, broken.json["error"]) == (2, "InvalidRequestError")
@@ -343,8 +343,8 @@ async def test_file_that_is_not_a_journal_is_rejected(shell: Shell, folder: Path
         ("", "journal is empty: name a file"),
         (":memory:", "is a name that SQLite reserves"),
         ("\udcff.db", "is not UTF-8, or holds control characters"),
-        ("pipe", "pipe is a FIFO, and a journal is a regular file"),
-        ("no/run.db", "name a file in a folder that may be written"),
+        ("pipe", "pipe is a FIFO, but a journal must be a regular file"),
+        ("no/run.db", "name a file in a writable folder"),
     ],
 )
 async def test_bulk_start_rejects_an_invalid_journal_path(
