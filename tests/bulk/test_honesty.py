@@ -92,7 +92,7 @@ async def test_invalid_stop_does_not_overwrite_a_doubtful_item(
 ) -> None:
     """A resumed run that refuses an item by itself leaves in the journal that it may run."""
 
-    async def refuses(exchange: Request, send: Handler) -> Result:
+    async def refuses(request: Request, send: Handler) -> Result:
         raise InvalidRequestError("not like that")
 
     impatient: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))

@@ -306,10 +306,10 @@ async def test_middleware_that_raises_ends_the_run_after_all_outcomes(client_for
     """An error that is not ours ends the run after the outcomes, and the item that met it keeps one."""
     async with SimulatedSpace(conferences=30) as space:
 
-        async def breaks(exchange: Request, send: Handler) -> Result:
-            if exchange.target == space.conference_sids[5]:
+        async def breaks(request: Request, send: Handler) -> Result:
+            if request.target == space.conference_sids[5]:
                 raise LookupError("no such tenant")
-            return await send(exchange)
+            return await send(request)
 
         run = client_for(space, middlewares=[breaks]).start_streams(on_conferences(space), concurrency=2)
         with pytest.raises(LookupError, match="no such tenant"):
