@@ -169,7 +169,7 @@ class StreamReceiver:
                 return await self._arrived.get()
         except TimeoutError:
             raise TimeoutError(
-                f"no stream came within {timeout:g} s: start it with url=stream_receiver.url and "
+                f"no stream arrived within {timeout:g} s: start it with url=stream_receiver.url and "
                 f"authorization_bearer_token=stream_receiver.bearer_token{self._leak_check.missing_stream_reason()}"
             ) from None
 

@@ -417,7 +417,7 @@ def test_missing_stream_error_says_how_to_start_it(suite: Suite) -> None:
     done.assert_outcomes(failed=4)
     done.stdout.fnmatch_lines_random(
         [
-            "E *no stream came within 0 s: start it with url=stream_receiver.url and *=stream_receiver.bearer_token",
+            "E *no stream arrived within 0 s: start it with url=stream_receiver.url and *=stream_receiver.bearer_token",
             "E *stream_receiver.bearer_token. The Space reports: connection_refused (stream * of conference *)",
             "E *stream_receiver.bearer_token. This Space opens no sockets, since it has audio=None",
         ]

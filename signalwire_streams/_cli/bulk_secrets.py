@@ -70,8 +70,8 @@ class Secrets:
             missing.append("--status-callback URL")
         if missing:
             raise click.UsageError(
-                f"the journal keeps no secrets, and {request.target} had some: pass them again with "
-                f"{' '.join(missing)}, or name the FILE that they came from after the journal"
+                f"the journal contains no secrets, and {request.target} had some: pass them again with "
+                f"{' '.join(missing)}, or add the original FILE after the journal"
             )
         return evolve(
             request,

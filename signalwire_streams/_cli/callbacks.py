@@ -95,7 +95,7 @@ def _signing_keys(source: str | None) -> list[Secret]:
         return keys
     if source is not None:
         raise click.UsageError("--key-file contains no key: write the project's Signing Key (PSK_...) into it")
-    raise click.UsageError(f"set {_KEYS} to the project's Signing Key (PSK_...), or name a --key-file that holds it")
+    raise click.UsageError(f"set {_KEYS} to the project's Signing Key (PSK_...), or name a --key-file that contains it")
 
 
 @click.group()
@@ -178,7 +178,7 @@ def explain(
     if [request, body, key_file].count(STANDARD_INPUT) > 1:
         raise click.UsageError("standard input can be read once: name files for all but one of them")
     if request is not None and (method is not None or headers or body is not None):
-        raise click.UsageError("--request includes these: leave it out, or --method, --header and --body")
+        raise click.UsageError("--request includes these: omit it, or --method, --header and --body")
     if request is None and url is None:
         raise click.UsageError("nothing to diagnose: pass a --request, or --url with --header and --body")
     keys = _signing_keys(key_file)

@@ -148,7 +148,7 @@ class BulkPart:
 
     def space_rows(self) -> Iterator[Row]:
         yield Row.of_count("streams that ever ran", "streams_created", self._created)
-        yield Row.of_count("second starts, refused", "streams_refused_as_duplicates", self._refused)
+        yield Row.of_count("second starts, rejected", "streams_refused_as_duplicates", self._refused)
         yield Row.of_count("streams still running", "streams_alive", self._running)
         yield Row.of_count("duplicate streams", "duplicate_streams", self._duplicates)
 

@@ -166,7 +166,7 @@ def submit(
     if not (redact_secrets or all(PlannedRequest.from_request(request).is_complete for request in requests)):
         raise click.UsageError(
             "Redis keeps no bearer tokens, parameter values or private callbacks: start the workers with the options "
-            "that give them, and write --redact-secrets"
+            "that provide them, and write --redact-secrets"
         )
 
     async def work(fleet: "Fleet") -> "FleetStatus":

@@ -46,7 +46,7 @@ def read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...]
     """
     if allow_anonymous:
         if source is not None:
-            raise click.UsageError("--allow-anonymous requires no token: leave it out, or --bearer-token-file")
+            raise click.UsageError("--allow-anonymous requires no token: omit it or --bearer-token-file")
         return None
     text = os.environ.get(_TOKENS, "") if source is None else read_token_file(source)
     tokens = tuple(dict.fromkeys(text.split()))
@@ -62,7 +62,7 @@ def read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...]
 
 def _load_tls(certificate: Path | None, key: Path | None, *, self_signed: bool) -> Tls:
     if self_signed and (certificate is not None or key is not None):
-        raise click.UsageError("--self-signed creates a certificate: leave it out, or --cert and --key")
+        raise click.UsageError("--self-signed creates a certificate: omit it, or --cert and --key")
     if key is not None and certificate is None:
         raise click.UsageError("--key has no --cert: name the certificate that the key belongs to")
     if certificate is None:

@@ -247,7 +247,7 @@ def conference_options(*, hidden: bool = False) -> Decorator:
 def refuse_conference_options(given: Mapping[str, Any], where: str) -> None:
     for name in sorted(CONFERENCE_ONLY):
         if given[name] is not None:
-            raise click.UsageError(f"--{name} is for conference streams only: leave it out on {where}")
+            raise click.UsageError(f"--{name} is for conference streams only: omit it on {where}")
 
 
 _SHARED = [name for name in FIELDS if name not in {"url", "name", "conference_sid", *CONFERENCE_ONLY}]

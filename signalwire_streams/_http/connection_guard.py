@@ -164,8 +164,8 @@ class AttemptGuard:
         """Raise the reason not to use the connection, if there is one once the loop has read what has arrived."""
         if not (self._is_unfit() or self._has_data()):
             return
-        # It also closes the other kept-alive connections that have ended meanwhile. If the process stood still, so that
-        # another one may have taken the request over, the timer of this attempt ends it here.
+        # It also closes the other kept-alive connections that have ended meanwhile. If the process was suspended, so
+        # that another one may have taken the request over, the timer of this attempt ends it here.
         for _ in range(_READING_TURNS):
             await asyncio.sleep(0)
         protocol, transport = self._protocol, self.transport

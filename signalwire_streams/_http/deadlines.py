@@ -86,7 +86,7 @@ class DeadlineTimer:
             self.expect(deadline.ends_at)
 
     def remove(self, deadline: Deadline) -> None:
-        # The timer is left as it is: another deadline will soon need it.
+        # The timer stays armed: another deadline will soon need it.
         self._running.pop(deadline, None)
 
     def expect(self, moment: float) -> None:

@@ -166,9 +166,7 @@ def read_item(document: object, model: type[_Value]) -> _Value:
     """
     key = "call_sid" if model is Participant else "sid"
     if not isinstance(document, dict) or not has_key(document, key):
-        raise MalformedResponseError(
-            f"the Space answered with a {model.__name__.lower()} that has no {key}", sent="yes"
-        )
+        raise MalformedResponseError(f"the Space returned a {model.__name__.lower()} without {key}", sent="yes")
     return _structure(document, model, {})
 
 
@@ -210,7 +208,7 @@ _BY_STATUS: Mapping[int, AttemptResult] = {
     HTTPStatus.TOO_MANY_REQUESTS: AttemptResult.THROTTLED,
 }
 _BY_CODE = {TOO_MANY_REQUESTS: AttemptResult.THROTTLED, _INTERNAL_ERROR: AttemptResult.SERVER_FAULT}
-# To the end where it has none, so that each byte is looked at once.
+# To the end where it has none, so that each byte is scanned once.
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 # A full page has some 3,000 objects and lists. A million of them holds the event loop for seconds.
 _MAX_CONTAINERS = 20_000
@@ -267,7 +265,7 @@ def contradiction(request: Request, response: Response) -> str:
     for entry in listed if isinstance(listed, list) else (document,):
         key = _contradicted_key(request, entry) if isinstance(entry, dict) else ""
         if key:
-            return f"it names another {key}, so it answers another request"
+            return f"it names another {key}, so it belongs to another request"
     return ""
 
 

@@ -25,8 +25,8 @@ class CallState:
         acquired_at: when the current attempt got its slot and token, or None while it waits for them.
         attempts: attempts so far, without one that never got its slot and token.
         refusals: the results of attempts that were refused for now.
-        was_refused_for_now: whether an attempt was refused for now, be it one of an earlier part of a bulk run. The
-            Space may have carried it out all the same, so if a name that no other start has is refused as a duplicate
+        was_refused_for_now: whether an attempt, also in an earlier part of a bulk run, was refused temporarily. The
+            Space may nevertheless have executed it, so if a name that no other start has is refused as a duplicate
             later, that attempt did start the stream.
         target: the sid that the call is about.
         name: the stream's Name, for a start.

@@ -197,7 +197,7 @@ class HttpTransport:
 async def _read_up_to(limit: int, body: bytearray, stream: aiohttp.StreamReader, guard: AttemptGuard) -> bool:
     """Read into *body*. Return False once it is longer than *limit*."""
     while not stream.at_eof():
-        if not stream.is_eof():  # else all of it came together with the headers
+        if not stream.is_eof():  # else all of it arrived with the headers
             guard.allow(guard.read_timeout)
         body += await stream.readany()
         if len(body) > limit:

@@ -350,7 +350,7 @@ class Journal:
         await self._commits.write(_ROLL_BACK, (IN_DOUBT, now(), row))
 
     def settle_undoing(self, row: int, outcome: BulkOutcome[ConferenceStream | CallStream]) -> None:
-        """Record the outcome of stopping an item's stream; how it was started stays as it is."""
+        """Record the outcome of stopping an item's stream; the record of its start is unchanged."""
         status = {BulkStatus.STOPPED: BulkStatus.STOPPED.value, BulkStatus.UNKNOWN: IN_DOUBT}.get(outcome.status)
         self._commits.write_later(_ROLL_BACK, (status, now(), row))
 

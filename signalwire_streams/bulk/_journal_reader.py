@@ -177,7 +177,7 @@ class BulkJournal:
     def streams(self) -> Iterator[ConferenceStream | CallStream]:
         """Return the streams that the run started, or may have started, and that were not rolled back."""
         for item in self.items(*_MAY_RUN, *_FAILED):
-            # A failed start is ambiguous if the Space refused it for now, and may have carried it out all the same.
+            # A failed start is ambiguous if the Space refused it temporarily, since it may have run nevertheless.
             may_run = item.status in _MAY_RUN or item.ambiguous
             if may_run and item.rollback_status != BulkStatus.STOPPED:
                 yield item.stream

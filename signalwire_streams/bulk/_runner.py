@@ -259,7 +259,7 @@ class WorkerPool(Generic[_Item]):
         self._put(outcome)
 
     async def _send(self, send: Send, state: CallState, started_at: float) -> ConferenceStream | CallStream:
-        """Send an item, again after a pause while the circuit breaker or the Space's limit turns it away.
+        """Send an item, again after a pause while the circuit breaker or the Space's limit rejects it.
 
         Neither carried it out, and the limit is reached for all items in flight at once, which is more than the shared
         retry budget can pay for. An item that an earlier part of the run left in doubt, and that could not be sent this

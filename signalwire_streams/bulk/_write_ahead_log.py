@@ -62,7 +62,7 @@ def journal_path(journal: object) -> JournalPath:
         raise InvalidRequestError(f"journal {name!a} is a name that SQLite reserves: name a file, such as 'run.db'")
     if not all(" " <= character != "\x7f" and not "\ud800" <= character <= "\udfff" for character in name):
         raise InvalidRequestError(
-            f"journal {name!a} is not UTF-8, or holds control characters: choose another name for the file"
+            f"journal {name!a} is not UTF-8, or contains control characters: choose another name for the file"
         )
     try:
         return JournalPath(name, Path(name).absolute())

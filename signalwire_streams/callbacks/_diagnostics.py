@@ -356,7 +356,10 @@ def _hints(request: SignedRequest, keys: Sequence[str]) -> Iterator[str]:
     if not keys:
         yield "No key was passed: pass the project's Signing Key, which begins with PSK_."
     if not any(header_values(request.headers, name) for name in _SIGNATURE_HEADERS):
-        yield (f"No {SIGNATURE_HEADER} came: either the platform did not send this, or a proxy removes that header.")
+        yield (
+            f"No {SIGNATURE_HEADER} was received: either the platform did not send this, or a "
+            "proxy removes that header."
+        )
     if UrlParts.split(request.url) is None:
         yield "The URL is not absolute: pass the full URL, as 'https://host/path?query'."
     length = (*header_values(request.headers, "Content-Length"), "")[0]

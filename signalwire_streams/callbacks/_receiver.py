@@ -307,7 +307,7 @@ class CallbackReceiver:
             raise InvalidRequestError("handler must be an async function of one event: write async def handler(event)")
         self.keys: Sequence[str] = usable_keys(keys)
         if not self.keys:
-            raise InvalidRequestError("keys holds no key: write the project's Signing Key, as keys=['PSK_...']")
+            raise InvalidRequestError("keys is empty: write the project's Signing Key, as keys=['PSK_...']")
         self.public_url = _check_public_url(public_url)
         self.allowed_hosts = _check_allowed_hosts(allowed_hosts)
         if self.public_url is not None and self.allowed_hosts is not None:

@@ -277,7 +277,9 @@ def sign(
     if algorithm not in {"sha1", "sha256"}:
         raise InvalidRequestError(f"algorithm {algorithm!r} is unknown: write 'sha1' or 'sha256'")
     if fields is not None and (body is not None or algorithm == "sha256"):
-        raise InvalidRequestError("fields are signed alone and with SHA-1: write either fields=... or body=...")
+        raise InvalidRequestError(
+            "fields are signed without a body and with SHA-1: write either fields=... or body=..."
+        )
     if not usable_keys([key]):
         raise InvalidRequestError("key must be a str that is not blank: write the project's Signing Key")
     text, raw = _url(url), _raw(b"" if body is None else body)

@@ -29,9 +29,9 @@ class Evidence(StrEnum):
 
     NONE = ""
     THROTTLED = "t"
-    """The Space answered 429. It hardly started the stream, but a duplicate of a generated name would prove that."""
+    """The Space answered 429. It hardly ever started the stream; a duplicate of a generated name would prove it."""
     REFUSED = "r"
-    """The Space refused the start for now, with a 503 say. It may have started the stream all the same."""
+    """The Space refused the start temporarily, with a 503 for example. It may have started the stream nevertheless."""
     IN_DOUBT = "i"
     """An attempt was made, or was about to be made, and its outcome is unknown."""
 

@@ -165,7 +165,7 @@ class Connection:
         return decode_hash(await self.run(lambda client: client.hgetall(key)))
 
     async def script(self, source: str, key: str | Sequence[str], *values: object) -> str:
-        """Run a script. It is sent as it is: EVALSHA would cost a further round trip after each restart of Redis."""
+        """Run a script. Its full text is sent: EVALSHA would cost a further round trip after each restart of Redis."""
         keys = [key] if isinstance(key, str) else key
         return decode(await self.run(lambda client: client.eval(source, len(keys), *keys, *map(str, values))))
 

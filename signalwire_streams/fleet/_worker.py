@@ -44,7 +44,7 @@ class Supervisor:
     again. Leaving its context does stop it.
 
     Attributes:
-        task: ends by itself only if something is wrong with docket's worker.
+        task: ends on its own only if docket's worker failed.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -320,7 +320,7 @@ class FleetWorker:
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await connection.pipeline(queue)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the worker's entry expires by itself)
+        except Exception as error:  # noqa: BLE001  (any error: the worker's entry expires anyway)
             _LOG.debug("the worker could not be deregistered: %s", error)
 
 

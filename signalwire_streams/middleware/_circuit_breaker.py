@@ -135,14 +135,14 @@ class CircuitBreakerMiddleware:
         if breaker.is_open and not was_open:
             self._log_opened(request, result)
         elif was_open and not breaker.is_open:
-            _LOG.info("circuit breaker closed: the probe was answered")
+            _LOG.info("circuit breaker closed: the probe succeeded")
         return result
 
     def _log_opened(self, request: Request, result: Result) -> None:
         policy = self._breaker.policy
         _LOG.warning(
-            "circuit breaker opened: at least %g %% of the last requests failed, at last %s: %s; no requests for %g s, "
-            "then one probe",
+            "circuit breaker opened: at least %g %% of the last requests failed, most recently %s: %s; "
+            "no requests for %g s, then one probe",
             policy.failure_rate * 100,
             describe_call(request),
             describe_result(request, result),

@@ -54,7 +54,7 @@ RULES: Mapping[AttemptResult, _Row] = {
     AttemptResult.SESSION_FAILED: (RetryDecision.FAIL, RetryDecision.UNKNOWN, RetryDecision.UNKNOWN),
     # The Space did carry it out.
     AttemptResult.ACCEPTED: (RetryDecision.RETRY, RetryDecision.SUCCEED_WITHOUT_SID, RetryDecision.UNKNOWN),
-    # The Space refused it for good.
+    # The Space rejected it permanently.
     AttemptResult.REDIRECTED: _ALWAYS[RetryDecision.FAIL],
     AttemptResult.REJECTED: _ALWAYS[RetryDecision.FAIL],
     AttemptResult.FORBIDDEN: _ALWAYS[RetryDecision.FAIL],

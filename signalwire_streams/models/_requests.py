@@ -58,7 +58,7 @@ SCOPE = "scope"
 
 def _not_on_a_call(_: object, attribute: "Attribute[None]", value: Any) -> None:  # noqa: ANN401
     if value is not None:
-        raise InvalidRequestError(f"{attribute.name} is for conference streams only: leave it out on a call")
+        raise InvalidRequestError(f"{attribute.name} is for conference streams only: omit it on a call")
 
 
 def _redacted_url(url: str | None) -> str:

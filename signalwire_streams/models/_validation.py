@@ -149,7 +149,7 @@ def check_parameters(value: Mapping[str, str]) -> Mapping[str, str]:
         raise InvalidRequestError(f"parameters must be a mapping of names to values, not {kind_of(value)}")
     if len(value) > MAX_PARAMETERS:
         raise InvalidRequestError(
-            f"{len(value)} parameters are too many: SignalWire takes {MAX_PARAMETERS}; join some into one value"
+            f"{len(value)} parameters are too many: SignalWire accepts {MAX_PARAMETERS}; combine some into one value"
         )
     for name, text in value.items():
         if not isinstance(name, str):

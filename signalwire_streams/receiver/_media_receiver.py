@@ -184,7 +184,7 @@ class MediaReceiver(StarterMixin):
             self._authenticator.allows(token), self._closing, slot.closed, limit=self._start_timeout
         )
         if admitted is None and not self._closing.is_set() and not slot.closed.is_set():
-            _LOG.warning("the token check did not return within %g s, so the stream is refused", self._start_timeout)
+            _LOG.warning("the token check did not return within %g s, so the stream is rejected", self._start_timeout)
         return admitted
 
     async def _wait_start(self, connection: Connection) -> StartEvent | None:

@@ -151,7 +151,7 @@ class Playback:
             raise InvalidRequestError("a mark's name is so long that its echo would exceed frame_limit: shorten it")
         await self.flush()
         played: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # It keeps its place even if nobody waits for it any more, since its echo comes all the same.
+        # It keeps its place even if nothing waits for it any more, since its echo still arrives.
         self._marks.setdefault(name, deque()).append(played)
         try:
             await self._send("mark", mark={"name": name})

@@ -243,7 +243,7 @@ class PendingStreams:
             InvalidRequestError: a stream of that name is open on the target.
         """
         if name is not None and (target, name) in self._by_name:
-            raise InvalidRequestError(f"{target} has an open stream of the name {name!r} here: give each its own name")
+            raise InvalidRequestError(f"{target} already has an open stream named {name!r} here: choose another name")
         stream = PendingStream(target, name or f"{GENERATED_NAME}{token_hex(8)}")
         self._by_token[token_hash(stream.token)] = self._by_name[target, stream.name] = stream
         return stream

@@ -332,7 +332,7 @@ async def test_file_that_is_not_a_journal_is_rejected(shell: Shell, folder: Path
     is_misuse(await shell("bulk", command, ""), "journal is empty: name a file")
     os.mkfifo(folder / "pipe")
     is_misuse(await shell("bulk", command, "pipe"), "pipe is a FIFO, but a journal must be a regular file")
-    is_misuse(await shell("bulk", command, "\udcff.db"), "is not UTF-8, or holds control characters")
+    is_misuse(await shell("bulk", command, "\udcff.db"), "is not UTF-8, or contains control characters")
     broken = await shell("bulk", command, "pipe", "--json")
     assert (broken.code, broken.json["error"]) == (2, "InvalidRequestError")
 
@@ -342,7 +342,7 @@ async def test_file_that_is_not_a_journal_is_rejected(shell: Shell, folder: Path
     [
         ("", "journal is empty: name a file"),
         (":memory:", "is a name that SQLite reserves"),
-        ("\udcff.db", "is not UTF-8, or holds control characters"),
+        ("\udcff.db", "is not UTF-8, or contains control characters"),
         ("pipe", "pipe is a FIFO, but a journal must be a regular file"),
         ("no/run.db", "name a file in a writable folder"),
     ],
@@ -612,9 +612,9 @@ async def test_resume_names_missing_secrets(shell: Shell, space: SimulatedSpace,
     bare = await shell(*RESUME)
     is_misuse(
         bare,
-        f"the journal keeps no secrets, and {space.conference_sids[1]} had some: pass them again with "
+        f"the journal contains no secrets, and {space.conference_sids[1]} had some: pass them again with "
         "--parameter pin=... --parameter tenant=... --bearer-token-file FILE --status-callback URL, "
-        "or name the FILE that they came from after the journal",
+        "or add the original FILE after the journal",
     )
     some = await shell(*RESUME, "--parameter", "tenant=hush", "--status-callback", "https://a.example.com/?hush")
     is_misuse(some, "pass them again with --parameter pin=... --bearer-token-file FILE, or name")

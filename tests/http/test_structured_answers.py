@@ -321,7 +321,7 @@ def test_item_without_id_is_malformed(model: type[Any], key: str, wrong: object)
     """A conference, call or participant without an id is no answer of the API."""
     with pytest.raises(MalformedResponseError) as caught:
         read_item(wrong, model)
-    assert str(caught.value) == f"the Space answered with a {model.__name__.lower()} that has no {key}"
+    assert str(caught.value) == f"the Space returned a {model.__name__.lower()} without {key}"
     assert caught.value.sent == "yes"
 
 

@@ -276,11 +276,11 @@ async def test_circuit_breaker_warns_once_per_opening(
     assert opened == (
         "WARNING",
         (
-            f"circuit breaker opened: at least 50 % of the last requests failed, at last read Conferences/{sid}: "
+            f"circuit breaker opened: at least 50 % of the last requests failed, most recently read Conferences/{sid}: "
             "the Space failed (HTTP 500); no requests for 5 s, then one probe"
         ),
     )
-    assert closed == ("INFO", "circuit breaker closed: the probe was answered")
+    assert closed == ("INFO", "circuit breaker closed: the probe succeeded")
     space.faults.add("500")
     await fail(6)
     assert [level for level, _ in lines(caplog, "circuit_breaker")] == ["WARNING", "INFO", "WARNING"]

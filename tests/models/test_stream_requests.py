@@ -228,7 +228,7 @@ def test_callback_method_is_text_or_member(kind: str, method: CallbackMethod) ->
 )
 def test_call_has_neither_codec_nor_realtime(field: str, value: object) -> None:
     """What only conference streams know is refused on a call instead of being dropped in silence."""
-    assert refusal("call", **{field: value}) == f"{field} is for conference streams only: leave it out on a call"
+    assert refusal("call", **{field: value}) == f"{field} is for conference streams only: omit it on a call"
 
 
 @pytest.mark.parametrize("value", ["true", 1, 0, "yes", [], 1.0])

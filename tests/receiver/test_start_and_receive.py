@@ -254,7 +254,7 @@ async def test_open_refuses_name_that_is_open_on_the_target(
     url = await serve(receiver, ssl_context=certificate)
     streams, sid = client_for(endless).conferences, endless.conference_sids[0]
     async with receiver.open(streams, sid, url=url, name="mine") as session:
-        with pytest.raises(InvalidRequestError, match="has an open stream of the name 'mine' here"):
+        with pytest.raises(InvalidRequestError, match="already has an open stream named 'mine' here"):
             await receiver.open(streams, sid, url=url, name="mine").__aenter__()
         assert session.end_reason is None
     assert len(endless.streams) == 1

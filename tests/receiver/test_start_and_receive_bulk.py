@@ -134,7 +134,7 @@ async def test_open_many_reports_each_failure_with_its_stage(
     told = {str(outcome.request): outcome.error for outcome in outcomes if outcome.error is not None}
     assert len(told) == 5
     for request, match in (
-        (requests[1], "has an open stream of the name"),
+        (requests[1], "already has an open stream named"),
         (requests[5], "omit authorization_bearer_token"),
         (requests[6], "an item is a str: pass StartConferenceStream"),
     ):
