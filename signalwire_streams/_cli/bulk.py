@@ -166,7 +166,7 @@ _target_options = adding(
         type=click.Choice(["conference", "call"]),
         default="conference",
         show_default=True,
-        help="The kind of bare ids, and of what --all-in-progress lists.",
+        help="Whether bare ids and --all-in-progress mean conferences or calls.",
     ),
     click.option("--skip-invalid", is_flag=True, help="Skip invalid lines instead of refusing the FILE."),
     click.option("--dry-run", is_flag=True, help="Print the requests, and send nothing."),

@@ -101,7 +101,7 @@ def run_options(*, resend: bool, concurrency: int | None = None, whose: str = ""
             type=click.FloatRange(min=0.1, max=_SPACE_LIMIT),
             callback=_not_nan,
             metavar="N",
-            help=f"Maximum requests per second{whose}; by default nine tenths of the Space's {_SPACE_LIMIT:,.0f}.",
+            help=f"Maximum requests per second{whose}; by default 90 % of the Space's {_SPACE_LIMIT:,.0f}.",
         ),
     ]
     if resend:

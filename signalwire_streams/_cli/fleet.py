@@ -69,7 +69,7 @@ def _redis_option(command: Callable[..., None]) -> Callable[..., None]:
         "--redis",
         "redis_url",
         metavar="URL",
-        help=f"URL of the fleet's Redis; instead of {_REDIS}, which is required for a URL with a password.",
+        help=f"URL of the fleet's Redis; overrides {_REDIS}, which is required for a URL with a password.",
     )
     @functools.wraps(command)
     def with_redis(*, redis_url: str | None, **others: object) -> None:

@@ -102,8 +102,8 @@ class Account:
 def account_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--space``, ``--project`` and ``--json``, and pass them to the command as its `Account`."""
 
-    @click.option("--space", envvar=SPACE, metavar="SPACE", help=f"The Space; instead of {SPACE}.")
-    @click.option("--project", envvar=PROJECT, metavar="ID", help=f"The Project ID; instead of {PROJECT}.")
+    @click.option("--space", envvar=SPACE, metavar="SPACE", help=f"The Space; overrides {SPACE}.")
+    @click.option("--project", envvar=PROJECT, metavar="ID", help=f"The Project ID; overrides {PROJECT}.")
     @json_option("Write JSON, one object per line; errors as well.")
     @verbose_option
     @functools.wraps(command)
