@@ -1,4 +1,4 @@
-"""What another program, or a full disk, does to a journal while a run is open."""
+"""Interference with an open journal by other programs, and full disks."""
 
 import asyncio
 import json

@@ -303,7 +303,7 @@ async def test_failed_plan_leaves_nothing(client: StreamsClient, tmp_path: Path)
 async def test_failed_creation_does_not_delete_a_replaced_file(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What fails removes only what it made itself."""
+    """A failed creation removes only its own files."""
     path = tmp_path / "run.db"
 
     def replace(*_: Any) -> None:

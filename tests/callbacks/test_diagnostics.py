@@ -222,7 +222,7 @@ class TestChangedRequest:
         assert "choose POST" in explanation.suggestions[0]
 
     def test_whitespace_around_a_key_is_found(self) -> None:
-        """As when a key file is read with its line break."""
+        """For example, a key file that was read with its line break."""
         explanation = explained(URL, URL, keys=[f"{KEY}\n"])
         assert "whitespace" in explanation.suggestions[0]
         assert explanation.url == URL

@@ -92,7 +92,7 @@ async def test_an_empty_list_is_a_header(shell: Shell) -> None:
 async def test_a_terminal_gets_a_table_that_fits(
     shell: Shell, space: SimulatedSpace, columns: int, titles: str
 ) -> None:
-    """What does not fit is left out as a whole column; sids are never cut."""
+    """A column that does not fit is omitted; sids are never truncated."""
     shell.pretend_terminal(columns)
     ran = await shell("calls", "list")
     assert max(map(len, ran.rows)) <= columns

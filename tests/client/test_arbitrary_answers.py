@@ -1,4 +1,4 @@
-"""Whatever comes back over the socket, a caller gets a value or a typed error."""
+"""For any bytes in the response, a caller gets a value or a typed error."""
 
 import asyncio
 import contextlib

@@ -138,7 +138,7 @@ WRONG: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 async def test_refused_argument_shows_no_secret(space: SimulatedSpace, client_for: Any, wrong: dict[str, Any]) -> None:
-    """What can't be right is refused in frames of ours, which hold all the other arguments as well."""
+    """Invalid arguments are rejected in this package's frames, which hold all the other arguments as well."""
     client, receiver, sid = client_of(client_for, space), MediaReceiver(), space.conference_sids[0]
     fields: dict[str, Any] = {"url": URL, **SECRETS, **wrong}
     untyped: Any = client.conferences.start_stream

@@ -232,7 +232,7 @@ async def test_unknown_outcome_reports_its_cause(space: SimulatedSpace, client: 
 async def test_invalid_arguments_send_nothing(
     space: SimulatedSpace, client: StreamsClient, arguments: dict[str, Any], words: str
 ) -> None:
-    """What can't be right is refused with what to write instead, and the Space receives nothing."""
+    """Invalid arguments are rejected with a fix, and the Space receives nothing."""
     with pytest.raises(InvalidRequestError, match=words):
         await client.conferences.start_stream(space.conference_sids[0], **({"url": URL} | arguments))
     for sid in ("a/b", "..", "a?b", "a#b", "a b", ""):

@@ -1,4 +1,4 @@
-"""Who is asking, and where: Spaces, base URLs, and paths below an account."""
+"""Accounts: Spaces, base URLs, credentials, and paths below an account."""
 
 from base64 import b64decode
 from typing import Any

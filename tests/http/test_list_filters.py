@@ -87,7 +87,7 @@ def test_half_a_surrogate_pair_is_refused() -> None:
     ],
 )
 def test_filters_are_encoded_as_query(filters: dict[str, object], text: str) -> None:
-    """What is None is left out, switches are true and false, and the rest is percent-encoded."""
+    """None is omitted, booleans are true and false, and the rest is percent-encoded."""
     assert query(filters) == text
 
 

@@ -106,7 +106,7 @@ def test_every_field_of_a_call_start() -> None:
     ids=["bare", "unnamed", "name", "umlaut", "parameter", "empty value", "false", "true"],
 )
 def test_start_form_bytes(request_: StartConferenceStream | StartCallStream, form: bytes) -> None:
-    """What the caller leaves out is left out, and what is said is percent-encoded UTF-8."""
+    """Omitted fields are not sent, and the others are percent-encoded UTF-8."""
     assert start_form(request_) == form
 
 

@@ -35,7 +35,7 @@ def test_any_text_is_one_path_segment_or_refused(text: str) -> None:
 
 @given(st.text(alphabet="ab.:@-_~!$&'()*+,;=é通", min_size=1).filter(lambda text: ".." not in text and text != "."))
 def test_plain_text_is_not_refused(text: str) -> None:
-    """What holds none of the dangerous characters is taken as it is."""
+    """Text without special characters is used unchanged."""
     assert check_path_segment(text, "sid") == text
 
 

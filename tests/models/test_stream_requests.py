@@ -1,4 +1,4 @@
-"""What a start may say: refusals before anything is sent, and no secret in what is shown."""
+"""Requests of starts: validation before anything is sent, and no secret in a repr."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -227,7 +227,7 @@ def test_callback_method_is_text_or_member(kind: str, method: CallbackMethod) ->
     ("field", "value"), [("codec", "PCMU"), ("codec", Codec.L16), ("realtime", True), ("realtime", False)]
 )
 def test_call_has_neither_codec_nor_realtime(field: str, value: object) -> None:
-    """What only conference streams know is refused on a call instead of being dropped in silence."""
+    """Fields of conference streams are rejected on a call instead of being silently ignored."""
     assert refusal("call", **{field: value}) == f"{field} is for conference streams only: omit it on a call"
 
 
@@ -381,7 +381,7 @@ def test_refusal_repeats_no_secret(settings: Mapping[str, Any]) -> None:
 
 @both_kinds
 def test_repr_shows_no_secret(kind: str) -> None:
-    """What is shown of a request holds no token, no value, and of the callback neither query nor password."""
+    """The repr of a request contains no token, no value, and neither query nor password of the callback."""
     request = start(
         kind,
         name="room-7",
@@ -400,7 +400,7 @@ def test_repr_shows_no_secret(kind: str) -> None:
 
 @both_kinds
 def test_repr_of_a_bare_request(kind: str) -> None:
-    """What is shown of a request without options is short."""
+    """The repr of a request without options is short."""
     shown = repr(start(kind))
     assert "status_callback=None" in shown
     assert "parameters={}" in shown
@@ -438,7 +438,7 @@ def test_changed_copy_is_checked_as_well(kind: str) -> None:
 
 
 def test_options_left_out_are_left_to_the_api() -> None:
-    """What the caller does not say stays unsaid, so the API's own defaults hold."""
+    """Omitted options are not sent, so the API's defaults apply."""
     request = StartConferenceStream(conference_sid="c", url=URL)
     unsaid = (
         request.name,

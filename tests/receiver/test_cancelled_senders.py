@@ -22,7 +22,7 @@ PING = b"\x89\xfd" + bytes(4) + b"x" * 125
 
 
 class Mishap(BaseException):
-    """What no handler is expected to raise."""
+    """An exception that no handler is expected to raise."""
 
 
 async def fill(session: StreamSession) -> None:

@@ -145,7 +145,7 @@ async def test_clear_drops_the_rest_of_the_audio() -> None:
 
 
 async def test_cancelled_play_leaves_no_rest() -> None:
-    """What comes next begins with a sample of its own."""
+    """The next audio starts with a new sample."""
     line = Line()
     playback = line.playback()
 
@@ -171,7 +171,7 @@ async def test_play_sends_at_least_one_sample_per_frame() -> None:
 
 
 async def test_clear_ends_running_play() -> None:
-    """What was not sent yet is not sent."""
+    """Audio that was not sent yet is dropped."""
     line = Line()
     playback = line.playback()
     playing: list[asyncio.Task[None]] = []
@@ -259,7 +259,7 @@ async def test_mark_that_could_not_be_sent_is_forgotten() -> None:
 
 
 async def test_end_of_stream_fails_waiting_marks() -> None:
-    """Nobody waits for a mark of a stream that is over, and nothing more is sent."""
+    """After the end of a stream, no mark is awaited and nothing is sent."""
     line = Line()
     playback = line.playback()
     mark = asyncio.ensure_future(playback.mark("a"))

@@ -264,7 +264,7 @@ async def test_open_refuses_name_that_is_open_on_the_target(
 
 
 async def test_duplicate_callback_does_not_fail_the_first_stream(client_for: Any, receiver: MediaReceiver) -> None:
-    """Whose sid such a callback carries is not documented."""
+    """It is not documented whose sid such a callback contains."""
     async with SimulatedSpace(conferences=1) as silent:
         [sid] = silent.conference_sids
         opening = asyncio.ensure_future(

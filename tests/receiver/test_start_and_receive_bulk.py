@@ -327,7 +327,7 @@ async def test_stop_run_that_ends_early_fails_the_remaining_stops(
 async def test_call_with_lost_answer_is_stopped_by_name(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
-    """As the answer to its start was lost, and no socket came."""
+    """The response to its start was lost, and no socket connected."""
     [call, *_] = space.call_sids
     space.faults.add("reset", on="start", executed=True)
     space.faults.add("socket-slow", seconds=4)

@@ -129,7 +129,7 @@ async def test_trace_hook_that_raises_after_the_answer(
 async def test_trace_hook_whose_error_says_that_nothing_was_sent(
     error: Exception, space: SimulatedSpace, client_for: Any
 ) -> None:
-    """Whatever the error is called: the phase says that the start may run."""
+    """For any error class, the phase shows that the stream may be running."""
     async with raw_space() as raw, traced("on_request_end", raising(error)) as session:
         raised = await error_of(client_for(space, base_url=raw.url, session=session), "unnamed")
 

@@ -1,4 +1,4 @@
-"""What a start event says of its audio, and what follows from it."""
+"""Audio formats from start events, and conversions."""
 
 import struct
 from typing import Any
@@ -170,7 +170,7 @@ def test_audio_survives_decoding_and_encoding(audio: AudioFormat, payload: bytes
 
 
 def test_only_whole_samples_of_all_channels_are_decoded() -> None:
-    """What is left of a sample is left out."""
+    """A partial sample is dropped."""
     audio = AudioFormat("audio/x-L16", 16000, channels=2)
 
     assert audio.to_pcm(b"abcdefg") == audio.from_pcm(b"abcdefg") == audio.trim(b"abcdefg") == b"abcd"

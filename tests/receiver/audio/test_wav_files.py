@@ -270,7 +270,7 @@ def test_closed_file_refuses_audio(tmp_path: Path) -> None:
 
 
 def test_file_that_was_shortened_by_others_does_no_harm(tmp_path: Path) -> None:
-    """What is missing is taken for zeros."""
+    """Missing bytes are read as zeros."""
     file = WavFile.create(tmp_path / "a.wav", STEREO)
     file.write(0, b"ab" * 40_000, 0)
     with file.path.open("r+b") as other:

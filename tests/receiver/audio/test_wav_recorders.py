@@ -219,7 +219,7 @@ def test_no_file_is_left_when_another_cant_be_made(tmp_path: Path) -> None:
 
 
 def test_full_recording_says_so_and_can_be_played(tmp_path: Path) -> None:
-    """What is after the end is refused, frame by frame."""
+    """Frames beyond the end are rejected one by one."""
     with WavRecorder(tmp_path / "call.wav", MULAW, encoding="passthrough", max_bytes=400) as recorder:
         recorder.write("inbound", 0, 1, b"i" * 160)
         for timestamp in (20, 40, 1 << 62):
