@@ -617,7 +617,7 @@ async def test_resume_names_missing_secrets(shell: Shell, space: SimulatedSpace,
         "or add the original FILE after the journal",
     )
     some = await shell(*RESUME, "--parameter", "tenant=hush", "--status-callback", "https://a.example.com/?hush")
-    is_misuse(some, "pass them again with --parameter pin=... --bearer-token-file FILE, or name")
+    is_misuse(some, "pass them again with --parameter pin=... --bearer-token-file FILE, or add")
     assert "hush" not in some.err
     assert b"hush" not in bytes_in(folder)
     assert space.requests.count() == sent

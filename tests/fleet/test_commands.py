@@ -173,7 +173,7 @@ async def test_cli_cancel_and_resume_need_no_worker(shell: Shell, space: Simulat
         (("status", "nowhere"), "there is no run 'nowhere'"),
         (("status", "--redis", "redis://user:hidden@host"), "put the password into SIGNALWIRE_FLEET_REDIS"),
         (("status", "--redis", "host"), "URL is invalid"),
-        (("submit", "--url", URL), "name a FILE"),
+        (("submit", "--url", URL), "pass a FILE"),
         (("submit", "--all-in-progress", "--kind", "call", "--codec", "L16"), "omit it on calls"),
         (("stop", "nowhere"), "there is no run 'nowhere'"),
         (("cancel", "nowhere"), "there is no run 'nowhere'"),

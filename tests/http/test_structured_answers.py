@@ -376,7 +376,7 @@ def test_page_without_its_list_is_malformed(document: object) -> None:
 @pytest.mark.parametrize("item", [None, {}, "x", {"sid": ""}], ids=repr)
 def test_page_with_an_item_without_an_id_is_malformed(item: object) -> None:
     """A page is as good as its items."""
-    with pytest.raises(MalformedResponseError, match="a call that has no sid"):
+    with pytest.raises(MalformedResponseError, match="a call without sid"):
         read_page({"calls": [CALL_ANSWER, item]}, Call, "calls")
 
 

@@ -291,7 +291,7 @@ def test_callback_may_have_a_query(kind: str, url: str) -> None:
 
 
 PARAMETER_REFUSALS: Mapping[str, tuple[object, str]] = {
-    "a hundred": ({f"n{number}": "v" for number in range(100)}, "100 parameters are too many: SignalWire takes 99"),
+    "a hundred": ({f"n{number}": "v" for number in range(100)}, "100 parameters are too many: SignalWire accepts 99"),
     "an empty name": ({"": "v"}, "has an empty name"),
     "a blank name": ({" \t": "v"}, "has an empty name"),
     "a number as value": ({"age": 7}, "parameter 'age' is of type int: write its value as a str"),
