@@ -68,7 +68,7 @@ class Bucket:
 
 @pytest.fixture
 def bucket(idle_clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    monkeypatch.setattr("tests.idle_clock.ON_ITS_WAY", 0.0)  # no socket is waited for
+    monkeypatch.setattr("tests.idle_clock._IN_TRANSIT", 0.0)  # no socket is waited for
     bucket = Bucket(idle_clock.now)
     monkeypatch.setattr(Store, "exchange", lambda _, *args, **kwargs: bucket.exchange(*args, **kwargs))
     return bucket
