@@ -1,1 +1,1 @@
-"""What this package costs, as ratios to hand-written code measured in the same run: ``python -m benchmarks``."""
+"""Benchmarks: cost of this package relative to hand-written code in the same run: ``python -m benchmarks``."""

@@ -18,7 +18,7 @@ Respond: TypeAlias = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Executes a command, and returns the answer."""
 
 Target: TypeAlias = Callable[[dict[str, Any]], AbstractAsyncContextManager[Respond]]
-"""What a child runs, created with the settings that the parent passes."""
+"""The workload of a child process, created with the parent's settings."""
 
 _TIMEOUT = 600.0  # seconds for an answer; the largest run takes about one minute
 

@@ -22,7 +22,7 @@ _POLL = 0.02
 
 
 class Received:
-    """What was received on all sockets together.
+    """Totals received on all sockets.
 
     Attributes:
         open_sockets: the number of open sockets.

@@ -73,7 +73,7 @@ FIRST_INSTRUCTIONS = 8
 
 
 async def start(client: StreamsClient, conferences: list[str]) -> Trace:
-    """Trace one start on a connection that is open already."""
+    """Trace one start on a connection that is already open."""
     await client.conferences.start_stream(conferences.pop(), url=URL)
     with tracing() as trace:
         await client.conferences.start_stream(conferences.pop(), url=URL)

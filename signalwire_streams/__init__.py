@@ -4,7 +4,7 @@
 ...     stream = await client.conferences.start_stream(conference_sid, url="wss://rx.example.com/audio")
 ...     await client.conferences.stop_stream(conference_sid, stream)
 
-The modules below are imported when one of their names is first used, so that an import of the receiver or of the
+The modules below are imported when one of their names is first used, so importing only the receiver or the
 callbacks alone does not pay for the client.
 """
 

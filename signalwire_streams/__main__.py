@@ -1,4 +1,4 @@
-"""The console script ``signalwire-streams``, which is also ``python -m signalwire_streams``."""
+"""The console script ``signalwire-streams``; also run by ``python -m signalwire_streams``."""
 
 import sys
 
@@ -10,7 +10,7 @@ _INTERRUPTED = 130
 
 
 def main() -> int:
-    """Run the command line on the process's arguments. From its return on, the process ignores SIGINT.
+    """Run the command line with the process's arguments. After it returns, the process ignores SIGINT.
 
     Returns:
         The exit code: 0 success, 1 failure, 2 usage error, 130 interrupted.

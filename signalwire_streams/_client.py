@@ -77,7 +77,7 @@ class ClientOptions(TypedDict, total=False):
 
 
 class StreamsClient:
-    """The asyncio client for SignalWire's audio streams.
+    """Asyncio client for SignalWire's audio streams.
 
     Use it as ``async with StreamsClient(...) as client``, or call `aclose` when done. One client serves any number of
     concurrent calls, from one event loop.
@@ -213,13 +213,13 @@ class StreamsClient:
 
         Args:
             requests: the streams to start, conferences and calls mixed in any order. Those without a name get one that
-                follows from the run and the target, so a target may occur once.
+                is derived from the run and the target, so a target may occur only once.
             concurrency: maximum number of starts in flight; tuned automatically if left out.
             journal: SQLite file that records progress, so a killed run can be resumed. Each item is recorded before it
                 is sent. The file holds no token and no parameter value.
-            resume: True to resume the run of that journal: pass the same requests again. Streams that run are not
-                started again; those that may be running are started again under their names. Without a name, or on a
-                call (unless ``RetryPolicy.resend_call_starts``), these are reported as unknown instead.
+            resume: True to resume the run of that journal: pass the same requests again. Streams that are running are
+                not started again; those that may be running are started again under their names. Without a name, or on
+                a call (unless ``RetryPolicy.resend_call_starts``), these are reported as unknown instead.
 
         Raises:
             InvalidRequestError: on iteration, if the journal exists already, or is missing, or belongs to another
@@ -237,7 +237,7 @@ class StreamsClient:
     def create_journal(self, requests: Iterable[_Start], *, journal: Path | str) -> BulkJournal:
         """Record the requests of a run in a new journal, and send nothing yet.
 
-        ``client.start_streams(requests, journal=journal, resume=True)`` then starts them. Should that be killed, the
+        ``client.start_streams(requests, journal=journal, resume=True)`` then starts them. If that run is killed, the
         journal alone says what is left to start: `BulkJournal.requests`. Secrets are left out of it.
 
         Args:
@@ -255,7 +255,7 @@ class StreamsClient:
     def stop_started(self, journal: Path | str, *, concurrency: int | None = None) -> BulkRun[_Stream]:
         """Stop what a journaled run of `start_streams` started: ``async for outcome in client.stop_started("run.db")``.
 
-        Streams are stopped by their sid, or by their name if only that is known. Those that have ended meanwhile count
+        Streams are stopped by their sid, or by their name if only that is known. Those that have already ended count
         as stopped. It can be repeated until nothing is left; the run can't be resumed after it.
 
         Args:
@@ -281,7 +281,7 @@ class StreamsClient:
         """Stop many streams: ``async for outcome in client.stop_streams(streams)``.
 
         Args:
-            streams: the streams as they were returned, or created from what was kept of them, such as
+            streams: the streams as they were returned, or recreated from stored values, such as
                 ``ConferenceStream(conference_sid="...", name="...")``.
             concurrency: maximum number of stops in flight; tuned automatically if left out.
             journal: SQLite file that records progress, as in `start_streams`.
@@ -321,7 +321,7 @@ class StreamsClient:
         return BulkRun(WorkerPool(items, operation, limit=limit, clock=self._clock))
 
     async def aclose(self) -> None:
-        """Accept no new calls, give those in flight five seconds to end, then close the connections."""
+        """Accept no new calls, wait up to five seconds for those in flight, then close the connections."""
         await self._dispatcher.aclose()
 
     async def __aenter__(self) -> Self:

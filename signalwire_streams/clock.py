@@ -1,4 +1,4 @@
-"""Injected time and randomness, so that tests need neither wait nor be lucky, and the guard of an event loop."""
+"""Injected time and randomness, for fast and deterministic tests, and the guard of an event loop."""
 
 import asyncio
 import os
@@ -55,23 +55,23 @@ class LoopGuard:
         self._process = 0
 
     def enter(self) -> None:
-        """Check that the object can be used here and now.
+        """Check that the object can be used in this event loop and process.
 
         Raises:
             ClientStateError: it is closed, or belongs to another event loop or process.
         """
         if self._closed:
-            raise ClientStateError(f"this {self._what} is closed: make a new {self._name}")
+            raise ClientStateError(f"this {self._what} is closed: create a new {self._name}")
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop, self._process = loop, os.getpid()
         elif self._process != os.getpid():
             raise ClientStateError(
-                f"this {self._what} belongs to the process that forked this one: make a {self._name} in each"
+                f"this {self._what} belongs to the process that forked this one: create a {self._name} in each"
             )
         elif self._loop is not loop:
             raise ClientStateError(
-                f"this {self._what} belongs to another event loop: make one {self._name} inside each asyncio.run()"
+                f"this {self._what} belongs to another event loop: create one {self._name} inside each asyncio.run()"
             )
 
     def leave(self) -> bool:

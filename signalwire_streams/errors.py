@@ -1,4 +1,4 @@
-"""The exception tree: everything this package raises on purpose.
+"""The exception hierarchy of this package.
 
 ::
 
@@ -13,7 +13,7 @@
     ├── MalformedResponseError                     the response did not come from the API
     ├── OpenError                                  a stream that was started with its receiver did not begin
     ├── MalformedFrameError                        a frame of the audio socket can't be parsed
-    ├── ApiError                                   the Space refused
+    ├── ApiError                                   the Space rejected the request
     │   ├── BadRequestError        400
     │   ├── AuthenticationError    401
     │   ├── PermissionDeniedError  403
@@ -83,13 +83,13 @@ class Phase(StrEnum):
 
 @define(eq=False, slots=False, str=False)
 class StreamsError(Exception):
-    """The root of every error of this package.
+    """Base class of all errors of this package.
 
     Attributes:
-        message: one line for people.
+        message: one human-readable line.
         sent: whether the Space received the request, over all attempts of the call.
         attempts: how many attempts the call made.
-        retry_after: seconds to wait before another try, if the Space or the client knows.
+        retry_after: seconds to wait before retrying, if known.
         request_id: the Space's own id of the response, for its support.
     """
 
@@ -136,7 +136,7 @@ class CircuitOpenError(TransportError):
 
 
 class RunCancelledError(TransportError):
-    """An item of a bulk run that did not end before the run did; it may be tried again."""
+    """The bulk run ended before this item completed; it may be retried."""
 
 
 @define(eq=False, slots=False, str=False)
@@ -168,7 +168,7 @@ class MalformedFrameError(StreamsError):
 
 @define(eq=False, slots=False, str=False)
 class ApiError(StreamsError):
-    """The Space refused the request.
+    """The Space rejected the request.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/error-codes
 
@@ -202,37 +202,37 @@ class NotFoundError(ApiError):
 
 
 class UnprocessableError(ApiError):
-    """422: a field was refused; ``errors`` says which."""
+    """422: a field was rejected; see ``errors``."""
 
 
 class RateLimitedError(ApiError):
-    """429 or code 20429, and retries did not help or would take too long."""
+    """429 or code 20429; retries were exhausted or would take too long."""
 
 
 class ServerError(ApiError):
-    """5xx or code 20504: the Space failed."""
+    """5xx or code 20504: server error."""
 
 
 @define(eq=False, slots=False, str=False)
 class StreamOutcomeUnknownError(StreamsError):
     """A start was sent, and the stream may or may not be running.
 
-    The API has no way to look a stream up. What can be done:
+    The API has no way to look a stream up. Your options:
 
     - Stop the stream by its ``name``.
     - Start it again under the same ``name``: ``await error.start_again()``, or ``start_stream(..., name=error.name,
       may_be_running=True)``. The result is ``ambiguous``, and is stopped by its name. Only a refusal as a duplicate
       (``already_started``), or the status callback ``Duplicated stream name``, proves that the stream was running;
-      an ordinary answer proves nothing, since its sid may belong to a stream that the Space then refused. That a
-      second stream of one name is refused is documented for conferences; a call may take it.
-    - Without a name, a second start may make a second stream.
+      a successful response proves nothing, since its sid may belong to a stream that the Space then refused. That a
+      second stream of one name is refused is documented for conferences; a call may accept it.
+    - Without a name, a second start may create a second stream.
 
     Attributes:
         target: the sid of the conference or call.
         name: the Name that was sent, or None.
         phase: how far the attempt got that made the outcome unknown.
         status: the HTTP status of the last response, if there was one.
-        accepted: True if the response was a 2xx that could not be read: the stream runs.
+        accepted: True if the response was a 2xx that could not be read: the stream is running.
     """
 
     target: str = ""
@@ -258,12 +258,12 @@ class StreamOutcomeUnknownError(StreamsError):
         start: StartAgain | None = vars(self).get(_START_AGAIN)
         if self.name is None:
             raise InvalidRequestError(
-                "the stream was started without a name, so starting again may make a second one: if that is right, "
-                "call start_stream(...) once more"
+                "the stream was started without a name, so starting again may start a second one: if that is "
+                "acceptable, call start_stream(...) again"
             )
         if start is None:
             raise InvalidRequestError(
-                "this error does not hold the request: "
+                "this error does not contain the request: "
                 f"call start_stream(..., name={self.name!r}, may_be_running=True) with the same fields"
             )
         return await start(deadline)

@@ -3,7 +3,7 @@
 pytest finds it once ``signalwire-streams[pytest]`` is installed. It does nothing until a test requests a fixture:
 
 ```python
-async def test_a_stream_is_heard(signalwire_space, stream_receiver, client):
+async def test_stream_is_received(signalwire_space, stream_receiver, client):
     async with stream_receiver.open(client.conferences, signalwire_space.conference_sids[0]) as session:
         async for event in session:
             break
@@ -80,7 +80,7 @@ class _LeakCheck:
     leaks: list[str] | None = None
 
     async def run(self) -> None:
-        """Wait for what is just ending, then record what is left; once for all fixtures."""
+        """Wait for streams and sockets that are ending, then record those left; once for all fixtures."""
         if self.allow_leaks or self.leaks is not None:
             return
         clock = asyncio.get_running_loop().time
@@ -90,17 +90,17 @@ class _LeakCheck:
         self.leaks = leaks
 
     def missing_stream_reason(self) -> str:
-        """Return what the Space knows about streams that did not come."""
+        """Return the Space's explanation for streams that did not arrive."""
         if self.space is None:
             return ""
         if self.space.audio is None:
-            return ". This Space dials nobody, since it has audio=None"
+            return ". This Space opens no sockets, since it has audio=None"
         failed = [
             f"{stream.error} (stream {stream.sid} of {stream.target_kind} {stream.target_sid})"
             for stream in self.space.streams
             if stream.error is not None
         ]
-        return f". The Space says: {', '.join(failed)}" if failed else ""
+        return f". The Space reports: {', '.join(failed)}" if failed else ""
 
     def _running(self) -> Iterator[str]:
         targets = {}
@@ -108,12 +108,12 @@ class _LeakCheck:
             targets[stream.sid] = f"{stream.target_kind} {stream.target_sid}"
             if stream.alive:
                 name = "without a name" if stream.name is None else f"named {stream.name!r}"
-                yield f"a stream still runs: {stream.sid}, {name}, on {targets[stream.sid]}"
+                yield f"a stream is still running: {stream.sid}, {name}, on {targets[stream.sid]}"
         for session in self.receiver.sessions if self.receiver is not None else ():
             sid = session.stream_sid or "without a sid"
-            yield f"a socket is still open: of stream {sid}, on {targets.get(sid, 'nothing of this Space')}"
+            yield f"a socket is still open: of stream {sid}, on {targets.get(sid, 'an unknown target')}"
         if self.receiver is not None and self.receiver.pending_sockets:
-            yield f"a socket is still open: {self.receiver.pending_sockets} on which no stream began"
+            yield f"a socket is still open: {self.receiver.pending_sockets} without a started stream"
         if self.space is not None and (connections := self._connections(self.space)):
             yield f"a client is not closed: it has {connections} connections to the Space open"
 
@@ -161,7 +161,7 @@ class StreamReceiver:
             timeout: seconds.
 
         Raises:
-            TimeoutError: none came.
+            TimeoutError: none arrived.
         """
         __tracebackhide__ = True
         try:
@@ -169,7 +169,7 @@ class StreamReceiver:
                 return await self._arrived.get()
         except TimeoutError:
             raise TimeoutError(
-                f"no stream came within {timeout:g} s: start it with url=stream_receiver.url and "
+                f"no stream arrived within {timeout:g} s: start it with url=stream_receiver.url and "
                 f"authorization_bearer_token=stream_receiver.bearer_token{self._leak_check.missing_stream_reason()}"
             ) from None
 
@@ -184,7 +184,7 @@ def _arguments(request: pytest.FixtureRequest, marker: str, allowed: Iterable[st
     known = sorted(allowed)
     for name in given:
         if name not in known:
-            _fail(f"@pytest.mark.{marker} knows no argument {name!r}: write one of {', '.join(known)}")
+            _fail(f"@pytest.mark.{marker} has no argument {name!r}: write one of {', '.join(known)}")
     return given
 
 
@@ -195,7 +195,7 @@ def _space_arguments(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def _check_test(request: pytest.FixtureRequest) -> None:
-    """Refuse a test that is no coroutine: it blocks the event loop, so the Space would not answer."""
+    """Reject a test that is not a coroutine: it blocks the event loop, so the Space would not respond."""
     function = request.function
     inner = getattr(getattr(function, "hypothesis", None), "inner_test", function)
     if not inspect.iscoroutinefunction(inner):
@@ -203,13 +203,14 @@ def _check_test(request: pytest.FixtureRequest) -> None:
 
 
 def _check_loops(request: pytest.FixtureRequest) -> None:
-    """Refuse a Space in another event loop than its test's: nothing would answer, and the test would hang."""
+    """Reject a Space in another event loop than its test's: nothing would respond, and the test would hang."""
     if not request.config.pluginmanager.has_plugin("asyncio"):
         return
     if "anyio_backend" in request.fixturenames:
         # Which of the two sets up a fixture depends on the order in which they were loaded.
         _fail(
-            "pytest-asyncio and anyio can't share these fixtures: for tests that anyio runs, give pytest -p no:asyncio"
+            "pytest-asyncio and anyio can't share these fixtures: for tests that anyio runs, pass -p "
+            "no:asyncio to pytest"
         )
     marker = request.node.get_closest_marker("asyncio")
     test = (marker and marker.kwargs.get("loop_scope")) or request.config.getini("asyncio_default_test_loop_scope")
@@ -231,7 +232,7 @@ def _signalwire_leak_check(request: pytest.FixtureRequest) -> Iterator[_LeakChec
     yield check
     if not check.leaks:
         return
-    report = "\n  ".join(["when the test had ended:", *check.leaks])
+    report = "\n  ".join(["after the test ended:", *check.leaks])
     report += "\nStop it in the test, or mark that with @pytest.mark.signalwire_space(allow_leaks=True)."
     if request.node.stash.get(_FAILED, False):
         # A test that failed seldom cleans up: its own failure comes first, and this only adds to it.

@@ -39,7 +39,7 @@ def test_section_without_baseline_has_no_ratio(baseline: str | None) -> None:
 
 
 def test_baseline_of_zero_gives_no_ratio() -> None:
-    """As with memory that did not grow."""
+    """For example, memory that did not grow."""
     section = Section(title="Memory", unit="MB", series=(Series("none", (0.0,)), OURS), baseline="none")
     assert section.over_baseline(OURS) is None
 

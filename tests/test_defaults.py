@@ -88,7 +88,7 @@ def test_documented_default(default: object, expected: object) -> None:
 
 @pytest.mark.usefixtures("idle_clock")  # set up first, so that it is undone last
 class TestDrain:
-    """Whatever is closed or left gives work in progress five seconds."""
+    """Every close and early exit waits five seconds for work in progress."""
 
     @pytest.fixture
     async def hanging(self, space: SimulatedSpace) -> SimulatedSpace:

@@ -118,7 +118,7 @@ def test_fleet_keeps_each_field(model: type[Start], sample: dict[str, Any]) -> N
 async def test_space_receives_each_field(
     client: StreamsClient, space: SimulatedSpace, model: type[Start], sample: dict[str, Any]
 ) -> None:
-    """What is sent is what the simulated Space has."""
+    """The simulated Space receives the fields that are sent."""
     request = request_of(model, sample, sid_on(space, model))
     await client.start_streams([request]).report()
     [stream] = space.streams

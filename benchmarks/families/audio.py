@@ -1,4 +1,4 @@
-"""What a frame of audio costs the process that receives it, and how late it is."""
+"""CPU cost and delay of received audio frames."""
 
 import time
 from contextlib import ExitStack
@@ -23,7 +23,7 @@ _ENCODING = 0.00003  # seconds to encode one frame before that
 
 @frozen
 class _Load:
-    """What is sent: streams of one track each."""
+    """Parameters of the audio: streams of one track each."""
 
     sockets: int
     frames: int

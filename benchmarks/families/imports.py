@@ -1,4 +1,4 @@
-"""What imports cost compared with ``import aiohttp``, and which modules they load."""
+"""Import time compared with ``import aiohttp``, and the loaded modules."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a start costs: CPU and rate, growth with size and concurrency, latency, and use of the rate limit."""
+"""Cost of a start: CPU and rate, growth with size and concurrency, latency, and use of the rate limit."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack

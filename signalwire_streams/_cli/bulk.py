@@ -113,7 +113,7 @@ class Targets:
         return [self.defaults.request({f"{self.kind}_sid": sid}) for sid in sids]
 
     def is_done(self, requests: Sequence[Start]) -> bool:
-        """Return whether nothing is to be started, after writing why."""
+        """Return True, after printing the reason, if there is nothing to start."""
         if self.is_dry_run:
             self._write_dry_run(requests)
         elif not requests and self.as_json:
@@ -166,7 +166,7 @@ _target_options = adding(
         type=click.Choice(["conference", "call"]),
         default="conference",
         show_default=True,
-        help="What bare ids are, and what --all-in-progress lists.",
+        help="Whether bare ids and --all-in-progress mean conferences or calls.",
     ),
     click.option("--skip-invalid", is_flag=True, help="Skip invalid lines instead of refusing the FILE."),
     click.option("--dry-run", is_flag=True, help="Print the requests, and send nothing."),
@@ -191,7 +191,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
         **others: Any,  # noqa: ANN401  (the fields of a request, which checks them, and options of the command)
     ) -> None:
         if (file is None) is not all_in_progress:
-            raise click.UsageError("name a FILE of ids, - for standard input, or write --all-in-progress")
+            raise click.UsageError("pass a FILE of ids, - for standard input, or --all-in-progress")
         fields = {name: others.pop(name) for name in FIELDS if name in others}
         if kind == "call":
             refuse_conference_options(fields, "calls")
@@ -221,7 +221,7 @@ Examples:
 """,
 )
 @click.option("--journal", metavar="PATH", help="The run's journal; by default bulk-TIME.db in this folder.")
-@click.option("--no-journal", is_flag=True, help="Keep no journal: the run can't be resumed or rolled back.")
+@click.option("--no-journal", is_flag=True, help="Write no journal: the run can't be resumed or rolled back.")
 @run_options(resend=True)
 @target_options
 @account_options
@@ -325,8 +325,8 @@ def resume(
     names, so that the Space can refuse a duplicate; on a call, or without a name, they are only reported.
     Everything else is started.
 
-    A journal keeps no secrets. If the run had some, pass them again: by the options, or by the FILE that they
-    came from.
+    A journal contains no secrets. If the run had some, pass them again, with the options or with the original
+    FILE.
     """
     book = BulkJournal(journal)
     status = book.status()
@@ -368,8 +368,8 @@ Example:
 def stop(account: Account, *, journal: str, options: RunOptions) -> None:
     """Stop every stream that a run started, or may have started.
 
-    Each is stopped by its sid, or by its name if only that is known. Repeat it until nothing is left. A run whose
-    streams are being stopped can't be resumed.
+    Each is stopped by its sid, or by its name if only that is known. Repeat the command until none is left. The
+    run can't be resumed afterwards.
     """
     book = BulkJournal(journal)
     status = book.status()
@@ -442,7 +442,7 @@ def _write_status(book: BulkJournal, found: JournalStatus) -> None:
 
 
 def _next_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
-    """Say what is going on, or what can be done, with a run."""
+    """Print the state of a run, or the commands that can follow."""
     roll_back = f"Roll back:\n  {bulk_command('stop', (), book.path)}"
     if found.is_locked:
         yield "It is running now."
@@ -474,7 +474,7 @@ def _stuck_steps(book: BulkJournal, stuck: Counter[str]) -> Iterable[str]:
 
 
 def _count_stuck(book: BulkJournal, found: JournalStatus) -> Counter[str]:
-    """Count the starts that a resumed run would only report as unknown again."""
+    """Count the starts that a resumed run would report as unknown again."""
     stuck: Counter[str] = Counter()
     if found.planned is not None and found.remaining:
         for item in book.items("unknown", IN_DOUBT):

@@ -55,7 +55,7 @@ def _not_nan(_: click.Context, __: click.Parameter, value: float | None) -> floa
 
 
 def rate_limit(rate: float | None) -> RateLimit:
-    """Return the limit of a client that may send so many requests per second."""
+    """Return the rate limit of a client for a number of requests per second."""
     if rate is None:
         return RateLimit()
     return RateLimit(requests=max(1, round(rate * RateLimit().window)), utilization=1.0)
@@ -101,7 +101,7 @@ def run_options(*, resend: bool, concurrency: int | None = None, whose: str = ""
             type=click.FloatRange(min=0.1, max=_SPACE_LIMIT),
             callback=_not_nan,
             metavar="N",
-            help=f"Maximum requests per second{whose}; by default nine tenths of the Space's {_SPACE_LIMIT:,.0f}.",
+            help=f"Maximum requests per second{whose}; by default 90 % of the Space's {_SPACE_LIMIT:,.0f}.",
         ),
     ]
     if resend:
@@ -124,8 +124,8 @@ def run_options(*, resend: bool, concurrency: int | None = None, whose: str = ""
 _RESEND: Decorator = click.option(
     "--resend-call-starts",
     is_flag=True,
-    help="Retry a start on a call, too, if its response was lost. It may start a second stream: that the Space "
-    "refuses a second one of the same name is documented for conferences only.",
+    help="Also retry a start on a call whose response was lost. This may start a second stream: rejection "
+    "of duplicate names is documented for conferences only.",
 )
 
 
@@ -136,7 +136,7 @@ class BulkRunner:
         run: the run.
         already_done: items that an earlier part of the run had completed.
         stuck: unknown starts that a resumed run would only report again.
-        stopped_by: the first signal that came, or None.
+        stopped_by: the first signal that arrived, or None.
         error: what ended the run, apart from its items, or None.
     """
 
@@ -182,7 +182,7 @@ class BulkRunner:
     async def execute_and_report(self) -> None:
         """Execute the run and write its summary, unless it ended before its first item."""
         status = "the run has no journal" if self._command is None else self._command("status")
-        with noting(f"see what became of the run: {status}", also_for_pipes=True):
+        with noting(f"check the run: {status}", also_for_pipes=True):
             report = await self.execute()
             if report.total or self.error is None:
                 summary = Summary(
@@ -200,7 +200,7 @@ class BulkRunner:
                 (summary.write_json if self._as_json else summary.write)()
 
     def end(self) -> None:
-        """End the command with what ended the run, or with its exit code."""
+        """End the command with the error that ended the run, or with its exit code."""
         if self.error is not None:
             raise self.error
         if self.exit_code:
@@ -272,7 +272,7 @@ _ADVICE = {
     "AuthenticationError": "The Space does not accept this project and token: check SIGNALWIRE_PROJECT_ID and "
     "SIGNALWIRE_API_TOKEN.",
     "PermissionDeniedError": "The token lacks a permission: give it the scope in the dashboard.",
-    "NotFoundError": "There is no such conference, call or stream (any more): check the id, or skip it.",
+    "NotFoundError": "The conference, call or stream does not exist (any more): check the id, or skip it.",
     "ApiError": "The Space refused the request with an unusual status: its message is above.",
     "BadRequestError": "The Space refused the request: its message is above.",
     "UnprocessableError": "The Space refused a field: its message is above.",
@@ -286,7 +286,7 @@ _ADVICE = {
     "so that the Space can refuse a second stream. Those on calls are sent again with --resend-call-starts only, "
     "which may start a second stream; those without a name never are.",
     "InvalidRequestError": "These are invalid, and were not sent.",
-    "JournalError": "The journal can't be written, so these were not sent: make room on the disk, then resume.",
+    "JournalError": "The journal can't be written, so these were not sent: free some disk space, then resume.",
 }
 
 
@@ -326,7 +326,7 @@ class Summary:
 
     @property
     def resume_command(self) -> str | None:
-        """The command that does the rest, or None if there is none."""
+        """The command that resumes the run, or None if there is none."""
         if self._succeeded + self.stuck >= self.planned or self.command is None:
             return None
         return self.command("resume" if self.operation == "start" else "stop")

@@ -1,4 +1,4 @@
-"""Secrets of a run, which neither a journal nor Redis keeps: passed again by options, or by the file they came from."""
+"""Secrets of a run, which neither a journal nor Redis stores: passed again by options, or by the original file."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ class Secrets:
             yield self._completed(one, _line_of(one, unused.get(one.request.target, []), unset))
 
     def add_to(self, planned: PlannedRequest) -> Start:
-        """Return a request with the secrets that the options give.
+        """Return a request with the secrets from the options.
 
         Raises:
             InvalidRequestError: one is missing.
@@ -53,7 +53,7 @@ class Secrets:
         except click.UsageError:
             raise InvalidRequestError(
                 f"{planned.request.target} needs secrets that are not kept in Redis ({', '.join(planned.redacted)}): "
-                "start all workers with the options that give them"
+                "start all workers with the options that provide them"
             ) from None
 
     def _completed(self, planned: PlannedRequest, line: Mapping[str, Any]) -> Start:
@@ -70,8 +70,8 @@ class Secrets:
             missing.append("--status-callback URL")
         if missing:
             raise click.UsageError(
-                f"the journal keeps no secrets, and {request.target} had some: pass them again with "
-                f"{' '.join(missing)}, or name the FILE that they came from after the journal"
+                f"the journal contains no secrets, and {request.target} had some: pass them again with "
+                f"{' '.join(missing)}, or add the original FILE after the journal"
             )
         return evolve(
             request,
@@ -102,7 +102,7 @@ def by_target(lines: Iterable[Read]) -> dict[str, list[Line]]:
     """Group a file's lines by the id of their conference or call; those that are invalid started nothing.
 
     Raises:
-        UsageError: a line hides those after it.
+        UsageError: a line makes those after it unreadable.
     """
     found: dict[str, list[Line]] = {}
     for line in lines:

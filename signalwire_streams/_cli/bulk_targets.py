@@ -114,7 +114,7 @@ _SPREADSHEET_ERROR = re.compile(
     rf"#[¡¿]?{_UPPER}+(?:/0)?[!?]|#{_UPPER}/{_UPPER}[!?]?|#NV|#GETTING_DATA|Err:\d{{3}}"
 )
 _COMMENT = re.compile(r"#|#+\s.*")
-_NO_COMMENT = "this is neither an id nor a comment: begin a comment with a # and a blank"
+_NO_COMMENT = "this is neither an id nor a comment: begin a comment with '# '"
 _NO_ID = "this is not an id: write one id per line, or CSV whose first line names its columns"
 _NO_SID_COLUMN = f"the first line has no column conference_sid or call_sid: write {_COLUMNS}"
 
@@ -133,7 +133,7 @@ class BadLine:
 
     Attributes:
         number: its number in the file, from 1.
-        why: what is wrong, and what to write instead.
+        why: the problem, and what to write instead.
         hides_more: whether the lines after it could not be read, so that it cannot be skipped.
     """
 
@@ -266,7 +266,7 @@ def _header(cells: Sequence[str]) -> Sequence[str]:
     names = [_field_of(cell) for cell in cells]
     for cell, name in zip(cells, names, strict=True):
         if name == "parameters":
-            raise ValueError("each parameter has a column of its own: write it as parameters.NAME")
+            raise ValueError("each parameter needs its own column: write it as parameters.NAME")
         if name is None:
             raise ValueError(f"{cell.strip()!r} is unknown: write {_COLUMNS}")
     fields = [name or "" for name in names]
@@ -341,7 +341,7 @@ def _bare_sid(text: str) -> str:
 
 
 def _check_cell(name: str, value: str) -> None:
-    """Reject what a spreadsheet made of a text. Only ids and names are repeated, since others may be secrets."""
+    """Reject a text that a spreadsheet has changed. Only ids and names are quoted, since other fields may be secret."""
     shown = f" {value!r}" if name in {*SIDS, "name"} else ""
     if _MANGLED_NUMBER.fullmatch(value):
         raise ValueError(
@@ -353,9 +353,9 @@ def _check_cell(name: str, value: str) -> None:
         remedy = "widen its column there" if is_too_narrow else "correct its formula there"
         raise ValueError(f"{name} holds the spreadsheet's error {value}: {remedy}, and save again")
     if '"' in value and name in SIDS:
-        raise ValueError(f"{name}{shown} holds a quote: write the id alone")
+        raise ValueError(f"{name}{shown} contains a quote: write only the id")
     if "\0" in value and name not in SIDS:
-        raise ValueError(f"{name} holds a NUL character: remove it")
+        raise ValueError(f"{name} contains a NUL character: remove it")
 
 
 def _switch(name: str, value: str) -> bool:
@@ -386,7 +386,7 @@ class Defaults:
         own = line.get("parameters", {})
         fields = {**given, **line, "parameters": {**self.parameters, **own} if isinstance(own, dict) else own}
         if "url" not in fields:
-            raise InvalidRequestError("there is no url: pass --url, or give the line one")
+            raise InvalidRequestError("there is no url: pass --url, or add one to the line")
         return StartCallStream(**fields) if is_call else StartConferenceStream(**fields)
 
 
@@ -397,7 +397,7 @@ class Requests:
 
     @classmethod
     def from_lines(cls, lines: Iterable[Read], defaults: Defaults) -> "Requests":
-        """Create the requests of lines; each may be there once."""
+        """Create the requests of lines, and reject duplicates."""
         requests = cls()
         seen: dict[tuple[str, str | None], int] = {}
         for line in lines:
@@ -417,13 +417,13 @@ def _once(request: Start, line: Line, seen: dict[tuple[str, str | None], int]) -
     first = seen.setdefault((_folded(request.target), request.name), line.number)
     if first != line.number:
         raise InvalidRequestError(
-            f"{request.target} is on line {first} already: leave it out, or give each of its streams a name of its own"
+            f"{request.target} is already on line {first}: remove it, or give each of its streams its own name"
         )
     return request
 
 
 def _folded(sid: str) -> str:
-    """Return a UUID in lower case, since its case means nothing."""
+    """Return a UUID in lower case, since its case is irrelevant."""
     try:
         UUID(sid)
     except ValueError:

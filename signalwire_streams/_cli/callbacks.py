@@ -36,7 +36,7 @@ def read_captured(raw: bytes, url: str | None) -> dict[str, Any]:
     method, target = request_line.groups()
     headers, body = parse_headers(lines), b"".join(rest)
     if "chunked" in headers.get("Transfer-Encoding", "").lower() and _CHUNK.match(body):
-        raise click.UsageError("the body in --request is still in chunks: pass it alone, with --body and --header")
+        raise click.UsageError("the body in --request is still chunked: pass it separately, with --body and --header")
     length = headers.get("Content-Length", "")
     if re.fullmatch("[0-9]{1,15}", length):
         body = body[: int(length)]  # what an editor appended was never sent
@@ -48,7 +48,7 @@ def read_captured(raw: bytes, url: str | None) -> dict[str, Any]:
 
 
 def parse_headers(lines: bytes) -> CIMultiDict[str]:
-    """Return the headers; one that came twice is there twice, since that is a reason to refuse a request."""
+    """Return the headers, duplicates included, since a duplicate header is a reason to reject a request."""
     parsed = HeaderParser().parsestr(lines.decode("latin-1"))
     headers = CIMultiDict((name, _decode(value.encode("latin-1")).strip(" \t")) for name, value in parsed.items())
     if parsed.defects or parsed.get_payload() or any("\n" in value for value in headers.values()):
@@ -67,7 +67,7 @@ def _decode(raw: bytes) -> str:
 
 def _candidates(_: click.Context, __: click.Parameter, urls: Sequence[str]) -> Sequence[str]:
     if not all(map(_ABSOLUTE.match, urls)):
-        raise click.UsageError("a --candidate is no absolute URL: write it as https://host/path")
+        raise click.UsageError("a --candidate is not an absolute URL: write it as https://host/path")
     return urls
 
 
@@ -94,8 +94,8 @@ def _signing_keys(source: str | None) -> list[Secret]:
     if keys:
         return keys
     if source is not None:
-        raise click.UsageError("--key-file holds no key: write the project's Signing Key (PSK_...) into it")
-    raise click.UsageError(f"set {_KEYS} to the project's Signing Key (PSK_...), or name a --key-file that holds it")
+        raise click.UsageError("--key-file contains no key: write the project's Signing Key (PSK_...) into it")
+    raise click.UsageError(f"set {_KEYS} to the project's Signing Key (PSK_...), or name a --key-file that contains it")
 
 
 @click.group()
@@ -104,7 +104,7 @@ def callbacks() -> None:
 
 
 @callbacks.command(
-    short_help="Diagnose why a signature is refused.",
+    short_help="Diagnose why a signature is rejected.",
     epilog=f"""\b
 Environment:
   {_KEYS}   the project's Signing Key, or several with commas or blanks
@@ -170,15 +170,15 @@ def explain(
     candidates: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Diagnose why the signature of a captured callback is refused, and say what to change.
+    """Diagnose why the signature of a captured callback is rejected, and how to fix it.
 
-    It tries what proxies and frameworks usually change: scheme, host, port, path, query, body. No key and no
-    signature is shown, and of queries only the names.
+    It tries the usual changes by proxies and frameworks: scheme, host, port, path, query, body. The output contains no
+    key, no signature and no value of a query.
     """
     if [request, body, key_file].count(STANDARD_INPUT) > 1:
         raise click.UsageError("standard input can be read once: name files for all but one of them")
     if request is not None and (method is not None or headers or body is not None):
-        raise click.UsageError("--request includes these: leave it out, or --method, --header and --body")
+        raise click.UsageError("--request includes these: omit it, or --method, --header and --body")
     if request is None and url is None:
         raise click.UsageError("nothing to diagnose: pass a --request, or --url with --header and --body")
     keys = _signing_keys(key_file)

@@ -1,4 +1,4 @@
-"""The command ``demo``: thousands of streams on a simulated Space with faults, and the sound of some of them."""
+"""The command ``demo``: thousands of streams on a simulated Space with faults, and the audio of some of them."""
 
 import asyncio
 import contextlib
@@ -68,7 +68,7 @@ class Row:
 
 
 class BulkPart:
-    """Starts a stream on each live conference, stops them all, and keeps the client's account and the Space's.
+    """Starts a stream on each live conference, stops them all, and records the client's and the Space's counts.
 
     Attributes:
         is_good: whether each conference had exactly one stream, and none is left.
@@ -144,11 +144,11 @@ class BulkPart:
             latencies = report.latency_percentiles
             facts = {{100: "max"}.get(percent, f"p{percent}"): round(value, 4) for percent, value in latencies.items()}
             yield Row(f"time to {verb} a stream", f"{verb}_seconds", facts, format_latencies(latencies))
-        yield Row("time for everything", "seconds", round(self._seconds, 3), f"{self._seconds:.1f} s")
+        yield Row("total time", "seconds", round(self._seconds, 3), f"{self._seconds:.1f} s")
 
     def space_rows(self) -> Iterator[Row]:
         yield Row.of_count("streams that ever ran", "streams_created", self._created)
-        yield Row.of_count("second starts, refused", "streams_refused_as_duplicates", self._refused)
+        yield Row.of_count("second starts, rejected", "streams_refused_as_duplicates", self._refused)
         yield Row.of_count("streams still running", "streams_alive", self._running)
         yield Row.of_count("duplicate streams", "duplicate_streams", self._duplicates)
 
@@ -312,7 +312,7 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not needed:
     "--recordings",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Keep the WAV files of the recordings there.",
+    help="The directory in which to keep the recordings, as WAV files.",
 )
 @json_option("Write the result as one JSON object.")
 def demo(*, conferences: int, seed: int, recordings: Path | None, as_json: bool) -> None:

@@ -69,7 +69,7 @@ def _redis_option(command: Callable[..., None]) -> Callable[..., None]:
         "--redis",
         "redis_url",
         metavar="URL",
-        help=f"The Redis that the fleet shares; instead of {_REDIS}, which must be used for a URL with a password.",
+        help=f"URL of the fleet's Redis; overrides {_REDIS}, which is required for a URL with a password.",
     )
     @functools.wraps(command)
     def with_redis(*, redis_url: str | None, **others: object) -> None:
@@ -145,7 +145,7 @@ Example:
 """,
 )
 @_run_id_option(help="Id of the run; submitting it again starts nothing twice.")
-@click.option("--redact-secrets", is_flag=True, help="Submit without the secrets, which the workers were started with.")
+@click.option("--redact-secrets", is_flag=True, help="Submit without the secrets; the workers must have them.")
 @_redis_option
 @target_options
 @account_options
@@ -166,7 +166,7 @@ def submit(
     if not (redact_secrets or all(PlannedRequest.from_request(request).is_complete for request in requests)):
         raise click.UsageError(
             "Redis keeps no bearer tokens, parameter values or private callbacks: start the workers with the options "
-            "that give them, and write --redact-secrets"
+            "that provide them, and write --redact-secrets"
         )
 
     async def work(fleet: "Fleet") -> "FleetStatus":
@@ -293,9 +293,9 @@ def results(account: Account, *, redis_url: str | None, run: str) -> None:
 @_redis_option
 @account_options
 def cancel(account: Account, *, redis_url: str | None, run: str) -> None:
-    """Cancel a run: nothing more is started. Streams already running are left alone; `fleet stop` stops them too.
+    """Cancel a run: start no more streams. Streams already running are left alone; `fleet stop` stops them too.
 
-    A run that is finished, or was cancelled before, is left as it is.
+    A run that is already finished or cancelled is unchanged.
     """
     messages = {
         "running": f"Run {clean(run)} is cancelled.",
@@ -387,8 +387,8 @@ def worker(
 ) -> None:
     """Execute the submitted runs, together with all other workers, until SIGTERM or Ctrl-C.
 
-    Then it takes no new work, finishes its work in progress, and hands back what takes too long; a second signal
-    hands back everything at once. The workers share the Space's limit, or the --rate, through Redis.
+    It then takes no new work, finishes its work in progress, and hands back whatever takes too long; a second signal
+    hands back everything immediately. The workers share the Space's limit, or the --rate, through Redis.
     """
     module = _fleet_module()
 

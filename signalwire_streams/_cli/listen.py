@@ -39,21 +39,21 @@ class Tls:
 
 
 def read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...] | None:
-    """Return the bearer tokens, from a file or from the environment; None if none is required.
+    """Return the bearer tokens, from a file or from the environment; None if no token is required.
 
     Raises:
-        UsageError: there is none, and that was not asked for.
+        UsageError: there is no token, and ``--allow-anonymous`` was not passed.
     """
     if allow_anonymous:
         if source is not None:
-            raise click.UsageError("--allow-anonymous requires no token: leave it out, or --bearer-token-file")
+            raise click.UsageError("--allow-anonymous requires no token: omit it or --bearer-token-file")
         return None
     text = os.environ.get(_TOKENS, "") if source is None else read_token_file(source)
     tokens = tuple(dict.fromkeys(text.split()))
     if tokens:
         return tokens
     if source is not None:
-        raise click.UsageError("--bearer-token-file holds no token: write the one that the starts pass into it")
+        raise click.UsageError("--bearer-token-file contains no token: write the one that the starts pass into it")
     raise click.UsageError(
         f"set {_TOKENS}, or name a --bearer-token-file, so that only your streams are accepted; --allow-anonymous "
         "accepts those of anyone who can reach the address"
@@ -62,7 +62,7 @@ def read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...]
 
 def _load_tls(certificate: Path | None, key: Path | None, *, self_signed: bool) -> Tls:
     if self_signed and (certificate is not None or key is not None):
-        raise click.UsageError("--self-signed creates a certificate: leave it out, or --cert and --key")
+        raise click.UsageError("--self-signed creates a certificate: omit it, or --cert and --key")
     if key is not None and certificate is None:
         raise click.UsageError("--key has no --cert: name the certificate that the key belongs to")
     if certificate is None:
@@ -126,7 +126,7 @@ class Listener:
         return FAILED if self._failed else 0
 
     async def run(self, *, host: str, port: int, path: str, tls: Tls) -> None:
-        """Listen until it is time to end, and finish the recordings then.
+        """Listen until the command ends, then finish the recordings.
 
         Raises:
             Failure: the server cannot listen on the address.
@@ -230,7 +230,7 @@ class Listener:
             self._write(f"Clients must trust the CA in {clean(ca_file)}, as 'simulate --ca-file' does.")
         if self._allows_anonymous:
             self._write("Warning: no authentication; anyone who can reach this address can send audio.")
-        self._write("Press Ctrl-C to end.")
+        self._write("Press Ctrl-C to stop.")
 
     def _write_summary(self) -> None:
         failed = f", not fully recorded: {self._failed:,}" if self._failed else ""
@@ -283,7 +283,12 @@ Examples:
 )
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="The address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, show_default=True, metavar="N", help="0 chooses a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="The port to listen on; 0 chooses a free one.",
 )
 @click.option("--path", default="/", show_default=True, callback=_path, help="The path that accepts streams.")
 @click.option(
@@ -319,10 +324,10 @@ Examples:
     type=click.FloatRange(min=0, min_open=True),
     callback=_finite,
     metavar="N",
-    help="End after this many seconds.",
+    help="Stop after this many seconds.",
 )
-@click.option("--streams", type=click.IntRange(min=1), metavar="N", help="End after this many streams.")
-@json_option("Write one JSON object when it listens, and one for each stream that ended.")
+@click.option("--streams", type=click.IntRange(min=1), metavar="N", help="Stop after this many streams.")
+@json_option("Write one JSON object when it is ready, and one for each stream that ended.")
 def listen(
     *,
     host: str,
@@ -344,8 +349,8 @@ def listen(
     """Receive streams, and record each in a WAV file.
 
     It runs until Ctrl-C or SIGTERM, which finish the recordings. A terminal shows the live streams with their
-    levels and losses; a pipe gets a line when a stream starts and when it ends. The exit code is 0 unless something
-    could not be recorded.
+    levels and losses; a pipe gets a line when a stream starts and when it ends. The exit code is 0 unless a recording
+    failed.
     """
     tls = _load_tls(cert, key, self_signed=self_signed)
     tokens = read_tokens(bearer_token_file, allow_anonymous=allow_anonymous)
@@ -372,7 +377,7 @@ def listen(
 
 
 def _check_directory(directory: Path) -> None:
-    """Create the directory, and check at once that files can be created in it."""
+    """Create the directory, and check that files can be created in it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):

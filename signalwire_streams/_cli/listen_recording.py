@@ -30,7 +30,7 @@ class LevelMeter:
     """Measures the level of one track, whose encoding must be supported.
 
     Attributes:
-        samples: how many samples came.
+        samples: number of samples received.
         peak: the greatest magnitude of a sample.
     """
 
@@ -94,7 +94,7 @@ def _samples(audio_format: AudioFormat, audio: bytes) -> "array[int]":
 
 
 MAX_TRACKS = 8
-"""More than any stream has: a peer that makes up names of tracks must not fill memory and disk."""
+"""More than any real stream has, so that a peer that invents track names cannot fill memory and disk."""
 
 _Write: TypeAlias = Callable[[MediaEvent], None]
 _Made = TypeVar("_Made")
@@ -328,13 +328,13 @@ class StreamRecorder:
 
     @property
     def seconds(self) -> float | None:
-        """How much audio came, of the longest track; None if the encoding is unknown."""
+        """Duration of the longest track received; None if the encoding is unknown."""
         default = 0.0 if self.session.audio_format.is_supported else None
         return max((meter.seconds for meter in self._meters.values()), default=default)
 
     @property
     def lost(self) -> int:
-        """Frames that never came, or were dropped because this machine was too slow."""
+        """Frames that never arrived, or were dropped because this machine was too slow."""
         return sum(track.missing + track.dropped for track in self._tracks.values())
 
     @property

@@ -1,4 +1,4 @@
-"""The program: its commands, and how each of them ends."""
+"""The main program: its commands, and their exit codes."""
 
 import io
 import os
@@ -151,7 +151,7 @@ def _flush() -> None:
 
 
 def _end_without_output(error: OSError) -> int:
-    """Print on stderr why there is no output, with the command's notes. A broken pipe alone is no failure."""
+    """Print on stderr why there is no output, with the command's notes. A broken pipe alone is not a failure."""
     notes = "".join(f"; {clean(note)}" for note in getattr(error, "__notes__", ()))
     is_pipe = isinstance(error, BrokenPipeError)
     if notes or not is_pipe:

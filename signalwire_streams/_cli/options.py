@@ -102,8 +102,8 @@ class Account:
 def account_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--space``, ``--project`` and ``--json``, and pass them to the command as its `Account`."""
 
-    @click.option("--space", envvar=SPACE, metavar="SPACE", help=f"The Space; instead of {SPACE}.")
-    @click.option("--project", envvar=PROJECT, metavar="ID", help=f"The Project ID; instead of {PROJECT}.")
+    @click.option("--space", envvar=SPACE, metavar="SPACE", help=f"The Space; overrides {SPACE}.")
+    @click.option("--project", envvar=PROJECT, metavar="ID", help=f"The Project ID; overrides {PROJECT}.")
     @json_option("Write JSON, one object per line; errors as well.")
     @verbose_option
     @functools.wraps(command)
@@ -175,7 +175,7 @@ def _parameters(_: click.Context, __: click.Parameter, words: Sequence[str]) -> 
         if not separator or not name:
             raise click.UsageError("a --parameter has no name or no '=': write it as NAME=VALUE")
         if name in parameters:
-            raise click.UsageError(f"--parameter {name} is given twice: give each value a name of its own")
+            raise click.UsageError(f"--parameter {name} is given twice: give each value its own name")
         parameters[name] = value
     return parameters
 
@@ -247,7 +247,7 @@ def conference_options(*, hidden: bool = False) -> Decorator:
 def refuse_conference_options(given: Mapping[str, Any], where: str) -> None:
     for name in sorted(CONFERENCE_ONLY):
         if given[name] is not None:
-            raise click.UsageError(f"--{name} is for conference streams only: leave it out on {where}")
+            raise click.UsageError(f"--{name} is for conference streams only: omit it on {where}")
 
 
 _SHARED = [name for name in FIELDS if name not in {"url", "name", "conference_sid", *CONFERENCE_ONLY}]
@@ -266,7 +266,7 @@ start_options: Decorator = adding(
 """The options of a single start."""
 
 bulk_start_options: Decorator = adding(
-    field_option("url", help=f"{_HELP['url']} A line may name another."),
+    field_option("url", help=f"{_HELP['url']} A line may override it."),
     field_option("name", help="The same name for all; by default each stream gets a generated one."),
     *map(field_option, _SHARED),
 )

@@ -94,7 +94,7 @@ def noting(text: str, *, also_for_pipes: bool = False) -> Iterator[None]:
     """Add a note to the error of a block whose output cannot be written.
 
     Args:
-        text: what the user must not lose; it is printed on stderr with that error.
+        text: information that the user must not lose; it is printed on stderr with that error.
         also_for_pipes: whether it is printed for a broken pipe as well.
     """
     try:
@@ -109,7 +109,7 @@ _GAP = "  "
 _EMPTY = "-"
 _UNLIMITED = 10_000
 _MIN_WIDTH = 60
-"""On a terminal where not even a sid and a status fit, lines wrap: better than half a sid."""
+"""Minimum width: below it, lines wrap instead of cutting a sid."""
 
 _MAX_ERRORS = 10
 _DETAIL = " " * 6
@@ -316,7 +316,7 @@ class Interruption(Failure):
     """Ctrl-C ended the command.
 
     Args:
-        message: what the command may have left behind, or nothing.
+        message: what may still be running or stored, or an empty text.
         facts: more for a program than the message.
         as_json: whether the command was asked for JSON.
     """

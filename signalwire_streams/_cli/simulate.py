@@ -108,7 +108,7 @@ def _ca_file(_: click.Context, __: click.Parameter, path: str | None) -> ssl.SSL
     try:
         return ssl.create_default_context(cafile=path)
     except (OSError, ssl.SSLError) as error:
-        raise click.BadParameter(f"{path!r} holds no certificate in PEM: {error.strerror}") from None
+        raise click.BadParameter(f"{path!r} contains no PEM certificate: {error.strerror}") from None
 
 
 def _faults(_: click.Context, __: click.Parameter, specs: Sequence[str]) -> list[Fault]:
@@ -163,7 +163,12 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
 @click.option("--calls", type=click.IntRange(min=0), default=5, show_default=True, metavar="N", help="Live calls.")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="The address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, show_default=True, metavar="N", help="0 chooses a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="The port to listen on; 0 chooses a free one.",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of all ids, numbers and faults."
@@ -221,7 +226,7 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
 @click.option("--allow-ws", is_flag=True, help="Accept ws:// URLs on loopback, too, which SignalWire refuses.")
 @click.option("--callbacks", is_flag=True, help="Post signed status callbacks.")
 @click.option("--no-request-log", is_flag=True, help="Count requests without logging them.")
-@json_option("Write one line of JSON once it listens, and nothing else.")
+@json_option("Write one line of JSON when it is ready, and nothing else.")
 def simulate(
     *,
     faults: Sequence[Fault],
@@ -233,8 +238,8 @@ def simulate(
 
     With --audio it connects to the WebSocket server of each stream that starts, and sends audio in real time.
 
-    It runs until Ctrl-C or SIGTERM. It prints everything that a client needs; the token is good for nothing else.
-    GET /_space/streams and /_space/requests return what it holds and received.
+    It runs until Ctrl-C or SIGTERM. It prints the settings that a client needs; the token is valid nowhere else.
+    GET /_space/streams and /_space/requests return its streams and the received requests.
     """
     space = SimulatedSpace(log_requests=not no_request_log, **settings)
     for kind, _ in faults:
@@ -285,5 +290,5 @@ def _announce(space: SimulatedSpace, *, as_json: bool) -> None:
         f"  export SIGNALWIRE_PROJECT_ID={space.project}\n"
         f"  export SIGNALWIRE_API_TOKEN={space.token}\n\n"
         "  signalwire-streams conferences list\n\n"
-        "Press Ctrl-C to end."
+        "Press Ctrl-C to stop."
     )

@@ -393,8 +393,8 @@ _add_stream_commands(
     "call",
     """Stream a call's audio to a WebSocket server.
 
-    That a Space refuses a second stream of the same name is documented for conferences only. So a start on a
-    call is not retried if its response is lost: the error then says that the stream may be running.
+    Rejection of duplicate names is documented for conferences only. A start on a call is therefore not retried
+    if its response is lost; the error then says that the stream may be running.
     """,
     "--url wss://audio.example.com/live",
 )

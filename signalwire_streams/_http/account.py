@@ -30,7 +30,7 @@ class Account:
     Attributes:
         origin: scheme, host and port of the Space.
         prefix: a path in front of the API, where a proxy puts one; otherwise empty.
-        secrets: what must never be shown: the token, bare and as the header has it.
+        secrets: values that must never be shown: the token, as passed and as encoded in the header.
     """
 
     origin: str
@@ -68,9 +68,9 @@ class Account:
             MalformedResponseError: it leads to another host, or is not a valid address; the message quotes it.
         """
         if not all("!" <= character <= "~" for character in uri):
-            raise self._bad_next_page(uri, "holds blanks or is not ASCII")
+            raise self._bad_next_page(uri, "contains whitespace or non-ASCII characters")
         if "\\" in uri:
-            raise self._bad_next_page(uri, "holds a backslash")
+            raise self._bad_next_page(uri, "contains a backslash")
         address, _, _ = uri.partition("#")
         path = address
         if found := _AUTHORITY.match(address):
@@ -78,13 +78,13 @@ class Account:
             self._check_same_origin(uri, scheme or self.origin.partition(":")[0], netloc)
             path = address[found.end() :]
         if not path.startswith("/") or path.startswith("//"):
-            raise self._bad_next_page(uri, "is not a path from the host's root")
+            raise self._bad_next_page(uri, "is not an absolute path")
         # The Space does not know of the prefix that a proxy in front of it takes away.
         return self.prefix + path if path.startswith(f"{API_ROOT}/") else path
 
     def _check_same_origin(self, uri: str, scheme: str, netloc: str) -> None:
         if "@" in netloc:
-            raise self._bad_next_page(uri, "carries a user and password")
+            raise self._bad_next_page(uri, "contains a user name and password")
         try:
             theirs, ours = urlsplit(f"{scheme}://{netloc}"), urlsplit(self.origin)
             origin = _origin(theirs)
@@ -117,19 +117,21 @@ def find_account(*, space: str | None, base_url: str | None, project: str | None
         if value is not None and not isinstance(value, str):
             raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
     if not project:
-        raise InvalidRequestError("project is missing: pass the Project ID of your Space's API page")
+        raise InvalidRequestError("project is missing: pass the Project ID shown on your Space's API page")
     if not token:
-        raise InvalidRequestError("token is missing: pass an API token of your Space's API page")
+        raise InvalidRequestError("token is missing: pass an API token from your Space's API page")
     if not all("!" <= character <= "~" for character in token):
-        raise InvalidRequestError("token holds blanks or is not ASCII: pass the API token alone, as it was shown")
-    if ":" in project:
-        raise InvalidRequestError("project holds a ':': pass the Project ID alone, and the token as token=")
-    if not is_path_segment(project):
-        raise InvalidRequestError("project holds characters that no Project ID has: pass it as the API page shows it")
-    if bool(space) == bool(base_url):
         raise InvalidRequestError(
-            "pass either space='example' (for example.signalwire.com) or base_url=, one of the two"
+            "token contains whitespace or non-ASCII characters: pass only the API token, exactly as shown"
         )
+    if ":" in project:
+        raise InvalidRequestError("project contains a ':': pass only the Project ID, and the token as token=")
+    if not is_path_segment(project):
+        raise InvalidRequestError(
+            "project contains characters that are invalid in a Project ID: copy it from the API page"
+        )
+    if bool(space) == bool(base_url):
+        raise InvalidRequestError("pass exactly one of space='example' (for example.signalwire.com) and base_url=")
     parts = _split(base_url or Secret(_space_url(space or "")))
     prefix = parts.path.rstrip("/").removesuffix(API_ROOT)
     return Account(origin=_origin(parts), prefix=prefix, sid=project, token=token)
@@ -143,7 +145,7 @@ def _space_url(space: str) -> str:
     name = space.removesuffix(".")
     if not _NAME.fullmatch(name):
         raise InvalidRequestError(
-            "space holds characters that no Space's name has: write it as in 'example.signalwire.com'"
+            "space contains characters that are invalid in a Space's name: write it as in 'example.signalwire.com'"
         )
     return f"https://{name}.{_DOMAIN}"
 
@@ -178,14 +180,14 @@ def _fault_of(url: str) -> str | None:
     if not host or not is_text or port == 0 or not _NETLOC.fullmatch(parts.netloc.rpartition("@")[2]):
         return f"{shown!r} is not a Space: write its name, such as 'example', or 'https://host'"
     if parts.username is not None:
-        return "the base URL carries a user and password: pass project= and token= instead"
+        return "the base URL contains a user name and password: pass project= and token= instead"
     if parts.query or parts.fragment:
-        return f"{shown!r} must be a bare address: leave out what follows the '?' or '#'"
+        return f"{shown!r} must not have a query or fragment: remove the '?' or '#' and everything after it"
     advice = "https://" + (f"[{host}]" if ":" in host else host)
     if parts.scheme == "http" and not _is_loopback(host):
         return f"plain http would send the token unencrypted: write '{advice}'"
     if parts.scheme not in _STANDARD_PORTS:
-        return f"{shown!r} is not a web address: write '{advice}'"
+        return f"{shown!r} is not an http(s) URL: write '{advice}'"
     return None
 
 

@@ -1,8 +1,9 @@
-"""One attempt on one connection: when its bytes are written, and whether a response can be its own.
+"""One attempt on one connection: tracks when its bytes are written, and rejects responses to other requests.
 
-aiohttp hands out a kept-alive connection even if a response that nobody asked for has already arrived on it, and takes
-the first response that it reads for the response to the request, be that written or not. So the connection is checked
-before the request is written and watched until then, and a response counts only once all of the request has left.
+aiohttp hands out a kept-alive connection even if an unsolicited response has already arrived on it, and takes
+the first response that it reads for the response to the request, whether that was written or not. So the connection is
+checked before the request is written and watched until then, and a response counts only once all of the request has
+left.
 """
 
 import asyncio
@@ -41,11 +42,11 @@ class UnaskedAnswerError(aiohttp.ClientConnectionError):
 
 
 class SilentResendError(aiohttp.ClientError):
-    """Replaces an error after which aiohttp would repeat a GET itself, unknown to the retry and its counting."""
+    """Replaces an error after which aiohttp would repeat a GET itself, without the retry logic counting it."""
 
 
 class RepeatedRequestError(aiohttp.ClientError):
-    """The session sent a request again that was written already, unknown to the retry and its counting."""
+    """The session sent a request again that was written already, without the retry logic counting it."""
 
 
 class AttemptGuard:
@@ -119,7 +120,7 @@ class AttemptGuard:
         self.state.phase = Phase.WRITING
 
     def not_written(self) -> None:
-        """Correct the phase if nothing is written, at a time from which on nothing can be."""
+        """Correct the phase if nothing was written and nothing can be written any more."""
         if self.state.phase is Phase.WRITING and self._writer is not None and not self._writer.output_size:
             self.state.phase = Phase.CONNECTING
 
@@ -163,8 +164,8 @@ class AttemptGuard:
         """Raise the reason not to use the connection, if there is one once the loop has read what has arrived."""
         if not (self._is_unfit() or self._has_data()):
             return
-        # It also closes the other kept-alive connections that have ended meanwhile. If the process stood still, so that
-        # another one may have taken the request over, the timer of this attempt ends it here.
+        # It also closes the other kept-alive connections that have ended meanwhile. If the process was suspended, so
+        # that another one may have taken the request over, the timer of this attempt ends it here.
         for _ in range(_READING_TURNS):
             await asyncio.sleep(0)
         protocol, transport = self._protocol, self.transport
@@ -180,9 +181,9 @@ class AttemptGuard:
 class _ProtocolWrapper(asyncio.Protocol):
     """Receives what arrives until the response is complete, and passes it on to aiohttp's protocol.
 
-    It aborts the connection if data arrives before the request is written, or if too much of it is no body: heads,
-    trailers, chunk extensions. A TLS session ticket is not data. Some event loops look methods up once, so replacing
-    them on aiohttp's protocol is not enough.
+    It aborts the connection if data arrives before the request is written, or if too much of it is not body data:
+    heads, trailers, chunk extensions. A TLS session ticket is not data. Some event loops look methods up once, so
+    replacing them on aiohttp's protocol is not enough.
 
     A part of a TLS record may arrive before the request is written; it shows only when the rest has arrived. Then more
     was decrypted since the request than arrived since.
@@ -209,7 +210,7 @@ class _ProtocolWrapper(asyncio.Protocol):
         buffer_updated(size)
 
     def limit_body_of(self, response: aiohttp.ClientResponse | None) -> None:
-        """Limit what comes without any of the body, or stop if there is no response or all of it is there."""
+        """Limit the data that arrives before the body; stop if there is no response or it is complete."""
         self._body, self._overhead = response.content if response is not None else None, 0
         if self._body is None or self._body.is_eof():
             self._remove()
@@ -287,7 +288,7 @@ def _record_overhead(tls: ssl.SSLObject) -> int:
 def _has_foreign_head(response: aiohttp.ClientResponse) -> bool:
     """Return True if the head begins with a part of another one, so that the response's status line ended up within it.
 
-    A gateway may quote a status line in a header of its own; then it is that of the response.
+    A gateway may quote a status line in one of its headers; that belongs to the response.
     """
     if _STATUS_LINE.search((response.reason or "").encode("utf-8", "surrogateescape")):
         return True
@@ -296,7 +297,7 @@ def _has_foreign_head(response: aiohttp.ClientResponse) -> bool:
 
 
 class GuardedPayload(BytesPayload):
-    """A body that records how far it is written."""
+    """A body that records how much of it was written."""
 
     def __init__(self, body: bytes, guard: AttemptGuard) -> None:
         super().__init__(body, content_type=FORM)

@@ -69,7 +69,7 @@ class Deadline:
 
 
 class DeadlineTimer:
-    """The deadlines that run now, in one event loop."""
+    """The active deadlines of one event loop."""
 
     def __init__(self) -> None:
         self._running: dict[Deadline, None] = {}
@@ -86,7 +86,7 @@ class DeadlineTimer:
             self.expect(deadline.ends_at)
 
     def remove(self, deadline: Deadline) -> None:
-        # The timer is left as it is: another deadline will soon need it.
+        # The timer stays armed: another deadline will soon need it.
         self._running.pop(deadline, None)
 
     def expect(self, moment: float) -> None:

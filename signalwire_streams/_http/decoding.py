@@ -1,4 +1,4 @@
-"""JSON to values, and what a response means for its request.
+"""Decoding of JSON to values, and classification of responses.
 
 Decoding is tolerant, because a started stream must never be lost to an unreadable detail: a key that is missing or of
 the wrong type becomes None, an unknown status stays a ``str``, an unknown key is kept in ``extra``. Only an id is
@@ -133,7 +133,7 @@ def _structure(document: Mapping[str, object], model: type[_Value], ours: Mappin
 
 
 def has_key(document: object, key: str) -> bool:
-    """Return True if a response has what it is read for: an id that can be part of a path, or a list."""
+    """Return True if a response has its required key: an id that can be part of a path, or a list."""
     found = document.get(key) if isinstance(document, dict) else None
     if key not in IDS:
         return isinstance(found, list)
@@ -142,7 +142,7 @@ def has_key(document: object, key: str) -> bool:
 
 
 def differs(document: Mapping[str, object], key: str, asked: str) -> bool:
-    """Return True if a key has another value than was asked for, whatever its case; null does not differ."""
+    """Return True if a key has another value than requested, ignoring case; null does not differ."""
     found = document.get(key)
     return found is not None and found != asked and not has_text(document, key, asked)
 
@@ -154,7 +154,7 @@ def has_text(document: Mapping[str, object], key: str, asked: str) -> bool:
 
 
 def read_stream(document: object, model: type[_Value], asked: Mapping[str, object]) -> _Value:
-    """Structure the response to a start or a stop; *asked* is what is known without it, and takes precedence."""
+    """Structure the response to a start or a stop; *asked* has the request's values, and takes precedence."""
     return _structure(document if isinstance(document, dict) else {}, model, {**_OURS, **asked})
 
 
@@ -162,13 +162,11 @@ def read_item(document: object, model: type[_Value]) -> _Value:
     """Structure one conference, call or participant.
 
     Raises:
-        MalformedResponseError: it is no JSON object, or has no id.
+        MalformedResponseError: it is not a JSON object, or has no id.
     """
     key = "call_sid" if model is Participant else "sid"
     if not isinstance(document, dict) or not has_key(document, key):
-        raise MalformedResponseError(
-            f"the Space answered with a {model.__name__.lower()} that has no {key}", sent="yes"
-        )
+        raise MalformedResponseError(f"the Space returned a {model.__name__.lower()} without {key}", sent="yes")
     return _structure(document, model, {})
 
 
@@ -176,11 +174,11 @@ def read_page(document: object, model: type[_Value], key: str) -> Page[_Value]:
     """Structure one page of a list, whose items are under *key*.
 
     Raises:
-        MalformedResponseError: there is no list, an item in it has no id, or the next page's address is no text.
+        MalformedResponseError: there is no list, an item in it has no id, or the next page's address is not a string.
     """
     items = document.get(key) if isinstance(document, dict) else None
     if not isinstance(document, dict) or not isinstance(items, list):
-        raise MalformedResponseError(f"the Space answered with a page that has no list of {key}", sent="yes")
+        raise MalformedResponseError(f"the Space returned a page without a list of {key}", sent="yes")
     return Page(
         items=tuple(read_item(item, model) for item in items),
         uri=_text(document.get("uri"), None),
@@ -210,7 +208,7 @@ _BY_STATUS: Mapping[int, AttemptResult] = {
     HTTPStatus.TOO_MANY_REQUESTS: AttemptResult.THROTTLED,
 }
 _BY_CODE = {TOO_MANY_REQUESTS: AttemptResult.THROTTLED, _INTERNAL_ERROR: AttemptResult.SERVER_FAULT}
-# To the end where it has none, so that each byte is looked at once.
+# To the end where it has none, so that each byte is scanned once.
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 # A full page has some 3,000 objects and lists. A million of them holds the event loop for seconds.
 _MAX_CONTAINERS = 20_000
@@ -247,7 +245,7 @@ def _containers(body: bytes) -> int:
 
 
 def confirms(request: Request, response: Response) -> bool:
-    """Return True if an answer names what was asked for: its target, or the name of its stream."""
+    """Return True if a response names the requested target, or the name of its stream."""
     document = response.document if isinstance(response.document, dict) else {}
     named = request.echo.items() - {("account_sid", request.echo.get("account_sid"))}
     return any(document.get(key) is not None and not differs(document, key, asked) for key, asked in named)
@@ -257,8 +255,8 @@ def contradiction(request: Request, response: Response) -> str:
     """Describe in which key a response differs from its request, or return an empty string.
 
     Such a response belongs to another request: the connection delivers responses to the wrong ones. One that names
-    nothing, such as a refusal, cannot be told from the request's own if it arrives after the request's last byte: a
-    refusal is believed, and a start that is answered so is reported as ambiguous.
+    nothing, such as a refusal, cannot be distinguished from the request's own if it arrives after the request's last
+    byte: it is accepted as genuine, and a start that succeeds with it is reported as ambiguous.
     """
     document = response.document
     if not isinstance(document, dict):
@@ -267,7 +265,7 @@ def contradiction(request: Request, response: Response) -> str:
     for entry in listed if isinstance(listed, list) else (document,):
         key = _contradicted_key(request, entry) if isinstance(entry, dict) else ""
         if key:
-            return f"it names another {key}, so it answers another request"
+            return f"it names another {key}, so it belongs to another request"
     return ""
 
 
@@ -292,7 +290,7 @@ def _is_meant(request: Request, entry: Mapping[str, object], key: str) -> bool:
 
 
 def classify(request: Request, response: Response) -> AttemptResult:
-    """Return what a response means for its request."""
+    """Classify a response to its request."""
     status, problem = response.status, response.problem or Problem()
     if _OK <= status < _REDIRECT:
         if has_key(response.document, request.required_key):
@@ -311,7 +309,7 @@ def classify(request: Request, response: Response) -> AttemptResult:
 
 
 def _may_confirm_stop(response: Response) -> bool:
-    """Return False for what is not the API's, such as a proxy's page."""
+    """Return False if the response is not the API's, such as a proxy's page."""
     if response.complete:
         return isinstance(response.document, dict) or not response.body.strip()
     return response.body.strip()[:1] in {b"", b"{"} and "html" not in response.headers.get("Content-Type", "")

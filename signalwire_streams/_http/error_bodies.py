@@ -102,9 +102,9 @@ class Problem:
     """A parsed error body.
 
     Attributes:
-        sentences: the messages as they came; `redact` makes them fit to be shown.
+        sentences: the messages as received; `redact` makes them safe to show.
         code: the platform's error code.
-        more_info: the URL of the platform's page about the code, as it came.
+        more_info: the URL of the platform's page about the code, as received.
         is_api: whether the body has the documented shape with a code of the platform, and is not a gateway's.
         status: the HTTP status of the error, as the API's own body has it.
     """
@@ -191,7 +191,7 @@ def _number(value: object) -> int | None:
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """Make foreign text fit to be shown: no secret, no line break, no control character, at most 300 characters.
+    """Make text of a peer safe to show: no secret, no line break, no control character, at most 300 characters.
 
     Secrets go first, since cutting the text could leave half of one, and in every spelling that an answer may use. An
     answer may also trim a secret, break it into lines or cut it off, so white space does not count, and eight or more

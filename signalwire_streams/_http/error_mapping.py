@@ -79,7 +79,7 @@ def _error(kind: type[_Error], request: Request, result: Result, what: str, **fi
 
 
 def _remove_http_errors(cause: BaseException) -> None:
-    """Remove from the chain of an error what aiohttp raised: its text may repeat bytes of an answer's head."""
+    """Remove aiohttp's exceptions from an error's chain: their text may repeat bytes of a response's head."""
     waiting, seen = [cause], set[int]()
     while waiting:
         error = waiting.pop()
@@ -132,7 +132,7 @@ def _no_response_error(request: Request, result: Result) -> StreamsError:
 
 def _api_error(request: Request, result: Result, response: Response) -> ApiError:
     problem, secrets = response.problem or Problem(), request.redact
-    # Under a 2xx, the body tells what kind of error it is.
+    # Under a 2xx, the body has the error's kind.
     status = problem.status or response.status if response.status < _REDIRECT else response.status
     kind = _BY_STATUS.get(status, ServerError if status >= _FAULT else ApiError)
     if problem.code == TOO_MANY_REQUESTS:
@@ -156,14 +156,14 @@ def _api_error(request: Request, result: Result, response: Response) -> ApiError
 
 def _unknown_error(request: Request, result: Result) -> StreamOutcomeUnknownError:
     accepted = result.attempt_result is AttemptResult.ACCEPTED
-    state = "the stream runs, but its id is lost" if accepted else "the stream may or may not be running"
+    state = "the stream is running, but its id was lost" if accepted else "the stream may or may not be running"
     if request.name is None:
-        advice = "it was sent without a name, so starting again may make a second one"
+        advice = "it was sent without a name, so starting again may start a second one"
     elif request.operation is Operation.CALL_START:
-        advice = f"stop it by its name {request.name!r}; starting again, even under that name, may make a second one"
+        advice = f"stop it by its name {request.name!r}; starting again, even under that name, may start a second one"
     else:
         advice = f"stop it by its name {request.name!r}, or start it again with that name and may_be_running=True"
-    last = "" if result.attempts == 1 else "at last: "
+    last = "" if result.attempts == 1 else "last attempt: "
     return _error(
         StreamOutcomeUnknownError,
         request,

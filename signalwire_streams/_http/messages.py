@@ -1,4 +1,4 @@
-"""The values that pass between the layers: a request goes down, a result comes up.
+"""The values that pass between the layers: requests down, results up.
 
 They are as frozen as ``attrs.frozen`` makes them, in a way that makes creating them cheaper.
 """
@@ -23,10 +23,10 @@ class CallState:
         sent: whether the Space received any attempt so far.
         deadline_at: when the call gives up, on the client's clock.
         acquired_at: when the current attempt got its slot and token, or None while it waits for them.
-        attempts: attempts so far, without one that never had its turn.
+        attempts: attempts so far, without one that never got its slot and token.
         refusals: the results of attempts that were refused for now.
-        was_refused_for_now: whether an attempt was refused for now, be it one of an earlier part of a bulk run. The
-            Space may have carried it out all the same, so if a name that no other start has is refused as a duplicate
+        was_refused_for_now: whether an attempt, also in an earlier part of a bulk run, was refused temporarily. The
+            Space may nevertheless have executed it, so if a name that no other start has is refused as a duplicate
             later, that attempt did start the stream.
         target: the sid that the call is about.
         name: the stream's Name, for a start.
@@ -93,8 +93,8 @@ class Request:
         priority: which requests go first where they wait.
         deadline: seconds that the whole call may take; None for the policy's own.
         headers: further headers, for middlewares to fill.
-        echo: what a response must repeat under these keys, if it has them.
-        redact: what must not show up in an error if the Space repeats it.
+        echo: values that a response must repeat under these keys, if it has them.
+        redact: secrets to remove from errors if the Space repeats them.
         state: how far the call is.
     """
 
@@ -117,11 +117,11 @@ class Request:
 
 @define(kw_only=True, eq=False, on_setattr=setters.frozen)
 class Response:
-    """What the Space answered.
+    """The Space's response.
 
     Attributes:
         headers: case-insensitive.
-        body: as far as it was read.
+        body: the part that was read.
         complete: False if the body broke off or was too long.
         document: the decoded JSON, or None.
         problem: the error in the body, if there is one.
@@ -146,7 +146,7 @@ class Result:
         retry_after: seconds that the Space or the circuit breaker asks to wait.
         decision: the final one: SUCCEED, SUCCEED_WITHOUT_SID, ALREADY_STARTED, ALREADY_STOPPED, FAIL or UNKNOWN.
         attempts: how many attempts the call made.
-        ambiguous: whether an attempt before the last may have done it, or the response names nothing asked for.
+        ambiguous: whether an attempt before the last may have done it, or the response does not identify the request.
         sent: whether the Space received the request, over all attempts.
         cause: an exception that the borrowed session's own code raised, such as a trace hook.
     """
@@ -165,7 +165,7 @@ class Result:
     def as_attempt_of(
         self, action: RetryDecision, *, phase: Phase, attempts: int, ambiguous: bool, sent: Sent
     ) -> "Result":
-        """Return the whole call's result, made from that of its last attempt."""
+        """Return the whole call's result, based on that of its last attempt."""
         return Result(
             attempt_result=self.attempt_result,
             phase=phase,
@@ -184,7 +184,7 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Result]]
 """Sends a request and returns how it ended."""
 
 Middleware: TypeAlias = Callable[[Request, Handler], Awaitable[Result]]
-"""Gets a request and the next handler; may change the request, await the handler, and change the result."""
+"""Takes a request and the next handler; may change the request, await the handler, and change the result."""
 
 
 def _call(middleware: Middleware, following: Handler, request: Request) -> Awaitable[Result]:

@@ -37,7 +37,7 @@ def start_form(request: StartConferenceStream | StartCallStream) -> bytes:
     """Encode a start as ``application/x-www-form-urlencoded``.
 
     Raises:
-        InvalidRequestError: a text holds half a surrogate pair, which no encoding can carry.
+        InvalidRequestError: a string contains a lone surrogate, which cannot be encoded.
     """
     form: dict[str, str] = {}
     for name, wire_name in _FORM_FIELDS[type(request)]:
@@ -56,7 +56,7 @@ def _encode(fields: Mapping[str, str]) -> str:
     encoded = "&".join([f"{name}={_quoted(value)}" for name, value in fields.items()])
     # No encoding error is the cause of this one, since it would carry the text.
     if _SURROGATE.search(encoded):
-        raise InvalidRequestError("a text holds half a surrogate pair: write one that UTF-8 can carry")
+        raise InvalidRequestError("a string contains a lone surrogate: pass text that can be encoded as UTF-8")
     return encoded
 
 
@@ -130,7 +130,7 @@ def _comes_back(name: str) -> bool:
 
 
 def start(account: Account, request: Start, *, deadline: float | None, context: CallContext) -> Request:
-    """Build a start, whose name is already decided."""
+    """Build a start with its final name."""
     if isinstance(request, StartConferenceStream):
         collection, noun, operation = "Conferences", "conference", Operation.CONFERENCE_START
     else:
@@ -236,5 +236,5 @@ def _read(account: Account, path: str, target: str, expects: str, echo: Mapping[
 
 
 def copy_for_new_call(request: Request) -> Request:
-    """Return the same request with a state of its own."""
+    """Return a copy of the request with a new state."""
     return evolve(request, state=CallState())

@@ -37,24 +37,25 @@ class SessionManager:
             raise InvalidRequestError(f"session must be an aiohttp.ClientSession, not {type(borrowed).__name__}")
         if borrowed.auth is not None:
             raise InvalidRequestError(
-                "the session has auth= of its own, which clashes with the Space's: make it without auth="
+                "the session has its own auth=, which conflicts with the Space's: create it without auth="
             )
         wrong = [name for name in _FRAMING if name in borrowed.headers]
         if wrong:
             raise InvalidRequestError(
-                f"the session sends {' and '.join(wrong)} with every request, whatever its body: make it without them"
+                f"the session sends {' and '.join(wrong)} with every request, regardless of its body: "
+                "create it without them"
             )
         _LENT[borrowed] = _LENT.get(borrowed, 0) + 1
 
     def check(self) -> None:
-        """Check that requests can be made here and now.
+        """Check that requests can be sent in this event loop now.
 
         Raises:
             ClientStateError: the client is closed, belongs to another event loop, or its session is closed.
         """
         self._guard.enter()
         if self.borrowed is not None and self.borrowed.closed:
-            raise ClientStateError("the session that was handed to this client is closed: keep it open, or pass none")
+            raise ClientStateError("the session passed to this client is closed: keep it open, or pass none")
 
     def session(self) -> aiohttp.ClientSession:
         """Return the session, creating it on first use. Call `check` before."""
@@ -167,7 +168,7 @@ def _cut(request: Request) -> Result:
     return Result(
         attempt_result=AttemptResult.UNRETRYABLE,
         phase=state.phase,
-        detail="the client was closed meanwhile",
+        detail="the client was closed in the meantime",
         decision=RetryDecision.UNKNOWN if unknown else RetryDecision.FAIL,
         attempts=state.attempts,
         sent=state.sent,

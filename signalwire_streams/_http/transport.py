@@ -1,4 +1,4 @@
-"""One attempt over aiohttp, from a request to its result. Nothing that aiohttp raises gets out of here.
+"""One attempt over aiohttp, from a request to its result. No aiohttp exception escapes.
 
 aiohttp's exceptions don't distinguish "not sent" from "maybe sent": a dead kept-alive connection and a request that
 was read and then reset raise the same class. So the attempt's guard records when the request is written, and the
@@ -36,7 +36,7 @@ _LARGE_ANSWER = 4 * 1024 * 1024
 _LARGE_ANSWERS = 8
 """How many responses above the small limit a client reads at once; the others wait, and so do their servers."""
 _BUFFER = 64 * 1024
-"""Bytes that aiohttp unpacks ahead; a borrowed session may have any value of its own."""
+"""Bytes that aiohttp unpacks ahead; a borrowed session may use any other value."""
 _MAX_LINE, _MAX_HEADERS = 64 * 1024, 512
 """Gateways add cookies and policies that are longer than aiohttp's 8,190 bytes, and more of them than its 128."""
 _REFUSED = 300
@@ -54,9 +54,9 @@ _UNUSABLE = (
 )
 
 _DESCRIPTIONS = {
-    aiohttp.ClientResponseError: "the answer is no valid HTTP, or its head is too long",
-    UnaskedAnswerError: "an answer arrived before the request was sent",
-    RepeatedRequestError: "the session itself sends requests again",
+    aiohttp.ClientResponseError: "the response is not valid HTTP, or its head is too long",
+    UnaskedAnswerError: "a response arrived before the request was sent",
+    RepeatedRequestError: "the session itself retries requests",
 }
 
 
@@ -87,7 +87,9 @@ class HttpTransport:
         if not self._sessions.usable:
             state.phase = Phase.QUEUED
             return Result(
-                attempt_result=AttemptResult.UNRETRYABLE, phase=Phase.QUEUED, detail="the client was closed meanwhile"
+                attempt_result=AttemptResult.UNRETRYABLE,
+                phase=Phase.QUEUED,
+                detail="the client was closed in the meantime",
             )
         state.phase = Phase.CONNECTING
         received: list[aiohttp.ClientResponse] = []
@@ -195,7 +197,7 @@ class HttpTransport:
 async def _read_up_to(limit: int, body: bytearray, stream: aiohttp.StreamReader, guard: AttemptGuard) -> bool:
     """Read into *body*. Return False once it is longer than *limit*."""
     while not stream.at_eof():
-        if not stream.is_eof():  # else all of it came together with the headers
+        if not stream.is_eof():  # else all of it arrived with the headers
             guard.allow(guard.read_timeout)
         body += await stream.readany()
         if len(body) > limit:
@@ -247,7 +249,7 @@ def _describe(error: Exception, phase: Phase) -> str:
         # No answer was read yet, and the text says what is wrong.
         return f"{type(error).__name__}: {error}"
     if isinstance(error, TimeoutError):
-        return "timeout: no connection in time" if phase is Phase.CONNECTING else "timeout: no answer in time"
+        return "timeout: could not connect in time" if phase is Phase.CONNECTING else "timeout: no response in time"
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy answered HTTP {error.status}"
     for kind, description in _DESCRIPTIONS.items():

@@ -1,4 +1,4 @@
-"""Write-ahead journal of a bulk run: intents and outcomes, in a file that survives a kill.
+"""Write-ahead journal of a bulk run: intents and outcomes, in a file that survives a crash.
 
 An intent is committed before its request goes out; an outcome a tenth of a second later at most. So a process that
 is killed loses few outcomes, and their items are then "in_doubt", which is as good as unknown.
@@ -60,7 +60,7 @@ _Write: TypeAlias = tuple[str, _Values, asyncio.Future[None] | None]
 
 
 class GroupCommitter:
-    """The one writer of a journal, which commits what comes within a few milliseconds together."""
+    """The only writer of a journal: commits writes that arrive within a few milliseconds together."""
 
     def __init__(self, *, path: JournalPath, database: sqlite3.Connection, files: OpenFiles, clock: Clock) -> None:
         self.is_whole = False  # whether the main file needs no log any more
@@ -88,7 +88,7 @@ class GroupCommitter:
         await done
 
     def finish(self) -> None:
-        """Write what waits, and leave a journal that is whole without its log."""
+        """Write pending records, and leave a journal that is complete without its log."""
         self.cancel()
         with store_errors(self._path, "written"):
             was_removed = False
@@ -135,7 +135,7 @@ class GroupCommitter:
                 self._fail(error)
 
     async def _retry(self) -> None:
-        """Write as soon as another program releases the journal; what comes meanwhile waits with the rest."""
+        """Write as soon as another program releases the journal; new records wait with the others."""
         try:
             await when_free(self._clock, self._attempt)
         except JournalError as error:
@@ -148,7 +148,7 @@ class GroupCommitter:
             self._keep_log_small()
 
     def _fail(self, error: JournalError) -> None:
-        """End what waits for the commit, and with it the run. Outcomes are kept for the next try."""
+        """Fail the writers that wait for the commit, and thereby the run. Outcomes are kept for the next attempt."""
         self._failure = self._failure or error
         waiting, self._waiting = self._waiting, [entry for entry in self._waiting if entry[2] is None]
         for _, _, done in waiting:
@@ -201,7 +201,7 @@ _ROLL_BACK = "UPDATE items SET rollback_status = ?, changed = ? WHERE id = ?"
 
 @frozen
 class ItemRecord:
-    """What the journal knows of one item: its row, a `BulkStatus`'s text or `IN_DOUBT`, and its stream's id."""
+    """One item's record: its row, a `BulkStatus`'s text or `IN_DOUBT`, and its stream's id."""
 
     id: int
     state: str
@@ -237,7 +237,7 @@ class Journal:
     ) -> Self:
         """Create the journal of a new run, and open it."""
         path = journal_path(path)
-        with store_errors(path, "made"), new_file(path) as lock, ExitStack() as undo:
+        with store_errors(path, "created"), new_file(path) as lock, ExitStack() as undo:
             _lay_out(path, whose, run, None)
             journal = cls(path=path, run=run, connections=connect_guarded(path, undo), lock=lock, clock=clock)
             undo.pop_all()
@@ -245,9 +245,9 @@ class Journal:
 
     @classmethod
     def plan(cls, path: JournalPath | Path | str, whose: JournalOwner, *, run: str, requests: Iterable[Start]) -> None:
-        """Create the journal of a run that is to start these requests, for `reopen`."""
+        """Create the journal of a run for these requests, for `reopen`."""
         path = journal_path(path)
-        with store_errors(path, "made"), new_file(path) as lock:
+        with store_errors(path, "created"), new_file(path) as lock:
             _lay_out(path, whose, run, requests)
         lock.close()
 
@@ -256,12 +256,14 @@ class Journal:
         """Open the journal of a run that was planned, or that ended early."""
         path = journal_path(path)
         if not exists(path):
-            raise InvalidRequestError(f"there is no journal {path}: begin the run without resuming")
+            raise InvalidRequestError(f"there is no journal {path}: start the run without resuming")
         with ExitStack() as undo, store_errors(path, "read"):
             if not is_held(path):
                 whose.check(path, verify(path)[0])  # before a lock file is made beside what is no journal of ours
             if not os.access(path.file, os.W_OK):
-                raise InvalidRequestError(f"the journal {path} can't be written: use an account that may write it")
+                raise InvalidRequestError(
+                    f"the journal {path} can't be written: use an account that has write permission"
+                )
             lock = undo.enter_context(closing(hold(path)))
             whose.check(path, verify(path)[0])
             connections = connect_guarded(path, undo)
@@ -287,12 +289,12 @@ class Journal:
         return row and str(row[0])
 
     def begin_undoing(self) -> None:
-        """Record that what this run started is to be stopped."""
+        """Record that this run is being rolled back."""
         with store_errors(self.path, "written"), self._files.commit():
             self._database.execute("INSERT OR IGNORE INTO run VALUES ('rollback_started_at', ?)", (now(),))
 
     def find(self, target: str, name: str | None) -> ItemRecord | None:
-        """Look up what an earlier part of the run left of an item.
+        """Look up an earlier part's record of an item.
 
         Items without a name differ by their order only: the second call for a target returns its second.
         """
@@ -312,7 +314,7 @@ class Journal:
     def find_stream(self, target: str, name: str | None, sid: str | None) -> int:
         row = self._ask(_FIND_STREAM, (folded(target), name, sid))
         if row is None:
-            raise JournalError(f"the journal {self.path} does not know the stream on {target} any more")
+            raise JournalError(f"the journal {self.path} no longer contains the stream on {target}")
         return int(row[0])
 
     def new_row(self) -> int:
@@ -320,7 +322,7 @@ class Journal:
         return self._rows
 
     async def intend(self, row: int, kind: str, target: str, name: str | None) -> None:
-        """Record that an item is about to be sent; it is on the disk when this returns."""
+        """Record that an item is about to be sent; it is durable when this returns."""
         if row > self._inherited:
             await self._commits.write(_INTEND, (row, kind, folded(target), name, IN_DOUBT, now()))
         else:
@@ -348,7 +350,7 @@ class Journal:
         await self._commits.write(_ROLL_BACK, (IN_DOUBT, now(), row))
 
     def settle_undoing(self, row: int, outcome: BulkOutcome[ConferenceStream | CallStream]) -> None:
-        """Record the outcome of stopping an item's stream; how it was started stays as it is."""
+        """Record the outcome of stopping an item's stream; the record of its start is unchanged."""
         status = {BulkStatus.STOPPED: BulkStatus.STOPPED.value, BulkStatus.UNKNOWN: IN_DOUBT}.get(outcome.status)
         self._commits.write_later(_ROLL_BACK, (status, now(), row))
 
@@ -360,7 +362,7 @@ class Journal:
             self._release()
 
     def close(self) -> None:
-        """Write what waits, and close the file, which then is whole without its log."""
+        """Write pending records and close the file, which is then complete without its log."""
         try:
             self._commits.finish()
         finally:
@@ -380,7 +382,7 @@ class Journal:
 
 
 class Holder:
-    """Opens the journal of a run as it begins, and closes it as it ends."""
+    """Opens a run's journal when the run starts, and closes it when the run ends."""
 
     journal: Journal  # once it is open
 
@@ -396,7 +398,7 @@ class Holder:
         return self.journal
 
     async def close(self) -> None:
-        """Write what waits and close the journal. Safe to repeat."""
+        """Write pending records and close the journal. Safe to repeat."""
         if self._is_open:
             self._is_open = False
             try:

@@ -79,7 +79,7 @@ _STEP = 0.02  # seconds between two tries
 
 
 def connect(path: JournalPath) -> sqlite3.Connection:
-    """Open a journal, which is there already, to write in it."""
+    """Open an existing journal for writing."""
     database = sqlite3.connect(_address(path, "rw"), uri=True, timeout=0.0)  # `when_free` waits, and not SQLite
     try:
         database.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -93,7 +93,7 @@ def connect(path: JournalPath) -> sqlite3.Connection:
 
 
 def connect_guarded(path: JournalPath, undo: ExitStack) -> tuple[FileIO, sqlite3.Connection, sqlite3.Connection]:
-    """Open a journal to write in it, with a second connection that keeps the log when the first one closes.
+    """Open a journal for writing, with a second connection that keeps the log when the first one closes.
 
     The second one is opened at once, since one that opens a main file that was cut to nothing deletes the log. The
     main file itself is opened first, so that it is closed last.
@@ -115,13 +115,13 @@ def _connect_to_read(path: JournalPath, *, timeout: float = 5.0) -> sqlite3.Conn
 
 
 def _connect_to_main(path: JournalPath) -> sqlite3.Connection:
-    """Open the main file alone: without its log, without a lock, and without making a file."""
+    """Open only the main file: without its log, without a lock, and without creating a file."""
     # Not by reading the file ourselves: to close a file drops all locks that this process has on it.
     return sqlite3.connect(f"{_address(path, 'ro')}&immutable=1", uri=True, isolation_level=None)
 
 
 async def when_free(clock: Clock, act: Callable[[], _Result]) -> _Result:
-    """Do what a lock of another program can prevent; retry for some seconds, without blocking the event loop."""
+    """Retry an operation for some seconds while another program's lock prevents it, without blocking the event loop."""
     since = clock.now()
     while True:
         try:
@@ -134,7 +134,7 @@ async def when_free(clock: Clock, act: Callable[[], _Result]) -> _Result:
 
 @contextmanager
 def store_errors(path: JournalPath, doing: str) -> Iterator[None]:
-    """Raise `JournalError` for what SQLite or the file system raises."""
+    """Raise `JournalError` for errors of SQLite and the file system."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -142,12 +142,12 @@ def store_errors(path: JournalPath, doing: str) -> Iterator[None]:
 
 
 def store_error(path: JournalPath, doing: str, error: Exception) -> JournalError:
-    """Return the error of a journal of which something can't be "made", "read" or "written"."""
+    """Return the error of a journal that can't be *doing*: "created", "read" or "written"."""
     why = getattr(error, "strerror", None) or error
     if doing == "read" and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
         why = (
-            f"its log needs a file {path.beside(LOG_INDEX).name} beside it, which can't be made there; copy the "
-            "journal and its log to a folder that may be written, and name the copy"
+            f"its log needs a file {path.beside(LOG_INDEX).name} next to it, which can't be created there; copy the "
+            "journal and its log to a writable folder, and pass the copy"
         )
     return JournalError(f"the journal {path} can't be {doing}: {why}")
 
@@ -155,14 +155,14 @@ def store_error(path: JournalPath, doing: str, error: Exception) -> JournalError
 def unreadable(path: JournalPath, what: str) -> JournalError:
     """Return the error of a journal with contents that this version does not write."""
     return JournalError(
-        f"the journal {path} can't be read: {what} is not as this version writes it; use the version that wrote it, "
-        "or a copy from before it was changed"
+        f"the journal {path} can't be read: {what} is not in this version's format; use the version that wrote it, "
+        "or a copy from before the change"
     )
 
 
 @frozen(kw_only=True)
 class RunFacts:
-    """What a journal says of its run: the rows of its table ``run``."""
+    """The facts of a journal's run: the rows of its table ``run``."""
 
     run: str
     operation: str
@@ -205,7 +205,7 @@ def reading(path: JournalPath) -> Iterator[tuple[sqlite3.Connection, RunFacts]]:
 
 
 def _is_alone(path: JournalPath) -> bool:
-    """Check a journal that is to be read, and return whether it is in the main file alone."""
+    """Check a journal before reading it, and return whether all of it is in the main file."""
     for is_last in (False, True):  # a run may begin or end while its files are checked one by one
         try:
             if not is_held(path):
@@ -217,15 +217,15 @@ def _is_alone(path: JournalPath) -> bool:
 
 
 def verify(path: JournalPath) -> tuple[RunFacts, bool]:
-    """Check that a journal that no process of ours has open is whole: its main file, and the log that belongs to it.
+    """Check that a journal that no process of ours has open is complete: its main file, and the log that belongs to it.
 
-    Nothing is written, and no file is made where nothing is to be applied.
+    Nothing is written, and no file is created if there is nothing to apply.
 
-    Return what the journal says of its run, and whether it can't be read without its log.
+    Return the facts of its run, and whether it can't be read without its log.
     """
     main = _header_of(path)
     if main.application == UNFINISHED:
-        raise InvalidRequestError(f"the journal {path} was not begun yet: begin the run without resuming")
+        raise InvalidRequestError(f"the journal {path} was not started yet: start the run without resuming")
     if main.application != JOURNAL or not check_log(path, main):
         with closing(_connect_to_main(path)) as database:
             return facts_of(path, database), False
@@ -255,7 +255,7 @@ def facts_of(path: JournalPath, database: sqlite3.Connection) -> RunFacts:
         if getattr(error, "sqlite_errorcode", None) not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB}:
             raise
     if known.pop("schema", None) != str(SCHEMA_VERSION):
-        raise InvalidRequestError(f"{path} is no journal that this version can read: its schema is another one")
+        raise InvalidRequestError(f"{path} is not a journal that this version can read: its schema differs")
     try:
         if all(isinstance(value, str) for value in known.values()):
             return RunFacts(**known)
@@ -267,14 +267,15 @@ def facts_of(path: JournalPath, database: sqlite3.Connection) -> RunFacts:
 def _blank(path: JournalPath) -> Exception:
     if is_free(path):
         return InvalidRequestError(
-            f"the journal {path} is empty, so it was not begun yet: begin the run; if it is a copy of a run's journal, "
-            "copy that again"
+            f"the journal {path} is empty, so its run was not started yet: start it; if this is a "
+            "copy of a run's journal, "
+            "copy it again"
         )
-    return log_error(path, "is missing or is not its own")
+    return log_error(path, "is missing or belongs to another journal")
 
 
 def is_free(path: JournalPath) -> bool:
-    """Return whether a journal can be made: nothing is there that is not empty, or what a killed process left of it."""
+    """Return whether a journal can be created: there is no file, an empty one, or a killed process's unfinished one."""
     if any(size_of(path.beside(suffix)) for suffix in (LOG, LOG_INDEX, ROLLBACK)):
         return False
     return not size_of(path.file) or _header_of(path).application == UNFINISHED
@@ -282,7 +283,7 @@ def is_free(path: JournalPath) -> bool:
 
 @contextmanager
 def new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
-    """Hold a path for a new journal. On an error nothing stays that this made, and nothing else is touched."""
+    """Reserve a path for a new journal. On an error, its own files are removed, and no others are touched."""
     _check_free(path)
     with ExitStack() as undo:
         lock = undo.enter_context(closing(_hold_new(path, undo)))
@@ -299,13 +300,13 @@ def new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
 
 def _check_free(path: JournalPath) -> None:
     if exists(path) and size_of(path.file) and not is_free(path):
-        raise InvalidRequestError(f"the journal {path} is there already: resume it, or choose another file")
+        raise InvalidRequestError(f"the journal {path} already exists: resume it, or choose another file")
     if not is_free(path):
-        raise InvalidRequestError(f"files of another journal are beside {path}: restore it, or choose another file")
+        raise InvalidRequestError(f"files of another journal are next to {path}: restore it, or choose another file")
 
 
 def _hold_new(path: JournalPath, undo: ExitStack) -> sqlite3.Connection:
-    with suppress(OSError):  # where it is there already, or can't be made, `hold` sees to that
+    with suppress(OSError):  # `hold` reports it if it exists or can't be created
         _create(path.beside(LOCK), undo)
     return hold(path)
 
@@ -326,20 +327,18 @@ def _undo(act: Callable[[Path], None], file: Path, identity: tuple[int, int]) ->
 
 
 def hold(path: JournalPath) -> sqlite3.Connection:
-    """Take a run for this process: a lock that ends with the process, however it ends."""
+    """Lock a run for this process. The lock ends with the process, however it ends."""
     try:
         lock = sqlite3.connect(path.beside(LOCK), timeout=_A_MOMENT, isolation_level=None)
     except (sqlite3.OperationalError, OSError):
-        raise InvalidRequestError(
-            f"the journal {path} can't be opened: name a file in a folder that may be written"
-        ) from None
+        raise InvalidRequestError(f"the journal {path} can't be opened: name a file in a writable folder") from None
     try:
-        lock.execute("PRAGMA journal_mode = MEMORY").fetchone()  # makes no file beside it
+        lock.execute("PRAGMA journal_mode = MEMORY").fetchone()  # creates no file next to it
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.DatabaseError as error:
         lock.close()
         if "locked" in str(error):
-            raise InvalidRequestError(f"another process runs the journal {path}: wait for it, or end it") from None
+            raise InvalidRequestError(f"another process is using the journal {path}: wait for it, or stop it") from None
         raise store_error(path, "opened", error) from None
     return lock
 

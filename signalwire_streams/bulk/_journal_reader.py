@@ -1,4 +1,4 @@
-"""A bulk run's journal, to be read: also during the run, and by other processes."""
+"""Reader of a bulk run's journal, also during the run and from other processes."""
 
 from collections.abc import Iterator, Mapping
 from os import PathLike
@@ -24,20 +24,20 @@ _FAILED = (BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value)
 
 @frozen(kw_only=True)
 class JournalStatus:
-    """What a journal says of its run.
+    """Status of a journal's run.
 
     Attributes:
-        run: what the run is called; it is part of its streams' names.
+        run: the run's id, which is part of its streams' names.
         operation: ``start`` or ``stop``.
         origin: the Space's address.
         project: the Project ID.
-        started_at: when it began, in ISO 8601.
-        rollback_started_at: when somebody began to stop what it started, or None.
-        planned: how many items it has in all; None where that was not known beforehand.
+        started_at: when it started, in ISO 8601.
+        rollback_started_at: when its rollback started, or None.
+        planned: total number of items; None if that was not known beforehand.
         counts: items by state: a `BulkStatus`'s text, ``in_doubt`` (may have been sent, its outcome is not known) or
             ``pending`` (planned, and not yet tried).
         rolled_back: how many of the streams that it started were stopped again.
-        attempts: attempts that were made in all.
+        attempts: total number of attempts.
         errors: how often each error's class and code came, most frequent first.
         is_locked: whether a process works on it now.
     """
@@ -63,7 +63,7 @@ class JournalStatus:
 
 @frozen(kw_only=True)
 class JournalItem:
-    """What a journal knows of one item.
+    """One item of a journal.
 
     Attributes:
         kind: ``conference`` or ``call``.
@@ -73,8 +73,8 @@ class JournalItem:
         sid: the stream's id, where it is known.
         ambiguous: whether ``sid`` may be that of a refused second stream; then ``name`` is the handle.
         attempts: attempts that were made.
-        error: the class and code of the error that it ended in.
-        message: what that error said.
+        error: the class and code of its final error.
+        message: that error's message.
         rollback_status: ``stopped``, ``in_doubt`` (its stop may have been sent), or None.
     """
 
@@ -91,7 +91,7 @@ class JournalItem:
 
     @property
     def stream(self) -> ConferenceStream | CallStream:
-        """The item's stream, as far as the journal knows it."""
+        """The item's stream, with the fields that are in the journal."""
         return stream_of(self.kind, self.target, sid=self.sid, name=self.name, ambiguous=self.ambiguous)
 
 
@@ -106,7 +106,7 @@ def _path(path: str | PathLike[str]) -> Path:
 
 @frozen
 class BulkJournal:
-    """The journal of a bulk run, to be read: ``BulkJournal("run.db").status()``.
+    """Reads the journal of a bulk run: ``BulkJournal("run.db").status()``.
 
     It can be read during the run, and by other processes.
 
@@ -114,7 +114,8 @@ class BulkJournal:
         path: the file.
 
     Raises:
-        InvalidRequestError: the path can't be a journal's; on reading, when there is no such file, or it is no journal.
+        InvalidRequestError: the path can't be a journal's; on reading, if there is no such file, or it is not a
+            journal.
         JournalError: on reading, when the file can't be read, or a part of it is missing.
     """
 
@@ -126,7 +127,7 @@ class BulkJournal:
         return journal_path(self.path)
 
     def status(self) -> JournalStatus:
-        """Sum the run up."""
+        """Return the status of the run."""
         path = self._file
         find(path)
         # Before the rest: a run that ends meanwhile then counts as running, not as killed.
@@ -154,7 +155,7 @@ class BulkJournal:
         )
 
     def requests(self) -> Iterator[PlannedRequest]:
-        """Return what the run is to start, where that was planned, in the order of the plan."""
+        """Return the requests of a planned run, in order."""
         for number, *row in self._rows("SELECT id, kind, target, name, request FROM plan WHERE id > ?", ()):
             try:
                 yield planned_request(row)
@@ -162,7 +163,7 @@ class BulkJournal:
                 raise unreadable(self._file, f"the row {number} of its table plan") from error
 
     def items(self, *states: str) -> Iterator[JournalItem]:
-        """Return the items that were tried, in the order of their turns.
+        """Return the items that were attempted, in that order.
 
         Args:
             states: only those in one of these states.
@@ -174,9 +175,9 @@ class BulkJournal:
             yield JournalItem(**dict(zip(_FIELDS, row, strict=True)))
 
     def streams(self) -> Iterator[ConferenceStream | CallStream]:
-        """Return the streams that the run started, or may have started, and that were not stopped since."""
+        """Return the streams that the run started, or may have started, and that were not rolled back."""
         for item in self.items(*_MAY_RUN, *_FAILED):
-            # A failed start is ambiguous if the Space refused it for now, and may have carried it out all the same.
+            # A failed start is ambiguous if the Space refused it temporarily, since it may have run nevertheless.
             may_run = item.status in _MAY_RUN or item.ambiguous
             if may_run and item.rollback_status != BulkStatus.STOPPED:
                 yield item.stream

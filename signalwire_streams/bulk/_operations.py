@@ -99,12 +99,12 @@ class Ledger(Protocol):
         ...
 
     def note(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
-        """Record the outcome of an item. *state* says what its attempts came to, `CallState.refusals` among it."""
+        """Record the outcome of an item. *state* has the results of its attempts, such as `CallState.refusals`."""
         ...
 
 
 class Operation(Protocol[_Item_contra]):
-    """What a run does with each of its items."""
+    """The operation that a run applies to each of its items."""
 
     is_start: bool
 
@@ -129,7 +129,7 @@ class Operation(Protocol[_Item_contra]):
         ...
 
     def note(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
-        """Called with the outcome of each item that was prepared."""
+        """Called with the outcome of each prepared item."""
         ...
 
 
@@ -219,7 +219,7 @@ class StartStreams(_StreamOperation[Start]):
                 return _recorded_stream(request, record)
             if record.state in _DOUBTFUL:
                 if key.name is None or (key.kind == "call" and not self._resend_call_starts):
-                    why = "without a name" if key.name is None else "on a call, where a second one may not be refused"
+                    why = "without a name" if key.name is None else "on a call, where a duplicate may not be rejected"
                     raise _still_unknown(key, f"{why}, so it is not sent again")
                 state.may_have_succeeded = True
             state.was_refused_for_now = True
@@ -284,7 +284,7 @@ def _still_unknown(key: ItemKey, why: str) -> StreamOutcomeUnknownError:
 
 
 class JournalLedger:
-    """The ledger of a run with a journal file of its own."""
+    """The ledger of a run with its own journal file."""
 
     def __init__(self, holder: Holder) -> None:
         self._holder = holder
@@ -311,7 +311,7 @@ class JournalLedger:
         journal = self._holder.journal
         if journal.undone_since is not None:
             raise InvalidRequestError(
-                f"the streams of {journal.path} were stopped since {journal.undone_since}: begin a new run"
+                f"the streams of {journal.path} were stopped since {journal.undone_since}: start a new run"
             )
 
     async def end(self) -> None:

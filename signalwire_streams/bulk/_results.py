@@ -33,11 +33,11 @@ class BulkStatus(StrEnum):
     ALREADY_STARTED = "already_started"
     STOPPED = "stopped"
     REJECTED = "rejected"
-    """It was refused for good, by the Space or by a check before it was sent."""
+    """It was rejected permanently, by the Space or by validation before it was sent."""
     UNKNOWN = "unknown"
     """It may or may not have been carried out."""
     NOT_ATTEMPTED = "not_attempted"
-    """It was not carried out, and may be tried again."""
+    """It was not carried out, and may be retried."""
 
 
 SUCCEEDED = frozenset({BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED})
@@ -112,7 +112,7 @@ class BulkReport:
         counts: number of items by status.
         failures: the first thousand outcomes that did not succeed.
         errors: number of errors by class and code, most frequent first.
-        attempts: attempts that were made in all.
+        attempts: total number of attempts.
         latency_percentiles: seconds by percentile (50, 95, 99 and 100), exact to two percent.
         seconds: how long the run took.
     """

@@ -39,7 +39,7 @@ SHUTDOWN_TIMEOUT = 5.0
 
 _MAX_OUTCOMES = 64
 _MAX_OUTAGE, _MAX_THROTTLING = 60.0, 300.0
-"""Seconds after which an item gives up on a Space that fails, or that refuses further requests for now."""
+"""Seconds after which an item gives up on a Space that keeps failing, or keeps answering 429."""
 _MIN_PAUSE = 0.05
 _OVERLOAD = frozenset({AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE})
 
@@ -164,7 +164,7 @@ class WorkerPool(Generic[_Item]):
         return self._shutdown
 
     async def close(self) -> AsyncIterator[BulkOutcome[_Item]]:
-        """Shut down, unless that is under way already, and yield the outcomes that are left."""
+        """Shut down, unless that is already in progress, and yield the remaining outcomes."""
         shutdown = self._shutdown or self.shutdown(SHUTDOWN_TIMEOUT)
         try:
             await asyncio.wait([shutdown])
@@ -199,17 +199,17 @@ class WorkerPool(Generic[_Item]):
                 while len(self._running) >= int(self._limit.limit) or len(self._outcomes) >= _MAX_OUTCOMES:
                     await self._change()
             except asyncio.CancelledError:
-                self._skip(index, item, "the run ended before its turn")
+                self._skip(index, item, "the run ended before it was sent")
                 raise
             if self._foreign_error is not None:
-                self._skip(index, item, "the run ended before its turn")
+                self._skip(index, item, "the run ended before it was sent")
                 return
             if self._fatal is None:
                 task = asyncio.create_task(self._run(index, item))
                 self._running[task] = None
                 task.add_done_callback(self._ended)
             else:
-                self._skip(index, item, f"not tried, because of an earlier item: {self._fatal}")
+                self._skip(index, item, f"not attempted because of an earlier item: {self._fatal}")
             index += 1
 
     async def _change(self) -> None:
@@ -265,7 +265,7 @@ class WorkerPool(Generic[_Item]):
         )
 
     async def _send(self, send: Send, state: CallState, started_at: float) -> ConferenceStream | CallStream:
-        """Send an item, again after a pause while the circuit breaker or the Space's limit turns it away.
+        """Send an item, again after a pause while the circuit breaker or the Space's limit rejects it.
 
         Neither carried it out, and the limit is reached for all items in flight at once, which is more than the shared
         retry budget can pay for. An item that an earlier part of the run left in doubt, and that could not be sent this
@@ -307,7 +307,7 @@ def _cancelled(state: CallState, *, is_start: bool) -> StreamsError:
         )
     name = f", which was sent as {state.name!r}" if state.name is not None else ""
     return StreamOutcomeUnknownError(
-        f"the run ended before the answer about {state.target} came{name}",
+        f"the run ended before the response for {state.target} arrived{name}",
         sent=state.sent,
         attempts=state.attempts,
         phase=state.phase,
@@ -328,7 +328,7 @@ async def _each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[
 class BulkRun(Generic[_Item]):
     """Many starts or stops: ``async for outcome in run``, then ``await run.report()``.
 
-    Outcomes come as the items end, in no particular order, one for each item. Leaving the loop early ends the run:
+    Outcomes arrive as the items end, in no particular order, one for each item. Leaving the loop early ends the run:
     no more items are taken in, requests in flight get five seconds, and the report covers the rest.
     """
 
@@ -355,7 +355,7 @@ class BulkRun(Generic[_Item]):
     def shutdown(self, timeout: float = SHUTDOWN_TIMEOUT) -> None:
         """End the run early: take in no more items, and cancel those in flight after *timeout* seconds.
 
-        The loop goes on until that is done and yields every outcome. A signal handler may call this. A second call
+        The loop continues until that is done, and yields every outcome. A signal handler may call this. A second call
         replaces the timeout of the first: ``shutdown(0)`` cancels at once.
 
         Args:

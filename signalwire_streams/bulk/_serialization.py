@@ -41,7 +41,7 @@ def stream_of(
 
 
 def folded(target: str) -> str:
-    """Return a target as all spellings of it are known: the Space ignores the case of a UUID."""
+    """Return the canonical form of a target: the Space ignores the case of a UUID."""
     return target.lower() if _UUID.fullmatch(target) else target
 
 
@@ -85,7 +85,7 @@ class PlannedRequest:
 
     @property
     def redacted(self) -> Mapping[str, object]:
-        """What is left out, by name."""
+        """Names of the fields that are left out."""
         left_out = {name: getattr(self, name) for name in ("parameters", "bearer_token", "status_callback")}
         return {name: value for name, value in left_out.items() if value}
 
@@ -112,7 +112,7 @@ class DuplicateCheck:
         key = hash((folded(request.target), request.name))
         if key in self._seen:
             raise InvalidRequestError(
-                f"{request.target} comes twice in this run: give each of its streams a name of its own"
+                f"{request.target} appears twice in this run: give each of its streams its own name"
             )
         self._seen.add(key)
 

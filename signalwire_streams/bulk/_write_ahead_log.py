@@ -1,8 +1,8 @@
-"""How a journal is recognized whose write-ahead log is missing, damaged, or another journal's.
+"""Detection of a journal whose write-ahead log is missing, damaged, or another journal's.
 
-SQLite takes the first invalid frame of a log for its end, applies any log that lies beside a main file, and works
+SQLite takes the first invalid frame of a log for its end, applies any log that is next to a main file, and works
 without one where there is none. So each commit raises a generation, which SQLite's ``user_version`` in the first page
-holds above its lowest bit. A set bit means: not whole without a log that reaches this generation. In the log the bit
+holds above its lowest bit. A set bit means: incomplete without a log that reaches this generation. In the log the bit
 is never set, so a main file gets a page without it only from a checkpoint. After each commit, and before anything is
 sent that relies on it, the generation is written with the bit straight into the main file, where no damage to the log
 can reach it. A log belongs to a main file where its first commit follows the main file's generation or is older, and
@@ -35,7 +35,7 @@ _KINDS = {
 
 @frozen
 class JournalPath:
-    """The path of a journal: as the caller wrote it, and absolute, so that no chdir changes the file."""
+    """The path of a journal, as passed and as an absolute path, so that a chdir does not change the file."""
 
     name: str
     file: Path
@@ -62,7 +62,7 @@ def journal_path(journal: object) -> JournalPath:
         raise InvalidRequestError(f"journal {name!a} is a name that SQLite reserves: name a file, such as 'run.db'")
     if not all(" " <= character != "\x7f" and not "\ud800" <= character <= "\udfff" for character in name):
         raise InvalidRequestError(
-            f"journal {name!a} is not UTF-8, or holds control characters: choose another name for the file"
+            f"journal {name!a} is not UTF-8, or contains control characters: choose another name for the file"
         )
     try:
         return JournalPath(name, Path(name).absolute())
@@ -86,7 +86,7 @@ def exists(path: JournalPath) -> bool:
         for suffix in (LOG, INDEX, ROLLBACK):
             file = path.beside(LOCK + suffix)
             if os.path.lexists(file):  # SQLite deletes it, and the lock never has one
-                raise InvalidRequestError(f"{file} is in the way of the lock: move it, or name another file")
+                raise InvalidRequestError(f"{file} blocks the lock file: move it, or name another file")
     except OSError as error:
         raise InvalidRequestError(f"the journal {path} can't be opened: {error.strerror}; name another file") from None
     return is_there
@@ -98,11 +98,11 @@ def _is_regular(file: Path) -> bool:
         mode = stat.S_IFMT(file.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         if file.is_symlink():
-            raise InvalidRequestError(f"{file} is a link to a file that is not there: name a file instead") from None
+            raise InvalidRequestError(f"{file} is a symbolic link to a missing file: name a file instead") from None
         return False
     if mode != stat.S_IFREG:
         kind = _KINDS.get(mode, "a special file")
-        raise InvalidRequestError(f"{file} is {kind}, and a journal is a regular file: name another file")
+        raise InvalidRequestError(f"{file} is {kind}, but a journal must be a regular file: name another file")
     return True
 
 
@@ -144,7 +144,7 @@ class Header:
 
     @property
     def needs_log(self) -> bool:
-        """Whether a main file with this page is not whole without its log."""
+        """Whether a main file with this page is incomplete without its log."""
         return bool(self.version & 1)
 
     @property
@@ -220,16 +220,17 @@ def check_view(path: JournalPath, main: Header, both: Header) -> None:
 
 
 def log_error(path: JournalPath, what: str = "was cut short or damaged, or belongs to another journal") -> JournalError:
-    """Return the error of a journal that is not whole."""
+    """Return the error of an incomplete journal."""
     log = path.beside(LOG)
     return JournalError(
-        f"the journal {path} is not whole: {log.name} {what}, and it holds what the run did last; copy both files from "
-        "where the run was, and start nothing again until then"
+        f"the journal {path} is incomplete: {log.name} {what}, and it contains the run's latest "
+        "records; copy both files "
+        "from where the run was, and restart nothing until then"
     )
 
 
 class OpenFiles:
-    """The files of a journal that is open to write, watched for what another program does to them."""
+    """The files of a journal that is open for writing, watched for changes by other programs."""
 
     def __init__(
         self, *, path: JournalPath, main: FileIO, database: sqlite3.Connection, guard: sqlite3.Connection

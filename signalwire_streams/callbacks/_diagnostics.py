@@ -52,8 +52,8 @@ class SignatureDiagnosis:
     ``str()`` of it is a few lines for a person.
 
     Attributes:
-        valid: whether `verify_signature` accepts the request as it stands.
-        summary: one sentence about what is wrong, or that nothing is.
+        valid: whether `verify_signature` accepts the request unchanged.
+        summary: the problem in one sentence, or that there is none.
         suggestions: what to change, in sentences, the likeliest first.
         candidate_urls: the URLs that `verify_signature` tries, without passwords and the values of queries.
         attempts: how many further URLs and bodies were tried.
@@ -97,7 +97,7 @@ class Match:
     def __str__(self) -> str:
         if self.url is not None:
             return f" It would match as {_shown(self.url)}, with these changes."
-        return " The search stopped early: there is more to try than its time allows." if self.timed_out else ""
+        return " The search stopped early: its time limit was reached." if self.timed_out else ""
 
 
 @masks_secrets
@@ -110,7 +110,7 @@ def diagnose_signature(
     method: str = "POST",
     candidates: Sequence[str] = (),
 ) -> SignatureDiagnosis:
-    """Find out why `verify_signature` refuses a request that should be a genuine one.
+    """Diagnose why `verify_signature` rejects a request that should be genuine.
 
     It tries what proxies and frameworks usually change: the scheme, the host (as ``Host``, ``X-Forwarded-Host`` and
     ``Forwarded`` have it), the port, a trailing slash, a prefix that was removed, order and encoding of the query,
@@ -127,7 +127,7 @@ def diagnose_signature(
         candidates: absolute URLs to try as well, such as the one that was passed as ``StatusCallback``.
 
     Returns:
-        What was found, and what to change.
+        The findings, and what to change.
 
     Raises:
         InvalidRequestError: an argument has the wrong type; the message says what to write.
@@ -193,7 +193,7 @@ def _matches(request: SignedRequest, keys: Sequence[Secret]) -> Iterator[tuple[s
         signatures = read_signatures(request)
     except UnverifiableError:
         return
-    change = "A key has blanks or a line break around it: remove them."
+    change = "A key has leading or trailing whitespace: remove it."
     stripped = [(Secret(key.strip()), (change,)) for key in keys if key != key.strip()]
     for url in equivalent_urls(request.url, request.headers):
         raw = encoded(url)
@@ -354,11 +354,14 @@ def _serialized_again(body: bytes) -> Iterator[bytes]:
 def _hints(request: SignedRequest, keys: Sequence[str]) -> Iterator[str]:
     """Yield likely reasons when no candidate matches; what is certain comes first."""
     if not keys:
-        yield "There is no key: pass the project's Signing Key, which begins with PSK_."
+        yield "No key was passed: pass the project's Signing Key, which begins with PSK_."
     if not any(header_values(request.headers, name) for name in _SIGNATURE_HEADERS):
-        yield (f"No {SIGNATURE_HEADER} came: either the platform did not send this, or a proxy removes that header.")
+        yield (
+            f"No {SIGNATURE_HEADER} was received: either the platform did not send this, or a "
+            "proxy removes that header."
+        )
     if UrlParts.split(request.url) is None:
-        yield "The URL is not absolute: pass all of it, as 'https://host/path?query'."
+        yield "The URL is not absolute: pass the full URL, as 'https://host/path?query'."
     length = (*header_values(request.headers, "Content-Length"), "")[0]
     if re.fullmatch(r"[0-9]{1,15}", length) and int(length) != len(request.body):
         yield (
@@ -366,7 +369,7 @@ def _hints(request: SignedRequest, keys: Sequence[str]) -> Iterator[str]:
             "Pass the raw bytes of the request."
         )
     if any(key.startswith("PT") for key in keys):
-        yield "A key begins as API tokens do: requests are signed with the Signing Key, which begins with PSK_."
+        yield "A key looks like an API token: requests are signed with the Signing Key, which begins with PSK_."
     project = _fields(request).get("AccountSid", "")[:_MAX_SHOWN]
     if project:
         yield f"The request belongs to project {project!r}: use the Signing Key of that project."

@@ -176,7 +176,7 @@ class CallStreamChanged(_Callback):
 
 
 CallbackEvent: TypeAlias = StreamStarted | StreamStopped | StreamFailed | CallStreamChanged | UnknownCallback
-"""What `parse_callback` returns."""
+"""Any event that `parse_callback` returns."""
 
 
 def parse_callback(fields: Fields | Mapping[str, Any]) -> CallbackEvent:

@@ -158,9 +158,7 @@ class Dispatcher:
                 task.cancel()
         _, left = await asyncio.wait(tasks, timeout=min(self._shutdown_timeout, _CANCEL_TIMEOUT))
         if left:
-            _LOG.error(
-                "%d callback handlers are still running although they were cancelled, and are left behind", len(left)
-            )
+            _LOG.error("%d callback handlers are still running after being cancelled, and are abandoned", len(left))
 
     def _enqueue(self, event: CallbackEvent, size: int) -> None:
         key = object() if event.stream_key is None else event.stream_key
@@ -249,12 +247,12 @@ class CallbackReceiver:
 
     The answer is 204, and does not wait for the function: the platform waits 5 seconds and then sends the callback
     again, three times in all. The function gets the events of one stream one after the other, and those of different
-    streams concurrently; what it raises is logged. It gets each callback once, however often that is sent, and no
+    streams concurrently; its exceptions are logged. It gets each callback once, however often that is sent, and no
     ``stream-started`` after the stream's end.
 
     A request that cannot be verified is answered with a bare 403. The reason is in the log only: a body that is too
-    large or too slow, no form, no signature or a wrong one. While too many events are pending, and while the receiver
-    closes, the answer is 503, so that the platform tries again.
+    large or too slow, not a form, no signature or a wrong one. While too many events are pending, and while the
+    receiver closes, the answer is 503, so that the platform tries again.
 
     Delivery is best effort: callbacks come late, twice, in another order or not at all.
 
@@ -273,7 +271,7 @@ class CallbackReceiver:
         handler: async function of one event.
         keys: the project's Signing Keys; several during a rotation.
         public_url: the URL that the platform was given, without its query; or the part of it before the request's
-            path, if a proxy removes a prefix. With it, nothing that a request says about its host counts.
+            path, if a proxy removes a prefix. With it, a request's own host headers are ignored.
         allowed_hosts: instead of `public_url`, the hosts that requests may name: ``example.com`` (with any port),
             ``example.com:8443``, ``*.example.com``, or ``*`` for any. Without either of the two, the sender's
             ``Host`` header decides which URL its signature is checked for, so a callback that was signed for another
@@ -309,11 +307,11 @@ class CallbackReceiver:
             raise InvalidRequestError("handler must be an async function of one event: write async def handler(event)")
         self.keys: Sequence[str] = usable_keys(keys)
         if not self.keys:
-            raise InvalidRequestError("keys holds no key: write the project's Signing Key, as keys=['PSK_...']")
+            raise InvalidRequestError("keys is empty: write the project's Signing Key, as keys=['PSK_...']")
         self.public_url: str | None = _check_public_url(public_url)
         self.allowed_hosts: tuple[HostPattern, ...] | None = _check_allowed_hosts(allowed_hosts)
         if self.public_url is not None and self.allowed_hosts is not None:
-            raise InvalidRequestError("public_url names the host already: leave out allowed_hosts, or public_url")
+            raise InvalidRequestError("public_url already names the host: omit allowed_hosts or public_url")
         self.trust_forwarded: bool = check_flag(trust_forwarded, "trust_forwarded")
         self.body_limit: int = check_count(body_limit, "body_limit")
         if body_limit > MAX_BODY:
@@ -367,7 +365,7 @@ class CallbackReceiver:
             async with asyncio.timeout(self.body_timeout):
                 return await self._read(request)
         except TimeoutError:
-            raise UnverifiableError("the body did not come in time") from None
+            raise UnverifiableError("the body did not arrive in time") from None
         except (OSError, web.RequestPayloadError) as error:
             raise UnverifiableError(f"the body could not be read: {type(error).__name__}") from None
 
@@ -425,10 +423,12 @@ def _check_public_url(url: object) -> str | None:
     text = url if isinstance(url, str) else ""
     parts = UrlParts.split(text)
     if parts is None or not parts.host or not parts.default_port or re.search(r"[\s\x00-\x1f]", text):
-        raise InvalidRequestError("public_url is no http(s) URL: write the callback's, as 'https://host/path'")
+        raise InvalidRequestError(
+            "public_url is not an http(s) URL: pass the callback's URL, such as 'https://host/path'"
+        )
     if parts.query:
         raise InvalidRequestError(
-            f"public_url {redact_url(text)!r} has a query: leave it out, since each request brings its own"
+            f"public_url {redact_url(text)!r} has a query: omit it, since each request has its own"
         )
     return text
 

@@ -113,7 +113,7 @@ def _signature_of(key: str, message: bytes, algorithm: Algorithm, encoding: Enco
 
 
 def canonical_form(pairs: Pairs) -> bytes:
-    """Return what is signed of a form: names and values, sorted by name; values of one name stay in their order."""
+    """Return the signed text of a form: names and values, sorted by name; values of one name stay in their order."""
     return "".join(name + value for name, value in sorted(pairs, key=lambda pair: pair[0])).encode()
 
 
@@ -129,7 +129,7 @@ def read_signatures(request: SignedRequest) -> tuple[Signature, ...]:
     if request.method not in {"GET", "POST"}:
         raise UnverifiableError("the method is neither GET nor POST")
     if request.method == "GET" and request.body:
-        raise UnverifiableError("a GET brings a body")
+        raise UnverifiableError("a GET has a body")
     if len(request.body) > MAX_BODY:
         raise UnverifiableError("the body is too large")
     strong = header_values(request.headers, SHA256_SIGNATURE_HEADER)
@@ -154,7 +154,7 @@ def read_signatures(request: SignedRequest) -> tuple[Signature, ...]:
 def _given(headers: Mapping[str, str], name: str) -> tuple[bytes, ...]:
     values = header_values(headers, name)
     if len(values) > 1:
-        raise UnverifiableError(f"{name} came more than once")
+        raise UnverifiableError(f"{name} appears more than once")
     if "" in values:
         raise UnverifiableError(f"{name} is empty")
     return tuple(value.encode("ascii", "replace") for value in values)
@@ -176,13 +176,13 @@ def _covered_by_sha1(request: SignedRequest, *, is_json: bool) -> list[tuple[Enc
 def _is_json(headers: Mapping[str, str], body: bytes) -> bool:
     types = header_values(headers, "Content-Type")
     if len(types) > 1:
-        raise UnverifiableError("Content-Type came more than once")
+        raise UnverifiableError("Content-Type appears more than once")
     media_type = types[0].partition(";")[0].strip().lower() if types else ""
     looks_like_json = body.lstrip()[:1] in {b"{", b"["}
     if media_type == FORM_TYPE and looks_like_json:
-        raise UnverifiableError("Content-Type says form, and the body is none")
+        raise UnverifiableError("Content-Type is form data, but the body is not")
     if (media_type == "application/json" or media_type.endswith("+json")) and not looks_like_json:
-        raise UnverifiableError("Content-Type says JSON, and the body is none")
+        raise UnverifiableError("Content-Type is JSON, but the body is not")
     return looks_like_json
 
 
@@ -277,7 +277,9 @@ def sign(
     if algorithm not in {"sha1", "sha256"}:
         raise InvalidRequestError(f"algorithm {algorithm!r} is unknown: write 'sha1' or 'sha256'")
     if fields is not None and (body is not None or algorithm == "sha256"):
-        raise InvalidRequestError("fields are signed alone and with SHA-1: write either fields=... or body=...")
+        raise InvalidRequestError(
+            "fields are signed without a body and with SHA-1: write either fields=... or body=..."
+        )
     if not usable_keys([key]):
         raise InvalidRequestError("key must be a str that is not blank: write the project's Signing Key")
     text, raw = _url(url), _raw(b"" if body is None else body)
@@ -286,7 +288,7 @@ def sign(
     with suppress(UnicodeEncodeError):
         tail = raw if pairs is None else canonical_form(pairs)
         return _signature_of(key, text.encode() + tail, algorithm, encoding).decode()
-    raise InvalidRequestError("url, fields and key must be encodable as UTF-8: write no surrogates")
+    raise InvalidRequestError("url, fields and key must be encodable as UTF-8: remove lone surrogates")
 
 
 def read_request(*, url: object, headers: object, body: object, method: object) -> SignedRequest:
@@ -311,7 +313,7 @@ def check_request(request: SignedRequest, keys: Sequence[str], *others: str) -> 
         raise UnverifiableError("there is no key")
     forms = chain.from_iterable(equivalent_urls(url, request.headers) for url in (request.url, *others))
     urls = [raw for raw in map(encoded, forms) if raw is not None]
-    # All are compared, so that the time taken does not tell which one is right.
+    # All are compared, so that timing does not reveal which one is valid.
     if not any([signature.verify(url, key) for key in keys for url in urls for signature in signatures]):  # noqa: C419
         raise UnverifiableError("the signature does not match")
 

@@ -142,7 +142,7 @@ def _normalized(host: str) -> str:
 
 @frozen(kw_only=True)
 class Forwarded:
-    """What proxies say about the request they received; None where they say nothing readable."""
+    """The original request according to proxies; None for each part that they do not report readably."""
 
     scheme: str | None
     host: str | None

@@ -1,4 +1,4 @@
-"""Many hosts, one Space: runs that survive the loss of a host.
+"""Distributed runs: many hosts share one Space's limit, and a run survives the loss of a host.
 
 One process can use all of a Space's limit; a fleet is for surviving a lost host. It needs a Redis and
 ``pip install 'signalwire-streams[fleet]'``.

@@ -31,7 +31,7 @@ _TRUSTED = 0.7  # of a lease, from when its renewal was sent
 
 @define(eq=False)
 class Lease:
-    """The right to work on one batch.
+    """A worker's lease on one batch.
 
     Attributes:
         cancel: cancels the starts in flight.
@@ -59,7 +59,7 @@ class Leases:
     """
 
     def __init__(self, connection: Connection, *, duration: float, heartbeat: Callable[[Any], object]) -> None:
-        """Args: the seconds that a lease lasts, and what queues the worker's heartbeat on a pipeline."""
+        """Args: the duration of a lease in seconds, and a function that queues the worker's heartbeat on a pipeline."""
         self.active: dict[str, Lease] = {}
         self._connection = connection
         self._duration = duration
@@ -137,11 +137,11 @@ class Leases:
 
 
 SecretProvider: TypeAlias = Callable[[PlannedRequest], Start]
-"""Returns the request with the secrets that were left out of it."""
+"""Returns the request with its redacted secrets."""
 
 
-class RequeueBatch(Exception):  # noqa: N818  (it tells docket what to do)
-    """A batch is not finished, and docket is to deliver it again."""
+class RequeueBatch(Exception):  # noqa: N818  (an instruction to docket)
+    """A batch is not finished, so docket must deliver it again."""
 
 
 class BatchProcessor:
@@ -227,7 +227,7 @@ class BatchProcessor:
             self._on_denied(ledger.denied)
 
     def _with_secrets(self, items: Sequence[ScannedItem], ledger: BatchLedger) -> Mapping[int, Start]:
-        """Put the secrets back, and refuse the items that lack them."""
+        """Add the secrets, and reject the items that lack them."""
         requests = {}
         for item in items:
             try:
@@ -245,7 +245,7 @@ class BatchProcessor:
             )
         request = self._secrets(planned)
         if _identity(request) != _identity(planned.request):
-            raise InvalidRequestError(f"secrets= returned another request than that of {planned.request.target}")
+            raise InvalidRequestError(f"secrets= returned a different request than that of {planned.request.target}")
         return request
 
 

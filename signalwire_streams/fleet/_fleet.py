@@ -124,7 +124,7 @@ class Fleet:
         return await self._submit(run, prepare(requests, run, redact_secrets=redact_secrets))
 
     async def resume(self, run: str, *, name: str | None = None) -> str | None:
-        """Resubmit what a finished run left ``not_attempted`` or ``unknown``, as a new run.
+        """Resubmit the ``not_attempted`` and ``unknown`` starts of a finished run as a new run.
 
         Its streams keep their names, so a conference's stream that is running ends as `already_started`, and is not
         started again. An unknown start on a call, or without a name, stays `unknown` (calls: unless the workers'
@@ -215,7 +215,7 @@ class Fleet:
         return tuple(WorkerStatus.from_hash(name, fields) for name, fields in hashes if fields)
 
     async def cancel(self, run: str) -> FleetStatus:
-        """Accept no further starts of a run. Starts that were not begun end as not attempted; this needs no worker.
+        """Accept no further starts of a run. Starts not yet sent end as not attempted; this needs no worker.
 
         A start that a worker has claimed is finished by it.
 
@@ -232,10 +232,10 @@ class Fleet:
     def stop_streams(
         self, run: str, client: StreamsClient, *, concurrency: int | None = None
     ) -> BulkRun[ConferenceStream | CallStream]:
-        """Stop what a run started, or may have started: ``async for outcome in fleet.stop_streams(run, client)``.
+        """Stop a run's streams, running or in doubt: ``async for outcome in fleet.stop_streams(run, client)``.
 
-        The run is cancelled first, and starts in flight are waited for as long as their workers live. Streams are
-        stopped by their sid, or by their name if only that is known. Streams that have ended meanwhile count as
+        The run is cancelled first, then starts in flight are awaited while their workers are alive. Streams are
+        stopped by their sid, or by their name if only that is known. Streams that have already ended count as
         stopped. It can be repeated until nothing is left.
 
         Args:
@@ -249,7 +249,7 @@ class Fleet:
         """
         if (client.origin, client.project) != (self._keys.origin, self._keys.project):
             raise InvalidRequestError(
-                "the client belongs to another Space or project than the fleet: pass one of its own"
+                "the client belongs to another Space or project than the fleet: pass a client for the fleet's project"
             )
         self._open()
         ledger = StopLedger(run, self._writer)

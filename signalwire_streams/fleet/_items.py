@@ -25,13 +25,13 @@ _CLAIMED, _SETTLED = "i:", "f:"
 
 
 class Evidence(StrEnum):
-    """What earlier attempts of an item, by any worker or in the run that this one resumes, say about its stream."""
+    """Evidence about an item's stream from earlier attempts, by any worker or in the run that this one resumes."""
 
     NONE = ""
     THROTTLED = "t"
-    """The Space answered 429. It hardly started the stream, but a duplicate of a generated name would prove that."""
+    """The Space answered 429. It hardly ever started the stream; a duplicate of a generated name would prove it."""
     REFUSED = "r"
-    """The Space refused the start for now, with a 503 say. It may have started the stream all the same."""
+    """The Space refused the start temporarily, with a 503 for example. It may have started the stream nevertheless."""
     IN_DOUBT = "i"
     """An attempt was made, or was about to be made, and its outcome is unknown."""
 
@@ -71,7 +71,7 @@ def settled_mark(outcome: BulkOutcome[Any], evidence: Evidence) -> str:
 
 @frozen
 class ItemMark:
-    """What Redis has about an item, and what the resumed run knew.
+    """Redis' record of an item, with the resumed run's evidence.
 
     The text is that of `claimed_mark` or `settled_mark`, or the `Evidence` of an item that its owner left to others.
     """
@@ -94,7 +94,7 @@ class ItemMark:
 
     @property
     def evidence(self) -> Evidence:
-        """What the next attempt has to know."""
+        """The evidence for the next attempt."""
         if self.is_settled:
             _, status, detail, _ = self.text.split(":", 3)
             if status == BulkStatus.UNKNOWN:
@@ -135,7 +135,7 @@ def _stream_of(request: Start, fields: Mapping[str, Any]) -> ConferenceStream | 
 
 
 def outcome_unknown(key: ItemKey, why: str, *, attempts: int = 0) -> StreamOutcomeUnknownError:
-    """Return the error of an item that ends without proof of what an earlier attempt did."""
+    """Return the error of an item whose earlier attempt has an unknown outcome."""
     return StreamOutcomeUnknownError(
         f"start a stream on {key.kind} {key.target}: an earlier worker may have started it; {why}",
         sent="maybe",

@@ -1,4 +1,4 @@
-"""Ledgers of a fleet's bulk runs: what workers record of the items they start, and `Fleet` of the streams it stops."""
+"""Ledgers of a fleet's bulk runs: items that workers start, and streams that `Fleet` stops."""
 
 import asyncio
 from collections import deque
@@ -34,7 +34,7 @@ _CANCELLED = "the run was cancelled before its turn"
 
 @frozen(kw_only=True)
 class Batch:
-    """A batch of a run: its keys, its number from 0, and the seconds that Redis keeps what is written about it."""
+    """A batch of a run: its keys, its number from 0, and the retention of its records in seconds."""
 
     keys: RunKeys
     run: str
@@ -93,7 +93,7 @@ class BatchLedger:
     Attributes:
         marks: the marks as they were found, by index.
         cancelled: why the run accepts no further starts, or None.
-        handed_back: True once the owner leaves to others what it has not finished.
+        handed_back: True once the owner leaves unfinished items to other workers.
         denied: the error, if the Space denies access to this worker; others may have a better token.
         lost: items that another worker took over.
     """
@@ -189,7 +189,7 @@ class BatchLedger:
         self._complete(index, outcome, self._evidence(index, state))
 
     def settle_rest(self, requests: Mapping[int, Start]) -> None:
-        """Write the outcomes of all items that were not begun when the run was cancelled."""
+        """Write the outcomes of all items that were not sent when the run was cancelled."""
         for index, request in requests.items():
             key = key_of(request)
             if self._expected.discard(key, index):
@@ -225,7 +225,7 @@ class BatchLedger:
         return self.marks.get(index, ItemMark())
 
     def _evidence(self, index: int, state: CallState) -> Evidence:
-        """Return what is known of an item that nothing says may be running for certain."""
+        """Return the evidence about an item that is not known to be running."""
         earlier = self._mark(index).evidence
         if earlier is Evidence.REFUSED or state.refusals - {AttemptResult.THROTTLED}:
             return Evidence.REFUSED
@@ -253,7 +253,7 @@ class BatchLedger:
 class StopLedger:
     """Records which streams of a run were stopped; the `Ledger` of that bulk run.
 
-    A stop can be sent as often as it takes, so nothing is recorded before it.
+    A stop can be repeated safely, so nothing is recorded before it.
     """
 
     def __init__(self, run: str, writer: Writer) -> None:

@@ -5,7 +5,7 @@ from attrs import frozen
 
 @frozen
 class LuaCall:
-    """What one item passes to a script that is written for many: keys that all items share, its own key, arguments."""
+    """One item's part of a script call for many items: keys that all items share, its own key, arguments."""
 
     source: str
     shared: tuple[str, ...]

@@ -18,7 +18,7 @@ from signalwire_streams.fleet._lua import LuaCall
 from signalwire_streams.redis_rate_limit._store import create_client
 
 BATCH = 25
-"""Items per task: with one each, docket would be the bottleneck; with many, a dead worker leaves many in doubt."""
+"""Items per task: with one, docket would be the bottleneck; with many, a dead worker leaves many in doubt."""
 _VERSION = 1
 _LONGEST_NAME = 64
 
@@ -85,7 +85,7 @@ class RunKeys:
 
 def check_run(run: object) -> str:
     if not isinstance(run, str) or not fullmatch(r"[0-9A-Za-z_-]{1,64}", run):
-        raise InvalidRequestError("a run's name has 1 to 64 letters, digits, '-' or '_': choose such a name")
+        raise InvalidRequestError("a run's name must have 1 to 64 letters, digits, '-' or '_'")
     return run
 
 
@@ -125,7 +125,7 @@ class Connection:
         self._is_away = False
 
     async def run(self, send: Callable[[Any], Awaitable[_Reply]]) -> _Reply:
-        """Return what *send* returns, called with the client.
+        """Call *send* with the client and return its result, retrying during an outage.
 
         Raises:
             FleetError: Redis stayed unavailable, or refuses access.
@@ -165,7 +165,7 @@ class Connection:
         return decode_hash(await self.run(lambda client: client.hgetall(key)))
 
     async def script(self, source: str, key: str | Sequence[str], *values: object) -> str:
-        """Run a script. It is sent as it is: EVALSHA would cost a further round trip after each restart of Redis."""
+        """Run a script. Its full text is sent: EVALSHA would cost a further round trip after each restart of Redis."""
         keys = [key] if isinstance(key, str) else key
         return decode(await self.run(lambda client: client.eval(source, len(keys), *keys, *map(str, values))))
 

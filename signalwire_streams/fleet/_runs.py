@@ -32,7 +32,7 @@ _UNFINISHED = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.UNKNOWN})
 
 
 def _expired(run: str) -> InvalidRequestError:
-    return InvalidRequestError(f"the run {run!r} is older than Redis was told to keep it")
+    return InvalidRequestError(f"the run {run!r} is older than its retention period")
 
 
 class ResultReader:
@@ -109,7 +109,7 @@ class ScannedItem:
 
 
 class RunScan:
-    """Goes through all items of a run that accepts no further starts."""
+    """Scans all items of a run that accepts no further starts."""
 
     def __init__(self, connection: Connection, keys: RunKeys, record: RunRecord) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""Runs and workers as Redis has them."""
+"""Status of runs and workers, as stored in Redis."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from attrs import field, frozen
 from signalwire_streams.errors import InvalidRequestError
 
 RESUMED, STOPPING = "resumed", "stopping"
-"""Fields of a run: the run that resumes it, and that its streams are being stopped, or were."""
+"""Fields of a run: the run that resumes it, and whether its streams are being, or were, rolled back."""
 
 _SETTLED = frozenset({"started", "already_started", "rejected", "unknown", "not_attempted"})
 
@@ -61,13 +61,13 @@ class FleetStatus:
         run: its name, which is part of its streams' names.
         started_at: when it was submitted, in ISO 8601.
         planned: number of starts.
-        counts: starts by state: a `BulkStatus` as text, ``in_doubt`` (sent by a worker, or by one that died) or
-            ``pending`` (not begun).
+        counts: starts by state: a `BulkStatus` as text, ``in_doubt`` (sent by a live or dead worker) or
+            ``pending`` (not started).
         attempts: attempts of the starts that have ended, without those of workers that died.
         errors: number of errors by class and code, most frequent first.
         cancelled: ``cancelled`` if it accepts no further starts, or None.
         cancel_reason: the reason for that, or None.
-        fully_submitted: True if the workers have all of it; otherwise repeat its submit, or its resume.
+        fully_submitted: True if all of it was queued; otherwise repeat its submit, or its resume.
         rolled_back: number of its streams that were stopped again.
         is_rolling_back: True if its streams were stopped, or are being stopped.
         resumed_as: the run that resumes this one, or None.
@@ -185,8 +185,8 @@ class RunRecord:
         if self.cancelled is None:
             raise InvalidRequestError(f"the run {self.run!r} is still running: wait until it ends, or cancel it first")
         raise InvalidRequestError(
-            f"workers have starts of the cancelled run {self.run!r} in flight, or had when they died: run a worker, "
-            "which ends them"
+            f"workers have starts of the cancelled run {self.run!r} in flight, or had when they died: start a "
+            "worker to finish them"
         )
 
     def _counts(self, prefix: str) -> dict[str, int]:

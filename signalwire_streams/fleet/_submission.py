@@ -1,4 +1,4 @@
-"""Submitting a run: all of it is read, checked and stored before the workers get any of it."""
+"""Submission of a run: all of it is read, checked and stored before any of it reaches the workers."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import suppress
@@ -26,7 +26,7 @@ _TASKS_AT_ONCE = 500
 
 async def start_batch(run: str, batch: int) -> None:
     """Stand in for the task in a process that only submits; workers register their own."""
-    raise ClientStateError(f"batch {batch} of {run} came to a process that is not a worker")
+    raise ClientStateError(f"batch {batch} of {run} was delivered to a process that is not a worker")
 
 
 class Submission:
@@ -62,7 +62,7 @@ class Submission:
             await self._discard(self._connection)
         if answer == "other":
             raise InvalidRequestError(
-                f"there is a run {self._run!r} with other requests already: choose another name for this one"
+                f"a run {self._run!r} with different requests already exists: choose another name"
             )
         await self._queue()
 

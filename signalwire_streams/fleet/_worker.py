@@ -44,7 +44,7 @@ class Supervisor:
     again. Leaving its context does stop it.
 
     Attributes:
-        task: ends by itself only if something is wrong with docket's worker.
+        task: ends on its own only if docket's worker failed.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -102,9 +102,9 @@ async def _uninterrupted(coroutine: Coroutine[object, object, None]) -> None:
 
 
 class FleetWorker:
-    """Starts what others submit for its client's project: ``await FleetWorker(url, client).run()``.
+    """Executes the runs submitted for its client's project: ``await FleetWorker(url, client).run()``.
 
-    Any number of workers, on any hosts, share the work. What a worker had in flight when it died passes to the others
+    Any number of workers, on any hosts, share the work. The in-flight work of a worker that died passes to the others
     after about a lease. Two workers never work on the same start at once.
     """
 
@@ -211,7 +211,7 @@ class FleetWorker:
                 await writer.close()
 
     async def _is_reachable(self, connection: Connection) -> bool:
-        """Wait for Redis. Return False if the worker is stopped meanwhile."""
+        """Wait for Redis. Return False if the worker is stopped first."""
         asking = asyncio.ensure_future(connection.run(lambda redis: redis.exists(self._keys.workers)))
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -320,7 +320,7 @@ class FleetWorker:
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await connection.pipeline(queue)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the worker's entry expires by itself)
+        except Exception as error:  # noqa: BLE001  (any error: the worker's entry expires anyway)
             _LOG.debug("the worker could not be deregistered: %s", error)
 
 

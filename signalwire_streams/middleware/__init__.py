@@ -1,4 +1,4 @@
-"""What wraps each request: middlewares of your own, the rate limiter's protocol, and the policies of the client's own.
+"""Middleware around each request: your own, the rate limiter's protocol, and the policies of the built-in ones.
 
 A middleware is a function that is passed a `Request` and the next `Handler`, and returns a `Result`::
 

@@ -1,4 +1,4 @@
-"""The circuit breaker: stops sending requests to a Space that keeps failing."""
+"""Circuit breaker: stops sending requests to a Space that keeps failing."""
 
 import logging
 from collections import deque
@@ -55,8 +55,9 @@ class _Step:
 class CircuitBreaker:
     """Closed, then open for a while, then one probe decides. It does no I/O and has no clock.
 
-    A refusal for good (most 4xx) shows the Space at work and counts as a success. Otherwise a run over conferences that
-    are gone, all of them 404, would end in a pause at the twentieth hiccup. "Too many requests" does not count.
+    A permanent rejection (most 4xx) shows that the Space is working and counts as a success. Otherwise a run over
+    conferences that are gone, all of them 404, would end in a pause at the twentieth hiccup. "Too many requests" does
+    not count.
     """
 
     def __init__(self, policy: CircuitBreakerPolicy) -> None:
@@ -82,7 +83,7 @@ class CircuitBreaker:
         return _PROBE
 
     def release(self, permit: Permit) -> None:
-        """Take a permit back whose request ended without a result; if it was the probe, a later one may be it."""
+        """Return the permit of a request that ended without a result; if it was the probe, another one may follow."""
         if permit.is_probe:
             self._is_probing = False
 
@@ -134,14 +135,14 @@ class CircuitBreakerMiddleware:
         if breaker.is_open and not was_open:
             self._log_opened(request, result)
         elif was_open and not breaker.is_open:
-            _LOG.info("circuit breaker closed: the probe was answered")
+            _LOG.info("circuit breaker closed: the probe succeeded")
         return result
 
     def _log_opened(self, request: Request, result: Result) -> None:
         policy = self._breaker.policy
         _LOG.warning(
-            "circuit breaker opened: at least %g %% of the last requests failed, at last %s: %s; no requests for %g s, "
-            "then one probe",
+            "circuit breaker opened: at least %g %% of the last requests failed, most recently %s: %s; "
+            "no requests for %g s, then one probe",
             policy.failure_rate * 100,
             describe_call(request),
             describe_result(request, result),

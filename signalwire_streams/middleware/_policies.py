@@ -22,7 +22,7 @@ class RetryPolicy:
     """How often, how long and how fast a call is retried.
 
     Waits grow exponentially from ``wait_initial`` to ``wait_max`` with full jitter: each is random between 0 and a
-    limit that doubles. A ``Retry-After`` is always waited for in full.
+    limit that doubles. A ``Retry-After`` is always honored in full.
 
     Attributes:
         max_attempts: attempts that may reach the Space, in all.
@@ -32,7 +32,7 @@ class RetryPolicy:
             limits it as well. Attempts that were throttled or did not reach the Space carry nothing out and do not
             count.
         resend_window: seconds after the first such attempt in which it may be sent again.
-        resend_call_starts: whether a named start on a **call** is sent again as well. That a Space refuses the second
+        resend_call_starts: whether a named start on a **call** is sent again as well. That a Space rejects the second
             stream of one name is documented for conferences only, so the default is False; the call then ends in
             `StreamOutcomeUnknownError`.
         deadline: seconds for a whole call, waiting included.
@@ -94,12 +94,12 @@ class RateLimit:
 
     @property
     def max_requests(self) -> int:
-        """The most requests of this client in any window."""
+        """Maximum number of this client's requests in any window."""
         return max(1, int(self.requests * self.utilization))
 
     @property
     def rate(self) -> float:
-        """Requests of this client per second, in the long run."""
+        """This client's average requests per second."""
         return self.max_requests / self.window
 
 

@@ -34,7 +34,7 @@ class PriorityQueue:
         return turn
 
     def remove(self, turn: asyncio.Future[float]) -> None:
-        """Drop a turn that is not waited for any more."""
+        """Remove a turn whose waiter has gone."""
         for turns in self._waiting.values():
             turns.pop(turn, None)
 
@@ -46,7 +46,7 @@ class PriorityQueue:
     ) -> float | None:
         """Wait for a turn and return its grant, or None on timeout.
 
-        If cancelled in the very moment of its grant, that is passed to *give_back*.
+        If cancelled at the moment of its grant, the grant is passed to *give_back*.
         """
         try:
             async with asyncio.timeout(timeout):

@@ -84,7 +84,7 @@ class TokenBucket:
 
         Args:
             now: the time.
-            sent_at: when the refused request was sent. Requests from before the last cut are no news, so they extend
+            sent_at: when the refused request was sent. Requests from before the last cut do not cut again: they extend
                 the pause but do not cut again.
             retry_after: seconds that the Space asked to wait.
         """
@@ -113,7 +113,7 @@ class TokenBucket:
 
 
 class RateLimiter(Protocol):
-    """Decides when a request may be sent. One is shared by all that share a Space's limit."""
+    """Decides when a request may be sent. All clients that share a Space's limit share one."""
 
     async def acquire(self, priority: Priority, timeout: float) -> float:  # noqa: ASYNC109  (a longer wait is not begun)
         """Wait until one POST may be sent.
@@ -251,7 +251,7 @@ class RateLimitMiddleware:
                 if now() - granted_at > self._MAX_HOLD:  # the token would be used in a window of others
                     wait = await self._acquire(request)
             if wait:
-                return _deadline_exceeded("the rate limiter would have held it longer than the call may take", wait)
+                return _deadline_exceeded("the wait for the rate limiter would exceed the call's deadline", wait)
             state.acquired_at = sent_at = now()
             result = await send(request)
         finally:

@@ -1,4 +1,4 @@
-"""Retries: which attempts may be repeated, when, and what the call came to. The decisions do no I/O."""
+"""Retries: which attempts may be repeated, when, and the result of the call. The decisions do no I/O."""
 
 import logging
 from asyncio import CancelledError
@@ -29,7 +29,7 @@ REFUSED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
     # misspelt, and a Space may not find streams by their names.
     AttemptResult.NOT_FOUND: frozenset({Operation.STOP_RETURNED}),
 }
-"""The stops that succeed although they are refused so, because the stream has ended."""
+"""Rejections of a stop that count as success, because the stream has ended."""
 
 #                           idempotent     named start       unnamed start
 _MAY_HAVE_HAPPENED: _Row = (RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.UNKNOWN)
@@ -54,7 +54,7 @@ RULES: Mapping[AttemptResult, _Row] = {
     AttemptResult.SESSION_FAILED: (RetryDecision.FAIL, RetryDecision.UNKNOWN, RetryDecision.UNKNOWN),
     # The Space did carry it out.
     AttemptResult.ACCEPTED: (RetryDecision.RETRY, RetryDecision.SUCCEED_WITHOUT_SID, RetryDecision.UNKNOWN),
-    # The Space refused it for good.
+    # The Space rejected it permanently.
     AttemptResult.REDIRECTED: _ALWAYS[RetryDecision.FAIL],
     AttemptResult.REJECTED: _ALWAYS[RetryDecision.FAIL],
     AttemptResult.FORBIDDEN: _ALWAYS[RetryDecision.FAIL],
@@ -92,7 +92,7 @@ SERVED = frozenset(
         AttemptResult.TARGET_ENDED,
     }
 )
-"""Answers that show the Space at work, whether it did what was asked or refused it for good."""
+"""Responses that show that the Space is working: it executed the request or rejected it permanently."""
 
 _UNSENT = frozenset({RetryDecision.RETRY_UNSENT, RetryDecision.RETRY_IMMEDIATELY, RetryDecision.RETRY_IMMEDIATELY_ONCE})
 _RETRIES = _UNSENT | {RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.WAIT_FOR_RATE_LIMIT}
@@ -111,11 +111,11 @@ COST_TRANSIENT = 14
 COST_UNEXECUTED = 5
 """The cost of a retry after an attempt that certainly was not carried out: throttled, or not sent."""
 REWARD = 1
-"""What a success without a retry adds to the budget."""
+"""Tokens that a success without a retry adds to the budget."""
 
 
 def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: bool) -> RetryDecision:
-    """Look up what follows a result.
+    """Look up the decision for a result.
 
     If an earlier attempt of the call may have been carried out, a refusal as a duplicate proves that it was. What a
     refused stop proves is in `REFUSED_STOPS` anyway.
@@ -166,7 +166,7 @@ class RetryBudget:
 
 @frozen
 class Decision:
-    """What follows an attempt: another one after ``delay`` seconds, or the end of the call."""
+    """The decision after an attempt: another one after ``delay`` seconds, or the end of the call."""
 
     action: RetryDecision
     delay: float = 0.0
@@ -201,7 +201,7 @@ class RetryState:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether an attempt so far may have been carried out without our knowing."""
+        """Whether an earlier attempt may have been executed without a response."""
         return self.ambiguous_since is not None
 
     def decide(self, result: AttemptResult, now: float, retry_after: float | None = None) -> Decision:
@@ -436,7 +436,7 @@ class OutcomeLog:
     def unknown(self, request: Request, result: Result, now: float) -> None:
         """Log a start that may have been carried out."""
         lost = result.attempt_result is AttemptResult.ACCEPTED
-        state = "the stream runs, but its sid is lost" if lost else "the stream may be running"
+        state = "the stream is running, but its sid was lost" if lost else "the stream may be running"
         level, suffix = self._level(request.priority, now)
         if _OUTCOME_LOG.isEnabledFor(level):
             happened = describe_result(request, result)

@@ -1,4 +1,4 @@
-"""What is known of one attempt to get an answer from the Space."""
+"""One attempt to send a request: its operation, priority, result and retry decision."""
 
 from enum import StrEnum
 from typing import Self
@@ -21,7 +21,7 @@ class _Word(StrEnum):
 
 
 class Operation(_Word):
-    """What a request does at the Space, which decides whether it may be sent again."""
+    """The operation of a request, which decides whether it may be retried."""
 
     READ = "read", "read"
     STOP = "stop", "stop"
@@ -33,9 +33,9 @@ class Operation(_Word):
     UNNAMED_START = "unnamed_start", "unnamed start"
 
     is_start: bool
-    """Whether doing it twice could make two streams."""
+    """Whether it is a start, which could create a second stream if it is repeated."""
     is_stop: bool
-    """Whether it ends a stream."""
+    """Whether it is a stop."""
 
     def __init__(self, value: str, _: str) -> None:
         """Derive the kind from the value."""
@@ -43,7 +43,7 @@ class Operation(_Word):
 
 
 class Priority(_Word):
-    """Which requests go first where they have to wait: the interactive ones."""
+    """Priority of a request in queues: interactive requests go first."""
 
     INTERACTIVE = "interactive", "single calls"
     BULK = "bulk", "items of bulk runs"
@@ -57,17 +57,17 @@ class AttemptResult(_Word):
     STALE_CONNECTION = "stale_connection", "the kept-alive connection was dead"
     UNRETRYABLE = "unretryable", "the connection can't be used"
     DEADLINE_EXCEEDED = "deadline_exceeded", "not sent in time"
-    BREAKER_OPEN = "breaker_open", "not tried, the Space kept failing"
-    NO_RESPONSE = "no_response", "no answer came"
+    BREAKER_OPEN = "breaker_open", "not attempted, the circuit breaker is open"
+    NO_RESPONSE = "no_response", "no response"
     SESSION_FAILED = "session_failed", "the borrowed session's own code failed"
-    MALFORMED = "malformed", "the answer can't be read"
-    ACCEPTED = "accepted", "accepted, but the answer can't be read"
+    MALFORMED = "malformed", "the response can't be parsed"
+    ACCEPTED = "accepted", "accepted, but the response can't be parsed"
     REDIRECTED = "redirected", "redirected"
     REJECTED = "rejected", "refused"
     FORBIDDEN = "forbidden", "access refused"
     DUPLICATE_NAME = "duplicate_name", "refused as a duplicate name"
-    NOT_FOUND = "not_found", "nothing there to stop"
-    ALREADY_STOPPED = "already_stopped", "stopped already"
+    NOT_FOUND = "not_found", "no such stream"
+    ALREADY_STOPPED = "already_stopped", "already stopped"
     TARGET_ENDED = "target_ended", "its call or conference is not in progress"
     TRY_AGAIN = "try_again", "asked to try again"
     THROTTLED = "throttled", "too many requests"
@@ -77,25 +77,25 @@ class AttemptResult(_Word):
 
 
 class RetryDecision(_Word):
-    """What is done after an attempt."""
+    """The decision after an attempt."""
 
     SUCCEED = "succeed", "finish"
     RETRY = "retry", "retry"
     RETRY_UNSENT = "retry_unsent", "retry, nothing was sent"
-    RETRY_IMMEDIATELY = "retry_immediately", "retry at once"
-    RETRY_IMMEDIATELY_ONCE = "retry_immediately_once", "retry at once, one time"
+    RETRY_IMMEDIATELY = "retry_immediately", "retry immediately"
+    RETRY_IMMEDIATELY_ONCE = "retry_immediately_once", "retry immediately, once"
     RESEND = "resend", "send again under the same name"
-    WAIT_FOR_RATE_LIMIT = "wait_for_rate_limit", "wait until the Space takes requests again"
-    ALREADY_STARTED = "already_started", "it runs already"
-    ALREADY_STOPPED = "already_stopped", "it is stopped already"
-    SUCCEED_WITHOUT_SID = "succeed_without_sid", "it runs, known by its name"
+    WAIT_FOR_RATE_LIMIT = "wait_for_rate_limit", "wait until the Space accepts requests again"
+    ALREADY_STARTED = "already_started", "already running"
+    ALREADY_STOPPED = "already_stopped", "already stopped"
+    SUCCEED_WITHOUT_SID = "succeed_without_sid", "running, known by its name"
     FAIL = "fail", "fail"
     UNKNOWN = "unknown", "the outcome is unknown"
 
 
 @frozen(kw_only=True)
 class Attempt:
-    """One attempt, as ``on_attempt`` gets it. It holds no secret.
+    """One attempt, as passed to ``on_attempt``. It contains no secrets.
 
     Attributes:
         target: the sid of the conference or call, or the path of a list.
@@ -103,8 +103,8 @@ class Attempt:
         number: counted from 1 within the call.
         phase: how far it got.
         sent: whether the Space received this attempt.
-        status: the HTTP status, if one came.
-        code: the platform's error code, if one came.
+        status: the HTTP status, if one arrived.
+        code: the platform's error code, if one arrived.
         queue_time: seconds that it waited for a connection slot and for the rate limiter.
         duration: seconds that it then took.
         next_delay: seconds until the next attempt.

@@ -1,6 +1,6 @@
 """The vendor's fixed vocabularies.
 
-A value in a request that is not listed is refused before anything is sent. In answers an unknown one is kept as it
+A value in a request that is not listed is refused before anything is sent. In responses an unknown one is kept as it
 came, as a plain ``str``.
 """
 
@@ -32,7 +32,7 @@ class Track(_Choice):
 
 
 class Codec(StrEnum):
-    """How the audio of a conference stream is encoded (``StreamCodec``).
+    """Encoding of a conference stream's audio (``StreamCodec``).
 
     A start also takes these names with a sample rate and a packet time, as in ``"PCMU@40i"`` (frames of 40 ms) or
     ``"L16@24000h@40i"``. Those, and ``G722``, are documented for the platform's other APIs, not for this field; a Space
@@ -93,7 +93,7 @@ class CallDirection(StrEnum):
 
 
 class AnsweredBy(StrEnum):
-    """What answered the call."""
+    """Whether a person or a machine answered the call."""
 
     HUMAN = "human"
     MACHINE = "machine"

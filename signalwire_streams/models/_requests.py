@@ -1,4 +1,4 @@
-"""Requests to start a stream. A field's metadata says all that form encoding, storage and redaction need."""
+"""Requests to start a stream. Field metadata drives form encoding, storage and redaction."""
 
 from collections.abc import Mapping
 from copy import copy
@@ -37,7 +37,7 @@ class StartOptions(TypedDict, total=False):
 
 
 class OpenOptions(StartOptions, total=False):
-    """What starting and receiving a stream takes besides its target and token; see `MediaReceiver.open`."""
+    """The arguments of `MediaReceiver.open` besides target and token."""
 
     url: str
     name: str | None
@@ -58,7 +58,7 @@ SCOPE = "scope"
 
 def _not_on_a_call(_: object, attribute: "Attribute[None]", value: Any) -> None:  # noqa: ANN401
     if value is not None:
-        raise InvalidRequestError(f"{attribute.name} is for conference streams only: leave it out on a call")
+        raise InvalidRequestError(f"{attribute.name} is for conference streams only: omit it on a call")
 
 
 def _redacted_url(url: str | None) -> str:
@@ -72,7 +72,7 @@ def _parameter_names(parameters: Mapping[str, str]) -> str:
 @masks_secrets_of_init
 @frozen(kw_only=True)
 class StartStream:
-    """What every start has in common. Use `StartConferenceStream` or `StartCallStream`.
+    """Fields that all starts share. Use `StartConferenceStream` or `StartCallStream`.
 
     Attributes:
         url: ``Url``, the wss address that the Space connects to; no query string.
@@ -131,7 +131,7 @@ class StartStream:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What of it must never be shown: each field's value, or the private parts of a URL."""
+        """Values that must never be shown: secret fields, and the private parts of URLs."""
         found: tuple[str, ...] = ()
         for name, secret in _SECRETS:
             value = getattr(self, name)

@@ -1,4 +1,4 @@
-"""What the Space responds: streams, conferences, calls, participants and pages of them."""
+"""The Space's resources: streams, conferences, calls, participants, and pages of them."""
 
 import re
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ class Page(Generic[_Item_co]):
     """One page of a list, with the addresses of other pages as the Space wrote them.
 
     Attributes:
-        next_page_uri: the address of the next page, or None on the last one. It is followed as it stands.
+        next_page_uri: the address of the next page, or None on the last one. It is followed unchanged.
         page: the page's number, from 0.
         page_size: how many items a full page holds.
     """
@@ -102,7 +102,7 @@ class _Stream:
     Attributes:
         sid: the stream's id. None if the Space started the stream but its id was lost; then ``name`` is the handle.
         name: the ``Name`` it was started under, or None.
-        status: a `StreamStatus`, or the unknown text as it came.
+        status: a `StreamStatus`, or the unknown text as received.
         account_sid: the project.
         date_updated_text: the date exactly as the Space wrote it.
         uri: the stream's path on the Space.
@@ -110,7 +110,7 @@ class _Stream:
             was asked for. ``sid`` may then belong to another stream, so the handle is the **name**.
         already_started: True if the Space refused a repeated start as a duplicate of its own first attempt.
         already_ended: True if a stop found that the stream had ended before, by itself or with its call or conference.
-        extra: keys of the response that this version does not know, as they came.
+        extra: keys of the response that this version does not know, as received.
     """
 
     sid: str | None = None
@@ -157,11 +157,11 @@ class Call(_Dated):
     """A call.
 
     Attributes:
-        status: a `CallStatus`, or the unknown text as it came.
+        status: a `CallStatus`, or the unknown text as received.
         from_: the caller (``from`` on the wire).
         duration: seconds.
         audio_rtt_avg: milliseconds, like the other round-trip times and jitters.
-        extra: keys of the response that this version does not know, as they came.
+        extra: keys of the response that this version does not know, as received.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/calls
     """
@@ -220,9 +220,9 @@ class Conference(_Dated):
     """A conference.
 
     Attributes:
-        status: a `ConferenceStatus`, or the unknown text as it came.
+        status: a `ConferenceStatus`, or the unknown text as received.
         friendly_name: the room's name.
-        extra: keys of the response that this version does not know, as they came.
+        extra: keys of the response that this version does not know, as received.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/conferences
     """
@@ -246,8 +246,8 @@ class Participant(_Dated):
 
     Attributes:
         call_sid: the participant's call.
-        status: a `ParticipantStatus`, or the unknown text as it came.
-        extra: keys of the response that this version does not know, as they came.
+        status: a `ParticipantStatus`, or the unknown text as received.
+        extra: keys of the response that this version does not know, as received.
 
     Source: https://signalwire.com/docs/compatibility-api/rest/participants
     """

@@ -72,7 +72,7 @@ def check_path_segment(value: object, what: str) -> str:
         raise InvalidRequestError(f"{what} is empty: write the one that the API or your dashboard shows")
     if not is_path_segment(value):
         raise InvalidRequestError(
-            f"{what} {value!r} can't be part of a path: write it without blanks, '/', '\\', '?', '#', '%', '..'"
+            f"{what} {value!r} can't be part of a path: write it without whitespace, '/', '\\', '?', '#', '%', '..'"
         )
     return value
 
@@ -90,13 +90,13 @@ def validate_stream_url(_: object, __: "Attribute[Any]", value: object) -> None:
 def _check_stream_url(url: str) -> None:
     shown = redact_url(url)
     if any(character.isspace() or not character.isprintable() for character in url):
-        raise InvalidRequestError(f"url {shown!r} holds blanks or control characters: percent-encode them")
+        raise InvalidRequestError(f"url {shown!r} contains whitespace or control characters: percent-encode them")
     if "?" in url:
         raise InvalidRequestError(
             f"url {shown!r} has a query string, which SignalWire refuses: pass the values as parameters={{...}}"
         )
     if "#" in url:
-        raise InvalidRequestError(f"url {shown!r} has a fragment: write it without the '#' and what follows")
+        raise InvalidRequestError(f"url {shown!r} has a fragment: remove the '#' and everything after it")
     if url.startswith("//"):
         raise InvalidRequestError(f"url has no scheme: write 'wss://{shown.lstrip('/') or 'host/path'}'")
     if url.startswith("/"):  # "Absolute or relative URL" says the API; what it is relative to, it does not
@@ -107,7 +107,7 @@ def _check_stream_url(url: str) -> None:
         raise InvalidRequestError(f"url {shown!r} does not start with a scheme and '://': write 'wss://{bare}'")
     if scheme.lower() != "wss":
         bare = shown.partition("://")[2]
-        raise InvalidRequestError(f"url starts with {scheme}://, and SignalWire takes wss only: write 'wss://{bare}'")
+        raise InvalidRequestError(f"url starts with {scheme}://, but SignalWire accepts wss only: write 'wss://{bare}'")
     _check_host(url, shown)
 
 
@@ -119,7 +119,7 @@ def _scheme_of(url: str) -> str | None:
 def _check_host(url: str, shown: str) -> None:
     if "@" in url.partition("://")[2].partition("/")[0]:
         raise InvalidRequestError(
-            f"url {shown!r} carries a user and password: pass authorization_bearer_token=... instead"
+            f"url {shown!r} contains a user name and password: pass authorization_bearer_token=... instead"
         )
     if not _has_host(url):
         raise InvalidRequestError("url has no host, or an invalid port: write it as 'wss://host:443/path'")
@@ -139,7 +139,7 @@ def validate_callback_url(_: object, __: "Attribute[Any]", value: object) -> Non
     good = url.lower().startswith(("http://", "https://")) and _has_host(url) and url.isprintable()
     if not good or " " in url:
         raise InvalidRequestError(
-            f"status_callback {redact_url(url)!r} is no http(s) address: write it as 'https://host/path'"
+            f"status_callback {redact_url(url)!r} is not an http(s) URL: write it as 'https://host/path'"
         )
 
 
@@ -149,17 +149,17 @@ def check_parameters(value: Mapping[str, str]) -> Mapping[str, str]:
         raise InvalidRequestError(f"parameters must be a mapping of names to values, not {kind_of(value)}")
     if len(value) > MAX_PARAMETERS:
         raise InvalidRequestError(
-            f"{len(value)} parameters are too many: SignalWire takes {MAX_PARAMETERS}; join some into one value"
+            f"{len(value)} parameters are too many: SignalWire accepts {MAX_PARAMETERS}; combine some into one value"
         )
     for name, text in value.items():
         if not isinstance(name, str):
             raise InvalidRequestError(f"a parameter's name is of type {type(name).__name__}: write it as a str")
         if not name.strip():
-            raise InvalidRequestError("a parameter has an empty name: give each value a name of its own")
+            raise InvalidRequestError("a parameter has an empty name: give each value its own name")
         if not isinstance(text, str):
             raise InvalidRequestError(f"parameter {name!r} is of type {kind_of(text)}: write its value as a str")
         if not _is_encodable(name + text):
-            raise InvalidRequestError("a parameter holds half a surrogate pair: write texts that UTF-8 can carry")
+            raise InvalidRequestError("a parameter contains a lone surrogate: pass text that can be encoded as UTF-8")
     return dict(value)
 
 
@@ -172,7 +172,8 @@ def validate_bearer_token(_: object, __: "Attribute[Any]", value: object) -> Non
     token = _text(value, "authorization_bearer_token", "the token that your WebSocket server expects")
     if not all("!" <= character <= "~" for character in token):
         raise InvalidRequestError(
-            "authorization_bearer_token holds blanks or is not ASCII: write the bare token, without 'Bearer'"
+            "authorization_bearer_token contains whitespace or non-ASCII characters: write the bare "
+            "token, without 'Bearer'"
         )
 
 
@@ -188,7 +189,7 @@ def check_deadline(value: object) -> float | None:
 
 def check_seconds(value: object, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _YEAR:
-        raise InvalidRequestError(f"{what} must be a number of seconds above 0, and at most a year's")
+        raise InvalidRequestError(f"{what} must be a number of seconds above 0, and at most a year")
     return value
 
 
@@ -208,7 +209,7 @@ def check_word(value: object, vocabulary: type[_WORD], what: str) -> _WORD:
 
 
 def check_codec(value: Codec | str) -> Codec | str:
-    """Return a `Codec`, or a text with a sample rate or packet time of its own as it is."""
+    """Return a `Codec`, or a text with a sample rate or packet time unchanged."""
     if isinstance(value, str):
         text = str(value)
         if text in _CODECS:
@@ -246,7 +247,7 @@ _mark_coroutine_function: Callable[[object], object] = getattr(
 
 
 class Secret(str):
-    """A text whose ``repr`` hides it. All else is the text's own: it is equal to it, and is sent as it."""
+    """A text whose ``repr`` hides it. Otherwise it behaves like the text itself: equal to it, and sent unchanged."""
 
     __slots__ = ()
 
@@ -259,7 +260,7 @@ class Secret(str):
 
 @frozen
 class Unusable:
-    """In place of a value of a wrong type, which may hold a secret all the same: the checks need its type only."""
+    """Replaces a value of a wrong type, which may contain a secret: the checks need only its type."""
 
     kind: str
 
@@ -283,7 +284,7 @@ def mask(value: object) -> object:
 
 
 def _mask_each(value: object) -> object:
-    """Mask the values of a list; a value that is no list is masked as a whole."""
+    """Mask the values of a list; a value that is not a list is masked as a whole."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         return mask(value)
     return tuple(map(mask, value))
@@ -295,7 +296,7 @@ def _mask_url(value: object) -> object:
 
 
 def _mask_project(value: object) -> object:
-    """Mask a Project ID that has something behind a colon, where the token would be."""
+    """Mask a Project ID with text after a colon, where the token would be."""
     return value if isinstance(value, str) and ":" not in value else mask(value)
 
 
@@ -354,7 +355,7 @@ def validate_flag(_: object, attribute: "Attribute[Any]", value: object) -> None
 
 def validate_fraction(_: object, attribute: "Attribute[Any]", value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise InvalidRequestError(f"{attribute.name} must be a part of the whole, above 0 and up to 1, not {value!r}")
+        raise InvalidRequestError(f"{attribute.name} must be a fraction above 0 and up to 1, not {value!r}")
 
 
 def validate_backoff(_: object, attribute: "Attribute[Any]", value: object) -> None:

@@ -1,4 +1,4 @@
-"""The other end of a stream: a WebSocket server that the Space dials, and what it receives."""
+"""The receiving end of a stream: the WebSocket server that the Space connects to, and the events it receives."""
 
 from signalwire_streams.receiver._media_receiver import MediaReceiver
 from signalwire_streams.receiver._playback import Playback

@@ -27,7 +27,7 @@ Handler: TypeAlias = Callable[[StreamSession], Awaitable[None]]
 """A user's function: ``async def handler(session)``."""
 
 _WATCH_INTERVAL = 0.05  # seconds that frames may wait in a socket while its handler is busy elsewhere
-_MIN_BACKGROUND = 1.0  # seconds that a task of its own then reads them, since a busy handler will be busy again
+_MIN_BACKGROUND = 1.0  # seconds of reading in the background, since a busy handler will be busy again
 _BURST = 100  # messages that are read before other tasks get a turn
 _PONG_SHARE = 0.5  # of the heartbeat: time that the other end has to answer a ping
 _MIN_IGNORED = 100  # messages without an event that may precede the start event, however small the queue is
@@ -88,16 +88,16 @@ class Connection:
                         await self.socket.pong(message.data)
                     elif (start := self._on_early_message(message)) is not None:
                         return start
-            self.failure = "it was closed before that"
+            self.failure = "it was closed before a stream started"
         except TimeoutError:
-            self.failure = f"nothing more came within {timeout:g} s"
+            self.failure = f"nothing more arrived within {timeout:g} s"
         except ConnectionError:
             self.failure = "the connection broke"
         except MalformedFrameError as error:
             self.failure = str(error)
         if self._malformed:
             self.failure += f"; {self._malformed} frames could not be read"
-        self._failure_log.warning("a socket was opened, and no stream began on it: %s", self.failure)
+        self._failure_log.warning("a socket was opened, but no stream started on it: %s", self.failure)
         await self.close(WSCloseCode.POLICY_VIOLATION)
         return None
 
@@ -107,7 +107,7 @@ class Connection:
             self._ignore()
             return None
         if message.type is WSMsgType.ERROR:
-            raise MalformedFrameError("what came is no WebSocket message")
+            raise MalformedFrameError("the received data is not a WebSocket message")
         try:
             event = decode_event(message.data, elapsed=0.0)
         except MalformedFrameError:
@@ -119,7 +119,7 @@ class Connection:
         if isinstance(event, ConnectedEvent | StopEvent):
             self._ignore()
         elif len(self._early) >= self._max_queue or self._early_bytes >= self._max_queue_bytes:
-            raise MalformedFrameError("too many frames came before the start event")
+            raise MalformedFrameError("too many frames arrived before the start event")
         else:
             self._early.append(event)
             self._early_bytes += memory_of(event)
@@ -128,7 +128,7 @@ class Connection:
     def _ignore(self) -> None:
         self._ignored += 1
         if self._ignored > max(self._max_queue, _MIN_IGNORED):
-            raise MalformedFrameError("too many frames came before the start event")
+            raise MalformedFrameError("too many frames arrived before the start event")
 
     async def run(self, session: StreamSession, handler: Handler) -> None:
         """Run the handler, and read the socket for its session, until both have ended."""
@@ -170,7 +170,7 @@ class Connection:
         await self.close(_CLOSE_CODES.get(self.session.end_reason or EndReason.CLOSED, WSCloseCode.OK))
 
     async def close(self, code: WSCloseCode) -> None:
-        """Close the socket with a code; reset the connection when this is cancelled."""
+        """Close the socket with a code; reset the connection if this is cancelled."""
         try:
             await self.socket.close(code=code)
         except asyncio.CancelledError:

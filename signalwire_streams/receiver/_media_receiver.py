@@ -1,4 +1,4 @@
-"""`MediaReceiver`: an aiohttp handler, or a server of its own, that turns audio sockets into sessions."""
+"""`MediaReceiver`: an aiohttp handler, or a standalone server, that turns audio sockets into sessions."""
 # ruff: noqa: SLF001  (what is private to users of a session is not to this package)
 
 import asyncio
@@ -79,13 +79,13 @@ class MediaReceiver(StarterMixin):
         Args:
             handler: called with each session. Without a handler, only the streams of `open` and `open_many` are
                 received.
-            bearer_tokens: tokens that admit a stream to the handler, checked before the upgrade: one, several, a
-                function (``def`` or ``async def``) that returns True for a valid one, or None to admit everybody.
-                A token is visible ASCII without blanks.
+            bearer_tokens: tokens that authorize a stream for the handler, checked before the upgrade: one, several, a
+                function (``def`` or ``async def``) that returns True for a valid one, or None to allow anyone.
+                A token is visible ASCII without whitespace.
             bidirectional: whether the streams play the audio that is sent back.
             max_queue: media events that may wait for a slow handler; each track sends 50 per second.
-            max_queue_bytes: memory limit for those events, and again for keys and marks; by default 4 KiB for each
-                event of ``max_queue``.
+            max_queue_bytes: memory limit for those events, and a second one of the same size for DTMF and marks; by
+                default 4 KiB for each event of ``max_queue``.
             overflow: what to do when the queue is full.
             start_timeout: seconds from the upgrade to the start event, and for a token check.
             frame_limit: bytes that one message may have.
@@ -127,7 +127,7 @@ class MediaReceiver(StarterMixin):
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Receive one stream, until it has ended and its handler has returned.
 
-        Only `serve` limits connections without a stream. In an application of yours, set a limit of its own:
+        Only `serve` limits connections without a stream. In your own application, set a limit yourself:
         ``web.AppRunner(app, keepalive_timeout=10)`` closes a connection when the head of its request takes longer. By
         default aiohttp waits for an hour.
         """
@@ -179,16 +179,16 @@ class MediaReceiver(StarterMixin):
         )
 
     async def _allows(self, token: str | None, slot: Slot) -> bool | None:
-        """Check a token. Return None if that is too slow, or the client or the receiver is gone before it ends."""
+        """Check a token. Return None on timeout, or if the client or the receiver closes first."""
         admitted = await _unless(
             self._authenticator.allows(token), self._closing, slot.closed, limit=self._start_timeout
         )
         if admitted is None and not self._closing.is_set() and not slot.closed.is_set():
-            _LOG.warning("the token check did not return within %g s, so the stream is refused", self._start_timeout)
+            _LOG.warning("the token check did not return within %g s, so the stream is rejected", self._start_timeout)
         return admitted
 
     async def _wait_start(self, connection: Connection) -> StartEvent | None:
-        """Wait for the start event, unless the receiver is closed before it comes."""
+        """Wait for the start event, or until the receiver is closed."""
         self.pending_sockets += 1
         try:
             start = await _unless(connection.wait_start(self._start_timeout), self._closing)
@@ -312,7 +312,7 @@ class MediaReceiver(StarterMixin):
             labels = sorted(session.label for session in self.sessions)
             more = f" and {len(labels) - _MAX_NAMED} more" if len(labels) > _MAX_NAMED else ""
             _LOG.error(
-                "%d handlers are still running although they were cancelled, and are left behind: %s of %s%s",
+                "%d handlers are still running after being cancelled, and are abandoned: %s of %s%s",
                 len(labels),
                 getattr(self._handler, "__qualname__", "handler"),
                 ", ".join(labels[:_MAX_NAMED]),
@@ -322,7 +322,7 @@ class MediaReceiver(StarterMixin):
             await self._wait_for_handlers(_GRACE)
 
     async def _free_descriptor(self) -> bool:
-        """Close the oldest connection without a stream to free its descriptor. Return False if there is none."""
+        """Close the oldest connection without a stream, so a handler can open a file. Return False if none is left."""
         for server in self._servers:
             if await server.free_descriptor():
                 return True
@@ -353,7 +353,7 @@ class MediaReceiver(StarterMixin):
 async def _unless(
     work: Coroutine[Any, Any, _Result], *events: asyncio.Event, limit: float | None = None
 ) -> _Result | None:
-    """Return what a coroutine returns; cancel it and return None if an event is set or the limit is over before."""
+    """Return a coroutine's result; cancel it and return None if an event is set or the time limit passes first."""
     task, *stops = map(asyncio.create_task, (work, *(event.wait() for event in events)))
     try:
         await asyncio.wait({task, *stops}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
@@ -377,11 +377,11 @@ def _check_handler(handler: Handler | None, tokens: MaskedTokens) -> None:
         raise InvalidRequestError(f"bearer_tokens is a {kind_of(tokens)}: pass a token, several, or a function")
     if handler is not None and tokens == ():
         raise InvalidRequestError(
-            "a handler needs bearer_tokens=..., which says who may deliver a stream to it (None: everybody)"
+            "a handler needs bearer_tokens=..., which decides who may send streams to it (None: anyone)"
         )
     if handler is None and tokens != ():
         raise InvalidRequestError(
-            "bearer_tokens=... lets streams in, and there is no handler: pass one, or leave the tokens out"
+            "bearer_tokens=... was passed without a handler: pass a handler, or omit bearer_tokens"
         )
 
 
@@ -390,4 +390,6 @@ def _check_path(path: str) -> None:
         raise InvalidRequestError(f"path {path!r} does not begin with a slash: write it as '/audio'")
     url = URL(f"ws://host{path}")
     if path not in {url.path, url.raw_path}:
-        raise InvalidRequestError(f"path {path!r} is not what a client would request: write it as {url.raw_path!r}")
+        raise InvalidRequestError(
+            f"path {path!r} differs from the path that clients request: write it as {url.raw_path!r}"
+        )

@@ -1,4 +1,4 @@
-"""Sending over a bidirectional stream: audio in real time, marks, keys.
+"""Sending over a bidirectional stream: audio in real time, marks, DTMF.
 
 As far as documented, streams started over REST only send; bidirectional ones come from cXML (``<Connect><Stream>``).
 The protocol does not say which kind a stream is, so the receiver needs ``bidirectional=True``.
@@ -31,13 +31,14 @@ class Socket(Protocol):
 
 
 class Playback:
-    """Sends audio, marks and keys over one bidirectional stream.
+    """Sends audio, marks and DTMF over one bidirectional stream.
 
     Attributes:
         socket: the WebSocket.
         stream_sid: the stream's id, which is in every message.
         audio_format: encoding of the audio in both directions.
-        bidirectional: whether the Space plays what it is sent; if False, every method raises `InvalidRequestError`.
+        bidirectional: whether the Space plays the audio sent to it; if False, every method raises
+            `InvalidRequestError`.
         now: clock, in seconds.
         sleep: waits for a number of seconds.
     """
@@ -59,7 +60,7 @@ class Playback:
             socket: the WebSocket.
             stream_sid: the stream's id.
             audio_format: encoding of the audio.
-            bidirectional: whether the Space plays what it is sent.
+            bidirectional: whether the Space plays the audio sent to it.
             now: clock, in seconds.
             sleep: waits for a number of seconds.
             max_message: bytes that a message from the Space may have.
@@ -80,7 +81,7 @@ class Playback:
     async def play(self, audio: bytes) -> None:
         """Send audio in real time, in frames of 20 ms.
 
-        The audio may be split over calls at any byte. What is left of the last frame waits for the next call, or for
+        The audio may be split over calls at any byte. The remainder of the last frame waits for the next call, or for
         `flush` or `mark`. Return when the Space holds at most 100 ms of audio beyond what is playing, so a loop of
         calls sends evenly. `clear` ends the call, and the rest of its audio is not sent.
 
@@ -100,7 +101,7 @@ class Playback:
             self._rest += audio[whole:]
 
     async def flush(self) -> None:
-        """Send the audio that `play` has kept, as a frame of less than 20 ms. Half a sample is still kept.
+        """Send the audio that `play` has buffered, as a frame of less than 20 ms. A partial sample stays buffered.
 
         Raises:
             InvalidRequestError: the stream is not bidirectional.
@@ -143,14 +144,14 @@ class Playback:
         """
         self._check_open()
         if not _is_text(name):
-            raise InvalidRequestError(f"a mark can't be called {name!r}: write a name that is a str and not empty")
+            raise InvalidRequestError(f"{name!r} is not a mark name: pass a str that is not empty")
         if any("\ud800" <= character <= "\udfff" for character in name):
-            raise InvalidRequestError("a mark's name holds half a surrogate pair: write text that UTF-8 can carry")
+            raise InvalidRequestError("a mark's name contains a lone surrogate: pass text that can be encoded as UTF-8")
         if len(self._message("mark", mark={"name": name})) + _ECHO_MARGIN > self._max_message:
             raise InvalidRequestError("a mark's name is so long that its echo would exceed frame_limit: shorten it")
         await self.flush()
         played: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # It keeps its place even if nobody waits for it any more, since its echo comes all the same.
+        # It keeps its place even if nothing waits for it any more, since its echo still arrives.
         self._marks.setdefault(name, deque()).append(played)
         try:
             await self._send("mark", mark={"name": name})
@@ -160,7 +161,7 @@ class Playback:
         await played
 
     async def clear(self) -> None:
-        """Drop the audio that was not played yet, here and in the Space; marks after it come back at once.
+        """Drop the audio that was not played yet, here and in the Space; its marks return immediately.
 
         Raises:
             InvalidRequestError: the stream is not bidirectional.
@@ -172,22 +173,22 @@ class Playback:
         self._plays_until = self.now()
 
     async def send_dtmf(self, digits: str) -> None:
-        """Send keys as if they were pressed.
+        """Send DTMF digits.
 
         Args:
             digits: ``0`` to ``9``, ``*``, ``#`` and ``A`` to ``D``; at least one.
 
         Raises:
-            InvalidRequestError: one of them is not a key, or the stream is not bidirectional; nothing was sent.
+            InvalidRequestError: one of them is not a DTMF digit, or the stream is not bidirectional; nothing was sent.
             TransportError: the stream ended before all of them were sent.
         """
         if not _is_text(digits) or not _KEYS.issuperset(digits):
-            raise InvalidRequestError(f"{digits!r} are no keys: write them of 0 to 9, *, # and A to D")
+            raise InvalidRequestError(f"{digits!r} are not DTMF digits: use 0 to 9, *, # and A to D")
         for digit in digits:
             await self._send("dtmf", dtmf={"digit": digit})
 
     def _on_mark(self, name: str) -> None:
-        """Called when a mark comes back."""
+        """Called when a mark returns."""
         if name in self._marks:
             played = self._marks[name][0]
             self._forget(name, played)
@@ -195,7 +196,7 @@ class Playback:
                 played.set_result(None)
 
     def _close(self) -> None:
-        """Called when the stream has ended; no mark comes back any more."""
+        """Called when the stream has ended; no further mark returns."""
         self._is_closed = True
         for waiting in self._marks.values():
             for played in waiting:

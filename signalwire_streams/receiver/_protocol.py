@@ -9,7 +9,7 @@
 ...             await consume(event.track, event.payload)
 
 Both dialects are supported: SignalWire's, and Twilio's, which puts ``streamSid`` on every frame. Numbers may be
-strings. Unknown keys and events are kept, not refused.
+strings. Unknown keys and events are kept, not rejected.
 
 Source: https://signalwire.com/docs/compatibility-api/rest/streams
 """
@@ -127,7 +127,7 @@ class MediaEvent:
 
 @frozen(kw_only=True)
 class DtmfEvent(_JsonEvent):
-    """A key was pressed.
+    """A DTMF digit was received.
 
     Attributes:
         digit: ``0`` to ``9``, ``*``, ``#``, ``A`` to ``D``.
@@ -246,9 +246,9 @@ def _decode_json(frame: str | bytes, elapsed: float | None) -> AudioEvent:
         text = frame if isinstance(frame, str) else frame.decode(json.detect_encoding(frame), "surrogatepass")
         document = json.loads(text)
     except (ValueError, RecursionError):
-        raise MalformedFrameError("a frame of the audio socket is no JSON") from None
+        raise MalformedFrameError("a frame of the audio socket is not JSON") from None
     if not isinstance(document, dict):
-        raise MalformedFrameError("a frame of the audio socket is no JSON object")
+        raise MalformedFrameError("a frame of the audio socket is not a JSON object")
     name = document.get("event")
     if name == "media":
         return _decode_media(document, elapsed)
@@ -316,7 +316,7 @@ def _decode_base64(payload: Any) -> bytes:  # noqa: ANN401  (it may be any JSON)
     try:
         return a2b_base64(payload, strict_mode=True)
     except (TypeError, ValueError, Base64Error):
-        raise MalformedFrameError("a media frame's payload is no base64") from None
+        raise MalformedFrameError("a media frame's payload is not base64") from None
 
 
 def _decode_dtmf(document: dict[str, Any]) -> DtmfEvent:

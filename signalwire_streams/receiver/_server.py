@@ -1,4 +1,4 @@
-"""HTTP server of a receiver. It limits the connections that carry no stream, so that slow clients cannot exhaust it.
+"""HTTP server of a receiver. It limits the connections without a stream, so slow clients cannot exhaust it.
 
 aiohttp's own sites let asyncio accept connections. asyncio accepts as many as come, logs one error for each failed
 accept when the process runs out of file descriptors, and leaves a connection in its TLS handshake to a timeout of
@@ -114,7 +114,7 @@ class AudioSocket(web.WebSocketResponse):
         return closed
 
     async def _send(self, sending: Coroutine[Any, Any, None], size: int) -> None:
-        """Send a message; if that may have to wait, in a task that a cancelled sender leaves running."""
+        """Send a message; if it may block, in a task that continues when the sender is cancelled."""
         if self._sends_at_once(size):
             await sending
         else:
@@ -123,7 +123,7 @@ class AudioSocket(web.WebSocketResponse):
             task.result()
 
     def _sends_at_once(self, size: int) -> bool:
-        """Return whether a message is written without a wait, or is refused."""
+        """Return whether a message is written, or rejected, without waiting."""
         transport = self.transport
         if transport is None or transport.is_closing():
             return True
@@ -142,14 +142,14 @@ class AudioSocket(web.WebSocketResponse):
 
 
 Tokens: TypeAlias = str | Collection[str] | Callable[[str], bool | Awaitable[bool]] | None
-"""One token, several, a function that checks one, or None to admit everybody."""
+"""One token, several, a function that checks one, or None to allow anyone."""
 
 _NO_TOKENS: tuple[type[object], ...] = (bytes, bytearray)  # collections of numbers
 MaskedTokens: TypeAlias = tuple[object, ...] | Callable[[str], bool | Awaitable[bool]] | Unusable | None
 
 
 def mask_tokens(tokens: Tokens) -> MaskedTokens:
-    """Return tokens that no ``repr`` shows, as a tuple. Anything else than tokens is replaced by its type."""
+    """Return tokens as a tuple, hidden from ``repr``. Anything but tokens is replaced by its type."""
     if tokens is None or callable(tokens):
         return tokens
     if isinstance(tokens, str):
@@ -166,17 +166,18 @@ class TokenAuthenticator:
         """Create an authenticator.
 
         Raises:
-            InvalidRequestError: a token is no string, or a header can't carry it.
+            InvalidRequestError: a token is not a string, or cannot be sent in a header.
         """
         self._check = tokens if callable(tokens) else None
         self.admits_everybody = tokens is None
         self._hashes: set[bytes] = set()
         for token in tokens if isinstance(tokens, tuple) else ():
             if not token or not isinstance(token, str):
-                raise InvalidRequestError("a bearer token is empty or no str: write the token that the start passes")
+                raise InvalidRequestError("a bearer token is empty or not a str: pass the token that the start sends")
             if not all("!" <= character <= "~" for character in token):
                 raise InvalidRequestError(
-                    "a bearer token holds blanks or is not ASCII, so no start can pass it: write the bare token, "
+                    "a bearer token contains whitespace or non-ASCII characters, so no start can "
+                    "pass it: write the bare token, "
                     "without 'Bearer'"
                 )
             self._hashes.add(token_hash(token))
@@ -200,7 +201,7 @@ def bearer_token(authorization: str | None) -> str | None:
 
 
 def token_hash(token: str) -> bytes:
-    """Return what tokens are looked up by, so that the time of a look-up reveals nothing about the valid ones."""
+    """Return the hash by which tokens are looked up, so that timing reveals nothing about the valid ones."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
@@ -238,7 +239,7 @@ _HTTP_LOG.addFilter(_MalformedRequestFilter())
 
 
 class Slot:
-    """A connection's place among those without a stream. By itself, as in an application of yours, it limits nothing.
+    """A connection's place among those without a stream. On its own, as in your own application, it limits nothing.
 
     Attributes:
         closed: set when the connection is closed.
@@ -251,7 +252,7 @@ class Slot:
         """Called when the connection has presented a valid token."""
 
     def release(self) -> None:
-        """Called when the connection begins to carry a stream."""
+        """Called when a stream starts on the connection."""
 
 
 Respond: TypeAlias = Callable[[web.BaseRequest, Slot], Awaitable[web.StreamResponse]]
@@ -288,7 +289,7 @@ class _Connection(Slot):
         self.released.set()
 
     def abort(self) -> None:
-        """Close it at once. The kernel still sends what is left of an HTTP response."""
+        """Close it immediately. The kernel still sends the rest of an HTTP response."""
         if self.can_reset:
             reset(self.transport)
         elif self.transport is not None:

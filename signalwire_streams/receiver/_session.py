@@ -31,7 +31,7 @@ BYTES_PER_EVENT = 4096
 
 
 class Overflow(StrEnum):
-    """What to do when the handler is too slow and the queue is full."""
+    """The action when the handler is too slow and the queue is full."""
 
     DROP_OLDEST = "drop_oldest"
     """Drop the oldest audio and count it, so that the handler catches up."""
@@ -40,7 +40,7 @@ class Overflow(StrEnum):
 
 
 class EventQueue:
-    """Events in order of arrival. When it overflows, it drops the oldest audio but never keys and marks.
+    """Events in order of arrival. When it overflows, it drops the oldest audio, but never DTMF or marks.
 
     It is its own iterator, for one consumer at a time. Cancelling `__anext__` loses no event.
     """
@@ -77,7 +77,7 @@ class EventQueue:
             self._on_drop(self._pop_droppable())
 
     def keep(self, event: KeptEvent) -> bool:
-        """Add an event that is never dropped. Return False, and add nothing, if too many of them wait."""
+        """Add an event that is never dropped. Return False, and add nothing, if too many of them are waiting."""
         if len(self._kept) >= self.max_events or self._kept_bytes >= self.max_bytes:
             return False
         self._kept.append((self._added, event))
@@ -103,7 +103,7 @@ class EventQueue:
             if self._is_closed:
                 raise StopAsyncIteration
             if self.is_awaited:
-                raise ClientStateError("a stream can be gone through by one loop at a time")
+                raise ClientStateError("only one loop at a time can iterate over a stream")
             self.is_awaited = True
             try:
                 await (self.read or self._wait)()
@@ -147,11 +147,11 @@ class EndReason(StrEnum):
     UNREADABLE = "unreadable"
     """The Space sent an invalid WebSocket frame, or a message above ``frame_limit``."""
     OVERFLOW = "overflow"
-    """The handler was too slow: the queue was full with `Overflow.CLOSE`, or too many keys and marks waited."""
+    """The handler was too slow: the queue was full with `Overflow.CLOSE`, or too many DTMF or marks were waiting."""
     HANDLER_RETURNED = "handler_returned"
     """The handler returned while the stream was running."""
     HANDLER_FAILED = "handler_failed"
-    """The handler raised."""
+    """The handler raised an exception."""
     SHUTDOWN = "shutdown"
     """The receiver was closed."""
     FAILED = "receiver_failed"
@@ -161,7 +161,7 @@ class EndReason(StrEnum):
 class StreamSession:
     """One stream as it is received: ``async for event in session``.
 
-    The loop yields media, keys, marks and unknown events in order of arrival, and ends with the stream. Frames that
+    The loop yields media, DTMF, mark and unknown events in order of arrival, and ends with the stream. Frames that
     were repeated or arrived late are included; a `WavRecorder` puts them in place. A wait for the next event may be
     cancelled, by ``asyncio.timeout`` for instance, and repeated on the same iterator. Only one task may wait at a
     time; a second one raises `ClientStateError`.
@@ -171,7 +171,7 @@ class StreamSession:
         audio_format: encoding, sample rate and channels of the audio.
         playback: sends audio back, on a bidirectional stream.
         statistics: counts of received, missing and dropped frames so far.
-        label: a name that is safe in file names and logs: the stream's sid, or a random name if that holds anything
+        label: a name that is safe in file names and logs: the stream's sid, or a random name if that contains anything
             but letters, digits, ``-`` and ``_``.
         end_reason: why the stream ended; None while it is running.
     """
@@ -214,7 +214,7 @@ class StreamSession:
         await self._ended.wait()
 
     def _enqueue(self, event: AudioEvent, now: float) -> bool:
-        """Queue an event that arrived at *now*, in seconds; return False if the session must end for it."""
+        """Queue an event that arrived at *now*, in seconds; return False if the session must end because of it."""
         if isinstance(event, MediaEvent):
             self.statistics.of(event.track)._record(event, now)
         elif isinstance(event, UnknownEvent):

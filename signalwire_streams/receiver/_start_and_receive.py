@@ -1,4 +1,4 @@
-"""Starting a stream and receiving it as one operation: REST answer, socket and callbacks arrive in any order."""
+"""Starting a stream and receiving it as one operation: REST response, socket and callbacks arrive in any order."""
 
 import asyncio
 import contextlib
@@ -76,7 +76,7 @@ class PendingStream:
         self._stop: Callable[[Any], Awaitable[object]]
 
     def begin(self, start: "asyncio.Future[Any]", stop: Callable[[Any], Awaitable[object]]) -> None:
-        """Attach the start request, and the function that stops a stream, given as itself, its sid or its name."""
+        """Attach the start request, and the function that stops a stream by object, sid or name."""
         self._start, self._stop = start, stop
         start.add_done_callback(self._on_answer)
 
@@ -96,8 +96,8 @@ class PendingStream:
             self._check_end_reason()
 
     def on_socket_failed(self, reason: str) -> None:
-        """Called when the socket came and no stream began on it. There will be no other socket."""
-        self._fail(OpenError(f"its socket came, and no stream began on it: {reason}", stage="socket"))
+        """Called when the socket connected but no stream started on it. There will be no other socket."""
+        self._fail(OpenError(f"its socket connected, but no stream started on it: {reason}", stage="socket"))
 
     async def on_session(self, session: StreamSession) -> None:
         """Pass the session to the user, as its handler, until the user is done or the stream ends."""
@@ -114,7 +114,9 @@ class PendingStream:
     def _check_end_reason(self) -> None:
         reason = self._end_reasons.get(self._stream_sid) if self._stream_sid is not None else None
         if reason is not None:
-            self._fail(OpenError(f"the Space says that the stream ended before it came in: {reason}", stage="callback"))
+            self._fail(
+                OpenError(f"the Space reports that the stream ended before it arrived: {reason}", stage="callback")
+            )
 
     def _fail(self, error: OpenError) -> None:
         if not self._arrival.done():
@@ -125,10 +127,10 @@ class PendingStream:
         """Wait for the session.
 
         Args:
-            timeout: seconds from the answer to the start request to the socket.
+            timeout: seconds from the response to the start request to the socket.
 
         Raises:
-            OpenError: the start failed, no socket came, or the Space reported that the stream ended.
+            OpenError: the start failed, no socket connected, or the Space reported that the stream ended.
         """
         await asyncio.wait({self._start, self._arrival}, return_when=asyncio.FIRST_COMPLETED)
         error = self._start_error()
@@ -140,16 +142,19 @@ class PendingStream:
             return self._arrival.result()
         reason = self._last_end_reason
         if reason is not None:
-            raise OpenError(f"no socket came, and the Space says of a stream of that name: {reason}", stage="callback")
+            raise OpenError(
+                f"no socket connected, and the Space reports for a stream of that name: {reason}", stage="callback"
+            )
         if error is not None:
-            raise OpenError(f"neither answer nor socket came: {error}", stage="start") from error
+            raise OpenError(f"neither a response nor a socket arrived: {error}", stage="start") from error
         raise OpenError(
-            f"the stream was started, but nobody dialled within {timeout:g} s: is the url reachable from the Space?",
+            f"the stream was started, but no connection arrived within {timeout:g} s: is the url "
+            "reachable from the Space?",
             stage="socket",
         )
 
     async def close(self) -> None:
-        """Stop the stream, unless it is certain that it does not run, and close its socket.
+        """Stop the stream, unless it is certainly not running, and close its socket.
 
         Raises:
             OpenError: it could not be stopped, so it may still be running; the cause is the stop's error.
@@ -193,7 +198,7 @@ class PendingStream:
         return bool(stream.ambiguous) or stream.sid != stopped
 
     async def _stop_and_wait(self, stream: Any) -> None:  # noqa: ANN401  (a stream of the client's)
-        """Stop the stream, and retry while the Space refuses requests, since nobody else will stop it."""
+        """Stop the stream, and retry while the Space rejects requests, since nothing else will stop it."""
         clock = asyncio.get_running_loop().time
         until = clock() + _OUTAGE
         while True:
@@ -221,8 +226,8 @@ class PendingStream:
     def _start_error(self) -> BaseException | None:
         if not self._start.done():
             return None
-        if self._start.cancelled():  # the client was closed meanwhile
-            return StreamOutcomeUnknownError("the start was cut", sent="maybe", name=self.name)
+        if self._start.cancelled():  # the client was closed in the meantime
+            return StreamOutcomeUnknownError("the start was interrupted", sent="maybe", name=self.name)
         return self._start.exception()
 
 
@@ -240,7 +245,7 @@ class PendingStreams:
             InvalidRequestError: a stream of that name is open on the target.
         """
         if name is not None and (target, name) in self._by_name:
-            raise InvalidRequestError(f"{target} has an open stream of the name {name!r} here: give each its own name")
+            raise InvalidRequestError(f"{target} already has an open stream named {name!r} here: choose another name")
         stream = PendingStream(target, name or f"{GENERATED_NAME}{token_hex(8)}")
         self._by_token[token_hash(stream.token)] = self._by_name[target, stream.name] = stream
         return stream
@@ -256,7 +261,7 @@ class PendingStreams:
             stream.on_callback(callback)
 
     async def close(self, stream: PendingStream) -> None:
-        """Admit no socket for a stream any more, stop it, and forget it.
+        """Reject further sockets of a stream, stop it, and forget it.
 
         Raises:
             OpenError: as `PendingStream.close`.

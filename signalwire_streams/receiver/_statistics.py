@@ -30,7 +30,7 @@ _MAX_TRACKS, _MAX_TRACK_NAME, _OTHERS = 8, 100, "others"
 
 
 class Verdict(Enum):
-    """What a frame's number says about it."""
+    """Classification of a frame by its number."""
 
     UNNUMBERED = auto()
     FIRST = auto()
@@ -84,7 +84,7 @@ class SequenceTracker:
         return self._replay is not None and self._replay[1] == self._frames + 1
 
     def note(self, chunk: int | None, timestamp: int | None, payload: bytes | int) -> Verdict:
-        """Return what a frame is, and remember it.
+        """Classify a frame, and remember it.
 
         Args:
             chunk: its number.

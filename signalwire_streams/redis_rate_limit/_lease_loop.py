@@ -78,7 +78,7 @@ class LeaseLoop:
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
-        self.queue.refuse(ClientStateError("this rate limiter is closed: make a new RedisRateLimiter"))
+        self.queue.refuse(ClientStateError("this rate limiter is closed: create a new RedisRateLimiter"))
 
     async def _run(self) -> None:
         try:
@@ -122,7 +122,7 @@ class LeaseLoop:
         if self._clock.now() > now + age:
             self._slow_leases += 1
             if self._slow_leases >= _SLOW_LEASES:
-                self._lose("its answers come too late")
+                self._lose("its responses arrive too late")
             return 0.0
         self._slow_leases = 0
         self._fallback.refund(wanted - reply.tokens)

@@ -62,12 +62,12 @@ class Quota:
 
 @frozen(kw_only=True)
 class State:
-    """What all clients know of the Space; the script in `_store` changes it, and times are Redis' own.
+    """State that all clients share; the script in `_store` changes it, and times are Redis' own.
 
     Attributes:
-        epoch: drawn when Redis first heard of the Space; another one means that Redis has lost its memory.
-        cuts: how often the rate was cut. A client that reports a refusal says how many it knew of, so refusals that
-            come together are one cut.
+        epoch: random id of the state in Redis; a different one means that Redis has lost its data.
+        cuts: number of rate cuts. A client reports a refusal with the number it knew of, so simultaneous refusals cause
+            one cut.
         closed_until: until then nothing is sent.
         cut_at: time of the last cut.
         rate_before: requests per second before that.
@@ -96,7 +96,7 @@ class State:
 
 @frozen(kw_only=True)
 class StateUpdate:
-    """What a client has to report to the others.
+    """An update that a client reports to the others.
 
     Attributes:
         refused_after: how many cuts it knew of when the Space refused a request; None if there was no refusal.
@@ -175,7 +175,7 @@ _SETTLING = 1.0
 
 @define(eq=False)
 class Fallback:
-    """What this client does while Redis is unavailable, and for a moment after that.
+    """This client's behavior while Redis is unavailable, and for a moment after that.
 
     Attributes:
         address: of the Redis, for the log.

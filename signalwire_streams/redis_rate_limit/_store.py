@@ -94,7 +94,7 @@ for i, number in ipairs({cuts, closed_until, cut_at, rate_before, pause, now, gr
 end
 return answer
 """
-"""One exchange, by Redis' own clock: refill the bucket, apply the update, lease tokens, and return the state."""
+"""One round trip, by Redis' own clock: refill the bucket, apply the update, lease tokens, and return the state."""
 
 _LIFETIME = 24 * 3600
 """Seconds until the state of an idle Space expires."""
@@ -127,7 +127,7 @@ class Store:
         client = create_client(url)
         if client is None:
             raise InvalidRequestError(
-                f"{self.address!r} is not the URL of a Redis, or has an invalid option: write it as "
+                f"{self.address!r} is not a Redis URL, or has an invalid option: write it as "
                 "'redis://host:6379/0', 'rediss://user:password@host' for TLS, or 'unix:///path'"
             )
         self._redis = client
@@ -195,13 +195,13 @@ class Store:
             chain.append(cause)
         for one in chain:  # redis-py wraps what it meets while it connects
             if isinstance(one, InvalidResponse):
-                return RateLimiterError(f"the server at {self.address} is not a Redis")
+                return RateLimiterError(f"the server at {self.address} is not a Redis server")
             if isinstance(one, AuthenticationError):
                 return RateLimiterError(f"the Redis at {self.address} requires a different user or password in its URL")
             if isinstance(one, _TRANSIENT) or (isinstance(one, ResponseError) and _TRANSIENT_CODES.search(str(one))):
                 break
             if "WRONGTYPE" in str(one):
-                return RateLimiterError(f"the Redis at {self.address} holds something else under this package's key")
+                return RateLimiterError(f"the Redis at {self.address} has other data under this package's key")
             if isinstance(one, ssl.SSLError | ResponseError):
                 return RateLimiterError(f"the Redis at {self.address} can't be used: {self._redacted(one)}")
         return RedisUnavailableError(self._redacted(error))

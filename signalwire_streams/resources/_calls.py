@@ -21,7 +21,7 @@ class Calls:
     """The calls of the account, and the streams on them."""
 
     def __init__(self, dispatcher: Dispatcher, account: Account, streams: Streams[CallStream]) -> None:
-        """Create it as `StreamsClient` does."""
+        """Called by `StreamsClient`."""
         self._dispatcher, self._account, self._streams = dispatcher, account, streams
 
     @masks_secrets

@@ -30,7 +30,7 @@ class Conferences:
     """The conferences of the account, and the streams on them."""
 
     def __init__(self, dispatcher: Dispatcher, account: Account, streams: Streams[ConferenceStream]) -> None:
-        """Create it as `StreamsClient` does."""
+        """Called by `StreamsClient`."""
         self._dispatcher, self._account, self._streams = dispatcher, account, streams
 
     @masks_secrets

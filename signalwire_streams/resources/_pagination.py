@@ -27,7 +27,7 @@ class Paginator(Generic[_Item]):
     """
 
     def __init__(self, dispatcher: Dispatcher, account: Account, first: Request, model: type[_Item]) -> None:
-        """Create it as the ``list`` methods do."""
+        """Called by the ``list`` methods."""
         self._dispatcher, self._account, self._first, self._model = dispatcher, account, first, model
 
     async def __aiter__(self) -> AsyncIterator[_Item]:
@@ -56,7 +56,7 @@ class Paginator(Generic[_Item]):
                 return
             request = requests.next_page(self._account, self._first, page.next_page_uri)
             if request.path in seen or without_news == _PAGES_WITHOUT_NEWS:
-                raise MalformedResponseError("the Space's pages lead in a circle: the list has no end", sent="yes")
+                raise MalformedResponseError("the Space's pages form a loop, so the list never ends", sent="yes")
             seen.add(request.path)
 
     async def _fetch(self, request: Request) -> Page[_Item]:

@@ -40,7 +40,7 @@ async def send_or_raise(dispatcher: Dispatcher, request: Request) -> Result:
 
 
 def choose_name(name: str | None, *, unnamed: bool) -> str | None:
-    """Return the caller's name, or a generated one, unless the start is to have none."""
+    """Return the caller's name, or a generated one, or None for an unnamed start."""
     return requests.generate_name() if name is None and not unnamed else name
 
 
@@ -54,7 +54,7 @@ class Streams(Generic[_Stream]):
 
         Args:
             dispatcher: sends the requests.
-            account: who asks.
+            account: the project and its token.
             collection: ``Conferences`` or ``Calls``.
             model: the class of the streams.
             target_field: the field of that class that holds the conference or call.
@@ -114,7 +114,7 @@ class Streams(Generic[_Stream]):
         deadline: float | None = None,
         context: CallContext | None = None,
     ) -> _Stream:
-        """Stop a stream, given as itself, or by its call or conference and its sid or name.
+        """Stop a stream, passed as an object, or by its call or conference and its sid or name.
 
         If the Space refuses because the stream has ended before, it counts as stopped, with ``already_ended``.
         """
@@ -142,7 +142,7 @@ class Streams(Generic[_Stream]):
         return await self._send_stop(build(handle, operation), read_stream({}, model, known))
 
     async def _stop_known(self, build: Callable[[str, Operation], Request], stream: _Stream) -> _Stream:
-        # Another project's client may be told that there is no such stream, although it runs.
+        # For another project's client the stream may be a 404 although it is running.
         returned = Operation.STOP_RETURNED if stream.account_sid in {None, self._account.sid} else Operation.STOP
         sid = stream.sid
         if sid and not stream.ambiguous:
@@ -168,7 +168,9 @@ class Streams(Generic[_Stream]):
             if self._model is CallStream and second.attempt_result is not AttemptResult.TARGET_ENDED:
                 # A call takes several streams of one name, so the first one may still be running.
                 error = to_exception(by_name, result)
-                error.add_note(f"the stream with the sid {sid} was stopped, but an earlier one of that name may run")
+                error.add_note(
+                    f"the stream with the sid {sid} was stopped, but an earlier one of that name may still be running"
+                )
                 raise error
             return self._stopped(by_sid, second, stream)
         stopped = self._stopped(by_name, result, stream)
@@ -183,7 +185,7 @@ class Streams(Generic[_Stream]):
         return self._stopped(request, await send_or_raise(self._dispatcher, request), stream)
 
     def _stopped(self, request: Request, result: Result, stream: _Stream) -> _Stream:
-        """Return the stopped stream: what the response says of it, or else what was known of it."""
+        """Return the stopped stream, as in the response, or else as it was known."""
         if result.response is not None and result.decision is RetryDecision.SUCCEED:
             known: Mapping[str, object] = {self._target_field: request.target}
             stopped = read_stream(result.response.document, self._model, known)

@@ -1,4 +1,4 @@
-"""A SignalWire Space in this process: the other side of tests and benchmarks.
+"""A simulated SignalWire Space in this process, for tests and benchmarks.
 
 It imports nothing of the client half of this package and implements the protocol independently, so that a mistake in
 the client cannot go unnoticed.

@@ -1,4 +1,4 @@
-"""The Space's true state, for tests and tools: GET /_space, /_space/streams, /_space/requests.
+"""The Space's actual state, for tests and tools: GET /_space, /_space/streams, /_space/requests.
 
 These are not part of the vendor's API: no authentication, no rate limit, no fault, and they are not logged. So they
 show no secrets: bearer tokens and the values of custom parameters are hidden, URLs have no user, password and query.

@@ -1,11 +1,11 @@
-"""Fault injection: what can go wrong, what it happens to, and what is sent instead (pure).
+"""Fault injection: kinds of faults, their subjects, and the replaced responses (pure).
 
 Rules are matched in the order in which they were added. A request, connection or callback triggers at most one rule,
 and only those that no earlier rule took advance a later rule's counter: which are hit is exact, and the same in each
 run under one seed. A stream that is dialled triggers every rule that applies to it.
 
-To add a fault, add a member to `FaultKind`: it holds all that there is to know about a kind. Only kinds that change how
-a stream is dialled or a callback is sent need code elsewhere, where that is done.
+To add a kind of fault, add a member with its definition to `FaultKind`. Only kinds that change how a stream connects or
+a callback is sent need further code, in those modules.
 """
 
 import json
@@ -227,7 +227,7 @@ _EVENTS = frozenset({"stream-started", "stream-stopped", "stream-error"})
 
 @frozen(eq=False)
 class _Subject:
-    """What a kind of fault happens to.
+    """The subject of a kind of fault.
 
     Attributes:
         scopes: the values of ``on``, and the operations that each stands for. The first is the default.
@@ -282,7 +282,7 @@ _ERROR = ("body", "code", "retry_after", "headers")
 
 
 class FaultKind(StrEnum):
-    """What a fault does: to a request, response or connection; to a stream's socket or frames; to a callback."""
+    """The effect of a fault: on a request, response or connection; on a stream's socket or frames; on a callback."""
 
     def __new__(cls, value: str, definition: _Definition = _PLAIN) -> Self:
         """Create a kind, and register its definition."""
@@ -483,7 +483,7 @@ class Faults:
             ValueError: the kind, the scope or a setting is unknown or does not fit.
         """
         if kind not in _DEFINITIONS:
-            raise ValueError(f"{kind!r} is not a kind of fault; there are {', '.join(sorted(FaultKind))}")
+            raise ValueError(f"{kind!r} is not a kind of fault: write one of {', '.join(sorted(FaultKind))}")
         known, definition = FaultKind(kind), _DEFINITIONS[kind]
         for name, number in (("times", times), ("every_nth", every_nth), ("per_target", per_target)):
             if number is not None and number < 1:

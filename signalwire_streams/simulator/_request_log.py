@@ -1,4 +1,4 @@
-"""The log of received requests, and the redaction of what is shown of them."""
+"""The log of received requests, and their redaction for display."""
 
 import asyncio
 import re

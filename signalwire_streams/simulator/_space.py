@@ -55,8 +55,8 @@ class SimulatedSpace:
         streams_by_name: whether a stream can be stopped by its name over REST.
         long_september: write September as "Sept", as the vendor's examples do.
         log_requests: whether the requests are kept; otherwise they are only counted.
-        audio: what is heard in conferences and calls. With it the Space dials the WebSocket server of each stream
-            that starts; without it streams run, and nothing is dialled.
+        audio: the audio of conferences and calls. With it the Space connects to the WebSocket server of each stream
+            that starts; without it streams run without a connection.
         real_time: whether audio is sent in real time; otherwise as fast as the other end reads.
         dialect: whose frames are sent.
         ssl_context: which certificates of WebSocket and callback servers are accepted; None for those of well-known
@@ -154,7 +154,7 @@ class SimulatedSpace:
             OSError: the address is in use.
         """
         if self._http is not None:
-            raise RuntimeError("this Space has been started already: make a new SimulatedSpace")
+            raise RuntimeError("this Space was already started: create a new SimulatedSpace")
         self._http = web.Server(self._server.handle)
         self.port = await self._listener.open(self.host, self.port)
 

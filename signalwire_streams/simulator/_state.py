@@ -16,7 +16,7 @@ def _redacted(url: str | None) -> str:
 
 @define(eq=False, kw_only=True)
 class Stream:
-    """One stream: what was asked for, and what became of it.
+    """One stream: its request and its state.
 
     ``name`` is None if the start had none. ``error`` says why a stream that was answered with 200 did not run, or ended
     (a status callback's ``StreamError``, https://signalwire.com/docs/compatibility-api/rest/streams/).

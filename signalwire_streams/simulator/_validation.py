@@ -90,14 +90,14 @@ _MAX_PARAMETERS = 99
 
 @frozen
 class Problem:
-    """What is wrong with a request, and the API's error code for it."""
+    """A validation error of a request, with the API's error code."""
 
     message: str
     code: int = _INVALID_ARGUMENT
 
 
 _Check = Callable[[str], str | None]
-"""Returns what is wrong with a value."""
+"""Validates a value: returns the problem, if any."""
 
 
 def _one_of(*values: str) -> _Check:
@@ -175,7 +175,7 @@ _END_CONFERENCE: _Checks = {
 
 
 def check_start(kind: TargetKind, values: Mapping[str, str]) -> list[Problem]:
-    """Return everything that is wrong with the fields of a start."""
+    """Return all validation errors of a start's fields."""
     checks = _CALL_STREAM if kind == "call" else _CONFERENCE_STREAM
     missing = [] if "Url" in values else [Problem("Url is required", _INVALID_URL)]
     others = {name: value for name, value in values.items() if name not in checks}
@@ -183,13 +183,13 @@ def check_start(kind: TargetKind, values: Mapping[str, str]) -> list[Problem]:
 
 
 def check_stop(values: Mapping[str, str]) -> list[Problem]:
-    """Return everything that is wrong with the fields of a stop."""
+    """Return all validation errors of a stop's fields."""
     missing = [] if "Status" in values else [Problem("Status is required")]
     return [*missing, *_known(_STOP, values), *_unknown(_STOP, values)]
 
 
 def check_end_conference(values: Mapping[str, str]) -> list[Problem]:
-    """Return everything that is wrong with the fields of a conference's update."""
+    """Return all validation errors of a conference update's fields."""
     return [*_known(_END_CONFERENCE, values), *_unknown(_END_CONFERENCE, values)]
 
 

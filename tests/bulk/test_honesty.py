@@ -92,7 +92,7 @@ async def test_invalid_stop_does_not_overwrite_a_doubtful_item(
 ) -> None:
     """A resumed run that refuses an item by itself leaves in the journal that it may run."""
 
-    async def refuses(exchange: Request, send: Handler) -> Result:
+    async def refuses(request: Request, send: Handler) -> Result:
         raise InvalidRequestError("not like that")
 
     impatient: StreamsClient = client_for(space, retry=RetryPolicy(max_attempts=1, max_resends=0))
@@ -199,7 +199,7 @@ async def test_journal_created_by_another_process_meanwhile_is_refused(
         return hold(wanted)
 
     monkeypatch.setattr(store, "hold", late)
-    with pytest.raises(InvalidRequestError, match="is there already"):
+    with pytest.raises(InvalidRequestError, match="already exists"):
         client.create_journal([], journal=path)
     assert BulkJournal(path).status().planned == 0
 
@@ -207,7 +207,7 @@ async def test_journal_created_by_another_process_meanwhile_is_refused(
 async def test_journal_of_a_run_killed_before_it_started_says_so(client: StreamsClient, tmp_path: Path) -> None:
     """A journal with nothing in it says so, and can be used."""
     (tmp_path / "run.db").touch()
-    with pytest.raises(InvalidRequestError, match="is empty, so it was not begun yet"):
+    with pytest.raises(InvalidRequestError, match="is empty, so its run was not started yet"):
         BulkJournal(tmp_path / "run.db").status()
     assert client.create_journal([], journal=tmp_path / "run.db").status().planned == 0
 
@@ -239,7 +239,7 @@ async def test_symbolic_links_share_the_lock_of_their_journal(
     link.symlink_to(path)
     async for _ in client.start_streams(on_conferences(space), journal=path, resume=True, concurrency=1):
         assert BulkJournal(link).status().is_locked
-        with pytest.raises(InvalidRequestError, match="another process runs"):
+        with pytest.raises(InvalidRequestError, match="another process is using"):
             await client.start_streams([], journal=link, resume=True).report()
 
 

@@ -71,7 +71,7 @@ async def test_journal_commits_outcome_that_no_intent_follows(tmp_path: Path, mo
 
 
 async def test_journal_commits_concurrent_intents_together(tmp_path: Path) -> None:
-    """What comes together is written together, in its order; what was cancelled before that is not written."""
+    """Concurrent writes are committed together, in order; cancelled ones are not written."""
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
         intents = [
@@ -159,7 +159,7 @@ def test_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="no journal"):
         Journal.reopen(path, RUN)
     sqlite3.connect(path).execute("CREATE TABLE other (x)").connection.close()
-    with pytest.raises(InvalidRequestError, match="there already"):
+    with pytest.raises(InvalidRequestError, match="already exists"):
         Journal.create(path, RUN, run="r1")
     with pytest.raises(InvalidRequestError, match="schema"):
         Journal.reopen(path, RUN)

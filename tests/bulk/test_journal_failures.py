@@ -1,4 +1,4 @@
-"""What another program, or a full disk, does to a journal while a run is open."""
+"""Interference with an open journal by other programs, and full disks."""
 
 import asyncio
 import json
@@ -270,7 +270,7 @@ async def test_damaged_file_ends_the_run(
     elif not suffix and damage == "cut":
         assert path.with_name("run.db-wal").stat().st_size > 4096 * sent  # all of the run is in it
     elif suffix == "-wal":
-        with pytest.raises(JournalError, match="is not whole"):
+        with pytest.raises(JournalError, match="is incomplete"):
             BulkJournal(path).status()
     if damage == "replaced":
         assert file.read_bytes() == b"another file"

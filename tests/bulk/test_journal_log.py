@@ -85,13 +85,13 @@ async def check_refused(client: StreamsClient, space: SimulatedSpace, path: Path
         lambda: list(BulkJournal(path).requests()),
     ]
     for use in uses:
-        with pytest.raises(JournalError, match=f"is not whole: run.db-wal {words}"):
+        with pytest.raises(JournalError, match=f"is incomplete: run.db-wal {words}"):
             use()
     for run in (
         client.start_streams(on_conferences(space), journal=path, resume=True),
         client.stop_started(path),
     ):
-        with pytest.raises(JournalError, match=f"is not whole: run.db-wal {words}"):
+        with pytest.raises(JournalError, match=f"is incomplete: run.db-wal {words}"):
             await run.report()
     assert contents(path.parent) == before
     assert space.requests.count() == sent
@@ -157,7 +157,7 @@ async def test_log_of_another_run_is_refused(client_for: Any, tmp_path: Path) ->
         nothing.parent.mkdir()
         nothing.touch()
         shutil.copy(log, nothing.with_name("run.db-wal"))
-        await check_refused(client, space, nothing, "is missing or is not its own")
+        await check_refused(client, space, nothing, "is missing or belongs to another journal")
 
 
 def test_main_file_without_tables_is_not_taken_for_new(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_main_file_without_tables_is_not_taken_for_new(tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / "run.db")
     database.execute("PRAGMA journal_mode = WAL")
     database.close()
-    with pytest.raises(JournalError, match="is not whole"):
+    with pytest.raises(JournalError, match="is incomplete"):
         BulkJournal(tmp_path / "run.db").status()
 
 

@@ -53,10 +53,10 @@ async def test_run_facts_of_another_kind_are_refused(
     request = StartConferenceStream(conference_sid=space.conference_sids[0], url=URL)
     client.create_journal([request], journal=path)
     changed(path, statement)
-    with pytest.raises(JournalError, match="its table run is not as this version writes it; use the version"):
+    with pytest.raises(JournalError, match="its table run is not in this version's format; use the version"):
         BulkJournal(path).status()
     for run in (client.start_streams([request], journal=path, resume=True), client.stop_started(path)):
-        with pytest.raises(JournalError, match="its table run is not as"):
+        with pytest.raises(JournalError, match="its table run is not in"):
             await run.report()
     assert len(space.requests) == 0
 
@@ -82,7 +82,7 @@ def test_text_that_is_no_text_is_refused(client: StreamsClient, tmp_path: Path, 
 async def test_missing_table_is_another_schema(client: StreamsClient, tmp_path: Path) -> None:
     journal = client.create_journal([], journal=tmp_path / "run.db")
     changed(journal.path, "DROP TABLE run")
-    with pytest.raises(InvalidRequestError, match="its schema is another one"):
+    with pytest.raises(InvalidRequestError, match="its schema differs"):
         journal.status()
 
 
@@ -107,7 +107,7 @@ def test_plan_of_another_kind_is_refused(client: StreamsClient, tmp_path: Path, 
     changed(journal.path, f"UPDATE plan SET {change} WHERE id = 2")  # noqa: S608
     requests = journal.requests()
     assert next(requests).request == plan[0]
-    with pytest.raises(JournalError, match="the row 2 of its table plan is not as this version writes it"):
+    with pytest.raises(JournalError, match="the row 2 of its table plan is not in this version's format"):
         next(requests)
 
 
@@ -125,10 +125,10 @@ async def test_item_of_another_kind_is_refused(
     sent = space.requests.count()
     statement = f"UPDATE items SET {column} = CAST('x' AS BLOB) WHERE id = 2"  # noqa: S608
     changed(path, "PRAGMA ignore_check_constraints = ON", statement)
-    with pytest.raises(JournalError, match="the row 2 of its table items is not as this version writes it"):
+    with pytest.raises(JournalError, match="the row 2 of its table items is not in this version's format"):
         list(BulkJournal(path).items())
     if column in {"state", "error"}:
-        with pytest.raises(JournalError, match="its table items is not as this version writes it"):
+        with pytest.raises(JournalError, match="its table items is not in this version's format"):
             BulkJournal(path).status()
     if column in {"state", "sid"}:
         with pytest.raises(JournalError, match="the row 2 of its table items"):
@@ -155,7 +155,7 @@ def test_duplicate_check_ignores_the_case_of_a_uuid(client: StreamsClient, tmp_p
     field = "conference_sid" if model is StartConferenceStream else "call_sid"
     for name in (None, "n"):
         items = [model(**{field: sid}, url=URL, name=name) for sid in (ID, ID.upper())]
-        with pytest.raises(InvalidRequestError, match=f"{ID.upper()} comes twice in this run"):
+        with pytest.raises(InvalidRequestError, match=f"{ID.upper()} appears twice in this run"):
             client.create_journal(items, journal=tmp_path / "run.db")
     other = [model(**{field: sid}, url=URL) for sid in ("room-a", "ROOM-A", ID)]
     journal = client.create_journal(other, journal=tmp_path / "run.db")
@@ -193,8 +193,8 @@ async def test_log_without_an_index_on_a_read_only_disk_says_what_to_do(tmp_path
     shutil.copy(tmp_path / "run.db", folder / "whole.db")
     try:
         refused = without_leave(folder, lambda: BulkJournal(folder / "run.db").status())
-        assert "its log needs a file run.db-shm beside it" in refused
-        assert "copy the journal and its log to a folder that may be written" in refused
+        assert "its log needs a file run.db-shm next to it" in refused
+        assert "copy the journal and its log to a writable folder" in refused
         assert without_leave(folder, lambda: BulkJournal(folder / "whole.db").status()) == ""
     finally:
         shutil.rmtree(folder)

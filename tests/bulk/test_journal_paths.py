@@ -115,7 +115,7 @@ async def test_special_file_is_refused_and_stays(
         (folder / link).symlink_to(path)
         path = folder / link
     before = snapshot(folder)
-    with pytest.raises(InvalidRequestError, match=f"is {kind}, and a journal is a regular file") as refused:
+    with pytest.raises(InvalidRequestError, match=f"is {kind}, but a journal must be a regular file") as refused:
         await use(client, path)
     assert "\n" not in str(refused.value)
     assert snapshot(folder) == before
@@ -144,7 +144,7 @@ async def test_dangling_link_is_refused(client: StreamsClient, tmp_path: Path, u
     (tmp_path / "link").symlink_to(tmp_path / "missing")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     before = snapshot(tmp_path)
-    for name, words in (("link", "is a link to a file that is not there"), ("circle", "can't be opened: Too many")):
+    for name, words in (("link", "is a symbolic link to a missing file"), ("circle", "can't be opened: Too many")):
         with pytest.raises(InvalidRequestError, match=words):
             await use(client, tmp_path / name)
     assert snapshot(tmp_path) == before
@@ -199,7 +199,7 @@ async def test_path_where_no_file_can_be_made_is_refused(
 @pytest.mark.parametrize("use", CREATING)
 async def test_folder_that_takes_no_file_is_refused(client: StreamsClient, use: Use) -> None:
     """Not even root may make a file in every folder."""
-    with pytest.raises(InvalidRequestError, match="a folder that may be written"):
+    with pytest.raises(InvalidRequestError, match="a writable folder"):
         await use(client, "/proc/run.db")
 
 
@@ -221,7 +221,7 @@ async def test_other_file_stays_as_it_is(client: StreamsClient, tmp_path: Path, 
         other.execute("CREATE TABLE orders (x)")
         other.close()
     before = snapshot(tmp_path)
-    with pytest.raises(REFUSED, match=r"there already|is no journal|malformed"):
+    with pytest.raises(REFUSED, match=r"already exists|is not a journal|malformed"):
         await use(client, path)
     assert snapshot(tmp_path) == before
 
@@ -237,7 +237,7 @@ async def test_remains_of_another_journal_stay(
         (tmp_path / "run.db").touch()
     (tmp_path / f"run.db{suffix}").write_text("x" * 4096)
     before = snapshot(tmp_path)
-    with pytest.raises(InvalidRequestError, match="files of another journal are beside"):
+    with pytest.raises(InvalidRequestError, match="files of another journal are next to"):
         await use(client, tmp_path / "run.db")
     assert snapshot(tmp_path) == before
 
@@ -251,7 +251,7 @@ async def test_other_file_beside_a_journal_stays(client: StreamsClient, tmp_path
         (tmp_path / "run.db.lock").unlink()
     (tmp_path / f"run.db{suffix}").write_text("mine")
     before = snapshot(tmp_path)
-    with pytest.raises(InvalidRequestError, match=r"another program.s file|in the way of the lock"):
+    with pytest.raises(InvalidRequestError, match=r"another program.s file|blocks the lock file"):
         await use(client, tmp_path / "run.db")
     assert snapshot(tmp_path) == before
 
@@ -271,7 +271,7 @@ async def test_journal_with_unfinished_tables_is_taken_for_new(
     monkeypatch.undo()
     before = snapshot(tmp_path)
     for use in (resume, stop_started, status, requests):
-        with pytest.raises(InvalidRequestError, match="was not begun yet: begin the run without resuming"):
+        with pytest.raises(InvalidRequestError, match="was not started yet: start the run without resuming"):
             await use(client, killed)
     assert snapshot(tmp_path) == before
     assert client.create_journal([], journal=killed).status().planned == 0
@@ -303,7 +303,7 @@ async def test_failed_plan_leaves_nothing(client: StreamsClient, tmp_path: Path)
 async def test_failed_creation_does_not_delete_a_replaced_file(
     client: StreamsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What fails removes only what it made itself."""
+    """A failed creation removes only its own files."""
     path = tmp_path / "run.db"
 
     def replace(*_: Any) -> None:
@@ -313,7 +313,7 @@ async def test_failed_creation_does_not_delete_a_replaced_file(
         raise sqlite3.OperationalError("no more")
 
     monkeypatch.setattr("signalwire_streams.bulk._journal._lay_out", replace)
-    with pytest.raises(JournalError, match="can't be made: no more"):
+    with pytest.raises(JournalError, match="can't be created: no more"):
         client.create_journal([], journal=path)
     assert path.read_text() == "mine"
 
@@ -331,7 +331,7 @@ async def test_file_made_during_creation_stays(
         return lock
 
     monkeypatch.setattr(store, "hold", late)
-    with pytest.raises(InvalidRequestError, match="is there already"):
+    with pytest.raises(InvalidRequestError, match="already exists"):
         client.create_journal([], journal=path)
     assert snapshot(tmp_path).keys() == {str(path)}
     assert path.read_text() == "mine"
@@ -359,7 +359,7 @@ async def test_read_only_journal_is_not_resumed(
     (tmp_path / "run.db.lock").unlink()
     before = snapshot(tmp_path)
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(InvalidRequestError, match="can't be written: use an account that may write it"):
+    with pytest.raises(InvalidRequestError, match="can't be written: use an account that has write permission"):
         await resume(client, path)
     assert snapshot(tmp_path) == before
 

@@ -88,7 +88,7 @@ async def test_created_journal_holds_everything_but_secrets(
 @pytest.mark.parametrize(
     ("items", "words"),
     [
-        ([StartConferenceStream(conference_sid="room", url=URL)] * 2, "room comes twice"),
+        ([StartConferenceStream(conference_sid="room", url=URL)] * 2, "room appears twice"),
         (["room"], "an item is a str"),
     ],
 )
@@ -231,13 +231,13 @@ async def test_stop_started_refuses_a_file_that_is_not_a_journal(tmp_path: Path)
     other.execute("CREATE TABLE run (key, value)")
     other.close()
     for name in ("text", "other"):
-        with pytest.raises(InvalidRequestError, match="is no journal that this version can read"):
+        with pytest.raises(InvalidRequestError, match="is not a journal that this version can read"):
             BulkJournal(tmp_path / name).status()
 
 
 async def test_create_journal_refuses_an_impossible_path(client: StreamsClient, tmp_path: Path) -> None:
     """Before anything is sent."""
-    with pytest.raises(InvalidRequestError, match="folder that may be written"):
+    with pytest.raises(InvalidRequestError, match="writable folder"):
         client.create_journal([], journal=tmp_path / "no" / "run.db")
     (tmp_path / "run.db.lock").write_text("something that is no lock of ours, " * 40)
     with pytest.raises(JournalError, match="can't be opened"):
@@ -289,7 +289,7 @@ async def test_journal_damaged_during_stop_started_ends_it(
                 database.execute("UPDATE items SET target = 'another'")
             database.close()
 
-    with pytest.raises(JournalError, match="does not know the stream"):
+    with pytest.raises(JournalError, match="no longer contains the stream"):
         await go_through()
     assert run.snapshot.counts == {BulkStatus.STOPPED: 1, BulkStatus.NOT_ATTEMPTED: 2}
 

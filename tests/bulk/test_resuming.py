@@ -258,7 +258,7 @@ async def test_journal_is_checked_when_the_run_starts(
     with pytest.raises(InvalidRequestError, match="no journal"):
         await client.start_streams(on_conferences(space), journal=journal, resume=True).report()
     await client.start_streams([], journal=journal).report()
-    with pytest.raises(InvalidRequestError, match="there already"):
+    with pytest.raises(InvalidRequestError, match="already exists"):
         await client.start_streams(on_conferences(space), journal=journal).report()
     with pytest.raises(InvalidRequestError, match="starts streams"):
         await client.stop_streams([], journal=journal, resume=True).report()

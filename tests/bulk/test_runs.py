@@ -204,7 +204,7 @@ async def test_item_that_is_throttled_for_five_minutes_is_not_attempted(client_f
 
 async def test_item_that_meets_an_open_breaker_for_a_minute_is_not_attempted() -> None:
     async def never_served(item: str, _: CallContext) -> ConferenceStream:
-        raise CircuitOpenError("not tried, the Space kept failing", retry_after=5.0)
+        raise CircuitOpenError("not attempted, the circuit breaker is open", retry_after=5.0)
 
     clock = Clock.fake()
     run = BulkRun(WorkerPool(["room"], FakeOperation(never_served), limit=FixedConcurrency(1), clock=clock))
@@ -306,10 +306,10 @@ async def test_middleware_that_raises_ends_the_run_after_all_outcomes(client_for
     """An error that is not ours ends the run after the outcomes, and the item that met it keeps one."""
     async with SimulatedSpace(conferences=30) as space:
 
-        async def breaks(exchange: Request, send: Handler) -> Result:
-            if exchange.target == space.conference_sids[5]:
+        async def breaks(request: Request, send: Handler) -> Result:
+            if request.target == space.conference_sids[5]:
                 raise LookupError("no such tenant")
-            return await send(exchange)
+            return await send(request)
 
         run = client_for(space, middlewares=[breaks]).start_streams(on_conferences(space), concurrency=2)
         with pytest.raises(LookupError, match="no such tenant"):

@@ -199,7 +199,7 @@ class TestChangedRequest:
     @pytest.mark.parametrize("kind", ["application/json", "text/plain; x", None])
     def test_changed_content_type_is_found(self, kind: str | None) -> None:
         explanation = explained(URL, URL, headers={"Content-Type": kind, "content-type": "text/plain"})
-        assert "Content-Type came more than once" in explanation.summary
+        assert "Content-Type appears more than once" in explanation.summary
         assert "Content-Type" in explanation.suggestions[0]
         assert explained(URL, URL, headers={"Content-Type": "application/json"}).url == URL
 
@@ -222,9 +222,9 @@ class TestChangedRequest:
         assert "choose POST" in explanation.suggestions[0]
 
     def test_whitespace_around_a_key_is_found(self) -> None:
-        """As when a key file is read with its line break."""
+        """For example, a key file that was read with its line break."""
         explanation = explained(URL, URL, keys=[f"{KEY}\n"])
-        assert "line break" in explanation.suggestions[0]
+        assert "whitespace" in explanation.suggestions[0]
         assert explanation.url == URL
 
     def test_wrong_sha256_beside_right_sha1_is_found(self) -> None:
@@ -271,13 +271,13 @@ class TestHints:
 
     @pytest.mark.parametrize("keys", [[], [""], None])
     def test_missing_key_is_named(self, keys: Any) -> None:
-        assert "There is no key" in self.hints(keys=keys)
+        assert "No key was passed" in self.hints(keys=keys)
         assert explained(URL, URL, keys=keys).summary == "Refused: there is no key."
 
     def test_api_token_as_key_is_named(self) -> None:
         """And not shown."""
         hints = self.hints(keys=["PT0123456789abcdef"])
-        assert "begins as API tokens do" in hints
+        assert "looks like an API token" in hints
         assert "0123456789abcdef" not in hints
 
     def test_body_shorter_than_content_length_is_named(self) -> None:
@@ -323,7 +323,7 @@ def test_password_with_unencoded_slash_is_not_shown(url: str) -> None:
     assert "example.com/a" in str(explanation)
 
 
-STOPPED = "The search stopped early: there is more to try than its time allows."
+STOPPED = "The search stopped early: its time limit was reached."
 
 
 def test_search_that_takes_too_long_says_that_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ def test_rfc_2822_timestamp_is_parsed() -> None:
 
 
 def test_first_value_of_a_repeated_name_counts() -> None:
-    """What somebody appends comes later."""
+    """Appended duplicates of a field are ignored."""
     event = parse_callback([*STARTED, ("StreamSid", "other"), ("X", "1"), ("X", "2")])
 
     assert event.stream_sid == "stream-1"

@@ -173,7 +173,7 @@ REFUSALS: dict[str, tuple[Callable[[Server], Any], str]] = {
     ),
     "a GET with a body": (
         lambda server: server.send(b"a=1", "", {SIGNATURE_HEADER: form_signature(server.url, ())}, "GET"),
-        "a GET brings a body",
+        "a GET has a body",
     ),
     "a large body": (lambda server: server.post(fields(X="x" * 70_000)), "the body is too large"),
 }
@@ -253,7 +253,7 @@ async def test_slow_body_is_refused(caplog: pytest.LogCaptureFixture) -> None:
         line = await raw_exchange(server, b"Content-Length: 10\r\n\r\na=1")
 
     assert line == b"HTTP/1.1 403 Forbidden\r\n"
-    assert "the body did not come in time" in caplog.text
+    assert "the body did not arrive in time" in caplog.text
 
 
 async def test_sender_that_hangs_up_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -599,13 +599,13 @@ async def test_any_of_several_keys_is_accepted() -> None:
         ({"public_url": "https:///callbacks"}, "https://host/path"),
         ({"public_url": 5}, "https://host/path"),
         ({"public_url": f"{PUBLIC} "}, "https://host/path"),
-        ({"public_url": f"{PUBLIC}?secret=1"}, "has a query: leave it out"),
+        ({"public_url": f"{PUBLIC}?secret=1"}, "has a query: omit it"),
         ({"allowed_hosts": "example.com"}, r"write \['example.com'\]"),
         ({"allowed_hosts": []}, r"write \['example.com'\]"),
         ({"allowed_hosts": ["https://example.com"]}, r"write \['example.com'\]"),
         ({"allowed_hosts": ["example.com", 5]}, r"write \['example.com'\]"),
         ({"allowed_hosts": 5}, r"write \['example.com'\]"),
-        ({"allowed_hosts": ["example.com"], "public_url": PUBLIC}, "leave out allowed_hosts, or public_url"),
+        ({"allowed_hosts": ["example.com"], "public_url": PUBLIC}, "omit allowed_hosts or public_url"),
         ({"trust_forwarded": "yes"}, "True or False"),
         ({"body_limit": 0}, "body_limit"),
         ({"body_limit": 2_000_000}, "1048576"),

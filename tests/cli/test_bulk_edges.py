@@ -81,7 +81,7 @@ async def test_resume_rejects_an_invalid_status_callback(
     options = ["--json"] if as_json else []
     ran = await shell(*RESUME, "--status-callback", "a.example.com/?key=hush", *options)
     assert ran.code == 2
-    assert "is no http(s) address" in ran.err
+    assert "is not an http(s) URL" in ran.err
     assert "hush" not in ran.err + ran.out
     assert space.requests.count() == 1
 
@@ -90,7 +90,7 @@ async def test_resume_rejects_an_invalid_bearer_token(shell: Shell, space: Simul
     await begin_with_secrets(shell, space, tmp_path, authorization_bearer_token="hush")
     (tmp_path / "token").write_text("Bearer hush", encoding="utf-8")
     ran = await shell(*RESUME, "--bearer-token-file", str(tmp_path / "token"))
-    is_misuse(ran, "authorization_bearer_token holds blanks or is not ASCII")
+    is_misuse(ran, "authorization_bearer_token contains whitespace or non-ASCII characters")
     assert "hush" not in ran.err
 
 

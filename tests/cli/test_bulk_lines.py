@@ -217,7 +217,7 @@ def test_csv_row_with_wrong_number_of_cells_is_rejected(row: str) -> None:
         ("conference_sid,urls", f"'urls' is unknown: write {CSV_COLUMNS}"),
         ("conference_sid,Names", f"'Names' is unknown: write {CSV_COLUMNS}"),
         ("conference_sid,parameters.", f"'parameters.' is unknown: write {CSV_COLUMNS}"),
-        ("conference_sid,parameters", "each parameter has a column of its own: write it as parameters.NAME"),
+        ("conference_sid,parameters", "each parameter needs its own column: write it as parameters.NAME"),
         ("conference_sid,url,url", "there are two columns url"),
         ("conference_sid,Url,URL", "there are two columns url"),
         ("conference_sid,ConferenceSid", "there are two columns conference_sid"),
@@ -345,12 +345,15 @@ def test_call_ignores_conference_options() -> None:
         ({"conference_sid": "a", "track": "left"}, "track 'left' is unknown"),
         ({"conference_sid": "a", "codec": "MP3"}, "codec 'MP3' is unknown"),
         ({"conference_sid": "a", "realtime": 1}, "realtime must be true or false, not 1"),
-        ({"conference_sid": "a", "status_callback": "https://u:hush@"}, "is no http(s) address"),
+        ({"conference_sid": "a", "status_callback": "https://u:hush@"}, "is not an http(s) URL"),
         ({"conference_sid": "a", "status_callback_method": "PUT"}, "status_callback_method 'PUT' is unknown"),
         ({"conference_sid": "a", "parameters": ["hush"]}, "parameters must be an object, not an array"),
         ({"conference_sid": "a", "parameters": {"pin": 5}}, "parameter 'pin' is a number: write its value as a string"),
         ({"conference_sid": "a", "parameters": {" ": "hush"}}, "a parameter has an empty name"),
-        ({"conference_sid": "a", "authorization_bearer_token": "hush hush"}, "holds blanks or is not ASCII"),
+        (
+            {"conference_sid": "a", "authorization_bearer_token": "hush hush"},
+            "contains whitespace or non-ASCII characters",
+        ),
         ({"call_sid": "a", "codec": "PCMU"}, "codec is for conference streams only"),
         ({"call_sid": "a", "realtime": False}, "realtime is for conference streams only"),
     ],
@@ -366,16 +369,16 @@ def test_line_without_any_url_is_invalid() -> None:
     requests = Requests.from_lines(
         read_lines(f"conference_sid,url\none,\ntwo,{URL}\n", "call_sid"), Defaults({"url": None})
     )
-    assert requests.bad == [BadLine(2, "there is no url: pass --url, or give the line one")]
+    assert requests.bad == [BadLine(2, "there is no url: pass --url, or add one to the line")]
     assert requests.good == [StartConferenceStream(conference_sid="two", url=URL)]
 
 
 def test_duplicate_target_and_name_is_invalid() -> None:
     requests = requests_of("conference_sid,name\nroom,a\nroom,b\nroom,\nother,a\nroom,a\nroom,\n")
-    advice = "leave it out, or give each of its streams a name of its own"
+    advice = "remove it, or give each of its streams its own name"
     assert requests.bad == [
-        BadLine(6, f"room is on line 2 already: {advice}"),
-        BadLine(7, f"room is on line 4 already: {advice}"),
+        BadLine(6, f"room is already on line 2: {advice}"),
+        BadLine(7, f"room is already on line 4: {advice}"),
     ]
     assert [(request.target, request.name) for request in requests.good] == [
         ("room", "a"),
@@ -402,7 +405,7 @@ def test_invalid_lines_are_reported_in_file_order() -> None:
     assert [(line.number, line.why.partition(":")[0]) for line in requests.bad] == [
         (1, "conference_sid 'a b' can't be part of a path"),
         (3, "this is not an id"),
-        (4, "one is on line 2 already"),
+        (4, "one is already on line 2"),
     ]
     assert [request.target for request in requests.good] == ["one"]
 

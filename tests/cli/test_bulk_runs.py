@@ -62,7 +62,7 @@ async def news_of(child: Process) -> str:
         return (await child.stderr.readline()).decode()
 
 
-async def is_gone_on_with(shell: Shell, space: SimulatedSpace, command: list[str]) -> Ran:
+async def resume_and_check(shell: Shell, space: SimulatedSpace, command: list[str]) -> Ran:
     """Check that an interrupted run is completed, with exactly one stream per conference."""
     space.faults.clear()
     shell.set(credentials(space))
@@ -87,12 +87,12 @@ async def test_killed_run_is_resumed(bare_shell: Shell) -> None:
         assert (killed.code, killed.out, killed.err) == (-signal.SIGKILL, "", "")
         assert len(space.streams.active()) == 4
 
-        told = await bare_shell(*STATUS)
-        assert (told.code, told.err) == (0, "")
-        assert table(told) == {"planned": "9", "pending": "5", "in doubt": "4", "attempts": "0"}
-        assert offered(told, "stop") == list(STOP)
+        shown = await bare_shell(*STATUS)
+        assert (shown.code, shown.err) == (0, "")
+        assert table(shown) == {"planned": "9", "pending": "5", "in doubt": "4", "attempts": "0"}
+        assert offered(shown, "stop") == list(STOP)
 
-        ran = await is_gone_on_with(bare_shell, space, offered(told, "resume"))
+        ran = await resume_and_check(bare_shell, space, offered(shown, "resume"))
         assert table(ran)["attempts"] == "9 (0 retried)"
         assert "from earlier runs" not in ran.out
 
@@ -115,7 +115,7 @@ async def test_signal_lets_requests_in_flight_finish(bare_shell: Shell, number: 
         assert "Most frequent errors" not in ended.out
         assert space.requests.count("start-conference-stream") == 2
 
-        ran = await is_gone_on_with(bare_shell, space, offered(ended, "resume"))
+        ran = await resume_and_check(bare_shell, space, offered(ended, "resume"))
         assert (table(ran)["started"], table(ran)["from earlier runs"]) == ("7", "2")
         assert space.requests.count("start-conference-stream") == 7
 
@@ -140,7 +140,7 @@ async def test_second_signal_aborts_requests_in_flight(bare_shell: Shell) -> Non
         assert report["counts"]["unknown"] == 2
         assert report["completed"] == len(outcomes) < 5
 
-        await is_gone_on_with(bare_shell, space, shlex.split(report["resume_command"])[1:])
+        await resume_and_check(bare_shell, space, shlex.split(report["resume_command"])[1:])
 
 
 @posix_only
@@ -157,7 +157,7 @@ async def test_queued_starts_are_not_sent_after_a_signal(bare_shell: Shell) -> N
         assert "unknown" not in ended.out
         assert (table(ended)["started"], table(ended)["pending"]) == ("1", "2")
         assert space.requests.count("start-conference-stream") == 1
-        await is_gone_on_with(bare_shell, space, offered(ended, "resume"))
+        await resume_and_check(bare_shell, space, offered(ended, "resume"))
 
 
 @posix_only
@@ -185,9 +185,9 @@ async def test_broken_pipe_ends_the_run_and_names_its_journal(bare_shell: Shell)
             os.close(writing)
         assert ran.code == 141
         status = "signalwire-streams bulk status run.db"
-        assert ran.err == f"error: the output can't be written: Broken pipe; see what became of the run: {status}\n"
+        assert ran.err == f"error: the output can't be written: Broken pipe; check the run: {status}\n"
         assert BulkJournal("run.db").status().counts["started"] == len(space.streams.active()) < 12
-        await is_gone_on_with(bare_shell, space, list(RESUME))
+        await resume_and_check(bare_shell, space, list(RESUME))
 
 
 @posix_only
@@ -197,15 +197,15 @@ async def test_journal_in_use_is_readable_but_locked(bare_shell: Shell) -> None:
         bare_shell.set(credentials(space))
         async with process(*START_ALL, "--concurrency", "1", environment=credentials(space)) as child:
             await space.requests.wait_for(1, "start-conference-stream", timeout=PATIENCE)
-            told = await bare_shell(*STATUS)
+            shown = await bare_shell(*STATUS)
             as_json = await bare_shell(*STATUS, "--json")
             resumed, stopped = await bare_shell(*RESUME), await bare_shell(*STOP, "--json")
             held.let_go()
             ended = await end_of(child)
-        assert (told.code, told.rows[-1]) == (0, "It is running now.")
-        assert table(told) == {"planned": "3", "in doubt": "1", "pending": "2", "attempts": "0"}
+        assert (shown.code, shown.rows[-1]) == (0, "It is running now.")
+        assert table(shown) == {"planned": "3", "in doubt": "1", "pending": "2", "attempts": "0"}
         assert as_json.json["is_locked"] is True
-        is_misuse(resumed, "another process runs the journal run.db: wait for it, or end it")
+        is_misuse(resumed, "another process is using the journal run.db: wait for it, or stop it")
         assert (stopped.code, stopped.json["error"]) == (2, "InvalidRequestError")
         assert (ended.code, len(space.streams.active())) == (0, 3)
 
@@ -216,7 +216,7 @@ async def test_resume_retries_rejected_starts(shell: Shell, space: SimulatedSpac
     again = await shell(*RESUME)
     assert (again.code, table(again)["rejected"], table(again)["from earlier runs"]) == (1, "1", "2")
     rule.remove()
-    ran = await is_gone_on_with(shell, space, offered(again, "resume"))
+    ran = await resume_and_check(shell, space, offered(again, "resume"))
     assert "resume" not in ran.out
 
 
@@ -260,7 +260,7 @@ async def test_run_with_a_wrong_token_can_be_resumed(shell: Shell, space: Simula
     assert ran.code == 1
     assert "  1 x AuthenticationError 20003\n" in ran.out
     assert "hush" not in ran.out + ran.err
-    await is_gone_on_with(shell, space, offered(ran, "resume"))
+    await resume_and_check(shell, space, offered(ran, "resume"))
 
 
 async def test_run_ends_when_its_journal_cannot_be_written(shell: Shell, space: SimulatedSpace) -> None:
@@ -275,7 +275,7 @@ async def test_run_ends_when_its_journal_cannot_be_written(shell: Shell, space: 
     ran, as_json = await shell(*RESUME), await shell(*RESUME, "--json")
     assert (ran.code, ran.err) == (1, "error: the journal run.db can't be written: full\n")
     assert table(ran)["not attempted"] == "3"
-    assert "make room on the disk, then resume." in ran.out
+    assert "free some disk space, then resume." in ran.out
     assert offered(ran, "resume") == list(RESUME)
     *_, report, error = as_json.lines
     assert (as_json.code, report["report"]["ok"], error["error"]) == (1, False, "JournalError")
@@ -327,12 +327,12 @@ async def test_resume_and_stop_need_a_token(shell: Shell, space: SimulatedSpace,
 async def test_file_that_is_not_a_journal_is_rejected(shell: Shell, folder: Path, command: str) -> None:
     (folder / "notes").write_text("nothing of the kind, and long enough to be looked into" * 40, encoding="utf-8")
     is_misuse(await shell("bulk", command, "none.db"), "there is no journal none.db: name the file that the run wrote")
-    is_misuse(await shell("bulk", command, "notes"), "notes is no journal that this version can read")
-    is_misuse(await shell("bulk", command, "."), "here is a directory, and a journal is a regular file")
+    is_misuse(await shell("bulk", command, "notes"), "notes is not a journal that this version can read")
+    is_misuse(await shell("bulk", command, "."), "here is a directory, but a journal must be a regular file")
     is_misuse(await shell("bulk", command, ""), "journal is empty: name a file")
     os.mkfifo(folder / "pipe")
-    is_misuse(await shell("bulk", command, "pipe"), "pipe is a FIFO, and a journal is a regular file")
-    is_misuse(await shell("bulk", command, "\udcff.db"), "is not UTF-8, or holds control characters")
+    is_misuse(await shell("bulk", command, "pipe"), "pipe is a FIFO, but a journal must be a regular file")
+    is_misuse(await shell("bulk", command, "\udcff.db"), "is not UTF-8, or contains control characters")
     broken = await shell("bulk", command, "pipe", "--json")
     assert (broken.code, broken.json["error"]) == (2, "InvalidRequestError")
 
@@ -342,9 +342,9 @@ async def test_file_that_is_not_a_journal_is_rejected(shell: Shell, folder: Path
     [
         ("", "journal is empty: name a file"),
         (":memory:", "is a name that SQLite reserves"),
-        ("\udcff.db", "is not UTF-8, or holds control characters"),
-        ("pipe", "pipe is a FIFO, and a journal is a regular file"),
-        ("no/run.db", "name a file in a folder that may be written"),
+        ("\udcff.db", "is not UTF-8, or contains control characters"),
+        ("pipe", "pipe is a FIFO, but a journal must be a regular file"),
+        ("no/run.db", "name a file in a writable folder"),
     ],
 )
 async def test_bulk_start_rejects_an_invalid_journal_path(
@@ -364,10 +364,10 @@ async def test_resume_rejects_a_run_without_a_plan(shell: Shell, space: Simulate
     async with client_of(space) as client:
         await client.start_streams(requests, journal="run.db").report()
     is_misuse(await shell(*RESUME), "run.db was created by a program, which knows what is left: resume it there")
-    told = await shell(*STATUS)
-    assert table(told) == {"started": "3", "attempts": "3"}
-    assert "resume" not in told.out
-    assert (await shell(*offered(told, "stop"))).code == 0
+    shown = await shell(*STATUS)
+    assert table(shown) == {"started": "3", "attempts": "3"}
+    assert "resume" not in shown.out
+    assert (await shell(*offered(shown, "stop"))).code == 0
     assert space.streams.active() == []
 
 
@@ -376,10 +376,10 @@ async def test_status_of_a_journal_of_stops(shell: Shell, space: SimulatedSpace)
     streams = [ConferenceStream(conference_sid=stream.target_sid, sid=stream.sid) for stream in space.streams]
     async with client_of(space) as client:
         await client.stop_streams(streams, journal="stops.db").report()
-    told = await shell("bulk", "status", "stops.db")
-    assert (told.code, told.rows[-1]) == (0, "It is not running now.")
-    assert f", to stop streams on {space.base_url}." in told.out
-    assert table(told)["stopped"] == "3"
+    shown = await shell("bulk", "status", "stops.db")
+    assert (shown.code, shown.rows[-1]) == (0, "It is not running now.")
+    assert f", to stop streams on {space.base_url}." in shown.out
+    assert table(shown)["stopped"] == "3"
     is_misuse(await shell("bulk", "resume", "stops.db"), "was created by a program")
     is_misuse(await shell("bulk", "stop", "stops.db"), "stops.db is the journal of a run that stops streams")
 
@@ -504,10 +504,10 @@ async def test_stop_includes_unknown_streams_and_can_be_repeated(shell: Shell, s
     assert (first.code, first.err) == (1, "")
     assert first.out.startswith("Stopped 1 of 2 streams in ")
     assert "give it the scope in the dashboard." in first.out
-    told = await shell(*STATUS)
-    assert table(told)["rolled back"] == "1"
-    assert offered(told, "stop") == offered(first, "stop") == list(STOP)
-    assert "resume" not in told.out + first.out
+    shown = await shell(*STATUS)
+    assert table(shown)["rolled back"] == "1"
+    assert offered(shown, "stop") == offered(first, "stop") == list(STOP)
+    assert "resume" not in shown.out + first.out
 
     rule.remove()
     second = await shell(*offered(first, "stop"))
@@ -558,11 +558,11 @@ async def test_killed_stop_is_repeated(shell: Shell, space: SimulatedSpace) -> N
     async with process(*STOP, "--concurrency", "1", environment=credentials(space)) as child:
         await space.requests.wait_for(1, "stop-conference-stream", timeout=PATIENCE)
         assert (await end_of(child, signal.SIGKILL)).out == ""
-    told = await shell(*STATUS)
-    assert "rolled back" in table(told)
-    assert "resume" not in told.out
+    shown = await shell(*STATUS)
+    assert "rolled back" in table(shown)
+    assert "resume" not in shown.out
     space.faults.clear()
-    ran = await shell(*offered(told, "stop"))
+    ran = await shell(*offered(shown, "stop"))
     assert (ran.code, table(ran)["stopped"]) == (0, "3")
     assert space.streams.active() == []
 
@@ -612,12 +612,12 @@ async def test_resume_names_missing_secrets(shell: Shell, space: SimulatedSpace,
     bare = await shell(*RESUME)
     is_misuse(
         bare,
-        f"the journal keeps no secrets, and {space.conference_sids[1]} had some: pass them again with "
+        f"the journal contains no secrets, and {space.conference_sids[1]} had some: pass them again with "
         "--parameter pin=... --parameter tenant=... --bearer-token-file FILE --status-callback URL, "
-        "or name the FILE that they came from after the journal",
+        "or add the original FILE after the journal",
     )
     some = await shell(*RESUME, "--parameter", "tenant=hush", "--status-callback", "https://a.example.com/?hush")
-    is_misuse(some, "pass them again with --parameter pin=... --bearer-token-file FILE, or name")
+    is_misuse(some, "pass them again with --parameter pin=... --bearer-token-file FILE, or add")
     assert "hush" not in some.err
     assert b"hush" not in bytes_in(folder)
     assert space.requests.count() == sent

@@ -124,7 +124,7 @@ def test_formula_with_an_odd_quote_is_rejected(cell: str, header: str) -> None:
 def test_id_with_a_quote_is_rejected(cell: str) -> None:
     [bad] = read_lines(f"{cell}\n", "call_sid")
     assert isinstance(bad, BadLine)
-    assert bad.why.endswith("holds a quote: write the id alone")
+    assert bad.why.endswith("contains a quote: write only the id")
 
 
 @pytest.mark.parametrize("cell", ['="00123"', '"=""00123"""', "'00123", '"00123"', "'00123'", ' ="00123" '])
@@ -184,7 +184,7 @@ def test_name_like_a_spreadsheet_error_is_accepted(name: str) -> None:
 
 
 def test_a_nul_in_a_cell_is_rejected() -> None:
-    assert fields_of("conference_sid,name\nroom-1,a\0b\n") == [(2, "name holds a NUL character: remove it")]
+    assert fields_of("conference_sid,name\nroom-1,a\0b\n") == [(2, "name contains a NUL character: remove it")]
 
 
 def test_a_huge_cell_is_refused_and_the_rows_behind_it_are_read() -> None:

@@ -548,8 +548,8 @@ async def test_error_of_a_line_has_no_secret(bare_shell: Shell, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "name a FILE of ids, - for standard input, or write --all-in-progress"),
-        (("ids", "--all-in-progress"), "name a FILE of ids, - for standard input, or write --all-in-progress"),
+        ((), "pass a FILE of ids, - for standard input, or --all-in-progress"),
+        (("ids", "--all-in-progress"), "pass a FILE of ids, - for standard input, or --all-in-progress"),
         (("ids", "more"), "unexpected extra argument (more)"),
         (("ids", "--kind", "call", "--codec", "PCMU"), "--codec is for conference streams only"),
         (("ids", "--kind", "call", "--no-realtime"), "--realtime is for conference streams only"),
@@ -599,7 +599,7 @@ async def test_bulk_start_never_overwrites_a_journal(
 ) -> None:
     (folder / "run.db").write_text("somebody's", encoding="utf-8")
     ran = await shell(*START, ids, *TO_URL, "--journal", "run.db")
-    is_misuse(ran, "the journal run.db is there already: resume it, or choose another file")
+    is_misuse(ran, "the journal run.db already exists: resume it, or choose another file")
     assert (folder / "run.db").read_text(encoding="utf-8") == "somebody's"
     assert space.requests.count() == 0
 
@@ -607,7 +607,7 @@ async def test_bulk_start_never_overwrites_a_journal(
 async def test_journal_in_a_missing_folder_is_a_usage_error(shell: Shell, space: SimulatedSpace, ids: str) -> None:
     ran = await shell(*START, ids, *TO_URL, "--journal", "no/run.db", "--json")
     assert (ran.code, ran.json["error"]) == (2, "InvalidRequestError")
-    assert "name a file in a folder that may be written" in ran.json["message"]
+    assert "name a file in a writable folder" in ran.json["message"]
     assert space.requests.count() == 0
 
 

@@ -85,7 +85,10 @@ def test_summary_shows_the_first_error_of_a_kind(capsys: pytest.CaptureFixture[s
     found = report({BulkStatus.REJECTED: 3}, failures=(failure(None), *failures), errors={"NotFoundError 20404": 2})
     summary(found).write()
     out = capsys.readouterr().out
-    assert "  2 x NotFoundError 20404\n      for example: no room [31m\n      There is no such conference" in out
+    assert (
+        "  2 x NotFoundError 20404\n      for example: no room [31m\n      The conference, call or stream does not"
+        in out
+    )
     assert "no other room" not in out
 
 

@@ -116,7 +116,7 @@ async def test_absolute_target_needs_no_url(keyed_shell: Shell, file: Path) -> N
 async def test_repeated_header_is_refused_as_such(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE, SIGNATURE), "--url", PUBLIC)
     assert ran.code == 1
-    assert "X-SignalWire-Signature came more than once" in ran.out
+    assert "X-SignalWire-Signature appears more than once" in ran.out
 
 
 async def test_truncated_body_is_named(keyed_shell: Shell, file: Path) -> None:
@@ -178,7 +178,7 @@ async def test_escape_sequences_and_query_values_are_not_shown(keyed_shell: Shel
         ("POST /x HTTP/1.1\r\n: secret\r\n\r\n", "a header has no name or no ':'"),
         ("POST /x HTTP/1.1\r\nA : secret\r\n\r\n", "a header has no name or no ':'"),
         ("POST /x HTTP/1.1\r\nA: b\r\n\r\n", "--request has no Host header: pass the URL with --url"),
-        ("POST /x HTTP/1.1\nTransfer-Encoding: chunked\n\n5\r\nA=B&C\r\n0\r\n\r\n", "is still in chunks"),
+        ("POST /x HTTP/1.1\nTransfer-Encoding: chunked\n\n5\r\nA=B&C\r\n0\r\n\r\n", "is still chunked"),
     ],
 )
 async def test_malformed_request_is_a_usage_error(keyed_shell: Shell, file: Path, text: str, sentence: str) -> None:
@@ -194,14 +194,14 @@ async def test_malformed_request_is_a_usage_error(keyed_shell: Shell, file: Path
         ((), "nothing to diagnose: pass a --request, or --url"),
         (("--body", "-"), "nothing to diagnose"),
         (("--request", "-", "--key-file", "-"), "standard input can be read once"),
-        (("--request", "x", "--body", "y"), "--request includes these: leave it out"),
-        (("--request", "x", "--header", "A: secret"), "--request includes these: leave it out"),
-        (("--request", "x", "--method", "GET"), "--request includes these: leave it out"),
+        (("--request", "x", "--body", "y"), "--request includes these: omit it"),
+        (("--request", "x", "--header", "A: secret"), "--request includes these: omit it"),
+        (("--request", "x", "--method", "GET"), "--request includes these: omit it"),
         (("--request", "no-such-file"), "--request can't be read: No such file"),
         (("--request", "\0"), "--request can't be read: write the name of a file"),
         (("--url", PUBLIC, "--body", "no-such-file"), "--body can't be read: No such file"),
         (("--url", PUBLIC, "--header", "secret"), "a header has no name or no ':'"),
-        (("--url", PUBLIC, "--candidate", "example.com/secret"), "a --candidate is no absolute URL"),
+        (("--url", PUBLIC, "--candidate", "example.com/secret"), "a --candidate is not an absolute URL"),
         (("--url", PUBLIC, "--key-file", "no-such-file"), "--key-file can't be read"),
     ],
 )
@@ -225,7 +225,7 @@ async def test_missing_key_is_a_usage_error(
     (tmp_path / "keys").write_text(keys or "")
     ran = await bare_shell("callbacks", "explain", "--url", PUBLIC, "--key-file", str(tmp_path / "keys"))
     assert (ran.code, ran.out) == (2, "")
-    assert "--key-file holds no key" in ran.err
+    assert "--key-file contains no key" in ran.err
 
 
 async def test_help_has_an_example_and_names_the_environment(bare_shell: Shell) -> None:

@@ -149,7 +149,7 @@ async def test_a_run_is_not_lost_on_a_full_disk(
     journal = str(tmp_path / "run.db")
     ran = await full_shell("bulk", "start", "--all-in-progress", "--url", URL, "--journal", journal, *options)
     status = f"signalwire-streams bulk status {journal}"
-    assert ran == Ran(1, "", f"{FULL}; see what became of the run: {status}\n")
+    assert ran == Ran(1, "", f"{FULL}; check the run: {status}\n")
     assert (await shell(*shlex.split(status)[1:])).code == 0
     assert await full_shell(*shlex.split(status)[1:]) == Ran(1, "", f"{FULL}\n")
     assert (await shell("bulk", "resume", journal)).code == 0

@@ -399,7 +399,7 @@ async def test_a_stream_that_cannot_be_recorded_leaves_the_others_alone(tmp_path
         unhurt = await listener.ended()
         ran = await listener.end()
     assert (failed["end"], failed["files"]) == ("handler_failed", [])
-    assert failed["error"].startswith(f"the recording {folder / 'unlucky.wav'} can't be made: ")
+    assert failed["error"].startswith(f"the recording {folder / 'unlucky.wav'} can't be created: ")
     assert ran.err == f"error: unlucky is not fully recorded: {failed['error']}\n"
     assert [facts["error"] for facts in (well, unhurt)] == [None, None]
     assert len(sound_of(well["files"][0])[1]) == len(sound_of(tmp_path / "elsewhere" / "before.wav")[1]) == 1600
@@ -454,12 +454,12 @@ async def test_broken_pipe_ends_listen(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         ((), "set SIGNALWIRE_STREAMS_TOKEN, or name a --bearer-token-file"),
-        (("--allow-anonymous", "--bearer-token-file", "-"), "--allow-anonymous requires no token: leave it out"),
+        (("--allow-anonymous", "--bearer-token-file", "-"), "--allow-anonymous requires no token: omit it"),
         (("--bearer-token-file", "no-such-file"), "--bearer-token-file can't be read: No such file"),
         (("--bearer-token-file", "\0"), "--bearer-token-file can't be read: write the name of a text file"),
-        (("--bearer-token-file", os.devnull), "--bearer-token-file holds no token"),
+        (("--bearer-token-file", os.devnull), "--bearer-token-file contains no token"),
         (("--allow-anonymous", "--key", "key.pem"), "--key has no --cert"),
-        (("--allow-anonymous", "--self-signed", "--cert", "x"), "--self-signed creates a certificate: leave it out"),
+        (("--allow-anonymous", "--self-signed", "--cert", "x"), "--self-signed creates a certificate: omit it"),
         (("--allow-anonymous", "--cert", "no-such-file"), "--cert or --key can't be read: No such file"),
         (("--allow-anonymous", "--path", "audio"), "'audio' is not a path: write it as /audio"),
         (("--allow-anonymous", "--path", "/{a}"), "'/{a}' is not a path"),

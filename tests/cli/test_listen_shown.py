@@ -309,7 +309,7 @@ async def test_listen_reports_lost_frames(tmp_path: Path) -> None:
             for chunk in (1, 2, 2, 5, 4, 9):
                 media = {"track": "inbound", "chunk": str(chunk), "timestamp": str(chunk * 20), "payload": "gICAgA=="}
                 await peer.send_json({"event": "media", "media": media})
-            await peer.send_str("no JSON")
+            await peer.send_str("not JSON")
             await stop(peer)
         facts = json.loads(await line_of(child))
     told = facts["tracks"]["inbound"]

@@ -68,7 +68,7 @@ async def test_a_limit_ends_the_list_and_reads_no_more_than_it_needs(shell: Shel
     assert request.query["PageSize"] == "2"
 
 
-async def test_a_list_goes_on_over_its_pages(shell: Shell, space: SimulatedSpace) -> None:
+async def test_list_continues_over_its_pages(shell: Shell, space: SimulatedSpace) -> None:
     for _ in range(250):
         space.add_conference(participants=0)
     ran = await shell("conferences", "list", "--json")
@@ -92,7 +92,7 @@ async def test_an_empty_list_is_a_header(shell: Shell) -> None:
 async def test_a_terminal_gets_a_table_that_fits(
     shell: Shell, space: SimulatedSpace, columns: int, titles: str
 ) -> None:
-    """What does not fit is left out as a whole column; sids are never cut."""
+    """A column that does not fit is omitted; sids are never truncated."""
     shell.pretend_terminal(columns)
     ran = await shell("calls", "list")
     assert max(map(len, ran.rows)) <= columns

@@ -1,4 +1,4 @@
-"""What the library logs, on the command line: warnings as they come, and everything with ``--verbose``."""
+"""Logging on the command line: warnings always, everything with ``--verbose``."""
 
 import logging
 import sys

@@ -51,7 +51,7 @@ async def test_503_and_then_a_200(mocked: aioresponses) -> None:
 
 
 async def test_mocked_500_on_an_unnamed_start(mocked: aioresponses) -> None:
-    """What may not be repeated is not repeated under a mock either."""
+    """A start that must not be repeated is not repeated under a mock either."""
     mocked.post(PATH, status=500, repeat=True)
 
     async with client() as streams:

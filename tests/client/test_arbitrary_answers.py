@@ -1,4 +1,4 @@
-"""Whatever comes back over the socket, a caller gets a value or a typed error."""
+"""For any bytes in the response, a caller gets a value or a typed error."""
 
 import asyncio
 import contextlib
@@ -151,7 +151,7 @@ def test_arbitrary_json(status: int, document: object, runner: asyncio.Runner) -
 @pytest.mark.parametrize(
     "body",
     [b"[" * 200_000, b'{"sid":' + b"9" * 10_000 + b"}", b'{"sid":"\\ud800"}', b"x" * (17 * 1024 * 1024)],
-    ids=["nested without end", "a number without end", "half a surrogate pair", "larger than any answer"],
+    ids=["nested without end", "a number without end", "a lone surrogate", "larger than any answer"],
 )
 @pytest.mark.parametrize("status", [200, 422])
 def test_hostile_bodies(status: int, body: bytes, runner: asyncio.Runner) -> None:

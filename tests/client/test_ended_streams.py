@@ -227,7 +227,7 @@ def ambiguous(noun: str) -> Any:
 async def test_stop_of_ambiguous_stream_stops_its_sid_unless_answer_names_it(
     client_for: Any, noun: str, answer: bytes
 ) -> None:
-    """What the Space says of the name may be about the first stream alone."""
+    """The Space's rejection of the name may concern only the first stream."""
     async with two_streams(client_for, answer) as (client, alive, _):
         streams: Any = client.conferences if noun == "conference" else client.calls
         stopped = await streams.stop_stream(ambiguous(noun))
@@ -308,7 +308,7 @@ async def test_stop_by_name_in_form_of_sid(client_for: Any) -> None:
 async def test_stop_keeps_name_that_answer_leaves_out(
     client_for: Any, document: dict[str, Any], name: str | None
 ) -> None:
-    """What a caller passed is the name, unless it is the sid of the answer."""
+    """The caller's text is the name, unless it equals the sid in the response."""
 
     async def answer(raw: RawSpace, _: RawConnection, request: Request) -> bytes:
         return http(200, document)

@@ -73,7 +73,7 @@ async def test_what_a_call_says(space: SimulatedSpace, client: StreamsClient) ->
 
 
 async def test_participants(space: SimulatedSpace, client: StreamsClient) -> None:
-    """Who is in a conference can be listed."""
+    """The participants of a conference can be listed."""
     sid = space.conference_sids[0]
     participants = [participant async for participant in client.conferences.participants(sid, muted=False)]
 

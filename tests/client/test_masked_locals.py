@@ -118,13 +118,13 @@ WRONG: dict[str, dict[str, Any]] = {
     "codec": {"codec": "MP3"},
     "deadline": {"deadline": -1},
     "query": {"url": f"{URL}?{QUERY}"},
-    "user and password": {"url": "wss://ada:pass-hush@rx.example.com/audio"},
+    "user name and password": {"url": "wss://ada:pass-hush@rx.example.com/audio"},
     "scheme": {"url": f"https://ada:pass-hush@rx.example.com/audio?{QUERY}"},
     "parameters of another type": {"parameters": [("tenant", VALUE)]},
     "a parameter of another type": {"parameters": {"tenant": VALUE.encode()}},
     "a parameter's name": {"parameters": {"": VALUE}},
     "too many parameters": {"parameters": {str(number): VALUE for number in range(100)}},
-    "half a surrogate pair": {"parameters": {"tenant": VALUE + "\ud800"}},
+    "a lone surrogate": {"parameters": {"tenant": VALUE + "\ud800"}},
     "a token with blanks": {"authorization_bearer_token": f"Bearer {BEARER}"},
     "a token of another type": {"authorization_bearer_token": BEARER.encode()},
     "a callback without scheme": {"status_callback": f"app.example.com/told?{QUERY}"},
@@ -138,7 +138,7 @@ WRONG: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 async def test_refused_argument_shows_no_secret(space: SimulatedSpace, client_for: Any, wrong: dict[str, Any]) -> None:
-    """What can't be right is refused in frames of ours, which hold all the other arguments as well."""
+    """Invalid arguments are rejected in this package's frames, which hold all the other arguments as well."""
     client, receiver, sid = client_of(client_for, space), MediaReceiver(), space.conference_sids[0]
     fields: dict[str, Any] = {"url": URL, **SECRETS, **wrong}
     untyped: Any = client.conferences.start_stream

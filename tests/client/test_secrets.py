@@ -55,7 +55,7 @@ async def test_failures_show_no_secret(
     options: dict[str, Any],
     unnamed: bool,
 ) -> None:
-    """Whatever goes wrong, neither the error, its causes, the log nor the telemetry holds a secret."""
+    """For any failure, neither the error, its causes, the log nor the telemetry contains a secret."""
     caplog.set_level(logging.DEBUG, logger="signalwire_streams")
     attempts: list[Attempt] = []
     client = client_for(space, on_attempt=attempts.append, timeouts=Timeouts(read=0.05))
@@ -80,7 +80,7 @@ async def test_failures_show_no_secret(
 
 
 async def test_space_that_repeats_secrets_in_its_answers(space: SimulatedSpace, client_for: Any) -> None:
-    """What the Space says of a request is passed on, and secrets in it are not."""
+    """The Space's message is passed on, without the secrets in it."""
 
     async def parrot(request: web.BaseRequest) -> web.Response:
         body = (await request.read()).decode()

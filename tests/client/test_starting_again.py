@@ -93,7 +93,7 @@ async def test_start_again_on_call_may_make_second_stream_and_both_are_stopped(
     async with SimulatedSpace(calls=1, duplicate_names="allow", streams_by_name=by_name) as space:
         client: StreamsClient = client_for(space)
         error = await lost_start(client, space, "call")
-        assert "may make a second one" in str(error)
+        assert "may start a second one" in str(error)
         stream = await start_again(client, error, space)
         assert stream.ambiguous
         assert len(space.streams.active()) == 2

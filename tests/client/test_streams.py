@@ -203,14 +203,14 @@ async def test_unknown_outcome_reports_its_cause(space: SimulatedSpace, client: 
     with pytest.raises(StreamOutcomeUnknownError) as first_lost:
         await client.conferences.start_stream(sid, url=URL, name="mine")
     assert (first_lost.value.phase, first_lost.value.attempts) == (Phase.WAITING, 3)
-    assert "(at last: no answer came: " in str(first_lost.value)
+    assert "(last attempt: no response: " in str(first_lost.value)
 
     space.faults.add("503", times=1)
     space.faults.add("status", status=400, body="api", code=21402)
     with pytest.raises(StreamOutcomeUnknownError) as then_refused:
         await client.conferences.start_stream(sid, url=URL, name="mine")
     assert (then_refused.value.phase, then_refused.value.attempts) == (Phase.ANSWERED, 2)
-    assert "(at last: HTTP 400 [code 21402]: " in str(then_refused.value)
+    assert "(last attempt: HTTP 400 [code 21402]: " in str(then_refused.value)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ async def test_unknown_outcome_reports_its_cause(space: SimulatedSpace, client: 
 async def test_invalid_arguments_send_nothing(
     space: SimulatedSpace, client: StreamsClient, arguments: dict[str, Any], words: str
 ) -> None:
-    """What can't be right is refused with what to write instead, and the Space receives nothing."""
+    """Invalid arguments are rejected with a fix, and the Space receives nothing."""
     with pytest.raises(InvalidRequestError, match=words):
         await client.conferences.start_stream(space.conference_sids[0], **({"url": URL} | arguments))
     for sid in ("a/b", "..", "a?b", "a#b", "a b", ""):
@@ -332,7 +332,7 @@ async def test_closed_client_in_between_attempts(space: SimulatedSpace, client_f
     client: StreamsClient = client_for(space, on_attempt=close)
     space.faults.add("reset", executed=True)
 
-    with pytest.raises(StreamOutcomeUnknownError, match="closed meanwhile"):
+    with pytest.raises(StreamOutcomeUnknownError, match="closed in the meantime"):
         await client.conferences.start_stream(space.conference_sids[0], url=URL)
 
     await asyncio.gather(*closing)

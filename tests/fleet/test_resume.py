@@ -95,20 +95,20 @@ async def test_resume_with_taken_name_is_refused(nightly: str, space: SimulatedS
         *on_calls(space.call_sids),
     ]
     await fleet.submit([evolve(start, name=f"sws-nightly-{start.target}") for start in starts], name="taken")
-    with pytest.raises(InvalidRequestError, match="other requests already"):
+    with pytest.raises(InvalidRequestError, match="different requests already exists"):
         await fleet.resume(nightly, name="taken")
 
     assert (await fleet.status(nightly)).resumed_as is None
     assert await fleet.resume(nightly) == "nightly-r2"
     await redis_of(fleet).delete((await keys_of(fleet, nightly)).requests(0))
-    with pytest.raises(InvalidRequestError, match="older than Redis was told to keep it"):
+    with pytest.raises(InvalidRequestError, match="older than its retention period"):
         await fleet.resume(nightly)
     assert (await fleet.status(nightly)).resumed_as == "nightly-r2"
 
 
 async def test_resume_of_partly_expired_run_is_refused(nightly: str, space: SimulatedSpace, fleet: Fleet) -> None:
     await redis_of(fleet).delete((await keys_of(fleet, nightly)).requests(0))
-    with pytest.raises(InvalidRequestError, match="older than Redis was told to keep it"):
+    with pytest.raises(InvalidRequestError, match="older than its retention period"):
         await fleet.resume(nightly)
     assert [found.run for found in await fleet.runs()] == ["nightly"]
 
@@ -151,7 +151,7 @@ async def test_resume_refuses_runs_that_are_running_or_unknown(
     dead = await fleet.submit(on_calls(space.call_sids))
     await set_marks(fleet, dead, {0: DEAD})
     await fleet.cancel(dead)
-    with pytest.raises(InvalidRequestError, match="or had when they died: run a worker"):
+    with pytest.raises(InvalidRequestError, match="or had when they died: start a worker"):
         await fleet.resume(dead)
     workers()
     await all_results(fleet, run)

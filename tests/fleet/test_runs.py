@@ -156,7 +156,7 @@ async def test_submit_with_invalid_item_leaves_nothing_in_redis(space: Simulated
 
     with pytest.raises(InvalidRequestError, match="an item is a str"):
         await fleet.submit(wrong(), name="nightly")
-    with pytest.raises(InvalidRequestError, match="comes twice"):
+    with pytest.raises(InvalidRequestError, match="appears twice"):
         await fleet.submit(on_conferences(["a", "a"]), name="nightly")
 
     with pytest.raises(InvalidRequestError, match="no run 'nightly'"):
@@ -341,7 +341,7 @@ class TestSecrets:
 
         [outcome] = await all_results(fleet, run)
         assert outcome.status is BulkStatus.REJECTED
-        assert "another request" in str(outcome.error)
+        assert "a different request" in str(outcome.error)
 
 
 async def test_workers_reports_active_workers(space: SimulatedSpace, fleet: Fleet, workers: Workers) -> None:
@@ -391,7 +391,7 @@ async def test_results_of_partly_expired_run_raise(space: SimulatedSpace, fleet:
         await redis_of(fleet).delete(*plans)
 
     await fleet.cancel(run)
-    with pytest.raises(InvalidRequestError, match="older than Redis was told to keep"):
+    with pytest.raises(InvalidRequestError, match="older than its retention period"):
         await all_results(fleet, run)
 
 

@@ -1,4 +1,4 @@
-"""Who is asking, and where: Spaces, base URLs, and paths below an account."""
+"""Accounts: Spaces, base URLs, credentials, and paths below an account."""
 
 from base64 import b64decode
 from typing import Any
@@ -117,9 +117,9 @@ def test_advice_keeps_brackets_of_ipv6_address() -> None:
 
 
 URL_REFUSALS = {
-    "query": ("https://example.org/?token=hush", "leave out what follows the '?' or '#'"),
-    "fragment": ("https://example.org/#hush", "leave out what follows the '?' or '#'"),
-    "user and password": ("https://ada:hush@example.org", "pass project= and token= instead"),
+    "query": ("https://example.org/?token=hush", "remove the '?' or '#' and everything after it"),
+    "fragment": ("https://example.org/#hush", "remove the '?' or '#' and everything after it"),
+    "user name and password": ("https://ada:hush@example.org", "pass project= and token= instead"),
     "user alone": ("https://hush@example.org", "pass project= and token= instead"),
     "a host after a backslash": ("http://localhost\\@example.org", "pass project= and token= instead"),
     "no host": ("https:///x", "write its name, such as 'example', or 'https://host'"),
@@ -163,18 +163,18 @@ def test_invalid_space_is_refused(space: str) -> None:
         ({"space": "example", "token": None}, "token is missing"),
         ({"space": "example", "token": ""}, "token is missing"),
         ({"space": "example", "token": b"hush"}, "token must be a str, not bytes"),
-        ({"space": "example", "token": "hush hush"}, "token holds blanks or is not ASCII"),
-        ({"space": "example", "token": "hush\n"}, "token holds blanks or is not ASCII"),
-        ({"space": "example", "token": "hüsh"}, "token holds blanks or is not ASCII"),
-        ({"space": "example", "project": "a/b"}, "project holds characters"),
+        ({"space": "example", "token": "hush hush"}, "token contains whitespace or non-ASCII characters"),
+        ({"space": "example", "token": "hush\n"}, "token contains whitespace or non-ASCII characters"),
+        ({"space": "example", "token": "hüsh"}, "token contains whitespace or non-ASCII characters"),
+        ({"space": "example", "project": "a/b"}, "project contains characters"),
         ({"space": "example", "project": 7}, "project must be a str"),
-        ({"space": "example", "project": "abc:hush"}, "project holds a ':'"),
-        ({"space": "example", "project": "abc:hush "}, "project holds a ':'"),
+        ({"space": "example", "project": "abc:hush"}, "project contains a ':'"),
+        ({"space": "example", "project": "abc:hush "}, "project contains a ':'"),
         ({"space": 7}, "space must be a str, not int"),
         ({"base_url": b"https://example.org"}, "base_url must be a str, not bytes"),
-        ({}, "pass either space='example'"),
-        ({"space": "", "base_url": ""}, "pass either space='example'"),
-        ({"space": "example", "base_url": "https://example.org"}, "one of the two"),
+        ({}, "pass exactly one of space='example'"),
+        ({"space": "", "base_url": ""}, "pass exactly one of space='example'"),
+        ({"space": "example", "base_url": "https://example.org"}, "pass exactly one of space="),
     ],
     ids=str,
 )
@@ -247,24 +247,24 @@ NOT_FOLLOWED = {
     "http://example.signalwire.com/api": "is on another scheme",
     "https://example.signalwire.com:http/api": "is not a valid address",
     "https://[::1/api": "is not a valid address",
-    "https://hush@example.signalwire.com/api": "carries a user and password",
-    "https://ada:hush@example.org/api": "'https://example.org/api' carries a user and password",
-    "https://example.signalwire.com@example.org/api": "carries a user and password",
+    "https://hush@example.signalwire.com/api": "contains a user name and password",
+    "https://ada:hush@example.org/api": "'https://example.org/api' contains a user name and password",
+    "https://example.signalwire.com@example.org/api": "contains a user name and password",
     "///example.org/api": "is on another host",
     "https:///example.org/api": "is on another host",
-    "https://example.signalwire.com//example.org/api": "is not a path from the host's root",
-    "https://example.signalwire.com?Page=1": "is not a path from the host's root",
-    "https://example.signalwire.com": "is not a path from the host's root",
-    "https://example.signalwire.com#/api": "is not a path from the host's root",
-    "api/x": "'api/x' is not a path from the host's root",
-    "api//example.org": "is not a path from the host's root",
-    "?Page=1": "'?Page=1' is not a path from the host's root",
-    "#page": "is not a path from the host's root",
-    "null": "'null' is not a path from the host's root",
-    "mailto:ada@example.org": "is not a path from the host's root",
-    f"?Token={TOKEN}": "'?Token=***' is not a path",
-    "\\\\example.org": "holds a backslash",
-    "/\\example.org": "holds a backslash",
+    "https://example.signalwire.com//example.org/api": "is not an absolute path",
+    "https://example.signalwire.com?Page=1": "is not an absolute path",
+    "https://example.signalwire.com": "is not an absolute path",
+    "https://example.signalwire.com#/api": "is not an absolute path",
+    "api/x": "'api/x' is not an absolute path",
+    "api//example.org": "is not an absolute path",
+    "?Page=1": "'?Page=1' is not an absolute path",
+    "#page": "is not an absolute path",
+    "null": "'null' is not an absolute path",
+    "mailto:ada@example.org": "is not an absolute path",
+    f"?Token={TOKEN}": "'?Token=***' is not an absolute path",
+    "\\\\example.org": "contains a backslash",
+    "/\\example.org": "contains a backslash",
 }
 
 
@@ -321,7 +321,7 @@ def test_next_page_origin_matches_any_notation_of_base_url(base_url: str) -> Non
 @pytest.mark.parametrize("uri", ["/api/a b", "/api/\r\nX-Evil: 1", "/api/ø", "/api/\t", "/api/\x00", "/api/\u2028"])
 def test_next_page_with_unsafe_characters_is_refused(uri: str) -> None:
     """An address with blanks, or beyond ASCII, is not mended but refused."""
-    with pytest.raises(MalformedResponseError, match="holds blanks or is not ASCII") as caught:
+    with pytest.raises(MalformedResponseError, match="contains whitespace or non-ASCII characters") as caught:
         account(space="example").same_host_path(uri)
     assert str(caught.value).isprintable()
 

@@ -98,7 +98,7 @@ def test_start_request_lists_its_secrets() -> None:
     ],
 )
 def test_stop_handle_is_recognized_as_sid_or_name(handle: str, kind: Operation) -> None:
-    """What is shaped like a sid is one: of that, "no such stream" can be believed."""
+    """Text in the form of a sid is treated as a sid: "no such stream" is then conclusive."""
     assert requests.stop_kind(handle) is kind
 
 
@@ -215,7 +215,7 @@ def test_generated_names_are_unique_and_valid() -> None:
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
 def test_sent_accumulates_over_attempts(phases: list[Phase], each: list[Sent], overall: Sent) -> None:
-    """What once was sent, surely or perhaps, is not unsaid by a later attempt that never left."""
+    """A later unsent attempt does not change that an earlier one was, or may have been, sent."""
     progress = CallState()
     said: list[Sent] = []
     for phase in phases:

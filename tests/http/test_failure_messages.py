@@ -176,7 +176,7 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     ),
     "garbage": (
         unanswered(read(), AttemptResult.MALFORMED, detail="BadStatusLine"),
-        "read Calls/call: the answer can't be read: BadStatusLine (the Space may have received it)",
+        "read Calls/call: the response can't be parsed: BadStatusLine (the Space may have received it)",
     ),
     "a code without end": (
         answered(read(), 400, b'{"code":' + b"9" * 4000 + b"}"),
@@ -193,23 +193,23 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     ),
     "unreadable": (
         answered(read(), 200, b"<html>", headers={"Content-Type": "text/html"}),
-        "read Calls/call: accepted, but the answer can't be read: HTTP 200, text/html body, 6 bytes long",
+        "read Calls/call: accepted, but the response can't be parsed: HTTP 200, text/html body, 6 bytes long",
     ),
     "could not connect": (
         unanswered(read(), AttemptResult.NOT_SENT, detail="refused", phase=Phase.CONNECTING, sent="no", attempts=4),
         "read Calls/call: could not connect: refused (4 attempts, nothing was sent)",
     ),
-    "no answer": (
+    "no response": (
         unanswered(read(), AttemptResult.NO_RESPONSE, detail="timeout"),
-        "read Calls/call: no answer came: timeout (the Space may have received it)",
+        "read Calls/call: no response: timeout (the Space may have received it)",
     ),
     "no answer, nothing known": (
         unanswered(read(), AttemptResult.NO_RESPONSE),
-        "read Calls/call: no answer came (the Space may have received it)",
+        "read Calls/call: no response (the Space may have received it)",
     ),
     "no answer, but one before": (
         unanswered(read(), AttemptResult.NO_RESPONSE, sent="yes"),
-        "read Calls/call: no answer came",
+        "read Calls/call: no response",
     ),
     "not in time": (
         unanswered(
@@ -224,7 +224,7 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     ),
     "breaker": (
         unanswered(read(), AttemptResult.BREAKER_OPEN, phase=Phase.QUEUED, sent="no", retry_after=5.0, attempts=0),
-        "read Calls/call: not tried, the Space kept failing (nothing was sent, retry after 5 s)",
+        "read Calls/call: not attempted, the circuit breaker is open (nothing was sent, retry after 5 s)",
     ),
 }
 
@@ -240,7 +240,9 @@ def test_garbage_instead_of_http_is_malformed() -> None:
     error = unanswered(read(), AttemptResult.MALFORMED, detail="BadStatusLine: \x16\x03")
     assert isinstance(error, MalformedResponseError)
     assert error.status is None
-    assert str(error) == "read Calls/call: the answer can't be read: BadStatusLine: (the Space may have received it)"
+    assert (
+        str(error) == "read Calls/call: the response can't be parsed: BadStatusLine: (the Space may have received it)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
         unanswered(start(), AttemptResult.NO_RESPONSE, detail="timeout", decision=RetryDecision.UNKNOWN, attempts=3),
         (
             "start a stream on conference conf: the stream may or may not be running"
-            " (at last: no answer came: timeout);"
+            " (last attempt: no response: timeout);"
             " stop it by its name 'room-7', or start it again with that name and may_be_running=True (3 attempts)"
         ),
     ),
@@ -316,8 +318,8 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
             decision=RetryDecision.UNKNOWN,
         ),
         (
-            "start a stream on call call: the stream may or may not be running (no answer came: timeout);"
-            " stop it by its name 'room-7'; starting again, even under that name, may make a second one"
+            "start a stream on call call: the stream may or may not be running (no response: timeout);"
+            " stop it by its name 'room-7'; starting again, even under that name, may start a second one"
         ),
     ),
     "named, and the last attempt never left": (
@@ -331,7 +333,7 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
         ),
         (
             "start a stream on conference conf: the stream may or may not be running"
-            " (at last: not tried, the Space kept failing);"
+            " (last attempt: not attempted, the circuit breaker is open);"
             " stop it by its name 'room-7', or start it again with that name and may_be_running=True"
             " (2 attempts, retry after 5 s)"
         ),
@@ -339,23 +341,23 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
     "unnamed": (
         unanswered(unnamed_start(), AttemptResult.NO_RESPONSE, detail="timeout", decision=RetryDecision.UNKNOWN),
         (
-            "start a stream on call call: the stream may or may not be running (no answer came: timeout);"
-            " it was sent without a name, so starting again may make a second one"
+            "start a stream on call call: the stream may or may not be running (no response: timeout);"
+            " it was sent without a name, so starting again may start a second one"
         ),
     ),
     "answered with a fault": (
         answered(unnamed_start(), 502, headers={"X-Request-Id": "req-1"}, decision=RetryDecision.UNKNOWN),
         (
             "start a stream on call call: the stream may or may not be running (HTTP 502, no body);"
-            " it was sent without a name, so starting again may make a second one (request id req-1)"
+            " it was sent without a name, so starting again may start a second one (request id req-1)"
         ),
     ),
     "accepted": (
         answered(unnamed_start(), 200, b"{", decision=RetryDecision.UNKNOWN),
         (
-            "start a stream on call call: the stream runs, but its id is lost"
+            "start a stream on call call: the stream is running, but its id was lost"
             " (HTTP 200, no content type body, 1 bytes long);"
-            " it was sent without a name, so starting again may make a second one"
+            " it was sent without a name, so starting again may start a second one"
         ),
     ),
 }
@@ -390,7 +392,7 @@ def test_named_start_accepted_without_sid_can_be_unknown() -> None:
     error = answered(start(), 200, b"{", decision=RetryDecision.UNKNOWN)
     assert isinstance(error, StreamOutcomeUnknownError)
     assert error.accepted
-    assert "the stream runs, but its id is lost" in str(error)
+    assert "the stream is running, but its id was lost" in str(error)
     assert "stop it by its name 'room-7'" in str(error)
 
 

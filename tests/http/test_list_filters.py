@@ -61,7 +61,7 @@ def test_moment_of_wrong_type_is_refused(value: Any) -> None:
 
 def test_half_a_surrogate_pair_is_refused() -> None:
     """Text that no encoding can carry is refused as the caller's mistake, and not repeated."""
-    with pytest.raises(InvalidRequestError, match="half a surrogate pair") as caught:
+    with pytest.raises(InvalidRequestError, match="a lone surrogate") as caught:
         query({"FriendlyName": "\ud83d"})
     assert str(caught.value).isprintable()
     assert caught.value.__cause__ is None
@@ -87,7 +87,7 @@ def test_half_a_surrogate_pair_is_refused() -> None:
     ],
 )
 def test_filters_are_encoded_as_query(filters: dict[str, object], text: str) -> None:
-    """What is None is left out, switches are true and false, and the rest is percent-encoded."""
+    """None is omitted, booleans are true and false, and the rest is percent-encoded."""
     assert query(filters) == text
 
 

@@ -84,7 +84,7 @@ API_ERROR = {"code": 20001, "message": "Unknown error", "more_info": "https://si
     ],
 )
 def test_status_means_the_same_for_all_operations(status: int, document: object, event: AttemptResult) -> None:
-    """What a status means does not depend on the request, where no name and no stop is concerned."""
+    """A status means the same for all requests, except for names and stops."""
     kinds = [kind for kind in Operation if not (kind.is_stop and status == 200 and isinstance(document, list | str))]
     assert {classify(asking(kind), reply(status, document)) for kind in kinds} == {event}
 
@@ -311,7 +311,7 @@ def test_success_without_error_keys_has_no_problem() -> None:
 
 
 def test_response_repr_hides_headers_and_body() -> None:
-    """What is shown of a reply holds neither body nor headers, which may repeat secrets."""
+    """The repr of a response contains neither body nor headers, which may repeat secrets."""
     shown = repr(reply(400, {"message": "hush"}, X_Echo="hush"))
     assert "hush" not in shown
     assert "status=400" in shown
@@ -346,7 +346,7 @@ _JSON = st.recursive(
 def test_any_bytes_are_classified_without_exception(
     status: int, headers: dict[str, str], body: bytes, *, complete: bool, kind: Operation, expects: str
 ) -> None:
-    """Whatever comes over the wire is an event, and never an error."""
+    """Any response is classified, without an exception."""
     read = read_response(status, CIMultiDict(headers), body, complete=complete)
     event = classify(asking(kind, expects), read)
     assert isinstance(event, AttemptResult)

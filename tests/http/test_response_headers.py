@@ -1,4 +1,4 @@
-"""What the response's headers say."""
+"""Response headers: retry delays and request ids."""
 
 import pytest
 from hypothesis import given, strategies as st
@@ -44,7 +44,7 @@ def test_retry_after_headers(headers: dict[str, str], seconds: float | None) -> 
 
 @given(st.text(), st.text(), st.sampled_from([DATE, "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", ""]))
 def test_any_retry_after_text_is_parsed_or_ignored(after: str, milliseconds: str, date: str) -> None:
-    """Whatever the headers hold is a finite time of at least 0, or None."""
+    """Any headers result in a finite time of at least 0, or None."""
     for headers in (
         {"Retry-After": after, "retry-after-ms": milliseconds, "Date": date},
         {"Retry-After": date, "Date": after},

@@ -321,7 +321,7 @@ def test_item_without_id_is_malformed(model: type[Any], key: str, wrong: object)
     """A conference, call or participant without an id is no answer of the API."""
     with pytest.raises(MalformedResponseError) as caught:
         read_item(wrong, model)
-    assert str(caught.value) == f"the Space answered with a {model.__name__.lower()} that has no {key}"
+    assert str(caught.value) == f"the Space returned a {model.__name__.lower()} without {key}"
     assert caught.value.sent == "yes"
 
 
@@ -368,9 +368,7 @@ def test_page_may_be_empty() -> None:
 )
 def test_page_without_its_list_is_malformed(document: object) -> None:
     """A page that has no list of what was asked for is no answer of the API."""
-    with pytest.raises(
-        MalformedResponseError, match=r"^the Space answered with a page that has no list of calls$"
-    ) as caught:
+    with pytest.raises(MalformedResponseError, match=r"^the Space returned a page without a list of calls$") as caught:
         read_page(document, Call, "calls")
     assert caught.value.sent == "yes"
 
@@ -378,7 +376,7 @@ def test_page_without_its_list_is_malformed(document: object) -> None:
 @pytest.mark.parametrize("item", [None, {}, "x", {"sid": ""}], ids=repr)
 def test_page_with_an_item_without_an_id_is_malformed(item: object) -> None:
     """A page is as good as its items."""
-    with pytest.raises(MalformedResponseError, match="a call that has no sid"):
+    with pytest.raises(MalformedResponseError, match="a call without sid"):
         read_page({"calls": [CALL_ANSWER, item]}, Call, "calls")
 
 

@@ -62,7 +62,7 @@ def test_limit_starts_at_32_and_shrinks_at_the_first_refusal() -> None:
 
 
 def test_responses_in_flight_at_a_cut_do_not_cut_again() -> None:
-    """As many answers as were allowed to be under way are passed over; the next refusal counts again."""
+    """Responses to requests in flight at the cut are ignored; the next refusal counts again."""
     adaptive = AdaptiveConcurrency(limit=100.0)
     adaptive.record(0.05, overloaded=True)
     for _ in range(69):

@@ -88,7 +88,7 @@ def test_resend_limits_follow_the_policy() -> None:
 def test_start_that_fails_after_an_ambiguous_attempt_is_unknown(
     kind: Operation, event: AttemptResult, end: AttemptResult
 ) -> None:
-    """Whatever ends such a call, the caller learns that the stream may be running."""
+    """For any end of such a call, the error reports that the stream may be running."""
     retrying = call(kind)
     retrying.decide(event, 0.0)
     assert retrying.decide(end, 1.0) == Decision(RetryDecision.UNKNOWN)

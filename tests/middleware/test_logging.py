@@ -117,7 +117,7 @@ async def test_unknown_outcome_logs_a_warning(
     [(level, text)] = lines(caplog, "outcome")
     assert level == "WARNING"
     assert text.startswith(
-        f"start a stream on call {call} (name 'audit-1'): outcome unknown, the stream may be running: no answer came"
+        f"start a stream on call {call} (name 'audit-1'): outcome unknown, the stream may be running: no response"
     )
 
 
@@ -129,7 +129,7 @@ async def test_lost_sid_logs_a_warning(
         await start(client, space, unnamed=True)
     [(level, text)] = lines(caplog, "outcome")
     assert level == "WARNING"
-    assert "outcome unknown, the stream runs, but its sid is lost: " in text
+    assert "outcome unknown, the stream is running, but its sid was lost: " in text
     assert "(name" not in text
 
 
@@ -276,11 +276,11 @@ async def test_circuit_breaker_warns_once_per_opening(
     assert opened == (
         "WARNING",
         (
-            f"circuit breaker opened: at least 50 % of the last requests failed, at last read Conferences/{sid}: "
+            f"circuit breaker opened: at least 50 % of the last requests failed, most recently read Conferences/{sid}: "
             "the Space failed (HTTP 500); no requests for 5 s, then one probe"
         ),
     )
-    assert closed == ("INFO", "circuit breaker closed: the probe was answered")
+    assert closed == ("INFO", "circuit breaker closed: the probe succeeded")
     space.faults.add("500")
     await fail(6)
     assert [level for level, _ in lines(caplog, "circuit_breaker")] == ["WARNING", "INFO", "WARNING"]

@@ -1,4 +1,4 @@
-"""What stands around an exchange: the telemetry hook, a caller's own middlewares, the breaker."""
+"""Middlewares around a request: the telemetry hook, the caller's own, the circuit breaker."""
 
 import asyncio
 import logging

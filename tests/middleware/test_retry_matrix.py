@@ -10,7 +10,7 @@ from signalwire_streams.models import AttemptResult, Operation, RetryDecision
 
 
 class Row(NamedTuple):
-    """What is done after the first attempt of a call ended so.
+    """The decisions after a first attempt with one result, by kind of request.
 
     ``carefully`` is a named start on a call while the policy does not send those again.
     """

@@ -125,7 +125,7 @@ def test_attempt_has_words_for_machines_and_sentences_for_people() -> None:
     assert f"{attempt.operation}: {attempt.result}, {attempt.decision}" == "conference_start: no_response, resend"
     assert (attempt.operation.description, attempt.result.description, attempt.decision.description) == (
         "named start on a conference",
-        "no answer came",
+        "no response",
         "send again under the same name",
     )
     for word in (*Operation, *AttemptResult, *RetryDecision, *Priority):

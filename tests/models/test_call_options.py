@@ -35,7 +35,7 @@ def test_any_text_is_one_path_segment_or_refused(text: str) -> None:
 
 @given(st.text(alphabet="ab.:@-_~!$&'()*+,;=é通", min_size=1).filter(lambda text: ".." not in text and text != "."))
 def test_plain_text_is_not_refused(text: str) -> None:
-    """What holds none of the dangerous characters is taken as it is."""
+    """Text without special characters is used unchanged."""
     assert check_path_segment(text, "sid") == text
 
 
@@ -53,7 +53,7 @@ def test_deadline_above_zero_is_accepted(seconds: float | None) -> None:
 def test_invalid_deadline_is_refused(seconds: object) -> None:
     """A deadline that is no number above 0, or longer than a year, is refused and not repeated."""
     with pytest.raises(
-        InvalidRequestError, match=r"^deadline must be a number of seconds above 0, and at most a year's$"
+        InvalidRequestError, match=r"^deadline must be a number of seconds above 0, and at most a year$"
     ):
         check_deadline(seconds)
 

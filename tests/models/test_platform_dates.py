@@ -97,7 +97,7 @@ def test_readable_dates(text: str, moment: datetime) -> None:
     ],
 )
 def test_unparsable_date_is_none(text: str | None) -> None:
-    """What can't be read as a date is None, since a stream is worth more than its date."""
+    """An unreadable date is None, so the stream is not lost because of it."""
     assert parse_date(text) is None
 
 

@@ -1,4 +1,4 @@
-"""What a start may say: refusals before anything is sent, and no secret in what is shown."""
+"""Requests of starts: validation before anything is sent, and no secret in a repr."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -56,7 +56,7 @@ URL_REFUSALS = {
     "query string": ("wss://audio.example.com/stream?a=1", "parameters={...}"),
     "empty query string": ("wss://audio.example.com/stream?", "parameters={...}"),
     "query of a relative url": ("/stream?a=1", "parameters={...}"),
-    "fragment": ("wss://audio.example.com/stream#top", "without the '#'"),
+    "fragment": ("wss://audio.example.com/stream#top", "remove the '#'"),
     "empty": ("", "the wss:// address of your WebSocket server"),
     "only blanks": (" \t ", "the wss:// address of your WebSocket server"),
     "a blank within": ("wss://audio.example.com/my stream", "percent-encode"),
@@ -64,7 +64,7 @@ URL_REFUSALS = {
     "a line break": ("wss://audio.example.com/stream\n", "percent-encode"),
     "a tab": ("wss://audio\t.example.com/stream", "percent-encode"),
     "a control character": ("wss://audio.example.com/\x00", "percent-encode"),
-    "half a surrogate pair": ("wss://audio.example.com/\ud83d", "percent-encode"),
+    "a lone surrogate": ("wss://audio.example.com/\ud83d", "percent-encode"),
     "a blank beyond ASCII": ("wss://audio.example.com/\u2003", "percent-encode"),
     "no host": ("wss:///stream", "wss://host:443/path"),
     "only a scheme": ("wss://", "wss://host:443/path"),
@@ -72,7 +72,7 @@ URL_REFUSALS = {
     "a port that is none": ("wss://audio.example.com:https/", "wss://host:443/path"),
     "a port out of range": ("wss://audio.example.com:65536/", "wss://host:443/path"),
     "half an IPv6 address": ("wss://[::1/stream", "wss://host:443/path"),
-    "user and password": ("wss://ada:pw@audio.example.com/", "authorization_bearer_token"),
+    "user name and password": ("wss://ada:pw@audio.example.com/", "authorization_bearer_token"),
     "user alone": ("wss://ada@audio.example.com/", "authorization_bearer_token"),
     "empty user": ("wss://@audio.example.com/", "authorization_bearer_token"),
     "a number": (7, "url must be a str, not int"),
@@ -130,7 +130,7 @@ HANDLE_REFUSALS = {
     "a line separator": "a\u2028b",
     "a blank that does not break": "a\xa0b",
     "a character without width": "a\u200bb",
-    "half a surrogate pair": "a\udc80",
+    "a lone surrogate": "a\udc80",
     "text that runs backwards": "a\u202eb",
     "a number": 7,
     "bytes": b"abc",
@@ -227,8 +227,8 @@ def test_callback_method_is_text_or_member(kind: str, method: CallbackMethod) ->
     ("field", "value"), [("codec", "PCMU"), ("codec", Codec.L16), ("realtime", True), ("realtime", False)]
 )
 def test_call_has_neither_codec_nor_realtime(field: str, value: object) -> None:
-    """What only conference streams know is refused on a call instead of being dropped in silence."""
-    assert refusal("call", **{field: value}) == f"{field} is for conference streams only: leave it out on a call"
+    """Fields of conference streams are rejected on a call instead of being silently ignored."""
+    assert refusal("call", **{field: value}) == f"{field} is for conference streams only: omit it on a call"
 
 
 @pytest.mark.parametrize("value", ["true", 1, 0, "yes", [], 1.0])
@@ -291,7 +291,7 @@ def test_callback_may_have_a_query(kind: str, url: str) -> None:
 
 
 PARAMETER_REFUSALS: Mapping[str, tuple[object, str]] = {
-    "a hundred": ({f"n{number}": "v" for number in range(100)}, "100 parameters are too many: SignalWire takes 99"),
+    "a hundred": ({f"n{number}": "v" for number in range(100)}, "100 parameters are too many: SignalWire accepts 99"),
     "an empty name": ({"": "v"}, "has an empty name"),
     "a blank name": ({" \t": "v"}, "has an empty name"),
     "a number as value": ({"age": 7}, "parameter 'age' is of type int: write its value as a str"),
@@ -381,7 +381,7 @@ def test_refusal_repeats_no_secret(settings: Mapping[str, Any]) -> None:
 
 @both_kinds
 def test_repr_shows_no_secret(kind: str) -> None:
-    """What is shown of a request holds no token, no value, and of the callback neither query nor password."""
+    """The repr of a request contains no token, no value, and neither query nor password of the callback."""
     request = start(
         kind,
         name="room-7",
@@ -400,7 +400,7 @@ def test_repr_shows_no_secret(kind: str) -> None:
 
 @both_kinds
 def test_repr_of_a_bare_request(kind: str) -> None:
-    """What is shown of a request without options is short."""
+    """The repr of a request without options is short."""
     shown = repr(start(kind))
     assert "status_callback=None" in shown
     assert "parameters={}" in shown
@@ -438,7 +438,7 @@ def test_changed_copy_is_checked_as_well(kind: str) -> None:
 
 
 def test_options_left_out_are_left_to_the_api() -> None:
-    """What the caller does not say stays unsaid, so the API's own defaults hold."""
+    """Omitted options are not sent, so the API's defaults apply."""
     request = StartConferenceStream(conference_sid="c", url=URL)
     unsaid = (
         request.name,

@@ -22,7 +22,7 @@ PING = b"\x89\xfd" + bytes(4) + b"x" * 125
 
 
 class Mishap(BaseException):
-    """What no handler is expected to raise."""
+    """An exception that no handler is expected to raise."""
 
 
 async def fill(session: StreamSession) -> None:
@@ -102,7 +102,7 @@ async def test_messages_before_the_start_are_limited(
     url = await serve(MediaReceiver(heard, bearer_tokens=None, start_timeout=600.0))
     _, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
     writer.write(UPGRADE + (frame + bytes(4)) * 501)
-    await until(lambda: "too many frames came before the start event" in caplog.text)
+    await until(lambda: "too many frames arrived before the start event" in caplog.text)
     writer.close()
 
 
@@ -114,7 +114,7 @@ async def test_burst_leaves_turns_to_other_tasks(heard: Heard, serve: Any, dial:
     await until(lambda: bool(heard.sessions))
     session, counts = heard.sessions[0], set[int]()
     for _ in range(900):
-        await peer.send_str("no JSON")
+        await peer.send_str("not JSON")
 
     def count() -> bool:
         counts.add(session.statistics.malformed)

@@ -126,7 +126,7 @@ def test_malformed_audio_shows_no_content() -> None:
         '{"event": "media", "sequenceNumber": "1", "media": {"track": "hush", "chunk": "1", "timestamp": "0", '
         '"payload": "hush!"}}'
     )
-    with pytest.raises(MalformedFrameError, match="no base64") as caught:
+    with pytest.raises(MalformedFrameError, match="not base64") as caught:
         decode_event(frame)
     shown = locals_of(caught.value)
     assert "hush!" not in shown

@@ -145,7 +145,7 @@ async def test_clear_drops_the_rest_of_the_audio() -> None:
 
 
 async def test_cancelled_play_leaves_no_rest() -> None:
-    """What comes next begins with a sample of its own."""
+    """The next audio starts with a new sample."""
     line = Line()
     playback = line.playback()
 
@@ -171,7 +171,7 @@ async def test_play_sends_at_least_one_sample_per_frame() -> None:
 
 
 async def test_clear_ends_running_play() -> None:
-    """What was not sent yet is not sent."""
+    """Audio that was not sent yet is dropped."""
     line = Line()
     playback = line.playback()
     playing: list[asyncio.Task[None]] = []
@@ -259,7 +259,7 @@ async def test_mark_that_could_not_be_sent_is_forgotten() -> None:
 
 
 async def test_end_of_stream_fails_waiting_marks() -> None:
-    """Nobody waits for a mark of a stream that is over, and nothing more is sent."""
+    """After the end of a stream, no mark is awaited and nothing is sent."""
     line = Line()
     playback = line.playback()
     mark = asyncio.ensure_future(playback.mark("a"))
@@ -277,7 +277,7 @@ async def test_send_dtmf_sends_each_key() -> None:
     await playback.send_dtmf("1#")
     assert line.sent == [{"event": "dtmf", "streamSid": "sid", "dtmf": {"digit": digit}} for digit in ("1", "#")]
     for wrong in ("", "x", "1 2", "12d"):
-        with pytest.raises(InvalidRequestError, match="are no keys"):
+        with pytest.raises(InvalidRequestError, match="are not DTMF digits"):
             await playback.send_dtmf(wrong)
 
 
@@ -355,11 +355,11 @@ async def test_mark_cancelled_while_sending_keeps_its_place() -> None:
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("", "a mark can't be called ''"),
-        (None, "a mark can't be called None"),
-        (5, "a mark can't be called 5"),
-        (b"a", "a mark can't be called b'a'"),
-        ("\ud800", "half a surrogate pair"),
+        ("", "'' is not a mark name"),
+        (None, "None is not a mark name"),
+        (5, "5 is not a mark name"),
+        (b"a", "b'a' is not a mark name"),
+        ("\ud800", "a lone surrogate"),
         ("x" * 900, "would exceed frame_limit: shorten it"),
         ("\u20ac" * 150, "would exceed frame_limit: shorten it"),
     ],
@@ -378,6 +378,6 @@ async def test_mark_that_could_not_come_back_is_refused(name: Any, match: str) -
 @pytest.mark.parametrize("digits", ["", "1w", "\uff11", "a", None, 5, b"1", ["1"]])
 async def test_dtmf_that_is_no_key_is_refused(digits: Any) -> None:
     line = Line()
-    with pytest.raises(InvalidRequestError, match="are no keys: write them of 0 to 9"):
+    with pytest.raises(InvalidRequestError, match="are not DTMF digits: use 0 to 9"):
         await line.playback().send_dtmf(digits)
     assert line.sent == []

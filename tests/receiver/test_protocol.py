@@ -1,4 +1,4 @@
-"""What comes over the audio socket, in both dialects and in none."""
+"""Decoding of audio socket frames, in both dialects, and of invalid ones."""
 
 import json
 import tracemalloc
@@ -103,19 +103,19 @@ def test_unknown_keys_and_events_are_kept() -> None:
 @pytest.mark.parametrize(
     ("frame", "words"),
     [
-        ("", "no JSON"),
-        ("hush", "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        (b"\xff\xfe\xfd", "no JSON"),
-        ("[]", "no JSON object"),
-        ('"media"', "no JSON object"),
+        ("", "not JSON"),
+        ("hush", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        (b"\xff\xfe\xfd", "not JSON"),
+        ("[]", "not a JSON object"),
+        ('"media"', "not a JSON object"),
         ('{"event": "media"}', "no 'media' object"),
         ('{"event": "media", "media": []}', "no 'media' object"),
-        ('{"event": "media", "media": {}}', "no base64"),
-        ('{"event": "media", "media": {"payload": 7}}', "no base64"),
-        ('{"event": "media", "media": {"payload": "hush!"}}', "no base64"),
-        ('{"event": "media", "media": {"payload": "YQ"}}', "no base64"),
-        ('{"event": "media", "media": {"payload": "\\u00fc"}}', "no base64"),
+        ('{"event": "media", "media": {}}', "not base64"),
+        ('{"event": "media", "media": {"payload": 7}}', "not base64"),
+        ('{"event": "media", "media": {"payload": "hush!"}}', "not base64"),
+        ('{"event": "media", "media": {"payload": "YQ"}}', "not base64"),
+        ('{"event": "media", "media": {"payload": "\\u00fc"}}', "not base64"),
         ('{"event": "start"}', "no 'start' object"),
         ('{"event": "dtmf", "dtmf": {"digit": ""}}', "a dtmf frame has no digit"),
         ('{"event": "dtmf", "dtmf": {"digit": true}}', "a dtmf frame has no digit"),
@@ -131,7 +131,7 @@ def test_invalid_frame_is_malformed(frame: str | bytes, words: str) -> None:
 
 @pytest.mark.parametrize("value", ["x", "", "1.5", "-", "٣", "9" * 20, 10**30, 1.5, None, True, [], {}, "1e3", " 1"])
 def test_invalid_number_is_left_out(value: object) -> None:
-    """What can't be a count of frames or milliseconds is left out, and the frame is read."""
+    """Invalid counts of frames or milliseconds are ignored, and the frame is decoded."""
     event = decode_event(json.dumps({**MEDIA, "sequenceNumber": value}))
     assert isinstance(event, MediaEvent)
     assert event.sequence_number is None
@@ -199,7 +199,7 @@ NAMES = st.sampled_from(["connected", "start", "media", "dtmf", "mark", "stop", 
 
 @given(name=NAMES, rest=st.dictionaries(st.sampled_from(["start", "media", "dtmf", "mark", "streamSid"]), JSON))
 def test_any_json_decodes_to_event_or_raises_malformed(name: str, rest: dict[str, Any]) -> None:
-    """Whatever a key holds, nothing but the one error gets out."""
+    """For any value of a key, only `MalformedFrameError` is raised."""
     try:
         event = decode_event(json.dumps({"event": name, **rest}))
     except MalformedFrameError:
@@ -209,7 +209,7 @@ def test_any_json_decodes_to_event_or_raises_malformed(name: str, rest: dict[str
 
 @given(st.text() | st.binary())
 def test_any_text_decodes_to_event_or_raises_malformed(frame: str | bytes) -> None:
-    """Whatever a frame is, nothing but the one error gets out."""
+    """For any frame, only `MalformedFrameError` is raised."""
     try:
         event = decode_event(frame)
     except MalformedFrameError:

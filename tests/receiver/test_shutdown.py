@@ -80,7 +80,7 @@ async def test_serve_ends_in_time_with_handlers_that_refuse_to_be_cancelled(
     [record] = caplog.records
     assert record.levelname == "ERROR"
     assert record.getMessage() == (
-        "7 handlers are still running although they were cancelled, and are left behind: "
+        "7 handlers are still running after being cancelled, and are abandoned: "
         f"{handler.__qualname__} of s-0, s-1, s-2, s-3, s-4 and 2 more"
     )
     gc.collect()

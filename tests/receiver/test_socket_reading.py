@@ -123,7 +123,7 @@ async def test_cancelled_loop_loses_no_event(serve: Any, dial: Any) -> None:
 
 
 @pytest.mark.parametrize("background", [False, True])
-async def test_iterator_goes_on_after_a_wait_was_cancelled(
+async def test_iterator_continues_after_a_cancelled_wait(
     serve: Any, dial: Any, quick_looks: None, background: bool
 ) -> None:
     """`anext` on one iterator under a time limit: no event is lost, and only the end of the stream ends it."""

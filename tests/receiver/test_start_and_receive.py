@@ -110,7 +110,7 @@ async def test_open_without_socket_fails_and_stops_the_stream(
     """The error names the url as a possible cause, and the stream that runs is stopped."""
     async with SimulatedSpace(conferences=1) as silent:
         [sid] = silent.conference_sids
-        with pytest.raises(OpenError, match=r"nobody dialled within 0\.01 s") as caught:
+        with pytest.raises(OpenError, match=r"no connection arrived within 0\.01 s") as caught:
             async with receiver.open(
                 client_for(silent).conferences, sid, url="wss://rx.example.com/a", socket_timeout=0.01
             ):
@@ -168,7 +168,7 @@ async def test_callback_of_the_name_explains_missing_socket(client_for: Any, rec
         )
         await until(lambda: bool(silent.streams.active()))
         await receiver.handle_status_callback(told(StreamFailed, sid, silent.streams[0].sid, error="codec_error"))
-        with pytest.raises(OpenError, match="of a stream of that name: codec_error") as caught:
+        with pytest.raises(OpenError, match="for a stream of that name: codec_error") as caught:
             await opening
         assert caught.value.stage == "callback"
 
@@ -211,7 +211,7 @@ async def test_open_fails_without_answer_and_socket(client_for: Any, receiver: M
     async with SimulatedSpace(conferences=1) as silent:
         silent.faults.add("reset", on="start", executed=True)
         client: StreamsClient = client_for(silent, retry=RetryPolicy(max_attempts=1, max_resends=0))
-        with pytest.raises(OpenError, match="neither answer nor socket came") as caught:
+        with pytest.raises(OpenError, match="neither a response nor a socket arrived") as caught:
             async with receiver.open(
                 client.conferences, silent.conference_sids[0], url="wss://rx.example.com/a", socket_timeout=0.01
             ):
@@ -254,7 +254,7 @@ async def test_open_refuses_name_that_is_open_on_the_target(
     url = await serve(receiver, ssl_context=certificate)
     streams, sid = client_for(endless).conferences, endless.conference_sids[0]
     async with receiver.open(streams, sid, url=url, name="mine") as session:
-        with pytest.raises(InvalidRequestError, match="has an open stream of the name 'mine' here"):
+        with pytest.raises(InvalidRequestError, match="already has an open stream named 'mine' here"):
             await receiver.open(streams, sid, url=url, name="mine").__aenter__()
         assert session.end_reason is None
     assert len(endless.streams) == 1
@@ -264,7 +264,7 @@ async def test_open_refuses_name_that_is_open_on_the_target(
 
 
 async def test_duplicate_callback_does_not_fail_the_first_stream(client_for: Any, receiver: MediaReceiver) -> None:
-    """Whose sid such a callback carries is not documented."""
+    """It is not documented whose sid such a callback contains."""
     async with SimulatedSpace(conferences=1) as silent:
         [sid] = silent.conference_sids
         opening = asyncio.ensure_future(
@@ -313,7 +313,7 @@ async def test_open_fails_when_no_stream_begins_on_its_socket(
             await peer.close()
         else:
             await peer.send_str("x" * (200 if first == "too long" else 10))
-        with pytest.raises(OpenError, match="its socket came, and no stream began on it") as caught:
+        with pytest.raises(OpenError, match="its socket connected, but no stream started on it") as caught:
             await opening
         assert caught.value.stage == "socket"
         assert silent.streams.active() == []
@@ -359,7 +359,7 @@ async def test_closed_receiver_refuses_open(endless: SimulatedSpace, client_for:
         receiver.open_many(client, []),
         receiver.serve(),
     ):
-        with pytest.raises(ClientStateError, match="this receiver is closed: make a new MediaReceiver"):
+        with pytest.raises(ClientStateError, match="this receiver is closed: create a new MediaReceiver"):
             await context.__aenter__()
     assert len(endless.requests) == 0
 
@@ -368,10 +368,10 @@ async def test_open_refuses_fields_of_its_own(endless: SimulatedSpace, client_fo
     """Nothing is sent, and nothing is waited for."""
     receiver, streams, [sid, *_] = MediaReceiver(), client_for(endless).conferences, endless.conference_sids
     untyped: Any = receiver.open
-    with pytest.raises(InvalidRequestError, match="leave authorization_bearer_token out"):
+    with pytest.raises(InvalidRequestError, match="omit authorization_bearer_token"):
         await untyped(streams, sid, url="wss://a.example/b", authorization_bearer_token="t").__aenter__()
     for name in ("unnamed", "may_be_running"):
-        with pytest.raises(InvalidRequestError, match="leave unnamed and may_be_running out"):
+        with pytest.raises(InvalidRequestError, match="omit unnamed and may_be_running"):
             await untyped(streams, sid, url="wss://a.example/b", **{name: True}).__aenter__()
     with pytest.raises(TypeError, match="bogus"):
         await untyped(streams, sid, url="wss://a.example/b", bogus=1).__aenter__()
@@ -469,7 +469,7 @@ async def test_stop_is_retried_while_the_space_refuses_it(
     monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._OUTAGE", patience)
     monkeypatch.setattr("signalwire_streams.receiver._start_and_receive._MIN_DELAY", 0.001)
     answers: list[Exception] = [
-        CircuitOpenError("not tried, the Space kept failing", retry_after=0.001),
+        CircuitOpenError("not attempted, the circuit breaker is open", retry_after=0.001),
         RateLimitedError("too many requests", status=429),
     ]
 
@@ -481,7 +481,7 @@ async def test_stop_is_retried_while_the_space_refuses_it(
             if answers:
                 raise answers.pop(0)
 
-    with pytest.raises(OpenError, match="nobody dialled") as caught:
+    with pytest.raises(OpenError, match="no connection arrived") as caught:
         await receiver.open(Busy(), "room", url="wss://a", socket_timeout=0.01).__aenter__()
     assert hasattr(caught.value, "__notes__") is not bool(patience)
     assert len(answers) == (0 if patience else 1)
@@ -509,14 +509,14 @@ async def test_open_counts_stream_as_stopped_that_ended_before_its_socket_came(
         outcomes = await run.__aenter__()
         [outcome] = [outcome async for outcome in outcomes]
         assert outcome.error is not None
-        assert "nobody dialled" in str(outcome.error)
+        assert "no connection arrived" in str(outcome.error)
         if ended:
             await run.__aexit__(None, None, None)
         else:
             with pytest.raises(ExceptionGroup, match="1 streams could not be stopped"):
                 await run.__aexit__(None, None, None)
         return
-    with pytest.raises(OpenError, match="nobody dialled") as caught:
+    with pytest.raises(OpenError, match="no connection arrived") as caught:
         await receiver.open(client.conferences, sid, url="wss://127.0.0.1:9/a", socket_timeout=0.01).__aenter__()
     assert hasattr(caught.value, "__notes__") is not ended
 
@@ -580,7 +580,7 @@ async def test_cancelled_start_has_unknown_outcome(receiver: MediaReceiver) -> N
         async def stop_stream(self, sid: str, stream: Any, /) -> Any:
             stopped.append(stream)
 
-    with pytest.raises(OpenError, match="neither answer nor socket"):
+    with pytest.raises(OpenError, match="neither a response nor a socket"):
         await receiver.open(Cut(), "room", url="wss://a", name="mine", socket_timeout=0.01).__aenter__()
     assert stopped == ["mine"]
 

@@ -134,8 +134,8 @@ async def test_open_many_reports_each_failure_with_its_stage(
     told = {str(outcome.request): outcome.error for outcome in outcomes if outcome.error is not None}
     assert len(told) == 5
     for request, match in (
-        (requests[1], "has an open stream of the name"),
-        (requests[5], "leave authorization_bearer_token out"),
+        (requests[1], "already has an open stream named"),
+        (requests[5], "omit authorization_bearer_token"),
         (requests[6], "an item is a str: pass StartConferenceStream"),
     ):
         error = (
@@ -327,7 +327,7 @@ async def test_stop_run_that_ends_early_fails_the_remaining_stops(
 async def test_call_with_lost_answer_is_stopped_by_name(
     space: SimulatedSpace, client_for: Any, receiver: MediaReceiver, url: str
 ) -> None:
-    """As the answer to its start was lost, and no socket came."""
+    """The response to its start was lost, and no socket connected."""
     [call, *_] = space.call_sids
     space.faults.add("reset", on="start", executed=True)
     space.faults.add("socket-slow", seconds=4)

@@ -76,7 +76,7 @@ def test_frames_are_classified_after_a_restart() -> None:
 
 
 def test_counts_are_right_for_any_order_of_frames() -> None:
-    """Whatever is lost, repeated or shuffled within the window, the counts are right."""
+    """The counts are correct for any frames lost, repeated or shuffled within the window."""
     source = random.Random(1)  # noqa: S311  (nothing is guarded here)
     for _ in range(200):
         numbers = list(range(1, 41))

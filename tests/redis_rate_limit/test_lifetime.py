@@ -64,7 +64,7 @@ async def test_aclose_fails_waiting_requests(
     await limiter.aclose()
 
     ended = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [str(error) for error in ended] == ["this rate limiter is closed: make a new RedisRateLimiter"] * 3
+    assert [str(error) for error in ended] == ["this rate limiter is closed: create a new RedisRateLimiter"] * 3
     for again in (limiter.acquire(Priority.BULK, 1), limiter.wait_until_allowed(1)):
         with pytest.raises(ClientStateError, match="is closed"):
             await again
@@ -111,7 +111,7 @@ def test_use_in_another_event_loop_raises(redis: RedisServer) -> None:
     loop = asyncio.new_event_loop()
     loop.run_until_complete(use())
     with pytest.raises(
-        ClientStateError, match=r"another event loop: make one RedisRateLimiter inside each asyncio\.run"
+        ClientStateError, match=r"another event loop: create one RedisRateLimiter inside each asyncio\.run"
     ):
         asyncio.run(use())
     loop.run_until_complete(limiter.aclose())
@@ -127,7 +127,7 @@ async def test_use_after_fork_raises(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: -1)
-        with pytest.raises(ClientStateError, match="make a RedisRateLimiter in each"):
+        with pytest.raises(ClientStateError, match="create a RedisRateLimiter in each"):
             await limiter.acquire(Priority.BULK, 10)
         limiter.on_throttled(0.0, None)
 

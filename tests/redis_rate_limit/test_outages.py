@@ -180,7 +180,7 @@ async def test_late_answers_are_an_outage(
     waiting = asyncio.create_task(limiter.acquire(Priority.BULK, 10))
     await until(lambda: asked >= 9)
     assert not waiting.done()
-    assert "its answers come too late" in said(caplog)[0]
+    assert "its responses arrive too late" in said(caplog)[0]
 
     late = False
     assert await waiting == 0

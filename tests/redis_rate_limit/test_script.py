@@ -188,7 +188,7 @@ async def test_key_that_holds_something_else_is_left_alone(
     redis.ask(*stored)
     before = redis.ask("DUMP", KEY)
 
-    with pytest.raises(RateLimiterError, match="holds something else under this package's key"):
+    with pytest.raises(RateLimiterError, match="has other data under this package's key"):
         await shared()
 
     assert redis.ask("DUMP", KEY) == before

@@ -1,4 +1,4 @@
-"""What a client knows of the shared state, and what it reports (pure)."""
+"""A client's copy of the shared state, and its updates (pure)."""
 
 import pytest
 

@@ -245,7 +245,7 @@ class TestOutage:
         assert await limiter.acquire(Priority.BULK, 5.0) == 5.0
 
         assert len(bucket.leased) - before == 5
-        assert ["its answers come too late" in line for line in lines()] == [True]
+        assert ["its responses arrive too late" in line for line in lines()] == [True]
         bucket.delay = 0.5 * QUOTA.age
         assert await limiter.acquire(Priority.BULK, 5.0) == 0
         await limiter.aclose()

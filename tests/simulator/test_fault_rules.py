@@ -133,7 +133,7 @@ def test_connections_trigger_only_rules_for_connections() -> None:
 @pytest.mark.parametrize(
     ("kind", "given", "sentence"),
     [
-        ("slow", {}, "'slow' is not a kind of fault; there are .*latency"),
+        ("slow", {}, "'slow' is not a kind of fault: write one of .*latency"),
         ("500", {"on": "starts"}, "on='starts' is not a scope of '500'; write one of any, .*start"),
         ("500", {"times": 0}, "times must be at least 1, not 0"),
         ("500", {"every_nth": -1}, "every_nth must be at least 1"),

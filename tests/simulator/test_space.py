@@ -49,7 +49,7 @@ async def test_space_can_be_started_and_closed_explicitly() -> None:
     await space.start()
     assert space.base_url == f"http://127.0.0.1:{space.port}"
     assert space.port > 0
-    with pytest.raises(RuntimeError, match="make a new SimulatedSpace"):
+    with pytest.raises(RuntimeError, match="create a new SimulatedSpace"):
         await space.start()
     await space.close()
     await space.close()

@@ -312,6 +312,6 @@ async def test_refusal_with_many_sentences(space: SimulatedSpace, client_for: An
 async def test_unknown_start_names_the_reason(space: SimulatedSpace, client_for: Any) -> None:
     """The words are ours, and say what was wrong with the answer."""
     async with raw_space(always(UNREADABLE["one header too long"])) as raw:
-        with pytest.raises(StreamOutcomeUnknownError, match="no valid HTTP, or its head is too long") as caught:
+        with pytest.raises(StreamOutcomeUnknownError, match="not valid HTTP, or its head is too long") as caught:
             await client_for(space, base_url=raw.url).conferences.start_stream("room", url=URL, unnamed=True)
         assert caught.value.attempts == len(raw.requests) == 1

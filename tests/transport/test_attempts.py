@@ -1,4 +1,4 @@
-"""What `on_attempt` reports of each attempt: exact numbers on a clock that never sleeps."""
+"""Attempts reported to `on_attempt`: exact numbers on a fake clock."""
 
 import asyncio
 from typing import Any

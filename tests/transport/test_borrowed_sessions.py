@@ -129,7 +129,7 @@ async def test_trace_hook_that_raises_after_the_answer(
 async def test_trace_hook_whose_error_says_that_nothing_was_sent(
     error: Exception, space: SimulatedSpace, client_for: Any
 ) -> None:
-    """Whatever the error is called: the phase says that the start may run."""
+    """For any error class, the phase shows that the stream may be running."""
     async with raw_space() as raw, traced("on_request_end", raising(error)) as session:
         raised = await error_of(client_for(space, base_url=raw.url, session=session), "unnamed")
 
@@ -171,12 +171,12 @@ def repeating(kind: str) -> type[aiohttp.ClientSession]:
     return Session
 
 
-@pytest.mark.parametrize("kind", ["502", "no answer", "at once"])
+@pytest.mark.parametrize("kind", ["502", "no response", "at once"])
 async def test_session_that_repeats_requests(kind: str, space: SimulatedSpace, client_for: Any) -> None:
     """A start is written once: of what its session sends again nothing reaches the Space."""
 
     async def fail(space: RawSpace, connection: RawConnection, request: Request) -> bytes:
-        if kind == "no answer":
+        if kind == "no response":
             raise ConnectionError
         return http(502)
 
@@ -188,7 +188,7 @@ async def test_session_that_repeats_requests(kind: str, space: SimulatedSpace, c
             await asyncio.sleep(0)
 
         assert len(raw.requests) == 1
-        assert kind == "at once" or "sends requests again" in str(caught.value)
+        assert kind == "at once" or "retries requests" in str(caught.value)
 
 
 async def test_session_that_repeats_what_was_not_written(space: SimulatedSpace, client_for: Any) -> None:

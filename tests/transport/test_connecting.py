@@ -1,4 +1,4 @@
-"""What goes wrong before a byte of the request is out, on real sockets."""
+"""Failures before a byte of the request is sent, on real sockets."""
 
 import asyncio
 import contextlib

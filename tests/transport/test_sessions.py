@@ -100,7 +100,7 @@ async def test_borrowed_session_that_is_closed(space: SimulatedSpace, client_for
     client = client_for(space, session=session)
     await session.close()
 
-    with pytest.raises(ClientStateError, match="session that was handed"):
+    with pytest.raises(ClientStateError, match="session passed"):
         await client.conferences.get(space.conference_sids[0])
 
 
@@ -122,7 +122,7 @@ async def test_sessions_whose_default_headers_describe_a_body_are_refused(header
     """A Content-Length of the session would cut every start's form off; the sentence names the header."""
     name, _, value = header.partition(": ")
     async with aiohttp.ClientSession(headers={name: value}) as session:
-        with pytest.raises(InvalidRequestError, match=f"(?i)sends {name} with every request.*make it without"):
+        with pytest.raises(InvalidRequestError, match=f"(?i)sends {name} with every request.*create it without"):
             StreamsClient(space="example", project="p", token="t", session=session)
 
 
@@ -256,7 +256,7 @@ async def test_close_cancels_waiting_call(
     await asyncio.sleep(0)
     await client.aclose()
 
-    with pytest.raises(TransportError, match="closed meanwhile") as caught:
+    with pytest.raises(TransportError, match="closed in the meantime") as caught:
         await start
     assert caught.value.sent == "no"
     assert space.connections.opened == 0

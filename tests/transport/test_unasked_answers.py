@@ -210,7 +210,7 @@ each_part_of_a_head = pytest.mark.parametrize("part", PARTS_OF_HEADS)
 async def test_unasked_answers_over_tls(
     unasked: bytes, version: ssl.TLSVersion, space: SimulatedSpace, client_for: Any
 ) -> None:
-    """What arrives over TLS is read before it is judged; session tickets arrive as well."""
+    """Data over TLS is decrypted before it is checked; session tickets are not data."""
     with tls_pair(version) as (server, trusting):
         connector = aiohttp.TCPConnector(ssl=trusting)
         async with raw_space(tls=server) as raw, aiohttp.ClientSession(connector=connector) as session:

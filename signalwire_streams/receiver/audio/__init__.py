@@ -1,9 +1,9 @@
-"""The audio of a stream: decoded, put in its place in time, and recorded.
+"""The audio of a stream: decoding, positions in time, and recording.
 
 Pure Python, without dependencies. Everything but `WavRecorder` is pure.
 
 - `AudioFormat` decodes and encodes µ-law, A-law and 16-bit linear PCM.
-- `TrackTimeline` says where each frame of a track belongs, to the sample.
+- `TrackTimeline` returns each frame's position in its track, to the sample.
 - `WavRecorder` writes WAV files from frames as they come.
 """
 

@@ -211,12 +211,12 @@ def _encoding(text: str) -> Encoding | str:
 def _validate_range(_: object, attribute: "Attribute[int]", value: object) -> None:
     most = attribute.metadata["most"]
     if not isinstance(value, int) or not 1 <= value <= most:
-        raise InvalidRequestError(f"{attribute.name} can't be {value!r}: it is a whole number from 1 to {most}")
+        raise InvalidRequestError(f"{attribute.name} must be a whole number from 1 to {most}, not {value!r}")
 
 
 def _validate_byte_order(_: object, __: object, value: object) -> None:
     if value not in ("little", "big"):
-        raise InvalidRequestError(f"byte_order can't be {value!r}: write 'little' or 'big'")
+        raise InvalidRequestError(f"byte_order {value!r} is unknown: write 'little' or 'big'")
 
 
 @frozen
@@ -341,7 +341,7 @@ class AudioFormat:
         if isinstance(self.encoding, Encoding):
             return _CODECS[self.encoding]
         raise UnknownEncodingError(
-            f"audio encoded as {self.encoding[:80]!r} can't be decoded: take the payloads as they come",
+            f"audio encoded as {self.encoding[:80]!r} can't be decoded: use the raw payloads",
             encoding=self.encoding,
         )
 

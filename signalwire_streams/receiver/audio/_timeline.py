@@ -71,12 +71,14 @@ class TimelineStatistics:
 
 def _validate_max_gap(_: object, __: object, value: float) -> None:
     if not 0 < value <= _DAY:
-        raise InvalidRequestError(f"max_gap can't be {value!r}: it is seconds, above zero and up to a day")
+        raise InvalidRequestError(f"max_gap must be a number of seconds, above 0 and at most a day, not {value!r}")
 
 
 def _validate_tolerance(_: object, __: object, value: float) -> None:
     if not 0 <= value <= _MILLISECONDS:
-        raise InvalidRequestError(f"tolerance can't be {value!r}: it is milliseconds, from 0 to {_MILLISECONDS}")
+        raise InvalidRequestError(
+            f"tolerance must be a number of milliseconds from 0 to {_MILLISECONDS}, not {value!r}"
+        )
 
 
 @frozen
@@ -116,7 +118,7 @@ class _Former:
 
 @define(eq=False)
 class TrackTimeline:
-    """The places of one track's frames.
+    """Positions of one track's frames.
 
     Attributes:
         format: encoding of the audio.
@@ -189,13 +191,13 @@ class TrackTimeline:
         return [*(doubt.frame for doubt in placed), *(frame for frame, _ in self._repeated)]
 
     def estimate(self, stamp: int) -> int | None:
-        """Return the place of another track's timestamp as this track would place it.
+        """Estimate the position of another track's timestamp on this track.
 
         Args:
             stamp: the timestamp in samples.
 
         Returns:
-            The sample, counted from the stream's start; None if this track can't tell.
+            The sample, counted from the stream's start; None if this track has no basis for it.
         """
         place = stamp - self._shift
         return place if self._next and place <= self._next + self._longest else None
@@ -210,14 +212,14 @@ class TrackTimeline:
         elapsed: float | None = None,
         payload: bytes | None = None,
     ) -> int | None:
-        """Return the place of a frame, and remember it.
+        """Place a frame: return its position, and remember it.
 
         Args:
             timestamp: milliseconds from the stream's start.
             chunk: the frame's number within its track.
             size: the payload's length in bytes.
             other_tracks: timelines of the stream's other tracks, which show how much time has passed if this track
-                can't tell.
+                does not.
             elapsed: seconds from the stream's start to the frame's arrival; None, nan or infinity if unknown.
             payload: the frame's audio, which distinguishes a resent frame from a new one; None if unknown.
 
@@ -244,7 +246,7 @@ class TrackTimeline:
         return self._place_unusual(timestamp, verdict, samples)
 
     def _place_unusual(self, timestamp: int | None, verdict: Verdict, samples: int) -> int | None:
-        """Return the place of a frame that does not simply follow."""
+        """Place a frame that does not directly follow the one before."""
         if verdict is Verdict.REPEATED:
             self._drop_repeated(samples)
             return None

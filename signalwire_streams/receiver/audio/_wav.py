@@ -38,31 +38,31 @@ def _tracks(value: Iterable[str]) -> tuple[str, ...]:
 
 def _validate_tracks(_: object, __: object, value: tuple[object, ...]) -> None:
     if not value or len(set(value)) < len(value):
-        raise InvalidRequestError(f"tracks can't be {value!r}: name each track once, such as ('inbound', 'outbound')")
+        raise InvalidRequestError(f"invalid tracks {value!r}: name each track once, such as ('inbound', 'outbound')")
     for track in value:
         if not isinstance(track, str) or not _TRACK.fullmatch(track):
-            raise InvalidRequestError(f"a track can't be called {track!r}: use letters, digits, - and _")
+            raise InvalidRequestError(f"invalid track name {track!r}: use letters, digits, - and _")
 
 
 def _validate_path(_: object, __: object, value: Path) -> None:
     if not value.name:
-        raise InvalidRequestError(f"path can't be {str(value)!r}: name a file, such as 'call.wav'")
+        raise InvalidRequestError(f"invalid path {str(value)!r}: name a file, such as 'call.wav'")
 
 
 def _validate_choice(_: object, attribute: "Attribute[Any]", value: object) -> None:
     choices = attribute.metadata["choices"]
     if value not in choices:
-        raise InvalidRequestError(f"{attribute.name} can't be {value!r}: it is one of {', '.join(map(repr, choices))}")
+        raise InvalidRequestError(f"{attribute.name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
 def _validate_max_bytes(_: object, __: object, value: int | None) -> None:
     if value is not None and value < 1:
-        raise InvalidRequestError(f"max_bytes can't be {value!r}: it is a number of bytes, above zero")
+        raise InvalidRequestError(f"max_bytes must be a number of bytes above 0, not {value!r}")
 
 
 @define(eq=False)
 class _TrackWriter:
-    """Writes one track to a channel of a file, or to a file of its own."""
+    """Writes one track to a channel of a file, or to its own file."""
 
     timeline: TrackTimeline
     file: WavFile
@@ -97,7 +97,7 @@ class WavRecorder:
             A-law always takes its full size, since it is not zeros: without times of arrival, limit it by
             ``max_gap`` and ``max_bytes``.
         tolerance: milliseconds by which a timestamp may deviate without effect.
-        max_bytes: bytes of audio that a file may hold; None for as many as a WAV file can.
+        max_bytes: maximum bytes of audio in a file; None for the WAV format's own limit.
         ignored_frames: frames of other tracks. With a single track, a frame without a track belongs to it.
 
     Raises:
@@ -154,7 +154,7 @@ class WavRecorder:
             RecordingError: a file can't be created, or the recorder is open.
         """
         if self._writers:
-            raise RecordingError(f"the recording {self.path} is open already", path=self.path)
+            raise RecordingError(f"the recording {self.path} is already open", path=self.path)
         created: dict[Path, WavFile] = {}
         with ExitStack() as undo:
             for path in dict.fromkeys(self.files.values()):
@@ -169,7 +169,7 @@ class WavRecorder:
             self._writers[None] = self._writers[self.tracks[0]]
 
     def write_event(self, event: MediaEvent) -> None:
-        """Record a media event of a session, with its time of arrival.
+        """Record a media event of a session, with its arrival time.
 
         Raises:
             RecordingFullError: as `write`.
@@ -254,7 +254,9 @@ class WavRecorder:
 
     def _check_open(self) -> None:
         if not self._writers:
-            raise RecordingError(f"the recording {self.path} is not open: enter it first", path=self.path)
+            raise RecordingError(
+                f"the recording {self.path} is not open: enter it in a with statement first", path=self.path
+            )
 
     def __enter__(self) -> Self:
         self.open()

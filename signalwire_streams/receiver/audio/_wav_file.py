@@ -1,4 +1,4 @@
-"""One WAV file that grows: audio may be written at any sample of any channel, and the rest is silence.
+"""A growing WAV file: audio may be written at any sample of any channel, and the rest is silence.
 
 The last few seconds of the recording are in memory, where tracks that are about equally far meet. What lies before is
 on disk, and is read and written again for a track that is further behind. So the memory does not depend on the
@@ -125,9 +125,9 @@ class WavFile:
         try:
             opened = path.open("x+b")
         except FileExistsError:
-            raise InvalidRequestError(f"the recording {path} is there already: choose another file") from None
+            raise InvalidRequestError(f"the recording {path} already exists: choose another file") from None
         except (OSError, ValueError) as error:
-            raise RecordingError(f"the recording {path} can't be made: {error}", path=path) from error
+            raise RecordingError(f"the recording {path} can't be created: {error}", path=path) from error
         file = cls(path, shape, shape.max_bytes if max_bytes is None else min(max_bytes, shape.max_bytes), opened)
         try:
             file.flush()
@@ -160,7 +160,7 @@ class WavFile:
         length = len(audio) if channel is None else len(audio) // self.shape.width * self._block
         if begin + length > self.max_bytes:
             raise RecordingFullError(
-                f"the recording {self.path} is full: it may hold {self.max_bytes} bytes", path=self.path
+                f"the recording {self.path} is full: its limit is {self.max_bytes} bytes", path=self.path
             )
         if begin < self._start:
             length = min(length, self._start - begin)

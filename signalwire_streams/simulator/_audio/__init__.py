@@ -1,1 +1,1 @@
-"""The Space's audio: what is heard in its conferences and calls, and how it is sent to a WebSocket server."""
+"""The Space's audio: the sound of its conferences and calls, sent to WebSocket servers."""

@@ -62,7 +62,7 @@ class Dialer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, stream: Stream) -> None:
-        """Dial for a stream that starts."""
+        """Connect for a stream that starts."""
         call = self._calls[stream] = _OutboundCall(list(matching_rules(self._faults, "dial", stream.target_sid)))
         task = asyncio.create_task(self._run(stream, call))
         self._tasks.add(task)

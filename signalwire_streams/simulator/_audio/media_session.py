@@ -55,7 +55,7 @@ class Player:
         self._queue.append(_Queued(moment, moment, mark=name))
 
     def clear(self, now: float) -> list[str]:
-        """Drop what was not played yet; return the marks that this completes."""
+        """Drop unplayed audio; return the marks that this completes."""
         marks = self.advance(now)
         if self._queue and self._rate is not None and self._queue[0].begins < now:
             playing = self._queue[0]

@@ -153,7 +153,7 @@ def _computed(seconds: float | None, rate: int, read: Callable[[int, int], Sampl
 
 @frozen
 class Tone:
-    """A sine wave; the outbound track is a fifth higher, so that the two can be told apart.
+    """A sine wave; the outbound track is a fifth higher, so that the two can be distinguished.
 
     Attributes:
         hertz: its frequency on the inbound track.

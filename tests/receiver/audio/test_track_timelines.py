@@ -70,7 +70,7 @@ def test_jitter_moves_nothing(numbered: bool) -> None:
 
 
 def test_lengths_may_change() -> None:
-    """What counts is the payload, not what the one before had."""
+    """The payload's own length counts, not the previous one's."""
     timeline = TrackTimeline(L16)
 
     assert places(timeline, (0, 1, 20), (20, 2, 40), (60, 3, 5), (65, 4, 100), (165, 5, 20)) == [0, 20, 60, 65, 165]
@@ -222,7 +222,7 @@ def test_silence_is_no_longer_than_the_time_that_passed() -> None:
 
 @pytest.mark.parametrize("unknown", [float("nan"), float("inf"), float("-inf")])
 def test_time_of_arrival_that_is_no_number_bounds_nothing(unknown: float) -> None:
-    """As with frames whose time of arrival is not known."""
+    """For example, frames whose arrival time is unknown."""
     timeline, plain = TrackTimeline(MULAW), TrackTimeline(MULAW)
     for slot, timestamp in enumerate([0, 20, 40, 100_000, 100_020], 1):
         timeline.place(timestamp, slot, 160, elapsed=unknown)
@@ -323,7 +323,7 @@ def test_late_frame_with_jitter_is_moved_into_its_gap() -> None:
 
 @pytest.mark.parametrize("late", [(10, 2, 20), (20, 2, 60), (-100, 2, 20), (65, 2, 20)])
 def test_late_frame_without_a_gap_is_dropped(late: Frame) -> None:
-    """What is there is not written over."""
+    """Existing audio is not overwritten."""
     timeline = TrackTimeline(MULAW)
 
     assert places(timeline, (0, 1, 20), (50, 3, 20), late, (70, 4, 20)) == [0, 50, None, 70]

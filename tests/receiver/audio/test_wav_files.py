@@ -178,7 +178,7 @@ def test_file_that_is_full_says_so_and_keeps_what_it_has(tmp_path: Path, most: i
     file = WavFile.create(tmp_path / "a.wav", PCM, max_bytes=most)
     file.write(1, b"ab" * 4000)
     for _ in range(2):
-        with pytest.raises(RecordingFullError, match=rf"a.wav is full: it may hold {most} bytes$") as caught:
+        with pytest.raises(RecordingFullError, match=rf"a.wav is full: its limit is {most} bytes$") as caught:
             file.write(4001, b"cd" * 1000)
         assert caught.value.path == file.path
     file.write(4001, b"cd" * 999)
@@ -204,14 +204,14 @@ def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(b"precious")
 
-    with pytest.raises(InvalidRequestError, match=r"a\.wav is there already: choose another file$"):
+    with pytest.raises(InvalidRequestError, match=r"a\.wav already exists: choose another file$"):
         WavFile.create(path, PCM)
     assert path.read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("name", ["missing/a.wav", "a\0.wav"])
 def test_file_that_cannot_be_created_raises(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RecordingError, match=r"can't be made: ") as caught:
+    with pytest.raises(RecordingError, match=r"can't be created: ") as caught:
         WavFile.create(tmp_path / name, PCM)
     assert caught.value.path == tmp_path / name
 
@@ -270,7 +270,7 @@ def test_closed_file_refuses_audio(tmp_path: Path) -> None:
 
 
 def test_file_that_was_shortened_by_others_does_no_harm(tmp_path: Path) -> None:
-    """What is missing is taken for zeros."""
+    """Missing bytes are read as zeros."""
     file = WavFile.create(tmp_path / "a.wav", STEREO)
     file.write(0, b"ab" * 40_000, 0)
     with file.path.open("r+b") as other:

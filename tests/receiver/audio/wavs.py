@@ -8,7 +8,7 @@ from attrs import frozen
 
 @frozen
 class Wav:
-    """What a file holds."""
+    """Contents of a WAV file."""
 
     tag: int
     channels: int
