@@ -195,7 +195,7 @@ class StartStreams(_StreamOperation[Start]):
         return partial(self._calls.start, request, deadline=self._deadline, context=context)
 
     def recorded(self, request: Start) -> Stream | StreamsError | None:
-        if self._ledger is None:
+        if self._ledger is None or not isinstance(request, StartConferenceStream | StartCallStream):
             return None
         request = self._named(request)
         key = ItemKey(target_kind(request), request.target, request.name)
@@ -253,7 +253,7 @@ class StopStreams(_StreamOperation[Stream]):
         return send
 
     def recorded(self, stream: Stream) -> Stream | StreamsError | None:
-        if self._ledger is None:
+        if self._ledger is None or not isinstance(stream, ConferenceStream | CallStream):
             return None
         target = stream.conference_sid if isinstance(stream, ConferenceStream) else stream.call_sid
         record = self._ledger.find(ItemKey(target_kind(stream), target, stream.name or stream.sid, stream.sid))

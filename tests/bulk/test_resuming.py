@@ -203,6 +203,22 @@ async def test_resume_that_ends_early_reports_what_the_journal_knows(how: str, c
         assert {target: expected.get(target, status) for target, status in found.items()} == found
 
 
+@pytest.mark.parametrize("journal", [None, "run.db"], ids=["in memory", "journaled"])
+async def test_items_of_another_type_are_not_attempted_in_a_run_that_ends_early(
+    journal: str | None, client_for: Any, tmp_path: Path
+) -> None:
+    """Their turn to be refused does not come."""
+    path = None if journal is None else tmp_path / journal
+    async with SimulatedSpace(conferences=2) as space:
+        wrong: StreamsClient = client_for(space, token="wrong")
+        room = space.conference_sids[0]
+        starts: Any = [*on_conferences(space)[:1], "room", "call"]
+        stops: Any = [ConferenceStream(conference_sid=room, sid="s"), "s-1", "s-2"]
+        started = await wrong.start_streams(starts, concurrency=1, journal=path).report()
+        stopped = await wrong.stop_streams(stops, concurrency=1).report()
+    assert started.counts == stopped.counts == {BulkStatus.REJECTED: 1, BulkStatus.NOT_ATTEMPTED: 2}
+
+
 async def test_doubtful_start_stays_doubtful_until_it_is_sent_again(client_for: Any, tmp_path: Path) -> None:
     """A resumed run that ends before it sends a doubtful item again neither says nor writes that nothing runs."""
     async with SimulatedSpace(conferences=2, duplicate_names="http-error") as space:

@@ -127,24 +127,24 @@ async def test_list_with_the_wrong_token(space: SimulatedSpace, client_for: Any)
 PAGES = [
     ({"conferences": [], "next_page_uri": "https://elsewhere.example/Conferences"}, "another host"),
     ({"conferences": [], "next_page_uri": "//elsewhere.example/Conferences"}, "another host"),
-    ({"conferences": [], "next_page_uri": "/a b"}, "blanks"),
-    ({"conferences": [], "next_page_uri": "?Page=1"}, r"'\?Page=1' is not a path"),
-    ({"conferences": [], "next_page_uri": "null"}, "'null' is not a path"),
+    ({"conferences": [], "next_page_uri": "/a b"}, "whitespace"),
+    ({"conferences": [], "next_page_uri": "?Page=1"}, r"'\?Page=1' is not an absolute path"),
+    ({"conferences": [], "next_page_uri": "null"}, "'null' is not an absolute path"),
     ({"conferences": [], "next_page_uri": 7}, "of type int, not text"),
     ({"conferences": [], "next_page_uri": False}, "of type bool, not text"),
     ({"conferences": [], "next_page_uri": ["/next"]}, "of type list, not text"),
     ({"conferences": [], "next_page_uri": {"uri": "/next"}}, "of type dict, not text"),
-    ({"conferences": [], "next_page_uri": "/again#1"}, "circle"),
-    ({"conferences": [], "next_page_uri": "/again"}, "circle"),
-    ({"conferences": [{"status": "in-progress"}]}, "no sid"),
-    ({"conferences": [7]}, "no sid"),
-    ({"conferences": None}, "can't be read"),
-    ({}, "can't be read"),
+    ({"conferences": [], "next_page_uri": "/again#1"}, "loop"),
+    ({"conferences": [], "next_page_uri": "/again"}, "loop"),
+    ({"conferences": [{"status": "in-progress"}]}, "without sid"),
+    ({"conferences": [7]}, "without sid"),
+    ({"conferences": None}, "can't be parsed"),
+    ({}, "can't be parsed"),
 ]
 
 
 @pytest.mark.parametrize(("page", "words"), PAGES)
-async def test_next_page_elsewhere_or_in_a_circle_is_malformed(
+async def test_next_page_elsewhere_or_in_a_loop_is_malformed(
     page: dict[str, Any], words: str, space: SimulatedSpace, client_for: Any
 ) -> None:
     """A page on another host, without end or without sense ends in a typed error, and no request leaves the host."""
@@ -204,7 +204,7 @@ ENDLESS = {
 async def test_list_without_end_raises_after_ten_pages_without_new_item(
     pages: Callable[[int], dict[str, Any]], requests: int, items: int, space: SimulatedSpace, client_for: Any
 ) -> None:
-    """Pages that lead on for ever under new addresses, and hold nothing new, end in the error of a circle."""
+    """Pages that lead on for ever under new addresses, and hold nothing new, end in an error."""
     listed: list[str] = []
 
     async def read(listing: Paginator[Conference]) -> None:
@@ -212,7 +212,7 @@ async def test_list_without_end_raises_after_ten_pages_without_new_item(
             listed.append(conference.sid)  # noqa: PERF401  (what came before the error counts)
 
     async with serving(pages) as (address, received):
-        with pytest.raises(MalformedResponseError, match="circle") as caught:
+        with pytest.raises(MalformedResponseError, match="loop") as caught:
             await read(client_for(space, base_url=address).conferences.list())
     assert (len(received), len(listed), caught.value.sent) == (requests, items, "yes")
 
@@ -224,7 +224,7 @@ async def test_participants_without_end_raise_as_well(space: SimulatedSpace, cli
         return {"participants": [{"call_sid": "a"}], "next_page_uri": f"/next?PageToken=PA{number}"}
 
     async with serving(pages) as (address, received):
-        with pytest.raises(MalformedResponseError, match="circle"):
+        with pytest.raises(MalformedResponseError, match="loop"):
             async for _ in client_for(space, base_url=address).conferences.participants("a"):
                 pass
     assert len(received) == 11
@@ -233,7 +233,7 @@ async def test_participants_without_end_raise_as_well(space: SimulatedSpace, cli
 async def test_long_list_with_empty_and_repeated_pages_is_read_to_its_end(
     space: SimulatedSpace, client_for: Any
 ) -> None:
-    """Nine pages without a new item in a row are no circle, and neither is a tenth that is the last."""
+    """Nine pages without a new item in a row are not a loop, and neither is a tenth that is the last."""
 
     def pages(number: int) -> dict[str, Any]:
         news, repeated = number % 10 == 0, number % 10 == 5 and number > 10
