@@ -194,7 +194,7 @@ class WorkerPool(Generic[_Item]):
 
     async def _take_all(self) -> None:
         index = 0
-        async for item in _each(self._items):
+        async for item in each(self._items):
             try:
                 while len(self._running) >= int(self._limit.limit) or len(self._outcomes) >= _MAX_OUTCOMES:
                     await self._change()
@@ -316,7 +316,7 @@ def _cancelled(state: CallState, *, is_start: bool) -> StreamsError:
     )
 
 
-async def _each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:
+async def each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item

@@ -9,6 +9,7 @@ from secrets import token_hex
 from attrs import evolve
 from docket import Docket
 
+from signalwire_streams.bulk._runner import each
 from signalwire_streams.bulk._serialization import DuplicateCheck, PlannedRequest, Start, check_request, folded
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
 from signalwire_streams.fleet._items import PlannedItem, write_batch
@@ -140,7 +141,7 @@ async def prepare(
     Raises:
         InvalidRequestError: an item is not a request, or has secrets.
     """
-    async for request in _each(requests):
+    async for request in each(requests):
         check_request(request)
         planned = PlannedRequest.from_request(request)
         if planned.redacted and not redact_secrets:
@@ -153,12 +154,3 @@ async def prepare(
                 planned, request=evolve(planned.request, name=f"{GENERATED_NAME}{run}-{folded(request.target)}")
             )
         yield PlannedItem(planned)
-
-
-async def _each(requests: Iterable[Start] | AsyncIterable[Start]) -> AsyncIterator[Start]:
-    if isinstance(requests, AsyncIterable):
-        async for request in requests:
-            yield request
-    else:
-        for request in requests:
-            yield request
