@@ -194,7 +194,8 @@ def stop(
 
 def read(account: Account, *segments: str) -> Request:
     """Build a read of one conference or call."""
-    return _read(account, account.path(*segments), "/".join(segments), "sid", {"sid": segments[-1]})
+    target, echo = "/".join(segments), {"sid": segments[-1]}
+    return _read(account, account.path(*segments), description="get", target=target, required_key="sid", echo=echo)
 
 
 def read_list(
@@ -210,7 +211,7 @@ def read_list(
     path = account.path(*segments) + query({**filters, "PageSize": page_size})
     collection, *target = segments
     echo = {_TARGET_KEYS[collection]: target[0]} if target else {}
-    return _read(account, path, "/".join(segments), key, echo)
+    return _read(account, path, description="list", target="/".join(segments), required_key=key, echo=echo)
 
 
 def next_page(account: Account, first: Request, uri: str) -> Request:
@@ -219,17 +220,27 @@ def next_page(account: Account, first: Request, uri: str) -> Request:
     Raises:
         MalformedResponseError: the address leads to another host.
     """
-    return _read(account, account.same_host_path(uri), first.target, first.required_key, first.echo)
+    path = account.same_host_path(uri)
+    return _read(
+        account,
+        path,
+        description=first.description,
+        target=first.target,
+        required_key=first.required_key,
+        echo=first.echo,
+    )
 
 
-def _read(account: Account, path: str, target: str, expects: str, echo: Mapping[str, str]) -> Request:
+def _read(
+    account: Account, path: str, *, description: str, target: str, required_key: str, echo: Mapping[str, str]
+) -> Request:
     return Request(
         method="GET",
         path=path,
         operation=Operation.READ,
-        description="read",
+        description=description,
         target=target,
-        required_key=expects,
+        required_key=required_key,
         echo=echo,
         redact=account.secrets,
     )

@@ -160,7 +160,7 @@ async def test_a_failure_on_a_full_disk_is_told_with_its_json_lost(full_shell: F
     ran = await full_shell("conferences", "get", "no-such-sid", "--json")
     assert ran.code == 1
     first, second = ran.err.splitlines()
-    assert first.startswith("error: read Conferences/no-such-sid: HTTP 404")
+    assert first.startswith("error: get Conferences/no-such-sid: HTTP 404")
     assert second == FULL
 
 

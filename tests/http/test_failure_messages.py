@@ -140,21 +140,21 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     ),
     "code alone": (
         answered(read(), 400, {"code": 7}),
-        "read Calls/call: HTTP 400 [code 7], no content type body, 11 bytes long",
+        "get Calls/call: HTTP 400 [code 7], no content type body, 11 bytes long",
     ),
     "HTML": (
         answered(read(), 502, b"<html></html>", headers={"Content-Type": "text/html"}),
-        "read Calls/call: HTTP 502, text/html body, 13 bytes long",
+        "get Calls/call: HTTP 502, text/html body, 13 bytes long",
     ),
-    "no body": (answered(read(), 503), "read Calls/call: HTTP 503, no body"),
-    "detail": (answered(read(), 503, detail="the body broke off"), "read Calls/call: HTTP 503: the body broke off"),
+    "no body": (answered(read(), 503), "get Calls/call: HTTP 503, no body"),
+    "detail": (answered(read(), 503, detail="the body broke off"), "get Calls/call: HTTP 503: the body broke off"),
     "401": (
         answered(read(), 401, {"code": 20003, "message": "Authentication failed"}),
-        f"read Calls/call: HTTP 401 [code 20003]: Authentication failed; {HINT_401}",
+        f"get Calls/call: HTTP 401 [code 20003]: Authentication failed; {HINT_401}",
     ),
-    "403": (answered(read(), 403), f"read Calls/call: HTTP 403, no body; {HINT_403}"),
-    "redirect": (answered(read(), 302), f"read Calls/call: HTTP 302, no body; {HINT_REDIRECT}"),
-    "attempts": (answered(read(), 500, attempts=3), "read Calls/call: HTTP 500, no body (3 attempts)"),
+    "403": (answered(read(), 403), f"get Calls/call: HTTP 403, no body; {HINT_403}"),
+    "redirect": (answered(read(), 302), f"get Calls/call: HTTP 302, no body; {HINT_REDIRECT}"),
+    "attempts": (answered(read(), 500, attempts=3), "get Calls/call: HTTP 500, no body (3 attempts)"),
     "everything": (
         answered(
             read(),
@@ -164,23 +164,23 @@ LINES: dict[str, tuple[StreamsError, str]] = {
             retry_after=12.5,
             attempts=7,
         ),
-        "read Calls/call: HTTP 429 [code 20429]: Too many requests (7 attempts, retry after 12.5 s, request id req-1)",
+        "get Calls/call: HTTP 429 [code 20429]: Too many requests (7 attempts, retry after 12.5 s, request id req-1)",
     ),
     "an hour to wait": (
         answered(read(), 429, retry_after=3600.0),
-        "read Calls/call: HTTP 429, no body (retry after 3600 s)",
+        "get Calls/call: HTTP 429, no body (retry after 3600 s)",
     ),
     "a wait to the millisecond": (
         answered(read(), 429, retry_after=2.34567),
-        "read Calls/call: HTTP 429, no body (retry after 2.346 s)",
+        "get Calls/call: HTTP 429, no body (retry after 2.346 s)",
     ),
     "garbage": (
         unanswered(read(), AttemptResult.MALFORMED, detail="BadStatusLine"),
-        "read Calls/call: the response can't be parsed: BadStatusLine (the Space may have received it)",
+        "get Calls/call: the response can't be parsed: BadStatusLine (the Space may have received it)",
     ),
     "a code without end": (
         answered(read(), 400, b'{"code":' + b"9" * 4000 + b"}"),
-        "read Calls/call: HTTP 400, no content type body, 4009 bytes long",
+        "get Calls/call: HTTP 400, no content type body, 4009 bytes long",
     ),
     "a stop": (
         answered(
@@ -193,23 +193,23 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     ),
     "unreadable": (
         answered(read(), 200, b"<html>", headers={"Content-Type": "text/html"}),
-        "read Calls/call: accepted, but the response can't be parsed: HTTP 200, text/html body, 6 bytes long",
+        "get Calls/call: accepted, but the response can't be parsed: HTTP 200, text/html body, 6 bytes long",
     ),
     "could not connect": (
         unanswered(read(), AttemptResult.NOT_SENT, detail="refused", phase=Phase.CONNECTING, sent="no", attempts=4),
-        "read Calls/call: could not connect: refused (4 attempts, nothing was sent)",
+        "get Calls/call: could not connect: refused (4 attempts, nothing was sent)",
     ),
     "no response": (
         unanswered(read(), AttemptResult.NO_RESPONSE, detail="timeout"),
-        "read Calls/call: no response: timeout (the Space may have received it)",
+        "get Calls/call: no response: timeout (the Space may have received it)",
     ),
     "no answer, nothing known": (
         unanswered(read(), AttemptResult.NO_RESPONSE),
-        "read Calls/call: no response (the Space may have received it)",
+        "get Calls/call: no response (the Space may have received it)",
     ),
     "no answer, but one before": (
         unanswered(read(), AttemptResult.NO_RESPONSE, sent="yes"),
-        "read Calls/call: no response",
+        "get Calls/call: no response",
     ),
     "not in time": (
         unanswered(
@@ -220,11 +220,11 @@ LINES: dict[str, tuple[StreamsError, str]] = {
             sent="no",
             retry_after=0.25,
         ),
-        "read Calls/call: not sent in time: no connection (nothing was sent, retry after 0.25 s)",
+        "get Calls/call: not sent in time: no connection (nothing was sent, retry after 0.25 s)",
     ),
     "breaker": (
         unanswered(read(), AttemptResult.BREAKER_OPEN, phase=Phase.QUEUED, sent="no", retry_after=5.0, attempts=0),
-        "read Calls/call: not attempted, the circuit breaker is open (nothing was sent, retry after 5 s)",
+        "get Calls/call: not attempted, the circuit breaker is open (nothing was sent, retry after 5 s)",
     ),
 }
 
@@ -240,9 +240,7 @@ def test_garbage_instead_of_http_is_malformed() -> None:
     error = unanswered(read(), AttemptResult.MALFORMED, detail="BadStatusLine: \x16\x03")
     assert isinstance(error, MalformedResponseError)
     assert error.status is None
-    assert (
-        str(error) == "read Calls/call: the response can't be parsed: BadStatusLine: (the Space may have received it)"
-    )
+    assert str(error) == "get Calls/call: the response can't be parsed: BadStatusLine: (the Space may have received it)"
 
 
 @pytest.mark.parametrize(

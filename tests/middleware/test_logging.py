@@ -67,7 +67,7 @@ async def test_debug_logs_the_decision_and_the_delay(
     async for _ in client.conferences.list():
         pass
     assert lines(caplog, "retry") == [
-        ("DEBUG", "read Conferences: attempt 1: the Space failed (HTTP 500, code 20001); retry, next attempt in 0.00 s")
+        ("DEBUG", "list Conferences: attempt 1: the Space failed (HTTP 500, code 20001); retry, next attempt in 0.00 s")
     ]
 
 
@@ -276,7 +276,7 @@ async def test_circuit_breaker_warns_once_per_opening(
     assert opened == (
         "WARNING",
         (
-            f"circuit breaker opened: at least 50 % of the last requests failed, most recently read Conferences/{sid}: "
+            f"circuit breaker opened: at least 50 % of the last requests failed, most recently get Conferences/{sid}: "
             "the Space failed (HTTP 500); no requests for 5 s, then one probe"
         ),
     )
