@@ -218,6 +218,8 @@ _OTHER_STATUS = {
     True: frozenset({StreamStatus.STOPPED}),
     False: frozenset({StreamStatus.QUEUED, StreamStatus.IN_PROGRESS}),
 }
+_ERROR_KEYS = ("code", "errors", "error", "message", "detail")
+_BEGINS_AS_ERROR = re.compile(rb'\{\s*"(?:%b)"' % "|".join(_ERROR_KEYS).encode())
 _TEXT_STOPS = frozenset({Operation.STOP, Operation.STOP_BY_NAME})
 _OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
@@ -245,10 +247,18 @@ def _containers(body: bytes) -> int:
 
 
 def confirms(request: Request, response: Response) -> bool:
-    """Return True if a response names the requested target, or the name of its stream."""
+    """Return True if a response names the requested target, or the name or sid of its stream.
+
+    One that names neither may be the response to another request. A start that succeeds with it is ambiguous. A stop is
+    sent again, as after a response without a body: if the stream has ended, the Space says so. If all responses to a
+    stop are like that, the Space leaves these keys out, and the stop counts as successful.
+    """
     document = response.document if isinstance(response.document, dict) else {}
-    named = request.echo.items() - {("account_sid", request.echo.get("account_sid"))}
-    return any(document.get(key) is not None and not differs(document, key, asked) for key, asked in named)
+    return any(
+        has_text(document, key, asked) or _is_meant(request, document, key)
+        for key, asked in request.echo.items()
+        if key != "account_sid"
+    )
 
 
 def contradiction(request: Request, response: Response) -> str:
@@ -295,8 +305,6 @@ def classify(request: Request, response: Response) -> AttemptResult:
     if _OK <= status < _REDIRECT:
         if has_key(response.document, request.required_key):
             return AttemptResult.DONE
-        if request.operation.is_stop and not _may_confirm_stop(response):
-            return AttemptResult.MALFORMED
         # A gateway may have replaced the status of the API's own error.
         status = problem.status or status
     if not _OK <= status < _NO_STATUS:
@@ -304,15 +312,20 @@ def classify(request: Request, response: Response) -> AttemptResult:
     if problem.code in _BY_CODE:
         return _BY_CODE[problem.code]
     if status < _REDIRECT:
-        return AttemptResult.ACCEPTED
+        return AttemptResult.ACCEPTED if _may_be_api_success(response) else AttemptResult.MALFORMED
     return _BY_STATUS.get(status) or _refusal(request.operation, status, response, problem)
 
 
-def _may_confirm_stop(response: Response) -> bool:
-    """Return False if the response is not the API's, such as a proxy's page."""
-    if response.complete:
-        return isinstance(response.document, dict) or not response.body.strip()
-    return response.body.strip()[:1] in {b"", b"{"} and "html" not in response.headers.get("Content-Type", "")
+def _may_be_api_success(response: Response) -> bool:
+    """Return False if a 2xx without a sid is not the API's, such as a proxy's page or a gateway's error.
+
+    An empty body may be the API's, and so may the beginning of an object whose rest was lost.
+    """
+    document, body = response.document, response.body.strip()
+    if response.complete and body:
+        return isinstance(document, dict) and not any(document.get(key) for key in _ERROR_KEYS)
+    is_page = not response.complete and "html" in response.headers.get("Content-Type", "").lower()
+    return not is_page and body[:1] in {b"", b"{"} and not _BEGINS_AS_ERROR.match(body)
 
 
 def _refusal(operation: Operation, status: int, response: Response, problem: Problem) -> AttemptResult:
@@ -324,12 +337,13 @@ def _refusal(operation: Operation, status: int, response: Response, problem: Pro
         return AttemptResult.UNAVAILABLE if unavailable else AttemptResult.SERVER_FAULT
     if status < _REFUSED:
         return AttemptResult.REDIRECTED
-    if not operation.is_stop:
-        is_duplicate = operation.is_start and problem.says_duplicate_name
-        return AttemptResult.DUPLICATE_NAME if is_duplicate else AttemptResult.REJECTED
-    if problem.says_target_ended:
+    if operation.is_start and problem.says_duplicate_name:
+        return AttemptResult.DUPLICATE_NAME
+    if operation.is_stop and problem.says_target_ended:
         return AttemptResult.TARGET_ENDED
-    if problem.says_already_stopped:
+    if operation.is_stop and problem.says_already_stopped:
         return AttemptResult.ALREADY_STOPPED
     # A bare 404 may be a proxy's.
-    return AttemptResult.NOT_FOUND if status == HTTPStatus.NOT_FOUND and problem.is_api else AttemptResult.REJECTED
+    if operation.is_stop and problem.is_api and status == HTTPStatus.NOT_FOUND:
+        return AttemptResult.NOT_FOUND
+    return AttemptResult.REJECTED if problem.is_of_platform else AttemptResult.UNREADABLE_REFUSAL

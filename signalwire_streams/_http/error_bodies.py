@@ -116,6 +116,11 @@ class Problem:
     status: int | None = None
 
     @property
+    def is_of_platform(self) -> bool:
+        """Whether it is an error of the platform, in whichever shape."""
+        return self.status is not None or (self.code or 0) >= _FIRST_CODE
+
+    @property
     def says_duplicate_name(self) -> bool:
         """Whether it refuses a start because its name is taken."""
         return any(_DUPLICATE_NAME.search(sentence) and not _OTHER_NAME.search(sentence) for sentence in self.sentences)

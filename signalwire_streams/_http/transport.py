@@ -125,14 +125,18 @@ class HttpTransport:
                 attempt_result=AttemptResult.MALFORMED, phase=Phase.ANSWERED, response=response, detail=different
             )
         result = classify(request, response)
-        is_started = request.operation.is_start and result is AttemptResult.DONE
+        is_unconfirmed = (
+            result is AttemptResult.DONE and guard.transport is not None and not confirms(request, response)
+        )
+        if is_unconfirmed and request.operation.is_stop:
+            result = AttemptResult.ACCEPTED
         return Result(
             attempt_result=result,
             phase=Phase.ANSWERED,
             response=response,
             retry_after=None if result is AttemptResult.DONE else retry_after(response.headers),
             # The sid may be that of another request's stream.
-            ambiguous=is_started and guard.transport is not None and not confirms(request, response),
+            ambiguous=is_unconfirmed and request.operation.is_start,
         )
 
     def _url(self, path: str) -> URL:

@@ -57,6 +57,7 @@ RULES: Mapping[AttemptResult, _Row] = {
     # The Space rejected it permanently.
     AttemptResult.REDIRECTED: _ALWAYS[RetryDecision.FAIL],
     AttemptResult.REJECTED: _ALWAYS[RetryDecision.FAIL],
+    AttemptResult.UNREADABLE_REFUSAL: _ALWAYS[RetryDecision.FAIL],
     AttemptResult.FORBIDDEN: _ALWAYS[RetryDecision.FAIL],
     AttemptResult.DUPLICATE_NAME: _ALWAYS[RetryDecision.FAIL],
     AttemptResult.NOT_FOUND: _ALWAYS[RetryDecision.FAIL],
@@ -67,6 +68,14 @@ RULES: Mapping[AttemptResult, _Row] = {
     AttemptResult.UNAVAILABLE: _ALWAYS[RetryDecision.RETRY],
     AttemptResult.THROTTLED: _ALWAYS[RetryDecision.WAIT_FOR_RATE_LIMIT],
 }
+
+_RULES_AFTER_AMBIGUOUS: Mapping[AttemptResult, _Row] = {
+    # It was carried out.
+    AttemptResult.DUPLICATE_NAME: _ALWAYS[RetryDecision.ALREADY_STARTED],
+    # What can't be read may be the refusal of a duplicate, or of a stream that has ended.
+    AttemptResult.UNREADABLE_REFUSAL: _MAY_HAVE_HAPPENED,
+}
+"""What differs from `RULES` once an earlier attempt of the call may have been carried out."""
 
 AMBIGUOUS = frozenset(
     {
@@ -85,6 +94,7 @@ SERVED = frozenset(
         AttemptResult.DONE,
         AttemptResult.ACCEPTED,
         AttemptResult.REJECTED,
+        AttemptResult.UNREADABLE_REFUSAL,
         AttemptResult.FORBIDDEN,
         AttemptResult.DUPLICATE_NAME,
         AttemptResult.NOT_FOUND,
@@ -115,16 +125,11 @@ REWARD = 1
 
 
 def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: bool) -> RetryDecision:
-    """Look up the decision for a result.
-
-    If an earlier attempt of the call may have been carried out, a refusal as a duplicate proves that it was. What a
-    refused stop proves is in `REFUSED_STOPS` anyway.
-    """
-    if ambiguous_before and result is AttemptResult.DUPLICATE_NAME:
-        return RetryDecision.ALREADY_STARTED
+    """Look up the decision for a result; *ambiguous_before* if an earlier attempt may have been carried out."""
     if operation in REFUSED_STOPS.get(result, ()):
         return RetryDecision.ALREADY_STOPPED
-    idempotent, named_start, unnamed_start = RULES[result]
+    row = _RULES_AFTER_AMBIGUOUS.get(result) if ambiguous_before else None
+    idempotent, named_start, unnamed_start = row or RULES[result]
     if operation in _NAMED_STARTS:
         return named_start
     return unnamed_start if operation is Operation.UNNAMED_START else idempotent
@@ -214,7 +219,8 @@ class RetryState:
             return Decision(action)
         self._accepted |= result is AttemptResult.ACCEPTED
         self.was_refused_for_now |= result in REFUSED_FOR_NOW
-        if result in AMBIGUOUS and self.ambiguous_since is None:
+        is_doubtful = result in AMBIGUOUS or (is_repeated and result is AttemptResult.UNREADABLE_REFUSAL)
+        if is_doubtful and self.ambiguous_since is None:
             self.ambiguous_since = now
         if action is RetryDecision.RESEND and not self._may_resend():
             return Decision(RetryDecision.UNKNOWN)

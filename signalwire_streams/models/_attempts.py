@@ -64,6 +64,7 @@ class AttemptResult(_Word):
     ACCEPTED = "accepted", "accepted, but the response can't be parsed"
     REDIRECTED = "redirected", "redirected"
     REJECTED = "rejected", "refused"
+    UNREADABLE_REFUSAL = "unreadable_refusal", "refused, but not by a readable error of the API"
     FORBIDDEN = "forbidden", "access refused"
     DUPLICATE_NAME = "duplicate_name", "refused as a duplicate name"
     NOT_FOUND = "not_found", "no such stream"

@@ -193,7 +193,7 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     ),
     "unreadable": (
         answered(read(), 200, b"<html>", headers={"Content-Type": "text/html"}),
-        "get Calls/call: accepted, but the response can't be parsed: HTTP 200, text/html body, 6 bytes long",
+        "get Calls/call: the response can't be parsed: HTTP 200, text/html body, 6 bytes long",
     ),
     "could not connect": (
         unanswered(read(), AttemptResult.NOT_SENT, detail="refused", phase=Phase.CONNECTING, sent="no", attempts=4),
@@ -350,11 +350,20 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
             " it was sent without a name, so starting again may start a second one (request id req-1)"
         ),
     ),
+    "a page under a 200": (
+        answered(
+            unnamed_start(), 200, b"<html>", headers={"Content-Type": "text/html"}, decision=RetryDecision.UNKNOWN
+        ),
+        (
+            "start a stream on call call: the stream may or may not be running (HTTP 200, text/html body, 6 bytes long);"
+            " it was sent without a name, so starting again may start a second one"
+        ),
+    ),
     "accepted": (
-        answered(unnamed_start(), 200, b"{", decision=RetryDecision.UNKNOWN),
+        answered(unnamed_start(), 200, b"{}", decision=RetryDecision.UNKNOWN),
         (
             "start a stream on call call: the stream is running, but its id was lost"
-            " (HTTP 200, no content type body, 1 bytes long);"
+            " (HTTP 200, no content type body, 2 bytes long);"
             " it was sent without a name, so starting again may start a second one"
         ),
     ),
@@ -387,7 +396,7 @@ def test_unknown_outcome_carries_target_and_name() -> None:
 
 def test_named_start_accepted_without_sid_can_be_unknown() -> None:
     """An accepted start says that it runs, and under which name."""
-    error = answered(start(), 200, b"{", decision=RetryDecision.UNKNOWN)
+    error = answered(start(), 200, b"{}", decision=RetryDecision.UNKNOWN)
     assert isinstance(error, StreamOutcomeUnknownError)
     assert error.accepted
     assert "the stream is running, but its id was lost" in str(error)

@@ -36,11 +36,17 @@ API_ERROR = {"code": 20001, "message": "Unknown error", "more_info": "https://si
         (201, {"sid": "x"}, AttemptResult.DONE),
         (200, {"sid": ""}, AttemptResult.ACCEPTED),
         (200, {"name": "x"}, AttemptResult.ACCEPTED),
-        (200, ["x"], AttemptResult.ACCEPTED),
-        (200, "x", AttemptResult.ACCEPTED),
+        (200, ["x"], AttemptResult.MALFORMED),
+        (200, "x", AttemptResult.MALFORMED),
         (200, None, AttemptResult.ACCEPTED),
         (200, {"sid": ["x"]}, AttemptResult.ACCEPTED),
-        (200, {"code": 20001, "message": "Unknown error"}, AttemptResult.ACCEPTED),
+        (200, {"code": 20001, "message": "Unknown error"}, AttemptResult.MALFORMED),
+        (200, {"code": 404, "message": "no route"}, AttemptResult.MALFORMED),
+        (200, {"code": "E404", "sid": None}, AttemptResult.MALFORMED),
+        (202, {"message": "Forbidden"}, AttemptResult.MALFORMED),
+        (200, {"error": "login required"}, AttemptResult.MALFORMED),
+        (200, {"detail": "Not Found"}, AttemptResult.MALFORMED),
+        (200, {"code": None, "errors": [], "sid": None}, AttemptResult.ACCEPTED),
         (200, {"code": 20429, "message": "Too many requests", "status": 429}, AttemptResult.THROTTLED),
         (202, {"errors": [{"code": "20429", "message": "Too many requests"}]}, AttemptResult.THROTTLED),
         (201, {"sid": "x", "code": 20429}, AttemptResult.DONE),
@@ -52,17 +58,21 @@ API_ERROR = {"code": 20001, "message": "Unknown error", "more_info": "https://si
         (307, None, AttemptResult.REDIRECTED),
         (308, None, AttemptResult.REDIRECTED),
         (400, API_ERROR, AttemptResult.REJECTED),
-        (400, None, AttemptResult.REJECTED),
+        (400, None, AttemptResult.UNREADABLE_REFUSAL),
+        (400, ["x"], AttemptResult.UNREADABLE_REFUSAL),
+        (404, {"message": "no route"}, AttemptResult.UNREADABLE_REFUSAL),
+        (404, {"code": 404, "message": "no route", "status": 404}, AttemptResult.UNREADABLE_REFUSAL),
+        (422, {"code": 21402}, AttemptResult.REJECTED),
         (401, API_ERROR, AttemptResult.FORBIDDEN),
         (401, None, AttemptResult.FORBIDDEN),
         (403, None, AttemptResult.FORBIDDEN),
-        (405, None, AttemptResult.REJECTED),
+        (405, None, AttemptResult.UNREADABLE_REFUSAL),
         (408, None, AttemptResult.TRY_AGAIN),
-        (409, None, AttemptResult.REJECTED),
+        (409, None, AttemptResult.UNREADABLE_REFUSAL),
         (422, {"errors": ["Url is invalid"]}, AttemptResult.REJECTED),
         (425, None, AttemptResult.TRY_AGAIN),
         (429, None, AttemptResult.THROTTLED),
-        (499, None, AttemptResult.REJECTED),
+        (499, None, AttemptResult.UNREADABLE_REFUSAL),
         (500, None, AttemptResult.SERVER_FAULT),
         (500, API_ERROR, AttemptResult.SERVER_FAULT),
         (501, None, AttemptResult.SERVER_FAULT),
@@ -84,32 +94,60 @@ API_ERROR = {"code": 20001, "message": "Unknown error", "more_info": "https://si
     ],
 )
 def test_status_means_the_same_for_all_operations(status: int, document: object, event: AttemptResult) -> None:
-    """A status means the same for all requests, except for names and stops."""
-    kinds = [kind for kind in Operation if not (kind.is_stop and status == 200 and isinstance(document, list | str))]
-    assert {classify(asking(kind), reply(status, document)) for kind in kinds} == {event}
+    """A status means the same for all requests, except for names and for streams that have ended."""
+    assert {classify(asking(kind), reply(status, document)) for kind in Operation} == {event}
 
 
-STOPS = [kind for kind in Operation if kind.is_stop]
+@pytest.mark.parametrize("kind", Operation)
+@pytest.mark.parametrize(
+    "body", [b"<html>log in</html>", b"OK", b"{", b"[]", b'"stopped"', b"\xff", b"null", b'{"sid"']
+)
+def test_complete_body_that_is_no_json_object_confirms_nothing(kind: Operation, body: bytes) -> None:
+    """A proxy's page under a 200 says nothing of the stream."""
+    for status in (200, 202):
+        assert classify(asking(kind), reply(status, body=body)) is AttemptResult.MALFORMED
 
 
-@pytest.mark.parametrize("kind", STOPS)
-@pytest.mark.parametrize("body", [b"<html>log in</html>", b"OK", b"{", b"[]", b'"stopped"', b"\xff", b"null"])
-def test_body_that_is_no_json_object_confirms_no_stop(kind: Operation, body: bytes) -> None:
-    """A proxy's page under a 200 says nothing of the stream, complete or not."""
-    assert classify(asking(kind), reply(200, body=body)) is AttemptResult.MALFORMED
-    for headers, content in (({}, b"<html>"), ({"Content-Type": "text/html"}, b"")):
-        broken = read_response(200, CIMultiDict(headers), content, complete=False)
-        assert classify(asking(kind), broken) is AttemptResult.MALFORMED
+@pytest.mark.parametrize("kind", Operation)
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("", b"<html>"),
+        ("", b"[{"),
+        ("text/html", b""),
+        ("Text/HTML; charset=utf-8", b""),
+        ("text/html", b'{"sid'),
+        ("", b'{"code": 404, "mess'),
+        ("", b' {\n "errors": ["Url'),
+    ],
+)
+def test_broken_body_that_is_not_of_the_api_confirms_nothing(kind: Operation, content_type: str, body: bytes) -> None:
+    """The beginning of a page, of a list or of an error confirms no more than all of it."""
+    broken = read_response(200, CIMultiDict({"Content-Type": content_type}), body, complete=False)
+    assert classify(asking(kind), broken) is AttemptResult.MALFORMED
 
 
-@pytest.mark.parametrize("kind", STOPS)
-def test_lost_body_of_a_2xx_confirms_a_stop(kind: Operation) -> None:
+@pytest.mark.parametrize("kind", Operation)
+def test_lost_body_of_a_2xx_is_accepted(kind: Operation) -> None:
     """An answer without a body, or the beginning of an object, is the API's."""
-    for status, body in ((204, b""), (200, b" \r\n"), (200, b"{}")):
+    for status, body in ((204, b""), (202, b""), (200, b" \r\n"), (200, b"{}")):
         assert classify(asking(kind), reply(status, body=body)) is AttemptResult.ACCEPTED
-    for content in (b"", b' {"si'):
+    assert classify(asking(kind), reply(200, body=b"", Content_Type="text/html")) is AttemptResult.ACCEPTED
+    for content in (b"", b' {"si', b'{"name": "code'):
         broken = read_response(200, CIMultiDict(), content, complete=False)
         assert classify(asking(kind), broken) is AttemptResult.ACCEPTED
+
+
+@pytest.mark.parametrize("kind", Operation)
+@pytest.mark.parametrize("status", [400, 404, 405, 409, 422])
+def test_refusal_without_readable_api_error_is_unreadable(kind: Operation, status: int) -> None:
+    """It is one result whether the body broke off, is too long, or is not the API's."""
+    error = json.dumps({"errors": ["Duplicated stream name"]}).encode()
+    for body in (b"", error[:-2], error):
+        broken = read_response(status, CIMultiDict(), body, complete=False)
+        assert classify(asking(kind), broken) is AttemptResult.UNREADABLE_REFUSAL
+    for body in (b"", b"<html>", error[:-2], b"[]", b'{"message": "no route"}', b'{"errors": []}', b'{"code": 404}'):
+        assert classify(asking(kind), reply(status, body=body)) is AttemptResult.UNREADABLE_REFUSAL
 
 
 @pytest.mark.parametrize("kind", Operation)
@@ -125,7 +163,7 @@ def test_lost_body_of_a_2xx_confirms_a_stop(kind: Operation) -> None:
         ({"code": 20504, "message": "x", "status": 504}, AttemptResult.SERVER_FAULT),
         ({"errors": ["Url is invalid"]}, AttemptResult.REJECTED),
         ({"errors": [{"code": "20001", "message": "x"}]}, AttemptResult.REJECTED),
-        ({"errors": [{"code": 7}]}, AttemptResult.ACCEPTED),
+        ({"errors": [{"code": 7}]}, AttemptResult.MALFORMED),
         ({"errors": []}, AttemptResult.ACCEPTED),
         ({"sid": "x", "errors": ["Url is invalid"]}, AttemptResult.DONE),
     ],
@@ -196,8 +234,8 @@ def test_duplicate_wording_on_read_or_stop_is_rejection(kind: Operation) -> None
 @pytest.mark.parametrize(
     ("status", "document", "event"),
     [
-        (404, None, AttemptResult.REJECTED),
-        (404, {"message": "Not Found"}, AttemptResult.REJECTED),
+        (404, None, AttemptResult.UNREADABLE_REFUSAL),
+        (404, {"message": "Not Found"}, AttemptResult.UNREADABLE_REFUSAL),
         (404, {"code": 20404, "message": "Not found", "more_info": "", "status": 404}, AttemptResult.NOT_FOUND),
         (400, {"message": "Stream is already stopped"}, AttemptResult.ALREADY_STOPPED),
         (409, {"errors": ["stream not running"]}, AttemptResult.ALREADY_STOPPED),
@@ -218,8 +256,8 @@ def test_duplicate_wording_on_read_or_stop_is_rejection(kind: Operation) -> None
         (400, {"message": "Stream is already stopped, so it can't be stopped again"}, AttemptResult.ALREADY_STOPPED),
         (400, {"errors": ["Stream is not in progress yet"]}, AttemptResult.REJECTED),
         (400, {"errors": ["Stream is not running", "Try again in a moment"]}, AttemptResult.REJECTED),
-        (400, {"message": "The worker is not running, try again later"}, AttemptResult.REJECTED),
-        (400, {"message": "The worker is not running"}, AttemptResult.REJECTED),
+        (400, {"message": "The worker is not running, try again later"}, AttemptResult.UNREADABLE_REFUSAL),
+        (400, {"message": "The worker is not running"}, AttemptResult.UNREADABLE_REFUSAL),
         (400, {"message": "not running"}, AttemptResult.ALREADY_STOPPED),
         (400, {"message": "It is not in progress"}, AttemptResult.ALREADY_STOPPED),
         (422, {"errors": ["Status is invalid"]}, AttemptResult.REJECTED),
@@ -235,8 +273,9 @@ def test_refused_stop_is_classified_by_code_and_wording(status: int, document: o
 @pytest.mark.parametrize("kind", [Operation.READ, *STARTS])
 def test_ended_wording_on_read_or_start_is_rejection(kind: Operation) -> None:
     """A read or a start that is refused in the same words is a plain rejection."""
-    assert classify(asking(kind), reply(404, {"message": "Not found"})) is AttemptResult.REJECTED
-    assert classify(asking(kind), reply(400, {"message": "already stopped"})) is AttemptResult.REJECTED
+    not_found = {"code": 20404, "message": "Not found", "more_info": "", "status": 404}
+    assert classify(asking(kind), reply(404, not_found)) is AttemptResult.REJECTED
+    assert classify(asking(kind), reply(400, {"errors": ["already stopped"]})) is AttemptResult.REJECTED
 
 
 @pytest.mark.parametrize(
@@ -248,7 +287,7 @@ def test_ended_wording_on_read_or_start_is_rejection(kind: Operation) -> None:
         ({"calls": "x"}, AttemptResult.ACCEPTED),
         ({"calls": None}, AttemptResult.ACCEPTED),
         ({}, AttemptResult.ACCEPTED),
-        ([], AttemptResult.ACCEPTED),
+        ([], AttemptResult.MALFORMED),
     ],
 )
 def test_list_response_needs_its_list(document: object, event: AttemptResult) -> None:
@@ -288,10 +327,12 @@ def test_incomplete_body_is_not_decoded(kind: Operation) -> None:
 )
 def test_undecodable_body_yields_no_document(body: bytes) -> None:
     """Bodies that are broken, in no encoding, nested or numbered without end are read as nothing."""
-    accepted = reply(200, body=body)
-    assert classify(asking(Operation.UNNAMED_START), accepted) is AttemptResult.ACCEPTED
+    succeeded = reply(200, body=body)
+    is_empty = not body or succeeded.document is not None
+    expected = AttemptResult.ACCEPTED if is_empty else AttemptResult.MALFORMED
+    assert classify(asking(Operation.UNNAMED_START), succeeded) is expected
     refused = reply(400, body=body)
-    assert classify(asking(Operation.UNNAMED_START), refused) is AttemptResult.REJECTED
+    assert classify(asking(Operation.UNNAMED_START), refused) is AttemptResult.UNREADABLE_REFUSAL
     assert refused.problem is not None
     assert refused.problem.sentences == ()
 
@@ -351,5 +392,5 @@ def test_any_bytes_are_classified_without_exception(
     event = classify(asking(kind, expects), read)
     assert isinstance(event, AttemptResult)
     assert (event is AttemptResult.DONE) <= (200 <= status < 300)
-    unread_stop = kind.is_stop and status in range(200, 300)
-    assert (event is AttemptResult.MALFORMED) <= (status not in range(200, 600) or unread_stop)
+    assert (event is AttemptResult.MALFORMED) <= (status not in range(300, 600))
+    assert (event is AttemptResult.UNREADABLE_REFUSAL) <= (status in range(400, 500))

@@ -1,6 +1,7 @@
 """After an attempt that may have been carried out: what is sent again, and what is told."""
 
 import pytest
+from attrs import evolve
 
 from signalwire_streams.middleware._policies import RetryPolicy
 from signalwire_streams.middleware._retry import Decision, RetryBudget, RetryState
@@ -250,3 +251,52 @@ def test_duplicate_of_generated_name_that_was_never_sent_is_rejected(event: Atte
     if event is not None:
         retrying.decide(event, 0.0)
     assert retrying.decide(AttemptResult.DUPLICATE_NAME, 1.0) == Decision(RetryDecision.FAIL)
+
+
+@pytest.mark.parametrize("before", [*AMBIGUOUS, *REFUSED_FOR_NOW])
+@pytest.mark.parametrize("kind", SAFE)
+def test_unreadable_refusal_of_a_start_that_may_run_is_no_proof(kind: Operation, before: AttemptResult) -> None:
+    """It may be the refusal of a duplicate, so the start is sent again, and ends as unknown or as started."""
+    policy = RetryPolicy(resend_call_starts=True, max_attempts=5)
+    for is_switched_on in (True, False) if kind is Operation.CALL_START else (True,):
+        retrying = RetryState(
+            evolve(policy, resend_call_starts=is_switched_on),
+            kind,
+            RetryBudget(),
+            lambda: 0.0,
+            1e9,
+            has_unique_name=True,
+            was_refused_for_now=True,  # by an earlier call of the same item, or just now
+        )
+        assert not retrying.ambiguous
+        decision = retrying.decide(AttemptResult.UNREADABLE_REFUSAL, 0.0)
+        assert retrying.ambiguous
+        assert decision.action is (RetryDecision.RESEND if is_switched_on else RetryDecision.UNKNOWN)
+        assert retrying.decide(AttemptResult.REJECTED, 1.0) == Decision(RetryDecision.UNKNOWN)
+        assert retrying.decide(AttemptResult.DUPLICATE_NAME, 2.0) == Decision(RetryDecision.ALREADY_STARTED)
+
+    retrying = RetryState(policy, kind, RetryBudget(), lambda: 0.0, 1e9, has_unique_name=True)
+    retrying.decide(before, 0.0)
+    actions = [retrying.decide(AttemptResult.UNREADABLE_REFUSAL, 1.0).action for _ in range(3)]
+    assert actions[0] is RetryDecision.RESEND
+    assert actions[-1] is RetryDecision.UNKNOWN
+    assert RetryDecision.FAIL not in actions
+
+
+@pytest.mark.parametrize("before", [None, *CERTAIN])
+@pytest.mark.parametrize("kind", [*SAFE, Operation.UNNAMED_START, Operation.STOP, Operation.READ])
+def test_unreadable_refusal_of_what_was_not_carried_out_is_final(kind: Operation, before: AttemptResult | None) -> None:
+    """A chosen name may be another stream's, so a refusal for now is believed."""
+    retrying = call(kind)
+    if before is not None:
+        retrying.decide(before, 0.0)
+    assert retrying.decide(AttemptResult.UNREADABLE_REFUSAL, 1.0) == Decision(RetryDecision.FAIL)
+
+
+@pytest.mark.parametrize("before", AMBIGUOUS)
+def test_unreadable_refusal_of_a_repeated_stop_is_retried(before: AttemptResult) -> None:
+    """It may say that the stream has ended; a readable answer is what proves it."""
+    retrying = call(Operation.STOP_RETURNED)
+    retrying.decide(before, 0.0)
+    assert retrying.decide(AttemptResult.UNREADABLE_REFUSAL, 1.0).action is RetryDecision.RETRY
+    assert retrying.decide(AttemptResult.NOT_FOUND, 2.0) == Decision(RetryDecision.ALREADY_STOPPED)
