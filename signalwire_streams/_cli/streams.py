@@ -310,7 +310,8 @@ class _Target:
             click.echo(f"Started a stream on {self.noun} {clean(self.sid)}.")
             _write_stream(stream)
             if stream.ambiguous:
-                click.echo("An earlier attempt may have started it. Its name is the handle; the sid may be wrong.")
+                handle_is = "its name is the handle" if stream.name else "it has no other handle"
+                click.echo(f"The sid may be another stream's; {handle_is}.")
             if stop is not None:
                 click.echo(f"Stop it with:\n  {stop}")
 

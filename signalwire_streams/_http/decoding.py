@@ -313,7 +313,14 @@ def classify(request: Request, response: Response) -> AttemptResult:
         return _BY_CODE[problem.code]
     if status < _REDIRECT:
         return AttemptResult.ACCEPTED if _may_be_api_success(response) else AttemptResult.MALFORMED
-    return _BY_STATUS.get(status) or _refusal(request.operation, status, response, problem)
+    if status >= _FAULT:
+        # A 503 in the API's own words, or one that says when to come back, was refused before it was processed.
+        # A bare one comes from a proxy, and the Space behind it may have done the work.
+        refused = problem.is_api or retry_after(response.headers) is not None
+        unavailable = status == HTTPStatus.SERVICE_UNAVAILABLE and refused
+        return AttemptResult.UNAVAILABLE if unavailable else AttemptResult.SERVER_FAULT
+    permanent = AttemptResult.REDIRECTED if status < _REFUSED else _refusal(request.operation, status, problem)
+    return _BY_STATUS.get(status, permanent)
 
 
 def _may_be_api_success(response: Response) -> bool:
@@ -328,15 +335,7 @@ def _may_be_api_success(response: Response) -> bool:
     return not is_page and body[:1] in {b"", b"{"} and not _BEGINS_AS_ERROR.match(body)
 
 
-def _refusal(operation: Operation, status: int, response: Response, problem: Problem) -> AttemptResult:
-    if status >= _FAULT:
-        # A 503 in the API's own words, or one that says when to come back, was refused before it was processed.
-        # A bare one comes from a proxy, and the Space behind it may have done the work.
-        refused = problem.is_api or retry_after(response.headers) is not None
-        unavailable = status == HTTPStatus.SERVICE_UNAVAILABLE and refused
-        return AttemptResult.UNAVAILABLE if unavailable else AttemptResult.SERVER_FAULT
-    if status < _REFUSED:
-        return AttemptResult.REDIRECTED
+def _refusal(operation: Operation, status: int, problem: Problem) -> AttemptResult:
     if operation.is_start and problem.says_duplicate_name:
         return AttemptResult.DUPLICATE_NAME
     if operation.is_stop and problem.says_target_ended:

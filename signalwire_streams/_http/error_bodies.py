@@ -1,6 +1,7 @@
 """Error bodies in any of the platform's shapes, the headers beside them, and redaction of foreign text."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from html import escape
@@ -203,13 +204,11 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     characters of its beginning are hidden as well. A secret of three characters or fewer is replaced only where it
     stands as a word of its own, since it would otherwise tear other words apart.
     """
-    hidden = [secret[:_MAX_READ] for secret in secrets]
+    hidden = {secret[:_MAX_READ] for secret in secrets}
     # Long enough to find a secret whole that begins in the part that may be shown.
     text = text[: _MAX_READ + _LONGEST_CHARACTER * max(map(len, hidden), default=0)]
-    folded, places = _fold(text)
-    spans = sorted(span for secret in hidden for span in _find(secret, text, folded, places))
     kept, end = [], 0
-    for start, stop in spans:
+    for start, stop in _find(hidden, text):
         if end <= start:
             kept += [text[end:start], "***"]
         end = max(end, stop)
@@ -218,45 +217,74 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     return flat if len(flat) <= _MAX_TEXT else flat[: _MAX_TEXT - 1] + "…"
 
 
-def _find(secret: str, text: str, folded: str, places: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Return where a secret, or a long beginning of it, stands in the part of a text that may be shown."""
-    # Secrets may be many and large, and hardly any is in the text; each spelling has plain letters as they are.
-    beginning = _LETTERS.match(normalize("NFC", secret))
-    if beginning is not None and beginning[1][:_PREFIX].lower() not in folded:
-        return
-    bare = _fold(secret)[0]
-    is_trimmed = len(bare) <= _SHORT and secret.casefold() not in text.casefold()
-    for spelling in _spellings(secret):
-        start = folded.find(spelling[:_PREFIX])
-        while start >= 0 and places[start][0] < _MAX_READ:
-            length = _common_length(spelling, folded, start)
-            first, last = places[start][0], places[start + length - 1][1]
+def _find(secrets: Iterable[str], text: str) -> Iterator[tuple[int, int]]:
+    """Return where secrets, or long beginnings of them, stand in the part of a text that may be shown, in order.
+
+    A part that ends within one that was returned before is left out: of many secrets that begin alike, in a text that
+    repeats their beginning, each character is compared once.
+    """
+    folded = _fold(text)
+    only_words: dict[str, bool] = {}
+    for secret in secrets:
+        # Secrets may be many and large, and hardly any is in the text; each spelling has plain letters as they are.
+        letters = _LETTERS.match(normalize("NFC", secret))
+        if letters is not None and letters[1][:_PREFIX].lower() not in folded:
+            continue
+        bare = _fold(secret)
+        is_trimmed = len(bare) <= _SHORT and secret.casefold() not in text.casefold()
+        for spelling in _spellings(secret):
+            only_word = len(secret) <= _SHORT or (is_trimmed and spelling == bare)
+            only_words[spelling] = only_word and only_words.get(spelling, True)
+    groups: dict[str, list[str]] = {}
+    for spelling in sorted(only_words):
+        groups.setdefault(spelling[:_PREFIX], []).append(spelling)
+    places = [place for letters, place in _clusters(text) for _ in letters] if groups else []
+    starts = sorted(
+        (found.start(), beginning)
+        for beginning in groups
+        for found in re.finditer(f"(?={re.escape(beginning)})", folded)
+        if places[found.start()][0] < _MAX_READ
+    )
+    end = 0
+    for start, beginning in starts:
+        group, index = groups[beginning], 0
+        while True:
+            wanted = folded[start : max(end + 1, start + len(beginning))]
+            index = bisect_left(group, wanted, index)
+            if index == len(group) or not group[index].startswith(wanted):
+                break
+            spelling, index = group[index], index + 1
+            stop = start + _common_length(spelling, folded, start, len(wanted))
+            first, last = places[start][0], places[stop - 1][1]
             in_word = _is_word(text[last : last + 1])
-            if len(secret) <= _SHORT or (is_trimmed and spelling == bare):
+            if only_words[spelling]:
                 is_secret = not (in_word or _is_word(text[first - 1 : first]))
             else:
+                length = stop - start
                 is_secret = length == len(spelling) or length >= _LONG_PREFIX or not in_word
             if is_secret:
                 yield first, last
-            start = folded.find(spelling[:_PREFIX], start + 1)
+                end = stop
 
 
-def _common_length(spelling: str, folded: str, start: int) -> int:
+def _common_length(spelling: str, folded: str, start: int, known: int) -> int:
+    """Return how many characters agree, of which the first *known* do."""
     if folded.startswith(spelling, start):
         return len(spelling)
-    return next(index for index, letter in enumerate(spelling) if folded[start + index : start + index + 1] != letter)
+    return next(at for at in range(known, len(spelling)) if folded[start + at : start + at + 1] != spelling[at])
 
 
 def _is_word(character: str) -> bool:
     return character.isalnum() or character == "_"
 
 
-def _fold(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """Return a text without white space, case and ways to write an accent, and where each of its characters was."""
-    if text.isascii():
-        return _UNSEEN.sub("", text).lower(), [(at, at + 1) for at, letter in enumerate(text) if "!" <= letter <= "~"]
-    folded: list[str] = []
-    places: list[tuple[int, int]] = []
+def _fold(text: str) -> str:
+    """Return a text without white space, case and ways to write an accent."""
+    return _UNSEEN.sub("", text).lower() if text.isascii() else "".join(letters for letters, _ in _clusters(text))
+
+
+def _clusters(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Return the folded letters of each visible character, and where that is in the text."""
     start = 0
     while start < len(text):
         stop = start + 1
@@ -266,17 +294,14 @@ def _fold(text: str) -> tuple[str, list[tuple[int, int]]]:
         if not cluster.isspace() and cluster.isprintable():
             # The upper case first, since some letters of different alphabets share it.
             letters = cluster.upper().casefold()
-            letters = "".join(letter for letter in letters if not combining(letter)) or letters
-            folded.append(letters)
-            places += [(start, stop)] * len(letters)
+            yield "".join(letter for letter in letters if not combining(letter)) or letters, (start, stop)
         start = stop
-    return "".join(folded), places
 
 
 def _spellings(secret: str) -> set[str]:
     lines = secret.replace("\r\n", "\n")
     spelled = {
-        _fold(spelling)[0]
+        spelling
         for text in {secret, normalize("NFC", secret), " ".join(secret.split()), lines.replace("\n", "\r\n")}
         for spelling in (
             text,
@@ -289,4 +314,4 @@ def _spellings(secret: str) -> set[str]:
             dumps(text)[1:-1].replace("/", "\\/"),
         )
     }
-    return spelled - {""}
+    return {_fold(spelling) for spelling in spelled} - {""}

@@ -375,8 +375,10 @@ class RetryMiddleware:
     def _log_outcome(self, request: Request, result: Result, decision: Decision, *, ambiguous: bool) -> None:
         if decision.action is RetryDecision.UNKNOWN:
             self._outcome_log.unknown(request, result, self._clock.now())
-        elif ambiguous and request.operation.is_start and decision.action is not RetryDecision.FAIL:
-            self._outcome_log.ambiguous(request, decision.action, self._clock.now())
+        elif (
+            request.operation.is_start and decision.action is not RetryDecision.FAIL and (ambiguous or result.ambiguous)
+        ):
+            self._outcome_log.ambiguous(request, decision.action, self._clock.now(), is_repeated=ambiguous)
 
     def _report(self, request: Request, result: Result, number: int, started_at: float, decision: Decision) -> None:
         sent = request.state.record_attempt()
@@ -448,16 +450,22 @@ class OutcomeLog:
             happened = describe_result(request, result)
             _OUTCOME_LOG.log(level, "%s: outcome unknown, %s: %s%s", describe_call(request), state, happened, suffix)
 
-    def ambiguous(self, request: Request, action: RetryDecision, now: float) -> None:
-        """Log a start that succeeded after an attempt that may have been carried out."""
+    def ambiguous(self, request: Request, action: RetryDecision, now: float, *, is_repeated: bool) -> None:
+        """Log a start that succeeded, but after an attempt that may have done so too, or with an anonymous response."""
         state = "already running" if action is RetryDecision.ALREADY_STARTED else "started"
+        reason = (
+            "an earlier attempt may have started it" if is_repeated else "the response does not say what it is about"
+        )
+        advice = "its sid may be another stream's" if request.name is None else "stop it by its name"
         level, suffix = self._level(request.priority, now)
         if _OUTCOME_LOG.isEnabledFor(level):
             _OUTCOME_LOG.log(
                 level,
-                "%s: %s, ambiguous because an earlier attempt may have started it: stop it by its name%s",
+                "%s: %s, ambiguous because %s: %s%s",
                 describe_call(request),
                 state,
+                reason,
+                advice,
                 suffix,
             )
 

@@ -49,7 +49,7 @@ async def test_verbose_shows_what_the_command_reports_itself_too(shell: Shell, s
     start = ("start-stream", space.conference_sids[0], "--url", URL)
     ran = await shell("-v", "conferences", *start)
     assert [line.partition(":")[0] for line in ran.err.splitlines()] == ["debug", "warning"]
-    assert "An earlier attempt may have started it. Its name is the handle; the sid may be wrong." in ran.rows
+    assert "The sid may be another stream's; its name is the handle." in ran.rows
     space.faults.add("reset", on="start", executed=True, times=1)
     quiet = await shell("conferences", *start)
     assert (quiet.code, quiet.err) == (0, "")

@@ -1,5 +1,6 @@
 """Error bodies in every shape of the platform, and making their text fit to be shown."""
 
+import time
 from collections.abc import Callable
 from html import escape
 from json import dumps
@@ -233,6 +234,36 @@ def test_overlapping_secrets_are_redacted() -> None:
     for secrets in (("abcdef", "defghi"), ("defghi", "abcdef")):
         assert redact("<abcdefghi>", secrets) == "<***>"
     assert redact("abcdefgh", ("abcd", "efgh")) == "******"
+
+
+_LETTERS = "a" * 65_536
+
+
+@pytest.mark.parametrize(
+    ("text", "secrets"),
+    [
+        (_LETTERS, ["a" * length for length in range(20, 2000, 20)]),
+        (_LETTERS, [f"{'a' * 1900}{number}" for number in range(99)]),
+        ("a" * 1000 + "b" + _LETTERS, [f"{'a' * 1900}{number}" for number in range(99)]),
+        (_LETTERS, [f"{'a' * 1900}/&<\"' \n{number}" for number in range(99)]),
+        ("ab" * 32_768, [f"{'ab' * length}/x" for length in range(900, 999)]),
+        ("\u00e4" * 65_536, ["\u00e4" * 500 + str(number) for number in range(99)]),
+    ],
+)
+def test_many_secrets_of_repeated_letters_are_redacted_in_time(text: str, secrets: list[str]) -> None:
+    """Each character of a text is compared once, and not once for each beginning and each secret."""
+    began = time.process_time()
+    assert set(redact(text, secrets)) <= set("*b")
+    assert time.process_time() - began < 2
+
+
+def test_secret_that_repeats_its_own_beginning_is_redacted_whole() -> None:
+    """A secret that begins within a beginning of itself is found as well."""
+    secret = "ab" * 9 + "-very-hush"
+    for before in range(1, 40):
+        for text in ("ab" * before + secret, "b" + "ab" * before + secret):
+            assert "hush" not in redact(text, (secret,))
+            assert "very" not in redact(text, (secret, "ab" * 12, "a"))
 
 
 def test_secret_with_lone_surrogate_is_redacted() -> None:

@@ -355,7 +355,8 @@ UNKNOWN: dict[str, tuple[StreamsError, str]] = {
             unnamed_start(), 200, b"<html>", headers={"Content-Type": "text/html"}, decision=RetryDecision.UNKNOWN
         ),
         (
-            "start a stream on call call: the stream may or may not be running (HTTP 200, text/html body, 6 bytes long);"
+            "start a stream on call call: the stream may or may not be running"
+            " (HTTP 200, text/html body, 6 bytes long);"
             " it was sent without a name, so starting again may start a second one"
         ),
     ),

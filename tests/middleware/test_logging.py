@@ -22,6 +22,7 @@ from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._retry import OutcomeLog
 from signalwire_streams.models import AttemptResult, Operation, Priority, RetryDecision
 from signalwire_streams.simulator import SimulatedSpace
+from tests.raw_space import VICTIM, http, raw_space
 
 URL = "wss://rx.example.com/audio"
 ClientFactory = Callable[..., StreamsClient]
@@ -153,6 +154,34 @@ async def test_ambiguous_outcome_logs_a_warning(
     ]
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"name": "audit-1"}, "stop it by its name"),
+        ({"unnamed": True}, "its sid may be another stream's"),
+        ({"name": "audit-1", "may_be_running": True}, "stop it by its name"),
+    ],
+)
+async def test_anonymous_response_to_a_single_attempt_is_not_blamed_on_an_earlier_one(
+    client_for: ClientFactory,
+    space: SimulatedSpace,
+    caplog: pytest.LogCaptureFixture,
+    fields: dict[str, Any],
+    words: str,
+) -> None:
+    async def answer(*_: object) -> bytes:
+        return http(200, {"sid": VICTIM})
+
+    async with raw_space(answer) as raw:
+        await client_for(space, base_url=raw.url).conferences.start_stream("room", url=URL, **fields)
+    [(level, text)] = lines(caplog, "outcome")
+    assert level == "WARNING"
+    why = "an earlier attempt may have started it"
+    if "may_be_running" not in fields:
+        why = "the response does not say what it is about"
+    assert text.endswith(f": started, ambiguous because {why}: {words}")
+
+
 async def test_certain_failure_logs_no_warning(
     space: SimulatedSpace, client: StreamsClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -240,8 +269,8 @@ def test_next_warning_of_a_bulk_run_counts_the_outcomes_in_between(caplog: pytes
         log.unknown(exchange, outcome, now)
     caplog.set_level(logging.WARNING, "signalwire_streams.outcome")
     log.unknown(exchange, outcome, 61.0)
-    log.ambiguous(exchange, RetryDecision.SUCCEED, 62.0)
-    log.ambiguous(exchange, RetryDecision.SUCCEED, 120.0)
+    log.ambiguous(exchange, RetryDecision.SUCCEED, 62.0, is_repeated=True)
+    log.ambiguous(exchange, RetryDecision.SUCCEED, 120.0, is_repeated=False)
     found = lines(caplog, "outcome")
     assert [level for level, _ in found] == ["WARNING", "DEBUG", "DEBUG", "WARNING", "WARNING"]
     assert found[3][1].endswith("(2 more since the last warning)")
