@@ -196,7 +196,7 @@ class StreamsClient:
         missing = [name for name, value in zip(_ENVIRONMENT, (space, project, token), strict=True) if not value]
         if missing:
             raise InvalidRequestError(f"set {', '.join(missing)} in the environment (see your Space's API page)")
-        return cls(space=space, project=project, token=token, **options)
+        return cls(space=str(space), project=str(project), token=token, **options)
 
     def start_streams(
         self,
@@ -342,8 +342,9 @@ class StreamsClient:
 
 
 def _read_environment(environment: Mapping[str, str]) -> tuple[str, str, str]:
-    space, project, token = (environment.get(name) or "" for name in _ENVIRONMENT)
-    return space, project, Secret(token)
+    # The address may hold a password, and a pasted project the token.
+    space, project, token = (Secret(environment.get(name) or "") for name in _ENVIRONMENT)
+    return space, project, token
 
 
 def _headers(account: Account) -> Mapping[str, str]:

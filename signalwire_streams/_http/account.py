@@ -9,12 +9,19 @@ from attrs import field, frozen
 
 from signalwire_streams._http.error_bodies import redact
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
-from signalwire_streams.models._validation import Secret, is_path_segment, kind_of, needs_no_escaping, redact_url
+from signalwire_streams.models._validation import (
+    Secret,
+    is_path_segment,
+    kind_of,
+    masks_secrets,
+    needs_no_escaping,
+    redact_url,
+)
 
 API_ROOT = "/api/laml/2010-04-01"
 """Source: https://signalwire.com/docs/compatibility-api/rest/overview"""
 
-_NAME = re.compile(r"[A-Za-z0-9-]+")
+_NAME = re.compile(r"[A-Za-z0-9-]+\.?")
 _NETLOC = re.compile(r"(\[[0-9A-Fa-f:.]+(%[^][]+)?\]|[^][:]+)(:[0-9]*)?")
 _STANDARD_PORTS = {"https": 443, "http": 80}
 _AUTHORITY = re.compile("(?:([A-Za-z][A-Za-z0-9+.-]*):)?//([^/?]*)")
@@ -101,6 +108,7 @@ class Account:
         return MalformedResponseError(f"the Space's next page {shown!r} {why}, so it is not followed", sent="yes")
 
 
+@masks_secrets
 def find_account(*, space: str | None, base_url: str | None, project: str | None, token: str | None) -> Account:
     """Return the account that a caller's settings name.
 
@@ -142,12 +150,11 @@ def _space_url(space: str) -> str:
         return space
     if ("." in space.rstrip(".") or ":" in space or space == "localhost") and "/" not in space:
         return f"https://{space}"
-    name = space.removesuffix(".")
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(space):
         raise InvalidRequestError(
             "space contains characters that are invalid in a Space's name: write it as in 'example.signalwire.com'"
         )
-    return f"https://{name}.{_DOMAIN}"
+    return f"https://{space.removesuffix('.')}.{_DOMAIN}"
 
 
 def _origin(parts: SplitResult) -> str:

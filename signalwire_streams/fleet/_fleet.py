@@ -37,7 +37,7 @@ from signalwire_streams.fleet._runs import ResultReader, RunScan
 from signalwire_streams.fleet._status import RESUMED, STOPPING, FleetStatus, RunRecord, WorkerStatus
 from signalwire_streams.fleet._submission import TASK, Submission, prepare, start_batch
 from signalwire_streams.models import CallStream, ConferenceStream
-from signalwire_streams.models._validation import check_seconds
+from signalwire_streams.models._validation import check_seconds, masks_secrets
 
 _PATIENCE, _PATIENCE_AT_FIRST = 30.0, 3.0
 _WEEK = 7 * 24 * 3600.0
@@ -52,6 +52,7 @@ class Fleet:
     the workers have it.
     """
 
+    @masks_secrets
     def __init__(self, url: str, *, space: str, project: str, retention: float = _WEEK) -> None:
         """Check the arguments; nothing is connected yet.
 

@@ -15,6 +15,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from signalwire_streams.errors import FleetError, InvalidRequestError
 from signalwire_streams.fleet._lua import LuaCall
+from signalwire_streams.models._validation import Secret, masks_secrets
 from signalwire_streams.redis_rate_limit._store import create_client
 
 BATCH = 25
@@ -195,6 +196,7 @@ def decode_hash(reply: Mapping[Any, Any]) -> dict[str, str]:
     return {decode(name): decode(value) for name, value in reply.items()}
 
 
+@masks_secrets
 def check_url(url: object) -> str:
     """Check the URL of a Redis; the message does not repeat it, since it may contain a password."""
     if not isinstance(url, str) or not _is_valid(url):
@@ -217,7 +219,7 @@ def docket_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme == "memory" or "max_connections" in parse_qs(parts.query):
         return url
-    return f"{url}{'&' if parts.query else '?'}max_connections={_MAX_CONNECTIONS}"
+    return Secret(f"{url}{'&' if parts.query else '?'}max_connections={_MAX_CONNECTIONS}")
 
 
 async def check_available(url: str, patience: float) -> None:

@@ -21,7 +21,7 @@ from signalwire_streams.fleet._batches import BatchProcessor, Leases, RequeueBat
 from signalwire_streams.fleet._redis import BATCH, Connection, Keys, Writer, check_url, connect, docket_url
 from signalwire_streams.fleet._submission import TASK
 from signalwire_streams.middleware._rate_limit import RateLimiter, SpaceRateLimiter
-from signalwire_streams.models._validation import check_count, check_seconds
+from signalwire_streams.models._validation import check_count, check_seconds, masks_secrets
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
 
 _LOG = logging.getLogger("signalwire_streams.fleet")
@@ -108,6 +108,7 @@ class FleetWorker:
     after about a lease. Two workers never work on the same start at once.
     """
 
+    @masks_secrets
     def __init__(
         self,
         url: str,
@@ -324,6 +325,7 @@ class FleetWorker:
             _LOG.debug("the worker could not be deregistered: %s", error)
 
 
+@masks_secrets
 async def run_worker(
     url: str,
     *,

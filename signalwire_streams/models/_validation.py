@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from functools import lru_cache, wraps
+from itertools import zip_longest
 from typing import Any, ParamSpec, SupportsIndex, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
@@ -316,10 +317,18 @@ _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
 
 
 def masks_secrets(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Decorate a function whose keyword arguments may be secrets: its own frame gets them masked, by their names."""
+    """Decorate a function whose arguments may be secrets: its own frame gets them masked, by their names."""
+    by_position = [
+        _MASKED_ARGUMENTS.get(parameter.name) if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else None
+        for parameter in inspect.signature(function).parameters.values()
+    ]
+    takes_positional = any(by_position)
 
     @wraps(function)
     def masked(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
+        if takes_positional:
+            masks = zip_longest(by_position[: len(arguments)], arguments)
+            arguments = tuple(value if mask is None else mask(value) for mask, value in masks)  # type: ignore[assignment]
         for name in named.keys() & _MASKED_ARGUMENTS.keys():
             named[name] = _MASKED_ARGUMENTS[name](named[name])
         return function(*arguments, **named)

@@ -12,7 +12,7 @@ from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.middleware._policies import RateLimit
 from signalwire_streams.middleware._rate_limit import log_pause
 from signalwire_streams.models import Priority
-from signalwire_streams.models._validation import check_count
+from signalwire_streams.models._validation import check_count, masks_secrets
 from signalwire_streams.redis_rate_limit._lease_loop import LeaseLoop
 from signalwire_streams.redis_rate_limit._state import Fallback, LocalState
 from signalwire_streams.redis_rate_limit._store import RateLimiterError, RedisUnavailableError, Store
@@ -32,6 +32,7 @@ class RedisRateLimiter:
     close it. Use one rate limiter per Space, process and event loop.
     """
 
+    @masks_secrets
     def __init__(
         self,
         url: str,

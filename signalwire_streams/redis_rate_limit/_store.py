@@ -26,7 +26,7 @@ from redis.exceptions import (
 )
 
 from signalwire_streams.errors import InvalidRequestError, StreamsError
-from signalwire_streams.models._validation import redact_url, secrets_in
+from signalwire_streams.models._validation import kind_of, masks_secrets, redact_url, secrets_in
 from signalwire_streams.redis_rate_limit._state import NO_UPDATE, State, StateUpdate
 
 
@@ -118,10 +118,11 @@ class LeaseReply:
 class Store:
     """One connection to Redis, and one Space's state there."""
 
+    @masks_secrets
     def __init__(self, url: str) -> None:
         """Check the URL; the connection is opened by the first request."""
         if not isinstance(url, str):
-            raise InvalidRequestError(f"url must be a str, not {type(url).__name__}")
+            raise InvalidRequestError(f"url must be a str, not {kind_of(url)}")
         self._url = url
         self.address = redact_url(url)
         client = create_client(url)

@@ -22,8 +22,10 @@ from signalwire_streams import (
     StreamsError,
     Timeouts,
 )
+from signalwire_streams.fleet import Fleet, FleetWorker, run_worker
 from signalwire_streams.models._validation import Secret
 from signalwire_streams.receiver import MediaReceiver
+from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -209,6 +211,9 @@ CREDENTIALS: dict[str, dict[str, Any]] = {
     "no project": {"space": "example", "project": "", "token": "hush"},
     "a user in the address": {"base_url": "https://ada:hush@example.org", "project": "p", "token": "hush"},
     "a user in the Space": {"space": "ada:hush@example.org", "project": "p", "token": "hush"},
+    "a user in the Space's address": {"space": "https://ada:hush@example.org", "project": "p", "token": "t"},
+    "a token in the Space's name": {"space": "hush@", "project": "p", "token": "t"},
+    "a token before the Space's address": {"space": "hush/x@y", "project": "p", "token": "t"},
     "a query": {"base_url": "https://example.org/?token=hush", "project": "p", "token": "hush"},
     "another option": {"space": "example", "project": "p", "token": "hush", "connections": 0},
     "both": {"space": "example", "base_url": "https://example.org", "project": "p", "token": "hush"},
@@ -221,12 +226,41 @@ def test_client_that_cannot_be_made_shows_no_secret(settings: dict[str, Any]) ->
     with pytest.raises(InvalidRequestError) as caught:
         StreamsClient(**settings)
     assert shown(caught.value)
-    environment = {"SIGNALWIRE_SPACE": "a b", "SIGNALWIRE_PROJECT_ID": "p", "SIGNALWIRE_API_TOKEN": "hush"}
     from_env: Any = StreamsClient.from_env
-    for options in ({}, {"token": "hush"}, {"connections": 0}):
-        with pytest.raises(InvalidRequestError) as from_environment:
-            from_env(environment, **options)
-        assert shown(from_environment.value)
+    for space, project in (("a b", "p"), ("https://ada:hush@example.org", "p"), ("a b", "p:hush"), ("", "p:hush")):
+        environment = {"SIGNALWIRE_SPACE": space, "SIGNALWIRE_PROJECT_ID": project, "SIGNALWIRE_API_TOKEN": "hush"}
+        for options in ({}, {"token": "hush"}, {"connections": 0}):
+            with pytest.raises(InvalidRequestError) as from_environment:
+                from_env(environment, **options)
+            assert shown(from_environment.value)
+
+
+REDIS: dict[str, Callable[[Any], object]] = {
+    "rate limiter": RedisRateLimiter,
+    "rate limiter by keyword": lambda url: RedisRateLimiter(url=url),
+    "fleet": partial(Fleet, space="example", project="p"),
+    "fleet with a password in the Space's address": lambda url: Fleet(
+        "redis://localhost", space=url.replace("redis", "https"), project="p"
+    ),
+    "worker": lambda url: FleetWorker(url, None),  # type: ignore[arg-type]  # which is not looked at
+    "worker of the process": lambda url: asyncio.run(run_worker(url)),
+}
+
+
+@pytest.mark.parametrize("make", REDIS.values(), ids=REDIS)
+def test_refused_redis_url_shows_no_password(make: Callable[[Any], object]) -> None:
+    """Whether it is passed by keyword or not, and whatever is wrong with it."""
+    for url in ("redis://ada:hush@host:x", "redis://ada:hush@host/?unknown_option=1 2"):
+        with pytest.raises(InvalidRequestError) as caught:
+            make(url)
+        assert shown(caught.value)
+
+
+def test_redis_url_of_another_type_is_refused_by_its_type() -> None:
+    untyped: Any = RedisRateLimiter
+    with pytest.raises(InvalidRequestError, match="url must be a str, not bytes") as caught:
+        untyped(b"redis://ada:hush@host")
+    assert shown(caught.value)
 
 
 async def test_masked_functions_stay_what_they_were(space: SimulatedSpace, client: StreamsClient) -> None:
