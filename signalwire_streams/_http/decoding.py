@@ -92,23 +92,17 @@ _Hook: TypeAlias = Callable[[Any, Any], Any]
 @cache
 def _converter() -> Converter:
     converter = Converter()
-    for hint, hook in (
+    hooks: list[tuple[object, _Hook]] = [
         (str | None, _text),
         (bool | None, _flag),
         (int | None, _whole),
         (float | None, _real),
         (Mapping[str, object], _mapping),
-    ):
+    ]
+    vocabularies = (StreamStatus, ConferenceStatus, ParticipantStatus, CallStatus, CallDirection, AnsweredBy)
+    hooks += [(vocabulary | str | None, partial(_word, vocabulary)) for vocabulary in vocabularies]
+    for hint, hook in hooks:
         converter.register_structure_hook_func(partial(eq, hint), hook)
-    for vocabulary in (
-        StreamStatus,
-        ConferenceStatus,
-        ParticipantStatus,
-        CallStatus,
-        CallDirection,
-        AnsweredBy,
-    ):
-        converter.register_structure_hook_func(partial(eq, vocabulary | str | None), partial(_word, vocabulary))
     return converter
 
 
@@ -117,7 +111,6 @@ _HOOKS: dict[type, tuple[_Hook, frozenset[str]]] = {}
 
 
 def _make_hook(model: type[Any]) -> tuple[_Hook, frozenset[str]]:
-    """Return the function that structures a model, and the keys that the model knows."""
     names = {attribute.name: _RENAMES.get(attribute.name, attribute.name) for attribute in fields(model)}
     overrides: dict[str, Any] = {name: override(rename=key) for name, key in names.items()}
     known = frozenset(key for name, key in names.items() if name not in _OURS and name != "extra")
@@ -159,11 +152,7 @@ def read_stream(document: object, model: type[_Value], asked: Mapping[str, objec
 
 
 def read_item(document: object, model: type[_Value]) -> _Value:
-    """Structure one conference, call or participant.
-
-    Raises:
-        MalformedResponseError: it is not a JSON object, or has no id.
-    """
+    """Structure one conference, call or participant, which must have an id."""
     key = "call_sid" if model is Participant else "sid"
     if not isinstance(document, dict) or not has_key(document, key):
         raise MalformedResponseError(f"the Space returned a {model.__name__.lower()} without {key}", sent="yes")
@@ -171,11 +160,7 @@ def read_item(document: object, model: type[_Value]) -> _Value:
 
 
 def read_page(document: object, model: type[_Value], key: str) -> Page[_Value]:
-    """Structure one page of a list, whose items are under *key*.
-
-    Raises:
-        MalformedResponseError: there is no list, an item in it has no id, or the next page's address is not a string.
-    """
+    """Structure one page of a list, whose items are under *key*."""
     items = document.get(key) if isinstance(document, dict) else None
     if not isinstance(document, dict) or not isinstance(items, list):
         raise MalformedResponseError(f"the Space returned a page without a list of {key}", sent="yes")
@@ -225,7 +210,6 @@ _OK, _REDIRECT, _REFUSED, _FAULT, _NO_STATUS = 200, 300, 400, 500, 600
 
 
 def read_response(status: int, headers: Mapping[str, str], body: bytes, *, complete: bool) -> Response:
-    """Return the response, decoded if its body is complete."""
     document = _decode(body) if complete and body else None
     # A 2xx may carry the API's error as well.
     fine = status < _REDIRECT and not (isinstance(document, dict) and document.keys() & {"code", "errors"})
@@ -300,7 +284,6 @@ def _is_meant(request: Request, entry: Mapping[str, object], key: str) -> bool:
 
 
 def classify(request: Request, response: Response) -> AttemptResult:
-    """Classify a response to its request."""
     status, problem = response.status, response.problem or Problem()
     if _OK <= status < _REDIRECT:
         if has_key(response.document, request.required_key):

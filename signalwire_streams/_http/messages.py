@@ -162,23 +162,6 @@ class Result:
     sent: Sent = "no"
     cause: Exception | None = field(default=None, repr=False)
 
-    def as_attempt_of(
-        self, action: RetryDecision, *, phase: Phase, attempts: int, ambiguous: bool, sent: Sent
-    ) -> "Result":
-        """Return the whole call's result, based on that of its last attempt."""
-        return Result(
-            attempt_result=self.attempt_result,
-            phase=phase,
-            response=self.response,
-            detail=self.detail,
-            retry_after=self.retry_after,
-            decision=action,
-            attempts=attempts,
-            ambiguous=ambiguous or self.ambiguous,
-            sent=sent,
-            cause=self.cause,
-        )
-
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Result]]
 """Sends a request and returns how it ended."""

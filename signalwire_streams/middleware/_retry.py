@@ -17,7 +17,11 @@ _RETRY_LOG = logging.getLogger("signalwire_streams.retry")
 _OUTCOME_LOG = logging.getLogger("signalwire_streams.outcome")
 
 _Row = tuple[RetryDecision, RetryDecision, RetryDecision]
-_ALWAYS: Mapping[RetryDecision, _Row] = {decision: (decision, decision, decision) for decision in RetryDecision}
+
+
+def _always(decision: RetryDecision) -> _Row:
+    return decision, decision, decision
+
 
 _NAMED_STARTS = frozenset({Operation.CONFERENCE_START, Operation.CALL_START})
 _STOPS = frozenset(operation for operation in Operation if operation.is_stop)
@@ -31,68 +35,8 @@ REFUSED_STOPS: Mapping[AttemptResult, frozenset[Operation]] = {
 }
 """Rejections of a stop that count as success, because the stream has ended."""
 
-#                           idempotent     named start       unnamed start
-_MAY_HAVE_HAPPENED: _Row = (RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.UNKNOWN)
-
-RULES: Mapping[AttemptResult, _Row] = {
-    AttemptResult.DONE: _ALWAYS[RetryDecision.SUCCEED],
-    # The Space never saw it.
-    AttemptResult.NOT_SENT: _ALWAYS[RetryDecision.RETRY_UNSENT],
-    AttemptResult.STALE_CONNECTION: (
-        RetryDecision.RETRY_IMMEDIATELY,
-        RetryDecision.RETRY_IMMEDIATELY,
-        RetryDecision.RETRY_IMMEDIATELY_ONCE,
-    ),
-    AttemptResult.UNRETRYABLE: _ALWAYS[RetryDecision.FAIL],
-    AttemptResult.DEADLINE_EXCEEDED: _ALWAYS[RetryDecision.FAIL],
-    AttemptResult.BREAKER_OPEN: _ALWAYS[RetryDecision.FAIL],
-    # The Space may have carried it out.
-    AttemptResult.NO_RESPONSE: _MAY_HAVE_HAPPENED,
-    AttemptResult.MALFORMED: _MAY_HAVE_HAPPENED,
-    AttemptResult.SERVER_FAULT: _MAY_HAVE_HAPPENED,
-    # The same, but another attempt would fail in the same way.
-    AttemptResult.SESSION_FAILED: (RetryDecision.FAIL, RetryDecision.UNKNOWN, RetryDecision.UNKNOWN),
-    # The Space did carry it out.
-    AttemptResult.ACCEPTED: (RetryDecision.RETRY, RetryDecision.SUCCEED_WITHOUT_SID, RetryDecision.UNKNOWN),
-    # The Space rejected it permanently.
-    AttemptResult.REDIRECTED: _ALWAYS[RetryDecision.FAIL],
-    AttemptResult.REJECTED: _ALWAYS[RetryDecision.FAIL],
-    AttemptResult.UNREADABLE_REFUSAL: _ALWAYS[RetryDecision.FAIL],
-    AttemptResult.FORBIDDEN: _ALWAYS[RetryDecision.FAIL],
-    AttemptResult.DUPLICATE_NAME: _ALWAYS[RetryDecision.FAIL],
-    AttemptResult.NOT_FOUND: _ALWAYS[RetryDecision.FAIL],
-    AttemptResult.ALREADY_STOPPED: _ALWAYS[RetryDecision.FAIL],
-    AttemptResult.TARGET_ENDED: _ALWAYS[RetryDecision.FAIL],
-    # The Space refused it for now.
-    AttemptResult.TRY_AGAIN: _ALWAYS[RetryDecision.RETRY],
-    AttemptResult.UNAVAILABLE: _ALWAYS[RetryDecision.RETRY],
-    AttemptResult.THROTTLED: _ALWAYS[RetryDecision.WAIT_FOR_RATE_LIMIT],
-}
-
-_RULES_AFTER_AMBIGUOUS: Mapping[AttemptResult, _Row] = {
-    # It was carried out.
-    AttemptResult.DUPLICATE_NAME: _ALWAYS[RetryDecision.ALREADY_STARTED],
-    # What can't be read may be the refusal of a duplicate, or of a stream that has ended.
-    AttemptResult.UNREADABLE_REFUSAL: _MAY_HAVE_HAPPENED,
-}
-"""What differs from `RULES` once an earlier attempt of the call may have been carried out."""
-
-AMBIGUOUS = frozenset(
+_REJECTIONS = frozenset(
     {
-        AttemptResult.NO_RESPONSE,
-        AttemptResult.MALFORMED,
-        AttemptResult.SESSION_FAILED,
-        AttemptResult.SERVER_FAULT,
-        AttemptResult.ACCEPTED,
-    }
-)
-"""After one of these, the request may have been carried out."""
-REFUSED_FOR_NOW = frozenset({AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED})
-"""Answers by which the Space did not accept the request. (A gateway may answer so of a request that it did accept.)"""
-SERVED = frozenset(
-    {
-        AttemptResult.DONE,
-        AttemptResult.ACCEPTED,
         AttemptResult.REJECTED,
         AttemptResult.UNREADABLE_REFUSAL,
         AttemptResult.FORBIDDEN,
@@ -102,7 +46,50 @@ SERVED = frozenset(
         AttemptResult.TARGET_ENDED,
     }
 )
+SERVED = _REJECTIONS | {AttemptResult.DONE, AttemptResult.ACCEPTED}
 """Responses that show that the Space is working: it executed the request or rejected it permanently."""
+REFUSED_FOR_NOW = frozenset({AttemptResult.TRY_AGAIN, AttemptResult.UNAVAILABLE, AttemptResult.THROTTLED})
+"""Answers by which the Space did not accept the request. (A gateway may answer so of a request that it did accept.)"""
+
+#                           idempotent     named start       unnamed start
+_MAY_HAVE_HAPPENED: _Row = (RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.UNKNOWN)
+
+RULES: Mapping[AttemptResult, _Row] = {
+    AttemptResult.DONE: _always(RetryDecision.SUCCEED),
+    # The Space never saw it.
+    AttemptResult.NOT_SENT: _always(RetryDecision.RETRY_UNSENT),
+    AttemptResult.STALE_CONNECTION: (
+        RetryDecision.RETRY_IMMEDIATELY,
+        RetryDecision.RETRY_IMMEDIATELY,
+        RetryDecision.RETRY_IMMEDIATELY_ONCE,
+    ),
+    AttemptResult.UNRETRYABLE: _always(RetryDecision.FAIL),
+    AttemptResult.DEADLINE_EXCEEDED: _always(RetryDecision.FAIL),
+    AttemptResult.BREAKER_OPEN: _always(RetryDecision.FAIL),
+    # The Space may have carried it out.
+    AttemptResult.NO_RESPONSE: _MAY_HAVE_HAPPENED,
+    AttemptResult.MALFORMED: _MAY_HAVE_HAPPENED,
+    AttemptResult.SERVER_FAULT: _MAY_HAVE_HAPPENED,
+    # The same, but another attempt would fail in the same way.
+    AttemptResult.SESSION_FAILED: (RetryDecision.FAIL, RetryDecision.UNKNOWN, RetryDecision.UNKNOWN),
+    # The Space did carry it out.
+    AttemptResult.ACCEPTED: (RetryDecision.RETRY, RetryDecision.SUCCEED_WITHOUT_SID, RetryDecision.UNKNOWN),
+    # The Space rejected it permanently.
+    AttemptResult.REDIRECTED: _always(RetryDecision.FAIL),
+    **dict.fromkeys(_REJECTIONS, _always(RetryDecision.FAIL)),
+    # The Space refused it for now.
+    AttemptResult.TRY_AGAIN: _always(RetryDecision.RETRY),
+    AttemptResult.UNAVAILABLE: _always(RetryDecision.RETRY),
+    AttemptResult.THROTTLED: _always(RetryDecision.WAIT_FOR_RATE_LIMIT),
+}
+_RULES_AFTER_AMBIGUOUS: Mapping[AttemptResult, _Row] = {
+    **RULES,
+    # It was carried out.
+    AttemptResult.DUPLICATE_NAME: _always(RetryDecision.ALREADY_STARTED),
+    # What can't be read may be the refusal of a duplicate, or of a stream that has ended.
+    AttemptResult.UNREADABLE_REFUSAL: _MAY_HAVE_HAPPENED,
+}
+"""The rules once an earlier attempt of the call may have been carried out."""
 
 _UNSENT = frozenset({RetryDecision.RETRY_UNSENT, RetryDecision.RETRY_IMMEDIATELY, RetryDecision.RETRY_IMMEDIATELY_ONCE})
 _RETRIES = _UNSENT | {RetryDecision.RETRY, RetryDecision.RESEND, RetryDecision.WAIT_FOR_RATE_LIMIT}
@@ -128,15 +115,17 @@ def rule_for(operation: Operation, result: AttemptResult, *, ambiguous_before: b
     """Look up the decision for a result; *ambiguous_before* if an earlier attempt may have been carried out."""
     if operation in REFUSED_STOPS.get(result, ()):
         return RetryDecision.ALREADY_STOPPED
-    row = _RULES_AFTER_AMBIGUOUS.get(result) if ambiguous_before else None
-    idempotent, named_start, unnamed_start = row or RULES[result]
+    idempotent, named_start, unnamed_start = _row(result, ambiguous_before=ambiguous_before)
     if operation in _NAMED_STARTS:
         return named_start
     return unnamed_start if operation is Operation.UNNAMED_START else idempotent
 
 
+def _row(result: AttemptResult, *, ambiguous_before: bool) -> _Row:
+    return (_RULES_AFTER_AMBIGUOUS if ambiguous_before else RULES)[result]
+
+
 def full_jitter(initial: float, most: float, retries: int, random: Callable[[], float]) -> float:
-    """Return a random wait between 0 and a limit that doubles with each retry from *initial* to *most*."""
     return float(random() * min(most, initial * 2 ** min(retries, _MAX_DOUBLINGS)))
 
 
@@ -186,9 +175,7 @@ class RetryState:
     """The memory and the decisions of one call. Time and randomness are passed in.
 
     Attributes:
-        deadline_at: when the call gives up, on the clock of `decide`.
         ambiguous_since: when an attempt was first made that may have been carried out, or None.
-        has_unique_name: True for a start whose name no other start has.
         was_refused_for_now: whether an attempt was refused for now, in this call or before it.
     """
 
@@ -206,7 +193,6 @@ class RetryState:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether an earlier attempt may have been executed without a response."""
         return self.ambiguous_since is not None
 
     def decide(self, result: AttemptResult, now: float, retry_after: float | None = None) -> Decision:
@@ -219,10 +205,11 @@ class RetryState:
             return Decision(action)
         self._accepted |= result is AttemptResult.ACCEPTED
         self.was_refused_for_now |= result in REFUSED_FOR_NOW
-        is_doubtful = result in AMBIGUOUS or (is_repeated and result is AttemptResult.UNREADABLE_REFUSAL)
-        if is_doubtful and self.ambiguous_since is None:
+        may_have_happened = _row(result, ambiguous_before=is_repeated)[-1] is RetryDecision.UNKNOWN
+        if may_have_happened and self.ambiguous_since is None:
             self.ambiguous_since = now
-        if action is RetryDecision.RESEND and not self._may_resend():
+        is_on_call = self.operation is Operation.CALL_START
+        if action is RetryDecision.RESEND and is_on_call and not self.policy.resend_call_starts:
             return Decision(RetryDecision.UNKNOWN)
         if action not in _RETRIES:
             if result in SERVED:
@@ -242,9 +229,6 @@ class RetryState:
             return RetryDecision.UNKNOWN
         return action
 
-    def _may_resend(self) -> bool:
-        return self.operation is not Operation.CALL_START or self.policy.resend_call_starts
-
     def _delay(self, action: RetryDecision, retry_after: float | None) -> float:
         policy = self.policy
         if action in {RetryDecision.RETRY_IMMEDIATELY, RetryDecision.RETRY_IMMEDIATELY_ONCE}:
@@ -259,8 +243,10 @@ class RetryState:
         policy = self.policy
         if (retry_after or 0.0) > policy.max_retry_after or now + delay >= self.deadline_at:
             return False
-        if self.ambiguous_since is not None and self.operation.is_start and not self._resend_allowed(now + delay):
-            return False
+        if self.ambiguous_since is not None and self.operation.is_start:
+            is_late = now + delay - self.ambiguous_since > policy.resend_window
+            if is_late or self._count(RetryDecision.RESEND) >= policy.max_resends:
+                return False
         cost = COST_UNEXECUTED
         if action is RetryDecision.WAIT_FOR_RATE_LIMIT:
             is_within = self._count(action) < policy.max_throttle_retries
@@ -275,10 +261,6 @@ class RetryState:
             return False
         self._spent += cost
         return True
-
-    def _resend_allowed(self, at: float) -> bool:
-        since = self.ambiguous_since or 0.0
-        return self._count(RetryDecision.RESEND) < self.policy.max_resends and at - since <= self.policy.resend_window
 
     def _count(self, *actions: RetryDecision) -> int:
         return sum(self._retries.get(action, 0) for action in actions)
@@ -301,13 +283,12 @@ class RetryMiddleware:
         self._outcome_log = OutcomeLog()
 
     async def __call__(self, request: Request, send: Handler) -> Result:
-        """Send the request until the call is decided."""
         state = request.state
         try:
             return await self._send(request, send)
         except CancelledError:
             if request.operation.is_start and (state.may_have_succeeded or state.phase not in _UNSENT_PHASES):
-                self._outcome_log.unknown(request, _cancelled(state.phase), self._clock.now())
+                self._outcome_log.record(request, _cancelled(state.phase), self._clock.now())
             raise
 
     async def _send(self, request: Request, send: Handler) -> Result:
@@ -366,19 +347,13 @@ class RetryMiddleware:
         if decision.action is RetryDecision.FAIL:
             state.phase = Phase.QUEUED  # nothing is in flight, whatever the caller waits for next
         _uncount_queued_attempt(state)
-        self._log_outcome(request, result, decision, ambiguous=ambiguous_before)
         phase = ambiguous_phase if decision.action is RetryDecision.UNKNOWN else result.phase
-        return result.as_attempt_of(
-            decision.action, phase=phase, attempts=number, ambiguous=ambiguous_before, sent=state.sent
+        ambiguous = ambiguous_before or result.ambiguous
+        result = evolve(
+            result, decision=decision.action, phase=phase, attempts=number, ambiguous=ambiguous, sent=state.sent
         )
-
-    def _log_outcome(self, request: Request, result: Result, decision: Decision, *, ambiguous: bool) -> None:
-        if decision.action is RetryDecision.UNKNOWN:
-            self._outcome_log.unknown(request, result, self._clock.now())
-        elif (
-            request.operation.is_start and decision.action is not RetryDecision.FAIL and (ambiguous or result.ambiguous)
-        ):
-            self._outcome_log.ambiguous(request, decision.action, self._clock.now(), is_repeated=ambiguous)
+        self._outcome_log.record(request, result, now())
+        return result
 
     def _report(self, request: Request, result: Result, number: int, started_at: float, decision: Decision) -> None:
         sent = request.state.record_attempt()
@@ -413,7 +388,7 @@ def _uncount_queued_attempt(state: CallState) -> None:
 
 
 def _cancelled(phase: Phase) -> Result:
-    return Result(attempt_result=AttemptResult.CANCELLED, phase=phase)
+    return Result(attempt_result=AttemptResult.CANCELLED, phase=phase, decision=RetryDecision.UNKNOWN)
 
 
 def _log_retry(request: Request, result: Result, number: int, decision: Decision) -> None:
@@ -441,33 +416,15 @@ class OutcomeLog:
         self._bulk_warning_at = float("-inf")
         self._unreported = 0
 
-    def unknown(self, request: Request, result: Result, now: float) -> None:
-        """Log a start that may have been carried out."""
-        lost = result.attempt_result is AttemptResult.ACCEPTED
-        state = "the stream is running, but its sid was lost" if lost else "the stream may be running"
+    def record(self, request: Request, result: Result, now: float) -> None:
+        is_unknown = result.decision is RetryDecision.UNKNOWN
+        is_ambiguous = request.operation.is_start and result.ambiguous and result.decision is not RetryDecision.FAIL
+        if not (is_unknown or is_ambiguous):
+            return
         level, suffix = self._level(request.priority, now)
         if _OUTCOME_LOG.isEnabledFor(level):
-            happened = describe_result(request, result)
-            _OUTCOME_LOG.log(level, "%s: outcome unknown, %s: %s%s", describe_call(request), state, happened, suffix)
-
-    def ambiguous(self, request: Request, action: RetryDecision, now: float, *, is_repeated: bool) -> None:
-        """Log a start that succeeded, but after an attempt that may have done so too, or with an anonymous response."""
-        state = "already running" if action is RetryDecision.ALREADY_STARTED else "started"
-        reason = (
-            "an earlier attempt may have started it" if is_repeated else "the response does not say what it is about"
-        )
-        advice = "its sid may be another stream's" if request.name is None else "stop it by its name"
-        level, suffix = self._level(request.priority, now)
-        if _OUTCOME_LOG.isEnabledFor(level):
-            _OUTCOME_LOG.log(
-                level,
-                "%s: %s, ambiguous because %s: %s%s",
-                describe_call(request),
-                state,
-                reason,
-                advice,
-                suffix,
-            )
+            outcome = _describe_unknown(request, result) if is_unknown else _describe_ambiguous(request, result)
+            _OUTCOME_LOG.log(level, "%s: %s%s", describe_call(request), outcome, suffix)
 
     def _level(self, priority: Priority, now: float) -> tuple[int, str]:
         if priority is Priority.INTERACTIVE:
@@ -480,8 +437,21 @@ class OutcomeLog:
         return logging.WARNING, suffix
 
 
+def _describe_unknown(request: Request, result: Result) -> str:
+    lost = result.attempt_result is AttemptResult.ACCEPTED
+    state = "the stream is running, but its sid was lost" if lost else "the stream may be running"
+    return f"outcome unknown, {state}: {describe_result(request, result)}"
+
+
+def _describe_ambiguous(request: Request, result: Result) -> str:
+    is_refused = result.decision is RetryDecision.ALREADY_STARTED
+    is_repeated = is_refused or request.state.may_have_succeeded
+    reason = "an earlier attempt may have started it" if is_repeated else "the response does not say what it is about"
+    advice = "its sid may be another stream's" if request.name is None else "stop it by its name"
+    return f"{'already running' if is_refused else 'started'}, ambiguous because {reason}: {advice}"
+
+
 def describe_call(request: Request) -> str:
-    """Return a request in words for a log line, which holds no secret."""
     name = f" (name {request.name!r})" if request.operation.is_start and request.name is not None else ""
     return f"{request.description} {request.target}{name}"
 

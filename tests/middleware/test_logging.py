@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from signalwire_streams import (
     CircuitBreakerPolicy,
@@ -264,13 +265,13 @@ def test_next_warning_of_a_bulk_run_counts_the_outcomes_in_between(caplog: pytes
         name="N",
         priority=Priority.BULK,
     )
-    outcome = Result(attempt_result=AttemptResult.NO_RESPONSE, phase=Phase.WAITING)
+    outcome = Result(attempt_result=AttemptResult.NO_RESPONSE, phase=Phase.WAITING, decision=RetryDecision.UNKNOWN)
     for now in (0.0, 1.0, 59.0, 60.0):
-        log.unknown(exchange, outcome, now)
+        log.record(exchange, outcome, now)
     caplog.set_level(logging.WARNING, "signalwire_streams.outcome")
-    log.unknown(exchange, outcome, 61.0)
-    log.ambiguous(exchange, RetryDecision.SUCCEED, 62.0, is_repeated=True)
-    log.ambiguous(exchange, RetryDecision.SUCCEED, 120.0, is_repeated=False)
+    log.record(exchange, outcome, 61.0)
+    log.record(exchange, evolve(outcome, decision=RetryDecision.SUCCEED, ambiguous=True), 62.0)
+    log.record(exchange, evolve(outcome, decision=RetryDecision.SUCCEED, ambiguous=True), 120.0)
     found = lines(caplog, "outcome")
     assert [level for level, _ in found] == ["WARNING", "DEBUG", "DEBUG", "WARNING", "WARNING"]
     assert found[3][1].endswith("(2 more since the last warning)")

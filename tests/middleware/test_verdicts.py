@@ -59,11 +59,11 @@ COMMON = [
     Answer("200 cut", ALWAYS, 200, body=b'{"si', complete=False),
     Answer("302", NEVER, 302),
     Answer("401", NEVER, 401, api_error(20003, 401)),
-    Answer("408", NEVER, 408),
+    Answer("408", MAYBE, 408, promises_refusal=True),
     Answer("409", NEVER, 409, api_error(20409, 409)),
     Answer("422 cut", NEVER, 422, body=json.dumps(DUPLICATE).encode()[:-3], complete=False),
     Answer("404 HTML", NEVER, 404, body=b"<html>"),
-    Answer("429", NEVER, 429, api_error(20429, 429)),
+    Answer("429", MAYBE, 429, api_error(20429, 429), promises_refusal=True),
     Answer("500", MAYBE, 500),
     Answer("503", MAYBE, 503),
     Answer("503 with Retry-After", MAYBE, 503, headers={"Retry-After": "0"}, promises_refusal=True),
@@ -259,9 +259,9 @@ BELIEVED = {"302", "401", "404", "409", "422"}
 
 @pytest.mark.parametrize("operation", ["generated name", "call"])
 def test_broken_promise_is_noticed_by_any_answer_that_may_refuse_a_duplicate(operation: str) -> None:
-    """A 503 with Retry-After was carried out: a readable refusal for another reason, or no better answer, is believed.
+    """A duplicate shows that a 503, 408 or 429 was carried out, and what can't be read may be one.
 
-    A duplicate or what can't be read is not, because no other start has this name.
+    No other start has this name. A readable refusal for another reason, or no better answer, is believed.
     """
     calls = [call for call in all_calls(operation) if call.promise_was_broken and call.is_over]
     assert len(calls) > 50
