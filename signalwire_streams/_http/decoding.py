@@ -134,18 +134,6 @@ def has_key(document: object, key: str) -> bool:
     return sid is not None and is_path_segment(sid)
 
 
-def differs(document: Mapping[str, object], key: str, asked: str) -> bool:
-    """Return True if a key has another value than requested, ignoring case; null does not differ."""
-    found = document.get(key)
-    return found is not None and found != asked and not has_text(document, key, asked)
-
-
-def has_text(document: Mapping[str, object], key: str, asked: str) -> bool:
-    """Return True if a key has this text, in any case."""
-    found = _text(document.get(key), None)
-    return found is not None and found.casefold() == asked.casefold()
-
-
 def read_stream(document: object, model: type[_Value], asked: Mapping[str, object]) -> _Value:
     """Structure the response to a start or a stop; *asked* has the request's values, and takes precedence."""
     return _structure(document if isinstance(document, dict) else {}, model, {**_OURS, **asked})
@@ -238,11 +226,7 @@ def confirms(request: Request, response: Response) -> bool:
     stop are like that, the Space leaves these keys out, and the stop counts as successful.
     """
     document = response.document if isinstance(response.document, dict) else {}
-    return any(
-        has_text(document, key, asked) or _is_meant(request, document, key)
-        for key, asked in request.echo.items()
-        if key != "account_sid"
-    )
+    return any(_names(request, document, key) for key in request.echo if key != "account_sid")
 
 
 def contradiction(request: Request, response: Response) -> str:
@@ -264,8 +248,8 @@ def contradiction(request: Request, response: Response) -> str:
 
 
 def _contradicted_key(request: Request, entry: Mapping[str, object]) -> str:
-    for key, asked in request.echo.items():
-        if differs(entry, key, asked) and not _is_meant(request, entry, key):
+    for key in request.echo:
+        if entry.get(key) is not None and not _names(request, entry, key):
             return key
         # A conference's stream has no call_sid, and a call's no conference_sid.
         other = _OTHER_TARGET.get(key) if request.operation is not Operation.READ else None
@@ -277,10 +261,17 @@ def _contradicted_key(request: Request, entry: Mapping[str, object]) -> str:
     return "status" if status is not None and status.casefold() in wrong else ""
 
 
-def _is_meant(request: Request, entry: Mapping[str, object], key: str) -> bool:
-    """Return True if the text that a caller passed as a stream is its name instead of its sid, or the reverse."""
+def _names(request: Request, entry: Mapping[str, object], key: str) -> bool:
+    """Return True if a key has the requested value, in any case.
+
+    What a caller passed as a stream's sid may be its name, or the reverse.
+    """
+    asked = request.echo[key]
+    if entry.get(key) == asked:
+        return True
     other = _OTHER_HANDLE.get(key) if request.operation in _TEXT_STOPS else None
-    return other is not None and has_text(entry, other, request.echo[key])
+    found = [_text(entry.get(name), None) for name in (key, other) if name is not None]
+    return any(text is not None and text.casefold() == asked.casefold() for text in found)
 
 
 def classify(request: Request, response: Response) -> AttemptResult:

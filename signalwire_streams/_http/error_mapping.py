@@ -55,15 +55,14 @@ def to_exception(request: Request, result: Result) -> StreamsError:
 
 def _error(kind: type[_Error], request: Request, result: Result, what: str, **fields: Any) -> _Error:  # noqa: ANN401
     response = result.response
-    notes = [f"{result.attempts} attempts"] if result.attempts > 1 else []
-    if response is None and result.decision is not RetryDecision.UNKNOWN:
-        notes.append(_SENT_NOTES[result.sent])
-    if result.retry_after is not None:
-        notes.append(f"retry after {round(result.retry_after, 3):g} s")
     id_ = redact(request_id(response.headers) or "", request.redact) if response is not None else ""
-    if id_:
-        notes.append(f"request id {id_}")
-    tail = f" ({', '.join(note for note in notes if note)})" if any(notes) else ""
+    notes = (
+        f"{result.attempts} attempts" if result.attempts > 1 else "",
+        _SENT_NOTES[result.sent] if response is None and result.decision is not RetryDecision.UNKNOWN else "",
+        f"retry after {round(result.retry_after, 3):g} s" if result.retry_after is not None else "",
+        f"request id {id_}" if id_ else "",
+    )
+    tail = f" ({', '.join(filter(None, notes))})" if any(notes) else ""
     error = kind(
         f"{request.description} {request.target}: {what}{tail}",
         sent=result.sent,
