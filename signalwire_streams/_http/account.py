@@ -37,7 +37,7 @@ class Account:
     Attributes:
         origin: scheme, host and port of the Space.
         prefix: a path in front of the API, where a proxy puts one; otherwise empty.
-        secrets: values that must never be shown: the token, as passed and as encoded in the header.
+        secrets: the token, as passed and as encoded in the header.
     """
 
     origin: str
@@ -61,18 +61,13 @@ class Account:
 
     def path(self, *segments: str) -> str:
         """Return a path below this account; each segment is percent-encoded."""
-        return self._root + "/".join(
-            [segment if needs_no_escaping(segment) else quote(segment, safe="@:") for segment in segments]
-        )
+        encoded = [segment if needs_no_escaping(segment) else quote(segment, safe="@:") for segment in segments]
+        return self._root + "/".join(encoded)
 
     def same_host_path(self, uri: str) -> str:
         """Return the path and query of a next page's address as the Space wrote them, without a fragment.
 
-        A path below the API's root gets this account's prefix. Accepted are a path from the host's root, and an
-        address with this Space's own scheme, host and port.
-
-        Raises:
-            MalformedResponseError: it leads to another host, or is not a valid address; the message quotes it.
+        It must be a path from the host's root, or have this Space's own scheme, host and port.
         """
         if not all("!" <= character <= "~" for character in uri):
             raise self._bad_next_page(uri, "contains whitespace or non-ASCII characters")
@@ -110,17 +105,7 @@ class Account:
 
 @masks_secrets
 def find_account(*, space: str | None, base_url: str | None, project: str | None, token: str | None) -> Account:
-    """Return the account that a caller's settings name.
-
-    Args:
-        space: a Space's name (``example``), its host (``example.signalwire.com``), or a base URL.
-        base_url: a base URL, instead of ``space``: https, or plain http to this very machine.
-        project: the Project ID.
-        token: the API token.
-
-    Raises:
-        InvalidRequestError: a setting is missing or invalid; the message says what to write instead.
-    """
+    """Check a caller's settings; a Space may be its name, its host, or a base URL."""
     for what, value in {"project": project, "token": token, "space": space, "base_url": base_url}.items():
         if value is not None and not isinstance(value, str):
             raise InvalidRequestError(f"{what} must be a str, not {kind_of(value)}")
@@ -158,7 +143,6 @@ def _space_url(space: str) -> str:
 
 
 def _origin(parts: SplitResult) -> str:
-    """Return scheme, host and port in one canonical form."""
     host = (parts.hostname or "").removesuffix(".")
     address = _ip_address(host)
     if isinstance(address, IPv6Address):

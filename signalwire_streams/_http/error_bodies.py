@@ -48,7 +48,6 @@ def _seconds(text: str | None) -> float | None:
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """Return the Space's own id of the response, for its support."""
     for name in _REQUEST_ID:
         value = headers.get(name)
         if value and value.isprintable():
@@ -70,6 +69,7 @@ _MAX_SENTENCES = 20
 _SHORT = 3
 _PREFIX, _LONG_PREFIX = 8, 16
 _MAX_DIGITS = 9
+_DIGITS = re.compile(f"[0-9]{{1,{_MAX_DIGITS}}}")
 _FIRST_CODE = 10_000
 _BAD_REQUEST, _UNPROCESSABLE, _NO_STATUS = 400, 422, 600
 
@@ -123,12 +123,10 @@ class Problem:
 
     @property
     def says_duplicate_name(self) -> bool:
-        """Whether it refuses a start because its name is taken."""
         return any(_DUPLICATE_NAME.search(sentence) and not _OTHER_NAME.search(sentence) for sentence in self.sentences)
 
     @property
     def says_already_stopped(self) -> bool:
-        """Whether it refuses a stop because the stream has ended."""
         return not self._is_for_now and any(
             _ALREADY_STOPPED.search(sentence) and _NOT_RUNNING.search(sentence) for sentence in self.sentences
         )
@@ -154,46 +152,35 @@ def read_problem(document: object) -> Problem:
     """
     if not isinstance(document, dict):
         return Problem()
-    sentences: list[str] = []
-    code = _number(document.get("code"))
     errors = document.get("errors")
-    for entry in errors if isinstance(errors, list) else ():
-        if isinstance(entry, str):
-            sentences.append(entry)
-        elif isinstance(entry, dict):
-            code = _number(entry.get("code")) if code is None else code
-            sentences += [text for text in (entry.get("message"), entry.get("detail")) if isinstance(text, str)][:1]
-    message, more_info, is_api = document.get("message"), document.get("more_info"), _is_documented(document)
-    said = [message] if isinstance(message, str) else []
-    sentences = [sentence for sentence in sentences if sentence.strip()]
+    errors = errors if isinstance(errors, list) else []
+    entries = [error if isinstance(error, dict) else {"message": error} for error in errors]
+    listed = [sentence for entry in entries for sentence in _texts(entry, "message", "detail")[:1] if sentence.strip()]
+    codes = [_number(each.get("code")) for each in (document, *entries)]
+    said = _texts(document, "message")
+    # A gateway's own JSON may have a code and a message too, but says nothing about the Space.
+    is_api = bool(said and (codes[0] or 0) >= _FIRST_CODE and document.keys() & {"more_info", "status"})
+    status = _number(document.get("status")) or _BAD_REQUEST
+    if not _BAD_REQUEST <= status < _NO_STATUS:
+        status = _BAD_REQUEST
     return Problem(
-        sentences=tuple(sentence for sentence in [*said, *sentences] if sentence.strip())[:_MAX_SENTENCES],
-        code=code,
-        more_info=more_info if isinstance(more_info, str) else None,
+        sentences=tuple(sentence for sentence in (*said, *listed) if sentence.strip())[:_MAX_SENTENCES],
+        code=next((code for code in codes if code is not None), None),
+        more_info=next(iter(_texts(document, "more_info")), None),
         is_api=is_api,
         # A list of errors has no status; the API sends it with a 422.
-        status=_error_status(document) if is_api else _UNPROCESSABLE if sentences else None,
+        status=status if is_api else _UNPROCESSABLE if listed else None,
     )
 
 
-def _error_status(document: Mapping[str, object]) -> int:
-    status = _number(document.get("status"))
-    return status if status is not None and _BAD_REQUEST <= status < _NO_STATUS else _BAD_REQUEST
-
-
-def _is_documented(document: Mapping[str, object]) -> bool:
-    # A gateway's own JSON may have a code and a message too, but says nothing about the Space.
-    code = _number(document.get("code"))
-    if code is None or code < _FIRST_CODE or not isinstance(document.get("message"), str):
-        return False
-    return bool(document.keys() & {"more_info", "status"})
+def _texts(document: Mapping[str, object], *keys: str) -> list[str]:
+    return [text for text in map(document.get, keys) if isinstance(text, str)]
 
 
 def _number(value: object) -> int | None:
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS:
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
         value = int(value)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if whole and isinstance(value, int) and 0 <= value < 10**_MAX_DIGITS else None
+    return value if type(value) is int and 0 <= value < 10**_MAX_DIGITS else None
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:

@@ -44,7 +44,6 @@ _UNREADABLE = {AttemptResult.MALFORMED, AttemptResult.ACCEPTED}
 
 
 def to_exception(request: Request, result: Result) -> StreamsError:
-    """Return the error for a call that failed or whose outcome is unknown."""
     response = result.response
     if result.decision is RetryDecision.UNKNOWN:
         return _unknown_error(request, result)

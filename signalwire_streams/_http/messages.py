@@ -19,17 +19,13 @@ class CallState:
     """How far a call is, readable from outside while it runs and after it was cancelled.
 
     Attributes:
-        phase: how far the current attempt is.
         sent: whether the Space received any attempt so far.
         deadline_at: when the call gives up, on the client's clock.
         acquired_at: when the current attempt got its slot and token, or None while it waits for them.
         attempts: attempts so far, without one that never got its slot and token.
-        refusals: the results of attempts that were refused for now.
         was_refused_for_now: whether an attempt, also in an earlier part of a bulk run, was refused temporarily. The
             Space may nevertheless have executed it, so if a name that no other start has is refused as a duplicate
             later, that attempt did start the stream.
-        target: the sid that the call is about.
-        name: the stream's Name, for a start.
         may_have_succeeded: whether an attempt that has ended may have been carried out, including one of an earlier
             call that only a journal records.
         before_sending: called once, before the first attempt is sent; an exception from it ends the call unsent.
@@ -60,8 +56,7 @@ class CallContext:
     """Per-call context, independent of the request.
 
     Attributes:
-        priority: which requests go first where they wait.
-        state: how far the call is; one for the whole call, even if it takes several requests.
+        state: one for the whole call, even if it takes several requests.
     """
 
     priority: Priority = Priority.INTERACTIVE

@@ -36,7 +36,7 @@ _STEPS = 30
 
 @frozen
 class Permit:
-    """The breaker's answer to a request: it may be sent if ``wait`` is 0, or else in that many seconds."""
+    """A request may be sent if ``wait`` is 0, or else in that many seconds."""
 
     wait: float = 0.0
     is_probe: bool = False
@@ -68,11 +68,9 @@ class CircuitBreaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether requests are held back until a probe succeeds."""
         return self._open_until is not None
 
     def allow(self, now: float) -> Permit:
-        """Return whether a request may be sent."""
         if self._open_until is None:
             return _ALLOWED
         if now < self._open_until:
@@ -88,7 +86,6 @@ class CircuitBreaker:
             self._is_probing = False
 
     def record(self, permit: Permit, result: AttemptResult, now: float) -> None:
-        """Record the result of a request that was allowed."""
         failed = result in _FAILED
         if permit.is_probe:
             self._is_probing = False
@@ -119,7 +116,6 @@ class CircuitBreakerMiddleware:
         self._clock = clock
 
     async def __call__(self, request: Request, send: Handler) -> Result:
-        """Send the request, unless the breaker is open."""
         breaker = self._breaker
         permit = breaker.allow(self._clock.now())
         if permit.wait:

@@ -139,16 +139,14 @@ def at_least(asked: float, jitter: float) -> float:
 
 @define(eq=False)
 class RetryBudget:
-    """Client-wide retry budget: prevents retry storms during an outage.
+    """Prevents retry storms: in a full outage it runs dry, and the calls of a client fail after their first attempt.
 
-    In a full outage it runs dry and calls fail after their first attempt. While the Space serves requests, a call gets
-    back what its retries cost.
+    While the Space serves requests, a call gets back what its retries cost.
     """
 
     tokens: int = BUDGET
 
     def spend(self, cost: int) -> bool:
-        """Take *cost* tokens. Return False, and take none, if there are not enough."""
         if cost > self.tokens:
             return False
         self.tokens -= cost
@@ -160,7 +158,7 @@ class RetryBudget:
 
 @frozen
 class Decision:
-    """The decision after an attempt: another one after ``delay`` seconds, or the end of the call."""
+    """Another attempt after ``delay`` seconds, or the end of the call."""
 
     action: RetryDecision
     delay: float = 0.0
@@ -233,10 +231,9 @@ class RetryState:
         policy = self.policy
         if action in {RetryDecision.RETRY_IMMEDIATELY, RetryDecision.RETRY_IMMEDIATELY_ONCE}:
             return 0.0
+        initial, most = policy.wait_initial, policy.wait_max
         if action is RetryDecision.WAIT_FOR_RATE_LIMIT:
             initial, most = policy.throttle_wait_initial, policy.throttle_wait_max
-        else:
-            initial, most = policy.wait_initial, policy.wait_max
         return at_least(retry_after or 0.0, full_jitter(initial, most, self._count(action), self.random))
 
     def _is_allowed(self, action: RetryDecision, now: float, delay: float, retry_after: float | None) -> bool:
@@ -360,6 +357,7 @@ class RetryMiddleware:
         if self._on_attempt is None:
             return
         response, now = result.response, self._clock.now()
+        problem = response.problem if response is not None else None
         acquired_at = now if request.state.acquired_at is None else request.state.acquired_at
         attempt = Attempt(
             operation=request.operation,
@@ -370,7 +368,7 @@ class RetryMiddleware:
             phase=result.phase,
             sent=sent,
             status=response.status if response is not None else None,
-            code=response.problem.code if response is not None and response.problem is not None else None,
+            code=problem.code if problem is not None else None,
             queue_time=acquired_at - started_at,
             duration=now - acquired_at,
             decision=decision.action,
