@@ -232,7 +232,7 @@ class StreamOutcomeUnknownError(StreamsError):
         name: the Name that was sent, or None.
         phase: how far the attempt got that made the outcome unknown.
         status: the HTTP status of the last response, if there was one.
-        accepted: True if the response was a 2xx that could not be read: the stream is running.
+        accepted: True if the response was a 2xx of the API without a readable sid: the stream is running.
     """
 
     target: str = ""

@@ -53,11 +53,7 @@ class CallState:
 
 @frozen(eq=False)
 class CallContext:
-    """Per-call context, independent of the request.
-
-    Attributes:
-        state: one for the whole call, even if it takes several requests.
-    """
+    """What a call has besides its request; one state for the whole call, even if it takes several requests."""
 
     priority: Priority = Priority.INTERACTIVE
     state: CallState = field(factory=CallState)
