@@ -275,3 +275,16 @@ bulk_start_options: Decorator = adding(
 limit_option: Decorator = click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of results."
 )
+
+address_options: Decorator = adding(
+    click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="The address to listen on."),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="The port to listen on; 0 chooses a free one.",
+    ),
+)
+"""The options of a server."""
