@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from attrs import frozen
 from rich.console import Group
@@ -18,7 +19,6 @@ _LOUD, _HOT = -6.0, -1.0
 _SHORT = {"inbound": "in", "outbound": "out"}
 _MAX_TRACK = 4
 _MAX_LEVELS = 2
-_MINUTE, _HOUR = 60, 3600
 _NUMBERS = {"TIME", "FRAMES", "LOST"}
 _MIN_WIDTHS = {"LEVEL": 56, "FRAMES": 72, "STATUS": 72}
 """The width that a terminal needs for a column, so that there is room for the sid."""
@@ -76,7 +76,7 @@ def _table(rows: Sequence[Row], width: int, *, plain: bool) -> Table:
             Text(_as_plain(row.sid, plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
             for row in rows
         ],
-        "TIME": [Text("-" if row.seconds is None else format_time(row.seconds)) for row in rows],
+        "TIME": [Text("-" if row.seconds is None else str(timedelta(seconds=int(row.seconds)))) for row in rows],
         "LEVEL": [_levels(row.levels, plain=plain) for row in rows],
         "FRAMES": [Text(f"{row.frames:,}") for row in rows],
         "LOST": [Text(f"{row.lost:,}", style="red" if row.lost else "") for row in rows],
@@ -111,13 +111,6 @@ def bar(level: float | None, *, plain: bool = False) -> str:
         return ("#" * round(part * _BAR)).ljust(_BAR, ".")
     whole, eighths = divmod(round(part * _BAR * len(_EIGHTHS)), len(_EIGHTHS))
     return ("█" * whole + (_EIGHTHS[eighths] if eighths else "")).ljust(_BAR, "·")
-
-
-def format_time(seconds: float) -> str:
-    """Return a time as a clock shows it: 01:05, 1:00:05."""
-    whole = int(seconds)
-    minutes = f"{whole % _HOUR // _MINUTE:02}:{whole % _MINUTE:02}"
-    return f"{whole // _HOUR}:{minutes}" if whole >= _HOUR else minutes
 
 
 def _line(text: str) -> Text:

@@ -6,11 +6,11 @@ import math
 import re
 import sys
 from array import array
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
 from attrs import frozen
 
@@ -96,7 +96,6 @@ def _samples(audio_format: AudioFormat, audio: bytes) -> "array[int]":
 MAX_TRACKS = 8
 """More than any real stream has, so that a peer that invents track names cannot fill memory and disk."""
 
-_Write: TypeAlias = Callable[[MediaEvent], None]
 _Made = TypeVar("_Made")
 
 _BOTH = ("inbound", "outbound")
@@ -105,8 +104,6 @@ _MAX_STEM, _MAX_TRACK = 100, 64
 _FOREIGN = re.compile(r"[^A-Za-z0-9_-]+")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHORTAGES = {errno.EMFILE, errno.ENFILE}
-
-"""The encoding that keeps µ-law and A-law."""
 
 
 @frozen(kw_only=True)
@@ -132,8 +129,8 @@ class Recording:
         self._options = options
         self._format = session.audio_format
         self._tracks = _announced(session)
-        self._stem = safe_name(session.stream_sid, "stream", _MAX_STEM)
-        self._writes: dict[str, _Write] = {}
+        self._stem = _safe_name(session.stream_sid, "stream", _MAX_STEM)
+        self._writes: dict[str, Callable[[MediaEvent], None]] = {}
         self._closing = ExitStack()
 
     def open(self) -> None:
@@ -153,17 +150,15 @@ class Recording:
 
     def write(self, media: MediaEvent) -> None:
         name = media.track or ""
-        write = self._writes.get(name) or self._add_track(name)
-        if write is None:
-            self.left_out += 1
-        else:
-            write(media)
+        if name not in self._writes:
+            if len(self.files) >= MAX_TRACKS:
+                self.left_out += 1
+                return
+            self._add_track(name)
+        self._writes[name](media)
 
-    def _add_track(self, name: str) -> _Write | None:
-        """Create a file for one more track, unless there are too many."""
-        if len(self.files) >= MAX_TRACKS:
-            return None
-        track = safe_name(name, "unnamed", _MAX_TRACK)
+    def _add_track(self, name: str) -> None:
+        track = _safe_name(name, "unnamed", _MAX_TRACK)
         stem = f"{self._stem}-{track}"
         if self._format.is_supported:
             recorder = self._recorder((track,), "mono", stem)
@@ -171,33 +166,21 @@ class Recording:
             self._writes[name] = partial(_write_single, recorder)
         else:
             file = self._create(_RawFile, stem, ".raw")
-            self._closing.callback(file.close)
             self.files[name] = file.path
             self._writes[name] = file.write
-        return self._writes[name]
 
     def _recorder(self, tracks: tuple[str, ...], layout: Layout, stem: str) -> WavRecorder:
-        def create(path: Path) -> WavRecorder:
-            recorder = WavRecorder(path, self._format, tracks, layout, self._options.encoding)
-            try:
-                recorder.open()
-            except InvalidRequestError as error:
-                if isinstance(error.__context__, FileExistsError):
-                    raise error.__context__ from None
-                raise
-            return recorder
+        options = (self._format, tracks, layout, self._options.encoding)
+        return self._create(lambda path: WavRecorder(path, *options), stem, ".wav")
 
-        recorder = self._create(create, stem, ".wav")
-        self._closing.callback(recorder.close)
-        return recorder
-
-    def _create(self, create: Callable[[Path], _Made], stem: str, suffix: str) -> _Made:
+    def _create(self, kind: Callable[[Path], AbstractContextManager[_Made]], stem: str, suffix: str) -> _Made:
         for number in range(1, _MAX_NUMBER):
             name = stem if number == 1 else f"{stem}-{number}"
             try:
-                return create(self._options.directory / f"{name}{suffix}")
-            except FileExistsError:
-                continue
+                return self._closing.enter_context(kind(self._options.directory / f"{name}{suffix}"))
+            except (InvalidRequestError, RecordingError) as error:
+                if not isinstance(error.__context__, FileExistsError):
+                    raise
         raise RecordingError(f"there are {_MAX_NUMBER} recordings called {stem}: choose another directory")
 
 
@@ -207,32 +190,34 @@ def _write_single(recorder: WavRecorder, media: MediaEvent) -> None:
 
 
 class _RawFile:
+    """A file of payloads, one after the other."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = self._open()
+        self._file: BinaryIO
 
-    def _open(self) -> BinaryIO:
-        try:
-            return self.path.open("xb")
-        except FileExistsError:
-            raise
-        except OSError as error:
-            raise RecordingError(f"the file {self.path} can't be created: {error}", path=self.path) from error
+    def __enter__(self) -> Self:
+        with self._errors("created"):
+            self._file = self.path.open("xb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._errors("written"):
+            self._file.close()
 
     def write(self, media: MediaEvent) -> None:
-        self._call(lambda: self._file.write(media.payload))
+        with self._errors("written"):
+            self._file.write(media.payload)
 
-    def close(self) -> None:
-        self._call(self._file.close)
-
-    def _call(self, action: Callable[[], object]) -> None:
+    @contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
         try:
-            action()
+            yield
         except OSError as error:
-            raise RecordingError(f"the file {self.path} can't be written: {error}", path=self.path) from error
+            raise RecordingError(f"the file {self.path} can't be {action}: {error}", path=self.path) from error
 
 
-def safe_name(text: str | None, default: str, length: int) -> str:
+def _safe_name(text: str | None, default: str, length: int) -> str:
     """Return a part of a file's name for text of a peer: letters, digits, ``-`` and ``_``."""
     return _FOREIGN.sub("-", text or "")[:length].strip("-") or default
 
@@ -261,21 +246,12 @@ class StreamRecorder:
     """Records one stream and measures its levels.
 
     Attributes:
-        session: the stream.
-        recording: its files.
         error: why it was not recorded to its end, or None.
     """
 
     def __init__(
         self, session: StreamSession, options: RecordingOptions, free_descriptor: Callable[[], Awaitable[bool]]
     ) -> None:
-        """Prepare the recording.
-
-        Args:
-            session: the stream.
-            options: where its files go.
-            free_descriptor: frees a file descriptor, and returns whether there was one to free.
-        """
         self.session = session
         self.recording = Recording(options, session)
         self.error: StreamsError | None = None
@@ -287,20 +263,18 @@ class StreamRecorder:
     async def run(self) -> None:
         """Record the stream until it ends, or as long as it can be recorded."""
         try:
-            try:
+            with closing(self.recording):
                 await self._with_descriptors(self.recording.open)
                 async for event in self.session:
                     if isinstance(event, MediaEvent):
                         self._measure(event)
                         await self._with_descriptors(partial(self.recording.write, event))
-            finally:
-                self.recording.close()
         except StreamsError as error:
             self.error = error
             self.session._close(EndReason.HANDLER_FAILED)  # noqa: SLF001  (raising would log a traceback)
 
     async def _with_descriptors(self, action: Callable[[], None]) -> None:
-        """Call a function that may create a file. Connections without a stream must not keep it from a descriptor."""
+        """Call a function that may create a file, for which connections without a stream must not lack descriptors."""
         while True:
             try:
                 return action()
@@ -314,12 +288,11 @@ class StreamRecorder:
         if not self.session.audio_format.is_supported:
             return
         name = media.track or ""
-        meter = self._meters.get(name)
-        if meter is None:
+        if name not in self._meters:
             if len(self._meters) >= MAX_TRACKS:
                 return
-            meter = self._meters[name] = LevelMeter(self.session.audio_format)
-        meter.add(media.payload, self._last_audio_at)
+            self._meters[name] = LevelMeter(self.session.audio_format)
+        self._meters[name].add(media.payload, self._last_audio_at)
 
     @property
     def sid(self) -> str:

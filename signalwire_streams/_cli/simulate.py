@@ -18,11 +18,11 @@ from signalwire_streams._cli.output import cannot_listen, write_json
 from signalwire_streams._cli.progress import on_signals
 from signalwire_streams.simulator import FaultKind, FaultSettings, Silence, SimulatedSpace, Sound, Tone, WavFile
 
-_TYPES: Mapping[Any, click.ParamType] = {str: click.STRING, bool: click.BOOL, int: click.INT, float: click.FLOAT}
+_TYPES: "Mapping[Any, click.ParamType[Any]]" = {str: click.STRING, bool: click.BOOL, int: click.INT, float: click.FLOAT}
 _LIMIT = re.compile("[1-9][0-9]{0,8}")
 
 
-def _type_of(hint: Any) -> click.ParamType | None:  # noqa: ANN401  (a type)
+def _type_of(hint: Any) -> "click.ParamType[Any] | None":  # noqa: ANN401  (a type)
     """Return the type of an option for values of a type; None if they cannot be written in one word."""
     if get_origin(hint) is Literal:
         return click.Choice(get_args(hint))
@@ -35,7 +35,7 @@ _SETTINGS = {
     for attribute in fields(FaultSettings)
     if (found := _type_of(attribute.type)) is not None
 }
-_FAULT_OPTIONS: Mapping[str, click.ParamType] = {
+_FAULT_OPTIONS: "Mapping[str, click.ParamType[Any]]" = {
     "on": click.STRING,
     "target": click.STRING,
     "times": click.INT,
@@ -71,8 +71,8 @@ def _describe_kinds() -> str:
     """Return the kinds of faults for the help text, with the settings that they take."""
     kinds_by_settings: dict[tuple[str, ...], list[str]] = {}
     for kind in FaultKind:
-        settings = (name.removesuffix("_") for name in kind.settings)
-        kinds_by_settings.setdefault(tuple(name for name in settings if name in _SETTINGS), []).append(kind)
+        names = (name.removesuffix("_") for name in kind.settings)
+        kinds_by_settings.setdefault(tuple(name for name in names if name in _SETTINGS), []).append(kind)
     lines = []
     for settings, kinds in kinds_by_settings.items():
         words = (f"{name}={_word_of(_SETTINGS[name])}" for name in settings)
@@ -81,7 +81,7 @@ def _describe_kinds() -> str:
     return "\n".join(lines)
 
 
-def _word_of(kind: click.ParamType) -> str:
+def _word_of(kind: "click.ParamType[Any]") -> str:
     return "|".join(kind.choices) if isinstance(kind, click.Choice) else kind.name.upper()
 
 

@@ -488,3 +488,39 @@ async def test_the_certificate_is_for_the_host_that_is_listened_on(tmp_path: Pat
             await begin(peer)
             await stop(peer)
             assert (await listener.ended())["end"] == "stopped"
+
+
+async def test_broken_pipe_is_reported_by_the_exit_code_of_an_idle_listen(tmp_path: Path) -> None:
+    """As in ``signalwire-streams listen | head -1``, where only the summary meets the closed pipe."""
+    reading, writing = os.pipe()
+    async with process(
+        "listen", "--allow-anonymous", "--directory", str(tmp_path), "--seconds", "0.5", stdout=writing
+    ) as child:
+        os.close(writing)
+        with os.fdopen(reading, "rb") as lines:
+            while b"Ctrl-C" not in await asyncio.to_thread(lines.readline):
+                pass
+        ran = await end_of(child)
+    assert (ran.code, ran.err) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no device that is always full")
+async def test_full_disk_ends_listen_when_a_stream_ends(
+    bare_shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "output"
+    with output.open("w", encoding="utf-8") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        options = ("--json", "--allow-anonymous", "--directory", str(tmp_path / "recordings"))
+        listener = asyncio.create_task(bare_shell("listen", *options))
+        await until(lambda: output.read_text(encoding="utf-8").endswith("\n"))
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, stdout.fileno())
+        os.close(full)
+        async with dialled(json.loads(output.read_text(encoding="utf-8"))["url"]) as peer:
+            await begin(peer)
+            await speak(peer)
+            await stop(peer)
+            ran = await listener
+    assert (ran.code, ran.err) == (1, "error: the output can't be written: No space left on device\n")
+    assert len(sound_of(tmp_path / "recordings" / "s-1.wav")[1]) == 1600

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from signalwire_streams._cli import listen_display as screens
-from signalwire_streams._cli.listen_display import DisplayState, bar, draw, format_time, live_table
+from signalwire_streams._cli.listen_display import DisplayState, bar, draw, live_table
 from signalwire_streams._cli.listen_recording import LevelMeter, Row, dbfs
 from signalwire_streams.receiver.audio import AudioFormat
 
@@ -110,13 +110,6 @@ def test_bar_length_follows_the_level(level: float | None, drawn: str, plain: st
 
 def test_a_bar_is_never_longer_than_eight() -> None:
     assert {cell_len(bar(level / 10)) for level in range(-700, 50)} == {8}
-
-
-@pytest.mark.parametrize(
-    ("seconds", "spelled"), [(0, "00:00"), (59.9, "00:59"), (61, "01:01"), (3_599, "59:59"), (36_061, "10:01:01")]
-)
-def test_format_time_like_a_clock(seconds: float, spelled: str) -> None:
-    assert format_time(seconds) == spelled
 
 
 # The table.
