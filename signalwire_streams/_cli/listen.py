@@ -15,7 +15,7 @@ from signal import SIGTERM, Signals
 import click
 
 from signalwire_streams._cli import ignore_interrupts
-from signalwire_streams._cli.listen_display import DisplayState, live_table
+from signalwire_streams._cli.listen_display import live_table
 from signalwire_streams._cli.listen_recording import RecordingOptions, StreamRecorder
 from signalwire_streams._cli.options import address_options, json_option, read_token_file
 from signalwire_streams._cli.output import FAILED, Failure, cannot_listen, clean, write_json
@@ -129,7 +129,7 @@ class Listener:
         try:
             with on_signals(self._interrupt):
                 async with (
-                    live_table(self._state, as_json=self._as_json) as self._display,
+                    live_table(self._look, as_json=self._as_json) as self._display,
                     contextlib.AsyncExitStack() as stack,
                 ):
                     # Live streams could continue for hours, and the user asks to end now: no time for a shutdown.
@@ -195,14 +195,11 @@ class Listener:
             self._output_error = self._output_error or error
             self._over.set()
 
-    def _state(self) -> DisplayState:
+    def _look(self) -> tuple[list[StreamRecorder], str]:
         live = list(self._live.values())
-        return DisplayState(
-            title="Ending" if self._over.is_set() else "Listening",
-            rows=[recorder.row for recorder in live],
-            ended=self._ended,
-            seconds=self._seconds + sum(recorder.seconds or 0.0 for recorder in live),
-        )
+        title = "Ending" if self._over.is_set() else "Listening"
+        audio = format_duration(self._seconds + sum(recorder.seconds or 0.0 for recorder in live))
+        return live, f"{title}: {len(live):,} live, {self._ended:,} ended, {audio} of audio"
 
     def _announce(self, url: str, ca_file: Path | None, *, is_secure: bool) -> None:
         directory = str(self._options.directory)

@@ -19,11 +19,22 @@ from signalwire_streams._cli.output import clean
 from signalwire_streams.receiver import EndReason, MediaEvent, StreamSession, TrackStatistics
 from signalwire_streams.receiver.audio import AudioFormat, Layout, RecordingError, WavEncoding, WavRecorder
 
+_Made = TypeVar("_Made")
+
 FLOOR = -60.0
 """The level in dBFS below which a meter shows nothing."""
+MAX_TRACKS = 8
+"""More than any real stream has, so that a peer that invents track names cannot fill memory and disk."""
 
 _FULL_SCALE = 1 << 15
 _DECAY = 20.0  # decibels a second
+_STALLED = 3.0  # seconds without audio, of which 50 frames a second should come
+_BOTH = ("inbound", "outbound")
+_MAX_NUMBER = 10_000
+_MAX_STEM, _MAX_TRACK, _MAX_LABEL = 100, 64, 64
+_FOREIGN = re.compile(r"[^A-Za-z0-9_-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SHORTAGES = {errno.EMFILE, errno.ENFILE}
 
 
 class LevelMeter:
@@ -91,19 +102,6 @@ def _samples(audio_format: AudioFormat, audio: bytes) -> "array[int]":
     if sys.byteorder == "big":
         pcm.byteswap()
     return pcm
-
-
-MAX_TRACKS = 8
-"""More than any real stream has, so that a peer that invents track names cannot fill memory and disk."""
-
-_Made = TypeVar("_Made")
-
-_BOTH = ("inbound", "outbound")
-_MAX_NUMBER = 10_000
-_MAX_STEM, _MAX_TRACK = 100, 64
-_FOREIGN = re.compile(r"[^A-Za-z0-9_-]+")
-_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SHORTAGES = {errno.EMFILE, errno.ENFILE}
 
 
 @frozen(kw_only=True)
@@ -228,20 +226,6 @@ def _announced(session: StreamSession) -> tuple[str, ...]:
     return tuple(sorted(tracks, key=lambda track: track != _BOTH[0])) or _BOTH
 
 
-_STALLED = 3.0  # seconds without audio, of which 50 frames a second should come
-_MAX_LABEL = 64
-
-
-@frozen(kw_only=True)
-class Row:
-    sid: str
-    seconds: float | None
-    levels: tuple[tuple[str, float | None], ...]
-    frames: int
-    lost: int
-    status: str
-
-
 class StreamRecorder:
     """Records one stream and measures its levels.
 
@@ -252,7 +236,7 @@ class StreamRecorder:
     def __init__(
         self, session: StreamSession, options: RecordingOptions, free_descriptor: Callable[[], Awaitable[bool]]
     ) -> None:
-        self.session = session
+        self._session = session
         self.recording = Recording(options, session)
         self.error: StreamsError | None = None
         self._free_descriptor = free_descriptor
@@ -265,16 +249,16 @@ class StreamRecorder:
         try:
             with closing(self.recording):
                 await self._with_descriptors(self.recording.open)
-                async for event in self.session:
+                async for event in self._session:
                     if isinstance(event, MediaEvent):
                         self._measure(event)
                         await self._with_descriptors(partial(self.recording.write, event))
         except StreamsError as error:
             self.error = error
-            self.session._close(EndReason.HANDLER_FAILED)  # noqa: SLF001  (raising would log a traceback)
+            self._session._close(EndReason.HANDLER_FAILED)  # noqa: SLF001  (raising would log a traceback)
 
     async def _with_descriptors(self, action: Callable[[], None]) -> None:
-        """Call a function that may create a file, for which connections without a stream must not lack descriptors."""
+        """Call a function that may create a file, for which connections without a stream give up their descriptors."""
         while True:
             try:
                 return action()
@@ -285,24 +269,24 @@ class StreamRecorder:
 
     def _measure(self, media: MediaEvent) -> None:
         self._last_audio_at = self._clock()
-        if not self.session.audio_format.is_supported:
+        if not self._session.audio_format.is_supported:
             return
         name = media.track or ""
         if name not in self._meters:
             if len(self._meters) >= MAX_TRACKS:
                 return
-            self._meters[name] = LevelMeter(self.session.audio_format)
+            self._meters[name] = LevelMeter(self._session.audio_format)
         self._meters[name].add(media.payload, self._last_audio_at)
 
     @property
     def sid(self) -> str:
         """The stream's id, fit to be shown."""
-        return clean(self.session.stream_sid or "")[:_MAX_LABEL] or "a stream without a sid"
+        return clean(self._session.stream_sid or "")[:_MAX_LABEL] or "a stream without a sid"
 
     @property
     def seconds(self) -> float | None:
         """Duration of the longest track received; None if the encoding is unknown."""
-        default = 0.0 if self.session.audio_format.is_supported else None
+        default = 0.0 if self._session.audio_format.is_supported else None
         return max((meter.seconds for meter in self._meters.values()), default=default)
 
     @property
@@ -311,25 +295,26 @@ class StreamRecorder:
         return sum(track.missing + track.dropped for track in self._tracks.values())
 
     @property
-    def row(self) -> Row:
+    def frames(self) -> int:
+        return sum(track.frames for track in self._tracks.values())
+
+    @property
+    def levels(self) -> list[tuple[str, float | None]]:
+        """The present level in dBFS of each track; None in silence."""
         now = self._clock()
-        status = "recording" if self.session.audio_format.is_supported else "raw"
-        if not self._frames:
-            status = "waiting"
-        elif now - self._last_audio_at > _STALLED:
-            status = "no audio"
-        return Row(
-            sid=self.sid,
-            seconds=self.seconds,
-            levels=tuple((clean(name), meter.level(now)) for name, meter in self._meters.items()),
-            frames=self._frames,
-            lost=self.lost,
-            status=status,
-        )
+        return [(clean(name), meter.level(now)) for name, meter in self._meters.items()]
+
+    @property
+    def status(self) -> str:
+        if not self.frames:
+            return "waiting"
+        if self._clock() - self._last_audio_at > _STALLED:
+            return "no audio"
+        return "recording" if self._session.audio_format.is_supported else "raw"
 
     @property
     def started_line(self) -> str:
-        audio, tracks = self.session.audio_format, self.session.start.tracks
+        audio, tracks = self._session.audio_format, self._session.start.tracks
         details = f"{audio.encoding} at {audio.sample_rate} Hz, {' and '.join(tracks) or 'unknown tracks'}"
         if audio.is_supported:
             return f"{self.sid} started: {clean(details)[:_MAX_LABEL]}"
@@ -344,7 +329,7 @@ class StreamRecorder:
         sound = "silence" if peak is None else f"peak {peak:.1f} dBFS"
         facts = [
             *([] if self.seconds is None else [f"{self.seconds:.1f} s", sound]),
-            f"{self._frames:,} frames, {self.lost:,} lost",
+            f"{self.frames:,} frames, {self.lost:,} lost",
             *([f"{self.recording.left_out:,} of too many tracks left out"] if self.recording.left_out else []),
         ]
         return clean(f"{self.sid} ended ({self._end}): {', '.join(facts)}; {', '.join(self.files) or 'no file'}")
@@ -356,10 +341,10 @@ class StreamRecorder:
     @property
     def facts(self) -> dict[str, object]:
         """Its JSON object. Custom parameters and DTMF digits are private, so they are left out."""
-        audio = self.session.audio_format
+        audio = self._session.audio_format
         return {
-            "sid": self.session.stream_sid,
-            "call_sid": self.session.start.call_sid,
+            "sid": self._session.stream_sid,
+            "call_sid": self._session.start.call_sid,
             "end": self._end,
             "files": self.files,
             "encoding": audio.encoding,
@@ -368,7 +353,7 @@ class StreamRecorder:
             "peak_dbfs": _rounded(dbfs(self._peak)),
             "tracks": {name: self._track_facts(name, track) for name, track in self._tracks.items()},
             "left_out": self.recording.left_out,
-            "malformed": self.session.statistics.malformed,
+            "malformed": self._session.statistics.malformed,
             "error": None if self.error is None else clean(self.error),
         }
 
@@ -387,11 +372,7 @@ class StreamRecorder:
 
     @property
     def _tracks(self) -> Mapping[str, TrackStatistics]:
-        return self.session.statistics.tracks
-
-    @property
-    def _frames(self) -> int:
-        return sum(track.frames for track in self._tracks.values())
+        return self._session.statistics.tracks
 
     @property
     def _peak(self) -> int:
@@ -399,7 +380,7 @@ class StreamRecorder:
 
     @property
     def _end(self) -> str:
-        return str(self.session.end_reason or EndReason.SHUTDOWN)
+        return str(self._session.end_reason or EndReason.SHUTDOWN)
 
 
 def _rounded(value: float | None) -> float | None:
