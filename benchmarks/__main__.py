@@ -50,7 +50,9 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Compare the cost of this package with that of others."
+    )
     parser.add_argument(
         "families", nargs="*", metavar="family", help=f"{', '.join(FAMILIES)}; by default all but instructions"
     )
