@@ -60,12 +60,12 @@ async def listening(
     directory: Path,
     *arguments: str,
     environment: Mapping[str, str] | None = None,
-    python: Sequence[str] = ("-m", "signalwire_streams"),
+    code: str | None = None,
     everybody: bool = True,
 ) -> AsyncIterator[Listener]:
     """Run a listener while the block runs."""
     options = ["--json", "--directory", str(directory), *(["--allow-anonymous"] if everybody else []), *arguments]
-    async with process("listen", *options, environment=environment, python=python) as child:
+    async with process("listen", *options, environment=environment, code=code) as child:
         facts = json.loads(await line_of(child))
         yield Listener(child, facts["url"], directory)
 
@@ -413,7 +413,7 @@ async def test_a_full_disk_is_one_clear_sentence(tmp_path: Path, encoding: str) 
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
         "from signalwire_streams.__main__ import main; sys.exit(main())"
     )
-    async with listening(tmp_path, python=("-c", code)) as listener, dialled(listener.url) as peer:
+    async with listening(tmp_path, code=code) as listener, dialled(listener.url) as peer:
         await begin(peer, encoding=encoding)
         with contextlib.suppress(ConnectionError):  # it may be closed before all is said
             await speak(peer, 400)
