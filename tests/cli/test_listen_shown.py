@@ -277,7 +277,7 @@ async def test_live_table_shows_the_receivers_log(capsys: pytest.CaptureFixture[
 @posix_only
 async def test_listen_writes_a_line_per_start_and_end(tmp_path: Path) -> None:
     """And one for all at the end; a sid can't clear the screen."""
-    async with process("listen", "--allow-anonymous", "--directory", str(tmp_path), new=True) as child:
+    async with process("listen", "--allow-anonymous", "--directory", str(tmp_path)) as child:
         url = (await line_of(child)).split()[-1]
         while "Ctrl-C" not in await line_of(child):
             pass

@@ -121,7 +121,7 @@ async def test_a_true_terminal_gets_the_same(space: SimulatedSpace) -> None:
     ours, theirs = os.openpty()
     environment = {**credentials(space), "COLUMNS": "80", "TERM": "xterm"}
     try:
-        async with process("calls", "list", environment=environment, stdout=theirs, new=True) as child:
+        async with process("calls", "list", environment=environment, stdout=theirs) as child:
             assert await end_of(child) == Ran(0, "", "")
         text = os.read(ours, 65536).decode()
     finally:
