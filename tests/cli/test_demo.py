@@ -24,7 +24,7 @@ def shortly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("conferences", "seed"), [(13, 2), (60, 3)])
-async def test_every_stream_is_started_once_and_stopped(bare_shell: Shell, conferences: int, seed: int) -> None:
+async def test_demo_starts_and_stops_every_stream_once(bare_shell: Shell, conferences: int, seed: int) -> None:
     ran = await bare_shell("demo", "--conferences", str(conferences), "--seed", str(seed), "--json")
     assert (ran.code, ran.err) == (0, "")
     facts = ran.json
@@ -72,7 +72,7 @@ async def test_demo_reports_a_recording_that_differs(bare_shell: Shell, monkeypa
     assert "Something went wrong: the recordings differ from what was sent." in ran.out
 
 
-async def test_a_directory_that_can_not_be_made(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_demo_reports_a_directory_that_cannot_be_created(bare_shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ran = await bare_shell("demo", "--recordings", str(tmp_path / "file" / "heard"))
     assert ran.code == 1
@@ -115,7 +115,7 @@ async def test_demo_reports_a_failed_start(bare_shell: Shell, monkeypatch: pytes
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT for a child")
-async def test_an_interrupted_demo_ends_quietly() -> None:
+async def test_demo_exits_quietly_when_interrupted() -> None:
     async with process("demo", "--conferences", "1000") as child:
         await line_of(child)
         ran = await end_of(child, signal.SIGINT)

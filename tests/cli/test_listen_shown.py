@@ -51,7 +51,7 @@ def linear(*samples: int) -> bytes:
     ("samples", "level"),
     [((0, 0), None), ((-32768, 5), 0.0), ((16384, -3), -6.02), ((1, 0), -90.31), ((), None)],
 )
-def test_a_level_is_that_of_the_greatest_sample(samples: tuple[int, ...], level: float | None) -> None:
+def test_level_is_that_of_the_greatest_sample(samples: tuple[int, ...], level: float | None) -> None:
     meter = LevelMeter(LINEAR)
     meter.add(linear(*samples), 1.0)
     assert meter.level(1.0) == (None if level is None else pytest.approx(level, abs=0.01))
@@ -60,7 +60,7 @@ def test_a_level_is_that_of_the_greatest_sample(samples: tuple[int, ...], level:
 
 @pytest.mark.parametrize("encoding", ["audio/x-mulaw", "audio/x-alaw", "audio/x-L16"])
 @pytest.mark.parametrize("order", ["little", "big"])
-def test_the_peak_is_exact_in_every_encoding(encoding: str, order: Any) -> None:
+def test_peak_is_exact_in_every_encoding(encoding: str, order: Any) -> None:
     """It equals that of the decoded samples; an odd byte at the end is ignored."""
     source = random.Random(encoding)  # noqa: S311  (nothing is guarded here)
     audio_format = AudioFormat(encoding, 8000, order)
@@ -75,7 +75,7 @@ def test_the_peak_is_exact_in_every_encoding(encoding: str, order: Any) -> None:
         assert meter.seconds == len(decoded) / 8000
 
 
-def test_a_level_rises_at_once_and_falls_slowly() -> None:
+def test_level_rises_at_once_and_falls_slowly() -> None:
     """20 decibels a second, and to nothing in the end; the peak stays."""
     meter = LevelMeter(LINEAR)
     meter.add(linear(32767), 10.0)
@@ -109,7 +109,7 @@ def test_bar_length_follows_the_level(level: float | None, drawn: str, plain: st
     assert (bar(level), bar(level, plain=True)) == (drawn, plain)
 
 
-def test_a_bar_is_never_longer_than_eight() -> None:
+def test_bar_is_always_eight_cells_wide() -> None:
     assert {cell_len(bar(level / 10)) for level in range(-700, 50)} == {8}
 
 
@@ -146,7 +146,7 @@ def test_table_has_a_line_per_stream() -> None:
     assert total == "Listening: 1 live"
 
 
-def test_a_narrow_terminal_cuts_the_sid_and_nothing_else() -> None:
+def test_narrow_table_truncates_only_the_sid() -> None:
     _, stream, _ = drawn([row(7)])
     assert stream.startswith("00000007-")
     assert "…" in stream
@@ -157,7 +157,7 @@ def test_a_narrow_terminal_cuts_the_sid_and_nothing_else() -> None:
 @pytest.mark.parametrize("height", [1, 4, 5, 24])
 @pytest.mark.parametrize("count", [0, 1, 2, 100])
 @pytest.mark.parametrize("width", [120, 80, 60, 30])
-def test_the_table_fits_the_terminal(height: int, count: int, width: int) -> None:
+def test_table_fits_the_terminal(height: int, count: int, width: int) -> None:
     """A stream, the number of hidden ones, and the sum are always there."""
     lines = drawn([row(number) for number in range(count)], width=width, height=height)
     assert len(lines) <= max(height - 1, 4)
@@ -168,7 +168,7 @@ def test_the_table_fits_the_terminal(height: int, count: int, width: int) -> Non
     assert lines[-1].startswith(f"Listening: {count} live")
 
 
-def test_a_stream_of_unknown_encoding_or_strange_tracks_has_its_line() -> None:
+def test_table_shows_streams_of_unknown_encoding_or_track_names() -> None:
     strange = row(1, seconds=None, levels=())
     three = row(2, levels=(("left-of-the-room", -1.0), ("b", -61.0), ("c", -0.5)))
     _, first, second, _ = drawn([strange, three], width=100, plain=True)
@@ -176,7 +176,7 @@ def test_a_stream_of_unknown_encoding_or_strange_tracks_has_its_line() -> None:
     assert second.split()[2:6] == ["left", "########", "b", "........"]
 
 
-def test_a_terminal_that_shows_ascii_only_gets_no_more() -> None:
+def test_table_is_ascii_on_an_ascii_terminal() -> None:
     lines = drawn([row(7), row(8, sid="ü" * 60, levels=(("ü", -6.0),))], width=60, plain=True)
     assert "".join(lines).isascii()
 
@@ -205,7 +205,7 @@ def looking() -> tuple[Any, asyncio.Event]:
     return look, seen
 
 
-async def test_a_terminal_gets_a_table_with_lines_above_it(
+async def test_live_table_writes_lines_above_it_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is gone at the end; the lines stay, whole, and without what a peer put in them."""
@@ -228,7 +228,7 @@ async def test_a_terminal_gets_a_table_with_lines_above_it(
 @pytest.mark.parametrize(
     ("terminals", "as_json"), [((), False), ((), True), (("stdout",), False), (("stdout", "stderr"), True)]
 )
-async def test_without_a_terminal_to_draw_on_there_are_lines_only(
+async def test_live_table_writes_only_lines_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminals: tuple[str, ...], *, as_json: bool
 ) -> None:
     """Also where JSON goes to the terminal, which a table would disturb."""
@@ -242,7 +242,7 @@ async def test_without_a_terminal_to_draw_on_there_are_lines_only(
     assert not seen.is_set()
 
 
-async def test_a_table_on_stderr_leaves_stdout_alone(
+async def test_live_table_on_stderr_leaves_stdout_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As in ``signalwire-streams listen > streams.txt``."""
@@ -313,7 +313,7 @@ async def test_listen_reports_lost_frames(tmp_path: Path) -> None:
     assert math.isclose(told["peak_dbfs"], -0.172, abs_tol=0.01)
 
 
-async def test_the_help_has_an_example_and_names_the_environment(bare_shell: Shell) -> None:
+async def test_listen_help_has_an_example_and_names_the_environment(bare_shell: Shell) -> None:
     ran = await bare_shell("listen", "--help")
     assert (ran.code, ran.err) == (0, "")
     assert "  signalwire-streams listen --" in ran.out.partition("Example")[2]

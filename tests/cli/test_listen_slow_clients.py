@@ -96,7 +96,7 @@ async def test_files_of_streams_get_descriptors_of_silent_clients(tmp_path: Path
     assert (ran.code, len(files_in(tmp_path))) == (0, 2 * streams)
 
 
-async def test_second_interrupt_ends_it_at_once(tmp_path: Path) -> None:
+async def test_second_interrupt_ends_listen_at_once(tmp_path: Path) -> None:
     """Even if a peer does not answer the close frame; the recording is complete, and stderr is empty."""
     async with listening(tmp_path) as listener:
         port = int(listener.url.rsplit(":", 1)[1].strip("/"))

@@ -97,7 +97,7 @@ async def test_simulate_prints_exports(bare_shell: Shell) -> None:
     assert ran.out == "\nEnded. Requests: 2, streams: 1, still running: 1, duplicate streams: 0.\n"
 
 
-async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell) -> None:
+async def test_simulate_reports_a_port_in_use(bare_shell: Shell) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         async with process("simulate", "--json", "--port", str(port)) as child:
@@ -133,9 +133,7 @@ async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell) -> None:
         (("--fault", "callback-lost"), "there are no callbacks, so write --callbacks too"),
     ],
 )
-async def test_what_cannot_be_meant_is_a_usage_error(
-    bare_shell: Shell, arguments: tuple[str, ...], sentence: str
-) -> None:
+async def test_simulate_rejects_invalid_arguments(bare_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:
     ran = await bare_shell("simulate", *arguments)
     assert (ran.code, ran.out) == (2, "")
     assert sentence in ran.err
