@@ -154,9 +154,7 @@ async def test_start_stream_rejects_invalid_arguments_in_one_sentence(
 
 
 @pytest.mark.parametrize("content", [b"", b"two words", b"\xff\xfe"])
-async def test_token_file_without_a_token_is_a_usage_error(
-    offline_shell: Shell, tmp_path: Path, content: bytes
-) -> None:
+async def test_file_without_token_is_a_usage_error(offline_shell: Shell, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
     ran = await offline_shell("conferences", "start-stream", "sid", "--url", URL, "--bearer-token-file", str(path))
