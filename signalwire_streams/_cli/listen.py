@@ -73,7 +73,10 @@ def _create_certificate(host: str, ca_file: Path) -> ssl.SSLContext:
         hosts = () if ipaddress.ip_address(host).is_unspecified else (host,)
     except ValueError:
         hosts = (host,)
-    made = Certificates.make(*dict.fromkeys(("localhost", "127.0.0.1", "::1", *hosts)))
+    try:
+        made = Certificates.make(*dict.fromkeys(("localhost", "127.0.0.1", "::1", *hosts)))
+    except ValueError:
+        raise click.UsageError(f"--host {host!r} is neither a name nor an address") from None
     try:
         ca_file.write_bytes(made.authority)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -430,7 +431,7 @@ async def test_listen_reports_a_port_in_use(bare_shell: Shell, tmp_path: Path) -
         port = taken.getsockname()[1]
         ran = await bare_shell("listen", "--allow-anonymous", "--directory", str(tmp_path), "--port", str(port))
     assert (ran.code, ran.out) == (1, "")
-    assert ran.err.startswith(f"error: can't listen on 127.0.0.1 port {port}: ")
+    assert ran.err == f"error: can't listen on 127.0.0.1 port {port}: {os.strerror(errno.EADDRINUSE)}\n"
 
 
 async def test_broken_pipe_ends_listen(tmp_path: Path) -> None:
@@ -464,14 +465,20 @@ async def test_broken_pipe_ends_listen(tmp_path: Path) -> None:
         (("--allow-anonymous", "--path", "audio"), "'audio' is not a path: write it as /audio"),
         (("--allow-anonymous", "--path", "/{a}"), "'/{a}' is not a path"),
         (("--allow-anonymous", "--port", "70000"), "70000 is not in the range"),
+        (("--allow-anonymous", "--host", ""), "empty: write an address such as 127.0.0.1, or 0.0.0.0 for all"),
+        (("--allow-anonymous", "--self-signed", "--host", "a..b"), "--host 'a..b' is neither a name nor an address"),
+        (("--allow-anonymous", "--self-signed", "--host", "a b"), "--host 'a b' is neither a name nor an address"),
         (("--allow-anonymous", "--seconds", "nan"), "not a number of seconds"),
         (("--allow-anonymous", "--seconds", "0"), "0.0 is not in the range"),
         (("--allow-anonymous", "--streams", "0"), "0 is not in the range"),
         (("--allow-anonymous", "--byte-order", "middle"), "'middle' is not one of"),
     ],
 )
-async def test_listen_rejects_invalid_arguments(bare_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:
+async def test_listen_rejects_invalid_arguments(
+    bare_shell: Shell, tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
     bare_shell.environment.delenv("SIGNALWIRE_STREAMS_TOKEN", raising=False)
+    bare_shell.environment.chdir(tmp_path)
     ran = await bare_shell("listen", *arguments)
     assert (ran.code, ran.out) == (2, "")
     assert sentence in ran.err

@@ -120,6 +120,7 @@ async def test_simulate_reports_a_port_in_use(bare_shell: Shell) -> None:
         (("--fault", "latency"), "'latency' needs seconds=..., which has no default"),
         (("--rate-limit", "0"), "write a number above 0, or none"),
         (("--rate-limit", "9" * 5000), "write a number above 0, or none"),
+        (("--host", ""), "empty: write an address such as 127.0.0.1, or 0.0.0.0 for all"),
         (("--port", "70000"), "70000 is not in the range"),
         (("--conferences", "-1"), "-1 is not in the range"),
         (("--duplicate-names", "maybe"), "'maybe' is not one of 'stream-error'"),
