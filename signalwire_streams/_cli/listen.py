@@ -123,19 +123,14 @@ class Listener:
         ca_file: Path | None,
         seconds: float | None,
     ) -> None:
-        """Listen until the command ends, then finish the recordings.
-
-        Raises:
-            Failure: the server cannot listen on the address.
-            OSError: stdout cannot be written, or its reader is gone.
-        """
+        """Listen until the command ends, then finish the recordings."""
         try:
             with on_signals(self._interrupt):
                 async with (
                     live_table(self._look, as_json=self._as_json) as self._display,
                     contextlib.AsyncExitStack() as stack,
                 ):
-                    # Live streams could continue for hours, and the user asks to end now: no time for a shutdown.
+                    # Live streams could continue for hours, and the user asked to end now.
                     server = self._receiver.serve(
                         host=host, port=port, path=path, ssl_context=ssl_context, shutdown_timeout=0
                     )
@@ -143,7 +138,7 @@ class Listener:
                         url = await stack.enter_async_context(server)
                     except (OSError, UnicodeError) as error:
                         raise cannot_listen(host, port, error) from None
-                    self._announce(url, ca_file, is_secure=ssl_context is not None)
+                    self._announce(url, ca_file)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(seconds):
                             await self._over.wait()
@@ -153,7 +148,7 @@ class Listener:
         if self._output_error is not None:
             raise self._output_error
         if not self._as_json:
-            self._write_summary()
+            click.echo(self._summary)
 
     def _interrupt(self, _: Signals) -> None:
         if self._over.is_set():  # a second Ctrl-C; the recordings are complete by then
@@ -204,14 +199,14 @@ class Listener:
         audio = format_duration(self._seconds + sum(recorder.seconds or 0.0 for recorder in live))
         return live, f"{title}: {len(live):,} live, {self._ended:,} ended, {audio} of audio"
 
-    def _announce(self, url: str, ca_file: Path | None, *, is_secure: bool) -> None:
+    def _announce(self, url: str, ca_file: Path | None) -> None:
         directory = str(self._options.directory)
         if self._as_json:
             self._write({"url": url, "directory": directory, "authority": ca_file and str(ca_file)})
             return
         self._write(f"Listening on {url}")
         self._write(f"Recordings: {clean(directory)}")
-        if not is_secure:
+        if url.startswith("ws:"):
             self._write("No TLS, but SignalWire connects to wss:// only: put a proxy or a tunnel in front of it.")
         if ca_file is not None:
             self._write(f"Clients must trust the CA in {clean(ca_file)}, as 'simulate --ca-file' does.")
@@ -219,11 +214,12 @@ class Listener:
             self._write("Warning: no authentication; anyone who can reach this address can send audio.")
         self._write("Press Ctrl-C to stop.")
 
-    def _write_summary(self) -> None:
+    @property
+    def _summary(self) -> str:
         failed = f", not fully recorded: {self.failed:,}" if self.failed else ""
         rejected = self._receiver.rejected_upgrades
         rejected_text = f", rejected (bad token): {rejected:,}" if rejected else ""
-        click.echo(
+        return (
             f"Ended. Streams: {self._ended:,}, files: {self._files:,}, audio: {format_duration(self._seconds)}, "
             f"lost frames: {self._lost:,}{failed}{rejected_text}."
         )

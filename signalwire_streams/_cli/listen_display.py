@@ -19,8 +19,8 @@ _SHORT = {"inbound": "in", "outbound": "out"}
 _MAX_TRACK = 4
 _MAX_LEVELS = 2
 _NUMBERS = {"TIME", "FRAMES", "LOST"}
-_MIN_WIDTHS = {"LEVEL": 56, "FRAMES": 72, "STATUS": 72}
-"""The width that a terminal needs for a column, so that there is room for the sid."""
+_MIN_WIDTHS = {"TIME": 0, "LEVEL": 56, "FRAMES": 72, "LOST": 0, "STATUS": 72}
+"""The columns, and the width that a terminal needs for each, so that there is room for the sid."""
 
 _OTHER_LINES = 3  # the titles, the sum, and the line of the cursor
 
@@ -60,24 +60,21 @@ def draw(streams: Sequence[StreamRecorder], last_line: str, *, width: int, heigh
 
 
 def _table(streams: Sequence[StreamRecorder], width: int, *, plain: bool) -> Table:
-    cells: dict[str, list[Text]] = {
-        # This column gives way: half a sid will do, since all of it is printed at the end.
-        "STREAM": [
-            Text(_as_plain(one.sid, plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
-            for one in streams
-        ],
-        "TIME": [Text("-" if one.seconds is None else str(timedelta(seconds=int(one.seconds)))) for one in streams],
-        "LEVEL": [_levels(one.levels, plain=plain) for one in streams],
-        "FRAMES": [Text(f"{one.frames:,}") for one in streams],
-        "LOST": [Text(f"{one.lost:,}", style="red" if one.lost else "") for one in streams],
-        "STATUS": [Text(one.status) for one in streams],
-    }
-    titles = [title for title in cells if width >= _MIN_WIDTHS.get(title, 0)]
+    titles = [title for title, needed in _MIN_WIDTHS.items() if width >= needed]
     table = bare_table()
+    table.add_column("STREAM")  # it gives way: half a sid will do, since all of it is printed at the end
     for title in titles:
-        table.add_column(title, no_wrap=title != "STREAM", justify="right" if title in _NUMBERS else "left")
-    for line in zip(*(cells[title] for title in titles), strict=True):
-        table.add_row(*line)
+        table.add_column(title, no_wrap=True, justify="right" if title in _NUMBERS else "left")
+    for one in streams:
+        sid = Text(_as_plain(one.sid, plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
+        cells = {
+            "TIME": Text("-" if one.seconds is None else str(timedelta(seconds=int(one.seconds)))),
+            "LEVEL": _levels(one.levels, plain=plain),
+            "FRAMES": Text(f"{one.frames:,}"),
+            "LOST": Text(f"{one.lost:,}", style="red" if one.lost else ""),
+            "STATUS": Text(one.status),
+        }
+        table.add_row(sid, *(cells[title] for title in titles))
     return table
 
 

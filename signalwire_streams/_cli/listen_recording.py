@@ -34,6 +34,7 @@ _MAX_NUMBER = 10_000
 _MAX_STEM, _MAX_TRACK, _MAX_LABEL = 100, 64, 64
 _FOREIGN = re.compile(r"[^A-Za-z0-9_-]+")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_COUNTS = ("frames", "missing", "duplicates", "out_of_order", "dropped")
 _SHORTAGES = {errno.EMFILE, errno.ENFILE}
 
 
@@ -361,11 +362,7 @@ class StreamRecorder:
         meter, path = self._meters.get(name), self.recording.files.get(name)
         return {
             "file": None if path is None else str(path),
-            "frames": track.frames,
-            "missing": track.missing,
-            "duplicates": track.duplicates,
-            "out_of_order": track.out_of_order,
-            "dropped": track.dropped,
+            **{count: getattr(track, count) for count in _COUNTS},
             "seconds": None if meter is None else _rounded(meter.seconds),
             "peak_dbfs": None if meter is None else _rounded(dbfs(meter.peak)),
         }
