@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from signal import SIGTERM, Signals
+from typing import get_args
 
 import click
 
@@ -265,7 +266,7 @@ Examples:
 """,
 )
 @address_options
-@click.option("--path", default="/", show_default=True, callback=_path, help="The path that accepts streams.")
+@click.option("--path", default="/", show_default=True, callback=_path, metavar="PATH", help="The path of streams.")
 @click.option(
     "--directory",
     type=click.Path(path_type=Path),
@@ -278,7 +279,7 @@ Examples:
 @click.option("--passthrough", is_flag=True, help="Keep µ-law and A-law, at half the size of 16-bit linear PCM.")
 @click.option(
     "--byte-order",
-    type=click.Choice(["little", "big"]),
+    type=click.Choice(get_args(ByteOrder)),
     default="little",
     show_default=True,
     help="Byte order of L16, which is undocumented.",

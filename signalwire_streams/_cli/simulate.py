@@ -119,20 +119,18 @@ def _rate_limit(_: click.Context, __: click.Parameter, text: str) -> int | None:
 
 
 def _space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # noqa: ANN401  (click's own)
-    """Return the option of a setting of the Space, with its type and default."""
+    """Return the option of a setting of the Space, with its type and default unless others are given."""
     attribute = getattr(fields(SimulatedSpace), name)
     option = "--" + name.replace("_", "-")
     if attribute.default is True:
         option += f"/--no-{option.removeprefix('--')}"
-    return click.option(
-        option,
-        type=_type_of(attribute.type),
-        is_flag=attribute.type is bool,
-        default=attribute.default,
-        show_default=attribute.default is not False,
-        help=help_text,
-        **settings,
-    )
+    found = {
+        "type": _type_of(attribute.type),
+        "is_flag": attribute.type is bool,
+        "default": attribute.default,
+        "show_default": attribute.default is not False,
+    }
+    return click.option(option, help=help_text, **found | settings)
 
 
 @click.command(
@@ -161,19 +159,12 @@ Examples:
 SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: they are printed.
 """,
 )
-@click.option(
-    "--conferences", type=click.IntRange(min=0), default=10, show_default=True, metavar="N", help="Live conferences."
-)
-@click.option("--calls", type=click.IntRange(min=0), default=5, show_default=True, metavar="N", help="Live calls.")
+@_space_option("conferences", "Live conferences.", type=click.IntRange(min=0), default=10, metavar="N")
+@_space_option("calls", "Live calls.", type=click.IntRange(min=0), default=5, metavar="N")
 @address_options
 @_space_option("seed", "Seed of all ids, numbers and faults.", metavar="N")
-@click.option(
-    "--rate-limit",
-    callback=_rate_limit,
-    metavar="N|none",
-    default="13800",
-    show_default=True,
-    help="POST requests in any 10 seconds.",
+@_space_option(
+    "rate_limit", "POST requests in any 10 seconds.", type=click.STRING, callback=_rate_limit, metavar="N|none"
 )
 @click.option(
     "--fault",
@@ -186,11 +177,11 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
     "duplicate_names",
     "How to answer a start whose name is already in use: with a stream that fails, a 422, or a second stream.",
 )
-@click.option(
-    "--audio",
-    metavar="FILE|tone|silence",
+@_space_option(
+    "audio",
+    "The audio of every call: a 16-bit WAV file, mono or with one channel per track.",
     callback=_sound,
-    help="The audio of every call: a 16-bit WAV file, mono or with one channel per track.",
+    metavar="FILE|tone|silence",
 )
 @_space_option("real_time", "Send audio in real time, or as fast as it is accepted.")
 @_space_option("dialect", "The vendor whose frames are sent.")
