@@ -86,11 +86,7 @@ def _create_certificate(host: str, ca_file: Path) -> ssl.SSLContext:
 
 
 class Listener:
-    """Records streams until a signal, a time or a number of streams ends it.
-
-    Attributes:
-        failed: number of streams that were not recorded to their end.
-    """
+    """Records streams until a signal, a time or a number of streams ends it."""
 
     def __init__(
         self,

@@ -39,12 +39,7 @@ _SHORTAGES = {errno.EMFILE, errno.ENFILE}
 
 
 class LevelMeter:
-    """Measures the level of one track, whose encoding must be supported.
-
-    Attributes:
-        samples: number of samples received.
-        peak: the greatest magnitude of a sample.
-    """
+    """Measures the level of one track, whose encoding must be supported."""
 
     def __init__(self, audio_format: AudioFormat) -> None:
         self.samples = self.peak = 0
@@ -228,11 +223,7 @@ def _announced(session: StreamSession) -> tuple[str, ...]:
 
 
 class StreamRecorder:
-    """Records one stream and measures its levels.
-
-    Attributes:
-        error: why it was not recorded to its end, or None.
-    """
+    """Records one stream and measures its levels; `error` is why it was not recorded to its end."""
 
     def __init__(
         self, session: StreamSession, options: RecordingOptions, free_descriptor: Callable[[], Awaitable[bool]]
