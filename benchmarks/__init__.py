@@ -1,1 +1,1 @@
-"""Benchmarks: cost of this package relative to hand-written code in the same run: ``python -m benchmarks``."""
+"""Measure the cost of this package relative to hand-written code and other clients in the same run."""

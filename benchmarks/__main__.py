@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import benchmarks
 from benchmarks.callgrind import CallgrindMissingError
 from benchmarks.families import audio, imports, instructions, starts
 from benchmarks.figures import Plan, Section
@@ -50,13 +51,13 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=benchmarks.__doc__)
     parser.add_argument(
         "families", nargs="*", metavar="family", help=f"{', '.join(FAMILIES)}; by default all but instructions"
     )
     parser.add_argument("--instructions", action="store_true", help="only count instructions with valgrind")
-    parser.add_argument("--json", type=Path, help="write every figure of every round to this file")
-    parser.add_argument("--plots", type=Path, help="plot each family as an SVG in this directory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round to this file")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="plot each family as an SVG in this directory")
     parser.add_argument("--quick", action="store_true", help="only check that everything works")
     parser.add_argument("--loops", nargs="+", default=["asyncio", "uvloop"], choices=["asyncio", "uvloop"])
     options = parser.parse_args()

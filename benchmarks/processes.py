@@ -109,6 +109,11 @@ class Contender:
     loop: str = "asyncio"
 
 
+def on_loop(name: str, loop: str) -> str:
+    """Return the name of a contender on an event loop."""
+    return name if loop == "asyncio" else f"{name}, {loop}"
+
+
 def start_all(
     stack: ExitStack,
     contenders: Sequence[Contender],

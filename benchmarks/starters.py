@@ -35,6 +35,9 @@ TOKEN = "PT0123456789abcdef0123456789abcdef0123456789abcdef"  # noqa: S105  (nob
 Item: TypeAlias = tuple[str, str]
 """A conference's or call's sid, and the name of the stream."""
 
+Start: TypeAlias = Callable[[str, str], Awaitable[bool]]
+"""Starts a stream with a sid and a name; returns whether the answer was 200 with a valid body."""
+
 Run: TypeAlias = Callable[[Sequence[Item]], Awaitable[int]]
 """Starts a stream for each item; returns how many were answered with 200 and a valid body."""
 
@@ -85,7 +88,7 @@ def _measured(starter: Callable[[Site], AbstractAsyncContextManager[Run]]) -> Ta
     return target
 
 
-async def _from_workers(start: Callable[[str, str], Awaitable[bool]], items: Iterable[Item]) -> int:
+async def _from_workers(start: Start, items: Iterable[Item]) -> int:
     remaining = iter(items)
     confirmed = 0
 
@@ -99,7 +102,7 @@ async def _from_workers(start: Callable[[str, str], Awaitable[bool]], items: Ite
     return confirmed
 
 
-def _by_hand(session: "ClientSession", site: Site, **authorization: Any) -> Callable[[str, str], Awaitable[bool]]:  # noqa: ANN401
+def _by_hand(session: "ClientSession", site: Site, **authorization: Any) -> Start:  # noqa: ANN401
     """Return the start that aiohttp's documentation suggests."""
 
     async def start(sid: str, name: str) -> bool:
@@ -250,50 +253,38 @@ def _client(site: Site) -> "StreamsClient":
 async def single(site: Site) -> AsyncIterator[Run]:
     """Use this client, one start at a time in each worker."""
     async with _client(site) as client:
-
-        async def start(sid: str, name: str) -> bool:
-            stream = await client.conferences.start_stream(sid, url=STREAM_URL, name=name)
-            return stream.sid is not None
-
-        yield partial(_from_workers, start)
+        yield partial(_from_workers, _by_client(client))
 
 
-async def _start_streams(client: "StreamsClient", site: Site, items: Sequence[Item], journal: Path | None) -> int:
+def _by_client(client: "StreamsClient") -> Start:
+    async def start(sid: str, name: str) -> bool:
+        return (await client.conferences.start_stream(sid, url=STREAM_URL, name=name)).sid is not None
+
+    return start
+
+
+@asynccontextmanager
+async def _bulk_runs(site: Site, *, with_journal: bool) -> AsyncIterator[Run]:
     from signalwire_streams import BulkStatus, StartConferenceStream
 
-    requests = (StartConferenceStream(conference_sid=sid, url=STREAM_URL, name=name) for sid, name in items)
-    run = client.start_streams(requests, concurrency=site.concurrency, journal=journal)
-    confirmed = 0
-    async for outcome in run:
-        stream = outcome.stream
-        confirmed += outcome.status is BulkStatus.STARTED and stream is not None and stream.sid is not None
-    return confirmed
-
-
-@_measured
-@asynccontextmanager
-async def bulk(site: Site) -> AsyncIterator[Run]:
-    """Use this client's bulk runs."""
-    async with _client(site) as client:
-
-        async def run(items: Sequence[Item]) -> int:
-            return await _start_streams(client, site, items, None)
-
-        yield run
-
-
-@_measured
-@asynccontextmanager
-async def journaled(site: Site) -> AsyncIterator[Run]:
-    """Use this client's bulk runs with a journal."""
     numbers = count()
     with TemporaryDirectory() as directory:
         async with _client(site) as client:
 
             async def run(items: Sequence[Item]) -> int:
-                return await _start_streams(client, site, items, Path(directory) / f"{next(numbers)}.db")
+                requests = (StartConferenceStream(conference_sid=sid, url=STREAM_URL, name=name) for sid, name in items)
+                journal = Path(directory) / f"{next(numbers)}.db" if with_journal else None
+                confirmed = 0
+                async for outcome in client.start_streams(requests, concurrency=site.concurrency, journal=journal):
+                    stream = outcome.stream
+                    confirmed += outcome.status is BulkStatus.STARTED and stream is not None and stream.sid is not None
+                return confirmed
 
             yield run
+
+
+bulk = _measured(partial(_bulk_runs, with_journal=False))
+journaled = _measured(partial(_bulk_runs, with_journal=True))
 
 
 @asynccontextmanager
@@ -304,9 +295,7 @@ async def latency(settings: dict[str, Any]) -> AsyncIterator[Respond]:
     site, sid = Site(**settings), _SIDS[0]
     async with aiohttp.ClientSession() as session, _client(site) as client:
         by_hand = _by_hand(session, site, auth=aiohttp.BasicAuth(PROJECT, TOKEN))
-
-        async def ours(sid: str, name: str) -> bool:
-            return (await client.conferences.start_stream(sid, url=STREAM_URL, name=name)).sid is not None
+        ours = _by_client(client)
 
         async def respond(command: dict[str, Any]) -> dict[str, Any]:
             gc.collect()

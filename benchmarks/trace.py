@@ -8,7 +8,7 @@ that attrs and cattrs generate belongs to no file. The simulator is left out.
 import argparse
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +20,9 @@ from attrs import define, field
 import signalwire_streams
 from signalwire_streams import StartConferenceStream, StreamsClient
 from signalwire_streams.simulator import SimulatedSpace
+
+FIRST_INSTRUCTIONS = 8
+"""Byte code offsets at which a frame that is called, and not resumed, may stand."""
 
 PACKAGE = Path(signalwire_streams.__file__).parent
 URL = "wss://rx.example.com/audio"
@@ -68,10 +71,6 @@ def tracing() -> Iterator[Trace]:
         sys.setprofile(None)
 
 
-FIRST_INSTRUCTIONS = 8
-"""Byte code offsets at which a frame that is called, and not resumed, may stand."""
-
-
 async def start(client: StreamsClient, conferences: list[str]) -> Trace:
     """Trace one start on a connection that is already open."""
     await client.conferences.start_stream(conferences.pop(), url=URL)
@@ -95,16 +94,15 @@ async def bulk_item(client: StreamsClient, conferences: list[str]) -> Trace:
 
 async def traces() -> dict[str, Trace]:
     """Trace both."""
-    paths: dict[str, Callable[[StreamsClient, list[str]], Awaitable[Trace]]] = {
-        "start_stream": start,
-        "bulk item with journal": bulk_item,
-    }
     async with (
         SimulatedSpace(conferences=5) as space,
         StreamsClient(base_url=space.base_url, project=space.project, token=space.token) as client,
     ):
-        conferences = list(space.conference_sids)
-        return {name: await path(client, conferences) for name, path in paths.items()}
+        conferences = space.conference_sids
+        return {
+            "start_stream": await start(client, conferences),
+            "bulk item with journal": await bulk_item(client, conferences),
+        }
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from attrs import frozen
 
 from benchmarks.figures import Plan, Rounds, Section, Series
-from benchmarks.processes import Child, Contender, child, start_all
+from benchmarks.processes import Child, Contender, child, on_loop, start_all
 from benchmarks.sender import FRAME_SECONDS, OCTETS
 
 HAND, OURS = "hand-written aiohttp + json", "MediaReceiver"
@@ -44,16 +44,12 @@ def measure(plan: Plan) -> list[Section]:
     with ExitStack() as stack:
         sender = stack.enter_context(child("sender:serve"))
         for loop in plan.loops:
-            contenders = [Contender(_on(name, loop), target, loop) for name, target in _RECEIVERS]
+            contenders = [Contender(on_loop(name, loop), target, loop) for name, target in _RECEIVERS]
             receivers, notes = start_all(stack, contenders)
             # Other loops are measured as fast as possible and with the middle number of sockets only.
             for load in loads if loop == plan.loops[0] else (loads[0], loads[2]):
                 sections += _measure(plan.long_rounds, load, sender, receivers=receivers, loop=loop, notes=notes)
     return sections
-
-
-def _on(name: str, loop: str) -> str:
-    return name if loop == "asyncio" else f"{name}, {loop}"
 
 
 def _measure(
@@ -78,8 +74,8 @@ def _measure(
         title=f"CPU per frame, {load.title}, {loop}",
         unit="µs",
         series=costs.series(),
-        baseline=_on(HAND, loop),
-        ours=_on(OURS, loop),
+        baseline=on_loop(HAND, loop),
+        ours=on_loop(OURS, loop),
         plotted=True,
         notes=(about, *notes, *_losses(lost.series(), load)),
     )

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.callgrind import compile_helper, counted_child
 from benchmarks.families import audio
-from benchmarks.families.starts import HAND, SINGLE, ask, contenders_of_instructions
+from benchmarks.families.starts import COUNTED, HAND, SINGLE, ask
 from benchmarks.figures import Plan, Rounds, Section
 from benchmarks.processes import child
 from benchmarks.servers import server
@@ -28,7 +28,7 @@ def measure(plan: Plan) -> list[Section]:
 def _starts(helper: Path, rounds: int, starts: int) -> Section:
     costs = Rounds()
     with server() as running:
-        for name, target in contenders_of_instructions():
+        for name, target in COUNTED:
             with counted_child(target, helper, base_url=running.base_url) as (client, instructions):
                 for number in range(-1, rounds):
                     ask(name, client, running, starts=starts, tag=f"round-{number}", counted=number >= 0)

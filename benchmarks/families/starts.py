@@ -1,10 +1,9 @@
 """Cost of a start: CPU and rate, growth with size and concurrency, latency, and use of the rate limit."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 
 from benchmarks.figures import Plan, Rounds, Section
-from benchmarks.processes import Child, ChildError, Contender, child, start_all
+from benchmarks.processes import Child, ChildError, Contender, child, on_loop, start_all
 from benchmarks.servers import Server, server
 
 HAND = "hand-written aiohttp"
@@ -18,6 +17,8 @@ _ON_ALL_LOOPS = (
     ("this client, bulk", "starters:bulk"),
     ("this client, bulk with journal", "starters:journaled"),
 )
+COUNTED = (_ON_ALL_LOOPS[0], *_ON_ALL_LOOPS[2:])
+"""The contenders whose instructions are counted, the baseline first."""
 _ON_FIRST_LOOP = (
     ("hand-written aiohttp, header for auth=", "starters:aiohttp_header"),
     ("twilio (async)", "starters:twilio"),
@@ -47,7 +48,7 @@ def _check(name: str, confirmed: int, served: int, starts: int) -> None:
 def measure_starts(plan: Plan) -> list[Section]:
     """Start the same streams with all contenders in turn."""
     contenders = [
-        Contender(_on(name, loop), target, loop)
+        Contender(on_loop(name, loop), target, loop)
         for loop in plan.loops
         for name, target in (*_ON_ALL_LOOPS, *(_ON_FIRST_LOOP if loop == plan.loops[0] else ()))
     ]
@@ -81,18 +82,14 @@ def measure_starts(plan: Plan) -> list[Section]:
                 title=f"CPU per start, {loop}",
                 unit="µs",
                 series=costs.series(names),
-                baseline=_on(HAND, loop),
-                ours=_on(SINGLE, loop),
+                baseline=on_loop(HAND, loop),
+                ours=on_loop(SINGLE, loop),
                 plotted=True,
                 notes=(about, *notes),
             ),
             Section(title=f"Starts per second of one process, {loop}", unit="1/s", series=rates.series(names)),
         ]
     return sections
-
-
-def _on(name: str, loop: str) -> str:
-    return name if loop == "asyncio" else f"{name}, {loop}"
 
 
 _CONCURRENCY = 64
@@ -213,8 +210,3 @@ def _pace(utilization: float, starts: int, window: float) -> dict[str, float]:
             seen = running.ask(window=window)
     _check(OURS, answer["confirmed"], seen["served"], starts)
     return {**answer, **seen}
-
-
-def contenders_of_instructions() -> Sequence[tuple[str, str]]:
-    """Return the contenders whose instructions are counted: the baseline first."""
-    return (_ON_ALL_LOOPS[0], *_ON_ALL_LOOPS[2:])

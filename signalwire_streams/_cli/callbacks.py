@@ -12,9 +12,8 @@ import click
 from attrs import asdict
 from multidict import CIMultiDict
 
-from signalwire_streams import InvalidRequestError
-from signalwire_streams._cli.options import STANDARD_INPUT
-from signalwire_streams._cli.output import FAILED, clean, failure_of, write_json
+from signalwire_streams._cli.options import STANDARD_INPUT, json_option
+from signalwire_streams._cli.output import FAILED, clean, write_json
 from signalwire_streams.callbacks import diagnose_signature
 from signalwire_streams.models._validation import Secret
 
@@ -158,7 +157,7 @@ Exit codes:
     metavar="URL",
     help="URL that may have been signed, such as the StatusCallback of the start; repeatable.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Write the diagnosis as one JSON object.")
+@json_option("Write the diagnosis as one JSON object.")
 def explain(
     *,
     request: str | None,
@@ -186,10 +185,7 @@ def explain(
         captured = read_captured(_read("--request", request), url)
     else:
         captured = {"url": url, "method": method or "POST", "headers": headers, "body": _read("--body", body)}
-    try:
-        found = diagnose_signature(**captured, keys=keys, candidates=candidates)
-    except InvalidRequestError as error:
-        raise failure_of(error, as_json=as_json) from None
+    found = diagnose_signature(**captured, keys=keys, candidates=candidates)
     if as_json:
         write_json(asdict(found, filter=lambda attribute, _: attribute.name != "url"))  # that one may hold secrets
     else:

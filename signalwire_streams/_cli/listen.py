@@ -8,17 +8,17 @@ import os
 import re
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from signal import SIGTERM, Signals
+from typing import get_args
 
 import click
-from attrs import field, frozen
 
 from signalwire_streams._cli import ignore_interrupts
-from signalwire_streams._cli.listen_display import DisplayState, live_table
+from signalwire_streams._cli.listen_display import live_table
 from signalwire_streams._cli.listen_recording import RecordingOptions, StreamRecorder
-from signalwire_streams._cli.options import json_option, read_token_file
+from signalwire_streams._cli.options import address_options, json_option, read_token_file
 from signalwire_streams._cli.output import FAILED, Failure, cannot_listen, clean, write_json
 from signalwire_streams._cli.progress import Display, format_duration, on_signals
 from signalwire_streams.receiver import MediaReceiver, StreamSession
@@ -30,20 +30,8 @@ _CA_FILE = "authority.pem"
 _PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
 
 
-@frozen
-class Tls:
-    """The certificate of the server, or None for plain HTTP; and the file of the CA that was created for it."""
-
-    context: ssl.SSLContext | None = field(default=None, repr=False)
-    ca_file: Path | None = None
-
-
-def read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...] | None:
-    """Return the bearer tokens, from a file or from the environment; None if no token is required.
-
-    Raises:
-        UsageError: there is no token, and ``--allow-anonymous`` was not passed.
-    """
+def _read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...] | None:
+    """Return the bearer tokens, from a file or from the environment; None if no token is required."""
     if allow_anonymous:
         if source is not None:
             raise click.UsageError("--allow-anonymous requires no token: omit it or --bearer-token-file")
@@ -60,13 +48,13 @@ def read_tokens(source: str | None, *, allow_anonymous: bool) -> tuple[str, ...]
     )
 
 
-def _load_tls(certificate: Path | None, key: Path | None, *, self_signed: bool) -> Tls:
+def _load_certificate(certificate: Path | None, key: Path | None, *, self_signed: bool) -> ssl.SSLContext | None:
     if self_signed and (certificate is not None or key is not None):
         raise click.UsageError("--self-signed creates a certificate: omit it, or --cert and --key")
     if key is not None and certificate is None:
         raise click.UsageError("--key has no --cert: name the certificate that the key belongs to")
     if certificate is None:
-        return Tls()
+        return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # Without a password here, OpenSSL would ask for one on the terminal.
@@ -78,21 +66,23 @@ def _load_tls(certificate: Path | None, key: Path | None, *, self_signed: bool) 
         ) from None
     except OSError as error:
         raise click.UsageError(f"--cert or --key can't be read: {error.strerror}") from None
-    return Tls(context)
+    return context
 
 
-def _create_tls(directory: Path, host: str) -> Tls:
+def _create_certificate(host: str, ca_file: Path) -> ssl.SSLContext:
     try:
         hosts = () if ipaddress.ip_address(host).is_unspecified else (host,)
     except ValueError:
         hosts = (host,)
-    made = Certificates.make(*dict.fromkeys(("localhost", "127.0.0.1", "::1", *hosts)))
-    file = directory / _CA_FILE
     try:
-        file.write_bytes(made.authority)
+        made = Certificates.make(*dict.fromkeys(("localhost", "127.0.0.1", "::1", *hosts)))
+    except ValueError:
+        raise click.UsageError(f"--host {host!r} is neither a name nor an address") from None
+    try:
+        ca_file.write_bytes(made.authority)
     except OSError as error:
-        raise Failure(f"can't write {file}: {error.strerror}") from None
-    return Tls(made.server, file)
+        raise Failure(f"can't write {ca_file}: {error.strerror}") from None
+    return made.server
 
 
 class Listener:
@@ -104,72 +94,64 @@ class Listener:
         *,
         tokens: tuple[str, ...] | None,
         byte_order: ByteOrder,
-        seconds: float | None,
         streams: int | None,
         as_json: bool,
     ) -> None:
+        self.failed = 0
         self._options = options
         self._receiver = MediaReceiver(self._record, bearer_tokens=tokens, byte_order=byte_order)
         self._allows_anonymous = tokens is None
-        self._seconds_limit = seconds
         self._streams_limit = streams
         self._as_json = as_json
         self._live: dict[StreamSession, StreamRecorder] = {}
-        self._ended = self._failed = self._lost = self._files = 0
+        self._ended = self._lost = self._files = 0
         self._seconds = 0.0
         self._over = asyncio.Event()
-        self._broken_pipe: BrokenPipeError | None = None
+        self._output_error: OSError | None = None
         self._display = Display()
 
-    @property
-    def exit_code(self) -> int:
-        return FAILED if self._failed else 0
-
-    async def run(self, *, host: str, port: int, path: str, tls: Tls) -> None:
-        """Listen until the command ends, then finish the recordings.
-
-        Raises:
-            Failure: the server cannot listen on the address.
-            BrokenPipeError: the reader of stdout is gone.
-        """
+    async def run(
+        self,
+        *,
+        host: str,
+        port: int,
+        path: str,
+        ssl_context: ssl.SSLContext | None,
+        ca_file: Path | None,
+        seconds: float | None,
+    ) -> None:
+        """Listen until the command ends, then finish the recordings."""
         try:
             with on_signals(self._interrupt):
                 async with (
-                    self._served(host, port, path, tls) as url,
-                    live_table(self._state, as_json=self._as_json) as self._display,
+                    live_table(self._look, as_json=self._as_json) as self._display,
+                    contextlib.AsyncExitStack() as stack,
                 ):
+                    # Live streams could continue for hours, and the user asked to end now.
+                    server = self._receiver.serve(
+                        host=host, port=port, path=path, ssl_context=ssl_context, shutdown_timeout=0
+                    )
                     try:
-                        self._announce(url, tls)
-                        with contextlib.suppress(TimeoutError):
-                            async with asyncio.timeout(self._seconds_limit):
-                                await self._over.wait()
-                    finally:
-                        # Live streams could continue for hours, and the user asked to end now.
-                        await self._receiver.aclose(0)
+                        url = await stack.enter_async_context(server)
+                    except (OSError, UnicodeError) as error:
+                        raise cannot_listen(host, port, error) from None
+                    self._announce(url, ca_file)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(seconds):
+                            await self._over.wait()
+                    self._over.set()
         finally:
             ignore_interrupts()
-        if self._broken_pipe is not None:
-            raise self._broken_pipe
+        if self._output_error is not None:
+            raise self._output_error
         if not self._as_json:
-            self._write_summary()
+            click.echo(self._summary)
 
     def _interrupt(self, _: Signals) -> None:
         if self._over.is_set():  # a second Ctrl-C; the recordings are complete by then
             self._receiver.abort()
             asyncio.get_running_loop().remove_signal_handler(SIGTERM)  # so that it ends the process in any case
         self._over.set()
-
-    @contextlib.asynccontextmanager
-    async def _served(self, host: str, port: int, path: str, tls: Tls) -> AsyncIterator[str]:
-        stack = contextlib.AsyncExitStack()
-        try:
-            url = await stack.enter_async_context(
-                self._receiver.serve(host=host, port=port, path=path, ssl_context=tls.context)
-            )
-        except (OSError, UnicodeError) as error:
-            raise cannot_listen(host, port, error) from None
-        async with stack:
-            yield url
 
     async def _record(self, session: StreamSession) -> None:
         free_descriptor = self._receiver._free_descriptor  # noqa: SLF001  (nobody else needs it)
@@ -191,40 +173,37 @@ class Listener:
         self._seconds += recorder.seconds or 0.0
         self._files += len(recorder.files)
         if recorder.error is not None:
-            self._failed += 1
+            self.failed += 1
             self._display.warn(f"error: {recorder.sid} is not fully recorded: {recorder.error}")
         self._write(recorder.facts if self._as_json else recorder.ended_line)
         if self._ended == self._streams_limit:
             self._over.set()
 
     def _write(self, output: str | Mapping[str, object]) -> None:
-        """Write a line or a JSON object. A broken pipe, as in ``| head``, ends the command."""
+        """Write a line or a JSON object. A full disk, or a broken pipe as in ``| head``, ends the command."""
         try:
             if isinstance(output, str):
                 self._display.write(output)
             else:
                 write_json(output)
-        except BrokenPipeError as error:
-            self._broken_pipe = error
+        except OSError as error:
+            self._output_error = self._output_error or error
             self._over.set()
 
-    def _state(self) -> DisplayState:
+    def _look(self) -> tuple[list[StreamRecorder], str]:
         live = list(self._live.values())
-        return DisplayState(
-            title="Ending" if self._over.is_set() else "Listening",
-            rows=[recorder.row for recorder in live],
-            ended=self._ended,
-            seconds=self._seconds + sum(recorder.seconds or 0.0 for recorder in live),
-        )
+        title = "Ending" if self._over.is_set() else "Listening"
+        audio = format_duration(self._seconds + sum(recorder.seconds or 0.0 for recorder in live))
+        return live, f"{title}: {len(live):,} live, {self._ended:,} ended, {audio} of audio"
 
-    def _announce(self, url: str, tls: Tls) -> None:
-        directory, ca_file = str(self._options.directory), tls.ca_file and str(tls.ca_file)
+    def _announce(self, url: str, ca_file: Path | None) -> None:
+        directory = str(self._options.directory)
         if self._as_json:
-            self._write({"url": url, "directory": directory, "authority": ca_file})
+            self._write({"url": url, "directory": directory, "authority": ca_file and str(ca_file)})
             return
         self._write(f"Listening on {url}")
         self._write(f"Recordings: {clean(directory)}")
-        if tls.context is None:
+        if url.startswith("ws:"):
             self._write("No TLS, but SignalWire connects to wss:// only: put a proxy or a tunnel in front of it.")
         if ca_file is not None:
             self._write(f"Clients must trust the CA in {clean(ca_file)}, as 'simulate --ca-file' does.")
@@ -232,11 +211,12 @@ class Listener:
             self._write("Warning: no authentication; anyone who can reach this address can send audio.")
         self._write("Press Ctrl-C to stop.")
 
-    def _write_summary(self) -> None:
-        failed = f", not fully recorded: {self._failed:,}" if self._failed else ""
+    @property
+    def _summary(self) -> str:
+        failed = f", not fully recorded: {self.failed:,}" if self.failed else ""
         rejected = self._receiver.rejected_upgrades
         rejected_text = f", rejected (bad token): {rejected:,}" if rejected else ""
-        self._write(
+        return (
             f"Ended. Streams: {self._ended:,}, files: {self._files:,}, audio: {format_duration(self._seconds)}, "
             f"lost frames: {self._lost:,}{failed}{rejected_text}."
         )
@@ -281,16 +261,8 @@ Examples:
   signalwire-streams listen --allow-anonymous --self-signed --streams 1 --json
 """,
 )
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="The address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="The port to listen on; 0 chooses a free one.",
-)
-@click.option("--path", default="/", show_default=True, callback=_path, help="The path that accepts streams.")
+@address_options
+@click.option("--path", default="/", show_default=True, callback=_path, metavar="PATH", help="The path of streams.")
 @click.option(
     "--directory",
     type=click.Path(path_type=Path),
@@ -303,7 +275,7 @@ Examples:
 @click.option("--passthrough", is_flag=True, help="Keep µ-law and A-law, at half the size of 16-bit linear PCM.")
 @click.option(
     "--byte-order",
-    type=click.Choice(["little", "big"]),
+    type=click.Choice(get_args(ByteOrder)),
     default="little",
     show_default=True,
     help="Byte order of L16, which is undocumented.",
@@ -352,28 +324,25 @@ def listen(
     levels and losses; a pipe gets a line when a stream starts and when it ends. The exit code is 0 unless a recording
     failed.
     """
-    tls = _load_tls(cert, key, self_signed=self_signed)
-    tokens = read_tokens(bearer_token_file, allow_anonymous=allow_anonymous)
+    ssl_context = _load_certificate(cert, key, self_signed=self_signed)
+    tokens = _read_tokens(bearer_token_file, allow_anonymous=allow_anonymous)
     _check_directory(directory)
-    if self_signed:
-        tls = _create_tls(directory, host)
-    listener = Listener(
-        RecordingOptions(
-            directory=directory,
-            layout="mono" if mono else "stereo",
-            encoding="passthrough" if passthrough else "pcm",
-        ),
-        tokens=tokens,
-        byte_order=byte_order,
-        seconds=seconds,
-        streams=streams,
-        as_json=as_json,
+    ca_file = directory / _CA_FILE if self_signed else None
+    if ca_file is not None:
+        ssl_context = _create_certificate(host, ca_file)
+    options = RecordingOptions(
+        directory=directory,
+        layout="mono" if mono else "stereo",
+        encoding="passthrough" if passthrough else "pcm",
     )
+    listener = Listener(options, tokens=tokens, byte_order=byte_order, streams=streams, as_json=as_json)
     # Where the loop takes no signal handlers (Windows), Ctrl-C comes as an exception.
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(listener.run(host=host, port=port, path=path, tls=tls))
-    if listener.exit_code:
-        raise click.exceptions.Exit(listener.exit_code)
+        asyncio.run(
+            listener.run(host=host, port=port, path=path, ssl_context=ssl_context, ca_file=ca_file, seconds=seconds)
+        )
+    if listener.failed:
+        raise click.exceptions.Exit(FAILED)
 
 
 def _check_directory(directory: Path) -> None:

@@ -2,15 +2,15 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
-from attrs import frozen
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from signalwire_streams._cli.listen_recording import FLOOR, Row
+from signalwire_streams._cli.listen_recording import FLOOR, StreamRecorder
 from signalwire_streams._cli.output import bare_table, logging_to
-from signalwire_streams._cli.progress import Display, format_duration, live_display, repeating
+from signalwire_streams._cli.progress import Display, live_display, repeating
 
 _DRAWN_EVERY = 0.25
 _BAR, _EIGHTHS = 8, " ▏▎▍▌▋▊▉"
@@ -18,27 +18,18 @@ _LOUD, _HOT = -6.0, -1.0
 _SHORT = {"inbound": "in", "outbound": "out"}
 _MAX_TRACK = 4
 _MAX_LEVELS = 2
-_MINUTE, _HOUR = 60, 3600
 _NUMBERS = {"TIME", "FRAMES", "LOST"}
-_MIN_WIDTHS = {"LEVEL": 56, "FRAMES": 72, "STATUS": 72}
-"""The width that a terminal needs for a column, so that there is room for the sid."""
+_MIN_WIDTHS = {"TIME": 0, "LEVEL": 56, "FRAMES": 72, "LOST": 0, "STATUS": 72}
+"""The columns, and the width that a terminal needs for each, so that there is room for the sid."""
 
 _OTHER_LINES = 3  # the titles, the sum, and the line of the cursor
 
 
-@frozen(kw_only=True)
-class DisplayState:
-    """Contents of the live table: its title, the live streams, and the number and audio of those that ended."""
-
-    title: str
-    rows: Sequence[Row]
-    ended: int
-    seconds: float
-
-
 @asynccontextmanager
-async def live_table(look: Callable[[], DisplayState], *, as_json: bool) -> AsyncIterator[Display]:
-    """Show the table while the block runs, if there is a terminal for it, and what the receiver logs."""
+async def live_table(
+    look: Callable[[], tuple[Sequence[StreamRecorder], str]], *, as_json: bool
+) -> AsyncIterator[Display]:
+    """Show the live streams and a last line while the block runs, if there is a terminal; and the receiver's log."""
     with (
         live_display(as_json=as_json) as (display, console),
         logging_to(lambda line: display.warn(f"error: {line}"), name="signalwire_streams.receiver"),
@@ -49,45 +40,41 @@ async def live_table(look: Callable[[], DisplayState], *, as_json: bool) -> Asyn
 
         def show() -> None:
             width, height = console.size
-            display.update(draw(look(), width=width, height=height, plain=console.options.ascii_only))
+            display.update(draw(*look(), width=width, height=height, plain=console.options.ascii_only))
 
         async with repeating(show, _DRAWN_EVERY):
             yield display
 
 
-def draw(state: DisplayState, *, width: int, height: int, plain: bool = False) -> Group:
+def draw(streams: Sequence[StreamRecorder], last_line: str, *, width: int, height: int, plain: bool = False) -> Group:
     room = max(height - _OTHER_LINES, 1)
-    shown = state.rows if len(state.rows) <= room else state.rows[: max(room - 1, 1)]
-    more = len(state.rows) - len(shown)
+    shown = streams if len(streams) <= room else streams[: max(room - 1, 1)]
+    more = len(streams) - len(shown)
     parts: list[Table | Text] = []
     if shown:
         parts.append(_table(shown, width, plain=plain))
     if more:
         parts.append(_line(f"and {more:,} more"))
-    facts = (f"{len(state.rows):,} live", f"{state.ended:,} ended", f"{format_duration(state.seconds)} of audio")
-    parts.append(_line(f"{state.title}: {', '.join(facts)}"))
+    parts.append(_line(last_line))
     return Group(*parts)
 
 
-def _table(rows: Sequence[Row], width: int, *, plain: bool) -> Table:
-    cells: dict[str, list[Text]] = {
-        # This column gives way: half a sid will do, since all of it is printed at the end.
-        "STREAM": [
-            Text(_as_plain(row.sid, plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
-            for row in rows
-        ],
-        "TIME": [Text("-" if row.seconds is None else format_time(row.seconds)) for row in rows],
-        "LEVEL": [_levels(row.levels, plain=plain) for row in rows],
-        "FRAMES": [Text(f"{row.frames:,}") for row in rows],
-        "LOST": [Text(f"{row.lost:,}", style="red" if row.lost else "") for row in rows],
-        "STATUS": [Text(row.status) for row in rows],
-    }
-    titles = [title for title in cells if width >= _MIN_WIDTHS.get(title, 0)]
+def _table(streams: Sequence[StreamRecorder], width: int, *, plain: bool) -> Table:
+    titles = [title for title, needed in _MIN_WIDTHS.items() if width >= needed]
     table = bare_table()
+    table.add_column("STREAM")  # it gives way: half a sid will do, since all of it is printed at the end
     for title in titles:
-        table.add_column(title, no_wrap=title != "STREAM", justify="right" if title in _NUMBERS else "left")
-    for line in zip(*(cells[title] for title in titles), strict=True):
-        table.add_row(*line)
+        table.add_column(title, no_wrap=True, justify="right" if title in _NUMBERS else "left")
+    for one in streams:
+        sid = Text(_as_plain(one.sid, plain=plain), no_wrap=True, overflow="crop" if plain else "ellipsis")
+        cells = {
+            "TIME": Text("-" if one.seconds is None else str(timedelta(seconds=int(one.seconds)))),
+            "LEVEL": _levels(one.levels, plain=plain),
+            "FRAMES": Text(f"{one.frames:,}"),
+            "LOST": Text(f"{one.lost:,}", style="red" if one.lost else ""),
+            "STATUS": Text(one.status),
+        }
+        table.add_row(sid, *(cells[title] for title in titles))
     return table
 
 
@@ -111,13 +98,6 @@ def bar(level: float | None, *, plain: bool = False) -> str:
         return ("#" * round(part * _BAR)).ljust(_BAR, ".")
     whole, eighths = divmod(round(part * _BAR * len(_EIGHTHS)), len(_EIGHTHS))
     return ("█" * whole + (_EIGHTHS[eighths] if eighths else "")).ljust(_BAR, "·")
-
-
-def format_time(seconds: float) -> str:
-    """Return a time as a clock shows it: 01:05, 1:00:05."""
-    whole = int(seconds)
-    minutes = f"{whole % _HOUR // _MINUTE:02}:{whole % _MINUTE:02}"
-    return f"{whole // _HOUR}:{minutes}" if whole >= _HOUR else minutes
 
 
 def _line(text: str) -> Text:

@@ -6,11 +6,11 @@ import math
 import re
 import sys
 from array import array
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
 from attrs import frozen
 
@@ -19,20 +19,27 @@ from signalwire_streams._cli.output import clean
 from signalwire_streams.receiver import EndReason, MediaEvent, StreamSession, TrackStatistics
 from signalwire_streams.receiver.audio import AudioFormat, Layout, RecordingError, WavEncoding, WavRecorder
 
+_Made = TypeVar("_Made")
+
 FLOOR = -60.0
 """The level in dBFS below which a meter shows nothing."""
+MAX_TRACKS = 8
+"""More than any real stream has, so that a peer that invents track names cannot fill memory and disk."""
 
 _FULL_SCALE = 1 << 15
 _DECAY = 20.0  # decibels a second
+_STALLED = 3.0  # seconds without audio, of which 50 frames a second should come
+_BOTH = ("inbound", "outbound")
+_MAX_NUMBER = 10_000
+_MAX_STEM, _MAX_TRACK, _MAX_LABEL = 100, 64, 64
+_FOREIGN = re.compile(r"[^A-Za-z0-9_-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_COUNTS = ("frames", "missing", "duplicates", "out_of_order", "dropped")
+_SHORTAGES = {errno.EMFILE, errno.ENFILE}
 
 
 class LevelMeter:
-    """Measures the level of one track, whose encoding must be supported.
-
-    Attributes:
-        samples: number of samples received.
-        peak: the greatest magnitude of a sample.
-    """
+    """Measures the level of one track, whose encoding must be supported."""
 
     def __init__(self, audio_format: AudioFormat) -> None:
         self.samples = self.peak = 0
@@ -93,22 +100,6 @@ def _samples(audio_format: AudioFormat, audio: bytes) -> "array[int]":
     return pcm
 
 
-MAX_TRACKS = 8
-"""More than any real stream has, so that a peer that invents track names cannot fill memory and disk."""
-
-_Write: TypeAlias = Callable[[MediaEvent], None]
-_Made = TypeVar("_Made")
-
-_BOTH = ("inbound", "outbound")
-_MAX_NUMBER = 10_000
-_MAX_STEM, _MAX_TRACK = 100, 64
-_FOREIGN = re.compile(r"[^A-Za-z0-9_-]+")
-_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SHORTAGES = {errno.EMFILE, errno.ENFILE}
-
-"""The encoding that keeps µ-law and A-law."""
-
-
 @frozen(kw_only=True)
 class RecordingOptions:
     directory: Path
@@ -132,8 +123,8 @@ class Recording:
         self._options = options
         self._format = session.audio_format
         self._tracks = _announced(session)
-        self._stem = safe_name(session.stream_sid, "stream", _MAX_STEM)
-        self._writes: dict[str, _Write] = {}
+        self._stem = _safe_name(session.stream_sid, "stream", _MAX_STEM)
+        self._writes: dict[str, Callable[[MediaEvent], None]] = {}
         self._closing = ExitStack()
 
     def open(self) -> None:
@@ -153,17 +144,15 @@ class Recording:
 
     def write(self, media: MediaEvent) -> None:
         name = media.track or ""
-        write = self._writes.get(name) or self._add_track(name)
-        if write is None:
-            self.left_out += 1
-        else:
-            write(media)
+        if name not in self._writes:
+            if len(self.files) >= MAX_TRACKS:
+                self.left_out += 1
+                return
+            self._add_track(name)
+        self._writes[name](media)
 
-    def _add_track(self, name: str) -> _Write | None:
-        """Create a file for one more track, unless there are too many."""
-        if len(self.files) >= MAX_TRACKS:
-            return None
-        track = safe_name(name, "unnamed", _MAX_TRACK)
+    def _add_track(self, name: str) -> None:
+        track = _safe_name(name, "unnamed", _MAX_TRACK)
         stem = f"{self._stem}-{track}"
         if self._format.is_supported:
             recorder = self._recorder((track,), "mono", stem)
@@ -171,33 +160,21 @@ class Recording:
             self._writes[name] = partial(_write_single, recorder)
         else:
             file = self._create(_RawFile, stem, ".raw")
-            self._closing.callback(file.close)
             self.files[name] = file.path
             self._writes[name] = file.write
-        return self._writes[name]
 
     def _recorder(self, tracks: tuple[str, ...], layout: Layout, stem: str) -> WavRecorder:
-        def create(path: Path) -> WavRecorder:
-            recorder = WavRecorder(path, self._format, tracks, layout, self._options.encoding)
-            try:
-                recorder.open()
-            except InvalidRequestError as error:
-                if isinstance(error.__context__, FileExistsError):
-                    raise error.__context__ from None
-                raise
-            return recorder
+        options = (self._format, tracks, layout, self._options.encoding)
+        return self._create(lambda path: WavRecorder(path, *options), stem, ".wav")
 
-        recorder = self._create(create, stem, ".wav")
-        self._closing.callback(recorder.close)
-        return recorder
-
-    def _create(self, create: Callable[[Path], _Made], stem: str, suffix: str) -> _Made:
+    def _create(self, kind: Callable[[Path], AbstractContextManager[_Made]], stem: str, suffix: str) -> _Made:
         for number in range(1, _MAX_NUMBER):
             name = stem if number == 1 else f"{stem}-{number}"
             try:
-                return create(self._options.directory / f"{name}{suffix}")
-            except FileExistsError:
-                continue
+                return self._closing.enter_context(kind(self._options.directory / f"{name}{suffix}"))
+            except (InvalidRequestError, RecordingError) as error:
+                if not isinstance(error.__context__, FileExistsError):
+                    raise
         raise RecordingError(f"there are {_MAX_NUMBER} recordings called {stem}: choose another directory")
 
 
@@ -207,32 +184,34 @@ def _write_single(recorder: WavRecorder, media: MediaEvent) -> None:
 
 
 class _RawFile:
+    """A file of payloads, one after the other."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = self._open()
+        self._file: BinaryIO
 
-    def _open(self) -> BinaryIO:
-        try:
-            return self.path.open("xb")
-        except FileExistsError:
-            raise
-        except OSError as error:
-            raise RecordingError(f"the file {self.path} can't be created: {error}", path=self.path) from error
+    def __enter__(self) -> Self:
+        with self._errors("created"):
+            self._file = self.path.open("xb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._errors("written"):
+            self._file.close()
 
     def write(self, media: MediaEvent) -> None:
-        self._call(lambda: self._file.write(media.payload))
+        with self._errors("written"):
+            self._file.write(media.payload)
 
-    def close(self) -> None:
-        self._call(self._file.close)
-
-    def _call(self, action: Callable[[], object]) -> None:
+    @contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
         try:
-            action()
+            yield
         except OSError as error:
-            raise RecordingError(f"the file {self.path} can't be written: {error}", path=self.path) from error
+            raise RecordingError(f"the file {self.path} can't be {action}: {error}", path=self.path) from error
 
 
-def safe_name(text: str | None, default: str, length: int) -> str:
+def _safe_name(text: str | None, default: str, length: int) -> str:
     """Return a part of a file's name for text of a peer: letters, digits, ``-`` and ``_``."""
     return _FOREIGN.sub("-", text or "")[:length].strip("-") or default
 
@@ -243,40 +222,13 @@ def _announced(session: StreamSession) -> tuple[str, ...]:
     return tuple(sorted(tracks, key=lambda track: track != _BOTH[0])) or _BOTH
 
 
-_STALLED = 3.0  # seconds without audio, of which 50 frames a second should come
-_MAX_LABEL = 64
-
-
-@frozen(kw_only=True)
-class Row:
-    sid: str
-    seconds: float | None
-    levels: tuple[tuple[str, float | None], ...]
-    frames: int
-    lost: int
-    status: str
-
-
 class StreamRecorder:
-    """Records one stream and measures its levels.
-
-    Attributes:
-        session: the stream.
-        recording: its files.
-        error: why it was not recorded to its end, or None.
-    """
+    """Records one stream and measures its levels; `error` is why it was not recorded to its end."""
 
     def __init__(
         self, session: StreamSession, options: RecordingOptions, free_descriptor: Callable[[], Awaitable[bool]]
     ) -> None:
-        """Prepare the recording.
-
-        Args:
-            session: the stream.
-            options: where its files go.
-            free_descriptor: frees a file descriptor, and returns whether there was one to free.
-        """
-        self.session = session
+        self._session = session
         self.recording = Recording(options, session)
         self.error: StreamsError | None = None
         self._free_descriptor = free_descriptor
@@ -287,20 +239,18 @@ class StreamRecorder:
     async def run(self) -> None:
         """Record the stream until it ends, or as long as it can be recorded."""
         try:
-            try:
+            with closing(self.recording):
                 await self._with_descriptors(self.recording.open)
-                async for event in self.session:
+                async for event in self._session:
                     if isinstance(event, MediaEvent):
                         self._measure(event)
                         await self._with_descriptors(partial(self.recording.write, event))
-            finally:
-                self.recording.close()
         except StreamsError as error:
             self.error = error
-            self.session._close(EndReason.HANDLER_FAILED)  # noqa: SLF001  (raising would log a traceback)
+            self._session._close(EndReason.HANDLER_FAILED)  # noqa: SLF001  (raising would log a traceback)
 
     async def _with_descriptors(self, action: Callable[[], None]) -> None:
-        """Call a function that may create a file. Connections without a stream must not keep it from a descriptor."""
+        """Call a function that may create a file, for which connections without a stream give up their descriptors."""
         while True:
             try:
                 return action()
@@ -311,25 +261,24 @@ class StreamRecorder:
 
     def _measure(self, media: MediaEvent) -> None:
         self._last_audio_at = self._clock()
-        if not self.session.audio_format.is_supported:
+        if not self._session.audio_format.is_supported:
             return
         name = media.track or ""
-        meter = self._meters.get(name)
-        if meter is None:
+        if name not in self._meters:
             if len(self._meters) >= MAX_TRACKS:
                 return
-            meter = self._meters[name] = LevelMeter(self.session.audio_format)
-        meter.add(media.payload, self._last_audio_at)
+            self._meters[name] = LevelMeter(self._session.audio_format)
+        self._meters[name].add(media.payload, self._last_audio_at)
 
     @property
     def sid(self) -> str:
         """The stream's id, fit to be shown."""
-        return clean(self.session.stream_sid or "")[:_MAX_LABEL] or "a stream without a sid"
+        return clean(self._session.stream_sid or "")[:_MAX_LABEL] or "a stream without a sid"
 
     @property
     def seconds(self) -> float | None:
         """Duration of the longest track received; None if the encoding is unknown."""
-        default = 0.0 if self.session.audio_format.is_supported else None
+        default = 0.0 if self._session.audio_format.is_supported else None
         return max((meter.seconds for meter in self._meters.values()), default=default)
 
     @property
@@ -338,25 +287,26 @@ class StreamRecorder:
         return sum(track.missing + track.dropped for track in self._tracks.values())
 
     @property
-    def row(self) -> Row:
+    def frames(self) -> int:
+        return sum(track.frames for track in self._tracks.values())
+
+    @property
+    def levels(self) -> list[tuple[str, float | None]]:
+        """The present level in dBFS of each track; None in silence."""
         now = self._clock()
-        status = "recording" if self.session.audio_format.is_supported else "raw"
-        if not self._frames:
-            status = "waiting"
-        elif now - self._last_audio_at > _STALLED:
-            status = "no audio"
-        return Row(
-            sid=self.sid,
-            seconds=self.seconds,
-            levels=tuple((clean(name), meter.level(now)) for name, meter in self._meters.items()),
-            frames=self._frames,
-            lost=self.lost,
-            status=status,
-        )
+        return [(clean(name), meter.level(now)) for name, meter in self._meters.items()]
+
+    @property
+    def status(self) -> str:
+        if not self.frames:
+            return "waiting"
+        if self._clock() - self._last_audio_at > _STALLED:
+            return "no audio"
+        return "recording" if self._session.audio_format.is_supported else "raw"
 
     @property
     def started_line(self) -> str:
-        audio, tracks = self.session.audio_format, self.session.start.tracks
+        audio, tracks = self._session.audio_format, self._session.start.tracks
         details = f"{audio.encoding} at {audio.sample_rate} Hz, {' and '.join(tracks) or 'unknown tracks'}"
         if audio.is_supported:
             return f"{self.sid} started: {clean(details)[:_MAX_LABEL]}"
@@ -371,7 +321,7 @@ class StreamRecorder:
         sound = "silence" if peak is None else f"peak {peak:.1f} dBFS"
         facts = [
             *([] if self.seconds is None else [f"{self.seconds:.1f} s", sound]),
-            f"{self._frames:,} frames, {self.lost:,} lost",
+            f"{self.frames:,} frames, {self.lost:,} lost",
             *([f"{self.recording.left_out:,} of too many tracks left out"] if self.recording.left_out else []),
         ]
         return clean(f"{self.sid} ended ({self._end}): {', '.join(facts)}; {', '.join(self.files) or 'no file'}")
@@ -383,10 +333,10 @@ class StreamRecorder:
     @property
     def facts(self) -> dict[str, object]:
         """Its JSON object. Custom parameters and DTMF digits are private, so they are left out."""
-        audio = self.session.audio_format
+        audio = self._session.audio_format
         return {
-            "sid": self.session.stream_sid,
-            "call_sid": self.session.start.call_sid,
+            "sid": self._session.stream_sid,
+            "call_sid": self._session.start.call_sid,
             "end": self._end,
             "files": self.files,
             "encoding": audio.encoding,
@@ -395,7 +345,7 @@ class StreamRecorder:
             "peak_dbfs": _rounded(dbfs(self._peak)),
             "tracks": {name: self._track_facts(name, track) for name, track in self._tracks.items()},
             "left_out": self.recording.left_out,
-            "malformed": self.session.statistics.malformed,
+            "malformed": self._session.statistics.malformed,
             "error": None if self.error is None else clean(self.error),
         }
 
@@ -403,22 +353,14 @@ class StreamRecorder:
         meter, path = self._meters.get(name), self.recording.files.get(name)
         return {
             "file": None if path is None else str(path),
-            "frames": track.frames,
-            "missing": track.missing,
-            "duplicates": track.duplicates,
-            "out_of_order": track.out_of_order,
-            "dropped": track.dropped,
+            **{count: getattr(track, count) for count in _COUNTS},
             "seconds": None if meter is None else _rounded(meter.seconds),
             "peak_dbfs": None if meter is None else _rounded(dbfs(meter.peak)),
         }
 
     @property
     def _tracks(self) -> Mapping[str, TrackStatistics]:
-        return self.session.statistics.tracks
-
-    @property
-    def _frames(self) -> int:
-        return sum(track.frames for track in self._tracks.values())
+        return self._session.statistics.tracks
 
     @property
     def _peak(self) -> int:
@@ -426,7 +368,7 @@ class StreamRecorder:
 
     @property
     def _end(self) -> str:
-        return str(self.session.end_reason or EndReason.SHUTDOWN)
+        return str(self._session.end_reason or EndReason.SHUTDOWN)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -275,3 +275,30 @@ bulk_start_options: Decorator = adding(
 limit_option: Decorator = click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of results."
 )
+
+
+def _host(_: click.Context, __: click.Parameter, host: str) -> str:
+    if not host:  # which would be all addresses
+        raise click.BadParameter("empty: write an address such as 127.0.0.1, or 0.0.0.0 for all")
+    return host
+
+
+address_options: Decorator = adding(
+    click.option(
+        "--host",
+        default="127.0.0.1",
+        show_default=True,
+        callback=_host,
+        metavar="ADDRESS",
+        help="The address to listen on.",
+    ),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="The port to listen on; 0 chooses a free one.",
+    ),
+)
+"""The options of a server."""

@@ -340,4 +340,5 @@ def failure_of(error: StreamsError, *, as_json: bool) -> Failure:
 
 
 def cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> Failure:
-    return Failure(f"can't listen on {host} port {port}: {clean(getattr(error, 'strerror', None) or error)}")
+    reason = clean(getattr(error, "strerror", None) or error).partition(" (while ")[0]  # Python repeats the address
+    return Failure(f"can't listen on {host} port {port}: {reason}")

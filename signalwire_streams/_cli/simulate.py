@@ -5,86 +5,85 @@ import contextlib
 import re
 import ssl
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 import click
+from attrs import fields
 
-from signalwire_streams._cli.options import json_option
+from signalwire_streams._cli.options import Decorator, address_options, json_option
 from signalwire_streams._cli.output import cannot_listen, write_json
 from signalwire_streams._cli.progress import on_signals
-from signalwire_streams.simulator import Dialect, FaultKind, Silence, SimulatedSpace, Sound, Tone, WavFile
+from signalwire_streams.simulator import FaultKind, FaultSettings, Silence, SimulatedSpace, Sound, Tone, WavFile
 
-DuplicateNames = Literal["stream-error", "http-error", "allow"]
-Fault = tuple[str, Mapping[str, Any]]
-"""The kind of a fault rule and its settings, parsed but not yet checked against each other."""
+_TYPES: "Mapping[Any, click.ParamType[Any]]" = {str: click.STRING, bool: click.BOOL, int: click.INT, float: click.FLOAT}
+_LIMIT = re.compile("[1-9][0-9]{0,8}")
 
 
-def parse_fault(spec: str) -> Fault:
+def _type_of(hint: Any) -> "click.ParamType[Any] | None":  # noqa: ANN401  (a type)
+    """Return the type of an option for values of a type; None if they cannot be written in one word."""
+    if get_origin(hint) is Literal:
+        return click.Choice(get_args(hint))
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return next((found for kind, found in _TYPES.items() if kind in kinds), None)
+
+
+_SETTINGS = {
+    attribute.name.removesuffix("_"): found  # that of "as_" keeps it from being a keyword of Python
+    for attribute in fields(FaultSettings)
+    if (found := _type_of(attribute.type)) is not None
+}
+_FAULT_OPTIONS: "Mapping[str, click.ParamType[Any]]" = {
+    "on": click.STRING,
+    "target": click.STRING,
+    "times": click.INT,
+    "every_nth": click.INT,
+    "per_target": click.INT,
+    "executed": click.BOOL,
+    **_SETTINGS,
+}
+
+
+def parse_fault(spec: str) -> tuple[str, dict[str, Any]]:
+    """Return the arguments of `Faults.add` for KIND:key=value,key=value."""
     kind, separator, rest = spec.partition(":")
     options: dict[str, Any] = {}
     for pair in rest.split(",") if separator else ():
-        key, equals, text = pair.partition("=")
-        if not equals or not text:
+        name, _, text = pair.partition("=")
+        if not text:
             raise ValueError(f"{pair!r} is not an option: write it as key=value, with a comma between two")
-        parse = _PARSERS.get(key)
-        if parse is None:
-            raise ValueError(f"{key!r} is not an option: write one of {', '.join(_PARSERS)}")
-        name = "as_" if key == "as" else key  # a keyword of Python
+        if name not in _FAULT_OPTIONS:
+            raise ValueError(f"{name!r} is not an option: write one of {', '.join(_FAULT_OPTIONS)}")
         if name in options:
-            raise ValueError(f"{key} is given twice")
+            raise ValueError(f"{name} is given twice")
         try:
-            options[name] = parse(text)
-        except ValueError as error:
-            raise ValueError(f"{key} must be {error}, not {text!r}") from None
+            options[name] = _FAULT_OPTIONS[name].convert(text, None, None)
+        except click.BadParameter as error:
+            reason = error.message.split(". ")[0].rstrip(".")  # what follows lists all words for true and false
+            raise ValueError(f"{name}: {reason}") from None
+    if "as" in options:
+        options["as_"] = options.pop("as")
     return kind, options
 
 
-def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError("a whole number")
-    return int(text)
+def _describe_kinds() -> str:
+    """Return the kinds of faults for the help text, with the settings that they take."""
+    kinds_by_settings: dict[tuple[str, ...], list[str]] = {}
+    for kind in FaultKind:
+        names = (name.removesuffix("_") for name in kind.settings)
+        kinds_by_settings.setdefault(tuple(name for name in names if name in _SETTINGS), []).append(kind)
+    lines = []
+    for settings, kinds in kinds_by_settings.items():
+        words = (f"{name}={_word_of(_SETTINGS[name])}" for name in settings)
+        lines.append(textwrap.indent(textwrap.fill(", ".join(kinds), 74, break_on_hyphens=False), "  "))
+        lines.append(f"    {'  '.join(words) or 'no settings'}")
+    return "\n".join(lines)
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if seconds < 0 or not isfinite(seconds):
-        raise ValueError("a number of seconds")
-    return seconds
-
-
-def _flag(text: str) -> bool:
-    if text not in {"true", "false"}:
-        raise ValueError("true or false")
-    return text == "true"
-
-
-_PARSERS: Mapping[str, Callable[[str], object]] = {
-    "on": str,
-    "target": str,
-    "times": _whole,
-    "every_nth": _whole,
-    "per_target": _whole,
-    "executed": _flag,
-    "seconds": _seconds,
-    "read_body": _flag,
-    "status": _whole,
-    "body": str,
-    "code": _whole,
-    "retry_after": str,
-    "location": str,
-    "as": str,
-    "after": _whole,
-    "every": _whole,
-    "frames": _whole,
-}
-_KINDS = textwrap.indent(textwrap.fill(", ".join(FaultKind), 72, break_on_hyphens=False), "  ")
-_LIMIT = re.compile("[1-9][0-9]{0,8}")
+def _word_of(kind: "click.ParamType[Any]") -> str:
+    return "|".join(kind.choices) if isinstance(kind, click.Choice) else kind.name.upper()
 
 
 def _sound(_: click.Context, __: click.Parameter, text: str | None) -> Sound | None:
@@ -111,16 +110,6 @@ def _ca_file(_: click.Context, __: click.Parameter, path: str | None) -> ssl.SSL
         raise click.BadParameter(f"{path!r} contains no PEM certificate: {error.strerror}") from None
 
 
-def _faults(_: click.Context, __: click.Parameter, specs: Sequence[str]) -> list[Fault]:
-    faults = []
-    for spec in specs:
-        try:
-            faults.append(parse_fault(spec))
-        except ValueError as error:
-            raise click.BadParameter(f"{spec!r}: {error}") from None
-    return faults
-
-
 def _rate_limit(_: click.Context, __: click.Parameter, text: str) -> int | None:
     if text == "none":
         return None
@@ -129,20 +118,33 @@ def _rate_limit(_: click.Context, __: click.Parameter, text: str) -> int | None:
     return int(text)
 
 
+def _space_option(name: str, help_text: str, **settings: Any) -> Decorator:  # noqa: ANN401  (click's own)
+    """Return the option of a setting of the Space, with its type and default unless others are given."""
+    attribute = getattr(fields(SimulatedSpace), name)
+    option = "--" + name.replace("_", "-")
+    if attribute.default is True:
+        option += f"/--no-{option.removeprefix('--')}"
+    found = {
+        "type": _type_of(attribute.type),
+        "is_flag": attribute.type is bool,
+        "default": attribute.default,
+        "show_default": attribute.default is not False,
+    }
+    return click.option(option, help=help_text, **found | settings)
+
+
 @click.command(
     short_help="Run a simulated Space on this machine.",
     epilog=f"""\b
 A fault is KIND[:key=value[,key=value...]]. Conditions:
   on=start|stop|list|get|any   times=N   every_nth=N   per_target=N
+  target=SID                   of a conference or call
   executed=true|false          whether the request is executed nevertheless
-Settings, for the kinds that have them:
-  seconds=0.2   status=418   retry_after=1   body=api|html|empty   code=20429
-  every=10, after=10 or frames=10, in media frames
 Faults of callbacks take on=stream-started|stream-stopped|stream-error.
 
 \b
-Kinds:
-{_KINDS}
+Kinds, and their settings:
+{_describe_kinds()}
 
 \b
 Examples:
@@ -157,65 +159,33 @@ Examples:
 SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: they are printed.
 """,
 )
-@click.option(
-    "--conferences", type=click.IntRange(min=0), default=10, show_default=True, metavar="N", help="Live conferences."
-)
-@click.option("--calls", type=click.IntRange(min=0), default=5, show_default=True, metavar="N", help="Live calls.")
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="The address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="The port to listen on; 0 chooses a free one.",
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of all ids, numbers and faults."
-)
-@click.option(
-    "--rate-limit",
-    callback=_rate_limit,
-    metavar="N|none",
-    default="13800",
-    show_default=True,
-    help="POST requests in any 10 seconds.",
+@_space_option("conferences", "Live conferences.", type=click.IntRange(min=0), default=10, metavar="N")
+@_space_option("calls", "Live calls.", type=click.IntRange(min=0), default=5, metavar="N")
+@address_options
+@_space_option("seed", "Seed of all ids, numbers and faults.", metavar="N")
+@_space_option(
+    "rate_limit", "POST requests in any 10 seconds.", type=click.STRING, callback=_rate_limit, metavar="N|none"
 )
 @click.option(
     "--fault",
     "faults",
     multiple=True,
-    callback=_faults,
     metavar="SPEC",
     help="A fault, as described below. Repeatable: the first matching fault applies.",
 )
-@click.option(
-    "--duplicate-names",
-    type=click.Choice(get_args(DuplicateNames)),
-    default="stream-error",
-    show_default=True,
-    help="How to answer a start whose name is already in use: with a stream that fails, a 422, or a second stream.",
+@_space_option(
+    "duplicate_names",
+    "How to answer a start whose name is already in use: with a stream that fails, a 422, or a second stream.",
 )
-@click.option(
-    "--audio",
-    metavar="FILE|tone|silence",
+@_space_option(
+    "audio",
+    "The audio of every call: a 16-bit WAV file, mono or with one channel per track.",
     callback=_sound,
-    help="The audio of every call: a 16-bit WAV file, mono or with one channel per track.",
+    metavar="FILE|tone|silence",
 )
-@click.option(
-    "--real-time/--no-real-time",
-    default=True,
-    show_default=True,
-    help="Send audio in real time, or as fast as it is accepted.",
-)
-@click.option(
-    "--dialect",
-    type=click.Choice(get_args(Dialect)),
-    default="signalwire",
-    show_default=True,
-    help="The vendor whose frames are sent.",
-)
-@click.option("--bidirectional", is_flag=True, help="Play the audio that streams receive.")
+@_space_option("real_time", "Send audio in real time, or as fast as it is accepted.")
+@_space_option("dialect", "The vendor whose frames are sent.")
+@_space_option("bidirectional", "Play the audio that streams receive.")
 @click.option(
     "--ca-file",
     "ssl_context",
@@ -223,13 +193,13 @@ SIGNALWIRE_SPACE, SIGNALWIRE_PROJECT_ID and SIGNALWIRE_API_TOKEN are not read: t
     callback=_ca_file,
     help="Trust only WebSocket servers with a certificate of this CA (PEM).",
 )
-@click.option("--allow-ws", is_flag=True, help="Accept ws:// URLs on loopback, too, which SignalWire refuses.")
-@click.option("--callbacks", is_flag=True, help="Post signed status callbacks.")
+@_space_option("allow_ws", "Accept ws:// URLs on loopback, too, which SignalWire refuses.")
+@_space_option("callbacks", "Post signed status callbacks.")
 @click.option("--no-request-log", is_flag=True, help="Count requests without logging them.")
 @json_option("Write one line of JSON when it is ready, and nothing else.")
 def simulate(
     *,
-    faults: Sequence[Fault],
+    faults: Sequence[str],
     no_request_log: bool,
     as_json: bool,
     **settings: Any,  # noqa: ANN401  (the Space's own)
@@ -242,19 +212,23 @@ def simulate(
     GET /_space/streams and /_space/requests return its streams and the received requests.
     """
     space = SimulatedSpace(log_requests=not no_request_log, **settings)
-    for kind, _ in faults:
-        if kind.startswith("callback-") and not settings["callbacks"]:
-            raise click.UsageError(f"--fault {kind}: there are no callbacks, so write --callbacks too")
-        if kind.startswith(("socket-", "frames-", "no-stop")) and settings["audio"] is None:
-            raise click.UsageError(f"--fault {kind}: there are no audio sockets, so write --audio too")
-    try:
-        for kind, options in faults:
-            space.faults.add(kind, **options)
-    except ValueError as error:
-        raise click.UsageError(f"--fault: {error}") from None
+    for spec in faults:
+        try:
+            _add_fault(space, spec)
+        except ValueError as error:
+            raise click.UsageError(f"--fault {spec}: {error}") from None
     # Where the loop takes no signal handlers (Windows), Ctrl-C comes as an exception.
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(space, as_json=as_json))
+
+
+def _add_fault(space: SimulatedSpace, spec: str) -> None:
+    kind, options = parse_fault(spec)
+    rule = space.faults.add(kind, **options)
+    if rule.kind.requires_callbacks and not space.callbacks:
+        raise ValueError("there are no callbacks, so write --callbacks too")
+    if rule.kind.requires_audio and space.audio is None:
+        raise ValueError("there are no audio sockets, so write --audio too")
 
 
 async def _serve(space: SimulatedSpace, *, as_json: bool) -> None:

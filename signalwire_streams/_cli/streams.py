@@ -2,9 +2,9 @@
 
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import click
 from attrs import asdict, frozen
@@ -25,7 +25,9 @@ from signalwire_streams._cli.options import (
     CONFERENCE_ONLY,
     ENVIRONMENT,
     Account,
+    Decorator,
     account_options,
+    adding,
     conference_options,
     limit_option,
     refuse_conference_options,
@@ -46,7 +48,7 @@ from signalwire_streams._cli.output import (
 )
 
 Noun = Literal["conference", "call"]
-_Item = TypeVar("_Item", Conference, Call, Participant)
+_Item = Conference | Call | Participant
 _Stream = ConferenceStream | CallStream
 
 _PAGE_SIZE = 200
@@ -59,32 +61,6 @@ def example(command: str) -> str:
     return f"{ENVIRONMENT}\n\b\nExample:\n  signalwire-streams {command}\n"
 
 
-def _write_listing(
-    account: Account,
-    limit: int | None,
-    listing: Callable[[StreamsClient, int], Paginator[_Item]],
-    columns: Sequence[Column],
-    row: Callable[[_Item], Sequence[object]],
-) -> None:
-    """Write a table of items, or each as JSON as soon as it is read, so that the reader of a pipe can stop it."""
-
-    async def work(client: StreamsClient) -> None:
-        rows: list[Sequence[object]] = []
-        seen = 0
-        async for item in listing(client, min(limit or _PAGE_SIZE, _PAGE_SIZE)):
-            if account.as_json:
-                write_json(_item_facts(item))
-            else:
-                rows.append(row(item))
-            seen += 1
-            if seen == limit:
-                break
-        if not account.as_json:
-            write_table(columns, rows)
-
-    account.run(work)
-
-
 @click.group()
 def conferences() -> None:
     """List and show conferences; start and stop streams on them."""
@@ -95,136 +71,155 @@ def calls() -> None:
     """List and show calls; start and stop streams on them."""
 
 
-@conferences.command("list", epilog=example("conferences list --status in-progress --limit 20"))
-@click.option("--status", type=click.Choice([word.value for word in ConferenceStatus]), help="Filter by status.")
-@click.option("--friendly-name", metavar="NAME", help="Filter by friendly name.")
-@limit_option
-@account_options
-def list_conferences(account: Account, *, limit: int | None, **filters: Any) -> None:  # noqa: ANN401
-    """List the project's conferences.
-
-    Writes a table on a terminal, plain columns into a pipe, and with --json one object per line with all fields.
-    """
-    _write_listing(
-        account,
-        limit,
-        lambda client, page_size: client.conferences.list(page_size=page_size, **filters),
-        [_SID, _STATUS, Column("NAME"), _CREATED],
-        lambda one: (one.sid, one.status, one.friendly_name, _created(one)),
-    )
-
-
-@calls.command("list", epilog=example("calls list --status in-progress --from +12015550100"))
-@click.option("--status", type=click.Choice([word.value for word in CallStatus]), help="Filter by status.")
-@click.option("--from", "from_", metavar="ADDRESS", help="Filter by the caller's number or address.")
-@click.option("--to", metavar="ADDRESS", help="Filter by the called number or address.")
-@limit_option
-@account_options
-def list_calls(account: Account, *, limit: int | None, **filters: Any) -> None:  # noqa: ANN401
-    """List the project's calls.
-
-    Writes a table on a terminal, plain columns into a pipe, and with --json one object per line with all fields.
-    """
-    _write_listing(
-        account,
-        limit,
-        lambda client, page_size: client.calls.list(page_size=page_size, **filters),
-        [_SID, _STATUS, Column("FROM"), Column("TO"), _CREATED],
-        lambda one: (one.sid, one.status, one.from_, one.to, _created(one)),
-    )
-
-
-@conferences.command("participants", epilog=example("conferences participants CONFERENCE_SID"))
-@click.argument("conference_sid")
-@click.option("--muted/--not-muted", default=None, help="Only participants who are muted, or who are not.")
-@click.option("--hold/--not-on-hold", default=None, help="Only participants on hold, or not on hold.")
-@limit_option
-@account_options
-def list_participants(account: Account, *, conference_sid: str, limit: int | None, **filters: Any) -> None:  # noqa: ANN401
-    """List the participants of a conference.
-
-    Writes a table on a terminal, plain columns into a pipe, and with --json one object per line with all fields.
-    """
-    columns = [
-        Column("CALL SID", whole=True),
-        _STATUS,
-        Column("MUTED"),
-        Column("HOLD"),
-        Column("JOINED (UTC)", spare=True),
-    ]
-    _write_listing(
-        account,
-        limit,
-        lambda client, page_size: client.conferences.participants(conference_sid, page_size=page_size, **filters),
-        columns,
-        lambda one: (one.call_sid, one.status, _yes_or_no(one.muted), _yes_or_no(one.hold), _created(one)),
-    )
-
-
-def _yes_or_no(value: bool | None) -> str | None:  # noqa: FBT001  (a cell)
-    return None if value is None else "yes" if value else "no"
-
-
-@conferences.command("get", epilog=example("conferences get CONFERENCE_SID"))
-@click.argument("sid", metavar="CONFERENCE_SID")
-@account_options
-def get_conference(account: Account, *, sid: str) -> None:
-    """Show one conference."""
-    _write_item(account, lambda client: client.conferences.get(sid), _conference_rows)
-
-
-@calls.command("get", epilog=example("calls get CALL_SID"))
-@click.argument("sid", metavar="CALL_SID")
-@account_options
-def get_call(account: Account, *, sid: str) -> None:
-    """Show one call."""
-    _write_item(account, lambda client: client.calls.get(sid), _call_rows)
-
-
-def _write_item(
-    account: Account,
-    get: Callable[[StreamsClient], Awaitable[_Item]],
-    rows: Callable[[_Item], Mapping[str, object]],
+def _add_list_command(
+    group: click.Group,
+    name: str,
+    columns: Mapping[Column, str],
+    *options: Decorator,
+    items: str,
+    usage: str,
+    list_items: Callable[..., Paginator[Any]],
 ) -> None:
-    """Write the fields of one item, without those that the Space left out."""
+    """Add a command that lists items, with these fields as columns of the table.
 
-    async def work(client: StreamsClient) -> None:
-        item = await get(client)
-        if account.as_json:
-            write_json(_item_facts(item))
-        else:
-            write_aligned([(label, clean(value)) for label, value in rows(item).items() if value is not None])
+    With ``--json`` it writes each item as soon as it is read, so that the reader of a pipe can stop it.
+    """
 
-    account.run(work)
+    @group.command(
+        name,
+        help=f"""List {items}.
 
+        Writes a table on a terminal, plain columns into a pipe, and with --json one object per line with all fields.
+        """,
+        epilog=example(f"{group.name} {name} {usage}"),
+    )
+    @adding(*options)
+    @limit_option
+    @account_options
+    def list_command(account: Account, *, limit: int | None, **filters: Any) -> None:  # noqa: ANN401
+        async def work(client: StreamsClient) -> None:
+            rows: list[Sequence[object]] = []
+            seen = 0
+            async for item in list_items(client, page_size=min(limit or _PAGE_SIZE, _PAGE_SIZE), **filters):
+                if account.as_json:
+                    write_json(_item_facts(item))
+                else:
+                    rows.append([_value(item, field, short=is_terminal()) for field in columns.values()])
+                seen += 1
+                if seen == limit:
+                    break
+            if not account.as_json:
+                write_table(list(columns), rows)
 
-def _conference_rows(conference: Conference) -> Mapping[str, object]:
-    return {
-        "sid": conference.sid,
-        "name": conference.friendly_name,
-        "status": conference.status,
-        "region": conference.region,
-        "created": _moment(conference.date_created, conference.date_created_text),
-        "updated": _moment(conference.date_updated, conference.date_updated_text),
-    }
-
-
-def _call_rows(call: Call) -> Mapping[str, object]:
-    return {
-        "sid": call.sid,
-        "status": call.status,
-        "direction": call.direction,
-        "from": call.from_,
-        "to": call.to,
-        "answered by": call.answered_by,
-        "duration": None if call.duration is None else f"{call.duration:,} s",
-        "created": _moment(call.date_created, call.date_created_text),
-        "started": _moment(call.start_time, call.start_time_text),
-        "ended": _moment(call.end_time, call.end_time_text),
-    }
+        account.run(work)
 
 
-def _item_facts(item: Conference | Call | Participant) -> dict[str, object]:
+_add_list_command(
+    conferences,
+    "list",
+    {_SID: "sid", _STATUS: "status", Column("NAME"): "friendly_name", _CREATED: "date_created"},
+    click.option("--status", type=click.Choice([word.value for word in ConferenceStatus]), help="Filter by status."),
+    click.option("--friendly-name", metavar="NAME", help="Filter by friendly name."),
+    items="the project's conferences",
+    usage="--status in-progress --limit 20",
+    list_items=lambda client, **filters: client.conferences.list(**filters),
+)
+_add_list_command(
+    conferences,
+    "participants",
+    {
+        Column("CALL SID", whole=True): "call_sid",
+        _STATUS: "status",
+        Column("MUTED"): "muted",
+        Column("HOLD"): "hold",
+        Column("JOINED (UTC)", spare=True): "date_created",
+    },
+    click.argument("conference_sid"),
+    click.option("--muted/--not-muted", default=None, help="Only participants who are muted, or who are not."),
+    click.option("--hold/--not-on-hold", default=None, help="Only participants on hold, or not on hold."),
+    items="the participants of a conference",
+    usage="CONFERENCE_SID",
+    list_items=lambda client, conference_sid, **filters: client.conferences.participants(conference_sid, **filters),
+)
+_add_list_command(
+    calls,
+    "list",
+    {_SID: "sid", _STATUS: "status", Column("FROM"): "from_", Column("TO"): "to", _CREATED: "date_created"},
+    click.option("--status", type=click.Choice([word.value for word in CallStatus]), help="Filter by status."),
+    click.option("--from", "from_", metavar="ADDRESS", help="Filter by the caller's number or address."),
+    click.option("--to", metavar="ADDRESS", help="Filter by the called number or address."),
+    items="the project's calls",
+    usage="--status in-progress --from +12015550100",
+    list_items=lambda client, **filters: client.calls.list(**filters),
+)
+
+
+def _add_get_command(group: click.Group, noun: Noun, fields: Sequence[str]) -> None:
+    """Add a command that shows these fields of one item, without those that the Space left out."""
+    metavar = f"{noun.upper()}_SID"
+
+    @group.command("get", help=f"Show one {noun}.", epilog=example(f"{group.name} get {metavar}"))
+    @click.argument("sid", metavar=metavar)
+    @account_options
+    def get_command(account: Account, *, sid: str) -> None:
+        async def work(client: StreamsClient) -> None:
+            item = await _resource(client, noun).get(sid)
+            if account.as_json:
+                write_json(_item_facts(item))
+                return
+            values = {_LABELS.get(field, field): _value(item, field) for field in fields}
+            write_aligned([(label, clean(value)) for label, value in values.items() if value is not None])
+
+        account.run(work)
+
+
+_LABELS = {
+    "friendly_name": "name",
+    "from_": "from",
+    "answered_by": "answered by",
+    "date_created": "created",
+    "date_updated": "updated",
+    "start_time": "started",
+    "end_time": "ended",
+}
+_add_get_command(
+    conferences, "conference", ["sid", "friendly_name", "status", "region", "date_created", "date_updated"]
+)
+_add_get_command(
+    calls,
+    "call",
+    [
+        *("sid", "status", "direction", "from_", "to", "answered_by", "duration"),
+        *("date_created", "start_time", "end_time"),
+    ],
+)
+
+
+def _resource(client: StreamsClient, noun: Noun) -> Any:  # noqa: ANN401  (both have the same operations)
+    return client.conferences if noun == "conference" else client.calls
+
+
+def _value(item: _Item, field: str, *, short: bool = False) -> object:
+    """Return a field as it is shown: a date in UTC, or as the Space wrote it if it could not be parsed."""
+    value = getattr(item, field)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,} s"  # a call's duration, the only number
+    if not hasattr(item, field + _DATE_TEXT):
+        return value
+    try:
+        moment: datetime | None = value and value.astimezone(UTC)
+    except OverflowError:  # a date at the very end or beginning of the calendar
+        moment = None
+    if moment is None:
+        return getattr(item, field + _DATE_TEXT)
+    if short:
+        return moment.strftime("%b %d %H:%M" if moment.year == datetime.now(UTC).year else "%b %d  %Y")
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _item_facts(item: _Item) -> dict[str, object]:
     """Return all fields by name; each date twice, as the Space wrote it and in ISO 8601 if it could be parsed."""
     facts: dict[str, object] = {}
     for name, value in asdict(item).items():
@@ -234,27 +229,6 @@ def _item_facts(item: Conference | Call | Participant) -> dict[str, object]:
             facts[date] = moment.isoformat() if moment is not None else None
         facts[name.removesuffix("_")] = value
     return facts
-
-
-def _created(item: Conference | Call | Participant) -> str | None:
-    moment, text = item.date_created, item.date_created_text
-    if is_terminal() and (moment := _utc(moment)) is not None:
-        this_year = moment.year == datetime.now(UTC).year
-        return moment.strftime("%b %d %H:%M" if this_year else "%b %d  %Y")
-    return _moment(moment, text)
-
-
-def _moment(moment: datetime | None, text: str | None) -> str | None:
-    """Return a date in UTC, or as the Space wrote it if it could not be parsed."""
-    moment = _utc(moment)
-    return text if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    try:
-        return moment and moment.astimezone(UTC)
-    except OverflowError:  # a date at the very end or beginning of the calendar
-        return None
 
 
 @frozen
@@ -268,8 +242,7 @@ class _Target:
         attempts: list[Attempt] = []
 
         async def work(client: StreamsClient) -> None:
-            resource: Any = client.conferences if self.noun == "conference" else client.calls
-            self._write_started(await resource.start_stream(self.sid, **fields))
+            self._write_started(await _resource(client, self.noun).start_stream(self.sid, **fields))
 
         with silenced(OUTCOMES):
             try:
@@ -279,8 +252,7 @@ class _Target:
 
     def stop(self, handle: str) -> None:
         async def work(client: StreamsClient) -> None:
-            resource: Any = client.conferences if self.noun == "conference" else client.calls
-            stream: _Stream = await resource.stop_stream(self.sid, handle)
+            stream: _Stream = await _resource(client, self.noun).stop_stream(self.sid, handle)
             with noting("the stream was stopped"):
                 if self.account.as_json:
                     write_json(_stream_facts(stream))

@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum, StrEnum, auto
+from math import inf
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from attrs import Attribute, define, evolve, field, frozen
@@ -69,7 +70,7 @@ class FaultSettings:
 
     seconds: float = field(
         default=0.0,
-        validator=_must_be("a number of seconds", lambda value: isinstance(value, int | float) and value >= 0),
+        validator=_must_be("a number of seconds", lambda value: isinstance(value, int | float) and 0 <= value < inf),
     )
     read_body: bool = field(default=True, validator=_must_be("True or False", lambda value: isinstance(value, bool)))
     status: int = field(
@@ -290,6 +291,11 @@ class FaultKind(StrEnum):
         kind._value_ = value
         _DEFINITIONS[value] = definition
         return kind
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Its settings: names of fields of `FaultSettings`."""
+        return _DEFINITIONS[self].takes
 
     @property
     def requires_audio(self) -> bool:
@@ -529,7 +535,7 @@ def _read_settings(kind: FaultKind, definition: _Definition, given: Mapping[str,
             raise ValueError(f"{name} is not a setting of {kind.value!r}, which {takes}")
     needs = definition.needs
     if needs is not None and needs not in given:
-        raise ValueError(f"{kind.value!r} needs {needs}=..., as in faults.add({kind.value!r}, {needs}=...)")
+        raise ValueError(f"{kind.value!r} needs {needs}=..., which has no default")
     return evolve(definition.defaults, **given)
 
 

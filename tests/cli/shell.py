@@ -87,9 +87,10 @@ async def process(
     python: Sequence[str] = COMMAND_LINE,
     program: str = sys.executable,
     stdout: int = asyncio.subprocess.PIPE,
+    code: str | None = None,
     new: bool = False,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a command as a process, which does not outlive the block.
+    """Run a command, or code in its place, as a process, which does not outlive the block.
 
     It is a fork of a process that has the package imported, unless a new interpreter is wanted: because it is to run
     something else, its environment has variables that Python reads when it starts, or the test asks for it.
@@ -99,11 +100,12 @@ async def process(
     usual = (program, *python) == (sys.executable, *COMMAND_LINE)
     child: asyncio.subprocess.Process
     if AVAILABLE and usual and not new and not any(name.startswith("PYTHON") for name in own):
-        child = await fork(*arguments, imports=modules_of(arguments), environment={**clean, **own}, stdout=stdout)
+        imports = modules_of(arguments)
+        child = await fork(*arguments, code=code, imports=imports, environment={**clean, **own}, stdout=stdout)
     else:
         child = await asyncio.create_subprocess_exec(
             program,
-            *python,
+            *(python if code is None else ("-c", code)),
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=stdout,

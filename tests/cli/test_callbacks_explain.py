@@ -104,22 +104,22 @@ async def test_candidate_url_is_tried(keyed_shell: Shell, file: Path) -> None:
     ],
     ids=["LF", "line break", "blank lines", "mark", "lower case", "absolute", "odd blanks", "chunks taken off"],
 )
-async def test_request_is_read_as_tools_and_editors_leave_it(keyed_shell: Shell, file: Path, text: str) -> None:
+async def test_request_edited_by_tools_is_read(keyed_shell: Shell, file: Path, text: str) -> None:
     assert (await explained(keyed_shell, file, text, "--url", PUBLIC)).code == 0
 
 
-async def test_absolute_target_needs_no_url(keyed_shell: Shell, file: Path) -> None:
+async def test_request_with_absolute_target_needs_no_url(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE, line=f"POST {PUBLIC} HTTP/1.1", host=""))
     assert ran.code == 0
 
 
-async def test_repeated_header_is_refused_as_such(keyed_shell: Shell, file: Path) -> None:
+async def test_repeated_header_is_reported(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE, SIGNATURE), "--url", PUBLIC)
     assert ran.code == 1
     assert "X-SignalWire-Signature appears more than once" in ran.out
 
 
-async def test_truncated_body_is_named(keyed_shell: Shell, file: Path) -> None:
+async def test_truncated_body_is_reported(keyed_shell: Shell, file: Path) -> None:
     ran = await explained(keyed_shell, file, captured(SIGNATURE)[:-5], "--url", PUBLIC)
     assert ran.code == 1
     assert f"Content-Length says {len(BODY)} bytes, and the body has {len(BODY) - 5}" in ran.out

@@ -13,15 +13,18 @@ from signalwire_streams.simulator import SimulatedSpace
 
 from .shell import Shell, end_of, line_of, process
 
+RECORDED = demo.RECORDED
+
 
 @pytest.fixture(autouse=True)
 def shortly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A moment of audio proves as much as two seconds."""
+    """A moment of the audio of two conferences proves as much as two seconds of many."""
     monkeypatch.setattr(demo, "SECONDS", 0.1)
+    monkeypatch.setattr(demo, "RECORDED", 2)
 
 
-@pytest.mark.parametrize(("conferences", "seed"), [(13, 2), (200, 3)])
-async def test_every_stream_is_started_once_and_stopped(bare_shell: Shell, conferences: int, seed: int) -> None:
+@pytest.mark.parametrize(("conferences", "seed"), [(13, 2), (60, 3)])
+async def test_demo_starts_and_stops_every_stream_once(bare_shell: Shell, conferences: int, seed: int) -> None:
     ran = await bare_shell("demo", "--conferences", str(conferences), "--seed", str(seed), "--json")
     assert (ran.code, ran.err) == (0, "")
     facts = ran.json
@@ -44,8 +47,11 @@ async def test_every_stream_is_started_once_and_stopped(bare_shell: Shell, confe
         assert ordered[0] > 0
 
 
-async def test_demo_recordings_equal_what_was_sent(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_demo_recordings_equal_what_was_sent(
+    bare_shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Twenty conferences are recorded, to the sample, and nothing is left of them but the files."""
+    monkeypatch.setattr(demo, "RECORDED", RECORDED)
     ran = await bare_shell("demo", "--conferences", "1", "--json", "--recordings", str(tmp_path / "new" / "heard"))
     assert (ran.code, ran.err) == (0, "")
     audio = ran.json["audio"]
@@ -59,13 +65,14 @@ async def test_demo_recordings_equal_what_was_sent(bare_shell: Shell, tmp_path: 
 async def test_demo_reports_a_recording_that_differs(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo fails if a recording differs from what was sent."""
     monkeypatch.setattr(demo, "_sent", lambda track, length: None)
+    monkeypatch.setattr(demo, "simulated_space", lambda conferences, seed: SimulatedSpace(conferences=conferences))
     ran = await bare_shell("demo", "--conferences", "1")
     assert ran.code == 1
-    assert "0 of 40" in ran.out
+    assert "0 of 4" in ran.out
     assert "Something went wrong: the recordings differ from what was sent." in ran.out
 
 
-async def test_a_directory_that_can_not_be_made(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_demo_reports_a_directory_that_cannot_be_created(bare_shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ran = await bare_shell("demo", "--recordings", str(tmp_path / "file" / "heard"))
     assert ran.code == 1
@@ -108,7 +115,7 @@ async def test_demo_reports_a_failed_start(bare_shell: Shell, monkeypatch: pytes
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT for a child")
-async def test_an_interrupted_demo_ends_quietly() -> None:
+async def test_demo_exits_quietly_when_interrupted() -> None:
     async with process("demo", "--conferences", "1000") as child:
         await line_of(child)
         ran = await end_of(child, signal.SIGINT)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -60,12 +61,12 @@ async def listening(
     directory: Path,
     *arguments: str,
     environment: Mapping[str, str] | None = None,
-    python: Sequence[str] = ("-m", "signalwire_streams"),
+    code: str | None = None,
     everybody: bool = True,
 ) -> AsyncIterator[Listener]:
     """Run a listener while the block runs."""
     options = ["--json", "--directory", str(directory), *(["--allow-anonymous"] if everybody else []), *arguments]
-    async with process("listen", *options, environment=environment, python=python) as child:
+    async with process("listen", *options, environment=environment, code=code) as child:
         facts = json.loads(await line_of(child))
         yield Listener(child, facts["url"], directory)
 
@@ -119,7 +120,7 @@ def sound_of(file: str | Path) -> tuple[int, "array[int]"]:
 # Recordings.
 
 
-async def test_a_stream_of_the_space_becomes_a_wav_file(tmp_path: Path) -> None:
+async def test_listen_records_a_stream_of_the_space(tmp_path: Path) -> None:
     """Over wss with a certificate made for the run, the right token, both tracks side by side, nothing lost."""
     folder = tmp_path / "new" / "folder"
     async with listening(
@@ -150,7 +151,7 @@ async def test_a_stream_of_the_space_becomes_a_wav_file(tmp_path: Path) -> None:
     assert samples[::2] != samples[1::2]
 
 
-async def test_each_track_can_have_a_file_of_its_own_with_the_codes_as_they_came(tmp_path: Path) -> None:
+async def test_listen_mono_passthrough_writes_a_file_per_track(tmp_path: Path) -> None:
     async with listening(tmp_path, "--mono", "--passthrough") as listener, dialled(listener.url) as peer:
         await begin(peer)
         await speak(peer)
@@ -163,7 +164,7 @@ async def test_each_track_can_have_a_file_of_its_own_with_the_codes_as_they_came
         assert LOUD * 5 in content
 
 
-async def test_a_file_that_is_there_is_never_written_to(tmp_path: Path) -> None:
+async def test_listen_never_overwrites_a_file(tmp_path: Path) -> None:
     """Two streams of one sid at the same time have two files."""
     (tmp_path / "s-1.wav").write_bytes(b"precious")
     async with listening(tmp_path) as listener, dialled(listener.url) as one, dialled(listener.url) as other:
@@ -178,7 +179,7 @@ async def test_a_file_that_is_there_is_never_written_to(tmp_path: Path) -> None:
     assert (tmp_path / "s-1.wav").read_bytes() == b"precious"
 
 
-async def test_a_sid_never_leads_out_of_the_directory(tmp_path: Path) -> None:
+async def test_recording_stays_in_the_directory_whatever_the_sid(tmp_path: Path) -> None:
     folder = tmp_path / "in" / "here"
     names = {
         "../../outside": "outside",
@@ -203,7 +204,7 @@ async def test_a_sid_never_leads_out_of_the_directory(tmp_path: Path) -> None:
     assert len(files_in(tmp_path)) == len(names)
 
 
-async def test_a_track_that_was_not_announced_is_not_lost(tmp_path: Path) -> None:
+async def test_unannounced_track_is_recorded(tmp_path: Path) -> None:
     """It gets a file of its own, as do frames that name no track; made-up names do not fill the disk."""
     others = ["../up", None, *(f"made-up-{number}" for number in range(20))]
     async with listening(tmp_path) as listener, dialled(listener.url) as peer:
@@ -251,7 +252,7 @@ def test_listen_reports_why_a_file_cannot_be_created(tmp_path: Path, monkeypatch
     assert tried == [tmp_path / "s-1.wav"]
 
 
-async def test_an_unknown_encoding_is_kept_as_it_comes(tmp_path: Path) -> None:
+async def test_unknown_encoding_is_recorded_raw(tmp_path: Path) -> None:
     """The message says that no WAV can be written."""
     async with listening(tmp_path) as listener, dialled(listener.url) as peer:
         await begin(peer, encoding="audio/\x1b[31mopus")
@@ -269,7 +270,7 @@ async def test_an_unknown_encoding_is_kept_as_it_comes(tmp_path: Path) -> None:
 # How streams end.
 
 
-async def test_a_peer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
+async def test_recording_is_complete_when_the_peer_is_killed(tmp_path: Path) -> None:
     async with listening(tmp_path) as listener, dialled(listener.url) as peer:
         await begin(peer)
         await speak(peer)
@@ -367,7 +368,7 @@ async def test_listen_serves_the_given_certificate(bare_shell: Shell, tmp_path: 
 # Failures.
 
 
-async def test_a_directory_that_takes_no_files_is_one_clear_sentence(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_listen_reports_a_directory_it_cannot_write_to(bare_shell: Shell, tmp_path: Path) -> None:
     """It is reported before any stream is accepted."""
     (tmp_path / "file").touch()
     for directory in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -376,7 +377,7 @@ async def test_a_directory_that_takes_no_files_is_one_clear_sentence(bare_shell:
         assert ran.err.startswith(f"error: can't write to {directory}: ")
 
 
-async def test_a_stream_that_cannot_be_recorded_leaves_the_others_alone(tmp_path: Path) -> None:
+async def test_failed_recording_does_not_affect_other_streams(tmp_path: Path) -> None:
     """It is closed as failed, and reported; a later one is recorded; the exit code is 1."""
     folder = tmp_path / "folder"
     async with listening(folder) as listener, dialled(listener.url) as before:
@@ -407,13 +408,13 @@ async def test_a_stream_that_cannot_be_recorded_leaves_the_others_alone(tmp_path
 
 
 @pytest.mark.parametrize("encoding", ["audio/x-mulaw", "audio/opus"])
-async def test_a_full_disk_is_one_clear_sentence(tmp_path: Path, encoding: str) -> None:
+async def test_listen_reports_a_full_disk(tmp_path: Path, encoding: str) -> None:
     """A limit on the size of files stands for it."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
         "from signalwire_streams.__main__ import main; sys.exit(main())"
     )
-    async with listening(tmp_path, python=("-c", code)) as listener, dialled(listener.url) as peer:
+    async with listening(tmp_path, code=code) as listener, dialled(listener.url) as peer:
         await begin(peer, encoding=encoding)
         with contextlib.suppress(ConnectionError):  # it may be closed before all is said
             await speak(peer, 400)
@@ -425,12 +426,12 @@ async def test_a_full_disk_is_one_clear_sentence(tmp_path: Path, encoding: str) 
     assert ran.err.splitlines()[-1] == f"error: s-1 is not fully recorded: {facts['error']}"
 
 
-async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell, tmp_path: Path) -> None:
+async def test_listen_reports_a_port_in_use(bare_shell: Shell, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ran = await bare_shell("listen", "--allow-anonymous", "--directory", str(tmp_path), "--port", str(port))
     assert (ran.code, ran.out) == (1, "")
-    assert ran.err.startswith(f"error: can't listen on 127.0.0.1 port {port}: ")
+    assert ran.err == f"error: can't listen on 127.0.0.1 port {port}: {os.strerror(errno.EADDRINUSE)}\n"
 
 
 async def test_broken_pipe_ends_listen(tmp_path: Path) -> None:
@@ -464,23 +465,27 @@ async def test_broken_pipe_ends_listen(tmp_path: Path) -> None:
         (("--allow-anonymous", "--path", "audio"), "'audio' is not a path: write it as /audio"),
         (("--allow-anonymous", "--path", "/{a}"), "'/{a}' is not a path"),
         (("--allow-anonymous", "--port", "70000"), "70000 is not in the range"),
+        (("--allow-anonymous", "--host", ""), "empty: write an address such as 127.0.0.1, or 0.0.0.0 for all"),
+        (("--allow-anonymous", "--self-signed", "--host", "a..b"), "--host 'a..b' is neither a name nor an address"),
+        (("--allow-anonymous", "--self-signed", "--host", "a b"), "--host 'a b' is neither a name nor an address"),
         (("--allow-anonymous", "--seconds", "nan"), "not a number of seconds"),
         (("--allow-anonymous", "--seconds", "0"), "0.0 is not in the range"),
         (("--allow-anonymous", "--streams", "0"), "0 is not in the range"),
         (("--allow-anonymous", "--byte-order", "middle"), "'middle' is not one of"),
     ],
 )
-async def test_what_cannot_be_meant_is_a_usage_error(
-    bare_shell: Shell, arguments: tuple[str, ...], sentence: str
+async def test_listen_rejects_invalid_arguments(
+    bare_shell: Shell, tmp_path: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
     bare_shell.environment.delenv("SIGNALWIRE_STREAMS_TOKEN", raising=False)
+    bare_shell.environment.chdir(tmp_path)
     ran = await bare_shell("listen", *arguments)
     assert (ran.code, ran.out) == (2, "")
     assert sentence in ran.err
     assert len(ran.err.splitlines()) == 1
 
 
-async def test_the_certificate_is_for_the_host_that_is_listened_on(tmp_path: Path) -> None:
+async def test_self_signed_certificate_is_valid_for_the_host(tmp_path: Path) -> None:
     """The name localhost and the loopback addresses are in it as well."""
     async with listening(tmp_path, "--self-signed", "--host", "127.0.0.2") as listener:
         trust = ssl.create_default_context(cafile=tmp_path / "authority.pem")
@@ -488,3 +493,39 @@ async def test_the_certificate_is_for_the_host_that_is_listened_on(tmp_path: Pat
             await begin(peer)
             await stop(peer)
             assert (await listener.ended())["end"] == "stopped"
+
+
+async def test_idle_listen_exits_141_on_a_broken_pipe(tmp_path: Path) -> None:
+    """As in ``signalwire-streams listen | head -1``, where only the summary meets the closed pipe."""
+    reading, writing = os.pipe()
+    async with process(
+        "listen", "--allow-anonymous", "--directory", str(tmp_path), "--seconds", "0.5", stdout=writing
+    ) as child:
+        os.close(writing)
+        with os.fdopen(reading, "rb") as lines:
+            while b"Ctrl-C" not in await asyncio.to_thread(lines.readline):
+                pass
+        ran = await end_of(child)
+    assert (ran.code, ran.err) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no device that is always full")
+async def test_listen_ends_when_stdout_is_on_a_full_disk(
+    bare_shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "output"
+    with output.open("w", encoding="utf-8") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        options = ("--json", "--allow-anonymous", "--directory", str(tmp_path / "recordings"))
+        listener = asyncio.create_task(bare_shell("listen", *options))
+        await until(lambda: output.read_text(encoding="utf-8").endswith("\n"))
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, stdout.fileno())
+        os.close(full)
+        async with dialled(json.loads(output.read_text(encoding="utf-8"))["url"]) as peer:
+            await begin(peer)
+            await speak(peer)
+            await stop(peer)
+            ran = await listener
+    assert (ran.code, ran.err) == (1, "error: the output can't be written: No space left on device\n")
+    assert len(sound_of(tmp_path / "recordings" / "s-1.wav")[1]) == 1600

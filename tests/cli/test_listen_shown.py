@@ -10,6 +10,7 @@ import signal
 import sys
 from array import array
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from signalwire_streams._cli import listen_display as screens
-from signalwire_streams._cli.listen_display import DisplayState, bar, draw, format_time, live_table
-from signalwire_streams._cli.listen_recording import LevelMeter, Row, dbfs
+from signalwire_streams._cli.listen_display import bar, draw, live_table
+from signalwire_streams._cli.listen_recording import LevelMeter, dbfs
 from signalwire_streams.receiver.audio import AudioFormat
 
 from .shell import Shell, end_of, line_of, process
@@ -50,7 +51,7 @@ def linear(*samples: int) -> bytes:
     ("samples", "level"),
     [((0, 0), None), ((-32768, 5), 0.0), ((16384, -3), -6.02), ((1, 0), -90.31), ((), None)],
 )
-def test_a_level_is_that_of_the_greatest_sample(samples: tuple[int, ...], level: float | None) -> None:
+def test_level_is_that_of_the_greatest_sample(samples: tuple[int, ...], level: float | None) -> None:
     meter = LevelMeter(LINEAR)
     meter.add(linear(*samples), 1.0)
     assert meter.level(1.0) == (None if level is None else pytest.approx(level, abs=0.01))
@@ -59,7 +60,7 @@ def test_a_level_is_that_of_the_greatest_sample(samples: tuple[int, ...], level:
 
 @pytest.mark.parametrize("encoding", ["audio/x-mulaw", "audio/x-alaw", "audio/x-L16"])
 @pytest.mark.parametrize("order", ["little", "big"])
-def test_the_peak_is_exact_in_every_encoding(encoding: str, order: Any) -> None:
+def test_peak_is_exact_in_every_encoding(encoding: str, order: Any) -> None:
     """It equals that of the decoded samples; an odd byte at the end is ignored."""
     source = random.Random(encoding)  # noqa: S311  (nothing is guarded here)
     audio_format = AudioFormat(encoding, 8000, order)
@@ -74,7 +75,7 @@ def test_the_peak_is_exact_in_every_encoding(encoding: str, order: Any) -> None:
         assert meter.seconds == len(decoded) / 8000
 
 
-def test_a_level_rises_at_once_and_falls_slowly() -> None:
+def test_level_rises_at_once_and_falls_slowly() -> None:
     """20 decibels a second, and to nothing in the end; the peak stays."""
     meter = LevelMeter(LINEAR)
     meter.add(linear(32767), 10.0)
@@ -108,21 +109,15 @@ def test_bar_length_follows_the_level(level: float | None, drawn: str, plain: st
     assert (bar(level), bar(level, plain=True)) == (drawn, plain)
 
 
-def test_a_bar_is_never_longer_than_eight() -> None:
+def test_bar_is_always_eight_cells_wide() -> None:
     assert {cell_len(bar(level / 10)) for level in range(-700, 50)} == {8}
-
-
-@pytest.mark.parametrize(
-    ("seconds", "spelled"), [(0, "00:00"), (59.9, "00:59"), (61, "01:01"), (3_599, "59:59"), (36_061, "10:01:01")]
-)
-def test_format_time_like_a_clock(seconds: float, spelled: str) -> None:
-    assert format_time(seconds) == spelled
 
 
 # The table.
 
 
-def row(number: int, **fields: Any) -> Row:
+def row(number: int, **fields: Any) -> Any:
+    """Return what the table shows of a recorder."""
     facts: dict[str, Any] = {
         "sid": f"{number:08}-dd84-439e-b154-5a137a1d5006",
         "seconds": 3_661.0,
@@ -131,13 +126,13 @@ def row(number: int, **fields: Any) -> Row:
         "lost": 12,
         "status": "recording",
     }
-    return Row(**facts | fields)
+    return SimpleNamespace(**facts | fields)
 
 
-def drawn(rows: list[Row], *, width: int = 80, height: int = 20, plain: bool = False) -> list[str]:
+def drawn(rows: list[Any], *, width: int = 80, height: int = 20, plain: bool = False) -> list[str]:
     written = io.StringIO()
-    sight = DisplayState(title="Listening", rows=rows, ended=4, seconds=75.0)
-    Console(file=written, width=width, color_system=None).print(draw(sight, width=width, height=height, plain=plain))
+    group = draw(rows, f"Listening: {len(rows)} live", width=width, height=height, plain=plain)
+    Console(file=written, width=width, color_system=None).print(group)
     return [line.rstrip() for line in written.getvalue().splitlines()]
 
 
@@ -148,10 +143,10 @@ def test_table_has_a_line_per_stream() -> None:
         *("00000007-dd84-439e-b154-5a137a1d5006", "1:01:01"),
         *("in", "██████▍·", "out", "········", "366,100", "12", "recording"),
     ]
-    assert total == "Listening: 1 live, 4 ended, 1 min 15 s of audio"
+    assert total == "Listening: 1 live"
 
 
-def test_a_narrow_terminal_cuts_the_sid_and_nothing_else() -> None:
+def test_narrow_table_truncates_only_the_sid() -> None:
     _, stream, _ = drawn([row(7)])
     assert stream.startswith("00000007-")
     assert "…" in stream
@@ -162,7 +157,7 @@ def test_a_narrow_terminal_cuts_the_sid_and_nothing_else() -> None:
 @pytest.mark.parametrize("height", [1, 4, 5, 24])
 @pytest.mark.parametrize("count", [0, 1, 2, 100])
 @pytest.mark.parametrize("width", [120, 80, 60, 30])
-def test_the_table_fits_the_terminal(height: int, count: int, width: int) -> None:
+def test_table_fits_the_terminal(height: int, count: int, width: int) -> None:
     """A stream, the number of hidden ones, and the sum are always there."""
     lines = drawn([row(number) for number in range(count)], width=width, height=height)
     assert len(lines) <= max(height - 1, 4)
@@ -173,7 +168,7 @@ def test_the_table_fits_the_terminal(height: int, count: int, width: int) -> Non
     assert lines[-1].startswith(f"Listening: {count} live")
 
 
-def test_a_stream_of_unknown_encoding_or_strange_tracks_has_its_line() -> None:
+def test_table_shows_streams_of_unknown_encoding_or_track_names() -> None:
     strange = row(1, seconds=None, levels=())
     three = row(2, levels=(("left-of-the-room", -1.0), ("b", -61.0), ("c", -0.5)))
     _, first, second, _ = drawn([strange, three], width=100, plain=True)
@@ -181,7 +176,7 @@ def test_a_stream_of_unknown_encoding_or_strange_tracks_has_its_line() -> None:
     assert second.split()[2:6] == ["left", "########", "b", "........"]
 
 
-def test_a_terminal_that_shows_ascii_only_gets_no_more() -> None:
+def test_table_is_ascii_on_an_ascii_terminal() -> None:
     lines = drawn([row(7), row(8, sid="ü" * 60, levels=(("ü", -6.0),))], width=60, plain=True)
     assert "".join(lines).isascii()
 
@@ -200,17 +195,17 @@ def looking() -> tuple[Any, asyncio.Event]:
     seen = asyncio.Event()
     times = 0
 
-    def look() -> DisplayState:
+    def look() -> tuple[list[Any], str]:
         nonlocal times
         times += 1
         if times > 2:
             seen.set()
-        return DisplayState(title="Listening", rows=[row(7)], ended=times, seconds=1.0)
+        return [row(7)], f"Listening: {times}"
 
     return look, seen
 
 
-async def test_a_terminal_gets_a_table_with_lines_above_it(
+async def test_live_table_writes_lines_above_it_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is gone at the end; the lines stay, whole, and without what a peer put in them."""
@@ -233,7 +228,7 @@ async def test_a_terminal_gets_a_table_with_lines_above_it(
 @pytest.mark.parametrize(
     ("terminals", "as_json"), [((), False), ((), True), (("stdout",), False), (("stdout", "stderr"), True)]
 )
-async def test_without_a_terminal_to_draw_on_there_are_lines_only(
+async def test_live_table_writes_only_lines_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminals: tuple[str, ...], *, as_json: bool
 ) -> None:
     """Also where JSON goes to the terminal, which a table would disturb."""
@@ -247,7 +242,7 @@ async def test_without_a_terminal_to_draw_on_there_are_lines_only(
     assert not seen.is_set()
 
 
-async def test_a_table_on_stderr_leaves_stdout_alone(
+async def test_live_table_on_stderr_leaves_stdout_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As in ``signalwire-streams listen > streams.txt``."""
@@ -282,7 +277,7 @@ async def test_live_table_shows_the_receivers_log(capsys: pytest.CaptureFixture[
 @posix_only
 async def test_listen_writes_a_line_per_start_and_end(tmp_path: Path) -> None:
     """And one for all at the end; a sid can't clear the screen."""
-    async with process("listen", "--allow-anonymous", "--directory", str(tmp_path), new=True) as child:
+    async with process("listen", "--allow-anonymous", "--directory", str(tmp_path)) as child:
         url = (await line_of(child)).split()[-1]
         while "Ctrl-C" not in await line_of(child):
             pass
@@ -318,7 +313,7 @@ async def test_listen_reports_lost_frames(tmp_path: Path) -> None:
     assert math.isclose(told["peak_dbfs"], -0.172, abs_tol=0.01)
 
 
-async def test_the_help_has_an_example_and_names_the_environment(bare_shell: Shell) -> None:
+async def test_listen_help_has_an_example_and_names_the_environment(bare_shell: Shell) -> None:
     ran = await bare_shell("listen", "--help")
     assert (ran.code, ran.err) == (0, "")
     assert "  signalwire-streams listen --" in ran.out.partition("Example")[2]

@@ -15,8 +15,8 @@ from .test_listen import begin, dialled, files_in, listening, sound_of, speak, s
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits and signals")
 
-DESCRIPTORS = 256
-SLOW_CLIENTS = 378
+DESCRIPTORS = 128
+SLOW_CLIENTS = 190
 LIMITED = (
     "import resource, sys\n"
     f"resource.setrlimit(resource.RLIMIT_NOFILE, ({DESCRIPTORS}, {DESCRIPTORS}))\n"
@@ -43,7 +43,7 @@ UPGRADE = (
 async def test_streams_are_recorded_beside_slow_clients(tmp_path: Path, sent: bytes, most_lines: int) -> None:
     """Live streams continue, new ones are accepted at once, and stderr stays short."""
     async with contextlib.AsyncExitStack() as stack:
-        listener = await stack.enter_async_context(listening(tmp_path, python=("-c", LIMITED)))
+        listener = await stack.enter_async_context(listening(tmp_path, code=LIMITED))
         peers = [await stack.enter_async_context(dialled(listener.url)) for _ in range(3)]
         for number, peer in enumerate(peers):
             await begin(peer, f"before-{number}")
@@ -78,9 +78,9 @@ async def test_streams_are_recorded_beside_slow_clients(tmp_path: Path, sent: by
 
 async def test_files_of_streams_get_descriptors_of_silent_clients(tmp_path: Path) -> None:
     """As many streams are recorded as there are descriptors for, although half of them belong to silent clients."""
-    streams = 60  # of three descriptors each
+    streams = 28  # of three descriptors each
     async with contextlib.AsyncExitStack() as stack:
-        listener = await stack.enter_async_context(listening(tmp_path, "--mono", python=("-c", LIMITED)))
+        listener = await stack.enter_async_context(listening(tmp_path, "--mono", code=LIMITED))
         address = "127.0.0.1", int(listener.url.rsplit(":", 1)[1].strip("/"))
         for _ in range(DESCRIPTORS // 2):
             stack.enter_context(socket.create_connection(address))
@@ -96,7 +96,7 @@ async def test_files_of_streams_get_descriptors_of_silent_clients(tmp_path: Path
     assert (ran.code, len(files_in(tmp_path))) == (0, 2 * streams)
 
 
-async def test_second_interrupt_ends_it_at_once(tmp_path: Path) -> None:
+async def test_second_interrupt_ends_listen_at_once(tmp_path: Path) -> None:
     """Even if a peer does not answer the close frame; the recording is complete, and stderr is empty."""
     async with listening(tmp_path) as listener:
         port = int(listener.url.rsplit(":", 1)[1].strip("/"))

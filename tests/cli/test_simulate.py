@@ -7,12 +7,10 @@ import sys
 import wave
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from signalwire_streams import StreamsClient
-from signalwire_streams._cli.simulate import DuplicateNames
 from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver
 from signalwire_streams.simulator import Certificates, SimulatedSpace
 
@@ -99,7 +97,7 @@ async def test_simulate_prints_exports(bare_shell: Shell) -> None:
     assert ran.out == "\nEnded. Requests: 2, streams: 1, still running: 1, duplicate streams: 0.\n"
 
 
-async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell) -> None:
+async def test_simulate_reports_a_port_in_use(bare_shell: Shell) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         async with process("simulate", "--json", "--port", str(port)) as child:
@@ -114,11 +112,15 @@ async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell) -> None:
     [
         (("--fault", "boom"), "'boom' is not a kind of fault"),
         (("--fault", "503:times"), "write it as key=value"),
-        (("--fault", "503:times=0"), "times must be at least 1"),
+        (("--fault", "garbage", "--fault", "503:times=0"), "--fault 503:times=0: times must be at least 1, not 0"),
+        (("--fault", "503:times=-1"), "times must be at least 1, not -1"),
+        (("--fault", "latency:seconds=-1"), "seconds must be a number of seconds, not -1.0"),
+        (("--fault", "latency:seconds=inf"), "seconds must be a number of seconds, not inf"),
         (("--fault", "503:seconds=1"), "seconds is not a setting of '503'"),
-        (("--fault", "latency"), "'latency' needs seconds"),
+        (("--fault", "latency"), "'latency' needs seconds=..., which has no default"),
         (("--rate-limit", "0"), "write a number above 0, or none"),
         (("--rate-limit", "9" * 5000), "write a number above 0, or none"),
+        (("--host", ""), "empty: write an address such as 127.0.0.1, or 0.0.0.0 for all"),
         (("--port", "70000"), "70000 is not in the range"),
         (("--conferences", "-1"), "-1 is not in the range"),
         (("--duplicate-names", "maybe"), "'maybe' is not one of 'stream-error'"),
@@ -128,18 +130,12 @@ async def test_a_port_that_is_taken_is_a_failure(bare_shell: Shell) -> None:
         (("--ca-file", "no.pem"), "contains no PEM certificate: No such file"),
         (("--fault", "frames-lost:every=0", "--audio", "tone"), "every must be a whole number from 1"),
         (("--fault", "frames-lost"), "there are no audio sockets, so write --audio too"),
+        (("--fault", "socket-first"), "there are no audio sockets, so write --audio too"),
         (("--fault", "callback-lost"), "there are no callbacks, so write --callbacks too"),
     ],
 )
-async def test_what_cannot_be_meant_is_a_usage_error(
-    bare_shell: Shell, arguments: tuple[str, ...], sentence: str
-) -> None:
+async def test_simulate_rejects_invalid_arguments(bare_shell: Shell, arguments: tuple[str, ...], sentence: str) -> None:
     ran = await bare_shell("simulate", *arguments)
     assert (ran.code, ran.out) == (2, "")
     assert sentence in ran.err
     assert len(ran.err.splitlines()) == 1
-
-
-@pytest.mark.parametrize("word", get_args(DuplicateNames))
-def test_the_space_knows_each_way_to_treat_duplicates(word: DuplicateNames) -> None:
-    assert SimulatedSpace(duplicate_names=word).duplicate_names == word

@@ -13,9 +13,7 @@ from signalwire_streams.simulator import SimulatedSpace
 from .shell import URL, Ran, Shell
 
 
-async def test_a_conference_stream_is_started_and_stopped_by_the_command_that_is_shown(
-    shell: Shell, space: SimulatedSpace
-) -> None:
+async def test_shown_stop_command_stops_the_started_stream(shell: Shell, space: SimulatedSpace) -> None:
     [conference, *_] = space.conference_sids
     ran = await shell("conferences", "start-stream", conference, "--url", URL, "--name", "audit-1")
     assert (ran.code, ran.err) == (0, "")
@@ -31,7 +29,7 @@ async def test_a_conference_stream_is_started_and_stopped_by_the_command_that_is
     assert space.streams.active() == []
 
 
-async def test_a_call_stream_is_started_and_stopped_by_its_name(shell: Shell, space: SimulatedSpace) -> None:
+async def test_call_stream_is_stopped_by_name(shell: Shell, space: SimulatedSpace) -> None:
     [call, *_] = space.call_sids
     assert (await shell("calls", "start-stream", call, "--url", URL, "--name", "audit-1")).code == 0
     assert [stream.target_sid for stream in space.streams.active()] == [call]
@@ -41,7 +39,7 @@ async def test_a_call_stream_is_started_and_stopped_by_its_name(shell: Shell, sp
     assert space.streams.active() == []
 
 
-async def test_every_option_arrives(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
+async def test_start_stream_sends_every_option(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("bearer-of-audio\n", encoding="utf-8")
     ran = await shell(
@@ -59,12 +57,12 @@ async def test_every_option_arrives(shell: Shell, space: SimulatedSpace, tmp_pat
 
 
 @pytest.mark.parametrize("codec", ["PCMU@40i", "L16@24000h@40i", "G722"])
-async def test_codec_with_modifiers_arrives(shell: Shell, space: SimulatedSpace, codec: str) -> None:
+async def test_start_stream_sends_codec_modifiers(shell: Shell, space: SimulatedSpace, codec: str) -> None:
     ran = await shell("conferences", "start-stream", space.conference_sids[0], "--url", URL, "--codec", codec)
     assert (ran.code, ran.err, space.streams[0].codec) == (0, "", codec)
 
 
-async def test_the_bearer_token_is_read_from_standard_input(
+async def test_bearer_token_is_read_from_standard_input(
     shell: Shell, space: SimulatedSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("bearer-of-audio\n"))
@@ -74,7 +72,7 @@ async def test_the_bearer_token_is_read_from_standard_input(
 
 
 @pytest.mark.parametrize("group", ["conferences", "calls"])
-async def test_json_gives_the_stream_and_how_to_stop_it(shell: Shell, space: SimulatedSpace, group: str) -> None:
+async def test_json_start_has_the_stream_and_its_stop_command(shell: Shell, space: SimulatedSpace, group: str) -> None:
     target = (space.conference_sids if group == "conferences" else space.call_sids)[0]
     ran = await shell(group, "start-stream", target, "--url", URL, "--json", "--project", space.project)
     facts = ran.json
@@ -90,13 +88,13 @@ async def test_json_gives_the_stream_and_how_to_stop_it(shell: Shell, space: Sim
     assert "extra" not in facts
 
 
-async def test_an_unnamed_stream_has_its_sid_alone(shell: Shell, space: SimulatedSpace) -> None:
+async def test_unnamed_stream_has_only_a_sid(shell: Shell, space: SimulatedSpace) -> None:
     ran = await shell("conferences", "start-stream", space.conference_sids[0], "--url", URL, "--unnamed", "--json")
     assert ran.json["name"] is None
     assert space.streams[0].name is None
 
 
-async def test_a_stream_that_a_repeated_attempt_met_is_stopped_by_its_name(shell: Shell, space: SimulatedSpace) -> None:
+async def test_ambiguous_stream_is_stopped_by_name(shell: Shell, space: SimulatedSpace) -> None:
     """The sid in the second response is that of a stream that failed."""
     space.faults.add("reset", on="start", executed=True, times=1)
     ran = await shell("conferences", "start-stream", space.conference_sids[0], "--url", URL, "--name", "-n", "--json")
@@ -107,7 +105,7 @@ async def test_a_stream_that_a_repeated_attempt_met_is_stopped_by_its_name(shell
     assert space.streams.active() == []
 
 
-async def test_an_unknown_outcome_is_a_failure_with_advice(shell: Shell, space: SimulatedSpace) -> None:
+async def test_unknown_outcome_is_a_failure_with_advice(shell: Shell, space: SimulatedSpace) -> None:
     space.faults.add("reset", on="start", executed=True)
     ran = await shell("calls", "start-stream", space.call_sids[0], "--url", URL, "--name", "audit-1", "--json")
     assert ran.code == 1
@@ -120,7 +118,7 @@ async def test_an_unknown_outcome_is_a_failure_with_advice(shell: Shell, space: 
 
 
 @pytest.mark.parametrize("option", [("--codec", "PCMU"), ("--realtime",), ("--no-realtime",)])
-async def test_a_call_has_no_codec_and_no_realtime_switch(offline_shell: Shell, option: tuple[str, ...]) -> None:
+async def test_call_start_rejects_conference_options(offline_shell: Shell, option: tuple[str, ...]) -> None:
     ran = await offline_shell("calls", "start-stream", "sid", "--url", URL, *option)
     _is_misuse(ran, f"--{option[0].removeprefix('--no-').removeprefix('--')} is for conference streams only")
 
@@ -147,7 +145,7 @@ async def test_a_call_has_no_codec_and_no_realtime_switch(offline_shell: Shell, 
         (("sid", "--url", URL, "--status-callback", "nowhere"), "status_callback"),
     ],
 )
-async def test_what_cannot_be_right_is_refused_in_one_sentence(
+async def test_start_stream_rejects_invalid_arguments_in_one_sentence(
     offline_shell: Shell, arguments: tuple[str, ...], sentence: str
 ) -> None:
     ran = await offline_shell("conferences", "start-stream", *arguments)
@@ -156,7 +154,7 @@ async def test_what_cannot_be_right_is_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize("content", [b"", b"two words", b"\xff\xfe"])
-async def test_a_file_without_a_token_is_a_usage_error(offline_shell: Shell, tmp_path: Path, content: bytes) -> None:
+async def test_file_without_token_is_a_usage_error(offline_shell: Shell, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
     ran = await offline_shell("conferences", "start-stream", "sid", "--url", URL, "--bearer-token-file", str(path))
@@ -164,7 +162,7 @@ async def test_a_file_without_a_token_is_a_usage_error(offline_shell: Shell, tmp
     assert "two words" not in ran.err
 
 
-async def test_a_closed_standard_input_holds_no_token(offline_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closed_standard_input_is_a_usage_error(offline_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     ran = await offline_shell("conferences", "start-stream", "sid", "--url", URL, "--bearer-token-file", "-")
     _is_misuse(ran, "--bearer-token-file can't be read: standard input is closed")
@@ -199,7 +197,7 @@ async def test_stop_of_ended_stream_succeeds_and_says_so(shell: Shell, space: Si
     assert (facts["status"], facts["already_ended"]) == ("stopped", True)
 
 
-async def test_stopping_what_is_not_there_is_a_failure(shell: Shell, space: SimulatedSpace) -> None:
+async def test_stop_of_unknown_stream_is_a_failure(shell: Shell, space: SimulatedSpace) -> None:
     ran = await shell("conferences", "stop-stream", space.conference_sids[0], "nothing", "--json")
     assert (ran.code, ran.json["error"], ran.json["status"], ran.json["code"]) == (1, "NotFoundError", 404, 20404)
 
