@@ -7,7 +7,7 @@ user and password in a URL, a parameter's value or a token.
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping
 from enum import StrEnum
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, SupportsIndex, TypeVar
@@ -300,8 +300,35 @@ def _mask_project(value: object) -> object:
     return value if isinstance(value, str) and ":" not in value else mask(value)
 
 
+class HiddenMapping(Mapping[str, object]):
+    """A mapping that hides its values from ``repr``; as in a multidict, a name may come more than once."""
+
+    __slots__ = ("_mapping",)
+
+    def __init__(self, mapping: Mapping[str, object]) -> None:
+        self._mapping = mapping
+
+    def __getitem__(self, name: str) -> object:
+        return self._mapping[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._mapping)
+
+    def __len__(self) -> int:
+        return len(self._mapping)
+
+    def items(self) -> ItemsView[str, object]:
+        return self._mapping.items()
+
+
+def _hide_mapping(value: object) -> object:
+    return HiddenMapping(value) if isinstance(value, Mapping) else mask(value)
+
+
 _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
     "authorization_bearer_token": mask,
+    "candidates": _mask_each,
+    "headers": _hide_mapping,
     "key": mask,
     "keys": _mask_each,
     "parameters": mask,

@@ -21,6 +21,7 @@ from signalwire_streams.callbacks import (
 )
 from signalwire_streams.callbacks._diagnostics import url_candidates
 from signalwire_streams.callbacks._signature import MAX_BODY, SignedRequest
+from signalwire_streams.callbacks._urls import Headers
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, URL, form, form_signature, raw_signature
 
@@ -140,13 +141,13 @@ def test_three_changes_at_once_are_not_found() -> None:
 
 def test_candidates_with_fewest_changes_come_first() -> None:
     """So that the suggestions are the shortest that fit, and no URL is tried twice."""
-    request = SignedRequest(url=f"{SEEN}?a=1&b=2", headers={"Host": "example.com"}, body=b"", method="POST")
+    request = SignedRequest(url=f"{SEEN}?a=1&b=2", headers=Headers({"Host": "example.com"}), body=b"", method="POST")
     candidates = list(url_candidates(request, ()))
-    changes = [len(candidate.changes) for candidate in candidates]
+    changes = [len(changes) for _, changes in candidates]
 
     assert changes == sorted(changes)
     assert (changes[0], changes[-1]) == (0, 2)
-    assert len({candidate.request.url for candidate in candidates}) == len(candidates)
+    assert len({candidate.url for candidate, _ in candidates}) == len(candidates)
 
 
 def test_valid_signature_names_the_signed_url() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import tracemalloc
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -266,6 +267,51 @@ async def test_handler_that_raises_base_exception_loses_no_event(
     assert type(error).__name__ in caplog.text
 
 
+async def cancel_own_task() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+async def cancel_own_task_twice_and_wait() -> None:
+    await cancel_own_task()
+    await cancel_own_task()
+    await asyncio.Event().wait()
+
+
+async def cancel_own_task_and_raise() -> None:
+    await cancel_own_task()
+    raise LookupError
+
+
+async def be_cancelled_later() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_soon(task.cancel)
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    "action", [cancel_own_task, cancel_own_task_twice_and_wait, cancel_own_task_and_raise, be_cancelled_later]
+)
+async def test_handler_that_cancels_its_own_task_loses_no_event(action: Callable[[], Awaitable[None]]) -> None:
+    """It counts as failed; events accepted behind it are delivered."""
+    heard = Heard()
+
+    async def handler(event: CallbackEvent) -> None:
+        await heard(event)
+        if len(heard.names) == 1:
+            await action()
+
+    serving = dispatcher(handler)
+    for kind in ("started", "error", "stopped"):
+        assert offer(serving, event(kind))
+    await serving.aclose()
+
+    assert heard.names == ["Started a", "Failed a", "Stopped a"]
+    assert (serving.statistics.failed, serving.statistics.handled, serving.statistics.dropped) == (1, 2, 0)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_keyboard_interrupt_and_system_exit_leave_the_loop(error: type[BaseException]) -> None:
     """As from any task; pending events count as dropped."""
@@ -284,7 +330,7 @@ def test_keyboard_interrupt_and_system_exit_leave_the_loop(error: type[BaseExcep
 
     with pytest.raises(error):
         asyncio.run(main())
-    assert isinstance(tasks[0].exception(), error)
+    assert tasks[0].cancelled()
     statistics = servings[0].statistics
     assert (statistics.received, statistics.failed, statistics.dropped) == (2, 0, 2)
 

@@ -10,9 +10,11 @@ from signalwire_streams.callbacks import SIGNATURE_HEADER, parse_callback, verif
 from signalwire_streams.callbacks._diagnostics import _shown
 from signalwire_streams.callbacks._signature import read_form, read_query
 from signalwire_streams.callbacks._urls import (
+    Headers,
     HostPattern,
     UrlParts,
     equivalent_urls,
+    is_public_url,
     path_and_query,
     public_urls,
     read_forwarded,
@@ -49,7 +51,7 @@ ENDS = ["", '"', "="]
 
 
 def of_header(name: str) -> Callable[[str], object]:
-    return lambda text: read_forwarded({name: text})
+    return lambda text: read_forwarded(Headers({name: text}))
 
 
 def verified(text: str) -> object:
@@ -61,10 +63,11 @@ TARGETS: dict[str, Callable[[str], Any]] = {
     **{name: of_header(name) for name in ("Forwarded", "X-Forwarded-Host", "X-Forwarded-Proto")},
     **{name: of_header(name) for name in ("X-Forwarded-Port", "X-Forwarded-Prefix")},
     "URL": UrlParts.split,
-    "equivalent URLs": lambda text: equivalent_urls(text, {"Authorization": f"Basic {text}"}),
+    "equivalent URLs": lambda text: equivalent_urls(text, Headers({"Authorization": f"Basic {text}"})),
     "target": path_and_query,
     "request URL": lambda text: request_url(scheme="http", host=text, target=text),
     "public URL": lambda text: public_urls(text, text),
+    "public URL of a receiver": is_public_url,
     "host pattern": HostPattern.parse,
     "form": lambda text: read_form(text.encode("utf-8", "replace")),
     "query": read_query,
