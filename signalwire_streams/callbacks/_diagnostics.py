@@ -342,8 +342,8 @@ def _likely_causes(request: SignedRequest, keys: Sequence[str]) -> tuple[str, ..
         (
             re.fullmatch(r"[0-9]{1,15}", length) and int(length) != len(request.body),
             (
-                f"Content-Length says {length} bytes, and the body has {len(request.body)}: something read or rewrote it. "
-                "Pass the raw bytes of the request."
+                f"Content-Length says {length} bytes, and the body has {len(request.body)}: something read or rewrote "
+                "it. Pass the raw bytes of the request."
             ),
         ),
         (
