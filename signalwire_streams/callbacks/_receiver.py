@@ -173,11 +173,11 @@ class Dispatcher:
         task.add_done_callback(self._tasks.pop)
 
     async def _drain(self, key: Hashable) -> None:
-        queue = self._queues[key]
+        queue, draining = self._queues[key], cast("asyncio.Task[None]", asyncio.current_task())
         try:
-            while queue:
+            while queue and not draining.cancelling():  # a handler may ignore that it was cancelled
                 event, size = queue[0]
-                await self._handle(event)
+                await self._handle(event, draining)
                 queue.popleft()
                 self._pending -= 1
                 self._pending_bytes -= size
@@ -187,9 +187,8 @@ class Dispatcher:
             self._pending_bytes -= sum(size for _, size in queue)
             self.statistics.dropped += len(queue)
 
-    async def _handle(self, event: CallbackEvent) -> None:
+    async def _handle(self, event: CallbackEvent, draining: "asyncio.Task[None]") -> None:
         # In a task of its own, so that a handler that cancels its task ends nothing but itself.
-        draining = cast("asyncio.Task[None]", asyncio.current_task())
         handling = asyncio.create_task(self._call(event))
         self._tasks[draining] = handling
         try:

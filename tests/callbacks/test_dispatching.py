@@ -477,6 +477,7 @@ async def test_cancelled_aclose_cancels_handlers_at_once() -> None:
 
 
 async def test_aclose_leaves_behind_handler_that_ignores_cancellation() -> None:
+    """It is not called again."""
     stubborn = asyncio.Event()
 
     async def handler(_: CallbackEvent) -> None:
@@ -487,11 +488,12 @@ async def test_aclose_leaves_behind_handler_that_ignores_cancellation() -> None:
 
     serving = dispatcher(handler, shutdown_timeout=0.001)
     offer(serving, event("started"))
+    offer(serving, event("stopped"))
     await serving.aclose()
     stubborn.set()
     await settled()
 
-    assert serving.statistics.handled == 1
+    assert (serving.statistics.handled, serving.statistics.dropped) == (1, 1)
 
 
 async def test_handler_may_close_its_dispatcher() -> None:
