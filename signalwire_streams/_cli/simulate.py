@@ -10,12 +10,22 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import attrs
 import click
 
 from signalwire_streams._cli.options import json_option
 from signalwire_streams._cli.output import cannot_listen, write_json
 from signalwire_streams._cli.progress import on_signals
-from signalwire_streams.simulator import Dialect, FaultKind, Silence, SimulatedSpace, Sound, Tone, WavFile
+from signalwire_streams.simulator import (
+    Dialect,
+    FaultKind,
+    FaultSettings,
+    Silence,
+    SimulatedSpace,
+    Sound,
+    Tone,
+    WavFile,
+)
 
 DuplicateNames = Literal["stream-error", "http-error", "allow"]
 Fault = tuple[str, Mapping[str, Any]]
@@ -64,6 +74,12 @@ def _flag(text: str) -> bool:
     return text == "true"
 
 
+_BY_TYPE: Mapping[object, Callable[[str], object]] = {
+    bool: _flag,
+    int: _whole,
+    float: _seconds,
+    int | None: _whole,
+}
 _PARSERS: Mapping[str, Callable[[str], object]] = {
     "on": str,
     "target": str,
@@ -71,17 +87,11 @@ _PARSERS: Mapping[str, Callable[[str], object]] = {
     "every_nth": _whole,
     "per_target": _whole,
     "executed": _flag,
-    "seconds": _seconds,
-    "read_body": _flag,
-    "status": _whole,
-    "body": str,
-    "code": _whole,
-    "retry_after": str,
-    "location": str,
-    "as": str,
-    "after": _whole,
-    "every": _whole,
-    "frames": _whole,
+    **{
+        setting.name.rstrip("_"): _BY_TYPE.get(setting.type, str)
+        for setting in attrs.fields(FaultSettings)
+        if setting.name != "headers"
+    },
 }
 _KINDS = textwrap.indent(textwrap.fill(", ".join(FaultKind), 72, break_on_hyphens=False), "  ")
 _LIMIT = re.compile("[1-9][0-9]{0,8}")

@@ -143,8 +143,13 @@ class Server:
             return self._log_and_send(arrival, fields, evolve(faulty, created=genuine.created))
         self._record(arrival, fields, answered=None, created=genuine.created)
         match faulty:
-            case RawBytes(data):
-                arrival.connection.finish(data)
+            case RawBytes(pieces, pause, closes):
+                for piece in pieces:
+                    arrival.connection.send(piece)
+                    await self._pause(pause)
+                if not closes:
+                    return _KEEP_ALIVE
+                arrival.connection.finish()
             case Disconnection.RESET:
                 arrival.connection.reset()
             case Disconnection.HANG:
@@ -164,6 +169,8 @@ class Server:
         return self._send(arrival, response)
 
     async def _pause(self, seconds: float) -> None:
+        if not seconds:
+            return
         sleeping = asyncio.ensure_future(self._sleep(seconds))
         closing = asyncio.ensure_future(self._closing.wait())
         try:
