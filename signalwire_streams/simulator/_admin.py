@@ -18,8 +18,6 @@ _HIDDEN = frozenset({"authorization_bearer_token", "played_audio"})
 
 
 class AdminApi:
-    """Serves the paths below `PREFIX`."""
-
     def __init__(self, *, state: SpaceState, requests: RequestLog) -> None:
         self._state = state
         self._log = requests

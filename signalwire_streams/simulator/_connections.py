@@ -54,21 +54,17 @@ _BACKLOG = 2048  # a client that opens a thousand connections at once must not w
 
 
 class Listener:
-    """Accepts connections for a protocol factory."""
-
     def __init__(self, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         self._factory = factory
         self._server: asyncio.Server | None = None
 
     async def open(self, host: str, port: int) -> int:
-        """Listen, and return the port."""
         endpoint = _bind(host, port)
         await self.listen(endpoint)
         chosen: int = endpoint.getsockname()[1]
         return chosen
 
     async def listen(self, endpoint: socket.socket) -> None:
-        """Listen on a socket that is bound."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._factory, sock=endpoint, backlog=_BACKLOG)
 
@@ -81,12 +77,10 @@ class Listener:
         return _bind(host, port)
 
     def stop(self) -> None:
-        """Stop listening; open connections stay."""
         if self._server is not None:
             self._server.close()
 
     async def wait_closed(self) -> None:
-        """Wait until the socket is closed; the open connections must be gone."""
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -152,7 +146,6 @@ class Connection(web.RequestHandler):
             self._gone.set_result(None)
 
     async def start(self) -> None:
-        """Serve requests until the connection ends."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._registry.tasks.add(task)
         try:
@@ -161,7 +154,6 @@ class Connection(web.RequestHandler):
             self._registry.tasks.discard(task)
 
     async def wait_gone(self) -> None:
-        """Wait until either side has ended the connection."""
         await asyncio.shield(self._gone)
 
     @property
@@ -170,17 +162,14 @@ class Connection(web.RequestHandler):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is open and no request is being served."""
         return not self.busy and self._writable is not None
 
     def reset(self) -> None:
-        """Send RST."""
         if (wire := self._writable) is not None:
             self._registry.resets += 1
             _reset(wire)
 
     def send(self, data: bytes) -> None:
-        """Send a response, unless the connection is closing."""
         if (wire := self._writable) is not None:
             wire.write(data)
 
@@ -198,14 +187,11 @@ class Connection(web.RequestHandler):
             wire.close()
 
     def abort(self) -> None:
-        """Drop the connection."""
         if self._wire is not None:
             self._wire.abort()
 
 
 class ResetOnConnect(asyncio.Protocol):
-    """Resets a new connection before anything is read."""
-
     def __init__(self, registry: "ConnectionRegistry") -> None:
         self._registry = registry
 
@@ -225,7 +211,6 @@ class ConnectionRegistry:
     """
 
     def __init__(self) -> None:
-        """Create an empty registry."""
         self.opened: int = 0
         self.resets: int = 0
         self.tasks: set[asyncio.Task[None]] = set()
@@ -244,7 +229,6 @@ class ConnectionRegistry:
         return self.opened
 
     def discard(self, connection: Connection) -> None:
-        """Remove a connection that has ended."""
         self._open.pop(connection, None)
 
     def idle(self) -> list[Connection]:

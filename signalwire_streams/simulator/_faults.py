@@ -4,8 +4,9 @@ Rules are matched in the order in which they were added. A request, connection o
 and only those that no earlier rule took advance a later rule's counter: which are hit is exact, and the same in each
 run under one seed. A stream that is dialled triggers every rule that applies to it.
 
-To add a kind of fault, add a member with its definition to `FaultKind`. Only kinds that change how a stream connects or
-a callback is sent need further code, in those modules.
+To add a kind of fault, add a member with its definition to `FaultKind`; the command line takes it from there. What its
+`respond` returns is sent instead of the response: another `Response`, or `RawBytes`, in pieces and with pauses if need
+be. Only kinds that change how a stream connects or a callback is sent need further code, in those modules.
 """
 
 import json
@@ -79,12 +80,12 @@ class FaultSettings:
     seconds: float = _setting(0.0, "a number of seconds", lambda value: isinstance(value, int | float) and value >= 0)
     read_body: bool = _setting(True, "True or False", _of(bool))
     status: int = _setting(500, "an HTTP status from 200 to 599", lambda value: value in range(200, 600))
-    body: Body = _setting("html", *_BODY)
+    body: Body = _setting("html", *_BODY)  # noqa: RUF009  (as attrs' own field)
     code: int | None = _setting(None, "an error code such as 20429", _of(int, None))
     retry_after: float | str | None = _setting(None, "seconds or the header's text", _of(int, float, str, None))
     headers: Mapping[str, str] = _setting(Factory(dict), "a mapping of header names to values", _of(Mapping))
     location: str = _setting("/", "a text", _of(str))
-    as_: DuplicateAnswer = _setting("http-error", *_REPORT)
+    as_: DuplicateAnswer = _setting("http-error", *_REPORT)  # noqa: RUF009  (the same)
     after: int = _setting(10, *_COUNT)
     every: int = _setting(10, *_COUNT)
     frames: int = _setting(10, *_COUNT)
@@ -279,7 +280,6 @@ class FaultKind(StrEnum):
     """The effect of a fault: on a request, response or connection; on a stream's socket or frames; on a callback."""
 
     def __new__(cls, value: str, definition: _Definition = _PLAIN) -> Self:
-        """Create a kind, and register its definition."""
         kind = str.__new__(cls, value)
         kind._value_ = value
         _DEFINITIONS[value] = definition
@@ -505,7 +505,6 @@ def matching_rules(faults: Faults, operation: str, target: str | None = None) ->
 
 
 def faulty_response(rule: FaultRule, response: Response) -> FaultyResponse:
-    """Return what is sent instead of a response."""
     return _DEFINITIONS[rule.kind].respond(response, rule.settings)
 
 

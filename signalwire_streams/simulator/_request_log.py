@@ -39,7 +39,6 @@ def redact_fields(fields: Mapping[str, str]) -> dict[str, str]:
 
 
 def redact_values(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Return custom parameters with all values hidden."""
     return dict.fromkeys(parameters, _HIDDEN)
 
 
@@ -170,7 +169,6 @@ class RequestLog(ReadOnlyList[ReceivedRequest]):
         return busiest
 
     def add(self, request: ReceivedRequest) -> None:
-        """Add a request."""
         self._items.append(request)
         self._count(request.operation, request.target_sid)
 

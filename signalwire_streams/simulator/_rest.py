@@ -54,8 +54,6 @@ class ApiRequest:
 
 
 class CompatibilityApi:
-    """Serves one project of the Space."""
-
     def __init__(
         self,
         *,

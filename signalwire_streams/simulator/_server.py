@@ -65,8 +65,6 @@ _CLOSE = _AlreadySentResponse(keep_alive=False)
 
 @frozen
 class _Arrival:
-    """A request whose body has not been read yet."""
-
     request: web.BaseRequest
     route: Route
     connection: Connection
@@ -75,8 +73,6 @@ class _Arrival:
 
 
 class Server:
-    """Serves the requests of every connection."""
-
     def __init__(
         self,
         *,
@@ -102,7 +98,6 @@ class Server:
         self._closing = asyncio.Event()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Serve one request; this is aiohttp's handler."""
         connection = cast(Connection, request.protocol)
         connection.busy = True
         try:
@@ -113,7 +108,6 @@ class Server:
             connection.busy = False
 
     def close(self) -> None:
-        """End all delays."""
         self._closing.set()
 
     async def _serve(self, request: web.BaseRequest, connection: Connection) -> web.StreamResponse:

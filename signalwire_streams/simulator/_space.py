@@ -17,7 +17,7 @@ from signalwire_streams.simulator._admin import AdminApi
 from signalwire_streams.simulator._audio.dialer import Dialer
 from signalwire_streams.simulator._audio.frames import Dialect
 from signalwire_streams.simulator._audio.media_session import DTMF_KEYS
-from signalwire_streams.simulator._audio.sources import Sound
+from signalwire_streams.simulator._audio.sources import Silence, Sound
 from signalwire_streams.simulator._connections import Connection, ConnectionRegistry, Listener, ResetOnConnect
 from signalwire_streams.simulator._faults import Faults, matching_rules
 from signalwire_streams.simulator._rate_limit import SpaceLimit
@@ -113,8 +113,8 @@ class SimulatedSpace:
     faults: Faults = field(init=False, repr=False)
     connections: ConnectionRegistry = field(factory=ConnectionRegistry, init=False, repr=False)
     _state: SpaceState = field(init=False, repr=False)
-    _dialer: Dialer | None = field(init=False, repr=False)
-    _callback_sender: StatusCallbackSender | None = field(init=False, repr=False)
+    _dialer: Dialer = field(init=False, repr=False)
+    _callback_sender: StatusCallbackSender = field(init=False, repr=False)
     _server: Server = field(init=False, repr=False)
     _http: web.Server | None = field(default=None, init=False, repr=False)
     _listener: Listener = field(init=False, repr=False)
@@ -162,10 +162,8 @@ class SimulatedSpace:
         """Stop listening and drop every connection; requests that hang are never answered. Safe to repeat."""
         self._listener.stop()
         self._server.close()
-        if self._dialer is not None:
-            await self._dialer.close()
-        if self._callback_sender is not None:
-            await self._callback_sender.close()
+        await self._dialer.close()
+        await self._callback_sender.close()
         await self.connections.close()
         await self._listener.wait_closed()
 
@@ -227,8 +225,7 @@ class SimulatedSpace:
         """
         if not digits or not set(digits) <= DTMF_KEYS:
             raise ValueError(f"{digits!r} are not keys: write them of 0 to 9, *, # and A to D")
-        if self._dialer is not None:
-            await self._dialer.send_dtmf(target_sid, digits, milliseconds)
+        await self._dialer.send_dtmf(target_sid, digits, milliseconds)
 
     @asynccontextmanager
     async def refuse_connections(self) -> AsyncIterator[None]:
@@ -248,9 +245,8 @@ class SimulatedSpace:
     def _on_stream_change(self, stream: Stream) -> None:
         if not stream.alive:
             self._send_callback(stream, "stream-stopped" if stream.error is None else "stream-error")
-            if self._dialer is not None:
-                self._dialer.stop(stream)
-        elif self._dialer is not None:
+            self._dialer.stop(stream)
+        elif self.audio is not None:
             self._dialer.start(stream)
         else:
             self._on_connected(stream)
@@ -264,18 +260,12 @@ class SimulatedSpace:
             self._state.stop_stream(stream)
 
     def _send_callback(self, stream: Stream, event: str) -> None:
-        if self._callback_sender is not None:
+        if self.callbacks:
             self._callback_sender.send(stream, event)
 
-    async def _wait_for_audio(self, stream_sid: str) -> None:
-        if self._dialer is not None:
-            await self._dialer.wait_for_audio(stream_sid)
-
-    def _new_dialer(self) -> Dialer | None:
-        if self.audio is None:
-            return None
+    def _new_dialer(self) -> Dialer:
         return Dialer(
-            sound=self.audio,
+            sound=Silence() if self.audio is None else self.audio,
             project=self.project,
             real_time=self.real_time,
             dialect=self.dialect,
@@ -287,9 +277,7 @@ class SimulatedSpace:
             on_ended=self._on_media_ended,
         )
 
-    def _new_callback_sender(self) -> StatusCallbackSender | None:
-        if not self.callbacks:
-            return None
+    def _new_callback_sender(self) -> StatusCallbackSender:
         return StatusCallbackSender(
             project=self.project,
             signing_key=self.signing_key,
@@ -322,7 +310,7 @@ class SimulatedSpace:
             clock=self.clock,
             monotonic=self.monotonic,
             sleep=self.sleep,
-            wait_for_audio=self._wait_for_audio,
+            wait_for_audio=self._dialer.wait_for_audio,
         )
 
     def _new_protocol(self) -> asyncio.BaseProtocol:

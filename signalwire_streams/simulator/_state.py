@@ -94,7 +94,6 @@ class StreamRegistry(ReadOnlyList[Stream]):
             self._observer(stream)
 
     def find(self, target_sid: str, sid: str) -> Stream | None:
-        """Return a stream of one conference or call by its sid."""
         stream = self._by_sid.get(sid)
         return stream if stream is not None and stream.target_sid == target_sid else None
 
@@ -104,7 +103,6 @@ class StreamRegistry(ReadOnlyList[Stream]):
         return next((stream for stream in named if stream.alive), named[-1]) if named else None
 
     def has_active_name(self, target_sid: str, name: str | None) -> bool:
-        """Return whether a stream of that name is running on the conference or call."""
         return name is not None and self._active_names[target_sid, name] > 0
 
     def stop(self, streams: Iterable[Stream], now: float) -> None:
@@ -143,8 +141,6 @@ class Call:
 
 @define(eq=False, kw_only=True)
 class Participant:
-    """A call leg in a conference."""
-
     call_sid: str
     conference_sid: str
     ordinal: int
@@ -244,7 +240,6 @@ class SpaceState:
         return call
 
     def stop_stream(self, stream: Stream) -> None:
-        """End a running stream."""
         self.streams.stop([stream], self.now())
 
     def end_conference(self, sid: str) -> None:
@@ -258,7 +253,6 @@ class SpaceState:
             self.end_call(participant.call_sid)
 
     def end_call(self, sid: str) -> None:
-        """Complete a call: its streams stop."""
         now = self.now()
         call = self.calls[sid]
         call.status, call.updated_at, call.ended_at = "completed", now, now

@@ -89,7 +89,6 @@ class StatusCallbackSender:
         self._number = 0
 
     def send(self, stream: Stream, event: str) -> None:
-        """Send a stream's callback, if it has a callback URL."""
         if stream.status_callback is None:
             return
         self._number += 1
@@ -121,7 +120,6 @@ class StatusCallbackSender:
             task.add_done_callback(lambda done: self._forget(sid, done))
 
     async def close(self) -> None:
-        """Abandon what is not delivered."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -175,7 +175,6 @@ _END_CONFERENCE: _Checks = {
 
 
 def check_start(kind: TargetKind, values: Mapping[str, str]) -> list[Problem]:
-    """Return all validation errors of a start's fields."""
     checks = _CALL_STREAM if kind == "call" else _CONFERENCE_STREAM
     missing = [] if "Url" in values else [Problem("Url is required", _INVALID_URL)]
     others = {name: value for name, value in values.items() if name not in checks}
@@ -183,13 +182,11 @@ def check_start(kind: TargetKind, values: Mapping[str, str]) -> list[Problem]:
 
 
 def check_stop(values: Mapping[str, str]) -> list[Problem]:
-    """Return all validation errors of a stop's fields."""
     missing = [] if "Status" in values else [Problem("Status is required")]
     return [*missing, *_known(_STOP, values), *_unknown(_STOP, values)]
 
 
 def check_end_conference(values: Mapping[str, str]) -> list[Problem]:
-    """Return all validation errors of a conference update's fields."""
     return [*_known(_END_CONFERENCE, values), *_unknown(_END_CONFERENCE, values)]
 
 

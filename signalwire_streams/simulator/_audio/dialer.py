@@ -31,8 +31,6 @@ class _OutboundCall:
 
 
 class Dialer:
-    """Holds one connection for each running stream."""
-
     def __init__(
         self,
         *,
@@ -62,14 +60,12 @@ class Dialer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, stream: Stream) -> None:
-        """Connect for a stream that starts."""
         call = self._calls[stream] = _OutboundCall(list(matching_rules(self._faults, "dial", stream.target_sid)))
         task = asyncio.create_task(self._run(stream, call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def stop(self, stream: Stream) -> None:
-        """End a stream's connection after a stop event."""
         if stream in self._calls:
             self._calls[stream].stopped.set()
 
@@ -80,13 +76,11 @@ class Dialer:
             await call.audio_sent.wait()
 
     async def send_dtmf(self, target_sid: str, digits: str, milliseconds: int) -> None:
-        """Send keys to the streams of a conference or call."""
         for stream, call in list(self._calls.items()):
             if stream.target_sid == target_sid and call.media is not None:
                 await call.media.send_dtmf(digits, milliseconds)
 
     async def close(self) -> None:
-        """Drop all connections."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

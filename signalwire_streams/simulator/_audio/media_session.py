@@ -44,13 +44,11 @@ class Player:
         self._until = float("-inf")
 
     def play(self, payload: bytes, now: float) -> None:
-        """Queue audio."""
         begins = max(now, self._until)
         self._until = begins if self._rate is None else begins + len(payload) / self._rate
         self._queue.append(_Queued(begins, self._until, payload))
 
     def mark(self, name: str, now: float) -> None:
-        """Queue a mark."""
         moment = max(now, self._until)
         self._queue.append(_Queued(moment, moment, mark=name))
 
@@ -66,7 +64,6 @@ class Player:
         return marks
 
     def advance(self, now: float) -> list[str]:
-        """Play up to now; return the marks that were reached."""
         marks = []
         while self._queue and self._queue[0].ends <= now:
             queued = self._queue.popleft()
@@ -76,7 +73,6 @@ class Player:
         return marks
 
     def next_mark(self) -> float | None:
-        """Return when the next mark will be reached."""
         return next((queued.ends for queued in self._queue if queued.mark is not None), None)
 
 
@@ -129,7 +125,6 @@ class MediaSession:
                 await asyncio.wait(others)
 
     async def send_dtmf(self, digits: str, milliseconds: int) -> None:
-        """Send the keys that a caller pressed."""
         for digit in digits:
             await self._socket.send_str(self._encoder.dtmf(digit, milliseconds))
 
