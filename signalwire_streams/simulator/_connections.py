@@ -1,4 +1,4 @@
-"""The Space's TCP connections: counted, and closed, reset or refused as a test needs."""
+"""The Space's TCP connections: to it, counted, and closed, reset or refused as a test needs; and its own to others."""
 
 import asyncio
 import contextlib
@@ -7,9 +7,10 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Callable
-from typing import Self, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, Self, cast
 
+import aiohttp
 from aiohttp import web
 from attrs import field, frozen
 
@@ -48,6 +49,42 @@ class Certificates:
         trust = ssl.create_default_context()
         authority.configure_trust(trust)
         return cls(server, trust, authority.cert_pem.bytes())
+
+
+class OutboundClient:
+    """Connects to the user's servers, in tasks that end with the Space."""
+
+    def __init__(self, ssl_context: ssl.SSLContext | None) -> None:
+        self._ssl = True if ssl_context is None else ssl_context
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sessions: list[aiohttp.ClientSession] = []
+
+    async def close(self) -> None:
+        """Cancel the tasks, and drop the connections."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for session in self._sessions:
+            await session.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _shared_session(self) -> aiohttp.ClientSession:
+        if not self._sessions:
+            self._sessions.append(new_session())
+        return self._sessions[0]
+
+
+def new_session(*tracing: aiohttp.TraceConfig) -> aiohttp.ClientSession:
+    # Each stream needs its connection for as long as it lasts, so there may be as many as there are streams.
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trace_configs=list(tracing)
+    )
 
 
 _BACKLOG = 2048  # a client that opens a thousand connections at once must not wait for SYN retries

@@ -169,6 +169,7 @@ class RequestLog(ReadOnlyList[ReceivedRequest]):
         return busiest
 
     def add(self, request: ReceivedRequest) -> None:
+        """Add a request."""
         self._items.append(request)
         self._count(request.operation, request.target_sid)
 

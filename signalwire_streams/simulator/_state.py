@@ -94,6 +94,7 @@ class StreamRegistry(ReadOnlyList[Stream]):
             self._observer(stream)
 
     def find(self, target_sid: str, sid: str) -> Stream | None:
+        """Return a stream of one conference or call by its sid."""
         stream = self._by_sid.get(sid)
         return stream if stream is not None and stream.target_sid == target_sid else None
 
@@ -103,6 +104,7 @@ class StreamRegistry(ReadOnlyList[Stream]):
         return next((stream for stream in named if stream.alive), named[-1]) if named else None
 
     def has_active_name(self, target_sid: str, name: str | None) -> bool:
+        """Return whether a stream of that name is running on the conference or call."""
         return name is not None and self._active_names[target_sid, name] > 0
 
     def stop(self, streams: Iterable[Stream], now: float) -> None:

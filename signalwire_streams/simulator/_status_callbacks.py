@@ -17,6 +17,7 @@ import aiohttp
 from attrs import field, frozen
 from yarl import URL
 
+from signalwire_streams.simulator._connections import OutboundClient
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults, matching_rules
 from signalwire_streams.simulator._request_log import redact_url
 from signalwire_streams.simulator._state import Stream
@@ -63,7 +64,7 @@ class StatusCallback:
         return b64encode(hmac.new(key.encode(), signed.encode(), hashlib.sha1).digest()).decode("ascii")
 
 
-class StatusCallbackSender:
+class StatusCallbackSender(OutboundClient):
     """Sends callbacks, those of one stream in order."""
 
     def __init__(
@@ -76,14 +77,12 @@ class StatusCallbackSender:
         ssl_context: ssl.SSLContext | None,
         faults: Faults,
     ) -> None:
+        super().__init__(ssl_context)
         self.sleep = sleep
         self._project = project
         self._signing_key = signing_key
         self._clock = clock
-        self._ssl = True if ssl_context is None else ssl_context
         self._faults = faults
-        self._session: aiohttp.ClientSession | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._last_tasks: dict[str, asyncio.Task[None]] = {}
         self._overtaken: dict[str, list[StatusCallback]] = {}
         self._number = 0
@@ -112,20 +111,10 @@ class StatusCallbackSender:
         """Deliver a callback after those of the same stream; none waits for one that is delayed by a fault."""
         is_delayed = rule is not None and rule.kind is FaultKind.CALLBACK_DELAYED
         previous = None if is_delayed else self._last_tasks.get(sid)
-        task = asyncio.create_task(self._deliver(callback, previous, rule))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = self._spawn(self._deliver(callback, previous, rule))
         if not is_delayed:
             self._last_tasks[sid] = task
             task.add_done_callback(lambda done: self._forget(sid, done))
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        if self._session is not None:
-            await self._session.close()
 
     def _forget(self, sid: str, task: "asyncio.Task[None]") -> None:
         if self._last_tasks.get(sid) is task:
@@ -148,16 +137,15 @@ class StatusCallbackSender:
                 return
 
     async def _attempt(self, callback: StatusCallback, key: str) -> bool:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=_TIMEOUT, cookie_jar=aiohttp.DummyCookieJar())
         try:
-            async with self._session.request(
+            async with self._shared_session().request(
                 callback.method,
                 URL(callback.url, encoded=True),  # byte for byte what was signed
                 data=callback.fields if callback.method == "POST" else None,
                 headers={_SIGNATURE: callback.signature(key)},
                 ssl=self._ssl,
                 allow_redirects=False,
+                timeout=_TIMEOUT,
             ) as response:
                 return response.status in _SUCCESS
         except (aiohttp.ClientError, TimeoutError, ValueError):

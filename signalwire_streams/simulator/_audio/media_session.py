@@ -76,33 +76,41 @@ class Player:
         return next((queued.ends for queued in self._queue if queued.mark is not None), None)
 
 
+class OutboundCall:
+    """The connection of one stream, from the first attempt to its end."""
+
+    def __init__(self, stream: Stream, rules: Sequence[FaultRule]) -> None:
+        self.stream = stream
+        self.rules = rules
+        self.stopped = asyncio.Event()  # the stream is to end, or the other end has closed the socket
+        self.audio_sent = asyncio.Event()  # or it ended before
+        self.media: MediaSession | None = None
+
+    def rule(self, kind: FaultKind) -> FaultRule | None:
+        return next((rule for rule in self.rules if rule.kind is kind), None)
+
+
 class MediaSession:
     """Sends audio on one socket until the sound or the stream ends, or the other end closes it."""
 
     def __init__(
         self,
-        *,
-        stream: Stream,
+        call: OutboundCall,
         socket: aiohttp.ClientWebSocketResponse,
+        *,
         audio: EncodedAudio,
         encoder: FrameEncoder,
         player: Player | None,
         real_time: bool,
-        rules: Sequence[FaultRule],
-        audio_sent: asyncio.Event,
-        stopped: asyncio.Event,
     ) -> None:
-        self._stream = stream
+        self._call = call
         self._socket = socket
         self._audio = audio
         self._encoder = encoder
         self._player = player
         self._real_time = real_time
-        self._rules = rules
-        self._audio_sent = audio_sent
-        self._stopped = stopped  # set when the stream is to end, or the other end has closed the socket
         self._received = asyncio.Event()
-        drops = (rule.settings.after for rule in rules if rule.kind is FaultKind.CONNECTION_DROPPED)
+        drops = (rule.settings.after for rule in call.rules if rule.kind is FaultKind.CONNECTION_DROPPED)
         self._frames_until_drop = min(drops, default=None)
 
     async def run(self) -> None:
@@ -131,19 +139,19 @@ class MediaSession:
     async def _send_stream(self) -> None:
         await self._socket.send_str(self._encoder.connected())
         await self._socket.send_str(self._encoder.start())
-        if await self._send_audio() and not any(rule.kind is FaultKind.NO_STOP for rule in self._rules):
+        if await self._send_audio() and self._call.rule(FaultKind.NO_STOP) is None:
             await self._socket.send_str(self._encoder.stop())
 
     async def _send_audio(self) -> bool:
         """Send the media frames when they are due; return False if a fault has dropped the connection."""
-        faults = frame_faults(self._rules)
-        began, packet_time = asyncio.get_running_loop().time(), codec_of(self._stream.codec).packet_time
-        for number, slot in enumerate(self._audio.slots(self._stream)):
+        faults = frame_faults(self._call.rules)
+        began, packet_time = asyncio.get_running_loop().time(), codec_of(self._call.stream.codec).packet_time
+        for number, slot in enumerate(self._audio.slots(self._call.stream)):
             if self._real_time:
                 await asyncio.sleep(began + number * packet_time / 1_000 - asyncio.get_running_loop().time())
             elif number % _SLOTS_PER_TURN == 0:
                 await asyncio.sleep(0)
-            if self._stopped.is_set():
+            if self._call.stopped.is_set():
                 break
             frames = self._encoder.media(number * packet_time, slot)
             for fault in faults:
@@ -158,7 +166,7 @@ class MediaSession:
     async def _send(self, frames: Sequence[str]) -> bool:
         for frame in frames:
             await self._socket.send_str(frame)
-            self._audio_sent.set()
+            self._call.audio_sent.set()
             if self._frames_until_drop is not None:
                 self._frames_until_drop -= 1
                 if not self._frames_until_drop:
@@ -172,11 +180,11 @@ class MediaSession:
             try:
                 marks = self._handle(json.loads(message.data), asyncio.get_running_loop().time())
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError, Base64Error):
-                self._stream.ignored_messages += 1
+                self._call.stream.ignored_messages += 1
                 continue
             self._received.set()
             await self._return_marks(marks)
-        self._stopped.set()
+        self._call.stopped.set()
 
     def _handle(self, message: Any, now: float) -> list[str]:  # noqa: ANN401  (any JSON)
         """Execute a message; return the marks that it completes.
@@ -184,7 +192,7 @@ class MediaSession:
         Raises:
             ValueError: it is invalid. So do KeyError, TypeError and AttributeError.
         """
-        if self._player is None or message["streamSid"] != self._stream.sid:
+        if self._player is None or message["streamSid"] != self._call.stream.sid:
             raise ValueError(message["event"])
         match message["event"]:
             case "media":
@@ -194,7 +202,7 @@ class MediaSession:
             case "clear":
                 return self._player.clear(now)
             case "dtmf" if message["dtmf"]["digit"] in DTMF_KEYS:
-                self._stream.dtmf_received += message["dtmf"]["digit"]
+                self._call.stream.dtmf_received += message["dtmf"]["digit"]
             case event:
                 raise ValueError(event)
         return self._player.advance(now)
