@@ -25,9 +25,7 @@ from signalwire_streams.simulator._state import IN_PROGRESS, Call, Conference, S
 from signalwire_streams.simulator._validation import (
     Fields,
     Problem,
-    check_end_conference,
-    check_start,
-    check_stop,
+    check_fields,
     is_ws_on_loopback,
     parameters_of,
 )
@@ -122,7 +120,7 @@ class CompatibilityApi:
 
     def _end_conference(self, request: ApiRequest) -> Response:
         conference = self._conference(request.route)
-        problems = check_end_conference(request.fields.values)
+        problems = check_fields("end-conference", request.fields.values)
         if problems:
             return api_error(422, problems[0].code, problems[0].message)
         if conference.status == "completed":
@@ -134,7 +132,7 @@ class CompatibilityApi:
     def _start_stream(self, request: ApiRequest) -> Response:
         kind, values = request.route.target_kind, request.fields.values
         target = self._target(request.route)
-        _refuse(kind, check_start(kind, self._as_wss(values)))
+        _refuse(kind, check_fields(request.route.operation, self._as_wss(values)))
         if target.status != IN_PROGRESS:
             raise _wrong_state(f"The {kind} is not in progress")
         is_taken = self._state.streams.has_active_name(target.sid, values.get("Name"))
@@ -157,7 +155,7 @@ class CompatibilityApi:
         if stream is None and self._streams_by_name:
             stream = streams.find_named(target.sid, reference)
         stream = _found(stream)
-        _refuse(route.target_kind, check_stop(request.fields.values))
+        _refuse(route.target_kind, check_fields(route.operation, request.fields.values))
         if not stream.alive:
             # Not documented; status and sentence are our reading.
             raise _wrong_state("Stream is already stopped")

@@ -6,8 +6,6 @@ The shapes are those of https://signalwire.com/docs/compatibility-api/ and its O
 import json
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http import HTTPStatus
 
@@ -33,27 +31,6 @@ def _date_and_time(seconds: int, long_september: bool) -> str:  # noqa: FBT001  
 def http_date(moment: float) -> str:
     """Format a POSIX timestamp as the Date header does, ``Wed, 19 Sep 2018 21:00:00 GMT``."""
     return f"{_date_and_time(int(moment), False)} GMT"
-
-
-def day_of(moment: float) -> date:
-    return datetime.fromtimestamp(moment, UTC).date()
-
-
-def read_day(text: str) -> date | None:
-    """Parse ``YYYY-MM-DD``; return None for anything else."""
-    try:
-        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date()
-    except ValueError:
-        return None
-
-
-def read_moment(text: str) -> int | None:
-    """Parse an RFC 2822 date to whole POSIX seconds; return None for anything else."""
-    try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, OverflowError, IndexError, TypeError):
-        return None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 Json = dict[str, object]

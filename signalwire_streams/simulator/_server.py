@@ -1,6 +1,7 @@
 """The Space's HTTP server: each request is counted, limited, perhaps hit by a fault, answered and logged."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -20,12 +21,65 @@ from signalwire_streams.simulator._faults import (
     faulty_response,
     matching_rules,
 )
-from signalwire_streams.simulator._rate_limit import COUNTED_METHODS, SpaceLimit
 from signalwire_streams.simulator._request_log import ReceivedRequest, RequestLog, count_post, count_request
 from signalwire_streams.simulator._rest import ApiRequest, CompatibilityApi
 from signalwire_streams.simulator._routes import Route, find_route
-from signalwire_streams.simulator._serializers import Response, http_date, http_message
+from signalwire_streams.simulator._serializers import Response, api_error, http_date, http_message, retry_after_header
 from signalwire_streams.simulator._validation import Fields, read_fields
+
+_COUNTED_METHODS = frozenset({"POST", "PUT", "PATCH"})
+_TOO_MANY_REQUESTS = 20429
+
+
+class SpaceLimit:
+    """A sliding log: no window ever holds more than ``limit`` admitted requests; None admits all (pure).
+
+    SignalWire documents 13,800 POST, PUT and PATCH requests per 10 seconds for a whole Space, all projects together,
+    and that each response reports limit and remainder in X- headers whose names it does not give. The names here are a
+    guess at what such headers are commonly called. (https://signalwire.com/docs/compatibility-api/)
+    """
+
+    def __init__(
+        self,
+        *,
+        limit: int | None,
+        window: float,
+        advertised: int | None = None,
+        headers: bool = True,
+        retry_after: float | None = None,
+    ) -> None:
+        self._limit = limit
+        self._window = window
+        self._advertised = limit if advertised is None else advertised
+        self._has_headers = headers
+        self._retry_after = retry_after
+        self._admitted: deque[float] = deque()
+
+    def admit(self, now: float) -> bool:
+        """Return whether a counted request is within the limit; refused requests are not counted."""
+        if self._limit is None:
+            return True
+        self._expire(now)
+        if len(self._admitted) >= self._limit:
+            return False
+        self._admitted.append(now)
+        return True
+
+    def headers_at(self, now: float) -> dict[str, str]:
+        if self._advertised is None or not self._has_headers:
+            return {}
+        self._expire(now)
+        remaining = max(self._advertised - len(self._admitted), 0)
+        return {"X-RateLimit-Limit": str(self._advertised), "X-RateLimit-Remaining": str(remaining)}
+
+    def refusal(self) -> Response:
+        refused = api_error(429, _TOO_MANY_REQUESTS, "Too many requests")
+        return evolve(refused, headers=retry_after_header(self._retry_after))
+
+    def _expire(self, now: float) -> None:
+        while self._admitted and self._admitted[0] <= now - self._window:
+            self._admitted.popleft()
+
 
 _LOGGED_HEADERS = ("User-Agent", "Content-Type")  # and never Authorization
 
@@ -118,7 +172,7 @@ class Server:
             return self._send(arrival, self._admin.answer(method, route.path))
         if method == "POST":
             count_post(self._log, moment)
-        if method in COUNTED_METHODS and not self._limit.admit(moment):
+        if method in _COUNTED_METHODS and not self._limit.admit(moment):
             return self._log_and_send(arrival, await self._read(arrival), self._limit.refusal())
         rule = next(matching_rules(self._faults, route.operation, route.target_sid), None)
         if rule is not None:

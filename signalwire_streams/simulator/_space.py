@@ -20,11 +20,10 @@ from signalwire_streams.simulator._audio.media_session import DTMF_KEYS
 from signalwire_streams.simulator._audio.sources import Silence, Sound
 from signalwire_streams.simulator._connections import Connection, ConnectionRegistry, Listener, ResetOnConnect
 from signalwire_streams.simulator._faults import Faults, matching_rules
-from signalwire_streams.simulator._rate_limit import SpaceLimit
 from signalwire_streams.simulator._request_log import RequestLog
 from signalwire_streams.simulator._rest import CompatibilityApi, DuplicateNames
 from signalwire_streams.simulator._serializers import Serializer
-from signalwire_streams.simulator._server import Server
+from signalwire_streams.simulator._server import Server, SpaceLimit
 from signalwire_streams.simulator._state import IN_PROGRESS, SpaceState, Stream, StreamRegistry, new_sid
 from signalwire_streams.simulator._status_callbacks import StatusCallbackSender
 
@@ -132,9 +131,50 @@ class SimulatedSpace:
             self.add_conference()
         for _ in range(self.calls):
             self.add_call()
-        self._dialer = self._new_dialer()
-        self._callback_sender = self._new_callback_sender()
-        self._server = self._new_server()
+        self._dialer = Dialer(
+            sound=Silence() if self.audio is None else self.audio,
+            project=self.project,
+            real_time=self.real_time,
+            dialect=self.dialect,
+            ssl_context=self.ssl_context,
+            bidirectional=self.bidirectional,
+            faults=self.faults,
+            sleep=self.sleep,
+            on_connected=self._on_connected,
+            on_ended=self._on_media_ended,
+        )
+        self._callback_sender = StatusCallbackSender(
+            project=self.project,
+            signing_key=self.signing_key,
+            clock=self.clock,
+            sleep=self.sleep,
+            ssl_context=self.ssl_context,
+            faults=self.faults,
+        )
+        self._server = Server(
+            api=CompatibilityApi(
+                state=self._state,
+                serializer=Serializer(self.project, self.long_september),
+                token=self.token,
+                duplicate_names=self.duplicate_names,
+                streams_by_name=self.streams_by_name,
+                allow_ws=self.allow_ws,
+            ),
+            admin=AdminApi(state=self._state, requests=self.requests),
+            requests=self.requests,
+            faults=self.faults,
+            limit=SpaceLimit(
+                limit=self.rate_limit,
+                window=self.window,
+                advertised=self.advertised_limit,
+                headers=self.limit_headers,
+                retry_after=self.retry_after,
+            ),
+            clock=self.clock,
+            monotonic=self.monotonic,
+            sleep=self.sleep,
+            wait_for_audio=self._dialer.wait_for_audio,
+        )
         self._listener = Listener(self._new_protocol)
 
     async def __aenter__(self) -> Self:
@@ -262,56 +302,6 @@ class SimulatedSpace:
     def _send_callback(self, stream: Stream, event: str) -> None:
         if self.callbacks:
             self._callback_sender.send(stream, event)
-
-    def _new_dialer(self) -> Dialer:
-        return Dialer(
-            sound=Silence() if self.audio is None else self.audio,
-            project=self.project,
-            real_time=self.real_time,
-            dialect=self.dialect,
-            ssl_context=self.ssl_context,
-            bidirectional=self.bidirectional,
-            faults=self.faults,
-            sleep=self.sleep,
-            on_connected=self._on_connected,
-            on_ended=self._on_media_ended,
-        )
-
-    def _new_callback_sender(self) -> StatusCallbackSender:
-        return StatusCallbackSender(
-            project=self.project,
-            signing_key=self.signing_key,
-            clock=self.clock,
-            sleep=self.sleep,
-            ssl_context=self.ssl_context,
-            faults=self.faults,
-        )
-
-    def _new_server(self) -> Server:
-        return Server(
-            api=CompatibilityApi(
-                state=self._state,
-                serializer=Serializer(self.project, self.long_september),
-                token=self.token,
-                duplicate_names=self.duplicate_names,
-                streams_by_name=self.streams_by_name,
-                allow_ws=self.allow_ws,
-            ),
-            admin=AdminApi(state=self._state, requests=self.requests),
-            requests=self.requests,
-            faults=self.faults,
-            limit=SpaceLimit(
-                limit=self.rate_limit,
-                window=self.window,
-                advertised=self.advertised_limit,
-                headers=self.limit_headers,
-                retry_after=self.retry_after,
-            ),
-            clock=self.clock,
-            monotonic=self.monotonic,
-            sleep=self.sleep,
-            wait_for_audio=self._dialer.wait_for_audio,
-        )
 
     def _new_protocol(self) -> asyncio.BaseProtocol:
         if next(matching_rules(self.faults, "connect"), None) is not None:

@@ -13,8 +13,6 @@ from urllib.parse import SplitResult, unquote_plus, urlsplit
 
 from attrs import field, frozen
 
-from signalwire_streams.simulator._routes import TargetKind
-
 _FORM = "application/x-www-form-urlencoded"
 _JSON = "application/json"
 
@@ -153,6 +151,17 @@ def _codec(value: str) -> str | None:
 
 
 _Checks = Mapping[str, tuple[_Check, int]]
+
+
+@frozen
+class _Schema:
+    """The fields of an operation's body: their checks, each with the code of its problem."""
+
+    checks: _Checks
+    required: str | None = None
+    has_parameters: bool = False
+
+
 _CALL_STREAM: _Checks = {
     "Url": (_stream_url, _INVALID_URL),
     "Name": (_not_blank, _INVALID_ARGUMENT),
@@ -166,28 +175,38 @@ _CONFERENCE_STREAM: _Checks = {
     "StreamCodec": (_codec, _INVALID_CODEC),
     "StreamRealTime": (_one_of("true", "false"), _INVALID_ARGUMENT),
 }
-_STOP: _Checks = {"Status": (_one_of("stopped"), _INVALID_ARGUMENT)}
-_END_CONFERENCE: _Checks = {
-    "Status": (_one_of("completed"), _INVALID_ARGUMENT),
-    "AnnounceUrl": (_callback_url, _INVALID_URL),
-    "AnnounceMethod": (_one_of("GET", "POST"), _INVALID_ARGUMENT),
+_STOP = _Schema({"Status": (_one_of("stopped"), _INVALID_ARGUMENT)}, required="Status")
+_SCHEMAS = {
+    "start-call-stream": _Schema(_CALL_STREAM, required="Url", has_parameters=True),
+    "start-conference-stream": _Schema(_CONFERENCE_STREAM, required="Url", has_parameters=True),
+    "stop-call-stream": _STOP,
+    "stop-conference-stream": _STOP,
+    "end-conference": _Schema(
+        {
+            "Status": (_one_of("completed"), _INVALID_ARGUMENT),
+            "AnnounceUrl": (_callback_url, _INVALID_URL),
+            "AnnounceMethod": (_one_of("GET", "POST"), _INVALID_ARGUMENT),
+        }
+    ),
 }
 
 
-def check_start(kind: TargetKind, values: Mapping[str, str]) -> list[Problem]:
-    checks = _CALL_STREAM if kind == "call" else _CONFERENCE_STREAM
-    missing = [] if "Url" in values else [Problem("Url is required", _INVALID_URL)]
-    others = {name: value for name, value in values.items() if name not in checks}
-    return [*missing, *_known(checks, values), *_parameters(others)]
-
-
-def check_stop(values: Mapping[str, str]) -> list[Problem]:
-    missing = [] if "Status" in values else [Problem("Status is required")]
-    return [*missing, *_known(_STOP, values), *_unknown(_STOP, values)]
-
-
-def check_end_conference(values: Mapping[str, str]) -> list[Problem]:
-    return [*_known(_END_CONFERENCE, values), *_unknown(_END_CONFERENCE, values)]
+def check_fields(operation: str, values: Mapping[str, str]) -> list[Problem]:
+    """Return all validation errors of an operation's body."""
+    schema = _SCHEMAS[operation]
+    problems = []
+    if schema.required is not None and schema.required not in values:
+        problems.append(Problem(f"{schema.required} is required", schema.checks[schema.required][1]))
+    others = {}
+    for name, value in values.items():
+        if name not in schema.checks:
+            others[name] = value
+            continue
+        check, code = schema.checks[name]
+        fault = check(value)
+        if fault is not None:
+            problems.append(Problem(f"{name} {fault}", code))
+    return [*problems, *(_parameters(others) if schema.has_parameters else map(_unknown, others))]
 
 
 def parameters_of(values: Mapping[str, str]) -> dict[str, str]:
@@ -199,24 +218,15 @@ def parameters_of(values: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _known(checks: _Checks, values: Mapping[str, str]) -> Iterator[Problem]:
-    for name, value in values.items():
-        if name in checks:
-            check, code = checks[name]
-            fault = check(value)
-            if fault is not None:
-                yield Problem(f"{name} {fault}", code)
-
-
-def _unknown(checks: _Checks, values: Mapping[str, str]) -> Iterator[Problem]:
-    return (Problem(f"{name} is not a known field") for name in values if name not in checks)
+def _unknown(name: str) -> Problem:
+    return Problem(f"{name} is not a known field")
 
 
 def _parameters(values: Mapping[str, str]) -> Iterator[Problem]:
     for name, value in values.items():
         match = _PARAMETER.fullmatch(name)
         if match is None:
-            yield from _unknown({}, {name: value})
+            yield _unknown(name)
             continue
         number, part = match.groups()
         if int(number) > _MAX_PARAMETERS:

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.simulator._rate_limit import SpaceLimit
+from signalwire_streams.simulator._server import SpaceLimit
 
 from .peer import Clock, simulated
 from .shapes import ERROR, mismatches
