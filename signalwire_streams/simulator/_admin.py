@@ -18,7 +18,7 @@ _HIDDEN = frozenset({"authorization_bearer_token", "played_audio"})
 
 
 class AdminApi:
-    def __init__(self, *, state: SpaceState, requests: RequestLog) -> None:
+    def __init__(self, state: SpaceState, requests: RequestLog) -> None:
         self._state = state
         self._log = requests
 

@@ -6,7 +6,7 @@ conference or call, fields, state, name.
 
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from attrs import field, frozen
 
@@ -21,6 +21,7 @@ from signalwire_streams.simulator._serializers import (
     error_list,
     json_response,
 )
+from signalwire_streams.simulator._settings import DuplicateNames, SpaceSettings
 from signalwire_streams.simulator._state import IN_PROGRESS, Call, Conference, SpaceState, Stream
 from signalwire_streams.simulator._validation import (
     Fields,
@@ -31,7 +32,6 @@ from signalwire_streams.simulator._validation import (
 )
 
 _Resource = TypeVar("_Resource")
-DuplicateNames = Literal["stream-error", "http-error", "allow"]
 
 _INVALID_ARGUMENT = 10000
 _AUTHENTICATION = 20003
@@ -52,22 +52,11 @@ class ApiRequest:
 
 
 class CompatibilityApi:
-    def __init__(
-        self,
-        *,
-        state: SpaceState,
-        serializer: Serializer,
-        token: str,
-        duplicate_names: DuplicateNames,
-        streams_by_name: bool,
-        allow_ws: bool,
-    ) -> None:
+    def __init__(self, settings: SpaceSettings, state: SpaceState) -> None:
+        self._settings = settings
         self._state = state
-        self._serializer = serializer
-        self._duplicate_names = duplicate_names
-        self._streams_by_name = streams_by_name
-        self._allow_ws = allow_ws
-        self._credentials = b64encode(f"{serializer.project}:{token}".encode()).decode()
+        self._serializer = Serializer(settings.project, settings.long_september)
+        self._credentials = b64encode(f"{settings.project}:{settings.token}".encode()).decode()
         self._operations: dict[str, Callable[[ApiRequest], Response]] = {
             "list-conferences": self._list_conferences,
             "get-conference": self._get_conference,
@@ -91,7 +80,7 @@ class CompatibilityApi:
         if credentials != self._credentials or scheme.lower() != "basic":
             return api_error(401, _AUTHENTICATION, "Authentication failed")
         operation = self._operations.get(request.route.operation)
-        if operation is None or request.route.account_sid != self._serializer.project:
+        if operation is None or request.route.account_sid != self._settings.project:
             return _NOT_FOUND
         if request.fields.problem is not None:
             return api_error(400, _INVALID_ARGUMENT, request.fields.problem)
@@ -136,7 +125,7 @@ class CompatibilityApi:
         if target.status != IN_PROGRESS:
             raise _wrong_state(f"The {kind} is not in progress")
         is_taken = self._state.streams.has_active_name(target.sid, values.get("Name"))
-        duplicate = request.duplicate or (self._duplicate_names if is_taken else "allow")
+        duplicate = request.duplicate or (self._settings.duplicate_names if is_taken else "allow")
         if duplicate == "http-error":
             _refuse(kind, [Problem(_DUPLICATED_NAME)])
         stream = self._new_stream(kind, target, values)
@@ -152,7 +141,7 @@ class CompatibilityApi:
         target = self._target(route)
         reference = _found(route.stream)
         stream = streams.find(target.sid, reference)
-        if stream is None and self._streams_by_name:
+        if stream is None and self._settings.streams_by_name:
             stream = streams.find_named(target.sid, reference)
         stream = _found(stream)
         _refuse(route.target_kind, check_fields(route.operation, request.fields.values))
@@ -165,7 +154,7 @@ class CompatibilityApi:
     def _as_wss(self, values: Mapping[str, str]) -> Mapping[str, str]:
         """Disguise a ws URL on loopback as the wss one that validation requires, if that is allowed."""
         url = values.get("Url", "")
-        return {**values, "Url": f"wss{url[2:]}"} if self._allow_ws and is_ws_on_loopback(url) else values
+        return {**values, "Url": f"wss{url[2:]}"} if self._settings.allow_ws and is_ws_on_loopback(url) else values
 
     def _target(self, route: Route) -> Conference | Call:
         return self._call(route) if route.target_kind == "call" else self._conference(route)

@@ -1,35 +1,26 @@
 """The simulated Space: its parts, its listening socket, its lifetime."""
 
 import asyncio
-import random
-import ssl
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self, cast
 
 from aiohttp import web
 from attrs import define, field
-from attrs.validators import ge, in_
 
-from signalwire_streams.simulator._admin import AdminApi
 from signalwire_streams.simulator._audio.dialer import Dialer
-from signalwire_streams.simulator._audio.frames import Dialect
 from signalwire_streams.simulator._audio.media_session import DTMF_KEYS
-from signalwire_streams.simulator._audio.sources import Silence, Sound
 from signalwire_streams.simulator._connections import Connection, ConnectionRegistry, Listener, ResetOnConnect
-from signalwire_streams.simulator._faults import Faults, matching_rules
-from signalwire_streams.simulator._request_log import RequestLog
-from signalwire_streams.simulator._rest import CompatibilityApi, DuplicateNames
-from signalwire_streams.simulator._serializers import Serializer
-from signalwire_streams.simulator._server import Server, SpaceLimit
-from signalwire_streams.simulator._state import IN_PROGRESS, SpaceState, Stream, StreamRegistry, new_sid
+from signalwire_streams.simulator._faults import matching_rules
+from signalwire_streams.simulator._server import Server
+from signalwire_streams.simulator._settings import SpaceSettings
+from signalwire_streams.simulator._state import IN_PROGRESS, SpaceState, Stream, StreamRegistry
 from signalwire_streams.simulator._status_callbacks import StatusCallbackSender
 
 
 @define(eq=False, kw_only=True)
-class SimulatedSpace:
+class SimulatedSpace(SpaceSettings):
     """A SignalWire Space on a loopback socket: its Compatibility REST API, its state, the requests that it received.
 
     Use it with ``async with``, or with `start` and `close`. All random values (project, token, sids) depend only on
@@ -77,39 +68,7 @@ class SimulatedSpace:
         connections: the connections to its REST API.
     """
 
-    conferences: int = field(default=0, validator=ge(0))
-    calls: int = field(default=0, validator=ge(0))
-    participants: int = field(default=2, validator=ge(0))
-    seed: int = 0
-    host: str = "127.0.0.1"
-    port: int = 0
-    rate_limit: int | None = 13_800
-    window: float = 10.0
-    limit_headers: bool = True
-    retry_after: float | None = None
-    advertised_limit: int | None = None
-    duplicate_names: DuplicateNames = field(
-        default="stream-error", validator=in_(("stream-error", "http-error", "allow"))
-    )
-    streams_by_name: bool = True
-    long_september: bool = False
-    log_requests: bool = True
-    audio: Sound | None = None
-    real_time: bool = True
-    dialect: Dialect = "signalwire"
-    ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
-    bidirectional: bool = False
-    callbacks: bool = False
-    allow_ws: bool = False
-    clock: Callable[[], float] = field(default=time.time, repr=False)
-    monotonic: Callable[[], float] = field(default=time.monotonic, repr=False)
-    sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, repr=False)
-    project: str = field(init=False)
-    token: str = field(init=False, repr=False)
-    signing_key: str = field(init=False, repr=False)
     streams: StreamRegistry = field(init=False, repr=False)
-    requests: RequestLog = field(init=False, repr=False)
-    faults: Faults = field(init=False, repr=False)
     connections: ConnectionRegistry = field(factory=ConnectionRegistry, init=False, repr=False)
     _state: SpaceState = field(init=False, repr=False)
     _dialer: Dialer = field(init=False, repr=False)
@@ -119,62 +78,16 @@ class SimulatedSpace:
     _listener: Listener = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        source = random.Random(self.seed)  # noqa: S311  (reproducible, and protects nothing)
-        self.project = new_sid(source)
-        self.token = f"PT{source.getrandbits(192):048x}"
-        self.signing_key = f"PSK_{source.getrandbits(128):032x}"
-        self.faults = Faults(random.Random(f"faults {self.seed}"))  # noqa: S311  (the same)
-        self.requests = RequestLog(self.log_requests)
+        super().__attrs_post_init__()
         self.streams = StreamRegistry(self._on_stream_change)
-        self._state = SpaceState(source=source, clock=self.clock, streams=self.streams)
+        self._state = SpaceState(source=self._random, clock=self.clock, streams=self.streams)
         for _ in range(self.conferences):
             self.add_conference()
         for _ in range(self.calls):
             self.add_call()
-        self._dialer = Dialer(
-            sound=Silence() if self.audio is None else self.audio,
-            project=self.project,
-            real_time=self.real_time,
-            dialect=self.dialect,
-            ssl_context=self.ssl_context,
-            bidirectional=self.bidirectional,
-            faults=self.faults,
-            sleep=self.sleep,
-            on_connected=self._on_connected,
-            on_ended=self._on_media_ended,
-        )
-        self._callback_sender = StatusCallbackSender(
-            project=self.project,
-            signing_key=self.signing_key,
-            clock=self.clock,
-            sleep=self.sleep,
-            ssl_context=self.ssl_context,
-            faults=self.faults,
-        )
-        self._server = Server(
-            api=CompatibilityApi(
-                state=self._state,
-                serializer=Serializer(self.project, self.long_september),
-                token=self.token,
-                duplicate_names=self.duplicate_names,
-                streams_by_name=self.streams_by_name,
-                allow_ws=self.allow_ws,
-            ),
-            admin=AdminApi(state=self._state, requests=self.requests),
-            requests=self.requests,
-            faults=self.faults,
-            limit=SpaceLimit(
-                limit=self.rate_limit,
-                window=self.window,
-                advertised=self.advertised_limit,
-                headers=self.limit_headers,
-                retry_after=self.retry_after,
-            ),
-            clock=self.clock,
-            monotonic=self.monotonic,
-            sleep=self.sleep,
-            wait_for_audio=self._dialer.wait_for_audio,
-        )
+        self._dialer = Dialer(self, on_connected=self._on_connected, on_ended=self._on_media_ended)
+        self._callback_sender = StatusCallbackSender(self)
+        self._server = Server(self, self._state, wait_for_audio=self._dialer.wait_for_audio)
         self._listener = Listener(self._new_protocol)
 
     async def __aenter__(self) -> Self:

@@ -7,9 +7,8 @@ a mistake in its verification cannot go unnoticed.
 import asyncio
 import hashlib
 import hmac
-import ssl
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
@@ -18,8 +17,9 @@ from attrs import field, frozen
 from yarl import URL
 
 from signalwire_streams.simulator._connections import OutboundClient
-from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults, matching_rules
+from signalwire_streams.simulator._faults import FaultKind, FaultRule, matching_rules
 from signalwire_streams.simulator._request_log import redact_url
+from signalwire_streams.simulator._settings import SpaceSettings
 from signalwire_streams.simulator._state import Stream
 
 _ATTEMPTS = 3
@@ -67,22 +67,10 @@ class StatusCallback:
 class StatusCallbackSender(OutboundClient):
     """Sends callbacks, those of one stream in order."""
 
-    def __init__(
-        self,
-        *,
-        project: str,
-        signing_key: str,
-        clock: Callable[[], float],
-        sleep: Callable[[float], Awaitable[None]],
-        ssl_context: ssl.SSLContext | None,
-        faults: Faults,
-    ) -> None:
-        super().__init__(ssl_context)
-        self.sleep = sleep
-        self._project = project
-        self._signing_key = signing_key
-        self._clock = clock
-        self._faults = faults
+    def __init__(self, settings: SpaceSettings) -> None:
+        super().__init__(settings.ssl_context)
+        self.sleep = settings.sleep
+        self._settings = settings
         self._last_tasks: dict[str, asyncio.Task[None]] = {}
         self._overtaken: dict[str, list[StatusCallback]] = {}
         self._number = 0
@@ -92,9 +80,9 @@ class StatusCallbackSender(OutboundClient):
             return
         self._number += 1
         callback = StatusCallback.from_stream(
-            stream, event, project=self._project, number=self._number, moment=self._clock()
+            stream, event, project=self._settings.project, number=self._number, moment=self._settings.clock()
         )
-        rule = next(matching_rules(self._faults, event, stream.target_sid), None)
+        rule = next(matching_rules(self._settings.faults, event, stream.target_sid), None)
         kind = None if rule is None else rule.kind
         if kind is FaultKind.CALLBACK_REORDERED:
             self._overtaken.setdefault(stream.sid, []).append(callback)
@@ -125,7 +113,7 @@ class StatusCallbackSender(OutboundClient):
     ) -> None:
         if previous is not None:
             await asyncio.wait({previous})
-        key = self._signing_key
+        key = self._settings.signing_key
         if rule is not None and rule.kind is FaultKind.CALLBACK_DELAYED:
             await self.sleep(rule.settings.seconds)
         elif rule is not None and rule.kind is FaultKind.CALLBACK_BAD_SIGNATURE:

@@ -2,16 +2,17 @@
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import aiohttp
 
-from signalwire_streams.simulator._audio.frames import Dialect, EncodedAudio, FrameEncoder
-from signalwire_streams.simulator._audio.media_session import MediaSession, OutboundCall, Player
-from signalwire_streams.simulator._audio.sources import Sound, codec_of, is_encodable
+from signalwire_streams.simulator._audio.frames import EncodedAudio
+from signalwire_streams.simulator._audio.media_session import MediaSession, OutboundCall
+from signalwire_streams.simulator._audio.sources import Silence, is_encodable
 from signalwire_streams.simulator._connections import OutboundClient, new_session
-from signalwire_streams.simulator._faults import FaultKind, Faults, matching_rules
+from signalwire_streams.simulator._faults import FaultKind, matching_rules
+from signalwire_streams.simulator._settings import SpaceSettings
 from signalwire_streams.simulator._state import Stream
 
 _HANDSHAKE_SECONDS = 5.0
@@ -21,32 +22,20 @@ _CLOSE_TIMEOUT = aiohttp.ClientWSTimeout(ws_close=1.0)
 class Dialer(OutboundClient):
     def __init__(
         self,
+        settings: SpaceSettings,
         *,
-        sound: Sound,
-        project: str,
-        real_time: bool,
-        dialect: Dialect,
-        ssl_context: ssl.SSLContext | None,
-        bidirectional: bool,
-        faults: Faults,
-        sleep: Callable[[float], Awaitable[None]],
         on_connected: Callable[[Stream], None],
         on_ended: Callable[[Stream, str | None], None],
     ) -> None:
-        super().__init__(ssl_context)
-        self._audio = EncodedAudio(sound)
-        self._project = project
-        self._real_time = real_time
-        self._dialect: Dialect = dialect
-        self._bidirectional = bidirectional
-        self._faults = faults
-        self._sleep = sleep
+        super().__init__(settings.ssl_context)
+        self._settings = settings
+        self._audio = EncodedAudio(Silence() if settings.audio is None else settings.audio)
         self._on_connected = on_connected
         self._on_ended = on_ended
         self._calls: dict[str, OutboundCall] = {}  # by the stream's sid
 
     def start(self, stream: Stream) -> None:
-        rules = list(matching_rules(self._faults, "dial", stream.target_sid))
+        rules = list(matching_rules(self._settings.faults, "dial", stream.target_sid))
         call = self._calls[stream.sid] = OutboundCall(stream, rules)
         _ = self._spawn(self._run(call))
 
@@ -89,27 +78,13 @@ class Dialer(OutboundClient):
             return
         stream.status = "in-progress"
         self._on_connected(stream)
-        call.media = self._media_session(call, socket)
+        call.media = MediaSession(call, socket, self._audio, self._settings)
         try:
             await call.media.run()
         except (OSError, ValueError):  # the WAV file can't be read any more
             self._on_ended(stream, "codec_error")
             raise
         self._on_ended(stream, None)
-
-    def _media_session(self, call: OutboundCall, socket: aiohttp.ClientWebSocketResponse) -> MediaSession:
-        stream, codec = call.stream, codec_of(call.stream.codec)
-        octets_per_second = codec.rate * codec.width if self._real_time else None
-        return MediaSession(
-            call,
-            socket,
-            audio=self._audio,
-            encoder=FrameEncoder(
-                stream, project=self._project, dialect=self._dialect, bidirectional=self._bidirectional
-            ),
-            player=Player(octets_per_second, stream.played_audio) if self._bidirectional else None,
-            real_time=self._real_time,
-        )
 
     async def _connect(self, call: OutboundCall, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
         if call.rule(FaultKind.SOCKET_REFUSED) is not None:
@@ -129,7 +104,7 @@ class Dialer(OutboundClient):
         """Wait between the connection and the upgrade, no longer than a handshake may take."""
 
         async def wait(*_: object) -> None:
-            await self._sleep(min(seconds, _HANDSHAKE_SECONDS))
+            await self._settings.sleep(min(seconds, _HANDSHAKE_SECONDS))
             if seconds >= _HANDSHAKE_SECONDS:
                 raise TimeoutError
 

@@ -16,6 +16,7 @@ from attrs import field, frozen
 from signalwire_streams.simulator._audio.frames import EncodedAudio, FrameEncoder
 from signalwire_streams.simulator._audio.sources import codec_of
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, frame_faults
+from signalwire_streams.simulator._settings import SpaceSettings
 from signalwire_streams.simulator._state import Stream
 
 DTMF_KEYS = frozenset("0123456789*#ABCD")
@@ -97,18 +98,18 @@ class MediaSession:
         self,
         call: OutboundCall,
         socket: aiohttp.ClientWebSocketResponse,
-        *,
         audio: EncodedAudio,
-        encoder: FrameEncoder,
-        player: Player | None,
-        real_time: bool,
+        settings: SpaceSettings,
     ) -> None:
+        codec = codec_of(call.stream.codec)
+        octets_per_second = codec.rate * codec.width if settings.real_time else None
         self._call = call
         self._socket = socket
         self._audio = audio
-        self._encoder = encoder
-        self._player = player
-        self._real_time = real_time
+        self._encoder = FrameEncoder(call.stream, settings)
+        self._player = Player(octets_per_second, call.stream.played_audio) if settings.bidirectional else None
+        self._real_time = settings.real_time
+        self._packet_time = codec.packet_time
         self._received = asyncio.Event()
         drops = (rule.settings.after for rule in call.rules if rule.kind is FaultKind.CONNECTION_DROPPED)
         self._frames_until_drop = min(drops, default=None)
@@ -145,7 +146,7 @@ class MediaSession:
     async def _send_audio(self) -> bool:
         """Send the media frames when they are due; return False if a fault has dropped the connection."""
         faults = frame_faults(self._call.rules)
-        began, packet_time = asyncio.get_running_loop().time(), codec_of(self._call.stream.codec).packet_time
+        began, packet_time = asyncio.get_running_loop().time(), self._packet_time
         for number, slot in enumerate(self._audio.slots(self._call.stream)):
             if self._real_time:
                 await asyncio.sleep(began + number * packet_time / 1_000 - asyncio.get_running_loop().time())
