@@ -95,23 +95,9 @@ class Listener:
         self._factory = factory
         self._server: asyncio.Server | None = None
 
-    async def open(self, host: str, port: int) -> int:
-        endpoint = _bind(host, port)
-        await self.listen(endpoint)
-        chosen: int = endpoint.getsockname()[1]
-        return chosen
-
     async def listen(self, endpoint: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._factory, sock=endpoint, backlog=_BACKLOG)
-
-    def refuse(self, host: str, port: int) -> socket.socket:
-        """Stop listening but keep the port, until `listen` is called with the socket that this returns.
-
-        The kernel refuses connections to a socket that is bound and does not listen, and gives its port to nobody else.
-        """
-        self.stop()
-        return _bind(host, port)
 
     def stop(self) -> None:
         if self._server is not None:
@@ -122,7 +108,8 @@ class Listener:
             await self._server.wait_closed()
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket for `Listener.listen`. Until then the kernel refuses connections to it and keeps its port."""
     endpoint = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -142,18 +142,11 @@ def _without_sid(response: Response) -> Response:
 
 @define(eq=False)
 class FrameFault:
-    """Changes the media frames of one stream before they are sent.
-
-    Attributes:
-        settings: the rule's settings.
-        change: returns what is sent for the next frame.
-        count: the number of frames so far, the next one included.
-        held: frames that are held back.
-    """
+    """Changes the media frames of one stream before they are sent; `change` returns what is sent for the next one."""
 
     settings: FaultSettings
     change: "_FrameChange"
-    count: int = 0
+    count: int = 0  # of the frames so far, the next one included
     held: list[str] = field(factory=list)
 
     def process(self, frames: Sequence[str]) -> list[str]:
@@ -201,12 +194,10 @@ _EVENTS = frozenset({"stream-started", "stream-stopped", "stream-error"})
 
 @frozen(eq=False)
 class _Subject:
-    """What a kind of fault happens to.
+    """What a kind of fault happens to, and which arguments of `Faults.add` it refuses.
 
-    Attributes:
-        scopes: the values of ``on``, and the operations that each stands for. The first is the default.
-        when: completes the sentence that refuses the arguments in ``refused``.
-        refused: arguments of `Faults.add` that make no sense.
+    The keys of ``scopes`` are the values of ``on``, the first is the default; ``when`` completes the sentence of the
+    refusal.
     """
 
     scopes: Mapping[str, frozenset[str]]
@@ -229,17 +220,7 @@ _CALLBACK = _Subject(
 
 @frozen(kw_only=True)
 class _Definition:
-    """Everything there is to know about a kind of fault.
-
-    Attributes:
-        subject: what it happens to.
-        takes: its settings.
-        needs: the setting that must be given.
-        defaults: the settings that are not given.
-        executed: whether the request is executed unless the rule says otherwise.
-        respond: returns what is sent instead of the response.
-        frames: returns what is sent for a media frame.
-    """
+    """A kind of fault: its subject, its settings, the one it needs, the defaults of the others, and what it does."""
 
     subject: _Subject = _REQUEST
     takes: tuple[str, ...] = ()

@@ -77,11 +77,8 @@ _Filter = tuple[str, _Parser, Callable[[Any, Any], bool]]
 
 
 def _compared(name: str, attribute: str, parser: _Parser) -> dict[str, _Filter]:
-    return {
-        name: (attribute, parser, eq),
-        f"{name}<": (attribute, parser, lt),
-        f"{name}>": (attribute, parser, gt),
-    }
+    operators = {"": eq, "<": lt, ">": gt}
+    return {name + sign: (attribute, parser, operator) for sign, operator in operators.items()}
 
 
 _CALL_STATUSES = ("queued", "ringing", "in-progress", "canceled", "completed", "busy", "failed", "no-answer")

@@ -11,7 +11,7 @@ from attrs import define, field
 
 from signalwire_streams.simulator._audio.dialer import Dialer
 from signalwire_streams.simulator._audio.media_session import DTMF_KEYS
-from signalwire_streams.simulator._connections import Connection, ConnectionRegistry, Listener, ResetOnConnect
+from signalwire_streams.simulator._connections import Connection, ConnectionRegistry, Listener, ResetOnConnect, bind
 from signalwire_streams.simulator._faults import matching_rules
 from signalwire_streams.simulator._server import Server
 from signalwire_streams.simulator._settings import SpaceSettings
@@ -109,7 +109,9 @@ class SimulatedSpace(SpaceSettings):
         if self._http is not None:
             raise RuntimeError("this Space was already started: create a new SimulatedSpace")
         self._http = web.Server(self._server.handle)
-        self.port = await self._listener.open(self.host, self.port)
+        endpoint = bind(self.host, self.port)
+        self.port = endpoint.getsockname()[1]
+        await self._listener.listen(endpoint)
 
     async def close(self) -> None:
         """Stop listening and drop every connection; requests that hang are never answered. Safe to repeat."""
@@ -183,7 +185,8 @@ class SimulatedSpace(SpaceSettings):
     @asynccontextmanager
     async def refuse_connections(self) -> AsyncIterator[None]:
         """Refuse new connections for a block, and close idle ones; requests that are being served continue."""
-        endpoint = self._listener.refuse(self.host, self.port)
+        self._listener.stop()
+        endpoint = bind(self.host, self.port)
         idle = self.connections.idle()
         self.connections.close_idle()
         for connection in idle:
