@@ -358,10 +358,15 @@ class CallbackReceiver:
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer a request: 204, 403, or 503 to have it sent again."""
-        urls = self._urls(request)
+        headers = Headers(request.headers)
+        urls = self._urls(request, headers)
         try:
             body = await self._read_in_time(request)
-            event = self._verify(request, body, urls)
+            if not urls:
+                raise UnverifiableError("it names no host, or one not in allowed_hosts")  # noqa: TRY301
+            signed = SignedRequest(url=urls[0], headers=headers, body=body, method=request.method)
+            check_request(signed, usable_keys(self.keys), *urls[1:])
+            event = _parse(signed, request.raw_path)
         except UnverifiableError as refusal:
             self.statistics.refused += 1
             shown = " or ".join(repr(redact_url(url)) for url in urls)
@@ -381,32 +386,20 @@ class CallbackReceiver:
             raise UnverifiableError(f"the body could not be read: {type(error).__name__}") from None
 
     async def _read(self, request: web.Request) -> bytes:
-        self._check_length(request.content_length or 0)
         body = bytearray()
-        while piece := await request.content.readany():
-            body += piece
-            self._check_length(len(body))
-        if not body:  # there is none, or a middleware has read it
-            body += await request.read()
-            self._check_length(len(body))
-        return bytes(body)
+        if (request.content_length or 0) <= self.body_limit:
+            while len(body) <= self.body_limit and (piece := await request.content.readany()):
+                body += piece
+            body += b"" if body else await request.read()  # there is none, or a middleware has read it
+            if len(body) <= self.body_limit:
+                return bytes(body)
+        raise UnverifiableError("the body is too large")
 
-    def _check_length(self, length: int) -> None:
-        if length > self.body_limit:
-            raise UnverifiableError("the body is too large")
-
-    def _verify(self, request: web.Request, body: bytes, urls: Sequence[str]) -> CallbackEvent:
-        if not urls:
-            raise UnverifiableError("it names no host, or one that is not in allowed_hosts")
-        signed = SignedRequest(url=urls[0], headers=Headers(request.headers), body=body, method=request.method)
-        check_request(signed, usable_keys(self.keys), *urls[1:])
-        return _parse(signed, request.raw_path)
-
-    def _urls(self, request: web.Request) -> tuple[str, ...]:
+    def _urls(self, request: web.Request, headers: Headers) -> tuple[str, ...]:
         """Return the URLs that the platform may have signed: what is configured, else forwarded, else requested."""
         if self.public_url is not None:
             return tuple(map(Secret, public_urls(self.public_url, request.raw_path)))
-        proxies = read_forwarded(Headers(request.headers)) if self.trust_forwarded else None
+        proxies = read_forwarded(headers) if self.trust_forwarded else None
         url = request_url(scheme=request.scheme, host=request.host, target=request.raw_path, proxies=proxies)
         if url is None or not (self.allowed_hosts is None or any(host.matches(url) for host in self.allowed_hosts)):
             return ()
