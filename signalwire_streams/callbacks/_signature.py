@@ -18,7 +18,7 @@ from attrs import field, frozen
 
 from signalwire_streams.callbacks._urls import Headers, equivalent_urls, query_of
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._validation import Secret, kind_of, masks_secrets
+from signalwire_streams.models._validation import HiddenItems, Secret, kind_of, masks_secrets
 
 Algorithm: TypeAlias = Literal["sha1", "sha256"]
 Encoding: TypeAlias = Literal["hex", "base64"]
@@ -301,7 +301,7 @@ def sign(
 
 def read_request(*, url: object, headers: object, body: object, method: object) -> SignedRequest:
     """Return a request, or raise `InvalidRequestError` if a part has the wrong type."""
-    if not isinstance(headers, Mapping):
+    if not isinstance(headers, Mapping | HiddenItems):
         raise InvalidRequestError(f"headers must be a mapping, not {kind_of(headers)}: write dict(headers)")
     if not isinstance(method, str):
         raise InvalidRequestError(f"method must be a str, not {type(method).__name__}: write 'GET' or 'POST'")

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from attrs import field, frozen
 
-from signalwire_streams.models._validation import Secret
+from signalwire_streams.models._validation import HiddenItems, Secret
 
 _DEFAULT_PORTS = {"http://": ":80", "https://": ":443"}
 _SUB_DELIMS = "!$&'()*+,;="
@@ -33,7 +33,7 @@ class Headers:
     A value that is not a str counts as empty.
     """
 
-    def __init__(self, headers: Mapping[str, object]) -> None:
+    def __init__(self, headers: Mapping[str, object] | HiddenItems) -> None:
         self._values: dict[str, list[Secret]] = {}
         for name, value in headers.items():
             text = value.strip(" \t") if isinstance(value, str) else ""

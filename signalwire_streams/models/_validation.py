@@ -7,7 +7,7 @@ user and password in a URL, a parameter's value or a token.
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, SupportsIndex, TypeVar
@@ -300,35 +300,23 @@ def _mask_project(value: object) -> object:
     return value if isinstance(value, str) and ":" not in value else mask(value)
 
 
-class HiddenMapping(Mapping[str, object]):
-    """A mapping that hides its values from ``repr``; as in a multidict, a name may come more than once."""
+class HiddenItems:
+    """The items of a mapping, which may be a multidict, in an object whose ``repr`` hides them."""
 
-    __slots__ = ("_mapping",)
+    __slots__ = ("items",)
 
     def __init__(self, mapping: Mapping[str, object]) -> None:
-        self._mapping = mapping
-
-    def __getitem__(self, name: str) -> object:
-        return self._mapping[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._mapping)
-
-    def __len__(self) -> int:
-        return len(self._mapping)
-
-    def items(self) -> ItemsView[str, object]:
-        return self._mapping.items()
+        self.items = mapping.items
 
 
-def _hide_mapping(value: object) -> object:
-    return HiddenMapping(value) if isinstance(value, Mapping) else mask(value)
+def _hide_items(value: object) -> object:
+    return HiddenItems(value) if isinstance(value, Mapping) else mask(value)
 
 
 _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
     "authorization_bearer_token": mask,
     "candidates": _mask_each,
-    "headers": _hide_mapping,
+    "headers": _hide_items,
     "key": mask,
     "keys": _mask_each,
     "parameters": mask,

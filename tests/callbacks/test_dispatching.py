@@ -335,6 +335,25 @@ def test_keyboard_interrupt_and_system_exit_leave_the_loop(error: type[BaseExcep
     assert (statistics.received, statistics.failed, statistics.dropped) == (2, 0, 2)
 
 
+def test_keyboard_interrupt_leaves_the_loop_once() -> None:
+    """The loop can be run again, to close what is open."""
+
+    async def handler(_: CallbackEvent) -> None:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        serving = dispatcher(handler)
+        offer(serving, event("started"))
+        await settled()
+
+    loop = asyncio.new_event_loop()
+    running = loop.create_task(main())
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(running)
+    loop.run_until_complete(running)
+    loop.close()
+
+
 def test_task_of_a_discarded_loop_ends_without_error(recwarn: pytest.WarningsRecorder) -> None:
     """Its handler has not failed."""
     heard = Heard("a")
