@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations, permutations, product
 from time import thread_time
@@ -28,7 +28,15 @@ from signalwire_streams.callbacks._signature import (
     read_signatures,
     usable_keys,
 )
-from signalwire_streams.callbacks._urls import Headers, UrlParts, equivalent_urls, query_of, read_forwarded, split_host
+from signalwire_streams.callbacks._urls import (
+    Forwarded,
+    Headers,
+    UrlParts,
+    equivalent_urls,
+    query_of,
+    read_forwarded,
+    split_host,
+)
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import Secret, masks_secrets, redact_url
 
@@ -44,8 +52,8 @@ _RAW_BODY = "pass the raw bytes of the request, not ones that were encoded again
 _Changes: TypeAlias = tuple[str, ...]
 _Candidate: TypeAlias = tuple[SignedRequest, _Changes]
 """A request that may have been signed, and what to change if it was."""
-_ChangedUrls: TypeAlias = Iterator[tuple[UrlParts, str]]
-_Change: TypeAlias = Callable[[UrlParts, Headers], _ChangedUrls]
+_ChangedUrls: TypeAlias = Iterator[tuple[int, UrlParts, str]]
+"""A kind of change, what a URL becomes by it, and what to change if that was signed. A kind is applied once."""
 
 
 @frozen(kw_only=True)
@@ -129,7 +137,7 @@ def diagnose_signature(
         )
     signed, _ = next(_matches(request, usable))
     return SignatureDiagnosis(
-        valid=True, summary=f"The signature matches {_shown(signed)}.", candidate_urls=tried, url=signed
+        valid=True, summary=f"The signature matches {_shown(signed)}.", candidate_urls=tried, url=str(signed)
     )
 
 
@@ -150,7 +158,7 @@ def _search(request: SignedRequest, suspected: Sequence[UrlParts], keys: Sequenc
         for url, more in _matches(candidate, keys):
             summary = f" It would match as {_shown(url)}, with these changes."
             return SignatureDiagnosis(
-                valid=False, summary=summary, suggestions=(*changes, *more), attempts=attempts, url=url
+                valid=False, summary=summary, suggestions=(*changes, *more), attempts=attempts, url=str(url)
             )
         if thread_time() >= until:
             summary = " The search stopped early: its time limit was reached."
@@ -200,14 +208,12 @@ def url_candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Ite
 def _changed_twice(
     given: UrlParts, headers: Headers, suspected: Sequence[UrlParts]
 ) -> Iterator[tuple[UrlParts, _Changes]]:
-    once = [(parts, change, _CHANGES) for parts, change in _replace_by(given, suspected)]
-    for index, change_one in enumerate(_CHANGES, 1):
-        once += [(parts, change, _CHANGES[index:]) for parts, change in change_one(given, headers)]
-    for parts, change, _ in once:
+    once = [*_replace_by(given, suspected), *_changed_once(given, headers)]
+    for _, parts, change in once:
         yield parts, (change,)
-    for parts, change, others in once:
-        for change_another in others:
-            for other, second in change_another(parts, headers):
+    for kind, parts, change in once:
+        for another, other, second in _changed_once(parts, headers):
+            if another > kind:
                 yield other, (change, second)
 
 
@@ -217,17 +223,20 @@ def _replace_by(given: UrlParts, candidates: Sequence[UrlParts]) -> _ChangedUrls
         change = f"It was signed for the candidate {shown!r}: set it as public_url, or verify with it."
         whole = evolve(candidate, query=given.query, fragment="")
         before_path = evolve(whole, path=candidate.path.removesuffix("/") + given.path)
-        yield from ((parts, change) for parts in (candidate, whole, before_path))
+        yield from ((0, parts, change) for parts in (candidate, whole, before_path))
 
 
-def _change_scheme(parts: UrlParts, _: Headers) -> _ChangedUrls:
+def _changed_once(parts: UrlParts, headers: Headers) -> _ChangedUrls:
+    said = read_forwarded(headers)
+    yield from _change_origin(parts, said, headers)
+    yield from _change_path(parts, said)
+    yield from _change_query(parts)
+
+
+def _change_origin(parts: UrlParts, said: Forwarded, headers: Headers) -> _ChangedUrls:
     for other in {"http://", "https://"} - {parts.scheme.lower()}:
         change = f"The signed URL begins with {other}, not with {parts.scheme}: {_CONFIGURE_PROXY}."
-        yield evolve(parts, scheme=other), change
-
-
-def _change_host(parts: UrlParts, headers: Headers) -> _ChangedUrls:
-    said = read_forwarded(headers)
+        yield 1, evolve(parts, scheme=other), change
     sources = {
         "X-Forwarded-Host or Forwarded": (said.host or parts.host, said.port),
         "the Host header": split_host(headers.first("Host")) or ("", ""),
@@ -235,56 +244,38 @@ def _change_host(parts: UrlParts, headers: Headers) -> _ChangedUrls:
     for source, (name, port) in sources.items():
         if name and (name, port) != (parts.host, parts.port):
             change = f"The signed host is {name + port!r}, as in {source}, not {parts.host + parts.port!r}"
-            yield evolve(parts, host=name, port=port), f"{change}: {_CONFIGURE_PROXY}."
+            yield 2, evolve(parts, host=name, port=port), f"{change}: {_CONFIGURE_PROXY}."
 
 
-def _add_prefix(parts: UrlParts, headers: Headers) -> _ChangedUrls:
-    prefix = read_forwarded(headers).prefix
-    if prefix:
-        change = f"The signed path begins with {prefix!r}, which a proxy removed: include it in public_url."
-        yield evolve(parts, path=prefix + parts.path), change
-
-
-def _change_slash(parts: UrlParts, _: Headers) -> _ChangedUrls:
+def _change_path(parts: UrlParts, said: Forwarded) -> _ChangedUrls:
     path = parts.path
+    if said.prefix:
+        change = f"The signed path begins with {said.prefix!r}, which a proxy removed: include it in public_url."
+        yield 3, evolve(parts, path=said.prefix + path), change
     if path.endswith("/"):
-        yield evolve(parts, path=path[:-1]), "The signed path does not end with a slash: write it without one."
+        yield 4, evolve(parts, path=path[:-1]), "The signed path does not end with a slash: write it without one."
     else:
-        yield evolve(parts, path=path + "/"), "The signed path ends with a slash: write it with one."
+        yield 4, evolve(parts, path=path + "/"), "The signed path ends with a slash: write it with one."
+    for other in (unquote(path), quote(path, "/%:@!$&'()*+,;=~", errors="replace")):
+        if other != path:
+            yield 5, evolve(parts, path=other), "The signed path is percent-encoded differently: pass the raw one."
 
 
-def _change_path_encoding(parts: UrlParts, _: Headers) -> _ChangedUrls:
-    for other in (unquote(parts.path), quote(parts.path, "/%:@!$&'()*+,;=~", errors="replace")):
-        if other != parts.path:
-            yield evolve(parts, path=other), "The signed path is percent-encoded differently: pass the raw one."
-
-
-def _change_query(parts: UrlParts, _: Headers) -> _ChangedUrls:
+def _change_query(parts: UrlParts) -> _ChangedUrls:
     query = parts.query.removeprefix("?")
     if not query:
         return
-    yield evolve(parts, query=""), "The signed URL has no query: something in between adds it."
+    yield 6, evolve(parts, query=""), "The signed URL has no query: something in between adds it."
     pieces = query.split("&")
     for order in permutations(pieces) if len(pieces) <= _MAX_PERMUTED else [sorted(pieces)]:
         if list(order) != pieces:
             change = f"The signed query is in another order: {_RAW_QUERY}."
-            yield evolve(parts, query="?" + "&".join(order)), change
+            yield 6, evolve(parts, query="?" + "&".join(order)), change
     pairs = parse_qsl(query, keep_blank_values=True)
     rewritten = [urlencode(pairs, errors="replace", quote_via=way) for way in (quote_plus, quote)]
     for other in (*rewritten, unquote(query), re.sub(r"=(?=&|$)", "", query)):
         if other != query:
-            change = f"The signed query is encoded differently: {_RAW_QUERY}."
-            yield evolve(parts, query="?" + other), change
-
-
-_CHANGES: Sequence[_Change] = (
-    _change_scheme,
-    _change_host,
-    _add_prefix,
-    _change_slash,
-    _change_path_encoding,
-    _change_query,
-)
+            yield 6, evolve(parts, query="?" + other), f"The signed query is encoded differently: {_RAW_QUERY}."
 
 
 def _changed_requests(request: SignedRequest) -> Iterator[tuple[SignedRequest, str]]:

@@ -103,6 +103,7 @@ def test_signed_url_is_found_after_changes_by_proxies(
 
     assert not explanation.valid
     assert explanation.url == signed
+    assert type(explanation.url) is str
     assert len(explanation.suggestions) == len(advice)
     for words in advice:
         assert any(words in sentence for sentence in explanation.suggestions), explanation.suggestions
