@@ -5,9 +5,8 @@ show no secrets: bearer tokens and the values of custom parameters are hidden, U
 """
 
 from collections.abc import Callable
-from typing import Any
 
-from attrs import Attribute, asdict
+from attrs import asdict
 
 from signalwire_streams.simulator._request_log import RequestLog, redact_fields, redact_url, redact_values
 from signalwire_streams.simulator._serializers import Json, Response, api_error, json_response
@@ -63,14 +62,10 @@ class AdminApi:
         }
 
 
-def _is_shown(attribute: "Attribute[Any]", _value: object) -> bool:
-    return attribute.name not in _HIDDEN
-
-
 def _stream(stream: Stream) -> Json:
     callback = stream.status_callback
     return {
-        **asdict(stream, filter=_is_shown),
+        **asdict(stream, filter=lambda attribute, _: attribute.name not in _HIDDEN),
         "url": redact_url(stream.url),
         "status_callback": None if callback is None else redact_url(callback),
         "parameters": redact_values(stream.parameters),

@@ -185,24 +185,16 @@ class Serializer:
         An unnamed conference stream's name is null; a call stream's name is never null in the documentation, and
         ``StreamName`` defaults to the stream's sid there, so it is the sid here.
         """
-        if stream.target_kind == "call":
-            return {
-                "sid": stream.sid,
-                "account_sid": self.project,
-                "call_sid": stream.target_sid,
-                "name": stream.sid if stream.name is None else stream.name,
-                "status": status,
-                "date_updated": self._date(stream.updated_at),
-                "uri": f"{BASE_PATH}{self.project}/Calls/{stream.target_sid}/Streams/{stream.sid}.json",
-            }
+        is_call = stream.target_kind == "call"
+        target = f"{'Calls' if is_call else 'Conferences'}/{stream.target_sid}"
         return {
-            "account_sid": self.project,
-            "conference_sid": stream.target_sid,
-            "date_updated": self._date(stream.updated_at),
-            "name": stream.name,
             "sid": stream.sid,
+            "account_sid": self.project,
+            "call_sid" if is_call else "conference_sid": stream.target_sid,
+            "name": stream.sid if is_call and stream.name is None else stream.name,
             "status": status,
-            "uri": f"{BASE_PATH}{self.project}/Conferences/{stream.target_sid}/Streams/{stream.sid}.json",
+            "date_updated": self._date(stream.updated_at),
+            "uri": f"{BASE_PATH}{self.project}/{target}/Streams/{stream.sid}.json",
         }
 
     def _date(self, moment: float) -> str:
