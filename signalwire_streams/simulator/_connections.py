@@ -197,14 +197,13 @@ class Connection(web.RequestHandler):
         if (wire := self._writable) is not None:
             wire.write(data)
 
-    def finish(self, data: bytes = b"") -> None:
-        """Send the bytes as they are, then FIN.
+    def finish(self) -> None:
+        """Send FIN.
 
-        The FIN is sent now, and not when asyncio closes the socket one turn of the loop later: a request that is
+        It is sent now, and not when asyncio closes the socket one turn of the loop later: a request that is
         written in between would be answered by a reset.
         """
         if (wire := self._writable) is not None:
-            wire.write(data)
             if wire.can_write_eof():
                 with contextlib.suppress(OSError):  # the other end has reset the connection meanwhile
                     wire.write_eof()

@@ -59,11 +59,11 @@ class CompatibilityApi:
         self._credentials = b64encode(f"{settings.project}:{settings.token}".encode()).decode()
         self._operations: dict[str, Callable[[ApiRequest], Response]] = {
             "list-conferences": self._list_conferences,
-            "get-conference": self._get_conference,
+            "get-conference": self._get_target,
             "end-conference": self._end_conference,
             "list-participants": self._list_participants,
             "list-calls": self._list_calls,
-            "get-call": self._get_call,
+            "get-call": self._get_target,
             "start-conference-stream": self._start_stream,
             "start-call-stream": self._start_stream,
             "stop-conference-stream": self._stop_stream,
@@ -101,11 +101,10 @@ class CompatibilityApi:
         calls = (call for call in self._state.calls.values() if call.conference_sid is None)
         return _list(request, "calls", calls, self._serializer.call)
 
-    def _get_conference(self, request: ApiRequest) -> Response:
-        return json_response(self._serializer.conference(self._conference(request.route)))
-
-    def _get_call(self, request: ApiRequest) -> Response:
-        return json_response(self._serializer.call(self._call(request.route)))
+    def _get_target(self, request: ApiRequest) -> Response:
+        target = self._target(request.route)
+        serialized = self._serializer.call(target) if isinstance(target, Call) else self._serializer.conference(target)
+        return json_response(serialized)
 
     def _end_conference(self, request: ApiRequest) -> Response:
         conference = self._conference(request.route)
@@ -157,9 +156,8 @@ class CompatibilityApi:
         return {**values, "Url": f"wss{url[2:]}"} if self._settings.allow_ws and is_ws_on_loopback(url) else values
 
     def _target(self, route: Route) -> Conference | Call:
-        return self._call(route) if route.target_kind == "call" else self._conference(route)
-
-    def _call(self, route: Route) -> Call:
+        if route.target_kind == "conference":
+            return self._conference(route)
         return _found(self._state.calls.get(route.target_sid or ""))
 
     def _conference(self, route: Route) -> Conference:
