@@ -201,6 +201,43 @@ async def test_event_beyond_max_pending_is_refused_until_there_is_room() -> None
     assert serving.statistics.handled == 3
 
 
+async def test_handled_event_makes_room_for_one_event_of_its_size() -> None:
+    heard = Heard("b")
+    serving = dispatcher(heard, max_pending=1)
+    large = bytes(8 * 1024 * 1024)
+    assert serving.offer(event("started", "a"), large)
+    await settled()
+    assert offer(serving, event("started", "b"))
+    assert not offer(serving, event("started", "c"))
+    heard.gates["b"].set()
+    await settled()
+    assert not serving.offer(event("started", "c"), large + b"x")
+    assert serving.offer(event("started", "c"), large)
+    await serving.aclose()
+
+    assert heard.names == ["Started a", "Started b", "Started c"]
+
+
+async def test_dropped_events_make_room() -> None:
+    """Also those behind the one whose queue was cancelled."""
+
+    async def handler(event: CallbackEvent) -> None:
+        if isinstance(event, StreamStarted):
+            asyncio.get_running_loop().call_soon(next(iter(serving._tasks)).cancel)
+            await asyncio.Event().wait()
+
+    serving = dispatcher(handler, max_pending=2)
+    assert offer(serving, event("started", "a"))
+    assert offer(serving, event("stopped", "a"))
+    await settled()
+    assert offer(serving, event("stopped", "b"))
+    assert offer(serving, event("stopped", "c"))
+    assert not offer(serving, event("stopped", "d"))
+    await serving.aclose()
+
+    assert (serving.statistics.dropped, serving.statistics.handled) == (2, 2)
+
+
 async def test_refused_end_does_not_make_a_start_late() -> None:
     heard = Heard("a", "b")
     serving = dispatcher(heard, max_pending=1)
