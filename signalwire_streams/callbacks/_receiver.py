@@ -47,6 +47,7 @@ from signalwire_streams.models._validation import (
     check_count,
     check_flag,
     check_seconds,
+    mask_each,
     masks_secrets,
     redact_url,
 )
@@ -316,9 +317,7 @@ class CallbackReceiver:
     ) -> None:
         if not callable(handler):
             raise InvalidRequestError("handler must be an async function of one event: write async def handler(event)")
-        self.keys: Sequence[str] = usable_keys(keys)
-        if not self.keys:
-            raise InvalidRequestError("keys is empty: write the project's Signing Key, as keys=['PSK_...']")
+        self.keys = keys
         self.public_url: str | None = _check_public_url(public_url)
         self.allowed_hosts: tuple[HostPattern, ...] | None = _check_allowed_hosts(allowed_hosts)
         if self.public_url is not None and self.allowed_hosts is not None:
@@ -348,6 +347,19 @@ class CallbackReceiver:
         await self.aclose()
 
     @property
+    def keys(self) -> Sequence[str]:
+        """The Signing Keys; assign others to rotate them."""
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: Sequence[str]) -> None:
+        keys = cast("Sequence[str]", mask_each(keys))  # also for a frame that raises
+        usable = usable_keys(keys)
+        if not usable:
+            raise InvalidRequestError("keys is empty: write the project's Signing Key, as keys=['PSK_...']")
+        self._keys = usable
+
+    @property
     def statistics(self) -> CallbackStatistics:
         """Counts of requests so far."""
         return self._dispatcher.statistics
@@ -365,7 +377,7 @@ class CallbackReceiver:
             if not urls:
                 raise UnverifiableError("it names no host, or one not in allowed_hosts")  # noqa: TRY301
             signed = SignedRequest(url=urls[0], headers=headers, body=body, method=request.method)
-            check_request(signed, usable_keys(self.keys), *urls[1:])
+            check_request(signed, self._keys, *urls[1:])
             event = _parse(signed, request.raw_path)
         except UnverifiableError as refusal:
             self.statistics.refused += 1

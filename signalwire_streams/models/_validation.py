@@ -283,7 +283,7 @@ def mask(value: object) -> object:
     return Unusable(type(value).__name__)
 
 
-def _mask_each(value: object) -> object:
+def mask_each(value: object) -> object:
     """Mask the values of a list; a value that is not a list is masked as a whole."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         return mask(value)
@@ -315,10 +315,10 @@ def _hide_items(value: object) -> object:
 
 _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
     "authorization_bearer_token": mask,
-    "candidates": _mask_each,
+    "candidates": mask_each,
     "headers": _hide_items,
     "key": mask,
-    "keys": _mask_each,
+    "keys": mask_each,
     "parameters": mask,
     "token": mask,
     "base_url": _mask_url,

@@ -12,6 +12,7 @@ import pytest
 from multidict import CIMultiDict
 
 import signalwire_streams
+from signalwire_streams import InvalidRequestError
 from signalwire_streams.callbacks import (
     SIGNATURE_HEADER,
     CallbackEvent,
@@ -178,6 +179,19 @@ async def test_request_that_raises_shows_no_key() -> None:
     with pytest.raises(ConnectionError) as caught:
         await receiver.handle(Request())  # type: ignore[arg-type]
     assert check_frames(caught.value) > 1
+    assert SECRET not in repr(vars(receiver))
+
+
+@pytest.mark.parametrize("wrong", [KEY, [], [KEY.encode()], KEY.encode(), {"main": KEY}])
+def test_wrong_keys_assigned_later_are_refused_and_not_shown(wrong: Any) -> None:
+    """The receiver keeps those it has."""
+    receiver = CallbackReceiver(**RECEIVER)
+    with pytest.raises(InvalidRequestError, match=r"keys (is empty|must be a list)") as caught:
+        receiver.keys = wrong
+    assert check_frames(caught.value)
+    assert receiver.keys == (KEY,)
+    receiver.keys = [f"{KEY}2", KEY]
+    assert receiver.keys == (f"{KEY}2", KEY)
     assert SECRET not in repr(vars(receiver))
 
 
