@@ -189,9 +189,9 @@ def test_wrong_keys_assigned_later_are_refused_and_not_shown(wrong: Any) -> None
     with pytest.raises(InvalidRequestError, match=r"keys (is empty|must be a list)") as caught:
         receiver.keys = wrong
     assert check_frames(caught.value)
-    assert receiver.keys == (KEY,)
+    assert list(receiver.keys) == [KEY]
     receiver.keys = [f"{KEY}2", KEY]
-    assert receiver.keys == (f"{KEY}2", KEY)
+    assert list(receiver.keys) == [f"{KEY}2", KEY]
     assert SECRET not in repr(vars(receiver))
 
 
