@@ -377,7 +377,7 @@ class CallbackReceiver:
             if not urls:
                 raise UnverifiableError("it names no host, or one not in allowed_hosts")  # noqa: TRY301
             signed = SignedRequest(url=urls[0], headers=headers, body=body, method=request.method)
-            check_request(signed, self._keys, *urls[1:])
+            check_request(signed, self._keys, *urls)
             event = _parse(signed, request.raw_path)
         except UnverifiableError as refusal:
             self.statistics.refused += 1

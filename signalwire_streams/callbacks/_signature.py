@@ -94,12 +94,10 @@ class SignedRequest:
         Raises:
             UnverifiableError: the body contradicts its content type.
         """
-        types = self.headers.all("Content-Type")
-        if self.method == "GET":
-            return False
+        types = self.headers.all("Content-Type") if self.method == "POST" else ()
         if len(types) > 1:
             raise UnverifiableError("Content-Type appears more than once")
-        media_type = self.headers.first("Content-Type").partition(";")[0].strip().lower()
+        media_type = (*types, "")[0].partition(";")[0].strip().lower()
         looks_like_json = self.body.lstrip()[:1] in {b"{", b"["}
         if media_type == FORM_TYPE and looks_like_json:
             raise UnverifiableError("Content-Type is form data, but the body is not")
@@ -308,21 +306,21 @@ def read_request(*, url: object, headers: object, body: object, method: object) 
     return SignedRequest(url=_url(url), headers=Headers(headers), body=_raw(body), method=method.upper())
 
 
-def check_request(request: SignedRequest, keys: Sequence[str], *others: str) -> None:
+def check_request(request: SignedRequest, keys: Sequence[str], *urls: str) -> None:
     """Raise `UnverifiableError` if the request was not signed with one of the keys; the message holds no secret.
 
     Args:
         request: the request.
         keys: the keys.
-        others: further URLs that may have been signed, with the same query.
+        urls: the URLs that may have been signed, if there are several; all have the same query.
     """
     signatures = read_signatures(request)
     if not keys:
         raise UnverifiableError("there is no key")
-    given = (request.url, *others)
-    urls = [form for url in given for form in equivalent_urls(url, request.headers) if encoded(form) is not None]
+    forms = [form for url in urls or (request.url,) for form in equivalent_urls(url, request.headers)]
+    signed = [form for form in forms if encoded(form) is not None]
     # All are compared, so that timing does not reveal which one is valid.
-    if not any([signature.verify(url, key) for key in keys for url in urls for signature in signatures]):  # noqa: C419
+    if not any([signature.verify(url, key) for key in keys for url in signed for signature in signatures]):  # noqa: C419
         raise UnverifiableError("the signature does not match")
 
 

@@ -532,8 +532,11 @@ async def test_cancelled_aclose_cancels_handlers_at_once() -> None:
     assert serving.statistics.dropped == 1
 
 
-async def test_aclose_leaves_behind_handler_that_ignores_cancellation() -> None:
-    """It is not called again."""
+@pytest.mark.usefixtures("idle_clock")
+@pytest.mark.parametrize(("granted", "seconds"), [(0.25, 0.5), (60.0, 61.0)])
+async def test_aclose_leaves_behind_handler_that_ignores_cancellation(granted: float, seconds: float) -> None:
+    """After at most one second more; it is not called again."""
+    clock = asyncio.get_running_loop().time
     stubborn = asyncio.Event()
 
     async def handler(_: CallbackEvent) -> None:
@@ -542,10 +545,12 @@ async def test_aclose_leaves_behind_handler_that_ignores_cancellation() -> None:
         except asyncio.CancelledError:
             await stubborn.wait()
 
-    serving = dispatcher(handler, shutdown_timeout=0.001)
+    serving = dispatcher(handler, shutdown_timeout=granted)
     offer(serving, event("started"))
     offer(serving, event("stopped"))
+    began = clock()
     await serving.aclose()
+    assert clock() - began == pytest.approx(seconds, abs=0.1)
     stubborn.set()
     await settled()
 
