@@ -23,7 +23,7 @@ from signalwire_streams.simulator._serializers import (
 )
 from signalwire_streams.simulator._settings import DuplicateNames, SpaceSettings
 from signalwire_streams.simulator._state import IN_PROGRESS, Call, Conference, SpaceState, Stream
-from signalwire_streams.simulator._validation import (
+from signalwire_streams.simulator._requests import (
     Fields,
     Problem,
     check_fields,

@@ -26,7 +26,7 @@ from signalwire_streams.simulator._routes import Route, find_route
 from signalwire_streams.simulator._serializers import Response, api_error, http_date, http_message, retry_after_header
 from signalwire_streams.simulator._settings import SpaceSettings
 from signalwire_streams.simulator._state import SpaceState
-from signalwire_streams.simulator._validation import Fields, read_fields
+from signalwire_streams.simulator._requests import Fields, read_fields
 
 _COUNTED_METHODS = frozenset({"POST", "PUT", "PATCH"})
 _TOO_MANY_REQUESTS = 20429
