@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, TypeAlias
 
 from attrs import Attribute, Factory, define, evolve, field, frozen
 
-from signalwire_streams.simulator._routes import OPERATIONS, UNKNOWN
+from signalwire_streams.simulator._requests import OPERATIONS, UNKNOWN
 from signalwire_streams.simulator._serializers import (
     Response,
     api_error,

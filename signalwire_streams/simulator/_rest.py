@@ -8,10 +8,19 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 
 from signalwire_streams.simulator._pagination import Item, list_document
-from signalwire_streams.simulator._routes import Route, TargetKind
+from signalwire_streams.simulator._request_log import RequestLog, redact_fields, redact_url, redact_values
+from signalwire_streams.simulator._requests import (
+    Fields,
+    Problem,
+    Route,
+    TargetKind,
+    check_fields,
+    is_ws_on_loopback,
+    parameters_of,
+)
 from signalwire_streams.simulator._serializers import (
     Json,
     Refused,
@@ -23,13 +32,6 @@ from signalwire_streams.simulator._serializers import (
 )
 from signalwire_streams.simulator._settings import DuplicateNames, SpaceSettings
 from signalwire_streams.simulator._state import IN_PROGRESS, Call, Conference, SpaceState, Stream
-from signalwire_streams.simulator._requests import (
-    Fields,
-    Problem,
-    check_fields,
-    is_ws_on_loopback,
-    parameters_of,
-)
 
 _Resource = TypeVar("_Resource")
 
@@ -205,3 +207,70 @@ def _refuse(kind: TargetKind, problems: list[Problem]) -> None:
         raise Refused(error_list(problem.message for problem in problems))
     if problems:
         raise Refused(api_error(422, problems[0].code, problems[0].message))
+
+
+ADMIN_PREFIX = "/_space"
+_HIDDEN = frozenset({"authorization_bearer_token", "played_audio"})
+
+
+class AdminApi:
+    """The Space's actual state, for tests and tools: GET /_space, /_space/streams, /_space/requests.
+
+    These are not part of the vendor's API: no authentication, no rate limit, no fault, and they are not logged. So
+    they show no secrets: bearer tokens and the values of custom parameters are hidden, URLs have no user, password and
+    query.
+    """
+
+    def __init__(self, state: SpaceState, requests: RequestLog) -> None:
+        self._state = state
+        self._log = requests
+
+    def answer(self, method: str, path: str) -> Response:
+        views: dict[str, Callable[[], Json]] = {
+            ADMIN_PREFIX: self._summary,
+            f"{ADMIN_PREFIX}/streams": self._streams,
+            f"{ADMIN_PREFIX}/requests": self._requests,
+        }
+        view = views.get(path)
+        if view is None or method != "GET":
+            return api_error(404, 20404, f"There are GET {', GET '.join(views)}")
+        return json_response(view())
+
+    def _summary(self) -> Json:
+        streams = self._state.streams
+        return {
+            "conferences": len(self._state.conferences),
+            "calls": len(self._state.calls),
+            "streams": len(streams),
+            "alive": len(streams.active()),
+            "doubled": len(streams.duplicates()),
+            "requests": self._log.count(),
+            "busiest_window": self._log.max_in_window(),
+        }
+
+    def _streams(self) -> Json:
+        """Return every stream ever started, without audio; times are POSIX seconds."""
+        streams = self._state.streams
+        return {
+            "streams": [_stream(stream) for stream in streams],
+            "alive": len(streams.active()),
+            "doubled": [list(pair) for pair in streams.duplicates()],
+        }
+
+    def _requests(self) -> Json:
+        """Return the logged requests; times are seconds of the Space's monotonic clock."""
+        return {
+            "requests": [{**asdict(request), "fields": redact_fields(request.fields)} for request in self._log],
+            "counts": self._log.counts(),
+            "busiest_window": self._log.max_in_window(),
+        }
+
+
+def _stream(stream: Stream) -> Json:
+    callback = stream.status_callback
+    return {
+        **asdict(stream, filter=lambda attribute, _: attribute.name not in _HIDDEN),
+        "url": redact_url(stream.url),
+        "status_callback": None if callback is None else redact_url(callback),
+        "parameters": redact_values(stream.parameters),
+    }

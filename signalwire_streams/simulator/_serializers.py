@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 from attrs import field, frozen
 
-from signalwire_streams.simulator._routes import BASE_PATH
+from signalwire_streams.simulator._requests import BASE_PATH
 from signalwire_streams.simulator._state import Call, Conference, Participant, Stream
 
 # strftime would follow the machine's locale.

@@ -9,7 +9,6 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from attrs import evolve, frozen
 
-from signalwire_streams.simulator._admin import PREFIX, AdminApi
 from signalwire_streams.simulator._connections import Connection
 from signalwire_streams.simulator._faults import (
     NOT_EXECUTED,
@@ -21,12 +20,11 @@ from signalwire_streams.simulator._faults import (
     matching_rules,
 )
 from signalwire_streams.simulator._request_log import ReceivedRequest, count_post, count_request
-from signalwire_streams.simulator._rest import ApiRequest, CompatibilityApi
-from signalwire_streams.simulator._routes import Route, find_route
+from signalwire_streams.simulator._requests import Fields, Route, find_route, read_fields
+from signalwire_streams.simulator._rest import ADMIN_PREFIX, AdminApi, ApiRequest, CompatibilityApi
 from signalwire_streams.simulator._serializers import Response, api_error, http_date, http_message, retry_after_header
 from signalwire_streams.simulator._settings import SpaceSettings
 from signalwire_streams.simulator._state import SpaceState
-from signalwire_streams.simulator._requests import Fields, read_fields
 
 _COUNTED_METHODS = frozenset({"POST", "PUT", "PATCH"})
 _TOO_MANY_REQUESTS = 20429
@@ -145,7 +143,7 @@ class Server:
         method, moment = request.method, self._settings.monotonic()
         route = find_route(method, request.raw_path)
         arrival = _Arrival(request, route, connection, moment)
-        if route.path.startswith(PREFIX):
+        if route.path.startswith(ADMIN_PREFIX):
             return self._send(arrival, self._admin.answer(method, route.path))
         if method == "POST":
             count_post(self._settings.requests, moment)

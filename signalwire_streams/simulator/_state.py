@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from attrs import Factory, define, field
 
 from signalwire_streams.simulator._request_log import ReadOnlyList, redact_url, redact_values
-from signalwire_streams.simulator._routes import TargetKind
+from signalwire_streams.simulator._requests import TargetKind
 
 
 def _redacted(url: str | None) -> str:
