@@ -79,7 +79,7 @@ class SimulatedSpace(SpaceSettings):
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         self.streams = StreamRegistry(self._on_stream_change)
-        self._state = SpaceState(source=self._random, clock=self.clock, streams=self.streams)
+        self._state = SpaceState(self._random, self.clock, self.streams)
         for _ in range(self.conferences):
             self.add_conference()
         for _ in range(self.calls):

@@ -172,7 +172,7 @@ def new_sid(source: random.Random) -> str:
 class SpaceState:
     """The Space's resources, each in the order of its creation."""
 
-    def __init__(self, *, source: random.Random, clock: Callable[[], float], streams: StreamRegistry) -> None:
+    def __init__(self, source: random.Random, clock: Callable[[], float], streams: StreamRegistry) -> None:
         self.conferences: dict[str, Conference] = {}
         self.calls: dict[str, Call] = {}
         self.streams = streams
