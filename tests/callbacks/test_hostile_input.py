@@ -48,6 +48,7 @@ PIECES = [
 ]
 PREFIXES = ["", "a=", 'a="', "http://", "https://u:p@", "/a?"]
 ENDS = ["", '"', "="]
+MOST_SECONDS = 0.1
 
 
 def of_header(name: str) -> Callable[[str], object]:
@@ -80,6 +81,12 @@ TARGETS: dict[str, Callable[[str], Any]] = {
 }
 
 
+def seconds_of(read: Callable[[str], Any], text: str) -> float:
+    began = thread_time()
+    read(text)
+    return thread_time() - began
+
+
 @pytest.mark.parametrize("read", TARGETS.values(), ids=TARGETS)
 def test_reading_long_input_takes_linear_time(read: Callable[[str], Any]) -> None:
     """Repeated pieces between prefixes and suffixes; a quadratic parser would take a second and more."""
@@ -88,7 +95,8 @@ def test_reading_long_input_takes_linear_time(read: Callable[[str], Any]) -> Non
         for prefix in PREFIXES:
             for end in ENDS:
                 text = prefix + (piece * LENGTH)[: LENGTH - len(prefix)] + end
-                began = thread_time()
-                read(text)
-                slowest = max(slowest, (thread_time() - began, text[:40]))
-    assert slowest[0] < 0.1, slowest
+                seconds = seconds_of(read, text)
+                if seconds >= MOST_SECONDS:  # a busy machine can make any single call slow
+                    seconds = min(seconds_of(read, text) for _ in range(3))
+                slowest = max(slowest, (seconds, text[:40]))
+    assert slowest[0] < MOST_SECONDS, slowest
