@@ -327,6 +327,9 @@ class TestPublicUrl:
             ("https://u:p@example.com:443/callbacks", "https://example.com/callbacks"),
             ("https://example.com/callbacks", "https://example.com:443/callbacks"),
             ("https://example.com/callbacks/", "https://example.com/callbacks/"),
+            ("HTTPS://Example.com:/callbacks", "HTTPS://Example.com/callbacks"),
+            ("https://münchen.example/callbacks", "https://münchen.example/callbacks"),
+            ("https://u:p@w@[2001:db8::1]:8443", "https://[2001:db8::1]:8443/callbacks"),
         ],
     )
     async def test_public_url_is_the_whole_url_or_its_start(self, public_url: str, signed: str) -> None:
