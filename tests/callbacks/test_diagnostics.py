@@ -157,7 +157,7 @@ def test_valid_signature_names_the_signed_url() -> None:
     assert explanation.valid
     assert explanation.url == "https://example.com:443/callbacks?token=secret"
     assert str(explanation) == "The signature matches 'https://example.com:443/callbacks?token=***'."
-    assert explanation.suggestions == ()
+    assert (explanation.suggestions, explanation.attempts) == ((), 0)
 
 
 def with_json(body: bytes, signed: bytes, **headers: str) -> SignatureDiagnosis:
