@@ -16,14 +16,19 @@ PYTEST_DONT_REWRITE: there is nothing to rewrite, and pytest would complain if i
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from secrets import token_urlsafe
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 from urllib.parse import urlsplit
 
 import pytest
 from attrs import define, field
+
+try:
+    from pytest_asyncio import fixture as _async_fixture  # as its strict mode requires
+except ImportError:
+    _async_fixture = pytest.fixture  # type: ignore[assignment]  # it is only applied to functions
 
 if TYPE_CHECKING:  # a run that does not use the fixtures imports none of these
     from signalwire_streams.models import OpenOptions
@@ -33,7 +38,6 @@ if TYPE_CHECKING:  # a run that does not use the fixtures imports none of these
 
 __all__ = ["StreamReceiver", "signalwire_certificates", "signalwire_space", "stream_receiver"]
 
-_Function = TypeVar("_Function", bound=Callable[..., object])
 _GRACE_PERIOD, _POLL_INTERVAL = 1.0, 0.01  # seconds for what is just ending
 _FAILED = pytest.StashKey[bool]()
 
@@ -55,15 +59,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Record whether the test passed; the report itself is made by others."""
     if call.when != "teardown":
         item.stash[_FAILED] = call.excinfo is not None
-
-
-def _async_fixture(function: _Function) -> _Function:
-    """Create an async fixture with pytest-asyncio if installed, as its strict mode requires."""
-    try:
-        from pytest_asyncio import fixture  # noqa: PLC0415
-    except ImportError:
-        return cast(_Function, pytest.fixture(function))
-    return cast(_Function, fixture(function))
 
 
 def _fail(sentence: str) -> NoReturn:

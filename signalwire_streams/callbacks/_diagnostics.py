@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations, permutations, product
 from time import thread_time
@@ -28,7 +28,15 @@ from signalwire_streams.callbacks._signature import (
     read_signatures,
     usable_keys,
 )
-from signalwire_streams.callbacks._urls import UrlParts, equivalent_urls, header_values, query_of, read_forwarded
+from signalwire_streams.callbacks._urls import (
+    Forwarded,
+    Headers,
+    UrlParts,
+    equivalent_urls,
+    query_of,
+    read_forwarded,
+    split_host,
+)
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import Secret, masks_secrets, redact_url
 
@@ -41,8 +49,11 @@ _CONFIGURE_PROXY = "set public_url, or trust_forwarded=True if your own proxy se
 _RAW_QUERY = "pass the request's raw query, not one that was encoded again"
 _RAW_BODY = "pass the raw bytes of the request, not ones that were encoded again"
 
-_Changed: TypeAlias = Iterator[tuple[UrlParts, str]]  # URLs that differ in one thing, each with what to change
-_Change: TypeAlias = Callable[[UrlParts, Mapping[str, str]], _Changed]
+_Changes: TypeAlias = tuple[str, ...]
+_Candidate: TypeAlias = tuple[SignedRequest, _Changes]
+"""A request that may have been signed, and what to change if it was."""
+_ChangedUrls: TypeAlias = Iterator[tuple[int, UrlParts, str]]
+"""A kind of change, what a URL becomes by it, and what to change if that was signed. A kind is applied once."""
 
 
 @frozen(kw_only=True)
@@ -75,29 +86,6 @@ class SignatureDiagnosis:
             lines += ["URLs that verification tries:", *(f"- {url}" for url in self.candidate_urls)]
             lines.append(f"Other candidates tried: {self.attempts}.")
         return "\n".join(lines)
-
-
-@frozen
-class RequestCandidate:
-    """A request that may have been signed, and what to change if it was."""
-
-    request: SignedRequest
-    changes: tuple[str, ...] = ()
-
-
-@frozen
-class Match:
-    """The signed URL if the search found it, what to change, and how many candidates were tried."""
-
-    url: str | None = field(repr=False)
-    changes: tuple[str, ...]
-    attempts: int
-    timed_out: bool = False
-
-    def __str__(self) -> str:
-        if self.url is not None:
-            return f" It would match as {_shown(self.url)}, with these changes."
-        return " The search stopped early: its time limit was reached." if self.timed_out else ""
 
 
 @masks_secrets
@@ -139,18 +127,17 @@ def diagnose_signature(
     try:
         check_request(request, usable)
     except UnverifiableError as refusal:
-        match = _search(request, suspected, usable)
-        return SignatureDiagnosis(
-            valid=False,
-            summary=f"Refused: {refusal}.{match}",
-            suggestions=match.changes or tuple(_hints(request, usable)),
+        diagnosis = _search(request, suspected, usable)
+        changes = diagnosis.suggestions or _likely_causes(request, usable)
+        return evolve(
+            diagnosis,
+            summary=f"Refused: {refusal}.{diagnosis.summary}",
+            suggestions=changes,
             candidate_urls=tried,
-            attempts=match.attempts,
-            url=match.url,
         )
     signed, _ = next(_matches(request, usable))
     return SignatureDiagnosis(
-        valid=True, summary=f"The signature matches {_shown(signed)}.", candidate_urls=tried, url=signed
+        valid=True, summary=f"The signature matches {_shown(signed)}.", candidate_urls=tried, url=str(signed)
     )
 
 
@@ -163,31 +150,34 @@ def _split_candidates(candidates: object) -> list[UrlParts]:
     return absolute
 
 
-def _search(request: SignedRequest, suspected: Sequence[UrlParts], keys: Sequence[Secret]) -> Match:
+def _search(request: SignedRequest, suspected: Sequence[UrlParts], keys: Sequence[Secret]) -> SignatureDiagnosis:
     until = thread_time() + _MAX_CPU_TIME
     attempts = 0
-    for candidate in _candidates(request, suspected):
-        attempts += bool(candidate.changes)
-        for url, changes in _matches(candidate.request, keys):
-            return Match(url, (*candidate.changes, *changes), attempts)
+    for candidate, changes in _candidates(request, suspected):
+        attempts += bool(changes)
+        for url, more in _matches(candidate, keys):
+            summary = f" It would match as {_shown(url)}, with these changes."
+            return SignatureDiagnosis(
+                valid=False, summary=summary, suggestions=(*changes, *more), attempts=attempts, url=str(url)
+            )
         if thread_time() >= until:
-            return Match(None, (), attempts, timed_out=True)
-    return Match(None, (), attempts)
+            summary = " The search stopped early: its time limit was reached."
+            return SignatureDiagnosis(valid=False, summary=summary, attempts=attempts)
+    return SignatureDiagnosis(valid=False, summary="", attempts=attempts)
 
 
-def _candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[RequestCandidate]:
+def _candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[_Candidate]:
     """Yield what may have been signed with up to two changes, at most one of them apart from the URL."""
-    near: list[RequestCandidate] = []
-    for candidate in url_candidates(request, suspected):
-        if len(candidate.changes) <= 1:
-            near.append(candidate)
-        yield candidate
-    for other, candidate in product(_request_candidates(request), near):
-        changed = evolve(other.request, url=candidate.request.url)
-        yield RequestCandidate(changed, (*other.changes, *candidate.changes))
+    near: list[_Candidate] = []
+    for candidate, changes in url_candidates(request, suspected):
+        if len(changes) <= 1:
+            near.append((candidate, changes))
+        yield candidate, changes
+    for (other, change), (candidate, changes) in product(_changed_requests(request), near):
+        yield evolve(other, url=candidate.url), (change, *changes)
 
 
-def _matches(request: SignedRequest, keys: Sequence[Secret]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _matches(request: SignedRequest, keys: Sequence[Secret]) -> Iterator[tuple[str, _Changes]]:
     """Yield the URLs that were signed, each with what to change about its key."""
     try:
         signatures = read_signatures(request)
@@ -196,151 +186,123 @@ def _matches(request: SignedRequest, keys: Sequence[Secret]) -> Iterator[tuple[s
     change = "A key has leading or trailing whitespace: remove it."
     stripped = [(Secret(key.strip()), (change,)) for key in keys if key != key.strip()]
     for url in equivalent_urls(request.url, request.headers):
-        raw = encoded(url)
         for key, changes in [*((key, ()) for key in keys), *stripped]:
-            if raw is not None and any(signature.verify(raw, key) for signature in signatures):
+            if encoded(url) is not None and any(signature.verify(url, key) for signature in signatures):
                 yield url, changes
 
 
-def url_candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[RequestCandidate]:
+def url_candidates(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[_Candidate]:
     """Yield the request at the given URL, then at those with one change, then at those with two."""
-    yield RequestCandidate(request)
-    found = {request.url}
-    for parts, changes in _changed_urls(request, suspected):
-        url = str(parts)
-        if url not in found:
-            found.add(url)
-            yield RequestCandidate(evolve(request, url=url), changes)
-
-
-def _changed_urls(request: SignedRequest, suspected: Sequence[UrlParts]) -> Iterator[tuple[UrlParts, tuple[str, ...]]]:
+    yield request, ()
     given = UrlParts.split(request.url)
     if given is None:
         return
-    once = [(parts, change, _CHANGES) for parts, change in _suspected(given, suspected)]
-    for index, change_one in enumerate(_CHANGES, 1):
-        once += [(parts, change, _CHANGES[index:]) for parts, change in change_one(given, request.headers)]
-    for parts, change, _ in once:
+    found = {request.url}
+    for parts, changes in _changed_twice(given, request.headers, suspected):
+        url = str(parts)
+        if url not in found:
+            found.add(url)
+            yield evolve(request, url=url), changes
+
+
+def _changed_twice(
+    given: UrlParts, headers: Headers, suspected: Sequence[UrlParts]
+) -> Iterator[tuple[UrlParts, _Changes]]:
+    once = [*_replace_by(given, suspected), *_changed_once(given, headers)]
+    for _, parts, change in once:
         yield parts, (change,)
-    for parts, change, others in once:
-        for change_another in others:
-            for other, second in change_another(parts, request.headers):
+    for kind, parts, change in once:
+        for another, other, second in _changed_once(parts, headers):
+            if another > kind:
                 yield other, (change, second)
 
 
-def _suspected(given: UrlParts, candidates: Sequence[UrlParts]) -> _Changed:
+def _replace_by(given: UrlParts, candidates: Sequence[UrlParts]) -> _ChangedUrls:
     for candidate in candidates:
+        shown = redact_url(str(candidate))
+        change = f"It was signed for the candidate {shown!r}: set it as public_url, or verify with it."
         whole = evolve(candidate, query=given.query, fragment="")
-        change = (
-            f"It was signed for the candidate {redact_url(str(candidate))!r}: set it as public_url, or verify with it."
-        )
-        yield candidate, change
-        yield whole, change
-        yield evolve(whole, path=candidate.path.removesuffix("/") + given.path), change
+        before_path = evolve(whole, path=candidate.path.removesuffix("/") + given.path)
+        yield from ((0, parts, change) for parts in (candidate, whole, before_path))
 
 
-def _change_scheme(parts: UrlParts, _: Mapping[str, str]) -> _Changed:
+def _changed_once(parts: UrlParts, headers: Headers) -> _ChangedUrls:
+    said = read_forwarded(headers)
+    yield from _change_origin(parts, said, headers)
+    yield from _change_path(parts, said)
+    yield from _change_query(parts)
+
+
+def _change_origin(parts: UrlParts, said: Forwarded, headers: Headers) -> _ChangedUrls:
     for other in {"http://", "https://"} - {parts.scheme.lower()}:
         change = f"The signed URL begins with {other}, not with {parts.scheme}: {_CONFIGURE_PROXY}."
-        yield evolve(parts, scheme=other), change
-
-
-def _change_host(parts: UrlParts, headers: Mapping[str, str]) -> _Changed:
-    said = read_forwarded(headers)
-    host = UrlParts.split("http://" + (*header_values(headers, "Host"), "")[0])
+        yield 1, evolve(parts, scheme=other), change
     sources = {
         "X-Forwarded-Host or Forwarded": (said.host or parts.host, said.port),
-        "the Host header": (host.host, host.port) if host else ("", ""),
+        "the Host header": split_host(headers.first("Host")) or ("", ""),
     }
     for source, (name, port) in sources.items():
         if name and (name, port) != (parts.host, parts.port):
             change = f"The signed host is {name + port!r}, as in {source}, not {parts.host + parts.port!r}"
-            yield evolve(parts, host=name, port=port), f"{change}: {_CONFIGURE_PROXY}."
+            yield 2, evolve(parts, host=name, port=port), f"{change}: {_CONFIGURE_PROXY}."
 
 
-def _add_prefix(parts: UrlParts, headers: Mapping[str, str]) -> _Changed:
-    prefix = read_forwarded(headers).prefix
-    if prefix:
-        change = f"The signed path begins with {prefix!r}, which a proxy removed: include it in public_url."
-        yield evolve(parts, path=prefix + parts.path), change
-
-
-def _change_slash(parts: UrlParts, _: Mapping[str, str]) -> _Changed:
+def _change_path(parts: UrlParts, said: Forwarded) -> _ChangedUrls:
     path = parts.path
+    if said.prefix:
+        change = f"The signed path begins with {said.prefix!r}, which a proxy removed: include it in public_url."
+        yield 3, evolve(parts, path=said.prefix + path), change
     if path.endswith("/"):
-        yield evolve(parts, path=path[:-1]), "The signed path does not end with a slash: write it without one."
+        yield 4, evolve(parts, path=path[:-1]), "The signed path does not end with a slash: write it without one."
     else:
-        yield evolve(parts, path=path + "/"), "The signed path ends with a slash: write it with one."
+        yield 4, evolve(parts, path=path + "/"), "The signed path ends with a slash: write it with one."
+    for other in (unquote(path), quote(path, "/%:@!$&'()*+,;=~", errors="replace")):
+        if other != path:
+            yield 5, evolve(parts, path=other), "The signed path is percent-encoded differently: pass the raw one."
 
 
-def _change_path_encoding(parts: UrlParts, _: Mapping[str, str]) -> _Changed:
-    for other in (unquote(parts.path), quote(parts.path, "/%:@!$&'()*+,;=~", errors="replace")):
-        if other != parts.path:
-            yield evolve(parts, path=other), "The signed path is percent-encoded differently: pass the raw one."
-
-
-def _change_query(parts: UrlParts, _: Mapping[str, str]) -> _Changed:
+def _change_query(parts: UrlParts) -> _ChangedUrls:
     query = parts.query.removeprefix("?")
     if not query:
         return
-    yield evolve(parts, query=""), "The signed URL has no query: something in between adds it."
+    yield 6, evolve(parts, query=""), "The signed URL has no query: something in between adds it."
     pieces = query.split("&")
     for order in permutations(pieces) if len(pieces) <= _MAX_PERMUTED else [sorted(pieces)]:
         if list(order) != pieces:
             change = f"The signed query is in another order: {_RAW_QUERY}."
-            yield evolve(parts, query="?" + "&".join(order)), change
+            yield 6, evolve(parts, query="?" + "&".join(order)), change
     pairs = parse_qsl(query, keep_blank_values=True)
     rewritten = [urlencode(pairs, errors="replace", quote_via=way) for way in (quote_plus, quote)]
     for other in (*rewritten, unquote(query), re.sub(r"=(?=&|$)", "", query)):
         if other != query:
-            change = f"The signed query is encoded differently: {_RAW_QUERY}."
-            yield evolve(parts, query="?" + other), change
+            yield 6, evolve(parts, query="?" + other), f"The signed query is encoded differently: {_RAW_QUERY}."
 
 
-_CHANGES: Sequence[_Change] = (
-    _change_scheme,
-    _change_host,
-    _add_prefix,
-    _change_slash,
-    _change_path_encoding,
-    _change_query,
-)
-
-
-def _request_candidates(request: SignedRequest) -> Iterator[RequestCandidate]:
-    """Yield the request with another method, content type or body."""
-    body = request.body
+def _changed_requests(request: SignedRequest) -> Iterator[tuple[SignedRequest, str]]:
+    """Yield the request with another method, content type or body, and what to change if it was signed."""
+    body, headers = request.body, request.headers
     for method, signed in {"GET": b"", "POST": body}.items():
         change = f"It was signed as a {method}: verify it as one{'' if signed else ', without a body'}."
-        yield RequestCandidate(evolve(request, method=method, body=signed), (change,))
+        yield evolve(request, method=method, body=signed), change
     if request.method == "GET":
         change = "Its query was signed as a form, which is not supported: choose POST for callbacks."
-        form = encoded(query_of(request.url)) or b""
-        yield RequestCandidate(evolve(request, method="POST", body=form), (change,))
-    if header_values(request.headers, SHA256_SIGNATURE_HEADER):
+        yield evolve(request, method="POST", body=encoded(query_of(request.url)) or b""), change
+    if headers.all(SHA256_SIGNATURE_HEADER):
         change = f"Its {SHA256_SIGNATURE_HEADER} is wrong and the weaker one right: find what changed it."
-        headers = _without(request.headers, SHA256_SIGNATURE_HEADER)
-        yield RequestCandidate(evolve(request, headers=headers), (change,))
+        yield evolve(request, headers=headers.replaced(SHA256_SIGNATURE_HEADER)), change
     for kind in (FORM_TYPE, "application/json"):
         change = f"It was signed as {kind}: pass the request's own Content-Type, and only one."
-        headers = _without(request.headers, "Content-Type") | {"Content-Type": kind}
-        yield RequestCandidate(evolve(request, headers=headers), (change,))
+        yield evolve(request, headers=headers.replaced("Content-Type", kind)), change
     for raw in (body.strip(), body + b"\n", *_serialized_again(body)):
         if raw != body:
-            change = f"The signed body is encoded differently: {_RAW_BODY}."
-            yield RequestCandidate(evolve(request, body=raw), (change,))
+            yield evolve(request, body=raw), f"The signed body is encoded differently: {_RAW_BODY}."
     names = {name for name, _ in read_form(body) or ()}
     missing = [name for name in FIELD_NAMES if name not in names] if names else []
     for count in range(1, _MAX_BLANK_FIELDS + 1):
         for blank in combinations(missing, count):
             listed = ", ".join(blank)
             change = f"The signed form has blank fields that this one lacks ({listed}): keep blank values; {_RAW_BODY}."
-            raw = body + f"&{'=&'.join(blank)}=".encode()
-            yield RequestCandidate(evolve(request, body=raw), (change,))
-
-
-def _without(headers: Mapping[str, str], dropped: str) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if str(name).lower() != dropped.lower()}
+            yield evolve(request, body=body + f"&{'=&'.join(blank)}=".encode()), change
 
 
 def _serialized_again(body: bytes) -> Iterator[bytes]:
@@ -351,36 +313,48 @@ def _serialized_again(body: bytes) -> Iterator[bytes]:
             yield text.encode("utf-8", "replace")
 
 
-def _hints(request: SignedRequest, keys: Sequence[str]) -> Iterator[str]:
-    """Yield likely reasons when no candidate matches; what is certain comes first."""
-    if not keys:
-        yield "No key was passed: pass the project's Signing Key, which begins with PSK_."
-    if not any(header_values(request.headers, name) for name in _SIGNATURE_HEADERS):
-        yield (
-            f"No {SIGNATURE_HEADER} was received: either the platform did not send this, or a "
-            "proxy removes that header."
-        )
-    if UrlParts.split(request.url) is None:
-        yield "The URL is not absolute: pass the full URL, as 'https://host/path?query'."
-    length = (*header_values(request.headers, "Content-Length"), "")[0]
-    if re.fullmatch(r"[0-9]{1,15}", length) and int(length) != len(request.body):
-        yield (
-            f"Content-Length says {length} bytes, and the body has {len(request.body)}: something read or rewrote it. "
-            "Pass the raw bytes of the request."
-        )
-    if any(key.startswith("PT") for key in keys):
-        yield "A key looks like an API token: requests are signed with the Signing Key, which begins with PSK_."
+def _likely_causes(request: SignedRequest, keys: Sequence[str]) -> tuple[str, ...]:
+    """Return likely causes when no candidate matches; what is certain comes first."""
+    length = request.headers.first("Content-Length")
     project = _fields(request).get("AccountSid", "")[:_MAX_SHOWN]
-    if project:
-        yield f"The request belongs to project {project!r}: use the Signing Key of that project."
-    yield (
-        "Make sure that the keys are Signing Keys (PSK_..., under API Credentials) and no API tokens, which "
-        "cannot be seen from a request; after a reset pass the new key and the old one."
+    causes = (
+        (not keys, "No key was passed: pass the project's Signing Key, which begins with PSK_."),
+        (
+            not any(map(request.headers.all, _SIGNATURE_HEADERS)),
+            (
+                f"No {SIGNATURE_HEADER} was received: either the platform did not send this, or a proxy removes that "
+                "header."
+            ),
+        ),
+        (
+            UrlParts.split(request.url) is None,
+            "The URL is not absolute: pass the full URL, as 'https://host/path?query'.",
+        ),
+        (
+            re.fullmatch(r"[0-9]{1,15}", length) and int(length) != len(request.body),
+            (
+                f"Content-Length says {length} bytes, and the body has {len(request.body)}: something read or rewrote "
+                "it. Pass the raw bytes of the request."
+            ),
+        ),
+        (
+            any(key.startswith("PT") for key in keys),
+            "A key looks like an API token: requests are signed with the Signing Key, which begins with PSK_.",
+        ),
+        (project, f"The request belongs to project {project!r}: use the Signing Key of that project."),
+        (
+            True,
+            (
+                "Make sure that the keys are Signing Keys (PSK_..., under API Credentials) and no API tokens, which "
+                "cannot be seen from a request; after a reset pass the new key and the old one."
+            ),
+        ),
+        (True, "Pass the URL that was given as StatusCallback as a candidate, so that it is tried as well."),
     )
-    yield "Pass the URL that was given as StatusCallback as a candidate, so that it is tried as well."
+    return tuple(sentence for applies, sentence in causes if applies)
 
 
-def _fields(request: SignedRequest) -> dict[str, str]:
+def _fields(request: SignedRequest) -> Mapping[str, str]:
     if request.method == "GET":
         return dict(read_query(query_of(request.url)))
     return dict(read_form(request.body) or ()) if len(request.body) <= MAX_BODY else {}

@@ -4,10 +4,9 @@ import asyncio
 import hashlib
 import json
 import logging
-import re
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias, cast
 
 from aiohttp import web
 from attrs import define
@@ -23,7 +22,6 @@ from signalwire_streams.callbacks._events import (
     parse_document,
 )
 from signalwire_streams.callbacks._signature import (
-    FORM_TYPE,
     MAX_BODY,
     SignedRequest,
     UnverifiableError,
@@ -34,8 +32,9 @@ from signalwire_streams.callbacks._signature import (
     usable_keys,
 )
 from signalwire_streams.callbacks._urls import (
+    Headers,
     HostPattern,
-    UrlParts,
+    is_public_url,
     path_and_query,
     public_urls,
     query_of,
@@ -48,6 +47,7 @@ from signalwire_streams.models._validation import (
     check_count,
     check_flag,
     check_seconds,
+    mask_each,
     masks_secrets,
     redact_url,
 )
@@ -115,7 +115,7 @@ class Dispatcher:
         self._max_pending = max_pending
         self._shutdown_timeout = shutdown_timeout
         self._queues = dict[Hashable, deque[tuple[CallbackEvent, int]]]()
-        self._tasks = dict[asyncio.Task[None], None]()
+        self._tasks = dict[asyncio.Task[None], asyncio.Task[Any] | None]()  # of each queue, and of the handler's call
         self._pending = self._pending_bytes = 0
         self._closed = False
         self._seen, self._ended = _Recent(dedup_size), _Recent(dedup_size)
@@ -148,7 +148,8 @@ class Dispatcher:
     async def aclose(self) -> None:
         """Accept nothing more, wait up to `shutdown_timeout` for pending events, then cancel the rest."""
         self._closed = True
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        current = asyncio.current_task()
+        tasks = [task for task, handling in self._tasks.items() if current not in {task, handling}]
         if not tasks:
             return
         try:
@@ -169,15 +170,15 @@ class Dispatcher:
             return
         self._queues[key] = deque([(event, size)])
         task = asyncio.create_task(self._drain(key))
-        self._tasks[task] = None
+        self._tasks.setdefault(task, None)
         task.add_done_callback(self._tasks.pop)
 
     async def _drain(self, key: Hashable) -> None:
-        queue = self._queues[key]
+        queue, draining = self._queues[key], cast("asyncio.Task[None]", asyncio.current_task())
         try:
-            while queue:
+            while queue and not draining.cancelling():  # a handler may ignore that it was cancelled
                 event, size = queue[0]
-                await self._handle(event)
+                await self._handle(event, draining)
                 queue.popleft()
                 self._pending -= 1
                 self._pending_bytes -= size
@@ -187,22 +188,33 @@ class Dispatcher:
             self._pending_bytes -= sum(size for _, size in queue)
             self.statistics.dropped += len(queue)
 
-    async def _handle(self, event: CallbackEvent) -> None:
-        task = asyncio.current_task()
+    async def _handle(self, event: CallbackEvent, draining: "asyncio.Task[None]") -> None:
+        # In a task of its own, so that a handler that cancels its task ends nothing but itself.
+        handling = asyncio.create_task(self._call(event))
+        self._tasks[draining] = handling
+        try:
+            error = await handling
+        except (KeyboardInterrupt, SystemExit):  # which have ended the event loop already
+            raise asyncio.CancelledError from None
+        except asyncio.CancelledError as cancelled:
+            if draining.cancelling():
+                raise
+            error = cancelled
+        if error is None:
+            self.statistics.handled += 1
+            return
+        self.statistics.failed += 1
+        kind = type(event).__name__
+        _LOG.error("the callback handler failed for %s of stream %r", kind, event.stream_key, exc_info=error)
+
+    async def _call(self, event: CallbackEvent) -> BaseException | None:
         try:
             await self._handler(event)
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, asyncio.CancelledError):
             raise
-        except BaseException as error:  # whatever it is, the stream's next event is delivered
-            if task is None or asyncio.current_task(task.get_loop()) is not task:  # a task discarded unfinished
-                raise
-            if isinstance(error, asyncio.CancelledError) and task.cancelling():
-                raise
-            self.statistics.failed += 1
-            kind = type(event).__name__
-            _LOG.exception("the callback handler failed for %s of stream %r", kind, event.stream_key)
-        else:
-            self.statistics.handled += 1
+        except BaseException as error:  # noqa: BLE001  (whatever it is, the stream's next event is delivered)
+            return error
+        return None
 
 
 def _identity(event: CallbackEvent, raw: bytes) -> bytes:
@@ -305,9 +317,7 @@ class CallbackReceiver:
     ) -> None:
         if not callable(handler):
             raise InvalidRequestError("handler must be an async function of one event: write async def handler(event)")
-        self.keys: Sequence[str] = usable_keys(keys)
-        if not self.keys:
-            raise InvalidRequestError("keys is empty: write the project's Signing Key, as keys=['PSK_...']")
+        self.keys = keys
         self.public_url: str | None = _check_public_url(public_url)
         self.allowed_hosts: tuple[HostPattern, ...] | None = _check_allowed_hosts(allowed_hosts)
         if self.public_url is not None and self.allowed_hosts is not None:
@@ -337,6 +347,19 @@ class CallbackReceiver:
         await self.aclose()
 
     @property
+    def keys(self) -> Sequence[str]:
+        """The Signing Keys; assign others to rotate them."""
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: Sequence[str]) -> None:
+        keys = cast("Sequence[str]", mask_each(keys))  # also for a frame that raises
+        usable = usable_keys(keys)
+        if not usable:
+            raise InvalidRequestError("keys is empty: write the project's Signing Key, as keys=['PSK_...']")
+        self._keys = usable
+
+    @property
     def statistics(self) -> CallbackStatistics:
         """Counts of requests so far."""
         return self._dispatcher.statistics
@@ -347,10 +370,15 @@ class CallbackReceiver:
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer a request: 204, 403, or 503 to have it sent again."""
-        urls = self._urls(request)
+        headers = Headers(request.headers)
+        urls = self._urls(request, headers)
         try:
             body = await self._read_in_time(request)
-            event = self._verify(request, body, urls)
+            if not urls:
+                raise UnverifiableError("it names no host, or one not in allowed_hosts")  # noqa: TRY301
+            signed = SignedRequest(url=urls[0], headers=headers, body=body, method=request.method)
+            check_request(signed, self._keys, *urls)
+            event = _parse(signed, request.raw_path)
         except UnverifiableError as refusal:
             self.statistics.refused += 1
             shown = " or ".join(repr(redact_url(url)) for url in urls)
@@ -370,46 +398,34 @@ class CallbackReceiver:
             raise UnverifiableError(f"the body could not be read: {type(error).__name__}") from None
 
     async def _read(self, request: web.Request) -> bytes:
-        self._check_length(request.content_length or 0)
         body = bytearray()
-        while piece := await request.content.readany():
-            body += piece
-            self._check_length(len(body))
-        if not body:  # there is none, or a middleware has read it
-            body += await request.read()
-            self._check_length(len(body))
-        return bytes(body)
+        if (request.content_length or 0) <= self.body_limit:
+            while len(body) <= self.body_limit and (piece := await request.content.readany()):
+                body += piece
+            body += b"" if body else await request.read()  # there is none, or a middleware has read it
+            if len(body) <= self.body_limit:
+                return bytes(body)
+        raise UnverifiableError("the body is too large")
 
-    def _check_length(self, length: int) -> None:
-        if length > self.body_limit:
-            raise UnverifiableError("the body is too large")
-
-    def _verify(self, request: web.Request, body: bytes, urls: Sequence[str]) -> CallbackEvent:
-        if not urls:
-            raise UnverifiableError("it names no host, or one that is not in allowed_hosts")
-        signed = SignedRequest(url=urls[0], headers=request.headers, body=body, method=request.method)
-        check_request(signed, usable_keys(self.keys), *urls[1:])
-        return _parse(request, body)
-
-    def _urls(self, request: web.Request) -> tuple[str, ...]:
+    def _urls(self, request: web.Request, headers: Headers) -> tuple[str, ...]:
         """Return the URLs that the platform may have signed: what is configured, else forwarded, else requested."""
         if self.public_url is not None:
             return tuple(map(Secret, public_urls(self.public_url, request.raw_path)))
-        proxies = read_forwarded(request.headers) if self.trust_forwarded else None
+        proxies = read_forwarded(headers) if self.trust_forwarded else None
         url = request_url(scheme=request.scheme, host=request.host, target=request.raw_path, proxies=proxies)
         if url is None or not (self.allowed_hosts is None or any(host.matches(url) for host in self.allowed_hosts)):
             return ()
         return (Secret(url),)
 
 
-def _parse(request: web.Request, body: bytes) -> CallbackEvent:
+def _parse(request: SignedRequest, target: str) -> CallbackEvent:
     if request.method == "GET":
-        return parse_callback(read_query(query_of(path_and_query(request.raw_path))))
-    fields = read_form(body)
-    if request.content_type == FORM_TYPE and fields is not None:
+        return parse_callback(read_query(query_of(path_and_query(target))))
+    fields = None if request.is_json else read_form(request.body)
+    if fields is not None:
         return parse_callback(fields)
     try:
-        document = json.loads(body)
+        document = json.loads(request.body)
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
@@ -420,17 +436,15 @@ def _parse(request: web.Request, body: bytes) -> CallbackEvent:
 def _check_public_url(url: object) -> str | None:
     if url is None:
         return None
-    text = url if isinstance(url, str) else ""
-    parts = UrlParts.split(text)
-    if parts is None or not parts.host or not parts.default_port or re.search(r"[\s\x00-\x1f]", text):
+    if not isinstance(url, str) or not is_public_url(url):
         raise InvalidRequestError(
             "public_url is not an http(s) URL: pass the callback's URL, such as 'https://host/path'"
         )
-    if parts.query:
+    if "?" in url.partition("#")[0]:
         raise InvalidRequestError(
-            f"public_url {redact_url(text)!r} has a query: omit it, since each request has its own"
+            f"public_url {redact_url(url)!r} has a query: omit it, since each request has its own"
         )
-    return text
+    return url
 
 
 def _check_allowed_hosts(hosts: object) -> tuple[HostPattern, ...] | None:

@@ -11,15 +11,14 @@ import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
 from typing import Literal, TypeAlias
 from urllib.parse import parse_qsl
 
 from attrs import field, frozen
 
-from signalwire_streams.callbacks._urls import equivalent_urls, header_values, query_of
+from signalwire_streams.callbacks._urls import Headers, equivalent_urls, query_of
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._validation import Secret, kind_of, masks_secrets
+from signalwire_streams.models._validation import HiddenItems, Secret, kind_of, masks_secrets
 
 Algorithm: TypeAlias = Literal["sha1", "sha256"]
 Encoding: TypeAlias = Literal["hex", "base64"]
@@ -36,6 +35,7 @@ MAX_BODY = 1024 * 1024
 FORM_TYPE = "application/x-www-form-urlencoded"
 
 _MAX_FIELDS = 1_000
+_ERRORS = "surrogateescape"
 _BODY_HASH = "bodySHA256"
 _WANTED = "fields must be a mapping of str to str, or pairs of them: write parse_qsl(text, keep_blank_values=True)"
 
@@ -83,9 +83,27 @@ class SignedRequest:
     """A request as its sender may have signed it."""
 
     url: str = field(repr=False)
-    headers: Mapping[str, str] = field(repr=False)
+    headers: Headers = field(repr=False)
     body: bytes = field(repr=False)
     method: str
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the body is read as JSON, and not as a form.
+
+        Raises:
+            UnverifiableError: the body contradicts its content type.
+        """
+        types = self.headers.all("Content-Type") if self.method == "POST" else ()
+        if len(types) > 1:
+            raise UnverifiableError("Content-Type appears more than once")
+        media_type = (*types, "")[0].partition(";")[0].strip().lower()
+        looks_like_json = self.body.lstrip()[:1] in {b"{", b"["}
+        if media_type == FORM_TYPE and looks_like_json:
+            raise UnverifiableError("Content-Type is form data, but the body is not")
+        if (media_type == "application/json" or media_type.endswith("+json")) and not looks_like_json:
+            raise UnverifiableError("Content-Type is JSON, but the body is not")
+        return looks_like_json
 
 
 class UnverifiableError(Exception):
@@ -101,14 +119,14 @@ class Signature:
     encoding: Encoding
     tail: bytes = field(repr=False)
 
-    def verify(self, url: bytes, key: str) -> bool:
+    def verify(self, url: str, key: str) -> bool:
         """Return, in constant time, whether the key signed this URL."""
-        return hmac.compare_digest(self.given, _signature_of(key, url + self.tail, self.algorithm, self.encoding))
+        return hmac.compare_digest(self.given, _signature_of(key, url, self.tail, self.algorithm, self.encoding))
 
 
-def _signature_of(key: str, message: bytes, algorithm: Algorithm, encoding: Encoding) -> bytes:
-    # The key's bytes are in no local variable, so that no traceback shows them.
-    digest = hmac.digest(key.encode("utf-8", "surrogateescape"), message, algorithm)
+def _signature_of(key: str, url: str, tail: bytes, algorithm: Algorithm, encoding: Encoding) -> bytes:
+    # The bytes of key and URL are in no local variable, so that no traceback shows them.
+    digest = hmac.digest(key.encode("utf-8", _ERRORS), url.encode("utf-8", _ERRORS) + tail, algorithm)
     return digest.hex().encode() if encoding == "hex" else b64encode(digest)
 
 
@@ -132,16 +150,16 @@ def read_signatures(request: SignedRequest) -> tuple[Signature, ...]:
         raise UnverifiableError("a GET has a body")
     if len(request.body) > MAX_BODY:
         raise UnverifiableError("the body is too large")
-    strong = header_values(request.headers, SHA256_SIGNATURE_HEADER)
+    strong = request.headers.all(SHA256_SIGNATURE_HEADER)
     weak = _given(request.headers, SIGNATURE_HEADER) + _given(request.headers, ALIAS_HEADER)
     if not strong and not weak:
         raise UnverifiableError("there is no signature")
-    is_json = request.method == "POST" and _is_json(request.headers, request.body)
     by_sha1 = tuple(
         Signature(given=given, algorithm="sha1", encoding=encoding, tail=tail)
-        for encoding, tail in _covered_by_sha1(request, is_json=is_json)
+        for encoding, tail in _covered_by_sha1(request)
         for given in weak
     )
+    is_json = request.is_json
     if not is_json and weak and (len(strong) != 1 or not strong[0]):
         return by_sha1
     by_sha256 = tuple(
@@ -151,8 +169,8 @@ def read_signatures(request: SignedRequest) -> tuple[Signature, ...]:
     return by_sha256 or by_sha1 if is_json else by_sha256 + by_sha1
 
 
-def _given(headers: Mapping[str, str], name: str) -> tuple[bytes, ...]:
-    values = header_values(headers, name)
+def _given(headers: Headers, name: str) -> tuple[bytes, ...]:
+    values = headers.all(name)
     if len(values) > 1:
         raise UnverifiableError(f"{name} appears more than once")
     if "" in values:
@@ -160,30 +178,17 @@ def _given(headers: Mapping[str, str], name: str) -> tuple[bytes, ...]:
     return tuple(value.encode("ascii", "replace") for value in values)
 
 
-def _covered_by_sha1(request: SignedRequest, *, is_json: bool) -> list[tuple[Encoding, bytes]]:
+def _covered_by_sha1(request: SignedRequest) -> list[tuple[Encoding, bytes]]:
     """Return how a SHA-1 signature may be encoded, and what it then covers after the URL."""
-    raw: list[tuple[Encoding, bytes]] = [("hex", request.body)] if is_json else []
+    raw: list[tuple[Encoding, bytes]] = [("hex", request.body)] if request.is_json else []
     if _names_body(request.url, request.body):
         return [("base64", b""), *raw]
     if raw:
         return raw
     pairs = read_form(request.body)
     if pairs is None:
-        raise UnverifiableError("the body is neither a form nor JSON")
+        raise UnverifiableError(f"the body is neither JSON nor a form of up to {_MAX_FIELDS:,} fields")
     return [("base64", canonical_form(pairs))]
-
-
-def _is_json(headers: Mapping[str, str], body: bytes) -> bool:
-    types = header_values(headers, "Content-Type")
-    if len(types) > 1:
-        raise UnverifiableError("Content-Type appears more than once")
-    media_type = types[0].partition(";")[0].strip().lower() if types else ""
-    looks_like_json = body.lstrip()[:1] in {b"{", b"["}
-    if media_type == FORM_TYPE and looks_like_json:
-        raise UnverifiableError("Content-Type is form data, but the body is not")
-    if (media_type == "application/json" or media_type.endswith("+json")) and not looks_like_json:
-        raise UnverifiableError("Content-Type is JSON, but the body is not")
-    return looks_like_json
 
 
 def _names_body(url: str, body: bytes) -> bool:
@@ -287,34 +292,35 @@ def sign(
     encoding: Encoding = "base64" if body is None and algorithm == "sha1" else "hex"
     with suppress(UnicodeEncodeError):
         tail = raw if pairs is None else canonical_form(pairs)
-        return _signature_of(key, text.encode() + tail, algorithm, encoding).decode()
+        text.encode()
+        return _signature_of(key, text, tail, algorithm, encoding).decode()
     raise InvalidRequestError("url, fields and key must be encodable as UTF-8: remove lone surrogates")
 
 
 def read_request(*, url: object, headers: object, body: object, method: object) -> SignedRequest:
     """Return a request, or raise `InvalidRequestError` if a part has the wrong type."""
-    if not isinstance(headers, Mapping):
-        raise InvalidRequestError(f"headers must be a mapping, not {type(headers).__name__}: write dict(headers)")
+    if not isinstance(headers, Mapping | HiddenItems):
+        raise InvalidRequestError(f"headers must be a mapping, not {kind_of(headers)}: write dict(headers)")
     if not isinstance(method, str):
         raise InvalidRequestError(f"method must be a str, not {type(method).__name__}: write 'GET' or 'POST'")
-    return SignedRequest(url=_url(url), headers=headers, body=_raw(body), method=method.upper())
+    return SignedRequest(url=_url(url), headers=Headers(headers), body=_raw(body), method=method.upper())
 
 
-def check_request(request: SignedRequest, keys: Sequence[str], *others: str) -> None:
+def check_request(request: SignedRequest, keys: Sequence[str], *urls: str) -> None:
     """Raise `UnverifiableError` if the request was not signed with one of the keys; the message holds no secret.
 
     Args:
         request: the request.
         keys: the keys.
-        others: further URLs that may have been signed, with the same query.
+        urls: the URLs that may have been signed, if there are several; all have the same query.
     """
     signatures = read_signatures(request)
     if not keys:
         raise UnverifiableError("there is no key")
-    forms = chain.from_iterable(equivalent_urls(url, request.headers) for url in (request.url, *others))
-    urls = [raw for raw in map(encoded, forms) if raw is not None]
+    forms = [form for url in urls or (request.url,) for form in equivalent_urls(url, request.headers)]
+    signed = [form for form in forms if encoded(form) is not None]
     # All are compared, so that timing does not reveal which one is valid.
-    if not any([signature.verify(url, key) for key in keys for url in urls for signature in signatures]):  # noqa: C419
+    if not any([signature.verify(url, key) for key in keys for url in signed for signature in signatures]):  # noqa: C419
         raise UnverifiableError("the signature does not match")
 
 
@@ -331,7 +337,7 @@ def usable_keys(keys: object) -> tuple[Secret, ...]:
 def encoded(text: str) -> bytes | None:
     """Return a text's bytes; servers and environments represent bytes that are not UTF-8 as surrogates."""
     try:
-        return text.encode("utf-8", "surrogateescape")
+        return text.encode("utf-8", _ERRORS)
     except UnicodeEncodeError:
         return None
 

@@ -7,31 +7,51 @@ scheme, host or path. The regular expressions here run on what anybody sends, so
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Self
 from urllib.parse import quote
 
 from attrs import field, frozen
 
+from signalwire_streams.models._validation import HiddenItems, Secret
+
 _DEFAULT_PORTS = {"http://": ":80", "https://": ":443"}
 _SUB_DELIMS = "!$&'()*+,;="
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.DOTALL)
-_HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?", re.DOTALL)
-_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
+_HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?", re.DOTALL)
+_HOST = re.compile(r"([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\])(:[0-9]{1,5})?")
+_PORTS = range(1, 65_536)
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _FIRST_HOP = re.compile(rf'(?:[^,"]|{_QUOTED})*')
 _HOP_PARTS = re.compile(rf'(?:[^;"]|{_QUOTED})+')  # of a first hop only: its quotes are all closed
 
 
-def header_values(headers: Mapping[str, object], name: str) -> tuple[str, ...]:
-    """Return one value for each time a header came, without the whitespace around it; names ignore case.
+class Headers:
+    """A request's headers, read once. Names ignore case, and values have no whitespace around them.
 
     A value that is not a str counts as empty.
     """
-    wanted = name.lower()
-    found = [value for key, value in headers.items() if str(key).lower() == wanted]
-    return tuple(value.strip(" \t") if isinstance(value, str) else "" for value in found)
+
+    def __init__(self, headers: Mapping[str, object] | HiddenItems) -> None:
+        self._values: dict[str, list[Secret]] = {}
+        for name, value in headers.items():
+            text = value.strip(" \t") if isinstance(value, str) else ""
+            self._values.setdefault(str(name).lower(), []).append(Secret(text))
+
+    def all(self, name: str) -> Sequence[str]:
+        """Return one value for each time a header came."""
+        return self._values.get(name.lower(), ())
+
+    def first(self, name: str) -> str:
+        """Return the first value of a header, or an empty text."""
+        return (*self.all(name), "")[0]
+
+    def replaced(self, name: str, *values: str) -> "Headers":
+        """Return headers with these values instead of a header's own."""
+        changed = Headers({})
+        changed._values = {**self._values, name.lower(): list(map(Secret, values))}
+        return changed
 
 
 @frozen(kw_only=True)
@@ -74,7 +94,7 @@ class UrlParts:
         return _DEFAULT_PORTS.get(self.scheme.lower(), "")
 
 
-def equivalent_urls(url: str, headers: Mapping[str, str]) -> tuple[str, ...]:
+def equivalent_urls(url: str, headers: Headers) -> tuple[Secret, ...]:
     """Return the forms of one URL that the platform may have signed, the given one first.
 
     They are with and without a port, userinfo and fragment. Clients send the userinfo of a URL as `Authorization`, so
@@ -85,7 +105,7 @@ def equivalent_urls(url: str, headers: Mapping[str, str]) -> tuple[str, ...]:
     """
     parts = UrlParts.split(url)
     if parts is None:
-        return (url,)
+        return (Secret(url),)
     is_plain = not set(parts.fragment) & set("/?")
     variants = product(
         (parts.port, "", parts.default_port),
@@ -93,14 +113,13 @@ def equivalent_urls(url: str, headers: Mapping[str, str]) -> tuple[str, ...]:
         (parts.fragment, "" if is_plain else parts.fragment),
     )
     before, after = parts.scheme, parts.path + parts.query
-    return tuple(
-        dict.fromkeys(f"{before}{user}{parts.host}{port}{after}{fragment}" for port, user, fragment in variants)
-    )
+    urls = (Secret(f"{before}{user}{parts.host}{port}{after}{fragment}") for port, user, fragment in variants)
+    return tuple(dict.fromkeys(urls))
 
 
-def _userinfo(headers: Mapping[str, str]) -> str:
+def _userinfo(headers: Headers) -> str:
     """Return the credentials of a request as userinfo, quoted so that they cannot pass for another part of a URL."""
-    values = header_values(headers, "Authorization")
+    values = headers.all("Authorization")
     kind, _, credentials = values[0].partition(" ") if len(values) == 1 else ("", "", "")
     if kind.lower() != "basic":
         return ""
@@ -109,6 +128,26 @@ def _userinfo(headers: Mapping[str, str]) -> str:
     except (binascii.Error, ValueError):
         return ""
     return f"{quote(user, _SUB_DELIMS)}:{quote(password, _SUB_DELIMS)}@" if colon else ""
+
+
+def split_host(authority: str) -> tuple[str, str] | None:
+    """Return a host, and its port with a colon or nothing; None for what cannot be a host."""
+    found = _HOST.fullmatch(authority)
+    if found is None or (found[2] and int(found[2][1:]) not in _PORTS):
+        return None
+    return found[1], found[2] or ""
+
+
+def is_public_url(url: str) -> bool:
+    """Return whether a URL is one of http or https that a callback can be sent to."""
+    parts = UrlParts.split(url)
+    if parts is None or not parts.default_port or re.search(r"[\s\x00-\x1f\x7f]", url):
+        return False
+    try:
+        host = parts.host.encode("idna").decode()
+    except UnicodeError:
+        return False
+    return split_host(host + parts.port.rstrip(":")) is not None
 
 
 @frozen
@@ -124,8 +163,8 @@ class HostPattern:
         """Parse `example.com`, `example.com:8443`, `*.example.com` or `*`; return None for anything else."""
         if text == "*":
             return cls("", "", subdomains=False)
-        found = _HOST.fullmatch(text.removeprefix("*."))
-        return cls(_normalized(found[1]), found[2] or "", subdomains=text.startswith("*.")) if found else None
+        found = split_host(text.removeprefix("*."))
+        return cls(_normalized(found[0]), found[1], subdomains=text.startswith("*.")) if found else None
 
     def matches(self, url: str) -> bool:
         """Return whether an absolute URL has this host."""
@@ -150,29 +189,28 @@ class Forwarded:
     prefix: str | None
 
 
-def read_forwarded(headers: Mapping[str, str]) -> Forwarded:
+def read_forwarded(headers: Headers) -> Forwarded:
     """Parse `X-Forwarded-*` and `Forwarded` (RFC 7239), as written by the proxy nearest to the sender."""
-    hop = _first_hop(headers)
-    scheme = (_first(headers, "X-Forwarded-Proto") or hop.get("proto", "")).lower() + "://"
-    host = _HOST.fullmatch(_first(headers, "X-Forwarded-Host") or hop.get("host", ""))
-    port = _first(headers, "X-Forwarded-Port")
-    prefix = _first(headers, "X-Forwarded-Prefix").rstrip("/")
-    named = f":{port}" if re.fullmatch(r"\d{1,5}", port, re.ASCII) else ""
+    hop = _first_hop(headers.first("Forwarded"))
+
+    def first(name: str) -> str:
+        return headers.first(name).partition(",")[0].strip()
+
+    scheme = (first("X-Forwarded-Proto") or hop.get("proto", "")).lower() + "://"
+    host = split_host(first("X-Forwarded-Host") or hop.get("host", ""))
+    port = first("X-Forwarded-Port")
+    prefix = first("X-Forwarded-Prefix").rstrip("/")
+    named = f":{port}" if re.fullmatch(r"[0-9]{1,5}", port) else ""
     return Forwarded(
         scheme=scheme if scheme in _DEFAULT_PORTS else None,
-        host=host[1] if host else None,
-        port=(host[2] if host else None) or named,
+        host=host[0] if host else None,
+        port=(host[1] if host else "") or named,
         prefix=prefix if prefix.startswith("/") else None,
     )
 
 
-def _first(headers: Mapping[str, str], name: str) -> str:
-    values = header_values(headers, name)
-    return values[0].partition(",")[0].strip() if values else ""
-
-
-def _first_hop(headers: Mapping[str, str]) -> dict[str, str]:
-    hop = _FIRST_HOP.match((*header_values(headers, "Forwarded"), "")[0])
+def _first_hop(header: str) -> dict[str, str]:
+    hop = _FIRST_HOP.match(header)
     pairs = [part.partition("=") for part in _HOP_PARTS.findall(hop[0] if hop else "")]
     return {name.strip().lower(): _unquoted(value.strip()) for name, _, value in pairs}
 
@@ -194,9 +232,8 @@ def request_url(*, scheme: str, host: str, target: str, proxies: Forwarded | Non
         proxies: set only if they can be trusted.
     """
     asked = UrlParts.split(target)
-    authority = _HOST.fullmatch(host if asked is None else asked.host + asked.port)
     start = f"{scheme}://" if asked is None else asked.scheme
-    name, port = (authority[1], authority[2] or "") if authority else ("", "")
+    name, port = split_host(host if asked is None else asked.host + asked.port) or ("", "")
     if proxies is not None:
         start = proxies.scheme or start
         port = proxies.port or ("" if proxies.host else port)
@@ -209,7 +246,7 @@ def public_urls(public_url: str, target: str) -> tuple[str, str]:
     base, separator, fragment = public_url.partition("#")
     path, mark, query = path_and_query(target).partition("?")
     rest = mark + query + separator + fragment
-    return base + rest, base.removesuffix("/") + path + rest
+    return base + rest, f"{base.removesuffix('/')}/{path.removeprefix('/')}{rest}"
 
 
 def path_and_query(target: str) -> str:

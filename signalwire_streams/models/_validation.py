@@ -284,7 +284,7 @@ def mask(value: object) -> object:
     return Unusable(type(value).__name__)
 
 
-def _mask_each(value: object) -> object:
+def mask_each(value: object) -> object:
     """Mask the values of a list; a value that is not a list is masked as a whole."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         return mask(value)
@@ -301,10 +301,25 @@ def _mask_project(value: object) -> object:
     return value if isinstance(value, str) and ":" not in value else mask(value)
 
 
+class HiddenItems:
+    """The items of a mapping, which may be a multidict, in an object whose ``repr`` hides them."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, mapping: Mapping[str, object]) -> None:
+        self.items = mapping.items
+
+
+def _hide_items(value: object) -> object:
+    return HiddenItems(value) if isinstance(value, Mapping) else mask(value)
+
+
 _MASKED_ARGUMENTS: Mapping[str, Callable[[object], object]] = {
     "authorization_bearer_token": mask,
+    "candidates": mask_each,
+    "headers": _hide_items,
     "key": mask,
-    "keys": _mask_each,
+    "keys": mask_each,
     "parameters": mask,
     "token": mask,
     "base_url": _mask_url,

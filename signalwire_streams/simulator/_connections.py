@@ -1,4 +1,4 @@
-"""The Space's TCP connections: counted, and closed, reset or refused as a test needs."""
+"""The Space's TCP connections: to it, counted, and closed, reset or refused as a test needs; and its own to others."""
 
 import asyncio
 import contextlib
@@ -7,9 +7,10 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Callable
-from typing import Self, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, Self, cast
 
+import aiohttp
 from aiohttp import web
 from attrs import field, frozen
 
@@ -50,48 +51,65 @@ class Certificates:
         return cls(server, trust, authority.cert_pem.bytes())
 
 
+class OutboundClient:
+    """Connects to the user's servers, in tasks that end with the Space."""
+
+    def __init__(self, ssl_context: ssl.SSLContext | None) -> None:
+        self._ssl = True if ssl_context is None else ssl_context
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sessions: list[aiohttp.ClientSession] = []
+
+    async def close(self) -> None:
+        """Cancel the tasks, and drop the connections."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for session in self._sessions:
+            await session.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _shared_session(self) -> aiohttp.ClientSession:
+        if not self._sessions:
+            self._sessions.append(new_session())
+        return self._sessions[0]
+
+
+def new_session(*tracing: aiohttp.TraceConfig) -> aiohttp.ClientSession:
+    # Each stream needs its connection for as long as it lasts, so there may be as many as there are streams.
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trace_configs=list(tracing)
+    )
+
+
 _BACKLOG = 2048  # a client that opens a thousand connections at once must not wait for SYN retries
 
 
 class Listener:
-    """Accepts connections for a protocol factory."""
-
     def __init__(self, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         self._factory = factory
         self._server: asyncio.Server | None = None
 
-    async def open(self, host: str, port: int) -> int:
-        """Listen, and return the port."""
-        endpoint = _bind(host, port)
-        await self.listen(endpoint)
-        chosen: int = endpoint.getsockname()[1]
-        return chosen
-
     async def listen(self, endpoint: socket.socket) -> None:
-        """Listen on a socket that is bound."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._factory, sock=endpoint, backlog=_BACKLOG)
 
-    def refuse(self, host: str, port: int) -> socket.socket:
-        """Stop listening but keep the port, until `listen` is called with the socket that this returns.
-
-        The kernel refuses connections to a socket that is bound and does not listen, and gives its port to nobody else.
-        """
-        self.stop()
-        return _bind(host, port)
-
     def stop(self) -> None:
-        """Stop listening; open connections stay."""
         if self._server is not None:
             self._server.close()
 
     async def wait_closed(self) -> None:
-        """Wait until the socket is closed; the open connections must be gone."""
         if self._server is not None:
             await self._server.wait_closed()
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket for `Listener.listen`. Until then the kernel refuses connections to it and keeps its port."""
     endpoint = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -152,7 +170,6 @@ class Connection(web.RequestHandler):
             self._gone.set_result(None)
 
     async def start(self) -> None:
-        """Serve requests until the connection ends."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._registry.tasks.add(task)
         try:
@@ -161,7 +178,6 @@ class Connection(web.RequestHandler):
             self._registry.tasks.discard(task)
 
     async def wait_gone(self) -> None:
-        """Wait until either side has ended the connection."""
         await asyncio.shield(self._gone)
 
     @property
@@ -170,42 +186,35 @@ class Connection(web.RequestHandler):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is open and no request is being served."""
         return not self.busy and self._writable is not None
 
     def reset(self) -> None:
-        """Send RST."""
         if (wire := self._writable) is not None:
             self._registry.resets += 1
             _reset(wire)
 
     def send(self, data: bytes) -> None:
-        """Send a response, unless the connection is closing."""
         if (wire := self._writable) is not None:
             wire.write(data)
 
-    def finish(self, data: bytes = b"") -> None:
-        """Send the bytes as they are, then FIN.
+    def finish(self) -> None:
+        """Send FIN.
 
-        The FIN is sent now, and not when asyncio closes the socket one turn of the loop later: a request that is
+        It is sent now, and not when asyncio closes the socket one turn of the loop later: a request that is
         written in between would be answered by a reset.
         """
         if (wire := self._writable) is not None:
-            wire.write(data)
             if wire.can_write_eof():
                 with contextlib.suppress(OSError):  # the other end has reset the connection meanwhile
                     wire.write_eof()
             wire.close()
 
     def abort(self) -> None:
-        """Drop the connection."""
         if self._wire is not None:
             self._wire.abort()
 
 
 class ResetOnConnect(asyncio.Protocol):
-    """Resets a new connection before anything is read."""
-
     def __init__(self, registry: "ConnectionRegistry") -> None:
         self._registry = registry
 
@@ -225,7 +234,6 @@ class ConnectionRegistry:
     """
 
     def __init__(self) -> None:
-        """Create an empty registry."""
         self.opened: int = 0
         self.resets: int = 0
         self.tasks: set[asyncio.Task[None]] = set()
@@ -244,7 +252,6 @@ class ConnectionRegistry:
         return self.opened
 
     def discard(self, connection: Connection) -> None:
-        """Remove a connection that has ended."""
         self._open.pop(connection, None)
 
     def idle(self) -> list[Connection]:

@@ -4,8 +4,9 @@ Rules are matched in the order in which they were added. A request, connection o
 and only those that no earlier rule took advance a later rule's counter: which are hit is exact, and the same in each
 run under one seed. A stream that is dialled triggers every rule that applies to it.
 
-To add a kind of fault, add a member with its definition to `FaultKind`. Only kinds that change how a stream connects or
-a callback is sent need further code, in those modules.
+To add a kind of fault, add a member with its definition to `FaultKind`; the command line takes it from there. What its
+`respond` returns is sent instead of the response: another `Response`, or `RawBytes`, in pieces and with pauses if need
+be. Only kinds that change how a stream connects or a callback is sent need further code, in those modules.
 """
 
 import json
@@ -13,11 +14,11 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum, StrEnum, auto
 from math import inf
-from typing import Any, Literal, Protocol, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
-from attrs import Attribute, define, evolve, field, frozen
+from attrs import Attribute, Factory, define, evolve, field, frozen
 
-from signalwire_streams.simulator._routes import OPERATIONS, UNKNOWN
+from signalwire_streams.simulator._requests import OPERATIONS, UNKNOWN
 from signalwire_streams.simulator._serializers import (
     Response,
     api_error,
@@ -31,20 +32,29 @@ Body = Literal["api", "html", "empty"]
 DuplicateAnswer = Literal["http-error", "stream-error"]
 
 
-def _must_be(wanted: str, is_valid: Callable[[Any], bool]) -> Callable[[object, "Attribute[Any]", object], None]:
+_Test: TypeAlias = Callable[[Any], bool]
+
+
+def _setting(default: object, wanted: str, is_valid: _Test) -> Any:  # noqa: ANN401  (as attrs' own field)
     def check(_: object, attribute: "Attribute[Any]", value: object) -> None:
         if not is_valid(value):
             raise ValueError(f"{attribute.name} must be {wanted}, not {value!r}")
 
-    return check
+    return field(default=default, validator=check)
 
 
-def _one_of(*words: str) -> Callable[[object, "Attribute[Any]", object], None]:
+def _one_of(*words: str) -> tuple[str, _Test]:
     *most, last = map(repr, words)
-    return _must_be(f"{', '.join(most)} or {last}", words.__contains__)
+    return f"{', '.join(most)} or {last}", words.__contains__
 
 
-_is_count = _must_be("a whole number from 1", lambda value: isinstance(value, int) and value >= 1)
+def _of(*kinds: type | None) -> _Test:
+    return lambda value: isinstance(value, tuple(type(None) if kind is None else kind for kind in kinds))
+
+
+_BODY = _one_of("api", "html", "empty")
+_REPORT = _one_of("http-error", "stream-error")
+_COUNT = "a whole number from 1", lambda value: isinstance(value, int) and value >= 1
 
 
 @frozen(kw_only=True)
@@ -68,35 +78,20 @@ class FaultSettings:
         frames: media frames that arrive together with ``frames-in-bursts``.
     """
 
-    seconds: float = field(
-        default=0.0,
-        validator=_must_be("a number of seconds", lambda value: isinstance(value, int | float) and 0 <= value < inf),
+    seconds: float = _setting(
+        0.0, "a number of seconds", lambda value: isinstance(value, int | float) and 0 <= value < inf
     )
-    read_body: bool = field(default=True, validator=_must_be("True or False", lambda value: isinstance(value, bool)))
-    status: int = field(
-        default=500,
-        validator=_must_be("an HTTP status from 200 to 599", lambda value: value in range(200, 600)),
-    )
-    body: Body = field(default="html", validator=_one_of("api", "html", "empty"))
-    code: int | None = field(
-        default=None,
-        validator=_must_be("an error code such as 20429", lambda value: value is None or isinstance(value, int)),
-    )
-    retry_after: float | str | None = field(
-        default=None,
-        validator=_must_be(
-            "seconds or the header's text", lambda value: value is None or isinstance(value, int | float | str)
-        ),
-    )
-    headers: Mapping[str, str] = field(
-        factory=dict,
-        validator=_must_be("a mapping of header names to values", lambda value: isinstance(value, Mapping)),
-    )
-    location: str = field(default="/", validator=_must_be("a text", lambda value: isinstance(value, str)))
-    as_: DuplicateAnswer = field(default="http-error", validator=_one_of("http-error", "stream-error"))
-    after: int = field(default=10, validator=_is_count)
-    every: int = field(default=10, validator=_is_count)
-    frames: int = field(default=10, validator=_is_count)
+    read_body: bool = _setting(True, "True or False", _of(bool))
+    status: int = _setting(500, "an HTTP status from 200 to 599", lambda value: value in range(200, 600))
+    body: Body = _setting("html", *_BODY)  # noqa: RUF009  (as attrs' own field)
+    code: int | None = _setting(None, "an error code such as 20429", _of(int, None))
+    retry_after: float | str | None = _setting(None, "seconds or the header's text", _of(int, float, str, None))
+    headers: Mapping[str, str] = _setting(Factory(dict), "a mapping of header names to values", _of(Mapping))
+    location: str = _setting("/", "a text", _of(str))
+    as_: DuplicateAnswer = _setting("http-error", *_REPORT)  # noqa: RUF009  (the same)
+    after: int = _setting(10, *_COUNT)
+    every: int = _setting(10, *_COUNT)
+    frames: int = _setting(10, *_COUNT)
 
 
 class Disconnection(Enum):
@@ -108,9 +103,11 @@ class Disconnection(Enum):
 
 @frozen
 class RawBytes:
-    """Bytes that are sent as they are; then the connection is closed with FIN."""
+    """Bytes that are sent as they are, in pieces with a pause of some seconds after each; then FIN, if `closes`."""
 
-    data: bytes = field(repr=False)
+    pieces: tuple[bytes, ...] = field(repr=False)
+    pause: float = 0.0
+    closes: bool = True
 
 
 FaultyResponse: TypeAlias = Response | RawBytes | Disconnection
@@ -141,77 +138,49 @@ def _redirect(_: Response, settings: FaultSettings) -> Response:
     return Response(settings.status, _page(settings.status), "text/html", {"Location": settings.location})
 
 
-def _without_sid(response: Response, _: FaultSettings) -> Response:
+def _without_sid(response: Response) -> Response:
     document = {name: value for name, value in json.loads(response.body).items() if name != "sid"}
     return evolve(response, body=json.dumps(document).encode())
 
 
-class FrameFault(Protocol):
-    """Changes the media frames of one stream before they are sent."""
+@define(eq=False)
+class FrameFault:
+    """Changes the media frames of one stream before they are sent; `change` returns what is sent for the next one."""
 
-    def process(self, frames: Sequence[str]) -> list[str]:
-        """Return what is sent in place of the frames of one packet time."""
-        ...
-
-    def flush(self) -> list[str]:
-        """Return what is still held back at the end."""
-        ...
-
-
-class _ReplaceEveryNth:
-    def __init__(self, every: int, replace: Callable[[str], list[str]]) -> None:
-        self._every = every
-        self._replace = replace
-        self._count = 0
+    settings: FaultSettings
+    change: "_FrameChange"
+    count: int = 0  # of the frames so far, the next one included
+    held: list[str] = field(factory=list)
 
     def process(self, frames: Sequence[str]) -> list[str]:
         sent = []
         for frame in frames:
-            self._count += 1
-            sent += [frame] if self._count % self._every else self._replace(frame)
+            self.count += 1
+            sent += self.change(self, frame)
         return sent
 
     def flush(self) -> list[str]:
-        return []
-
-
-class _SwapEveryNth:
-    def __init__(self, every: int) -> None:
-        self._every = every
-        self._count = 0
-        self._held: list[str] = []
-
-    def process(self, frames: Sequence[str]) -> list[str]:
-        sent = []
-        for frame in frames:
-            self._count += 1
-            if not self._held and self._count % self._every == 0:
-                self._held = [frame]
-            else:
-                sent += [frame, *self.flush()]
-        return sent
-
-    def flush(self) -> list[str]:
-        held, self._held = self._held, []
+        held, self.held = self.held, []
         return held
 
 
-class _Bursts:
-    def __init__(self, frames: int) -> None:
-        self._frames = frames
-        self._held: list[str] = []
-
-    def process(self, frames: Sequence[str]) -> list[str]:
-        self._held += frames
-        return self.flush() if len(self._held) >= self._frames else []
-
-    def flush(self) -> list[str]:
-        held, self._held = self._held, []
-        return held
+_FrameChange: TypeAlias = Callable[[FrameFault, str], list[str]]
 
 
-def _replaced(replace: Callable[[str], list[str]]) -> Callable[[FaultSettings], FrameFault]:
-    return lambda settings: _ReplaceEveryNth(settings.every, replace)
+def _replace_every_nth(replace: Callable[[str], list[str]]) -> _FrameChange:
+    return lambda fault, frame: [frame] if fault.count % fault.settings.every else replace(frame)
+
+
+def _swap_every_nth(fault: FrameFault, frame: str) -> list[str]:
+    if fault.held or fault.count % fault.settings.every:
+        return [frame, *fault.flush()]
+    fault.held = [frame]
+    return []
+
+
+def _send_in_bursts(fault: FrameFault, frame: str) -> list[str]:
+    fault.held.append(frame)
+    return fault.flush() if len(fault.held) >= fault.settings.frames else []
 
 
 _STARTS = frozenset({"start-conference-stream", "start-call-stream"})
@@ -228,12 +197,10 @@ _EVENTS = frozenset({"stream-started", "stream-stopped", "stream-error"})
 
 @frozen(eq=False)
 class _Subject:
-    """The subject of a kind of fault.
+    """What a kind of fault happens to, and which arguments of `Faults.add` it refuses.
 
-    Attributes:
-        scopes: the values of ``on``, and the operations that each stands for. The first is the default.
-        when: completes the sentence that refuses the arguments in ``refused``.
-        refused: arguments of `Faults.add` that make no sense.
+    The keys of ``scopes`` are the values of ``on``, the first is the default; ``when`` completes the sentence of the
+    refusal.
     """
 
     scopes: Mapping[str, frozenset[str]]
@@ -256,17 +223,7 @@ _CALLBACK = _Subject(
 
 @frozen(kw_only=True)
 class _Definition:
-    """Everything there is to know about a kind of fault.
-
-    Attributes:
-        subject: what it happens to.
-        takes: its settings.
-        needs: the setting that must be given.
-        defaults: the settings that are not given.
-        executed: whether the request is executed unless the rule says otherwise.
-        respond: returns what is sent instead of the response.
-        frames: creates what changes a stream's media frames.
-    """
+    """A kind of fault: its subject, its settings, the one it needs, the defaults of the others, and what it does."""
 
     subject: _Subject = _REQUEST
     takes: tuple[str, ...] = ()
@@ -274,7 +231,7 @@ class _Definition:
     defaults: FaultSettings = FaultSettings()
     executed: bool = False
     respond: _Responder = lambda response, _: response
-    frames: Callable[[FaultSettings], FrameFault] | None = None
+    frames: _FrameChange | None = None
 
 
 _PLAIN = _Definition()
@@ -282,11 +239,31 @@ _DEFINITIONS: dict[str, _Definition] = {}
 _ERROR = ("body", "code", "retry_after", "headers")
 
 
+def _failure(status: int, *takes: str, body: Body = "html", needs: str | None = None) -> _Definition:
+    defaults = FaultSettings(status=status, body=body)
+    return _Definition(takes=(*takes, *_ERROR), needs=needs, defaults=defaults, respond=_error)
+
+
+def _raw(*pieces: bytes) -> _Definition:
+    return _Definition(respond=lambda *_: RawBytes(pieces))
+
+
+def _executed(respond: Callable[[Response], FaultyResponse]) -> _Definition:
+    return _Definition(executed=True, respond=lambda response, _: respond(response))
+
+
+def _of_frames(setting: str, change: _FrameChange) -> _Definition:
+    return _Definition(subject=_DIALLING, takes=(setting,), frames=change)
+
+
+def _of_seconds(subject: _Subject, *, executed: bool = False) -> _Definition:
+    return _Definition(subject=subject, takes=("seconds",), needs="seconds", executed=executed)
+
+
 class FaultKind(StrEnum):
     """The effect of a fault: on a request, response or connection; on a stream's socket or frames; on a callback."""
 
     def __new__(cls, value: str, definition: _Definition = _PLAIN) -> Self:
-        """Create a kind, and register its definition."""
         kind = str.__new__(cls, value)
         kind._value_ = value
         _DEFINITIONS[value] = definition
@@ -307,7 +284,7 @@ class FaultKind(StrEnum):
         """Whether it can happen only in a Space with callbacks."""
         return _DEFINITIONS[self].subject is _CALLBACK
 
-    LATENCY = "latency", _Definition(takes=("seconds",), needs="seconds", executed=True)
+    LATENCY = "latency", _of_seconds(_REQUEST, executed=True)
     HANG = "hang", _Definition(takes=("read_body",), respond=lambda *_: Disconnection.HANG)
     RESET = (
         "reset",
@@ -315,43 +292,31 @@ class FaultKind(StrEnum):
             takes=("read_body",), defaults=FaultSettings(read_body=False), respond=lambda *_: Disconnection.RESET
         ),
     )
-    DISCONNECT = "disconnect", _Definition(respond=lambda *_: RawBytes(b""))
+    DISCONNECT = "disconnect", _raw()
     RESET_ON_CONNECT = "reset-on-connect", _Definition(subject=_CONNECTION)
-    THROTTLE = (
-        "throttle",
-        _Definition(takes=("status", *_ERROR), defaults=FaultSettings(status=429, body="api"), respond=_error),
-    )
-    STATUS = "status", _Definition(takes=("status", *_ERROR), needs="status", respond=_error)
-    PROXY_500 = "500", _Definition(takes=_ERROR, defaults=FaultSettings(status=500), respond=_error)
-    PROXY_502 = "502", _Definition(takes=_ERROR, defaults=FaultSettings(status=502), respond=_error)
-    PROXY_503 = "503", _Definition(takes=_ERROR, defaults=FaultSettings(status=503), respond=_error)
-    PROXY_504 = "504", _Definition(takes=_ERROR, defaults=FaultSettings(status=504), respond=_error)
-    API_503 = "503-api", _Definition(takes=_ERROR, defaults=FaultSettings(status=503, body="api"), respond=_error)
-    GARBAGE = "garbage", _Definition(respond=lambda *_: RawBytes(b"\x16\x03\x01 this is not HTTP\x00\xff\r\n\r\n"))
+    THROTTLE = "throttle", _failure(429, "status", body="api")
+    STATUS = "status", _failure(500, "status", needs="status")
+    PROXY_500 = "500", _failure(500)
+    PROXY_502 = "502", _failure(502)
+    PROXY_503 = "503", _failure(503)
+    PROXY_504 = "504", _failure(504)
+    API_503 = "503-api", _failure(503, body="api")
+    GARBAGE = "garbage", _raw(b"\x16\x03\x01 this is not HTTP\x00\xff\r\n\r\n")
     HTML = "html", _Definition(respond=lambda *_: Response(200, _page(200), "text/html"))
     TRUNCATED_HEADERS = (
         "truncated-headers",
-        _Definition(respond=lambda response, _: RawBytes(http_message(response).partition(b"\r\n\r\n")[0])),
+        _Definition(respond=lambda response, _: RawBytes((http_message(response).partition(b"\r\n\r\n")[0],))),
     )
     TRUNCATED_BODY = (  # by at least a byte
         "truncated-body",
-        _Definition(
-            executed=True,
-            respond=lambda response, _: RawBytes(http_message(response)[: -(len(response.body) + 1) // 2]),
-        ),
+        _executed(lambda response: RawBytes((http_message(response)[: -(len(response.body) + 1) // 2],))),
     )
-    WRONG_CONTENT_TYPE = (
-        "wrong-content-type",
-        _Definition(executed=True, respond=lambda response, _: evolve(response, content_type="text/plain")),
-    )
-    MISSING_SID = "missing-sid", _Definition(executed=True, respond=_without_sid)
-    EMPTY = "empty", _Definition(executed=True, respond=lambda response, _: evolve(response, body=b""))
+    WRONG_CONTENT_TYPE = "wrong-content-type", _executed(lambda response: evolve(response, content_type="text/plain"))
+    MISSING_SID = "missing-sid", _executed(_without_sid)
+    EMPTY = "empty", _executed(lambda response: evolve(response, body=b""))
     INVALID_JSON = (
         "invalid-json",
-        _Definition(
-            executed=True,
-            respond=lambda response, _: evolve(response, body=response.body[: len(response.body) // 2]),
-        ),
+        _executed(lambda response: evolve(response, body=response.body[: len(response.body) // 2])),
     )
     REDIRECT = (
         "redirect",
@@ -360,37 +325,21 @@ class FaultKind(StrEnum):
     DUPLICATE_NAME = "duplicate-name", _Definition(subject=_START, takes=("as_",))
     SOCKET_FIRST = "socket-first", _Definition(subject=_EXECUTED_START, executed=True)
     SOCKET_REFUSED = "socket-refused", _Definition(subject=_DIALLING)
-    SOCKET_SLOW = "socket-slow", _Definition(subject=_DIALLING, takes=("seconds",), needs="seconds")
+    SOCKET_SLOW = "socket-slow", _of_seconds(_DIALLING)
     TLS_UNTRUSTED = "tls-untrusted", _Definition(subject=_DIALLING)
     CONNECTION_DROPPED = "connection-dropped", _Definition(subject=_DIALLING, takes=("after",))
     NO_STOP = "no-stop", _Definition(subject=_DIALLING)
-    FRAMES_LOST = (
-        "frames-lost",
-        _Definition(subject=_DIALLING, takes=("every",), frames=_replaced(lambda _: [])),
-    )
-    FRAMES_DUPLICATED = (
-        "frames-duplicated",
-        _Definition(subject=_DIALLING, takes=("every",), frames=_replaced(lambda frame: [frame, frame])),
-    )
-    FRAMES_REORDERED = (
-        "frames-reordered",
-        _Definition(subject=_DIALLING, takes=("every",), frames=lambda settings: _SwapEveryNth(settings.every)),
-    )
+    FRAMES_LOST = "frames-lost", _of_frames("every", _replace_every_nth(lambda _: []))
+    FRAMES_DUPLICATED = "frames-duplicated", _of_frames("every", _replace_every_nth(lambda frame: [frame, frame]))
+    FRAMES_REORDERED = "frames-reordered", _of_frames("every", _swap_every_nth)
     FRAMES_CORRUPTED = (  # what is inserted is not Base64
         "frames-corrupted",
-        _Definition(
-            subject=_DIALLING,
-            takes=("every",),
-            frames=_replaced(lambda frame: [frame.replace('"payload": "', '"payload": "!')]),
-        ),
+        _of_frames("every", _replace_every_nth(lambda frame: [frame.replace('"payload": "', '"payload": "!')])),
     )
-    FRAMES_IN_BURSTS = (
-        "frames-in-bursts",
-        _Definition(subject=_DIALLING, takes=("frames",), frames=lambda settings: _Bursts(settings.frames)),
-    )
+    FRAMES_IN_BURSTS = "frames-in-bursts", _of_frames("frames", _send_in_bursts)
     CALLBACK_LOST = "callback-lost", _Definition(subject=_CALLBACK)
     CALLBACK_DUPLICATED = "callback-duplicated", _Definition(subject=_CALLBACK)
-    CALLBACK_DELAYED = "callback-delayed", _Definition(subject=_CALLBACK, takes=("seconds",), needs="seconds")
+    CALLBACK_DELAYED = "callback-delayed", _of_seconds(_CALLBACK)
     CALLBACK_REORDERED = "callback-reordered", _Definition(subject=_CALLBACK)
     CALLBACK_BAD_SIGNATURE = "callback-bad-signature", _Definition(subject=_CALLBACK)
 
@@ -545,11 +494,10 @@ def matching_rules(faults: Faults, operation: str, target: str | None = None) ->
 
 
 def faulty_response(rule: FaultRule, response: Response) -> FaultyResponse:
-    """Return what is sent instead of a response."""
     return _DEFINITIONS[rule.kind].respond(response, rule.settings)
 
 
 def frame_faults(rules: Sequence[FaultRule]) -> list[FrameFault]:
     """Create what changes the media frames of a stream that triggered some rules, in their order."""
-    definitions = ((_DEFINITIONS[rule.kind], rule.settings) for rule in rules)
-    return [definition.frames(settings) for definition, settings in definitions if definition.frames is not None]
+    changes = ((rule.settings, _DEFINITIONS[rule.kind].frames) for rule in rules)
+    return [FrameFault(settings, change) for settings, change in changes if change is not None]

@@ -7,12 +7,14 @@ and that a value outside an enumeration is a 422, is our reading.
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date
+from contextlib import suppress
+from datetime import UTC, date, datetime
+from email.utils import parsedate_to_datetime
 from operator import attrgetter, eq, gt, lt
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlencode
 
-from signalwire_streams.simulator._serializers import Json, Refused, api_error, day_of, read_day, read_moment
+from signalwire_streams.simulator._serializers import Json, Refused, api_error
 
 _INVALID_ARGUMENT = 10000
 _INVALID_PAGE_TOKEN = 21481
@@ -55,28 +57,28 @@ def _flag(value: str) -> bool:
 
 
 def _day(value: str) -> date:
-    day = read_day(value)
-    if day is None:
-        raise ValueError("must be a date, YYYY-MM-DD")
-    return day
+    try:
+        return datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=UTC).date()
+    except ValueError:
+        raise ValueError("must be a date, YYYY-MM-DD") from None
 
 
 def _day_or_moment(value: str) -> date | int:
-    read = read_day(value) or read_moment(value)
-    if read is None:
-        raise ValueError("must be a time in RFC 2822 format or a date, YYYY-MM-DD")
-    return read
+    with suppress(ValueError):
+        return _day(value)
+    try:
+        moment = parsedate_to_datetime(value)
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError, IndexError, TypeError):
+        raise ValueError("must be a time in RFC 2822 format or a date, YYYY-MM-DD") from None
 
 
 _Filter = tuple[str, _Parser, Callable[[Any, Any], bool]]
 
 
 def _compared(name: str, attribute: str, parser: _Parser) -> dict[str, _Filter]:
-    return {
-        name: (attribute, parser, eq),
-        f"{name}<": (attribute, parser, lt),
-        f"{name}>": (attribute, parser, gt),
-    }
+    operators = {"": eq, "<": lt, ">": gt}
+    return {name + sign: (attribute, parser, operator) for sign, operator in operators.items()}
 
 
 _CALL_STATUSES = ("queued", "ringing", "in-progress", "canceled", "completed", "busy", "failed", "no-answer")
@@ -155,7 +157,7 @@ def _test(
         if actual is None:
             return False
         if isinstance(wanted, date):
-            return operator(day_of(actual), wanted)
+            return operator(datetime.fromtimestamp(actual, UTC).date(), wanted)
         return operator(int(actual) if isinstance(actual, float) else actual, wanted)
 
     return test

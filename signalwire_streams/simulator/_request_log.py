@@ -39,7 +39,6 @@ def redact_fields(fields: Mapping[str, str]) -> dict[str, str]:
 
 
 def redact_values(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Return custom parameters with all values hidden."""
     return dict.fromkeys(parameters, _HIDDEN)
 
 

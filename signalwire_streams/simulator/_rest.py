@@ -6,12 +6,21 @@ conference or call, fields, state, name.
 
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 
 from signalwire_streams.simulator._pagination import Item, list_document
-from signalwire_streams.simulator._routes import Route, TargetKind
+from signalwire_streams.simulator._request_log import RequestLog, redact_fields, redact_url, redact_values
+from signalwire_streams.simulator._requests import (
+    Fields,
+    Problem,
+    Route,
+    TargetKind,
+    check_fields,
+    is_ws_on_loopback,
+    parameters_of,
+)
 from signalwire_streams.simulator._serializers import (
     Json,
     Refused,
@@ -21,19 +30,10 @@ from signalwire_streams.simulator._serializers import (
     error_list,
     json_response,
 )
+from signalwire_streams.simulator._settings import DuplicateNames, SpaceSettings
 from signalwire_streams.simulator._state import IN_PROGRESS, Call, Conference, SpaceState, Stream
-from signalwire_streams.simulator._validation import (
-    Fields,
-    Problem,
-    check_end_conference,
-    check_start,
-    check_stop,
-    is_ws_on_loopback,
-    parameters_of,
-)
 
 _Resource = TypeVar("_Resource")
-DuplicateNames = Literal["stream-error", "http-error", "allow"]
 
 _INVALID_ARGUMENT = 10000
 _AUTHENTICATION = 20003
@@ -54,31 +54,18 @@ class ApiRequest:
 
 
 class CompatibilityApi:
-    """Serves one project of the Space."""
-
-    def __init__(
-        self,
-        *,
-        state: SpaceState,
-        serializer: Serializer,
-        token: str,
-        duplicate_names: DuplicateNames,
-        streams_by_name: bool,
-        allow_ws: bool,
-    ) -> None:
+    def __init__(self, settings: SpaceSettings, state: SpaceState) -> None:
+        self._settings = settings
         self._state = state
-        self._serializer = serializer
-        self._duplicate_names = duplicate_names
-        self._streams_by_name = streams_by_name
-        self._allow_ws = allow_ws
-        self._credentials = b64encode(f"{serializer.project}:{token}".encode()).decode()
+        self._serializer = Serializer(settings.project, settings.long_september)
+        self._credentials = b64encode(f"{settings.project}:{settings.token}".encode()).decode()
         self._operations: dict[str, Callable[[ApiRequest], Response]] = {
             "list-conferences": self._list_conferences,
-            "get-conference": self._get_conference,
+            "get-conference": self._get_target,
             "end-conference": self._end_conference,
             "list-participants": self._list_participants,
             "list-calls": self._list_calls,
-            "get-call": self._get_call,
+            "get-call": self._get_target,
             "start-conference-stream": self._start_stream,
             "start-call-stream": self._start_stream,
             "stop-conference-stream": self._stop_stream,
@@ -95,7 +82,7 @@ class CompatibilityApi:
         if credentials != self._credentials or scheme.lower() != "basic":
             return api_error(401, _AUTHENTICATION, "Authentication failed")
         operation = self._operations.get(request.route.operation)
-        if operation is None or request.route.account_sid != self._serializer.project:
+        if operation is None or request.route.account_sid != self._settings.project:
             return _NOT_FOUND
         if request.fields.problem is not None:
             return api_error(400, _INVALID_ARGUMENT, request.fields.problem)
@@ -116,15 +103,14 @@ class CompatibilityApi:
         calls = (call for call in self._state.calls.values() if call.conference_sid is None)
         return _list(request, "calls", calls, self._serializer.call)
 
-    def _get_conference(self, request: ApiRequest) -> Response:
-        return json_response(self._serializer.conference(self._conference(request.route)))
-
-    def _get_call(self, request: ApiRequest) -> Response:
-        return json_response(self._serializer.call(self._call(request.route)))
+    def _get_target(self, request: ApiRequest) -> Response:
+        target = self._target(request.route)
+        serialized = self._serializer.call(target) if isinstance(target, Call) else self._serializer.conference(target)
+        return json_response(serialized)
 
     def _end_conference(self, request: ApiRequest) -> Response:
         conference = self._conference(request.route)
-        problems = check_end_conference(request.fields.values)
+        problems = check_fields("end-conference", request.fields.values)
         if problems:
             return api_error(422, problems[0].code, problems[0].message)
         if conference.status == "completed":
@@ -136,11 +122,11 @@ class CompatibilityApi:
     def _start_stream(self, request: ApiRequest) -> Response:
         kind, values = request.route.target_kind, request.fields.values
         target = self._target(request.route)
-        _refuse(kind, check_start(kind, self._as_wss(values)))
+        _refuse(kind, check_fields(request.route.operation, self._as_wss(values)))
         if target.status != IN_PROGRESS:
             raise _wrong_state(f"The {kind} is not in progress")
         is_taken = self._state.streams.has_active_name(target.sid, values.get("Name"))
-        duplicate = request.duplicate or (self._duplicate_names if is_taken else "allow")
+        duplicate = request.duplicate or (self._settings.duplicate_names if is_taken else "allow")
         if duplicate == "http-error":
             _refuse(kind, [Problem(_DUPLICATED_NAME)])
         stream = self._new_stream(kind, target, values)
@@ -156,10 +142,10 @@ class CompatibilityApi:
         target = self._target(route)
         reference = _found(route.stream)
         stream = streams.find(target.sid, reference)
-        if stream is None and self._streams_by_name:
+        if stream is None and self._settings.streams_by_name:
             stream = streams.find_named(target.sid, reference)
         stream = _found(stream)
-        _refuse(route.target_kind, check_stop(request.fields.values))
+        _refuse(route.target_kind, check_fields(route.operation, request.fields.values))
         if not stream.alive:
             # Not documented; status and sentence are our reading.
             raise _wrong_state("Stream is already stopped")
@@ -169,12 +155,11 @@ class CompatibilityApi:
     def _as_wss(self, values: Mapping[str, str]) -> Mapping[str, str]:
         """Disguise a ws URL on loopback as the wss one that validation requires, if that is allowed."""
         url = values.get("Url", "")
-        return {**values, "Url": f"wss{url[2:]}"} if self._allow_ws and is_ws_on_loopback(url) else values
+        return {**values, "Url": f"wss{url[2:]}"} if self._settings.allow_ws and is_ws_on_loopback(url) else values
 
     def _target(self, route: Route) -> Conference | Call:
-        return self._call(route) if route.target_kind == "call" else self._conference(route)
-
-    def _call(self, route: Route) -> Call:
+        if route.target_kind == "conference":
+            return self._conference(route)
         return _found(self._state.calls.get(route.target_sid or ""))
 
     def _conference(self, route: Route) -> Conference:
@@ -222,3 +207,70 @@ def _refuse(kind: TargetKind, problems: list[Problem]) -> None:
         raise Refused(error_list(problem.message for problem in problems))
     if problems:
         raise Refused(api_error(422, problems[0].code, problems[0].message))
+
+
+ADMIN_PREFIX = "/_space"
+_HIDDEN = frozenset({"authorization_bearer_token", "played_audio"})
+
+
+class AdminApi:
+    """The Space's actual state, for tests and tools: GET /_space, /_space/streams, /_space/requests.
+
+    These are not part of the vendor's API: no authentication, no rate limit, no fault, and they are not logged. So
+    they show no secrets: bearer tokens and the values of custom parameters are hidden, URLs have no user, password and
+    query.
+    """
+
+    def __init__(self, state: SpaceState, requests: RequestLog) -> None:
+        self._state = state
+        self._log = requests
+
+    def answer(self, method: str, path: str) -> Response:
+        views: dict[str, Callable[[], Json]] = {
+            ADMIN_PREFIX: self._summary,
+            f"{ADMIN_PREFIX}/streams": self._streams,
+            f"{ADMIN_PREFIX}/requests": self._requests,
+        }
+        view = views.get(path)
+        if view is None or method != "GET":
+            return api_error(404, 20404, f"There are GET {', GET '.join(views)}")
+        return json_response(view())
+
+    def _summary(self) -> Json:
+        streams = self._state.streams
+        return {
+            "conferences": len(self._state.conferences),
+            "calls": len(self._state.calls),
+            "streams": len(streams),
+            "alive": len(streams.active()),
+            "doubled": len(streams.duplicates()),
+            "requests": self._log.count(),
+            "busiest_window": self._log.max_in_window(),
+        }
+
+    def _streams(self) -> Json:
+        """Return every stream ever started, without audio; times are POSIX seconds."""
+        streams = self._state.streams
+        return {
+            "streams": [_stream(stream) for stream in streams],
+            "alive": len(streams.active()),
+            "doubled": [list(pair) for pair in streams.duplicates()],
+        }
+
+    def _requests(self) -> Json:
+        """Return the logged requests; times are seconds of the Space's monotonic clock."""
+        return {
+            "requests": [{**asdict(request), "fields": redact_fields(request.fields)} for request in self._log],
+            "counts": self._log.counts(),
+            "busiest_window": self._log.max_in_window(),
+        }
+
+
+def _stream(stream: Stream) -> Json:
+    callback = stream.status_callback
+    return {
+        **asdict(stream, filter=lambda attribute, _: attribute.name not in _HIDDEN),
+        "url": redact_url(stream.url),
+        "status_callback": None if callback is None else redact_url(callback),
+        "parameters": redact_values(stream.parameters),
+    }

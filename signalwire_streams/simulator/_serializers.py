@@ -6,14 +6,12 @@ The shapes are those of https://signalwire.com/docs/compatibility-api/ and its O
 import json
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http import HTTPStatus
 
 from attrs import field, frozen
 
-from signalwire_streams.simulator._routes import BASE_PATH
+from signalwire_streams.simulator._requests import BASE_PATH
 from signalwire_streams.simulator._state import Call, Conference, Participant, Stream
 
 # strftime would follow the machine's locale.
@@ -33,27 +31,6 @@ def _date_and_time(seconds: int, long_september: bool) -> str:  # noqa: FBT001  
 def http_date(moment: float) -> str:
     """Format a POSIX timestamp as the Date header does, ``Wed, 19 Sep 2018 21:00:00 GMT``."""
     return f"{_date_and_time(int(moment), False)} GMT"
-
-
-def day_of(moment: float) -> date:
-    return datetime.fromtimestamp(moment, UTC).date()
-
-
-def read_day(text: str) -> date | None:
-    """Parse ``YYYY-MM-DD``; return None for anything else."""
-    try:
-        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).date()
-    except ValueError:
-        return None
-
-
-def read_moment(text: str) -> int | None:
-    """Parse an RFC 2822 date to whole POSIX seconds; return None for anything else."""
-    try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, OverflowError, IndexError, TypeError):
-        return None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 Json = dict[str, object]
@@ -208,24 +185,16 @@ class Serializer:
         An unnamed conference stream's name is null; a call stream's name is never null in the documentation, and
         ``StreamName`` defaults to the stream's sid there, so it is the sid here.
         """
-        if stream.target_kind == "call":
-            return {
-                "sid": stream.sid,
-                "account_sid": self.project,
-                "call_sid": stream.target_sid,
-                "name": stream.sid if stream.name is None else stream.name,
-                "status": status,
-                "date_updated": self._date(stream.updated_at),
-                "uri": f"{BASE_PATH}{self.project}/Calls/{stream.target_sid}/Streams/{stream.sid}.json",
-            }
+        is_call = stream.target_kind == "call"
+        target = f"{'Calls' if is_call else 'Conferences'}/{stream.target_sid}"
         return {
-            "account_sid": self.project,
-            "conference_sid": stream.target_sid,
-            "date_updated": self._date(stream.updated_at),
-            "name": stream.name,
             "sid": stream.sid,
+            "account_sid": self.project,
+            "call_sid" if is_call else "conference_sid": stream.target_sid,
+            "name": stream.sid if is_call and stream.name is None else stream.name,
             "status": status,
-            "uri": f"{BASE_PATH}{self.project}/Conferences/{stream.target_sid}/Streams/{stream.sid}.json",
+            "date_updated": self._date(stream.updated_at),
+            "uri": f"{BASE_PATH}{self.project}/{target}/Streams/{stream.sid}.json",
         }
 
     def _date(self, moment: float) -> str:

@@ -1,6 +1,7 @@
 """The Space's HTTP server: each request is counted, limited, perhaps hit by a fault, answered and logged."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -8,24 +9,66 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from attrs import evolve, frozen
 
-from signalwire_streams.simulator._admin import PREFIX, AdminApi
 from signalwire_streams.simulator._connections import Connection
 from signalwire_streams.simulator._faults import (
     NOT_EXECUTED,
     Disconnection,
     FaultKind,
     FaultRule,
-    Faults,
     RawBytes,
     faulty_response,
     matching_rules,
 )
-from signalwire_streams.simulator._rate_limit import COUNTED_METHODS, SpaceLimit
-from signalwire_streams.simulator._request_log import ReceivedRequest, RequestLog, count_post, count_request
-from signalwire_streams.simulator._rest import ApiRequest, CompatibilityApi
-from signalwire_streams.simulator._routes import Route, find_route
-from signalwire_streams.simulator._serializers import Response, http_date, http_message
-from signalwire_streams.simulator._validation import Fields, read_fields
+from signalwire_streams.simulator._request_log import ReceivedRequest, count_post, count_request
+from signalwire_streams.simulator._requests import Fields, Route, find_route, read_fields
+from signalwire_streams.simulator._rest import ADMIN_PREFIX, AdminApi, ApiRequest, CompatibilityApi
+from signalwire_streams.simulator._serializers import Response, api_error, http_date, http_message, retry_after_header
+from signalwire_streams.simulator._settings import SpaceSettings
+from signalwire_streams.simulator._state import SpaceState
+
+_COUNTED_METHODS = frozenset({"POST", "PUT", "PATCH"})
+_TOO_MANY_REQUESTS = 20429
+
+
+class SpaceLimit:
+    """A sliding log: no window ever holds more than ``limit`` admitted requests; None admits all (pure).
+
+    SignalWire documents 13,800 POST, PUT and PATCH requests per 10 seconds for a whole Space, all projects together,
+    and that each response reports limit and remainder in X- headers whose names it does not give. The names here are a
+    guess at what such headers are commonly called. (https://signalwire.com/docs/compatibility-api/)
+    """
+
+    def __init__(self, settings: SpaceSettings) -> None:
+        self._settings = settings
+        self._admitted: deque[float] = deque()
+
+    def admit(self, now: float) -> bool:
+        """Return whether a counted request is within the limit; refused requests are not counted."""
+        if self._settings.rate_limit is None:
+            return True
+        self._expire(now)
+        if len(self._admitted) >= self._settings.rate_limit:
+            return False
+        self._admitted.append(now)
+        return True
+
+    def headers_at(self, now: float) -> dict[str, str]:
+        settings = self._settings
+        advertised = settings.rate_limit if settings.advertised_limit is None else settings.advertised_limit
+        if advertised is None or not settings.limit_headers:
+            return {}
+        self._expire(now)
+        remaining = max(advertised - len(self._admitted), 0)
+        return {"X-RateLimit-Limit": str(advertised), "X-RateLimit-Remaining": str(remaining)}
+
+    def refusal(self) -> Response:
+        refused = api_error(429, _TOO_MANY_REQUESTS, "Too many requests")
+        return evolve(refused, headers=retry_after_header(self._settings.retry_after))
+
+    def _expire(self, now: float) -> None:
+        while self._admitted and self._admitted[0] <= now - self._settings.window:
+            self._admitted.popleft()
+
 
 _LOGGED_HEADERS = ("User-Agent", "Content-Type")  # and never Authorization
 
@@ -65,8 +108,6 @@ _CLOSE = _AlreadySentResponse(keep_alive=False)
 
 @frozen
 class _Arrival:
-    """A request whose body has not been read yet."""
-
     request: web.BaseRequest
     route: Route
     connection: Connection
@@ -75,34 +116,17 @@ class _Arrival:
 
 
 class Server:
-    """Serves the requests of every connection."""
-
     def __init__(
-        self,
-        *,
-        api: CompatibilityApi,
-        admin: AdminApi,
-        requests: RequestLog,
-        faults: Faults,
-        limit: SpaceLimit,
-        clock: Callable[[], float],
-        monotonic: Callable[[], float],
-        sleep: Callable[[float], Awaitable[None]],
-        wait_for_audio: Callable[[str], Awaitable[None]],
+        self, settings: SpaceSettings, state: SpaceState, *, wait_for_audio: Callable[[str], Awaitable[None]]
     ) -> None:
-        self._api = api
-        self._admin = admin
-        self._log = requests
-        self._faults = faults
-        self._limit = limit
-        self._clock = clock
-        self._monotonic = monotonic
-        self._sleep = sleep
+        self._settings = settings
+        self._api = CompatibilityApi(settings, state)
+        self._admin = AdminApi(state, settings.requests)
+        self._limit = SpaceLimit(settings)
         self._wait_for_audio = wait_for_audio
         self._closing = asyncio.Event()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Serve one request; this is aiohttp's handler."""
         connection = cast(Connection, request.protocol)
         connection.busy = True
         try:
@@ -113,20 +137,19 @@ class Server:
             connection.busy = False
 
     def close(self) -> None:
-        """End all delays."""
         self._closing.set()
 
     async def _serve(self, request: web.BaseRequest, connection: Connection) -> web.StreamResponse:
-        method, moment = request.method, self._monotonic()
+        method, moment = request.method, self._settings.monotonic()
         route = find_route(method, request.raw_path)
         arrival = _Arrival(request, route, connection, moment)
-        if route.path.startswith(PREFIX):
+        if route.path.startswith(ADMIN_PREFIX):
             return self._send(arrival, self._admin.answer(method, route.path))
         if method == "POST":
-            count_post(self._log, moment)
-        if method in COUNTED_METHODS and not self._limit.admit(moment):
+            count_post(self._settings.requests, moment)
+        if method in _COUNTED_METHODS and not self._limit.admit(moment):
             return self._log_and_send(arrival, await self._read(arrival), self._limit.refusal())
-        rule = next(matching_rules(self._faults, route.operation, route.target_sid), None)
+        rule = next(matching_rules(self._settings.faults, route.operation, route.target_sid), None)
         if rule is not None:
             return await self._serve_with_fault(evolve(arrival, fault=rule), rule)
         fields = await self._read(arrival)
@@ -143,8 +166,13 @@ class Server:
             return self._log_and_send(arrival, fields, evolve(faulty, created=genuine.created))
         self._record(arrival, fields, answered=None, created=genuine.created)
         match faulty:
-            case RawBytes(data):
-                arrival.connection.finish(data)
+            case RawBytes(pieces, pause, closes):
+                for piece in pieces:
+                    arrival.connection.send(piece)
+                    await self._pause(pause)
+                if not closes:
+                    return _KEEP_ALIVE
+                arrival.connection.finish()
             case Disconnection.RESET:
                 arrival.connection.reset()
             case Disconnection.HANG:
@@ -164,7 +192,9 @@ class Server:
         return self._send(arrival, response)
 
     async def _pause(self, seconds: float) -> None:
-        sleeping = asyncio.ensure_future(self._sleep(seconds))
+        if not seconds:
+            return
+        sleeping = asyncio.ensure_future(self._settings.sleep(seconds))
         closing = asyncio.ensure_future(self._closing.wait())
         try:
             await asyncio.wait((sleeping, closing), return_when=asyncio.FIRST_COMPLETED)
@@ -193,7 +223,7 @@ class Server:
 
     def _send(self, arrival: _Arrival, response: Response) -> web.StreamResponse:
         headers = self._limit.headers_at(arrival.moment)
-        headers["Date"] = http_date(self._clock())
+        headers["Date"] = http_date(self._settings.clock())
         keep_alive = arrival.request.keep_alive
         if not keep_alive:
             headers["Connection"] = "close"
@@ -205,11 +235,11 @@ class Server:
 
     def _record(self, arrival: _Arrival, fields: Fields, *, answered: int | None, created: str | None) -> None:
         route = arrival.route
-        if not self._log.keep:
-            count_request(self._log, route.operation, route.target_sid)
+        if not self._settings.requests.keep:
+            count_request(self._settings.requests, route.operation, route.target_sid)
             return
         headers = arrival.request.headers
-        self._log.add(
+        self._settings.requests.add(
             ReceivedRequest(
                 method=arrival.request.method,
                 path=route.path,

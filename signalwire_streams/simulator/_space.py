@@ -1,36 +1,25 @@
 """The simulated Space: its parts, its listening socket, its lifetime."""
 
 import asyncio
-import random
-import ssl
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import TracebackType
 from typing import Self, cast
 
 from aiohttp import web
 from attrs import define, field
-from attrs.validators import ge, in_
 
-from signalwire_streams.simulator._admin import AdminApi
 from signalwire_streams.simulator._audio.dialer import Dialer
-from signalwire_streams.simulator._audio.frames import Dialect
 from signalwire_streams.simulator._audio.media_session import DTMF_KEYS
-from signalwire_streams.simulator._audio.sources import Sound
-from signalwire_streams.simulator._connections import Connection, ConnectionRegistry, Listener, ResetOnConnect
-from signalwire_streams.simulator._faults import Faults, matching_rules
-from signalwire_streams.simulator._rate_limit import SpaceLimit
-from signalwire_streams.simulator._request_log import RequestLog
-from signalwire_streams.simulator._rest import CompatibilityApi, DuplicateNames
-from signalwire_streams.simulator._serializers import Serializer
+from signalwire_streams.simulator._connections import Connection, ConnectionRegistry, Listener, ResetOnConnect, bind
+from signalwire_streams.simulator._faults import matching_rules
 from signalwire_streams.simulator._server import Server
-from signalwire_streams.simulator._state import IN_PROGRESS, SpaceState, Stream, StreamRegistry, new_sid
+from signalwire_streams.simulator._settings import SpaceSettings
+from signalwire_streams.simulator._state import IN_PROGRESS, SpaceState, Stream, StreamRegistry
 from signalwire_streams.simulator._status_callbacks import StatusCallbackSender
 
 
 @define(eq=False, kw_only=True)
-class SimulatedSpace:
+class SimulatedSpace(SpaceSettings):
     """A SignalWire Space on a loopback socket: its Compatibility REST API, its state, the requests that it received.
 
     Use it with ``async with``, or with `start` and `close`. All random values (project, token, sids) depend only on
@@ -78,72 +67,33 @@ class SimulatedSpace:
         connections: the connections to its REST API.
     """
 
-    conferences: int = field(default=0, validator=ge(0))
-    calls: int = field(default=0, validator=ge(0))
-    participants: int = field(default=2, validator=ge(0))
-    seed: int = 0
-    host: str = "127.0.0.1"
-    port: int = 0
-    rate_limit: int | None = 13_800
-    window: float = 10.0
-    limit_headers: bool = True
-    retry_after: float | None = None
-    advertised_limit: int | None = None
-    duplicate_names: DuplicateNames = field(
-        default="stream-error", validator=in_(("stream-error", "http-error", "allow"))
-    )
-    streams_by_name: bool = True
-    long_september: bool = False
-    log_requests: bool = True
-    audio: Sound | None = None
-    real_time: bool = True
-    dialect: Dialect = "signalwire"
-    ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
-    bidirectional: bool = False
-    callbacks: bool = False
-    allow_ws: bool = False
-    clock: Callable[[], float] = field(default=time.time, repr=False)
-    monotonic: Callable[[], float] = field(default=time.monotonic, repr=False)
-    sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, repr=False)
-    project: str = field(init=False)
-    token: str = field(init=False, repr=False)
-    signing_key: str = field(init=False, repr=False)
     streams: StreamRegistry = field(init=False, repr=False)
-    requests: RequestLog = field(init=False, repr=False)
-    faults: Faults = field(init=False, repr=False)
     connections: ConnectionRegistry = field(factory=ConnectionRegistry, init=False, repr=False)
     _state: SpaceState = field(init=False, repr=False)
-    _dialer: Dialer | None = field(init=False, repr=False)
-    _callback_sender: StatusCallbackSender | None = field(init=False, repr=False)
+    _dialer: Dialer = field(init=False, repr=False)
+    _callback_sender: StatusCallbackSender = field(init=False, repr=False)
     _server: Server = field(init=False, repr=False)
     _http: web.Server | None = field(default=None, init=False, repr=False)
     _listener: Listener = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        source = random.Random(self.seed)  # noqa: S311  (reproducible, and protects nothing)
-        self.project = new_sid(source)
-        self.token = f"PT{source.getrandbits(192):048x}"
-        self.signing_key = f"PSK_{source.getrandbits(128):032x}"
-        self.faults = Faults(random.Random(f"faults {self.seed}"))  # noqa: S311  (the same)
-        self.requests = RequestLog(self.log_requests)
+        super().__attrs_post_init__()
         self.streams = StreamRegistry(self._on_stream_change)
-        self._state = SpaceState(source=source, clock=self.clock, streams=self.streams)
+        self._state = SpaceState(self._random, self.clock, self.streams)
         for _ in range(self.conferences):
             self.add_conference()
         for _ in range(self.calls):
             self.add_call()
-        self._dialer = self._new_dialer()
-        self._callback_sender = self._new_callback_sender()
-        self._server = self._new_server()
+        self._dialer = Dialer(self, on_connected=self._on_connected, on_ended=self._on_media_ended)
+        self._callback_sender = StatusCallbackSender(self)
+        self._server = Server(self, self._state, wait_for_audio=self._dialer.wait_for_audio)
         self._listener = Listener(self._new_protocol)
 
     async def __aenter__(self) -> Self:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def start(self) -> None:
@@ -156,16 +106,16 @@ class SimulatedSpace:
         if self._http is not None:
             raise RuntimeError("this Space was already started: create a new SimulatedSpace")
         self._http = web.Server(self._server.handle)
-        self.port = await self._listener.open(self.host, self.port)
+        endpoint = bind(self.host, self.port)
+        self.port = endpoint.getsockname()[1]
+        await self._listener.listen(endpoint)
 
     async def close(self) -> None:
         """Stop listening and drop every connection; requests that hang are never answered. Safe to repeat."""
         self._listener.stop()
         self._server.close()
-        if self._dialer is not None:
-            await self._dialer.close()
-        if self._callback_sender is not None:
-            await self._callback_sender.close()
+        await self._dialer.close()
+        await self._callback_sender.close()
         await self.connections.close()
         await self._listener.wait_closed()
 
@@ -227,13 +177,13 @@ class SimulatedSpace:
         """
         if not digits or not set(digits) <= DTMF_KEYS:
             raise ValueError(f"{digits!r} are not keys: write them of 0 to 9, *, # and A to D")
-        if self._dialer is not None:
-            await self._dialer.send_dtmf(target_sid, digits, milliseconds)
+        await self._dialer.send_dtmf(target_sid, digits, milliseconds)
 
     @asynccontextmanager
     async def refuse_connections(self) -> AsyncIterator[None]:
         """Refuse new connections for a block, and close idle ones; requests that are being served continue."""
-        endpoint = self._listener.refuse(self.host, self.port)
+        self._listener.stop()
+        endpoint = bind(self.host, self.port)
         idle = self.connections.idle()
         self.connections.close_idle()
         for connection in idle:
@@ -248,9 +198,8 @@ class SimulatedSpace:
     def _on_stream_change(self, stream: Stream) -> None:
         if not stream.alive:
             self._send_callback(stream, "stream-stopped" if stream.error is None else "stream-error")
-            if self._dialer is not None:
-                self._dialer.stop(stream)
-        elif self._dialer is not None:
+            self._dialer.stop(stream)
+        elif self.audio is not None:
             self._dialer.start(stream)
         else:
             self._on_connected(stream)
@@ -264,66 +213,8 @@ class SimulatedSpace:
             self._state.stop_stream(stream)
 
     def _send_callback(self, stream: Stream, event: str) -> None:
-        if self._callback_sender is not None:
+        if self.callbacks:
             self._callback_sender.send(stream, event)
-
-    async def _wait_for_audio(self, stream_sid: str) -> None:
-        if self._dialer is not None:
-            await self._dialer.wait_for_audio(stream_sid)
-
-    def _new_dialer(self) -> Dialer | None:
-        if self.audio is None:
-            return None
-        return Dialer(
-            sound=self.audio,
-            project=self.project,
-            real_time=self.real_time,
-            dialect=self.dialect,
-            ssl_context=self.ssl_context,
-            bidirectional=self.bidirectional,
-            faults=self.faults,
-            sleep=self.sleep,
-            on_connected=self._on_connected,
-            on_ended=self._on_media_ended,
-        )
-
-    def _new_callback_sender(self) -> StatusCallbackSender | None:
-        if not self.callbacks:
-            return None
-        return StatusCallbackSender(
-            project=self.project,
-            signing_key=self.signing_key,
-            clock=self.clock,
-            sleep=self.sleep,
-            ssl_context=self.ssl_context,
-            faults=self.faults,
-        )
-
-    def _new_server(self) -> Server:
-        return Server(
-            api=CompatibilityApi(
-                state=self._state,
-                serializer=Serializer(self.project, self.long_september),
-                token=self.token,
-                duplicate_names=self.duplicate_names,
-                streams_by_name=self.streams_by_name,
-                allow_ws=self.allow_ws,
-            ),
-            admin=AdminApi(state=self._state, requests=self.requests),
-            requests=self.requests,
-            faults=self.faults,
-            limit=SpaceLimit(
-                limit=self.rate_limit,
-                window=self.window,
-                advertised=self.advertised_limit,
-                headers=self.limit_headers,
-                retry_after=self.retry_after,
-            ),
-            clock=self.clock,
-            monotonic=self.monotonic,
-            sleep=self.sleep,
-            wait_for_audio=self._wait_for_audio,
-        )
 
     def _new_protocol(self) -> asyncio.BaseProtocol:
         if next(matching_rules(self.faults, "connect"), None) is not None:

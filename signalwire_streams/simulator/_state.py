@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from attrs import Factory, define, field
 
 from signalwire_streams.simulator._request_log import ReadOnlyList, redact_url, redact_values
-from signalwire_streams.simulator._routes import TargetKind
+from signalwire_streams.simulator._requests import TargetKind
 
 
 def _redacted(url: str | None) -> str:
@@ -124,17 +124,21 @@ _NOT_STARTED = frozenset({"queued", "ringing"})
 
 
 @define(eq=False, kw_only=True)
-class Call:
+class _Resource:
+    ordinal: int
+    status: str
+    created_at: float
+    updated_at: float = Factory(lambda self: self.created_at, takes_self=True)
+
+
+@define(eq=False, kw_only=True)
+class Call(_Resource):
     """A call leg; ``conference_sid`` is set on those of a conference's participants."""
 
     sid: str
-    ordinal: int
-    status: str
     from_number: str
     to_number: str
     direction: str
-    created_at: float
-    updated_at: float
     started_at: float | None = None
     ended_at: float | None = None
     parent_call_sid: str | None = None
@@ -142,29 +146,19 @@ class Call:
 
 
 @define(eq=False, kw_only=True)
-class Participant:
-    """A call leg in a conference."""
-
+class Participant(_Resource):
     call_sid: str
     conference_sid: str
-    ordinal: int
-    created_at: float
-    updated_at: float
-    status: str = IN_PROGRESS
     muted: bool = False
     hold: bool = False
 
 
 @define(eq=False, kw_only=True)
-class Conference:
+class Conference(_Resource):
     """A conference; `status` is init, in-progress or completed."""
 
     sid: str
-    ordinal: int
     friendly_name: str
-    status: str
-    created_at: float
-    updated_at: float
     participants: list[Participant] = field(factory=list)
 
 
@@ -178,7 +172,7 @@ def new_sid(source: random.Random) -> str:
 class SpaceState:
     """The Space's resources, each in the order of its creation."""
 
-    def __init__(self, *, source: random.Random, clock: Callable[[], float], streams: StreamRegistry) -> None:
+    def __init__(self, source: random.Random, clock: Callable[[], float], streams: StreamRegistry) -> None:
         self.conferences: dict[str, Conference] = {}
         self.calls: dict[str, Call] = {}
         self.streams = streams
@@ -190,26 +184,15 @@ class SpaceState:
         """Create a conference, with a call leg for each participant."""
         now, sid = self.now(), new_sid(self._random)
         ordinal = self._next_ordinal()
-        conference = Conference(
-            sid=sid,
-            ordinal=ordinal,
-            friendly_name=f"conference-{ordinal}" if friendly_name is None else friendly_name,
-            status=status,
-            created_at=now,
-            updated_at=now,
-        )
+        name = f"conference-{ordinal}" if friendly_name is None else friendly_name
+        conference = Conference(sid=sid, ordinal=ordinal, friendly_name=name, status=status, created_at=now)
         self.conferences[sid] = conference
         leg_status = "completed" if status == "completed" else IN_PROGRESS
         for _ in range(participants):
             call = self.add_call(status=leg_status, direction="inbound", conference_sid=sid)
             conference.participants.append(
                 Participant(
-                    call_sid=call.sid,
-                    conference_sid=sid,
-                    ordinal=call.ordinal,
-                    created_at=now,
-                    updated_at=now,
-                    status=leg_status,
+                    call_sid=call.sid, conference_sid=sid, ordinal=call.ordinal, created_at=now, status=leg_status
                 )
             )
         return conference
@@ -234,7 +217,6 @@ class SpaceState:
             to_number=to_number if to_number is not None else self._draw_number(),
             direction=direction,
             created_at=now,
-            updated_at=now,
             started_at=None if status in _NOT_STARTED else now,
             ended_at=None if status in {*_NOT_STARTED, IN_PROGRESS} else now,
             parent_call_sid=parent_call_sid,
@@ -244,7 +226,6 @@ class SpaceState:
         return call
 
     def stop_stream(self, stream: Stream) -> None:
-        """End a running stream."""
         self.streams.stop([stream], self.now())
 
     def end_conference(self, sid: str) -> None:
@@ -258,7 +239,6 @@ class SpaceState:
             self.end_call(participant.call_sid)
 
     def end_call(self, sid: str) -> None:
-        """Complete a call: its streams stop."""
         now = self.now()
         call = self.calls[sid]
         call.status, call.updated_at, call.ended_at = "completed", now, now

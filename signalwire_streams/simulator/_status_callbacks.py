@@ -7,9 +7,8 @@ a mistake in its verification cannot go unnoticed.
 import asyncio
 import hashlib
 import hmac
-import ssl
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
@@ -17,8 +16,10 @@ import aiohttp
 from attrs import field, frozen
 from yarl import URL
 
-from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults, matching_rules
+from signalwire_streams.simulator._connections import OutboundClient
+from signalwire_streams.simulator._faults import FaultKind, FaultRule, matching_rules
 from signalwire_streams.simulator._request_log import redact_url
+from signalwire_streams.simulator._settings import SpaceSettings
 from signalwire_streams.simulator._state import Stream
 
 _ATTEMPTS = 3
@@ -63,40 +64,25 @@ class StatusCallback:
         return b64encode(hmac.new(key.encode(), signed.encode(), hashlib.sha1).digest()).decode("ascii")
 
 
-class StatusCallbackSender:
+class StatusCallbackSender(OutboundClient):
     """Sends callbacks, those of one stream in order."""
 
-    def __init__(
-        self,
-        *,
-        project: str,
-        signing_key: str,
-        clock: Callable[[], float],
-        sleep: Callable[[float], Awaitable[None]],
-        ssl_context: ssl.SSLContext | None,
-        faults: Faults,
-    ) -> None:
-        self.sleep = sleep
-        self._project = project
-        self._signing_key = signing_key
-        self._clock = clock
-        self._ssl = True if ssl_context is None else ssl_context
-        self._faults = faults
-        self._session: aiohttp.ClientSession | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+    def __init__(self, settings: SpaceSettings) -> None:
+        super().__init__(settings.ssl_context)
+        self.sleep = settings.sleep
+        self._settings = settings
         self._last_tasks: dict[str, asyncio.Task[None]] = {}
         self._overtaken: dict[str, list[StatusCallback]] = {}
         self._number = 0
 
     def send(self, stream: Stream, event: str) -> None:
-        """Send a stream's callback, if it has a callback URL."""
         if stream.status_callback is None:
             return
         self._number += 1
         callback = StatusCallback.from_stream(
-            stream, event, project=self._project, number=self._number, moment=self._clock()
+            stream, event, project=self._settings.project, number=self._number, moment=self._settings.clock()
         )
-        rule = next(matching_rules(self._faults, event, stream.target_sid), None)
+        rule = next(matching_rules(self._settings.faults, event, stream.target_sid), None)
         kind = None if rule is None else rule.kind
         if kind is FaultKind.CALLBACK_REORDERED:
             self._overtaken.setdefault(stream.sid, []).append(callback)
@@ -113,21 +99,10 @@ class StatusCallbackSender:
         """Deliver a callback after those of the same stream; none waits for one that is delayed by a fault."""
         is_delayed = rule is not None and rule.kind is FaultKind.CALLBACK_DELAYED
         previous = None if is_delayed else self._last_tasks.get(sid)
-        task = asyncio.create_task(self._deliver(callback, previous, rule))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = self._spawn(self._deliver(callback, previous, rule))
         if not is_delayed:
             self._last_tasks[sid] = task
             task.add_done_callback(lambda done: self._forget(sid, done))
-
-    async def close(self) -> None:
-        """Abandon what is not delivered."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        if self._session is not None:
-            await self._session.close()
 
     def _forget(self, sid: str, task: "asyncio.Task[None]") -> None:
         if self._last_tasks.get(sid) is task:
@@ -138,7 +113,7 @@ class StatusCallbackSender:
     ) -> None:
         if previous is not None:
             await asyncio.wait({previous})
-        key = self._signing_key
+        key = self._settings.signing_key
         if rule is not None and rule.kind is FaultKind.CALLBACK_DELAYED:
             await self.sleep(rule.settings.seconds)
         elif rule is not None and rule.kind is FaultKind.CALLBACK_BAD_SIGNATURE:
@@ -150,16 +125,15 @@ class StatusCallbackSender:
                 return
 
     async def _attempt(self, callback: StatusCallback, key: str) -> bool:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=_TIMEOUT, cookie_jar=aiohttp.DummyCookieJar())
         try:
-            async with self._session.request(
+            async with self._shared_session().request(
                 callback.method,
                 URL(callback.url, encoded=True),  # byte for byte what was signed
                 data=callback.fields if callback.method == "POST" else None,
                 headers={_SIGNATURE: callback.signature(key)},
                 ssl=self._ssl,
                 allow_redirects=False,
+                timeout=_TIMEOUT,
             ) as response:
                 return response.status in _SUCCESS
         except (aiohttp.ClientError, TimeoutError, ValueError):

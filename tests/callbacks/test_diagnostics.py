@@ -21,6 +21,7 @@ from signalwire_streams.callbacks import (
 )
 from signalwire_streams.callbacks._diagnostics import url_candidates
 from signalwire_streams.callbacks._signature import MAX_BODY, SignedRequest
+from signalwire_streams.callbacks._urls import Headers
 
 from .signing import FORM, JSON_BODY, KEY, STARTED, URL, form, form_signature, raw_signature
 
@@ -102,6 +103,7 @@ def test_signed_url_is_found_after_changes_by_proxies(
 
     assert not explanation.valid
     assert explanation.url == signed
+    assert type(explanation.url) is str
     assert len(explanation.suggestions) == len(advice)
     for words in advice:
         assert any(words in sentence for sentence in explanation.suggestions), explanation.suggestions
@@ -140,13 +142,13 @@ def test_three_changes_at_once_are_not_found() -> None:
 
 def test_candidates_with_fewest_changes_come_first() -> None:
     """So that the suggestions are the shortest that fit, and no URL is tried twice."""
-    request = SignedRequest(url=f"{SEEN}?a=1&b=2", headers={"Host": "example.com"}, body=b"", method="POST")
+    request = SignedRequest(url=f"{SEEN}?a=1&b=2", headers=Headers({"Host": "example.com"}), body=b"", method="POST")
     candidates = list(url_candidates(request, ()))
-    changes = [len(candidate.changes) for candidate in candidates]
+    changes = [len(changes) for _, changes in candidates]
 
     assert changes == sorted(changes)
     assert (changes[0], changes[-1]) == (0, 2)
-    assert len({candidate.request.url for candidate in candidates}) == len(candidates)
+    assert len({candidate.url for candidate, _ in candidates}) == len(candidates)
 
 
 def test_valid_signature_names_the_signed_url() -> None:
@@ -155,7 +157,7 @@ def test_valid_signature_names_the_signed_url() -> None:
     assert explanation.valid
     assert explanation.url == "https://example.com:443/callbacks?token=secret"
     assert str(explanation) == "The signature matches 'https://example.com:443/callbacks?token=***'."
-    assert explanation.suggestions == ()
+    assert (explanation.suggestions, explanation.attempts) == ((), 0)
 
 
 def with_json(body: bytes, signed: bytes, **headers: str) -> SignatureDiagnosis:

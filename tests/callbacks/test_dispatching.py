@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import tracemalloc
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -200,6 +201,43 @@ async def test_event_beyond_max_pending_is_refused_until_there_is_room() -> None
     assert serving.statistics.handled == 3
 
 
+async def test_handled_event_makes_room_for_one_event_of_its_size() -> None:
+    heard = Heard("b")
+    serving = dispatcher(heard, max_pending=1)
+    large = bytes(8 * 1024 * 1024)
+    assert serving.offer(event("started", "a"), large)
+    await settled()
+    assert offer(serving, event("started", "b"))
+    assert not offer(serving, event("started", "c"))
+    heard.gates["b"].set()
+    await settled()
+    assert not serving.offer(event("started", "c"), large + b"x")
+    assert serving.offer(event("started", "c"), large)
+    await serving.aclose()
+
+    assert heard.names == ["Started a", "Started b", "Started c"]
+
+
+async def test_dropped_events_make_room() -> None:
+    """Also those behind the one whose queue was cancelled."""
+
+    async def handler(event: CallbackEvent) -> None:
+        if isinstance(event, StreamStarted):
+            asyncio.get_running_loop().call_soon(next(iter(serving._tasks)).cancel)
+            await asyncio.Event().wait()
+
+    serving = dispatcher(handler, max_pending=2)
+    assert offer(serving, event("started", "a"))
+    assert offer(serving, event("stopped", "a"))
+    await settled()
+    assert offer(serving, event("stopped", "b"))
+    assert offer(serving, event("stopped", "c"))
+    assert not offer(serving, event("stopped", "d"))
+    await serving.aclose()
+
+    assert (serving.statistics.dropped, serving.statistics.handled) == (2, 2)
+
+
 async def test_refused_end_does_not_make_a_start_late() -> None:
     heard = Heard("a", "b")
     serving = dispatcher(heard, max_pending=1)
@@ -266,6 +304,51 @@ async def test_handler_that_raises_base_exception_loses_no_event(
     assert type(error).__name__ in caplog.text
 
 
+async def cancel_own_task() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+async def cancel_own_task_twice_and_wait() -> None:
+    await cancel_own_task()
+    await cancel_own_task()
+    await asyncio.Event().wait()
+
+
+async def cancel_own_task_and_raise() -> None:
+    await cancel_own_task()
+    raise LookupError
+
+
+async def be_cancelled_later() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_soon(task.cancel)
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    "action", [cancel_own_task, cancel_own_task_twice_and_wait, cancel_own_task_and_raise, be_cancelled_later]
+)
+async def test_handler_that_cancels_its_own_task_loses_no_event(action: Callable[[], Awaitable[None]]) -> None:
+    """It counts as failed; events accepted behind it are delivered."""
+    heard = Heard()
+
+    async def handler(event: CallbackEvent) -> None:
+        await heard(event)
+        if len(heard.names) == 1:
+            await action()
+
+    serving = dispatcher(handler)
+    for kind in ("started", "error", "stopped"):
+        assert offer(serving, event(kind))
+    await serving.aclose()
+
+    assert heard.names == ["Started a", "Failed a", "Stopped a"]
+    assert (serving.statistics.failed, serving.statistics.handled, serving.statistics.dropped) == (1, 2, 0)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_keyboard_interrupt_and_system_exit_leave_the_loop(error: type[BaseException]) -> None:
     """As from any task; pending events count as dropped."""
@@ -284,9 +367,28 @@ def test_keyboard_interrupt_and_system_exit_leave_the_loop(error: type[BaseExcep
 
     with pytest.raises(error):
         asyncio.run(main())
-    assert isinstance(tasks[0].exception(), error)
+    assert tasks[0].cancelled()
     statistics = servings[0].statistics
     assert (statistics.received, statistics.failed, statistics.dropped) == (2, 0, 2)
+
+
+def test_keyboard_interrupt_leaves_the_loop_once() -> None:
+    """The loop can be run again, to close what is open."""
+
+    async def handler(_: CallbackEvent) -> None:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        serving = dispatcher(handler)
+        offer(serving, event("started"))
+        await settled()
+
+    loop = asyncio.new_event_loop()
+    running = loop.create_task(main())
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(running)
+    loop.run_until_complete(running)
+    loop.close()
 
 
 def test_task_of_a_discarded_loop_ends_without_error(recwarn: pytest.WarningsRecorder) -> None:
@@ -430,7 +532,11 @@ async def test_cancelled_aclose_cancels_handlers_at_once() -> None:
     assert serving.statistics.dropped == 1
 
 
-async def test_aclose_leaves_behind_handler_that_ignores_cancellation() -> None:
+@pytest.mark.usefixtures("idle_clock")
+@pytest.mark.parametrize(("granted", "seconds"), [(0.25, 0.5), (60.0, 61.0)])
+async def test_aclose_leaves_behind_handler_that_ignores_cancellation(granted: float, seconds: float) -> None:
+    """After at most one second more; it is not called again."""
+    clock = asyncio.get_running_loop().time
     stubborn = asyncio.Event()
 
     async def handler(_: CallbackEvent) -> None:
@@ -439,13 +545,16 @@ async def test_aclose_leaves_behind_handler_that_ignores_cancellation() -> None:
         except asyncio.CancelledError:
             await stubborn.wait()
 
-    serving = dispatcher(handler, shutdown_timeout=0.001)
+    serving = dispatcher(handler, shutdown_timeout=granted)
     offer(serving, event("started"))
+    offer(serving, event("stopped"))
+    began = clock()
     await serving.aclose()
+    assert clock() - began == pytest.approx(seconds, abs=0.1)
     stubborn.set()
     await settled()
 
-    assert serving.statistics.handled == 1
+    assert (serving.statistics.handled, serving.statistics.dropped) == (1, 1)
 
 
 async def test_handler_may_close_its_dispatcher() -> None:

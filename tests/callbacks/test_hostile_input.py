@@ -10,9 +10,11 @@ from signalwire_streams.callbacks import SIGNATURE_HEADER, parse_callback, verif
 from signalwire_streams.callbacks._diagnostics import _shown
 from signalwire_streams.callbacks._signature import read_form, read_query
 from signalwire_streams.callbacks._urls import (
+    Headers,
     HostPattern,
     UrlParts,
     equivalent_urls,
+    is_public_url,
     path_and_query,
     public_urls,
     read_forwarded,
@@ -46,10 +48,11 @@ PIECES = [
 ]
 PREFIXES = ["", "a=", 'a="', "http://", "https://u:p@", "/a?"]
 ENDS = ["", '"', "="]
+MOST_SECONDS = 0.1
 
 
 def of_header(name: str) -> Callable[[str], object]:
-    return lambda text: read_forwarded({name: text})
+    return lambda text: read_forwarded(Headers({name: text}))
 
 
 def verified(text: str) -> object:
@@ -61,10 +64,11 @@ TARGETS: dict[str, Callable[[str], Any]] = {
     **{name: of_header(name) for name in ("Forwarded", "X-Forwarded-Host", "X-Forwarded-Proto")},
     **{name: of_header(name) for name in ("X-Forwarded-Port", "X-Forwarded-Prefix")},
     "URL": UrlParts.split,
-    "equivalent URLs": lambda text: equivalent_urls(text, {"Authorization": f"Basic {text}"}),
+    "equivalent URLs": lambda text: equivalent_urls(text, Headers({"Authorization": f"Basic {text}"})),
     "target": path_and_query,
     "request URL": lambda text: request_url(scheme="http", host=text, target=text),
     "public URL": lambda text: public_urls(text, text),
+    "public URL of a receiver": is_public_url,
     "host pattern": HostPattern.parse,
     "form": lambda text: read_form(text.encode("utf-8", "replace")),
     "query": read_query,
@@ -77,6 +81,12 @@ TARGETS: dict[str, Callable[[str], Any]] = {
 }
 
 
+def seconds_of(read: Callable[[str], Any], text: str) -> float:
+    began = thread_time()
+    read(text)
+    return thread_time() - began
+
+
 @pytest.mark.parametrize("read", TARGETS.values(), ids=TARGETS)
 def test_reading_long_input_takes_linear_time(read: Callable[[str], Any]) -> None:
     """Repeated pieces between prefixes and suffixes; a quadratic parser would take a second and more."""
@@ -85,7 +95,8 @@ def test_reading_long_input_takes_linear_time(read: Callable[[str], Any]) -> Non
         for prefix in PREFIXES:
             for end in ENDS:
                 text = prefix + (piece * LENGTH)[: LENGTH - len(prefix)] + end
-                began = thread_time()
-                read(text)
-                slowest = max(slowest, (thread_time() - began, text[:40]))
-    assert slowest[0] < 0.1, slowest
+                seconds = seconds_of(read, text)
+                if seconds >= MOST_SECONDS:  # a busy machine can make any single call slow
+                    seconds = min(seconds_of(read, text) for _ in range(3))
+                slowest = max(slowest, (seconds, text[:40]))
+    assert slowest[0] < MOST_SECONDS, slowest

@@ -9,9 +9,18 @@ from reprlib import Repr
 from typing import Any
 
 import pytest
+from multidict import CIMultiDict
 
 import signalwire_streams
-from signalwire_streams.callbacks import CallbackEvent, CallbackReceiver, diagnose_signature, sign, verify_signature
+from signalwire_streams import InvalidRequestError
+from signalwire_streams.callbacks import (
+    SIGNATURE_HEADER,
+    CallbackEvent,
+    CallbackReceiver,
+    diagnose_signature,
+    sign,
+    verify_signature,
+)
 
 from .signing import FORM, STARTED, form, form_signature
 from .test_receiving import serving
@@ -64,12 +73,17 @@ def raising() -> Iterator[str]:
     raise ConnectionError
 
 
-REQUEST: dict[str, Any] = {"url": "https://e.com/", "headers": {}, "body": b"", "keys": [KEY]}
+REQUEST: dict[str, Any] = {
+    "url": f"https://u:{SECRET}@e.com/?a={SECRET}",
+    "headers": {"Authorization": f"Basic {SECRET}"},
+    "body": b"",
+    "keys": [KEY],
+}
 RECEIVER: dict[str, Any] = {"handler": ignore, "keys": [KEY], "public_url": f"https://u:{SECRET}@e.com/"}
 WRONG_REQUESTS: dict[str, dict[str, Any]] = {
     "body": {"body": "x"},
     "url": {"url": b"x"},
-    "headers": {"headers": [("a", "b")]},
+    "headers": {"headers": [("Authorization", f"Basic {SECRET}")]},
     "method": {"method": 5},
     "one key": {"keys": KEY},
     "a key in bytes": {"keys": KEY.encode()},
@@ -106,7 +120,7 @@ WRONG_SIGNINGS: dict[str, dict[str, Any]] = {
 }
 FUNCTIONS: list[tuple[Callable[..., object], dict[str, Any], dict[str, dict[str, Any]]]] = [
     (verify_signature, REQUEST, WRONG_REQUESTS),
-    (diagnose_signature, REQUEST, {**WRONG_REQUESTS, "candidates": {"candidates": ["e.com"]}}),
+    (diagnose_signature, REQUEST, {**WRONG_REQUESTS, "candidates": {"candidates": [f"e.com?{SECRET}"]}}),
     (CallbackReceiver, RECEIVER, WRONG_RECEIVERS),
     (sign, {"url": "https://e.com/", "key": KEY}, WRONG_SIGNINGS),
 ]
@@ -130,6 +144,20 @@ def test_keys_that_raise_show_no_key() -> None:
     assert check_frames(caught.value)
 
 
+def test_comparison_that_raises_shows_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what the platform's credentials for the URL are."""
+
+    def fail(*_: bytes) -> bool:
+        raise ConnectionError
+
+    monkeypatch.setattr("hmac.compare_digest", fail)
+    headers = CIMultiDict({"Authorization": "Basic dTpodXNo", "Content-Type": FORM, SIGNATURE_HEADER: "x"})
+    for function in (verify_signature, diagnose_signature):
+        with pytest.raises(ConnectionError) as caught:
+            function(**REQUEST | {"headers": headers, "body": form(STARTED)})
+        assert check_frames(caught.value) > 3
+
+
 async def test_request_that_raises_shows_no_key() -> None:
     """As an error tracker shows the frames of a request that fails for a reason of its own."""
 
@@ -150,7 +178,20 @@ async def test_request_that_raises_shows_no_key() -> None:
     receiver = CallbackReceiver(**RECEIVER)
     with pytest.raises(ConnectionError) as caught:
         await receiver.handle(Request())  # type: ignore[arg-type]
-    assert check_frames(caught.value) > 3
+    assert check_frames(caught.value) > 1
+    assert SECRET not in repr(vars(receiver))
+
+
+@pytest.mark.parametrize("wrong", [KEY, [], [KEY.encode()], KEY.encode(), {"main": KEY}])
+def test_wrong_keys_assigned_later_are_refused_and_not_shown(wrong: Any) -> None:
+    """The receiver keeps those it has."""
+    receiver = CallbackReceiver(**RECEIVER)
+    with pytest.raises(InvalidRequestError, match=r"keys (is empty|must be a list)") as caught:
+        receiver.keys = wrong
+    assert check_frames(caught.value)
+    assert list(receiver.keys) == [KEY]
+    receiver.keys = [f"{KEY}2", KEY]
+    assert list(receiver.keys) == [f"{KEY}2", KEY]
     assert SECRET not in repr(vars(receiver))
 
 

@@ -11,8 +11,7 @@ import pytest
 from aiohttp import web
 
 from signalwire_streams.receiver import DtmfEvent, EndReason, MarkEvent, MediaReceiver, StreamSession
-from signalwire_streams.simulator import SimulatedSpace, Stream, Tone
-from signalwire_streams.simulator._audio.frames import Dialect
+from signalwire_streams.simulator import Dialect, SimulatedSpace, Stream, Tone
 
 from .conftest import Heard, until
 

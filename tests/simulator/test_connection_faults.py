@@ -13,7 +13,9 @@ from aiohttp import (
     ServerDisconnectedError,
 )
 
-from signalwire_streams.simulator import FaultKind
+from signalwire_streams.simulator import FaultKind, FaultSettings, _faults
+from signalwire_streams.simulator._faults import RawBytes
+from signalwire_streams.simulator._serializers import Response, http_message
 
 from .peer import assert_logged, simulated
 
@@ -171,6 +173,30 @@ async def test_fault_applies_to_lists() -> None:
         with pytest.raises(ClientPayloadError):
             await peer.get("Conferences")
         assert (await peer.get("Conferences")).status == 200
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_new_kind_may_send_a_response_in_pieces(monkeypatch: pytest.MonkeyPatch, *, closes: bool) -> None:
+    """Its definition is all that it needs."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    def bytewise(response: Response, settings: FaultSettings) -> RawBytes:
+        pieces = tuple(bytes([byte]) for byte in http_message(response))
+        return RawBytes(pieces, pause=settings.seconds, closes=closes)
+
+    definition = _faults._Definition(takes=("seconds",), executed=True, respond=bytewise)
+    monkeypatch.setitem(_faults._DEFINITIONS, "garbage", definition)
+    async with simulated(sleep=sleep) as peer:
+        peer.space.faults.add("garbage", on="start", times=1, seconds=0.25)
+        reply = await peer.start()
+        assert reply.json["sid"] == peer.space.streams[0].sid
+        assert pauses == [0.25] * len(pauses)
+        assert len(pauses) > len(reply.body)
+        assert (await peer.get("Conferences")).status == 200
+        assert peer.space.connections.opened == 1 + closes
 
 
 async def test_request_with_a_fault_is_validated() -> None:

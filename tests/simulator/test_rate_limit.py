@@ -3,7 +3,8 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from signalwire_streams.simulator._rate_limit import SpaceLimit
+from signalwire_streams.simulator import SimulatedSpace
+from signalwire_streams.simulator._server import SpaceLimit
 
 from .peer import Clock, simulated
 from .shapes import ERROR, mismatches
@@ -71,7 +72,7 @@ async def test_advertised_limit_can_differ_from_the_limit() -> None:
 )
 def test_no_window_ever_holds_more_than_the_limit(gaps: list[int], limit: int) -> None:
     """And no request within the limit is refused."""
-    window = SpaceLimit(limit=limit, window=10.0)
+    window = SpaceLimit(SimulatedSpace(rate_limit=limit, window=10.0))
     now, admitted = 0.0, list[float]()
     for gap in gaps:
         now += gap

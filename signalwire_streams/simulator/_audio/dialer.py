@@ -2,113 +2,74 @@
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import aiohttp
 
-from signalwire_streams.simulator._audio.frames import Dialect, EncodedAudio, FrameEncoder
-from signalwire_streams.simulator._audio.media_session import MediaSession, Player
-from signalwire_streams.simulator._audio.sources import Sound, codec_of, is_encodable
-from signalwire_streams.simulator._faults import FaultKind, FaultRule, Faults, matching_rules
+from signalwire_streams.simulator._audio.frames import EncodedAudio
+from signalwire_streams.simulator._audio.media_session import MediaSession, OutboundCall
+from signalwire_streams.simulator._audio.sources import Silence, is_encodable
+from signalwire_streams.simulator._connections import OutboundClient, new_session
+from signalwire_streams.simulator._faults import FaultKind, matching_rules
+from signalwire_streams.simulator._settings import SpaceSettings
 from signalwire_streams.simulator._state import Stream
 
 _HANDSHAKE_SECONDS = 5.0
 _CLOSE_TIMEOUT = aiohttp.ClientWSTimeout(ws_close=1.0)
 
 
-class _OutboundCall:
-    """The connection of one stream, from the first attempt to its end."""
-
-    def __init__(self, rules: Sequence[FaultRule]) -> None:
-        self.rules = rules
-        self.stopped = asyncio.Event()
-        self.audio_sent = asyncio.Event()  # or it ended before
-        self.media: MediaSession | None = None
-        self.own_session: aiohttp.ClientSession | None = None
-
-    def rule(self, kind: FaultKind) -> FaultRule | None:
-        return next((rule for rule in self.rules if rule.kind is kind), None)
-
-
-class Dialer:
-    """Holds one connection for each running stream."""
-
+class Dialer(OutboundClient):
     def __init__(
         self,
+        settings: SpaceSettings,
         *,
-        sound: Sound,
-        project: str,
-        real_time: bool,
-        dialect: Dialect,
-        ssl_context: ssl.SSLContext | None,
-        bidirectional: bool,
-        faults: Faults,
-        sleep: Callable[[float], Awaitable[None]],
         on_connected: Callable[[Stream], None],
         on_ended: Callable[[Stream, str | None], None],
     ) -> None:
-        self._audio = EncodedAudio(sound)
-        self._project = project
-        self._real_time = real_time
-        self._dialect: Dialect = dialect
-        self._ssl = True if ssl_context is None else ssl_context
-        self._bidirectional = bidirectional
-        self._faults = faults
-        self._sleep = sleep
+        super().__init__(settings.ssl_context)
+        self._settings = settings
+        self._audio = EncodedAudio(Silence() if settings.audio is None else settings.audio)
         self._on_connected = on_connected
         self._on_ended = on_ended
-        self._session: aiohttp.ClientSession | None = None
-        self._calls: dict[Stream, _OutboundCall] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls: dict[str, OutboundCall] = {}  # by the stream's sid
 
     def start(self, stream: Stream) -> None:
-        """Connect for a stream that starts."""
-        call = self._calls[stream] = _OutboundCall(list(matching_rules(self._faults, "dial", stream.target_sid)))
-        task = asyncio.create_task(self._run(stream, call))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        rules = list(matching_rules(self._settings.faults, "dial", stream.target_sid))
+        call = self._calls[stream.sid] = OutboundCall(stream, rules)
+        _ = self._spawn(self._run(call))
 
     def stop(self, stream: Stream) -> None:
-        """End a stream's connection after a stop event."""
-        if stream in self._calls:
-            self._calls[stream].stopped.set()
+        if stream.sid in self._calls:
+            self._calls[stream.sid].stopped.set()
 
     async def wait_for_audio(self, stream_sid: str) -> None:
         """Wait until a stream has sent its first audio, or ended without any."""
-        call = next((call for stream, call in self._calls.items() if stream.sid == stream_sid), None)
-        if call is not None:
-            await call.audio_sent.wait()
+        if stream_sid in self._calls:
+            await self._calls[stream_sid].audio_sent.wait()
 
     async def send_dtmf(self, target_sid: str, digits: str, milliseconds: int) -> None:
-        """Send keys to the streams of a conference or call."""
-        for stream, call in list(self._calls.items()):
-            if stream.target_sid == target_sid and call.media is not None:
+        for call in list(self._calls.values()):
+            if call.stream.target_sid == target_sid and call.media is not None:
                 await call.media.send_dtmf(digits, milliseconds)
 
-    async def close(self) -> None:
-        """Drop all connections."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        if self._session is not None:
-            await self._session.close()
-
-    async def _run(self, stream: Stream, call: _OutboundCall) -> None:
+    async def _run(self, call: OutboundCall) -> None:
+        slow = call.rule(FaultKind.SOCKET_SLOW)
+        delayed = None if slow is None else new_session(self._delayed_upgrade(slow.settings.seconds))
         try:
-            await self._connect_and_send(stream, call)
+            async with delayed or nullcontext(self._shared_session()) as session:
+                await self._connect_and_send(call, session)
         finally:
-            del self._calls[stream]
+            del self._calls[call.stream.sid]
             call.audio_sent.set()
-            if call.own_session is not None:
-                await call.own_session.close()
 
-    async def _connect_and_send(self, stream: Stream, call: _OutboundCall) -> None:
+    async def _connect_and_send(self, call: OutboundCall, session: aiohttp.ClientSession) -> None:
+        stream = call.stream
         if not is_encodable(stream.codec):
             self._on_ended(stream, "codec_error")
             return
         try:
-            socket = await self._connect(stream, call)
+            socket = await self._connect(call, session)
         except (aiohttp.ClientSSLError, TimeoutError):
             self._on_ended(stream, "connection_refused_timeout_or_ssl_error")
             return
@@ -117,7 +78,7 @@ class Dialer:
             return
         stream.status = "in-progress"
         self._on_connected(stream)
-        call.media = self._media_session(stream, socket, call)
+        call.media = MediaSession(call, socket, self._audio, self._settings)
         try:
             await call.media.run()
         except (OSError, ValueError):  # the WAV file can't be read any more
@@ -125,63 +86,28 @@ class Dialer:
             raise
         self._on_ended(stream, None)
 
-    def _media_session(
-        self, stream: Stream, socket: aiohttp.ClientWebSocketResponse, call: _OutboundCall
-    ) -> MediaSession:
-        codec = codec_of(stream.codec)
-        octets_per_second = codec.rate * codec.width if self._real_time else None
-        return MediaSession(
-            stream=stream,
-            socket=socket,
-            audio=self._audio,
-            encoder=FrameEncoder(
-                stream, project=self._project, dialect=self._dialect, bidirectional=self._bidirectional
-            ),
-            player=Player(octets_per_second, stream.played_audio) if self._bidirectional else None,
-            real_time=self._real_time,
-            rules=call.rules,
-            audio_sent=call.audio_sent,
-            stopped=call.stopped,
-        )
-
-    async def _connect(self, stream: Stream, call: _OutboundCall) -> aiohttp.ClientWebSocketResponse:
+    async def _connect(self, call: OutboundCall, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
         if call.rule(FaultKind.SOCKET_REFUSED) is not None:
             raise ConnectionRefusedError
         trusts_nobody = call.rule(FaultKind.TLS_UNTRUSTED) is not None
-        token = stream.authorization_bearer_token
+        token = call.stream.authorization_bearer_token
         async with asyncio.timeout(_HANDSHAKE_SECONDS):
-            return await self._session_for(call).ws_connect(
-                stream.url,
+            return await session.ws_connect(
+                call.stream.url,
                 headers={} if token is None else {"Authorization": f"Bearer {token}"},
                 ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if trusts_nobody else self._ssl,
                 compress=0,
                 timeout=_CLOSE_TIMEOUT,
             )
 
-    def _session_for(self, call: _OutboundCall) -> aiohttp.ClientSession:
-        slow = call.rule(FaultKind.SOCKET_SLOW)
-        if slow is not None:
-            call.own_session = _new_session(self._delayed_upgrade(slow.settings.seconds))
-            return call.own_session
-        if self._session is None:
-            self._session = _new_session()
-        return self._session
-
     def _delayed_upgrade(self, seconds: float) -> aiohttp.TraceConfig:
         """Wait between the connection and the upgrade, no longer than a handshake may take."""
 
         async def wait(*_: object) -> None:
-            await self._sleep(min(seconds, _HANDSHAKE_SECONDS))
+            await self._settings.sleep(min(seconds, _HANDSHAKE_SECONDS))
             if seconds >= _HANDSHAKE_SECONDS:
                 raise TimeoutError
 
         tracing = aiohttp.TraceConfig()
         tracing.on_connection_create_end.append(wait)
         return tracing
-
-
-def _new_session(*tracing: aiohttp.TraceConfig) -> aiohttp.ClientSession:
-    # Each stream needs its connection for as long as it lasts, so there may be as many as there are streams.
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), trace_configs=list(tracing)
-    )

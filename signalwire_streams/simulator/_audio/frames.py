@@ -9,12 +9,12 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, zip_longest
 from math import gcd
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from signalwire_streams.simulator._audio.sources import Codec, Sound, codec_of
+from signalwire_streams.simulator._settings import SpaceSettings
 from signalwire_streams.simulator._state import Stream
 
-Dialect = Literal["signalwire", "twilio"]
 TRACKS: Mapping[str, tuple[str, ...]] = {
     "inbound_track": ("inbound",),
     "outbound_track": ("outbound",),
@@ -85,14 +85,12 @@ class EncodedAudio:
 class FrameEncoder:
     """Encodes the frames of one stream, and numbers them."""
 
-    def __init__(
-        self, stream: Stream, *, project: str, dialect: Dialect = "signalwire", bidirectional: bool = False
-    ) -> None:
+    def __init__(self, stream: Stream, settings: SpaceSettings) -> None:
         self._stream = stream
-        self._project = project
+        self._project = settings.project
         self._call_sid = stream.target_sid if stream.target_kind == "call" else None
-        self._is_twilio = dialect == "twilio"
-        self._names_replies = {"streamSid": stream.sid} if bidirectional else {}
+        self._is_twilio = settings.dialect == "twilio"
+        self._names_replies = {"streamSid": stream.sid} if settings.bidirectional else {}
         self._sequence = 0
         self._chunks: dict[str, int] = {}
         self._media_sid = f'"streamSid": "{stream.sid}", ' if self._is_twilio else ""

@@ -16,6 +16,7 @@ from attrs import field, frozen
 from signalwire_streams.simulator._audio.frames import EncodedAudio, FrameEncoder
 from signalwire_streams.simulator._audio.sources import codec_of
 from signalwire_streams.simulator._faults import FaultKind, FaultRule, frame_faults
+from signalwire_streams.simulator._settings import SpaceSettings
 from signalwire_streams.simulator._state import Stream
 
 DTMF_KEYS = frozenset("0123456789*#ABCD")
@@ -44,13 +45,11 @@ class Player:
         self._until = float("-inf")
 
     def play(self, payload: bytes, now: float) -> None:
-        """Queue audio."""
         begins = max(now, self._until)
         self._until = begins if self._rate is None else begins + len(payload) / self._rate
         self._queue.append(_Queued(begins, self._until, payload))
 
     def mark(self, name: str, now: float) -> None:
-        """Queue a mark."""
         moment = max(now, self._until)
         self._queue.append(_Queued(moment, moment, mark=name))
 
@@ -66,7 +65,6 @@ class Player:
         return marks
 
     def advance(self, now: float) -> list[str]:
-        """Play up to now; return the marks that were reached."""
         marks = []
         while self._queue and self._queue[0].ends <= now:
             queued = self._queue.popleft()
@@ -76,8 +74,21 @@ class Player:
         return marks
 
     def next_mark(self) -> float | None:
-        """Return when the next mark will be reached."""
         return next((queued.ends for queued in self._queue if queued.mark is not None), None)
+
+
+class OutboundCall:
+    """The connection of one stream, from the first attempt to its end."""
+
+    def __init__(self, stream: Stream, rules: Sequence[FaultRule]) -> None:
+        self.stream = stream
+        self.rules = rules
+        self.stopped = asyncio.Event()  # the stream is to end, or the other end has closed the socket
+        self.audio_sent = asyncio.Event()  # or it ended before
+        self.media: MediaSession | None = None
+
+    def rule(self, kind: FaultKind) -> FaultRule | None:
+        return next((rule for rule in self.rules if rule.kind is kind), None)
 
 
 class MediaSession:
@@ -85,28 +96,22 @@ class MediaSession:
 
     def __init__(
         self,
-        *,
-        stream: Stream,
+        call: OutboundCall,
         socket: aiohttp.ClientWebSocketResponse,
         audio: EncodedAudio,
-        encoder: FrameEncoder,
-        player: Player | None,
-        real_time: bool,
-        rules: Sequence[FaultRule],
-        audio_sent: asyncio.Event,
-        stopped: asyncio.Event,
+        settings: SpaceSettings,
     ) -> None:
-        self._stream = stream
+        codec = codec_of(call.stream.codec)
+        octets_per_second = codec.rate * codec.width if settings.real_time else None
+        self._call = call
         self._socket = socket
         self._audio = audio
-        self._encoder = encoder
-        self._player = player
-        self._real_time = real_time
-        self._rules = rules
-        self._audio_sent = audio_sent
-        self._stopped = stopped  # set when the stream is to end, or the other end has closed the socket
+        self._encoder = FrameEncoder(call.stream, settings)
+        self._player = Player(octets_per_second, call.stream.played_audio) if settings.bidirectional else None
+        self._real_time = settings.real_time
+        self._packet_time = codec.packet_time
         self._received = asyncio.Event()
-        drops = (rule.settings.after for rule in rules if rule.kind is FaultKind.CONNECTION_DROPPED)
+        drops = (rule.settings.after for rule in call.rules if rule.kind is FaultKind.CONNECTION_DROPPED)
         self._frames_until_drop = min(drops, default=None)
 
     async def run(self) -> None:
@@ -129,26 +134,25 @@ class MediaSession:
                 await asyncio.wait(others)
 
     async def send_dtmf(self, digits: str, milliseconds: int) -> None:
-        """Send the keys that a caller pressed."""
         for digit in digits:
             await self._socket.send_str(self._encoder.dtmf(digit, milliseconds))
 
     async def _send_stream(self) -> None:
         await self._socket.send_str(self._encoder.connected())
         await self._socket.send_str(self._encoder.start())
-        if await self._send_audio() and not any(rule.kind is FaultKind.NO_STOP for rule in self._rules):
+        if await self._send_audio() and self._call.rule(FaultKind.NO_STOP) is None:
             await self._socket.send_str(self._encoder.stop())
 
     async def _send_audio(self) -> bool:
         """Send the media frames when they are due; return False if a fault has dropped the connection."""
-        faults = frame_faults(self._rules)
-        began, packet_time = asyncio.get_running_loop().time(), codec_of(self._stream.codec).packet_time
-        for number, slot in enumerate(self._audio.slots(self._stream)):
+        faults = frame_faults(self._call.rules)
+        began, packet_time = asyncio.get_running_loop().time(), self._packet_time
+        for number, slot in enumerate(self._audio.slots(self._call.stream)):
             if self._real_time:
                 await asyncio.sleep(began + number * packet_time / 1_000 - asyncio.get_running_loop().time())
             elif number % _SLOTS_PER_TURN == 0:
                 await asyncio.sleep(0)
-            if self._stopped.is_set():
+            if self._call.stopped.is_set():
                 break
             frames = self._encoder.media(number * packet_time, slot)
             for fault in faults:
@@ -163,7 +167,7 @@ class MediaSession:
     async def _send(self, frames: Sequence[str]) -> bool:
         for frame in frames:
             await self._socket.send_str(frame)
-            self._audio_sent.set()
+            self._call.audio_sent.set()
             if self._frames_until_drop is not None:
                 self._frames_until_drop -= 1
                 if not self._frames_until_drop:
@@ -177,11 +181,11 @@ class MediaSession:
             try:
                 marks = self._handle(json.loads(message.data), asyncio.get_running_loop().time())
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError, Base64Error):
-                self._stream.ignored_messages += 1
+                self._call.stream.ignored_messages += 1
                 continue
             self._received.set()
             await self._return_marks(marks)
-        self._stopped.set()
+        self._call.stopped.set()
 
     def _handle(self, message: Any, now: float) -> list[str]:  # noqa: ANN401  (any JSON)
         """Execute a message; return the marks that it completes.
@@ -189,7 +193,7 @@ class MediaSession:
         Raises:
             ValueError: it is invalid. So do KeyError, TypeError and AttributeError.
         """
-        if self._player is None or message["streamSid"] != self._stream.sid:
+        if self._player is None or message["streamSid"] != self._call.stream.sid:
             raise ValueError(message["event"])
         match message["event"]:
             case "media":
@@ -199,7 +203,7 @@ class MediaSession:
             case "clear":
                 return self._player.clear(now)
             case "dtmf" if message["dtmf"]["digit"] in DTMF_KEYS:
-                self._stream.dtmf_received += message["dtmf"]["digit"]
+                self._call.stream.dtmf_received += message["dtmf"]["digit"]
             case event:
                 raise ValueError(event)
         return self._player.advance(now)

@@ -1,4 +1,4 @@
-"""Request bodies: parsing, and the documented validation (pure).
+"""Requests to the Compatibility API: their routing, parsing and documented validation (pure).
 
 Source: https://signalwire.com/docs/compatibility-api/ and its OpenAPI description, which also forbids every field
 that it does not name. Codes: 21402 bad URL, 21456 bad callback URL, 53404 unsupported codec, 10000 the rest. The
@@ -9,11 +9,76 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from urllib.parse import SplitResult, unquote_plus, urlsplit
+from typing import Literal
+from urllib.parse import SplitResult, parse_qsl, unquote, unquote_plus, urlsplit
 
 from attrs import field, frozen
 
-from signalwire_streams.simulator._routes import TargetKind
+TargetKind = Literal["conference", "call"]
+
+BASE_PATH = "/api/laml/2010-04-01/Accounts/"  # https://signalwire.com/docs/compatibility-api/
+UNKNOWN = "unknown"
+
+# By method, collection, sub-collection and the number of segments after /Accounts/.
+_OPERATIONS = {
+    ("GET", "Conferences", "", 2): "list-conferences",
+    ("GET", "Conferences", "", 3): "get-conference",
+    ("POST", "Conferences", "", 3): "end-conference",
+    ("GET", "Conferences", "Participants", 4): "list-participants",
+    ("POST", "Conferences", "Streams", 4): "start-conference-stream",
+    ("POST", "Conferences", "Streams", 5): "stop-conference-stream",
+    ("GET", "Calls", "", 2): "list-calls",
+    ("GET", "Calls", "", 3): "get-call",
+    ("POST", "Calls", "Streams", 4): "start-call-stream",
+    ("POST", "Calls", "Streams", 5): "stop-call-stream",
+}
+
+_ABSENT: list[str | None] = [None] * 5
+
+OPERATIONS = frozenset({*_OPERATIONS.values(), UNKNOWN})
+
+
+@frozen
+class Route:
+    """A parsed request line: its operation, and the sids in its path."""
+
+    operation: str
+    path: str
+    query: str = ""
+    account_sid: str = ""
+    target_kind: TargetKind = "conference"
+    target_sid: str | None = None
+    stream: str | None = None
+
+    def query_fields(self) -> dict[str, str]:
+        """Return the query's fields; of a repeated one the last."""
+        return dict(parse_qsl(self.query, keep_blank_values=True)) if self.query else {}
+
+
+def find_route(method: str, raw_path: str) -> Route:
+    """Parse a request line.
+
+    Every path is valid with and without ``.json``: the vendor's own ``uri`` values carry the suffix
+    (https://signalwire.com/docs/compatibility-api/), its documented paths do not. Segments are percent-decoded
+    one by one, so an encoded slash stays inside its segment.
+    """
+    path, _, query = raw_path.partition("?")
+    if not path.startswith(BASE_PATH):
+        return Route(UNKNOWN, path, query)
+    segments = path[len(BASE_PATH) :].removesuffix(".json").split("/")
+    if "%" in path:
+        segments = [unquote(segment) for segment in segments]
+    account, collection, target, subcollection, stream = [*segments, *_ABSENT][:5]
+    return Route(
+        operation=_OPERATIONS.get((method, collection or "", subcollection or "", len(segments)), UNKNOWN),
+        path=path,
+        query=query,
+        account_sid=account or "",
+        target_kind="call" if collection == "Calls" else "conference",
+        target_sid=target,
+        stream=stream,
+    )
+
 
 _FORM = "application/x-www-form-urlencoded"
 _JSON = "application/json"
@@ -153,6 +218,17 @@ def _codec(value: str) -> str | None:
 
 
 _Checks = Mapping[str, tuple[_Check, int]]
+
+
+@frozen
+class _Schema:
+    """The fields of an operation's body: their checks, each with the code of its problem."""
+
+    checks: _Checks
+    required: str | None = None
+    has_parameters: bool = False
+
+
 _CALL_STREAM: _Checks = {
     "Url": (_stream_url, _INVALID_URL),
     "Name": (_not_blank, _INVALID_ARGUMENT),
@@ -166,31 +242,38 @@ _CONFERENCE_STREAM: _Checks = {
     "StreamCodec": (_codec, _INVALID_CODEC),
     "StreamRealTime": (_one_of("true", "false"), _INVALID_ARGUMENT),
 }
-_STOP: _Checks = {"Status": (_one_of("stopped"), _INVALID_ARGUMENT)}
-_END_CONFERENCE: _Checks = {
-    "Status": (_one_of("completed"), _INVALID_ARGUMENT),
-    "AnnounceUrl": (_callback_url, _INVALID_URL),
-    "AnnounceMethod": (_one_of("GET", "POST"), _INVALID_ARGUMENT),
+_STOP = _Schema({"Status": (_one_of("stopped"), _INVALID_ARGUMENT)}, required="Status")
+_SCHEMAS = {
+    "start-call-stream": _Schema(_CALL_STREAM, required="Url", has_parameters=True),
+    "start-conference-stream": _Schema(_CONFERENCE_STREAM, required="Url", has_parameters=True),
+    "stop-call-stream": _STOP,
+    "stop-conference-stream": _STOP,
+    "end-conference": _Schema(
+        {
+            "Status": (_one_of("completed"), _INVALID_ARGUMENT),
+            "AnnounceUrl": (_callback_url, _INVALID_URL),
+            "AnnounceMethod": (_one_of("GET", "POST"), _INVALID_ARGUMENT),
+        }
+    ),
 }
 
 
-def check_start(kind: TargetKind, values: Mapping[str, str]) -> list[Problem]:
-    """Return all validation errors of a start's fields."""
-    checks = _CALL_STREAM if kind == "call" else _CONFERENCE_STREAM
-    missing = [] if "Url" in values else [Problem("Url is required", _INVALID_URL)]
-    others = {name: value for name, value in values.items() if name not in checks}
-    return [*missing, *_known(checks, values), *_parameters(others)]
-
-
-def check_stop(values: Mapping[str, str]) -> list[Problem]:
-    """Return all validation errors of a stop's fields."""
-    missing = [] if "Status" in values else [Problem("Status is required")]
-    return [*missing, *_known(_STOP, values), *_unknown(_STOP, values)]
-
-
-def check_end_conference(values: Mapping[str, str]) -> list[Problem]:
-    """Return all validation errors of a conference update's fields."""
-    return [*_known(_END_CONFERENCE, values), *_unknown(_END_CONFERENCE, values)]
+def check_fields(operation: str, values: Mapping[str, str]) -> list[Problem]:
+    """Return all validation errors of an operation's body."""
+    schema = _SCHEMAS[operation]
+    problems = []
+    if schema.required is not None and schema.required not in values:
+        problems.append(Problem(f"{schema.required} is required", schema.checks[schema.required][1]))
+    others = {}
+    for name, value in values.items():
+        if name not in schema.checks:
+            others[name] = value
+            continue
+        check, code = schema.checks[name]
+        fault = check(value)
+        if fault is not None:
+            problems.append(Problem(f"{name} {fault}", code))
+    return [*problems, *(_parameters(others) if schema.has_parameters else map(_unknown, others))]
 
 
 def parameters_of(values: Mapping[str, str]) -> dict[str, str]:
@@ -202,24 +285,15 @@ def parameters_of(values: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _known(checks: _Checks, values: Mapping[str, str]) -> Iterator[Problem]:
-    for name, value in values.items():
-        if name in checks:
-            check, code = checks[name]
-            fault = check(value)
-            if fault is not None:
-                yield Problem(f"{name} {fault}", code)
-
-
-def _unknown(checks: _Checks, values: Mapping[str, str]) -> Iterator[Problem]:
-    return (Problem(f"{name} is not a known field") for name in values if name not in checks)
+def _unknown(name: str) -> Problem:
+    return Problem(f"{name} is not a known field")
 
 
 def _parameters(values: Mapping[str, str]) -> Iterator[Problem]:
     for name, value in values.items():
         match = _PARAMETER.fullmatch(name)
         if match is None:
-            yield from _unknown({}, {name: value})
+            yield _unknown(name)
             continue
         number, part = match.groups()
         if int(number) > _MAX_PARAMETERS:
