@@ -15,7 +15,7 @@ from signalwire_streams._http.messages import Middleware, chain
 from signalwire_streams._http.session import Dispatcher, SessionManager, user_agent
 from signalwire_streams._http.transport import HttpTransport
 from signalwire_streams.bulk._journal import Holder, Journal
-from signalwire_streams.bulk._journal_file import JournalOwner
+from signalwire_streams.bulk._journal_file import JournalOwner, journal_path
 from signalwire_streams.bulk._journal_reader import BulkJournal
 from signalwire_streams.bulk._operations import (
     JournalLedger,
@@ -33,7 +33,6 @@ from signalwire_streams.bulk._runner import (
     FixedConcurrency,
     WorkerPool,
 )
-from signalwire_streams.bulk._write_ahead_log import journal_path
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.middleware._circuit_breaker import CircuitBreaker, CircuitBreakerMiddleware

@@ -1,16 +1,32 @@
 """Reader of a bulk run's journal, also during the run and from other processes."""
 
-from collections.abc import Iterator, Mapping
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from attrs import asdict, field, fields, frozen
+from attrs.validators import and_, deep_mapping, ge, in_, instance_of, optional
 
-from signalwire_streams.bulk._journal_file import IN_DOUBT, find, is_held, reading, unreadable
+from signalwire_streams.bulk._journal_file import (
+    IN_DOUBT,
+    STATES,
+    JournalPath,
+    RunFacts,
+    connect_to_main,
+    connect_to_read,
+    decoding,
+    exists,
+    is_held,
+    journal_path,
+    store_errors,
+)
 from signalwire_streams.bulk._results import BulkStatus
 from signalwire_streams.bulk._serialization import PlannedRequest, planned_request, stream_of
-from signalwire_streams.bulk._write_ahead_log import JournalPath, journal_path
+from signalwire_streams.bulk._write_ahead_log import facts_of, verify
+from signalwire_streams.errors import InvalidRequestError, JournalError
 from signalwire_streams.models import CallStream, ConferenceStream
 
 PENDING = "pending"
@@ -20,6 +36,14 @@ _AT_ONCE = 500  # rows per question, so that no reader keeps the writer from tid
 _MAY_RUN = (BulkStatus.STARTED.value, BulkStatus.ALREADY_STARTED.value, BulkStatus.UNKNOWN.value, IN_DOUBT)
 _REMAINING = {PENDING, IN_DOUBT, BulkStatus.UNKNOWN.value, BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value}
 _FAILED = (BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value)
+_TEXT, _COUNT = instance_of(str), and_(instance_of(int), ge(0))
+_TEXT_OR_NONE = optional(_TEXT)
+
+
+def _flag(value: int) -> bool:
+    if value not in (0, 1):
+        raise ValueError(f"{value!r} is no flag")
+    return bool(value)
 
 
 @frozen(kw_only=True)
@@ -49,10 +73,10 @@ class JournalStatus:
     started_at: str
     rollback_started_at: str | None
     planned: int | None
-    counts: Mapping[str, int]
+    counts: Mapping[str, int] = field(validator=deep_mapping(in_(STATES | {PENDING}), _COUNT))
     rolled_back: int
-    attempts: int
-    errors: Mapping[str, int]
+    attempts: int = field(validator=_COUNT)
+    errors: Mapping[str, int] = field(validator=deep_mapping(_TEXT, _COUNT))
     is_locked: bool
 
     @property
@@ -78,16 +102,16 @@ class JournalItem:
         rollback_status: ``stopped``, ``in_doubt`` (its stop may have been sent), or None.
     """
 
-    kind: str
-    target: str
-    name: str | None
-    status: str
-    sid: str | None
-    ambiguous: bool = field(converter=bool)
-    attempts: int
-    error: str | None
-    message: str | None
-    rollback_status: str | None
+    kind: str = field(validator=in_(("conference", "call")))
+    target: str = field(validator=_TEXT)
+    name: str | None = field(validator=_TEXT_OR_NONE)
+    status: str = field(validator=in_(STATES))
+    sid: str | None = field(validator=_TEXT_OR_NONE)
+    ambiguous: bool = field(converter=_flag)
+    attempts: int = field(validator=_COUNT)
+    error: str | None = field(validator=_TEXT_OR_NONE)
+    message: str | None = field(validator=_TEXT_OR_NONE)
+    rollback_status: str | None = field(validator=in_((None, IN_DOUBT, BulkStatus.STOPPED.value)))
 
     @property
     def stream(self) -> ConferenceStream | CallStream:
@@ -95,9 +119,38 @@ class JournalItem:
         return stream_of(self.kind, self.target, sid=self.sid, name=self.name, ambiguous=self.ambiguous)
 
 
-_ITEMS = "SELECT id, kind, target, name, state, sid, ambiguous, attempts, error, message, rollback_status FROM items"
-_TYPES = (str, str, str | None, str, str | None, int, int, str | None, str | None, str | None)
+ITEMS = "SELECT id, kind, target, name, state, sid, ambiguous, attempts, error, message, rollback_status FROM items"
 _FIELDS = [attribute.name for attribute in fields(JournalItem)]
+
+
+def decode_item(path: JournalPath, row: Sequence[Any]) -> JournalItem:
+    """Read a row of `ITEMS`."""
+    number, *values = row
+    with decoding(path, f"the row {number} of its table items"):
+        return JournalItem(**dict(zip(_FIELDS, values, strict=True)))
+
+
+@contextmanager
+def _reading(path: JournalPath) -> Iterator[tuple[sqlite3.Connection, RunFacts]]:
+    if not exists(path):
+        raise InvalidRequestError(f"there is no journal {path}: name the file that the run wrote")
+    with store_errors(path, "read"):
+        connect = connect_to_main if _is_alone(path) else connect_to_read
+        with closing(connect(path)) as database:
+            database.execute("BEGIN")  # one view of the file for all that is asked
+            yield database, facts_of(path, database)
+
+
+def _is_alone(path: JournalPath) -> bool:
+    """Check a journal before reading it, and return whether all of it is in the main file."""
+    for is_last in (False, True):  # a run may begin or end while its files are checked one by one
+        try:
+            if not is_held(path):
+                return not verify(path)[1]
+        except (sqlite3.Error, JournalError, InvalidRequestError):
+            if is_last and not is_held(path):
+                raise
+    return False  # the process that holds it keeps the files together
 
 
 def _path(path: str | PathLike[str]) -> Path:
@@ -129,10 +182,9 @@ class BulkJournal:
     def status(self) -> JournalStatus:
         """Return the status of the run."""
         path = self._file
-        find(path)
         # Before the rest: a run that ends meanwhile then counts as running, not as killed.
-        is_locked = is_held(path)
-        with reading(path) as (database, facts):
+        is_locked = exists(path) and is_held(path)
+        with _reading(path) as (database, facts):
             counts = dict(database.execute("SELECT state, count(*) FROM items GROUP BY state ORDER BY 2 DESC"))
             rolled_back, attempts = database.execute(
                 "SELECT count(*) FILTER (WHERE rollback_status = 'stopped'), COALESCE(SUM(attempts), 0) FROM items"
@@ -142,25 +194,23 @@ class BulkJournal:
                     "SELECT error, count(*) FROM items WHERE error IS NOT NULL GROUP BY error ORDER BY 2 DESC, 1"
                 )
             )
-        if not all(isinstance(word, str) for word in (*counts, *errors)):
-            raise unreadable(path, "its table items")
         pending = (facts.planned or 0) - sum(counts.values())
-        return JournalStatus(
-            **asdict(facts),
-            counts=counts | ({PENDING: pending} if pending > 0 else {}),
-            rolled_back=rolled_back,
-            attempts=attempts,
-            errors=errors,
-            is_locked=is_locked,
-        )
+        with decoding(path, "its table items"):
+            return JournalStatus(
+                **asdict(facts),
+                counts=counts | ({PENDING: pending} if pending > 0 else {}),
+                rolled_back=rolled_back,
+                attempts=attempts,
+                errors=errors,
+                is_locked=is_locked,
+            )
 
     def requests(self) -> Iterator[PlannedRequest]:
         """Return the requests of a planned run, in order."""
-        for number, *row in self._rows("SELECT id, kind, target, name, request FROM plan WHERE id > ?", ()):
-            try:
-                yield planned_request(row)
-            except ValueError as error:
-                raise unreadable(self._file, f"the row {number} of its table plan") from error
+        for number, *row in self._rows("SELECT id, kind, target, name, request FROM plan WHERE id > ?"):
+            with decoding(self._file, f"the row {number} of its table plan"):
+                planned = planned_request(row)
+            yield planned
 
     def items(self, *states: str) -> Iterator[JournalItem]:
         """Return the items that were attempted, in that order.
@@ -169,25 +219,23 @@ class BulkJournal:
             states: only those in one of these states.
         """
         chosen = f" AND state IN ({', '.join('?' * len(states))})" if states else ""
-        for number, *row in self._rows(f"{_ITEMS} WHERE id > ?{chosen}", states):
-            if not all(map(isinstance, row, _TYPES)):
-                raise unreadable(self._file, f"the row {number} of its table items")
-            yield JournalItem(**dict(zip(_FIELDS, row, strict=True)))
+        for row in self._rows(f"{ITEMS} WHERE id > ?{chosen}", *states):
+            yield decode_item(self._file, row)
 
     def streams(self) -> Iterator[ConferenceStream | CallStream]:
         """Return the streams that the run started, or may have started, and that were not rolled back."""
-        for item in self.items(*_MAY_RUN, *_FAILED):
+        for item in self.items():
             # A failed start is ambiguous if the Space refused it temporarily, since it may have run nevertheless.
-            may_run = item.status in _MAY_RUN or item.ambiguous
+            may_run = item.status in _MAY_RUN or (item.status in _FAILED and item.ambiguous)
             if may_run and item.rollback_status != BulkStatus.STOPPED:
                 yield item.stream
 
-    def _rows(self, question: str, values: tuple[str, ...]) -> Iterator[Any]:
-        last = 0
-        while rows := self._fetch(f"{question} ORDER BY id LIMIT {_AT_ONCE}", (last, *values)):
-            yield from rows
-            last = rows[-1][0]
-
-    def _fetch(self, question: str, values: tuple[object, ...]) -> list[Any]:
-        with reading(self._file) as (database, _):
-            return database.execute(question, values).fetchall()
+    def _rows(self, question: str, *values: str) -> Iterator[Any]:
+        last = -1 << 63  # SQLite's least number
+        while True:
+            with _reading(self._file) as (database, _):
+                found = database.execute(f"{question} ORDER BY id LIMIT {_AT_ONCE}", (last, *values)).fetchall()
+            if not found:
+                return
+            yield from found
+            last = found[-1][0]

@@ -59,7 +59,7 @@ async def test_journal_commits_intent_at_once_and_outcome_with_the_next(tmp_path
 
 async def test_journal_commits_outcome_that_no_intent_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An outcome that no intent follows is written soon as well."""
-    monkeypatch.setattr("signalwire_streams.bulk._journal._AT_LEAST_EVERY", 0.0)
+    monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log._AT_LEAST_EVERY", 0.0)
     path = tmp_path / "run.db"
     with Journal.create(path, RUN, run="r1") as journal:
         row = journal.new_row()
