@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from signalwire_streams import (
 )
 from signalwire_streams.bulk import _journal_reader as store
 from signalwire_streams.bulk._journal import Journal
-from signalwire_streams.bulk._journal_file import JournalOwner, JournalPath, connect_to_write, journal_path
+from signalwire_streams.bulk._journal_file import JournalOwner, JournalPath, connect_to_write, is_busy, journal_path
 from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._write_ahead_log import Header, header_of, next_generation
 from signalwire_streams.simulator import SimulatedSpace
@@ -534,7 +534,7 @@ def at_each_step(
     connect, pwrite = sqlite3.connect, os.pwrite
 
     def connected(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        database = connect(*arguments, **options)
+        database: sqlite3.Connection = connect(*arguments, **options)
         database.set_trace_callback(other.act)
         return database
 
@@ -613,6 +613,61 @@ def known_of_parts(journal: Path) -> tuple[int | None, ...]:
     with closing(sqlite3.connect(merged)) as other:
         other.execute("SELECT count(*) FROM sqlite_master").fetchone()
     return tuple(map(known_of, (journal, merged, alone, cut)))
+
+
+LOCK_OF_CHECKPOINTS = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as index:
+    fcntl.lockf(index, fcntl.LOCK_EX, 1, 121)  # as SQLite's WAL_CKPT_LOCK
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def running_checkpoint(journal: Path) -> Iterator[None]:
+    """Do as a checkpoint of another program that is stopped in the middle."""
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", LOCK_OF_CHECKPOINTS, f"{journal}-shm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        yield
+        other.communicate()
+
+
+async def test_guard_is_not_replaced_while_another_program_copies_the_log(tmp_path: Path) -> None:
+    """That program may not know of the newest commit, and would copy the first page of before."""
+    path = tmp_path / "run.db"
+    with Journal.create(path, RUN, run="r1") as journal:
+        await record(journal, 0)
+        guard = journal._files._guard
+        with running_checkpoint(path):
+            assert not journal._files.checkpoint()
+            await record(journal, 1)
+        assert journal._files._guard is guard
+        assert guard.in_transaction
+        assert journal._files.checkpoint()
+        with running_checkpoint(path), pytest.raises(sqlite3.OperationalError, match="copies the log") as refused:
+            journal._files.checkpoint()
+            journal._files._ensure_guard()
+        assert is_busy(refused.value)
+        assert not guard.in_transaction
+    assert BulkJournal(path).status().counts == {"started": 2}
+
+
+async def test_guard_stays_while_a_reader_keeps_pages_back(tmp_path: Path) -> None:
+    """Without it another program could copy the first page before the others."""
+    path = tmp_path / "run.db"
+    with Journal.create(path, RUN, run="r1") as journal:
+        await record(journal, 0)
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM items").fetchone()
+            await record(journal, 1)
+            assert not journal._files.checkpoint()
+            assert journal._files._guard.in_transaction
+        assert journal._files.checkpoint()
 
 
 UPDATE = """
