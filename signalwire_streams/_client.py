@@ -14,7 +14,7 @@ from signalwire_streams._http.deadlines import DeadlineTimer, Timeouts
 from signalwire_streams._http.messages import Middleware, chain
 from signalwire_streams._http.session import Dispatcher, SessionManager, user_agent
 from signalwire_streams._http.transport import HttpTransport
-from signalwire_streams.bulk._journal import Holder, Journal
+from signalwire_streams.bulk._journal import Journal
 from signalwire_streams.bulk._journal_file import JournalOwner, journal_path
 from signalwire_streams.bulk._journal_reader import BulkJournal
 from signalwire_streams.bulk._operations import (
@@ -266,7 +266,7 @@ class StreamsClient:
                 kind of run, or to a process that is still running.
         """
         path, owner = journal_path(journal), self._owner("start")
-        ledger = RollbackLedger(Holder(partial(Journal.reopen, path, owner, clock=self._clock), self._clock))
+        ledger = RollbackLedger(partial(Journal.reopen, path, owner, clock=self._clock), self._clock)
         return self._run(BulkJournal(journal).streams(), self._stopping(ledger), concurrency)
 
     def stop_streams(
@@ -303,7 +303,7 @@ class StreamsClient:
             opening = partial(Journal.reopen, path, owner, clock=self._clock)
         else:
             opening = partial(Journal.create, path, owner, run=token_hex(4), clock=self._clock)
-        return JournalLedger(Holder(opening, self._clock))
+        return JournalLedger(opening, self._clock)
 
     def _owner(self, operation: str) -> JournalOwner:
         return JournalOwner(operation, self.origin, self.project)

@@ -32,7 +32,6 @@ from signalwire_streams.bulk._journal_file import (
     identity_of,
     is_held,
     journal_path,
-    now,
     open_descriptor,
     release_descriptor,
     size_of,
@@ -49,6 +48,7 @@ from signalwire_streams.bulk._write_ahead_log import (
     facts_of,
     finish_tables,
     is_free,
+    now,
     verify,
 )
 from signalwire_streams.clock import Clock
@@ -155,11 +155,11 @@ class Journal:
         self.close()
 
     @property
-    def undone_since(self) -> str | None:
+    def rollback_started_at(self) -> str | None:
         with self._reading():
             return facts_of(self.path, self._database).rollback_started_at
 
-    def begin_undoing(self) -> None:
+    def begin_rollback(self) -> None:
         """Record that this run is being rolled back."""
         with store_errors(self.path, "written"), self._files.commit():
             self._database.execute("INSERT OR IGNORE INTO run VALUES ('rollback_started_at', ?)", (now(),))
@@ -220,11 +220,11 @@ class Journal:
             row,
         )
 
-    async def intend_undoing(self, row: int) -> None:
+    async def intend_rollback(self, row: int) -> None:
         """Record that an item's stream is about to be stopped; it is on the disk when this returns."""
         await self._commits.write(_ROLL_BACK, IN_DOUBT, row)
 
-    def settle_undoing(self, row: int, outcome: BulkOutcome[ConferenceStream | CallStream]) -> None:
+    def settle_rollback(self, row: int, outcome: BulkOutcome[ConferenceStream | CallStream]) -> None:
         """Record the outcome of stopping an item's stream; the record of its start is unchanged."""
         status = {BulkStatus.STOPPED: BulkStatus.STOPPED.value, BulkStatus.UNKNOWN: IN_DOUBT}.get(outcome.status)
         self._commits.write_later(_ROLL_BACK, status, row)
@@ -251,34 +251,6 @@ class Journal:
                 guard.close()
         self._opened.close()
         self._lock.close()
-
-
-class Holder:
-    """Opens a run's journal when the run starts, and closes it when the run ends."""
-
-    journal: Journal  # once it is open
-
-    def __init__(self, opening: Callable[[], Journal], clock: Clock) -> None:
-        self.clock = clock
-        self._opening = opening
-        self._is_open = False
-        self._failure: JournalError | None = None
-
-    async def open(self) -> Journal:
-        self.journal = await when_free(self.clock, self._opening)
-        self._is_open = True
-        return self.journal
-
-    async def close(self) -> None:
-        """Write pending records and close the journal. Safe to repeat."""
-        if self._is_open:
-            self._is_open = False
-            try:
-                await self.journal.aclose()
-            except JournalError as error:
-                self._failure = error
-        if self._failure is not None:
-            raise self._failure
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -325,7 +325,3 @@ def is_held(path: JournalPath) -> bool:
             except sqlite3.OperationalError:
                 return True
     return False
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -24,6 +24,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
 
@@ -43,7 +44,6 @@ from signalwire_streams.bulk._journal_file import (
     decoding,
     identity_of,
     is_busy,
-    now,
     size_of,
     store_error,
     store_errors,
@@ -216,6 +216,10 @@ def is_free(path: JournalPath) -> bool:
     if any(size_of(path.beside(suffix)) for suffix in (LOG, INDEX, ROLLBACK)):
         return False
     return not size_of(path.file) or _header_of(path).application == UNFINISHED
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class OpenFiles:

@@ -193,7 +193,7 @@ async def test_rollback_that_can_not_be_recorded_stops_nothing(
     def fails(journal: object) -> None:
         raise JournalError("no more")
 
-    monkeypatch.setattr(journal_module.Journal, "begin_undoing", fails)
+    monkeypatch.setattr(journal_module.Journal, "begin_rollback", fails)
     with pytest.raises(JournalError, match="no more"):
         await client.stop_started(path).report()
     assert not BulkJournal(path).status().is_locked
