@@ -14,9 +14,8 @@ from signalwire_streams._http.deadlines import DeadlineTimer, Timeouts
 from signalwire_streams._http.messages import Middleware, chain
 from signalwire_streams._http.session import Dispatcher, SessionManager, user_agent
 from signalwire_streams._http.transport import HttpTransport
-from signalwire_streams.bulk._journal import Journal
+from signalwire_streams.bulk._journal import BulkJournal, Journal
 from signalwire_streams.bulk._journal_file import JournalOwner, journal_path
-from signalwire_streams.bulk._journal_reader import BulkJournal
 from signalwire_streams.bulk._operations import (
     JournalLedger,
     Ledger,
@@ -29,7 +28,6 @@ from signalwire_streams.bulk._runner import (
     MAX_CONCURRENCY,
     AdaptiveConcurrency,
     BulkRun,
-    ConcurrencyLimit,
     FixedConcurrency,
     WorkerPool,
 )
@@ -314,7 +312,7 @@ class StreamsClient:
         operation: Operation[_Item],
         concurrency: int | None,
     ) -> BulkRun[_Item]:
-        limit: ConcurrencyLimit = AdaptiveConcurrency()
+        limit: FixedConcurrency = AdaptiveConcurrency()
         if concurrency is not None:
             limit = FixedConcurrency(check_count(concurrency, "concurrency"))
         return BulkRun(WorkerPool(items, operation, limit=limit, clock=self._clock))

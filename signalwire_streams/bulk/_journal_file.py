@@ -164,7 +164,6 @@ _STEP = 0.02  # seconds between two tries
 
 
 def connect_to_write(path: JournalPath) -> sqlite3.Connection:
-    """Open an existing journal for writing."""
     database = sqlite3.connect(_address(path, "rw"), uri=True, timeout=0.0)  # `when_free` waits, and not SQLite
     try:
         database.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -269,33 +268,30 @@ def _timestamp(_: object, attribute: "Attribute[str]", value: str) -> None:
         raise ValueError(f"{attribute.name} is without a time zone")
 
 
-@frozen(kw_only=True)
-class RunFacts:
-    """The facts of a journal's run: the rows of its table ``run``."""
-
-    run: str = field(validator=validate_path_segment)
-    operation: str = field(validator=in_(("start", "stop")))
-    origin: str = field(validator=instance_of(str))
-    project: str = field(validator=instance_of(str))
-    started_at: str = field(validator=_timestamp)
-    planned: int | None = field(default=None, converter=maybe(int), validator=optional(ge(0)))
-    rollback_started_at: str | None = field(default=None, validator=optional(_timestamp))
-
-
 @frozen
 class JournalOwner:
     """Which kind of run a journal is of, ``start`` or ``stop``, and on which project of which Space."""
 
-    operation: str
-    origin: str
-    project: str
+    operation: str = field(validator=in_(("start", "stop")))
+    origin: str = field(validator=instance_of(str))
+    project: str = field(validator=instance_of(str))
 
-    def check(self, path: JournalPath, known: RunFacts) -> None:
+    def check(self, path: JournalPath, known: "JournalOwner") -> None:
         if known.operation != self.operation:
             raise InvalidRequestError(f"{path} is the journal of a run that {known.operation}s streams: use it as one")
         for noun, its, ours in (("Space", known.origin, self.origin), ("project", known.project, self.project)):
             if its != ours:
                 raise InvalidRequestError(f"{path} belongs to the {noun} {its}: use it there, not on {ours}")
+
+
+@frozen(kw_only=True)
+class RunFacts(JournalOwner):
+    """The rows of a journal's table ``run``."""
+
+    run: str = field(validator=validate_path_segment)
+    started_at: str = field(validator=_timestamp)
+    rollback_started_at: str | None = field(default=None, validator=optional(_timestamp))
+    planned: int | None = field(default=None, converter=maybe(int), validator=optional(ge(0)))
 
 
 def hold(path: JournalPath) -> sqlite3.Connection:

@@ -42,13 +42,9 @@ _NOTHING_STARTED = frozenset({AttemptResult.THROTTLED})
 
 @frozen
 class ItemKey:
-    """Identifies an item.
+    """Identifies an item: its target, as of `target_of`, and its stream.
 
-    Attributes:
-        kind: ``conference`` or ``call``.
-        target: the sid of that.
-        name: the stream's name; to stop one without a name, its sid.
-        sid: the stream's sid, to stop it.
+    The name is that of the stream; to stop a stream without a name, its sid.
     """
 
     kind: str
@@ -64,11 +60,9 @@ class Ledger(Protocol):
     @property
     def run(self) -> str:
         """The run's id; the names of its streams follow from it."""
-        ...
 
     async def begin(self) -> None:
         """Open the ledger; the run begins."""
-        ...
 
     async def end(self) -> None:
         """Close the ledger; the run has ended. Safe to repeat.
@@ -76,7 +70,6 @@ class Ledger(Protocol):
         Raises:
             StreamsError: something could not be recorded; the same each time.
         """
-        ...
 
     def known(self, key: ItemKey, state: CallState, /) -> ItemRecord | None:
         """Return what an earlier part of the run recorded of an item.
@@ -84,11 +77,9 @@ class Ledger(Protocol):
         An item that is recorded at all may have been sent, under the name that the run gave it. So if that name is
         refused as a duplicate now, the stream counts as already started.
         """
-        ...
 
     def find(self, key: ItemKey, /) -> ItemRecord | None:
         """Return the same for an item that this run does not send. None if somebody else reports such items."""
-        ...
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None, /) -> None:
         """Record that an item is about to be sent; it is durable when this returns.
@@ -96,11 +87,9 @@ class Ledger(Protocol):
         Raises:
             StreamsError: it could not be recorded, or may not be sent.
         """
-        ...
 
     def note(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
         """Record the outcome of an item. *state* has the results of its attempts, such as `CallState.refusals`."""
-        ...
 
 
 class Operation(Protocol[_Item_contra]):
@@ -108,13 +97,10 @@ class Operation(Protocol[_Item_contra]):
 
     is_start: bool
 
-    async def begin(self) -> None:
-        """Called before the first item."""
-        ...
+    async def begin(self) -> None: ...
 
     async def end(self) -> None:
         """Called after the last item. Safe to repeat."""
-        ...
 
     def prepare(self, item: _Item_contra, context: CallContext, /) -> Send:
         """Return the function that sends an item, which is called again after each pause.
@@ -122,15 +108,12 @@ class Operation(Protocol[_Item_contra]):
         Raises:
             StreamsError: the item is not to be sent.
         """
-        ...
 
     def recorded(self, item: _Item_contra, /) -> Stream | StreamsError | None:
         """Return the result of an item that this run ends without sending, if an earlier part of the run left one."""
-        ...
 
     def note(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
         """Called with the outcome of each prepared item."""
-        ...
 
 
 @define(kw_only=True, eq=False)

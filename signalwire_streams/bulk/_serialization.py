@@ -31,7 +31,6 @@ _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 def target_of(item: Start | Stream) -> tuple[str, str]:
-    """Return ``conference`` or ``call``, and the sid of that."""
     if isinstance(item, StartConferenceStream | ConferenceStream):
         return "conference", item.conference_sid
     return "call", item.call_sid
@@ -125,7 +124,6 @@ class DuplicateCheck:
 
 
 def plan_rows(requests: Iterable[Start]) -> Iterator[PlanRow]:
-    """Check requests and serialize them."""
     duplicates = DuplicateCheck()
     for request in requests:
         duplicates.check(request)
@@ -133,7 +131,6 @@ def plan_rows(requests: Iterable[Start]) -> Iterator[PlanRow]:
 
 
 def planned_row(planned: PlannedRequest) -> PlanRow:
-    """Serialize a request whose secrets were left out."""
     request = planned.request
     values = {name: getattr(request, name) for name in _WRITTEN[type(request)]}
     written = {name: value for name, value in values.items() if value != _WRITTEN[type(request)][name].default}

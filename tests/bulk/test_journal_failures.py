@@ -125,7 +125,7 @@ async def test_intent_joins_a_commit_that_waits_for_a_lock(tmp_path: Path) -> No
     other = sqlite3.connect(path.with_name("unused"))
     waits = Waits(lambda: other.execute("ROLLBACK"), after=20)
     whose = JournalOwner("start", "https://example.signalwire.com", "project")
-    with journal_module.Journal.create(path, whose, run="r1", clock=waits.clock) as journal:
+    with closing(journal_module.Journal.create(path, whose, run="r1", clock=waits.clock)) as journal:
         await journal.intend(journal.new_row(), "conference", "room-1", "a")
         other.close()
         other = sqlite3.connect(path, isolation_level=None, timeout=0)

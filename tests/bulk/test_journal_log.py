@@ -24,7 +24,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.bulk import _journal_reader as store
+from signalwire_streams.bulk import _journal as store
 from signalwire_streams.bulk._journal import Journal
 from signalwire_streams.bulk._journal_file import JournalOwner, JournalPath, connect_to_write, is_busy, journal_path
 from signalwire_streams.bulk._results import BulkOutcome
@@ -190,7 +190,7 @@ async def test_restarted_log_fits_only_the_main_file_of_its_time(
     monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log.LOG_SIZE", 64 * 1024)
     path = tmp_path / "run.db"
     copies: list[tuple[int, int, Path]] = []
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         for number in range(80):
             await record(journal, number)
             here = copy(path, tmp_path / str(number), "-wal")
@@ -218,7 +218,7 @@ async def test_reader_in_a_long_transaction_lets_the_log_grow(tmp_path: Path, mo
     """It keeps the log from being begun anew, and from being copied wholly; nothing is lost, and no cut is hidden."""
     monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log.LOG_SIZE", 64 * 1024)
     path = tmp_path / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         reader = sqlite3.connect(path, isolation_level=None)
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM items").fetchone()
@@ -234,11 +234,11 @@ async def test_reader_in_a_long_transaction_lets_the_log_grow(tmp_path: Path, mo
             BulkJournal(shorter).status()
     assert sum(BulkJournal(here).status().counts.values()) == 40
     assert BulkJournal(path).status().counts == {"started": 40}
-    with Journal.reopen(path, RUN) as journal:
+    with closing(Journal.reopen(path, RUN)) as journal:
         await record(journal, 40)
     assert sum(BulkJournal(path).status().counts.values()) == 41
     reader.close()
-    with Journal.reopen(path, RUN) as journal:
+    with closing(Journal.reopen(path, RUN)) as journal:
         assert journal.find("room-40", "a") is not None
     assert not path.with_name("run.db-wal").exists()
 
@@ -251,7 +251,7 @@ async def test_damaged_log_is_refused_wherever_the_damage_is(
     """SQLite takes the first invalid frame for the end of a log; the main file knows how far it has to reach."""
     monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log.LOG_SIZE", 64 * 1024)
     path = tmp_path / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         for number in range(30):
             await record(journal, number)
             if readers:
@@ -296,7 +296,7 @@ def used_frames(log: bytes) -> int:
 async def test_copy_in_either_order_is_whole_or_refused(tmp_path: Path) -> None:
     """A main file that was copied first fits the log of later; one that was copied after it knows more than the log."""
     path = tmp_path / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         await record(journal, 0)
         earlier = copy(path, tmp_path / "earlier", "-wal")
         await record(journal, 1)
@@ -314,7 +314,7 @@ async def test_copy_in_either_order_is_whole_or_refused(tmp_path: Path) -> None:
 async def test_checkpoint_of_another_program_hides_no_cut(tmp_path: Path, mode: str) -> None:
     """It copies nothing that would make a main file look complete, and it can't begin the log anew."""
     path = tmp_path / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         for number in range(12):
             await record(journal, number)
             with closing(sqlite3.connect(path, timeout=0)) as other:
@@ -330,7 +330,7 @@ async def test_checkpoint_of_another_program_hides_no_cut(tmp_path: Path, mode: 
 async def test_loss_can_be_accepted_with_any_sqlite_program(tmp_path: Path) -> None:
     """After a power cut there may be no better copy: who opens it with SQLite keeps what is left."""
     path = tmp_path / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         for number in range(5):
             await record(journal, number)
         here = copy(path, tmp_path / "here", "-wal")
@@ -429,7 +429,7 @@ async def test_checkpoint_that_is_cut_off_loses_nothing(tmp_path: Path) -> None:
         if "wal_checkpoint" in text:
             copies.append((recorded, copy(path, tmp_path / str(len(copies)), "-wal"), b""))
 
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         journal._database.set_trace_callback(statement)
         for number in range(12):
             await record(journal, number)
@@ -457,7 +457,7 @@ async def test_checkpoint_that_is_cut_off_loses_nothing(tmp_path: Path) -> None:
 
 async def test_log_with_only_a_new_header_is_accepted(tmp_path: Path) -> None:
     """SQLite writes a new header before the first frame; all that the log had is in the main file then."""
-    with Journal.create(tmp_path / "run.db", RUN, run="r1") as journal:
+    with closing(Journal.create(tmp_path / "run.db", RUN, run="r1")) as journal:
         await record(journal, 0)
         journal._files.checkpoint()
         here = copy(tmp_path / "run.db", tmp_path / "here", "-wal")
@@ -571,14 +571,14 @@ async def test_run_killed_at_any_step_loses_nothing(
 ) -> None:
     """The journal knows what was sent, whatever another program did to it before; a part of it knows, or is refused."""
     path = tmp_path / "run" / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         at_each_step.is_open = True
         for number in range(3):
             await record(journal, number)
             at_each_step.sent += 1
             journal._commits._log_limit = 0 if number == 1 else 1 << 40  # copy the log in mid-run
     at_each_step.is_open = False
-    with Journal.reopen(path, RUN) as journal:
+    with closing(Journal.reopen(path, RUN)) as journal:
         at_each_step.is_open = True
         await record(journal, 3)
         at_each_step.sent += 1
@@ -639,7 +639,7 @@ def running_checkpoint(journal: Path) -> Iterator[None]:
 async def test_guard_is_not_replaced_while_another_program_copies_the_log(tmp_path: Path) -> None:
     """That program may not know of the newest commit, and would copy the first page of before."""
     path = tmp_path / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         await record(journal, 0)
         guard = journal._files._guard
         with running_checkpoint(path):
@@ -658,7 +658,7 @@ async def test_guard_is_not_replaced_while_another_program_copies_the_log(tmp_pa
 async def test_guard_stays_while_a_reader_keeps_pages_back(tmp_path: Path) -> None:
     """Without it another program could copy the first page before the others."""
     path = tmp_path / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         await record(journal, 0)
         with closing(sqlite3.connect(path, isolation_level=None)) as reader:
             reader.execute("BEGIN")
@@ -679,7 +679,7 @@ with contextlib.closing(sqlite3.connect(sys.argv[1], isolation_level=None)) as d
 async def test_end_of_a_run_releases_no_lock_of_other_connections(tmp_path: Path) -> None:
     """A process loses all locks on a file when it closes a descriptor of it, and another would delete the log."""
     path = tmp_path / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         await record(journal, 0)
         reader = sqlite3.connect(path, isolation_level=None)
         reader.execute("BEGIN")
@@ -689,7 +689,7 @@ async def test_end_of_a_run_releases_no_lock_of_other_connections(tmp_path: Path
     assert path.with_name("run.db-wal").exists()
     reader.execute("COMMIT")
     for number in range(1, 3):  # the descriptor that could not be closed is used again
-        with Journal.reopen(path, RUN) as journal:
+        with closing(Journal.reopen(path, RUN)) as journal:
             await record(journal, number)
     assert reader.execute("SELECT count(*) FROM items").fetchone() == (3,)
     reader.close()
@@ -700,7 +700,7 @@ async def test_runs_leave_no_descriptor_open(tmp_path: Path) -> None:
     reader = None
     for number in range(3):
         path = tmp_path / f"{number}.db"
-        with Journal.create(path, RUN, run="r1") as journal:
+        with closing(Journal.create(path, RUN, run="r1")) as journal:
             await record(journal, 0)
             reader = reader or sqlite3.connect(path)
             reader.execute("SELECT count(*) FROM items").fetchone()

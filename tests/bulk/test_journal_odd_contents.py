@@ -296,7 +296,7 @@ def test_empty_path_is_not_the_working_directory(path: Any) -> None:
 
 async def test_log_without_an_index_on_a_read_only_disk_says_what_to_do(tmp_path: Path) -> None:
     """SQLite needs a file of its own to read a log; a finished journal needs none."""
-    with Journal.create(tmp_path / "run.db", RUN, run="r1") as journal:
+    with closing(Journal.create(tmp_path / "run.db", RUN, run="r1")) as journal:
         await journal.intend(journal.new_row(), "call", "leg", None)
         folder = Path(tempfile.mkdtemp(prefix="run-"))  # not below tmp_path, which no other account may enter
         for suffix in ("", "-wal"):
