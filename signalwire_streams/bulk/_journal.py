@@ -9,6 +9,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -463,12 +464,14 @@ def _new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
     """Reserve a path for a new journal. On an error, its own files are removed, and no others are touched."""
     _check_free(path)
     with ExitStack() as undo:
-        lock = undo.enter_context(closing(_hold_new(path, undo)))
+        with suppress(OSError):  # `hold` reports it if it exists or can't be created
+            _create(path.beside(LOCK), undo)
+        lock = undo.enter_context(closing(hold(path)))
         with suppress(FileExistsError):
             _create(path.file, undo)
         _check_free(path)  # another process may have made it since
-        undo.callback(_undo, _empty, path.file, identity_of(path.file))
-        _empty(path.file)  # of what a killed process left
+        undo.callback(_undo, partial(os.truncate, length=0), path.file, identity_of(path.file))
+        os.truncate(path.file, 0)  # of what a killed process left
         for suffix in (LOG, INDEX):
             undo.callback(path.beside(suffix).unlink, missing_ok=True)
         yield lock
@@ -482,19 +485,9 @@ def _check_free(path: JournalPath) -> None:
         raise InvalidRequestError(f"files of another journal are next to {path}: restore it, or choose another file")
 
 
-def _hold_new(path: JournalPath, undo: ExitStack) -> sqlite3.Connection:
-    with suppress(OSError):  # `hold` reports it if it exists or can't be created
-        _create(path.beside(LOCK), undo)
-    return hold(path)
-
-
 def _create(file: Path, undo: ExitStack) -> None:
     os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     undo.callback(_undo, Path.unlink, file, identity_of(file))
-
-
-def _empty(file: Path) -> None:
-    os.truncate(file, 0)
 
 
 def _undo(act: Callable[[Path], None], file: Path, identity: tuple[int, int]) -> None:

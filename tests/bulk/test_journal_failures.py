@@ -142,7 +142,7 @@ async def test_intent_joins_a_commit_that_waits_for_a_lock(tmp_path: Path) -> No
 async def test_lock_that_stays_ends_the_run(
     client: StreamsClient, space: SimulatedSpace, tmp_path: Path, moment: str
 ) -> None:
-    """After five seconds the run ends in JournalError, and what was not recorded was not sent."""
+    """After ten seconds the run ends in JournalError, and what was not recorded was not sent."""
     path = tmp_path / "run.db"
     client.create_journal(on_conferences(space), journal=path)
     other = sqlite3.connect(path, isolation_level=None, timeout=0)
