@@ -4,15 +4,15 @@ SQLite itself does not notice any of that. It takes the first invalid frame for 
 that it finds next to a main file, and it opens a main file whose log is gone. So a journal counts its commits: each one
 raises the generation, which is stored in ``user_version``, a number in the first page, above its lowest bit.
 
-* The log holds first pages whose lowest bit is 0. A main file gets such a page only from a checkpoint, and gets it as
-  the last page of the checkpoint. So a main file with a 0 is complete.
+* In the log the lowest bit is always 0, and a checkpoint of ours copies the first page after all others. So a main file
+  whose bit is 0 is complete without its log.
 * After a commit, and before anything is sent that relies on it, the generation is written directly into the main file,
-  with a 1 as its lowest bit: this main file is incomplete without a log that reaches this generation.
+  with the lowest bit set: the main file is incomplete without a log that reaches this generation.
 
-Checkpoints of other programs must not overwrite that. A checkpoint skips every page whose newest version is newer than
-what some reader still reads. All commits write the first page, so a guard, which is a reader of our own that began
-before the newest commit, keeps it out of every checkpoint while the run writes. A killed process has no guard, so the
-next program that opens the journal completes the main file.
+Checkpoints of other programs must not overwrite that bit. A checkpoint leaves out each page that was written again
+after some reader began. Every commit writes the first page, so while the run writes there is always a guard: a reader
+of our own that began before the newest commit. A killed process has no guard any more, so the next program that opens
+the journal completes the main file.
 
 A log fits a main file if its first commit follows the main file's generation, or is older, and its last one is not
 older.
