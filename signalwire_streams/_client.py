@@ -14,9 +14,8 @@ from signalwire_streams._http.deadlines import DeadlineTimer, Timeouts
 from signalwire_streams._http.messages import Middleware, chain
 from signalwire_streams._http.session import Dispatcher, SessionManager, user_agent
 from signalwire_streams._http.transport import HttpTransport
-from signalwire_streams.bulk._journal import Holder, Journal
-from signalwire_streams.bulk._journal_file import JournalOwner
-from signalwire_streams.bulk._journal_reader import BulkJournal
+from signalwire_streams.bulk._journal import BulkJournal, Journal
+from signalwire_streams.bulk._journal_file import JournalOwner, journal_path
 from signalwire_streams.bulk._operations import (
     JournalLedger,
     Ledger,
@@ -29,11 +28,9 @@ from signalwire_streams.bulk._runner import (
     MAX_CONCURRENCY,
     AdaptiveConcurrency,
     BulkRun,
-    ConcurrencyLimit,
     FixedConcurrency,
     WorkerPool,
 )
-from signalwire_streams.bulk._write_ahead_log import journal_path
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.middleware._circuit_breaker import CircuitBreaker, CircuitBreakerMiddleware
@@ -267,7 +264,7 @@ class StreamsClient:
                 kind of run, or to a process that is still running.
         """
         path, owner = journal_path(journal), self._owner("start")
-        ledger = RollbackLedger(Holder(partial(Journal.reopen, path, owner, clock=self._clock), self._clock))
+        ledger = RollbackLedger(partial(Journal.reopen, path, owner, clock=self._clock), self._clock)
         return self._run(BulkJournal(journal).streams(), self._stopping(ledger), concurrency)
 
     def stop_streams(
@@ -304,7 +301,7 @@ class StreamsClient:
             opening = partial(Journal.reopen, path, owner, clock=self._clock)
         else:
             opening = partial(Journal.create, path, owner, run=token_hex(4), clock=self._clock)
-        return JournalLedger(Holder(opening, self._clock))
+        return JournalLedger(opening, self._clock)
 
     def _owner(self, operation: str) -> JournalOwner:
         return JournalOwner(operation, self.origin, self.project)
@@ -315,7 +312,7 @@ class StreamsClient:
         operation: Operation[_Item],
         concurrency: int | None,
     ) -> BulkRun[_Item]:
-        limit: ConcurrencyLimit = AdaptiveConcurrency()
+        limit: FixedConcurrency = AdaptiveConcurrency()
         if concurrency is not None:
             limit = FixedConcurrency(check_count(concurrency, "concurrency"))
         return BulkRun(WorkerPool(items, operation, limit=limit, clock=self._clock))

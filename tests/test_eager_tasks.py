@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ async def test_journal_continues_after_a_lock_that_ends_before_the_first_retry(t
         return 0.0
 
     whose = JournalOwner("start", "https://example.signalwire.com", "project")
-    with Journal.create(path, whose, run="r1", clock=Clock(now=now)) as journal:
+    with closing(Journal.create(path, whose, run="r1", clock=Clock(now=now))) as journal:
         other.close()
         other = sqlite3.connect(path, isolation_level=None, timeout=0)
         other.execute("BEGIN IMMEDIATE")

@@ -1,202 +1,287 @@
-"""Write-ahead journal of a bulk run: intents and outcomes, in a file that survives a crash.
+"""Journal of a bulk run: it records intents and outcomes in a file that survives a crash, and can be read any time.
 
 An intent is committed before its request goes out; an outcome a tenth of a second later at most. So a process that
 is killed loses few outcomes, and their items are then "in_doubt", which is as good as unknown.
 """
 
-import asyncio
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, closing
-from io import FileIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
+from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
-from attrs import asdict, frozen
+from attrs import asdict, field, fields, frozen
+from attrs.validators import and_, deep_mapping, ge, in_, instance_of, optional
 
 from signalwire_streams.bulk._journal_file import (
     IN_DOUBT,
     INDEX,
+    ITEM_INDEX,
+    LOCK,
+    LOG,
     SCHEMA,
     SCHEMA_VERSION,
     STATES,
     JournalOwner,
-    connect_guarded,
-    facts_of,
+    JournalPath,
+    RunFacts,
+    connect_to_main,
+    connect_to_read,
+    connect_to_write,
+    decoding,
+    exists,
     hold,
+    identity_of,
     is_held,
-    new_file,
-    now,
-    store_error,
+    journal_path,
+    open_descriptor,
+    release_descriptor,
+    size_of,
     store_errors,
-    unreadable,
-    verify,
     when_free,
 )
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, error_label
-from signalwire_streams.bulk._serialization import Start, folded, plan_rows
+from signalwire_streams.bulk._serialization import (
+    PlannedRequest,
+    Start,
+    Stream,
+    folded,
+    plan_rows,
+    planned_request,
+    stream_of,
+)
 from signalwire_streams.bulk._write_ahead_log import (
-    JournalPath,
+    GroupCommitter,
     OpenFiles,
     begin_generations,
-    exists,
+    facts_of,
     finish_tables,
-    is_busy,
-    journal_path,
+    is_free,
+    now,
+    verify,
 )
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError, JournalError
-from signalwire_streams.models import CallStream, ConferenceStream
 
-LOG_SIZE = 4 * 1024 * 1024  # bytes of a log before it is checkpointed
-_APART = 0.004  # seconds between two commits, when something waits for them
-_AT_LEAST_EVERY = 0.1  # seconds that what nobody waits for stays unwritten
+PENDING = "pending"
+"""The state of an item that is planned and was not tried yet: it has no row."""
 
-_Values: TypeAlias = tuple[object, ...]
-_Write: TypeAlias = tuple[str, _Values, asyncio.Future[None] | None]
+_AT_ONCE = 500  # rows per question, so that no reader keeps the writer from tidying up behind itself
+_MAY_RUN = (BulkStatus.STARTED.value, BulkStatus.ALREADY_STARTED.value, BulkStatus.UNKNOWN.value, IN_DOUBT)
+_REMAINING = {PENDING, IN_DOUBT, BulkStatus.UNKNOWN.value, BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value}
+_FAILED = (BulkStatus.NOT_ATTEMPTED.value, BulkStatus.REJECTED.value)
+_TEXT, _COUNT = instance_of(str), and_(instance_of(int), ge(0))
+_TEXT_OR_NONE = optional(_TEXT)
 
 
-class GroupCommitter:
-    """The only writer of a journal: commits writes that arrive within a few milliseconds together."""
+def _flag(value: int) -> bool:
+    if value not in (0, 1):
+        raise ValueError(f"{value!r} is no flag")
+    return bool(value)
 
-    def __init__(self, *, path: JournalPath, database: sqlite3.Connection, files: OpenFiles, clock: Clock) -> None:
-        self.is_whole = False  # whether the main file needs no log any more
-        self._path, self._database, self._files, self._clock = path, database, files, clock
-        self._waiting: list[_Write] = []
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
-        self._last = float("-inf")
-        self._retrying: asyncio.Task[None] | None = None
-        self._log_limit = LOG_SIZE
-        self._failure: JournalError | None = None
 
-    def write_later(self, statement: str, values: _Values) -> None:
-        self._waiting.append((statement, values, None))
-        self._commit_by(asyncio.get_running_loop().time() + _AT_LEAST_EVERY)
+@frozen(kw_only=True)
+class JournalStatus(RunFacts):
+    """Status of a journal's run.
 
-    async def write(self, statement: str, values: _Values) -> None:
-        """Write it, and return when it is on the disk. If cancelled before that, it is not written."""
-        if self._failure is not None:
-            raise JournalError(str(self._failure))
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((statement, values, done))
-        self._commit_by(max(loop.time(), self._last + _APART))
-        await done
+    Attributes:
+        run: the run's id, which is part of its streams' names.
+        operation: ``start`` or ``stop``.
+        origin: the Space's address.
+        project: the Project ID.
+        started_at: when it started, in ISO 8601.
+        rollback_started_at: when its rollback started, or None.
+        planned: total number of items; None if that was not known beforehand.
+        counts: items by state: a `BulkStatus`'s text, ``in_doubt`` (may have been sent, its outcome is not known) or
+            ``pending`` (planned, and not yet tried).
+        rolled_back: how many of the streams that it started were stopped again.
+        attempts: total number of attempts.
+        errors: how often each error's class and code came, most frequent first.
+        is_locked: whether a process works on it now.
+    """
 
-    def finish(self) -> None:
-        """Write pending records, and leave a journal that is complete without its log."""
-        self.cancel()
-        with store_errors(self._path, "written"):
-            was_removed = False
-            try:
-                self._files.check()
-            except OSError as error:
-                if self._files.damage is not None:
-                    raise
-                # What was removed is still open, so the main file gets all of it.
-                was_removed = True
-                self._failure = self._failure or store_error(self._path, "written", error)
-            self._write_waiting()
-            if self._failure is None or was_removed:  # else the disk may be full, and the log has all of it
-                self.is_whole = self._files.finish()
-        if self._failure is not None:
-            raise JournalError(str(self._failure))
+    counts: Mapping[str, int] = field(validator=deep_mapping(in_(STATES | {PENDING}), _COUNT))
+    rolled_back: int
+    attempts: int = field(validator=_COUNT)
+    errors: Mapping[str, int] = field(validator=deep_mapping(_TEXT, _COUNT))
+    is_locked: bool
 
-    def cancel(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._retrying is not None:
-            self._retrying.cancel()
+    @property
+    def remaining(self) -> int:
+        """How many items a resumed run would try."""
+        return sum(count for state, count in self.counts.items() if state in _REMAINING)
 
-    def _commit_by(self, at: float) -> None:
-        if self._retrying is not None and not self._retrying.done():
-            return
-        if self._timer is not None:
-            if self._due <= at:
-                return
-            self._timer.cancel()
-        # Stored here, since not every loop's handle has its time.
-        self._timer, self._due = asyncio.get_running_loop().call_at(at, self._commit), at
 
-    def _commit(self) -> None:
-        self._timer = None
-        self._last = asyncio.get_running_loop().time()
+@frozen(kw_only=True)
+class JournalItem:
+    """One item of a journal.
+
+    Attributes:
+        kind: ``conference`` or ``call``.
+        target: the sid of the conference or call.
+        name: the stream's Name.
+        status: a `BulkStatus`'s text, or ``in_doubt``.
+        sid: the stream's id, where it is known.
+        ambiguous: whether ``sid`` may be that of a refused second stream; then ``name`` is the handle.
+        attempts: attempts that were made.
+        error: the class and code of its final error.
+        message: that error's message.
+        rollback_status: ``stopped``, ``in_doubt`` (its stop may have been sent), or None.
+    """
+
+    kind: str = field(validator=in_(("conference", "call")))
+    target: str = field(validator=_TEXT)
+    name: str | None = field(validator=_TEXT_OR_NONE)
+    status: str = field(validator=in_(STATES))
+    sid: str | None = field(validator=_TEXT_OR_NONE)
+    ambiguous: bool = field(converter=_flag)
+    attempts: int = field(validator=_COUNT)
+    error: str | None = field(validator=_TEXT_OR_NONE)
+    message: str | None = field(validator=_TEXT_OR_NONE)
+    rollback_status: str | None = field(validator=in_((None, IN_DOUBT, BulkStatus.STOPPED.value)))
+
+    @property
+    def stream(self) -> Stream:
+        """The item's stream, with the fields that are in the journal."""
+        return stream_of(self.kind, self.target, sid=self.sid, name=self.name, ambiguous=self.ambiguous)
+
+
+ITEMS = "SELECT id, kind, target, name, state, sid, ambiguous, attempts, error, message, rollback_status FROM items"
+_FIELDS = [attribute.name for attribute in fields(JournalItem)]
+
+
+def decode_item(path: JournalPath, row: Sequence[Any]) -> JournalItem:
+    """Read a row of `ITEMS`."""
+    number, *values = row
+    with decoding(path, f"the row {number} of its table items"):
+        return JournalItem(**dict(zip(_FIELDS, values, strict=True)))
+
+
+@contextmanager
+def _reading(path: JournalPath) -> Iterator[tuple[sqlite3.Connection, RunFacts]]:
+    if not exists(path):
+        raise InvalidRequestError(f"there is no journal {path}: name the file that the run wrote")
+    with store_errors(path, "read"):
+        connect = connect_to_main if _is_alone(path) else connect_to_read
+        with closing(connect(path)) as database:
+            database.execute("BEGIN")  # one view of the file for all that is asked
+            yield database, facts_of(path, database)
+
+
+def _is_alone(path: JournalPath) -> bool:
+    """Check a journal before reading it, and return whether all of it is in the main file."""
+    for is_last in (False, True):  # a run may begin or end while its files are checked one by one
         try:
-            self._attempt()
-        except JournalError as error:
-            if is_busy(error.__cause__):
-                self._retrying = asyncio.create_task(self._retry())
-            else:
-                self._fail(error)
-
-    async def _retry(self) -> None:
-        """Write as soon as another program releases the journal; new records wait with the others."""
-        try:
-            await when_free(self._clock, self._attempt)
-        except JournalError as error:
-            self._fail(error)
-
-    def _attempt(self) -> None:
-        with store_errors(self._path, "written"):
-            self._files.check()
-            self._write_waiting()
-            self._keep_log_small()
-
-    def _fail(self, error: JournalError) -> None:
-        """Fail the writers that wait for the commit, and thereby the run. Outcomes are kept for the next attempt."""
-        self._failure = self._failure or error
-        waiting, self._waiting = self._waiting, [entry for entry in self._waiting if entry[2] is None]
-        for _, _, done in waiting:
-            if done is not None and not done.done():
-                done.set_exception(JournalError(str(error)))  # each of those that wait raises its own
-
-    def _write_waiting(self) -> None:
-        # Those of one statement go together, which is a fifth cheaper. It changes nothing, since what is written of one
-        # item comes in different commits: its outcome after its intent is on the disk.
-        together: dict[str, list[_Values]] = {}
-        for statement, values, done in self._waiting:
-            if done is None or not done.cancelled():
-                together.setdefault(statement, []).append(values)
-        if together:
-            with self._files.commit():
-                for statement, rows in together.items():
-                    self._database.executemany(statement, rows)
-        waiting, self._waiting = self._waiting, []
-        for _, _, done in waiting:
-            if done is not None and not done.done():
-                done.set_result(None)
-
-    def _keep_log_small(self) -> None:
-        if self._files.log_size() <= self._log_limit:
-            return
-        is_whole = True
-        try:
-            is_whole = self._files.checkpoint()
-        except sqlite3.Error as error:
-            if not is_busy(error):  # what was to be written is, so the next commit will do
+            if not is_held(path):
+                return not verify(path)[1]
+        except (sqlite3.Error, JournalError, InvalidRequestError):
+            if is_last and not is_held(path):
                 raise
-        # A log that could be copied is begun anew, and does not grow until it is as long as before.
-        self._log_limit = self._files.log_size() + (0 if is_whole else LOG_SIZE)
+    return False  # the process that holds it keeps the files together
 
 
+def _path(path: str | PathLike[str]) -> Path:
+    return Path(journal_path(path).name)
+
+
+@frozen
+class BulkJournal:
+    """Reads the journal of a bulk run: ``BulkJournal("run.db").status()``.
+
+    It can be read during the run, and by other processes.
+
+    Attributes:
+        path: the file.
+
+    Raises:
+        InvalidRequestError: the path can't be a journal's; on reading, if there is no such file, or it is not a
+            journal.
+        JournalError: on reading, when the file can't be read, or a part of it is missing.
+    """
+
+    path: Path = field(converter=_path)
+    _file: JournalPath = field(init=False, eq=False, repr=False)
+
+    @_file.default
+    def _absolute(self) -> JournalPath:
+        return journal_path(self.path)
+
+    def status(self) -> JournalStatus:
+        """Return the status of the run."""
+        path = self._file
+        # Before the rest: a run that ends meanwhile then counts as running, not as killed.
+        is_locked = exists(path) and is_held(path)
+        with _reading(path) as (database, facts):
+            counts = dict(database.execute("SELECT state, count(*) FROM items GROUP BY state ORDER BY 2 DESC"))
+            rolled_back, attempts = database.execute(
+                "SELECT count(*) FILTER (WHERE rollback_status = 'stopped'), COALESCE(SUM(attempts), 0) FROM items"
+            ).fetchone()
+            errors = dict(
+                database.execute(
+                    "SELECT error, count(*) FROM items WHERE error IS NOT NULL GROUP BY error ORDER BY 2 DESC, 1"
+                )
+            )
+        pending = (facts.planned or 0) - sum(counts.values())
+        with decoding(path, "its table items"):
+            return JournalStatus(
+                **asdict(facts),
+                counts=counts | ({PENDING: pending} if pending > 0 else {}),
+                rolled_back=rolled_back,
+                attempts=attempts,
+                errors=errors,
+                is_locked=is_locked,
+            )
+
+    def requests(self) -> Iterator[PlannedRequest]:
+        """Return the requests of a planned run, in order."""
+        for number, *row in self._rows("SELECT id, kind, target, name, request FROM plan WHERE id > ?"):
+            with decoding(self._file, f"the row {number} of its table plan"):
+                planned = planned_request(row)
+            yield planned
+
+    def items(self, *states: str) -> Iterator[JournalItem]:
+        """Return the items that were attempted, in that order.
+
+        Args:
+            states: only those in one of these states.
+        """
+        chosen = f" AND state IN ({', '.join('?' * len(states))})" if states else ""
+        for row in self._rows(f"{ITEMS} WHERE id > ?{chosen}", *states):
+            yield decode_item(self._file, row)
+
+    def streams(self) -> Iterator[Stream]:
+        """Return the streams that the run started, or may have started, and that were not rolled back."""
+        for item in self.items():
+            # A failed start is ambiguous if the Space refused it temporarily, since it may have run nevertheless.
+            may_run = item.status in _MAY_RUN or (item.status in _FAILED and item.ambiguous)
+            if may_run and item.rollback_status != BulkStatus.STOPPED:
+                yield item.stream
+
+    def _rows(self, question: str, *values: str) -> Iterator[Any]:
+        last = -1 << 63  # SQLite's least number
+        while True:
+            with _reading(self._file) as (database, _):
+                found = database.execute(f"{question} ORDER BY id LIMIT {_AT_ONCE}", (last, *values)).fetchall()
+            if not found:
+                return
+            yield from found
+            last = found[-1][0]
+
+
+_INTEND = "INSERT INTO items (changed, id, kind, target, name, state) VALUES (?, ?, ?, ?, ?, ?)"
+_INTEND_AGAIN = "UPDATE items SET changed = ?, state = ? WHERE id = ?"
 _SETTLE = (
-    "UPDATE items SET state = ?, sid = ?, ambiguous = ?, attempts = attempts + ?, error = ?, message = ?, "
-    "changed = ? WHERE id = ?"
+    "UPDATE items SET changed = ?, state = ?, sid = ?, ambiguous = ?, attempts = attempts + ?, error = ?, message = ? "
+    "WHERE id = ?"
 )
-_INTEND = "INSERT INTO items (id, kind, target, name, state, changed) VALUES (?, ?, ?, ?, ?, ?)"
-_INTEND_AGAIN = "UPDATE items SET state = ?, changed = ? WHERE id = ?"
-_FIND = (
-    "SELECT id, state, sid, ambiguous FROM items "
-    "WHERE target = ? AND name IS ? AND id <= ? ORDER BY id LIMIT 1 OFFSET ?"
-)
+_FIND = f"{ITEMS} WHERE target = ? AND name IS ? AND id <= ? ORDER BY id LIMIT 1 OFFSET ?"
 _FIND_STREAM = "SELECT id FROM items WHERE target = ? AND name IS ? AND sid IS ? ORDER BY id LIMIT 1"
 _PLAN = "INSERT INTO plan (kind, target, name, request) VALUES (?, ?, ?, ?)"
-_ROLL_BACK = "UPDATE items SET rollback_status = ?, changed = ? WHERE id = ?"
+_ROLL_BACK = "UPDATE items SET changed = ?, rollback_status = ? WHERE id = ?"
 
 
 @frozen
@@ -210,44 +295,50 @@ class ItemRecord:
 
 
 class Journal:
-    """One run's file. Use it as ``with Journal.create(path, ...) as journal``."""
+    """One run's file."""
 
     def __init__(
         self,
         *,
         path: JournalPath,
         run: str,
-        connections: tuple[FileIO, sqlite3.Connection, sqlite3.Connection],
         lock: sqlite3.Connection,
+        opened: ExitStack,
         clock: Clock | None,
-        inherited: int = 0,
     ) -> None:
         self.path, self.run = path, run
-        self._main, self._database, self._guard = connections
-        self._lock = lock
         self._clock = clock or Clock()
-        self._inherited = self._rows = inherited
         self._looked_up: Counter[str] = Counter()
-        self._files = OpenFiles(path=path, main=self._main, database=self._database, guard=self._guard)
+        main = open_descriptor(path.file)
+        opened.callback(release_descriptor, main)
+        self._database = opened.enter_context(closing(connect_to_write(path)))
+        # At once, since a connection that opens a main file that was cut to nothing deletes the log.
+        self._guards = [opened.enter_context(closing(connect_to_read(path, timeout=0.0))) for _ in range(2)]
+        opened.callback(self._database.close)  # before the guards
+        for guard in self._guards:
+            guard.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        self._rows: int = self._database.execute("SELECT COALESCE(MAX(id), 0) FROM items").fetchone()[0]
+        self._inherited = self._rows
+        if self._inherited:
+            self._database.execute(ITEM_INDEX)
+        self._files = OpenFiles(path=path, main=main, database=self._database, guards=self._guards)
         self._commits = GroupCommitter(path=path, database=self._database, files=self._files, clock=self._clock)
+        self._lock, self._opened = lock, opened.pop_all()
 
     @classmethod
     def create(
         cls, path: JournalPath | Path | str, whose: JournalOwner, *, run: str, clock: Clock | None = None
     ) -> Self:
-        """Create the journal of a new run, and open it."""
         path = journal_path(path)
-        with store_errors(path, "created"), new_file(path) as lock, ExitStack() as undo:
+        with store_errors(path, "created"), _new_file(path) as lock, ExitStack() as opened:
             _lay_out(path, whose, run, None)
-            journal = cls(path=path, run=run, connections=connect_guarded(path, undo), lock=lock, clock=clock)
-            undo.pop_all()
-        return journal
+            return cls(path=path, run=run, lock=lock, opened=opened, clock=clock)
 
     @classmethod
     def plan(cls, path: JournalPath | Path | str, whose: JournalOwner, *, run: str, requests: Iterable[Start]) -> None:
         """Create the journal of a run for these requests, for `reopen`."""
         path = journal_path(path)
-        with store_errors(path, "created"), new_file(path) as lock:
+        with store_errors(path, "created"), _new_file(path) as lock:
             _lay_out(path, whose, run, requests)
         lock.close()
 
@@ -257,7 +348,7 @@ class Journal:
         path = journal_path(path)
         if not exists(path):
             raise InvalidRequestError(f"there is no journal {path}: start the run without resuming")
-        with ExitStack() as undo, store_errors(path, "read"):
+        with ExitStack() as undo, store_errors(path, "read"), ExitStack() as opened:
             if not is_held(path):
                 whose.check(path, verify(path)[0])  # before a lock file is made beside what is no journal of ours
             if not os.access(path.file, os.W_OK):
@@ -265,31 +356,18 @@ class Journal:
                     f"the journal {path} can't be written: use an account that has write permission"
                 )
             lock = undo.enter_context(closing(hold(path)))
-            whose.check(path, verify(path)[0])
-            connections = connect_guarded(path, undo)
-            database = connections[1]
-            run = facts_of(path, database).run
-            database.execute(INDEX)
-            last = int(database.execute("SELECT COALESCE(MAX(id), 0) FROM items").fetchone()[0])
-            journal = cls(path=path, run=run, connections=connections, lock=lock, clock=clock, inherited=last)
+            facts, _ = verify(path)
+            whose.check(path, facts)
+            journal = cls(path=path, run=facts.run, lock=lock, opened=opened, clock=clock)
             undo.pop_all()
         return journal
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     @property
-    def undone_since(self) -> str | None:
-        row = self._ask("SELECT value FROM run WHERE key = 'rollback_started_at'", ())
-        return row and str(row[0])
+    def rollback_started_at(self) -> str | None:
+        with self._reading():
+            return facts_of(self.path, self._database).rollback_started_at
 
-    def begin_undoing(self) -> None:
-        """Record that this run is being rolled back."""
+    def begin_rollback(self) -> None:
         with store_errors(self.path, "written"), self._files.commit():
             self._database.execute("INSERT OR IGNORE INTO run VALUES ('rollback_started_at', ?)", (now(),))
 
@@ -304,18 +382,25 @@ class Journal:
         if name is None:
             skip = self._looked_up[target]
             self._looked_up[target] += 1
-        row = self._ask(_FIND, (target, name, self._inherited, skip))
+        with self._reading():
+            row = self._database.execute(_FIND, (target, name, self._inherited, skip)).fetchone()
         if row is None:
             return None
-        if row[1] not in STATES or not isinstance(row[2], str | None):
-            raise unreadable(self.path, f"the row {row[0]} of its table items")
-        return ItemRecord(row[0], row[1], row[2], bool(row[3]))
+        item = decode_item(self.path, row)
+        return ItemRecord(row[0], item.status, item.sid, item.ambiguous)
 
     def find_stream(self, target: str, name: str | None, sid: str | None) -> int:
-        row = self._ask(_FIND_STREAM, (folded(target), name, sid))
+        with self._reading():
+            row = self._database.execute(_FIND_STREAM, (folded(target), name, sid)).fetchone()
         if row is None:
             raise JournalError(f"the journal {self.path} no longer contains the stream on {target}")
         return int(row[0])
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with store_errors(self.path, "read"):
+            self._files.check()
+            yield
 
     def new_row(self) -> int:
         self._rows += 1
@@ -324,38 +409,34 @@ class Journal:
     async def intend(self, row: int, kind: str, target: str, name: str | None) -> None:
         """Record that an item is about to be sent; it is durable when this returns."""
         if row > self._inherited:
-            await self._commits.write(_INTEND, (row, kind, folded(target), name, IN_DOUBT, now()))
+            await self._commits.write(_INTEND, row, kind, folded(target), name, IN_DOUBT)
         else:
-            await self._commits.write(_INTEND_AGAIN, (IN_DOUBT, now(), row))
+            await self._commits.write(_INTEND_AGAIN, IN_DOUBT, row)
 
     def settle(self, row: int, outcome: BulkOutcome[Any]) -> None:
         """Record the outcome of an item; it is written with the next commit."""
         stream, error = outcome.stream, outcome.error
         self._commits.write_later(
             _SETTLE,
-            (
-                outcome.status.value,
-                stream.sid if stream is not None else None,
-                int(stream.ambiguous) if stream is not None else 0,
-                outcome.attempts,
-                error_label(error) if error is not None else None,
-                str(error) if error is not None else None,
-                now(),
-                row,
-            ),
+            outcome.status.value,
+            stream.sid if stream is not None else None,
+            int(stream.ambiguous) if stream is not None else 0,
+            outcome.attempts,
+            error_label(error) if error is not None else None,
+            str(error) if error is not None else None,
+            row,
         )
 
-    async def intend_undoing(self, row: int) -> None:
+    async def intend_rollback(self, row: int) -> None:
         """Record that an item's stream is about to be stopped; it is on the disk when this returns."""
-        await self._commits.write(_ROLL_BACK, (IN_DOUBT, now(), row))
+        await self._commits.write(_ROLL_BACK, IN_DOUBT, row)
 
-    def settle_undoing(self, row: int, outcome: BulkOutcome[ConferenceStream | CallStream]) -> None:
+    def settle_rollback(self, row: int, outcome: BulkOutcome[Stream]) -> None:
         """Record the outcome of stopping an item's stream; the record of its start is unchanged."""
         status = {BulkStatus.STOPPED: BulkStatus.STOPPED.value, BulkStatus.UNKNOWN: IN_DOUBT}.get(outcome.status)
-        self._commits.write_later(_ROLL_BACK, (status, now(), row))
+        self._commits.write_later(_ROLL_BACK, status, row)
 
     async def aclose(self) -> None:
-        """Do the same as `close`, and wait for a lock of another program."""
         try:
             await when_free(self._clock, self._commits.finish)
         finally:
@@ -370,43 +451,49 @@ class Journal:
 
     def _release(self) -> None:
         self._commits.cancel()
-        # The last one that closes copies the log into the main file and deletes it; the guard can't, for it only reads.
-        last_two = (self._guard, self._database) if self._commits.is_whole else (self._database, self._guard)
-        for opened in (*last_two, self._main, self._lock):
-            opened.close()
-
-    def _ask(self, question: str, values: _Values) -> Any:  # noqa: ANN401  (as sqlite3 has it)
-        with store_errors(self.path, "read"):
-            self._files.check()
-            return self._database.execute(question, values).fetchone()
+        if self._commits.is_whole:
+            # The last one that closes copies the log into the main file and deletes it; a guard can't, it only reads.
+            for guard in self._guards:
+                guard.close()
+        self._opened.close()
+        self._lock.close()
 
 
-class Holder:
-    """Opens a run's journal when the run starts, and closes it when the run ends."""
+@contextmanager
+def _new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
+    """Reserve a path for a new journal. On an error, its own files are removed, and no others are touched."""
+    _check_free(path)
+    with ExitStack() as undo:
+        with suppress(OSError):  # `hold` reports it if it exists or can't be created
+            _create(path.beside(LOCK), undo)
+        lock = undo.enter_context(closing(hold(path)))
+        with suppress(FileExistsError):
+            _create(path.file, undo)
+        _check_free(path)  # another process may have made it since
+        undo.callback(_undo, partial(os.truncate, length=0), path.file, identity_of(path.file))
+        os.truncate(path.file, 0)  # of what a killed process left
+        for suffix in (LOG, INDEX):
+            undo.callback(path.beside(suffix).unlink, missing_ok=True)
+        yield lock
+        undo.pop_all()
 
-    journal: Journal  # once it is open
 
-    def __init__(self, opening: Callable[[], Journal], clock: Clock) -> None:
-        self.clock = clock
-        self._opening = opening
-        self._is_open = False
-        self._failure: JournalError | None = None
+def _check_free(path: JournalPath) -> None:
+    if exists(path) and size_of(path.file) and not is_free(path):
+        raise InvalidRequestError(f"the journal {path} already exists: resume it, or choose another file")
+    if not is_free(path):
+        raise InvalidRequestError(f"files of another journal are next to {path}: restore it, or choose another file")
 
-    async def open(self) -> Journal:
-        self.journal = await when_free(self.clock, self._opening)
-        self._is_open = True
-        return self.journal
 
-    async def close(self) -> None:
-        """Write pending records and close the journal. Safe to repeat."""
-        if self._is_open:
-            self._is_open = False
-            try:
-                await self.journal.aclose()
-            except JournalError as error:
-                self._failure = error
-        if self._failure is not None:
-            raise self._failure
+def _create(file: Path, undo: ExitStack) -> None:
+    os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    undo.callback(_undo, Path.unlink, file, identity_of(file))
+
+
+def _undo(act: Callable[[Path], None], file: Path, identity: tuple[int, int]) -> None:
+    with suppress(OSError):
+        if identity_of(file) == identity:
+            act(file)
 
 
 def _lay_out(path: JournalPath, whose: JournalOwner, run: str, plan: Iterable[Start] | None) -> None:

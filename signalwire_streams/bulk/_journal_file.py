@@ -1,48 +1,129 @@
-"""The file of a bulk run's journal: its tables, how it is opened, and which process holds it.
+"""The files of a bulk run's journal: their paths, their tables, how they are opened, and which process holds them.
 
-SQLite from the standard library, in WAL mode. The file can be read with any SQLite tool, also during the run. It holds
-no token and no parameter value.
+SQLite from the standard library, in WAL mode. The journal can be read with any SQLite tool, also during the run. It
+holds no token and no parameter value.
 """
 
 import os
 import sqlite3
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
-from datetime import UTC, datetime
-from io import FileIO
+from contextlib import closing, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from attrs import field, frozen
-from attrs.converters import optional
+from attrs import Attribute, field, frozen
+from attrs.converters import optional as maybe
+from attrs.validators import ge, in_, instance_of, optional
 
 from signalwire_streams.bulk._results import BulkStatus
-from signalwire_streams.bulk._write_ahead_log import (
-    INDEX as LOG_INDEX,
-    JOURNAL,
-    LOCK,
-    LOG,
-    ROLLBACK,
-    UNFINISHED,
-    Header,
-    JournalPath,
-    check_log,
-    check_view,
-    exists,
-    header_of,
-    identity_of,
-    is_busy,
-    log_error,
-    size_of,
-)
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError, JournalError
+from signalwire_streams.models._validation import validate_path_segment
 
 _Result = TypeVar("_Result")
 
-IN_DOUBT = "in_doubt"
-"""The state of an item whose request may have gone out, and whose outcome the journal does not know."""
-STATES = frozenset({IN_DOUBT, *(status.value for status in BulkStatus)})
+LOCK, LOG, INDEX, ROLLBACK = ".lock", "-wal", "-shm", "-journal"
+_INDEX_PAGE, _INDEX_AT_FIRST = 4096, 3  # bytes that SQLite adds to an index at once, and that it begins with
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+@frozen
+class JournalPath:
+    """The path of a journal, as passed and as an absolute path, so that a chdir does not change the file."""
+
+    name: str
+    file: Path
+
+    def __str__(self) -> str:
+        return self.name
+
+    def beside(self, suffix: str) -> Path:
+        """Return the file of SQLite's, or our lock, that belongs to the journal; links to the journal share it."""
+        file = self.file.resolve()
+        return file.with_name(file.name + suffix)
+
+
+def journal_path(journal: object) -> JournalPath:
+    if isinstance(journal, JournalPath):
+        return journal
+    name = os.fspath(journal) if isinstance(journal, str | os.PathLike) else None
+    if not isinstance(name, str):
+        kind = type(journal).__name__
+        raise InvalidRequestError(f"journal is of type {kind}: write a path as text, such as 'run.db'")
+    if not name.strip():
+        raise InvalidRequestError("journal is empty: name a file, such as 'run.db'")
+    if name == ":memory:" or name.startswith("file:"):
+        raise InvalidRequestError(f"journal {name!a} is a name that SQLite reserves: name a file, such as 'run.db'")
+    if not all(" " <= character != "\x7f" and not "\ud800" <= character <= "\udfff" for character in name):
+        raise InvalidRequestError(
+            f"journal {name!a} is not UTF-8, or contains control characters: choose another name for the file"
+        )
+    try:
+        return JournalPath(name, Path(name).absolute())
+    except OSError as error:
+        raise InvalidRequestError(
+            f"the journal {name} has no folder ({error.strerror}): name an absolute path"
+        ) from None
+
+
+def exists(path: JournalPath) -> bool:
+    """Return whether there is a journal's file, and check that nothing at or beside the path is another kind of file.
+
+    Nothing is opened: to open a FIFO blocks, and SQLite deletes what it takes for a leftover of its own.
+    """
+    try:
+        is_there = _is_regular(path.file)
+        for suffix in (LOCK, LOG, INDEX, ROLLBACK):
+            _is_regular(path.beside(suffix))
+        if size_of(path.beside(INDEX)) % _INDEX_PAGE not in {0, _INDEX_AT_FIRST}:
+            raise InvalidRequestError(f"{path.beside(INDEX)} is another program's file: move it, or name another file")
+        for suffix in (LOG, INDEX, ROLLBACK):
+            file = path.beside(LOCK + suffix)
+            if os.path.lexists(file):  # SQLite deletes it, and the lock never has one
+                raise InvalidRequestError(f"{file} blocks the lock file: move it, or name another file")
+    except OSError as error:
+        raise InvalidRequestError(f"the journal {path} can't be opened: {error.strerror}; name another file") from None
+    return is_there
+
+
+def _is_regular(file: Path) -> bool:
+    """Return False where there is no file."""
+    try:
+        mode = stat.S_IFMT(file.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        if file.is_symlink():
+            raise InvalidRequestError(f"{file} is a symbolic link to a missing file: name a file instead") from None
+        return False
+    if mode != stat.S_IFREG:
+        kind = _KINDS.get(mode, "a special file")
+        raise InvalidRequestError(f"{file} is {kind}, but a journal must be a regular file: name another file")
+    return True
+
+
+def size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def identity_of(path: Path) -> tuple[int, int]:
+    """Return the device and inode of a file: they differ for a file that replaced it."""
+    return _identity(path.stat())
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
 
 SCHEMA_VERSION = 4
 SCHEMA = (
@@ -71,15 +152,18 @@ SCHEMA = (
 )
 # Created on resume, because only a resumed run does lookups; maintaining it during the first run would be most of the
 # journal's cost.
-INDEX = "CREATE INDEX IF NOT EXISTS items_by_name ON items (target, name)"
+ITEM_INDEX = "CREATE INDEX IF NOT EXISTS items_by_name ON items (target, name)"
+
+IN_DOUBT = "in_doubt"
+"""The state of an item whose request may have gone out, and whose outcome the journal does not know."""
+STATES = frozenset({IN_DOUBT, *(status.value for status in BulkStatus)})
 
 _A_MOMENT = 0.2  # another process may be looking whether the journal is held
-_PATIENCE = 5.0  # seconds that another program may keep a journal locked
+_PATIENCE = 10.0  # seconds that another program may lock a journal; programs in Python wait 5 by default
 _STEP = 0.02  # seconds between two tries
 
 
-def connect(path: JournalPath) -> sqlite3.Connection:
-    """Open an existing journal for writing."""
+def connect_to_write(path: JournalPath) -> sqlite3.Connection:
     database = sqlite3.connect(_address(path, "rw"), uri=True, timeout=0.0)  # `when_free` waits, and not SQLite
     try:
         database.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -92,32 +176,47 @@ def connect(path: JournalPath) -> sqlite3.Connection:
     return database
 
 
-def connect_guarded(path: JournalPath, undo: ExitStack) -> tuple[FileIO, sqlite3.Connection, sqlite3.Connection]:
-    """Open a journal for writing, with a second connection that keeps the log when the first one closes.
+def connect_to_read(path: JournalPath, *, timeout: float = 5.0) -> sqlite3.Connection:
+    return sqlite3.connect(_address(path, "ro"), uri=True, isolation_level=None, timeout=timeout)
 
-    The second one is opened at once, since one that opens a main file that was cut to nothing deletes the log. The
-    main file itself is opened first, so that it is closed last.
-    """
-    main = undo.enter_context(path.file.open("r+b", buffering=0))
-    database = undo.enter_context(closing(connect(path)))
-    guard = undo.enter_context(closing(_connect_to_read(path, timeout=0.0)))
-    undo.callback(database.close)  # before the guard
-    guard.execute("SELECT count(*) FROM sqlite_master").fetchall()
-    return main, database, guard
+
+def connect_to_main(path: JournalPath) -> sqlite3.Connection:
+    """Open only the main file: without its log, without a lock, and without creating a file."""
+    return sqlite3.connect(f"{_address(path, 'ro')}&immutable=1", uri=True, isolation_level=None)
 
 
 def _address(path: JournalPath, mode: str) -> str:
     return f"{path.file.resolve().as_uri()}?mode={mode}"
 
 
-def _connect_to_read(path: JournalPath, *, timeout: float = 5.0) -> sqlite3.Connection:
-    return sqlite3.connect(_address(path, "ro"), uri=True, isolation_level=None, timeout=timeout)
+_released: dict[tuple[int, int], int] = {}
+"""Descriptors of main files that could not be closed yet, by the file's identity.
+
+POSIX drops all locks that a process has on a file when the process closes any descriptor of it. SQLite takes care of
+its own descriptors; ours has to stay open while a connection of any thread has the file open.
+"""
 
 
-def _connect_to_main(path: JournalPath) -> sqlite3.Connection:
-    """Open only the main file: without its log, without a lock, and without creating a file."""
-    # Not by reading the file ourselves: to close a file drops all locks that this process has on it.
-    return sqlite3.connect(f"{_address(path, 'ro')}&immutable=1", uri=True, isolation_level=None)
+def open_descriptor(file: Path) -> int:
+    descriptor = _released.pop(identity_of(file), None)
+    return os.open(file, os.O_RDWR) if descriptor is None else descriptor
+
+
+def release_descriptor(descriptor: int) -> None:
+    """Close a descriptor, and those that were released before, unless other descriptors of the same file are open."""
+    _released[_identity(os.fstat(descriptor))] = descriptor
+    used = Counter[tuple[int, int]]()
+    for number in os.listdir("/dev/fd"):  # noqa: PTH208  (no paths, but numbers)
+        with suppress(OSError):  # the listing's own is closed by now
+            used[_identity(os.fstat(int(number)))] += 1
+    for identity in [known for known in list(_released) if used[known] == 1]:
+        os.close(_released.pop(identity))
+
+
+def is_busy(error: BaseException | None) -> bool:
+    """Return whether an error passes when another program releases the journal."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # errors of the Python module itself have none
+    return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 async def when_free(clock: Clock, act: Callable[[], _Result]) -> _Result:
@@ -146,42 +245,38 @@ def store_error(path: JournalPath, doing: str, error: Exception) -> JournalError
     why = getattr(error, "strerror", None) or error
     if doing == "read" and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
         why = (
-            f"its log needs a file {path.beside(LOG_INDEX).name} next to it, which can't be created there; copy the "
+            f"its log needs a file {path.beside(INDEX).name} next to it, which can't be created there; copy the "
             "journal and its log to a writable folder, and pass the copy"
         )
     return JournalError(f"the journal {path} can't be {doing}: {why}")
 
 
-def unreadable(path: JournalPath, what: str) -> JournalError:
-    """Return the error of a journal with contents that this version does not write."""
-    return JournalError(
-        f"the journal {path} can't be read: {what} is not in this version's format; use the version that wrote it, "
-        "or a copy from before the change"
-    )
+@contextmanager
+def decoding(path: JournalPath, what: str) -> Iterator[None]:
+    """Raise `JournalError` for contents that this version does not write."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise JournalError(
+            f"the journal {path} can't be read: {what} is not in this version's format; use the version that wrote it, "
+            "or a copy from before the change"
+        ) from error
 
 
-@frozen(kw_only=True)
-class RunFacts:
-    """The facts of a journal's run: the rows of its table ``run``."""
-
-    run: str
-    operation: str
-    origin: str
-    project: str
-    started_at: str
-    planned: int | None = field(default=None, converter=optional(int))
-    rollback_started_at: str | None = None
+def _timestamp(_: object, attribute: "Attribute[str]", value: str) -> None:
+    if datetime.fromisoformat(value).tzinfo is None:
+        raise ValueError(f"{attribute.name} is without a time zone")
 
 
 @frozen
 class JournalOwner:
     """Which kind of run a journal is of, ``start`` or ``stop``, and on which project of which Space."""
 
-    operation: str
-    origin: str
-    project: str
+    operation: str = field(validator=in_(("start", "stop")))
+    origin: str = field(validator=instance_of(str))
+    project: str = field(validator=instance_of(str))
 
-    def check(self, path: JournalPath, known: RunFacts) -> None:
+    def check(self, path: JournalPath, known: "JournalOwner") -> None:
         if known.operation != self.operation:
             raise InvalidRequestError(f"{path} is the journal of a run that {known.operation}s streams: use it as one")
         for noun, its, ours in (("Space", known.origin, self.origin), ("project", known.project, self.project)):
@@ -189,141 +284,14 @@ class JournalOwner:
                 raise InvalidRequestError(f"{path} belongs to the {noun} {its}: use it there, not on {ours}")
 
 
-def find(path: JournalPath) -> None:
-    if not exists(path):
-        raise InvalidRequestError(f"there is no journal {path}: name the file that the run wrote")
+@frozen(kw_only=True)
+class RunFacts(JournalOwner):
+    """The rows of a journal's table ``run``."""
 
-
-@contextmanager
-def reading(path: JournalPath) -> Iterator[tuple[sqlite3.Connection, RunFacts]]:
-    find(path)
-    with store_errors(path, "read"), ExitStack() as stack:
-        is_alone = _is_alone(path)
-        database = stack.enter_context(closing(_connect_to_main(path) if is_alone else _connect_to_read(path)))
-        database.execute("BEGIN")  # one view of the file for all that is asked
-        yield database, facts_of(path, database)
-
-
-def _is_alone(path: JournalPath) -> bool:
-    """Check a journal before reading it, and return whether all of it is in the main file."""
-    for is_last in (False, True):  # a run may begin or end while its files are checked one by one
-        try:
-            if not is_held(path):
-                return not verify(path)[1]
-        except (sqlite3.Error, JournalError, InvalidRequestError):
-            if is_last and not is_held(path):
-                raise
-    return False  # the process that holds it keeps the files together
-
-
-def verify(path: JournalPath) -> tuple[RunFacts, bool]:
-    """Check that a journal that no process of ours has open is complete: its main file, and the log that belongs to it.
-
-    Nothing is written, and no file is created if there is nothing to apply.
-
-    Return the facts of its run, and whether it can't be read without its log.
-    """
-    main = _header_of(path)
-    if main.application == UNFINISHED:
-        raise InvalidRequestError(f"the journal {path} was not started yet: start the run without resuming")
-    if main.application != JOURNAL or not check_log(path, main):
-        with closing(_connect_to_main(path)) as database:
-            return facts_of(path, database), False
-    with closing(_connect_to_read(path)) as database:
-        database.execute("BEGIN")
-        check_view(path, main, header_of(database))
-        return facts_of(path, database), True
-
-
-def _header_of(path: JournalPath) -> Header:
-    """Read the first page of the main file alone, whatever the state of the other ones is."""
-    with closing(_connect_to_main(path)) as database:
-        database.execute("PRAGMA writable_schema = ON")  # else a file with less pages than it should have is malformed
-        with suppress(sqlite3.DatabaseError):  # no database at all, or one that can't be read as another one is
-            return header_of(database)
-    return Header(0, 0)
-
-
-def facts_of(path: JournalPath, database: sqlite3.Connection) -> RunFacts:
-    known: dict[str, str] = {}
-    try:
-        if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise _blank(path)
-        known = dict(database.execute("SELECT key, value FROM run"))
-    except sqlite3.DatabaseError as error:
-        # Errors of the Python module itself have no code.
-        if getattr(error, "sqlite_errorcode", None) not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB}:
-            raise
-    if known.pop("schema", None) != str(SCHEMA_VERSION):
-        raise InvalidRequestError(f"{path} is not a journal that this version can read: its schema differs")
-    try:
-        if all(isinstance(value, str) for value in known.values()):
-            return RunFacts(**known)
-    except (TypeError, ValueError):  # a row is missing, or is not known here, or is no number
-        pass
-    raise unreadable(path, "its table run")
-
-
-def _blank(path: JournalPath) -> Exception:
-    if is_free(path):
-        return InvalidRequestError(
-            f"the journal {path} is empty, so its run was not started yet: start it; if this is a "
-            "copy of a run's journal, "
-            "copy it again"
-        )
-    return log_error(path, "is missing or belongs to another journal")
-
-
-def is_free(path: JournalPath) -> bool:
-    """Return whether a journal can be created: there is no file, an empty one, or a killed process's unfinished one."""
-    if any(size_of(path.beside(suffix)) for suffix in (LOG, LOG_INDEX, ROLLBACK)):
-        return False
-    return not size_of(path.file) or _header_of(path).application == UNFINISHED
-
-
-@contextmanager
-def new_file(path: JournalPath) -> Iterator[sqlite3.Connection]:
-    """Reserve a path for a new journal. On an error, its own files are removed, and no others are touched."""
-    _check_free(path)
-    with ExitStack() as undo:
-        lock = undo.enter_context(closing(_hold_new(path, undo)))
-        with suppress(FileExistsError):
-            _create(path.file, undo)
-        _check_free(path)  # another process may have made it since
-        undo.callback(_undo, _empty, path.file, identity_of(path.file))
-        _empty(path.file)  # of what a killed process left
-        for suffix in (LOG, LOG_INDEX):
-            undo.callback(path.beside(suffix).unlink, missing_ok=True)
-        yield lock
-        undo.pop_all()
-
-
-def _check_free(path: JournalPath) -> None:
-    if exists(path) and size_of(path.file) and not is_free(path):
-        raise InvalidRequestError(f"the journal {path} already exists: resume it, or choose another file")
-    if not is_free(path):
-        raise InvalidRequestError(f"files of another journal are next to {path}: restore it, or choose another file")
-
-
-def _hold_new(path: JournalPath, undo: ExitStack) -> sqlite3.Connection:
-    with suppress(OSError):  # `hold` reports it if it exists or can't be created
-        _create(path.beside(LOCK), undo)
-    return hold(path)
-
-
-def _create(file: Path, undo: ExitStack) -> None:
-    os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    undo.callback(_undo, Path.unlink, file, identity_of(file))
-
-
-def _empty(file: Path) -> None:
-    os.truncate(file, 0)
-
-
-def _undo(act: Callable[[Path], None], file: Path, identity: tuple[int, int]) -> None:
-    with suppress(OSError):
-        if identity_of(file) == identity:
-            act(file)
+    run: str = field(validator=validate_path_segment)
+    started_at: str = field(validator=_timestamp)
+    rollback_started_at: str | None = field(default=None, validator=optional(_timestamp))
+    planned: int | None = field(default=None, converter=maybe(int), validator=optional(ge(0)))
 
 
 def hold(path: JournalPath) -> sqlite3.Connection:
@@ -353,7 +321,3 @@ def is_held(path: JournalPath) -> bool:
             except sqlite3.OperationalError:
                 return True
     return False
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

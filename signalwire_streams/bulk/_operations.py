@@ -10,14 +10,15 @@ from functools import partial
 from secrets import token_hex
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 
 from signalwire_streams._http.messages import CallContext, CallState
-from signalwire_streams.bulk._journal import Holder, ItemRecord
+from signalwire_streams.bulk._journal import ItemRecord, Journal
 from signalwire_streams.bulk._journal_file import IN_DOUBT, when_free
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus
-from signalwire_streams.bulk._serialization import DuplicateCheck, Start, folded, stream_of, target_kind
-from signalwire_streams.errors import InvalidRequestError, StreamOutcomeUnknownError, StreamsError
+from signalwire_streams.bulk._serialization import DuplicateCheck, Start, Stream, folded, stream_of, target_of
+from signalwire_streams.clock import Clock
+from signalwire_streams.errors import InvalidRequestError, JournalError, StreamOutcomeUnknownError, StreamsError
 from signalwire_streams.models import (
     GENERATED_NAME,
     AttemptResult,
@@ -29,7 +30,6 @@ from signalwire_streams.models import (
 )
 from signalwire_streams.resources._streams import Streams
 
-Stream: TypeAlias = ConferenceStream | CallStream
 Send: TypeAlias = Callable[[], Awaitable[Stream]]
 _Item = TypeVar("_Item")
 _Item_contra = TypeVar("_Item_contra", contravariant=True)
@@ -42,13 +42,9 @@ _NOTHING_STARTED = frozenset({AttemptResult.THROTTLED})
 
 @frozen
 class ItemKey:
-    """Identifies an item.
+    """Identifies an item: its target, as of `target_of`, and its stream.
 
-    Attributes:
-        kind: ``conference`` or ``call``.
-        target: the sid of that.
-        name: the stream's name; to stop one without a name, its sid.
-        sid: the stream's sid, to stop it.
+    The name is that of the stream; to stop a stream without a name, its sid.
     """
 
     kind: str
@@ -64,11 +60,9 @@ class Ledger(Protocol):
     @property
     def run(self) -> str:
         """The run's id; the names of its streams follow from it."""
-        ...
 
     async def begin(self) -> None:
         """Open the ledger; the run begins."""
-        ...
 
     async def end(self) -> None:
         """Close the ledger; the run has ended. Safe to repeat.
@@ -76,7 +70,6 @@ class Ledger(Protocol):
         Raises:
             StreamsError: something could not be recorded; the same each time.
         """
-        ...
 
     def known(self, key: ItemKey, state: CallState, /) -> ItemRecord | None:
         """Return what an earlier part of the run recorded of an item.
@@ -84,11 +77,9 @@ class Ledger(Protocol):
         An item that is recorded at all may have been sent, under the name that the run gave it. So if that name is
         refused as a duplicate now, the stream counts as already started.
         """
-        ...
 
     def find(self, key: ItemKey, /) -> ItemRecord | None:
         """Return the same for an item that this run does not send. None if somebody else reports such items."""
-        ...
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None, /) -> None:
         """Record that an item is about to be sent; it is durable when this returns.
@@ -96,11 +87,9 @@ class Ledger(Protocol):
         Raises:
             StreamsError: it could not be recorded, or may not be sent.
         """
-        ...
 
     def note(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
         """Record the outcome of an item. *state* has the results of its attempts, such as `CallState.refusals`."""
-        ...
 
 
 class Operation(Protocol[_Item_contra]):
@@ -108,13 +97,10 @@ class Operation(Protocol[_Item_contra]):
 
     is_start: bool
 
-    async def begin(self) -> None:
-        """Called before the first item."""
-        ...
+    async def begin(self) -> None: ...
 
     async def end(self) -> None:
         """Called after the last item. Safe to repeat."""
-        ...
 
     def prepare(self, item: _Item_contra, context: CallContext, /) -> Send:
         """Return the function that sends an item, which is called again after each pause.
@@ -122,29 +108,20 @@ class Operation(Protocol[_Item_contra]):
         Raises:
             StreamsError: the item is not to be sent.
         """
-        ...
 
     def recorded(self, item: _Item_contra, /) -> Stream | StreamsError | None:
         """Return the result of an item that this run ends without sending, if an earlier part of the run left one."""
-        ...
 
     def note(self, state: CallState, outcome: BulkOutcome[Any], /) -> None:
         """Called with the outcome of each prepared item."""
-        ...
 
 
+@define(kw_only=True, eq=False)
 class _StreamOperation(Generic[_Item]):
-    def __init__(
-        self,
-        *,
-        conferences: Streams[ConferenceStream],
-        calls: Streams[CallStream],
-        deadline: float,
-        ledger: Ledger | None,
-    ) -> None:
-        self._conferences, self._calls = conferences, calls
-        self._deadline = deadline
-        self._ledger = ledger
+    _conferences: Streams[ConferenceStream]
+    _calls: Streams[CallStream]
+    _deadline: float
+    _ledger: Ledger | None
 
     async def begin(self) -> None:
         if self._ledger is not None:
@@ -159,24 +136,14 @@ class _StreamOperation(Generic[_Item]):
             self._ledger.note(state, outcome)
 
 
+@define(kw_only=True, eq=False)
 class StartStreams(_StreamOperation[Start]):
     """Starts streams, under names that follow from the run and the target."""
 
     is_start = True
-
-    def __init__(
-        self,
-        *,
-        conferences: Streams[ConferenceStream],
-        calls: Streams[CallStream],
-        deadline: float,
-        ledger: Ledger | None,
-        resend_call_starts: bool,
-    ) -> None:
-        super().__init__(conferences=conferences, calls=calls, deadline=deadline, ledger=ledger)
-        self._resend_call_starts = resend_call_starts
-        self._run = token_hex(4)
-        self._duplicates = DuplicateCheck()
+    _resend_call_starts: bool
+    _run: str = field(init=False, factory=partial(token_hex, 4))
+    _duplicates: DuplicateCheck = field(init=False, factory=DuplicateCheck)
 
     async def begin(self) -> None:
         await super().begin()
@@ -184,10 +151,11 @@ class StartStreams(_StreamOperation[Start]):
             self._run = self._ledger.run
 
     def prepare(self, request: Start, context: CallContext) -> Send:
-        self._duplicates.check(request)
-        request = self._named(request)
+        canonical_target = self._duplicates.check(request)
+        kind, target = target_of(request)
+        request = self._named(request, canonical_target)
         if self._ledger is not None:
-            running = self._consult(self._ledger, request, context.state)
+            running = self._consult(self._ledger, ItemKey(kind, target, request.name), context.state)
             if running is not None:
                 return _returning(running)
         if isinstance(request, StartConferenceStream):
@@ -197,26 +165,25 @@ class StartStreams(_StreamOperation[Start]):
     def recorded(self, request: Start) -> Stream | StreamsError | None:
         if self._ledger is None or not isinstance(request, StartConferenceStream | StartCallStream):
             return None
-        request = self._named(request)
-        key = ItemKey(target_kind(request), request.target, request.name)
+        kind, target = target_of(request)
+        key = ItemKey(kind, target, self._named(request, folded(target)).name)
         record = self._ledger.find(key)
         if record is not None and record.state in _RUNNING:
-            return _recorded_stream(request, record)
+            return _recorded_stream(key, record)
         if record is not None and record.state in _DOUBTFUL:
             return _still_unknown(key, "and this run ended before it was sent again")
         return None
 
-    def _named(self, request: Start) -> Start:
+    def _named(self, request: Start, canonical_target: str) -> Start:
         if request.name is None and not request.unnamed:
-            return request.with_name(f"{GENERATED_NAME}{self._run}-{folded(request.target)}")
+            return request.with_name(f"{GENERATED_NAME}{self._run}-{canonical_target}")
         return request
 
-    def _consult(self, ledger: Ledger, request: Start, state: CallState) -> Stream | None:
-        key = ItemKey(target_kind(request), request.target, request.name)
+    def _consult(self, ledger: Ledger, key: ItemKey, state: CallState) -> Stream | None:
         record = ledger.known(key, state)
         if record is not None:
             if record.state in _RUNNING:
-                return _recorded_stream(request, record)
+                return _recorded_stream(key, record)
             if record.state in _DOUBTFUL:
                 if key.name is None or (key.kind == "call" and not self._resend_call_starts):
                     why = "without a name" if key.name is None else "on a call, where a duplicate may not be rejected"
@@ -239,26 +206,32 @@ class StopStreams(_StreamOperation[Stream]):
             target = stream.conference_sid
             send = partial(self._conferences.stop, target, stream, deadline=self._deadline, context=context)
         elif isinstance(stream, CallStream):
-            target = stream.call_sid
-            send = partial(self._calls.stop, target, stream, deadline=self._deadline, context=context)
+            send = partial(self._calls.stop, stream.call_sid, stream, deadline=self._deadline, context=context)
         else:
             raise InvalidRequestError(f"an item is a {type(stream).__name__}: pass ConferenceStream or CallStream")
         if self._ledger is not None:
-            key, state = ItemKey(target_kind(stream), target, stream.name or stream.sid, stream.sid), context.state
+            key, state = _stop_key(stream), context.state
             record = self._ledger.known(key, state)
-            if record is not None and record.state == BulkStatus.STOPPED:
-                return _returning(evolve(stream, status=StreamStatus.STOPPED))
+            stopped = _stopped(stream, record)
+            if stopped is not None:
+                return _returning(stopped)
             state.may_have_succeeded = record is not None and record.state in _DOUBTFUL
             state.before_sending = partial(self._ledger.intend, key, state, record)
         return send
 
-    def recorded(self, stream: Stream) -> Stream | StreamsError | None:
+    def recorded(self, stream: Stream) -> Stream | None:
         if self._ledger is None or not isinstance(stream, ConferenceStream | CallStream):
             return None
-        target = stream.conference_sid if isinstance(stream, ConferenceStream) else stream.call_sid
-        record = self._ledger.find(ItemKey(target_kind(stream), target, stream.name or stream.sid, stream.sid))
-        is_stopped = record is not None and record.state == BulkStatus.STOPPED
-        return evolve(stream, status=StreamStatus.STOPPED) if is_stopped else None
+        return _stopped(stream, self._ledger.find(_stop_key(stream)))
+
+
+def _stop_key(stream: Stream) -> ItemKey:
+    return ItemKey(*target_of(stream), stream.name or stream.sid, stream.sid)
+
+
+def _stopped(stream: Stream, record: ItemRecord | None) -> Stream | None:
+    is_stopped = record is not None and record.state == BulkStatus.STOPPED
+    return evolve(stream, status=StreamStatus.STOPPED) if is_stopped else None
 
 
 def _returning(stream: Stream) -> Send:
@@ -268,10 +241,8 @@ def _returning(stream: Stream) -> Send:
     return send
 
 
-def _recorded_stream(request: Start, record: ItemRecord) -> Stream:
-    return stream_of(
-        target_kind(request), request.target, sid=record.sid, name=request.name, ambiguous=record.ambiguous
-    )
+def _recorded_stream(key: ItemKey, record: ItemRecord) -> Stream:
+    return stream_of(key.kind, key.target, sid=record.sid, name=key.name, ambiguous=record.ambiguous)
 
 
 def _still_unknown(key: ItemKey, why: str) -> StreamOutcomeUnknownError:
@@ -284,15 +255,19 @@ def _still_unknown(key: ItemKey, why: str) -> StreamOutcomeUnknownError:
 
 
 class JournalLedger:
-    """The ledger of a run with its own journal file."""
+    """The ledger of a run with its own journal file, which it opens when the run begins."""
 
-    def __init__(self, holder: Holder) -> None:
-        self._holder = holder
+    journal: Journal  # once it is open
+
+    def __init__(self, opening: Callable[[], Journal], clock: Clock) -> None:
+        self._opening, self._clock = opening, clock
+        self._is_open = False
+        self._failure: JournalError | None = None
         self._records: dict[CallState, ItemRecord] = {}
 
     @property
     def run(self) -> str:
-        return self._holder.journal.run
+        return self.journal.run
 
     async def begin(self) -> None:
         """Open the journal.
@@ -300,7 +275,8 @@ class JournalLedger:
         Raises:
             InvalidRequestError: the streams that the run started were stopped since.
         """
-        await self._holder.open()
+        self.journal = await when_free(self._clock, self._opening)
+        self._is_open = True
         try:
             await self._check()
         except BaseException:  # also if cancelled: nothing else closes the journal
@@ -308,14 +284,19 @@ class JournalLedger:
             raise
 
     async def _check(self) -> None:
-        journal = self._holder.journal
-        if journal.undone_since is not None:
-            raise InvalidRequestError(
-                f"the streams of {journal.path} were stopped since {journal.undone_since}: start a new run"
-            )
+        since = self.journal.rollback_started_at
+        if since is not None:
+            raise InvalidRequestError(f"the streams of {self.journal.path} were stopped since {since}: start a new run")
 
     async def end(self) -> None:
-        await self._holder.close()
+        if self._is_open:
+            self._is_open = False
+            try:
+                await self.journal.aclose()
+            except JournalError as error:
+                self._failure = error
+        if self._failure is not None:
+            raise self._failure
 
     def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
         record = self.find(key)
@@ -324,19 +305,18 @@ class JournalLedger:
         return record
 
     def find(self, key: ItemKey) -> ItemRecord | None:
-        return self._holder.journal.find(key.target, key.name)
+        return self.journal.find(key.target, key.name)
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:
-        journal = self._holder.journal
-        record = record or ItemRecord(journal.new_row(), IN_DOUBT, sid=None, ambiguous=False)
-        await journal.intend(record.id, key.kind, key.target, key.name)
+        record = record or ItemRecord(self.journal.new_row(), IN_DOUBT, sid=None, ambiguous=False)
+        await self.journal.intend(record.id, key.kind, key.target, key.name)
         self._records[state] = record  # not before: a row that could not be written may be another process's
 
     def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
         record = self._records.pop(state, None)
         if record is None or (state.may_have_succeeded and outcome.status in _INCONCLUSIVE):
             return  # an attempt that failed does not undo an earlier one that may have succeeded
-        self._holder.journal.settle(record.id, _with_doubt(record, state, outcome))
+        self.journal.settle(record.id, _with_doubt(record, state, outcome))
 
 
 def _with_doubt(record: ItemRecord, state: CallState, outcome: BulkOutcome[Any]) -> BulkOutcome[Any]:
@@ -351,14 +331,15 @@ def _with_doubt(record: ItemRecord, state: CallState, outcome: BulkOutcome[Any])
     has_unique_name = state.name is not None and state.name.startswith(GENERATED_NAME)
     if not (record.ambiguous or (has_unique_name and state.refusals - _NOTHING_STARTED)):
         return outcome
-    return evolve(outcome, stream=_recorded_stream(request, evolve(record, ambiguous=True)))
+    key = ItemKey(*target_of(request), request.name)
+    return evolve(outcome, stream=_recorded_stream(key, evolve(record, ambiguous=True)))
 
 
 class RollbackLedger(JournalLedger):
     """The ledger of stopping what a journaled run started, in that run's own journal."""
 
     async def _check(self) -> None:
-        await when_free(self._holder.clock, self._holder.journal.begin_undoing)
+        await when_free(self._clock, self.journal.begin_rollback)
 
     def known(self, *_: object) -> None:
         """Return None: whatever was recorded of a stream, stopping it again is safe."""
@@ -367,12 +348,11 @@ class RollbackLedger(JournalLedger):
         pass
 
     async def intend(self, key: ItemKey, state: CallState, _: ItemRecord | None) -> None:
-        journal = self._holder.journal
-        row = journal.find_stream(key.target, key.name if key.name != key.sid else None, key.sid)
-        await journal.intend_undoing(row)
+        row = self.journal.find_stream(key.target, key.name if key.name != key.sid else None, key.sid)
+        await self.journal.intend_rollback(row)
         self._records[state] = ItemRecord(row, IN_DOUBT, sid=key.sid, ambiguous=False)
 
     def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
         record = self._records.pop(state, None)
         if record is not None:
-            self._holder.journal.settle_undoing(record.id, outcome)
+            self.journal.settle_rollback(record.id, outcome)

@@ -150,8 +150,6 @@ class BulkReport:
 
 
 class ReportBuilder:
-    """Counts outcomes as they come."""
-
     def __init__(self) -> None:
         self.counts = Counter[BulkStatus]()
         self.failures: list[BulkOutcome[Any]] = []

@@ -5,9 +5,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
-from typing import Generic, Protocol, TypeAlias, TypeVar
-
-from attrs import frozen
+from typing import Generic, TypeAlias, TypeVar
 
 from signalwire_streams._http.messages import CallContext, CallState
 from signalwire_streams.bulk._operations import Operation, Send
@@ -44,20 +42,17 @@ _MIN_PAUSE = 0.05
 _OVERLOAD = frozenset({AttemptResult.THROTTLED, AttemptResult.UNAVAILABLE})
 
 
-class ConcurrencyLimit(Protocol):
-    """How many items may be in flight."""
+class FixedConcurrency:
+    """How many items may be in flight: as many as the caller chose."""
 
-    @property
-    def limit(self) -> float:
-        """The number of items that may be in flight now."""
-        ...
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
 
     def record(self, latency: float, *, overloaded: bool) -> None:
         """Take the latency of a request into account, and whether the Space answered 429 or 503."""
-        ...
 
 
-class AdaptiveConcurrency:
+class AdaptiveConcurrency(FixedConcurrency):
     """Additive increase, multiplicative decrease, on latency and on refusals for lack of capacity.
 
     While answers come about as fast as the fastest lately, the limit grows by one each time that many were answered.
@@ -66,7 +61,7 @@ class AdaptiveConcurrency:
     """
 
     def __init__(self, limit: float = 4.0 * MIN_CONCURRENCY) -> None:
-        self.limit = limit
+        super().__init__(limit)
         self._fastest: float | None = None
         self._average = 0.0
         self._grace = 0
@@ -85,16 +80,6 @@ class AdaptiveConcurrency:
             self._grace = int(self.limit)
 
 
-@frozen
-class FixedConcurrency:
-    """The limit that the caller chose."""
-
-    limit: float
-
-    def record(self, latency: float, *, overloaded: bool) -> None:
-        """Do nothing: the limit is fixed."""
-
-
 class WorkerPool(Generic[_Item]):
     """Runs an operation on items, a limited number of them concurrently, and yields one outcome for each.
 
@@ -107,7 +92,7 @@ class WorkerPool(Generic[_Item]):
         items: Iterable[_Item] | AsyncIterable[_Item],
         operation: Operation[_Item],
         *,
-        limit: ConcurrencyLimit,
+        limit: FixedConcurrency,
         clock: Clock,
     ) -> None:
         self.operation = operation

@@ -1,41 +1,46 @@
-"""Requests as a journal and a fleet store them: every field but the secrets."""
+"""Requests as a journal and a fleet store them: every field but the secrets, as the model's metadata names them."""
 
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeAlias
 
-from attrs import evolve, fields, frozen
+from attrs import Attribute, evolve, field, fields, frozen
+from attrs.validators import deep_iterable, instance_of
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream
+from signalwire_streams.models._requests import SECRET
 from signalwire_streams.models._validation import redact_url
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
+Stream: TypeAlias = ConferenceStream | CallStream
 PlanRow: TypeAlias = tuple[str, str, str | None, str]
 """Kind, target, name, and the rest as JSON."""
 
 _REQUESTS: dict[str, type[Start]] = {"conference": StartConferenceStream, "call": StartCallStream}
-_STREAMS: dict[str, type[ConferenceStream | CallStream]] = {"conference": ConferenceStream, "call": CallStream}
+_STREAMS: dict[str, type[Stream]] = {"conference": ConferenceStream, "call": CallStream}
 _COLUMNS = frozenset({"conference_sid", "call_sid", "name"})
-# All other fields are written; a callback only where it holds no secret.
-_SECRET = frozenset({"parameters", "authorization_bearer_token"})
-_WRITTEN = {
-    model: tuple(attribute for attribute in fields(model) if attribute.name not in _COLUMNS | _SECRET)
+_SECRET = frozenset(each.name for each in fields(StartConferenceStream) if each.metadata.get(SECRET) is True)
+_WRITTEN: dict[type[Start], dict[str, "Attribute[Any]"]] = {
+    model: {each.name: each for each in fields(model) if each.name not in _COLUMNS | _SECRET}
     for model in _REQUESTS.values()
 }
 _WITHHELD = "withheld"
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
-def target_kind(item: Start | ConferenceStream | CallStream) -> str:
-    """Return ``conference`` or ``call``."""
-    return "conference" if isinstance(item, StartConferenceStream | ConferenceStream) else "call"
+def target_of(item: Start | Stream) -> tuple[str, str]:
+    if isinstance(item, StartConferenceStream | ConferenceStream):
+        return "conference", item.conference_sid
+    return "call", item.call_sid
 
 
-def stream_of(
-    kind: str, target: str, *, sid: str | None, name: str | None, ambiguous: bool
-) -> ConferenceStream | CallStream:
+def target_kind(item: Start | Stream) -> str:
+    return target_of(item)[0]
+
+
+def stream_of(kind: str, target: str, *, sid: str | None, name: str | None, ambiguous: bool) -> Stream:
     fields: dict[str, Any] = {f"{kind}_sid": target, "sid": sid, "name": name, "ambiguous": ambiguous}
     return _STREAMS[kind](**fields)
 
@@ -57,9 +62,9 @@ class PlannedRequest:
     """
 
     request: Start
-    parameters: tuple[str, ...] = ()
-    bearer_token: bool = False
-    status_callback: bool = False
+    parameters: tuple[str, ...] = field(default=(), validator=deep_iterable(instance_of(str), instance_of(tuple)))
+    bearer_token: bool = field(default=False, validator=instance_of(bool))
+    status_callback: bool = field(default=False, validator=instance_of(bool))
 
     @classmethod
     def from_request(cls, request: Start) -> Self:
@@ -105,20 +110,20 @@ class DuplicateCheck:
         # Hashes instead of the items, which would be most of the memory of a long run.
         self._seen: set[int] = set()
 
-    def check(self, item: object) -> None:
+    def check(self, item: object) -> str:
+        """Return the canonical form of the item's target."""
         request = check_request(item)
-        if request.unnamed:
-            return
-        key = hash((folded(request.target), request.name))
-        if key in self._seen:
-            raise InvalidRequestError(
-                f"{request.target} appears twice in this run: give each of its streams its own name"
-            )
-        self._seen.add(key)
+        _, target = target_of(request)
+        canonical = folded(target)
+        if not request.unnamed:
+            key = hash((canonical, request.name))
+            if key in self._seen:
+                raise InvalidRequestError(f"{target} appears twice in this run: give each of its streams its own name")
+            self._seen.add(key)
+        return canonical
 
 
 def plan_rows(requests: Iterable[Start]) -> Iterator[PlanRow]:
-    """Check requests and serialize them."""
     duplicates = DuplicateCheck()
     for request in requests:
         duplicates.check(request)
@@ -126,13 +131,12 @@ def plan_rows(requests: Iterable[Start]) -> Iterator[PlanRow]:
 
 
 def planned_row(planned: PlannedRequest) -> PlanRow:
-    """Serialize a request whose secrets were left out."""
     request = planned.request
-    values = ((attribute, getattr(request, attribute.name)) for attribute in _WRITTEN[type(request)])
-    written = {attribute.name: value for attribute, value in values if value != attribute.default}
+    values = {name: getattr(request, name) for name in _WRITTEN[type(request)]}
+    written = {name: value for name, value in values.items() if value != _WRITTEN[type(request)][name].default}
     if planned.redacted:
         written[_WITHHELD] = planned.redacted
-    return target_kind(request), request.target, request.name, json.dumps(written)
+    return *target_of(request), request.name, json.dumps(written)
 
 
 def planned_request(row: Sequence[Any]) -> PlannedRequest:
@@ -140,9 +144,12 @@ def planned_request(row: Sequence[Any]) -> PlannedRequest:
     try:
         kind, target, name, text = row
         written: dict[str, Any] = json.loads(text)
-        withheld = {"parameters": (), **written.pop(_WITHHELD, {})}
+        withheld: dict[str, Any] = written.pop(_WITHHELD, {})
+        if not written.keys() <= _WRITTEN[_REQUESTS[kind]].keys():
+            raise ValueError("an unknown field")
+        if isinstance(withheld.get("parameters"), list):
+            withheld["parameters"] = tuple(withheld["parameters"])
         request = _REQUESTS[kind](**{f"{kind}_sid": target, "name": name}, **written)
-        parameters = tuple(withheld.pop("parameters"))
-        return PlannedRequest(request=request, parameters=parameters, **withheld)
-    except (TypeError, AttributeError, KeyError) as error:
+        return PlannedRequest(request=request, **withheld)
+    except (TypeError, AttributeError, LookupError, RecursionError) as error:
         raise ValueError(str(error)) from error

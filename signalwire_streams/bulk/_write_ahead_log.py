@@ -1,138 +1,70 @@
-"""Detection of a journal whose write-ahead log is missing, damaged, or another journal's.
+"""The write-ahead log of a journal: how it is written, and how one that is missing, cut or foreign is recognized.
 
-SQLite takes the first invalid frame of a log for its end, applies any log that is next to a main file, and works
-without one where there is none. So each commit raises a generation, which SQLite's ``user_version`` in the first page
-holds above its lowest bit. A set bit means: incomplete without a log that reaches this generation. In the log the bit
-is never set, so a main file gets a page without it only from a checkpoint. After each commit, and before anything is
-sent that relies on it, the generation is written with the bit straight into the main file, where no damage to the log
-can reach it. A log belongs to a main file where its first commit follows the main file's generation or is older, and
-its last one is not older.
+SQLite itself does not notice any of that. It takes the first invalid frame for the end of a log, it applies every log
+that it finds next to a main file, and it opens a main file whose log is gone. So a journal counts its commits: each one
+raises the generation, which is stored in ``user_version``, a number in the first page, above its lowest bit.
+
+* In the log the lowest bit is always 0, and a checkpoint of ours copies the first page after all others. So a main file
+  whose bit is 0 is complete without its log.
+* After a commit, and before anything is sent that relies on it, the generation is written directly into the main file,
+  with the lowest bit set: the main file is incomplete without a log that reaches this generation.
+
+Checkpoints of other programs must not overwrite that bit. A checkpoint leaves out each page that was written again
+after some reader began. Every commit writes the first page, so while the run writes there is always a guard: a reader
+of our own that began before the newest commit. A killed process has no guard any more, so the next program that opens
+the journal completes the main file.
+
+A log fits a main file if its first commit follows the main file's generation, or is older, and its last one is not
+older.
 """
 
+import asyncio
 import os
 import secrets
 import sqlite3
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from io import FileIO
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 from attrs import frozen
 
+from signalwire_streams.bulk._journal_file import (
+    INDEX,
+    LOCK,
+    LOG,
+    ROLLBACK,
+    SCHEMA,
+    SCHEMA_VERSION,
+    JournalPath,
+    RunFacts,
+    connect_to_main,
+    connect_to_read,
+    decoding,
+    identity_of,
+    is_busy,
+    size_of,
+    store_error,
+    store_errors,
+    when_free,
+)
+from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError, JournalError
-
-LOCK, LOG, INDEX, ROLLBACK = ".lock", "-wal", "-shm", "-journal"
-_INDEX_PAGE, _INDEX_AT_FIRST = 4096, 3  # bytes that SQLite adds to an index at once, and that it begins with
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-}
-
-
-@frozen
-class JournalPath:
-    """The path of a journal, as passed and as an absolute path, so that a chdir does not change the file."""
-
-    name: str
-    file: Path
-
-    def __str__(self) -> str:
-        return self.name
-
-    def beside(self, suffix: str) -> Path:
-        """Return the file of SQLite's, or our lock, that belongs to the journal; links to the journal share it."""
-        file = self.file.resolve()
-        return file.with_name(file.name + suffix)
-
-
-def journal_path(journal: object) -> JournalPath:
-    if isinstance(journal, JournalPath):
-        return journal
-    name = os.fspath(journal) if isinstance(journal, str | os.PathLike) else None
-    if not isinstance(name, str):
-        kind = type(journal).__name__
-        raise InvalidRequestError(f"journal is of type {kind}: write a path as text, such as 'run.db'")
-    if not name.strip():
-        raise InvalidRequestError("journal is empty: name a file, such as 'run.db'")
-    if name == ":memory:" or name.startswith("file:"):
-        raise InvalidRequestError(f"journal {name!a} is a name that SQLite reserves: name a file, such as 'run.db'")
-    if not all(" " <= character != "\x7f" and not "\ud800" <= character <= "\udfff" for character in name):
-        raise InvalidRequestError(
-            f"journal {name!a} is not UTF-8, or contains control characters: choose another name for the file"
-        )
-    try:
-        return JournalPath(name, Path(name).absolute())
-    except OSError as error:
-        raise InvalidRequestError(
-            f"the journal {name} has no folder ({error.strerror}): name an absolute path"
-        ) from None
-
-
-def exists(path: JournalPath) -> bool:
-    """Return whether there is a journal's file, and check that nothing at or beside the path is another kind of file.
-
-    Nothing is opened: to open a FIFO blocks, and SQLite deletes what it takes for a leftover of its own.
-    """
-    try:
-        is_there = _is_regular(path.file)
-        for suffix in (LOCK, LOG, INDEX, ROLLBACK):
-            _is_regular(path.beside(suffix))
-        if size_of(path.beside(INDEX)) % _INDEX_PAGE not in {0, _INDEX_AT_FIRST}:
-            raise InvalidRequestError(f"{path.beside(INDEX)} is another program's file: move it, or name another file")
-        for suffix in (LOG, INDEX, ROLLBACK):
-            file = path.beside(LOCK + suffix)
-            if os.path.lexists(file):  # SQLite deletes it, and the lock never has one
-                raise InvalidRequestError(f"{file} blocks the lock file: move it, or name another file")
-    except OSError as error:
-        raise InvalidRequestError(f"the journal {path} can't be opened: {error.strerror}; name another file") from None
-    return is_there
-
-
-def _is_regular(file: Path) -> bool:
-    """Return False where there is no file."""
-    try:
-        mode = stat.S_IFMT(file.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        if file.is_symlink():
-            raise InvalidRequestError(f"{file} is a symbolic link to a missing file: name a file instead") from None
-        return False
-    if mode != stat.S_IFREG:
-        kind = _KINDS.get(mode, "a special file")
-        raise InvalidRequestError(f"{file} is {kind}, but a journal must be a regular file: name another file")
-    return True
-
-
-def size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def identity_of(path: Path) -> tuple[int, int]:
-    """Return the device and inode of a file: they differ for a file that replaced it."""
-    found = path.stat()
-    return found.st_dev, found.st_ino
-
 
 JOURNAL, UNFINISHED = 0x53574A31, 0x53574A30
 """SQLite's ``application_id`` of a journal, and of one whose tables were not written yet."""
 
+LOG_SIZE = 4 * 1024 * 1024  # bytes of a log before it is checkpointed
 _31_BITS = (1 << 31) - 1
 _JUMP_BITS = 24
 _SALT, _FIRST_FRAME, _FRAME_HEADER = 16, 32, 24
 _USER_VERSION, _APPLICATION_ID = 60, 68  # bytes in the first page
 _MAGIC = (0x377F0682, 0x377F0683)
+_APART = 0.004  # seconds between two commits, when something waits for them
+_AT_LEAST_EVERY = 0.1  # seconds that what nobody waits for stays unwritten
 
-
-def is_busy(error: BaseException | None) -> bool:
-    """Return whether an error passes when another program releases the journal."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # errors of the Python module itself have none
-    return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+Values: TypeAlias = tuple[object, ...]
 
 
 @frozen
@@ -188,12 +120,42 @@ def next_generation(database: sqlite3.Connection, *, jump: int = 0) -> Iterator[
         _set_version(database, generation << 1)
 
 
-def check_log(path: JournalPath, main: Header) -> bool:
+def verify(path: JournalPath) -> tuple[RunFacts, bool]:
+    """Check that a journal that no process of ours has open is complete: its main file, and the log that belongs to it.
+
+    Nothing is written, and no file is created if there is nothing to apply.
+
+    Return the facts of its run, and whether it can't be read without its log.
+    """
+    main = _header_of(path)
+    if main.application == UNFINISHED:
+        raise InvalidRequestError(f"the journal {path} was not started yet: start the run without resuming")
+    if main.application != JOURNAL or not _check_log(path, main):
+        with closing(connect_to_main(path)) as database:
+            return facts_of(path, database), False
+    with closing(connect_to_read(path)) as database:
+        database.execute("BEGIN")
+        both = header_of(database)
+        if both.application != JOURNAL or both.needs_log or both.is_older(main):
+            raise _log_error(path)
+        return facts_of(path, database), True
+
+
+def _header_of(path: JournalPath) -> Header:
+    """Read the first page of the main file alone, whatever the state of the other ones is."""
+    with closing(connect_to_main(path)) as database:
+        database.execute("PRAGMA writable_schema = ON")  # else a file with less pages than it should have is malformed
+        with suppress(sqlite3.DatabaseError):  # no database at all, or one that can't be read as another one is
+            return header_of(database)
+    return Header(0, 0)
+
+
+def _check_log(path: JournalPath, main: Header) -> bool:
     """Check that a log begins where a main file ends, and return whether there is something in it."""
     log = path.beside(LOG)
     if not size_of(log):
         if main.needs_log:
-            raise log_error(path, "is missing")
+            raise _log_error(path, "is missing")
         return False
     with log.open("rb") as file:
         found = file.read(_FIRST_FRAME + _FRAME_HEADER + 100)
@@ -210,36 +172,67 @@ def check_log(path: JournalPath, main: Header) -> bool:
             return True
         if not main.needs_log and size_of(log) < page + number(8):  # nothing was committed into it yet
             return False
-    raise log_error(path)
+    raise _log_error(path)
 
 
-def check_view(path: JournalPath, main: Header, both: Header) -> None:
-    """Check that a log, as far as SQLite found it valid, ends where a main file ends, or later."""
-    if both.application != JOURNAL or both.needs_log or both.is_older(main):
-        raise log_error(path)
-
-
-def log_error(path: JournalPath, what: str = "was cut short or damaged, or belongs to another journal") -> JournalError:
-    """Return the error of an incomplete journal."""
-    log = path.beside(LOG)
+def _log_error(
+    path: JournalPath, what: str = "was cut short or damaged, or belongs to another journal"
+) -> JournalError:
     return JournalError(
-        f"the journal {path} is incomplete: {log.name} {what}, and it contains the run's latest "
-        "records; copy both files "
-        "from where the run was, and restart nothing until then"
+        f"the journal {path} is incomplete: {path.beside(LOG).name} {what}, and it contains the run's latest records; "
+        "copy both files from where the run was, and restart nothing until then"
     )
+
+
+def facts_of(path: JournalPath, database: sqlite3.Connection) -> RunFacts:
+    known: dict[str, str] = {}
+    tables: set[str] = set()
+    try:
+        tables = {sql for (sql,) in database.execute("SELECT sql FROM sqlite_master")}
+        if not tables:
+            raise _blank(path)
+        known = dict(database.execute("SELECT key, value FROM run"))
+    except sqlite3.DatabaseError as error:
+        # Errors of the Python module itself have no code.
+        if getattr(error, "sqlite_errorcode", None) not in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB}:
+            raise
+    if known.pop("schema", None) != str(SCHEMA_VERSION) or not tables.issuperset(SCHEMA):
+        raise InvalidRequestError(f"{path} is not a journal that this version can read: its schema differs")
+    with decoding(path, "its table run"):
+        return RunFacts(**known)
+
+
+def _blank(path: JournalPath) -> Exception:
+    if is_free(path):
+        return InvalidRequestError(
+            f"the journal {path} is empty, so its run was not started yet: start it; if this is a copy of a run's "
+            "journal, copy it again"
+        )
+    return _log_error(path, "is missing or belongs to another journal")
+
+
+def is_free(path: JournalPath) -> bool:
+    """Return whether a journal can be created: there is no file, an empty one, or a killed process's unfinished one."""
+    if any(size_of(path.beside(suffix)) for suffix in (LOG, INDEX, ROLLBACK)):
+        return False
+    return not size_of(path.file) or _header_of(path).application == UNFINISHED
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class OpenFiles:
     """The files of a journal that is open for writing, watched for changes by other programs."""
 
     def __init__(
-        self, *, path: JournalPath, main: FileIO, database: sqlite3.Connection, guard: sqlite3.Connection
+        self, *, path: JournalPath, main: int, database: sqlite3.Connection, guards: Sequence[sqlite3.Connection]
     ) -> None:
-        self._main, self._database, self._guard = main, database, guard
+        self._main, self._database = main, database
+        self._guard, self._other_guard = guards
         self._log = str(path.beside(LOG))
         self.damage: str | None = None  # how a file was cut or replaced, so that nothing may be written to any of them
-        with next_generation(database):  # makes the log: its first commit has to follow the main file's generation
-            pass
+        self._ensure_guard()  # makes the log: its first commit has to follow the main file's generation
         files = (path.file, *map(path.beside, (LOG, INDEX, LOCK)))
         self._known = {str(file): (identity_of(file), size_of(file)) for file in files}
         # The generations of two copies of a journal differ after this, so that the log of one does not fit the other.
@@ -265,7 +258,7 @@ class OpenFiles:
                 self.damage = f"{Path(file).name} was cut short"
                 if file.endswith(INDEX):  # SQLite maps it into memory, and to touch what was cut ends the process
                     os.truncate(file, size)
-            elif found.st_size > size:
+            elif found.st_size > size and file != self._log:
                 self._known[file] = identity, found.st_size
         if self.damage is not None:
             raise OSError(self.damage)
@@ -273,39 +266,200 @@ class OpenFiles:
     @contextmanager
     def commit(self, *, jump: int = 0) -> Iterator[None]:
         """Commit what is written in the block, and write into the main file that its log has to reach that."""
+        self._ensure_guard()
         with next_generation(self._database, jump=jump) as generation:
             yield
-        self._main.seek(_USER_VERSION)
-        self._main.write((generation << 1 | 1).to_bytes(4))
-        self.log_size()  # which it must not fall below
+        os.pwrite(self._main, (generation << 1 | 1).to_bytes(4), _USER_VERSION)
+        self._expect_log(self.log_size())
 
     def checkpoint(self) -> bool:
-        """Copy the log into the main file, whose first page says until the end that the log is needed.
+        """Copy the log into the main file: first all other pages, then the first one, which makes it complete.
 
-        Return False where another program's reader keeps a part of the log back.
+        The next commit begins the log anew. Return False where another program keeps a part of the log back.
         """
-        try:
-            # The first page that is committed while the guard reads what was before is not copied together with that.
-            self._guard.execute("BEGIN")
-            self._guard.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            with next_generation(self._database):
-                pass
-            self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        finally:
-            self._guard.rollback()
-        busy, pages, copied = self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        return not busy and pages == copied
+        if not self._set_guard(self._other_guard):
+            return False
+        self._guard.rollback()
+        self._guard, self._other_guard = self._other_guard, self._guard
+        is_busy, pages, copied = self._copy_log()
+        if is_busy or copied < pages - 1:  # the commit that the guard does not read wrote the first page alone
+            return False
+        self._expect_log(0)  # from now on it is not needed, so another program may cut it
+        self._guard.rollback()
+        is_busy, pages, copied = self._copy_log()
+        return not is_busy and pages == copied
 
     def finish(self) -> bool:
         """Copy all of the log into the main file, which then needs none, unless a reader keeps a part back."""
         is_whole = self.checkpoint()
         if is_whole:
-            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._copy_log("TRUNCATE")
         return is_whole
 
     def log_size(self) -> int:
-        identity, size = self._known[self._log]
-        with suppress(FileNotFoundError):  # the next check says so
-            size = max(size, os.stat(self._log).st_size)  # noqa: PTH116  (as above)
-        self._known[self._log] = identity, size
-        return size
+        try:
+            return os.stat(self._log).st_size  # noqa: PTH116  (as above)
+        except FileNotFoundError:  # the next check says so
+            return 0
+
+    def _expect_log(self, size: int) -> None:
+        self._known[self._log] = self._known[self._log][0], size
+
+    def _ensure_guard(self) -> None:
+        if not self._guard.in_transaction and not self._set_guard(self._guard):
+            error = sqlite3.OperationalError("another program copies the log")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise error
+
+    def _set_guard(self, guard: sqlite3.Connection) -> bool:
+        """Let a guard read what is committed now, and commit a first page that is newer.
+
+        Return False if another program's checkpoint is running: it may have begun before the commit, and would copy the
+        first page of before.
+        """
+        is_busy = True
+        try:
+            guard.execute("BEGIN")
+            guard.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            with next_generation(self._database):
+                pass
+            is_busy = self._copy_log()[0]
+        finally:
+            if is_busy:
+                guard.rollback()
+        return not is_busy
+
+    def _copy_log(self, mode: str = "PASSIVE") -> tuple[bool, int, int]:
+        """Return whether another program prevents it, and how many pages the log has, and how many are copied."""
+        busy, pages, copied = self._database.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        return bool(busy), pages, copied
+
+
+class GroupCommitter:
+    """The only writer of a journal: commits writes that arrive within a few milliseconds together.
+
+    Each row that is written begins with the time of its commit.
+    """
+
+    def __init__(self, *, path: JournalPath, database: sqlite3.Connection, files: OpenFiles, clock: Clock) -> None:
+        self.is_whole = False  # whether the main file needs no log any more
+        self._path, self._database, self._files, self._clock = path, database, files, clock
+        self._waiting: list[tuple[str, Values, asyncio.Future[None] | None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._last = float("-inf")
+        self._retrying: asyncio.Task[None] | None = None
+        self._log_limit = LOG_SIZE
+        self._failure: JournalError | None = None
+
+    def write_later(self, statement: str, *values: object) -> None:
+        self._waiting.append((statement, values, None))
+        self._commit_by(asyncio.get_running_loop().time() + _AT_LEAST_EVERY)
+
+    async def write(self, statement: str, *values: object) -> None:
+        """Write it, and return when it is on the disk. If cancelled before that, it is not written."""
+        if self._failure is not None:
+            raise JournalError(str(self._failure))
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._waiting.append((statement, values, done))
+        self._commit_by(max(loop.time(), self._last + _APART))
+        await done
+
+    def finish(self) -> None:
+        """Write pending records, and leave a journal that is complete without its log."""
+        self.cancel()
+        with store_errors(self._path, "written"):
+            was_removed = False
+            try:
+                self._files.check()
+            except OSError as error:
+                if self._files.damage is not None:
+                    raise
+                # What was removed is still open, so the main file gets all of it.
+                was_removed = True
+                self._failure = self._failure or store_error(self._path, "written", error)
+            self._write_waiting()
+            if self._failure is None or was_removed:  # else the disk may be full, and the log has all of it
+                self.is_whole = self._files.finish()
+        if self._failure is not None:
+            raise JournalError(str(self._failure))
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._retrying is not None:
+            self._retrying.cancel()
+
+    def _commit_by(self, at: float) -> None:
+        if self._retrying is not None and not self._retrying.done():
+            return
+        if self._timer is not None:
+            if self._due <= at:
+                return
+            self._timer.cancel()
+        # Stored here, since not every loop's handle has its time.
+        self._timer, self._due = asyncio.get_running_loop().call_at(at, self._commit), at
+
+    def _commit(self) -> None:
+        self._timer = None
+        self._last = asyncio.get_running_loop().time()
+        try:
+            self._attempt()
+        except JournalError as error:
+            if is_busy(error.__cause__):
+                self._retrying = asyncio.create_task(self._retry())
+            else:
+                self._fail(error)
+
+    async def _retry(self) -> None:
+        """Write as soon as another program releases the journal; new records wait with the others."""
+        try:
+            await when_free(self._clock, self._attempt)
+        except JournalError as error:
+            self._fail(error)
+
+    def _attempt(self) -> None:
+        try:
+            self._files.check()
+            self._write_waiting()
+            if self._files.log_size() > self._log_limit:
+                self._shorten_log()
+        except (sqlite3.Error, OSError) as error:
+            raise store_error(self._path, "written", error) from error
+
+    def _fail(self, error: JournalError) -> None:
+        """Fail the writers that wait for the commit, and thereby the run. Outcomes are kept for the next attempt."""
+        self._failure = self._failure or error
+        waiting, self._waiting = self._waiting, [entry for entry in self._waiting if entry[2] is None]
+        for _, _, done in waiting:
+            if done is not None and not done.done():
+                done.set_exception(JournalError(str(error)))  # each of those that wait raises its own
+
+    def _write_waiting(self) -> None:
+        # Those of one statement go together, which is a fifth cheaper. It changes nothing, since what is written of one
+        # item comes in different commits: its outcome after its intent is on the disk.
+        together: dict[str, list[Values]] = {}
+        time = now()
+        for statement, values, done in self._waiting:
+            if done is None or not done.cancelled():
+                together.setdefault(statement, []).append((time, *values))
+        if together:
+            with self._files.commit():
+                for statement, rows in together.items():
+                    self._database.executemany(statement, rows)
+        waiting, self._waiting = self._waiting, []
+        for _, _, done in waiting:
+            if done is not None and not done.done():
+                done.set_result(None)
+
+    def _shorten_log(self) -> None:
+        is_whole = True
+        try:
+            is_whole = self._files.checkpoint()
+        except sqlite3.Error as error:
+            if not is_busy(error):  # what was to be written is, so the next commit will do
+                raise
+        # A log that could be copied is begun anew, and does not grow until it is as long as before.
+        self._log_limit = self._files.log_size() + (0 if is_whole else LOG_SIZE)

@@ -20,9 +20,8 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.bulk import _journal_file as store
-from signalwire_streams.bulk._journal_file import hold
-from signalwire_streams.bulk._write_ahead_log import JournalPath
+from signalwire_streams.bulk import _journal as store
+from signalwire_streams.bulk._journal_file import JournalPath, hold
 from signalwire_streams.middleware import Handler, Request, Result
 from signalwire_streams.simulator import SimulatedSpace
 

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def rows(path: Path) -> list[tuple[Any, ...]]:
 async def test_journal_commits_intent_at_once_and_outcome_with_the_next(tmp_path: Path) -> None:
     """Another process sees an intent before the request goes out, and its outcome by the end."""
     path = tmp_path / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         first = journal.new_row()
         await journal.intend(first, "conference", "room", "a")
         assert rows(path) == [("conference", "room", "a", IN_DOUBT, None, 0, 0, None)]
@@ -59,9 +60,9 @@ async def test_journal_commits_intent_at_once_and_outcome_with_the_next(tmp_path
 
 async def test_journal_commits_outcome_that_no_intent_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An outcome that no intent follows is written soon as well."""
-    monkeypatch.setattr("signalwire_streams.bulk._journal._AT_LEAST_EVERY", 0.0)
+    monkeypatch.setattr("signalwire_streams.bulk._write_ahead_log._AT_LEAST_EVERY", 0.0)
     path = tmp_path / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         row = journal.new_row()
         await journal.intend(row, "conference", "room", "a")
         journal.settle(row, outcome(BulkStatus.STARTED))
@@ -73,7 +74,7 @@ async def test_journal_commits_outcome_that_no_intent_follows(tmp_path: Path, mo
 async def test_journal_commits_concurrent_intents_together(tmp_path: Path) -> None:
     """Concurrent writes are committed together, in order; cancelled ones are not written."""
     path = tmp_path / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         intents = [
             asyncio.ensure_future(journal.intend(journal.new_row(), "conference", f"room-{number}", "a"))
             for number in range(5)
@@ -110,12 +111,12 @@ async def test_journal_keeps_outcomes_after_a_failed_write(tmp_path: Path) -> No
 async def test_reopened_journal_updates_the_rows_of_its_run(tmp_path: Path) -> None:
     """A reopened journal knows its run; an item that is sent again keeps its row and counts its attempts."""
     path = tmp_path / "run.db"
-    with Journal.create(path, RUN, run="r1") as journal:
+    with closing(Journal.create(path, RUN, run="r1")) as journal:
         row = journal.new_row()
         await journal.intend(row, "conference", "room", "a")
         error = StreamOutcomeUnknownError("may be running", attempts=1)
         journal.settle(row, outcome(BulkStatus.UNKNOWN, error=error, attempts=1))
-    with Journal.reopen(path, RUN) as journal:
+    with closing(Journal.reopen(path, RUN)) as journal:
         assert journal.run == "r1"
         assert journal.find("room", "a") == ItemRecord(row, "unknown", None, False)
         assert journal.new_row() > row
@@ -126,11 +127,11 @@ async def test_reopened_journal_updates_the_rows_of_its_run(tmp_path: Path) -> N
 
 async def test_unnamed_items_of_one_target_have_separate_rows(tmp_path: Path) -> None:
     """Nothing ties two unnamed items together."""
-    with Journal.create(tmp_path / "run.db", RUN, run="r1") as journal:
+    with closing(Journal.create(tmp_path / "run.db", RUN, run="r1")) as journal:
         rows = [journal.new_row(), journal.new_row()]
         for row in rows:
             await journal.intend(row, "conference", "room", None)
-    with Journal.reopen(tmp_path / "run.db", RUN) as journal:
+    with closing(Journal.reopen(tmp_path / "run.db", RUN)) as journal:
         found = [journal.find("room", None) for _ in range(3)]
     assert found == [*(ItemRecord(row, IN_DOUBT, None, ambiguous=False) for row in rows), None]
 
@@ -186,7 +187,7 @@ def test_journal_of_a_running_process_is_refused(tmp_path: Path) -> None:
             Journal.reopen(path, RUN)
         other.kill()
 
-    with Journal.reopen(path, RUN) as journal:
+    with closing(Journal.reopen(path, RUN)) as journal:
         entry = journal.find("room", "a")
     assert entry is not None
     assert entry.state == IN_DOUBT

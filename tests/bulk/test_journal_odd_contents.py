@@ -6,6 +6,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
+from signalwire_streams._cli.main import run as run_command
 from signalwire_streams.bulk._journal import Journal
-from signalwire_streams.bulk._journal_file import JournalOwner
+from signalwire_streams.bulk._journal_file import STATES, JournalOwner
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -136,6 +138,115 @@ async def test_item_of_another_kind_is_refused(
         assert space.requests.count() == sent
 
 
+COLUMNS = {
+    "run": ["run", "operation", "origin", "project", "started_at", "planned", "rollback_started_at", "schema"],
+    "plan": ["id", "kind", "target", "name", "request"],
+    "items": [*ITEMS, "id", "ambiguous", "changed", "rollback_status"],
+}
+CELLS = [
+    "NULL",
+    "''",
+    "'x'",
+    "'room'",
+    "'7'",
+    "7",
+    "-1",
+    "2.5",
+    "9223372036854775807",
+    "X'ff'",
+    BYTES,
+    "'stopped'",
+    "'2020-01-01T00:00:00'",
+    "'1' || hex(zeroblob(5000))",
+    "'[[1]]'",
+    "'null'",
+    "'{}'",
+]
+REQUESTS = [
+    *(
+        f"""'{{"url": "{URL}", "withheld": {withheld}}}'"""
+        for withheld in (
+            "[[1]]",
+            '{"parameters": [[1]]}',
+            '{"parameters": "ab"}',
+            '{"parameters": 1}',
+            '{"bearer_token": 1}',
+            '{"request": 1}',
+        )
+    ),
+    f"""'{{"url": "{URL}", "parameters": {{"a": "secret"}}}}'""",
+    f"""'{{"url": "{URL}", "track": [], "name": "other"}}'""",
+    "replace(hex(zeroblob(60000)), '0', '[')",
+    """'{"url": ' || replace(hex(zeroblob(60000)), '0', '[')""",
+]
+
+
+@pytest.mark.parametrize(("table", "column"), [(table, column) for table, names in COLUMNS.items() for column in names])
+async def test_wrong_cell_is_refused_or_harmless(
+    client: StreamsClient, space: SimulatedSpace, tmp_path: Path, table: str, column: str
+) -> None:
+    """Whatever stands in a cell, each use of the journal returns what its types promise, or ends in one sentence."""
+    plan = [StartConferenceStream(conference_sid=sid, url=URL) for sid in space.conference_sids]
+    client.create_journal(plan, journal=tmp_path / "run.db")
+    await client.start_streams(plan, journal=tmp_path / "run.db", resume=True).report()
+    change = (
+        "INSERT OR REPLACE INTO run VALUES ('{1}', {2})" if table == "run" else "UPDATE {0} SET {1} = {2} WHERE id = 2"
+    )
+    refused = []
+    for number, cell in enumerate(CELLS + (REQUESTS if column == "request" else [])):
+        path = Path(shutil.copy(tmp_path / "run.db", tmp_path / f"{number}.db"))
+        try:
+            changed(path, "PRAGMA ignore_check_constraints = ON", change.format(table, column, cell))
+        except sqlite3.Error:  # another program can't write that
+            continue
+        for use in USES[table]:
+            try:
+                use(path)
+            except (JournalError, InvalidRequestError) as error:
+                refused.append(str(error))
+        if table == "run":
+            assert run_command(["bulk", "status", str(path)]) in {0, 1, 2}
+        elif column in {"target", "name", "state", "sid", "ambiguous"}:
+            try:
+                await client.start_streams(plan, journal=path, resume=True).report()
+            except (JournalError, InvalidRequestError) as error:
+                refused.append(str(error))
+    assert all(sentence.isprintable() for sentence in refused)
+    assert refused or column in {"changed", "id"}
+
+
+def check_status(path: Path) -> None:
+    status = BulkJournal(path).status()
+    assert {type(value) for value in (status.run, status.origin, status.project)} == {str}
+    assert status.operation in {"start", "stop"}
+    assert datetime.fromisoformat(status.started_at).tzinfo is not None
+    assert status.counts.keys() <= STATES | {"pending"}
+    assert all(isinstance(label, str) for label in status.errors)
+    assert isinstance(status.attempts, int)
+
+
+def check_items(path: Path) -> None:
+    for item in BulkJournal(path).items():
+        assert item.kind in {"conference", "call"}
+        assert item.status in STATES
+        assert item.rollback_status in {None, "in_doubt", "stopped"}
+        assert isinstance(item.attempts, int)
+        assert isinstance(item.target, str)
+        for text in (item.name, item.sid, item.error, item.message):
+            assert isinstance(text, str | None)
+    assert len(list(BulkJournal(path).streams())) <= 3
+
+
+def check_requests(path: Path) -> None:
+    for planned in BulkJournal(path).requests():
+        assert all(isinstance(name, str) for name in planned.parameters)
+        assert isinstance(planned.bearer_token, bool)
+        assert dict(planned.request.parameters) == {}
+
+
+USES = {"run": [check_status], "plan": [check_requests], "items": [check_status, check_items]}
+
+
 async def test_unknown_state_is_not_sent_again(client: StreamsClient, space: SimulatedSpace, tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     requests = [StartConferenceStream(conference_sid=space.conference_sids[0], url=URL, name="n")]
@@ -185,7 +296,7 @@ def test_empty_path_is_not_the_working_directory(path: Any) -> None:
 
 async def test_log_without_an_index_on_a_read_only_disk_says_what_to_do(tmp_path: Path) -> None:
     """SQLite needs a file of its own to read a log; a finished journal needs none."""
-    with Journal.create(tmp_path / "run.db", RUN, run="r1") as journal:
+    with closing(Journal.create(tmp_path / "run.db", RUN, run="r1")) as journal:
         await journal.intend(journal.new_row(), "call", "leg", None)
         folder = Path(tempfile.mkdtemp(prefix="run-"))  # not below tmp_path, which no other account may enter
         for suffix in ("", "-wal"):

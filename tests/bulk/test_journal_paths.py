@@ -19,8 +19,9 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams.bulk import _journal as journal_module, _journal_file as store
-from signalwire_streams.bulk._write_ahead_log import JournalPath, finish_tables, journal_path
+from signalwire_streams.bulk import _journal as journal_module, _journal_file as journal_file
+from signalwire_streams.bulk._journal_file import JournalPath, journal_path
+from signalwire_streams.bulk._write_ahead_log import finish_tables
 from signalwire_streams.simulator import SimulatedSpace
 
 URL = "wss://rx.example.com/audio"
@@ -323,14 +324,14 @@ async def test_file_made_during_creation_stays(
 ) -> None:
     """A program that knows nothing of our lock may make the file while we take it."""
     path = tmp_path / "run.db"
-    hold = store.hold
+    hold = journal_file.hold
 
     def late(wanted: JournalPath) -> Any:
         lock = hold(wanted)
         path.write_text("mine")
         return lock
 
-    monkeypatch.setattr(store, "hold", late)
+    monkeypatch.setattr(journal_module, "hold", late)
     with pytest.raises(InvalidRequestError, match="already exists"):
         client.create_journal([], journal=path)
     assert snapshot(tmp_path).keys() == {str(path)}

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,7 @@ async def test_resume_records_a_call_whose_start_was_interrupted_as_unknown(tmp_
     path = tmp_path / "run.db"
     async with raw_space() as space, client_of(space) as client:
         owner = JournalOwner("start", client.origin, client.project)
-        with Journal.create(path, owner, run="1") as journal:
+        with closing(Journal.create(path, owner, run="1")) as journal:
             await journal.intend(journal.new_row(), "call", "call", "sws-1-call")
         [outcome] = await run_all(client, CALL, journal=path, resume=True)
         assert (outcome.status, space.requests) == (BulkStatus.UNKNOWN, [])
