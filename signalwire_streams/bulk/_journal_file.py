@@ -205,8 +205,12 @@ def open_descriptor(file: Path) -> int:
 def release_descriptor(descriptor: int) -> None:
     """Close a descriptor, and those that were released before, unless other descriptors of the same file are open."""
     _released[_identity(os.fstat(descriptor))] = descriptor
+    try:
+        numbers = os.listdir("/dev/fd")  # noqa: PTH208  (no paths, but numbers)
+    except OSError:  # without them nobody knows, so it stays open for the next use
+        return
     used = Counter[tuple[int, int]]()
-    for number in os.listdir("/dev/fd"):  # noqa: PTH208  (no paths, but numbers)
+    for number in numbers:
         with suppress(OSError):  # the listing's own is closed by now
             used[_identity(os.fstat(int(number)))] += 1
     for identity in [known for known in list(_released) if used[known] == 1]:

@@ -708,3 +708,23 @@ async def test_runs_leave_no_descriptor_open(tmp_path: Path) -> None:
     reader.close()
     Journal.create(tmp_path / "last.db", RUN, run="r1").close()
     assert set(os.listdir("/dev/fd")) == before  # noqa: PTH208
+
+
+async def test_descriptor_stays_open_for_the_next_run_if_those_in_use_are_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system without /dev/fd, or a sandbox that hides it, costs one descriptor for each journal, and no run."""
+    before = len(os.listdir("/dev/fd"))  # noqa: PTH208  (numbers, in a coroutine)
+    listing = os.listdir
+
+    def hidden(*_: object) -> list[str]:
+        raise FileNotFoundError
+
+    path = tmp_path / "run.db"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", hidden)
+        Journal.create(path, RUN, run="r1").close()
+        Journal.reopen(path, RUN).close()
+    assert len(listing("/dev/fd")) == before + 1
+    Journal.reopen(path, RUN).close()
+    assert len(listing("/dev/fd")) == before
