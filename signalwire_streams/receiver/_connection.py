@@ -137,6 +137,9 @@ class Connection:
         ended = asyncio.create_task(session.wait_closed())
         try:
             await asyncio.wait({handling, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if handling.done() and handling.cancelled() and session.end_reason is None:
+                _LOG.error("the handler of stream %s cancelled itself, so the stream is closed", session.label)
+                session._close(EndReason.HANDLER_FAILED)
             session._close(EndReason.HANDLER_RETURNED)  # unless it has ended for another reason
             await self._close_session()
             await asyncio.wait({handling})
@@ -300,6 +303,12 @@ _ABANDONED: set["asyncio.Task[Any]"] = set()
 
 
 def abandon(task: "asyncio.Task[Any]") -> None:
-    """Hold a reference to a task that ignores its cancellation, since the loop holds none."""
+    """Leave a cancelled task alone: keep a reference until it has ended, since the loop keeps none, and log no error."""
     _ABANDONED.add(task)
-    task.add_done_callback(_ABANDONED.discard)
+    task.add_done_callback(_forget)
+
+
+def _forget(task: "asyncio.Task[Any]") -> None:
+    _ABANDONED.discard(task)
+    if not task.cancelled():
+        task.exception()  # retrieved, so that asyncio does not log it

@@ -3,11 +3,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ssl import SSLContext
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from aiohttp import WSCloseCode, web
 from yarl import URL
@@ -37,8 +37,7 @@ from signalwire_streams.receiver.audio._formats import AudioFormat
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _GRACE = 1.0  # seconds for a handler to notice that its stream was closed, and again that it was cancelled
 _MAX_NAMED = 5  # handlers that a log line names
-
-_Result = TypeVar("_Result")
+_MAX_STUCK_CHECKS = 1_000  # token checks that ignore their cancellation
 
 
 class MediaReceiver(StarterMixin):
@@ -106,6 +105,7 @@ class MediaReceiver(StarterMixin):
             check_seconds(heartbeat, "heartbeat")
         AudioFormat("", byte_order=byte_order)  # which checks it
         super().__init__()
+        self._closing = asyncio.Event()
         self.sessions = set()
         self.pending_sockets = 0
         self.rejected_upgrades = 0
@@ -123,6 +123,8 @@ class MediaReceiver(StarterMixin):
         self._servers: set[StreamServer] = set()
         self._connections: set[Connection] = set()
         self._failure_log = RateLimitedLog(10)
+        self._stuck_checks: set[asyncio.Task[bool]] = set()
+        self._stuck_log = RateLimitedLog(1)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Receive one stream, until it has ended and its handler has returned.
@@ -179,19 +181,43 @@ class MediaReceiver(StarterMixin):
         )
 
     async def _allows(self, token: str | None, slot: Slot) -> bool | None:
-        """Check a token. Return None on timeout, or if the client or the receiver closes first."""
-        admitted = await _unless(
-            self._authenticator.allows(token), self._closing, slot.closed, limit=self._start_timeout
-        )
-        if admitted is None and not self._closing.is_set() and not slot.closed.is_set():
-            _LOG.warning("the token check did not return within %g s, so the stream is rejected", self._start_timeout)
-        return admitted
+        """Check a token. Return None on timeout, or if the client or the receiver closes first.
+
+        A check that ignores its cancellation is not waited for, so its number is limited.
+        """
+        if len(self._stuck_checks) >= _MAX_STUCK_CHECKS:
+            self._stuck_log.warning(
+                "%d token checks ignore their cancellation, so further streams are rejected until some return",
+                _MAX_STUCK_CHECKS,
+            )
+            return None
+        check = asyncio.create_task(self._authenticator.allows(token))
+        if not await _wait_unless(check, self._closing, slot.closed, limit=self._start_timeout):
+            self._stuck_checks.add(check)
+            check.add_done_callback(self._stuck_checks.discard)
+            if not self._closing.is_set() and not slot.closed.is_set():
+                _LOG.warning(
+                    "the token check did not return within %g s, so the stream is rejected", self._start_timeout
+                )
+            return None
+        if check.cancelled():
+            _LOG.warning("the token check was cancelled, so the stream is rejected")
+            return None
+        error = check.exception()
+        if error is not None and not isinstance(error, Exception):  # which would end the task that serves the request
+            raise RuntimeError(f"the token check raised {type(error).__name__}") from error
+        return check.result()
 
     async def _wait_start(self, connection: Connection) -> StartEvent | None:
         """Wait for the start event, or until the receiver is closed."""
         self.pending_sockets += 1
         try:
-            start = await _unless(connection.wait_start(self._start_timeout), self._closing)
+            waiting = asyncio.create_task(connection.wait_start(self._start_timeout))
+            if await _wait_unless(waiting, self._closing):
+                start = waiting.result()
+            else:
+                await asyncio.wait({waiting})  # a socket must not be closed while a task reads it
+                start = None
         finally:
             self.pending_sockets -= 1
         if start is None and not connection.failure:
@@ -259,7 +285,7 @@ class MediaReceiver(StarterMixin):
             InvalidRequestError: an argument is invalid.
             OSError: the host is unknown, or the port is taken.
         """
-        self._check_open()
+        self._pending_streams.check_open()
         check_seconds(handshake_timeout, "handshake_timeout")
         if shutdown_timeout != 0:
             check_seconds(shutdown_timeout, "shutdown_timeout")
@@ -300,6 +326,7 @@ class MediaReceiver(StarterMixin):
             deadline: seconds that open streams may continue.
         """
         self._closing.set()
+        self._pending_streams.close_all()
         try:
             await self._wait_for_handlers(deadline)
         finally:  # also when this is cancelled
@@ -321,8 +348,14 @@ class MediaReceiver(StarterMixin):
             self._cancel_handlers()  # for the second time, which ends everything but the handlers
             await self._wait_for_handlers(_GRACE)
 
-    async def _free_descriptor(self) -> bool:
-        """Close the oldest connection without a stream, so a handler can open a file. Return False if none is left."""
+    async def free_descriptor(self) -> bool:
+        """Close the oldest connection without a stream in `serve`, so that a handler can open a file.
+
+        Call it when an ``open`` fails for lack of file descriptors, then try again.
+
+        Returns:
+            False if there is no such connection.
+        """
         for server in self._servers:
             if await server.free_descriptor():
                 return True
@@ -350,24 +383,16 @@ class MediaReceiver(StarterMixin):
         await self.aclose()
 
 
-async def _unless(
-    work: Coroutine[Any, Any, _Result], *events: asyncio.Event, limit: float | None = None
-) -> _Result | None:
-    """Return a coroutine's result; cancel it and return None if an event is set or the time limit passes first."""
-    task, *stops = map(asyncio.create_task, (work, *(event.wait() for event in events)))
+async def _wait_unless(task: asyncio.Task[Any], *events: asyncio.Event, limit: float | None = None) -> bool:
+    """Wait for a task. Cancel it and return False if an event is set or the time limit passes first."""
+    stops = [asyncio.create_task(event.wait()) for event in events]
     try:
         await asyncio.wait({task, *stops}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        return (
-            task.result() if task.done() and not task.cancelled() and not any(stop.done() for stop in stops) else None
-        )
+        return task.done() and not any(stop.done() for stop in stops)
     finally:
-        for stop in (task, *stops):
-            stop.cancel()
-        await asyncio.wait({task}, timeout=_GRACE)
-        if not task.done():
-            abandon(task)
-        elif not task.cancelled():
-            task.exception()  # retrieved, so that asyncio does not log it
+        for waiting in (task, *stops):
+            waiting.cancel()
+        abandon(task)
 
 
 def _check_handler(handler: Handler | None, tokens: MaskedTokens) -> None:

@@ -210,6 +210,9 @@ _HTTP_LOG = logging.getLogger("signalwire_streams.receiver.http")
 _BACKLOG = 512  # connections that the kernel keeps until they are accepted
 _MIN_AGE = 0.25  # seconds that a connection has at least, so that a burst of streams is not cut for another
 _ACCEPT_RETRY = 0.2  # seconds until the next accept, when it failed and no connection can be closed for it
+_MAX_HEAD = 64 * 1024  # bytes of a request's head; aiohttp limits only its lines, which together may be a megabyte
+_HEAD_END = b"\r\n\r\n"
+_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _MAX_PENDING = 2_048
 _DEFAULT_PENDING = 256  # where the number of file descriptors is unknown
 
@@ -258,26 +261,45 @@ class Slot:
 Respond: TypeAlias = Callable[[web.BaseRequest, Slot], Awaitable[web.StreamResponse]]
 
 
-class _Connection(Slot):
+class _Connection(Slot, asyncio.Protocol):
     """An accepted connection. It is pending, in one of two groups, until it carries a stream or has ended.
 
     It has ended when its socket is closed and its request handler has returned: a client that hangs up while its token
     is checked makes no room for another check.
+
+    As a protocol it collects the head of the request; aiohttp gets the connection when the head is complete.
     """
 
     def __init__(self, server: "StreamServer", sock: socket.socket) -> None:
         super().__init__()
         self.sock = sock
         self.accepted_at = asyncio.get_running_loop().time()
-        self.opening: asyncio.Task[None]  # creates the protocol, after the TLS handshake if there is one
-        self.protocol: web.RequestHandler | None = None
-        self.transport: asyncio.Transport | None = None
+        self.opening: asyncio.Task[None]  # sets the transport, after the TLS handshake if there is one
+        self.is_opening = False  # so the socket belongs to that task
+        self.transport: Any = None  # an asyncio.Transport
         self.released = asyncio.Event()  # set when it is not pending any more
         self.is_handled = False
         self.can_reset = False  # no HTTP response is being sent: a handler has the request, or upgraded it
         self._server = server
+        self._head = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         server.unproven[self] = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        searched = max(0, len(self._head) + 1 - len(_HEAD_END))
+        self._head += data if self._head else data.lstrip(b"\r\n")  # blank lines may precede a request
+        if self._head.find(_HEAD_END, searched, _MAX_HEAD) >= 0:
+            head, self._head = self._head, bytearray()
+            self._server.hand_over(self, bytes(head))
+        elif len(self._head) > _MAX_HEAD and not self.transport.is_closing():
+            self.transport.write(_HEAD_TOO_LARGE)
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.on_closed(self)
 
     def admit(self) -> None:
         del self._server.unproven[self]
@@ -362,15 +384,19 @@ class StreamServer(web.Server):
         for connection in opened:
             await connection.closed.wait()
 
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        self._by_protocol[handler].transport = transport
+    def hand_over(self, connection: _Connection, data: bytes) -> None:
+        """Let aiohttp serve a connection, beginning with the data that was received so far."""
+        protocol = self()
+        self._by_protocol[protocol] = connection
+        connection.transport.set_protocol(protocol)
+        protocol.connection_made(connection.transport)
+        protocol.data_received(data)
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
-        self._on_closed(self._by_protocol.pop(handler))
+        self.on_closed(self._by_protocol.pop(handler))
 
-    def _on_closed(self, connection: _Connection) -> None:
+    def on_closed(self, connection: _Connection) -> None:
         self._open.discard(connection)
         connection.on_closed()
 
@@ -435,25 +461,21 @@ class StreamServer(web.Server):
         connection.opening.add_done_callback(lambda _: self._opened(connection))
 
     async def _open_connection(self, connection: _Connection) -> None:
-        def make_protocol() -> web.RequestHandler:
-            connection.protocol = self()
-            self._by_protocol[connection.protocol] = connection
-            return connection.protocol
-
+        connection.is_opening = True
         tls = self._ssl_context
         with contextlib.suppress(OSError, SSLError, ValueError):  # the client left, or speaks no TLS
             await asyncio.get_running_loop().connect_accepted_socket(
-                make_protocol, connection.sock, ssl=tls, ssl_shutdown_timeout=None if tls is None else _CLOSE_TIMEOUT
+                lambda: connection,
+                connection.sock,
+                ssl=tls,
+                ssl_shutdown_timeout=None if tls is None else _CLOSE_TIMEOUT,
             )
 
     def _opened(self, connection: _Connection) -> None:
-        if connection.protocol is None:  # the task was cancelled before it began
-            connection.sock.close()
-        elif connection.transport is not None:
-            return
-        else:
-            self._by_protocol.pop(connection.protocol, None)
-        self._on_closed(connection)
+        if connection.transport is None:
+            if not connection.is_opening:  # the task was cancelled before it began
+                connection.sock.close()
+            self.on_closed(connection)
 
     @property
     def _pending(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from signalwire_streams.errors import (
     ApiError,
     CircuitOpenError,
+    ClientStateError,
     InvalidRequestError,
     OpenError,
     RateLimitedError,
@@ -110,6 +111,10 @@ class PendingStream:
         finally:
             for task in waiting:
                 task.cancel()
+
+    def on_receiver_closed(self) -> None:
+        """Called when the receiver is closed: no socket is accepted any more."""
+        self._fail(OpenError("the receiver was closed before the stream started on its socket", stage="socket"))
 
     def _check_end_reason(self) -> None:
         reason = self._end_reasons.get(self._stream_sid) if self._stream_sid is not None else None
@@ -237,13 +242,26 @@ class PendingStreams:
     def __init__(self) -> None:
         self._by_token: dict[bytes, PendingStream] = {}
         self._by_name: dict[tuple[str, str], PendingStream] = {}
+        self._is_closed = False
+
+    def check_open(self) -> None:
+        if self._is_closed:
+            raise ClientStateError("this receiver is closed: create a new MediaReceiver")
+
+    def close_all(self) -> None:
+        """Accept no more streams, and fail those whose socket has not connected."""
+        self._is_closed = True
+        for stream in self._by_name.values():
+            stream.on_receiver_closed()
 
     def add(self, target: str, name: str | None) -> PendingStream:
         """Prepare a stream; without a name it gets a generated one.
 
         Raises:
             InvalidRequestError: a stream of that name is open on the target.
+            ClientStateError: the receiver is closed.
         """
+        self.check_open()
         if name is not None and (target, name) in self._by_name:
             raise InvalidRequestError(f"{target} already has an open stream named {name!r} here: choose another name")
         stream = PendingStream(target, name or f"{GENERATED_NAME}{token_hex(8)}")

@@ -9,9 +9,10 @@ from typing import Any, Protocol, TypeAlias, Unpack
 
 from attrs import evolve, frozen
 
-from signalwire_streams.errors import ClientStateError, InvalidRequestError, RunCancelledError, StreamsError
+from signalwire_streams.errors import InvalidRequestError, RunCancelledError, StreamsError
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream, StartOptions
 from signalwire_streams.models._validation import masks_secrets
+from signalwire_streams.receiver._connection import abandon
 from signalwire_streams.receiver._session import StreamSession
 from signalwire_streams.receiver._start_and_receive import Callback, PendingStream, PendingStreams, Starts
 
@@ -236,7 +237,6 @@ class StarterMixin:
     def __init__(self) -> None:
         """Start with no stream."""
         self._pending_streams = PendingStreams()
-        self._closing = asyncio.Event()
 
     @masks_secrets
     @asynccontextmanager
@@ -270,7 +270,7 @@ class StarterMixin:
             InvalidRequestError: an argument is invalid, or a stream of that name is open here.
             ClientStateError: the receiver was closed.
         """
-        self._check_open()
+        self._pending_streams.check_open()
         if "authorization_bearer_token" in fields:
             raise InvalidRequestError(_OWN_TOKEN)
         if fields.keys() & {"unnamed", "may_be_running"}:
@@ -283,7 +283,7 @@ class StarterMixin:
         except BaseException:  # such as a TypeError for an unknown field
             self._pending_streams.discard(stream)
             raise
-        async with self._closing_with(self._pending_streams.close(stream)):
+        async with _closing_with(self._pending_streams.close(stream)):
             yield await stream.wait_session(socket_timeout)
 
     @asynccontextmanager
@@ -311,10 +311,10 @@ class StarterMixin:
             ExceptionGroup: at the end of the block, if some could not be stopped, so that they may still be running.
             ClientStateError: the receiver was closed.
         """
-        self._check_open()
+        self._pending_streams.check_open()
         run = BulkStartAndReceive(client, self._pending_streams, socket_timeout)
         run.start(requests, concurrency)
-        async with self._closing_with(run.close()):
+        async with _closing_with(run.close()):
             yield run
 
     async def handle_status_callback(self, callback: Callback) -> None:
@@ -327,21 +327,41 @@ class StarterMixin:
         """
         self._pending_streams.on_callback(callback)
 
-    @asynccontextmanager
-    async def _closing_with(self, close: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-        """Close at the end of the block, even if cancelled; an error of the block takes precedence."""
-        try:
-            yield
-        except BaseException as error:
-            try:
-                await asyncio.shield(asyncio.create_task(close))
-            except Exception as failure:  # noqa: BLE001  (it is logged, and noted on the error of the block)
-                text = f"{type(failure).__name__}: {failure}"
-                _LOG.error("%s", text)
-                error.add_note(text)
-            raise
-        await asyncio.shield(asyncio.create_task(close))
 
-    def _check_open(self) -> None:
-        if self._closing.is_set():
-            raise ClientStateError("this receiver is closed: create a new MediaReceiver")
+@asynccontextmanager
+async def _closing_with(close: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Close at the end of the block, even if cancelled. An error of the block takes precedence over one of the close."""
+    try:
+        yield
+    except BaseException as error:
+        await _finish(asyncio.create_task(close), error)
+        raise
+    await _finish(asyncio.create_task(close), None)
+
+
+async def _finish(closing: "asyncio.Task[None]", block_error: BaseException | None) -> None:
+    try:
+        await asyncio.shield(closing)
+    except asyncio.CancelledError:  # the close continues, and its error has no other way to the user
+        closing.add_done_callback(_log_failure)
+        abandon(closing)
+        raise
+    except Exception as failure:
+        if block_error is None:
+            raise
+        for text in _texts(failure):
+            _LOG.error("%s", text)
+            block_error.add_note(text)
+
+
+def _log_failure(closing: "asyncio.Task[None]") -> None:
+    failure = None if closing.cancelled() else closing.exception()
+    if failure is not None:
+        for text in _texts(failure):
+            _LOG.error("%s", text)
+
+
+def _texts(failure: BaseException) -> list[str]:
+    """Return a line for an error; for a group, one for each stream."""
+    failures = failure.exceptions if isinstance(failure, ExceptionGroup) else [failure]
+    return [f"{type(error).__name__}: {error}" for error in failures]
