@@ -303,7 +303,7 @@ _ABANDONED: set["asyncio.Task[Any]"] = set()
 
 
 def abandon(task: "asyncio.Task[Any]") -> None:
-    """Leave a cancelled task alone: keep a reference until it has ended, since the loop keeps none, and log no error."""
+    """Keep a reference to a task until it has ended, since the loop keeps none; asyncio does not log its error."""
     _ABANDONED.add(task)
     task.add_done_callback(_forget)
 
@@ -312,3 +312,15 @@ def _forget(task: "asyncio.Task[Any]") -> None:
     _ABANDONED.discard(task)
     if not task.cancelled():
         task.exception()  # retrieved, so that asyncio does not log it
+
+
+async def wait_unless(task: asyncio.Task[Any], *events: asyncio.Event, limit: float | None = None) -> bool:
+    """Wait for a task. Cancel it and return False if an event is set or the time limit passes first."""
+    stops = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait({task, *stops}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        return task.done() and not any(stop.done() for stop in stops)
+    finally:
+        for waiting in (task, *stops):
+            waiting.cancel()
+        abandon(task)

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ssl import SSLContext
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from aiohttp import WSCloseCode, web
 from yarl import URL
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import Unusable, check_count, check_seconds, check_word, kind_of
-from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, abandon
+from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, wait_unless
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import StartEvent
 from signalwire_streams.receiver._server import (
@@ -192,7 +192,7 @@ class MediaReceiver(StarterMixin):
             )
             return None
         check = asyncio.create_task(self._authenticator.allows(token))
-        if not await _wait_unless(check, self._closing, slot.closed, limit=self._start_timeout):
+        if not await wait_unless(check, self._closing, slot.closed, limit=self._start_timeout):
             self._stuck_checks.add(check)
             check.add_done_callback(self._stuck_checks.discard)
             if not self._closing.is_set() and not slot.closed.is_set():
@@ -213,7 +213,7 @@ class MediaReceiver(StarterMixin):
         self.pending_sockets += 1
         try:
             waiting = asyncio.create_task(connection.wait_start(self._start_timeout))
-            if await _wait_unless(waiting, self._closing):
+            if await wait_unless(waiting, self._closing):
                 start = waiting.result()
             else:
                 await asyncio.wait({waiting})  # a socket must not be closed while a task reads it
@@ -326,7 +326,7 @@ class MediaReceiver(StarterMixin):
             deadline: seconds that open streams may continue.
         """
         self._closing.set()
-        self._pending_streams.close_all()
+        self._pending_streams.close()
         try:
             await self._wait_for_handlers(deadline)
         finally:  # also when this is cancelled
@@ -381,18 +381,6 @@ class MediaReceiver(StarterMixin):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-async def _wait_unless(task: asyncio.Task[Any], *events: asyncio.Event, limit: float | None = None) -> bool:
-    """Wait for a task. Cancel it and return False if an event is set or the time limit passes first."""
-    stops = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait({task, *stops}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        return task.done() and not any(stop.done() for stop in stops)
-    finally:
-        for waiting in (task, *stops):
-            waiting.cancel()
-        abandon(task)
 
 
 def _check_handler(handler: Handler | None, tokens: MaskedTokens) -> None:

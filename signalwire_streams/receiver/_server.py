@@ -298,7 +298,7 @@ class _Connection(Slot, asyncio.Protocol):
             self.transport.write(_HEAD_TOO_LARGE)
             self.transport.close()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         self._server.on_closed(self)
 
     def admit(self) -> None:
