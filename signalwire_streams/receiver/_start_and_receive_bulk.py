@@ -178,11 +178,11 @@ class BatchedStops:
     async def stop(self, request: Start, name: str, stream: ConferenceStream | CallStream | str) -> None:
         """Stop the stream of a request, by the object that the start returned, by name or by sid."""
         if isinstance(stream, str):
-            handle = {"name" if stream == name else "sid": stream}
+            sid, name_or_none = (None, name) if stream == name else (stream, None)
             if isinstance(request, StartConferenceStream):
-                stream = ConferenceStream(conference_sid=request.target, **handle)
+                stream = ConferenceStream(conference_sid=request.target, sid=sid, name=name_or_none)
             else:
-                stream = CallStream(call_sid=request.target, **handle)
+                stream = CallStream(call_sid=request.target, sid=sid, name=name_or_none)
         stopped = self._waiting[id(stream)] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(stream)
         if self._running is None or self._running.done():

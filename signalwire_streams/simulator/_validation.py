@@ -13,6 +13,7 @@ from urllib.parse import SplitResult, unquote_plus, urlsplit
 
 from attrs import field, frozen
 
+from signalwire_streams.simulator._audio.sources import CODECS
 from signalwire_streams.simulator._routes import TargetKind
 
 _FORM = "application/x-www-form-urlencoded"
@@ -83,7 +84,7 @@ _INVALID_URL = 21402
 _INVALID_CALLBACK = 21456
 _INVALID_CODEC = 53404
 
-_CODEC = re.compile(r"(PCMU|PCMA|G722|L16)(@[1-9][0-9]{3,5}h)?(@[1-9][0-9]{0,2}i)?")
+_CODEC = re.compile(rf"({'|'.join(CODECS)}|G722)(@[1-9][0-9]{{3,5}}h)?(@[1-9][0-9]{{0,2}}i)?")
 _PARAMETER = re.compile(r"Parameter([1-9][0-9]{0,5})\.(Name|Value)")
 _MAX_PARAMETERS = 99
 

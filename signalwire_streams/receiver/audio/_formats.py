@@ -162,6 +162,7 @@ ByteOrder: TypeAlias = Literal["little", "big"]
 _TELEPHONY_RATE, _MAX_RATE, _MAX_CHANNELS = 8000, 768_000, 16
 _MILLISECONDS = 1000
 _PCM_SIZE = 2
+PCM_TAG = 1
 
 
 class Encoding(StrEnum):
@@ -174,32 +175,25 @@ class Encoding(StrEnum):
 
 @frozen
 class _Codec:
-    """How one encoding is stored and converted.
+    """How one encoding is stored and converted."""
 
-    Attributes:
-        names: lower-case names without ``audio/`` and ``x-``. Only those of µ-law and L16 are documented for the start
-            event; the others are in use elsewhere.
-        size: bytes per sample of one channel.
-        silence: one silent sample of one channel.
-        decode: converts to little-endian linear PCM; None if it is linear PCM.
-        encode: converts from it.
-    """
-
+    # Lower-case, without audio/ and x-. Only those of µ-law and L16 are documented for the start event; the others are
+    # in use elsewhere.
     names: tuple[str, ...]
-    size: int
-    silence: bytes
-    decode: Callable[[bytes], bytes] | None = None
-    encode: Callable[[bytes], bytes] | None = None
+    wav_tag: int  # format tag of the encoding in WAV files
+    silence: bytes  # one sample of one channel
+    decode: Callable[[bytes], bytes] | None = None  # to little-endian linear PCM; None if it is linear PCM
+    encode: Callable[[bytes], bytes] | None = None  # from it
 
 
-_CODECS = {
+CODECS = {
     Encoding.MULAW: _Codec(
-        ("mulaw", "ulaw", "mu-law", "u-law", "pcmu", "basic"), 1, b"\xff", mulaw_to_pcm, pcm_to_mulaw
+        ("mulaw", "ulaw", "mu-law", "u-law", "pcmu", "basic"), 7, b"\xff", mulaw_to_pcm, pcm_to_mulaw
     ),
-    Encoding.ALAW: _Codec(("alaw", "a-law", "pcma"), 1, b"\xd5", alaw_to_pcm, pcm_to_alaw),
-    Encoding.L16: _Codec(("l16",), _PCM_SIZE, b"\0\0"),
+    Encoding.ALAW: _Codec(("alaw", "a-law", "pcma"), 6, b"\xd5", alaw_to_pcm, pcm_to_alaw),
+    Encoding.L16: _Codec(("l16",), PCM_TAG, b"\0\0"),
 }
-_ENCODINGS = {name: encoding for encoding, codec in _CODECS.items() for name in codec.names}
+_ENCODINGS = {name: encoding for encoding, codec in CODECS.items() for name in codec.names}
 _RATE = re.compile(r"@(\d{1,6})h?\b|;\s*rate\s*=\s*\"?(\d{1,6})\b", re.ASCII | re.IGNORECASE)
 
 
@@ -281,7 +275,7 @@ class AudioFormat:
         Raises:
             UnknownEncodingError: the encoding is unknown.
         """
-        return self._codec().size * self.channels
+        return len(self._codec().silence) * self.channels
 
     @property
     def silence(self) -> bytes:
@@ -339,7 +333,7 @@ class AudioFormat:
 
     def _codec(self) -> _Codec:
         if isinstance(self.encoding, Encoding):
-            return _CODECS[self.encoding]
+            return CODECS[self.encoding]
         raise UnknownEncodingError(
             f"audio encoded as {self.encoding[:80]!r} can't be decoded: use the raw payloads",
             encoding=self.encoding,
