@@ -262,7 +262,6 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watch(self, connection: Connection) -> Iterator[None]:
-        """Check a connection while the block runs."""
         self._connections.add(connection)
         if self._timer is None:
             self._schedule()

@@ -25,8 +25,6 @@ _ECHO_MARGIN = 128  # bytes by which the echo of a mark may be longer than the m
 
 
 class Socket(Protocol):
-    """The part of a WebSocket that `Playback` needs."""
-
     async def send_str(self, data: str) -> None: ...
 
 
@@ -54,17 +52,7 @@ class Playback:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         max_message: int = 64 * 1024,
     ) -> None:
-        """Created by `MediaReceiver`.
-
-        Args:
-            socket: the WebSocket.
-            stream_sid: the stream's id.
-            audio_format: encoding of the audio.
-            bidirectional: whether the Space plays the audio sent to it.
-            now: clock, in seconds.
-            sleep: waits for a number of seconds.
-            max_message: bytes that a message from the Space may have.
-        """
+        """Created by `MediaReceiver`. A message from the Space may have *max_message* bytes."""
         self.socket = socket
         self.stream_sid = stream_sid
         self.audio_format = audio_format

@@ -160,14 +160,7 @@ def mask_tokens(tokens: Tokens) -> MaskedTokens:
 
 
 class TokenAuthenticator:
-    """Checks bearer tokens."""
-
     def __init__(self, tokens: MaskedTokens) -> None:
-        """Create an authenticator.
-
-        Raises:
-            InvalidRequestError: a token is not a string, or cannot be sent in a header.
-        """
         self._check = tokens if callable(tokens) else None
         self.admits_everybody = tokens is None
         self._hashes: set[bytes] = set()
@@ -176,14 +169,12 @@ class TokenAuthenticator:
                 raise InvalidRequestError("a bearer token is empty or not a str: pass the token that the start sends")
             if not all("!" <= character <= "~" for character in token):
                 raise InvalidRequestError(
-                    "a bearer token contains whitespace or non-ASCII characters, so no start can "
-                    "pass it: write the bare token, "
-                    "without 'Bearer'"
+                    "a bearer token contains whitespace or non-ASCII characters, so no start can pass it: write the "
+                    "bare token, without 'Bearer'"
                 )
             self._hashes.add(token_hash(token))
 
     async def allows(self, token: str | None) -> bool:
-        """Return whether a token, or the lack of one, is valid."""
         if self.admits_everybody:
             return True
         if token is None:
@@ -242,14 +233,10 @@ _HTTP_LOG.addFilter(_MalformedRequestFilter())
 
 
 class Slot:
-    """A connection's place among those without a stream. On its own, as in your own application, it limits nothing.
-
-    Attributes:
-        closed: set when the connection is closed.
-    """
+    """A connection's place among those without a stream. On its own, as in your own application, it limits nothing."""
 
     def __init__(self) -> None:
-        self.closed = asyncio.Event()
+        self.closed = asyncio.Event()  # set when the connection is closed
 
     def admit(self) -> None:
         """Called when the connection has presented a valid token."""
@@ -361,17 +348,12 @@ class StreamServer(web.Server):
         self._shortage_log, self._accept_log = RateLimitedLog(1), RateLimitedLog(1)
 
     async def listen(self, host: str, port: int) -> int:
-        """Bind to each address of a host, accept connections, and return the port.
-
-        Raises:
-            OSError: the host is unknown, or an address cannot be bound.
-        """
+        """Bind to each address of a host, accept connections, and return the port."""
         self._listeners = await _bind(host, port)
         self._accepting = [asyncio.create_task(self._accept_all(listener)) for listener in self._listeners]
         return int(self._listeners[0].getsockname()[1])
 
     async def close(self) -> None:
-        """Stop accepting, and close all connections."""
         for task in self._accepting:
             task.cancel()
         if self._accepting:

@@ -23,11 +23,9 @@ from signalwire_streams.receiver._protocol import (
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio._formats import AudioFormat
 
+# An overflowing queue drops these: stale audio is worthless, and nothing depends on an unknown event.
 Droppable: TypeAlias = MediaEvent | UnknownEvent
-"""Events that an overflowing queue drops: stale audio is worthless, and nothing depends on an unknown event."""
-
-BYTES_PER_EVENT = 4096
-"""Default byte limit for each event of the queue's limit; more than 40 ms of 48 kHz audio."""
+BYTES_PER_EVENT = 4096  # of the queue's default limit; more than 40 ms of 48 kHz audio
 
 
 class Overflow(StrEnum):
@@ -86,7 +84,6 @@ class EventQueue:
         return True
 
     def close(self) -> None:
-        """End the iteration after the events that are queued."""
         self._is_closed = True
         self.wake()
 
