@@ -30,7 +30,7 @@ from signalwire_streams.receiver._server import (
     mask_tokens,
     reset,
 )
-from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, StreamSession
+from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, QueueLimits, StreamSession
 from signalwire_streams.receiver._start_and_receive_bulk import StarterMixin
 from signalwire_streams.receiver.audio._formats import AudioFormat
 
@@ -50,12 +50,10 @@ class MediaReceiver(StarterMixin):
     own stream is closed, and no other.
 
     Attributes:
-        sessions: the streams that are being received.
         pending_sockets: number of open WebSockets that have not sent a start event.
         rejected_upgrades: number of upgrades that were refused for a missing or wrong token.
     """
 
-    sessions: set[StreamSession]
     pending_sockets: int
     rejected_upgrades: int
 
@@ -106,14 +104,12 @@ class MediaReceiver(StarterMixin):
         AudioFormat("", byte_order=byte_order)  # which checks it
         super().__init__()
         self._closing = asyncio.Event()
-        self.sessions = set()
         self.pending_sockets = 0
         self.rejected_upgrades = 0
         self._handler = handler
         self._authenticator = TokenAuthenticator(tokens)
         self._bidirectional = bidirectional
-        self._max_queue, self._max_queue_bytes = max_queue, max_queue_bytes
-        self._overflow = check_word(overflow, Overflow, "overflow")
+        self._queue_limits = QueueLimits(max_queue, max_queue_bytes, check_word(overflow, Overflow, "overflow"))
         self._start_timeout = start_timeout
         self._frame_limit = frame_limit
         self._heartbeat = heartbeat
@@ -121,10 +117,14 @@ class MediaReceiver(StarterMixin):
         self._watchdog = Watchdog()
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: set[StreamServer] = set()
-        self._connections: set[Connection] = set()
         self._failure_log = RateLimitedLog(10)
         self._stuck_checks: set[asyncio.Task[bool]] = set()
         self._stuck_log = RateLimitedLog(1)
+
+    @property
+    def sessions(self) -> set[StreamSession]:
+        """The streams that are being received."""
+        return {connection.session for connection in self._watchdog.connections}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Receive one stream, until it has ended and its handler has returned.
@@ -172,13 +172,7 @@ class MediaReceiver(StarterMixin):
         return socket
 
     def _connect(self, socket: AudioSocket) -> Connection:
-        return Connection(
-            socket,
-            max_queue=self._max_queue,
-            max_queue_bytes=self._max_queue_bytes,
-            heartbeat=self._heartbeat,
-            failure_log=self._failure_log,
-        )
+        return Connection(socket, limits=self._queue_limits, heartbeat=self._heartbeat, failure_log=self._failure_log)
 
     async def _allows(self, token: str | None, slot: Slot) -> bool | None:
         """Check a token. Return None on timeout, or if the client or the receiver closes first.
@@ -229,24 +223,12 @@ class MediaReceiver(StarterMixin):
         audio_format = AudioFormat.from_start_event(
             media.encoding, media.sample_rate, media.channels, byte_order=self._byte_order
         )
-        session = StreamSession(
-            start,
-            audio_format=audio_format,
-            playback=Playback(
-                connection.socket, start.stream_sid, audio_format, self._bidirectional, max_message=self._frame_limit
-            ),
-            max_queue=self._max_queue,
-            max_queue_bytes=self._max_queue_bytes,
-            overflow=self._overflow,
+        playback = Playback(
+            connection.socket, start.stream_sid, audio_format, self._bidirectional, max_message=self._frame_limit
         )
-        self.sessions.add(session)
-        self._connections.add(connection)
-        try:
-            with self._watchdog.watch(connection):
-                await connection.run(session, handler)
-        finally:
-            self.sessions.discard(session)
-            self._connections.discard(connection)
+        session = StreamSession(start, audio_format=audio_format, playback=playback, limits=self._queue_limits)
+        with self._watchdog.watch(connection):
+            await connection.run(session, handler)
 
     @asynccontextmanager
     async def serve(
@@ -363,7 +345,7 @@ class MediaReceiver(StarterMixin):
 
     def abort(self) -> None:
         """Reset the connections of all streams, so that `aclose` need not wait until the other ends answer."""
-        for connection in self._connections:
+        for connection in self._watchdog.connections:
             reset(connection.socket.transport)
 
     async def _wait_for_handlers(self, seconds: float) -> None:

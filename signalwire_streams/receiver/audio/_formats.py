@@ -217,6 +217,9 @@ def _validate_byte_order(_: object, __: object, value: object) -> None:
 class AudioFormat:
     """Encoding, sample rate and channels of audio.
 
+    If the encoding is unknown (`is_supported` is False), all methods but `samples_in`, and the properties `sample_size`
+    and `silence`, raise `UnknownEncodingError`.
+
     Attributes:
         encoding: an `Encoding`; other usual names of one are converted to it. An unknown encoding stays a string.
         sample_rate: samples per second.
@@ -265,25 +268,17 @@ class AudioFormat:
 
     @property
     def is_supported(self) -> bool:
-        """True if the audio can be decoded. Else all that depends on the encoding raises `UnknownEncodingError`."""
+        """True if the audio can be decoded."""
         return isinstance(self.encoding, Encoding)
 
     @property
     def sample_size(self) -> int:
-        """Bytes of one sample, over all channels.
-
-        Raises:
-            UnknownEncodingError: the encoding is unknown.
-        """
+        """Bytes of one sample, over all channels."""
         return len(self._codec().silence) * self.channels
 
     @property
     def silence(self) -> bytes:
-        """One sample of silence: 0xFF in µ-law, 0xD5 in A-law, zeros in L16.
-
-        Raises:
-            UnknownEncodingError: the encoding is unknown.
-        """
+        """One sample of silence: 0xFF in µ-law, 0xD5 in A-law, zeros in L16."""
         return self._codec().silence * self.channels
 
     def samples_in(self, milliseconds: int) -> int:
@@ -291,20 +286,13 @@ class AudioFormat:
         return (milliseconds * self.sample_rate + _MILLISECONDS // 2) // _MILLISECONDS
 
     def bytes_in(self, milliseconds: int) -> int:
-        """Return the number of bytes in a duration, in whole samples.
-
-        Raises:
-            UnknownEncodingError: the encoding is unknown.
-        """
+        """Return the number of bytes in a duration, in whole samples."""
         return self.samples_in(milliseconds) * self.sample_size
 
     def to_pcm(self, payload: bytes) -> bytes:
         """Decode a payload to linear PCM: 16 bits, signed, little-endian, at the same rate.
 
         Bytes at the end that are less than a sample (an odd byte of L16) are left out.
-
-        Raises:
-            UnknownEncodingError: the encoding is unknown.
         """
         return self._convert(self._codec().decode, self.trim(payload))
 
@@ -312,9 +300,6 @@ class AudioFormat:
         """Encode linear PCM (16 bits, signed, little-endian, at the same rate) as a payload.
 
         Bytes at the end that are less than a sample are left out.
-
-        Raises:
-            UnknownEncodingError: the encoding is unknown.
         """
         return self._convert(self._codec().encode, _whole(pcm, _PCM_SIZE * self.channels))
 
@@ -324,11 +309,7 @@ class AudioFormat:
         return audio if self.byte_order == "little" else _swapped(audio)
 
     def trim(self, payload: bytes) -> bytes:
-        """Return the payload without bytes at its end that are less than a sample.
-
-        Raises:
-            UnknownEncodingError: the encoding is unknown.
-        """
+        """Return the payload without bytes at its end that are less than a sample."""
         return _whole(payload, self.sample_size)
 
     def _codec(self) -> _Codec:
