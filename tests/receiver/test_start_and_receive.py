@@ -391,8 +391,8 @@ async def test_open_that_waits_ends_when_the_receiver_is_closed(
             await until(lambda: receiver.pending_sockets == 1)
         began = asyncio.get_running_loop().time()
         await receiver.aclose()
-        [error] = await asyncio.gather(opening, return_exceptions=True)
-        error = error.error if many else error
+        outcome: Any = (await asyncio.gather(opening, return_exceptions=True))[0]
+        error = outcome.error if many else outcome
         assert isinstance(error, OpenError)
         assert (str(error), error.stage) == (
             "the receiver was closed before the stream started on its socket",
@@ -454,7 +454,7 @@ class Failing:
 
     async def stop_streams(self, streams: Any) -> AsyncIterator[BulkOutcome[Any]]:
         async for stream in streams:
-            [error] = await asyncio.gather(self.stop_stream("", stream), return_exceptions=True)
+            error: Any = (await asyncio.gather(self.stop_stream("", stream), return_exceptions=True))[0]
             yield BulkOutcome(index=0, item=stream, status=BulkStatus.UNKNOWN, error=error)
 
 

@@ -48,48 +48,30 @@ class RecordingFullError(RecordingError):
 
 
 _SIGN = 0x80
-_MULAW_MASK, _ALAW_MASK = 0x7F, 0x55  # µ-law inverts all bits but the sign, A-law every other one
-_MULAW_BIAS = 33
+_MULAW_MASKS, _ALAW_MASKS = (0xFF, 0x7F), (0xD5, 0x55)  # bits that are inverted in the code of a positive, a negative
 _MULAW_SCALE, _ALAW_SCALE = 2, 3  # bits that are left of 16
+_MULAW_BIAS = 33
+_STEPS = [divmod(code, 16) for code in range(128)]  # the segment of each code, and its step within it
+_MULAW_MAGNITUDES = [(((2 * step + _MULAW_BIAS) << segment) - _MULAW_BIAS) << _MULAW_SCALE for segment, step in _STEPS]
+_ALAW_MAGNITUDES = [
+    (2 * step + 1 if segment == 0 else (2 * step + 33) << (segment - 1)) << _ALAW_SCALE for segment, step in _STEPS
+]
+# The least magnitude of each code, of 14 and of 13 bits.
+_MULAW_THRESHOLDS = [max(0, ((step + 16) << (segment + 1)) - _MULAW_BIAS) for segment, step in _STEPS]
+_ALAW_THRESHOLDS = [2 * step if segment == 0 else (step + 16) << segment for segment, step in _STEPS]
 
 
-def _mulaw_magnitude(code: int) -> int:
-    segment, step = divmod(code, 16)
-    return (((2 * step + _MULAW_BIAS) << segment) - _MULAW_BIAS) << _MULAW_SCALE
-
-
-def _alaw_magnitude(code: int) -> int:
-    segment, step = divmod(code, 16)
-    middle = 2 * step + 1
-    return (middle if segment == 0 else (middle + 32) << (segment - 1)) << _ALAW_SCALE
-
-
-def _mulaw_threshold(code: int) -> int:
-    """Return the least 14-bit magnitude of a code."""
-    segment, step = divmod(code, 16)
-    return max(0, ((step + 16) << (segment + 1)) - _MULAW_BIAS)
-
-
-def _alaw_threshold(code: int) -> int:
-    """Return the least 13-bit magnitude of a code."""
-    segment, step = divmod(code, 16)
-    return 2 * step if segment == 0 else (step + 16) << segment
-
-
-def _both_bytes(samples: list[int]) -> tuple[bytes, bytes]:
+def _both_bytes(magnitudes: list[int], positive: int, negative: int) -> tuple[bytes, bytes]:
+    """Return the low and the high byte of each code's sample."""
+    samples = [
+        magnitudes[code ^ positive] if code & _SIGN else -magnitudes[code ^ negative] for code in range(2 * _SIGN)
+    ]
     pcm = struct.pack("<256h", *samples)
     return pcm[::2], pcm[1::2]
 
 
-_MULAW_LOW, _MULAW_HIGH = _both_bytes(
-    [_mulaw_magnitude(code ^ 0xFF) if code & _SIGN else -_mulaw_magnitude(code ^ _MULAW_MASK) for code in range(256)]
-)
-_ALAW_LOW, _ALAW_HIGH = _both_bytes(
-    [
-        _alaw_magnitude(code ^ _SIGN ^ _ALAW_MASK) if code & _SIGN else -_alaw_magnitude(code ^ _ALAW_MASK)
-        for code in range(256)
-    ]
-)
+_MULAW_LOW, _MULAW_HIGH = _both_bytes(_MULAW_MAGNITUDES, *_MULAW_MASKS)
+_ALAW_LOW, _ALAW_HIGH = _both_bytes(_ALAW_MAGNITUDES, *_ALAW_MASKS)
 
 
 def _runs(thresholds: list[int], magnitudes: int) -> bytes:
@@ -112,15 +94,16 @@ def _widen(codes: bytes, scale: int, mask: int) -> bytes:
 # is -1 of 14 or 13.
 @cache
 def _mulaw_codes() -> bytes:
-    codes = _runs([_mulaw_threshold(code) for code in range(128)], 8193)
-    positive, negative = codes[:8192], codes[:0:-1]
-    return _widen(positive, _MULAW_SCALE, 0xFF) + _widen(negative, _MULAW_SCALE, _MULAW_MASK)
+    codes = _runs(_MULAW_THRESHOLDS, 8193)
+    positive, negative = _MULAW_MASKS
+    return _widen(codes[:8192], _MULAW_SCALE, positive) + _widen(codes[:0:-1], _MULAW_SCALE, negative)
 
 
 @cache
 def _alaw_codes() -> bytes:
-    codes = _runs([_alaw_threshold(code) for code in range(128)], 4096)
-    return _widen(codes, _ALAW_SCALE, _SIGN ^ _ALAW_MASK) + _widen(codes[::-1], _ALAW_SCALE, _ALAW_MASK)
+    codes = _runs(_ALAW_THRESHOLDS, 4096)
+    positive, negative = _ALAW_MASKS
+    return _widen(codes, _ALAW_SCALE, positive) + _widen(codes[::-1], _ALAW_SCALE, negative)
 
 
 def mulaw_to_pcm(codes: bytes) -> bytes:
