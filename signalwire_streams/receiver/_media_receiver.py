@@ -177,7 +177,7 @@ class MediaReceiver(StarterMixin):
     async def _allows(self, token: str | None, slot: Slot) -> bool | None:
         """Check a token. Return None on timeout, or if the client or the receiver closes first.
 
-        A check that ignores its cancellation is not waited for, so its number is limited.
+        A check that ignores its cancellation is not waited for. Their number is limited instead.
         """
         if len(self._stuck_checks) >= _MAX_STUCK_CHECKS:
             self._stuck_log.warning(
@@ -253,7 +253,7 @@ class MediaReceiver(StarterMixin):
             ssl_context: context with the server's certificate. Without one, a proxy before this server must speak
                 TLS, since SignalWire connects by wss only.
             handshake_timeout: seconds that a connection has, from its accept, for its TLS handshake and the head of
-                its request.
+                its request, which may have 64 KiB.
             max_pending: connections that may be open without a stream. For each further one the oldest is closed,
                 those with a valid token last. By default half of the file descriptors that the process may open, at
                 most 2,048.

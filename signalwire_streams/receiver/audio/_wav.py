@@ -50,10 +50,11 @@ class WavRecorder:
     Its methods do blocking file I/O, although most writes only touch memory. Any thread may call them, one at a time;
     with a slow disk, call ``await asyncio.to_thread(recorder.write, ...)`` for one frame after the other.
 
-    A file is never overwritten. If it is removed or replaced during the recording, the next write to disk raises
-    `RecordingError`. The file is valid all the time: a process that is killed loses at most its last two seconds of
-    audio, and nothing that came before a `flush`. It holds a little less than 4 GiB, since the sizes in a WAV file
-    have 32 bits; after that `write` raises `RecordingFullError`, and the recording is kept.
+    All methods raise `RecordingError` if a file can't be written. After that nothing more is written, and what is on
+    disk is kept. A file is never overwritten, and to remove or replace it during the recording is such an error. It is
+    valid all the time: a process that is killed loses at most its last two seconds of audio, and nothing that came
+    before a `flush`. It holds a little less than 4 GiB, since the sizes in a WAV file have 32 bits; after that `write`
+    raises `RecordingFullError`, and the recording is kept.
 
     Attributes:
         path: the file. With ``mono`` and several tracks, each track has a file named after it: ``call.wav`` stands for
@@ -127,12 +128,7 @@ class WavRecorder:
         return {track: timeline.statistics for track, timeline in self._timelines.items()}
 
     def open(self) -> None:
-        """Create the files, with valid headers. Entering the recorder does it.
-
-        Raises:
-            InvalidRequestError: a file exists.
-            RecordingError: a file can't be created, or the recorder is open.
-        """
+        """Create the files, with valid headers. Entering the recorder does it."""
         if self._writers:
             raise RecordingError(f"the recording {self.path} is already open", path=self.path)
         created: dict[Path, WavFile] = {}
@@ -176,8 +172,7 @@ class WavRecorder:
 
         Raises:
             RecordingFullError: the file would become too large. Nothing of this frame was written.
-            RecordingError: the file can't be written, or the recorder is not open. After a failure nothing more is
-                written; what was on disk is kept.
+            RecordingError: the file can't be written, or the recorder is not open.
         """
         writer = self._writers.get(track)
         if writer is None:
@@ -207,21 +202,13 @@ class WavRecorder:
         writer.file.shorten(max(other.timeline.end for other in self._writers.values() if other.file is writer.file))
 
     def flush(self) -> None:
-        """Write everything to disk; needed only if a stream may be silent for long.
-
-        Raises:
-            RecordingError: a file can't be written, or the recorder is not open.
-        """
+        """Write everything to disk; needed only if a stream may be silent for long."""
         self._check_open()
         for writer in self._writers.values():
             writer.file.flush()
 
     def close(self) -> None:
-        """Write everything to disk and close the files. Leaving the recorder does it; closing again has no effect.
-
-        Raises:
-            RecordingError: a file can't be written.
-        """
+        """Write everything to disk and close the files. Leaving the recorder does it; closing again has no effect."""
         writers, self._writers = self._writers, {}
         with ExitStack() as stack:
             for writer in writers.values():
