@@ -35,12 +35,9 @@ class Playback:
     or ends before all was sent.
 
     Attributes:
-        socket: the WebSocket.
         stream_sid: the stream's id, which is in every message.
         audio_format: encoding of the audio in both directions.
         bidirectional: whether the Space plays the audio sent to it.
-        now: clock, in seconds.
-        sleep: waits for a number of seconds.
     """
 
     def __init__(

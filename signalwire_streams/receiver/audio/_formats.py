@@ -8,6 +8,7 @@ Source: https://signalwire.com/docs/compatibility-api/
 
 import re
 import struct
+from array import array
 from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
@@ -22,11 +23,7 @@ from signalwire_streams.errors import InvalidRequestError, StreamsError
 
 @define(eq=False, slots=False, str=False)
 class UnknownEncodingError(StreamsError):
-    """The encoding of the audio is unknown, so its payloads can only be passed on as they are.
-
-    Attributes:
-        encoding: the encoding, as the start event has it.
-    """
+    """The encoding of the audio is unknown, so its payloads can only be passed on as they are."""
 
     encoding: str = ""
 
@@ -310,7 +307,6 @@ def _whole(payload: bytes, size: int) -> bytes:
 
 
 def _swapped(samples: bytes) -> bytes:
-    other = bytearray(len(samples))
-    other[::2] = samples[1::2]
-    other[1::2] = samples[::2]
-    return bytes(other)
+    other = array("h", samples)
+    other.byteswap()
+    return other.tobytes()
