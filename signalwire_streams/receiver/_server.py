@@ -199,7 +199,7 @@ def token_hash(token: str) -> bytes:
 _HTTP_LOG = logging.getLogger("signalwire_streams.receiver.http")
 
 _BACKLOG = 512  # connections that the kernel keeps until they are accepted
-_MIN_AGE = 0.25  # seconds that a connection has at least, so that a burst of streams is not cut for another
+_MIN_AGE = 0.5  # seconds that a connection has at least: three round trips of a slow network
 _ACCEPT_RETRY = 0.2  # seconds until the next accept, when it failed and no connection can be closed for it
 _MAX_HEAD = 64 * 1024  # bytes of a request's head; aiohttp limits only its lines, which together may be a megabyte
 _HEAD_END = b"\r\n\r\n"
