@@ -334,6 +334,19 @@ async def test_burst_of_streams_is_not_cut_for_itself(heard: Heard, serve: Any, 
     await until(lambda: len(heard.sessions) == 40)
 
 
+async def test_stream_of_a_slow_network_gets_in_during_a_flood(
+    heard: Heard, serve: Any, connect: Any, dial: Any
+) -> None:
+    """A connection is not closed for others before it has had half a second to present its stream."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), max_pending=3, handshake_timeout=600.0)
+    peer = await dial(url)
+    for _ in range(10):
+        await connect(url)
+    await asyncio.sleep(0.4)
+    await peer.send_json(START)
+    await until(lambda: len(heard.sessions) == 1)
+
+
 def head_of(size: int) -> bytes:
     """Return a request's head of that size whose lines aiohttp accepts."""
     head = b"GET /other HTTP/1.1\r\nHost: x\r\n"
