@@ -154,8 +154,7 @@ class Listener:
         self._over.set()
 
     async def _record(self, session: StreamSession) -> None:
-        free_descriptor = self._receiver._free_descriptor  # noqa: SLF001  (nobody else needs it)
-        recorder = StreamRecorder(session, self._options, free_descriptor)
+        recorder = StreamRecorder(session, self._options, self._receiver.free_descriptor)
         self._live[session] = recorder
         try:
             if not session.audio_format.is_supported:

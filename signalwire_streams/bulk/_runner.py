@@ -23,6 +23,7 @@ from signalwire_streams.errors import (
     StreamsError,
 )
 from signalwire_streams.models import AttemptResult, CallStream, ConferenceStream, Priority
+from signalwire_streams.models._requests import each
 
 _Item = TypeVar("_Item")
 _Result: TypeAlias = ConferenceStream | CallStream | StreamsError
@@ -299,15 +300,6 @@ def _cancelled(state: CallState, *, is_start: bool) -> StreamsError:
         target=state.target,
         name=state.name,
     )
-
-
-async def each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
 
 
 class BulkRun(Generic[_Item]):

@@ -9,7 +9,6 @@ from secrets import token_hex
 from attrs import evolve
 from docket import Docket
 
-from signalwire_streams.bulk._runner import each
 from signalwire_streams.bulk._serialization import DuplicateCheck, PlannedRequest, Start, check_request, folded
 from signalwire_streams.errors import ClientStateError, FleetError, InvalidRequestError
 from signalwire_streams.fleet._items import PlannedItem, write_batch
@@ -17,6 +16,7 @@ from signalwire_streams.fleet._lua import CREATE_RUN, SET_ONCE
 from signalwire_streams.fleet._redis import BATCH, Connection, Keys
 from signalwire_streams.fleet._status import RunRecord
 from signalwire_streams.models import GENERATED_NAME
+from signalwire_streams.models._requests import each
 
 TASK = "start_batch"
 """The name of docket's task."""

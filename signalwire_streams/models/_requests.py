@@ -1,8 +1,8 @@
 """Requests to start a stream. Field metadata drives form encoding, storage and redaction."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from copy import copy
-from typing import Any, Self, TypedDict
+from typing import Any, Self, TypedDict, TypeVar
 
 from attrs import Attribute, field, fields, frozen
 from attrs.converters import optional as maybe
@@ -22,6 +22,8 @@ from signalwire_streams.models._validation import (
     validate_path_segment,
     validate_stream_url,
 )
+
+_Item = TypeVar("_Item")
 
 
 class StartOptions(TypedDict, total=False):
@@ -193,3 +195,13 @@ class StartCallStream(StartStream):
     def target(self) -> str:
         """The sid that the stream is started on."""
         return self.call_sid
+
+
+async def each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:
+    """Iterate over requests, or whatever a bulk run takes, from a sync or async iterable."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

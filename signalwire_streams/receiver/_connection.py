@@ -19,7 +19,7 @@ from signalwire_streams.receiver._protocol import (
     memory_of,
 )
 from signalwire_streams.receiver._server import AudioSocket, RateLimitedLog, reset
-from signalwire_streams.receiver._session import EndReason, EventQueue, StreamSession
+from signalwire_streams.receiver._session import EndReason, EventQueue, QueueLimits, StreamSession
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 
@@ -56,15 +56,13 @@ class Connection:
         self,
         socket: AudioSocket,
         *,
-        max_queue: int,
-        max_queue_bytes: int,
+        limits: QueueLimits,
         heartbeat: float | None,
         failure_log: RateLimitedLog,
     ) -> None:
         self.socket = socket  # upgraded
         self.failure = ""  # why no stream started
-        self._max_queue = max_queue
-        self._max_queue_bytes = max_queue_bytes
+        self._limits = limits
         self._heartbeat = heartbeat  # aiohttp's own costs a turn of the event loop for each frame
         self._failure_log = failure_log
         self._early: list[AudioEvent] = []
@@ -118,7 +116,7 @@ class Connection:
             return event
         if isinstance(event, ConnectedEvent | StopEvent):
             self._ignore()
-        elif len(self._early) >= self._max_queue or self._early_bytes >= self._max_queue_bytes:
+        elif len(self._early) >= self._limits.max_events or self._early_bytes >= self._limits.max_bytes:
             raise MalformedFrameError("too many frames arrived before the start event")
         else:
             self._early.append(event)
@@ -127,7 +125,7 @@ class Connection:
 
     def _ignore(self) -> None:
         self._ignored += 1
-        if self._ignored > max(self._max_queue, _MIN_IGNORED):
+        if self._ignored > max(self._limits.max_events, _MIN_IGNORED):
             raise MalformedFrameError("too many frames arrived before the start event")
 
     async def run(self, session: StreamSession, handler: Handler) -> None:
@@ -137,6 +135,9 @@ class Connection:
         ended = asyncio.create_task(session.wait_closed())
         try:
             await asyncio.wait({handling, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if handling.done() and handling.cancelled() and session.end_reason is None:
+                _LOG.error("the handler of stream %s cancelled itself, so the stream is closed", session.label)
+                session._close(EndReason.HANDLER_FAILED)
             session._close(EndReason.HANDLER_RETURNED)  # unless it has ended for another reason
             await self._close_session()
             await asyncio.wait({handling})
@@ -254,20 +255,19 @@ class Watchdog:
     """Checks all connections of a receiver with a single timer; one timer each would cost more than the checks."""
 
     def __init__(self) -> None:
-        self._connections: set[Connection] = set()
+        self.connections: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     @contextlib.contextmanager
     def watch(self, connection: Connection) -> Iterator[None]:
-        """Check a connection while the block runs."""
-        self._connections.add(connection)
+        self.connections.add(connection)
         if self._timer is None:
             self._schedule()
         try:
             yield
         finally:
-            self._connections.discard(connection)
-            if not self._connections and self._timer is not None:
+            self.connections.discard(connection)
+            if not self.connections and self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
 
@@ -276,7 +276,7 @@ class Watchdog:
 
     def _check_all(self) -> None:
         now = asyncio.get_running_loop().time()
-        for connection in self._connections:
+        for connection in self.connections:
             connection.check(now)
         self._schedule()
 
@@ -300,6 +300,24 @@ _ABANDONED: set["asyncio.Task[Any]"] = set()
 
 
 def abandon(task: "asyncio.Task[Any]") -> None:
-    """Hold a reference to a task that ignores its cancellation, since the loop holds none."""
+    """Keep a reference to a task until it has ended, since the loop keeps none; asyncio does not log its error."""
     _ABANDONED.add(task)
-    task.add_done_callback(_ABANDONED.discard)
+    task.add_done_callback(_forget)
+
+
+def _forget(task: "asyncio.Task[Any]") -> None:
+    _ABANDONED.discard(task)
+    if not task.cancelled():
+        task.exception()  # retrieved, so that asyncio does not log it
+
+
+async def wait_unless(task: asyncio.Task[Any], *events: asyncio.Event, limit: float | None = None) -> bool:
+    """Wait for a task. Cancel it and return False if an event is set or the time limit passes first."""
+    stops = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait({task, *stops}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        return task.done() and not any(stop.done() for stop in stops)
+    finally:
+        for waiting in (task, *stops):
+            waiting.cancel()
+        abandon(task)

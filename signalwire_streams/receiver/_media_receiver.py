@@ -3,18 +3,17 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ssl import SSLContext
-from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self
 
 from aiohttp import WSCloseCode, web
 from yarl import URL
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models._validation import Unusable, check_count, check_seconds, check_word, kind_of
-from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, abandon
+from signalwire_streams.receiver._connection import Connection, Handler, Watchdog, wait_unless
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import StartEvent
 from signalwire_streams.receiver._server import (
@@ -30,15 +29,14 @@ from signalwire_streams.receiver._server import (
     mask_tokens,
     reset,
 )
-from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, StreamSession
+from signalwire_streams.receiver._session import BYTES_PER_EVENT, EndReason, Overflow, QueueLimits, StreamSession
 from signalwire_streams.receiver._start_and_receive_bulk import StarterMixin
 from signalwire_streams.receiver.audio._formats import AudioFormat
 
 _LOG = logging.getLogger("signalwire_streams.receiver")
 _GRACE = 1.0  # seconds for a handler to notice that its stream was closed, and again that it was cancelled
 _MAX_NAMED = 5  # handlers that a log line names
-
-_Result = TypeVar("_Result")
+_MAX_STUCK_CHECKS = 1_000  # token checks that ignore their cancellation
 
 
 class MediaReceiver(StarterMixin):
@@ -51,12 +49,10 @@ class MediaReceiver(StarterMixin):
     own stream is closed, and no other.
 
     Attributes:
-        sessions: the streams that are being received.
         pending_sockets: number of open WebSockets that have not sent a start event.
         rejected_upgrades: number of upgrades that were refused for a missing or wrong token.
     """
 
-    sessions: set[StreamSession]
     pending_sockets: int
     rejected_upgrades: int
 
@@ -106,14 +102,13 @@ class MediaReceiver(StarterMixin):
             check_seconds(heartbeat, "heartbeat")
         AudioFormat("", byte_order=byte_order)  # which checks it
         super().__init__()
-        self.sessions = set()
+        self._closing = asyncio.Event()
         self.pending_sockets = 0
         self.rejected_upgrades = 0
         self._handler = handler
         self._authenticator = TokenAuthenticator(tokens)
         self._bidirectional = bidirectional
-        self._max_queue, self._max_queue_bytes = max_queue, max_queue_bytes
-        self._overflow = check_word(overflow, Overflow, "overflow")
+        self._queue_limits = QueueLimits(max_queue, max_queue_bytes, check_word(overflow, Overflow, "overflow"))
         self._start_timeout = start_timeout
         self._frame_limit = frame_limit
         self._heartbeat = heartbeat
@@ -121,8 +116,14 @@ class MediaReceiver(StarterMixin):
         self._watchdog = Watchdog()
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: set[StreamServer] = set()
-        self._connections: set[Connection] = set()
         self._failure_log = RateLimitedLog(10)
+        self._stuck_checks: set[asyncio.Task[bool]] = set()
+        self._stuck_log = RateLimitedLog(1)
+
+    @property
+    def sessions(self) -> set[StreamSession]:
+        """The streams that are being received."""
+        return {connection.session for connection in self._watchdog.connections}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Receive one stream, until it has ended and its handler has returned.
@@ -170,28 +171,46 @@ class MediaReceiver(StarterMixin):
         return socket
 
     def _connect(self, socket: AudioSocket) -> Connection:
-        return Connection(
-            socket,
-            max_queue=self._max_queue,
-            max_queue_bytes=self._max_queue_bytes,
-            heartbeat=self._heartbeat,
-            failure_log=self._failure_log,
-        )
+        return Connection(socket, limits=self._queue_limits, heartbeat=self._heartbeat, failure_log=self._failure_log)
 
     async def _allows(self, token: str | None, slot: Slot) -> bool | None:
-        """Check a token. Return None on timeout, or if the client or the receiver closes first."""
-        admitted = await _unless(
-            self._authenticator.allows(token), self._closing, slot.closed, limit=self._start_timeout
-        )
-        if admitted is None and not self._closing.is_set() and not slot.closed.is_set():
-            _LOG.warning("the token check did not return within %g s, so the stream is rejected", self._start_timeout)
-        return admitted
+        """Check a token. Return None on timeout, or if the client or the receiver closes first.
+
+        A check that ignores its cancellation is not waited for. Their number is limited instead.
+        """
+        if len(self._stuck_checks) >= _MAX_STUCK_CHECKS:
+            self._stuck_log.warning(
+                "%d token checks ignore their cancellation, so further streams are rejected until some return",
+                _MAX_STUCK_CHECKS,
+            )
+            return None
+        check = asyncio.create_task(self._authenticator.allows(token))
+        if not await wait_unless(check, self._closing, slot.closed, limit=self._start_timeout):
+            self._stuck_checks.add(check)
+            check.add_done_callback(self._stuck_checks.discard)
+            if not self._closing.is_set() and not slot.closed.is_set():
+                _LOG.warning(
+                    "the token check did not return within %g s, so the stream is rejected", self._start_timeout
+                )
+            return None
+        if check.cancelled():
+            _LOG.warning("the token check was cancelled, so the stream is rejected")
+            return None
+        error = check.exception()
+        if error is not None and not isinstance(error, Exception):  # which would end the task that serves the request
+            raise RuntimeError(f"the token check raised {type(error).__name__}") from error
+        return check.result()
 
     async def _wait_start(self, connection: Connection) -> StartEvent | None:
         """Wait for the start event, or until the receiver is closed."""
         self.pending_sockets += 1
         try:
-            start = await _unless(connection.wait_start(self._start_timeout), self._closing)
+            waiting = asyncio.create_task(connection.wait_start(self._start_timeout))
+            if await wait_unless(waiting, self._closing):
+                start = waiting.result()
+            else:
+                await asyncio.wait({waiting})  # a socket must not be closed while a task reads it
+                start = None
         finally:
             self.pending_sockets -= 1
         if start is None and not connection.failure:
@@ -203,24 +222,12 @@ class MediaReceiver(StarterMixin):
         audio_format = AudioFormat.from_start_event(
             media.encoding, media.sample_rate, media.channels, byte_order=self._byte_order
         )
-        session = StreamSession(
-            start,
-            audio_format=audio_format,
-            playback=Playback(
-                connection.socket, start.stream_sid, audio_format, self._bidirectional, max_message=self._frame_limit
-            ),
-            max_queue=self._max_queue,
-            max_queue_bytes=self._max_queue_bytes,
-            overflow=self._overflow,
+        playback = Playback(
+            connection.socket, start.stream_sid, audio_format, self._bidirectional, max_message=self._frame_limit
         )
-        self.sessions.add(session)
-        self._connections.add(connection)
-        try:
-            with self._watchdog.watch(connection):
-                await connection.run(session, handler)
-        finally:
-            self.sessions.discard(session)
-            self._connections.discard(connection)
+        session = StreamSession(start, audio_format=audio_format, playback=playback, limits=self._queue_limits)
+        with self._watchdog.watch(connection):
+            await connection.run(session, handler)
 
     @asynccontextmanager
     async def serve(
@@ -245,7 +252,7 @@ class MediaReceiver(StarterMixin):
             ssl_context: context with the server's certificate. Without one, a proxy before this server must speak
                 TLS, since SignalWire connects by wss only.
             handshake_timeout: seconds that a connection has, from its accept, for its TLS handshake and the head of
-                its request.
+                its request, which may have 64 KiB.
             max_pending: connections that may be open without a stream. For each further one the oldest is closed,
                 those with a valid token last. By default half of the file descriptors that the process may open, at
                 most 2,048.
@@ -259,7 +266,7 @@ class MediaReceiver(StarterMixin):
             InvalidRequestError: an argument is invalid.
             OSError: the host is unknown, or the port is taken.
         """
-        self._check_open()
+        self._pending_streams.check_open()
         check_seconds(handshake_timeout, "handshake_timeout")
         if shutdown_timeout != 0:
             check_seconds(shutdown_timeout, "shutdown_timeout")
@@ -300,6 +307,7 @@ class MediaReceiver(StarterMixin):
             deadline: seconds that open streams may continue.
         """
         self._closing.set()
+        self._pending_streams.close()
         try:
             await self._wait_for_handlers(deadline)
         finally:  # also when this is cancelled
@@ -321,8 +329,14 @@ class MediaReceiver(StarterMixin):
             self._cancel_handlers()  # for the second time, which ends everything but the handlers
             await self._wait_for_handlers(_GRACE)
 
-    async def _free_descriptor(self) -> bool:
-        """Close the oldest connection without a stream, so a handler can open a file. Return False if none is left."""
+    async def free_descriptor(self) -> bool:
+        """Close the oldest connection without a stream in `serve`, so that a handler can open a file.
+
+        Call it when an ``open`` fails for lack of file descriptors, then try again.
+
+        Returns:
+            False if there is no such connection.
+        """
         for server in self._servers:
             if await server.free_descriptor():
                 return True
@@ -330,7 +344,7 @@ class MediaReceiver(StarterMixin):
 
     def abort(self) -> None:
         """Reset the connections of all streams, so that `aclose` need not wait until the other ends answer."""
-        for connection in self._connections:
+        for connection in self._watchdog.connections:
             reset(connection.socket.transport)
 
     async def _wait_for_handlers(self, seconds: float) -> None:
@@ -344,30 +358,8 @@ class MediaReceiver(StarterMixin):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-
-async def _unless(
-    work: Coroutine[Any, Any, _Result], *events: asyncio.Event, limit: float | None = None
-) -> _Result | None:
-    """Return a coroutine's result; cancel it and return None if an event is set or the time limit passes first."""
-    task, *stops = map(asyncio.create_task, (work, *(event.wait() for event in events)))
-    try:
-        await asyncio.wait({task, *stops}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        return (
-            task.result() if task.done() and not task.cancelled() and not any(stop.done() for stop in stops) else None
-        )
-    finally:
-        for stop in (task, *stops):
-            stop.cancel()
-        await asyncio.wait({task}, timeout=_GRACE)
-        if not task.done():
-            abandon(task)
-        elif not task.cancelled():
-            task.exception()  # retrieved, so that asyncio does not log it
 
 
 def _check_handler(handler: Handler | None, tokens: MaskedTokens) -> None:

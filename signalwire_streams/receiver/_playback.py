@@ -25,22 +25,19 @@ _ECHO_MARGIN = 128  # bytes by which the echo of a mark may be longer than the m
 
 
 class Socket(Protocol):
-    """The part of a WebSocket that `Playback` needs."""
-
     async def send_str(self, data: str) -> None: ...
 
 
 class Playback:
     """Sends audio, marks and DTMF over one bidirectional stream.
 
+    Every method raises `InvalidRequestError` if the stream is not bidirectional, and `TransportError` if it has ended,
+    or ends before all was sent.
+
     Attributes:
-        socket: the WebSocket.
         stream_sid: the stream's id, which is in every message.
         audio_format: encoding of the audio in both directions.
-        bidirectional: whether the Space plays the audio sent to it; if False, every method raises
-            `InvalidRequestError`.
-        now: clock, in seconds.
-        sleep: waits for a number of seconds.
+        bidirectional: whether the Space plays the audio sent to it.
     """
 
     def __init__(
@@ -54,17 +51,7 @@ class Playback:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         max_message: int = 64 * 1024,
     ) -> None:
-        """Created by `MediaReceiver`.
-
-        Args:
-            socket: the WebSocket.
-            stream_sid: the stream's id.
-            audio_format: encoding of the audio.
-            bidirectional: whether the Space plays the audio sent to it.
-            now: clock, in seconds.
-            sleep: waits for a number of seconds.
-            max_message: bytes that a message from the Space may have.
-        """
+        """Created by `MediaReceiver`. A message from the Space may have *max_message* bytes."""
         self.socket = socket
         self.stream_sid = stream_sid
         self.audio_format = audio_format
@@ -90,8 +77,6 @@ class Playback:
 
         Raises:
             UnknownEncodingError: the encoding is unknown, so the duration is too; nothing was sent.
-            InvalidRequestError: the stream is not bidirectional.
-            TransportError: the stream ended before all of it was sent.
         """
         self._check_open()
         step = self._frame_size()
@@ -101,12 +86,7 @@ class Playback:
             self._rest += audio[whole:]
 
     async def flush(self) -> None:
-        """Send the audio that `play` has buffered, as a frame of less than 20 ms. A partial sample stays buffered.
-
-        Raises:
-            InvalidRequestError: the stream is not bidirectional.
-            TransportError: the stream has ended.
-        """
+        """Send the audio that `play` has buffered, as a frame of less than 20 ms. A partial sample stays buffered."""
         self._check_open()
         if self._rest:
             whole = len(self._rest) // self.audio_format.sample_size * self.audio_format.sample_size
@@ -138,9 +118,7 @@ class Playback:
             name: name of this point in the audio; it may be used again.
 
         Raises:
-            InvalidRequestError: the name is empty, no valid text, or too long for ``frame_limit``; or the stream is
-                not bidirectional. Nothing was sent.
-            TransportError: the stream ended before that.
+            InvalidRequestError: the name is empty, no valid text, or too long for ``frame_limit``; nothing was sent.
         """
         self._check_open()
         if not _is_text(name):
@@ -161,12 +139,7 @@ class Playback:
         await played
 
     async def clear(self) -> None:
-        """Drop the audio that was not played yet, here and in the Space; its marks return immediately.
-
-        Raises:
-            InvalidRequestError: the stream is not bidirectional.
-            TransportError: the stream has ended.
-        """
+        """Drop the audio that was not played yet, here and in the Space; its marks return immediately."""
         self._clears += 1
         self._rest = b""
         await self._send("clear")
@@ -179,8 +152,7 @@ class Playback:
             digits: ``0`` to ``9``, ``*``, ``#`` and ``A`` to ``D``; at least one.
 
         Raises:
-            InvalidRequestError: one of them is not a DTMF digit, or the stream is not bidirectional; nothing was sent.
-            TransportError: the stream ended before all of them were sent.
+            InvalidRequestError: one of them is not a DTMF digit; nothing was sent.
         """
         if not _is_text(digits) or not _KEYS.issuperset(digits):
             raise InvalidRequestError(f"{digits!r} are not DTMF digits: use 0 to 9, *, # and A to D")

@@ -26,10 +26,6 @@ from attrs import define, evolve, field, frozen, setters
 from signalwire_streams.errors import MalformedFrameError
 
 
-def _length_only(payload: bytes) -> str:
-    return f"<{len(payload)} bytes>"
-
-
 def _names_only(parameters: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{name!r}: ***" for name in parameters) + "}"
 
@@ -39,9 +35,11 @@ class _JsonEvent:
     """An event whose parts may take many times the memory of its frame.
 
     Attributes:
+        sequence_number: position of the frame on the socket, from 1; None if the frame has none.
         memory: upper bound of the bytes that it takes; 0 if it was not decoded from a frame.
     """
 
+    sequence_number: int | None = None
     memory: int = field(default=0, eq=False, repr=False)
 
 
@@ -87,7 +85,6 @@ class StartEvent(_JsonEvent):
         tracks: ``inbound``, ``outbound``, or both.
         custom_parameters: the ``parameters`` of the start, by name.
         media_format: encoding of the audio.
-        sequence_number: position of the frame on the socket, from 1.
         extra: unknown keys of the frame's ``start`` object.
     """
 
@@ -98,7 +95,6 @@ class StartEvent(_JsonEvent):
     tracks: tuple[str, ...] = ()
     custom_parameters: Mapping[str, str] = field(factory=dict, repr=_names_only, hash=False)
     media_format: MediaFormat = field(factory=MediaFormat)
-    sequence_number: int | None = None
     extra: Mapping[str, object] = field(factory=dict, repr=False, hash=False)
 
 
@@ -118,7 +114,7 @@ class MediaEvent:
     """
 
     track: str | None
-    payload: bytes = field(repr=_length_only)
+    payload: bytes = field(repr=lambda payload: f"<{len(payload)} bytes>")
     chunk: int | None = None
     timestamp: int | None = None
     sequence_number: int | None = None
@@ -133,13 +129,11 @@ class DtmfEvent(_JsonEvent):
         digit: ``0`` to ``9``, ``*``, ``#``, ``A`` to ``D``.
         duration: milliseconds.
         track: the track, if the frame has it.
-        sequence_number: position of the frame on the socket, from 1.
     """
 
     digit: str
     duration: int | None = None
     track: str | None = None
-    sequence_number: int | None = None
 
 
 @frozen(kw_only=True)
@@ -148,11 +142,9 @@ class MarkEvent(_JsonEvent):
 
     Attributes:
         name: name of the mark, as it was sent.
-        sequence_number: position of the frame on the socket, from 1; SignalWire omits it.
     """
 
     name: str
-    sequence_number: int | None = None
 
 
 @frozen(kw_only=True)
@@ -160,11 +152,9 @@ class StopEvent(_JsonEvent):
     """The stream has ended. Streams may also end without it, when the socket closes.
 
     Attributes:
-        sequence_number: position of the frame on the socket, from 1.
         extra: unknown keys of the frame.
     """
 
-    sequence_number: int | None = None
     extra: Mapping[str, object] = field(factory=dict, repr=False, hash=False)
 
 
@@ -252,11 +242,9 @@ def _decode_json(frame: str | bytes, elapsed: float | None) -> AudioEvent:
     name = document.get("event")
     if name == "media":
         return _decode_media(document, elapsed)
-    decode = _DECODERS.get(name) if isinstance(name, str) else None
-    memory = _parsed_size(text)
-    if decode is None:
-        return UnknownEvent(name=name if isinstance(name, str) else None, document=document, memory=memory)
-    return evolve(decode(document), memory=memory)
+    decode = _DECODERS.get(name, _decode_unknown) if isinstance(name, str) else _decode_unknown
+    number = _number(document.get("sequenceNumber"))
+    return evolve(decode(document), sequence_number=number, memory=_parsed_size(text))
 
 
 def _parsed_size(text: str) -> int:
@@ -270,7 +258,7 @@ def _decode_connected(document: dict[str, Any]) -> ConnectedEvent:
     return ConnectedEvent(
         protocol=_text(document.get("protocol")),
         version=_text(document.get("version")),
-        extra=_extra(document, "protocol", "version"),
+        extra=_extra(document, "protocol", "version", "sequenceNumber"),
     )
 
 
@@ -278,26 +266,24 @@ def _decode_start(document: dict[str, Any]) -> StartEvent:
     body = _body(document, "start")
     tracks, parameters, media = body.get("tracks"), body.get("customParameters"), body.get("mediaFormat")
     media = media if isinstance(media, dict) else {}
+    parameters = parameters if isinstance(parameters, dict) else {}
     return StartEvent(
         stream_sid=_text(document.get("streamSid")) or _text(body.get("streamSid")),
         account_sid=_text(body.get("accountSid")),
         call_sid=_text(body.get("callSid")),
         conference_sid=_text(body.get("conferenceSid")),
         tracks=tuple(filter(None, map(_text, tracks))) if isinstance(tracks, list) else (),
-        custom_parameters=_decode_parameters(parameters) if isinstance(parameters, dict) else {},
+        # Values are strings; a number is converted, and anything nested cannot have been a parameter.
+        custom_parameters={
+            name: str(value) for name, value in parameters.items() if isinstance(value, str | int | float)
+        },
         media_format=MediaFormat(
             encoding=_text(media.get("encoding")),
             sample_rate=_number(media.get("sampleRate")),
             channels=_number(media.get("channels")),
         ),
-        sequence_number=_number(document.get("sequenceNumber")),
         extra=_extra(body, *_START_KEYS),
     )
-
-
-def _decode_parameters(found: dict[str, Any]) -> dict[str, str]:
-    # Values are strings; a number is converted, and anything nested cannot have been a parameter.
-    return {name: str(value) for name, value in found.items() if isinstance(value, str | int | float)}
 
 
 def _decode_media(document: dict[str, Any], elapsed: float | None) -> MediaEvent:
@@ -325,27 +311,20 @@ def _decode_dtmf(document: dict[str, Any]) -> DtmfEvent:
         digit=_required(body, "digit", "dtmf"),
         duration=_number(body.get("duration")),
         track=_text(body.get("track")),
-        sequence_number=_number(document.get("sequenceNumber")),
     )
 
 
-def _decode_mark(document: dict[str, Any]) -> MarkEvent:
-    name = _required(_body(document, "mark"), "name", "mark")
-    return MarkEvent(name=name, sequence_number=_number(document.get("sequenceNumber")))
-
-
-def _decode_stop(document: dict[str, Any]) -> StopEvent:
-    return StopEvent(
-        sequence_number=_number(document.get("sequenceNumber")), extra=_extra(document, "sequenceNumber", "streamSid")
-    )
+def _decode_unknown(document: dict[str, Any]) -> UnknownEvent:
+    name = document.get("event")
+    return UnknownEvent(name=name if isinstance(name, str) else None, document=document)
 
 
 _DECODERS: Mapping[str, Callable[[dict[str, Any]], KeptEvent]] = {
     "connected": _decode_connected,
     "start": _decode_start,
     "dtmf": _decode_dtmf,
-    "mark": _decode_mark,
-    "stop": _decode_stop,
+    "mark": lambda document: MarkEvent(name=_required(_body(document, "mark"), "name", "mark")),
+    "stop": lambda document: StopEvent(extra=_extra(document, "sequenceNumber", "streamSid")),
 }
 
 

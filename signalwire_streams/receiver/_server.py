@@ -160,14 +160,7 @@ def mask_tokens(tokens: Tokens) -> MaskedTokens:
 
 
 class TokenAuthenticator:
-    """Checks bearer tokens."""
-
     def __init__(self, tokens: MaskedTokens) -> None:
-        """Create an authenticator.
-
-        Raises:
-            InvalidRequestError: a token is not a string, or cannot be sent in a header.
-        """
         self._check = tokens if callable(tokens) else None
         self.admits_everybody = tokens is None
         self._hashes: set[bytes] = set()
@@ -176,14 +169,12 @@ class TokenAuthenticator:
                 raise InvalidRequestError("a bearer token is empty or not a str: pass the token that the start sends")
             if not all("!" <= character <= "~" for character in token):
                 raise InvalidRequestError(
-                    "a bearer token contains whitespace or non-ASCII characters, so no start can "
-                    "pass it: write the bare token, "
-                    "without 'Bearer'"
+                    "a bearer token contains whitespace or non-ASCII characters, so no start can pass it: write the "
+                    "bare token, without 'Bearer'"
                 )
             self._hashes.add(token_hash(token))
 
     async def allows(self, token: str | None) -> bool:
-        """Return whether a token, or the lack of one, is valid."""
         if self.admits_everybody:
             return True
         if token is None:
@@ -208,8 +199,11 @@ def token_hash(token: str) -> bytes:
 _HTTP_LOG = logging.getLogger("signalwire_streams.receiver.http")
 
 _BACKLOG = 512  # connections that the kernel keeps until they are accepted
-_MIN_AGE = 0.25  # seconds that a connection has at least, so that a burst of streams is not cut for another
+_MIN_AGE = 0.5  # seconds that a connection has at least: three round trips of a slow network
 _ACCEPT_RETRY = 0.2  # seconds until the next accept, when it failed and no connection can be closed for it
+_MAX_HEAD = 64 * 1024  # bytes of a request's head; aiohttp limits only its lines, which together may be a megabyte
+_HEAD_END = b"\r\n\r\n"
+_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _MAX_PENDING = 2_048
 _DEFAULT_PENDING = 256  # where the number of file descriptors is unknown
 
@@ -239,14 +233,10 @@ _HTTP_LOG.addFilter(_MalformedRequestFilter())
 
 
 class Slot:
-    """A connection's place among those without a stream. On its own, as in your own application, it limits nothing.
-
-    Attributes:
-        closed: set when the connection is closed.
-    """
+    """A connection's place among those without a stream. On its own, as in your own application, it limits nothing."""
 
     def __init__(self) -> None:
-        self.closed = asyncio.Event()
+        self.closed = asyncio.Event()  # set when the connection is closed
 
     def admit(self) -> None:
         """Called when the connection has presented a valid token."""
@@ -258,26 +248,45 @@ class Slot:
 Respond: TypeAlias = Callable[[web.BaseRequest, Slot], Awaitable[web.StreamResponse]]
 
 
-class _Connection(Slot):
+class _Connection(Slot, asyncio.Protocol):
     """An accepted connection. It is pending, in one of two groups, until it carries a stream or has ended.
 
     It has ended when its socket is closed and its request handler has returned: a client that hangs up while its token
     is checked makes no room for another check.
+
+    As a protocol it collects the head of the request; aiohttp gets the connection when the head is complete.
     """
 
     def __init__(self, server: "StreamServer", sock: socket.socket) -> None:
         super().__init__()
         self.sock = sock
         self.accepted_at = asyncio.get_running_loop().time()
-        self.opening: asyncio.Task[None]  # creates the protocol, after the TLS handshake if there is one
-        self.protocol: web.RequestHandler | None = None
-        self.transport: asyncio.Transport | None = None
+        self.opening: asyncio.Task[None]  # sets the transport, after the TLS handshake if there is one
+        self.is_opening = False  # so the socket belongs to that task
+        self.transport: Any = None  # an asyncio.Transport
         self.released = asyncio.Event()  # set when it is not pending any more
         self.is_handled = False
         self.can_reset = False  # no HTTP response is being sent: a handler has the request, or upgraded it
         self._server = server
+        self._head = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         server.unproven[self] = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        searched = max(0, len(self._head) + 1 - len(_HEAD_END))
+        self._head += data if self._head else data.lstrip(b"\r\n")  # blank lines may precede a request
+        if self._head.find(_HEAD_END, searched, _MAX_HEAD) >= 0:
+            head, self._head = self._head, bytearray()
+            self._server.hand_over(self, bytes(head))
+        elif len(self._head) > _MAX_HEAD and not self.transport.is_closing():
+            self.transport.write(_HEAD_TOO_LARGE)
+            self.transport.close()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._server.on_closed(self)
 
     def admit(self) -> None:
         del self._server.unproven[self]
@@ -339,17 +348,12 @@ class StreamServer(web.Server):
         self._shortage_log, self._accept_log = RateLimitedLog(1), RateLimitedLog(1)
 
     async def listen(self, host: str, port: int) -> int:
-        """Bind to each address of a host, accept connections, and return the port.
-
-        Raises:
-            OSError: the host is unknown, or an address cannot be bound.
-        """
+        """Bind to each address of a host, accept connections, and return the port."""
         self._listeners = await _bind(host, port)
         self._accepting = [asyncio.create_task(self._accept_all(listener)) for listener in self._listeners]
         return int(self._listeners[0].getsockname()[1])
 
     async def close(self) -> None:
-        """Stop accepting, and close all connections."""
         for task in self._accepting:
             task.cancel()
         if self._accepting:
@@ -362,15 +366,19 @@ class StreamServer(web.Server):
         for connection in opened:
             await connection.closed.wait()
 
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        self._by_protocol[handler].transport = transport
+    def hand_over(self, connection: _Connection, data: bytes) -> None:
+        """Let aiohttp serve a connection, beginning with the data that was received so far."""
+        protocol = self()
+        self._by_protocol[protocol] = connection
+        connection.transport.set_protocol(protocol)
+        protocol.connection_made(connection.transport)
+        protocol.data_received(data)
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
-        self._on_closed(self._by_protocol.pop(handler))
+        self.on_closed(self._by_protocol.pop(handler))
 
-    def _on_closed(self, connection: _Connection) -> None:
+    def on_closed(self, connection: _Connection) -> None:
         self._open.discard(connection)
         connection.on_closed()
 
@@ -435,25 +443,21 @@ class StreamServer(web.Server):
         connection.opening.add_done_callback(lambda _: self._opened(connection))
 
     async def _open_connection(self, connection: _Connection) -> None:
-        def make_protocol() -> web.RequestHandler:
-            connection.protocol = self()
-            self._by_protocol[connection.protocol] = connection
-            return connection.protocol
-
+        connection.is_opening = True
         tls = self._ssl_context
         with contextlib.suppress(OSError, SSLError, ValueError):  # the client left, or speaks no TLS
             await asyncio.get_running_loop().connect_accepted_socket(
-                make_protocol, connection.sock, ssl=tls, ssl_shutdown_timeout=None if tls is None else _CLOSE_TIMEOUT
+                lambda: connection,
+                connection.sock,
+                ssl=tls,
+                ssl_shutdown_timeout=None if tls is None else _CLOSE_TIMEOUT,
             )
 
     def _opened(self, connection: _Connection) -> None:
-        if connection.protocol is None:  # the task was cancelled before it began
-            connection.sock.close()
-        elif connection.transport is not None:
-            return
-        else:
-            self._by_protocol.pop(connection.protocol, None)
-        self._on_closed(connection)
+        if connection.transport is None:
+            if not connection.is_opening:  # the task was cancelled before it began
+                connection.sock.close()
+            self.on_closed(connection)
 
     @property
     def _pending(self) -> int:

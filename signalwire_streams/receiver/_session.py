@@ -9,6 +9,8 @@ from enum import StrEnum
 from secrets import token_hex
 from typing import TypeAlias
 
+from attrs import frozen
+
 from signalwire_streams.errors import ClientStateError
 from signalwire_streams.receiver._playback import Playback
 from signalwire_streams.receiver._protocol import (
@@ -23,11 +25,9 @@ from signalwire_streams.receiver._protocol import (
 from signalwire_streams.receiver._statistics import StreamStatistics
 from signalwire_streams.receiver.audio._formats import AudioFormat
 
+# An overflowing queue drops these: stale audio is worthless, and nothing depends on an unknown event.
 Droppable: TypeAlias = MediaEvent | UnknownEvent
-"""Events that an overflowing queue drops: stale audio is worthless, and nothing depends on an unknown event."""
-
-BYTES_PER_EVENT = 4096
-"""Default byte limit for each event of the queue's limit; more than 40 ms of 48 kHz audio."""
+BYTES_PER_EVENT = 4096  # of the queue's default limit; more than 40 ms of 48 kHz audio
 
 
 class Overflow(StrEnum):
@@ -39,16 +39,21 @@ class Overflow(StrEnum):
     """End the session with `EndReason.OVERFLOW`. The handler still gets the queued events."""
 
 
+@frozen
+class QueueLimits:
+    max_events: int  # that may be dropped, and again of the others; likewise for the bytes
+    max_bytes: int  # which the last event may exceed
+    overflow: Overflow = Overflow.DROP_OLDEST
+
+
 class EventQueue:
     """Events in order of arrival. When it overflows, it drops the oldest audio, but never DTMF or marks.
 
     It is its own iterator, for one consumer at a time. Cancelling `__anext__` loses no event.
     """
 
-    def __init__(self, *, max_events: int, max_bytes: int | None = None, on_drop: Callable[[Droppable], None]) -> None:
-        self.max_events = max_events  # of droppable events, and again of the others; likewise for the bytes
-        # The last event may exceed it.
-        self.max_bytes = BYTES_PER_EVENT * max_events if max_bytes is None else max_bytes
+    def __init__(self, limits: QueueLimits, on_drop: Callable[[Droppable], None]) -> None:
+        self.max_events, self.max_bytes = limits.max_events, limits.max_bytes
         self.is_awaited = False
         self.read: Callable[[], Awaitable[None]] | None = None  # reads one message; None while a task reads them
         self._on_drop = on_drop
@@ -86,7 +91,6 @@ class EventQueue:
         return True
 
     def close(self) -> None:
-        """End the iteration after the events that are queued."""
         self._is_closed = True
         self.wake()
 
@@ -177,14 +181,7 @@ class StreamSession:
     """
 
     def __init__(
-        self,
-        start: StartEvent,
-        *,
-        audio_format: AudioFormat,
-        playback: Playback,
-        max_queue: int,
-        max_queue_bytes: int,
-        overflow: Overflow,
+        self, start: StartEvent, *, audio_format: AudioFormat, playback: Playback, limits: QueueLimits
     ) -> None:
         """Created by `MediaReceiver`."""
         self.start = start
@@ -194,8 +191,8 @@ class StreamSession:
         sid = start.stream_sid or ""
         self.label: str = sid if _SAFE_NAME.fullmatch(sid) else f"stream-{token_hex(8)}"
         self.end_reason: EndReason | None = None
-        self._overflow = overflow
-        self._queue = EventQueue(max_events=max_queue, max_bytes=max_queue_bytes, on_drop=self._on_drop)
+        self._overflow = limits.overflow
+        self._queue = EventQueue(limits, self._on_drop)
         self._ended = asyncio.Event()
 
     def __repr__(self) -> str:

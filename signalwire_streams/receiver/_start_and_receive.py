@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from secrets import token_hex, token_urlsafe
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from signalwire_streams.errors import (
     ApiError,
     CircuitOpenError,
+    ClientStateError,
     InvalidRequestError,
     OpenError,
     RateLimitedError,
@@ -17,6 +18,7 @@ from signalwire_streams.errors import (
 )
 from signalwire_streams.models import GENERATED_NAME
 from signalwire_streams.models._validation import Secret
+from signalwire_streams.receiver._connection import wait_unless
 from signalwire_streams.receiver._server import token_hash
 from signalwire_streams.receiver._session import EndReason, StreamSession
 
@@ -52,19 +54,12 @@ class Starts(Protocol[_Stream]):
 
 
 class PendingStream:
-    """One stream from its start request to its end.
-
-    Attributes:
-        target: sid of the conference or call.
-        name: the stream's ``Name``, unique on the target.
-        token: bearer token that only this stream's socket presents.
-        socket_closed: set when the socket is closed.
-    """
+    """One stream from its start request to its end. It has arrived when its socket has sent the start event."""
 
     def __init__(self, target: str, name: str) -> None:
         self.target = target
-        self.name = name
-        self.token = Secret(token_urlsafe(32))
+        self.name = name  # unique on the target
+        self.token = Secret(token_urlsafe(32))  # which only this stream's socket presents
         self.socket_closed = asyncio.Event()
         # The session, or the error that keeps its socket from becoming one.
         self._arrival: asyncio.Future[StreamSession] = asyncio.get_running_loop().create_future()
@@ -87,7 +82,6 @@ class PendingStream:
             self._check_end_reason()
 
     def on_callback(self, callback: Callback) -> None:
-        """Called with each status callback about a stream of that name."""
         if callback.end_reason is None:
             return
         self._last_end_reason = callback.end_reason
@@ -95,43 +89,31 @@ class PendingStream:
             self._end_reasons[callback.stream_sid] = callback.end_reason
             self._check_end_reason()
 
-    def on_socket_failed(self, reason: str) -> None:
-        """Called when the socket connected but no stream started on it. There will be no other socket."""
-        self._fail(OpenError(f"its socket connected, but no stream started on it: {reason}", stage="socket"))
-
-    async def on_session(self, session: StreamSession) -> None:
-        """Pass the session to the user, as its handler, until the user is done or the stream ends."""
-        if self._arrival.done():  # a callback was faster and reported that the stream had ended
-            return
-        self._arrival.set_result(session)
-        waiting = [asyncio.create_task(self._released.wait()), asyncio.create_task(session.wait_closed())]
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                task.cancel()
-
     def _check_end_reason(self) -> None:
         reason = self._end_reasons.get(self._stream_sid) if self._stream_sid is not None else None
         if reason is not None:
-            self._fail(
-                OpenError(f"the Space reports that the stream ended before it arrived: {reason}", stage="callback")
-            )
+            self._fail(f"the Space reports that the stream ended before it arrived: {reason}", "callback")
 
-    def _fail(self, error: OpenError) -> None:
+    def on_socket_failed(self, reason: str) -> None:
+        """Called when the socket connected but no stream started on it. There will be no other socket."""
+        self._fail(f"its socket connected, but no stream started on it: {reason}", "socket")
+
+    def on_receiver_closed(self) -> None:
+        self._fail("the receiver was closed before the stream started on its socket", "socket")
+
+    def _fail(self, reason: str, stage: Literal["socket", "callback"]) -> None:
         if not self._arrival.done():
-            self._arrival.set_exception(error)
+            self._arrival.set_exception(OpenError(reason, stage=stage))
             self._arrival.exception()  # retrieved, so that asyncio does not log it if nobody waits
 
+    async def on_session(self, session: StreamSession) -> None:
+        """Pass the session to the user, as its handler, until the user is done or the stream ends."""
+        if not self._arrival.done():  # else a callback was faster and reported that the stream had ended
+            self._arrival.set_result(session)
+            await wait_unless(asyncio.create_task(session.wait_closed()), self._released)
+
     async def wait_session(self, timeout: float) -> StreamSession:  # noqa: ASYNC109  (it begins with the answer)
-        """Wait for the session.
-
-        Args:
-            timeout: seconds from the response to the start request to the socket.
-
-        Raises:
-            OpenError: the start failed, no socket connected, or the Space reported that the stream ended.
-        """
+        """Wait for the session, at most *timeout* seconds after the response to the start request."""
         await asyncio.wait({self._start, self._arrival}, return_when=asyncio.FIRST_COMPLETED)
         error = self._start_error()
         if not self._arrival.done():
@@ -140,10 +122,10 @@ class PendingStream:
             await asyncio.wait({self._arrival}, timeout=timeout)
         if self._arrival.done():
             return self._arrival.result()
-        reason = self._last_end_reason
-        if reason is not None:
+        if self._last_end_reason is not None:
             raise OpenError(
-                f"no socket connected, and the Space reports for a stream of that name: {reason}", stage="callback"
+                f"no socket connected, and the Space reports for a stream of that name: {self._last_end_reason}",
+                stage="callback",
             )
         if error is not None:
             raise OpenError(f"neither a response nor a socket arrived: {error}", stage="start") from error
@@ -154,11 +136,7 @@ class PendingStream:
         )
 
     async def close(self) -> None:
-        """Stop the stream, unless it is certainly not running, and close its socket.
-
-        Raises:
-            OpenError: it could not be stopped, so it may still be running; the cause is the stop's error.
-        """
+        """Stop the stream, unless it is certainly not running, and close its socket."""
         try:
             await self._stop_if_running()
         except StreamsError as error:
@@ -237,13 +215,11 @@ class PendingStreams:
     def __init__(self) -> None:
         self._by_token: dict[bytes, PendingStream] = {}
         self._by_name: dict[tuple[str, str], PendingStream] = {}
+        self._is_closed = False
 
     def add(self, target: str, name: str | None) -> PendingStream:
-        """Prepare a stream; without a name it gets a generated one.
-
-        Raises:
-            InvalidRequestError: a stream of that name is open on the target.
-        """
+        """Prepare a stream; without a name it gets a generated one."""
+        self.check_open()
         if name is not None and (target, name) in self._by_name:
             raise InvalidRequestError(f"{target} already has an open stream named {name!r} here: choose another name")
         stream = PendingStream(target, name or f"{GENERATED_NAME}{token_hex(8)}")
@@ -255,17 +231,12 @@ class PendingStreams:
         return None if token is None else self._by_token.pop(token_hash(token), None)
 
     def on_callback(self, callback: Callback) -> None:
-        """Pass a status callback to the stream that it is about."""
         stream = self._by_name.get((callback.target or "", callback.stream_name or ""))
         if stream is not None:
             stream.on_callback(callback)
 
-    async def close(self, stream: PendingStream) -> None:
-        """Reject further sockets of a stream, stop it, and forget it.
-
-        Raises:
-            OpenError: as `PendingStream.close`.
-        """
+    async def stop(self, stream: PendingStream) -> None:
+        """Reject further sockets of a stream, stop it, and forget it."""
         self._by_token.pop(token_hash(stream.token), None)
         try:
             await stream.close()
@@ -276,3 +247,13 @@ class PendingStreams:
         """Forget a stream that has ended or was never started."""
         self._by_token.pop(token_hash(stream.token), None)
         self._by_name.pop((stream.target, stream.name), None)
+
+    def check_open(self) -> None:
+        if self._is_closed:
+            raise ClientStateError("this receiver is closed: create a new MediaReceiver")
+
+    def close(self) -> None:
+        """Add no more streams, and fail those whose socket has not started, since it can't any more."""
+        self._is_closed = True
+        for stream in self._by_name.values():
+            stream.on_receiver_closed()

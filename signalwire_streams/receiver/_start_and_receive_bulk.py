@@ -9,9 +9,11 @@ from typing import Any, Protocol, TypeAlias, Unpack
 
 from attrs import evolve, frozen
 
-from signalwire_streams.errors import ClientStateError, InvalidRequestError, RunCancelledError, StreamsError
+from signalwire_streams.errors import InvalidRequestError, RunCancelledError, StreamsError
 from signalwire_streams.models import CallStream, ConferenceStream, StartCallStream, StartConferenceStream, StartOptions
+from signalwire_streams.models._requests import each
 from signalwire_streams.models._validation import masks_secrets
+from signalwire_streams.receiver._connection import abandon
 from signalwire_streams.receiver._session import StreamSession
 from signalwire_streams.receiver._start_and_receive import Callback, PendingStream, PendingStreams, Starts
 
@@ -56,8 +58,8 @@ class BulkStartAndReceive:
         self._socket_timeout = socket_timeout
         self._client = client
         self._stops = BatchedStops(client)
-        self._open: dict[tuple[str, str], PendingStream] = {}
-        self._answers: dict[tuple[str, str], asyncio.Future[Any]] = {}
+        self._open: set[PendingStream] = set()
+        self._answers: dict[tuple[str, str], asyncio.Future[Any]] = {}  # of the starts, by target and name
         self._outcomes: asyncio.Queue[OpenOutcome | None] = asyncio.Queue()
         self._arrivals: set[asyncio.Task[None]] = set()
         self._closings: set[asyncio.Task[None]] = set()
@@ -87,8 +89,8 @@ class BulkStartAndReceive:
         for arrival in self._arrivals:
             arrival.cancel()
         await asyncio.wait({self._running})
-        for stream in list(self._open.values()):
-            self._spawn(self._closings, self._close(stream))
+        for stream in list(self._open):
+            self._spawn(self._closings, self._stop(stream))
         if self._closings:
             await asyncio.wait(self._closings)
         await self._stops.close()
@@ -97,26 +99,9 @@ class BulkStartAndReceive:
         if not self._is_read:
             await self._running
 
-    async def _close(self, stream: PendingStream, session: StreamSession | None = None) -> None:
-        """Stop a stream, at the end of its session if there is one, unless it is stopped or being stopped."""
-        if session is not None:
-            await session.wait_closed()
-        if self._open.get((stream.target, stream.name)) is not stream:
-            return
-        del self._open[stream.target, stream.name]
-        try:
-            await self._pending.close(stream)
-        except StreamsError as error:
-            self._failed_stops.append(error)
-
-    def _spawn(self, tasks: "set[asyncio.Task[None]]", work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
     async def _prepared(self, requests: Iterable[Start] | AsyncIterable[Start]) -> AsyncIterator[Start]:
         """Yield each request with its own token, or report why it can't be started."""
-        async for request in _each(requests):
+        async for request in each(requests):
             try:
                 stream = self._add(request)
             except InvalidRequestError as error:
@@ -124,8 +109,8 @@ class BulkStartAndReceive:
                 continue
             answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             stream.begin(answer, partial(self._stops.stop, request, stream.name))
-            key = stream.target, stream.name
-            self._open[key], self._answers[key] = stream, answer
+            self._open.add(stream)
+            self._answers[stream.target, stream.name] = answer
             self._spawn(self._arrivals, self._wait_session(request, stream))
             yield evolve(request, name=stream.name, unnamed=False, authorization_bearer_token=stream.token)
 
@@ -161,7 +146,24 @@ class BulkStartAndReceive:
         except StreamsError as failure:
             error = failure
         self._outcomes.put_nowait(OpenOutcome(request=request, session=session, error=error))
-        self._spawn(self._closings, self._close(stream, session))
+        self._spawn(self._closings, self._stop(stream, session))
+
+    async def _stop(self, stream: PendingStream, session: StreamSession | None = None) -> None:
+        """Stop a stream, at the end of its session if there is one, unless it is stopped or being stopped."""
+        if session is not None:
+            await session.wait_closed()
+        if stream not in self._open:
+            return
+        self._open.remove(stream)
+        try:
+            await self._pending.stop(stream)
+        except StreamsError as error:
+            self._failed_stops.append(error)
+
+    def _spawn(self, tasks: "set[asyncio.Task[None]]", work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
 
 class BatchedStops:
@@ -170,17 +172,17 @@ class BatchedStops:
     def __init__(self, client: StartsMany) -> None:
         self._client = client
         self._queue: asyncio.Queue[ConferenceStream | CallStream | None] = asyncio.Queue()
-        self._waiting: dict[object, asyncio.Future[None]] = {}  # by the id of the stream object
+        self._waiting: dict[int, asyncio.Future[None]] = {}  # by the id of the stream object
         self._running: asyncio.Task[None] | None = None
 
     async def stop(self, request: Start, name: str, stream: ConferenceStream | CallStream | str) -> None:
-        """Stop the stream of a request, by the object that the start returned, by name or by sid.
-
-        Raises:
-            StreamsError: it may still be running.
-        """
+        """Stop the stream of a request, by the object that the start returned, by name or by sid."""
         if isinstance(stream, str):
-            stream = _stream_of(request, name if stream == name else None, None if stream == name else stream)
+            sid, name_or_none = (None, name) if stream == name else (stream, None)
+            if isinstance(request, StartConferenceStream):
+                stream = ConferenceStream(conference_sid=request.target, sid=sid, name=name_or_none)
+            else:
+                stream = CallStream(call_sid=request.target, sid=sid, name=name_or_none)
         stopped = self._waiting[id(stream)] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(stream)
         if self._running is None or self._running.done():
@@ -215,28 +217,11 @@ class BatchedStops:
             yield stream
 
 
-async def _each(requests: Iterable[Start] | AsyncIterable[Start]) -> AsyncIterator[Start]:
-    if isinstance(requests, AsyncIterable):
-        async for request in requests:
-            yield request
-    else:
-        for request in requests:
-            yield request
-
-
-def _stream_of(request: Start, name: str | None, sid: str | None) -> ConferenceStream | CallStream:
-    if isinstance(request, StartConferenceStream):
-        return ConferenceStream(conference_sid=request.target, name=name, sid=sid)
-    return CallStream(call_sid=request.target, name=name, sid=sid)
-
-
 class StarterMixin:
     """The part of `MediaReceiver` that starts the streams that it receives."""
 
     def __init__(self) -> None:
-        """Start with no stream."""
         self._pending_streams = PendingStreams()
-        self._closing = asyncio.Event()
 
     @masks_secrets
     @asynccontextmanager
@@ -270,7 +255,7 @@ class StarterMixin:
             InvalidRequestError: an argument is invalid, or a stream of that name is open here.
             ClientStateError: the receiver was closed.
         """
-        self._check_open()
+        self._pending_streams.check_open()
         if "authorization_bearer_token" in fields:
             raise InvalidRequestError(_OWN_TOKEN)
         if fields.keys() & {"unnamed", "may_be_running"}:
@@ -283,7 +268,7 @@ class StarterMixin:
         except BaseException:  # such as a TypeError for an unknown field
             self._pending_streams.discard(stream)
             raise
-        async with self._closing_with(self._pending_streams.close(stream)):
+        async with _closing_with(self._pending_streams.stop(stream)):
             yield await stream.wait_session(socket_timeout)
 
     @asynccontextmanager
@@ -311,10 +296,10 @@ class StarterMixin:
             ExceptionGroup: at the end of the block, if some could not be stopped, so that they may still be running.
             ClientStateError: the receiver was closed.
         """
-        self._check_open()
+        self._pending_streams.check_open()
         run = BulkStartAndReceive(client, self._pending_streams, socket_timeout)
         run.start(requests, concurrency)
-        async with self._closing_with(run.close()):
+        async with _closing_with(run.close()):
             yield run
 
     async def handle_status_callback(self, callback: Callback) -> None:
@@ -327,21 +312,36 @@ class StarterMixin:
         """
         self._pending_streams.on_callback(callback)
 
-    @asynccontextmanager
-    async def _closing_with(self, close: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-        """Close at the end of the block, even if cancelled; an error of the block takes precedence."""
-        try:
-            yield
-        except BaseException as error:
-            try:
-                await asyncio.shield(asyncio.create_task(close))
-            except Exception as failure:  # noqa: BLE001  (it is logged, and noted on the error of the block)
-                text = f"{type(failure).__name__}: {failure}"
-                _LOG.error("%s", text)
-                error.add_note(text)
-            raise
-        await asyncio.shield(asyncio.create_task(close))
 
-    def _check_open(self) -> None:
-        if self._closing.is_set():
-            raise ClientStateError("this receiver is closed: create a new MediaReceiver")
+@asynccontextmanager
+async def _closing_with(close: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Close at the end of the block, even if cancelled. The error of the block takes precedence."""
+    block_error: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        block_error = error
+        raise
+    finally:
+        closing = asyncio.create_task(close)
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:  # the close continues, and its error has no other way to the user
+            closing.add_done_callback(partial(_report_failure, block_error))
+            abandon(closing)
+            raise
+        except Exception:
+            if block_error is None:
+                raise
+            _report_failure(block_error, closing)
+
+
+def _report_failure(block_error: BaseException | None, closing: "asyncio.Task[None]") -> None:
+    """Log the error of a close, and note it on the error of the block; a group has a line for each stream."""
+    failure = None if closing.cancelled() else closing.exception()
+    failures = failure.exceptions if isinstance(failure, ExceptionGroup) else filter(None, [failure])
+    for error in failures:
+        text = f"{type(error).__name__}: {error}"
+        _LOG.error("%s", text)
+        if block_error is not None:
+            block_error.add_note(text)

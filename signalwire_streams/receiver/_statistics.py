@@ -1,7 +1,7 @@
-"""Chunk numbers of one track: frames that are missing, repeated or late, and numbering that restarts. Pure.
+"""Statistics of a track, by its chunk numbers: missing, repeated and late frames, and restarts of the numbering. Pure.
 
-A number far from the last ones is not trusted until the next frame follows on it (RFC 3550, appendix A.1, does so for
-RTP). `TrackStatistics` and `TrackTimeline` both decide by this tracker, so both report the same.
+A number that is far from the last ones is believed when the next frame has the number after it, as RFC 3550 (appendix
+A.1) does for RTP. `TrackStatistics` and `TrackTimeline` use the same `SequenceTracker`, so they report the same.
 """
 
 from collections.abc import Mapping
@@ -12,20 +12,16 @@ from attrs import define, field
 
 from signalwire_streams.receiver._protocol import MediaEvent
 
-WINDOW = 64
-"""Number of remembered numbers."""
-FARTHEST = 3_000
-"""Chunks, a minute of audio: no connection that survives loses more at once."""
-REPLAY = 8
-"""Number of repeated frames, in order and from the first one on, that prove a restart of the numbering."""
-
+WINDOW = 64  # numbers that are remembered
+FARTHEST = 3_000  # numbers, a minute of audio: no connection that survives loses more at once
+REPLAY = 8  # repeated frames, in order and from the first one on, that prove a restart of the numbering
 _SLOT, _BITS = WINDOW - 1, (1 << WINDOW) - 1
 
 _SMOOTHING = 1 / 16  # of the jitter: RFC 3550, 6.4.1
 _MILLISECONDS = 1_000
-_MAX_EARLY = 100.0  # milliseconds: no network delivers frames that much earlier than the least delayed one
-_JUMP = 60_000.0  # milliseconds: a timestamp that far behind is from another clock, or is no timestamp
-_SPAN = 10.0  # seconds: the delay is against the least delayed frame of these and of as many before
+_MAX_EARLY = 100.0  # milliseconds before the least delayed frame: no network delivers a frame earlier than that
+_JUMP = 60_000.0  # milliseconds of delay: a timestamp that is further behind is from another clock, or is none
+_SPAN = 10.0  # seconds: the least delayed frame is that of the current span and the one before
 _MAX_TRACKS, _MAX_TRACK_NAME, _OTHERS = 8, 100, "others"
 
 
@@ -51,21 +47,17 @@ class Verdict(Enum):
 class SequenceTracker:
     """The numbers of one track.
 
-    A frame is repeated if both its number and its timestamp were seen among the last 64 numbers; a frame without a
-    number, if its timestamp was seen with the same payload. The payloads of a numbering's first eight frames are
-    compared as well: one that differs is new audio, and the numbering restarted. A resend of at least the first eight
-    frames, in order and without another frame between them, looks like a restart with the same audio within the first
-    64 frames, and counts as one. A restart after fewer than eight frames, with the same timestamps and the same audio
-    (such as silence), looks like a resend, and counts as one.
+    A frame is repeated if both its number and its timestamp were seen among the last 64 numbers. A frame without a
+    number is repeated if its timestamp was seen with the same payload.
 
-    Attributes:
-        skipped: how many numbers before the last frame are missing; valid after `Verdict.AHEAD` and `Verdict.FIRST`.
-        replayed: how many frames before the last one turned out to be new; valid after `Verdict.REPLAYED`.
+    The payloads of the first eight frames are compared as well. A different payload is new audio, so the numbering
+    restarted. Two cases look alike, and are told apart by their length: at least the first eight frames again, in
+    order and with nothing between them, count as a restart with the same audio; fewer count as a resend.
     """
 
     def __init__(self) -> None:
-        self.skipped = 0
-        self.replayed = 0
+        self.skipped = 0  # numbers missing before the last frame; valid after AHEAD and FIRST
+        self.replayed = 0  # frames before the last one that turned out to be new; valid after REPLAYED
         self._next: int | None = None  # the number after the highest one
         self._lowest = 0  # of the current numbering
         self._seen = 1  # one bit for each of the last numbers, the lowest bit for the last one
@@ -84,13 +76,7 @@ class SequenceTracker:
         return self._replay is not None and self._replay[1] == self._frames + 1
 
     def note(self, chunk: int | None, timestamp: int | None, payload: bytes | int) -> Verdict:
-        """Classify a frame, and remember it.
-
-        Args:
-            chunk: its number.
-            timestamp: its timestamp.
-            payload: its audio; or, if that is not known, the length in bytes.
-        """
+        """Classify a frame, and remember it. Instead of an unknown payload, pass its length in bytes."""
         self._frames += 1
         if chunk is None:
             return self._note_unnumbered(timestamp, payload)
@@ -189,14 +175,14 @@ _UNMEASURED = {Verdict.LATE, Verdict.REPEATED, Verdict.DOUBTFUL}
 class TrackStatistics:
     """Counts and timing of one track's media frames.
 
-    A number more than 3,000 ahead of the last one, 64 or more behind it, or used before with another timestamp or
-    payload, is believed only if the next frame follows it; then the numbering has restarted, and no frame is missing
-    before it. Repeated frames from the first one on are a restart as well if there are eight of them or another
-    payload follows.
+    Some frames are believed only if the next frame agrees:
 
-    In the same way, a timestamp that is more than 100 ms ahead of the least delayed frame's, or more than a minute
-    behind it, is believed only if the next frame's agrees, and so is the first one. It then is the new base of the
-    delay. Until then it counts neither for the delay nor for the jitter.
+    - A chunk number that is more than 3,000 ahead of the last one, 64 or more behind it, or was used before with
+      another timestamp or payload. If the next frame has the number after it, the numbering has restarted, and no
+      frame is missing before it. Eight repeated frames, from the first one on, are a restart as well.
+    - A timestamp that is more than 100 ms ahead of the least delayed frame's, or more than 60 s behind it; and the
+      first timestamp. If the next one agrees, delays are measured from there. Until then such a frame counts neither
+      for the delay nor for the jitter.
 
     Attributes:
         frames: media frames received.
@@ -209,9 +195,9 @@ class TrackStatistics:
         sequence_resets: number of times that the numbering restarted.
         dropped: frames that the receiver dropped since the handler was too slow.
         jitter: variation of the delay in milliseconds, smoothed as in RFC 3550.
-        delay_ms: milliseconds that the last frame was late, by its timestamp, against the least delayed one of the
-            last 10 to 20 seconds; a permanent delay is therefore forgotten after that time. A frame arrives when it is
-            read, which is up to 50 ms late if the handler has just become busy elsewhere.
+        delay_ms: milliseconds that the last frame was late, by its timestamp, compared with the least delayed frame
+            of the last 10 to 20 seconds. A permanent delay is therefore forgotten after that time. A frame arrives
+            when it is read, which may be 50 ms later if the handler has just become busy elsewhere.
         max_delay_ms: maximum of ``delay_ms``.
     """
 

@@ -14,6 +14,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, unquote_plus, urlsplit
 
 from attrs import field, frozen
 
+from signalwire_streams.simulator._audio.sources import CODECS
+
 TargetKind = Literal["conference", "call"]
 
 BASE_PATH = "/api/laml/2010-04-01/Accounts/"  # https://signalwire.com/docs/compatibility-api/
@@ -148,7 +150,7 @@ _INVALID_URL = 21402
 _INVALID_CALLBACK = 21456
 _INVALID_CODEC = 53404
 
-_CODEC = re.compile(r"(PCMU|PCMA|G722|L16)(@[1-9][0-9]{3,5}h)?(@[1-9][0-9]{0,2}i)?")
+_CODEC = re.compile(rf"({'|'.join(CODECS)}|G722)(@[1-9][0-9]{{3,5}}h)?(@[1-9][0-9]{{0,2}}i)?")
 _PARAMETER = re.compile(r"Parameter([1-9][0-9]{0,5})\.(Name|Value)")
 _MAX_PARAMETERS = 99
 

@@ -147,17 +147,42 @@ async def test_handler_that_raises_no_exception_has_failed(
     ]
 
 
-async def test_token_check_that_is_cancelled_refuses_the_stream(serve: Any, heard: Heard) -> None:
-    """It is no error of the server."""
+async def cancel_itself(token: str) -> bool:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+    return True
 
-    async def check(token: str) -> bool:
-        raise asyncio.CancelledError
 
+async def raise_cancelled_error(token: str) -> bool:
+    raise asyncio.CancelledError
+
+
+async def raise_mishap(token: str) -> bool:
+    raise Mishap
+
+
+@pytest.mark.parametrize(
+    ("check", "status", "line"),
+    [
+        (cancel_itself, 503, "the token check was cancelled, so the stream is rejected"),
+        (raise_cancelled_error, 503, "the token check was cancelled, so the stream is rejected"),
+        (raise_mishap, 500, "the token check raised Mishap"),
+    ],
+)
+async def test_token_check_that_ends_without_an_answer_refuses_the_stream(
+    serve: Any, heard: Heard, check: Any, status: int, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and the next stream is served."""
     url = await serve(MediaReceiver(heard, bearer_tokens=check))
-    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
-    writer.write(UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer t"))
-    assert (await reader.read()).startswith(b"HTTP/1.1 503")
-    writer.close()
+    for _ in range(2):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
+        writer.write(UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer t"))
+        assert (await reader.read()).startswith(b"HTTP/1.1 %d" % status)
+        writer.close()
+    assert caplog.text.count(line) == 2
+    assert len(caplog.records) == 2
 
 
 async def test_connection_that_was_lost_before_the_upgrade() -> None:
@@ -191,3 +216,73 @@ async def test_interrupt_and_discarded_handler_are_no_failures(caplog: pytest.Lo
     await asyncio.wait({task})
     assert task.cancelled() or isinstance(task.exception(), RuntimeError)
     assert not caplog.records
+
+
+def cancel_current_task() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+@pytest.mark.parametrize("where", ["at once", "in the loop", "on return"])
+async def test_handler_that_cancels_itself_ends_its_own_stream(
+    serve: Any, dial: Any, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with any failure of a handler: other streams continue, and queued events stay readable for other tasks."""
+    sessions: dict[str | None, StreamSession] = {}
+    rest: dict[str | None, list[object]] = {}
+    queued = asyncio.Event()
+
+    async def handler(session: StreamSession) -> None:
+        sessions[session.stream_sid] = session
+        if session.stream_sid == "good":
+            rest["good"] = [event async for event in session]
+            return
+        await queued.wait()
+        if where == "in the loop":
+            async for _ in session:
+                cancel_current_task()
+        cancel_current_task()
+        if where == "at once":
+            await asyncio.sleep(0)
+
+    receiver = MediaReceiver(handler, bearer_tokens=None)
+    url = await serve(receiver)
+    good, bad = await dial(url), await dial(url)
+    for peer, sid in ((good, "good"), (bad, "bad")):
+        await peer.send_json({"event": "start", "start": {"streamSid": sid}})
+    await until(lambda: len(sessions) == 2)
+    for number in range(4):
+        await bad.send_json({"event": "dtmf", "dtmf": {"digit": str(number)}})
+    await asyncio.sleep(1)
+    queued.set()
+    assert (await bad.receive()).data == 1011
+    assert sessions["bad"].end_reason is EndReason.HANDLER_FAILED
+    await until(lambda: receiver.sessions == {sessions["good"]})
+    assert [len([event async for event in sessions["bad"]])] == [0 if where == "in the loop" else 4]
+    await good.send_json({"event": "dtmf", "dtmf": {"digit": "1"}})
+    await good.send_json({"event": "stop"})
+    assert (await good.receive()).data == 1000
+    assert len(rest["good"]) == 1
+    assert caplog.messages == ["the handler of stream bad cancelled itself, so the stream is closed"]
+
+
+async def test_handler_that_survives_its_own_cancellation_loses_no_event(serve: Any, dial: Any) -> None:
+    received: list[object] = []
+    ended = asyncio.Event()
+
+    async def handler(session: StreamSession) -> None:
+        while session.end_reason is None:
+            with contextlib.suppress(asyncio.CancelledError):
+                async for event in session:
+                    received.append(event)
+                    cancel_current_task()
+        ended.set()
+
+    peer = await dial(await serve(MediaReceiver(handler, bearer_tokens=None)))
+    await peer.send_json(START)
+    for number in range(8):
+        await peer.send_json({"event": "dtmf", "dtmf": {"digit": str(number)}})
+    await peer.send_json({"event": "stop"})
+    await ended.wait()
+    assert len(received) == 8

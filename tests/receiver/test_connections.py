@@ -176,11 +176,11 @@ async def test_descriptor_for_a_file_is_taken_from_a_connection_without_a_stream
     await until(lambda: len(heard.sessions) == 1)
     first, second = await connect(url), await connect(url)
     await until(lambda: len(next(iter(receiver._servers))._open) == 3)
-    assert await receiver._free_descriptor()
+    assert await receiver.free_descriptor()
     await rest_of(first)
     assert is_open(second)
-    assert await receiver._free_descriptor()
-    assert not await receiver._free_descriptor()
+    assert await receiver.free_descriptor()
+    assert not await receiver.free_descriptor()
     assert len(receiver.sessions) == 1
 
 
@@ -254,12 +254,11 @@ class Checks:
         return False
 
 
-@pytest.mark.parametrize("refuses", [False, True])
 async def test_token_checks_of_clients_that_hang_up_are_bounded(
-    heard: Heard, serve: Any, connect: Any, refuses: bool, caplog: pytest.LogCaptureFixture
+    heard: Heard, serve: Any, connect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A check is cancelled when its client is gone, and counts until it has ended."""
-    checks = Checks(refuses=refuses)
+    checks = Checks(refuses=False)
     url = await serve(MediaReceiver(heard, bearer_tokens=checks), max_pending=3)
     head = UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer hush")
     for _ in range(12):
@@ -272,6 +271,58 @@ async def test_token_checks_of_clients_that_hang_up_are_bounded(
     assert not [line for line in caplog.messages if "token check" in line]
 
 
+async def test_token_checks_that_ignore_their_cancellation_are_bounded(
+    heard: Heard, serve: Any, connect: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond the limit streams are rejected, which is one line in the log, until some of the checks have returned."""
+    monkeypatch.setattr("signalwire_streams.receiver._media_receiver._MAX_STUCK_CHECKS", 5)
+    checks = Checks(refuses=True)
+    url = await serve(MediaReceiver(heard, bearer_tokens=checks))
+    head = UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer hush")
+    for _ in range(5):
+        _, writer = await connect(url, head)
+        await checks.begun.get()
+        reset(writer)
+    await asyncio.sleep(0.1)
+    for _ in range(3):
+        assert (await rest_of(await connect(url, head))).startswith(b"HTTP/1.1 503")
+    assert checks.most == 5
+    assert caplog.messages == [
+        "5 token checks ignore their cancellation, so further streams are rejected until some return"
+    ]
+    await asyncio.sleep(1)
+    assert checks.running == 0
+    assert (await rest_of(await connect(url, head))).startswith(b"HTTP/1.1 401")
+
+
+async def test_token_checks_that_never_return_do_not_delay_other_streams(
+    heard: Heard, serve: Any, connect: Any, dial: Any
+) -> None:
+    """Accepting does not wait for a check, not even for one that ignores its cancellation."""
+    end, running = asyncio.Event(), 0
+
+    async def check(token: str) -> bool:
+        nonlocal running
+        running += 1
+        while token != "right" and not end.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await end.wait()
+        return True
+
+    url = await serve(MediaReceiver(heard, bearer_tokens=check), max_pending=5)
+    head = UPGRADE.replace(b"Host: x", b"Host: x\r\nAuthorization: Bearer wrong")
+    for _ in range(60):
+        await connect(url, head)
+    began = asyncio.get_running_loop().time()
+    peer = await dial(url, "right")
+    await peer.send_json(START)
+    await until(lambda: len(heard.sessions) == 1)
+    assert running == 61
+    # Each connection has 0.5 s before it is closed for a newer one, and there are five at a time.
+    assert asyncio.get_running_loop().time() - began <= 60 / 5 * 0.5 + 0.5
+    end.set()
+
+
 async def test_burst_of_streams_is_not_cut_for_itself(heard: Heard, serve: Any, dial: Any) -> None:
     """More streams than the cap that dial at once all get in, since each connection has a moment to begin."""
     url = await serve(MediaReceiver(heard, bearer_tokens=None), max_pending=5)
@@ -281,6 +332,28 @@ async def test_burst_of_streams_is_not_cut_for_itself(heard: Heard, serve: Any, 
 
     await asyncio.gather(*(begin() for _ in range(40)))
     await until(lambda: len(heard.sessions) == 40)
+
+
+async def test_stream_of_a_slow_network_gets_in_during_a_flood(
+    heard: Heard, serve: Any, connect: Any, dial: Any
+) -> None:
+    """A connection is not closed for others before it has had half a second to present its stream."""
+    url = await serve(MediaReceiver(heard, bearer_tokens=None), max_pending=3, handshake_timeout=600.0)
+    peer = await dial(url)
+    for _ in range(10):
+        await connect(url)
+    await asyncio.sleep(0.4)
+    await peer.send_json(START)
+    await until(lambda: len(heard.sessions) == 1)
+
+
+def head_of(size: int) -> bytes:
+    """Return a request's head of that size whose lines aiohttp accepts."""
+    head = b"GET /other HTTP/1.1\r\nHost: x\r\n"
+    line = b"X: " + b"hush" * 2000 + b"\r\n"
+    head += line * ((size - len(head)) // len(line) - 1)
+    rest = size - len(head) - len(b"X: \r\n" * 2 + b"\r\n")
+    return head + b"X: " + b"x" * (rest // 2) + b"\r\nX: " + b"x" * (rest - rest // 2) + b"\r\n\r\n"
 
 
 REQUESTS = {
@@ -300,10 +373,15 @@ REQUESTS = {
         b"POST /other HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n" + b"x" * 65536,
         b"404 Not Found",
     ),
+    "a head of 64 KiB": (head_of(65_536), b"404 Not Found"),
+    "a head of more than that": (head_of(65_537), b"431"),
+    "a head of 300 KB": (head_of(300_000), b"431"),
     "no HTTP": (b"hush\x00\xff\r\n\r\n", b"400 Bad Request"),
     "a header that is none": (b"GET / HTTP/1.1\r\nAuthorization Bearer hush\r\n\r\n", b"400 Bad Request"),
-    "a header without an end": (b"GET / HTTP/1.1\r\nX: " + b"hush" * 20_000, b"400 Bad Request"),
-    "headers without an end": (b"GET / HTTP/1.1\r\n" + b"X: hush\r\n" * 2000, b"400 Bad Request"),
+    "a header that is too long": (b"GET / HTTP/1.1\r\nX: " + b"hush" * 3000 + b"\r\n\r\n", b"400 Bad Request"),
+    "too many headers": (b"GET / HTTP/1.1\r\n" + b"X: hush\r\n" * 2000 + b"\r\n", b"400 Bad Request"),
+    "a header without an end": (b"GET / HTTP/1.1\r\nX: " + b"hush" * 20_000, b"431"),
+    "headers without an end": (b"GET / HTTP/1.1\r\n" + b"X: hush\r\n" * 8000, b"431"),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from signalwire_streams import ClientStateError
 from signalwire_streams.receiver._protocol import AudioEvent, DtmfEvent, MarkEvent, MediaEvent, UnknownEvent
-from signalwire_streams.receiver._session import Droppable, EventQueue
+from signalwire_streams.receiver._session import Droppable, EventQueue, QueueLimits
 
 pytestmark = pytest.mark.usefixtures("idle_clock")
 
@@ -18,9 +18,9 @@ def media(number: int, size: int = 0) -> MediaEvent:
 class Queue(EventQueue):
     """A queue that remembers the events that it dropped."""
 
-    def __init__(self, max_events: int, max_bytes: int | None = None) -> None:
+    def __init__(self, max_events: int, max_bytes: int = 1 << 20) -> None:
         self.dropped: list[Droppable] = []
-        super().__init__(max_events=max_events, max_bytes=max_bytes, on_drop=self.dropped.append)
+        super().__init__(QueueLimits(max_events, max_bytes), self.dropped.append)
 
     def add(self, *events: AudioEvent) -> None:
         for event in events:

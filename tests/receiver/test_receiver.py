@@ -443,7 +443,7 @@ def test_invalid_settings_are_refused(settings: dict[str, Any], match: str) -> N
 
 def test_overflow_is_accepted_as_a_string() -> None:
     receiver = MediaReceiver(overflow="close", heartbeat=None)  # type: ignore[arg-type]
-    assert receiver._overflow is Overflow.CLOSE
+    assert receiver._queue_limits.overflow is Overflow.CLOSE
 
 
 async def test_too_many_keys_close_stream(serve: Any, dial: Any) -> None:

@@ -9,6 +9,8 @@ import aiohttp
 import pytest
 
 from signalwire_streams import (
+    BulkOutcome,
+    BulkStatus,
     ClientStateError,
     ConferenceStream,
     InvalidRequestError,
@@ -19,7 +21,7 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.callbacks import StreamFailed, StreamStarted, StreamStopped
-from signalwire_streams.errors import CircuitOpenError, NotFoundError, RateLimitedError
+from signalwire_streams.errors import CircuitOpenError, NotFoundError, RateLimitedError, TransportError
 from signalwire_streams.receiver import EndReason, MediaEvent, MediaReceiver
 from signalwire_streams.simulator import SimulatedSpace, Tone
 
@@ -362,6 +364,128 @@ async def test_closed_receiver_refuses_open(endless: SimulatedSpace, client_for:
         with pytest.raises(ClientStateError, match="this receiver is closed: create a new MediaReceiver"):
             await context.__aenter__()
     assert len(endless.requests) == 0
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("connected", [False, True])
+async def test_open_that_waits_ends_when_the_receiver_is_closed(
+    client_for: Any, serve: Any, dial: Any, many: bool, connected: bool
+) -> None:
+    """No socket can come any more, so it fails at once, and its stream is stopped."""
+    receiver = MediaReceiver(start_timeout=60)
+    url = await serve(receiver)
+    async with SimulatedSpace(conferences=1) as silent:
+        client, [sid] = client_for(silent), silent.conference_sids
+        if many:
+            requests = [StartConferenceStream(conference_sid=sid, url="wss://rx.example.com/a")]
+            run = receiver.open_many(client, requests, socket_timeout=60)
+            outcomes = aiter(await run.__aenter__())
+            opening: Any = asyncio.ensure_future(anext(outcomes))
+        else:
+            opening = asyncio.ensure_future(
+                receiver.open(client.conferences, sid, url="wss://rx.example.com/a", socket_timeout=60).__aenter__()
+            )
+        await until(lambda: bool(silent.streams.active()))
+        if connected:
+            await dial(url, silent.streams[0].authorization_bearer_token)
+            await until(lambda: receiver.pending_sockets == 1)
+        began = asyncio.get_running_loop().time()
+        await receiver.aclose()
+        outcome: Any = (await asyncio.gather(opening, return_exceptions=True))[0]
+        error = outcome.error if many else outcome
+        assert isinstance(error, OpenError)
+        assert (str(error), error.stage) == (
+            "the receiver was closed before the stream started on its socket",
+            "socket",
+        )
+        assert asyncio.get_running_loop().time() - began < 1
+        if many:
+            await run.__aexit__(None, None, None)
+        assert silent.requests.count("stop-conference-stream") == 1
+        assert silent.streams.active() == []
+
+
+async def test_open_many_of_a_closed_receiver_takes_no_further_requests(client_for: Any) -> None:
+    """The iteration ends in an error, so that nobody takes the rest for started."""
+    receiver, closed = MediaReceiver(), asyncio.Event()
+    async with SimulatedSpace(conferences=2) as silent:
+        first, second = silent.conference_sids
+
+        async def requests() -> AsyncIterator[StartConferenceStream]:
+            yield StartConferenceStream(conference_sid=first, url="wss://rx.example.com/a")
+            await closed.wait()
+            yield StartConferenceStream(conference_sid=second, url="wss://rx.example.com/a")
+
+        async with receiver.open_many(client_for(silent), requests(), socket_timeout=60) as outcomes:
+            await until(lambda: bool(silent.streams.active()))
+            await receiver.aclose()
+            closed.set()
+            with pytest.raises(ClientStateError, match="this receiver is closed"):
+                assert [type(outcome.error) async for outcome in outcomes] == [OpenError]
+        assert {stream.target_sid for stream in silent.streams} == {first}
+        assert silent.streams.active() == []
+
+
+class Failing:
+    """A client whose starts succeed, and whose stops fail once they are allowed to."""
+
+    def __init__(self) -> None:
+        self.stopping, self.stopped = asyncio.Event(), asyncio.Event()
+
+    async def start_stream(self, sid: str, /, *, name: str, **fields: Any) -> Any:
+        return ConferenceStream(conference_sid=sid, sid="stream", name=name)
+
+    async def stop_stream(self, sid: str, stream: Any, /) -> Any:
+        self.stopping.set()
+        await self.stopped.wait()
+        raise TransportError("no response", sent="maybe")
+
+    def start_streams(self, requests: Any, *, concurrency: int | None) -> Any:
+        self._requests = requests
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[BulkOutcome[Any]]:
+        async for request in self._requests:
+            stream = await self.start_stream(request.target, name=request.name)
+            yield BulkOutcome(index=0, item=request, status=BulkStatus.STARTED, stream=stream)
+
+    def shutdown(self) -> None:
+        pass
+
+    async def stop_streams(self, streams: Any) -> AsyncIterator[BulkOutcome[Any]]:
+        async for stream in streams:
+            error: Any = (await asyncio.gather(self.stop_stream("", stream), return_exceptions=True))[0]
+            yield BulkOutcome(index=0, item=stream, status=BulkStatus.UNKNOWN, error=error)
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("cancel", ["twice", "from within"])
+async def test_failed_stop_of_a_block_that_was_cancelled_during_it_is_logged(
+    receiver: MediaReceiver, caplog: pytest.LogCaptureFixture, many: bool, cancel: str
+) -> None:
+    """Nobody waits for it any more, and the stream may still be running."""
+    client: Any = Failing()
+    request = StartConferenceStream(conference_sid="room", url="wss://a.example/b", name="mine")
+
+    async def use() -> None:
+        block: Any = (
+            receiver.open_many(client, [request], socket_timeout=0.01)
+            if many
+            else receiver.open(client, "room", url="wss://a.example/b", name="mine", socket_timeout=0.01)
+        )
+        async with block as outcomes:
+            await anext(aiter(outcomes))
+            if cancel == "from within":
+                using.cancel()
+
+    using = asyncio.create_task(use())
+    await client.stopping.wait()
+    using.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    client.stopped.set()
+    await until(lambda: "stream 'mine' on room may still be running" in caplog.text)
+    assert len(caplog.records) == 1
 
 
 async def test_open_refuses_fields_of_its_own(endless: SimulatedSpace, client_for: Any) -> None:

@@ -193,3 +193,15 @@ def test_tracks_are_counted_separately_and_are_bounded() -> None:
     assert len(statistics.tracks) <= 9
     assert StreamStatistics().of("a" * 101) is not None
     assert sum(track.frames for track in statistics.tracks.values()) == 1000
+
+
+def test_state_stays_small_however_long_the_stream_is() -> None:
+    """In order, with gaps, and without numbers."""
+    statistics = TrackStatistics()
+    for number in range(1, 5000):
+        chunk = None if number % 7 == 0 else number * (1 + number // 2500)
+        statistics._record(MediaEvent(track="inbound", payload=b"a", chunk=chunk, timestamp=number * 20), number / 50)
+    sequence = statistics._sequence
+    assert sequence._seen.bit_length() <= 64
+    assert len(sequence._stamps) == 64
+    assert len(sequence._ordinals) == 64

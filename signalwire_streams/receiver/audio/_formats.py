@@ -8,6 +8,7 @@ Source: https://signalwire.com/docs/compatibility-api/
 
 import re
 import struct
+from array import array
 from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
@@ -22,11 +23,7 @@ from signalwire_streams.errors import InvalidRequestError, StreamsError
 
 @define(eq=False, slots=False, str=False)
 class UnknownEncodingError(StreamsError):
-    """The encoding of the audio is unknown, so its payloads can only be passed on as they are.
-
-    Attributes:
-        encoding: the encoding, as the start event has it.
-    """
+    """The encoding of the audio is unknown, so its payloads can only be passed on as they are."""
 
     encoding: str = ""
 
@@ -48,48 +45,30 @@ class RecordingFullError(RecordingError):
 
 
 _SIGN = 0x80
-_MULAW_MASK, _ALAW_MASK = 0x7F, 0x55  # µ-law inverts all bits but the sign, A-law every other one
-_MULAW_BIAS = 33
+_MULAW_MASKS, _ALAW_MASKS = (0xFF, 0x7F), (0xD5, 0x55)  # bits that are inverted in the code of a positive, a negative
 _MULAW_SCALE, _ALAW_SCALE = 2, 3  # bits that are left of 16
+_MULAW_BIAS = 33
+_STEPS = [divmod(code, 16) for code in range(128)]  # the segment of each code, and its step within it
+_MULAW_MAGNITUDES = [(((2 * step + _MULAW_BIAS) << segment) - _MULAW_BIAS) << _MULAW_SCALE for segment, step in _STEPS]
+_ALAW_MAGNITUDES = [
+    (2 * step + 1 if segment == 0 else (2 * step + 33) << (segment - 1)) << _ALAW_SCALE for segment, step in _STEPS
+]
+# The least magnitude of each code, of 14 and of 13 bits.
+_MULAW_THRESHOLDS = [max(0, ((step + 16) << (segment + 1)) - _MULAW_BIAS) for segment, step in _STEPS]
+_ALAW_THRESHOLDS = [2 * step if segment == 0 else (step + 16) << segment for segment, step in _STEPS]
 
 
-def _mulaw_magnitude(code: int) -> int:
-    segment, step = divmod(code, 16)
-    return (((2 * step + _MULAW_BIAS) << segment) - _MULAW_BIAS) << _MULAW_SCALE
-
-
-def _alaw_magnitude(code: int) -> int:
-    segment, step = divmod(code, 16)
-    middle = 2 * step + 1
-    return (middle if segment == 0 else (middle + 32) << (segment - 1)) << _ALAW_SCALE
-
-
-def _mulaw_threshold(code: int) -> int:
-    """Return the least 14-bit magnitude of a code."""
-    segment, step = divmod(code, 16)
-    return max(0, ((step + 16) << (segment + 1)) - _MULAW_BIAS)
-
-
-def _alaw_threshold(code: int) -> int:
-    """Return the least 13-bit magnitude of a code."""
-    segment, step = divmod(code, 16)
-    return 2 * step if segment == 0 else (step + 16) << segment
-
-
-def _both_bytes(samples: list[int]) -> tuple[bytes, bytes]:
+def _both_bytes(magnitudes: list[int], positive: int, negative: int) -> tuple[bytes, bytes]:
+    """Return the low and the high byte of each code's sample."""
+    samples = [
+        magnitudes[code ^ positive] if code & _SIGN else -magnitudes[code ^ negative] for code in range(2 * _SIGN)
+    ]
     pcm = struct.pack("<256h", *samples)
     return pcm[::2], pcm[1::2]
 
 
-_MULAW_LOW, _MULAW_HIGH = _both_bytes(
-    [_mulaw_magnitude(code ^ 0xFF) if code & _SIGN else -_mulaw_magnitude(code ^ _MULAW_MASK) for code in range(256)]
-)
-_ALAW_LOW, _ALAW_HIGH = _both_bytes(
-    [
-        _alaw_magnitude(code ^ _SIGN ^ _ALAW_MASK) if code & _SIGN else -_alaw_magnitude(code ^ _ALAW_MASK)
-        for code in range(256)
-    ]
-)
+_MULAW_LOW, _MULAW_HIGH = _both_bytes(_MULAW_MAGNITUDES, *_MULAW_MASKS)
+_ALAW_LOW, _ALAW_HIGH = _both_bytes(_ALAW_MAGNITUDES, *_ALAW_MASKS)
 
 
 def _runs(thresholds: list[int], magnitudes: int) -> bytes:
@@ -112,15 +91,16 @@ def _widen(codes: bytes, scale: int, mask: int) -> bytes:
 # is -1 of 14 or 13.
 @cache
 def _mulaw_codes() -> bytes:
-    codes = _runs([_mulaw_threshold(code) for code in range(128)], 8193)
-    positive, negative = codes[:8192], codes[:0:-1]
-    return _widen(positive, _MULAW_SCALE, 0xFF) + _widen(negative, _MULAW_SCALE, _MULAW_MASK)
+    codes = _runs(_MULAW_THRESHOLDS, 8193)
+    positive, negative = _MULAW_MASKS
+    return _widen(codes[:8192], _MULAW_SCALE, positive) + _widen(codes[:0:-1], _MULAW_SCALE, negative)
 
 
 @cache
 def _alaw_codes() -> bytes:
-    codes = _runs([_alaw_threshold(code) for code in range(128)], 4096)
-    return _widen(codes, _ALAW_SCALE, _SIGN ^ _ALAW_MASK) + _widen(codes[::-1], _ALAW_SCALE, _ALAW_MASK)
+    codes = _runs(_ALAW_THRESHOLDS, 4096)
+    positive, negative = _ALAW_MASKS
+    return _widen(codes, _ALAW_SCALE, positive) + _widen(codes[::-1], _ALAW_SCALE, negative)
 
 
 def mulaw_to_pcm(codes: bytes) -> bytes:
@@ -162,6 +142,7 @@ ByteOrder: TypeAlias = Literal["little", "big"]
 _TELEPHONY_RATE, _MAX_RATE, _MAX_CHANNELS = 8000, 768_000, 16
 _MILLISECONDS = 1000
 _PCM_SIZE = 2
+PCM_TAG = 1
 
 
 class Encoding(StrEnum):
@@ -174,32 +155,25 @@ class Encoding(StrEnum):
 
 @frozen
 class _Codec:
-    """How one encoding is stored and converted.
+    """How one encoding is stored and converted."""
 
-    Attributes:
-        names: lower-case names without ``audio/`` and ``x-``. Only those of µ-law and L16 are documented for the start
-            event; the others are in use elsewhere.
-        size: bytes per sample of one channel.
-        silence: one silent sample of one channel.
-        decode: converts to little-endian linear PCM; None if it is linear PCM.
-        encode: converts from it.
-    """
-
+    # Lower-case, without audio/ and x-. Only those of µ-law and L16 are documented for the start event; the others are
+    # in use elsewhere.
     names: tuple[str, ...]
-    size: int
-    silence: bytes
-    decode: Callable[[bytes], bytes] | None = None
-    encode: Callable[[bytes], bytes] | None = None
+    wav_tag: int  # format tag of the encoding in WAV files
+    silence: bytes  # one sample of one channel
+    decode: Callable[[bytes], bytes] | None = None  # to little-endian linear PCM; None if it is linear PCM
+    encode: Callable[[bytes], bytes] | None = None  # from it
 
 
-_CODECS = {
+CODECS = {
     Encoding.MULAW: _Codec(
-        ("mulaw", "ulaw", "mu-law", "u-law", "pcmu", "basic"), 1, b"\xff", mulaw_to_pcm, pcm_to_mulaw
+        ("mulaw", "ulaw", "mu-law", "u-law", "pcmu", "basic"), 7, b"\xff", mulaw_to_pcm, pcm_to_mulaw
     ),
-    Encoding.ALAW: _Codec(("alaw", "a-law", "pcma"), 1, b"\xd5", alaw_to_pcm, pcm_to_alaw),
-    Encoding.L16: _Codec(("l16",), _PCM_SIZE, b"\0\0"),
+    Encoding.ALAW: _Codec(("alaw", "a-law", "pcma"), 6, b"\xd5", alaw_to_pcm, pcm_to_alaw),
+    Encoding.L16: _Codec(("l16",), PCM_TAG, b"\0\0"),
 }
-_ENCODINGS = {name: encoding for encoding, codec in _CODECS.items() for name in codec.names}
+_ENCODINGS = {name: encoding for encoding, codec in CODECS.items() for name in codec.names}
 _RATE = re.compile(r"@(\d{1,6})h?\b|;\s*rate\s*=\s*\"?(\d{1,6})\b", re.ASCII | re.IGNORECASE)
 
 
@@ -222,6 +196,9 @@ def _validate_byte_order(_: object, __: object, value: object) -> None:
 @frozen
 class AudioFormat:
     """Encoding, sample rate and channels of audio.
+
+    If the encoding is unknown (`is_supported` is False), all methods but `samples_in`, and the properties `sample_size`
+    and `silence`, raise `UnknownEncodingError`.
 
     Attributes:
         encoding: an `Encoding`; other usual names of one are converted to it. An unknown encoding stays a string.
@@ -271,25 +248,17 @@ class AudioFormat:
 
     @property
     def is_supported(self) -> bool:
-        """True if the audio can be decoded. Else all that depends on the encoding raises `UnknownEncodingError`."""
+        """True if the audio can be decoded."""
         return isinstance(self.encoding, Encoding)
 
     @property
     def sample_size(self) -> int:
-        """Bytes of one sample, over all channels.
-
-        Raises:
-            UnknownEncodingError: the encoding is unknown.
-        """
-        return self._codec().size * self.channels
+        """Bytes of one sample, over all channels."""
+        return len(self._codec().silence) * self.channels
 
     @property
     def silence(self) -> bytes:
-        """One sample of silence: 0xFF in µ-law, 0xD5 in A-law, zeros in L16.
-
-        Raises:
-            UnknownEncodingError: the encoding is unknown.
-        """
+        """One sample of silence: 0xFF in µ-law, 0xD5 in A-law, zeros in L16."""
         return self._codec().silence * self.channels
 
     def samples_in(self, milliseconds: int) -> int:
@@ -297,20 +266,13 @@ class AudioFormat:
         return (milliseconds * self.sample_rate + _MILLISECONDS // 2) // _MILLISECONDS
 
     def bytes_in(self, milliseconds: int) -> int:
-        """Return the number of bytes in a duration, in whole samples.
-
-        Raises:
-            UnknownEncodingError: the encoding is unknown.
-        """
+        """Return the number of bytes in a duration, in whole samples."""
         return self.samples_in(milliseconds) * self.sample_size
 
     def to_pcm(self, payload: bytes) -> bytes:
         """Decode a payload to linear PCM: 16 bits, signed, little-endian, at the same rate.
 
         Bytes at the end that are less than a sample (an odd byte of L16) are left out.
-
-        Raises:
-            UnknownEncodingError: the encoding is unknown.
         """
         return self._convert(self._codec().decode, self.trim(payload))
 
@@ -318,9 +280,6 @@ class AudioFormat:
         """Encode linear PCM (16 bits, signed, little-endian, at the same rate) as a payload.
 
         Bytes at the end that are less than a sample are left out.
-
-        Raises:
-            UnknownEncodingError: the encoding is unknown.
         """
         return self._convert(self._codec().encode, _whole(pcm, _PCM_SIZE * self.channels))
 
@@ -330,16 +289,12 @@ class AudioFormat:
         return audio if self.byte_order == "little" else _swapped(audio)
 
     def trim(self, payload: bytes) -> bytes:
-        """Return the payload without bytes at its end that are less than a sample.
-
-        Raises:
-            UnknownEncodingError: the encoding is unknown.
-        """
+        """Return the payload without bytes at its end that are less than a sample."""
         return _whole(payload, self.sample_size)
 
     def _codec(self) -> _Codec:
         if isinstance(self.encoding, Encoding):
-            return _CODECS[self.encoding]
+            return CODECS[self.encoding]
         raise UnknownEncodingError(
             f"audio encoded as {self.encoding[:80]!r} can't be decoded: use the raw payloads",
             encoding=self.encoding,
@@ -352,7 +307,6 @@ def _whole(payload: bytes, size: int) -> bytes:
 
 
 def _swapped(samples: bytes) -> bytes:
-    other = bytearray(len(samples))
-    other[::2] = samples[1::2]
-    other[1::2] = samples[::2]
-    return bytes(other)
+    other = array("h", samples)
+    other.byteswap()
+    return other.tobytes()

@@ -1,20 +1,20 @@
-"""Positions of a track's frames, to the sample. Pure, and its state stays small however long the stream is.
+"""Positions of a track's frames, to the sample. Pure; its state stays small however long the stream is.
 
-A frame carries a timestamp in whole milliseconds from the stream's start and a number that counts the track's frames.
-Neither is reliable: timestamps are rounded and may jitter, both may be missing, repeated, out of order or absurd. The
-rules:
+A frame has a timestamp, in whole milliseconds from the stream's start, and a chunk number, which counts the track's
+frames. Neither is reliable. Timestamps are rounded and may jitter. Both may be missing, repeated, out of order or
+absurd. The rules:
 
-- A frame that follows the one before, as far as its timestamp can tell, follows it **to the sample**.
-- A gap is kept, as silence, if the numbers show that frames are missing, or if a second frame agrees with the
-  timestamp after it. Until then the frame follows the one before; once a second frame agrees, both are moved to their
-  places (`TrackTimeline.corrections`). So a single absurd timestamp changes nothing.
-- The first frame is placed by its timestamp, until two more frames agree that it is wrong.
-- If the next frames then follow as if nothing had been missing, the gap is removed.
-- A gap longer than ``max_gap`` is shortened to it, unless another track of the stream shows that more time has
-  passed. If the time of arrival is known, all silence together is at most that time and five seconds.
-- A repeated frame is dropped; a late one fills the gap that it left, and is dropped if there is none.
-- New audio is never dropped: if timestamps repeat, run slow or go back, it follows what came before. If the numbering
-  restarts, the audio is new (`SequenceTracker`).
+- A frame whose timestamp is within the tolerance of the end of the frame before follows it **to the sample**.
+- A gap is kept as silence if the chunk numbers show that frames are missing, or if a second frame agrees with the
+  timestamp after it. Until the second frame arrives, the first one is placed without the gap; then both are moved
+  (`TrackTimeline.corrections`). A single absurd timestamp therefore changes nothing.
+- The first frame is placed by its timestamp. It is moved if two more frames agree that this timestamp is wrong.
+- A gap is removed if the next frames follow as if nothing had been missing.
+- A gap longer than ``max_gap`` seconds is shortened to it, unless another track of the stream shows that more time
+  has passed. If arrival times are known, all silence together is at most the time that has passed plus 5 seconds.
+- A repeated frame is dropped. A late frame fills the gap that it left, and is dropped if there is none.
+- New audio is never dropped. If timestamps repeat, run slow or go back, it follows the audio before. After a restart
+  of the chunk numbers, the audio is new (`SequenceTracker`).
 
 Source: https://signalwire.com/docs/compatibility-api/
 """
@@ -23,21 +23,21 @@ from collections.abc import Iterable
 from itertools import pairwise
 from math import isfinite
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.receiver._statistics import WINDOW, SequenceTracker, Verdict
 from signalwire_streams.receiver.audio._formats import AudioFormat
 
 _MILLISECONDS = 1000
-_DAY = 24 * 3600
-_LIMIT = 1 << 63  # a timestamp beyond it is ignored, so that the numbers do not grow
+_DAY = 24 * 3600  # seconds
+_LIMIT = 1 << 63  # milliseconds: a timestamp beyond it is ignored, so that the numbers do not grow
 _MAX_HOLES = 64
 _RESTART = 1  # seconds: timestamps that fall behind by more restart, if a second frame agrees
-_PACKET = 60  # milliseconds: what a missing frame may have lasted, unless its neighbour is longer
+_PACKET = 60  # milliseconds that a missing frame may have lasted, unless its neighbour is longer
 _MAX_DOUBTS = 3
 _MAX_FOLLOWING = 4  # frames after a move of the anchor that may still return to the former one
-_MARGIN = 5  # seconds of silence beyond the time that passed: for delayed starts and clocks that differ
+_MARGIN = 5  # seconds of silence beyond the time that has passed, for delayed starts and clocks that differ
 
 
 @define
@@ -67,18 +67,6 @@ class TimelineStatistics:
     overlaps: int = 0
     restarts: int = 0
     partial_samples: int = 0
-
-
-def _validate_max_gap(_: object, __: object, value: float) -> None:
-    if not 0 < value <= _DAY:
-        raise InvalidRequestError(f"max_gap must be a number of seconds, above 0 and at most a day, not {value!r}")
-
-
-def _validate_tolerance(_: object, __: object, value: float) -> None:
-    if not 0 <= value <= _MILLISECONDS:
-        raise InvalidRequestError(
-            f"tolerance must be a number of milliseconds from 0 to {_MILLISECONDS}, not {value!r}"
-        )
 
 
 @frozen
@@ -116,7 +104,6 @@ class _Former:
     frames: list[_Doubt]  # those placed after the gap
 
 
-@define(eq=False)
 class TrackTimeline:
     """Positions of one track's frames.
 
@@ -136,42 +123,41 @@ class TrackTimeline:
         UnknownEncodingError: the encoding is unknown, so the duration of a frame is too.
     """
 
-    format: AudioFormat
-    max_gap: float = field(default=60.0, validator=_validate_max_gap, kw_only=True)
-    tolerance: int = field(default=8, validator=_validate_tolerance, kw_only=True)
-    statistics: TimelineStatistics = field(init=False, factory=TimelineStatistics)
-    calls: int = field(init=False, default=0)
-    corrections: list[Correction] = field(init=False, factory=list)
-    vacated: tuple[int, int] | None = field(init=False, default=None)
-    _sample_size: int = field(init=False)
-    _longest: int = field(init=False)
-    _rounding: int = field(init=False)
-    _slack: int = field(init=False)
-    _restart: int = field(init=False)
-    _packet: int = field(init=False)
-    _sequence: SequenceTracker = field(init=False, factory=SequenceTracker)
-    _next: int = field(init=False, default=0)  # the sample after the last one
-    _shift: int = field(init=False, default=0)  # the place is the timestamp less this
-    _absent: int = field(init=False, default=0)  # frames missing by the numbers, for which no gap was made yet
-    _doubts: list[_Doubt] = field(init=False, factory=list)  # the last frames, if they are in doubt
-    _lead: _Doubt | None = field(init=False, default=None)  # the first frame, until another one fits
-    _former: _Former | None = field(init=False, default=None)
-    _repeated: list[tuple[int, int]] = field(init=False, factory=list)  # frames and samples that may be new
-    _holes: list[tuple[int, int]] = field(init=False, factory=list)
-    _missing: int = field(init=False, default=0)
-    _other_tracks: Iterable["TrackTimeline"] = field(
-        init=False, default=(), repr=False
-    )  # of the current call, as `elapsed`
-    _elapsed: float | None = field(init=False, default=None)
-
-    def __attrs_post_init__(self) -> None:
-        rate = self.format.sample_rate
-        self._sample_size = self.format.sample_size
-        self._longest = int(self.max_gap * rate)
+    def __init__(self, format: AudioFormat, *, max_gap: float = 60.0, tolerance: int = 8) -> None:  # noqa: A002
+        if not 0 < max_gap <= _DAY:
+            raise InvalidRequestError(
+                f"max_gap must be a number of seconds, above 0 and at most a day, not {max_gap!r}"
+            )
+        if not 0 <= tolerance <= _MILLISECONDS:
+            raise InvalidRequestError(
+                f"tolerance must be a number of milliseconds from 0 to {_MILLISECONDS}, not {tolerance!r}"
+            )
+        self.format = format
+        self.max_gap = max_gap
+        self.tolerance = tolerance
+        self.statistics = TimelineStatistics()
+        self.calls = 0
+        self.corrections: list[Correction] = []
+        self.vacated: tuple[int, int] | None = None
+        rate = format.sample_rate
+        self._sample_size = format.sample_size
+        self._longest = int(max_gap * rate)
         self._rounding = -(-rate // _MILLISECONDS) - 1
-        self._slack = max(self._rounding, self.format.samples_in(self.tolerance))
+        self._slack = max(self._rounding, format.samples_in(tolerance))
         self._restart = _RESTART * rate
-        self._packet = self.format.samples_in(_PACKET)
+        self._packet = format.samples_in(_PACKET)
+        self._sequence = SequenceTracker()
+        self._next = 0  # the sample after the last one
+        self._shift = 0  # the place is the timestamp less this
+        self._absent = 0  # frames missing by the numbers, for which no gap was made yet
+        self._doubts: list[_Doubt] = []  # the last frames, if they are in doubt
+        self._lead: _Doubt | None = None  # the first frame, until another one fits
+        self._former: _Former | None = None
+        self._repeated: list[tuple[int, int]] = []  # frames and samples that may be new
+        self._holes: list[tuple[int, int]] = []
+        self._missing = 0
+        self._other_tracks: Iterable[TrackTimeline] = ()  # of the current call, as `_elapsed`
+        self._elapsed: float | None = None
 
     @property
     def end(self) -> int:

@@ -9,13 +9,12 @@ Frames are placed by their timestamps (see `TrackTimeline`), so that tracks stay
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias, TypeVar
 
-from attrs import Attribute, define, field
+from attrs import define, field
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.receiver._protocol import MediaEvent
@@ -28,36 +27,9 @@ Layout: TypeAlias = Literal["mono", "stereo"]
 WavEncoding: TypeAlias = Literal["pcm", "passthrough"]
 """16-bit linear PCM, which every player supports; or the payloads as they are, lossless and half as large."""
 
+_Choice = TypeVar("_Choice", Layout, WavEncoding)
 _STEREO = 2
 _TRACK = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it becomes part of a file name, and may come from a peer
-
-
-def _tracks(value: Iterable[str]) -> tuple[str, ...]:
-    return tuple(value)
-
-
-def _validate_tracks(_: object, __: object, value: tuple[object, ...]) -> None:
-    if not value or len(set(value)) < len(value):
-        raise InvalidRequestError(f"invalid tracks {value!r}: name each track once, such as ('inbound', 'outbound')")
-    for track in value:
-        if not isinstance(track, str) or not _TRACK.fullmatch(track):
-            raise InvalidRequestError(f"invalid track name {track!r}: use letters, digits, - and _")
-
-
-def _validate_path(_: object, __: object, value: Path) -> None:
-    if not value.name:
-        raise InvalidRequestError(f"invalid path {str(value)!r}: name a file, such as 'call.wav'")
-
-
-def _validate_choice(_: object, attribute: "Attribute[Any]", value: object) -> None:
-    choices = attribute.metadata["choices"]
-    if value not in choices:
-        raise InvalidRequestError(f"{attribute.name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
-
-
-def _validate_max_bytes(_: object, __: object, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise InvalidRequestError(f"max_bytes must be a number of bytes above 0, not {value!r}")
 
 
 @define(eq=False)
@@ -71,17 +43,17 @@ class _TrackWriter:
     held: dict[int, bytes] = field(init=False, factory=dict)  # payloads that may have to be moved, by `timeline.calls`
 
 
-@define(eq=False)
 class WavRecorder:
     """A recording of one stream: ``with WavRecorder(path, audio_format) as recorder``.
 
     Its methods do blocking file I/O, although most writes only touch memory. Any thread may call them, one at a time;
     with a slow disk, call ``await asyncio.to_thread(recorder.write, ...)`` for one frame after the other.
 
-    A file is never overwritten. If it is removed or replaced during the recording, the next write to disk raises
-    `RecordingError`. The file is valid all the time: a process that is killed loses at most its last two seconds of
-    audio, and nothing that came before a `flush`. It holds a little less than 4 GiB, since the sizes in a WAV file
-    have 32 bits; after that `write` raises `RecordingFullError`, and the recording is kept.
+    All methods raise `RecordingError` if a file can't be written. After that nothing more is written, and what is on
+    disk is kept. A file is never overwritten, and to remove or replace it during the recording is such an error. It is
+    valid all the time: a process that is killed loses at most its last two seconds of audio, and nothing that came
+    before a `flush`. It holds a little less than 4 GiB, since the sizes in a WAV file have 32 bits; after that `write`
+    raises `RecordingFullError`, and the recording is kept.
 
     Attributes:
         path: the file. With ``mono`` and several tracks, each track has a file named after it: ``call.wav`` stands for
@@ -106,33 +78,41 @@ class WavRecorder:
         RecordingError: on entering, a file can't be created.
     """
 
-    path: Path = field(converter=Path, validator=_validate_path)
-    format: AudioFormat
-    tracks: tuple[str, ...] = field(default=("inbound", "outbound"), converter=_tracks, validator=_validate_tracks)
-    layout: Layout = field(default="stereo", validator=_validate_choice, metadata={"choices": ("mono", "stereo")})
-    encoding: WavEncoding = field(
-        default="pcm", validator=_validate_choice, metadata={"choices": ("pcm", "passthrough")}
-    )
-    max_gap: float = field(default=60.0, kw_only=True)
-    tolerance: int = field(default=8, kw_only=True)
-    max_bytes: int | None = field(default=None, validator=_validate_max_bytes, kw_only=True)
-    ignored_frames: int = field(init=False, default=0)
-    _timelines: Mapping[str, TrackTimeline] = field(init=False)
-    _shape: WavShape = field(init=False)
-    _convert: Callable[[bytes], bytes] = field(init=False)
-    _writers: dict[str | None, _TrackWriter] = field(init=False, factory=dict)
-
-    def __attrs_post_init__(self) -> None:
-        stereo = self.layout == "stereo"
-        if stereo and (len(self.tracks) != _STEREO or self.format.channels != 1):
+    def __init__(
+        self,
+        path: str | Path,
+        format: AudioFormat,  # noqa: A002  (what it is in the whole package)
+        tracks: Iterable[str] = ("inbound", "outbound"),
+        layout: Layout = "stereo",
+        encoding: WavEncoding = "pcm",
+        *,
+        max_gap: float = 60.0,
+        tolerance: int = 8,
+        max_bytes: int | None = None,
+    ) -> None:
+        self.path = Path(path)
+        if not self.path.name:
+            raise InvalidRequestError(f"invalid path {str(path)!r}: name a file, such as 'call.wav'")
+        self.format = format
+        self.tracks = tuple(tracks)
+        _check_tracks(self.tracks)
+        self.layout = _check_choice("layout", layout, ("mono", "stereo"))
+        self.encoding = _check_choice("encoding", encoding, ("pcm", "passthrough"))
+        if max_bytes is not None and max_bytes < 1:
+            raise InvalidRequestError(f"max_bytes must be a number of bytes above 0, not {max_bytes!r}")
+        is_stereo = layout == "stereo"
+        if is_stereo and (len(self.tracks) != _STEREO or format.channels != 1):
             raise InvalidRequestError("layout='stereo' takes two tracks of one channel each: write layout='mono'")
-        self._timelines = {
-            track: TrackTimeline(self.format, max_gap=self.max_gap, tolerance=self.tolerance) for track in self.tracks
-        }
-        decoded = self.encoding == "pcm" or self.format.encoding == Encoding.L16
-        channels = _STEREO if stereo else self.format.channels
-        self._shape = WavShape.from_format(self.format, channels=channels, decoded=decoded)
-        self._convert = self.format.to_pcm if decoded else self.format.trim
+        self.max_gap = max_gap
+        self.tolerance = tolerance
+        self.max_bytes = max_bytes
+        self.ignored_frames = 0
+        self._timelines = {track: TrackTimeline(format, max_gap=max_gap, tolerance=tolerance) for track in self.tracks}
+        is_decoded = encoding == "pcm" or format.encoding == Encoding.L16
+        channels = _STEREO if is_stereo else format.channels
+        self._shape = WavShape.from_format(format, channels=channels, decoded=is_decoded)
+        self._convert = format.to_pcm if is_decoded else format.trim
+        self._writers: dict[str | None, _TrackWriter] = {}
 
     @property
     def files(self) -> Mapping[str, Path]:
@@ -147,12 +127,7 @@ class WavRecorder:
         return {track: timeline.statistics for track, timeline in self._timelines.items()}
 
     def open(self) -> None:
-        """Create the files, with valid headers. Entering the recorder does it.
-
-        Raises:
-            InvalidRequestError: a file exists.
-            RecordingError: a file can't be created, or the recorder is open.
-        """
+        """Create the files, with valid headers. Entering the recorder does it."""
         if self._writers:
             raise RecordingError(f"the recording {self.path} is already open", path=self.path)
         created: dict[Path, WavFile] = {}
@@ -169,12 +144,7 @@ class WavRecorder:
             self._writers[None] = self._writers[self.tracks[0]]
 
     def write_event(self, event: MediaEvent) -> None:
-        """Record a media event of a session, with its arrival time.
-
-        Raises:
-            RecordingFullError: as `write`.
-            RecordingError: as `write`.
-        """
+        """Record a media event of a session, with its arrival time. It raises what `write` raises."""
         self.write(event.track, event.timestamp, event.chunk, event.payload, elapsed=event.elapsed)
 
     def write(
@@ -201,8 +171,7 @@ class WavRecorder:
 
         Raises:
             RecordingFullError: the file would become too large. Nothing of this frame was written.
-            RecordingError: the file can't be written, or the recorder is not open. After a failure nothing more is
-                written; what was on disk is kept.
+            RecordingError: the file can't be written, or the recorder is not open.
         """
         writer = self._writers.get(track)
         if writer is None:
@@ -232,21 +201,13 @@ class WavRecorder:
         writer.file.shorten(max(other.timeline.end for other in self._writers.values() if other.file is writer.file))
 
     def flush(self) -> None:
-        """Write everything to disk; needed only if a stream may be silent for long.
-
-        Raises:
-            RecordingError: a file can't be written, or the recorder is not open.
-        """
+        """Write everything to disk; needed only if a stream may be silent for long."""
         self._check_open()
         for writer in self._writers.values():
             writer.file.flush()
 
     def close(self) -> None:
-        """Write everything to disk and close the files. Leaving the recorder does it; closing again has no effect.
-
-        Raises:
-            RecordingError: a file can't be written.
-        """
+        """Write everything to disk and close the files. Leaving the recorder does it; closing again has no effect."""
         writers, self._writers = self._writers, {}
         with ExitStack() as stack:
             for writer in writers.values():
@@ -262,7 +223,19 @@ class WavRecorder:
         self.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_tracks(tracks: tuple[object, ...]) -> None:
+    if not tracks or len(set(tracks)) < len(tracks):
+        raise InvalidRequestError(f"invalid tracks {tracks!r}: name each track once, such as ('inbound', 'outbound')")
+    for track in tracks:
+        if not isinstance(track, str) or not _TRACK.fullmatch(track):
+            raise InvalidRequestError(f"invalid track name {track!r}: use letters, digits, - and _")
+
+
+def _check_choice(name: str, value: _Choice, choices: tuple[str, ...]) -> _Choice:
+    if value not in choices:
+        raise InvalidRequestError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+    return value

@@ -10,7 +10,7 @@ process that is killed is valid and lacks only the last seconds.
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
@@ -19,10 +19,15 @@ from typing import Self
 from attrs import frozen
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.receiver.audio._formats import AudioFormat, Encoding, RecordingError, RecordingFullError
+from signalwire_streams.receiver.audio._formats import (
+    CODECS,
+    PCM_TAG,
+    AudioFormat,
+    Encoding,
+    RecordingError,
+    RecordingFullError,
+)
 
-PCM_TAG, ALAW_TAG, MULAW_TAG = 1, 6, 7
-_TAGS: Mapping[str, int] = {Encoding.MULAW: MULAW_TAG, Encoding.ALAW: ALAW_TAG, Encoding.L16: PCM_TAG}
 _MAX_SIZE = (1 << 32) - 1  # every size in the header has 32 bits
 _BITS = 8
 _SECONDS_KEPT, _SECONDS_UNWRITTEN = 1, 2  # of audio in memory that is on disk as well, and that is not yet
@@ -31,32 +36,20 @@ _PIECE = 1 << 16
 
 @frozen(kw_only=True)
 class WavShape:
-    """Layout of the audio in a WAV file.
+    """Layout of the audio in a WAV file."""
 
-    Attributes:
-        tag: format tag: 1 is linear PCM, 6 A-law, 7 µ-law.
-        channels: number of interleaved channels.
-        sample_rate: samples per second.
-        width: bytes of one sample of one channel.
-        silence: one silent sample of one channel.
-    """
-
-    tag: int
-    channels: int
+    tag: int  # of the format
+    channels: int  # interleaved
     sample_rate: int
-    width: int
-    silence: bytes
+    width: int  # bytes of one sample of one channel
+    silence: bytes  # one silent sample of one channel
 
     @classmethod
     def from_format(cls, audio: AudioFormat, *, channels: int, decoded: bool) -> "WavShape":
-        """Return the shape for payloads of a format, either decoded to linear PCM or as they are.
-
-        Raises:
-            UnknownEncodingError: the encoding is unknown.
-        """
+        """Return the shape for payloads of a format, either decoded to linear PCM or as they are."""
         stored = AudioFormat(Encoding.L16, audio.sample_rate) if decoded else audio
         silence = stored.silence[: stored.sample_size // stored.channels]
-        tag = _TAGS[stored.encoding]
+        tag = CODECS[Encoding(stored.encoding)].wav_tag
         return cls(tag=tag, channels=channels, sample_rate=audio.sample_rate, width=len(silence), silence=silence)
 
     @property
@@ -116,12 +109,7 @@ class WavFile:
 
     @classmethod
     def create(cls, path: Path, shape: WavShape, *, max_bytes: int | None = None) -> Self:
-        """Create a file without audio.
-
-        Raises:
-            InvalidRequestError: the file exists.
-            RecordingError: it can't be created.
-        """
+        """Create a file without audio. An existing file is an `InvalidRequestError`."""
         try:
             opened = path.open("x+b")
         except FileExistsError:
@@ -142,12 +130,7 @@ class WavFile:
         return self._start + len(self._tail)
 
     def write(self, sample: int, audio: bytes, channel: int | None = None) -> None:
-        """Write audio at a sample.
-
-        Args:
-            sample: first sample, counted from the file's start.
-            audio: whole samples, of one channel or of all.
-            channel: channel, from 0; None if the audio is of all channels.
+        """Write whole samples, of one channel (from 0) or of all, at a sample counted from the file's start.
 
         Raises:
             RecordingFullError: the file would become too large. None of this audio was written; audio at an earlier
@@ -184,11 +167,7 @@ class WavFile:
             self._file.truncate(self._header_size + size + padding(size))
 
     def flush(self) -> None:
-        """Write the audio in memory to disk, and then the sizes in the header.
-
-        Raises:
-            RecordingError: the file can't be written, was removed or replaced, or was closed.
-        """
+        """Write the audio in memory to disk, and then the sizes in the header."""
         if self._ended is not None:
             raise self._error(self._ended)
         with self._translated_errors():
@@ -203,11 +182,7 @@ class WavFile:
             self._file.flush()
 
     def close(self) -> None:
-        """Write everything to disk and close the file. Closing again, or after a failure, has no effect.
-
-        Raises:
-            RecordingError: the file can't be written.
-        """
+        """Write everything to disk and close the file. Closing again, or after a failure, has no effect."""
         try:
             if self._ended is None:
                 self.flush()
@@ -218,7 +193,6 @@ class WavFile:
                 self._file.close()
 
     def discard(self) -> None:
-        """Close the file and remove it."""
         self._ended = self._ended or "is closed"
         with suppress(OSError):
             self._file.close()

@@ -86,7 +86,7 @@ def _linear(samples: Samples) -> bytes:
     return swapped.tobytes()
 
 
-_CODECS = {
+CODECS = {
     "PCMU": Codec("audio/x-mulaw", 8_000, 1, _companded(_mu_law)),
     "PCMA": Codec("audio/x-alaw", 8_000, 1, _companded(_a_law)),
     "L16": Codec("audio/x-L16", 8_000, 2, _linear),
@@ -95,14 +95,14 @@ _CODECS = {
 
 def is_encodable(name: str | None) -> bool:
     """Return whether the Space can encode a codec; a stream with G722 starts, and ends with a codec error."""
-    return (name or DEFAULT_CODEC).partition("@")[0] in _CODECS
+    return (name or DEFAULT_CODEC).partition("@")[0] in CODECS
 
 
 @cache
 def codec_of(name: str | None) -> Codec:
     """Return a codec by its name in a start request, modifiers included; None stands for the platform's default."""
     base, *modifiers = (name or DEFAULT_CODEC).split("@")
-    codec = _CODECS[base]
+    codec = CODECS[base]
     numbers = {modifier[-1]: int(modifier[:-1]) for modifier in modifiers}
     return evolve(codec, rate=numbers.get("h", codec.rate), packet_time=numbers.get("i", codec.packet_time))
 
