@@ -162,12 +162,9 @@ class StreamsClient:
         )
         self._sessions = sessions
         self._dispatcher = dispatcher = Dispatcher(sessions, chain(around, transport), timer)
-        self._conference_streams = Streams(
-            dispatcher, account, collection="Conferences", model=ConferenceStream, target_field="conference_sid"
-        )
-        self._call_streams = Streams(dispatcher, account, collection="Calls", model=CallStream, target_field="call_sid")
-        self.conferences = Conferences(dispatcher, account, self._conference_streams)
-        self.calls = Calls(dispatcher, account, self._call_streams)
+        self._conference_streams = Streams(dispatcher, account, request=StartConferenceStream, stream=ConferenceStream)
+        self._call_streams = Streams(dispatcher, account, request=StartCallStream, stream=CallStream)
+        self.conferences, self.calls = Conferences(self._conference_streams), Calls(self._call_streams)
         # The items of a run wait for the rate limiter together, so the last of them waits for all others.
         rate = rate_limiter.rate if isinstance(rate_limiter, SpaceRateLimiter) else (rate_limit or RateLimit()).rate
         self._bulk_deadline = _BULK_DEADLINE + 2 * MAX_CONCURRENCY / rate

@@ -19,6 +19,25 @@ class _Choice(StrEnum):
         raise InvalidRequestError(f"{cls.__field__} {value!r} is unknown: write one of {choices}")  # type: ignore[attr-defined]
 
 
+class TargetKind(StrEnum):
+    """What a stream is on.
+
+    Attributes:
+        collection: its name in paths.
+        target_key: the field that holds its sid, in requests and in responses.
+    """
+
+    collection: str
+    target_key: str
+
+    CONFERENCE = "conference"
+    CALL = "call"
+
+    def __init__(self, noun: str) -> None:
+        """Derive the other names from the noun."""
+        self.collection, self.target_key = f"{noun.capitalize()}s", f"{noun}_sid"
+
+
 class Track(_Choice):
     """Which side of the conversation is streamed; the API's default is both.
 

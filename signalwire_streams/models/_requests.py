@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from copy import copy
-from typing import Any, Self, TypedDict
+from typing import Any, ClassVar, Self, TypedDict
 
 from attrs import Attribute, field, fields, frozen
 from attrs.converters import optional as maybe
 from attrs.validators import optional
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._enums import CallbackMethod, Codec, Track
+from signalwire_streams.models._enums import CallbackMethod, Codec, TargetKind, Track
 from signalwire_streams.models._validation import (
     check_codec,
     check_parameters,
@@ -92,6 +92,8 @@ class StartStream:
     Source: https://signalwire.com/docs/compatibility-api/rest/streams
     """
 
+    kind: ClassVar[TargetKind]
+
     url: str = field(validator=validate_stream_url, metadata={WIRE_NAME: "Url"})
     name: str | None = field(default=None, validator=optional(validate_path_segment), metadata={WIRE_NAME: "Name"})
     unnamed: bool = field(default=False, validator=validate_flag)
@@ -130,6 +132,12 @@ class StartStream:
         return twin
 
     @property
+    def target(self) -> str:
+        """The sid that the stream is started on."""
+        target: str = getattr(self, self.kind.target_key)
+        return target
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """Values that must never be shown: secret fields, and the private parts of URLs."""
         found: tuple[str, ...] = ()
@@ -160,6 +168,8 @@ class StartConferenceStream(StartStream):
     Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
     """
 
+    kind: ClassVar[TargetKind] = TargetKind.CONFERENCE
+
     conference_sid: str = field(validator=validate_path_segment)
     codec: Codec | str | None = field(
         default=None, converter=maybe(check_codec), metadata={WIRE_NAME: "StreamCodec", SCOPE: "conference"}
@@ -167,11 +177,6 @@ class StartConferenceStream(StartStream):
     realtime: bool | None = field(
         default=None, validator=optional(validate_flag), metadata={WIRE_NAME: "StreamRealTime", SCOPE: "conference"}
     )
-
-    @property
-    def target(self) -> str:
-        """The sid that the stream is started on."""
-        return self.conference_sid
 
 
 @masks_secrets_of_init
@@ -185,11 +190,8 @@ class StartCallStream(StartStream):
     Source: https://signalwire.com/docs/compatibility-api/rest/streams
     """
 
+    kind: ClassVar[TargetKind] = TargetKind.CALL
+
     call_sid: str = field(validator=validate_path_segment)
     codec: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
     realtime: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
-
-    @property
-    def target(self) -> str:
-        """The sid that the stream is started on."""
-        return self.call_sid

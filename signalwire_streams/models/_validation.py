@@ -23,13 +23,15 @@ MAX_PARAMETERS = 99
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _HANDLE = re.compile(r"[^\s/\\?#%]+")
-_PLAIN = re.compile(r"[0-9A-Za-z_-]+")
 _CODEC_NAMES = ("PCMU", "PCMA", "L16", "G722")
 _CODEC = re.compile(rf"({'|'.join(_CODEC_NAMES)})(@(?P<rate>[1-9][0-9]{{0,5}})h)?(@(?P<packet>[1-9][0-9]{{0,3}})i)?")
 _CODECS = frozenset(codec.value for codec in Codec)
 _RATES, _PACKET_TIMES = (8_000, 192_000), (5, 500)
 _YEAR = 366 * 24 * 3600
 _WORD = TypeVar("_WORD", bound=StrEnum)
+
+needs_no_escaping = re.compile(r"[0-9A-Za-z_-]+").fullmatch
+"""Matches a text that needs no encoding in a URL or a form, as nearly all sids and names."""
 
 
 def redact_url(url: str) -> str:
@@ -54,14 +56,10 @@ def secrets_in(url: str) -> tuple[str, ...]:
 
 def is_path_segment(value: str) -> bool:
     """Return True if a text can be one segment of a URL path."""
-    return needs_no_escaping(value) or (
-        bool(_HANDLE.fullmatch(value)) and value.isprintable() and ".." not in value and value != "."
+    return bool(
+        needs_no_escaping(value)
+        or (_HANDLE.fullmatch(value) and value.isprintable() and ".." not in value and value != ".")
     )
-
-
-def needs_no_escaping(text: str) -> bool:
-    """Return True if a text needs no encoding in a URL or a form, as nearly all sids and names."""
-    return _PLAIN.fullmatch(text) is not None
 
 
 def check_path_segment(value: object, what: str) -> str:

@@ -1,16 +1,14 @@
 """Pagination."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Generic, TypeVar
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import read_page
-from signalwire_streams._http.messages import Request
-from signalwire_streams._http.session import Dispatcher
+from signalwire_streams._http.messages import Request, Result
 from signalwire_streams.errors import MalformedResponseError
 from signalwire_streams.models import Page, Participant
-from signalwire_streams.resources._streams import send_or_raise
 
 _Item = TypeVar("_Item")
 
@@ -26,9 +24,11 @@ class Paginator(Generic[_Item]):
     Source: https://signalwire.com/docs/compatibility-api/rest/overview (pagination)
     """
 
-    def __init__(self, dispatcher: Dispatcher, account: Account, first: Request, model: type[_Item]) -> None:
+    def __init__(
+        self, send: Callable[[Request], Awaitable[Result]], account: Account, first: Request, model: type[_Item]
+    ) -> None:
         """Called by the ``list`` methods."""
-        self._dispatcher, self._account, self._first, self._model = dispatcher, account, first, model
+        self._send, self._account, self._first, self._model = send, account, first, model
 
     async def __aiter__(self) -> AsyncIterator[_Item]:
         async for page in self.pages():
@@ -61,7 +61,7 @@ class Paginator(Generic[_Item]):
 
     async def _fetch(self, request: Request) -> Page[_Item]:
         # By itself, so that the response is not kept while the caller works on the page.
-        result = await send_or_raise(self._dispatcher, request)
+        result = await self._send(request)
         return read_page(result.response and result.response.document, self._model, request.required_key)
 
 
