@@ -10,9 +10,8 @@ from typing import NoReturn, Self, TypeAlias, TypedDict, TypeVar, Unpack
 import aiohttp
 
 from signalwire_streams._http.account import Account, find_account
-from signalwire_streams._http.deadlines import DeadlineTimer, Timeouts
-from signalwire_streams._http.messages import Middleware, chain
-from signalwire_streams._http.session import Dispatcher, SessionManager, user_agent
+from signalwire_streams._http.messages import Handler, Middleware, chain
+from signalwire_streams._http.session import Dispatcher, SessionManager, Timeouts, user_agent
 from signalwire_streams._http.transport import HttpTransport
 from signalwire_streams.bulk._journal import Holder, Journal
 from signalwire_streams.bulk._journal_file import JournalOwner
@@ -145,23 +144,21 @@ class StreamsClient:
         self._retry = retry = retry or RetryPolicy()
         self.origin, self.project = account.origin, account.sid
         self.rate_limiter = choose_rate_limiter(account.origin, rate_limiter, rate_limit, clock)
-        sessions, timer = SessionManager(connections, session), DeadlineTimer()
-        around: Sequence[Middleware] = (
-            *middlewares,
-            RetryMiddleware(retry, RetryBudget(), clock, on_attempt),
-            CircuitBreakerMiddleware(CircuitBreaker(circuit_breaker or CircuitBreakerPolicy()), clock),
-            RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock),
-        )
-        transport = HttpTransport(
+        sessions = SessionManager(connections, session)
+        send: Handler = HttpTransport(
             sessions=sessions,
             origin=account.origin,
             headers=_headers(account),
             timeouts=timeouts or Timeouts(),
             clock=clock,
-            timer=timer,
         )
-        self._sessions = sessions
-        self._dispatcher = dispatcher = Dispatcher(sessions, chain(around, transport), timer)
+        for middleware in (
+            RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock),
+            CircuitBreakerMiddleware(CircuitBreaker(circuit_breaker or CircuitBreakerPolicy()), clock),
+            RetryMiddleware(retry, RetryBudget(), clock, on_attempt),
+        ):
+            send = partial(middleware, send=send)
+        self._dispatcher = dispatcher = Dispatcher(sessions, chain(middlewares, send))
         self._conference_streams = Streams(dispatcher, account, request=StartConferenceStream, stream=ConferenceStream)
         self._call_streams = Streams(dispatcher, account, request=StartCallStream, stream=CallStream)
         self.conferences, self.calls = Conferences(self._conference_streams), Calls(self._call_streams)
@@ -322,7 +319,7 @@ class StreamsClient:
         await self._dispatcher.aclose()
 
     async def __aenter__(self) -> Self:
-        self._sessions.check()
+        self._dispatcher.sessions.check()
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -21,8 +21,8 @@ from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
 from aiohttp.payload import BytesPayload
 
-from signalwire_streams._http.deadlines import Deadline
-from signalwire_streams._http.messages import CallState
+from signalwire_streams._http.messages import Request
+from signalwire_streams._http.session import Deadline
 from signalwire_streams.errors import Phase
 
 FORM = "application/x-www-form-urlencoded"
@@ -50,23 +50,22 @@ class RepeatedRequestError(aiohttp.ClientError):
 
 
 class AttemptGuard:
-    """aiohttp client middleware that records the phase of one attempt and rejects another request's response."""
+    """aiohttp client middleware that records the phase of one attempt and rejects another request's response.
 
-    def __init__(self, *, state: CallState, deadline: Deadline, read_timeout: float, is_read: bool) -> None:
-        self.state = state
+    Attributes:
+        transport: that of the connection, once there is one.
+        headers: set on the request after netrc and the like.
+    """
+
+    def __init__(self, request: Request, deadline: Deadline, read_timeout: float) -> None:
+        self.state = request.state
+        self.deadline = deadline
         self.read_timeout = read_timeout
         self.transport: asyncio.Transport | None = None
-        self.headers: Mapping[str, str] | None = None  # set on the request after netrc and the like
-        self._deadline = deadline
-        self._ends_at = deadline.ends_at
-        self._is_read = is_read  # a GET, which has no body
-        self._protocol: ResponseHandler | None = None
+        self.headers: Mapping[str, str] | None = None
+        self._has_body = request.body is not None
         self._wrappers: list[_ProtocolWrapper] = []
         self._writer: AbstractStreamWriter | None = None
-
-    def allow(self, seconds: float) -> None:
-        """Limit the next step to *seconds*, within the limit of the whole attempt."""
-        self._deadline.end_at(min(self._ends_at, asyncio.get_running_loop().time() + seconds))
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -82,9 +81,9 @@ class AttemptGuard:
         except aiohttp.ClientConnectorError:
             raise
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            if self._is_read:
-                raise SilentResendError from error
-            raise
+            if self._has_body:
+                raise
+            raise SilentResendError from error
         finally:
             for wrapper in self._wrappers:
                 wrapper.limit_body_of(response)
@@ -97,85 +96,64 @@ class AttemptGuard:
     async def _send(
         self, send: Callable[[Connection], Awaitable[aiohttp.ClientResponse]], conn: Connection
     ) -> aiohttp.ClientResponse:
-        self._protocol, self.transport = conn.protocol, conn.transport
-        if self._protocol is None or self.transport is None:
+        self.transport = conn.transport
+        if conn.protocol is None or conn.transport is None:
             raise aiohttp.ClientConnectionResetError(_CLOSED)
-        self._wrappers.append(_ProtocolWrapper(self, self._protocol, self.transport))
-        await self._check_connection()
+        wrapper = _ProtocolWrapper(self, conn.protocol, conn.transport)
+        self._wrappers.append(wrapper)
+        await wrapper.check()
         response = await send(conn)
-        if self._is_read:
-            self.written(in_one_write=True)
+        if not self._has_body:
+            self._record_written(in_one_write=True)
         return response
 
-    async def before_writing(self, writer: AbstractStreamWriter) -> None:
-        """Check the connection once more, since the loop may have run, and record that writing begins.
+    async def write(self, writer: AbstractStreamWriter, body: bytes) -> None:
+        """Write the body, together with the headers.
 
         Raises:
             aiohttp.ClientConnectionError: the request must not be written to this connection.
             RepeatedRequestError: it is written already.
         """
-        await self._check_connection()
+        await self._wrappers[-1].check()  # once more, since the loop may have run
         self._check_not_written()
         self._writer = writer
         self.state.phase = Phase.WRITING
+        try:
+            await writer.write(body)
+        except Exception:
+            self.record_unwritten()  # a trace hook, which aiohttp calls before it writes, may have raised it
+            raise
+        self._record_written(in_one_write=len(body) <= _ONE_WRITE)
 
-    def not_written(self) -> None:
+    def record_unwritten(self) -> None:
         """Correct the phase if nothing was written and nothing can be written any more."""
         if self.state.phase is Phase.WRITING and self._writer is not None and not self._writer.output_size:
             self.state.phase = Phase.CONNECTING
 
-    def written(self, *, in_one_write: bool) -> None:
-        """Record that all of the request is written.
-
-        Args:
-            in_one_write: True if headers and body went out together. That write either took bytes or closed the
-                transport at once: then the kernel took none, and the kept-alive connection was dead.
-        """
+    def _record_written(self, *, in_one_write: bool) -> None:
+        # One write either took bytes or closed the transport at once: then the kernel took none, and the kept-alive
+        # connection was dead.
         if in_one_write and (self.transport is None or self.transport.is_closing()):
             self.state.phase = Phase.CONNECTING
         else:
             self.state.phase = Phase.WAITING
-            self.allow(self.read_timeout)
-
-    def _is_unfit(self) -> bool:
-        protocol, transport = self._protocol, self.transport
-        return (
-            protocol is None
-            or transport is None
-            or transport.is_closing()
-            or protocol.should_close
-            or self._deadline.ends_at < asyncio.get_running_loop().time()
-        )
-
-    def _has_data(self) -> bool:
-        """Ask the kernel: the loop may not have read yet what has arrived, an end of the connection included."""
-        connection = self.transport.get_extra_info("socket") if self.transport is not None else None
-        if _poll is None or connection is None or connection.fileno() < 0:
-            return False
-        poll = _poll()
-        poll.register(connection.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+            self.deadline.allow(self.read_timeout)
 
     def _check_not_written(self) -> None:
         if self.state.phase is not Phase.CONNECTING:
             raise RepeatedRequestError
 
-    async def _check_connection(self) -> None:
-        """Raise the reason not to use the connection, if there is one once the loop has read what has arrived."""
-        if not (self._is_unfit() or self._has_data()):
-            return
-        # It also closes the other kept-alive connections that have ended meanwhile. If the process was suspended, so
-        # that another one may have taken the request over, the timer of this attempt ends it here.
-        for _ in range(_READING_TURNS):
-            await asyncio.sleep(0)
-        protocol, transport = self._protocol, self.transport
-        if protocol is not None and isinstance(protocol.exception(), UnaskedAnswerError):
-            raise UnaskedAnswerError
-        if transport is None or transport.is_closing():
-            raise aiohttp.ClientConnectionResetError(_CLOSED)
-        # Over TLS it may have been a session ticket, which never reaches the protocol.
-        if transport.get_extra_info("ssl_object") is None or self._is_unfit():
-            raise UnaskedAnswerError
+
+class GuardedPayload(BytesPayload):
+    """A body that its attempt's guard writes."""
+
+    def __init__(self, body: bytes, guard: AttemptGuard) -> None:
+        super().__init__(body, content_type=FORM)
+        self._guard = guard
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        """Write the body, together with the headers."""
+        await self._guard.write(writer, self._value[:content_length])
 
 
 class _ProtocolWrapper(asyncio.Protocol):
@@ -204,6 +182,42 @@ class _ProtocolWrapper(asyncio.Protocol):
             self._encrypted = -_record_overhead(transport.get_extra_info("ssl_object"))
             self._tls.buffer_updated = partial(self._count_encrypted, self._tls.buffer_updated)
 
+    async def check(self) -> None:
+        """Raise the reason not to use the connection, if there is one once the loop has read what has arrived.
+
+        Raises:
+            aiohttp.ClientConnectionError: the request must not be written to it.
+        """
+        if not (self._is_unfit() or self._has_data()):
+            return
+        # It also closes the other kept-alive connections that have ended meanwhile. If the process was suspended, so
+        # that another one may have taken the request over, the timer of this attempt ends it here.
+        for _ in range(_READING_TURNS):
+            await asyncio.sleep(0)
+        if isinstance(self._protocol.exception(), UnaskedAnswerError):
+            raise UnaskedAnswerError
+        if self._transport.is_closing():
+            raise aiohttp.ClientConnectionResetError(_CLOSED)
+        # Over TLS it may have been a session ticket, which never reaches the protocol.
+        if self._transport.get_extra_info("ssl_object") is None or self._is_unfit():
+            raise UnaskedAnswerError
+
+    def _is_unfit(self) -> bool:
+        return (
+            self._transport.is_closing()
+            or self._protocol.should_close
+            or self._guard.deadline.ends_at < asyncio.get_running_loop().time()
+        )
+
+    def _has_data(self) -> bool:
+        """Ask the kernel: the loop may not have read yet what has arrived, an end of the connection included."""
+        connection = self._transport.get_extra_info("socket")
+        if _poll is None or connection is None or connection.fileno() < 0:
+            return False
+        poll = _poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
     def _count_encrypted(self, buffer_updated: Callable[[int], None], size: int) -> None:
         if self._guard.state.phase in {Phase.WRITING, Phase.WAITING, Phase.ANSWERED}:
             self._encrypted += size
@@ -228,7 +242,7 @@ class _ProtocolWrapper(asyncio.Protocol):
         body = self._body
         # The rest of the request may leave in the very turn in which this was read, so it is looked at here.
         if body is None and (self._guard.state.phase is not Phase.WAITING or _unsent_bytes(self._transport)):
-            self._guard.not_written()
+            self._guard.record_unwritten()
             self._refuse(UnaskedAnswerError())
             return
         self._decrypted += len(data)
@@ -249,12 +263,12 @@ class _ProtocolWrapper(asyncio.Protocol):
             self._refuse(HttpProcessingError(code=400, message="the head is too long"))
 
     def eof_received(self) -> None:
-        self._guard.not_written()
+        self._guard.record_unwritten()
         self._protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._removed:  # else the phase is that of a later attempt
-            self._guard.not_written()
+            self._guard.record_unwritten()
         self._protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -294,22 +308,3 @@ def _has_foreign_head(response: aiohttp.ClientResponse) -> bool:
         return True
     quoted = (_STATUS_LINE.search(value) for _, value in response.raw_headers)
     return any(int(line[1]) != response.status for line in quoted if line is not None)
-
-
-class GuardedPayload(BytesPayload):
-    """A body that records how much of it was written."""
-
-    def __init__(self, body: bytes, guard: AttemptGuard) -> None:
-        super().__init__(body, content_type=FORM)
-        self._guard = guard
-
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        """Write the body, together with the headers."""
-        guard = self._guard
-        await guard.before_writing(writer)
-        try:
-            await writer.write(self._value[:content_length])
-        except Exception:
-            guard.not_written()  # a trace hook, which aiohttp calls before it writes, may have raised it
-            raise
-        guard.written(in_one_write=len(self._value) <= _ONE_WRITE)

@@ -20,11 +20,10 @@ from signalwire_streams._http.connection_guard import (
     SilentResendError,
     UnaskedAnswerError,
 )
-from signalwire_streams._http.deadlines import DeadlineTimer, Timeouts
 from signalwire_streams._http.decoding import classify, confirms, contradiction, read_response
 from signalwire_streams._http.error_bodies import retry_after
 from signalwire_streams._http.messages import Request, Result
-from signalwire_streams._http.session import SessionManager
+from signalwire_streams._http.session import SessionManager, Timeouts
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.models import AttemptResult, Operation
@@ -71,20 +70,19 @@ class HttpTransport:
         headers: Mapping[str, str],
         timeouts: Timeouts,
         clock: Clock,
-        timer: DeadlineTimer,
     ) -> None:
         self._sessions = sessions
         self._origin, self._root = origin, URL(origin)
         self._headers, self._form_headers = headers, {**headers, "Content-Type": FORM}
         self._timeouts = timeouts
         self._clock = clock
-        self._timer = timer
         self._large_answers = asyncio.Semaphore(_LARGE_ANSWERS)
 
     async def __call__(self, request: Request) -> Result:
         """Send the request and return how the attempt ended."""
         state = request.state
-        if not self._sessions.usable:
+        session = self._sessions.session()
+        if session is None:
             state.phase = Phase.QUEUED
             return Result(
                 attempt_result=AttemptResult.UNRETRYABLE,
@@ -94,16 +92,13 @@ class HttpTransport:
         state.phase = Phase.CONNECTING
         received: list[aiohttp.ClientResponse] = []
         content, complete = b"", False
-        deadline = self._timer.within(min(self._timeouts.attempt, state.deadline_at - self._clock.now()))
-        guard = AttemptGuard(
-            state=state,
-            deadline=deadline,
-            read_timeout=self._timeouts.read,
-            is_read=request.operation is Operation.READ,
-        )
         try:
-            with deadline:
-                content, complete = await self._exchange(request, guard, received)
+            with self._sessions.timer.within(
+                min(self._timeouts.attempt, state.deadline_at - self._clock.now())
+            ) as deadline:
+                deadline.allow(self._timeouts.connect)
+                guard = AttemptGuard(request, deadline, self._timeouts.read)
+                content, complete = await self._exchange(session, request, guard, received)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if received or task is None or task.cancelling():
@@ -141,11 +136,13 @@ class HttpTransport:
         return self._root.with_path(path, encoded=True)  # at half the price
 
     async def _exchange(
-        self, request: Request, guard: AttemptGuard, received: list[aiohttp.ClientResponse]
+        self,
+        session: aiohttp.ClientSession,
+        request: Request,
+        guard: AttemptGuard,
+        received: list[aiohttp.ClientResponse],
     ) -> tuple[bytes, bool]:
-        guard.allow(self._timeouts.connect)
-        session = self._sessions.session()
-        body, headers = None, self._headers
+        url, body, headers = self._url(request.path), None, self._headers
         if request.body is not None:
             body, headers = GuardedPayload(request.body, guard), self._form_headers
         if request.headers:
@@ -156,7 +153,7 @@ class HttpTransport:
             headers = {name: value for name, value in headers.items() if name != _AUTHORIZATION}
         async with session.request(
             request.method,
-            self._url(request.path),
+            url,
             data=body,
             headers=headers,
             # Set for each request, since a borrowed session may have other defaults.
@@ -198,7 +195,7 @@ async def _read_up_to(limit: int, body: bytearray, stream: aiohttp.StreamReader,
     """Read into *body*. Return False once it is longer than *limit*."""
     while not stream.at_eof():
         if not stream.is_eof():  # else all of it arrived with the headers
-            guard.allow(guard.read_timeout)
+            guard.deadline.allow(guard.read_timeout)
         body += await stream.readany()
         if len(body) > limit:
             return False
