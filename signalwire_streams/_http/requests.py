@@ -30,7 +30,6 @@ STOP = b"Status=stopped"
 MAX_PAGE_SIZE = 1000
 """Source: https://signalwire.com/docs/compatibility-api/rest/overview (pagination)"""
 
-_START_OPERATIONS = {TargetKind.CONFERENCE: Operation.CONFERENCE_START, TargetKind.CALL: Operation.CALL_START}
 _SHORT_NAME = 64
 
 # SignalWire's sids are shaped like UUIDs, though not all of the documented ones are hexadecimal; Twilio's differ.
@@ -69,11 +68,12 @@ def _encode(fields: Mapping[str, str]) -> str:
     return encoded
 
 
-def path_of(account: Account, *segments: str) -> str:
-    """Return a path below the account; each segment is percent-encoded."""
-    return account.root + "/".join(
-        [segment if needs_no_escaping(segment) else quote(segment, safe="@:") for segment in segments]
-    )
+def path_of(account: Account, collection: str, *segments: str) -> str:
+    """Return the path of one of the account's collections, or below it; each segment is percent-encoded."""
+    path = account.root + collection
+    for segment in segments:
+        path += "/" + (segment if needs_no_escaping(segment) else quote(segment, safe="@:"))
+    return path
 
 
 def _quoted(text: str) -> str:
@@ -137,8 +137,8 @@ def start(account: Account, request: Start, *, deadline: float | None, context: 
         echo["name"] = name
     return Request(
         method="POST",
-        path=path_of(account, kind.collection, target, "Streams"),
-        operation=_START_OPERATIONS[kind] if name is not None else Operation.UNNAMED_START,
+        path=f"{path_of(account, kind.collection, target)}/Streams",
+        operation=kind.start if name is not None else Operation.UNNAMED_START,
         description=f"start a stream on {kind}",
         target=target,
         body=start_form(request),

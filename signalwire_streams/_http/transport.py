@@ -92,10 +92,9 @@ class HttpTransport:
         state.phase = Phase.CONNECTING
         received: list[aiohttp.ClientResponse] = []
         content, complete = b"", False
+        limit = min(self._timeouts.attempt, state.deadline_at - self._clock.now())
         try:
-            with self._sessions.timer.within(
-                min(self._timeouts.attempt, state.deadline_at - self._clock.now())
-            ) as deadline:
+            with self._sessions.timer.within(limit) as deadline:
                 deadline.allow(self._timeouts.connect)
                 guard = AttemptGuard(request, deadline, self._timeouts.read)
                 content, complete = await self._exchange(session, request, guard, received)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import NoReturn
 
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models._attempts import Operation
 
 
 class _Choice(StrEnum):
@@ -25,17 +26,20 @@ class TargetKind(StrEnum):
     Attributes:
         collection: its name in paths.
         target_key: the field that holds its sid, in requests and in responses.
+        start: the operation of a named start on it.
     """
 
     collection: str
     target_key: str
+    start: Operation
 
     CONFERENCE = "conference"
     CALL = "call"
 
     def __init__(self, noun: str) -> None:
-        """Derive the other names from the noun."""
+        """Derive the attributes from the noun."""
         self.collection, self.target_key = f"{noun.capitalize()}s", f"{noun}_sid"
+        self.start = Operation(f"{noun}_start")
 
 
 class Track(_Choice):

@@ -22,6 +22,7 @@ MAX_PARAMETERS = 99
 """``Parameter1`` to ``Parameter99``. Source: https://signalwire.com/docs/compatibility-api/rest/streams"""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_MAY_HOLD_SECRET = re.compile("[?#@]")
 _HANDLE = re.compile(r"[^\s/\\?#%]+")
 _CODEC_NAMES = ("PCMU", "PCMA", "L16", "G722")
 _CODEC = re.compile(rf"({'|'.join(_CODEC_NAMES)})(@(?P<rate>[1-9][0-9]{{0,5}})h)?(@(?P<packet>[1-9][0-9]{{0,3}})i)?")
@@ -290,7 +291,7 @@ def _mask_each(value: object) -> object:
 
 def _mask_url(value: object) -> object:
     """Mask an address that has a query, a fragment, a user or a password."""
-    return value if isinstance(value, str) and not any(mark in value for mark in "?#@") else mask(value)
+    return value if isinstance(value, str) and not _MAY_HOLD_SECRET.search(value) else mask(value)
 
 
 def _mask_project(value: object) -> object:
