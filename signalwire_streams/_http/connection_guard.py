@@ -176,7 +176,8 @@ class _ProtocolWrapper(asyncio.Protocol):
         self._body_bytes = 0
         self._removed = False
         transport.set_protocol(self)
-        self._tls: Any = getattr(transport, _TLS_PROTOCOL, None)
+        tls: Any = getattr(transport, _TLS_PROTOCOL, None)
+        self._tls = tls if hasattr(tls, "buffer_updated") else None
         self._decrypted = self._encrypted = 0
         if self._tls is not None:
             self._encrypted = -_record_overhead(transport.get_extra_info("ssl_object"))
