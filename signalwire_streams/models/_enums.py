@@ -39,7 +39,7 @@ class TargetKind(StrEnum):
     def __init__(self, noun: str) -> None:
         """Derive the attributes from the noun."""
         self.collection, self.target_key = f"{noun.capitalize()}s", f"{noun}_sid"
-        self.start = Operation(f"{noun}_start")
+        self.start = Operation[f"{noun.upper()}_START"]
 
 
 class Track(_Choice):
