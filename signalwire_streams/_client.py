@@ -9,9 +9,9 @@ from typing import NoReturn, Self, TypeAlias, TypedDict, TypeVar, Unpack
 
 import aiohttp
 
-from signalwire_streams._http.account import Account, find_account
+from signalwire_streams._http.account import find_account
 from signalwire_streams._http.messages import Handler, Middleware, chain
-from signalwire_streams._http.session import Dispatcher, SessionManager, Timeouts, user_agent
+from signalwire_streams._http.session import Dispatcher, SessionManager, Timeouts
 from signalwire_streams._http.transport import HttpTransport
 from signalwire_streams.bulk._journal import Holder, Journal
 from signalwire_streams.bulk._journal_file import JournalOwner
@@ -145,13 +145,7 @@ class StreamsClient:
         self.origin, self.project = account.origin, account.sid
         self.rate_limiter = choose_rate_limiter(account.origin, rate_limiter, rate_limit, clock)
         sessions = SessionManager(connections, session)
-        send: Handler = HttpTransport(
-            sessions=sessions,
-            origin=account.origin,
-            headers=_headers(account),
-            timeouts=timeouts or Timeouts(),
-            clock=clock,
-        )
+        send: Handler = HttpTransport(account, sessions, timeouts or Timeouts(), clock)
         for middleware in (
             RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock),
             CircuitBreakerMiddleware(CircuitBreaker(circuit_breaker or CircuitBreakerPolicy()), clock),
@@ -338,7 +332,3 @@ class StreamsClient:
 def _read_environment(environment: Mapping[str, str]) -> tuple[str, str, str]:
     space, project, token = (environment.get(name) or "" for name in _ENVIRONMENT)
     return space, project, Secret(token)
-
-
-def _headers(account: Account) -> Mapping[str, str]:
-    return {"Authorization": account.authorization, "Accept": "application/json", "User-Agent": user_agent()}

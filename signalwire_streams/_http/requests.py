@@ -216,13 +216,9 @@ def read_list(
     )
 
 
-def next_page(account: Account, first: Request, uri: str) -> Request:
-    """Build a read of the next page, at the address from the previous one.
-
-    Raises:
-        MalformedResponseError: the address leads to another host.
-    """
-    return evolve(first, state=CallState(), path=account.same_host_path(uri))
+def page_at(first: Request, path: str) -> Request:
+    """Build a read of a page, from the request for the first one."""
+    return evolve(first, path=path, state=CallState())
 
 
 def _read(
@@ -238,7 +234,3 @@ def _read(
         echo=echo,
         redact=account.secrets,
     )
-
-
-def copy_for_new_call(request: Request) -> Request:
-    return evolve(request, state=CallState())

@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import platform
-from importlib.metadata import version
 from types import TracebackType
 from typing import Self, cast
 from weakref import WeakKeyDictionary
@@ -248,13 +246,6 @@ def idle_in_lent_sessions(port: int | None) -> int:
         if connector is not None
         for key, connections in connector._conns.items()  # noqa: SLF001  (aiohttp has no public way to its idle ones)
         if key.port == port
-    )
-
-
-def user_agent() -> str:
-    return (
-        f"signalwire-streams/{version('signalwire-streams')} "
-        f"aiohttp/{aiohttp.__version__} Python/{platform.python_version()}"
     )
 
 

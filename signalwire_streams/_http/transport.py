@@ -8,10 +8,13 @@ phase decides.
 import asyncio
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
+from platform import python_version
 
 import aiohttp
 from yarl import URL
 
+from signalwire_streams._http.account import Account
 from signalwire_streams._http.connection_guard import (
     FORM,
     AttemptGuard,
@@ -62,20 +65,16 @@ _DESCRIPTIONS = {
 class HttpTransport:
     """Sends one request, once."""
 
-    def __init__(
-        self,
-        *,
-        sessions: SessionManager,
-        origin: str,
-        headers: Mapping[str, str],
-        timeouts: Timeouts,
-        clock: Clock,
-    ) -> None:
-        self._sessions = sessions
-        self._origin, self._root = origin, URL(origin)
-        self._headers, self._form_headers = headers, {**headers, "Content-Type": FORM}
-        self._timeouts = timeouts
-        self._clock = clock
+    def __init__(self, account: Account, sessions: SessionManager, timeouts: Timeouts, clock: Clock) -> None:
+        self._origin, self._root = account.origin, URL(account.origin)
+        self._headers: Mapping[str, str] = {
+            _AUTHORIZATION: account.authorization,
+            "Accept": "application/json",
+            "User-Agent": f"signalwire-streams/{version('signalwire-streams')} "
+            f"aiohttp/{aiohttp.__version__} Python/{python_version()}",
+        }
+        self._form_headers = {**self._headers, "Content-Type": FORM}
+        self._sessions, self._timeouts, self._clock = sessions, timeouts, clock
         self._large_answers = asyncio.Semaphore(_LARGE_ANSWERS)
 
     async def __call__(self, request: Request) -> Result:

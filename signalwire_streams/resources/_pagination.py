@@ -43,26 +43,26 @@ class Paginator(Generic[_Item]):
                 tenth in a row without a new item and leads to another.
             StreamsError: a page could not be fetched.
         """
-        request, seen = requests.copy_for_new_call(self._first), {self._first.path}
+        path, seen = self._first.path, set[str]()
         known: set[int] = set()
         without_news = 0
         while True:
-            page = await self._fetch(request)
+            seen.add(path)
+            page = await self._fetch(path)
             before = len(known)
             known.update(hash(_id_of(item)) for item in page.items)
             without_news = without_news + 1 if len(known) == before else 0
             yield page
             if not page.next_page_uri:
                 return
-            request = requests.next_page(self._account, self._first, page.next_page_uri)
-            if request.path in seen or without_news == _PAGES_WITHOUT_NEWS:
+            path = self._account.same_host_path(page.next_page_uri)
+            if path in seen or without_news == _PAGES_WITHOUT_NEWS:
                 raise MalformedResponseError("the Space's pages form a loop, so the list never ends", sent="yes")
-            seen.add(request.path)
 
-    async def _fetch(self, request: Request) -> Page[_Item]:
+    async def _fetch(self, path: str) -> Page[_Item]:
         # By itself, so that the response is not kept while the caller works on the page.
-        result = await self._send(request)
-        return read_page(result.response and result.response.document, self._model, request.required_key)
+        result = await self._send(requests.page_at(self._first, path))
+        return read_page(result.response and result.response.document, self._model, self._first.required_key)
 
 
 def _id_of(item: object) -> str:
