@@ -152,7 +152,6 @@ class GuardedPayload(BytesPayload):
         self._guard = guard
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        """Write the body, together with the headers."""
         await self._guard.write(writer, self._value[:content_length])
 
 

@@ -129,7 +129,6 @@ def _comes_back(name: str) -> bool:
 
 
 def start(account: Account, request: Start, *, deadline: float | None, context: CallContext) -> Request:
-    """Build a start with its final name."""
     kind, name = request.kind, request.name
     target: str = getattr(request, kind.target_key)
     echo = {kind.target_key: target, "account_sid": account.sid}
@@ -190,7 +189,6 @@ def stop(
 
 
 def read(account: Account, kind: TargetKind, sid: str) -> Request:
-    """Build a read of one conference or call."""
     target = f"{kind.collection}/{sid}"
     return _read(account, path_of(account, kind.collection, sid), "get", target=target, echo={"sid": sid})
 
@@ -217,7 +215,7 @@ def read_list(
 
 
 def page_at(first: Request, path: str) -> Request:
-    """Build a read of a page, from the request for the first one."""
+    """Build the request for another page than the first one, or for that once more."""
     return evolve(first, path=path, state=CallState())
 
 

@@ -93,13 +93,14 @@ class Deadline:
     def __enter__(self) -> Self:
         self._task = cast("asyncio.Task[object]", asyncio.current_task())  # a coroutine runs in one
         self._cancelling = self._task.cancelling()
-        self._timer.add(self)
+        self._timer.running[self] = None
+        self._timer.fire_by(self.ends_at)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._timer.remove(self)
+        del self._timer.running[self]  # the timer stays armed: another deadline will soon need it
         if self.expired:
             # A cancellation by somebody else must still reach the task.
             own = self._task.uncancel() <= self._cancelling
@@ -109,10 +110,9 @@ class Deadline:
     def allow(self, seconds: float) -> None:
         """Limit the next step to *seconds*, within the limit of the whole block."""
         self.ends_at = min(self._latest, asyncio.get_running_loop().time() + seconds)
-        self._timer.expect(self.ends_at)
+        self._timer.fire_by(self.ends_at)
 
     def expire(self) -> None:
-        """End the block now."""
         if not self.expired:
             self.expired = True
             self._task.cancel()
@@ -122,7 +122,7 @@ class DeadlineTimer:
     """The active deadlines of one event loop, over one timer, since nearly all of them end long before it fires."""
 
     def __init__(self) -> None:
-        self._running: dict[Deadline, None] = {}
+        self.running: dict[Deadline, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._fires_at = _NEVER
 
@@ -130,23 +130,11 @@ class DeadlineTimer:
         """Return a deadline this many seconds from now; with None, one that only `Deadline.expire` ends."""
         return Deadline(self, _NEVER if seconds is None else asyncio.get_running_loop().time() + seconds)
 
-    def add(self, deadline: Deadline) -> None:
-        self._running[deadline] = None
-        if deadline.ends_at < self._fires_at:
-            self.expect(deadline.ends_at)
-
-    def remove(self, deadline: Deadline) -> None:
-        # The timer stays armed: another deadline will soon need it.
-        self._running.pop(deadline, None)
-
-    def expect(self, moment: float) -> None:
-        """Fire no later than *moment*."""
-        if moment >= self._fires_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._fires_at = moment
-        self._timer = asyncio.get_running_loop().call_at(moment, self._fire)
+    def fire_by(self, moment: float) -> None:
+        if moment < self._fires_at:
+            self.close()
+            self._fires_at = moment
+            self._timer = asyncio.get_running_loop().call_at(moment, self._fire)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -156,14 +144,10 @@ class DeadlineTimer:
     def _fire(self) -> None:
         now = asyncio.get_running_loop().time()
         self._timer, self._fires_at = None, _NEVER
-        following = _NEVER
-        for deadline in list(self._running):
+        for deadline in list(self.running):
             if deadline.ends_at <= now:
                 deadline.expire()
-            elif deadline.ends_at < following:
-                following = deadline.ends_at
-        if following < _NEVER:
-            self.expect(following)
+        self.fire_by(min((deadline.ends_at for deadline in self.running if not deadline.expired), default=_NEVER))
 
 
 class SessionManager:

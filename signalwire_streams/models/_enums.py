@@ -37,7 +37,6 @@ class TargetKind(StrEnum):
     CALL = "call"
 
     def __init__(self, noun: str) -> None:
-        """Derive the attributes from the noun."""
         self.collection, self.target_key = f"{noun.capitalize()}s", f"{noun}_sid"
         self.start = Operation[f"{noun.upper()}_START"]
 

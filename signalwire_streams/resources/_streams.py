@@ -38,25 +38,19 @@ class Streams(Generic[_Stream]):
     def __init__(
         self, dispatcher: Dispatcher, account: Account, *, request: type[requests.Start], stream: type[_Stream]
     ) -> None:
-        """Prepare for the *request* and the *stream* of one kind of target."""
         self._dispatcher, self._account = dispatcher, account
         self._request = request
         self._model: type[_Stream] = stream
         self._kind: TargetKind = stream.kind
 
     async def _send(self, request: Request) -> Result:
-        """Send a request and return its result.
-
-        Raises:
-            StreamsError: the call failed, or its outcome is unknown.
-        """
+        """Send a request and return its result; raise a `StreamsError` if it failed or its outcome is unknown."""
         result = await self._dispatcher.send(request)
         if result.decision not in SUCCESSES:
             raise to_exception(request, result)
         return result
 
     async def get(self, sid: str, model: type[_Item]) -> _Item:
-        """Read one conference or call."""
         request = requests.read(self._account, self._kind, check_path_segment(sid, self._kind.target_key))
         result = await self._send(request)
         return read_item(result.response and result.response.document, model)
@@ -95,10 +89,7 @@ class Streams(Generic[_Stream]):
         deadline: float | None = None,
         context: CallContext | None = None,
     ) -> _Stream:
-        """Start a stream.
-
-        If an earlier start of that name may be running, the result is as ambiguous as after a repeated attempt.
-        """
+        """Start a stream; if one of that name may be running, the result is as ambiguous as after another attempt."""
         context = context or CallContext()
         if may_be_running:
             if request.name is None:

@@ -20,7 +20,7 @@ async def test_block_is_cancelled_at_deadline(limits: DeadlineTimer) -> None:
     with pytest.raises(TimeoutError), limits.within(0.001) as limit:
         await forever()
     assert limit.expired
-    assert not limits._running
+    assert not limits.running
     await asyncio.sleep(0)  # the task is not cancelled any further
 
 
