@@ -84,8 +84,9 @@ class Deadline:
     """
 
     def __init__(self, timer: "DeadlineTimer", ends_at: float) -> None:
-        self.ends_at = self._latest = ends_at  # on the loop's clock
-        self.expired = False
+        self.ends_at: float = ends_at  # on the loop's clock
+        self.expired: bool = False
+        self._latest = ends_at
         self._timer = timer
         self._task: asyncio.Task[object]
         self._cancelling = 0
@@ -156,7 +157,7 @@ class SessionManager:
     def __init__(self, connections: int, borrowed: aiohttp.ClientSession | None = None) -> None:
         self.connections = connections
         self.borrowed = borrowed
-        self.timer = DeadlineTimer()
+        self.timer: DeadlineTimer = DeadlineTimer()
         self._owned: aiohttp.ClientSession | None = None
         self._guard = LoopGuard("client", "StreamsClient")
         self._shut = False
