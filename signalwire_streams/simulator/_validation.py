@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any
 from urllib.parse import SplitResult, unquote_plus, urlsplit
 
 from attrs import field, frozen
@@ -167,16 +166,6 @@ _CONFERENCE_STREAM: _Checks = {
     "StreamCodec": (_codec, _INVALID_CODEC),
     "StreamRealTime": (_one_of("true", "false"), _INVALID_ARGUMENT),
 }
-_ATTRIBUTES = {
-    "Url": "url",
-    "Name": "name",
-    "Track": "track",
-    "StatusCallback": "status_callback",
-    "StatusCallbackMethod": "status_callback_method",
-    "AuthorizationBearerToken": "authorization_bearer_token",
-    "StreamCodec": "codec",
-    "StreamRealTime": "realtime",
-}
 _STOP: _Checks = {"Status": (_one_of("stopped"), _INVALID_ARGUMENT)}
 _END_CONFERENCE: _Checks = {
     "Status": (_one_of("completed"), _INVALID_ARGUMENT),
@@ -204,17 +193,13 @@ def check_end_conference(values: Mapping[str, str]) -> list[Problem]:
     return [*_known(_END_CONFERENCE, values), *_unknown(_END_CONFERENCE, values)]
 
 
-def attributes_of(values: Mapping[str, str]) -> dict[str, Any]:
-    """Return a stream's attributes from the fields of its start, which have been checked."""
-    attributes: dict[str, Any] = {_ATTRIBUTES[name]: value for name, value in values.items() if name in _ATTRIBUTES}
-    if "realtime" in attributes:
-        attributes["realtime"] = attributes["realtime"] == "true"
-    attributes["parameters"] = {
+def parameters_of(values: Mapping[str, str]) -> dict[str, str]:
+    """Return the custom parameters by name, from fields that have been checked."""
+    return {
         value: values[f"{field.removesuffix('.Name')}.Value"]
         for field, value in values.items()
         if field.startswith("Parameter") and field.endswith(".Name")
     }
-    return attributes
 
 
 def _known(checks: _Checks, values: Mapping[str, str]) -> Iterator[Problem]:
