@@ -24,6 +24,7 @@ MAX_PARAMETERS = 99
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _MAY_HOLD_SECRET = re.compile("[?#@]")
 _HANDLE = re.compile(r"[^\s/\\?#%]+")
+_PLAIN = re.compile(r"[0-9A-Za-z_-]+")
 _CODEC_NAMES = ("PCMU", "PCMA", "L16", "G722")
 _CODEC = re.compile(rf"({'|'.join(_CODEC_NAMES)})(@(?P<rate>[1-9][0-9]{{0,5}})h)?(@(?P<packet>[1-9][0-9]{{0,3}})i)?")
 _CODECS = frozenset(codec.value for codec in Codec)
@@ -31,7 +32,7 @@ _RATES, _PACKET_TIMES = (8_000, 192_000), (5, 500)
 _YEAR = 366 * 24 * 3600
 _WORD = TypeVar("_WORD", bound=StrEnum)
 
-needs_no_escaping = re.compile(r"[0-9A-Za-z_-]+").fullmatch
+needs_no_escaping = _PLAIN.fullmatch
 """Matches a text that needs no encoding in a URL or a form, as nearly all sids and names."""
 
 
