@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from copy import copy
+from functools import cache
 from typing import Any, ClassVar, Self, TypedDict
 
 from attrs import Attribute, field, fields, frozen
@@ -141,7 +142,7 @@ class StartStream:
     def secrets(self) -> tuple[str, ...]:
         """Values that must never be shown: secret fields, and the private parts of URLs."""
         found: tuple[str, ...] = ()
-        for name, secret in _SECRETS:
+        for name, secret in _secret_fields(type(self)):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -152,7 +153,9 @@ class StartStream:
         return found
 
 
-_SECRETS = [(each.name, each.metadata[SECRET]) for each in fields(StartStream) if SECRET in each.metadata]
+@cache
+def _secret_fields(model: type[StartStream]) -> list[tuple[str, object]]:
+    return [(each.name, each.metadata[SECRET]) for each in fields(model) if SECRET in each.metadata]
 
 
 @masks_secrets_of_init
