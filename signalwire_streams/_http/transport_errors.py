@@ -58,19 +58,12 @@ def _foreign_cause(error: Exception) -> Exception | None:
 
 
 def _classify_error(phase: Phase, error: Exception, cause: Exception | None) -> AttemptResult:
-    if phase is Phase.CONNECTING:
-        return _classify_unsent(error, cause)
-    # Whatever the error is called: the Space may have all of the request.
-    if cause is not None:
-        return AttemptResult.SESSION_FAILED
-    return (
-        AttemptResult.MALFORMED
-        if isinstance(error, aiohttp.ClientResponseError | UnaskedAnswerError)
-        else AttemptResult.NO_RESPONSE
-    )
-
-
-def _classify_unsent(error: Exception, cause: Exception | None) -> AttemptResult:
+    if phase is not Phase.CONNECTING:
+        # Whatever the error is called: the Space may have all of the request.
+        if cause is not None:
+            return AttemptResult.SESSION_FAILED
+        is_unreadable = isinstance(error, aiohttp.ClientResponseError | UnaskedAnswerError)
+        return AttemptResult.MALFORMED if is_unreadable else AttemptResult.NO_RESPONSE
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return AttemptResult.UNRETRYABLE if error.status == _PROXY_AUTH else AttemptResult.NOT_SENT
     if isinstance(error, _UNUSABLE):
