@@ -142,7 +142,7 @@ class StartStream:
     def secrets(self) -> tuple[str, ...]:
         """Values that must never be shown: secret fields, and the private parts of URLs."""
         found: tuple[str, ...] = ()
-        for name, secret in _secret_fields(type(self)):
+        for name, secret in _secret_fields(type(self)):  # type: ignore[arg-type]  # mypy: no class is hashable
             value = getattr(self, name)
             if value is None:
                 continue
