@@ -11,13 +11,13 @@ callbacks alone does not pay for the client.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-_MODULES = "_client _http.deadlines bulk clock errors middleware._policies middleware._rate_limit models resources"
+_MODULES = "_client _http.session bulk clock errors middleware._policies middleware._rate_limit models resources"
 """Each of them lists its public names in ``__all__``."""
 
 if TYPE_CHECKING:
     __version__: str
     from signalwire_streams._client import *  # noqa: F403  (all of its __all__; likewise below)
-    from signalwire_streams._http.deadlines import *  # noqa: F403
+    from signalwire_streams._http.session import *  # noqa: F403
     from signalwire_streams.bulk import *  # noqa: F403
     from signalwire_streams.clock import *  # noqa: F403
     from signalwire_streams.errors import *  # noqa: F403

@@ -9,10 +9,9 @@ from typing import NoReturn, Self, TypeAlias, TypedDict, TypeVar, Unpack
 
 import aiohttp
 
-from signalwire_streams._http.account import Account, find_account
-from signalwire_streams._http.deadlines import DeadlineTimer, Timeouts
-from signalwire_streams._http.messages import Middleware, chain
-from signalwire_streams._http.session import Dispatcher, SessionManager, user_agent
+from signalwire_streams._http.account import find_account
+from signalwire_streams._http.messages import Handler, Middleware, chain
+from signalwire_streams._http.session import Dispatcher, SessionManager, Timeouts
 from signalwire_streams._http.transport import HttpTransport
 from signalwire_streams.bulk._journal import BulkJournal, Journal
 from signalwire_streams.bulk._journal_file import JournalOwner, journal_path
@@ -142,29 +141,18 @@ class StreamsClient:
         self._retry = retry = retry or RetryPolicy()
         self.origin, self.project = account.origin, account.sid
         self.rate_limiter = choose_rate_limiter(account.origin, rate_limiter, rate_limit, clock)
-        sessions, timer = SessionManager(connections, session), DeadlineTimer()
-        around: Sequence[Middleware] = (
-            *middlewares,
-            RetryMiddleware(retry, RetryBudget(), clock, on_attempt),
-            CircuitBreakerMiddleware(CircuitBreaker(circuit_breaker or CircuitBreakerPolicy()), clock),
+        sessions = SessionManager(connections, session)
+        send: Handler = HttpTransport(account, sessions, timeouts or Timeouts(), clock)
+        for middleware in (
             RateLimitMiddleware(PrioritySemaphore(sessions.max_concurrency), self.rate_limiter, clock),
-        )
-        transport = HttpTransport(
-            sessions=sessions,
-            origin=account.origin,
-            headers=_headers(account),
-            timeouts=timeouts or Timeouts(),
-            clock=clock,
-            timer=timer,
-        )
-        self._sessions = sessions
-        self._dispatcher = dispatcher = Dispatcher(sessions, chain(around, transport), timer)
-        self._conference_streams = Streams(
-            dispatcher, account, collection="Conferences", model=ConferenceStream, target_field="conference_sid"
-        )
-        self._call_streams = Streams(dispatcher, account, collection="Calls", model=CallStream, target_field="call_sid")
-        self.conferences = Conferences(dispatcher, account, self._conference_streams)
-        self.calls = Calls(dispatcher, account, self._call_streams)
+            CircuitBreakerMiddleware(CircuitBreaker(circuit_breaker or CircuitBreakerPolicy()), clock),
+            RetryMiddleware(retry, RetryBudget(), clock, on_attempt),
+        ):
+            send = partial(middleware, send=send)
+        self._dispatcher = dispatcher = Dispatcher(sessions, chain(middlewares, send))
+        self._conference_streams = Streams(dispatcher, account, request=StartConferenceStream, stream=ConferenceStream)
+        self._call_streams = Streams(dispatcher, account, request=StartCallStream, stream=CallStream)
+        self.conferences, self.calls = Conferences(self._conference_streams), Calls(self._call_streams)
         # The items of a run wait for the rate limiter together, so the last of them waits for all others.
         rate = rate_limiter.rate if isinstance(rate_limiter, SpaceRateLimiter) else (rate_limit or RateLimit()).rate
         self._bulk_deadline = _BULK_DEADLINE + 2 * MAX_CONCURRENCY / rate
@@ -322,7 +310,7 @@ class StreamsClient:
         await self._dispatcher.aclose()
 
     async def __aenter__(self) -> Self:
-        self._sessions.check()
+        self._dispatcher.sessions.check()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -342,7 +330,3 @@ def _read_environment(environment: Mapping[str, str]) -> tuple[str, str, str]:
     # The address may hold a password, and a pasted project the token.
     space, project, token = (Secret(environment.get(name) or "") for name in _ENVIRONMENT)
     return space, project, token
-
-
-def _headers(account: Account) -> Mapping[str, str]:
-    return {"Authorization": account.authorization, "Accept": "application/json", "User-Agent": user_agent()}

@@ -9,14 +9,7 @@ from attrs import field, frozen
 
 from signalwire_streams._http.error_bodies import redact
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
-from signalwire_streams.models._validation import (
-    Secret,
-    is_path_segment,
-    kind_of,
-    masks_secrets,
-    needs_no_escaping,
-    redact_url,
-)
+from signalwire_streams.models._validation import Secret, is_path_segment, kind_of, masks_secrets, redact_url
 
 API_ROOT = "/api/laml/2010-04-01"
 """Source: https://signalwire.com/docs/compatibility-api/rest/overview"""
@@ -38,6 +31,7 @@ class Account:
         origin: scheme, host and port of the Space.
         prefix: a path in front of the API, where a proxy puts one; otherwise empty.
         secrets: the token, as passed and as encoded in the header.
+        root: the path of everything that belongs to the project.
     """
 
     origin: str
@@ -45,24 +39,19 @@ class Account:
     sid: str
     token: str = field(repr=False)
     secrets: tuple[str, ...] = field(init=False, repr=False, eq=False)
-    _root: str = field(init=False, repr=False, eq=False)
+    root: str = field(init=False, repr=False, eq=False)
 
     @secrets.default
     def _secrets(self) -> tuple[str, ...]:
         return (self.token, Secret(self.authorization.removeprefix("Basic ")))
 
-    @_root.default
-    def _path_of_all(self) -> str:
+    @root.default
+    def _root(self) -> str:
         return f"{self.prefix}{API_ROOT}/Accounts/{quote(self.sid, safe='@:')}/"
 
     @property
     def authorization(self) -> str:
         return Secret("Basic " + b64encode(f"{self.sid}:{self.token}".encode()).decode("ascii"))
-
-    def path(self, *segments: str) -> str:
-        """Return a path below this account; each segment is percent-encoded."""
-        encoded = [segment if needs_no_escaping(segment) else quote(segment, safe="@:") for segment in segments]
-        return self._root + "/".join(encoded)
 
     def same_host_path(self, uri: str) -> str:
         """Return the path and query of a next page's address as the Space wrote them, without a fragment.

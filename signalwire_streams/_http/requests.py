@@ -8,24 +8,32 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from email.utils import format_datetime
 from functools import lru_cache
-from secrets import token_hex
-from urllib.parse import quote_plus
+from typing import TypeAlias
+from urllib.parse import quote, quote_plus
 
 from attrs import evolve, fields
 
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.messages import CallContext, CallState, Request
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models import GENERATED_NAME, Operation, StartCallStream, StartConferenceStream
+from signalwire_streams.models import GENERATED_NAME, Operation, StartCallStream, StartConferenceStream, TargetKind
 from signalwire_streams.models._requests import WIRE_NAME
-from signalwire_streams.models._validation import check_count, check_deadline, needs_no_escaping
+from signalwire_streams.models._validation import check_count, needs_no_escaping
 
 # How the encoding of half a surrogate pair begins; no valid text encodes so.
 _SURROGATE = re.compile("%ED%[AB]")
 
+Start: TypeAlias = StartConferenceStream | StartCallStream
+
 STOP = b"Status=stopped"
 """Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams ("Only 'stopped' is allowed")"""
+MAX_PAGE_SIZE = 1000
+"""Source: https://signalwire.com/docs/compatibility-api/rest/overview (pagination)"""
 
+_SHORT_NAME = 64
+
+# SignalWire's sids are shaped like UUIDs, though not all of the documented ones are hexadecimal; Twilio's differ.
+_SID = re.compile("[0-9A-Za-z]{8}(-[0-9A-Za-z]{4}){3}-[0-9A-Za-z]{12}|[A-Z]{2}[0-9a-f]{32}")
 
 _FORM_FIELDS = {
     model: [(each.name, each.metadata[WIRE_NAME]) for each in fields(model) if WIRE_NAME in each.metadata]
@@ -33,7 +41,7 @@ _FORM_FIELDS = {
 }
 
 
-def start_form(request: StartConferenceStream | StartCallStream) -> bytes:
+def start_form(request: Start) -> bytes:
     """Encode a start as ``application/x-www-form-urlencoded``.
 
     Raises:
@@ -58,6 +66,14 @@ def _encode(fields: Mapping[str, str]) -> str:
     if _SURROGATE.search(encoded):
         raise InvalidRequestError("a string contains a lone surrogate: pass text that can be encoded as UTF-8")
     return encoded
+
+
+def path_of(account: Account, collection: str, *segments: str) -> str:
+    """Return the path of one of the account's collections, or below it; each segment is percent-encoded."""
+    path = account.root + collection
+    for segment in segments:
+        path += "/" + (segment if needs_no_escaping(segment) else quote(segment, safe="@:"))
+    return path
 
 
 def _quoted(text: str) -> str:
@@ -107,48 +123,28 @@ def _aware(value: datetime, what: str) -> datetime:
     return value
 
 
-MAX_PAGE_SIZE = 1000
-"""Source: https://signalwire.com/docs/compatibility-api/rest/overview (pagination)"""
-
-Start = StartConferenceStream | StartCallStream
-
-_SHORT_NAME = 64
-_TARGET_KEYS = {"Conferences": "conference_sid", "Calls": "call_sid"}
-
-# SignalWire's sids are shaped like UUIDs, though not all of the documented ones are hexadecimal; Twilio's differ.
-_SID = re.compile("[0-9A-Za-z]{8}(-[0-9A-Za-z]{4}){3}-[0-9A-Za-z]{12}|[A-Z]{2}[0-9a-f]{32}")
-
-
-def generate_name() -> str:
-    """Return a Name that no other start has."""
-    return f"{GENERATED_NAME}{token_hex(12)}"
-
-
 def _comes_back(name: str) -> bool:
     """Return True if a response to us must repeat the name; the Space may trim or shorten one that a caller chose."""
-    return name.startswith(GENERATED_NAME) or (needs_no_escaping(name) and len(name) <= _SHORT_NAME)
+    return name.startswith(GENERATED_NAME) or (len(name) <= _SHORT_NAME and needs_no_escaping(name) is not None)
 
 
 def start(account: Account, request: Start, *, deadline: float | None, context: CallContext) -> Request:
-    """Build a start with its final name."""
-    if isinstance(request, StartConferenceStream):
-        collection, noun, operation = "Conferences", "conference", Operation.CONFERENCE_START
-    else:
-        collection, noun, operation = "Calls", "call", Operation.CALL_START
-    echo = {_TARGET_KEYS[collection]: request.target, "account_sid": account.sid}
-    if request.name is not None and _comes_back(request.name):
-        echo["name"] = request.name
+    kind, name = request.kind, request.name
+    target: str = getattr(request, kind.target_key)
+    echo = {kind.target_key: target, "account_sid": account.sid}
+    if name is not None and _comes_back(name):
+        echo["name"] = name
     return Request(
         method="POST",
-        path=account.path(collection, request.target, "Streams"),
-        operation=operation if request.name is not None else Operation.UNNAMED_START,
-        description=f"start a stream on {noun}",
-        target=request.target,
+        path=f"{path_of(account, kind.collection, target)}/Streams",
+        operation=kind.start if name is not None else Operation.UNNAMED_START,
+        description=f"start a stream on {kind}",
+        target=target,
         body=start_form(request),
-        name=request.name,
-        has_unique_name=request.name is not None and request.name.startswith(GENERATED_NAME),
+        name=name,
+        has_unique_name=name is not None and name.startswith(GENERATED_NAME),
         priority=context.priority,
-        deadline=check_deadline(deadline),
+        deadline=deadline,
         echo=echo,
         redact=account.secrets + request.secrets,
         state=context.state,
@@ -162,7 +158,7 @@ def stop_kind(handle: str) -> Operation:
 
 def stop(
     account: Account,
-    collection: str,
+    kind: TargetKind,
     target: str,
     handle: str,
     operation: Operation,
@@ -171,68 +167,60 @@ def stop(
     context: CallContext,
 ) -> Request:
     """Build a stop of the stream with a sid or name, the *handle*."""
-    echo = {_TARGET_KEYS[collection]: target}
+    echo = {kind.target_key: target}
     if operation is not Operation.STOP_BY_NAME:
         echo["sid"] = handle
     elif _comes_back(handle):
         echo["name"] = handle
     return Request(
         method="POST",
-        path=account.path(collection, target, "Streams", handle),
+        path=path_of(account, kind.collection, target, "Streams", handle),
         operation=operation,
-        description=f"stop stream {handle} on {'conference' if collection == 'Conferences' else 'call'}",
+        description=f"stop stream {handle} on {kind}",
         target=target,
         body=STOP,
         name=handle,
         priority=context.priority,
-        deadline=check_deadline(deadline),
+        deadline=deadline,
         echo=echo,
         redact=account.secrets,
         state=context.state,
     )
 
 
-def read(account: Account, *segments: str) -> Request:
-    """Build a read of one conference or call."""
-    target, echo = "/".join(segments), {"sid": segments[-1]}
-    return _read(account, account.path(*segments), description="get", target=target, required_key="sid", echo=echo)
+def read(account: Account, kind: TargetKind, sid: str) -> Request:
+    target = f"{kind.collection}/{sid}"
+    return _read(account, path_of(account, kind.collection, sid), "get", target=target, echo={"sid": sid})
 
 
 def read_list(
-    account: Account, *segments: str, filters: Mapping[str, object], page_size: int | None, key: str
+    account: Account, kind: TargetKind, *inside: str, filters: Mapping[str, object], page_size: int | None
 ) -> Request:
-    """Build a read of a list's first page.
+    """Build a read of a list's first page: of all conferences or calls, or of what is *inside* one of them.
 
     Raises:
         InvalidRequestError: the API does not take this page size.
     """
     if page_size is not None and check_count(page_size, "page_size") > MAX_PAGE_SIZE:
         raise InvalidRequestError(f"page_size must be from 1 to {MAX_PAGE_SIZE}, not {page_size!r}")
-    path = account.path(*segments) + query({**filters, "PageSize": page_size})
-    collection, *target = segments
-    echo = {_TARGET_KEYS[collection]: target[0]} if target else {}
-    return _read(account, path, description="list", target="/".join(segments), required_key=key, echo=echo)
-
-
-def next_page(account: Account, first: Request, uri: str) -> Request:
-    """Build a read of the next page, at the address from the previous one.
-
-    Raises:
-        MalformedResponseError: the address leads to another host.
-    """
-    path = account.same_host_path(uri)
+    segments = (kind.collection, *inside)
     return _read(
         account,
-        path,
-        description=first.description,
-        target=first.target,
-        required_key=first.required_key,
-        echo=first.echo,
+        path_of(account, *segments) + query({**filters, "PageSize": page_size}),
+        "list",
+        target="/".join(segments),
+        required_key=segments[-1].lower(),
+        echo={kind.target_key: inside[0]} if inside else {},
     )
 
 
+def page_at(first: Request, path: str) -> Request:
+    """Build the request for another page than the first one, or for that once more."""
+    return evolve(first, path=path, state=CallState())
+
+
 def _read(
-    account: Account, path: str, *, description: str, target: str, required_key: str, echo: Mapping[str, str]
+    account: Account, path: str, description: str, *, target: str, echo: Mapping[str, str], required_key: str = "sid"
 ) -> Request:
     return Request(
         method="GET",
@@ -244,8 +232,3 @@ def _read(
         echo=echo,
         redact=account.secrets,
     )
-
-
-def copy_for_new_call(request: Request) -> Request:
-    """Return a copy of the request with a new state."""
-    return evolve(request, state=CallState())

@@ -1,18 +1,22 @@
-"""The aiohttp session and the calls in flight over it."""
+"""What a client has in its event loop: the aiohttp session, time limits, and the calls in flight."""
 
 import asyncio
-import platform
-from importlib.metadata import version
+import os
+from types import TracebackType
+from typing import Self, cast
 from weakref import WeakKeyDictionary
 
 import aiohttp
+from attrs import field, frozen
 
-from signalwire_streams._http.deadlines import Deadline, DeadlineTimer
 from signalwire_streams._http.messages import Handler, Request, Result
-from signalwire_streams.clock import LoopGuard
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.models import AttemptResult, RetryDecision
+from signalwire_streams.models._validation import validate_seconds
 
+__all__ = ["Timeouts"]
+
+_NEVER = float("inf")
 _KEEPALIVE, _SHUTDOWN_TIMEOUT = 10.0, 5.0
 
 _FRAMING = ("Content-Length", "Transfer-Encoding", "Content-Encoding", "Expect")
@@ -22,12 +26,138 @@ _LENT: WeakKeyDictionary[aiohttp.ClientSession, int] = WeakKeyDictionary()
 """The sessions that clients borrowed, and how many of these clients are not closed."""
 
 
+class LoopGuard:
+    """Binds an object to the event loop and the process in which it is first used."""
+
+    def __init__(self, what: str, name: str) -> None:
+        """Describe the object for messages: *what* it is, and the *name* of its class."""
+        self._what, self._name = what, name
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
+
+    def enter(self) -> None:
+        """Check that the object can be used in this event loop and process.
+
+        Raises:
+            ClientStateError: it is closed, or belongs to another event loop or process.
+        """
+        if self._closed:
+            raise ClientStateError(f"this {self._what} is closed: create a new {self._name}")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop, self._process = loop, os.getpid()
+        elif self._process != os.getpid():
+            raise ClientStateError(
+                f"this {self._what} belongs to the process that forked this one: create a {self._name} in each"
+            )
+        elif self._loop is not loop:
+            raise ClientStateError(
+                f"this {self._what} belongs to another event loop: create one {self._name} inside each asyncio.run()"
+            )
+
+    def leave(self) -> bool:
+        """Close the object. Return False if there is nothing (more) to close in this loop and process."""
+        was_open, self._closed = not self._closed, True
+        return was_open and self._loop is asyncio.get_running_loop() and self._process == os.getpid()
+
+
+@frozen(kw_only=True)
+class Timeouts:
+    """Seconds that one attempt may take.
+
+    Attributes:
+        connect: DNS, TCP and TLS together.
+        read: between two pieces of a response.
+        attempt: the whole attempt, once it has a connection slot and a rate-limit token.
+    """
+
+    connect: float = field(default=5.0, validator=validate_seconds)
+    read: float = field(default=15.0, validator=validate_seconds)
+    attempt: float = field(default=20.0, validator=validate_seconds)
+
+
+class Deadline:
+    """Cancels the block that runs within it when its time is up, and raises TimeoutError, as ``asyncio.timeout`` does.
+
+    Made by `DeadlineTimer.within`: ``with timer.within(5.0) as deadline``.
+    """
+
+    def __init__(self, timer: "DeadlineTimer", ends_at: float) -> None:
+        self.ends_at: float = ends_at  # on the loop's clock
+        self.expired: bool = False
+        self._latest = ends_at
+        self._timer = timer
+        self._task: asyncio.Task[object]
+        self._cancelling = 0
+
+    def __enter__(self) -> Self:
+        self._task = cast("asyncio.Task[object]", asyncio.current_task())  # a coroutine runs in one
+        self._cancelling = self._task.cancelling()
+        self._timer.running[self] = None
+        self._timer.fire_by(self.ends_at)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        del self._timer.running[self]  # the timer stays armed: another deadline will soon need it
+        if self.expired:
+            # A cancellation by somebody else must still reach the task.
+            own = self._task.uncancel() <= self._cancelling
+            if own and kind is asyncio.CancelledError:
+                raise TimeoutError from error
+
+    def allow(self, seconds: float) -> None:
+        """Limit the next step to *seconds*, within the limit of the whole block."""
+        self.ends_at = min(self._latest, asyncio.get_running_loop().time() + seconds)
+        self._timer.fire_by(self.ends_at)
+
+    def expire(self) -> None:
+        if not self.expired:
+            self.expired = True
+            self._task.cancel()
+
+
+class DeadlineTimer:
+    """The active deadlines of one event loop, over one timer, since nearly all of them end long before it fires."""
+
+    def __init__(self) -> None:
+        self.running: dict[Deadline, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._fires_at = _NEVER
+
+    def within(self, seconds: float | None) -> Deadline:
+        """Return a deadline this many seconds from now; with None, one that only `Deadline.expire` ends."""
+        return Deadline(self, _NEVER if seconds is None else asyncio.get_running_loop().time() + seconds)
+
+    def fire_by(self, moment: float) -> None:
+        if moment < self._fires_at:
+            self.close()
+            self._fires_at = moment
+            self._timer = asyncio.get_running_loop().call_at(moment, self._fire)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._fires_at = None, _NEVER
+
+    def _fire(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._timer, self._fires_at = None, _NEVER
+        for deadline in list(self.running):
+            if deadline.ends_at <= now:
+                deadline.expire()
+        self.fire_by(min((deadline.ends_at for deadline in self.running if not deadline.expired), default=_NEVER))
+
+
 class SessionManager:
     """Owns one ``aiohttp.ClientSession``, made in the running loop, or borrows the caller's and never closes it."""
 
     def __init__(self, connections: int, borrowed: aiohttp.ClientSession | None = None) -> None:
         self.connections = connections
         self.borrowed = borrowed
+        self.timer: DeadlineTimer = DeadlineTimer()
         self._owned: aiohttp.ClientSession | None = None
         self._guard = LoopGuard("client", "StreamsClient")
         self._shut = False
@@ -57,17 +187,16 @@ class SessionManager:
         if self.borrowed is not None and self.borrowed.closed:
             raise ClientStateError("the session passed to this client is closed: keep it open, or pass none")
 
-    def session(self) -> aiohttp.ClientSession:
-        """Return the session, creating it on first use. Call `check` before."""
-        if self.borrowed is not None:
-            return self.borrowed
-        if self._owned is None:
-            self._owned = aiohttp.ClientSession(
+    def session(self) -> aiohttp.ClientSession | None:
+        """Return the session, creating it on first use, or None if it or the client was closed since `check`."""
+        session = self.borrowed or self._owned
+        if session is None and not self._shut:
+            self._owned = session = aiohttp.ClientSession(
                 # The rate-limit middleware limits the concurrency.
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
-        return self._owned
+        return session if session is not None and not (self._shut or session.closed) else None
 
     @property
     def max_concurrency(self) -> int:
@@ -78,12 +207,6 @@ class SessionManager:
         limits = (self.connections, connector.limit, connector.limit_per_host)
         return min(limit for limit in limits if limit)  # 0 is aiohttp's word for no limit
 
-    @property
-    def usable(self) -> bool:
-        """Whether a further attempt can be made; between two attempts the client may have been closed."""
-        session = self.borrowed or self._owned
-        return not self._shut and (session is None or not session.closed)
-
     def refuse_new(self) -> None:
         self._guard.leave()
 
@@ -92,8 +215,11 @@ class SessionManager:
         if self.borrowed is not None and not self._shut:
             _LENT[self.borrowed] -= 1
         self._shut = True
-        if self._owned is not None:
-            await self._owned.close()
+        try:
+            if self._owned is not None:
+                await self._owned.close()
+        finally:
+            self.timer.close()
 
 
 def idle_in_lent_sessions(port: int | None) -> int:
@@ -108,20 +234,12 @@ def idle_in_lent_sessions(port: int | None) -> int:
     )
 
 
-def user_agent() -> str:
-    return (
-        f"signalwire-streams/{version('signalwire-streams')} "
-        f"aiohttp/{aiohttp.__version__} Python/{platform.python_version()}"
-    )
-
-
 class Dispatcher:
     """Sends requests through the middlewares, and ends the calls in flight when the client closes."""
 
-    def __init__(self, sessions: SessionManager, handler: Handler, timer: DeadlineTimer) -> None:
+    def __init__(self, sessions: SessionManager, handler: Handler) -> None:
         self.sessions = sessions
         self._handler = handler
-        self._timer = timer
         self._in_flight: set[Deadline] = set()
         self._idle = asyncio.Event()
 
@@ -132,7 +250,7 @@ class Dispatcher:
             ClientStateError: the client is closed, or belongs to another event loop.
         """
         self.sessions.check()
-        cut = self._timer.within(None)
+        cut = self.sessions.timer.within(None)
         try:
             with cut:
                 self._in_flight.add(cut)
@@ -159,7 +277,6 @@ class Dispatcher:
                 cut.expire()
         finally:
             await self.sessions.close()
-            self._timer.close()
 
 
 def _cut(request: Request) -> Result:

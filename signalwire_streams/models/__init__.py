@@ -10,6 +10,7 @@ from signalwire_streams.models._enums import (
     ConferenceStatus,
     ParticipantStatus,
     StreamStatus,
+    TargetKind as TargetKind,
     Track,
 )
 from signalwire_streams.models._requests import (

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import NoReturn
 
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.models._attempts import Operation
 
 
 class _Choice(StrEnum):
@@ -17,6 +18,27 @@ class _Choice(StrEnum):
     def _missing_(cls, value: object) -> NoReturn:
         choices = ", ".join(repr(member.value) for member in cls)
         raise InvalidRequestError(f"{cls.__field__} {value!r} is unknown: write one of {choices}")  # type: ignore[attr-defined]
+
+
+class TargetKind(StrEnum):
+    """What a stream is on.
+
+    Attributes:
+        collection: its name in paths.
+        target_key: the field that holds its sid, in requests and in responses.
+        start: the operation of a named start on it.
+    """
+
+    collection: str
+    target_key: str
+    start: Operation
+
+    CONFERENCE = "conference"
+    CALL = "call"
+
+    def __init__(self, noun: str) -> None:
+        self.collection, self.target_key = f"{noun.capitalize()}s", f"{noun}_sid"
+        self.start = Operation[f"{noun.upper()}_START"]
 
 
 class Track(_Choice):

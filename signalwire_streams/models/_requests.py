@@ -2,14 +2,15 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from copy import copy
-from typing import Any, Self, TypedDict, TypeVar
+from functools import cache
+from typing import Any, ClassVar, Self, TypedDict, TypeVar
 
 from attrs import Attribute, field, fields, frozen
 from attrs.converters import optional as maybe
 from attrs.validators import optional
 
 from signalwire_streams.errors import InvalidRequestError
-from signalwire_streams.models._enums import CallbackMethod, Codec, Track
+from signalwire_streams.models._enums import CallbackMethod, Codec, TargetKind, Track
 from signalwire_streams.models._validation import (
     check_codec,
     check_parameters,
@@ -94,6 +95,8 @@ class StartStream:
     Source: https://signalwire.com/docs/compatibility-api/rest/streams
     """
 
+    kind: ClassVar[TargetKind]
+
     url: str = field(validator=validate_stream_url, metadata={WIRE_NAME: "Url"})
     name: str | None = field(default=None, validator=optional(validate_path_segment), metadata={WIRE_NAME: "Name"})
     unnamed: bool = field(default=False, validator=validate_flag)
@@ -132,10 +135,16 @@ class StartStream:
         return twin
 
     @property
+    def target(self) -> str:
+        """The sid that the stream is started on."""
+        target: str = getattr(self, self.kind.target_key)
+        return target
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """Values that must never be shown: secret fields, and the private parts of URLs."""
         found: tuple[str, ...] = ()
-        for name, secret in _SECRETS:
+        for name, secret in _secret_fields(type(self)):  # type: ignore[arg-type]  # mypy: no class is hashable
             value = getattr(self, name)
             if value is None:
                 continue
@@ -146,7 +155,9 @@ class StartStream:
         return found
 
 
-_SECRETS = [(each.name, each.metadata[SECRET]) for each in fields(StartStream) if SECRET in each.metadata]
+@cache
+def _secret_fields(model: type[StartStream]) -> list[tuple[str, object]]:
+    return [(each.name, each.metadata[SECRET]) for each in fields(model) if SECRET in each.metadata]
 
 
 @masks_secrets_of_init
@@ -162,6 +173,8 @@ class StartConferenceStream(StartStream):
     Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
     """
 
+    kind: ClassVar[TargetKind] = TargetKind.CONFERENCE
+
     conference_sid: str = field(validator=validate_path_segment)
     codec: Codec | str | None = field(
         default=None, converter=maybe(check_codec), metadata={WIRE_NAME: "StreamCodec", SCOPE: "conference"}
@@ -169,11 +182,6 @@ class StartConferenceStream(StartStream):
     realtime: bool | None = field(
         default=None, validator=optional(validate_flag), metadata={WIRE_NAME: "StreamRealTime", SCOPE: "conference"}
     )
-
-    @property
-    def target(self) -> str:
-        """The sid that the stream is started on."""
-        return self.conference_sid
 
 
 @masks_secrets_of_init
@@ -187,14 +195,11 @@ class StartCallStream(StartStream):
     Source: https://signalwire.com/docs/compatibility-api/rest/streams
     """
 
+    kind: ClassVar[TargetKind] = TargetKind.CALL
+
     call_sid: str = field(validator=validate_path_segment)
     codec: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
     realtime: None = field(default=None, validator=_not_on_a_call, repr=False, metadata={SCOPE: "conference"})
-
-    @property
-    def target(self) -> str:
-        """The sid that the stream is started on."""
-        return self.call_sid
 
 
 async def each(items: Iterable[_Item] | AsyncIterable[_Item]) -> AsyncIterator[_Item]:

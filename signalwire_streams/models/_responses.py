@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from attrs import field, frozen
 
@@ -15,6 +15,7 @@ from signalwire_streams.models._enums import (
     ConferenceStatus,
     ParticipantStatus,
     StreamStatus,
+    TargetKind,
 )
 
 # The documentation's own examples spell months with four letters ("25 Sept 2018"), which RFC 2822 does not
@@ -77,17 +78,9 @@ class Page(Generic[_Item_co]):
     page_size: int | None = None
 
 
-class _Dated:
-    """The dates of a resource, parsed."""
-
+class _Updated:
     __slots__ = ()
-    date_created_text: str | None
     date_updated_text: str | None
-
-    @property
-    def date_created(self) -> datetime | None:
-        """When it was created (for a participant: joined), aware, or None if the text can't be parsed."""
-        return parse_date(self.date_created_text)
 
     @property
     def date_updated(self) -> datetime | None:
@@ -95,8 +88,18 @@ class _Dated:
         return parse_date(self.date_updated_text)
 
 
+class _Dated(_Updated):
+    __slots__ = ()
+    date_created_text: str | None
+
+    @property
+    def date_created(self) -> datetime | None:
+        """When it was created (for a participant: joined), aware, or None if the text can't be parsed."""
+        return parse_date(self.date_created_text)
+
+
 @frozen(kw_only=True)
-class _Stream:
+class _Stream(_Updated):
     """Fields of the streams of conferences and of calls.
 
     Attributes:
@@ -123,11 +126,7 @@ class _Stream:
     already_started: bool = False
     already_ended: bool = False
     extra: Mapping[str, object] = field(factory=dict, hash=False, repr=False)
-
-    @property
-    def date_updated(self) -> datetime | None:
-        """The moment of the last change, aware, or None if the text can't be parsed."""
-        return parse_date(self.date_updated_text)
+    kind: ClassVar[TargetKind]
 
 
 @frozen(kw_only=True)
@@ -136,6 +135,8 @@ class ConferenceStream(_Stream):
 
     Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
     """
+
+    kind: ClassVar[TargetKind] = TargetKind.CONFERENCE
 
     conference_sid: str
 
@@ -146,6 +147,8 @@ class CallStream(_Stream):
 
     Source: https://signalwire.com/docs/compatibility-api/rest/streams
     """
+
+    kind: ClassVar[TargetKind] = TargetKind.CALL
 
     call_sid: str
     api_version: str | None = None

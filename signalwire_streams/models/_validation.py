@@ -23,6 +23,7 @@ MAX_PARAMETERS = 99
 """``Parameter1`` to ``Parameter99``. Source: https://signalwire.com/docs/compatibility-api/rest/streams"""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_MAY_HOLD_SECRET = re.compile("[?#@]")
 _HANDLE = re.compile(r"[^\s/\\?#%]+")
 _PLAIN = re.compile(r"[0-9A-Za-z_-]+")
 _CODEC_NAMES = tuple(dict.fromkeys([*(codec.partition("@")[0] for codec in Codec), "G722"]))
@@ -31,6 +32,9 @@ _CODECS = frozenset(codec.value for codec in Codec)
 _RATES, _PACKET_TIMES = (8_000, 192_000), (5, 500)
 _YEAR = 366 * 24 * 3600
 _WORD = TypeVar("_WORD", bound=StrEnum)
+
+needs_no_escaping = _PLAIN.fullmatch
+"""Matches a text that needs no encoding in a URL or a form, as nearly all sids and names."""
 
 
 def redact_url(url: str) -> str:
@@ -55,14 +59,10 @@ def secrets_in(url: str) -> tuple[str, ...]:
 
 def is_path_segment(value: str) -> bool:
     """Return True if a text can be one segment of a URL path."""
-    return needs_no_escaping(value) or (
-        bool(_HANDLE.fullmatch(value)) and value.isprintable() and ".." not in value and value != "."
+    return bool(
+        needs_no_escaping(value)
+        or (_HANDLE.fullmatch(value) and value.isprintable() and ".." not in value and value != ".")
     )
-
-
-def needs_no_escaping(text: str) -> bool:
-    """Return True if a text needs no encoding in a URL or a form, as nearly all sids and names."""
-    return _PLAIN.fullmatch(text) is not None
 
 
 def check_path_segment(value: object, what: str) -> str:
@@ -293,7 +293,7 @@ def mask_each(value: object) -> object:
 
 def _mask_url(value: object) -> object:
     """Mask an address that has a query, a fragment, a user or a password."""
-    return value if isinstance(value, str) and not any(mark in value for mark in "?#@") else mask(value)
+    return value if isinstance(value, str) and not _MAY_HOLD_SECRET.search(value) else mask(value)
 
 
 def _mask_project(value: object) -> object:

@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from signalwire_streams.clock import Clock, LoopGuard
+from signalwire_streams._http.session import LoopGuard
+from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.middleware._policies import RateLimit
 from signalwire_streams.middleware._rate_limit import log_pause

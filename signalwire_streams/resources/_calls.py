@@ -4,25 +4,19 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import overload
 
-from signalwire_streams._http import requests
-from signalwire_streams._http.account import Account
-from signalwire_streams._http.decoding import read_item
 from signalwire_streams._http.requests import moment
-from signalwire_streams._http.session import Dispatcher
-from signalwire_streams.models import Call, CallbackMethod, CallStatus, CallStream, StartCallStream, Track
-from signalwire_streams.models._validation import check_path_segment, masks_secrets
+from signalwire_streams.models import Call, CallbackMethod, CallStatus, CallStream, Track
+from signalwire_streams.models._validation import masks_secrets
 from signalwire_streams.resources._pagination import Paginator
-from signalwire_streams.resources._streams import Streams, choose_name, send_or_raise
-
-_COLLECTION = "Calls"
+from signalwire_streams.resources._streams import Streams
 
 
 class Calls:
     """The calls of the account, and the streams on them."""
 
-    def __init__(self, dispatcher: Dispatcher, account: Account, streams: Streams[CallStream]) -> None:
+    def __init__(self, streams: Streams[CallStream]) -> None:
         """Called by `StreamsClient`."""
-        self._dispatcher, self._account, self._streams = dispatcher, account, streams
+        self._streams = streams
 
     @masks_secrets
     async def start_stream(
@@ -77,20 +71,21 @@ class Calls:
 
         Source: https://signalwire.com/docs/compatibility-api/rest/streams
         """
-        request = StartCallStream(
+        return await self._streams.start_stream(
             call_sid=call_sid,
             url=url,
-            name=choose_name(name, unnamed=unnamed or may_be_running),
+            name=name,
             unnamed=unnamed,
             track=track,
             codec=codec,
             realtime=realtime,
             status_callback=status_callback,
             status_callback_method=status_callback_method,
-            parameters={} if parameters is None else parameters,
+            parameters=parameters,
             authorization_bearer_token=authorization_bearer_token,
+            may_be_running=may_be_running,
+            deadline=deadline,
         )
-        return await self._streams.start(request, may_be_running=may_be_running, deadline=deadline)
 
     @overload
     async def stop_stream(self, stream: CallStream, /, *, deadline: float | None = None) -> CallStream: ...
@@ -125,9 +120,7 @@ class Calls:
 
     async def get(self, call_sid: str) -> Call:
         """Fetch one call."""
-        request = requests.read(self._account, _COLLECTION, check_path_segment(call_sid, "call_sid"))
-        result = await send_or_raise(self._dispatcher, request)
-        return read_item(result.response and result.response.document, Call)
+        return await self._streams.get(call_sid, Call)
 
     def list(
         self,
@@ -173,5 +166,4 @@ class Calls:
             "EndTime<": moment(end_time_before, "end_time_before"),
             "EndTime>": moment(end_time_after, "end_time_after"),
         }
-        first = requests.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size, key="calls")
-        return Paginator(self._dispatcher, self._account, first, Call)
+        return self._streams.paginate(Call, filters, page_size)

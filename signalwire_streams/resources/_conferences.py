@@ -4,11 +4,7 @@ from collections.abc import Mapping
 from datetime import date
 from typing import overload
 
-from signalwire_streams._http import requests
-from signalwire_streams._http.account import Account
-from signalwire_streams._http.decoding import read_item
 from signalwire_streams._http.requests import day
-from signalwire_streams._http.session import Dispatcher
 from signalwire_streams.models import (
     CallbackMethod,
     Codec,
@@ -16,22 +12,19 @@ from signalwire_streams.models import (
     ConferenceStatus,
     ConferenceStream,
     Participant,
-    StartConferenceStream,
     Track,
 )
 from signalwire_streams.models._validation import check_path_segment, masks_secrets
 from signalwire_streams.resources._pagination import Paginator
-from signalwire_streams.resources._streams import Streams, choose_name, send_or_raise
-
-_COLLECTION = "Conferences"
+from signalwire_streams.resources._streams import Streams
 
 
 class Conferences:
     """The conferences of the account, and the streams on them."""
 
-    def __init__(self, dispatcher: Dispatcher, account: Account, streams: Streams[ConferenceStream]) -> None:
+    def __init__(self, streams: Streams[ConferenceStream]) -> None:
         """Called by `StreamsClient`."""
-        self._dispatcher, self._account, self._streams = dispatcher, account, streams
+        self._streams = streams
 
     @masks_secrets
     async def start_stream(
@@ -84,20 +77,21 @@ class Conferences:
 
         Source: https://signalwire.com/docs/compatibility-api/rest/conference-streams
         """
-        request = StartConferenceStream(
+        return await self._streams.start_stream(
             conference_sid=conference_sid,
             url=url,
-            name=choose_name(name, unnamed=unnamed or may_be_running),
+            name=name,
             unnamed=unnamed,
             track=track,
             codec=codec,
             realtime=realtime,
             status_callback=status_callback,
             status_callback_method=status_callback_method,
-            parameters={} if parameters is None else parameters,
+            parameters=parameters,
             authorization_bearer_token=authorization_bearer_token,
+            may_be_running=may_be_running,
+            deadline=deadline,
         )
-        return await self._streams.start(request, may_be_running=may_be_running, deadline=deadline)
 
     @overload
     async def stop_stream(self, stream: ConferenceStream, /, *, deadline: float | None = None) -> ConferenceStream: ...
@@ -136,9 +130,7 @@ class Conferences:
 
     async def get(self, conference_sid: str) -> Conference:
         """Fetch one conference."""
-        request = requests.read(self._account, _COLLECTION, check_path_segment(conference_sid, "conference_sid"))
-        result = await send_or_raise(self._dispatcher, request)
-        return read_item(result.response and result.response.document, Conference)
+        return await self._streams.get(conference_sid, Conference)
 
     def list(
         self,
@@ -178,8 +170,7 @@ class Conferences:
             "DateUpdated<": day(date_updated_before, "date_updated_before"),
             "DateUpdated>": day(date_updated_after, "date_updated_after"),
         }
-        first = requests.read_list(self._account, _COLLECTION, filters=filters, page_size=page_size, key="conferences")
-        return Paginator(self._dispatcher, self._account, first, Conference)
+        return self._streams.paginate(Conference, filters, page_size)
 
     def participants(
         self,
@@ -200,8 +191,4 @@ class Conferences:
         Source: https://signalwire.com/docs/compatibility-api/rest/participants
         """
         sid = check_path_segment(conference_sid, "conference_sid")
-        filters: Mapping[str, object] = {"Muted": muted, "Hold": hold}
-        first = requests.read_list(
-            self._account, _COLLECTION, sid, "Participants", filters=filters, page_size=page_size, key="participants"
-        )
-        return Paginator(self._dispatcher, self._account, first, Participant)
+        return self._streams.paginate(Participant, {"Muted": muted, "Hold": hold}, page_size, sid, "Participants")

@@ -1,16 +1,14 @@
 """Pagination."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Generic, TypeVar
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
 from signalwire_streams._http.decoding import read_page
-from signalwire_streams._http.messages import Request
-from signalwire_streams._http.session import Dispatcher
+from signalwire_streams._http.messages import Request, Result
 from signalwire_streams.errors import MalformedResponseError
 from signalwire_streams.models import Page, Participant
-from signalwire_streams.resources._streams import send_or_raise
 
 _Item = TypeVar("_Item")
 
@@ -26,9 +24,11 @@ class Paginator(Generic[_Item]):
     Source: https://signalwire.com/docs/compatibility-api/rest/overview (pagination)
     """
 
-    def __init__(self, dispatcher: Dispatcher, account: Account, first: Request, model: type[_Item]) -> None:
+    def __init__(
+        self, send: Callable[[Request], Awaitable[Result]], account: Account, first: Request, model: type[_Item]
+    ) -> None:
         """Called by the ``list`` methods."""
-        self._dispatcher, self._account, self._first, self._model = dispatcher, account, first, model
+        self._send, self._account, self._first, self._model = send, account, first, model
 
     async def __aiter__(self) -> AsyncIterator[_Item]:
         async for page in self.pages():
@@ -43,26 +43,26 @@ class Paginator(Generic[_Item]):
                 tenth in a row without a new item and leads to another.
             StreamsError: a page could not be fetched.
         """
-        request, seen = requests.copy_for_new_call(self._first), {self._first.path}
+        path, seen = self._first.path, set[str]()
         known: set[int] = set()
         without_news = 0
         while True:
-            page = await self._fetch(request)
+            seen.add(path)
+            page = await self._fetch(path)
             before = len(known)
             known.update(hash(_id_of(item)) for item in page.items)
             without_news = without_news + 1 if len(known) == before else 0
             yield page
             if not page.next_page_uri:
                 return
-            request = requests.next_page(self._account, self._first, page.next_page_uri)
-            if request.path in seen or without_news == _PAGES_WITHOUT_NEWS:
+            path = self._account.same_host_path(page.next_page_uri)
+            if path in seen or without_news == _PAGES_WITHOUT_NEWS:
                 raise MalformedResponseError("the Space's pages form a loop, so the list never ends", sent="yes")
-            seen.add(request.path)
 
-    async def _fetch(self, request: Request) -> Page[_Item]:
+    async def _fetch(self, path: str) -> Page[_Item]:
         # By itself, so that the response is not kept while the caller works on the page.
-        result = await send_or_raise(self._dispatcher, request)
-        return read_page(result.response and result.response.document, self._model, request.required_key)
+        result = await self._send(requests.page_at(self._first, path))
+        return read_page(result.response and result.response.document, self._model, self._first.required_key)
 
 
 def _id_of(item: object) -> str:

@@ -2,66 +2,84 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Generic, TypeVar
+from secrets import token_hex
+from typing import Any, Generic, TypeVar
 
 from attrs import evolve
 
 from signalwire_streams._http import requests
 from signalwire_streams._http.account import Account
-from signalwire_streams._http.decoding import read_stream
+from signalwire_streams._http.decoding import read_item, read_stream
 from signalwire_streams._http.error_mapping import to_exception
 from signalwire_streams._http.messages import CallContext, Request, Result
 from signalwire_streams._http.session import Dispatcher
 from signalwire_streams.errors import InvalidRequestError, StartAgain, StreamOutcomeUnknownError
 from signalwire_streams.middleware._retry import REFUSED_STOPS, SUCCESSES
 from signalwire_streams.models import (
+    GENERATED_NAME,
     AttemptResult,
     CallStream,
     ConferenceStream,
     Operation,
     RetryDecision,
     StreamStatus,
+    TargetKind,
 )
-from signalwire_streams.models._validation import check_flag, check_path_segment
+from signalwire_streams.models._validation import check_deadline, check_flag, check_path_segment
+from signalwire_streams.resources._pagination import Paginator
 
+_Item = TypeVar("_Item")
 _Stream = TypeVar("_Stream", ConferenceStream, CallStream)
 
 
-async def send_or_raise(dispatcher: Dispatcher, request: Request) -> Result:
-    """Send a request and return its result.
-
-    Raises:
-        StreamsError: the call failed, or its outcome is unknown.
-    """
-    result = await dispatcher.send(request)
-    if result.decision not in SUCCESSES:
-        raise to_exception(request, result)
-    return result
-
-
-def choose_name(name: str | None, *, unnamed: bool) -> str | None:
-    """Return the caller's name, or a generated one, or None for an unnamed start."""
-    return requests.generate_name() if name is None and not unnamed else name
-
-
 class Streams(Generic[_Stream]):
-    """The streams on conferences, or on calls."""
+    """Sends the requests about conferences, or about calls, and the streams on them."""
 
     def __init__(
-        self, dispatcher: Dispatcher, account: Account, *, collection: str, model: type[_Stream], target_field: str
+        self, dispatcher: Dispatcher, account: Account, *, request: type[requests.Start], stream: type[_Stream]
     ) -> None:
-        """Prepare for one kind of stream.
-
-        Args:
-            dispatcher: sends the requests.
-            account: the project and its token.
-            collection: ``Conferences`` or ``Calls``.
-            model: the class of the streams.
-            target_field: the field of that class that holds the conference or call.
-        """
         self._dispatcher, self._account = dispatcher, account
-        self._collection, self._target_field = collection, target_field
-        self._model: type[_Stream] = model
+        self._request = request
+        self._model: type[_Stream] = stream
+        self._kind: TargetKind = stream.kind
+
+    async def _send(self, request: Request) -> Result:
+        """Send a request and return its result; raise a `StreamsError` if it failed or its outcome is unknown."""
+        result = await self._dispatcher.send(request)
+        if result.decision not in SUCCESSES:
+            raise to_exception(request, result)
+        return result
+
+    async def get(self, sid: str, model: type[_Item]) -> _Item:
+        request = requests.read(self._account, self._kind, check_path_segment(sid, self._kind.target_key))
+        result = await self._send(request)
+        return read_item(result.response and result.response.document, model)
+
+    def paginate(
+        self, model: type[_Item], filters: Mapping[str, object], page_size: int | None, *inside: str
+    ) -> Paginator[_Item]:
+        """List all conferences or calls, or what is *inside* one of them."""
+        first = requests.read_list(self._account, self._kind, *inside, filters=filters, page_size=page_size)
+        return Paginator(self._send, self._account, first, model)
+
+    async def start_stream(
+        self,
+        *,
+        name: str | None,
+        unnamed: bool,
+        parameters: Mapping[str, str] | None,
+        may_be_running: bool,
+        deadline: float | None,
+        **fields: Any,  # noqa: ANN401  (the request validates them)
+    ) -> _Stream:
+        """Start a stream with a caller's arguments, under a generated name if there is none."""
+        check_flag(may_be_running, "may_be_running")
+        check_deadline(deadline)
+        if name is None and not (unnamed or may_be_running):
+            name = f"{GENERATED_NAME}{token_hex(12)}"
+        parameters = {} if parameters is None else parameters
+        request = self._request(name=name, unnamed=unnamed, parameters=parameters, **fields)
+        return await self.start(request, may_be_running=may_be_running, deadline=deadline)
 
     async def start(
         self,
@@ -71,12 +89,9 @@ class Streams(Generic[_Stream]):
         deadline: float | None = None,
         context: CallContext | None = None,
     ) -> _Stream:
-        """Start a stream.
-
-        If an earlier start of that name may be running, the result is as ambiguous as after a repeated attempt.
-        """
+        """Start a stream; if one of that name may be running, the result is as ambiguous as after another attempt."""
         context = context or CallContext()
-        if check_flag(may_be_running, "may_be_running"):
+        if may_be_running:
             if request.name is None:
                 raise InvalidRequestError(
                     "may_be_running=True needs the name that the stream may be running under: pass it as name=..."
@@ -84,25 +99,25 @@ class Streams(Generic[_Stream]):
             context.state.may_have_succeeded = True
         start = requests.start(self._account, request, deadline=deadline, context=context)
         try:
-            result = await send_or_raise(self._dispatcher, start)
+            result = await self._send(start)
         except StreamOutcomeUnknownError as error:
             error.keep_start(self._starter(request))
             raise
         known: dict[str, object] = {
-            self._target_field: request.target,
+            self._kind.target_key: start.target,
             "ambiguous": result.ambiguous,
             "already_started": result.decision is RetryDecision.ALREADY_STARTED,
         }
         if request.name is not None:
             known["name"] = request.name
         # A refusal of a second stream says nothing about the first one.
-        document = _document(result) if result.decision is RetryDecision.SUCCEED else None
-        return read_stream(document, self._model, known)
+        response = result.response if result.decision is RetryDecision.SUCCEED else None
+        return read_stream(response and response.document, self._model, known)
 
     def _starter(self, request: requests.Start) -> StartAgain:
         # Not a partial, whose repr shows its arguments.
         async def start_again(deadline: float | None) -> _Stream:
-            return await self.start(request, may_be_running=True, deadline=deadline)
+            return await self.start(request, may_be_running=True, deadline=check_deadline(deadline))
 
         return start_again
 
@@ -118,7 +133,8 @@ class Streams(Generic[_Stream]):
 
         If the Space refuses because the stream has ended before, it counts as stopped, with ``already_ended``.
         """
-        model, field = self._model, self._target_field
+        model, field = self._model, self._kind.target_key
+        check_deadline(deadline)
         if stream is None and not isinstance(target, str):
             stream, target = target, None
         if stream is None:
@@ -132,7 +148,7 @@ class Streams(Generic[_Stream]):
         if own_target is not None and own_target != sid:
             raise InvalidRequestError(f"the stream belongs to another {field}: pass that one, or none")
         build = partial(
-            requests.stop, self._account, self._collection, sid, deadline=deadline, context=context or CallContext()
+            requests.stop, self._account, self._kind, sid, deadline=deadline, context=context or CallContext()
         )
         if not isinstance(stream, str):
             return await self._stop_known(build, stream)
@@ -164,7 +180,7 @@ class Streams(Generic[_Stream]):
             if not sid or result.attempt_result is not AttemptResult.NOT_FOUND:
                 raise to_exception(by_name, result)
             by_sid = build(sid, Operation.STOP_AMBIGUOUS)
-            second = await send_or_raise(self._dispatcher, by_sid)
+            second = await self._send(by_sid)
             if self._model is CallStream and second.attempt_result is not AttemptResult.TARGET_ENDED:
                 # A call takes several streams of one name, so the first one may still be running.
                 error = to_exception(by_name, result)
@@ -182,12 +198,12 @@ class Streams(Generic[_Stream]):
         return second_stopped if stopped.already_ended else stopped
 
     async def _send_stop(self, request: Request, stream: _Stream) -> _Stream:
-        return self._stopped(request, await send_or_raise(self._dispatcher, request), stream)
+        return self._stopped(request, await self._send(request), stream)
 
     def _stopped(self, request: Request, result: Result, stream: _Stream) -> _Stream:
         """Return the stopped stream, as in the response, or else as it was known."""
         if result.response is not None and result.decision is RetryDecision.SUCCEED:
-            known: Mapping[str, object] = {self._target_field: request.target}
+            known: Mapping[str, object] = {self._kind.target_key: request.target}
             stopped = read_stream(result.response.document, self._model, known)
             # A name that a caller passed may be the stream's sid after all.
             is_named = stopped.name is not None or stream.name == stopped.sid
@@ -195,7 +211,3 @@ class Streams(Generic[_Stream]):
         # After an attempt of this stop that may have succeeded, nobody knows what ended the stream.
         ended_before = result.attempt_result in REFUSED_STOPS and not result.ambiguous
         return evolve(stream, status=StreamStatus.STOPPED, already_ended=ended_before)
-
-
-def _document(result: Result) -> object:
-    return result.response.document if result.response is not None else None

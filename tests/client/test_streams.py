@@ -1,6 +1,7 @@
 """Starting and stopping streams, as a caller does it, against a Space on a real socket."""
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -76,7 +77,7 @@ async def test_name_is_generated_unless_unnamed(space: SimulatedSpace, client: S
     none = await client.conferences.start_stream(second, url=URL, unnamed=True)
 
     assert one.name != two.name
-    assert all(name is not None and name.startswith("sws-") for name in (one.name, two.name))
+    assert all(re.fullmatch(r"sws-[0-9a-f]{24}", name or "") for name in (one.name, two.name))
     assert none.name is None
     assert "Name" not in space.requests[-1].fields
 
@@ -248,6 +249,24 @@ async def test_invalid_arguments_send_nothing(
             await client.calls.start_stream("a-call", url=URL, **argument)
     assert len(space.requests) == 0
     assert space.connections.opened == 0
+
+
+@pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf"), True, "5"])
+async def test_invalid_deadline_sends_nothing(space: SimulatedSpace, client: StreamsClient, deadline: Any) -> None:
+    """A deadline that is no time is refused on starts, on stops and on a start again."""
+    sid = space.conference_sids[0]
+    with pytest.raises(InvalidRequestError, match="deadline"):
+        await client.conferences.start_stream(sid, url=URL, deadline=deadline)
+    with pytest.raises(InvalidRequestError, match="deadline"):
+        await client.conferences.stop_stream(sid, "audit", deadline=deadline)
+    assert len(space.requests) == 0
+    space.faults.add("reset", on="start", times=3)
+    with pytest.raises(StreamOutcomeUnknownError) as caught:
+        await client.conferences.start_stream(sid, url=URL)
+    sent = len(space.requests)
+    with pytest.raises(InvalidRequestError, match="deadline"):
+        await caught.value.start_again(deadline=deadline)
+    assert len(space.requests) == sent
 
 
 async def test_deadline_ends_a_call(space: SimulatedSpace, client_for: Any, idle_clock: Clock) -> None:

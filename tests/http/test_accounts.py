@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams._http.account import API_ROOT, Account, find_account
+from signalwire_streams._http.requests import path_of
 from signalwire_streams.errors import InvalidRequestError, MalformedResponseError
 
 TOKEN = "PThush-hush"
@@ -212,13 +213,13 @@ def test_account_repr_hides_token() -> None:
 )
 def test_paths_are_percent_encoded(segments: tuple[str, ...], path: str) -> None:
     """Each segment stays one segment."""
-    assert account(space="example").path(*segments) == f"/api/laml/2010-04-01/Accounts/{PROJECT}/{path}"
+    assert path_of(account(space="example"), *segments) == f"/api/laml/2010-04-01/Accounts/{PROJECT}/{path}"
 
 
 def test_path_includes_prefix_and_encoded_project() -> None:
     """A proxy's prefix goes in front of the API's path, and the project is a segment like another."""
     found = account(base_url="https://proxy.example.org/sw", project="prøject")
-    assert found.path("Calls") == "/sw/api/laml/2010-04-01/Accounts/pr%C3%B8ject/Calls"
+    assert path_of(found, "Calls") == "/sw/api/laml/2010-04-01/Accounts/pr%C3%B8ject/Calls"
 
 
 @pytest.mark.parametrize(

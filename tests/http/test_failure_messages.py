@@ -31,7 +31,14 @@ from signalwire_streams.errors import (
     TransportError,
     UnprocessableError,
 )
-from signalwire_streams.models import AttemptResult, Operation, RetryDecision, StartCallStream, StartConferenceStream
+from signalwire_streams.models import (
+    AttemptResult,
+    Operation,
+    RetryDecision,
+    StartCallStream,
+    StartConferenceStream,
+    TargetKind,
+)
 
 TOKEN = "PThush/hush+hush"
 BEARER = "bearer&hush=hush"
@@ -62,7 +69,7 @@ def unnamed_start() -> Request:
 
 
 def read() -> Request:
-    return requests.read(ACCOUNT, "Calls", "call")
+    return requests.read(ACCOUNT, TargetKind.CALL, "call")
 
 
 def answered(
@@ -185,7 +192,7 @@ LINES: dict[str, tuple[StreamsError, str]] = {
     "a stop": (
         answered(
             requests.stop(
-                ACCOUNT, "Calls", "call", "room-7", Operation.STOP_BY_NAME, deadline=None, context=CallContext()
+                ACCOUNT, TargetKind.CALL, "call", "room-7", Operation.STOP_BY_NAME, deadline=None, context=CallContext()
             ),
             404,
         ),

@@ -6,7 +6,7 @@ import pytest
 from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
 
-from signalwire_streams._http.deadlines import Timeouts
+from signalwire_streams._http.session import Timeouts
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.middleware._policies import CircuitBreakerPolicy, RateLimit, RetryPolicy
 

@@ -17,7 +17,14 @@ from signalwire_streams._http.decoding import classify, confirms, contradiction,
 from signalwire_streams._http.messages import CallContext, Request
 from signalwire_streams.middleware._policies import RetryPolicy
 from signalwire_streams.middleware._retry import RetryBudget, RetryState
-from signalwire_streams.models import AttemptResult, Operation, RetryDecision, StartCallStream, StartConferenceStream
+from signalwire_streams.models import (
+    AttemptResult,
+    Operation,
+    RetryDecision,
+    StartCallStream,
+    StartConferenceStream,
+    TargetKind,
+)
 
 ACCOUNT = find_account(space="example", base_url=None, project="project", token="token")
 SID, NAME, OWN_NAME = "b3877c40-da60-4998-90ad-b792e98472ae", "sws-0123", "mine"
@@ -113,7 +120,7 @@ STARTS: dict[str, Request] = {
 
 def stop(kind: Operation) -> Request:
     handle = NAME if kind is Operation.STOP_BY_NAME else SID
-    return requests.stop(ACCOUNT, "Conferences", "room", handle, kind, deadline=None, context=CallContext())
+    return requests.stop(ACCOUNT, TargetKind.CALL, "room", handle, kind, deadline=None, context=CallContext())
 
 
 STOPS = {kind.value: stop(kind) for kind in Operation if kind.is_stop}

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from attrs import evolve
+from attrs import evolve, field, frozen
 from attrs.exceptions import FrozenInstanceError
 
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.models import CallbackMethod, Codec, StartCallStream, StartConferenceStream, Track
+from signalwire_streams.models._requests import SECRET
 
 URL = "wss://audio.example.com/stream"
 KINDS: Mapping[str, tuple[type[StartConferenceStream] | type[StartCallStream], str]] = {
@@ -464,3 +465,13 @@ def test_fields_are_given_by_name() -> None:
     """No field can be mixed up by its position."""
     with pytest.raises(TypeError):
         StartCallStream("call", URL)  # type: ignore[call-arg]
+
+
+def test_secret_field_of_one_kind_is_among_its_secrets() -> None:
+    @frozen(kw_only=True)
+    class StartWithPin(StartConferenceStream):
+        pin: str = field(repr=False, metadata={SECRET: True})
+
+    start = StartWithPin(conference_sid="a", url="wss://b", pin="1234", authorization_bearer_token="token")
+    assert set(start.secrets) == {"token", "1234"}
+    assert StartConferenceStream(conference_sid="a", url="wss://b").secrets == ()

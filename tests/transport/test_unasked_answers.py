@@ -30,6 +30,7 @@ from signalwire_streams import (
     StreamsError,
     TransportError,
 )
+from signalwire_streams._http import transport as http_transport
 from signalwire_streams.models import AttemptResult
 from signalwire_streams.simulator import SimulatedSpace
 from tests.raw_space import VICTIM, RawConnection, RawSpace, Request, as_documented, http, raw_space
@@ -648,6 +649,34 @@ async def test_tls_record_begun_before_request_is_no_answer(
             assert (error is not None) == (kind == "unnamed")
             # A named start is sent again and refused as a duplicate of itself, so its sid stays unknown.
             assert sid == (ROOM if kind == "read" else None)
+
+
+@each_version
+@pytest.mark.parametrize("attribute", ["_hidden", "_loop"], ids=["missing", "something else"])
+@pytest.mark.parametrize("unasked", [b"", http(200, STOLEN), *PARTS_OF_HEADS])
+async def test_tls_where_transport_hides_its_protocol(
+    attribute: str,
+    unasked: bytes,
+    version: ssl.TLSVersion,
+    space: SimulatedSpace,
+    client_for: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Other event loops have no such attribute, or another object: only records cut in two are then not noticed."""
+    monkeypatch.setattr(http_transport, "_TLS_PROTOCOL", attribute)
+    with tls_pair(version) as (server, trusting):
+        connector = aiohttp.TCPConnector(ssl=trusting)
+        async with raw_space(tls=server) as raw, aiohttp.ClientSession(connector=connector) as session:
+            client = client_for(space, base_url=raw.url, session=session)
+            await perform(client, "named", "warm")
+            raw.connections[0].writer.write(unasked)
+            sids = [await perform(client, "unnamed"), await perform(client, "read")]
+
+            assert sids == [*raw.sids_of(ROOM), ROOM]
+            assert len(raw.requests) == 3
+            assert len(raw.connections) == (2 if unasked else 1)
+            await session.close()
+            await turns()
 
 
 @each_version
