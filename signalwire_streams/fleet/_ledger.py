@@ -226,10 +226,8 @@ class BatchLedger:
 
     def _evidence(self, index: int, state: CallState) -> Evidence:
         """Return the evidence about an item that is not known to be running."""
-        earlier = self._mark(index).evidence
-        if earlier is Evidence.REFUSED or state.refusals - {AttemptResult.THROTTLED}:
-            return Evidence.REFUSED
-        return Evidence.THROTTLED if state.refusals else earlier
+        refused = Evidence.THROTTLED if state.refusals <= {AttemptResult.THROTTLED} else Evidence.REFUSED
+        return self._mark(index).evidence | (refused if state.refusals else Evidence.NONE)
 
     def _not_sent(self, key: ItemKey, mark: ItemMark) -> StreamsError:
         why = self.cancelled or _CANCELLED

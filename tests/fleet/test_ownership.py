@@ -224,7 +224,7 @@ async def test_run_is_either_resumed_or_stopped(
     run = await fleet.submit(on_conferences(space.conference_sids))
     await fleet.cancel(run)
     if state == "stopping":
-        await set_marks(fleet, run, {0: "f:unknown:0:"})
+        await set_marks(fleet, run, {0: "f:unknown:i:"})
         _ = [outcome async for outcome in fleet.stop_streams(run, workers.client)]
         with pytest.raises(InvalidRequestError, match="were stopped since"):
             await fleet.resume(run)
