@@ -14,7 +14,13 @@ from signalwire_streams.bulk._operations import ItemKey
 from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, error_label, to_status
 from signalwire_streams.bulk._runner import is_fatal_for_run
 from signalwire_streams.bulk._serialization import Start, target_kind
-from signalwire_streams.errors import InvalidRequestError, RunCancelledError, StreamOutcomeUnknownError, StreamsError
+from signalwire_streams.errors import (
+    FleetError,
+    InvalidRequestError,
+    RunCancelledError,
+    StreamOutcomeUnknownError,
+    StreamsError,
+)
 from signalwire_streams.fleet._items import (
     Evidence,
     ItemMark,
@@ -179,8 +185,9 @@ class BatchLedger:
             if not isinstance(error, StreamOutcomeUnknownError):
                 self._release(index, state)
             return
-        if self.handed_back and isinstance(error, RunCancelledError | StreamOutcomeUnknownError):
-            if isinstance(error, RunCancelledError) and not self._mark(index).is_claimed:
+        self.handed_back |= isinstance(error, FleetError)
+        if self.handed_back and isinstance(error, RunCancelledError | FleetError | StreamOutcomeUnknownError):
+            if not (isinstance(error, StreamOutcomeUnknownError) or self._mark(index).is_claimed):
                 self._release(index, state)
             return
         if state.may_have_succeeded and outcome.status in _NO_PROOF:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 from attrs import frozen
 from docket import Docket
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AskError, AuthenticationError, ClusterCrossSlotError, NoPermissionError, RedisError
 
 from signalwire_streams.errors import FleetError, InvalidRequestError
 from signalwire_streams.fleet._lua import LuaCall
@@ -136,8 +136,9 @@ class Connection:
             try:
                 reply = await send(self.client)
             except (RedisError, OSError) as error:
-                if _is_refusal(error):
-                    raise FleetError(f"Redis refuses this user or password: {_message(error)}") from None
+                refusal = _refusal(error)
+                if refusal is not None:
+                    raise FleetError(refusal) from None
                 if now() + pause - began > self.patience:
                     raise FleetError(f"Redis is unavailable: {_message(error)}") from None
                 if not self._is_away:  # logged once, however many commands wait
@@ -242,11 +243,16 @@ async def connect(url: str, docket: Docket, patience: float) -> AsyncIterator[Co
         await client.aclose()
 
 
-def _is_refusal(error: Exception) -> bool:
+def _refusal(error: Exception) -> str | None:
+    """Return what to tell about an error that does not pass, or None."""
+    if isinstance(error, AskError | ClusterCrossSlotError):  # a MovedError is an AskError
+        return "this is a Redis Cluster, which is not supported: use a single Redis"
     # Some versions of redis-py raise a wrong password as a plain ConnectionError.
-    return isinstance(error, AuthenticationError | NoPermissionError) or any(
+    if isinstance(error, AuthenticationError | NoPermissionError) or any(
         words in str(error) for words in ("invalid username-password", "Authentication required")
-    )
+    ):
+        return f"Redis refuses this user or password: {_message(error)}"
+    return None
 
 
 def _message(error: Exception) -> str:

@@ -14,7 +14,9 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
+    ClusterCrossSlotError,
     ClusterDownError,
     InvalidResponse,
     NoScriptError,
@@ -198,6 +200,8 @@ class Store:
                 return RateLimiterError(f"the server at {self.address} is not a Redis server")
             if isinstance(one, AuthenticationError):
                 return RateLimiterError(f"the Redis at {self.address} requires a different user or password in its URL")
+            if isinstance(one, AskError | ClusterCrossSlotError):  # a MovedError is an AskError
+                return RateLimiterError(f"the Redis at {self.address} is a Redis Cluster, which is not supported")
             if isinstance(one, _TRANSIENT) or (isinstance(one, ResponseError) and _TRANSIENT_CODES.search(str(one))):
                 break
             if "WRONGTYPE" in str(one):
