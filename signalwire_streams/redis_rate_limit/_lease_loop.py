@@ -5,7 +5,7 @@ from collections import deque
 
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError
-from signalwire_streams.middleware._queueing import PriorityQueue
+from signalwire_streams.middleware._rate_limit import PriorityQueue
 from signalwire_streams.models import Priority
 from signalwire_streams.redis_rate_limit._state import LEASE, NO_UPDATE, Fallback, LocalState, StateUpdate
 from signalwire_streams.redis_rate_limit._store import LeaseReply, RateLimiterError, RedisUnavailableError, Store
