@@ -179,7 +179,8 @@ class Connection:
         def queue(pipe: Any) -> None:  # noqa: ANN401
             for (source, shared), places in groups.items():
                 keys = [*shared, *(calls[place].own for place in places)]
-                pipe.eval(source, len(keys), *keys, *(str(value) for place in places for value in calls[place].values))
+                values = [len(shared), *(value for place in places for value in calls[place].values)]
+                pipe.eval(source, len(keys), *keys, *map(str, values))
 
         answers = [""] * len(calls)
         for places, replies in zip(groups.values(), await self.pipeline(queue), strict=True):

@@ -5,7 +5,8 @@ The order matters: holding a token while waiting for a slot causes bursts, which
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from typing import Protocol, runtime_checkable
 
@@ -85,8 +86,8 @@ class TokenBucket:
 
         Args:
             now: the time.
-            sent_at: when the refused request was sent. Requests from before the last cut do not cut again: they extend
-                the pause but do not cut again.
+            sent_at: when the refused request was sent. Requests from before the last cut extend the pause, and do not
+                cut again.
             retry_after: seconds that the Space asked to wait.
         """
         if self._cut_at is None or sent_at > self._cut_at:
@@ -128,21 +129,14 @@ class PriorityQueue:
 
     def head(self) -> tuple[Priority, int]:
         """Return the priority that is served next and how many of it wait; 0 if none does."""
-        for priority, turns in self._waiting.items():
-            if turns:
-                return priority, len(turns)
-        return Priority.BULK, 0
+        heads = ((priority, len(turns)) for priority, turns in self._waiting.items() if turns)
+        return next(heads, (Priority.BULK, 0))
 
     def add(self, priority: Priority) -> asyncio.Future[float]:
         """Append a turn, for `wait`."""
         turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._waiting[priority][turn] = None
         return turn
-
-    def remove(self, turn: asyncio.Future[float]) -> None:
-        """Remove a turn whose waiter has gone."""
-        for turns in self._waiting.values():
-            turns.pop(turn, None)
 
     async def wait(
         self,
@@ -158,13 +152,14 @@ class PriorityQueue:
             async with asyncio.timeout(timeout):
                 return await turn
         except TimeoutError:
-            return turn.result() if was_granted(turn) else None
+            return turn.result() if _was_granted(turn) else None
         except asyncio.CancelledError:
-            if was_granted(turn) and turn.exception() is None:
+            if _was_granted(turn) and turn.exception() is None:
                 give_back(turn.result())
             raise
         finally:
-            self.remove(turn)
+            for turns in self._waiting.values():
+                turns.pop(turn, None)
 
     def grant(self, usable_until: float = float("inf")) -> bool:
         """Grant the next turn. Return False if none waits."""
@@ -189,7 +184,7 @@ class PriorityQueue:
         return None
 
 
-def was_granted(turn: asyncio.Future[float]) -> bool:
+def _was_granted(turn: asyncio.Future[float]) -> bool:
     return turn.done() and not turn.cancelled()
 
 
@@ -297,28 +292,28 @@ class LocalRateLimiter:
                 self.bucket.refund()
 
     async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (a longer wait is not begun)
-        wait = self.bucket.time_until_open(self._clock.now())
-        if not wait:
-            return 0.0
-        if wait >= timeout:
-            return wait
-        await self._clock.sleep(wait)
-        return await self.wait_until_allowed(timeout - wait)
+        while 0.0 < (wait := self.bucket.time_until_open(self._clock.now())) < timeout:
+            await self._clock.sleep(wait)
+            timeout -= wait
+        return wait
 
     def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
         now = self._clock.now()
-        was_open = not self.bucket.time_until_open(now)
-        self.bucket.on_throttled(now, sent_at, retry_after)
-        pause = self.bucket.time_until_open(now)
-        if was_open and pause:
-            log_pause(pause)
+        with logged_pause(self.bucket.time_until_open, now):
+            self.bucket.on_throttled(now, sent_at, retry_after)
 
     def on_success(self) -> None:
         self.bucket.on_success()
 
 
-def log_pause(seconds: float) -> None:
-    _LOG.warning("too many requests (429): all requests pause for %.1f s", seconds)
+@contextmanager
+def logged_pause(time_until_open: Callable[[float], float], now: float) -> Iterator[None]:
+    """Log the pause that begins within the block; one that only becomes longer was logged before."""
+    was_open = not time_until_open(now)
+    yield
+    pause = time_until_open(now)
+    if was_open and pause:
+        _LOG.warning("too many requests (429): all requests pause for %.1f s", pause)
 
 
 def choose_rate_limiter(

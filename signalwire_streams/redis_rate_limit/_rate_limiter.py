@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from signalwire_streams.clock import Clock, LoopGuard
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.middleware._policies import RateLimit
-from signalwire_streams.middleware._rate_limit import log_pause
+from signalwire_streams.middleware._rate_limit import logged_pause
 from signalwire_streams.models import Priority
 from signalwire_streams.models._validation import check_count
 from signalwire_streams.redis_rate_limit._lease_loop import LeaseLoop
@@ -84,15 +84,12 @@ class RedisRateLimiter:
         self._guard.enter()
         try:
             await self._store.ping()
-        except RedisUnavailableError as error:
+        except BaseException as error:  # also a cancellation: there will be no `__aexit__`
             await self.aclose()
-            failure = RateLimiterError(f"can't reach the Redis at {self._store.address}: {error}")
-        except RateLimiterError:
-            await self.aclose()
+            if isinstance(error, RedisUnavailableError):
+                raise RateLimiterError(f"can't reach the Redis at {self._store.address}: {error}") from None
             raise
-        else:
-            return self
-        raise failure
+        return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -159,26 +156,22 @@ class RedisRateLimiter:
             RateLimiterError: Redis refuses access.
             ClientStateError: the rate limiter is closed, or belongs to another event loop or process.
         """
-        self._check()
-        if self._clock.now() - self._state.received_at > _FRESH and not self._fallback.is_active:
-            await self._refresh(timeout)
-        wait = self._state.time_until_open(self._clock.now())
-        if not wait:
-            return 0.0
-        if wait >= timeout:
-            return wait
-        await self._clock.sleep(wait)
-        return await self.wait_until_allowed(timeout - wait)
+        while True:
+            self._check()
+            if self._clock.now() - self._state.received_at > _FRESH and not self._fallback.is_active:
+                await self._refresh(timeout)
+            wait = self._state.time_until_open(self._clock.now())
+            if not 0.0 < wait < timeout:
+                return wait
+            await self._clock.sleep(wait)
+            timeout -= wait
 
     def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
         """Record a 429 and report it to the other clients; see `RateLimiter.on_throttled`."""
         now = self._clock.now()
-        was_open = not self._state.time_until_open(now)
-        self._state.on_throttled(now, sent_at, retry_after)
-        self._fallback.on_throttled(now, sent_at, retry_after)
-        pause = self._state.time_until_open(now)
-        if was_open and pause:
-            log_pause(pause)
+        with logged_pause(self._state.time_until_open, now):
+            self._state.on_throttled(now, sent_at, retry_after)
+            self._fallback.on_throttled(now, sent_at, retry_after)
         if self._state.has_update:
             # The request's own result must reach its caller, so nothing is raised here.
             with suppress(ClientStateError, InvalidRequestError):

@@ -178,9 +178,9 @@ async def test_script_calls_of_one_run_are_one_command() -> None:
     answers = await Connection(Redis(), 0.0).call_all(calls)
 
     assert sent == [
-        ("one", 3, "run", "marks:0", "marks:1", "0", "a", "25", "b"),
-        ("two", 2, "run", "marks:0", "1"),
-        ("one", 2, "other", "marks:1", "26", "c"),
+        ("one", 3, "run", "marks:0", "marks:1", "1", "0", "a", "25", "b"),
+        ("two", 2, "run", "marks:0", "1", "1"),
+        ("one", 2, "other", "marks:1", "1", "26", "c"),
     ]
     assert answers == ["one marks:0", "two marks:0", "one marks:1", "one marks:1"]
 
