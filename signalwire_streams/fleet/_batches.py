@@ -16,11 +16,11 @@ from signalwire_streams._client import StreamsClient
 from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.bulk._serialization import PlannedRequest, Start
 from signalwire_streams.errors import InvalidRequestError, StreamsError
-from signalwire_streams.fleet._ledger import Batch, BatchLedger
+from signalwire_streams.fleet._items import Batch, ScannedItem, key_of
+from signalwire_streams.fleet._ledger import BatchLedger
 from signalwire_streams.fleet._lua import ACQUIRE_LEASE, RELEASE_LEASE, RENEW_LEASE
 from signalwire_streams.fleet._redis import Connection, Keys, Writer, decode, decode_hash
-from signalwire_streams.fleet._runs import ScannedItem, scanned
-from signalwire_streams.fleet._status import RunRecord
+from signalwire_streams.fleet._status import read_run
 
 _LOG = logging.getLogger("signalwire_streams.fleet")
 
@@ -178,39 +178,37 @@ class BatchProcessor:
             RequeueBatch: it is not finished, and no worker has it.
             FleetError: Redis is unavailable.
         """
-        record = RunRecord.from_hash(run, await self._connection.hash(self._keys.run(run)))
+        record = await read_run(self._connection, self._keys, run)
         if record is None:
             _LOG.warning("batch %d of %s has expired and is skipped", number, run)
             return True
-        keys = self._keys.of(run, record.plan)
-        batch = Batch(keys=keys, run=run, number=number, retention=record.retention)
         owner = f"{self._worker}.{token_hex(4)}"
-        ledger = BatchLedger(batch, owner=owner, writer=self._writer, cancelled=record.cancelled)
-        lease = await self._leases.acquire(keys.lease(number), owner, ledger.hand_back)
+        ledger = BatchLedger(Batch(record, number), owner=owner, writer=self._writer)
+        lease = await self._leases.acquire(record.keys.lease(number), owner, ledger.hand_back)
         if lease is None:
             return False
         try:
-            finished = await self._process(record, number, ledger)
+            finished = await self._process(ledger)
         finally:
             await self._leases.release(lease)
         if not finished:
             raise RequeueBatch(f"batch {number} of {run} is left to other workers")
         return True
 
-    async def _process(self, record: RunRecord, number: int, ledger: BatchLedger) -> bool:
+    async def _process(self, ledger: BatchLedger) -> bool:
         batch = ledger.batch
         plan, marks = await self._connection.pipeline(
-            lambda pipe: [pipe.get(batch.keys.requests(number)), pipe.hgetall(batch.marks)]
+            lambda pipe: [pipe.get(batch.record.keys.requests(batch.number)), pipe.hgetall(batch.marks)]
         )
         if plan is None:
             return True  # the run has expired
-        items = scanned(plan, decode_hash(marks), number * record.batch_size)
+        items = batch.items(plan, decode_hash(marks))
         ledger.marks = {item.index: item.mark for item in items}
-        ledger.size = len(items)
         requests = self._with_secrets([item for item in items if not item.mark.is_settled], ledger)
-        expected = ledger.expect(requests.items())
-        if ledger.cancelled is None and expected and not ledger.handed_back:
-            await self._start(ledger, expected)
+        for index, request in requests.items():
+            ledger.expect(key_of(request), index)
+        if ledger.cancelled is None and requests and not ledger.handed_back:
+            await self._start(ledger, list(requests.values()))
         if ledger.cancelled is not None:
             ledger.settle_rest(requests)
         return await ledger.written()

@@ -9,9 +9,11 @@ from attrs import fields_dict, frozen
 
 from signalwire_streams import errors
 from signalwire_streams.bulk._operations import ItemKey
-from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus
+from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus, error_label
 from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row, target_kind
 from signalwire_streams.errors import Phase, StreamOutcomeUnknownError, StreamsError
+from signalwire_streams.fleet._lua import COMPLETE_ITEM, LuaCall
+from signalwire_streams.fleet._status import RunRecord
 from signalwire_streams.models import GENERATED_NAME, CallStream, ConferenceStream, StartConferenceStream
 
 _ERRORS = {
@@ -48,18 +50,6 @@ class PlannedItem:
 
     request: PlannedRequest
     earlier: Evidence = Evidence.NONE
-
-
-def write_batch(items: Sequence[PlannedItem]) -> str:
-    rows = [(*planned_row(item.request), *([item.earlier] if item.earlier else [])) for item in items]
-    return json.dumps(rows, separators=(",", ":"))
-
-
-def read_batch(text: bytes | str) -> list[PlannedItem]:
-    return [
-        PlannedItem(planned_request(tuple(row[:_ROW])), Evidence(row[_ROW]) if len(row) > _ROW else Evidence.NONE)
-        for row in json.loads(text)
-    ]
 
 
 def claimed_mark(owner: str) -> str:
@@ -124,6 +114,64 @@ class ItemMark:
         if evidence is Evidence.IN_DOUBT or (evidence is Evidence.REFUSED and _has_generated_name(request)):
             return _stream_of(request, {"name": request.name})
         return None
+
+
+@frozen
+class ScannedItem:
+    """An item of a run, its index, and its mark."""
+
+    index: int
+    planned: PlannedItem
+    mark: ItemMark
+
+    @property
+    def request(self) -> Start:
+        return self.planned.request.request
+
+
+@frozen
+class Batch:
+    """A batch of a run, and its number from 0."""
+
+    record: RunRecord
+    number: int
+
+    @property
+    def marks(self) -> str:
+        return self.record.keys.marks(self.number)
+
+    def items(self, plan: bytes | str, marks: Mapping[str, str]) -> list[ScannedItem]:
+        """Combine the texts of its requests and its marks."""
+        return [
+            ScannedItem(index, planned, ItemMark(marks.get(str(index), ""), planned.earlier))
+            for index, planned in enumerate(read_batch(plan), self.number * self.record.batch_size)
+        ]
+
+    def complete(self, expected: str, outcome: BulkOutcome[Any], evidence: Evidence) -> LuaCall:
+        """Return the call that writes an outcome, provided that the item's mark is the expected one."""
+        values = (
+            outcome.index,
+            expected,
+            settled_mark(outcome, evidence),
+            write_outcome(outcome),
+            outcome.status.value,
+            outcome.attempts,
+            "" if outcome.error is None else error_label(outcome.error),
+            self.record.retention,
+        )
+        return LuaCall(COMPLETE_ITEM, (self.record.keys.run, self.record.keys.outcomes), self.marks, values)
+
+
+def write_batch(items: Sequence[PlannedItem]) -> str:
+    rows = [(*planned_row(item.request), *([item.earlier] if item.earlier else [])) for item in items]
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def read_batch(text: bytes | str) -> list[PlannedItem]:
+    return [
+        PlannedItem(planned_request(tuple(row[:_ROW])), Evidence(row[_ROW]) if len(row) > _ROW else Evidence.NONE)
+        for row in json.loads(text)
+    ]
 
 
 def _has_generated_name(request: Start) -> bool:

@@ -15,7 +15,7 @@ from signalwire_streams.errors import ClientStateError, FleetError, InvalidReque
 from signalwire_streams.fleet._items import PlannedItem, write_batch
 from signalwire_streams.fleet._lua import CREATE_RUN, SET_ONCE
 from signalwire_streams.fleet._redis import BATCH, Connection, Keys
-from signalwire_streams.fleet._status import RunRecord
+from signalwire_streams.fleet._status import read_run
 from signalwire_streams.models import GENERATED_NAME
 
 TASK = "start_batch"
@@ -39,7 +39,7 @@ class Submission:
         self._run = run
         self._retention = retention
         self._plan = token_hex(6)
-        self._runs_key = keys.runs
+        self._all_keys = keys
         self._keys = keys.of(run, self._plan)
         self._planned = 0
         self._batches = 0
@@ -98,17 +98,17 @@ class Submission:
         flat = [value for entry in fields.items() for value in entry]
         expires_at = now.timestamp() + self._retention
         arguments = (self._retention, digest, expires_at, self._run, now.timestamp(), *flat)
-        return await self._connection.script(CREATE_RUN, (self._keys.run, self._runs_key), *arguments)
+        return await self._connection.script(CREATE_RUN, (self._keys.run, self._all_keys.runs), *arguments)
 
     async def _discard(self, connection: Connection) -> None:
-        record = RunRecord.from_hash(self._run, await connection.hash(self._keys.run))
-        if record is not None and record.plan == self._plan:
+        record = await read_run(connection, self._all_keys, self._run)
+        if record is not None and record.keys == self._keys:
             return  # the run was created by an attempt whose answer was lost
         keys = [self._keys.requests(number) for number in range(self._batches)]
         await connection.pipeline(lambda pipe: [pipe.delete(key) for key in keys])
 
     async def _queue(self) -> None:
-        record = RunRecord.from_hash(self._run, await self._connection.hash(self._keys.run))
+        record = await read_run(self._connection, self._all_keys, self._run)
         if record is None or record.is_queued:
             return
         for first in range(0, record.batches, _TASKS_AT_ONCE):

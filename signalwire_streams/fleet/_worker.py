@@ -1,6 +1,7 @@
 """A worker of the fleet: gets batches from docket, starts their streams, and shuts down in order."""
 
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -12,6 +13,7 @@ from secrets import token_hex
 from signal import Signals
 from typing import Any
 
+from attrs import asdict
 from docket import Docket, ExponentialRetry, Worker
 
 from signalwire_streams._client import StreamsClient
@@ -19,6 +21,7 @@ from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsError
 from signalwire_streams.fleet._batches import BatchProcessor, Leases, RequeueBatch, SecretProvider
 from signalwire_streams.fleet._redis import BATCH, Connection, Keys, Writer, check_url, connect, docket_url
+from signalwire_streams.fleet._status import WorkerStatus
 from signalwire_streams.fleet._submission import TASK
 from signalwire_streams.middleware._rate_limit import RateLimiter, SpaceRateLimiter
 from signalwire_streams.models._validation import check_count, check_seconds
@@ -295,19 +298,18 @@ class FleetWorker:
 
     def _heartbeat(self, pipe: Any) -> None:  # noqa: ANN401  (redis-py's pipeline, or docket's)
         rate_limiter = self.client.rate_limiter
-        key = self._keys.worker(self.name)
-        fields = {
-            "host": socket.gethostname(),
-            "pid": str(os.getpid()),
-            "started_at": self._started_at,
-            "active_batches": str(len(self._leases.active)),
-            "completed": str(self._completed),
-            "rate": f"{self._rate():.1f}",
-            "limit": f"{rate_limiter.rate:.1f}" if isinstance(rate_limiter, SpaceRateLimiter) else "",
-            "draining": str(int(self._stop.is_set())),
-        }
-        pipe.hset(key, mapping=fields)
-        pipe.expire(key, max(1, round(self.lease_seconds)))
+        status = WorkerStatus(
+            name=self.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=self._started_at,
+            active_batches=len(self._leases.active),
+            completed=self._completed,
+            rate=round(self._rate(), 1),
+            limit=round(rate_limiter.rate, 1) if isinstance(rate_limiter, SpaceRateLimiter) else None,
+            draining=self._stop.is_set(),
+        )
+        pipe.set(self._keys.worker(self.name), json.dumps(asdict(status)), ex=max(1, round(self.lease_seconds)))
         pipe.sadd(self._keys.workers, self.name)
 
     async def _deregister(self, connection: Connection) -> None:

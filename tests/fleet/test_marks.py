@@ -22,12 +22,12 @@ from signalwire_streams import (
 from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._results import to_status
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet._items import Evidence, ItemMark, claimed_mark, key_of, settled_mark
-from signalwire_streams.fleet._ledger import Batch, BatchLedger
+from signalwire_streams.fleet._items import Batch, Evidence, ItemMark, claimed_mark, key_of, settled_mark
+from signalwire_streams.fleet._ledger import BatchLedger
 from signalwire_streams.fleet._redis import Writer
 from signalwire_streams.models import AttemptResult
 
-from .helpers import URL, connection_of, keys_of, on_conferences, redis_of, set_marks
+from .helpers import URL, connection_of, on_conferences, record_of, redis_of, set_marks
 
 CONFERENCE = StartConferenceStream(conference_sid="c", url=URL)
 REJECTED = BadRequestError("no", status=400, sent="yes")
@@ -171,11 +171,11 @@ async def test_attempt_takes_back_nothing_that_the_mark_told(fleet: Fleet, trans
     requests = on_conferences([f"c{number}" for number in range(len(FOUND))])
     run = await fleet.submit(requests)
     await set_marks(fleet, run, {index: mark for index, mark in enumerate(FOUND) if mark})
-    batch = Batch(keys=await keys_of(fleet, run), run=run, number=0, retention=60)
+    batch = Batch(evolve(await record_of(fleet, run), retention=60), 0)
     ledger = BatchLedger(batch, owner="me", writer=Writer(connection_of(fleet)))
-    ledger.size = len(FOUND)
     ledger.marks = {index: ItemMark(mark, earlier) for index, mark in enumerate(FOUND)}
-    ledger.expect(enumerate(requests))
+    for index, request in enumerate(requests):
+        ledger.expect(key_of(request), index)
 
     states = [await claim(ledger, request) for request in requests] if attempt.sent else []
     ledger.handed_back = attempt.handed_back
