@@ -28,6 +28,7 @@ from signalwire_streams.fleet._status import RunRecord
 from signalwire_streams.models import AttemptResult, CallStream, ConferenceStream
 
 _NO_PROOF = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
+_LEFT_TO_OTHERS = (RunCancelledError, FleetError, StreamOutcomeUnknownError)
 _CANCELLED = "the run was cancelled before its turn"
 
 
@@ -65,23 +66,16 @@ class BatchLedger(_FleetLedger):
 
     Before a start is sent, its mark is changed from the one that the owner found to the owner's, in one step. An owner
     that finds another's mark there sends nothing and writes no outcome.
-
-    Attributes:
-        marks: the marks as they were found, by index.
-        cancelled: why the run accepts no further starts, or None.
-        handed_back: True once the owner leaves unfinished items to other workers.
-        denied: the error, if the Space denies access to this worker; others may have a better token.
-        lost: items that another worker took over.
     """
 
     def __init__(self, batch: Batch, *, owner: str, writer: Writer) -> None:
         super().__init__(batch.record.run, writer)
         self.batch = batch
-        self.marks: Mapping[int, ItemMark] = {}
-        self.cancelled = batch.record.cancelled
-        self.handed_back = False
-        self.denied: StreamsError | None = None
-        self.lost: set[int] = set()
+        self.marks: Mapping[int, ItemMark] = {}  # as they were found
+        self.cancelled = batch.record.cancelled  # why the run accepts no further starts
+        self.handed_back = False  # True once the owner leaves unfinished items to other workers
+        self.denied: StreamsError | None = None  # by the Space, to this worker; others may have a better token
+        self.lost: set[int] = set()  # to another worker
         self._claim = claimed_mark(owner)
         self._sending: dict[CallState, tuple[int, ItemKey, asyncio.Task[Any]]] = {}
         self._taken: set[int] = set()
@@ -99,12 +93,7 @@ class BatchLedger(_FleetLedger):
         return ItemRecord(index, IN_DOUBT, sid=None, ambiguous=False) if mark.is_in_doubt else None
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:  # noqa: ARG002
-        """Claim an item.
-
-        Raises:
-            RunCancelledError: the run was cancelled, or another worker has this item.
-            StreamOutcomeUnknownError: the run was cancelled, and an earlier worker may have sent this item.
-        """
+        """Claim an item; raise what it ends in if the run was cancelled, or if another worker has it."""
         if self.handed_back:
             raise RunCancelledError("left to other workers")
         index = self._sending[state][0]
@@ -126,13 +115,11 @@ class BatchLedger(_FleetLedger):
         if index is None or key is None or index in self.lost:
             return
         error = outcome.error
-        if error is not None and is_fatal_for_run(error):
-            self.denied, self.handed_back = error, True
-            if not isinstance(error, StreamOutcomeUnknownError):
-                self._release(index, state)
-            return
-        self.handed_back |= isinstance(error, FleetError)
-        if self.handed_back and isinstance(error, RunCancelledError | FleetError | StreamOutcomeUnknownError):
+        is_denied = error is not None and is_fatal_for_run(error)
+        if is_denied:
+            self.denied = error
+        self.handed_back |= is_denied or isinstance(error, FleetError)
+        if is_denied or (self.handed_back and isinstance(error, _LEFT_TO_OTHERS)):
             if not (isinstance(error, StreamOutcomeUnknownError) or self._mark(index).is_claimed):
                 self._release(index, state)
             return
@@ -163,11 +150,7 @@ class BatchLedger(_FleetLedger):
             task.cancel()
 
     async def written(self) -> bool:
-        """Wait until Redis has everything. Return True if every item of the batch is settled there.
-
-        Raises:
-            FleetError: Redis is unavailable.
-        """
+        """Wait until Redis has everything. Return True if every item of the batch is settled there."""
         completing = len(self._completing)
         answers = await asyncio.gather(*self._completing, *self._releasing)
         before = sum(mark.is_settled for mark in self.marks.values())

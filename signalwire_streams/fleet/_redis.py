@@ -39,15 +39,13 @@ class Keys:
         return f"{self.prefix}:our:workers"
 
     @property
-    def runs(self) -> str:
-        """The runs, by expiry time."""
+    def runs(self) -> str:  # a sorted set, by expiry time
         return f"{self.prefix}:our:runs"
 
     def worker(self, name: str) -> str:
         return f"{self.prefix}:our:worker:{name}"
 
     def run(self, run: str) -> str:
-        """The run's fields and counts."""
         return f"{self.prefix}:our:run:{run}"
 
     def of(self, run: str, plan: str) -> "RunKeys":
@@ -111,25 +109,18 @@ _MAX_CONNECTIONS = 1000
 class Connection:
     """Sends commands to Redis, and repeats them while it is unavailable, so they must be safe to repeat.
 
-    redis-py's ``Retry`` does not fit: it repeats a wrong password (its `AuthenticationError` is a `ConnectionError`)
-    but no write that a full Redis refuses, and its exponential backoff overflows after a thousand failures.
-
-    Attributes:
-        patience: seconds that Redis may be unavailable.
+    redis-py's ``Retry`` knows no deadline, and its exponential backoff overflows after a thousand failures. Its scripts
+    cost a further round trip in each pipeline, so the full texts are sent.
     """
 
-    # Any: the in-memory client of docket has no type of redis-py's.
+    # Any: the in-memory client of docket has no type of redis-py's. Patience: seconds that Redis may be unavailable.
     def __init__(self, client: Any, patience: float) -> None:  # noqa: ANN401
         self.client = client
         self.patience = patience
         self._is_away = False
 
     async def run(self, send: Callable[[Any], Awaitable[_Reply]]) -> _Reply:
-        """Call *send* with the client and return its result, retrying during an outage.
-
-        Raises:
-            FleetError: Redis stayed unavailable, or refuses access.
-        """
+        """Call *send* with the client; raise `FleetError` if Redis stays unavailable or refuses access."""
         now = asyncio.get_running_loop().time
         began, pause = now(), _FIRST_PAUSE
         while True:
@@ -153,7 +144,7 @@ class Connection:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def pipeline(self, queue: Callable[[Any], object]) -> list[Any]:
-        """Return the replies to the commands that *queue* puts on a pipeline. They do not form a transaction."""
+        """Return the replies to the commands that *queue* puts on a pipeline, which is no transaction."""
 
         async def send(client: Any) -> list[Any]:  # noqa: ANN401
             pipe = client.pipeline(transaction=False) if isinstance(client, Redis) else client.pipeline()
@@ -166,7 +157,6 @@ class Connection:
         return decode_hash(await self.run(lambda client: client.hgetall(key)))
 
     async def script(self, source: str, key: str | Sequence[str], *values: object) -> str:
-        """Run a script. Its full text is sent: EVALSHA would cost a further round trip after each restart of Redis."""
         keys = [key] if isinstance(key, str) else key
         return decode(await self.run(lambda client: client.eval(source, len(keys), *keys, *map(str, values))))
 
@@ -198,8 +188,8 @@ def decode_hash(reply: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def check_url(url: object) -> str:
-    """Check the URL of a Redis; the message does not repeat it, since it may contain a password."""
     if not isinstance(url, str) or not _is_valid(url):
+        # The message does not repeat it, since it may contain a password.
         raise InvalidRequestError(
             "the fleet's Redis URL is invalid, or has an invalid option: write it as 'redis://host:6379/0', "
             "'rediss://...' or 'unix:///path'"
@@ -223,7 +213,7 @@ def docket_url(url: str) -> str:
 
 
 async def check_available(url: str, patience: float) -> None:
-    """Check that Redis answers; docket itself would wait for it without end."""
+    # Docket itself would wait for it without end.
     if urlsplit(url).scheme != "memory":
         async with Redis.from_url(url, retry=None, socket_connect_timeout=patience, socket_timeout=patience) as client:
             await Connection(client, patience).run(lambda client: client.ping())
@@ -231,7 +221,6 @@ async def check_available(url: str, patience: float) -> None:
 
 @asynccontextmanager
 async def connect(url: str, docket: Docket, patience: float) -> AsyncIterator[Connection]:
-    """Connect to Redis, or to docket's in-memory one."""
     if urlsplit(url).scheme == "memory":
         async with docket.redis() as memory:
             yield Connection(memory, patience)

@@ -36,12 +36,7 @@ def _expired(record: RunRecord) -> InvalidRequestError:
 async def read_results(
     connection: Connection, find: Callable[[], Awaitable[RunRecord]]
 ) -> AsyncGenerator[BulkOutcome[Start], None]:
-    """Yield the outcome of each item, until there is one for each. *find* returns the run's record.
-
-    Raises:
-        InvalidRequestError: the run has expired.
-        FleetError: Redis is unavailable.
-    """
+    """Yield outcomes until each item has one. *find* returns the run's record, and raises if it has expired."""
     record = await find()
     batches: OrderedDict[int, list[PlannedItem]] = OrderedDict()
     last: Any = "0-0"

@@ -140,7 +140,6 @@ class RunRecord:
 
     @property
     def in_doubt(self) -> int:
-        """Number of items that a worker has sent, or one that died."""
         return int(self.fields.get("c:in_doubt", 0))
 
     @property
@@ -168,11 +167,7 @@ class RunRecord:
         )
 
     def check_finished(self) -> None:
-        """Check that every start has ended.
-
-        Raises:
-            InvalidRequestError: it has not; the message says what to do.
-        """
+        """Raise `InvalidRequestError` unless every start has ended."""
         if self.status().is_finished:
             return
         if self.cancelled is None:

@@ -31,8 +31,6 @@ async def start_batch(run: str, batch: int) -> None:
 
 
 class Submission:
-    """Submits one run."""
-
     def __init__(self, connection: Connection, docket: Docket, *, keys: Keys, run: str, retention: int) -> None:
         self._connection = connection
         self._docket = docket
@@ -45,12 +43,7 @@ class Submission:
         self._batches = 0
 
     async def submit(self, items: AsyncIterable[PlannedItem]) -> None:
-        """Store the run, unless it is stored, and queue its batches, unless they are queued.
-
-        Raises:
-            InvalidRequestError: an item can't be submitted, or another run has that name; nothing was started.
-            FleetError: Redis is unavailable; submit again.
-        """
+        """Store the run, unless it is stored, and queue its batches, unless they are queued."""
         try:
             digest = await self._store(items)
         except BaseException:  # also a cancellation: nothing points to the requests yet
@@ -136,11 +129,7 @@ async def _in_batches(items: AsyncIterable[PlannedItem]) -> AsyncIterator[list[P
 async def prepare(
     requests: Iterable[Start] | AsyncIterable[Start], run: str, *, redact_secrets: bool
 ) -> AsyncIterator[PlannedItem]:
-    """Yield requests with a name and without secrets.
-
-    Raises:
-        InvalidRequestError: an item is not a request, or has secrets.
-    """
+    """Yield requests with a name and without secrets; raise `InvalidRequestError` for one that can't be submitted."""
     async for request in each(requests):
         check_request(request)
         planned = PlannedRequest.from_request(request)

@@ -6,30 +6,33 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
 from signal import Signals
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import asdict
 from docket import Docket, ExponentialRetry, Worker
 
 from signalwire_streams._client import StreamsClient
 from signalwire_streams.bulk._results import BulkOutcome
+from signalwire_streams.bulk._serialization import PlannedRequest, Start
 from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsError
-from signalwire_streams.fleet._batches import BatchProcessor, Leases, RequeueBatch, SecretProvider
-from signalwire_streams.fleet._redis import BATCH, Connection, Keys, Writer, check_url, connect, docket_url
-from signalwire_streams.fleet._status import WorkerStatus
+from signalwire_streams.fleet._items import Batch, ScannedItem, key_of
+from signalwire_streams.fleet._leases import Leases
+from signalwire_streams.fleet._ledger import BatchLedger
+from signalwire_streams.fleet._redis import BATCH, Connection, Keys, Writer, check_url, connect, decode_hash, docket_url
+from signalwire_streams.fleet._status import WorkerStatus, read_run
 from signalwire_streams.fleet._submission import TASK
+from signalwire_streams.fleet._supervisor import Supervisor
 from signalwire_streams.middleware._rate_limit import RateLimiter, SpaceRateLimiter
 from signalwire_streams.models._validation import check_count, check_seconds
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
 
 _LOG = logging.getLogger("signalwire_streams.fleet")
 
-_CANCEL_AFTER = 2.0  # seconds that docket's worker gets to return what was cancelled
 _ENDLESS = float("inf")
 _RATE_WINDOW = 5.0  # seconds
 _POLL_INTERVAL = timedelta(milliseconds=20)
@@ -40,68 +43,12 @@ _RETRY_DELAY, _MAX_RETRY_DELAY = timedelta(milliseconds=100), timedelta(seconds=
 _CLOSE_TIMEOUT = 5.0
 
 
-class Supervisor:
-    """Runs docket's worker.
-
-    Cancelling that one does not stop it reliably: if Redis fails it in its last steps, it starts over and accepts work
-    again. Leaving its context does stop it.
-
-    Attributes:
-        task: ends on its own only if docket's worker failed.
-    """
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._working: asyncio.Task[None] | None = None
-        self._leaving = asyncio.Event()
-        self.task = asyncio.create_task(self._run())
-
-    def leave(self) -> None:
-        """Accept nothing new; the task ends when everything accepted is finished."""
-        self._leaving.set()
-
-    async def stop(self) -> None:
-        """Stop, whether Redis answers or not, and however often the caller is cancelled meanwhile.
-
-        Raises:
-            CancelledError: the caller was cancelled meanwhile.
-        """
-        self.leave()
-        await _uninterrupted(self._stop())
-
-    def raise_failure(self) -> None:
-        """Raise the error that docket's worker failed with, if it did."""
-        if not self.task.cancelled() and (error := self.task.exception()) is not None:
-            raise error
-
-    async def _run(self) -> None:
-        async with self._worker:
-            working = self._working = asyncio.create_task(self._worker.run_forever())
-            leaving = asyncio.create_task(self._leaving.wait())
-            await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
-            leaving.cancel()
-        if not working.cancelled():
-            await working
-
-    async def _stop(self) -> None:
-        while True:
-            await asyncio.wait([self.task], timeout=_CANCEL_AFTER)
-            if self.task.done():
-                return
-            # Each cancellation ends one thing that it waits for.
-            waits = self._working if self._working is not None and not self._working.done() else self.task
-            waits.cancel()
+SecretProvider: TypeAlias = Callable[[PlannedRequest], Start]
+"""Returns the request with its redacted secrets."""
 
 
-async def _uninterrupted(coroutine: Coroutine[object, object, None]) -> None:
-    task, cancelled = asyncio.ensure_future(coroutine), None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
+class RequeueBatch(Exception):  # noqa: N818  (an instruction to docket)
+    """A batch is not finished, so docket must deliver it again."""
 
 
 class FleetWorker:
@@ -154,9 +101,10 @@ class FleetWorker:
         self._completed = 0
         self._recent: deque[tuple[float, int]] = deque()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._connection: Connection | None = None
+        self._is_connected = False
+        self._connection: Connection
+        self._writer: Writer
         self._leases: Leases
-        self._processor: BatchProcessor
 
     def __repr__(self) -> str:
         return f"FleetWorker(name={self.name!r}, concurrency={self.concurrency!r})"
@@ -187,20 +135,9 @@ class FleetWorker:
             docket = Docket(name=self._keys.prefix, url=url, execution_ttl=_EXECUTION_TTL)
             await stack.enter_async_context(docket)
             connection = await stack.enter_async_context(connect(self.url, docket, _ENDLESS))
-            writer = Writer(connection)
+            self._connection, self._writer = connection, Writer(connection)
             self._leases = Leases(connection, duration=self.lease_seconds, heartbeat=self._heartbeat)
-            self._processor = BatchProcessor(
-                self.client,
-                connection,
-                writer=writer,
-                leases=self._leases,
-                keys=self._keys,
-                worker=self.name,
-                secrets=self.secrets,
-                on_outcome=self._count,
-                on_denied=self._give_up,
-            )
-            self._connection = connection
+            self._is_connected = True
             docket.register(self._task, names=[TASK])
             if not await self._is_reachable(connection):
                 return
@@ -211,7 +148,7 @@ class FleetWorker:
             finally:
                 await self._leases.stop()
                 await self._deregister(connection)
-                await writer.close()
+                await self._writer.close()
 
     async def _is_reachable(self, connection: Connection) -> bool:
         """Wait for Redis. Return False if the worker is stopped first."""
@@ -261,30 +198,100 @@ class FleetWorker:
         if self._denied is not None:
             raise self._denied
 
-    def _give_up(self, error: StreamsError) -> None:
-        self._denied = error
-        self._stop.set()
-
     def _cut(self) -> None:
-        if self._connection is not None:
+        if self._is_connected:
             self._connection.patience = 0.0  # no more waiting for Redis: what it does not learn expires there
             self._leases.lose_all()
 
     async def _task(self, run: str, batch: int) -> None:
-        """Process one batch. docket calls this, and again if it fails."""
+        """Process a batch once no other worker has it. docket calls this, and again if it fails."""
         try:
-            await self._process(run, batch)
+            while not await self._process(run, batch):
+                await self._wait_for_other(run, batch)
         except (RequeueBatch, FleetError):
             raise
         except Exception:  # docket would only retry, silently
             _LOG.exception("batch %d of %s failed and is retried", batch, run)
             raise
 
-    async def _process(self, run: str, batch: int) -> None:
-        while not await self._processor.process(run, batch):
-            if self._stop.is_set():
-                raise RequeueBatch(f"another worker has batch {batch} of {run}")
-            await asyncio.sleep(self.lease_seconds / 8)  # the worker that has it may finish it, or lose it
+    async def _wait_for_other(self, run: str, batch: int) -> None:
+        if self._stop.is_set():
+            raise RequeueBatch(f"another worker has batch {batch} of {run}")
+        await asyncio.sleep(self.lease_seconds / 8)  # it may finish the batch, or lose it
+
+    async def _process(self, run: str, number: int) -> bool:
+        """Process a batch, however often docket delivers it. Return False if another worker has it.
+
+        What is settled is skipped, the rest is started; what is left to other workers raises `RequeueBatch`.
+        """
+        record = await read_run(self._connection, self._keys, run)
+        if record is None:
+            _LOG.warning("batch %d of %s has expired and is skipped", number, run)
+            return True
+        owner = f"{self.name}.{token_hex(4)}"
+        ledger = BatchLedger(Batch(record, number), owner=owner, writer=self._writer)
+        lease = await self._leases.acquire(record.keys.lease(number), owner, ledger.hand_back)
+        if lease is None:
+            return False
+        try:
+            finished = await self._process_items(ledger)
+        finally:
+            await self._leases.release(lease)
+        if not finished:
+            raise RequeueBatch(f"batch {number} of {run} is left to other workers")
+        return True
+
+    async def _process_items(self, ledger: BatchLedger) -> bool:
+        batch = ledger.batch
+        plan, marks = await self._connection.pipeline(
+            lambda pipe: [pipe.get(batch.record.keys.requests(batch.number)), pipe.hgetall(batch.marks)]
+        )
+        if plan is None:
+            return True  # the run has expired
+        items = batch.items(plan, decode_hash(marks))
+        ledger.marks = {item.index: item.mark for item in items}
+        requests = self._with_secrets([item for item in items if not item.mark.is_settled], ledger)
+        for index, request in requests.items():
+            ledger.expect(key_of(request), index)
+        if ledger.cancelled is None and requests and not ledger.handed_back:
+            await self._start(ledger, list(requests.values()))
+        if ledger.cancelled is not None:
+            ledger.settle_rest(requests)
+        return await ledger.written()
+
+    async def _start(self, ledger: BatchLedger, requests: Sequence[Start]) -> None:
+        run = self.client.start_streams(requests, concurrency=len(requests), journal=ledger)
+        async for outcome in run:
+            self._count(outcome)
+            if ledger.denied is not None:
+                run.shutdown()  # the starts in flight will be denied as well
+            elif ledger.handed_back:
+                run.shutdown(0)
+        if ledger.denied is not None:
+            self._denied = ledger.denied
+            self._stop.set()
+
+    def _with_secrets(self, items: Sequence[ScannedItem], ledger: BatchLedger) -> Mapping[int, Start]:
+        """Add the secrets, and reject the items that lack them."""
+        requests = {}
+        for item in items:
+            try:
+                requests[item.index] = self._complete(item.planned.request)
+            except InvalidRequestError as error:
+                ledger.refuse(item.index, item.request, error)
+        return requests
+
+    def _complete(self, planned: PlannedRequest) -> Start:
+        if planned.is_complete:
+            return planned.request
+        if self.secrets is None:
+            raise InvalidRequestError(
+                f"{planned.request.target} needs secrets that Redis does not keep: pass secrets= to the workers"
+            )
+        request = self.secrets(planned)
+        if _identity(request) != _identity(planned.request):
+            raise InvalidRequestError(f"secrets= returned a different request than that of {planned.request.target}")
+        return request
 
     def _count(self, outcome: BulkOutcome[Any]) -> None:
         self._completed += outcome.ok
@@ -396,3 +403,7 @@ def stop_on_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] 
     finally:
         for signal in signals:
             loop.remove_signal_handler(signal)
+
+
+def _identity(request: Start) -> tuple[str, str | None, bool]:
+    return request.target, request.name, request.unnamed

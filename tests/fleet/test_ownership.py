@@ -13,8 +13,8 @@ from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet._batches import Leases
 from signalwire_streams.fleet._items import Batch, Evidence, ItemMark, key_of
+from signalwire_streams.fleet._leases import Leases
 from signalwire_streams.fleet._ledger import BatchLedger
 from signalwire_streams.fleet._redis import Connection, Writer
 from signalwire_streams.fleet._submission import Submission

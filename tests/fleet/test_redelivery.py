@@ -12,8 +12,8 @@ from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet, FleetWorker
-from signalwire_streams.fleet._batches import Lease, Leases
 from signalwire_streams.fleet._items import Batch, ItemMark, key_of
+from signalwire_streams.fleet._leases import Lease, Leases
 from signalwire_streams.fleet._ledger import BatchLedger
 from signalwire_streams.fleet._lua import ACQUIRE_LEASE, CANCEL_RUN
 from signalwire_streams.fleet._redis import Connection, Writer
