@@ -71,8 +71,8 @@ class Fleet:
         # The token is not used, but an account is checked as a whole.
         account = find_account(space=space, base_url=None, project=project, token="none")  # noqa: S106
         self._keys = Keys(account.origin, account.sid)
-        self._stack = AsyncExitStack()
         self._connection: Connection | None = None
+        self._stack: AsyncExitStack
         self._docket: Docket
         self._writer: Writer
 
@@ -82,18 +82,20 @@ class Fleet:
     async def __aenter__(self) -> Self:
         await check_available(self.url, _PATIENCE_AT_FIRST)
         docket = Docket(name=self._keys.prefix, url=docket_url(self.url))
-        self._docket = await self._stack.enter_async_context(docket)
-        docket.register(start_batch, names=[TASK])
-        self._connection = await self._stack.enter_async_context(connect(self.url, docket, _PATIENCE))
-        self._writer = Writer(self._connection)
+        async with AsyncExitStack() as stack:
+            self._docket = await stack.enter_async_context(docket)
+            docket.register(start_batch, names=[TASK])
+            self._connection = await stack.enter_async_context(connect(self.url, docket, _PATIENCE))
+            self._writer = Writer(self._connection)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._connection = None
-        await self._writer.idle()
-        await self._stack.aclose()
+        async with self._stack:
+            await self._writer.idle()
 
     async def submit(
         self,

@@ -1,6 +1,5 @@
 """`RedisRateLimiter`: one rate limit for any number of clients of a Space, shared through Redis."""
 
-import asyncio
 import re
 from contextlib import suppress
 from types import TracebackType
@@ -70,7 +69,6 @@ class RedisRateLimiter:
         self._fallback = Fallback(self._store.address, fallback_clients)
         self._guard = LoopGuard("rate limiter", "RedisRateLimiter")
         self._leases = LeaseLoop(store=self._store, state=self._state, fallback=self._fallback, clock=self._clock)
-        self._refreshing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"RedisRateLimiter({self._store.address!r}, space={self._space!r})"
@@ -98,13 +96,9 @@ class RedisRateLimiter:
 
     async def aclose(self) -> None:
         """Close the connection to Redis. Requests that still wait raise `ClientStateError`. Safe to repeat."""
-        if not self._guard.leave():
-            return
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-            await asyncio.wait({self._refreshing})
-        await self._leases.aclose()
-        await self._store.aclose()
+        if self._guard.leave():
+            await self._leases.aclose()
+            await self._store.aclose()
 
     @property
     def rate(self) -> float:
@@ -159,7 +153,7 @@ class RedisRateLimiter:
         while True:
             self._check()
             if self._clock.now() - self._state.received_at > _FRESH and not self._fallback.is_active:
-                await self._refresh(timeout)
+                await self._leases.refresh(timeout)
             wait = self._state.time_until_open(self._clock.now())
             if not 0.0 < wait < timeout:
                 return wait
@@ -181,14 +175,6 @@ class RedisRateLimiter:
     def on_success(self) -> None:
         """Record that the Space served a request; see `RateLimiter.on_success`."""
         self._state.on_success()
-
-    async def _refresh(self, patience: float) -> None:
-        """Read the shared state, once for all requests that need it."""
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._leases.refresh())
-        await asyncio.wait({self._refreshing}, timeout=max(0.0, patience))
-        if self._refreshing.done() and not self._refreshing.cancelled():
-            self._refreshing.result()
 
     def _check(self) -> None:
         self._guard.enter()

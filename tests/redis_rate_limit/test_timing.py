@@ -63,7 +63,7 @@ class Bucket:
             self.state = evolve(self.state, closed_until=max(self.state.closed_until, update.closed_until))
         granted = max(0, min(tokens, int(self.tokens - reserve)))
         self.tokens -= granted
-        return LeaseReply(state=self.state, redis_now=redis_now, tokens=granted, left=self.tokens - reserve)
+        return LeaseReply(self.state, redis_now=redis_now, tokens=granted, left=self.tokens - reserve)
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ async def test_state_expires_after_an_idle_day(redis: RedisServer) -> None:
         assert await limiter.acquire(Priority.BULK, 10.0) == 0
         key = "signalwire-streams:{x}:state"
         assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
-        for question in (limiter.acquire(Priority.BULK, 10.0), limiter._leases.refresh()):
+        for question in (limiter.acquire(Priority.BULK, 10.0), limiter._leases.refresh(10.0)):
             redis.ask("EXPIRE", key, "60")
             await question
             assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
