@@ -24,9 +24,7 @@ from tests.redis_server import RedisServer
 from .conftest import Workers
 from .helpers import PATIENCE, URL, all_results, on_calls, on_conferences
 
-LEASE = 0.6
-STARTS = {"ACQUIRE_LEASE", "CLAIM_ITEM", "COMPLETE_ITEM", "RELEASE_LEASE", "RENEW_LEASE"}
-"""Scripts of a worker that starts streams; RELEASE_ITEM is for what it does not start."""
+VICTIMS_LEASE, LEASE = 0.6, 1.5  # seconds; the other worker must keep its lease even on a busy machine
 
 
 @pytest.fixture
@@ -57,56 +55,72 @@ def requests_for(space: SimulatedSpace) -> list[Any]:
     return [*on_conferences(space.conference_sids), *on_calls(space.call_sids), unnamed]
 
 
-def make_needed(script: str, space: SimulatedSpace) -> None:
-    """Make a worker call a script: it renews a lease that is long enough, and releases items if it is denied."""
-    if script == "RENEW_LEASE":
-        space.faults.add("latency", on="start", seconds=LEASE / 2, executed=True)
-    if script == "RELEASE_ITEM":
-        space.faults.add("status", on="start", status=401, body="api", times=7)
-
-
 @pytest.mark.parametrize("error", ERRORS)
 async def test_submit_and_worker_repeat_scripts_that_failed(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, proxy: RedisProxy, error: str
 ) -> None:
     """Nothing is started twice, lost, or in doubt, whether Redis has carried the script out or not."""
-    space.faults.add("latency", on="start", seconds=0.5, executed=True)
-    scripts = ["CREATE_RUN", "SET_ONCE", *STARTS]
+    scripts = ["CREATE_RUN", "SET_ONCE", "ACQUIRE_LEASE", "CLAIM_ITEM", "COMPLETE_ITEM", "RELEASE_LEASE"]
     spoiled = {name: proxy.spoil(script_of(name), ERRORS[error], times=2) for name in scripts}
     run = await fleet.submit(requests_for(space))
     status = await fleet.status(run)
     assert (status.fully_submitted, status.counts) == (True, {"pending": 7})
-    workers(lease_seconds=2.0)  # renewed after half a second
+    worker = workers()
 
     outcomes = await all_results(fleet, run)
 
     assert [outcome.status for outcome in outcomes] == [BulkStatus.STARTED] * 7
     assert len(space.streams) == 7
     assert (await fleet.status(run)).counts == {"started": 7}
-    assert all(spoiled[name].seen for name in scripts if name != "RELEASE_LEASE")
+    await workers.end(worker)
+    assert all(one.seen for one in spoiled.values())
+
+
+@pytest.mark.parametrize("error", ["LOADING", "lost answer"])
+async def test_worker_keeps_its_lease_if_renewals_fail_for_a_moment(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, proxy: RedisProxy, error: str
+) -> None:
+    space.faults.add("latency", on="start", seconds=0.6, executed=True)
+    spoiled = proxy.spoil(script_of("RENEW_LEASE"), ERRORS[error], times=2)
+    run = await fleet.submit(requests_for(space))
+    workers(lease_seconds=2.0)  # renewed after half a second
+
+    assert [outcome.status for outcome in await all_results(fleet, run)] == [BulkStatus.STARTED] * 7
+    assert spoiled.seen > 0
 
 
 @pytest.mark.parametrize("error", ERRORS)
 async def test_denied_worker_repeats_the_release_of_its_items(
     space: SimulatedSpace, fleet: Fleet, workers: Workers, proxy: RedisProxy, error: str
 ) -> None:
-    make_needed("RELEASE_ITEM", space)
+    space.faults.add("status", on="start", status=401, body="api", times=7)
     spoiled = proxy.spoil(script_of("RELEASE_ITEM"), ERRORS[error], times=2)
     run = await fleet.submit(requests_for(space))
-    denied = workers.running.pop(workers(lease_seconds=LEASE))
+    denied = workers.running.pop(workers())
     async with asyncio.timeout(PATIENCE):
         with pytest.raises(AuthenticationError):
             await denied
     assert (await fleet.status(run)).counts == {"pending": 7}
-    workers(lease_seconds=LEASE)
+    workers()
 
     assert [outcome.status for outcome in await all_results(fleet, run)] == [BulkStatus.STARTED] * 7
     assert len(space.streams) == 7
     assert spoiled.seen > 2
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("script", sorted(STARTS | {"RELEASE_ITEM"}))
+@pytest.mark.parametrize(
+    ("script", "moment"),
+    [
+        ("ACQUIRE_LEASE", "after"),
+        ("CLAIM_ITEM", "before"),
+        ("CLAIM_ITEM", "after"),
+        ("RENEW_LEASE", "before"),
+        ("COMPLETE_ITEM", "before"),
+        ("COMPLETE_ITEM", "after"),
+        ("RELEASE_ITEM", "before"),
+        ("RELEASE_ITEM", "after"),
+    ],
+)
 async def test_worker_that_dies_at_a_script_doubles_and_loses_nothing(
     space: SimulatedSpace,
     fleet: Fleet,
@@ -117,11 +131,14 @@ async def test_worker_that_dies_at_a_script_doubles_and_loses_nothing(
     moment: Moment,
 ) -> None:
     """Another worker finds what its Redis knows: claims without an outcome are in doubt, and nothing else is."""
-    make_needed(script, space)
+    if script == "RENEW_LEASE":
+        space.faults.add("latency", on="start", seconds=VICTIMS_LEASE / 2, executed=True)
+    if script == "RELEASE_ITEM":
+        space.faults.add("status", on="start", status=401, body="api", times=7)
     run = await fleet.submit(requests_for(space))
     async with redis_proxy(redis_server.socket, redis_server.folder / "victim.sock") as victims:
         victims.cut_at(script_of(script), moment)
-        victim = asyncio.create_task(FleetWorker(victims.url, client_for(space), lease_seconds=LEASE).run())
+        victim = asyncio.create_task(FleetWorker(victims.url, client_for(space), lease_seconds=VICTIMS_LEASE).run())
         async with asyncio.timeout(PATIENCE):
             await victims.cut.wait()
         victim.cancel()
@@ -177,7 +194,7 @@ async def test_worker_leaves_items_to_others_if_only_its_claims_are_denied(
     """That Redis denies access to this worker says nothing about the items."""
     proxy.spoil(script_of("CLAIM_ITEM"), "NOPERM this user has no permissions to run the 'eval' command")
     run = await fleet.submit(requests_for(space))
-    workers(lease_seconds=LEASE)
+    workers()
 
     outcomes = await all_results(fleet, run)
 
