@@ -239,11 +239,11 @@ class Fleet:
     def stop_streams(
         self, run: str, client: StreamsClient, *, concurrency: int | None = None
     ) -> BulkRun[ConferenceStream | CallStream]:
-        """Stop a run's streams, running or in doubt: ``async for outcome in fleet.stop_streams(run, client)``.
+        """Stop a run's streams, running or possibly running: ``async for outcome in fleet.stop_streams(run, client)``.
 
         The run is cancelled first, then starts in flight are awaited while their workers are alive. Streams are
-        stopped by their sid, or by their name if only that is known. Streams that have already ended count as
-        stopped. It can be repeated until nothing is left.
+        stopped by their sid, or by their name if only that is known, as for a start that got a 503 and was rejected
+        later. Streams that have already ended count as stopped. It can be repeated until nothing is left.
 
         Args:
             run: the run.

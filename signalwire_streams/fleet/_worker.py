@@ -125,7 +125,7 @@ class FleetWorker:
         If Redis becomes unavailable, the worker waits for it.
 
         Raises:
-            FleetError: Redis refuses the user or password.
+            FleetError: Redis refuses the user or password, or is a Redis Cluster.
             AuthenticationError: the Space rejects the client's token; other workers get what this one had in flight.
             PermissionDeniedError: the same.
             StreamOutcomeUnknownError: the same, for a start that an earlier worker may have made.
