@@ -84,6 +84,7 @@ def test_outcomes_survive_serialization(error: StreamsError | None) -> None:
     assert type(read.error) is type(error)
     if error is not None:
         assert vars(read.error) == vars(error)
+        assert repr(vars(read.error)) == repr(vars(error))  # the phase is a `Phase`, not its text
 
 
 def test_unknown_error_class_is_read_as_streams_error() -> None:
