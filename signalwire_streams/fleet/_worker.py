@@ -134,12 +134,12 @@ class FleetWorker:
             url = docket_url(self.url)
             docket = Docket(name=self._keys.prefix, url=url, execution_ttl=_EXECUTION_TTL)
             await stack.enter_async_context(docket)
-            connection = await stack.enter_async_context(connect(self.url, docket, _ENDLESS))
-            self._connection, self._writer = connection, Writer(connection)
-            self._leases = Leases(connection, duration=self.lease_seconds, heartbeat=self._heartbeat)
+            self._connection = await stack.enter_async_context(connect(self.url, docket, _ENDLESS))
+            self._writer = Writer(self._connection)
+            self._leases = Leases(self._connection, duration=self.lease_seconds, heartbeat=self._heartbeat)
             self._is_connected = True
             docket.register(self._task, names=[TASK])
-            if not await self._is_reachable(connection):
+            if not await self._is_reachable():
                 return
             supervisor = Supervisor(self._docket_worker(docket))
             renewing = self._leases.start()
@@ -147,12 +147,12 @@ class FleetWorker:
                 await self._work(supervisor, renewing)
             finally:
                 await self._leases.stop()
-                await self._deregister(connection)
+                await self._deregister()
                 await self._writer.close()
 
-    async def _is_reachable(self, connection: Connection) -> bool:
+    async def _is_reachable(self) -> bool:
         """Wait for Redis. Return False if the worker is stopped first."""
-        asking = asyncio.ensure_future(connection.run(lambda redis: redis.exists(self._keys.workers)))
+        asking = asyncio.ensure_future(self._connection.run(lambda redis: redis.exists(self._keys.workers)))
         stopping = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait([asking, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -319,16 +319,14 @@ class FleetWorker:
         pipe.set(self._keys.worker(self.name), json.dumps(asdict(status)), ex=max(1, round(self.lease_seconds)))
         pipe.sadd(self._keys.workers, self.name)
 
-    async def _deregister(self, connection: Connection) -> None:
-        connection.patience = 0.0
-
+    async def _deregister(self) -> None:
         def queue(pipe: Any) -> None:  # noqa: ANN401
             pipe.srem(self._keys.workers, self.name)
             pipe.delete(self._keys.worker(self.name))
 
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await connection.pipeline(queue)
+                await self._connection.pipeline(queue)
         except Exception as error:  # noqa: BLE001  (any error: the worker's entry expires anyway)
             _LOG.debug("the worker could not be deregistered: %s", error)
 

@@ -135,13 +135,17 @@ class Loads:
 
 
 async def test_connection_logs_outage_once(caplog: pytest.LogCaptureFixture) -> None:
-    connection = Connection(Broken([NotThere("gone"), ResponseError("LOADING"), OSError()]), 10.0)
+    broken = Broken([NotThere("gone"), ResponseError("LOADING"), OSError()])
+    connection = Connection(broken, 10.0)
     with caplog.at_level(logging.WARNING, "signalwire_streams"):
-        assert await connection.run(lambda redis: redis.get("key")) == b"there"
-    assert [record.getMessage() for record in caplog.records] == [
-        "fleet Redis unavailable, retrying: gone",
-        "fleet Redis available again",
-    ]
+        for outages in range(1, 3):
+            for _ in range(2):
+                assert await connection.run(lambda redis: redis.get("key")) == b"there"
+            assert [record.getMessage() for record in caplog.records] == [
+                "fleet Redis unavailable, retrying: gone",
+                "fleet Redis available again",
+            ] * outages
+            broken.failures.append(NotThere("gone"))
 
 
 @pytest.mark.parametrize(
