@@ -21,6 +21,17 @@ BATCH = 25
 """Items per task: with one, docket would be the bottleneck; with many, a dead worker leaves many in doubt."""
 _VERSION = 1
 _LONGEST_NAME = 64
+_SCHEMES = ("redis", "rediss", "unix", "memory")
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_ANSWER_TIMEOUT = 10.0
+_MAX_CONNECTIONS = 1000
+"""docket may use one connection for each task, and the pool's default of 100 would starve it."""
+_MOST_AT_ONCE = 500
+_GATHER_TIME = 0.01  # seconds; less than the Space takes to answer, and a round trip costs as much as thirty calls
+
+_LOG = logging.getLogger("signalwire_streams.fleet")
+_Reply = TypeVar("_Reply")
+_Queued: TypeAlias = tuple[LuaCall, asyncio.Future[str]]
 
 
 @frozen
@@ -94,16 +105,6 @@ def next_run(run: str) -> str:
     if len(following) > _LONGEST_NAME:
         raise InvalidRequestError(f"{following!r} is too long for a run's name: pass a name for the new run")
     return following
-
-
-_LOG = logging.getLogger("signalwire_streams.fleet")
-_Reply = TypeVar("_Reply")
-
-_SCHEMES = ("redis", "rediss", "unix", "memory")
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-_ANSWER_TIMEOUT = 10.0
-_MAX_CONNECTIONS = 1000
-"""docket may use one connection for each task, and the pool's default of 100 would starve it."""
 
 
 class Connection:
@@ -247,12 +248,6 @@ def _refusal(error: Exception) -> str | None:
 
 def _message(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-_MOST_AT_ONCE = 500
-_GATHER_TIME = 0.01  # seconds; less than the Space takes to answer, and a round trip costs as much as thirty calls
-
-_Queued: TypeAlias = tuple[LuaCall, asyncio.Future[str]]
 
 
 class Writer:

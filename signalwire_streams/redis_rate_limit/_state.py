@@ -20,10 +20,15 @@ from signalwire_streams.middleware._rate_limit import (
     recovered_rate,
 )
 
+_LOG = logging.getLogger("signalwire_streams.redis_rate_limit")
+
 LEASE = 25
 """Most tokens of one lease: enough to keep round trips few, and little to lose."""
 _AGES_PER_WINDOW = 50
 _RESERVED = 4
+_SETTLING = 1.0
+"""Seconds after an outage in which other clients may not know yet that it is over."""
+_NEVER = float("-inf")
 
 
 @frozen
@@ -115,7 +120,6 @@ class StateUpdate:
 
 
 NO_UPDATE = StateUpdate()
-_NEVER = float("-inf")
 
 
 class LocalState:
@@ -169,10 +173,6 @@ class LocalState:
 
     def on_success(self) -> None:
         self._served = True
-
-
-_LOG = logging.getLogger("signalwire_streams.redis_rate_limit")
-_SETTLING = 1.0
 
 
 class Fallback:
