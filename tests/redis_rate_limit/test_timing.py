@@ -287,3 +287,18 @@ def test_allowance_after_outage_is_the_share() -> None:
     outage.refund(1)
     assert outage.allowance(1, 100.5) == (1, 0.0)
     assert outage.allowance(25, 101.0) == (25, 0.0)
+
+
+async def test_tokens_that_redis_does_not_grant_after_an_outage_stay_in_the_share(bucket: Bucket, clock: Clock) -> None:
+    limiter = limiter_of(clock, fallback_clients=1)
+    limiter._fallback.begin("refused", limiter._state, clock.now())
+    limiter._fallback.end(clock.now())
+    await asyncio.sleep(0.5)  # the share is a full burst then
+    bucket.state, bucket.tokens, bucket.filled_at = State(epoch="e"), -1e6, clock.now()
+    waiting = [asyncio.create_task(limiter.acquire(Priority.BULK, 10.0)) for _ in range(QUOTA.burst)]
+    await asyncio.sleep(0.002)
+
+    assert [wanted for _, wanted, _ in bucket.leased] == [QUOTA.burst]
+    assert limiter._fallback.allowance(25, clock.now())[0] == QUOTA.burst
+    await limiter.aclose()
+    await asyncio.gather(*waiting, return_exceptions=True)
