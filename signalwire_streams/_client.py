@@ -34,8 +34,8 @@ from signalwire_streams.clock import Clock
 from signalwire_streams.errors import InvalidRequestError
 from signalwire_streams.middleware._circuit_breaker import CircuitBreaker, CircuitBreakerMiddleware
 from signalwire_streams.middleware._policies import CircuitBreakerPolicy, RateLimit, RetryPolicy
-from signalwire_streams.middleware._queueing import PrioritySemaphore
 from signalwire_streams.middleware._rate_limit import (
+    PrioritySemaphore,
     RateLimiter,
     RateLimitMiddleware,
     SpaceRateLimiter,

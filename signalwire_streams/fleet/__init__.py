@@ -20,10 +20,9 @@ if not (find_spec("docket") and find_spec("redis")):
         "signalwire_streams.fleet needs more packages: pip install 'signalwire-streams[fleet]'", name="docket"
     )
 
-from signalwire_streams.fleet._batches import SecretProvider
 from signalwire_streams.fleet._fleet import Fleet
 from signalwire_streams.fleet._status import FleetStatus, WorkerStatus
-from signalwire_streams.fleet._worker import FleetWorker, run_worker, stop_on_signals
+from signalwire_streams.fleet._worker import FleetWorker, SecretProvider, run_worker, stop_on_signals
 
 __all__ = [
     "Fleet",

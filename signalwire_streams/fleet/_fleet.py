@@ -1,12 +1,12 @@
 """`Fleet`: submits runs, follows them, and stops their streams, from any process that reaches the fleet's Redis."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from docket import Docket
 from redis.exceptions import RedisError
@@ -33,8 +33,8 @@ from signalwire_streams.fleet._redis import (
     docket_url,
     next_run,
 )
-from signalwire_streams.fleet._runs import ResultReader, RunScan
-from signalwire_streams.fleet._status import RESUMED, STOPPING, FleetStatus, RunRecord, WorkerStatus
+from signalwire_streams.fleet._runs import RunScan, read_results
+from signalwire_streams.fleet._status import RESUMED, STOPPING, FleetStatus, RunRecord, WorkerStatus, read_run
 from signalwire_streams.fleet._submission import TASK, Submission, prepare, start_batch
 from signalwire_streams.models import CallStream, ConferenceStream
 from signalwire_streams.models._validation import check_seconds, masks_secrets
@@ -72,8 +72,8 @@ class Fleet:
         # The token is not used, but an account is checked as a whole.
         account = find_account(space=space, base_url=None, project=project, token="none")  # noqa: S106
         self._keys = Keys(account.origin, account.sid)
-        self._stack = AsyncExitStack()
         self._connection: Connection | None = None
+        self._stack: AsyncExitStack
         self._docket: Docket
         self._writer: Writer
 
@@ -83,18 +83,20 @@ class Fleet:
     async def __aenter__(self) -> Self:
         await check_available(self.url, _PATIENCE_AT_FIRST)
         docket = Docket(name=self._keys.prefix, url=docket_url(self.url))
-        self._docket = await self._stack.enter_async_context(docket)
-        docket.register(start_batch, names=[TASK])
-        self._connection = await self._stack.enter_async_context(connect(self.url, docket, _PATIENCE))
-        self._writer = Writer(self._connection)
+        async with AsyncExitStack() as stack:
+            self._docket = await stack.enter_async_context(docket)
+            docket.register(start_batch, names=[TASK])
+            self._connection = await stack.enter_async_context(connect(self.url, docket, _PATIENCE))
+            self._writer = Writer(self._connection)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._connection = None
-        await self._writer.idle()
-        await self._stack.aclose()
+        async with self._stack:
+            await self._writer.idle()
 
     async def submit(
         self,
@@ -180,7 +182,7 @@ class Fleet:
             InvalidRequestError: there is no such run, or it has expired.
             FleetError: Redis is unavailable.
         """
-        return ResultReader(self._open(), self._keys, partial(self._record, run)).outcomes()
+        return read_results(self._open(), partial(self._record, run))
 
     async def runs(self) -> tuple[FleetStatus, ...]:
         """Return all runs that Redis keeps, in the order of their submits; without the workers.
@@ -188,8 +190,12 @@ class Fleet:
         Raises:
             FleetError: Redis is unavailable.
         """
-        names = await self._open().run(lambda redis: redis.zrange(self._keys.runs, 0, -1))
-        records = [RunRecord.from_hash(name, fields) for name, fields in await self._hashes(names, self._keys.run)]
+        connection = self._open()
+        names = [decode(name) for name in await connection.run(lambda redis: redis.zrange(self._keys.runs, 0, -1))]
+        hashes = await connection.pipeline(lambda pipe: [pipe.hgetall(self._keys.run(name)) for name in names])
+        records = [
+            RunRecord.from_hash(run, self._keys, decode_hash(one)) for run, one in zip(names, hashes, strict=True)
+        ]
         return tuple(sorted((run.status() for run in records if run is not None), key=lambda run: run.started_at))
 
     async def status(self, run: str) -> FleetStatus:
@@ -208,12 +214,13 @@ class Fleet:
         Raises:
             FleetError: Redis is unavailable.
         """
-        names = await self._open().run(lambda redis: redis.smembers(self._keys.workers))
-        hashes = sorted(await self._hashes(names, self._keys.worker))
-        expired = [name for name, fields in hashes if not fields]
+        connection = self._open()
+        names = sorted(map(decode, await connection.run(lambda redis: redis.smembers(self._keys.workers))))
+        texts = await connection.pipeline(lambda pipe: [pipe.get(self._keys.worker(name)) for name in names])
+        expired = [name for name, text in zip(names, texts, strict=True) if text is None]
         if expired:  # one that is alive adds itself again
-            await self._open().run(lambda redis: redis.srem(self._keys.workers, *expired))
-        return tuple(WorkerStatus.from_hash(name, fields) for name, fields in hashes if fields)
+            await connection.run(lambda redis: redis.srem(self._keys.workers, *expired))
+        return tuple(WorkerStatus.from_json(text) for text in texts if text is not None)
 
     async def cancel(self, run: str) -> FleetStatus:
         """Accept no further starts of a run. Starts not yet sent end as not attempted; this needs no worker.
@@ -233,11 +240,11 @@ class Fleet:
     def stop_streams(
         self, run: str, client: StreamsClient, *, concurrency: int | None = None
     ) -> BulkRun[ConferenceStream | CallStream]:
-        """Stop a run's streams, running or in doubt: ``async for outcome in fleet.stop_streams(run, client)``.
+        """Stop a run's streams, running or possibly running: ``async for outcome in fleet.stop_streams(run, client)``.
 
         The run is cancelled first, then starts in flight are awaited while their workers are alive. Streams are
-        stopped by their sid, or by their name if only that is known. Streams that have already ended count as
-        stopped. It can be repeated until nothing is left.
+        stopped by their sid, or by their name if only that is known, as for a start that got a 503 and was rejected
+        later. Streams that have already ended count as stopped. It can be repeated until nothing is left.
 
         Args:
             run: the run.
@@ -267,21 +274,16 @@ class Fleet:
         while record.in_doubt and now() < until and await self.workers():
             await asyncio.sleep(_POLL_EVERY)
             record = await self._record(run)
-        ledger.keys, ledger.retention = self._keys.of(run, record.plan), record.retention
+        ledger.record = record
         async for index, stream in self._scan(record).streams():
-            ledger.expect(index, stream)
+            ledger.expect_stream(index, stream)
             yield stream
 
-    async def _hashes(self, names: Iterable[Any], key: Callable[[str], str]) -> list[tuple[str, dict[str, str]]]:
-        decoded: Sequence[str] = [decode(name) for name in names]
-        hashes = await self._open().pipeline(lambda pipe: [pipe.hgetall(key(name)) for name in decoded])
-        return [(name, decode_hash(fields)) for name, fields in zip(decoded, hashes, strict=True)]
-
     def _scan(self, record: RunRecord) -> RunScan:
-        return RunScan(self._open(), self._keys.of(record.run, record.plan), record)
+        return RunScan(self._open(), record)
 
     async def _record(self, run: str) -> RunRecord:
-        record = RunRecord.from_hash(run, await self._open().hash(self._keys.run(check_run(run))))
+        record = await read_run(self._open(), self._keys, check_run(run))
         if record is None:
             raise InvalidRequestError(f"there is no run {run!r} in this project: name one that was submitted")
         return record

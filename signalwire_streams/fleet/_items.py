@@ -9,9 +9,11 @@ from attrs import fields_dict, frozen
 
 from signalwire_streams import errors
 from signalwire_streams.bulk._operations import ItemKey
-from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus
+from signalwire_streams.bulk._results import SUCCEEDED, BulkOutcome, BulkStatus, error_label
 from signalwire_streams.bulk._serialization import PlannedRequest, Start, planned_request, planned_row, target_kind
 from signalwire_streams.errors import Phase, StreamOutcomeUnknownError, StreamsError
+from signalwire_streams.fleet._lua import COMPLETE_ITEM, LuaCall
+from signalwire_streams.fleet._status import RunRecord
 from signalwire_streams.models import GENERATED_NAME, CallStream, ConferenceStream, StartConferenceStream
 
 _ERRORS = {
@@ -19,13 +21,15 @@ _ERRORS = {
 }
 _OMITTED = frozenset({"conference_sid", "call_sid", "extra"})
 """Fields of a stream that are not stored: its request has the target, and unknown keys may hold anything."""
-_MAY_RUN = SUCCEEDED | {BulkStatus.UNKNOWN}
 _ROW = 4
 _CLAIMED, _SETTLED = "i:", "f:"
 
 
 class Evidence(StrEnum):
-    """Evidence about an item's stream from earlier attempts, by any worker or in the run that this one resumes."""
+    """Evidence about an item's stream from earlier attempts, by any worker or in the run that this one resumes.
+
+    The members are in ascending order: none of them takes back what one before it says.
+    """
 
     NONE = ""
     THROTTLED = "t"
@@ -34,6 +38,10 @@ class Evidence(StrEnum):
     """The Space refused the start temporarily, with a 503 for example. It may have started the stream nevertheless."""
     IN_DOUBT = "i"
     """An attempt was made, or was about to be made, and its outcome is unknown."""
+
+    def __or__(self, other: "Evidence") -> "Evidence":
+        """Return the stronger one."""
+        return max(self, other, key=list(Evidence).index)
 
 
 @frozen
@@ -44,28 +52,21 @@ class PlannedItem:
     earlier: Evidence = Evidence.NONE
 
 
-def write_batch(items: Sequence[PlannedItem]) -> str:
-    rows = [(*planned_row(item.request), *([item.earlier] if item.earlier else [])) for item in items]
-    return json.dumps(rows, separators=(",", ":"))
-
-
-def read_batch(text: bytes | str) -> list[PlannedItem]:
-    return [
-        PlannedItem(planned_request(tuple(row[:_ROW])), Evidence(row[_ROW]) if len(row) > _ROW else Evidence.NONE)
-        for row in json.loads(text)
-    ]
-
-
 def claimed_mark(owner: str) -> str:
     """Return the mark of an item that its owner may have sent."""
     return f"{_CLAIMED}{owner}"
 
 
 def settled_mark(outcome: BulkOutcome[Any], evidence: Evidence) -> str:
-    stream = outcome.stream
-    detail, sid = ("1" if stream.ambiguous else "0", stream.sid or "") if stream is not None else ("0", "")
-    if outcome.status is BulkStatus.NOT_ATTEMPTED:
-        detail = evidence
+    """Return the mark of an item that has ended, with what is known about a stream that it may have started.
+
+    Neither an attempt that was not sent nor a rejection undoes an earlier attempt that was refused for now.
+    """
+    detail, sid = str(evidence), ""
+    if outcome.status is BulkStatus.UNKNOWN:
+        detail = Evidence.IN_DOUBT
+    elif outcome.stream is not None:
+        detail, sid = "1" if outcome.stream.ambiguous else "0", outcome.stream.sid or ""
     return f"{_SETTLED}{outcome.status.value}:{detail}:{sid}"
 
 
@@ -97,12 +98,8 @@ class ItemMark:
         """The evidence for the next attempt."""
         if self.is_settled:
             _, status, detail, _ = self.text.split(":", 3)
-            if status == BulkStatus.UNKNOWN:
-                return Evidence.IN_DOUBT
-            return Evidence(detail) if status == BulkStatus.NOT_ATTEMPTED else Evidence.NONE
-        if self.is_claimed or self.earlier is Evidence.IN_DOUBT:
-            return Evidence.IN_DOUBT
-        return Evidence(self.text) or self.earlier
+            return Evidence.NONE if status in SUCCEEDED else Evidence(detail)
+        return self.earlier | (Evidence.IN_DOUBT if self.is_claimed else Evidence(self.text))
 
     @property
     def is_in_doubt(self) -> bool:
@@ -110,13 +107,71 @@ class ItemMark:
 
     def stream_of(self, request: Start) -> ConferenceStream | CallStream | None:
         """Return the stream that this item started, or may have started."""
-        if self.is_settled:
-            _, status, detail, sid = self.text.split(":", 3)
-            if status in _MAY_RUN:
-                return _stream_of(request, {"name": request.name, "ambiguous": detail == "1", "sid": sid or None})
-        if self.is_in_doubt or (self.evidence is Evidence.REFUSED and _has_generated_name(request)):
+        if self.status in SUCCEEDED:
+            _, _, detail, sid = self.text.split(":", 3)
+            return _stream_of(request, {"name": request.name, "ambiguous": detail == "1", "sid": sid or None})
+        evidence = self.evidence
+        if evidence is Evidence.IN_DOUBT or (evidence is Evidence.REFUSED and _has_generated_name(request)):
             return _stream_of(request, {"name": request.name})
         return None
+
+
+@frozen
+class ScannedItem:
+    """An item of a run, its index, and its mark."""
+
+    index: int
+    planned: PlannedItem
+    mark: ItemMark
+
+    @property
+    def request(self) -> Start:
+        return self.planned.request.request
+
+
+@frozen
+class Batch:
+    """A batch of a run, and its number from 0."""
+
+    record: RunRecord
+    number: int
+
+    @property
+    def marks(self) -> str:
+        return self.record.keys.marks(self.number)
+
+    def items(self, plan: bytes | str, marks: Mapping[str, str]) -> list[ScannedItem]:
+        """Combine the texts of its requests and its marks."""
+        return [
+            ScannedItem(index, planned, ItemMark(marks.get(str(index), ""), planned.earlier))
+            for index, planned in enumerate(read_batch(plan), self.number * self.record.batch_size)
+        ]
+
+    def complete(self, expected: str, outcome: BulkOutcome[Any], evidence: Evidence) -> LuaCall:
+        """Return the call that writes an outcome, provided that the item's mark is the expected one."""
+        values = (
+            outcome.index,
+            expected,
+            settled_mark(outcome, evidence),
+            write_outcome(outcome),
+            outcome.status.value,
+            outcome.attempts,
+            "" if outcome.error is None else error_label(outcome.error),
+            self.record.retention,
+        )
+        return LuaCall(COMPLETE_ITEM, (self.record.keys.run, self.record.keys.outcomes), self.marks, values)
+
+
+def write_batch(items: Sequence[PlannedItem]) -> str:
+    rows = [(*planned_row(item.request), *([item.earlier] if item.earlier else [])) for item in items]
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def read_batch(text: bytes | str) -> list[PlannedItem]:
+    return [
+        PlannedItem(planned_request(tuple(row[:_ROW])), Evidence(row[_ROW]) if len(row) > _ROW else Evidence.NONE)
+        for row in json.loads(text)
+    ]
 
 
 def _has_generated_name(request: Start) -> bool:

@@ -2,162 +2,104 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._journal import ItemRecord
 from signalwire_streams.bulk._journal_file import IN_DOUBT
 from signalwire_streams.bulk._operations import ItemKey
-from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, error_label, to_status
+from signalwire_streams.bulk._results import BulkOutcome, BulkStatus, to_status
 from signalwire_streams.bulk._runner import is_fatal_for_run
 from signalwire_streams.bulk._serialization import Start, target_kind
-from signalwire_streams.errors import InvalidRequestError, RunCancelledError, StreamOutcomeUnknownError, StreamsError
-from signalwire_streams.fleet._items import (
-    Evidence,
-    ItemMark,
-    claimed_mark,
-    key_of,
-    outcome_unknown,
-    settled_mark,
-    write_outcome,
+from signalwire_streams.errors import (
+    FleetError,
+    InvalidRequestError,
+    RunCancelledError,
+    StreamOutcomeUnknownError,
+    StreamsError,
 )
-from signalwire_streams.fleet._lua import CLAIM_ITEM, COMPLETE_ITEM, MARK_STOPPED, RELEASE_ITEM, LuaCall
-from signalwire_streams.fleet._redis import RunKeys, Writer
+from signalwire_streams.fleet._items import Batch, Evidence, ItemMark, claimed_mark, key_of, outcome_unknown
+from signalwire_streams.fleet._lua import CLAIM_ITEM, MARK_STOPPED, RELEASE_ITEM, LuaCall
+from signalwire_streams.fleet._redis import Writer
+from signalwire_streams.fleet._status import RunRecord
 from signalwire_streams.models import AttemptResult, CallStream, ConferenceStream
 
 _NO_PROOF = frozenset({BulkStatus.NOT_ATTEMPTED, BulkStatus.REJECTED})
+_LEFT_TO_OTHERS = (RunCancelledError, FleetError, StreamOutcomeUnknownError)
 _CANCELLED = "the run was cancelled before its turn"
 
 
-@frozen(kw_only=True)
-class Batch:
-    """A batch of a run: its keys, its number from 0, and the retention of its records in seconds."""
+class _FleetLedger:
+    """A ledger without a beginning or an end. It finds the index of an item by its key; of equal keys, in order."""
 
-    keys: RunKeys
-    run: str
-    number: int
-    retention: int
-
-    @property
-    def marks(self) -> str:
-        return self.keys.marks(self.number)
-
-    def complete(self, expected: str, outcome: BulkOutcome[Any], evidence: Evidence) -> LuaCall:
-        """Return the call that writes an outcome, provided that the item's mark is the expected one."""
-        values = (
-            outcome.index,
-            expected,
-            settled_mark(outcome, evidence),
-            write_outcome(outcome),
-            outcome.status.value,
-            outcome.attempts,
-            "" if outcome.error is None else error_label(outcome.error),
-            self.retention,
-        )
-        return LuaCall(COMPLETE_ITEM, (self.keys.run, self.keys.outcomes), self.marks, values)
-
-
-class _Expected:
-    """Items of a run that the bulk machinery knows by their key only; of equal keys the first comes first."""
-
-    def __init__(self) -> None:
+    def __init__(self, run: str, writer: Writer) -> None:
+        self.run = run
+        self._writer = writer
         self._indexes: dict[ItemKey, deque[int]] = {}
 
-    def add(self, key: ItemKey, index: int) -> None:
+    async def begin(self) -> None:
+        pass
+
+    async def end(self) -> None:
+        pass
+
+    def find(self, key: ItemKey) -> None:
+        """Return None: what is not sent is reported, or found again, without this."""
+
+    def expect(self, key: ItemKey, index: int) -> None:
+        """Register an item that will be sent."""
         self._indexes.setdefault(key, deque()).append(index)
 
-    def take(self, key: ItemKey) -> int:
+    def _take(self, key: ItemKey) -> int:
         indexes = self._indexes[key]
         index = indexes.popleft()
         if not indexes:
             del self._indexes[key]
         return index
 
-    def discard(self, key: ItemKey, index: int) -> bool:
-        """Remove an item. Return False if it was taken, or never added."""
-        if index not in self._indexes.get(key, ()):
-            return False
-        self._indexes[key].remove(index)
-        return True
 
-
-class BatchLedger:
+class BatchLedger(_FleetLedger):
     """Records the starts of one batch in Redis, for one owner; the `Ledger` of that bulk run.
 
     Before a start is sent, its mark is changed from the one that the owner found to the owner's, in one step. An owner
     that finds another's mark there sends nothing and writes no outcome.
-
-    Attributes:
-        marks: the marks as they were found, by index.
-        cancelled: why the run accepts no further starts, or None.
-        handed_back: True once the owner leaves unfinished items to other workers.
-        denied: the error, if the Space denies access to this worker; others may have a better token.
-        lost: items that another worker took over.
     """
 
-    def __init__(self, batch: Batch, *, owner: str, writer: Writer, cancelled: str | None = None) -> None:
+    def __init__(self, batch: Batch, *, owner: str, writer: Writer) -> None:
+        super().__init__(batch.record.run, writer)
         self.batch = batch
-        self.marks: Mapping[int, ItemMark] = {}
-        self.size = 0
-        self.cancelled = cancelled
-        self.handed_back = False
-        self.denied: StreamsError | None = None
-        self.lost: set[int] = set()
+        self.marks: Mapping[int, ItemMark] = {}  # as they were found
+        self.cancelled = batch.record.cancelled  # why the run accepts no further starts
+        self.handed_back = False  # True once the owner leaves unfinished items to other workers
+        self.denied: StreamsError | None = None  # by the Space, to this worker; others may have a better token
+        self.lost: set[int] = set()  # to another worker
         self._claim = claimed_mark(owner)
-        self._writer = writer
-        self._expected = _Expected()
-        self._items: dict[CallState, tuple[int, ItemKey]] = {}
-        self._tasks: dict[CallState, asyncio.Task[Any]] = {}
+        self._sending: dict[CallState, tuple[int, ItemKey, asyncio.Task[Any]]] = {}
+        self._taken: set[int] = set()
         self._asked: set[int] = set()
         self._claimed: set[int] = set()
         self._completing: list[asyncio.Future[str]] = []
         self._releasing: list[asyncio.Future[str]] = []
 
-    def expect(self, items: Iterable[tuple[int, Start]]) -> Sequence[Start]:
-        """Register the items that will be started, by index. Return their requests."""
-        requests = []
-        for index, request in items:
-            self._expected.add(key_of(request), index)
-            requests.append(request)
-        return requests
-
-    @property
-    def run(self) -> str:
-        return self.batch.run
-
-    async def begin(self) -> None:
-        pass  # everything was read before
-
-    async def end(self) -> None:
-        pass  # `written` waits for what is not written yet
-
     def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
-        index = self._expected.take(key)
-        self._items[state] = index, key
-        self._tasks[state] = cast("asyncio.Task[Any]", asyncio.current_task())
+        index = self._take(key)
+        self._taken.add(index)
+        self._sending[state] = index, key, cast("asyncio.Task[Any]", asyncio.current_task())
         mark = self._mark(index)
         state.was_refused_for_now |= mark.evidence in {Evidence.THROTTLED, Evidence.REFUSED}
         return ItemRecord(index, IN_DOUBT, sid=None, ambiguous=False) if mark.is_in_doubt else None
 
-    def find(self, key: ItemKey) -> None:
-        """Return None: `settle_rest` reports what is not sent."""
-
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:  # noqa: ARG002
-        """Claim an item.
-
-        Raises:
-            RunCancelledError: the run was cancelled, or another worker has this item.
-            StreamOutcomeUnknownError: the run was cancelled, and an earlier worker may have sent this item.
-        """
+        """Claim an item; raise what it ends in if the run was cancelled, or if another worker has it."""
         if self.handed_back:
             raise RunCancelledError("left to other workers")
-        index, _ = self._items[state]
+        index = self._sending[state][0]
         mark = self._mark(index)
         self._asked.add(index)
-        answer = await self._call(CLAIM_ITEM, index, mark.text, self._claim, self.batch.retention)
+        answer = await self._call(CLAIM_ITEM, index, mark.text, self._claim, self.batch.record.retention)
         if answer == "ok":
             self._claimed.add(index)
             return
@@ -169,18 +111,16 @@ class BatchLedger:
 
     def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
         """Write an outcome, or release the item if it is left to other workers."""
-        self._tasks.pop(state, None)
-        index, key = self._items.pop(state, (None, None))
+        index, key, _ = self._sending.pop(state, (None, None, None))
         if index is None or key is None or index in self.lost:
             return
         error = outcome.error
-        if error is not None and is_fatal_for_run(error):
-            self.denied, self.handed_back = error, True
-            if not isinstance(error, StreamOutcomeUnknownError):
-                self._release(index, state)
-            return
-        if self.handed_back and isinstance(error, RunCancelledError | StreamOutcomeUnknownError):
-            if isinstance(error, RunCancelledError) and not self._mark(index).is_claimed:
+        is_denied = error is not None and is_fatal_for_run(error)
+        if is_denied:
+            self.denied = error
+        self.handed_back |= is_denied or isinstance(error, FleetError)
+        if is_denied or (self.handed_back and isinstance(error, _LEFT_TO_OTHERS)):
+            if not (isinstance(error, StreamOutcomeUnknownError) or self._mark(index).is_claimed):
                 self._release(index, state)
             return
         if state.may_have_succeeded and outcome.status in _NO_PROOF:
@@ -191,9 +131,8 @@ class BatchLedger:
     def settle_rest(self, requests: Mapping[int, Start]) -> None:
         """Write the outcomes of all items that were not sent when the run was cancelled."""
         for index, request in requests.items():
-            key = key_of(request)
-            if self._expected.discard(key, index):
-                self.refuse(index, request, self._not_sent(key, self._mark(index)))
+            if index not in self._taken:
+                self.refuse(index, request, self._not_sent(key_of(request), self._mark(index)))
 
     def refuse(self, index: int, request: Start, error: StreamsError) -> None:
         """Write the outcome of an item that can't be started; one that may be running is not reported as rejected."""
@@ -207,29 +146,23 @@ class BatchLedger:
     def hand_back(self) -> None:
         """Cancel the starts in flight, and leave them to other workers."""
         self.handed_back = True
-        for task in self._tasks.values():
+        for _, _, task in self._sending.values():
             task.cancel()
 
     async def written(self) -> bool:
-        """Wait until Redis has everything. Return True if every item of the batch is settled there.
-
-        Raises:
-            FleetError: Redis is unavailable.
-        """
+        """Wait until Redis has everything. Return True if every item of the batch is settled there."""
         completing = len(self._completing)
         answers = await asyncio.gather(*self._completing, *self._releasing)
         before = sum(mark.is_settled for mark in self.marks.values())
-        return before + answers[:completing].count("ok") >= self.size
+        return before + answers[:completing].count("ok") >= len(self.marks)
 
     def _mark(self, index: int) -> ItemMark:
         return self.marks.get(index, ItemMark())
 
     def _evidence(self, index: int, state: CallState) -> Evidence:
         """Return the evidence about an item that is not known to be running."""
-        earlier = self._mark(index).evidence
-        if earlier is Evidence.REFUSED or state.refusals - {AttemptResult.THROTTLED}:
-            return Evidence.REFUSED
-        return Evidence.THROTTLED if state.refusals else earlier
+        refused = Evidence.THROTTLED if state.refusals <= {AttemptResult.THROTTLED} else Evidence.REFUSED
+        return self._mark(index).evidence | (refused if state.refusals else Evidence.NONE)
 
     def _not_sent(self, key: ItemKey, mark: ItemMark) -> StreamsError:
         why = self.cancelled or _CANCELLED
@@ -247,47 +180,36 @@ class BatchLedger:
             self._releasing.append(self._call(RELEASE_ITEM, index, self._claim, mark))
 
     def _call(self, source: str, *values: object) -> "asyncio.Future[str]":
-        return self._writer.call(LuaCall(source, (self.batch.keys.run,), self.batch.marks, values))
+        return self._writer.call(LuaCall(source, (self.batch.record.keys.run,), self.batch.marks, values))
 
 
-class StopLedger:
+class StopLedger(_FleetLedger):
     """Records which streams of a run were stopped; the `Ledger` of that bulk run.
 
     A stop can be repeated safely, so nothing is recorded before it.
     """
 
+    record: RunRecord  # known once the run was read, before its first stream
+
     def __init__(self, run: str, writer: Writer) -> None:
-        self.run = run
-        self.keys: RunKeys  # known once the run was read, before its first stream
-        self.retention = 0
-        self._writer = writer
-        self._expected = _Expected()
-        self._indexes: dict[CallState, int] = {}
+        super().__init__(run, writer)
+        self._stopping: dict[CallState, int] = {}
 
-    def expect(self, index: int, stream: ConferenceStream | CallStream) -> None:
-        handle = stream.name or stream.sid
+    def expect_stream(self, index: int, stream: ConferenceStream | CallStream) -> None:
         target = stream.conference_sid if isinstance(stream, ConferenceStream) else stream.call_sid
-        self._expected.add(ItemKey(target_kind(stream), target, handle), index)
-
-    async def begin(self) -> None:
-        pass
-
-    async def end(self) -> None:
-        pass
+        self.expect(ItemKey(target_kind(stream), target, stream.name or stream.sid), index)
 
     def known(self, key: ItemKey, state: CallState) -> ItemRecord | None:
-        self._indexes[state] = self._expected.take(key)
+        self._stopping[state] = self._take(key)
         return None
-
-    def find(self, key: ItemKey) -> None:
-        """Return None: what is not stopped is found again."""
 
     async def intend(self, key: ItemKey, state: CallState, record: ItemRecord | None) -> None:
         pass
 
     def note(self, state: CallState, outcome: BulkOutcome[Any]) -> None:
-        index = self._indexes.pop(state, None)
+        index = self._stopping.pop(state, None)
         if index is None or outcome.status is not BulkStatus.STOPPED:
             return
+        keys, retention = self.record.keys, self.record.retention
         # The fleet waits for this when it is closed.
-        _ = self._writer.call(LuaCall(MARK_STOPPED, (self.keys.run,), self.keys.stopped, (index, self.retention)))
+        _ = self._writer.call(LuaCall(MARK_STOPPED, (keys.run,), keys.stopped, (index, retention)))

@@ -13,94 +13,78 @@ class LuaCall:
     values: tuple[object, ...]
 
 
-_FOR_EACH = """
-local counted, kept = {}, {}
+def _for_each(step: str) -> str:
+    """Return a script for many items of one run; *step* is what it does for one, given its key and its arguments.
+
+    It takes the shared keys, the run's hash first, then one key per item; and as arguments the number of shared keys,
+    then equally many for each item. It returns one word per item: ``ok``, ``taken`` (the mark is not the expected one),
+    ``ended`` or ``gone`` (the run is).
+    """
+    return f"""
+local counted, kept = {{}}, {{}}
 local function count(name, more) counted[name] = (counted[name] or 0) + more end
 local function keep(key, seconds) kept[key] = seconds end
 local function is_claimed(mark) return string.sub(mark, 1, 2) == 'i:' end
-local function for_each(shared, size, step)
-  local answers = {}
-  for i = 1, #KEYS - shared do
-    local own = {}
-    for j = 1, size do own[j] = ARGV[(i - 1) * size + j] end
-    answers[i] = step(KEYS[shared + i], own)
-  end
-  for name, more in pairs(counted) do redis.call('HINCRBY', KEYS[1], name, more) end
-  for key, seconds in pairs(kept) do redis.call('EXPIRE', key, seconds) end
-  return answers
-end
-"""
-"""Scripts for many items take the shared keys, then one key per item, and the same number of arguments for each item.
-They return one word per item: ``ok``, ``taken`` (the mark is not the expected one), ``ended`` or ``gone``."""
+local function step(key, own){step}end
 
-CLAIM_ITEM = (
-    _FOR_EACH
-    + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return for_each(1, 0, function() return 'gone' end) end
-local ended = redis.call('HEXISTS', KEYS[1], 'ended') == 1
-return for_each(1, 4, function(marks, own)
-  local mark = redis.call('HGET', marks, own[1]) or ''
-  if mark == own[3] then return 'ok' end
-  if ended then return 'ended' end
-  if mark ~= own[2] then return 'taken' end
-  redis.call('HSET', marks, own[1], own[3])
-  if not is_claimed(mark) then count('c:in_doubt', 1) end
-  keep(marks, own[4])
-  return 'ok'
-end)
+local is_gone = redis.call('EXISTS', KEYS[1]) == 0
+local shared = tonumber(ARGV[1])
+local size = (#ARGV - 1) / (#KEYS - shared)
+local answers = {{}}
+for i = 1, #KEYS - shared do
+  local own = {{}}
+  for j = 1, size do own[j] = ARGV[1 + (i - 1) * size + j] end
+  answers[i] = is_gone and 'gone' or step(KEYS[shared + i], own)
+end
+for name, more in pairs(counted) do redis.call('HINCRBY', KEYS[1], name, more) end
+for key, seconds in pairs(kept) do redis.call('EXPIRE', key, seconds) end
+return answers
 """
-)
+
+
+CLAIM_ITEM = _for_each("""
+  local mark = redis.call('HGET', key, own[1]) or ''
+  if mark == own[3] then return 'ok' end
+  if redis.call('HEXISTS', KEYS[1], 'ended') == 1 then return 'ended' end
+  if mark ~= own[2] then return 'taken' end
+  redis.call('HSET', key, own[1], own[3])
+  if not is_claimed(mark) then count('c:in_doubt', 1) end
+  keep(key, own[4])
+  return 'ok'
+""")
 """Keys: run, marks. Arguments: index, expected mark, new mark, retention."""
 
-COMPLETE_ITEM = (
-    _FOR_EACH
-    + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return for_each(2, 0, function() return 'gone' end) end
-return for_each(2, 8, function(marks, own)
-  local mark = redis.call('HGET', marks, own[1]) or ''
+COMPLETE_ITEM = _for_each("""
+  local mark = redis.call('HGET', key, own[1]) or ''
   if mark == own[3] then return 'ok' end
   if mark ~= own[2] then return 'taken' end
-  redis.call('HSET', marks, own[1], own[3])
+  redis.call('HSET', key, own[1], own[3])
   redis.call('XADD', KEYS[2], '*', 'o', own[4])
   if is_claimed(mark) then count('c:in_doubt', -1) end
   count('c:' .. own[5], 1)
   count('attempts', tonumber(own[6]))
   if own[7] ~= '' then count('e:' .. own[7], 1) end
-  keep(marks, own[8])
+  keep(key, own[8])
   keep(KEYS[2], own[8])
   return 'ok'
-end)
-"""
-)
+""")
 """Keys: run, outcomes, marks. Arguments: index, expected mark, new mark, outcome, status, attempts, error label,
 retention."""
 
-RELEASE_ITEM = (
-    _FOR_EACH
-    + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return for_each(1, 0, function() return 'gone' end) end
-return for_each(1, 3, function(marks, own)
-  local mark = redis.call('HGET', marks, own[1]) or ''
+RELEASE_ITEM = _for_each("""
+  local mark = redis.call('HGET', key, own[1]) or ''
   if mark ~= own[2] then return 'taken' end
-  if own[3] == '' then redis.call('HDEL', marks, own[1]) else redis.call('HSET', marks, own[1], own[3]) end
+  if own[3] == '' then redis.call('HDEL', key, own[1]) else redis.call('HSET', key, own[1], own[3]) end
   count('c:in_doubt', -1)
   return 'ok'
-end)
-"""
-)
+""")
 """Keys: run, marks. Arguments: index, expected mark, mark to leave (empty: none)."""
 
-MARK_STOPPED = (
-    _FOR_EACH
-    + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return for_each(1, 0, function() return 'gone' end) end
-return for_each(1, 2, function(stopped, own)
-  if redis.call('HSET', stopped, own[1], '1') == 1 then count('stopped', 1) end
-  keep(stopped, own[2])
+MARK_STOPPED = _for_each("""
+  if redis.call('HSET', key, own[1], '1') == 1 then count('stopped', 1) end
+  keep(key, own[2])
   return 'ok'
-end)
-"""
-)
+""")
 """Keys: run, stopped items. Arguments: index, retention."""
 
 CANCEL_RUN = """

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 from attrs import frozen
 from docket import Docket
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AskError, AuthenticationError, ClusterCrossSlotError, NoPermissionError, RedisError
 
 from signalwire_streams.errors import FleetError, InvalidRequestError
 from signalwire_streams.fleet._lua import LuaCall
@@ -22,6 +22,17 @@ BATCH = 25
 """Items per task: with one, docket would be the bottleneck; with many, a dead worker leaves many in doubt."""
 _VERSION = 1
 _LONGEST_NAME = 64
+_SCHEMES = ("redis", "rediss", "unix", "memory")
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_ANSWER_TIMEOUT = 10.0
+_MAX_CONNECTIONS = 1000
+"""docket may use one connection for each task, and the pool's default of 100 would starve it."""
+_MOST_AT_ONCE = 500
+_GATHER_TIME = 0.01  # seconds; less than the Space takes to answer, and a round trip costs as much as thirty calls
+
+_LOG = logging.getLogger("signalwire_streams.fleet")
+_Reply = TypeVar("_Reply")
+_Queued: TypeAlias = tuple[LuaCall, asyncio.Future[str]]
 
 
 @frozen
@@ -40,15 +51,13 @@ class Keys:
         return f"{self.prefix}:our:workers"
 
     @property
-    def runs(self) -> str:
-        """The runs, by expiry time."""
+    def runs(self) -> str:  # a sorted set, by expiry time
         return f"{self.prefix}:our:runs"
 
     def worker(self, name: str) -> str:
         return f"{self.prefix}:our:worker:{name}"
 
     def run(self, run: str) -> str:
-        """The run's fields and counts."""
         return f"{self.prefix}:our:run:{run}"
 
     def of(self, run: str, plan: str) -> "RunKeys":
@@ -99,46 +108,30 @@ def next_run(run: str) -> str:
     return following
 
 
-_LOG = logging.getLogger("signalwire_streams.fleet")
-_Reply = TypeVar("_Reply")
-
-_SCHEMES = ("redis", "rediss", "unix", "memory")
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-_ANSWER_TIMEOUT = 10.0
-_MAX_CONNECTIONS = 1000
-"""docket may use one connection for each task, and the pool's default of 100 would starve it."""
-
-
 class Connection:
     """Sends commands to Redis, and repeats them while it is unavailable, so they must be safe to repeat.
 
-    redis-py's ``Retry`` does not fit: it repeats a wrong password (its `AuthenticationError` is a `ConnectionError`)
-    but no write that a full Redis refuses, and its exponential backoff overflows after a thousand failures.
-
-    Attributes:
-        patience: seconds that Redis may be unavailable.
+    redis-py's ``Retry`` knows no deadline, and its exponential backoff overflows after a thousand failures. Its scripts
+    cost a further round trip in each pipeline, so the full texts are sent.
     """
 
-    # Any: the in-memory client of docket has no type of redis-py's.
+    # Any: the in-memory client of docket has no type of redis-py's. Patience: seconds that Redis may be unavailable.
     def __init__(self, client: Any, patience: float) -> None:  # noqa: ANN401
         self.client = client
         self.patience = patience
         self._is_away = False
 
     async def run(self, send: Callable[[Any], Awaitable[_Reply]]) -> _Reply:
-        """Call *send* with the client and return its result, retrying during an outage.
-
-        Raises:
-            FleetError: Redis stayed unavailable, or refuses access.
-        """
+        """Call *send* with the client; raise `FleetError` if Redis stays unavailable or refuses access."""
         now = asyncio.get_running_loop().time
         began, pause = now(), _FIRST_PAUSE
         while True:
             try:
                 reply = await send(self.client)
             except (RedisError, OSError) as error:
-                if _is_refusal(error):
-                    raise FleetError(f"Redis refuses this user or password: {_message(error)}") from None
+                refusal = _refusal(error)
+                if refusal is not None:
+                    raise FleetError(refusal) from None
                 if now() + pause - began > self.patience:
                     raise FleetError(f"Redis is unavailable: {_message(error)}") from None
                 if not self._is_away:  # logged once, however many commands wait
@@ -153,7 +146,7 @@ class Connection:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def pipeline(self, queue: Callable[[Any], object]) -> list[Any]:
-        """Return the replies to the commands that *queue* puts on a pipeline. They do not form a transaction."""
+        """Return the replies to the commands that *queue* puts on a pipeline, which is no transaction."""
 
         async def send(client: Any) -> list[Any]:  # noqa: ANN401
             pipe = client.pipeline(transaction=False) if isinstance(client, Redis) else client.pipeline()
@@ -166,7 +159,6 @@ class Connection:
         return decode_hash(await self.run(lambda client: client.hgetall(key)))
 
     async def script(self, source: str, key: str | Sequence[str], *values: object) -> str:
-        """Run a script. Its full text is sent: EVALSHA would cost a further round trip after each restart of Redis."""
         keys = [key] if isinstance(key, str) else key
         return decode(await self.run(lambda client: client.eval(source, len(keys), *keys, *map(str, values))))
 
@@ -179,7 +171,8 @@ class Connection:
         def queue(pipe: Any) -> None:  # noqa: ANN401
             for (source, shared), places in groups.items():
                 keys = [*shared, *(calls[place].own for place in places)]
-                pipe.eval(source, len(keys), *keys, *(str(value) for place in places for value in calls[place].values))
+                values = [len(shared), *(value for place in places for value in calls[place].values)]
+                pipe.eval(source, len(keys), *keys, *map(str, values))
 
         answers = [""] * len(calls)
         for places, replies in zip(groups.values(), await self.pipeline(queue), strict=True):
@@ -198,8 +191,8 @@ def decode_hash(reply: Mapping[Any, Any]) -> dict[str, str]:
 
 @masks_secrets
 def check_url(url: object) -> str:
-    """Check the URL of a Redis; the message does not repeat it, since it may contain a password."""
     if not isinstance(url, str) or not _is_valid(url):
+        # The message does not repeat it, since it may contain a password.
         raise InvalidRequestError(
             "the fleet's Redis URL is invalid, or has an invalid option: write it as 'redis://host:6379/0', "
             "'rediss://...' or 'unix:///path'"
@@ -223,7 +216,7 @@ def docket_url(url: str) -> str:
 
 
 async def check_available(url: str, patience: float) -> None:
-    """Check that Redis answers; docket itself would wait for it without end."""
+    # Docket itself would wait for it without end.
     if urlsplit(url).scheme != "memory":
         async with Redis.from_url(url, retry=None, socket_connect_timeout=patience, socket_timeout=patience) as client:
             await Connection(client, patience).run(lambda client: client.ping())
@@ -231,7 +224,6 @@ async def check_available(url: str, patience: float) -> None:
 
 @asynccontextmanager
 async def connect(url: str, docket: Docket, patience: float) -> AsyncIterator[Connection]:
-    """Connect to Redis, or to docket's in-memory one."""
     if urlsplit(url).scheme == "memory":
         async with docket.redis() as memory:
             yield Connection(memory, patience)
@@ -244,21 +236,20 @@ async def connect(url: str, docket: Docket, patience: float) -> AsyncIterator[Co
         await client.aclose()
 
 
-def _is_refusal(error: Exception) -> bool:
+def _refusal(error: Exception) -> str | None:
+    """Return what to tell about an error that does not pass, or None."""
+    if isinstance(error, AskError | ClusterCrossSlotError):  # a MovedError is an AskError
+        return "this is a Redis Cluster, which is not supported: use a single Redis"
     # Some versions of redis-py raise a wrong password as a plain ConnectionError.
-    return isinstance(error, AuthenticationError | NoPermissionError) or any(
+    if isinstance(error, AuthenticationError | NoPermissionError) or any(
         words in str(error) for words in ("invalid username-password", "Authentication required")
-    )
+    ):
+        return f"Redis refuses this user or password: {_message(error)}"
+    return None
 
 
 def _message(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-_MOST_AT_ONCE = 500
-_GATHER_TIME = 0.01  # seconds; less than the Space takes to answer, and a round trip costs as much as thirty calls
-
-_Queued: TypeAlias = tuple[LuaCall, asyncio.Future[str]]
 
 
 class Writer:

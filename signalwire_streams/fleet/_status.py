@@ -1,10 +1,12 @@
 """Status of runs and workers, as stored in Redis."""
 
+import json
 from collections.abc import Mapping
 
-from attrs import field, frozen
+from attrs import field, fields_dict, frozen
 
 from signalwire_streams.errors import InvalidRequestError
+from signalwire_streams.fleet._redis import Connection, Keys, RunKeys
 
 RESUMED, STOPPING = "resumed", "stopping"
 """Fields of a run: the run that resumes it, and whether its streams are being, or were, rolled back."""
@@ -39,18 +41,9 @@ class WorkerStatus:
     draining: bool
 
     @classmethod
-    def from_hash(cls, name: str, fields: Mapping[str, str]) -> "WorkerStatus":
-        return cls(
-            name=name,
-            host=fields.get("host", ""),
-            pid=int(fields.get("pid", 0)),
-            started_at=fields.get("started_at", ""),
-            active_batches=int(fields.get("active_batches", 0)),
-            completed=int(fields.get("completed", 0)),
-            rate=float(fields.get("rate", 0)),
-            limit=float(fields["limit"]) if fields.get("limit") else None,
-            draining=fields.get("draining") == "1",
-        )
+    def from_json(cls, text: bytes | str) -> "WorkerStatus":
+        # A newer worker may report more than this reader knows.
+        return cls(**{name: value for name, value in json.loads(text).items() if name in fields_dict(cls)})
 
 
 @frozen(kw_only=True)
@@ -116,10 +109,10 @@ class FleetStatus:
 
 @frozen(kw_only=True)
 class RunRecord:
-    """A run's hash in Redis; *plan* is the id that the keys of its requests contain, *cancelled* the reason, if any."""
+    """A run's hash in Redis, and the names of its other keys; *cancelled* is the reason, if it is cancelled."""
 
     run: str
-    plan: str
+    keys: RunKeys
     planned: int
     batch_size: int
     retention: int
@@ -127,13 +120,13 @@ class RunRecord:
     fields: Mapping[str, str] = field(repr=False)
 
     @classmethod
-    def from_hash(cls, run: str, fields: Mapping[str, str]) -> "RunRecord | None":
+    def from_hash(cls, run: str, keys: Keys, fields: Mapping[str, str]) -> "RunRecord | None":
         """Return None if there is no such run, or if it has expired."""
         if "digest" not in fields:
             return None
         return cls(
             run=run,
-            plan=fields["plan"],
+            keys=keys.of(run, fields["plan"]),
             planned=int(fields["planned"]),
             batch_size=int(fields["batch_size"]),
             retention=int(fields["retention"]),
@@ -147,7 +140,6 @@ class RunRecord:
 
     @property
     def in_doubt(self) -> int:
-        """Number of items that a worker has sent, or one that died."""
         return int(self.fields.get("c:in_doubt", 0))
 
     @property
@@ -175,11 +167,7 @@ class RunRecord:
         )
 
     def check_finished(self) -> None:
-        """Check that every start has ended.
-
-        Raises:
-            InvalidRequestError: it has not; the message says what to do.
-        """
+        """Raise `InvalidRequestError` unless every start has ended."""
         if self.status().is_finished:
             return
         if self.cancelled is None:
@@ -191,3 +179,7 @@ class RunRecord:
 
     def _counts(self, prefix: str) -> dict[str, int]:
         return {name.removeprefix(prefix): int(value) for name, value in self.fields.items() if name.startswith(prefix)}
+
+
+async def read_run(connection: Connection, keys: Keys, run: str) -> RunRecord | None:
+    return RunRecord.from_hash(run, keys, await connection.hash(keys.run(run)))

@@ -14,7 +14,7 @@ from signalwire_streams.errors import ClientStateError, FleetError, InvalidReque
 from signalwire_streams.fleet._items import PlannedItem, write_batch
 from signalwire_streams.fleet._lua import CREATE_RUN, SET_ONCE
 from signalwire_streams.fleet._redis import BATCH, Connection, Keys
-from signalwire_streams.fleet._status import RunRecord
+from signalwire_streams.fleet._status import read_run
 from signalwire_streams.models import GENERATED_NAME
 from signalwire_streams.models._requests import each
 
@@ -31,26 +31,19 @@ async def start_batch(run: str, batch: int) -> None:
 
 
 class Submission:
-    """Submits one run."""
-
     def __init__(self, connection: Connection, docket: Docket, *, keys: Keys, run: str, retention: int) -> None:
         self._connection = connection
         self._docket = docket
         self._run = run
         self._retention = retention
         self._plan = token_hex(6)
-        self._runs_key = keys.runs
+        self._all_keys = keys
         self._keys = keys.of(run, self._plan)
         self._planned = 0
         self._batches = 0
 
     async def submit(self, items: AsyncIterable[PlannedItem]) -> None:
-        """Store the run, unless it is stored, and queue its batches, unless they are queued.
-
-        Raises:
-            InvalidRequestError: an item can't be submitted, or another run has that name; nothing was started.
-            FleetError: Redis is unavailable; submit again.
-        """
+        """Store the run, unless it is stored, and queue its batches, unless they are queued."""
         try:
             digest = await self._store(items)
         except BaseException:  # also a cancellation: nothing points to the requests yet
@@ -98,17 +91,17 @@ class Submission:
         flat = [value for entry in fields.items() for value in entry]
         expires_at = now.timestamp() + self._retention
         arguments = (self._retention, digest, expires_at, self._run, now.timestamp(), *flat)
-        return await self._connection.script(CREATE_RUN, (self._keys.run, self._runs_key), *arguments)
+        return await self._connection.script(CREATE_RUN, (self._keys.run, self._all_keys.runs), *arguments)
 
     async def _discard(self, connection: Connection) -> None:
-        record = RunRecord.from_hash(self._run, await connection.hash(self._keys.run))
-        if record is not None and record.plan == self._plan:
+        record = await read_run(connection, self._all_keys, self._run)
+        if record is not None and record.keys == self._keys:
             return  # the run was created by an attempt whose answer was lost
         keys = [self._keys.requests(number) for number in range(self._batches)]
         await connection.pipeline(lambda pipe: [pipe.delete(key) for key in keys])
 
     async def _queue(self) -> None:
-        record = RunRecord.from_hash(self._run, await self._connection.hash(self._keys.run))
+        record = await read_run(self._connection, self._all_keys, self._run)
         if record is None or record.is_queued:
             return
         for first in range(0, record.batches, _TASKS_AT_ONCE):
@@ -136,11 +129,7 @@ async def _in_batches(items: AsyncIterable[PlannedItem]) -> AsyncIterator[list[P
 async def prepare(
     requests: Iterable[Start] | AsyncIterable[Start], run: str, *, redact_secrets: bool
 ) -> AsyncIterator[PlannedItem]:
-    """Yield requests with a name and without secrets.
-
-    Raises:
-        InvalidRequestError: an item is not a request, or has secrets.
-    """
+    """Yield requests with a name and without secrets; raise `InvalidRequestError` for one that can't be submitted."""
     async for request in each(requests):
         check_request(request)
         planned = PlannedRequest.from_request(request)

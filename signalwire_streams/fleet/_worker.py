@@ -1,32 +1,38 @@
 """A worker of the fleet: gets batches from docket, starts their streams, and shuts down in order."""
 
 import asyncio
+import json
 import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
 from signal import Signals
-from typing import Any
+from typing import Any, TypeAlias
 
+from attrs import asdict
 from docket import Docket, ExponentialRetry, Worker
 
 from signalwire_streams._client import StreamsClient
 from signalwire_streams.bulk._results import BulkOutcome
+from signalwire_streams.bulk._serialization import PlannedRequest, Start
 from signalwire_streams.errors import FleetError, InvalidRequestError, StreamsError
-from signalwire_streams.fleet._batches import BatchProcessor, Leases, RequeueBatch, SecretProvider
-from signalwire_streams.fleet._redis import BATCH, Connection, Keys, Writer, check_url, connect, docket_url
+from signalwire_streams.fleet._items import Batch, ScannedItem, key_of
+from signalwire_streams.fleet._leases import Leases
+from signalwire_streams.fleet._ledger import BatchLedger
+from signalwire_streams.fleet._redis import BATCH, Connection, Keys, Writer, check_url, connect, decode_hash, docket_url
+from signalwire_streams.fleet._status import WorkerStatus, read_run
 from signalwire_streams.fleet._submission import TASK
+from signalwire_streams.fleet._supervisor import Supervisor
 from signalwire_streams.middleware._rate_limit import RateLimiter, SpaceRateLimiter
 from signalwire_streams.models._validation import check_count, check_seconds, masks_secrets
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
 
 _LOG = logging.getLogger("signalwire_streams.fleet")
 
-_CANCEL_AFTER = 2.0  # seconds that docket's worker gets to return what was cancelled
 _ENDLESS = float("inf")
 _RATE_WINDOW = 5.0  # seconds
 _POLL_INTERVAL = timedelta(milliseconds=20)
@@ -37,68 +43,12 @@ _RETRY_DELAY, _MAX_RETRY_DELAY = timedelta(milliseconds=100), timedelta(seconds=
 _CLOSE_TIMEOUT = 5.0
 
 
-class Supervisor:
-    """Runs docket's worker.
-
-    Cancelling that one does not stop it reliably: if Redis fails it in its last steps, it starts over and accepts work
-    again. Leaving its context does stop it.
-
-    Attributes:
-        task: ends on its own only if docket's worker failed.
-    """
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._working: asyncio.Task[None] | None = None
-        self._leaving = asyncio.Event()
-        self.task = asyncio.create_task(self._run())
-
-    def leave(self) -> None:
-        """Accept nothing new; the task ends when everything accepted is finished."""
-        self._leaving.set()
-
-    async def stop(self) -> None:
-        """Stop, whether Redis answers or not, and however often the caller is cancelled meanwhile.
-
-        Raises:
-            CancelledError: the caller was cancelled meanwhile.
-        """
-        self.leave()
-        await _uninterrupted(self._stop())
-
-    def raise_failure(self) -> None:
-        """Raise the error that docket's worker failed with, if it did."""
-        if not self.task.cancelled() and (error := self.task.exception()) is not None:
-            raise error
-
-    async def _run(self) -> None:
-        async with self._worker:
-            working = self._working = asyncio.create_task(self._worker.run_forever())
-            leaving = asyncio.create_task(self._leaving.wait())
-            await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
-            leaving.cancel()
-        if not working.cancelled():
-            await working
-
-    async def _stop(self) -> None:
-        while True:
-            await asyncio.wait([self.task], timeout=_CANCEL_AFTER)
-            if self.task.done():
-                return
-            # Each cancellation ends one thing that it waits for.
-            waits = self._working if self._working is not None and not self._working.done() else self.task
-            waits.cancel()
+SecretProvider: TypeAlias = Callable[[PlannedRequest], Start]
+"""Returns the request with its redacted secrets."""
 
 
-async def _uninterrupted(coroutine: Coroutine[object, object, None]) -> None:
-    task, cancelled = asyncio.ensure_future(coroutine), None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
+class RequeueBatch(Exception):  # noqa: N818  (an instruction to docket)
+    """A batch is not finished, so docket must deliver it again."""
 
 
 class FleetWorker:
@@ -152,9 +102,10 @@ class FleetWorker:
         self._completed = 0
         self._recent: deque[tuple[float, int]] = deque()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._connection: Connection | None = None
+        self._is_connected = False
+        self._connection: Connection
+        self._writer: Writer
         self._leases: Leases
-        self._processor: BatchProcessor
 
     def __repr__(self) -> str:
         return f"FleetWorker(name={self.name!r}, concurrency={self.concurrency!r})"
@@ -175,7 +126,7 @@ class FleetWorker:
         If Redis becomes unavailable, the worker waits for it.
 
         Raises:
-            FleetError: Redis refuses the user or password.
+            FleetError: Redis refuses the user or password, or is a Redis Cluster.
             AuthenticationError: the Space rejects the client's token; other workers get what this one had in flight.
             PermissionDeniedError: the same.
             StreamOutcomeUnknownError: the same, for a start that an earlier worker may have made.
@@ -184,23 +135,12 @@ class FleetWorker:
             url = docket_url(self.url)
             docket = Docket(name=self._keys.prefix, url=url, execution_ttl=_EXECUTION_TTL)
             await stack.enter_async_context(docket)
-            connection = await stack.enter_async_context(connect(self.url, docket, _ENDLESS))
-            writer = Writer(connection)
-            self._leases = Leases(connection, duration=self.lease_seconds, heartbeat=self._heartbeat)
-            self._processor = BatchProcessor(
-                self.client,
-                connection,
-                writer=writer,
-                leases=self._leases,
-                keys=self._keys,
-                worker=self.name,
-                secrets=self.secrets,
-                on_outcome=self._count,
-                on_denied=self._give_up,
-            )
-            self._connection = connection
+            self._connection = await stack.enter_async_context(connect(self.url, docket, _ENDLESS))
+            self._writer = Writer(self._connection)
+            self._leases = Leases(self._connection, duration=self.lease_seconds, heartbeat=self._heartbeat)
+            self._is_connected = True
             docket.register(self._task, names=[TASK])
-            if not await self._is_reachable(connection):
+            if not await self._is_reachable():
                 return
             supervisor = Supervisor(self._docket_worker(docket))
             renewing = self._leases.start()
@@ -208,12 +148,12 @@ class FleetWorker:
                 await self._work(supervisor, renewing)
             finally:
                 await self._leases.stop()
-                await self._deregister(connection)
-                await writer.close()
+                await self._deregister()
+                await self._writer.close()
 
-    async def _is_reachable(self, connection: Connection) -> bool:
+    async def _is_reachable(self) -> bool:
         """Wait for Redis. Return False if the worker is stopped first."""
-        asking = asyncio.ensure_future(connection.run(lambda redis: redis.exists(self._keys.workers)))
+        asking = asyncio.ensure_future(self._connection.run(lambda redis: redis.exists(self._keys.workers)))
         stopping = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait([asking, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -259,30 +199,100 @@ class FleetWorker:
         if self._denied is not None:
             raise self._denied
 
-    def _give_up(self, error: StreamsError) -> None:
-        self._denied = error
-        self._stop.set()
-
     def _cut(self) -> None:
-        if self._connection is not None:
+        if self._is_connected:
             self._connection.patience = 0.0  # no more waiting for Redis: what it does not learn expires there
             self._leases.lose_all()
 
     async def _task(self, run: str, batch: int) -> None:
-        """Process one batch. docket calls this, and again if it fails."""
+        """Process a batch once no other worker has it. docket calls this, and again if it fails."""
         try:
-            await self._process(run, batch)
+            while not await self._process(run, batch):
+                await self._wait_for_other(run, batch)
         except (RequeueBatch, FleetError):
             raise
         except Exception:  # docket would only retry, silently
             _LOG.exception("batch %d of %s failed and is retried", batch, run)
             raise
 
-    async def _process(self, run: str, batch: int) -> None:
-        while not await self._processor.process(run, batch):
-            if self._stop.is_set():
-                raise RequeueBatch(f"another worker has batch {batch} of {run}")
-            await asyncio.sleep(self.lease_seconds / 8)  # the worker that has it may finish it, or lose it
+    async def _wait_for_other(self, run: str, batch: int) -> None:
+        if self._stop.is_set():
+            raise RequeueBatch(f"another worker has batch {batch} of {run}")
+        await asyncio.sleep(self.lease_seconds / 8)  # it may finish the batch, or lose it
+
+    async def _process(self, run: str, number: int) -> bool:
+        """Process a batch, however often docket delivers it. Return False if another worker has it.
+
+        What is settled is skipped, the rest is started; what is left to other workers raises `RequeueBatch`.
+        """
+        record = await read_run(self._connection, self._keys, run)
+        if record is None:
+            _LOG.warning("batch %d of %s has expired and is skipped", number, run)
+            return True
+        owner = f"{self.name}.{token_hex(4)}"
+        ledger = BatchLedger(Batch(record, number), owner=owner, writer=self._writer)
+        lease = await self._leases.acquire(record.keys.lease(number), owner, ledger.hand_back)
+        if lease is None:
+            return False
+        try:
+            finished = await self._process_items(ledger)
+        finally:
+            await self._leases.release(lease)
+        if not finished:
+            raise RequeueBatch(f"batch {number} of {run} is left to other workers")
+        return True
+
+    async def _process_items(self, ledger: BatchLedger) -> bool:
+        batch = ledger.batch
+        plan, marks = await self._connection.pipeline(
+            lambda pipe: [pipe.get(batch.record.keys.requests(batch.number)), pipe.hgetall(batch.marks)]
+        )
+        if plan is None:
+            return True  # the run has expired
+        items = batch.items(plan, decode_hash(marks))
+        ledger.marks = {item.index: item.mark for item in items}
+        requests = self._with_secrets([item for item in items if not item.mark.is_settled], ledger)
+        for index, request in requests.items():
+            ledger.expect(key_of(request), index)
+        if ledger.cancelled is None and requests and not ledger.handed_back:
+            await self._start(ledger, list(requests.values()))
+        if ledger.cancelled is not None:
+            ledger.settle_rest(requests)
+        return await ledger.written()
+
+    async def _start(self, ledger: BatchLedger, requests: Sequence[Start]) -> None:
+        run = self.client.start_streams(requests, concurrency=len(requests), journal=ledger)
+        async for outcome in run:
+            self._count(outcome)
+            if ledger.denied is not None:
+                run.shutdown()  # the starts in flight will be denied as well
+            elif ledger.handed_back:
+                run.shutdown(0)
+        if ledger.denied is not None:
+            self._denied = ledger.denied
+            self._stop.set()
+
+    def _with_secrets(self, items: Sequence[ScannedItem], ledger: BatchLedger) -> Mapping[int, Start]:
+        """Add the secrets, and reject the items that lack them."""
+        requests = {}
+        for item in items:
+            try:
+                requests[item.index] = self._complete(item.planned.request)
+            except InvalidRequestError as error:
+                ledger.refuse(item.index, item.request, error)
+        return requests
+
+    def _complete(self, planned: PlannedRequest) -> Start:
+        if planned.is_complete:
+            return planned.request
+        if self.secrets is None:
+            raise InvalidRequestError(
+                f"{planned.request.target} needs secrets that Redis does not keep: pass secrets= to the workers"
+            )
+        request = self.secrets(planned)
+        if _identity(request) != _identity(planned.request):
+            raise InvalidRequestError(f"secrets= returned a different request than that of {planned.request.target}")
+        return request
 
     def _count(self, outcome: BulkOutcome[Any]) -> None:
         self._completed += outcome.ok
@@ -296,31 +306,28 @@ class FleetWorker:
 
     def _heartbeat(self, pipe: Any) -> None:  # noqa: ANN401  (redis-py's pipeline, or docket's)
         rate_limiter = self.client.rate_limiter
-        key = self._keys.worker(self.name)
-        fields = {
-            "host": socket.gethostname(),
-            "pid": str(os.getpid()),
-            "started_at": self._started_at,
-            "active_batches": str(len(self._leases.active)),
-            "completed": str(self._completed),
-            "rate": f"{self._rate():.1f}",
-            "limit": f"{rate_limiter.rate:.1f}" if isinstance(rate_limiter, SpaceRateLimiter) else "",
-            "draining": str(int(self._stop.is_set())),
-        }
-        pipe.hset(key, mapping=fields)
-        pipe.expire(key, max(1, round(self.lease_seconds)))
+        status = WorkerStatus(
+            name=self.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=self._started_at,
+            active_batches=len(self._leases.active),
+            completed=self._completed,
+            rate=round(self._rate(), 1),
+            limit=round(rate_limiter.rate, 1) if isinstance(rate_limiter, SpaceRateLimiter) else None,
+            draining=self._stop.is_set(),
+        )
+        pipe.set(self._keys.worker(self.name), json.dumps(asdict(status)), ex=max(1, round(self.lease_seconds)))
         pipe.sadd(self._keys.workers, self.name)
 
-    async def _deregister(self, connection: Connection) -> None:
-        connection.patience = 0.0
-
+    async def _deregister(self) -> None:
         def queue(pipe: Any) -> None:  # noqa: ANN401
             pipe.srem(self._keys.workers, self.name)
             pipe.delete(self._keys.worker(self.name))
 
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await connection.pipeline(queue)
+                await self._connection.pipeline(queue)
         except Exception as error:  # noqa: BLE001  (any error: the worker's entry expires anyway)
             _LOG.debug("the worker could not be deregistered: %s", error)
 
@@ -396,3 +403,7 @@ def stop_on_signals(worker: FleetWorker, on_signal: Callable[[Signals], object] 
     finally:
         for signal in signals:
             loop.remove_signal_handler(signal)
+
+
+def _identity(request: Start) -> tuple[str, str | None, bool]:
+    return request.target, request.name, request.unnamed

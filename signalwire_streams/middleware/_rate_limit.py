@@ -5,13 +5,15 @@ The order matters: holding a token while waiting for a slot causes bursts, which
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
 from typing import Protocol, runtime_checkable
 
 from signalwire_streams._http.messages import Handler, Request, Result
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import Phase
 from signalwire_streams.middleware._policies import RateLimit
-from signalwire_streams.middleware._queueing import PriorityQueue, PrioritySemaphore
 from signalwire_streams.middleware._retry import SERVED
 from signalwire_streams.models import AttemptResult, Operation, Priority
 
@@ -84,8 +86,8 @@ class TokenBucket:
 
         Args:
             now: the time.
-            sent_at: when the refused request was sent. Requests from before the last cut do not cut again: they extend
-                the pause but do not cut again.
+            sent_at: when the refused request was sent. Requests from before the last cut extend the pause, and do not
+                cut again.
             retry_after: seconds that the Space asked to wait.
         """
         if self._cut_at is None or sent_at > self._cut_at:
@@ -110,6 +112,102 @@ class TokenBucket:
         self.rate = min(max(grown, self.rate), self._ceiling)
         if self.rate >= self._ceiling:
             self._cut_at = None
+
+
+class PriorityQueue:
+    """Requests that wait for a grant. A grant is the time until which it may be used."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Priority, dict[asyncio.Future[float], None]] = {priority: {} for priority in Priority}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def ahead(self, priority: Priority) -> int:
+        """Return how many would be served before a new one of that priority."""
+        return len(self._waiting[Priority.INTERACTIVE]) if priority is Priority.INTERACTIVE else len(self)
+
+    def head(self) -> tuple[Priority, int]:
+        """Return the priority that is served next and how many of it wait; 0 if none does."""
+        heads = ((priority, len(turns)) for priority, turns in self._waiting.items() if turns)
+        return next(heads, (Priority.BULK, 0))
+
+    def add(self, priority: Priority) -> asyncio.Future[float]:
+        """Append a turn, for `wait`."""
+        turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._waiting[priority][turn] = None
+        return turn
+
+    async def wait(
+        self,
+        turn: asyncio.Future[float],
+        timeout: float,  # noqa: ASYNC109  (it may be 0)
+        give_back: Callable[[float], object],
+    ) -> float | None:
+        """Wait for a turn and return its grant, or None on timeout.
+
+        If cancelled at the moment of its grant, the grant is passed to *give_back*.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return await turn
+        except TimeoutError:
+            return turn.result() if _was_granted(turn) else None
+        except asyncio.CancelledError:
+            if _was_granted(turn) and turn.exception() is None:
+                give_back(turn.result())
+            raise
+        finally:
+            for turns in self._waiting.values():
+                turns.pop(turn, None)
+
+    def grant(self, usable_until: float = float("inf")) -> bool:
+        """Grant the next turn. Return False if none waits."""
+        turn = self._next()
+        if turn is None:
+            return False
+        turn.set_result(usable_until)
+        return True
+
+    def refuse(self, error: Exception) -> None:
+        """End all waits with an error."""
+        while (turn := self._next()) is not None:
+            turn.set_exception(copy(error))  # each raises its own, or their tracebacks would become one
+
+    def _next(self) -> asyncio.Future[float] | None:
+        for turns in self._waiting.values():
+            while turns:
+                turn = next(iter(turns))
+                del turns[turn]
+                if not turn.done():  # otherwise its wait was cancelled and has not ended yet
+                    return turn
+        return None
+
+
+def _was_granted(turn: asyncio.Future[float]) -> bool:
+    return turn.done() and not turn.cancelled()
+
+
+class PrioritySemaphore:
+    """A semaphore whose free slots go to interactive requests first."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self._queue = PriorityQueue()
+
+    async def acquire(self, priority: Priority, timeout: float) -> bool:  # noqa: ASYNC109  (it may be 0)
+        """Acquire a slot within *timeout* seconds. Return False on timeout."""
+        if self.free > 0:
+            self.free -= 1
+            return True
+        if timeout <= 0:
+            return False
+        granted = await self._queue.wait(self._queue.add(priority), timeout, lambda _: self.release())
+        return granted is not None
+
+    def release(self) -> None:
+        if not self._queue.grant():
+            self.free += 1
 
 
 class RateLimiter(Protocol):
@@ -194,28 +292,28 @@ class LocalRateLimiter:
                 self.bucket.refund()
 
     async def wait_until_allowed(self, timeout: float) -> float:  # noqa: ASYNC109  (a longer wait is not begun)
-        wait = self.bucket.time_until_open(self._clock.now())
-        if not wait:
-            return 0.0
-        if wait >= timeout:
-            return wait
-        await self._clock.sleep(wait)
-        return await self.wait_until_allowed(timeout - wait)
+        while 0.0 < (wait := self.bucket.time_until_open(self._clock.now())) < timeout:
+            await self._clock.sleep(wait)
+            timeout -= wait
+        return wait
 
     def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
         now = self._clock.now()
-        was_open = not self.bucket.time_until_open(now)
-        self.bucket.on_throttled(now, sent_at, retry_after)
-        pause = self.bucket.time_until_open(now)
-        if was_open and pause:
-            log_pause(pause)
+        with logged_pause(self.bucket.time_until_open, now):
+            self.bucket.on_throttled(now, sent_at, retry_after)
 
     def on_success(self) -> None:
         self.bucket.on_success()
 
 
-def log_pause(seconds: float) -> None:
-    _LOG.warning("too many requests (429): all requests pause for %.1f s", seconds)
+@contextmanager
+def logged_pause(time_until_open: Callable[[float], float], now: float) -> Iterator[None]:
+    """Log the pause that begins within the block; one that only becomes longer was logged before."""
+    was_open = not time_until_open(now)
+    yield
+    pause = time_until_open(now)
+    if was_open and pause:
+        _LOG.warning("too many requests (429): all requests pause for %.1f s", pause)
 
 
 def choose_rate_limiter(

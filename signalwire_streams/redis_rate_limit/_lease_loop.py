@@ -5,7 +5,7 @@ from collections import deque
 
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError
-from signalwire_streams.middleware._queueing import PriorityQueue
+from signalwire_streams.middleware._rate_limit import PriorityQueue
 from signalwire_streams.models import Priority
 from signalwire_streams.redis_rate_limit._state import LEASE, NO_UPDATE, Fallback, LocalState, StateUpdate
 from signalwire_streams.redis_rate_limit._store import LeaseReply, RateLimiterError, RedisUnavailableError, Store
@@ -34,6 +34,7 @@ class LeaseLoop:
         self._spare: deque[float] = deque()
         self._task: asyncio.Task[None] | None = None
         self._probe_task: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
         self._recovered = asyncio.Event()
         self._slow_leases = 0
         self._closed = False
@@ -56,25 +57,21 @@ class LeaseLoop:
         return self._spare_until() is not None and bool(self._spare.popleft())
 
     def give_back(self, usable_until: float) -> None:
-        """Return a token whose request was not sent after all."""
         self._spare.append(usable_until)
 
-    async def refresh(self) -> None:
-        """Read the shared state.
-
-        Raises:
-            RateLimiterError: Redis refuses access.
-        """
-        try:
-            await self._exchange()
-        except RedisUnavailableError as error:
-            self._lose(str(error))
+    async def refresh(self, timeout: float) -> None:  # noqa: ASYNC109  (others may wait for the same)
+        """Read the shared state, once for all requests that need it."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._read())
+        await asyncio.wait({self._refreshing}, timeout=max(0.0, timeout))
+        if self._refreshing.done() and not self._refreshing.cancelled():
+            self._refreshing.result()
 
     async def aclose(self) -> None:
         """Stop the tasks and fail the requests that wait."""
         # Cancelling is not enough: redis-py may take a cancellation for a broken connection.
         self._closed = True
-        for task in (self._task, self._probe_task):
+        for task in (self._task, self._probe_task, self._refreshing):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
@@ -134,6 +131,12 @@ class LeaseLoop:
         nap = max(min(wait_for_all, age / _LATEST), 0.0 if reply.tokens else wait_for_one, age / _SOONEST)
         # Without jitter, the first of several clients that ask in step would get everything.
         return min(nap * (0.75 + self._clock.random() / 2), _LONGEST_NAP)
+
+    async def _read(self) -> None:
+        try:
+            await self._exchange()
+        except RedisUnavailableError as error:
+            self._lose(str(error))
 
     async def _exchange(
         self, priority: Priority = Priority.BULK, tokens: int = 0, update: StateUpdate = NO_UPDATE

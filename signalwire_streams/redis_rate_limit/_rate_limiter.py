@@ -1,6 +1,5 @@
 """`RedisRateLimiter`: one rate limit for any number of clients of a Space, shared through Redis."""
 
-import asyncio
 import re
 from contextlib import suppress
 from types import TracebackType
@@ -11,7 +10,7 @@ from signalwire_streams._http.session import LoopGuard
 from signalwire_streams.clock import Clock
 from signalwire_streams.errors import ClientStateError, InvalidRequestError
 from signalwire_streams.middleware._policies import RateLimit
-from signalwire_streams.middleware._rate_limit import log_pause
+from signalwire_streams.middleware._rate_limit import logged_pause
 from signalwire_streams.models import Priority
 from signalwire_streams.models._validation import check_count, masks_secrets
 from signalwire_streams.redis_rate_limit._lease_loop import LeaseLoop
@@ -72,7 +71,6 @@ class RedisRateLimiter:
         self._fallback = Fallback(self._store.address, fallback_clients)
         self._guard = LoopGuard("rate limiter", "RedisRateLimiter")
         self._leases = LeaseLoop(store=self._store, state=self._state, fallback=self._fallback, clock=self._clock)
-        self._refreshing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"RedisRateLimiter({self._store.address!r}, space={self._space!r})"
@@ -86,15 +84,12 @@ class RedisRateLimiter:
         self._guard.enter()
         try:
             await self._store.ping()
-        except RedisUnavailableError as error:
+        except BaseException as error:  # also a cancellation: there will be no `__aexit__`
             await self.aclose()
-            failure = RateLimiterError(f"can't reach the Redis at {self._store.address}: {error}")
-        except RateLimiterError:
-            await self.aclose()
+            if isinstance(error, RedisUnavailableError):
+                raise RateLimiterError(f"can't reach the Redis at {self._store.address}: {error}") from None
             raise
-        else:
-            return self
-        raise failure
+        return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -103,13 +98,9 @@ class RedisRateLimiter:
 
     async def aclose(self) -> None:
         """Close the connection to Redis. Requests that still wait raise `ClientStateError`. Safe to repeat."""
-        if not self._guard.leave():
-            return
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-            await asyncio.wait({self._refreshing})
-        await self._leases.aclose()
-        await self._store.aclose()
+        if self._guard.leave():
+            await self._leases.aclose()
+            await self._store.aclose()
 
     @property
     def rate(self) -> float:
@@ -161,26 +152,22 @@ class RedisRateLimiter:
             RateLimiterError: Redis refuses access.
             ClientStateError: the rate limiter is closed, or belongs to another event loop or process.
         """
-        self._check()
-        if self._clock.now() - self._state.received_at > _FRESH and not self._fallback.is_active:
-            await self._refresh(timeout)
-        wait = self._state.time_until_open(self._clock.now())
-        if not wait:
-            return 0.0
-        if wait >= timeout:
-            return wait
-        await self._clock.sleep(wait)
-        return await self.wait_until_allowed(timeout - wait)
+        while True:
+            self._check()
+            if self._clock.now() - self._state.received_at > _FRESH and not self._fallback.is_active:
+                await self._leases.refresh(timeout)
+            wait = self._state.time_until_open(self._clock.now())
+            if not 0.0 < wait < timeout:
+                return wait
+            await self._clock.sleep(wait)
+            timeout -= wait
 
     def on_throttled(self, sent_at: float, retry_after: float | None) -> None:
         """Record a 429 and report it to the other clients; see `RateLimiter.on_throttled`."""
         now = self._clock.now()
-        was_open = not self._state.time_until_open(now)
-        self._state.on_throttled(now, sent_at, retry_after)
-        self._fallback.on_throttled(now, sent_at, retry_after)
-        pause = self._state.time_until_open(now)
-        if was_open and pause:
-            log_pause(pause)
+        with logged_pause(self._state.time_until_open, now):
+            self._state.on_throttled(now, sent_at, retry_after)
+            self._fallback.on_throttled(now, sent_at, retry_after)
         if self._state.has_update:
             # The request's own result must reach its caller, so nothing is raised here.
             with suppress(ClientStateError, InvalidRequestError):
@@ -190,14 +177,6 @@ class RedisRateLimiter:
     def on_success(self) -> None:
         """Record that the Space served a request; see `RateLimiter.on_success`."""
         self._state.on_success()
-
-    async def _refresh(self, patience: float) -> None:
-        """Read the shared state, once for all requests that need it."""
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._leases.refresh())
-        await asyncio.wait({self._refreshing}, timeout=max(0.0, patience))
-        if self._refreshing.done() and not self._refreshing.cancelled():
-            self._refreshing.result()
 
     def _check(self) -> None:
         self._guard.enter()

@@ -7,7 +7,7 @@ client's wall clock nor the offset between two clients matters.
 import logging
 from typing import Self
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve, field, frozen
 
 from signalwire_streams.middleware._policies import RateLimit
 from signalwire_streams.middleware._rate_limit import (
@@ -20,10 +20,15 @@ from signalwire_streams.middleware._rate_limit import (
     recovered_rate,
 )
 
+_LOG = logging.getLogger("signalwire_streams.redis_rate_limit")
+
 LEASE = 25
 """Most tokens of one lease: enough to keep round trips few, and little to lose."""
 _AGES_PER_WINDOW = 50
 _RESERVED = 4
+_SETTLING = 1.0
+"""Seconds after an outage in which other clients may not know yet that it is over."""
+_NEVER = float("-inf")
 
 
 @frozen
@@ -60,9 +65,15 @@ class Quota:
         return RateLimit(requests=requests, window=self.window, utilization=1.0, burst=burst)
 
 
-@frozen(kw_only=True)
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+@frozen
 class State:
     """State that all clients share; the script in `_store` changes it, and times are Redis' own.
+
+    The fields are in the order of the script's arguments and reply.
 
     Attributes:
         epoch: random id of the state in Redis; a different one means that Redis has lost its data.
@@ -74,15 +85,14 @@ class State:
         pause: seconds of the last pause whose length the Space did not choose.
     """
 
-    epoch: str = ""
-    cuts: int = 0
-    closed_until: float = 0.0
-    cut_at: float = 0.0
-    rate_before: float = 0.0
-    pause: float = 0.0
+    epoch: str = field(default="", converter=_text)
+    cuts: int = field(default=0, converter=int)
+    closed_until: float = field(default=0.0, converter=float)
+    cut_at: float = field(default=0.0, converter=float)
+    rate_before: float = field(default=0.0, converter=float)
+    pause: float = field(default=0.0, converter=float)
 
     def rate(self, now: float, quota: Quota) -> float:
-        """Return the requests per second that may be sent now."""
         if not self.cuts:
             return quota.rate
         grown = recovered_rate(self.rate_before, max(0.0, now - self.cut_at))
@@ -110,7 +120,6 @@ class StateUpdate:
 
 
 NO_UPDATE = StateUpdate()
-_NEVER = float("-inf")
 
 
 class LocalState:
@@ -140,11 +149,9 @@ class LocalState:
         return max(0.0, self.shared.closed_until - self._redis_offset - now, self._closed_until - now)
 
     def rate(self, now: float) -> float:
-        """Return the requests per second that all clients together may send now."""
         return self.shared.rate(now + self._redis_offset, self.quota)
 
     def receive(self, shared: State, redis_now: float, now: float) -> None:
-        """Accept an answer of Redis."""
         if shared.cuts > self.shared.cuts:
             self._cut_seen_at = now
             self._served = False
@@ -165,32 +172,22 @@ class LocalState:
             self.update = evolve(self.update, closed_until=self._closed_until)
 
     def on_success(self) -> None:
-        """Record that the Space served a request."""
         self._served = True
 
 
-_LOG = logging.getLogger("signalwire_streams.redis_rate_limit")
-_SETTLING = 1.0
-
-
-@define(eq=False)
 class Fallback:
-    """This client's behavior while Redis is unavailable, and for a moment after that.
+    """This client's behavior while Redis is unavailable, and for a moment after that."""
 
-    Attributes:
-        address: of the Redis, for the log.
-        clients: how many clients share the limit, each of which then continues with its share; None to wait instead.
-    """
-
-    address: str
-    clients: int | None
-    _since: float | None = field(init=False, default=None)
-    _bucket: TokenBucket | None = field(init=False, default=None)
-    _settled_at: float = field(init=False, default=_NEVER)
+    def __init__(self, address: str, clients: int | None) -> None:
+        """Args: *clients* share the limit, and each then continues with its share; None to wait for Redis instead."""
+        self._address = address
+        self._clients = clients
+        self._since: float | None = None
+        self._bucket: TokenBucket | None = None
+        self._settled_at = _NEVER
 
     @property
     def is_active(self) -> bool:
-        """True while Redis is unavailable."""
         return self._since is not None
 
     @property
@@ -203,18 +200,17 @@ class Fallback:
             return
         self._since = now
         consequence = "requests wait for it, as long as their deadlines allow"
-        if self.clients is not None:
-            consequence = f"this client continues with its share of the limit, one of {self.clients}"
-            self._bucket = self._bucket or _empty_bucket(state, self.clients, now)
-        _LOG.warning("the Redis at %s is unavailable (%s): %s", self.address, why, consequence)
+        if self._clients is not None:
+            consequence = f"this client continues with its share of the limit, one of {self._clients}"
+            self._bucket = self._bucket or _empty_bucket(state, self._clients, now)
+        _LOG.warning("the Redis at %s is unavailable (%s): %s", self._address, why, consequence)
 
     def end(self, now: float) -> None:
         if self._since is None:
             return
+        seconds = now - self._since
         _LOG.warning(
-            "the Redis at %s is available again after %.1f s: the limit is shared again",
-            self.address,
-            now - self._since,
+            "the Redis at %s is available again after %.1f s: the limit is shared again", self._address, seconds
         )
         self._since = None
         self._settled_at = now + _SETTLING
@@ -244,7 +240,6 @@ class Fallback:
                 self._bucket.refund()
 
     def on_throttled(self, now: float, sent_at: float, retry_after: float | None) -> None:
-        """Record a refusal: this client's share shrinks too."""
         if self._bucket is not None:
             self._bucket.on_throttled(now, sent_at, retry_after)
 

@@ -9,12 +9,14 @@ from functools import partial
 from secrets import token_hex
 from typing import Any
 
-from attrs import define, frozen
+from attrs import astuple, define, frozen
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
+    ClusterCrossSlotError,
     ClusterDownError,
     InvalidResponse,
     NoScriptError,
@@ -105,14 +107,14 @@ _TRANSIENT = (ReadOnlyError, OutOfMemoryError, ClusterDownError, TryAgainError, 
 _TRANSIENT_CODES = re.compile(r"\b(?:OOM|READONLY|MISCONF|LOADING|BUSY|NOREPLICAS)\b")
 
 
-@frozen(kw_only=True)
+@frozen
 class LeaseReply:
     """The state, Redis' time, the tokens granted, and how many are left (negative: so many are missing)."""
 
     state: State
     redis_now: float
-    tokens: int = 0
-    left: float = 0.0
+    tokens: int
+    left: float
 
 
 class Store:
@@ -149,32 +151,18 @@ class Store:
     ) -> LeaseReply:
         """Report *update*, lease up to *tokens* tokens but leave *reserve* of them, and return the state.
 
-        *known* is the state as this client knows it, and *now* the client's time, which *update* refers to.
-
-        Raises:
-            RedisUnavailableError: Redis did not answer.
-            RateLimiterError: it refused.
+        *known* is the state as this client knows it, and *now* the client's time, which *update* refers to. Raises
+        `RedisUnavailableError` if Redis does not answer, and `RateLimiterError` if it refuses.
         """
         closed_for = "" if update.closed_until is None else update.closed_until - now
         refused_after = "" if update.refused_after is None else update.refused_after
         arguments: list[Any] = [_LIFETIME, token_hex(8), rate, burst, reserve, tokens]
-        arguments += [known.epoch, known.cuts, known.closed_until, known.cut_at, known.rate_before, known.pause]
-        arguments += [refused_after, update.pause, closed_for]
+        arguments += [*astuple(known), refused_after, update.pause, closed_for]
         key = f"signalwire-streams:{{{space}}}:state"
-        epoch, cuts, *numbers = await self._run(partial(self._script, keys=[key], args=arguments))
-        closed_until, cut_at, rate_before, pause, redis_now, granted, left = map(float, numbers)
-        state = State(
-            epoch=epoch.decode() if isinstance(epoch, bytes) else epoch,
-            cuts=int(cuts),
-            closed_until=closed_until,
-            cut_at=cut_at,
-            rate_before=rate_before,
-            pause=pause,
-        )
-        return LeaseReply(state=state, redis_now=redis_now, tokens=int(granted), left=left)
+        *state, redis_now, granted, left = await self._run(partial(self._script, keys=[key], args=arguments))
+        return LeaseReply(State(*state), redis_now=float(redis_now), tokens=int(granted), left=float(left))
 
     async def ping(self) -> None:
-        """Check that Redis answers; same errors as `exchange`."""
         await self._run(self._redis.ping)
 
     async def aclose(self) -> None:
@@ -191,20 +179,21 @@ class Store:
         raise translated
 
     def _translate(self, error: BaseException) -> Exception:
-        chain = [error]
-        while cause := chain[-1].__cause__ or chain[-1].__context__:
-            chain.append(cause)
-        for one in chain:  # redis-py wraps what it meets while it connects
+        one: BaseException | None = error
+        while one is not None:  # redis-py wraps what it meets while it connects
             if isinstance(one, InvalidResponse):
                 return RateLimiterError(f"the server at {self.address} is not a Redis server")
             if isinstance(one, AuthenticationError):
                 return RateLimiterError(f"the Redis at {self.address} requires a different user or password in its URL")
+            if isinstance(one, AskError | ClusterCrossSlotError):  # a MovedError is an AskError
+                return RateLimiterError(f"the Redis at {self.address} is a Redis Cluster, which is not supported")
             if isinstance(one, _TRANSIENT) or (isinstance(one, ResponseError) and _TRANSIENT_CODES.search(str(one))):
                 break
             if "WRONGTYPE" in str(one):
                 return RateLimiterError(f"the Redis at {self.address} has other data under this package's key")
             if isinstance(one, ssl.SSLError | ResponseError):
                 return RateLimiterError(f"the Redis at {self.address} can't be used: {self._redacted(one)}")
+            one = one.__cause__ or one.__context__
         return RedisUnavailableError(self._redacted(error))
 
     def _redacted(self, error: BaseException) -> str:

@@ -9,7 +9,7 @@ from attrs import define, field
 from signalwire_streams import BulkOutcome, StartCallStream, StartConferenceStream
 from signalwire_streams.fleet import Fleet
 from signalwire_streams.fleet._redis import BATCH, Connection, RunKeys
-from signalwire_streams.fleet._status import RunRecord
+from signalwire_streams.fleet._status import RunRecord, read_run
 from tests import waiting
 
 URL = "wss://rx.example.com/audio"
@@ -64,10 +64,14 @@ class Pipe:
         return [await getattr(self.redis, name)(*args) for name, args in self.queued]
 
 
-async def keys_of(fleet: Fleet, run: str) -> RunKeys:
-    record = RunRecord.from_hash(run, await connection_of(fleet).hash(fleet._keys.run(run)))
+async def record_of(fleet: Fleet, run: str) -> RunRecord:
+    record = await read_run(connection_of(fleet), fleet._keys, run)
     assert record is not None
-    return fleet._keys.of(run, record.plan)
+    return record
+
+
+async def keys_of(fleet: Fleet, run: str) -> RunKeys:
+    return (await record_of(fleet, run)).keys
 
 
 async def set_marks(fleet: Fleet, run: str, marks: dict[int, str]) -> None:

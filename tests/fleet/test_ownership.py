@@ -6,21 +6,32 @@ from collections.abc import Callable
 from datetime import datetime
 
 import pytest
+from attrs import evolve
 
 from signalwire_streams import BulkStatus, Clock, InvalidRequestError
 from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet
-from signalwire_streams.fleet._batches import Leases
-from signalwire_streams.fleet._items import Evidence, key_of
-from signalwire_streams.fleet._ledger import Batch, BatchLedger
+from signalwire_streams.fleet._items import Batch, Evidence, ItemMark, key_of
+from signalwire_streams.fleet._leases import Leases
+from signalwire_streams.fleet._ledger import BatchLedger
 from signalwire_streams.fleet._redis import Connection, Writer
 from signalwire_streams.fleet._submission import Submission
 from signalwire_streams.simulator import SimulatedSpace
 
 from .conftest import Workers
-from .helpers import Pipe, all_results, connection_of, keys_of, no_heartbeat, on_conferences, redis_of, set_marks, until
+from .helpers import (
+    Pipe,
+    all_results,
+    connection_of,
+    no_heartbeat,
+    on_conferences,
+    record_of,
+    redis_of,
+    set_marks,
+    until,
+)
 
 HOUR = 3600
 WEEK = 7 * 24 * HOUR
@@ -115,10 +126,11 @@ async def test_submit_removes_expired_runs_from_index(space: SimulatedSpace, fle
 
 async def _ledger_of(space: SimulatedSpace, fleet: Fleet) -> tuple[str, BatchLedger]:
     run = await fleet.submit(on_conferences(space.conference_sids))
-    batch = Batch(keys=await keys_of(fleet, run), run=run, number=0, retention=60)
+    batch = Batch(evolve(await record_of(fleet, run), retention=60), 0)
     ledger = BatchLedger(batch, owner="old", writer=Writer(connection_of(fleet)))
-    ledger.size = 3
-    ledger.expect(enumerate(on_conferences(space.conference_sids)))
+    ledger.marks = {index: ItemMark() for index in range(3)}
+    for index, request in enumerate(on_conferences(space.conference_sids)):
+        ledger.expect(key_of(request), index)
     return run, ledger
 
 
@@ -151,7 +163,7 @@ async def test_repeated_script_call_counts_once(space: SimulatedSpace, fleet: Fl
     for repetition in range(2):
         key, progress = key_of(on_conferences(space.conference_sids)[0]), CallState()
         if repetition:
-            ledger.expect([(0, on_conferences(space.conference_sids)[0])])
+            ledger.expect(key, 0)
         await ledger.intend(key, progress, ledger.known(key, progress))
         assert (await fleet.status(run)).counts == {"in_doubt": 1, "pending": 2}
     outcome = BulkOutcome(index=0, item=None, status=BulkStatus.STARTED, attempts=2)
@@ -162,7 +174,7 @@ async def test_repeated_script_call_counts_once(space: SimulatedSpace, fleet: Fl
     status = await fleet.status(run)
     assert status.counts == {"started": 1, "pending": 2}
     assert (status.attempts, status.errors) == (2, {})
-    assert await redis_of(fleet).xlen(ledger.batch.keys.outcomes) == 1
+    assert await redis_of(fleet).xlen(ledger.batch.record.keys.outcomes) == 1
 
 
 async def test_nothing_is_written_about_expired_run(space: SimulatedSpace, fleet: Fleet) -> None:
@@ -224,7 +236,7 @@ async def test_run_is_either_resumed_or_stopped(
     run = await fleet.submit(on_conferences(space.conference_sids))
     await fleet.cancel(run)
     if state == "stopping":
-        await set_marks(fleet, run, {0: "f:unknown:0:"})
+        await set_marks(fleet, run, {0: "f:unknown:i:"})
         _ = [outcome async for outcome in fleet.stop_streams(run, workers.client)]
         with pytest.raises(InvalidRequestError, match="were stopped since"):
             await fleet.resume(run)

@@ -5,15 +5,16 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from attrs import evolve
 
 from signalwire_streams import BulkStatus, RetryPolicy, StartConferenceStream, StreamOutcomeUnknownError, StreamsClient
 from signalwire_streams._http.messages import CallState
 from signalwire_streams.bulk._results import BulkOutcome
 from signalwire_streams.errors import RunCancelledError
 from signalwire_streams.fleet import Fleet, FleetWorker
-from signalwire_streams.fleet._batches import Lease, Leases
-from signalwire_streams.fleet._items import ItemMark, key_of
-from signalwire_streams.fleet._ledger import Batch, BatchLedger
+from signalwire_streams.fleet._items import Batch, ItemMark, key_of
+from signalwire_streams.fleet._leases import Lease, Leases
+from signalwire_streams.fleet._ledger import BatchLedger
 from signalwire_streams.fleet._lua import ACQUIRE_LEASE, CANCEL_RUN
 from signalwire_streams.fleet._redis import Connection, Writer
 from signalwire_streams.simulator import SimulatedSpace
@@ -28,6 +29,7 @@ from .helpers import (
     no_heartbeat,
     on_calls,
     on_conferences,
+    record_of,
     redis_of,
     set_marks,
     until,
@@ -282,9 +284,10 @@ class TestAnOwnerThatWasReplaced:
     async def ledger(self, space: SimulatedSpace, fleet: Fleet) -> BatchLedger:
         run = await fleet.submit(on_conferences(space.conference_sids))
         writer = Writer(connection_of(fleet))
-        batch = Batch(keys=await keys_of(fleet, run), run=run, number=0, retention=60)
+        batch = Batch(evolve(await record_of(fleet, run), retention=60), 0)
         ledger = BatchLedger(batch, owner="old", writer=writer)
-        ledger.expect(enumerate(on_conferences(space.conference_sids)))
+        for index, request in enumerate(on_conferences(space.conference_sids)):
+            ledger.expect(key_of(request), index)
         return ledger
 
     async def test_sends_nothing_that_another_worker_claimed(

@@ -172,3 +172,25 @@ async def test_refusal_without_the_secrets_is_unknown(
     assert [outcome.status for outcome in await all_results(fleet, run)] == [BulkStatus.UNKNOWN] * 3
     report = await fleet.stop_streams(run, workers.client).report()
     assert report.counts == {BulkStatus.STOPPED: 3}
+
+
+@pytest.mark.parametrize("deliveries", [1, 2])
+async def test_stop_streams_stops_start_that_was_refused_for_now_and_then_rejected(
+    space: SimulatedSpace, fleet: Fleet, workers: Workers, hand_over: Callable[[], Awaitable[None]], deliveries: int
+) -> None:
+    """The rejection of the second attempt does not undo the first, by the same worker or by another."""
+    refuse_and_execute(space, retry_after=40 if deliveries == 2 else 0)
+    if deliveries == 1:
+        space.faults.add("status", on="start", status=400, body="api")
+    run = await fleet.submit(on_calls(space.call_sids))
+    if deliveries == 2:
+        await hand_over()
+        space.faults.add("status", on="start", status=400, body="api")
+    workers()
+    assert [outcome.status for outcome in await all_results(fleet, run)] == [BulkStatus.REJECTED] * 3
+    assert len(space.streams.active()) == 3
+
+    report = await fleet.stop_streams(run, workers.client).report()
+
+    assert report.counts == {BulkStatus.STOPPED: 3}
+    assert space.streams.active() == []

@@ -28,7 +28,7 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams.fleet import Fleet, FleetWorker, stop_on_signals
-from signalwire_streams.fleet._batches import Leases
+from signalwire_streams.fleet._leases import Leases
 from signalwire_streams.fleet._submission import Submission
 from signalwire_streams.middleware._rate_limit import LocalRateLimiter, TokenBucket
 from signalwire_streams.simulator import SimulatedSpace

@@ -1,10 +1,11 @@
 """Status of runs and workers, and behaviour in long runs and outages."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
-from attrs import define, evolve, field
+from attrs import asdict, define, evolve, field
 from redis.exceptions import ConnectionError as NotThere
 
 from signalwire_streams import BulkStatus, Clock, FleetError, StartConferenceStream
@@ -79,7 +80,10 @@ def test_status_sums_up_workers() -> None:
         workers=workers,
     )
     assert (status.rate, status.limit, status.is_finished) == (5.0, 7.0, True)
-    assert WorkerStatus.from_hash("w", {}) == evolve(WORKER, host="", pid=0, started_at="", rate=0.0)
+
+
+def test_worker_of_a_newer_release_is_shown_as_far_as_it_is_known() -> None:
+    assert WorkerStatus.from_json(json.dumps(asdict(WORKER) | {"mood": "good"})) == WORKER
 
 
 def test_key_names() -> None:

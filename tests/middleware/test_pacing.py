@@ -21,8 +21,12 @@ from signalwire_streams import (
     StreamsClient,
 )
 from signalwire_streams._http.messages import CallState, Request, Result, chain
-from signalwire_streams.middleware._queueing import PrioritySemaphore
-from signalwire_streams.middleware._rate_limit import LocalRateLimiter, RateLimitMiddleware, TokenBucket
+from signalwire_streams.middleware._rate_limit import (
+    LocalRateLimiter,
+    PrioritySemaphore,
+    RateLimitMiddleware,
+    TokenBucket,
+)
 from signalwire_streams.middleware._retry import RetryBudget, RetryMiddleware
 from signalwire_streams.models import AttemptResult, Operation
 from signalwire_streams.simulator import SimulatedSpace

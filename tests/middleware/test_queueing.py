@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from signalwire_streams import ClientStateError, Priority
-from signalwire_streams.middleware._queueing import PriorityQueue, PrioritySemaphore
+from signalwire_streams.middleware._rate_limit import PriorityQueue, PrioritySemaphore
 
 
 async def test_interactive_request_gets_the_next_free_slot() -> None:

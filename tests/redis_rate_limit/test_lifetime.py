@@ -71,6 +71,30 @@ async def test_aclose_fails_waiting_requests(
     assert b"cmd=evalsha" not in redis.ask("CLIENT", "LIST")
 
 
+async def test_cancelled_enter_closes_the_rate_limiter() -> None:
+    """There is no exit that could do it."""
+    asked, closed = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        asked.set()
+        await reader.read()
+        closed.set()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        limiter = RedisRateLimiter(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?socket_timeout=60")
+        entering = asyncio.create_task(limiter.__aenter__())
+        await asked.wait()
+        entering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+        async with asyncio.timeout(5):
+            await closed.wait()
+        with pytest.raises(ClientStateError, match="is closed"):
+            await limiter.wait_until_allowed(0)
+
+
 async def test_aclose_while_redis_is_unavailable(
     redis: RedisServer, limiter_for: LimiterFactory, nothing_left: None
 ) -> None:

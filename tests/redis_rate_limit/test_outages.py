@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from signalwire_streams import Clock, Priority
-from signalwire_streams.redis_rate_limit import RateLimiterError
-from signalwire_streams.redis_rate_limit._store import Store
+from signalwire_streams import Clock, Priority, RateLimit
+from signalwire_streams.redis_rate_limit import RateLimiterError, RedisRateLimiter
+from signalwire_streams.redis_rate_limit._store import SCRIPT, Store
+from tests.redis_proxy import ERRORS, redis_proxy
 from tests.redis_server import RedisServer
 
 from .conftest import LimiterFactory, ServerFactory, until
@@ -211,3 +212,28 @@ async def test_password_changed_during_outage_fails_requests(
 
     with pytest.raises(RateLimiterError, match="requires a different user or password"):
         await waiting
+
+
+@pytest.mark.parametrize("error", ERRORS)
+async def test_script_that_failed_is_repeated_and_grants_no_more_than_the_limit(redis: RedisServer, error: str) -> None:
+    async with (
+        redis_proxy(redis.socket, redis.folder / f"{error}.sock") as proxy,
+        RedisRateLimiter(proxy.url, space="s", rate_limit=RateLimit(requests=40, window=10.0)) as limiter,
+    ):
+        assert await limiter.acquire(Priority.BULK, 10) == 0
+        spoiled = proxy.spoil(SCRIPT, ERRORS[error], times=2)
+        granted = await asyncio.gather(*(limiter.acquire(Priority.BULK, 1.0) for _ in range(80)))
+        limiter.on_throttled(time.monotonic(), 30.0)
+        await until(lambda: not limiter._state.has_update)
+    assert 1 <= granted.count(0) <= 40
+    assert spoiled.seen > 2
+
+
+async def test_redis_cluster_is_refused_at_once(redis: RedisServer) -> None:
+    async with (
+        redis_proxy(redis.socket, redis.folder / "cluster.sock") as proxy,
+        RedisRateLimiter(proxy.url, space="s") as limiter,
+    ):
+        proxy.spoil(SCRIPT, "MOVED 3999 127.0.0.1:6381")
+        with pytest.raises(RateLimiterError, match="is a Redis Cluster, which is not supported"):
+            await limiter.acquire(Priority.BULK, 10)

@@ -10,7 +10,7 @@ import pytest
 
 import signalwire_streams.redis_rate_limit
 from signalwire_streams import Priority, RateLimit
-from signalwire_streams.middleware._queueing import PriorityQueue
+from signalwire_streams.middleware._rate_limit import PriorityQueue
 from signalwire_streams.redis_rate_limit import RedisRateLimiter
 from signalwire_streams.redis_rate_limit._state import Fallback, LocalState
 from signalwire_streams.redis_rate_limit._store import RedisUnavailableError, Store

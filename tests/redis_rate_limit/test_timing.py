@@ -63,7 +63,7 @@ class Bucket:
             self.state = evolve(self.state, closed_until=max(self.state.closed_until, update.closed_until))
         granted = max(0, min(tokens, int(self.tokens - reserve)))
         self.tokens -= granted
-        return LeaseReply(state=self.state, redis_now=redis_now, tokens=granted, left=self.tokens - reserve)
+        return LeaseReply(self.state, redis_now=redis_now, tokens=granted, left=self.tokens - reserve)
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ async def test_state_expires_after_an_idle_day(redis: RedisServer) -> None:
         assert await limiter.acquire(Priority.BULK, 10.0) == 0
         key = "signalwire-streams:{x}:state"
         assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
-        for question in (limiter.acquire(Priority.BULK, 10.0), limiter._leases.refresh()):
+        for question in (limiter.acquire(Priority.BULK, 10.0), limiter._leases.refresh(10.0)):
             redis.ask("EXPIRE", key, "60")
             await question
             assert DAY - 60 < int(redis.ask("TTL", key)[1:]) <= DAY
@@ -287,3 +287,18 @@ def test_allowance_after_outage_is_the_share() -> None:
     outage.refund(1)
     assert outage.allowance(1, 100.5) == (1, 0.0)
     assert outage.allowance(25, 101.0) == (25, 0.0)
+
+
+async def test_tokens_that_redis_does_not_grant_after_an_outage_stay_in_the_share(bucket: Bucket, clock: Clock) -> None:
+    limiter = limiter_of(clock, fallback_clients=1)
+    limiter._fallback.begin("refused", limiter._state, clock.now())
+    limiter._fallback.end(clock.now())
+    await asyncio.sleep(0.5)  # the share is a full burst then
+    bucket.state, bucket.tokens, bucket.filled_at = State(epoch="e"), -1e6, clock.now()
+    waiting = [asyncio.create_task(limiter.acquire(Priority.BULK, 10.0)) for _ in range(QUOTA.burst)]
+    await asyncio.sleep(0.002)
+
+    assert [wanted for _, wanted, _ in bucket.leased] == [QUOTA.burst]
+    assert limiter._fallback.allowance(25, clock.now())[0] == QUOTA.burst
+    await limiter.aclose()
+    await asyncio.gather(*waiting, return_exceptions=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from signalwire_streams import Clock, Priority
-from signalwire_streams.middleware._queueing import PriorityQueue
+from signalwire_streams.middleware._rate_limit import PriorityQueue
 from signalwire_streams.redis_rate_limit._store import Store
 from tests.redis_server import RedisServer
 

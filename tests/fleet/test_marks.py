@@ -1,0 +1,216 @@
+"""The mark of an item in Redis: what it keeps of earlier attempts, whatever the next worker's attempt ends in."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from attrs import evolve, frozen
+
+from signalwire_streams import (
+    AuthenticationError,
+    BadRequestError,
+    BulkOutcome,
+    BulkStatus,
+    ConferenceStream,
+    InvalidRequestError,
+    RateLimitedError,
+    RunCancelledError,
+    StartConferenceStream,
+    StreamOutcomeUnknownError,
+    StreamsError,
+)
+from signalwire_streams._http.messages import CallState
+from signalwire_streams.bulk._results import to_status
+from signalwire_streams.fleet import Fleet
+from signalwire_streams.fleet._items import Batch, Evidence, ItemMark, claimed_mark, key_of, settled_mark
+from signalwire_streams.fleet._ledger import BatchLedger
+from signalwire_streams.fleet._redis import Writer
+from signalwire_streams.models import AttemptResult
+
+from .helpers import URL, connection_of, on_conferences, record_of, redis_of, set_marks
+
+CONFERENCE = StartConferenceStream(conference_sid="c", url=URL)
+REJECTED = BadRequestError("no", status=400, sent="yes")
+BUSY = RateLimitedError("busy", status=429, sent="yes")
+DENIED = AuthenticationError("denied", status=401, sent="yes")
+UNKNOWN = StreamOutcomeUnknownError("lost", sent="maybe")
+NO_429, AFTER_429, AFTER_503 = frozenset[AttemptResult](), {AttemptResult.THROTTLED}, {AttemptResult.UNAVAILABLE}
+
+
+def outcome_of(status: BulkStatus) -> BulkOutcome[Any]:
+    stream = ConferenceStream(conference_sid="c", sid="s:1", name="n", ambiguous=True)
+    return BulkOutcome(index=0, item=CONFERENCE, status=status, stream=stream if status is BulkStatus.STARTED else None)
+
+
+@pytest.mark.parametrize("name", ["n", "sws-1-c"])
+@pytest.mark.parametrize(
+    ("mark", "stream"),
+    [
+        (settled_mark(outcome_of(BulkStatus.STARTED), Evidence.REFUSED), {"sid": "s:1", "ambiguous": True}),
+        (settled_mark(outcome_of(BulkStatus.UNKNOWN), Evidence.REFUSED), {}),
+        (settled_mark(outcome_of(BulkStatus.REJECTED), Evidence.NONE), None),
+        (settled_mark(outcome_of(BulkStatus.REJECTED), Evidence.THROTTLED), None),
+        (settled_mark(outcome_of(BulkStatus.REJECTED), Evidence.REFUSED), "only with a generated name"),
+        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.NONE), None),
+        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.REFUSED), "only with a generated name"),
+        (settled_mark(outcome_of(BulkStatus.NOT_ATTEMPTED), Evidence.THROTTLED), None),
+        (claimed_mark("worker"), {}),
+        ("r", "only with a generated name"),
+        ("", None),
+        ("t", None),
+    ],
+)
+def test_mark_tells_which_stream_may_be_running(name: str, mark: str, stream: dict[str, Any] | str | None) -> None:
+    """A refusal for now may have started the stream, but under the caller's own name another one may be running."""
+    if isinstance(stream, str):
+        stream = {} if name.startswith("sws-") else None
+    expected = None if stream is None else ConferenceStream(conference_sid="c", name=name, **stream)
+
+    assert ItemMark(mark).stream_of(evolve(CONFERENCE, name=name)) == expected
+
+
+@pytest.mark.parametrize("earlier", Evidence)
+@pytest.mark.parametrize(
+    ("text", "evidence"),
+    [
+        ("", Evidence.NONE),
+        ("t", Evidence.THROTTLED),
+        ("r", Evidence.REFUSED),
+        ("i", Evidence.IN_DOUBT),
+        ("i:worker", Evidence.IN_DOUBT),
+    ],
+)
+def test_mark_tells_the_strongest_evidence(text: str, evidence: Evidence, earlier: Evidence) -> None:
+    """Of the resumed run and of this one; the members of the enumeration are in that order."""
+    order = [Evidence.NONE, Evidence.THROTTLED, Evidence.REFUSED, Evidence.IN_DOUBT]
+    mark = ItemMark(text, earlier)
+
+    assert mark.evidence is order[max(order.index(evidence), order.index(earlier))]
+    assert mark.is_in_doubt is (mark.evidence is Evidence.IN_DOUBT)
+
+
+@pytest.mark.parametrize("status", BulkStatus)
+@pytest.mark.parametrize("evidence", [Evidence.NONE, Evidence.THROTTLED, Evidence.REFUSED])
+def test_settled_mark_tells_the_evidence_that_it_was_settled_with(status: BulkStatus, evidence: Evidence) -> None:
+    """What the resumed run knew is part of it, and a stream that is running needs none."""
+    mark = ItemMark(settled_mark(outcome_of(status), evidence), Evidence.REFUSED)
+    running = {BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED}
+
+    assert mark.status == status
+    assert (
+        mark.evidence
+        is {
+            **dict.fromkeys(running, Evidence.NONE),
+            BulkStatus.UNKNOWN: Evidence.IN_DOUBT,
+            BulkStatus.REJECTED: evidence,
+            BulkStatus.NOT_ATTEMPTED: evidence,
+        }[status]
+    )
+    assert not mark.is_in_doubt
+
+
+@frozen
+class Attempt:
+    """What a worker's attempt ended in; an error of None stands for a stream.
+
+    Attributes:
+        refusals: how the Space refused it for now before that.
+        handed_back: whether the worker leaves its items to others.
+        sent: False if the item is settled without being claimed.
+    """
+
+    error: StreamsError | None
+    refusals: set[AttemptResult] | frozenset[AttemptResult] = NO_429
+    handed_back: bool = False
+    sent: bool = True
+
+
+CUT = RunCancelledError("cut")
+FOUND = ("", "t", "r", "i", "i:dead")
+"""The marks that a worker may find, in ascending order of what they tell."""
+TRANSITIONS: Mapping[str, tuple[Attempt, str]] = {
+    "started": (Attempt(None), "started: started: started: started: started:"),
+    "unknown": (Attempt(UNKNOWN), "unknown:i unknown:i unknown:i unknown:i unknown:i"),
+    "rejected": (Attempt(REJECTED), "rejected: rejected:t rejected:r unknown:i unknown:i"),
+    "rejected after a 429": (Attempt(REJECTED, AFTER_429), "rejected:t rejected:t rejected:r unknown:i unknown:i"),
+    "rejected after a 503": (Attempt(REJECTED, AFTER_503), "rejected:r rejected:r rejected:r unknown:i unknown:i"),
+    "refused by 429": (
+        Attempt(BUSY, AFTER_429),
+        "not_attempted:t not_attempted:t not_attempted:r unknown:i unknown:i",
+    ),
+    "refused by 503": (
+        Attempt(CUT, AFTER_503),
+        "not_attempted:r not_attempted:r not_attempted:r unknown:i unknown:i",
+    ),
+    "cancelled": (
+        Attempt(CUT, sent=False),
+        "not_attempted: not_attempted:t not_attempted:r unknown:i unknown:i",
+    ),
+    "without its secrets": (
+        Attempt(InvalidRequestError("no secrets"), sent=False),
+        "rejected: rejected:t unknown:i unknown:i unknown:i",
+    ),
+    "handed back": (Attempt(CUT, handed_back=True), ": :t :r :i :i"),
+    "handed back after a 429": (Attempt(CUT, AFTER_429, handed_back=True), ":t :t :r :i :i"),
+    "handed back after a 503": (Attempt(CUT, AFTER_503, handed_back=True), ":r :r :r :i :i"),
+    "handed back in flight": (Attempt(UNKNOWN, handed_back=True), ":i :i :i :i :i"),
+    "denied": (Attempt(DENIED), ": :t :r :i :i"),
+    "denied after a 503": (Attempt(DENIED, AFTER_503), ":r :r :r :i :i"),
+}
+
+
+@pytest.mark.parametrize("earlier", [Evidence.NONE, Evidence.REFUSED])
+@pytest.mark.parametrize("transition", TRANSITIONS)
+async def test_attempt_takes_back_nothing_that_the_mark_told(fleet: Fleet, transition: str, earlier: Evidence) -> None:
+    """For each mark that a worker may find, the status and evidence that its attempt leaves.
+
+    What the resumed run knew counts as if the mark had told it.
+    """
+    attempt, line = TRANSITIONS[transition]
+    expected = line.split(" ")
+    requests = on_conferences([f"c{number}" for number in range(len(FOUND))])
+    run = await fleet.submit(requests)
+    await set_marks(fleet, run, {index: mark for index, mark in enumerate(FOUND) if mark})
+    batch = Batch(evolve(await record_of(fleet, run), retention=60), 0)
+    ledger = BatchLedger(batch, owner="me", writer=Writer(connection_of(fleet)))
+    ledger.marks = {index: ItemMark(mark, earlier) for index, mark in enumerate(FOUND)}
+    for index, request in enumerate(requests):
+        ledger.expect(key_of(request), index)
+
+    states = [await claim(ledger, request) for request in requests] if attempt.sent else []
+    ledger.handed_back = attempt.handed_back
+    for index, request in enumerate(requests):
+        error = attempt.error
+        if attempt.sent:
+            note(ledger, states[index], attempt)
+        else:
+            assert error is not None
+            ledger.refuse(index, request, error)
+    await ledger.written()
+
+    marks = {int(k): v.decode() for k, v in (await redis_of(fleet).hgetall(batch.marks)).items()}
+    told = [ItemMark(marks.get(index, ""), earlier) for index in range(len(FOUND))]
+    if earlier is Evidence.REFUSED:
+        expected = [expected[max(place, 2)] for place in range(len(FOUND))]
+    assert [f"{mark.status}:{mark.evidence}" for mark in told] == expected
+
+
+async def claim(ledger: BatchLedger, request: StartConferenceStream) -> CallState:
+    state = CallState()
+    record = ledger.known(key_of(request), state)
+    state.may_have_succeeded = record is not None
+    await ledger.intend(key_of(request), state, record)
+    return state
+
+
+def note(ledger: BatchLedger, state: CallState, attempt: Attempt) -> None:
+    """Note the outcome as a bulk run does: an error of a start that may have succeeded says that it is unknown."""
+    error = attempt.error
+    if state.may_have_succeeded and isinstance(error, AuthenticationError):
+        error = StreamOutcomeUnknownError("denied, and in doubt", status=401, sent="maybe")
+    elif state.may_have_succeeded and attempt.handed_back:
+        error = UNKNOWN
+    state.refusals = frozenset(attempt.refusals)
+    status = BulkStatus.STARTED if error is None else to_status(error, starting=True)
+    stream = ConferenceStream(conference_sid="c", sid="s") if error is None else None
+    ledger.note(state, BulkOutcome(index=0, item=None, status=status, stream=stream, error=error, attempts=1))
