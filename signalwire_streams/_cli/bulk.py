@@ -10,7 +10,7 @@ from textwrap import fill, indent
 from typing import Any
 
 import click
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve, field, frozen
 
 from signalwire_streams import (
     BulkJournal,
@@ -31,7 +31,7 @@ from signalwire_streams._cli.bulk_runner import (
     run_options,
 )
 from signalwire_streams._cli.bulk_secrets import Secrets, by_target, secret_options
-from signalwire_streams._cli.bulk_targets import Defaults, Requests, Start, read_lines, read_source
+from signalwire_streams._cli.bulk_targets import Start, make_request, make_requests, read_lines, read_source
 from signalwire_streams._cli.options import (
     ENVIRONMENT,
     FIELDS,
@@ -77,7 +77,7 @@ class Targets:
     kind: Noun
     skip_invalid: bool
     is_dry_run: bool
-    defaults: Defaults
+    defaults: Mapping[str, Any] = field(repr=False)
     as_json: bool
 
     def read(self) -> Sequence[Start] | None:
@@ -88,8 +88,7 @@ class Targets:
         """
         if self.file is None:
             return None
-        requests = Requests.from_lines(read_lines(read_source(self.file), f"{self.kind}_sid"), self.defaults)
-        bad, total = requests.bad, len(requests.bad) + len(requests.good)
+        requests, bad = make_requests(read_lines(read_source(self.file), f"{self.kind}_sid"), self.defaults)
         for line in bad:
             click.echo(f"{clean(self.file)}:{line.number}: {clean(line.why)}", err=True)
         if any(line.hides_more for line in bad):
@@ -97,20 +96,20 @@ class Targets:
         if bad and not self.skip_invalid:
             lines = [{"line": line.number, "message": line.why} for line in bad]
             raise UsageError(
-                f"{len(bad):,} of {total:,} lines are invalid, and nothing was started: fix them, or skip them with "
-                "--skip-invalid",
+                f"{len(bad):,} of {len(bad) + len(requests):,} lines are invalid, and nothing was started: fix them, or "
+                "skip them with --skip-invalid",
                 {"error": "InvalidLines", "lines": lines} if self.as_json else None,
             )
         if bad:
             click.echo(f"{len(bad):,} invalid lines skipped.", err=True)
-        return requests.good
+        return list(requests.values())
 
     async def list_live(self, client: StreamsClient) -> Sequence[Start]:
         resource: Any = client.conferences if self.kind == "conference" else client.calls
         listing: AsyncIterator[Conference | Call] = aiter(resource.list(status="in-progress", page_size=_PAGE_SIZE))
         # An item can move to the next page while the list is read, and come twice.
         sids = dict.fromkeys([item.sid async for item in listing])
-        return [self.defaults.request({f"{self.kind}_sid": sid}) for sid in sids]
+        return [make_request({f"{self.kind}_sid": sid}, self.defaults) for sid in sids]
 
     def is_done(self, requests: Sequence[Start]) -> bool:
         """Return True, after printing the reason, if there is nothing to start."""
@@ -187,7 +186,6 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
         kind: Noun,
         skip_invalid: bool,
         dry_run: bool,
-        parameters: dict[str, str],
         **others: Any,  # noqa: ANN401  (the fields of a request, which checks them, and options of the command)
     ) -> None:
         if (file is None) is not all_in_progress:
@@ -196,9 +194,8 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
         if kind == "call":
             refuse_conference_options(fields, "calls")
         fields["unnamed"] = fields["unnamed"] or None
-        defaults = Defaults(fields, parameters)
         as_json = wants_json(click.get_current_context())
-        command(targets=Targets(file, kind, skip_invalid, dry_run, defaults, as_json), **others)
+        command(targets=Targets(file, kind, skip_invalid, dry_run, fields, as_json), **others)
 
     return with_targets
 

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
-from uuid import UUID
 
 import click
 from attrs import field, frozen
@@ -27,6 +26,7 @@ from signalwire_streams._cli.options import (
     token_is_on_standard_input,
 )
 from signalwire_streams._cli.output import clean, for_command_line
+from signalwire_streams.bulk._serialization import folded
 
 _ENCODINGS = (  # by their byte order marks; that of UTF-32-LE begins with that of UTF-16-LE
     ("UTF-32", codecs.BOM_UTF32_LE),
@@ -366,66 +366,43 @@ def _switch(name: str, value: str) -> bool:
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
 
-NAMING = {"name", "unnamed"}  # a line with one of them overrides both
+NAMING = frozenset({"name", "unnamed"})  # a line with one of them overrides both
 
 
-@frozen
-class Defaults:
-    """Fields that the options give to every stream; a line overrides them, and its parameters are added."""
-
-    fields: Mapping[str, Any] = field(repr=False)
-    parameters: Mapping[str, str] = field(factory=dict, repr=False)
-
-    def request(self, line: Mapping[str, Any]) -> Start:
-        sids = [name for name in SIDS if name in line]
-        if len(sids) != 1:
-            raise InvalidRequestError("a line needs a conference_sid or a call_sid, and not both")
-        is_call = sids == ["call_sid"]
-        omitted = (CONFERENCE_ONLY if is_call else set()) | (NAMING if NAMING & line.keys() else set())
-        given = {name: value for name, value in self.fields.items() if value is not None and name not in omitted}
-        own = line.get("parameters", {})
-        fields = {**given, **line, "parameters": {**self.parameters, **own} if isinstance(own, dict) else own}
-        if "url" not in fields:
-            raise InvalidRequestError("there is no url: pass --url, or add one to the line")
-        return StartCallStream(**fields) if is_call else StartConferenceStream(**fields)
+def make_request(line: Mapping[str, Any], defaults: Mapping[str, Any]) -> Start:
+    """Make the request of a line, which overrides the defaults; its parameters are added to theirs."""
+    sids = [name for name in SIDS if name in line]
+    if len(sids) != 1:
+        raise InvalidRequestError("a line needs a conference_sid or a call_sid, and not both")
+    is_call = sids == ["call_sid"]
+    omitted = (CONFERENCE_ONLY if is_call else frozenset()) | (NAMING if NAMING & line.keys() else frozenset())
+    given = {name: value for name, value in defaults.items() if value is not None and name not in omitted}
+    own = line.get("parameters", {})
+    parameters = {**given.get("parameters", {}), **own} if isinstance(own, dict) else own
+    fields = {**given, **line, "parameters": parameters}
+    if "url" not in fields:
+        raise InvalidRequestError("there is no url: pass --url, or add one to the line")
+    return StartCallStream(**fields) if is_call else StartConferenceStream(**fields)
 
 
-@frozen
-class Requests:
-    good: list[Start] = field(factory=list)
-    bad: list[BadLine] = field(factory=list)
-
-    @classmethod
-    def from_lines(cls, lines: Iterable[Read], defaults: Defaults) -> "Requests":
-        """Create the requests of lines, and reject duplicates."""
-        requests = cls()
-        seen: dict[tuple[str, str | None], int] = {}
-        for line in lines:
-            if isinstance(line, BadLine):
-                requests.bad.append(line)
-                continue
-            try:
-                requests.good.append(_once(defaults.request(line.fields), line, seen))
-            except InvalidRequestError as error:
-                requests.bad.append(BadLine(line.number, for_command_line(str(error))))
-        return requests
-
-
-def _once(request: Start, line: Line, seen: dict[tuple[str, str | None], int]) -> Start:
-    if request.unnamed:
-        return request
-    first = seen.setdefault((_folded(request.target), request.name), line.number)
-    if first != line.number:
-        raise InvalidRequestError(
-            f"{request.target} is already on line {first}: remove it, or give each of its streams its own name"
-        )
-    return request
-
-
-def _folded(sid: str) -> str:
-    """Return a UUID in lower case, since its case is irrelevant."""
-    try:
-        UUID(sid)
-    except ValueError:
-        return sid
-    return sid.lower()
+def make_requests(lines: Iterable[Read], defaults: Mapping[str, Any]) -> tuple[dict[int, Start], list[BadLine]]:
+    """Return the requests by the numbers of their lines, and the invalid lines, duplicates included."""
+    requests: dict[int, Start] = {}
+    bad: list[BadLine] = []
+    seen: dict[tuple[str, str | None], int] = {}
+    for line in lines:
+        if isinstance(line, BadLine):
+            bad.append(line)
+            continue
+        try:
+            request = make_request(line.fields, defaults)
+        except InvalidRequestError as error:
+            bad.append(BadLine(line.number, for_command_line(str(error))))
+            continue
+        key = (folded(request.target), request.name)
+        if not request.unnamed and (first := seen.setdefault(key, line.number)) != line.number:
+            why = f"{request.target} is already on line {first}: remove it, or give each of its streams its own name"
+            bad.append(BadLine(line.number, why))
+        else:
+            requests[line.number] = request
+    return requests, bad

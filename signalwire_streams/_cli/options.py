@@ -13,8 +13,9 @@ from typing import Any, TypeVar, get_args
 import click
 from attrs import evolve, fields, frozen
 
-from signalwire_streams import InvalidRequestError, StartCallStream, StartConferenceStream, StreamsClient
+from signalwire_streams import InvalidRequestError, StartConferenceStream, StreamsClient
 from signalwire_streams._cli.output import verbose_option
+from signalwire_streams.models._requests import SCOPE, SECRET
 from signalwire_streams.models._validation import check_codec
 
 SPACE, PROJECT, TOKEN = "SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"
@@ -191,9 +192,9 @@ FIELDS: Mapping[str, Any] = {attribute.name: attribute for attribute in fields(S
 """The fields of a start, by name. Options, columns of a file and a dry run follow from them."""
 
 SWITCHES = frozenset(name for name, attribute in FIELDS.items() if bool in {attribute.type, *get_args(attribute.type)})
-CONFERENCE_ONLY = frozenset(
-    attribute.name for attribute in fields(StartCallStream) if attribute.type in {None, type(None)}
-)
+CONFERENCE_ONLY = frozenset(name for name, attribute in FIELDS.items() if SCOPE in attribute.metadata)
+SECRETS = tuple(name for name, attribute in FIELDS.items() if SECRET in attribute.metadata)
+"""The fields that a journal does not keep, or of which it keeps a part only."""
 
 _HELP = {
     "url": "URL of the WebSocket server that receives the audio; no query string.",
