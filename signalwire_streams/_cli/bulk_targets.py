@@ -9,9 +9,7 @@ import csv
 import io
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
@@ -23,6 +21,7 @@ from signalwire_streams._cli.options import (
     FIELDS,
     STANDARD_INPUT,
     SWITCHES,
+    read_input,
     token_is_on_standard_input,
 )
 from signalwire_streams._cli.output import clean, for_command_line
@@ -40,6 +39,7 @@ _OTHER_FILES = {
     b"\x1f\x8b": "is compressed: unpack it with gunzip",
 }
 _SAVE_AS = "save it as UTF-8 (in Excel: 'CSV UTF-8')"
+_NAME_A_FILE = "write the name of a text file in UTF-8, or -"
 
 
 def read_source(file: str) -> str:
@@ -53,47 +53,27 @@ def read_source(file: str) -> str:
     if file == STANDARD_INPUT and token_is_on_standard_input():
         raise click.UsageError("standard input can't be the FILE and the bearer token: name a file for one of them")
     try:
-        content = _content(file)
+        content = read_input(file)
     except OSError as error:
         raise click.UsageError(f"{clean(file)} can't be read: {error.strerror}") from None
     except ValueError:  # a name that no file can have
-        raise click.UsageError(f"{clean(file)} can't be read: write the name of a text file in UTF-8, or -") from None
-    return _decoded(content, clean(file))
-
-
-def _content(file: str) -> bytes:
-    if file != STANDARD_INPUT:
-        return Path(file).read_bytes()
-    if sys.stdin is None:  # the shell closed it
-        raise click.UsageError("standard input is closed: name a FILE, or pipe the targets in")
-    buffer = getattr(sys.stdin, "buffer", None)
-    return buffer.read() if buffer is not None else sys.stdin.read().encode()
-
-
-def _decoded(content: bytes, file: str) -> str:
-    encoding = next((encoding for encoding, mark in _ENCODINGS if content.startswith(mark)), None)
-    if encoding is not None:
-        try:
-            return _with_line_feeds(content.decode(encoding))
-        except UnicodeDecodeError:
-            raise click.UsageError(
-                f"{file} can't be read, since its {encoding} is damaged: write the name of a text file in UTF-8, or -"
-            ) from None
+        raise click.UsageError(f"{clean(file)} can't be read: {_NAME_A_FILE}") from None
     for signature, why in _OTHER_FILES.items():
         if content.startswith(signature):
-            raise click.UsageError(f"{file} {why}")
-    if content[1:2] == b"\0" or content[:1] == b"\0":
+            raise click.UsageError(f"{clean(file)} {why}")
+    encoding = next((encoding for encoding, mark in _ENCODINGS if content.startswith(mark)), "utf-8-sig")
+    if encoding == "utf-8-sig" and b"\0" in content[:2]:
         raise click.UsageError(
-            f"{file} can't be read: it is not text, or UTF-16 or UTF-32 without a byte order mark; {_SAVE_AS}"
+            f"{clean(file)} can't be read: it is not text, or UTF-16 or UTF-32 without a byte order mark; {_SAVE_AS}"
         )
     try:
-        return _with_line_feeds(content.decode("utf-8-sig"))
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise click.UsageError(f"{file}:{line}: can't be read: this line is not UTF-8; {_SAVE_AS}") from None
-
-
-def _with_line_feeds(text: str) -> str:
+        why = f":{line}: can't be read: this line is not UTF-8; {_SAVE_AS}"
+        if encoding != "utf-8-sig":
+            why = f" can't be read, since its {encoding} is damaged: {_NAME_A_FILE}"
+        raise click.UsageError(clean(file) + why) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

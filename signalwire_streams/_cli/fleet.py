@@ -1,14 +1,14 @@
 """The command ``fleet``: runs that workers on many hosts share over one Redis."""
 
 import asyncio
-import functools
 import logging
 import os
 import shlex
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from functools import partial, wraps
 from importlib import import_module
 from signal import Signals
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,21 +19,18 @@ from attrs import asdict
 
 from signalwire_streams import InvalidRequestError, PlannedRequest, StreamsClient
 from signalwire_streams._cli.bulk import FILES, IN_DOUBT, Targets, target_options
-from signalwire_streams._cli.bulk_runner import (
-    BulkRunner,
-    RunOptions,
-    outcome_facts,
-    run_options,
-)
+from signalwire_streams._cli.bulk_runner import SUCCEEDED, BulkRunner, RunOptions, outcome_facts, run_options, sum_of
 from signalwire_streams._cli.bulk_secrets import Secrets, secret_options
 from signalwire_streams._cli.options import ENVIRONMENT, Account, account_options
 from signalwire_streams._cli.output import (
     FAILED,
     Column,
+    Interruption,
     UsageError,
     clean,
     in_words,
     is_terminal,
+    moment,
     noting,
     write_counts,
     write_errors,
@@ -41,10 +38,10 @@ from signalwire_streams._cli.output import (
     write_note,
     write_table,
 )
-from signalwire_streams._cli.progress import Progress, seconds_left, shown
+from signalwire_streams._cli.progress import Progress, on_signals, seconds_left, shown
 
 if TYPE_CHECKING:
-    from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
+    from signalwire_streams.fleet import Fleet, FleetStatus, FleetWorker, WorkerStatus
 
 _Result = TypeVar("_Result")
 
@@ -55,13 +52,12 @@ _ENVIRONMENT = f"""\
 """
 _NO_WORKER = "No active workers: start one with signalwire-streams fleet worker"
 _MAY_RUN = ("started", "already_started", "unknown", IN_DOUBT)
-_SUCCEEDED = ("started", "already_started")
 _LOW_LIMIT = 10
 _POLL_INTERVAL = 0.5
 _CONCURRENCY = 200
 
 _SHARED_RATE = " of all workers and stops together (use the same value everywhere)"
-_run_id_option = functools.partial(click.option, "--run-id", metavar="ID")
+_run_id_option = partial(click.option, "--run-id", metavar="ID")
 
 
 def _redis_option(command: Callable[..., None]) -> Callable[..., None]:
@@ -71,7 +67,7 @@ def _redis_option(command: Callable[..., None]) -> Callable[..., None]:
         metavar="URL",
         help=f"URL of the fleet's Redis; overrides {_REDIS}, which is required for a URL with a password.",
     )
-    @functools.wraps(command)
+    @wraps(command)
     def with_redis(*, redis_url: str | None, **others: object) -> None:
         if redis_url is not None and "@" in redis_url and not _has_no_password(redis_url):
             raise click.UsageError(f"others on this machine can read a command line: put the password into {_REDIS}")
@@ -157,12 +153,9 @@ def submit(
     All lines are checked before anything is submitted. A submit that was killed can be repeated with the same
     --run-id.
     """
-    found = targets.read()
-    if found is None:
-        found = account.run(targets.list_live)
-    if targets.is_done(found):
+    requests = targets.find(account)
+    if not requests:
         return
-    requests = found
     if not (redact_secrets or all(PlannedRequest.from_request(request).is_complete for request in requests)):
         raise click.UsageError(
             "Redis keeps no bearer tokens, parameter values or private callbacks: start the workers with the options "
@@ -173,7 +166,21 @@ def submit(
         return await fleet.status(await fleet.submit(requests, name=run_id, redact_secrets=redact_secrets))
 
     since = datetime.now(UTC)
-    _write_submitted(_with_fleet(account, redis_url, work), account, since)
+    with _interruptible(account):
+        submitted = _with_fleet(account, redis_url, work)
+    _write_submitted(submitted, account, since)
+
+
+@contextmanager
+def _interruptible(account: Account) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        message = (
+            "interrupted: a part of the run may have been submitted; list the runs with: "
+            f"{shlex.join(['signalwire-streams', 'fleet', 'status', *account.options])}"
+        )
+        raise Interruption(message, as_json=account.as_json) from None
 
 
 @fleet.command(short_help="Resubmit what a finished run left undone.")
@@ -192,7 +199,8 @@ def resume(account: Account, *, redis_url: str | None, run: str, run_id: str | N
         return None if resumed is None else await fleet.status(resumed)
 
     since = datetime.now(UTC)
-    submitted = _with_fleet(account, redis_url, work)
+    with _interruptible(account):
+        submitted = _with_fleet(account, redis_url, work)
     if submitted is not None:
         _write_submitted(submitted, account, since)
     elif account.as_json:
@@ -243,7 +251,7 @@ def status(account: Account, *, redis_url: str | None, run: str | None, follow: 
         if follow or (follow is None and is_terminal() and not account.as_json):
             found = await _follow(fleet, found, as_json=account.as_json)
         _write_status(found, account)
-        return not found.is_finished or sum(found.counts.get(state, 0) for state in _SUCCEEDED) == found.planned
+        return not found.is_finished or sum_of(found.counts, *SUCCEEDED) == found.planned
 
     if not _with_fleet(account, redis_url, work):
         raise click.exceptions.Exit(FAILED)
@@ -281,7 +289,7 @@ def results(account: Account, *, redis_url: str | None, run: str) -> None:
     async def work(fleet: "Fleet") -> None:
         found = await fleet.status(run)
         if not found.is_finished and not found.workers:
-            click.echo(_NO_WORKER, err=True)
+            write_note(_NO_WORKER)
         async for outcome in fleet.results(run):
             write_json(outcome_facts(outcome))
 
@@ -336,7 +344,7 @@ def stop(account: Account, *, redis_url: str | None, run: str, options: RunOptio
             runner = BulkRunner(
                 found.stop_streams(run, client, concurrency=options.concurrency),
                 operation="stop",
-                total=sum(before.counts.get(state, 0) for state in _MAY_RUN) - before.rolled_back,
+                total=sum_of(before.counts, *_MAY_RUN) - before.rolled_back,
                 options=options,
                 as_json=account.as_json,
                 command=lambda verb: _command(verb, account, run),
@@ -404,26 +412,24 @@ def worker(
                 secrets=secrets.add_to,
             )
             write_note(f"Worker {clean(one.name)} serving project {client.project} at {client.origin}.")
-            with module.stop_on_signals(one, _signal_notes(clean(one.name), shutdown_timeout)):
+            with on_signals(partial(_stop_worker, one, iter((_DRAINING, _HANDING_OVER)), f"{shutdown_timeout:g} s")):
                 await one.run()
             write_note(f"Worker {clean(one.name)} ended.")
 
     asyncio.run(work())
 
 
-def _signal_notes(worker: str, shutdown_timeout: float) -> Callable[[Signals], None]:
-    """Return a function that prints what each signal makes a worker do."""
-    draining = (
-        f"Worker {worker} is draining ({{}}): it takes no new work and finishes what is in progress within "
-        f"{shutdown_timeout:g} s; the rest goes to other workers. Signal again to hand it over at once."
-    )
-    notes = iter((draining, f"Worker {worker} hands over its work at once ({{}})."))
+_DRAINING = (
+    "Worker {} is draining ({}): it takes no new work and finishes what is in progress within {}; the rest goes to "
+    "other workers. Signal again to hand it over at once."
+)
+_HANDING_OVER = "Worker {} hands over its work at once ({})."
 
-    def note(number: Signals) -> None:
-        if text := next(notes, None):
-            write_note(text.format(number.name))
 
-    return note
+def _stop_worker(worker: "FleetWorker", notes: Iterator[str], timeout: str, number: Signals) -> None:
+    worker.stop()
+    if note := next(notes, None):
+        write_note(note.format(clean(worker.name), number.name, timeout))
 
 
 def _command(verb: str, account: Account, run: str) -> str:
@@ -438,7 +444,7 @@ def _write_status(found: "FleetStatus", account: Account, facts: Mapping[str, ob
         speeds = {"rate": round(found.rate, 1), "limit": found.limit}
         write_json({**_run_facts(found), **speeds, "workers": workers, **(facts or {})})
         return
-    click.echo(f"Run {clean(found.run)}, submitted on {_moment(found.started_at)}.")
+    click.echo(f"Run {clean(found.run)}, submitted on {moment(found.started_at)}.")
     rows = [("attempts", f"{found.attempts:,}"), ("workers", f"{len(found.workers)}, {_speed(found)}")]
     if found.rolled_back:
         rows += [("rolled back", f"{found.rolled_back:,}")]
@@ -454,7 +460,7 @@ def _write_status(found: "FleetStatus", account: Account, facts: Mapping[str, ob
         click.echo(f"It was resumed as run {clean(found.resumed_as)}.")
     elif found.is_finished and found.unfinished and not found.is_rolling_back:
         click.echo(f"Resume:\n  {_command('resume', account, found.run)}")
-    if sum(found.counts.get(state, 0) for state in _MAY_RUN) > found.rolled_back:
+    if sum_of(found.counts, *_MAY_RUN) > found.rolled_back:
         click.echo(f"Roll back:\n  {_command('stop', account, found.run)}")
 
 
@@ -483,18 +489,14 @@ def _write_overview(runs: "Sequence[FleetStatus]", workers: "Sequence[WorkerStat
 
 def _run_row(run: "FleetStatus") -> Sequence[str]:
     state = run.cancelled or ("finished" if run.is_finished else "running")
-    return run.run, _moment(run.started_at), f"{run.planned:,}", f"{run.completed:,}", state
+    return run.run, moment(run.started_at), f"{run.planned:,}", f"{run.completed:,}", state
 
 
 def _worker_row(worker: "WorkerStatus") -> Sequence[str]:
     numbers = f"{worker.active_batches:,}", f"{worker.completed:,}", f"{worker.rate:,.0f}"
-    return worker.name, _moment(worker.started_at), *numbers, "draining" if worker.draining else "active"
+    return worker.name, moment(worker.started_at), *numbers, "draining" if worker.draining else "active"
 
 
 def _run_facts(found: "FleetStatus") -> dict[str, object]:
     facts = asdict(found, filter=lambda attribute, _: attribute.name != "workers")
     return {**facts, "is_finished": found.is_finished}
-
-
-def _moment(text: str) -> str:
-    return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M:%S UTC")

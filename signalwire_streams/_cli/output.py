@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import IO, Any, TextIO, TypeVar
 
 import click
@@ -87,6 +88,14 @@ def write_note(text: str) -> None:
     """Write a line to stderr. A stderr that cannot be written, such as a full disk, ends no command."""
     with suppress(OSError):
         click.echo(text, err=True)
+
+
+def moment(text: str) -> str:
+    """Return a time of a journal or a fleet for people; one that is damaged, as it is."""
+    with suppress(ValueError, OverflowError):
+        time = datetime.fromisoformat(text)
+        return (time if time.tzinfo is None else time.astimezone(UTC)).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return clean(text)
 
 
 @contextmanager
@@ -283,12 +292,7 @@ def verbose_option(command: _Command) -> _Command:
 
 
 class Failure(click.ClickException):
-    """A failed command.
-
-    Args:
-        message: one line for a person.
-        facts: the JSON object for a program, or None if the command was not asked for JSON.
-    """
+    """A failed command: one line for a person, and the JSON object for a program if the command was asked for JSON."""
 
     exit_code = FAILED
 
@@ -296,9 +300,9 @@ class Failure(click.ClickException):
         super().__init__(message)
         self._facts = facts
 
-    def show(self, file: IO[Any] | None = None) -> None:
+    def show(self, file: IO[Any] | None = None) -> None:  # noqa: ARG002  (click's signature)
         if text := self._line():
-            click.echo(text, file=file, err=file is None)
+            write_note(text)
         if self._facts is not None:
             write_json(self._facts)
 
@@ -313,13 +317,7 @@ class UsageError(Failure):
 
 
 class Interruption(Failure):
-    """Ctrl-C ended the command.
-
-    Args:
-        message: what may still be running or stored, or an empty text.
-        facts: more for a program than the message.
-        as_json: whether the command was asked for JSON.
-    """
+    """Ctrl-C ended the command; the message and the facts say what may still be running or stored."""
 
     exit_code = INTERRUPTED
 

@@ -586,7 +586,7 @@ async def test_a_file_that_is_no_text_is_a_usage_error(offline_shell: Shell, tmp
 async def test_a_closed_standard_input_is_a_usage_error(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     ran = await bare_shell(*START, "-", *TO_URL, "--dry-run")
-    is_misuse(ran, "standard input is closed: name a FILE, or pipe the targets in")
+    is_misuse(ran, "standard input is closed: name a FILE, or pipe it in")
 
 
 async def test_missing_credentials_are_misuse(bare_shell: Shell, tmp_path: Path) -> None:

@@ -2,20 +2,22 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from signalwire_streams import (
     BulkOutcome,
     BulkReport,
+    BulkRun,
     BulkStatus,
     NotFoundError,
     RunCancelledError,
     StartConferenceStream,
     StreamsError,
 )
-from signalwire_streams._cli.bulk_runner import Summary, bulk_command
+from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions, bulk_command
 
 from .shell import URL
 
@@ -34,15 +36,19 @@ def report(counts: dict[BulkStatus, int], **fields: Any) -> BulkReport:
     return BulkReport(counts=counts, **facts | fields)
 
 
-def summary(found: BulkReport, **fields: Any) -> Summary:
+def summary(found: BulkReport, *, retries: int = 0, already_done: int = 0, **fields: Any) -> BulkRunner:
+    """Return a runner whose run has ended with this report."""
     facts: dict[str, Any] = {
-        "operation": "start",
-        "planned": found.total,
-        "retries": 0,
+        "total": found.total,
         "journal": Path("run.db"),
         "command": lambda verb: bulk_command(verb, (), Path("run.db")),
     }
-    return Summary(report=found, **facts | fields)
+    runner = BulkRunner(
+        cast("BulkRun[Any]", SimpleNamespace(snapshot=found)), options=RunOptions(), as_json=False, **facts | fields
+    )
+    runner._options.meter.retries = retries
+    runner.already_done = already_done
+    return runner
 
 
 def failure(error: StreamsError | None) -> BulkOutcome[StartConferenceStream]:
@@ -72,7 +78,7 @@ def test_summary_counts_unsent_and_unread_items_as_pending(capsys: pytest.Captur
     """The other items that were not attempted have errors of their own."""
     counts = {BulkStatus.STARTED: 1, BulkStatus.NOT_ATTEMPTED: 3}
     found = report(counts, errors={"RunCancelledError": 2, "TransportError": 1})
-    summary(found, planned=10).write()
+    summary(found, total=10).write()
     out = capsys.readouterr().out
     assert "  not attempted  1\n" in out
     assert "  pending        8\n" in out
@@ -105,7 +111,7 @@ def test_summary_offers_resume_until_nothing_is_left(operation: str, verb: str) 
     done = BulkStatus.STARTED if operation == "start" else BulkStatus.STOPPED
     command = partial(bulk_command, options=("--space", "example"), journal=Path("run.db"))
     whole = summary(report({done: 2}), operation=operation, command=command)
-    early = summary(report({done: 2}), operation=operation, command=command, planned=3)
+    early = summary(report({done: 2}), operation=operation, command=command, total=3)
     failed = summary(report({done: 2, BulkStatus.UNKNOWN: 1}), operation=operation, command=command)
     assert whole.resume_command is None
     assert early.resume_command == failed.resume_command == f"signalwire-streams bulk {verb} --space example run.db"
@@ -121,7 +127,7 @@ def test_summary_asks_for_secrets_of_the_run(
 
 
 def test_summary_offers_no_rollback_if_nothing_was_started(capsys: pytest.CaptureFixture[str]) -> None:
-    summary(report({}), planned=3).write()
+    summary(report({}), total=3).write()
     out = capsys.readouterr().out
     assert "bulk resume run.db" in out
     assert "bulk stop" not in out

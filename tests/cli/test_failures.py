@@ -130,11 +130,15 @@ async def test_broken_pipe_of_a_list_is_no_failure(space: SimulatedSpace) -> Non
 
 
 @posix_only
-async def test_a_closed_stdout_is_no_traceback(space: SimulatedSpace) -> None:
-    command = f'"{sys.executable}" -m signalwire_streams calls list >&-'
+@pytest.mark.parametrize(
+    ("command", "code"), [("calls list >&-", 1), ("--help >&-", 1), ("--help >&- 2>&-", 1), ("calls get >&-", 2)]
+)
+async def test_a_closed_stdout_is_a_failure(space: SimulatedSpace, command: str, code: int) -> None:
+    command = f'"{sys.executable}" -m signalwire_streams {command}'
     async with process(program="/bin/sh", python=("-c", command), environment=credentials(space)) as child:
         ran = await end_of(child)
-    assert (ran.code, ran.out, ran.err) == (0, "", "")
+    assert (ran.code, ran.out) == (code, "")
+    assert len(ran.err.splitlines()) == (0 if "2>" in command else 1)
 
 
 async def test_a_name_that_the_terminal_cannot_show_is_no_traceback(space: SimulatedSpace) -> None:
