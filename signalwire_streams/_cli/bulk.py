@@ -1,9 +1,8 @@
 """The command ``bulk``: start streams on many conferences or calls, resume and roll back such runs."""
 
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial, wraps
+from functools import wraps
 from secrets import token_hex
 from textwrap import fill, indent
 from typing import Any
@@ -22,13 +21,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams._cli.bulk_runner import (
-    BulkRunner,
-    RunOptions,
-    bulk_command,
-    execute,
-    run_options,
-)
+from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions, bulk_command, execute, run_options
 from signalwire_streams._cli.bulk_secrets import Secrets, by_target, secret_options
 from signalwire_streams._cli.bulk_targets import SIDS, Start, make_request, make_requests, read_lines, read_source
 from signalwire_streams._cli.options import (
@@ -216,14 +209,7 @@ Examples:
 @run_options(resend=True)
 @target_options
 @account_options
-def start(
-    account: Account,
-    *,
-    targets: Targets,
-    journal: str | None,
-    no_journal: bool,
-    options: RunOptions,
-) -> None:
+def start(account: Account, *, targets: Targets, journal: str | None, no_journal: bool, options: RunOptions) -> None:
     """Start a stream on each of many conferences or calls, from a file or on all that are live.
 
     All lines are checked before anything is sent, and all invalid ones are reported. The run is recorded in a
@@ -236,7 +222,7 @@ def start(
     if not requests:
         return
 
-    async def prepare(client: StreamsClient) -> BulkRunner:
+    def prepare(client: StreamsClient) -> BulkRunner:
         if no_journal:
             write_note("No journal: this run can't be resumed after a crash, nor rolled back with 'bulk stop'.")
             path = None
@@ -245,11 +231,10 @@ def start(
             path = client.create_journal(requests, journal=default if journal is None else journal).path
         return BulkRunner(
             client.start_streams(requests, journal=path, resume=path is not None, concurrency=options.concurrency),
+            account,
+            options,
             total=len(requests),
-            options=options,
-            as_json=account.as_json,
             journal=path,
-            command=None if path is None else partial(bulk_command, options=account.options, journal=path),
             has_secrets=not all(PlannedRequest.from_request(request).is_complete for request in requests),
         )
 
@@ -275,14 +260,7 @@ Examples:
 @run_options(resend=True)
 @secret_options
 @account_options
-def resume(
-    account: Account,
-    *,
-    journal: str,
-    file: str | None,
-    options: RunOptions,
-    secrets: Secrets,
-) -> None:
+def resume(account: Account, *, journal: str, file: str | None, options: RunOptions, secrets: Secrets) -> None:
     """Resume a run that ended early.
 
     Streams that are running are not started again. Starts whose outcome is unknown are sent again under their
@@ -305,15 +283,14 @@ def resume(
     for _ in secrets.complete(book.requests):  # all are there and valid before anything is sent
         pass
 
-    async def prepare(client: StreamsClient) -> BulkRunner:
+    def prepare(client: StreamsClient) -> BulkRunner:
         requests = secrets.complete(book.requests)
         return BulkRunner(
             client.start_streams(requests, journal=book.path, resume=True, concurrency=options.concurrency),
+            account,
+            options,
             total=status.planned or 0,
-            options=options,
-            as_json=account.as_json,
             journal=book.path,
-            command=partial(bulk_command, options=account.options, journal=book.path),
             has_secrets=any(not planned.is_complete for planned in book.requests()),
         )
 
@@ -339,15 +316,14 @@ def stop(account: Account, *, journal: str, options: RunOptions) -> None:
     book = BulkJournal(journal)
     status = book.status()
 
-    async def prepare(client: StreamsClient) -> BulkRunner:
+    def prepare(client: StreamsClient) -> BulkRunner:
         return BulkRunner(
             client.stop_started(book.path, concurrency=options.concurrency),
-            operation="stop",
+            account,
+            options,
             total=sum(1 for _ in book.streams()),
-            options=options,
-            as_json=account.as_json,
+            operation="stop",
             journal=book.path,
-            command=partial(bulk_command, options=account.options, journal=book.path),
         )
 
     execute(account.or_else(space=status.origin, project=status.project), options, prepare)
@@ -415,7 +391,7 @@ def _write_status(book: BulkJournal, found: JournalStatus) -> None:
 
 
 def _next_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
-    """Print the state of a run, or the commands that can follow."""
+    """Return the state of a run, or the commands that can follow."""
     roll_back = f"Roll back:\n  {bulk_command('stop', (), book.path)}"
     if found.is_locked:
         yield "It is running now."
@@ -424,35 +400,28 @@ def _next_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
     elif found.rollback_started_at is not None:
         yield roll_back if any(True for _ in book.streams()) else "All streams that it started were stopped."
     else:
-        stuck = _count_stuck(book, found)
-        if found.planned is not None and found.remaining > stuck.total():
-            yield f"Resume:\n  {bulk_command('resume', (), book.path)}"
-        else:
-            yield from _stuck_steps(book, stuck)
+        yield from _resume_steps(book, found)
         yield roll_back
 
 
-def _stuck_steps(book: BulkJournal, stuck: Counter[str]) -> Iterable[str]:
-    if stuck["calls"]:
+def _resume_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
+    if found.planned is None or not found.remaining:
+        return
+    # A resumed run would only report these as unknown again.
+    in_doubt = list(book.items("unknown", IN_DOUBT))
+    unnamed = sum(item.name is None for item in in_doubt)
+    calls = sum(item.name is not None and item.kind == "call" for item in in_doubt)
+    if found.remaining > unnamed + calls:
+        yield f"Resume:\n  {bulk_command('resume', (), book.path)}"
+        return
+    if calls:
         yield (
-            f"{stuck['calls']:,} streams on calls may be running; a resumed run does not start them again, since a "
-            "call may accept a second stream of the same name. To start them again nevertheless:\n"
+            f"{calls:,} streams on calls may be running; a resumed run does not start them again, since a call may "
+            "accept a second stream of the same name. To start them again nevertheless:\n"
             f"  {bulk_command('resume', ('--resend-call-starts',), book.path)}"
         )
-    if stuck["unnamed"]:
+    if unnamed:
         yield (
-            f"{stuck['unnamed']:,} streams without a name may be running, and are never started again: end their "
-            "conference or call to stop them."
+            f"{unnamed:,} streams without a name may be running, and are never started again: end their conference or "
+            "call to stop them."
         )
-
-
-def _count_stuck(book: BulkJournal, found: JournalStatus) -> Counter[str]:
-    """Count the starts that a resumed run would report as unknown again."""
-    stuck: Counter[str] = Counter()
-    if found.planned is not None and found.remaining:
-        for item in book.items("unknown", IN_DOUBT):
-            if item.name is None:
-                stuck["unnamed"] += 1
-            elif item.kind == "call":
-                stuck["calls"] += 1
-    return stuck

@@ -7,7 +7,7 @@ import math
 import shlex
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from signal import Signals
 from typing import Any, Literal
@@ -109,15 +109,14 @@ class RunOptions:
 
 def run_options(*, resend: bool, concurrency: int | None = None, whose: str = "") -> Decorator:
     """Add the options of a run, and pass them to the command as its `RunOptions`; *whose* says what the rate is of."""
-    automatic = "; tuned automatically by default." if concurrency is None else "."
-    options = [
+    add = adding(
         click.option(
             "--concurrency",
             type=click.IntRange(min=1),
             metavar="N",
             default=concurrency,
             show_default=concurrency is not None,
-            help=f"Concurrent requests{automatic}",
+            help=f"Concurrent requests{'; tuned automatically by default' if concurrency is None else ''}.",
         ),
         click.option(
             "--rate",
@@ -126,16 +125,11 @@ def run_options(*, resend: bool, concurrency: int | None = None, whose: str = ""
             metavar="N",
             help=f"Maximum requests per second{whose}; by default 90 % of the Space's {_SPACE_LIMIT:,.0f}.",
         ),
-    ]
-    if resend:
-        help_text = (
-            "Also retry a start on a call whose response was lost. This may start a second stream: rejection of "
-            "duplicate names is documented for conferences only."
-        )
-        options.append(click.option("--resend-call-starts", is_flag=True, help=help_text))
+        *([_RESEND] if resend else []),
+    )
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @adding(*options)
+        @add
         @functools.wraps(command)
         def with_options(*, concurrency: int | None, rate: float | None, **others: Any) -> None:  # noqa: ANN401
             resend_call_starts = others.pop("resend_call_starts", False)
@@ -144,6 +138,14 @@ def run_options(*, resend: bool, concurrency: int | None = None, whose: str = ""
         return with_options
 
     return decorate
+
+
+_RESEND = click.option(
+    "--resend-call-starts",
+    is_flag=True,
+    help="Also retry a start on a call whose response was lost. This may start a second stream: rejection "
+    "of duplicate names is documented for conferences only.",
+)
 
 
 class BulkRunner:
@@ -159,11 +161,11 @@ class BulkRunner:
     def __init__(
         self,
         run: BulkRun[Any],
-        *,
-        operation: Literal["start", "stop"] = "start",
-        total: int,
+        account: Account,
         options: RunOptions,
-        as_json: bool,
+        *,
+        total: int,
+        operation: Literal["start", "stop"] = "start",
         journal: Path | None = None,
         command: Callable[[str], str] | None = None,
         has_secrets: bool = False,
@@ -175,9 +177,11 @@ class BulkRunner:
         self._is_start = operation == "start"
         self._total = total
         self._options = options
-        self._as_json = as_json
+        self._as_json = account.as_json
         self._journal = journal
         self._command = command
+        if journal is not None:
+            self._command = functools.partial(bulk_command, options=account.options, journal=journal)
         self._has_secrets = has_secrets
         self._counts: Counter[BulkStatus] = Counter()
         self._output_error: OSError | None = None
@@ -392,24 +396,14 @@ def format_latencies(latencies: Mapping[int, float]) -> str:
     return ", ".join(f"{names.get(p, f'p{p}')} {value * _MILLISECONDS:,.0f}" for p, value in latencies.items()) + " ms"
 
 
-def execute(
-    account: Account, options: RunOptions, prepare: Callable[[StreamsClient], Awaitable[BulkRunner | None]]
-) -> None:
-    """Execute a run, write its summary, and end the command with its exit code.
+def execute(account: Account, options: RunOptions, prepare: Callable[[StreamsClient], BulkRunner]) -> None:
+    """Execute the run that a function prepares, write its summary, and end the command with its exit code."""
 
-    Args:
-        account: the account.
-        options: the options of the run.
-        prepare: creates the runner, or reports that there is nothing to do and returns None.
-    """
-
-    async def work(client: StreamsClient) -> BulkRunner | None:
-        runner = await prepare(client)
-        if runner is not None:
-            await runner.execute_and_report()
+    async def work(client: StreamsClient) -> BulkRunner:
+        runner = prepare(client)
+        await runner.execute_and_report()
         return runner
 
     with silenced(OUTCOMES):
         runner = account.run(work, **options.client_options())
-    if runner is not None:
-        runner.end()
+    runner.end()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
-from attrs import asdict
+from attrs import asdict, frozen
 
 from signalwire_streams import InvalidRequestError, PlannedRequest, StreamsClient
 from signalwire_streams._cli.bulk import FILES, IN_DOUBT, Targets, target_options
@@ -60,18 +60,60 @@ _SHARED_RATE = " of all workers and stops together (use the same value everywher
 _run_id_option = partial(click.option, "--run-id", metavar="ID")
 
 
-def _redis_option(command: Callable[..., None]) -> Callable[..., None]:
+@frozen
+class _FleetAccount(Account):
+    redis_url: str | None = None
+
+    @property
+    def redis(self) -> str:
+        if not self.redis_url:
+            raise InvalidRequestError(f"set {_REDIS} (or --redis) to the Redis that the fleet shares")
+        return self.redis_url
+
+    def run_on_fleet(self, work: "Callable[[Fleet], Awaitable[_Result]]") -> _Result:
+        module = _fleet_module()
+
+        async def with_fleet() -> _Result:
+            if not self.space or not self.project:
+                raise InvalidRequestError("set SIGNALWIRE_SPACE (or --space) and SIGNALWIRE_PROJECT_ID (or --project)")
+            async with module.Fleet(self.redis, space=self.space, project=self.project) as found:
+                return await work(found)
+
+        return asyncio.run(with_fleet())
+
+    @asynccontextmanager
+    async def shared_client(self, options: RunOptions) -> AsyncIterator[StreamsClient]:
+        """Create a client that shares the Space's limit, or the ``--rate``, with the whole fleet."""
+        shared = import_module("signalwire_streams.redis_rate_limit")
+        settings = options.client_options()
+        async with (
+            shared.RedisRateLimiter(self.redis, rate_limit=settings.pop("rate_limit")) as limiter,
+            self.client(rate_limiter=limiter, **settings) as client,
+        ):
+            yield client
+
+    def command(self, verb: str, *run: str) -> str:
+        """Return a command that can be pasted into a shell."""
+        words = ["signalwire-streams", "fleet", verb, *self.options]
+        return shlex.join([*words, *(["--"] if any(word.startswith("-") for word in run) else []), *run])
+
+
+def _fleet_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--redis`` and the options of an account, and pass them to the command as its `_FleetAccount`."""
+
     @click.option(
         "--redis",
         "redis_url",
         metavar="URL",
         help=f"URL of the fleet's Redis; overrides {_REDIS}, which is required for a URL with a password.",
     )
+    @account_options
     @wraps(command)
-    def with_redis(*, redis_url: str | None, **others: object) -> None:
+    def with_redis(account: Account, *, redis_url: str | None, **others: object) -> None:
         if redis_url is not None and "@" in redis_url and not _has_no_password(redis_url):
             raise click.UsageError(f"others on this machine can read a command line: put the password into {_REDIS}")
-        command(redis_url=redis_url or os.environ.get(_REDIS), **others)
+        found = redis_url or os.environ.get(_REDIS)
+        command(_FleetAccount(**asdict(account, recurse=False), redis_url=found), **others)
 
     return with_redis
 
@@ -93,36 +135,6 @@ def _fleet_module() -> Any:  # noqa: ANN401  (a module)
         raise UsageError(str(error)) from None
 
 
-def _check_redis(url: str | None) -> str:
-    if not url:
-        raise InvalidRequestError(f"set {_REDIS} (or --redis) to the Redis that the fleet shares")
-    return url
-
-
-@asynccontextmanager
-async def _client(account: Account, redis: str, options: RunOptions) -> AsyncIterator[StreamsClient]:
-    """Create a client that shares the Space's limit, or the ``--rate``, with the whole fleet."""
-    shared = import_module("signalwire_streams.redis_rate_limit")
-    settings = options.client_options()
-    async with (
-        shared.RedisRateLimiter(redis, rate_limit=settings.pop("rate_limit")) as limiter,
-        account.client(rate_limiter=limiter, **settings) as client,
-    ):
-        yield client
-
-
-def _with_fleet(account: Account, redis_url: str | None, work: "Callable[[Fleet], Awaitable[_Result]]") -> _Result:
-    module = _fleet_module()
-
-    async def with_it() -> _Result:
-        if not account.space or not account.project:
-            raise InvalidRequestError("set SIGNALWIRE_SPACE (or --space) and SIGNALWIRE_PROJECT_ID (or --project)")
-        async with module.Fleet(_check_redis(redis_url), space=account.space, project=account.project) as found:
-            return await work(found)
-
-    return asyncio.run(with_it())
-
-
 @click.group(short_help="Start streams from many hosts over one Redis.")
 def fleet() -> None:
     """Start streams from many hosts over one Redis, so that a run continues when a host dies."""
@@ -142,12 +154,9 @@ Example:
 )
 @_run_id_option(help="Id of the run; submitting it again starts nothing twice.")
 @click.option("--redact-secrets", is_flag=True, help="Submit without the secrets; the workers must have them.")
-@_redis_option
 @target_options
-@account_options
-def submit(
-    account: Account, *, targets: Targets, redis_url: str | None, run_id: str | None, redact_secrets: bool
-) -> None:
+@_fleet_options
+def submit(account: _FleetAccount, *, targets: Targets, run_id: str | None, redact_secrets: bool) -> None:
     """Submit a stream to start on each of many conferences or calls, from a file or on all that are live.
 
     All lines are checked before anything is submitted. A submit that was killed can be repeated with the same
@@ -167,28 +176,24 @@ def submit(
 
     since = datetime.now(UTC)
     with _interruptible(account):
-        submitted = _with_fleet(account, redis_url, work)
+        submitted = account.run_on_fleet(work)
     _write_submitted(submitted, account, since)
 
 
 @contextmanager
-def _interruptible(account: Account) -> Iterator[None]:
+def _interruptible(account: _FleetAccount) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        message = (
-            "interrupted: a part of the run may have been submitted; list the runs with: "
-            f"{shlex.join(['signalwire-streams', 'fleet', 'status', *account.options])}"
-        )
+        message = f"interrupted: a part of the run may have been submitted; see {account.command('status')}"
         raise Interruption(message, as_json=account.as_json) from None
 
 
 @fleet.command(short_help="Resubmit what a finished run left undone.")
 @click.argument("run")
 @_run_id_option(help="Id of the new run; by default that of RUN with a number.")
-@_redis_option
-@account_options
-def resume(account: Account, *, redis_url: str | None, run: str, run_id: str | None) -> None:
+@_fleet_options
+def resume(account: _FleetAccount, *, run: str, run_id: str | None) -> None:
     """Resubmit what a finished run left undone, as a new run: starts that were not attempted, or are unknown.
 
     A stream on a conference that is running already is not started again.
@@ -200,7 +205,7 @@ def resume(account: Account, *, redis_url: str | None, run: str, run_id: str | N
 
     since = datetime.now(UTC)
     with _interruptible(account):
-        submitted = _with_fleet(account, redis_url, work)
+        submitted = account.run_on_fleet(work)
     if submitted is not None:
         _write_submitted(submitted, account, since)
     elif account.as_json:
@@ -209,7 +214,7 @@ def resume(account: Account, *, redis_url: str | None, run: str, run_id: str | N
         click.echo(f"Run {clean(run)} has nothing left to start.")
 
 
-def _write_submitted(submitted: "FleetStatus", account: Account, since: datetime) -> None:
+def _write_submitted(submitted: "FleetStatus", account: _FleetAccount, since: datetime) -> None:
     """Write the result of a submit. If the run existed before, it only made sure that the workers have all of it."""
     is_new = datetime.fromisoformat(submitted.started_at) >= since.replace(microsecond=since.microsecond // 1000 * 1000)
     with noting(f"the run was submitted as {submitted.run}"):
@@ -217,8 +222,8 @@ def _write_submitted(submitted: "FleetStatus", account: Account, since: datetime
             write_json({"run": submitted.run, "planned": submitted.planned, "is_new": is_new})
         elif is_new:
             click.echo(f"Submitted {submitted.planned:,} streams as run {submitted.run}.")
-            click.echo(f"Follow it:\n  {_command('status', account, submitted.run)}")
-            click.echo(f"Roll back:\n  {_command('stop', account, submitted.run)}")
+            click.echo(f"Follow it:\n  {account.command('status', submitted.run)}")
+            click.echo(f"Roll back:\n  {account.command('stop', submitted.run)}")
         else:
             click.echo("Run already submitted; nothing new was queued.")
             _write_status(submitted, account)
@@ -238,9 +243,8 @@ Examples:
 @click.option(
     "--follow/--once", default=None, help="Follow the run to its end, or show it once; --follow on a terminal."
 )
-@_redis_option
-@account_options
-def status(account: Account, *, redis_url: str | None, run: str | None, follow: bool | None) -> None:
+@_fleet_options
+def status(account: _FleetAccount, *, run: str | None, follow: bool | None) -> None:
     """Show the progress of a run, or without a RUN that of all runs, and the active workers. No API token is needed."""
 
     async def work(fleet: "Fleet") -> bool:
@@ -253,7 +257,7 @@ def status(account: Account, *, redis_url: str | None, run: str | None, follow: 
         _write_status(found, account)
         return not found.is_finished or sum_of(found.counts, *SUCCEEDED) == found.planned
 
-    if not _with_fleet(account, redis_url, work):
+    if not account.run_on_fleet(work):
         raise click.exceptions.Exit(FAILED)
 
 
@@ -281,9 +285,8 @@ async def _follow(fleet: "Fleet", found: "FleetStatus", *, as_json: bool) -> "Fl
 
 @fleet.command(short_help="Write the outcomes of a run as JSON.")
 @click.argument("run")
-@_redis_option
-@account_options
-def results(account: Account, *, redis_url: str | None, run: str) -> None:
+@_fleet_options
+def results(account: _FleetAccount, *, run: str) -> None:
     """Write the outcome of each start of a run as JSON, one object per line, until the run is finished."""
 
     async def work(fleet: "Fleet") -> None:
@@ -293,14 +296,13 @@ def results(account: Account, *, redis_url: str | None, run: str) -> None:
         async for outcome in fleet.results(run):
             write_json(outcome_facts(outcome))
 
-    _with_fleet(account, redis_url, work)
+    account.run_on_fleet(work)
 
 
 @fleet.command()
 @click.argument("run")
-@_redis_option
-@account_options
-def cancel(account: Account, *, redis_url: str | None, run: str) -> None:
+@_fleet_options
+def cancel(account: _FleetAccount, *, run: str) -> None:
     """Cancel a run: start no more streams. Streams already running are left alone; `fleet stop` stops them too.
 
     A run that is already finished or cancelled is unchanged.
@@ -319,15 +321,14 @@ def cancel(account: Account, *, redis_url: str | None, run: str) -> None:
             click.echo(messages[state])
         _write_status(found, account, {"status_before": state})
 
-    _with_fleet(account, redis_url, work)
+    account.run_on_fleet(work)
 
 
 @fleet.command(short_help="Stop every stream that a run started.", epilog=f"{ENVIRONMENT}{_ENVIRONMENT}")
 @click.argument("run")
 @run_options(resend=False, whose=_SHARED_RATE)
-@_redis_option
-@account_options
-def stop(account: Account, *, redis_url: str | None, run: str, options: RunOptions) -> None:
+@_fleet_options
+def stop(account: _FleetAccount, *, run: str, options: RunOptions) -> None:
     """Stop every stream that a run started, or may have started. The run is cancelled, too.
 
     Each is stopped by its sid, or by its name if only that is known. Repeat it until nothing is left.
@@ -335,19 +336,18 @@ def stop(account: Account, *, redis_url: str | None, run: str, options: RunOptio
     module = _fleet_module()
 
     async def work() -> BulkRunner:
-        redis = _check_redis(redis_url)
         async with (
-            _client(account, redis, options) as client,
-            module.Fleet(redis, space=client.origin, project=client.project) as found,
+            account.shared_client(options) as client,
+            module.Fleet(account.redis, space=client.origin, project=client.project) as found,
         ):
             before = await found.cancel(run)
             runner = BulkRunner(
                 found.stop_streams(run, client, concurrency=options.concurrency),
-                operation="stop",
+                account,
+                options,
                 total=sum_of(before.counts, *_MAY_RUN) - before.rolled_back,
-                options=options,
-                as_json=account.as_json,
-                command=lambda verb: _command(verb, account, run),
+                operation="stop",
+                command=lambda verb: account.command(verb, run),
             )
             await runner.execute_and_report()
         return runner
@@ -382,12 +382,10 @@ Example:
 )
 @run_options(resend=True, concurrency=_CONCURRENCY, whose=_SHARED_RATE)
 @secret_options
-@_redis_option
-@account_options
+@_fleet_options
 def worker(
-    account: Account,
+    account: _FleetAccount,
     *,
-    redis_url: str | None,
     lease_seconds: float,
     shutdown_timeout: float,
     options: RunOptions,
@@ -401,10 +399,9 @@ def worker(
     module = _fleet_module()
 
     async def work() -> None:
-        redis = _check_redis(redis_url)
-        async with _client(account, redis, options) as client:
+        async with account.shared_client(options) as client:
             one = module.FleetWorker(
-                redis,
+                account.redis,
                 client,
                 concurrency=options.concurrency,
                 lease_seconds=lease_seconds,
@@ -432,12 +429,7 @@ def _stop_worker(worker: "FleetWorker", notes: Iterator[str], timeout: str, numb
         write_note(note.format(clean(worker.name), number.name, timeout))
 
 
-def _command(verb: str, account: Account, run: str) -> str:
-    words = ["signalwire-streams", "fleet", verb, *account.options]
-    return shlex.join([*words, *(["--"] if run.startswith("-") else []), run])
-
-
-def _write_status(found: "FleetStatus", account: Account, facts: Mapping[str, object] | None = None) -> None:
+def _write_status(found: "FleetStatus", account: _FleetAccount, facts: Mapping[str, object] | None = None) -> None:
     """Write the progress of a run, and what can be done about it; *facts* are further ones for a program."""
     if account.as_json:
         workers = [asdict(one) for one in found.workers]
@@ -459,9 +451,9 @@ def _write_status(found: "FleetStatus", account: Account, facts: Mapping[str, ob
     if found.resumed_as is not None:
         click.echo(f"It was resumed as run {clean(found.resumed_as)}.")
     elif found.is_finished and found.unfinished and not found.is_rolling_back:
-        click.echo(f"Resume:\n  {_command('resume', account, found.run)}")
+        click.echo(f"Resume:\n  {account.command('resume', found.run)}")
     if sum_of(found.counts, *_MAY_RUN) > found.rolled_back:
-        click.echo(f"Roll back:\n  {_command('stop', account, found.run)}")
+        click.echo(f"Roll back:\n  {account.command('stop', found.run)}")
 
 
 def _speed(found: "FleetStatus") -> str:
@@ -476,7 +468,10 @@ def _write_overview(runs: "Sequence[FleetStatus]", workers: "Sequence[WorkerStat
         return
     if runs:
         columns = [Column("RUN", whole=True), Column("SUBMITTED", spare=True), Column("STREAMS"), Column("COMPLETED")]
-        write_table([*columns, Column("STATUS")], [_run_row(run) for run in runs])
+        rows = [
+            (one.run, moment(one.started_at), f"{one.planned:,}", f"{one.completed:,}", _state(one)) for one in runs
+        ]
+        write_table([*columns, Column("STATUS")], rows)
     else:
         click.echo("There are no runs.")
     click.echo()
@@ -484,17 +479,18 @@ def _write_overview(runs: "Sequence[FleetStatus]", workers: "Sequence[WorkerStat
         click.echo("No active workers.")
         return
     columns = [Column("WORKER", whole=True), Column("SINCE", spare=True), Column("BATCHES"), Column("COMPLETED")]
-    write_table([*columns, Column("REQUESTS/S"), Column("STATUS")], [_worker_row(one) for one in workers])
+    numbers = [(f"{one.active_batches:,}", f"{one.completed:,}", f"{one.rate:,.0f}") for one in workers]
+    write_table(
+        [*columns, Column("REQUESTS/S"), Column("STATUS")],
+        [
+            (one.name, moment(one.started_at), *found, "draining" if one.draining else "active")
+            for one, found in zip(workers, numbers, strict=True)
+        ],
+    )
 
 
-def _run_row(run: "FleetStatus") -> Sequence[str]:
-    state = run.cancelled or ("finished" if run.is_finished else "running")
-    return run.run, moment(run.started_at), f"{run.planned:,}", f"{run.completed:,}", state
-
-
-def _worker_row(worker: "WorkerStatus") -> Sequence[str]:
-    numbers = f"{worker.active_batches:,}", f"{worker.completed:,}", f"{worker.rate:,.0f}"
-    return worker.name, moment(worker.started_at), *numbers, "draining" if worker.draining else "active"
+def _state(run: "FleetStatus") -> str:
+    return run.cancelled or ("finished" if run.is_finished else "running")
 
 
 def _run_facts(found: "FleetStatus") -> dict[str, object]:

@@ -11,6 +11,7 @@ import pytest
 from signalwire_streams import ApiError, RunCancelledError, StreamsClient, TransportError
 from signalwire_streams._cli.bulk_runner import _ADVICE, BulkRunner, RunOptions
 from signalwire_streams._cli.bulk_targets import Line, make_requests, read_lines
+from signalwire_streams._cli.options import Account
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, ids_file, json_file, offered
@@ -139,7 +140,7 @@ async def test_rate_option_rejects_nan(shell: Shell, space: SimulatedSpace, tmp_
 
 async def test_progress_shows_a_rate_below_one(client: StreamsClient) -> None:
     run = client.start_streams([])
-    runner = BulkRunner(run, operation="start", total=1, options=RunOptions(rate=0.2), as_json=False)
+    runner = BulkRunner(run, Account(None, None, as_json=False), RunOptions(rate=0.2), total=1)
     assert " of 0 requests/s" not in runner._progress().line
     assert (await run.report()).total == 0
 

@@ -9,6 +9,7 @@ import sqlite3
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -487,6 +488,20 @@ async def test_status_list_fits_a_terminal(bare_shell: Shell, space: SimulatedSp
     ran = await bare_shell(*STATUS, "--list", "rejected")
     assert max(map(len, ran.rows)) <= 80
     assert space.conference_sids[1] in ran.out
+
+
+@pytest.mark.parametrize("moment", ["x", "", "9999-12-31T23:59:59-23:59", "\x1b[31mred", "2026-11-29"])
+async def test_status_shows_a_damaged_date_as_it_is(shell: Shell, space: SimulatedSpace, moment: str) -> None:
+    await shell(*START_ALL)
+    with closing(sqlite3.connect("run.db")) as database:
+        database.execute("UPDATE run SET value = ? WHERE key = 'started_at'", (moment,))
+        database.commit()
+    for options in ((), ("--json",), ("--list", "started")):
+        ran = await shell(*STATUS, *options)
+        assert (ran.code, ran.err) == (0, "")
+        assert "\x1b" not in ran.out
+    assert (await shell(*STOP)).code == 0
+    assert space.streams.active() == []
 
 
 async def test_an_unknown_state_is_a_usage_error(bare_shell: Shell) -> None:

@@ -1,6 +1,5 @@
 """Summary of a bulk run: counts, errors, and suggested commands."""
 
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +17,7 @@ from signalwire_streams import (
     StreamsError,
 )
 from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions, bulk_command
+from signalwire_streams._cli.options import Account
 
 from .shell import URL
 
@@ -38,14 +38,9 @@ def report(counts: dict[BulkStatus, int], **fields: Any) -> BulkReport:
 
 def summary(found: BulkReport, *, retries: int = 0, already_done: int = 0, **fields: Any) -> BulkRunner:
     """Return a runner whose run has ended with this report."""
-    facts: dict[str, Any] = {
-        "total": found.total,
-        "journal": Path("run.db"),
-        "command": lambda verb: bulk_command(verb, (), Path("run.db")),
-    }
-    runner = BulkRunner(
-        cast("BulkRun[Any]", SimpleNamespace(snapshot=found)), options=RunOptions(), as_json=False, **facts | fields
-    )
+    facts: dict[str, Any] = {"total": found.total, "journal": Path("run.db")}
+    run = cast("BulkRun[Any]", SimpleNamespace(snapshot=found))
+    runner = BulkRunner(run, Account("example", None, False, ("--space", "example")), RunOptions(), **facts | fields)
     runner._options.meter.retries = retries
     runner.already_done = already_done
     return runner
@@ -70,7 +65,7 @@ def test_summary_of_a_long_run(capsys: pytest.CaptureFixture[str]) -> None:
         "  latency            p50 31, p95 80, p99 1,200, max 2,500 ms\n"
         "Journal: run.db\n"
         "Roll back:\n"
-        "  signalwire-streams bulk stop run.db\n"
+        "  signalwire-streams bulk stop --space example run.db\n"
     )
 
 
@@ -109,10 +104,9 @@ def test_summary_shows_the_ten_most_frequent_errors(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(("operation", "verb"), [("start", "resume"), ("stop", "stop")])
 def test_summary_offers_resume_until_nothing_is_left(operation: str, verb: str) -> None:
     done = BulkStatus.STARTED if operation == "start" else BulkStatus.STOPPED
-    command = partial(bulk_command, options=("--space", "example"), journal=Path("run.db"))
-    whole = summary(report({done: 2}), operation=operation, command=command)
-    early = summary(report({done: 2}), operation=operation, command=command, total=3)
-    failed = summary(report({done: 2, BulkStatus.UNKNOWN: 1}), operation=operation, command=command)
+    whole = summary(report({done: 2}), operation=operation)
+    early = summary(report({done: 2}), operation=operation, total=3)
+    failed = summary(report({done: 2, BulkStatus.UNKNOWN: 1}), operation=operation)
     assert whole.resume_command is None
     assert early.resume_command == failed.resume_command == f"signalwire-streams bulk {verb} --space example run.db"
 
@@ -129,7 +123,7 @@ def test_summary_asks_for_secrets_of_the_run(
 def test_summary_offers_no_rollback_if_nothing_was_started(capsys: pytest.CaptureFixture[str]) -> None:
     summary(report({}), total=3).write()
     out = capsys.readouterr().out
-    assert "bulk resume run.db" in out
+    assert "bulk resume --space example run.db" in out
     assert "bulk stop" not in out
 
 

@@ -31,6 +31,7 @@ from signalwire_streams import (
 )
 from signalwire_streams._cli import progress
 from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions
+from signalwire_streams._cli.options import Account
 from signalwire_streams._cli.output import in_words, logging_to
 from signalwire_streams._cli.progress import Meter, Progress, draw, format_duration, shown
 from signalwire_streams.simulator import SimulatedSpace
@@ -339,7 +340,7 @@ async def test_a_display_on_stderr_leaves_stdout_alone(
 
 
 def runner_of(run: BulkRun[Any], total: int, *, as_json: bool = False) -> BulkRunner:
-    return BulkRunner(run, operation="start", total=total, options=RunOptions(), as_json=as_json)
+    return BulkRunner(run, Account(None, None, as_json), RunOptions(), total=total)
 
 
 def starts_on(space: SimulatedSpace) -> list[StartConferenceStream]:
