@@ -41,10 +41,9 @@ from signalwire_streams._cli.output import (
     in_words,
     moment,
     write_aligned,
-    write_counts,
-    write_errors,
     write_json,
     write_note,
+    write_report,
     write_table,
 )
 from signalwire_streams._cli.streams import Noun
@@ -67,10 +66,10 @@ class Targets:
     """What the options say about the targets of a run and their fields."""
 
     file: str | None
+    defaults: Mapping[str, Any] = field(repr=False)
     kind: Noun
     skip_invalid: bool
-    is_dry_run: bool
-    defaults: Mapping[str, Any] = field(repr=False)
+    dry_run: bool
 
     def find(self, account: Account) -> Sequence[Start]:
         """Return the requests to start; none, after saying so, if there is nothing to start or after a dry run.
@@ -79,7 +78,7 @@ class Targets:
             UsageError: there are invalid lines, and they are not to be skipped.
         """
         requests = account.run(self._list_live) if self.file is None else self._read(self.file, account)
-        if self.is_dry_run:
+        if self.dry_run:
             _write_dry_run(requests, as_json=account.as_json)
             return []
         if not requests and account.as_json:
@@ -167,22 +166,15 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @_target_options
     @wraps(command)
-    def with_targets(
-        *,
-        file: str | None,
-        all_in_progress: bool,
-        kind: Noun,
-        skip_invalid: bool,
-        dry_run: bool,
-        **others: Any,  # noqa: ANN401  (the fields of a request, which checks them, and options of the command)
-    ) -> None:
+    def with_targets(*, file: str | None, all_in_progress: bool, **options: Any) -> None:  # noqa: ANN401
         if (file is None) is not all_in_progress:
             raise click.UsageError("pass a FILE of ids, - for standard input, or --all-in-progress")
-        fields = {name: others.pop(name) for name in FIELDS if name in others}
-        if kind == "call":
-            refuse_conference_options(fields, "calls")
-        fields["unnamed"] = fields["unnamed"] or None
-        command(targets=Targets(file, kind, skip_invalid, dry_run, fields), **others)
+        defaults = {name: options.pop(name) for name in FIELDS if name in options}
+        defaults["unnamed"] = defaults["unnamed"] or None
+        how = {name: options.pop(name) for name in ("kind", "skip_invalid", "dry_run")}
+        if how["kind"] == "call":
+            refuse_conference_options(defaults, "calls")
+        command(targets=Targets(file, defaults, **how), **options)
 
     return with_targets
 
@@ -377,17 +369,18 @@ def status(*, journal: str, statuses: tuple[str, ...], as_json: bool) -> None:
 
 
 def _write_status(book: BulkJournal, found: JournalStatus) -> None:
-    click.echo(
-        f"Run {clean(found.run)}, started on {moment(found.started_at)}, to {clean(found.operation)} streams on "
-        f"{clean(found.origin)}."
-    )
     rows = [("attempts", f"{found.attempts:,}")]
     if found.rollback_started_at is not None:
         rows += [("rolled back", f"{found.rolled_back:,}")]
-    write_counts(found.counts, *rows, first=[] if found.planned is None else [("planned", f"{found.planned:,}")])
-    write_errors(found.errors)
-    for line in _next_steps(book, found):
-        click.echo(line)
+    write_report(
+        f"Run {clean(found.run)}, started on {moment(found.started_at)}, to {clean(found.operation)} streams on "
+        f"{clean(found.origin)}.",
+        found.counts,
+        *rows,
+        first=[] if found.planned is None else [("planned", f"{found.planned:,}")],
+        errors=found.errors,
+        steps=_next_steps(book, found),
+    )
 
 
 def _next_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:

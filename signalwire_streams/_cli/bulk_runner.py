@@ -38,10 +38,9 @@ from signalwire_streams._cli.output import (
     in_words,
     noting,
     silenced,
-    write_counts,
-    write_errors,
     write_json,
     write_note,
+    write_report,
 )
 from signalwire_streams._cli.progress import Meter, Progress, format_duration, on_signals, seconds_left, shown
 
@@ -316,25 +315,28 @@ class BulkRunner:
         if self._total == 0:
             click.echo(f"There is nothing left to {'start' if self._is_start else 'stop'}.")
             return
-        click.echo(f"{self._headline()} in {format_duration(report.seconds)}.")
         pending = report.errors.get(RunCancelledError.__name__, 0)
         counts = {**report.counts, BulkStatus.NOT_ATTEMPTED: report.counts.get(BulkStatus.NOT_ATTEMPTED, 0) - pending}
         pending += max(self._total - report.total, 0)
         latency = [("latency", format_latencies(report.latency_percentiles))] if report.attempts else []
-        write_counts(
+        write_report(
+            f"{self._headline()} in {format_duration(report.seconds)}.",
             {**dict(sorted(counts.items())), "from earlier runs": self.already_done, "pending": pending},
             ("attempts", f"{report.attempts:,} ({self._options.meter.retries:,} retried)"),
             *latency,
+            errors={label: count for label, count in report.errors.items() if label != RunCancelledError.__name__},
+            details=self._details,
+            steps=self._next_steps(),
         )
-        errors = {label: count for label, count in report.errors.items() if label != RunCancelledError.__name__}
-        write_errors(errors, self._details)
+
+    def _next_steps(self) -> Iterable[str]:
         if self._journal is not None:
-            click.echo(f"Journal: {self._journal}")
+            yield f"Journal: {self._journal}"
         if self.resume_command is not None:
             again = " (and pass its secrets again)" if self._has_secrets else ""
-            click.echo(f"Resume{again}:\n  {self.resume_command}")
-        if self._is_start and report.total and self._command is not None:
-            click.echo(f"Roll back:\n  {self._command('stop')}")
+            yield f"Resume{again}:\n  {self.resume_command}"
+        if self._is_start and self.run.snapshot.total and self._command is not None:
+            yield f"Roll back:\n  {self._command('stop')}"
 
     def _headline(self) -> str:
         return f"{'Started' if self._is_start else 'Stopped'} {self._succeeded:,} of {self._total:,} streams"

@@ -12,24 +12,14 @@ from signalwire_streams._cli.bulk_targets import NAMING, SIDS, BadLine, Line, Re
 from signalwire_streams._cli.options import CONFERENCE_ONLY, FIELDS, SECRETS, adding, field_option
 from signalwire_streams.bulk._serialization import folded
 
-_SECRET = ("parameters", "authorization_bearer_token")
-_OPTIONAL = set(FIELDS) - {*_SECRET, *SIDS}
+_OPTIONAL = set(FIELDS) - {"parameters", "authorization_bearer_token", *SIDS}
 
 
 @frozen
 class Secrets:
-    """Secrets that were passed again: by options for all, and by the lines of the file that the run was started with.
+    """Secrets that were passed again: with options for all, and in the lines of the run's FILE, by their targets."""
 
-    Attributes:
-        parameters: custom parameters for all.
-        bearer_token: the token for all.
-        status_callback: the URL for all.
-        lines: the lines, by the id of their conference or call.
-    """
-
-    parameters: Mapping[str, str] = field(factory=dict, repr=False)
-    bearer_token: str | None = field(default=None, repr=False)
-    status_callback: str | None = field(default=None, repr=False)
+    options: Mapping[str, Any] = field(factory=dict, repr=False)
     lines: Mapping[str, Sequence[Line]] = field(factory=dict, repr=False)
 
     def complete(self, plan: Callable[[], Iterable[PlannedRequest]]) -> Iterator[Start]:
@@ -69,12 +59,13 @@ class Secrets:
         request = planned.request
         if planned.is_complete:
             return request
-        values = {**self.parameters, **line.get("parameters", {})}
-        missing = [f"--parameter {name}=..." for name in planned.parameters if name not in values]
-        token = line.get("authorization_bearer_token", self.bearer_token)
+        parameters = {**self.options.get("parameters", {}), **line.get("parameters", {})}
+        token, callback = (
+            line.get(name, self.options.get(name)) for name in ("authorization_bearer_token", "status_callback")
+        )
+        missing = [f"--parameter {name}=..." for name in planned.parameters if name not in parameters]
         if planned.bearer_token and token is None:
             missing.append("--bearer-token-file FILE")
-        callback = line.get("status_callback", self.status_callback)
         if planned.status_callback and callback is None:
             missing.append("--status-callback URL")
         if missing:
@@ -84,7 +75,7 @@ class Secrets:
             )
         return evolve(
             request,
-            parameters={name: values[name] for name in planned.parameters},
+            parameters={name: parameters[name] for name in planned.parameters},
             authorization_bearer_token=token if planned.bearer_token else None,
             status_callback=callback if planned.status_callback else request.status_callback,
         )
@@ -93,16 +84,11 @@ class Secrets:
 def secret_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of the fields that no journal keeps, and pass them to the command as its `Secrets`."""
 
-    @adding(*map(field_option, (*_SECRET, "status_callback")))
+    @adding(*map(field_option, SECRETS))
     @functools.wraps(command)
-    def with_secrets(
-        *,
-        parameters: dict[str, str],
-        authorization_bearer_token: str | None,
-        status_callback: str | None,
-        **others: object,
-    ) -> None:
-        command(secrets=Secrets(parameters, authorization_bearer_token, status_callback), **others)
+    def with_secrets(**options: Any) -> None:  # noqa: ANN401
+        secrets = Secrets({name: options.pop(name) for name in SECRETS})
+        command(secrets=secrets, **options)
 
     return with_secrets
 

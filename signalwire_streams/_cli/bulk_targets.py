@@ -109,13 +109,7 @@ class Line:
 
 @frozen
 class BadLine:
-    """An invalid line.
-
-    Attributes:
-        number: its number in the file, from 1.
-        why: the problem, and what to write instead.
-        hides_more: whether the lines after it could not be read, so that it cannot be skipped.
-    """
+    """An invalid line; one that *hides_more* can't be skipped, since the lines after it could not be read."""
 
     number: int
     why: str
@@ -166,11 +160,10 @@ def _each(lines: Sequence[str], read: Callable[[str], Mapping[str, Any] | None])
     for number, line in enumerate(lines, start=1):
         try:
             fields = read(line.strip()) if line.strip() else None
+            if fields is not None:
+                yield Line(number, fields)
         except ValueError as error:
             yield BadLine(number, str(error))
-            continue
-        if fields is not None:
-            yield Line(number, fields)
 
 
 def _from_id(line: str, sid_field: str) -> Mapping[str, Any] | None:
@@ -201,43 +194,39 @@ def _from_json(line: str) -> Mapping[str, Any]:
 def _from_csv(text: str, delimiter: str, *, has_separator_line: bool = False) -> Iterator[Read]:
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: Sequence[str] = ()
+    is_separator_line = has_separator_line
     start = 1
-    skip = has_separator_line
     while True:
+        number, is_header = start, not header
         try:
-            cells = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield _csv_error(start, error, is_open=rows.line_num > start, is_header=not header)
-            start = rows.line_num + 1
-            continue
-        number, start = start, rows.line_num + 1
-        if not any(cell.strip() for cell in cells):
-            continue
-        if skip:
-            skip = False
-            continue
-        try:
-            if not header:
+            cells = next(rows, None)
+            if cells is None:
+                return
+            if not any(cell.strip() for cell in cells):
+                continue
+            if is_separator_line:
+                is_separator_line = False
+            elif is_header:
                 header = _header(cells)
             else:
                 yield Line(number, _row(header, cells))
+        except csv.Error as error:
+            is_open = rows.line_num > number or "unexpected end" in str(error)
+            yield BadLine(number, _why_not_csv(error, is_open=is_open), hides_more=is_open or is_header)
         except ValueError as error:
-            yield BadLine(number, str(error), hides_more=not header)
-            if not header:
+            yield BadLine(number, str(error), hides_more=is_header)
+            if is_header:
                 return
+        finally:
+            start = rows.line_num + 1
 
 
-def _csv_error(number: int, error: csv.Error, *, is_open: bool, is_header: bool) -> BadLine:
-    is_open = is_open or "unexpected end" in str(error)
+def _why_not_csv(error: csv.Error, *, is_open: bool) -> str:
     if is_open:
-        why = "a quote opens here and is never closed"
-    elif "field limit" in str(error):
-        why = f"a cell has more than {csv.field_size_limit():,} characters: shorten it"
-    else:
-        why = f"this is not CSV: {error}"
-    return BadLine(number, why, hides_more=is_open or is_header)
+        return "a quote opens here and is never closed"
+    if "field limit" in str(error):
+        return f"a cell has more than {csv.field_size_limit():,} characters: shorten it"
+    return f"this is not CSV: {error}"
 
 
 def _header(cells: Sequence[str]) -> Sequence[str]:

@@ -5,7 +5,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial, wraps
@@ -32,16 +32,15 @@ from signalwire_streams._cli.output import (
     is_terminal,
     moment,
     noting,
-    write_counts,
-    write_errors,
     write_json,
     write_note,
+    write_report,
     write_table,
 )
 from signalwire_streams._cli.progress import Progress, on_signals, seconds_left, shown
 
 if TYPE_CHECKING:
-    from signalwire_streams.fleet import Fleet, FleetStatus, FleetWorker, WorkerStatus
+    from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
 
 _Result = TypeVar("_Result")
 
@@ -57,6 +56,11 @@ _POLL_INTERVAL = 0.5
 _CONCURRENCY = 200
 
 _SHARED_RATE = " of all workers and stops together (use the same value everywhere)"
+_DRAINING = (
+    "Worker {} is draining ({}): it takes no new work and finishes what is in progress within {:g} s; the rest goes "
+    "to other workers. Signal again to hand it over at once."
+)
+_HANDING_OVER = "Worker {} hands over its work at once ({})."
 _run_id_option = partial(click.option, "--run-id", metavar="ID")
 
 
@@ -383,14 +387,7 @@ Example:
 @run_options(resend=True, concurrency=_CONCURRENCY, whose=_SHARED_RATE)
 @secret_options
 @_fleet_options
-def worker(
-    account: _FleetAccount,
-    *,
-    lease_seconds: float,
-    shutdown_timeout: float,
-    options: RunOptions,
-    secrets: Secrets,
-) -> None:
+def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **seconds: float) -> None:
     """Execute the submitted runs, together with all other workers, until SIGTERM or Ctrl-C.
 
     It then takes no new work, finishes its work in progress, and hands back whatever takes too long; a second signal
@@ -404,29 +401,22 @@ def worker(
                 account.redis,
                 client,
                 concurrency=options.concurrency,
-                lease_seconds=lease_seconds,
-                shutdown_timeout=shutdown_timeout,
                 secrets=secrets.add_to,
+                **seconds,
             )
             write_note(f"Worker {clean(one.name)} serving project {client.project} at {client.origin}.")
-            with on_signals(partial(_stop_worker, one, iter((_DRAINING, _HANDING_OVER)), f"{shutdown_timeout:g} s")):
+            notes = iter((_DRAINING, _HANDING_OVER))
+
+            def stop_worker(number: Signals) -> None:
+                one.stop()
+                if note := next(notes, None):
+                    write_note(note.format(clean(one.name), number.name, seconds["shutdown_timeout"]))
+
+            with on_signals(stop_worker):
                 await one.run()
             write_note(f"Worker {clean(one.name)} ended.")
 
     asyncio.run(work())
-
-
-_DRAINING = (
-    "Worker {} is draining ({}): it takes no new work and finishes what is in progress within {}; the rest goes to "
-    "other workers. Signal again to hand it over at once."
-)
-_HANDING_OVER = "Worker {} hands over its work at once ({})."
-
-
-def _stop_worker(worker: "FleetWorker", notes: Iterator[str], timeout: str, number: Signals) -> None:
-    worker.stop()
-    if note := next(notes, None):
-        write_note(note.format(clean(worker.name), number.name, timeout))
 
 
 def _write_status(found: "FleetStatus", account: _FleetAccount, facts: Mapping[str, object] | None = None) -> None:
@@ -436,24 +426,32 @@ def _write_status(found: "FleetStatus", account: _FleetAccount, facts: Mapping[s
         speeds = {"rate": round(found.rate, 1), "limit": found.limit}
         write_json({**_run_facts(found), **speeds, "workers": workers, **(facts or {})})
         return
-    click.echo(f"Run {clean(found.run)}, submitted on {moment(found.started_at)}.")
     rows = [("attempts", f"{found.attempts:,}"), ("workers", f"{len(found.workers)}, {_speed(found)}")]
     if found.rolled_back:
         rows += [("rolled back", f"{found.rolled_back:,}")]
-    write_counts(found.counts, *rows, first=[("planned", f"{found.planned:,}")])
-    write_errors(found.errors)
+    write_report(
+        f"Run {clean(found.run)}, submitted on {moment(found.started_at)}.",
+        found.counts,
+        *rows,
+        first=[("planned", f"{found.planned:,}")],
+        errors=found.errors,
+        steps=_next_steps(found, account),
+    )
+
+
+def _next_steps(found: "FleetStatus", account: _FleetAccount) -> Iterable[str]:
     if found.cancelled is not None:
-        click.echo(f"Nothing more is started: {clean(found.cancel_reason)}.")
-    if not found.fully_submitted and found.cancelled is None:
-        click.echo("It is not fully submitted: if its submit or resume was cut off, repeat the same command.")
+        yield f"Nothing more is started: {clean(found.cancel_reason)}."
+    elif not found.fully_submitted:
+        yield "It is not fully submitted: if its submit or resume was cut off, repeat the same command."
     if not found.is_finished and not found.workers:
-        click.echo(_NO_WORKER)
+        yield _NO_WORKER
     if found.resumed_as is not None:
-        click.echo(f"It was resumed as run {clean(found.resumed_as)}.")
+        yield f"It was resumed as run {clean(found.resumed_as)}."
     elif found.is_finished and found.unfinished and not found.is_rolling_back:
-        click.echo(f"Resume:\n  {account.command('resume', found.run)}")
+        yield f"Resume:\n  {account.command('resume', found.run)}"
     if sum_of(found.counts, *_MAY_RUN) > found.rolled_back:
-        click.echo(f"Roll back:\n  {account.command('stop', found.run)}")
+        yield f"Roll back:\n  {account.command('stop', found.run)}"
 
 
 def _speed(found: "FleetStatus") -> str:
@@ -467,30 +465,28 @@ def _write_overview(runs: "Sequence[FleetStatus]", workers: "Sequence[WorkerStat
         write_json({"runs": [_run_facts(run) for run in runs], "workers": [asdict(one) for one in workers]})
         return
     if runs:
-        columns = [Column("RUN", whole=True), Column("SUBMITTED", spare=True), Column("STREAMS"), Column("COMPLETED")]
-        rows = [
-            (one.run, moment(one.started_at), f"{one.planned:,}", f"{one.completed:,}", _state(one)) for one in runs
-        ]
-        write_table([*columns, Column("STATUS")], rows)
+        titles = ("STREAMS", "COMPLETED", "STATUS")
+        columns = [Column("RUN", whole=True), Column("SUBMITTED", spare=True), *map(Column, titles)]
+        write_table(columns, [_run_row(run) for run in runs])
     else:
         click.echo("There are no runs.")
     click.echo()
-    if not workers:
+    if workers:
+        titles = ("BATCHES", "COMPLETED", "REQUESTS/S", "STATUS")
+        columns = [Column("WORKER", whole=True), Column("SINCE", spare=True), *map(Column, titles)]
+        write_table(columns, [_worker_row(worker) for worker in workers])
+    else:
         click.echo("No active workers.")
-        return
-    columns = [Column("WORKER", whole=True), Column("SINCE", spare=True), Column("BATCHES"), Column("COMPLETED")]
-    numbers = [(f"{one.active_batches:,}", f"{one.completed:,}", f"{one.rate:,.0f}") for one in workers]
-    write_table(
-        [*columns, Column("REQUESTS/S"), Column("STATUS")],
-        [
-            (one.name, moment(one.started_at), *found, "draining" if one.draining else "active")
-            for one, found in zip(workers, numbers, strict=True)
-        ],
-    )
 
 
-def _state(run: "FleetStatus") -> str:
-    return run.cancelled or ("finished" if run.is_finished else "running")
+def _run_row(run: "FleetStatus") -> Sequence[str]:
+    status = run.cancelled or ("finished" if run.is_finished else "running")
+    return run.run, moment(run.started_at), f"{run.planned:,}", f"{run.completed:,}", status
+
+
+def _worker_row(worker: "WorkerStatus") -> Sequence[str]:
+    numbers = f"{worker.active_batches:,}", f"{worker.completed:,}", f"{worker.rate:,.0f}"
+    return worker.name, moment(worker.started_at), *numbers, "draining" if worker.draining else "active"
 
 
 def _run_facts(found: "FleetStatus") -> dict[str, object]:

@@ -166,14 +166,22 @@ def write_aligned(rows: Iterable[Sequence[str]], indent: str = "") -> None:
         click.echo(indent + _GAP.join(padded).rstrip())
 
 
-def write_counts(counts: Mapping[str, int], *rows: tuple[str, str], first: Sequence[tuple[str, str]] = ()) -> None:
-    """Write the numbers of a run: items by status, with further rows before and after them."""
+def write_report(
+    headline: str,
+    counts: Mapping[str, int],
+    *rows: tuple[str, str],
+    first: Sequence[tuple[str, str]] = (),
+    errors: Mapping[str, int],
+    details: Callable[[str], Iterable[str]] = lambda _: (),
+    steps: Iterable[str],
+) -> None:
+    """Write the state of a run: its items by status, its most frequent errors with details, and possible next steps.
+
+    Rows of further numbers come after the counts, or first.
+    """
+    click.echo(headline)
     found = [(in_words(status), f"{count:,}") for status, count in counts.items() if count]
     write_aligned([*first, *found, *rows], indent="  ")
-
-
-def write_errors(errors: Mapping[str, int], details: Callable[[str], Iterable[str]] = lambda _: ()) -> None:
-    """Write how often each of the most frequent errors came, and lines of details below each."""
     width = Console().width if is_terminal() else _UNLIMITED
     if errors:
         click.echo("Errors:")
@@ -181,6 +189,8 @@ def write_errors(errors: Mapping[str, int], details: Callable[[str], Iterable[st
         click.echo(f"  {count:,} x {label}")
         for line in details(label):
             click.echo(textwrap.fill(line, width, initial_indent=_DETAIL, subsequent_indent=_DETAIL))
+    for step in steps:
+        click.echo(step)
 
 
 def bare_table(*, show_header: bool = True) -> Table:
@@ -203,8 +213,6 @@ _Command = TypeVar("_Command", bound=Callable[..., Any] | click.Command)
 
 _LIBRARY = logging.getLogger("signalwire_streams")
 OUTCOMES, RATE_LIMIT = "signalwire_streams.outcome", "signalwire_streams.rate_limit"
-_shown_elsewhere: list[str] = []
-"""Names of loggers whose records a display shows."""
 
 
 class _Handler(logging.Handler):
@@ -226,18 +234,11 @@ class _Handler(logging.Handler):
 @contextmanager
 def logging_to_stderr() -> Iterator[None]:
     """Write the library's log to stderr while the block runs: warnings, or everything after ``--verbose``."""
-
-    def is_shown_here(record: logging.LogRecord) -> bool:
-        return not any(f"{record.name}.".startswith(f"{name}.") for name in _shown_elsewhere)
-
-    handler = _Handler(lambda line: write_note(clean(line)), logging.NOTSET, with_level=True)
-    handler.addFilter(is_shown_here)
     level = _LIBRARY.level
-    _LIBRARY.addHandler(handler)
     try:
-        yield
+        with logging_to(lambda line: write_note(clean(line)), level=logging.NOTSET, with_level=True):
+            yield
     finally:
-        _LIBRARY.removeHandler(handler)
         _LIBRARY.setLevel(level)
 
 
@@ -245,16 +246,15 @@ def logging_to_stderr() -> Iterator[None]:
 def logging_to(
     write: Callable[[str], None], *, name: str = _LIBRARY.name, level: int = logging.WARNING, with_level: bool = False
 ) -> Iterator[None]:
-    """Pass the log of a logger and its children to a display instead of stderr while the block runs."""
-    handler = _Handler(write, level, with_level=with_level)
+    """Pass the log of a logger and its children to a display, and not to stderr, while the block runs."""
     logger = logging.getLogger(name)
-    logger.addHandler(handler)
-    _shown_elsewhere.append(name)
+    handlers, propagates = logger.handlers, logger.propagate
+    logger.handlers = [_Handler(write, level, with_level=with_level)]
+    logger.propagate = logger is _LIBRARY
     try:
         yield
     finally:
-        _shown_elsewhere.remove(name)
-        logger.removeHandler(handler)
+        logger.handlers, logger.propagate = handlers, propagates
 
 
 @contextmanager

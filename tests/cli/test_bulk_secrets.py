@@ -160,9 +160,7 @@ def test_resume_with_the_file_of_the_start_sends_the_same_secrets_or_refuses(
         options = {**options, "name": None, "unnamed": True}
     text = "".join(f"{json.dumps(one)}\n" for one in lines)
     started = [*make_requests(read_lines(text, "conference_sid"), options)[0].values()]
-    secrets = Secrets(
-        bearer_token=options.get("authorization_bearer_token"), lines=by_target(read_lines(text, "conference_sid"))
-    )
+    secrets = Secrets(options, by_target(read_lines(text, "conference_sid")))
     with suppress(click.UsageError):
         assert list(secrets.complete(lambda: map(PlannedRequest.from_request, started))) == started
 
@@ -202,7 +200,7 @@ def test_resume_accepts_a_file_that_only_repeats_the_secrets() -> None:
 def test_secrets_of_options_are_added_or_named_as_missing() -> None:
     [request] = make_requests(read_lines(json.dumps(line()), "conference_sid"), {})[0].values()
     planned = PlannedRequest.from_request(request)
-    assert Secrets(bearer_token="new").add_to(planned) == request
+    assert Secrets({"authorization_bearer_token": "new"}).add_to(planned) == request
     with pytest.raises(InvalidRequestError, match=r"not kept in Redis \(bearer_token\)"):
         Secrets().add_to(planned)
 
