@@ -174,6 +174,8 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
         how = {name: options.pop(name) for name in ("kind", "skip_invalid", "dry_run")}
         if how["kind"] == "call":
             refuse_conference_options(defaults, "calls")
+        # An invalid option is reported once, and not with each line.
+        make_request({f"{how['kind']}_sid": "any"}, {**defaults, "url": defaults["url"] or "wss://any.example.com"})
         command(targets=Targets(file, defaults, **how), **options)
 
     return with_targets

@@ -137,10 +137,7 @@ def _writable_stdout() -> Iterator[None]:
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         return int(program.main(args=arguments, prog_name=_NAME, standalone_mode=False) or 0)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return error.exit_code
-    except Failure as error:
+    except (Failure, click.exceptions.NoArgsIsHelpError) as error:
         error.show()
         return error.exit_code
     except click.ClickException as error:

@@ -16,7 +16,6 @@ from attrs import evolve, fields, frozen
 from signalwire_streams import InvalidRequestError, StartConferenceStream, StreamsClient
 from signalwire_streams._cli.output import verbose_option
 from signalwire_streams.models._requests import SCOPE, SECRET, WIRE_NAME
-from signalwire_streams.models._validation import check_codec
 
 SPACE, PROJECT, TOKEN = "SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"
 
@@ -172,13 +171,6 @@ def _parameters(_: click.Context, __: click.Parameter, words: Sequence[str]) -> 
     return parameters
 
 
-def _codec(_: click.Context, __: click.Parameter, word: str | None) -> str | None:
-    try:
-        return None if word is None else check_codec(word)
-    except InvalidRequestError as error:
-        raise click.UsageError(str(error)) from None
-
-
 FIELDS: Mapping[str, Any] = {attribute.name: attribute for attribute in fields(StartConferenceStream)}
 """The fields of a start, by name. Options, columns of a file and a dry run follow from them."""
 
@@ -215,13 +207,11 @@ def field_option(name: str, **settings: Any) -> Decorator:  # noqa: ANN401  (cli
     elif attribute.metadata.get(SECRET) is True:  # others on this machine can read a command line
         option = f"{option}-file".replace("--authorization-", "--")
         found |= {"metavar": "FILE", "callback": _secret_from_file}
-    elif name == "codec":
-        found |= {"metavar": "CODEC", "callback": _codec}
     elif attribute.type is bool:
         found["is_flag"] = True
     elif bool in types:
         option, found["default"] = f"{option}/--no-{name.replace('_', '-')}", None
-    elif choices is not None:
+    elif choices is not None and str not in types:
         found["type"] = click.Choice([word.value for word in choices])
     else:
         found["metavar"] = _METAVARS.get(name, name.upper())
