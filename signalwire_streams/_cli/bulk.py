@@ -47,6 +47,7 @@ from signalwire_streams._cli.output import (
     write_table,
 )
 from signalwire_streams._cli.streams import Noun
+from signalwire_streams.models._requests import SECRET
 
 _HIDDEN = "***"
 _PAGE_SIZE = 1_000
@@ -129,10 +130,11 @@ def _request_facts(request: Start) -> Mapping[str, Any]:
     facts: dict[str, Any] = {"kind": kind, "target": request.target}
     for name in (name for name in FIELDS if name not in SIDS):
         value = getattr(request, name)
-        if value != getattr(stored, name):
+        if value in (None, {}):
+            continue
+        if FIELDS[name].metadata.get(SECRET) is True or value != getattr(stored, name):
             value = dict.fromkeys(value, _HIDDEN) if isinstance(value, Mapping) else _HIDDEN
-        if value not in (None, {}):
-            facts[name] = value
+        facts[name] = value
     facts["name"] = request.name if request.name or request.unnamed else f"sws-RUN-{request.target}"
     return facts
 

@@ -6,9 +6,9 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
-from typing import IO, Any, TextIO, TypeVar
+from typing import IO, Any
 
 import click
 from attrs import asdict, frozen
@@ -76,8 +76,7 @@ def in_words(status: str) -> str:
 
 
 def is_terminal() -> bool:
-    stdout: TextIO | None = sys.stdout  # None where the shell closed it
-    return stdout is not None and stdout.isatty()
+    return sys.stdout.isatty()
 
 
 def write_json(facts: Mapping[str, object]) -> None:
@@ -100,12 +99,7 @@ def moment(text: str) -> str:
 
 @contextmanager
 def noting(text: str, *, also_for_pipes: bool = False) -> Iterator[None]:
-    """Add a note to the error of a block whose output cannot be written.
-
-    Args:
-        text: information that the user must not lose; it is printed on stderr with that error.
-        also_for_pipes: whether it is printed for a broken pipe as well.
-    """
+    """Add what the user must not lose to the error of a block whose output can't be written; stderr gets both."""
     try:
         yield
     except OSError as error:
@@ -180,13 +174,13 @@ def write_report(
     Rows of further numbers come after the counts, or first.
     """
     click.echo(headline)
-    found = [(in_words(status), f"{count:,}") for status, count in counts.items() if count]
+    found = [(clean(in_words(status)), f"{count:,}") for status, count in counts.items() if count]
     write_aligned([*first, *found, *rows], indent="  ")
     width = Console().width if is_terminal() else _UNLIMITED
     if errors:
         click.echo("Errors:")
     for label, count in list(errors.items())[:_MAX_ERRORS]:
-        click.echo(f"  {count:,} x {label}")
+        click.echo(f"  {count:,} x {clean(label)}")
         for line in details(label):
             click.echo(textwrap.fill(line, width, initial_indent=_DETAIL, subsequent_indent=_DETAIL))
     for step in steps:
@@ -199,17 +193,12 @@ def bare_table(*, show_header: bool = True) -> Table:
 
 
 def write_rich(table: Table) -> None:
-    """Write a table that rich draws.
-
-    It is captured and written by click, since rich itself ends the process on a broken pipe.
-    """
+    """Write a table that rich draws. Rich itself would end the process on a broken pipe."""
     console = Console(highlight=False)
     with console.capture() as captured:
         console.print(table)
     click.echo(captured.get(), nl=False)
 
-
-_Command = TypeVar("_Command", bound=Callable[..., Any] | click.Command)
 
 _LIBRARY = logging.getLogger("signalwire_streams")
 OUTCOMES, RATE_LIMIT = "signalwire_streams.outcome", "signalwire_streams.rate_limit"
@@ -234,12 +223,10 @@ class _Handler(logging.Handler):
 @contextmanager
 def logging_to_stderr() -> Iterator[None]:
     """Write the library's log to stderr while the block runs: warnings, or everything after ``--verbose``."""
-    level = _LIBRARY.level
-    try:
-        with logging_to(lambda line: write_note(clean(line)), level=logging.NOTSET, with_level=True):
-            yield
-    finally:
-        _LIBRARY.setLevel(level)
+    with ExitStack() as undo:
+        undo.callback(_LIBRARY.setLevel, _LIBRARY.level)
+        undo.enter_context(logging_to(lambda line: write_note(clean(line)), level=logging.NOTSET, with_level=True))
+        yield
 
 
 @contextmanager
@@ -259,19 +246,12 @@ def logging_to(
 
 @contextmanager
 def silenced(*names: str) -> Iterator[None]:
-    """Drop the warnings of loggers while the block runs, unless ``--verbose`` asks for everything.
-
-    It is for events that the command reports itself.
-    """
-    loggers = [] if _LIBRARY.level == logging.DEBUG else [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
+    """Drop the warnings of loggers, whose events the command reports itself, but not after ``--verbose``."""
+    with ExitStack() as undo:
+        for logger in [] if _LIBRARY.level == logging.DEBUG else map(logging.getLogger, names):
+            undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _log_everything(_: click.Context, __: click.Parameter, value: bool) -> None:  # noqa: FBT001  (click's signature)
@@ -279,16 +259,14 @@ def _log_everything(_: click.Context, __: click.Parameter, value: bool) -> None:
         _LIBRARY.setLevel(logging.DEBUG)
 
 
-def verbose_option(command: _Command) -> _Command:
-    add = click.option(
-        "-v",
-        "--verbose",
-        is_flag=True,
-        expose_value=False,
-        callback=_log_everything,
-        help="Log retries and more to stderr.",
-    )
-    return add(command)
+verbose_option = click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    expose_value=False,
+    callback=_log_everything,
+    help="Log retries and more to stderr.",
+)
 
 
 class Failure(click.ClickException):

@@ -6,9 +6,11 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from signalwire_streams._cli import fleet
 from signalwire_streams.simulator import SimulatedSpace
 
 from .shell import PATIENCE, URL, Shell, credentials, end_of, process
@@ -161,3 +163,15 @@ async def test_processes_end_with_the_same_codes(space: SimulatedSpace) -> None:
 
     codes = await asyncio.gather(code(SIGNALWIRE_API_TOKEN="wrong"), code(SIGNALWIRE_PROJECT_ID=""))
     assert tuple(codes) == ((1, 1), (2, 1))
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+async def test_an_interrupted_submit_says_where_to_look(
+    offline_shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(fleet._FleetAccount, "run_on_fleet", Mock(side_effect=KeyboardInterrupt))
+    (tmp_path / "ids").write_text("room\n")
+    ran = await offline_shell("fleet", "submit", str(tmp_path / "ids"), "--url", URL, "--project", "p", *options)
+    message = "interrupted: a part of the run may have been submitted; see signalwire-streams fleet status --project p"
+    assert (ran.code, ran.err) == (130, f"{message}\n")
+    assert not options or ran.json["message"] == message
