@@ -465,15 +465,15 @@ def _write_overview(runs: "Sequence[FleetStatus]", workers: "Sequence[WorkerStat
         write_json({"runs": [_run_facts(run) for run in runs], "workers": [asdict(one) for one in workers]})
         return
     if runs:
-        titles = ("STREAMS", "COMPLETED", "STATUS")
-        columns = [Column("RUN", whole=True), Column("SUBMITTED", spare=True), *map(Column, titles)]
+        columns = [Column("RUN", whole=True), Column("SUBMITTED", spare=True)]
+        columns += map(Column, ("STREAMS", "COMPLETED", "STATUS"))
         write_table(columns, [_run_row(run) for run in runs])
     else:
         click.echo("There are no runs.")
     click.echo()
     if workers:
-        titles = ("BATCHES", "COMPLETED", "REQUESTS/S", "STATUS")
-        columns = [Column("WORKER", whole=True), Column("SINCE", spare=True), *map(Column, titles)]
+        columns = [Column("WORKER", whole=True), Column("SINCE", spare=True)]
+        columns += map(Column, ("BATCHES", "COMPLETED", "REQUESTS/S", "STATUS"))
         write_table(columns, [_worker_row(worker) for worker in workers])
     else:
         click.echo("No active workers.")
