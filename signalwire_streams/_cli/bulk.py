@@ -21,7 +21,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions, bulk_command, execute, run_options
+from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions, execute, run_options
 from signalwire_streams._cli.bulk_secrets import Secrets, by_target, secret_options
 from signalwire_streams._cli.bulk_targets import SIDS, Start, make_request, make_requests, read_lines, read_source
 from signalwire_streams._cli.options import (
@@ -31,6 +31,7 @@ from signalwire_streams._cli.options import (
     account_options,
     adding,
     bulk_start_options,
+    command_line,
     json_option,
     refuse_conference_options,
 )
@@ -389,7 +390,7 @@ def _write_status(book: BulkJournal, found: JournalStatus) -> None:
 
 def _next_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
     """Return the state of a run, or the commands that can follow."""
-    roll_back = f"Roll back:\n  {bulk_command('stop', (), book.path)}"
+    roll_back = f"Roll back:\n  {command_line('bulk stop', str(book.path))}"
     if found.is_locked:
         yield "It is running now."
     elif found.operation == "stop":
@@ -409,13 +410,13 @@ def _resume_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
     unnamed = sum(item.name is None for item in in_doubt)
     calls = sum(item.name is not None and item.kind == "call" for item in in_doubt)
     if found.remaining > unnamed + calls:
-        yield f"Resume:\n  {bulk_command('resume', (), book.path)}"
+        yield f"Resume:\n  {command_line('bulk resume', str(book.path))}"
         return
     if calls:
         yield (
             f"{calls:,} streams on calls may be running; a resumed run does not start them again, since a call may "
             "accept a second stream of the same name. To start them again nevertheless:\n"
-            f"  {bulk_command('resume', ('--resend-call-starts',), book.path)}"
+            f"  {command_line('bulk resume --resend-call-starts', str(book.path))}"
         )
     if unnamed:
         yield (

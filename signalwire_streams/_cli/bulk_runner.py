@@ -4,10 +4,9 @@ import contextlib
 import functools
 import json
 import math
-import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from signal import Signals
 from typing import Any, Literal
@@ -180,7 +179,7 @@ class BulkRunner:
         self._journal = journal
         self._command = command
         if journal is not None:
-            self._command = functools.partial(bulk_command, options=account.options, journal=journal)
+            self._command = lambda verb: account.command(f"bulk {verb}", str(journal))
         self._has_secrets = has_secrets
         self._counts: Counter[BulkStatus] = Counter()
         self._output_error: OSError | None = None
@@ -384,12 +383,6 @@ def outcome_facts(outcome: BulkOutcome[Any]) -> dict[str, object]:
         "error": type(error).__name__ if error is not None else None,
         "message": clean(for_command_line(str(error))) if error is not None else None,
     }
-
-
-def bulk_command(verb: str, options: Sequence[str], journal: Path) -> str:
-    """Return a command for a run that can be pasted into a shell."""
-    file = str(journal)
-    return shlex.join(["signalwire-streams", "bulk", verb, *options, *(["--"] if file.startswith("-") else []), file])
 
 
 def format_latencies(latencies: Mapping[int, float]) -> str:

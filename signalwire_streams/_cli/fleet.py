@@ -3,10 +3,9 @@
 import asyncio
 import logging
 import os
-import shlex
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial, wraps
 from importlib import import_module
@@ -96,11 +95,6 @@ class _FleetAccount(Account):
         ):
             yield client
 
-    def command(self, verb: str, *run: str) -> str:
-        """Return a command that can be pasted into a shell."""
-        words = ["signalwire-streams", "fleet", verb, *self.options]
-        return shlex.join([*words, *(["--"] if any(word.startswith("-") for word in run) else []), *run])
-
 
 def _fleet_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--redis`` and the options of an account, and pass them to the command as its `_FleetAccount`."""
@@ -114,7 +108,7 @@ def _fleet_options(command: Callable[..., None]) -> Callable[..., None]:
     @account_options
     @wraps(command)
     def with_redis(account: Account, *, redis_url: str | None, **others: object) -> None:
-        if redis_url is not None and "@" in redis_url and not _has_no_password(redis_url):
+        if redis_url is not None and _has_password(redis_url):
             raise click.UsageError(f"others on this machine can read a command line: put the password into {_REDIS}")
         found = redis_url or os.environ.get(_REDIS)
         command(_FleetAccount(**asdict(account, recurse=False), redis_url=found), **others)
@@ -122,11 +116,10 @@ def _fleet_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_redis
 
 
-def _has_no_password(url: str) -> bool:
-    try:
-        return urlsplit(url).password is None
-    except ValueError:
-        return False
+def _has_password(url: str) -> bool:
+    with suppress(ValueError):
+        return urlsplit(url).password is not None
+    return "@" in url
 
 
 def _fleet_module() -> Any:  # noqa: ANN401  (a module)
@@ -178,19 +171,7 @@ def submit(account: _FleetAccount, *, targets: Targets, run_id: str | None, reda
     async def work(fleet: "Fleet") -> "FleetStatus":
         return await fleet.status(await fleet.submit(requests, name=run_id, redact_secrets=redact_secrets))
 
-    since = datetime.now(UTC)
-    with _interruptible(account):
-        submitted = account.run_on_fleet(work)
-    _write_submitted(submitted, account, since)
-
-
-@contextmanager
-def _interruptible(account: _FleetAccount) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        message = f"interrupted: a part of the run may have been submitted; see {account.command('status')}"
-        raise Interruption(message, as_json=account.as_json) from None
+    _submit(account, work)
 
 
 @fleet.command(short_help="Resubmit what a finished run left undone.")
@@ -207,32 +188,41 @@ def resume(account: _FleetAccount, *, run: str, run_id: str | None) -> None:
         resumed = await fleet.resume(run, name=run_id)
         return None if resumed is None else await fleet.status(resumed)
 
-    since = datetime.now(UTC)
-    with _interruptible(account):
-        submitted = account.run_on_fleet(work)
-    if submitted is not None:
-        _write_submitted(submitted, account, since)
-    elif account.as_json:
+    if _submit(account, work):
+        return
+    if account.as_json:
         write_json({"run": None, "planned": 0})
     else:
         click.echo(f"Run {clean(run)} has nothing left to start.")
 
 
-def _write_submitted(submitted: "FleetStatus", account: _FleetAccount, since: datetime) -> None:
-    """Write the result of a submit. If the run existed before, it only made sure that the workers have all of it."""
+def _submit(account: _FleetAccount, work: "Callable[[Fleet], Awaitable[FleetStatus | None]]") -> bool:
+    """Submit a run, and write the result; return whether there was anything to submit.
+
+    If the run existed before, this only makes sure that the workers have all of it.
+    """
+    since = datetime.now(UTC)
+    try:
+        submitted = account.run_on_fleet(work)
+    except KeyboardInterrupt:
+        message = f"interrupted: a part of the run may have been submitted; see {account.command('fleet status')}"
+        raise Interruption(message, as_json=account.as_json) from None
+    if submitted is None:
+        return False
     is_new = datetime.fromisoformat(submitted.started_at) >= since.replace(microsecond=since.microsecond // 1000 * 1000)
     with noting(f"the run was submitted as {submitted.run}"):
         if account.as_json:
             write_json({"run": submitted.run, "planned": submitted.planned, "is_new": is_new})
         elif is_new:
             click.echo(f"Submitted {submitted.planned:,} streams as run {submitted.run}.")
-            click.echo(f"Follow it:\n  {account.command('status', submitted.run)}")
-            click.echo(f"Roll back:\n  {account.command('stop', submitted.run)}")
+            click.echo(f"Follow it:\n  {account.command('fleet status', submitted.run)}")
+            click.echo(f"Roll back:\n  {account.command('fleet stop', submitted.run)}")
         else:
             click.echo("Run already submitted; nothing new was queued.")
             _write_status(submitted, account)
     if not is_new and (submitted.cancelled is not None or submitted.unfinished):
         raise click.exceptions.Exit(FAILED)
+    return True
 
 
 @fleet.command(
@@ -351,7 +341,7 @@ def stop(account: _FleetAccount, *, run: str, options: RunOptions) -> None:
                 options,
                 total=sum_of(before.counts, *_MAY_RUN) - before.rolled_back,
                 operation="stop",
-                command=lambda verb: account.command(verb, run),
+                command=lambda verb: account.command(f"fleet {verb}", run),
             )
             await runner.execute_and_report()
         return runner
@@ -449,9 +439,9 @@ def _next_steps(found: "FleetStatus", account: _FleetAccount) -> Iterable[str]:
     if found.resumed_as is not None:
         yield f"It was resumed as run {clean(found.resumed_as)}."
     elif found.is_finished and found.unfinished and not found.is_rolling_back:
-        yield f"Resume:\n  {account.command('resume', found.run)}"
+        yield f"Resume:\n  {account.command('fleet resume', found.run)}"
     if sum_of(found.counts, *_MAY_RUN) > found.rolled_back:
-        yield f"Roll back:\n  {account.command('stop', found.run)}"
+        yield f"Roll back:\n  {account.command('fleet stop', found.run)}"
 
 
 def _speed(found: "FleetStatus") -> str:

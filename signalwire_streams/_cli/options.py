@@ -4,6 +4,7 @@ import asyncio
 import errno
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
@@ -61,6 +62,12 @@ def json_option(help_text: str) -> Decorator:
     return click.option("--json", "as_json", is_flag=True, callback=remember, help=help_text)
 
 
+def command_line(words: str, *arguments: str, options: Sequence[str] = ()) -> str:
+    """Return a command that can be pasted into a shell."""
+    separator = ["--"] if any(argument.startswith("-") for argument in arguments) else []
+    return shlex.join(["signalwire-streams", *words.split(), *options, *separator, *arguments])
+
+
 @frozen
 class Account:
     """Space, project and output format of a command, and which of them its command line named."""
@@ -86,6 +93,10 @@ class Account:
                 return await work(client)
 
         return asyncio.run(with_client())
+
+    def command(self, words: str, *arguments: str) -> str:
+        """Return a command of this account for the user to run."""
+        return command_line(words, *arguments, options=self.options)
 
     def or_else(self, *, space: str, project: str) -> "Account":
         """Return an account with these values where the command line and the environment have none."""

@@ -16,8 +16,8 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsError,
 )
-from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions, bulk_command
-from signalwire_streams._cli.options import Account
+from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions
+from signalwire_streams._cli.options import Account, command_line
 
 from .shell import URL
 
@@ -138,6 +138,5 @@ def test_summary_offers_no_rollback_if_nothing_was_started(capsys: pytest.Captur
     ],
 )
 def test_a_command_can_be_pasted_into_a_shell(file: str, spelled: str) -> None:
-    assert bulk_command("resume", ("--project", "p"), Path(file)) == (
-        f"signalwire-streams bulk resume --project p {spelled}"
-    )
+    command = command_line("bulk resume", file, options=("--project", "p"))
+    assert command == f"signalwire-streams bulk resume --project p {spelled}"
