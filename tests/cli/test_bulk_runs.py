@@ -504,6 +504,16 @@ async def test_status_shows_a_damaged_date_as_it_is(shell: Shell, space: Simulat
     assert space.streams.active() == []
 
 
+async def test_status_cleans_the_words_of_a_damaged_journal(shell: Shell, space: SimulatedSpace) -> None:
+    await shell(*START_ALL)
+    with closing(sqlite3.connect("run.db")) as database:
+        database.execute("UPDATE items SET state = ?, error = ?", ("\x1b[31mred", "\x1b[32mgreen"))
+        database.commit()
+    ran = await shell(*STATUS)
+    assert "\x1b" not in ran.out + ran.err
+    assert ran.code in {0, 1}
+
+
 async def test_an_unknown_state_is_a_usage_error(bare_shell: Shell) -> None:
     is_misuse(await bare_shell(*STATUS, "--list", "lost"), "'lost' is not one of 'started', 'already_started'")
 
