@@ -23,6 +23,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
+from signalwire_streams._cli.output import moment
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, files_in, held_space, ids_file, json_file, offered, table
@@ -490,18 +491,25 @@ async def test_status_list_fits_a_terminal(bare_shell: Shell, space: SimulatedSp
     assert space.conference_sids[1] in ran.out
 
 
-@pytest.mark.parametrize("moment", ["x", "", "9999-12-31T23:59:59-23:59", "\x1b[31mred", "2026-11-29"])
-async def test_status_shows_a_damaged_date_as_it_is(shell: Shell, space: SimulatedSpace, moment: str) -> None:
+DAMAGED_DATES = ["x", "", "9999-12-31T23:59:59-23:59", "\x1b[31mred", "2026-11-29"]
+
+
+@pytest.mark.parametrize("text", DAMAGED_DATES)
+def test_damaged_date_is_shown_without_control_characters(text: str) -> None:
+    assert moment(text) in {text.replace("\x1b", "").strip(), "2026-11-29 00:00:00 UTC"}
+
+
+@pytest.mark.parametrize("text", DAMAGED_DATES)
+async def test_journal_with_a_damaged_date_is_no_traceback(shell: Shell, space: SimulatedSpace, text: str) -> None:
     await shell(*START_ALL)
     with closing(sqlite3.connect("run.db")) as database:
-        database.execute("UPDATE run SET value = ? WHERE key = 'started_at'", (moment,))
+        database.execute("UPDATE run SET value = ? WHERE key = 'started_at'", (text,))
         database.commit()
-    for options in ((), ("--json",), ("--list", "started")):
-        ran = await shell(*STATUS, *options)
-        assert (ran.code, ran.err) == (0, "")
-        assert "\x1b" not in ran.out
-    assert (await shell(*STOP)).code == 0
-    assert space.streams.active() == []
+    for command in (STATUS, (*STATUS, "--json"), (*STATUS, "--list", "started"), RESUME, STOP):
+        ran = await shell(*command)
+        assert ran.code in {0, 1}
+        assert len(ran.err.splitlines()) <= 1
+        assert "\x1b" not in ran.out + ran.err
 
 
 async def test_status_cleans_the_words_of_a_damaged_journal(shell: Shell, space: SimulatedSpace) -> None:
