@@ -1,16 +1,14 @@
 """The command ``bulk``: start streams on many conferences or calls, resume and roll back such runs."""
 
-import functools
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import wraps
 from secrets import token_hex
 from textwrap import fill, indent
 from typing import Any
 
 import click
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve, field, frozen
 
 from signalwire_streams import (
     BulkJournal,
@@ -23,15 +21,9 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
-from signalwire_streams._cli.bulk_runner import (
-    BulkRunner,
-    RunOptions,
-    bulk_command,
-    execute,
-    run_options,
-)
+from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions, execute, run_options
 from signalwire_streams._cli.bulk_secrets import Secrets, by_target, secret_options
-from signalwire_streams._cli.bulk_targets import Defaults, Requests, Start, read_lines, read_source
+from signalwire_streams._cli.bulk_targets import SIDS, Start, make_request, make_requests, read_lines, read_source
 from signalwire_streams._cli.options import (
     ENVIRONMENT,
     FIELDS,
@@ -39,24 +31,24 @@ from signalwire_streams._cli.options import (
     account_options,
     adding,
     bulk_start_options,
-    conference_options,
+    command_line,
     json_option,
     refuse_conference_options,
-    wants_json,
 )
 from signalwire_streams._cli.output import (
     Column,
     UsageError,
     clean,
     in_words,
+    moment,
     write_aligned,
-    write_counts,
-    write_errors,
     write_json,
     write_note,
+    write_report,
     write_table,
 )
 from signalwire_streams._cli.streams import Noun
+from signalwire_streams.models._requests import SECRET
 
 _HIDDEN = "***"
 _PAGE_SIZE = 1_000
@@ -73,81 +65,79 @@ JSON object per line. CSV and JSON may have these fields for each stream:
 
 @frozen
 class Targets:
+    """What the options say about the targets of a run and their fields."""
+
     file: str | None
+    defaults: Mapping[str, Any] = field(repr=False)
     kind: Noun
     skip_invalid: bool
-    is_dry_run: bool
-    defaults: Defaults
-    as_json: bool
+    dry_run: bool
 
-    def read(self) -> Sequence[Start] | None:
-        """Read the requests from the file, and print the invalid lines; None without a file.
+    def find(self, account: Account) -> Sequence[Start]:
+        """Return the requests to start; none, after saying so, if there is nothing to start or after a dry run.
 
         Raises:
             UsageError: there are invalid lines, and they are not to be skipped.
         """
-        if self.file is None:
-            return None
-        requests = Requests.from_lines(read_lines(read_source(self.file), f"{self.kind}_sid"), self.defaults)
-        bad, total = requests.bad, len(requests.bad) + len(requests.good)
+        requests = account.run(self._list_live) if self.file is None else self._read(self.file, account)
+        if self.dry_run:
+            _write_dry_run(requests, as_json=account.as_json)
+            return []
+        if not requests and account.as_json:
+            write_json({"report": {"ok": True, "planned": 0, "completed": 0}})
+        elif not requests:
+            click.echo("There is nothing to start.")
+        return requests
+
+    def _read(self, file: str, account: Account) -> Sequence[Start]:
+        requests, bad = make_requests(read_lines(read_source(file), f"{self.kind}_sid"), self.defaults)
         for line in bad:
-            click.echo(f"{clean(self.file)}:{line.number}: {clean(line.why)}", err=True)
+            write_note(f"{clean(file)}:{line.number}: {clean(line.why)}")
         if any(line.hides_more for line in bad):
             raise UsageError("nothing was started, since not every line could be read: fix the file first")
         if bad and not self.skip_invalid:
             lines = [{"line": line.number, "message": line.why} for line in bad]
             raise UsageError(
-                f"{len(bad):,} of {total:,} lines are invalid, and nothing was started: fix them, or skip them with "
-                "--skip-invalid",
-                {"error": "InvalidLines", "lines": lines} if self.as_json else None,
+                f"{len(bad):,} of {len(bad) + len(requests):,} lines are invalid, and nothing was started: fix them, "
+                "or skip them with --skip-invalid",
+                {"error": "InvalidLines", "lines": lines} if account.as_json else None,
             )
         if bad:
-            click.echo(f"{len(bad):,} invalid lines skipped.", err=True)
-        return requests.good
+            write_note(f"{len(bad):,} invalid lines skipped.")
+        return list(requests.values())
 
-    async def list_live(self, client: StreamsClient) -> Sequence[Start]:
+    async def _list_live(self, client: StreamsClient) -> Sequence[Start]:
         resource: Any = client.conferences if self.kind == "conference" else client.calls
         listing: AsyncIterator[Conference | Call] = aiter(resource.list(status="in-progress", page_size=_PAGE_SIZE))
         # An item can move to the next page while the list is read, and come twice.
         sids = dict.fromkeys([item.sid async for item in listing])
-        return [self.defaults.request({f"{self.kind}_sid": sid}) for sid in sids]
+        return [make_request({f"{self.kind}_sid": sid}, self.defaults) for sid in sids]
 
-    def is_done(self, requests: Sequence[Start]) -> bool:
-        """Return True, after printing the reason, if there is nothing to start."""
-        if self.is_dry_run:
-            self._write_dry_run(requests)
-        elif not requests and self.as_json:
-            write_json({"report": {"ok": True, "planned": 0, "completed": 0}})
-        elif not requests:
-            click.echo("There is nothing to start.")
-        return self.is_dry_run or not requests
 
-    def _write_dry_run(self, requests: Sequence[Start]) -> None:
-        if self.as_json:
-            for request in requests:
-                write_json(_request_facts(request))
-            return
-        if requests:
-            write_aligned([_request_cells(request) for request in requests])
-        click.echo(f"{len(requests):,} streams would be started. Nothing was sent.")
+def _write_dry_run(requests: Sequence[Start], *, as_json: bool) -> None:
+    if as_json:
+        for request in requests:
+            write_json(_request_facts(request))
+        return
+    if requests:
+        write_aligned([_request_cells(request) for request in requests])
+    click.echo(f"{len(requests):,} streams would be started. Nothing was sent.")
 
 
 def _request_facts(request: Start) -> Mapping[str, Any]:
     """Return the JSON object of a request in a dry run; secrets are masked."""
-    planned = PlannedRequest.from_request(request)
+    stored = PlannedRequest.from_request(request).request
     kind = "conference" if isinstance(request, StartConferenceStream) else "call"
-    fields = asdict(planned.request, filter=lambda attribute, _: attribute.name != f"{kind}_sid")
-    fields["parameters"] = dict.fromkeys(planned.parameters, _HIDDEN)
-    if planned.bearer_token:
-        fields["authorization_bearer_token"] = _HIDDEN
-    if planned.status_callback:
-        fields["status_callback"] = _HIDDEN
-    return {
-        "kind": kind,
-        "target": request.target,
-        **{name: value for name, value in fields.items() if value not in (None, {})},
-        "name": request.name if request.name or request.unnamed else f"sws-RUN-{request.target}",
-    }
+    facts: dict[str, Any] = {"kind": kind, "target": request.target}
+    for name in (name for name in FIELDS if name not in SIDS):
+        value = getattr(request, name)
+        if value in (None, {}):
+            continue
+        if FIELDS[name].metadata.get(SECRET) is True or value != getattr(stored, name):
+            value = dict.fromkeys(value, _HIDDEN) if isinstance(value, Mapping) else _HIDDEN
+        facts[name] = value
+    facts["name"] = request.name if request.name or request.unnamed else f"sws-RUN-{request.target}"
+    return facts
 
 
 def _request_cells(request: Start) -> tuple[str, ...]:
@@ -171,7 +161,6 @@ _target_options = adding(
     click.option("--skip-invalid", is_flag=True, help="Skip invalid lines instead of refusing the FILE."),
     click.option("--dry-run", is_flag=True, help="Print the requests, and send nothing."),
     bulk_start_options,
-    conference_options(),
 )
 
 
@@ -179,26 +168,18 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that name the targets and their fields, and pass them to the command as its `Targets`."""
 
     @_target_options
-    @functools.wraps(command)
-    def with_targets(
-        *,
-        file: str | None,
-        all_in_progress: bool,
-        kind: Noun,
-        skip_invalid: bool,
-        dry_run: bool,
-        parameters: dict[str, str],
-        **others: Any,  # noqa: ANN401  (the fields of a request, which checks them, and options of the command)
-    ) -> None:
+    @wraps(command)
+    def with_targets(*, file: str | None, all_in_progress: bool, **options: Any) -> None:  # noqa: ANN401
         if (file is None) is not all_in_progress:
             raise click.UsageError("pass a FILE of ids, - for standard input, or --all-in-progress")
-        fields = {name: others.pop(name) for name in FIELDS if name in others}
-        if kind == "call":
-            refuse_conference_options(fields, "calls")
-        fields["unnamed"] = fields["unnamed"] or None
-        defaults = Defaults(fields, parameters)
-        as_json = wants_json(click.get_current_context())
-        command(targets=Targets(file, kind, skip_invalid, dry_run, defaults, as_json), **others)
+        defaults = {name: options.pop(name) for name in FIELDS if name in options}
+        defaults["unnamed"] = defaults["unnamed"] or None
+        how = {name: options.pop(name) for name in ("kind", "skip_invalid", "dry_run")}
+        if how["kind"] == "call":
+            refuse_conference_options(defaults, "calls")
+        # An invalid option is reported once, and not with each line.
+        make_request({f"{how['kind']}_sid": "any"}, {**defaults, "url": defaults["url"] or "wss://any.example.com"})
+        command(targets=Targets(file, defaults, **how), **options)
 
     return with_targets
 
@@ -225,14 +206,7 @@ Examples:
 @run_options(resend=True)
 @target_options
 @account_options
-def start(
-    account: Account,
-    *,
-    targets: Targets,
-    journal: str | None,
-    no_journal: bool,
-    options: RunOptions,
-) -> None:
+def start(account: Account, *, targets: Targets, journal: str | None, no_journal: bool, options: RunOptions) -> None:
     """Start a stream on each of many conferences or calls, from a file or on all that are live.
 
     All lines are checked before anything is sent, and all invalid ones are reported. The run is recorded in a
@@ -241,55 +215,27 @@ def start(
     """
     if no_journal and journal is not None:
         raise click.UsageError("--journal and --no-journal contradict each other: write one of the two")
-    requests = targets.read()
-    if requests is not None and targets.is_done(requests):
+    requests = targets.find(account)
+    if not requests:
         return
 
-    async def prepare(client: StreamsClient) -> BulkRunner | None:
-        found = await targets.list_live(client) if requests is None else requests
-        if requests is None and targets.is_done(found):
-            return None
-        path = None
+    def prepare(client: StreamsClient) -> BulkRunner:
         if no_journal:
             write_note("No journal: this run can't be resumed after a crash, nor rolled back with 'bulk stop'.")
+            path = None
         else:
-            path = client.create_journal(found, journal=_new_path() if journal is None else journal).path
-        return _runner(
-            client.start_streams(found, journal=path, resume=path is not None, concurrency=options.concurrency),
+            default = f"bulk-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{token_hex(2)}.db"
+            path = client.create_journal(requests, journal=default if journal is None else journal).path
+        return BulkRunner(
+            client.start_streams(requests, journal=path, resume=path is not None, concurrency=options.concurrency),
             account,
             options,
-            path,
-            total=len(found),
-            has_secrets=not all(PlannedRequest.from_request(request).is_complete for request in found),
+            total=len(requests),
+            journal=path,
+            has_secrets=not all(PlannedRequest.from_request(request).is_complete for request in requests),
         )
 
     execute(account, options, prepare)
-
-
-def _runner(
-    run: Any,  # noqa: ANN401  (of starts, or of stops)
-    account: Account,
-    options: RunOptions,
-    path: Path | None,
-    *,
-    total: int,
-    operation: str = "start",
-    has_secrets: bool = False,
-) -> BulkRunner:
-    return BulkRunner(
-        run,
-        operation=operation,
-        total=total,
-        options=options,
-        as_json=account.as_json,
-        journal=path,
-        command=None if path is None else lambda verb: bulk_command(verb, account.options, path),
-        has_secrets=has_secrets,
-    )
-
-
-def _new_path() -> str:
-    return f"bulk-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{token_hex(2)}.db"
 
 
 _OF_THE_JOURNAL = """
@@ -311,14 +257,7 @@ Examples:
 @run_options(resend=True)
 @secret_options
 @account_options
-def resume(
-    account: Account,
-    *,
-    journal: str,
-    file: str | None,
-    options: RunOptions,
-    secrets: Secrets,
-) -> None:
+def resume(account: Account, *, journal: str, file: str | None, options: RunOptions, secrets: Secrets) -> None:
     """Resume a run that ended early.
 
     Streams that are running are not started again. Starts whose outcome is unknown are sent again under their
@@ -341,14 +280,14 @@ def resume(
     for _ in secrets.complete(book.requests):  # all are there and valid before anything is sent
         pass
 
-    async def prepare(client: StreamsClient) -> BulkRunner:
+    def prepare(client: StreamsClient) -> BulkRunner:
         requests = secrets.complete(book.requests)
-        return _runner(
+        return BulkRunner(
             client.start_streams(requests, journal=book.path, resume=True, concurrency=options.concurrency),
             account,
             options,
-            book.path,
             total=status.planned or 0,
+            journal=book.path,
             has_secrets=any(not planned.is_complete for planned in book.requests()),
         )
 
@@ -374,9 +313,15 @@ def stop(account: Account, *, journal: str, options: RunOptions) -> None:
     book = BulkJournal(journal)
     status = book.status()
 
-    async def prepare(client: StreamsClient) -> BulkRunner:
-        run = client.stop_started(book.path, concurrency=options.concurrency)
-        return _runner(run, account, options, book.path, operation="stop", total=sum(1 for _ in book.streams()))
+    def prepare(client: StreamsClient) -> BulkRunner:
+        return BulkRunner(
+            client.stop_started(book.path, concurrency=options.concurrency),
+            account,
+            options,
+            total=sum(1 for _ in book.streams()),
+            operation="stop",
+            journal=book.path,
+        )
 
     execute(account.or_else(space=status.origin, project=status.project), options, prepare)
 
@@ -413,37 +358,39 @@ It only reads the file; no Space and no token are needed.
 def status(*, journal: str, statuses: tuple[str, ...], as_json: bool) -> None:
     """Show the progress of a run from its journal, also while it is running."""
     book = BulkJournal(journal)
-    if not statuses and as_json:
-        write_json(asdict(book.status()))
-    elif not statuses:
-        _write_status(book, book.status())
-    else:
-        items = book.items(*statuses)
-        if as_json:
-            for item in items:
-                write_json(asdict(item))
-            return
-        columns = [Column("KIND", whole=True), Column("TARGET", whole=True), Column("STATUS", whole=True)]
-        columns += [Column("SID", spare=True), Column("NAME", spare=True), Column("MESSAGE")]
-        rows = [(item.kind, item.target, in_words(item.status), item.sid, item.name, item.message) for item in items]
-        write_table(columns, rows)
+    if not statuses:
+        found = book.status()
+        write_json(asdict(found)) if as_json else _write_status(book, found)
+        return
+    items = book.items(*statuses)
+    if as_json:
+        for item in items:
+            write_json(asdict(item))
+        return
+    columns = [Column("KIND", whole=True), Column("TARGET", whole=True), Column("STATUS", whole=True)]
+    columns += [Column("SID", spare=True), Column("NAME", spare=True), Column("MESSAGE")]
+    rows = [(item.kind, item.target, in_words(item.status), item.sid, item.name, item.message) for item in items]
+    write_table(columns, rows)
 
 
 def _write_status(book: BulkJournal, found: JournalStatus) -> None:
-    moment = datetime.fromisoformat(found.started_at).strftime("%Y-%m-%d %H:%M:%S UTC")
-    click.echo(f"Run {clean(found.run)}, started on {moment}, to {found.operation} streams on {clean(found.origin)}.")
     rows = [("attempts", f"{found.attempts:,}")]
     if found.rollback_started_at is not None:
         rows += [("rolled back", f"{found.rolled_back:,}")]
-    write_counts(found.counts, *rows, first=[] if found.planned is None else [("planned", f"{found.planned:,}")])
-    write_errors(found.errors)
-    for line in _next_steps(book, found):
-        click.echo(line)
+    write_report(
+        f"Run {clean(found.run)}, started on {moment(found.started_at)}, to {clean(found.operation)} streams on "
+        f"{clean(found.origin)}.",
+        found.counts,
+        *rows,
+        first=[] if found.planned is None else [("planned", f"{found.planned:,}")],
+        errors=found.errors,
+        steps=_next_steps(book, found),
+    )
 
 
 def _next_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
-    """Print the state of a run, or the commands that can follow."""
-    roll_back = f"Roll back:\n  {bulk_command('stop', (), book.path)}"
+    """Return the state of a run, or the commands that can follow."""
+    roll_back = f"Roll back:\n  {command_line('bulk stop', str(book.path))}"
     if found.is_locked:
         yield "It is running now."
     elif found.operation == "stop":
@@ -451,35 +398,28 @@ def _next_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
     elif found.rollback_started_at is not None:
         yield roll_back if any(True for _ in book.streams()) else "All streams that it started were stopped."
     else:
-        stuck = _count_stuck(book, found)
-        if found.planned is not None and found.remaining > stuck.total():
-            yield f"Resume:\n  {bulk_command('resume', (), book.path)}"
-        else:
-            yield from _stuck_steps(book, stuck)
+        yield from _resume_steps(book, found)
         yield roll_back
 
 
-def _stuck_steps(book: BulkJournal, stuck: Counter[str]) -> Iterable[str]:
-    if stuck["calls"]:
+def _resume_steps(book: BulkJournal, found: JournalStatus) -> Iterable[str]:
+    if found.planned is None or not found.remaining:
+        return
+    # A resumed run would only report these as unknown again.
+    in_doubt = list(book.items("unknown", IN_DOUBT))
+    unnamed = sum(item.name is None for item in in_doubt)
+    calls = sum(item.name is not None and item.kind == "call" for item in in_doubt)
+    if found.remaining > unnamed + calls:
+        yield f"Resume:\n  {command_line('bulk resume', str(book.path))}"
+        return
+    if calls:
         yield (
-            f"{stuck['calls']:,} streams on calls may be running; a resumed run does not start them again, since a "
-            "call may accept a second stream of the same name. To start them again nevertheless:\n"
-            f"  {bulk_command('resume', ('--resend-call-starts',), book.path)}"
+            f"{calls:,} streams on calls may be running; a resumed run does not start them again, since a call may "
+            "accept a second stream of the same name. To start them again nevertheless:\n"
+            f"  {command_line('bulk resume --resend-call-starts', str(book.path))}"
         )
-    if stuck["unnamed"]:
+    if unnamed:
         yield (
-            f"{stuck['unnamed']:,} streams without a name may be running, and are never started again: end their "
-            "conference or call to stop them."
+            f"{unnamed:,} streams without a name may be running, and are never started again: end their conference or "
+            "call to stop them."
         )
-
-
-def _count_stuck(book: BulkJournal, found: JournalStatus) -> Counter[str]:
-    """Count the starts that a resumed run would report as unknown again."""
-    stuck: Counter[str] = Counter()
-    if found.planned is not None and found.remaining:
-        for item in book.items("unknown", IN_DOUBT):
-            if item.name is None:
-                stuck["unnamed"] += 1
-            elif item.kind == "call":
-                stuck["calls"] += 1
-    return stuck

@@ -2,14 +2,14 @@
 
 import contextlib
 import functools
+import json
 import math
-import shlex
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from signal import Signals
-from typing import Any
+from typing import Any, Literal
 
 import click
 from attrs import field, frozen
@@ -17,7 +17,6 @@ from attrs import field, frozen
 from signalwire_streams import (
     ApiError,
     BulkOutcome,
-    BulkReport,
     BulkRun,
     BulkStatus,
     RateLimit,
@@ -38,14 +37,44 @@ from signalwire_streams._cli.output import (
     in_words,
     noting,
     silenced,
-    write_counts,
-    write_errors,
     write_json,
+    write_note,
+    write_report,
 )
 from signalwire_streams._cli.progress import Meter, Progress, format_duration, on_signals, seconds_left, shown
 
 _SPACE_LIMIT = RateLimit().requests / RateLimit().window
-_SUCCEEDED = {BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED}
+SUCCEEDED = (BulkStatus.STARTED, BulkStatus.ALREADY_STARTED, BulkStatus.STOPPED)
+_MILLISECONDS = 1_000
+
+_ADVICE = {
+    "AuthenticationError": "The Space does not accept this project and token: check SIGNALWIRE_PROJECT_ID and "
+    "SIGNALWIRE_API_TOKEN.",
+    "PermissionDeniedError": "The token lacks a permission: give it the scope in the dashboard.",
+    "NotFoundError": "The conference, call or stream does not exist (any more): check the id, or skip it.",
+    "ApiError": "The Space refused the request with an unusual status: its message is above.",
+    "BadRequestError": "The Space refused the request: its message is above.",
+    "UnprocessableError": "The Space refused a field: its message is above.",
+    "RateLimitedError": "Other clients use up the Space's rate limit: {again} later, or with a lower --rate.",
+    "ServerError": "The Space failed: {again} when it works again.",
+    "TransportError": "No response: check the network, then {again}.",
+    "CircuitOpenError": "The Space kept failing, so these were not sent: {again} when it works again.",
+    "MalformedResponseError": "The response did not come from the API, but perhaps from a proxy: check "
+    "SIGNALWIRE_SPACE.",
+    "InvalidRequestError": "These are invalid, and were not sent.",
+    "JournalError": "The journal can't be written, so these were not sent: free some disk space, then {again}.",
+}
+_UNKNOWN = "StreamOutcomeUnknownError"
+_UNKNOWN_STARTS = (
+    "These may be running. Resuming sends those on conferences again under their names, so that the Space can refuse "
+    "a second stream. Those on calls are sent again with --resend-call-starts only, which may start a second stream; "
+    "those without a name never are."
+)
+_UNKNOWN_STARTS_WITHOUT_JOURNAL = (
+    "These may be running, and there is no journal to resume from. Stop each by its name, with 'conferences "
+    "stop-stream' or 'calls stop-stream'; to stop one without a name, end its conference or call:"
+)
+_UNKNOWN_STOPS = "These may still be running: stop them again."
 
 
 def _not_nan(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
@@ -61,10 +90,8 @@ def rate_limit(rate: float | None) -> RateLimit:
     return RateLimit(requests=max(1, round(rate * RateLimit().window)), utilization=1.0)
 
 
-@frozen(kw_only=True)
+@frozen
 class RunOptions:
-    """The options of a run. Without a concurrency it is tuned automatically."""
-
     concurrency: int | None = None
     rate: float | None = None
     resend_call_starts: bool = False
@@ -79,22 +106,15 @@ class RunOptions:
 
 
 def run_options(*, resend: bool, concurrency: int | None = None, whose: str = "") -> Decorator:
-    """Add ``--concurrency`` and ``--rate``, and pass them to the command as its `RunOptions`.
-
-    Args:
-        resend: whether to add ``--resend-call-starts``.
-        concurrency: the default; None tunes it automatically.
-        whose: what the rate limit applies to, if not to this process.
-    """
-    automatic = "; tuned automatically by default." if concurrency is None else "."
-    options: list[Decorator] = [
+    """Add the options of a run, and pass them to the command as its `RunOptions`; *whose* says what the rate is of."""
+    add = adding(
         click.option(
             "--concurrency",
             type=click.IntRange(min=1),
             metavar="N",
             default=concurrency,
             show_default=concurrency is not None,
-            help=f"Concurrent requests{automatic}",
+            help=f"Concurrent requests{'; tuned automatically by default' if concurrency is None else ''}.",
         ),
         click.option(
             "--rate",
@@ -103,25 +123,22 @@ def run_options(*, resend: bool, concurrency: int | None = None, whose: str = ""
             metavar="N",
             help=f"Maximum requests per second{whose}; by default 90 % of the Space's {_SPACE_LIMIT:,.0f}.",
         ),
-    ]
-    if resend:
-        options.append(_RESEND)
+        *([_RESEND] if resend else []),
+    )
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @adding(*options)
+        @add
         @functools.wraps(command)
-        def with_options(
-            *, concurrency: int | None, rate: float | None, resend_call_starts: bool = False, **others: object
-        ) -> None:
-            found = RunOptions(concurrency=concurrency, rate=rate, resend_call_starts=resend_call_starts)
-            command(options=found, **others)
+        def with_options(*, concurrency: int | None, rate: float | None, **others: Any) -> None:  # noqa: ANN401
+            resend_call_starts = others.pop("resend_call_starts", False)
+            command(options=RunOptions(concurrency, rate, resend_call_starts), **others)
 
         return with_options
 
     return decorate
 
 
-_RESEND: Decorator = click.option(
+_RESEND = click.option(
     "--resend-call-starts",
     is_flag=True,
     help="Also retry a start on a call whose response was lost. This may start a second stream: rejection "
@@ -133,7 +150,6 @@ class BulkRunner:
     """Iterates over a run, shows its progress, and sums it up.
 
     Attributes:
-        run: the run.
         already_done: items that an earlier part of the run had completed.
         stuck: unknown starts that a resumed run would only report again.
         stopped_by: the first signal that arrived, or None.
@@ -143,11 +159,11 @@ class BulkRunner:
     def __init__(
         self,
         run: BulkRun[Any],
-        *,
-        operation: str,
-        total: int,
+        account: Account,
         options: RunOptions,
-        as_json: bool,
+        *,
+        total: int,
+        operation: Literal["start", "stop"] = "start",
         journal: Path | None = None,
         command: Callable[[str], str] | None = None,
         has_secrets: bool = False,
@@ -156,19 +172,23 @@ class BulkRunner:
         self.already_done = self.stuck = 0
         self.stopped_by: Signals | None = None
         self.error: StreamsError | None = None
-        self._operation = operation
+        self._is_start = operation == "start"
         self._total = total
         self._options = options
-        self._as_json = as_json
+        self._as_json = account.as_json
         self._journal = journal
         self._command = command
+        if journal is not None:
+            self._command = lambda verb: account.command(f"bulk {verb}", str(journal))
         self._has_secrets = has_secrets
         self._counts: Counter[BulkStatus] = Counter()
+        self._output_error: OSError | None = None
+        self._is_aborted = False
         self._show: Callable[[], None] = lambda: None
         self._started_at = time.monotonic()
 
-    async def execute(self) -> BulkReport:
-        """Iterate over the run, and return its report. What ended it early is in ``error`` and ``stopped_by``."""
+    async def execute(self) -> None:
+        """Iterate over the run. What ended it early is in ``error`` and ``stopped_by``."""
         with on_signals(self._interrupt):
             async with shown(self._progress, as_json=self._as_json) as self._show:
                 try:
@@ -177,27 +197,23 @@ class BulkRunner:
                             self._record(outcome)
                 except StreamsError as error:
                     self.error = error
-        return self.run.snapshot
 
     async def execute_and_report(self) -> None:
         """Execute the run and write its summary, unless it ended before its first item."""
-        status = "the run has no journal" if self._command is None else self._command("status")
-        with noting(f"check the run: {status}", also_for_pipes=True):
-            report = await self.execute()
-            if report.total or self.error is None:
-                summary = Summary(
-                    report=report,
-                    operation=self._operation,
-                    planned=self._total,
-                    already_done=self.already_done,
-                    stuck=self.stuck,
-                    retries=self._options.meter.retries,
-                    journal=self._journal,
-                    command=self._command,
-                    interrupted=self.stopped_by is not None,
-                    has_secrets=self._has_secrets,
-                )
-                (summary.write_json if self._as_json else summary.write)()
+        await self.execute()
+        note = self._headline() if self._command is None else f"check the run: {self._command('status')}"
+        with noting(note, also_for_pipes=True):
+            if self._output_error is not None:
+                raise self._output_error
+            if not self.run.snapshot.total and self.error is not None:
+                return
+            try:
+                self.write_json() if self._as_json else self.write()
+            except OSError:
+                if self._command is None and self._is_start and not self._as_json:
+                    for handle in self._unknown_handles():
+                        write_note(f"may be running: {handle}")
+                raise
 
     def end(self) -> None:
         """End the command with the error that ended the run, or with its exit code."""
@@ -216,8 +232,17 @@ class BulkRunner:
         self._counts[outcome.status] += 1
         self.already_done += outcome.ok and not outcome.attempts
         self.stuck += outcome.status is BulkStatus.UNKNOWN and not self._can_be_resent(outcome.item)
-        if self._as_json:
-            write_json(outcome_facts(outcome))
+        if not self._as_json:
+            return
+        facts = outcome_facts(outcome)
+        if self._output_error is None:
+            try:
+                write_json(facts)
+            except OSError as error:
+                self._output_error = error
+                self.run.shutdown()
+        if self._output_error is not None and self._command is None:  # else the handle of the stream would be lost
+            write_note(json.dumps(facts))
 
     def _can_be_resent(self, item: Any) -> bool:  # noqa: ANN401  (a request, or a stream to stop)
         if getattr(item, "unnamed", False):
@@ -225,11 +250,12 @@ class BulkRunner:
         return self._options.resend_call_starts or not isinstance(item, StartCallStream)
 
     def _interrupt(self, number: Signals) -> None:
-        if self.stopped_by is not None:
+        if self.stopped_by is None:
+            self.stopped_by = number
+            self.run.shutdown()
+        else:
+            self._is_aborted = True
             self.run.shutdown(0)
-            return
-        self.stopped_by = number
-        self.run.shutdown()
         self._show()
 
     def _progress(self) -> Progress:
@@ -237,16 +263,108 @@ class BulkRunner:
         outcomes = tuple(f"{count:,} {in_words(status)}" for status, count in self._counts.most_common())
         if self.stopped_by is not None:
             notice = "interrupted: 5 s for requests in flight, interrupt again to abort them"
+            notice = "interrupted again: requests in flight are aborted" if self._is_aborted else notice
             return Progress(title="Ending", done=done, total=self._total, facts=(notice, *outcomes))
         meter, limit = self._options.meter, rate_limit(self._options.rate).rate
         rate = f"{meter.rate:,.0f} of {limit:,{'.0f' if limit >= 1 else '.1f'}} requests/s"
         return Progress(
-            title="Starting" if self._operation == "start" else "Stopping",
+            title="Starting" if self._is_start else "Stopping",
             done=done,
             total=self._total,
             facts=(rate, f"{meter.retries:,} retried", *outcomes),
             left=seconds_left(done - self.already_done, self._total - done, self._started_at),
         )
+
+    @property
+    def resume_command(self) -> str | None:
+        """The command that resumes the run, or None if there is none."""
+        if self._succeeded + self.stuck >= self._total or self._command is None:
+            return None
+        return self._command("resume" if self._is_start else "stop")
+
+    @property
+    def _succeeded(self) -> int:
+        return sum_of(self.run.snapshot.counts, *SUCCEEDED)
+
+    def write_json(self) -> None:
+        report = self.run.snapshot
+        latencies = {f"p{percent}": round(value, 4) for percent, value in report.latency_percentiles.items()}
+        write_json(
+            {
+                "report": {
+                    "ok": report.ok and self._succeeded >= self._total,
+                    "planned": self._total,
+                    "completed": report.total,
+                    "already_done": self.already_done,
+                    "counts": dict(report.counts),
+                    "attempts": report.attempts,
+                    "retries": self._options.meter.retries,
+                    "errors": dict(report.errors),
+                    "seconds": round(report.seconds, 3),
+                    "latencies": latencies,
+                    "interrupted": self.stopped_by is not None,
+                    "journal": None if self._journal is None else str(self._journal),
+                    "resume_command": self.resume_command,
+                }
+            }
+        )
+
+    def write(self) -> None:
+        report = self.run.snapshot
+        if self._total == 0:
+            click.echo(f"There is nothing left to {'start' if self._is_start else 'stop'}.")
+            return
+        pending = report.errors.get(RunCancelledError.__name__, 0)
+        counts = {**report.counts, BulkStatus.NOT_ATTEMPTED: report.counts.get(BulkStatus.NOT_ATTEMPTED, 0) - pending}
+        pending += max(self._total - report.total, 0)
+        latency = [("latency", format_latencies(report.latency_percentiles))] if report.attempts else []
+        write_report(
+            f"{self._headline()} in {format_duration(report.seconds)}.",
+            {**dict(sorted(counts.items())), "from earlier runs": self.already_done, "pending": pending},
+            ("attempts", f"{report.attempts:,} ({self._options.meter.retries:,} retried)"),
+            *latency,
+            errors={label: count for label, count in report.errors.items() if label != RunCancelledError.__name__},
+            details=self._details,
+            steps=self._next_steps(),
+        )
+
+    def _next_steps(self) -> Iterable[str]:
+        if self._journal is not None:
+            yield f"Journal: {self._journal}"
+        if self.resume_command is not None:
+            again = " (and pass its secrets again)" if self._has_secrets else ""
+            yield f"Resume{again}:\n  {self.resume_command}"
+        if self._is_start and self.run.snapshot.total and self._command is not None:
+            yield f"Roll back:\n  {self._command('stop')}"
+
+    def _headline(self) -> str:
+        return f"{'Started' if self._is_start else 'Stopped'} {self._succeeded:,} of {self._total:,} streams"
+
+    def _details(self, label: str) -> Iterable[str]:
+        """Return an example of an error, and what to do about it."""
+        kind = label.partition(" ")[0]
+        failures = [one for one in self.run.snapshot.failures if type(one.error).__name__ == kind]
+        if failures:
+            yield f"for example: {clean(for_command_line(str(failures[0].error)))}"
+        again = "resume" if self._command is not None else "start them again"
+        if kind != _UNKNOWN:
+            yield _ADVICE.get(kind, _ADVICE[ApiError.__name__]).format(again=again)
+        elif not self._is_start:
+            yield _UNKNOWN_STOPS
+        elif self._command is not None:
+            yield _UNKNOWN_STARTS
+        else:
+            yield _UNKNOWN_STARTS_WITHOUT_JOURNAL
+            yield from self._unknown_handles()
+
+    def _unknown_handles(self) -> Iterable[str]:
+        for one in self.run.snapshot.failures:
+            if one.status is BulkStatus.UNKNOWN:
+                yield f"{one.item.target}  {getattr(one.error, 'name', None) or '(no name)'}"
+
+
+def sum_of(counts: Mapping[Any, int], *statuses: str) -> int:
+    return sum(counts.get(status, 0) for status in statuses)
 
 
 def outcome_facts(outcome: BulkOutcome[Any]) -> dict[str, object]:
@@ -267,157 +385,20 @@ def outcome_facts(outcome: BulkOutcome[Any]) -> dict[str, object]:
     }
 
 
-_MILLISECONDS = 1_000
-_ADVICE = {
-    "AuthenticationError": "The Space does not accept this project and token: check SIGNALWIRE_PROJECT_ID and "
-    "SIGNALWIRE_API_TOKEN.",
-    "PermissionDeniedError": "The token lacks a permission: give it the scope in the dashboard.",
-    "NotFoundError": "The conference, call or stream does not exist (any more): check the id, or skip it.",
-    "ApiError": "The Space refused the request with an unusual status: its message is above.",
-    "BadRequestError": "The Space refused the request: its message is above.",
-    "UnprocessableError": "The Space refused a field: its message is above.",
-    "RateLimitedError": "Other clients use up the Space's rate limit: resume later, or with a lower --rate.",
-    "ServerError": "The Space failed: resume when it works again.",
-    "TransportError": "No response: check the network, then resume.",
-    "CircuitOpenError": "The Space kept failing, so these were not sent: resume when it works again.",
-    "MalformedResponseError": "The response did not come from the API, but perhaps from a proxy: check "
-    "SIGNALWIRE_SPACE.",
-    "StreamOutcomeUnknownError": "These may be running. Resuming sends those on conferences again under their names, "
-    "so that the Space can refuse a second stream. Those on calls are sent again with --resend-call-starts only, "
-    "which may start a second stream; those without a name never are.",
-    "InvalidRequestError": "These are invalid, and were not sent.",
-    "JournalError": "The journal can't be written, so these were not sent: free some disk space, then resume.",
-}
-
-
-def bulk_command(verb: str, options: Sequence[str], journal: Path) -> str:
-    """Return a command for a run that can be pasted into a shell."""
-    file = str(journal)
-    return shlex.join(["signalwire-streams", "bulk", verb, *options, *(["--"] if file.startswith("-") else []), file])
-
-
-@frozen(kw_only=True)
-class Summary:
-    """The summary of a run.
-
-    Attributes:
-        report: its report.
-        operation: ``start`` or ``stop``.
-        planned: how many items it had.
-        already_done: items that an earlier part of the run had completed.
-        stuck: unknown starts that a resumed run would only report again.
-        retries: attempts that were retried.
-        journal: the run's file, or None.
-        command: returns the command of a verb (``resume``, ``stop``) for this run, or None if there is none.
-        interrupted: whether a signal ended it.
-        has_secrets: whether its requests have secrets, which no journal keeps.
-    """
-
-    report: BulkReport
-    operation: str
-    planned: int
-    already_done: int = 0
-    stuck: int = 0
-    retries: int
-    journal: Path | None
-    command: Callable[[str], str] | None
-    interrupted: bool = False
-    has_secrets: bool = False
-
-    @property
-    def resume_command(self) -> str | None:
-        """The command that resumes the run, or None if there is none."""
-        if self._succeeded + self.stuck >= self.planned or self.command is None:
-            return None
-        return self.command("resume" if self.operation == "start" else "stop")
-
-    @property
-    def _succeeded(self) -> int:
-        return sum(count for status, count in self.report.counts.items() if status in _SUCCEEDED)
-
-    def write_json(self) -> None:
-        report = self.report
-        latencies = {f"p{percent}": round(value, 4) for percent, value in report.latency_percentiles.items()}
-        write_json(
-            {
-                "report": {
-                    "ok": report.ok and self._succeeded >= self.planned,
-                    "planned": self.planned,
-                    "completed": report.total,
-                    "already_done": self.already_done,
-                    "counts": dict(report.counts),
-                    "attempts": report.attempts,
-                    "retries": self.retries,
-                    "errors": dict(report.errors),
-                    "seconds": round(report.seconds, 3),
-                    "latencies": latencies,
-                    "interrupted": self.interrupted,
-                    "journal": None if self.journal is None else str(self.journal),
-                    "resume_command": self.resume_command,
-                }
-            }
-        )
-
-    def write(self) -> None:
-        report = self.report
-        if self.planned == 0:
-            click.echo(f"There is nothing left to {self.operation}.")
-            return
-        verb = "Started" if self.operation == "start" else "Stopped"
-        click.echo(f"{verb} {self._succeeded:,} of {self.planned:,} streams in {format_duration(report.seconds)}.")
-        pending = report.errors.get(RunCancelledError.__name__, 0)
-        counts = {**report.counts, BulkStatus.NOT_ATTEMPTED: report.counts.get(BulkStatus.NOT_ATTEMPTED, 0) - pending}
-        pending += max(self.planned - report.total, 0)
-        latency = [("latency", format_latencies(report.latency_percentiles))] if report.attempts else []
-        write_counts(
-            {**dict(sorted(counts.items())), "from earlier runs": self.already_done, "pending": pending},
-            ("attempts", f"{report.attempts:,} ({self.retries:,} retried)"),
-            *latency,
-        )
-        errors = {label: count for label, count in report.errors.items() if label != RunCancelledError.__name__}
-        write_errors(errors, self._details)
-        if self.journal is not None:
-            click.echo(f"Journal: {self.journal}")
-        if self.resume_command is not None:
-            again = " (and pass its secrets again)" if self.has_secrets else ""
-            click.echo(f"Resume{again}:\n  {self.resume_command}")
-        if self.operation == "start" and report.total and self.command is not None:
-            click.echo(f"Roll back:\n  {self.command('stop')}")
-
-    def _details(self, label: str) -> Iterable[str]:
-        """Return an example of an error, and what to do about it."""
-        kind = label.partition(" ")[0]
-        errors = (outcome.error for outcome in self.report.failures if outcome.error is not None)
-        example = next((error for error in errors if type(error).__name__ == kind), None)
-        if example is not None:
-            yield f"for example: {clean(for_command_line(str(example)))}"
-        yield _ADVICE.get(kind, _ADVICE[ApiError.__name__])
-
-
 def format_latencies(latencies: Mapping[int, float]) -> str:
     """Return percentiles in milliseconds: "p50 31, p95 80, max 250 ms"."""
     names = {100: "max"}
     return ", ".join(f"{names.get(p, f'p{p}')} {value * _MILLISECONDS:,.0f}" for p, value in latencies.items()) + " ms"
 
 
-def execute(
-    account: Account, options: RunOptions, prepare: Callable[[StreamsClient], Awaitable[BulkRunner | None]]
-) -> None:
-    """Execute a run, write its summary, and end the command with its exit code.
+def execute(account: Account, options: RunOptions, prepare: Callable[[StreamsClient], BulkRunner]) -> None:
+    """Execute the run that a function prepares, write its summary, and end the command with its exit code."""
 
-    Args:
-        account: the account.
-        options: the options of the run.
-        prepare: creates the runner, or reports that there is nothing to do and returns None.
-    """
-
-    async def work(client: StreamsClient) -> BulkRunner | None:
-        runner = await prepare(client)
-        if runner is not None:
-            await runner.execute_and_report()
+    async def work(client: StreamsClient) -> BulkRunner:
+        runner = prepare(client)
+        await runner.execute_and_report()
         return runner
 
     with silenced(OUTCOMES):
         runner = account.run(work, **options.client_options())
-    if runner is not None:
-        runner.end()
+    runner.end()

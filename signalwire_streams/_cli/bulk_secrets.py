@@ -7,28 +7,19 @@ from typing import Any
 import click
 from attrs import evolve, field, frozen
 
-from signalwire_streams import InvalidRequestError, PlannedRequest, StartConferenceStream
-from signalwire_streams._cli.bulk_targets import NAMING, SIDS, BadLine, Defaults, Line, Read, Start
-from signalwire_streams._cli.options import CONFERENCE_ONLY, FIELDS, adding, field_option
+from signalwire_streams import InvalidRequestError, PlannedRequest, StartCallStream
+from signalwire_streams._cli.bulk_targets import NAMING, SIDS, BadLine, Line, Read, Start, make_request, make_requests
+from signalwire_streams._cli.options import CONFERENCE_ONLY, FIELDS, SECRETS, adding, field_option
+from signalwire_streams.bulk._serialization import folded
 
-_SECRET = ("parameters", "authorization_bearer_token")
-_OPTIONAL = set(FIELDS) - {*_SECRET, *SIDS}
+_OPTIONAL = set(FIELDS) - {"parameters", "authorization_bearer_token", *SIDS}
 
 
 @frozen
 class Secrets:
-    """Secrets that were passed again: by options for all, and by the lines of the file that the run was started with.
+    """Secrets that were passed again: with options for all, and in the lines of the run's FILE, by their targets."""
 
-    Attributes:
-        parameters: custom parameters for all.
-        bearer_token: the token for all.
-        status_callback: the URL for all.
-        lines: the lines, by the id of their conference or call.
-    """
-
-    parameters: Mapping[str, str] = field(factory=dict, repr=False)
-    bearer_token: str | None = field(default=None, repr=False)
-    status_callback: str | None = field(default=None, repr=False)
+    options: Mapping[str, Any] = field(factory=dict, repr=False)
     lines: Mapping[str, Sequence[Line]] = field(factory=dict, repr=False)
 
     def complete(self, plan: Callable[[], Iterable[PlannedRequest]]) -> Iterator[Start]:
@@ -37,10 +28,18 @@ class Secrets:
         Raises:
             UsageError: one is missing, or it is uncertain which line a request came from.
         """
-        unset = _unset_options(plan()) if self.lines else frozenset()
-        unused = {sid: list(lines) for sid, lines in self.lines.items()}
-        for one in plan():
-            yield self._completed(one, _line_of(one, unused.get(one.request.target, []), unset))
+        plans: dict[str, list[PlannedRequest]] = {}
+        for planned in plan() if self.lines else ():
+            if (sid := folded(planned.request.target)) in self.lines:
+                plans.setdefault(sid, []).append(planned)
+        matches = {
+            sid: iter(_match(found, self.lines[sid]))
+            for sid, found in plans.items()
+            if not all(planned.is_complete for planned in found)
+        }
+        for planned in plan():
+            match = matches.get(folded(planned.request.target))
+            yield self._completed(planned, {} if match is None else next(match).fields)
 
     def add_to(self, planned: PlannedRequest) -> Start:
         """Return a request with the secrets from the options.
@@ -60,12 +59,13 @@ class Secrets:
         request = planned.request
         if planned.is_complete:
             return request
-        values = {**self.parameters, **line.get("parameters", {})}
-        missing = [f"--parameter {name}=..." for name in planned.parameters if name not in values]
-        token = line.get("authorization_bearer_token", self.bearer_token)
+        parameters = {**self.options.get("parameters", {}), **line.get("parameters", {})}
+        token, callback = (
+            line.get(name, self.options.get(name)) for name in ("authorization_bearer_token", "status_callback")
+        )
+        missing = [f"--parameter {name}=..." for name in planned.parameters if name not in parameters]
         if planned.bearer_token and token is None:
             missing.append("--bearer-token-file FILE")
-        callback = line.get("status_callback", self.status_callback)
         if planned.status_callback and callback is None:
             missing.append("--status-callback URL")
         if missing:
@@ -75,7 +75,7 @@ class Secrets:
             )
         return evolve(
             request,
-            parameters={name: values[name] for name in planned.parameters},
+            parameters={name: parameters[name] for name in planned.parameters},
             authorization_bearer_token=token if planned.bearer_token else None,
             status_callback=callback if planned.status_callback else request.status_callback,
         )
@@ -84,16 +84,11 @@ class Secrets:
 def secret_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of the fields that no journal keeps, and pass them to the command as its `Secrets`."""
 
-    @adding(*map(field_option, (*_SECRET, "status_callback")))
+    @adding(*map(field_option, SECRETS))
     @functools.wraps(command)
-    def with_secrets(
-        *,
-        parameters: dict[str, str],
-        authorization_bearer_token: str | None,
-        status_callback: str | None,
-        **others: object,
-    ) -> None:
-        command(secrets=Secrets(parameters, authorization_bearer_token, status_callback), **others)
+    def with_secrets(**options: Any) -> None:  # noqa: ANN401
+        secrets = Secrets({name: options.pop(name) for name in SECRETS})
+        command(secrets=secrets, **options)
 
     return with_secrets
 
@@ -111,64 +106,75 @@ def by_target(lines: Iterable[Read]) -> dict[str, list[Line]]:
         if isinstance(line, Line):
             sid = line.fields.get("conference_sid", line.fields.get("call_sid"))
             if isinstance(sid, str):
-                found.setdefault(sid, []).append(line)
+                found.setdefault(folded(sid), []).append(line)
     return found
 
 
-def _unset_options(planned: Iterable[PlannedRequest]) -> frozenset[str]:
-    """Return the fields for which the start had no option, since a request of the plan has their default."""
-    unset: set[str] = set()
-    for one in planned:
-        request = one.request
-        known = _OPTIONAL - (set() if isinstance(request, StartConferenceStream) else CONFERENCE_ONLY)
-        if request.unnamed or request.name is not None:
-            known = known - NAMING  # a line with one of them overrides both options
-        if one.status_callback:
-            known = known - {"status_callback"}
-        unset |= known - _differing(request)
-    return frozenset(unset)
+def _match(plan: Sequence[PlannedRequest], lines: Sequence[Line]) -> Sequence[Line]:
+    """Return the line of each request that a run planned on one target.
 
-
-def _differing(request: Start) -> set[str]:
-    return {name for name in _OPTIONAL if getattr(request, name) != FIELDS[name].default}
-
-
-def _line_of(planned: PlannedRequest, unused: list[Line], unset: frozenset[str]) -> Mapping[str, Any]:
-    """Take the line that a request came from, and return its fields; none if the file does not have its target.
-
-    A line counts only if the checks of the start accept it and make this very request of it. The journal does not
-    record the options of the start, so they may have supplied what the line lacks, as far as the plan allows that.
+    Raises:
+        UsageError: that is uncertain, and the lines differ in their secrets.
     """
-    fits = (line for line in unused if _fits(line, planned))
-    exact = (line for line in fits if _is_exact(line, planned, unset))
-    first, others = next(exact, None), exact
-    if first is None:  # perhaps the file was written for the resume, and repeats the secrets only
-        fits = (line for line in unused if _fits(line, planned))
-        first, others = next(fits, None), fits
-    if first is None and unused and not planned.is_complete:
+    target = plan[0].request.target
+    if len(lines) == len(plan):
+        # Either the start took all of them, or the file was written for the resume and repeats the secrets only.
+        possible = [lines] if all(map(_fits, lines, plan)) else []
+    else:
+        possible = [taken for options in _options_of(plan) if (taken := _taken(lines, options, plan))]
+    if not possible:
         raise click.UsageError(
-            f"no line of the FILE makes the stream that the run planned on {planned.request.target} (see line "
-            f"{unused[0].number}): name the FILE that the run was started with"
+            f"the lines of the FILE for {target} (see line {lines[0].number}) don't make the streams that the run "
+            "planned on it: name the FILE that the run was started with"
         )
-    if first is None:
-        return {}
-    lacks = _supplied(first, planned)
-    # If the start accepted the first line, then also each other one that needs the same options.
-    rivals = (line for line in others if lacks and not lacks <= _supplied(line, planned))
-    rival = next((line for line in rivals if not _same_secrets(first, line)), None)
-    if rival is not None and not planned.is_complete:
-        raise click.UsageError(
-            f"lines {first.number} and {rival.number} of the FILE have different secrets, and both may be the "
-            f"stream on {planned.request.target}: leave out the one that was not started"
-        )
-    unused.remove(first)
-    return first.fields
+    for other in possible[1:]:
+        for one, rival in zip(possible[0], other, strict=True):
+            if any(one.fields.get(name) != rival.fields.get(name) for name in SECRETS):
+                numbers = sorted((one.number, rival.number))
+                raise click.UsageError(
+                    f"lines {numbers[0]} and {numbers[1]} of the FILE have different secrets, and both may be the "
+                    f"stream on {target}: leave out the one that was not started"
+                )
+    return possible[0]
 
 
-def _fits(line: Line, planned: PlannedRequest) -> bool:
+def _options_of(plan: Sequence[PlannedRequest]) -> Iterator[dict[str, Any]]:
+    """Return what the start's options may have been, which no journal records, so far as they decide about lines.
+
+    Without --url, it skipped the lines that have none; by their names, it skipped those that it took for duplicates.
+    """
+    names = {planned.request.name for planned in plan}
+    namings: list[dict[str, Any]] = [{"unnamed": True}, *({"name": name} for name in {None, *names})]
+    for url in {None, *(planned.request.url for planned in plan)}:
+        for naming in namings:
+            yield {"url": url, "name": None, "unnamed": None, **naming}
+
+
+def _taken(lines: Sequence[Line], options: Mapping[str, Any], plan: Sequence[PlannedRequest]) -> Sequence[Line] | None:
+    """Return the lines that a start with these options took, or None if they don't make the plan."""
+    requests, _ = make_requests(lines, options)
+    taken = [line for line in lines if line.number in requests]
+    if len(taken) != len(plan):
+        return None
+    others: dict[str, Any] = {}  # what the other options must have been
+    parameters: set[str] = set()
+    for line, planned in zip(taken, plan, strict=True):
+        if not _fits(line, planned, options):
+            return None
+        if any(others.setdefault(name, value) != value for name, value in _from_options(line, planned).items()):
+            return None
+        own = line.fields.get("parameters", {}).keys()
+        if not own <= set(planned.parameters):
+            return None
+        parameters |= set(planned.parameters) - own
+    return taken if all(parameters <= set(planned.parameters) for planned in plan) else None
+
+
+def _fits(line: Line, planned: PlannedRequest, options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether a line makes a request, with these options of the start and any other ones."""
     known = {name: getattr(planned.request, name) for name in _OPTIONAL}
     try:
-        made = PlannedRequest.from_request(Defaults(known).request(line.fields))
+        made = PlannedRequest.from_request(make_request(line.fields, {**known, **(options or {})}))
     except InvalidRequestError:
         return False
     return (
@@ -178,15 +184,11 @@ def _fits(line: Line, planned: PlannedRequest) -> bool:
     )
 
 
-def _supplied(line: Line, planned: PlannedRequest) -> set[str]:
-    """Return the fields of a request that an option must have supplied if it came from this line."""
-    overridden = NAMING if NAMING & line.fields.keys() else set()
-    return _differing(planned.request) - line.fields.keys() - overridden
-
-
-def _is_exact(line: Line, planned: PlannedRequest, unset: frozenset[str]) -> bool:
-    return set(line.fields.get("parameters", ())) <= set(planned.parameters) and not _supplied(line, planned) & unset
-
-
-def _same_secrets(one: Line, other: Line) -> bool:
-    return all(one.fields.get(name) == other.fields.get(name) for name in (*_SECRET, "status_callback"))
+def _from_options(line: Line, planned: PlannedRequest) -> dict[str, Any]:
+    """Return the values that a request has from the options of the start, since its line has none."""
+    is_call = isinstance(planned.request, StartCallStream)
+    names = _OPTIONAL - NAMING - {"url"} - (CONFERENCE_ONLY if is_call else set())
+    values = {name: getattr(planned.request, name) for name in names}
+    values["authorization_bearer_token"] = planned.bearer_token
+    values["status_callback"] = planned.status_callback or values["status_callback"]
+    return {name: value for name, value in values.items() if name not in line.fields}

@@ -9,11 +9,8 @@ import csv
 import io
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
-from uuid import UUID
 
 import click
 from attrs import field, frozen
@@ -24,9 +21,11 @@ from signalwire_streams._cli.options import (
     FIELDS,
     STANDARD_INPUT,
     SWITCHES,
+    read_input,
     token_is_on_standard_input,
 )
 from signalwire_streams._cli.output import clean, for_command_line
+from signalwire_streams.bulk._serialization import folded
 
 _ENCODINGS = (  # by their byte order marks; that of UTF-32-LE begins with that of UTF-16-LE
     ("UTF-32", codecs.BOM_UTF32_LE),
@@ -40,6 +39,7 @@ _OTHER_FILES = {
     b"\x1f\x8b": "is compressed: unpack it with gunzip",
 }
 _SAVE_AS = "save it as UTF-8 (in Excel: 'CSV UTF-8')"
+_NAME_A_FILE = "write the name of a text file in UTF-8, or -"
 
 
 def read_source(file: str) -> str:
@@ -53,47 +53,27 @@ def read_source(file: str) -> str:
     if file == STANDARD_INPUT and token_is_on_standard_input():
         raise click.UsageError("standard input can't be the FILE and the bearer token: name a file for one of them")
     try:
-        content = _content(file)
+        content = read_input(file)
     except OSError as error:
         raise click.UsageError(f"{clean(file)} can't be read: {error.strerror}") from None
     except ValueError:  # a name that no file can have
-        raise click.UsageError(f"{clean(file)} can't be read: write the name of a text file in UTF-8, or -") from None
-    return _decoded(content, clean(file))
-
-
-def _content(file: str) -> bytes:
-    if file != STANDARD_INPUT:
-        return Path(file).read_bytes()
-    if sys.stdin is None:  # the shell closed it
-        raise click.UsageError("standard input is closed: name a FILE, or pipe the targets in")
-    buffer = getattr(sys.stdin, "buffer", None)
-    return buffer.read() if buffer is not None else sys.stdin.read().encode()
-
-
-def _decoded(content: bytes, file: str) -> str:
-    encoding = next((encoding for encoding, mark in _ENCODINGS if content.startswith(mark)), None)
-    if encoding is not None:
-        try:
-            return _with_line_feeds(content.decode(encoding))
-        except UnicodeDecodeError:
-            raise click.UsageError(
-                f"{file} can't be read, since its {encoding} is damaged: write the name of a text file in UTF-8, or -"
-            ) from None
+        raise click.UsageError(f"{clean(file)} can't be read: {_NAME_A_FILE}") from None
     for signature, why in _OTHER_FILES.items():
         if content.startswith(signature):
-            raise click.UsageError(f"{file} {why}")
-    if content[1:2] == b"\0" or content[:1] == b"\0":
+            raise click.UsageError(f"{clean(file)} {why}")
+    encoding = next((encoding for encoding, mark in _ENCODINGS if content.startswith(mark)), "utf-8-sig")
+    if encoding == "utf-8-sig" and b"\0" in content[:2]:
         raise click.UsageError(
-            f"{file} can't be read: it is not text, or UTF-16 or UTF-32 without a byte order mark; {_SAVE_AS}"
+            f"{clean(file)} can't be read: it is not text, or UTF-16 or UTF-32 without a byte order mark; {_SAVE_AS}"
         )
     try:
-        return _with_line_feeds(content.decode("utf-8-sig"))
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise click.UsageError(f"{file}:{line}: can't be read: this line is not UTF-8; {_SAVE_AS}") from None
-
-
-def _with_line_feeds(text: str) -> str:
+        why = f":{line}: can't be read: this line is not UTF-8; {_SAVE_AS}"
+        if encoding != "utf-8-sig":
+            why = f" can't be read, since its {encoding} is damaged: {_NAME_A_FILE}"
+        raise click.UsageError(clean(file) + why) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -129,13 +109,7 @@ class Line:
 
 @frozen
 class BadLine:
-    """An invalid line.
-
-    Attributes:
-        number: its number in the file, from 1.
-        why: the problem, and what to write instead.
-        hides_more: whether the lines after it could not be read, so that it cannot be skipped.
-    """
+    """An invalid line; one that *hides_more* can't be skipped, since the lines after it could not be read."""
 
     number: int
     why: str
@@ -186,11 +160,10 @@ def _each(lines: Sequence[str], read: Callable[[str], Mapping[str, Any] | None])
     for number, line in enumerate(lines, start=1):
         try:
             fields = read(line.strip()) if line.strip() else None
+            if fields is not None:
+                yield Line(number, fields)
         except ValueError as error:
             yield BadLine(number, str(error))
-            continue
-        if fields is not None:
-            yield Line(number, fields)
 
 
 def _from_id(line: str, sid_field: str) -> Mapping[str, Any] | None:
@@ -221,43 +194,39 @@ def _from_json(line: str) -> Mapping[str, Any]:
 def _from_csv(text: str, delimiter: str, *, has_separator_line: bool = False) -> Iterator[Read]:
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: Sequence[str] = ()
+    is_separator_line = has_separator_line
     start = 1
-    skip = has_separator_line
     while True:
+        number, is_header = start, not header
         try:
-            cells = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield _csv_error(start, error, is_open=rows.line_num > start, is_header=not header)
-            start = rows.line_num + 1
-            continue
-        number, start = start, rows.line_num + 1
-        if not any(cell.strip() for cell in cells):
-            continue
-        if skip:
-            skip = False
-            continue
-        try:
-            if not header:
+            cells = next(rows, None)
+            if cells is None:
+                return
+            if not any(cell.strip() for cell in cells):
+                continue
+            if is_separator_line:
+                is_separator_line = False
+            elif is_header:
                 header = _header(cells)
             else:
                 yield Line(number, _row(header, cells))
+        except csv.Error as error:
+            is_open = rows.line_num > number or "unexpected end" in str(error)
+            yield BadLine(number, _why_not_csv(error, is_open=is_open), hides_more=is_open or is_header)
         except ValueError as error:
-            yield BadLine(number, str(error), hides_more=not header)
-            if not header:
+            yield BadLine(number, str(error), hides_more=is_header)
+            if is_header:
                 return
+        finally:
+            start = rows.line_num + 1
 
 
-def _csv_error(number: int, error: csv.Error, *, is_open: bool, is_header: bool) -> BadLine:
-    is_open = is_open or "unexpected end" in str(error)
+def _why_not_csv(error: csv.Error, *, is_open: bool) -> str:
     if is_open:
-        why = "a quote opens here and is never closed"
-    elif "field limit" in str(error):
-        why = f"a cell has more than {csv.field_size_limit():,} characters: shorten it"
-    else:
-        why = f"this is not CSV: {error}"
-    return BadLine(number, why, hides_more=is_open or is_header)
+        return "a quote opens here and is never closed"
+    if "field limit" in str(error):
+        return f"a cell has more than {csv.field_size_limit():,} characters: shorten it"
+    return f"this is not CSV: {error}"
 
 
 def _header(cells: Sequence[str]) -> Sequence[str]:
@@ -366,66 +335,43 @@ def _switch(name: str, value: str) -> bool:
 
 Start: TypeAlias = StartConferenceStream | StartCallStream
 
-NAMING = {"name", "unnamed"}  # a line with one of them overrides both
+NAMING = frozenset({"name", "unnamed"})  # a line with one of them overrides both
 
 
-@frozen
-class Defaults:
-    """Fields that the options give to every stream; a line overrides them, and its parameters are added."""
-
-    fields: Mapping[str, Any] = field(repr=False)
-    parameters: Mapping[str, str] = field(factory=dict, repr=False)
-
-    def request(self, line: Mapping[str, Any]) -> Start:
-        sids = [name for name in SIDS if name in line]
-        if len(sids) != 1:
-            raise InvalidRequestError("a line needs a conference_sid or a call_sid, and not both")
-        is_call = sids == ["call_sid"]
-        omitted = (CONFERENCE_ONLY if is_call else set()) | (NAMING if NAMING & line.keys() else set())
-        given = {name: value for name, value in self.fields.items() if value is not None and name not in omitted}
-        own = line.get("parameters", {})
-        fields = {**given, **line, "parameters": {**self.parameters, **own} if isinstance(own, dict) else own}
-        if "url" not in fields:
-            raise InvalidRequestError("there is no url: pass --url, or add one to the line")
-        return StartCallStream(**fields) if is_call else StartConferenceStream(**fields)
+def make_request(line: Mapping[str, Any], defaults: Mapping[str, Any]) -> Start:
+    """Make the request of a line, which overrides the defaults; its parameters are added to theirs."""
+    sids = [name for name in SIDS if name in line]
+    if len(sids) != 1:
+        raise InvalidRequestError("a line needs a conference_sid or a call_sid, and not both")
+    is_call = sids == ["call_sid"]
+    omitted = (CONFERENCE_ONLY if is_call else frozenset()) | (NAMING if NAMING & line.keys() else frozenset())
+    given = {name: value for name, value in defaults.items() if value is not None and name not in omitted}
+    own = line.get("parameters", {})
+    parameters = {**given.get("parameters", {}), **own} if isinstance(own, dict) else own
+    fields = {**given, **line, "parameters": parameters}
+    if "url" not in fields:
+        raise InvalidRequestError("there is no url: pass --url, or add one to the line")
+    return StartCallStream(**fields) if is_call else StartConferenceStream(**fields)
 
 
-@frozen
-class Requests:
-    good: list[Start] = field(factory=list)
-    bad: list[BadLine] = field(factory=list)
-
-    @classmethod
-    def from_lines(cls, lines: Iterable[Read], defaults: Defaults) -> "Requests":
-        """Create the requests of lines, and reject duplicates."""
-        requests = cls()
-        seen: dict[tuple[str, str | None], int] = {}
-        for line in lines:
-            if isinstance(line, BadLine):
-                requests.bad.append(line)
-                continue
-            try:
-                requests.good.append(_once(defaults.request(line.fields), line, seen))
-            except InvalidRequestError as error:
-                requests.bad.append(BadLine(line.number, for_command_line(str(error))))
-        return requests
-
-
-def _once(request: Start, line: Line, seen: dict[tuple[str, str | None], int]) -> Start:
-    if request.unnamed:
-        return request
-    first = seen.setdefault((_folded(request.target), request.name), line.number)
-    if first != line.number:
-        raise InvalidRequestError(
-            f"{request.target} is already on line {first}: remove it, or give each of its streams its own name"
-        )
-    return request
-
-
-def _folded(sid: str) -> str:
-    """Return a UUID in lower case, since its case is irrelevant."""
-    try:
-        UUID(sid)
-    except ValueError:
-        return sid
-    return sid.lower()
+def make_requests(lines: Iterable[Read], defaults: Mapping[str, Any]) -> tuple[dict[int, Start], list[BadLine]]:
+    """Return the requests by the numbers of their lines, and the invalid lines, duplicates included."""
+    requests: dict[int, Start] = {}
+    bad: list[BadLine] = []
+    seen: dict[tuple[str, str | None], int] = {}
+    for line in lines:
+        if isinstance(line, BadLine):
+            bad.append(line)
+            continue
+        try:
+            request = make_request(line.fields, defaults)
+        except InvalidRequestError as error:
+            bad.append(BadLine(line.number, for_command_line(str(error))))
+            continue
+        key = (folded(request.target), request.name)
+        if not request.unnamed and (first := seen.setdefault(key, line.number)) != line.number:
+            why = f"{request.target} is already on line {first}: remove it, or give each of its streams its own name"
+            bad.append(BadLine(line.number, why))
+        else:
+            requests[line.number] = request
+    return requests, bad

@@ -1,47 +1,42 @@
 """The command ``fleet``: runs that workers on many hosts share over one Redis."""
 
 import asyncio
-import functools
 import logging
 import os
-import shlex
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial, wraps
 from importlib import import_module
 from signal import Signals
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
-from attrs import asdict
+from attrs import asdict, frozen
 
 from signalwire_streams import InvalidRequestError, PlannedRequest, StreamsClient
 from signalwire_streams._cli.bulk import FILES, IN_DOUBT, Targets, target_options
-from signalwire_streams._cli.bulk_runner import (
-    BulkRunner,
-    RunOptions,
-    outcome_facts,
-    run_options,
-)
+from signalwire_streams._cli.bulk_runner import SUCCEEDED, BulkRunner, RunOptions, outcome_facts, run_options, sum_of
 from signalwire_streams._cli.bulk_secrets import Secrets, secret_options
 from signalwire_streams._cli.options import ENVIRONMENT, Account, account_options
 from signalwire_streams._cli.output import (
     FAILED,
     Column,
+    Interruption,
     UsageError,
     clean,
     in_words,
     is_terminal,
+    moment,
     noting,
-    write_counts,
-    write_errors,
     write_json,
     write_note,
+    write_report,
     write_table,
 )
-from signalwire_streams._cli.progress import Progress, seconds_left, shown
+from signalwire_streams._cli.progress import Progress, on_signals, seconds_left, shown
 
 if TYPE_CHECKING:
     from signalwire_streams.fleet import Fleet, FleetStatus, WorkerStatus
@@ -55,36 +50,76 @@ _ENVIRONMENT = f"""\
 """
 _NO_WORKER = "No active workers: start one with signalwire-streams fleet worker"
 _MAY_RUN = ("started", "already_started", "unknown", IN_DOUBT)
-_SUCCEEDED = ("started", "already_started")
 _LOW_LIMIT = 10
 _POLL_INTERVAL = 0.5
 _CONCURRENCY = 200
 
 _SHARED_RATE = " of all workers and stops together (use the same value everywhere)"
-_run_id_option = functools.partial(click.option, "--run-id", metavar="ID")
+_DRAINING = (
+    "Worker {} is draining ({}): it takes no new work and finishes what is in progress within {:g} s; the rest goes "
+    "to other workers. Signal again to hand it over at once."
+)
+_HANDING_OVER = "Worker {} hands over its work at once ({})."
+_run_id_option = partial(click.option, "--run-id", metavar="ID")
 
 
-def _redis_option(command: Callable[..., None]) -> Callable[..., None]:
+@frozen
+class _FleetAccount(Account):
+    redis_url: str | None = None
+
+    @property
+    def redis(self) -> str:
+        if not self.redis_url:
+            raise InvalidRequestError(f"set {_REDIS} (or --redis) to the Redis that the fleet shares")
+        return self.redis_url
+
+    def run_on_fleet(self, work: "Callable[[Fleet], Awaitable[_Result]]") -> _Result:
+        module = _fleet_module()
+
+        async def with_fleet() -> _Result:
+            if not self.space or not self.project:
+                raise InvalidRequestError("set SIGNALWIRE_SPACE (or --space) and SIGNALWIRE_PROJECT_ID (or --project)")
+            async with module.Fleet(self.redis, space=self.space, project=self.project) as found:
+                return await work(found)
+
+        return asyncio.run(with_fleet())
+
+    @asynccontextmanager
+    async def shared_client(self, options: RunOptions) -> AsyncIterator[StreamsClient]:
+        """Create a client that shares the Space's limit, or the ``--rate``, with the whole fleet."""
+        shared = import_module("signalwire_streams.redis_rate_limit")
+        settings = options.client_options()
+        async with (
+            shared.RedisRateLimiter(self.redis, rate_limit=settings.pop("rate_limit")) as limiter,
+            self.client(rate_limiter=limiter, **settings) as client,
+        ):
+            yield client
+
+
+def _fleet_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--redis`` and the options of an account, and pass them to the command as its `_FleetAccount`."""
+
     @click.option(
         "--redis",
         "redis_url",
         metavar="URL",
         help=f"URL of the fleet's Redis; overrides {_REDIS}, which is required for a URL with a password.",
     )
-    @functools.wraps(command)
-    def with_redis(*, redis_url: str | None, **others: object) -> None:
-        if redis_url is not None and "@" in redis_url and not _has_no_password(redis_url):
+    @account_options
+    @wraps(command)
+    def with_redis(account: Account, *, redis_url: str | None, **others: object) -> None:
+        if redis_url is not None and _has_password(redis_url):
             raise click.UsageError(f"others on this machine can read a command line: put the password into {_REDIS}")
-        command(redis_url=redis_url or os.environ.get(_REDIS), **others)
+        found = redis_url or os.environ.get(_REDIS)
+        command(_FleetAccount(**asdict(account, recurse=False), redis_url=found), **others)
 
     return with_redis
 
 
-def _has_no_password(url: str) -> bool:
-    try:
-        return urlsplit(url).password is None
-    except ValueError:
-        return False
+def _has_password(url: str) -> bool:
+    with suppress(ValueError):
+        return urlsplit(url).password is not None
+    return "@" in url
 
 
 def _fleet_module() -> Any:  # noqa: ANN401  (a module)
@@ -95,36 +130,6 @@ def _fleet_module() -> Any:  # noqa: ANN401  (a module)
         return import_module("signalwire_streams.fleet")
     except ModuleNotFoundError as error:
         raise UsageError(str(error)) from None
-
-
-def _check_redis(url: str | None) -> str:
-    if not url:
-        raise InvalidRequestError(f"set {_REDIS} (or --redis) to the Redis that the fleet shares")
-    return url
-
-
-@asynccontextmanager
-async def _client(account: Account, redis: str, options: RunOptions) -> AsyncIterator[StreamsClient]:
-    """Create a client that shares the Space's limit, or the ``--rate``, with the whole fleet."""
-    shared = import_module("signalwire_streams.redis_rate_limit")
-    settings = options.client_options()
-    async with (
-        shared.RedisRateLimiter(redis, rate_limit=settings.pop("rate_limit")) as limiter,
-        account.client(rate_limiter=limiter, **settings) as client,
-    ):
-        yield client
-
-
-def _with_fleet(account: Account, redis_url: str | None, work: "Callable[[Fleet], Awaitable[_Result]]") -> _Result:
-    module = _fleet_module()
-
-    async def with_it() -> _Result:
-        if not account.space or not account.project:
-            raise InvalidRequestError("set SIGNALWIRE_SPACE (or --space) and SIGNALWIRE_PROJECT_ID (or --project)")
-        async with module.Fleet(_check_redis(redis_url), space=account.space, project=account.project) as found:
-            return await work(found)
-
-    return asyncio.run(with_it())
 
 
 @click.group(short_help="Start streams from many hosts over one Redis.")
@@ -146,23 +151,17 @@ Example:
 )
 @_run_id_option(help="Id of the run; submitting it again starts nothing twice.")
 @click.option("--redact-secrets", is_flag=True, help="Submit without the secrets; the workers must have them.")
-@_redis_option
 @target_options
-@account_options
-def submit(
-    account: Account, *, targets: Targets, redis_url: str | None, run_id: str | None, redact_secrets: bool
-) -> None:
+@_fleet_options
+def submit(account: _FleetAccount, *, targets: Targets, run_id: str | None, redact_secrets: bool) -> None:
     """Submit a stream to start on each of many conferences or calls, from a file or on all that are live.
 
     All lines are checked before anything is submitted. A submit that was killed can be repeated with the same
     --run-id.
     """
-    found = targets.read()
-    if found is None:
-        found = account.run(targets.list_live)
-    if targets.is_done(found):
+    requests = targets.find(account)
+    if not requests:
         return
-    requests = found
     if not (redact_secrets or all(PlannedRequest.from_request(request).is_complete for request in requests)):
         raise click.UsageError(
             "Redis keeps no bearer tokens, parameter values or private callbacks: start the workers with the options "
@@ -172,16 +171,14 @@ def submit(
     async def work(fleet: "Fleet") -> "FleetStatus":
         return await fleet.status(await fleet.submit(requests, name=run_id, redact_secrets=redact_secrets))
 
-    since = datetime.now(UTC)
-    _write_submitted(_with_fleet(account, redis_url, work), account, since)
+    _submit(account, work)
 
 
 @fleet.command(short_help="Resubmit what a finished run left undone.")
 @click.argument("run")
 @_run_id_option(help="Id of the new run; by default that of RUN with a number.")
-@_redis_option
-@account_options
-def resume(account: Account, *, redis_url: str | None, run: str, run_id: str | None) -> None:
+@_fleet_options
+def resume(account: _FleetAccount, *, run: str, run_id: str | None) -> None:
     """Resubmit what a finished run left undone, as a new run: starts that were not attempted, or are unknown.
 
     A stream on a conference that is running already is not started again.
@@ -191,31 +188,41 @@ def resume(account: Account, *, redis_url: str | None, run: str, run_id: str | N
         resumed = await fleet.resume(run, name=run_id)
         return None if resumed is None else await fleet.status(resumed)
 
-    since = datetime.now(UTC)
-    submitted = _with_fleet(account, redis_url, work)
-    if submitted is not None:
-        _write_submitted(submitted, account, since)
-    elif account.as_json:
+    if _submit(account, work):
+        return
+    if account.as_json:
         write_json({"run": None, "planned": 0})
     else:
         click.echo(f"Run {clean(run)} has nothing left to start.")
 
 
-def _write_submitted(submitted: "FleetStatus", account: Account, since: datetime) -> None:
-    """Write the result of a submit. If the run existed before, it only made sure that the workers have all of it."""
+def _submit(account: _FleetAccount, work: "Callable[[Fleet], Awaitable[FleetStatus | None]]") -> bool:
+    """Submit a run, and write the result; return whether there was anything to submit.
+
+    If the run existed before, this only makes sure that the workers have all of it.
+    """
+    since = datetime.now(UTC)
+    try:
+        submitted = account.run_on_fleet(work)
+    except KeyboardInterrupt:
+        message = f"interrupted: a part of the run may have been submitted; see {account.command('fleet status')}"
+        raise Interruption(message, as_json=account.as_json) from None
+    if submitted is None:
+        return False
     is_new = datetime.fromisoformat(submitted.started_at) >= since.replace(microsecond=since.microsecond // 1000 * 1000)
     with noting(f"the run was submitted as {submitted.run}"):
         if account.as_json:
             write_json({"run": submitted.run, "planned": submitted.planned, "is_new": is_new})
         elif is_new:
             click.echo(f"Submitted {submitted.planned:,} streams as run {submitted.run}.")
-            click.echo(f"Follow it:\n  {_command('status', account, submitted.run)}")
-            click.echo(f"Roll back:\n  {_command('stop', account, submitted.run)}")
+            click.echo(f"Follow it:\n  {account.command('fleet status', submitted.run)}")
+            click.echo(f"Roll back:\n  {account.command('fleet stop', submitted.run)}")
         else:
             click.echo("Run already submitted; nothing new was queued.")
             _write_status(submitted, account)
     if not is_new and (submitted.cancelled is not None or submitted.unfinished):
         raise click.exceptions.Exit(FAILED)
+    return True
 
 
 @fleet.command(
@@ -230,9 +237,8 @@ Examples:
 @click.option(
     "--follow/--once", default=None, help="Follow the run to its end, or show it once; --follow on a terminal."
 )
-@_redis_option
-@account_options
-def status(account: Account, *, redis_url: str | None, run: str | None, follow: bool | None) -> None:
+@_fleet_options
+def status(account: _FleetAccount, *, run: str | None, follow: bool | None) -> None:
     """Show the progress of a run, or without a RUN that of all runs, and the active workers. No API token is needed."""
 
     async def work(fleet: "Fleet") -> bool:
@@ -243,9 +249,9 @@ def status(account: Account, *, redis_url: str | None, run: str | None, follow: 
         if follow or (follow is None and is_terminal() and not account.as_json):
             found = await _follow(fleet, found, as_json=account.as_json)
         _write_status(found, account)
-        return not found.is_finished or sum(found.counts.get(state, 0) for state in _SUCCEEDED) == found.planned
+        return not found.is_finished or sum_of(found.counts, *SUCCEEDED) == found.planned
 
-    if not _with_fleet(account, redis_url, work):
+    if not account.run_on_fleet(work):
         raise click.exceptions.Exit(FAILED)
 
 
@@ -273,26 +279,24 @@ async def _follow(fleet: "Fleet", found: "FleetStatus", *, as_json: bool) -> "Fl
 
 @fleet.command(short_help="Write the outcomes of a run as JSON.")
 @click.argument("run")
-@_redis_option
-@account_options
-def results(account: Account, *, redis_url: str | None, run: str) -> None:
+@_fleet_options
+def results(account: _FleetAccount, *, run: str) -> None:
     """Write the outcome of each start of a run as JSON, one object per line, until the run is finished."""
 
     async def work(fleet: "Fleet") -> None:
         found = await fleet.status(run)
         if not found.is_finished and not found.workers:
-            click.echo(_NO_WORKER, err=True)
+            write_note(_NO_WORKER)
         async for outcome in fleet.results(run):
             write_json(outcome_facts(outcome))
 
-    _with_fleet(account, redis_url, work)
+    account.run_on_fleet(work)
 
 
 @fleet.command()
 @click.argument("run")
-@_redis_option
-@account_options
-def cancel(account: Account, *, redis_url: str | None, run: str) -> None:
+@_fleet_options
+def cancel(account: _FleetAccount, *, run: str) -> None:
     """Cancel a run: start no more streams. Streams already running are left alone; `fleet stop` stops them too.
 
     A run that is already finished or cancelled is unchanged.
@@ -311,15 +315,14 @@ def cancel(account: Account, *, redis_url: str | None, run: str) -> None:
             click.echo(messages[state])
         _write_status(found, account, {"status_before": state})
 
-    _with_fleet(account, redis_url, work)
+    account.run_on_fleet(work)
 
 
 @fleet.command(short_help="Stop every stream that a run started.", epilog=f"{ENVIRONMENT}{_ENVIRONMENT}")
 @click.argument("run")
 @run_options(resend=False, whose=_SHARED_RATE)
-@_redis_option
-@account_options
-def stop(account: Account, *, redis_url: str | None, run: str, options: RunOptions) -> None:
+@_fleet_options
+def stop(account: _FleetAccount, *, run: str, options: RunOptions) -> None:
     """Stop every stream that a run started, or may have started. The run is cancelled, too.
 
     Each is stopped by its sid, or by its name if only that is known. Repeat it until nothing is left.
@@ -327,19 +330,18 @@ def stop(account: Account, *, redis_url: str | None, run: str, options: RunOptio
     module = _fleet_module()
 
     async def work() -> BulkRunner:
-        redis = _check_redis(redis_url)
         async with (
-            _client(account, redis, options) as client,
-            module.Fleet(redis, space=client.origin, project=client.project) as found,
+            account.shared_client(options) as client,
+            module.Fleet(account.redis, space=client.origin, project=client.project) as found,
         ):
             before = await found.cancel(run)
             runner = BulkRunner(
                 found.stop_streams(run, client, concurrency=options.concurrency),
+                account,
+                options,
+                total=sum_of(before.counts, *_MAY_RUN) - before.rolled_back,
                 operation="stop",
-                total=sum(before.counts.get(state, 0) for state in _MAY_RUN) - before.rolled_back,
-                options=options,
-                as_json=account.as_json,
-                command=lambda verb: _command(verb, account, run),
+                command=lambda verb: account.command(f"fleet {verb}", run),
             )
             await runner.execute_and_report()
         return runner
@@ -374,17 +376,8 @@ Example:
 )
 @run_options(resend=True, concurrency=_CONCURRENCY, whose=_SHARED_RATE)
 @secret_options
-@_redis_option
-@account_options
-def worker(
-    account: Account,
-    *,
-    redis_url: str | None,
-    lease_seconds: float,
-    shutdown_timeout: float,
-    options: RunOptions,
-    secrets: Secrets,
-) -> None:
+@_fleet_options
+def worker(account: _FleetAccount, *, options: RunOptions, secrets: Secrets, **seconds: float) -> None:
     """Execute the submitted runs, together with all other workers, until SIGTERM or Ctrl-C.
 
     It then takes no new work, finishes its work in progress, and hands back whatever takes too long; a second signal
@@ -393,69 +386,62 @@ def worker(
     module = _fleet_module()
 
     async def work() -> None:
-        redis = _check_redis(redis_url)
-        async with _client(account, redis, options) as client:
+        async with account.shared_client(options) as client:
             one = module.FleetWorker(
-                redis,
+                account.redis,
                 client,
                 concurrency=options.concurrency,
-                lease_seconds=lease_seconds,
-                shutdown_timeout=shutdown_timeout,
                 secrets=secrets.add_to,
+                **seconds,
             )
             write_note(f"Worker {clean(one.name)} serving project {client.project} at {client.origin}.")
-            with module.stop_on_signals(one, _signal_notes(clean(one.name), shutdown_timeout)):
+            notes = iter((_DRAINING, _HANDING_OVER))
+
+            def stop_worker(number: Signals) -> None:
+                one.stop()
+                if note := next(notes, None):
+                    write_note(note.format(clean(one.name), number.name, seconds["shutdown_timeout"]))
+
+            with on_signals(stop_worker):
                 await one.run()
             write_note(f"Worker {clean(one.name)} ended.")
 
     asyncio.run(work())
 
 
-def _signal_notes(worker: str, shutdown_timeout: float) -> Callable[[Signals], None]:
-    """Return a function that prints what each signal makes a worker do."""
-    draining = (
-        f"Worker {worker} is draining ({{}}): it takes no new work and finishes what is in progress within "
-        f"{shutdown_timeout:g} s; the rest goes to other workers. Signal again to hand it over at once."
-    )
-    notes = iter((draining, f"Worker {worker} hands over its work at once ({{}})."))
-
-    def note(number: Signals) -> None:
-        if text := next(notes, None):
-            write_note(text.format(number.name))
-
-    return note
-
-
-def _command(verb: str, account: Account, run: str) -> str:
-    words = ["signalwire-streams", "fleet", verb, *account.options]
-    return shlex.join([*words, *(["--"] if run.startswith("-") else []), run])
-
-
-def _write_status(found: "FleetStatus", account: Account, facts: Mapping[str, object] | None = None) -> None:
+def _write_status(found: "FleetStatus", account: _FleetAccount, facts: Mapping[str, object] | None = None) -> None:
     """Write the progress of a run, and what can be done about it; *facts* are further ones for a program."""
     if account.as_json:
         workers = [asdict(one) for one in found.workers]
         speeds = {"rate": round(found.rate, 1), "limit": found.limit}
         write_json({**_run_facts(found), **speeds, "workers": workers, **(facts or {})})
         return
-    click.echo(f"Run {clean(found.run)}, submitted on {_moment(found.started_at)}.")
     rows = [("attempts", f"{found.attempts:,}"), ("workers", f"{len(found.workers)}, {_speed(found)}")]
     if found.rolled_back:
         rows += [("rolled back", f"{found.rolled_back:,}")]
-    write_counts(found.counts, *rows, first=[("planned", f"{found.planned:,}")])
-    write_errors(found.errors)
+    write_report(
+        f"Run {clean(found.run)}, submitted on {moment(found.started_at)}.",
+        found.counts,
+        *rows,
+        first=[("planned", f"{found.planned:,}")],
+        errors=found.errors,
+        steps=_next_steps(found, account),
+    )
+
+
+def _next_steps(found: "FleetStatus", account: _FleetAccount) -> Iterable[str]:
     if found.cancelled is not None:
-        click.echo(f"Nothing more is started: {clean(found.cancel_reason)}.")
-    if not found.fully_submitted and found.cancelled is None:
-        click.echo("It is not fully submitted: if its submit or resume was cut off, repeat the same command.")
+        yield f"Nothing more is started: {clean(found.cancel_reason)}."
+    elif not found.fully_submitted:
+        yield "It is not fully submitted: if its submit or resume was cut off, repeat the same command."
     if not found.is_finished and not found.workers:
-        click.echo(_NO_WORKER)
+        yield _NO_WORKER
     if found.resumed_as is not None:
-        click.echo(f"It was resumed as run {clean(found.resumed_as)}.")
+        yield f"It was resumed as run {clean(found.resumed_as)}."
     elif found.is_finished and found.unfinished and not found.is_rolling_back:
-        click.echo(f"Resume:\n  {_command('resume', account, found.run)}")
-    if sum(found.counts.get(state, 0) for state in _MAY_RUN) > found.rolled_back:
-        click.echo(f"Roll back:\n  {_command('stop', account, found.run)}")
+        yield f"Resume:\n  {account.command('fleet resume', found.run)}"
+    if sum_of(found.counts, *_MAY_RUN) > found.rolled_back:
+        yield f"Roll back:\n  {account.command('fleet stop', found.run)}"
 
 
 def _speed(found: "FleetStatus") -> str:
@@ -469,32 +455,30 @@ def _write_overview(runs: "Sequence[FleetStatus]", workers: "Sequence[WorkerStat
         write_json({"runs": [_run_facts(run) for run in runs], "workers": [asdict(one) for one in workers]})
         return
     if runs:
-        columns = [Column("RUN", whole=True), Column("SUBMITTED", spare=True), Column("STREAMS"), Column("COMPLETED")]
-        write_table([*columns, Column("STATUS")], [_run_row(run) for run in runs])
+        columns = [Column("RUN", whole=True), Column("SUBMITTED", spare=True)]
+        columns += map(Column, ("STREAMS", "COMPLETED", "STATUS"))
+        write_table(columns, [_run_row(run) for run in runs])
     else:
         click.echo("There are no runs.")
     click.echo()
-    if not workers:
+    if workers:
+        columns = [Column("WORKER", whole=True), Column("SINCE", spare=True)]
+        columns += map(Column, ("BATCHES", "COMPLETED", "REQUESTS/S", "STATUS"))
+        write_table(columns, [_worker_row(worker) for worker in workers])
+    else:
         click.echo("No active workers.")
-        return
-    columns = [Column("WORKER", whole=True), Column("SINCE", spare=True), Column("BATCHES"), Column("COMPLETED")]
-    write_table([*columns, Column("REQUESTS/S"), Column("STATUS")], [_worker_row(one) for one in workers])
 
 
 def _run_row(run: "FleetStatus") -> Sequence[str]:
-    state = run.cancelled or ("finished" if run.is_finished else "running")
-    return run.run, _moment(run.started_at), f"{run.planned:,}", f"{run.completed:,}", state
+    status = run.cancelled or ("finished" if run.is_finished else "running")
+    return run.run, moment(run.started_at), f"{run.planned:,}", f"{run.completed:,}", status
 
 
 def _worker_row(worker: "WorkerStatus") -> Sequence[str]:
     numbers = f"{worker.active_batches:,}", f"{worker.completed:,}", f"{worker.rate:,.0f}"
-    return worker.name, _moment(worker.started_at), *numbers, "draining" if worker.draining else "active"
+    return worker.name, moment(worker.started_at), *numbers, "draining" if worker.draining else "active"
 
 
 def _run_facts(found: "FleetStatus") -> dict[str, object]:
     facts = asdict(found, filter=lambda attribute, _: attribute.name != "workers")
     return {**facts, "is_finished": found.is_finished}
-
-
-def _moment(text: str) -> str:
-    return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from typing import TextIO, cast
 
@@ -17,6 +17,7 @@ from signalwire_streams._cli.output import (
     BROKEN_PIPE,
     FAILED,
     INTERRUPTED,
+    Failure,
     Interruption,
     clean,
     failure_of,
@@ -110,9 +111,7 @@ def program() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, by default on the arguments of the process, and return the exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a conference's name may not be encodable for the terminal
-    with logging_to_stderr():
+    with _writable_stdout(), logging_to_stderr():
         try:
             with _output_errors():
                 code = _run(arguments)
@@ -122,32 +121,36 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return code
 
 
+@contextmanager
+def _writable_stdout() -> Iterator[None]:
+    stdout: TextIO | None = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper):
+        stdout.reconfigure(errors="replace")  # a conference's name may not be encodable for the terminal
+    if stdout is not None:
+        yield
+        return
+    # The shell closed it, as with ``>&-``. Python would drop what is written; so each write fails, as on a full disk.
+    with os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8") as closed, redirect_stdout(closed):
+        yield
+
+
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         return int(program.main(args=arguments, prog_name=_NAME, standalone_mode=False) or 0)
-    except click.exceptions.NoArgsIsHelpError as error:
+    except (Failure, click.exceptions.NoArgsIsHelpError) as error:
         error.show()
-        return error.exit_code
-    except click.UsageError as error:
-        hint = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
-        click.echo(f"error: {clean(error.format_message())}{hint}", err=True)
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f" (see '{context.command_path} --help')" if context is not None else ""
+        write_note(f"error: {clean(error.format_message())}{hint}")
         return error.exit_code
     except click.Abort:
         return INTERRUPTED
 
 
-def _open_streams() -> list[TextIO]:
-    """Return stdout and stderr; each is None where the shell closed it, as with ``>&-``."""
-    streams: Sequence[TextIO | None] = (sys.stdout, sys.stderr)
-    return [stream for stream in streams if stream is not None]
-
-
 def _flush() -> None:
-    for stream in _open_streams():
-        stream.flush()
+    sys.stdout.flush()
 
 
 def _end_without_output(error: OSError) -> int:
@@ -157,8 +160,7 @@ def _end_without_output(error: OSError) -> int:
     if notes or not is_pipe:
         write_note(f"error: the output can't be written: {error.strerror}{notes}")
     # Python flushes what is still buffered at exit, and would complain.
-    if sys.stdout is not None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
     return BROKEN_PIPE if is_pipe else FAILED

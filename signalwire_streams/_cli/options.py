@@ -4,6 +4,7 @@ import asyncio
 import errno
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
@@ -13,9 +14,9 @@ from typing import Any, TypeVar, get_args
 import click
 from attrs import evolve, fields, frozen
 
-from signalwire_streams import InvalidRequestError, StartCallStream, StartConferenceStream, StreamsClient
+from signalwire_streams import InvalidRequestError, StartConferenceStream, StreamsClient
 from signalwire_streams._cli.output import verbose_option
-from signalwire_streams.models._validation import check_codec
+from signalwire_streams.models._requests import SCOPE, SECRET, WIRE_NAME
 
 SPACE, PROJECT, TOKEN = "SIGNALWIRE_SPACE", "SIGNALWIRE_PROJECT_ID", "SIGNALWIRE_API_TOKEN"
 
@@ -61,16 +62,15 @@ def json_option(help_text: str) -> Decorator:
     return click.option("--json", "as_json", is_flag=True, callback=remember, help=help_text)
 
 
+def command_line(words: str, *arguments: str, options: Sequence[str] = ()) -> str:
+    """Return a command that can be pasted into a shell."""
+    separator = ["--"] if any(argument.startswith("-") for argument in arguments) else []
+    return shlex.join(["signalwire-streams", *words.split(), *options, *separator, *arguments])
+
+
 @frozen
 class Account:
-    """Space, project and output format of a command.
-
-    Attributes:
-        space: the Space's name, host or loopback URL.
-        project: the Project ID.
-        as_json: whether results and errors are written as JSON.
-        options: the options that were on the command line, for commands that are suggested to the user.
-    """
+    """Space, project and output format of a command, and which of them its command line named."""
 
     space: str | None
     project: str | None
@@ -93,6 +93,10 @@ class Account:
                 return await work(client)
 
         return asyncio.run(with_client())
+
+    def command(self, words: str, *arguments: str) -> str:
+        """Return a command of this account for the user to run."""
+        return command_line(words, *arguments, options=self.options)
 
     def or_else(self, *, space: str, project: str) -> "Account":
         """Return an account with these values where the command line and the environment have none."""
@@ -124,35 +128,32 @@ def _on_command_line(**values: str | None) -> tuple[str, ...]:
 
 
 STANDARD_INPUT = "-"
-_BYTE_ORDER_MARK = "\ufeff"
 _INPUT_IS_TAKEN = "signalwire_streams.input_is_taken"
 
 
-def read_text(source: str) -> str:
-    """Read a text file, or standard input for ``-``.
+def read_input(source: str) -> bytes:
+    """Read a file, or standard input for ``-``.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not UTF-8, or the name is not that of a file.
+        ValueError: no file can have this name.
     """
     if source != STANDARD_INPUT:
-        return Path(source).read_text(encoding="utf-8-sig")
+        return Path(source).read_bytes()
     if sys.stdin is None:  # the shell closed it
-        raise OSError(errno.EBADF, "standard input is closed")
-    return sys.stdin.read().removeprefix(_BYTE_ORDER_MARK)
+        raise OSError(errno.EBADF, "standard input is closed: name a FILE, or pipe it in")
+    buffer = getattr(sys.stdin, "buffer", None)
+    return buffer.read() if buffer is not None else sys.stdin.read().encode()
 
 
-def read_token_file(source: str) -> str:
-    """Read the file of ``--bearer-token-file``.
-
-    An error does not repeat the name of the file: it may be the token itself, passed by mistake.
-    """
+def read_token_file(source: str, option: str = "--bearer-token-file") -> str:
+    """Read the file of an option. An error does not repeat its name: it may be the token itself, passed by mistake."""
     try:
-        return read_text(source)
+        return read_input(source).decode("utf-8-sig")
     except OSError as error:
-        raise click.UsageError(f"--bearer-token-file can't be read: {error.strerror}") from None
-    except ValueError:  # not UTF-8, or not the name of a file
-        raise click.UsageError("--bearer-token-file can't be read: write the name of a text file, or -") from None
+        raise click.UsageError(f"{option} can't be read: {error.strerror}") from None
+    except ValueError:
+        raise click.UsageError(f"{option} can't be read: write the name of a text file, or -") from None
 
 
 def token_is_on_standard_input() -> bool:
@@ -160,11 +161,12 @@ def token_is_on_standard_input() -> bool:
     return bool(click.get_current_context().meta.get(_INPUT_IS_TAKEN))
 
 
-def _bearer_token(context: click.Context, __: click.Parameter, source: str | None) -> str | None:
+def _secret_from_file(context: click.Context, option: click.Parameter, source: str | None) -> str | None:
     if source is None:
         return None
-    context.meta[_INPUT_IS_TAKEN] = source == STANDARD_INPUT
-    return read_token_file(source).strip()
+    if source == STANDARD_INPUT:
+        context.meta[_INPUT_IS_TAKEN] = True
+    return read_token_file(source, option.opts[0]).strip()
 
 
 def _parameters(_: click.Context, __: click.Parameter, words: Sequence[str]) -> dict[str, str]:
@@ -180,21 +182,15 @@ def _parameters(_: click.Context, __: click.Parameter, words: Sequence[str]) -> 
     return parameters
 
 
-def _codec(_: click.Context, __: click.Parameter, word: str | None) -> str | None:
-    try:
-        return None if word is None else check_codec(word)
-    except InvalidRequestError as error:
-        raise click.UsageError(str(error)) from None
-
-
 FIELDS: Mapping[str, Any] = {attribute.name: attribute for attribute in fields(StartConferenceStream)}
 """The fields of a start, by name. Options, columns of a file and a dry run follow from them."""
 
 SWITCHES = frozenset(name for name, attribute in FIELDS.items() if bool in {attribute.type, *get_args(attribute.type)})
-CONFERENCE_ONLY = frozenset(
-    attribute.name for attribute in fields(StartCallStream) if attribute.type in {None, type(None)}
-)
+CONFERENCE_ONLY = frozenset(name for name, attribute in FIELDS.items() if SCOPE in attribute.metadata)
+SECRETS = tuple(name for name, attribute in FIELDS.items() if SECRET in attribute.metadata)
+"""The fields that a journal does not keep, or of which it keeps a part only."""
 
+_SHARED = [name for name in FIELDS if name not in {"url", "name", "conference_sid", *CONFERENCE_ONLY}]
 _HELP = {
     "url": "URL of the WebSocket server that receives the audio; no query string.",
     "name": "Name of the stream, unique on its conference or call; generated by default.",
@@ -205,39 +201,32 @@ _HELP = {
     "parameters": "A value for the WebSocket server; repeatable.",
     "authorization_bearer_token": "File with the token that the WebSocket server expects; - reads standard input.",
     "codec": "PCMU, PCMA, L16 or G722, optionally with sample rate and packet time: L16@24000h@40i.",
-    "realtime": "The API's StreamRealTime.",
 }
-_SPECIAL: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
-    "url": ((), {"metavar": "wss://..."}),
-    "status_callback": ((), {"metavar": "URL"}),
-    "codec": ((), {"metavar": "CODEC", "callback": _codec}),
-    "parameters": (
-        ("--parameter", "parameters"),
-        {"multiple": True, "metavar": "NAME=VALUE", "callback": _parameters},
-    ),
-    "authorization_bearer_token": (
-        ("--bearer-token-file", "authorization_bearer_token"),
-        {"metavar": "FILE", "callback": _bearer_token},
-    ),
-}
+_METAVARS = {"url": "wss://...", "status_callback": "URL"}
 
 
 def field_option(name: str, **settings: Any) -> Decorator:  # noqa: ANN401  (click's own)
     """Return the option of one field of a start, named and typed as the field is."""
-    words, special = _SPECIAL.get(name, ((), {}))
-    option = "--" + name.replace("_", "-")
-    types = get_args(FIELDS[name].type)
+    attribute = FIELDS[name]
+    types = get_args(attribute.type)
     choices = next((kind for kind in types if isinstance(kind, type) and issubclass(kind, StrEnum)), None)
-    found: dict[str, Any] = {"help": _HELP[name], **special}  # a new field needs a help text
-    if FIELDS[name].type is bool:
-        found |= {"is_flag": True}
+    option = "--" + name.replace("_", "-")
+    found: dict[str, Any] = {"help": _HELP.get(name, f"The API's {attribute.metadata.get(WIRE_NAME)}.")}
+    if name == "parameters":
+        option = "--parameter"
+        found |= {"multiple": True, "metavar": "NAME=VALUE", "callback": _parameters}
+    elif attribute.metadata.get(SECRET) is True:  # others on this machine can read a command line
+        option = f"{option}-file".replace("--authorization-", "--")
+        found |= {"metavar": "FILE", "callback": _secret_from_file}
+    elif attribute.type is bool:
+        found["is_flag"] = True
     elif bool in types:
-        option, found["default"] = f"{option}/--no-{name}", None
-    elif "callback" not in special and choices is not None:
+        option, found["default"] = f"{option}/--no-{name.replace('_', '-')}", None
+    elif choices is not None and str not in types:
         found["type"] = click.Choice([word.value for word in choices])
-    elif "metavar" not in found:
-        found["metavar"] = name.upper()
-    return click.option(*(words or (option,)), **found | settings)
+    else:
+        found["metavar"] = _METAVARS.get(name, name.upper())
+    return click.option(option, name, **found | settings)
 
 
 def conference_options(*, hidden: bool = False) -> Decorator:
@@ -247,10 +236,9 @@ def conference_options(*, hidden: bool = False) -> Decorator:
 def refuse_conference_options(given: Mapping[str, Any], where: str) -> None:
     for name in sorted(CONFERENCE_ONLY):
         if given[name] is not None:
-            raise click.UsageError(f"--{name} is for conference streams only: omit it on {where}")
+            option = name.replace("_", "-")
+            raise click.UsageError(f"--{option} is for conference streams only: omit it on {where}")
 
-
-_SHARED = [name for name in FIELDS if name not in {"url", "name", "conference_sid", *CONFERENCE_ONLY}]
 
 start_options: Decorator = adding(
     field_option("url", required=True),
@@ -269,6 +257,7 @@ bulk_start_options: Decorator = adding(
     field_option("url", help=f"{_HELP['url']} A line may override it."),
     field_option("name", help="The same name for all; by default each stream gets a generated one."),
     *map(field_option, _SHARED),
+    conference_options(),
 )
 """The options of a run for all of its starts."""
 

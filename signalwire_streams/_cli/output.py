@@ -6,8 +6,9 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import IO, Any, TextIO, TypeVar
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from typing import IO, Any
 
 import click
 from attrs import asdict, frozen
@@ -75,8 +76,7 @@ def in_words(status: str) -> str:
 
 
 def is_terminal() -> bool:
-    stdout: TextIO | None = sys.stdout  # None where the shell closed it
-    return stdout is not None and stdout.isatty()
+    return sys.stdout.isatty()
 
 
 def write_json(facts: Mapping[str, object]) -> None:
@@ -89,14 +89,17 @@ def write_note(text: str) -> None:
         click.echo(text, err=True)
 
 
+def moment(text: str) -> str:
+    """Return a time of a journal or a fleet for people; one that is damaged, as it is."""
+    with suppress(ValueError, OverflowError):
+        time = datetime.fromisoformat(text)
+        return (time if time.tzinfo is None else time.astimezone(UTC)).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return clean(text)
+
+
 @contextmanager
 def noting(text: str, *, also_for_pipes: bool = False) -> Iterator[None]:
-    """Add a note to the error of a block whose output cannot be written.
-
-    Args:
-        text: information that the user must not lose; it is printed on stderr with that error.
-        also_for_pipes: whether it is printed for a broken pipe as well.
-    """
+    """Add what the user must not lose to the error of a block whose output can't be written; stderr gets both."""
     try:
         yield
     except OSError as error:
@@ -157,21 +160,31 @@ def write_aligned(rows: Iterable[Sequence[str]], indent: str = "") -> None:
         click.echo(indent + _GAP.join(padded).rstrip())
 
 
-def write_counts(counts: Mapping[str, int], *rows: tuple[str, str], first: Sequence[tuple[str, str]] = ()) -> None:
-    """Write the numbers of a run: items by status, with further rows before and after them."""
-    found = [(in_words(status), f"{count:,}") for status, count in counts.items() if count]
+def write_report(
+    headline: str,
+    counts: Mapping[str, int],
+    *rows: tuple[str, str],
+    first: Sequence[tuple[str, str]] = (),
+    errors: Mapping[str, int],
+    details: Callable[[str], Iterable[str]] = lambda _: (),
+    steps: Iterable[str],
+) -> None:
+    """Write the state of a run: its items by status, its most frequent errors with details, and possible next steps.
+
+    Rows of further numbers come after the counts, or first.
+    """
+    click.echo(headline)
+    found = [(clean(in_words(status)), f"{count:,}") for status, count in counts.items() if count]
     write_aligned([*first, *found, *rows], indent="  ")
-
-
-def write_errors(errors: Mapping[str, int], details: Callable[[str], Iterable[str]] = lambda _: ()) -> None:
-    """Write how often each of the most frequent errors came, and lines of details below each."""
     width = Console().width if is_terminal() else _UNLIMITED
     if errors:
         click.echo("Errors:")
     for label, count in list(errors.items())[:_MAX_ERRORS]:
-        click.echo(f"  {count:,} x {label}")
+        click.echo(f"  {count:,} x {clean(label)}")
         for line in details(label):
             click.echo(textwrap.fill(line, width, initial_indent=_DETAIL, subsequent_indent=_DETAIL))
+    for step in steps:
+        click.echo(step)
 
 
 def bare_table(*, show_header: bool = True) -> Table:
@@ -180,22 +193,15 @@ def bare_table(*, show_header: bool = True) -> Table:
 
 
 def write_rich(table: Table) -> None:
-    """Write a table that rich draws.
-
-    It is captured and written by click, since rich itself ends the process on a broken pipe.
-    """
+    """Write a table that rich draws. Rich itself would end the process on a broken pipe."""
     console = Console(highlight=False)
     with console.capture() as captured:
         console.print(table)
     click.echo(captured.get(), nl=False)
 
 
-_Command = TypeVar("_Command", bound=Callable[..., Any] | click.Command)
-
 _LIBRARY = logging.getLogger("signalwire_streams")
 OUTCOMES, RATE_LIMIT = "signalwire_streams.outcome", "signalwire_streams.rate_limit"
-_shown_elsewhere: list[str] = []
-"""Names of loggers whose records a display shows."""
 
 
 class _Handler(logging.Handler):
@@ -217,52 +223,35 @@ class _Handler(logging.Handler):
 @contextmanager
 def logging_to_stderr() -> Iterator[None]:
     """Write the library's log to stderr while the block runs: warnings, or everything after ``--verbose``."""
-
-    def is_shown_here(record: logging.LogRecord) -> bool:
-        return not any(f"{record.name}.".startswith(f"{name}.") for name in _shown_elsewhere)
-
-    handler = _Handler(lambda line: write_note(clean(line)), logging.NOTSET, with_level=True)
-    handler.addFilter(is_shown_here)
-    level = _LIBRARY.level
-    _LIBRARY.addHandler(handler)
-    try:
+    with ExitStack() as undo:
+        undo.callback(_LIBRARY.setLevel, _LIBRARY.level)
+        undo.enter_context(logging_to(lambda line: write_note(clean(line)), level=logging.NOTSET, with_level=True))
         yield
-    finally:
-        _LIBRARY.removeHandler(handler)
-        _LIBRARY.setLevel(level)
 
 
 @contextmanager
 def logging_to(
     write: Callable[[str], None], *, name: str = _LIBRARY.name, level: int = logging.WARNING, with_level: bool = False
 ) -> Iterator[None]:
-    """Pass the log of a logger and its children to a display instead of stderr while the block runs."""
-    handler = _Handler(write, level, with_level=with_level)
+    """Pass the log of a logger and its children to a display, and not to stderr, while the block runs."""
     logger = logging.getLogger(name)
-    logger.addHandler(handler)
-    _shown_elsewhere.append(name)
+    handlers, propagates = logger.handlers, logger.propagate
+    logger.handlers = [_Handler(write, level, with_level=with_level)]
+    logger.propagate = logger is _LIBRARY
     try:
         yield
     finally:
-        _shown_elsewhere.remove(name)
-        logger.removeHandler(handler)
+        logger.handlers, logger.propagate = handlers, propagates
 
 
 @contextmanager
 def silenced(*names: str) -> Iterator[None]:
-    """Drop the warnings of loggers while the block runs, unless ``--verbose`` asks for everything.
-
-    It is for events that the command reports itself.
-    """
-    loggers = [] if _LIBRARY.level == logging.DEBUG else [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
+    """Drop the warnings of loggers, whose events the command reports itself, but not after ``--verbose``."""
+    with ExitStack() as undo:
+        for logger in [] if _LIBRARY.level == logging.DEBUG else map(logging.getLogger, names):
+            undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _log_everything(_: click.Context, __: click.Parameter, value: bool) -> None:  # noqa: FBT001  (click's signature)
@@ -270,25 +259,18 @@ def _log_everything(_: click.Context, __: click.Parameter, value: bool) -> None:
         _LIBRARY.setLevel(logging.DEBUG)
 
 
-def verbose_option(command: _Command) -> _Command:
-    add = click.option(
-        "-v",
-        "--verbose",
-        is_flag=True,
-        expose_value=False,
-        callback=_log_everything,
-        help="Log retries and more to stderr.",
-    )
-    return add(command)
+verbose_option = click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    expose_value=False,
+    callback=_log_everything,
+    help="Log retries and more to stderr.",
+)
 
 
 class Failure(click.ClickException):
-    """A failed command.
-
-    Args:
-        message: one line for a person.
-        facts: the JSON object for a program, or None if the command was not asked for JSON.
-    """
+    """A failed command: one line for a person, and the JSON object for a program if the command was asked for JSON."""
 
     exit_code = FAILED
 
@@ -296,9 +278,9 @@ class Failure(click.ClickException):
         super().__init__(message)
         self._facts = facts
 
-    def show(self, file: IO[Any] | None = None) -> None:
+    def show(self, file: IO[Any] | None = None) -> None:  # noqa: ARG002  (click's signature)
         if text := self._line():
-            click.echo(text, file=file, err=file is None)
+            write_note(text)
         if self._facts is not None:
             write_json(self._facts)
 
@@ -313,13 +295,7 @@ class UsageError(Failure):
 
 
 class Interruption(Failure):
-    """Ctrl-C ended the command.
-
-    Args:
-        message: what may still be running or stored, or an empty text.
-        facts: more for a program than the message.
-        as_json: whether the command was asked for JSON.
-    """
+    """Ctrl-C ended the command; the message and the facts say what may still be running or stored."""
 
     exit_code = INTERRUPTED
 

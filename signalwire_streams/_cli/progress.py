@@ -6,7 +6,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 
 import click
 from attrs import frozen
@@ -38,12 +38,7 @@ RETRIES = frozenset(
 
 
 class Meter:
-    """Counts attempts and measures their rate; pass its `record` to the client as ``on_attempt``.
-
-    Attributes:
-        requests: requests that went out and that the Space's limit counts.
-        retries: attempts that were retried.
-    """
+    """Counts retries, and requests that the Space's limit counts; pass its `record` to the client as ``on_attempt``."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.requests = self.retries = 0
@@ -72,15 +67,7 @@ class Meter:
 
 @frozen(kw_only=True)
 class Progress:
-    """Progress of a command.
-
-    Attributes:
-        title: what it does.
-        done: items that have ended.
-        total: all items.
-        facts: further numbers, most important first.
-        left: seconds that the rest will take, or None if that is unknown.
-    """
+    """Progress of a command: items done, further facts, most important first, and the seconds left, if known."""
 
     title: str
     done: int
@@ -90,8 +77,15 @@ class Progress:
 
     @property
     def line(self) -> str:
-        left = () if self.left is None else (f"{format_duration(self.left)} left",)
-        return f"{self.title}: " + ", ".join((f"{self.done:,} of {self.total:,}", *self.facts, *left))
+        return f"{self.title}: " + ", ".join(word for word in (self.count, *self.facts, self.remaining) if word)
+
+    @property
+    def count(self) -> str:
+        return f"{self.done:,} of {self.total:,}"
+
+    @property
+    def remaining(self) -> str:
+        return "" if self.left is None else f"{format_duration(self.left)} left"
 
 
 def seconds_left(done: int, rest: int, since: float) -> float | None:
@@ -160,21 +154,16 @@ async def repeating(action: Callable[[], None], interval: float) -> AsyncIterato
 async def shown(look: Callable[[], Progress], *, as_json: bool) -> AsyncIterator[Callable[[], None]]:
     """Show the progress of a block on stderr: live on a terminal, else as lines unless stdout gets JSON.
 
-    Yields:
-        A function that shows it at once, for news that should not wait.
+    It yields a function that shows it at once, for news that should not wait.
     """
-    with live_display(as_json=as_json) as (display, _):
+    async with AsyncExitStack() as stack:
+        display, _ = stack.enter_context(live_display(as_json=as_json))
+        show = (lambda: display.update(draw(look()))) if display.is_live else (lambda: write_note(look().line))
         if display.is_live:
-            with logging_to(display.warn, level=logging.NOTSET, with_level=True):
-                async with repeating(show := lambda: display.update(draw(look())), _DRAWN_EVERY):
-                    yield show
-        else:
-            show = lambda: write_note(look().line)  # noqa: E731
-            if as_json:
-                yield show
-                return
-            async with repeating(show, _WRITTEN_EVERY):
-                yield show
+            stack.enter_context(logging_to(display.warn, level=logging.NOTSET, with_level=True))
+        if display.is_live or not as_json:
+            await stack.enter_async_context(repeating(show, _DRAWN_EVERY if display.is_live else _WRITTEN_EVERY))
+        yield show
 
 
 def draw(progress: Progress) -> Group:
@@ -183,9 +172,8 @@ def draw(progress: Progress) -> Group:
     row.add_column(ratio=1)
     row.add_column(no_wrap=True)
     row.add_column(no_wrap=True)
-    left = "" if progress.left is None else f"{format_duration(progress.left)} left"
     bar = ProgressBar(total=max(progress.total, 1), completed=progress.done)
-    row.add_row(progress.title, bar, f"{progress.done:,} of {progress.total:,}", left)
+    row.add_row(progress.title, bar, progress.count, progress.remaining)
     return Group(row, Text(", ".join(progress.facts), style="dim", no_wrap=True, overflow="ellipsis"))
 
 
@@ -203,15 +191,9 @@ def format_duration(seconds: float) -> str:
 def on_signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Call a function on SIGINT and SIGTERM while the block runs, in place of what they do by default."""
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        for number in numbers:
-            loop.add_signal_handler(number, handle, number)
-    except (NotImplementedError, RuntimeError):  # Windows' loops, and those of other threads, take no signals
+    with ExitStack() as undo:
+        with suppress(NotImplementedError, RuntimeError):  # Windows' loops, and those of other threads, take no signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, handle, number)
+                undo.callback(loop.remove_signal_handler, number)
         yield
-        return
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

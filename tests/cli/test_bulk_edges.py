@@ -10,7 +10,8 @@ import pytest
 
 from signalwire_streams import ApiError, RunCancelledError, StreamsClient, TransportError
 from signalwire_streams._cli.bulk_runner import _ADVICE, BulkRunner, RunOptions
-from signalwire_streams._cli.bulk_targets import Defaults, Line, Requests, read_lines
+from signalwire_streams._cli.bulk_targets import Line, make_requests, read_lines
+from signalwire_streams._cli.options import Account
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, ids_file, json_file, offered
@@ -139,7 +140,7 @@ async def test_rate_option_rejects_nan(shell: Shell, space: SimulatedSpace, tmp_
 
 async def test_progress_shows_a_rate_below_one(client: StreamsClient) -> None:
     run = client.start_streams([])
-    runner = BulkRunner(run, operation="start", total=1, options=RunOptions(rate=0.2), as_json=False)
+    runner = BulkRunner(run, Account(None, None, as_json=False), RunOptions(rate=0.2), total=1)
     assert " of 0 requests/s" not in runner._progress().line
     assert (await run.report()).total == 0
 
@@ -171,8 +172,8 @@ def test_csv_accepts_one_quoted_column() -> None:
 def test_unnamed_and_named_stream_of_one_target_are_accepted() -> None:
     lines = [{"conference_sid": "room", "unnamed": True}, {"conference_sid": "room"}]
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
-    requests = Requests.from_lines(read_lines(text, "conference_sid"), Defaults({"url": URL}))
-    assert (len(requests.good), requests.bad) == (2, [])
+    requests, bad = make_requests(read_lines(text, "conference_sid"), {"url": URL})
+    assert (len(requests), bad) == (2, [])
 
 
 async def test_dry_run_shows_a_disabled_switch(bare_shell: Shell, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from signalwire_streams import StartCallStream, StartConferenceStream
-from signalwire_streams._cli.bulk_targets import BadLine, Defaults, Line, Requests, read_lines
+from signalwire_streams._cli.bulk_targets import BadLine, Line, Start, make_requests, read_lines
 
 URL = "wss://audio.example.com/live"
 JSON_FIELDS = (
@@ -26,17 +26,16 @@ def read(text: str, sid_field: str = "conference_sid") -> list[tuple[int, Any]]:
     return [(line.number, line.fields if isinstance(line, Line) else line.why) for line in read_lines(text, sid_field)]
 
 
-def requests_of(text: str, **fields: Any) -> Requests:
-    """Return the requests of a file, with a default URL."""
-    parameters = fields.pop("parameters", {})
-    return Requests.from_lines(read_lines(text, "conference_sid"), Defaults({"url": URL, **fields}, parameters))
+def requests_of(text: str, **fields: Any) -> tuple[list[Start], list[BadLine]]:
+    """Return the requests of a file, with a default URL, and its invalid lines."""
+    requests, bad = make_requests(read_lines(text, "conference_sid"), {"url": URL, **fields})
+    return list(requests.values()), bad
 
 
 def only_bad(text: str, **fields: Any) -> BadLine:
     """Return the only line of a file, which is invalid."""
-    requests = requests_of(text, **fields)
-    assert requests.good == []
-    [bad] = requests.bad
+    good, [bad] = requests_of(text, **fields)
+    assert good == []
     return bad
 
 
@@ -265,11 +264,11 @@ def test_csv_round_trip(rows: list[tuple[str, str]]) -> None:
 
 def check_thousands(text: str, sentence: str) -> None:
     """Check that one of thousands of lines is reported, and all others are accepted."""
-    requests = requests_of(text)
-    assert requests.bad == [BadLine(WRONG, sentence)]
-    assert len(requests.good) == COUNT - 1
-    assert "room-2999" in {request.target for request in requests.good}
-    assert f"room-{WRONG}" not in {request.target for request in requests.good}
+    good, bad = requests_of(text)
+    assert bad == [BadLine(WRONG, sentence)]
+    assert len(good) == COUNT - 1
+    assert "room-2999" in {request.target for request in good}
+    assert f"room-{WRONG}" not in {request.target for request in good}
 
 
 def thousands(good: str, bad: str, first: int = 1) -> str:
@@ -297,9 +296,9 @@ def test_one_bad_line_of_thousands_of_csv() -> None:
 
 
 def test_options_apply_to_every_line() -> None:
-    requests = requests_of("one\ntwo\n", track="both_tracks", codec="PCMU", name=None, parameters={"tenant": "a"})
-    assert requests.bad == []
-    assert requests.good == [
+    good, bad = requests_of("one\ntwo\n", track="both_tracks", codec="PCMU", name=None, parameters={"tenant": "a"})
+    assert bad == []
+    assert good == [
         StartConferenceStream(
             conference_sid=sid, url=URL, track="both_tracks", codec="PCMU", parameters={"tenant": "a"}
         )
@@ -308,11 +307,11 @@ def test_options_apply_to_every_line() -> None:
 
 
 def test_line_overrides_options_and_adds_parameters() -> None:
-    [request] = requests_of(
+    [request], _ = requests_of(
         'conference_sid,url,realtime,parameters.tenant,parameters.line\nroom,"wss://b.example.com/x",false,b,1\n',
         realtime=True,
         parameters={"tenant": "a", "all": "0"},
-    ).good
+    )
     assert request == StartConferenceStream(
         conference_sid="room",
         url="wss://b.example.com/x",
@@ -323,7 +322,7 @@ def test_line_overrides_options_and_adds_parameters() -> None:
 
 def test_call_ignores_conference_options() -> None:
     text = '{"call_sid": "leg"}\n{"conference_sid": "room"}\n'
-    assert requests_of(text, codec="PCMU", realtime=True, track="both_tracks").good == [
+    assert requests_of(text, codec="PCMU", realtime=True, track="both_tracks")[0] == [
         StartCallStream(call_sid="leg", url=URL, track="both_tracks"),
         StartConferenceStream(conference_sid="room", url=URL, codec="PCMU", realtime=True, track="both_tracks"),
     ]
@@ -366,21 +365,19 @@ def test_invalid_field_makes_its_line_invalid(fields: dict[str, Any], sentence: 
 
 
 def test_line_without_any_url_is_invalid() -> None:
-    requests = Requests.from_lines(
-        read_lines(f"conference_sid,url\none,\ntwo,{URL}\n", "call_sid"), Defaults({"url": None})
-    )
-    assert requests.bad == [BadLine(2, "there is no url: pass --url, or add one to the line")]
-    assert requests.good == [StartConferenceStream(conference_sid="two", url=URL)]
+    requests, bad = make_requests(read_lines(f"conference_sid,url\none,\ntwo,{URL}\n", "call_sid"), {"url": None})
+    assert bad == [BadLine(2, "there is no url: pass --url, or add one to the line")]
+    assert requests == {3: StartConferenceStream(conference_sid="two", url=URL)}
 
 
 def test_duplicate_target_and_name_is_invalid() -> None:
-    requests = requests_of("conference_sid,name\nroom,a\nroom,b\nroom,\nother,a\nroom,a\nroom,\n")
+    good, bad = requests_of("conference_sid,name\nroom,a\nroom,b\nroom,\nother,a\nroom,a\nroom,\n")
     advice = "remove it, or give each of its streams its own name"
-    assert requests.bad == [
+    assert bad == [
         BadLine(6, f"room is already on line 2: {advice}"),
         BadLine(7, f"room is already on line 4: {advice}"),
     ]
-    assert [(request.target, request.name) for request in requests.good] == [
+    assert [(request.target, request.name) for request in good] == [
         ("room", "a"),
         ("room", "b"),
         ("room", None),
@@ -390,29 +387,28 @@ def test_duplicate_target_and_name_is_invalid() -> None:
 
 def test_uuid_in_other_case_is_the_same_target() -> None:
     sid = "aaaaaaaa-0000-4000-8000-00000000000b"
-    requests = requests_of(f"{sid}\n{sid.upper()}\nroom\nROOM\n")
-    assert [bad.number for bad in requests.bad] == [2]
-    assert [request.target for request in requests.good] == [sid, "room", "ROOM"]
+    good, bad = requests_of(f"{sid}\n{sid.upper()}\nroom\nROOM\n")
+    assert [line.number for line in bad] == [2]
+    assert [request.target for request in good] == [sid, "room", "ROOM"]
 
 
 def test_target_may_have_several_unnamed_streams() -> None:
-    requests = requests_of("room\nroom\n", unnamed=True)
-    assert (len(requests.good), requests.bad) == (2, [])
+    good, bad = requests_of("room\nroom\n", unnamed=True)
+    assert (len(good), bad) == (2, [])
 
 
 def test_invalid_lines_are_reported_in_file_order() -> None:
-    requests = requests_of("a b\none\ntwo,three\none\n")
-    assert [(line.number, line.why.partition(":")[0]) for line in requests.bad] == [
+    good, bad = requests_of("a b\none\ntwo,three\none\n")
+    assert [(line.number, line.why.partition(":")[0]) for line in bad] == [
         (1, "conference_sid 'a b' can't be part of a path"),
         (3, "this is not an id"),
         (4, "one is already on line 2"),
     ]
-    assert [request.target for request in requests.good] == ["one"]
+    assert [request.target for request in good] == ["one"]
 
 
-def test_repr_of_lines_and_defaults_hides_secrets() -> None:
+def test_repr_of_lines_and_requests_hides_secrets() -> None:
     text = '{"conference_sid": "room", "parameters": {"pin": "hush"}, "authorization_bearer_token": "hush"}'
     [line] = read_lines(text, "conference_sid")
-    defaults = Defaults({"url": URL, "authorization_bearer_token": "hush"}, {"key": "hush"})
     assert repr(line) == "Line(number=1)"
-    assert "hush" not in repr(defaults) + repr(Requests.from_lines([line], defaults).good)
+    assert "hush" not in repr(make_requests([line], {"url": URL}))

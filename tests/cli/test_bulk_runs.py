@@ -9,6 +9,7 @@ import sqlite3
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from signalwire_streams import (
     StartConferenceStream,
     StreamsClient,
 )
+from signalwire_streams._cli.output import moment
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import bytes_in, files_in, held_space, ids_file, json_file, offered, table
@@ -130,7 +132,8 @@ async def test_second_signal_aborts_requests_in_flight(bare_shell: Shell) -> Non
             child.send_signal(signal.SIGINT)
             assert (await news_of(child)).startswith("Ending: ")
             ended = await end_of(child, signal.SIGINT)
-        assert (ended.code, ended.err) == (130, "")
+        assert ended.code == 130
+        assert "interrupted again: requests in flight are aborted" in ended.err
         *outcomes, last = ended.lines
         unknown = [outcome for outcome in outcomes if outcome["status"] == "unknown"]
         assert sorted(outcome["target"] for outcome in unknown) == sorted(space.conference_sids[:2])
@@ -486,6 +489,37 @@ async def test_status_list_fits_a_terminal(bare_shell: Shell, space: SimulatedSp
     ran = await bare_shell(*STATUS, "--list", "rejected")
     assert max(map(len, ran.rows)) <= 80
     assert space.conference_sids[1] in ran.out
+
+
+DAMAGED_DATES = ["x", "", "9999-12-31T23:59:59-23:59", "\x1b[31mred", "2026-11-29"]
+
+
+@pytest.mark.parametrize("text", DAMAGED_DATES)
+def test_damaged_date_is_shown_without_control_characters(text: str) -> None:
+    assert moment(text) in {text.replace("\x1b", "").strip(), "2026-11-29 00:00:00 UTC"}
+
+
+@pytest.mark.parametrize("text", DAMAGED_DATES)
+async def test_journal_with_a_damaged_date_is_no_traceback(shell: Shell, space: SimulatedSpace, text: str) -> None:
+    await shell(*START_ALL)
+    with closing(sqlite3.connect("run.db")) as database:
+        database.execute("UPDATE run SET value = ? WHERE key = 'started_at'", (text,))
+        database.commit()
+    for command in (STATUS, (*STATUS, "--json"), (*STATUS, "--list", "started"), RESUME, STOP):
+        ran = await shell(*command)
+        assert ran.code in {0, 1}
+        assert len(ran.err.splitlines()) <= 1
+        assert "\x1b" not in ran.out + ran.err
+
+
+async def test_status_cleans_the_words_of_a_damaged_journal(shell: Shell, space: SimulatedSpace) -> None:
+    await shell(*START_ALL)
+    with closing(sqlite3.connect("run.db")) as database:
+        database.execute("UPDATE items SET state = ?, error = ?", ("\x1b[31mred", "\x1b[32mgreen"))
+        database.commit()
+    ran = await shell(*STATUS)
+    assert "\x1b" not in ran.out + ran.err
+    assert ran.code in {0, 1}
 
 
 async def test_an_unknown_state_is_a_usage_error(bare_shell: Shell) -> None:

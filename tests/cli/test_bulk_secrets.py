@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+from hypothesis import given, strategies as st
 
 from signalwire_streams import InvalidRequestError, PlannedRequest
 from signalwire_streams._cli.bulk_secrets import Secrets, by_target
-from signalwire_streams._cli.bulk_targets import Defaults, Requests, read_lines
+from signalwire_streams._cli.bulk_targets import make_requests, read_lines
 from signalwire_streams.simulator import SimulatedSpace
 
 from .bulk_runs import json_file
@@ -35,7 +37,7 @@ def resumed(
     def read(found: Sequence[Fields]) -> Any:
         return read_lines("".join(f"{json.dumps(one)}\n" for one in found), "conference_sid")
 
-    plan = [PlannedRequest.from_request(one) for one in Requests.from_lines(read(lines), Defaults(options)).good]
+    plan = [PlannedRequest.from_request(one) for one in make_requests(read(lines), options)[0].values()]
     secrets = Secrets(lines=by_target(read(lines if again is None else again)))
     return [(one.url, one.authorization_bearer_token) for one in secrets.complete(lambda: plan)]
 
@@ -76,6 +78,93 @@ def test_resume_matches_streams_without_a_name_by_their_order() -> None:
     assert resumed(lines, {}) == [(OLD, "a"), (NEW, "b"), (OLD, "c")]
 
 
+@pytest.mark.parametrize(
+    ("lines", "options", "expected"),
+    [
+        # The run had --url, so it started both lines: they are told apart by their order.
+        ([line(None, "a", unnamed=True), line(NEW, "b", unnamed=True)], {"url": NEW}, ["a", "b"]),
+        ([line(NEW, "a", unnamed=True), line(None, "b", unnamed=True)], {"url": NEW}, ["a", "b"]),
+        # It had none, so the line without a url was skipped.
+        ([line(None, "a", unnamed=True), line(NEW, "b", unnamed=True)], {}, ["b"]),
+        ([line(NEW, "a", unnamed=True), line(None, "b", unnamed=True)], {}, ["a"]),
+        ([line(None, "a"), line(NEW, "b"), line(NEW, "c", name="n")], {"url": NEW, "unnamed": True}, ["a", "b", "c"]),
+        ([line(None, "a", track="inbound_track"), line(NEW, "b")], {"url": NEW, "unnamed": True}, ["a", "b"]),
+        (
+            [line(None, "a"), line(None, "b", track="inbound_track"), line(NEW, "c")],
+            {"url": NEW, "unnamed": True, "track": "inbound_track"},
+            ["a", "b", "c"],
+        ),
+        (
+            [
+                line(token="a", unnamed=True, parameters={"x": "1"}),
+                line(token="b", unnamed=True, parameters={"x": "1", "y": "2"}),
+                line(token="c", unnamed=True, parameters={"y": "3", "x": "4"}),
+                line(token=None, unnamed=True, parameters={"y": "3", "x": "4"}),
+            ],
+            {},
+            ["a", "b", "c", None],
+        ),
+    ],
+)
+def test_resume_gives_each_unnamed_stream_the_token_of_its_own_line(
+    lines: Sequence[Fields], options: Fields, expected: Sequence[str | None]
+) -> None:
+    assert [token for _, token in resumed(lines, options)] == expected
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        [line(token="new", unnamed=True), line(token="a", unnamed=True), line(token="b", unnamed=True)],
+        [line(token="b", unnamed=True)],
+        [line(None, "x", unnamed=True), line(token="a", unnamed=True), line(None, "b", unnamed=True)],
+    ],
+)
+def test_resume_refuses_a_file_with_other_unnamed_lines_than_the_run(again: Sequence[Fields]) -> None:
+    lines = [line(token="a", unnamed=True), line(token="b", unnamed=True)]
+    with pytest.raises(click.UsageError, match=r"\(see line 1\) don't make the streams that the run planned"):
+        resumed(lines, {}, again)
+
+
+def some(**values: Sequence[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional={name: st.sampled_from(found) for name, found in values.items()})
+
+
+FIELDS_OF_A_LINE = some(
+    url=[OLD, NEW, "http://skipped.example.com"],
+    name=["n", "m"],
+    track=["inbound_track", "both_tracks"],
+    parameters=[{"x": "1"}, {"x": "2", "y": "2"}, {"y": "3", "x": "3"}],
+    status_callback=["https://a.example.com/", "https://a.example.com/?key=1"],
+)
+OPTIONS_OF_A_START = some(
+    url=[OLD, NEW], name=["n"], track=["inbound_track"], authorization_bearer_token=["of-the-options"]
+)
+
+
+@given(
+    st.lists(st.tuples(FIELDS_OF_A_LINE, st.booleans(), st.booleans()), min_size=1, max_size=5),
+    OPTIONS_OF_A_START,
+    st.booleans(),
+)
+def test_resume_with_the_file_of_the_start_sends_the_same_secrets_or_refuses(
+    given_lines: list[tuple[dict[str, Any], bool, bool]], options: dict[str, Any], unnamed: bool
+) -> None:
+    lines = []
+    for number, (fields, has_token, is_unnamed) in enumerate(given_lines):
+        own = {"unnamed": True} if is_unnamed and "name" not in fields else {}
+        lines.append({"conference_sid": ROOM, **fields, **own})
+        if has_token:
+            lines[-1]["authorization_bearer_token"] = f"of-line-{number}"
+    if unnamed:
+        options = {**options, "name": None, "unnamed": True}
+    text = "".join(f"{json.dumps(one)}\n" for one in lines)
+    started = [*make_requests(read_lines(text, "conference_sid"), options)[0].values()]
+    secrets = Secrets(options, by_target(read_lines(text, "conference_sid")))
+    with suppress(click.UsageError):
+        assert list(secrets.complete(lambda: map(PlannedRequest.from_request, started))) == started
+
+
 def test_resume_matches_lines_that_rely_on_options_of_the_start() -> None:
     options = {"url": NEW, "track": "both_tracks", "name": "audit"}
     assert resumed([line(None, "a"), line(OLD, "b", name="other")], options) == [(NEW, "a"), (OLD, "b")]
@@ -98,7 +187,7 @@ def test_resume_refuses_to_guess_between_two_lines() -> None:
 
 
 def test_resume_refuses_a_file_whose_line_makes_another_stream() -> None:
-    with pytest.raises(click.UsageError, match=r"no line of the FILE makes .* \(see line 1\)"):
+    with pytest.raises(click.UsageError, match=r"\(see line 1\) don't make the streams"):
         resumed([line(NEW)], {}, again=[line(OLD)])
 
 
@@ -109,9 +198,9 @@ def test_resume_accepts_a_file_that_only_repeats_the_secrets() -> None:
 
 
 def test_secrets_of_options_are_added_or_named_as_missing() -> None:
-    [request] = Requests.from_lines(read_lines(json.dumps(line()), "conference_sid"), Defaults({})).good
+    [request] = make_requests(read_lines(json.dumps(line()), "conference_sid"), {})[0].values()
     planned = PlannedRequest.from_request(request)
-    assert Secrets(bearer_token="new").add_to(planned) == request
+    assert Secrets({"authorization_bearer_token": "new"}).add_to(planned) == request
     with pytest.raises(InvalidRequestError, match=r"not kept in Redis \(bearer_token\)"):
         Secrets().add_to(planned)
 
@@ -128,6 +217,18 @@ async def test_bulk_resume_sends_the_secrets_of_the_lines_that_were_started(
     assert (await shell("bulk", "resume", journal, file)).code == 0
     [stream] = space.streams.active()
     assert (stream.url, stream.authorization_bearer_token) == (NEW, "new")
+
+
+async def test_bulk_resume_sends_each_unnamed_stream_the_token_of_its_line(
+    shell: Shell, space: SimulatedSpace, tmp_path: Path
+) -> None:
+    sid = space.conference_sids[0]
+    lines = [line(url, token, conference_sid=sid, unnamed=True) for url, token in ((None, "a"), (NEW, "b"))]
+    file, journal = json_file(tmp_path / "targets", lines), str(tmp_path / "run.db")
+    space.faults.add("status", on="start", status=422, times=2)
+    assert (await shell("bulk", "start", file, "--url", NEW, "--concurrency", "1", "--journal", journal)).code == 1
+    assert (await shell("bulk", "resume", journal, file)).code == 0
+    assert [stream.authorization_bearer_token for stream in space.streams.active()] == ["a", "b"]
 
 
 async def test_bulk_resume_reads_bare_ids_as_the_run_did(shell: Shell, space: SimulatedSpace, tmp_path: Path) -> None:

@@ -564,6 +564,9 @@ async def test_error_of_a_line_has_no_secret(bare_shell: Shell, tmp_path: Path) 
         (("ids",), "ids can't be read: No such file or directory"),
         (("ids\0",), "ids can't be read: write the name of a text file in UTF-8, or -"),
         ((".",), ". can't be read: "),
+        (("ids", "--codec", "MP3"), "MP3"),
+        (("ids", "--url", "ws://host/x"), "wss://host/x"),
+        (("ids", *TO_URL, "--status-callback", "x"), "is not an http(s) URL"),
         (("--all-in-progress",), "there is no url: pass --url"),
         (("--all-in-progress", "--url", "ws://host/x"), "wss://host/x"),
         (("--all-in-progress", *TO_URL, "--name", "a", "--unnamed"), "contradict each other"),
@@ -586,7 +589,7 @@ async def test_a_file_that_is_no_text_is_a_usage_error(offline_shell: Shell, tmp
 async def test_a_closed_standard_input_is_a_usage_error(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     ran = await bare_shell(*START, "-", *TO_URL, "--dry-run")
-    is_misuse(ran, "standard input is closed: name a FILE, or pipe the targets in")
+    is_misuse(ran, "standard input is closed: name a FILE, or pipe it in")
 
 
 async def test_missing_credentials_are_misuse(bare_shell: Shell, tmp_path: Path) -> None:

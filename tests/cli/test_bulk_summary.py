@@ -1,21 +1,23 @@
 """Summary of a bulk run: counts, errors, and suggested commands."""
 
-from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from signalwire_streams import (
     BulkOutcome,
     BulkReport,
+    BulkRun,
     BulkStatus,
     NotFoundError,
     RunCancelledError,
     StartConferenceStream,
     StreamsError,
 )
-from signalwire_streams._cli.bulk_runner import Summary, bulk_command
+from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions
+from signalwire_streams._cli.options import Account, command_line
 
 from .shell import URL
 
@@ -34,15 +36,14 @@ def report(counts: dict[BulkStatus, int], **fields: Any) -> BulkReport:
     return BulkReport(counts=counts, **facts | fields)
 
 
-def summary(found: BulkReport, **fields: Any) -> Summary:
-    facts: dict[str, Any] = {
-        "operation": "start",
-        "planned": found.total,
-        "retries": 0,
-        "journal": Path("run.db"),
-        "command": lambda verb: bulk_command(verb, (), Path("run.db")),
-    }
-    return Summary(report=found, **facts | fields)
+def summary(found: BulkReport, *, retries: int = 0, already_done: int = 0, **fields: Any) -> BulkRunner:
+    """Return a runner whose run has ended with this report."""
+    facts: dict[str, Any] = {"total": found.total, "journal": Path("run.db")}
+    run = cast("BulkRun[Any]", SimpleNamespace(snapshot=found))
+    runner = BulkRunner(run, Account("example", None, False, ("--space", "example")), RunOptions(), **facts | fields)
+    runner._options.meter.retries = retries
+    runner.already_done = already_done
+    return runner
 
 
 def failure(error: StreamsError | None) -> BulkOutcome[StartConferenceStream]:
@@ -64,7 +65,7 @@ def test_summary_of_a_long_run(capsys: pytest.CaptureFixture[str]) -> None:
         "  latency            p50 31, p95 80, p99 1,200, max 2,500 ms\n"
         "Journal: run.db\n"
         "Roll back:\n"
-        "  signalwire-streams bulk stop run.db\n"
+        "  signalwire-streams bulk stop --space example run.db\n"
     )
 
 
@@ -72,7 +73,7 @@ def test_summary_counts_unsent_and_unread_items_as_pending(capsys: pytest.Captur
     """The other items that were not attempted have errors of their own."""
     counts = {BulkStatus.STARTED: 1, BulkStatus.NOT_ATTEMPTED: 3}
     found = report(counts, errors={"RunCancelledError": 2, "TransportError": 1})
-    summary(found, planned=10).write()
+    summary(found, total=10).write()
     out = capsys.readouterr().out
     assert "  not attempted  1\n" in out
     assert "  pending        8\n" in out
@@ -103,10 +104,9 @@ def test_summary_shows_the_ten_most_frequent_errors(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(("operation", "verb"), [("start", "resume"), ("stop", "stop")])
 def test_summary_offers_resume_until_nothing_is_left(operation: str, verb: str) -> None:
     done = BulkStatus.STARTED if operation == "start" else BulkStatus.STOPPED
-    command = partial(bulk_command, options=("--space", "example"), journal=Path("run.db"))
-    whole = summary(report({done: 2}), operation=operation, command=command)
-    early = summary(report({done: 2}), operation=operation, command=command, planned=3)
-    failed = summary(report({done: 2, BulkStatus.UNKNOWN: 1}), operation=operation, command=command)
+    whole = summary(report({done: 2}), operation=operation)
+    early = summary(report({done: 2}), operation=operation, total=3)
+    failed = summary(report({done: 2, BulkStatus.UNKNOWN: 1}), operation=operation)
     assert whole.resume_command is None
     assert early.resume_command == failed.resume_command == f"signalwire-streams bulk {verb} --space example run.db"
 
@@ -121,9 +121,9 @@ def test_summary_asks_for_secrets_of_the_run(
 
 
 def test_summary_offers_no_rollback_if_nothing_was_started(capsys: pytest.CaptureFixture[str]) -> None:
-    summary(report({}), planned=3).write()
+    summary(report({}), total=3).write()
     out = capsys.readouterr().out
-    assert "bulk resume run.db" in out
+    assert "bulk resume --space example run.db" in out
     assert "bulk stop" not in out
 
 
@@ -138,6 +138,5 @@ def test_summary_offers_no_rollback_if_nothing_was_started(capsys: pytest.Captur
     ],
 )
 def test_a_command_can_be_pasted_into_a_shell(file: str, spelled: str) -> None:
-    assert bulk_command("resume", ("--project", "p"), Path(file)) == (
-        f"signalwire-streams bulk resume --project p {spelled}"
-    )
+    command = command_line("bulk resume", file, options=("--project", "p"))
+    assert command == f"signalwire-streams bulk resume --project p {spelled}"

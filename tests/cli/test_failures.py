@@ -6,9 +6,11 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from signalwire_streams._cli import fleet
 from signalwire_streams.simulator import SimulatedSpace
 
 from .shell import PATIENCE, URL, Shell, credentials, end_of, process
@@ -130,11 +132,15 @@ async def test_broken_pipe_of_a_list_is_no_failure(space: SimulatedSpace) -> Non
 
 
 @posix_only
-async def test_a_closed_stdout_is_no_traceback(space: SimulatedSpace) -> None:
-    command = f'"{sys.executable}" -m signalwire_streams calls list >&-'
+@pytest.mark.parametrize(
+    ("command", "code"), [("calls list >&-", 1), ("--help >&-", 1), ("--help >&- 2>&-", 1), ("calls get >&-", 2)]
+)
+async def test_a_closed_stdout_is_a_failure(space: SimulatedSpace, command: str, code: int) -> None:
+    command = f'"{sys.executable}" -m signalwire_streams {command}'
     async with process(program="/bin/sh", python=("-c", command), environment=credentials(space)) as child:
         ran = await end_of(child)
-    assert (ran.code, ran.out, ran.err) == (0, "", "")
+    assert (ran.code, ran.out) == (code, "")
+    assert len(ran.err.splitlines()) == (0 if "2>" in command else 1)
 
 
 async def test_a_name_that_the_terminal_cannot_show_is_no_traceback(space: SimulatedSpace) -> None:
@@ -157,3 +163,15 @@ async def test_processes_end_with_the_same_codes(space: SimulatedSpace) -> None:
 
     codes = await asyncio.gather(code(SIGNALWIRE_API_TOKEN="wrong"), code(SIGNALWIRE_PROJECT_ID=""))
     assert tuple(codes) == ((1, 1), (2, 1))
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+async def test_an_interrupted_submit_says_where_to_look(
+    offline_shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(fleet._FleetAccount, "run_on_fleet", Mock(side_effect=KeyboardInterrupt))
+    (tmp_path / "ids").write_text("room\n")
+    ran = await offline_shell("fleet", "submit", str(tmp_path / "ids"), "--url", URL, "--project", "p", *options)
+    message = "interrupted: a part of the run may have been submitted; see signalwire-streams fleet status --project p"
+    assert (ran.code, ran.err) == (130, f"{message}\n")
+    assert not options or ran.json["message"] == message

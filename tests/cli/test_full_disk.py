@@ -1,5 +1,6 @@
 """Output that cannot be written: one line on stderr, an exit code, and no information lost."""
 
+import json
 import os
 import shlex
 import signal
@@ -131,8 +132,8 @@ async def test_a_started_stream_is_not_lost_without_an_output(
         patch.setattr(sys, "stdout", None)
         ran = await shell("calls", "start-stream", space.call_sids[0], "--url", URL, "--name", "n")
     [stream] = space.streams.active()
-    assert ran.code == 0
-    assert ran.err.startswith(f"the stream was started: sid {stream.sid}, name n; stop it with: ")
+    assert ran.code == 1
+    assert f"; the stream was started: sid {stream.sid}, name n; stop it with: " in ran.err
 
 
 async def test_a_stopped_stream_is_reported_on_a_full_disk(full_shell: FullShell, space: SimulatedSpace) -> None:
@@ -185,6 +186,63 @@ async def test_a_closed_pipe_ends_quietly(space: SimulatedSpace, command: str) -
     with closed_pipe() as stdout:
         async with process(*command.split(), environment=credentials(space), stdout=stdout) as child:
             assert await end_of(child) == Ran(141, "", "")
+
+
+WITHOUT_JOURNAL = ("bulk", "start", "--all-in-progress", "--url", URL, "--no-journal")
+
+
+def handles_in(ran: Ran) -> set[tuple[str, str]]:
+    """Return the sids and names of the outcomes on stderr."""
+    outcomes = [json.loads(line) for line in ran.err.splitlines() if line.startswith("{")]
+    return {(one["sid"], one["name"]) for one in outcomes}
+
+
+async def test_a_run_without_a_journal_keeps_its_handles_on_a_full_disk(
+    full_shell: FullShell, space: SimulatedSpace
+) -> None:
+    ran = await full_shell(*WITHOUT_JOURNAL, "--json")
+    assert ran.code == 1
+    assert handles_in(ran) == {(stream.sid, stream.name) for stream in space.streams.active()} != set()
+    assert ran.err.splitlines()[-1] == f"{FULL}; Started 3 of 3 streams"
+
+
+async def test_a_run_without_a_journal_keeps_its_handles_without_an_output(
+    shell: Shell, space: SimulatedSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        ran = await shell(*WITHOUT_JOURNAL, "--json")
+    assert ran.code == 1
+    assert handles_in(ran) == {(stream.sid, stream.name) for stream in space.streams.active()} != set()
+
+
+async def test_a_run_without_a_journal_keeps_its_handles_in_a_closed_pipe(space: SimulatedSpace) -> None:
+    with closed_pipe() as stdout:
+        async with process(*WITHOUT_JOURNAL, "--json", environment=credentials(space), stdout=stdout) as child:
+            ran = await end_of(child)
+    assert ran.code == 141
+    assert handles_in(ran) == {(stream.sid, stream.name) for stream in space.streams.active()} != set()
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+async def test_an_unknown_start_without_a_journal_keeps_its_name_on_a_full_disk(
+    full_shell: FullShell, space: SimulatedSpace, options: tuple[str, ...]
+) -> None:
+    space.faults.add("reset", on="start", executed=True)
+    ran = await full_shell(*WITHOUT_JOURNAL, "--kind", "call", *options)
+    assert ran.code == 1
+    assert all(str(stream.name) in ran.err for stream in space.streams)
+
+
+async def test_a_run_without_a_journal_advises_no_resume(shell: Shell, space: SimulatedSpace) -> None:
+    space.faults.add("reset", on="start", executed=True, times=1)
+    space.faults.add("503-api", on="start")
+    ran = await shell(*WITHOUT_JOURNAL, "--kind", "call")
+    assert ran.code == 1
+    assert "resume" not in ran.out.replace("no journal to resume from", "").lower()
+    assert "The Space failed: start them again when it works again." in ran.out
+    [stream] = space.streams
+    assert f"      {stream.target_sid}  {stream.name}\n" in ran.out
 
 
 # Ctrl-C.

@@ -31,6 +31,7 @@ from signalwire_streams import (
 )
 from signalwire_streams._cli import progress
 from signalwire_streams._cli.bulk_runner import BulkRunner, RunOptions
+from signalwire_streams._cli.options import Account
 from signalwire_streams._cli.output import in_words, logging_to
 from signalwire_streams._cli.progress import Meter, Progress, draw, format_duration, shown
 from signalwire_streams.simulator import SimulatedSpace
@@ -339,7 +340,7 @@ async def test_a_display_on_stderr_leaves_stdout_alone(
 
 
 def runner_of(run: BulkRun[Any], total: int, *, as_json: bool = False) -> BulkRunner:
-    return BulkRunner(run, operation="start", total=total, options=RunOptions(), as_json=as_json)
+    return BulkRunner(run, Account(None, None, as_json), RunOptions(), total=total)
 
 
 def starts_on(space: SimulatedSpace) -> list[StartConferenceStream]:
@@ -375,10 +376,10 @@ async def test_runner_estimates_the_rest_without_earlier_items(client: StreamsCl
     assert (await runner.run.report()).total == 0
 
 
-async def test_runner_returns_the_report(client: StreamsClient, space: SimulatedSpace) -> None:
+async def test_runner_counts_the_outcomes_of_its_run(client: StreamsClient, space: SimulatedSpace) -> None:
     runner = runner_of(client.start_streams([*starts_on(space), *starts_on(space)[:1]]), 4)
-    report = await runner.execute()
-    assert report.counts == {BulkStatus.STARTED: 3, BulkStatus.REJECTED: 1}
+    await runner.execute()
+    assert runner.run.snapshot.counts == {BulkStatus.STARTED: 3, BulkStatus.REJECTED: 1}
     assert (runner.stopped_by, runner.error, runner.exit_code) == (None, None, 1)
     assert runner._progress().done == 4
 
@@ -399,8 +400,8 @@ async def test_runner_reports_a_signal_at_once(
             "Ending: 0 of 4, interrupted: 5 s for requests in flight, interrupt again to abort them\n"
         )
         held.let_go()
-        report = await performing
-    assert report.counts[BulkStatus.STARTED] == len(space.streams.active()) == 1
+        await performing
+    assert runner.run.snapshot.counts[BulkStatus.STARTED] == len(space.streams.active()) == 1
     assert runner.exit_code == code
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -416,12 +417,15 @@ async def test_runner_second_signal_aborts_but_first_sets_the_code(
         signal.raise_signal(signal.SIGTERM)
         await until(lambda: runner.stopped_by is not None)
         signal.raise_signal(signal.SIGINT)
-        report = await performing
+        await performing
         assert len(space.streams.active()) == 2
-    assert report.counts[BulkStatus.UNKNOWN] == 2
+    assert runner.run.snapshot.counts[BulkStatus.UNKNOWN] == 2
     assert runner.exit_code == 143
     captured = capsys.readouterr()
-    assert len(captured.err.splitlines()) == 1
+    assert [line.partition(",")[2] for line in captured.err.splitlines()] == [
+        " interrupted: 5 s for requests in flight, interrupt again to abort them",
+        " interrupted again: requests in flight are aborted, 1 not attempted",
+    ]
     lost = [line for line in map(json.loads, captured.out.splitlines()) if line["status"] == "unknown"]
     assert [(line["name"], line["error"]) for line in lost] == [("audit", "StreamOutcomeUnknownError")] * 2
 
