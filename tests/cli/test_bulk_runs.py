@@ -214,7 +214,7 @@ async def test_journal_in_use_is_readable_but_locked(bare_shell: Shell) -> None:
 
 
 async def test_resume_retries_rejected_starts(shell: Shell, space: SimulatedSpace) -> None:
-    rule = space.faults.add("status", on="start", status=422, target=space.conference_sids[1])
+    rule = space.faults.add("status", on="start", status=422, body="api", target=space.conference_sids[1])
     assert (await shell(*START_ALL)).code == 1
     again = await shell(*RESUME)
     assert (again.code, table(again)["rejected"], table(again)["from earlier runs"]) == (1, "1", "2")
